@@ -1,0 +1,46 @@
+# make demo   sets up, then packs, profiles and trains on real images
+# make test   sets up, then runs format, lint, types and tests
+# make bench  sets up, then measures against webdataset (needs an idle machine)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+say = @printf '\n== %s\n' "$(1)"
+timed = @bash -c 'start=$$SECONDS; $(1); status=$$?; echo "   ($$((SECONDS - start)) s)"; exit $$status'
+
+.PHONY: demo test format bench clean
+
+$(READY): pyproject.toml tools/requirements-dev.txt
+	$(call say,setting up $(VENV): about two minutes and 2 GB the first time)
+	$(call timed,$(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --disable-pip-version-check -r tools/requirements-dev.txt -e .)
+	@touch $@
+
+demo: $(READY)
+	$(call say,making images: 1797 real handwritten digits)
+	$(call timed,$(BIN)/python tools/make_digits.py demo/images)
+	$(call say,shardio pack demo/images demo/out --shards 8)
+	@rm -rf demo/out
+	$(call timed,$(BIN)/shardio pack demo/images demo/out --shards 8)
+	$(call say,shardio profile demo/out --size 32)
+	$(call timed,$(BIN)/shardio profile demo/out --size 32 --seconds 2)
+	$(call say,python examples/train.py)
+	$(call timed,$(BIN)/python examples/train.py)
+
+test: $(READY)
+	$(call say,format and lint)
+	$(call timed,$(BIN)/ruff format --check . && $(BIN)/ruff check .)
+	$(call say,types)
+	$(call timed,$(BIN)/mypy)
+	$(call say,tests: about five minutes)
+	$(call timed,$(BIN)/python -m pytest -q -n 2)
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)
+	$(BIN)/python tools/bench/versus_webdataset.py
+
+clean:
+	rm -rf $(VENV) demo

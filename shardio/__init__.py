@@ -1,0 +1,57 @@
+"""Pack images into tar shards, stream them into PyTorch, and see what limits the loader.
+
+The public names live in the modules of `_HOMES` and are imported when first used, so that the
+command line starts without torch and OpenCV.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shardio import ops as ops
+    from shardio.errors import CodecError as CodecError
+    from shardio.errors import IndexFileError as IndexFileError
+    from shardio.errors import PackError as PackError
+    from shardio.errors import SampleError as SampleError
+    from shardio.errors import ShardioError as ShardioError
+    from shardio.errors import TarError as TarError
+    from shardio.errors import TransformError as TransformError
+    from shardio.errors import UsageError as UsageError
+    from shardio.packing.pack import pack as pack
+    from shardio.reading.dataset import ShardDataset as ShardDataset
+    from shardio.transforms import CenterCrop as CenterCrop
+    from shardio.transforms import RandomResizedCrop as RandomResizedCrop
+    from shardio.transforms import Resize as Resize
+
+_HOMES = {
+    "CenterCrop": "shardio.transforms",
+    "CodecError": "shardio.errors",
+    "IndexFileError": "shardio.errors",
+    "PackError": "shardio.errors",
+    "RandomResizedCrop": "shardio.transforms",
+    "Resize": "shardio.transforms",
+    "SampleError": "shardio.errors",
+    "ShardDataset": "shardio.reading.dataset",
+    "ShardioError": "shardio.errors",
+    "TarError": "shardio.errors",
+    "TransformError": "shardio.errors",
+    "UsageError": "shardio.errors",
+    "ops": "shardio",
+    "pack": "shardio.packing.pack",
+}
+
+__all__ = [*_HOMES]  # noqa: PLE0604  every entry is a string
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ops":
+        return import_module("shardio.ops")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'shardio' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,5 @@
+"""python -m shardio: the command line."""
+
+from shardio.cli import main
+
+main()

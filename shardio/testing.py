@@ -1,0 +1,33 @@
+"""Helpers for tests, shardio's own and its users'."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+
+def make_images(
+    folder: Path, *, classes: int, per_class: int, size: int = 8, extension: str = "png"
+) -> Path:
+    """Write small images of random pixels, a subfolder a class.
+
+    Args:
+        folder: is made.
+        classes: how many subfolders; 0 puts the images into the folder itself.
+        per_class: images in each.
+        size: height and width in pixels.
+        extension: "png", "jpg", "webp" or "bmp".
+
+    Returns:
+        The folder.
+    """
+    numbers = np.random.default_rng(0)
+    for label in range(max(classes, 1)):
+        inside = folder / f"class{label:02d}" if classes else folder
+        inside.mkdir(parents=True, exist_ok=True)
+        for number in range(per_class):
+            pixels = numbers.integers(0, 256, (size, size, 3), dtype=np.uint8)
+            cv2.imwrite(str(inside / f"image{number:04d}.{extension}"), pixels)
+    return folder
