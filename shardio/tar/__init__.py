@@ -1,0 +1,1 @@
+"""Tar archives as shards: read their members at speed, write them deterministically."""

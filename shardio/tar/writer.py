@@ -1,0 +1,68 @@
+"""What a shard is written with: USTAR headers (POSIX.1-1988) that depend on name and size alone.
+
+Owner, time and mode are constants, so the same members always give the same bytes. Nothing but
+plain USTAR is written, which every tool reads: what does not fit is refused, not extended.
+"""
+
+from __future__ import annotations
+
+from shardio.errors import UsageError
+from shardio.tar.header import BLOCK, FILE, HEADER_PARTS, USTAR_MAGIC, checksum
+
+END_OF_ARCHIVE = bytes(2 * BLOCK)
+
+_LONGEST_NAME = 255
+_SIZE_LIMIT = 8**11
+_MODE_UID_GID = b"%07o\0%07o\0%07o\0" % (0o644, 0, 0)
+_MTIME = b"%011o\0" % 0
+_AFTER_CHECKSUM = FILE.ljust(100, b"\0")
+# The last byte of the link, magic and version, user and group names, device numbers.
+_BEFORE_PREFIX = b"\0" + USTAR_MAGIC + b"00" + bytes(64) + b"%07o\0%07o\0" % (0, 0)
+
+
+def header_block(name: bytes, size: int) -> bytes:
+    """Make the header of a regular file: mode 0644, owner 0, time 0.
+
+    Args:
+        name: the member's name, 1 to 255 bytes. Above 100 bytes it is split at a slash.
+        size: the bytes of data that will follow, below 8 GiB.
+
+    Returns:
+        The 512 bytes of the header.
+
+    Raises:
+        UsageError: USTAR cannot hold the name or the size.
+    """
+    if not 0 <= size < _SIZE_LIMIT:
+        raise UsageError(
+            f"the member {name!r} would have {size} bytes, and a tar header holds 0 to "
+            f"{_SIZE_LIMIT - 1}; split the file"
+        )
+    prefix, last = _split_name(name)
+    before = last.ljust(100, b"\0") + _MODE_UID_GID + b"%011o\0" % size + _MTIME
+    rest = (_BEFORE_PREFIX + prefix).ljust(256, b"\0")
+    stated = b"%06o\0 " % checksum(before, _AFTER_CHECKSUM, rest)
+    return HEADER_PARTS.pack(before, stated, _AFTER_CHECKSUM, rest)
+
+
+def padding(size: int) -> bytes:
+    """Make the zeros that follow `size` bytes of data up to the next block."""
+    return bytes(-size % BLOCK)
+
+
+def _split_name(name: bytes) -> tuple[bytes, bytes]:
+    """Split a name into prefix and rest, at the first slash that lets the rest fit."""
+    if not name or b"\0" in name or name.endswith(b"/"):
+        raise UsageError(
+            f"{name!r} does not name a file in a tar archive; use a name that is not empty, has "
+            "no NUL and does not end in a slash"
+        )
+    if len(name) <= 100:
+        return b"", name
+    cut = name.find(b"/", max(1, len(name) - 101), 156)
+    if cut < 0 or len(name) > _LONGEST_NAME:
+        raise UsageError(
+            f"the member name {name!r} has {len(name)} bytes and does not fit into a tar header; "
+            f"shorten it to 100 bytes, or to {_LONGEST_NAME} with folders to split it at"
+        )
+    return name[:cut], name[cut + 1 :]

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import io
+import tarfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardio.errors import TarError
+from shardio.tar.extensions import NO_OVERRIDES, Overrides, parse_extension
+from shardio.tar.reader import scan_members
+from shardio.tar.writer import END_OF_ARCHIVE, header_block, padding
+
+Row = tuple[bytes, int, int]
+
+TEXT = st.binary(max_size=200).map(lambda text: text.replace(b"\0", b"\n"))
+KEYWORD = st.text("abcXYZ.-_", min_size=1, max_size=9).map(str.encode)
+
+
+def record(keyword: bytes, value: bytes) -> bytes:
+    rest = b" " + keyword + b"=" + value + b"\n"
+    length = len(rest) + 1
+    while len(b"%d" % length) + len(rest) != length:
+        length += 1
+    return b"%d" % length + rest
+
+
+@given(TEXT, TEXT, st.integers(0, 2**63), st.lists(st.tuples(KEYWORD, TEXT)))
+def test_pax_records_override_name_link_and_size_whatever_stands_beside_them(
+    name: bytes, link: bytes, size: int, others: list[tuple[bytes, bytes]]
+) -> None:
+    beside = b"".join(record(*other) for other in others)
+    data = (
+        record(b"path", name) + beside + record(b"linkpath", link) + record(b"size", b"%d" % size)
+    )
+    assert parse_extension(b"x", data) == Overrides(name=name, link=link, size=size)
+    assert parse_extension(b"x", beside) is NO_OVERRIDES
+
+
+def test_of_two_records_with_one_keyword_the_last_prevails() -> None:
+    data = record(b"path", b"first") + record(b"path", b"last")
+    assert parse_extension(b"x", data) == Overrides(name=b"last")
+
+
+def test_gnu_long_names_end_at_a_nul_or_with_the_data() -> None:
+    assert parse_extension(b"L", b"name\0rest") == Overrides(name=b"name")
+    assert parse_extension(b"K", b"target") == Overrides(link=b"target")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"0 ",
+        b"0",
+        b"x",
+        b"\0",
+        b" ",
+        b"9 path=a",
+        b"8 path=a\n",
+        b"11 path=a\n",
+        b"9 path:a\n",
+        b"-9 path=a\n",
+        b"+9 path=a\n",
+        b"9path=abc\n",
+        b"09path=abc\n",
+        b"5 =a\n",
+        b"3 \n",
+        b"1 path=a\n",
+        b"9 path=a\n\0",
+        b"000000009 path=a\n",
+        b"99999999999999999999 path=a\n",
+        record(b"path", b"a\0b"),
+        record(b"linkpath", b"a\0"),
+        record(b"size", b""),
+        record(b"size", b"-1"),
+        record(b"size", b"1.5"),
+        record(b"size", b" 1"),
+        record(b"size", b"9" * 5000),
+    ],
+)
+def test_malformed_pax_records_are_refused(data: bytes) -> None:
+    with pytest.raises(TarError, match=r"the PAX record .* is malformed; pack the shard again"):
+        parse_extension(b"x", data)
+
+
+@pytest.mark.parametrize("keyword", [b"GNU.sparse.map", b"GNU.sparse.size", b"GNU.sparse.major"])
+def test_pax_sparse_members_are_refused(keyword: bytes) -> None:
+    with pytest.raises(TarError, match="sparse files are not supported"):
+        parse_extension(b"x", record(b"mtime", b"1.5") + record(keyword, b"1"))
+
+
+def test_a_pax_header_of_very_many_records_is_refused() -> None:
+    assert parse_extension(b"x", b"5 a=\n" * 1000) is NO_OVERRIDES
+    with pytest.raises(TarError, match="more than 1000 records; pack the shard again"):
+        parse_extension(b"x", b"5 a=\n" * 1001)
+
+
+@given(*[st.tuples(*[st.none() | st.just(text) for text in (b"a", b"b")]) for _ in range(3)])
+def test_combining_overrides_is_associative_and_the_first_prevails(
+    a: tuple[bytes | None, ...], b: tuple[bytes | None, ...], c: tuple[bytes | None, ...]
+) -> None:
+    first, second, third = (Overrides(name=name, link=link) for name, link in (a, b, c))
+    assert first.over(second).over(third) == first.over(second.over(third))
+    assert first.over(second).name == (second.name if first.name is None else first.name)
+    assert first.over(NO_OVERRIDES) == NO_OVERRIDES.over(first) == first
+
+
+# In archives
+
+
+def member(name: bytes, size: int) -> bytes:
+    return header_block(name, size) + b"x" * size + padding(size)
+
+
+def extension(kind: bytes, data: bytes) -> bytes:
+    header = tarfile.TarInfo("extension")
+    header.type, header.size = kind, len(data)
+    return header.tobuf(tarfile.USTAR_FORMAT) + data + padding(len(data))
+
+
+def scan(data: bytes) -> list[Row]:
+    """Find name, offset and size of each member."""
+    members = scan_members(data, shard="s.tar")
+    return list(zip(members.names, members.offsets.tolist(), members.sizes.tolist(), strict=True))
+
+
+def scan_with_tarfile(data: bytes) -> list[Row]:
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        return [(info.name.encode(), info.offset_data, info.size) for info in tar.getmembers()]
+
+
+def fails(data: bytes, offset: int, message: str) -> None:
+    with pytest.raises(TarError, match=f"^s.tar, byte {offset}: .*{message}") as caught:
+        scan_members(data, shard="s.tar")
+    assert (caught.value.shard, caught.value.offset) == ("s.tar", offset)
+
+
+def test_a_global_header_holds_for_all_members_that_do_not_override_it() -> None:
+    data = (
+        member(b"before", 1)
+        + tarfile.TarInfo.create_pax_global_header({"path": "all", "comment": "c"})
+        + member(b"a", 1)
+        + extension(b"x", b"12 path=own\n")
+        + member(b"b", 2)
+        + member(b"c", 3)
+        + tarfile.TarInfo.create_pax_global_header({"path": "new"})
+        + member(b"d", 4)
+        + END_OF_ARCHIVE
+    )
+    assert [name for name, _, _ in scan(data)] == [b"before", b"all", b"own", b"all", b"new"]
+    assert scan(data) == scan_with_tarfile(data)
+
+
+@pytest.mark.parametrize(
+    "extensions",
+    [
+        extension(b"L", b"first") + extension(b"L", b"second"),
+        extension(b"L", b"first") + extension(b"x", b"15 path=second\n"),
+        extension(b"x", b"14 path=first\n") + extension(b"L", b"second"),
+        extension(b"x", b"14 path=first\n") + extension(b"x", b"15 path=second\n"),
+        extension(b"X", b"14 path=first\n") + extension(b"g", b"15 path=second\n"),
+        extension(b"x", b"10 size=3\n") + extension(b"x", b"10 size=9\n"),
+    ],
+)
+def test_of_two_extensions_for_one_member_the_first_prevails_as_in_tarfile(
+    extensions: bytes,
+) -> None:
+    data = extensions + member(b"a", 3) + member(b"b", 1) + END_OF_ARCHIVE
+    assert scan(data)[0][0] in {b"first", b"a"}
+    assert scan(data)[0][2] == 3
+    assert scan(data) == scan_with_tarfile(data)
+
+
+@pytest.mark.parametrize("kind", [b"L", b"K", b"x", b"X", b"g"])
+def test_an_extension_without_its_member_is_refused(kind: bytes) -> None:
+    data = member(b"a", 1) + extension(kind, b"9 path=b\n")
+    fails(data + END_OF_ARCHIVE, 2048, "ends between an extension header and its member")
+    fails(data, 2048, "ends without an end-of-archive mark")
+    fails(data[: 1024 + 512 + 8], 1024, "has 9 bytes of data and the shard only 8 more")
+
+
+@pytest.mark.parametrize("kind", [b"L", b"K", b"x", b"X", b"g"])
+def test_an_extension_above_a_mebibyte_is_refused(kind: bytes) -> None:
+    data = extension(kind, b"1048577 path=".ljust((1 << 20) + 1, b"n"))
+    fails(data + member(b"a", 0) + END_OF_ARCHIVE, 0, "1048577 bytes is above the limit of 1048576")
+
+
+@pytest.mark.parametrize("data", [b"9 path=b", b"GNU.sparse.size=1\n", b"0 ", b"\0"])
+def test_a_malformed_pax_header_is_refused_where_it_starts(data: bytes) -> None:
+    fails(
+        member(b"a", 1) + extension(b"x", data) + member(b"b", 0) + END_OF_ARCHIVE,
+        1024,
+        "malformed",
+    )
+
+
+def test_a_global_size_is_refused_where_tools_would_read_different_members() -> None:
+    for_all = extension(b"g", b"9 size=3\n")
+    same = for_all + member(b"a", 3)
+    own = extension(b"x", b"9 size=1\n") + member(b"b", 1)
+    assert [size for _, _, size in scan(same + own + END_OF_ARCHIVE)] == [3, 1]
+    different = same + member(b"c", 4) + END_OF_ARCHIVE
+    fails(different, len(same), "a global header says 3 bytes of data and the member's own 4")
+
+
+def test_a_member_cannot_be_smuggled_behind_a_pax_size() -> None:
+    smuggled = header_block(b"smuggled", 0) * 3
+    regular = member(b"regular.txt", 8)
+    data = (
+        extension(b"x", b"13 size=2048\n") + regular + smuggled + member(b"b", 1) + END_OF_ARCHIVE
+    )
+    assert scan(data) == scan_with_tarfile(data)
+    assert [name for name, _, _ in scan(data)] == [b"regular.txt", b"b"]
+    assert scan(data)[0][2] == 2048
