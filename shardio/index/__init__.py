@@ -1,0 +1,1 @@
+"""Which samples a shard holds and where: indexes, the manifest, and how a source is opened."""

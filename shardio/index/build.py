@@ -1,0 +1,182 @@
+"""Building an index: from the members of a tar, or member by member while packing.
+
+Adjacent members with one key are a sample. What would lose data quietly is refused: links and
+other members without data where a field is expected, a field twice in a sample, a key whose
+fields lie apart in the shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from shardio.errors import TarError
+from shardio.index.shard_index import ShardIndex
+from shardio.naming import split_member_name
+from shardio.tar.archive import Placed
+from shardio.tar.reader import Members, scan_members
+
+_KINDS = {
+    "1": "a hard link",
+    "2": "a symbolic link",
+    "3": "a device",
+    "4": "a device",
+    "6": "a fifo",
+}
+_FILE_KINDS = b"07"
+_DIRECTORY = ord("5")
+
+
+class IndexBuilder:
+    """Collects the members of one shard, in order.
+
+    Args:
+        shard: what errors call the shard.
+    """
+
+    def __init__(self, shard: str) -> None:
+        self._shard = shard
+        self._keys: list[str] = []
+        self._columns: dict[str, int] = {}
+        self._rows: list[int] = []
+        self._cells: list[tuple[int, int, int]] = []
+        self._places: list[int] = []
+        self._fields_of_sample: set[str] = set()
+        self._fields_of_key: dict[str, frozenset[str]] = {}
+
+    def add(self, key: str, field: str, placed: Placed) -> None:
+        """Add a member.
+
+        Args:
+            key: of its sample.
+            field: of its sample.
+            placed: where its data lies in the shard.
+
+        Raises:
+            TarError: the sample has that field already.
+        """
+        offset = placed.offset
+        if not self._keys or key != self._keys[-1]:
+            self._close_sample(offset)
+            self._keys.append(key)
+        elif field in self._fields_of_sample:
+            raise TarError(
+                f"{self._shard}: sample {key!r} has the field {field!r} twice, the second time "
+                f"with data at offset {offset}; give one of the members another name",
+                shard=self._shard,
+                offset=offset,
+                key=key,
+                field=field,
+            )
+        self._fields_of_sample.add(field)
+        self._rows.append(len(self._keys) - 1)
+        self._places.append(self._columns.setdefault(field, len(self._columns)))
+        self._cells.append((offset, placed.size, placed.checksum))
+
+    def build(self, *, shard_size: int, shard_sha256: str | None, checksums: bool) -> ShardIndex:
+        """The finished index.
+
+        Args:
+            shard_size: bytes of the shard.
+            shard_sha256: its digest, if known.
+            checksums: whether the members' checksums are known.
+        """
+        self._close_sample(shard_size)
+        fields = tuple(sorted(self._columns))
+        column = np.empty(len(fields), dtype=np.intp)
+        for position, field in enumerate(fields):
+            column[self._columns[field]] = position
+        shape = (len(self._keys), len(fields))
+        table = np.zeros((3, *shape), dtype=np.int64)
+        table[0] = -1
+        if self._cells:
+            table[:, self._rows, column[self._places]] = np.array(self._cells, dtype=np.int64).T
+        keys = [key.encode("utf-8", "surrogateescape") for key in self._keys]
+        return ShardIndex(
+            shard_size=shard_size,
+            shard_sha256=shard_sha256,
+            fields=fields,
+            offsets=table[0],
+            sizes=table[1],
+            checksums=table[2].astype(np.uint32) if checksums else None,
+            key_ends=np.cumsum([0, *map(len, keys)], dtype=np.int64),
+            keys=np.frombuffer(b"".join(keys), dtype=np.uint8),
+        )
+
+    def _close_sample(self, offset: int) -> None:
+        if not self._keys:
+            return
+        key, fields = self._keys[-1], self._fields_of_sample
+        earlier = self._fields_of_key.get(key, frozenset())
+        if earlier and fields.isdisjoint(earlier):
+            raise TarError(
+                f"{self._shard}: the members of sample {key!r} are not adjacent, some lie just "
+                f"before offset {offset}; repack the shard with its members sorted by name",
+                shard=self._shard,
+                offset=offset,
+                key=key,
+            )
+        self._fields_of_key[key] = earlier | fields
+        self._fields_of_sample = set()
+
+
+def index_shard(path: Path, *, name: str, checksums: bool) -> ShardIndex:
+    """Index a tar file.
+
+    Args:
+        path: an uncompressed tar.
+        name: what errors call it.
+        checksums: read the data too, for the checksums of members and shard; otherwise only
+            the headers are read.
+
+    Raises:
+        TarError: the tar is damaged or its members do not form samples.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size == 0:
+            return _index_buffer(b"", name=name, checksums=checksums)
+        with mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ) as data:
+            return _index_buffer(data, name=name, checksums=checksums)
+
+
+def _index_buffer(data: bytes | mmap.mmap, *, name: str, checksums: bool) -> ShardIndex:
+    members = scan_members(data, shard=name)
+    builder = IndexBuilder(name)
+    with memoryview(data) as view:
+        for position, kind in enumerate(members.kinds):
+            _add_member(builder, members, position, kind, view if checksums else None, name)
+        digest = hashlib.sha256(view).hexdigest() if checksums else None
+    return builder.build(shard_size=len(data), shard_sha256=digest, checksums=checksums)
+
+
+def _add_member(
+    builder: IndexBuilder,
+    members: Members,
+    position: int,
+    kind: int,
+    view: memoryview | None,
+    shard: str,
+) -> None:
+    split = split_member_name(members.names[position].decode("utf-8", "surrogateescape"))
+    if split is None or kind == _DIRECTORY:
+        return
+    offset, size = int(members.offsets[position]), int(members.sizes[position])
+    if kind not in _FILE_KINDS:
+        raise TarError(
+            f"{shard}: member {members.names[position].decode('utf-8', 'replace')!r} before "
+            f"offset {offset} is {_KINDS.get(chr(kind), 'no regular file')} and has no data; "
+            "make the tar with `tar --dereference --hard-dereference`",
+            shard=shard,
+            offset=offset,
+            key=split.key,
+            field=split.field,
+        )
+    checksum = zlib.crc32(view[offset : offset + size]) if view is not None else 0
+    builder.add(split.key, split.field, Placed(offset=offset, size=size, checksum=checksum))

@@ -1,0 +1,178 @@
+"""Opening a source: from what the user names to a list of shards with their sample counts.
+
+A packed folder answers from its manifest alone. Shards that others made answer from their index
+beside them, or from one that is built by a header scan on first use and kept in the cache
+folder, so that later processes map it instead of scanning again.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeGuard
+
+import braceexpand
+
+from shardio.errors import IndexFileError, UsageError
+from shardio.index.build import index_shard
+from shardio.index.manifest import INDEX_SUFFIX, MANIFEST_NAME, index_path, read_manifest
+from shardio.index.shard_index import ShardIndex, read_index, write_index
+from shardio.storage.cache import GZIP_SUFFIXES, cache_entry, plain_tar
+
+SHARD_SUFFIXES = (".tar", *GZIP_SUFFIXES)
+Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardEntry:
+    """One shard of a dataset.
+
+    Attributes:
+        name: path as the user knows it; errors use it.
+        path: of the uncompressed tar.
+        index: path of its index file.
+        samples: how many it holds.
+        size: bytes of the uncompressed tar.
+    """
+
+    name: str
+    path: str
+    index: str
+    samples: int
+    size: int
+
+    def load_index(self) -> ShardIndex:
+        """Map the shard's index.
+
+        Raises:
+            IndexFileError: it is missing, damaged, or of another shard.
+        """
+        index = read_index(Path(self.index))
+        if index.shard_size != self.size or len(index) != self.samples:
+            raise IndexFileError(
+                f"{self.name}: the index is stale: it describes {len(index)} samples in "
+                f"{index.shard_size} bytes, expected {self.samples} in {self.size}; "
+                "run `shardio index` on the folder of the shard"
+            )
+        return index
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Catalog:
+    """The shards of a dataset.
+
+    Attributes:
+        shards: in order.
+        fields: names of all fields, sorted.
+        classes: class names by label, where they are known.
+    """
+
+    shards: tuple[ShardEntry, ...]
+    fields: tuple[str, ...]
+    classes: tuple[str, ...] | None
+
+
+def open_catalog(source: Source) -> Catalog:
+    """Find the shards of a source.
+
+    Args:
+        source: a packed folder, a folder of tars, a shard, a glob, a brace pattern such as
+            `out/shard-{000000..000007}.tar`, or a list of these.
+
+    Raises:
+        UsageError: nothing is there.
+        IndexFileError: a manifest or index is damaged or stale.
+        TarError: a shard without index is damaged.
+    """
+    if is_packed(source):
+        return _packed(Path(source))
+    entries: list[ShardEntry] = []
+    fields: set[str] = set()
+    for shard in find_shards(source):
+        plain = plain_tar(shard)
+        path, index = _index_of(shard, plain)
+        fields.update(index.fields)
+        entries.append(
+            ShardEntry(
+                name=str(shard),
+                path=str(plain),
+                index=str(path),
+                samples=len(index),
+                size=index.shard_size,
+            )
+        )
+    return Catalog(shards=tuple(entries), fields=tuple(sorted(fields)), classes=None)
+
+
+def is_packed(source: Source) -> TypeGuard[str | os.PathLike[str]]:
+    """Whether a source is a folder with a manifest."""
+    return isinstance(source, str | os.PathLike) and Path(source, MANIFEST_NAME).is_file()
+
+
+def find_shards(source: Source) -> list[Path]:
+    """The shard files of a source, in order; see open_catalog.
+
+    Raises:
+        UsageError: nothing is there.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return [shard for part in source for shard in find_shards(part)]
+    path = Path(source)
+    if path.is_dir():
+        shards = sorted(p for p in path.iterdir() if p.name.endswith(SHARD_SUFFIXES))
+        shards = [p for p in shards if not p.name.startswith(".")]
+        if not shards:
+            raise UsageError(
+                f"{path}: no shards (*.tar, *.tar.gz, *.tgz) in this folder; "
+                "make some with `shardio pack`"
+            )
+        return shards
+    if path.exists():
+        return [path]
+    pattern = os.fspath(source)
+    expanded = [Path(name) for name in braceexpand.braceexpand(pattern)] if "{" in pattern else []
+    missing = [str(name) for name in expanded if not name.exists()]
+    if missing:
+        raise UsageError(
+            f"{pattern}: {len(missing)} of {len(expanded)} shards do not exist, "
+            f"the first is {missing[0]}"
+        )
+    shards = expanded or [Path(name) for name in sorted(glob.glob(pattern))]  # noqa: PTH207  absolute patterns too
+    if not shards:
+        raise UsageError(f"{pattern}: no such folder or shard, and no file matches it")
+    return shards
+
+
+def _packed(folder: Path) -> Catalog:
+    manifest = read_manifest(folder)
+    entries = tuple(
+        ShardEntry(
+            name=str(folder / shard.name),
+            path=str(folder / shard.name),
+            index=str(index_path(folder / shard.name)),
+            samples=shard.samples,
+            size=shard.size,
+        )
+        for shard in manifest.shards
+    )
+    return Catalog(shards=entries, fields=manifest.fields, classes=manifest.classes)
+
+
+def _index_of(shard: Path, plain: Path) -> tuple[Path, ShardIndex]:
+    beside = index_path(shard)
+    if beside.is_file():
+        index = read_index(beside)
+        size = plain.stat().st_size
+        if index.shard_size != size:
+            raise IndexFileError(
+                f"{shard}: the index is stale: it describes {index.shard_size} bytes, the shard "
+                f"has {size}; run `shardio index` on the shard"
+            )
+        return beside, index
+    cached = cache_entry(plain, INDEX_SUFFIX)
+    if not cached.exists():
+        write_index(cached, index_shard(plain, name=str(shard), checksums=False))
+    return cached, read_index(cached)

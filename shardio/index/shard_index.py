@@ -1,0 +1,141 @@
+"""The index of one shard: key of each sample; offset, size and checksum of each field.
+
+On disk an index is a file in the safetensors layout (a 64-bit little-endian header length, a
+JSON header, then the arrays back to back), which other tools open too. Here its arrays are
+memory-mapped, so that all processes of a machine share them through the page cache.
+
+    offsets    int64  [n, F]   of the field's data in the shard, -1 where a sample lacks it
+    sizes      int64  [n, F]   in bytes
+    checksums  uint32 [n, F]   CRC-32 (zlib) of the data; absent if only headers were read
+    key_ends   int64  [n + 1]  where each key ends in `keys`, after a leading 0
+    keys       uint8  [·]      all keys back to back, UTF-8 (surrogateescape)
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardio.errors import IndexFileError
+from shardio.storage.atomic import atomic_file
+
+FORMAT = "shardio-index-v1"
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "I64": np.dtype("<i8"),
+    "U32": np.dtype("<u4"),
+    "U8": np.dtype("u1"),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_ARRAYS = ("offsets", "sizes", "key_ends", "checksums", "keys")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ShardIndex:
+    """The samples of one shard; see the module for the arrays.
+
+    Attributes:
+        shard_size: bytes of the tar file that was indexed.
+        shard_sha256: hexadecimal digest of that file, if it was read whole.
+        fields: names of the F columns, sorted.
+    """
+
+    shard_size: int
+    shard_sha256: str | None
+    fields: tuple[str, ...]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    checksums: NDArray[np.uint32] | None
+    key_ends: NDArray[np.int64]
+    keys: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def key(self, index: int) -> str:
+        """The key of a sample."""
+        start, end = self.key_ends[index], self.key_ends[index + 1]
+        return self.keys[start:end].tobytes().decode("utf-8", "surrogateescape")
+
+
+def write_index(path: Path, index: ShardIndex) -> None:
+    """Write an index file atomically.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    header: dict[str, Any] = {
+        "__metadata__": {
+            "format": FORMAT,
+            "shard_size": str(index.shard_size),
+            "shard_sha256": index.shard_sha256 or "",
+            "fields": json.dumps(index.fields),
+        }
+    }
+    arrays = {name: getattr(index, name) for name in _ARRAYS}
+    end = 0
+    for name, array in arrays.items():
+        if array is not None:
+            start, end = end, end + array.nbytes
+            dtype = _NAMES[array.dtype]
+            header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_file(path) as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays.values():
+            if array is not None:
+                stream.write(np.ascontiguousarray(array).data)
+
+
+def read_index(path: Path) -> ShardIndex:
+    """Open an index file; its arrays are read-only memory maps.
+
+    Raises:
+        IndexFileError: the file is missing, damaged or of another version.
+    """
+    try:
+        return _map_index(path)
+    except FileNotFoundError as error:
+        raise IndexFileError(
+            f"{path}: the index is missing; run `shardio index` on the folder of its shard"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IndexFileError(
+            f"{path}: the index is damaged or of another version ({error}); "
+            "delete it and run `shardio index` on the folder of its shard"
+        ) from error
+
+
+def _map_index(path: Path) -> ShardIndex:
+    data = np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
+    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+    header = json.loads(data[8:start].tobytes())
+    metadata = header["__metadata__"]
+    if metadata["format"] != FORMAT:
+        raise ValueError(f"format {metadata['format']!r}, expected {FORMAT!r}")
+    end = max(header[name]["data_offsets"][1] for name in header if name in _ARRAYS)
+    if start + end != len(data):
+        raise ValueError("its size does not fit its header")
+
+    def array(name: str) -> NDArray[Any]:
+        entry = header[name]
+        first, last = (start + offset for offset in entry["data_offsets"])
+        values: NDArray[Any] = np.frombuffer(data[first:last], _DTYPES[entry["dtype"]])
+        shape: list[int] = entry["shape"]
+        return values.reshape(shape)
+
+    return ShardIndex(
+        shard_size=int(metadata["shard_size"]),
+        shard_sha256=metadata["shard_sha256"] or None,
+        fields=tuple(json.loads(metadata["fields"])),
+        offsets=array("offsets"),
+        sizes=array("sizes"),
+        checksums=array("checksums") if "checksums" in header else None,
+        key_ends=array("key_ends"),
+        keys=array("keys"),
+    )

@@ -1,0 +1,1 @@
+"""Where the bytes of shards are: local files, the cache folder, atomic publishing."""

@@ -1,0 +1,60 @@
+"""The cache folder: what is derived from a user's file and can be derived again.
+
+An entry is named after the file's absolute path, size and modification time, so a changed file
+gets a new entry. The folder is $SHARDIO_CACHE, else $XDG_CACHE_HOME/shardio, else
+~/.cache/shardio.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import shutil
+import zlib
+from pathlib import Path
+
+from shardio.errors import TarError
+from shardio.storage.atomic import atomic_file
+
+GZIP_SUFFIXES = (".tar.gz", ".tgz")
+_CHUNK = 1 << 20
+
+
+def cache_entry(source: Path, suffix: str) -> Path:
+    """The path of the cache entry that belongs to a file; its folder exists afterwards."""
+    status = source.stat()
+    identity = f"{source.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+    digest = hashlib.sha256(os.fsencode(identity)).hexdigest()[:32]
+    folder = _cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{digest}{suffix}"
+
+
+def plain_tar(shard: Path) -> Path:
+    """The uncompressed tar of a shard: the shard itself, or a copy in the cache folder.
+
+    Raises:
+        TarError: a gzip shard that is damaged or cut off.
+    """
+    if not shard.name.endswith(GZIP_SUFFIXES):
+        return shard
+    copy = cache_entry(shard, ".tar")
+    if copy.exists():
+        return copy
+    try:
+        with gzip.open(shard) as packed, atomic_file(copy) as plain:
+            shutil.copyfileobj(packed, plain, _CHUNK)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise TarError(
+            f"{shard}: the gzip data is damaged or cut off ({error}); get or make the shard again",
+            shard=str(shard),
+        ) from error
+    return copy
+
+
+def _cache_folder() -> Path:
+    if own := os.environ.get("SHARDIO_CACHE"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "shardio"

@@ -1,0 +1,57 @@
+"""Shards as local files.
+
+Samples are read with pread, not through a memory map: a file that shrinks or a disk that fails
+under a running epoch then is an error with a place, where a memory map would kill the process
+with SIGBUS. Measured on 64 KB samples in the page cache: 5 µs, of about 700 µs to decode one.
+"""
+
+from __future__ import annotations
+
+import os
+
+from shardio.errors import TarError
+
+
+class LocalShard:
+    """One open shard file; safe to read from several threads.
+
+    Args:
+        path: the file.
+        name: what errors call it.
+    """
+
+    __slots__ = ("_descriptor", "name", "size")
+
+    def __init__(self, path: str, name: str) -> None:
+        self.name = name
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.size = os.fstat(self._descriptor).st_size
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes [offset, offset + size).
+
+        Raises:
+            TarError: the file ends earlier.
+            OSError: the storage fails.
+        """
+        data = os.pread(self._descriptor, size, offset)
+        while len(data) < size:
+            more = os.pread(self._descriptor, size - len(data), offset + len(data))
+            if not more:
+                raise TarError(
+                    f"{self.name}: the file ends at byte {offset + len(data)}, inside a member "
+                    f"of {size} bytes at offset {offset}; it was cut off after it was indexed",
+                    shard=self.name,
+                    offset=offset,
+                )
+            data += more
+        return data
+
+    def read_ahead(self) -> None:
+        """Ask the operating system to bring the whole shard into the page cache, soon."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+
+    def close(self) -> None:
+        """Close the file; reading afterwards is an error."""
+        os.close(self._descriptor)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import shardio
+from shardio.storage.atomic import atomic_file, remove_temporaries
+from shardio.storage.cache import cache_entry
+from shardio.storage.local import LocalShard
+
+
+def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with atomic_file(path) as stream:
+        stream.write(b"new")
+        stream.flush()
+        assert not path.exists()
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a"]  # noqa: PTH208  names are the point
+
+
+def test_an_error_while_writing_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    with pytest.raises(TypeError), atomic_file(path) as stream:
+        stream.write("no bytes")  # type: ignore[call-overload]  # the error
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
+    (tmp_path / ".shard-000000.tar.12-34.tmp").touch()
+    (tmp_path / ".mine").touch()
+    remove_temporaries(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == [".mine"]
+
+
+def test_a_changed_file_gets_another_cache_entry(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"1")
+    entries = {cache_entry(path, ".x"), cache_entry(path, ".x")}
+    os.utime(path, ns=(5, 5))
+    entries.add(cache_entry(path, ".x"))
+    path.write_bytes(b"22")
+    entries.add(cache_entry(path, ".x"))
+    assert len(entries) == 3
+
+
+@pytest.mark.parametrize("variable", ["SHARDIO_CACHE", "XDG_CACHE_HOME", "HOME"])
+def test_the_cache_folder_follows_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    for name in ("SHARDIO_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(tmp_path / "c"))
+    (tmp_path / "a").touch()
+    inside = {"SHARDIO_CACHE": "c", "XDG_CACHE_HOME": "c/shardio", "HOME": "c/.cache/shardio"}
+    assert cache_entry(tmp_path / "a", "").parent == tmp_path / inside[variable]
+
+
+def test_a_shard_is_read_at_any_offset_and_never_short(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(bytes(range(100)))
+    shard = LocalShard(str(tmp_path / "a.tar"), "a.tar")
+    assert shard.size == 100
+    assert shard.read(10, 5) == bytes(range(10, 15))
+    assert shard.read(100, 0) == b""
+    with pytest.raises(shardio.TarError, match=r"a\.tar: the file ends at byte 100") as caught:
+        shard.read(90, 20)
+    assert caught.value.offset == 90
+    shard.close()
