@@ -1,0 +1,1 @@
+"""The plan: which samples, in what order, for which rank and worker. Arithmetic only."""
