@@ -1,0 +1,1 @@
+"""From the bytes of one field to what it holds; bytes never run code."""

@@ -1,0 +1,149 @@
+"""Decoding fields that are not images: class numbers, text, JSON and NumPy arrays.
+
+Nothing here can run code: `.npy` headers are literals, arrays of Python objects are refused. A
+size that bytes announce is compared with how many bytes there are before anything is allocated.
+The NumPy format is that of NEP 1.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from struct import unpack_from
+from typing import TYPE_CHECKING, Literal, cast
+
+import numpy as np
+
+from shardio.errors import CodecError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from shardio.codecs.probe import Buffer
+
+_INTEGER = re.compile(rb"\s*(-?[0-9]{1,19})\s*")
+_INT64 = np.iinfo(np.int64)
+
+_NPY_MAGIC = b"\x93NUMPY"
+_NPY_VERSIONS = {1: ("<H", 10, "latin1"), 2: ("<I", 12, "latin1"), 3: ("<I", 12, "utf-8")}
+"""How the header's length at offset 8 is coded, where the header starts, and its encoding."""
+_NPY_MAX_HEADER = 10_000  # NumPy's own limit: parsing a longer literal may exhaust memory
+_NPY_KEYS = {"descr", "fortran_order", "shape"}
+
+
+def decode_cls(data: Buffer) -> int:
+    """Decode a class number: a decimal integer in ASCII, white space around it allowed.
+
+    Raises:
+        CodecError: the bytes are something else, or no 64-bit integer.
+    """
+    found = _INTEGER.fullmatch(data)
+    number = int(found[1]) if found else _INT64.max + 1
+    if not _INT64.min <= number <= _INT64.max:
+        raise CodecError(f"not a 64-bit decimal integer: {_excerpt(data)}")
+    return number
+
+
+def decode_txt(data: Buffer) -> str:
+    """Decode text in UTF-8, white space kept.
+
+    Raises:
+        CodecError: the bytes are not UTF-8.
+    """
+    try:
+        return str(data, "utf-8")
+    except UnicodeDecodeError as error:
+        raise CodecError(
+            f"not UTF-8 text: {error.reason} at byte {error.start} of {len(data)}"
+        ) from None
+
+
+def decode_json(data: Buffer) -> object:
+    """Decode JSON in UTF-8.
+
+    Raises:
+        CodecError: the bytes are not JSON, or nested too deep.
+    """
+    text = decode_txt(data)
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise CodecError(f"not JSON: {error}") from None
+    except RecursionError:
+        raise CodecError("JSON nested too deep") from None
+
+
+def decode_npy(data: Buffer) -> NDArray[np.generic]:
+    """Decode an array in NumPy's `.npy` format.
+
+    Returns:
+        A writable array in native byte order, of the shape and order the file says. It shares
+        memory with writable data and is a copy of read-only data.
+
+    Raises:
+        CodecError: the bytes are no `.npy` file, hold Python objects, or are fewer or more than
+            the header announces.
+    """
+    view = memoryview(data).cast("B")
+    dtype, shape, order, start = _npy_header(view)
+    announced = math.prod(shape) * dtype.itemsize
+    if announced != len(view) - start:
+        raise CodecError(
+            f"the .npy header announces {announced} bytes of data, but {len(view) - start} follow"
+        )
+    try:
+        array = np.frombuffer(view, dtype, offset=start) if announced else np.empty(0, dtype)
+        array = array.reshape(shape, order=order)
+    except (ValueError, OverflowError) as error:
+        raise CodecError(f"broken .npy header: {error}") from None
+    array = array.astype(dtype.newbyteorder("="), copy=False)
+    return array if array.flags.writeable else array.copy(order="K")
+
+
+def _npy_header(
+    view: memoryview,
+) -> tuple[np.dtype[np.generic], tuple[int, ...], Literal["C", "F"], int]:
+    """Read dtype, shape, order and where the data start."""
+    coded = _NPY_VERSIONS.get(view[6]) if view[:6] == _NPY_MAGIC and len(view) >= 12 else None
+    if coded is None:
+        raise CodecError(f"not a .npy file of version 1, 2 or 3: it starts {_excerpt(view)}")
+    length_format, start, encoding = coded
+    length: int = unpack_from(length_format, view, 8)[0]
+    if length > min(_NPY_MAX_HEADER, len(view) - start):
+        raise CodecError(f"truncated .npy or broken header: it announces {length} bytes of header")
+    header = _npy_literal(bytes(view[start : start + length]), encoding)
+    shape = header["shape"]
+    if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise CodecError(f"broken .npy header: the shape is {shape!r}")
+    order: Literal["C", "F"] = "F" if header["fortran_order"] else "C"
+    return _npy_dtype(header["descr"]), shape, order, start + length
+
+
+def _npy_literal(header: bytes, encoding: str) -> dict[str, object]:
+    """Evaluate the header, a Python dict literal."""
+    try:
+        literal = ast.literal_eval(str(header, encoding))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        literal = None
+    if not isinstance(literal, dict) or literal.keys() != _NPY_KEYS:
+        raise CodecError(
+            f"broken .npy header: not a dict of descr, fortran_order and shape: {_excerpt(header)}"
+        )
+    return literal
+
+
+def _npy_dtype(descr: object) -> np.dtype[np.generic]:
+    try:
+        dtype = np.lib.format.descr_to_dtype(cast("list[tuple[str, str]]", descr))
+    except Exception as error:  # the bytes choose what is asked of NumPy, so any kind may come
+        raise CodecError(f"broken .npy header: the dtype {descr!r} is unknown ({error})") from None
+    if dtype.hasobject:
+        raise CodecError("a .npy array of Python objects: they are pickled, and pickles run code")
+    return dtype
+
+
+def _excerpt(data: Buffer) -> str:
+    """Show how data start."""
+    return repr(bytes(data[:40])) + ("..." if len(data) > 40 else "")

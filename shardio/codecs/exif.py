@@ -1,0 +1,77 @@
+"""EXIF orientation: the one policy for JPEG, PNG and WebP.
+
+The orientation is tag 0x0112 of the first image file directory of a TIFF structure (EXIF 2.32
+and TIFF 6.0). Only that tag is looked for, by offset and with a bound on the work, so nothing
+else in the metadata matters. Metadata that are broken, or that say something other than 1 to 8,
+mean orientation 1: the picture is shown as it is stored. Turning is done on numpy views.
+"""
+
+from __future__ import annotations
+
+from struct import unpack_from
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+ORIENTATION_TAG = 0x0112
+UPRIGHT = 1
+FIRST_TURNED = 5
+"""From this orientation on, height and width as shown are width and height as stored."""
+
+_PREFIX = b"Exif\0"
+_BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
+_VALUE_FORMATS = {1: "B", 3: "H", 4: "I"}  # TIFF's BYTE, SHORT (what EXIF asks for) and LONG
+_MAX_ENTRIES = 1024
+
+
+def is_exif(segment: bytes | memoryview) -> bool:
+    """Tell whether a JPEG segment of kind APP1 holds EXIF metadata, by its prefix."""
+    return bytes(segment[:5]) == _PREFIX
+
+
+def exif_orientation(exif: bytes | memoryview) -> int:
+    """Read the orientation from EXIF metadata.
+
+    Args:
+        exif: a TIFF structure, with or without the prefix that JPEG puts before it.
+
+    Returns:
+        The orientation, 1 to 8; 1 when there is none or the metadata are broken.
+    """
+    tiff = exif[6:] if is_exif(exif) else exif
+    order = _BYTE_ORDERS.get(bytes(tiff[:4]))
+    if order is None or len(tiff) < 8:
+        return UPRIGHT
+    directory: int = unpack_from(order + "I", tiff, 4)[0]
+    if directory + 2 > len(tiff):
+        return UPRIGHT
+    announced: int = unpack_from(order + "H", tiff, directory)[0]
+    present = (len(tiff) - directory - 2) // 12
+    for index in range(min(announced, present, _MAX_ENTRIES)):
+        entry = directory + 2 + 12 * index
+        tag, kind = unpack_from(order + "HH", tiff, entry)
+        if tag == ORIENTATION_TAG and kind in _VALUE_FORMATS:
+            value: int = unpack_from(order + _VALUE_FORMATS[kind], tiff, entry + 8)[0]
+            return value if 1 <= value <= 8 else UPRIGHT
+    return UPRIGHT
+
+
+def apply_orientation(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Turn a picture from how it is stored to how it is shown.
+
+    Args:
+        pixels: uint8 [H, W, C] as stored.
+        orientation: EXIF orientation, 1 to 8.
+
+    Returns:
+        A view of the same memory: uint8 [H, W, C] for orientations 1 to 4, [W, H, C] for 5 to 8.
+    """
+    if orientation >= FIRST_TURNED:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in {3, 4, 7, 8}:
+        pixels = pixels[::-1]
+    if orientation in {2, 3, 6, 7}:
+        pixels = pixels[:, ::-1]
+    return pixels

@@ -1,0 +1,75 @@
+"""Which field is decoded how: by the last dot component of its name, as WebDataset does.
+
+Fields of unknown kinds stay bytes. OpenCV and simplejpeg load when the first image is decoded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from shardio.codecs.basic import decode_cls, decode_json, decode_npy, decode_txt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shardio.codecs.probe import Buffer
+
+Kind = Literal["image", "cls", "txt", "json", "npy", "bytes"]
+
+IMAGE_FIELDS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp"})
+"""Last dot components of fields that hold images; which format, the bytes themselves say."""
+
+_KINDS: dict[str, Kind] = {
+    **dict.fromkeys(IMAGE_FIELDS, "image"),
+    "cls": "cls",
+    "index": "cls",
+    "txt": "txt",
+    "text": "txt",
+    "json": "json",
+    "npy": "npy",
+}
+
+
+def kind_of(field: str) -> Kind:
+    """Say what kind of data a field holds, by the last dot component of its name.
+
+    Args:
+        field: the name of a field, in lower case, as "jpg" or "seg.png".
+
+    Returns:
+        "image", "cls" (an integer), "txt", "json", "npy", or "bytes" for whatever else.
+    """
+    return _KINDS.get(field.rpartition(".")[2], "bytes")
+
+
+def decode_field(field: str, data: Buffer) -> object:
+    """Decode one field of one sample.
+
+    Args:
+        field: the name of the field; it chooses the decoder.
+        data: the field's bytes.
+
+    Returns:
+        By the field's kind: uint8 [H, W, 3] for an image, int, str, whatever JSON holds, a NumPy
+        array, or bytes.
+
+    Raises:
+        CodecError: the bytes do not decode as what the field's name announces.
+    """
+    return _DECODERS[kind_of(field)](data)
+
+
+def _decode_image(data: Buffer) -> object:
+    from shardio.codecs.image import decode_image  # noqa: PLC0415  loads OpenCV
+
+    return decode_image(data)
+
+
+_DECODERS: dict[Kind, Callable[[Buffer], object]] = {
+    "image": _decode_image,
+    "cls": decode_cls,
+    "txt": decode_txt,
+    "json": decode_json,
+    "npy": decode_npy,
+    "bytes": bytes,
+}

@@ -1,0 +1,232 @@
+"""What is fused with decoding: which rectangle of a picture fills a slot of the batch.
+
+A transform is a value that turns a picture's size, and uniform numbers drawn elsewhere, into a
+crop; it never sees pixels. So the same sample of the same epoch gives the same crop on any thread,
+worker or machine, and a decoder may know the crop before it decodes. `write_crop` then resizes the
+crop into the slot in one pass.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import cv2
+
+from shardio.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+_TRIES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """A rectangle of a picture as shown, and whether to mirror it left to right."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool = False
+
+
+@runtime_checkable
+class SizedTransform(Protocol):
+    """What makes pictures of any size fill slots of one size."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of what comes out."""
+
+    @property
+    def draws(self) -> int:
+        """How many uniform numbers a sample needs; 0 if nothing is random."""
+
+    def crop(self, height: int, width: int, uniforms: Sequence[float]) -> Crop:
+        """Choose the rectangle of a picture that fills the slot.
+
+        Args:
+            height: rows of the picture as shown.
+            width: columns of the picture as shown.
+            uniforms: `draws` numbers in [0, 1).
+
+        Returns:
+            A crop inside the picture, of at least one pixel.
+        """
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class RandomResizedCrop:
+    """Crop a random part of a picture, resize it, mirror it or not.
+
+    Crops are distributed as those of torchvision's RandomResizedCrop followed by its
+    RandomHorizontalFlip: area uniform, aspect ratio log-uniform, ten tries, then the largest
+    central crop whose aspect ratio is allowed.
+
+    Args:
+        size: height and width of what comes out, or one number for both.
+        scale: least and greatest part of the picture's area that is kept.
+        ratio: least and greatest width / height of the crop.
+        flip: probability of mirroring left to right.
+    """
+
+    size: tuple[int, int]
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    flip: float
+
+    def __init__(
+        self,
+        size: int | tuple[int, int],
+        *,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: float = 0.5,
+    ) -> None:
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise UsageError(f"scale must be two numbers with 0 < min <= max <= 1, not {scale}")
+        if not 0 < ratio[0] <= ratio[1] < math.inf:
+            raise UsageError(f"ratio must be two numbers with 0 < min <= max, not {ratio}")
+        if not 0 <= flip <= 1:
+            raise UsageError(f"flip must be a probability between 0 and 1, not {flip}")
+        _assign(self, size=_pair(size), scale=tuple(scale), ratio=tuple(ratio), flip=flip)
+
+    @property
+    def draws(self) -> int:
+        """One for mirroring, two for the place, and for each try two for area and ratio."""
+        return 3 + 2 * _TRIES
+
+    def crop(self, height: int, width: int, uniforms: Sequence[float]) -> Crop:
+        """Choose a random crop of a picture of height x width."""
+        flip = uniforms[0] < self.flip
+        log_ratio = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for at in range(3, 3 + 2 * _TRIES, 2):
+            area = height * width * _between(*self.scale, uniforms[at])
+            ratio = math.exp(_between(*log_ratio, uniforms[at + 1]))
+            crop_width = round(math.sqrt(area * ratio))
+            crop_height = round(math.sqrt(area / ratio))
+            if 0 < crop_width <= width and 0 < crop_height <= height:
+                top = int(uniforms[1] * (height - crop_height + 1))
+                left = int(uniforms[2] * (width - crop_width + 1))
+                return Crop(top, left, crop_height, crop_width, flip)
+        return self._central(height, width, flip=flip)
+
+    def _central(self, height: int, width: int, *, flip: bool) -> Crop:
+        """The largest central crop whose aspect ratio is allowed."""
+        crop_height, crop_width = height, width
+        if width / height < self.ratio[0]:
+            crop_height = max(1, round(width / self.ratio[0]))
+        elif width / height > self.ratio[1]:
+            crop_width = max(1, round(height * self.ratio[1]))
+        top, left = (height - crop_height) // 2, (width - crop_width) // 2
+        return Crop(top, left, crop_height, crop_width, flip)
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class CenterCrop:
+    """Resize a picture's shorter side, keep the centre: torchvision's recipe for evaluation.
+
+    Both steps are one: the part of the source that would survive them is cropped, its edges
+    rounded to whole pixels, and resized once.
+
+    Args:
+        size: height and width of what comes out, or one number for both.
+        resize: what the shorter side would be resized to, at least the greater of height and
+            width; by default 256 / 224 times that.
+    """
+
+    size: tuple[int, int]
+    resize: int
+
+    def __init__(self, size: int | tuple[int, int], *, resize: int | None = None) -> None:
+        pair = _pair(size)
+        if resize is None:
+            resize = round(max(pair) * 256 / 224)
+        if resize < max(pair):
+            raise UsageError(f"resize must be at least {max(pair)} for size {pair}, not {resize}")
+        _assign(self, size=pair, resize=resize)
+
+    @property
+    def draws(self) -> int:
+        """Nothing is random."""
+        return 0
+
+    def crop(self, height: int, width: int, uniforms: Sequence[float] = ()) -> Crop:  # noqa: ARG002
+        """Choose the central crop of a picture of height x width."""
+        shorter = min(height, width)
+        top, crop_height = self._span(self.size[0], height, shorter)
+        left, crop_width = self._span(self.size[1], width, shorter)
+        return Crop(top, left, crop_height, crop_width)
+
+    def _span(self, kept: int, side: int, shorter: int) -> tuple[int, int]:
+        """Where the crop starts along one side of the source, and how long it is there."""
+        resized = self.resize * side // shorter
+        start = round((resized - kept) / 2) * side / resized
+        length = min(side, max(1, round(kept * side / resized)))
+        return min(round(start), side - length), length
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Resize:
+    """Squeeze or stretch the whole picture to one size.
+
+    Args:
+        size: height and width of what comes out, or one number for both.
+    """
+
+    size: tuple[int, int]
+
+    def __init__(self, size: int | tuple[int, int]) -> None:
+        _assign(self, size=_pair(size))
+
+    @property
+    def draws(self) -> int:
+        """Nothing is random."""
+        return 0
+
+    def crop(self, height: int, width: int, uniforms: Sequence[float] = ()) -> Crop:  # noqa: ARG002
+        """Choose the whole picture."""
+        return Crop(0, 0, height, width)
+
+
+def write_crop(pixels: NDArray[np.uint8], crop: Crop, out: NDArray[np.uint8]) -> None:
+    """Resize a crop of a picture into a slot, bilinearly, mirrored if the crop says so.
+
+    Nothing is copied in between, unless the picture is a turned view, whose crop OpenCV copies.
+
+    Args:
+        pixels: uint8 [H, W, 3], any view.
+        crop: a rectangle inside the picture.
+        out: uint8 [h, w, 3], contiguous, where the result goes.
+    """
+    bottom, right = crop.top + crop.height, crop.left + crop.width
+    source = pixels[crop.top : bottom, crop.left : right]
+    size = out.shape[1], out.shape[0]
+    if cv2.resize(source, size, dst=out, interpolation=cv2.INTER_LINEAR) is not out:
+        raise UsageError(f"the slot must be uint8 [h, w, 3], not {out.dtype} {list(out.shape)}")
+    if crop.flip:
+        cv2.flip(out, 1, dst=out)
+
+
+def _between(low: float, high: float, uniform: float) -> float:
+    return low + (high - low) * uniform
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Take one number for both height and width."""
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1:
+        raise UsageError(f"size must be positive, not {size}")
+    return height, width
+
+
+def _assign(transform: object, **values: object) -> None:
+    """Set the fields of a frozen dataclass, as its own __init__ would."""
+    for name, value in values.items():
+        object.__setattr__(transform, name, value)

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import math
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardio.errors import UsageError
+from shardio.transforms import (
+    CenterCrop,
+    Crop,
+    RandomResizedCrop,
+    Resize,
+    SizedTransform,
+    write_crop,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+sides = st.integers(1, 3000)
+uniform = st.floats(0, 1, exclude_max=True)
+sizes = st.tuples(st.integers(1, 300), st.integers(1, 300))
+
+
+@st.composite
+def random_resized_crops(draw: st.DrawFn) -> RandomResizedCrop:
+    scale = sorted(draw(st.tuples(st.floats(0.001, 1), st.floats(0.001, 1))))
+    ratio = sorted(draw(st.tuples(st.floats(0.05, 20), st.floats(0.05, 20))))
+    return RandomResizedCrop(
+        draw(sizes),
+        scale=(scale[0], scale[1]),
+        ratio=(ratio[0], ratio[1]),
+        flip=draw(st.floats(0, 1)),
+    )
+
+
+@st.composite
+def center_crops(draw: st.DrawFn) -> CenterCrop:
+    size = draw(sizes)
+    resize = draw(st.none() | st.integers(max(size), 4 * max(size)))
+    return CenterCrop(size, resize=resize)
+
+
+@given(random_resized_crops() | center_crops() | st.builds(Resize, sizes), sides, sides, st.data())
+def test_crops_lie_within_the_picture(
+    transform: SizedTransform, height: int, width: int, draw: st.DataObject
+) -> None:
+    count = transform.draws
+    uniforms = draw.draw(st.lists(uniform, min_size=count, max_size=count))
+    crop = transform.crop(height, width, uniforms)
+    assert crop.height >= 1
+    assert crop.width >= 1
+    assert 0 <= crop.top <= height - crop.height
+    assert 0 <= crop.left <= width - crop.width
+    assert transform.crop(height, width, uniforms) == crop
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [RandomResizedCrop(224), CenterCrop((96, 128), resize=150), Resize((32, 16))],
+    ids=lambda transform: type(transform).__name__,
+)
+def test_transforms_are_values(transform: SizedTransform) -> None:
+    assert isinstance(transform, SizedTransform)
+    copy = pickle.loads(pickle.dumps(transform))  # noqa: S301  our own
+    assert copy == transform
+    assert hash(copy) == hash(transform)
+    assert eval(repr(transform)) == transform  # noqa: S307  our own
+    with pytest.raises(AttributeError):
+        transform.size = (1, 1)  # type: ignore[misc]  # that it raises is what is tested
+
+
+def test_one_number_is_both_height_and_width() -> None:
+    assert RandomResizedCrop(224) == RandomResizedCrop((224, 224))
+    assert CenterCrop(224) == CenterCrop((224, 224), resize=256)
+    assert Resize(32).size == (32, 32)
+    assert Resize((1, 2)) != Resize((2, 1))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: RandomResizedCrop(0), "size must be positive, not 0"),
+        (lambda: Resize((1, -1)), r"size must be positive, not \(1, -1\)"),
+        (lambda: CenterCrop((1, 0)), "size must be positive"),
+        (lambda: CenterCrop(224, resize=223), "resize must be at least 224 .* not 223"),
+        (lambda: RandomResizedCrop(8, scale=(0.5, 0.1)), "scale must be two numbers with 0 < min"),
+        (lambda: RandomResizedCrop(8, scale=(0.0, 1.0)), "scale must be"),
+        (lambda: RandomResizedCrop(8, scale=(0.5, 2.0)), "scale must be"),
+        (lambda: RandomResizedCrop(8, ratio=(2.0, 1.0)), "ratio must be two numbers with 0 < min"),
+        (lambda: RandomResizedCrop(8, ratio=(0.0, 1.0)), "ratio must be"),
+        (lambda: RandomResizedCrop(8, flip=1.5), "flip must be a probability"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_refused(build: Callable[[], Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        build()
+
+
+def torchvision_crop(
+    height: int, width: int, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """The algorithm of torchvision's RandomResizedCrop.get_params, as its documentation tells."""
+    for _ in range(10):
+        area = height * width * rng.uniform(0.08, 1.0)
+        ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w
+    w = round(height * 4 / 3) if width / height > 4 / 3 else width
+    h = round(width * 4 / 3) if width / height < 3 / 4 else height
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def figures(crops: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Area, logarithm of the aspect ratio, top, left."""
+    top, left, height, width = crops.T
+    return [height * width, np.log(width / height), top, left]
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (500, 375), (200, 900), (40, 41), (1000, 100)])
+def test_random_crops_are_distributed_as_torchvisions(shape: tuple[int, int]) -> None:
+    height, width = shape
+    count = 20_000
+    transform = RandomResizedCrop(224)
+    rng = np.random.default_rng(7)
+    draws = rng.random((count, transform.draws)).tolist()
+    crops = [transform.crop(height, width, uniforms) for uniforms in draws]
+    ours = np.array([(c.top, c.left, c.height, c.width) for c in crops], float)
+    theirs = np.array([torchvision_crop(height, width, rng) for _ in range(count)], float)
+    assert np.mean([crop.flip for crop in crops]) == pytest.approx(0.5, abs=0.02)
+    for a, b in zip(figures(ours), figures(theirs), strict=True):
+        assert abs(a.mean() - b.mean()) < 5 * max(a.std(), b.std(), 1e-9) * math.sqrt(2 / count)
+        values = np.union1d(a, b)
+        below_a = np.searchsorted(np.sort(a), values, side="right") / count
+        below_b = np.searchsorted(np.sort(b), values, side="right") / count
+        assert np.abs(below_a - below_b).max() < 2 * math.sqrt(2 / count)  # Kolmogorov-Smirnov
+
+
+def test_flips_happen_with_the_given_probability() -> None:
+    uniforms = [0.3, *[0.5] * 22]
+    assert not RandomResizedCrop(8, flip=0.0).crop(10, 10, [0.0, *uniforms[1:]]).flip
+    assert not RandomResizedCrop(8, flip=0.3).crop(10, 10, uniforms).flip
+    assert RandomResizedCrop(8, flip=0.31).crop(10, 10, uniforms).flip
+    assert RandomResizedCrop(8, flip=1.0).crop(10, 10, [math.nextafter(1, 0), *uniforms[1:]]).flip
+
+
+def test_the_central_crop_of_256_is_the_known_recipe() -> None:
+    # 375 x 500 resizes to 256 x 341; the crop there is 224 x 224 at row 16, column 58.
+    crop = CenterCrop(224).crop(375, 500, ())
+    scale = 375 / 256
+    assert crop == Crop(
+        round(16 * scale), round(58 * scale), round(224 * scale), round(224 * scale)
+    )
+    # 300 x 400 resizes to 224 x 298 (not 298.67): the crop starts at column 37.
+    assert CenterCrop(224, resize=224).crop(300, 400, ()) == Crop(0, 50, 300, 301)
+    assert CenterCrop(224, resize=224).crop(8, 8, ()) == Crop(0, 0, 8, 8)
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (640, 427), (1000, 500)])
+def test_a_central_crop_looks_like_resizing_then_cropping(shape: tuple[int, int]) -> None:
+    height, width = shape
+    rows, columns = np.mgrid[0:height, 0:width]
+    ramps = [rows * 255 / height, columns * 255 / width, (rows + columns) * 255 / (height + width)]
+    pixels = np.stack(ramps, axis=-1).astype(np.uint8)
+    short = min(shape)
+    resized_shape = 256 * width // short, 256 * height // short
+    resized = cv2.resize(pixels, resized_shape, interpolation=cv2.INTER_LINEAR)
+    top, left = (resized.shape[0] - 224) // 2, (resized.shape[1] - 224) // 2
+    expected = resized[top : top + 224, left : left + 224]
+    out = np.zeros((224, 224, 3), np.uint8)
+    write_crop(pixels, CenterCrop(224).crop(height, width, ()), out)
+    assert np.abs(out.astype(int) - expected).max() <= 3
+
+
+def noise(height: int, width: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("crop", [Crop(3, 5, 20, 30), Crop(1, 2, 8, 16), Crop(0, 0, 1, 1)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_crop_is_written_into_its_slot_and_nowhere_else(crop: Crop, flip: bool) -> None:
+    pixels = noise(40, 50)
+    batch = np.full((3, 8, 16, 3), 99, np.uint8)
+    write_crop(pixels, Crop(crop.top, crop.left, crop.height, crop.width, flip), batch[1])
+    part = pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+    expected = cv2.resize(part, (16, 8), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(batch[1], expected[:, ::-1] if flip else expected)
+    assert (batch[[0, 2]] == 99).all()
+
+
+def test_a_crop_of_the_slots_size_is_copied_exactly() -> None:
+    pixels = noise(40, 50)
+    out = np.zeros((8, 16, 3), np.uint8)
+    write_crop(pixels, Crop(4, 6, 8, 16), out)
+    np.testing.assert_array_equal(out, pixels[4:12, 6:22])
+
+
+def test_turned_views_are_cropped_like_copies() -> None:
+    pixels = noise(40, 50)
+    for view in (pixels.transpose(1, 0, 2), pixels[::-1], pixels[:, ::-1], pixels[::-1, ::-1]):
+        out, expected = np.zeros((2, 9, 7, 3), np.uint8)
+        write_crop(view, Crop(2, 3, 30, 31), out)
+        write_crop(np.ascontiguousarray(view), Crop(2, 3, 30, 31), expected)
+        np.testing.assert_array_equal(out, expected)
+
+
+def test_a_slot_of_another_type_is_refused() -> None:
+    slot: Any = np.zeros((8, 8, 3), np.float32)
+    with pytest.raises(UsageError, match=r"the slot must be uint8 \[h, w, 3\], not float32"):
+        write_crop(noise(9, 9), Crop(0, 0, 9, 9), slot)
