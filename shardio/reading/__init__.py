@@ -1,0 +1,1 @@
+"""Streaming samples into PyTorch: references to bytes, to pixels, into the batch."""

@@ -1,0 +1,110 @@
+"""Which epoch an iteration is, agreed between the processes of a DataLoader.
+
+A DataLoader starts an epoch by asking each worker's copy of the dataset for an iterator; nothing
+runs in the parent. So the copies share a small file: the first worker of an iteration takes the
+next epoch, the others of the same iteration find it there. An iteration is recognised by the
+DataLoader's base seed, by how often this copy was iterated (persistent workers), and by the
+process numbers of its workers, which are consecutive: even a script that resets torch's seed
+before every epoch gets a new epoch each time. The file holds the count of bad samples too.
+
+In the main process every iteration is a new epoch.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import multiprocessing
+import os
+import tempfile
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import get_worker_info
+
+_REMEMBERED = 64
+
+
+class EpochCounter:
+    """Epochs and bad samples of a dataset, counted across its copies in worker processes."""
+
+    def __init__(self, next_epoch: int = 0, num_bad_samples: int = 0) -> None:
+        self._iterations_here = 0
+        self._owner = os.getpid()
+        descriptor, path = tempfile.mkstemp(prefix="shardio-epoch-")
+        os.close(descriptor)
+        self._path = path
+        state = {"next": next_epoch, "bad": num_bad_samples, "iterations": []}
+        Path(path).write_text(json.dumps(state), encoding="ascii")
+        weakref.finalize(self, _remove, path, self._owner)
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._shared() as state:
+            return {**vars(self), "snapshot": (state["next"], state["bad"])}
+
+    def __setstate__(self, attributes: dict[str, Any]) -> None:
+        next_epoch, num_bad_samples = attributes.pop("snapshot")
+        if attributes["_owner"] != os.getpid() and Path(attributes["_path"]).exists():
+            vars(self).update(attributes)
+        else:
+            self.__init__(next_epoch, num_bad_samples)  # type: ignore[misc]  # a copy counts alone
+
+    def begin(self) -> int:
+        """The epoch of the iteration that starts now in this process."""
+        self._iterations_here += 1
+        worker = get_worker_info()
+        with self._shared() as state:
+            if worker is None:
+                return _take_next(state)
+            first_process = multiprocessing.current_process()._identity[-1] - worker.id
+            name = [worker.seed - worker.id, self._iterations_here]
+            for entry in reversed(state["iterations"]):
+                near = abs(first_process - entry["first_process"]) < worker.num_workers
+                if entry["name"] == name and near and worker.id not in entry["workers"]:
+                    entry["workers"].append(worker.id)
+                    return int(entry["epoch"])
+            epoch = _take_next(state)
+            entry = {"name": name, "first_process": first_process, "epoch": epoch}
+            state["iterations"] = [*state["iterations"], entry | {"workers": [worker.id]}]
+            state["iterations"] = state["iterations"][-_REMEMBERED:]
+            return epoch
+
+    def set_next(self, epoch: int) -> None:
+        """Make the next iteration, in whatever process, that epoch."""
+        with self._shared() as state:
+            state["next"] = epoch
+
+    def count_bad_sample(self) -> None:
+        """Count one more sample that was replaced."""
+        with self._shared() as state:
+            state["bad"] += 1
+
+    @property
+    def num_bad_samples(self) -> int:
+        """Samples that were replaced so far, in all processes."""
+        with self._shared() as state:
+            return int(state["bad"])
+
+    @contextmanager
+    def _shared(self) -> Iterator[dict[str, Any]]:
+        with Path(self._path).open("r+", encoding="ascii") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            state = json.load(stream)
+            yield state
+            stream.seek(0)
+            stream.truncate()
+            json.dump(state, stream)
+
+
+def _take_next(state: dict[str, Any]) -> int:
+    epoch = int(state["next"])
+    state["next"] = epoch + 1
+    return epoch
+
+
+def _remove(path: str, owner: int) -> None:
+    if os.getpid() == owner:
+        Path(path).unlink(missing_ok=True)

@@ -1,0 +1,208 @@
+"""References to batches: read the bytes, decode them into the batch's slots.
+
+A sample that cannot be delivered raises an error that names it, or, under the user's policy, is
+replaced by the next good sample of its shard, marked as not valid and counted: shapes and steps
+stay as planned, whatever the topology.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from time import perf_counter_ns
+from typing import Any
+
+import torch
+
+from shardio.codecs.image import Scratch
+from shardio.codecs.registry import kind_of
+from shardio.errors import CodecError, SampleError, TransformError, UsageError
+from shardio.plan.epoch import References
+from shardio.plan.shuffle import uniforms
+from shardio.reading.columns import Arrays, Column, SizedImages, Transform, Values
+from shardio.reading.fields import Fields
+from shardio.reading.shards import OpenShard, ShardPool
+from shardio.reading.times import StageTimes
+from shardio.transforms import SizedTransform
+
+_LOG = logging.getLogger("shardio")
+
+
+class SampleReader:
+    """Makes batches of references.
+
+    Args:
+        pool: of the dataset's shards.
+        fields: see shardio.reading.fields.
+        decode: False leaves every field as bytes.
+        transform: for images.
+        missing_ok: leave out an entry that a sample has no field for.
+        on_replaced: called for each bad sample that was replaced; None raises instead.
+        times: to add to.
+        shared: allocate batches in shared memory.
+    """
+
+    def __init__(
+        self,
+        pool: ShardPool,
+        *,
+        fields: Fields,
+        decode: bool,
+        transform: Transform | None,
+        missing_ok: bool,
+        on_replaced: Callable[[], None] | None,
+        times: StageTimes,
+        shared: bool,
+    ) -> None:
+        self._times = times
+        self._pool = pool
+        self._fields = fields
+        self._decode = decode
+        self._sized = transform if isinstance(transform, SizedTransform) else None
+        self._callable = None if isinstance(transform, SizedTransform) else transform
+        self._missing_ok = missing_ok
+        self._on_replaced = on_replaced
+        self._shared = shared
+        self._scratch = Scratch()
+
+    def read(self, references: References, key: int) -> dict[str, Any]:
+        """One batch.
+
+        Args:
+            references: of n samples.
+            key: of the random numbers for transforms, equal in all processes of an epoch.
+
+        Returns:
+            Entries by name, with n slots each, and "valid" (bool [n]) and "__key__".
+
+        Raises:
+            SampleError: a sample cannot be delivered.
+            TarError: a shard was changed or cut off.
+        """
+        start, before = perf_counter_ns(), self._stages()
+        columns = {name: self._column(name, len(references)) for name in self._fields}
+        draws = self._sized.draws if self._sized else 0
+        numbers = uniforms(key, references.positions, draws).tolist()
+        valid, keys = references.valid.tolist(), []
+        places = zip(references.shards.tolist(), references.indices.tolist(), strict=True)
+        for slot, (shard_number, index) in enumerate(places):
+            shard = self._pool.get(shard_number)
+            keys.append(shard.index.key(index))
+            if not self._fill(columns, slot, shard, index, numbers[slot]):
+                valid[slot] = False
+        batch = {name: column.collect() for name, column in columns.items()}
+        batch["valid"] = torch.tensor(valid)
+        batch["__key__"] = keys
+        self._times.samples += len(references)
+        self._times.batch += perf_counter_ns() - start - (self._stages() - before)
+        return batch
+
+    def _fill(
+        self,
+        columns: dict[str, Column],
+        slot: int,
+        shard: OpenShard,
+        index: int,
+        numbers: Sequence[float],
+    ) -> bool:
+        """Fill a slot; False if another sample had to take it."""
+        try:
+            self._put(columns, slot, shard, index, numbers)
+        except TransformError:
+            raise
+        except SampleError as error:
+            if self._on_replaced is None:
+                raise
+            substitute = self._replace(columns, slot, shard, index, numbers)
+            _LOG.warning("%s; sample %r takes its place", error, substitute)
+            self._on_replaced()
+            return False
+        return True
+
+    def _replace(
+        self,
+        columns: dict[str, Column],
+        slot: int,
+        shard: OpenShard,
+        index: int,
+        numbers: Sequence[float],
+    ) -> str:
+        count = len(shard.index)
+        for substitute in [*range(index + 1, count), *range(index)]:
+            try:
+                self._put(columns, slot, shard, substitute, numbers)
+            except TransformError:
+                raise
+            except SampleError:
+                continue
+            return shard.index.key(substitute)
+        raise SampleError(
+            f"{shard.name}: none of its {count} samples can be delivered; remove the shard",
+            shard=shard.name,
+        )
+
+    def _put(
+        self,
+        columns: dict[str, Column],
+        slot: int,
+        shard: OpenShard,
+        index: int,
+        numbers: Sequence[float],
+    ) -> None:
+        for name, alternatives in self._fields.items():
+            start = perf_counter_ns()
+            stored = shard.read(index, alternatives)
+            self._times.read += perf_counter_ns() - start
+            if stored is None:
+                if self._missing_ok:
+                    columns.pop(name)
+                    continue
+                raise _missing(shard, index, name, alternatives)
+            self._times.bytes += len(stored.data)
+            try:
+                columns[name].put(slot, stored, numbers)
+            except (CodecError, TransformError, UsageError) as error:
+                raise _located(error, shard, index, stored.field) from error
+
+    def _column(self, name: str, slots: int) -> Column:
+        kind = kind_of(self._fields[name][0]) if self._decode else "bytes"
+        if kind == "image" and self._sized is not None:
+            return SizedImages(slots, self._sized, self._scratch, self._times, shared=self._shared)
+        if kind in {"image", "cls", "npy"}:
+            image = kind == "image"
+            transform = self._callable if image else None
+            return Arrays(slots, transform, self._times, image=image, shared=self._shared)
+        return Values(slots, self._times, decode=self._decode)
+
+    def _stages(self) -> int:
+        return self._times.read + self._times.decode + self._times.transform
+
+
+def _missing(shard: OpenShard, index: int, name: str, alternatives: tuple[str, ...]) -> SampleError:
+    key = shard.index.key(index)
+    return SampleError(
+        f"{shard.name}: sample {key!r} has no field {';'.join(alternatives)} for {name!r}; "
+        'choose others with fields={…}, or pass on_bad_sample="skip" to go on without it',
+        shard=shard.name,
+        key=key,
+        field=alternatives[0],
+    )
+
+
+def _located(
+    error: CodecError | TransformError | UsageError, shard: OpenShard, index: int, field: str
+) -> SampleError | UsageError:
+    kind: type[SampleError | UsageError] = SampleError
+    remedy = ""
+    if isinstance(error, CodecError):
+        remedy = '; pass on_bad_sample="skip" to go on without it'
+    elif isinstance(error, TransformError):
+        kind = TransformError
+    else:
+        kind = UsageError
+    return kind(
+        f"{shard.place(index, field)}: {error}{remedy}",
+        shard=shard.name,
+        key=shard.index.key(index),
+        field=field,
+    )

@@ -1,0 +1,116 @@
+"""The shards that a reader has open, and the bytes of a field in them.
+
+At most `_MOST_OPEN` shards are open at once; the least recently used is closed first.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import OrderedDict
+from typing import NamedTuple
+
+from shardio.errors import SampleError, TarError
+from shardio.index.catalog import ShardEntry
+from shardio.index.shard_index import ShardIndex
+from shardio.storage.local import LocalShard
+
+_MOST_OPEN = 200
+
+
+class FieldBytes(NamedTuple):
+    """One field of one sample, as stored."""
+
+    field: str
+    data: bytes
+
+
+class OpenShard:
+    """A shard file with its index.
+
+    Args:
+        entry: of the catalog.
+
+    Raises:
+        IndexFileError: the index is missing or does not fit the shard.
+        OSError: the shard cannot be opened.
+    """
+
+    def __init__(self, entry: ShardEntry) -> None:
+        self.name = entry.name
+        self.index: ShardIndex = entry.load_index()
+        self.file = LocalShard(entry.path, entry.name)
+        if self.file.size != entry.size:
+            self.file.close()
+            raise TarError(
+                f"{entry.name}: the shard has {self.file.size} bytes, its index expects "
+                f"{entry.size}; it was changed or cut off: run `shardio index` on its folder "
+                "if it is whole",
+                shard=entry.name,
+            )
+        self._columns = {name: column for column, name in enumerate(self.index.fields)}
+
+    def read(self, index: int, alternatives: tuple[str, ...]) -> FieldBytes | None:
+        """The first of the alternative fields that a sample has, or None.
+
+        Raises:
+            SampleError: the data does not have the checksum that the index recorded.
+            TarError: the shard ends inside the data.
+        """
+        for field in alternatives:
+            column = self._columns.get(field)
+            if column is None:
+                continue
+            offset = int(self.index.offsets[index, column])
+            if offset >= 0:
+                size = int(self.index.sizes[index, column])
+                data = self.file.read(offset, size)
+                self._check(index, column, data)
+                return FieldBytes(field, data)
+        return None
+
+    def place(self, index: int, field: str) -> str:
+        """Where a field is, for the beginning of an error's sentence."""
+        column = self._columns.get(field)
+        offset = -1 if column is None else int(self.index.offsets[index, column])
+        where = f" at offset {offset}" if offset >= 0 else ""
+        return f"{self.name}: sample {self.index.key(index)!r}, field {field!r}{where}"
+
+    def _check(self, index: int, column: int, data: bytes) -> None:
+        checksums = self.index.checksums
+        if checksums is not None and zlib.crc32(data) != checksums[index, column]:
+            field = self.index.fields[column]
+            raise SampleError(
+                f"{self.place(index, field)}: the data is not what was packed (CRC-32 differs); "
+                "get or make the shard again",
+                shard=self.name,
+                offset=int(self.index.offsets[index, column]),
+                key=self.index.key(index),
+                field=field,
+            )
+
+
+class ShardPool:
+    """Opens shards when they are needed; close it when done.
+
+    Args:
+        entries: of the catalog.
+    """
+
+    def __init__(self, entries: tuple[ShardEntry, ...]) -> None:
+        self._entries = entries
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+
+    def get(self, shard: int) -> OpenShard:
+        """The open shard at a position of the catalog."""
+        opened = self._open.get(shard)
+        if opened is None:
+            opened = self._open[shard] = OpenShard(self._entries[shard])
+            if len(self._open) > _MOST_OPEN:
+                self._open.popitem(last=False)[1].file.close()
+        self._open.move_to_end(shard)
+        return opened
+
+    def close(self) -> None:
+        """Close every file."""
+        while self._open:
+            self._open.popitem()[1].file.close()

@@ -1,0 +1,44 @@
+"""Which rank and worker this process is, as torch and torchrun tell it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch.distributed
+from torch.utils.data import get_worker_info
+
+from shardio.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """Rank of this process among world_size ranks."""
+
+    rank: int
+    world_size: int
+
+
+def find_ranks(rank: int | None, world_size: int | None) -> Ranks:
+    """What the user gave, else torch.distributed, else torchrun's environment, else one rank.
+
+    Raises:
+        UsageError: only one of the two is given, or rank is outside 0 to world_size - 1.
+    """
+    if (rank is None) != (world_size is None):
+        raise UsageError("rank and world_size go together; give both or neither")
+    if rank is None or world_size is None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        else:
+            rank = int(os.environ.get("RANK", "0"))
+            world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if not 0 <= rank < world_size:
+        raise UsageError(f"rank {rank} is outside 0 to {world_size - 1} (world_size - 1)")
+    return Ranks(rank=rank, world_size=world_size)
+
+
+def find_worker() -> tuple[int, int]:
+    """Worker and num_workers of this process; the main process is worker 0 of 1."""
+    info = get_worker_info()
+    return (0, 1) if info is None else (info.id, info.num_workers)

@@ -1,0 +1,360 @@
+from __future__ import annotations
+
+import copy
+import io
+import json
+import logging
+import pickle
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import shardio
+
+
+def make_shard(path: Path, samples: dict[str, dict[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for key, sample in samples.items():
+            for field, data in sample.items():
+                info = tarfile.TarInfo(f"{key}.{field}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def png(value: int, height: int = 4, width: int = 6) -> bytes:
+    return cv2.imencode(".png", np.full((height, width, 3), value, np.uint8))[1].tobytes()
+
+
+def npy(array: np.ndarray[Any, Any], **options: Any) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, **options)
+    return stream.getvalue()
+
+
+def test_a_batch_holds_images_labels_masks_and_keys(packed: Path, images: Path) -> None:
+    dataset = shardio.ShardDataset(packed, batch_size=50)
+    seen = 0
+    for batch in dataset:
+        assert batch["image"].shape == (50, 3, 8, 8)
+        assert batch["image"].dtype == torch.uint8
+        assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+        assert batch["label"].dtype == torch.int64
+        assert batch["valid"].dtype == torch.bool
+        for image, label, key in zip(batch["image"], batch["label"], batch["__key__"], strict=True):
+            original = cv2.imread(str(images / f"{key}.png"), cv2.IMREAD_COLOR_RGB)
+            assert original is not None
+            assert np.array_equal(image.permute(1, 2, 0).numpy(), original)
+            assert dataset.classes is not None
+            assert dataset.classes[label] == key.partition("/")[0]
+            seen += 1
+    assert seen == 600
+
+
+def test_a_sized_transform_fills_the_batch(packed: Path) -> None:
+    batch = next(iter(shardio.ShardDataset(packed, batch_size=5, transform=shardio.Resize((3, 9)))))
+    assert batch["image"].shape == (5, 3, 3, 9)
+    assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_random_crops_depend_on_seed_and_epoch_alone(packed: Path) -> None:
+    def images(seed: int, epoch: int) -> torch.Tensor:
+        crop = shardio.RandomResizedCrop(8)
+        dataset = shardio.ShardDataset(packed, batch_size=9, seed=seed, transform=crop)
+        dataset.set_epoch(epoch)
+        found: torch.Tensor = next(iter(dataset))["image"]
+        return found
+
+    assert torch.equal(images(1, 0), images(1, 0))
+    assert not torch.equal(images(1, 0), images(1, 1))
+    assert not torch.equal(images(1, 0), images(2, 0))
+
+
+def test_any_callable_transforms_images(packed: Path) -> None:
+    def brighten(image: torch.Tensor) -> torch.Tensor:
+        assert image.shape == (3, 8, 8)
+        return image.float() / 255
+
+    batch = next(iter(shardio.ShardDataset(packed, batch_size=5, transform=brighten)))
+    assert batch["image"].shape == (5, 3, 8, 8)
+    assert batch["image"].dtype == torch.float32
+
+
+def test_an_error_in_a_transform_names_shard_and_key(packed: Path) -> None:
+    def broken(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no luck")
+
+    dataset = shardio.ShardDataset(packed, batch_size=5, transform=broken, on_bad_sample="skip")
+    message = (
+        r"shard-000000\.tar: sample 'class\d+/image\d+', field 'png' at offset \d+: "
+        "the transform raised RuntimeError: no luck"
+    )
+    with pytest.raises(shardio.TransformError, match=message):
+        next(iter(dataset))
+
+
+def test_fields_decode_by_name_and_the_rest_stays_bytes(tmp_path: Path) -> None:
+    sample = {
+        "seg.png": png(3),
+        "cls": b"7",
+        "txt": "grün".encode(),
+        "json": b'{"a": [1]}',
+        "npy": npy(np.arange(3, dtype=">f4")),
+        "weird": b"\x00\x01",
+    }
+    path = make_shard(tmp_path / "a.tar", {"k": sample, "l": sample})
+    found = next(iter(shardio.ShardDataset(path)))
+    assert found["seg.png"].shape == (3, 4, 6)
+    assert (found["label"], found["txt"], found["json"]) == (7, "grün", {"a": [1]})
+    assert torch.equal(found["npy"], torch.arange(3.0))
+    assert (found["weird"], found["__key__"], found["valid"]) == (b"\x00\x01", "k", True)
+    batch = next(iter(shardio.ShardDataset(path, batch_size=2)))
+    assert batch["npy"].shape == (2, 3)
+    assert batch["json"] == [{"a": [1]}] * 2
+    raw = next(iter(shardio.ShardDataset(path, decode=False, batch_size=2)))
+    assert raw["label"] == [b"7", b"7"]
+
+
+def test_fields_may_have_alternatives(tmp_path: Path) -> None:
+    path = make_shard(
+        tmp_path / "a.tar", {"a": {"jpg": png(1)}, "b": {"png": png(2)}, "c": {"webp": png(3)}}
+    )
+    values = [int(sample["image"].max()) for sample in shardio.ShardDataset(path)]
+    assert values == [1, 2, 3]
+    batch = next(iter(shardio.ShardDataset(path, fields={"x": "jpg;PNG;webp"}, batch_size=3)))
+    assert batch["x"].amax((1, 2, 3)).tolist() == [1, 2, 3]
+
+
+def test_several_images_in_a_sample_keep_their_names(tmp_path: Path) -> None:
+    path = make_shard(tmp_path / "a.tar", {"a": {"jpg": png(1), "png": png(2)}})
+    assert {"jpg", "png"} < set(next(iter(shardio.ShardDataset(path))))
+
+
+def test_samples_may_lack_fields_but_batches_and_chosen_fields_may_not(tmp_path: Path) -> None:
+    path = make_shard(tmp_path / "a.tar", {"a": {"txt": b"1", "cls": b"1"}, "b": {"txt": b"2"}})
+    assert ["label" in sample for sample in shardio.ShardDataset(path)] == [True, False]
+    message = r"a\.tar: sample 'b' has no field cls for 'label'; choose others with fields="
+    with pytest.raises(shardio.SampleError, match=message):
+        list(shardio.ShardDataset(path, batch_size=2))
+    with pytest.raises(shardio.SampleError, match=message):
+        list(shardio.ShardDataset(path, fields={"label": "cls"}))
+
+
+def test_images_of_several_sizes_in_a_batch_are_explained(tmp_path: Path) -> None:
+    path = make_shard(tmp_path / "a.tar", {"a": {"png": png(1, 4, 6)}, "b": {"png": png(1, 5, 6)}})
+    message = (
+        r"sample 'b', field 'png' .* it is 3×5×6 .* others of the batch are 3×4×6 .* transform"
+    )
+    with pytest.raises(shardio.UsageError, match=message):
+        list(shardio.ShardDataset(path, batch_size=2, on_bad_sample="skip"))
+    assert len([*shardio.ShardDataset(path)]) == 2
+
+
+def test_a_broken_image_names_shard_key_field_and_offset(tmp_path: Path) -> None:
+    path = make_shard(tmp_path / "a.tar", {"x/good": {"png": png(1)}, "x/bad": {"png": b"no"}})
+    message = r"a\.tar: sample 'x/bad', field 'png' at offset 1536: not a .* on_bad_sample="
+    with pytest.raises(shardio.SampleError, match=message) as caught:
+        list(shardio.ShardDataset(path))
+    assert (caught.value.key, caught.value.field) == ("x/bad", "png")
+    assert isinstance(caught.value.shard, str)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_samples_are_replaced_marked_and_counted(
+    tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    samples = {
+        f"{i:03d}": {"png": png(i) if i % 7 else b"broken", "cls": b"%d" % i} for i in range(50)
+    }
+    path = make_shard(tmp_path / "a.tar", samples)
+    dataset = shardio.ShardDataset(path, batch_size=6, on_bad_sample="skip")
+    loader = DataLoader(dataset, batch_size=None, num_workers=workers)
+    with caplog.at_level(logging.ERROR, "shardio"):
+        batches = [*loader]
+    assert len(batches) == len(dataset) == 9
+    good = [
+        int(key)
+        for batch in batches
+        for key, valid in zip(batch["__key__"], batch["valid"], strict=True)
+        if valid
+    ]
+    assert good == [i for i in range(50) if i % 7]
+    assert batches[0]["__key__"] == [f"{i:03d}" for i in range(6)]
+    assert batches[0]["valid"].tolist() == [False, True, True, True, True, True]
+    assert batches[0]["image"][0].max() == 1  # the next good sample took the place
+    padding = 9 * 6 - 50
+    assert dataset.num_bad_samples == 8 + len([i for i in range(padding) if i % 7 == 0])
+
+
+def test_a_replaced_sample_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = make_shard(tmp_path / "a.tar", {"a": {"png": b"no"}, "b": {"png": png(1)}})
+    with caplog.at_level(logging.WARNING, "shardio"):
+        list(shardio.ShardDataset(path, on_bad_sample="skip"))
+    assert "sample 'a', field 'png'" in caplog.text
+    assert "sample 'b' takes its place" in caplog.text
+
+
+def test_a_shard_without_a_good_sample_is_an_error(tmp_path: Path) -> None:
+    path = make_shard(tmp_path / "a.tar", {"a": {"png": b"no"}, "b": {"png": b"no"}})
+    with pytest.raises(shardio.SampleError, match="none of its 2 samples can be delivered"):
+        list(shardio.ShardDataset(path, on_bad_sample="skip"))
+
+
+def test_a_flipped_bit_in_the_data_is_noticed(packed: Path, tmp_path: Path) -> None:
+    copied = copy_folder(packed, tmp_path / "out")
+    shard = copied / "shard-000004.tar"
+    data = bytearray(shard.read_bytes())
+    data[1536 + 100] ^= 4
+    shard.write_bytes(data)
+    with pytest.raises(
+        shardio.SampleError, match=r"shard-000004\.tar: sample .* \(CRC-32 differs\)"
+    ):
+        list(shardio.ShardDataset(copied, decode=False))
+    dataset = shardio.ShardDataset(copied, decode=False, on_bad_sample="skip", batch_size=60)
+    assert sum(int(batch["valid"].sum()) for batch in dataset) == 599
+
+
+def test_a_shard_that_shrank_is_noticed(packed: Path, tmp_path: Path) -> None:
+    copied = copy_folder(packed, tmp_path / "out")
+    shard = copied / "shard-000004.tar"
+    dataset = shardio.ShardDataset(copied, decode=False)
+    running = iter(dataset)
+    next(running)
+    shard.write_bytes(shard.read_bytes()[:9000])
+    with pytest.raises(shardio.TarError, match=r"shard-000004\.tar: the file ends at byte 9\d+"):
+        list(running)
+    with pytest.raises(shardio.TarError, match=r"shard-000004\.tar: the shard has 9000 bytes"):
+        list(dataset)
+
+
+def copy_folder(source: Path, target: Path) -> Path:
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+            (target / path.relative_to(source)).write_bytes(path.read_bytes())
+    return target
+
+
+def test_pickles_and_object_arrays_are_never_loaded(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path(tmp_path / "boom").touch, ())
+
+    objects = np.empty(1, dtype=object)
+    objects[0] = Bomb()
+    sample = {"pkl": pickle.dumps(Bomb()), "pth": pickle.dumps(Bomb()), "txt": b"a"}
+    make_shard(tmp_path / "a.tar", {"a": sample})
+    found = next(iter(shardio.ShardDataset(tmp_path / "a.tar")))
+    assert isinstance(found["pkl"], bytes)
+    assert isinstance(found["pth"], bytes)
+    make_shard(tmp_path / "b.tar", {"a": {"npy": npy(objects, allow_pickle=True)}})
+    with pytest.raises(shardio.SampleError, match="field 'npy'"):
+        list(shardio.ShardDataset(tmp_path / "b.tar"))
+    assert not (tmp_path / "boom").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0: it must be at least 1"),
+        ({"shuffle": "yes"}, "shuffle='yes': it must be True, False or 'full'"),
+        ({"window": 0}, "window=0: it must be at least 1 shard"),
+        ({"tail": "cut"}, "tail='cut': it must be 'pad' or 'drop'"),
+        ({"on_bad_sample": "no"}, "on_bad_sample='no': it must be 'raise' or 'skip'"),
+        ({"rank": 2, "world_size": 2}, "rank 2 is outside 0 to 1"),
+        ({"rank": 0}, "rank and world_size go together"),
+        ({"fields": {"image": "tiff"}}, "no sample has 'tiff' .* has the fields cls, png"),
+        ({"fields": {"valid": "png"}}, "'valid' is taken by shardio"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_explained(
+    packed: Path, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(shardio.UsageError, match=message):
+        shardio.ShardDataset(packed, **arguments)
+
+
+def test_an_empty_dataset_is_an_error(tmp_path: Path) -> None:
+    make_shard(tmp_path / "a.tar", {})
+    with pytest.raises(shardio.UsageError, match=r"a\.tar: the dataset has no samples"):
+        list(shardio.ShardDataset(tmp_path / "a.tar"))
+
+
+def test_ranks_are_found_in_the_environment_of_torchrun(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    dataset = shardio.ShardDataset(packed, decode=False)
+    assert len(dataset) == 200
+    assert [s["__key__"] for s in dataset] == [
+        s["__key__"] for s in shardio.ShardDataset(packed, decode=False, rank=1, world_size=3)
+    ]
+
+
+def test_a_copy_of_a_dataset_counts_its_own_epochs(packed: Path) -> None:
+    dataset = shardio.ShardDataset(packed, shuffle=True, decode=False, batch_size=300)
+    next(iter(dataset))
+    for clone in (copy.deepcopy(dataset), pickle.loads(pickle.dumps(dataset))):  # noqa: S301  our own
+        assert next(iter(clone))["__key__"] == next(iter(copy.deepcopy(dataset)))["__key__"]
+    before = next(iter(copy.deepcopy(dataset)))["__key__"]
+    assert next(iter(dataset))["__key__"] == before
+
+
+def test_the_pages_of_the_next_window_are_asked_for_ahead(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "shardio.storage.local.LocalShard.read_ahead", lambda shard: asked.append(shard.name)
+    )
+    dataset = shardio.ShardDataset(packed, shuffle=True, window=2, decode=False, batch_size=50)
+    order = [
+        dataset.catalog.shards[i].name
+        for w in range(4)
+        for i in dataset.plan(0).shards_of_window(w)
+    ]
+    steps = iter(dataset)
+    next(steps)
+    assert asked == order[:4]
+    list(steps)
+    assert asked == order
+
+
+def test_shards_without_an_index_read_like_those_with_one(packed: Path, tmp_path: Path) -> None:
+    for shard in packed.glob("*.tar"):
+        (tmp_path / shard.name).write_bytes(shard.read_bytes())
+    for one, other in zip(
+        shardio.ShardDataset(packed, batch_size=60, shuffle=True),
+        shardio.ShardDataset(tmp_path, batch_size=60, shuffle=True),
+        strict=True,
+    ):
+        assert one["__key__"] == other["__key__"]
+        assert torch.equal(one["image"], other["image"])
+
+
+def test_gzip_shards_read_like_plain_ones(shared_data: Path) -> None:
+    samples = [*shardio.ShardDataset(shared_data / "shards/webdataset/sample.tgz", decode=False)]
+    assert len(samples) > 0
+
+
+def test_batches_of_workers_lie_in_shared_memory(packed: Path) -> None:
+    """So that the hand-over does not copy them."""
+    dataset = shardio.ShardDataset(packed, batch_size=60)
+    for batch in DataLoader(dataset, batch_size=None, num_workers=1):
+        assert batch["image"].is_shared()
+        assert batch["image"].untyped_storage().nbytes() == 60 * 3 * 8 * 8
+
+
+def test_the_manifest_is_an_index_that_wids_understands(packed: Path) -> None:
+    document = json.loads((packed / "shardio.json").read_text())
+    assert document["__kind__"] == "wids-shard-index-v1"
+    assert document["wids_version"] == 1
+    assert all({"url", "nsamples", "filesize"} <= set(shard) for shard in document["shardlist"])
+    assert sum(shard["nsamples"] for shard in document["shardlist"]) == 600
