@@ -1,0 +1,213 @@
+"""From a folder of images to a packed folder: list, plan, run, publish.
+
+While it works the output folder holds a lock file. It tells a second pack that the folder is
+taken, and a later one that a killed pack left shards behind, which are then written anew: the
+same input gives the same bytes. The manifest comes last, so a folder without it is not packed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, Literal
+
+from shardio.errors import PackError
+from shardio.index.catalog import SHARD_SUFFIXES
+from shardio.index.manifest import INDEX_FOLDER, MANIFEST_NAME, Manifest, write_manifest
+from shardio.packing.engine import run_tasks
+from shardio.packing.plan import SHARD_PATTERN, plan_shards
+from shardio.packing.shard import PackedShard, find_problem, refusal
+from shardio.packing.sources import (
+    Problem,
+    SourceSample,
+    find_classes,
+    list_files,
+    make_samples,
+)
+from shardio.storage.atomic import atomic_file, remove_temporaries, sync_folder
+
+SKIPPED_NAME = "skipped.jsonl"
+RENAMED_NAME = "renamed.jsonl"
+_LOCK_NAME = ".shardio-pack"
+
+OnError = Literal["raise", "skip"]
+Progress = Callable[[int], Callable[[], None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackSummary:
+    """What was packed.
+
+    Attributes:
+        samples: in all shards.
+        shards: written.
+        bytes: of all shards.
+        classes: found; None without labels.
+        skipped: files left out, listed in skipped.jsonl.
+        renamed: samples whose key is not their path, listed in renamed.jsonl.
+        seconds: it took.
+    """
+
+    samples: int
+    shards: int
+    bytes: int
+    classes: int | None
+    skipped: int
+    renamed: int
+    seconds: float
+
+
+def pack(
+    source: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    shards: int,
+    shuffle: bool = True,
+    seed: int = 0,
+    labels: bool = True,
+    on_error: OnError = "raise",
+    progress: Progress | None = None,
+) -> PackSummary:
+    """Pack a folder of images into tar shards.
+
+    Args:
+        source: a folder with one subfolder a class, or a flat folder without labels; folders
+            inside are searched too, dot files are left out.
+        out: a new or empty folder for the shards.
+        shards: how many; their sizes differ by at most one sample.
+        shuffle: order the samples at random; otherwise by path.
+        seed: of the order.
+        labels: False packs a folder with subfolders without labels.
+        on_error: "raise", or "skip" to leave bad files out and list them in skipped.jsonl.
+        progress: called with the number of samples; what it returns is called after each.
+
+    Raises:
+        PackError: a file cannot be packed, the source is empty, or the output is taken.
+        OSError: the output cannot be written.
+    """
+    start = time.monotonic()
+    source, folder = fspath(source), Path(out)
+    if shards < 1:
+        raise PackError(f"{shards} shards: it must be at least 1")
+    found = _find_samples(source, labels=labels, skip=on_error == "skip")
+    tasks = plan_shards(
+        found.samples,
+        source=source,
+        out=str(folder),
+        shards=shards,
+        seed=seed if shuffle else None,
+    )
+    with _taken(folder):
+        packed = run_tasks(tasks, progress(len(found.samples)) if progress else None)
+        _publish(folder, found, packed)
+    return PackSummary(
+        samples=len(found.samples),
+        shards=shards,
+        bytes=sum(shard.receipt.size for shard in packed),
+        classes=len(found.classes) if found.classes else None,
+        skipped=len(found.problems),
+        renamed=sum(sample.renamed for sample in found.samples),
+        seconds=time.monotonic() - start,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    samples: list[SourceSample]
+    problems: list[Problem]
+    classes: tuple[str, ...] | None
+
+
+def _find_samples(source: str, *, labels: bool, skip: bool) -> _Found:
+    files, no_files = list_files(source)
+    classes = find_classes(files, source) if labels else None
+    samples, same_keys = make_samples(files, classes)
+    problems = no_files + same_keys
+    if problems and not skip:
+        raise refusal(problems[0])
+    if skip:
+        checked = [(sample, find_problem(source, sample)) for sample in samples]
+        samples = [sample for sample, problem in checked if problem is None]
+        problems += [problem for _, problem in checked if problem is not None]
+    return _Found(samples=samples, problems=problems, classes=classes)
+
+
+def _publish(folder: Path, found: _Found, packed: list[PackedShard]) -> None:
+    """Write what belongs to the shards, the manifest last."""
+    problems = sorted(found.problems, key=lambda problem: problem.path)
+    _write_ledger(folder / SKIPPED_NAME, [asdict(problem) for problem in problems])
+    renamed = [sample for sample in found.samples if sample.renamed]
+    _write_ledger(
+        folder / RENAMED_NAME, [{"key": sample.key, "path": sample.name} for sample in renamed]
+    )
+    sync_folder(folder / INDEX_FOLDER)
+    sync_folder(folder)
+    fields = sorted({field for shard in packed for field in shard.fields})
+    receipts = tuple(shard.receipt for shard in packed)
+    manifest = Manifest(shards=receipts, fields=tuple(fields), classes=found.classes)
+    write_manifest(folder, manifest)
+    sync_folder(folder)
+
+
+@contextmanager
+def _taken(folder: Path) -> Iterator[None]:
+    """Hold the output folder; after an error it is left without anything of this pack."""
+    created = not folder.exists()
+    lock = folder / _LOCK_NAME
+    if not lock.exists():
+        _refuse_shards(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PackError(
+                f"{folder}: another pack is writing to this folder; wait for it, "
+                "or name another output folder"
+            ) from error
+        _remove_output(folder)
+        (folder / INDEX_FOLDER).mkdir()
+        try:
+            yield
+        except BaseException:
+            _remove_output(folder)
+            lock.unlink()
+            if created:
+                folder.rmdir()
+            raise
+        lock.unlink()
+
+
+def _refuse_shards(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise PackError(f"{folder}: it is a file; name a folder for the shards")
+    present = sorted(folder.glob("*"))
+    for path in present:
+        if path.name.endswith(SHARD_SUFFIXES) or path.name in {MANIFEST_NAME, INDEX_FOLDER}:
+            raise PackError(
+                f"{folder}: the folder has shards already ({path.name}); "
+                "name another one, or remove them first"
+            )
+
+
+def _remove_output(folder: Path) -> None:
+    remove_temporaries(folder)
+    shutil.rmtree(folder / INDEX_FOLDER, ignore_errors=True)
+    for name in (MANIFEST_NAME, SKIPPED_NAME, RENAMED_NAME):
+        (folder / name).unlink(missing_ok=True)
+    for shard in folder.glob(SHARD_PATTERN):
+        shard.unlink()
+
+
+def _write_ledger(path: Path, rows: list[dict[str, Any]]) -> None:
+    if rows:
+        with atomic_file(path) as stream:
+            for row in rows:
+                stream.write(json.dumps(row).encode("ascii") + b"\n")

@@ -1,0 +1,143 @@
+"""From a folder of images to the list of samples, sorted by path.
+
+Each file is a sample. Its key is its path without extension; other dots of its name become
+underscores, since the first dot of a member name ends the key. In a folder with subfolders the
+first one on a file's path is its class. Names are bytes throughout, as the file system has them,
+so that no locale takes part.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from shardio.codecs.registry import IMAGE_FIELDS
+from shardio.errors import PackError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSample:
+    """One image file.
+
+    Attributes:
+        path: relative to the source folder.
+        key: of the sample.
+        field: of its image; None if the file's name has no image extension, so that the field
+            is named after the format found in it.
+        label: position of its class, None without classes.
+    """
+
+    path: bytes
+    key: str
+    field: str | None
+    label: int | None
+
+    @property
+    def name(self) -> str:
+        """The path as text."""
+        return text_of(self.path)
+
+    @property
+    def renamed(self) -> bool:
+        """Whether the key is not simply the path without its extension."""
+        extension = self.name.rpartition(".")[2] if self.field else ""
+        return self.name != (f"{self.key}.{extension}" if extension else self.key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """A file that cannot be packed, and why."""
+
+    path: str
+    reason: str
+
+
+def text_of(name: bytes) -> str:
+    """A name of the file system as text, the same under every locale."""
+    return name.decode("utf-8", "surrogateescape")
+
+
+def list_files(folder: str) -> tuple[list[bytes], list[Problem]]:
+    """Paths of all files below a folder, relative to it, sorted, and what is no file.
+
+    Links are followed, dot files are left out.
+
+    Raises:
+        PackError: the folder does not exist, has no files, or a folder in it cannot be read.
+    """
+    root = os.fsencode(folder)
+    if not os.path.isdir(root):  # noqa: PTH112  pathlib has no bytes paths
+        raise PackError(f"{folder}: no such folder; name the folder that holds the images")
+    problems: list[Problem] = []
+    files = sorted(_walk(root, b"", (), problems))
+    if not files:
+        raise PackError(f"{folder}: the folder has no files; name the folder that holds the images")
+    return files, sorted(problems, key=lambda problem: problem.path)
+
+
+def find_classes(files: list[bytes], folder: str) -> tuple[str, ...] | None:
+    """The first folders on the files' paths, sorted; None if no file lies in a subfolder.
+
+    Raises:
+        PackError: some files lie in subfolders and some do not.
+    """
+    classes = {path.partition(b"/")[0] for path in files if b"/" in path}
+    loose = next((path for path in files if b"/" not in path), None)
+    if classes and loose is not None:
+        raise PackError(
+            f"{folder}: {text_of(loose)} lies beside the class folders; move it into one, "
+            "or pass --no-labels to pack without classes"
+        )
+    return tuple(map(text_of, sorted(classes))) or None
+
+
+def make_samples(
+    files: list[bytes], classes: tuple[str, ...] | None
+) -> tuple[list[SourceSample], list[Problem]]:
+    """One sample a file, and the files whose key an earlier one has."""
+    labels = {name: label for label, name in enumerate(classes or ())}
+    samples: dict[str, SourceSample] = {}
+    problems = []
+    for path in files:
+        key, field = _key_and_field(text_of(path))
+        label = labels[text_of(path.partition(b"/")[0])] if classes else None
+        sample = SourceSample(path=path, key=key, field=field, label=label)
+        first = samples.setdefault(key, sample)
+        if first is not sample:
+            reason = f"its key would be {key!r}, as that of {first.name}"
+            problems.append(Problem(path=sample.name, reason=reason))
+    return list(samples.values()), problems
+
+
+def _key_and_field(name: str) -> tuple[str, str | None]:
+    folder, slash, base = name.rpartition("/")
+    stem, dot, extension = base.rpartition(".")
+    field = extension.lower()
+    if not (dot and field in IMAGE_FIELDS):
+        return folder + slash + base.replace(".", "_"), None
+    return folder + slash + stem.replace(".", "_"), field
+
+
+def _walk(
+    root: bytes, relative: bytes, parents: tuple[tuple[int, int], ...], problems: list[Problem]
+) -> Iterator[bytes]:
+    folder = os.path.join(root, relative) if relative else root  # noqa: PTH118  bytes
+    try:
+        status = os.stat(folder)  # noqa: PTH116  bytes
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(b".")]
+    except OSError as error:
+        raise PackError(
+            f"{text_of(folder)}: {error.strerror}; make the folder readable or remove it"
+        ) from error
+    if (identity := (status.st_dev, status.st_ino)) in parents:
+        raise PackError(f"{text_of(folder)}: a link leads back to a folder above; remove it")
+    for entry in entries:
+        path = relative + b"/" + entry.name if relative else entry.name
+        if entry.is_dir():
+            yield from _walk(root, path, (*parents, identity), problems)
+        elif entry.is_file():
+            yield path
+        else:
+            reason = "a link to nothing" if entry.is_symlink() else "neither a file nor a folder"
+            problems.append(Problem(path=text_of(path), reason=reason))

@@ -1,0 +1,366 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import shardio
+from shardio.index.manifest import read_manifest
+from shardio.testing import make_images
+
+ReadSamples = Callable[[Path], list[dict[str, Any]]]
+PNG = cv2.imencode(".png", np.zeros((2, 2, 3), np.uint8))[1].tobytes()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def write(folder: Path, *names: str, data: bytes = PNG) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def keys_of(folder: Path) -> list[str]:
+    return [sample["__key__"] for sample in shardio.ShardDataset(folder, decode=False)]
+
+
+def test_webdataset_reads_the_same_keys_fields_and_bytes(
+    packed: Path, images: Path, read_with_webdataset: ReadSamples
+) -> None:
+    found = {}
+    for shard in sorted(packed.glob("*.tar")):
+        for sample in read_with_webdataset(shard):
+            assert set(sample) == {"__key__", "cls", "png"}
+            found[sample["__key__"]] = (sample["png"], int(sample["cls"]))
+    expected = {
+        f"class{label:02d}/image{number:04d}": label for label in range(10) for number in range(60)
+    }
+    assert {key: label for key, (_, label) in found.items()} == expected
+    for key, (data, _) in found.items():
+        assert data == (images / f"{key}.png").read_bytes()
+
+
+def test_packing_photos_then_reading_is_an_identity(
+    shared_data: Path, tmp_path: Path, read_with_webdataset: ReadSamples
+) -> None:
+    photos = shared_data / "photos"
+    summary = shardio.pack(photos, tmp_path / "out", shards=8)
+    assert (summary.samples, summary.shards, summary.classes) == (600, 8, 10)
+    found = {
+        sample["__key__"]: sample["jpg"]
+        for shard in sorted((tmp_path / "out").glob("*.tar"))
+        for sample in read_with_webdataset(shard)
+    }
+    assert found == {
+        str(path.relative_to(photos).with_suffix("")): path.read_bytes()
+        for path in photos.rglob("*.jpg")
+    }
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 5), st.booleans())
+def test_shards_are_balanced_and_hold_every_sample(
+    tmp_path_factory: pytest.TempPathFactory, count: int, shards: int, seed: int, shuffle: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("pack")
+    write(folder / "in", *(f"{i}.png" for i in range(count)))
+    if shards > count:
+        with pytest.raises(shardio.PackError, match=f"{count} samples do not fill {shards} shards"):
+            shardio.pack(folder / "in", folder / "out", shards=shards)
+        assert not (folder / "out").exists()
+        return
+    shardio.pack(folder / "in", folder / "out", shards=shards, seed=seed, shuffle=shuffle)
+    sizes = [shard.samples for shard in read_manifest(folder / "out").shards]
+    assert len(sizes) == shards
+    assert max(sizes) - min(sizes) <= 1
+    assert sorted(keys_of(folder / "out")) == sorted(str(i) for i in range(count))
+    shutil.rmtree(folder)
+
+
+def test_a_seed_gives_one_order_and_no_shuffle_the_sorted_one(images: Path, tmp_path: Path) -> None:
+    orders = []
+    choices: list[tuple[str, dict[str, Any]]] = [("a", {"seed": 1}), ("b", {"seed": 2})]
+    for name, options in [*choices, ("c", {"shuffle": False})]:
+        shardio.pack(images, tmp_path / name, shards=2, **options)
+        orders.append(keys_of(tmp_path / name))
+    assert orders[0] != orders[1]
+    assert orders[2] == sorted(orders[0]) == sorted(orders[1])
+
+
+def test_packing_twice_gives_the_same_bytes_whatever_the_surroundings(tmp_path: Path) -> None:
+    """Another order of readdir, locale, time zone, umask, clock and number of cores."""
+    source = make_images(tmp_path / "one", classes=3, per_class=9)
+    write(source, "class00/grün ß.png", "class00/dots.in.name.png")
+    (source / os.fsdecode(b"class01/latin-\xe9.png")).write_bytes(PNG)
+    other = tmp_path / "other"
+    for path in sorted(source.rglob("*.png"), reverse=True):
+        target = other / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+        os.utime(target, (1, 1))
+    shardio.pack(source, tmp_path / "a", shards=4)
+    command = "umask 077; exec taskset -c 0 " if shutil.which("taskset") else ""
+    command += f"{sys.executable} -m shardio pack other b --shards 4"
+    surroundings = {**os.environ, "LC_ALL": "C", "TZ": "Asia/Tokyo", "PYTHONUTF8": "0"}
+    subprocess.run(["/bin/sh", "-c", command], check=True, cwd=tmp_path, env=surroundings)
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    assert len(digests(tmp_path / "a")) == 4 + 4 + 1 + 1
+
+
+def test_members_have_fixed_metadata_and_adjacent_fields(packed: Path) -> None:
+    with tarfile.open(packed / "shard-000000.tar") as archive:
+        assert archive.format == tarfile.USTAR_FORMAT or not archive.pax_headers
+        members = archive.getmembers()
+    assert len(members) == 150
+    assert {(m.mode, m.uid, m.gid, m.mtime, m.uname, m.gname) for m in members} == {
+        (0o644, 0, 0, 0, "", "")
+    }
+    names = [member.name for member in members]
+    assert [name.removesuffix(".cls") for name in names[::2]] == [
+        name.removesuffix(".png") for name in names[1::2]
+    ]
+
+
+def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
+    summary = shardio.pack(write(tmp_path / "in", "a.png", "b.png"), tmp_path / "out", shards=1)
+    assert summary.classes is None
+    assert set(next(iter(shardio.ShardDataset(tmp_path / "out")))) == {"image", "valid", "__key__"}
+
+
+def test_nested_folders_belong_to_the_class_of_the_first(tmp_path: Path) -> None:
+    write(tmp_path / "in", "b/x/y/1.png", "b/2.png", "a.dotted/x/3.png")
+    shardio.pack(tmp_path / "in", tmp_path / "out", shards=1, shuffle=False)
+    dataset = shardio.ShardDataset(tmp_path / "out")
+    assert dataset.classes == ("a.dotted", "b")
+    assert {sample["__key__"]: sample["label"] for sample in dataset} == {
+        "a.dotted/x/3": 0,
+        "b/2": 1,
+        "b/x/y/1": 1,
+    }
+    shardio.pack(tmp_path / "in", tmp_path / "flat", shards=1, labels=False)
+    assert "label" not in next(iter(shardio.ShardDataset(tmp_path / "flat")))
+
+
+def test_the_field_is_the_extension_or_else_the_format(tmp_path: Path) -> None:
+    jpeg = cv2.imencode(".jpg", np.zeros((2, 2, 3), np.uint8))[1].tobytes()
+    write(tmp_path / "in", "a.JPEG", "b", "c.bak", data=jpeg)
+    write(tmp_path / "in", "d", ".hidden.png", "e.v2.png")
+    shardio.pack(tmp_path / "in", tmp_path / "out", shards=1, shuffle=False)
+    with tarfile.open(tmp_path / "out/shard-000000.tar") as archive:
+        assert archive.getnames() == ["a.jpeg", "b.jpg", "c_bak.jpg", "d.png", "e_v2.png"]
+    rows = (tmp_path / "out/renamed.jsonl").read_text().splitlines()
+    assert [json.loads(row) for row in rows] == [
+        {"key": "c_bak", "path": "c.bak"},
+        {"key": "e_v2", "path": "e.v2.png"},
+    ]
+
+
+BAD_SOURCES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no image": (
+        lambda folder: write(folder, "x/a.png", data=b"hello world"),
+        r"x/a\.png: not a JPEG, PNG, WebP or BMP",
+    ),
+    "empty file": (lambda folder: write(folder, "x/a.png", data=b""), r"x/a\.png: .*empty"),
+    "cut off": (lambda folder: write(folder, "x/a.png", data=PNG[:-9]), r"x/a\.png: .*truncated"),
+    "no longer there": (
+        lambda folder: (folder / "x/a.png").symlink_to("nowhere"),
+        r"x/a\.png: a link to nothing; mend, rename or remove the file, or pass --on-error skip",
+    ),
+    "long name": (
+        lambda folder: write(folder, f"x/{'n' * 120}.png"),
+        r"x/n+\.png: .*name",
+    ),
+    "same key, other extension": (
+        lambda folder: write(folder, "x/good.bmp"),
+        r"x/good\.png: its key would be 'x/good', as that of x/good\.bmp",
+    ),
+    "same key after dots": (
+        lambda folder: write(folder, "x/a.b.png", "x/a_b.png"),
+        r"x/a_b\.png: its key would be 'x/a_b', as that of x/a\.b\.png",
+    ),
+    "unreadable": (
+        lambda folder: (folder / "x/a.png").symlink_to("/proc/self/mem"),
+        r"x/a\.png: Input/output error",
+    ),
+    "a fifo": (lambda folder: os.mkfifo(folder / "x/a.png"), "neither a file nor a folder"),
+    "a loose file": (
+        lambda folder: write(folder, "loose.png"),
+        r"loose\.png lies beside the class",
+    ),
+    "a loop": (lambda folder: (folder / "x/loop").symlink_to(".."), "leads back to a folder above"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SOURCES)
+def test_a_bad_file_stops_the_pack_and_nothing_is_left(tmp_path: Path, case: str) -> None:
+    source = write(tmp_path / "in", *(f"x/{i}.png" for i in range(9)), "x/good.png")
+    spoil, message = BAD_SOURCES[case]
+    spoil(source)
+    with pytest.raises(shardio.PackError, match=message):
+        shardio.pack(source, tmp_path / "out", shards=3)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_files_are_skipped_and_listed(tmp_path: Path) -> None:
+    source = write(tmp_path / "in", *(f"x/{i}.png" for i in range(9)), "x/good.png", "x/good.bmp")
+    write(source, "x/text.png", "y/alone.png", data=b"hello")
+    write(source, f"x/{'n' * 120}.png")
+    (source / "x/link.png").symlink_to("nowhere")
+    (source / "x/mem.png").symlink_to("/proc/self/mem")
+    os.mkfifo(source / "x/fifo")
+    summary = shardio.pack(source, tmp_path / "out", shards=3, on_error="skip")
+    assert (summary.samples, summary.skipped, summary.classes) == (10, 7, 2)
+    rows = [json.loads(row) for row in (tmp_path / "out/skipped.jsonl").read_text().splitlines()]
+    names = ["fifo", "good.png", "link.png", "mem.png", f"{'n' * 120}.png", "text.png"]
+    assert [row["path"] for row in rows] == [f"x/{name}" for name in names] + ["y/alone.png"]
+    assert all(row["reason"] for row in rows)
+    sizes = [shard.samples for shard in read_manifest(tmp_path / "out").shards]
+    assert sizes == [4, 3, 3]
+
+
+@pytest.mark.parametrize("make", ["nothing", "empty"])
+def test_an_empty_source_is_refused(tmp_path: Path, make: str) -> None:
+    if make == "empty":
+        (tmp_path / "in/x").mkdir(parents=True)
+    with pytest.raises(shardio.PackError, match=r"no such folder|has no files"):
+        shardio.pack(tmp_path / "in", tmp_path / "out", shards=1)
+
+
+def test_an_output_that_has_shards_is_refused_and_left_alone(packed: Path, tmp_path: Path) -> None:
+    before = digests(packed)
+    with pytest.raises(shardio.PackError, match=r"the folder has shards already"):
+        shardio.pack(write(tmp_path / "in", "a.png"), packed, shards=1)
+    assert digests(packed) == before
+    write(tmp_path / "mine", "other.tgz")
+    with pytest.raises(shardio.PackError, match=r"has shards already \(other\.tgz\)"):
+        shardio.pack(tmp_path / "in", tmp_path / "mine", shards=1)
+    write(tmp_path, "file")
+    with pytest.raises(shardio.PackError, match="it is a file"):
+        shardio.pack(tmp_path / "in", tmp_path / "file", shards=1)
+
+
+def test_an_output_folder_with_other_files_keeps_them(tmp_path: Path) -> None:
+    write(tmp_path / "out", "notes.txt")
+    source = write(tmp_path / "in", "a.png", "b.png")
+    shardio.pack(source, tmp_path / "out", shards=1)
+    assert (tmp_path / "out/notes.txt").exists()
+    write(tmp_path / "bad", "a.png", data=b"no")
+    write(tmp_path / "out2", "notes.txt")
+    with pytest.raises(shardio.PackError):
+        shardio.pack(tmp_path / "bad", tmp_path / "out2", shards=1)
+    assert [path.name for path in (tmp_path / "out2").iterdir()] == ["notes.txt"]
+
+
+DYING_PACK = """
+import os, signal, sys
+from pathlib import Path
+import shardio
+
+calls_left = int(sys.argv[3])
+
+def dying(call):
+    def counted(*arguments):
+        global calls_left
+        calls_left -= 1
+        if calls_left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*arguments)
+    return counted
+
+os.fsync, Path.replace = dying(os.fsync), dying(Path.replace)
+shardio.pack(sys.argv[1], sys.argv[2], shards=2)
+"""
+
+
+def test_a_pack_killed_at_any_sync_or_rename_and_run_again_ends_with_the_same_bytes(
+    images: Path, tmp_path: Path
+) -> None:
+    shardio.pack(images, tmp_path / "whole", shards=2)
+    expected = digests(tmp_path / "whole")
+    for calls in range(100):
+        out = tmp_path / f"out{calls}"
+        command = [sys.executable, "-c", DYING_PACK, str(images), str(out), str(calls)]
+        if subprocess.run(command, check=False).returncode == 0:
+            break
+        left = digests(out)
+        for name in left.keys() & expected.keys():
+            assert left[name] == expected[name], "a final name on a partial file"
+        assert "shardio.json" not in left or expected.keys() <= left.keys()
+        shardio.pack(images, out, shards=2)
+        assert digests(out) == expected
+    assert 12 <= calls < 100
+
+
+def test_two_packs_into_one_folder_one_wins(images: Path, tmp_path: Path) -> None:
+    def second(_: int) -> Callable[[], None]:
+        with pytest.raises(shardio.PackError, match="another pack is writing to this folder"):
+            shardio.pack(images, tmp_path / "out", shards=2)
+        return lambda: None
+
+    shardio.pack(images, tmp_path / "out", shards=5, progress=second)
+    assert len([*(tmp_path / "out").glob("*.tar")]) == 5
+
+
+def test_a_file_that_changes_meanwhile_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "in", "a.png")
+    real = os.fstat
+
+    def smaller(descriptor: int) -> Any:
+        status = real(descriptor)
+        if Path(f"/proc/self/fd/{descriptor}").readlink() == source / "a.png":
+            return os.stat_result([*status[:6], status.st_size - 1, *status[7:]])
+        return status
+
+    monkeypatch.setattr(os, "fstat", smaller)
+    with pytest.raises(shardio.PackError, match=r"a\.png: the file changed while it was packed"):
+        shardio.pack(source, tmp_path / "out", shards=1)
+
+
+def test_progress_counts_every_sample(images: Path, tmp_path: Path) -> None:
+    calls = []
+
+    def start(total: int) -> Callable[[], None]:
+        calls.append(total)
+        return lambda: calls.append(1)
+
+    shardio.pack(images, tmp_path / "out", shards=3, progress=start)
+    assert calls == [600, *[1] * 600]
+
+
+def test_a_large_file_is_packed_in_one_piece(tmp_path: Path) -> None:
+    """Larger than the writer's buffer."""
+    data = io.BytesIO()
+    data.write(PNG[:-12])
+    data.write((9 << 20).to_bytes(4, "big") + b"teXt" + bytes((9 << 20) + 4) + PNG[-12:])
+    write(tmp_path / "in", "large.png", data=data.getvalue())
+    write(tmp_path / "in", "a.png", "z.png")
+    shardio.pack(tmp_path / "in", tmp_path / "out", shards=1, shuffle=False)
+    with tarfile.open(tmp_path / "out/shard-000000.tar") as archive:
+        member = archive.extractfile("large.png")
+        assert member is not None
+        assert member.read() == data.getvalue()
+        assert archive.getnames() == ["a.png", "large.png", "z.png"]
+    assert len(keys_of(tmp_path / "out")) == 3
