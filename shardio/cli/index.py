@@ -1,0 +1,36 @@
+"""shardio index."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+
+import click
+
+from shardio.cli.progress import progress_bar
+from shardio.index.publish import index_source
+
+
+@click.command(epilog="Example: shardio index shards/")
+@click.argument("path", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def index(path: str, as_json: bool) -> None:
+    """Write indexes with checksums for the shards of PATH.
+
+    PATH is a folder of tars, one tar, a glob or a pattern like 'shard-{000000..000007}.tar'.
+    The indexes go to the folder index/ beside the shards.
+    """
+    shown: AbstractContextManager[Callable[[int], Callable[[], None]] | None] = (
+        nullcontext() if as_json else progress_bar("indexing")
+    )
+    with shown as progress:
+        summary = index_source(path, progress=progress)
+    if as_json:
+        click.echo(json.dumps(asdict(summary)))
+    else:
+        click.echo(
+            f"indexed {summary.samples:,} samples with the fields {', '.join(summary.fields)} "
+            f"in {summary.shards:,} shards, {summary.bytes / 1e6:,.1f} MB"
+        )

@@ -1,0 +1,77 @@
+"""shardio pack."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+
+import click
+
+from shardio.cli.progress import progress_bar
+from shardio.packing.pack import SKIPPED_NAME, PackSummary
+from shardio.packing.pack import pack as pack_folder
+
+
+@click.command(epilog="Example: shardio pack images/ out/ --shards 8")
+@click.argument("src", type=click.Path())
+@click.argument("out", type=click.Path())
+@click.option("--shards", type=click.IntRange(min=1), required=True, help="How many shards.")
+@click.option("--shuffle/--no-shuffle", default=True, help="Random order (default) or by path.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random order.")
+@click.option(
+    "--labels/--no-labels",
+    default=True,
+    help="Subfolders are classes (default), or their names mean nothing.",
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(["raise", "skip"]),
+    default="raise",
+    show_default=True,
+    help="Stop at a bad file, or leave it out and list it in OUT/skipped.jsonl.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def pack(
+    src: str,
+    out: str,
+    shards: int,
+    shuffle: bool,
+    seed: int,
+    labels: bool,
+    on_error: str,
+    as_json: bool,
+) -> None:
+    """Pack the images of folder SRC into tar shards in folder OUT.
+
+    SRC has one subfolder a class, or is flat for images without labels.
+    """
+    shown: AbstractContextManager[Callable[[int], Callable[[], None]] | None] = (
+        nullcontext() if as_json else progress_bar("packing")
+    )
+    with shown as progress:
+        summary = pack_folder(
+            src,
+            out,
+            shards=shards,
+            shuffle=shuffle,
+            seed=seed,
+            labels=labels,
+            on_error="skip" if on_error == "skip" else "raise",
+            progress=progress,
+        )
+    click.echo(json.dumps(asdict(summary)) if as_json else _sentence(summary, out))
+
+
+def _sentence(summary: PackSummary, out: str) -> str:
+    megabytes = summary.bytes / 1e6
+    classes = "" if summary.classes is None else f" of {summary.classes:,} classes"
+    lines = [
+        f"packed {summary.samples:,} samples{classes}, {megabytes:,.1f} MB, into "
+        f"{summary.shards:,} shards in {summary.seconds:.2f} s "
+        f"({megabytes / summary.seconds:,.0f} MB/s)"
+    ]
+    if summary.skipped:
+        lines.append(f"left out {summary.skipped:,} bad files, listed in {out}/{SKIPPED_NAME}")
+    return "\n".join(lines)

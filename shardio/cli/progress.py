@@ -1,0 +1,61 @@
+"""Progress of long work: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_FRAMES = 0.1
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int], Callable[[], None]]]:
+    """Show progress on standard error.
+
+    Yields:
+        A function that takes the total and returns the function to call after each item, from
+        any thread.
+    """
+    if not sys.stderr.isatty():
+        yield lambda total: _Counter(total, _SECONDS_BETWEEN_LINES, _line(title, total)).add
+        return
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+
+        def start(total: int) -> Callable[[], None]:
+            task = bar.add_task(title, total=total)
+            show = lambda done: bar.update(task, completed=done)  # noqa: E731  one expression
+            return _Counter(total, _SECONDS_BETWEEN_FRAMES, show).add
+
+        yield start
+
+
+class _Counter:
+    """Counts items from several threads and shows the count at most so often."""
+
+    def __init__(self, total: int, interval: float, show: Callable[[int], None]) -> None:
+        self._total = total
+        self._interval = interval
+        self._show = show
+        self._lock = threading.Lock()
+        self._done = 0
+        self._next = time.monotonic() + interval
+
+    def add(self) -> None:
+        with self._lock:
+            self._done += 1
+            if time.monotonic() >= self._next or self._done == self._total:
+                self._next = time.monotonic() + self._interval
+                self._show(self._done)
+
+
+def _line(title: str, total: int) -> Callable[[int], None]:
+    return lambda done: click.echo(f"{title}: {done:,} of {total:,}", err=True)

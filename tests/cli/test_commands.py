@@ -1,0 +1,177 @@
+"""The commands as a user types them, in processes of their own."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shardio.index.shard_index import read_index
+from shardio.testing import make_images
+
+
+def run(*arguments: object, cwd: Path | None = None, **environment: str) -> Any:
+    return subprocess.run(
+        [sys.executable, "-m", "shardio", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, **environment},
+    )
+
+
+def test_pack_says_what_it_did(images: Path, tmp_path: Path) -> None:
+    done = run("pack", images, tmp_path / "out", "--shards", 8)
+    assert done.returncode == 0
+    assert done.stdout.startswith("packed 600 samples of 10 classes, 1.2 MB, into 8 shards in ")
+    assert done.stdout.rstrip().endswith("MB/s)")
+    assert done.stderr == "packing: 600 of 600\n"
+
+
+def test_pack_shows_a_bar_on_a_terminal(images: Path, tmp_path: Path) -> None:
+    parent, child = pty.openpty()
+    command = [sys.executable, "-m", "shardio", "pack", str(images), str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [*command, "--shards", "8"],
+        stdout=subprocess.PIPE,
+        stderr=child,
+        env={**os.environ, "TERM": "xterm"},
+    )
+    os.close(child)
+    shown = b""
+    try:
+        while piece := os.read(parent, 4096):
+            shown += piece
+    except OSError:
+        pass
+    finally:
+        os.close(parent)
+    assert process.communicate()[0].startswith(b"packed 600 samples")
+    assert "━".encode() in shown
+    assert b"600/600" in shown
+
+
+def test_pack_prints_its_summary_as_json(images: Path, tmp_path: Path) -> None:
+    done = run("pack", images, tmp_path / "out", "--shards", 2, "--json")
+    summary = json.loads(done.stdout)
+    assert summary.pop("seconds") > 0
+    assert summary.pop("bytes") == sum(path.stat().st_size for path in tmp_path.rglob("*.tar"))
+    assert summary == {"samples": 600, "shards": 2, "classes": 10, "skipped": 0, "renamed": 0}
+    assert done.stderr == ""
+
+
+def test_pack_lists_what_it_skipped(tmp_path: Path) -> None:
+    source = make_images(tmp_path / "in", classes=1, per_class=4)
+    (source / "class00/readme.txt").write_text("hello")
+    refused = run("pack", source, tmp_path / "out", "--shards", 2)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("shardio: class00/readme.txt: not a JPEG, PNG, WebP or BMP")
+    assert refused.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    done = run("pack", source, tmp_path / "out", "--shards", 2, "--on-error", "skip")
+    assert done.returncode == 0
+    assert f"left out 1 bad files, listed in {tmp_path}/out/skipped.jsonl" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["pack", "nothing", "out", "--shards", "2"], 1, "shardio: nothing: no such folder"),
+        (["pack", "in", "out", "--shards", "9"], 1, "shardio: in: 4 samples do not fill 9 shards"),
+        (["pack", "in", "out", "--shards", "0"], 2, "0 is not in the range x>=1"),
+        (["pack", "in", "out"], 2, "Missing option '--shards'"),
+        (["pack", "in", "/proc/no/out", "--shards", "2"], 1, "shardio: /proc/no"),
+        (["pack", "in", "in/class00/image0000.png", "--shards", "1"], 1, "it is a file; name a"),
+        (["index", "nothing"], 1, "shardio: nothing: no such folder or shard"),
+        (["index", "in"], 1, "shardio: in: no shards"),
+        (["profile", "nothing"], 1, "shardio: nothing: no such folder or shard"),
+        (["profile", "in", "--workers", "two"], 2, "'two' is no list of numbers"),
+        (["profile", "in", "--workers", "1,-2"], 2, "'1,-2' is no list of numbers"),
+        (["frobnicate"], 2, "No such command 'frobnicate'"),
+    ],
+)
+def test_mistakes_get_one_sentence_and_an_exit_code(
+    tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
+    make_images(tmp_path / "in", classes=1, per_class=4)
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert code == 2 or done.stderr.count("\n") == 1
+
+
+def test_a_full_disk_gets_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    source = make_images(tmp_path / "in", classes=1, per_class=40, size=64)
+    command = f"ulimit -f 64; exec {sys.executable} -m shardio pack in out --shards 1"
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert source.exists()
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "shardio: out/shard-000000.tar: File too large"
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_that_no_terminal_can_show_are_escaped(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / os.fsdecode(b"caf\xe9\n.png")).write_bytes(b"no")
+    done = run("pack", "in", "out", "--shards", 1, cwd=tmp_path, PYTHONIOENCODING="ascii")
+    assert done.returncode == 1
+    assert done.stderr.startswith("shardio: caf\\udce9\\n.png: not a JPEG")
+    assert done.stderr.count("\n") == 1
+
+
+def test_index_writes_indexes_beside_the_shards(tmp_path: Path) -> None:
+    for name in ("a.tar", "b.tgz"):
+        mode: Any = "w:gz" if name.endswith("z") else "w"
+        with tarfile.open(tmp_path / name, mode) as archive:
+            for member in ("x.txt", "x.cls"):
+                info = tarfile.TarInfo(member)
+                info.size = 3
+                archive.addfile(info, io.BytesIO(b"123"))
+    done = run("index", tmp_path)
+    assert done.returncode == 0
+    expected = "indexed 2 samples with the fields cls, txt in 2 shards, 0.0 MB\n"
+    assert done.stdout == expected
+    for name in ("a.tar", "b.tgz"):
+        index = read_index(tmp_path / "index" / f"{name}.idx")
+        assert index.checksums is not None
+        assert index.shard_sha256
+    done = run("index", tmp_path, "--json")
+    assert json.loads(done.stdout)["samples"] == 2
+
+
+def test_index_names_shard_and_offset_of_damage(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for member in ("x.txt", "y.txt"):
+            info = tarfile.TarInfo(member)
+            info.size = 3
+            archive.addfile(info, io.BytesIO(b"123"))
+    data = bytearray(path.read_bytes())
+    data[1024 + 3] ^= 1
+    path.write_bytes(data)
+    done = run("index", path)
+    assert done.returncode == 1
+    assert f"shardio: {path}, byte 1024: " in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["", "pack", "index", "profile"])
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    done = run(*command.split(), "--help")
+    assert done.returncode == 0
+    assert (f"Example: shardio {command}" if command else "Commands:") in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80

@@ -1,0 +1,115 @@
+"""What DESIGN promises of the structure: imports point downward, starts are light, names sorted."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import shardio
+
+ROOT = Path(shardio.__file__).parent
+MODULES = sorted(ROOT.rglob("*.py"))
+
+# What each part may import of shardio, besides itself.
+LAYERS = {
+    "errors": set(),
+    "naming": set(),
+    "storage": {"errors"},
+    "tar": {"errors"},
+    "index": {"errors", "naming", "storage", "tar"},
+    "plan": set(),
+    "codecs": {"errors"},
+    "transforms": {"errors"},
+    "reading": {"errors", "index", "storage", "plan", "codecs", "transforms"},
+    "packing": {"errors", "naming", "index", "storage", "tar", "plan", "codecs"},
+    "profiling": {"errors", "index", "reading", "transforms"},
+    "cli": {"errors", "index", "packing", "profiling"},
+    "ops": set(),
+    "testing": set(),
+    "__main__": {"cli"},
+}
+# Packages that only some parts may import.
+OUTSIDE = {
+    "torch": {"reading", "ops", "profiling"},
+    "cv2": {"codecs", "transforms", "testing"},
+    "simplejpeg": {"codecs"},
+    "click": {"cli"},
+    "rich": {"cli"},
+    "webdataset": set(),
+    "pickle": set(),
+    "subprocess": {"profiling"},
+}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_downward(path: Path) -> None:
+    part = part_of(path)
+    if part == "__init__":
+        return
+    for name in imports_of(path):
+        package, _, rest = name.partition(".")
+        if package == "shardio":
+            assert rest.partition(".")[0] in LAYERS[part] | {part}, f"{part} imports {name}"
+        assert part in OUTSIDE.get(package, {part}), f"{part} imports {name}"
+
+
+def test_the_plan_needs_numpy_only() -> None:
+    for path in (ROOT / "plan").glob("*.py"):
+        outside = {name for name in imports_of(path) if not name.startswith("shardio.plan")}
+        assert {name.partition(".")[0] for name in outside} <= {"numpy", *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("module", ["shardio", "shardio.cli", "shardio.packing.pack"])
+def test_the_command_line_starts_without_torch_and_opencv(module: str) -> None:
+    code = f"import sys, {module}; print({{'torch', 'cv2', 'simplejpeg'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_public_names_are_sorted_documented_and_importable() -> None:
+    assert shardio.__all__ == sorted(shardio.__all__)
+    assert set(shardio.__all__) <= set(dir(shardio))
+    for name in shardio.__all__:
+        assert getattr(shardio, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        shardio.nothing  # noqa: B018  reading it is the test
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_and_functions_stay_short(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or 0) - node.lineno + 1
+            assert length <= 60, f"{node.name} has {length} lines"
+
+
+def test_the_read_pipe_is_one_short_function() -> None:
+    source = (ROOT / "reading" / "dataset.py").read_text("utf-8")
+    pipes = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef) and node.name == "_read_steps"
+    ]
+    assert len(pipes) == 1
+    assert len(pipes[0].body) <= 15
