@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,6 +26,20 @@ from shardio.reading.times import StageTimes
 from shardio.transforms import SizedTransform
 
 _LOG = logging.getLogger("shardio")
+
+
+class _Slot(NamedTuple):
+    """One place in a batch.
+
+    Attributes:
+        columns: of the batch, by entry.
+        number: of the slot in each column.
+        uniforms: random numbers for its transform.
+    """
+
+    columns: dict[str, Column]
+    number: int
+    uniforms: Sequence[float]
 
 
 class SampleReader:
@@ -88,7 +102,7 @@ class SampleReader:
         for slot, (shard_number, index) in enumerate(places):
             shard = self._pool.get(shard_number)
             keys.append(shard.index.key(index))
-            if not self._fill(columns, slot, shard, index, numbers[slot]):
+            if not self._fill(_Slot(columns, slot, numbers[slot]), shard, index):
                 valid[slot] = False
         batch = {name: column.collect() for name, column in columns.items()}
         batch["valid"] = torch.tensor(valid)
@@ -97,40 +111,26 @@ class SampleReader:
         self._times.batch += perf_counter_ns() - start - (self._stages() - before)
         return batch
 
-    def _fill(
-        self,
-        columns: dict[str, Column],
-        slot: int,
-        shard: OpenShard,
-        index: int,
-        numbers: Sequence[float],
-    ) -> bool:
+    def _fill(self, slot: _Slot, shard: OpenShard, index: int) -> bool:
         """Fill a slot; False if another sample had to take it."""
         try:
-            self._put(columns, slot, shard, index, numbers)
+            self._put(slot, shard, index)
         except TransformError:
             raise
         except SampleError as error:
             if self._on_replaced is None:
                 raise
-            substitute = self._replace(columns, slot, shard, index, numbers)
+            substitute = self._replace(slot, shard, index)
             _LOG.warning("%s; sample %r takes its place", error, substitute)
             self._on_replaced()
             return False
         return True
 
-    def _replace(
-        self,
-        columns: dict[str, Column],
-        slot: int,
-        shard: OpenShard,
-        index: int,
-        numbers: Sequence[float],
-    ) -> str:
+    def _replace(self, slot: _Slot, shard: OpenShard, index: int) -> str:
         count = len(shard.index)
         for substitute in [*range(index + 1, count), *range(index)]:
             try:
-                self._put(columns, slot, shard, substitute, numbers)
+                self._put(slot, shard, substitute)
             except TransformError:
                 raise
             except SampleError:
@@ -141,26 +141,19 @@ class SampleReader:
             shard=shard.name,
         )
 
-    def _put(
-        self,
-        columns: dict[str, Column],
-        slot: int,
-        shard: OpenShard,
-        index: int,
-        numbers: Sequence[float],
-    ) -> None:
-        for name, alternatives in self._fields.items():
+    def _put(self, slot: _Slot, shard: OpenShard, index: int) -> None:
+        for name, column in [*slot.columns.items()]:
             start = perf_counter_ns()
-            stored = shard.read(index, alternatives)
+            stored = shard.read(index, self._fields[name])
             self._times.read += perf_counter_ns() - start
             if stored is None:
                 if self._missing_ok:
-                    columns.pop(name)
+                    slot.columns.pop(name)
                     continue
-                raise _missing(shard, index, name, alternatives)
+                raise _missing(shard, index, name, self._fields[name])
             self._times.bytes += len(stored.data)
             try:
-                columns[name].put(slot, stored, numbers)
+                column.put(slot.number, stored, slot.uniforms)
             except (CodecError, TransformError, UsageError) as error:
                 raise _located(error, shard, index, stored.field) from error
 

@@ -3,12 +3,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ from hypothesis import strategies as st
 
 import shardio
 from shardio.index.manifest import read_manifest
+from shardio.packing.plan import plan_shards
+from shardio.packing.shard import pack_shard
+from shardio.packing.sources import find_classes, list_files, make_samples
 from shardio.testing import make_images
 
 ReadSamples = Callable[[Path], list[dict[str, Any]]]
@@ -364,3 +369,17 @@ def test_a_large_file_is_packed_in_one_piece(tmp_path: Path) -> None:
         assert member.read() == data.getvalue()
         assert archive.getnames() == ["a.png", "large.png", "z.png"]
     assert len(keys_of(tmp_path / "out")) == 3
+
+
+def test_tasks_run_anywhere_and_in_any_order(images: Path, packed: Path, tmp_path: Path) -> None:
+    """A task holds all that its shard depends on: other processes write the same bytes."""
+    files, _ = list_files(str(images))
+    samples, _ = make_samples(files, find_classes(files, str(images)))
+    tasks = plan_shards(samples, source=str(images), out=str(tmp_path), shards=8, seed=0)
+    (tmp_path / "index").mkdir()
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        shards = [*pool.map(pack_shard, reversed(tasks))]
+    assert tuple(shard.receipt for shard in reversed(shards)) == read_manifest(packed).shards
+    whole = digests(packed)
+    del whole["shardio.json"]
+    assert digests(tmp_path) == whole

@@ -200,6 +200,13 @@ def test_a_replaced_sample_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert "sample 'b' takes its place" in caplog.text
 
 
+def test_a_bad_sample_that_lacks_a_field_is_replaced_too(tmp_path: Path) -> None:
+    bad, good = {"png": b"no"}, {"png": png(1), "cls": b"3"}
+    path = make_shard(tmp_path / "a.tar", {"a": bad, "b": good})
+    first, second = shardio.ShardDataset(path, on_bad_sample="skip")
+    assert (first["valid"], second["valid"], second["label"]) == (False, True, 3)
+
+
 def test_a_shard_without_a_good_sample_is_an_error(tmp_path: Path) -> None:
     path = make_shard(tmp_path / "a.tar", {"a": {"png": b"no"}, "b": {"png": b"no"}})
     with pytest.raises(shardio.SampleError, match="none of its 2 samples can be delivered"):
