@@ -1,0 +1,100 @@
+"""Train a small network on real handwritten digits: from image files to accuracy.
+
+scikit-learn's digits are written as PNG files, packed into shards and streamed into a network.
+Usage: python examples/train.py [EPOCHS]
+"""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+import shardio
+from shardio import ops
+
+
+class Network(nn.Module):
+    """Image features on a grid, merged with the ink in each quadrant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        )  # fmt: skip
+        self.merge = ops.Merge([64, 4], 32, activation=torch.relu)
+        self.classify = nn.Linear(4 * 4 * 32, 10)
+
+    def forward(self, images: torch.Tensor) -> Any:
+        """From uint8 [B, 3, 8, 8] to logits, float32 [B, 10]."""
+        gray = images[:, :1].float() / 255
+        grid = self.features(gray).permute(0, 2, 3, 1)  # [B, 4, 4, 64]
+        ink = functional.adaptive_avg_pool2d(gray, 2).reshape(-1, 1, 1, 4)
+        fused = self.merge(grid, ink)  # the ink is broadcast over the grid: [B, 4, 4, 32]
+        return self.classify(fused.flatten(1))
+
+
+def make_loaders(folder: Path) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """Write, pack and open the digits; every fifth is held out."""
+    digits = load_digits()
+    for number, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        path = folder / "images" / ("train" if number % 5 else "test") / f"{label}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), (image * (255 / 16)).astype("uint8"))
+    loaders = []
+    for part in ("train", "test"):
+        shardio.pack(folder / "images" / part, folder / part, shards=8)
+        dataset = shardio.ShardDataset(folder / part, shuffle=part == "train", batch_size=32)
+        loaders.append(DataLoader(dataset, batch_size=None))  # num_workers=… for larger images
+    return loaders[0], loaders[1]
+
+
+@torch.no_grad()
+def accuracy(network: Network, loader: DataLoader[Any]) -> float:
+    right = total = 0
+    for batch in loader:
+        hits = network(batch["image"]).argmax(1) == batch["label"]
+        right += int((hits & batch["valid"]).sum())  # a padded sample counts for nothing
+        total += int(batch["valid"].sum())
+    return right / total
+
+
+def train(epochs: int) -> None:
+    torch.manual_seed(0)
+    network = Network()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    with tempfile.TemporaryDirectory() as folder:
+        train_loader, test_loader = make_loaders(Path(folder))
+        for epoch in range(epochs):
+            losses = scores = waited = count = 0.0
+            start = asked = time.perf_counter()
+            for batch in train_loader:
+                waited += time.perf_counter() - asked
+                logits, labels, valid = network(batch["image"]), batch["label"], batch["valid"]
+                loss = ops.softmax_cross_entropy(logits, labels, valid=valid)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                true_class = ops.batch_gather(ops.softmax(logits.detach()), labels)[valid]
+                losses += loss.item() * len(true_class)
+                scores += true_class.sum().item()
+                count += len(true_class)
+                asked = time.perf_counter()
+            seconds = asked - start
+            print(
+                f"epoch {epoch:2}: loss {losses / count:.4f}, true class {scores / count:.1%}, "
+                f"held-out accuracy {accuracy(network, test_loader):.2%}, "
+                f"{count / seconds:,.0f} img/s, {waited / seconds:.0%} waiting for data"
+            )
+
+
+if __name__ == "__main__":
+    train(epochs=int(sys.argv[1]) if sys.argv[1:] else 15)
