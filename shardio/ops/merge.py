@@ -128,12 +128,12 @@ class Merge(nn.Module):
         """
         self._check(features)
         weights = self.weight.split_with_sizes(list(self.in_features), dim=1)
-        smallest, *others = sorted(
-            zip(features, weights, strict=True), key=lambda pair: math.prod(pair[0].shape[:-1])
-        )
-        # The smallest feature carries the bias: there it is added to the fewest elements.
-        fused = F.linear(*smallest, self.bias)
-        for feature, weight in others:
+        pairs = list(zip(features, weights, strict=True))
+        if not torch.compiler.is_compiling():  # a compiler orders and places results by itself
+            pairs.sort(key=lambda pair: math.prod(pair[0].shape[:-1]))
+        # The first feature carries the bias: there it is added to the fewest elements.
+        fused = F.linear(*pairs[0], self.bias)
+        for feature, weight in pairs[1:]:
             fused = _add(fused, F.linear(feature, weight))
         return fused if self.activation is None else self.activation(fused)
 
@@ -171,7 +171,6 @@ class Merge(nn.Module):
 def _add(total: Tensor, part: Tensor) -> Tensor:
     """Add, in place of whichever already has the shape of the sum; both are consumed."""
     target, other = (part, total) if _broadcasts(total.shape, part.shape) else (total, part)
-    # A compiler places results by itself.
     if not torch.compiler.is_compiling() and _broadcasts(other.shape, target.shape):
         try:
             return target.add_(other)

@@ -108,9 +108,12 @@ def test_what_cannot_be_meant_is_refused_in_a_sentence(
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("rest", [(), (9,)])
-def test_compiled_whole_it_gives_the_same_with_the_same_gradient(rest: tuple[int, ...]) -> None:
-    compiled = torch.compile(batch_gather, fullgraph=True, backend="aot_eager")
+def test_compiled_whole_it_gives_the_same_with_the_same_gradient(
+    rest: tuple[int, ...], dynamic: bool
+) -> None:
+    compiled = torch.compile(batch_gather, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     indices = torch.tensor([[0, 3], [-1, 2], [-4, 1]])
     results = []
     for gather in (batch_gather, compiled):

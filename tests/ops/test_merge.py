@@ -172,9 +172,10 @@ def test_a_linear_of_another_size_is_refused() -> None:
         Merge.from_linear(nn.Linear(8, 2), [4, 3])
 
 
-def test_compiled_whole_it_gives_the_same_with_the_same_gradients() -> None:
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_whole_it_gives_the_same_with_the_same_gradients(dynamic: bool) -> None:
     merge = Merge([4, 3, 2], 5, activation=torch.relu)
-    compiled = torch.compile(merge, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(merge, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     features = torch.randn(6, 1, 4), torch.randn(7, 3), torch.randn(6, 7, 2)
     results = []
     for module in (merge, compiled):
