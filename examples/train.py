@@ -70,7 +70,7 @@ def accuracy(network: Network, loader: DataLoader[Any]) -> float:
 def train(epochs: int) -> None:
     torch.manual_seed(0)
     network = Network()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     with tempfile.TemporaryDirectory() as folder:
         train_loader, test_loader = make_loaders(Path(folder))
         for epoch in range(epochs):

@@ -40,6 +40,7 @@ from sklearn.datasets import load_sample_images
 from torch.utils.data import DataLoader
 
 import shardio
+from shardio.packing.pack import pack
 
 SHARDS = 8
 BATCH = 64
@@ -70,7 +71,7 @@ def files_and_labels(images: Path) -> list[tuple[Path, int]]:
 
 
 def pack_shardio(images: Path, out: Path) -> None:
-    shardio.pack(images, out, shards=SHARDS)
+    pack(images, out, shards=SHARDS)
 
 
 def pack_webdataset(images: Path, out: Path) -> None:
@@ -169,7 +170,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         images = arguments.images or make_photos(Path(folder, "images"))
         packed = Path(folder, "packed")
-        shardio.pack(images, packed, shards=SHARDS)
+        pack(images, packed, shards=SHARDS)
         stored = [path.stat().st_size for path, _ in files_and_labels(images)]
         print(f"{len(stored)} images of {sum(stored) / len(stored) / 1e3:.0f} kB on average")
         for job in RATIOS:
