@@ -17,9 +17,9 @@ import numpy as np
 
 from shardio.errors import TarError
 from shardio.index.shard_index import ShardIndex
-from shardio.naming import split_member_name
+from shardio.naming import MemberName, split_member_name
 from shardio.tar.archive import Placed
-from shardio.tar.reader import Members, scan_members
+from shardio.tar.reader import scan_members
 
 _KINDS = {
     "1": "a hard link",
@@ -44,7 +44,7 @@ class IndexBuilder:
         self._keys: list[str] = []
         self._columns: dict[str, int] = {}
         self._rows: list[int] = []
-        self._cells: list[tuple[int, int, int]] = []
+        self._cells: list[Placed] = []
         self._places: list[int] = []
         self._fields_of_sample: set[str] = set()
         self._fields_of_key: dict[str, frozenset[str]] = {}
@@ -76,7 +76,7 @@ class IndexBuilder:
         self._fields_of_sample.add(field)
         self._rows.append(len(self._keys) - 1)
         self._places.append(self._columns.setdefault(field, len(self._columns)))
-        self._cells.append((offset, placed.size, placed.checksum))
+        self._cells.append(placed)
 
     def build(self, *, shard_size: int, shard_sha256: str | None, checksums: bool) -> ShardIndex:
         """The finished index.
@@ -149,34 +149,27 @@ def index_shard(path: Path, *, name: str, checksums: bool) -> ShardIndex:
 def _index_buffer(data: bytes | mmap.mmap, *, name: str, checksums: bool) -> ShardIndex:
     members = scan_members(data, shard=name)
     builder = IndexBuilder(name)
+    places = zip(members.offsets.tolist(), members.sizes.tolist(), strict=True)
     with memoryview(data) as view:
-        for position, kind in enumerate(members.kinds):
-            _add_member(builder, members, position, kind, view if checksums else None, name)
+        for raw, kind, (offset, size) in zip(members.names, members.kinds, places, strict=True):
+            split = split_member_name(raw.decode("utf-8", "surrogateescape"))
+            if split is None or kind == _DIRECTORY:
+                continue
+            if kind not in _FILE_KINDS:
+                raise _no_file(name, split, kind, offset)
+            checksum = zlib.crc32(view[offset : offset + size]) if checksums else 0
+            builder.add(*split, Placed(offset, size, checksum))
         digest = hashlib.sha256(view).hexdigest() if checksums else None
     return builder.build(shard_size=len(data), shard_sha256=digest, checksums=checksums)
 
 
-def _add_member(
-    builder: IndexBuilder,
-    members: Members,
-    position: int,
-    kind: int,
-    view: memoryview | None,
-    shard: str,
-) -> None:
-    split = split_member_name(members.names[position].decode("utf-8", "surrogateescape"))
-    if split is None or kind == _DIRECTORY:
-        return
-    offset, size = int(members.offsets[position]), int(members.sizes[position])
-    if kind not in _FILE_KINDS:
-        raise TarError(
-            f"{shard}: member {members.names[position].decode('utf-8', 'replace')!r} before "
-            f"offset {offset} is {_KINDS.get(chr(kind), 'no regular file')} and has no data; "
-            "make the tar with `tar --dereference --hard-dereference`",
-            shard=shard,
-            offset=offset,
-            key=split.key,
-            field=split.field,
-        )
-    checksum = zlib.crc32(view[offset : offset + size]) if view is not None else 0
-    builder.add(split.key, split.field, Placed(offset=offset, size=size, checksum=checksum))
+def _no_file(shard: str, name: MemberName, kind: int, offset: int) -> TarError:
+    return TarError(
+        f"{shard}: field {name.field!r} of sample {name.key!r}, before offset {offset}, is "
+        f"{_KINDS.get(chr(kind), 'no regular file')} and has no data; "
+        "make the tar with `tar --dereference --hard-dereference`",
+        shard=shard,
+        offset=offset,
+        key=name.key,
+        field=name.field,
+    )

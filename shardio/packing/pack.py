@@ -96,6 +96,8 @@ def pack(
     source, folder = fspath(source), Path(out)
     if shards < 1:
         raise PackError(f"{shards} shards: it must be at least 1")
+    if Path(source).resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise PackError(f"{folder}: the output lies inside the source; name a folder outside it")
     found = _find_samples(source, labels=labels, skip=on_error == "skip")
     tasks = plan_shards(
         found.samples,

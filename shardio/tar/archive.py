@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from shardio.tar.header import BLOCK
 from shardio.tar.writer import END_OF_ARCHIVE, header_block, padding
@@ -17,8 +16,7 @@ from shardio.tar.writer import END_OF_ARCHIVE, header_block, padding
 _BUFFER = 1 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placed:
+class Placed(NamedTuple):
     """Where a member's data went.
 
     Attributes:
@@ -77,7 +75,7 @@ class ArchiveWriter:
         self._buffer[end : end + -size % BLOCK] = padding(size)
         self._used = end + -size % BLOCK
         checksum = zlib.crc32(self._data)
-        return Placed(offset=self._flushed + start, size=size, checksum=checksum)
+        return Placed(self._flushed + start, size, checksum)
 
     def finish(self) -> str:
         """Write the end of the archive; returns the SHA-256 of the whole, hexadecimal."""

@@ -265,6 +265,14 @@ def test_an_output_that_has_shards_is_refused_and_left_alone(packed: Path, tmp_p
         shardio.pack(tmp_path / "in", tmp_path / "file", shards=1)
 
 
+@pytest.mark.parametrize("out", ["in", "in/out", "in/../in/x/y"])
+def test_an_output_inside_the_source_is_refused(tmp_path: Path, out: str) -> None:
+    source = write(tmp_path / "in", "a.png", "b.png")
+    with pytest.raises(shardio.PackError, match="the output lies inside the source"):
+        shardio.pack(source, tmp_path / out, shards=1)
+    assert sorted(path.name for path in source.iterdir()) == ["a.png", "b.png"]
+
+
 def test_an_output_folder_with_other_files_keeps_them(tmp_path: Path) -> None:
     write(tmp_path / "out", "notes.txt")
     source = write(tmp_path / "in", "a.png", "b.png")
