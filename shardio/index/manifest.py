@@ -107,6 +107,13 @@ def _parse(document: dict[str, Any]) -> Manifest:
     own = document["shardio"]
     if own["version"] != _VERSION:
         raise ValueError(f"version {own['version']}, expected {_VERSION}")
+    for entry in document["shardlist"]:
+        if (
+            entry["nsamples"] < 0
+            or entry["filesize"] < 0
+            or Path(entry["url"]).name != entry["url"]
+        ):
+            raise ValueError(f"no shard can be {entry}")
     return Manifest(
         shards=tuple(
             ShardReceipt(

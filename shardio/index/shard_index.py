@@ -2,7 +2,8 @@
 
 On disk an index is a file in the safetensors layout (a 64-bit little-endian header length, a
 JSON header, then the arrays back to back), which other tools open too. Here its arrays are
-memory-mapped, so that all processes of a machine share them through the page cache.
+memory-mapped, so that all processes of a machine share them through the page cache. The header
+holds a CRC-32 of the whole file, taken with zeros in its place.
 
     offsets    int64  [n, F]   of the field's data in the shard, -1 where a sample lacks it
     sizes      int64  [n, F]   in bytes
@@ -14,6 +15,7 @@ memory-mapped, so that all processes of a machine share them through the page ca
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"),
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_NO_CHECKSUM = b"00000000"
 _ARRAYS = ("offsets", "sizes", "key_ends", "checksums", "keys")
 
 
@@ -70,6 +73,7 @@ def write_index(path: Path, index: ShardIndex) -> None:
     """
     header: dict[str, Any] = {
         "__metadata__": {
+            "crc32": _NO_CHECKSUM.decode(),
             "format": FORMAT,
             "shard_size": str(index.shard_size),
             "shard_sha256": index.shard_sha256 or "",
@@ -85,11 +89,14 @@ def write_index(path: Path, index: ShardIndex) -> None:
             header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    pieces = [len(text).to_bytes(8, "little") + text]
+    pieces += [
+        np.ascontiguousarray(array).tobytes() for array in arrays.values() if array is not None
+    ]
+    checksum = zlib.crc32(b"".join(pieces))
+    pieces[0] = pieces[0].replace(_NO_CHECKSUM, b"%08x" % checksum, 1)
     with atomic_file(path) as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for array in arrays.values():
-            if array is not None:
-                stream.write(np.ascontiguousarray(array).data)
+        stream.writelines(pieces)
 
 
 def read_index(path: Path) -> ShardIndex:
@@ -118,9 +125,10 @@ def _map_index(path: Path) -> ShardIndex:
     metadata = header["__metadata__"]
     if metadata["format"] != FORMAT:
         raise ValueError(f"format {metadata['format']!r}, expected {FORMAT!r}")
-    end = max(header[name]["data_offsets"][1] for name in header if name in _ARRAYS)
-    if start + end != len(data):
-        raise ValueError("its size does not fit its header")
+    checksum = metadata["crc32"].encode()
+    head = data[:start].tobytes().replace(checksum, _NO_CHECKSUM, 1)
+    if b"%08x" % zlib.crc32(data[start:].data, zlib.crc32(head)) != checksum:
+        raise ValueError("its checksum differs")
 
     def array(name: str) -> NDArray[Any]:
         entry = header[name]

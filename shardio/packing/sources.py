@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from shardio.codecs.registry import IMAGE_FIELDS
 from shardio.errors import PackError
+from shardio.naming import join_member_name, split_member_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +96,7 @@ def find_classes(files: list[bytes], folder: str) -> tuple[str, ...] | None:
 def make_samples(
     files: list[bytes], classes: tuple[str, ...] | None
 ) -> tuple[list[SourceSample], list[Problem]]:
-    """One sample a file, and the files whose key an earlier one has."""
+    """One sample a file, and the files that have no key, or the key of an earlier one."""
     labels = {name: label for label, name in enumerate(classes or ())}
     samples: dict[str, SourceSample] = {}
     problems = []
@@ -103,6 +104,10 @@ def make_samples(
         key, field = _key_and_field(text_of(path))
         label = labels[text_of(path.partition(b"/")[0])] if classes else None
         sample = SourceSample(path=path, key=key, field=field, label=label)
+        if split_member_name(join_member_name(key, "x")) != (key, "x"):
+            reason = f"readers of shards pass over a member with the key {key!r}"
+            problems.append(Problem(path=sample.name, reason=reason))
+            continue
         first = samples.setdefault(key, sample)
         if first is not sample:
             reason = f"its key would be {key!r}, as that of {first.name}"

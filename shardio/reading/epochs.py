@@ -1,13 +1,14 @@
 """Which epoch an iteration is, agreed between the processes of a DataLoader.
 
 A DataLoader starts an epoch by asking each worker's copy of the dataset for an iterator; nothing
-runs in the parent. So the copies share a small file: the first worker of an iteration takes the
-next epoch, the others of the same iteration find it there. An iteration is recognised by the
-DataLoader's base seed, by how often this copy was iterated (persistent workers), and by the
-process numbers of its workers, which are consecutive: even a script that resets torch's seed
-before every epoch gets a new epoch each time. The file holds the count of bad samples too.
+runs in the parent. So the copies share a small file, named after the dataset and the process
+that loads (a rank), not the worker: the first worker of an iteration takes the next epoch, the
+others of the same iteration find it there. An iteration is recognised by the DataLoader's base
+seed, by how often this copy was iterated (persistent workers), and by the process numbers of its
+workers, which are consecutive: even a script that resets torch's seed before every epoch gets a
+new epoch each time. The file holds the count of bad samples too.
 
-In the main process every iteration is a new epoch.
+In the loading process itself every iteration is a new epoch.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import multiprocessing
 import os
 import tempfile
+import uuid
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,28 +31,25 @@ _REMEMBERED = 64
 
 
 class EpochCounter:
-    """Epochs and bad samples of a dataset, counted across its copies in worker processes."""
+    """Epochs and bad samples of a dataset, counted for each process that loads from it."""
 
-    def __init__(self, next_epoch: int = 0, num_bad_samples: int = 0) -> None:
+    def __init__(self) -> None:
+        self._token = uuid.uuid4().hex
+        self._made_in = os.getpid()
+        self._start = {"next": 0, "bad": 0, "iterations": []}
         self._iterations_here = 0
-        self._owner = os.getpid()
-        descriptor, path = tempfile.mkstemp(prefix="shardio-epoch-")
-        os.close(descriptor)
-        self._path = path
-        state = {"next": next_epoch, "bad": num_bad_samples, "iterations": []}
-        Path(path).write_text(json.dumps(state), encoding="ascii")
-        weakref.finalize(self, _remove, path, self._owner)
+        self._removes_for: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         with self._shared() as state:
-            return {**vars(self), "snapshot": (state["next"], state["bad"])}
+            start = {**state, "iterations": []}
+        return {**vars(self), "_start": start, "_removes_for": None}
 
     def __setstate__(self, attributes: dict[str, Any]) -> None:
-        next_epoch, num_bad_samples = attributes.pop("snapshot")
-        if attributes["_owner"] != os.getpid() and Path(attributes["_path"]).exists():
-            vars(self).update(attributes)
-        else:
-            self.__init__(next_epoch, num_bad_samples)  # type: ignore[misc]  # a copy counts alone
+        vars(self).update(attributes)
+        if self._made_in == os.getpid():  # a copy beside the original counts alone
+            self._token = uuid.uuid4().hex
+        self._made_in = os.getpid()
 
     def begin(self) -> int:
         """The epoch of the iteration that starts now in this process."""
@@ -90,13 +89,26 @@ class EpochCounter:
 
     @contextmanager
     def _shared(self) -> Iterator[dict[str, Any]]:
-        with Path(self._path).open("r+", encoding="ascii") as stream:
+        loading, path = self._find_file()
+        if loading == os.getpid() != self._removes_for:
+            self._removes_for = loading
+            weakref.finalize(self, _remove, path, loading)
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
-            state = json.load(stream)
+            text = stream.read()
+            state = json.loads(text) if text else self._start
             yield state
             stream.seek(0)
             stream.truncate()
             json.dump(state, stream)
+
+    def _find_file(self) -> tuple[int, Path]:
+        """The process that loads, and the file of this dataset for it."""
+        parent = multiprocessing.parent_process()
+        loading = os.getpid()
+        if get_worker_info() is not None and parent is not None and parent.pid is not None:
+            loading = parent.pid
+        return loading, Path(tempfile.gettempdir(), f"shardio-{self._token}-{loading}")
 
 
 def _take_next(state: dict[str, Any]) -> int:
@@ -105,6 +117,6 @@ def _take_next(state: dict[str, Any]) -> int:
     return epoch
 
 
-def _remove(path: str, owner: int) -> None:
+def _remove(path: Path, owner: int) -> None:
     if os.getpid() == owner:
-        Path(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ import shutil
 import zlib
 from pathlib import Path
 
-from shardio.errors import TarError
+from shardio.errors import TarError, UsageError
 from shardio.storage.atomic import atomic_file
 
 GZIP_SUFFIXES = (".tar.gz", ".tgz")
@@ -22,12 +22,22 @@ _CHUNK = 1 << 20
 
 
 def cache_entry(source: Path, suffix: str) -> Path:
-    """The path of the cache entry that belongs to a file; its folder exists afterwards."""
+    """The path of the cache entry that belongs to a file; its folder exists afterwards.
+
+    Raises:
+        UsageError: the cache folder cannot be written.
+    """
     status = source.stat()
     identity = f"{source.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
     digest = hashlib.sha256(os.fsencode(identity)).hexdigest()[:32]
     folder = _cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{folder}: the cache folder cannot be made ({error.strerror}); "
+            "set SHARDIO_CACHE to a folder that can be written"
+        ) from error
     return folder / f"{digest}{suffix}"
 
 

@@ -90,7 +90,7 @@ def test_pack_lists_what_it_skipped(tmp_path: Path) -> None:
         (["pack", "in", "out", "--shards", "0"], 2, "0 is not in the range x>=1"),
         (["pack", "in", "out"], 2, "Missing option '--shards'"),
         (["pack", "in", "/proc/no/out", "--shards", "2"], 1, "shardio: /proc/no"),
-        (["pack", "in", "in/class00/image0000.png", "--shards", "1"], 1, "it is a file; name a"),
+        (["pack", "in", "file", "--shards", "1"], 1, "shardio: file: it is a file; name a folder"),
         (["index", "nothing"], 1, "shardio: nothing: no such folder or shard"),
         (["index", "in"], 1, "shardio: in: no shards"),
         (["profile", "nothing"], 1, "shardio: nothing: no such folder or shard"),
@@ -103,6 +103,7 @@ def test_mistakes_get_one_sentence_and_an_exit_code(
     tmp_path: Path, arguments: list[str], code: int, message: str
 ) -> None:
     make_images(tmp_path / "in", classes=1, per_class=4)
+    (tmp_path / "file").touch()
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == code
     assert message in done.stderr

@@ -127,6 +127,17 @@ def test_an_index_that_was_cut_off_is_refused(packed: Path, tmp_path: Path) -> N
             read_index(tmp_path / "x.idx")
 
 
+def test_every_flipped_bit_of_an_index_is_noticed(packed: Path, tmp_path: Path) -> None:
+    whole = index_path(packed / "shard-000000.tar").read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for bit in [*range(header * 8), *range(header * 8, len(whole) * 8, 41)]:
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "x.idx").write_bytes(data)
+        with pytest.raises(shardio.IndexFileError):
+            read_index(tmp_path / "x.idx")
+
+
 def test_a_field_twice_in_a_sample_is_refused(tmp_path: Path) -> None:
     path = make_tar(tmp_path / "a.tar", [("a.jpg", b"1"), ("a.JPG", b"2")])
     with pytest.raises(shardio.TarError, match=r"a\.tar: sample 'a' has the field 'jpg' twice"):

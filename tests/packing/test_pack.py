@@ -208,6 +208,10 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / "x/a.png").symlink_to("/proc/self/mem"),
         r"x/a\.png: Input/output error",
     ),
+    "metadata": (
+        lambda folder: write(folder, "__meta__/a.png"),
+        r"__meta__/a\.png: readers of shards pass over a member with the key '__meta__/a'",
+    ),
     "a fifo": (lambda folder: os.mkfifo(folder / "x/a.png"), "neither a file nor a folder"),
     "a loose file": (
         lambda folder: write(folder, "loose.png"),

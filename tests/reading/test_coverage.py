@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import multiprocessing
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from itertools import chain, product
@@ -203,3 +208,40 @@ def test_two_loaders_over_one_dataset_do_not_disturb_each_other(packed: Path) ->
     pairs = [*zip(load(dataset, 2), load(dataset, 3), strict=True)]
     found = [keys_of(one for one, _ in pairs), keys_of(other for _, other in pairs)]
     assert sorted(found) == sorted(expected)
+
+
+def _keys_in_rank(rank: int, dataset: shardio.ShardDataset, folder: Path) -> None:
+    dataset = copy.deepcopy(dataset) if rank % 2 else dataset
+    loader = load(dataset, 2)
+    for epoch in range(2):
+        (folder / f"{epoch}-{rank}").write_text("\n".join(chain(*keys_of(loader))))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_ranks_that_get_one_dataset_handed_count_their_epochs_alone(
+    packed: Path, tmp_path: Path, method: str
+) -> None:
+    context: Any = multiprocessing.get_context(method)
+    dataset = shardio.ShardDataset(packed, shuffle=True, decode=False, batch_size=100)
+    processes = [
+        context.Process(target=_keys_in_rank, args=(rank, dataset, tmp_path)) for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    expected = shardio.ShardDataset(packed, shuffle=True, decode=False, batch_size=100)
+    for epoch in range(2):
+        keys = "\n".join(chain(*keys_of(expected)))
+        assert [(tmp_path / f"{epoch}-{rank}").read_text() for rank in range(2)] == [keys, keys]
+
+
+def test_datasets_leave_no_files_behind(packed: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, shardio; from torch.utils.data import DataLoader;"
+        "dataset = shardio.ShardDataset(sys.argv[1], decode=False, batch_size=100);"
+        "list(dataset); list(DataLoader(dataset, batch_size=None, num_workers=2))"
+    )
+    command = [sys.executable, "-c", code, str(packed)]
+    subprocess.run(command, check=True, env={**os.environ, "TMPDIR": str(tmp_path)})
+    assert not [*tmp_path.iterdir()]

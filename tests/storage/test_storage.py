@@ -60,6 +60,15 @@ def test_the_cache_folder_follows_the_environment(
     assert cache_entry(tmp_path / "a", "").parent == tmp_path / inside[variable]
 
 
+def test_a_cache_folder_that_cannot_be_made_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").touch()
+    monkeypatch.setenv("SHARDIO_CACHE", str(tmp_path / "a/cache"))
+    with pytest.raises(shardio.UsageError, match="set SHARDIO_CACHE to a folder"):
+        cache_entry(tmp_path / "a", ".x")
+
+
 def test_a_shard_is_read_at_any_offset_and_never_short(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(bytes(range(100)))
     shard = LocalShard(str(tmp_path / "a.tar"), "a.tar")
