@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import click
@@ -30,7 +31,8 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        sys.exit("shardio: interrupted")
+        click.echo("shardio: interrupted", err=True)
+        sys.exit(128 + signal.SIGINT)
     except ShardioError as error:
         sys.exit(f"shardio: {printable(str(error))}")
     except OSError as error:

@@ -15,8 +15,11 @@ from shardio.index.publish import index_source
 
 @click.command(epilog="Example: shardio index shards/")
 @click.argument("path", type=click.Path())
+@click.option(
+    "--force", is_flag=True, help="Accept packed shards as they are, also changed or fewer."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def index(path: str, as_json: bool) -> None:
+def index(path: str, force: bool, as_json: bool) -> None:
     """Write indexes with checksums for the shards of PATH.
 
     PATH is a folder of tars, one tar, a glob or a pattern like 'shard-{000000..000007}.tar'.
@@ -26,7 +29,7 @@ def index(path: str, as_json: bool) -> None:
         nullcontext() if as_json else progress_bar("indexing")
     )
     with shown as progress:
-        summary = index_source(path, progress=progress)
+        summary = index_source(path, force=force, progress=progress)
     if as_json:
         click.echo(json.dumps(asdict(summary)))
     else:

@@ -19,18 +19,19 @@ from shardio.packing.pack import pack as pack_folder
 @click.argument("out", type=click.Path())
 @click.option("--shards", type=click.IntRange(min=1), required=True, help="How many shards.")
 @click.option("--shuffle/--no-shuffle", default=True, help="Random order (default) or by path.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the random order.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random order.")
 @click.option(
     "--labels/--no-labels",
     default=True,
-    help="Subfolders are classes (default), or their names mean nothing.",
+    help="Subfolders are classes (default), or no labels are packed.",
 )
 @click.option(
     "--on-error",
     type=click.Choice(["raise", "skip"]),
     default="raise",
     show_default=True,
-    help="Stop at a bad file, or leave it out and list it in OUT/skipped.jsonl.",
+    help="Stop at a bad file (also one with the key of another), or leave it out and list it in "
+    "OUT/skipped.jsonl.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def pack(
@@ -45,7 +46,8 @@ def pack(
 ) -> None:
     """Pack the images of folder SRC into tar shards in folder OUT.
 
-    SRC has one subfolder a class, or is flat for images without labels.
+    SRC has one subfolder a class, or is flat for images without labels. OUT is a
+    new or empty folder outside SRC.
     """
     shown: AbstractContextManager[Callable[[int], Callable[[], None]] | None] = (
         nullcontext() if as_json else progress_bar("packing")
@@ -73,5 +75,5 @@ def _sentence(summary: PackSummary, out: str) -> str:
         f"({megabytes / summary.seconds:,.0f} MB/s)"
     ]
     if summary.skipped:
-        lines.append(f"left out {summary.skipped:,} bad files, listed in {out}/{SKIPPED_NAME}")
+        lines.append(f"left out {summary.skipped:,} files, listed in {out}/{SKIPPED_NAME}")
     return "\n".join(lines)

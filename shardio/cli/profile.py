@@ -36,7 +36,7 @@ class _Numbers(click.ParamType[tuple[int, ...]]):
 
 
 @click.command(epilog="Example: shardio profile out/")
-@click.argument("out", type=click.Path())
+@click.argument("path", type=click.Path())
 @click.option(
     "--workers",
     type=_Numbers(),
@@ -55,24 +55,25 @@ class _Numbers(click.ParamType[tuple[int, ...]]):
     type=click.IntRange(min=0),
     default=DEFAULTS.size,
     show_default=True,
-    help="Crop and resize images to this height and width; 0 leaves them as they are.",
+    help="Crop and resize images to this height and width; 0 leaves them as they are, which "
+    "needs images of one size or --batch-size 1.",
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0.1),
     default=DEFAULTS.seconds,
     show_default=True,
-    help="Length of each run.",
+    help="Length of each run, one for every number of workers.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def profile(
-    out: str, workers: tuple[int, ...], batch_size: int, size: int, seconds: float, as_json: bool
+    path: str, workers: tuple[int, ...], batch_size: int, size: int, seconds: float, as_json: bool
 ) -> None:
-    """Measure how fast the shards of OUT reach a training loop.
+    """Measure how fast the shards of PATH reach a training loop.
 
-    OUT is a packed folder, or anything else that shardio reads.
+    PATH is a packed folder, or anything else that shardio reads.
     """
-    settings = Settings(source=out, batch_size=batch_size, size=size, seconds=seconds)
+    settings = Settings(source=path, batch_size=batch_size, size=size, seconds=seconds)
     with progress_bar("measuring") as progress:
         result = measure(settings, workers=workers, on_run=progress(len(workers)))
     if as_json:

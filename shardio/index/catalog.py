@@ -18,7 +18,13 @@ import braceexpand
 
 from shardio.errors import IndexFileError, UsageError
 from shardio.index.build import index_shard
-from shardio.index.manifest import INDEX_SUFFIX, MANIFEST_NAME, index_path, read_manifest
+from shardio.index.manifest import (
+    INDEX_SUFFIX,
+    MANIFEST_NAME,
+    PACKING_NAME,
+    index_path,
+    read_manifest,
+)
 from shardio.index.shard_index import ShardIndex, read_index, write_index
 from shardio.storage.cache import GZIP_SUFFIXES, cache_entry, plain_tar
 
@@ -89,6 +95,8 @@ def open_catalog(source: Source) -> Catalog:
     """
     if is_packed(source):
         return _packed(Path(source))
+    if not isinstance(source, str | os.PathLike) and source and all(map(is_packed, source)):
+        return _joined([_packed(Path(os.fspath(part))) for part in source])
     entries: list[ShardEntry] = []
     fields: set[str] = set()
     for shard in find_shards(source):
@@ -117,11 +125,15 @@ def find_shards(source: Source) -> list[Path]:
 
     Raises:
         UsageError: nothing is there.
+        IndexFileError: a folder whose pack was interrupted or still runs.
     """
     if not isinstance(source, str | os.PathLike):
+        if not source:
+            raise UsageError("the list of shards is empty")
         return [shard for part in source for shard in find_shards(part)]
     path = Path(source)
     if path.is_dir():
+        refuse_unfinished(path)
         shards = sorted(p for p in path.iterdir() if p.name.endswith(SHARD_SUFFIXES))
         shards = [p for p in shards if not p.name.startswith(".")]
         if not shards:
@@ -146,8 +158,39 @@ def find_shards(source: Source) -> list[Path]:
     return shards
 
 
+def refuse_unfinished(folder: Path) -> None:
+    """Raise IndexFileError if a pack into the folder has begun and not ended."""
+    if (folder / PACKING_NAME).exists():
+        raise IndexFileError(
+            f"{folder}: a pack into this folder was interrupted or still runs, so shards may be "
+            "missing; wait for it, or run the same `shardio pack` again"
+        )
+
+
+def _joined(parts: list[Catalog]) -> Catalog:
+    classes = {part.classes for part in parts}
+    if len(classes) > 1:
+        raise UsageError(
+            "the folders were packed with different classes, so that equal labels mean "
+            "different things; pack them with the same class folders"
+        )
+    return Catalog(
+        shards=tuple(shard for part in parts for shard in part.shards),
+        fields=tuple(sorted({field for part in parts for field in part.fields})),
+        classes=classes.pop(),
+    )
+
+
 def _packed(folder: Path) -> Catalog:
+    refuse_unfinished(folder)
     manifest = read_manifest(folder)
+    present = {path.name for path in folder.iterdir()}
+    missing = [shard.name for shard in manifest.shards if shard.name not in present]
+    if missing:
+        raise IndexFileError(
+            f"{folder}: {len(missing)} of {len(manifest.shards)} shards are missing, the first "
+            f"is {missing[0]}; get or pack them again"
+        )
     entries = tuple(
         ShardEntry(
             name=str(folder / shard.name),

@@ -15,6 +15,7 @@ from shardio.errors import IndexFileError
 from shardio.storage.atomic import atomic_file
 
 MANIFEST_NAME = "shardio.json"
+PACKING_NAME = ".shardio-pack"  # lies in a folder while it is packed
 INDEX_FOLDER = "index"
 INDEX_SUFFIX = ".idx"
 _VERSION = 1

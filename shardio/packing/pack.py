@@ -20,7 +20,13 @@ from typing import Any, Literal
 
 from shardio.errors import PackError
 from shardio.index.catalog import SHARD_SUFFIXES
-from shardio.index.manifest import INDEX_FOLDER, MANIFEST_NAME, Manifest, write_manifest
+from shardio.index.manifest import (
+    INDEX_FOLDER,
+    MANIFEST_NAME,
+    PACKING_NAME,
+    Manifest,
+    write_manifest,
+)
 from shardio.packing.engine import run_tasks
 from shardio.packing.plan import SHARD_PATTERN, plan_shards
 from shardio.packing.shard import PackedShard, find_problem, refusal
@@ -35,7 +41,6 @@ from shardio.storage.atomic import atomic_file, remove_temporaries, sync_folder
 
 SKIPPED_NAME = "skipped.jsonl"
 RENAMED_NAME = "renamed.jsonl"
-_LOCK_NAME = ".shardio-pack"
 
 OnError = Literal["raise", "skip"]
 Progress = Callable[[int], Callable[[], None]]
@@ -94,8 +99,10 @@ def pack(
     """
     start = time.monotonic()
     source, folder = fspath(source), Path(out)
-    if shards < 1:
-        raise PackError(f"{shards} shards: it must be at least 1")
+    if not isinstance(shards, int) or shards < 1:
+        raise PackError(f"shards={shards!r}: it must be a whole number, at least 1")
+    if not fspath(out):
+        raise PackError("the name of the output folder is empty; name a folder")
     if Path(source).resolve() in (folder.resolve(), *folder.resolve().parents):
         raise PackError(f"{folder}: the output lies inside the source; name a folder outside it")
     found = _find_samples(source, labels=labels, skip=on_error == "skip")
@@ -129,7 +136,7 @@ class _Found:
 
 def _find_samples(source: str, *, labels: bool, skip: bool) -> _Found:
     files, no_files = list_files(source)
-    classes = find_classes(files, source) if labels else None
+    classes = find_classes(source) if labels else None
     samples, same_keys = make_samples(files, classes)
     problems = no_files + same_keys
     if problems and not skip:
@@ -161,8 +168,8 @@ def _publish(folder: Path, found: _Found, packed: list[PackedShard]) -> None:
 @contextmanager
 def _taken(folder: Path) -> Iterator[None]:
     """Hold the output folder; after an error it is left without anything of this pack."""
-    created = not folder.exists()
-    lock = folder / _LOCK_NAME
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock = folder / PACKING_NAME
     if not lock.exists():
         _refuse_shards(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -181,8 +188,8 @@ def _taken(folder: Path) -> Iterator[None]:
         except BaseException:
             _remove_output(folder)
             lock.unlink()
-            if created:
-                folder.rmdir()
+            for made in created:
+                made.rmdir()
             raise
         lock.unlink()
 
@@ -190,8 +197,7 @@ def _taken(folder: Path) -> Iterator[None]:
 def _refuse_shards(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise PackError(f"{folder}: it is a file; name a folder for the shards")
-    present = sorted(folder.glob("*"))
-    for path in present:
+    for path in sorted(folder.glob("*"), key=lambda path: path.is_dir()):
         if path.name.endswith(SHARD_SUFFIXES) or path.name in {MANIFEST_NAME, INDEX_FOLDER}:
             raise PackError(
                 f"{folder}: the folder has shards already ({path.name}); "

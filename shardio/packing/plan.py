@@ -52,6 +52,8 @@ def plan_shards(
     Raises:
         PackError: there are fewer samples than shards.
     """
+    if not samples:
+        raise PackError(f"{source}: no file in it can be packed; name a folder of images")
     if shards > len(samples):
         raise PackError(
             f"{source}: {len(samples)} samples do not fill {shards} shards; "

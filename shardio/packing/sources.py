@@ -77,32 +77,27 @@ def list_files(folder: str) -> tuple[list[bytes], list[Problem]]:
     return files, sorted(problems, key=lambda problem: problem.path)
 
 
-def find_classes(files: list[bytes], folder: str) -> tuple[str, ...] | None:
-    """The first folders on the files' paths, sorted; None if no file lies in a subfolder.
-
-    Raises:
-        PackError: some files lie in subfolders and some do not.
-    """
-    classes = {path.partition(b"/")[0] for path in files if b"/" in path}
-    loose = next((path for path in files if b"/" not in path), None)
-    if classes and loose is not None:
-        raise PackError(
-            f"{folder}: {text_of(loose)} lies beside the class folders; move it into one, "
-            "or pass --no-labels to pack without classes"
-        )
-    return tuple(map(text_of, sorted(classes))) or None
+def find_classes(folder: str) -> tuple[str, ...] | None:
+    """Names of the folders inside a folder, sorted, empty ones too; None if there are none."""
+    with os.scandir(os.fsencode(folder)) as entries:
+        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(b"."))
+    return tuple(map(text_of, names)) or None
 
 
 def make_samples(
     files: list[bytes], classes: tuple[str, ...] | None
 ) -> tuple[list[SourceSample], list[Problem]]:
-    """One sample a file, and the files that have no key, or the key of an earlier one."""
+    """One sample a file, and the files without a class, or a key of their own."""
     labels = {name: label for label, name in enumerate(classes or ())}
     samples: dict[str, SourceSample] = {}
     problems = []
     for path in files:
         key, field = _key_and_field(text_of(path))
-        label = labels[text_of(path.partition(b"/")[0])] if classes else None
+        label = labels.get(text_of(path.partition(b"/")[0]))
+        if classes and label is None:
+            reason = "it lies beside the class folders; --no-labels packs without classes"
+            problems.append(Problem(path=text_of(path), reason=reason))
+            continue
         sample = SourceSample(path=path, key=key, field=field, label=label)
         if split_member_name(join_member_name(key, "x")) != (key, "x"):
             reason = f"readers of shards pass over a member with the key {key!r}"

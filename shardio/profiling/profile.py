@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -148,14 +149,14 @@ def _warm(catalog: Catalog) -> None:
 def _measure(settings: Settings, workers: int) -> Run:
     command = [sys.executable, "-m", "shardio.profiling.run"]
     request = json.dumps({**asdict(settings), "workers": workers})
-    with subprocess.Popen([*command, request], stdout=subprocess.PIPE, text=True) as process:  # noqa: S603  our own module
-        peak = 0
-        while True:
-            try:
-                output, _ = process.communicate(timeout=_SECONDS_BETWEEN_LOOKS)
-                break
-            except subprocess.TimeoutExpired:
-                peak = max(peak, tree_memory(process.pid) or 0)
+    with subprocess.Popen(  # noqa: S603  our own module
+        [*command, request], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            output, peak = _watch(process)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
     answer = json.loads(output or '{"error": "the measuring process died"}')
     if "error" in answer:
         raise ShardioError(answer["error"])
@@ -166,3 +167,18 @@ def _measure(settings: Settings, workers: int) -> Run:
         stages=Stages(**stages) if stages else None,
         **answer,
     )
+
+
+def _watch(process: subprocess.Popen[str]) -> tuple[str, int]:
+    """What a process prints, and the most memory that it and its workers had."""
+    peak = 0
+    while (output := _output_within(process, _SECONDS_BETWEEN_LOOKS)) is None:
+        peak = max(peak, tree_memory(process.pid) or 0)
+    return output, peak
+
+
+def _output_within(process: subprocess.Popen[str], seconds: float) -> str | None:
+    try:
+        return process.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+        return None

@@ -63,6 +63,7 @@ def _long_dataset(request: dict[str, Any]) -> ShardDataset:
         transform=RandomResizedCrop(request["size"]) if request["size"] else None,
         batch_size=request["batch_size"],
         shuffle=True,
+        on_bad_sample="skip",
     )
     shards = dataset.catalog.shards
     wanted = int(request["seconds"] * _MOST_SAMPLES_PER_SECOND)

@@ -27,6 +27,7 @@ from shardio.reading.reader import SampleReader
 from shardio.reading.shards import ShardPool
 from shardio.reading.times import StageTimes
 from shardio.reading.topology import find_ranks, find_worker
+from shardio.transforms import SizedTransform
 
 OnBadSample = Literal["raise", "skip"]
 _TRANSFORMS = 3
@@ -42,8 +43,9 @@ class ShardDataset(IterableDataset[dict[str, Any]]):
 
     An entry is uint8 [B, 3, H, W] (channels-last memory) for images, int64 [B] for labels, a
     tensor [B, …] for npy, a list of B values otherwise (str for txt, bytes where no decoder is
-    known). "valid" is bool [B]: False for repeats that pad the last step and for replaced bad
-    samples. "__key__" is a list of B str. A sample has the same entries without B.
+    known). Images of several sizes need a transform that makes them equal. "valid" is bool [B]:
+    False for repeats that pad the last step and for replaced bad samples. "__key__" is a list of
+    B str. A sample has the same entries without B.
 
     Every loop over it is the next epoch, in another order if shuffled, also inside a DataLoader.
 
@@ -95,7 +97,15 @@ class ShardDataset(IterableDataset[dict[str, Any]]):
         world_size: int | None = None,
         on_bad_sample: OnBadSample = "raise",
     ) -> None:
-        _check("batch_size", batch_size, batch_size is None or batch_size >= 1, "at least 1")
+        whole = batch_size is None or (isinstance(batch_size, int) and batch_size >= 1)
+        _check("batch_size", batch_size, whole, "a whole number, at least 1")
+        _check("seed", seed, isinstance(seed, int), "a whole number")
+        _check("fields", fields, fields is None or isinstance(fields, Mapping),
+               "a mapping such as {'image': 'jpg;png'}")  # fmt: skip
+        usable = callable(transform) or isinstance(transform, SizedTransform)
+        usable = transform is None or (usable and not isinstance(transform, type))
+        _check("transform", transform, usable, "callable, such as shardio.CenterCrop(224)")
+        _check("transform", transform, decode or transform is None, "left out with decode=False")
         _check("shuffle", shuffle, shuffle in (True, False, "full"), "True, False or 'full'")
         _check("window", window, window >= 1, "at least 1 shard")
         _check("tail", tail, tail in get_args(Tail), "'pad' or 'drop'")
@@ -149,12 +159,12 @@ class ShardDataset(IterableDataset[dict[str, Any]]):
         """The plan of an epoch for the current number of ranks.
 
         Raises:
-            UsageError: the dataset is empty.
+            UsageError: the dataset is empty, or no step is left of it.
         """
         counts = [shard.samples for shard in self.catalog.shards]
         if not any(counts):
             raise UsageError(f"{self._name}: the dataset has no samples")
-        return EpochPlan(
+        plan = EpochPlan(
             counts,
             global_batch_size=(self.batch_size or 1) * find_ranks(*self._ranks).world_size,
             seed=self._seed,
@@ -163,6 +173,12 @@ class ShardDataset(IterableDataset[dict[str, Any]]):
             window=len(counts) if self._shuffle == "full" else self._window,
             tail=self._tail,
         )
+        if plan.num_steps == 0:
+            raise UsageError(
+                f"{self._name}: {plan.num_samples} samples do not fill one global batch, which "
+                "tail='drop' leaves out; make the batch smaller or pass tail='pad'"
+            )
+        return plan
 
     def _read_steps(self, plan: EpochPlan, epoch: int, pool: ShardPool) -> Iterator[dict[str, Any]]:
         ranks, (worker, num_workers) = find_ranks(*self._ranks), find_worker()

@@ -150,12 +150,17 @@ class SampleReader:
                 if self._missing_ok:
                     slot.columns.pop(name)
                     continue
-                raise _missing(shard, index, name, self._fields[name])
+                raise self._located(
+                    CodecError(f"the sample has no such field, wanted for {name!r}"),
+                    shard,
+                    index,
+                    ";".join(self._fields[name]),
+                )
             self._times.bytes += len(stored.data)
             try:
                 column.put(slot.number, stored, slot.uniforms)
             except (CodecError, TransformError, UsageError) as error:
-                raise _located(error, shard, index, stored.field) from error
+                raise self._located(error, shard, index, stored.field) from error
 
     def _column(self, name: str, slots: int) -> Column:
         kind = kind_of(self._fields[name][0]) if self._decode else "bytes"
@@ -167,35 +172,27 @@ class SampleReader:
             return Arrays(slots, transform, self._times, image=image, shared=self._shared)
         return Values(slots, self._times, decode=self._decode)
 
+    def _located(
+        self,
+        error: CodecError | TransformError | UsageError,
+        shard: OpenShard,
+        index: int,
+        field: str,
+    ) -> SampleError | UsageError:
+        kind: type[SampleError | UsageError] = SampleError
+        remedy = ""
+        if isinstance(error, TransformError):
+            kind = TransformError
+        elif isinstance(error, UsageError):
+            kind = UsageError
+        elif self._on_replaced is None:
+            remedy = '; pass on_bad_sample="skip" to go on without it, or choose other fields'
+        return kind(
+            f"{shard.place(index, field)}: {error}{remedy}",
+            shard=shard.name,
+            key=shard.index.key(index),
+            field=field,
+        )
+
     def _stages(self) -> int:
         return self._times.read + self._times.decode + self._times.transform
-
-
-def _missing(shard: OpenShard, index: int, name: str, alternatives: tuple[str, ...]) -> SampleError:
-    key = shard.index.key(index)
-    return SampleError(
-        f"{shard.name}: sample {key!r} has no field {';'.join(alternatives)} for {name!r}; "
-        'choose others with fields={…}, or pass on_bad_sample="skip" to go on without it',
-        shard=shard.name,
-        key=key,
-        field=alternatives[0],
-    )
-
-
-def _located(
-    error: CodecError | TransformError | UsageError, shard: OpenShard, index: int, field: str
-) -> SampleError | UsageError:
-    kind: type[SampleError | UsageError] = SampleError
-    remedy = ""
-    if isinstance(error, CodecError):
-        remedy = '; pass on_bad_sample="skip" to go on without it'
-    elif isinstance(error, TransformError):
-        kind = TransformError
-    else:
-        kind = UsageError
-    return kind(
-        f"{shard.place(index, field)}: {error}{remedy}",
-        shard=shard.name,
-        key=shard.index.key(index),
-        field=field,
-    )

@@ -38,7 +38,12 @@ class OpenShard:
     def __init__(self, entry: ShardEntry) -> None:
         self.name = entry.name
         self.index: ShardIndex = entry.load_index()
-        self.file = LocalShard(entry.path, entry.name)
+        try:
+            self.file = LocalShard(entry.path, entry.name)
+        except FileNotFoundError as error:
+            raise TarError(
+                f"{entry.name}: the shard is missing; get or pack it again", shard=entry.name
+            ) from error
         if self.file.size != entry.size:
             self.file.close()
             raise TarError(

@@ -31,11 +31,23 @@ def find_ranks(rank: int | None, world_size: int | None) -> Ranks:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         else:
-            rank = int(os.environ.get("RANK", "0"))
-            world_size = int(os.environ.get("WORLD_SIZE", "1"))
+            rank, world_size = _ranks_of_environment()
     if not 0 <= rank < world_size:
         raise UsageError(f"rank {rank} is outside 0 to {world_size - 1} (world_size - 1)")
     return Ranks(rank=rank, world_size=world_size)
+
+
+def _ranks_of_environment() -> tuple[int, int]:
+    rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if rank is None and world_size in (None, "1"):
+        return 0, 1
+    try:
+        return int(rank or ""), int(world_size or "")
+    except ValueError as error:
+        raise UsageError(
+            f"the environment has RANK={rank} and WORLD_SIZE={world_size}: set both to numbers, "
+            "unset both, or pass rank and world_size"
+        ) from error
 
 
 def find_worker() -> tuple[int, int]:

@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import os
 import shutil
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -33,10 +34,11 @@ def cache_entry(source: Path, suffix: str) -> Path:
     folder = _cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UsageError(
-            f"{folder}: the cache folder cannot be made ({error.strerror}); "
-            "set SHARDIO_CACHE to a folder that can be written"
+            f"{folder}: the cache folder cannot be written ({error.strerror}); "
+            "set SHARDIO_CACHE to a folder that can"
         ) from error
     return folder / f"{digest}{suffix}"
 

@@ -79,7 +79,7 @@ def test_pack_lists_what_it_skipped(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     done = run("pack", source, tmp_path / "out", "--shards", 2, "--on-error", "skip")
     assert done.returncode == 0
-    assert f"left out 1 bad files, listed in {tmp_path}/out/skipped.jsonl" in done.stdout
+    assert f"left out 1 files, listed in {tmp_path}/out/skipped.jsonl" in done.stdout
 
 
 @pytest.mark.parametrize(

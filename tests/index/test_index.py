@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -241,18 +242,42 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, damage: str) -> None:
         open_catalog(tmp_path)
 
 
-def test_indexing_a_packed_folder_brings_its_manifest_up_to_date(
-    packed: Path, tmp_path: Path
-) -> None:
+def test_packed_shards_that_changed_are_indexed_by_force_only(packed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
-    (folder / "index").mkdir(parents=True)
-    for path in [*packed.glob("*.tar"), packed / "shardio.json"]:
-        (folder / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(packed, folder)
     index_source(folder)
     assert (folder / "shardio.json").read_bytes() == (packed / "shardio.json").read_bytes()
     make_tar(folder / "shard-000002.tar", [("a.png", b"1"), ("a.cls", b"0")])
-    index_source(folder)
-    assert [shard.samples for shard in open_catalog(folder).shards] == [75, 75, 1, *[75] * 5]
+    for source in (folder, folder / "shard-000002.tar"):
+        with pytest.raises(shardio.IndexFileError, match=r"000002\.tar: .* is not what was packed"):
+            index_source(source)
+    (folder / "shard-000004.tar").unlink()
+    with pytest.raises(shardio.IndexFileError, match="1 of 8 shards are missing, the first is"):
+        index_source(folder)
+    index_source(folder, force=True)
+    assert [shard.samples for shard in open_catalog(folder).shards] == [75, 75, 1, *[75] * 4]
+
+
+def test_an_interrupted_pack_is_no_dataset(packed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(packed, folder)
+    (folder / ".shardio-pack").touch()
+    for _ in range(2):
+        with pytest.raises(shardio.IndexFileError, match="run the same `shardio pack` again"):
+            open_catalog(folder)
+        (folder / "shardio.json").unlink(missing_ok=True)
+    with pytest.raises(shardio.IndexFileError, match="was interrupted or still runs"):
+        index_source(folder)
+
+
+def test_packed_folders_join_only_with_the_same_classes(
+    images: Path, packed: Path, tmp_path: Path
+) -> None:
+    joined = open_catalog([packed, packed])
+    assert (len(joined.shards), joined.classes) == (16, open_catalog(packed).classes)
+    shardio.pack(images / "class03", tmp_path / "flat", shards=1)
+    with pytest.raises(shardio.UsageError, match="packed with different classes"):
+        open_catalog([packed, tmp_path / "flat"])
 
 
 def test_every_shard_of_other_tools_gives_what_webdataset_gives(

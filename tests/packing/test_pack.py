@@ -167,6 +167,16 @@ def test_nested_folders_belong_to_the_class_of_the_first(tmp_path: Path) -> None
     assert "label" not in next(iter(shardio.ShardDataset(tmp_path / "flat")))
 
 
+def test_classes_are_the_folders_also_empty_ones(tmp_path: Path) -> None:
+    """So that labels of a training and a validation folder mean the same."""
+    source = write(tmp_path / "in", "a/1.png", "c/2.png")
+    (source / "b").mkdir()
+    shardio.pack(source, tmp_path / "out", shards=1, shuffle=False)
+    dataset = shardio.ShardDataset(tmp_path / "out")
+    assert dataset.classes == ("a", "b", "c")
+    assert [sample["label"] for sample in dataset] == [0, 2]
+
+
 def test_the_field_is_the_extension_or_else_the_format(tmp_path: Path) -> None:
     jpeg = cv2.imencode(".jpg", np.zeros((2, 2, 3), np.uint8))[1].tobytes()
     write(tmp_path / "in", "a.JPEG", "b", "c.bak", data=jpeg)
@@ -215,7 +225,7 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a fifo": (lambda folder: os.mkfifo(folder / "x/a.png"), "neither a file nor a folder"),
     "a loose file": (
         lambda folder: write(folder, "loose.png"),
-        r"loose\.png lies beside the class",
+        r"loose\.png: it lies beside the class",
     ),
     "a loop": (lambda folder: (folder / "x/loop").symlink_to(".."), "leads back to a folder above"),
 }
@@ -386,7 +396,7 @@ def test_a_large_file_is_packed_in_one_piece(tmp_path: Path) -> None:
 def test_tasks_run_anywhere_and_in_any_order(images: Path, packed: Path, tmp_path: Path) -> None:
     """A task holds all that its shard depends on: other processes write the same bytes."""
     files, _ = list_files(str(images))
-    samples, _ = make_samples(files, find_classes(files, str(images)))
+    samples, _ = make_samples(files, find_classes(str(images)))
     tasks = plan_shards(samples, source=str(images), out=str(tmp_path), shards=8, seed=0)
     (tmp_path / "index").mkdir()
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:

@@ -139,7 +139,7 @@ def test_several_images_in_a_sample_keep_their_names(tmp_path: Path) -> None:
 def test_samples_may_lack_fields_but_batches_and_chosen_fields_may_not(tmp_path: Path) -> None:
     path = make_shard(tmp_path / "a.tar", {"a": {"txt": b"1", "cls": b"1"}, "b": {"txt": b"2"}})
     assert ["label" in sample for sample in shardio.ShardDataset(path)] == [True, False]
-    message = r"a\.tar: sample 'b' has no field cls for 'label'; choose others with fields="
+    message = r"a\.tar: sample 'b', field 'cls': the sample has no such field, wanted for 'label'; "
     with pytest.raises(shardio.SampleError, match=message):
         list(shardio.ShardDataset(path, batch_size=2))
     with pytest.raises(shardio.SampleError, match=message):
@@ -269,7 +269,19 @@ def test_pickles_and_object_arrays_are_never_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "batch_size=0: it must be at least 1"),
+        ({"batch_size": 0}, "batch_size=0: it must be a whole number, at least 1"),
+        ({"batch_size": 2.0}, r"batch_size=2\.0: it must be a whole number"),
+        ({"seed": None}, "seed=None: it must be a whole number"),
+        ({"fields": ["png"]}, "fields=.* it must be a mapping such as"),
+        ({"transform": 224}, "transform=224: it must be callable"),
+        (
+            {"transform": shardio.CenterCrop},
+            r"it must be callable, such as shardio.CenterCrop\(224",
+        ),
+        (
+            {"transform": shardio.Resize(4), "decode": False},
+            "it must be left out with decode=False",
+        ),
         ({"shuffle": "yes"}, "shuffle='yes': it must be True, False or 'full'"),
         ({"window": 0}, "window=0: it must be at least 1 shard"),
         ({"tail": "cut"}, "tail='cut': it must be 'pad' or 'drop'"),
@@ -291,6 +303,34 @@ def test_an_empty_dataset_is_an_error(tmp_path: Path) -> None:
     make_shard(tmp_path / "a.tar", {})
     with pytest.raises(shardio.UsageError, match=r"a\.tar: the dataset has no samples"):
         list(shardio.ShardDataset(tmp_path / "a.tar"))
+
+
+def test_an_epoch_without_a_step_is_an_error(packed: Path) -> None:
+    dataset = shardio.ShardDataset(packed, batch_size=601, tail="drop")
+    with pytest.raises(shardio.UsageError, match="600 samples do not fill one global batch"):
+        len(dataset)
+
+
+@pytest.mark.parametrize("ranks", [(None, "2"), ("1", None), ("x", "2"), ("2", "2")])
+def test_half_an_environment_of_torchrun_is_refused(
+    packed: Path, monkeypatch: pytest.MonkeyPatch, ranks: tuple[str | None, str | None]
+) -> None:
+    """Two processes that both take themselves for rank 0 would never see half of the data."""
+    for name, value in zip(("RANK", "WORLD_SIZE"), ranks, strict=True):
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(shardio.UsageError, match=r"RANK=|rank 2 is outside"):
+        shardio.ShardDataset(packed)
+
+
+def test_a_missing_shard_is_named(packed: Path, tmp_path: Path) -> None:
+    copied = copy_folder(packed, tmp_path / "out")
+    dataset = shardio.ShardDataset(copied, decode=False)
+    (copied / "shard-000003.tar").unlink()
+    with pytest.raises(shardio.TarError, match=r"shard-000003\.tar: the shard is missing"):
+        list(dataset)
+    with pytest.raises(shardio.IndexFileError, match=r"the first is shard-000003\.tar"):
+        shardio.ShardDataset(copied)
 
 
 def test_ranks_are_found_in_the_environment_of_torchrun(
