@@ -39,6 +39,7 @@ class EpochCounter:
         self._start = {"next": 0, "bad": 0, "iterations": []}
         self._iterations_here = 0
         self._removes_for: int | None = None
+        self._remove_at_end()
 
     def __getstate__(self) -> dict[str, Any]:
         with self._shared() as state:
@@ -50,6 +51,7 @@ class EpochCounter:
         if self._made_in == os.getpid():  # a copy beside the original counts alone
             self._token = uuid.uuid4().hex
         self._made_in = os.getpid()
+        self._remove_at_end()
 
     def begin(self) -> int:
         """The epoch of the iteration that starts now in this process."""
@@ -89,10 +91,12 @@ class EpochCounter:
 
     @contextmanager
     def _shared(self) -> Iterator[dict[str, Any]]:
-        loading, path = self._find_file()
-        if loading == os.getpid() != self._removes_for:
-            self._removes_for = loading
-            weakref.finalize(self, _remove, path, loading)
+        self._remove_at_end()
+        parent = multiprocessing.parent_process()
+        loading = os.getpid()
+        if get_worker_info() is not None and parent is not None and parent.pid is not None:
+            loading = parent.pid
+        path = self._file_of(loading)
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             text = stream.read()
@@ -102,13 +106,14 @@ class EpochCounter:
             stream.truncate()
             json.dump(state, stream)
 
-    def _find_file(self) -> tuple[int, Path]:
-        """The process that loads, and the file of this dataset for it."""
-        parent = multiprocessing.parent_process()
-        loading = os.getpid()
-        if get_worker_info() is not None and parent is not None and parent.pid is not None:
-            loading = parent.pid
-        return loading, Path(tempfile.gettempdir(), f"shardio-{self._token}-{loading}")
+    def _file_of(self, loading: int) -> Path:
+        return Path(tempfile.gettempdir(), f"shardio-{self._token}-{loading}")
+
+    def _remove_at_end(self) -> None:
+        """Have this process remove its file, once, when the dataset goes."""
+        if self._removes_for != os.getpid():
+            self._removes_for = os.getpid()
+            weakref.finalize(self, _remove, self._file_of(os.getpid()), os.getpid())
 
 
 def _take_next(state: dict[str, Any]) -> int:

@@ -236,12 +236,14 @@ def test_ranks_that_get_one_dataset_handed_count_their_epochs_alone(
         assert [(tmp_path / f"{epoch}-{rank}").read_text() for rank in range(2)] == [keys, keys]
 
 
-def test_datasets_leave_no_files_behind(packed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["main", "workers"])
+def test_datasets_leave_no_files_behind(packed: Path, tmp_path: Path, where: str) -> None:
     code = (
         "import sys, shardio; from torch.utils.data import DataLoader;"
         "dataset = shardio.ShardDataset(sys.argv[1], decode=False, batch_size=100);"
-        "list(dataset); list(DataLoader(dataset, batch_size=None, num_workers=2))"
+        "first = list(dataset) if sys.argv[2] == 'main' else None;"
+        "list(DataLoader(dataset, batch_size=None, num_workers=2))"
     )
-    command = [sys.executable, "-c", code, str(packed)]
+    command = [sys.executable, "-c", code, str(packed), where]
     subprocess.run(command, check=True, env={**os.environ, "TMPDIR": str(tmp_path)})
     assert not [*tmp_path.iterdir()]

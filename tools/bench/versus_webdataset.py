@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,6 @@ import simplejpeg
 import torch
 import webdataset
 from numpy.typing import NDArray
-from sklearn.datasets import load_sample_images
 from torch.utils.data import DataLoader
 
 import shardio
@@ -53,11 +53,12 @@ Pixels = NDArray[np.uint8]
 def make_photos(folder: Path) -> Path:
     """600 JPEG crops of two real photos, 500 × 375 pixels."""
     numbers = np.random.default_rng(0)
-    photos = load_sample_images().images
+    source = resources.files("sklearn.datasets.images")
+    photos = [np.asarray(cv2.imread(str(source / f"{name}.jpg"))) for name in ("china", "flower")]
     for number in range(600):
         photo = photos[number % len(photos)]
         top, left = numbers.integers(photo.shape[0] - 374), numbers.integers(photo.shape[1] - 499)
-        crop = photo[top : top + 375, left : left + 500, ::-1]
+        crop = photo[top : top + 375, left : left + 500]
         path = folder / f"class{number % 10}" / f"{number:04d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), crop, [cv2.IMWRITE_JPEG_QUALITY, 92])
