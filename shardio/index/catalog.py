@@ -8,6 +8,7 @@ folder, so that later processes map it instead of scanning again.
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class ShardEntry:
         index: path of its index file.
         samples: how many it holds.
         size: bytes of the uncompressed tar.
+        sha256: hexadecimal digest of it, where it is known.
     """
 
     name: str
@@ -49,6 +51,7 @@ class ShardEntry:
     index: str
     samples: int
     size: int
+    sha256: str | None
 
     def load_index(self) -> ShardIndex:
         """Map the shard's index.
@@ -62,6 +65,11 @@ class ShardEntry:
                 f"{self.name}: the index is stale: it describes {len(index)} samples in "
                 f"{index.shard_size} bytes, expected {self.samples} in {self.size}; "
                 "run `shardio index` on the folder of the shard"
+            )
+        if self.sha256 and index.shard_sha256 and self.sha256 != index.shard_sha256:
+            raise IndexFileError(
+                f"{self.name}: the index is of other contents (SHA-256 differs): the shard was "
+                "changed after the dataset was opened; open it again, or run `shardio index`"
             )
         return index
 
@@ -79,6 +87,14 @@ class Catalog:
     shards: tuple[ShardEntry, ...]
     fields: tuple[str, ...]
     classes: tuple[str, ...] | None
+
+    def digest(self) -> str:
+        """16 hexadecimal digits that tell these shards from others, wherever they lie."""
+        known = hashlib.sha256()
+        for shard in self.shards:
+            contents = shard.sha256 or os.path.basename(shard.name)  # noqa: PTH119  a string
+            known.update(f"{shard.samples} {shard.size} {contents}\n".encode(errors="replace"))
+        return known.hexdigest()[:16]
 
 
 def open_catalog(source: Source) -> Catalog:
@@ -110,6 +126,7 @@ def open_catalog(source: Source) -> Catalog:
                 index=str(path),
                 samples=len(index),
                 size=index.shard_size,
+                sha256=index.shard_sha256,
             )
         )
     return Catalog(shards=tuple(entries), fields=tuple(sorted(fields)), classes=None)
@@ -198,6 +215,7 @@ def _packed(folder: Path) -> Catalog:
             index=str(index_path(folder / shard.name)),
             samples=shard.samples,
             size=shard.size,
+            sha256=shard.sha256,
         )
         for shard in manifest.shards
     )

@@ -1,29 +1,33 @@
 """One epoch as arithmetic: from a step and a rank to samples, without I/O.
 
-The epoch is one sequence of samples. To shuffle it, the shards are permuted, then the samples
-inside each window of consecutive shards; a window of all shards is a global permutation. A
-position goes through the permutation of its window, then through a search in the cumulative
-sample counts of the permuted shards. Global batch b is positions [b·G, (b+1)·G); rank r takes
-the r-th of its `world_size` equal slices; worker w takes steps w, w+W, w+2·W, which is the
+The epoch is one sequence of global batches. Global batch b is positions [b·G, (b+1)·G); rank r
+takes the r-th of its `world_size` equal slices; worker w takes steps w, w+W, w+2·W, which is the
 order in which a DataLoader asks its workers.
 
-Nothing but the shard counts, the seed, the epoch, the shuffle and G enters the sequence, so
-ranks, workers and threads only slice it.
+The samples are divided evenly into canonical streams, each of which fills its own slice of
+every global batch: one stream shuffles finest; with more, whichever ranks read a stream read its
+shards and no others, in every epoch. World sizes that divide the number of streams give each
+rank whole streams.
+
+Nothing but the samples, the seed, the epoch, the shuffle, the streams and G enters the sequence,
+so ranks, workers and threads only slice it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shardio.plan.order import Order, Runs
+from shardio.plan.samples import Samples
 from shardio.plan.shuffle import KeyedPermutation, derive_key
-from shardio.plan.tail import Tail, count_steps, wrap_pads
+from shardio.plan.tail import Tail, count_steps
 
 DEFAULT_WINDOW = 16
-_SHARDS, _SAMPLES = 1, 2
+_EVERY_EPOCH, _STREAM = -1, 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +35,7 @@ class References:
     """Samples that a step asks for, in order; every array is [n].
 
     Attributes:
-        positions: int64, place in the epoch's endless sequence (pads lie past its end).
+        positions: int64, place in the epoch's endless sequence; random numbers belong to it.
         shards: int64, position of the shard in the dataset.
         indices: int64, position of the sample in its shard.
         valid: bool, False for the repeats that pad a tail.
@@ -56,44 +60,81 @@ class References:
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shuffle:
+    """How a dataset is ordered.
+
+    Attributes:
+        seed: of the shuffle.
+        on: permute shards, then samples inside each window; otherwise the packed order.
+        window: shards in a window of a stream; None is all of them.
+        streams: canonical streams; at most as many as samples.
+    """
+
+    seed: int = 0
+    on: bool = True
+    window: int | None = DEFAULT_WINDOW
+    streams: int = 1
+
+    def order(self, samples: Samples, epoch: int) -> list[Order]:
+        """The order of each stream in an epoch."""
+        runs = Runs(
+            shards=np.arange(len(samples.counts)),
+            firsts=np.zeros_like(samples.counts),
+            lengths=samples.counts,
+        )
+        key = derive_key(self.seed, epoch)
+        window = self.window or max(len(runs), 1)
+        if self.streams == 1:
+            return [Order(runs, key=key if self.on else None, window=window)]
+        if self.on:
+            fixed = KeyedPermutation(len(runs), derive_key(self.seed, _EVERY_EPOCH))
+            runs = runs.take(fixed(np.arange(len(runs))))
+        ends = [len(samples) * stream // self.streams for stream in range(self.streams + 1)]
+        return [
+            Order(
+                runs.cut(ends[stream], ends[stream + 1]),
+                key=derive_key(key, _STREAM, stream) if self.on else None,
+                window=window,
+            )
+            for stream in range(self.streams)
+        ]
+
+
 class EpochPlan:
     """The plan of one epoch.
 
     Args:
-        counts: samples in each shard of the dataset.
-        global_batch_size: samples that all ranks together take in a step.
-        seed: of the shuffle.
+        samples: of the dataset.
+        shuffle: their order.
+        global_batch_size: samples that all ranks together take in a step; a multiple of the
+            number of streams.
         epoch: counted from 0; each has another order.
-        shuffle: permute shards, then samples inside each window; otherwise the packed order.
-        window: shards in a window.
         tail: see shardio.plan.tail.
+
+    Attributes:
+        orders: of the streams.
+        num_samples: in the epoch, repeats not counted.
+        num_steps: the same for every rank.
     """
 
     def __init__(
         self,
-        counts: Sequence[int] | NDArray[np.int64],
+        samples: Samples,
+        shuffle: Shuffle,
         *,
         global_batch_size: int,
-        seed: int = 0,
         epoch: int = 0,
-        shuffle: bool = True,
-        window: int = DEFAULT_WINDOW,
         tail: Tail = "pad",
     ) -> None:
-        sizes = np.asarray(counts, dtype=np.int64)
-        self._global_batch_size = global_batch_size
-        self._key = derive_key(seed, epoch)
-        self._shuffle = shuffle
-        self._window = window
-        self._shard_order = np.arange(len(sizes))
-        if shuffle:
-            permutation = KeyedPermutation(len(sizes), derive_key(self._key, _SHARDS))
-            self._shard_order = permutation(self._shard_order)
-        self._starts = np.concatenate([[0], np.cumsum(sizes[self._shard_order])])
-        self._window_starts = self._starts[:-1:window]
-        self.num_samples = int(self._starts[-1])
+        self.orders = shuffle.order(samples, epoch)
+        self.num_samples = len(samples)
         self.num_steps = count_steps(self.num_samples, global_batch_size, tail)
-        self._permutations: dict[int, KeyedPermutation] = {}
+        self._samples = samples
+        self._lengths = np.array([len(order) for order in self.orders])
+        self._global_batch_size = global_batch_size
+        self._slice = global_batch_size // shuffle.streams
+        self._short = tail == "short"
 
     def share(self, steps: Iterable[int], rank: int, world_size: int) -> NDArray[np.int64]:
         """The positions of one rank's slices of some steps, in order, [n] int64.
@@ -105,51 +146,42 @@ class EpochPlan:
         """
         size = self._global_batch_size // world_size
         starts = np.fromiter(steps, np.int64) * self._global_batch_size + rank * size
-        return (starts[:, None] + np.arange(size)).ravel()
+        positions: NDArray[np.int64] = (starts[:, None] + np.arange(size)).ravel()
+        if self._short:
+            streams, places = self._in_streams(positions)
+            positions = positions[places < self._lengths[streams]]
+        return positions
 
     def references(self, positions: NDArray[np.int64]) -> References:
         """The samples at some positions of the epoch, [n] int64, in order."""
-        wrapped, valid = wrap_pads(positions, self.num_samples)
-        permuted = self._permute(wrapped)
-        slots = np.searchsorted(self._starts, permuted, side="right") - 1
+        streams, places = self._in_streams(positions)
+        lengths = self._lengths[streams]
+        shards, ordinals = np.empty_like(positions), np.empty_like(positions)
+        for stream in np.unique(streams):
+            inside = streams == stream
+            wrapped = places[inside] % lengths[inside]
+            shards[inside], ordinals[inside] = self.orders[stream].locate(wrapped)
         return References(
             positions=positions,
-            shards=self._shard_order[slots],
-            indices=permuted - self._starts[slots],
-            valid=valid,
+            shards=shards,
+            indices=self._samples.place(shards, ordinals),
+            valid=places < lengths,
         )
 
-    def window_of(self, step: int) -> int:
-        """The window that a step's first sample lies in."""
-        position = step * self._global_batch_size
-        return int(np.searchsorted(self._window_starts, position, side="right")) - 1
+    def first_places(self, positions: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Each stream that some positions lie in, and the first place in it."""
+        streams, places = self._in_streams(positions)
+        found, first = np.unique(streams, return_index=True)
+        return list(zip(found.tolist(), places[first].tolist(), strict=True))
 
-    def shards_of_window(self, window: int) -> NDArray[np.int64]:
-        """The shards of a window, in reading order; empty past the last window."""
-        return self._shard_order[window * self._window : (window + 1) * self._window]
-
-    def _permute(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        if not self._shuffle:
-            return positions
-        windows = np.searchsorted(self._window_starts, positions, side="right") - 1
-        permuted = np.empty_like(positions)
-        for window in np.unique(windows):
-            inside = windows == window
-            start = self._window_starts[window]
-            permuted[inside] = start + self._permutation(int(window))(positions[inside] - start)
-        return permuted
-
-    def _permutation(self, window: int) -> KeyedPermutation:
-        if window not in self._permutations:
-            end = self._starts[min((window + 1) * self._window, len(self._shard_order))]
-            key = derive_key(self._key, _SAMPLES, window)
-            while len(self._permutations) > 1:
-                del self._permutations[next(iter(self._permutations))]
-            size = int(end - self._window_starts[window])
-            self._permutations[window] = KeyedPermutation(size, key)
-        return self._permutations[window]
+    def _in_streams(
+        self, positions: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        steps, offsets = np.divmod(positions, self._global_batch_size)
+        streams, within = np.divmod(offsets, self._slice)
+        return streams, steps * self._slice + within
 
 
-def steps_of_worker(num_steps: int, worker: int, num_workers: int) -> range:
-    """The steps of one worker, in the order in which a DataLoader asks for them."""
-    return range(worker, num_steps, num_workers)
+def steps_of_worker(first: int, num_steps: int, worker: int, num_workers: int) -> range:
+    """The steps of one worker from a first step on, in the order in which a DataLoader asks."""
+    return range(first + worker, num_steps, num_workers)

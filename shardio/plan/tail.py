@@ -2,17 +2,14 @@
 
 A global batch is filled by all ranks together. Where the samples do not fill the last one,
 `pad` repeats samples from the epoch's start and marks them as not valid, `drop` leaves the
-incomplete batch out.
+incomplete batch out, and `short` makes it smaller, which only one rank alone can do.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-Tail = Literal["pad", "drop"]
+Tail = Literal["pad", "drop", "short"]
 
 
 def count_steps(num_samples: int, global_batch_size: int, tail: Tail) -> int:
@@ -20,14 +17,3 @@ def count_steps(num_samples: int, global_batch_size: int, tail: Tail) -> int:
     if tail == "drop":
         return num_samples // global_batch_size
     return -(-num_samples // global_batch_size)
-
-
-def wrap_pads(
-    positions: NDArray[np.int64], num_samples: int
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Turn positions past the end into repeats.
-
-    Returns:
-        Positions within the epoch, [n] int64, and which of them are no repeats, [n] bool.
-    """
-    return positions % num_samples, positions < num_samples

@@ -1,40 +1,44 @@
 """ShardDataset: shards as a torch dataset, each sample exactly once an epoch.
 
 The whole read pipe is `_read_steps`: plan → references → reader → batch. Everything that an
-epoch's order depends on is in the plan; this module finds out which rank, worker and epoch it
-serves and hands the plan's slices to a reader.
+epoch's order depends on is in the plan; the base class finds out which steps are this worker's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from itertools import islice
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import get_worker_info
 
 from shardio.errors import UsageError
 from shardio.index.catalog import Catalog, Source, open_catalog
-from shardio.plan.epoch import DEFAULT_WINDOW, EpochPlan, steps_of_worker
+from shardio.plan.epoch import DEFAULT_WINDOW, EpochPlan, References, Shuffle
+from shardio.plan.samples import Samples
 from shardio.plan.shuffle import derive_key
-from shardio.plan.tail import Tail
+from shardio.plan.tail import Tail, count_steps
 from shardio.reading.ahead import ReadAhead
+from shardio.reading.arguments import OnBadSample, check_arguments, check_plan
+from shardio.reading.choosing import Choice, choose, find_key, split
 from shardio.reading.columns import Transform
-from shardio.reading.epochs import EpochCounter
 from shardio.reading.fields import Fields, default_fields, parse_fields
 from shardio.reading.reader import SampleReader
+from shardio.reading.resumable import Batches, ResumableDataset
 from shardio.reading.shards import ShardPool
+from shardio.reading.state import Identity
 from shardio.reading.times import StageTimes
-from shardio.reading.topology import find_ranks, find_worker
-from shardio.transforms import SizedTransform
+from shardio.reading.topology import find_worker
 
-OnBadSample = Literal["raise", "skip"]
 _TRANSFORMS = 3
 _SAMPLES_PLANNED_AT_ONCE = 64
 
 
-class ShardDataset(IterableDataset[dict[str, Any]]):
+class ShardDataset(ResumableDataset):
     """Samples of tar shards, in a planned order, for any number of ranks and workers.
 
     With `batch_size` it yields whole batches; give it to DataLoader with `batch_size=None`. The
@@ -45,7 +49,8 @@ class ShardDataset(IterableDataset[dict[str, Any]]):
     tensor [B, …] for npy, a list of B values otherwise (str for txt, bytes where no decoder is
     known). Images of several sizes need a transform that makes them equal. "valid" is bool [B]:
     False for repeats that pad the last step and for replaced bad samples. "__key__" is a list of
-    B str. A sample has the same entries without B.
+    B str; "__epoch__" and "__step__" are int. A sample has the same entries without B, and
+    without the last two.
 
     Every loop over it is the next epoch, in another order if shuffled, also inside a DataLoader.
 
@@ -58,12 +63,17 @@ class ShardDataset(IterableDataset[dict[str, Any]]):
         transform: for images: shardio.RandomResizedCrop and its like, or a callable from a
             uint8 tensor [3, H, W] to a tensor.
         batch_size: samples of one rank in a step. The global batch is batch_size × world_size.
+        global_batch_size: samples of all ranks in a step, in place of batch_size: the batches
+            are then the same for every world_size that divides it.
         shuffle: True permutes shards, then samples inside windows of shards; "full" permutes
             all samples; False keeps the packed order.
         seed: of the shuffle and of random transforms.
-        window: shards in a window.
+        window: shards in a window, of each stream.
+        streams: canonical streams. With 1 every rank reads from every shard of a window. With
+            more, each rank reads the same share of the shards in every epoch, for nodes that
+            cache them; world_size must divide streams, and streams the global batch size.
         tail: "pad" repeats samples, marked in "valid", to fill the last step of every rank;
-            "drop" leaves that step out.
+            "drop" leaves that step out; "short" makes it smaller, for one rank alone.
         rank: of this process, by default from torch.distributed or torchrun.
         world_size: number of ranks, like rank.
         on_bad_sample: "raise", or "skip" to put another sample with valid=False in its place.
@@ -72,7 +82,6 @@ class ShardDataset(IterableDataset[dict[str, Any]]):
         catalog: the shards.
         classes: class names by label; None where they are not known.
         fields: entries of a sample and the alternatives that fill them.
-        batch_size: as given.
         times: where the time of reading went, in this process.
 
     Raises:
@@ -89,111 +98,199 @@ class ShardDataset(IterableDataset[dict[str, Any]]):
         decode: bool = True,
         transform: Transform | None = None,
         batch_size: int | None = None,
+        global_batch_size: int | None = None,
         shuffle: bool | Literal["full"] = False,
         seed: int = 0,
         window: int = DEFAULT_WINDOW,
+        streams: int = 1,
         tail: Tail = "pad",
         rank: int | None = None,
         world_size: int | None = None,
         on_bad_sample: OnBadSample = "raise",
     ) -> None:
-        whole = batch_size is None or (isinstance(batch_size, int) and batch_size >= 1)
-        _check("batch_size", batch_size, whole, "a whole number, at least 1")
-        _check("seed", seed, isinstance(seed, int), "a whole number")
-        _check("fields", fields, fields is None or isinstance(fields, Mapping),
-               "a mapping such as {'image': 'jpg;png'}")  # fmt: skip
-        usable = callable(transform) or isinstance(transform, SizedTransform)
-        usable = transform is None or (usable and not isinstance(transform, type))
-        _check("transform", transform, usable, "callable, such as shardio.CenterCrop(224)")
-        _check("transform", transform, decode or transform is None, "left out with decode=False")
-        _check("shuffle", shuffle, shuffle in (True, False, "full"), "True, False or 'full'")
-        _check("window", window, window >= 1, "at least 1 shard")
-        _check("tail", tail, tail in get_args(Tail), "'pad' or 'drop'")
-        _check("on_bad_sample", on_bad_sample, on_bad_sample in get_args(OnBadSample),
-               "'raise' or 'skip'")  # fmt: skip
+        check_arguments(
+            batch_size=batch_size,
+            global_batch_size=global_batch_size,
+            seed=seed,
+            fields=fields,
+            transform=transform,
+            decode=decode,
+            shuffle=shuffle,
+            window=window,
+            streams=streams,
+            tail=tail,
+            on_bad_sample=on_bad_sample,
+        )
+        super().__init__(
+            batch_size=batch_size,
+            global_batch_size=global_batch_size,
+            rank=rank,
+            world_size=world_size,
+        )
         self.catalog: Catalog = open_catalog(source)
         self.classes = self.catalog.classes
         self.fields = self._map_fields(fields)
-        self.batch_size = batch_size
+        self.times = StageTimes()
         self._name = str(source)
-        self._missing_ok = fields is None and batch_size is None
+        self._samples = Samples([shard.samples for shard in self.catalog.shards])
+        self._missing_ok = fields is None and self.batch_size is None
         self._decode = decode
         self._transform = transform
-        self._shuffle = shuffle
-        self._seed = seed
-        self._window = window
+        self._shuffle = Shuffle(
+            seed=seed,
+            on=bool(shuffle),
+            window=None if shuffle == "full" else window,
+            streams=streams,
+        )
         self._tail: Tail = tail
-        self._ranks = (rank, world_size)
         self._skip = on_bad_sample == "skip"
-        self._epochs = EpochCounter()
-        self.times = StageTimes()
-        find_ranks(rank, world_size)
+        self._digest = self.catalog.digest()
+        self._open_shards: ShardPool | None = None  # those of ds[i]
 
-    def __len__(self) -> int:
-        """Batches that this rank takes in an epoch; samples if there is no batch_size."""
-        return self.plan(0).num_steps
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One sample by its number in packed order; its random crop is always the same.
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        epoch = self._epochs.begin()
-        pool = ShardPool(self.catalog.shards)
-        try:
-            yield from self._read_steps(self.plan(epoch), epoch, pool)
-        finally:
-            pool.close()
+        Raises:
+            IndexError: index is outside the dataset.
+            SampleError: the sample cannot be delivered.
+        """
+        total = len(self._samples)
+        if not -total <= index < total:
+            raise IndexError(f"{self._name}: index {index} is outside its {total} samples")
+        numbers = np.array([index % total])
+        shards, indices = self._samples.locate(numbers)
+        single = References(
+            positions=numbers, shards=shards, indices=indices, valid=np.array([True])
+        )
+        if self._open_shards is None:
+            self._open_shards = ShardPool(self.catalog.shards)
+            weakref.finalize(self, self._open_shards.close)
+        key = derive_key(self._shuffle.seed, 0, _TRANSFORMS)
+        return _sample(self._reader(self._open_shards).read(single, key))
+
+    def by_key(self, key: str) -> dict[str, Any]:
+        """One sample by its key, like ds[index]; the first where shards share keys.
+
+        Raises:
+            KeyError: no sample has that key.
+            SampleError: the sample cannot be delivered.
+        """
+        number = find_key(self.catalog, self._samples, key)
+        if number is None:
+            raise KeyError(f"{self._name}: no sample has the key {key!r}")
+        return self[number]
+
+    def subset(self, choice: Choice) -> ShardDataset:
+        """A dataset of some of the samples, in packed order unless it shuffles.
+
+        Args:
+            choice: distinct indices as ds[index] takes them, or a predicate that is called with
+                key and index of each sample.
+
+        Raises:
+            UsageError: an index is outside the dataset or comes twice.
+        """
+        return self._with(choose(self.catalog, self._samples, choice))
+
+    def split(self, *fractions: float, seed: int = 0) -> tuple[ShardDataset, ...]:
+        """Disjoint random parts, as large as asked to the sample.
+
+        Args:
+            fractions: of the parts: 0.9 gives 90 % and the rest; several add up to 1.
+            seed: of the choice, which depends on nothing else.
+
+        Raises:
+            UsageError: the fractions are negative or do not add up to 1.
+        """
+        return tuple(self._with(part) for part in split(self._samples, fractions, seed))
+
+    def read_batch(self, *, epoch: int, step: int) -> dict[str, Any]:
+        """What this rank gets in one step of an epoch, whatever came before.
+
+        Raises:
+            UsageError: the epoch has no such step.
+        """
+        steps = self.num_steps()
+        if not 0 <= step < steps:
+            raise UsageError(f"step {step} is outside the {steps} steps of an epoch")
+        with closing(self._read_steps(epoch, [step])) as batches:
+            return next(batches)
 
     def __getstate__(self) -> dict[str, Any]:
-        ranks = find_ranks(*self._ranks)
-        return {**vars(self), "_ranks": (ranks.rank, ranks.world_size)}
+        return {**super().__getstate__(), "_open_shards": None}
 
-    def set_epoch(self, epoch: int) -> None:
-        """Make the next loop that epoch; later loops count on from it."""
-        _check("epoch", epoch, epoch >= 0, "at least 0")
-        self._epochs.set_next(epoch)
+    def num_steps(self) -> int:
+        """See ResumableDataset.
 
-    @property
-    def num_bad_samples(self) -> int:
-        """Bad samples replaced so far, in all worker processes, under on_bad_sample="skip"."""
-        return self._epochs.num_bad_samples
+        Raises:
+            UsageError: as plan does.
+        """
+        check_plan(
+            self._name,
+            self._samples,
+            self._shuffle,
+            tail=self._tail,
+            world_size=self.ranks.world_size,
+            global_batch_size=self.global_batch_size,
+        )
+        return count_steps(len(self._samples), self.global_batch_size, self._tail)
 
     def plan(self, epoch: int) -> EpochPlan:
         """The plan of an epoch for the current number of ranks.
 
         Raises:
-            UsageError: the dataset is empty, or no step is left of it.
+            UsageError: the dataset is empty, no step is left of it, or its arguments do not fit
+                the number of ranks.
         """
-        counts = [shard.samples for shard in self.catalog.shards]
-        if not any(counts):
-            raise UsageError(f"{self._name}: the dataset has no samples")
-        plan = EpochPlan(
-            counts,
-            global_batch_size=(self.batch_size or 1) * find_ranks(*self._ranks).world_size,
-            seed=self._seed,
+        self.num_steps()
+        return EpochPlan(
+            self._samples,
+            self._shuffle,
+            global_batch_size=self.global_batch_size,
             epoch=epoch,
-            shuffle=bool(self._shuffle),
-            window=len(counts) if self._shuffle == "full" else self._window,
             tail=self._tail,
         )
-        if plan.num_steps == 0:
-            raise UsageError(
-                f"{self._name}: {plan.num_samples} samples do not fill one global batch, which "
-                "tail='drop' leaves out; make the batch smaller or pass tail='pad'"
-            )
-        return plan
 
-    def _read_steps(self, plan: EpochPlan, epoch: int, pool: ShardPool) -> Iterator[dict[str, Any]]:
-        ranks, (worker, num_workers) = find_ranks(*self._ranks), find_worker()
-        steps = iter(steps_of_worker(plan.num_steps, worker, num_workers))
-        reader, key = self._reader(pool), derive_key(self._seed, epoch, _TRANSFORMS)
-        ahead = ReadAhead(plan, pool, worker, num_workers)
-        at_once = 1 if self.batch_size else _SAMPLES_PLANNED_AT_ONCE
-        while some := list(islice(steps, at_once)):
-            if self._shuffle != "full":
-                ahead.enter(some[0])
-            references = plan.references(plan.share(some, ranks.rank, ranks.world_size))
-            if self.batch_size:
-                yield reader.read(references, key)
-            else:
-                yield from (_sample(reader.read(single, key)) for single in references.split())
+    def _read_steps(self, epoch: int, steps: Sequence[int]) -> Batches:
+        plan, ranks, rest = self.plan(epoch), self.ranks, iter(steps)
+        key = derive_key(self._shuffle.seed, epoch, _TRANSFORMS)
+        with closing(ShardPool(self.catalog.shards)) as pool:
+            reader, aheads = self._reader(pool), self._aheads(plan, pool, steps)
+            while some := [*islice(rest, 1 if self.batch_size else _SAMPLES_PLANNED_AT_ONCE)]:
+                positions = plan.share(some, ranks.rank, ranks.world_size)
+                for stream, place in plan.first_places(positions) if aheads else []:
+                    aheads[stream].enter(place)
+                references = plan.references(positions)
+                if self.batch_size:
+                    yield reader.read(references, key) | {"__epoch__": epoch, "__step__": some[0]}
+                else:
+                    yield from (_sample(reader.read(single, key)) for single in references.split())
+
+    def _aheads(self, plan: EpochPlan, pool: ShardPool, steps: Sequence[int]) -> list[ReadAhead]:
+        if self._shuffle.window is None or len(steps) == 1:
+            return []
+        worker, num_workers = find_worker()
+        return [ReadAhead(order, self._samples, pool, worker, num_workers) for order in plan.orders]
+
+    def _identity(self) -> Identity:
+        return {
+            "shards": len(self.catalog.shards),
+            "samples": len(self._samples),
+            "contents": self._samples.digest(self._digest),
+            "global_batch_size": self.global_batch_size,
+            "seed": self._shuffle.seed,
+            "shuffle": self._shuffle.on,
+            "window": self._shuffle.window,
+            "streams": self._shuffle.streams,
+            "tail": self._tail,
+        }
+
+    def _with(self, samples: Samples) -> ShardDataset:
+        part = self._copy()
+        part.times = StageTimes()
+        part._samples = samples
+        part._open_shards = None
+        return part
 
     def _reader(self, pool: ShardPool) -> SampleReader:
         return SampleReader(
@@ -220,11 +317,6 @@ class ShardDataset(IterableDataset[dict[str, Any]]):
                 for row in index.offsets[:1000]
             ]
         return default_fields(names, together)
-
-
-def _check(name: str, value: object, good: bool, wanted: str) -> None:
-    if not good:
-        raise UsageError(f"{name}={value!r}: it must be {wanted}")
 
 
 def _sample(batch: dict[str, Any]) -> dict[str, Any]:

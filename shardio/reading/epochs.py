@@ -1,12 +1,13 @@
-"""Which epoch an iteration is, agreed between the processes of a DataLoader.
+"""Which epoch an iteration is and where it starts, agreed between a DataLoader's processes.
 
 A DataLoader starts an epoch by asking each worker's copy of the dataset for an iterator; nothing
 runs in the parent. So the copies share a small file, named after the dataset and the process
-that loads (a rank), not the worker: the first worker of an iteration takes the next epoch, the
-others of the same iteration find it there. An iteration is recognised by the DataLoader's base
-seed, by how often this copy was iterated (persistent workers), and by the process numbers of its
-workers, which are consecutive: even a script that resets torch's seed before every epoch gets a
-new epoch each time. The file holds the count of bad samples too.
+that loads (a rank), not the worker: the first worker of an iteration takes the next epoch, or
+the position that was loaded, the others of the same iteration find it there. An iteration is
+recognised by the DataLoader's base seed, by how often this copy was iterated (persistent
+workers), and by the process numbers of its workers, which are consecutive: even a script that
+resets torch's seed before every epoch gets a new epoch each time. The file holds the count of
+bad samples too.
 
 In the loading process itself every iteration is a new epoch.
 """
@@ -27,6 +28,8 @@ from typing import Any
 
 from torch.utils.data import get_worker_info
 
+from shardio.reading.state import Position
+
 _REMEMBERED = 64
 
 
@@ -36,7 +39,7 @@ class EpochCounter:
     def __init__(self) -> None:
         self._token = uuid.uuid4().hex
         self._made_in = os.getpid()
-        self._start = {"next": 0, "bad": 0, "iterations": []}
+        self._start = {"next": [0, 0], "by_workers": False, "bad": 0, "iterations": []}
         self._iterations_here = 0
         self._removes_for: int | None = None
         self._remove_at_end()
@@ -53,30 +56,44 @@ class EpochCounter:
         self._made_in = os.getpid()
         self._remove_at_end()
 
-    def begin(self) -> int:
-        """The epoch of the iteration that starts now in this process."""
+    def begin(self) -> Position:
+        """Where the iteration that starts now in this process starts."""
         self._iterations_here += 1
         worker = get_worker_info()
         with self._shared() as state:
+            state["by_workers"] = worker is not None
             if worker is None:
-                return _take_next(state)
+                return Position(*_take_next(state))
             first_process = multiprocessing.current_process()._identity[-1] - worker.id
             name = [worker.seed - worker.id, self._iterations_here]
             for entry in reversed(state["iterations"]):
                 near = abs(first_process - entry["first_process"]) < worker.num_workers
                 if entry["name"] == name and near and worker.id not in entry["workers"]:
                     entry["workers"].append(worker.id)
-                    return int(entry["epoch"])
-            epoch = _take_next(state)
-            entry = {"name": name, "first_process": first_process, "epoch": epoch}
+                    return Position(*entry["start"])
+            start = _take_next(state)
+            entry = {"name": name, "first_process": first_process, "start": start}
             state["iterations"] = [*state["iterations"], entry | {"workers": [worker.id]}]
             state["iterations"] = state["iterations"][-_REMEMBERED:]
-            return epoch
+            return Position(*start)
 
-    def set_next(self, epoch: int) -> None:
-        """Make the next iteration, in whatever process, that epoch."""
+    def set_next(self, position: Position) -> None:
+        """Make the next iteration, in whatever process, start there."""
         with self._shared() as state:
-            state["next"] = epoch
+            state["next"] = position
+            state["by_workers"] = False
+
+    @property
+    def next(self) -> Position:
+        """Where the next iteration will start."""
+        with self._shared() as state:
+            return Position(*state["next"])
+
+    @property
+    def by_workers(self) -> bool:
+        """Whether the last iteration was one of a DataLoader's workers."""
+        with self._shared() as state:
+            return bool(state["by_workers"])
 
     def count_bad_sample(self) -> None:
         """Count one more sample that was replaced."""
@@ -116,10 +133,10 @@ class EpochCounter:
             weakref.finalize(self, _remove, self._file_of(os.getpid()), os.getpid())
 
 
-def _take_next(state: dict[str, Any]) -> int:
-    epoch = int(state["next"])
-    state["next"] = epoch + 1
-    return epoch
+def _take_next(state: dict[str, Any]) -> list[int]:
+    start: list[int] = state["next"]
+    state["next"] = [start[0] + 1, 0]
+    return start
 
 
 def _remove(path: Path, owner: int) -> None:

@@ -73,6 +73,12 @@ class OpenShard:
                 return FieldBytes(field, data)
         return None
 
+    def read_ahead(self, first: int, last: int) -> None:
+        """Ask the operating system to bring some samples into the page cache, soon."""
+        starts, ends = self.index.offsets[first], self.index.offsets[last] + self.index.sizes[last]
+        start = int(starts[starts >= 0].min(initial=self.file.size))
+        self.file.read_ahead(start, int(ends.max(initial=0)))
+
     def place(self, index: int, field: str) -> str:
         """Where a field is, for the beginning of an error's sentence."""
         column = self._columns.get(field)

@@ -47,10 +47,10 @@ class LocalShard:
             data += more
         return data
 
-    def read_ahead(self) -> None:
-        """Ask the operating system to bring the whole shard into the page cache, soon."""
+    def read_ahead(self, start: int, end: int) -> None:
+        """Ask the operating system to bring bytes [start, end) into the page cache, soon."""
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(self._descriptor, start, end - start, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
         """Close the file; reading afterwards is an error."""

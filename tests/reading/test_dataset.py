@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import shardio
+from shardio.storage.local import LocalShard
 
 
 def make_shard(path: Path, samples: dict[str, dict[str, bytes]]) -> Path:
@@ -284,7 +285,7 @@ def test_pickles_and_object_arrays_are_never_loaded(tmp_path: Path) -> None:
         ),
         ({"shuffle": "yes"}, "shuffle='yes': it must be True, False or 'full'"),
         ({"window": 0}, "window=0: it must be at least 1 shard"),
-        ({"tail": "cut"}, "tail='cut': it must be 'pad' or 'drop'"),
+        ({"tail": "cut"}, "tail='cut': it must be 'pad', 'drop' or 'short'"),
         ({"on_bad_sample": "no"}, "on_bad_sample='no': it must be 'raise' or 'skip'"),
         ({"rank": 2, "world_size": 2}, "rank 2 is outside 0 to 1"),
         ({"rank": 0}, "rank and world_size go together"),
@@ -358,14 +359,18 @@ def test_the_pages_of_the_next_window_are_asked_for_ahead(
     packed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(
-        "shardio.storage.local.LocalShard.read_ahead", lambda shard: asked.append(shard.name)
-    )
+
+    def read_ahead(shard: LocalShard, start: int, end: int) -> None:
+        assert 0 < start < end <= shard.size
+        assert end - start > 0.9 * shard.size
+        asked.append(shard.name)
+
+    monkeypatch.setattr(LocalShard, "read_ahead", read_ahead)
     dataset = shardio.ShardDataset(packed, shuffle=True, window=2, decode=False, batch_size=50)
     order = [
         dataset.catalog.shards[i].name
         for w in range(4)
-        for i in dataset.plan(0).shards_of_window(w)
+        for i in dataset.plan(0).orders[0].runs_of_window(w).shards
     ]
     steps = iter(dataset)
     next(steps)

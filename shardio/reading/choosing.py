@@ -1,0 +1,106 @@
+"""Choosing samples: by number, by predicate, by key, by fractions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from shardio.errors import UsageError
+from shardio.index.catalog import Catalog
+from shardio.index.shard_index import ShardIndex
+from shardio.plan.samples import Samples
+
+Choice = ArrayLike | Callable[[str, int], Any]
+
+
+def choose(catalog: Catalog, samples: Samples, choice: Choice) -> Samples:
+    """Some of the samples of a dataset.
+
+    Args:
+        catalog: the shards.
+        samples: of the dataset.
+        choice: distinct numbers in any order, negative ones counted from the end; or a predicate
+            on key and number.
+
+    Raises:
+        UsageError: the numbers are no whole numbers, repeat or lie outside the dataset.
+    """
+    if callable(choice):
+        pairs = _keys(catalog, samples)
+        numbers = np.array([number for number, key in pairs if choice(key, number)], np.int64)
+        return samples.choose(numbers)
+    given = np.asarray(choice)
+    if given.ndim != 1 or (given.size and not np.issubdtype(given.dtype, np.integer)):
+        raise UsageError(
+            "subset takes a list of whole numbers, or a predicate on key and index; for a mask, "
+            "pass its flatnonzero"
+        )
+    numbers = given.astype(np.int64)
+    outside = numbers[(numbers < -len(samples)) | (numbers >= len(samples))]
+    if outside.size:
+        raise UsageError(f"subset: index {outside[0]} is outside the {len(samples)} samples")
+    numbers = np.sort(np.where(numbers < 0, numbers + len(samples), numbers))
+    again = numbers[1:][numbers[1:] == numbers[:-1]]
+    if again.size:
+        raise UsageError(
+            f"subset: index {again[0]} comes twice, but each sample is delivered once an epoch"
+        )
+    return samples.choose(numbers)
+
+
+def split(samples: Samples, fractions: Sequence[float], seed: int) -> list[Samples]:
+    """Disjoint random parts.
+
+    Args:
+        samples: of the dataset.
+        fractions: of the parts; one alone leaves the rest to a second part.
+        seed: of the choice.
+
+    Raises:
+        UsageError: the fractions are negative or do not add up to 1.
+    """
+    parts = [*fractions, 1 - fractions[0]] if len(fractions) == 1 else list(fractions)
+    if not parts or min(parts) < 0 or abs(sum(parts) - 1) > 1e-9:
+        raise UsageError(
+            f"split{tuple(fractions)}: give one fraction between 0 and 1, or several that add up "
+            "to 1"
+        )
+    return samples.split(parts, seed)
+
+
+def find_key(catalog: Catalog, samples: Samples, key: str) -> int | None:
+    """The number of the first sample with a key; it looks through the indexes' bytes."""
+    wanted = key.encode("utf-8", "surrogateescape")
+    for shard, entry in enumerate(catalog.shards):
+        if samples.counts[shard]:
+            for position in _positions_of(entry.load_index(), wanted):
+                number = samples.number(shard, position)
+                if number is not None:
+                    return number
+    return None
+
+
+def _positions_of(index: ShardIndex, wanted: bytes) -> Iterator[int]:
+    text = index.keys.tobytes()
+    start = text.find(wanted)
+    while start >= 0:
+        position = int(np.searchsorted(index.key_ends, start, side="right")) - 1
+        ends = index.key_ends[position : position + 2].tolist()
+        if ends == [start, start + len(wanted)]:
+            yield position
+        start = text.find(wanted, start + 1)
+
+
+def _keys(catalog: Catalog, samples: Samples) -> Iterator[tuple[int, str]]:
+    starts = np.concatenate([[0], np.cumsum(samples.counts)])
+    for shard, entry in enumerate(catalog.shards):
+        numbers: NDArray[np.int64] = np.arange(starts[shard], starts[shard + 1])
+        if numbers.size:
+            index = entry.load_index()
+            for number, position in zip(
+                numbers.tolist(), samples.locate(numbers)[1].tolist(), strict=True
+            ):
+                yield number, index.key(position)

@@ -1,0 +1,199 @@
+"""The one contract of everything that is looped over: epochs, steps, state.
+
+A loop is a range of steps of an epoch. The subclass knows how many steps an epoch has and how to
+read some of them; here is which steps those are, for this worker, and what is remembered of
+them. What a training loop has received is known from the batch it holds, since workers run
+ahead of it: batches carry their epoch and step.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import IterableDataset, get_worker_info
+
+from shardio.errors import UsageError
+from shardio.plan.epoch import steps_of_worker
+from shardio.reading.epochs import EpochCounter
+from shardio.reading.state import Identity, Position, make_state, read_state
+from shardio.reading.topology import Ranks, find_ranks, find_worker
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Batches = Generator[dict[str, Any], None, None]
+
+
+class ResumableDataset(IterableDataset[dict[str, Any]]):
+    """A dataset whose loop can be left and taken up again at any step.
+
+    Args:
+        batch_size: samples of one rank in a step, or None to yield samples.
+        global_batch_size: samples of all ranks in a step, in place of batch_size.
+        rank: as find_ranks takes it.
+        world_size: as find_ranks takes it.
+
+    Raises:
+        UsageError: the global batch does not divide among the ranks, or rank is outside them.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int | None,
+        global_batch_size: int | None,
+        rank: int | None,
+        world_size: int | None,
+    ) -> None:
+        if batch_size is not None and global_batch_size is not None:
+            raise UsageError("batch_size and global_batch_size exclude each other; give one")
+        self._batch_sizes = (batch_size, global_batch_size)
+        self._ranks = (rank, world_size)
+        self._epochs = EpochCounter()
+        self._position: Position | None = None
+        self._own_start: Position | None = None
+        self._divide()
+
+    @abstractmethod
+    def num_steps(self) -> int:
+        """Steps of an epoch."""
+
+    @abstractmethod
+    def _identity(self) -> Identity:
+        """Everything that the sequence of global batches depends on."""
+
+    @abstractmethod
+    def _read_steps(self, epoch: int, steps: Sequence[int]) -> Batches:
+        """The batches, or samples, of this rank in some ascending steps of an epoch."""
+
+    @property
+    def batch_size(self) -> int | None:
+        """Samples of this rank in a step; None where samples are yielded."""
+        return None if self._batch_sizes == (None, None) else self._divide()
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples of all ranks in a step."""
+        return self._divide() * self.ranks.world_size
+
+    @property
+    def ranks(self) -> Ranks:
+        """Rank and world size."""
+        return find_ranks(*self._ranks)
+
+    def __len__(self) -> int:
+        """Batches that this rank takes in an epoch; samples if there is no batch_size."""
+        return self.num_steps()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        start, (worker, num_workers) = self._epochs.begin(), find_worker()
+        num_steps = self.num_steps()
+        if self._own_start is None:
+            steps = steps_of_worker(start.step, num_steps, worker, num_workers)
+        else:
+            start, self._own_start = self._own_start, None
+            steps = range(start.step, num_steps, num_workers)
+            self._epochs.set_next(Position(start.epoch + 1, 0))
+        self._position = Position(start.epoch, steps.start)
+        return self._loop(start.epoch, steps)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_ranks": (self.ranks.rank, self.ranks.world_size)}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next loop that epoch; later loops count on from it."""
+        if not isinstance(epoch, int) or epoch < 0:
+            raise UsageError(f"epoch={epoch!r}: it must be a whole number, at least 0")
+        self._start_at(Position(epoch, 0))
+
+    def state_dict(self, batch: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Where the loop is, in less than 1 KB, for load_state_dict on any number of ranks.
+
+        Args:
+            batch: the last one that the loop received. It is needed where a DataLoader's workers
+                read, since they run ahead of the loop; without workers it may be left out.
+
+        Returns:
+            Version, epoch, next step, and what identifies dataset and plan: values for JSON.
+
+        Raises:
+            UsageError: workers read and no batch is given, or it is not of this dataset.
+        """
+        worker = find_worker() if get_worker_info() is not None else None
+        if batch is not None:
+            position, worker = _position_after(batch), None
+        elif worker is None and self._epochs.by_workers:
+            raise UsageError(
+                "DataLoader workers read ahead of the loop: pass the last batch that it received, "
+                "state_dict(batch); it needs a dataset with batch_size"
+            )
+        else:
+            position = self._position or self._epochs.next
+        if worker is None and position.step >= self.num_steps():
+            position = Position(position.epoch + 1, 0)
+        return make_state(self._identity(), position, worker)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Make the next loop go on where a state was taken; later loops are later epochs.
+
+        Args:
+            state: from state_dict of a dataset with the same shards, seed, shuffle and global
+                batch size; ranks, workers and transforms may differ.
+
+        Raises:
+            UsageError: the state is of another dataset, plan or version; it says what differs.
+        """
+        worker = find_worker() if get_worker_info() is not None else None
+        position = read_state(state, self._identity(), worker)
+        if worker is None:
+            self._start_at(position)
+        else:
+            self._own_start = position
+
+    @property
+    def num_bad_samples(self) -> int:
+        """Bad samples replaced so far, in all worker processes, under on_bad_sample="skip"."""
+        return self._epochs.num_bad_samples
+
+    def _copy(self) -> Self:
+        """The same dataset, counting epochs of its own."""
+        copy = object.__new__(type(self))
+        vars(copy).update(vars(self))
+        copy._epochs = EpochCounter()
+        copy._position = copy._own_start = None
+        return copy
+
+    def _start_at(self, position: Position) -> None:
+        self._position = None
+        self._epochs.set_next(position)
+
+    def _loop(self, epoch: int, steps: range) -> Iterator[dict[str, Any]]:
+        with closing(self._read_steps(epoch, steps)) as batches:
+            for step, batch in zip(steps, batches, strict=True):
+                self._position = Position(epoch, step + steps.step)
+                yield batch
+
+    def _divide(self) -> int:
+        ranks, (batch_size, global_batch_size) = self.ranks, self._batch_sizes
+        if global_batch_size is None:
+            return batch_size or 1
+        share, rest = divmod(global_batch_size, ranks.world_size)
+        if rest:
+            raise UsageError(
+                f"global_batch_size={global_batch_size} does not divide among "
+                f"{ranks.world_size} ranks; make it a multiple of {ranks.world_size}"
+            )
+        return share
+
+
+def _position_after(batch: Mapping[str, Any]) -> Position:
+    try:
+        return Position(int(batch["__epoch__"]), int(batch["__step__"]) + 1)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            "the batch has no '__epoch__' and '__step__': pass one as a dataset with batch_size "
+            "yields it"
+        ) from error
