@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from shardio.errors import UsageError as UsageError
     from shardio.packing.pack import pack as pack
     from shardio.reading.dataset import ShardDataset as ShardDataset
+    from shardio.reading.metrics import MaskedMean as MaskedMean
+    from shardio.reading.mix import Mix as Mix
     from shardio.transforms import CenterCrop as CenterCrop
     from shardio.transforms import RandomResizedCrop as RandomResizedCrop
     from shardio.transforms import Resize as Resize
@@ -29,6 +31,8 @@ _HOMES = {
     "CenterCrop": "shardio.transforms",
     "CodecError": "shardio.errors",
     "IndexFileError": "shardio.errors",
+    "MaskedMean": "shardio.reading.metrics",
+    "Mix": "shardio.reading.mix",
     "PackError": "shardio.errors",
     "RandomResizedCrop": "shardio.transforms",
     "Resize": "shardio.transforms",

@@ -58,7 +58,7 @@ class SizedImages:
         self._transform = transform
         self._scratch = scratch
         self._times = times
-        self._batch = _empty((slots, *transform.size, 3), torch.uint8, shared=shared)
+        self._batch = empty((slots, *transform.size, 3), torch.uint8, shared=shared)
         self._slots: NDArray[np.uint8] = self._batch.numpy()
 
     def put(self, slot: int, stored: FieldBytes, uniforms: Sequence[float]) -> None:
@@ -133,8 +133,8 @@ class Arrays:
         if self._image and value.ndim == 3:
             channels, height, width = value.shape
             shape = (self._num_slots, height, width, channels)
-            return _empty(shape, value.dtype, shared=self._shared).permute(0, 3, 1, 2)
-        return _empty((self._num_slots, *value.shape), value.dtype, shared=self._shared)
+            return empty(shape, value.dtype, shared=self._shared).permute(0, 3, 1, 2)
+        return empty((self._num_slots, *value.shape), value.dtype, shared=self._shared)
 
 
 class Values:
@@ -175,7 +175,8 @@ def _to_tensor(value: object) -> torch.Tensor:
         ) from error
 
 
-def _empty(shape: Sequence[int], dtype: torch.dtype, *, shared: bool) -> torch.Tensor:
+def empty(shape: Sequence[int], dtype: torch.dtype, *, shared: bool) -> torch.Tensor:
+    """An array to fill, contiguous, in shared memory if asked."""
     if not shared:
         return torch.empty(tuple(shape), dtype=dtype)
     size = int(np.prod(shape)) * dtype.itemsize

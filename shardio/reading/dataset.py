@@ -82,6 +82,8 @@ class ShardDataset(ResumableDataset):
         catalog: the shards.
         classes: class names by label; None where they are not known.
         fields: entries of a sample and the alternatives that fill them.
+        samples: which samples of the shards belong to it.
+        shuffle: their order.
         times: where the time of reading went, in this process.
 
     Raises:
@@ -132,11 +134,11 @@ class ShardDataset(ResumableDataset):
         self.fields = self._map_fields(fields)
         self.times = StageTimes()
         self._name = str(source)
-        self._samples = Samples([shard.samples for shard in self.catalog.shards])
+        self.samples = Samples([shard.samples for shard in self.catalog.shards])
         self._missing_ok = fields is None and self.batch_size is None
         self._decode = decode
         self._transform = transform
-        self._shuffle = Shuffle(
+        self.shuffle = Shuffle(
             seed=seed,
             on=bool(shuffle),
             window=None if shuffle == "full" else window,
@@ -154,19 +156,18 @@ class ShardDataset(ResumableDataset):
             IndexError: index is outside the dataset.
             SampleError: the sample cannot be delivered.
         """
-        total = len(self._samples)
+        total = len(self.samples)
         if not -total <= index < total:
             raise IndexError(f"{self._name}: index {index} is outside its {total} samples")
         numbers = np.array([index % total])
-        shards, indices = self._samples.locate(numbers)
+        shards, indices = self.samples.locate(numbers)
         single = References(
             positions=numbers, shards=shards, indices=indices, valid=np.array([True])
         )
         if self._open_shards is None:
             self._open_shards = ShardPool(self.catalog.shards)
             weakref.finalize(self, self._open_shards.close)
-        key = derive_key(self._shuffle.seed, 0, _TRANSFORMS)
-        return _sample(self._reader(self._open_shards).read(single, key))
+        return to_sample(self.reader(self._open_shards).read(single, self.transform_key(0)))
 
     def by_key(self, key: str) -> dict[str, Any]:
         """One sample by its key, like ds[index]; the first where shards share keys.
@@ -175,7 +176,7 @@ class ShardDataset(ResumableDataset):
             KeyError: no sample has that key.
             SampleError: the sample cannot be delivered.
         """
-        number = find_key(self.catalog, self._samples, key)
+        number = find_key(self.catalog, self.samples, key)
         if number is None:
             raise KeyError(f"{self._name}: no sample has the key {key!r}")
         return self[number]
@@ -190,7 +191,7 @@ class ShardDataset(ResumableDataset):
         Raises:
             UsageError: an index is outside the dataset or comes twice.
         """
-        return self._with(choose(self.catalog, self._samples, choice))
+        return self._with(choose(self.catalog, self.samples, choice))
 
     def split(self, *fractions: float, seed: int = 0) -> tuple[ShardDataset, ...]:
         """Disjoint random parts, as large as asked to the sample.
@@ -202,7 +203,7 @@ class ShardDataset(ResumableDataset):
         Raises:
             UsageError: the fractions are negative or do not add up to 1.
         """
-        return tuple(self._with(part) for part in split(self._samples, fractions, seed))
+        return tuple(self._with(part) for part in split(self.samples, fractions, seed))
 
     def read_batch(self, *, epoch: int, step: int) -> dict[str, Any]:
         """What this rank gets in one step of an epoch, whatever came before.
@@ -227,13 +228,13 @@ class ShardDataset(ResumableDataset):
         """
         check_plan(
             self._name,
-            self._samples,
-            self._shuffle,
+            self.samples,
+            self.shuffle,
             tail=self._tail,
             world_size=self.ranks.world_size,
             global_batch_size=self.global_batch_size,
         )
-        return count_steps(len(self._samples), self.global_batch_size, self._tail)
+        return count_steps(len(self.samples), self.global_batch_size, self._tail)
 
     def plan(self, epoch: int) -> EpochPlan:
         """The plan of an epoch for the current number of ranks.
@@ -244,8 +245,8 @@ class ShardDataset(ResumableDataset):
         """
         self.num_steps()
         return EpochPlan(
-            self._samples,
-            self._shuffle,
+            self.samples,
+            self.shuffle,
             global_batch_size=self.global_batch_size,
             epoch=epoch,
             tail=self._tail,
@@ -253,9 +254,9 @@ class ShardDataset(ResumableDataset):
 
     def _read_steps(self, epoch: int, steps: Sequence[int]) -> Batches:
         plan, ranks, rest = self.plan(epoch), self.ranks, iter(steps)
-        key = derive_key(self._shuffle.seed, epoch, _TRANSFORMS)
+        key = self.transform_key(epoch)
         with closing(ShardPool(self.catalog.shards)) as pool:
-            reader, aheads = self._reader(pool), self._aheads(plan, pool, steps)
+            reader, aheads = self.reader(pool), self._aheads(plan, pool, steps)
             while some := [*islice(rest, 1 if self.batch_size else _SAMPLES_PLANNED_AT_ONCE)]:
                 positions = plan.share(some, ranks.rank, ranks.world_size)
                 for stream, place in plan.first_places(positions) if aheads else []:
@@ -264,35 +265,42 @@ class ShardDataset(ResumableDataset):
                 if self.batch_size:
                     yield reader.read(references, key) | {"__epoch__": epoch, "__step__": some[0]}
                 else:
-                    yield from (_sample(reader.read(single, key)) for single in references.split())
+                    yield from (
+                        to_sample(reader.read(single, key)) for single in references.split()
+                    )
 
     def _aheads(self, plan: EpochPlan, pool: ShardPool, steps: Sequence[int]) -> list[ReadAhead]:
-        if self._shuffle.window is None or len(steps) == 1:
+        if self.shuffle.window is None or len(steps) == 1:
             return []
         worker, num_workers = find_worker()
-        return [ReadAhead(order, self._samples, pool, worker, num_workers) for order in plan.orders]
+        return [ReadAhead(order, self.samples, pool, worker, num_workers) for order in plan.orders]
 
     def _identity(self) -> Identity:
         return {
             "shards": len(self.catalog.shards),
-            "samples": len(self._samples),
-            "contents": self._samples.digest(self._digest),
+            "samples": len(self.samples),
+            "contents": self.samples.digest(self._digest),
             "global_batch_size": self.global_batch_size,
-            "seed": self._shuffle.seed,
-            "shuffle": self._shuffle.on,
-            "window": self._shuffle.window,
-            "streams": self._shuffle.streams,
+            "seed": self.shuffle.seed,
+            "shuffle": self.shuffle.on,
+            "window": self.shuffle.window,
+            "streams": self.shuffle.streams,
             "tail": self._tail,
         }
 
     def _with(self, samples: Samples) -> ShardDataset:
         part = self._copy()
         part.times = StageTimes()
-        part._samples = samples
+        part.samples = samples
         part._open_shards = None
         return part
 
-    def _reader(self, pool: ShardPool) -> SampleReader:
+    def transform_key(self, epoch: int) -> int:
+        """The key of the random numbers for transforms in an epoch."""
+        return derive_key(self.shuffle.seed, epoch, _TRANSFORMS)
+
+    def reader(self, pool: ShardPool) -> SampleReader:
+        """What makes batches of this dataset's samples from a pool of its shards."""
         return SampleReader(
             pool,
             fields=self.fields,
@@ -319,7 +327,8 @@ class ShardDataset(ResumableDataset):
         return default_fields(names, together)
 
 
-def _sample(batch: dict[str, Any]) -> dict[str, Any]:
+def to_sample(batch: dict[str, Any]) -> dict[str, Any]:
+    """The one sample of a batch of one."""
     sample = {name: value[0] for name, value in batch.items()}
     return {
         name: value.item() if isinstance(value, torch.Tensor) and value.ndim == 0 else value

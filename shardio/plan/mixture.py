@@ -1,0 +1,107 @@
+"""Which source each sample of a mixture comes from, at any position at once.
+
+The schedule is made of blocks of 1,000 positions. Weights are rounded to whole numbers of
+1/100,000, so that 100 blocks hold each source a whole number of times. Each block has a fixed
+word, in which every source is spread evenly with the whole part of its share of 1,000, and a few
+free positions for the fractions. Over the blocks, the sources move through the free positions
+from the last to the first, one hundredth of the way a block: systematic sampling (Madow and
+Madow, "On the theory of systematic sampling", 1944) with a start that advances evenly.
+
+So a source comes either floor or ceil of its share in every block. It also does in every window
+of 1,000 positions across two blocks: a source that takes another free position in the next block
+takes an earlier one only after at least one block without, and a later one never twice in a
+window, since the window has the later positions of the first block and the earlier ones of the
+second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 1000
+BLOCKS = 100
+_UNITS = BLOCK * BLOCKS
+
+
+class Mixture:
+    """A schedule of sources.
+
+    Args:
+        weights: of the sources, positive; they add up to 1.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        self._units = _apportion(np.asarray(weights, dtype=np.float64))
+        self._whole, fractions = np.divmod(self._units, BLOCKS)
+        self._ends = np.cumsum(fractions)
+        free = len(weights)  # the letter of free positions
+        counts = np.append(self._whole, int(self._ends[-1]) // BLOCKS)
+        self._word = _spread(counts)
+        self._free = np.flatnonzero(self._word == free)
+        letters = self._word[:, None] == np.arange(free)
+        self._before = np.concatenate([np.zeros((1, free), np.int64), np.cumsum(letters, axis=0)])
+
+    def sources(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The source of each position, [n] int64 in and out."""
+        blocks, places = np.divmod(positions, BLOCK)
+        found = self._word[places]
+        free = np.flatnonzero(found == len(self._units))
+        numbers = np.searchsorted(self._free, places[free])
+        found[free] = self._in_free(numbers, blocks[free] % BLOCKS)
+        return found
+
+    def count(self, source: int, position: int) -> int:
+        """How often a source comes before a position."""
+        blocks, place = divmod(position, BLOCK)
+        rounds, block = divmod(blocks, BLOCKS)
+        taken = np.arange(int(np.searchsorted(self._free, place)))
+        return int(
+            rounds * self._units[source]
+            + block * self._whole[source]
+            + self._extra_before(source, block)
+            + self._before[place, source]
+            + np.count_nonzero(self._in_free(taken, np.full_like(taken, block)) == source)
+        )
+
+    def position(self, source: int, number: int) -> int:
+        """The position where a source comes for the `number`-th time, counted from 0."""
+        low, high = 0, (number // int(self._units[source]) + 1) * _UNITS
+        while low < high:
+            middle = (low + high) // 2
+            if self.count(source, middle + 1) > number:
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+    def _in_free(self, numbers: NDArray[np.int64], blocks: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.searchsorted(self._ends, numbers * BLOCKS + blocks, side="right")
+
+    def _extra_before(self, source: int, block: int) -> int:
+        ends = [int(self._ends[source - 1]) if source else 0, int(self._ends[source])]
+        first, last = (end // BLOCKS * block + min(end % BLOCKS, block) for end in ends)
+        return last - first
+
+
+def _apportion(weights: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Whole units by largest remainder, at least one for each source."""
+    exact = weights * _UNITS
+    units = np.maximum(np.floor(exact), 1).astype(np.int64)
+    by_remainder = np.argsort(units - exact, kind="stable")
+    missing = _UNITS - int(units.sum())
+    if missing >= 0:
+        units[by_remainder[:missing]] += 1
+    else:  # single units for tiny weights are taken from the largest
+        units[np.argmax(units)] += missing
+    return units
+
+
+def _spread(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A word in which each letter comes so often, evenly spread."""
+    letters = np.repeat(np.arange(len(counts)), counts)
+    ordinals = np.concatenate([np.arange(count) for count in counts])
+    places = (ordinals + 0.5) / counts[letters]
+    return letters[np.lexsort((letters, places))]

@@ -1,0 +1,54 @@
+"""A mean over the samples of all ranks that counts each sample once."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed
+
+
+class MaskedMean:
+    """The mean of a value per sample, where samples that are not valid count for nothing.
+
+    Every rank adds its batches; the result is over all ranks. Sums are float64, so that a mean of
+    zeros and ones, such as an accuracy, is the same for every number of ranks.
+
+        accuracy = shardio.MaskedMean()
+        for batch in loader:
+            accuracy.add(network(batch["image"]).argmax(1) == batch["label"], batch["valid"])
+        print(accuracy.result())
+    """
+
+    def __init__(self) -> None:
+        self._sum_and_count: torch.Tensor | None = None
+
+    def add(self, values: torch.Tensor, valid: torch.Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            values: [B], of any real dtype or bool.
+            valid: [B] bool, as batch["valid"], on any device.
+
+        Raises:
+            ValueError: the two have other shapes.
+        """
+        if values.ndim != 1 or values.shape != valid.shape:
+            raise ValueError(
+                f"values are {list(values.shape)} and valid is {list(valid.shape)}: give one value "
+                "and one flag for each sample"
+            )
+        valid = valid.to(values.device, torch.bool)
+        kept = torch.where(valid, values.detach().double(), 0.0)
+        both = torch.stack([kept.sum(), valid.sum().double()])
+        self._sum_and_count = both if self._sum_and_count is None else self._sum_and_count + both
+
+    def result(self) -> float:
+        """The mean over all ranks; every rank of torch.distributed has to call it.
+
+        Returns:
+            The mean; NaN if no valid sample was added.
+        """
+        total = self._sum_and_count
+        total = torch.zeros(2, dtype=torch.float64) if total is None else total.clone()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(total)
+        return float(total[0] / total[1])

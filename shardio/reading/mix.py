@@ -1,0 +1,287 @@
+"""Mix: several datasets as one, in exact proportions.
+
+The mixture is one endless sequence of samples. A schedule says which source each position takes
+(see shardio.plan.mixture); a source gives its samples in the order of its own epochs, one after
+the other, so that none of them is lost or doubled whatever the mixture's epoch is. An epoch of
+the mixture is a fixed number of steps of that sequence; ranks and workers slice it like that of
+one dataset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import get_worker_info
+
+from shardio.errors import UsageError
+from shardio.plan.epoch import References
+from shardio.plan.mixture import Mixture
+from shardio.plan.order import Order
+from shardio.reading.ahead import ReadAhead
+from shardio.reading.columns import empty
+from shardio.reading.dataset import ShardDataset, to_sample
+from shardio.reading.resumable import Batches, ResumableDataset
+from shardio.reading.shards import ShardPool
+from shardio.reading.state import Identity
+from shardio.reading.topology import find_worker
+
+Stop = Literal["first", "all"]
+_LONGEST_LIST = 300
+
+
+class _Draw(NamedTuple):
+    """Samples that a batch takes of one epoch of one source.
+
+    Attributes:
+        source: which.
+        epoch: of the source.
+        places: in that epoch, [n] int64.
+        slots: in the batch, [n] int64.
+    """
+
+    source: int
+    epoch: int
+    places: NDArray[np.int64]
+    slots: NDArray[np.int64]
+
+
+class Mix(ResumableDataset):
+    """A mixture of datasets, deterministic and resumable like each of them.
+
+    Every batch holds samples of all sources, in the proportion of the weights: in any 1,000
+    consecutive samples of the mixture, each source has its share to within one sample. Each
+    source delivers its samples exactly once in each of its own epochs, which follow one another
+    through the epochs of the mixture; nothing is padded. A batch also has "__source__", int64
+    [B], the position of each sample's source.
+
+    Args:
+        sources: datasets with the same entries, batch size and ranks; with streams=1.
+        weights: share of each source; positive, adding up to 1; counted in 1/100,000.
+        stop: an epoch of the mixture is as long as the first epoch of the source that ends
+            "first", down to whole steps, or until "all" sources have ended one, up to whole steps.
+
+    Attributes:
+        sources: as given.
+
+    Raises:
+        UsageError: the weights are no shares, or the sources do not fit together.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[ShardDataset],
+        *,
+        weights: Sequence[float],
+        stop: Stop = "first",
+    ) -> None:
+        self.sources = tuple(sources)
+        _check_weights(weights, len(self.sources))
+        if stop not in get_args(Stop):
+            raise UsageError(f"stop={stop!r}: it must be 'first' or 'all'")
+        _check_sources(self.sources)
+        first = self.sources[0]
+        super().__init__(
+            batch_size=first.batch_size,
+            global_batch_size=None,
+            rank=first.ranks.rank,
+            world_size=first.ranks.world_size,
+        )
+        self._weights = tuple(map(float, weights))
+        self._stop: Stop = stop
+        self._mixture = Mixture(self._weights)
+
+    def num_steps(self) -> int:
+        """See ResumableDataset.
+
+        Raises:
+            UsageError: the source that ends first ends before one global batch is full.
+        """
+        sizes = [len(source.samples) for source in self.sources]
+        if self._stop == "all":
+            lasts = [self._mixture.position(s, size - 1) for s, size in enumerate(sizes)]
+            return -(-(max(lasts) + 1) // self.global_batch_size)
+        ends = [self._mixture.position(s, size) for s, size in enumerate(sizes)]
+        steps = min(ends) // self.global_batch_size
+        if not steps:
+            raise UsageError(
+                f"the source that ends first gives {min(ends)} samples of the mixture, less than "
+                f"one global batch of {self.global_batch_size}; make the batch smaller, or pass "
+                "stop='all'"
+            )
+        return steps
+
+    @property
+    def num_bad_samples(self) -> int:
+        """Bad samples replaced so far in all sources, under on_bad_sample="skip"."""
+        return sum(source.num_bad_samples for source in self.sources)
+
+    def _read_steps(self, epoch: int, steps: Sequence[int]) -> Batches:
+        ranks, size = self.ranks, self.batch_size or 1
+        start = epoch * self.num_steps() * self.global_batch_size + ranks.rank * size
+        with ExitStack() as stack:
+            readers = [stack.enter_context(closing(_SourceReader(s))) for s in self.sources]
+            for step in steps:
+                draws = [*self._draw(start + step * self.global_batch_size, size)]
+                parts = [readers[draw.source].read(draw.epoch, draw.places) for draw in draws]
+                batch = _assemble(parts, [draw.slots for draw in draws], size)
+                batch["__source__"] = torch.empty(size, dtype=torch.int64)
+                for draw in draws:
+                    batch["__source__"][draw.slots] = draw.source
+                if self.batch_size:
+                    yield batch | {"__epoch__": epoch, "__step__": step}
+                else:
+                    yield to_sample(batch)
+
+    def _draw(self, position: int, size: int) -> Iterator[_Draw]:
+        """What some consecutive positions of the mixture take."""
+        taken = self._mixture.sources(np.arange(position, position + size))
+        for source in np.unique(taken).tolist():
+            slots = np.flatnonzero(taken == source)
+            numbers = self._mixture.count(source, position) + np.arange(len(slots))
+            epochs, places = np.divmod(numbers, len(self.sources[source].samples))
+            for epoch in np.unique(epochs).tolist():
+                now = epochs == epoch
+                yield _Draw(source, epoch, places[now], slots[now])
+
+    def _identity(self) -> Identity:
+        return {
+            "samples": sum(len(source.samples) for source in self.sources),
+            "sources": _compact([_digest_of(source) for source in self.sources]),
+            "weights": _compact([repr(weight) for weight in self._weights]),
+            "stop": self._stop,
+            "global_batch_size": self.global_batch_size,
+        }
+
+
+class _SourceReader:
+    """Reads one source, epoch after epoch."""
+
+    def __init__(self, dataset: ShardDataset) -> None:
+        self._dataset = dataset
+        self._pool = ShardPool(dataset.catalog.shards)
+        self._reader = dataset.reader(self._pool)
+        self._epoch = -1
+        self._order: Order
+        self._ahead: ReadAhead
+
+    def read(self, epoch: int, places: NDArray[np.int64]) -> dict[str, Any]:
+        """A batch of samples at some places of an epoch."""
+        dataset = self._dataset
+        if epoch != self._epoch:
+            self._epoch = epoch
+            (self._order,) = dataset.shuffle.order(dataset.samples, epoch)
+            self._ahead = ReadAhead(self._order, dataset.samples, self._pool, *find_worker())
+        if dataset.shuffle.window is not None:
+            self._ahead.enter(int(places[0]))
+        shards, ordinals = self._order.locate(places)
+        references = References(
+            positions=places,
+            shards=shards,
+            indices=dataset.samples.place(shards, ordinals),
+            valid=np.ones(len(places), np.bool_),
+        )
+        return self._reader.read(references, dataset.transform_key(epoch))
+
+    def close(self) -> None:
+        """Close the shards."""
+        self._pool.close()
+
+
+def _assemble(
+    parts: list[dict[str, Any]], slots: list[NDArray[np.int64]], size: int
+) -> dict[str, Any]:
+    """One batch of parts, each of which fills some slots."""
+    if len(parts) == 1:
+        return dict(parts[0])
+    shared = get_worker_info() is not None
+    return {
+        name: _scatter(name, [part[name] for part in parts], slots, size, shared=shared)
+        for name in parts[0]
+    }
+
+
+def _scatter(
+    name: str, values: list[Any], slots: list[NDArray[np.int64]], size: int, *, shared: bool
+) -> Any:
+    if not isinstance(values[0], torch.Tensor):
+        entry = [None] * size
+        for value, places in zip(values, slots, strict=True):
+            for place, item in zip(places.tolist(), value, strict=True):
+                entry[place] = item
+        return entry
+    kinds = {(tuple(value.shape[1:]), value.dtype) for value in values}
+    if len(kinds) > 1:
+        shapes = " and ".join(f"{'×'.join(map(str, shape))} {dtype}" for shape, dtype in kinds)
+        raise UsageError(
+            f"{name!r} is {shapes} in different sources; give the sources transforms that make "
+            "them equal"
+        )
+    channels_last = values[0].ndim == 4 and values[0].permute(0, 2, 3, 1).is_contiguous()
+    if channels_last:
+        values = [value.permute(0, 2, 3, 1) for value in values]
+    batch = empty((size, *values[0].shape[1:]), values[0].dtype, shared=shared)
+    for value, places in zip(values, slots, strict=True):
+        batch[torch.from_numpy(places)] = value
+    return batch.permute(0, 3, 1, 2) if channels_last else batch
+
+
+def _check_weights(weights: Sequence[float], sources: int) -> None:
+    if len(weights) != sources or not sources:
+        raise UsageError(f"{len(weights)} weights for {sources} sources; give one for each")
+    if not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise UsageError(
+            f"weights {list(weights)}: each must be above 0; leave out a source of weight 0"
+        )
+    if abs(sum(weights) - 1) > 1e-6:
+        raise UsageError(
+            f"weights {list(weights)} add up to {sum(weights):g}; divide each by that, so that "
+            "they add up to 1"
+        )
+
+
+def _check_sources(sources: Sequence[ShardDataset]) -> None:
+    for number, source in enumerate(sources):
+        if not isinstance(source, ShardDataset):
+            raise UsageError(f"source {number} is no ShardDataset: {source!r}")
+        if not len(source.samples):
+            raise UsageError(f"source {number} has no samples")
+        if source.shuffle.streams > 1:
+            raise UsageError(
+                f"source {number} has streams={source.shuffle.streams}; a mixture slices its own "
+                "sequence: open the sources with streams=1"
+            )
+    facts: dict[str, list[Any]] = {
+        "entries": [sorted(source.fields) for source in sources],
+        "batch_size": [source.batch_size for source in sources],
+        "rank and world_size": [str(source.ranks) for source in sources],
+    }
+    if all("label" in source.fields for source in sources):
+        facts["classes, so that equal labels mean different things"] = [
+            source.classes for source in sources
+        ]
+    for name, values in facts.items():
+        for number, value in enumerate(values):
+            if value != values[0]:
+                raise UsageError(
+                    f"the sources do not fit together: source {number} has other {name} than "
+                    f"source 0: {value!s:.100} and {values[0]!s:.100}"
+                )
+
+
+def _digest_of(source: ShardDataset) -> str:
+    facts = [source.samples.digest(source.catalog.digest()), asdict(source.shuffle)]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
+
+
+def _compact(parts: list[str]) -> str:
+    text = ",".join(parts)
+    return text if len(text) <= _LONGEST_LIST else hashlib.sha256(text.encode()).hexdigest()[:16]
