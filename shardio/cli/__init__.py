@@ -9,7 +9,9 @@ import click
 
 from shardio.cli.index import index
 from shardio.cli.pack import pack
+from shardio.cli.plan import plan
 from shardio.cli.profile import profile
+from shardio.cli.replay import replay
 from shardio.errors import ShardioError
 
 
@@ -19,7 +21,7 @@ def commands() -> None:
     """Pack images into tar shards, stream them into PyTorch, see what limits the loader."""
 
 
-for _command in (index, pack, profile):
+for _command in (index, pack, plan, profile, replay):
     commands.add_command(_command)
 
 

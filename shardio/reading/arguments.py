@@ -1,4 +1,4 @@
-"""What ShardDataset accepts, and what fits together; each refusal names the way out."""
+"""What ShardDataset accepts; each refusal names the argument and what it must be."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from shardio.errors import UsageError
-from shardio.plan.epoch import Shuffle
-from shardio.plan.samples import Samples
-from shardio.plan.tail import Tail, count_steps
+from shardio.plan.tail import Tail
 from shardio.transforms import SizedTransform
 
 OnBadSample = Literal["raise", "skip"]
@@ -38,60 +36,6 @@ def check_arguments(*, transform: object, decode: bool, **given: Any) -> None:
     _check("tail", given["tail"], given["tail"] in get_args(Tail), "'pad', 'drop' or 'short'")
     _check("on_bad_sample", given["on_bad_sample"],
            given["on_bad_sample"] in get_args(OnBadSample), "'raise' or 'skip'")  # fmt: skip
-
-
-def check_plan(
-    name: str,
-    samples: Samples,
-    shuffle: Shuffle,
-    *,
-    tail: Tail,
-    world_size: int,
-    global_batch_size: int,
-) -> None:
-    """Refuse a plan that has no steps, or none that are equal for all ranks.
-
-    Args:
-        name: of the dataset, for the message.
-        samples: of the dataset.
-        shuffle: their order.
-        tail: see shardio.plan.tail.
-        world_size: number of ranks.
-        global_batch_size: samples of all ranks in a step.
-
-    Raises:
-        UsageError: always with the way out.
-    """
-    streams = shuffle.streams
-    if not len(samples):
-        raise UsageError(f"{name}: the dataset has no samples")
-    if tail == "short" and world_size > 1:
-        raise UsageError(
-            f"tail='short' with {world_size} ranks would give them unequal steps, or batches of "
-            "unequal size; pass tail='pad' and weigh by batch['valid'], or tail='drop'"
-        )
-    if streams > 1 and streams % world_size:
-        raise UsageError(
-            f"{world_size} ranks do not divide streams={streams}: each rank reads whole streams, "
-            f"so use {_divisors(streams)} ranks, or streams=1 for any number"
-        )
-    if global_batch_size % streams:
-        raise UsageError(
-            f"streams={streams} do not divide the global batch size {global_batch_size}: each "
-            f"stream fills an equal part of it; make it a multiple of {streams}"
-        )
-    if streams > len(samples):
-        raise UsageError(f"{name}: streams={streams} are more than its {len(samples)} samples")
-    if count_steps(len(samples), global_batch_size, tail) == 0:
-        raise UsageError(
-            f"{name}: {len(samples)} samples do not fill one global batch, which "
-            "tail='drop' leaves out; make the batch smaller or pass tail='pad'"
-        )
-
-
-def _divisors(number: int) -> str:
-    found = [str(part) for part in range(1, number + 1) if number % part == 0]
-    return f"{', '.join(found[:-1])} or {found[-1]}"
 
 
 def _is_whole(value: object) -> bool:

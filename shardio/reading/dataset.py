@@ -18,15 +18,16 @@ from torch.utils.data import get_worker_info
 
 from shardio.errors import UsageError
 from shardio.index.catalog import Catalog, Source, open_catalog
-from shardio.plan.epoch import DEFAULT_WINDOW, EpochPlan, References, Shuffle
+from shardio.plan.epoch import DEFAULT_WINDOW, EpochPlan, References
 from shardio.plan.samples import Samples
 from shardio.plan.shuffle import derive_key
 from shardio.plan.tail import Tail, count_steps
 from shardio.reading.ahead import ReadAhead
-from shardio.reading.arguments import OnBadSample, check_arguments, check_plan
+from shardio.reading.arguments import OnBadSample, check_arguments
 from shardio.reading.choosing import Choice, choose, find_key, split
 from shardio.reading.columns import Transform
 from shardio.reading.fields import Fields, default_fields, parse_fields
+from shardio.reading.planning import check_plan, make_shuffle
 from shardio.reading.reader import SampleReader
 from shardio.reading.resumable import Batches, ResumableDataset
 from shardio.reading.shards import ShardPool
@@ -138,12 +139,7 @@ class ShardDataset(ResumableDataset):
         self._missing_ok = fields is None and self.batch_size is None
         self._decode = decode
         self._transform = transform
-        self.shuffle = Shuffle(
-            seed=seed,
-            on=bool(shuffle),
-            window=None if shuffle == "full" else window,
-            streams=streams,
-        )
+        self.shuffle = make_shuffle(shuffle, seed=seed, window=window, streams=streams)
         self._tail: Tail = tail
         self._skip = on_bad_sample == "skip"
         self._digest = self.catalog.digest()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.distributed
 
+from shardio.errors import UsageError
+
 
 class MaskedMean:
     """The mean of a value per sample, where samples that are not valid count for nothing.
@@ -29,10 +31,10 @@ class MaskedMean:
             valid: [B] bool, as batch["valid"], on any device.
 
         Raises:
-            ValueError: the two have other shapes.
+            UsageError: the two have other shapes.
         """
         if values.ndim != 1 or values.shape != valid.shape:
-            raise ValueError(
+            raise UsageError(
                 f"values are {list(values.shape)} and valid is {list(valid.shape)}: give one value "
                 "and one flag for each sample"
             )

@@ -1,0 +1,128 @@
+"""shardio plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+
+import click
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from shardio.cli.progress import progress_bar
+from shardio.cli.settings import plan_options
+from shardio.errors import ShardioError
+from shardio.profiling.coverage import Coverage, check_coverage
+from shardio.reading.planning import PlanSettings
+
+_WIDTH = 80
+_MOST_ROWS = 16
+
+
+@click.command(epilog="Example: shardio plan out/ --ranks 8 --workers 4 --batch-size 64")
+@plan_options
+@click.option(
+    "--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Of each rank."
+)
+@click.option(
+    "--nodes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Machines that the ranks are spread over, in order.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def plan(settings: PlanSettings, workers: int, nodes: int, as_json: bool) -> None:
+    """Prove what an epoch over PATH delivers, without reading data.
+
+    Every step of every rank and worker is worked out, and each sample counted. PATH is a packed
+    folder, or anything else that shardio reads.
+    """
+    shown: AbstractContextManager[Callable[[int], Callable[[], None]] | None] = (
+        nullcontext() if as_json else progress_bar("planning")
+    )
+    with shown as progress:
+        coverage = check_coverage(settings, workers=workers, nodes=nodes, progress=progress)
+    if as_json:
+        click.echo(json.dumps(asdict(coverage) | {"exact": coverage.exact}))
+    else:
+        _show(coverage)
+    if not coverage.exact:
+        raise ShardioError(f"{settings.source}: the plan is not exact; this is a bug in shardio")
+
+
+def _show(coverage: Coverage) -> None:
+    console = Console(width=_WIDTH, highlight=False)
+    settings = coverage.settings
+    left_out = f", {coverage.left_out:,} left out by the tail" if coverage.left_out else ""
+    console.print(
+        f"{coverage.steps:,} steps of {settings.batch_size:,} × {settings.ranks:,} ranks: "
+        f"{coverage.delivered_once:,} of {coverage.samples:,} samples come exactly once, "
+        f"{coverage.delivered_again:,} come again{left_out}."
+    )
+    console.print(_rank_table(coverage))
+    console.print(_node_table(coverage))
+    for sentence in _mixing(coverage):
+        console.print(sentence)
+    for warning in coverage.warnings:
+        console.print(f"warning: {warning}", style="yellow")
+
+
+def _rank_table(coverage: Coverage) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    for title in ("rank", "steps", "samples", "pads", "samples of a worker", "pads of a worker"):
+        table.add_column(title, justify="right")
+    for share in coverage.ranks[:_MOST_ROWS]:
+        table.add_row(
+            str(share.rank),
+            f"{share.steps:,}",
+            f"{share.samples:,}",
+            f"{share.pads:,}",
+            _range(share.samples_of_workers),
+            _range(share.pads_of_workers),
+        )
+    if len(coverage.ranks) > _MOST_ROWS:
+        table.add_row("…", *[""] * 5)
+    return table
+
+
+def _node_table(coverage: Coverage) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    for title in ("node", "shards", "reads", "window memory"):
+        table.add_column(title, justify="right")
+    for share in coverage.nodes[:_MOST_ROWS]:
+        table.add_row(
+            str(share.node),
+            f"{share.shards:,}",
+            f"{share.bytes / 1e6:,.1f} MB",
+            f"{share.window_bytes / 1e6:,.1f} MB",
+        )
+    if len(coverage.nodes) > _MOST_ROWS:
+        table.add_row("…", *[""] * 3)
+    return table
+
+
+def _mixing(coverage: Coverage) -> list[str]:
+    sentences = [
+        f"All nodes together read {coverage.bytes_read:.2f} × the {coverage.bytes / 1e6:,.1f} MB "
+        f"in {coverage.shards:,} shards."
+    ]
+    if coverage.neighbour_distance is not None:
+        sentences.append(
+            f"Neighbours in a batch lie {coverage.neighbour_distance:.3f} of the dataset apart in "
+            "packed order; a random order has 0.333."
+        )
+    if coverage.batch_entropy is not None:
+        sentences.append(
+            f"A batch has {coverage.batch_entropy:.2f} bits of class entropy, its classes together "
+            f"{coverage.classes_entropy:.2f}."
+        )
+    return sentences
+
+
+def _range(values: tuple[int, ...]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

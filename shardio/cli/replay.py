@@ -1,0 +1,38 @@
+"""shardio replay."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from shardio.cli.settings import plan_options
+from shardio.reading.planning import PlanSettings
+from shardio.reading.replay import LISTING_NAME
+from shardio.reading.replay import replay as write_batch
+
+
+@click.command(
+    epilog="Example: shardio replay out/ --batch-size 64 --seed 0 --epoch 3 --step 117 --to batch/"
+)
+@plan_options
+@click.option("--step", type=click.IntRange(min=0), required=True, help="Step of the epoch.")
+@click.option("--rank", type=click.IntRange(min=0), help="Whose batch; by default all ranks'.")
+@click.option("--to", "out", type=click.Path(), required=True, help="New or empty folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print the listing as JSON.")
+def replay(settings: PlanSettings, step: int, rank: int | None, out: str, as_json: bool) -> None:
+    """Write the samples of one batch of a training run to a folder.
+
+    PATH is what the run read. The options are those of its ShardDataset; the step and epoch are
+    in its batches as "__step__" and "__epoch__".
+    """
+    samples = write_batch(settings, step=step, rank=rank, out=out)
+    if as_json:
+        click.echo(json.dumps([asdict(sample) for sample in samples]))
+        return
+    pads = sum(not sample.valid for sample in samples)
+    click.echo(
+        f"wrote {len(samples):,} samples ({pads:,} of them pads) of epoch {settings.epoch}, step "
+        f"{step} to {out}, listed in {LISTING_NAME}"
+    )
