@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from shardio.errors import UsageError
 from shardio.plan.tail import Tail
 from shardio.transforms import SizedTransform
@@ -21,10 +23,12 @@ def check_arguments(*, transform: object, decode: bool, **given: Any) -> None:
     for name in ("batch_size", "global_batch_size"):
         whole = given[name] is None or _is_whole(given[name])
         _check(name, given[name], whole, "a whole number, at least 1")
-    _check("seed", given["seed"], isinstance(given["seed"], int), "a whole number")
+    _check("seed", given["seed"], isinstance(given["seed"], int | np.integer), "a whole number")
     fields = given["fields"]
-    _check("fields", fields, fields is None or isinstance(fields, Mapping),
-           "a mapping such as {'image': 'jpg;png'}")  # fmt: skip
+    mapped = fields is None or (
+        isinstance(fields, Mapping) and all(isinstance(part, str) for part in fields.values())
+    )
+    _check("fields", fields, mapped, "a mapping such as {'image': 'jpg;png'}")
     usable = callable(transform) or isinstance(transform, SizedTransform)
     usable = transform is None or (usable and not isinstance(transform, type))
     _check("transform", transform, usable, "callable, such as shardio.CenterCrop(224)")
@@ -39,7 +43,7 @@ def check_arguments(*, transform: object, decode: bool, **given: Any) -> None:
 
 
 def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and value >= 1
+    return isinstance(value, int | np.integer) and bool(value >= 1)
 
 
 def _check(name: str, value: object, good: bool, wanted: str) -> None:

@@ -39,6 +39,9 @@ class Column(Protocol):
             UsageError: the value does not fit into one array with the others.
         """
 
+    def forget(self, slot: int) -> None:
+        """Let nothing of a slot's value remain, as another sample takes it."""
+
     def collect(self) -> Any:
         """The finished entry."""
 
@@ -72,6 +75,9 @@ class SizedImages:
         self._times.decode += decoded - start
         self._times.transform += perf_counter_ns() - decoded
 
+    def forget(self, slot: int) -> None:
+        """See Column."""
+
     def collect(self) -> torch.Tensor:
         """See Column."""
         return self._batch.permute(0, 3, 1, 2)
@@ -95,6 +101,7 @@ class Arrays:
         self._image = image
         self._shared = shared
         self._batch: torch.Tensor | None = None
+        self._filled: set[int] = set()
 
     def put(self, slot: int, stored: FieldBytes, uniforms: Sequence[float]) -> None:
         """See Column."""
@@ -112,6 +119,12 @@ class Arrays:
         self._times.transform += perf_counter_ns() - decoded
         self._place(slot, value)
 
+    def forget(self, slot: int) -> None:
+        """See Column."""
+        self._filled.discard(slot)
+        if not self._filled:
+            self._batch = None
+
     def collect(self) -> torch.Tensor | None:
         """See Column."""
         return self._batch
@@ -128,6 +141,7 @@ class Arrays:
                 "shardio.RandomResizedCrop(224), or read samples without batch_size"
             )
         self._batch[slot] = value
+        self._filled.add(slot)
 
     def _allocate(self, value: torch.Tensor) -> torch.Tensor:
         if self._image and value.ndim == 3:
@@ -153,6 +167,10 @@ class Values:
         self._values[slot] = decode_field(field, data) if self._decode else data
         self._times.decode += perf_counter_ns() - start
 
+    def forget(self, slot: int) -> None:
+        """See Column."""
+        self._values[slot] = None
+
     def collect(self) -> list[Any]:
         """See Column."""
         return self._values
@@ -160,7 +178,7 @@ class Values:
 
 def _apply(transform: Callable[[torch.Tensor], Any], value: torch.Tensor) -> torch.Tensor:
     try:
-        return torch.as_tensor(transform(value))
+        return torch.as_tensor(transform(value)).detach()
     except Exception as error:
         raise TransformError(f"the transform raised {type(error).__name__}: {error}") from error
 

@@ -132,12 +132,12 @@ class ShardDataset(ResumableDataset):
         )
         self.catalog: Catalog = open_catalog(source)
         self.classes = self.catalog.classes
+        self._decode = decode
         self.fields = self._map_fields(fields)
         self.times = StageTimes()
         self._name = str(source)
         self.samples = Samples([shard.samples for shard in self.catalog.shards])
-        self._missing_ok = fields is None and self.batch_size is None
-        self._decode = decode
+        self._default_fields = fields is None
         self._transform = transform
         self.shuffle = make_shuffle(shuffle, seed=seed, window=window, streams=streams)
         self._tail: Tail = tail
@@ -302,7 +302,8 @@ class ShardDataset(ResumableDataset):
             fields=self.fields,
             decode=self._decode,
             transform=self._transform,
-            missing_ok=self._missing_ok,
+            missing_ok=self._default_fields and self.batch_size is None,
+            one_image=self._default_fields,
             on_replaced=self._epochs.count_bad_sample if self._skip else None,
             times=self.times,
             shared=self.batch_size is not None and get_worker_info() is not None,
@@ -311,7 +312,7 @@ class ShardDataset(ResumableDataset):
     def _map_fields(self, fields: Mapping[str, str] | None) -> Fields:
         names = self.catalog.fields
         if fields is not None:
-            return parse_fields(fields, names)
+            return parse_fields(fields, names, decode=self._decode)
         first = next((shard for shard in self.catalog.shards if shard.samples), None)
         together = []
         if first is not None:

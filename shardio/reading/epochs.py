@@ -5,9 +5,8 @@ runs in the parent. So the copies share a small file, named after the dataset an
 that loads (a rank), not the worker: the first worker of an iteration takes the next epoch, or
 the position that was loaded, the others of the same iteration find it there. An iteration is
 recognised by the DataLoader's base seed, by how often this copy was iterated (persistent
-workers), and by the process numbers of its workers, which are consecutive: even a script that
-resets torch's seed before every epoch gets a new epoch each time. The file holds the count of
-bad samples too.
+workers), and by its workers, which live as long as it does: even a script that resets torch's
+seed before every epoch gets a new epoch each time. The file holds the count of bad samples too.
 
 In the loading process itself every iteration is a new epoch.
 """
@@ -20,9 +19,9 @@ import multiprocessing
 import os
 import tempfile
 import uuid
-import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +45,7 @@ class EpochCounter:
 
     def __getstate__(self) -> dict[str, Any]:
         with self._shared() as state:
-            start = {**state, "iterations": []}
-        return {**vars(self), "_start": start, "_removes_for": None}
+            return {**vars(self), "_start": {**state, "iterations": []}, "_removes_for": None}
 
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         vars(self).update(attributes)
@@ -64,17 +62,19 @@ class EpochCounter:
             state["by_workers"] = worker is not None
             if worker is None:
                 return Position(*_take_next(state))
-            first_process = multiprocessing.current_process()._identity[-1] - worker.id
             name = [worker.seed - worker.id, self._iterations_here]
             for entry in reversed(state["iterations"]):
-                near = abs(first_process - entry["first_process"]) < worker.num_workers
-                if entry["name"] == name and near and worker.id not in entry["workers"]:
-                    entry["workers"].append(worker.id)
+                others = entry["workers"]
+                if (
+                    entry["name"] == name
+                    and str(worker.id) not in others
+                    and all(map(_is_alive, others.values()))
+                ):
+                    others[str(worker.id)] = os.getpid()
                     return Position(*entry["start"])
             start = _take_next(state)
-            entry = {"name": name, "first_process": first_process, "start": start}
-            state["iterations"] = [*state["iterations"], entry | {"workers": [worker.id]}]
-            state["iterations"] = state["iterations"][-_REMEMBERED:]
+            entry = {"name": name, "start": start, "workers": {str(worker.id): os.getpid()}}
+            state["iterations"] = [*state["iterations"], entry][-_REMEMBERED:]
             return Position(*start)
 
     def set_next(self, position: Position) -> None:
@@ -116,12 +116,20 @@ class EpochCounter:
         path = self._file_of(loading)
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
-            text = stream.read()
-            state = json.loads(text) if text else self._start
+            state = _parse(stream.read()) or self._inherited()
             yield state
+            text = json.dumps(state)
             stream.seek(0)
             stream.truncate()
-            json.dump(state, stream)
+            stream.write(text)
+
+    def _inherited(self) -> dict[str, Any]:
+        """What a process that has counted nothing yet starts with: its parent's count."""
+        found = None
+        if self._made_in != os.getpid():
+            with suppress(OSError):
+                found = _parse(self._file_of(self._made_in).read_text())
+        return {**(found or self._start), "iterations": []}
 
     def _file_of(self, loading: int) -> Path:
         return Path(tempfile.gettempdir(), f"shardio-{self._token}-{loading}")
@@ -130,15 +138,29 @@ class EpochCounter:
         """Have this process remove its file, once, when the dataset goes."""
         if self._removes_for != os.getpid():
             self._removes_for = os.getpid()
-            weakref.finalize(self, _remove, self._file_of(os.getpid()), os.getpid())
+            path = self._file_of(os.getpid())
+            # Unlike weakref.finalize, this also runs where a child of multiprocessing ends.
+            Finalize(self, path.unlink, kwargs={"missing_ok": True}, exitpriority=-1)
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    """The state in a file; None where none was written, or a killed process wrote half of it."""
+    try:
+        state: dict[str, Any] = json.loads(text)
+    except ValueError:
+        return None
+    return state
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError:
+        return False
+    return True
 
 
 def _take_next(state: dict[str, Any]) -> list[int]:
     start: list[int] = state["next"]
     state["next"] = [start[0] + 1, 0]
     return start
-
-
-def _remove(path: Path, owner: int) -> None:
-    if os.getpid() == owner:
-        path.unlink(missing_ok=True)

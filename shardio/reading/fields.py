@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from shardio.codecs.registry import IMAGE_FIELDS
+from shardio.codecs.registry import IMAGE_FIELDS, kind_of
 from shardio.errors import UsageError
 
 Fields = dict[str, tuple[str, ...]]
-_RESERVED = ("__key__", "valid")
+_RESERVED = ("__key__", "valid", "__epoch__", "__step__", "__source__")
 
 
 def default_fields(names: Sequence[str], together: Sequence[Sequence[str]]) -> Fields:
@@ -22,6 +22,9 @@ def default_fields(names: Sequence[str], together: Sequence[Sequence[str]]) -> F
     Args:
         names: all fields of the dataset.
         together: sets of fields that occur in one sample.
+
+    Raises:
+        UsageError: two fields would fill one entry, or one has a name that shardio takes.
     """
     images = tuple(name for name in names if name in IMAGE_FIELDS)
     if any(sum(name in IMAGE_FIELDS for name in sample) > 1 for sample in together):
@@ -30,14 +33,21 @@ def default_fields(names: Sequence[str], together: Sequence[Sequence[str]]) -> F
     if "cls" in names:
         fields["label"] = ("cls",)
     rest = {name: (name,) for name in names if name not in images and name != "cls"}
+    for name in rest:
+        if name in fields or name in _RESERVED:
+            raise UsageError(
+                f"the shards have a field {name!r}, a name that "
+                f"{';'.join(fields.get(name, ['shardio itself']))} takes; give it another with "
+                f"fields={{'other': {name!r}, …}}"
+            )
     return fields | rest
 
 
-def parse_fields(fields: Mapping[str, str], names: Sequence[str]) -> Fields:
+def parse_fields(fields: Mapping[str, str], names: Sequence[str], *, decode: bool) -> Fields:
     """The mapping that a user wrote, checked against the fields of the dataset.
 
     Raises:
-        UsageError: a name is reserved, or none of its alternatives exists.
+        UsageError: a name is reserved, or its alternatives do not exist or decode differently.
     """
     parsed: Fields = {}
     for name, alternatives in fields.items():
@@ -48,5 +58,11 @@ def parse_fields(fields: Mapping[str, str], names: Sequence[str]) -> Fields:
             raise UsageError(
                 f"fields: no sample has {alternatives!r} for {name!r}; "
                 f"the dataset has the fields {', '.join(names) or 'none'}"
+            )
+        kinds = {kind_of(alternative) for alternative in parsed[name]}
+        if decode and len(kinds) > 1:
+            raise UsageError(
+                f"fields: {alternatives!r} for {name!r} decode to {' and '.join(sorted(kinds))}; "
+                "give alternatives of one kind, or read with decode=False"
             )
     return parsed

@@ -21,7 +21,7 @@ from shardio.plan.epoch import References
 from shardio.plan.shuffle import uniforms
 from shardio.reading.columns import Arrays, Column, SizedImages, Transform, Values
 from shardio.reading.fields import Fields
-from shardio.reading.shards import OpenShard, ShardPool
+from shardio.reading.shards import FieldBytes, OpenShard, ShardPool
 from shardio.reading.times import StageTimes
 from shardio.transforms import SizedTransform
 
@@ -51,6 +51,7 @@ class SampleReader:
         decode: False leaves every field as bytes.
         transform: for images.
         missing_ok: leave out an entry that a sample has no field for.
+        one_image: refuse a sample that has several of an entry's alternatives.
         on_replaced: called for each bad sample that was replaced; None raises instead.
         times: to add to.
         shared: allocate batches in shared memory.
@@ -64,6 +65,7 @@ class SampleReader:
         decode: bool,
         transform: Transform | None,
         missing_ok: bool,
+        one_image: bool,
         on_replaced: Callable[[], None] | None,
         times: StageTimes,
         shared: bool,
@@ -75,6 +77,7 @@ class SampleReader:
         self._sized = transform if isinstance(transform, SizedTransform) else None
         self._callable = None if isinstance(transform, SizedTransform) else transform
         self._missing_ok = missing_ok
+        self._one_image = one_image
         self._on_replaced = on_replaced
         self._shared = shared
         self._scratch = Scratch()
@@ -142,25 +145,37 @@ class SampleReader:
         )
 
     def _put(self, slot: _Slot, shard: OpenShard, index: int) -> None:
-        for name, column in [*slot.columns.items()]:
-            start = perf_counter_ns()
-            stored = shard.read(index, self._fields[name])
-            self._times.read += perf_counter_ns() - start
-            if stored is None:
-                if self._missing_ok:
-                    slot.columns.pop(name)
-                    continue
-                raise self._located(
-                    CodecError(f"the sample has no such field, wanted for {name!r}"),
-                    shard,
-                    index,
-                    ";".join(self._fields[name]),
-                )
-            self._times.bytes += len(stored.data)
+        start = perf_counter_ns()
+        stored = {name: self._read(name, shard, index) for name in slot.columns}
+        self._times.read += perf_counter_ns() - start
+        for name, found in stored.items():
+            if found is None:
+                continue
+            self._times.bytes += len(found.data)
             try:
-                column.put(slot.number, stored, slot.uniforms)
+                slot.columns[name].put(slot.number, found, slot.uniforms)
             except (CodecError, TransformError, UsageError) as error:
-                raise self._located(error, shard, index, stored.field) from error
+                for column in slot.columns.values():
+                    column.forget(slot.number)
+                raise self._located(error, shard, index, found.field) from error
+        for name in [name for name, found in stored.items() if found is None]:
+            slot.columns.pop(name)
+
+    def _read(self, name: str, shard: OpenShard, index: int) -> FieldBytes | None:
+        alternatives = self._fields[name]
+        if self._one_image and len(alternatives) > 1:
+            present = shard.present(index, alternatives)
+            if len(present) > 1:
+                error = UsageError(
+                    f"the sample has {' and '.join(present)} for {name!r}; say which with "
+                    f"fields={{{present[0]!r}: {present[0]!r}, …}}"
+                )
+                raise self._located(error, shard, index, present[0])
+        stored = shard.read(index, alternatives)
+        if stored is None and not self._missing_ok:
+            missing = CodecError(f"the sample has no such field, wanted for {name!r}")
+            raise self._located(missing, shard, index, ";".join(alternatives))
+        return stored
 
     def _column(self, name: str, slots: int) -> Column:
         kind = kind_of(self._fields[name][0]) if self._decode else "bytes"

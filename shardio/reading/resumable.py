@@ -13,6 +13,9 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
 from shardio.errors import UsageError
@@ -101,13 +104,16 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         return self._loop(start.epoch, steps)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_ranks": (self.ranks.rank, self.ranks.world_size)}
+        """What other processes get: a rank from torch.distributed, which workers do not know."""
+        known = torch.distributed.is_available() and torch.distributed.is_initialized()
+        ranks = (self.ranks.rank, self.ranks.world_size) if known else self._ranks
+        return {**vars(self), "_ranks": ranks}
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next loop that epoch; later loops count on from it."""
-        if not isinstance(epoch, int) or epoch < 0:
+        if not isinstance(epoch, int | np.integer) or epoch < 0:
             raise UsageError(f"epoch={epoch!r}: it must be a whole number, at least 0")
-        self._start_at(Position(epoch, 0))
+        self._start_at(Position(int(epoch), 0))
 
     def state_dict(self, batch: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Where the loop is, in less than 1 KB, for load_state_dict on any number of ranks.

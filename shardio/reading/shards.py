@@ -1,6 +1,8 @@
 """The shards that a reader has open, and the bytes of a field in them.
 
-At most `_MOST_OPEN` shards are open at once; the least recently used is closed first.
+Of at most `_MOST_OPEN` shards the files are open at once, and of `_MOST_MAPPED` the indexes are
+mapped; the least recently used go first. An index is checked whole when it is mapped, so it
+stays when its file is closed.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from shardio.index.shard_index import ShardIndex
 from shardio.storage.local import LocalShard
 
 _MOST_OPEN = 200
+_MOST_MAPPED = 10_000  # Linux allows a process 65,530 maps
 
 
 class FieldBytes(NamedTuple):
@@ -25,34 +28,53 @@ class FieldBytes(NamedTuple):
 
 
 class OpenShard:
-    """A shard file with its index.
+    """A shard file with its index; the file may be closed and opened again.
 
     Args:
         entry: of the catalog.
 
     Raises:
         IndexFileError: the index is missing or does not fit the shard.
-        OSError: the shard cannot be opened.
     """
 
     def __init__(self, entry: ShardEntry) -> None:
         self.name = entry.name
         self.index: ShardIndex = entry.load_index()
+        self._entry = entry
+        self._columns = {name: column for column, name in enumerate(self.index.fields)}
+        self._file: LocalShard | None = None
+
+    def open(self) -> LocalShard:
+        """The file, opened if it is not.
+
+        Raises:
+            TarError: it is missing, or has not the size that its index expects.
+            OSError: it cannot be opened.
+        """
+        if self._file is not None:
+            return self._file
         try:
-            self.file = LocalShard(entry.path, entry.name)
+            file = LocalShard(self._entry.path, self.name)
         except FileNotFoundError as error:
             raise TarError(
-                f"{entry.name}: the shard is missing; get or pack it again", shard=entry.name
+                f"{self.name}: the shard is missing; get or pack it again", shard=self.name
             ) from error
-        if self.file.size != entry.size:
-            self.file.close()
+        if file.size != self._entry.size:
+            file.close()
             raise TarError(
-                f"{entry.name}: the shard has {self.file.size} bytes, its index expects "
-                f"{entry.size}; it was changed or cut off: run `shardio index` on its folder "
-                "if it is whole",
-                shard=entry.name,
+                f"{self.name}: the shard has {file.size} bytes, its index expects "
+                f"{self._entry.size}; it was changed or cut off: run `shardio index` on its "
+                "folder if it is whole",
+                shard=self.name,
             )
-        self._columns = {name: column for column, name in enumerate(self.index.fields)}
+        self._file = file
+        return file
+
+    def close(self) -> None:
+        """Close the file, if it is open."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def read(self, index: int, alternatives: tuple[str, ...]) -> FieldBytes | None:
         """The first of the alternative fields that a sample has, or None.
@@ -68,16 +90,25 @@ class OpenShard:
             offset = int(self.index.offsets[index, column])
             if offset >= 0:
                 size = int(self.index.sizes[index, column])
-                data = self.file.read(offset, size)
+                data = self.open().read(offset, size)
                 self._check(index, column, data)
                 return FieldBytes(field, data)
         return None
 
+    def present(self, index: int, alternatives: tuple[str, ...]) -> list[str]:
+        """Which of the alternative fields a sample has."""
+        columns = {field: self._columns.get(field) for field in alternatives}
+        return [
+            field
+            for field, column in columns.items()
+            if column is not None and self.index.offsets[index, column] >= 0
+        ]
+
     def read_ahead(self, first: int, last: int) -> None:
         """Ask the operating system to bring some samples into the page cache, soon."""
         starts, ends = self.index.offsets[first], self.index.offsets[last] + self.index.sizes[last]
-        start = int(starts[starts >= 0].min(initial=self.file.size))
-        self.file.read_ahead(start, int(ends.max(initial=0)))
+        start = int(starts[starts >= 0].min(initial=self.open().size))
+        self.open().read_ahead(start, int(ends.max(initial=0)))
 
     def place(self, index: int, field: str) -> str:
         """Where a field is, for the beginning of an error's sentence."""
@@ -110,18 +141,24 @@ class ShardPool:
     def __init__(self, entries: tuple[ShardEntry, ...]) -> None:
         self._entries = entries
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._mapped: OrderedDict[int, OpenShard] = OrderedDict()
 
     def get(self, shard: int) -> OpenShard:
         """The open shard at a position of the catalog."""
-        opened = self._open.get(shard)
-        if opened is None:
-            opened = self._open[shard] = OpenShard(self._entries[shard])
+        found = self._open.get(shard)
+        if found is None:
+            found = self._mapped.get(shard) or OpenShard(self._entries[shard])
+            found.open()
+            self._mapped[shard] = self._open[shard] = found
             if len(self._open) > _MOST_OPEN:
-                self._open.popitem(last=False)[1].file.close()
+                self._open.popitem(last=False)[1].close()
+            self._mapped.move_to_end(shard)
+            if len(self._mapped) > _MOST_MAPPED:
+                self._mapped.popitem(last=False)
         self._open.move_to_end(shard)
-        return opened
+        return found
 
     def close(self) -> None:
         """Close every file."""
         while self._open:
-            self._open.popitem()[1].file.close()
+            self._open.popitem()[1].close()

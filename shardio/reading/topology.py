@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+import numpy as np
 import torch.distributed
 from torch.utils.data import get_worker_info
 
@@ -32,9 +33,11 @@ def find_ranks(rank: int | None, world_size: int | None) -> Ranks:
             rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         else:
             rank, world_size = _ranks_of_environment()
+    if not (isinstance(rank, int | np.integer) and isinstance(world_size, int | np.integer)):
+        raise UsageError(f"rank={rank!r} and world_size={world_size!r} must be whole numbers")
     if not 0 <= rank < world_size:
         raise UsageError(f"rank {rank} is outside 0 to {world_size - 1} (world_size - 1)")
-    return Ranks(rank=rank, world_size=world_size)
+    return Ranks(rank=int(rank), world_size=int(world_size))
 
 
 def _ranks_of_environment() -> tuple[int, int]:
