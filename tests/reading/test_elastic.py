@@ -1,0 +1,128 @@
+"""Killed on one topology, taken up on another: keys and pixels are those of one process.
+
+Every case reads with real worker processes, and compares a digest of each global batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from itertools import islice, product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.utils.data import DataLoader
+
+import shardio
+
+GLOBAL_BATCH_SIZE = 48  # 600 samples are 12 and a half
+TOPOLOGIES = ((1, 0), (1, 3), (2, 1), (3, 2), (4, 0), (8, 1))  # ranks, workers of each
+ORDERS: dict[str, dict[str, Any]] = {
+    "windows": {"shuffle": True, "window": 2},
+    "full": {"shuffle": "full", "tail": "drop"},
+    "streams": {"shuffle": True, "window": 1, "streams": 24},
+    "packed": {"shuffle": False},
+}
+Digests = dict[tuple[int, int], str]
+
+
+@pytest.fixture(scope="module")
+def folders(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    root = tmp_path_factory.mktemp("folders")
+    for shards in (1, 7, 16):
+        shardio.pack(images, root / str(shards), shards=shards)
+    return {shards: root / str(shards) for shards in (1, 7, 16)}
+
+
+def samples_of(batch: dict[str, Any]) -> list[bytes]:
+    """Everything that a loop gets of each sample."""
+    pixels = batch["image"].permute(0, 2, 3, 1).numpy()
+    facts = zip(batch["__key__"], batch["valid"].tolist(), batch["label"].tolist(), strict=True)
+    return [repr(fact).encode() + pixels[slot].tobytes() for slot, fact in enumerate(facts)]
+
+
+def read(
+    folder: Path,
+    order: str,
+    topology: tuple[int, int],
+    *,
+    state: dict[str, Any] | None = None,
+    steps: int | None = None,
+) -> tuple[Digests, dict[str, Any]]:
+    """Digests of global batches by epoch and step, and the state after the last of them."""
+    ranks, workers = topology
+    parts: dict[tuple[int, int], list[bytes]] = {}
+    for rank in range(ranks):
+        dataset = shardio.ShardDataset(
+            folder,
+            transform=shardio.RandomResizedCrop(8),
+            global_batch_size=GLOBAL_BATCH_SIZE,
+            rank=rank,
+            world_size=ranks,
+            **ORDERS[order],
+        )
+        if state is not None:
+            dataset.load_state_dict(state)
+        options: Any = {"multiprocessing_context": "fork"} if workers else {}
+        loader = DataLoader(dataset, batch_size=None, num_workers=workers, **options)
+        for batch in islice(loader, steps):
+            place = batch["__epoch__"], batch["__step__"]
+            parts.setdefault(place, []).extend(samples_of(batch))
+            after = dataset.state_dict(batch)
+    digests = {place: hashlib.sha256(b"".join(part)).hexdigest() for place, part in parts.items()}
+    return digests, after
+
+
+@cache
+def uninterrupted(folder: Path, order: str) -> Digests:
+    return read(folder, order, (1, 0))[0]
+
+
+@pytest.mark.parametrize("shards", [1, 7, 16])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("case", range(len(TOPOLOGIES)))
+def test_a_run_goes_on_with_the_same_batches_on_other_ranks_and_workers(
+    folders: dict[int, Path], shards: int, order: str, case: int
+) -> None:
+    before, then = TOPOLOGIES[case], TOPOLOGIES[case - 1]
+    first, state = read(folders[shards], order, before, steps=2 * case + 1)
+    rest, state = read(folders[shards], order, then, state=state)
+    expected = uninterrupted(folders[shards], order)
+    assert len(first) == 2 * case + 1
+    assert first | rest == expected
+    assert not first.keys() & rest.keys()
+    assert len(expected) == (12 if order == "full" else 13)
+    assert (state["epoch"], state["step"]) == (1, 0)
+
+
+def test_a_mixture_goes_on_with_the_same_batches_on_other_ranks_and_workers(packed: Path) -> None:
+    def keys(
+        topology: tuple[int, int], state: Any, steps: int | None
+    ) -> tuple[dict[int, list[Any]], dict[str, Any]]:
+        ranks, workers = topology
+        found: dict[int, list[Any]] = {}
+        for rank in range(ranks):
+            whole = shardio.ShardDataset(
+                packed, shuffle=True, global_batch_size=24, rank=rank, world_size=ranks
+            )
+            mix = shardio.Mix(whole.split(0.6, 0.3, 0.1), weights=[0.5, 0.25, 0.25], stop="all")
+            if state:
+                mix.load_state_dict(state)
+            options: Any = {"multiprocessing_context": "fork"} if workers else {}
+            loader = DataLoader(mix, batch_size=None, num_workers=workers, **options)
+            for batch in islice(loader, steps):
+                found.setdefault(batch["__step__"], []).extend(
+                    zip(batch["__key__"], batch["__source__"].tolist(), strict=True)
+                )
+                after = mix.state_dict(batch)
+        return found, after
+
+    expected, _ = keys((1, 0), None, None)
+    for (before, then), steps in zip(
+        product(TOPOLOGIES[1:4], TOPOLOGIES[3:]), range(1, 10), strict=True
+    ):
+        first, state = keys(before, None, steps)
+        rest, _ = keys(then, state, None)
+        assert first | rest == expected
+        assert not first.keys() & rest.keys()
