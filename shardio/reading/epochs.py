@@ -21,7 +21,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing.util import Finalize
+from multiprocessing.util import Finalize, register_after_fork
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,11 @@ class EpochCounter:
         self._made_in = os.getpid()
         self._start = {"next": [0, 0], "by_workers": False, "bad": 0, "iterations": []}
         self._iterations_here = 0
-        self._removes_for: int | None = None
         self._remove_at_end()
 
     def __getstate__(self) -> dict[str, Any]:
         with self._shared() as state:
-            return {**vars(self), "_start": {**state, "iterations": []}, "_removes_for": None}
+            return {**vars(self), "_start": {**state, "iterations": []}}
 
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         vars(self).update(attributes)
@@ -108,7 +107,6 @@ class EpochCounter:
 
     @contextmanager
     def _shared(self) -> Iterator[dict[str, Any]]:
-        self._remove_at_end()
         parent = multiprocessing.parent_process()
         loading = os.getpid()
         if get_worker_info() is not None and parent is not None and parent.pid is not None:
@@ -135,12 +133,11 @@ class EpochCounter:
         return Path(tempfile.gettempdir(), f"shardio-{self._token}-{loading}")
 
     def _remove_at_end(self) -> None:
-        """Have this process remove its file, once, when the dataset goes."""
-        if self._removes_for != os.getpid():
-            self._removes_for = os.getpid()
-            path = self._file_of(os.getpid())
-            # Unlike weakref.finalize, this also runs where a child of multiprocessing ends.
-            Finalize(self, path.unlink, kwargs={"missing_ok": True}, exitpriority=-1)
+        """Have this process, and those that it forks, remove its file when the dataset goes."""
+        # Unlike weakref.finalize, this also runs where a child of multiprocessing ends.
+        path = self._file_of(os.getpid())
+        Finalize(self, path.unlink, kwargs={"missing_ok": True}, exitpriority=-1)
+        register_after_fork(self, EpochCounter._remove_at_end)
 
 
 def _parse(text: str) -> dict[str, Any] | None:

@@ -218,12 +218,11 @@ def _scatter(
             for place, item in zip(places.tolist(), value, strict=True):
                 entry[place] = item
         return entry
-    kinds = {(tuple(value.shape[1:]), value.dtype) for value in values}
+    kinds = {f"{'×'.join(map(str, value.shape[1:]))} {value.dtype}" for value in values}
     if len(kinds) > 1:
-        shapes = " and ".join(f"{'×'.join(map(str, shape))} {dtype}" for shape, dtype in kinds)
         raise UsageError(
-            f"{name!r} is {shapes} in different sources; give the sources transforms that make "
-            "them equal"
+            f"{name!r} is {' and '.join(sorted(kinds))} in different sources; give the sources "
+            "transforms that make them equal"
         )
     channels_last = values[0].ndim == 4 and values[0].permute(0, 2, 3, 1).is_contiguous()
     if channels_last:

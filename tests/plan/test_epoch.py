@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,9 +37,39 @@ plans = st.fixed_dictionaries(
         "seed": st.integers(0, 2**63),
         "epoch": st.integers(0, 1000),
         "shuffle": st.booleans(),
-        "window": st.integers(1, 15),
+        "window": st.none() | st.integers(1, 15),
     }
 )
+
+
+@dataclass(frozen=True)
+class Run:
+    """A plan with a topology that fits it."""
+
+    plan: EpochPlan
+    counts: list[int]
+    global_batch_size: int
+    world_size: int
+    num_workers: int
+
+    @property
+    def samples(self) -> int:
+        return sum(self.counts)
+
+
+@st.composite
+def runs(draw: st.DrawFn, tails: tuple[Tail, ...] = ("pad", "drop", "short")) -> Run:
+    arguments: dict[str, Any] = draw(plans)
+    tail = draw(st.sampled_from(tails))
+    world_size = 1 if tail == "short" else draw(st.integers(1, 8))
+    streams = world_size * draw(st.integers(1, 4)) if draw(st.booleans()) else 1
+    samples = sum(arguments["counts"])
+    if streams > samples:
+        streams = 1
+    unit = streams if streams > 1 else world_size
+    batch = unit * draw(st.integers(1, 6))
+    plan = make_plan(**arguments, global_batch_size=batch, tail=tail, streams=streams)
+    return Run(plan, arguments["counts"], batch, world_size, draw(st.integers(1, 6)))
 
 
 def make_plan(
@@ -130,7 +162,95 @@ def test_samples_stay_inside_their_window_of_shards(arguments: dict[str, Any]) -
         (order,) = plan.orders
         window = order.runs_of_window(order.window_of(step))
         assert references.shards[0] in window.shards
-        assert len(window) <= arguments["window"]
+        assert len(window) <= (arguments["window"] or len(arguments["counts"]))
+
+
+def global_batches(run: Run, first: int = 0) -> dict[int, list[tuple[Sample, bool]]]:
+    """Samples and validity of each step from a first one on, as ranks and workers read them."""
+    found: dict[int, list[tuple[Sample, bool]]] = {}
+    for rank in range(run.world_size):
+        for worker in range(run.num_workers):
+            for step in steps_of_worker(first, run.plan.num_steps, worker, run.num_workers):
+                part = run.plan.references(run.plan.share([step], rank, run.world_size))
+                pairs = zip(samples_of(part), part.valid.tolist(), strict=True)
+                found.setdefault(step, []).extend(pairs)
+    return found
+
+
+@given(runs())
+def test_every_topology_delivers_each_sample_once_in_equal_steps(run: Run) -> None:
+    batches = global_batches(run)
+    assert sorted(batches) == [*range(run.plan.num_steps)]
+    counts = Counter(sample for batch in batches.values() for sample, valid in batch if valid)
+    everything = {(shard, i) for shard, count in enumerate(run.counts) for i in range(count)}
+    assert set(counts.values()) <= {1}
+    assert counts.keys() <= everything
+    delivered = sum(map(len, batches.values()))
+    if run.plan.num_steps * run.global_batch_size >= run.samples:
+        assert counts.keys() == everything
+    else:  # the tail was dropped
+        assert delivered == len(counts) == run.plan.num_steps * run.global_batch_size
+        assert run.samples - delivered < run.global_batch_size
+    whole = [batch for batch in batches.values() if len(batch) == run.global_batch_size]
+    assert len(whole) >= len(batches) - 1
+
+
+@given(runs(tails=("short",)))
+def test_a_short_tail_has_no_pads(run: Run) -> None:
+    batches = global_batches(run)
+    assert all(valid for batch in batches.values() for _, valid in batch)
+    assert sum(map(len, batches.values())) == run.samples
+
+
+@given(runs(), st.data())
+def test_a_run_taken_up_at_any_step_on_another_topology_continues(
+    run: Run, data: st.DataObject
+) -> None:
+    whole = global_batches(run)
+    first = data.draw(st.integers(0, run.plan.num_steps))
+    divisors = [n for n in range(1, run.world_size + 1) if run.world_size % n == 0]
+    then = replace(
+        run,
+        world_size=data.draw(st.sampled_from(divisors)),
+        num_workers=data.draw(st.integers(1, 4)),
+    )
+    rest = global_batches(then, first)
+    assert rest == {step: batch for step, batch in whole.items() if step >= first}
+
+
+@given(plans, st.integers(2, 12))
+def test_a_stream_holds_the_same_few_shards_in_every_epoch(
+    arguments: dict[str, Any], streams: int
+) -> None:
+    counts = arguments["counts"]
+    if streams > sum(counts):
+        return
+    found = []
+    for epoch in range(2):
+        changed = arguments | {"epoch": epoch}
+        plan = make_plan(**changed, streams=streams, global_batch_size=streams)
+        parts = [
+            set(zip(*map(list, o.locate(np.arange(len(o)))), strict=True)) for o in plan.orders
+        ]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == sum(counts)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        touched = sum(len({shard for shard, _ in part}) for part in parts)
+        assert touched <= sum(map(bool, counts)) + streams - 1
+        found.append(parts)
+    assert found[0] == found[1]
+
+
+def test_nodes_with_streams_read_little_more_than_the_dataset() -> None:
+    """Eight nodes of eight ranks over 100 shards: each shard on one node, or on two at a border."""
+    counts = np.full(100, 500)
+    for epoch in range(3):
+        plan = make_plan(counts, streams=64, global_batch_size=640, window=4, epoch=epoch)
+        touched = [set[int]() for _ in range(8)]
+        for rank in range(64):
+            positions = plan.share(range(plan.num_steps), rank, 64)
+            touched[rank // 8] |= set(plan.references(positions).shards.tolist())
+        assert sum(map(len, touched)) <= 1.1 * len(counts)
+        assert len(set.union(*touched)) == len(counts)
 
 
 def test_without_shuffle_the_packed_order_is_kept() -> None:

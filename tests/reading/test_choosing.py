@@ -1,0 +1,200 @@
+"""One sample, some samples, disjoint parts: each with the guarantees of the whole dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import shardio
+from shardio.reading import shards
+
+
+def keys_of(batches: Iterable[dict[str, Any]]) -> list[str]:
+    return [
+        key
+        for batch in batches
+        for key, valid in zip(batch["__key__"], batch["valid"].tolist(), strict=True)
+        if valid
+    ]
+
+
+@pytest.fixture
+def dataset(packed: Path) -> shardio.ShardDataset:
+    return shardio.ShardDataset(packed, batch_size=20)
+
+
+@pytest.fixture
+def keys(dataset: shardio.ShardDataset) -> list[str]:
+    return keys_of(dataset)
+
+
+def test_one_sample_is_read_by_its_index(dataset: shardio.ShardDataset, keys: list[str]) -> None:
+    batch = next(iter(dataset))
+    for index in (0, 7, 19):
+        sample = dataset[index]
+        assert sample["__key__"] == keys[index]
+        assert torch.equal(sample["image"], batch["image"][index])
+        assert sample["label"] == batch["label"][index]
+        assert sample["valid"] is True
+    assert [dataset[i]["__key__"] for i in (-1, -600, 599)] == [keys[-1], keys[0], keys[-1]]
+    for outside in (600, -601):
+        with pytest.raises(IndexError, match=f"index {outside} is outside its 600 samples"):
+            dataset[outside]
+
+
+def test_one_sample_is_read_by_its_key(dataset: shardio.ShardDataset, keys: list[str]) -> None:
+    for key in (keys[0], keys[311], keys[-1]):
+        assert dataset.by_key(key)["__key__"] == key
+    for wrong in ("class00/image000", "", "lass00/image0001", keys[0] + keys[1]):
+        with pytest.raises(KeyError, match="no sample has the key"):
+            dataset.by_key(wrong)
+
+
+def test_a_random_crop_of_one_sample_is_always_the_same(packed: Path) -> None:
+    def crop(seed: int) -> torch.Tensor:
+        transform = shardio.RandomResizedCrop(6)
+        image: torch.Tensor = shardio.ShardDataset(packed, seed=seed, transform=transform)[5][
+            "image"
+        ]
+        return image
+
+    assert torch.equal(crop(1), crop(1))
+    assert not torch.equal(crop(1), crop(2))
+
+
+def test_random_access_works_in_a_map_of_workers(dataset: shardio.ShardDataset) -> None:
+    first = dataset[0]["__key__"]
+
+    class Some(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, index: int) -> Any:
+            return dataset[index]["__key__"]
+
+    loader = DataLoader(Some(), batch_size=None, num_workers=2, multiprocessing_context="fork")
+    found = [*loader]
+    assert found == keys_of(dataset)[:40]
+    assert found[0] == first
+
+
+def test_a_subset_by_indices_keeps_the_packed_order(
+    dataset: shardio.ShardDataset, keys: list[str]
+) -> None:
+    subset = dataset.subset([599, 3, -2, 150])
+    assert len(subset.samples) == 4
+    assert keys_of(subset) == [keys[3], keys[150], keys[598], keys[599]]
+    assert subset[1]["__key__"] == keys[150]
+    assert subset.by_key(keys[150])["__key__"] == keys[150]
+    with pytest.raises(KeyError):
+        subset.by_key(keys[0])
+    assert keys_of(subset.subset(np.array([0, 3]))) == [keys[3], keys[599]]
+    assert keys_of(subset.subset(torch.tensor([2]))) == [keys[598]]
+    assert keys_of(dataset) == keys
+
+
+def test_a_subset_by_predicate_sees_key_and_index(
+    dataset: shardio.ShardDataset, keys: list[str]
+) -> None:
+    seen = []
+
+    def choose(key: str, index: int) -> bool:
+        seen.append((index, key))
+        return key.startswith("class03/") and index % 2 == 0
+
+    subset = dataset.subset(choose)
+    assert seen == [*enumerate(keys)]
+    assert keys_of(subset) == [
+        key for index, key in enumerate(keys) if key.startswith("class03/") and index % 2 == 0
+    ]
+    third = subset.subset(lambda _, index: index == 2)
+    assert keys_of(third) == keys_of(subset)[2:3]
+
+
+@pytest.mark.parametrize("options", [{"window": 2}, {"streams": 6}, {"window": 1, "streams": 3}])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_subset_is_delivered_exactly_once_on_every_topology(
+    packed: Path, options: dict[str, Any], ranks: int
+) -> None:
+    wanted = range(0, 600, 7)
+    found = []
+    for rank in range(ranks):
+        dataset = shardio.ShardDataset(
+            packed, shuffle=True, global_batch_size=6, rank=rank, world_size=ranks, **options
+        )
+        everything = [sample["__key__"] for sample in shardio.ShardDataset(packed, decode=False)]
+        loader = DataLoader(
+            dataset.subset(wanted), batch_size=None, num_workers=2, multiprocessing_context="fork"
+        )
+        found += keys_of(loader)
+    assert sorted(found) == sorted(everything[index] for index in wanted)
+
+
+def test_a_subset_counts_epochs_of_its_own_and_resumes(packed: Path) -> None:
+    dataset = shardio.ShardDataset(packed, shuffle=True, decode=False, batch_size=10)
+    part, _ = dataset.split(0.3, seed=1)
+    epochs = [keys_of(part), keys_of(part)]
+    assert epochs[0] != epochs[1]
+    assert sorted(epochs[0]) == sorted(epochs[1])
+    again = dataset.split(0.3, seed=1)[0]
+    again.load_state_dict(part.state_dict() | {"epoch": 1, "step": 4})
+    assert keys_of(again) == epochs[1][40:]
+    assert dataset.state_dict()["epoch"] == 0
+
+
+def test_parts_of_a_split_are_disjoint_and_whole(
+    dataset: shardio.ShardDataset, keys: list[str]
+) -> None:
+    train, held_out = dataset.split(0.9, seed=4)
+    assert (len(train.samples), len(held_out.samples)) == (540, 60)
+    assert sorted(keys_of(train) + keys_of(held_out)) == sorted(keys)
+    assert keys_of(dataset.split(0.9, seed=4)[0]) == keys_of(train)
+    assert keys_of(dataset.split(0.9, seed=5)[0]) != keys_of(train)
+    parts = dataset.split(0.5, 0.25, 0.25)
+    assert [len(part.samples) for part in parts] == [300, 150, 150]
+    assert len({key[:7] for key in keys_of(parts[2])}) == 10
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ([600], "subset: index 600 is outside the 600 samples"),
+        ([3, -597], "subset: index 3 comes twice"),
+        ([1.5], "subset takes a list of whole numbers, or a predicate"),
+        ([[1]], "subset takes a list of whole numbers, or a predicate"),
+        ([True, False], "for a mask, pass its flatnonzero"),
+    ],
+)
+def test_choices_that_cannot_be_meant_are_explained(
+    dataset: shardio.ShardDataset, choice: Any, message: str
+) -> None:
+    with pytest.raises(shardio.UsageError, match=message):
+        dataset.subset(choice)
+
+
+@pytest.mark.parametrize("fractions", [(), (1.5,), (-0.1,), (0.5, 0.4), (0.7, 0.7, -0.4)])
+def test_fractions_that_cannot_be_meant_are_explained(
+    dataset: shardio.ShardDataset, fractions: tuple[float, ...]
+) -> None:
+    with pytest.raises(shardio.UsageError, match="add up to 1"):
+        dataset.split(*fractions)
+
+
+def test_an_empty_part_says_so_when_it_is_read(dataset: shardio.ShardDataset) -> None:
+    with pytest.raises(shardio.UsageError, match="the dataset has no samples"):
+        next(iter(dataset.subset([])))
+
+
+def test_more_shards_than_may_be_open_are_read_in_any_order(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_MOST_OPEN", 2)
+    monkeypatch.setattr(shards, "_MOST_MAPPED", 3)
+    dataset = shardio.ShardDataset(packed, shuffle="full", decode=False, batch_size=20)
+    assert len(set(keys_of(dataset))) == 600

@@ -1,0 +1,78 @@
+"""A metric over padded batches, the same on any number of ranks."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import shardio
+
+
+def accuracy_of(dataset: shardio.ShardDataset) -> float:
+    """Of a model that is right where an image is bright."""
+    mean = shardio.MaskedMean()
+    for batch in dataset:
+        hits = batch["image"].float().mean(dim=(1, 2, 3)) > 127
+        mean.add(hits, batch["valid"])
+    return mean.result()
+
+
+def _run(rank: int, ranks: int, folder: Path, out: Path) -> None:
+    rendezvous = f"file://{out}/rendezvous-of-{ranks}"
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=ranks)
+    dataset = shardio.ShardDataset(folder, batch_size=7)
+    (out / f"{ranks}-{rank}").write_text(repr(accuracy_of(dataset)))
+    dist.destroy_process_group()
+
+
+def test_validation_accuracy_is_the_same_on_any_number_of_ranks(
+    packed: Path, tmp_path: Path
+) -> None:
+    everything = shardio.ShardDataset(packed, batch_size=600)
+    (batch,) = everything
+    right = int((batch["image"].float().mean(dim=(1, 2, 3)) > 127).sum())
+    assert 0 < right < 600
+    alone = accuracy_of(shardio.ShardDataset(packed, batch_size=7))
+    assert alone == right / 600
+    assert accuracy_of(shardio.ShardDataset(packed, batch_size=7, tail="short")) == alone
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "shardio.reading.dataset"])
+    for ranks in (1, 2, 3, 8):
+        processes = [
+            context.Process(target=_run, args=(rank, ranks, packed, tmp_path))
+            for rank in range(ranks)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        found = {(tmp_path / f"{ranks}-{rank}").read_text() for rank in range(ranks)}
+        assert found == {repr(alone)}
+
+
+def test_a_mean_counts_valid_samples_of_any_dtype() -> None:
+    mean = shardio.MaskedMean()
+    assert torch.isnan(torch.tensor(mean.result()))
+    mean.add(torch.tensor([1.5, float("nan")]), torch.tensor([True, False]))
+    mean.add(torch.tensor([3, 4]), torch.tensor([True, True]))
+    assert mean.result() == pytest.approx(8.5 / 3)
+
+
+def test_shapes_that_would_broadcast_are_refused() -> None:
+    with pytest.raises(shardio.UsageError, match=r"values are \[4, 1\] and valid is \[4\]"):
+        shardio.MaskedMean().add(torch.zeros(4, 1), torch.ones(4, dtype=torch.bool))
+
+
+def test_a_short_tail_is_for_one_rank_alone(packed: Path) -> None:
+    dataset = shardio.ShardDataset(packed, batch_size=70, tail="short")
+    sizes = [len(batch["__key__"]) for batch in dataset]
+    assert sizes == [70] * 8 + [40]
+    assert all(batch["valid"].all() for batch in dataset)
+    dataset = shardio.ShardDataset(packed, batch_size=70, tail="short", rank=0, world_size=2)
+    with pytest.raises(shardio.UsageError, match="tail='short' with 2 ranks would give them uneq"):
+        len(dataset)

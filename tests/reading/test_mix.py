@@ -1,0 +1,187 @@
+"""A mixture has exact shares, and each source stays exact in epochs of its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import shardio
+
+
+@pytest.fixture
+def parts(packed: Path) -> tuple[shardio.ShardDataset, ...]:
+    dataset = shardio.ShardDataset(
+        packed, shuffle=True, batch_size=20, seed=1, transform=shardio.RandomResizedCrop(8)
+    )
+    return dataset.split(0.5, 0.3, 0.2)
+
+
+def draws_of(mix: Any, epochs: int) -> list[tuple[int, str]]:
+    """Source and key of each sample."""
+    return [
+        draw
+        for _ in range(epochs)
+        for batch in mix
+        for draw in zip(batch["__source__"].tolist(), batch["__key__"], strict=True)
+    ]
+
+
+def test_each_source_is_exact_in_its_own_epochs(parts: tuple[shardio.ShardDataset, ...]) -> None:
+    mix = shardio.Mix(parts, weights=[0.2, 0.3, 0.5])
+    draws = draws_of(mix, 9)
+    for source, part in enumerate(parts):
+        own = [key for number, key in draws if number == source]
+        part.set_epoch(0)
+        wanted: list[str] = []
+        while len(wanted) < len(own):
+            for batch in part:
+                pairs = zip(batch["__key__"], batch["valid"].tolist(), strict=True)
+                wanted += [key for key, valid in pairs if valid]
+        assert own == wanted[: len(own)]
+
+
+def test_a_mixture_of_one_is_that_source(parts: tuple[shardio.ShardDataset, ...]) -> None:
+    mix = shardio.Mix([parts[0]], weights=[1.0])
+    assert len(mix) == len(parts[0]) == 15
+    for mixed, alone in zip(mix, parts[0], strict=True):
+        assert mixed["__key__"] == alone["__key__"]
+        assert torch.equal(mixed["image"], alone["image"])
+
+
+def test_shares_stay_within_one_sample_in_every_thousand(
+    parts: tuple[shardio.ShardDataset, ...],
+) -> None:
+    weights = [0.617, 0.2214, 0.1616]
+    sources = [source for source, _ in draws_of(shardio.Mix(parts, weights=weights), 6)]
+    assert len(sources) > 2000
+    for start in range(len(sources) - 1000):
+        counts = Counter(sources[start : start + 1000])
+        assert all(abs(counts[s] - 1000 * weight) <= 1 for s, weight in enumerate(weights))
+
+
+def test_an_epoch_lasts_until_the_first_or_all_sources_end(
+    parts: tuple[shardio.ShardDataset, ...],
+) -> None:
+    weights = [0.25, 0.25, 0.5]  # they end after 1200, 720 and 240 samples
+    first = shardio.Mix(parts, weights=weights, stop="first")
+    everything = shardio.Mix(parts, weights=weights, stop="all")
+    assert (len(first), len(everything)) == (12, 60)
+    assert Counter(draws_of(first, 1)).most_common(1)[0][1] == 1
+    keys = {key for _, key in draws_of(everything, 1)}
+    assert len(keys) == 600
+
+
+def test_batches_are_made_like_those_of_a_dataset(parts: tuple[shardio.ShardDataset, ...]) -> None:
+    mix = shardio.Mix(parts, weights=[0.2, 0.3, 0.5])
+    cases: tuple[dict[str, Any], ...] = (
+        {},
+        {"num_workers": 2, "multiprocessing_context": "fork"},
+    )
+    for options in cases:
+        mix.set_epoch(3)
+        batch = next(iter(DataLoader(mix, batch_size=None, **options)))
+        assert batch["image"].shape == (20, 3, 8, 8)
+        assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+        assert batch["image"].is_shared() == bool(options)
+        assert batch["label"].dtype == torch.int64
+        assert batch["__source__"].dtype == torch.int64
+        assert (batch["__epoch__"], batch["__step__"]) == (3, 0)
+        for slot, key in enumerate(batch["__key__"]):
+            assert parts[batch["__source__"][slot]].by_key(key)["label"] == batch["label"][slot]
+
+
+def test_samples_and_workers_give_the_same_mixture(packed: Path) -> None:
+    parts = shardio.ShardDataset(packed, shuffle=True, decode=False).split(0.5)
+    mix = shardio.Mix(parts, weights=[0.3, 0.7])
+    alone = [(sample["__source__"], sample["__key__"]) for sample in mix]
+    mix.set_epoch(0)
+    loader = DataLoader(mix, batch_size=None, num_workers=3, multiprocessing_context="fork")
+    assert [(sample["__source__"], sample["__key__"]) for sample in loader] == alone
+    assert len(alone) == len(mix)
+
+
+def test_a_mixture_resumes_after_any_batch(parts: tuple[shardio.ShardDataset, ...]) -> None:
+    mix = shardio.Mix(parts, weights=[0.2, 0.3, 0.5])
+    epochs = [draws_of(mix, 1), draws_of(mix, 1)]
+    mix.set_epoch(1)
+    loader = DataLoader(mix, batch_size=None, num_workers=2, multiprocessing_context="fork")
+    *_, last = islice(loader, 5)
+    again = shardio.Mix(parts, weights=[0.2, 0.3, 0.5])
+    again.load_state_dict(mix.state_dict(last))
+    assert draws_of(again, 1) == epochs[1][100:]
+    with pytest.raises(shardio.UsageError, match=r"weights was '0\.2,0\.3,0\.5', is '0\.5,"):
+        shardio.Mix(parts, weights=[0.5, 0.3, 0.2]).load_state_dict(mix.state_dict(last))
+    with pytest.raises(shardio.UsageError, match="sources was"):
+        shardio.Mix(parts[::-1], weights=[0.2, 0.3, 0.5]).load_state_dict(mix.state_dict(last))
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([0.5, 0.4], r"weights \[0.5, 0.4\] add up to 0.9; divide each by that"),
+        ([1.5, -0.5], "each must be above 0"),
+        ([1.0, 0.0], "leave out a source of weight 0"),
+        ([float("nan"), 1], "each must be above 0"),
+        ([1.0], "1 weights for 2 sources"),
+        ([0.2, 0.3, 0.5], "3 weights for 2 sources"),
+    ],
+)
+def test_weights_that_are_no_shares_are_explained(
+    parts: tuple[shardio.ShardDataset, ...], weights: list[float], message: str
+) -> None:
+    with pytest.raises(shardio.UsageError, match=message):
+        shardio.Mix(parts[:2], weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 10}, "source 1 has other batch_size than source 0: 10 and 20"),
+        ({"rank": 0, "world_size": 2}, "source 1 has other rank and world_size than source 0"),
+        ({"fields": {"image": "png"}}, "source 1 has other entries than source 0"),
+        ({"streams": 4}, "source 1 has streams=4"),
+    ],
+)
+def test_sources_that_do_not_fit_together_are_refused(
+    packed: Path, options: dict[str, Any], message: str
+) -> None:
+    sources = [
+        shardio.ShardDataset(packed, batch_size=20),
+        shardio.ShardDataset(packed, **{"batch_size": 20, **options}),
+    ]
+    with pytest.raises(shardio.UsageError, match=message):
+        shardio.Mix(sources, weights=[0.5, 0.5])
+
+
+def test_other_sources_that_cannot_be_mixed_are_refused(
+    packed: Path, images: Path, tmp_path: Path, parts: tuple[shardio.ShardDataset, ...]
+) -> None:
+    with pytest.raises(shardio.UsageError, match="source 1 has no samples"):
+        shardio.Mix([parts[0], parts[0].subset([])], weights=[0.5, 0.5])
+    with pytest.raises(shardio.UsageError, match="source 0 is no ShardDataset"):
+        shardio.Mix([str(packed)], weights=[1.0])  # type: ignore[list-item]
+    with pytest.raises(shardio.UsageError, match="stop='last': it must be 'first' or 'all'"):
+        shardio.Mix(parts, weights=[0.2, 0.3, 0.5], stop="last")  # type: ignore[arg-type]
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/other").symlink_to(images / "class00")
+    shardio.pack(tmp_path / "images", tmp_path / "out", shards=1)
+    other = shardio.ShardDataset(tmp_path / "out", batch_size=20)
+    with pytest.raises(shardio.UsageError, match="other classes, so that equal labels mean"):
+        shardio.Mix([parts[0], other], weights=[0.5, 0.5])
+    with pytest.raises(shardio.UsageError, match="less than one global batch of 700"):
+        len(shardio.Mix([shardio.ShardDataset(packed, batch_size=700)], weights=[1.0]))
+
+
+def test_images_of_two_sizes_are_refused_by_name(packed: Path) -> None:
+    sources = [
+        shardio.ShardDataset(packed, batch_size=20, transform=shardio.Resize(size))
+        for size in (4, 6)
+    ]
+    with pytest.raises(shardio.UsageError, match=r"'image' is 3×4×4 torch.uint8 and 3×6×6"):
+        next(iter(shardio.Mix(sources, weights=[0.5, 0.5])))
