@@ -149,7 +149,7 @@ def check_coverage(
         done()
     mixing = _mixing(catalog, plan, settings.ranks)
     warnings = _warnings(catalog, plan, settings, nodes)
-    if mixing and mixing["one_class_windows"] and mixing["classes_entropy"]:
+    if mixing.get("one_class_windows") and len(catalog.classes or ()) > 1:
         warnings.append("windows hold one class only; pack with shuffling, or use --shuffle full")
     shares = walk.nodes()
     total = sum(shard.size for shard in catalog.shards)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,68 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_has_at_most_a_hundred_lines(example: Path) -> None:
     assert len(example.read_text("utf-8").splitlines()) <= 100
+
+
+def torchrun(processes: int, folder: Path) -> list[str]:
+    example = next(path for path in EXAMPLES if path.name == "train_ddp.py")
+    options = ["--nproc-per-node", str(processes), "--standalone", str(example), str(folder), "3"]
+    return [sys.executable, "-m", "torch.distributed.run", *options]
+
+
+def batches_in(folder: Path) -> dict[tuple[int, int], list[str]]:
+    """Keys of each global batch by epoch and step, from the logs of all ranks of every run."""
+    found: dict[tuple[int, int], list[str]] = {}
+    for log in sorted(folder.glob("batches-of-*-0.jsonl")):
+        ranks = int(log.stem.split("-")[2])
+        parts = []
+        for rank in range(ranks):
+            lines = (folder / f"batches-of-{ranks}-{rank}.jsonl").read_text().splitlines()
+            whole = [line for line in lines if line.endswith("]]")]  # the kill may cut the last
+            parts.append({(epoch, step): keys for epoch, step, keys in map(json.loads, whole)})
+        for place in set.intersection(*map(set, parts)):
+            keys = [key for part in parts for key in part[place]]
+            assert found.setdefault(place, keys) == keys, f"{place} was another batch before"
+    return found
+
+
+def test_a_distributed_run_is_killed_and_goes_on_with_more_processes(tmp_path: Path) -> None:
+    """Seven shards; two ranks, killed in mid-epoch; then three."""
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    killed.mkdir()
+    whole.mkdir()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    log, output = killed / "batches-of-2-0.jsonl", tmp_path / "output"
+    with output.open("w") as stream:
+        process = subprocess.Popen(
+            torchrun(2, killed),
+            stdout=stream,
+            stderr=stream,
+            env=environment,
+            start_new_session=True,
+        )
+        while not (log.exists() and "\n[1, 7, " in log.read_text()):
+            assert process.poll() is None, output.read_text()
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    before = batches_in(killed)
+    assert (1, 7) in before or (1, 6) in before
+    assert (2, 29) not in before
+    for ranks, folder in ((3, killed), (1, whole)):
+        done = subprocess.run(
+            torchrun(ranks, folder),
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+            timeout=150,
+        )
+        assert done.returncode == 0, done.stderr
+        assert float(done.stdout.rsplit(maxsplit=1)[-1].rstrip("%")) > 85
+    after = batches_in(killed)
+    assert sorted(after) == [(epoch, step) for epoch in range(3) for step in range(30)]
+    assert after == batches_in(whole)
+    assert all(len(keys) == 48 for keys in after.values())
 
 
 def test_the_training_example_learns_to_read_digits() -> None:

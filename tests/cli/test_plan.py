@@ -1,0 +1,196 @@
+"""shardio plan and shardio replay, as typed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+import shardio
+from shardio.cli import commands
+from shardio.errors import ShardioError
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(commands, [*map(str, arguments)])
+
+
+def plan(*arguments: str | Path) -> dict[str, Any]:
+    done = run("plan", *arguments, "--json")
+    assert done.exit_code == 0, done.output
+    found: dict[str, Any] = json.loads(done.output)
+    return found
+
+
+def test_plan_proves_what_ranks_and_workers_deliver(packed: Path) -> None:
+    found = plan(packed, "--ranks", "4", "--workers", "3", "--batch-size", "16")
+    assert found["exact"] is True
+    assert (found["samples"], found["delivered_once"]) == (600, 600)
+    assert (found["delivered_again"], found["left_out"]) == (0, 0)
+    assert found["steps"] == 10
+    for rank, share in enumerate(found["ranks"]):
+        delivered: Counter[bool] = Counter()
+        workers: list[Counter[bool]] = [Counter() for _ in range(3)]
+        dataset = shardio.ShardDataset(
+            packed, shuffle=True, decode=False, batch_size=16, rank=rank, world_size=4
+        )
+        for step, batch in enumerate(dataset):
+            delivered.update(batch["valid"].tolist())
+            workers[step % 3].update(batch["valid"].tolist())
+        assert (share["rank"], share["steps"]) == (rank, 10)
+        assert (share["samples"], share["pads"]) == (delivered[True], delivered[False])
+        assert share["samples_of_workers"] == [worker[True] for worker in workers]
+        assert share["pads_of_workers"] == [worker[False] for worker in workers]
+
+
+def test_plan_says_what_a_dropped_tail_leaves_out(packed: Path) -> None:
+    found = plan(packed, "--batch-size", "64", "--tail", "drop")
+    assert (found["exact"], found["left_out"], found["steps"]) == (True, 24, 9)
+    done = run("plan", packed, "--batch-size", "64", "--tail", "drop")
+    assert "576 of 600 samples come exactly once, 0 come again, 24 left out" in _flat(done.output)
+
+
+def test_plan_counts_the_shards_of_each_node(packed: Path) -> None:
+    options = ("--ranks", "4", "--nodes", "2", "--batch-size", "8", "--window", "1")
+    shared, own = (plan(packed, *options, "--streams", streams) for streams in ("1", "4"))
+    size = sum(path.stat().st_size for path in packed.glob("*.tar"))
+    assert shared["bytes"] == own["bytes"] == size
+    assert [node["shards"] for node in shared["nodes"]] == [8, 8]
+    assert shared["bytes_read"] == 2.0
+    assert [node["shards"] for node in own["nodes"]] == [4, 4]
+    assert own["bytes_read"] == pytest.approx(1.0)
+    assert own["nodes"][0]["window_bytes"] == pytest.approx(size / 2, rel=0.01)
+    assert shared["nodes"][0]["window_bytes"] == pytest.approx(size / 4, rel=0.01)
+    assert any("--streams 4 gives each node a share" in text for text in shared["warnings"])
+    assert not any("streams" in text for text in own["warnings"])
+
+
+def test_plan_measures_how_well_an_order_is_mixed(packed: Path) -> None:
+    full, windows, off = (
+        plan(packed, "--batch-size", "50", "--shuffle", shuffle, "--window", "1")
+        for shuffle in ("full", "windows", "off")
+    )
+    assert full["neighbour_distance"] == pytest.approx(1 / 3, abs=0.03)
+    assert windows["neighbour_distance"] == pytest.approx(1 / 24, abs=0.01)
+    assert off["neighbour_distance"] == pytest.approx(1 / 600)
+    dataset = shardio.ShardDataset(packed, shuffle="full", batch_size=50)
+    entropies = []
+    for batch in dataset:
+        shares = np.bincount(batch["label"], minlength=10) / 50
+        entropies.append(-sum(share * math.log2(share) for share in shares if share))
+    assert full["batch_entropy"] == pytest.approx(np.mean(entropies))
+    assert full["classes_entropy"] == pytest.approx(math.log2(10))
+
+
+def test_plan_warns_of_what_hurts(images: Path, tmp_path: Path) -> None:
+    shardio.pack(images, tmp_path / "sorted", shards=10, shuffle=False)
+    options = ("--batch-size", "50", "--ranks", "12", "--nodes", "12", "--window", "1")
+    warnings = plan(tmp_path / "sorted", *options)["warnings"]
+    for wanted in (
+        "every node reads every shard; --streams 12 gives each node a share",
+        "10 shards are fewer than 12 nodes; pack at least 10 for each",
+        "a window holds 0.1 global batches; a larger --window mixes better",
+        "windows hold one class only; pack with shuffling, or use --shuffle full",
+    ):
+        assert wanted in warnings
+
+
+def test_plan_fits_a_narrow_terminal(packed: Path) -> None:
+    done = run("plan", packed, "--ranks", "20", "--workers", "4", "--batch-size", "3")
+    assert done.exit_code == 0
+    assert max(map(len, done.output.splitlines())) <= 80
+    assert "10 steps of 3 × 20 ranks: 600 of 600 samples come exactly once" in _flat(done.output)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ranks", "3", "--nodes", "2"], "3 ranks do not divide among 2 nodes"),
+        (["--ranks", "3", "--streams", "4"], "3 ranks do not divide streams=4"),
+        (["--streams", "5"], "streams=5 do not divide the global batch size 64"),
+        (["--ranks", "2", "--tail", "short"], "tail='short' with 2 ranks"),
+        (["--ranks", "100", "--tail", "drop"], "600 samples do not fill one global batch"),
+    ],
+)
+def test_plans_that_do_not_fit_are_explained(
+    packed: Path, options: list[str], message: str
+) -> None:
+    done = run("plan", packed, "--batch-size", "64", *options)
+    assert isinstance(done.exception, ShardioError)
+    assert message in str(done.exception)
+
+
+@pytest.mark.parametrize("rank", [None, 1])
+def test_replay_writes_the_samples_of_one_batch(
+    packed: Path, images: Path, tmp_path: Path, rank: int | None
+) -> None:
+    order = ("--seed", "5", "--window", "2", "--epoch", "3", "--ranks", "2", "--batch-size", "7")
+    place = ("--step", "42") if rank is None else ("--step", "42", "--rank", str(rank))
+    done = run("replay", packed, *order, *place, "--to", tmp_path / "batch")
+    assert done.exit_code == 0
+    batches = [
+        shardio.ShardDataset(
+            packed, shuffle=True, seed=5, window=2, batch_size=7, rank=r, world_size=2
+        ).read_batch(epoch=3, step=42)
+        for r in ([0, 1] if rank is None else [rank])
+    ]
+    keys = [key for batch in batches for key in batch["__key__"]]
+    valid = [flag for batch in batches for flag in batch["valid"].tolist()]
+    assert f"wrote {len(keys)} samples ({valid.count(False)} of them pads)" in done.output
+    listing = json.loads((tmp_path / "batch/batch.json").read_text())
+    assert (listing["step"], listing["rank"]) == (42, rank)
+    assert [sample["key"] for sample in listing["samples"]] == keys
+    assert [sample["valid"] for sample in listing["samples"]] == valid
+    for key, sample in zip(keys, listing["samples"], strict=True):
+        written = tmp_path / "batch" / sample["files"]["png"]
+        assert written.read_bytes() == (images / f"{key}.png").read_bytes()
+    names = {name for sample in listing["samples"] for name in sample["files"].values()}
+    assert {path.name for path in (tmp_path / "batch").iterdir()} == names | {"batch.json"}
+    assert len(names) == 2 * len(keys)
+
+
+def test_replay_prints_the_listing_for_programs(packed: Path, tmp_path: Path) -> None:
+    done = run(
+        "replay", packed, "--batch-size", "3", "--step", "0", "--to", tmp_path / "b", "--json"
+    )
+    listing = json.loads((tmp_path / "b/batch.json").read_text())
+    assert json.loads(done.output) == listing["samples"]
+
+
+def test_replay_refuses_what_it_cannot_do(packed: Path, tmp_path: Path) -> None:
+    order = ("replay", packed, "--batch-size", "60", "--to", tmp_path)
+    for options, message in {
+        ("--step", "10"): "step 10 is outside the 10 steps of an epoch",
+        ("--step", "0", "--rank", "1"): "rank 1 is outside the 1 ranks",
+    }.items():
+        assert message in str(run(*order, *options).exception)
+    (tmp_path / "mine").touch()
+    assert "the folder is not empty; name a new one" in str(run(*order, "--step", "0").exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_replay_opens_no_path_that_a_key_names(tmp_path: Path) -> None:
+    """Keys and fields come from a shard that anyone may have made."""
+    import io
+    import tarfile
+
+    shard = tmp_path / "a.tar"
+    with tarfile.open(shard, "w") as archive:
+        for name in ("../../evil.txt", "/etc/evil.txt", "x/..;rm -rf.a b", "y" * 90 + ".txt"):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            archive.addfile(info, io.BytesIO(b"x"))
+    done = run("replay", shard, "--batch-size", "4", "--step", "0", "--to", tmp_path / "batch")
+    if done.exit_code:  # such names may be refused before
+        assert isinstance(done.exception, ShardioError)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.tar", "batch"}
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())
