@@ -7,7 +7,9 @@ clock, owner or mode enters a header. The order of members is label, image.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -41,15 +43,21 @@ class PackedShard:
     fields: tuple[str, ...]
 
 
-def pack_shard(task: ShardTask, on_sample: Callable[[], None] | None = None) -> PackedShard:
+def pack_shard(
+    task: ShardTask,
+    on_sample: Callable[[], None] | None = None,
+    stop: threading.Event | None = None,
+) -> PackedShard:
     """Write a shard and its index.
 
     Args:
         task: what to write.
         on_sample: called after each sample.
+        stop: set to give the shard up before its next sample.
 
     Raises:
         PackError: a source file cannot be packed; names it.
+        CancelledError: `stop` was set.
         OSError: the shard cannot be written.
     """
     path = Path(task.out, task.name)
@@ -57,6 +65,8 @@ def pack_shard(task: ShardTask, on_sample: Callable[[], None] | None = None) -> 
     with atomic_file(path) as stream:
         archive = ArchiveWriter(stream)
         for sample in task.samples:
+            if stop is not None and stop.is_set():
+                raise CancelledError
             if sample.label is not None:
                 placed = _pack_label(archive, sample, sample.label)
                 builder.add(sample.key, "cls", placed)
