@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import shardio
-from shardio.storage.atomic import atomic_file, remove_temporaries
+from shardio.storage.atomic import atomic_file, final_name
 from shardio.storage.cache import cache_entry
 from shardio.storage.local import LocalShard
 
@@ -30,11 +30,12 @@ def test_an_error_while_writing_leaves_the_old_file_and_no_temporary(tmp_path: P
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
 
 
-def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
-    (tmp_path / ".shard-000000.tar.12-34.tmp").touch()
-    (tmp_path / ".mine").touch()
-    remove_temporaries(tmp_path)
-    assert [entry.name for entry in tmp_path.iterdir()] == [".mine"]
+def test_a_temporary_file_tells_the_name_it_was_to_get(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "a.tar"):
+        (temporary,) = tmp_path.iterdir()
+    assert final_name(temporary.name) == "a.tar"
+    for name in ("a.tar", ".a.tar.tmp", "a.tar.12-34.tmp", ".12-34.tmp", ".a.tar.12-34.tmp~"):
+        assert final_name(name) == name
 
 
 def test_a_changed_file_gets_another_cache_entry(tmp_path: Path) -> None:
