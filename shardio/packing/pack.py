@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from shardio.errors import PackError
+from shardio.errors import PackError, UsageError
 from shardio.index.manifest import INDEX_FOLDER, Manifest, write_manifest
 from shardio.packing.engine import run_tasks
 from shardio.packing.output import RENAMED_NAME, SKIPPED_NAME, hold_folder
@@ -81,13 +81,13 @@ def pack(
         progress: called with the number of samples; what it returns is called after each.
 
     Raises:
+        UsageError: an argument cannot be meant.
         PackError: a file cannot be packed, the source is empty, or the output is taken.
         OSError: the output cannot be written.
     """
     start = time.monotonic()
     source, folder = fspath(source), Path(out)
-    if not isinstance(shards, int) or shards < 1:
-        raise PackError(f"shards={shards!r}: it must be a whole number, at least 1")
+    _check_arguments(shards=shards, seed=seed, on_error=on_error)
     if not fspath(out):
         raise PackError("the name of the output folder is empty; name a folder")
     if Path(source).resolve() in (folder.resolve(), *folder.resolve().parents):
@@ -112,6 +112,15 @@ def pack(
         renamed=sum(sample.renamed for sample in found.samples),
         seconds=time.monotonic() - start,
     )
+
+
+def _check_arguments(*, shards: int, seed: int, on_error: OnError) -> None:
+    if not isinstance(seed, int):
+        raise UsageError(f"seed={seed!r}: it must be a whole number")
+    if on_error not in get_args(OnError):
+        raise UsageError(f"on_error={on_error!r}: it must be 'raise' or 'skip'")
+    if not isinstance(shards, int) or shards < 1:
+        raise PackError(f"shards={shards!r}: it must be a whole number, at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from shardio.storage.atomic import atomic_file
 from shardio.tar.archive import ArchiveWriter, Placed
 from shardio.tar.writer import header_block
 
+_MAX_IMAGE_BYTES = 1 << 30
 _FIELD_OF_FORMAT = {"jpeg": "jpg"}
 _PROBLEMS = (OSError, CodecError, UsageError)
 
@@ -85,6 +86,7 @@ def find_problem(source: str, sample: SourceSample) -> Problem | None:
     """Why a sample cannot be packed, or None."""
     try:
         with FileIO(os.path.join(os.fsencode(source), sample.path)) as stream:  # noqa: PTH118
+            _size_of(stream.fileno())
             data = stream.read()
         info = probe_image(data)
         check_complete(data, info)
@@ -117,8 +119,10 @@ def _pack_image(archive: ArchiveWriter, sample: SourceSample, root: bytes) -> tu
     except OSError as error:
         raise refusal(_problem(sample, error)) from error
     try:
-        data = archive.reserve(os.fstat(descriptor).st_size)
+        data = archive.reserve(_size_of(descriptor))
         _read(descriptor, data, sample)
+    except CodecError as error:
+        raise refusal(_problem(sample, error)) from error
     finally:
         os.close(descriptor)
     try:
@@ -128,6 +132,13 @@ def _pack_image(archive: ArchiveWriter, sample: SourceSample, root: bytes) -> tu
         return field, archive.commit(_member_name(sample, field))
     except (CodecError, UsageError) as error:
         raise refusal(_problem(sample, error)) from error
+
+
+def _size_of(descriptor: int) -> int:
+    size = os.fstat(descriptor).st_size
+    if size > _MAX_IMAGE_BYTES:
+        raise CodecError(f"{size:,} bytes, more than the limit of 1 GiB for an image file")
+    return size
 
 
 def _read(descriptor: int, data: memoryview, sample: SourceSample) -> None:
