@@ -10,7 +10,8 @@ from dataclasses import asdict
 import click
 
 from shardio.cli.progress import progress_bar
-from shardio.packing.pack import SKIPPED_NAME, PackSummary
+from shardio.packing.output import SKIPPED_NAME
+from shardio.packing.pack import PackSummary
 from shardio.packing.pack import pack as pack_folder
 
 

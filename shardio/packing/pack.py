@@ -1,34 +1,24 @@
 """From a folder of images to a packed folder: list, plan, run, publish.
 
-While it works the output folder holds a lock file. It tells a second pack that the folder is
-taken, and a later one that a killed pack left shards behind, which are then written anew: the
-same input gives the same bytes. The manifest comes last, so a folder without it is not packed.
+The same input gives the same bytes, so a pack that was killed is finished by running it again.
+The manifest comes last, so a folder without it is not packed.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from shardio.errors import PackError
-from shardio.index.catalog import SHARD_SUFFIXES
-from shardio.index.manifest import (
-    INDEX_FOLDER,
-    MANIFEST_NAME,
-    PACKING_NAME,
-    Manifest,
-    write_manifest,
-)
+from shardio.errors import PackError, UsageError
+from shardio.index.manifest import INDEX_FOLDER, Manifest, write_manifest
 from shardio.packing.engine import run_tasks
-from shardio.packing.plan import SHARD_PATTERN, plan_shards
+from shardio.packing.output import RENAMED_NAME, SKIPPED_NAME, hold_folder
+from shardio.packing.plan import plan_shards
 from shardio.packing.shard import PackedShard, find_problem, refusal
 from shardio.packing.sources import (
     Problem,
@@ -37,10 +27,7 @@ from shardio.packing.sources import (
     list_files,
     make_samples,
 )
-from shardio.storage.atomic import atomic_file, remove_temporaries, sync_folder
-
-SKIPPED_NAME = "skipped.jsonl"
-RENAMED_NAME = "renamed.jsonl"
+from shardio.storage.atomic import atomic_file, sync_folder
 
 OnError = Literal["raise", "skip"]
 Progress = Callable[[int], Callable[[], None]]
@@ -94,13 +81,13 @@ def pack(
         progress: called with the number of samples; what it returns is called after each.
 
     Raises:
+        UsageError: an argument cannot be meant.
         PackError: a file cannot be packed, the source is empty, or the output is taken.
         OSError: the output cannot be written.
     """
     start = time.monotonic()
     source, folder = fspath(source), Path(out)
-    if not isinstance(shards, int) or shards < 1:
-        raise PackError(f"shards={shards!r}: it must be a whole number, at least 1")
+    _check_arguments(shards=shards, seed=seed, on_error=on_error)
     if not fspath(out):
         raise PackError("the name of the output folder is empty; name a folder")
     if Path(source).resolve() in (folder.resolve(), *folder.resolve().parents):
@@ -113,7 +100,7 @@ def pack(
         shards=shards,
         seed=seed if shuffle else None,
     )
-    with _taken(folder):
+    with hold_folder(folder):
         packed = run_tasks(tasks, progress(len(found.samples)) if progress else None)
         _publish(folder, found, packed)
     return PackSummary(
@@ -125,6 +112,15 @@ def pack(
         renamed=sum(sample.renamed for sample in found.samples),
         seconds=time.monotonic() - start,
     )
+
+
+def _check_arguments(*, shards: int, seed: int, on_error: OnError) -> None:
+    if not isinstance(seed, int):
+        raise UsageError(f"seed={seed!r}: it must be a whole number")
+    if on_error not in get_args(OnError):
+        raise UsageError(f"on_error={on_error!r}: it must be 'raise' or 'skip'")
+    if not isinstance(shards, int) or shards < 1:
+        raise PackError(f"shards={shards!r}: it must be a whole number, at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,55 +159,6 @@ def _publish(folder: Path, found: _Found, packed: list[PackedShard]) -> None:
     manifest = Manifest(shards=receipts, fields=tuple(fields), classes=found.classes)
     write_manifest(folder, manifest)
     sync_folder(folder)
-
-
-@contextmanager
-def _taken(folder: Path) -> Iterator[None]:
-    """Hold the output folder; after an error it is left without anything of this pack."""
-    created = [path for path in (folder, *folder.parents) if not path.exists()]
-    lock = folder / PACKING_NAME
-    if not lock.exists():
-        _refuse_shards(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise PackError(
-                f"{folder}: another pack is writing to this folder; wait for it, "
-                "or name another output folder"
-            ) from error
-        _remove_output(folder)
-        (folder / INDEX_FOLDER).mkdir()
-        try:
-            yield
-        except BaseException:
-            _remove_output(folder)
-            lock.unlink()
-            for made in created:
-                made.rmdir()
-            raise
-        lock.unlink()
-
-
-def _refuse_shards(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise PackError(f"{folder}: it is a file; name a folder for the shards")
-    for path in sorted(folder.glob("*"), key=lambda path: path.is_dir()):
-        if path.name.endswith(SHARD_SUFFIXES) or path.name in {MANIFEST_NAME, INDEX_FOLDER}:
-            raise PackError(
-                f"{folder}: the folder has shards already ({path.name}); "
-                "name another one, or remove them first"
-            )
-
-
-def _remove_output(folder: Path) -> None:
-    remove_temporaries(folder)
-    shutil.rmtree(folder / INDEX_FOLDER, ignore_errors=True)
-    for name in (MANIFEST_NAME, SKIPPED_NAME, RENAMED_NAME):
-        (folder / name).unlink(missing_ok=True)
-    for shard in folder.glob(SHARD_PATTERN):
-        shard.unlink()
 
 
 def _write_ledger(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -7,7 +7,9 @@ clock, owner or mode enters a header. The order of members is label, image.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -24,6 +26,7 @@ from shardio.storage.atomic import atomic_file
 from shardio.tar.archive import ArchiveWriter, Placed
 from shardio.tar.writer import header_block
 
+_MAX_IMAGE_BYTES = 1 << 30
 _FIELD_OF_FORMAT = {"jpeg": "jpg"}
 _PROBLEMS = (OSError, CodecError, UsageError)
 
@@ -41,15 +44,21 @@ class PackedShard:
     fields: tuple[str, ...]
 
 
-def pack_shard(task: ShardTask, on_sample: Callable[[], None] | None = None) -> PackedShard:
+def pack_shard(
+    task: ShardTask,
+    on_sample: Callable[[], None] | None = None,
+    stop: threading.Event | None = None,
+) -> PackedShard:
     """Write a shard and its index.
 
     Args:
         task: what to write.
         on_sample: called after each sample.
+        stop: set to give the shard up before its next sample.
 
     Raises:
         PackError: a source file cannot be packed; names it.
+        CancelledError: `stop` was set.
         OSError: the shard cannot be written.
     """
     path = Path(task.out, task.name)
@@ -57,6 +66,8 @@ def pack_shard(task: ShardTask, on_sample: Callable[[], None] | None = None) -> 
     with atomic_file(path) as stream:
         archive = ArchiveWriter(stream)
         for sample in task.samples:
+            if stop is not None and stop.is_set():
+                raise CancelledError
             if sample.label is not None:
                 placed = _pack_label(archive, sample, sample.label)
                 builder.add(sample.key, "cls", placed)
@@ -75,6 +86,7 @@ def find_problem(source: str, sample: SourceSample) -> Problem | None:
     """Why a sample cannot be packed, or None."""
     try:
         with FileIO(os.path.join(os.fsencode(source), sample.path)) as stream:  # noqa: PTH118
+            _size_of(stream.fileno())
             data = stream.read()
         info = probe_image(data)
         check_complete(data, info)
@@ -107,8 +119,10 @@ def _pack_image(archive: ArchiveWriter, sample: SourceSample, root: bytes) -> tu
     except OSError as error:
         raise refusal(_problem(sample, error)) from error
     try:
-        data = archive.reserve(os.fstat(descriptor).st_size)
+        data = archive.reserve(_size_of(descriptor))
         _read(descriptor, data, sample)
+    except CodecError as error:
+        raise refusal(_problem(sample, error)) from error
     finally:
         os.close(descriptor)
     try:
@@ -118,6 +132,13 @@ def _pack_image(archive: ArchiveWriter, sample: SourceSample, root: bytes) -> tu
         return field, archive.commit(_member_name(sample, field))
     except (CodecError, UsageError) as error:
         raise refusal(_problem(sample, error)) from error
+
+
+def _size_of(descriptor: int) -> int:
+    size = os.fstat(descriptor).st_size
+    if size > _MAX_IMAGE_BYTES:
+        raise CodecError(f"{size:,} bytes, more than the limit of 1 GiB for an image file")
+    return size
 
 
 def _read(descriptor: int, data: memoryview, sample: SourceSample) -> None:

@@ -80,7 +80,7 @@ def list_files(folder: str) -> tuple[list[bytes], list[Problem]]:
 def find_classes(folder: str) -> tuple[str, ...] | None:
     """Names of the folders inside a folder, sorted, empty ones too; None if there are none."""
     with os.scandir(os.fsencode(folder)) as entries:
-        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(b"."))
+        names = sorted(e.name for e in entries if _is_class(e))
     return tuple(map(text_of, names)) or None
 
 
@@ -110,6 +110,13 @@ def make_samples(
     return list(samples.values()), problems
 
 
+def _is_class(entry: os.DirEntry[bytes]) -> bool:
+    try:
+        return entry.is_dir() and not entry.name.startswith(b".")
+    except OSError:  # list_files names it as a problem
+        return False
+
+
 def _key_and_field(name: str) -> tuple[str, str | None]:
     folder, slash, base = name.rpartition("/")
     stem, dot, extension = base.rpartition(".")
@@ -134,9 +141,14 @@ def _walk(
         raise PackError(f"{text_of(folder)}: a link leads back to a folder above; remove it")
     for entry in entries:
         path = relative + b"/" + entry.name if relative else entry.name
-        if entry.is_dir():
+        try:
+            is_folder, is_file = entry.is_dir(), entry.is_file()
+        except OSError as error:
+            problems.append(Problem(path=text_of(path), reason=error.strerror or str(error)))
+            continue
+        if is_folder:
             yield from _walk(root, path, (*parents, identity), problems)
-        elif entry.is_file():
+        elif is_file:
             yield path
         else:
             reason = "a link to nothing" if entry.is_symlink() else "neither a file nor a folder"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 TEMPORARY_SUFFIX = ".tmp"
+_TEMPORARY = re.compile(rf"\.(.+)\.[0-9]+-[0-9]+{re.escape(TEMPORARY_SUFFIX)}", re.DOTALL)
 
 
 @contextmanager
@@ -46,7 +48,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove what a killed writer left in a folder."""
-    for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
-        leftover.unlink(missing_ok=True)
+def final_name(name: str) -> str:
+    """The name that a temporary file was to get; any other name as it is."""
+    found = _TEMPORARY.fullmatch(name)
+    return found[1] if found else name

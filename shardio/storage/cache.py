@@ -1,8 +1,9 @@
 """The cache folder: what is derived from a user's file and can be derived again.
 
-An entry is named after the file's absolute path, size and modification time, so a changed file
-gets a new entry. The folder is $SHARDIO_CACHE, else $XDG_CACHE_HOME/shardio, else
-~/.cache/shardio.
+An entry is named after the file's absolute path, inode, size and times, so a changed file gets a
+new entry: the time of its last change of any kind (ctime) tells a file that was rewritten and
+given its old modification time, as rsync and tar do. The folder is $SHARDIO_CACHE, else
+$XDG_CACHE_HOME/shardio, else ~/.cache/shardio.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def cache_entry(source: Path, suffix: str) -> Path:
         UsageError: the cache folder cannot be written.
     """
     status = source.stat()
-    identity = f"{source.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+    parts = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    identity = "\0".join([str(source.resolve()), *map(str, parts)])
     digest = hashlib.sha256(os.fsencode(identity)).hexdigest()[:32]
     folder = _cache_folder()
     try:

@@ -28,6 +28,7 @@ from shardio.packing.sources import find_classes, list_files, make_samples
 from shardio.testing import make_images
 
 ReadSamples = Callable[[Path], list[dict[str, Any]]]
+PHOTO = cv2.imencode(".jpg", np.arange(192, dtype=np.uint8).reshape(8, 8, 3))[1].tobytes()
 PNG = cv2.imencode(".png", np.zeros((2, 2, 3), np.uint8))[1].tobytes()
 
 
@@ -198,6 +199,14 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "empty file": (lambda folder: write(folder, "x/a.png", data=b""), r"x/a\.png: .*empty"),
     "cut off": (lambda folder: write(folder, "x/a.png", data=PNG[:-9]), r"x/a\.png: .*truncated"),
+    "cut off after its header": (
+        lambda folder: write(folder, "x/a.jpg", data=PHOTO[:-9]),
+        r"x/a\.jpg: truncated JPEG: no end-of-image marker",
+    ),
+    "huge": (
+        lambda folder: os.truncate(write(folder, "x/a.png") / "x/a.png", 8 << 40),
+        r"x/a\.png: 8,796,093,022,208 bytes, more than the limit of 1 GiB .*; mend, rename or",
+    ),
     "no longer there": (
         lambda folder: (folder / "x/a.png").symlink_to("nowhere"),
         r"x/a\.png: a link to nothing; mend, rename or remove the file, or pass --on-error skip",
@@ -227,6 +236,14 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: write(folder, "loose.png"),
         r"loose\.png: it lies beside the class",
     ),
+    "a link to itself": (
+        lambda folder: (folder / "x/a.png").symlink_to("a.png"),
+        r"x/a\.png: Too many levels of symbolic links; mend, rename or remove the file",
+    ),
+    "a link to itself as class": (
+        lambda folder: (folder / "y").symlink_to("y"),
+        "y: Too many levels of symbolic links",
+    ),
     "a loop": (lambda folder: (folder / "x/loop").symlink_to(".."), "leads back to a folder above"),
 }
 
@@ -248,14 +265,34 @@ def test_bad_files_are_skipped_and_listed(tmp_path: Path) -> None:
     (source / "x/link.png").symlink_to("nowhere")
     (source / "x/mem.png").symlink_to("/proc/self/mem")
     os.mkfifo(source / "x/fifo")
+    os.truncate(write(source, "x/huge.png") / "x/huge.png", 8 << 40)
+    (source / "self").symlink_to("self")
     summary = shardio.pack(source, tmp_path / "out", shards=3, on_error="skip")
-    assert (summary.samples, summary.skipped, summary.classes) == (10, 7, 2)
+    assert (summary.samples, summary.skipped, summary.classes) == (10, 9, 2)
     rows = [json.loads(row) for row in (tmp_path / "out/skipped.jsonl").read_text().splitlines()]
-    names = ["fifo", "good.png", "link.png", "mem.png", f"{'n' * 120}.png", "text.png"]
-    assert [row["path"] for row in rows] == [f"x/{name}" for name in names] + ["y/alone.png"]
+    names = ["fifo", "good.png", "huge.png", "link.png", "mem.png", f"{'n' * 120}.png", "text.png"]
+    paths = ["self", *(f"x/{name}" for name in names), "y/alone.png"]
+    assert [row["path"] for row in rows] == paths
     assert all(row["reason"] for row in rows)
     sizes = [shard.samples for shard in read_manifest(tmp_path / "out").shards]
     assert sizes == [4, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 1.5}, r"seed=1\.5: it must be a whole number"),
+        ({"seed": None, "shuffle": False}, "seed=None: it must be a whole number"),
+        ({"on_error": "ignore"}, "on_error='ignore': it must be 'raise' or 'skip'"),
+    ],
+)
+def test_an_argument_that_cannot_be_meant_is_refused(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    source = write(tmp_path / "in", "a.png", "b.png")
+    with pytest.raises(shardio.UsageError, match=message):
+        shardio.pack(source, tmp_path / "out", shards=1, **options)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("make", ["nothing", "empty"])

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import gzip
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import shardio
-from shardio.storage.atomic import atomic_file, remove_temporaries
-from shardio.storage.cache import cache_entry
+from shardio.storage.atomic import atomic_file, final_name
+from shardio.storage.cache import cache_entry, plain_tar
 from shardio.storage.local import LocalShard
 
 
@@ -30,11 +32,12 @@ def test_an_error_while_writing_leaves_the_old_file_and_no_temporary(tmp_path: P
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
 
 
-def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
-    (tmp_path / ".shard-000000.tar.12-34.tmp").touch()
-    (tmp_path / ".mine").touch()
-    remove_temporaries(tmp_path)
-    assert [entry.name for entry in tmp_path.iterdir()] == [".mine"]
+def test_a_temporary_file_tells_the_name_it_was_to_get(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "a.tar"):
+        (temporary,) = tmp_path.iterdir()
+    assert final_name(temporary.name) == "a.tar"
+    for name in ("a.tar", ".a.tar.tmp", "a.tar.12-34.tmp", ".12-34.tmp", ".a.tar.12-34.tmp~"):
+        assert final_name(name) == name
 
 
 def test_a_changed_file_gets_another_cache_entry(tmp_path: Path) -> None:
@@ -46,6 +49,43 @@ def test_a_changed_file_gets_another_cache_entry(tmp_path: Path) -> None:
     path.write_bytes(b"22")
     entries.add(cache_entry(path, ".x"))
     assert len(entries) == 3
+
+
+@pytest.mark.parametrize("how", ["in place", "replaced"])
+def test_a_file_rewritten_with_its_old_size_and_time_gets_another_cache_entry(
+    tmp_path: Path, how: str
+) -> None:
+    path, other = tmp_path / "a.tgz", tmp_path / "b"
+    path.write_bytes(gzip.compress(b"old", mtime=0))
+    before = path.stat()
+    assert plain_tar(path).read_bytes() == b"old"
+    while path.stat().st_ctime_ns == before.st_ctime_ns:
+        target = path if how == "in place" else other
+        target.write_bytes(gzip.compress(b"new", mtime=0))
+        os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
+        target.replace(path)
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert plain_tar(path).read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("field", ["st_ino", "st_size", "st_mtime_ns", "st_ctime_ns"])
+def test_each_trait_of_a_file_takes_part_in_its_cache_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    names = ("st_mode", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
+    path = tmp_path / "a"
+    path.touch()
+    traits = {name: getattr(path.stat(), name) for name in names}
+    before = cache_entry(path, ".x")
+    traits[field] += 1
+    real = Path.stat
+
+    def stat(self: Path, **options: bool) -> object:
+        return SimpleNamespace(**traits) if self == path else real(self, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert cache_entry(path, ".x") != before
 
 
 @pytest.mark.parametrize("variable", ["SHARDIO_CACHE", "XDG_CACHE_HOME", "HOME"])

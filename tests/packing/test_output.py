@@ -1,0 +1,192 @@
+"""What lies in the output folder before, during and after a pack, and who may remove it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shardio
+from shardio.packing import output
+from shardio.testing import make_images
+
+LOCK = ".shardio-pack"
+DYING_PACK = """
+import os, sys
+import shardio.packing.pack as packing
+packing.sync_folder = lambda folder: os._exit(9)
+packing.pack(sys.argv[1], sys.argv[2], shards=4)
+"""
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return make_images(tmp_path / "in", classes=0, per_class=8)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "skipped.jsonl",
+        "renamed.jsonl",
+        ".mine.tmp",
+        "shardio.json",
+        "index/mine",
+        "a.tar",
+        "shard-mine.tar.gz",
+    ],
+)
+def test_a_folder_with_a_file_that_a_pack_may_write_is_refused_and_left_alone(
+    source: Path, tmp_path: Path, name: str
+) -> None:
+    mine = tmp_path / "out" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    top = name.partition("/")[0]
+    with pytest.raises(shardio.PackError, match=rf"out: the folder has .* already \({top}\); name"):
+        shardio.pack(source, tmp_path / "out", shards=2)
+    assert contents(tmp_path / "out") == {name: b"mine"}
+
+
+@pytest.mark.parametrize("end", ["whole", "failed"])
+def test_files_that_came_while_packing_are_kept(source: Path, tmp_path: Path, end: str) -> None:
+    out = tmp_path / "out"
+    mine = {".a.tmp", "shard-1.tar", "shard-mine.tar", "index/notes", "shard-000009.tar.idx"}
+
+    def start(_: int) -> Callable[[], None]:
+        for name in mine:
+            (out / name).write_text("mine")
+        if end == "failed":
+            (source / "image0000.png").write_bytes(b"no")
+        return lambda: None
+
+    try:
+        shardio.pack(source, out, shards=2, progress=start)
+    except shardio.PackError:
+        assert end == "failed"
+        assert contents(out) == dict.fromkeys(mine, b"mine")
+    else:
+        assert end == "whole"
+        assert mine < set(contents(out))
+
+
+def test_a_pack_after_a_killed_one_removes_what_that_left_and_nothing_else(
+    source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    subprocess.run([sys.executable, "-c", DYING_PACK, str(source), str(out)], check=False)
+    assert {LOCK, "shard-000003.tar", "index/shard-000003.tar.idx"} < set(contents(out))
+    (out / ".shard-000001.tar.12-34.tmp").touch()
+    (out / "index/.shard-000001.tar.idx.12-34.tmp").touch()
+    (out / "notes.txt").write_text("mine")
+    shardio.pack(source, out, shards=2)
+    shardio.pack(source, tmp_path / "other", shards=2)
+    assert contents(out) == {**contents(tmp_path / "other"), "notes.txt": b"mine"}
+
+
+def test_a_failed_pack_removes_the_folders_it_made_and_no_others(
+    source: Path, tmp_path: Path
+) -> None:
+    (source / "image0000.png").write_bytes(b"no")
+    (tmp_path / "old").mkdir()
+    with pytest.raises(shardio.PackError, match=r"image0000\.png"):
+        shardio.pack(source, tmp_path / "old/a/b/out", shards=1)
+    assert [*(tmp_path / "old").iterdir()] == []
+
+
+def test_a_file_in_a_folder_the_pack_made_does_not_hide_the_error(
+    source: Path, tmp_path: Path
+) -> None:
+    (source / "image0000.png").write_bytes(b"no")
+
+    def start(_: int) -> Callable[[], None]:
+        (tmp_path / "a/notes.txt").touch()
+        return lambda: None
+
+    with pytest.raises(shardio.PackError, match=r"image0000\.png: not a JPEG"):
+        shardio.pack(source, tmp_path / "a/out", shards=1, progress=start)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["notes.txt"]
+
+
+def test_output_that_cannot_be_removed_stays_under_the_lock(source: Path, tmp_path: Path) -> None:
+    (source / "image0000.png").write_bytes(b"no")
+    out = tmp_path / "out"
+
+    def start(_: int) -> Callable[[], None]:
+        (out / "skipped.jsonl").mkdir()
+        return lambda: None
+
+    with pytest.raises(shardio.PackError, match=r"image0000\.png: not a JPEG"):
+        shardio.pack(source, out, shards=1, progress=start)
+    assert (out / LOCK).exists()
+
+
+def finish_at(moment: str, finish: Callable[[], object], patch: pytest.MonkeyPatch) -> None:
+    """Let another pack finish between two steps of taking the folder."""
+    done: list[object] = []
+
+    def once() -> None:
+        if not done:
+            done.append(None)
+            finish()
+
+    class Opened(FileIO):
+        def __init__(self, *arguments: Any) -> None:
+            if moment == "before the lock is opened":
+                once()
+            super().__init__(*arguments)
+
+    real = fcntl.flock
+
+    def flock(*arguments: Any) -> None:
+        if moment == "before the lock is held":
+            once()
+        real(*arguments)
+
+    patch.setattr(output, "FileIO", Opened)
+    patch.setattr(fcntl, "flock", flock)
+
+
+@pytest.mark.parametrize("moment", ["before the lock is opened", "before the lock is held"])
+@pytest.mark.parametrize("renewed", [False, True], ids=["lock gone", "lock of a third pack"])
+def test_a_pack_that_finishes_while_a_second_takes_the_folder_is_kept(
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+    renewed: bool,
+) -> None:
+    shardio.pack(source, tmp_path / "whole", shards=2)
+    expected = contents(tmp_path / "whole")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / LOCK).write_text("a pack that runs")
+
+    def finish() -> None:
+        (out / LOCK).unlink()
+        (tmp_path / "whole").rename(tmp_path / "gone")
+        for path in (tmp_path / "gone").iterdir():
+            path.rename(out / path.name)
+        if renewed:
+            (out / LOCK).touch()
+
+    finish_at(moment, finish, monkeypatch)
+    with pytest.raises(shardio.PackError, match=r"has shards already|another pack is writing"):
+        shardio.pack(source, out, shards=2)
+    left = contents(out)
+    if renewed and moment == "before the lock is held":
+        assert left.pop(LOCK) == b"", "the third pack's lock is not ours to remove"
+    assert left == expected
+    assert os.path.lexists(out / LOCK) == (renewed and moment == "before the lock is held")
