@@ -28,7 +28,7 @@ _KINDS = {
     "4": "a device",
     "6": "a fifo",
 }
-_FILE_KINDS = b"07"
+_FILE = ord("0")
 _DIRECTORY = ord("5")
 
 
@@ -155,7 +155,7 @@ def _index_buffer(data: bytes | mmap.mmap, *, name: str, checksums: bool) -> Sha
             split = split_member_name(raw.decode("utf-8", "surrogateescape"))
             if split is None or kind == _DIRECTORY:
                 continue
-            if kind not in _FILE_KINDS:
+            if kind != _FILE:
                 raise _no_file(name, split, kind, offset)
             checksum = zlib.crc32(view[offset : offset + size]) if checksums else 0
             builder.add(*split, Placed(offset, size, checksum))

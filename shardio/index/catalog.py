@@ -2,7 +2,8 @@
 
 A packed folder answers from its manifest alone. Shards that others made answer from their index
 beside them, or from one that is built by a header scan on first use and kept in the cache
-folder, so that later processes map it instead of scanning again.
+folder, so that later processes map it instead of scanning again. An index in the cache that does
+not read is built again; one beside its shard is the user's, and an error.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
 
 import braceexpand
 
@@ -23,6 +24,7 @@ from shardio.index.manifest import (
     INDEX_SUFFIX,
     MANIFEST_NAME,
     PACKING_NAME,
+    Manifest,
     index_path,
     read_manifest,
 )
@@ -101,21 +103,134 @@ def open_catalog(source: Source) -> Catalog:
     """Find the shards of a source.
 
     Args:
-        source: a packed folder, a folder of tars, a shard, a glob, a brace pattern such as
-            `out/shard-{000000..000007}.tar`, or a list of these.
+        source: a packed folder or its manifest, a folder of tars, a shard, a glob, a brace
+            pattern such as `out/shard-{000000..000007}.tar`, or a list of these; `~` is the
+            home folder.
 
     Raises:
-        UsageError: nothing is there.
-        IndexFileError: a manifest or index is damaged or stale.
+        UsageError: nothing is there, or it is no source.
+        IndexFileError: a manifest or index is damaged or stale, or a pack is unfinished.
         TarError: a shard without index is damaged.
     """
-    if is_packed(source):
-        return _packed(Path(source))
-    if not isinstance(source, str | os.PathLike) and source and all(map(is_packed, source)):
-        return _joined([_packed(Path(os.fspath(part))) for part in source])
+    parts = list_parts(source)
+    packed = {part: _open_packed(part) for part in parts if is_packed(part)}
+    catalogs = [packed.get(part) or _open_foreign(part) for part in parts]
+    classes = _common_classes(packed.values())
+    return Catalog(
+        shards=tuple(shard for catalog in catalogs for shard in catalog.shards),
+        fields=tuple(sorted({field for catalog in catalogs for field in catalog.fields})),
+        classes=classes if packed.keys() >= set(parts) else None,
+    )
+
+
+def list_parts(source: Source) -> list[Path]:
+    """What a source names, in order: folders, files and patterns; a manifest is its folder.
+
+    Raises:
+        UsageError: it is neither a path nor a list of paths, or the list is empty.
+    """
+    named = os.fspath(source) if isinstance(source, os.PathLike) else source
+    if isinstance(named, str):
+        path = Path(os.path.expanduser(named))  # noqa: PTH111  an unknown ~user stays
+        return [path.parent if path.name == MANIFEST_NAME and path.is_file() else path]
+    if not isinstance(named, Sequence) or isinstance(named, bytes | bytearray):
+        raise UsageError(
+            f"{source!r} is no source of shards; give a path or pattern as text, or a list of them"
+        )
+    if not named:
+        raise UsageError("the list of shards is empty; name a packed folder or shards")
+    return [part for element in named for part in list_parts(element)]
+
+
+def is_packed(part: Path) -> bool:
+    """Whether a part of a source is a folder with a manifest."""
+    return (part / MANIFEST_NAME).is_file()
+
+
+def find_shards(part: Path) -> list[Path]:
+    """The shard files of one part of a source, in order.
+
+    Raises:
+        UsageError: nothing is there, or something else than files.
+        IndexFileError: a pack into the folder of a shard was interrupted or still runs.
+    """
+    if part.is_dir():
+        refuse_unfinished(part)
+        shards = sorted(path for path in part.iterdir() if path.name.endswith(SHARD_SUFFIXES))
+        shards = [path for path in shards if not path.name.startswith(".")]
+        if not shards:
+            raise UsageError(
+                f"{part}: no shards (*.tar, *.tar.gz, *.tgz) in this folder; "
+                "make some with `shardio pack`"
+            )
+    else:
+        shards = [part] if part.exists() else _expand(str(part))
+    for folder in sorted({shard.parent for shard in shards}):
+        refuse_unfinished(folder)
+    for shard in shards:
+        if not shard.is_file():
+            raise UsageError(
+                f"{shard}: {part} names it as a shard, and it is not a file; use a pattern that "
+                "matches only shards, such as *.tar, or a list of folders"
+            )
+    return shards
+
+
+def refuse_missing(folder: Path, manifest: Manifest) -> None:
+    """Raise IndexFileError if a shard of a manifest is not in its folder."""
+    present = {path.name for path in folder.iterdir()}
+    missing = [shard.name for shard in manifest.shards if shard.name not in present]
+    if missing:
+        raise IndexFileError(
+            f"{folder}: {len(missing)} of {len(manifest.shards)} shards are missing, the first "
+            f"is {missing[0]}; get or pack them again"
+        )
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """Raise IndexFileError if a pack into the folder has begun and not ended."""
+    if (folder / PACKING_NAME).exists():
+        raise IndexFileError(
+            f"{folder}: a pack into this folder was interrupted or still runs, so shards may be "
+            "missing; wait for it, or run the same `shardio pack` again"
+        )
+
+
+def _expand(pattern: str) -> list[Path]:
+    try:
+        names = [*braceexpand.braceexpand(pattern)] if "{" in pattern else []
+    except ValueError as error:
+        raise UsageError(
+            f"{pattern}: no such file, and its braces are no pattern ({error}); "
+            "write them like shard-{000000..000007}.tar"
+        ) from error
+    expanded = [Path(name) for name in names]
+    missing = [str(path) for path in expanded if not path.exists()]
+    if missing:
+        raise UsageError(
+            f"{pattern}: {len(missing)} of {len(expanded)} shards do not exist, "
+            f"the first is {missing[0]}"
+        )
+    shards = expanded or [Path(name) for name in sorted(glob.glob(pattern))]  # noqa: PTH207  absolute patterns too
+    if not shards:
+        raise UsageError(f"{pattern}: no such folder or shard, and no file matches it")
+    return shards
+
+
+def _common_classes(packed: Iterable[Catalog]) -> tuple[str, ...] | None:
+    classes = {catalog.classes for catalog in packed}
+    if len(classes) > 1:
+        raise UsageError(
+            "the folders were packed with different classes, so that equal labels mean "
+            "different things; pack them with the same class folders"
+        )
+    return classes.pop() if classes else None
+
+
+def _open_foreign(part: Path) -> Catalog:
     entries: list[ShardEntry] = []
     fields: set[str] = set()
-    for shard in find_shards(source):
+    for shard in find_shards(part):
         plain = plain_tar(shard)
         path, index = _index_of(shard, plain)
         fields.update(index.fields)
@@ -132,82 +247,10 @@ def open_catalog(source: Source) -> Catalog:
     return Catalog(shards=tuple(entries), fields=tuple(sorted(fields)), classes=None)
 
 
-def is_packed(source: Source) -> TypeGuard[str | os.PathLike[str]]:
-    """Whether a source is a folder with a manifest."""
-    return isinstance(source, str | os.PathLike) and Path(source, MANIFEST_NAME).is_file()
-
-
-def find_shards(source: Source) -> list[Path]:
-    """The shard files of a source, in order; see open_catalog.
-
-    Raises:
-        UsageError: nothing is there.
-        IndexFileError: a folder whose pack was interrupted or still runs.
-    """
-    if not isinstance(source, str | os.PathLike):
-        if not source:
-            raise UsageError("the list of shards is empty")
-        return [shard for part in source for shard in find_shards(part)]
-    path = Path(source)
-    if path.is_dir():
-        refuse_unfinished(path)
-        shards = sorted(p for p in path.iterdir() if p.name.endswith(SHARD_SUFFIXES))
-        shards = [p for p in shards if not p.name.startswith(".")]
-        if not shards:
-            raise UsageError(
-                f"{path}: no shards (*.tar, *.tar.gz, *.tgz) in this folder; "
-                "make some with `shardio pack`"
-            )
-        return shards
-    if path.exists():
-        return [path]
-    pattern = os.fspath(source)
-    expanded = [Path(name) for name in braceexpand.braceexpand(pattern)] if "{" in pattern else []
-    missing = [str(name) for name in expanded if not name.exists()]
-    if missing:
-        raise UsageError(
-            f"{pattern}: {len(missing)} of {len(expanded)} shards do not exist, "
-            f"the first is {missing[0]}"
-        )
-    shards = expanded or [Path(name) for name in sorted(glob.glob(pattern))]  # noqa: PTH207  absolute patterns too
-    if not shards:
-        raise UsageError(f"{pattern}: no such folder or shard, and no file matches it")
-    return shards
-
-
-def refuse_unfinished(folder: Path) -> None:
-    """Raise IndexFileError if a pack into the folder has begun and not ended."""
-    if (folder / PACKING_NAME).exists():
-        raise IndexFileError(
-            f"{folder}: a pack into this folder was interrupted or still runs, so shards may be "
-            "missing; wait for it, or run the same `shardio pack` again"
-        )
-
-
-def _joined(parts: list[Catalog]) -> Catalog:
-    classes = {part.classes for part in parts}
-    if len(classes) > 1:
-        raise UsageError(
-            "the folders were packed with different classes, so that equal labels mean "
-            "different things; pack them with the same class folders"
-        )
-    return Catalog(
-        shards=tuple(shard for part in parts for shard in part.shards),
-        fields=tuple(sorted({field for part in parts for field in part.fields})),
-        classes=classes.pop(),
-    )
-
-
-def _packed(folder: Path) -> Catalog:
+def _open_packed(folder: Path) -> Catalog:
     refuse_unfinished(folder)
     manifest = read_manifest(folder)
-    present = {path.name for path in folder.iterdir()}
-    missing = [shard.name for shard in manifest.shards if shard.name not in present]
-    if missing:
-        raise IndexFileError(
-            f"{folder}: {len(missing)} of {len(manifest.shards)} shards are missing, the first "
-            f"is {missing[0]}; get or pack them again"
-        )
+    refuse_missing(folder, manifest)
     entries = tuple(
         ShardEntry(
             name=str(folder / shard.name),
@@ -224,7 +267,7 @@ def _packed(folder: Path) -> Catalog:
 
 def _index_of(shard: Path, plain: Path) -> tuple[Path, ShardIndex]:
     beside = index_path(shard)
-    if beside.is_file():
+    if beside.exists():
         index = read_index(beside)
         size = plain.stat().st_size
         if index.shard_size != size:
@@ -234,6 +277,7 @@ def _index_of(shard: Path, plain: Path) -> tuple[Path, ShardIndex]:
             )
         return beside, index
     cached = cache_entry(plain, INDEX_SUFFIX)
-    if not cached.exists():
-        write_index(cached, index_shard(plain, name=str(shard), checksums=False))
+    with suppress(IndexFileError):
+        return cached, read_index(cached)
+    write_index(cached, index_shard(plain, name=str(shard), checksums=False))
     return cached, read_index(cached)

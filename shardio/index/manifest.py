@@ -1,12 +1,15 @@
 """The manifest `shardio.json`: the shards of a packed folder, their sizes, fields and classes.
 
 It is a wids index (`wids-shard-index-v1`, webdataset's format) with more in it: SHA-256 and size
-of each shard in its entry, everything else under "shardio".
+of each shard in its entry, everything else under "shardio". There also is a CRC-32 of what the
+manifest says, however its JSON is spelled; a manifest without one is taken as it is.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ PACKING_NAME = ".shardio-pack"  # lies in a folder while it is packed
 INDEX_FOLDER = "index"
 INDEX_SUFFIX = ".idx"
 _VERSION = 1
+_LIMIT = 1 << 63  # of counts and sizes, which are int64 in arrays
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +82,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         ],
         "shardio": {
             "version": _VERSION,
+            "crc32": _checksum(manifest),
             "fields": manifest.fields,
             "classes": manifest.classes,
         },
@@ -97,10 +102,10 @@ def read_manifest(folder: Path) -> Manifest:
     text = path.read_bytes()
     try:
         return _parse(json.loads(text))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise IndexFileError(
-            f"{path}: the manifest is damaged or of another version ({error!r}); "
-            "delete it and run `shardio index` on the folder"
+            f"{path}: the manifest is damaged or of another version ({error!r}); get or pack the "
+            "folder again, or delete it and run `shardio index` on the folder, without class names"
         ) from error
 
 
@@ -108,23 +113,37 @@ def _parse(document: dict[str, Any]) -> Manifest:
     own = document["shardio"]
     if own["version"] != _VERSION:
         raise ValueError(f"version {own['version']}, expected {_VERSION}")
-    for entry in document["shardlist"]:
-        if (
-            entry["nsamples"] < 0
-            or entry["filesize"] < 0
-            or Path(entry["url"]).name != entry["url"]
-        ):
-            raise ValueError(f"no shard can be {entry}")
-    return Manifest(
-        shards=tuple(
-            ShardReceipt(
-                name=str(entry["url"]),
-                samples=int(entry["nsamples"]),
-                size=int(entry["filesize"]),
-                sha256=str(entry["sha256"]),
-            )
-            for entry in document["shardlist"]
-        ),
-        fields=tuple(own["fields"]),
-        classes=None if own["classes"] is None else tuple(own["classes"]),
+    manifest = Manifest(
+        shards=tuple(_parse_shard(entry) for entry in document["shardlist"]),
+        fields=_parse_names(own["fields"]),
+        classes=None if own["classes"] is None else _parse_names(own["classes"]),
     )
+    for name, times in Counter(shard.name for shard in manifest.shards).items():
+        if times > 1:
+            raise ValueError(f"it names the shard {name} {times} times")
+    if own.get("crc32") not in {None, _checksum(manifest)}:
+        raise ValueError("its checksum differs; if the change is meant, remove its crc32")
+    return manifest
+
+
+def _parse_shard(entry: dict[str, Any]) -> ShardReceipt:
+    name, samples, size = entry["url"], entry["nsamples"], entry["filesize"]
+    if (
+        Path(name).name != name
+        or any(type(count) is not int or not 0 <= count < _LIMIT for count in (samples, size))
+        or not isinstance(entry["sha256"], str)
+    ):
+        raise ValueError(f"no shard can be {entry}")
+    return ShardReceipt(name=name, samples=samples, size=size, sha256=entry["sha256"])
+
+
+def _parse_names(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{names!r} is no list of names")
+    return tuple(names)
+
+
+def _checksum(manifest: Manifest) -> str:
+    shards = [[shard.name, shard.samples, shard.size, shard.sha256] for shard in manifest.shards]
+    facts = json.dumps([shards, manifest.fields, manifest.classes])
+    return f"{zlib.crc32(facts.encode()):08x}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shardio.errors import IndexFileError
 from shardio.index.build import index_shard
-from shardio.index.catalog import Source, find_shards, is_packed, open_catalog
+from shardio.index.catalog import Source, find_shards, is_packed, list_parts, refuse_missing
 from shardio.index.manifest import ShardReceipt, index_path, read_manifest, write_manifest
 from shardio.index.shard_index import ShardIndex, write_index
 from shardio.storage.cache import plain_tar
@@ -52,48 +52,66 @@ def index_source(
         TarError: a shard is damaged; the indexes of those before it are written.
         OSError: a shard cannot be read or an index not written.
     """
-    shards = find_shards(source)
-    done = progress(len(shards)) if progress else None
-    if is_packed(source) and not force:
-        open_catalog(source)
-    receipts, fields = [], set[str]()
-    for shard in shards:
-        index = index_shard(plain_tar(shard), name=str(shard), checksums=True)
-        if not force:
-            _compare(shard, index)
-        index_path(shard).parent.mkdir(exist_ok=True)
-        write_index(index_path(shard), index)
-        receipts.append(
-            ShardReceipt(
-                name=shard.name,
-                samples=len(index),
-                size=index.shard_size,
-                sha256=index.shard_sha256 or "",
-            )
-        )
-        fields.update(index.fields)
-        if done is not None:
-            done()
-    if is_packed(source) and force:
-        manifest = read_manifest(Path(source))
-        updated = replace(manifest, shards=tuple(receipts), fields=tuple(sorted(fields)))
-        write_manifest(Path(source), updated)
+    found = {part: find_shards(part) for part in list_parts(source)}
+    folders = {shard.parent: None for shards in found.values() for shard in shards}
+    digests = {
+        folder: _packed_digests(folder, whole=folder in found)
+        for folder in folders
+        if is_packed(folder) and not force
+    }
+    done = progress(sum(map(len, found.values()))) if progress else None
+    every, all_fields = list[ShardReceipt](), set[str]()
+    for part, shards in found.items():
+        receipts, fields = list[ShardReceipt](), set[str]()
+        for shard in shards:
+            index = index_shard(plain_tar(shard), name=str(shard), checksums=True)
+            _compare(shard, index, digests.get(shard.parent))
+            receipts.append(_publish(shard, index))
+            fields.update(index.fields)
+            if done is not None:
+                done()
+        if force and is_packed(part):
+            _update_manifest(part, receipts, fields)
+        every += receipts
+        all_fields |= fields
     return IndexSummary(
-        shards=len(shards),
-        samples=sum(receipt.samples for receipt in receipts),
-        bytes=sum(receipt.size for receipt in receipts),
-        fields=tuple(sorted(fields)),
+        shards=len(every),
+        samples=sum(receipt.samples for receipt in every),
+        bytes=sum(receipt.size for receipt in every),
+        fields=tuple(sorted(all_fields)),
     )
 
 
-def _compare(shard: Path, index: ShardIndex) -> None:
-    if not is_packed(shard.parent):
-        return
-    packed = {receipt.name: receipt for receipt in read_manifest(shard.parent).shards}
-    receipt = packed.get(shard.name)
-    if receipt is None or receipt.sha256 != index.shard_sha256:
+def _packed_digests(folder: Path, *, whole: bool) -> dict[str, str]:
+    """SHA-256 by name of the shards of a packed folder, which must be there if `whole`."""
+    manifest = read_manifest(folder)
+    if whole:
+        refuse_missing(folder, manifest)
+    return {receipt.name: receipt.sha256 for receipt in manifest.shards}
+
+
+def _compare(shard: Path, index: ShardIndex, digests: dict[str, str] | None) -> None:
+    if digests is not None and digests.get(shard.name) != index.shard_sha256:
         raise IndexFileError(
             f"{shard}: the shard is not what was packed (its SHA-256 is not in the manifest); get "
             "it again, or pass --force to accept all shards of the folder as they are",
             shard=str(shard),
         )
+
+
+def _publish(shard: Path, index: ShardIndex) -> ShardReceipt:
+    path = index_path(shard)
+    path.parent.mkdir(exist_ok=True)
+    write_index(path, index)
+    return ShardReceipt(
+        name=shard.name,
+        samples=len(index),
+        size=index.shard_size,
+        sha256=index.shard_sha256 or "",
+    )
+
+
+def _update_manifest(folder: Path, receipts: list[ShardReceipt], fields: set[str]) -> None:
+    manifest = read_manifest(folder)
+    updated = replace(manifest, shards=tuple(receipts), fields=tuple(sorted(fields)))
+    write_manifest(folder, updated)

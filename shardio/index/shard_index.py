@@ -34,7 +34,17 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _NO_CHECKSUM = b"00000000"
-_ARRAYS = ("offsets", "sizes", "key_ends", "checksums", "keys")
+_ARRAYS = {"offsets": "I64", "sizes": "I64", "key_ends": "I64", "checksums": "U32", "keys": "U8"}
+_LIMIT = 1 << 63  # of the size of a shard: its offsets are int64
+_DAMAGED = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    IsADirectoryError,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -107,11 +117,11 @@ def read_index(path: Path) -> ShardIndex:
     """
     try:
         return _map_index(path)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise IndexFileError(
             f"{path}: the index is missing; run `shardio index` on the folder of its shard"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except _DAMAGED as error:
         raise IndexFileError(
             f"{path}: the index is damaged or of another version ({error}); "
             "delete it and run `shardio index` on the folder of its shard"
@@ -132,14 +142,16 @@ def _map_index(path: Path) -> ShardIndex:
 
     def array(name: str) -> NDArray[Any]:
         entry = header[name]
-        first, last = (start + offset for offset in entry["data_offsets"])
-        values: NDArray[Any] = np.frombuffer(data[first:last], _DTYPES[entry["dtype"]])
-        shape: list[int] = entry["shape"]
-        return values.reshape(shape)
+        first, last = entry["data_offsets"]
+        if entry["dtype"] != _ARRAYS[name] or not 0 <= first <= last <= len(data) - start:
+            raise ValueError(f"the array {name} has another type or lies outside the file")
+        piece = data[start + first : start + last]
+        values: NDArray[Any] = np.frombuffer(piece, _DTYPES[entry["dtype"]])
+        return values.reshape(tuple(entry["shape"]))
 
-    return ShardIndex(
+    index = ShardIndex(
         shard_size=int(metadata["shard_size"]),
-        shard_sha256=metadata["shard_sha256"] or None,
+        shard_sha256=str(metadata["shard_sha256"]) or None,
         fields=tuple(json.loads(metadata["fields"])),
         offsets=array("offsets"),
         sizes=array("sizes"),
@@ -147,3 +159,21 @@ def _map_index(path: Path) -> ShardIndex:
         key_ends=array("key_ends"),
         keys=array("keys"),
     )
+    _verify(index)
+    return index
+
+
+def _verify(index: ShardIndex) -> None:
+    """Raise ValueError for what no shard can have, whatever the checksum says."""
+    fields, ends, size = index.fields, index.key_ends, index.shard_size
+    if not 0 <= size < _LIMIT or list(fields) != sorted({str(field) for field in fields}):
+        raise ValueError("no shard has such a size or such fields")
+    tables = (index.offsets, index.sizes, index.checksums)
+    shapes = {table.shape for table in tables if table is not None}
+    if shapes != {(len(ends) - 1, len(fields))} or (ends.ndim, index.keys.ndim) != (1, 1):
+        raise ValueError("its arrays do not fit each other")
+    if ends[0] != 0 or ends[-1] != len(index.keys) or (ends[1:] <= ends[:-1]).any():
+        raise ValueError("its keys do not follow one another")
+    room = np.where(index.offsets < 0, 0, size - index.offsets)
+    if ((index.offsets < -1) | (index.sizes < 0) | (index.sizes > room)).any():
+        raise ValueError("a field lies outside the shard")

@@ -2,8 +2,9 @@
 
 GNU's "L" and "K" carry a long name or link target as text. PAX's "x" (Solaris: "X") carries
 records for the next member, "g" for all that follow, each `LENGTH KEYWORD=VALUE` and a newline,
-where LENGTH counts the whole record (POSIX.1-2001, pax interchange format). Of the keywords only
-path, linkpath and size change where a member is and what it is called; the rest is passed over.
+where LENGTH counts the whole record (POSIX.1-2001, pax interchange format). Only the keywords
+path and size change where a member is and what it is called; the rest is passed over, as are
+link targets, because links are no samples.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ class Overrides:
     """What extension headers put in the place of a header's own fields; None leaves a field."""
 
     name: bytes | None = None
-    link: bytes | None = None
     size: int | None = None
 
     def over(self, other: Overrides) -> Overrides:
@@ -33,7 +33,6 @@ class Overrides:
             return self if other is NO_OVERRIDES else other
         return Overrides(
             name=other.name if self.name is None else self.name,
-            link=other.link if self.link is None else self.link,
             size=other.size if self.size is None else self.size,
         )
 
@@ -54,25 +53,24 @@ def parse_extension(kind: bytes, data: bytes) -> Overrides:
     if kind == b"L":
         return Overrides(name=until_nul(data))
     if kind == b"K":
-        return Overrides(link=until_nul(data))
+        return NO_OVERRIDES
     return _parse_pax(data)
 
 
 def _parse_pax(data: bytes) -> Overrides:
-    texts: dict[bytes, bytes] = {}
-    size = None
+    name, size = None, None
     for keyword, value in _records(data):
         if keyword.startswith(b"GNU.sparse."):
             raise sparse_error()
         if keyword == b"size":
             size = _parse_size(value)
-        elif keyword in {b"path", b"linkpath"}:
+        elif keyword == b"path":
             if b"\0" in value:
                 raise _malformed(keyword + b"=" + value)
-            texts[keyword] = value
-    if size is None and not texts:
+            name = value
+    if name is None and size is None:
         return NO_OVERRIDES
-    return Overrides(name=texts.get(b"path"), link=texts.get(b"linkpath"), size=size)
+    return Overrides(name=name, size=size)
 
 
 def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -4,7 +4,6 @@ The fields that matter to a reader of shards, by byte (POSIX.1-1988 "ustar", whi
 
     0    100  name        148    8  checksum      257    6  magic
     124   12  size        156    1  typeflag      345  155  prefix of the name, if ustar
-                          157  100  link target
 
 Strategy: the checksum is the guard of all other bits, so it is verified first, and exactly.
 Adler-32's low half is one more than the sum of the bytes, modulo 65,521; a sum of 256 bytes is
@@ -24,8 +23,6 @@ ZERO_BLOCK = bytes(BLOCK)
 USTAR_MAGIC = b"ustar\0"
 
 FILE = b"0"
-HARD_LINK = b"1"
-SYMBOLIC_LINK = b"2"
 DIRECTORY = b"5"
 
 HEADER_PARTS = struct.Struct("148s 8s 100s 256s")
@@ -44,13 +41,11 @@ class Header:
         name: the raw name, joined with the ustar prefix, up to its first NUL.
         kind: the typeflag as one byte; v7's NUL and contiguous files ("7") read as "0",
             v7's directories as "5".
-        link: the raw link target; empty unless the member is a link.
         size: the size field.
     """
 
     name: bytes
     kind: bytes
-    link: bytes
     size: int
 
     @property
@@ -87,7 +82,6 @@ def parse_header(block: bytes) -> Header:
     return Header(
         name=folder_prefix(rest) + name,
         kind=kind,
-        link=until_nul(block[157:257]),
         size=_parse_size(before[124:136]),
     )
 

@@ -33,9 +33,7 @@ from shardio.tar.header import (
     DIRECTORY,
     EIGHT_SPACES,
     FILE,
-    HARD_LINK,
     HEADER_PARTS,
-    SYMBOLIC_LINK,
     ZERO_BLOCK,
     Header,
     byte_sum,
@@ -57,14 +55,12 @@ class Members:
         names: raw names, with ustar prefix, GNU long names and PAX paths resolved.
         kinds: one byte a member: "0" file, "1" hard link, "2" symbolic link, "3" and "4"
             devices, "5" directory, "6" fifo; other letters are vendors' own.
-        links: raw link target by position, for kinds "1" and "2".
         offsets: int64 [members], the first byte of each member's data.
         sizes: int64 [members], the bytes of data; 0 for members that have none.
     """
 
     names: list[bytes]
     kinds: bytes
-    links: dict[int, bytes]
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
 
@@ -101,7 +97,6 @@ class _Scan:
         self._view = view
         self._names: list[bytes] = []
         self._kinds = bytearray()
-        self._links: dict[int, bytes] = {}
         self._offsets = array("q")
         self._sizes = array("q")
         self._for_all = NO_OVERRIDES
@@ -116,7 +111,6 @@ class _Scan:
         return Members(
             names=self._names,
             kinds=bytes(self._kinds),
-            links=self._links,
             offsets=np.array(self._offsets, np.int64),
             sizes=np.array(self._sizes, np.int64),
         )
@@ -196,8 +190,6 @@ class _Scan:
         name = header.name if given.name is None else given.name
         size = self._data_size(header, own) if header.has_data else 0
         self._verify_inside(data, size)
-        if header.kind in {HARD_LINK, SYMBOLIC_LINK}:
-            self._links[len(self._names)] = header.link if given.link is None else given.link
         is_directory = header.kind == FILE and name.endswith(b"/")
         self._kinds += DIRECTORY if is_directory else header.kind
         self._names.append(name)
