@@ -1,6 +1,6 @@
 # make demo   sets up, then packs, profiles and trains on real images
 # make test   sets up, then runs format, lint, types and tests
-# make bench  sets up, then measures against webdataset (needs an idle machine)
+# make bench  sets up, then measures against webdataset and at scale (needs an idle machine)
 
 PYTHON ?= python3
 VENV := .venv
@@ -41,6 +41,7 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python tools/bench/versus_webdataset.py
+	$(BIN)/python tools/bench/scale.py
 
 clean:
 	rm -rf $(VENV) demo

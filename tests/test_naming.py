@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +30,7 @@ def test_names_without_a_field_and_dot_files_belong_to_no_sample(name: str) -> N
     assert split_member_name(name) is None
 
 
-@pytest.mark.parametrize("name", ["__meta__/a.json", "__x__/b/c.txt", "__info__"])
+@pytest.mark.parametrize("name", ["__meta__/a.json", "__x__/b/c.txt", "__info__", "__.__"])
 def test_metadata_of_webdataset_belongs_to_no_sample(name: str) -> None:
     assert split_member_name(name) is None
 
@@ -37,7 +39,8 @@ def test_metadata_of_webdataset_belongs_to_no_sample(name: str) -> None:
 def test_the_rule_is_that_of_webdataset(name: str) -> None:
     split = split_member_name(name)
     key, field = base_plus_ext(name)
-    if name.rpartition("/")[2].startswith("."):
+    metadata = re.match(r"__[^/]*__($|/)", name)  # the default of tar_file_iterator
+    if name.rpartition("/")[2].startswith(".") or metadata:
         assert split is None
     else:
         assert split == (None if key is None else (key, field.lower()))
