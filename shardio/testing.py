@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
@@ -31,3 +34,22 @@ def make_images(
             pixels = numbers.integers(0, 256, (size, size, 3), dtype=np.uint8)
             cv2.imwrite(str(inside / f"image{number:04d}.{extension}"), pixels)
     return folder
+
+
+def make_shard(path: Path, samples: Mapping[str, Mapping[str, bytes]]) -> Path:
+    """Write a shard with Python's tarfile, as others make them.
+
+    Args:
+        path: of the tar.
+        samples: bytes by field, by key.
+
+    Returns:
+        The path.
+    """
+    with tarfile.open(path, "w") as archive:
+        for key, sample in samples.items():
+            for field, data in sample.items():
+                info = tarfile.TarInfo(f"{key}.{field}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    return path

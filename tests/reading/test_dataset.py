@@ -4,8 +4,9 @@ import copy
 import io
 import json
 import logging
+import os
 import pickle
-import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,9 @@ import torch
 from torch.utils.data import DataLoader
 
 import shardio
+from shardio.index.manifest import index_path
 from shardio.storage.local import LocalShard
-
-
-def make_shard(path: Path, samples: dict[str, dict[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for key, sample in samples.items():
-            for field, data in sample.items():
-                info = tarfile.TarInfo(f"{key}.{field}")
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
-    return path
+from shardio.testing import make_images, make_shard
 
 
 def png(value: int, height: int = 4, width: int = 6) -> bytes:
@@ -410,3 +403,40 @@ def test_the_manifest_is_an_index_that_wids_understands(packed: Path) -> None:
     assert document["wids_version"] == 1
     assert all({"url", "nsamples", "filesize"} <= set(shard) for shard in document["shardlist"])
     assert sum(shard["nsamples"] for shard in document["shardlist"]) == 600
+
+
+def _replace_by_another(shard: Path, other: Path) -> None:
+    for path in (shard, index_path(shard)):
+        path.unlink()
+        path.write_bytes((other / path.relative_to(shard.parent)).read_bytes())
+
+
+def _overwrite(shard: Path, other: Path) -> None:
+    shard.write_bytes((other / shard.name).read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_replace_by_another, "the shard was changed after the dataset was opened; open it again"),
+        (_overwrite, "the data is not what was packed"),
+        (lambda shard, _: shard.unlink(), "the shard is missing; get or pack it again"),
+        (lambda shard, _: os.truncate(shard, 5000), "it was changed or cut off"),
+    ],
+)
+def test_shards_that_change_under_a_running_epoch_are_an_error(
+    tmp_path: Path, change: Callable[[Path, Path], None], message: str
+) -> None:
+    """The new shard has the same size and as many samples, so that only its contents tell."""
+    images = make_images(tmp_path / "images", classes=1, per_class=60, extension="bmp")
+    for name, seed in (("out", 0), ("other", 1)):
+        shardio.pack(images, tmp_path / name, shards=6, seed=seed)
+    dataset = shardio.ShardDataset(tmp_path / "out", shuffle=True, window=1, batch_size=10)
+    last = dataset.catalog.shards[dataset.plan(0).orders[0].runs_of_window(5).shards[0]].name
+    steps = iter(dataset)
+    first = next(steps)
+    change(Path(last), tmp_path / "other")
+    with pytest.raises(shardio.ShardioError, match=message) as caught:
+        list(steps)
+    assert last in str(caught.value)
+    assert len(set(first["__key__"])) == 10

@@ -15,6 +15,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 import shardio
+from shardio.storage.local import LocalShard
 
 GLOBAL_BATCH_SIZE = 48  # 600 samples are 12 and a half
 TOPOLOGIES = ((1, 0), (1, 3), (2, 1), (3, 2), (4, 0), (8, 1))  # ranks, workers of each
@@ -126,3 +127,31 @@ def test_a_mixture_goes_on_with_the_same_batches_on_other_ranks_and_workers(pack
         rest, _ = keys(then, state, None)
         assert first | rest == expected
         assert not first.keys() & rest.keys()
+
+
+def test_nodes_with_streams_open_few_shards_of_others(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four nodes of two ranks; with whole shards cached, they fetch 1.1 times the bytes at most."""
+    shardio.pack(images, tmp_path / "out", shards=30)
+    opened: set[str] = set()
+    monkeypatch.setattr(
+        "shardio.reading.shards.LocalShard",
+        lambda path, name: opened.add(name) or LocalShard(path, name),  # type: ignore[func-returns-value]
+    )
+    fetched = []
+    keys = []
+    for node in range(4):
+        opened.clear()
+        for rank in (2 * node, 2 * node + 1):
+            dataset = shardio.ShardDataset(
+                tmp_path / "out", shuffle=True, window=2, streams=16, global_batch_size=48,
+                decode=False, rank=rank, world_size=8,
+            )  # fmt: skip
+            for batch in [batch for _ in range(3) for batch in dataset]:
+                keys += [k for k, v in zip(batch["__key__"], batch["valid"].tolist()) if v]  # noqa: B905
+        fetched += [Path(name).stat().st_size for name in opened]
+    total = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.tar"))
+    assert total < sum(fetched) <= 1.1 * total
+    assert len(keys) == 3 * 600
+    assert len(set(keys)) == 600

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +10,7 @@ import numpy as np
 import pytest
 
 import shardio
-
-
-def make_shard(path: Path, samples: dict[str, dict[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for key, sample in samples.items():
-            for field, data in sample.items():
-                info = tarfile.TarInfo(f"{key}.{field}")
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
-    return path
+from shardio.testing import make_shard
 
 
 def png(value: int, height: int = 4, width: int = 6) -> bytes:
