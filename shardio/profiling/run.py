@@ -12,6 +12,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from shardio.errors import ShardioError
+from shardio.plan.samples import Samples
 from shardio.reading.dataset import ShardDataset
 from shardio.reading.times import StageTimes
 from shardio.transforms import RandomResizedCrop
@@ -69,6 +70,7 @@ def _long_dataset(request: dict[str, Any]) -> ShardDataset:
     wanted = int(request["seconds"] * _MOST_SAMPLES_PER_SECOND)
     repeats = -(-wanted // sum(shard.samples for shard in shards))
     dataset.catalog = replace(dataset.catalog, shards=shards * repeats)
+    dataset.samples = Samples([shard.samples for shard in dataset.catalog.shards])
     return dataset
 
 
