@@ -12,6 +12,7 @@ equal channels; of an animation the default image of a PNG or the first frame of
 
 from __future__ import annotations
 
+import threading
 import zlib
 from struct import unpack_from
 from typing import TYPE_CHECKING, cast
@@ -34,8 +35,8 @@ _NATIVE_RGB: int | None = getattr(cv2, "IMREAD_COLOR_RGB", None)  # OpenCV 4.11 
 _FLAGS = cv2.IMREAD_IGNORE_ORIENTATION | (_NATIVE_RGB or cv2.IMREAD_COLOR)
 
 
-class Scratch:
-    """One growing uint8 buffer that a thread reuses for decoding.
+class Scratch(threading.local):
+    """A growing uint8 buffer for each thread that uses it, kept for the next image.
 
     New memory costs a page fault for each of its pages: a quarter of the time that decoding a
     small photo takes.
@@ -43,8 +44,6 @@ class Scratch:
 
     KEEP = 1 << 26
     """Most bytes kept between uses, so that one huge image does not hold memory for ever."""
-
-    __slots__ = ("_buffer",)
 
     def __init__(self) -> None:
         self._buffer = np.empty(0, np.uint8)

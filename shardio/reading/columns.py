@@ -1,5 +1,7 @@
 """The entries of a batch while it is filled: one column a field, one slot a sample.
 
+Threads fill different slots at once.
+
 Images with a sized transform go straight from the decoder's scratch buffer into their slot.
 Other arrays set the column's shape and dtype with the first one that comes. Everything else is
 a list. In a worker process the slots lie in shared memory, so that the finished batch is handed
@@ -8,6 +10,7 @@ to the training process without another copy.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from time import perf_counter_ns
 from typing import Any, Protocol
@@ -30,8 +33,10 @@ Transform = SizedTransform | Callable[[torch.Tensor], Any]
 class Column(Protocol):
     """One entry of a batch."""
 
-    def put(self, slot: int, stored: FieldBytes, uniforms: Sequence[float]) -> None:
-        """Decode a field of a sample into its slot.
+    def put(
+        self, slot: int, stored: FieldBytes, uniforms: Sequence[float], times: StageTimes
+    ) -> None:
+        """Decode a field of a sample into its slot, and count the time.
 
         Raises:
             CodecError: the bytes do not decode.
@@ -54,17 +59,17 @@ class SizedImages:
         slots: int,
         transform: SizedTransform,
         scratch: Scratch,
-        times: StageTimes,
         *,
         shared: bool,
     ) -> None:
         self._transform = transform
         self._scratch = scratch
-        self._times = times
         self._batch = empty((slots, *transform.size, 3), torch.uint8, shared=shared)
         self._slots: NDArray[np.uint8] = self._batch.numpy()
 
-    def put(self, slot: int, stored: FieldBytes, uniforms: Sequence[float]) -> None:
+    def put(
+        self, slot: int, stored: FieldBytes, uniforms: Sequence[float], times: StageTimes
+    ) -> None:
         """See Column."""
         start = perf_counter_ns()
         info = probe_image(stored.data)
@@ -72,8 +77,8 @@ class SizedImages:
         decoded = perf_counter_ns()
         crop = self._transform.crop(info.height, info.width, uniforms)
         write_crop(pixels, crop, self._slots[slot])
-        self._times.decode += decoded - start
-        self._times.transform += perf_counter_ns() - decoded
+        times.decode += decoded - start
+        times.transform += perf_counter_ns() - decoded
 
     def forget(self, slot: int) -> None:
         """See Column."""
@@ -90,20 +95,21 @@ class Arrays:
         self,
         slots: int,
         transform: Callable[[torch.Tensor], Any] | None,
-        times: StageTimes,
         *,
         image: bool,
         shared: bool,
     ) -> None:
         self._num_slots = slots
         self._transform = transform
-        self._times = times
         self._image = image
         self._shared = shared
         self._batch: torch.Tensor | None = None
         self._filled: set[int] = set()
+        self._lock = threading.Lock()
 
-    def put(self, slot: int, stored: FieldBytes, uniforms: Sequence[float]) -> None:
+    def put(
+        self, slot: int, stored: FieldBytes, uniforms: Sequence[float], times: StageTimes
+    ) -> None:
         """See Column."""
         del uniforms
         start = perf_counter_ns()
@@ -115,33 +121,36 @@ class Arrays:
         decoded = perf_counter_ns()
         if self._transform is not None:
             value = _apply(self._transform, value)
-        self._times.decode += decoded - start
-        self._times.transform += perf_counter_ns() - decoded
+        times.decode += decoded - start
+        times.transform += perf_counter_ns() - decoded
         self._place(slot, value)
 
     def forget(self, slot: int) -> None:
         """See Column."""
-        self._filled.discard(slot)
-        if not self._filled:
-            self._batch = None
+        with self._lock:
+            self._filled.discard(slot)
+            if not self._filled:
+                self._batch = None
 
     def collect(self) -> torch.Tensor | None:
         """See Column."""
         return self._batch
 
     def _place(self, slot: int, value: torch.Tensor) -> None:
-        if self._batch is None:
-            self._batch = self._allocate(value)
-        if value.shape != self._batch.shape[1:] or value.dtype != self._batch.dtype:
-            wanted = "×".join(map(str, self._batch.shape[1:]))
+        with self._lock:
+            if self._batch is None:
+                self._batch = self._allocate(value)
+            batch = self._batch
+            self._filled.add(slot)
+        if value.shape != batch.shape[1:] or value.dtype != batch.dtype:
+            wanted = "×".join(map(str, batch.shape[1:]))
             found = "×".join(map(str, value.shape))
             raise UsageError(
                 f"it is {found} {value.dtype}, others of the batch are {wanted} "
-                f"{self._batch.dtype}; give a transform that makes them equal, such as "
+                f"{batch.dtype}; give a transform that makes them equal, such as "
                 "shardio.RandomResizedCrop(224), or read samples without batch_size"
             )
-        self._batch[slot] = value
-        self._filled.add(slot)
+        batch[slot] = value
 
     def _allocate(self, value: torch.Tensor) -> torch.Tensor:
         if self._image and value.ndim == 3:
@@ -154,18 +163,19 @@ class Arrays:
 class Values:
     """Anything else, a list of B values; undecoded fields stay bytes."""
 
-    def __init__(self, slots: int, times: StageTimes, *, decode: bool) -> None:
+    def __init__(self, slots: int, *, decode: bool) -> None:
         self._values: list[Any] = [None] * slots
-        self._times = times
         self._decode = decode
 
-    def put(self, slot: int, stored: FieldBytes, uniforms: Sequence[float]) -> None:
+    def put(
+        self, slot: int, stored: FieldBytes, uniforms: Sequence[float], times: StageTimes
+    ) -> None:
         """See Column."""
         del uniforms
         start = perf_counter_ns()
         field, data = stored
         self._values[slot] = decode_field(field, data) if self._decode else data
-        self._times.decode += perf_counter_ns() - start
+        times.decode += perf_counter_ns() - start
 
     def forget(self, slot: int) -> None:
         """See Column."""

@@ -6,14 +6,11 @@ epoch's order depends on is in the plan; the base class finds out which steps ar
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch.utils.data import get_worker_info
 
 from shardio.errors import UsageError
@@ -29,7 +26,7 @@ from shardio.reading.columns import Transform
 from shardio.reading.fields import Fields, default_fields, parse_fields
 from shardio.reading.planning import check_plan, make_shuffle
 from shardio.reading.reader import SampleReader
-from shardio.reading.resumable import Batches, ResumableDataset
+from shardio.reading.resumable import Jobs, ResumableDataset, run_in_turn, to_sample
 from shardio.reading.shards import ShardPool
 from shardio.reading.state import Identity
 from shardio.reading.times import StageTimes
@@ -162,8 +159,9 @@ class ShardDataset(ResumableDataset):
         )
         if self._open_shards is None:
             self._open_shards = ShardPool(self.catalog.shards)
-            weakref.finalize(self, self._open_shards.close)
-        return to_sample(self.reader(self._open_shards).read(single, self.transform_key(0)))
+        job = self.reader(self._open_shards).start(single, self.transform_key(0))
+        (batch,) = run_in_turn(iter([job]))
+        return to_sample(batch)
 
     def by_key(self, key: str) -> dict[str, Any]:
         """One sample by its key, like ds[index]; the first where shards share keys.
@@ -210,8 +208,8 @@ class ShardDataset(ResumableDataset):
         steps = self.num_steps()
         if not 0 <= step < steps:
             raise UsageError(f"step {step} is outside the {steps} steps of an epoch")
-        with closing(self._read_steps(epoch, [step])) as batches:
-            return next(batches)
+        (batch,) = run_in_turn(self._read_steps(epoch, [step]))
+        return self._deliver(batch, epoch, step)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_open_shards": None}
@@ -248,22 +246,17 @@ class ShardDataset(ResumableDataset):
             tail=self._tail,
         )
 
-    def _read_steps(self, epoch: int, steps: Sequence[int]) -> Batches:
+    def _read_steps(self, epoch: int, steps: Sequence[int]) -> Jobs:
         plan, ranks, rest = self.plan(epoch), self.ranks, iter(steps)
-        key = self.transform_key(epoch)
-        with closing(ShardPool(self.catalog.shards)) as pool:
-            reader, aheads = self.reader(pool), self._aheads(plan, pool, steps)
-            while some := [*islice(rest, 1 if self.batch_size else _SAMPLES_PLANNED_AT_ONCE)]:
-                positions = plan.share(some, ranks.rank, ranks.world_size)
-                for stream, place in plan.first_places(positions) if aheads else []:
-                    aheads[stream].enter(place)
-                references = plan.references(positions)
-                if self.batch_size:
-                    yield reader.read(references, key) | {"__epoch__": epoch, "__step__": some[0]}
-                else:
-                    yield from (
-                        to_sample(reader.read(single, key)) for single in references.split()
-                    )
+        key, pool = self.transform_key(epoch), ShardPool(self.catalog.shards)
+        reader, aheads = self.reader(pool), self._aheads(plan, pool, steps)
+        while some := [*islice(rest, 1 if self.batch_size else _SAMPLES_PLANNED_AT_ONCE)]:
+            positions = plan.share(some, ranks.rank, ranks.world_size)
+            for stream, place in plan.first_places(positions) if aheads else []:
+                aheads[stream].enter(place)
+            references = plan.references(positions)
+            parts = [references] if self.batch_size else references.split()
+            yield from (reader.start(part, key) for part in parts)
 
     def _aheads(self, plan: EpochPlan, pool: ShardPool, steps: Sequence[int]) -> list[ReadAhead]:
         if self.shuffle.window is None or len(steps) == 1:
@@ -322,12 +315,3 @@ class ShardDataset(ResumableDataset):
                 for row in index.offsets[:1000]
             ]
         return default_fields(names, together)
-
-
-def to_sample(batch: dict[str, Any]) -> dict[str, Any]:
-    """The one sample of a batch of one."""
-    sample = {name: value[0] for name, value in batch.items()}
-    return {
-        name: value.item() if isinstance(value, torch.Tensor) and value.ndim == 0 else value
-        for name, value in sample.items()
-    }

@@ -13,7 +13,6 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
 from dataclasses import asdict
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -28,8 +27,9 @@ from shardio.plan.mixture import Mixture
 from shardio.plan.order import Order
 from shardio.reading.ahead import ReadAhead
 from shardio.reading.columns import empty
-from shardio.reading.dataset import ShardDataset, to_sample
-from shardio.reading.resumable import Batches, ResumableDataset
+from shardio.reading.dataset import ShardDataset
+from shardio.reading.reader import Batch
+from shardio.reading.resumable import Jobs, ResumableDataset
 from shardio.reading.shards import ShardPool
 from shardio.reading.state import Identity
 from shardio.reading.topology import find_worker
@@ -124,22 +124,14 @@ class Mix(ResumableDataset):
         """Bad samples replaced so far in all sources, under on_bad_sample="skip"."""
         return sum(source.num_bad_samples for source in self.sources)
 
-    def _read_steps(self, epoch: int, steps: Sequence[int]) -> Batches:
+    def _read_steps(self, epoch: int, steps: Sequence[int]) -> Jobs:
         ranks, size = self.ranks, self.batch_size or 1
         start = epoch * self.num_steps() * self.global_batch_size + ranks.rank * size
-        with ExitStack() as stack:
-            readers = [stack.enter_context(closing(_SourceReader(s))) for s in self.sources]
-            for step in steps:
-                draws = [*self._draw(start + step * self.global_batch_size, size)]
-                parts = [readers[draw.source].read(draw.epoch, draw.places) for draw in draws]
-                batch = _assemble(parts, [draw.slots for draw in draws], size)
-                batch["__source__"] = torch.empty(size, dtype=torch.int64)
-                for draw in draws:
-                    batch["__source__"][draw.slots] = draw.source
-                if self.batch_size:
-                    yield batch | {"__epoch__": epoch, "__step__": step}
-                else:
-                    yield to_sample(batch)
+        readers = [_SourceReader(source) for source in self.sources]
+        for step in steps:
+            draws = [*self._draw(start + step * self.global_batch_size, size)]
+            parts = [readers[draw.source].start(draw.epoch, draw.places) for draw in draws]
+            yield _MixedBatch(draws, parts, size)
 
     def _draw(self, position: int, size: int) -> Iterator[_Draw]:
         """What some consecutive positions of the mixture take."""
@@ -173,8 +165,8 @@ class _SourceReader:
         self._order: Order
         self._ahead: ReadAhead
 
-    def read(self, epoch: int, places: NDArray[np.int64]) -> dict[str, Any]:
-        """A batch of samples at some places of an epoch."""
+    def start(self, epoch: int, places: NDArray[np.int64]) -> Batch:
+        """A batch of samples at some places of an epoch, to be filled."""
         dataset = self._dataset
         if epoch != self._epoch:
             self._epoch = epoch
@@ -189,29 +181,44 @@ class _SourceReader:
             indices=dataset.samples.place(shards, ordinals),
             valid=np.ones(len(places), np.bool_),
         )
-        return self._reader.read(references, dataset.transform_key(epoch))
-
-    def close(self) -> None:
-        """Close the shards."""
-        self._pool.close()
+        return self._reader.start(references, dataset.transform_key(epoch))
 
 
-def _assemble(
-    parts: list[dict[str, Any]], slots: list[NDArray[np.int64]], size: int
-) -> dict[str, Any]:
-    """One batch of parts, each of which fills some slots."""
-    if len(parts) == 1:
-        return dict(parts[0])
-    shared = get_worker_info() is not None
-    return {
-        name: _scatter(name, [part[name] for part in parts], slots, size, shared=shared)
-        for name in parts[0]
-    }
+class _MixedBatch:
+    """A batch of parts, each of which fills some slots."""
+
+    def __init__(self, draws: list[_Draw], parts: list[Batch], size: int) -> None:
+        self._draws = draws
+        self._parts = parts
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def fill(self, slots: range) -> None:
+        for draw, part in zip(self._draws, self._parts, strict=True):
+            first, last = np.searchsorted(draw.slots, [slots.start, slots.stop]).tolist()
+            part.fill(range(first, last))
+
+    def finish(self) -> dict[str, Any]:
+        parts = [part.finish() for part in self._parts]
+        slots = [draw.slots for draw in self._draws]
+        shared = get_worker_info() is not None
+        batch = parts[0]
+        if len(parts) > 1:
+            batch = {
+                name: _scatter(name, [part[name] for part in parts], slots, shared=shared)
+                for name in batch
+            }
+        sources = torch.empty(self._size, dtype=torch.int64)
+        for draw in self._draws:
+            sources[torch.from_numpy(draw.slots)] = draw.source
+        return batch | {"__source__": sources}
 
 
-def _scatter(
-    name: str, values: list[Any], slots: list[NDArray[np.int64]], size: int, *, shared: bool
-) -> Any:
+def _scatter(name: str, values: list[Any], slots: list[NDArray[np.int64]], *, shared: bool) -> Any:
+    """One entry of a batch from those of its parts."""
+    size = sum(map(len, slots))
     if not isinstance(values[0], torch.Tensor):
         entry = [None] * size
         for value, places in zip(values, slots, strict=True):

@@ -8,11 +8,14 @@ stay as planned, whatever the topology.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from time import perf_counter_ns
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from shardio.codecs.image import Scratch
 from shardio.codecs.registry import kind_of
@@ -32,14 +35,14 @@ class _Slot(NamedTuple):
     """One place in a batch.
 
     Attributes:
-        columns: of the batch, by entry.
         number: of the slot in each column.
         uniforms: random numbers for its transform.
+        times: of the thread that fills it.
     """
 
-    columns: dict[str, Column]
     number: int
     uniforms: Sequence[float]
+    times: StageTimes
 
 
 class SampleReader:
@@ -70,48 +73,100 @@ class SampleReader:
         times: StageTimes,
         shared: bool,
     ) -> None:
-        self._times = times
-        self._pool = pool
-        self._fields = fields
+        self.pool = pool
+        self.fields = fields
+        self.missing_ok = missing_ok
+        self.one_image = one_image
+        self.on_replaced = on_replaced
         self._decode = decode
         self._sized = transform if isinstance(transform, SizedTransform) else None
         self._callable = None if isinstance(transform, SizedTransform) else transform
-        self._missing_ok = missing_ok
-        self._one_image = one_image
-        self._on_replaced = on_replaced
         self._shared = shared
         self._scratch = Scratch()
+        self._times = times
+        self._lock = threading.Lock()
 
-    def read(self, references: References, key: int) -> dict[str, Any]:
-        """One batch.
+    def start(self, references: References, key: int) -> Batch:
+        """A batch with empty slots.
 
         Args:
             references: of n samples.
             key: of the random numbers for transforms, equal in all processes of an epoch.
+        """
+        start = perf_counter_ns()
+        columns = {name: self._column(name, len(references)) for name in self.fields}
+        draws = self._sized.draws if self._sized else 0
+        batch = Batch(self, references, columns, uniforms(key, references.positions, draws))
+        self.count(StageTimes(batch=perf_counter_ns() - start))
+        return batch
 
-        Returns:
-            Entries by name, with n slots each, and "valid" (bool [n]) and "__key__".
+    def count(self, times: StageTimes) -> None:
+        """Add to the times, from any thread."""
+        with self._lock:
+            self._times.add(times)
+
+    def _column(self, name: str, slots: int) -> Column:
+        kind = kind_of(self.fields[name][0]) if self._decode else "bytes"
+        if kind == "image" and self._sized is not None:
+            return SizedImages(slots, self._sized, self._scratch, shared=self._shared)
+        if kind in {"image", "cls", "npy"}:
+            image = kind == "image"
+            transform = self._callable if image else None
+            return Arrays(slots, transform, image=image, shared=self._shared)
+        return Values(slots, decode=self._decode)
+
+
+class Batch:
+    """A batch while it is filled: slots in any order, by any threads, each once.
+
+    Args:
+        reader: that started it.
+        references: of n samples.
+        columns: with n slots, by entry.
+        numbers: random numbers for the transforms, float64 [n, draws].
+    """
+
+    def __init__(
+        self,
+        reader: SampleReader,
+        references: References,
+        columns: dict[str, Column],
+        numbers: NDArray[np.float64],
+    ) -> None:
+        self._reader = reader
+        self._columns = columns
+        self._places = [*zip(references.shards.tolist(), references.indices.tolist(), strict=True)]
+        self._numbers: list[list[float]] = numbers.tolist()
+        self._valid: list[bool] = references.valid.tolist()
+        self._keys = [""] * len(references)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def fill(self, slots: range) -> None:
+        """Read and decode the samples of some slots.
 
         Raises:
             SampleError: a sample cannot be delivered.
             TarError: a shard was changed or cut off.
         """
-        start, before = perf_counter_ns(), self._stages()
-        columns = {name: self._column(name, len(references)) for name in self._fields}
-        draws = self._sized.draws if self._sized else 0
-        numbers = uniforms(key, references.positions, draws).tolist()
-        valid, keys = references.valid.tolist(), []
-        places = zip(references.shards.tolist(), references.indices.tolist(), strict=True)
-        for slot, (shard_number, index) in enumerate(places):
-            shard = self._pool.get(shard_number)
-            keys.append(shard.index.key(index))
-            if not self._fill(_Slot(columns, slot, numbers[slot]), shard, index):
-                valid[slot] = False
-        batch = {name: column.collect() for name, column in columns.items()}
-        batch["valid"] = torch.tensor(valid)
-        batch["__key__"] = keys
-        self._times.samples += len(references)
-        self._times.batch += perf_counter_ns() - start - (self._stages() - before)
+        start, times = perf_counter_ns(), StageTimes(samples=len(slots))
+        for number in slots:
+            shard_number, index = self._places[number]
+            shard = self._reader.pool.get(shard_number)
+            self._keys[number] = shard.index.key(index)
+            slot = _Slot(number, self._numbers[number], times)
+            if not self._fill(slot, shard, index):
+                self._valid[number] = False
+        stages = times.read + times.decode + times.transform
+        times.batch = perf_counter_ns() - start - stages
+        self._reader.count(times)
+
+    def finish(self) -> dict[str, Any]:
+        """Entries by name, with n slots each, and "valid" (bool [n]) and "__key__"."""
+        batch = {name: column.collect() for name, column in self._columns.items()}
+        batch["valid"] = torch.tensor(self._valid)
+        batch["__key__"] = self._keys
         return batch
 
     def _fill(self, slot: _Slot, shard: OpenShard, index: int) -> bool:
@@ -121,11 +176,11 @@ class SampleReader:
         except TransformError:
             raise
         except SampleError as error:
-            if self._on_replaced is None:
+            if self._reader.on_replaced is None:
                 raise
             substitute = self._replace(slot, shard, index)
             _LOG.warning("%s; sample %r takes its place", error, substitute)
-            self._on_replaced()
+            self._reader.on_replaced()
             return False
         return True
 
@@ -146,24 +201,24 @@ class SampleReader:
 
     def _put(self, slot: _Slot, shard: OpenShard, index: int) -> None:
         start = perf_counter_ns()
-        stored = {name: self._read(name, shard, index) for name in slot.columns}
-        self._times.read += perf_counter_ns() - start
+        stored = {name: self._read(name, shard, index) for name in self._columns}
+        slot.times.read += perf_counter_ns() - start
         for name, found in stored.items():
             if found is None:
                 continue
-            self._times.bytes += len(found.data)
+            slot.times.bytes += len(found.data)
             try:
-                slot.columns[name].put(slot.number, found, slot.uniforms)
+                self._columns[name].put(slot.number, found, slot.uniforms, slot.times)
             except (CodecError, TransformError, UsageError) as error:
-                for column in slot.columns.values():
+                for column in self._columns.values():
                     column.forget(slot.number)
                 raise self._located(error, shard, index, found.field) from error
         for name in [name for name, found in stored.items() if found is None]:
-            slot.columns.pop(name)
+            self._columns.pop(name)
 
     def _read(self, name: str, shard: OpenShard, index: int) -> FieldBytes | None:
-        alternatives = self._fields[name]
-        if self._one_image and len(alternatives) > 1:
+        alternatives = self._reader.fields[name]
+        if self._reader.one_image and len(alternatives) > 1:
             present = shard.present(index, alternatives)
             if len(present) > 1:
                 error = UsageError(
@@ -172,20 +227,10 @@ class SampleReader:
                 )
                 raise self._located(error, shard, index, present[0])
         stored = shard.read(index, alternatives)
-        if stored is None and not self._missing_ok:
+        if stored is None and not self._reader.missing_ok:
             missing = CodecError(f"the sample has no such field, wanted for {name!r}")
             raise self._located(missing, shard, index, ";".join(alternatives))
         return stored
-
-    def _column(self, name: str, slots: int) -> Column:
-        kind = kind_of(self._fields[name][0]) if self._decode else "bytes"
-        if kind == "image" and self._sized is not None:
-            return SizedImages(slots, self._sized, self._scratch, self._times, shared=self._shared)
-        if kind in {"image", "cls", "npy"}:
-            image = kind == "image"
-            transform = self._callable if image else None
-            return Arrays(slots, transform, self._times, image=image, shared=self._shared)
-        return Values(slots, self._times, decode=self._decode)
 
     def _located(
         self,
@@ -200,7 +245,7 @@ class SampleReader:
             kind = TransformError
         elif isinstance(error, UsageError):
             kind = UsageError
-        elif self._on_replaced is None:
+        elif self._reader.on_replaced is None:
             remedy = '; pass on_bad_sample="skip" to go on without it, or choose other fields'
         return kind(
             f"{shard.place(index, field)}: {error}{remedy}",
@@ -208,6 +253,3 @@ class SampleReader:
             key=shard.index.key(index),
             field=field,
         )
-
-    def _stages(self) -> int:
-        return self._times.read + self._times.decode + self._times.transform

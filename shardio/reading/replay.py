@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -66,19 +65,19 @@ def replay(
     references = plan.references(positions)
     digits = len(str(len(references) - 1))
     samples = []
-    with closing(ShardPool(catalog.shards)) as pool:
-        for slot, single in enumerate(references.split()):
-            shard, index = pool.get(int(single.shards[0])), int(single.indices[0])
-            samples.append(
-                ReplayedSample(
-                    slot=slot,
-                    key=shard.index.key(index),
-                    valid=bool(single.valid[0]),
-                    shard=shard.name,
-                    index=index,
-                    files=_write(shard, index, folder, f"{slot:0{digits}}"),
-                )
+    pool = ShardPool(catalog.shards)
+    for slot, single in enumerate(references.split()):
+        shard, index = pool.get(int(single.shards[0])), int(single.indices[0])
+        samples.append(
+            ReplayedSample(
+                slot=slot,
+                key=shard.index.key(index),
+                valid=bool(single.valid[0]),
+                shard=shard.name,
+                index=index,
+                files=_write(shard, index, folder, f"{slot:0{digits}}"),
             )
+        )
     listed = [asdict(sample) for sample in samples]
     listing = {"step": step, "rank": rank, "settings": asdict(settings), "samples": listed}
     text = json.dumps(listing, indent=1)

@@ -9,9 +9,9 @@ ahead of it: batches carry their epoch and step.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -27,7 +27,29 @@ from shardio.reading.topology import Ranks, find_ranks, find_worker
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Batches = Generator[dict[str, Any], None, None]
+
+class Job(Protocol):
+    """One batch to be made: its slots are filled, in any order and by any threads, then it is."""
+
+    def __len__(self) -> int:
+        """How many slots it has."""
+
+    def fill(self, slots: range) -> None:
+        """Read and decode the samples of some slots."""
+
+    def finish(self) -> dict[str, Any]:
+        """The batch, when all slots are filled."""
+
+
+Jobs = Iterator[Job]
+Run = Callable[[Jobs], Generator[dict[str, Any], None, None]]
+
+
+def run_in_turn(jobs: Jobs) -> Generator[dict[str, Any], None, None]:
+    """Make one batch after the other in this thread."""
+    for job in jobs:
+        job.fill(range(len(job)))
+        yield job.finish()
 
 
 class ResumableDataset(IterableDataset[dict[str, Any]]):
@@ -69,8 +91,8 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         """Everything that the sequence of global batches depends on."""
 
     @abstractmethod
-    def _read_steps(self, epoch: int, steps: Sequence[int]) -> Batches:
-        """The batches, or samples, of this rank in some ascending steps of an epoch."""
+    def _read_steps(self, epoch: int, steps: Sequence[int]) -> Jobs:
+        """The batches, or samples, of this rank in some ascending steps of an epoch, to be made."""
 
     @property
     def batch_size(self) -> int | None:
@@ -92,6 +114,14 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         return self.num_steps()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self.iterate(run_in_turn)
+
+    def iterate(self, run: Run) -> Iterator[dict[str, Any]]:
+        """Begin a loop.
+
+        Args:
+            run: makes the batches, in order.
+        """
         start, (worker, num_workers) = self._epochs.begin(), find_worker()
         num_steps = self.num_steps()
         if self._own_start is None:
@@ -101,7 +131,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
             steps = range(start.step, num_steps, num_workers)
             self._epochs.set_next(Position(start.epoch + 1, 0))
         self._position = Position(start.epoch, steps.start)
-        return self._loop(start.epoch, steps)
+        return self._loop(start.epoch, steps, run)
 
     def __getstate__(self) -> dict[str, Any]:
         """What other processes get: a rank from torch.distributed, which workers do not know."""
@@ -176,11 +206,17 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         self._position = None
         self._epochs.set_next(position)
 
-    def _loop(self, epoch: int, steps: range) -> Iterator[dict[str, Any]]:
-        with closing(self._read_steps(epoch, steps)) as batches:
+    def _loop(self, epoch: int, steps: range, run: Run) -> Iterator[dict[str, Any]]:
+        with closing(run(self._read_steps(epoch, steps))) as batches:
             for step, batch in zip(steps, batches, strict=True):
                 self._position = Position(epoch, step + steps.step)
-                yield batch
+                yield self._deliver(batch, epoch, step)
+
+    def _deliver(self, batch: dict[str, Any], epoch: int, step: int) -> dict[str, Any]:
+        """A batch with its place, or the one sample of it."""
+        if self.batch_size is None:
+            return to_sample(batch)
+        return batch | {"__epoch__": epoch, "__step__": step}
 
     def _divide(self) -> int:
         ranks, (batch_size, global_batch_size) = self.ranks, self._batch_sizes
@@ -193,6 +229,15 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
                 f"{ranks.world_size} ranks; make it a multiple of {ranks.world_size}"
             )
         return share
+
+
+def to_sample(batch: dict[str, Any]) -> dict[str, Any]:
+    """The one sample of a batch of one."""
+    sample = {name: value[0] for name, value in batch.items()}
+    return {
+        name: value.item() if isinstance(value, torch.Tensor) and value.ndim == 0 else value
+        for name, value in sample.items()
+    }
 
 
 def _position_after(batch: Mapping[str, Any]) -> Position:

@@ -7,6 +7,7 @@ stays when its file is closed.
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections import OrderedDict
 from typing import NamedTuple
@@ -51,8 +52,9 @@ class OpenShard:
             TarError: it is missing, or has not the size that its index expects.
             OSError: it cannot be opened.
         """
-        if self._file is not None:
-            return self._file
+        file = self._file
+        if file is not None:
+            return file
         try:
             file = LocalShard(self._entry.path, self.name)
         except FileNotFoundError as error:
@@ -60,7 +62,6 @@ class OpenShard:
                 f"{self.name}: the shard is missing; get or pack it again", shard=self.name
             ) from error
         if file.size != self._entry.size:
-            file.close()
             raise TarError(
                 f"{self.name}: the shard has {file.size} bytes, its index expects "
                 f"{self._entry.size}; it was changed or cut off: run `shardio index` on its "
@@ -71,10 +72,8 @@ class OpenShard:
         return file
 
     def close(self) -> None:
-        """Close the file, if it is open."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Let go of the file; it closes when no thread reads from it any more."""
+        self._file = None
 
     def read(self, index: int, alternatives: tuple[str, ...]) -> FieldBytes | None:
         """The first of the alternative fields that a sample has, or None.
@@ -132,7 +131,7 @@ class OpenShard:
 
 
 class ShardPool:
-    """Opens shards when they are needed; close it when done.
+    """Opens shards when they are needed, for any number of threads; they close with it.
 
     Args:
         entries: of the catalog.
@@ -141,6 +140,7 @@ class ShardPool:
     def __init__(self, entries: tuple[ShardEntry, ...]) -> None:
         self._entries = entries
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._lock = threading.Lock()
         self._mapped: OrderedDict[int, OpenShard] = OrderedDict()
 
     def get(self, shard: int) -> OpenShard:
@@ -157,8 +157,3 @@ class ShardPool:
                 self._mapped.popitem(last=False)
         self._open.move_to_end(shard)
         return found
-
-    def close(self) -> None:
-        """Close every file."""
-        while self._open:
-            self._open.popitem()[1].close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(slots=True)
@@ -24,3 +24,8 @@ class StageTimes:
     batch: int = 0
     samples: int = 0
     bytes: int = 0
+
+    def add(self, other: StageTimes) -> None:
+        """Add the totals of another."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))

@@ -52,6 +52,7 @@ class LocalShard:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._descriptor, start, end - start, os.POSIX_FADV_WILLNEED)
 
-    def close(self) -> None:
-        """Close the file; reading afterwards is an error."""
-        os.close(self._descriptor)
+    def __del__(self) -> None:
+        """Close the file when nothing refers to it, so that no thread still reads it."""
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)

@@ -118,4 +118,3 @@ def test_a_shard_is_read_at_any_offset_and_never_short(tmp_path: Path) -> None:
     with pytest.raises(shardio.TarError, match=r"a\.tar: the file ends at byte 100") as caught:
         shard.read(90, 20)
     assert caught.value.offset == 90
-    shard.close()
