@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from shardio.errors import UsageError as UsageError
     from shardio.packing.pack import pack as pack
     from shardio.reading.dataset import ShardDataset as ShardDataset
+    from shardio.reading.loader import Loader as Loader
     from shardio.reading.metrics import MaskedMean as MaskedMean
     from shardio.reading.mix import Mix as Mix
     from shardio.transforms import CenterCrop as CenterCrop
@@ -31,6 +32,7 @@ _HOMES = {
     "CenterCrop": "shardio.transforms",
     "CodecError": "shardio.errors",
     "IndexFileError": "shardio.errors",
+    "Loader": "shardio.reading.loader",
     "MaskedMean": "shardio.reading.metrics",
     "Mix": "shardio.reading.mix",
     "PackError": "shardio.errors",

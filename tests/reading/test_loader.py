@@ -1,0 +1,242 @@
+"""Threads make the same batches, in order, and are gone when the loop is left."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+import shardio
+from shardio.testing import make_shard
+
+
+def open_dataset(folder: Path, **options: Any) -> shardio.ShardDataset:
+    options = {"shuffle": True, "batch_size": 40, "seed": 2} | options
+    return shardio.ShardDataset(folder, transform=shardio.RandomResizedCrop(8), **options)
+
+
+def threads_left() -> list[str]:
+    gc.collect()
+    return [thread.name for thread in threading.enumerate() if "shardio" in thread.name]
+
+
+def assert_equal(found: Iterable[dict[str, Any]], wanted: Iterable[dict[str, Any]]) -> None:
+    for one, other in zip(found, wanted, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in other.items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(one[name], value)
+                assert one[name].stride() == value.stride()
+            else:
+                assert one[name] == value
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle": "full"}, {"streams": 8}, {"tail": "short"}])
+@pytest.mark.parametrize(("threads", "prefetch"), [(1, 1), (2, 2), (5, 3)])
+def test_batches_do_not_depend_on_the_number_of_threads(
+    packed: Path, options: dict[str, Any], threads: int, prefetch: int
+) -> None:
+    dataset = open_dataset(packed, **options)
+    loader = shardio.Loader(open_dataset(packed, **options), threads=threads, prefetch=prefetch)
+    assert len(loader) == len(dataset)
+    for _ in range(2):
+        assert_equal(loader, dataset)
+    assert not threads_left()
+
+
+@pytest.mark.parametrize("before", ["loader", "workers"])
+def test_a_loop_goes_on_with_threads_or_workers(packed: Path, before: str) -> None:
+    wanted = [*open_dataset(packed)]
+    dataset = open_dataset(packed)
+    workers = {"batch_size": None, "num_workers": 2, "multiprocessing_context": "fork"}
+    if before == "loader":
+        first = shardio.Loader(dataset, threads=3)
+        assert_equal(islice(first, 6), wanted[:6])
+        state = first.state_dict()
+        assert state == open_dataset(packed).state_dict() | {"step": 6}
+        again = open_dataset(packed)
+        again.load_state_dict(state)
+        assert_equal(DataLoader(again, **workers), wanted[6:])  # type: ignore[arg-type]
+    else:
+        *_, last = islice(DataLoader(dataset, **workers), 6)  # type: ignore[arg-type]
+        second = shardio.Loader(open_dataset(packed), threads=2)
+        second.load_state_dict(dataset.state_dict(last))
+        assert_equal(second, wanted[6:])
+        assert second.state_dict()["epoch"] == 1
+
+
+def test_a_mixture_is_loaded_by_threads(packed: Path) -> None:
+    def mix() -> shardio.Mix:
+        return shardio.Mix(open_dataset(packed).split(0.6, 0.4), weights=[0.3, 0.7], stop="all")
+
+    assert_equal(shardio.Loader(mix(), threads=3), mix())
+
+
+def test_values_of_all_kinds_are_filled_by_threads(tmp_path: Path) -> None:
+    samples = {
+        f"{i:03}": {"cls": b"%d" % i, "txt": b"t%d" % i, "bin": b"%d" % i} for i in range(90)
+    }
+    shard = make_shard(tmp_path / "a.tar", samples)
+    dataset = shardio.ShardDataset(shard, batch_size=90, shuffle="full")
+    (batch,) = shardio.Loader(dataset, threads=4)
+    numbers = [int(key) for key in batch["__key__"]]
+    assert batch["label"].tolist() == numbers
+    assert batch["txt"] == [f"t{number}" for number in numbers]
+    assert batch["bin"] == [b"%d" % number for number in numbers]
+
+
+def test_no_more_batches_are_made_than_asked_for(packed: Path) -> None:
+    made: list[int] = []
+
+    def count(image: torch.Tensor) -> torch.Tensor:
+        made.append(1)
+        return image
+
+    dataset = shardio.ShardDataset(packed, batch_size=20, transform=count)
+    steps = iter(shardio.Loader(dataset, threads=2, prefetch=2))
+    assert not made
+    next(steps)
+    deadline = time.monotonic() + 10
+    while len(made) < 60 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert len(made) == 60  # the one that was given, and two ahead
+    del steps
+    assert not threads_left()
+
+
+@pytest.mark.parametrize("how", ["break", "error", "dropped", "exhausted", "never begun"])
+def test_no_thread_is_left_however_the_loop_ends(packed: Path, how: str) -> None:
+    loader = shardio.Loader(open_dataset(packed), threads=3)
+    steps = iter(loader)
+    if how == "break":
+        for _ in steps:
+            break
+    elif how == "error":
+        with pytest.raises(ZeroDivisionError):
+            _divide_by_zero(steps)
+    elif how == "dropped":
+        next(steps)
+    elif how == "exhausted":
+        assert len([*steps]) == 15
+    del steps
+    assert not threads_left()
+    assert len([*loader]) == 15
+
+
+def _divide_by_zero(steps: Iterable[Any]) -> None:
+    for _ in steps:
+        1 // 0  # noqa: B018
+
+
+def test_an_error_in_a_transform_names_its_sample_and_comes_in_its_turn(packed: Path) -> None:
+    keys = [batch["__key__"] for batch in shardio.ShardDataset(packed, batch_size=40)]
+    images = [*shardio.ShardDataset(packed, batch_size=40)]
+    bad = images[4]["image"][31]
+
+    def check(image: torch.Tensor) -> torch.Tensor:
+        if torch.equal(image, bad):
+            raise RuntimeError("no luck")
+        return image
+
+    dataset = shardio.ShardDataset(packed, batch_size=40, transform=check)
+    steps = iter(shardio.Loader(dataset, threads=3))
+    received = [next(steps)["__key__"] for _ in range(4)]
+    assert received == keys[:4]
+    with pytest.raises(shardio.TransformError, match="the transform raised RuntimeError") as caught:
+        next(steps)
+    assert caught.value.key == keys[4][31]
+    assert "shard-" in str(caught.value)
+    del steps, caught
+    assert not threads_left()
+
+
+def test_bad_samples_are_replaced_and_counted_by_threads(tmp_path: Path) -> None:
+    samples = {f"{i:03}": {"cls": b"%d" % i if i % 9 else b"none"} for i in range(100)}
+    shard = make_shard(tmp_path / "a.tar", samples)
+    dataset = shardio.ShardDataset(shard, batch_size=50, on_bad_sample="skip")
+    alone = [batch["label"].tolist() for batch in dataset]
+    assert dataset.num_bad_samples == 12
+    again = shardio.ShardDataset(shard, batch_size=50, on_bad_sample="skip")
+    assert [batch["label"].tolist() for batch in shardio.Loader(again, threads=4)] == alone
+    assert again.num_bad_samples == 12
+
+
+def test_times_are_counted_for_all_threads(packed: Path) -> None:
+    dataset = open_dataset(packed)
+    for _ in shardio.Loader(dataset, threads=3):
+        pass
+    assert dataset.times.samples == 600
+    assert min(dataset.times.read, dataset.times.decode, dataset.times.transform) > 0
+
+
+class Threaded(IterableDataset[Any]):
+    """A Loader in each worker of a DataLoader: processes × threads."""
+
+    def __init__(self, dataset: shardio.ShardDataset) -> None:
+        self.loader = shardio.Loader(dataset, threads=2)
+
+    def __iter__(self) -> Any:
+        return iter(self.loader)
+
+
+def test_workers_and_threads_are_combined(packed: Path) -> None:
+    loader = DataLoader(
+        Threaded(open_dataset(packed)), batch_size=None, num_workers=2,
+        multiprocessing_context="fork",
+    )  # fmt: skip
+    assert_equal(loader, open_dataset(packed))
+
+
+def test_control_c_ends_a_loop_at_once(packed: Path) -> None:
+    code = f"""
+import sys, threading, time, shardio
+dataset = shardio.ShardDataset({str(packed)!r}, batch_size=30,
+                               transform=lambda image: time.sleep(0.02) or image)
+try:
+    for batch in shardio.Loader(dataset, threads=2):
+        print("received", flush=True)
+except KeyboardInterrupt:
+    left = [t.name for t in threading.enumerate() if "shardio" in t.name]
+    print("interrupted", left, flush=True)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "received\n"
+    process.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    rest = process.communicate(timeout=60)[0].splitlines()
+    assert rest[-1] == "interrupted []"
+    assert len(rest) < 5
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads": 0}, "threads=0: it must be a whole number, at least 1"),
+        ({"prefetch": 1.5}, "prefetch=1.5: it must be a whole number, at least 1"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_explained(
+    packed: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(shardio.UsageError, match=message):
+        shardio.Loader(open_dataset(packed), **options)
+
+
+def test_a_dataset_of_samples_is_refused(packed: Path) -> None:
+    for wrong in (shardio.ShardDataset(packed), [1, 2]):
+        with pytest.raises(shardio.UsageError, match="give it a ShardDataset or Mix with batch_si"):
+            shardio.Loader(wrong)  # type: ignore[arg-type]
