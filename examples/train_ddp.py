@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 import shardio
 from shardio import ops
 
-GLOBAL_BATCH_SIZE = 48  # divides among 1, 2, 3, 4, 6, 8 … ranks; every one gives the same batches
+GLOBAL_BATCH = 48  # divides among 1, 2, 3, 4, 6, 8 … ranks; every one gives the same batches
 STEPS_BETWEEN_SAVES = 5
 
 
@@ -32,7 +32,8 @@ def make_shards(folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), (image * (255 / 16)).astype("uint8"))
     for part in ("train", "test"):
-        shardio.pack(folder / "images" / part, folder / part, shards=7)
+        if not (folder / part / "shardio.json").exists():  # a pack that was killed is done again
+            shardio.pack(folder / "images" / part, folder / part, shards=7)
 
 
 def save(path: Path, network: nn.Module, optimizer: Any, data: dict[str, Any]) -> None:
@@ -55,16 +56,14 @@ def accuracy(network: nn.Module, folder: Path) -> float:
 
 def train(folder: Path, epochs: int) -> None:
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    if rank == 0 and not (folder / "test/shardio.json").exists():
+    if rank == 0:
         make_shards(folder)
     dist.barrier()
     torch.manual_seed(0)
     layers = nn.Flatten(), nn.Linear(3 * 8 * 8, 256), nn.ReLU(), nn.Linear(256, 10)
     network = DistributedDataParallel(nn.Sequential(*layers))
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
-    dataset = shardio.ShardDataset(
-        folder / "train", shuffle=True, global_batch_size=GLOBAL_BATCH_SIZE
-    )
+    dataset = shardio.ShardDataset(folder / "train", shuffle=True, global_batch_size=GLOBAL_BATCH)
     checkpoint, first_epoch = folder / "checkpoint.pt", 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
@@ -85,7 +84,8 @@ def train(folder: Path, epochs: int) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if rank == 0 and batch["__step__"] % STEPS_BETWEEN_SAVES == 0:
+            step = batch["__step__"] + 1
+            if rank == 0 and (step % STEPS_BETWEEN_SAVES == 0 or step == len(dataset)):
                 # After this batch, however far the worker has read ahead.
                 save(checkpoint, network.module, optimizer, dataset.state_dict(batch))
         held_out = accuracy(network, folder)

@@ -52,6 +52,8 @@ __all__ = [*_HOMES]  # noqa: PLE0604  every entry is a string
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("shardio")
     if name == "ops":
         return import_module("shardio.ops")
     if name not in _HOMES:
@@ -60,4 +62,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*__all__, "__version__"])

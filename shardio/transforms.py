@@ -220,10 +220,12 @@ def _between(low: float, high: float, uniform: float) -> float:
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """Take one number for both height and width."""
-    height, width = (size, size) if isinstance(size, int) else size
-    if height < 1 or width < 1:
-        raise UsageError(f"size must be positive, not {size}")
-    return height, width
+    pair = size if isinstance(size, tuple | list) else (size, size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side >= 1 for side in pair):
+        raise UsageError(
+            f"size must be positive, a whole number or a pair (height, width), not {size!r}"
+        )
+    return pair[0], pair[1]
 
 
 def _assign(transform: object, **values: object) -> None:

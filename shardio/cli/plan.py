@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shardio.cli.progress import progress_bar
-from shardio.cli.settings import plan_options
+from shardio.cli.settings import describe, plan_options
 from shardio.errors import ShardioError
 from shardio.profiling.coverage import Coverage, check_coverage
 from shardio.reading.planning import PlanSettings
@@ -58,10 +58,11 @@ def _show(coverage: Coverage) -> None:
     console = Console(width=_WIDTH, highlight=False)
     settings = coverage.settings
     left_out = f", {coverage.left_out:,} left out by the tail" if coverage.left_out else ""
+    pads = sum(share.pads for share in coverage.ranks)
     console.print(
         f"{coverage.steps:,} steps of {settings.batch_size:,} × {settings.ranks:,} ranks: "
         f"{coverage.delivered_once:,} of {coverage.samples:,} samples come exactly once, "
-        f"{coverage.delivered_again:,} come again{left_out}."
+        f"{coverage.delivered_again:,} more often{left_out}; {pads:,} pads are not valid."
     )
     console.print(_rank_table(coverage))
     console.print(_node_table(coverage))
@@ -69,6 +70,7 @@ def _show(coverage: Coverage) -> None:
         console.print(sentence)
     for warning in coverage.warnings:
         console.print(f"warning: {warning}", style="yellow")
+    console.print(describe(settings), style="dim")
 
 
 def _rank_table(coverage: Coverage) -> Table:

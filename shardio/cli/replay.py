@@ -7,14 +7,14 @@ from dataclasses import asdict
 
 import click
 
-from shardio.cli.settings import plan_options
+from shardio.cli.settings import describe, plan_options
 from shardio.reading.planning import PlanSettings
 from shardio.reading.replay import LISTING_NAME
 from shardio.reading.replay import replay as write_batch
 
 
 @click.command(
-    epilog="Example: shardio replay out/ --batch-size 64 --seed 0 --epoch 3 --step 117 --to batch/"
+    epilog="Example: shardio replay out/ --batch-size 64 --shuffle true --step 117 --to batch/"
 )
 @plan_options
 @click.option("--step", type=click.IntRange(min=0), required=True, help="Step of the epoch.")
@@ -27,12 +27,13 @@ def replay(settings: PlanSettings, step: int, rank: int | None, out: str, as_jso
     PATH is what the run read. The options are those of its ShardDataset; the step and epoch are
     in its batches as "__step__" and "__epoch__".
     """
-    samples = write_batch(settings, step=step, rank=rank, out=out)
+    batch = write_batch(settings, step=step, rank=rank, out=out)
     if as_json:
-        click.echo(json.dumps([asdict(sample) for sample in samples]))
+        click.echo(json.dumps(asdict(batch)))
         return
-    pads = sum(not sample.valid for sample in samples)
+    pads = sum(not sample.valid for sample in batch.samples)
+    whose = "all ranks" if rank is None else f"rank {rank}"
     click.echo(
-        f"wrote {len(samples):,} samples ({pads:,} of them pads) of epoch {settings.epoch}, step "
-        f"{step} to {out}, listed in {LISTING_NAME}"
+        f"wrote the {len(batch.samples):,} samples ({pads:,} of them pads) of {whose} in step "
+        f"{step} to {out}, listed in {LISTING_NAME}\n{describe(settings)}"
     )

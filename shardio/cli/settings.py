@@ -11,17 +11,20 @@ import click
 from shardio.reading.planning import PlanSettings
 
 _DEFAULTS = PlanSettings(source="", batch_size=1)
-_SHUFFLES: dict[str, bool | Literal["full"]] = {"windows": True, "full": "full", "off": False}
+_SHUFFLES: dict[str, bool | Literal["full"]] = {"true": True, "full": "full", "false": False}
 _AT_LEAST_ONE = click.IntRange(min=1)
 _OPTIONS = (
-    click.option("--batch-size", type=_AT_LEAST_ONE, required=True, help="Samples of one rank."),
+    click.option("--batch-size", type=_AT_LEAST_ONE, help="Samples of one rank."),
+    click.option(
+        "--global-batch-size", type=_AT_LEAST_ONE, help="Of all ranks, in place of --batch-size."
+    ),
     click.option("--ranks", type=_AT_LEAST_ONE, default=1, show_default=True, help="World size."),
     click.option(
         "--shuffle",
         type=click.Choice([*_SHUFFLES]),
-        default="windows",
+        default="false",
         show_default=True,
-        help="ShardDataset's shuffle: True, 'full' or False.",
+        help="As ShardDataset takes it.",
     ),
     click.option("--seed", type=int, default=_DEFAULTS.seed, show_default=True, help="Its seed."),
     click.option(
@@ -53,19 +56,47 @@ _OPTIONS = (
         help="Counted from 0.",
     ),
 )
-_NAMES = ("batch_size", "ranks", "seed", "window", "streams", "tail", "epoch")
+_NAMES = ("ranks", "seed", "window", "streams", "tail", "epoch")
 
 
 def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command PATH and the options of a plan, as its first argument `settings`."""
 
     @wraps(command)
-    def with_settings(path: str, shuffle: str, **options: Any) -> Any:
+    def with_settings(
+        path: str,
+        shuffle: str,
+        batch_size: int | None,
+        global_batch_size: int | None,
+        **options: Any,
+    ) -> Any:
         chosen = {name: options.pop(name) for name in _NAMES}
-        settings = PlanSettings(source=path, shuffle=_SHUFFLES[shuffle], **chosen)
+        share = _share(batch_size, global_batch_size, chosen["ranks"])
+        settings = PlanSettings(source=path, shuffle=_SHUFFLES[shuffle], batch_size=share, **chosen)
         return command(settings, **options)
 
     decorated: Callable[..., Any] = click.argument("path", type=click.Path())(with_settings)
     for option in reversed(_OPTIONS):
         decorated = option(decorated)
     return decorated
+
+
+def describe(settings: PlanSettings) -> str:
+    """The settings as a line to compare with what a run was given."""
+    shuffle = "shuffle=full" if settings.shuffle == "full" else f"shuffle={settings.shuffle}"
+    return (
+        f"{settings.source}: {shuffle}, seed={settings.seed}, epoch={settings.epoch}, "
+        f"window={settings.window}, streams={settings.streams}, tail={settings.tail}, "
+        f"{settings.ranks} × {settings.batch_size} samples a step"
+    )
+
+
+def _share(batch_size: int | None, global_batch_size: int | None, ranks: int) -> int:
+    if (batch_size is None) == (global_batch_size is None):
+        raise click.UsageError("give either --batch-size or --global-batch-size")
+    if batch_size is not None:
+        return batch_size
+    share, rest = divmod(global_batch_size or 0, ranks)
+    if rest:
+        raise click.UsageError(f"{global_batch_size} does not divide among {ranks} ranks")
+    return share

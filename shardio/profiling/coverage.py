@@ -148,7 +148,7 @@ def check_coverage(
         ranks.append(walk.rank(rank, max(workers, 1)))
         done()
     mixing = _mixing(catalog, plan, settings.ranks)
-    warnings = _warnings(catalog, plan, settings, nodes)
+    warnings = _warnings(catalog, plan, settings, nodes, workers)
     if mixing.get("one_class_windows") and len(catalog.classes or ()) > 1:
         warnings.append("windows hold one class only; pack with shuffling, or use --shuffle full")
     shares = walk.nodes()
@@ -307,7 +307,9 @@ def _entropy(counts: Counter[str]) -> float:
     return sum(count / total * math.log2(total / count) for count in counts.values())
 
 
-def _warnings(catalog: Catalog, plan: EpochPlan, settings: PlanSettings, nodes: int) -> list[str]:
+def _warnings(
+    catalog: Catalog, plan: EpochPlan, settings: PlanSettings, nodes: int, workers: int
+) -> list[str]:
     shards, streams = len(catalog.shards), settings.streams
     global_batch_size = settings.batch_size * settings.ranks
     found = []
@@ -321,6 +323,10 @@ def _warnings(catalog: Catalog, plan: EpochPlan, settings: PlanSettings, nodes: 
     batches = plan.num_samples / max(windows, 1) / global_batch_size
     if settings.shuffle is True and windows > 1 and batches < _BATCHES_IN_WINDOW:
         found.append(f"a window holds {batches:.1f} global batches; a larger --window mixes better")
+    if workers > plan.num_steps:
+        found.append(f"{workers - plan.num_steps} of {workers} workers have no step to take")
+    if settings.shuffle is False and len(catalog.classes or ()) > 1:
+        found.append("the order is as packed; --shuffle true shuffles, as shuffle=True does")
     pads = plan.num_steps * global_batch_size - plan.num_samples
     if settings.tail == "pad" and pads > plan.num_samples / 100:
         found.append(f"{pads:,} pads are {pads / plan.num_samples:.0%} of the samples")

@@ -62,17 +62,26 @@ def split(samples: Samples, fractions: Sequence[float], seed: int) -> list[Sampl
     Raises:
         UsageError: the fractions are negative or do not add up to 1.
     """
-    parts = [*fractions, 1 - fractions[0]] if len(fractions) == 1 else list(fractions)
+    numbers = all(isinstance(part, int | float) for part in fractions)
+    parts = list(fractions) if numbers else []
+    if len(parts) == 1:
+        parts.append(1 - parts[0])
     if not parts or min(parts) < 0 or abs(sum(parts) - 1) > 1e-9:
         raise UsageError(
-            f"split{tuple(fractions)}: give one fraction between 0 and 1, or several that add up "
-            "to 1"
+            f"split({', '.join(map(repr, fractions))}): give one fraction between 0 and 1, or "
+            "several that add up to 1, as split(0.8, 0.1, 0.1)"
         )
     return samples.split(parts, seed)
 
 
 def find_key(catalog: Catalog, samples: Samples, key: str) -> int | None:
-    """The number of the first sample with a key; it looks through the indexes' bytes."""
+    """The number of the first sample with a key; it looks through the indexes' bytes.
+
+    Raises:
+        UsageError: the key is no text.
+    """
+    if not isinstance(key, str):
+        raise UsageError(f"by_key({key!r}): a key is text; ds[index] takes a number")
     wanted = key.encode("utf-8", "surrogateescape")
     for shard, entry in enumerate(catalog.shards):
         if samples.counts[shard]:

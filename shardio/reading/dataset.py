@@ -108,19 +108,22 @@ class ShardDataset(ResumableDataset):
         world_size: int | None = None,
         on_bad_sample: OnBadSample = "raise",
     ) -> None:
-        check_arguments(
-            batch_size=batch_size,
-            global_batch_size=global_batch_size,
-            seed=seed,
-            fields=fields,
-            transform=transform,
-            decode=decode,
-            shuffle=shuffle,
-            window=window,
-            streams=streams,
-            tail=tail,
-            on_bad_sample=on_bad_sample,
-        )
+        arguments: dict[str, Any] = {
+            "fields": fields,
+            "decode": decode,
+            "transform": transform,
+            "batch_size": batch_size,
+            "global_batch_size": global_batch_size,
+            "shuffle": shuffle,
+            "seed": seed,
+            "window": window,
+            "streams": streams,
+            "tail": tail,
+            "rank": rank,
+            "world_size": world_size,
+            "on_bad_sample": on_bad_sample,
+        }
+        check_arguments(**arguments)
         super().__init__(
             batch_size=batch_size,
             global_batch_size=global_batch_size,
@@ -132,7 +135,8 @@ class ShardDataset(ResumableDataset):
         self._decode = decode
         self.fields = self._map_fields(fields)
         self.times = StageTimes()
-        self._name = str(source)
+        self._source = source
+        self._arguments = arguments
         self.samples = Samples([shard.samples for shard in self.catalog.shards])
         self._default_fields = fields is None
         self._transform = transform
@@ -141,17 +145,31 @@ class ShardDataset(ResumableDataset):
         self._skip = on_bad_sample == "skip"
         self._digest = self.catalog.digest()
         self._open_shards: ShardPool | None = None  # those of ds[i]
+        if len(self.samples):
+            self.num_steps()
+
+    def __repr__(self) -> str:
+        source = f"{self._source!s:.100}"
+        held = sum(shard.samples for shard in self.catalog.shards)
+        some = f"{len(self.samples):,} of {held:,}" if len(self.samples) < held else f"{held:,}"
+        return f"ShardDataset({source!r}: {some} samples in {len(self.catalog.shards):,} shards)"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One sample by its number in packed order; its random crop is always the same.
 
         Raises:
             IndexError: index is outside the dataset.
+            UsageError: index is no whole number.
             SampleError: the sample cannot be delivered.
         """
+        if not isinstance(index, int | np.integer):
+            raise UsageError(
+                f"ds[{index!r}]: give one whole number; ds.subset(range(…)) takes several, "
+                "ds.by_key(key) a key"
+            )
         total = len(self.samples)
         if not -total <= index < total:
-            raise IndexError(f"{self._name}: index {index} is outside its {total} samples")
+            raise IndexError(f"{self}: index {index} is outside its {total} samples")
         numbers = np.array([index % total])
         shards, indices = self.samples.locate(numbers)
         single = References(
@@ -172,7 +190,7 @@ class ShardDataset(ResumableDataset):
         """
         number = find_key(self.catalog, self.samples, key)
         if number is None:
-            raise KeyError(f"{self._name}: no sample has the key {key!r}")
+            raise KeyError(f"{self}: no sample has the key {key!r}")
         return self[number]
 
     def subset(self, choice: Choice) -> ShardDataset:
@@ -199,6 +217,25 @@ class ShardDataset(ResumableDataset):
         """
         return tuple(self._with(part) for part in split(self.samples, fractions, seed))
 
+    def replace(self, **changes: Any) -> ShardDataset:
+        """The same samples, opened with other arguments; epochs begin anew.
+
+            held_out = held_out.replace(transform=shardio.CenterCrop(224), shuffle=False)
+
+        Args:
+            changes: arguments of ShardDataset, except source.
+
+        Raises:
+            UsageError: an argument cannot be meant, or the shards have changed meanwhile.
+        """
+        unknown = changes.keys() - self._arguments.keys()
+        if unknown:
+            raise UsageError(f"replace: ShardDataset has no argument {', '.join(sorted(unknown))}")
+        other = ShardDataset(self._source, **{**self._arguments, **changes})
+        if other._digest != self._digest:
+            raise UsageError(f"{self}: the shards have changed since it was opened; open it again")
+        return other._with(self.samples)
+
     def read_batch(self, *, epoch: int, step: int) -> dict[str, Any]:
         """What this rank gets in one step of an epoch, whatever came before.
 
@@ -221,7 +258,7 @@ class ShardDataset(ResumableDataset):
             UsageError: as plan does.
         """
         check_plan(
-            self._name,
+            str(self),
             self.samples,
             self.shuffle,
             tail=self._tail,

@@ -31,14 +31,20 @@ class MaskedMean:
             valid: [B] bool, as batch["valid"], on any device.
 
         Raises:
-            UsageError: the two have other shapes.
+            UsageError: they are no tensors, have other shapes, or valid is no bool.
         """
+        if not (isinstance(values, torch.Tensor) and isinstance(valid, torch.Tensor)):
+            raise UsageError("values and valid must be tensors, as batch['valid'] is")
+        if valid.dtype != torch.bool:
+            raise UsageError(
+                f"valid has dtype {valid.dtype}: pass batch['valid'], after the values"
+            )
         if values.ndim != 1 or values.shape != valid.shape:
             raise UsageError(
                 f"values are {list(values.shape)} and valid is {list(valid.shape)}: give one value "
                 "and one flag for each sample"
             )
-        valid = valid.to(values.device, torch.bool)
+        valid = valid.to(values.device)
         kept = torch.where(valid, values.detach().double(), 0.0)
         both = torch.stack([kept.sum(), valid.sum().double()])
         self._sum_and_count = both if self._sum_and_count is None else self._sum_and_count + both

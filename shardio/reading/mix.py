@@ -83,6 +83,8 @@ class Mix(ResumableDataset):
         weights: Sequence[float],
         stop: Stop = "first",
     ) -> None:
+        if not isinstance(sources, list | tuple):
+            raise UsageError(f"Mix takes a list of datasets, not {sources!r}")
         self.sources = tuple(sources)
         _check_weights(weights, len(self.sources))
         if stop not in get_args(Stop):
@@ -241,6 +243,8 @@ def _scatter(name: str, values: list[Any], slots: list[NDArray[np.int64]], *, sh
 
 
 def _check_weights(weights: Sequence[float], sources: int) -> None:
+    if not all(isinstance(weight, int | float) for weight in weights):
+        raise UsageError(f"weights {list(weights)}: each must be a number")
     if len(weights) != sources or not sources:
         raise UsageError(f"{len(weights)} weights for {sources} sources; give one for each")
     if not all(math.isfinite(weight) and weight > 0 for weight in weights):
@@ -270,17 +274,20 @@ def _check_sources(sources: Sequence[ShardDataset]) -> None:
         "batch_size": [source.batch_size for source in sources],
         "rank and world_size": [str(source.ranks) for source in sources],
     }
-    if all("label" in source.fields for source in sources):
-        facts["classes, so that equal labels mean different things"] = [
-            source.classes for source in sources
-        ]
     for name, values in facts.items():
         for number, value in enumerate(values):
             if value != values[0]:
                 raise UsageError(
                     f"the sources do not fit together: source {number} has other {name} than "
-                    f"source 0: {value!s:.100} and {values[0]!s:.100}"
+                    f"source 0: {value!s:.200} and {values[0]!s:.200}"
                 )
+    labelled = [source for source in sources if "label" in source.fields]
+    if len({source.classes for source in labelled}) > 1:
+        raise UsageError(
+            "the sources were packed with different classes, so that equal labels mean different "
+            "things; pack them with the same class folders, empty ones too, or leave the label "
+            "out with fields="
+        )
 
 
 def _digest_of(source: ShardDataset) -> str:

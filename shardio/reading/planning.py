@@ -34,7 +34,7 @@ class PlanSettings:
     source: str
     batch_size: int
     ranks: int = 1
-    shuffle: bool | Literal["full"] = True
+    shuffle: bool | Literal["full"] = False
     seed: int = 0
     window: int = DEFAULT_WINDOW
     streams: int = 1

@@ -36,9 +36,24 @@ class ReplayedSample:
     files: dict[str, str]
 
 
-def replay(
-    settings: PlanSettings, *, step: int, rank: int | None, out: str
-) -> tuple[ReplayedSample, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayedBatch:
+    """What was written, as batch.json has it.
+
+    Attributes:
+        step: of the epoch.
+        rank: whose batch; None is the global batch.
+        settings: of the plan.
+        samples: by slot.
+    """
+
+    step: int
+    rank: int | None
+    settings: PlanSettings
+    samples: tuple[ReplayedSample, ...]
+
+
+def replay(settings: PlanSettings, *, step: int, rank: int | None, out: str) -> ReplayedBatch:
     """Write the members of one batch's samples, and a listing in batch.json.
 
     Args:
@@ -58,6 +73,8 @@ def replay(
     if rank is not None and not 0 <= rank < settings.ranks:
         raise UsageError(f"rank {rank} is outside the {settings.ranks} ranks")
     folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{out}: it is a file; name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise UsageError(f"{out}: the folder is not empty; name a new one")
@@ -78,11 +95,10 @@ def replay(
                 files=_write(shard, index, folder, f"{slot:0{digits}}"),
             )
         )
-    listed = [asdict(sample) for sample in samples]
-    listing = {"step": step, "rank": rank, "settings": asdict(settings), "samples": listed}
-    text = json.dumps(listing, indent=1)
+    batch = ReplayedBatch(step=step, rank=rank, settings=settings, samples=tuple(samples))
+    text = json.dumps(asdict(batch), indent=1)
     (folder / LISTING_NAME).write_text(text + "\n", encoding="utf-8")
-    return tuple(samples)
+    return batch
 
 
 def _write(shard: OpenShard, index: int, folder: Path, slot: str) -> dict[str, str]:

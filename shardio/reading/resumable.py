@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from shardio.errors import UsageError
 from shardio.plan.epoch import steps_of_worker
@@ -41,6 +42,19 @@ class Job(Protocol):
         """The batch, when all slots are filled."""
 
 
+class Place(int):
+    """An epoch or step in a batch: an int that refuses to be batched again."""
+
+
+def _refuse_to_batch(batch: object, **_: object) -> None:
+    del batch
+    raise UsageError(
+        "the dataset makes batches already, and the DataLoader batches them again: pass "
+        "batch_size=None to the DataLoader"
+    )
+
+
+default_collate_fn_map[Place] = _refuse_to_batch
 Jobs = Iterator[Job]
 Run = Callable[[Jobs], Generator[dict[str, Any], None, None]]
 
@@ -164,7 +178,8 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         elif worker is None and self._epochs.by_workers:
             raise UsageError(
                 "DataLoader workers read ahead of the loop: pass the last batch that it received, "
-                "state_dict(batch); it needs a dataset with batch_size"
+                "state_dict(batch). A dataset without batch_size has no such batch; use "
+                "torchdata's StatefulDataLoader, or num_workers=0"
             )
         else:
             position = self._position or self._epochs.next
@@ -185,6 +200,11 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         worker = find_worker() if get_worker_info() is not None else None
         position = read_state(state, self._identity(), worker)
         if worker is None:
+            if position.step > self.num_steps():
+                raise UsageError(
+                    f"the state has step {position.step}, an epoch has {self.num_steps()}: it was "
+                    "changed"
+                )
             self._start_at(position)
         else:
             self._own_start = position
@@ -216,7 +236,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         """A batch with its place, or the one sample of it."""
         if self.batch_size is None:
             return to_sample(batch)
-        return batch | {"__epoch__": epoch, "__step__": step}
+        return batch | {"__epoch__": Place(epoch), "__step__": Place(step)}
 
     def _divide(self) -> int:
         ranks, (batch_size, global_batch_size) = self.ranks, self._batch_sizes

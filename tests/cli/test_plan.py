@@ -29,7 +29,9 @@ def plan(*arguments: str | Path) -> dict[str, Any]:
 
 
 def test_plan_proves_what_ranks_and_workers_deliver(packed: Path) -> None:
-    found = plan(packed, "--ranks", "4", "--workers", "3", "--batch-size", "16")
+    found = plan(
+        packed, "--ranks", "4", "--workers", "3", "--batch-size", "16", "--shuffle", "true"
+    )
     assert found["exact"] is True
     assert (found["samples"], found["delivered_once"]) == (600, 600)
     assert (found["delivered_again"], found["left_out"]) == (0, 0)
@@ -53,11 +55,25 @@ def test_plan_says_what_a_dropped_tail_leaves_out(packed: Path) -> None:
     found = plan(packed, "--batch-size", "64", "--tail", "drop")
     assert (found["exact"], found["left_out"], found["steps"]) == (True, 24, 9)
     done = run("plan", packed, "--batch-size", "64", "--tail", "drop")
-    assert "576 of 600 samples come exactly once, 0 come again, 24 left out" in _flat(done.output)
+    assert (
+        "576 of 600 samples come exactly once, 0 more often, 24 left out by the tail; 0 pads"
+        in _flat(done.output)
+    )
 
 
 def test_plan_counts_the_shards_of_each_node(packed: Path) -> None:
-    options = ("--ranks", "4", "--nodes", "2", "--batch-size", "8", "--window", "1")
+    options = (
+        "--ranks",
+        "4",
+        "--nodes",
+        "2",
+        "--batch-size",
+        "8",
+        "--window",
+        "1",
+        "--shuffle",
+        "true",
+    )
     shared, own = (plan(packed, *options, "--streams", streams) for streams in ("1", "4"))
     size = sum(path.stat().st_size for path in packed.glob("*.tar"))
     assert shared["bytes"] == own["bytes"] == size
@@ -74,7 +90,7 @@ def test_plan_counts_the_shards_of_each_node(packed: Path) -> None:
 def test_plan_measures_how_well_an_order_is_mixed(packed: Path) -> None:
     full, windows, off = (
         plan(packed, "--batch-size", "50", "--shuffle", shuffle, "--window", "1")
-        for shuffle in ("full", "windows", "off")
+        for shuffle in ("full", "true", "false")
     )
     assert full["neighbour_distance"] == pytest.approx(1 / 3, abs=0.03)
     assert windows["neighbour_distance"] == pytest.approx(1 / 24, abs=0.01)
@@ -90,11 +106,25 @@ def test_plan_measures_how_well_an_order_is_mixed(packed: Path) -> None:
 
 def test_plan_warns_of_what_hurts(images: Path, tmp_path: Path) -> None:
     shardio.pack(images, tmp_path / "sorted", shards=10, shuffle=False)
-    options = ("--batch-size", "50", "--ranks", "12", "--nodes", "12", "--window", "1")
+    options = (
+        "--batch-size",
+        "50",
+        "--ranks",
+        "12",
+        "--nodes",
+        "12",
+        "--window",
+        "1",
+        "--shuffle",
+        "true",
+        "--workers",
+        "3",
+    )
     warnings = plan(tmp_path / "sorted", *options)["warnings"]
     for wanted in (
         "every node reads every shard; --streams 12 gives each node a share",
         "10 shards are fewer than 12 nodes; pack at least 10 for each",
+        "2 of 3 workers have no step to take",
         "a window holds 0.1 global batches; a larger --window mixes better",
         "windows hold one class only; pack with shuffling, or use --shuffle full",
     ):
@@ -130,7 +160,20 @@ def test_plans_that_do_not_fit_are_explained(
 def test_replay_writes_the_samples_of_one_batch(
     packed: Path, images: Path, tmp_path: Path, rank: int | None
 ) -> None:
-    order = ("--seed", "5", "--window", "2", "--epoch", "3", "--ranks", "2", "--batch-size", "7")
+    order = (
+        "--shuffle",
+        "true",
+        "--seed",
+        "5",
+        "--window",
+        "2",
+        "--epoch",
+        "3",
+        "--ranks",
+        "2",
+        "--batch-size",
+        "7",
+    )
     place = ("--step", "42") if rank is None else ("--step", "42", "--rank", str(rank))
     done = run("replay", packed, *order, *place, "--to", tmp_path / "batch")
     assert done.exit_code == 0
@@ -142,7 +185,8 @@ def test_replay_writes_the_samples_of_one_batch(
     ]
     keys = [key for batch in batches for key in batch["__key__"]]
     valid = [flag for batch in batches for flag in batch["valid"].tolist()]
-    assert f"wrote {len(keys)} samples ({valid.count(False)} of them pads)" in done.output
+    assert f"wrote the {len(keys)} samples ({valid.count(False)} of them pads)" in done.output
+    assert "shuffle=True, seed=5, epoch=3, window=2, streams=1, tail=pad, 2 × 7 " in done.output
     listing = json.loads((tmp_path / "batch/batch.json").read_text())
     assert (listing["step"], listing["rank"]) == (42, rank)
     assert [sample["key"] for sample in listing["samples"]] == keys
@@ -160,7 +204,7 @@ def test_replay_prints_the_listing_for_programs(packed: Path, tmp_path: Path) ->
         "replay", packed, "--batch-size", "3", "--step", "0", "--to", tmp_path / "b", "--json"
     )
     listing = json.loads((tmp_path / "b/batch.json").read_text())
-    assert json.loads(done.output) == listing["samples"]
+    assert json.loads(done.output) == listing
 
 
 def test_replay_refuses_what_it_cannot_do(packed: Path, tmp_path: Path) -> None:
@@ -171,6 +215,8 @@ def test_replay_refuses_what_it_cannot_do(packed: Path, tmp_path: Path) -> None:
     }.items():
         assert message in str(run(*order, *options).exception)
     (tmp_path / "mine").touch()
+    done = run("replay", packed, "--batch-size", "60", "--step", "0", "--to", tmp_path / "mine")
+    assert "it is a file; name a new folder" in str(done.exception)
     assert "the folder is not empty; name a new one" in str(run(*order, "--step", "0").exception)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
@@ -194,3 +240,28 @@ def test_replay_opens_no_path_that_a_key_names(tmp_path: Path) -> None:
 
 def _flat(text: str) -> str:
     return " ".join(text.split())
+
+
+@pytest.mark.parametrize("shuffle", ["false", "true", "full"])
+def test_options_and_defaults_are_those_of_the_dataset(
+    packed: Path, shuffle: str, tmp_path: Path
+) -> None:
+    choice: Any = {"false": False, "true": True, "full": "full"}[shuffle]
+    options = [] if shuffle == "false" else ["--shuffle", shuffle]
+    size = ["--global-batch-size", "60", "--ranks", "2"]
+    run("replay", packed, *size, *options, "--step", "3", "--to", tmp_path / "batch")
+    listing = json.loads((tmp_path / "batch/batch.json").read_text())
+    dataset = shardio.ShardDataset(
+        packed, decode=False, global_batch_size=60, **({"shuffle": choice} if choice else {})
+    )
+    wanted = dataset.read_batch(epoch=0, step=3)["__key__"]
+    assert [sample["key"] for sample in listing["samples"]] == wanted
+
+
+def test_a_batch_size_is_asked_for(packed: Path) -> None:
+    for options in ([], ["--batch-size", "4", "--global-batch-size", "4"]):
+        done = run("plan", packed, *options)
+        assert done.exit_code == 2
+        assert "give either --batch-size or --global-batch-size" in done.output
+    done = run("plan", packed, "--global-batch-size", "10", "--ranks", "3")
+    assert (done.exit_code, "10 does not divide among 3 ranks" in done.output) == (2, True)

@@ -178,9 +178,11 @@ def test_choices_that_cannot_be_meant_are_explained(
         dataset.subset(choice)
 
 
-@pytest.mark.parametrize("fractions", [(), (1.5,), (-0.1,), (0.5, 0.4), (0.7, 0.7, -0.4)])
+@pytest.mark.parametrize(
+    "fractions", [(), (1.5,), (-0.1,), (0.5, 0.4), (0.7, 0.7, -0.4), ([0.9, 0.1],)]
+)
 def test_fractions_that_cannot_be_meant_are_explained(
-    dataset: shardio.ShardDataset, fractions: tuple[float, ...]
+    dataset: shardio.ShardDataset, fractions: Any
 ) -> None:
     with pytest.raises(shardio.UsageError, match="add up to 1"):
         dataset.split(*fractions)
@@ -198,3 +200,29 @@ def test_more_shards_than_may_be_open_are_read_in_any_order(
     monkeypatch.setattr(shards, "_MOST_MAPPED", 3)
     dataset = shardio.ShardDataset(packed, shuffle="full", decode=False, batch_size=20)
     assert len(set(keys_of(dataset))) == 600
+
+
+def test_a_part_is_opened_with_other_arguments(packed: Path) -> None:
+    dataset = shardio.ShardDataset(
+        packed, shuffle=True, batch_size=20, transform=shardio.RandomResizedCrop(4)
+    )
+    train, held_out = dataset.split(0.9)
+    plain = held_out.replace(shuffle=False, transform=shardio.Resize(6), batch_size=30)
+    batches = [*plain]
+    assert [batch["image"].shape for batch in batches] == [(30, 3, 6, 6)] * 2
+    assert keys_of(batches) == [held_out[i]["__key__"] for i in range(60)]
+    assert not {*keys_of(batches)} & {*keys_of(train)}
+    assert next(iter(held_out))["image"].shape == (20, 3, 4, 4)
+    with pytest.raises(shardio.UsageError, match="ShardDataset has no argument crop"):
+        held_out.replace(crop=3)
+    with pytest.raises(shardio.UsageError, match="batch_size=0: it must be"):
+        held_out.replace(batch_size=0)
+
+
+@pytest.mark.parametrize("index", ["cat", slice(1, 3), 1.0, None])
+def test_an_index_is_one_whole_number(dataset: shardio.ShardDataset, index: Any) -> None:
+    with pytest.raises(shardio.UsageError, match="give one whole number; "):
+        dataset[index]
+    with pytest.raises(shardio.UsageError, match=r"by_key\(3\): a key is text"):
+        dataset.by_key(3)  # type: ignore[arg-type]
+    assert dataset[np.int64(3)]["__key__"] == dataset[3]["__key__"]  # type: ignore[index]

@@ -295,14 +295,29 @@ def test_arguments_that_cannot_be_meant_are_explained(
 
 def test_an_empty_dataset_is_an_error(tmp_path: Path) -> None:
     make_shard(tmp_path / "a.tar", {})
-    with pytest.raises(shardio.UsageError, match=r"a\.tar: the dataset has no samples"):
+    with pytest.raises(
+        shardio.UsageError, match=r"a\.tar': 0 samples in 1 shards\): the dataset has no samples"
+    ):
         list(shardio.ShardDataset(tmp_path / "a.tar"))
 
 
 def test_an_epoch_without_a_step_is_an_error(packed: Path) -> None:
-    dataset = shardio.ShardDataset(packed, batch_size=601, tail="drop")
     with pytest.raises(shardio.UsageError, match="600 samples do not fill one global batch"):
-        len(dataset)
+        shardio.ShardDataset(packed, batch_size=601, tail="drop")
+
+
+def test_batching_twice_is_refused(packed: Path) -> None:
+    dataset = shardio.ShardDataset(packed, batch_size=20)
+    with pytest.raises(shardio.UsageError, match="pass batch_size=None to the DataLoader"):
+        next(iter(DataLoader(dataset)))
+    assert len([*DataLoader(dataset, batch_size=None)]) == 30
+
+
+def test_a_dataset_says_what_it_is(packed: Path) -> None:
+    dataset = shardio.ShardDataset(packed, batch_size=20)
+    assert repr(dataset) == f"ShardDataset('{packed}': 600 samples in 8 shards)"
+    part = dataset.subset(range(7))
+    assert repr(part) == f"ShardDataset('{packed}': 7 of 600 samples in 8 shards)"
 
 
 @pytest.mark.parametrize("ranks", [(None, "2"), ("1", None), ("x", "2"), ("2", "2")])

@@ -63,6 +63,14 @@ def test_a_mean_counts_valid_samples_of_any_dtype() -> None:
     assert mean.result() == pytest.approx(8.5 / 3)
 
 
+def test_what_is_no_mask_is_refused() -> None:
+    mean, hits = shardio.MaskedMean(), torch.tensor([1.0, 0.0])
+    with pytest.raises(shardio.UsageError, match=r"valid has dtype torch\.float32: pass"):
+        mean.add(torch.tensor([True, False]), hits)
+    with pytest.raises(shardio.UsageError, match="values and valid must be tensors"):
+        mean.add([1.0], [True])  # type: ignore[arg-type]
+
+
 def test_shapes_that_would_broadcast_are_refused() -> None:
     with pytest.raises(shardio.UsageError, match=r"values are \[4, 1\] and valid is \[4\]"):
         shardio.MaskedMean().add(torch.zeros(4, 1), torch.ones(4, dtype=torch.bool))
@@ -73,6 +81,5 @@ def test_a_short_tail_is_for_one_rank_alone(packed: Path) -> None:
     sizes = [len(batch["__key__"]) for batch in dataset]
     assert sizes == [70] * 8 + [40]
     assert all(batch["valid"].all() for batch in dataset)
-    dataset = shardio.ShardDataset(packed, batch_size=70, tail="short", rank=0, world_size=2)
     with pytest.raises(shardio.UsageError, match="tail='short' with 2 ranks would give them uneq"):
-        len(dataset)
+        shardio.ShardDataset(packed, batch_size=70, tail="short", rank=0, world_size=2)

@@ -129,11 +129,12 @@ def test_a_mixture_resumes_after_any_batch(parts: tuple[shardio.ShardDataset, ..
         ([1.0, 0.0], "leave out a source of weight 0"),
         ([float("nan"), 1], "each must be above 0"),
         ([1.0], "1 weights for 2 sources"),
+        ("ab", "each must be a number"),
         ([0.2, 0.3, 0.5], "3 weights for 2 sources"),
     ],
 )
 def test_weights_that_are_no_shares_are_explained(
-    parts: tuple[shardio.ShardDataset, ...], weights: list[float], message: str
+    parts: tuple[shardio.ShardDataset, ...], weights: Any, message: str
 ) -> None:
     with pytest.raises(shardio.UsageError, match=message):
         shardio.Mix(parts[:2], weights=weights)
@@ -164,6 +165,10 @@ def test_other_sources_that_cannot_be_mixed_are_refused(
 ) -> None:
     with pytest.raises(shardio.UsageError, match="source 1 has no samples"):
         shardio.Mix([parts[0], parts[0].subset([])], weights=[0.5, 0.5])
+    with pytest.raises(
+        shardio.UsageError, match=r"Mix takes a list of datasets, not ShardDataset\("
+    ):
+        shardio.Mix(parts[0], weights=[1.0])  # type: ignore[arg-type]
     with pytest.raises(shardio.UsageError, match="source 0 is no ShardDataset"):
         shardio.Mix([str(packed)], weights=[1.0])  # type: ignore[list-item]
     with pytest.raises(shardio.UsageError, match="stop='last': it must be 'first' or 'all'"):
@@ -172,7 +177,9 @@ def test_other_sources_that_cannot_be_mixed_are_refused(
     (tmp_path / "images/other").symlink_to(images / "class00")
     shardio.pack(tmp_path / "images", tmp_path / "out", shards=1)
     other = shardio.ShardDataset(tmp_path / "out", batch_size=20)
-    with pytest.raises(shardio.UsageError, match="other classes, so that equal labels mean"):
+    with pytest.raises(
+        shardio.UsageError, match="packed with different classes, so that equal labels mean"
+    ):
         shardio.Mix([parts[0], other], weights=[0.5, 0.5])
     with pytest.raises(shardio.UsageError, match="less than one global batch of 700"):
         len(shardio.Mix([shardio.ShardDataset(packed, batch_size=700)], weights=[1.0]))

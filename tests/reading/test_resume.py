@@ -197,6 +197,7 @@ def test_the_same_shards_elsewhere_take_a_state(packed: Path, tmp_path: Path) ->
         ([1], "is no state of a dataset"),
         ({"version": 2}, "the state has version 2, this shardio reads 1: install"),
         ({"epoch": -1}, "the state has epoch -1 and step 0: it was changed"),
+        ({"step": 21}, "the state has step 21, an epoch has 20: it was changed"),
         ({"step": "1"}, "the state has epoch 0 and step '1': it was changed"),
     ],
 )
