@@ -8,8 +8,9 @@ from dataclasses import asdict
 import click
 
 from shardio.cli.settings import describe, plan_options
+from shardio.errors import ShardioError
 from shardio.reading.planning import PlanSettings
-from shardio.reading.replay import LISTING_NAME
+from shardio.reading.replay import LISTING_NAME, ReplayedBatch
 from shardio.reading.replay import replay as write_batch
 
 
@@ -28,12 +29,22 @@ def replay(settings: PlanSettings, step: int, rank: int | None, out: str, as_jso
     in its batches as "__step__" and "__epoch__".
     """
     batch = write_batch(settings, step=step, rank=rank, out=out)
+    problems = [sample.problem for sample in batch.samples if sample.problem]
     if as_json:
         click.echo(json.dumps(asdict(batch)))
-        return
+    else:
+        click.echo(_sentence(batch, out))
+    if problems:
+        raise ShardioError(
+            f"{len(problems)} of the samples have members that could not be written; the first: "
+            f"{problems[0]}"
+        )
+
+
+def _sentence(batch: ReplayedBatch, out: str) -> str:
     pads = sum(not sample.valid for sample in batch.samples)
-    whose = "all ranks" if rank is None else f"rank {rank}"
-    click.echo(
+    whose = "all ranks" if batch.rank is None else f"rank {batch.rank}"
+    return (
         f"wrote the {len(batch.samples):,} samples ({pads:,} of them pads) of {whose} in step "
-        f"{step} to {out}, listed in {LISTING_NAME}\n{describe(settings)}"
+        f"{batch.step} to {out}, listed in {LISTING_NAME}\n{describe(batch.settings)}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import wraps
 from typing import Any, Literal
 
@@ -26,7 +27,13 @@ _OPTIONS = (
         show_default=True,
         help="As ShardDataset takes it.",
     ),
-    click.option("--seed", type=int, default=_DEFAULTS.seed, show_default=True, help="Its seed."),
+    click.option(
+        "--seed",
+        type=click.IntRange(0, (1 << 64) - 1),
+        default=_DEFAULTS.seed,
+        show_default=True,
+        help="Its seed.",
+    ),
     click.option(
         "--window",
         type=_AT_LEAST_ONE,
@@ -56,7 +63,7 @@ _OPTIONS = (
         help="Counted from 0.",
     ),
 )
-_NAMES = ("ranks", "seed", "window", "streams", "tail", "epoch")
+_NAMES = {field.name for field in fields(PlanSettings)} - {"source", "batch_size", "shuffle"}
 
 
 def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -45,7 +45,8 @@ class ShardEntry:
         index: path of its index file.
         samples: how many it holds.
         size: bytes of the uncompressed tar.
-        sha256: hexadecimal digest of it, where it is known.
+        contents: hexadecimal digest of it, or of its index where nobody has read it whole.
+        stamp: inode and time of change (ns), where only these tell a tar from another one.
     """
 
     name: str
@@ -53,7 +54,8 @@ class ShardEntry:
     index: str
     samples: int
     size: int
-    sha256: str | None
+    contents: str
+    stamp: tuple[int, int] | None = None
 
     def load_index(self) -> ShardIndex:
         """Map the shard's index.
@@ -68,10 +70,10 @@ class ShardEntry:
                 f"{index.shard_size} bytes, expected {self.samples} in {self.size}; "
                 "run `shardio index` on the folder of the shard"
             )
-        if self.sha256 and index.shard_sha256 and self.sha256 != index.shard_sha256:
+        if self.contents != _contents_of(index):
             raise IndexFileError(
-                f"{self.name}: the index is of other contents (SHA-256 differs): the shard was "
-                "changed after the dataset was opened; open it again, or run `shardio index`"
+                f"{self.name}: the index is of other contents: the shard was changed after the "
+                "dataset was opened; open it again, or run `shardio index`"
             )
         return index
 
@@ -94,8 +96,7 @@ class Catalog:
         """16 hexadecimal digits that tell these shards from others, wherever they lie."""
         known = hashlib.sha256()
         for shard in self.shards:
-            contents = shard.sha256 or os.path.basename(shard.name)  # noqa: PTH119  a string
-            known.update(f"{shard.samples} {shard.size} {contents}\n".encode(errors="replace"))
+            known.update(f"{shard.samples} {shard.size} {shard.contents}\n".encode())
         return known.hexdigest()[:16]
 
 
@@ -232,6 +233,7 @@ def _open_foreign(part: Path) -> Catalog:
     fields: set[str] = set()
     for shard in find_shards(part):
         plain = plain_tar(shard)
+        status = plain.stat()
         path, index = _index_of(shard, plain)
         fields.update(index.fields)
         entries.append(
@@ -241,7 +243,8 @@ def _open_foreign(part: Path) -> Catalog:
                 index=str(path),
                 samples=len(index),
                 size=index.shard_size,
-                sha256=index.shard_sha256,
+                contents=_contents_of(index),
+                stamp=None if index.shard_sha256 else (status.st_ino, status.st_mtime_ns),
             )
         )
     return Catalog(shards=tuple(entries), fields=tuple(sorted(fields)), classes=None)
@@ -258,11 +261,15 @@ def _open_packed(folder: Path) -> Catalog:
             index=str(index_path(folder / shard.name)),
             samples=shard.samples,
             size=shard.size,
-            sha256=shard.sha256,
+            contents=shard.sha256,
         )
         for shard in manifest.shards
     )
     return Catalog(shards=entries, fields=manifest.fields, classes=manifest.classes)
+
+
+def _contents_of(index: ShardIndex) -> str:
+    return index.shard_sha256 or index.digest()
 
 
 def _index_of(shard: Path, plain: Path) -> tuple[Path, ShardIndex]:

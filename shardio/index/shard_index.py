@@ -14,6 +14,7 @@ holds a CRC-32 of the whole file, taken with zeros in its place.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from dataclasses import dataclass
@@ -68,6 +69,13 @@ class ShardIndex:
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+    def digest(self) -> str:
+        """Hexadecimal digest of what the index says."""
+        known = hashlib.sha256()
+        for array in (self.offsets, self.sizes, self.key_ends, self.keys):
+            known.update(np.ascontiguousarray(array).data)
+        return known.hexdigest()
 
     def key(self, index: int) -> str:
         """The key of a sample."""

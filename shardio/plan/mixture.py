@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 BLOCK = 1000
 BLOCKS = 100
 _UNITS = BLOCK * BLOCKS
+LEAST_WEIGHT = 1 / _UNITS
 
 
 class Mixture:
     """A schedule of sources.
 
     Args:
-        weights: of the sources, positive; they add up to 1.
+        weights: of the sources, each at least LEAST_WEIGHT; they add up to 1.
     """
 
     def __init__(self, weights: Sequence[float]) -> None:
@@ -87,15 +88,11 @@ class Mixture:
 
 
 def _apportion(weights: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Whole units by largest remainder, at least one for each source."""
-    exact = weights * _UNITS
-    units = np.maximum(np.floor(exact), 1).astype(np.int64)
+    """Whole units by largest remainder."""
+    exact = np.round(weights * _UNITS, 6)
+    units = np.floor(exact).astype(np.int64)
     by_remainder = np.argsort(units - exact, kind="stable")
-    missing = _UNITS - int(units.sum())
-    if missing >= 0:
-        units[by_remainder[:missing]] += 1
-    else:  # single units for tiny weights are taken from the largest
-        units[np.argmax(units)] += missing
+    units[by_remainder[: _UNITS - int(units.sum())]] += 1
     return units
 
 

@@ -26,6 +26,7 @@ class Samples:
         counts: how many of each shard belong to it.
         chosen: their positions in their shards, ascending in each, [sum(counts)] uint32; None
             when they are the first `counts[shard]` of each shard.
+        origin: what the choice was made of, where that says all of it.
 
     Attributes:
         counts: int64 [shards].
@@ -36,9 +37,12 @@ class Samples:
         self,
         counts: Sequence[int] | NDArray[np.int64],
         chosen: NDArray[np.uint32] | None = None,
+        *,
+        origin: str = "",
     ) -> None:
         self.counts: NDArray[np.int64] = np.asarray(counts, dtype=np.int64)
         self.chosen = chosen
+        self._origin = origin
         self._digest = ""
         self._starts = np.concatenate([[0], np.cumsum(self.counts)])
 
@@ -54,7 +58,8 @@ class Samples:
         if self.chosen is None:
             return of_all
         if not self._digest:
-            parts = of_all.encode() + self.counts.tobytes() + self.chosen.tobytes()
+            listed = self.counts.tobytes() + self.chosen.tobytes() if not self._origin else b""
+            parts = f"{of_all} {self._origin} ".encode() + listed
             self._digest = hashlib.sha256(parts).hexdigest()[:16]
         return self._digest
 
@@ -84,24 +89,39 @@ class Samples:
         found = start + int(np.searchsorted(self.chosen[start:end], position))
         return found if found < end and self.chosen[found] == position else None
 
-    def choose(self, numbers: NDArray[np.int64]) -> Samples:
-        """Some of the samples; numbers are distinct and ascending, [n] int64."""
+    def in_shard(self, shard: int) -> NDArray[np.int64]:
+        """The positions of the samples in a shard, ascending, [n] int64."""
+        ordinals = np.arange(self.counts[shard])
+        return self.place(np.full_like(ordinals, shard), ordinals)
+
+    def choose(self, numbers: NDArray[np.int64], *, origin: str = "") -> Samples:
+        """Some of the samples.
+
+        Args:
+            numbers: distinct and ascending, [n] int64.
+            origin: see Samples.
+        """
         shards, positions = self.locate(numbers)
         counts = np.bincount(shards, minlength=len(self.counts))
-        return Samples(counts, positions.astype(np.uint32))
+        return Samples(counts, positions.astype(np.uint32), origin=origin)
 
-    def split(self, fractions: Sequence[float], seed: int) -> list[Samples]:
+    def split(self, fractions: Sequence[float], seed: int, contents: str) -> list[Samples]:
         """Disjoint random parts that together are all samples.
 
         Args:
             fractions: of each part; they add up to 1.
             seed: of the choice.
+            contents: the digest of the samples.
         """
         ends = np.rint(np.cumsum(fractions) * len(self)).astype(np.int64)
         part_of = np.empty(len(self), np.uint8 if len(ends) < 256 else np.int64)
         for numbers, drawn in self._drawn(seed):
             part_of[numbers] = np.searchsorted(ends, drawn, side="right")
-        return [self.choose(np.flatnonzero(part_of == part)) for part in range(len(ends))]
+        origin = f"{contents} split {[*map(float, fractions)]} {seed}"
+        return [
+            self.choose(np.flatnonzero(part_of == part), origin=f"{origin} {part}")
+            for part in range(len(ends))
+        ]
 
     def _drawn(self, seed: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         permutation = KeyedPermutation(len(self), derive_key(seed, _SPLIT))

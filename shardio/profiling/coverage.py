@@ -28,6 +28,7 @@ _POSITIONS_AT_ONCE = 1 << 16
 _BATCHES_LOOKED_AT = 100
 _WINDOWS_LOOKED_AT = 10
 _SAMPLES_OF_WINDOW = 200
+_MOST_READ = 1.1
 _BATCHES_IN_WINDOW = 4  # fewer in a window and neighbours in packed order share batches
 
 
@@ -153,6 +154,12 @@ def check_coverage(
         warnings.append("windows hold one class only; pack with shuffling, or use --shuffle full")
     shares = walk.nodes()
     total = sum(shard.size for shard in catalog.shards)
+    bytes_read = sum(share.bytes for share in shares) / total
+    if settings.streams > 1 and bytes_read > _MOST_READ:
+        warnings.append(
+            f"nodes read {bytes_read:.2f} × the dataset, since shards that two of them share are "
+            "read twice; pack at least 10 shards for each node"
+        )
     return Coverage(
         settings=settings,
         samples=plan.num_samples,
@@ -164,7 +171,7 @@ def check_coverage(
         left_out=int(np.count_nonzero(walk.delivered == 0)),
         ranks=tuple(ranks),
         nodes=shares,
-        bytes_read=sum(share.bytes for share in shares) / total,
+        bytes_read=bytes_read,
         neighbour_distance=walk.neighbour_distance(),
         warnings=tuple(warnings),
         **mixing,

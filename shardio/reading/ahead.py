@@ -34,8 +34,6 @@ class ReadAhead:
 
     def enter(self, place: int) -> None:
         """Ask for what the window of a place in the order and the window after it need."""
-        if place >= len(self._order):
-            return
         window = self._order.window_of(place)
         for wanted in range(max(window, self._asked + 1), window + 2):
             self._ask(wanted)

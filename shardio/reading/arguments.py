@@ -14,16 +14,21 @@ from shardio.transforms import SizedTransform
 OnBadSample = Literal["raise", "skip"]
 
 
-def check_arguments(*, transform: object, decode: bool, **given: Any) -> None:
+def check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[str, Any]:
     """Refuse arguments of ShardDataset that cannot be meant.
+
+    Returns:
+        All of them, whole numbers as int.
 
     Raises:
         UsageError: for the first of them.
     """
     for name in ("batch_size", "global_batch_size"):
-        whole = given[name] is None or _is_whole(given[name])
-        _check(name, given[name], whole, "a whole number, at least 1")
-    _check("seed", given["seed"], isinstance(given["seed"], int | np.integer), "a whole number")
+        if given[name] is not None:
+            given[name] = whole_number(name, given[name], least=1)
+    for name in ("window", "streams"):
+        given[name] = whole_number(name, given[name], least=1)
+    given["seed"] = check_seed(given["seed"])
     fields = given["fields"]
     mapped = fields is None or (
         isinstance(fields, Mapping) and all(isinstance(part, str) for part in fields.values())
@@ -33,19 +38,41 @@ def check_arguments(*, transform: object, decode: bool, **given: Any) -> None:
     usable = transform is None or (usable and not isinstance(transform, type))
     _check("transform", transform, usable, "callable, such as shardio.CenterCrop(224)")
     _check("transform", transform, decode or transform is None, "left out with decode=False")
-    _check("shuffle", given["shuffle"], given["shuffle"] in (True, False, "full"),
+    shuffle = given["shuffle"]
+    _check("shuffle", shuffle, isinstance(shuffle, bool) or str(shuffle) == "full",
            "True, False or 'full'")  # fmt: skip
-    _check("window", given["window"], _is_whole(given["window"]), "at least 1 shard")
-    _check("streams", given["streams"], _is_whole(given["streams"]), "at least 1")
+    _check("streams", given["streams"],
+           given["streams"] == 1 or given["batch_size"] or given["global_batch_size"],
+           "1 for a dataset of samples; give it batch_size or global_batch_size")  # fmt: skip
     _check("tail", given["tail"], given["tail"] in get_args(Tail), "'pad', 'drop' or 'short'")
     _check("on_bad_sample", given["on_bad_sample"],
            given["on_bad_sample"] in get_args(OnBadSample), "'raise' or 'skip'")  # fmt: skip
+    return {"transform": transform, "decode": decode, **given}
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int | np.integer) and bool(value >= 1)
+def whole_number(name: str, value: object, *, least: int) -> int:
+    """An argument as int.
+
+    Raises:
+        UsageError: it is no whole number, or less than the least.
+    """
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < least:  # type: ignore[operator]
+        raise UsageError(f"{name}={value!r}: it must be a whole number, at least {least}")
+    return int(value)  # type: ignore[call-overload,no-any-return]
 
 
-def _check(name: str, value: object, good: bool, wanted: str) -> None:
+def check_seed(seed: object) -> int:
+    """A seed as int.
+
+    Raises:
+        UsageError: it is no whole number of 64 bits.
+    """
+    number = whole_number("seed", seed, least=0)
+    _check("seed", number, number < 1 << 64, "below 2**64")
+    return number
+
+
+def _check(name: str, value: object, good: object, wanted: str) -> None:
     if not good:
         raise UsageError(f"{name}={value!r}: it must be {wanted}")

@@ -32,16 +32,19 @@ def choose(catalog: Catalog, samples: Samples, choice: Choice) -> Samples:
         pairs = _keys(catalog, samples)
         numbers = np.array([number for number, key in pairs if choice(key, number)], np.int64)
         return samples.choose(numbers)
-    given = np.asarray(choice)
+    try:
+        given = np.asarray(choice)
+    except ValueError:
+        given = np.empty((0, 0))
     if given.ndim != 1 or (given.size and not np.issubdtype(given.dtype, np.integer)):
         raise UsageError(
             "subset takes a list of whole numbers, or a predicate on key and index; for a mask, "
             "pass its flatnonzero"
         )
-    numbers = given.astype(np.int64)
-    outside = numbers[(numbers < -len(samples)) | (numbers >= len(samples))]
+    outside = given[(given < -len(samples)) | (given >= len(samples))]
     if outside.size:
         raise UsageError(f"subset: index {outside[0]} is outside the {len(samples)} samples")
+    numbers = given.astype(np.int64)
     numbers = np.sort(np.where(numbers < 0, numbers + len(samples), numbers))
     again = numbers[1:][numbers[1:] == numbers[:-1]]
     if again.size:
@@ -51,13 +54,14 @@ def choose(catalog: Catalog, samples: Samples, choice: Choice) -> Samples:
     return samples.choose(numbers)
 
 
-def split(samples: Samples, fractions: Sequence[float], seed: int) -> list[Samples]:
+def split(samples: Samples, fractions: Sequence[float], seed: int, contents: str) -> list[Samples]:
     """Disjoint random parts.
 
     Args:
         samples: of the dataset.
         fractions: of the parts; one alone leaves the rest to a second part.
         seed: of the choice.
+        contents: the digest of the samples.
 
     Raises:
         UsageError: the fractions are negative or do not add up to 1.
@@ -66,23 +70,26 @@ def split(samples: Samples, fractions: Sequence[float], seed: int) -> list[Sampl
     parts = list(fractions) if numbers else []
     if len(parts) == 1:
         parts.append(1 - parts[0])
-    if not parts or min(parts) < 0 or abs(sum(parts) - 1) > 1e-9:
+    if not (parts and min(parts) >= 0 and abs(sum(parts) - 1) <= 1e-9):
         raise UsageError(
             f"split({', '.join(map(repr, fractions))}): give one fraction between 0 and 1, or "
             "several that add up to 1, as split(0.8, 0.1, 0.1)"
         )
-    return samples.split(parts, seed)
+    return samples.split(parts, seed, contents)
 
 
 def find_key(catalog: Catalog, samples: Samples, key: str) -> int | None:
-    """The number of the first sample with a key; it looks through the indexes' bytes.
+    """The number of the first sample with a key; it looks through all indexes.
 
     Raises:
         UsageError: the key is no text.
     """
     if not isinstance(key, str):
         raise UsageError(f"by_key({key!r}): a key is text; ds[index] takes a number")
-    wanted = key.encode("utf-8", "surrogateescape")
+    try:
+        wanted = np.frombuffer(key.encode("utf-8", "surrogateescape"), np.uint8)
+    except UnicodeEncodeError:  # no member name can have it
+        return None
     for shard, entry in enumerate(catalog.shards):
         if samples.counts[shard]:
             for position in _positions_of(entry.load_index(), wanted):
@@ -92,15 +99,14 @@ def find_key(catalog: Catalog, samples: Samples, key: str) -> int | None:
     return None
 
 
-def _positions_of(index: ShardIndex, wanted: bytes) -> Iterator[int]:
-    text = index.keys.tobytes()
-    start = text.find(wanted)
-    while start >= 0:
-        position = int(np.searchsorted(index.key_ends, start, side="right")) - 1
-        ends = index.key_ends[position : position + 2].tolist()
-        if ends == [start, start + len(wanted)]:
-            yield position
-        start = text.find(wanted, start + 1)
+def _positions_of(index: ShardIndex, wanted: NDArray[np.uint8]) -> list[int]:
+    """Keys of the right length are compared byte by byte from the end, where they differ most."""
+    starts = index.key_ends[:-1]
+    found = np.flatnonzero(np.diff(index.key_ends) == len(wanted))
+    for byte in reversed(range(len(wanted))):
+        found = found[index.keys[starts[found] + byte] == wanted[byte]]
+    positions: list[int] = found.tolist()
+    return positions
 
 
 def _keys(catalog: Catalog, samples: Samples) -> Iterator[tuple[int, str]]:

@@ -20,7 +20,12 @@ from shardio.plan.samples import Samples
 from shardio.plan.shuffle import derive_key
 from shardio.plan.tail import Tail, count_steps
 from shardio.reading.ahead import ReadAhead
-from shardio.reading.arguments import OnBadSample, check_arguments
+from shardio.reading.arguments import (
+    OnBadSample,
+    check_arguments,
+    check_seed,
+    whole_number,
+)
 from shardio.reading.choosing import Choice, choose, find_key, split
 from shardio.reading.columns import Transform
 from shardio.reading.fields import Fields, default_fields, parse_fields
@@ -108,27 +113,24 @@ class ShardDataset(ResumableDataset):
         world_size: int | None = None,
         on_bad_sample: OnBadSample = "raise",
     ) -> None:
-        arguments: dict[str, Any] = {
-            "fields": fields,
-            "decode": decode,
-            "transform": transform,
-            "batch_size": batch_size,
-            "global_batch_size": global_batch_size,
-            "shuffle": shuffle,
-            "seed": seed,
-            "window": window,
-            "streams": streams,
-            "tail": tail,
-            "rank": rank,
-            "world_size": world_size,
-            "on_bad_sample": on_bad_sample,
-        }
-        check_arguments(**arguments)
-        super().__init__(
+        given = check_arguments(
+            fields=fields,
+            decode=decode,
+            transform=transform,
             batch_size=batch_size,
             global_batch_size=global_batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            window=window,
+            streams=streams,
+            tail=tail,
             rank=rank,
             world_size=world_size,
+            on_bad_sample=on_bad_sample,
+        )
+        super().__init__(
+            batch_sizes=(given["batch_size"], given["global_batch_size"]),
+            ranks=(rank, world_size),
         )
         self.catalog: Catalog = open_catalog(source)
         self.classes = self.catalog.classes
@@ -136,11 +138,13 @@ class ShardDataset(ResumableDataset):
         self.fields = self._map_fields(fields)
         self.times = StageTimes()
         self._source = source
-        self._arguments = arguments
+        self._arguments = given
         self.samples = Samples([shard.samples for shard in self.catalog.shards])
         self._default_fields = fields is None
         self._transform = transform
-        self.shuffle = make_shuffle(shuffle, seed=seed, window=window, streams=streams)
+        self.shuffle = make_shuffle(
+            shuffle, seed=given["seed"], window=given["window"], streams=given["streams"]
+        )
         self._tail: Tail = tail
         self._skip = on_bad_sample == "skip"
         self._digest = self.catalog.digest()
@@ -167,10 +171,10 @@ class ShardDataset(ResumableDataset):
                 f"ds[{index!r}]: give one whole number; ds.subset(range(…)) takes several, "
                 "ds.by_key(key) a key"
             )
-        total = len(self.samples)
-        if not -total <= index < total:
-            raise IndexError(f"{self}: index {index} is outside its {total} samples")
-        numbers = np.array([index % total])
+        total, number = len(self.samples), int(index)
+        if not -total <= number < total:
+            raise IndexError(f"{self}: index {number} is outside its {total} samples")
+        numbers = np.array([number % total])
         shards, indices = self.samples.locate(numbers)
         single = References(
             positions=numbers, shards=shards, indices=indices, valid=np.array([True])
@@ -215,7 +219,8 @@ class ShardDataset(ResumableDataset):
         Raises:
             UsageError: the fractions are negative or do not add up to 1.
         """
-        return tuple(self._with(part) for part in split(self.samples, fractions, seed))
+        parts = split(self.samples, fractions, check_seed(seed), self.contents)
+        return tuple(self._with(part) for part in parts)
 
     def replace(self, **changes: Any) -> ShardDataset:
         """The same samples, opened with other arguments; epochs begin anew.
@@ -242,11 +247,17 @@ class ShardDataset(ResumableDataset):
         Raises:
             UsageError: the epoch has no such step.
         """
+        epoch, step = whole_number("epoch", epoch, least=0), whole_number("step", step, least=0)
         steps = self.num_steps()
-        if not 0 <= step < steps:
+        if step >= steps:
             raise UsageError(f"step {step} is outside the {steps} steps of an epoch")
         (batch,) = run_in_turn(self._read_steps(epoch, [step]))
         return self._deliver(batch, epoch, step)
+
+    @property
+    def contents(self) -> str:
+        """16 hexadecimal digits that tell these samples of these shards from others."""
+        return self.samples.digest(self._digest)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_open_shards": None}
@@ -305,7 +316,7 @@ class ShardDataset(ResumableDataset):
         return {
             "shards": len(self.catalog.shards),
             "samples": len(self.samples),
-            "contents": self.samples.digest(self._digest),
+            "contents": self.contents,
             "global_batch_size": self.global_batch_size,
             "seed": self.shuffle.seed,
             "shuffle": self.shuffle.on,
@@ -329,6 +340,7 @@ class ShardDataset(ResumableDataset):
         """What makes batches of this dataset's samples from a pool of its shards."""
         return SampleReader(
             pool,
+            samples=self.samples,
             fields=self.fields,
             decode=self._decode,
             transform=self._transform,

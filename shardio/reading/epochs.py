@@ -53,14 +53,21 @@ class EpochCounter:
         self._made_in = os.getpid()
         self._remove_at_end()
 
-    def begin(self) -> Position:
-        """Where the iteration that starts now in this process starts."""
+    def begin(self, own: Position | None = None) -> Position:
+        """Where the iteration that starts now in this process starts.
+
+        Args:
+            own: where this worker starts, if it knows; the next iteration is the epoch after.
+        """
         self._iterations_here += 1
         worker = get_worker_info()
         with self._shared() as state:
             state["by_workers"] = worker is not None
             if worker is None:
                 return Position(*_take_next(state))
+            if own is not None:
+                state["next"] = [own.epoch + 1, 0]
+                return own
             name = [worker.seed - worker.id, self._iterations_here]
             for entry in reversed(state["iterations"]):
                 others = entry["workers"]

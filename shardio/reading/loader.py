@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from shardio.errors import UsageError
+from shardio.reading.arguments import whole_number
 from shardio.reading.resumable import Job, Jobs, ResumableDataset
 
 _CHUNK = 16  # samples; a task for each image costs 15 % of the rate
@@ -46,12 +47,11 @@ class Loader:
     ) -> None:
         if not isinstance(dataset, ResumableDataset) or dataset.batch_size is None:
             raise UsageError("Loader makes batches: give it a ShardDataset or Mix with batch_size")
-        for name, value in {"threads": threads, "prefetch": prefetch}.items():
-            if not (value is None or (isinstance(value, int) and value >= 1)):
-                raise UsageError(f"{name}={value!r}: it must be a whole number, at least 1")
         self.dataset = dataset
-        self._threads = threads or _count_cores()
-        self._prefetch = prefetch
+        self._threads = whole_number(
+            "threads", _count_cores() if threads is None else threads, least=1
+        )
+        self._prefetch = whole_number("prefetch", prefetch, least=1)
 
     def __len__(self) -> int:
         """Batches that this rank takes in an epoch."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Literal, NamedTuple, get_args
@@ -23,7 +22,7 @@ from torch.utils.data import get_worker_info
 
 from shardio.errors import UsageError
 from shardio.plan.epoch import References
-from shardio.plan.mixture import Mixture
+from shardio.plan.mixture import LEAST_WEIGHT, Mixture
 from shardio.plan.order import Order
 from shardio.reading.ahead import ReadAhead
 from shardio.reading.columns import empty
@@ -91,15 +90,11 @@ class Mix(ResumableDataset):
             raise UsageError(f"stop={stop!r}: it must be 'first' or 'all'")
         _check_sources(self.sources)
         first = self.sources[0]
-        super().__init__(
-            batch_size=first.batch_size,
-            global_batch_size=None,
-            rank=first.ranks.rank,
-            world_size=first.ranks.world_size,
-        )
+        super().__init__(batch_sizes=first._batch_sizes, ranks=first._ranks)
         self._weights = tuple(map(float, weights))
         self._stop: Stop = stop
         self._mixture = Mixture(self._weights)
+        self._digests = _compact([_digest_of(source) for source in self.sources])
 
     def num_steps(self) -> int:
         """See ResumableDataset.
@@ -124,7 +119,7 @@ class Mix(ResumableDataset):
     @property
     def num_bad_samples(self) -> int:
         """Bad samples replaced so far in all sources, under on_bad_sample="skip"."""
-        return sum(source.num_bad_samples for source in self.sources)
+        return sum(source.num_bad_samples for source in set(self.sources))
 
     def _read_steps(self, epoch: int, steps: Sequence[int]) -> Jobs:
         ranks, size = self.ranks, self.batch_size or 1
@@ -149,7 +144,7 @@ class Mix(ResumableDataset):
     def _identity(self) -> Identity:
         return {
             "samples": sum(len(source.samples) for source in self.sources),
-            "sources": _compact([_digest_of(source) for source in self.sources]),
+            "sources": self._digests,
             "weights": _compact([repr(weight) for weight in self._weights]),
             "stop": self._stop,
             "global_batch_size": self.global_batch_size,
@@ -165,7 +160,7 @@ class _SourceReader:
         self._reader = dataset.reader(self._pool)
         self._epoch = -1
         self._order: Order
-        self._ahead: ReadAhead
+        self._ahead: ReadAhead | None = None
 
     def start(self, epoch: int, places: NDArray[np.int64]) -> Batch:
         """A batch of samples at some places of an epoch, to be filled."""
@@ -173,8 +168,10 @@ class _SourceReader:
         if epoch != self._epoch:
             self._epoch = epoch
             (self._order,) = dataset.shuffle.order(dataset.samples, epoch)
-            self._ahead = ReadAhead(self._order, dataset.samples, self._pool, *find_worker())
-        if dataset.shuffle.window is not None:
+            self._ahead = None
+            if dataset.shuffle.window is not None:
+                self._ahead = ReadAhead(self._order, dataset.samples, self._pool, *find_worker())
+        if self._ahead is not None:
             self._ahead.enter(int(places[0]))
         shards, ordinals = self._order.locate(places)
         references = References(
@@ -243,13 +240,16 @@ def _scatter(name: str, values: list[Any], slots: list[NDArray[np.int64]], *, sh
 
 
 def _check_weights(weights: Sequence[float], sources: int) -> None:
+    if not isinstance(weights, list | tuple):
+        raise UsageError(f"weights={weights!r}: give a list, one for each source")
     if not all(isinstance(weight, int | float) for weight in weights):
         raise UsageError(f"weights {list(weights)}: each must be a number")
     if len(weights) != sources or not sources:
         raise UsageError(f"{len(weights)} weights for {sources} sources; give one for each")
-    if not all(math.isfinite(weight) and weight > 0 for weight in weights):
+    if not all(weight >= LEAST_WEIGHT for weight in weights):
         raise UsageError(
-            f"weights {list(weights)}: each must be above 0; leave out a source of weight 0"
+            f"weights {list(weights)}: each must be at least {LEAST_WEIGHT}; leave out a source "
+            "that is to give nothing"
         )
     if abs(sum(weights) - 1) > 1e-6:
         raise UsageError(
@@ -291,7 +291,7 @@ def _check_sources(sources: Sequence[ShardDataset]) -> None:
 
 
 def _digest_of(source: ShardDataset) -> str:
-    facts = [source.samples.digest(source.catalog.digest()), asdict(source.shuffle)]
+    facts = [source.contents, asdict(source.shuffle)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from time import perf_counter_ns
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from shardio.codecs.image import Scratch
 from shardio.codecs.registry import kind_of
 from shardio.errors import CodecError, SampleError, TransformError, UsageError
 from shardio.plan.epoch import References
+from shardio.plan.samples import Samples
 from shardio.plan.shuffle import uniforms
 from shardio.reading.columns import Arrays, Column, SizedImages, Transform, Values
 from shardio.reading.fields import Fields
@@ -50,6 +52,7 @@ class SampleReader:
 
     Args:
         pool: of the dataset's shards.
+        samples: of the dataset, which alone may stand in for a bad one.
         fields: see shardio.reading.fields.
         decode: False leaves every field as bytes.
         transform: for images.
@@ -64,6 +67,7 @@ class SampleReader:
         self,
         pool: ShardPool,
         *,
+        samples: Samples,
         fields: Fields,
         decode: bool,
         transform: Transform | None,
@@ -74,6 +78,7 @@ class SampleReader:
         shared: bool,
     ) -> None:
         self.pool = pool
+        self.samples = samples
         self.fields = fields
         self.missing_ok = missing_ok
         self.one_image = one_image
@@ -93,12 +98,9 @@ class SampleReader:
             references: of n samples.
             key: of the random numbers for transforms, equal in all processes of an epoch.
         """
-        start = perf_counter_ns()
         columns = {name: self._column(name, len(references)) for name in self.fields}
         draws = self._sized.draws if self._sized else 0
-        batch = Batch(self, references, columns, uniforms(key, references.positions, draws))
-        self.count(StageTimes(batch=perf_counter_ns() - start))
-        return batch
+        return Batch(self, references, columns, uniforms(key, references.positions, draws))
 
     def count(self, times: StageTimes) -> None:
         """Add to the times, from any thread."""
@@ -150,16 +152,11 @@ class Batch:
             SampleError: a sample cannot be delivered.
             TarError: a shard was changed or cut off.
         """
-        start, times = perf_counter_ns(), StageTimes(samples=len(slots))
+        times = StageTimes(samples=len(slots))
         for number in slots:
             shard_number, index = self._places[number]
-            shard = self._reader.pool.get(shard_number)
-            self._keys[number] = shard.index.key(index)
             slot = _Slot(number, self._numbers[number], times)
-            if not self._fill(slot, shard, index):
-                self._valid[number] = False
-        stages = times.read + times.decode + times.transform
-        times.batch = perf_counter_ns() - start - stages
+            self._valid[number] &= self._fill(slot, shard_number, index)
         self._reader.count(times)
 
     def finish(self) -> dict[str, Any]:
@@ -169,8 +166,10 @@ class Batch:
         batch["__key__"] = self._keys
         return batch
 
-    def _fill(self, slot: _Slot, shard: OpenShard, index: int) -> bool:
+    def _fill(self, slot: _Slot, shard_number: int, index: int) -> bool:
         """Fill a slot; False if another sample had to take it."""
+        shard = self._reader.pool.get(shard_number)
+        self._keys[slot.number] = shard.index.key(index)
         try:
             self._put(slot, shard, index)
         except TransformError:
@@ -178,15 +177,16 @@ class Batch:
         except SampleError as error:
             if self._reader.on_replaced is None:
                 raise
-            substitute = self._replace(slot, shard, index)
+            positions = self._reader.samples.in_shard(shard_number).tolist()
+            after = bisect_right(positions, index)
+            substitute = self._replace(slot, shard, [*positions[after:], *positions[: after - 1]])
             _LOG.warning("%s; sample %r takes its place", error, substitute)
             self._reader.on_replaced()
             return False
         return True
 
-    def _replace(self, slot: _Slot, shard: OpenShard, index: int) -> str:
-        count = len(shard.index)
-        for substitute in [*range(index + 1, count), *range(index)]:
+    def _replace(self, slot: _Slot, shard: OpenShard, substitutes: list[int]) -> str:
+        for substitute in substitutes:
             try:
                 self._put(slot, shard, substitute)
             except TransformError:
@@ -195,7 +195,8 @@ class Batch:
                 continue
             return shard.index.key(substitute)
         raise SampleError(
-            f"{shard.name}: none of its {count} samples can be delivered; remove the shard",
+            f"{shard.name}: none of its {len(substitutes) + 1} samples in the dataset can be "
+            "delivered; remove the shard",
             shard=shard.name,
         )
 

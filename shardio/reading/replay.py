@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from shardio.errors import UsageError
+from shardio.errors import SampleError, UsageError
 from shardio.reading.planning import PlanSettings, open_plan
 from shardio.reading.shards import OpenShard, ShardPool
 
@@ -26,6 +26,7 @@ class ReplayedSample:
         shard: path of its shard.
         index: its position in the shard.
         files: what was written, by field.
+        problem: why a member of it could not be written; None where all were.
     """
 
     slot: int
@@ -34,6 +35,7 @@ class ReplayedSample:
     shard: str
     index: int
     files: dict[str, str]
+    problem: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +66,7 @@ def replay(settings: PlanSettings, *, step: int, rank: int | None, out: str) -> 
 
     Raises:
         UsageError: there is no such step or rank, or the folder is not empty.
-        SampleError: a member is not what was packed.
+        TarError: a shard was changed or cut off.
         OSError: a file cannot be read or written.
     """
     catalog, plan = open_plan(settings)
@@ -81,10 +83,10 @@ def replay(settings: PlanSettings, *, step: int, rank: int | None, out: str) -> 
     positions = plan.share([step], rank or 0, 1 if rank is None else settings.ranks)
     references = plan.references(positions)
     digits = len(str(len(references) - 1))
-    samples = []
-    pool = ShardPool(catalog.shards)
+    pool, samples = ShardPool(catalog.shards), []
     for slot, single in enumerate(references.split()):
         shard, index = pool.get(int(single.shards[0])), int(single.indices[0])
+        files, problem = _write(shard, index, folder, f"{slot:0{digits}}")
         samples.append(
             ReplayedSample(
                 slot=slot,
@@ -92,7 +94,8 @@ def replay(settings: PlanSettings, *, step: int, rank: int | None, out: str) -> 
                 valid=bool(single.valid[0]),
                 shard=shard.name,
                 index=index,
-                files=_write(shard, index, folder, f"{slot:0{digits}}"),
+                files=files,
+                problem=problem,
             )
         )
     batch = ReplayedBatch(step=step, rank=rank, settings=settings, samples=tuple(samples))
@@ -101,14 +104,28 @@ def replay(settings: PlanSettings, *, step: int, rank: int | None, out: str) -> 
     return batch
 
 
-def _write(shard: OpenShard, index: int, folder: Path, slot: str) -> dict[str, str]:
-    """Keys and fields come from a shard, so names are made of harmless characters alone."""
-    key = re.sub(r"[^A-Za-z0-9_-]+", "_", shard.index.key(index))
-    written = {}
-    for field in shard.index.fields:
-        stored = shard.read(index, (field,))
+def _write(
+    shard: OpenShard, index: int, folder: Path, slot: str
+) -> tuple[dict[str, str], str | None]:
+    """Write the members of a sample.
+
+    Keys and fields come from a shard, so names are made of harmless characters alone.
+
+    Returns:
+        The names of the files by field, and why a member could not be written.
+    """
+    key = re.sub(r"[^A-Za-z0-9_-]+", "_", shard.index.key(index))[-_LONGEST_NAME:]
+    written: dict[str, str] = {}
+    problem = None
+    for number, field in enumerate(shard.index.fields):
+        try:
+            stored = shard.read(index, (field,))
+        except SampleError as error:
+            problem = str(error)
+            continue
         if stored is not None:
-            suffix = re.sub(r"[^A-Za-z0-9_.-]+", "_", field)
-            written[field] = f"{slot}-{key[-_LONGEST_NAME:]}.{suffix[-_LONGEST_NAME:]}"
+            suffix = re.sub(r"[^A-Za-z0-9_.-]+", "_", field)[-_LONGEST_NAME:]
+            name = f"{slot}-{key}.{suffix}"
+            written[field] = f"{slot}-{key}.{number}.{suffix}" if name in written.values() else name
             (folder / written[field]).write_bytes(stored.data)
-    return written
+    return written, problem

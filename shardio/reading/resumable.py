@@ -13,7 +13,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import torch
 import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
@@ -21,6 +20,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from shardio.errors import UsageError
 from shardio.plan.epoch import steps_of_worker
+from shardio.reading.arguments import whole_number
 from shardio.reading.epochs import EpochCounter
 from shardio.reading.state import Identity, Position, make_state, read_state
 from shardio.reading.topology import Ranks, find_ranks, find_worker
@@ -70,10 +70,9 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
     """A dataset whose loop can be left and taken up again at any step.
 
     Args:
-        batch_size: samples of one rank in a step, or None to yield samples.
-        global_batch_size: samples of all ranks in a step, in place of batch_size.
-        rank: as find_ranks takes it.
-        world_size: as find_ranks takes it.
+        batch_sizes: samples of one rank in a step, and of all ranks; one is None, both to yield
+            samples.
+        ranks: rank and world size as find_ranks takes them.
 
     Raises:
         UsageError: the global batch does not divide among the ranks, or rank is outside them.
@@ -82,15 +81,13 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
     def __init__(
         self,
         *,
-        batch_size: int | None,
-        global_batch_size: int | None,
-        rank: int | None,
-        world_size: int | None,
+        batch_sizes: tuple[int | None, int | None],
+        ranks: tuple[int | None, int | None],
     ) -> None:
-        if batch_size is not None and global_batch_size is not None:
+        if None not in batch_sizes:
             raise UsageError("batch_size and global_batch_size exclude each other; give one")
-        self._batch_sizes = (batch_size, global_batch_size)
-        self._ranks = (rank, world_size)
+        self._batch_sizes = batch_sizes
+        self._ranks = ranks
         self._epochs = EpochCounter()
         self._position: Position | None = None
         self._own_start: Position | None = None
@@ -136,14 +133,22 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         Args:
             run: makes the batches, in order.
         """
-        start, (worker, num_workers) = self._epochs.begin(), find_worker()
-        num_steps = self.num_steps()
-        if self._own_start is None:
-            steps = steps_of_worker(start.step, num_steps, worker, num_workers)
-        else:
-            start, self._own_start = self._own_start, None
-            steps = range(start.step, num_steps, num_workers)
-            self._epochs.set_next(Position(start.epoch + 1, 0))
+        if get_worker_info() is None:
+            return self._begin_late(run)
+        return self._begin(run)
+
+    def _begin_late(self, run: Run) -> Iterator[dict[str, Any]]:
+        """Begin with the first batch, so that an iterator that nobody uses takes no epoch."""
+        yield from self._begin(run)
+
+    def _begin(self, run: Run) -> Iterator[dict[str, Any]]:
+        """Begin now: what asks a worker for its state before the first batch gets the epoch."""
+        num_steps, (worker, num_workers) = self.num_steps(), find_worker()
+        own, self._own_start = self._own_start, None
+        start = self._epochs.begin(own)
+        steps = steps_of_worker(start.step, num_steps, worker, num_workers)
+        if own is not None:
+            steps = range(own.step, num_steps, num_workers)
         self._position = Position(start.epoch, steps.start)
         return self._loop(start.epoch, steps, run)
 
@@ -155,9 +160,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next loop that epoch; later loops count on from it."""
-        if not isinstance(epoch, int | np.integer) or epoch < 0:
-            raise UsageError(f"epoch={epoch!r}: it must be a whole number, at least 0")
-        self._start_at(Position(int(epoch), 0))
+        self._start_at(Position(whole_number("epoch", epoch, least=0), 0))
 
     def state_dict(self, batch: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Where the loop is, in less than 1 KB, for load_state_dict on any number of ranks.
@@ -170,7 +173,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
             Version, epoch, next step, and what identifies dataset and plan: values for JSON.
 
         Raises:
-            UsageError: workers read and no batch is given, or it is not of this dataset.
+            UsageError: workers read and no batch is given, or it has no place.
         """
         worker = find_worker() if get_worker_info() is not None else None
         if batch is not None:

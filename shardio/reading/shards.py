@@ -49,7 +49,7 @@ class OpenShard:
         """The file, opened if it is not.
 
         Raises:
-            TarError: it is missing, or has not the size that its index expects.
+            TarError: it is missing, or not the file that was indexed.
             OSError: it cannot be opened.
         """
         file = self._file
@@ -66,6 +66,11 @@ class OpenShard:
                 f"{self.name}: the shard has {file.size} bytes, its index expects "
                 f"{self._entry.size}; it was changed or cut off: run `shardio index` on its "
                 "folder if it is whole",
+                shard=self.name,
+            )
+        if self._entry.stamp not in (None, file.stamp):
+            raise TarError(
+                f"{self.name}: the shard was changed after the dataset was opened; open it again",
                 shard=self.name,
             )
         self._file = file

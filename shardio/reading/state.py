@@ -57,12 +57,12 @@ def read_state(
         UsageError: it is no state, or of another version, dataset, plan or worker.
     """
     version = state.get("version") if isinstance(state, Mapping) else None
-    if not isinstance(version, int):
+    if type(version) is not int:
         raise UsageError(f"{_short(state)} is no state of a dataset: pass what state_dict() gave")
-    if version > VERSION:
+    if version != VERSION:
         raise UsageError(
             f"the state has version {version}, this shardio reads {VERSION}: install the shardio "
-            "that wrote it, or a newer one"
+            "that wrote it"
         )
     different = [
         f"{name} was {state.get(name)!r}, is {value!r}"

@@ -13,7 +13,6 @@ class StageTimes:
         read: ns to get bytes and check them.
         decode: ns from bytes to pixels or values.
         transform: ns to crop, resize and transform.
-        batch: ns for all the rest of making batches.
         samples: how many were read.
         bytes: how many were read.
     """
@@ -21,7 +20,6 @@ class StageTimes:
     read: int = 0
     decode: int = 0
     transform: int = 0
-    batch: int = 0
     samples: int = 0
     bytes: int = 0
 

@@ -18,14 +18,21 @@ class LocalShard:
     Args:
         path: the file.
         name: what errors call it.
+
+    Attributes:
+        name: as given.
+        size: in bytes.
+        stamp: inode and time of change (ns), which tell it from another file of its name.
     """
 
-    __slots__ = ("_descriptor", "name", "size")
+    __slots__ = ("_descriptor", "name", "size", "stamp")
 
     def __init__(self, path: str, name: str) -> None:
         self.name = name
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.size = os.fstat(self._descriptor).st_size
+        status = os.fstat(self._descriptor)
+        self.size = status.st_size
+        self.stamp = (status.st_ino, status.st_mtime_ns)
 
     def read(self, offset: int, size: int) -> bytes:
         """Bytes [offset, offset + size).

@@ -15,6 +15,8 @@ from click.testing import CliRunner, Result
 import shardio
 from shardio.cli import commands
 from shardio.errors import ShardioError
+from shardio.plan.epoch import EpochPlan, References
+from shardio.testing import make_images, make_shard
 
 
 def run(*arguments: str | Path) -> Result:
@@ -102,6 +104,30 @@ def test_plan_measures_how_well_an_order_is_mixed(packed: Path) -> None:
         entropies.append(-sum(share * math.log2(share) for share in shares if share))
     assert full["batch_entropy"] == pytest.approx(np.mean(entropies))
     assert full["classes_entropy"] == pytest.approx(math.log2(10))
+
+
+def test_plan_finds_repeats_and_gaps(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan with a fault: the proof must be one that can fail."""
+    whole = EpochPlan.references
+
+    def broken(plan: EpochPlan, positions: Any) -> References:
+        return whole(plan, np.where(positions == 17, 18, positions))
+
+    monkeypatch.setattr(EpochPlan, "references", broken)
+    done = run("plan", packed, "--batch-size", "60", "--json")
+    found = json.loads(done.output)
+    assert (found["exact"], found["delivered_once"]) == (False, 598)
+    assert (found["delivered_again"], found["left_out"]) == (1, 1)
+    assert "the plan is not exact" in str(done.exception)
+
+
+def test_plan_warns_when_nodes_share_too_many_shards(packed: Path) -> None:
+    found = plan(packed, "--batch-size", "4", "--ranks", "7", "--nodes", "7", "--streams", "7")
+    assert found["bytes_read"] > 1.1
+    assert len(found["nodes"]) == 7
+    assert sum(node["shards"] for node in found["nodes"]) == 14
+    assert max(node["window_bytes"] for node in found["nodes"]) < found["bytes"] / 4
+    assert any("pack at least 10 shards for each node" in text for text in found["warnings"])
 
 
 def test_plan_warns_of_what_hurts(images: Path, tmp_path: Path) -> None:
@@ -265,3 +291,31 @@ def test_a_batch_size_is_asked_for(packed: Path) -> None:
         assert "give either --batch-size or --global-batch-size" in done.output
     done = run("plan", packed, "--global-batch-size", "10", "--ranks", "3")
     assert (done.exit_code, "10 does not divide among 3 ranks" in done.output) == (2, True)
+
+
+def test_replay_writes_what_it_can_of_a_damaged_batch(tmp_path: Path) -> None:
+    images = make_images(tmp_path / "images", classes=1, per_class=8)
+    shardio.pack(images, tmp_path / "out", shards=1)
+    dataset = shardio.ShardDataset(tmp_path / "out")
+    index = dataset.catalog.shards[0].load_index()
+    (shard,) = (tmp_path / "out").glob("*.tar")
+    data = bytearray(shard.read_bytes())
+    data[int(index.offsets[3, 1]) + 50] ^= 1
+    shard.write_bytes(data)
+    done = run(
+        "replay", tmp_path / "out", "--batch-size", "8", "--step", "0", "--to", tmp_path / "b"
+    )
+    assert "1 of the samples have members that could not be written" in str(done.exception)
+    assert f"sample {index.key(3)!r}, field 'png'" in str(done.exception)
+    listing = json.loads((tmp_path / "b/batch.json").read_text())
+    assert [bool(sample["problem"]) for sample in listing["samples"]] == [i == 3 for i in range(8)]
+    assert len([*(tmp_path / "b").iterdir()]) == 1 + 15
+
+
+def test_replay_gives_every_field_a_file_of_its_own(tmp_path: Path) -> None:
+    fields = {"x y": b"1", "x_y": b"2", "a" * 90 + "z": b"3", "b" * 10 + "a" * 79 + "z": b"4"}
+    shard = make_shard(tmp_path / "a.tar", {"k": fields})
+    run("replay", shard, "--batch-size", "1", "--step", "0", "--to", tmp_path / "b")
+    listing = json.loads((tmp_path / "b/batch.json").read_text())
+    files = listing["samples"][0]["files"]
+    assert {field: (tmp_path / "b" / name).read_bytes() for field, name in files.items()} == fields

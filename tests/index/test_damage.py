@@ -106,7 +106,7 @@ def test_a_shard_of_another_pack_is_noticed_though_its_size_is_the_same(tmp_path
     assert [*shardio.ShardDataset(tmp_path / "0")]
     shutil.copy(other, shard)
     shutil.copy(index_path(other), index_path(shard))
-    with pytest.raises(shardio.IndexFileError, match=r"000000\.tar: .*SHA-256 differs"):
+    with pytest.raises(shardio.IndexFileError, match=r"000000\.tar: .*of other contents"):
         next(iter(shardio.ShardDataset(tmp_path / "0")))
 
 

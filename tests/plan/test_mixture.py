@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardio.plan.mixture import Mixture
+from shardio.plan.mixture import LEAST_WEIGHT, Mixture
 
 GOLDEN = [0, 1, 0, 2, 0, 0, 1, 0, 0, 1, 2, 0]
 GOLDEN_COUNTS = [333330002, 142860001, 523810004]
@@ -52,7 +52,13 @@ def test_the_schedule_is_the_same_in_every_version() -> None:
     assert [uneven.count(source, 10**9 + 7) for source in range(3)] == GOLDEN_COUNTS
 
 
-def test_a_tiny_weight_still_comes() -> None:
-    mixture = Mixture([1 - 1e-9, 1e-9])
+def test_the_least_weight_comes_once_in_a_hundred_thousand() -> None:
+    mixture = Mixture([1 - LEAST_WEIGHT, LEAST_WEIGHT])
     assert mixture.count(1, 100_000) == 1
     assert 500_000 <= mixture.position(1, 5) < 600_000
+
+
+def test_many_least_weights_leave_the_others_their_shares() -> None:
+    weights = [1 - 300 * LEAST_WEIGHT, *[LEAST_WEIGHT] * 300]
+    mixture = Mixture(weights)
+    assert [mixture.count(source, 100_000) for source in (0, 1, 300)] == [99_700, 1, 1]

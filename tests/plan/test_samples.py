@@ -44,7 +44,7 @@ def test_parts_are_disjoint_whole_and_as_large_as_asked(
 ) -> None:
     samples = Samples(counts)
     fractions = np.array(shares) / sum(shares)
-    parts = samples.split(fractions.tolist(), seed)
+    parts = samples.split(fractions.tolist(), seed, "")
     assert sorted(place for part in parts for place in places(part)) == places(samples)
     for part, fraction in zip(parts, fractions, strict=True):
         assert abs(len(part) - fraction * len(samples)) <= 1
@@ -52,7 +52,7 @@ def test_parts_are_disjoint_whole_and_as_large_as_asked(
 
 def test_a_split_is_random_and_depends_on_the_seed_alone() -> None:
     samples = Samples([100_000])
-    first, again, other = (places(samples.split([0.5, 0.5], seed)[0]) for seed in (0, 0, 1))
+    first, again, other = (places(samples.split([0.5, 0.5], seed, "")[0]) for seed in (0, 0, 1))
     assert first == again != other
     runs = np.count_nonzero(np.diff([place for _, place in first]) > 1)
     assert runs == pytest.approx(25_000, rel=0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 
 import shardio
 from shardio.reading import shards
+from shardio.testing import make_shard
 
 
 def keys_of(batches: Iterable[dict[str, Any]]) -> list[str]:
@@ -51,7 +53,7 @@ def test_one_sample_is_read_by_its_index(dataset: shardio.ShardDataset, keys: li
 def test_one_sample_is_read_by_its_key(dataset: shardio.ShardDataset, keys: list[str]) -> None:
     for key in (keys[0], keys[311], keys[-1]):
         assert dataset.by_key(key)["__key__"] == key
-    for wrong in ("class00/image000", "", "lass00/image0001", keys[0] + keys[1]):
+    for wrong in ("class00/image000", "", "lass00/image0001", keys[0] + keys[1], "\ud800"):
         with pytest.raises(KeyError, match="no sample has the key"):
             dataset.by_key(wrong)
 
@@ -169,6 +171,8 @@ def test_parts_of_a_split_are_disjoint_and_whole(
         ([1.5], "subset takes a list of whole numbers, or a predicate"),
         ([[1]], "subset takes a list of whole numbers, or a predicate"),
         ([True, False], "for a mask, pass its flatnonzero"),
+        ([[1], [2, 3]], "subset takes a list of whole numbers, or a predicate"),
+        (np.array([2**64 - 1], np.uint64), "index 18446744073709551615 is outside"),
     ],
 )
 def test_choices_that_cannot_be_meant_are_explained(
@@ -179,7 +183,8 @@ def test_choices_that_cannot_be_meant_are_explained(
 
 
 @pytest.mark.parametrize(
-    "fractions", [(), (1.5,), (-0.1,), (0.5, 0.4), (0.7, 0.7, -0.4), ([0.9, 0.1],)]
+    "fractions",
+    [(), (1.5,), (-0.1,), (0.5, 0.4), (0.7, 0.7, -0.4), ([0.9, 0.1],), ("0.9",), (math.nan,)],
 )
 def test_fractions_that_cannot_be_meant_are_explained(
     dataset: shardio.ShardDataset, fractions: Any
@@ -225,4 +230,39 @@ def test_an_index_is_one_whole_number(dataset: shardio.ShardDataset, index: Any)
         dataset[index]
     with pytest.raises(shardio.UsageError, match=r"by_key\(3\): a key is text"):
         dataset.by_key(3)  # type: ignore[arg-type]
+    assert dataset[np.uint8(200)]["__key__"] == dataset[200]["__key__"]  # type: ignore[index]
     assert dataset[np.int64(3)]["__key__"] == dataset[3]["__key__"]  # type: ignore[index]
+
+
+def test_seeds_and_epochs_may_be_any_whole_numbers_of_64_bits(packed: Path) -> None:
+    seed: Any = np.int64(3)
+    dataset = shardio.ShardDataset(packed, shuffle=True, seed=seed, batch_size=20)
+    plain = shardio.ShardDataset(packed, shuffle=True, seed=3, batch_size=20)
+    found = dataset.read_batch(epoch=np.int64(2), step=np.int8(1))  # type: ignore[arg-type]
+    assert found["__key__"] == plain.read_batch(epoch=2, step=1)["__key__"]
+    assert keys_of(dataset.split(0.1, seed=np.int32(4))[0]) == keys_of(plain.split(0.1, seed=4)[0])  # type: ignore[arg-type]
+    for wrong in (-1, 2**64, 1.0, "1", True):
+        with pytest.raises(shardio.UsageError, match="seed="):
+            shardio.ShardDataset(packed, seed=wrong)  # type: ignore[arg-type]
+        with pytest.raises(shardio.UsageError, match="seed="):
+            plain.split(0.5, seed=wrong)  # type: ignore[arg-type]
+    with pytest.raises(shardio.UsageError, match="epoch=-1: it must be a whole number, at least 0"):
+        plain.read_batch(epoch=-1, step=0)
+
+
+def test_a_stand_in_comes_from_the_same_part(tmp_path: Path) -> None:
+    """So that nothing that is held out gets into training, valid or not."""
+    samples = {f"{i:03}": {"cls": b"%d" % i if i % 3 else b"none"} for i in range(90)}
+    shard = make_shard(tmp_path / "a.tar", samples)
+    dataset = shardio.ShardDataset(shard, batch_size=9, on_bad_sample="skip")
+    for part in dataset.split(0.5, seed=1):
+        own = {part[i]["label"] if int(part[i]["__key__"]) % 3 else None for i in range(45)}
+        labels = {label for batch in part for label in batch["label"].tolist()}
+        assert labels <= own
+
+
+def test_a_split_of_a_split_is_told_from_others(dataset: shardio.ShardDataset) -> None:
+    parts = dataset.split(0.5)
+    some = [*parts, *parts[0].split(0.5), *parts[1].split(0.5), *dataset.split(0.5, seed=1)]
+    assert len({part.contents for part in some}) == len(some)
+    assert dataset.split(0.5)[0].contents == parts[0].contents

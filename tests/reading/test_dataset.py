@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader
 
 import shardio
 from shardio.index.manifest import index_path
+from shardio.reading.ahead import ReadAhead
+from shardio.reading.shards import ShardPool
 from shardio.storage.local import LocalShard
 from shardio.testing import make_images, make_shard
 
@@ -203,7 +205,9 @@ def test_a_bad_sample_that_lacks_a_field_is_replaced_too(tmp_path: Path) -> None
 
 def test_a_shard_without_a_good_sample_is_an_error(tmp_path: Path) -> None:
     path = make_shard(tmp_path / "a.tar", {"a": {"png": b"no"}, "b": {"png": b"no"}})
-    with pytest.raises(shardio.SampleError, match="none of its 2 samples can be delivered"):
+    with pytest.raises(
+        shardio.SampleError, match="none of its 2 samples in the dataset can be deliv"
+    ):
         list(shardio.ShardDataset(path, on_bad_sample="skip"))
 
 
@@ -277,7 +281,7 @@ def test_pickles_and_object_arrays_are_never_loaded(tmp_path: Path) -> None:
             "it must be left out with decode=False",
         ),
         ({"shuffle": "yes"}, "shuffle='yes': it must be True, False or 'full'"),
-        ({"window": 0}, "window=0: it must be at least 1 shard"),
+        ({"window": 0}, "window=0: it must be a whole number, at least 1"),
         ({"tail": "cut"}, "tail='cut': it must be 'pad', 'drop' or 'short'"),
         ({"on_bad_sample": "no"}, "on_bad_sample='no': it must be 'raise' or 'skip'"),
         ({"rank": 2, "world_size": 2}, "rank 2 is outside 0 to 1"),
@@ -304,6 +308,8 @@ def test_an_empty_dataset_is_an_error(tmp_path: Path) -> None:
 def test_an_epoch_without_a_step_is_an_error(packed: Path) -> None:
     with pytest.raises(shardio.UsageError, match="600 samples do not fill one global batch"):
         shardio.ShardDataset(packed, batch_size=601, tail="drop")
+    with pytest.raises(shardio.UsageError, match="streams=2: it must be 1 for a dataset of sampl"):
+        shardio.ShardDataset(packed, streams=2)
 
 
 def test_batching_twice_is_refused(packed: Path) -> None:
@@ -455,3 +461,49 @@ def test_shards_that_change_under_a_running_epoch_are_an_error(
         list(steps)
     assert last in str(caught.value)
     assert len(set(first["__key__"])) == 10
+
+
+def test_a_shard_of_others_that_is_replaced_under_a_running_epoch_is_an_error(
+    tmp_path: Path,
+) -> None:
+    """It has the same size and keys; no checksum of its contents is known."""
+    for shard in "abc":
+        samples = {f"{shard}{i}": {"txt": b"%d" % i} for i in range(8)}
+        make_shard(tmp_path / f"{shard}.tar", samples)
+    dataset = shardio.ShardDataset(tmp_path, window=1, batch_size=8)
+    state = dataset.state_dict()
+    steps = iter(dataset)
+    next(steps)
+    other = {f"c{i}": {"txt": b"%d" % i} for i in reversed(range(8))}
+    make_shard(tmp_path / "new", other).replace(tmp_path / "c.tar")
+    message = r"c\.tar: the shard was changed after the dataset was opened; open it again"
+    with pytest.raises(shardio.TarError, match=message):
+        list(steps)
+    again = shardio.ShardDataset(tmp_path, window=1, batch_size=8)
+    with pytest.raises(shardio.UsageError, match="contents was"):
+        again.load_state_dict(state)
+
+
+def test_of_sparsely_chosen_samples_nothing_is_read_ahead(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(LocalShard, "read_ahead", lambda shard, *_: asked.append(shard.name))
+    dataset = shardio.ShardDataset(packed, batch_size=20, window=1)
+    list(dataset.subset(range(0, 600, 5)))
+    assert not asked
+    list(dataset.subset(range(30, 130)))
+    assert [name[-10:-4] for name in asked] == ["000000", "000001"]
+
+
+def test_workers_share_the_asking(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = shardio.ShardDataset(packed, batch_size=20, window=8)
+    (order,) = dataset.plan(0).orders
+    asked: list[list[str]] = []
+    monkeypatch.setattr(LocalShard, "read_ahead", lambda shard, *_: asked[-1].append(shard.name))
+    for worker in range(3):
+        asked.append([])
+        pool = ShardPool(dataset.catalog.shards)
+        ReadAhead(order, dataset.samples, pool, worker, 3).enter(0)
+    assert [len(names) for names in asked] == [3, 3, 2]
+    assert len({name for names in asked for name in names}) == 8

@@ -12,6 +12,8 @@ import torch
 from torch.utils.data import DataLoader
 
 import shardio
+from shardio.storage.local import LocalShard
+from shardio.testing import make_shard
 
 
 @pytest.fixture
@@ -49,9 +51,10 @@ def test_each_source_is_exact_in_its_own_epochs(parts: tuple[shardio.ShardDatase
 def test_a_mixture_of_one_is_that_source(parts: tuple[shardio.ShardDataset, ...]) -> None:
     mix = shardio.Mix([parts[0]], weights=[1.0])
     assert len(mix) == len(parts[0]) == 15
-    for mixed, alone in zip(mix, parts[0], strict=True):
-        assert mixed["__key__"] == alone["__key__"]
-        assert torch.equal(mixed["image"], alone["image"])
+    for _ in range(2):  # epochs have crops of their own
+        for mixed, alone in zip(mix, parts[0], strict=True):
+            assert mixed["__key__"] == alone["__key__"]
+            assert torch.equal(mixed["image"], alone["image"])
 
 
 def test_shares_stay_within_one_sample_in_every_thousand(
@@ -117,19 +120,26 @@ def test_a_mixture_resumes_after_any_batch(parts: tuple[shardio.ShardDataset, ..
     assert draws_of(again, 1) == epochs[1][100:]
     with pytest.raises(shardio.UsageError, match=r"weights was '0\.2,0\.3,0\.5', is '0\.5,"):
         shardio.Mix(parts, weights=[0.5, 0.3, 0.2]).load_state_dict(mix.state_dict(last))
-    with pytest.raises(shardio.UsageError, match="sources was"):
-        shardio.Mix(parts[::-1], weights=[0.2, 0.3, 0.5]).load_state_dict(mix.state_dict(last))
+    others = [part.replace(window=2) for part in parts]
+    for sources in (parts[::-1], others):
+        with pytest.raises(shardio.UsageError, match="sources was"):
+            shardio.Mix(sources, weights=[0.2, 0.3, 0.5]).load_state_dict(mix.state_dict(last))
+    whole = shardio.Mix(parts, weights=[0.2, 0.3, 0.5], stop="all")
+    with pytest.raises(shardio.UsageError, match="stop was 'first', is 'all'"):
+        whole.load_state_dict(mix.state_dict(last))
 
 
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
         ([0.5, 0.4], r"weights \[0.5, 0.4\] add up to 0.9; divide each by that"),
-        ([1.5, -0.5], "each must be above 0"),
-        ([1.0, 0.0], "leave out a source of weight 0"),
-        ([float("nan"), 1], "each must be above 0"),
+        ([1.5, -0.5], "each must be at least 1e-05; leave out"),
+        ([1.0, 0.0], "leave out a source that is to give nothing"),
+        ([1 - 1e-6, 1e-6], "each must be at least 1e-05; leave out"),
+        ([float("nan"), 1], "each must be at least 1e-05"),
+        (None, "weights=None: give a list, one for each source"),
         ([1.0], "1 weights for 2 sources"),
-        ("ab", "each must be a number"),
+        (["a", "b"], "each must be a number"),
         ([0.2, 0.3, 0.5], "3 weights for 2 sources"),
     ],
 )
@@ -192,3 +202,39 @@ def test_images_of_two_sizes_are_refused_by_name(packed: Path) -> None:
     ]
     with pytest.raises(shardio.UsageError, match=r"'image' is 3×4×4 torch.uint8 and 3×6×6"):
         next(iter(shardio.Mix(sources, weights=[0.5, 0.5])))
+
+
+def test_a_mixture_takes_its_rank_when_it_is_read(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = shardio.ShardDataset(packed, global_batch_size=20).split(0.5)
+    mix = shardio.Mix(parts, weights=[0.5, 0.5])
+    whole = draws_of(mix, 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    found = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        mix.set_epoch(0)
+        assert mix.batch_size == 10
+        found.append(draws_of(mix, 1))
+    assert sorted(found[0] + found[1]) == sorted(whole)
+
+
+def test_bad_samples_of_a_source_that_comes_twice_are_counted_once(tmp_path: Path) -> None:
+    samples = {f"{i:03}": {"cls": b"%d" % i if i % 10 else b"none"} for i in range(100)}
+    shard = make_shard(tmp_path / "a.tar", samples)
+    dataset = shardio.ShardDataset(shard, batch_size=10, on_bad_sample="skip")
+    mix = shardio.Mix([dataset, dataset], weights=[0.5, 0.5])
+    invalid = sum(int((~batch["valid"]).sum()) for batch in mix)
+    assert mix.num_bad_samples == invalid > 0
+
+
+def test_shards_of_sources_are_read_ahead(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(LocalShard, "read_ahead", lambda shard, *_: asked.append(shard.name))
+    parts = [
+        shardio.ShardDataset(packed, shuffle=shuffle, window=2, decode=False, batch_size=20)
+        for shuffle in (True, False)
+    ]
+    next(iter(shardio.Mix(parts, weights=[0.5, 0.5])))
+    assert len(asked) == 8  # two windows of each

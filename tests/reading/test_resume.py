@@ -130,6 +130,63 @@ def test_torchdatas_stateful_loader_resumes(packed: Path, workers: int, step: in
     assert (received + rest)[: 3 * BATCHES] == [*first, *second, *third]
 
 
+@pytest.mark.parametrize("begun", [0, 2])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_torchdatas_stateful_loader_resumes_after_a_finished_epoch(
+    packed: Path, workers: int, begun: int
+) -> None:
+    def stateful() -> StatefulDataLoader[Any]:
+        dataset = open_dataset(packed)
+        dataset.set_epoch(begun)
+        return StatefulDataLoader(dataset, batch_size=None, num_workers=workers)
+
+    epochs = epochs_of(packed, begun + 4)
+    loader = stateful()
+    assert keys_of(loader) == epochs[begun]
+    again = stateful()
+    again.load_state_dict(loader.state_dict())
+    rest = [key for _ in range(3) for key in keys_of(again)]
+    assert rest[: 2 * BATCHES] == [*epochs[begun + 1], *epochs[begun + 2]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_stateful_loader_resumes_again_in_a_later_epoch(
+    packed: Path, workers: int
+) -> None:
+    epochs = epochs_of(packed, 5)
+    dataset = open_dataset(packed)
+    dataset.set_epoch(3)
+    received = []
+    state = None
+    for count in (3, 5):
+        loader = StatefulDataLoader(dataset, batch_size=None, num_workers=workers)
+        if state:
+            loader.load_state_dict(state)
+        received += keys_of(islice(loader, count))
+        state = loader.state_dict()
+        dataset = open_dataset(packed)
+    loader = StatefulDataLoader(dataset, batch_size=None, num_workers=workers)
+    loader.load_state_dict(state)
+    assert [*received, *keys_of(loader)] == epochs[3]
+    assert keys_of(loader) == epochs[4]
+    if workers:
+        with pytest.raises(shardio.UsageError, match="pass the last batch that it received"):
+            dataset.state_dict()
+
+
+def test_a_mixture_resumes_in_torchdatas_stateful_loader(packed: Path) -> None:
+    def stateful() -> StatefulDataLoader[Any]:
+        mix = shardio.Mix(open_dataset(packed).split(0.7), weights=[0.5, 0.5])
+        return StatefulDataLoader(mix, batch_size=None, num_workers=2)
+
+    wanted = keys_of(stateful())
+    loader = stateful()
+    received = keys_of(islice(loader, 5))
+    again = stateful()
+    again.load_state_dict(loader.state_dict())
+    assert received + keys_of(again) == wanted
+
+
 def test_a_worker_state_needs_as_many_workers(packed: Path) -> None:
     loader = StatefulDataLoader(open_dataset(packed), batch_size=None, num_workers=2)
     next(iter(loader))
@@ -141,7 +198,10 @@ def test_a_worker_state_needs_as_many_workers(packed: Path) -> None:
 
 
 def test_a_state_is_small_and_plain_whatever_the_dataset(packed: Path) -> None:
-    dataset = open_dataset(packed, shuffle="full", seed=2**62, window=10**9, tail="drop")
+    dataset = open_dataset(
+        packed, shuffle="full", seed=np.uint64(2**64 - 1), window=10**9, tail="drop",
+        global_batch_size=np.int64(60), batch_size=None,
+    )  # fmt: skip
     dataset.set_epoch(10**9)
     for some in (dataset, *dataset.split(0.5), shardio.Mix([dataset] * 60, weights=[1 / 60] * 60)):
         state = some.state_dict()
@@ -196,6 +256,8 @@ def test_the_same_shards_elsewhere_take_a_state(packed: Path, tmp_path: Path) ->
         ({}, "is no state of a dataset"),
         ([1], "is no state of a dataset"),
         ({"version": 2}, "the state has version 2, this shardio reads 1: install"),
+        ({"version": 0}, "the state has version 0, this shardio reads 1: install"),
+        ({"version": True}, "is no state of a dataset"),
         ({"epoch": -1}, "the state has epoch -1 and step 0: it was changed"),
         ({"step": 21}, "the state has step 21, an epoch has 20: it was changed"),
         ({"step": "1"}, "the state has epoch 0 and step '1': it was changed"),
