@@ -7,7 +7,7 @@ epoch's order depends on is in the plan; the base class finds out which steps ar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
+from itertools import compress, islice
 from typing import Any, Literal
 
 import numpy as np
@@ -39,6 +39,7 @@ from shardio.reading.topology import find_worker
 
 _TRANSFORMS = 3
 _SAMPLES_PLANNED_AT_ONCE = 64
+_SAMPLES_LOOKED_AT = 1000
 
 
 class ShardDataset(ResumableDataset):
@@ -356,11 +357,8 @@ class ShardDataset(ResumableDataset):
         if fields is not None:
             return parse_fields(fields, names, decode=self._decode)
         first = next((shard for shard in self.catalog.shards if shard.samples), None)
-        together = []
-        if first is not None:
-            index = first.load_index()
-            together = [
-                [name for name, offset in zip(index.fields, row, strict=True) if offset >= 0]
-                for row in index.offsets[:1000]
-            ]
-        return default_fields(names, together)
+        if first is None:
+            return default_fields(names, [])
+        index = first.load_index()
+        present = np.unique(index.offsets[:_SAMPLES_LOOKED_AT] >= 0, axis=0).tolist()
+        return default_fields(names, [[*compress(index.fields, row)] for row in present])
