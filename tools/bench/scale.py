@@ -2,8 +2,9 @@
 
 The shards are one file with a thousand names, so that they take 10 MB of disk. Fresh processes,
 which have imported torch, OpenCV and NumPy, open them, read a batch, take up a state near the
-end, and loop on. A pass of Python's garbage collector over the objects of torch, which may be due
-while they open and takes several times as long, is left out. Private memory is counted, since indexes are mapped and shared by all processes.
+end, and loop on. A pass of Python's garbage collector over the objects of torch, which may be
+due while they open and takes several times as long, is left out. Private memory is counted,
+since indexes are mapped and shared by all processes.
 
 Usage: python tools/bench/scale.py [--json]
 """
