@@ -240,6 +240,18 @@ def test_a_stream_holds_the_same_few_shards_in_every_epoch(
     assert found[0] == found[1]
 
 
+def test_streams_have_orders_and_shards_of_their_own() -> None:
+    def parts(seed: int) -> list[tuple[list[int], list[int]]]:
+        plan = make_plan([50] * 8, streams=4, global_batch_size=4, seed=seed)
+        places = [order.locate(np.arange(len(order))) for order in plan.orders]
+        return [(shards.tolist(), ordinals.tolist()) for shards, ordinals in places]
+
+    assert len({str(ordinals) for _, ordinals in parts(0)}) == 4
+    pairs = [{frozenset(shards) for shards, _ in parts(seed)} for seed in range(4)]
+    assert all(len(stream) == 2 for stream in set.union(*pairs))
+    assert len({frozenset(seed) for seed in pairs}) == 4
+
+
 def test_nodes_with_streams_read_little_more_than_the_dataset() -> None:
     """Eight nodes of eight ranks over 100 shards: each shard on one node, or on two at a border."""
     counts = np.full(100, 500)

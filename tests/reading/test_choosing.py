@@ -150,6 +150,18 @@ def test_a_subset_counts_epochs_of_its_own_and_resumes(packed: Path) -> None:
     assert dataset.state_dict()["epoch"] == 0
 
 
+def test_a_part_of_a_dataset_in_the_middle_of_a_loop_begins_anew(packed: Path) -> None:
+    dataset = shardio.ShardDataset(packed, shuffle=True, decode=False, batch_size=10)
+    steps = iter(dataset)
+    next(steps)
+    part = dataset.subset(range(100))
+    state = part.state_dict()
+    assert (state["epoch"], state["step"]) == (0, 0)
+    assert len(keys_of(part)) == 100
+    next(steps)
+    assert dataset.state_dict()["step"] == 2
+
+
 def test_parts_of_a_split_are_disjoint_and_whole(
     dataset: shardio.ShardDataset, keys: list[str]
 ) -> None:
