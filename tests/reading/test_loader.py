@@ -201,7 +201,8 @@ def test_workers_and_threads_are_combined(packed: Path) -> None:
 
 def test_control_c_ends_a_loop_at_once(packed: Path) -> None:
     code = f"""
-import sys, threading, time, shardio
+import signal, threading, time, shardio
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 dataset = shardio.ShardDataset({str(packed)!r}, batch_size=30,
                                transform=lambda image: time.sleep(0.02) or image)
 try:
