@@ -43,7 +43,13 @@ class Job(Protocol):
 
 
 class Place(int):
-    """An epoch or step in a batch: an int that refuses to be batched again."""
+    """An epoch or step in a batch: an int that refuses to be batched again.
+
+    Saved or sent elsewhere it is a plain int, which loads without this class.
+    """
+
+    def __reduce__(self) -> tuple[type[int], tuple[str]]:
+        return int, (str(int(self)),)
 
 
 def _refuse_to_batch(batch: object, **_: object) -> None:
@@ -55,6 +61,7 @@ def _refuse_to_batch(batch: object, **_: object) -> None:
 
 
 default_collate_fn_map[Place] = _refuse_to_batch
+torch.serialization.add_safe_globals([int])  # for torch.load(weights_only=True) of a Place
 Jobs = Iterator[Job]
 Run = Callable[[Jobs], Generator[dict[str, Any], None, None]]
 

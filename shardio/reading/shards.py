@@ -43,18 +43,67 @@ class OpenShard:
         self.index: ShardIndex = entry.load_index()
         self._entry = entry
         self._columns = {name: column for column, name in enumerate(self.index.fields)}
-        self._file: LocalShard | None = None
+        self._kept: LocalShard | None = None
 
-    def open(self) -> LocalShard:
-        """The file, opened if it is not.
+    def open(self) -> None:
+        """Open the file, and keep it open.
 
         Raises:
             TarError: it is missing, or not the file that was indexed.
             OSError: it cannot be opened.
         """
-        file = self._file
-        if file is not None:
-            return file
+        self._kept = self._open()
+
+    def close(self) -> None:
+        """Let go of the file; it closes when no thread reads from it any more."""
+        self._kept = None
+
+    def read(self, index: int, alternatives: tuple[str, ...]) -> FieldBytes | None:
+        """The first of the alternative fields that a sample has, or None.
+
+        Raises:
+            SampleError: the data does not have the checksum that the index recorded.
+            TarError: the shard ends inside the data.
+        """
+        for field in alternatives:
+            column = self._columns.get(field)
+            if column is None:
+                continue
+            offset = int(self.index.offsets[index, column])
+            if offset >= 0:
+                size = int(self.index.sizes[index, column])
+                data = self._file().read(offset, size)
+                self._check(index, column, data)
+                return FieldBytes(field, data)
+        return None
+
+    def present(self, index: int, alternatives: tuple[str, ...]) -> list[str]:
+        """Which of the alternative fields a sample has."""
+        columns = {field: self._columns.get(field) for field in alternatives}
+        return [
+            field
+            for field, column in columns.items()
+            if column is not None and self.index.offsets[index, column] >= 0
+        ]
+
+    def read_ahead(self, first: int, last: int) -> None:
+        """Ask the operating system to bring some samples into the page cache, soon."""
+        starts, ends = self.index.offsets[first], self.index.offsets[last] + self.index.sizes[last]
+        start = int(starts[starts >= 0].min(initial=self._file().size))
+        self._file().read_ahead(start, int(ends.max(initial=0)))
+
+    def place(self, index: int, field: str) -> str:
+        """Where a field is, for the beginning of an error's sentence."""
+        column = self._columns.get(field)
+        offset = -1 if column is None else int(self.index.offsets[index, column])
+        where = f" at offset {offset}" if offset >= 0 else ""
+        return f"{self.name}: sample {self.index.key(index)!r}, field {field!r}{where}"
+
+    def _file(self) -> LocalShard:
+        """The file; opened for one use if another thread has just closed it."""
+        return self._kept or self._open()
+
+    def _open(self) -> LocalShard:
         try:
             file = LocalShard(self._entry.path, self.name)
         except FileNotFoundError as error:
@@ -73,53 +122,7 @@ class OpenShard:
                 f"{self.name}: the shard was changed after the dataset was opened; open it again",
                 shard=self.name,
             )
-        self._file = file
         return file
-
-    def close(self) -> None:
-        """Let go of the file; it closes when no thread reads from it any more."""
-        self._file = None
-
-    def read(self, index: int, alternatives: tuple[str, ...]) -> FieldBytes | None:
-        """The first of the alternative fields that a sample has, or None.
-
-        Raises:
-            SampleError: the data does not have the checksum that the index recorded.
-            TarError: the shard ends inside the data.
-        """
-        for field in alternatives:
-            column = self._columns.get(field)
-            if column is None:
-                continue
-            offset = int(self.index.offsets[index, column])
-            if offset >= 0:
-                size = int(self.index.sizes[index, column])
-                data = self.open().read(offset, size)
-                self._check(index, column, data)
-                return FieldBytes(field, data)
-        return None
-
-    def present(self, index: int, alternatives: tuple[str, ...]) -> list[str]:
-        """Which of the alternative fields a sample has."""
-        columns = {field: self._columns.get(field) for field in alternatives}
-        return [
-            field
-            for field, column in columns.items()
-            if column is not None and self.index.offsets[index, column] >= 0
-        ]
-
-    def read_ahead(self, first: int, last: int) -> None:
-        """Ask the operating system to bring some samples into the page cache, soon."""
-        starts, ends = self.index.offsets[first], self.index.offsets[last] + self.index.sizes[last]
-        start = int(starts[starts >= 0].min(initial=self.open().size))
-        self.open().read_ahead(start, int(ends.max(initial=0)))
-
-    def place(self, index: int, field: str) -> str:
-        """Where a field is, for the beginning of an error's sentence."""
-        column = self._columns.get(field)
-        offset = -1 if column is None else int(self.index.offsets[index, column])
-        where = f" at offset {offset}" if offset >= 0 else ""
-        return f"{self.name}: sample {self.index.key(index)!r}, field {field!r}{where}"
 
     def _check(self, index: int, column: int, data: bytes) -> None:
         checksums = self.index.checksums
@@ -150,15 +153,16 @@ class ShardPool:
 
     def get(self, shard: int) -> OpenShard:
         """The open shard at a position of the catalog."""
-        found = self._open.get(shard)
-        if found is None:
-            found = self._mapped.get(shard) or OpenShard(self._entries[shard])
-            found.open()
-            self._mapped[shard] = self._open[shard] = found
-            if len(self._open) > _MOST_OPEN:
-                self._open.popitem(last=False)[1].close()
-            self._mapped.move_to_end(shard)
-            if len(self._mapped) > _MOST_MAPPED:
-                self._mapped.popitem(last=False)
-        self._open.move_to_end(shard)
-        return found
+        with self._lock:
+            found = self._open.get(shard)
+            if found is None:
+                found = self._mapped.get(shard) or OpenShard(self._entries[shard])
+                found.open()
+                self._mapped[shard] = self._open[shard] = found
+                self._mapped.move_to_end(shard)
+                if len(self._open) > _MOST_OPEN:
+                    self._open.popitem(last=False)[1].close()
+                if len(self._mapped) > _MOST_MAPPED:
+                    self._mapped.popitem(last=False)
+            self._open.move_to_end(shard)
+            return found

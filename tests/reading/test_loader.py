@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 import shardio
+from shardio.reading import shards
 from shardio.testing import make_shard
 
 
@@ -171,6 +172,38 @@ def test_bad_samples_are_replaced_and_counted_by_threads(tmp_path: Path) -> None
     again = shardio.ShardDataset(shard, batch_size=50, on_bad_sample="skip")
     assert [batch["label"].tolist() for batch in shardio.Loader(again, threads=4)] == alone
     assert again.num_bad_samples == 12
+
+
+def test_threads_share_few_open_files(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them closes what another has just been given."""
+    monkeypatch.setattr(shards, "_MOST_OPEN", 2)
+    monkeypatch.setattr(shards, "_MOST_MAPPED", 3)
+    dataset = open_dataset(packed, shuffle="full")
+    loader = shardio.Loader(open_dataset(packed, shuffle="full"), threads=6, prefetch=4)
+    for _ in range(4):
+        assert_equal(loader, dataset)
+
+
+def count_files() -> int:
+    gc.collect()
+    return len([*Path("/proc/self/fd").iterdir()])
+
+
+def test_loops_that_are_left_leave_no_file_open(packed: Path) -> None:
+    loader = shardio.Loader(open_dataset(packed), threads=3)
+    next(iter(loader))
+    before = count_files()
+    for _ in range(30):
+        next(iter(loader))
+    assert count_files() <= before
+
+
+def test_two_loops_at_once_are_two_epochs(packed: Path) -> None:
+    loader = shardio.Loader(open_dataset(packed), threads=2)
+    pairs = [*zip(loader, loader, strict=True)]
+    dataset = open_dataset(packed)
+    for number in range(2):
+        assert_equal([pair[number] for pair in pairs], dataset)
 
 
 def test_times_are_counted_for_all_threads(packed: Path) -> None:

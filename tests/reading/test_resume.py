@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -293,3 +294,16 @@ def test_one_batch_is_read_again_as_the_loop_got_it(packed: Path) -> None:
     assert torch.equal(found["image"], wanted["image"])
     with pytest.raises(shardio.UsageError, match="step 20 is outside the 20 steps of an epoch"):
         dataset.read_batch(epoch=0, step=20)
+
+
+def test_epoch_and_step_of_a_batch_are_saved_as_plain_numbers(packed: Path, tmp_path: Path) -> None:
+    batch = next(iter(open_dataset(packed)))
+    place = {name: batch[name] for name in ("__epoch__", "__step__")}
+    torch.save(place, tmp_path / "checkpoint.pt")
+    for found in (
+        torch.load(tmp_path / "checkpoint.pt", weights_only=True),
+        pickle.loads(pickle.dumps(place)),  # noqa: S301  our own
+        json.loads(json.dumps(place)),
+    ):
+        assert found == {"__epoch__": 0, "__step__": 0}
+        assert [*map(type, found.values())] == [int, int]
