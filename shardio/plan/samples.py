@@ -117,7 +117,7 @@ class Samples:
         part_of = np.empty(len(self), np.uint8 if len(ends) < 256 else np.int64)
         for numbers, drawn in self._drawn(seed):
             part_of[numbers] = np.searchsorted(ends, drawn, side="right")
-        origin = f"{contents} split {[*map(float, fractions)]} {seed}"
+        origin = f"{contents} split {ends.tolist()} {seed}"
         return [
             self.choose(np.flatnonzero(part_of == part), origin=f"{origin} {part}")
             for part in range(len(ends))

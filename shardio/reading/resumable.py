@@ -45,7 +45,7 @@ class Job(Protocol):
 class Place(int):
     """An epoch or step in a batch: an int that refuses to be batched again.
 
-    Saved or sent elsewhere it is a plain int, which loads without this class.
+    Saved or sent elsewhere it is a plain int.
     """
 
     def __reduce__(self) -> tuple[type[int], tuple[str]]:

@@ -17,8 +17,8 @@ from shardio.index.catalog import ShardEntry
 from shardio.index.shard_index import ShardIndex
 from shardio.storage.local import LocalShard
 
-_MOST_OPEN = 200
-_MOST_MAPPED = 10_000  # Linux allows a process 65,530 maps
+_MOST_OPEN = 64
+_MOST_MAPPED = 128  # Python's mmap keeps a descriptor, of which a process often has 1,024
 
 
 class FieldBytes(NamedTuple):

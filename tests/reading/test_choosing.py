@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -278,3 +280,17 @@ def test_a_split_of_a_split_is_told_from_others(dataset: shardio.ShardDataset) -
     some = [*parts, *parts[0].split(0.5), *parts[1].split(0.5), *dataset.split(0.5, seed=1)]
     assert len({part.contents for part in some}) == len(some)
     assert dataset.split(0.5)[0].contents == parts[0].contents
+    assert dataset.split(0.9)[0].contents == dataset.split(0.9, 0.1)[0].contents
+
+
+def test_more_shards_than_files_may_be_open_are_read(images: Path, tmp_path: Path) -> None:
+    """A process often has 1,024 descriptors, and an index that is mapped keeps one."""
+    shardio.pack(images, tmp_path / "out", shards=400)
+    code = (
+        "import resource, sys, shardio; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256));"
+        "d = shardio.ShardDataset(sys.argv[1], shuffle='full', decode=False, batch_size=20);"
+        "print(len({k for b in d for k in b['__key__']}))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "600\n", done.stderr
