@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import shardio
 from shardio.reading import shards
+from shardio.reading.reader import Batch
 from shardio.testing import make_shard
 
 
@@ -274,3 +275,50 @@ def test_a_dataset_of_samples_is_refused(packed: Path) -> None:
     for wrong in (shardio.ShardDataset(packed), [1, 2]):
         with pytest.raises(shardio.UsageError, match="give it a ShardDataset or Mix with batch_si"):
             shardio.Loader(wrong)  # type: ignore[arg-type]
+
+
+def test_a_loop_closed_in_one_of_its_own_threads_does_not_wait_for_itself(packed: Path) -> None:
+    """As the garbage collector may do."""
+    closed = threading.Event()
+
+    def close(image: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.005)  # so that chunks still run when the loop is dropped
+        if box and not closed.is_set():
+            closed.set()
+            gc.collect()
+        return image
+
+    box: list[Any] = []
+    dataset = shardio.ShardDataset(packed, batch_size=20, transform=close)
+    steps = iter(shardio.Loader(dataset, threads=2))
+    next(steps)
+    cycle: list[Any] = [steps]
+    cycle.append(cycle)
+    box.append(True)
+    gc.disable()
+    try:
+        del steps, cycle
+        assert closed.wait(20)
+        deadline = time.monotonic() + 20
+        while threads_left() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        gc.enable()
+    assert not threads_left()
+
+
+def test_an_error_keeps_no_batch_alive(packed: Path) -> None:
+    def fail(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no luck")
+
+    loader = shardio.Loader(shardio.ShardDataset(packed, batch_size=20, transform=fail), threads=2)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            with pytest.raises(shardio.TransformError):
+                next(iter(loader))
+        alive = [thing for thing in gc.get_objects() if type(thing) is Batch]
+    finally:
+        gc.enable()
+    assert len(alive) == 0
