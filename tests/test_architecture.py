@@ -23,7 +23,7 @@ LAYERS = {
     "index": {"errors", "naming", "storage", "tar"},
     "plan": set(),
     "codecs": {"errors"},
-    "transforms": {"errors"},
+    "transforms": {"errors", "codecs"},
     "reading": {"errors", "index", "storage", "plan", "codecs", "transforms"},
     "packing": {"errors", "naming", "index", "storage", "tar", "plan", "codecs"},
     "profiling": {"errors", "index", "plan", "reading", "transforms"},
@@ -35,7 +35,7 @@ LAYERS = {
 # Packages that only some parts may import.
 OUTSIDE = {
     "torch": {"reading", "ops", "profiling"},
-    "cv2": {"codecs", "transforms", "testing"},
+    "cv2": {"codecs", "testing"},
     "simplejpeg": {"codecs"},
     "click": {"cli"},
     "rich": {"cli"},

@@ -22,6 +22,7 @@ from shardio.errors import UsageError
 from shardio.plan.epoch import steps_of_worker
 from shardio.reading.arguments import whole_number
 from shardio.reading.epochs import EpochCounter
+from shardio.reading.memory import Allocate, Recycler, allocate_shared
 from shardio.reading.state import Identity, Position, make_state, read_state
 from shardio.reading.topology import Ranks, find_ranks, find_worker
 
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 class Job(Protocol):
     """One batch to be made: its slots are filled, in any order and by any threads, then it is."""
+
+    @property
+    def chunk(self) -> int:
+        """How many slots a thread best fills at once."""
 
     def __len__(self) -> int:
         """How many slots it has."""
@@ -109,7 +114,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         """Everything that the sequence of global batches depends on."""
 
     @abstractmethod
-    def _read_steps(self, epoch: int, steps: Sequence[int]) -> Jobs:
+    def _read_steps(self, epoch: int, steps: Sequence[int], allocate: Allocate) -> Jobs:
         """The batches, or samples, of this rank in some ascending steps of an epoch, to be made."""
 
     @property
@@ -134,21 +139,25 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self.iterate(run_in_turn)
 
-    def iterate(self, run: Run) -> Iterator[dict[str, Any]]:
+    def iterate(self, run: Run, allocate: Allocate | None = None) -> Iterator[dict[str, Any]]:
         """Begin a loop.
 
         Args:
             run: makes the batches, in order.
+            allocate: makes their arrays; by default memory that is lent again, in a worker
+                memory that it shares with the training process.
         """
         if get_worker_info() is None:
-            return self._begin_late(run)
-        return self._begin(run)
+            return self._begin_late(run, allocate or Recycler())
+        if allocate is None:
+            allocate = allocate_shared if self.batch_size is not None else Recycler()
+        return self._begin(run, allocate)
 
-    def _begin_late(self, run: Run) -> Iterator[dict[str, Any]]:
+    def _begin_late(self, run: Run, allocate: Allocate) -> Iterator[dict[str, Any]]:
         """Begin with the first batch, so that an iterator that nobody uses takes no epoch."""
-        yield from self._begin(run)
+        yield from self._begin(run, allocate)
 
-    def _begin(self, run: Run) -> Iterator[dict[str, Any]]:
+    def _begin(self, run: Run, allocate: Allocate) -> Iterator[dict[str, Any]]:
         """Begin now: what asks a worker for its state before the first batch gets the epoch."""
         num_steps, (worker, num_workers) = self.num_steps(), find_worker()
         own, self._own_start = self._own_start, None
@@ -157,7 +166,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         if own is not None:
             steps = range(own.step, num_steps, num_workers)
         self._position = Position(start.epoch, steps.start)
-        return self._loop(start.epoch, steps, run)
+        return self._loop(start.epoch, steps, run(self._read_steps(start.epoch, steps, allocate)))
 
     def __getstate__(self) -> dict[str, Any]:
         """What other processes get: a rank from torch.distributed, which workers do not know."""
@@ -236,8 +245,10 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         self._position = None
         self._epochs.set_next(position)
 
-    def _loop(self, epoch: int, steps: range, run: Run) -> Iterator[dict[str, Any]]:
-        with closing(run(self._read_steps(epoch, steps))) as batches:
+    def _loop(
+        self, epoch: int, steps: range, made: Generator[dict[str, Any], None, None]
+    ) -> Iterator[dict[str, Any]]:
+        with closing(made) as batches:
             for step, batch in zip(steps, batches, strict=True):
                 self._position = Position(epoch, step + steps.step)
                 yield self._deliver(batch, epoch, step)
