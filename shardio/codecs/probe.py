@@ -66,6 +66,7 @@ _FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA})
 _HUFFMAN_FRAMES = frozenset({0xC0, 0xC1})
 _PROGRESSIVE_FRAMES = frozenset({0xC2, 0xCA})
 _OTHER_FRAMES = frozenset({0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF})
+_FF, _FILL = 0xFF, frozenset({0x00, 0xFF})
 _MARKER = re.compile(rb"\xff[^\x00\xff]")  # passes over fill bytes and junk, as decoders do
 
 
@@ -148,10 +149,13 @@ def jpeg_segments(view: memoryview) -> Iterator[tuple[int, int, int]]:
         CodecError: the header ends too early, or has more segments than any real one.
     """
     end = 2
+    size = len(view)
     for _ in range(_MAX_SEGMENTS):
-        found = _MARKER.search(view, end)
-        start = found.end() if found else len(view)
-        if start + 2 > len(view):
+        start = end + 2
+        if start > size or view[end] != _FF or view[end + 1] in _FILL:
+            found = _MARKER.search(view, end)
+            start = found.end() if found else size
+        if start + 2 > size:
             raise CodecError("truncated JPEG: it ends inside its header")
         marker = view[start - 1]
         if marker in _STAND_ALONE:
@@ -159,9 +163,9 @@ def jpeg_segments(view: memoryview) -> Iterator[tuple[int, int, int]]:
             continue
         if marker in {_EOI, _SOI}:
             raise CodecError("broken JPEG header: no picture before the next marker FF D8 or FF D9")
-        length: int = unpack_from(">H", view, start)[0]
+        length = view[start] << 8 | view[start + 1]
         end = start + length
-        if length < 2 or end > len(view):
+        if length < 2 or end > size:
             raise CodecError("truncated or broken JPEG: a header segment reaches past its end")
         yield marker, start, end
         if marker == _SOS:
