@@ -26,6 +26,7 @@ from shardio.index.manifest import read_manifest
 from shardio.packing.plan import plan_shards
 from shardio.packing.shard import pack_shard
 from shardio.packing.sources import find_classes, list_files, make_samples
+from shardio.packing.store import Store
 from shardio.testing import make_images
 
 ReadSamples = Callable[[Path], list[dict[str, Any]]]
@@ -451,7 +452,9 @@ def test_tasks_run_anywhere_and_in_any_order(images: Path, packed: Path, tmp_pat
     """A task holds all that its shard depends on: other processes write the same bytes."""
     files, _ = list_files(str(images))
     samples, _ = make_samples(files, find_classes(str(images)))
-    tasks = plan_shards(samples, source=str(images), out=str(tmp_path), shards=8, seed=0)
+    tasks = plan_shards(
+        samples, source=str(images), out=str(tmp_path), shards=8, seed=0, store=Store()
+    )
     (tmp_path / "index").mkdir()
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         shards = [*pool.map(pack_shard, reversed(tasks))]
