@@ -2,11 +2,16 @@
 
 Each open and each read request waits, many at a time as a file server serves them. Names and
 attributes are quick. Pages that were read stay in the kernel's cache until they are dropped
-(posix_fadvise with DONTNEED) or the folder is mounted anew. It serves until SIGTERM, SIGINT or
-`fusermount3 -u MOUNTPOINT`. It needs Linux, fuse3 and mfusepy.
+(posix_fadvise with DONTNEED) or the folder is mounted anew, so the files must not change
+meanwhile. It prints "mounted" and serves until SIGTERM, SIGINT or `fusermount3 -u MOUNTPOINT`.
+It needs Linux, fuse3 and mfusepy.
+
+What limits a reader is the number of requests and their sizes: a request is no larger than the
+kernel's read-ahead, 128 KiB at first (/sys/class/bdi/MAJOR:MINOR/read_ahead_kb), whatever size a
+program reads with, and one thread's reads go out one after the other.
 
 Usage: python tools/bench/slow_mount.py BACKING MOUNTPOINT [--delay-ms 20] [--mb-per-s 200]
-                                        [--in-flight 12]
+                                        [--in-flight 64]
 """
 
 import argparse
@@ -109,13 +114,13 @@ def main() -> None:
     parser.add_argument(
         "--in-flight",
         type=int,
-        default=12,
-        help="how many reads through the page cache the kernel sends at a time (its own default: "
-        "12); those of all readers together",
+        default=64,
+        help="how many reads of all programs the kernel sends at a time: 64, as NFS has it; "
+        "FUSE's own default is 12",
     )
     given = parser.parse_args()
     folder = SlowFolder(
-        str(Path(given.backing).resolve()),
+        str(Path(given.backing).resolve(strict=True)),
         delay=given.delay_ms / 1e3,
         bytes_per_s=given.mb_per_s * 1e6,
         in_flight=given.in_flight,
