@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from shardio.errors import TarError as TarError
     from shardio.errors import TransformError as TransformError
     from shardio.errors import UsageError as UsageError
+    from shardio.normalize import Normalize as Normalize
+    from shardio.normalize import to_float as to_float
     from shardio.packing.pack import pack as pack
     from shardio.reading.dataset import ShardDataset as ShardDataset
     from shardio.reading.loader import Loader as Loader
@@ -35,6 +37,7 @@ _HOMES = {
     "Loader": "shardio.reading.loader",
     "MaskedMean": "shardio.reading.metrics",
     "Mix": "shardio.reading.mix",
+    "Normalize": "shardio.normalize",
     "PackError": "shardio.errors",
     "RandomResizedCrop": "shardio.transforms",
     "Resize": "shardio.transforms",
@@ -46,6 +49,7 @@ _HOMES = {
     "UsageError": "shardio.errors",
     "ops": "shardio",
     "pack": "shardio.packing.pack",
+    "to_float": "shardio.normalize",
 }
 
 __all__ = [*_HOMES]  # noqa: PLE0604  every entry is a string

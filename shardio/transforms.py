@@ -77,9 +77,13 @@ class RandomResizedCrop:
             raise UsageError(f"scale must be two numbers with 0 < min <= max <= 1, not {scale}")
         if not 0 < ratio[0] <= ratio[1] < math.inf:
             raise UsageError(f"ratio must be two numbers with 0 < min <= max, not {ratio}")
-        if not 0 <= flip <= 1:
-            raise UsageError(f"flip must be a probability between 0 and 1, not {flip}")
-        _assign(self, size=_pair(size), scale=tuple(scale), ratio=tuple(ratio), flip=flip)
+        _assign(
+            self,
+            size=_pair(size),
+            scale=tuple(scale),
+            ratio=tuple(ratio),
+            flip=_probability(flip),
+        )
 
     @property
     def draws(self) -> int:
@@ -123,30 +127,34 @@ class CenterCrop:
         size: height and width of what comes out, or one number for both.
         resize: what the shorter side would be resized to, at least the greater of height and
             width; by default 256 / 224 times that.
+        flip: probability of mirroring left to right.
     """
 
     size: tuple[int, int]
     resize: int
+    flip: float
 
-    def __init__(self, size: int | tuple[int, int], *, resize: int | None = None) -> None:
+    def __init__(
+        self, size: int | tuple[int, int], *, resize: int | None = None, flip: float = 0.0
+    ) -> None:
         pair = _pair(size)
         if resize is None:
             resize = round(max(pair) * 256 / 224)
         if resize < max(pair):
             raise UsageError(f"resize must be at least {max(pair)} for size {pair}, not {resize}")
-        _assign(self, size=pair, resize=resize)
+        _assign(self, size=pair, resize=resize, flip=_probability(flip))
 
     @property
     def draws(self) -> int:
-        """Nothing is random."""
-        return 0
+        """One for mirroring, if that is random."""
+        return int(self.flip > 0)
 
-    def crop(self, height: int, width: int, uniforms: Sequence[float] = ()) -> Crop:  # noqa: ARG002
+    def crop(self, height: int, width: int, uniforms: Sequence[float] = ()) -> Crop:
         """Choose the central crop of a picture of height x width."""
         shorter = min(height, width)
         top, crop_height = self._span(self.size[0], height, shorter)
         left, crop_width = self._span(self.size[1], width, shorter)
-        return Crop(top, left, crop_height, crop_width)
+        return Crop(top, left, crop_height, crop_width, self.draws > 0 and uniforms[0] < self.flip)
 
     def _span(self, kept: int, side: int, shorter: int) -> tuple[int, int]:
         """Where the crop starts along one side of the source, and how long it is there."""
@@ -162,25 +170,33 @@ class Resize:
 
     Args:
         size: height and width of what comes out, or one number for both.
+        flip: probability of mirroring left to right.
     """
 
     size: tuple[int, int]
+    flip: float
 
-    def __init__(self, size: int | tuple[int, int]) -> None:
-        _assign(self, size=_pair(size))
+    def __init__(self, size: int | tuple[int, int], *, flip: float = 0.0) -> None:
+        _assign(self, size=_pair(size), flip=_probability(flip))
 
     @property
     def draws(self) -> int:
-        """Nothing is random."""
-        return 0
+        """One for mirroring, if that is random."""
+        return int(self.flip > 0)
 
-    def crop(self, height: int, width: int, uniforms: Sequence[float] = ()) -> Crop:  # noqa: ARG002
+    def crop(self, height: int, width: int, uniforms: Sequence[float] = ()) -> Crop:
         """Choose the whole picture."""
-        return Crop(0, 0, height, width)
+        return Crop(0, 0, height, width, self.draws > 0 and uniforms[0] < self.flip)
 
 
 def _between(low: float, high: float, uniform: float) -> float:
     return low + (high - low) * uniform
+
+
+def _probability(flip: float) -> float:
+    if not 0 <= flip <= 1:
+        raise UsageError(f"flip must be a probability between 0 and 1, not {flip}")
+    return flip
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

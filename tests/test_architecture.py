@@ -24,6 +24,7 @@ LAYERS = {
     "plan": set(),
     "codecs": {"errors"},
     "transforms": {"errors", "codecs"},
+    "normalize": {"errors"},
     "reading": {"errors", "index", "storage", "plan", "codecs", "transforms"},
     "packing": {"errors", "naming", "index", "storage", "tar", "plan", "codecs"},
     "profiling": {"errors", "index", "plan", "reading", "transforms"},
@@ -34,7 +35,7 @@ LAYERS = {
 }
 # Packages that only some parts may import.
 OUTSIDE = {
-    "torch": {"reading", "ops", "profiling"},
+    "torch": {"reading", "normalize", "ops", "profiling"},
     "cv2": {"codecs", "packing", "testing"},
     "simplejpeg": {"codecs"},
     "click": {"cli"},

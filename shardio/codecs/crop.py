@@ -1,8 +1,8 @@
 """From a picture's bytes to a slot of the batch: decode no more than the crop needs.
 
 The crop is known before decoding. Of a JPEG, the rows below it are not decoded; where the crop is
-at least twice as large as the slot, the JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as long
-as the crop still covers the slot. Decoding rows alone changes no pixel. Reduced decoding averages
+several times larger than the slot, the JPEG is decoded at 1/2, 1/4 or 1/8 of its size, at which
+the crop still covers the slot. Decoding rows alone changes no pixel. Reduced decoding averages
 pixels where a plain bilinear resize would skip them, so the result is nearer to an antialiased
 resize; the crop's edges are kept to a fraction of a pixel.
 """
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from shardio.codecs.image import Scratch
     from shardio.codecs.probe import Buffer, ImageInfo
 
-_MOST_SHRUNK = 8
+_LEAST_RATIOS = ((8, 8.0), (4, 4.5), (2, 3.5))
+"""How many times larger than the slot a crop must be to be shrunk; below, a plain linear resize of
+all pixels is nearer to an antialiased one, measured on blurred noise."""
 _SAMPLE = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 
 
@@ -131,13 +133,13 @@ def _fit(source: NDArray[np.uint8], out: NDArray[np.uint8], *, flip: bool) -> No
 
 
 def _shrink(info: ImageInfo, crop: Crop, size: tuple[int, int]) -> int:
-    """The greatest of 1, 2, 4 and 8 at which the crop still covers the slot."""
-    shrink = 1
+    """The greatest of 1, 2, 4 and 8 that costs no likeness to an antialiased resize."""
     if min(info.height, info.width) >= LEAST_SHRUNK:
-        times = min(crop.height // size[0], crop.width // size[1])
-        while 2 * shrink <= min(times, _MOST_SHRUNK):
-            shrink *= 2
-    return shrink
+        ratio = min(crop.height / size[0], crop.width / size[1])
+        for shrink, least in _LEAST_RATIOS:
+            if ratio >= least:
+                return shrink
+    return 1
 
 
 def _box_as_stored(info: ImageInfo, crop: Crop) -> tuple[int, int, int, int]:

@@ -1,47 +1,115 @@
-"""Reading ahead: the page cache is the shuffle buffer, filled one window early.
+"""Reading ahead: the page cache is the shuffle buffer, filled before it is needed.
 
-Entering a window asks the operating system for the shards of the next one, whole, many requests
-in flight; samples are then picked from memory. The workers share the asking. Of a shard that
-two streams share, each asks for its own part.
+Storage is often a network file system, where each request costs tens of milliseconds but many may
+be under way. Entering a window asks for its shards and for those of the next one, whole, in
+requests of the size that the kernel grants; samples are then picked from memory. Until that has
+been asked for, and wherever reading turns out to be slow, the samples of each batch are asked for
+beside it, all at once, so that the first batch waits for a few requests and not for a window.
+
+Asking only starts requests, and happens in threads of its own. The workers share the asking. Of a
+shard that two streams share, each asks for its own part. What goes wrong here is left to the
+reading, which meets it again and tells.
 """
 
 from __future__ import annotations
 
-from shardio.plan.order import Order
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from shardio.errors import ShardioError
+from shardio.plan.epoch import References
+from shardio.plan.order import Order, Runs
 from shardio.plan.samples import Samples
-from shardio.reading.shards import ShardPool
+from shardio.reading.shards import OpenShard, ShardPool
+from shardio.reading.times import StageTimes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_PIECE = 128 << 10  # bytes; of one larger request Linux reads no more, unless it is set to
+_OPENERS = 16  # shards that open at once
+_SLOW_READ = 200_000  # ns for a sample; from memory it takes a tenth
 
 
 class ReadAhead:
-    """Asks for shards of one order before they are needed.
+    """Asks for what the batches of a loop will need.
 
     Args:
-        order: in which samples are read.
+        orders: of the streams; windows of them are asked for. Empty asks for batches alone.
         samples: of the dataset.
         pool: of the dataset's shards.
-        worker: of this process.
-        num_workers: that ask.
+        workers: the number of this process, and how many share the asking.
+        times: of the reading in this process.
     """
 
     def __init__(
-        self, order: Order, samples: Samples, pool: ShardPool, worker: int, num_workers: int
+        self,
+        orders: Sequence[Order],
+        samples: Samples,
+        pool: ShardPool,
+        workers: tuple[int, int],
+        times: StageTimes,
     ) -> None:
-        self._order = order
+        self._orders = orders
         self._samples = samples
         self._pool = pool
-        self._mine = slice(worker, None, num_workers)
-        self._asked = -1
+        self._mine = slice(workers[0], None, workers[1])
+        self._times = times
+        self._seen = times.read, times.samples
+        self._asked = [-1] * len(orders)
+        self._opened: set[int] = set()
+        self._windows: list[Future[None]] = []
+        self._stop = threading.Event()
+        self._opening = ThreadPoolExecutor(_OPENERS, thread_name_prefix="shardio-ahead")
+        self._asking = ThreadPoolExecutor(1, thread_name_prefix="shardio-ahead")
 
-    def enter(self, place: int) -> None:
-        """Ask for what the window of a place in the order and the window after it need."""
-        window = self._order.window_of(place)
-        for wanted in range(max(window, self._asked + 1), window + 2):
-            self._ask(wanted)
-            self._asked = wanted
+    def __enter__(self) -> Self:
+        return self
 
-    def _ask(self, window: int) -> None:
-        runs = self._order.runs_of_window(window)
-        runs = runs.take(runs.lengths > 0).take(self._mine)
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._asking.shutdown(wait=False, cancel_futures=True)
+        self._opening.shutdown(wait=False, cancel_futures=True)
+
+    def enter(self, places: Sequence[tuple[int, int]], references: References) -> None:
+        """Ask for what a batch needs, and for its windows and the windows after them.
+
+        Args:
+            places: each stream that the batch takes from, and its first place there.
+            references: of the batch.
+        """
+        runs = [run for stream, place in places for run in self._new_windows(stream, place)]
+        self._windows = [window for window in self._windows if not window.done()]
+        if not (runs or self._windows or self._is_slow()):
+            return
+        for shard in set(references.shards.tolist()) - self._opened:
+            self._opened.add(shard)
+            self._opening.submit(self._try_to_open, shard)
+        batch = self._opening.submit(self._ask_for_samples, references)
+        if runs:
+            self._asking.submit(batch.result)  # the batch comes first
+            self._windows += [self._asking.submit(self._ask_for_window, part) for part in runs]
+
+    def _new_windows(self, stream: int, place: int) -> list[Runs]:
+        if not self._orders:
+            return []
+        order = self._orders[stream]
+        window = order.window_of(place)
+        wanted = range(max(window, self._asked[stream] + 1), window + 2)
+        self._asked[stream] = max(self._asked[stream], window + 1)
+        runs = [order.runs_of_window(number) for number in wanted]
+        return [some.take(some.lengths > 0).take(self._mine) for some in runs if len(some)]
+
+    def _is_slow(self) -> bool:
+        """Tell whether the samples that were read since the last batch came slowly."""
+        read, samples = self._seen
+        self._seen = self._times.read, self._times.samples
+        return self._seen[0] - read > _SLOW_READ * (self._seen[1] - samples)
+
+    def _ask_for_window(self, runs: Runs) -> None:
         firsts = self._samples.place(runs.shards, runs.firsts)
         lasts = self._samples.place(runs.shards, runs.firsts + runs.lengths - 1)
         for shard, first, last, length in zip(
@@ -52,5 +120,28 @@ class ReadAhead:
             strict=True,
         ):
             if 2 * length > last - first:  # of sparsely chosen samples most bytes are not needed
-                found = self._pool.get(shard)
-                found.file().read_ahead(*found.extent(first, last))
+                self._ask(shard, first, last)
+
+    def _ask_for_samples(self, references: References) -> None:
+        for shard, sample in zip(
+            references.shards.tolist(), references.indices.tolist(), strict=True
+        ):
+            self._ask(shard, sample, sample)
+
+    def _ask(self, shard: int, first: int, last: int) -> None:
+        """Ask for the data of some samples of a shard."""
+        found = self._try_to_open(shard)
+        if found is None or self._stop.is_set():
+            return
+        start, end = found.extent(first, last)
+        with suppress(ShardioError, OSError):
+            file = found.file()
+            for at in range(start, end, _PIECE):
+                if self._stop.is_set():
+                    return
+                file.read_ahead(at, min(at + _PIECE, end))
+
+    def _try_to_open(self, shard: int) -> OpenShard | None:
+        with suppress(ShardioError, OSError):
+            return self._pool.get(shard)
+        return None

@@ -15,6 +15,7 @@ import numpy as np
 from shardio.errors import UsageError
 from shardio.index.catalog import Catalog, Source, open_catalog
 from shardio.plan.epoch import DEFAULT_WINDOW, EpochPlan, References
+from shardio.plan.order import Order
 from shardio.plan.samples import Samples
 from shardio.plan.shuffle import derive_key
 from shardio.plan.tail import Tail, count_steps
@@ -82,9 +83,9 @@ class ShardDataset(ResumableDataset):
         rank: of this process, by default from torch.distributed or torchrun.
         world_size: number of ranks, like rank.
         on_bad_sample: "raise", or "skip" to put another sample with valid=False in its place.
-        reduced_decoding: decode a JPEG whose crop is at least twice as large as what it becomes
-            at 1/2, 1/4 or 1/8 of its size: faster, and nearer to an antialiased resize than plain
-            linear interpolation. False decodes every pixel of the crop.
+        reduced_decoding: decode a JPEG whose crop is at least 3.5, 4.5 or 8 times as large as
+            what it becomes at 1/2, 1/4 or 1/8 of its size: faster, and nearer to an antialiased
+            resize than plain linear interpolation. False decodes every pixel of the crop.
 
     Attributes:
         catalog: the shards.
@@ -305,20 +306,20 @@ class ShardDataset(ResumableDataset):
     def _read_steps(self, epoch: int, steps: Sequence[int], allocate: Allocate) -> Jobs:
         plan, ranks, rest = self.plan(epoch), self.ranks, iter(steps)
         key, pool = self.transform_key(epoch), ShardPool(self.catalog.shards)
-        reader, aheads = self.reader(pool, allocate), self._aheads(plan, pool, steps)
-        while some := [*islice(rest, 1 if self.batch_size else _SAMPLES_PLANNED_AT_ONCE)]:
-            positions = plan.share(some, ranks.rank, ranks.world_size)
-            for stream, place in plan.first_places(positions) if aheads else []:
-                aheads[stream].enter(place)
-            references = plan.references(positions)
-            parts = [references] if self.batch_size else references.split()
-            yield from (reader.start(part, key) for part in parts)
+        reader = self.reader(pool, allocate)
+        with self.read_ahead(plan.orders, pool) as ahead:
+            while some := [*islice(rest, 1 if self.batch_size else _SAMPLES_PLANNED_AT_ONCE)]:
+                positions = plan.share(some, ranks.rank, ranks.world_size)
+                references = plan.references(positions)
+                if len(steps) > 1:
+                    ahead.enter(plan.first_places(positions), references)
+                parts = [references] if self.batch_size else references.split()
+                yield from (reader.start(part, key) for part in parts)
 
-    def _aheads(self, plan: EpochPlan, pool: ShardPool, steps: Sequence[int]) -> list[ReadAhead]:
-        if self.shuffle.window is None or len(steps) == 1:
-            return []
-        worker, num_workers = find_worker()
-        return [ReadAhead(order, self.samples, pool, worker, num_workers) for order in plan.orders]
+    def read_ahead(self, orders: Sequence[Order], pool: ShardPool) -> ReadAhead:
+        """What asks for shards of this dataset before they are read."""
+        some = orders if self.shuffle.window is not None else ()
+        return ReadAhead(some, self.samples, pool, find_worker(), self.times)
 
     def _identity(self) -> Identity:
         return {

@@ -12,8 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -23,14 +24,15 @@ from shardio.errors import UsageError
 from shardio.plan.epoch import References
 from shardio.plan.mixture import LEAST_WEIGHT, Mixture
 from shardio.plan.order import Order
-from shardio.reading.ahead import ReadAhead
 from shardio.reading.batch import Batch
 from shardio.reading.dataset import ShardDataset
 from shardio.reading.memory import Allocate
 from shardio.reading.resumable import Jobs, ResumableDataset
 from shardio.reading.shards import ShardPool
 from shardio.reading.state import Identity
-from shardio.reading.topology import find_worker
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Stop = Literal["first", "all"]
 _LONGEST_LIST = 300
@@ -123,11 +125,14 @@ class Mix(ResumableDataset):
     def _read_steps(self, epoch: int, steps: Sequence[int], allocate: Allocate) -> Jobs:
         ranks, size = self.ranks, self.batch_size or 1
         start = epoch * self.num_steps() * self.global_batch_size + ranks.rank * size
-        readers = [_SourceReader(source, allocate) for source in self.sources]
-        for step in steps:
-            draws = [*self._draw(start + step * self.global_batch_size, size)]
-            parts = [readers[draw.source].start(draw.epoch, draw.places) for draw in draws]
-            yield _MixedBatch(draws, parts, size, allocate)
+        with ExitStack() as stack:
+            readers = [
+                stack.enter_context(_SourceReader(source, allocate)) for source in self.sources
+            ]
+            for step in steps:
+                draws = [*self._draw(start + step * self.global_batch_size, size)]
+                parts = [readers[draw.source].start(draw.epoch, draw.places) for draw in draws]
+                yield _MixedBatch(draws, parts, size, allocate)
 
     def _draw(self, position: int, size: int) -> Iterator[_Draw]:
         """What some consecutive positions of the mixture take."""
@@ -159,7 +164,13 @@ class _SourceReader:
         self._reader = dataset.reader(self._pool, allocate)
         self._epoch = -1
         self._order: Order
-        self._ahead: ReadAhead | None = None
+        self._ahead = dataset.read_ahead([], self._pool)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ahead.__exit__()
 
     def start(self, epoch: int, places: NDArray[np.int64]) -> Batch:
         """A batch of samples at some places of an epoch, to be filled."""
@@ -167,11 +178,8 @@ class _SourceReader:
         if epoch != self._epoch:
             self._epoch = epoch
             (self._order,) = dataset.shuffle.order(dataset.samples, epoch)
-            self._ahead = None
-            if dataset.shuffle.window is not None:
-                self._ahead = ReadAhead(self._order, dataset.samples, self._pool, *find_worker())
-        if self._ahead is not None:
-            self._ahead.enter(int(places[0]))
+            self._ahead.__exit__()
+            self._ahead = dataset.read_ahead([self._order], self._pool)
         shards, ordinals = self._order.locate(places)
         references = References(
             positions=places,
@@ -179,6 +187,7 @@ class _SourceReader:
             indices=dataset.samples.place(shards, ordinals),
             valid=np.ones(len(places), np.bool_),
         )
+        self._ahead.enter([(0, int(places[0]))], references)
         return self._reader.start(references, dataset.transform_key(epoch))
 
 

@@ -18,9 +18,6 @@ from torch.utils.data import DataLoader
 
 import shardio
 from shardio.index.manifest import index_path
-from shardio.reading.ahead import ReadAhead
-from shardio.reading.shards import ShardPool
-from shardio.storage.local import LocalShard
 from shardio.testing import make_images, make_shard
 
 
@@ -369,30 +366,6 @@ def test_a_copy_of_a_dataset_counts_its_own_epochs(packed: Path) -> None:
     assert next(iter(dataset))["__key__"] == before
 
 
-def test_the_pages_of_the_next_window_are_asked_for_ahead(
-    packed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-
-    def read_ahead(shard: LocalShard, start: int, end: int) -> None:
-        assert 0 < start < end <= shard.size
-        assert end - start > 0.9 * shard.size
-        asked.append(shard.name)
-
-    monkeypatch.setattr(LocalShard, "read_ahead", read_ahead)
-    dataset = shardio.ShardDataset(packed, shuffle=True, window=2, decode=False, batch_size=50)
-    order = [
-        dataset.catalog.shards[i].name
-        for w in range(4)
-        for i in dataset.plan(0).orders[0].runs_of_window(w).shards
-    ]
-    steps = iter(dataset)
-    next(steps)
-    assert asked == order[:4]
-    list(steps)
-    assert asked == order
-
-
 def test_shards_without_an_index_read_like_those_with_one(packed: Path, tmp_path: Path) -> None:
     for shard in packed.glob("*.tar"):
         (tmp_path / shard.name).write_bytes(shard.read_bytes())
@@ -482,28 +455,3 @@ def test_a_shard_of_others_that_is_replaced_under_a_running_epoch_is_an_error(
     again = shardio.ShardDataset(tmp_path, window=1, batch_size=8)
     with pytest.raises(shardio.UsageError, match="contents was"):
         again.load_state_dict(state)
-
-
-def test_of_sparsely_chosen_samples_nothing_is_read_ahead(
-    packed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(LocalShard, "read_ahead", lambda shard, *_: asked.append(shard.name))
-    dataset = shardio.ShardDataset(packed, batch_size=20, window=1)
-    list(dataset.subset(range(0, 600, 5)))
-    assert not asked
-    list(dataset.subset(range(30, 130)))
-    assert [name[-10:-4] for name in asked] == ["000000", "000001"]
-
-
-def test_workers_share_the_asking(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = shardio.ShardDataset(packed, batch_size=20, window=8)
-    (order,) = dataset.plan(0).orders
-    asked: list[list[str]] = []
-    monkeypatch.setattr(LocalShard, "read_ahead", lambda shard, *_: asked[-1].append(shard.name))
-    for worker in range(3):
-        asked.append([])
-        pool = ShardPool(dataset.catalog.shards)
-        ReadAhead(order, dataset.samples, pool, worker, 3).enter(0)
-    assert [len(names) for names in asked] == [3, 3, 2]
-    assert len({name for names in asked for name in names}) == 8
