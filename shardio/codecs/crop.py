@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from shardio.codecs.image import Scratch
     from shardio.codecs.probe import Buffer, ImageInfo
 
-_LEAST_RATIOS = ((8, 8.0), (4, 4.5), (2, 3.5))
+_LEAST_RATIOS = ((8, 8.0), (4, 4.5), (2, 3.75))
 """How many times larger than the slot a crop must be to be shrunk; below, a plain linear resize of
 all pixels is nearer to an antialiased one, measured on blurred noise."""
 _SAMPLE = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP

@@ -83,7 +83,7 @@ class ShardDataset(ResumableDataset):
         rank: of this process, by default from torch.distributed or torchrun.
         world_size: number of ranks, like rank.
         on_bad_sample: "raise", or "skip" to put another sample with valid=False in its place.
-        reduced_decoding: decode a JPEG whose crop is at least 3.5, 4.5 or 8 times as large as
+        reduced_decoding: decode a JPEG whose crop is at least 3.75, 4.5 or 8 times as large as
             what it becomes at 1/2, 1/4 or 1/8 of its size: faster, and nearer to an antialiased
             resize than plain linear interpolation. False decodes every pixel of the crop.
 
