@@ -14,13 +14,12 @@ import argparse
 import contextlib
 import json
 import math
-import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import runs
 import tables
@@ -32,7 +31,9 @@ from sources import files_and_labels, make_source
 from workloads import WORKLOADS, Workload
 
 SECONDS = 5.0
-CEILINGS = "adef"
+CEILING = "ceiling"
+CEILINGS = "adef"  # workloads with one
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -102,26 +103,38 @@ class Bench:
         return {"peer": peer, "workload": self.letter, "images": images, "repeats": repeats}
 
     def run(self, peer: str) -> dict[str, float]:
+        """One run; the ceiling is one, too."""
+        if peer == CEILING:
+            request = {"workload": self.letter, "images": str(self.few)}
+            return runs.run_child(
+                job="decode_ceiling", repeats=self.repeats.get(peer, 1), **request
+            )
         with self.data(PEERS[peer].format) as out:
             return runs.run_child(job="run", out=out, **self.request(peer))
 
     def memory(self, peer: str) -> int:
+        """The peak memory of a run."""
         with self.data(PEERS[peer].format) as out:
             return runs.peak_memory(job="run", out=out, **self.request(peer))
 
-    def calibrate(self, peer: str) -> None:
-        """Find how often it goes through the data in five seconds; on a slow mount, once."""
-        if not self.workload.slow:
-            seconds = 0.3 if self.quick else SECONDS
-            for _ in range(2):  # the second time without what only the first epoch costs
-                run = self.run(peer)
-                images = run["images"] / self.repeats.get(peer, 1)
-                self.repeats[peer] = max(1, math.ceil(seconds * rate(run) / images))
+    def sheet(self, peer: str, folder: Path) -> None:
+        """Save the peer's first images as a picture, to look at."""
+        folder.mkdir(parents=True, exist_ok=True)
+        picture = folder / f"{self.letter} {peer}.png"
+        with self.data(PEERS[peer].format) as out:
+            found = runs.run_child(
+                job="sheet", peer=peer, workload=self.letter, out=out, picture=str(picture)
+            )
+        say(f"({self.letter}) {peer}: mean colour {found['colour']}")
 
-    def ceiling(self) -> dict[str, float]:
-        repeats = max(self.repeats.values(), default=1)
-        request = {"workload": self.letter, "images": str(self.few), "repeats": repeats}
-        return runs.run_child(job="decode_ceiling", **request)
+    def calibrate(self, peer: str) -> None:
+        """Find how often to go through the data in five seconds; the peers once if slow."""
+        if self.workload.slow and peer != CEILING:
+            return
+        seconds, before = 0.3 if self.quick else SECONDS, 0
+        while (repeats := self.repeats.get(peer, 1)) > before * 2:
+            run, before = self.run(peer), repeats
+            self.repeats[peer] = max(1, math.ceil(seconds * rate(run) * repeats / run["images"]))
 
     def mount_ceiling(self) -> dict[str, float]:
         """The better of the ways to read."""
@@ -132,43 +145,45 @@ class Bench:
         return max(results, key=lambda result: float(result["bytes"] / result["seconds"]))
 
 
-def measure(bench: Bench, chosen: list[str], rounds: int) -> Table:
+def measure(bench: Bench, arguments: argparse.Namespace) -> Table:
     """All rounds of one workload."""
-    stored = [os.stat(path).st_size for path, _ in files_and_labels(bench.images)]
+    stored = [Path(path).stat().st_size for path, _ in files_and_labels(bench.images)]
     table = Table(bench.letter, len(stored), sum(stored) / len(stored))
-    table.peers = {name: Result() for name in chosen if bench.letter in PEERS[name].workloads}
-    for name, result in table.peers.items():
-        with failures(bench, name, result):
-            bench.prepare(name)
-            bench.calibrate(name)
-    for number in range(rounds):
-        say(f"({bench.letter}) round {number + 1} of {rounds}")
+    chosen = [name for name in arguments.peers if bench.letter in PEERS[name].workloads]
+    table.peers = {name: Result() for name in chosen}
+    if bench.letter in CEILINGS:
+        bench.calibrate(CEILING)
+    for name in chosen:
+        attempt(table, name, bench.prepare)
+        attempt(table, name, bench.calibrate)
+        if arguments.sheets:
+            attempt(table, name, lambda name: bench.sheet(name, arguments.sheets))
+    for number in range(arguments.rounds):
+        say(f"({bench.letter}) round {number + 1} of {arguments.rounds}")
         if bench.letter in CEILINGS:
-            table.ceiling.append(bench.ceiling())
+            table.ceiling.append(bench.run(CEILING))
         if bench.workload.slow:
             table.mount.append(bench.mount_ceiling())
         for name, result in table.peers.items():
-            with failures(bench, name, result):
-                result.runs.append(bench.run(name))
-    say(f"({bench.letter}) memory")
+            if run := attempt(table, name, bench.run):
+                result.runs.append(run)
     table.bare_memory = runs.peak_memory(job="bare")
     for name, result in table.peers.items():
-        with failures(bench, name, result):
-            result.memory = bench.memory(name)
+        result.memory = attempt(table, name, bench.memory)
     return table
 
 
-@contextlib.contextmanager
-def failures(bench: Bench, name: str, result: Result) -> Iterator[None]:
-    """Note why a peer fails; one that failed does not run again."""
+def attempt(table: Table, name: str, action: Callable[[str], T]) -> T | None:
+    """Do something with a peer, or note why it fails; one that failed is left alone."""
+    result = table.peers[name]
     if result.absent is not None:
-        yield
-        return
+        return None
     try:
-        yield
+        return action(name)
     except RunError as error:
         result.absent, result.runs = str(error), []
-        say(f"({bench.letter}) {name} is absent: {error}")
+        say(f"({table.letter}) {name} is absent: {error}")
+        return None
 
 
 def say(text: str) -> None:
@@ -179,44 +194,46 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--photos", type=Path, help="a folder of photos, a subfolder a class")
     parser.add_argument("--large", type=Path, help="a folder of photos of 4 to 24 megapixels")
-    parser.add_argument("--workloads", default=",".join(WORKLOADS), help="letters (default: all)")
-    parser.add_argument("--peers", default=",".join(PEERS), help="names (default: all)")
+    parser.add_argument("--workloads", default=",".join(WORKLOADS), help="letters, all by default")
+    parser.add_argument("--peers", default=";".join(PEERS), help="names, all by default, as a;b")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="few images, one round: a test")
     parser.add_argument("--cache", type=Path, help="keep the data there for the next time")
+    parser.add_argument("--sheets", type=Path, help="save each peer's first images there")
     parser.add_argument("--json", type=Path, help="write every run there")
     parser.add_argument("--markdown", type=Path, help="write the page there")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.peers = arguments.peers.split(";")
+    if unknown := set(arguments.peers) - PEERS.keys():
+        parser.error(f"no peer is called {', '.join(unknown)}; there are {', '.join(PEERS)}")
+    if arguments.quick:
+        arguments.rounds = 1
+    return arguments
 
 
 def main() -> None:
     arguments = parse()
-    rounds = 1 if arguments.quick else arguments.rounds
-    chosen, measured = arguments.peers.split(","), []
-    given = {"photos": arguments.photos, "large": arguments.large}
+    given, measured = {"photos": arguments.photos, "large": arguments.large}, []
     print("Held equal:\n\n" + "\n".join(tables.held_equal()) + "\n")
     with tempfile.TemporaryDirectory() as folder:
         cache = (arguments.cache or Path(folder)).resolve()
         for letter in arguments.workloads.split(","):
             bench = Bench(letter, cache, arguments.quick, given)
-            measured.append(measure(bench, chosen, rounds))
+            measured.append(measure(bench, arguments))
             print("\n".join(tables.show_table(measured[-1])), flush=True)
-            write(arguments, measured, rounds)
+            write(arguments, measured)
 
 
-def write(arguments: argparse.Namespace, measured: list[Table], rounds: int) -> None:
+def write(arguments: argparse.Namespace, measured: list[Table]) -> None:
     """Write what is there so far."""
-    command = "python tools/bench/compare.py " + " ".join(
-        f"--{name} {getattr(arguments, name)}"
-        for name in ("photos", "large", "rounds")
-        if getattr(arguments, name) is not None
-    )
     if arguments.json:
-        result = to_json(measured, {"rounds": rounds, "machine": tables.machine()})
+        result = to_json(measured, {"rounds": arguments.rounds, "machine": tables.machine()})
         arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if arguments.markdown:
+        given = [f"--{name} DIR" for name in ("photos", "large") if getattr(arguments, name)]
+        command = ["python tools/bench/compare.py", *given, f"--rounds {arguments.rounds}"]
+        text = tables.page(measured, " ".join(command), arguments.rounds)
         arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
-        text = tables.page(measured, command, rounds)
         arguments.markdown.write_text(text, encoding="utf-8")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 Run = dict[str, float]
@@ -40,6 +40,7 @@ class Spread:
     most: float
 
     def show(self, digits: str = ",.4g") -> str:
+        """As text."""
         return (
             f"{format(self.median, digits)} ({format(self.least, digits)} to "
             f"{format(self.most, digits)})"
@@ -65,6 +66,4 @@ def ratios(ours: list[float], theirs: list[float]) -> Spread | None:
 
 
 def to_json(tables: list[Table], about: dict[str, Any]) -> dict[str, Any]:
-    from dataclasses import asdict  # noqa: PLC0415
-
     return {**about, "workloads": [asdict(table) for table in tables]}

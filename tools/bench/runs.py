@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from shardio.profiling.memory import tree_memory
 
@@ -24,45 +26,55 @@ class RunError(Exception):
     """A run failed; the message is the last line of its error."""
 
 
-def start_child(**request: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(  # noqa: S603
-        [sys.executable, str(HERE / "child.py"), json.dumps(request)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+class Child:
+    """A process of child.py; what it prints goes to files, so that it never waits for a reader."""
+
+    def __init__(self, **request: Any) -> None:
+        command = [sys.executable, str(HERE / "child.py"), json.dumps(request)]
+        self.out = tempfile.TemporaryFile("w+")  # noqa: SIM115  finish closes both
+        self.error = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(  # noqa: S603
+            command, stdout=self.out, stderr=self.error, start_new_session=True
+        )
+
+    def finish(self) -> dict[str, Any]:
+        """Wait for it, end what it left running, and take what it printed last.
+
+        Raises:
+            RunError: it failed or took too long.
+        """
+        with self.out, self.error:
+            try:
+                code = self.process.wait(LONGEST_RUN)
+            except subprocess.TimeoutExpired:
+                raise RunError(f"it took more than {LONGEST_RUN:.0f} s") from None
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+            if code:
+                lines = last_lines(self.error)
+                raise RunError(lines[-1] if lines else f"it ended with code {code}")
+            result: dict[str, Any] = json.loads(last_lines(self.out)[-1])
+            return result
 
 
-def finish(child: subprocess.Popen[str]) -> dict[str, Any]:
-    """Wait for a child, and take what it printed last.
-
-    Raises:
-        RunError: it failed or took too long.
-    """
-    try:
-        out, error = child.communicate(timeout=LONGEST_RUN)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.communicate()
-        raise RunError(f"it took more than {LONGEST_RUN:.0f} s") from None
-    if child.returncode:
-        lines = [line for line in error.splitlines() if line.strip()]
-        raise RunError(lines[-1] if lines else f"it ended with code {child.returncode}")
-    result: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return result
+def last_lines(file: IO[str]) -> list[str]:
+    file.seek(0)
+    return [line.strip() for line in file if line.strip()]
 
 
 def run_child(**request: Any) -> dict[str, Any]:
-    return finish(start_child(**request))
+    return Child(**request).finish()
 
 
 def peak_memory(**request: Any) -> int:
     """The most bytes that a run and its children held at once, page cache left out."""
-    child, peak = start_child(**request), 0
-    while child.poll() is None:
-        peak = max(peak, tree_memory(child.pid) or 0)
+    child, peak = Child(**request), 0
+    while child.process.poll() is None:
+        peak = max(peak, tree_memory(child.process.pid) or 0)
         time.sleep(SECONDS_BETWEEN_SAMPLES)
-    finish(child)
+    child.finish()
     return peak
 
 

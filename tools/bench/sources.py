@@ -65,7 +65,8 @@ def write_images(folder: Path, count: int, extension: str, draw: Callable[..., P
         pixels = draw(np.asarray(photos[number % len(photos)], np.uint8), numbers, number)
         path = folder / f"class{number % CLASSES}" / f"{number:06d}{extension}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), pixels, [cv2.IMWRITE_JPEG_QUALITY, 92])
+        options = [cv2.IMWRITE_JPEG_QUALITY, 92] if extension == ".jpg" else []
+        cv2.imwrite(str(path), pixels, options)
 
 
 def draw_photo(photo: Pixels, numbers: np.random.Generator, number: int) -> Pixels:  # noqa: ARG001

@@ -38,7 +38,7 @@ def held_equal() -> list[str]:
         "- a process for each run, peers in turn in each round; the page cache is warm, except on "
         "the slow mount, which is mounted anew for each run",
         "- img/s counts from the first batch to the last, on the slow mount from the start; "
-        "img/s per core is that, divided by the cores' worth of CPU time that was used",
+        f"per core it is divided by {CORES_USED}",
         "- peak memory is Pss_Anon + Pss_Shmem of all processes, less that of a process that "
         "imports torch, cv2 and numpy, in a run of its own",
         "- the ceiling is two threads (with Python code, two processes) that decode, crop and "
@@ -107,15 +107,13 @@ def ceilings(table: Table) -> list[str]:
 def row(table: Table, name: str, result: Result) -> str:
     """What one peer did."""
     runs, rates = result.runs, rates_of(table, result)
-    busy = [run["cpu"] / run["seconds"] for run in runs]
-    per_core = [value / max(cores, 0.01) for value, cores in zip(rates, busy, strict=True)]
     memory = "" if result.memory is None else f"{(result.memory - table.bare_memory) / 1e6:,.0f}"
     top = [rate(run, whole=True) for run in table.ceiling]
     share = ratios(rates, top)
     cells = [
         name,
         spread(rates).show(),
-        f"{spread(per_core).median:,.4g}",
+        f"{spread(rates).median / CORES_USED:,.4g}",
         spread([run["cpu"] / run["images"] * 1000 for run in runs]).show(".3g"),
         memory,
         spread([run["first"] * 1000 for run in runs]).show(",.0f"),

@@ -79,6 +79,15 @@ PEERS = {
         note="single files; Pillow decodes, and resizes with antialiasing, as torchvision does "
         "for Pillow images whatever is asked; the whole dataset is shuffled",
     ),
+    "torchvision tensors": Peer(
+        module="imagefolder",
+        package="torchvision",
+        format=FILES,
+        workloads="abdef",
+        reads="tensor_batches",
+        note="ImageFolder with torchvision.io.decode_image and transforms of tensors; single "
+        "files; linear without antialiasing",
+    ),
     "cv2 Dataset": Peer(
         module="cv2_dataset",
         package="opencv-python-headless",
