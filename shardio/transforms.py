@@ -2,8 +2,7 @@
 
 A transform is a value that turns a picture's size, and uniform numbers drawn elsewhere, into a
 crop; it never sees pixels. So the same sample of the same epoch gives the same crop on any thread,
-worker or machine, and a decoder may know the crop before it decodes. `write_crop` then resizes the
-crop into the slot in one pass.
+worker or machine, and the decoder knows the crop before it decodes.
 """
 
 from __future__ import annotations
@@ -12,28 +11,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import cv2
-
+from shardio.codecs.crop import Crop
 from shardio.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
 _TRIES = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Crop:
-    """A rectangle of a picture as shown, and whether to mirror it left to right."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-    flip: bool = False
 
 
 @runtime_checkable
@@ -193,25 +177,6 @@ class Resize:
     def crop(self, height: int, width: int, uniforms: Sequence[float] = ()) -> Crop:  # noqa: ARG002
         """Choose the whole picture."""
         return Crop(0, 0, height, width)
-
-
-def write_crop(pixels: NDArray[np.uint8], crop: Crop, out: NDArray[np.uint8]) -> None:
-    """Resize a crop of a picture into a slot, bilinearly, mirrored if the crop says so.
-
-    Nothing is copied in between, unless the picture is a turned view, whose crop OpenCV copies.
-
-    Args:
-        pixels: uint8 [H, W, 3], any view.
-        crop: a rectangle inside the picture.
-        out: uint8 [h, w, 3], contiguous, where the result goes.
-    """
-    bottom, right = crop.top + crop.height, crop.left + crop.width
-    source = pixels[crop.top : bottom, crop.left : right]
-    size = out.shape[1], out.shape[0]
-    if cv2.resize(source, size, dst=out, interpolation=cv2.INTER_LINEAR) is not out:
-        raise UsageError(f"the slot must be uint8 [h, w, 3], not {out.dtype} {list(out.shape)}")
-    if crop.flip:
-        cv2.flip(out, 1, dst=out)
 
 
 def _between(low: float, high: float, uniform: float) -> float:

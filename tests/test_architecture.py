@@ -23,7 +23,7 @@ LAYERS = {
     "index": {"errors", "naming", "storage", "tar"},
     "plan": set(),
     "codecs": {"errors"},
-    "transforms": {"errors"},
+    "transforms": {"errors", "codecs"},
     "reading": {"errors", "index", "storage", "plan", "codecs", "transforms"},
     "packing": {"errors", "naming", "index", "storage", "tar", "plan", "codecs"},
     "profiling": {"errors", "index", "plan", "reading", "transforms"},
@@ -35,7 +35,7 @@ LAYERS = {
 # Packages that only some parts may import.
 OUTSIDE = {
     "torch": {"reading", "ops", "profiling"},
-    "cv2": {"codecs", "transforms", "testing"},
+    "cv2": {"codecs", "packing", "testing"},
     "simplejpeg": {"codecs"},
     "click": {"cli"},
     "rich": {"cli"},
@@ -82,6 +82,16 @@ def test_the_plan_needs_numpy_only() -> None:
 def test_the_command_line_starts_without_torch_and_opencv(module: str) -> None:
     code = f"import sys, {module}; print({{'torch', 'cv2', 'simplejpeg'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_packing_files_as_they_are_needs_no_decoder(images: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, shardio; shardio.pack(*sys.argv[1:], shards=2, on_error='skip'); "
+        "print({'torch', 'cv2', 'simplejpeg'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", code, str(images), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 

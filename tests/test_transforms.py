@@ -10,15 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shardio.codecs.crop import Crop, write_crop
 from shardio.errors import UsageError
-from shardio.transforms import (
-    CenterCrop,
-    Crop,
-    RandomResizedCrop,
-    Resize,
-    SizedTransform,
-    write_crop,
-)
+from shardio.transforms import CenterCrop, RandomResizedCrop, Resize, SizedTransform
 
 if TYPE_CHECKING:
     from collections.abc import Callable

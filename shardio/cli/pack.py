@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -10,9 +11,23 @@ from dataclasses import asdict
 import click
 
 from shardio.cli.progress import progress_bar
+from shardio.errors import UsageError
 from shardio.packing.output import SKIPPED_NAME
 from shardio.packing.pack import PackSummary
 from shardio.packing.pack import pack as pack_folder
+
+_SIDES = re.compile("([0-9]{1,9})(?:x([0-9]{1,9}))?")
+
+
+def _parse_resize(
+    _context: click.Context, _option: click.Parameter, text: str | None
+) -> int | tuple[int, int] | None:
+    if text is None:
+        return None
+    found = _SIDES.fullmatch(text)
+    if found is None:
+        raise click.BadParameter(f"{text!r} is neither a number, as 256, nor HxW, as 224x224")
+    return (int(found[1]), int(found[2])) if found[2] else int(found[1])
 
 
 @click.command(epilog="Example: shardio pack images/ out/ --shards 8")
@@ -25,6 +40,20 @@ from shardio.packing.pack import pack as pack_folder
     "--labels/--no-labels",
     default=True,
     help="Subfolders are classes (default), or no labels are packed.",
+)
+@click.option(
+    "--store",
+    type=click.Choice(["original", "raw"]),
+    default="original",
+    show_default=True,
+    help="Store the files as they are, or decode them and store their pixels.",
+)
+@click.option(
+    "--resize",
+    metavar="N|HxW",
+    callback=_parse_resize,
+    help="With --store raw: shrink the shorter side to N, or cut the largest centred part of the "
+    "aspect ratio of HxW out and resize it.",
 )
 @click.option(
     "--on-error",
@@ -42,6 +71,8 @@ def pack(
     shuffle: bool,
     seed: int,
     labels: bool,
+    store: str,
+    resize: int | tuple[int, int] | None,
     on_error: str,
     as_json: bool,
 ) -> None:
@@ -54,16 +85,21 @@ def pack(
         nullcontext() if as_json else progress_bar("packing")
     )
     with shown as progress:
-        summary = pack_folder(
-            src,
-            out,
-            shards=shards,
-            shuffle=shuffle,
-            seed=seed,
-            labels=labels,
-            on_error="skip" if on_error == "skip" else "raise",
-            progress=progress,
-        )
+        try:
+            summary = pack_folder(
+                src,
+                out,
+                shards=shards,
+                shuffle=shuffle,
+                seed=seed,
+                labels=labels,
+                store="raw" if store == "raw" else "original",
+                resize=resize,
+                on_error="skip" if on_error == "skip" else "raise",
+                progress=progress,
+            )
+        except UsageError as error:
+            raise click.UsageError(str(error)) from error
     click.echo(json.dumps(asdict(summary)) if as_json else _sentence(summary, out))
 
 
@@ -77,4 +113,9 @@ def _sentence(summary: PackSummary, out: str) -> str:
     ]
     if summary.skipped:
         lines.append(f"left out {summary.skipped:,} files, listed in {out}/{SKIPPED_NAME}")
+    if summary.image_sizes is not None and summary.image_sizes > 1:
+        lines.append(
+            f"the images have {summary.image_sizes:,} different sizes, so batches cannot be "
+            "gathered and need a transform; --resize HxW makes the sizes equal"
+        )
     return "\n".join(lines)

@@ -87,7 +87,7 @@ def decode_npy(data: Buffer) -> NDArray[np.generic]:
             the header announces.
     """
     view = memoryview(data).cast("B")
-    dtype, shape, order, start = _npy_header(view)
+    dtype, shape, order, start = npy_header(view)
     announced = math.prod(shape) * dtype.itemsize
     if announced != len(view) - start:
         raise CodecError(
@@ -102,10 +102,32 @@ def decode_npy(data: Buffer) -> NDArray[np.generic]:
     return array if array.flags.writeable else array.copy(order="K")
 
 
-def _npy_header(
+def decode_pixels(data: Buffer) -> NDArray[np.uint8]:
+    """Decode a picture stored as a `.npy` array, uint8 [H, W, 3] RGB.
+
+    Raises:
+        CodecError: see decode_npy; or the array is no such picture.
+    """
+    array = decode_npy(data)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise CodecError(
+            f"a picture stored as pixels must be uint8 [H, W, 3], not {array.dtype} "
+            f"{list(array.shape)}; name the field otherwise if it is something else"
+        )
+    return cast("NDArray[np.uint8]", array)
+
+
+def npy_header(
     view: memoryview,
 ) -> tuple[np.dtype[np.generic], tuple[int, ...], Literal["C", "F"], int]:
-    """Read dtype, shape, order and where the data start."""
+    """Read the header of a `.npy` file.
+
+    Returns:
+        dtype, shape, order, and where the data start.
+
+    Raises:
+        CodecError: the bytes do not start as a `.npy` file, or announce Python objects.
+    """
     coded = _NPY_VERSIONS.get(view[6]) if view[:6] == _NPY_MAGIC and len(view) >= 12 else None
     if coded is None:
         raise CodecError(f"not a .npy file of version 1, 2 or 3: it starts {_excerpt(view)}")

@@ -75,3 +75,25 @@ def apply_orientation(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np
     if orientation in {2, 3, 6, 7}:
         pixels = pixels[:, ::-1]
     return pixels
+
+
+def place_as_stored(
+    row: float, column: float, *, orientation: int, height: int, width: int
+) -> tuple[float, float]:
+    """Where a place in a picture as shown lies in the picture as stored.
+
+    Args:
+        row: 0 at the upper edge of the first row, height at the lower edge of the last.
+        column: counted likewise.
+        orientation: EXIF orientation, 1 to 8.
+        height: rows as shown.
+        width: columns as shown.
+
+    Returns:
+        Row and column as stored, edges counted likewise.
+    """
+    if orientation in {3, 4, 7, 8}:
+        row = height - row
+    if orientation in {2, 3, 6, 7}:
+        column = width - column
+    return (column, row) if orientation >= FIRST_TURNED else (row, column)

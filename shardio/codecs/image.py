@@ -80,11 +80,7 @@ def decode_image(
     view = memoryview(data).cast("B")
     if info is None:
         info = probe_image(view)
-    pixels = _decode_stored(view, info, scratch)
-    if pixels.shape != (*info.stored_size, 3) or pixels.dtype != np.uint8:
-        raise CodecError(
-            f"the pixels decode to {pixels.shape}, but the header announces {info.stored_size}"
-        )
+    pixels = decode_stored(view, info, scratch)
     if info.orientation != UPRIGHT:
         pixels = apply_orientation(pixels, info.orientation)
         if scratch is None:
@@ -92,13 +88,35 @@ def decode_image(
     return pixels
 
 
-def _decode_stored(view: memoryview, info: ImageInfo, scratch: Scratch | None) -> NDArray[np.uint8]:
-    """Decode without turning."""
+def decode_stored(
+    view: memoryview, info: ImageInfo, scratch: Scratch | None, *, shrink: int = 1
+) -> NDArray[np.uint8]:
+    """Decode an image whole, without turning it.
+
+    Args:
+        view: the whole file.
+        info: what probe_image said about it.
+        scratch: see decode_image.
+        shrink: see decode_jpeg; 1 for other formats.
+
+    Returns:
+        uint8 [ceil(H / shrink), ceil(W / shrink), 3].
+
+    Raises:
+        CodecError: see decode_image.
+    """
+    height, width = (-(-side // shrink) for side in info.stored_size)
     if info.format == "jpeg":
-        buffer = scratch.take(info.height * info.width * 3) if scratch is not None else None
-        return decode_jpeg(view, info, buffer)
-    check_complete(view, info)
-    return _decode_with_opencv(_critical_chunks(view) if info.format == "png" else view)
+        buffer = scratch.take(height * width * 3) if scratch is not None else None
+        pixels = decode_jpeg(view, info, buffer, shrink=shrink)
+    else:
+        check_complete(view, info)
+        pixels = _decode_with_opencv(_critical_chunks(view) if info.format == "png" else view)
+    if pixels.shape != (height, width, 3) or pixels.dtype != np.uint8:
+        raise CodecError(
+            f"the pixels decode to {pixels.shape}, but the header announces {info.stored_size}"
+        )
+    return pixels
 
 
 def _decode_with_opencv(data: Buffer) -> NDArray[np.uint8]:

@@ -7,6 +7,12 @@ is written anew from the segments that matter to pixels, and the scans behind it
 strictly again. Samplings of colour that TurboJPEG has no name for, as 4:1:0, are refused: no
 decoder at hand would notice when such files are corrupt.
 
+Of a crop, the rows below need no decoding: a lower height in the frame header ends the decoder's
+work early. It then finds the rest of the scan before the end of the image and says so; of several
+warnings TurboJPEG reports the first, so that this one alone means that all pixels are sound. Where
+a scan has restart markers, it is cut at one, since the decoder would stop at the next one instead.
+Files that are progressive, arithmetic or CMYK are decoded whole.
+
 Gray becomes three equal channels. CMYK and YCCK follow Adobe's convention, inverted, as nearly
 all such files do: a channel of RGB is C * K / 255.
 """
@@ -15,15 +21,17 @@ from __future__ import annotations
 
 import re
 from itertools import islice
+from math import prod
+from struct import pack, unpack_from
 from typing import TYPE_CHECKING
 
+import numpy as np
 import simplejpeg
 
 from shardio.codecs.probe import jpeg_segments
 from shardio.errors import CodecError
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from shardio.codecs.probe import ImageInfo
@@ -31,6 +39,12 @@ if TYPE_CHECKING:
 MAX_SCANS = 100
 """Progressive files have about ten; each costs a pass over all pixels, however few its bytes."""
 
+LEAST_SHRUNK = 16
+"""From this side on TurboJPEG's scaling factors give different sizes, which tell them apart."""
+
+_MARGIN = 4  # rows below, which upsampling of colours looks at: one of chroma is at most four
+_REST_IS_LEFT = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd9")
+_EOI = b"\xff\xd9"
 _SCAN = re.compile(rb"\xff\xda")
 _JFIF, _ADOBE, _COMMENT = 0xE0, 0xEE, 0xFE
 _METADATA = frozenset({*range(0xE0, 0xF0), _COMMENT}) - {_JFIF, _ADOBE}
@@ -38,7 +52,11 @@ _METADATA = frozenset({*range(0xE0, 0xF0), _COMMENT}) - {_JFIF, _ADOBE}
 
 
 def decode_jpeg(
-    data: memoryview, info: ImageInfo, buffer: NDArray[np.uint8] | None
+    data: memoryview,
+    info: ImageInfo,
+    buffer: NDArray[np.uint8] | None = None,
+    *,
+    shrink: int = 1,
 ) -> NDArray[np.uint8]:
     """Decode a JPEG to RGB as stored.
 
@@ -46,29 +64,94 @@ def decode_jpeg(
         data: the whole file.
         info: what probe_image said about it.
         buffer: uint8 [at least H * W * 3], where the pixels go; None for new memory.
+        shrink: 1, 2, 4 or 8: divides height and width, rounded up; above 1 only for pictures of
+            at least LEAST_SHRUNK rows and columns.
 
     Returns:
-        uint8 [H, W, 3], before orientation.
+        uint8 [ceil(H / shrink), ceil(W / shrink), 3], before orientation.
 
     Raises:
         CodecError: the data are truncated, corrupt, of a rare kind, or in too many scans.
     """
     if info.multiscan:
         _check_scans(data)
+    shape = _shape(*info.stored_size, shrink)
     try:
-        return _decode(data, buffer)
+        return _decode(data, shape, buffer)
     except ValueError as error:
         if _header_is_sound(data):
             raise CodecError(_sentence(error)) from None
     try:
-        return _decode(_with_new_header(data), buffer)
+        return _decode(_with_new_header(data), shape, buffer)
     except ValueError as error:
         raise CodecError(_sentence(error)) from None
 
 
-def _decode(data: memoryview | bytes, buffer: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
-    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", buffer=buffer, strict=True)
+def decode_jpeg_top(
+    data: memoryview, info: ImageInfo, buffer: NDArray[np.uint8], *, rows: int, shrink: int = 1
+) -> NDArray[np.uint8] | None:
+    """Decode the upper part of a JPEG, the same pixels as whole.
+
+    Args:
+        data: the whole file.
+        info: what probe_image said about it.
+        buffer: see decode_jpeg.
+        rows: of the picture as stored that are needed.
+        shrink: see decode_jpeg.
+
+    Returns:
+        uint8 [at least ceil(rows / shrink), ceil(W / shrink), 3]; the last rows may differ. None
+        where the file must be decoded whole, also to tell what is wrong with it.
+    """
+    stored_height, width = info.stored_size
+    height = rows + _MARGIN * shrink
+    if not info.frame or height >= stored_height:
+        return None
+    lowered = _lower(data, info, height)
+    shape = _shape(height, width, shrink)
+    try:
+        return _decode(lowered, shape, buffer)
+    except ValueError as error:
+        if not _REST_IS_LEFT.fullmatch(str(error)):
+            return None
+    return buffer[: prod(shape)].reshape(shape)
+
+
+def _shape(height: int, width: int, shrink: int) -> tuple[int, int, int]:
+    return -(-height // shrink), -(-width // shrink), 3
+
+
+def _decode(
+    data: memoryview | bytes, shape: tuple[int, int, int], buffer: NDArray[np.uint8] | None
+) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+        data, "RGB", min_height=shape[0], min_width=shape[1], buffer=buffer, strict=True
+    )
     return pixels
+
+
+def _lower(data: memoryview, info: ImageInfo, height: int) -> bytes:
+    """The file with another height, cut where the rest is restart intervals that are not needed."""
+    place = info.frame + 3
+    parts: list[bytes | memoryview] = [data[:place], pack(">H", height)]
+    end = _end_of_rows(data, info, height) if info.restart else None
+    parts += [data[place + 2 : end], _EOI] if end else [data[place + 2 :]]
+    return b"".join(parts)
+
+
+def _end_of_rows(data: memoryview, info: ImageInfo, height: int) -> int | None:
+    """Where the restart interval of the last needed row ends; None if markers are missing."""
+    components = data[info.frame + 7]
+    factors = [data[info.frame + 9 + 3 * component] for component in range(components)]
+    across, down = 8, 8
+    if components > 1:
+        across, down = 8 * max(f >> 4 for f in factors), 8 * max(f & 15 for f in factors)
+    width: int = unpack_from(">H", data, info.frame + 5)[0]
+    intervals = -(-(-(-height // down) * -(-width // across)) // info.restart)
+    scan = np.frombuffer(data, np.uint8)[info.scan :]
+    marked = np.flatnonzero(scan[:-1] == 0xFF)
+    restarts = marked[(scan[marked + 1] & 0xF8) == 0xD0]
+    return info.scan + int(restarts[intervals - 1]) if intervals <= len(restarts) else None
 
 
 def _header_is_sound(data: memoryview) -> bool:

@@ -60,11 +60,13 @@ _TEXT_MAGIC = (
 )
 
 # JPEG markers: a segment has a length, a marker that stands alone has none.
-_SOI, _EOI, _SOS, _APP1 = 0xD8, 0xD9, 0xDA, 0xE1
+_SOI, _EOI, _SOS, _DRI, _APP1 = 0xD8, 0xD9, 0xDA, 0xDD, 0xE1
 _STAND_ALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 _FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA})
+_HUFFMAN_FRAMES = frozenset({0xC0, 0xC1})
 _PROGRESSIVE_FRAMES = frozenset({0xC2, 0xCA})
 _OTHER_FRAMES = frozenset({0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF})
+_FF, _FILL = 0xFF, frozenset({0x00, 0xFF})
 _MARKER = re.compile(rb"\xff[^\x00\xff]")  # passes over fill bytes and junk, as decoders do
 
 
@@ -79,6 +81,9 @@ class ImageInfo:
         orientation: EXIF orientation, 1 to 8.
         scan: JPEG only: offset of what follows the header of the first scan.
         multiscan: JPEG only: whether a pixel's data are spread over several scans.
+        frame: JPEG only: offset of the frame header's length, where the height in it may be
+            lowered to decode less: Huffman coding, one scan, gray or three colours; else 0.
+        restart: JPEG only: restart interval in MCUs; 0 for none.
     """
 
     format: str
@@ -87,6 +92,8 @@ class ImageInfo:
     orientation: int = UPRIGHT
     scan: int = 0
     multiscan: bool = False
+    frame: int = 0
+    restart: int = 0
 
     @property
     def stored_size(self) -> tuple[int, int]:
@@ -142,10 +149,13 @@ def jpeg_segments(view: memoryview) -> Iterator[tuple[int, int, int]]:
         CodecError: the header ends too early, or has more segments than any real one.
     """
     end = 2
+    size = len(view)
     for _ in range(_MAX_SEGMENTS):
-        found = _MARKER.search(view, end)
-        start = found.end() if found else len(view)
-        if start + 2 > len(view):
+        start = end + 2
+        if start > size or view[end] != _FF or view[end + 1] in _FILL:
+            found = _MARKER.search(view, end)
+            start = found.end() if found else size
+        if start + 2 > size:
             raise CodecError("truncated JPEG: it ends inside its header")
         marker = view[start - 1]
         if marker in _STAND_ALONE:
@@ -153,9 +163,9 @@ def jpeg_segments(view: memoryview) -> Iterator[tuple[int, int, int]]:
             continue
         if marker in {_EOI, _SOI}:
             raise CodecError("broken JPEG header: no picture before the next marker FF D8 or FF D9")
-        length: int = unpack_from(">H", view, start)[0]
+        length = view[start] << 8 | view[start + 1]
         end = start + length
-        if length < 2 or end > len(view):
+        if length < 2 or end > size:
             raise CodecError("truncated or broken JPEG: a header segment reaches past its end")
         yield marker, start, end
         if marker == _SOS:
@@ -230,7 +240,7 @@ def _why_not(head: bytes, view: memoryview) -> str:
 
 
 def _probe_jpeg(view: memoryview) -> ImageInfo:
-    frame, orientation = 0, 0
+    frame, orientation, restart = 0, 0, 0
     for marker, start, end in jpeg_segments(view):
         if marker in _FRAMES:
             frame = start
@@ -238,12 +248,16 @@ def _probe_jpeg(view: memoryview) -> ImageInfo:
             raise CodecError(f"a JPEG of the rare kind SOF{marker - 0xC0}, which no decoder reads")
         elif marker == _APP1 and not orientation and is_exif(view[start + 2 : end]):
             orientation = exif_orientation(view[start + 2 : end])
+        elif marker == _DRI and end - start == 4:
+            restart = unpack_from(">H", view, start + 2)[0]
         elif marker == _SOS and frame:
-            return _jpeg_info(view, frame, start, orientation or UPRIGHT)
+            return _jpeg_info(view, frame, start, orientation or UPRIGHT, restart)
     raise CodecError("broken JPEG header: no frame header before the first scan")
 
 
-def _jpeg_info(view: memoryview, frame: int, scan: int, orientation: int) -> ImageInfo:
+def _jpeg_info(
+    view: memoryview, frame: int, scan: int, orientation: int, restart: int
+) -> ImageInfo:
     """Put together what the frame header (SOF) and the first scan's header (SOS) say."""
     frame_length: int = unpack_from(">H", view, frame)[0]
     scan_length: int = unpack_from(">H", view, scan)[0]
@@ -252,13 +266,18 @@ def _jpeg_info(view: memoryview, frame: int, scan: int, orientation: int) -> Ima
     bits, height, width, components = unpack_from(">BHHB", view, frame + 2)
     if bits != 8:
         raise CodecError(f"a JPEG of {bits} bits per sample, where 8 are needed")
-    progressive = view[frame - 1] in _PROGRESSIVE_FRAMES
-    return _info(
-        "jpeg",
-        (height, width),
-        orientation,
+    multiscan = view[frame - 1] in _PROGRESSIVE_FRAMES or view[scan + 2] < components
+    plain = view[frame - 1] in _HUFFMAN_FRAMES and not multiscan and components in {1, 3}
+    shown_height, shown_width = _as_shown((height, width), orientation)
+    return ImageInfo(
+        format="jpeg",
+        height=shown_height,
+        width=shown_width,
+        orientation=orientation,
         scan=scan + scan_length,
-        multiscan=progressive or view[scan + 2] < components,
+        multiscan=multiscan,
+        frame=frame if plain else 0,
+        restart=restart,
     )
 
 
@@ -309,24 +328,14 @@ def _probe_bmp(view: memoryview) -> ImageInfo:
     return _info("bmp", (abs(height), width), UPRIGHT)  # a negative height: first row on top
 
 
-def _info(
-    name: str,
-    stored_size: tuple[int, int],
-    orientation: int,
-    *,
-    scan: int = 0,
-    multiscan: bool = False,
-) -> ImageInfo:
+def _info(name: str, stored_size: tuple[int, int], orientation: int) -> ImageInfo:
     """Make an ImageInfo of the size as stored."""
-    height, width = stored_size if orientation < FIRST_TURNED else stored_size[::-1]
-    return ImageInfo(
-        format=name,
-        height=height,
-        width=width,
-        orientation=orientation,
-        scan=scan,
-        multiscan=multiscan,
-    )
+    height, width = _as_shown(stored_size, orientation)
+    return ImageInfo(format=name, height=height, width=width, orientation=orientation)
+
+
+def _as_shown(stored_size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    return stored_size if orientation < FIRST_TURNED else stored_size[::-1]
 
 
 def _check_jpeg(view: memoryview, info: ImageInfo) -> None:

@@ -7,17 +7,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from shardio.codecs.basic import decode_cls, decode_json, decode_npy, decode_txt
+from shardio.codecs.basic import (
+    decode_cls,
+    decode_json,
+    decode_npy,
+    decode_pixels,
+    decode_txt,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shardio.codecs.probe import Buffer
 
-Kind = Literal["image", "cls", "txt", "json", "npy", "bytes"]
+Kind = Literal["image", "pixels", "cls", "txt", "json", "npy", "bytes"]
 
 IMAGE_FIELDS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp"})
 """Last dot components of fields that hold images; which format, the bytes themselves say."""
+
+PIXELS_FIELD = "rgb.npy"
+"""Name, or end of the name, of fields that hold decoded pictures, uint8 [H, W, 3]."""
 
 _KINDS: dict[str, Kind] = {
     **dict.fromkeys(IMAGE_FIELDS, "image"),
@@ -37,8 +46,11 @@ def kind_of(field: str) -> Kind:
         field: the name of a field, in lower case, as "jpg" or "seg.png".
 
     Returns:
-        "image", "cls" (an integer), "txt", "json", "npy", or "bytes" for whatever else.
+        "image", "pixels" (a decoded picture), "cls" (an integer), "txt", "json", "npy", or
+        "bytes" for whatever else.
     """
+    if field == PIXELS_FIELD or field.endswith("." + PIXELS_FIELD):
+        return "pixels"
     return _KINDS.get(field.rpartition(".")[2], "bytes")
 
 
@@ -50,8 +62,8 @@ def decode_field(field: str, data: Buffer) -> object:
         data: the field's bytes.
 
     Returns:
-        By the field's kind: uint8 [H, W, 3] for an image, int, str, whatever JSON holds, a NumPy
-        array, or bytes.
+        By the field's kind: uint8 [H, W, 3] for an image or pixels, int, str, whatever JSON
+        holds, a NumPy array, or bytes.
 
     Raises:
         CodecError: the bytes do not decode as what the field's name announces.
@@ -67,6 +79,7 @@ def _decode_image(data: Buffer) -> object:
 
 _DECODERS: dict[Kind, Callable[[Buffer], object]] = {
     "image": _decode_image,
+    "pixels": decode_pixels,
     "cls": decode_cls,
     "txt": decode_txt,
     "json": decode_json,

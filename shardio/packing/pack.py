@@ -16,10 +16,10 @@ from typing import Any, Literal, get_args
 
 from shardio.errors import PackError, UsageError
 from shardio.index.manifest import INDEX_FOLDER, Manifest, write_manifest
-from shardio.packing.engine import run_tasks
+from shardio.packing.engine import find_problems, run_tasks
 from shardio.packing.output import RENAMED_NAME, SKIPPED_NAME, hold_folder
 from shardio.packing.plan import plan_shards
-from shardio.packing.shard import PackedShard, find_problem, refusal
+from shardio.packing.shard import PackedShard, refusal
 from shardio.packing.sources import (
     Problem,
     SourceSample,
@@ -27,6 +27,7 @@ from shardio.packing.sources import (
     list_files,
     make_samples,
 )
+from shardio.packing.store import Store, StoreKind
 from shardio.storage.atomic import atomic_file, sync_folder
 
 OnError = Literal["raise", "skip"]
@@ -44,6 +45,8 @@ class PackSummary:
         classes: found; None without labels.
         skipped: files left out, listed in skipped.jsonl.
         renamed: samples whose key is not their path, listed in renamed.jsonl.
+        image_sizes: how many different sizes the stored pixels have; None for files stored as
+            they are.
         seconds: it took.
     """
 
@@ -53,6 +56,7 @@ class PackSummary:
     classes: int | None
     skipped: int
     renamed: int
+    image_sizes: int | None
     seconds: float
 
 
@@ -64,6 +68,8 @@ def pack(
     shuffle: bool = True,
     seed: int = 0,
     labels: bool = True,
+    store: StoreKind = "original",
+    resize: int | tuple[int, int] | None = None,
     on_error: OnError = "raise",
     progress: Progress | None = None,
 ) -> PackSummary:
@@ -77,6 +83,10 @@ def pack(
         shuffle: order the samples at random; otherwise by path.
         seed: of the order.
         labels: False packs a folder with subfolders without labels.
+        store: "original" stores the files as they are, "raw" decodes each image once and stores
+            uint8 [H, W, 3] as `.npy`.
+        resize: only with "raw": a number that the shorter side shrinks to, or (height, width)
+            to cut the largest centred part of that aspect ratio out and resize it.
         on_error: "raise", or "skip" to leave bad files out and list them in skipped.jsonl.
         progress: called with the number of samples; what it returns is called after each.
 
@@ -88,30 +98,24 @@ def pack(
     start = time.monotonic()
     source, folder = fspath(source), Path(out)
     _check_arguments(shards=shards, seed=seed, on_error=on_error)
+    storing = Store(kind=store, resize=resize)
     if not fspath(out):
         raise PackError("the name of the output folder is empty; name a folder")
     if Path(source).resolve() in (folder.resolve(), *folder.resolve().parents):
         raise PackError(f"{folder}: the output lies inside the source; name a folder outside it")
-    found = _find_samples(source, labels=labels, skip=on_error == "skip")
+    found = _find_samples(source, labels=labels, store=storing, skip=on_error == "skip")
     tasks = plan_shards(
         found.samples,
         source=source,
         out=str(folder),
         shards=shards,
         seed=seed if shuffle else None,
+        store=storing,
     )
     with hold_folder(folder):
         packed = run_tasks(tasks, progress(len(found.samples)) if progress else None)
         _publish(folder, found, packed)
-    return PackSummary(
-        samples=len(found.samples),
-        shards=shards,
-        bytes=sum(shard.receipt.size for shard in packed),
-        classes=len(found.classes) if found.classes else None,
-        skipped=len(found.problems),
-        renamed=sum(sample.renamed for sample in found.samples),
-        seconds=time.monotonic() - start,
-    )
+    return _summarise(found, packed, seconds=time.monotonic() - start)
 
 
 def _check_arguments(*, shards: int, seed: int, on_error: OnError) -> None:
@@ -130,7 +134,7 @@ class _Found:
     classes: tuple[str, ...] | None
 
 
-def _find_samples(source: str, *, labels: bool, skip: bool) -> _Found:
+def _find_samples(source: str, *, labels: bool, store: Store, skip: bool) -> _Found:
     files, no_files = list_files(source)
     classes = find_classes(source) if labels else None
     samples, same_keys = make_samples(files, classes)
@@ -138,10 +142,23 @@ def _find_samples(source: str, *, labels: bool, skip: bool) -> _Found:
     if problems and not skip:
         raise refusal(problems[0])
     if skip:
-        checked = [(sample, find_problem(source, sample)) for sample in samples]
-        samples = [sample for sample, problem in checked if problem is None]
-        problems += [problem for _, problem in checked if problem is not None]
+        checked = find_problems(source, samples, store)
+        samples = [s for s, problem in zip(samples, checked, strict=True) if problem is None]
+        problems += [problem for problem in checked if problem is not None]
     return _Found(samples=samples, problems=problems, classes=classes)
+
+
+def _summarise(found: _Found, packed: list[PackedShard], *, seconds: float) -> PackSummary:
+    return PackSummary(
+        samples=len(found.samples),
+        shards=len(packed),
+        bytes=sum(shard.receipt.size for shard in packed),
+        classes=len(found.classes) if found.classes else None,
+        skipped=len(found.problems),
+        renamed=sum(sample.renamed for sample in found.samples),
+        image_sizes=len({size for shard in packed for size in shard.sizes}) or None,
+        seconds=seconds,
+    )
 
 
 def _publish(folder: Path, found: _Found, packed: list[PackedShard]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from shardio.errors import PackError
 from shardio.packing.sources import SourceSample
+from shardio.packing.store import Store
 from shardio.plan.shuffle import KeyedPermutation, derive_key
 
 SHARD_PATTERN = "shard-*.tar"
@@ -24,12 +25,14 @@ class ShardTask:
         out: folder of the shard.
         name: file name of the shard.
         samples: in order.
+        store: how their images are stored.
     """
 
     source: str
     out: str
     name: str
     samples: tuple[SourceSample, ...]
+    store: Store
 
 
 def plan_shards(
@@ -39,6 +42,7 @@ def plan_shards(
     out: str,
     shards: int,
     seed: int | None,
+    store: Store,
 ) -> list[ShardTask]:
     """Split samples into shards whose sizes differ by at most one sample.
 
@@ -48,6 +52,7 @@ def plan_shards(
         out: folder of the shards.
         shards: how many.
         seed: of the order; None keeps the samples sorted.
+        store: how images are stored.
 
     Raises:
         PackError: there are fewer samples than shards.
@@ -68,6 +73,7 @@ def plan_shards(
             out=out,
             name=SHARD_PATTERN.replace("*", f"{number:06d}"),
             samples=tuple(samples[i] for i in part.tolist()),
+            store=store,
         )
         for number, part in enumerate(np.array_split(order, shards))
     ]

@@ -1,7 +1,8 @@
 """Writing one shard: a pure function from a task to files and a receipt.
 
-The tar goes to disk first, then its index. The bytes depend on the task's samples alone: no
-clock, owner or mode enters a header. The order of members is label, image.
+The tar goes to disk first, then its index. The bytes depend on the task's samples and store
+alone: no clock, owner or mode enters a header. The order of members is label, image. What decodes
+images is loaded only by a task that stores pixels.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shardio.codecs.probe import ImageInfo, check_complete, probe_image
 from shardio.errors import CodecError, PackError, UsageError
@@ -22,9 +24,13 @@ from shardio.index.shard_index import write_index
 from shardio.naming import join_member_name
 from shardio.packing.plan import ShardTask
 from shardio.packing.sources import Problem, SourceSample
+from shardio.packing.store import RAW_FIELD, Store
 from shardio.storage.atomic import atomic_file
 from shardio.tar.archive import ArchiveWriter, Placed
 from shardio.tar.writer import header_block
+
+if TYPE_CHECKING:
+    from shardio.packing.pixels import PixelWriter
 
 _MAX_IMAGE_BYTES = 1 << 30
 _FIELD_OF_FORMAT = {"jpeg": "jpg"}
@@ -38,10 +44,12 @@ class PackedShard:
     Attributes:
         receipt: of the shard.
         fields: that its samples have.
+        sizes: heights and widths of its images, if their pixels are stored.
     """
 
     receipt: ShardReceipt
     fields: tuple[str, ...]
+    sizes: frozenset[tuple[int, int]]
 
 
 def pack_shard(
@@ -65,13 +73,14 @@ def pack_shard(
     root, builder = os.fsencode(task.source), IndexBuilder(str(path))
     with atomic_file(path) as stream:
         archive = ArchiveWriter(stream)
+        pixels = _pixel_writer(archive, task.store)
         for sample in task.samples:
             if stop is not None and stop.is_set():
                 raise CancelledError
             if sample.label is not None:
                 placed = _pack_label(archive, sample, sample.label)
                 builder.add(sample.key, "cls", placed)
-            field, placed = _pack_image(archive, sample, root)
+            field, placed = _pack_image(archive, pixels, sample, root)
             builder.add(sample.key, field, placed)
             if on_sample is not None:
                 on_sample()
@@ -79,10 +88,11 @@ def pack_shard(
     index = builder.build(shard_size=archive.size, shard_sha256=digest, checksums=True)
     write_index(index_path(path), index)
     receipt = ShardReceipt(name=task.name, samples=len(index), size=archive.size, sha256=digest)
-    return PackedShard(receipt=receipt, fields=index.fields)
+    sizes = frozenset(pixels.sizes if pixels else ())
+    return PackedShard(receipt=receipt, fields=index.fields, sizes=sizes)
 
 
-def find_problem(source: str, sample: SourceSample) -> Problem | None:
+def find_problem(source: str, sample: SourceSample, store: Store) -> Problem | None:
     """Why a sample cannot be packed, or None."""
     try:
         with FileIO(os.path.join(os.fsencode(source), sample.path)) as stream:  # noqa: PTH118
@@ -90,7 +100,12 @@ def find_problem(source: str, sample: SourceSample) -> Problem | None:
             data = stream.read()
         info = probe_image(data)
         check_complete(data, info)
-        header_block(_member_name(sample, _image_field(sample, info)), len(data))
+        if store.kind == "raw":
+            from shardio.codecs.image import decode_image  # noqa: PLC0415  loads OpenCV
+
+            decode_image(data, info)
+        field = _image_field(sample, info, raw=store.kind == "raw")
+        header_block(_member_name(sample, field), len(data))
     except _PROBLEMS as error:
         return _problem(sample, error)
     return None
@@ -113,7 +128,17 @@ def _pack_label(archive: ArchiveWriter, sample: SourceSample, label: int) -> Pla
         raise refusal(_problem(sample, error)) from error
 
 
-def _pack_image(archive: ArchiveWriter, sample: SourceSample, root: bytes) -> tuple[str, Placed]:
+def _pixel_writer(archive: ArchiveWriter, store: Store) -> PixelWriter | None:
+    if store.kind != "raw":
+        return None
+    from shardio.packing.pixels import PixelWriter  # noqa: PLC0415  loads OpenCV
+
+    return PixelWriter(archive, store)
+
+
+def _pack_image(
+    archive: ArchiveWriter, pixels: PixelWriter | None, sample: SourceSample, root: bytes
+) -> tuple[str, Placed]:
     try:
         descriptor = os.open(os.path.join(root, sample.path), os.O_RDONLY | os.O_CLOEXEC)  # noqa: PTH118
     except OSError as error:
@@ -128,7 +153,9 @@ def _pack_image(archive: ArchiveWriter, sample: SourceSample, root: bytes) -> tu
     try:
         info = probe_image(data)
         check_complete(data, info)
-        field = _image_field(sample, info)
+        if pixels is not None:
+            pixels.reserve(data, info)
+        field = _image_field(sample, info, raw=pixels is not None)
         return field, archive.commit(_member_name(sample, field))
     except (CodecError, UsageError) as error:
         raise refusal(_problem(sample, error)) from error
@@ -156,7 +183,9 @@ def _problem(sample: SourceSample, error: Exception) -> Problem:
     return Problem(path=sample.name, reason=reason)
 
 
-def _image_field(sample: SourceSample, info: ImageInfo) -> str:
+def _image_field(sample: SourceSample, info: ImageInfo, *, raw: bool) -> str:
+    if raw:
+        return RAW_FIELD
     return sample.field or _FIELD_OF_FORMAT.get(info.format, info.format)
 
 

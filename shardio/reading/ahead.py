@@ -52,4 +52,5 @@ class ReadAhead:
             strict=True,
         ):
             if 2 * length > last - first:  # of sparsely chosen samples most bytes are not needed
-                self._pool.get(shard).read_ahead(first, last)
+                found = self._pool.get(shard)
+                found.file().read_ahead(*found.extent(first, last))

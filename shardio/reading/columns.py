@@ -1,11 +1,9 @@
 """The entries of a batch while it is filled: one column a field, one slot a sample.
 
-Threads fill different slots at once.
-
-Images with a sized transform go straight from the decoder's scratch buffer into their slot.
-Other arrays set the column's shape and dtype with the first one that comes. Everything else is
-a list. In a worker process the slots lie in shared memory, so that the finished batch is handed
-to the training process without another copy.
+Threads fill different slots at once. A sample is decoded whole before any of it is placed, so
+that a bad one leaves no trace. Images with a sized transform are the exception that nobody sees:
+they go straight from the decoder's scratch buffer into their slot. Other arrays set the column's
+shape and dtype with the first one that comes. Everything else is a list.
 """
 
 from __future__ import annotations
@@ -19,13 +17,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shardio.codecs.image import Scratch, decode_image
+from shardio.codecs.basic import decode_cls
+from shardio.codecs.crop import decode_part, write_crop, write_part
+from shardio.codecs.image import Scratch
 from shardio.codecs.probe import probe_image
-from shardio.codecs.registry import decode_field
+from shardio.codecs.registry import decode_field, kind_of
+from shardio.codecs.rows import parse_numbers, split_npy
 from shardio.errors import CodecError, TransformError, UsageError
+from shardio.reading.memory import Allocate
+from shardio.reading.rows import Rows
 from shardio.reading.shards import FieldBytes
 from shardio.reading.times import StageTimes
-from shardio.transforms import SizedTransform, write_crop
+from shardio.transforms import SizedTransform
 
 Transform = SizedTransform | Callable[[torch.Tensor], Any]
 
@@ -33,26 +36,45 @@ Transform = SizedTransform | Callable[[torch.Tensor], Any]
 class Column(Protocol):
     """One entry of a batch."""
 
-    def put(
+    def decode(
         self, slot: int, stored: FieldBytes, uniforms: Sequence[float], times: StageTimes
-    ) -> None:
-        """Decode a field of a sample into its slot, and count the time.
+    ) -> Any:
+        """Decode a field of a sample, and count the time.
 
         Raises:
             CodecError: the bytes do not decode.
             TransformError: the transform raised.
-            UsageError: the value does not fit into one array with the others.
         """
 
-    def forget(self, slot: int) -> None:
-        """Let nothing of a slot's value remain, as another sample takes it."""
+    def place(self, slot: int, value: Any) -> None:
+        """Put what was decoded into its slot.
+
+        Raises:
+            CodecError: torch has no such dtype.
+            UsageError: the value does not fit into one array with the others.
+        """
 
     def collect(self) -> Any:
         """The finished entry."""
 
 
+class RowColumn(Column, Protocol):
+    """An entry that may be filled many slots at once."""
+
+    def place_rows(self, slots: NDArray[np.int64], rows: Rows) -> bool:
+        """Decode members into their slots; False, with nothing placed, if they are not alike."""
+
+
 class SizedImages:
-    """Images of one size, uint8 [B, 3, h, w] in channels-last memory."""
+    """Images of one size, uint8 [B, 3, h, w] in channels-last memory.
+
+    Args:
+        slots: how many.
+        transform: of each image.
+        scratch: where images are decoded.
+        reduced: let large JPEGs be decoded at a part of their size.
+        allocate: makes the array.
+    """
 
     def __init__(
         self,
@@ -60,27 +82,38 @@ class SizedImages:
         transform: SizedTransform,
         scratch: Scratch,
         *,
-        shared: bool,
+        reduced: bool,
+        allocate: Allocate,
     ) -> None:
         self._transform = transform
+        self._size = transform.size
         self._scratch = scratch
-        self._batch = empty((slots, *transform.size, 3), torch.uint8, shared=shared)
+        self._reduced = reduced
+        self._batch = allocate((slots, *transform.size, 3), torch.uint8)
         self._slots: NDArray[np.uint8] = self._batch.numpy()
 
-    def put(
+    def decode(
         self, slot: int, stored: FieldBytes, uniforms: Sequence[float], times: StageTimes
     ) -> None:
         """See Column."""
         start = perf_counter_ns()
-        info = probe_image(stored.data)
-        pixels = decode_image(stored.data, info, scratch=self._scratch)
-        decoded = perf_counter_ns()
-        crop = self._transform.crop(info.height, info.width, uniforms)
-        write_crop(pixels, crop, self._slots[slot])
+        if kind_of(stored.field) == "pixels":
+            pixels: Any = decode_field(stored.field, stored.data)
+            decoded = perf_counter_ns()
+            crop = self._transform.crop(pixels.shape[0], pixels.shape[1], uniforms)
+            write_crop(pixels, crop, self._slots[slot])
+        else:
+            info = probe_image(stored.data)
+            crop = self._transform.crop(info.height, info.width, uniforms)
+            part = decode_part(
+                stored.data, info, crop, self._size, scratch=self._scratch, reduced=self._reduced
+            )
+            decoded = perf_counter_ns()
+            write_part(part, info, crop, self._slots[slot])
         times.decode += decoded - start
         times.transform += perf_counter_ns() - decoded
 
-    def forget(self, slot: int) -> None:
+    def place(self, slot: int, value: None) -> None:
         """See Column."""
 
     def collect(self) -> torch.Tensor:
@@ -88,98 +121,200 @@ class SizedImages:
         return self._batch.permute(0, 3, 1, 2)
 
 
-class Arrays:
-    """Values of one shape and dtype, a tensor [B, …]; images are [B, 3, H, W]."""
+class Transformed:
+    """What a callable makes of images: a tensor [B, …] of one shape and dtype.
+
+    Args:
+        slots: how many.
+        transform: from uint8 [3, H, W] to a tensor.
+        allocate: makes the array.
+    """
 
     def __init__(
-        self,
-        slots: int,
-        transform: Callable[[torch.Tensor], Any] | None,
-        *,
-        image: bool,
-        shared: bool,
+        self, slots: int, transform: Callable[[torch.Tensor], Any], *, allocate: Allocate
     ) -> None:
         self._num_slots = slots
         self._transform = transform
-        self._image = image
-        self._shared = shared
+        self._allocate = allocate
         self._batch: torch.Tensor | None = None
-        self._filled: set[int] = set()
         self._lock = threading.Lock()
 
-    def put(
+    def decode(
         self, slot: int, stored: FieldBytes, uniforms: Sequence[float], times: StageTimes
-    ) -> None:
+    ) -> torch.Tensor:
         """See Column."""
-        del uniforms
+        del slot, uniforms
         start = perf_counter_ns()
-        value = _to_tensor(
-            decode_image(stored.data) if self._image else decode_field(stored.field, stored.data)
-        )
-        if self._image:
-            value = value.permute(2, 0, 1)
+        pixels: Any = decode_field(stored.field, stored.data)
         decoded = perf_counter_ns()
-        if self._transform is not None:
-            value = _apply(self._transform, value)
+        value = _apply(self._transform, torch.from_numpy(pixels).permute(2, 0, 1))
         times.decode += decoded - start
         times.transform += perf_counter_ns() - decoded
-        self._place(slot, value)
+        return value
 
-    def forget(self, slot: int) -> None:
+    def place(self, slot: int, value: torch.Tensor) -> None:
         """See Column."""
         with self._lock:
-            self._filled.discard(slot)
-            if not self._filled:
-                self._batch = None
+            if self._batch is None:
+                self._batch = self._make(value)
+        batch = self._batch
+        if value.shape != batch.shape[1:] or value.dtype != batch.dtype:
+            raise _misfit((value.shape, value.dtype), (batch.shape[1:], batch.dtype))
+        batch[slot] = value
 
     def collect(self) -> torch.Tensor | None:
         """See Column."""
         return self._batch
 
-    def _place(self, slot: int, value: torch.Tensor) -> None:
+    def _make(self, value: torch.Tensor) -> torch.Tensor:
+        if value.ndim == 3:  # pictures, in channels-last memory
+            channels, height, width = value.shape
+            pictures = self._allocate((self._num_slots, height, width, channels), value.dtype)
+            return pictures.permute(0, 3, 1, 2)
+        return self._allocate((self._num_slots, *value.shape), value.dtype)
+
+
+class Arrays:
+    """NumPy arrays of one shape and dtype, a tensor [B, …]; images are [B, 3, H, W].
+
+    Args:
+        slots: how many.
+        image: they are images.
+        allocate: makes the array.
+    """
+
+    def __init__(self, slots: int, *, image: bool, allocate: Allocate) -> None:
+        self._num_slots = slots
+        self._image = image
+        self._allocate = allocate
+        self._batch: torch.Tensor | None = None
+        self._slots: NDArray[Any] = np.empty(0)
+        self._lock = threading.Lock()
+
+    def decode(
+        self, slot: int, stored: FieldBytes, uniforms: Sequence[float], times: StageTimes
+    ) -> NDArray[Any]:
+        """See Column."""
+        del slot, uniforms
+        start = perf_counter_ns()
+        value: Any = decode_field(stored.field, stored.data)
+        times.decode += perf_counter_ns() - start
+        return np.asarray(value)
+
+    def place(self, slot: int, value: NDArray[Any]) -> None:
+        """See Column."""
+        self._prepare(value.shape, value.dtype)
+        if value.shape != self._slots.shape[1:] or value.dtype != self._slots.dtype:
+            raise _misfit(
+                (self._shown(value.shape), value.dtype),
+                (self._shown(self._slots.shape[1:]), self._slots.dtype),
+            )
+        self._slots[slot] = value
+
+    def collect(self) -> torch.Tensor | None:
+        """See Column."""
+        if self._batch is None or not self._image:
+            return self._batch
+        return self._batch.permute(0, 3, 1, 2)
+
+    def _prepare(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        """Make the array for values of that shape and dtype, if there is none."""
         with self._lock:
             if self._batch is None:
-                self._batch = self._allocate(value)
-            batch = self._batch
-            self._filled.add(slot)
-        if value.shape != batch.shape[1:] or value.dtype != batch.dtype:
-            wanted = "×".join(map(str, batch.shape[1:]))
-            found = "×".join(map(str, value.shape))
-            raise UsageError(
-                f"it is {found} {value.dtype}, others of the batch are {wanted} "
-                f"{batch.dtype}; give a transform that makes them equal, such as "
-                "shardio.RandomResizedCrop(224), or read samples without batch_size"
-            )
-        batch[slot] = value
+                try:
+                    torch_dtype = torch.from_numpy(np.empty(0, dtype)).dtype
+                except TypeError as error:
+                    raise CodecError(
+                        f"torch has no dtype for {dtype}; read the field with decode=False"
+                    ) from error
+                batch = self._allocate((self._num_slots, *shape), torch_dtype)
+                self._slots = batch.numpy()
+                self._batch = batch
 
-    def _allocate(self, value: torch.Tensor) -> torch.Tensor:
-        if self._image and value.ndim == 3:
-            channels, height, width = value.shape
-            shape = (self._num_slots, height, width, channels)
-            return empty(shape, value.dtype, shared=self._shared).permute(0, 3, 1, 2)
-        return empty((self._num_slots, *value.shape), value.dtype, shared=self._shared)
+    def _shown(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (shape[2], *shape[:2]) if self._image else shape
+
+
+class StackedArrays(Arrays):
+    """Arrays that are stored as arrays, of which many may be copied at once."""
+
+    def place_rows(self, slots: NDArray[np.int64], rows: Rows) -> bool:
+        """See RowColumn."""
+        found = split_npy(rows.block)
+        if found is None:
+            return False
+        data, dtype, shape = found
+        self._prepare(shape, dtype)
+        if shape != self._slots.shape[1:] or dtype != self._slots.dtype:
+            return False
+        flat = self._slots.reshape(self._num_slots, -1).view(np.uint8)
+        flat[slots] = data
+        return True
+
+
+class Labels:
+    """Class numbers, int64 [B].
+
+    Args:
+        slots: how many.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._labels = np.zeros(slots, np.int64)
+
+    def decode(
+        self, slot: int, stored: FieldBytes, uniforms: Sequence[float], times: StageTimes
+    ) -> int:
+        """See Column."""
+        del slot, uniforms
+        start = perf_counter_ns()
+        number = decode_cls(stored.data)
+        times.decode += perf_counter_ns() - start
+        return number
+
+    def place(self, slot: int, value: int) -> None:
+        """See Column."""
+        self._labels[slot] = value
+
+    def place_rows(self, slots: NDArray[np.int64], rows: Rows) -> bool:
+        """See RowColumn."""
+        numbers = parse_numbers(rows.block, rows.sizes)
+        if numbers is None:
+            return False
+        self._labels[slots] = numbers
+        return True
+
+    def collect(self) -> torch.Tensor:
+        """See Column."""
+        return torch.from_numpy(self._labels)
 
 
 class Values:
-    """Anything else, a list of B values; undecoded fields stay bytes."""
+    """Anything else, a list of B values; undecoded fields stay bytes.
+
+    Args:
+        slots: how many.
+        decode: False leaves the field as bytes.
+    """
 
     def __init__(self, slots: int, *, decode: bool) -> None:
         self._values: list[Any] = [None] * slots
         self._decode = decode
 
-    def put(
+    def decode(
         self, slot: int, stored: FieldBytes, uniforms: Sequence[float], times: StageTimes
-    ) -> None:
+    ) -> Any:
         """See Column."""
-        del uniforms
+        del slot, uniforms
         start = perf_counter_ns()
         field, data = stored
-        self._values[slot] = decode_field(field, data) if self._decode else data
+        value = decode_field(field, data) if self._decode else bytes(data)
         times.decode += perf_counter_ns() - start
+        return value
 
-    def forget(self, slot: int) -> None:
+    def place(self, slot: int, value: Any) -> None:
         """See Column."""
-        self._values[slot] = None
+        self._values[slot] = value
 
     def collect(self) -> list[Any]:
         """See Column."""
@@ -193,26 +328,12 @@ def _apply(transform: Callable[[torch.Tensor], Any], value: torch.Tensor) -> tor
         raise TransformError(f"the transform raised {type(error).__name__}: {error}") from error
 
 
-def _to_tensor(value: object) -> torch.Tensor:
-    array = np.asarray(value)
-    try:
-        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
-    except TypeError as error:
-        raise CodecError(
-            f"torch has no dtype for {array.dtype}; read the field with decode=False"
-        ) from error
-
-
-def empty(shape: Sequence[int], dtype: torch.dtype, *, shared: bool) -> torch.Tensor:
-    """An array to fill, contiguous, in shared memory if asked."""
-    if not shared:
-        return torch.empty(tuple(shape), dtype=dtype)
-    size = int(np.prod(shape)) * dtype.itemsize
-    # What torch's own collate calls; share_memory_() would copy the empty slots first.
-    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(size)
-    tensor = torch.empty(0, dtype=dtype)
-    return tensor.set_(storage, 0, torch.Size(shape), _strides(shape))
-
-
-def _strides(shape: Sequence[int]) -> list[int]:
-    return [int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))]
+def _misfit(
+    found: tuple[Sequence[int], object], wanted: tuple[Sequence[int], object]
+) -> UsageError:
+    (found_shape, found_dtype), (shape, dtype) = found, wanted
+    return UsageError(
+        f"it is {'×'.join(map(str, found_shape))} {found_dtype}, others of the batch are "
+        f"{'×'.join(map(str, shape))} {dtype}; give a transform that makes them equal, such as "
+        "shardio.RandomResizedCrop(224), or read samples without batch_size"
+    )

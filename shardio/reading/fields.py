@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from shardio.codecs.registry import IMAGE_FIELDS, kind_of
+from shardio.codecs.registry import IMAGE_FIELDS, PIXELS_FIELD, kind_of
 from shardio.errors import UsageError
 
 Fields = dict[str, tuple[str, ...]]
+_PICTURES = IMAGE_FIELDS | {PIXELS_FIELD}
 _RESERVED = ("__key__", "valid", "__epoch__", "__step__", "__source__")
 
 
@@ -26,8 +27,8 @@ def default_fields(names: Sequence[str], together: Sequence[Sequence[str]]) -> F
     Raises:
         UsageError: two fields would fill one entry, or one has a name that shardio takes.
     """
-    images = tuple(name for name in names if name in IMAGE_FIELDS)
-    if any(sum(name in IMAGE_FIELDS for name in sample) > 1 for sample in together):
+    images = tuple(name for name in names if name in _PICTURES)
+    if any(sum(name in _PICTURES for name in sample) > 1 for sample in together):
         images = ()
     fields = {"image": images} if images else {}
     if "cls" in names:
@@ -59,7 +60,7 @@ def parse_fields(fields: Mapping[str, str], names: Sequence[str], *, decode: boo
                 f"fields: no sample has {alternatives!r} for {name!r}; "
                 f"the dataset has the fields {', '.join(names) or 'none'}"
             )
-        kinds = {kind_of(alternative) for alternative in parsed[name]}
+        kinds = {kind_of(alternative).replace("pixels", "image") for alternative in parsed[name]}
         if decode and len(kinds) > 1:
             raise UsageError(
                 f"fields: {alternatives!r} for {name!r} decode to {' and '.join(sorted(kinds))}; "

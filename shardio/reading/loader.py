@@ -4,40 +4,53 @@ The consumer's own thread plans: when it asks for a batch, the next one is cut i
 handed to the threads, then it waits for the chunks of the one that is due. So at most
 `prefetch` batches are in the making while the consumer works, they come in order, and nothing
 runs that nobody waits for. Leaving the loop, in whatever way, ends the generator that holds the
-threads: chunks that wait are dropped, those that run are awaited.
+threads: chunks that wait are dropped, those that run are awaited. For a device, a batch that is
+finished early starts its copy early, beside the step of the one before.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+from torch.utils.data import IterableDataset
+
+from shardio.codecs.opencv import one_opencv_thread
 from shardio.errors import UsageError
 from shardio.reading.arguments import whole_number
 from shardio.reading.resumable import Job, Jobs, ResumableDataset
+from shardio.reading.transfer import Moving, Transfer
 
-_CHUNK = 16  # samples; a task for each image costs 15 % of the rate
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 _DEFAULT_PREFETCH = 2
 _THREADS = "shardio-loader"
 
 
-class Loader:
+class Loader(IterableDataset[dict[str, Any]]):
     """Batches of a dataset, made by threads of this process.
 
     The batches are those of the dataset itself, whatever the number of threads; every loop is
-    the next epoch.
+    the next epoch. A DataLoader takes it for a dataset, so that each of its workers has threads:
+    `DataLoader(Loader(ds, threads=2), batch_size=None, num_workers=2)`. As a context it ends its
+    loops, threads included, when the context ends.
 
     Args:
         dataset: a ShardDataset or Mix with a batch size.
         threads: that read and decode; by default one for each core.
         prefetch: batches that are made ahead of the loop.
+        device: where the batches' tensors shall be, as "cuda". They are copied from page-locked
+            memory on a stream of their own, and the current stream waits for them.
 
     Raises:
-        UsageError: the dataset yields samples, or a number is below 1.
+        UsageError: the dataset yields samples, a number is below 1, or there is no such device.
     """
 
     def __init__(
@@ -46,6 +59,7 @@ class Loader:
         *,
         threads: int | None = None,
         prefetch: int = _DEFAULT_PREFETCH,
+        device: torch.device | str | None = None,
     ) -> None:
         if not isinstance(dataset, ResumableDataset) or dataset.batch_size is None:
             raise UsageError("Loader makes batches: give it a ShardDataset or Mix with batch_size")
@@ -54,32 +68,61 @@ class Loader:
             "threads", _count_cores() if threads is None else threads, least=1
         )
         self._prefetch = whole_number("prefetch", prefetch, least=1)
+        self._transfer = None if device is None else Transfer(device)
+        self._loops = weakref.WeakSet[Generator[dict[str, Any], None, None]]()
 
     def __len__(self) -> int:
         """Batches that this rank takes in an epoch."""
         return len(self.dataset)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return self.dataset.iterate(self._run)
+        allocate = self._transfer.allocate if self._transfer else None
+        loop = self.dataset.iterate(self._run, allocate)
+        self._loops.add(loop)
+        return loop
 
-    def state_dict(self) -> dict[str, Any]:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for loop in [*self._loops]:
+            loop.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._transfer is not None:
+            raise UsageError(
+                "a Loader with a device cannot go to other processes: workers cannot share a "
+                "device's memory; leave device out, and copy in the training process"
+            )
+        return {**vars(self), "_loops": weakref.WeakSet()}
+
+    def state_dict(self, batch: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Where the loop is, after the batches that it received; see ShardDataset.state_dict."""
-        return self.dataset.state_dict()
+        return self.dataset.state_dict(batch)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Make the next loop go on there; see ShardDataset.load_state_dict."""
         self.dataset.load_state_dict(state)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next loop that epoch; later loops count on from it."""
+        self.dataset.set_epoch(epoch)
+
+    @property
+    def num_bad_samples(self) -> int:
+        """See ShardDataset.num_bad_samples."""
+        return self.dataset.num_bad_samples
+
     def _run(self, jobs: Jobs) -> Generator[dict[str, Any], None, None]:
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix=_THREADS)
         try:
-            begun = deque[_Begun]()
-            while True:
-                while len(begun) <= self._prefetch and (job := next(jobs, None)) is not None:
-                    begun.append(_begin(pool, job))
-                if not begun:
-                    return
-                yield begun.popleft().finish()
+            with one_opencv_thread():
+                ahead = _Ahead(pool, jobs, self._prefetch)
+                if self._transfer is not None:
+                    yield from _transferred(ahead, self._transfer)
+                else:
+                    while ahead.fill():
+                        yield ahead.pop()
         finally:
             # A collection of garbage in one of the threads may close this loop: none joins itself.
             inside = threading.current_thread().name.startswith(_THREADS)
@@ -92,17 +135,81 @@ class _Begun(NamedTuple):
     job: Job
     chunks: list[Future[None]]
 
+
+class _Failed:
+    """A batch that could not be planned; a Job that raises why.
+
+    Args:
+        error: to raise.
+    """
+
+    chunk = 1
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __len__(self) -> int:
+        return 0
+
+    def fill(self, slots: range) -> None:
+        """Do nothing, as there are no slots."""
+
     def finish(self) -> dict[str, Any]:
-        """Wait for the chunks; an error of one is raised, the first in order."""
-        while self.chunks:  # no local name keeps a future, whose error would then keep this frame
-            self.chunks.pop(0).result()
-        return self.job.finish()
+        """Raise the error, when its turn has come."""
+        raise self._error
 
 
-def _begin(pool: ThreadPoolExecutor, job: Job) -> _Begun:
-    starts = range(0, len(job), _CHUNK)
-    chunks = [range(start, min(start + _CHUNK, len(job))) for start in starts]
-    return _Begun(job, [pool.submit(job.fill, chunk) for chunk in chunks])
+class _Ahead:
+    """The batches in the making, in order.
+
+    Args:
+        pool: makes them.
+        jobs: to be done.
+        prefetch: how many are begun beside the one that is due.
+    """
+
+    def __init__(self, pool: ThreadPoolExecutor, jobs: Jobs, prefetch: int) -> None:
+        self._pool = pool
+        self._jobs: Jobs | None = jobs
+        self._prefetch = prefetch
+        self._begun = deque[_Begun]()
+
+    def fill(self) -> bool:
+        """Begin as many as may be; False if there is none."""
+        while self._jobs is not None and len(self._begun) <= self._prefetch:
+            try:
+                job = next(self._jobs, None)
+            except Exception as error:  # whatever it is, it comes after the batches before it
+                job, self._jobs = _Failed(error), None
+            if job is None:
+                self._jobs = None
+                break
+            starts = range(0, len(job), job.chunk)
+            slots = [range(start, min(start + job.chunk, len(job))) for start in starts]
+            self._begun.append(_Begun(job, [self._pool.submit(job.fill, part) for part in slots]))
+        return bool(self._begun)
+
+    def is_finished(self) -> bool:
+        """Tell whether the batch that is due is there, without an error."""
+        chunks = self._begun[0].chunks if self._begun else ()
+        return bool(chunks) and all(chunk.done() and not chunk.exception() for chunk in chunks)
+
+    def pop(self) -> dict[str, Any]:
+        """Wait for the batch that is due; an error of a chunk is raised, the first in order."""
+        job, chunks = self._begun.popleft()
+        while chunks:  # no local name keeps a future, whose error would then keep this frame
+            chunks.pop(0).result()
+        return job.finish()
+
+
+def _transferred(ahead: _Ahead, transfer: Transfer) -> Iterator[dict[str, Any]]:
+    moving = deque[Moving]()
+    while ahead.fill() or moving:
+        if not moving:
+            moving.append(transfer.begin(ahead.pop()))
+        if ahead.is_finished():
+            moving.append(transfer.begin(ahead.pop()))
+        yield transfer.deliver(moving.popleft())
 
 
 def _count_cores() -> int:

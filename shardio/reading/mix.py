@@ -18,16 +18,15 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import get_worker_info
 
 from shardio.errors import UsageError
 from shardio.plan.epoch import References
 from shardio.plan.mixture import LEAST_WEIGHT, Mixture
 from shardio.plan.order import Order
 from shardio.reading.ahead import ReadAhead
-from shardio.reading.columns import empty
+from shardio.reading.batch import Batch
 from shardio.reading.dataset import ShardDataset
-from shardio.reading.reader import Batch
+from shardio.reading.memory import Allocate
 from shardio.reading.resumable import Jobs, ResumableDataset
 from shardio.reading.shards import ShardPool
 from shardio.reading.state import Identity
@@ -121,14 +120,14 @@ class Mix(ResumableDataset):
         """Bad samples replaced so far in all sources, under on_bad_sample="skip"."""
         return sum(source.num_bad_samples for source in set(self.sources))
 
-    def _read_steps(self, epoch: int, steps: Sequence[int]) -> Jobs:
+    def _read_steps(self, epoch: int, steps: Sequence[int], allocate: Allocate) -> Jobs:
         ranks, size = self.ranks, self.batch_size or 1
         start = epoch * self.num_steps() * self.global_batch_size + ranks.rank * size
-        readers = [_SourceReader(source) for source in self.sources]
+        readers = [_SourceReader(source, allocate) for source in self.sources]
         for step in steps:
             draws = [*self._draw(start + step * self.global_batch_size, size)]
             parts = [readers[draw.source].start(draw.epoch, draw.places) for draw in draws]
-            yield _MixedBatch(draws, parts, size)
+            yield _MixedBatch(draws, parts, size, allocate)
 
     def _draw(self, position: int, size: int) -> Iterator[_Draw]:
         """What some consecutive positions of the mixture take."""
@@ -154,10 +153,10 @@ class Mix(ResumableDataset):
 class _SourceReader:
     """Reads one source, epoch after epoch."""
 
-    def __init__(self, dataset: ShardDataset) -> None:
+    def __init__(self, dataset: ShardDataset, allocate: Allocate) -> None:
         self._dataset = dataset
         self._pool = ShardPool(dataset.catalog.shards)
-        self._reader = dataset.reader(self._pool)
+        self._reader = dataset.reader(self._pool, allocate)
         self._epoch = -1
         self._order: Order
         self._ahead: ReadAhead | None = None
@@ -186,10 +185,14 @@ class _SourceReader:
 class _MixedBatch:
     """A batch of parts, each of which fills some slots."""
 
-    def __init__(self, draws: list[_Draw], parts: list[Batch], size: int) -> None:
+    def __init__(
+        self, draws: list[_Draw], parts: list[Batch], size: int, allocate: Allocate
+    ) -> None:
         self._draws = draws
         self._parts = parts
         self._size = size
+        self._allocate = allocate
+        self.chunk = min(part.chunk for part in parts)
 
     def __len__(self) -> int:
         return self._size
@@ -197,16 +200,16 @@ class _MixedBatch:
     def fill(self, slots: range) -> None:
         for draw, part in zip(self._draws, self._parts, strict=True):
             first, last = np.searchsorted(draw.slots, [slots.start, slots.stop]).tolist()
-            part.fill(range(first, last))
+            if first < last:
+                part.fill(range(first, last))
 
     def finish(self) -> dict[str, Any]:
         parts = [part.finish() for part in self._parts]
         slots = [draw.slots for draw in self._draws]
-        shared = get_worker_info() is not None
         batch = parts[0]
         if len(parts) > 1:
             batch = {
-                name: _scatter(name, [part[name] for part in parts], slots, shared=shared)
+                name: _scatter(name, [part[name] for part in parts], slots, self._allocate)
                 for name in batch
             }
         sources = torch.empty(self._size, dtype=torch.int64)
@@ -215,7 +218,9 @@ class _MixedBatch:
         return batch | {"__source__": sources}
 
 
-def _scatter(name: str, values: list[Any], slots: list[NDArray[np.int64]], *, shared: bool) -> Any:
+def _scatter(
+    name: str, values: list[Any], slots: list[NDArray[np.int64]], allocate: Allocate
+) -> Any:
     """One entry of a batch from those of its parts."""
     size = sum(map(len, slots))
     if not isinstance(values[0], torch.Tensor):
@@ -233,7 +238,7 @@ def _scatter(name: str, values: list[Any], slots: list[NDArray[np.int64]], *, sh
     channels_last = values[0].ndim == 4 and values[0].permute(0, 2, 3, 1).is_contiguous()
     if channels_last:
         values = [value.permute(0, 2, 3, 1) for value in values]
-    batch = empty((size, *values[0].shape[1:]), values[0].dtype, shared=shared)
+    batch = allocate((size, *values[0].shape[1:]), values[0].dtype)
     for value, places in zip(values, slots, strict=True):
         batch[torch.from_numpy(places)] = value
     return batch.permute(0, 3, 1, 2) if channels_last else batch

@@ -18,10 +18,12 @@ import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data._utils.collate import default_collate_fn_map
 
+from shardio.codecs.opencv import forbid_opencv_threads
 from shardio.errors import UsageError
 from shardio.plan.epoch import steps_of_worker
 from shardio.reading.arguments import whole_number
 from shardio.reading.epochs import EpochCounter
+from shardio.reading.memory import Allocate, Recycler, allocate_shared
 from shardio.reading.state import Identity, Position, make_state, read_state
 from shardio.reading.topology import Ranks, find_ranks, find_worker
 
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
 
 class Job(Protocol):
     """One batch to be made: its slots are filled, in any order and by any threads, then it is."""
+
+    @property
+    def chunk(self) -> int:
+        """How many slots a thread best fills at once."""
 
     def __len__(self) -> int:
         """How many slots it has."""
@@ -63,14 +69,17 @@ def _refuse_to_batch(batch: object, **_: object) -> None:
 default_collate_fn_map[Place] = _refuse_to_batch
 torch.serialization.add_safe_globals([int])  # for torch.load(weights_only=True) of a Place
 Jobs = Iterator[Job]
-Run = Callable[[Jobs], Generator[dict[str, Any], None, None]]
+Loop = Generator[dict[str, Any], None, None]
+Run = Callable[[Jobs], Loop]
 
 
-def run_in_turn(jobs: Jobs) -> Generator[dict[str, Any], None, None]:
+def run_in_turn(jobs: Jobs) -> Loop:
     """Make one batch after the other in this thread."""
     for job in jobs:
         job.fill(range(len(job)))
-        yield job.finish()
+        place = [job]
+        del job  # as in ResumableDataset._loop
+        yield place.pop().finish()
 
 
 class ResumableDataset(IterableDataset[dict[str, Any]]):
@@ -98,6 +107,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         self._epochs = EpochCounter()
         self._position: Position | None = None
         self._own_start: Position | None = None
+        self._loop_number = 0  # of the loop that says where the dataset is
         self._divide()
 
     @abstractmethod
@@ -109,7 +119,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         """Everything that the sequence of global batches depends on."""
 
     @abstractmethod
-    def _read_steps(self, epoch: int, steps: Sequence[int]) -> Jobs:
+    def _read_steps(self, epoch: int, steps: Sequence[int], allocate: Allocate) -> Jobs:
         """The batches, or samples, of this rank in some ascending steps of an epoch, to be made."""
 
     @property
@@ -134,21 +144,26 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self.iterate(run_in_turn)
 
-    def iterate(self, run: Run) -> Iterator[dict[str, Any]]:
+    def iterate(self, run: Run, allocate: Allocate | None = None) -> Loop:
         """Begin a loop.
 
         Args:
             run: makes the batches, in order.
+            allocate: makes their arrays; by default memory that is lent again, in a worker
+                memory that it shares with the training process.
         """
         if get_worker_info() is None:
-            return self._begin_late(run)
-        return self._begin(run)
+            return self._begin_late(run, allocate or Recycler())
+        forbid_opencv_threads()
+        if allocate is None:
+            allocate = allocate_shared if self.batch_size is not None else Recycler()
+        return self._begin(run, allocate)
 
-    def _begin_late(self, run: Run) -> Iterator[dict[str, Any]]:
+    def _begin_late(self, run: Run, allocate: Allocate) -> Loop:
         """Begin with the first batch, so that an iterator that nobody uses takes no epoch."""
-        yield from self._begin(run)
+        yield from self._begin(run, allocate)
 
-    def _begin(self, run: Run) -> Iterator[dict[str, Any]]:
+    def _begin(self, run: Run, allocate: Allocate) -> Loop:
         """Begin now: what asks a worker for its state before the first batch gets the epoch."""
         num_steps, (worker, num_workers) = self.num_steps(), find_worker()
         own, self._own_start = self._own_start, None
@@ -157,7 +172,8 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         if own is not None:
             steps = range(own.step, num_steps, num_workers)
         self._position = Position(start.epoch, steps.start)
-        return self._loop(start.epoch, steps, run)
+        self._loop_number += 1
+        return self._loop(start.epoch, steps, run(self._read_steps(start.epoch, steps, allocate)))
 
     def __getstate__(self) -> dict[str, Any]:
         """What other processes get: a rank from torch.distributed, which workers do not know."""
@@ -234,13 +250,17 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
 
     def _start_at(self, position: Position) -> None:
         self._position = None
+        self._loop_number += 1
         self._epochs.set_next(position)
 
-    def _loop(self, epoch: int, steps: range, run: Run) -> Iterator[dict[str, Any]]:
-        with closing(run(self._read_steps(epoch, steps))) as batches:
-            for step, batch in zip(steps, batches, strict=True):
-                self._position = Position(epoch, step + steps.step)
-                yield self._deliver(batch, epoch, step)
+    def _loop(self, epoch: int, steps: range, made: Loop) -> Loop:
+        loop = self._loop_number
+        with closing(made) as batches:
+            for step in steps:
+                place = [next(batches)]  # only the caller keeps a batch, so that memory is reused
+                if loop == self._loop_number:
+                    self._position = Position(epoch, step + steps.step)
+                yield self._deliver(place.pop(), epoch, step)
 
     def _deliver(self, batch: dict[str, Any], epoch: int, step: int) -> dict[str, Any]:
         """A batch with its place, or the one sample of it."""

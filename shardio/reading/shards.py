@@ -1,8 +1,9 @@
-"""The shards that a reader has open, and the bytes of a field in them.
+"""The shards that a reader has open, and the bytes of fields in them.
 
 Of at most `_MOST_OPEN` shards the files are open at once, and of `_MOST_MAPPED` the indexes are
 mapped; the least recently used go first. An index is checked whole when it is mapped, so it
-stays when its file is closed.
+stays when its file is closed. Shards open outside the pool's lock, so that on slow storage many
+open at once.
 """
 
 from __future__ import annotations
@@ -10,7 +11,11 @@ from __future__ import annotations
 import threading
 import zlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from shardio.errors import SampleError, TarError
 from shardio.index.catalog import ShardEntry
@@ -19,89 +24,191 @@ from shardio.storage.local import LocalShard
 
 _MOST_OPEN = 64
 _MOST_MAPPED = 128  # Python's mmap keeps a descriptor, of which a process often has 1,024
+_GAP = 2048  # bytes of headers and padding that are read along to get two fields with one call
+
+Alternatives = tuple[str, ...]
 
 
 class FieldBytes(NamedTuple):
     """One field of one sample, as stored."""
 
     field: str
-    data: bytes
+    data: bytes | memoryview
+
+
+class Places(NamedTuple):
+    """Where one field of several samples of a shard is.
+
+    Attributes:
+        field: its name.
+        offsets: int64 [n].
+        sizes: int64 [n].
+        checksums: uint32 [n], CRC-32; None where they are not known.
+    """
+
+    field: str
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    checksums: NDArray[np.uint32] | None
 
 
 class OpenShard:
-    """A shard file with its index; the file may be closed and opened again.
+    """A shard file with its index; opened when first needed, and again after `close`.
 
     Args:
         entry: of the catalog.
 
-    Raises:
-        IndexFileError: the index is missing or does not fit the shard.
+    Attributes:
+        name: of the shard.
+        index: of the shard, once it is open.
     """
+
+    index: ShardIndex
 
     def __init__(self, entry: ShardEntry) -> None:
         self.name = entry.name
-        self.index: ShardIndex = entry.load_index()
         self._entry = entry
-        self._columns = {name: column for column, name in enumerate(self.index.fields)}
+        self._lock = threading.Lock()
         self._kept: LocalShard | None = None
+        self._known: dict[Alternatives, list[tuple[str, int]]] | None = None
 
     def open(self) -> None:
-        """Open the file, and keep it open.
+        """Open the file and map the index, if they are not.
 
         Raises:
-            TarError: it is missing, or not the file that was indexed.
+            IndexFileError: the index is missing or does not fit the shard.
+            TarError: the shard is missing, or not the file that was indexed.
             OSError: it cannot be opened.
         """
-        self._kept = self._open()
+        if self._kept is not None:
+            return
+        with self._lock:
+            if self._known is None:
+                self.index = index = self._entry.load_index()
+                self._offsets, self._sizes = index.offsets.data, index.sizes.data
+                sums = index.checksums
+                self._checksums = None if sums is None else sums.data
+                self._known = {}
+            if self._kept is None:
+                self._kept = self._open()
 
     def close(self) -> None:
         """Let go of the file; it closes when no thread reads from it any more."""
         self._kept = None
 
-    def read(self, index: int, alternatives: tuple[str, ...]) -> FieldBytes | None:
-        """The first of the alternative fields that a sample has, or None.
+    def read(self, sample: int, wanted: Sequence[Alternatives]) -> list[FieldBytes | None]:
+        """Of each of the wanted fields the first alternative that a sample has, or None.
 
         Raises:
             SampleError: the data does not have the checksum that the index recorded.
             TarError: the shard ends inside the data.
         """
-        for field in alternatives:
-            column = self._columns.get(field)
-            if column is None:
+        found = [self._find(sample, alternatives) for alternatives in wanted]
+        spans = [(self._offsets[at], self._sizes[at]) for _, at in filter(None, found)]
+        if not spans:
+            return [None] * len(found)
+        file = self.file()
+        start, end = min(spans)[0], max(offset + size for offset, size in spans)
+        whole = None
+        if len(spans) > 1 and end - start <= sum(size for _, size in spans) + _GAP * len(spans):
+            whole = memoryview(file.read(start, end - start))
+        stored: list[FieldBytes | None] = []
+        for place in found:
+            if place is None:
+                stored.append(None)
                 continue
-            offset = int(self.index.offsets[index, column])
-            if offset >= 0:
-                size = int(self.index.sizes[index, column])
-                data = self._file().read(offset, size)
-                self._check(index, column, data)
-                return FieldBytes(field, data)
-        return None
+            field, at = place
+            offset, size = self._offsets[at], self._sizes[at]
+            begin = offset - start
+            data = file.read(offset, size) if whole is None else whole[begin : begin + size]
+            self._check(sample, field, at, data)
+            stored.append(FieldBytes(field, data))
+        return stored
 
-    def present(self, index: int, alternatives: tuple[str, ...]) -> list[str]:
+    def places(self, samples: NDArray[np.int64], alternatives: Alternatives) -> Places | None:
+        """Where a field of several samples is; None if some lack it, or may have another."""
+        columns = self._columns(alternatives)
+        if len(columns) != 1:
+            return None
+        (field, column), index = columns[0], self.index
+        offsets, sums = index.offsets[samples, column], index.checksums
+        if int(offsets.min()) < 0:
+            return None
+        checksums = None if sums is None else sums[samples, column]
+        return Places(field, offsets, index.sizes[samples, column], checksums)
+
+    def copy(self, offsets: NDArray[np.int64], out: NDArray[np.uint8]) -> bool:
+        """Copy the bytes from some offsets on, uint8 [n, w], out of a memory map.
+
+        Returns:
+            False, with nothing copied, where that many bytes would reach past the shard's end.
+
+        Raises:
+            TarError: the shard was cut off.
+        """
+        content, width = self.file().map(), out.shape[1]
+        if int(offsets.max()) + width > len(content):
+            return False
+        windows = np.ndarray((len(content) - width + 1, width), np.uint8, content, 0, (1, 1))
+        out[:] = windows[offsets]
+        return True
+
+    def keys(self, samples: NDArray[np.int64]) -> list[str]:
+        """The keys of several samples."""
+        ends, text = self.index.key_ends, self.index.keys.data
+        spans = zip(ends[samples].tolist(), ends[samples + 1].tolist(), strict=True)
+        return [str(text[start:end], "utf-8", "surrogateescape") for start, end in spans]
+
+    def present(self, sample: int, alternatives: Alternatives) -> list[str]:
         """Which of the alternative fields a sample has."""
-        columns = {field: self._columns.get(field) for field in alternatives}
-        return [
-            field
-            for field, column in columns.items()
-            if column is not None and self.index.offsets[index, column] >= 0
-        ]
+        columns = self._columns(alternatives)
+        return [field for field, column in columns if self._offsets[sample, column] >= 0]
 
-    def read_ahead(self, first: int, last: int) -> None:
-        """Ask the operating system to bring some samples into the page cache, soon."""
+    def extent(self, first: int, last: int) -> tuple[int, int]:
+        """Where the data of samples first to last start and end in the file."""
         starts, ends = self.index.offsets[first], self.index.offsets[last] + self.index.sizes[last]
-        start = int(starts[starts >= 0].min(initial=self._file().size))
-        self._file().read_ahead(start, int(ends.max(initial=0)))
+        start = int(starts[starts >= 0].min(initial=self._entry.size))
+        return start, int(ends.max(initial=0))
 
-    def place(self, index: int, field: str) -> str:
+    def place(self, sample: int, field: str) -> str:
         """Where a field is, for the beginning of an error's sentence."""
-        column = self._columns.get(field)
-        offset = -1 if column is None else int(self.index.offsets[index, column])
+        columns = self._columns((field,))
+        offset = self._offsets[sample, columns[0][1]] if columns else -1
         where = f" at offset {offset}" if offset >= 0 else ""
-        return f"{self.name}: sample {self.index.key(index)!r}, field {field!r}{where}"
+        return f"{self.name}: sample {self.index.key(sample)!r}, field {field!r}{where}"
 
-    def _file(self) -> LocalShard:
+    def file(self) -> LocalShard:
         """The file; opened for one use if another thread has just closed it."""
         return self._kept or self._open()
+
+    def _columns(self, alternatives: Alternatives) -> list[tuple[str, int]]:
+        """Name and column of the alternatives that occur in the shard."""
+        known = self._known or {}
+        columns = known.get(alternatives)
+        if columns is None:
+            names = self.index.fields
+            columns = [(name, names.index(name)) for name in alternatives if name in names]
+            known[alternatives] = columns
+        return columns
+
+    def _find(self, sample: int, alternatives: Alternatives) -> tuple[str, tuple[int, int]] | None:
+        for field, column in self._columns(alternatives):
+            if self._offsets[sample, column] >= 0:
+                return field, (sample, column)
+        return None
+
+    def _check(
+        self, sample: int, field: str, at: tuple[int, int], data: bytes | memoryview
+    ) -> None:
+        if self._checksums is not None and zlib.crc32(data) != self._checksums[at]:
+            raise SampleError(
+                f"{self.place(sample, field)}: the data is not what was packed (CRC-32 differs); "
+                "get or make the shard again",
+                shard=self.name,
+                offset=self._offsets[at],
+                key=self.index.key(sample),
+                field=field,
+            )
 
     def _open(self) -> LocalShard:
         try:
@@ -124,19 +231,6 @@ class OpenShard:
             )
         return file
 
-    def _check(self, index: int, column: int, data: bytes) -> None:
-        checksums = self.index.checksums
-        if checksums is not None and zlib.crc32(data) != checksums[index, column]:
-            field = self.index.fields[column]
-            raise SampleError(
-                f"{self.place(index, field)}: the data is not what was packed (CRC-32 differs); "
-                "get or make the shard again",
-                shard=self.name,
-                offset=int(self.index.offsets[index, column]),
-                key=self.index.key(index),
-                field=field,
-            )
-
 
 class ShardPool:
     """Opens shards when they are needed, for any number of threads; they close with it.
@@ -152,12 +246,15 @@ class ShardPool:
         self._mapped: OrderedDict[int, OpenShard] = OrderedDict()
 
     def get(self, shard: int) -> OpenShard:
-        """The open shard at a position of the catalog."""
+        """The shard at a position of the catalog, open.
+
+        Raises:
+            IndexFileError, TarError, OSError: see OpenShard.open.
+        """
         with self._lock:
             found = self._open.get(shard)
             if found is None:
                 found = self._mapped.get(shard) or OpenShard(self._entries[shard])
-                found.open()
                 self._mapped[shard] = self._open[shard] = found
                 self._mapped.move_to_end(shard)
                 if len(self._open) > _MOST_OPEN:
@@ -165,4 +262,5 @@ class ShardPool:
                 if len(self._mapped) > _MOST_MAPPED:
                     self._mapped.popitem(last=False)
             self._open.move_to_end(shard)
-            return found
+        found.open()
+        return found

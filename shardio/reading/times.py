@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, fields
+
+_LOCK = threading.Lock()
 
 
 @dataclass(slots=True)
@@ -24,6 +27,7 @@ class StageTimes:
     bytes: int = 0
 
     def add(self, other: StageTimes) -> None:
-        """Add the totals of another."""
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        """Add the totals of another, from any thread."""
+        with _LOCK:
+            for field in fields(self):
+                setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))

@@ -1,13 +1,19 @@
 """Shards as local files.
 
-Samples are read with pread, not through a memory map: a file that shrinks or a disk that fails
-under a running epoch then is an error with a place, where a memory map would kill the process
-with SIGBUS. Measured on 64 KB samples in the page cache: 5 µs, of about 700 µs to decode one.
+Encoded images are read with pread, not through a memory map: a file that shrinks or a disk that
+fails under a running epoch then is an error with a place, where a memory map would kill the
+process with SIGBUS. Measured on 64 KB samples in the page cache: 5 µs, of about 700 µs to decode
+one. Fixed-size members, of which a system call each would be most of the work, are gathered from
+a map, whose file is looked at before each batch.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
+
+import numpy as np
+from numpy.typing import NDArray
 
 from shardio.errors import TarError
 
@@ -25,7 +31,7 @@ class LocalShard:
         stamp: inode and time of change (ns), which tell it from another file of its name.
     """
 
-    __slots__ = ("_descriptor", "name", "size", "stamp")
+    __slots__ = ("_content", "_descriptor", "name", "size", "stamp")
 
     def __init__(self, path: str, name: str) -> None:
         self.name = name
@@ -33,6 +39,7 @@ class LocalShard:
         status = os.fstat(self._descriptor)
         self.size = status.st_size
         self.stamp = (status.st_ino, status.st_mtime_ns)
+        self._content: NDArray[np.uint8] | None = None
 
     def read(self, offset: int, size: int) -> bytes:
         """Bytes [offset, offset + size).
@@ -53,6 +60,22 @@ class LocalShard:
                 )
             data += more
         return data
+
+    def map(self) -> NDArray[np.uint8]:
+        """The whole file as a read-only memory map, uint8 [size].
+
+        Raises:
+            TarError: the file was cut off.
+        """
+        if os.fstat(self._descriptor).st_size < self.size:
+            raise TarError(
+                f"{self.name}: the file was cut off after it was indexed; get or pack it again",
+                shard=self.name,
+            )
+        if self._content is None:
+            mapped = mmap.mmap(self._descriptor, self.size, prot=mmap.PROT_READ)
+            self._content = np.frombuffer(mapped, np.uint8)
+        return self._content
 
     def read_ahead(self, start: int, end: int) -> None:
         """Ask the operating system to bring bytes [start, end) into the page cache, soon."""

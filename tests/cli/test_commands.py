@@ -12,10 +12,13 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from shardio.index.shard_index import read_index
 from shardio.testing import make_images
+
+PACK = ["pack", "in", "out", "--shards", "2"]
 
 
 def run(*arguments: object, cwd: Path | None = None, **environment: str) -> Any:
@@ -65,7 +68,8 @@ def test_pack_prints_its_summary_as_json(images: Path, tmp_path: Path) -> None:
     summary = json.loads(done.stdout)
     assert summary.pop("seconds") > 0
     assert summary.pop("bytes") == sum(path.stat().st_size for path in tmp_path.rglob("*.tar"))
-    assert summary == {"samples": 600, "shards": 2, "classes": 10, "skipped": 0, "renamed": 0}
+    counts = {"samples": 600, "shards": 2, "classes": 10, "skipped": 0, "renamed": 0}
+    assert summary == {**counts, "image_sizes": None}
     assert done.stderr == ""
 
 
@@ -82,6 +86,28 @@ def test_pack_lists_what_it_skipped(tmp_path: Path) -> None:
     assert f"left out 1 files, listed in {tmp_path}/out/skipped.jsonl" in done.stdout
 
 
+def test_pack_stores_pixels_and_says_when_their_sizes_differ(tmp_path: Path) -> None:
+    source = make_images(tmp_path / "in", classes=0, per_class=4, size=12)
+    make_images(source / "more", classes=0, per_class=3, size=20)
+    pack = ("pack", source, tmp_path / "out", "--no-labels", "--shards", 2, "--store", "raw")
+    done = run(*pack)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[1:] == [
+        "the images have 2 different sizes, so batches cannot be gathered and need a transform; "
+        "--resize HxW makes the sizes equal"
+    ]
+    with tarfile.open(tmp_path / "out/shard-000000.tar") as archive:
+        assert all(name.endswith(".rgb.npy") for name in archive.getnames())
+    for number, (size, shape) in enumerate({"10": (10, 10, 3), "6x8": (6, 8, 3)}.items()):
+        out = tmp_path / f"out{number}"
+        done = run("pack", source, out, *pack[3:], "--resize", size)
+        assert done.stdout.count("\n") == 1
+        with tarfile.open(out / "shard-000000.tar") as archive:
+            member = archive.extractfile(archive.getmembers()[0])
+            assert member is not None
+            assert np.load(io.BytesIO(member.read()), allow_pickle=False).shape == shape
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -89,6 +115,10 @@ def test_pack_lists_what_it_skipped(tmp_path: Path) -> None:
         (["pack", "in", "out", "--shards", "9"], 1, "shardio: in: 4 samples do not fill 9 shards"),
         (["pack", "in", "out", "--shards", "0"], 2, "0 is not in the range x>=1"),
         (["pack", "in", "out"], 2, "Missing option '--shards'"),
+        ([*PACK, "--store", "png"], 2, "'png' is not one of 'original', 'raw'"),
+        ([*PACK, "--store", "raw", "--resize", "32x"], 2, "'32x' is neither a number, as 256,"),
+        ([*PACK, "--store", "raw", "--resize", "0x9"], 2, "resize=(0, 9): it must be a whole"),
+        ([*PACK, "--resize", "32"], 2, "resize=32: files stored as they are cannot be resized"),
         (["pack", "in", "/proc/no/out", "--shards", "2"], 1, "shardio: /proc/no"),
         (["pack", "in", "file", "--shards", "1"], 1, "shardio: file: it is a file; name a folder"),
         (["index", "nothing"], 1, "shardio: nothing: no such folder or shard"),

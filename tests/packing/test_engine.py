@@ -17,12 +17,15 @@ from shardio.packing import engine
 from shardio.packing.plan import ShardTask, plan_shards
 from shardio.packing.shard import PackedShard, pack_shard
 from shardio.packing.sources import list_files, make_samples
+from shardio.packing.store import Store
 from shardio.testing import make_images
 
 
 def tasks_for(source: Path, out: Path, shards: int) -> list[ShardTask]:
     samples, _ = make_samples(list_files(str(source))[0], None)
-    return plan_shards(samples, source=str(source), out=str(out), shards=shards, seed=None)
+    return plan_shards(
+        samples, source=str(source), out=str(out), shards=shards, seed=None, store=Store()
+    )
 
 
 def test_ctrl_c_stops_the_shards_that_run_and_leaves_nothing(images: Path, tmp_path: Path) -> None:

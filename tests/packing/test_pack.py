@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
@@ -25,6 +26,7 @@ from shardio.index.manifest import read_manifest
 from shardio.packing.plan import plan_shards
 from shardio.packing.shard import pack_shard
 from shardio.packing.sources import find_classes, list_files, make_samples
+from shardio.packing.store import Store
 from shardio.testing import make_images
 
 ReadSamples = Callable[[Path], list[dict[str, Any]]]
@@ -132,6 +134,22 @@ def test_packing_twice_gives_the_same_bytes_whatever_the_surroundings(tmp_path: 
     subprocess.run(["/bin/sh", "-c", command], check=True, cwd=tmp_path, env=surroundings)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
     assert len(digests(tmp_path / "a")) == 4 + 4 + 1 + 1
+
+
+def test_the_bytes_of_shards_are_those_of_every_version(tmp_path: Path) -> None:
+    """Folders packed by another version must not come out another dataset."""
+    bitmap = struct.pack("<2sIIIIiiHHIIiiII", b"BM", 70, 0, 54, 40, 2, 2, 1, 24, *[0] * 6)
+    for number in range(7):
+        path = f"{'ab'[number % 2]}/dotted.{number}.bmp"
+        write(tmp_path / "in", path, data=bitmap + bytes(range(number, number + 16)))
+    shardio.pack(tmp_path / "in", tmp_path / "out", shards=2)
+    found = digests(tmp_path / "out")
+    assert found["shard-000000.tar"] == (
+        "fff98182ab0646a8f3f1e18b1d6c2b8afd6306ff40b1019b9f61d30022d4a120"
+    )
+    assert found["shard-000001.tar"] == (
+        "60423ab6040c45925fde62c320f50a790aeb8ce398dec897688fbd1d2affe1c9"
+    )
 
 
 def test_members_have_fixed_metadata_and_adjacent_fields(packed: Path) -> None:
@@ -434,7 +452,9 @@ def test_tasks_run_anywhere_and_in_any_order(images: Path, packed: Path, tmp_pat
     """A task holds all that its shard depends on: other processes write the same bytes."""
     files, _ = list_files(str(images))
     samples, _ = make_samples(files, find_classes(str(images)))
-    tasks = plan_shards(samples, source=str(images), out=str(tmp_path), shards=8, seed=0)
+    tasks = plan_shards(
+        samples, source=str(images), out=str(tmp_path), shards=8, seed=0, store=Store()
+    )
     (tmp_path / "index").mkdir()
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         shards = [*pool.map(pack_shard, reversed(tasks))]

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import shardio
 from shardio.reading import shards
-from shardio.reading.reader import Batch
+from shardio.reading.batch import Batch
 from shardio.testing import make_shard
 
 

@@ -1,0 +1,71 @@
+"""Storing pixels: an image is decoded once, and lies in the shard as a NumPy array.
+
+The file is `.npy` version 1.0: a header, the same for all images of one size, then uint8
+[H, W, 3] in RGB and C order. Images of one size are members of one size, at one stride where the
+other fields allow it, so that a reader may take the shard for an array.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from io import BytesIO
+
+import cv2
+import numpy as np
+
+from shardio.codecs.image import Scratch, decode_image
+from shardio.codecs.probe import ImageInfo
+from shardio.packing.store import Store
+from shardio.tar.archive import ArchiveWriter
+
+
+class PixelWriter:
+    """Decodes images into an archive, with the memory of one decoded image.
+
+    Args:
+        archive: where the pixels go.
+        store: which pixels, and at what size.
+
+    Attributes:
+        sizes: heights and widths stored so far.
+    """
+
+    def __init__(self, archive: ArchiveWriter, store: Store) -> None:
+        self._archive = archive
+        self._store = store
+        self._scratch = Scratch()
+        self.sizes: set[tuple[int, int]] = set()
+
+    def reserve(self, data: memoryview, info: ImageInfo) -> None:
+        """Reserve a member in the archive and fill it with the pixels of an image.
+
+        Args:
+            data: the image file; may lie where the archive reserved a member before.
+            info: what probe_image said about it.
+
+        Raises:
+            CodecError: the image does not decode.
+            OSError: the archive cannot be written.
+        """
+        pixels = decode_image(data, info, scratch=self._scratch)
+        cut = self._store.cut(info.height, info.width)
+        header = _npy_header(cut.size)
+        place = self._archive.reserve(len(header) + cut.size[0] * cut.size[1] * 3)
+        place[: len(header)] = header
+        out = np.frombuffer(place, np.uint8, offset=len(header)).reshape(*cut.size, 3)
+        part = pixels[cut.top : cut.top + cut.height, cut.left : cut.left + cut.width]
+        if part.shape == out.shape:
+            out[:] = part
+        else:
+            shrinks = cut.height >= cut.size[0] and cut.width >= cut.size[1]
+            how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+            cv2.resize(part, cut.size[::-1], dst=out, interpolation=how)
+        self.sizes.add(cut.size)
+
+
+@lru_cache(maxsize=256)
+def _npy_header(size: tuple[int, int]) -> bytes:
+    stream = BytesIO()
+    header = {"descr": "|u1", "fortran_order": False, "shape": (*size, 3)}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue()
