@@ -137,7 +137,8 @@ PEERS = {
         package="grain",
         format="array-record",
         workloads="abcde",
-        note="ArrayRecord files, two worker processes; the whole dataset is shuffled",
+        note="ArrayRecord files, two threads, for workload e two processes; the whole dataset is "
+        "shuffled",
     ),
     "FFCV": Peer(
         module="ffcv_peer",

@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 import shardio
-from peers.common import Batch, be_busy, cut_shards, decode, packed_order, random_crop
+from peers.common import Batch, be_busy, random_crop
 from shardio.packing.pack import pack
 from workloads import CORES_USED, SHARDS, Workload
 
 
 def prepare(images: Path, out: Path, workload: Workload) -> None:
-    if workload.raw:
-        write_raw_shards(images, out)
-    else:
-        pack(images, out, shards=SHARDS)
-
-
-def write_raw_shards(images: Path, out: Path) -> None:
-    out.mkdir()
-    for shard, part in enumerate(cut_shards(packed_order(images))):
-        with tarfile.open(out / f"shard-{shard:06d}.tar", "w") as archive:
-            for number, (path, label) in enumerate(part):
-                stored = io.BytesIO()
-                np.save(stored, decode(Path(path).read_bytes()))
-                add_member(archive, f"{number:06d}.cls", str(label).encode())
-                add_member(archive, f"{number:06d}.image.npy", stored.getvalue())
-
-
-def add_member(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    archive.addfile(info, io.BytesIO(data))
+    pack(images, out, shards=SHARDS, store="raw" if workload.raw else "original")
 
 
 def thread_batches(out: Path, workload: Workload, repeats: int) -> Iterator[Batch]:
@@ -59,7 +36,6 @@ def open_dataset(out: Path, workload: Workload, repeats: int) -> shardio.ShardDa
         transform = shardio.RandomResizedCrop(workload.size)
     return shardio.ShardDataset(
         [out] * repeats,
-        fields={"image": "image.npy", "label": "cls"} if workload.raw else None,
         shuffle=True,
         transform=transform,
         batch_size=workload.batch,
@@ -69,8 +45,6 @@ def open_dataset(out: Path, workload: Workload, repeats: int) -> shardio.ShardDa
 def deliver(loader: Iterable[dict[str, Any]]) -> Iterator[Batch]:
     for batch in loader:
         images, labels, valid = batch["image"], batch["label"], batch["valid"]
-        if images.shape[1] != 3:
-            images = images.permute(0, 3, 1, 2)
         yield (images, labels) if valid.all() else (images[valid], labels[valid])
 
 
