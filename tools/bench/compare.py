@@ -134,7 +134,8 @@ class Bench:
         seconds, before = 0.3 if self.quick else SECONDS, 0
         while (repeats := self.repeats.get(peer, 1)) > before * 2:
             run, before = self.run(peer), repeats
-            self.repeats[peer] = max(1, math.ceil(seconds * rate(run) * repeats / run["images"]))
+            speed = rate(run, compiles=peer != CEILING and PEERS[peer].compiles)
+            self.repeats[peer] = max(1, math.ceil(seconds * speed * repeats / run["images"]))
 
     def mount_ceiling(self) -> dict[str, float]:
         """The better of the ways to read."""
@@ -195,7 +196,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--photos", type=Path, help="a folder of photos, a subfolder a class")
     parser.add_argument("--large", type=Path, help="a folder of photos of 4 to 24 megapixels")
     parser.add_argument("--workloads", default=",".join(WORKLOADS), help="letters, all by default")
-    parser.add_argument("--peers", default=";".join(PEERS), help="names, all by default, as a;b")
+    parser.add_argument("--peers", default=",".join(PEERS), help="names, all by default")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="few images, one round: a test")
     parser.add_argument("--cache", type=Path, help="keep the data there for the next time")
@@ -203,7 +204,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write every run there")
     parser.add_argument("--markdown", type=Path, help="write the page there")
     arguments = parser.parse_args()
-    arguments.peers = arguments.peers.split(";")
+    arguments.peers = arguments.peers.split(",")
     if unknown := set(arguments.peers) - PEERS.keys():
         parser.error(f"no peer is called {', '.join(unknown)}; there are {', '.join(PEERS)}")
     if arguments.quick:

@@ -51,12 +51,10 @@ def spread(values: list[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values))
 
 
-def rate(run: Run, *, whole: bool = False) -> float:
-    """Images a second, from the first batch to the last, or of the whole run."""
+def rate(run: Run, *, compiles: bool = False) -> float:
+    """Images a second of a run; after the first batch, if the peer compiles itself before that."""
     images, seconds = run["images"] - run["first_images"], run["seconds"] - run["first"]
-    if whole or not images:
-        images, seconds = run["images"], run["seconds"]
-    return images / seconds
+    return images / seconds if compiles and images else run["images"] / run["seconds"]
 
 
 def ratios(ours: list[float], theirs: list[float]) -> Spread | None:

@@ -37,12 +37,13 @@ def held_equal() -> list[str]:
         f"- shuffled: {SHUFFLE_BUFFER:,} samples or more, in the way of each peer",
         "- a process for each run, peers in turn in each round; the page cache is warm, except on "
         "the slow mount, which is mounted anew for each run",
-        "- img/s counts from the first batch to the last, on the slow mount from the start; "
+        "- img/s counts from the creation of the loader to its last batch, about five seconds; "
         f"per core it is divided by {CORES_USED}",
         "- peak memory is Pss_Anon + Pss_Shmem of all processes, less that of a process that "
         "imports torch, cv2 and numpy, in a run of its own",
         "- the ceiling is two threads (with Python code, two processes) that decode, crop and "
-        "resize images in memory, with no loader at all, in the same rounds",
+        "resize images in memory, with no loader at all, in the same rounds; on the slow mount the "
+        "lower of that and of reading the shards with 64 threads",
     ]
 
 
@@ -94,7 +95,7 @@ def ceilings(table: Table) -> list[str]:
     """The ceilings, in images a second."""
     lines = []
     if table.ceiling:
-        decoded = spread([rate(run, whole=True) for run in table.ceiling])
+        decoded = spread([rate(run) for run in table.ceiling])
         lines += [f"Ceiling of decoding: {decoded.show()} img/s.", ""]
     if table.mount:
         read = spread([run["bytes"] / run["seconds"] for run in table.mount])
@@ -106,10 +107,9 @@ def ceilings(table: Table) -> list[str]:
 
 def row(table: Table, name: str, result: Result) -> str:
     """What one peer did."""
-    runs, rates = result.runs, rates_of(table, result)
+    runs, rates = result.runs, rates_of(name, result)
     memory = "" if result.memory is None else f"{(result.memory - table.bare_memory) / 1e6:,.0f}"
-    top = [rate(run, whole=True) for run in table.ceiling]
-    share = ratios(rates, top)
+    share = ratios(rates, lowest_ceilings(table))
     cells = [
         name,
         spread(rates).show(),
@@ -121,14 +121,20 @@ def row(table: Table, name: str, result: Result) -> str:
     ]
     for ours in OURS:
         mine = table.peers.get(ours)
-        compared = ratios(rates_of(table, mine), rates) if mine and ours != name else None
+        compared = ratios(rates_of(ours, mine), rates) if mine and ours != name else None
         cells.append("" if compared is None else compared.show(".3g"))
     return "| " + " | ".join(cells) + " |"
 
 
-def rates_of(table: Table, result: Result) -> list[float]:
-    slow = WORKLOADS[table.letter].slow
-    return [rate(run, whole=slow) for run in result.runs]
+def lowest_ceilings(table: Table) -> list[float]:
+    """Images a second that no loader exceeds unless it decodes less, in each round."""
+    decoded = [rate(run) for run in table.ceiling]
+    read = [run["bytes"] / run["seconds"] / table.mean_bytes for run in table.mount]
+    return [*map(min, decoded, read)] if read else decoded
+
+
+def rates_of(name: str, result: Result) -> list[float]:
+    return [rate(run, compiles=PEERS[name].compiles) for run in result.runs]
 
 
 def page(tables: list[Table], command: str, rounds: int) -> str:
