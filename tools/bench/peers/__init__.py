@@ -149,7 +149,7 @@ PEERS = {
         workloads="acd",
         compiles=True,
         note="two threads; the same JPEGs in its own file; resizes by area where others "
-        "interpolate; it has no PNG; it compiles its pipeline for about ten seconds, which its rate "
-        "leaves out and its CPU time and first batch do not",
+        "interpolate; it has no PNG; it compiles its pipeline for about ten seconds, which its "
+        "rate leaves out and its CPU time and first batch do not",
     ),
 }
