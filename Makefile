@@ -1,11 +1,13 @@
 # make demo   sets up, then packs, profiles and trains on real images
 # make test   sets up, then runs format, lint, types and tests
-# make bench  sets up, then measures against webdataset and at scale (needs an idle machine)
+# make bench  sets up the peers, then measures beside them and at scale (needs an idle machine)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := .venv-peers
+PEERS_READY := $(PEERS)/.ready
 say = @printf '\n== %s\n' "$(1)"
 timed = @bash -c 'start=$$SECONDS; $(1); status=$$?; echo "   ($$((SECONDS - start)) s)"; exit $$status'
 
@@ -14,6 +16,12 @@ timed = @bash -c 'start=$$SECONDS; $(1); status=$$?; echo "   ($$((SECONDS - sta
 $(READY): pyproject.toml tools/requirements-dev.txt
 	$(call say,setting up $(VENV): about two minutes and 2 GB the first time)
 	$(call timed,$(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --disable-pip-version-check -r tools/requirements-dev.txt -e .)
+	@touch $@
+
+$(PEERS_READY): pyproject.toml tools/bench/requirements-peers.txt tools/bench/requirements-ffcv.txt
+	$(call say,setting up $(PEERS): several minutes and 8 GB the first time)
+	$(call timed,$(PYTHON) -m venv $(PEERS) && $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r tools/bench/requirements-peers.txt -e .)
+	-$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tools/bench/requirements-ffcv.txt
 	@touch $@
 
 demo: $(READY)
@@ -39,9 +47,10 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY)
-	$(BIN)/python tools/bench/versus_webdataset.py
-	$(BIN)/python tools/bench/scale.py
+bench: $(PEERS_READY)
+	$(PEERS)/bin/python tools/bench/compare.py --markdown docs/benchmarks.md
+	$(PEERS)/bin/python tools/bench/versus_webdataset.py
+	$(PEERS)/bin/python tools/bench/scale.py
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) $(PEERS) demo

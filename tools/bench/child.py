@@ -1,0 +1,137 @@
+"""One run of one peer on one workload, in a process of its own; a JSON object on stdout.
+
+It consumes every batch and checks that each is uint8 [B, 3, H, W], that no sample is missing and
+that the labels add up.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from peers import PEERS
+from sources import files_and_labels
+from workloads import WORKLOADS, Workload
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def main() -> None:
+    request = json.loads(sys.argv[1])
+    result = JOBS[request.pop("job")](**request)
+    print(json.dumps(result), flush=True)
+
+
+def prepare(peer: str, workload: str, images: str, out: str) -> dict[str, str]:
+    module = importlib.import_module(f"peers.{PEERS[peer].module}")
+    if not Path(out).exists():
+        module.prepare(Path(images), Path(out), WORKLOADS[workload])
+    return {}
+
+
+def run(peer: str, workload: str, images: str, out: str, repeats: int) -> dict[str, float]:
+    """Read everything; `images` is where the expected labels are found."""
+    wanted, task = (
+        [label for _, label in files_and_labels(Path(images))] * repeats,
+        WORKLOADS[workload],
+    )
+    module = importlib.import_module(f"peers.{PEERS[peer].module}")
+    reads: Callable[..., Iterator[Any]] = getattr(module, PEERS[peer].reads)
+    cpu, start = cpu_seconds(), time.perf_counter()
+    first, first_images, count, total = 0.0, 0, 0, 0
+    for pixels, labels in reads(Path(out), task, repeats):
+        if not count:
+            first, first_images = time.perf_counter() - start, len(labels)
+        check(pixels, len(labels), task)
+        count, total = count + len(labels), total + int(labels.sum())
+    seconds = time.perf_counter() - start
+    if (count, total) != (len(wanted), sum(wanted)):
+        raise ValueError(
+            f"it gave {count} samples whose labels add up to {total}, not {len(wanted)} whose "
+            f"labels add up to {sum(wanted)}"
+        )
+    return {
+        "images": count,
+        "seconds": seconds,
+        "first": first,
+        "first_images": first_images,
+        "cpu": cpu_seconds() - cpu,
+    }
+
+
+def check(pixels: Any, count: int, workload: Workload) -> None:
+    shape, dtype = tuple(pixels.shape), str(pixels.dtype).removeprefix("torch.")
+    if (shape, dtype) != ((count, 3, workload.size, workload.size), "uint8"):
+        raise ValueError(f"a batch is {dtype} {shape}")
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of all that it started, ended or not."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return ended.ru_utime + ended.ru_stime + cpu_of_tree(os.getpid())
+
+
+def cpu_of_tree(process: int) -> float:
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text("ascii").rpartition(")")[2].split()
+        tasks = [*Path(f"/proc/{process}/task").glob("*/children")]
+        children = [int(child) for path in tasks for child in path.read_text("ascii").split()]
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / TICKS + sum(map(cpu_of_tree, children))
+
+
+def decode_ceiling(workload: str, images: str, repeats: int) -> dict[str, float]:
+    import ceilings  # noqa: PLC0415  as a peer's module, only where it is run
+
+    cpu = cpu_seconds()
+    count, seconds = ceilings.decode_at_most(Path(images), WORKLOADS[workload], repeats)
+    result = {"images": count, "seconds": seconds, "cpu": cpu_seconds() - cpu}
+    return {**result, "first": 0.0, "first_images": 0}
+
+
+def mount_ceiling(out: str, read_size: int) -> dict[str, float]:
+    import ceilings  # noqa: PLC0415
+
+    count, seconds = ceilings.read_at_most(Path(out), read_size)
+    return {"bytes": count, "seconds": seconds}
+
+
+def bare() -> dict[str, float]:
+    """Nothing but the imports, which every peer has."""
+    time.sleep(0.5)
+    return {"modules": len((cv2.__name__, np.__name__, torch.__name__))}
+
+
+def sheet(peer: str, workload: str, out: str, picture: str) -> dict[str, Any]:
+    """Save the first batch as a contact sheet, and say its mean colour."""
+    module = importlib.import_module(f"peers.{PEERS[peer].module}")
+    pixels, _ = next(iter(getattr(module, PEERS[peer].reads)(Path(out), WORKLOADS[workload], 1)))
+    shown = np.asarray(pixels)[:16].transpose(0, 2, 3, 1)
+    rows = [np.hstack([*shown[start : start + 8]]) for start in range(0, len(shown) // 8 * 8, 8)]
+    cv2.imwrite(picture, cv2.cvtColor(np.vstack(rows), cv2.COLOR_RGB2BGR))
+    return {"colour": np.asarray(pixels).mean((0, 2, 3)).round(1).tolist()}
+
+
+JOBS: dict[str, Callable[..., dict[str, Any]]] = {
+    "prepare": prepare,
+    "run": run,
+    "decode_ceiling": decode_ceiling,
+    "mount_ceiling": mount_ceiling,
+    "bare": bare,
+    "sheet": sheet,
+}
+
+if __name__ == "__main__":
+    main()

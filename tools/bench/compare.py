@@ -1,0 +1,242 @@
+"""Loaders side by side: what each delivers a second, and at what cost.
+
+Usage: python tools/bench/compare.py [--photos DIR] [--large DIR] [--workloads a,b] [--rounds 5]
+
+Needs the packages of tools/bench/requirements-peers.txt and an idle machine. Without --photos (a
+subfolder a class) and --large, images are made from scikit-learn's two photos. Data are made once
+and kept in --cache. Each peer runs in a process of its own, once a round, as often through its
+data as takes about five seconds. A peer that does not import or fails is listed with its reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import runs
+import tables
+from ceilings import READ_SIZES
+from peers import FILES, PEERS
+from results import Result, Table, rate, to_json
+from runs import RunError
+from sources import files_and_labels, make_source
+from workloads import WORKLOADS, Workload
+
+SECONDS = 5.0
+CEILING = "ceiling"
+CEILINGS = "adef"  # workloads with one
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Bench:
+    """One workload: where its data lie, and how often each peer goes through them."""
+
+    letter: str
+    cache: Path
+    quick: bool
+    given: dict[str, Path | None]
+    images: Path = field(init=False)
+    few: Path = field(init=False)
+    repeats: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Make the images, and on the slow mount fewer for those who read single files."""
+        workload = self.workload
+        count = workload.quick if self.quick else workload.count
+        self.images = self._make(count)
+        fewer = workload.single_files
+        self.few = self.images if fewer is None else self._make(min(fewer, count // 4))
+
+    @property
+    def workload(self) -> Workload:
+        """What is measured."""
+        return WORKLOADS[self.letter]
+
+    @property
+    def backing(self) -> Path:
+        """The folder of everything that the peers read."""
+        return self.cache / self.letter
+
+    def _make(self, count: int) -> Path:
+        source = self.workload.source
+        given = self.given.get(source)
+        folder = self.cache / ("given" if given else "made") / f"{source}-{count}"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return make_source(source, folder, count, given)
+
+    def source(self, peer: str) -> Path:
+        """The images that a peer's data come from."""
+        return self.few if PEERS[peer].format == FILES else self.images
+
+    def prepare(self, peer: str) -> None:
+        """Convert the images into what the peer reads."""
+        out = self.backing / PEERS[peer].format
+        self.backing.mkdir(parents=True, exist_ok=True)
+        if PEERS[peer].format != FILES:
+            request = {"peer": peer, "workload": self.letter, "images": str(self.images)}
+            runs.run_child(job="prepare", out=str(out), **request)
+        elif not out.exists():
+            out.symlink_to(self.few, target_is_directory=True)
+
+    @contextlib.contextmanager
+    def data(self, name: str) -> Iterator[str]:
+        """Where a run finds its data: on the slow mount, which starts cold, or on the disk."""
+        if not self.workload.slow:
+            yield str((self.backing / name).resolve())
+            return
+        backing = (self.backing / name).resolve()
+        with runs.slow_mount(backing.parent, self.cache / "mount") as mount:
+            yield str(mount / backing.name)
+
+    def request(self, peer: str) -> dict[str, Any]:
+        """What a child is asked for."""
+        images, repeats = str(self.source(peer)), self.repeats.get(peer, 1)
+        return {"peer": peer, "workload": self.letter, "images": images, "repeats": repeats}
+
+    def run(self, peer: str) -> dict[str, float]:
+        """One run; the ceiling is one, too."""
+        if peer == CEILING:
+            request = {"workload": self.letter, "images": str(self.few)}
+            return runs.run_child(
+                job="decode_ceiling", repeats=self.repeats.get(peer, 1), **request
+            )
+        with self.data(PEERS[peer].format) as out:
+            return runs.run_child(job="run", out=out, **self.request(peer))
+
+    def memory(self, peer: str) -> int:
+        """The peak memory of a run."""
+        with self.data(PEERS[peer].format) as out:
+            return runs.peak_memory(job="run", out=out, **self.request(peer))
+
+    def sheet(self, peer: str, folder: Path) -> None:
+        """Save the peer's first images as a picture, to look at."""
+        folder.mkdir(parents=True, exist_ok=True)
+        picture = folder / f"{self.letter} {peer}.png"
+        with self.data(PEERS[peer].format) as out:
+            found = runs.run_child(
+                job="sheet", peer=peer, workload=self.letter, out=out, picture=str(picture)
+            )
+        say(f"({self.letter}) {peer}: mean colour {found['colour']}")
+
+    def calibrate(self, peer: str) -> None:
+        """Find how often to go through the data in five seconds; the peers once if slow."""
+        if self.workload.slow and peer != CEILING:
+            return
+        seconds, before = 0.3 if self.quick else SECONDS, 0
+        while (repeats := self.repeats.get(peer, 1)) > before * 2:
+            run, before = self.run(peer), repeats
+            speed = rate(run, compiles=peer != CEILING and PEERS[peer].compiles)
+            self.repeats[peer] = max(1, math.ceil(seconds * speed * repeats / run["images"]))
+
+    def mount_ceiling(self) -> dict[str, float]:
+        """The better of the ways to read."""
+        results = []
+        for size in READ_SIZES.values():
+            with self.data("shardio") as out:
+                results.append(runs.run_child(job="mount_ceiling", out=out, read_size=size))
+        return max(results, key=lambda result: float(result["bytes"] / result["seconds"]))
+
+
+def measure(bench: Bench, arguments: argparse.Namespace) -> Table:
+    """All rounds of one workload."""
+    stored = [Path(path).stat().st_size for path, _ in files_and_labels(bench.images)]
+    table = Table(bench.letter, len(stored), sum(stored) / len(stored))
+    chosen = [name for name in arguments.peers if bench.letter in PEERS[name].workloads]
+    table.peers = {name: Result() for name in chosen}
+    if bench.letter in CEILINGS:
+        bench.calibrate(CEILING)
+    for name in chosen:
+        attempt(table, name, bench.prepare)
+        attempt(table, name, bench.calibrate)
+        if arguments.sheets:
+            attempt(table, name, lambda name: bench.sheet(name, arguments.sheets))
+    for number in range(arguments.rounds):
+        say(f"({bench.letter}) round {number + 1} of {arguments.rounds}")
+        if bench.letter in CEILINGS:
+            table.ceiling.append(bench.run(CEILING))
+        if bench.workload.slow:
+            table.mount.append(bench.mount_ceiling())
+        for name, result in table.peers.items():
+            if run := attempt(table, name, bench.run):
+                result.runs.append(run)
+    table.bare_memory = runs.peak_memory(job="bare")
+    for name, result in table.peers.items():
+        result.memory = attempt(table, name, bench.memory)
+    return table
+
+
+def attempt(table: Table, name: str, action: Callable[[str], T]) -> T | None:
+    """Do something with a peer, or note why it fails; one that failed is left alone."""
+    result = table.peers[name]
+    if result.absent is not None:
+        return None
+    try:
+        return action(name)
+    except RunError as error:
+        result.absent, result.runs = str(error), []
+        say(f"({table.letter}) {name} is absent: {error}")
+        return None
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--photos", type=Path, help="a folder of photos, a subfolder a class")
+    parser.add_argument("--large", type=Path, help="a folder of photos of 4 to 24 megapixels")
+    parser.add_argument("--workloads", default=",".join(WORKLOADS), help="letters, all by default")
+    parser.add_argument("--peers", default=",".join(PEERS), help="names, all by default")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="few images, one round: a test")
+    parser.add_argument("--cache", type=Path, help="keep the data there for the next time")
+    parser.add_argument("--sheets", type=Path, help="save each peer's first images there")
+    parser.add_argument("--json", type=Path, help="write every run there")
+    parser.add_argument("--markdown", type=Path, help="write the page there")
+    arguments = parser.parse_args()
+    arguments.peers = arguments.peers.split(",")
+    if unknown := set(arguments.peers) - PEERS.keys():
+        parser.error(f"no peer is called {', '.join(unknown)}; there are {', '.join(PEERS)}")
+    if arguments.quick:
+        arguments.rounds = 1
+    return arguments
+
+
+def main() -> None:
+    arguments = parse()
+    given, measured = {"photos": arguments.photos, "large": arguments.large}, []
+    print("Held equal:\n\n" + "\n".join(tables.held_equal()) + "\n")
+    with tempfile.TemporaryDirectory() as folder:
+        cache = (arguments.cache or Path(folder)).resolve()
+        for letter in arguments.workloads.split(","):
+            bench = Bench(letter, cache, arguments.quick, given)
+            measured.append(measure(bench, arguments))
+            print("\n".join(tables.show_table(measured[-1])), flush=True)
+            write(arguments, measured)
+
+
+def write(arguments: argparse.Namespace, measured: list[Table]) -> None:
+    """Write what is there so far."""
+    if arguments.json:
+        result = to_json(measured, {"rounds": arguments.rounds, "machine": tables.machine()})
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if arguments.markdown:
+        given = [f"--{name} DIR" for name in ("photos", "large") if getattr(arguments, name)]
+        command = ["python tools/bench/compare.py", *given, f"--rounds {arguments.rounds}"]
+        text = tables.page(measured, " ".join(command), arguments.rounds)
+        arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
+        arguments.markdown.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

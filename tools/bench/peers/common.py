@@ -1,0 +1,100 @@
+"""What a user writes around a loader: the same code for every peer that lets the user choose.
+
+JPEG by simplejpeg, everything else by OpenCV, crops as torchvision's RandomResizedCrop chooses
+them, one bilinear resize.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import simplejpeg
+import torch
+from numpy.typing import NDArray
+
+import shardio
+from sources import files_and_labels
+from workloads import SHARDS, Workload
+
+Pixels = NDArray[np.uint8]
+Sample = tuple[Pixels, int]
+Batch = tuple[Any, Any]
+BUSY_STEPS = 30_000
+
+
+def be_busy() -> int:
+    """Hold the GIL for about a millisecond."""
+    total = 0
+    for number in range(BUSY_STEPS):
+        total += number
+    return total
+
+
+def decode(data: bytes) -> Pixels:
+    if data[:2] == b"\xff\xd8":
+        return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB"), np.uint8)
+    return np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB), np.uint8)
+
+
+def random_crop(pixels: Pixels, size: int, out: Pixels | None = None) -> Pixels:
+    """A random part of a picture, resized and perhaps mirrored."""
+    crop = shardio.RandomResizedCrop(size)
+    height, width, _ = pixels.shape
+    box = crop.crop(height, width, [random.random() for _ in range(crop.draws)])  # noqa: S311
+    part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
+    resized = cv2.resize(part, (size, size), dst=out, interpolation=cv2.INTER_LINEAR)
+    if box.flip:
+        resized = cv2.flip(resized, 1, dst=resized)
+    return np.asarray(resized, np.uint8)
+
+
+def make_pixels(data: bytes, workload: Workload) -> Pixels:
+    """All that becomes of a sample's bytes, uint8 [H, W, 3]."""
+    if workload.raw:
+        return np.frombuffer(data, np.uint8).reshape(workload.size, workload.size, 3)
+    pixels = decode(data)
+    if workload.crop:
+        pixels = random_crop(pixels, workload.size)
+    if workload.busy:
+        be_busy()
+    return pixels
+
+
+def collate(samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack samples to a batch, uint8 [B, 3, H, W] in channels-last memory."""
+    images = torch.from_numpy(np.stack([pixels for pixels, _ in samples])).permute(0, 3, 1, 2)
+    return images, torch.tensor([label for _, label in samples])
+
+
+def repeat(loader: Iterable[Any], repeats: int) -> Iterator[Any]:
+    """Loop over a loader again and again."""
+    return itertools.chain.from_iterable(itertools.repeat(loader, repeats))
+
+
+def use_one_thread(_worker: int = 0) -> None:
+    """Let the threads of OpenCV and torch not multiply the workers."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def packed_order(images: Path) -> list[tuple[str, int]]:
+    """Files and labels in the random order in which every peer's data are written."""
+    found = files_and_labels(images)
+    return [found[number] for number in np.random.default_rng(0).permutation(len(found))]
+
+
+def cut_shards(found: list[tuple[str, int]]) -> list[list[tuple[str, int]]]:
+    """Cut a list into the parts that become shards."""
+    return [found[len(found) * n // SHARDS : len(found) * (n + 1) // SHARDS] for n in range(SHARDS)]
+
+
+def stored_bytes(path: str | Path, workload: Workload) -> bytes:
+    """What a peer stores of an image file: the file, or its pixels."""
+    data = Path(path).read_bytes()
+    return decode(data).tobytes() if workload.raw else data

@@ -1,0 +1,67 @@
+"""What was measured, and the figures that follow from it."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+Run = dict[str, float]
+
+
+@dataclass(slots=True)
+class Result:
+    """A peer on a workload: one run a round, or why there is none."""
+
+    runs: list[Run] = field(default_factory=list)
+    memory: int | None = None
+    absent: str | None = None
+
+
+@dataclass(slots=True)
+class Table:
+    """A workload: its peers, and the ceilings, in runs of the same rounds."""
+
+    letter: str
+    images: int
+    mean_bytes: float
+    peers: dict[str, Result] = field(default_factory=dict)
+    ceiling: list[Run] = field(default_factory=list)
+    mount: list[Run] = field(default_factory=list)
+    bare_memory: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The median of some figures, the least and the greatest."""
+
+    median: float
+    least: float
+    most: float
+
+    def show(self, digits: str = ",.4g") -> str:
+        """As text."""
+        return (
+            f"{format(self.median, digits)} ({format(self.least, digits)} to "
+            f"{format(self.most, digits)})"
+        )
+
+
+def spread(values: list[float]) -> Spread:
+    return Spread(statistics.median(values), min(values), max(values))
+
+
+def rate(run: Run, *, compiles: bool = False) -> float:
+    """Images a second of a run; after the first batch, if the peer compiles itself before that."""
+    images, seconds = run["images"] - run["first_images"], run["seconds"] - run["first"]
+    return images / seconds if compiles and images else run["images"] / run["seconds"]
+
+
+def ratios(ours: list[float], theirs: list[float]) -> Spread | None:
+    """The ratio within each round."""
+    pairs = [mine / other for mine, other in zip(ours, theirs, strict=False)]
+    return spread(pairs) if pairs else None
+
+
+def to_json(tables: list[Table], about: dict[str, Any]) -> dict[str, Any]:
+    return {**about, "workloads": [asdict(table) for table in tables]}
