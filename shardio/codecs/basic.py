@@ -12,7 +12,7 @@ import json
 import math
 import re
 from struct import unpack_from
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -102,6 +102,11 @@ def decode_npy(data: Buffer) -> NDArray[np.generic]:
     return array if array.flags.writeable else array.copy(order="K")
 
 
+def is_picture(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
+    """Tell whether an array is a picture of at least one pixel, uint8 [H, W, 3]."""
+    return dtype == np.uint8 and len(shape) == 3 and shape[2] == 3 and 0 not in shape
+
+
 def decode_pixels(data: Buffer) -> NDArray[np.uint8]:
     """Decode a picture stored as a `.npy` array, uint8 [H, W, 3] RGB.
 
@@ -109,7 +114,7 @@ def decode_pixels(data: Buffer) -> NDArray[np.uint8]:
         CodecError: see decode_npy; or the array is no such picture.
     """
     array = decode_npy(data)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+    if not is_picture(array.dtype, array.shape):
         raise CodecError(
             f"a picture stored as pixels must be uint8 [H, W, 3], not {array.dtype} "
             f"{list(array.shape)}; name the field otherwise if it is something else"

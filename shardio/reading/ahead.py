@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from shardio.plan.epoch import References
 from shardio.plan.order import Order, Runs
 from shardio.plan.samples import Samples
 from shardio.reading.shards import OpenShard, ShardPool
+from shardio.reading.threads import end_threads, start_threads
 from shardio.reading.times import StageTimes
 
 if TYPE_CHECKING:
@@ -63,16 +64,16 @@ class ReadAhead:
         self._opened: set[int] = set()
         self._windows: list[Future[None]] = []
         self._stop = threading.Event()
-        self._opening = ThreadPoolExecutor(_OPENERS, thread_name_prefix="shardio-ahead")
-        self._asking = ThreadPoolExecutor(1, thread_name_prefix="shardio-ahead")
+        self._opening = start_threads("ahead", _OPENERS)
+        self._asking = start_threads("ahead", 1)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._asking.shutdown(wait=False, cancel_futures=True)
-        self._opening.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._opening, self._asking):
+            end_threads(pool)
 
     def enter(self, places: Sequence[tuple[int, int]], references: References) -> None:
         """Ask for what a batch needs, and for its windows and the windows after them.

@@ -8,9 +8,10 @@ stay as planned, whatever the topology.
 from __future__ import annotations
 
 import logging
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import compress
 from time import perf_counter_ns
 from typing import Any, NamedTuple, cast
@@ -44,7 +45,8 @@ class Delivery:
         missing_ok: leave out an entry that a sample has no field for.
         one_image: refuse a sample that has several of an entry's alternatives.
         on_replaced: called for each bad sample that was replaced; None raises instead.
-        count: takes the times of some samples, from any thread.
+        times: of the dataset, to which those of the batches are added.
+        lock: of the times; made in the process that reads, since a fork copies locks as they are.
     """
 
     pool: ShardPool
@@ -53,7 +55,8 @@ class Delivery:
     missing_ok: bool
     one_image: bool
     on_replaced: Callable[[], None] | None
-    count: Callable[[StageTimes], None]
+    times: StageTimes
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class _Slot(NamedTuple):
@@ -117,7 +120,8 @@ class Batch:
         times = StageTimes(samples=len(slots))
         if not (self._in_rows and self._fill_at_once(slots, times)):
             self._fill_one_by_one(slots, times)
-        self._delivery.count(times)
+        with self._delivery.lock:
+            self._delivery.times.add(times)
 
     def finish(self) -> dict[str, Any]:
         """Entries by name, with n slots each, and "valid" (bool [n]) and "__key__"."""
@@ -197,18 +201,18 @@ class Batch:
         start = perf_counter_ns()
         stored = self._read(shard, sample)
         slot.times.read += perf_counter_ns() - start
-        values, field = [], ""
+        values, name = [], ""
         try:
             for column, found in zip(self._columns.values(), stored, strict=True):
                 if found is not None:
-                    field = found.field
+                    name = found.field
                     slot.times.bytes += len(found.data)
                     value = column.decode(slot.number, found, slot.uniforms, slot.times)
-                    values.append((column, field, value))
-            for column, field, value in values:  # noqa: B007  the error below names the field
+                    values.append((column, name, value))
+            for column, name, value in values:  # noqa: B007  the error below names the field
                 column.place(slot.number, value)
         except (CodecError, TransformError, UsageError) as error:
-            raise self._located(error, shard, sample, field) from error
+            raise self._located(error, shard, sample, name) from error
 
     def _read(self, shard: OpenShard, sample: int) -> list[FieldBytes | None]:
         if self._several:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shardio.codecs.basic import decode_cls
+from shardio.codecs.basic import decode_cls, is_picture
 from shardio.codecs.crop import decode_part, write_crop, write_part
 from shardio.codecs.image import Scratch
 from shardio.codecs.probe import probe_image
@@ -244,6 +244,8 @@ class StackedArrays(Arrays):
         if found is None:
             return False
         data, dtype, shape = found
+        if self._image and not is_picture(dtype, shape):
+            return False
         self._prepare(shape, dtype)
         if shape != self._slots.shape[1:] or dtype != self._slots.dtype:
             return False

@@ -354,7 +354,7 @@ class ShardDataset(ResumableDataset):
             missing_ok=self._default_fields and self.batch_size is None,
             one_image=self._default_fields,
             on_replaced=self._epochs.count_bad_sample if self._skip else None,
-            count=self.times.add,
+            times=self.times,
         )
         return SampleReader(
             delivery,

@@ -11,7 +11,6 @@ finished early starts its copy early, beside the step of the one before.
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
@@ -25,13 +24,13 @@ from shardio.codecs.opencv import one_opencv_thread
 from shardio.errors import UsageError
 from shardio.reading.arguments import whole_number
 from shardio.reading.resumable import Job, Jobs, ResumableDataset
+from shardio.reading.threads import end_threads, start_threads
 from shardio.reading.transfer import Moving, Transfer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 _DEFAULT_PREFETCH = 2
-_THREADS = "shardio-loader"
 
 
 class Loader(IterableDataset[dict[str, Any]]):
@@ -114,7 +113,7 @@ class Loader(IterableDataset[dict[str, Any]]):
         return self.dataset.num_bad_samples
 
     def _run(self, jobs: Jobs) -> Generator[dict[str, Any], None, None]:
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix=_THREADS)
+        pool = start_threads("loader", self._threads)
         try:
             with one_opencv_thread():
                 ahead = _Ahead(pool, jobs, self._prefetch)
@@ -124,9 +123,7 @@ class Loader(IterableDataset[dict[str, Any]]):
                     while ahead.fill():
                         yield ahead.pop()
         finally:
-            # A collection of garbage in one of the threads may close this loop: none joins itself.
-            inside = threading.current_thread().name.startswith(_THREADS)
-            pool.shutdown(wait=not inside, cancel_futures=True)
+            end_threads(pool)
 
 
 class _Begun(NamedTuple):

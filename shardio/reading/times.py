@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, fields
-
-_LOCK = threading.Lock()
 
 
 @dataclass(slots=True)
@@ -27,7 +24,6 @@ class StageTimes:
     bytes: int = 0
 
     def add(self, other: StageTimes) -> None:
-        """Add the totals of another, from any thread."""
-        with _LOCK:
-            for field in fields(self):
-                setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        """Add the totals of another."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))

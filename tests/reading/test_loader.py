@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 import shardio
 from shardio.reading import shards
 from shardio.reading.batch import Batch
+from shardio.reading.reader import SampleReader
 from shardio.testing import make_shard
 
 
@@ -322,3 +324,57 @@ def test_an_error_keeps_no_batch_alive(packed: Path) -> None:
     finally:
         gc.enable()
     assert len(alive) == 0
+
+
+def test_a_context_ends_its_loops(packed: Path) -> None:
+    with shardio.Loader(shardio.ShardDataset(packed, batch_size=20), threads=2) as loader:
+        loop = iter(loader)
+        next(loop)
+    assert not [t for t in threading.enumerate() if t.name.startswith("shardio-loader")]
+    assert next(loop, None) is None
+
+
+def test_a_dataloader_takes_a_loader_for_a_dataset(packed: Path) -> None:
+    dataset = shardio.ShardDataset(packed, batch_size=20, shuffle=True)
+    loader = DataLoader(shardio.Loader(dataset, threads=2), batch_size=None, num_workers=2)
+    found = [batch["__key__"] for batch in loader]
+    dataset = shardio.ShardDataset(packed, batch_size=20, shuffle=True)
+    assert found == [batch["__key__"] for batch in dataset]
+
+
+def test_an_error_of_planning_comes_after_the_batches_before_it(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = shardio.ShardDataset(packed, batch_size=20)
+    start, calls = SampleReader.start, []
+
+    def fail(*arguments: Any) -> Batch:
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError("the plan is gone")
+        return start(*arguments)
+
+    monkeypatch.setattr(SampleReader, "start", fail)
+    loop = iter(shardio.Loader(dataset, threads=1, prefetch=5))
+    assert len(next(loop)["__key__"]) == len(next(loop)["__key__"]) == 20
+    with pytest.raises(OSError, match="the plan is gone"):
+        next(loop)
+
+
+def test_an_older_loop_does_not_move_the_place(packed: Path) -> None:
+    loader = shardio.Loader(shardio.ShardDataset(packed, batch_size=20))
+    older = iter(loader)
+    next(older)
+    loader.set_epoch(7)
+    next(older)
+    state = loader.state_dict()
+    assert (state["epoch"], state["step"]) == (7, 0)
+
+
+def test_opencv_has_its_threads_back_after_the_loop(packed: Path) -> None:
+    before = cv2.getNumThreads()
+    loop = iter(shardio.Loader(shardio.ShardDataset(packed, batch_size=20)))
+    next(loop)
+    assert cv2.getNumThreads() == 1
+    loop.close()  # type: ignore[attr-defined]
+    assert cv2.getNumThreads() == before
