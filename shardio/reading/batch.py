@@ -99,7 +99,7 @@ class Batch:
         self._numbers = numbers
         self._valid: list[bool] = references.valid.tolist()
         self._keys = [""] * len(references)
-        self._missing: set[str] = set()
+        self._missing: list[str] = []  # entries of the one sample where some may be missing
         fields = delivery.fields
         self._wanted = [fields[name] for name in columns]
         several = {name: fields[name] for name in columns if len(fields[name]) > 1}
@@ -218,13 +218,13 @@ class Batch:
         if self._several:
             self._check_one(shard, sample)
         stored = shard.read(sample, self._wanted)
-        if None in stored:
-            missing = [*compress(self._columns, [found is None for found in stored])]
-            if not self._delivery.missing_ok:
-                error = CodecError(f"the sample has no such field, wanted for {missing[0]!r}")
-                wanted = ";".join(self._delivery.fields[missing[0]])
-                raise self._located(error, shard, sample, wanted)
-            self._missing.update(missing)
+        missing = [*compress(self._columns, [found is None for found in stored])]
+        if self._delivery.missing_ok:
+            self._missing = missing
+        elif missing:
+            error = CodecError(f"the sample has no such field, wanted for {missing[0]!r}")
+            wanted = ";".join(self._delivery.fields[missing[0]])
+            raise self._located(error, shard, sample, wanted)
         return stored
 
     def _check_one(self, shard: OpenShard, sample: int) -> None:

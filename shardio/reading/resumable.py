@@ -68,12 +68,12 @@ def _refuse_to_batch(batch: object, **_: object) -> None:
 
 default_collate_fn_map[Place] = _refuse_to_batch
 torch.serialization.add_safe_globals([int])  # for torch.load(weights_only=True) of a Place
-Jobs = Iterator[Job]
+Jobs = Generator[Job, None, None]
 Loop = Generator[dict[str, Any], None, None]
 Run = Callable[[Jobs], Loop]
 
 
-def run_in_turn(jobs: Jobs) -> Loop:
+def run_in_turn(jobs: Iterator[Job]) -> Loop:
     """Make one batch after the other in this thread."""
     for job in jobs:
         job.fill(range(len(job)))
@@ -173,7 +173,8 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
             steps = range(own.step, num_steps, num_workers)
         self._position = Position(start.epoch, steps.start)
         self._loop_number += 1
-        return self._loop(start.epoch, steps, run(self._read_steps(start.epoch, steps, allocate)))
+        jobs = self._read_steps(start.epoch, steps, allocate)
+        return self._loop(start.epoch, steps, run, jobs)
 
     def __getstate__(self) -> dict[str, Any]:
         """What other processes get: a rank from torch.distributed, which workers do not know."""
@@ -253,9 +254,9 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         self._loop_number += 1
         self._epochs.set_next(position)
 
-    def _loop(self, epoch: int, steps: range, made: Loop) -> Loop:
+    def _loop(self, epoch: int, steps: range, run: Run, jobs: Jobs) -> Loop:
         loop = self._loop_number
-        with closing(made) as batches:
+        with closing(jobs), closing(run(jobs)) as batches:
             for step in steps:
                 place = [next(batches)]  # only the caller keeps a batch, so that memory is reused
                 if loop == self._loop_number:
