@@ -229,7 +229,9 @@ def test_a_shard_that_shrank_is_noticed(packed: Path, tmp_path: Path) -> None:
     running = iter(dataset)
     next(running)
     shard.write_bytes(shard.read_bytes()[:9000])
-    with pytest.raises(shardio.TarError, match=r"shard-000004\.tar: the file ends at byte 9\d+"):
+    # Reading ahead may have opened it before, or not yet.
+    noticed = r"shard-000004\.tar: the (file ends at byte 9\d+|shard has 9000 bytes)"
+    with pytest.raises(shardio.TarError, match=noticed):
         list(running)
     with pytest.raises(shardio.TarError, match=r"shard-000004\.tar: the shard has 9000 bytes"):
         list(dataset)
