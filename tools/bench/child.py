@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -34,9 +35,15 @@ def main() -> None:
 
 
 def prepare(peer: str, workload: str, images: str, out: str) -> dict[str, str]:
-    module = importlib.import_module(f"peers.{PEERS[peer].module}")
-    if not Path(out).exists():
-        module.prepare(Path(images), Path(out), WORKLOADS[workload])
+    """Convert the images; a folder that exists is complete and is taken as it is."""
+    module, folder = importlib.import_module(f"peers.{PEERS[peer].module}"), Path(out)
+    if not folder.exists():
+        unfinished = folder.parent / "unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        module.prepare(Path(images), unfinished / folder.name, WORKLOADS[workload])
+        (unfinished / folder.name).rename(folder)
+        unfinished.rmdir()
     return {}
 
 

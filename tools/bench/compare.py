@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -217,6 +218,7 @@ def main() -> None:
     given, measured = {"photos": arguments.photos, "large": arguments.large}, []
     print("Held equal:\n\n" + "\n".join(tables.held_equal()) + "\n")
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["TMPDIR"] = folder  # some peers leave lock files there
         cache = (arguments.cache or Path(folder)).resolve()
         for letter in arguments.workloads.split(","):
             bench = Bench(letter, cache, arguments.quick, given)
@@ -232,7 +234,9 @@ def write(arguments: argparse.Namespace, measured: list[Table]) -> None:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if arguments.markdown:
         given = [f"--{name} DIR" for name in ("photos", "large") if getattr(arguments, name)]
-        command = ["python tools/bench/compare.py", *given, f"--rounds {arguments.rounds}"]
+        letters = ",".join(table.letter for table in measured)
+        command = ["python tools/bench/compare.py", *given, f"--workloads {letters}"]
+        command.append("--quick" if arguments.quick else f"--rounds {arguments.rounds}")
         text = tables.page(measured, " ".join(command), arguments.rounds)
         arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
         arguments.markdown.write_text(text, encoding="utf-8")

@@ -59,7 +59,7 @@ def machine() -> list[str]:
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     return [
         f"- {names[0] if names else platform.machine()}, {count_cores()} cores, "
-        f"Linux {platform.release()}",
+        f"Linux {platform.release().partition('-')[0]}",
         f"- Python {platform.python_version()}, {versions}",
     ]
 
@@ -143,7 +143,7 @@ def page(tables: list[Table], command: str, rounds: int) -> str:
     notes = [f"- {name}: {PEERS[name].note}." for name in names]
     parts = [
         ["# Benchmarks", "", "shardio beside its peers. This page is written by a program:", ""],
-        ["```sh", command, "```", "", f"{rounds} rounds.", "", "Machine and versions:", ""],
+        ["```sh", command, "```", "", f"Rounds: {rounds}.", "", "Machine and versions:", ""],
         [*machine(), "", "Held equal:", "", *held_equal(), "", "What differs:", "", *notes, ""],
         *(show_table(table) for table in tables),
     ]
