@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 import pickle
 from typing import TYPE_CHECKING, Any
@@ -147,6 +148,19 @@ def test_flips_happen_with_the_given_probability() -> None:
     assert not RandomResizedCrop(8, flip=0.3).crop(10, 10, uniforms).flip
     assert RandomResizedCrop(8, flip=0.31).crop(10, 10, uniforms).flip
     assert RandomResizedCrop(8, flip=1.0).crop(10, 10, [math.nextafter(1, 0), *uniforms[1:]]).flip
+
+
+@pytest.mark.parametrize("kind", [CenterCrop, Resize])
+def test_fixed_crops_are_mirrored_with_the_given_probability(
+    kind: Callable[..., CenterCrop | Resize],
+) -> None:
+    plain, mirrored = kind(8), kind(8, flip=0.3)
+    assert (plain.draws, mirrored.draws) == (0, 1)
+    assert not plain.crop(10, 12).flip
+    assert mirrored.crop(10, 12, [0.29]) == dataclasses.replace(plain.crop(10, 12), flip=True)
+    assert mirrored.crop(10, 12, [0.3]) == plain.crop(10, 12)
+    with pytest.raises(UsageError, match="flip must be a probability"):
+        kind(8, flip=-0.1)
 
 
 def test_the_central_crop_of_256_is_the_known_recipe() -> None:

@@ -16,6 +16,7 @@ from shardio.errors import CodecError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_NUMBERS = "biufc"  # kinds of dtype: booleans, integers, floats, complex numbers
 _MOST_DIGITS = 18  # that always fit into int64
 
 
@@ -37,13 +38,13 @@ def split_npy(block: NDArray[np.uint8]) -> ArrayRows | None:
     """Take the headers off `.npy` files, uint8 [n, w], one a row.
 
     Returns:
-        None if the headers differ, or the arrays are not in C order and native byte order.
+        None if the headers differ, or the arrays are not numbers in C order and native byte order.
     """
     try:
         dtype, shape, order, start = npy_header(memoryview(block[0]))
     except CodecError:
         return None
-    plain = order == "C" and dtype.isnative and dtype.names is None and dtype.itemsize > 0
+    plain = order == "C" and dtype.isnative and dtype.kind in _NUMBERS
     if not plain or prod(shape) * dtype.itemsize != block.shape[1] - start:
         return None
     if not np.array_equal(block[:, :start], np.broadcast_to(block[0, :start], (len(block), start))):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardio.codecs.probe import ImageInfo, check_complete, probe_image
+from shardio.codecs.registry import PIXELS_FIELD
 from shardio.errors import CodecError, PackError, UsageError
 from shardio.index.build import IndexBuilder
 from shardio.index.manifest import ShardReceipt, index_path
@@ -24,7 +25,7 @@ from shardio.index.shard_index import write_index
 from shardio.naming import join_member_name
 from shardio.packing.plan import ShardTask
 from shardio.packing.sources import Problem, SourceSample
-from shardio.packing.store import RAW_FIELD, Store
+from shardio.packing.store import Store
 from shardio.storage.atomic import atomic_file
 from shardio.tar.archive import ArchiveWriter, Placed
 from shardio.tar.writer import header_block
@@ -185,7 +186,7 @@ def _problem(sample: SourceSample, error: Exception) -> Problem:
 
 def _image_field(sample: SourceSample, info: ImageInfo, *, raw: bool) -> str:
     if raw:
-        return RAW_FIELD
+        return PIXELS_FIELD
     return sample.field or _FIELD_OF_FORMAT.get(info.format, info.format)
 
 

@@ -12,7 +12,6 @@ from shardio.codecs.probe import MAX_PIXELS
 from shardio.errors import UsageError
 
 StoreKind = Literal["original", "raw"]
-RAW_FIELD = "rgb.npy"
 
 
 class Cut(NamedTuple):

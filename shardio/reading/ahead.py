@@ -71,6 +71,10 @@ class ReadAhead:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ask for nothing more, and end the threads."""
         self._stop.set()
         for pool in (self._opening, self._asking):
             end_threads(pool)

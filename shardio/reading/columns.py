@@ -246,7 +246,10 @@ class StackedArrays(Arrays):
         data, dtype, shape = found
         if self._image and not is_picture(dtype, shape):
             return False
-        self._prepare(shape, dtype)
+        try:
+            self._prepare(shape, dtype)
+        except CodecError:  # raised again, with its place, when the samples are read one by one
+            return False
         if shape != self._slots.shape[1:] or dtype != self._slots.dtype:
             return False
         flat = self._slots.reshape(self._num_slots, -1).view(np.uint8)

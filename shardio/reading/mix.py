@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -30,9 +30,6 @@ from shardio.reading.memory import Allocate
 from shardio.reading.resumable import Jobs, ResumableDataset
 from shardio.reading.shards import ShardPool
 from shardio.reading.state import Identity
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 Stop = Literal["first", "all"]
 _LONGEST_LIST = 300
@@ -126,9 +123,9 @@ class Mix(ResumableDataset):
         ranks, size = self.ranks, self.batch_size or 1
         start = epoch * self.num_steps() * self.global_batch_size + ranks.rank * size
         with ExitStack() as stack:
-            readers = [
-                stack.enter_context(_SourceReader(source, allocate)) for source in self.sources
-            ]
+            readers = [_SourceReader(source, allocate) for source in self.sources]
+            for reader in readers:
+                stack.callback(reader.close)
             for step in steps:
                 draws = [*self._draw(start + step * self.global_batch_size, size)]
                 parts = [readers[draw.source].start(draw.epoch, draw.places) for draw in draws]
@@ -166,11 +163,9 @@ class _SourceReader:
         self._order: Order
         self._ahead = dataset.read_ahead([], self._pool)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ahead.__exit__()
+    def close(self) -> None:
+        """End what runs beside it."""
+        self._ahead.close()
 
     def start(self, epoch: int, places: NDArray[np.int64]) -> Batch:
         """A batch of samples at some places of an epoch, to be filled."""
@@ -178,7 +173,7 @@ class _SourceReader:
         if epoch != self._epoch:
             self._epoch = epoch
             (self._order,) = dataset.shuffle.order(dataset.samples, epoch)
-            self._ahead.__exit__()
+            self._ahead.close()
             self._ahead = dataset.read_ahead([self._order], self._pool)
         shards, ordinals = self._order.locate(places)
         references = References(

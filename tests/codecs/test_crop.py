@@ -156,6 +156,17 @@ def test_damage_in_the_rows_of_a_crop_is_noticed_as_in_the_whole_picture(restart
     assert noticed > 20
 
 
+def test_bytes_too_many_before_a_restart_marker_of_the_crop_are_noticed() -> None:
+    data = with_restarts(picture(320, 240), 15)
+    second = data.index(b"\xff\xd1", probe_image(data).scan)
+    damaged = data[:second] + b"\x12\x34" + data[second:]
+    crop = Crop(0, 0, 160, 240)
+    with pytest.raises(CodecError, match="extraneous bytes before marker 0xd[0-7]"):
+        from_whole(damaged, crop, (64, 64))
+    with pytest.raises(CodecError, match="extraneous bytes before marker 0xd[0-7]"):
+        fill(damaged, crop, (64, 64), reduced=False)
+
+
 def psnr(a: Pixels, b: NDArray[Any]) -> float:
     return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))
 

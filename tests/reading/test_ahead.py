@@ -83,6 +83,18 @@ def test_no_thread_that_asks_outlives_the_loop(packed: Path) -> None:
     wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("shardio-ahead")])
 
 
+@pytest.mark.parametrize("threads", [0, 2])
+def test_no_thread_that_asks_outlives_an_error_that_is_kept(packed: Path, threads: int) -> None:
+    def fail(_: object) -> object:
+        raise ValueError("no")
+
+    dataset = shardio.ShardDataset(packed, batch_size=50, shuffle=True, transform=fail)
+    with pytest.raises(shardio.TransformError) as kept:
+        list(shardio.Loader(dataset, threads=threads) if threads else dataset)
+    assert not [t for t in threading.enumerate() if t.name.startswith("shardio-")]
+    assert kept.value.shard is not None
+
+
 def test_of_sparsely_chosen_samples_shards_are_not_read_ahead(
     packed: Path, asked: list[tuple[str, int, int]]
 ) -> None:

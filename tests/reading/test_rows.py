@@ -141,3 +141,11 @@ def test_pixels_that_are_no_picture_are_refused(tmp_path: Path) -> None:
     shard = make_shard(tmp_path / "a.tar", {"a": {"rgb.npy": npy(np.zeros((4, 4), np.uint8))}})
     with pytest.raises(shardio.SampleError, match=r"must be uint8 \[H, W, 3\], not uint8 \[4, 4\]"):
         shardio.ShardDataset(shard)[0]
+
+
+@pytest.mark.parametrize("dtype", ["datetime64[s]", "S4", np.longdouble])
+def test_arrays_that_torch_has_no_dtype_for_are_located(tmp_path: Path, dtype: Any) -> None:
+    samples = {f"{i}": {"npy": npy(np.zeros(4, dtype))} for i in range(4)}
+    shard = make_shard(tmp_path / "a.tar", samples)
+    with pytest.raises(shardio.SampleError, match=r"a\.tar: sample '0', field 'npy' at offset"):
+        list(shardio.ShardDataset(shard, batch_size=4))
