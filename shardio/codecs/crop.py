@@ -1,10 +1,10 @@
 """From a picture's bytes to a slot of the batch: decode no more than the crop needs.
 
-The crop is known before decoding. Of a JPEG, the rows below it are not decoded; where the crop is
-several times larger than the slot, the JPEG is decoded at 1/2, 1/4 or 1/8 of its size, at which
-the crop still covers the slot. Decoding rows alone changes no pixel. Reduced decoding averages
-pixels where a plain bilinear resize would skip them, so the result is nearer to an antialiased
-resize; the crop's edges are kept to a fraction of a pixel.
+The crop is known before decoding. Of a JPEG whose checksum was verified, the rows below it are not
+decoded, which changes no pixel. Where the crop is several times larger than the slot, the JPEG is
+decoded at 1/2, 1/4 or 1/8 of its size, at which the crop still covers the slot. Such reduced
+decoding averages pixels where a plain bilinear resize would skip them, so the result is nearer to
+an antialiased resize; the crop's edges are kept to a fraction of a pixel.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def decode_part(
     *,
     scratch: Scratch,
     reduced: bool,
+    verified: bool,
 ) -> DecodedPart:
     """Decode what a crop of a JPEG, PNG, WebP or BMP needs.
 
@@ -74,15 +75,17 @@ def decode_part(
         size: height and width of the slot.
         scratch: where the pixels go; they are valid until its next use.
         reduced: let large JPEGs be decoded at a part of their size.
+        verified: the data have the checksum that they should. Otherwise a JPEG is decoded to its
+            end, where decoders notice most damage.
 
     Raises:
-        CodecError: see decode_image. What is not decoded of a JPEG is not checked.
+        CodecError: see decode_image.
     """
     view = memoryview(data).cast("B")
     shrink = _shrink(info, crop, size) if reduced and info.format == "jpeg" else 1
     height, width = (-(-side // shrink) for side in info.stored_size)
     pixels = None
-    if info.format == "jpeg":
+    if info.format == "jpeg" and verified:
         _, _, bottom, _ = _box_as_stored(info, crop)
         buffer = scratch.take(height * width * 3)
         pixels = decode_jpeg_top(view, info, buffer, rows=bottom, shrink=shrink)

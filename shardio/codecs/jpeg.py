@@ -9,8 +9,10 @@ decoder at hand would notice when such files are corrupt.
 
 Of a crop, the rows below need no decoding: a lower height in the frame header ends the decoder's
 work early. It then finds the rest of the scan before the end of the image and says so; of several
-warnings TurboJPEG reports the first, so that this one alone means that all pixels are sound. Where
-a scan has restart markers, it is cut at one, since the decoder would stop at the next one instead.
+warnings TurboJPEG reports the first, so that this one alone means that it met no other. Damage that
+a decoder notices at the end of a scan alone goes unnoticed then, so this is for bytes whose
+checksum was verified. Where a scan has restart markers, it is cut behind whole intervals, and
+nothing may be left, since the warning may come of damage before a marker.
 Files that are progressive, arithmetic or CMYK are decoded whole.
 
 Gray becomes three equal channels. CMYK and YCCK follow Adobe's convention, inverted, as nearly
@@ -21,7 +23,7 @@ from __future__ import annotations
 
 import re
 from itertools import islice
-from math import prod
+from math import gcd, prod
 from struct import pack, unpack_from
 from typing import TYPE_CHECKING
 
@@ -105,6 +107,8 @@ def decode_jpeg_top(
     """
     stored_height, width = info.stored_size
     height = rows + _MARGIN * shrink
+    if info.frame and info.restart:
+        height = _height_to_restart(data, info, height)
     if not info.frame or height >= stored_height:
         return None
     lowered = _lower(data, info, height)
@@ -112,7 +116,7 @@ def decode_jpeg_top(
     try:
         return _decode(lowered, shape, buffer)
     except ValueError as error:
-        if not _REST_IS_LEFT.fullmatch(str(error)):
+        if info.restart or not _REST_IS_LEFT.fullmatch(str(error)):
             return None
     return buffer[: prod(shape)].reshape(shape)
 
@@ -131,7 +135,7 @@ def _decode(
 
 
 def _lower(data: memoryview, info: ImageInfo, height: int) -> bytes:
-    """The file with another height, cut where the rest is restart intervals that are not needed."""
+    """The file with another height; of restart intervals those that are needed, and no more."""
     place = info.frame + 3
     parts: list[bytes | memoryview] = [data[:place], pack(">H", height)]
     end = _end_of_rows(data, info, height) if info.restart else None
@@ -139,15 +143,27 @@ def _lower(data: memoryview, info: ImageInfo, height: int) -> bytes:
     return b"".join(parts)
 
 
-def _end_of_rows(data: memoryview, info: ImageInfo, height: int) -> int | None:
-    """Where the restart interval of the last needed row ends; None if markers are missing."""
+def _mcus(data: memoryview, info: ImageInfo) -> tuple[int, int]:
+    """How many rows an MCU has, and how many MCUs lie side by side."""
     components = data[info.frame + 7]
     factors = [data[info.frame + 9 + 3 * component] for component in range(components)]
-    across, down = 8, 8
-    if components > 1:
-        across, down = 8 * max(f >> 4 for f in factors), 8 * max(f & 15 for f in factors)
     width: int = unpack_from(">H", data, info.frame + 5)[0]
-    intervals = -(-(-(-height // down) * -(-width // across)) // info.restart)
+    if components == 1:
+        return 8, -(-width // 8)
+    return 8 * max(f & 15 for f in factors), -(-width // (8 * max(f >> 4 for f in factors)))
+
+
+def _height_to_restart(data: memoryview, info: ImageInfo, height: int) -> int:
+    """The least height from this one on at which whole restart intervals end."""
+    rows, across = _mcus(data, info)
+    step = info.restart // gcd(info.restart, across) * rows
+    return -(-height // step) * step
+
+
+def _end_of_rows(data: memoryview, info: ImageInfo, height: int) -> int | None:
+    """Where the last restart interval of a height from above ends; None if markers are missing."""
+    rows, across = _mcus(data, info)
+    intervals = height // rows * across // info.restart
     scan = np.frombuffer(data, np.uint8)[info.scan :]
     marked = np.flatnonzero(scan[:-1] == 0xFF)
     restarts = marked[(scan[marked + 1] & 0xF8) == 0xD0]

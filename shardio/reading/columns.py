@@ -106,7 +106,13 @@ class SizedImages:
             info = probe_image(stored.data)
             crop = self._transform.crop(info.height, info.width, uniforms)
             part = decode_part(
-                stored.data, info, crop, self._size, scratch=self._scratch, reduced=self._reduced
+                stored.data,
+                info,
+                crop,
+                self._size,
+                scratch=self._scratch,
+                reduced=self._reduced,
+                verified=stored.verified,
             )
             decoded = perf_counter_ns()
             write_part(part, info, crop, self._slots[slot])
@@ -312,8 +318,8 @@ class Values:
         """See Column."""
         del slot, uniforms
         start = perf_counter_ns()
-        field, data = stored
-        value = decode_field(field, data) if self._decode else bytes(data)
+        data = stored.data
+        value = decode_field(stored.field, data) if self._decode else bytes(data)
         times.decode += perf_counter_ns() - start
         return value
 

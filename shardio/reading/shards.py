@@ -30,10 +30,17 @@ Alternatives = tuple[str, ...]
 
 
 class FieldBytes(NamedTuple):
-    """One field of one sample, as stored."""
+    """One field of one sample, as stored.
+
+    Attributes:
+        field: its name.
+        data: its bytes.
+        verified: the index knows their checksum, and they have it.
+    """
 
     field: str
     data: bytes | memoryview
+    verified: bool
 
 
 class Places(NamedTuple):
@@ -122,7 +129,7 @@ class OpenShard:
             begin = offset - start
             data = file.read(offset, size) if whole is None else whole[begin : begin + size]
             self._check(sample, field, at, data)
-            stored.append(FieldBytes(field, data))
+            stored.append(FieldBytes(field, data, self._checksums is not None))
         return stored
 
     def places(self, samples: NDArray[np.int64], alternatives: Alternatives) -> Places | None:
