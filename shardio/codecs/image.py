@@ -110,8 +110,11 @@ def decode_stored(
         buffer = scratch.take(height * width * 3) if scratch is not None else None
         pixels = decode_jpeg(view, info, buffer, shrink=shrink)
     else:
-        check_complete(view, info)
-        pixels = _decode_with_opencv(_critical_chunks(view) if info.format == "png" else view)
+        if info.format == "png":
+            view = _critical_chunks(view)
+        else:
+            check_complete(view, info)
+        pixels = _decode_with_opencv(view)
     if pixels.shape != (height, width, 3) or pixels.dtype != np.uint8:
         raise CodecError(
             f"the pixels decode to {pixels.shape}, but the header announces {info.stored_size}"
@@ -131,7 +134,7 @@ def _decode_with_opencv(data: Buffer) -> NDArray[np.uint8]:
     return cast("NDArray[np.uint8]", pixels)
 
 
-def _critical_chunks(view: memoryview) -> bytes:
+def _critical_chunks(view: memoryview) -> memoryview:
     """Verify the checksums of a PNG, keep what decoding needs: chunks named in capitals."""
     parts = [view[:_PNG_MAGIC_LENGTH]]
     for kind, start, end in png_chunks(view):
@@ -139,4 +142,5 @@ def _critical_chunks(view: memoryview) -> bytes:
             raise CodecError(f"corrupt PNG: the checksum of its chunk {kind!r} is wrong")
         if kind[:1].isupper():
             parts.append(view[start - 8 : end + 4])
-    return b"".join(parts)
+    whole = sum(map(len, parts)) == len(view)
+    return view if whole else memoryview(b"".join(parts))

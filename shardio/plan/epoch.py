@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.plan.order import Order, Runs
+from shardio.plan.order import Order, Runs, grouped
 from shardio.plan.samples import Samples
 from shardio.plan.shuffle import KeyedPermutation, derive_key
 from shardio.plan.tail import Tail, count_steps
@@ -157,8 +157,7 @@ class EpochPlan:
         streams, places = self._in_streams(positions)
         lengths = self._lengths[streams]
         shards, ordinals = np.empty_like(positions), np.empty_like(positions)
-        for stream in np.unique(streams):
-            inside = streams == stream
+        for stream, inside in grouped(streams):
             wrapped = places[inside] % lengths[inside]
             shards[inside], ordinals[inside] = self.orders[stream].locate(wrapped)
         return References(

@@ -8,6 +8,7 @@ once, without the positions before.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.plan.shuffle import KeyedPermutation, derive_key
+
+Inside = NDArray[np.bool_] | slice
+"""An index of an array: some of its places."""
 
 _SHARDS, _SAMPLES = 1, 2
 
@@ -103,10 +107,9 @@ class Order:
     def _permute(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         windows = np.searchsorted(self._window_starts, positions, side="right") - 1
         permuted = np.empty_like(positions)
-        for window in np.unique(windows):
-            inside = windows == window
+        for window, inside in grouped(windows):
             start = self._window_starts[window]
-            permuted[inside] = start + self._permutation(int(window))(positions[inside] - start)
+            permuted[inside] = start + self._permutation(window)(positions[inside] - start)
         return permuted
 
     def _permutation(self, window: int) -> KeyedPermutation:
@@ -118,3 +121,13 @@ class Order:
             size = int(end - self._window_starts[window])
             self._permutations[window] = KeyedPermutation(size, key)
         return self._permutations[window]
+
+
+def grouped(numbers: NDArray[np.int64]) -> Iterator[tuple[int, Inside]]:
+    """Each number that occurs, ascending, with its places."""
+    least, greatest = int(numbers.min(initial=0)), int(numbers.max(initial=0))
+    if least == greatest:
+        yield least, slice(None)
+        return
+    for number in np.unique(numbers).tolist():
+        yield number, numbers == number

@@ -41,6 +41,8 @@ def uniforms(key: int, rows: NDArray[np.int64], columns: int) -> NDArray[np.floa
     Returns:
         [n, columns] float64 in [0, 1).
     """
+    if not columns:
+        return np.empty((len(rows), 0))
     start = _mix(rows.astype(np.uint64) * np.uint64(_GOLDEN) + np.uint64(key))
     steps = np.arange(1, columns + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
     bits = _mix(start[:, None] + steps[None, :])

@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from shardio.errors import ShardioError
 from shardio.plan.epoch import References
-from shardio.plan.order import Order, Runs
+from shardio.plan.order import Order, Runs, grouped
 from shardio.plan.samples import Samples
 from shardio.reading.shards import OpenShard, ShardPool
 from shardio.reading.threads import end_threads, start_threads
@@ -62,7 +64,6 @@ class ReadAhead:
         self._seen = times.read, times.samples
         self._asked = [-1] * len(orders)
         self._opened: set[int] = set()
-        self._windows: list[Future[None]] = []
         self._stop = threading.Event()
         self._opening = start_threads("ahead", _OPENERS)
         self._asking = start_threads("ahead", 1)
@@ -87,16 +88,16 @@ class ReadAhead:
             references: of the batch.
         """
         runs = [run for stream, place in places for run in self._new_windows(stream, place)]
-        self._windows = [window for window in self._windows if not window.done()]
-        if not (runs or self._windows or self._is_slow()):
-            return
-        for shard in set(references.shards.tolist()) - self._opened:
-            self._opened.add(shard)
-            self._opening.submit(self._try_to_open, shard)
-        batch = self._opening.submit(self._ask_for_samples, references)
-        if runs:
-            self._asking.submit(batch.result)  # the batch comes first
-            self._windows += [self._asking.submit(self._ask_for_window, part) for part in runs]
+        slow = self._may_be_slow()
+        if slow:
+            for shard in set(references.shards.tolist()) - self._opened:
+                self._opened.add(shard)
+                self._opening.submit(self._try_to_open, shard)
+            batch = self._opening.submit(self._ask_for_samples, references)
+            if runs:
+                self._asking.submit(batch.result)  # the batch comes first
+        for part in runs:
+            self._asking.submit(self._ask_for_window, part)
 
     def _new_windows(self, stream: int, place: int) -> list[Runs]:
         if not self._orders:
@@ -108,43 +109,40 @@ class ReadAhead:
         runs = [order.runs_of_window(number) for number in wanted]
         return [some.take(some.lengths > 0).take(self._mine) for some in runs if len(some)]
 
-    def _is_slow(self) -> bool:
-        """Tell whether the samples that were read since the last batch came slowly."""
-        read, samples = self._seen
-        self._seen = self._times.read, self._times.samples
-        return self._seen[0] - read > _SLOW_READ * (self._seen[1] - samples)
+    def _may_be_slow(self) -> bool:
+        """Tell whether samples came slowly since the last batch, or none has come."""
+        (read, samples), self._seen = self._seen, (self._times.read, self._times.samples)
+        return self._seen[1] == samples or self._seen[0] - read > _SLOW_READ * (
+            self._seen[1] - samples
+        )
 
     def _ask_for_window(self, runs: Runs) -> None:
         firsts = self._samples.place(runs.shards, runs.firsts)
         lasts = self._samples.place(runs.shards, runs.firsts + runs.lengths - 1)
         for shard, first, last, length in zip(
-            runs.shards.tolist(),
-            firsts.tolist(),
-            lasts.tolist(),
-            runs.lengths.tolist(),
-            strict=True,
+            runs.shards, firsts, lasts, runs.lengths, strict=True
         ):
             if 2 * length > last - first:  # of sparsely chosen samples most bytes are not needed
-                self._ask(shard, first, last)
+                self._ask(int(shard), first[None], last[None])
 
     def _ask_for_samples(self, references: References) -> None:
-        for shard, sample in zip(
-            references.shards.tolist(), references.indices.tolist(), strict=True
-        ):
-            self._ask(shard, sample, sample)
+        for shard, inside in grouped(references.shards):
+            samples = references.indices[inside]
+            self._ask(shard, samples, samples)
 
-    def _ask(self, shard: int, first: int, last: int) -> None:
-        """Ask for the data of some samples of a shard."""
+    def _ask(self, shard: int, firsts: NDArray[np.int64], lasts: NDArray[np.int64]) -> None:
+        """Ask for the data of some runs of samples of a shard."""
         found = self._try_to_open(shard)
-        if found is None or self._stop.is_set():
+        if found is None:
             return
-        start, end = found.extent(first, last)
+        starts, ends = found.extents(firsts, lasts)
         with suppress(ShardioError, OSError):
             file = found.file()
-            for at in range(start, end, _PIECE):
-                if self._stop.is_set():
-                    return
-                file.read_ahead(at, min(at + _PIECE, end))
+            for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+                for at in range(start, end, _PIECE):
+                    if self._stop.is_set():
+                        return
+                    file.read_ahead(at, min(at + _PIECE, end))
 
     def _try_to_open(self, shard: int) -> OpenShard | None:
         with suppress(ShardioError, OSError):

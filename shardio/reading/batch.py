@@ -25,7 +25,7 @@ from shardio.plan.epoch import References
 from shardio.plan.samples import Samples
 from shardio.reading.columns import Column, RowColumn
 from shardio.reading.fields import Fields
-from shardio.reading.rows import gather
+from shardio.reading.rows import Gatherer
 from shardio.reading.shards import FieldBytes, OpenShard, ShardPool
 from shardio.reading.times import StageTimes
 
@@ -78,6 +78,7 @@ class Batch:
 
     Args:
         delivery: how its samples are read.
+        gatherer: of the wanted fields.
         references: of n samples.
         columns: with n slots, by entry.
         numbers: random numbers for the transforms, float64 [n, draws].
@@ -89,15 +90,17 @@ class Batch:
     def __init__(
         self,
         delivery: Delivery,
+        gatherer: Gatherer,
         references: References,
         columns: dict[str, Column],
         numbers: NDArray[np.float64],
     ) -> None:
         self._delivery = delivery
+        self._gatherer = gatherer
         self._columns = columns
         self._references = references
         self._numbers = numbers
-        self._valid: list[bool] = references.valid.tolist()
+        self._valid = references.valid.copy()
         self._keys = [""] * len(references)
         self._missing: list[str] = []  # entries of the one sample where some may be missing
         fields = delivery.fields
@@ -118,7 +121,11 @@ class Batch:
             TarError: a shard was changed or cut off.
         """
         times = StageTimes(samples=len(slots))
-        if not (self._in_rows and self._fill_at_once(slots, times)):
+        at_once = False
+        if self._in_rows:
+            with self._gatherer.lock:
+                at_once = self._fill_at_once(slots, times)
+        if not at_once:
             self._fill_one_by_one(slots, times)
         with self._delivery.lock:
             self._delivery.times.add(times)
@@ -130,28 +137,31 @@ class Batch:
             for name, column in self._columns.items()
             if name not in self._missing
         }
-        batch["valid"] = torch.tensor(self._valid)
+        batch["valid"] = torch.from_numpy(self._valid)
         batch["__key__"] = self._keys
         return batch
 
     def _fill_at_once(self, slots: range, times: StageTimes) -> bool:
         """Gather all fields of the slots; False if the samples are not alike."""
-        start = perf_counter_ns()
+        start, decode = perf_counter_ns(), 0
         inside = slice(slots.start, slots.stop)
-        shards, samples = self._references.shards[inside], self._references.indices[inside]
-        found = gather(self._delivery.pool, shards, samples, self._wanted)
-        if found is None:
-            return False
-        gathered = perf_counter_ns()
-        numbers = found.order + slots.start
-        for column, rows in zip(self._columns.values(), found.fields, strict=True):
-            if not cast("RowColumn", column).place_rows(numbers, rows):
+        columns = [cast("RowColumn", column) for column in self._columns.values()]
+        references, keys, count = self._references, np.array(self._keys[inside], object), 0
+        for found in self._gatherer.gather(references.shards[inside], references.indices[inside]):
+            if found is None:
                 return False
-            times.bytes += int(rows.sizes.sum())
-        for number, key in zip(numbers.tolist(), found.keys, strict=True):
-            self._keys[number] = key
-        times.read += gathered - start
-        times.decode += perf_counter_ns() - gathered
+            gathered = perf_counter_ns()
+            numbers = found.order + slots.start
+            for column, rows in zip(columns, found.fields, strict=True):
+                if not column.place_rows(numbers, rows):
+                    return False
+                count += int(rows.sizes.sum())
+            keys[found.order] = found.keys
+            decode += perf_counter_ns() - gathered
+        self._keys[inside] = keys.tolist()
+        times.bytes += count
+        times.decode += decode
+        times.read += perf_counter_ns() - start - decode
         return True
 
     def _fill_one_by_one(self, slots: range, times: StageTimes) -> None:

@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 MOST_SHORT = 24
 """Bytes of a member, up to which members may differ in size."""
 
+_JOINED = 16  # rows whose checksums are combined at once
+_ROWS, _BYTES = np.arange(_JOINED)[:, None], np.arange(4)
+_SHORT_RUN = 1 << 16
+
 Operator = NDArray[np.uint32]
 """A linear map of 32 bits, uint32 [4, 256]: what each value of each of the four bytes maps to."""
 
@@ -51,27 +55,51 @@ def _crc_of_rows(rows: NDArray[np.uint32], width: int) -> int:
     """CRC-32 of rows of one width laid end to end, of the CRC-32 of each."""
     level = 0
     while len(rows) > 1:
-        if len(rows) % 2:  # zero in front changes nothing: the map of zero is zero
-            rows = np.concatenate([np.zeros(1, np.uint32), rows])
-        rows = _apply(_appending(width, level), rows[0::2]) ^ rows[1::2]
+        missing = -len(rows) % _JOINED
+        if missing:  # zeros in front change nothing: the map of zero is zero
+            rows = np.concatenate([np.zeros(missing, np.uint32), rows])
+        operators = _joining(width * _JOINED**level)
+        images = operators[_ROWS, _BYTES, _bytes_of(rows).reshape(-1, _JOINED, 4)]
+        rows = np.bitwise_xor.reduce(images, axis=(1, 2))
         level += 1
     return int(rows[0])
 
 
+def _bytes_of(values: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(values, "<u4").view(np.uint8).reshape(-1, 4)
+
+
 def _apply(operator: Operator, values: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    parts = np.ascontiguousarray(values, "<u4").view(np.uint8).reshape(-1, 4)
-    images: Operator = operator[np.arange(4), parts]
-    combined: NDArray[np.uint32] = np.bitwise_xor.reduce(images, axis=1)
+    combined: NDArray[np.uint32] = np.bitwise_xor.reduce(
+        operator[_BYTES, _bytes_of(values)], axis=1
+    )
     return combined
 
 
-@lru_cache(maxsize=256)
-def _appending(width: int, level: int) -> Operator:
-    """What appending width · 2^level bytes does to the checksum of what comes before."""
-    if level:
-        before = _appending(width, level - 1)
-        return np.stack([_apply(before, before[place]) for place in range(4)])
-    zeros = bytes(width)
+@lru_cache(maxsize=64)
+def _joining(size: int) -> NDArray[np.uint32]:
+    """The maps of _JOINED pieces of a size to what they give when laid end to end.
+
+    Returns:
+        uint32 [_JOINED, 4, 256]; each piece has as many more appended as follow it.
+    """
+    identity = np.arange(256, dtype=np.uint32) << np.array([[0], [8], [16], [24]], np.uint32)
+    operators = [identity]
+    step = _appending(size)
+    for _ in range(_JOINED - 1):
+        operators.append(np.stack([_apply(step, images) for images in operators[-1]]))
+    return np.stack(operators[::-1])
+
+
+@lru_cache(maxsize=64)
+def _appending(size: int) -> Operator:
+    """What appending that many bytes does to the checksum of what comes before."""
+    half = size // 2
+    if half > _SHORT_RUN:
+        once = _appending(half)
+        twice = np.stack([_apply(once, images) for images in once])
+        return np.stack([_apply(_appending(1), images) for images in twice]) if size % 2 else twice
+    zeros = bytes(size)
     start = zlib.crc32(zeros)
     bits = [zlib.crc32(zeros, 1 << bit) ^ start for bit in range(32)]
     operator = np.zeros((4, 256), np.uint32)

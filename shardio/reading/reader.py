@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from shardio.codecs.image import Scratch
 from shardio.codecs.registry import kind_of
 from shardio.plan.epoch import References
@@ -18,6 +21,7 @@ from shardio.reading.columns import (
     Values,
 )
 from shardio.reading.memory import Allocate
+from shardio.reading.rows import Gatherer
 from shardio.transforms import SizedTransform
 
 
@@ -44,9 +48,12 @@ class SampleReader:
         self._delivery = delivery
         self._decode = decode
         self._transform = transform
+        self._draws = transform.draws if isinstance(transform, SizedTransform) else 0
         self._reduced = reduced
         self._allocate = allocate
         self._scratch = Scratch()
+        self._gatherer = Gatherer(delivery.pool, [*delivery.fields.values()])
+        self._columns = {name: self._column(found[0]) for name, found in delivery.fields.items()}
 
     def start(self, references: References, key: int) -> Batch:
         """A batch with empty slots.
@@ -55,28 +62,28 @@ class SampleReader:
             references: of n samples.
             key: of the random numbers for transforms, equal in all processes of an epoch.
         """
-        columns = {name: self._column(name, len(references)) for name in self._delivery.fields}
-        draws = self._transform.draws if isinstance(self._transform, SizedTransform) else 0
-        numbers = uniforms(key, references.positions, draws)
-        return Batch(self._delivery, references, columns, numbers)
+        columns = {name: make(len(references)) for name, make in self._columns.items()}
+        numbers = uniforms(key, references.positions, self._draws)
+        return Batch(self._delivery, self._gatherer, references, columns, numbers)
 
-    def _column(self, name: str, slots: int) -> Column:
-        kind = kind_of(self._delivery.fields[name][0]) if self._decode else "bytes"
+    def _column(self, field: str) -> Callable[[int], Column]:
+        """What makes the column of an entry that a field and its like fill, of that many slots."""
+        kind = kind_of(field) if self._decode else "bytes"
         transform = self._transform if kind in {"image", "pixels"} else None
         if isinstance(transform, SizedTransform):
-            return SizedImages(
-                slots,
-                transform,
-                self._scratch,
+            return partial(
+                SizedImages,
+                transform=transform,
+                scratch=self._scratch,
                 reduced=self._reduced,
                 allocate=self._allocate,
             )
         if transform is not None:
-            return Transformed(slots, transform, allocate=self._allocate)
+            return partial(Transformed, transform=transform, allocate=self._allocate)
         if kind == "cls":
-            return Labels(slots)
+            return Labels
         if kind in {"pixels", "npy"}:
-            return StackedArrays(slots, image=kind == "pixels", allocate=self._allocate)
+            return partial(StackedArrays, image=kind == "pixels", allocate=self._allocate)
         if kind == "image":
-            return Arrays(slots, image=True, allocate=self._allocate)
-        return Values(slots, decode=self._decode)
+            return partial(Arrays, image=True, allocate=self._allocate)
+        return partial(Values, decode=self._decode)

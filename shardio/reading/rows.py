@@ -1,23 +1,61 @@
-"""A field of many samples at once, gathered from memory maps of their shards.
+"""Fields of many samples at once, gathered from memory maps of their shards.
 
 Where the members of a batch are alike, as arrays of one shape and class numbers are, one gather
 for each shard takes the place of a system call and a dozen of Python's steps for each sample.
-Every byte still has its checksum verified.
+Members start at blocks of 512 bytes in a tar, so what is gathered are blocks. Every byte still has
+its checksum verified. Buffers are kept: new memory would cost page faults, more than the copying.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shardio.codecs.image import Scratch
 from shardio.reading.checksums import MOST_SHORT, check_rows
-from shardio.reading.shards import Alternatives, OpenShard, ShardPool
+from shardio.reading.shards import GAP, Alternatives, OpenShard, Places, ShardPool
+from shardio.tar.header import BLOCK, padded
 
-Groups = list[tuple[OpenShard, NDArray[np.int64], slice]]
+_MOST_AT_ONCE = 4 << 20  # bytes; they stay in the processor's cache while they are looked at
+
+
+class _Group(NamedTuple):
+    """Samples of one shard.
+
+    Attributes:
+        shard: that they are in.
+        samples: int64 [k], their positions there.
+        rows: which rows of what is gathered are theirs.
+    """
+
+    shard: OpenShard
+    samples: NDArray[np.int64]
+    rows: slice
+
+    def within(self, rows: slice) -> _Group:
+        """What of it is in some rows, which are counted from their first."""
+        start, stop = max(self.rows.start, rows.start), min(self.rows.stop, rows.stop)
+        samples = self.samples[max(start - self.rows.start, 0) : max(stop - self.rows.start, 0)]
+        return _Group(self.shard, samples, slice(start - rows.start, stop - rows.start))
+
+
+class _Piece(NamedTuple):
+    """What is copied of every sample at once.
+
+    Attributes:
+        starts: int64 [n], where it starts in the shards.
+        width: bytes.
+        fields: numbers of the fields in it, and where they are.
+    """
+
+    starts: NDArray[np.int64]
+    width: int
+    fields: list[tuple[int, slice]]
 
 
 class Rows(NamedTuple):
@@ -40,7 +78,7 @@ class Gathered(NamedTuple):
     Attributes:
         order: int64 [n], which sample each row is of.
         keys: of the rows.
-        fields: one Rows a wanted field.
+        fields: one Rows a wanted field, valid until the next are gathered.
     """
 
     order: NDArray[np.int64]
@@ -48,58 +86,127 @@ class Gathered(NamedTuple):
     fields: list[Rows]
 
 
-def gather(
-    pool: ShardPool,
-    shards: NDArray[np.int64],
-    samples: NDArray[np.int64],
-    wanted: Sequence[Alternatives],
-) -> Gathered | None:
-    """Read fields of samples of several shards.
+class Gatherer:
+    """Reads fields of samples of several shards.
 
     Args:
         pool: of the shards.
-        shards: int64 [n], where each sample is.
-        samples: int64 [n], its position there.
         wanted: fields with their alternatives.
 
-    Returns:
-        None if the samples are not alike, or not what the index recorded: reading them one by
-        one tells.
-
-    Raises:
-        TarError: a shard was changed or cut off.
+    Attributes:
+        lock: to be held while gathering. The steps are so short that two threads at once would
+            hand the interpreter's lock to each other at every one, and be slower than one.
     """
-    order = np.argsort(shards, kind="stable")
-    shards, samples = shards[order], samples[order]
-    bounds = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(order)]
-    groups: Groups = [
-        (pool.get(int(shards[start])), samples[start:end], slice(start, end))
-        for start, end in pairwise(bounds)
+
+    def __init__(self, pool: ShardPool, wanted: Sequence[Alternatives]) -> None:
+        self.lock = threading.Lock()
+        self._pool = pool
+        self._wanted = wanted
+        self._pieces = Scratch()
+        self._fields = [Scratch() for _ in wanted]
+
+    def gather(
+        self, shards: NDArray[np.int64], samples: NDArray[np.int64]
+    ) -> Iterator[Gathered | None]:
+        """Read samples, some at a time.
+
+        Args:
+            shards: int64 [n], where each sample is.
+            samples: int64 [n], its position there.
+
+        Yields:
+            None, and nothing more, if the samples are not alike, or not what the index recorded:
+            reading them one by one tells.
+
+        Raises:
+            TarError: a shard was changed or cut off.
+        """
+        order = np.argsort(shards, kind="stable")
+        groups = self._group(shards[order], samples[order])
+        places = _locate(groups, self._wanted)
+        pieces = _cut(places) if places is not None else []
+        if places is None or not pieces:
+            yield None
+            return
+        at_once = max(1, _MOST_AT_ONCE // sum(piece.width for piece in pieces))
+        for start in range(0, len(order), at_once):
+            inside = slice(start, min(start + at_once, len(order)))
+            some = [part for group in groups if (part := group.within(inside)).samples.size]
+            fields = self._read(some, places.within(inside), pieces, inside)
+            if fields is None:
+                yield None
+                return
+            keys = [key for group in some for key in group.shard.keys(group.samples)]
+            yield Gathered(order[inside], keys, fields)
+
+    def _group(self, shards: NDArray[np.int64], samples: NDArray[np.int64]) -> list[_Group]:
+        bounds = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(shards)]
+        return [
+            _Group(self._pool.get(int(shards[start])), samples[start:end], slice(start, end))
+            for start, end in pairwise(bounds)
+        ]
+
+    def _read(
+        self, groups: list[_Group], places: Places, pieces: list[_Piece], inside: slice
+    ) -> list[Rows] | None:
+        """The bytes of all fields; None if they are not what the index recorded."""
+        found: dict[int, Rows] = {}
+        for piece in pieces:
+            starts = piece.starts[inside]
+            copies = _rows_of(self._pieces, len(starts), piece.width)
+            for group in groups:
+                if not group.shard.copy(starts[group.rows], copies[group.rows]):
+                    return None
+            for field, span in piece.fields:
+                block = _rows_of(self._fields[field], len(starts), span.stop - span.start)
+                np.copyto(block, copies[:, span])
+                sizes, sums = places.sizes[field], places.checksums
+                if sums is not None and not check_rows(block, sizes, sums[field]):
+                    return None
+                found[field] = Rows(places.fields[field], block, sizes)
+        return [found[field] for field in range(len(self._wanted))]
+
+
+def _locate(groups: list[_Group], wanted: Sequence[Alternatives]) -> Places | None:
+    """Where the fields of all samples are; None if they are not alike."""
+    found = [group.shard.places(group.samples, wanted) for group in groups]
+    parts = [part for part in found if part is not None]
+    if len(parts) < len(found) or len({part.fields for part in parts}) > 1:
+        return None
+    sums = [part.checksums for part in parts if part.checksums is not None]
+    offsets = np.concatenate([part.offsets for part in parts], axis=1)
+    if len(sums) not in {0, len(parts)} or int(offsets.min()) < 0:
+        return None
+    return Places(
+        parts[0].fields,
+        offsets,
+        np.concatenate([part.sizes for part in parts], axis=1),
+        np.concatenate(sums, axis=1) if sums else None,
+    )
+
+
+def _cut(places: Places) -> list[_Piece]:
+    """What to copy: all fields as one if they are close together and everywhere in the same way.
+
+    Returns:
+        Pieces of whole blocks; none if sizes differ that must not, or data start inside a block.
+    """
+    most = places.sizes.max(axis=1)
+    unlike = (most > MOST_SHORT) & (places.sizes.min(axis=1) < most)
+    if unlike.any() or (places.offsets % BLOCK).any():
+        return []
+    widths, starts = most.tolist(), places.offsets.min(axis=0)
+    inside = places.offsets - starts
+    begins = inside[:, 0].tolist()
+    spans = [slice(begin, begin + width) for begin, width in zip(begins, widths, strict=True)]
+    end = max(span.stop for span in spans)
+    if end <= sum(widths) + GAP * len(widths) and (inside == inside[:, :1]).all():
+        return [_Piece(starts, padded(end), [*enumerate(spans)])]
+    return [
+        _Piece(offsets, padded(width), [(field, slice(0, width))])
+        for field, (offsets, width) in enumerate(zip(places.offsets, widths, strict=True))
     ]
-    fields: list[Rows] = []
-    for alternatives in wanted:
-        rows = _gather_field(groups, alternatives, len(order))
-        if rows is None:
-            return None
-        fields.append(rows)
-    keys = [key for shard, part, _ in groups for key in shard.keys(part)]
-    return Gathered(order, keys, fields)
 
 
-def _gather_field(groups: Groups, alternatives: Alternatives, count: int) -> Rows | None:
-    places = [shard.places(part, alternatives) for shard, part, _ in groups]
-    found = [place for place in places if place is not None]
-    if len(found) < len(places) or len({place.field for place in found}) > 1:
-        return None
-    sizes = np.concatenate([place.sizes for place in found])
-    sums = [place.checksums for place in found if place.checksums is not None]
-    width = int(sizes.max())
-    if len(sums) not in {0, len(found)} or (width > MOST_SHORT and int(sizes.min()) < width):
-        return None
-    block = np.empty((count, width), np.uint8)
-    for (shard, _, rows), place in zip(groups, found, strict=True):
-        if not shard.copy(place.offsets, block[rows]):
-            return None
-    if sums and not check_rows(block, sizes, np.concatenate(sums)):
-        return None
-    return Rows(found[0].field, block, sizes)
+def _rows_of(scratch: Scratch, count: int, width: int) -> NDArray[np.uint8]:
+    return scratch.take(count * width)[: count * width].reshape(count, width)

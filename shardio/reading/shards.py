@@ -21,10 +21,12 @@ from shardio.errors import SampleError, TarError
 from shardio.index.catalog import ShardEntry
 from shardio.index.shard_index import ShardIndex
 from shardio.storage.local import LocalShard
+from shardio.tar.header import BLOCK
 
 _MOST_OPEN = 64
 _MOST_MAPPED = 128  # Python's mmap keeps a descriptor, of which a process often has 1,024
-_GAP = 2048  # bytes of headers and padding that are read along to get two fields with one call
+GAP = 2048
+"""Bytes of headers and padding that are read along to get a further field with the same call."""
 
 Alternatives = tuple[str, ...]
 
@@ -44,19 +46,24 @@ class FieldBytes(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where one field of several samples of a shard is.
+    """Where F fields of n samples of a shard are.
 
     Attributes:
-        field: its name.
-        offsets: int64 [n].
-        sizes: int64 [n].
-        checksums: uint32 [n], CRC-32; None where they are not known.
+        fields: their names.
+        offsets: int64 [F, n], -1 where a sample lacks the field.
+        sizes: int64 [F, n].
+        checksums: uint32 [F, n], CRC-32; None where they are not known.
     """
 
-    field: str
+    fields: tuple[str, ...]
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
     checksums: NDArray[np.uint32] | None
+
+    def within(self, samples: slice) -> Places:
+        """Those of some of the samples."""
+        sums = None if self.checksums is None else self.checksums[:, samples]
+        return Places(self.fields, self.offsets[:, samples], self.sizes[:, samples], sums)
 
 
 class OpenShard:
@@ -78,6 +85,7 @@ class OpenShard:
         self._lock = threading.Lock()
         self._kept: LocalShard | None = None
         self._known: dict[Alternatives, list[tuple[str, int]]] | None = None
+        self._text: str | None = None  # all keys
 
     def open(self) -> None:
         """Open the file and map the index, if they are not.
@@ -117,7 +125,7 @@ class OpenShard:
         file = self.file()
         start, end = min(spans)[0], max(offset + size for offset, size in spans)
         whole = None
-        if len(spans) > 1 and end - start <= sum(size for _, size in spans) + _GAP * len(spans):
+        if len(spans) > 1 and end - start <= sum(size for _, size in spans) + GAP * len(spans):
             whole = memoryview(file.read(start, end - start))
         stored: list[FieldBytes | None] = []
         for place in found:
@@ -132,50 +140,69 @@ class OpenShard:
             stored.append(FieldBytes(field, data, self._checksums is not None))
         return stored
 
-    def places(self, samples: NDArray[np.int64], alternatives: Alternatives) -> Places | None:
-        """Where a field of several samples is; None if some lack it, or may have another."""
-        columns = self._columns(alternatives)
-        if len(columns) != 1:
+    def places(self, samples: NDArray[np.int64], wanted: Sequence[Alternatives]) -> Places | None:
+        """Where fields of several samples are; None if the shard has several alternatives."""
+        found = [self._columns(alternatives) for alternatives in wanted]
+        if any(len(columns) != 1 for columns in found):
             return None
-        (field, column), index = columns[0], self.index
-        offsets, sums = index.offsets[samples, column], index.checksums
-        if int(offsets.min()) < 0:
-            return None
-        checksums = None if sums is None else sums[samples, column]
-        return Places(field, offsets, index.sizes[samples, column], checksums)
+        names, numbers = zip(*(columns[0] for columns in found), strict=True)
+        index = self.index
+        at = samples * len(index.fields) + np.array(numbers)[:, None]
+        sums = index.checksums
+        return Places(
+            names,
+            index.offsets.reshape(-1).take(at),
+            index.sizes.reshape(-1).take(at),
+            None if sums is None else sums.reshape(-1).take(at),
+        )
 
-    def copy(self, offsets: NDArray[np.int64], out: NDArray[np.uint8]) -> bool:
-        """Copy the bytes from some offsets on, uint8 [n, w], out of a memory map.
+    def copy(self, starts: NDArray[np.int64], out: NDArray[np.uint8]) -> bool:
+        """Copy whole blocks of 512 bytes out of a memory map.
+
+        Args:
+            starts: int64 [n], offset of the first block of each row.
+            out: uint8 [n, w], where they go.
 
         Returns:
-            False, with nothing copied, where that many bytes would reach past the shard's end.
+            False, with nothing copied, where a row would reach past the shard's end.
 
         Raises:
             TarError: the shard was cut off.
         """
-        content, width = self.file().map(), out.shape[1]
-        if int(offsets.max()) + width > len(content):
+        blocks = self.file().map()
+        wanted = (starts // BLOCK)[:, None] + np.arange(out.shape[1] // BLOCK)
+        if int(wanted[:, -1].max()) >= len(blocks):
             return False
-        windows = np.ndarray((len(content) - width + 1, width), np.uint8, content, 0, (1, 1))
-        out[:] = windows[offsets]
+        blocks.take(wanted, out=out.view(blocks.dtype), mode="clip")
         return True
 
     def keys(self, samples: NDArray[np.int64]) -> list[str]:
         """The keys of several samples."""
-        ends, text = self.index.key_ends, self.index.keys.data
-        spans = zip(ends[samples].tolist(), ends[samples + 1].tolist(), strict=True)
-        return [str(text[start:end], "utf-8", "surrogateescape") for start, end in spans]
+        if self._text is None:
+            self._text = str(self.index.keys.data, "utf-8", "surrogateescape")
+        text, ends = self._text, self.index.key_ends
+        if len(text) == len(self.index.keys):
+            spans = zip(ends.take(samples).tolist(), ends.take(samples + 1).tolist(), strict=True)
+            return [text[start:end] for start, end in spans]
+        return [self.index.key(sample) for sample in samples.tolist()]
 
     def present(self, sample: int, alternatives: Alternatives) -> list[str]:
         """Which of the alternative fields a sample has."""
         columns = self._columns(alternatives)
         return [field for field, column in columns if self._offsets[sample, column] >= 0]
 
-    def extent(self, first: int, last: int) -> tuple[int, int]:
-        """Where the data of samples first to last start and end in the file."""
-        starts, ends = self.index.offsets[first], self.index.offsets[last] + self.index.sizes[last]
-        start = int(starts[starts >= 0].min(initial=self._entry.size))
-        return start, int(ends.max(initial=0))
+    def extents(
+        self, firsts: NDArray[np.int64], lasts: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where the data of runs of samples start and end in the file, int64 [n] both.
+
+        Args:
+            firsts: int64 [n], the first sample of each run.
+            lasts: int64 [n], the last one.
+        """
+        starts, ends = self.index.offsets[firsts], self.index.offsets[lasts]
+        starts = np.where(starts < 0, self._entry.size, starts).min(axis=1)
+        return starts, (ends + self.index.sizes[lasts]).max(axis=1)
 
     def place(self, sample: int, field: str) -> str:
         """Where a field is, for the beginning of an error's sentence."""

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from shardio.errors import TarError
 
+_BLOCK = np.dtype("V512")
+
 
 class LocalShard:
     """One open shard file; safe to read from several threads.
@@ -39,7 +41,7 @@ class LocalShard:
         status = os.fstat(self._descriptor)
         self.size = status.st_size
         self.stamp = (status.st_ino, status.st_mtime_ns)
-        self._content: NDArray[np.uint8] | None = None
+        self._content: NDArray[np.void] | None = None
 
     def read(self, offset: int, size: int) -> bytes:
         """Bytes [offset, offset + size).
@@ -61,8 +63,11 @@ class LocalShard:
             data += more
         return data
 
-    def map(self) -> NDArray[np.uint8]:
-        """The whole file as a read-only memory map, uint8 [size].
+    def map(self) -> NDArray[np.void]:
+        """All whole blocks of 512 bytes, which tars are made of, as a read-only memory map.
+
+        Returns:
+            void of 512 bytes, [size // 512].
 
         Raises:
             TarError: the file was cut off.
@@ -74,7 +79,7 @@ class LocalShard:
             )
         if self._content is None:
             mapped = mmap.mmap(self._descriptor, self.size, prot=mmap.PROT_READ)
-            self._content = np.frombuffer(mapped, np.uint8)
+            self._content = np.frombuffer(mapped, _BLOCK, self.size // _BLOCK.itemsize)
         return self._content
 
     def read_ahead(self, start: int, end: int) -> None:
