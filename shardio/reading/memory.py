@@ -3,8 +3,7 @@
 New memory costs a page fault for each of its pages, and a batch of photos has thousands. So the
 memory of a batch that nobody holds any more is lent again: each tensor keeps a small array alive
 that stands for the loan, and its end gives the memory back. A batch may be kept as long as one
-likes. In a worker process the slots lie in shared memory, so that the finished batch is handed to
-the training process without another copy.
+likes.
 """
 
 from __future__ import annotations
@@ -49,15 +48,6 @@ class Recycler:
         ending = weakref.finalize(loan, free.append, memory)
         ending.atexit = False  # type: ignore[misc]  # typeshed takes it for read-only
         return torch.from_numpy(loan).view(dtype).view(shape)
-
-
-def allocate_shared(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """An Allocate of memory that other processes can map."""
-    # What torch's own collate calls; share_memory_() would copy the empty slots first.
-    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(prod(shape) * dtype.itemsize)
-    tensor = torch.empty(0, dtype=dtype)
-    strides = [prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    return tensor.set_(storage, 0, torch.Size(shape), strides)
 
 
 def _make(size: int) -> NDArray[np.uint8]:

@@ -52,7 +52,7 @@ class SampleReader:
         self._reduced = reduced
         self._allocate = allocate
         self._scratch = Scratch()
-        self._gatherer = Gatherer(delivery.pool, [*delivery.fields.values()])
+        self._gatherer = Gatherer(delivery.pool, tuple(delivery.fields.values()))
         self._columns = {name: self._column(found[0]) for name, found in delivery.fields.items()}
 
     def start(self, references: References, key: int) -> Batch:

@@ -23,7 +23,8 @@ from shardio.errors import UsageError
 from shardio.plan.epoch import steps_of_worker
 from shardio.reading.arguments import whole_number
 from shardio.reading.epochs import EpochCounter
-from shardio.reading.memory import Allocate, Recycler, allocate_shared
+from shardio.reading.handover import Sender
+from shardio.reading.memory import Allocate, Recycler
 from shardio.reading.state import Identity, Position, make_state, read_state
 from shardio.reading.topology import Ranks, find_ranks, find_worker
 
@@ -155,9 +156,10 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         if get_worker_info() is None:
             return self._begin_late(run, allocate or Recycler())
         forbid_opencv_threads()
-        if allocate is None:
-            allocate = allocate_shared if self.batch_size is not None else Recycler()
-        return self._begin(run, allocate)
+        if allocate is not None or self.batch_size is None:
+            return self._begin(run, allocate or Recycler())
+        sender = Sender()
+        return sender.send(self._begin(run, sender))
 
     def _begin_late(self, run: Run, allocate: Allocate) -> Loop:
         """Begin with the first batch, so that an iterator that nobody uses takes no epoch."""

@@ -9,7 +9,7 @@ its checksum verified. Buffers are kept: new memory would cost page faults, more
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -98,7 +98,7 @@ class Gatherer:
             hand the interpreter's lock to each other at every one, and be slower than one.
     """
 
-    def __init__(self, pool: ShardPool, wanted: Sequence[Alternatives]) -> None:
+    def __init__(self, pool: ShardPool, wanted: tuple[Alternatives, ...]) -> None:
         self.lock = threading.Lock()
         self._pool = pool
         self._wanted = wanted
@@ -167,7 +167,7 @@ class Gatherer:
         return [found[field] for field in range(len(self._wanted))]
 
 
-def _locate(groups: list[_Group], wanted: Sequence[Alternatives]) -> Places | None:
+def _locate(groups: list[_Group], wanted: tuple[Alternatives, ...]) -> Places | None:
     """Where the fields of all samples are; None if they are not alike."""
     found = [group.shard.places(group.samples, wanted) for group in groups]
     parts = [part for part in found if part is not None]

@@ -66,6 +66,22 @@ class Places(NamedTuple):
         return Places(self.fields, self.offsets[:, samples], self.sizes[:, samples], sums)
 
 
+class _Table(NamedTuple):
+    """Where fields are in a shard's index.
+
+    Attributes:
+        fields: names of F of them.
+        columns: int64 [F, 1], their columns.
+        offsets: of the index, flat; sizes and checksums likewise.
+    """
+
+    fields: tuple[str, ...]
+    columns: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    checksums: NDArray[np.uint32] | None
+
+
 class OpenShard:
     """A shard file with its index; opened when first needed, and again after `close`.
 
@@ -85,6 +101,7 @@ class OpenShard:
         self._lock = threading.Lock()
         self._kept: LocalShard | None = None
         self._known: dict[Alternatives, list[tuple[str, int]]] | None = None
+        self._tables: dict[tuple[Alternatives, ...], _Table | None] = {}
         self._text: str | None = None  # all keys
 
     def open(self) -> None:
@@ -140,21 +157,17 @@ class OpenShard:
             stored.append(FieldBytes(field, data, self._checksums is not None))
         return stored
 
-    def places(self, samples: NDArray[np.int64], wanted: Sequence[Alternatives]) -> Places | None:
+    def places(self, samples: NDArray[np.int64], wanted: tuple[Alternatives, ...]) -> Places | None:
         """Where fields of several samples are; None if the shard has several alternatives."""
-        found = [self._columns(alternatives) for alternatives in wanted]
-        if any(len(columns) != 1 for columns in found):
+        if wanted not in self._tables:
+            self._tables[wanted] = self._table(wanted)
+        table = self._tables[wanted]
+        if table is None:
             return None
-        names, numbers = zip(*(columns[0] for columns in found), strict=True)
-        index = self.index
-        at = samples * len(index.fields) + np.array(numbers)[:, None]
-        sums = index.checksums
-        return Places(
-            names,
-            index.offsets.reshape(-1).take(at),
-            index.sizes.reshape(-1).take(at),
-            None if sums is None else sums.reshape(-1).take(at),
-        )
+        at = samples * len(self.index.fields) + table.columns
+        sums = table.checksums
+        checksums = None if sums is None else sums.take(at)
+        return Places(table.fields, table.offsets.take(at), table.sizes.take(at), checksums)
 
     def copy(self, starts: NDArray[np.int64], out: NDArray[np.uint8]) -> bool:
         """Copy whole blocks of 512 bytes out of a memory map.
@@ -181,10 +194,10 @@ class OpenShard:
         if self._text is None:
             self._text = str(self.index.keys.data, "utf-8", "surrogateescape")
         text, ends = self._text, self.index.key_ends
-        if len(text) == len(self.index.keys):
-            spans = zip(ends.take(samples).tolist(), ends.take(samples + 1).tolist(), strict=True)
-            return [text[start:end] for start, end in spans]
-        return [self.index.key(sample) for sample in samples.tolist()]
+        if len(text) != ends[-1]:  # characters of several bytes
+            return [self.index.key(sample) for sample in samples.tolist()]
+        spans = zip(ends.take(samples).tolist(), ends.take(samples + 1).tolist(), strict=True)
+        return [text[start:end] for start, end in spans]
 
     def present(self, sample: int, alternatives: Alternatives) -> list[str]:
         """Which of the alternative fields a sample has."""
@@ -224,6 +237,20 @@ class OpenShard:
             columns = [(name, names.index(name)) for name in alternatives if name in names]
             known[alternatives] = columns
         return columns
+
+    def _table(self, wanted: tuple[Alternatives, ...]) -> _Table | None:
+        found = [self._columns(alternatives) for alternatives in wanted]
+        if any(len(columns) != 1 for columns in found):
+            return None
+        fields, columns = zip(*(some[0] for some in found), strict=True)
+        index, sums = self.index, self.index.checksums
+        return _Table(
+            fields,
+            np.array(columns)[:, None],
+            index.offsets.reshape(-1),
+            index.sizes.reshape(-1),
+            None if sums is None else sums.reshape(-1),
+        )
 
     def _find(self, sample: int, alternatives: Alternatives) -> tuple[str, tuple[int, int]] | None:
         for field, column in self._columns(alternatives):
