@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import threading
 import zlib
-from struct import unpack_from
 from typing import TYPE_CHECKING, cast
 
 import cv2
@@ -22,13 +21,15 @@ import numpy as np
 
 from shardio.codecs.exif import UPRIGHT, apply_orientation
 from shardio.codecs.jpeg import decode_jpeg
-from shardio.codecs.probe import check_complete, png_chunks, probe_image
+from shardio.codecs.probe import check_complete, probe_image
 from shardio.errors import CodecError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-    from shardio.codecs.probe import Buffer, ImageInfo
+    from shardio.codecs.probe import Buffer, Chunk, ImageInfo
 
 _PNG_MAGIC_LENGTH = 8
 _NATIVE_RGB: int | None = getattr(cv2, "IMREAD_COLOR_RGB", None)  # OpenCV 4.11 and later
@@ -109,11 +110,10 @@ def decode_stored(
     if info.format == "jpeg":
         buffer = scratch.take(height * width * 3) if scratch is not None else None
         pixels = decode_jpeg(view, info, buffer, shrink=shrink)
+    elif info.format == "png":
+        pixels = _decode_with_opencv(_critical_chunks(view, info.chunks))
     else:
-        if info.format == "png":
-            view = _critical_chunks(view)
-        else:
-            check_complete(view, info)
+        check_complete(view, info)
         pixels = _decode_with_opencv(view)
     if pixels.shape != (height, width, 3) or pixels.dtype != np.uint8:
         raise CodecError(
@@ -134,13 +134,12 @@ def _decode_with_opencv(data: Buffer) -> NDArray[np.uint8]:
     return cast("NDArray[np.uint8]", pixels)
 
 
-def _critical_chunks(view: memoryview) -> memoryview:
+def _critical_chunks(view: memoryview, chunks: Sequence[Chunk]) -> Buffer:
     """Verify the checksums of a PNG, keep what decoding needs: chunks named in capitals."""
     parts = [view[:_PNG_MAGIC_LENGTH]]
-    for kind, start, end in png_chunks(view):
-        if zlib.crc32(view[start - 4 : end]) != unpack_from(">I", view, end)[0]:
+    for kind, start, end in chunks:
+        if zlib.crc32(view[start - 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
             raise CodecError(f"corrupt PNG: the checksum of its chunk {kind!r} is wrong")
         if kind[:1].isupper():
             parts.append(view[start - 8 : end + 4])
-    whole = sum(map(len, parts)) == len(view)
-    return view if whole else memoryview(b"".join(parts))
+    return view if len(parts) > len(chunks) else b"".join(parts)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 Buffer = bytes | bytearray | memoryview
 """Bytes in one contiguous piece."""
 
+Chunk = tuple[bytes, int, int]
+"""Type of a PNG's chunk, and where its data start and end."""
+
 MAX_PIXELS = 178_956_970
 """Pillow's limit for its decompression bomb error: half a gigabyte of RGB."""
 
@@ -84,6 +87,7 @@ class ImageInfo:
         frame: JPEG only: offset of the frame header's length, where the height in it may be
             lowered to decode less: Huffman coding, one scan, gray or three colours; else 0.
         restart: JPEG only: restart interval in MCUs; 0 for none.
+        chunks: PNG only: all of them.
     """
 
     format: str
@@ -94,6 +98,7 @@ class ImageInfo:
     multiscan: bool = False
     frame: int = 0
     restart: int = 0
+    chunks: tuple[Chunk, ...] = ()
 
     @property
     def stored_size(self) -> tuple[int, int]:
@@ -173,11 +178,8 @@ def jpeg_segments(view: memoryview) -> Iterator[tuple[int, int, int]]:
     raise CodecError(f"broken JPEG header: more than {_MAX_SEGMENTS} segments")
 
 
-def png_chunks(view: memoryview) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the chunks of a PNG, IEND last.
-
-    Yields:
-        Chunk type, and where its data start and end; a CRC of four bytes follows.
+def png_chunks(view: memoryview) -> Iterator[Chunk]:
+    """Yield the chunks of a PNG, IEND last; a CRC of four bytes follows each one's data.
 
     Raises:
         CodecError: the file ends before IEND does, or has more chunks than any real one.
@@ -282,14 +284,17 @@ def _jpeg_info(
 
 
 def _probe_png(view: memoryview) -> ImageInfo:
+    chunks: list[Chunk] = []
     orientation = 0
-    for kind, start, end in png_chunks(view):
-        if start == 16 and (kind != b"IHDR" or end - start != 13):
+    for chunk in png_chunks(view):
+        kind, start, end = chunk
+        if not chunks and (kind != b"IHDR" or end - start != 13):
             raise CodecError(f"broken PNG header: its first chunk is {kind!r}, not a sound IHDR")
         if kind == b"eXIf" and not orientation:
             orientation = exif_orientation(view[start:end])
+        chunks.append(chunk)
     width, height = unpack_from(">II", view, 16)
-    return _info("png", (height, width), orientation or UPRIGHT)
+    return _info("png", (height, width), orientation or UPRIGHT, tuple(chunks))
 
 
 def _probe_webp(view: memoryview) -> ImageInfo:
@@ -328,10 +333,14 @@ def _probe_bmp(view: memoryview) -> ImageInfo:
     return _info("bmp", (abs(height), width), UPRIGHT)  # a negative height: first row on top
 
 
-def _info(name: str, stored_size: tuple[int, int], orientation: int) -> ImageInfo:
+def _info(
+    name: str, stored_size: tuple[int, int], orientation: int, chunks: tuple[Chunk, ...] = ()
+) -> ImageInfo:
     """Make an ImageInfo of the size as stored."""
     height, width = _as_shown(stored_size, orientation)
-    return ImageInfo(format=name, height=height, width=width, orientation=orientation)
+    return ImageInfo(
+        format=name, height=height, width=width, orientation=orientation, chunks=chunks
+    )
 
 
 def _as_shown(stored_size: tuple[int, int], orientation: int) -> tuple[int, int]:

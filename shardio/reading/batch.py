@@ -104,7 +104,7 @@ class Batch:
         self._keys = [""] * len(references)
         self._missing: list[str] = []  # entries of the one sample where some may be missing
         fields = delivery.fields
-        self._wanted = [fields[name] for name in columns]
+        self._wanted = tuple(fields[name] for name in columns)
         several = {name: fields[name] for name in columns if len(fields[name]) > 1}
         self._several = several if delivery.one_image else {}
         self._in_rows = all(hasattr(column, "place_rows") for column in columns.values())
@@ -175,7 +175,7 @@ class Batch:
     def _fill(self, slot: _Slot, shard_number: int, sample: int) -> bool:
         """Fill a slot; False if another sample had to take it."""
         shard = self._delivery.pool.get(shard_number)
-        self._keys[slot.number] = shard.index.key(sample)
+        self._keys[slot.number] = shard.key(sample)
         try:
             self._put(slot, shard, sample)
         except TransformError:
@@ -199,7 +199,7 @@ class Batch:
                 raise
             except SampleError:
                 continue
-            return shard.index.key(substitute)
+            return shard.key(substitute)
         raise SampleError(
             f"{shard.name}: none of its {len(substitutes) + 1} samples in the dataset can be "
             "delivered; remove the shard",
@@ -265,6 +265,6 @@ class Batch:
         return kind(
             f"{shard.place(sample, field)}: {error}{remedy}",
             shard=shard.name,
-            key=shard.index.key(sample),
+            key=shard.key(sample),
             field=field,
         )

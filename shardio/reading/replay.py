@@ -119,7 +119,7 @@ def _write(
     problem = None
     for number, field in enumerate(shard.index.fields):
         try:
-            (stored,) = shard.read(index, [(field,)])
+            (stored,) = shard.read(index, ((field,),))
         except SampleError as error:
             problem = str(error)
             continue

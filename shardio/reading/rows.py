@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from shardio.codecs.image import Scratch
 from shardio.reading.checksums import MOST_SHORT, check_rows
-from shardio.reading.shards import GAP, Alternatives, OpenShard, Places, ShardPool
+from shardio.reading.shards import GAP, OpenShard, Places, ShardPool, Wanted
 from shardio.tar.header import BLOCK, padded
 
 _MOST_AT_ONCE = 4 << 20  # bytes; they stay in the processor's cache while they are looked at
@@ -98,7 +98,7 @@ class Gatherer:
             hand the interpreter's lock to each other at every one, and be slower than one.
     """
 
-    def __init__(self, pool: ShardPool, wanted: tuple[Alternatives, ...]) -> None:
+    def __init__(self, pool: ShardPool, wanted: Wanted) -> None:
         self.lock = threading.Lock()
         self._pool = pool
         self._wanted = wanted
@@ -167,7 +167,7 @@ class Gatherer:
         return [found[field] for field in range(len(self._wanted))]
 
 
-def _locate(groups: list[_Group], wanted: tuple[Alternatives, ...]) -> Places | None:
+def _locate(groups: list[_Group], wanted: Wanted) -> Places | None:
     """Where the fields of all samples are; None if they are not alike."""
     found = [group.shard.places(group.samples, wanted) for group in groups]
     parts = [part for part in found if part is not None]

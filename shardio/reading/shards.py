@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from operator import add
 from typing import NamedTuple
 
 import numpy as np
@@ -25,10 +25,12 @@ from shardio.tar.header import BLOCK
 
 _MOST_OPEN = 64
 _MOST_MAPPED = 128  # Python's mmap keeps a descriptor, of which a process often has 1,024
+_MOST_TEXT = 1 << 18  # bytes of keys that are kept as text
 GAP = 2048
 """Bytes of headers and padding that are read along to get a further field with the same call."""
 
 Alternatives = tuple[str, ...]
+Wanted = tuple[Alternatives, ...]
 
 
 class FieldBytes(NamedTuple):
@@ -100,9 +102,9 @@ class OpenShard:
         self._entry = entry
         self._lock = threading.Lock()
         self._kept: LocalShard | None = None
-        self._known: dict[Alternatives, list[tuple[str, int]]] | None = None
-        self._tables: dict[tuple[Alternatives, ...], _Table | None] = {}
-        self._text: str | None = None  # all keys
+        self._known: dict[Wanted, list[list[tuple[str, int]]]] | None = None
+        self._tables: dict[Wanted, _Table | None] = {}
+        self._text = ""  # all keys, if they are ASCII and not too many
 
     def open(self) -> None:
         """Open the file and map the index, if they are not.
@@ -118,6 +120,9 @@ class OpenShard:
             if self._known is None:
                 self.index = index = self._entry.load_index()
                 self._offsets, self._sizes = index.offsets.data, index.sizes.data
+                self._ends = index.key_ends.data
+                if len(index.keys) <= _MOST_TEXT and not (index.keys & 0x80).any():
+                    self._text = str(index.keys.data, "ascii")
                 sums = index.checksums
                 self._checksums = None if sums is None else sums.data
                 self._known = {}
@@ -128,36 +133,39 @@ class OpenShard:
         """Let go of the file; it closes when no thread reads from it any more."""
         self._kept = None
 
-    def read(self, sample: int, wanted: Sequence[Alternatives]) -> list[FieldBytes | None]:
+    def read(self, sample: int, wanted: Wanted) -> list[FieldBytes | None]:
         """Of each of the wanted fields the first alternative that a sample has, or None.
 
         Raises:
             SampleError: the data does not have the checksum that the index recorded.
             TarError: the shard ends inside the data.
         """
-        found = [self._find(sample, alternatives) for alternatives in wanted]
-        spans = [(self._offsets[at], self._sizes[at]) for _, at in filter(None, found)]
-        if not spans:
+        found = self._find(sample, wanted)
+        places = [place for _, place in filter(None, found)]
+        if not places:
             return [None] * len(found)
-        file = self.file()
-        start, end = min(spans)[0], max(offset + size for offset, size in spans)
+        file, offsets = self.file(), [self._offsets[place] for place in places]
+        sizes = [self._sizes[place] for place in places]
+        start, end = min(offsets), max(map(add, offsets, sizes))
         whole = None
-        if len(spans) > 1 and end - start <= sum(size for _, size in spans) + GAP * len(spans):
+        if len(places) > 1 and end - start <= sum(sizes) + GAP * len(places):
             whole = memoryview(file.read(start, end - start))
         stored: list[FieldBytes | None] = []
-        for place in found:
-            if place is None:
+        checksums = self._checksums
+        for named in found:
+            if named is None:
                 stored.append(None)
                 continue
-            field, at = place
-            offset, size = self._offsets[at], self._sizes[at]
+            field, place = named
+            offset, size = self._offsets[place], self._sizes[place]
             begin = offset - start
             data = file.read(offset, size) if whole is None else whole[begin : begin + size]
-            self._check(sample, field, at, data)
-            stored.append(FieldBytes(field, data, self._checksums is not None))
+            if checksums is not None and zlib.crc32(data) != checksums[place]:
+                raise self._damaged(sample, field, offset)
+            stored.append(FieldBytes(field, data, checksums is not None))
         return stored
 
-    def places(self, samples: NDArray[np.int64], wanted: tuple[Alternatives, ...]) -> Places | None:
+    def places(self, samples: NDArray[np.int64], wanted: Wanted) -> Places | None:
         """Where fields of several samples are; None if the shard has several alternatives."""
         if wanted not in self._tables:
             self._tables[wanted] = self._table(wanted)
@@ -191,17 +199,21 @@ class OpenShard:
 
     def keys(self, samples: NDArray[np.int64]) -> list[str]:
         """The keys of several samples."""
-        if self._text is None:
-            self._text = str(self.index.keys.data, "utf-8", "surrogateescape")
-        text, ends = self._text, self.index.key_ends
-        if len(text) != ends[-1]:  # characters of several bytes
+        if not self._text:
             return [self.index.key(sample) for sample in samples.tolist()]
+        text, ends = self._text, self.index.key_ends
         spans = zip(ends.take(samples).tolist(), ends.take(samples + 1).tolist(), strict=True)
         return [text[start:end] for start, end in spans]
 
+    def key(self, sample: int) -> str:
+        """The key of a sample."""
+        if not self._text:
+            return self.index.key(sample)
+        return self._text[self._ends[sample] : self._ends[sample + 1]]
+
     def present(self, sample: int, alternatives: Alternatives) -> list[str]:
         """Which of the alternative fields a sample has."""
-        columns = self._columns(alternatives)
+        (columns,) = self._columns((alternatives,))
         return [field for field, column in columns if self._offsets[sample, column] >= 0]
 
     def extents(
@@ -219,7 +231,7 @@ class OpenShard:
 
     def place(self, sample: int, field: str) -> str:
         """Where a field is, for the beginning of an error's sentence."""
-        columns = self._columns((field,))
+        (columns,) = self._columns(((field,),))
         offset = self._offsets[sample, columns[0][1]] if columns else -1
         where = f" at offset {offset}" if offset >= 0 else ""
         return f"{self.name}: sample {self.index.key(sample)!r}, field {field!r}{where}"
@@ -228,18 +240,21 @@ class OpenShard:
         """The file; opened for one use if another thread has just closed it."""
         return self._kept or self._open()
 
-    def _columns(self, alternatives: Alternatives) -> list[tuple[str, int]]:
-        """Name and column of the alternatives that occur in the shard."""
+    def _columns(self, wanted: Wanted) -> list[list[tuple[str, int]]]:
+        """Name and column of those of the alternatives that occur in the shard."""
         known = self._known or {}
-        columns = known.get(alternatives)
+        columns = known.get(wanted)
         if columns is None:
             names = self.index.fields
-            columns = [(name, names.index(name)) for name in alternatives if name in names]
-            known[alternatives] = columns
+            columns = [
+                [(name, names.index(name)) for name in alternatives if name in names]
+                for alternatives in wanted
+            ]
+            known[wanted] = columns
         return columns
 
-    def _table(self, wanted: tuple[Alternatives, ...]) -> _Table | None:
-        found = [self._columns(alternatives) for alternatives in wanted]
+    def _table(self, wanted: Wanted) -> _Table | None:
+        found = self._columns(wanted)
         if any(len(columns) != 1 for columns in found):
             return None
         fields, columns = zip(*(some[0] for some in found), strict=True)
@@ -252,24 +267,27 @@ class OpenShard:
             None if sums is None else sums.reshape(-1),
         )
 
-    def _find(self, sample: int, alternatives: Alternatives) -> tuple[str, tuple[int, int]] | None:
-        for field, column in self._columns(alternatives):
-            if self._offsets[sample, column] >= 0:
-                return field, (sample, column)
-        return None
+    def _find(self, sample: int, wanted: Wanted) -> list[tuple[str, tuple[int, int]] | None]:
+        """Of each of the wanted fields the first alternative that a sample has, and its place."""
+        found: list[tuple[str, tuple[int, int]] | None] = []
+        for columns in self._columns(wanted):
+            for field, column in columns:
+                if self._offsets[sample, column] >= 0:
+                    found.append((field, (sample, column)))
+                    break
+            else:
+                found.append(None)
+        return found
 
-    def _check(
-        self, sample: int, field: str, at: tuple[int, int], data: bytes | memoryview
-    ) -> None:
-        if self._checksums is not None and zlib.crc32(data) != self._checksums[at]:
-            raise SampleError(
-                f"{self.place(sample, field)}: the data is not what was packed (CRC-32 differs); "
-                "get or make the shard again",
-                shard=self.name,
-                offset=self._offsets[at],
-                key=self.index.key(sample),
-                field=field,
-            )
+    def _damaged(self, sample: int, field: str, offset: int) -> SampleError:
+        return SampleError(
+            f"{self.place(sample, field)}: the data is not what was packed (CRC-32 differs); "
+            "get or make the shard again",
+            shard=self.name,
+            offset=offset,
+            key=self.index.key(sample),
+            field=field,
+        )
 
     def _open(self) -> LocalShard:
         try:

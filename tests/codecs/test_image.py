@@ -189,9 +189,10 @@ def test_a_jpeg_of_endless_scans_is_refused() -> None:
 
 
 def test_another_images_header_is_noticed() -> None:
-    other = probe_image(encode(".png", smooth(41, 60)))
     with pytest.raises(CodecError, match=r"decode to \(40, 60, 3\).*announces \(41, 60\)"):
-        decode_image(FILES["png"], other)
+        decode_image(FILES["webp"], probe_image(encode(".webp", smooth(41, 60))))
+    with pytest.raises(CodecError, match="the checksum of its chunk b'IDAT' is wrong"):
+        decode_image(FILES["png"], probe_image(encode(".png", smooth(41, 60))))
 
 
 def test_a_scratch_is_used_again() -> None:

@@ -1,0 +1,157 @@
+"""Batches that come from worker processes, in memory that is lent again."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import os
+import pickle
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+import shardio
+from shardio.reading import handover
+
+SIZE = 64  # of images: large enough that a batch of 20 is shared
+CROP = shardio.RandomResizedCrop(SIZE)
+
+
+def load(
+    packed: Path, *, workers: int = 2, persistent: bool = False, **arguments: Any
+) -> DataLoader[dict[str, Any]]:
+    dataset = shardio.ShardDataset(packed, transform=CROP, shuffle=True, batch_size=20, **arguments)
+    return DataLoader(dataset, batch_size=None, num_workers=workers, persistent_workers=persistent)
+
+
+def pixels(batches: Iterator[dict[str, Any]] | DataLoader[dict[str, Any]]) -> torch.Tensor:
+    """All images, copied as they come."""
+    return torch.cat([batch["image"].clone() for batch in batches])
+
+
+def test_batches_are_those_of_one_process_and_may_be_kept(packed: Path) -> None:
+    expected = pixels(load(packed, workers=0))
+    kept = list(load(packed))
+    assert torch.equal(torch.cat([batch["image"] for batch in kept]), expected)
+    assert all(type(batch) is dict for batch in kept)
+    assert all(batch["image"].is_contiguous(memory_format=torch.channels_last) for batch in kept)
+    kept[0]["image"].zero_()  # ours alone
+    kept[0]["valid"].zero_()
+    assert torch.equal(torch.cat([batch["image"] for batch in kept[1:]]), expected[20:])
+
+
+def test_memory_that_is_given_back_is_filled_again(packed: Path) -> None:
+    expected, addresses = pixels(load(packed, workers=0)), []
+    found = []
+    for batch in load(packed, workers=1):
+        addresses.append(batch["image"].data_ptr())
+        found.append(batch["image"].clone())
+    assert torch.equal(torch.cat(found), expected)
+    assert len(addresses) == 30
+    assert len({*addresses}) <= 6  # one in the loop, two prefetched, one in the making, and room
+
+
+def test_a_view_alone_keeps_its_memory(packed: Path) -> None:
+    expected, views = pixels(load(packed, workers=0)), []
+    for batch in load(packed, workers=1):
+        views.append(batch["image"][3:5, 1])
+        del batch
+    assert torch.equal(
+        torch.stack(views), torch.stack([part[3:5, 1] for part in expected.split(20)])
+    )
+
+
+def test_segments_are_let_go_when_their_loop_has_ended(packed: Path) -> None:
+    for persistent in (False, True):
+        loader = load(packed, persistent=persistent)
+        for _ in range(3):
+            for batch in loader:
+                batch["image"].sum()
+        mapped = len(handover._mapped)
+        assert 0 < mapped <= 2 * 6  # those of one loop, not of three
+        del loader, batch
+        gc.collect()
+    assert not handover._mapped
+
+
+class Changed(IterableDataset[dict[str, Any]]):
+    """What code in a worker may do with batches."""
+
+    def __init__(self, dataset: shardio.ShardDataset) -> None:
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        before = None
+        for batch in self.dataset:
+            assert get_worker_info() is not None
+            assert torch.equal(copy.deepcopy(batch)["image"], batch["image"])
+            assert type(pickle.loads(pickle.dumps(batch))) is dict  # noqa: S301
+            batch["top"] = batch["image"][:, :, :8]
+            batch["half"] = batch["image"][:, :1].to(torch.bfloat16)
+            batch["before"] = batch["image"] if before is None else before["image"]
+            yield {**batch} if batch["__step__"] % 2 else batch
+            before = batch
+
+
+def test_what_a_workers_code_makes_of_batches_arrives(packed: Path) -> None:
+    expected = pixels(load(packed, workers=0)).split(20)
+    dataset = load(packed).dataset
+    assert isinstance(dataset, shardio.ShardDataset)
+    for step, batch in enumerate(DataLoader(Changed(dataset), batch_size=None, num_workers=1)):
+        assert torch.equal(batch["image"], expected[step])
+        assert torch.equal(batch["top"], expected[step][:, :, :8])
+        assert torch.equal(batch["half"], expected[step][:, :1].to(torch.bfloat16))
+        assert torch.equal(batch["before"], expected[max(step - 1, 0)])
+
+
+class Twice(IterableDataset[dict[str, Any]]):
+    """Each batch comes two times."""
+
+    def __init__(self, dataset: shardio.ShardDataset) -> None:
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self.dataset:
+            yield from (batch, batch)
+
+
+def test_a_batch_that_is_sent_twice_arrives_twice(packed: Path) -> None:
+    dataset = load(packed).dataset
+    assert isinstance(dataset, shardio.ShardDataset)
+    kept = []
+    for number, batch in enumerate(DataLoader(Twice(dataset), batch_size=None, num_workers=1)):
+        if number % 2:
+            kept.append(batch["image"])
+        del batch
+    assert torch.equal(torch.cat(kept), pixels(load(packed, workers=0)))
+
+
+def shared_files() -> set[Path]:
+    folder = Path("/dev/shm")  # noqa: S108
+    return {*folder.iterdir()} if folder.is_dir() else set()
+
+
+def test_nothing_is_left_of_a_worker_that_was_killed(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+    before = shared_files()
+    loader = load(packed, workers=1)
+    batches = iter(loader)
+    batch = next(batches)
+    image = batch["image"].clone()
+    (worker,) = batches._workers  # type: ignore[attr-defined]
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    assert torch.equal(batch["image"], image)
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        list(batches)
+    del batches, batch, loader
+    gc.collect()
+    assert not handover._mapped
+    assert not {path for path in shared_files() - before if path.name.startswith("torch")}
