@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
+import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _NO_CHECKSUM = b"00000000"
 _ARRAYS = {"offsets": "I64", "sizes": "I64", "key_ends": "I64", "checksums": "U32", "keys": "U8"}
+_PIECE = 1 << 20  # bytes that are read at once
 _LIMIT = 1 << 63  # of the size of a shard: its offsets are int64
 _DAMAGED = (
     ValueError,
@@ -137,16 +140,28 @@ def read_index(path: Path) -> ShardIndex:
 
 
 def _map_index(path: Path) -> ShardIndex:
-    data = np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
-    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
-    header = json.loads(data[8:start].tobytes())
-    metadata = header["__metadata__"]
-    if metadata["format"] != FORMAT:
-        raise ValueError(f"format {metadata['format']!r}, expected {FORMAT!r}")
-    checksum = metadata["crc32"].encode()
-    head = data[:start].tobytes().replace(checksum, _NO_CHECKSUM, 1)
-    if b"%08x" % zlib.crc32(data[start:].data, zlib.crc32(head)) != checksum:
-        raise ValueError("its checksum differs")
+    with path.open("rb", buffering=0) as stream:
+        file = stream.fileno()
+        size = os.fstat(file).st_size
+        # Reading, unlike touching a map, lets other threads run while storage takes its time.
+        head = os.pread(file, _PIECE, 0)
+        start = 8 + int.from_bytes(head[:8], "little")
+        if start > size:
+            raise ValueError("its header is cut off")
+        if start > len(head):
+            head = os.pread(file, start, 0)
+        header = json.loads(head[8:start])
+        metadata = header["__metadata__"]
+        if metadata["format"] != FORMAT:
+            raise ValueError(f"format {metadata['format']!r}, expected {FORMAT!r}")
+        checksum = metadata["crc32"].encode()
+        found = zlib.crc32(head[:start].replace(checksum, _NO_CHECKSUM, 1) + head[start:])
+        for offset in range(len(head), size, _PIECE):
+            found = zlib.crc32(os.pread(file, _PIECE, offset), found)
+        if b"%08x" % found != checksum:
+            raise ValueError("its checksum differs")
+        mapped = mmap.mmap(file, size, prot=mmap.PROT_READ)
+    data = np.frombuffer(mapped, np.uint8)
 
     def array(name: str) -> NDArray[Any]:
         entry = header[name]

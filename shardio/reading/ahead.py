@@ -14,9 +14,9 @@ reading, which meets it again and tells.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from shardio.errors import ShardioError
 from shardio.plan.epoch import References
 from shardio.plan.order import Order, Runs, grouped
 from shardio.plan.samples import Samples
-from shardio.reading.shards import OpenShard, ShardPool
+from shardio.reading.shards import ShardPool
 from shardio.reading.threads import end_threads, start_threads
 from shardio.reading.times import StageTimes
 
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _PIECE = 128 << 10  # bytes; of one larger request Linux reads no more, unless it is set to
-_OPENERS = 16  # shards that open at once
+_OPENERS = 32  # shards that open at once, and their indexes
+T = TypeVar("T")
 _SLOW_READ = 200_000  # ns for a sample; from memory it takes a tenth
 
 
@@ -66,6 +67,7 @@ class ReadAhead:
         self._opened: set[int] = set()
         self._stop = threading.Event()
         self._opening = start_threads("ahead", _OPENERS)
+        self._batches = start_threads("ahead", 1)
         self._asking = start_threads("ahead", 1)
 
     def __enter__(self) -> Self:
@@ -77,7 +79,7 @@ class ReadAhead:
     def close(self) -> None:
         """Ask for nothing more, and end the threads."""
         self._stop.set()
-        for pool in (self._opening, self._asking):
+        for pool in (self._opening, self._batches, self._asking):
             end_threads(pool)
 
     def enter(self, places: Sequence[tuple[int, int]], references: References) -> None:
@@ -92,8 +94,9 @@ class ReadAhead:
         if slow:
             for shard in set(references.shards.tolist()) - self._opened:
                 self._opened.add(shard)
-                self._opening.submit(self._try_to_open, shard)
-            batch = self._opening.submit(self._ask_for_samples, references)
+                self._opening.submit(self._try, self._pool.open_file, shard)
+                self._opening.submit(self._try, self._pool.get, shard)
+            batch = self._batches.submit(self._ask_for_samples, references)
             if runs:
                 self._asking.submit(batch.result)  # the batch comes first
         for part in runs:
@@ -132,7 +135,7 @@ class ReadAhead:
 
     def _ask(self, shard: int, firsts: NDArray[np.int64], lasts: NDArray[np.int64]) -> None:
         """Ask for the data of some runs of samples of a shard."""
-        found = self._try_to_open(shard)
+        found = self._try(self._pool.get, shard)
         if found is None:
             return
         starts, ends = found.extents(firsts, lasts)
@@ -144,7 +147,7 @@ class ReadAhead:
                         return
                     file.read_ahead(at, min(at + _PIECE, end))
 
-    def _try_to_open(self, shard: int) -> OpenShard | None:
+    def _try(self, open_shard: Callable[[int], T], shard: int) -> T | None:
         with suppress(ShardioError, OSError):
-            return self._pool.get(shard)
+            return open_shard(shard)
         return None

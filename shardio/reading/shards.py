@@ -100,7 +100,7 @@ class OpenShard:
     def __init__(self, entry: ShardEntry) -> None:
         self.name = entry.name
         self._entry = entry
-        self._lock = threading.Lock()
+        self._indexing, self._opening = threading.Lock(), threading.Lock()
         self._kept: LocalShard | None = None
         self._known: dict[Wanted, list[list[tuple[str, int]]]] | None = None
         self._tables: dict[Wanted, _Table | None] = {}
@@ -114,20 +114,22 @@ class OpenShard:
             TarError: the shard is missing, or not the file that was indexed.
             OSError: it cannot be opened.
         """
-        if self._kept is not None:
-            return
-        with self._lock:
-            if self._known is None:
-                self.index = index = self._entry.load_index()
-                self._offsets, self._sizes = index.offsets.data, index.sizes.data
-                self._ends = index.key_ends.data
-                if len(index.keys) <= _MOST_TEXT and not (index.keys & 0x80).any():
-                    self._text = str(index.keys.data, "ascii")
-                sums = index.checksums
-                self._checksums = None if sums is None else sums.data
-                self._known = {}
-            if self._kept is None:
-                self._kept = self._open()
+        if self._known is None:
+            with self._indexing:
+                if self._known is None:
+                    self._load()
+        self.open_file()
+
+    def open_file(self) -> None:
+        """Open the file alone, if it is not.
+
+        Raises:
+            TarError, OSError: see open.
+        """
+        if self._kept is None:
+            with self._opening:
+                if self._kept is None:
+                    self._kept = self._open()
 
     def close(self) -> None:
         """Let go of the file; it closes when no thread reads from it any more."""
@@ -289,6 +291,15 @@ class OpenShard:
             field=field,
         )
 
+    def _load(self) -> None:
+        self.index = index = self._entry.load_index()
+        self._offsets, self._sizes = index.offsets.data, index.sizes.data
+        self._ends = index.key_ends.data
+        if len(index.keys) <= _MOST_TEXT and not (index.keys & 0x80).any():
+            self._text = str(index.keys.data, "ascii")
+        self._checksums = None if index.checksums is None else index.checksums.data
+        self._known = {}
+
     def _open(self) -> LocalShard:
         try:
             file = LocalShard(self._entry.path, self.name)
@@ -330,6 +341,15 @@ class ShardPool:
         Raises:
             IndexFileError, TarError, OSError: see OpenShard.open.
         """
+        found = self._find(shard)
+        found.open()
+        return found
+
+    def open_file(self, shard: int) -> None:
+        """Open a shard's file, while others may read its index."""
+        self._find(shard).open_file()
+
+    def _find(self, shard: int) -> OpenShard:
         with self._lock:
             found = self._open.get(shard)
             if found is None:
@@ -341,5 +361,4 @@ class ShardPool:
                 if len(self._mapped) > _MOST_MAPPED:
                     self._mapped.popitem(last=False)
             self._open.move_to_end(shard)
-        found.open()
         return found
