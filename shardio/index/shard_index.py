@@ -38,7 +38,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _NO_CHECKSUM = b"00000000"
 _ARRAYS = {"offsets": "I64", "sizes": "I64", "key_ends": "I64", "checksums": "U32", "keys": "U8"}
-_PIECE = 1 << 20  # bytes that are read at once
+_PIECE = 1 << 16  # bytes that are read at once; more would stay with the thread's allocator
 _LIMIT = 1 << 63  # of the size of a shard: its offsets are int64
 _DAMAGED = (
     ValueError,
@@ -83,7 +83,12 @@ class ShardIndex:
     def key(self, index: int) -> str:
         """The key of a sample."""
         start, end = self.key_ends[index], self.key_ends[index + 1]
-        return self.keys[start:end].tobytes().decode("utf-8", "surrogateescape")
+        return decode_key(self.keys.data[start:end])
+
+
+def decode_key(data: memoryview) -> str:
+    """A key from its bytes."""
+    return str(data, "utf-8", "surrogateescape")
 
 
 def write_index(path: Path, index: ShardIndex) -> None:
@@ -155,7 +160,8 @@ def _map_index(path: Path) -> ShardIndex:
         if metadata["format"] != FORMAT:
             raise ValueError(f"format {metadata['format']!r}, expected {FORMAT!r}")
         checksum = metadata["crc32"].encode()
-        found = zlib.crc32(head[:start].replace(checksum, _NO_CHECKSUM, 1) + head[start:])
+        found = zlib.crc32(head[:start].replace(checksum, _NO_CHECKSUM, 1))
+        found = zlib.crc32(memoryview(head)[start:], found)
         for offset in range(len(head), size, _PIECE):
             found = zlib.crc32(os.pread(file, _PIECE, offset), found)
         if b"%08x" % found != checksum:

@@ -97,7 +97,7 @@ class Sender:
             segment = self._find(value)
             if segment is None:
                 if value.nbytes < _LEAST_SHARED:
-                    values[name] = _Small(value.numpy())
+                    values[name] = _Small.of(value)
             elif segment.number in segments or not segment.sent:
                 known = bool(segment.memory[_MAPPED])
                 segments[segment.number] = None if known else segment.storage
@@ -150,9 +150,23 @@ class _Segment:
 
 
 class _Small(NamedTuple):
-    """A tensor that is sent by value."""
+    """A tensor that is sent by value.
+
+    Attributes:
+        array: with the axes in the order of memory.
+        axes: of the tensor, in the array.
+    """
 
     array: NDArray[Any]
+    axes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> _Small:
+        """Describe a tensor."""
+        strides = tensor.stride()
+        order = sorted(range(tensor.ndim), key=lambda axis: -strides[axis])
+        axes = tuple(order.index(axis) for axis in range(tensor.ndim))
+        return cls(tensor.permute(order).numpy(), axes)
 
 
 class _Place(NamedTuple):
@@ -209,7 +223,7 @@ def _receive(
 
 def _unpack(value: Any, loans: dict[int, NDArray[np.uint8]]) -> Any:
     if isinstance(value, _Small):
-        return torch.from_numpy(value.array)
+        return torch.from_numpy(value.array).permute(value.axes)
     if isinstance(value, _Place):
         memory = torch.from_numpy(loans[value.segment]).view(value.dtype)
         return memory.as_strided(value.shape, value.strides, value.offset)

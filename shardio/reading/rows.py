@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from shardio.codecs.image import Scratch
 from shardio.reading.checksums import MOST_SHORT, check_rows
 from shardio.reading.shards import GAP, OpenShard, Places, ShardPool, Wanted
-from shardio.tar.header import BLOCK, padded
+from shardio.storage.local import BLOCK
 
 _MOST_AT_ONCE = 4 << 20  # bytes; they stay in the processor's cache while they are looked at
 
@@ -201,11 +201,15 @@ def _cut(places: Places) -> list[_Piece]:
     spans = [slice(begin, begin + width) for begin, width in zip(begins, widths, strict=True)]
     end = max(span.stop for span in spans)
     if end <= sum(widths) + GAP * len(widths) and (inside == inside[:, :1]).all():
-        return [_Piece(starts, padded(end), [*enumerate(spans)])]
+        return [_Piece(starts, _in_blocks(end), [*enumerate(spans)])]
     return [
-        _Piece(offsets, padded(width), [(field, slice(0, width))])
+        _Piece(offsets, _in_blocks(width), [(field, slice(0, width))])
         for field, (offsets, width) in enumerate(zip(places.offsets, widths, strict=True))
     ]
+
+
+def _in_blocks(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
 
 
 def _rows_of(scratch: Scratch, count: int, width: int) -> NDArray[np.uint8]:

@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 
 from shardio.errors import SampleError, TarError
 from shardio.index.catalog import ShardEntry
-from shardio.index.shard_index import ShardIndex
-from shardio.storage.local import LocalShard
-from shardio.tar.header import BLOCK
+from shardio.index.shard_index import ShardIndex, decode_key
+from shardio.storage.local import BLOCK, LocalShard
 
 _MOST_OPEN = 64
 _MOST_MAPPED = 128  # Python's mmap keeps a descriptor, of which a process often has 1,024
-_MOST_TEXT = 1 << 18  # bytes of keys that are kept as text
+_MOST_TEXT = 1 << 15  # bytes of keys that are kept as text
 GAP = 2048
 """Bytes of headers and padding that are read along to get a further field with the same call."""
 
@@ -201,17 +200,17 @@ class OpenShard:
 
     def keys(self, samples: NDArray[np.int64]) -> list[str]:
         """The keys of several samples."""
-        if not self._text:
-            return [self.index.key(sample) for sample in samples.tolist()]
-        text, ends = self._text, self.index.key_ends
+        ends = self.index.key_ends
         spans = zip(ends.take(samples).tolist(), ends.take(samples + 1).tolist(), strict=True)
-        return [text[start:end] for start, end in spans]
+        if self._text:
+            text = self._text
+            return [text[start:end] for start, end in spans]
+        return [decode_key(self._keys[start:end]) for start, end in spans]
 
     def key(self, sample: int) -> str:
         """The key of a sample."""
-        if not self._text:
-            return self.index.key(sample)
-        return self._text[self._ends[sample] : self._ends[sample + 1]]
+        start, end = self._ends[sample], self._ends[sample + 1]
+        return self._text[start:end] if self._text else decode_key(self._keys[start:end])
 
     def present(self, sample: int, alternatives: Alternatives) -> list[str]:
         """Which of the alternative fields a sample has."""
@@ -294,9 +293,9 @@ class OpenShard:
     def _load(self) -> None:
         self.index = index = self._entry.load_index()
         self._offsets, self._sizes = index.offsets.data, index.sizes.data
-        self._ends = index.key_ends.data
+        self._ends, self._keys = index.key_ends.data, index.keys.data
         if len(index.keys) <= _MOST_TEXT and not (index.keys & 0x80).any():
-            self._text = str(index.keys.data, "ascii")
+            self._text = str(self._keys, "ascii")
         self._checksums = None if index.checksums is None else index.checksums.data
         self._known = {}
 

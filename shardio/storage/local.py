@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from shardio.errors import TarError
 
-_BLOCK = np.dtype("V512")
+BLOCK = 512
+"""Bytes that maps are made of, as tars are."""
 
 
 class LocalShard:
@@ -64,7 +65,7 @@ class LocalShard:
         return data
 
     def map(self) -> NDArray[np.void]:
-        """All whole blocks of 512 bytes, which tars are made of, as a read-only memory map.
+        """All whole blocks as a read-only memory map.
 
         Returns:
             void of 512 bytes, [size // 512].
@@ -79,7 +80,7 @@ class LocalShard:
             )
         if self._content is None:
             mapped = mmap.mmap(self._descriptor, self.size, prot=mmap.PROT_READ)
-            self._content = np.frombuffer(mapped, _BLOCK, self.size // _BLOCK.itemsize)
+            self._content = np.frombuffer(mapped, f"V{BLOCK}", self.size // BLOCK)
         return self._content
 
     def read_ahead(self, start: int, end: int) -> None:

@@ -385,14 +385,6 @@ def test_gzip_shards_read_like_plain_ones(shared_data: Path) -> None:
     assert len(samples) > 0
 
 
-def test_batches_of_workers_lie_in_shared_memory(packed: Path) -> None:
-    """So that the hand-over does not copy them."""
-    dataset = shardio.ShardDataset(packed, batch_size=60)
-    for batch in DataLoader(dataset, batch_size=None, num_workers=1):
-        assert batch["image"].is_shared()
-        assert batch["image"].untyped_storage().nbytes() == 60 * 3 * 8 * 8
-
-
 def test_the_manifest_is_an_index_that_wids_understands(packed: Path) -> None:
     document = json.loads((packed / "shardio.json").read_text())
     assert document["__kind__"] == "wids-shard-index-v1"
