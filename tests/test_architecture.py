@@ -96,6 +96,21 @@ def test_packing_files_as_they_are_needs_no_decoder(images: Path, tmp_path: Path
     assert done.stdout.strip() == "set()"
 
 
+def test_the_first_batch_waits_for_no_further_imports(packed: Path) -> None:
+    """As of numpy.ma, which np.unique loads when it is first called: a tenth of a second."""
+    code = (
+        "import sys, cv2, torch, shardio; shardio.ShardDataset, shardio.RandomResizedCrop; "
+        "before = set(sys.modules); "
+        "next(iter(shardio.ShardDataset(sys.argv[1], batch_size=8, shuffle=True))); "
+        "print(sorted(set(sys.modules) - before))"
+    )
+    command = [sys.executable, "-c", code, str(packed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert not [
+        name for name in ast.literal_eval(done.stdout) if "numpy" in name or "torch" in name
+    ]
+
+
 def test_public_names_are_sorted_documented_and_importable() -> None:
     assert shardio.__all__ == sorted(shardio.__all__)
     assert set(shardio.__all__) <= set(dir(shardio))

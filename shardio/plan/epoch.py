@@ -170,8 +170,7 @@ class EpochPlan:
     def first_places(self, positions: NDArray[np.int64]) -> list[tuple[int, int]]:
         """Each stream that some positions lie in, and the first place in it."""
         streams, places = self._in_streams(positions)
-        found, first = np.unique(streams, return_index=True)
-        return list(zip(found.tolist(), places[first].tolist(), strict=True))
+        return [(stream, int(places[inside][0])) for stream, inside in grouped(streams)]
 
     def _in_streams(
         self, positions: NDArray[np.int64]

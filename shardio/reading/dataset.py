@@ -372,5 +372,5 @@ class ShardDataset(ResumableDataset):
         if first is None:
             return default_fields(names, [])
         index = first.load_index()
-        present = np.unique(index.offsets[:_SAMPLES_LOOKED_AT] >= 0, axis=0).tolist()
+        present = {(*row,) for row in (index.offsets[:_SAMPLES_LOOKED_AT] >= 0).tolist()}
         return default_fields(names, [[*compress(index.fields, row)] for row in present])

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from shardio.errors import UsageError
 from shardio.plan.epoch import References
 from shardio.plan.mixture import LEAST_WEIGHT, Mixture
-from shardio.plan.order import Order
+from shardio.plan.order import Order, grouped
 from shardio.reading.batch import Batch
 from shardio.reading.dataset import ShardDataset
 from shardio.reading.memory import Allocate
@@ -134,12 +134,11 @@ class Mix(ResumableDataset):
     def _draw(self, position: int, size: int) -> Iterator[_Draw]:
         """What some consecutive positions of the mixture take."""
         taken = self._mixture.sources(np.arange(position, position + size))
-        for source in np.unique(taken).tolist():
-            slots = np.flatnonzero(taken == source)
+        for source, inside in grouped(taken):
+            slots = np.arange(size)[inside]
             numbers = self._mixture.count(source, position) + np.arange(len(slots))
             epochs, places = np.divmod(numbers, len(self.sources[source].samples))
-            for epoch in np.unique(epochs).tolist():
-                now = epochs == epoch
+            for epoch, now in grouped(epochs):
                 yield _Draw(source, epoch, places[now], slots[now])
 
     def _identity(self) -> Identity:
