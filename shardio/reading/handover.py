@@ -63,7 +63,7 @@ class Sender:
     def __init__(self) -> None:
         self._name = os.getpid(), next(_numbers)
         self._segments: defaultdict[int, list[_Segment]] = defaultdict(list)
-        ending = weakref.finalize(self, _end, self._segments)
+        ending = weakref.finalize(self, _end, self._segments, os.getpid())
         ending.atexit = False  # type: ignore[misc]  # typeshed takes it for read-only
 
     def __call__(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -216,7 +216,7 @@ def _receive(
             memory[_MAPPED] = 1
         memory = _mapped[sender, number]
         loans[number] = loan = memory[_HEADER:]
-        ending = weakref.finalize(loan, _give_back, memory)
+        ending = weakref.finalize(loan, _give_back, memory, os.getpid())
         ending.atexit = False  # type: ignore[misc]
     return {name: _unpack(value, loans) for name, value in values.items()}
 
@@ -230,8 +230,10 @@ def _unpack(value: Any, loans: dict[int, NDArray[np.uint8]]) -> Any:
     return value
 
 
-def _give_back(memory: NDArray[np.uint8]) -> None:
+def _give_back(memory: NDArray[np.uint8], receiver: int) -> None:
     """Let the worker fill a segment again, and let go of those that no worker fills any more."""
+    if os.getpid() != receiver:  # a fork of it, where the same tensors die again
+        return
     memory[_HELD] = 0
     alive = {process: _is_alive(process) for process in {sender[0] for sender, _ in [*_mapped]}}
     for key, found in [*_mapped.items()]:
@@ -247,10 +249,11 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def _end(segments: dict[int, list[_Segment]]) -> None:
+def _end(segments: dict[int, list[_Segment]], worker: int) -> None:
     """Say in the segments of a sender that they will not be filled again."""
-    for segment in itertools.chain.from_iterable(segments.values()):
-        segment.memory[_ENDED] = 1
+    if os.getpid() == worker:
+        for segment in itertools.chain.from_iterable(segments.values()):
+            segment.memory[_ENDED] = 1
 
 
 def _describe(tensor: torch.Tensor, segment: _Segment) -> _Place:

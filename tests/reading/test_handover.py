@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import multiprocessing
 import os
 import pickle
 import signal
@@ -107,6 +108,19 @@ def test_what_a_workers_code_makes_of_batches_arrives(packed: Path) -> None:
         assert torch.equal(batch["top"], expected[step][:, :, :8])
         assert torch.equal(batch["half"], expected[step][:, :1].to(torch.bfloat16))
         assert torch.equal(batch["before"], expected[max(step - 1, 0)])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_that_drops_a_batch_does_not_give_it_back(packed: Path) -> None:
+    batches = iter(load(packed, workers=1))
+    batch = next(batches)
+    image = batch["image"].clone()
+    process = multiprocessing.get_context("fork").Process(target=batch.clear)
+    process.start()
+    process.join()
+    for _ in range(10):
+        next(batches)
+    assert torch.equal(batch["image"], image)
 
 
 class Twice(IterableDataset[dict[str, Any]]):
