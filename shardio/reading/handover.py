@@ -5,19 +5,19 @@ processes fault on them, and its descriptor goes through a socket. Here a worker
 shared memory. The first time that one is sent, torch sends its descriptor; the training process
 keeps it mapped, and later batches name its number alone. When the last tensor in it dies there,
 a byte in the segment says so, and the worker fills it again. A batch may be kept as long as one
-likes: the worker then takes another segment. No file has a name, so nothing is left behind,
-however the processes end.
+likes: the worker then takes another segment. What a process held when it forked is never filled
+again, since its fork holds it too.
 
-What a worker's own code has made of a batch, and what it sends in other ways, torch sends as ever:
-to torch the memory is not shared, so it sends a copy.
+What a worker's own code has made of a batch, torch sends as ever: to torch the memory is not
+shared, so it sends a copy.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import threading
 import weakref
-from collections import defaultdict
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
@@ -29,11 +29,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shardio.errors import UsageError
+
 Loop = Generator[dict[str, Any], None, None]
 _HEADER = 64  # bytes of a segment before its data
 _HELD, _MAPPED, _ENDED = 0, 1, 2
 """Places in the header: the receiver holds tensors in it or will; has it mapped; the loop ended."""
 _LEAST_SHARED = 1 << 16  # bytes; less is quicker sent than shared
+_MOST_FREE = 8  # segments that nobody holds, and that are kept
 _SENT = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool})
 _SENT |= {torch.float16, torch.float32, torch.float64}
 _numbers = itertools.count()
@@ -58,11 +61,12 @@ class HandedOver(dict[str, Any]):
 
 
 class Sender:
-    """The segments of a worker's loop; an Allocate."""
+    """The segments of a worker's loop; an Allocate, for any number of threads."""
 
     def __init__(self) -> None:
         self._name = os.getpid(), next(_numbers)
-        self._segments: defaultdict[int, list[_Segment]] = defaultdict(list)
+        self._segments: list[_Segment] = []
+        self._lock = threading.Lock()
         ending = weakref.finalize(self, _end, self._segments, os.getpid())
         ending.atexit = False  # type: ignore[misc]  # typeshed takes it for read-only
 
@@ -71,9 +75,11 @@ class Sender:
         size = prod(shape) * dtype.itemsize
         if size < _LEAST_SHARED:
             return torch.empty(shape, dtype=dtype)
-        segment = self._take(size)
-        segment.filling, segment.sent = True, False
-        loan = segment.memory[_HEADER:]
+        with self._lock:
+            segment = self._take(size)
+            segment.filling, segment.sent = True, False
+            _used.add(segment)
+        loan = segment.memory[_HEADER : _HEADER + size]
         ending = weakref.finalize(loan, segment.end_filling)
         ending.atexit = False  # type: ignore[misc]
         return torch.from_numpy(loan).view(dtype).view(shape)
@@ -92,7 +98,7 @@ class Sender:
         segments: dict[int, torch.UntypedStorage | None] = {}
         values = dict(batch)
         for name, value in batch.items():
-            if type(value) is not torch.Tensor or value.dtype not in _SENT or value.requires_grad:
+            if not _is_plain(value):
                 continue
             segment = self._find(value)
             if segment is None:
@@ -106,27 +112,35 @@ class Sender:
         return _Packed(self._name, segments, values)
 
     def _take(self, size: int) -> _Segment:
-        for segment in self._segments[size]:
-            if not segment.filling and not segment.memory[_HELD]:
-                return segment
+        """A segment that nobody holds; of those that are not needed, few are kept."""
+        free = [segment for segment in self._segments if segment.is_free()]
+        fitting = [segment for segment in free if size <= segment.room <= 2 * size]
+        chosen = min(fitting, key=lambda segment: segment.room, default=None)
+        others = [segment for segment in free if segment is not chosen]
+        for segment in others[:-_MOST_FREE]:
+            segment.memory[_ENDED] = 1
+            self._segments.remove(segment)
+        if chosen is not None:
+            return chosen
         # What torch's own collate calls; share_memory_() would copy the empty memory first.
-        storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(_HEADER + size)
+        whole = -(-(_HEADER + size) // _HEADER) * _HEADER  # any dtype divides it
+        storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(whole)
         memory = _memory_of(storage)
         memory[:_HEADER] = 0
         segment = _Segment(next(_numbers), storage, memory)
-        self._segments[size].append(segment)
+        self._segments.append(segment)
         return segment
 
     def _find(self, tensor: torch.Tensor) -> _Segment | None:
         address = tensor.data_ptr()
-        for segment in itertools.chain.from_iterable(self._segments.values()):
+        for segment in [*self._segments]:
             start = segment.storage.data_ptr()
             if start <= address < start + len(segment.memory):
                 return segment
         return None
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class _Segment:
     """Shared memory of a worker.
 
@@ -136,6 +150,7 @@ class _Segment:
         memory: the same, uint8 [64 + size].
         filling: this process holds tensors in it.
         sent: they were sent.
+        forked: a fork of this process holds them.
     """
 
     number: int
@@ -143,10 +158,21 @@ class _Segment:
     memory: NDArray[np.uint8]
     filling: bool = False
     sent: bool = False
+    forked: bool = False
+
+    @property
+    def room(self) -> int:
+        """Bytes that tensors may take."""
+        return len(self.memory) - _HEADER
+
+    def is_free(self) -> bool:
+        """Nobody holds tensors in it."""
+        return not (self.filling or self.forked or self.memory[_HELD])
 
     def end_filling(self) -> None:
         """No tensor of this process lies in it any more."""
         self.filling = False
+        _used.discard(self)
 
 
 class _Small(NamedTuple):
@@ -193,8 +219,34 @@ class _Packed(NamedTuple):
     values: dict[str, Any]
 
 
+@dataclass(eq=False)
+class _Loan:
+    """A batch's memory in the process that received it.
+
+    Attributes:
+        key: of the segment.
+        memory: the segment.
+        forked: a fork of this process holds it, too.
+    """
+
+    key: tuple[tuple[int, int], int]
+    memory: NDArray[np.uint8]
+    forked: bool = False
+
+
 _mapped: dict[tuple[tuple[int, int], int], NDArray[np.uint8]] = {}
 """The memory that this process has received, by sender and number."""
+_used: set[_Loan | _Segment] = set()
+"""What this process holds tensors in, received or to be sent."""
+
+
+def _before_fork() -> None:
+    for used in [*_used]:
+        used.forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork)
 
 
 def _reduce(batch: HandedOver) -> tuple[Any, ...]:
@@ -211,12 +263,19 @@ def _receive(
     """Unpack a batch in the process that receives it."""
     loans: dict[int, NDArray[np.uint8]] = {}
     for number, storage in segments.items():
+        key = sender, number
         if storage is not None:
-            memory = _mapped[sender, number] = _memory_of(storage)
-            memory[_MAPPED] = 1
-        memory = _mapped[sender, number]
-        loans[number] = loan = memory[_HEADER:]
-        ending = weakref.finalize(loan, _give_back, memory, os.getpid())
+            _mapped[key] = _memory_of(storage)
+            _mapped[key][_MAPPED] = 1
+        if key not in _mapped:
+            raise UsageError(
+                "the memory of a batch is not here: its worker has ended, or the worker has sent "
+                "batches to two processes; let it send dict(batch) to the other one"
+            )
+        loan = _Loan(key, _mapped[key])
+        _used.add(loan)
+        loans[number] = loan.memory[_HEADER:]
+        ending = weakref.finalize(loans[number], _give_back, loan)
         ending.atexit = False  # type: ignore[misc]
     return {name: _unpack(value, loans) for name, value in values.items()}
 
@@ -230,11 +289,13 @@ def _unpack(value: Any, loans: dict[int, NDArray[np.uint8]]) -> Any:
     return value
 
 
-def _give_back(memory: NDArray[np.uint8], receiver: int) -> None:
+def _give_back(loan: _Loan) -> None:
     """Let the worker fill a segment again, and let go of those that no worker fills any more."""
-    if os.getpid() != receiver:  # a fork of it, where the same tensors die again
+    _used.discard(loan)
+    if loan.forked:
+        _mapped.pop(loan.key, None)
         return
-    memory[_HELD] = 0
+    loan.memory[_HELD] = 0
     alive = {process: _is_alive(process) for process in {sender[0] for sender, _ in [*_mapped]}}
     for key, found in [*_mapped.items()]:
         if not alive.get(key[0][0], True) or (found[_ENDED] and not found[_HELD]):
@@ -249,11 +310,22 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def _end(segments: dict[int, list[_Segment]], worker: int) -> None:
+def _end(segments: list[_Segment], worker: int) -> None:
     """Say in the segments of a sender that they will not be filled again."""
     if os.getpid() == worker:
-        for segment in itertools.chain.from_iterable(segments.values()):
+        for segment in segments:
             segment.memory[_ENDED] = 1
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a tensor that its memory, shape and strides tell all about."""
+    return (
+        type(value) is torch.Tensor
+        and value.dtype in _SENT
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not (value.requires_grad or value.is_neg())
+    )
 
 
 def _describe(tensor: torch.Tensor, segment: _Segment) -> _Place:

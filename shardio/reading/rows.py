@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from shardio.codecs.image import Scratch
 from shardio.reading.checksums import MOST_SHORT, check_rows
 from shardio.reading.shards import GAP, OpenShard, Places, ShardPool, Wanted
-from shardio.storage.local import BLOCK
+from shardio.storage.local import BLOCK, LocalShard
 
 _MOST_AT_ONCE = 4 << 20  # bytes; they stay in the processor's cache while they are looked at
 
@@ -29,11 +29,13 @@ class _Group(NamedTuple):
 
     Attributes:
         shard: that they are in.
+        file: of the shard.
         samples: int64 [k], their positions there.
         rows: which rows of what is gathered are theirs.
     """
 
     shard: OpenShard
+    file: LocalShard
     samples: NDArray[np.int64]
     rows: slice
 
@@ -41,7 +43,7 @@ class _Group(NamedTuple):
         """What of it is in some rows, which are counted from their first."""
         start, stop = max(self.rows.start, rows.start), min(self.rows.stop, rows.stop)
         samples = self.samples[max(start - self.rows.start, 0) : max(stop - self.rows.start, 0)]
-        return _Group(self.shard, samples, slice(start - rows.start, stop - rows.start))
+        return _Group(self.shard, self.file, samples, slice(start - rows.start, stop - rows.start))
 
 
 class _Piece(NamedTuple):
@@ -141,10 +143,11 @@ class Gatherer:
 
     def _group(self, shards: NDArray[np.int64], samples: NDArray[np.int64]) -> list[_Group]:
         bounds = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(shards)]
-        return [
-            _Group(self._pool.get(int(shards[start])), samples[start:end], slice(start, end))
-            for start, end in pairwise(bounds)
-        ]
+        groups: list[_Group] = []
+        for start, end in pairwise(bounds):
+            shard = self._pool.get(int(shards[start]))
+            groups.append(_Group(shard, shard.file(), samples[start:end], slice(start, end)))
+        return groups
 
     def _read(
         self, groups: list[_Group], places: Places, pieces: list[_Piece], inside: slice
@@ -155,7 +158,7 @@ class Gatherer:
             starts = piece.starts[inside]
             copies = _rows_of(self._pieces, len(starts), piece.width)
             for group in groups:
-                if not group.shard.copy(starts[group.rows], copies[group.rows]):
+                if not group.file.copy_blocks(starts[group.rows], copies[group.rows]):
                     return None
             for field, span in piece.fields:
                 block = _rows_of(self._fields[field], len(starts), span.stop - span.start)
@@ -189,11 +192,12 @@ def _cut(places: Places) -> list[_Piece]:
     """What to copy: all fields as one if they are close together and everywhere in the same way.
 
     Returns:
-        Pieces of whole blocks; none if sizes differ that must not, or data start inside a block.
+        Pieces of whole blocks; none if sizes differ that must not, or data start inside a block,
+        or a field is empty in all samples.
     """
     most = places.sizes.max(axis=1)
     unlike = (most > MOST_SHORT) & (places.sizes.min(axis=1) < most)
-    if unlike.any() or (places.offsets % BLOCK).any():
+    if unlike.any() or (most == 0).any() or (places.offsets % BLOCK).any():
         return []
     widths, starts = most.tolist(), places.offsets.min(axis=0)
     inside = places.offsets - starts

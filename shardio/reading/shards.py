@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from shardio.errors import SampleError, TarError
 from shardio.index.catalog import ShardEntry
 from shardio.index.shard_index import ShardIndex, decode_key
-from shardio.storage.local import BLOCK, LocalShard
+from shardio.storage.local import LocalShard
 
 _MOST_OPEN = 64
 _MOST_MAPPED = 128  # Python's mmap keeps a descriptor, of which a process often has 1,024
@@ -101,7 +101,8 @@ class OpenShard:
         self._entry = entry
         self._indexing, self._opening = threading.Lock(), threading.Lock()
         self._kept: LocalShard | None = None
-        self._known: dict[Wanted, list[list[tuple[str, int]]]] | None = None
+        self._is_indexed = False
+        self._known: dict[Wanted, list[list[tuple[str, int]]]] = {}
         self._tables: dict[Wanted, _Table | None] = {}
         self._text = ""  # all keys, if they are ASCII and not too many
 
@@ -113,9 +114,9 @@ class OpenShard:
             TarError: the shard is missing, or not the file that was indexed.
             OSError: it cannot be opened.
         """
-        if self._known is None:
+        if not self._is_indexed:
             with self._indexing:
-                if self._known is None:
+                if not self._is_indexed:
                     self._load()
         self.open_file()
 
@@ -178,26 +179,6 @@ class OpenShard:
         checksums = None if sums is None else sums.take(at)
         return Places(table.fields, table.offsets.take(at), table.sizes.take(at), checksums)
 
-    def copy(self, starts: NDArray[np.int64], out: NDArray[np.uint8]) -> bool:
-        """Copy whole blocks of 512 bytes out of a memory map.
-
-        Args:
-            starts: int64 [n], offset of the first block of each row.
-            out: uint8 [n, w], where they go.
-
-        Returns:
-            False, with nothing copied, where a row would reach past the shard's end.
-
-        Raises:
-            TarError: the shard was cut off.
-        """
-        blocks = self.file().map()
-        wanted = (starts // BLOCK)[:, None] + np.arange(out.shape[1] // BLOCK)
-        if int(wanted[:, -1].max()) >= len(blocks):
-            return False
-        blocks.take(wanted, out=out.view(blocks.dtype), mode="clip")
-        return True
-
     def keys(self, samples: NDArray[np.int64]) -> list[str]:
         """The keys of several samples."""
         ends = self.index.key_ends
@@ -243,15 +224,14 @@ class OpenShard:
 
     def _columns(self, wanted: Wanted) -> list[list[tuple[str, int]]]:
         """Name and column of those of the alternatives that occur in the shard."""
-        known = self._known or {}
-        columns = known.get(wanted)
+        columns = self._known.get(wanted)
         if columns is None:
             names = self.index.fields
             columns = [
                 [(name, names.index(name)) for name in alternatives if name in names]
                 for alternatives in wanted
             ]
-            known[wanted] = columns
+            self._known[wanted] = columns
         return columns
 
     def _table(self, wanted: Wanted) -> _Table | None:
@@ -297,7 +277,7 @@ class OpenShard:
         if len(index.keys) <= _MOST_TEXT and not (index.keys & 0x80).any():
             self._text = str(self._keys, "ascii")
         self._checksums = None if index.checksums is None else index.checksums.data
-        self._known = {}
+        self._is_indexed = True
 
     def _open(self) -> LocalShard:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Callable
@@ -289,3 +290,12 @@ def test_an_index_with_a_changed_byte_and_its_checksum_made_right_reads_or_is_re
         return
     assert all(found.key(number) for number in range(len(found)))
     assert (found.offsets + found.sizes).max() <= found.shard_size
+
+
+def test_storage_that_gives_less_than_was_asked_for_is_asked_again(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pread = os.pread
+    expected = [batch["__key__"] for batch in shardio.ShardDataset(packed, batch_size=50)]
+    monkeypatch.setattr(os, "pread", lambda file, size, at: pread(file, min(size, 1000), at))
+    assert [batch["__key__"] for batch in shardio.ShardDataset(packed, batch_size=50)] == expected

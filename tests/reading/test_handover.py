@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 import multiprocessing
 import os
 import pickle
@@ -12,12 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import shardio
 from shardio.reading import handover
+from shardio.testing import make_shard
 
 SIZE = 64  # of images: large enough that a batch of 20 is shared
 CROP = shardio.RandomResizedCrop(SIZE)
@@ -94,11 +97,14 @@ class Changed(IterableDataset[dict[str, Any]]):
             assert type(pickle.loads(pickle.dumps(batch))) is dict  # noqa: S301
             batch["top"] = batch["image"][:, :, :8]
             batch["half"] = batch["image"][:, :1].to(torch.bfloat16)
+            batch["sparse"] = batch["label"].to_sparse()
+            batch["words"] = batch["image"].permute(0, 2, 3, 1).reshape(-1)[:400].view(torch.int32)
             batch["before"] = batch["image"] if before is None else before["image"]
             yield {**batch} if batch["__step__"] % 2 else batch
             before = batch
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 def test_what_a_workers_code_makes_of_batches_arrives(packed: Path) -> None:
     expected = pixels(load(packed, workers=0)).split(20)
     dataset = load(packed).dataset
@@ -107,20 +113,60 @@ def test_what_a_workers_code_makes_of_batches_arrives(packed: Path) -> None:
         assert torch.equal(batch["image"], expected[step])
         assert torch.equal(batch["top"], expected[step][:, :, :8])
         assert torch.equal(batch["half"], expected[step][:, :1].to(torch.bfloat16))
+        assert torch.equal(batch["sparse"].to_dense(), batch["label"])
+        words = expected[step].permute(0, 2, 3, 1).reshape(-1)[:400].view(torch.int32)
+        assert torch.equal(batch["words"], words)
         assert torch.equal(batch["before"], expected[max(step - 1, 0)])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_fork_that_drops_a_batch_does_not_give_it_back(packed: Path) -> None:
+@pytest.mark.parametrize("keeper", ["parent", "child"])
+def test_what_a_fork_holds_too_is_not_filled_again(packed: Path, keeper: str) -> None:
     batches = iter(load(packed, workers=1))
     batch = next(batches)
     image = batch["image"].clone()
-    process = multiprocessing.get_context("fork").Process(target=batch.clear)
+    context = multiprocessing.get_context("fork")
+    looked, read_on = context.Queue(), context.Event()
+
+    def look() -> None:
+        if keeper == "parent":
+            batch.clear()
+        else:
+            read_on.wait()
+            looked.put(bool((batch["image"].numpy() == image.numpy()).all()))
+
+    process = context.Process(target=look)
     process.start()
-    process.join()
+    if keeper == "parent":
+        process.join()
+    else:
+        batch.clear()
     for _ in range(10):
         next(batches)
-    assert torch.equal(batch["image"], image)
+    read_on.set()
+    assert torch.equal(batch["image"], image) if keeper == "parent" else looked.get(timeout=60)
+    process.join()
+    batch.clear()
+    del batches
+    gc.collect()
+    assert not handover._used
+
+
+def test_batches_of_many_sizes_need_few_segments(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0)
+    samples = {}
+    for number in range(300):
+        height = int(numbers.integers(150, 1500))
+        stream = io.BytesIO()
+        np.save(stream, np.full((height, 500), number % 256, np.uint8))
+        samples[f"{number:04d}"] = {"npy": stream.getvalue()}
+    shard = make_shard(tmp_path / "a.tar", samples)
+    dataset = shardio.ShardDataset(shard, batch_size=1, shuffle=True)
+    most = 0
+    for batch in DataLoader(dataset, batch_size=None, num_workers=1):
+        assert int(batch["__key__"][0]) % 256 == batch["npy"].min() == batch["npy"].max()
+        most = max(most, len(handover._mapped))
+    assert most < 30
 
 
 class Twice(IterableDataset[dict[str, Any]]):

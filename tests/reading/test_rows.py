@@ -149,3 +149,37 @@ def test_arrays_that_torch_has_no_dtype_for_are_located(tmp_path: Path, dtype: A
     shard = make_shard(tmp_path / "a.tar", samples)
     with pytest.raises(shardio.SampleError, match=r"a\.tar: sample '0', field 'npy' at offset"):
         list(shardio.ShardDataset(shard, batch_size=4))
+
+
+def test_empty_fields_are_an_error_with_a_place(tmp_path: Path) -> None:
+    shard = make_shard(tmp_path / "a.tar", {f"{i}": {"cls": b""} for i in range(8)})
+    with pytest.raises(shardio.SampleError, match="sample '0', field 'cls'"):
+        list(shardio.ShardDataset(shard, batch_size=4))
+    far = {f"{i}": {"cls": b"", "jpg": bytes(9000), "npy": npy(np.arange(3))} for i in range(8)}
+    shard = make_shard(tmp_path / "b.tar", far)
+    wanted = {"label": "cls", "npy": "npy"}
+    with pytest.raises(shardio.SampleError, match="sample '0', field 'cls'"):
+        list(shardio.ShardDataset(shard, batch_size=4, fields=wanted))
+
+
+def test_rows_far_apart_and_very_wide_are_gathered_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = {
+        f"{number}": {
+            "cls": b"%d" % number,
+            "jpg": bytes(5000 * number),
+            "npy": npy(np.full(1_000_000, number, np.uint8)),
+        }
+        for number in range(12)
+    }
+    shard = make_shard(tmp_path / "a.tar", samples)
+    dataset = shardio.ShardDataset(
+        shard, shuffle=True, batch_size=12, fields={"label": "cls", "npy": "npy"}
+    )
+    outcomes = gathered(monkeypatch)
+    (batch,) = dataset
+    assert outcomes == [True]
+    for slot, key in enumerate(batch["__key__"]):
+        assert batch["label"][slot] == int(key) == batch["npy"][slot].min()
+        assert batch["npy"][slot].max() == int(key)
