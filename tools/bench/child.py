@@ -1,7 +1,7 @@
 """One run of one peer on one workload, in a process of its own; a JSON object on stdout.
 
-It consumes every batch and checks that each is uint8 [B, 3, H, W], that no sample is missing and
-that the labels add up.
+It reads some pixels of every image and checks that batches are uint8 [B, 3, H, W] and that every
+class has as many samples as it should.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from peers import PEERS
 from sources import files_and_labels
 from workloads import WORKLOADS, Workload
 
+LOOKED_AT = 8  # rows and columns of each image, so that somebody reads what was delivered
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -49,31 +50,30 @@ def prepare(peer: str, workload: str, images: str, out: str) -> dict[str, str]:
 
 def run(peer: str, workload: str, images: str, out: str, repeats: int) -> dict[str, float]:
     """Read everything; `images` is where the expected labels are found."""
-    wanted, task = (
-        [label for _, label in files_and_labels(Path(images))] * repeats,
-        WORKLOADS[workload],
-    )
+    wanted = np.bincount([label for _, label in files_and_labels(Path(images))]) * repeats
+    task = WORKLOADS[workload]
     module = importlib.import_module(f"peers.{PEERS[peer].module}")
     reads: Callable[..., Iterator[Any]] = getattr(module, PEERS[peer].reads)
     cpu, start = cpu_seconds(), time.perf_counter()
-    first, first_images, count, total = 0.0, 0, 0, 0
+    first, seconds, first_images = 0.0, 0.0, 0
+    found, colours, looked_at = np.zeros(len(wanted), np.int64), np.zeros(3), 0
     for pixels, labels in reads(Path(out), task, repeats):
-        if not count:
-            first, first_images = time.perf_counter() - start, len(labels)
         check(pixels, len(labels), task)
-        count, total = count + len(labels), total + int(labels.sum())
-    seconds = time.perf_counter() - start
-    if (count, total) != (len(wanted), sum(wanted)):
-        raise ValueError(
-            f"it gave {count} samples whose labels add up to {total}, not {len(wanted)} whose "
-            f"labels add up to {sum(wanted)}"
-        )
+        some = np.asarray(pixels)[:, :, :: task.size // LOOKED_AT, :: task.size // LOOKED_AT]
+        colours, looked_at = colours + some.sum((0, 2, 3)), looked_at + some[:, 0].size
+        found += np.bincount(np.asarray(labels, np.int64).ravel(), minlength=len(wanted))
+        seconds = time.perf_counter() - start
+        if not first:
+            first, first_images = seconds, len(labels)
+    if not np.array_equal(found, wanted):
+        raise ValueError(f"it gave {found.tolist()} samples of the classes, not {wanted.tolist()}")
     return {
-        "images": count,
+        "images": int(found.sum()),
         "seconds": seconds,
         "first": first,
         "first_images": first_images,
         "cpu": cpu_seconds() - cpu,
+        **dict(zip(("red", "green", "blue"), (colours / looked_at).tolist(), strict=True)),
     }
 
 

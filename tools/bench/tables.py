@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
 from importlib import metadata
 from pathlib import Path
 
@@ -19,6 +20,8 @@ HEAD = (
     "first batch, ms",
     "share of ceiling",
 )
+COLOURS = ("red", "green", "blue")
+SAME_COLOUR = 6  # of 255; random crops of few images differ by some
 OURS = "shardio Loader", "shardio DataLoader"
 
 
@@ -29,21 +32,22 @@ def held_equal() -> list[str]:
         "OpenCV and torch start no threads of their own",
         "- the same encoded bytes (or, in the raw workload, the same pixels), written in one "
         f"random order; {SHARDS} shards where the number can be chosen",
-        "- batches of one size, uint8 [B, 3, H, W]; every batch is consumed and checked, no sample "
-        "may be missing, and the labels must add up",
+        "- batches of one size, uint8 [B, 3, H, W]; some pixels of every image are read, and every "
+        "class must come as often as it should",
         "- torchvision's distribution of random crops and flips; linear interpolation, except "
         "where a note says otherwise",
         "- simplejpeg decodes where the user can choose, OpenCV what is not JPEG",
         f"- shuffled: {SHUFFLE_BUFFER:,} samples or more, in the way of each peer",
         "- a process for each run, peers in turn in each round; the page cache is warm, except on "
         "the slow mount, which is mounted anew for each run",
-        "- img/s counts from the creation of the loader to its last batch, about five seconds; "
-        f"per core it is divided by {CORES_USED}",
+        "- img/s counts from the creation of the loader to its last batch, about five seconds (on "
+        f"the slow mount one pass); per core it is divided by {CORES_USED}",
         "- peak memory is Pss_Anon + Pss_Shmem of all processes, less that of a process that "
-        "imports torch, cv2 and numpy, in a run of its own",
+        "imports torch, cv2 and numpy, in a run of its own; what is mapped from files is in none",
+        "- without other images (--photos, --large) crops of scikit-learn's two photos are used",
         "- the ceiling is two threads (with Python code, two processes) that decode, crop and "
         "resize images in memory, with no loader at all, in the same rounds; on the slow mount the "
-        "lower of that and of reading the shards with 64 threads",
+        "lower of that and of reading the shards with 64 threads; who decodes less can exceed it",
     ]
 
 
@@ -59,7 +63,8 @@ def machine() -> list[str]:
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     return [
         f"- {names[0] if names else platform.machine()}, {count_cores()} cores, "
-        f"Linux {platform.release().partition('-')[0]}",
+        f"Linux {platform.release().partition('-')[0]}; load average at the end "
+        f"{os.getloadavg()[2]:.1f}",
         f"- Python {platform.python_version()}, {versions}",
     ]
 
@@ -85,10 +90,27 @@ def show_table(table: Table) -> list[str]:
         "|---" * (1 + len(HEAD) + len(OURS)) + "|",
     ]
     lines += [row(table, name, result) for name, result in table.peers.items() if result.runs]
+    lines += strange_colours(table)
     for name, result in table.peers.items():
         if result.absent:
             lines += ["", f"Absent: {name}, because: {result.absent}"]
     return [*lines, ""]
+
+
+def strange_colours(table: Table) -> list[str]:
+    """Who delivers pixels that on average are not those of the others."""
+    colours = {
+        name: [statistics.median([run[part] for run in result.runs]) for part in COLOURS]
+        for name, result in table.peers.items()
+        if result.runs
+    }
+    usual = [statistics.median(values) for values in zip(*colours.values(), strict=True)]
+    return [
+        line
+        for name, found in colours.items()
+        if max(abs(a - b) for a, b in zip(found, usual, strict=True)) > SAME_COLOUR
+        for line in ("", f"Other pixels: {name} has a mean colour of {found}, the others {usual}.")
+    ]
 
 
 def ceilings(table: Table) -> list[str]:

@@ -74,7 +74,7 @@ WORKLOADS = {
         busy=True,
     ),
     "f": Workload(
-        title="photos → 224, from a slow mount, cold",
+        title="photos → 224, from a slow mount, cold; those who read single files read 600",
         source="photos",
         count=9600,
         quick=600,

@@ -42,7 +42,18 @@ PEERS = {
         format="shardio",
         workloads="abcdef",
         reads="thread_batches",
-        note="two threads of one process",
+        note="two threads of one process; of a JPEG it decodes the rows down to the crop's end, "
+        "which gives the same pixels, and large ones at a part of their size, which gives pixels "
+        "nearer to an antialiased resize; on storage that is slow, up to 34 more threads ask for "
+        "data ahead",
+    ),
+    "shardio all pixels": Peer(
+        module="shardio_peer",
+        package="shardio",
+        format="shardio",
+        workloads="d",
+        reads="all_pixel_batches",
+        note="as shardio Loader, with reduced_decoding=False: the pixels of a plain linear resize",
     ),
     "shardio DataLoader": Peer(
         module="shardio_peer",
@@ -50,7 +61,7 @@ PEERS = {
         format="shardio",
         workloads="abcdef",
         reads="worker_batches",
-        note="two worker processes of torch's DataLoader",
+        note="two worker processes of torch's DataLoader; otherwise as shardio Loader",
     ),
     "webdataset": Peer(
         module="webdataset_peer",
@@ -58,6 +69,14 @@ PEERS = {
         format="webdataset",
         workloads="abdef",
         note="two workers that batch; a buffer of 1,000 samples in each shuffles",
+    ),
+    "webdataset 8 workers": Peer(
+        module="webdataset_peer",
+        package="webdataset",
+        format="webdataset",
+        workloads="f",
+        reads="many_worker_batches",
+        note="a worker a shard, which is as many as it can use: more wait for storage at a time",
     ),
     "webdataset PNG": Peer(
         module="webdataset_peer",
@@ -96,6 +115,14 @@ PEERS = {
         format=FILES,
         workloads="abdef",
         note="single files, a plain torch Dataset; the whole dataset is shuffled",
+    ),
+    "cv2 Dataset 16 workers": Peer(
+        module="cv2_dataset",
+        package="opencv-python-headless",
+        format=FILES,
+        workloads="f",
+        reads="many_worker_batches",
+        note="as cv2 Dataset; more wait for storage at a time",
     ),
     "LitData": Peer(
         module="litdata_peer",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,14 @@ def decode(data: bytes) -> Pixels:
     return np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB), np.uint8)
 
 
+@lru_cache
+def crop_to(size: int) -> shardio.RandomResizedCrop:
+    return shardio.RandomResizedCrop(size)
+
+
 def random_crop(pixels: Pixels, size: int, out: Pixels | None = None) -> Pixels:
     """A random part of a picture, resized and perhaps mirrored."""
-    crop = shardio.RandomResizedCrop(size)
+    crop = crop_to(size)
     height, width, _ = pixels.shape
     box = crop.crop(height, width, [random.random() for _ in range(crop.draws)])  # noqa: S311
     part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]

@@ -11,6 +11,8 @@ from peers.common import Batch, Sample, collate, make_pixels, use_one_thread
 from sources import files_and_labels
 from workloads import CORES_USED, Workload
 
+MANY = 16  # workers that wait for storage together
+
 
 class Files(Dataset[Sample]):
     """The images of a folder, each `repeats` times."""
@@ -27,13 +29,19 @@ class Files(Dataset[Sample]):
         return make_pixels(Path(path).read_bytes(), self.workload), label
 
 
-def batches(out: Path, workload: Workload, repeats: int) -> Iterator[Batch]:
+def many_worker_batches(out: Path, workload: Workload, repeats: int) -> Iterator[Batch]:
+    return batches(out, workload, repeats, workers=MANY)
+
+
+def batches(
+    out: Path, workload: Workload, repeats: int, workers: int = CORES_USED
+) -> Iterator[Batch]:
     return iter(
         DataLoader(
             Files(out, workload, repeats),
             batch_size=workload.batch,
             shuffle=True,
-            num_workers=CORES_USED,
+            num_workers=workers,
             collate_fn=collate,
             worker_init_fn=use_one_thread,
         )

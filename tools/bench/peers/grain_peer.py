@@ -46,6 +46,9 @@ def batches(out: Path, workload: Workload, repeats: int) -> Iterator[Batch]:
         workers = grain.MultiprocessingOptions(num_workers=CORES_USED, per_worker_buffer_size=2)
         made = samples.batch(workload.batch, batch_fn=stack).to_iter_dataset(alone)
         dataset = made.mp_prefetch(workers)
+    elif not workload.crop:  # small: a thread makes whole batches
+        threads = grain.ReadOptions(num_threads=CORES_USED, prefetch_buffer_size=2 * CORES_USED)
+        dataset = samples.batch(workload.batch, batch_fn=stack).to_iter_dataset(threads)
     else:
         threads = grain.ReadOptions(num_threads=CORES_USED, prefetch_buffer_size=2 * workload.batch)
         dataset = samples.to_iter_dataset(threads).batch(workload.batch, batch_fn=stack)

@@ -23,6 +23,11 @@ def thread_batches(out: Path, workload: Workload, repeats: int) -> Iterator[Batc
     return deliver(shardio.Loader(open_dataset(out, workload, repeats), threads=CORES_USED))
 
 
+def all_pixel_batches(out: Path, workload: Workload, repeats: int) -> Iterator[Batch]:
+    dataset = open_dataset(out, workload, repeats).replace(reduced_decoding=False)
+    return deliver(shardio.Loader(dataset, threads=CORES_USED))
+
+
 def worker_batches(out: Path, workload: Workload, repeats: int) -> Iterator[Batch]:
     dataset = open_dataset(out, workload, repeats)
     return deliver(DataLoader(dataset, batch_size=None, num_workers=CORES_USED))

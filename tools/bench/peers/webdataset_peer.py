@@ -21,7 +21,7 @@ from peers.common import (
     stored_bytes,
     use_one_thread,
 )
-from workloads import CORES_USED, SHUFFLE_BUFFER, Workload
+from workloads import CORES_USED, SHARDS, SHUFFLE_BUFFER, Workload
 
 
 def prepare(images: Path, out: Path, workload: Workload) -> None:
@@ -35,7 +35,13 @@ def prepare(images: Path, out: Path, workload: Workload) -> None:
                 writer.write({"__key__": key, "rgb" if raw else "image": data, "cls": label})
 
 
-def batches(out: Path, workload: Workload, repeats: int) -> Iterator[Batch]:
+def many_worker_batches(out: Path, workload: Workload, repeats: int) -> Iterator[Batch]:
+    return batches(out, workload, repeats, workers=SHARDS)
+
+
+def batches(
+    out: Path, workload: Workload, repeats: int, workers: int = CORES_USED
+) -> Iterator[Batch]:
     shards = sorted(str(path) for path in out.glob("*.tar")) * repeats
     dataset = (
         webdataset.WebDataset(shards, shardshuffle=len(shards), empty_check=False)
@@ -44,7 +50,7 @@ def batches(out: Path, workload: Workload, repeats: int) -> Iterator[Batch]:
         .batched(workload.batch, collation_fn=collate)
     )
     return iter(
-        DataLoader(dataset, batch_size=None, num_workers=CORES_USED, worker_init_fn=use_one_thread)
+        DataLoader(dataset, batch_size=None, num_workers=workers, worker_init_fn=use_one_thread)
     )
 
 
