@@ -50,7 +50,8 @@ class Normalize:
         dtype: of the result, a floating one; it is computed in float32.
 
     Raises:
-        UsageError: mean and std do not have one number a channel, or a std is not above 0.
+        UsageError: mean and std do not have one number a channel, a mean is not between 0 and 1,
+            or a std is not above 0.
     """
 
     mean: tuple[float, ...]
@@ -66,6 +67,11 @@ class Normalize:
         if len(mean) != len(std) or not all(deviation > 0 for deviation in std):
             raise UsageError(
                 f"mean={mean} and std={std}: give one number of each a channel, std above 0"
+            )
+        if not all(0 <= value <= 1 for value in mean):
+            raise UsageError(
+                f"mean={mean}: it is of channels scaled to 0 to 1; divide means of 0 to 255, and "
+                "their std, by 255"
             )
         if not dtype.is_floating_point:
             raise UsageError(f"dtype={dtype}: it must be a floating one, as torch.float16")
@@ -87,7 +93,8 @@ class Normalize:
         _check(images)
         if images.ndim < 3 or images.shape[-3] != len(self.mean):
             raise UsageError(
-                f"images of shape {list(images.shape)}: they must be [B, {len(self.mean)}, H, W]"
+                f"images of shape {list(images.shape)}: they must be [B, {len(self.mean)}, H, W], "
+                f"as mean and std have {len(self.mean)} numbers"
             )
         scale, shift = _scale_and_shift(self.mean, self.std, images.device)
         return images.to(torch.float32).mul_(scale).add_(shift).to(self.dtype)

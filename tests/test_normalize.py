@@ -44,6 +44,7 @@ def test_to_float_scales_to_one() -> None:
     [
         ({"mean": (0.5,)}, "one number of each a channel"),
         ({"std": (1, 0, 1)}, "std above 0"),
+        ({"mean": (123, 116, 103)}, "scaled to 0 to 1; divide means of 0 to 255"),
         ({"dtype": torch.int32}, "must be a floating one"),
     ],
 )

@@ -343,8 +343,9 @@ def _misfit(
     found: tuple[Sequence[int], object], wanted: tuple[Sequence[int], object]
 ) -> UsageError:
     (found_shape, found_dtype), (shape, dtype) = found, wanted
+    side = min(224, *shape[-2:]) if len(shape) > 1 else 224
     return UsageError(
         f"it is {'×'.join(map(str, found_shape))} {found_dtype}, others of the batch are "
         f"{'×'.join(map(str, shape))} {dtype}; give a transform that makes them equal, such as "
-        "shardio.RandomResizedCrop(224), or read samples without batch_size"
+        f"shardio.RandomResizedCrop({side}), or read samples without batch_size"
     )

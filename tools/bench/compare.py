@@ -255,6 +255,8 @@ def write(arguments: argparse.Namespace, measured: list[Table]) -> None:
         given = [f"--{name} DIR" for name in ("photos", "large") if getattr(arguments, name)]
         letters = ",".join(table.letter for table in measured)
         command = ["python tools/bench/compare.py", *given, f"--workloads {letters}"]
+        if arguments.peers != [*PEERS]:
+            command.append(f'--peers "{",".join(arguments.peers)}"')
         command.append("--quick" if arguments.quick else f"--rounds {arguments.rounds}")
         text = tables.page(measured, " ".join(command), arguments.rounds)
         arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
