@@ -92,10 +92,6 @@ class ReadAhead:
         runs = [run for stream, place in places for run in self._new_windows(stream, place)]
         slow = self._may_be_slow()
         if slow:
-            for shard in set(references.shards.tolist()) - self._opened:
-                self._opened.add(shard)
-                self._opening.submit(self._try, self._pool.open_file, shard)
-                self._opening.submit(self._try, self._pool.get, shard)
             batch = self._batches.submit(self._ask_for_samples, references)
             if runs:
                 self._asking.submit(batch.result)  # the batch comes first
@@ -129,6 +125,10 @@ class ReadAhead:
                 self._ask(int(shard), first[None], last[None])
 
     def _ask_for_samples(self, references: References) -> None:
+        for shard in set(references.shards.tolist()) - self._opened:
+            self._opened.add(shard)  # not in the loop: starting threads takes long
+            self._opening.submit(self._try, self._pool.open_file, shard)
+            self._opening.submit(self._try, self._pool.get, shard)
         for shard, inside in grouped(references.shards):
             samples = references.indices[inside]
             self._ask(shard, samples, samples)
