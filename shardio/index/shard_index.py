@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from shardio.errors import IndexFileError
 from shardio.storage.atomic import atomic_file
+from shardio.storage.local import read_at
 
 FORMAT = "shardio-index-v1"
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -149,12 +150,12 @@ def _map_index(path: Path) -> ShardIndex:
         file = stream.fileno()
         size = os.fstat(file).st_size
         # Reading, unlike touching a map, lets other threads run while storage takes its time.
-        head = _read(file, min(_PIECE, size), 0)
+        head = read_at(file, min(_PIECE, size), 0)
         start = 8 + int.from_bytes(head[:8], "little")
         if start > size:
             raise ValueError("its header is cut off")
         if start > len(head):
-            head = _read(file, start, 0)
+            head = read_at(file, start, 0)
         header = json.loads(head[8:start])
         metadata = header["__metadata__"]
         if metadata["format"] != FORMAT:
@@ -163,7 +164,7 @@ def _map_index(path: Path) -> ShardIndex:
         found = zlib.crc32(head[:start].replace(checksum, _NO_CHECKSUM, 1))
         found = zlib.crc32(memoryview(head)[start:], found)
         for offset in range(len(head), size, _PIECE):
-            found = zlib.crc32(_read(file, min(_PIECE, size - offset), offset), found)
+            found = zlib.crc32(read_at(file, min(_PIECE, size - offset), offset), found)
         if b"%08x" % found != checksum:
             raise ValueError("its checksum differs")
         mapped = mmap.mmap(file, size, prot=mmap.PROT_READ)
@@ -190,16 +191,6 @@ def _map_index(path: Path) -> ShardIndex:
     )
     _verify(index)
     return index
-
-
-def _read(file: int, size: int, offset: int) -> bytes:
-    data = os.pread(file, size, offset)
-    while len(data) < size:
-        more = os.pread(file, size - len(data), offset + len(data))
-        if not more:
-            raise ValueError("it became shorter")
-        data += more
-    return data
 
 
 def _verify(index: ShardIndex) -> None:

@@ -32,9 +32,10 @@ from shardio.reading.times import StageTimes
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+T = TypeVar("T")
+
 _PIECE = 128 << 10  # bytes; of one larger request Linux reads no more, unless it is set to
 _OPENERS = 32  # shards that open at once, and their indexes
-T = TypeVar("T")
 _SLOW_READ = 200_000  # ns for a sample; from memory it takes a tenth
 
 

@@ -146,7 +146,7 @@ class Batch:
         start, decode = perf_counter_ns(), 0
         inside = slice(slots.start, slots.stop)
         columns = [cast("RowColumn", column) for column in self._columns.values()]
-        references, keys, count = self._references, np.array(self._keys[inside], object), 0
+        references, keys, count = self._references, np.empty(len(slots), object), 0
         for found in self._gatherer.gather(references.shards[inside], references.indices[inside]):
             if found is None:
                 return False

@@ -27,6 +27,7 @@ from typing import Any
 
 from torch.utils.data import get_worker_info
 
+from shardio.reading.processes import is_alive
 from shardio.reading.state import Position
 
 _REMEMBERED = 64
@@ -74,7 +75,7 @@ class EpochCounter:
                 if (
                     entry["name"] == name
                     and str(worker.id) not in others
-                    and all(map(_is_alive, others.values()))
+                    and all(map(is_alive, others.values()))
                 ):
                     others[str(worker.id)] = os.getpid()
                     return Position(*entry["start"])
@@ -154,14 +155,6 @@ def _parse(text: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return state
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except OSError:
-        return False
-    return True
 
 
 def _take_next(state: dict[str, Any]) -> list[int]:

@@ -30,11 +30,13 @@ import torch
 from numpy.typing import NDArray
 
 from shardio.errors import UsageError
+from shardio.reading.processes import is_alive
 
 Loop = Generator[dict[str, Any], None, None]
 _HEADER = 64  # bytes of a segment before its data
 _HELD, _MAPPED, _ENDED = 0, 1, 2
-"""Places in the header: the receiver holds tensors in it or will; has it mapped; the loop ended."""
+"""Places in the header: the receiver holds tensors in it or will; has it mapped; nobody will fill
+it again."""
 _LEAST_SHARED = 1 << 16  # bytes; less is quicker sent than shared
 _MOST_FREE = 8  # segments that nobody holds, and that are kept
 _SENT = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool})
@@ -113,6 +115,7 @@ class Sender:
 
     def _take(self, size: int) -> _Segment:
         """A segment that nobody holds; of those that are not needed, few are kept."""
+        self._segments[:] = [part for part in self._segments if not part.memory[_ENDED]]
         free = [segment for segment in self._segments if segment.is_free()]
         fitting = [segment for segment in free if size <= segment.room <= 2 * size]
         chosen = min(fitting, key=lambda segment: segment.room, default=None)
@@ -293,21 +296,14 @@ def _give_back(loan: _Loan) -> None:
     """Let the worker fill a segment again, and let go of those that no worker fills any more."""
     _used.discard(loan)
     if loan.forked:
+        loan.memory[_ENDED] = 1
         _mapped.pop(loan.key, None)
         return
     loan.memory[_HELD] = 0
-    alive = {process: _is_alive(process) for process in {sender[0] for sender, _ in [*_mapped]}}
+    alive = {process: is_alive(process) for process in {sender[0] for sender, _ in [*_mapped]}}
     for key, found in [*_mapped.items()]:
         if not alive.get(key[0][0], True) or (found[_ENDED] and not found[_HELD]):
             _mapped.pop(key, None)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except OSError:
-        return False
-    return True
 
 
 def _end(segments: list[_Segment], worker: int) -> None:

@@ -51,17 +51,14 @@ class LocalShard:
             TarError: the file ends earlier.
             OSError: the storage fails.
         """
-        data = os.pread(self._descriptor, size, offset)
-        while len(data) < size:
-            more = os.pread(self._descriptor, size - len(data), offset + len(data))
-            if not more:
-                raise TarError(
-                    f"{self.name}: the file ends at byte {offset + len(data)}, inside a member "
-                    f"of {size} bytes at offset {offset}; it was cut off after it was indexed",
-                    shard=self.name,
-                    offset=offset,
-                )
-            data += more
+        data = read_at(self._descriptor, size, offset)
+        if len(data) < size:
+            raise TarError(
+                f"{self.name}: the file ends at byte {offset + len(data)}, inside a member "
+                f"of {size} bytes at offset {offset}; it was cut off after it was indexed",
+                shard=self.name,
+                offset=offset,
+            )
         return data
 
     def copy_blocks(self, starts: NDArray[np.int64], out: NDArray[np.uint8]) -> bool:
@@ -100,3 +97,14 @@ class LocalShard:
         """Close the file when nothing refers to it, so that no thread still reads it."""
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)
+
+
+def read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """Bytes of a file, as many as asked for unless it ends, however few each read gives."""
+    data = os.pread(descriptor, size, offset)
+    while len(data) < size:
+        more = os.pread(descriptor, size - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data

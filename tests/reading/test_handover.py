@@ -152,6 +152,21 @@ def test_what_a_fork_holds_too_is_not_filled_again(packed: Path, keeper: str) ->
     assert not handover._used
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="maps are Linux's to show")
+def test_forks_at_every_step_do_not_add_up(packed: Path) -> None:
+    batches = iter(load(packed, workers=1))
+    (worker,) = batches._workers  # type: ignore[attr-defined]
+    for _ in range(25):
+        batch = next(batches)
+        child = os.fork()
+        if not child:
+            os._exit(0)
+        os.waitpid(child, 0)
+        del batch
+    maps = Path(f"/proc/{worker.pid}/maps").read_text("utf-8")
+    assert 0 < maps.count("/torch_") < 12
+
+
 def test_batches_of_many_sizes_need_few_segments(tmp_path: Path) -> None:
     numbers = np.random.default_rng(0)
     samples = {}

@@ -170,7 +170,7 @@ def measure(bench: Bench, arguments: argparse.Namespace) -> Table:
             table.ceiling.append(bench.run(CEILING))
         if bench.workload.slow:
             table.mount.append(bench.mount_ceiling())
-        first = number * 5 % len(chosen)
+        first = number * 5 % max(len(chosen), 1)
         for name in chosen[first:] + chosen[:first]:  # nobody always follows the same one
             if run := attempt(table, name, bench.run):
                 table.peers[name].runs.append(run)
