@@ -163,8 +163,24 @@ def test_forks_at_every_step_do_not_add_up(packed: Path) -> None:
             os._exit(0)
         os.waitpid(child, 0)
         del batch
-    maps = Path(f"/proc/{worker.pid}/maps").read_text("utf-8")
-    assert 0 < maps.count("/torch_") < 12
+    assert 0 < segments_of(worker.pid) < 12
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="maps are Linux's to show")
+def test_memory_of_batches_that_were_kept_goes_when_they_go(packed: Path) -> None:
+    batches = iter(load(packed, workers=1))
+    (worker,) = batches._workers  # type: ignore[attr-defined]
+    kept = [next(batches) for _ in range(20)]
+    assert segments_of(worker.pid) >= 20
+    kept.clear()
+    for _ in range(8):
+        next(batches)
+    assert 0 < segments_of(worker.pid) < 16
+
+
+def segments_of(process: int) -> int:
+    """How many segments of shared memory a process has mapped."""
+    return Path(f"/proc/{process}/maps").read_text("utf-8").count("/torch_")
 
 
 def test_batches_of_many_sizes_need_few_segments(tmp_path: Path) -> None:
