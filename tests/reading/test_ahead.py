@@ -13,6 +13,7 @@ import pytest
 import shardio
 from shardio.reading.ahead import ReadAhead
 from shardio.reading.shards import ShardPool
+from shardio.reading.times import StageTimes
 from shardio.storage.local import LocalShard
 from shardio.testing import make_shard
 
@@ -125,6 +126,22 @@ def test_workers_share_the_asking(packed: Path, asked: list[tuple[str, int, int]
     assert len({name for names in shares for name in names}) == 8
 
 
+def test_batches_are_asked_for_until_reading_is_known_to_be_fast(
+    packed: Path, asked: list[tuple[str, int, int]]
+) -> None:
+    dataset = shardio.ShardDataset(packed, batch_size=20)
+    plan, times = dataset.plan(0), StageTimes()
+    references = plan.references(plan.share([0], 0, 1))
+    pool = ShardPool(dataset.catalog.shards)
+    with ReadAhead([], dataset.samples, pool, (0, 1), times) as read_ahead:
+        for microseconds, expected in [(None, 20), (50, 20), (1000, 40), (50, 40)]:
+            if microseconds is not None:
+                times.add(StageTimes(samples=20, read=20 * microseconds * 1000))
+            read_ahead.enter([(0, 0)], references)
+            wait_until(lambda: len(asked) >= expected)  # noqa: B023  at once
+    assert len(asked) == 40
+
+
 def test_where_reading_is_slow_each_batch_is_asked_for(
     packed: Path, asked: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,12 +151,8 @@ def test_where_reading_is_slow_each_batch_is_asked_for(
         time.sleep(0.001)
         return read(shard, offset, size)
 
-    dataset = shardio.ShardDataset(packed, shuffle="full", batch_size=20)
-    list(dataset)
-    assert len(asked) == 20  # nothing is known of the storage before the first batch
-    asked.clear()
     monkeypatch.setattr(LocalShard, "read", slow)
-    steps = iter(dataset)
+    steps = iter(shardio.ShardDataset(packed, shuffle="full", batch_size=20))
     next(steps)
     next(steps)
     wait_until(lambda: len(asked) == 40)
