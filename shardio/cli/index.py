@@ -25,7 +25,7 @@ def index(path: str, force: bool, as_json: bool) -> None:
     PATH is a folder of tars, one tar, a glob or a pattern like 'shard-{000000..000007}.tar'.
     The indexes go to the folder index/ beside the shards.
     """
-    shown: AbstractContextManager[Callable[[int], Callable[[], None]] | None] = (
+    shown: AbstractContextManager[Callable[[int], Callable[[int], None]] | None] = (
         nullcontext() if as_json else progress_bar("indexing")
     )
     with shown as progress:

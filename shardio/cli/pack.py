@@ -3,107 +3,154 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import click
 
 from shardio.cli.progress import progress_bar
+from shardio.cli.values import parse_sides, parse_size, parse_split, read_names
 from shardio.errors import UsageError
-from shardio.packing.output import SKIPPED_NAME
-from shardio.packing.pack import PackSummary
-from shardio.packing.pack import pack as pack_folder
+from shardio.packing.job import PackSummary
+from shardio.packing.output import DUPLICATES_NAME, SKIPPED_NAME
+from shardio.packing.pack import pack as pack_source
 
-_SIDES = re.compile("([0-9]{1,9})(?:x([0-9]{1,9}))?")
+_OPTIONS = (
+    click.option("--shards", type=click.IntRange(min=1), help="How many shards."),
+    click.option(
+        "--samples-per-shard", type=click.IntRange(min=1), help="Instead: at most so many in each."
+    ),
+    click.option(
+        "--shard-size",
+        metavar="SIZE",
+        callback=parse_size,
+        help="Instead: at most so large, as 512MB.",
+    ),
+    click.option(
+        "--split",
+        metavar="NAME=FRACTION,...",
+        callback=parse_split,
+        help="Parts, each a folder inside OUT, as train=0.9,val=0.1.",
+    ),
+    click.option("--stratify", is_flag=True, help="Divide each class so."),
+    click.option("--shuffle/--no-shuffle", default=True, help="Random order (default) or by path."),
+    click.option(
+        "--seed", type=int, default=0, show_default=True, help="Seed of the order and the split."
+    ),
+    click.option(
+        "--labels/--no-labels",
+        default=True,
+        help="Subfolders are classes, or a column has labels (default); or no labels are packed.",
+    ),
+    click.option(
+        "--classes",
+        type=click.Path(),
+        callback=read_names,
+        help="File with the names of the classes, a line each, in the order of their numbers.",
+    ),
+    click.option(
+        "--fields",
+        help="Which files are one sample, as 'jpg;png,json,txt?': fields, each with alternatives, "
+        "with a question mark where samples may lack it. By default each image is a sample.",
+    ),
+    click.option(
+        "--manifest",
+        type=click.Path(),
+        help="Table of the samples, .csv, .tsv, .jsonl or .parquet, whose paths start from SRC.",
+    ),
+    click.option(
+        "--path-column",
+        "path_columns",
+        metavar="[FIELD=]COLUMN",
+        multiple=True,
+        help="Its column of paths; several for several files a sample.",
+    ),
+    click.option("--label-column", metavar="COLUMN", help="Its column of labels."),
+    click.option("--key-column", metavar="COLUMN", help="Its column of keys."),
+    click.option(
+        "--store",
+        type=click.Choice(["original", "raw"]),
+        default="original",
+        show_default=True,
+        help="Store image files, or decode them and store their pixels.",
+    ),
+    click.option(
+        "--resize",
+        metavar="N|HxW",
+        callback=parse_sides,
+        help="Shrink the shorter side to N, or cut the largest centred part of the aspect ratio of "
+        "HxW out and resize it.",
+    ),
+    click.option("--max-side", type=click.IntRange(min=1), help="Shrink the longer side to this."),
+    click.option(
+        "--quality",
+        type=click.IntRange(1, 100),
+        help="Encode all JPEG and WebP files anew; by default 90 for what is resized.",
+    ),
+    click.option(
+        "--dedupe",
+        type=click.Choice(["exact", "perceptual"]),
+        help="Leave out samples with the same image as one before, or with one that looks alike, "
+        "and list them in OUT/duplicates.jsonl.",
+    ),
+    click.option(
+        "--dedupe-distance",
+        type=click.IntRange(0, 16),
+        default=4,
+        show_default=True,
+        help="Bits of 64 in which perceptual hashes of alike images may differ.",
+    ),
+    click.option("--keep-duplicates", is_flag=True, help="Pack them too, alike ones in one split."),
+    click.option(
+        "--on-error",
+        type=click.Choice(["raise", "skip"]),
+        default="raise",
+        show_default=True,
+        help="Stop at a bad file (also one with the key of another), or leave it out and list it "
+        "in OUT/skipped.jsonl.",
+    ),
+    click.option("--jobs", type=click.IntRange(min=1), help="Processes; by default one a core."),
+    click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="Run on this machine, or on a Ray cluster.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
+)
 
 
-def _parse_resize(
-    _context: click.Context, _option: click.Parameter, text: str | None
-) -> int | tuple[int, int] | None:
-    if text is None:
-        return None
-    found = _SIDES.fullmatch(text)
-    if found is None:
-        raise click.BadParameter(f"{text!r} is neither a number, as 256, nor HxW, as 224x224")
-    return (int(found[1]), int(found[2])) if found[2] else int(found[1])
+def _with_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
 
 
 @click.command(epilog="Example: shardio pack images/ out/ --shards 8")
 @click.argument("src", type=click.Path())
 @click.argument("out", type=click.Path())
-@click.option("--shards", type=click.IntRange(min=1), required=True, help="How many shards.")
-@click.option("--shuffle/--no-shuffle", default=True, help="Random order (default) or by path.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random order.")
-@click.option(
-    "--labels/--no-labels",
-    default=True,
-    help="Subfolders are classes (default), or no labels are packed.",
-)
-@click.option(
-    "--store",
-    type=click.Choice(["original", "raw"]),
-    default="original",
-    show_default=True,
-    help="Store the files as they are, or decode them and store their pixels.",
-)
-@click.option(
-    "--resize",
-    metavar="N|HxW",
-    callback=_parse_resize,
-    help="With --store raw: shrink the shorter side to N, or cut the largest centred part of the "
-    "aspect ratio of HxW out and resize it.",
-)
-@click.option(
-    "--on-error",
-    type=click.Choice(["raise", "skip"]),
-    default="raise",
-    show_default=True,
-    help="Stop at a bad file (also one with the key of another), or leave it out and list it in "
-    "OUT/skipped.jsonl.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def pack(
-    src: str,
-    out: str,
-    shards: int,
-    shuffle: bool,
-    seed: int,
-    labels: bool,
-    store: str,
-    resize: int | tuple[int, int] | None,
-    on_error: str,
-    as_json: bool,
-) -> None:
+@_with_options
+def pack(src: str, out: str, as_json: bool, **options: Any) -> None:
     """Pack the images of folder SRC into tar shards in folder OUT.
 
-    SRC has one subfolder a class, or is flat for images without labels. OUT is a
-    new or empty folder outside SRC.
+    SRC has one subfolder a class, or is flat for images without labels; or it is a folder of
+    tars, whose members are taken as they are. OUT is a new or empty folder outside SRC. A pack
+    that was interrupted is finished by the same command again.
     """
-    shown: AbstractContextManager[Callable[[int], Callable[[], None]] | None] = (
-        nullcontext() if as_json else progress_bar("packing")
-    )
+    shown: AbstractContextManager[Any] = nullcontext() if as_json else progress_bar("packing")
     with shown as progress:
         try:
-            summary = pack_folder(
-                src,
-                out,
-                shards=shards,
-                shuffle=shuffle,
-                seed=seed,
-                labels=labels,
-                store="raw" if store == "raw" else "original",
-                resize=resize,
-                on_error="skip" if on_error == "skip" else "raise",
-                progress=progress,
-            )
+            summary = pack_source(src, out, progress=progress, **options)
         except UsageError as error:
             raise click.UsageError(str(error)) from error
-    click.echo(json.dumps(asdict(summary)) if as_json else _sentence(summary, out))
+    click.echo(json.dumps(asdict(summary)) if as_json else _sentences(summary, out))
 
 
-def _sentence(summary: PackSummary, out: str) -> str:
+def _sentences(summary: PackSummary, out: str) -> str:
     megabytes = summary.bytes / 1e6
     classes = "" if summary.classes is None else f" of {summary.classes:,} classes"
     lines = [
@@ -111,8 +158,12 @@ def _sentence(summary: PackSummary, out: str) -> str:
         f"{summary.shards:,} shards in {summary.seconds:.2f} s "
         f"({megabytes / summary.seconds:,.0f} MB/s)"
     ]
+    for name, samples in (summary.splits or {}).items():
+        lines.append(f"{Path(out, name)}: {samples:,} samples")
     if summary.skipped:
         lines.append(f"left out {summary.skipped:,} files, listed in {out}/{SKIPPED_NAME}")
+    if summary.duplicates:
+        lines.append(f"found {summary.duplicates:,} duplicates, listed in {out}/{DUPLICATES_NAME}")
     if summary.image_sizes is not None and summary.image_sizes > 1:
         lines.append(
             f"the images have {summary.image_sizes:,} different sizes, so batches cannot be "

@@ -41,7 +41,7 @@ def plan(settings: PlanSettings, workers: int, nodes: int, as_json: bool) -> Non
     Every step of every rank and worker is worked out, and each sample counted. PATH is a packed
     folder, or anything else that shardio reads.
     """
-    shown: AbstractContextManager[Callable[[int], Callable[[], None]] | None] = (
+    shown: AbstractContextManager[Callable[[int], Callable[[int], None]] | None] = (
         nullcontext() if as_json else progress_bar("planning")
     )
     with shown as progress:

@@ -17,12 +17,12 @@ _SECONDS_BETWEEN_FRAMES = 0.1
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int], Callable[[], None]]]:
+def progress_bar(title: str) -> Iterator[Callable[[int], Callable[[int], None]]]:
     """Show progress on standard error.
 
     Yields:
-        A function that takes the total and returns the function to call after each item, from
-        any thread.
+        A function that takes the total and returns the function to call with the number of items
+        done since, from any thread.
     """
     if not sys.stderr.isatty():
         yield lambda total: _Counter(total, _SECONDS_BETWEEN_LINES, _line(title, total)).add
@@ -30,7 +30,7 @@ def progress_bar(title: str) -> Iterator[Callable[[int], Callable[[], None]]]:
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
 
-        def start(total: int) -> Callable[[], None]:
+        def start(total: int) -> Callable[[int], None]:
             task = bar.add_task(title, total=total)
             show = lambda done: bar.update(task, completed=done)  # noqa: E731  one expression
             return _Counter(total, _SECONDS_BETWEEN_FRAMES, show).add
@@ -49,9 +49,9 @@ class _Counter:
         self._done = 0
         self._next = time.monotonic() + interval
 
-    def add(self) -> None:
+    def add(self, count: int) -> None:
         with self._lock:
-            self._done += 1
+            self._done += count
             if time.monotonic() >= self._next or self._done == self._total:
                 self._next = time.monotonic() + self._interval
                 self._show(self._done)

@@ -35,7 +35,7 @@ def index_source(
     source: Source,
     *,
     force: bool = False,
-    progress: Callable[[int], Callable[[], None]] | None = None,
+    progress: Callable[[int], Callable[[int], None]] | None = None,
 ) -> IndexSummary:
     """Read the shards of a source whole and write an index with checksums beside each.
 
@@ -44,7 +44,8 @@ def index_source(
     Args:
         source: see shardio.index.catalog.open_catalog.
         force: accept packed shards as they are now, and bring the manifest up to date.
-        progress: called with the number of shards; what it returns is called after each.
+        progress: called with the number of shards; what it returns is called with how many
+            more are done.
 
     Raises:
         UsageError: nothing is at the source.
@@ -69,7 +70,7 @@ def index_source(
             receipts.append(_publish(shard, index))
             fields.update(index.fields)
             if done is not None:
-                done()
+                done(1)
         if force and is_packed(part):
             _update_manifest(part, receipts, fields)
         every += receipts

@@ -1,88 +1,218 @@
-"""Running pack tasks on this machine's cores.
+"""Running tasks on this machine's cores, in processes.
 
-Threads suffice: reading, decoding, checksums, writing and syncing all happen outside the GIL, and
-what they write does not depend on their number. There are more threads than cores so that a core
-has work while a shard is being synced to disk. The first error, Ctrl-C too, ends all of them:
-tasks that wait never begin, those that run stop at their next sample.
+Small files take most of their time in Python, so processes, not threads, make use of the cores;
+what they write does not depend on their number. The first error, Ctrl-C too, ends all of them:
+tasks that wait never begin, those that run stop at their next samples. If this process is killed,
+the others end at once, so that nobody writes to a folder that another pack takes.
 """
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import partial
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
+from typing import Any, Protocol, TypeVar
 
-from shardio.packing.plan import ShardTask
-from shardio.packing.shard import PackedShard, find_problem, pack_shard
-from shardio.packing.sources import Problem, SourceSample
-from shardio.packing.store import Store
+from shardio.errors import PackError
 
-_THREADS_PER_CORE = 2
-_CHUNK = 64  # samples that a thread checks at a time
+Advance = Callable[[int], None]
+"""Called with the number of samples done since the last call."""
+
+_TICKS = 16  # samples counted at once
+_SECONDS = 0.05  # between looks at the count
 
 
-def run_tasks(
-    tasks: Sequence[ShardTask], on_sample: Callable[[], None] | None = None
-) -> list[PackedShard]:
-    """Write all shards.
+class Ticker(Protocol):
+    """Hears how a task gets on."""
+
+    def tick(self, count: int) -> None:
+        """Count samples.
+
+        Raises:
+            CancelledError: the task shall stop.
+        """
+
+
+class Task(Protocol):
+    """Some samples to work on; it pickles."""
+
+    def __len__(self) -> int:
+        """How many."""
+
+
+T = TypeVar("T", bound=Task)
+T_contra = TypeVar("T_contra", bound=Task, contravariant=True)
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Work(Protocol[T_contra, R_co]):
+    """What is done with each task: a function of a module."""
+
+    def __call__(self, task: T_contra, ticker: Ticker, /) -> R_co:
+        """Do a task."""
+
+
+class Engine(Protocol):
+    """Runs tasks somewhere."""
+
+    def run(self, work: Work[T, R], tasks: Sequence[T], advance: Advance | None) -> list[R]:
+        """Do all tasks.
+
+        Args:
+            work: to do with each.
+            tasks: in order.
+            advance: hears how many samples are done.
+
+        Returns:
+            What the tasks gave, in their order.
+
+        Raises:
+            Exception: of several met at once, the first in order of tasks.
+        """
+
+
+class LocalEngine:
+    """Runs tasks in processes of this machine; see Engine.
 
     Args:
-        tasks: in order.
-        on_sample: called after each sample, from several threads.
-
-    Returns:
-        What was written, in the order of the tasks.
-
-    Raises:
-        PackError: a source file cannot be packed; of several met at once, the first in
-            order of tasks.
-        OSError: a shard cannot be written.
+        jobs: how many at once; 1 runs them in this process. None takes one for each core.
     """
-    stop = threading.Event()
-    raw = any(task.store.kind == "raw" for task in tasks)
-    with _pool(len(tasks), raw=raw) as pool:
-        try:
-            running = [pool.submit(pack_shard, task, on_sample, stop) for task in tasks]
-            wait(running, return_when=FIRST_EXCEPTION)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            stop.set()
+
+    def __init__(self, jobs: int | None = None) -> None:
+        self._jobs = jobs or _count_cores()
+
+    def run(self, work: Work[T, R], tasks: Sequence[T], advance: Advance | None) -> list[R]:
+        """See Engine."""
+        if min(self._jobs, len(tasks)) <= 1:
+            here = _Here(advance)
+            return [work(task, here) for task in tasks]
+        context = multiprocessing.get_context()
+        counter, stop = context.Value("q", 0), context.Event()
+        with ProcessPoolExecutor(
+            min(self._jobs, len(tasks)),
+            mp_context=context,
+            initializer=_begin,
+            initargs=(counter, stop),
+        ) as pool:
+            running: list[Future[R]] = [pool.submit(_do, work, task) for task in tasks]
+            try:
+                _watch(running, counter, advance)
+            finally:
+                stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+        return _results(running)
+
+
+def _watch(
+    running: Sequence[Future[Any]], counter: Synchronized[int], advance: Advance | None
+) -> None:
+    """Wait for all, or the first error, and tell meanwhile how many samples are done."""
+    over, ended = threading.Event(), itertools.count(1)
+
+    def note(future: Future[Any]) -> None:
+        if next(ended) == len(running) or future.cancelled() or future.exception() is not None:
+            over.set()
+
     for future in running:
-        with suppress(CancelledError):
-            future.result()
-    return [future.result() for future in running]
+        future.add_done_callback(note)
+    told, waiting = 0, True
+    while waiting:
+        waiting = not over.wait(_SECONDS)
+        count = counter.value
+        if advance is not None and count > told:
+            advance(count - told)
+        told = count
 
 
-def find_problems(
-    source: str, samples: Sequence[SourceSample], store: Store
-) -> list[Problem | None]:
-    """Why each sample cannot be packed, or None, in order."""
-    check = partial(_find_in_chunk, source, store)
-    chunks = [samples[start : start + _CHUNK] for start in range(0, len(samples), _CHUNK)]
-    with _pool(len(chunks), raw=store.kind == "raw") as pool:
-        try:
-            return [problem for found in pool.map(check, chunks) for problem in found]
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+def _results(running: Sequence[Future[R]]) -> list[R]:
+    try:
+        for future in running:
+            with suppress(CancelledError):
+                future.result()
+        return [future.result() for future in running]
+    except BrokenProcessPool as error:
+        raise PackError(
+            "a process of the pack was killed, perhaps for want of memory; run the same pack "
+            "again to go on, with fewer --jobs"
+        ) from error
 
 
-def _find_in_chunk(
-    source: str, store: Store, samples: Sequence[SourceSample]
-) -> list[Problem | None]:
-    return [find_problem(source, sample, store) for sample in samples]
+class _Here:
+    """The ticker of tasks in this process.
+
+    Args:
+        advance: hears of every sample.
+    """
+
+    def __init__(self, advance: Advance | None) -> None:
+        self._advance = advance
+
+    def tick(self, count: int) -> None:
+        if self._advance is not None:
+            self._advance(count)
 
 
-@contextmanager
-def _pool(calls: int, *, raw: bool) -> Iterator[ThreadPoolExecutor]:
-    """Threads for a number of calls; where they decode, OpenCV adds none of its own."""
-    threads = max(1, min(calls, _THREADS_PER_CORE * (os.cpu_count() or 1)))
-    alone: AbstractContextManager[None] = nullcontext()
-    if raw:
-        from shardio.codecs.opencv import one_opencv_thread  # noqa: PLC0415  loads OpenCV
+class _There:
+    """The ticker of tasks in another process.
 
-        alone = one_opencv_thread()
-    with alone, ThreadPoolExecutor(threads, thread_name_prefix="shardio-pack") as pool:
-        yield pool
+    Args:
+        counter: of samples, shared by all processes.
+        stop: set when they shall stop.
+    """
+
+    def __init__(self, counter: Synchronized[int], stop: Event) -> None:
+        self._counter = counter
+        self._stop = stop
+        self._kept = 0
+
+    def tick(self, count: int) -> None:
+        self._kept += count
+        if self._kept >= _TICKS:
+            self.flush()
+            if self._stop.is_set():
+                raise CancelledError
+
+    def flush(self) -> None:
+        with self._counter.get_lock():
+            self._counter.value += self._kept
+        self._kept = 0
+
+
+_tickers: list[_There] = []  # of a process that runs tasks, one
+
+
+def _begin(counter: Synchronized[int], stop: Event) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and says what to do
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _tickers.append(_There(counter, stop))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _do(work: Work[T, R], task: T) -> R:
+    ticker = _tickers[0]
+    try:
+        return work(task, ticker)
+    finally:
+        ticker.flush()
+
+
+def _count_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

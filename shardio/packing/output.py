@@ -1,18 +1,22 @@
 """Holding the output folder while a pack writes to it.
 
-A lock file lies in the folder meanwhile. It tells a second pack that the folder is taken, and a
-later one that a killed pack left files behind, which are then written anew. A pack claims the
-folder by writing into the lock, after it has seen, with the lock held, that nothing is there
-that it would overwrite. So files are removed only under a claim, and only those with names that
-a pack gives: an empty lock, or one that its owner removed meanwhile, claims nothing.
+A lock file lies in the folder meanwhile, and in the folder of each split. It tells a second pack
+that the folder is taken, a reader that shards may be missing, and a later pack that an
+interrupted one left files behind, which it takes up. A pack claims the folder by writing into the
+lock, after it has seen, with the lock held, that nothing is there that it would overwrite. So
+files are removed only under a claim, and only those with names that a pack gives: an empty lock,
+or one that its owner removed meanwhile, claims nothing.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
-from collections.abc import Iterator
+import shutil
+import time
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -21,51 +25,92 @@ from shardio.errors import PackError
 from shardio.index.catalog import SHARD_SUFFIXES
 from shardio.index.manifest import INDEX_FOLDER, INDEX_SUFFIX, MANIFEST_NAME, PACKING_NAME
 from shardio.packing.plan import SHARD_PATTERN
-from shardio.storage.atomic import TEMPORARY_SUFFIX, final_name
+from shardio.packing.receipts import WORK_FOLDER, finished_shards, remove_receipts
+from shardio.storage.atomic import TEMPORARY_SUFFIX, atomic_file, final_name
 
 SKIPPED_NAME = "skipped.jsonl"
 RENAMED_NAME = "renamed.jsonl"
+DUPLICATES_NAME = "duplicates.jsonl"
 
-_SINGLE = (MANIFEST_NAME, SKIPPED_NAME, RENAMED_NAME)
+_LEDGERS = (SKIPPED_NAME, RENAMED_NAME, DUPLICATES_NAME)
+_SINGLE = (MANIFEST_NAME, *_LEDGERS)
 _CLAIM = b"A pack writes to this folder; if none runs, run the same pack again to finish it.\n"
 _OURS = re.escape(SHARD_PATTERN).replace(r"\*", "[0-9]{6,}")
 _OUR_INDEXES = re.compile(_OURS + re.escape(INDEX_SUFFIX))
 _OUR_FILES = re.compile("|".join([_OURS, *map(re.escape, _SINGLE)]))
 _ANY_SHARDS = re.compile(f".*({'|'.join(map(re.escape, SHARD_SUFFIXES))})", re.DOTALL)
 _ANY_OTHERS = re.compile(
-    "|".join([*map(re.escape, _SINGLE), INDEX_FOLDER, rf"\..*{re.escape(TEMPORARY_SUFFIX)}"]),
+    "|".join(
+        [
+            *map(re.escape, (*_SINGLE, WORK_FOLDER)),
+            INDEX_FOLDER,
+            rf"\..*{re.escape(TEMPORARY_SUFFIX)}",
+        ]
+    ),
     re.DOTALL,
 )
+_PARTS = "parts.json"
+_PATIENCE = 2.0  # seconds in which the processes of a killed pack end
 
 
 @contextmanager
-def hold_folder(folder: Path) -> Iterator[None]:
-    """Hold the output folder; after an error it is left without anything of this pack.
+def hold_folder(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """Hold the output folder.
+
+    After an error it is left as it was before, or, if shards are finished, as an interrupted pack
+    leaves it: locked, and to be taken up.
+
+    Args:
+        folder: of the output.
+        parts: names of the splits, each a folder inside; one empty name for none.
+
+    Yields:
+        The work folder inside.
 
     Raises:
         PackError: another pack holds it, or it has files that a pack would overwrite.
         OSError: the folder cannot be made or written.
     """
-    lock = folder / PACKING_NAME
+    lock, work = folder / PACKING_NAME, folder / WORK_FOLDER
     if not lock.exists():
-        _refuse_output(folder)
+        _refuse_output(folder, parts)
     with _made(folder), FileIO(lock, "a") as held:
         if not _is_ours(held, lock):
             raise PackError(
                 f"{folder}: another pack is writing to this folder; wait for it, "
                 "or name another output folder"
             )
-        _claim(held, folder)
-        _remove_output(folder)
+        _claim(held, folder, parts)
+        every = _known_parts(work, parts)
         try:
-            (folder / INDEX_FOLDER).mkdir(exist_ok=True)
-            yield
+            _prepare(folder, work, every)
+            yield work
         except BaseException:
-            with suppress(OSError):  # what cannot be removed stays under the lock
-                _remove_output(folder)
-                lock.unlink()
+            if not finished_shards(work):
+                with suppress(OSError):  # what cannot be removed stays under the lock
+                    _remove_output(folder, every)
+                    _unlock(folder, every)
             raise
-        lock.unlink()
+        shutil.rmtree(work)
+        _unlock(folder, every)
+        for part in {*every} - {*parts}:
+            _remove_part(folder, part)
+
+
+def remove_others(folder: Path, wanted: Collection[str]) -> None:
+    """Remove what an interrupted pack left that this one will not make.
+
+    Args:
+        folder: of the output, which this pack holds.
+        wanted: paths of its shards, relative to the folder.
+    """
+    work = folder / WORK_FOLDER
+    for part in _known_parts(work, ()):
+        for path in _pack_files(folder / part):
+            shard = str(Path(part, path.name.removesuffix(INDEX_SUFFIX)))
+            if shard not in wanted:
+                path.unlink()
+    remove_receipts(work, {*finished_shards(work)} - {*wanted})
 
 
 @contextmanager
@@ -84,43 +129,94 @@ def _made(folder: Path) -> Iterator[None]:
 
 def _is_ours(held: FileIO, lock: Path) -> bool:
     """Lock the file; False if another pack has it, or removed it after it was opened here."""
+    end = time.monotonic() + _PATIENCE
+    while not (ours := _try_lock(held)) and time.monotonic() < end:
+        time.sleep(0.02)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(held.fileno()), lock.stat())
-    except (BlockingIOError, FileNotFoundError):
+        return ours and os.path.samestat(os.fstat(held.fileno()), lock.stat())
+    except FileNotFoundError:
         return False
 
 
-def _claim(held: FileIO, folder: Path) -> None:
+def _try_lock(held: FileIO) -> bool:
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _claim(held: FileIO, folder: Path, parts: Sequence[str]) -> None:
     if os.fstat(held.fileno()).st_size:
         return
     try:
-        _refuse_output(folder)
+        _refuse_output(folder, parts)
         held.write(_CLAIM)
     except BaseException:
         (folder / PACKING_NAME).unlink()
         raise
 
 
-def _refuse_output(folder: Path) -> None:
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise PackError(f"{folder}: it is a file; name a folder for the shards")
-    names = sorted(path.name for path in folder.iterdir())
-    for what, pattern in (("shards", _ANY_SHARDS), ("files of a pack", _ANY_OTHERS)):
-        if found := next(filter(pattern.fullmatch, names), None):
-            raise PackError(
-                f"{folder}: the folder has {what} already ({found}); "
-                "name another one, or remove them first"
-            )
+def _unlock(folder: Path, parts: Sequence[str]) -> None:
+    """Remove the locks, the one that is held last."""
+    for part in (*filter(None, parts), ""):
+        (folder / part / PACKING_NAME).unlink(missing_ok=True)
 
 
-def _remove_output(folder: Path) -> None:
-    index = folder / INDEX_FOLDER
-    for inside, ours in ((index, _OUR_INDEXES), (folder, _OUR_FILES)):
+def _refuse_output(folder: Path, parts: Sequence[str]) -> None:
+    for inside in dict.fromkeys((folder, *(folder / part for part in parts))):
+        if not inside.exists():
+            continue
+        if not inside.is_dir():
+            raise PackError(f"{inside}: it is a file; name a folder for the shards")
+        names = sorted(path.name for path in inside.iterdir())
+        for what, pattern in (("shards", _ANY_SHARDS), ("files of a pack", _ANY_OTHERS)):
+            if found := next(filter(pattern.fullmatch, names), None):
+                raise PackError(
+                    f"{inside}: the folder has {what} already ({found}); "
+                    "name another one, or remove them first"
+                )
+
+
+def _known_parts(work: Path, parts: Sequence[str]) -> list[str]:
+    """Names of the splits of this pack and of the interrupted one."""
+    with suppress(FileNotFoundError):
+        return [*dict.fromkeys([*parts, *json.loads((work / _PARTS).read_bytes())])]
+    return [*parts]
+
+
+def _prepare(folder: Path, work: Path, parts: Sequence[str]) -> None:
+    """Make the folders, locked, after their names are on disk; no manifest stays in them."""
+    work.mkdir(exist_ok=True)
+    with atomic_file(work / _PARTS) as stream:
+        stream.write(json.dumps(parts).encode("ascii"))
+    for part in parts:
+        (folder / part / INDEX_FOLDER).mkdir(parents=True, exist_ok=True)
+        (folder / part / PACKING_NAME).touch()
+        (folder / part / MANIFEST_NAME).unlink(missing_ok=True)
+
+
+def _remove_output(folder: Path, parts: Sequence[str]) -> None:
+    for part in parts:
+        for path in _pack_files(folder / part):
+            path.unlink()
+        _remove_part(folder, part)
+    shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
+
+
+def _remove_part(folder: Path, part: str) -> None:
+    """Remove the folder of a split, unless files of others keep it."""
+    if part:
+        (folder / part / PACKING_NAME).unlink(missing_ok=True)
+    with suppress(OSError):
+        (folder / part / INDEX_FOLDER).rmdir()
+        if part:
+            (folder / part).rmdir()
+
+
+def _pack_files(folder: Path) -> Iterator[Path]:
+    """Files in a folder of shards with names that a pack gives, temporary ones too."""
+    for inside, ours in ((folder / INDEX_FOLDER, _OUR_INDEXES), (folder, _OUR_FILES)):
         for path in [*inside.iterdir()] if inside.is_dir() else []:
             if ours.fullmatch(final_name(path.name)):
-                path.unlink()
-    with suppress(OSError):  # files of others keep it
-        index.rmdir()
+                yield path

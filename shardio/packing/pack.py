@@ -1,185 +1,219 @@
-"""From a folder of images to a packed folder: list, plan, run, publish.
-
-The same input gives the same bytes, so a pack that was killed is finished by running it again.
-The manifest comes last, so a folder without it is not packed.
-"""
+"""Packing: what users call."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from shardio.errors import PackError, UsageError
-from shardio.index.manifest import INDEX_FOLDER, Manifest, write_manifest
-from shardio.packing.engine import find_problems, run_tasks
-from shardio.packing.output import RENAMED_NAME, SKIPPED_NAME, hold_folder
-from shardio.packing.plan import plan_shards
-from shardio.packing.shard import PackedShard, refusal
-from shardio.packing.sources import (
-    Problem,
-    SourceSample,
-    find_classes,
-    list_files,
-    make_samples,
-)
+from shardio.packing.dedupe import Dedupe, Likeness
+from shardio.packing.engine import Engine, LocalEngine
+from shardio.packing.job import Job, PackSummary, Progress, Source, run_job
+from shardio.packing.plan import Shape, Splits
+from shardio.packing.ray_engine import RayEngine
+from shardio.packing.samples import FromFile, FromMemory, SourceSample
+from shardio.packing.sources.open import SourceOptions, open_source
+from shardio.packing.sources.values import Values
 from shardio.packing.store import Store, StoreKind
-from shardio.storage.atomic import atomic_file, sync_folder
+from shardio.tar.header import BLOCK
 
 OnError = Literal["raise", "skip"]
-Progress = Callable[[int], Callable[[], None]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackSummary:
-    """What was packed.
-
-    Attributes:
-        samples: in all shards.
-        shards: written.
-        bytes: of all shards.
-        classes: found; None without labels.
-        skipped: files left out, listed in skipped.jsonl.
-        renamed: samples whose key is not their path, listed in renamed.jsonl.
-        image_sizes: how many different sizes the stored pixels have; None for files stored as
-            they are.
-        seconds: it took.
-    """
-
-    samples: int
-    shards: int
-    bytes: int
-    classes: int | None
-    skipped: int
-    renamed: int
-    image_sizes: int | None
-    seconds: float
+EngineName = Literal["local", "ray"]
 
 
 def pack(
-    source: str | PathLike[str],
+    source: str | PathLike[str] | Iterable[Mapping[str, Any]],
     out: str | PathLike[str],
     *,
-    shards: int,
+    shards: int | None = None,
+    samples_per_shard: int | None = None,
+    shard_size: int | None = None,
+    split: Mapping[str, float] | None = None,
+    stratify: bool = False,
     shuffle: bool = True,
     seed: int = 0,
     labels: bool = True,
+    classes: Sequence[str] | None = None,
+    fields: str | None = None,
+    manifest: str | PathLike[str] | None = None,
+    path_columns: Sequence[str] = (),
+    label_column: str | None = None,
+    key_column: str | None = None,
     store: StoreKind = "original",
     resize: int | tuple[int, int] | None = None,
+    max_side: int | None = None,
+    quality: int | None = None,
+    dedupe: Likeness | None = None,
+    dedupe_distance: int = 4,
+    keep_duplicates: bool = False,
     on_error: OnError = "raise",
+    jobs: int | None = None,
+    engine: EngineName = "local",
     progress: Progress | None = None,
 ) -> PackSummary:
-    """Pack a folder of images into tar shards.
+    """Pack samples into tar shards.
+
+    A pack that was interrupted, by whatever, is finished by the same call again.
 
     Args:
         source: a folder with one subfolder a class, or a flat folder without labels; folders
-            inside are searched too, dot files are left out.
+            inside are searched too, dot files are left out. Or tars (a folder of them, one, a
+            glob or a pattern), whose members are taken as they are. Or an iterable of samples,
+            mappings from fields to bytes, paths or values, with their "__key__".
         out: a new or empty folder for the shards.
-        shards: how many; their sizes differ by at most one sample.
-        shuffle: order the samples at random; otherwise by path.
-        seed: of the order.
-        labels: False packs a folder with subfolders without labels.
-        store: "original" stores the files as they are, "raw" decodes each image once and stores
-            uint8 [H, W, 3] as `.npy`.
-        resize: only with "raw": a number that the shorter side shrinks to, or (height, width)
-            to cut the largest centred part of that aspect ratio out and resize it.
+        shards: how many; their sizes differ by at most one sample. Splits share them.
+        samples_per_shard: in place of `shards`, the most samples of a shard.
+        shard_size: in place of `shards`, the most bytes of a shard.
+        split: fractions by name, as {"train": 0.9, "val": 0.1}; each part becomes a packed
+            folder inside `out`.
+        stratify: divide each class so.
+        shuffle: order the samples at random; otherwise as the source has them, by path.
+        seed: of the order and the splits.
+        labels: False packs without labels.
+        classes: names of the classes in the order of their numbers; by default those that
+            occur, sorted. A class that is not among them is an error.
+        fields: which files are one sample, as "jpg;png,json,txt?": fields with commas, each
+            with alternatives, and a question mark where samples may lack it. By default each
+            image is a sample.
+        manifest: a table of the samples, CSV, TSV, JSON Lines or Parquet, whose paths start
+            from `source`.
+        path_columns: its columns of paths, each as "column" or "field=column".
+        label_column: its column of labels.
+        key_column: its column of keys.
+        store: "original" stores image files, "raw" decodes each image once and stores uint8
+            [H, W, 3] as `.npy`.
+        resize: a number that the shorter side shrinks to, or (height, width) to cut the largest
+            centred part of that aspect ratio out and resize it.
+        max_side: what the longer side shrinks to.
+        quality: 1 to 100, encodes all JPEG and WebP files anew; by default 90 for those that are
+            resized.
+        dedupe: "exact" leaves out samples whose images are the same, byte for byte, as those of
+            one before; "perceptual" also images that look alike. They are listed in
+            duplicates.jsonl.
+        dedupe_distance: bits of a 64-bit perceptual hash in which alike images may differ, 0 to
+            16.
+        keep_duplicates: pack them all the same, those that are alike in one split.
         on_error: "raise", or "skip" to leave bad files out and list them in skipped.jsonl.
-        progress: called with the number of samples; what it returns is called after each.
+        jobs: processes; by default one a core. The bytes are the same for any number.
+        engine: "local", or "ray" to run on a Ray cluster.
+        progress: called with the number of samples; what it returns is called with how many
+            more are done.
 
     Raises:
         UsageError: an argument cannot be meant.
         PackError: a file cannot be packed, the source is empty, or the output is taken.
         OSError: the output cannot be written.
     """
-    start = time.monotonic()
-    source, folder = fspath(source), Path(out)
-    _check_arguments(shards=shards, seed=seed, on_error=on_error)
-    storing = Store(kind=store, resize=resize)
-    if not fspath(out):
-        raise PackError("the name of the output folder is empty; name a folder")
-    if Path(source).resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise PackError(f"{folder}: the output lies inside the source; name a folder outside it")
-    found = _find_samples(source, labels=labels, store=storing, skip=on_error == "skip")
-    tasks = plan_shards(
-        found.samples,
-        source=source,
-        out=str(folder),
-        shards=shards,
-        seed=seed if shuffle else None,
-        store=storing,
+    shape = Shape(shards=shards, samples_per_shard=samples_per_shard, shard_size=shard_size)
+    storing = Store(kind=store, resize=resize, max_side=max_side, quality=quality)
+    options = SourceOptions(
+        labels=labels,
+        classes=classes,
+        fields=fields,
+        manifest=manifest,
+        path_columns=path_columns,
+        label_column=label_column,
+        key_column=key_column,
+        read_labels=stratify,
     )
-    with hold_folder(folder):
-        packed = run_tasks(tasks, progress(len(found.samples)) if progress else None)
-        _publish(folder, found, packed)
-    return _summarise(found, packed, seconds=time.monotonic() - start)
+    _check_arguments(seed=seed, on_error=on_error, split=split, stratify=stratify, out=out)
+    job = Job(
+        shape=shape,
+        splits=None if split is None else Splits(fractions=split, stratify=stratify),
+        shuffle=shuffle,
+        seed=seed,
+        store=storing,
+        check=True,
+        skip=on_error == "skip",
+        dedupe=_dedupe(dedupe, dedupe_distance, keep=keep_duplicates),
+        measure=None if shard_size is None else Measure(_root_of(source)),
+        engine=make_engine(engine, jobs),
+        progress=progress,
+    )
+    return run_job(Path(out), job, _opener(source, Path(out), options))
 
 
-def _check_arguments(*, shards: int, seed: int, on_error: OnError) -> None:
+def make_engine(name: EngineName, jobs: int | None) -> Engine:
+    """What runs tasks.
+
+    Raises:
+        UsageError: there is no such engine, or no such number of jobs.
+    """
+    if name not in get_args(EngineName):
+        raise UsageError(f"engine={name!r}: it must be 'local' or 'ray'")
+    if jobs is not None and (type(jobs) is not int or jobs < 1):
+        raise UsageError(f"jobs={jobs!r}: it must be a whole number, at least 1")
+    if name == "ray" and jobs is not None:
+        raise UsageError("jobs is for engine='local'; a Ray cluster runs as many as it has cores")
+    return RayEngine() if name == "ray" else LocalEngine(jobs)
+
+
+def _dedupe(likeness: Likeness | None, distance: int, *, keep: bool) -> Dedupe | None:
+    if likeness not in (None, *get_args(Likeness)):
+        raise UsageError(f"dedupe={likeness!r}: it must be 'exact' or 'perceptual'")
+    if likeness is None and keep:
+        raise UsageError("keep_duplicates is of dedupe; say which samples are the same")
+    return likeness and Dedupe(likeness=likeness, distance=distance, keep=keep)
+
+
+class Measure:
+    """Says how many bytes samples take in a shard.
+
+    Args:
+        root: folder that relative paths start from.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = os.fsencode(root)
+
+    def __call__(self, sample: SourceSample) -> int:
+        """Headers and padding included; files that are not there count as empty."""
+        total = 0
+        for _, origin in sample.fields:
+            if isinstance(origin, FromMemory):
+                size = len(origin.data)
+            elif isinstance(origin, FromFile):
+                try:
+                    size = os.stat(os.path.join(self._root, origin.path)).st_size  # noqa: PTH116, PTH118
+                except OSError:  # packing tells it
+                    size = 0
+            else:
+                size = origin.size
+            total += BLOCK + size + -size % BLOCK
+        return total
+
+
+def _check_arguments(
+    *,
+    seed: int,
+    on_error: OnError,
+    split: Mapping[str, float] | None,
+    stratify: bool,
+    out: str | PathLike[str],
+) -> None:
     if not isinstance(seed, int):
         raise UsageError(f"seed={seed!r}: it must be a whole number")
     if on_error not in get_args(OnError):
         raise UsageError(f"on_error={on_error!r}: it must be 'raise' or 'skip'")
-    if not isinstance(shards, int) or shards < 1:
-        raise PackError(f"shards={shards!r}: it must be a whole number, at least 1")
+    if stratify and split is None:
+        raise UsageError("stratify is of splits; give split, as {'train': 0.9, 'val': 0.1}")
+    if not fspath(out):
+        raise PackError("the name of the output folder is empty; name a folder")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
-    samples: list[SourceSample]
-    problems: list[Problem]
-    classes: tuple[str, ...] | None
+def _root_of(source: str | PathLike[str] | Iterable[Mapping[str, Any]]) -> str:
+    return fspath(source) if isinstance(source, str | PathLike) else "."
 
 
-def _find_samples(source: str, *, labels: bool, store: Store, skip: bool) -> _Found:
-    files, no_files = list_files(source)
-    classes = find_classes(source) if labels else None
-    samples, same_keys = make_samples(files, classes)
-    problems = no_files + same_keys
-    if problems and not skip:
-        raise refusal(problems[0])
-    if skip:
-        checked = find_problems(source, samples, store)
-        samples = [s for s, problem in zip(samples, checked, strict=True) if problem is None]
-        problems += [problem for problem in checked if problem is not None]
-    return _Found(samples=samples, problems=problems, classes=classes)
-
-
-def _summarise(found: _Found, packed: list[PackedShard], *, seconds: float) -> PackSummary:
-    return PackSummary(
-        samples=len(found.samples),
-        shards=len(packed),
-        bytes=sum(shard.receipt.size for shard in packed),
-        classes=len(found.classes) if found.classes else None,
-        skipped=len(found.problems),
-        renamed=sum(sample.renamed for sample in found.samples),
-        image_sizes=len({size for shard in packed for size in shard.sizes}) or None,
-        seconds=seconds,
-    )
-
-
-def _publish(folder: Path, found: _Found, packed: list[PackedShard]) -> None:
-    """Write what belongs to the shards, the manifest last."""
-    problems = sorted(found.problems, key=lambda problem: problem.path)
-    _write_ledger(folder / SKIPPED_NAME, [asdict(problem) for problem in problems])
-    renamed = [sample for sample in found.samples if sample.renamed]
-    _write_ledger(
-        folder / RENAMED_NAME, [{"key": sample.key, "path": sample.name} for sample in renamed]
-    )
-    sync_folder(folder / INDEX_FOLDER)
-    sync_folder(folder)
-    fields = sorted({field for shard in packed for field in shard.fields})
-    receipts = tuple(shard.receipt for shard in packed)
-    manifest = Manifest(shards=receipts, fields=tuple(fields), classes=found.classes)
-    write_manifest(folder, manifest)
-    sync_folder(folder)
-
-
-def _write_ledger(path: Path, rows: list[dict[str, Any]]) -> None:
-    if rows:
-        with atomic_file(path) as stream:
-            for row in rows:
-                stream.write(json.dumps(row).encode("ascii") + b"\n")
+def _opener(
+    source: str | PathLike[str] | Iterable[Mapping[str, Any]], out: Path, options: SourceOptions
+) -> Callable[[Path], Source]:
+    if not isinstance(source, str | PathLike):
+        return lambda work: Values(source, work, options.class_names())
+    root = fspath(source)
+    if Path(root).resolve() in (out.resolve(), *out.resolve().parents):
+        raise PackError(f"{out}: the output lies inside the source; name a folder outside it")
+    return lambda _: open_source(root, options)

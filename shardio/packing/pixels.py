@@ -1,8 +1,12 @@
-"""Storing pixels: an image is decoded once, and lies in the shard as a NumPy array.
+"""Images that are decoded at packing: stored as pixels, or encoded anew at another size.
 
-The file is `.npy` version 1.0: a header, the same for all images of one size, then uint8
+Pixels are `.npy` version 1.0: a header, the same for all images of one size, then uint8
 [H, W, 3] in RGB and C order. Images of one size are members of one size, at one stride where the
 other fields allow it, so that a reader may take the shard for an array.
+
+Files keep their format. The EXIF orientation is applied to the pixels; all metadata, colour
+profiles too, stay behind. Images that stay as large as they are, and get no other quality, are
+stored as they are.
 """
 
 from __future__ import annotations
@@ -12,22 +16,26 @@ from io import BytesIO
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
+from shardio.codecs.encode import LOSSY, encode_image
 from shardio.codecs.image import Scratch, decode_image
 from shardio.codecs.probe import ImageInfo
-from shardio.packing.store import Store
+from shardio.packing.store import Cut, Store
 from shardio.tar.archive import ArchiveWriter
+
+_QUALITY = 90
 
 
 class PixelWriter:
     """Decodes images into an archive, with the memory of one decoded image.
 
     Args:
-        archive: where the pixels go.
-        store: which pixels, and at what size.
+        archive: where they go.
+        store: how, and at what size.
 
     Attributes:
-        sizes: heights and widths stored so far.
+        sizes: heights and widths stored as pixels so far.
     """
 
     def __init__(self, archive: ArchiveWriter, store: Store) -> None:
@@ -37,7 +45,7 @@ class PixelWriter:
         self.sizes: set[tuple[int, int]] = set()
 
     def reserve(self, data: memoryview, info: ImageInfo) -> None:
-        """Reserve a member in the archive and fill it with the pixels of an image.
+        """Reserve a member in the archive and fill it with what is stored of an image.
 
         Args:
             data: the image file; may lie where the archive reserved a member before.
@@ -47,20 +55,39 @@ class PixelWriter:
             CodecError: the image does not decode.
             OSError: the archive cannot be written.
         """
-        pixels = decode_image(data, info, scratch=self._scratch)
         cut = self._store.cut(info.height, info.width)
+        if self._store.kind == "raw":
+            self._reserve_pixels(data, info, cut)
+        elif self._changes(info, cut):
+            pixels = decode_image(data, info, scratch=self._scratch)
+            out = np.empty((*cut.size, 3), np.uint8)
+            _resize(pixels, cut, out)
+            encoded = encode_image(out, info.format, self._store.quality or _QUALITY)
+            self._archive.reserve(len(encoded))[:] = encoded
+
+    def _changes(self, info: ImageInfo, cut: Cut) -> bool:
+        if cut.size != (info.height, info.width):
+            return True
+        return self._store.quality is not None and info.format in LOSSY
+
+    def _reserve_pixels(self, data: memoryview, info: ImageInfo, cut: Cut) -> None:
+        pixels = decode_image(data, info, scratch=self._scratch)
         header = _npy_header(cut.size)
         place = self._archive.reserve(len(header) + cut.size[0] * cut.size[1] * 3)
         place[: len(header)] = header
         out = np.frombuffer(place, np.uint8, offset=len(header)).reshape(*cut.size, 3)
-        part = pixels[cut.top : cut.top + cut.height, cut.left : cut.left + cut.width]
-        if part.shape == out.shape:
-            out[:] = part
-        else:
-            shrinks = cut.height >= cut.size[0] and cut.width >= cut.size[1]
-            how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-            cv2.resize(part, cut.size[::-1], dst=out, interpolation=how)
+        _resize(pixels, cut, out)
         self.sizes.add(cut.size)
+
+
+def _resize(pixels: NDArray[np.uint8], cut: Cut, out: NDArray[np.uint8]) -> None:
+    part = pixels[cut.top : cut.top + cut.height, cut.left : cut.left + cut.width]
+    if part.shape == out.shape:
+        out[:] = part
+        return
+    shrinks = cut.height >= cut.size[0] and cut.width >= cut.size[1]
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    cv2.resize(part, cut.size[::-1], dst=out, interpolation=how)
 
 
 @lru_cache(maxsize=256)

@@ -1,79 +1,220 @@
-"""Which samples go into which shard: arithmetic on the list of samples."""
+"""Which samples go into which shard of which split: arithmetic on counts, labels and sizes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
-from shardio.errors import PackError
-from shardio.packing.sources import SourceSample
-from shardio.packing.store import Store
+from shardio.errors import PackError, UsageError
 from shardio.plan.shuffle import KeyedPermutation, derive_key
 
 SHARD_PATTERN = "shard-*.tar"
-_PACKING = 4
+WHOLE = ""
+"""The name of the only part of a pack without splits."""
+
+_PACKING, _SPLITTING = 4, 5
+_BAD_NAMES = {"", ".", "..", "index"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShardTask:
-    """One shard to write; everything a process needs to write it.
+class Shape:
+    """How many shards; exactly one of the three is given.
 
     Attributes:
-        source: folder that the samples' paths start from.
-        out: folder of the shard.
-        name: file name of the shard.
-        samples: in order.
-        store: how their images are stored.
+        shards: in all; splits get them by their sizes, one each at least.
+        samples_per_shard: at most so many, spread evenly.
+        shard_size: at most so many bytes, spread evenly, unless one sample is larger.
+
+    Raises:
+        UsageError: none or several are given, or one is below 1.
     """
 
-    source: str
-    out: str
+    shards: int | None = None
+    samples_per_shard: int | None = None
+    shard_size: int | None = None
+
+    def __post_init__(self) -> None:
+        names = ("shards", "samples_per_shard", "shard_size")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if len(given) != 1:
+            raise UsageError(
+                f"how many shards? Give one of {', '.join(names)} (--shards 8), "
+                f"not {' and '.join(given) or 'none'}"
+            )
+        ((name, number),) = given.items()
+        if type(number) is not int or number < 1:
+            raise UsageError(f"{name}={number!r}: it must be a whole number, at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Splits:
+    """Parts that the samples are divided into.
+
+    Attributes:
+        fractions: of each part by its name, adding up to 1.
+        stratify: divide the samples of each class so.
+
+    Raises:
+        UsageError: the fractions do not add up to 1, or a name is none for a folder.
+    """
+
+    fractions: Mapping[str, float]
+    stratify: bool = False
+
+    def __post_init__(self) -> None:
+        for name in self.fractions:
+            if name in _BAD_NAMES or "/" in name or name.startswith("."):
+                raise UsageError(f"split: {name!r} is no name for the folder of a split")
+        values = [*self.fractions.values()]
+        if not values or min(values) <= 0 or abs(sum(values) - 1) > 1e-9:
+            raise UsageError(
+                f"split: the fractions {', '.join(map(str, values))} must be above 0 and add up "
+                "to 1, as train=0.9,val=0.1"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedShard:
+    """One shard.
+
+    Attributes:
+        part: name of its split.
+        name: of its file.
+        numbers: int64 [n], of its samples, in order.
+    """
+
+    part: str
     name: str
-    samples: tuple[SourceSample, ...]
-    store: Store
+    numbers: NDArray[np.int64]
+
+
+def split_samples(
+    count: int,
+    splits: Splits | None,
+    *,
+    seed: int,
+    labels: NDArray[np.int64],
+    groups: NDArray[np.int64] | None,
+) -> dict[str, NDArray[np.int64]]:
+    """Divide samples into parts.
+
+    Args:
+        count: of samples.
+        splits: the parts; None for one part with all.
+        seed: of the choice.
+        labels: int64 [count].
+        groups: int64 [count], the lowest number of a sample that each must stay together with.
+
+    Returns:
+        Numbers of samples by part, ascending. Of one class, or of all, each part has its
+        fraction to within one sample; or to within a group.
+    """
+    if splits is None:
+        return {WHOLE: np.arange(count)}
+    groups = np.arange(count) if groups is None else groups
+    heads = np.flatnonzero(groups == np.arange(count))
+    weights = np.bincount(groups, minlength=count)[heads]
+    order = KeyedPermutation(len(heads), derive_key(seed, _SPLITTING))(np.arange(len(heads)))
+    if splits.stratify:
+        order = order[np.argsort(labels[heads[order]], kind="stable")]
+    ends = np.cumsum([*splits.fractions.values()])
+    strata = labels[heads[order]] if splits.stratify else np.zeros(len(order), np.int64)
+    part_of = np.empty(count, np.int64)
+    bounds = [0, *(np.flatnonzero(np.diff(strata)) + 1).tolist(), len(order)]
+    for start, end in pairwise(bounds):
+        inside = order[start:end]
+        middles = np.cumsum(weights[inside]) - weights[inside] / 2
+        total = weights[inside].sum()
+        part_of[heads[inside]] = np.searchsorted(np.rint(ends * total), middles, side="left")
+    part_of = np.minimum(part_of[groups], len(ends) - 1)
+    return {name: np.flatnonzero(part_of == part) for part, name in enumerate(splits.fractions)}
 
 
 def plan_shards(
-    samples: Sequence[SourceSample],
+    parts: Mapping[str, NDArray[np.int64]],
+    shape: Shape,
     *,
-    source: str,
-    out: str,
-    shards: int,
     seed: int | None,
-    store: Store,
-) -> list[ShardTask]:
-    """Split samples into shards whose sizes differ by at most one sample.
+    sizes: NDArray[np.int64],
+) -> list[PlannedShard]:
+    """Divide the samples of each part into shards.
 
     Args:
-        samples: sorted.
-        source: folder that their paths start from.
-        out: folder of the shards.
-        shards: how many.
-        seed: of the order; None keeps the samples sorted.
-        store: how images are stored.
+        parts: numbers of samples by part.
+        shape: of the output.
+        seed: of the order; None keeps the samples as they are.
+        sizes: int64 [count], bytes that each sample takes in a shard; only for `shard_size`.
 
     Raises:
-        PackError: there are fewer samples than shards.
+        PackError: there are fewer samples than shards, or a part gets none.
     """
-    if not samples:
-        raise PackError(f"{source}: no file in it can be packed; name a folder of images")
-    if shards > len(samples):
+    if shape.shards is not None:
+        shards = _share_shards(shape.shards, {name: len(some) for name, some in parts.items()})
+    planned = []
+    for name, numbers in parts.items():
+        if not len(numbers):
+            raise PackError(f"the split {name!r} would have no samples; give it a larger fraction")
+        order = numbers
+        if seed is not None:
+            permutation = KeyedPermutation(len(numbers), derive_key(seed, _PACKING))
+            order = numbers[permutation(np.arange(len(numbers)))]
+        if shape.shards is not None:
+            pieces = np.array_split(order, shards[name])
+        elif shape.samples_per_shard is not None:
+            pieces = np.array_split(order, -(-len(order) // shape.samples_per_shard))
+        else:
+            pieces = _cut_by_size(order, sizes[order], shape.shard_size or 1)
+        planned += [
+            PlannedShard(part=name, name=SHARD_PATTERN.replace("*", f"{i:06d}"), numbers=piece)
+            for i, piece in enumerate(pieces)
+        ]
+    return planned
+
+
+def _share_shards(shards: int, counts: Mapping[str, int]) -> dict[str, int]:
+    """How many shards each part gets: one, and of the others what comes nearest to its share."""
+    total = sum(counts.values())
+    if shards > total:
         raise PackError(
-            f"{source}: {len(samples)} samples do not fill {shards} shards; "
-            f"pass --shards {len(samples)} or less"
+            f"{total} samples do not fill {shards} shards; pass --shards {total} or less"
         )
-    order = np.arange(len(samples))
-    if seed is not None:
-        order = KeyedPermutation(len(samples), derive_key(seed, _PACKING))(order)
-    return [
-        ShardTask(
-            source=source,
-            out=out,
-            name=SHARD_PATTERN.replace("*", f"{number:06d}"),
-            samples=tuple(samples[i] for i in part.tolist()),
-            store=store,
-        )
-        for number, part in enumerate(np.array_split(order, shards))
-    ]
+    if shards < len(counts):
+        raise PackError(f"{len(counts)} splits need as many shards; pass --shards {len(counts)}")
+    shared = dict.fromkeys(counts, 1)
+    for _ in range(shards - len(counts)):
+        room = [name for name in counts if shared[name] < counts[name]]
+        neediest = max(room, key=lambda name: counts[name] / shared[name])
+        shared[neediest] += 1
+    return shared
+
+
+def _cut_by_size(
+    order: NDArray[np.int64], sizes: NDArray[np.int64], limit: int
+) -> list[NDArray[np.int64]]:
+    """As few pieces as the limit allows, and then as even as that number allows."""
+    ends = np.cumsum(sizes)
+    least = len(_cuts(ends, limit))
+    low, high = min(int(ends[-1]) // least, limit), limit
+    while low < high:
+        middle = (low + high) // 2
+        if len(_cuts(ends, middle)) <= least:
+            high = middle
+        else:
+            low = middle + 1
+    return np.split(order, _cuts(ends, high)[:-1])
+
+
+def _cuts(ends: NDArray[np.int64], limit: int) -> list[int]:
+    """Where pieces end that take what fits, one sample at least."""
+    cuts: list[int] = []
+    before = 0
+    while not cuts or cuts[-1] < len(ends):
+        start = cuts[-1] if cuts else 0
+        cut = max(int(np.searchsorted(ends, before + limit, side="right")), start + 1)
+        cuts.append(cut)
+        before = int(ends[cut - 1])
+    return cuts

@@ -1,194 +1,235 @@
-"""Writing one shard: a pure function from a task to files and a receipt.
+"""Writing one shard: a function from a task to files and a receipt, run anywhere.
 
-The tar goes to disk first, then its index. The bytes depend on the task's samples and store
-alone: no clock, owner or mode enters a header. The order of members is label, image. What decodes
-images is loaded only by a task that stores pixels.
+The tar goes to disk first, then its index, then its receipt. The bytes depend on the samples and
+the store alone: no clock, owner or mode enters a header. What decodes images is loaded only by a
+task that decodes them.
 """
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Callable
-from concurrent.futures import CancelledError
+import hashlib
+import io
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from shardio.codecs.probe import ImageInfo, check_complete, probe_image
-from shardio.codecs.registry import PIXELS_FIELD
+import numpy as np
+from numpy.typing import NDArray
+
+from shardio.codecs.probe import check_complete, probe_image
+from shardio.codecs.registry import PIXELS_FIELD, kind_of
 from shardio.errors import CodecError, PackError, UsageError
 from shardio.index.build import IndexBuilder
 from shardio.index.manifest import ShardReceipt, index_path
 from shardio.index.shard_index import write_index
 from shardio.naming import join_member_name
-from shardio.packing.plan import ShardTask
-from shardio.packing.sources import Problem, SourceSample
+from shardio.packing.engine import Ticker
+from shardio.packing.files import SourceFiles, UnreadableError
+from shardio.packing.receipts import LIST_NAME, PackedShard, find_receipt, write_receipt
+from shardio.packing.samples import Problem, SourceSample, from_line
+from shardio.packing.spool import read_lines
 from shardio.packing.store import Store
 from shardio.storage.atomic import atomic_file
-from shardio.tar.archive import ArchiveWriter, Placed
-from shardio.tar.writer import header_block
+from shardio.tar.archive import ArchiveWriter
 
 if TYPE_CHECKING:
     from shardio.packing.pixels import PixelWriter
 
-_MAX_IMAGE_BYTES = 1 << 30
 _FIELD_OF_FORMAT = {"jpeg": "jpg"}
-_PROBLEMS = (OSError, CodecError, UsageError)
+_PROBLEMS = (UnreadableError, CodecError, UsageError)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackedShard:
-    """What a task did.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SampleTask:
+    """Some samples, and how they are packed.
 
     Attributes:
-        receipt: of the shard.
-        fields: that its samples have.
-        sizes: heights and widths of its images, if their pixels are stored.
+        root: folder that their paths start from.
+        work: folder with the list of samples.
+        offsets: int64 [n], where their lines in the list start.
+        store: how their images are stored.
+        check: look at images, whether they are some and whole.
     """
 
-    receipt: ShardReceipt
-    fields: tuple[str, ...]
-    sizes: frozenset[tuple[int, int]]
+    root: str
+    work: str
+    offsets: NDArray[np.int64]
+    store: Store
+    check: bool
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def lines(self) -> Iterator[bytes]:
+        """Their lines."""
+        return read_lines(Path(self.work, LIST_NAME), self.offsets)
 
 
-def pack_shard(
-    task: ShardTask,
-    on_sample: Callable[[], None] | None = None,
-    stop: threading.Event | None = None,
-) -> PackedShard:
-    """Write a shard and its index.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ShardTask(SampleTask):
+    """One shard to write.
+
+    Attributes:
+        out: folder of the shard.
+        part: name of its split.
+        name: file name of the shard.
+    """
+
+    out: str
+    part: str
+    name: str
+
+
+def pack_shard(task: ShardTask, ticker: Ticker) -> PackedShard:
+    """Write a shard, its index and its receipt, if they are not there already.
 
     Args:
         task: what to write.
-        on_sample: called after each sample.
-        stop: set to give the shard up before its next sample.
+        ticker: hears of every sample.
 
     Raises:
-        PackError: a source file cannot be packed; names it.
-        CancelledError: `stop` was set.
+        PackError: something of the source cannot be packed; names it.
+        CancelledError: the ticker says so.
         OSError: the shard cannot be written.
     """
-    path = Path(task.out, task.name)
-    root, builder = os.fsencode(task.source), IndexBuilder(str(path))
-    with atomic_file(path) as stream:
-        archive = ArchiveWriter(stream)
-        pixels = _pixel_writer(archive, task.store)
-        for sample in task.samples:
-            if stop is not None and stop.is_set():
-                raise CancelledError
-            if sample.label is not None:
-                placed = _pack_label(archive, sample, sample.label)
-                builder.add(sample.key, "cls", placed)
-            field, placed = _pack_image(archive, pixels, sample, root)
-            builder.add(sample.key, field, placed)
-            if on_sample is not None:
-                on_sample()
-        digest = archive.finish()
-    index = builder.build(shard_size=archive.size, shard_sha256=digest, checksums=True)
+    lines = [*task.lines()]
+    path, work = Path(task.out, task.name), Path(task.work)
+    settings = f"{task.root} {task.store} {task.check}".encode("utf-8", "surrogateescape")
+    digest = hashlib.sha256(settings + b"\n" + b"".join(lines)).hexdigest()
+    found = find_receipt(work, path, task.part, task=digest)
+    if found is not None and found[1] == _look_at_sources(task, lines):
+        ticker.tick(len(lines))
+        return found[0]
+    builder = IndexBuilder(str(path))
+    with _maybe_decoding(task.store), SourceFiles(task.root) as files, atomic_file(path) as stream:
+        packer = _Packer(stream, task, files)
+        for sample in map(from_line, lines):
+            try:
+                packer.pack(sample, builder)
+            except _PROBLEMS as error:
+                raise refusal(_problem(sample, error)) from error
+            ticker.tick(1)
+        sha256 = packer.archive.finish()
+    index = builder.build(shard_size=packer.archive.size, shard_sha256=sha256, checksums=True)
     write_index(index_path(path), index)
-    receipt = ShardReceipt(name=task.name, samples=len(index), size=archive.size, sha256=digest)
-    sizes = frozenset(pixels.sizes if pixels else ())
-    return PackedShard(receipt=receipt, fields=index.fields, sizes=sizes)
+    packed = PackedShard(
+        part=task.part,
+        receipt=ShardReceipt(
+            name=task.name, samples=len(index), size=index.shard_size, sha256=sha256
+        ),
+        fields=index.fields,
+        sizes=packer.sizes,
+    )
+    write_receipt(work, packed, task=digest, sources=files.digest())
+    return packed
 
 
-def find_problem(source: str, sample: SourceSample, store: Store) -> Problem | None:
-    """Why a sample cannot be packed, or None."""
-    try:
-        with FileIO(os.path.join(os.fsencode(source), sample.path)) as stream:  # noqa: PTH118
-            _size_of(stream.fileno())
-            data = stream.read()
-        info = probe_image(data)
-        check_complete(data, info)
-        if store.kind == "raw":
-            from shardio.codecs.image import decode_image  # noqa: PLC0415  loads OpenCV
-
-            decode_image(data, info)
-        field = _image_field(sample, info, raw=store.kind == "raw")
-        header_block(_member_name(sample, field), len(data))
-    except _PROBLEMS as error:
-        return _problem(sample, error)
-    return None
+def find_problems(task: SampleTask, ticker: Ticker) -> list[Problem | None]:
+    """Why each sample cannot be packed, or None: they are packed into nothing."""
+    problems: list[Problem | None] = []
+    with _maybe_decoding(task.store), SourceFiles(task.root) as files:
+        packer = _Packer(_Nowhere(), task, files)
+        for sample in map(from_line, task.lines()):
+            try:
+                packer.pack(sample, IndexBuilder(""))
+            except _PROBLEMS as error:
+                problems.append(_problem(sample, error))
+            else:
+                problems.append(None)
+            ticker.tick(1)
+    return problems
 
 
 def refusal(problem: Problem) -> PackError:
-    """The error that stops a pack because of a file."""
+    """The error that stops a pack because of a problem."""
     return PackError(
         f"{problem.path}: {problem.reason}; mend, rename or remove the file, "
         "or pass --on-error skip to go on without it"
     )
 
 
-def _pack_label(archive: ArchiveWriter, sample: SourceSample, label: int) -> Placed:
-    text = str(label).encode("ascii")
-    archive.reserve(len(text))[:] = text
-    try:
-        return archive.commit(_member_name(sample, "cls"))
-    except UsageError as error:
-        raise refusal(_problem(sample, error)) from error
+def decoding() -> AbstractContextManager[None]:
+    """The context of work that decodes: the cores are the engine's to share out."""
+    from shardio.codecs.opencv import one_opencv_thread  # noqa: PLC0415  loads OpenCV
+
+    return one_opencv_thread()
 
 
-def _pixel_writer(archive: ArchiveWriter, store: Store) -> PixelWriter | None:
-    if store.kind != "raw":
-        return None
-    from shardio.packing.pixels import PixelWriter  # noqa: PLC0415  loads OpenCV
-
-    return PixelWriter(archive, store)
+def _maybe_decoding(store: Store) -> AbstractContextManager[None]:
+    return decoding() if store.decodes else nullcontext()
 
 
-def _pack_image(
-    archive: ArchiveWriter, pixels: PixelWriter | None, sample: SourceSample, root: bytes
-) -> tuple[str, Placed]:
-    try:
-        descriptor = os.open(os.path.join(root, sample.path), os.O_RDONLY | os.O_CLOEXEC)  # noqa: PTH118
-    except OSError as error:
-        raise refusal(_problem(sample, error)) from error
-    try:
-        data = archive.reserve(_size_of(descriptor))
-        _read(descriptor, data, sample)
-    except CodecError as error:
-        raise refusal(_problem(sample, error)) from error
-    finally:
-        os.close(descriptor)
-    try:
+class _Packer:
+    """Appends samples to an archive.
+
+    Args:
+        stream: where the archive goes.
+        task: how samples are packed.
+        files: reads them.
+    """
+
+    def __init__(self, stream: BinaryIO, task: SampleTask, files: SourceFiles) -> None:
+        self.archive = ArchiveWriter(stream)
+        self._store = task.store
+        self._check = task.check or task.store.decodes
+        self._files = files
+        self._pixels: PixelWriter | None = None
+        if task.store.decodes:
+            from shardio.packing.pixels import PixelWriter  # noqa: PLC0415  loads OpenCV
+
+            self._pixels = PixelWriter(self.archive, task.store)
+
+    @property
+    def sizes(self) -> frozenset[tuple[int, int]]:
+        """Heights and widths of the images, if their pixels are stored."""
+        return frozenset(self._pixels.sizes if self._pixels else ())
+
+    def pack(self, sample: SourceSample, builder: IndexBuilder) -> None:
+        images = 0
+        for name, origin in sample.fields:
+            data = self._files.read(origin, self.archive.reserve)
+            field = name or ""
+            if name is None or (self._check and kind_of(name) == "image"):
+                images += 1
+                field = self._pack_image(name, data, is_only=images == 1)
+            member = join_member_name(sample.key, field).encode("utf-8", "surrogateescape")
+            builder.add(sample.key, field, self.archive.commit(member))
+
+    def _pack_image(self, name: str | None, data: memoryview, *, is_only: bool) -> str:
+        """Look at an image in its place, or put another one there; returns its field."""
         info = probe_image(data)
         check_complete(data, info)
-        if pixels is not None:
-            pixels.reserve(data, info)
-        field = _image_field(sample, info, raw=pixels is not None)
-        return field, archive.commit(_member_name(sample, field))
-    except (CodecError, UsageError) as error:
-        raise refusal(_problem(sample, error)) from error
+        if self._pixels is not None:
+            if not is_only:
+                raise UsageError(
+                    f"{name} is the second image of the sample, and only one can be resized, "
+                    "encoded anew or stored as pixels"
+                )
+            self._pixels.reserve(data, info)
+            if self._store.kind == "raw":
+                return PIXELS_FIELD
+        return name or _FIELD_OF_FORMAT.get(info.format, info.format)
 
 
-def _size_of(descriptor: int) -> int:
-    size = os.fstat(descriptor).st_size
-    if size > _MAX_IMAGE_BYTES:
-        raise CodecError(f"{size:,} bytes, more than the limit of 1 GiB for an image file")
-    return size
+class _Nowhere(io.BytesIO):
+    """Takes all that is written, and keeps none of it."""
+
+    def write(self, data: Any, /) -> int:
+        return len(data)
 
 
-def _read(descriptor: int, data: memoryview, sample: SourceSample) -> None:
-    """Fill `data` with a whole file; one byte more is asked for, to see that it ends there."""
-    try:
-        size = os.readv(descriptor, [data, bytearray(1)])
-    except OSError as error:
-        raise refusal(_problem(sample, error)) from error
-    if size != len(data):
-        raise PackError(f"{sample.name}: the file changed while it was packed; pack again")
+def _look_at_sources(task: SampleTask, lines: list[bytes]) -> str | None:
+    """The digest of the files that samples are read from; None if one is not there."""
+    with SourceFiles(task.root) as files:
+        try:
+            for line in lines:
+                files.look_at(from_line(line))
+        except UnreadableError:
+            return None
+        return files.digest()
 
 
 def _problem(sample: SourceSample, error: Exception) -> Problem:
-    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return Problem(path=sample.name, reason=reason)
-
-
-def _image_field(sample: SourceSample, info: ImageInfo, *, raw: bool) -> str:
-    if raw:
-        return PIXELS_FIELD
-    return sample.field or _FIELD_OF_FORMAT.get(info.format, info.format)
-
-
-def _member_name(sample: SourceSample, field: str) -> bytes:
-    return join_member_name(sample.key, field).encode("utf-8", "surrogateescape")
+    return Problem(path=sample.name, reason=str(error))

@@ -1,4 +1,4 @@
-"""How images are stored: files as they are, or their pixels, and which of these.
+"""How images are stored: files as they are, encoded anew, or their pixels, and at what size.
 
 The geometry of resizing is here, without pixels, so that it costs nothing to import.
 """
@@ -29,8 +29,11 @@ class Store:
     """How the images of a pack are stored.
 
     Attributes:
-        kind: "original" for the files as they are, "raw" for pixels as NumPy arrays.
+        kind: "original" for image files, "raw" for pixels as NumPy arrays.
         resize: what the shorter side shrinks to, or height and width exactly, or None.
+        max_side: what the longer side shrinks to, or None.
+        quality: of JPEG and WebP files, which are all encoded anew; None encodes anew only what
+            is resized.
 
     Raises:
         UsageError: a value cannot be meant.
@@ -38,27 +41,30 @@ class Store:
 
     kind: StoreKind = "original"
     resize: int | tuple[int, int] | None = None
+    max_side: int | None = None
+    quality: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(StoreKind):
             raise UsageError(f"store={self.kind!r}: it must be 'original' or 'raw'")
-        if self.resize is None:
-            return
-        sides = self.resize if isinstance(self.resize, tuple) else (self.resize, self.resize)
-        if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):
-            raise UsageError(
-                f"resize={self.resize!r}: it must be a whole number for the shorter side, or a "
-                "tuple (height, width), all at least 1"
-            )
-        if isinstance(self.resize, tuple) and sides[0] * sides[1] > MAX_PIXELS:
-            raise UsageError(
-                f"resize={self.resize!r}: more pixels than the limit of {MAX_PIXELS:,} for an image"
-            )
-        if self.kind != "raw":
-            raise UsageError(
-                f"resize={self.resize!r}: files stored as they are cannot be resized; "
-                "store pixels with store='raw' (--store raw), or leave resize out"
-            )
+        if self.resize is not None:
+            self._check_resize(self.resize)
+        if self.max_side is not None and (type(self.max_side) is not int or self.max_side < 1):
+            raise UsageError(f"max_side={self.max_side!r}: it must be a whole number, at least 1")
+        if self.resize is not None and self.max_side is not None:
+            raise UsageError("resize and max_side both say how large images become; give one")
+        if self.quality is not None and not (
+            type(self.quality) is int and 1 <= self.quality <= 100
+        ):
+            raise UsageError(f"quality={self.quality!r}: it must be a whole number from 1 to 100")
+        if self.kind == "raw" and self.quality is not None:
+            raise UsageError("quality is of image files; store='raw' stores pixels")
+
+    @property
+    def decodes(self) -> bool:
+        """Whether images have to be decoded."""
+        given = (self.resize, self.max_side, self.quality)
+        return self.kind == "raw" or any(value is not None for value in given)
 
     def cut(self, height: int, width: int) -> Cut:
         """Choose the part of a picture of height x width, and its size in the shard."""
@@ -68,8 +74,21 @@ class Store:
             kept_width = min(width, max(1, round(height * columns / rows)))
             top, left = (height - kept_height) // 2, (width - kept_width) // 2
             return Cut(top, left, kept_height, kept_width, self.resize)
-        shorter = min(height, width)
-        if self.resize is None or shorter <= self.resize:
+        wanted = self.resize if self.max_side is None else self.max_side
+        side = min(height, width) if self.max_side is None else max(height, width)
+        if wanted is None or side <= wanted:
             return Cut(0, 0, height, width, (height, width))
-        rows, columns = (round(side * self.resize / shorter) for side in (height, width))
+        rows, columns = (max(1, round(length * wanted / side)) for length in (height, width))
         return Cut(0, 0, height, width, (rows, columns))
+
+    def _check_resize(self, resize: int | tuple[int, int]) -> None:
+        sides = resize if isinstance(resize, tuple) else (resize, resize)
+        if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):
+            raise UsageError(
+                f"resize={resize!r}: it must be a whole number for the shorter side, or a "
+                "tuple (height, width), all at least 1"
+            )
+        if isinstance(resize, tuple) and sides[0] * sides[1] > MAX_PIXELS:
+            raise UsageError(
+                f"resize={resize!r}: more pixels than the limit of {MAX_PIXELS:,} for an image"
+            )

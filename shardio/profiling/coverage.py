@@ -124,7 +124,7 @@ def check_coverage(
     *,
     workers: int,
     nodes: int,
-    progress: Callable[[int], Callable[[], None]] | None = None,
+    progress: Callable[[int], Callable[[int], None]] | None = None,
 ) -> Coverage:
     """Walk the plan of an epoch.
 
@@ -132,7 +132,7 @@ def check_coverage(
         settings: of the plan.
         workers: of each rank; 0 is the loading process itself.
         nodes: that the ranks are spread over evenly, in order.
-        progress: takes the number of ranks and returns what is called after each.
+        progress: takes the number of ranks and returns what is called with how many more are done.
 
     Raises:
         UsageError: the settings do not fit together.
@@ -143,11 +143,11 @@ def check_coverage(
         raise UsageError(f"{settings.ranks} ranks do not divide among {nodes} nodes")
     catalog, plan = open_plan(settings)
     walk = _Walk(catalog, plan, settings, nodes)
-    done = (progress or (lambda _: lambda: None))(settings.ranks)
+    done = (progress or (lambda _: lambda _: None))(settings.ranks)
     ranks = []
     for rank in range(settings.ranks):
         ranks.append(walk.rank(rank, max(workers, 1)))
-        done()
+        done(1)
     mixing = _mixing(catalog, plan, settings.ranks)
     warnings = _warnings(catalog, plan, settings, nodes, workers)
     if mixing.get("one_class_windows") and len(catalog.classes or ()) > 1:

@@ -103,14 +103,14 @@ def profile(
     settings: Settings,
     *,
     workers: Sequence[int] = DEFAULT_WORKERS,
-    on_run: Callable[[], None] | None = None,
+    on_run: Callable[[int], None] | None = None,
 ) -> Profile:
     """Measure a dataset; the machine should be idle.
 
     Args:
         settings: held equal between the runs.
         workers: numbers of workers to measure.
-        on_run: called after each of them.
+        on_run: called with 1 after each of them.
 
     Raises:
         UsageError: nothing is at the source, or it has no samples.
@@ -125,7 +125,7 @@ def profile(
     for number in workers:
         runs.append(_measure(settings, number))
         if on_run is not None:
-            on_run()
+            on_run(1)
     return Profile(
         settings=settings,
         cores=len(os.sched_getaffinity(0))

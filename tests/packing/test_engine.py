@@ -1,111 +1,141 @@
-"""How a pack ends early: by a bad file, by Ctrl-C."""
+"""How a pack ends early: by a bad file, by Ctrl-C, by a process that is killed."""
 
 from __future__ import annotations
 
-import itertools
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import CancelledError
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 import shardio
-from shardio.packing import engine
-from shardio.packing.plan import ShardTask, plan_shards
-from shardio.packing.shard import PackedShard, pack_shard
-from shardio.packing.sources import list_files, make_samples
-from shardio.packing.store import Store
+from shardio.packing.engine import LocalEngine, Ticker
 from shardio.testing import make_images
 
 
-def tasks_for(source: Path, out: Path, shards: int) -> list[ShardTask]:
-    samples, _ = make_samples(list_files(str(source))[0], None)
-    return plan_shards(
-        samples, source=str(source), out=str(out), shards=shards, seed=None, store=Store()
-    )
+class Numbers(tuple[int, ...]):
+    """A task."""
+
+    __slots__ = ()
 
 
-def test_ctrl_c_stops_the_shards_that_run_and_leaves_nothing(images: Path, tmp_path: Path) -> None:
-    calls, numbers = [], itertools.count(1)
+def tasks_of(count: int) -> list[Numbers]:
+    return [Numbers([number]) for number in range(count)]
 
-    def start(_: int) -> Callable[[], None]:
-        def on_sample() -> None:
-            number = next(numbers)
-            calls.append(number)
-            if number == 4:
+
+def fail_in_order(task: Sequence[int], ticker: Ticker) -> None:
+    """The later a task, the sooner it fails."""
+    del ticker
+    time.sleep(0.3 if task[0] == 0 else 0)
+    raise shardio.PackError(f"task {task[0]}")
+
+
+def fail_first(task: Sequence[int], ticker: Ticker) -> None:
+    if task[0] == 0:
+        raise shardio.PackError("task 0")
+    for _ in range(1000):
+        time.sleep(0.01)
+        ticker.tick(16)
+    raise AssertionError("it was not stopped")
+
+
+def kill_itself(task: Sequence[int], ticker: Ticker) -> None:
+    del ticker
+    if task[0] == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def double(task: Sequence[int], ticker: Ticker) -> int:
+    ticker.tick(1)
+    return 2 * task[0]
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3])
+def test_results_come_in_the_order_of_the_tasks(jobs: int) -> None:
+    counts: list[int] = []
+    results = LocalEngine(jobs).run(double, tasks_of(50), counts.append)
+    assert results == [*range(0, 100, 2)]
+    assert sum(counts) == 50
+
+
+def test_of_several_errors_the_first_in_order_of_tasks_is_raised() -> None:
+    with pytest.raises(shardio.PackError, match="task 0"):
+        LocalEngine(1).run(fail_in_order, tasks_of(2), None)
+
+
+def test_an_error_stops_the_other_tasks() -> None:
+    start = time.monotonic()
+    with pytest.raises(shardio.PackError, match="task 0"):
+        LocalEngine(2).run(fail_first, tasks_of(20), None)
+    assert time.monotonic() - start < 9
+
+
+def test_a_process_that_is_killed_is_an_error_with_a_way_out() -> None:
+    with pytest.raises(shardio.PackError, match=r"a process of the pack was killed.* again to go"):
+        LocalEngine(2).run(kill_itself, tasks_of(4), None)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ctrl_c_stops_a_pack_that_can_be_taken_up(images: Path, tmp_path: Path, jobs: int) -> None:
+    seen: list[int] = []
+
+    def start(_: int) -> Callable[[int], None]:
+        def advance(count: int) -> None:
+            seen.append(count)
+            if sum(seen) >= 100 > sum(seen[:-1]):
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-            time.sleep(0.01)
 
-        return on_sample
+        return advance
 
     # A job in the background ignores Ctrl-C.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            shardio.pack(images, tmp_path / "out", shards=8, progress=start)
+            shardio.pack(images, tmp_path / "out", shards=30, jobs=jobs, progress=start)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert len(calls) < 300
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out/shardio.json").exists()
+    shardio.pack(images, tmp_path / "out", shards=30)
+    assert len(shardio.ShardDataset(tmp_path / "out")) == 600
 
 
-def test_a_bad_file_stops_the_other_shards(tmp_path: Path) -> None:
-    source = make_images(tmp_path / "in", classes=0, per_class=400)
-    (source / "image0000.png").write_bytes(b"no")
-    calls = []
+KILLED = """
+import os, signal, sys, time
+import shardio
 
-    def on_sample() -> None:
-        calls.append(1)
-        time.sleep(0.01)
+def start(_):
+    def advance(count):
+        print(os.getpid(), flush=True)
+        time.sleep(60)
+    return advance
 
-    with pytest.raises(shardio.PackError, match=r"image0000\.png: not a JPEG"):
-        shardio.pack(
-            source, tmp_path / "out", shards=2, shuffle=False, progress=lambda _: on_sample
-        )
-    assert len(calls) < 100
+shardio.pack(*sys.argv[1:], shards=40, jobs=2, progress=start)
+"""
 
 
-def test_tasks_that_wait_never_begin_after_an_error(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun = []
-
-    def failing(task: ShardTask, _: object, stop: threading.Event) -> PackedShard:
-        begun.append(task.name)
-        if len(begun) > 1:
-            stop.wait(10)
-            raise CancelledError
-        raise shardio.PackError(task.name)
-
-    monkeypatch.setattr(engine, "pack_shard", failing)
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
-    with pytest.raises(shardio.PackError, match=r"shard-000000\.tar"):
-        engine.run_tasks(tasks_for(images, tmp_path, 100))
-    assert len(begun) <= 3
+def test_nobody_writes_after_the_pack_was_killed(images: Path, tmp_path: Path) -> None:
+    """Not the processes that it started, either: another pack takes the folder at once."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", KILLED, str(images), str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.kill()
+    shardio.pack(images, out, shards=40)
+    left = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    time.sleep(0.3)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == left
 
 
-def test_of_several_errors_the_first_in_order_of_tasks_is_raised(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    together = threading.Barrier(2, timeout=10)
-
-    def failing(task: ShardTask, *_: object) -> PackedShard:
-        together.wait()
-        if task.name.startswith("shard-000000"):
-            time.sleep(0.05)
-        raise shardio.PackError(task.name)
-
-    monkeypatch.setattr(engine, "pack_shard", failing)
-    with pytest.raises(shardio.PackError, match=r"shard-000000\.tar"):
-        engine.run_tasks(tasks_for(images, tmp_path, 2))
-
-
-def test_a_shard_that_is_stopped_is_not_published(images: Path, tmp_path: Path) -> None:
-    stop = threading.Event()
-    (task,) = tasks_for(images, tmp_path, 1)
-    with pytest.raises(CancelledError):
-        pack_shard(task, stop.set, stop)
-    assert [*tmp_path.iterdir()] == []
+def test_a_source_of_one_shard_needs_no_other_process(tmp_path: Path) -> None:
+    source = make_images(tmp_path / "in", classes=0, per_class=4)
+    pids: list[int] = []
+    shardio.pack(
+        source, tmp_path / "out", shards=1, progress=lambda _: lambda _: pids.append(os.getpid())
+    )
+    assert {*pids} == {os.getpid()}

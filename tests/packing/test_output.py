@@ -20,9 +20,10 @@ from shardio.testing import make_images
 LOCK = ".shardio-pack"
 DYING_PACK = """
 import os, sys
-import shardio.packing.pack as packing
+import shardio
+import shardio.packing.job as packing
 packing.sync_folder = lambda folder: os._exit(9)
-packing.pack(sys.argv[1], sys.argv[2], shards=4)
+shardio.pack(sys.argv[1], sys.argv[2], shards=4)
 """
 
 
@@ -65,15 +66,15 @@ def test_files_that_came_while_packing_are_kept(source: Path, tmp_path: Path, en
     out = tmp_path / "out"
     mine = {".a.tmp", "shard-1.tar", "shard-mine.tar", "index/notes", "shard-000009.tar.idx"}
 
-    def start(_: int) -> Callable[[], None]:
+    def start(_: int) -> Callable[[int], None]:
         for name in mine:
             (out / name).write_text("mine")
         if end == "failed":
             (source / "image0000.png").write_bytes(b"no")
-        return lambda: None
+        return lambda _: None
 
     try:
-        shardio.pack(source, out, shards=2, progress=start)
+        shardio.pack(source, out, shards=1, progress=start)
     except shardio.PackError:
         assert end == "failed"
         assert contents(out) == dict.fromkeys(mine, b"mine")
@@ -111,9 +112,9 @@ def test_a_file_in_a_folder_the_pack_made_does_not_hide_the_error(
 ) -> None:
     (source / "image0000.png").write_bytes(b"no")
 
-    def start(_: int) -> Callable[[], None]:
+    def start(_: int) -> Callable[[int], None]:
         (tmp_path / "a/notes.txt").touch()
-        return lambda: None
+        return lambda _: None
 
     with pytest.raises(shardio.PackError, match=r"image0000\.png: not a JPEG"):
         shardio.pack(source, tmp_path / "a/out", shards=1, progress=start)
@@ -124,9 +125,9 @@ def test_output_that_cannot_be_removed_stays_under_the_lock(source: Path, tmp_pa
     (source / "image0000.png").write_bytes(b"no")
     out = tmp_path / "out"
 
-    def start(_: int) -> Callable[[], None]:
+    def start(_: int) -> Callable[[int], None]:
         (out / "skipped.jsonl").mkdir()
-        return lambda: None
+        return lambda _: None
 
     with pytest.raises(shardio.PackError, match=r"image0000\.png: not a JPEG"):
         shardio.pack(source, out, shards=1, progress=start)

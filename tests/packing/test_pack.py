@@ -3,7 +3,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import shutil
 import struct
@@ -11,7 +10,6 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +21,6 @@ from hypothesis import strategies as st
 
 import shardio
 from shardio.index.manifest import read_manifest
-from shardio.packing.plan import plan_shards
-from shardio.packing.shard import pack_shard
-from shardio.packing.sources import find_classes, list_files, make_samples
-from shardio.packing.store import Store
 from shardio.testing import make_images
 
 ReadSamples = Callable[[Path], list[dict[str, Any]]]
@@ -267,13 +261,34 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_SOURCES)
-def test_a_bad_file_stops_the_pack_and_nothing_is_left(tmp_path: Path, case: str) -> None:
+def test_a_bad_file_stops_the_pack_and_nothing_is_left_of_a_shard(
+    tmp_path: Path, case: str
+) -> None:
     source = write(tmp_path / "in", *(f"x/{i}.png" for i in range(9)), "x/good.png")
     spoil, message = BAD_SOURCES[case]
     spoil(source)
     with pytest.raises(shardio.PackError, match=message):
-        shardio.pack(source, tmp_path / "out", shards=3)
+        shardio.pack(source, tmp_path / "out", shards=1)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_after_a_bad_file_is_mended_the_pack_goes_on_where_it_was(
+    tmp_path: Path, jobs: int
+) -> None:
+    source = write(tmp_path / "in", *(f"{i}.png" for i in range(9)))
+    write(source, "8.png", data=b"no")
+    with pytest.raises(shardio.PackError, match=r"8\.png: not a JPEG"):
+        shardio.pack(source, tmp_path / "out", shards=9, shuffle=False, jobs=jobs)
+    first = tmp_path / "out/shard-000000.tar"
+    before = first.stat().st_ino
+    with pytest.raises(shardio.IndexFileError, match="interrupted or still runs"):
+        shardio.ShardDataset(tmp_path / "out")
+    write(source, "8.png")
+    shardio.pack(source, tmp_path / "out", shards=9, shuffle=False, jobs=jobs)
+    assert first.stat().st_ino == before
+    shardio.pack(source, tmp_path / "whole", shards=9, shuffle=False)
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
 
 def test_bad_files_are_skipped_and_listed(tmp_path: Path) -> None:
@@ -317,7 +332,7 @@ def test_an_argument_that_cannot_be_meant_is_refused(
 def test_an_empty_source_is_refused(tmp_path: Path, make: str) -> None:
     if make == "empty":
         (tmp_path / "in/x").mkdir(parents=True)
-    with pytest.raises(shardio.PackError, match=r"no such folder|has no files"):
+    with pytest.raises(shardio.PackError, match=r"no such folder|nothing in it can be packed"):
         shardio.pack(tmp_path / "in", tmp_path / "out", shards=1)
 
 
@@ -371,7 +386,7 @@ def dying(call):
     return counted
 
 os.fsync, Path.replace = dying(os.fsync), dying(Path.replace)
-shardio.pack(sys.argv[1], sys.argv[2], shards=2)
+shardio.pack(sys.argv[1], sys.argv[2], shards=2, jobs=1)
 """
 
 
@@ -395,10 +410,10 @@ def test_a_pack_killed_at_any_sync_or_rename_and_run_again_ends_with_the_same_by
 
 
 def test_two_packs_into_one_folder_one_wins(images: Path, tmp_path: Path) -> None:
-    def second(_: int) -> Callable[[], None]:
+    def second(_: int) -> Callable[[int], None]:
         with pytest.raises(shardio.PackError, match="another pack is writing to this folder"):
             shardio.pack(images, tmp_path / "out", shards=2)
-        return lambda: None
+        return lambda _: None
 
     shardio.pack(images, tmp_path / "out", shards=5, progress=second)
     assert len([*(tmp_path / "out").glob("*.tar")]) == 5
@@ -421,15 +436,16 @@ def test_a_file_that_changes_meanwhile_is_noticed(
         shardio.pack(source, tmp_path / "out", shards=1)
 
 
-def test_progress_counts_every_sample(images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_progress_counts_every_sample(images: Path, tmp_path: Path, jobs: int) -> None:
     calls = []
 
-    def start(total: int) -> Callable[[], None]:
+    def start(total: int) -> Callable[[int], None]:
         calls.append(total)
-        return lambda: calls.append(1)
+        return calls.append
 
-    shardio.pack(images, tmp_path / "out", shards=3, progress=start)
-    assert calls == [600, *[1] * 600]
+    shardio.pack(images, tmp_path / "out", shards=3, jobs=jobs, progress=start)
+    assert calls[0] == sum(calls[1:]) == 600
 
 
 def test_a_large_file_is_packed_in_one_piece(tmp_path: Path) -> None:
@@ -446,19 +462,3 @@ def test_a_large_file_is_packed_in_one_piece(tmp_path: Path) -> None:
         assert member.read() == data.getvalue()
         assert archive.getnames() == ["a.png", "large.png", "z.png"]
     assert len(keys_of(tmp_path / "out")) == 3
-
-
-def test_tasks_run_anywhere_and_in_any_order(images: Path, packed: Path, tmp_path: Path) -> None:
-    """A task holds all that its shard depends on: other processes write the same bytes."""
-    files, _ = list_files(str(images))
-    samples, _ = make_samples(files, find_classes(str(images)))
-    tasks = plan_shards(
-        samples, source=str(images), out=str(tmp_path), shards=8, seed=0, store=Store()
-    )
-    (tmp_path / "index").mkdir()
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        shards = [*pool.map(pack_shard, reversed(tasks))]
-    assert tuple(shard.receipt for shard in reversed(shards)) == read_manifest(packed).shards
-    whole = digests(packed)
-    del whole["shardio.json"]
-    assert digests(tmp_path) == whole

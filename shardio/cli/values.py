@@ -1,0 +1,66 @@
+"""Values of options that are more than a number or a word, as callbacks of click."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+_SIDES = re.compile("([0-9]{1,9})(?:x([0-9]{1,9}))?")
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)(i?)B?", re.IGNORECASE)
+
+
+def parse_sides(
+    _context: click.Context, _option: click.Parameter, text: str | None
+) -> int | tuple[int, int] | None:
+    """A side, as 256, or height and width, as 224x224."""
+    if text is None:
+        return None
+    found = _SIDES.fullmatch(text)
+    if found is None:
+        raise click.BadParameter(f"{text!r} is neither a number, as 256, nor HxW, as 224x224")
+    return (int(found[1]), int(found[2])) if found[2] else int(found[1])
+
+
+def parse_size(_context: click.Context, _option: click.Parameter, text: str | None) -> int | None:
+    """Bytes, as 512MB or 1.5GiB."""
+    if text is None:
+        return None
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise click.BadParameter(f"{text!r} is no size, as 512MB or 1GiB")
+    number, unit, binary = found.groups()
+    step = 1024 if binary else 1000
+    return int(float(number) * step ** " KMGT".index(unit.upper() or " "))
+
+
+def parse_split(
+    _context: click.Context, _option: click.Parameter, text: str | None
+) -> dict[str, float] | None:
+    """Fractions by name, as train=0.9,val=0.1."""
+    if text is None:
+        return None
+    pairs = [part.partition("=")[::2] for part in text.split(",")]
+    names = [name for name, _ in pairs]
+    if again := next((name for name in names if names.count(name) > 1), None):
+        raise click.BadParameter(f"it names {again!r} twice")
+    try:
+        return {name: float(fraction) for name, fraction in pairs}
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is no list of fractions by name, as train=0.9,val=0.1"
+        ) from None
+
+
+def read_names(
+    _context: click.Context, _option: click.Parameter, path: str | None
+) -> list[str] | None:
+    """The lines of a file."""
+    if path is None:
+        return None
+    try:
+        text = Path(path).read_text("utf-8")
+    except (OSError, UnicodeError) as error:
+        raise click.BadParameter(f"{path}: it cannot be read as text ({error})") from error
+    return [line for line in text.splitlines() if line]

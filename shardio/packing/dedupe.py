@@ -1,0 +1,202 @@
+"""Finding samples that are there twice: with the same content, or with images that look alike.
+
+Content is compared by a 128-bit hash of each sample's images, or of all its data where it has no
+image. Pictures are alike if their perceptual hashes differ in at most some bits. Such pairs are
+found without comparing all: hashes of 64 bits that differ in d bits are equal in at least one
+of d + 1 pieces, so only samples with an equal piece are compared. What is alike in pairs makes
+groups, and in each the first sample stands for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardio.codecs.probe import probe_image
+from shardio.codecs.registry import kind_of
+from shardio.errors import CodecError, UsageError
+from shardio.packing.engine import Ticker
+from shardio.packing.files import SourceFiles, UnreadableError
+from shardio.packing.samples import Problem, SourceSample, from_line
+from shardio.packing.shard import SampleTask, decoding, refusal
+
+if TYPE_CHECKING:
+    pass
+
+Likeness = Literal["exact", "perceptual"]
+
+_BITS = 64
+_AT_ONCE = 1 << 22  # pairs compared at once
+_ONES = np.array([byte.bit_count() for byte in range(256)], np.uint8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dedupe:
+    """Which samples count as the same, and what becomes of them.
+
+    Attributes:
+        likeness: "exact" for equal content, "perceptual" for images that look alike too.
+        distance: bits of 64 in which the hashes of alike images may differ.
+        keep: pack all, and only keep those of one group in one split.
+
+    Raises:
+        UsageError: the distance is not 0 to 16.
+    """
+
+    likeness: Likeness
+    distance: int
+    keep: bool
+
+    def __post_init__(self) -> None:
+        if type(self.distance) is not int or not 0 <= self.distance <= 16:
+            raise UsageError(f"dedupe_distance={self.distance!r}: it must be 0 to 16 bits")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FingerprintTask(SampleTask):
+    """Samples to fingerprint.
+
+    Attributes:
+        perceptual: hash what their images look like, too.
+    """
+
+    perceptual: bool
+
+
+def fingerprint(task: FingerprintTask, ticker: Ticker) -> NDArray[np.uint64]:
+    """Two halves of the hash of each sample's content, and its perceptual hash, uint64 [n, 3].
+
+    Raises:
+        PackError: a sample cannot be read, or its image does not decode.
+    """
+    if not task.perceptual:
+        hash_picture: Callable[[memoryview], int] = lambda _: 0  # noqa: E731
+        return _fingerprint(task, ticker, hash_picture)
+    from shardio.codecs.image import Scratch  # noqa: PLC0415  loads OpenCV
+    from shardio.codecs.phash import perceptual_hash  # noqa: PLC0415
+
+    scratch = Scratch()
+    with decoding():
+        return _fingerprint(
+            task, ticker, lambda data: perceptual_hash(data, probe_image(data), scratch)
+        )
+
+
+def _fingerprint(
+    task: SampleTask, ticker: Ticker, hash_picture: Callable[[memoryview], int]
+) -> NDArray[np.uint64]:
+    prints = np.zeros((len(task), 3), np.uint64)
+    with SourceFiles(task.root) as files:
+        for number, sample in enumerate(map(from_line, task.lines())):
+            try:
+                prints[number] = _fingerprint_of(sample, files, hash_picture)
+            except (UnreadableError, CodecError) as error:
+                raise refusal(Problem(path=sample.name, reason=str(error))) from error
+            ticker.tick(1)
+    return prints
+
+
+def _fingerprint_of(
+    sample: SourceSample, files: SourceFiles, hash_picture: Callable[[memoryview], int]
+) -> tuple[int, int, int]:
+    images = [field for field in sample.fields if field.name is None or _is_image(field.name)]
+    content, picture = blake2b(digest_size=16), 0
+    for number, field in enumerate(images or sample.fields):
+        data = files.read(field.origin, lambda size: memoryview(bytearray(size)))
+        content.update(len(data).to_bytes(8, "little"))
+        content.update(data)
+        if images and not number:
+            picture = hash_picture(data)
+    halves = content.digest()
+    return int.from_bytes(halves[:8], "little"), int.from_bytes(halves[8:], "little"), picture
+
+
+def _is_image(field: str) -> bool:
+    return kind_of(field) == "image"
+
+
+def group_alike(prints: NDArray[np.uint64], distance: int | None) -> NDArray[np.int64]:
+    """Group samples that are the same.
+
+    Args:
+        prints: uint64 [n, 3], see fingerprint.
+        distance: bits in which perceptual hashes may differ; None compares content alone.
+
+    Returns:
+        int64 [n], the lowest number of a sample in the group of each.
+    """
+    groups = _Groups(len(prints))
+    order = np.lexsort((prints[:, 1], prints[:, 0]))
+    content = prints[order, :2]
+    groups.join_runs(order, (content[1:] == content[:-1]).all(axis=1))
+    if distance is not None:
+        order = np.argsort(prints[:, 2], kind="stable")
+        hashes = prints[order, 2]
+        same = hashes[1:] == hashes[:-1]
+        same &= hashes[1:] != 0  # an image of one colour looks like nothing
+        groups.join_runs(order, same)
+        first = np.append(hashes[:1] != 0, ~same & (hashes[1:] != 0))
+        _join_alike(groups, order[first], hashes[first], distance)
+    return groups.heads()
+
+
+def hamming(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """In how many bits hashes differ, int64 [n]."""
+    differing = np.ascontiguousarray(one ^ other).view(np.uint8).reshape(-1, 8)
+    count: NDArray[np.int64] = _ONES[differing].sum(axis=1, dtype=np.int64)
+    return count
+
+
+class _Groups:
+    """Numbers that are joined to groups."""
+
+    def __init__(self, count: int) -> None:
+        self._parents = np.arange(count)
+
+    def join_runs(self, order: NDArray[np.int64], same: NDArray[np.bool_]) -> None:
+        """Join each number with the one before it in an order, where they are the same."""
+        for place in np.flatnonzero(same).tolist():
+            self.join(int(order[place]), int(order[place + 1]))
+
+    def join(self, one: int, other: int) -> None:
+        low, high = sorted((self._head(one), self._head(other)))
+        self._parents[high] = low
+
+    def heads(self) -> NDArray[np.int64]:
+        """The lowest number in the group of each."""
+        heads = self._parents
+        while not np.array_equal(above := heads[heads], heads):
+            heads = above
+        return heads
+
+    def _head(self, number: int) -> int:
+        while (above := int(self._parents[number])) != number:
+            self._parents[number] = self._parents[above]
+            number = above
+        return number
+
+
+def _join_alike(
+    groups: _Groups, numbers: NDArray[np.int64], hashes: NDArray[np.uint64], distance: int
+) -> None:
+    """Join numbers whose hashes, all different, differ in few bits."""
+    bounds = [round(_BITS * piece / (distance + 1)) for piece in range(distance + 2)]
+    for low, high in pairwise(bounds):
+        pieces = hashes >> np.uint64(low) & np.uint64((1 << (high - low)) - 1)
+        order = np.argsort(pieces, kind="stable")
+        ends = np.flatnonzero(np.diff(pieces[order])) + 1
+        for start, end in zip([0, *ends.tolist()], [*ends.tolist(), len(order)], strict=True):
+            inside = order[start:end]
+            step = max(1, _AT_ONCE // max(len(inside), 1))
+            for first in range(0, len(inside) - 1, step):
+                some = inside[first : first + step]
+                differing = hashes[some][:, None] ^ hashes[inside][None, :]
+                alike = hamming(differing.ravel(), np.zeros(1, np.uint64)) <= distance
+                for one, other in zip(*np.nonzero(alike.reshape(differing.shape)), strict=True):
+                    groups.join(int(numbers[some[one]]), int(numbers[inside[other]]))

@@ -1,0 +1,164 @@
+"""Reading what samples come from, and noticing when it changes meanwhile."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from shardio.errors import PackError
+from shardio.packing.samples import FromFile, FromMemory, FromRange, Origin, SourceSample, text_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_MOST_BYTES = 1 << 30
+_MOST_OPEN = 64
+
+
+class UnreadableError(Exception):
+    """Why something cannot be read, for a sentence that names it."""
+
+
+class SourceFiles:
+    """Reads the data of fields. As a context it closes what it has open.
+
+    Args:
+        root: folder that relative paths start from.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = os.fsencode(root)
+        self._seen = hashlib.sha256()
+        self._open: OrderedDict[bytes, int] = OrderedDict()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
+
+    def digest(self) -> str:
+        """Tells sizes and times of change of all that was read, in order, from others."""
+        return self._seen.hexdigest()
+
+    def look_at(self, sample: SourceSample) -> None:
+        """Take part in the digest as if a sample had been read.
+
+        Raises:
+            UnreadableError: a file of it is not there.
+        """
+        for _, origin in sample.fields:
+            if isinstance(origin, FromMemory):
+                continue
+            path = self._path(origin.path)
+            try:
+                if isinstance(origin, FromFile):
+                    self._see(os.stat(path))  # noqa: PTH116  bytes
+                elif path not in self._open:
+                    self._container(path)
+            except OSError as error:
+                raise _unreadable(error) from error
+
+    def read(self, origin: Origin, reserve: Callable[[int], memoryview]) -> memoryview:
+        """Read data to where it belongs.
+
+        Args:
+            origin: of the data.
+            reserve: gives the place for data of a size.
+
+        Raises:
+            UnreadableError: it is too large, damaged, not there, or cannot be read.
+            PackError: the file changes meanwhile.
+            OSError: there is no place.
+        """
+        if isinstance(origin, FromMemory):
+            place = reserve(len(origin.data))
+            place[:] = origin.data
+            return place
+        path = self._path(origin.path)
+        if isinstance(origin, FromFile):
+            return self._read_file(path, reserve)
+        return self._read_range(path, origin, reserve)
+
+    def _path(self, path: bytes) -> bytes:
+        return os.path.join(self._root, path)  # noqa: PTH118  bytes
+
+    def _read_file(self, path: bytes, reserve: Callable[[int], memoryview]) -> memoryview:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _unreadable(error) from error
+        try:
+            before = os.fstat(descriptor)
+            place = reserve(_limited(before.st_size))
+            try:
+                size = os.readv(descriptor, [place, bytearray(1)])  # a byte more, to see the end
+                while 0 < size < len(place):
+                    more = os.readv(descriptor, [place[size:], bytearray(1)])
+                    size += more if more else len(place) + 1
+                after = os.fstat(descriptor)
+            except OSError as error:
+                raise _unreadable(error) from error
+        finally:
+            os.close(descriptor)
+        if size != len(place) or _state(before) != _state(after):
+            raise PackError(f"{text_of(path)}: the file changed while it was packed; pack again")
+        self._see(before)
+        return place
+
+    def _read_range(
+        self, path: bytes, origin: FromRange, reserve: Callable[[int], memoryview]
+    ) -> memoryview:
+        try:
+            descriptor = self._container(path)
+        except OSError as error:
+            raise _unreadable(error) from error
+        place, done = reserve(_limited(origin.size)), 0
+        while done < len(place):
+            try:
+                more = os.preadv(descriptor, [place[done:]], origin.offset + done)
+            except OSError as error:
+                raise _unreadable(error) from error
+            if not more:
+                raise UnreadableError(f"{text_of(path)} ends before offset {origin.offset + done}")
+            done += more
+        if origin.checksum not in (None, zlib.crc32(place)):
+            raise UnreadableError(
+                f"the data at offset {origin.offset} of {text_of(path)} is not what was packed "
+                "(CRC-32 differs)"
+            )
+        return place
+
+    def _container(self, path: bytes) -> int:
+        """A file of which parts are read, kept open."""
+        descriptor = self._open.get(path)
+        if descriptor is None:
+            if len(self._open) >= _MOST_OPEN:
+                os.close(self._open.popitem(last=False)[1])
+            descriptor = self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._see(os.fstat(descriptor))
+        self._open.move_to_end(path)
+        return descriptor
+
+    def _see(self, status: os.stat_result) -> None:
+        self._seen.update(b"%d %d\n" % _state(status))
+
+
+def _limited(size: int) -> int:
+    if size > _MOST_BYTES:
+        raise UnreadableError(f"{size:,} bytes, more than the limit of 1 GiB for a file")
+    return size
+
+
+def _state(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
+
+
+def _unreadable(error: OSError) -> UnreadableError:
+    return UnreadableError(error.strerror or str(error))

@@ -1,0 +1,293 @@
+"""From a source to a packed folder: list, divide, run, publish.
+
+The same input gives the same bytes, whatever runs the tasks. The list of samples and the receipts
+of finished shards lie in a work folder until all is done; a pack that is run again lists anew,
+and makes what has no receipt. The manifest comes last, so a folder without it is not packed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardio.errors import PackError, UsageError
+from shardio.index.manifest import INDEX_FOLDER, Manifest, write_manifest
+from shardio.packing.dedupe import Dedupe, FingerprintTask, fingerprint, group_alike, hamming
+from shardio.packing.engine import Advance, Engine
+from shardio.packing.output import (
+    DUPLICATES_NAME,
+    RENAMED_NAME,
+    SKIPPED_NAME,
+    hold_folder,
+    remove_others,
+)
+from shardio.packing.plan import WHOLE, Shape, Splits, plan_shards, split_samples
+from shardio.packing.receipts import LIST_NAME, PackedShard
+from shardio.packing.samples import Problem, SourceSample
+from shardio.packing.shard import SampleTask, ShardTask, find_problems, pack_shard, refusal
+from shardio.packing.spool import Listing
+from shardio.packing.store import Store
+from shardio.storage.atomic import atomic_file, sync_folder
+
+Progress = Callable[[int], Advance]
+"""Called with the number of samples; what it returns is called with how many more are done."""
+
+_CHUNK = 256  # samples that are checked by one task
+
+
+class Source(Protocol):
+    """Where samples come from."""
+
+    @property
+    def root(self) -> str:
+        """Folder that relative paths start from."""
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes by label, if they have names."""
+
+    def samples(self) -> Iterator[SourceSample | Problem]:
+        """All samples, in an order that depends on the source's contents alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is made of a source.
+
+    Attributes:
+        shape: how many shards.
+        splits: the parts that samples are divided into; None for one.
+        shuffle: order the samples at random; otherwise as the source has them.
+        seed: of the order and the splits.
+        store: how images are stored.
+        check: look at images, whether they are some and whole.
+        skip: leave out what cannot be packed, instead of stopping.
+        dedupe: which samples are the same, and what becomes of them; None for no looking.
+        measure: bytes that a sample takes in a shard; only for shards of a size.
+        engine: runs the tasks.
+        progress: hears of samples that are packed.
+
+    Raises:
+        UsageError: the sizes of samples are not known before they are encoded.
+    """
+
+    shape: Shape
+    splits: Splits | None
+    shuffle: bool
+    seed: int
+    store: Store
+    check: bool
+    skip: bool
+    dedupe: Dedupe | None
+    measure: Callable[[SourceSample], int] | None
+    engine: Engine
+    progress: Progress | None
+
+    def __post_init__(self) -> None:
+        if self.measure is not None and self.store.decodes:
+            raise UsageError(
+                "shard_size needs to know what samples take before they are encoded; "
+                "give samples_per_shard"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackSummary:
+    """What was packed.
+
+    Attributes:
+        samples: in all shards.
+        shards: written.
+        bytes: of all shards.
+        classes: how many have names; None without.
+        splits: samples by split; None without splits.
+        skipped: problems, each listed in skipped.jsonl.
+        duplicates: samples that are the same as one before, each listed in duplicates.jsonl; None
+            if nobody looked.
+        renamed: samples whose key is not their path, listed in renamed.jsonl.
+        image_sizes: how many different sizes the stored pixels have; None for image files.
+        seconds: it took.
+    """
+
+    samples: int
+    shards: int
+    bytes: int
+    classes: int | None
+    splits: Mapping[str, int] | None
+    skipped: int
+    duplicates: int | None
+    renamed: int
+    image_sizes: int | None
+    seconds: float
+
+
+def run_job(folder: Path, job: Job, open_source: Callable[[Path], Source]) -> PackSummary:
+    """Make a packed folder.
+
+    Args:
+        folder: new, empty, or that of the same job interrupted.
+        job: what to make.
+        open_source: gives the source; called with the work folder.
+
+    Raises:
+        PackError: something of the source cannot be packed, or the folder is taken.
+        OSError: the folder cannot be written.
+    """
+    start = time.monotonic()
+    names = [*job.splits.fractions] if job.splits else [WHOLE]
+    with hold_folder(folder, names) as work:
+        source = open_source(work)
+        listing = Listing(work / LIST_NAME, source.samples(), job.measure)
+        _check(listing, source, job)
+        groups = _find_duplicates(listing, source, job, job.dedupe) if job.dedupe else None
+        parts = split_samples(
+            len(listing),
+            job.splits,
+            seed=job.seed,
+            labels=listing.labels,
+            groups=groups.heads if groups else None,
+        )
+        planned = plan_shards(
+            parts, job.shape, seed=job.seed if job.shuffle else None, sizes=listing.sizes
+        )
+        remove_others(folder, {str(Path(shard.part, shard.name)) for shard in planned})
+        tasks = [
+            ShardTask(
+                **_of_samples(source, listing, job, shard.numbers),
+                out=str(folder / shard.part),
+                part=shard.part,
+                name=shard.name,
+            )
+            for shard in planned
+        ]
+        advance = job.progress(len(listing)) if job.progress else None
+        packed = job.engine.run(pack_shard, tasks, advance)
+        _publish(folder, listing, packed, source.classes)
+    return PackSummary(
+        samples=len(listing),
+        shards=len(packed),
+        bytes=sum(shard.receipt.size for shard in packed),
+        classes=len(source.classes) if source.classes else None,
+        splits={name: len(numbers) for name, numbers in parts.items()} if job.splits else None,
+        skipped=len(listing.problems),
+        duplicates=None if groups is None else groups.duplicates,
+        renamed=int(listing.renamed.sum()),
+        image_sizes=len({size for shard in packed for size in shard.sizes}) or None,
+        seconds=time.monotonic() - start,
+    )
+
+
+def _check(listing: Listing, source: Source, job: Job) -> None:
+    """Stop because of the first problem, or leave out all of them."""
+    if not job.skip and listing.problems:
+        raise refusal(listing.problems[0])
+    if job.skip:
+        tasks = [SampleTask(**some) for some in _in_chunks(source, listing, job)]
+        found = [each for some in job.engine.run(find_problems, tasks, None) for each in some]
+        listing.leave_out({number: each for number, each in enumerate(found) if each is not None})
+    if not len(listing):
+        raise PackError(f"{source.root}: nothing in it can be packed; name a folder of images")
+
+
+class _Groups(NamedTuple):
+    """Samples that are the same.
+
+    Attributes:
+        heads: int64 [n], the lowest number in the group of each.
+        duplicates: how many were found beside these.
+    """
+
+    heads: NDArray[np.int64]
+    duplicates: int
+
+
+def _find_duplicates(listing: Listing, source: Source, job: Job, dedupe: Dedupe) -> _Groups:
+    """List the samples that are the same as one before, and leave them out if so wanted."""
+    perceptual = dedupe.likeness == "perceptual"
+    tasks = [
+        FingerprintTask(**some, perceptual=perceptual) for some in _in_chunks(source, listing, job)
+    ]
+    prints = np.concatenate(job.engine.run(fingerprint, tasks, None))
+    heads = group_alike(prints, dedupe.distance if perceptual else None)
+    again = np.flatnonzero(heads != np.arange(len(heads)))
+    pairs = zip(listing.samples(again), listing.samples(heads[again]), strict=True)
+    distances = hamming(prints[again, 2], prints[heads[again], 2]).tolist()
+    rows = (
+        {"path": one.name, "key": one.key, "label": one.label, "distance": distance}
+        | {"of": first.name, "of_label": first.label}
+        for (one, first), distance in zip(pairs, distances, strict=True)
+    )
+    write_ledger(listing.path.with_name(DUPLICATES_NAME), rows)
+    if dedupe.keep:
+        return _Groups(heads, len(again))
+    listing.keep(heads == np.arange(len(heads)))
+    return _Groups(np.arange(len(listing)), len(again))
+
+
+def _in_chunks(source: Source, listing: Listing, job: Job) -> Iterator[dict[str, Any]]:
+    """What makes tasks of all samples, some at a time."""
+    for start in range(0, len(listing), _CHUNK):
+        yield _of_samples(source, listing, job, np.arange(len(listing))[start : start + _CHUNK])
+
+
+def _of_samples(
+    source: Source, listing: Listing, job: Job, numbers: NDArray[np.int64]
+) -> dict[str, Any]:
+    """What a task of these samples is made of."""
+    return {
+        "root": source.root,
+        "work": str(listing.path.parent),
+        "offsets": listing.offsets[numbers],
+        "store": job.store,
+        "check": job.check,
+    }
+
+
+def _publish(
+    folder: Path,
+    listing: Listing,
+    packed: list[PackedShard],
+    classes: tuple[str, ...] | None,
+) -> None:
+    """Write what belongs to the shards, the manifests last."""
+    problems = sorted(listing.problems, key=lambda problem: problem.path)
+    write_ledger(folder / SKIPPED_NAME, map(asdict, problems))
+    with suppress(FileNotFoundError):
+        (listing.path.with_name(DUPLICATES_NAME)).replace(folder / DUPLICATES_NAME)
+    renamed = listing.samples(np.flatnonzero(listing.renamed))
+    write_ledger(folder / RENAMED_NAME, ({"key": each.key, "path": each.name} for each in renamed))
+    sync_folder(folder)
+    for part in dict.fromkeys(shard.part for shard in packed):
+        inside = folder / part
+        shards = [shard for shard in packed if shard.part == part]
+        sync_folder(inside / INDEX_FOLDER)
+        sync_folder(inside)
+        manifest = Manifest(
+            shards=tuple(shard.receipt for shard in shards),
+            fields=tuple(sorted({field for shard in shards for field in shard.fields})),
+            classes=classes,
+        )
+        write_manifest(inside, manifest)
+        sync_folder(inside)
+
+
+def write_ledger(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as lines of JSON; nothing if there are none.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    lines = (json.dumps(row).encode("ascii") + b"\n" for row in rows)
+    first = next(lines, None)
+    if first is not None:
+        with atomic_file(path) as stream:
+            stream.write(first)
+            stream.writelines(lines)

@@ -1,0 +1,143 @@
+"""A folder of files: in a folder with subfolders the first one on a file's path is its class.
+
+Folders are walked in the order of their paths, which is that of the sorted list of all paths
+because a folder sorts with a slash at its end; only one folder's names are held at a time. Files
+whose names differ in their fields alone are one sample. Names are bytes, as the file system has
+them, so that no locale takes part. Links are followed; dot files are left out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+from shardio.errors import PackError
+from shardio.packing.fields import FieldRule, key_fault
+from shardio.packing.labels import Labels, label_fields
+from shardio.packing.samples import FromFile, Problem, SourceField, SourceSample, text_of
+
+
+def find_classes(folder: str) -> tuple[str, ...] | None:
+    """Names of the folders inside a folder, sorted, empty ones too; None if there are none.
+
+    Raises:
+        PackError: the folder does not exist or cannot be read.
+    """
+    names, _ = _listed(os.fsencode(folder), b"")
+    return tuple(sorted(text_of(name[:-1]) for name in names if name.endswith(b"/"))) or None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folder:
+    """The files below a folder.
+
+    Attributes:
+        root: the folder.
+        rule: which of its files are which fields.
+        labels: of its subfolders; None leaves samples without label.
+    """
+
+    root: str
+    rule: FieldRule
+    labels: Labels | None
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes by label."""
+        return self.labels.classes if self.labels else None
+
+    def samples(self) -> Iterator[SourceSample | Problem]:
+        """All samples, in the order of their paths.
+
+        Raises:
+            PackError: a folder cannot be read, or a link leads back to one above.
+        """
+        yield from self._walk(b"", ())
+
+    def _walk(
+        self, relative: bytes, parents: tuple[tuple[int, int], ...]
+    ) -> Iterator[SourceSample | Problem]:
+        root = os.fsencode(self.root)
+        folder = os.path.join(root, relative) if relative else root  # noqa: PTH118  bytes
+        names, problems = _listed(folder, relative)
+        yield from problems
+        status = os.stat(folder)  # noqa: PTH116  bytes
+        if (identity := (status.st_dev, status.st_ino)) in parents:
+            raise PackError(f"{text_of(folder)}: a link leads back to a folder above; remove it")
+        names.sort(key=self._group_of)
+        for group, files in groupby(names, self._group_of):
+            if group.endswith(b"/"):
+                yield from self._walk(relative + group, (*parents, identity))
+            else:
+                yield from self._sample(relative, [*files])
+
+    def _group_of(self, name: bytes) -> bytes:
+        """What the files of one sample have in common; of a folder its name."""
+        if not self.rule.wanted or name.endswith(b"/"):
+            return name
+        found = self.rule.look_at(text_of(name))
+        return found.key.encode("utf-8", "surrogateescape") if found else name
+
+    def _sample(self, relative: bytes, names: list[bytes]) -> Iterator[SourceSample | Problem]:
+        first = text_of(relative + names[0])
+        label = None
+        if self.labels is not None:
+            group, slash, _ = text_of(relative).partition("/")
+            label = self.labels.number(group) if slash else None
+            if label is None:
+                beside = "it lies beside the class folders; --no-labels packs without classes"
+                yield Problem(path=first, reason=self.labels.fault(group) if slash else beside)
+                return
+        fields: dict[str | None, bytes] = {}
+        sample = self.rule.look_at(first)
+        if sample is None:
+            reason = "its name ends in none of the fields that were asked for"
+            yield Problem(path=first, reason=reason)
+            return
+        for name in names:
+            path = text_of(relative + name)
+            found = self.rule.look_at(path) or sample
+            if found.field in fields:
+                holder = text_of(fields[found.field])
+                reason = f"its key would be {found.key!r}, as that of {holder}"
+                yield Problem(path=path, reason=reason)
+                continue
+            fields[found.field] = relative + name
+        if fault := key_fault(sample.key) or self.rule.fault(fields):
+            yield Problem(path=first, reason=fault)
+            return
+        files = [SourceField(field, FromFile(place)) for field, place in fields.items()]
+        yield SourceSample(
+            key=sample.key,
+            name=first,
+            fields=(*label_fields(label), *files),
+            label=label,
+            renamed=sample.renamed,
+        )
+
+
+def _listed(folder: bytes, relative: bytes) -> tuple[list[bytes], list[Problem]]:
+    """Names in a folder, those of folders with a slash at the end, and what is neither."""
+    names, problems = [], []
+    try:
+        for entry in os.scandir(folder):
+            if entry.name.startswith(b"."):
+                continue
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except OSError as error:
+                reason = error.strerror or str(error)
+                problems.append(Problem(path=text_of(relative + entry.name), reason=reason))
+                continue
+            if is_folder or is_file:
+                names.append(entry.name + b"/" if is_folder else entry.name)
+                continue
+            reason = "a link to nothing" if entry.is_symlink() else "neither a file nor a folder"
+            problems.append(Problem(path=text_of(relative + entry.name), reason=reason))
+    except OSError as error:
+        raise PackError(
+            f"{text_of(folder)}: {error.strerror}; name a folder that can be read"
+        ) from error
+    return names, sorted(problems, key=lambda problem: problem.path)

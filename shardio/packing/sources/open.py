@@ -1,0 +1,87 @@
+"""Which kind of source a path names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+
+from shardio.errors import PackError, UsageError
+from shardio.index.catalog import SHARD_SUFFIXES, open_catalog
+from shardio.packing.fields import parse_fields
+from shardio.packing.labels import Labels, check_classes
+from shardio.packing.sources.folder import Folder, find_classes
+from shardio.packing.sources.table import Table, open_table
+from shardio.packing.sources.tars import Tars
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceOptions:
+    """What a user says about a source; see shardio.pack.
+
+    Attributes:
+        read_labels: the labels of samples are wanted while listing.
+    """
+
+    labels: bool
+    classes: Sequence[str] | None
+    fields: str | None
+    manifest: str | PathLike[str] | None
+    path_columns: Sequence[str]
+    label_column: str | None
+    key_column: str | None
+    read_labels: bool
+
+    def __post_init__(self) -> None:
+        self.class_names()
+        parse_fields(self.fields)
+        columns = (*self.path_columns, self.label_column, self.key_column)
+        if self.manifest is None and any(columns):
+            raise UsageError("columns are of a manifest; name it with manifest (--manifest)")
+        if self.manifest is not None and self.fields is not None:
+            raise UsageError("a manifest names the files of a sample itself; leave fields out")
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """The classes, if they are given."""
+        return check_classes(self.classes)
+
+
+def open_source(path: str, options: SourceOptions) -> Folder | Table | Tars:
+    """Open a folder of files, a table of them, or tars.
+
+    Raises:
+        PackError: it is not there, or not readable.
+        UsageError: an option does not fit it.
+    """
+    if options.manifest is not None:
+        return open_table(
+            options.manifest,
+            root=path,
+            paths=options.path_columns,
+            label=options.label_column,
+            key=options.key_column,
+            classes=options.class_names(),
+            with_labels=options.labels,
+        )
+    if _has_tars(path):
+        if options.fields is not None or not options.labels or options.classes is not None:
+            raise UsageError(
+                "members of tars are packed as they are; leave fields, labels and classes out"
+            )
+        return Tars(catalog=open_catalog(path), with_labels=options.read_labels)
+    if not os.path.isdir(path):  # noqa: PTH112  bytes that are no UTF-8
+        raise PackError(f"{path}: no such folder; name the folder that holds the images")
+    classes = options.class_names() or find_classes(path)
+    labels = Labels(classes) if options.labels and classes else None
+    return Folder(root=path, rule=parse_fields(options.fields), labels=labels)
+
+
+def _has_tars(path: str) -> bool:
+    """Whether a path is that of a tar, a pattern of tars, or a folder with some."""
+    if path.endswith(SHARD_SUFFIXES):
+        return True
+    if not os.path.isdir(path):  # noqa: PTH112  bytes that are no UTF-8
+        return False
+    with os.scandir(path) as entries:
+        return any(each.name.endswith(SHARD_SUFFIXES) and each.is_file() for each in entries)

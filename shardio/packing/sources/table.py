@@ -1,0 +1,310 @@
+"""A table of paths and labels: CSV, TSV, JSON Lines or Parquet, a row a sample.
+
+The columns that are neither paths nor label nor key become the field `json`. CSV knows no types,
+so there its values are text. A table is read once for the names of classes, if labels are names
+and no list was given, and once for the samples; its rows are never held together.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from shardio.errors import PackError, UsageError
+from shardio.packing.fields import FieldRule, key_fault
+from shardio.packing.labels import Labels, label_fields, labels_of
+from shardio.packing.samples import (
+    FromFile,
+    FromMemory,
+    Problem,
+    SourceField,
+    SourceSample,
+    text_of,
+)
+
+_PATHS = ("path", "file_name", "filename", "file", "image")
+_LABELS = ("label", "class")
+_LIMIT = 1 << 27  # bytes of a cell
+
+
+class PathColumn(NamedTuple):
+    """A column of paths.
+
+    Attributes:
+        field: that its files become; None names it after the file's extension or format.
+        column: its name.
+    """
+
+    field: str | None
+    column: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """Which columns of a table mean what.
+
+    Attributes:
+        paths: one or more; the first gives the key.
+        label: of class names or numbers; None for samples without label.
+        key: of keys; None makes them of the paths.
+    """
+
+    paths: tuple[PathColumn, ...]
+    label: str | None
+    key: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """The samples that a table lists.
+
+    Attributes:
+        path: of the table.
+        root: folder that its paths start from.
+        columns: what they mean.
+        labels: what labels mean; None without a column of them.
+    """
+
+    path: Path
+    root: str
+    columns: Columns
+    labels: Labels | None
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes by label; None where labels are numbers."""
+        return self.labels.classes if self.labels else None
+
+    def samples(self) -> Iterator[SourceSample | Problem]:
+        """All samples, in the order of the rows.
+
+        Raises:
+            PackError: the table cannot be read.
+        """
+        rule = FieldRule()
+        for number, row in read_rows(self.path):
+            yield self._sample_or_problem(number, row, rule)
+
+    def _sample_or_problem(
+        self, number: int, row: dict[str, Any], rule: FieldRule
+    ) -> SourceSample | Problem:
+        try:
+            return self._sample(row, rule)
+        except _RowError as error:
+            return Problem(path=f"{self.path}, row {number}", reason=str(error))
+
+    def _sample(self, row: dict[str, Any], rule: FieldRule) -> SourceSample:
+        fields: dict[str | None, bytes] = {}
+        key, renamed = "", False
+        for given, column in self.columns.paths:
+            path = self._path(row, column, optional=bool(fields))
+            if path is None:
+                continue
+            found = rule.look_at(path)
+            if found is None:  # a rule without wanted fields finds every file
+                continue
+            if not fields:
+                key, renamed = found.key, found.renamed
+            field = given or found.field
+            if field in fields:
+                raise _RowError(f"two of its columns hold the field {field!r}; name it otherwise")
+            fields[field] = path.encode("utf-8", "surrogateescape")
+        if self.columns.key is not None:
+            key, renamed = _text(row, self.columns.key), True
+        if fault := key_fault(key):
+            raise _RowError(fault)
+        label = self._label(row)
+        files = [SourceField(name, FromFile(path)) for name, path in fields.items()]
+        return SourceSample(
+            key=key,
+            name=text_of(next(iter(fields.values()))),
+            fields=(*label_fields(label), *files, *self._extra(row)),
+            label=label,
+            renamed=renamed,
+        )
+
+    def _path(self, row: dict[str, Any], column: str, *, optional: bool) -> str | None:
+        if optional and row.get(column) in (None, ""):
+            return None
+        path = os.path.normpath(_text(row, column))
+        if os.path.isabs(path):  # noqa: PTH117  text
+            inside = os.path.relpath(path, self.root)
+            return path if inside.startswith("..") else inside
+        if path.partition("/")[0] == "..":
+            raise _RowError(f"{path} leads out of {self.root}; name a folder above as SRC")
+        return path
+
+    def _label(self, row: dict[str, Any]) -> int | None:
+        if self.labels is None or self.columns.label is None:
+            return None
+        name = label_name(row, self.columns.label)
+        label = self.labels.number(name)
+        if label is None:
+            raise _RowError(self.labels.fault(name))
+        return label
+
+    def _extra(self, row: dict[str, Any]) -> tuple[SourceField, ...]:
+        known = {column for _, column in self.columns.paths}
+        known |= {self.columns.label or "", self.columns.key or ""}
+        rest = {name: value for name, value in row.items() if name not in known}
+        if not rest:
+            return ()
+        try:
+            text = json.dumps(rest, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise _RowError(f"JSON cannot hold its other columns ({error})") from error
+        return (SourceField("json", FromMemory(text.encode("utf-8", "surrogateescape"))),)
+
+
+class _RowError(Exception):
+    """Why a row is no sample."""
+
+
+def open_table(
+    path: str | os.PathLike[str],
+    *,
+    root: str,
+    paths: Sequence[str],
+    label: str | None,
+    key: str | None,
+    classes: tuple[str, ...] | None,
+    with_labels: bool,
+) -> Table:
+    """Open a table of samples.
+
+    Args:
+        path: of the table; its extension says its format.
+        root: folder that its paths start from.
+        paths: columns of paths, each as `column` or `field=column`; none takes the first of
+            path, file_name, filename, file and image that there is.
+        label: column of labels; None takes `label` or `class`, if there is one.
+        key: column of keys; None makes them of the paths.
+        classes: names of the classes; None takes those that occur.
+        with_labels: False leaves labels out.
+
+    Raises:
+        PackError: the table cannot be read, or has no rows.
+        UsageError: it has no such column.
+    """
+    path = Path(path)
+    first = next(read_rows(path), None)
+    if first is None:
+        raise PackError(f"{path}: the table has no rows; name one with a header and rows")
+    present = [*first[1]]
+    chosen = tuple(map(_parse_path_column, paths)) or _default_paths(path, present)
+    if label is None and with_labels:
+        label = next((name for name in _LABELS if name in present), None)
+    label = label if with_labels else None
+    for column in (*(column for _, column in chosen), label, key):
+        if column is not None and column not in present:
+            raise UsageError(
+                f"{path}: there is no column {column!r}; its columns are {', '.join(present)}"
+            )
+    labels = None
+    if label is not None:
+        labels = Labels(classes) if classes else labels_of(_label_names(path, label))
+    columns = Columns(paths=chosen, label=label, key=key)
+    return Table(path=path, root=root, columns=columns, labels=labels)
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a table with their numbers, counted from 1.
+
+    Raises:
+        PackError: it cannot be read as what its extension says.
+    """
+    readers = {
+        ".csv": _read_csv,
+        ".tsv": _read_csv,
+        ".jsonl": _read_json_lines,
+        ".ndjson": _read_json_lines,
+        ".parquet": _read_parquet,
+    }
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise UsageError(f"{path}: a manifest is a file {', '.join(readers)}")
+    number = 0
+    try:
+        for number, row in enumerate(reader(path), start=1):
+            yield number, row
+    except (ValueError, csv.Error) as error:  # UnicodeDecodeError and JSONDecodeError are some
+        raise PackError(f"{path}, row {number + 1}: {error}; mend the row") from error
+
+
+def label_name(row: dict[str, Any], column: str) -> str:
+    """The label of a row as text."""
+    value = row.get(column)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return _text(row, column)
+
+
+def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(_LIMIT)
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        rows = csv.DictReader(stream, delimiter=delimiter, restkey="", strict=True)
+        names = rows.fieldnames or []
+        if len({*names}) < len(names):
+            raise ValueError("two columns have the same name")
+        for row in rows:
+            if "" in row or None in row.values():
+                raise ValueError(f"it does not have {len(names)} cells, as the header has")
+            yield row
+
+
+def _read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as stream:
+        for line in stream:
+            if not line.strip():
+                continue
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("it is no JSON object")  # noqa: TRY004  data, not an argument
+            yield row
+
+
+def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        from pyarrow import parquet  # noqa: PLC0415  an extra
+    except ImportError as error:
+        raise UsageError(
+            f"{path}: reading Parquet needs pyarrow; pip install 'shardio[parquet]'"
+        ) from error
+    with parquet.ParquetFile(path) as table:
+        for batch in table.iter_batches(4096):
+            yield from batch.to_pylist()
+
+
+def _parse_path_column(text: str) -> PathColumn:
+    field, equals, column = text.partition("=")
+    return PathColumn(field.lower(), column) if equals else PathColumn(None, text)
+
+
+def _default_paths(path: Path, present: list[str]) -> tuple[PathColumn, ...]:
+    for name in _PATHS:
+        if name in present:
+            return (PathColumn(None, name),)
+    raise UsageError(
+        f"{path}: which column holds paths? It has {', '.join(present)}; pass "
+        f"--path-column {present[0] if present else 'NAME'}"
+    )
+
+
+def _label_names(path: Path, column: str) -> Iterator[str]:
+    for _, row in read_rows(path):
+        with suppress(_RowError):  # a problem of that row, which listing the samples tells
+            yield label_name(row, column)
+
+
+def _text(row: dict[str, Any], column: str) -> str:
+    value = row.get(column)
+    if not isinstance(value, str) or not value:
+        raise _RowError(f"its column {column!r} holds {value!r}, no text")
+    return value

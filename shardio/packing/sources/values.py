@@ -1,0 +1,139 @@
+"""Samples that a Python program makes, one after another.
+
+Each is a mapping from fields to values, and "__key__". A value is bytes, a path of a file to be
+packed, or what the field's name says: an int for `cls`, a str for `txt`, an array for `npy`,
+anything that JSON holds for `json`. The bytes go to a file of the work folder as they come, so a
+generator of any length takes no memory.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shardio.codecs.registry import Kind, kind_of
+from shardio.errors import PackError
+from shardio.packing.fields import key_fault
+from shardio.packing.samples import (
+    FromFile,
+    FromRange,
+    Origin,
+    Problem,
+    SourceField,
+    SourceSample,
+)
+
+_KEY = "__key__"
+_FILE = "values"
+
+
+class Values:
+    """Samples of an iterable.
+
+    Args:
+        given: the samples.
+        work: folder for their bytes.
+        classes: names of the classes, for the manifest.
+
+    Attributes:
+        root: folder that relative paths start from.
+        classes: as given.
+    """
+
+    def __init__(
+        self, given: Iterable[Mapping[str, Any]], work: Path, classes: tuple[str, ...] | None
+    ) -> None:
+        self.root = str(Path.cwd())
+        self.classes = classes
+        self._given = given
+        self._path = work / _FILE
+
+    def samples(self) -> Iterator[SourceSample | Problem]:
+        """All samples, as they come.
+
+        Raises:
+            PackError: one is no mapping, or a value is none that its field can have.
+        """
+        path, end = os.fsencode(self._path.absolute()), 0
+        with self._path.open("wb") as stream:
+            for number, given in enumerate(self._given):
+                if not isinstance(given, Mapping):
+                    raise PackError(f"sample {number}: it is no mapping from fields to values")
+                key = given.get(_KEY, f"{number:09d}")
+                name = f"sample {number} ({key!r})"
+                if not isinstance(key, str) or key_fault(key):
+                    raise PackError(f"{name}: its {_KEY!r} is no text that can be a key")
+                fields: list[SourceField] = []
+                for field, value in given.items():
+                    if field == _KEY:
+                        continue
+                    origin, data = _encode(name, field, value)
+                    if origin is None:
+                        origin = FromRange(path, end, len(data), zlib.crc32(data))
+                        end += stream.write(data)
+                    fields.append(SourceField(field.lower(), origin))
+                yield SourceSample(key=key, name=name, fields=tuple(fields), label=_label_of(given))
+
+
+def _encode(name: str, field: object, value: Any) -> tuple[Origin | None, bytes]:
+    """Where a value is, or its bytes."""
+    if not isinstance(field, str) or key_fault(f"x.{field}"):
+        raise PackError(f"{name}: {field!r} is no name for a field")
+    if isinstance(value, os.PathLike):
+        return FromFile(os.fsencode(value)), b""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return None, bytes(value)
+    kind = kind_of(field)
+    encode = _ENCODERS.get(kind)
+    try:
+        if encode is not None:
+            return None, encode(value)
+    except (TypeError, ValueError) as error:
+        raise PackError(f"{name}: field {field!r} cannot hold {value!r:.80}: {error}") from error
+    raise PackError(
+        f"{name}: field {field!r} takes bytes or a path, not {type(value).__name__}; encode it, "
+        "or name the field cls, txt, json or npy"
+    )
+
+
+def _encode_cls(value: Any) -> bytes:
+    if isinstance(value, bool) or int(value) != value:
+        raise ValueError("it is no whole number")
+    return b"%d" % int(value)
+
+
+def _encode_txt(value: Any) -> bytes:
+    if not isinstance(value, str):
+        raise TypeError("it is no text")
+    return value.encode()
+
+
+def _encode_json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+
+
+def _encode_npy(value: Any) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.asarray(value), allow_pickle=False)
+    return stream.getvalue()
+
+
+_ENCODERS: dict[Kind, Callable[[Any], bytes]] = {
+    "cls": _encode_cls,
+    "txt": _encode_txt,
+    "json": _encode_json,
+    "npy": _encode_npy,
+    "pixels": _encode_npy,
+}
+
+
+def _label_of(given: Mapping[str, Any]) -> int | None:
+    value = given.get("cls")
+    return value if isinstance(value, int) else None
