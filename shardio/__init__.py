@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shardio.normalize import Normalize as Normalize
     from shardio.normalize import to_float as to_float
     from shardio.packing.pack import pack as pack
+    from shardio.packing.reshard import reshard as reshard
     from shardio.reading.dataset import ShardDataset as ShardDataset
     from shardio.reading.loader import Loader as Loader
     from shardio.reading.metrics import MaskedMean as MaskedMean
@@ -49,6 +50,7 @@ _HOMES = {
     "UsageError": "shardio.errors",
     "ops": "shardio",
     "pack": "shardio.packing.pack",
+    "reshard": "shardio.packing.reshard",
     "to_float": "shardio.normalize",
 }
 

@@ -12,6 +12,7 @@ from shardio.cli.pack import pack
 from shardio.cli.plan import plan
 from shardio.cli.profile import profile
 from shardio.cli.replay import replay
+from shardio.cli.reshard import reshard
 from shardio.errors import ShardioError
 
 
@@ -21,7 +22,7 @@ def commands() -> None:
     """Pack images into tar shards, stream them into PyTorch, see what limits the loader."""
 
 
-for _command in (index, pack, plan, profile, replay):
+for _command in (index, pack, plan, profile, replay, reshard):
     commands.add_command(_command)
 
 

@@ -6,40 +6,19 @@ import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from pathlib import Path
+from functools import reduce
 from typing import Any
 
 import click
 
+from shardio.cli.output import describe, output_options
 from shardio.cli.progress import progress_bar
-from shardio.cli.values import parse_sides, parse_size, parse_split, read_names
+from shardio.cli.values import parse_sides, read_names
 from shardio.errors import UsageError
-from shardio.packing.job import PackSummary
-from shardio.packing.output import DUPLICATES_NAME, SKIPPED_NAME
 from shardio.packing.pack import pack as pack_source
 
 _OPTIONS = (
-    click.option("--shards", type=click.IntRange(min=1), help="How many shards."),
-    click.option(
-        "--samples-per-shard", type=click.IntRange(min=1), help="Instead: at most so many in each."
-    ),
-    click.option(
-        "--shard-size",
-        metavar="SIZE",
-        callback=parse_size,
-        help="Instead: at most so large, as 512MB.",
-    ),
-    click.option(
-        "--split",
-        metavar="NAME=FRACTION,...",
-        callback=parse_split,
-        help="Parts, each a folder inside OUT, as train=0.9,val=0.1.",
-    ),
-    click.option("--stratify", is_flag=True, help="Divide each class so."),
     click.option("--shuffle/--no-shuffle", default=True, help="Random order (default) or by path."),
-    click.option(
-        "--seed", type=int, default=0, show_default=True, help="Seed of the order and the split."
-    ),
     click.option(
         "--labels/--no-labels",
         default=True,
@@ -104,36 +83,19 @@ _OPTIONS = (
         help="Bits of 64 in which perceptual hashes of alike images may differ.",
     ),
     click.option("--keep-duplicates", is_flag=True, help="Pack them too, alike ones in one split."),
-    click.option(
-        "--on-error",
-        type=click.Choice(["raise", "skip"]),
-        default="raise",
-        show_default=True,
-        help="Stop at a bad file (also one with the key of another), or leave it out and list it "
-        "in OUT/skipped.jsonl.",
-    ),
-    click.option("--jobs", type=click.IntRange(min=1), help="Processes; by default one a core."),
-    click.option(
-        "--engine",
-        type=click.Choice(["local", "ray"]),
-        default="local",
-        show_default=True,
-        help="Run on this machine, or on a Ray cluster.",
-    ),
-    click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
 )
 
 
-def _with_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+def _source_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    return reduce(lambda decorated, option: option(decorated), reversed(_OPTIONS), command)
 
 
 @click.command(epilog="Example: shardio pack images/ out/ --shards 8")
 @click.argument("src", type=click.Path())
 @click.argument("out", type=click.Path())
-@_with_options
+@output_options
+@_source_options
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def pack(src: str, out: str, as_json: bool, **options: Any) -> None:
     """Pack the images of folder SRC into tar shards in folder OUT.
 
@@ -147,26 +109,4 @@ def pack(src: str, out: str, as_json: bool, **options: Any) -> None:
             summary = pack_source(src, out, progress=progress, **options)
         except UsageError as error:
             raise click.UsageError(str(error)) from error
-    click.echo(json.dumps(asdict(summary)) if as_json else _sentences(summary, out))
-
-
-def _sentences(summary: PackSummary, out: str) -> str:
-    megabytes = summary.bytes / 1e6
-    classes = "" if summary.classes is None else f" of {summary.classes:,} classes"
-    lines = [
-        f"packed {summary.samples:,} samples{classes}, {megabytes:,.1f} MB, into "
-        f"{summary.shards:,} shards in {summary.seconds:.2f} s "
-        f"({megabytes / summary.seconds:,.0f} MB/s)"
-    ]
-    for name, samples in (summary.splits or {}).items():
-        lines.append(f"{Path(out, name)}: {samples:,} samples")
-    if summary.skipped:
-        lines.append(f"left out {summary.skipped:,} files, listed in {out}/{SKIPPED_NAME}")
-    if summary.duplicates:
-        lines.append(f"found {summary.duplicates:,} duplicates, listed in {out}/{DUPLICATES_NAME}")
-    if summary.image_sizes is not None and summary.image_sizes > 1:
-        lines.append(
-            f"the images have {summary.image_sizes:,} different sizes, so batches cannot be "
-            "gathered and need a transform; --resize HxW makes the sizes equal"
-        )
-    return "\n".join(lines)
+    click.echo(json.dumps(asdict(summary)) if as_json else describe(summary, out))

@@ -40,5 +40,6 @@ def perceptual_hash(data: Buffer, info: ImageInfo, scratch: Scratch) -> int:
     small = cv2.resize(pixels, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
     gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float64)
     low: NDArray[np.float64] = np.rint(cv2.dct(gray)[:_KEPT, :_KEPT].ravel())
-    bits = low > np.median(low[1:])  # without the mean, which says how bright it is
+    bits = low > np.median(low[1:])
+    bits[0] = False  # the mean, which says how bright it is
     return int.from_bytes(np.packbits(bits).tobytes(), "big")

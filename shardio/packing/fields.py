@@ -120,6 +120,13 @@ def parse_fields(text: str | None) -> FieldRule:
     return FieldRule(wanted=tuple(wanted))
 
 
+def is_field(name: object) -> bool:
+    """Whether readers of shards would find a field under a name."""
+    if not isinstance(name, str):
+        return False
+    return split_member_name(join_member_name("x", name)) == ("x", name.lower())
+
+
 def key_fault(key: str) -> str | None:
     """Why readers of shards would not find a key, or None."""
     if split_member_name(join_member_name(key, "x")) != (key, "x"):

@@ -44,7 +44,10 @@ class SourceFiles:
         self._open.clear()
 
     def digest(self) -> str:
-        """Tells sizes and times of change of all that was read, in order, from others."""
+        """Tells the files that were read, in order, from others, and from what they become.
+
+        It takes their sizes and times of change, except where a checksum says what was read.
+        """
         return self._seen.hexdigest()
 
     def look_at(self, sample: SourceSample) -> None:
@@ -53,17 +56,14 @@ class SourceFiles:
         Raises:
             UnreadableError: a file of it is not there.
         """
-        for _, origin in sample.fields:
-            if isinstance(origin, FromMemory):
-                continue
-            path = self._path(origin.path)
-            try:
+        try:
+            for _, origin in sample.fields:
                 if isinstance(origin, FromFile):
-                    self._see(os.stat(path))  # noqa: PTH116  bytes
-                elif path not in self._open:
-                    self._container(path)
-            except OSError as error:
-                raise _unreadable(error) from error
+                    self._see(os.stat(self._path(origin.path)))  # noqa: PTH116  bytes
+                elif isinstance(origin, FromRange) and origin.checksum is None:
+                    self._see(os.fstat(self._container(self._path(origin.path))))
+        except OSError as error:
+            raise _unreadable(error) from error
 
     def read(self, origin: Origin, reserve: Callable[[int], memoryview]) -> memoryview:
         """Read data to where it belongs.
@@ -128,7 +128,9 @@ class SourceFiles:
             if not more:
                 raise UnreadableError(f"{text_of(path)} ends before offset {origin.offset + done}")
             done += more
-        if origin.checksum not in (None, zlib.crc32(place)):
+        if origin.checksum is None:
+            self._see(os.fstat(descriptor))
+        elif origin.checksum != zlib.crc32(place):
             raise UnreadableError(
                 f"the data at offset {origin.offset} of {text_of(path)} is not what was packed "
                 "(CRC-32 differs)"
@@ -142,7 +144,6 @@ class SourceFiles:
             if len(self._open) >= _MOST_OPEN:
                 os.close(self._open.popitem(last=False)[1])
             descriptor = self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            self._see(os.fstat(descriptor))
         self._open.move_to_end(path)
         return descriptor
 

@@ -66,7 +66,9 @@ class Folder:
         status = os.stat(folder)  # noqa: PTH116  bytes
         if (identity := (status.st_dev, status.st_ino)) in parents:
             raise PackError(f"{text_of(folder)}: a link leads back to a folder above; remove it")
-        names.sort(key=self._group_of)
+        names.sort()
+        if self.rule.wanted:
+            names.sort(key=self._group_of)
         for group, files in groupby(names, self._group_of):
             if group.endswith(b"/"):
                 yield from self._walk(relative + group, (*parents, identity))

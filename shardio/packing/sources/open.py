@@ -69,7 +69,7 @@ def open_source(path: str, options: SourceOptions) -> Folder | Table | Tars:
             raise UsageError(
                 "members of tars are packed as they are; leave fields, labels and classes out"
             )
-        return Tars(catalog=open_catalog(path), with_labels=options.read_labels)
+        return Tars(catalog=open_catalog(path), read_labels=options.read_labels)
     if not os.path.isdir(path):  # noqa: PTH112  bytes that are no UTF-8
         raise PackError(f"{path}: no such folder; name the folder that holds the images")
     classes = options.class_names() or find_classes(path)

@@ -7,29 +7,40 @@ there or one that a header scan makes. Where it has checksums, what is read is h
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from shardio.codecs.basic import decode_cls
-from shardio.errors import CodecError
+from shardio.codecs.registry import decode_field
+from shardio.errors import CodecError, PackError
 from shardio.index.catalog import Catalog, ShardEntry
+from shardio.index.shard_index import ShardIndex
+from shardio.packing.files import SourceFiles, UnreadableError
 from shardio.packing.samples import FromRange, Problem, SourceField, SourceSample
+
+Predicate = Callable[[str, Mapping[str, Any]], Any]
+"""Tells of a key and the decoded fields, which are read when they are looked at, what to take."""
 
 _LABEL = "cls"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tars:
-    """The samples of existing shards.
+    """The samples of existing shards, or some of them.
 
     Attributes:
         catalog: of the shards.
-        with_labels: read the class number of each sample while listing, to split by it.
+        read_labels: read the class number of each sample while listing, to split by it.
+        keys: of the samples to take; None for all.
+        where: what to take of these; None for all.
     """
 
     catalog: Catalog
-    with_labels: bool = False
+    read_labels: bool = False
+    keys: frozenset[str] | None = None
+    where: Predicate | None = None
 
     @property
     def root(self) -> str:
@@ -42,45 +53,86 @@ class Tars:
         return self.catalog.classes
 
     def samples(self) -> Iterator[SourceSample | Problem]:
-        """All samples, shard by shard.
+        """The samples, shard by shard, and the keys that no shard has.
 
         Raises:
             IndexFileError: an index is stale or damaged.
-            OSError: a shard cannot be read.
+            PackError: what the predicate looks at cannot be read.
         """
+        missing = set(self.keys or ())
         for entry in self.catalog.shards:
-            yield from self._of_shard(entry)
+            for sample in self._of_shard(entry):
+                missing.discard(sample.key)
+                yield sample
+        for key in sorted(missing):
+            yield Problem(path=key, reason="no shard has a sample with this key")
 
     def _of_shard(self, entry: ShardEntry) -> Iterator[SourceSample]:
         index, path = entry.load_index(), os.fsencode(os.path.abspath(entry.path))  # noqa: PTH100
-        for number in range(len(index)):
-            offsets, sizes = index.offsets[number].tolist(), index.sizes[number].tolist()
-            sums = [None] * len(sizes)
-            if index.checksums is not None:
-                sums = index.checksums[number].tolist()
-            places = sorted(
-                (offset, size, checksum, name)
-                for name, offset, size, checksum in zip(
-                    index.fields, offsets, sizes, sums, strict=True
+        with SourceFiles(self.root) as files:
+            for number in range(len(index)):
+                key = index.key(number)
+                if self.keys is not None and key not in self.keys:
+                    continue
+                fields = _fields_of(index, number, path)
+                name = f"{entry.name}: {key}"
+                if self.where is not None and not self.where(key, _Values(name, fields, files)):
+                    continue
+                yield SourceSample(
+                    key=key,
+                    name=name,
+                    fields=tuple(SourceField(*field) for field in fields.items()),
+                    label=_label_of(fields, files) if self.read_labels else None,
                 )
-                if offset >= 0
-            )
-            fields = {name: FromRange(path, *place) for *place, name in places}
-            key = index.key(number)
-            yield SourceSample(
-                key=key,
-                name=f"{entry.name}: {key}",
-                fields=tuple(SourceField(*field) for field in fields.items()),
-                label=_read_label(fields.get(_LABEL)) if self.with_labels else None,
-            )
 
 
-def _read_label(origin: FromRange | None) -> int | None:
+class _Values(Mapping[str, Any]):
+    """The decoded fields of a sample.
+
+    Args:
+        name: of the sample, for errors.
+        fields: where they are.
+        files: reads them.
+    """
+
+    def __init__(self, name: str, fields: Mapping[str, FromRange], files: SourceFiles) -> None:
+        self._name = name
+        self._fields = fields
+        self._files = files
+
+    def __getitem__(self, field: str) -> Any:
+        try:
+            return decode_field(field, _read(self._fields[field], self._files))
+        except (UnreadableError, CodecError) as error:
+            raise PackError(f"{self._name}, field {field!r}: {error}") from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+
+def _fields_of(index: ShardIndex, number: int, path: bytes) -> dict[str, FromRange]:
+    """Where the fields of a sample are, in their order."""
+    offsets, sizes = index.offsets[number].tolist(), index.sizes[number].tolist()
+    sums: list[int | None] = [None] * len(sizes)
+    if index.checksums is not None:
+        sums = index.checksums[number].tolist()
+    places = zip(offsets, index.fields, sizes, sums, strict=True)
+    return {
+        field: FromRange(path, offset, size, checksum)
+        for offset, field, size, checksum in sorted(places)
+        if offset >= 0
+    }
+
+
+def _label_of(fields: Mapping[str, FromRange], files: SourceFiles) -> int | None:
     """A class number; None where there is none, so that the sample has no class to split by."""
-    if origin is None:
-        return None
-    with open(origin.path, "rb") as shard:  # noqa: PTH123  bytes
-        data = os.pread(shard.fileno(), origin.size, origin.offset)
-    with suppress(CodecError):
-        return decode_cls(data)
+    with suppress(UnreadableError, CodecError, KeyError):
+        return decode_cls(_read(fields[_LABEL], files))
     return None
+
+
+def _read(origin: FromRange, files: SourceFiles) -> memoryview:
+    return files.read(origin, lambda size: memoryview(bytearray(size)))

@@ -1,0 +1,81 @@
+"""What the commands that write shards have in common: options, and the sentences at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shardio.cli.values import parse_size, parse_split
+from shardio.packing.job import PackSummary
+from shardio.packing.output import DUPLICATES_NAME, SKIPPED_NAME
+
+_OPTIONS = (
+    click.option("--shards", type=click.IntRange(min=1), help="How many shards."),
+    click.option(
+        "--samples-per-shard", type=click.IntRange(min=1), help="Instead: at most so many in each."
+    ),
+    click.option(
+        "--shard-size",
+        metavar="SIZE",
+        callback=parse_size,
+        help="Instead: at most so large, as 512MB.",
+    ),
+    click.option(
+        "--split",
+        metavar="NAME=FRACTION,...",
+        callback=parse_split,
+        help="Parts, each a folder inside OUT, as train=0.9,val=0.1.",
+    ),
+    click.option("--stratify", is_flag=True, help="Divide each class so."),
+    click.option(
+        "--seed", type=int, default=0, show_default=True, help="Seed of the order and the split."
+    ),
+    click.option(
+        "--on-error",
+        type=click.Choice(["raise", "skip"]),
+        default="raise",
+        show_default=True,
+        help="Stop at a bad file (also one with the key of another), or leave it out and list it "
+        "in OUT/skipped.jsonl.",
+    ),
+    click.option("--jobs", type=click.IntRange(min=1), help="Processes; by default one a core."),
+    click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="Run on this machine, or on a Ray cluster.",
+    ),
+)
+
+
+def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of what it writes, and how."""
+    return reduce(lambda decorated, option: option(decorated), reversed(_OPTIONS), command)
+
+
+def describe(summary: PackSummary, out: str) -> str:
+    """What was packed, in sentences."""
+    megabytes = summary.bytes / 1e6
+    classes = "" if summary.classes is None else f" of {summary.classes:,} classes"
+    lines = [
+        f"packed {summary.samples:,} samples{classes}, {megabytes:,.1f} MB, into "
+        f"{summary.shards:,} shards in {summary.seconds:.2f} s "
+        f"({megabytes / summary.seconds:,.0f} MB/s)"
+    ]
+    for name, samples in (summary.splits or {}).items():
+        lines.append(f"{Path(out, name)}: {samples:,} samples")
+    if summary.skipped:
+        lines.append(f"left out {summary.skipped:,} files, listed in {out}/{SKIPPED_NAME}")
+    if summary.duplicates:
+        lines.append(f"found {summary.duplicates:,} duplicates, listed in {out}/{DUPLICATES_NAME}")
+    if summary.image_sizes is not None and summary.image_sizes > 1:
+        lines.append(
+            f"the images have {summary.image_sizes:,} different sizes, so batches cannot be "
+            "gathered and need a transform; --resize HxW makes the sizes equal"
+        )
+    return "\n".join(lines)

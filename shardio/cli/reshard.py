@@ -1,0 +1,70 @@
+"""shardio reshard."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from shardio.cli.output import describe, output_options
+from shardio.cli.progress import progress_bar
+from shardio.cli.values import read_names
+from shardio.errors import UsageError
+from shardio.packing.reshard import reshard as reshard_source
+
+
+@click.command(epilog="Example: shardio reshard old/ more/ new/ --shard-size 512MB --shuffle")
+@click.argument("sources", metavar="IN...", type=click.Path(), nargs=-1, required=True)
+@click.argument("out", type=click.Path())
+@output_options
+@click.option("--shuffle/--no-shuffle", default=False, help="Random order, or as it is (default).")
+@click.option(
+    "--keys",
+    metavar="FILE",
+    type=click.Path(),
+    callback=read_names,
+    help="Take the samples whose keys the file has, one a line.",
+)
+@click.option("--match", metavar="REGEX", help="Take the samples in whose keys it is found.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def reshard(
+    sources: tuple[str, ...], out: str, match: str | None, as_json: bool, **options: Any
+) -> None:
+    """Divide the samples of the shards IN, merged, into other shards in folder OUT.
+
+    IN are packed folders, tars or patterns of them. Members stay byte for byte what they are.
+    """
+    shown: AbstractContextManager[Any] = nullcontext() if as_json else progress_bar("resharding")
+    with shown as progress:
+        try:
+            where = None if match is None else _matcher(match)
+            summary = reshard_source([*sources], out, where=where, progress=progress, **options)
+        except UsageError as error:
+            raise click.UsageError(str(error)) from error
+    click.echo(json.dumps(asdict(summary)) if as_json else describe(summary, out))
+
+
+class _Matcher:
+    """A predicate on keys.
+
+    Args:
+        pattern: to be found in them.
+    """
+
+    def __init__(self, pattern: re.Pattern[str]) -> None:
+        self._pattern = pattern
+
+    def __call__(self, key: str, _fields: Mapping[str, Any]) -> bool:
+        return bool(self._pattern.search(key))
+
+
+def _matcher(text: str) -> _Matcher:
+    try:
+        return _Matcher(re.compile(text))
+    except re.error as error:
+        raise UsageError(f"--match {text!r}: it is no regular expression ({error})") from error

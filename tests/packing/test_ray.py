@@ -1,0 +1,91 @@
+"""The same pack on a Ray cluster, a real one of two cores on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import shardio
+from shardio.testing import make_images
+
+ON_RAY = """
+import sys, warnings
+import ray, shardio
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+counts = []
+summary = shardio.pack(
+    *sys.argv[1:], shards=5, engine="ray", progress=lambda total: counts.append
+)
+assert sum(counts) == summary.samples, counts
+assert ray.is_initialized(), "it is the caller's to end"
+try:
+    shardio.pack([{"png": b"no"}], sys.argv[2] + "2", shards=1, engine="ray")
+except shardio.PackError as error:
+    print(error)
+"""
+DYING = """
+import os, signal, sys
+from pathlib import Path
+import ray
+from shardio.packing import ray_engine
+
+class Task(tuple):
+    pass
+
+def die_once(task, ticker):
+    marker = Path(task[0])
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task[0]
+
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+tasks = [Task([f"{sys.argv[1]}/{number}"]) for number in range(2)]
+assert ray_engine.RayEngine().run(die_once, tasks, None) == [task[0] for task in tasks]
+"""
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def run(code: str, *arguments: Path) -> str:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_cluster_writes_the_same_bytes_and_says_what_is_wrong_in_one_sentence(
+    tmp_path: Path,
+) -> None:
+    source = make_images(tmp_path / "in", classes=3, per_class=10)
+    shardio.pack(source, tmp_path / "here", shards=5)
+    said = run(ON_RAY, source, tmp_path / "there")
+    assert digests(tmp_path / "there") == digests(tmp_path / "here")
+    assert said.startswith("sample 0 ('000000000'): not a JPEG, PNG, WebP or BMP")
+    assert said.count("\n") == 1
+
+
+def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
+    run(DYING, tmp_path)
+    assert len([*tmp_path.iterdir()]) == 2
+
+
+def test_without_ray_the_way_to_get_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_images(tmp_path / "in", classes=0, per_class=2)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(shardio.UsageError, match=r"pip install 'shardio\[ray\]'"):
+        shardio.pack(source, tmp_path / "out", shards=1, engine="ray")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,207 @@
+"""Packs that were interrupted, by whatever, go on where they were and end with the same bytes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+import shardio
+from shardio.codecs.image import decode_image
+from shardio.testing import make_images
+
+OPTIONS: dict[str, Any] = {"shards": 6, "split": {"train": 0.75, "val": 0.25}, "dedupe": "exact"}
+PACK = "import sys, shardio; shardio.pack(*sys.argv[1:], **{options}, jobs={jobs})"
+FAULTY = """
+import errno, os, sys
+from pathlib import Path
+import shardio
+
+calls_left, code = int(sys.argv[3]), int(sys.argv[4])
+
+def failing(call):
+    def counted(*arguments):
+        global calls_left
+        calls_left -= 1
+        if calls_left == -1:
+            raise OSError(code, os.strerror(code))
+        return call(*arguments)
+    return counted
+
+os.fsync, Path.replace = failing(os.fsync), failing(Path.replace)
+try:
+    shardio.pack(sys.argv[1], sys.argv[2], shards=3, jobs=1)
+except (OSError, shardio.ShardioError) as error:
+    print(error)
+    sys.exit(1)
+"""
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_images(tmp_path_factory.mktemp("in") / "in", classes=3, per_class=20, size=30)
+    shutil.copy(folder / "class00/image0001.png", folder / "class01/image9999.png")
+    return folder
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_killed_at_random_times_and_run_again_it_ends_with_the_same_bytes(
+    source: Path, tmp_path: Path, jobs: int
+) -> None:
+    shardio.pack(source, tmp_path / "whole", **OPTIONS)
+    expected = digests(tmp_path / "whole")
+    command = [sys.executable, "-c", PACK.format(options=OPTIONS, jobs=jobs), str(source)]
+    choose = np.random.default_rng(jobs)
+    killed = 0
+    for number in range(6):
+        out = tmp_path / f"out{number}"
+        process = subprocess.Popen([*command, str(out)])
+        while not out.exists() and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(choose.random() * 0.1)
+        process.kill()
+        killed += process.wait() == -signal.SIGKILL
+        for name, digest in digests(out).items():
+            assert not name.endswith((".tar", ".idx")) or expected[name] == digest
+        if (out / ".shardio-pack").exists():
+            shardio.pack(source, out, **OPTIONS)
+        assert digests(out) == expected
+    assert killed
+
+
+@pytest.mark.parametrize(("first", "code"), [(0, errno.ENOSPC), (1, errno.EIO)])
+def test_an_error_at_any_sync_or_rename_is_a_sentence_and_can_be_taken_up(
+    source: Path, tmp_path: Path, first: int, code: int
+) -> None:
+    shardio.pack(source, tmp_path / "whole", shards=3)
+    expected = digests(tmp_path / "whole")
+    for calls in range(first, 100, 2):
+        out = tmp_path / f"out{calls}"
+        command = [sys.executable, "-c", FAULTY, str(source), str(out), str(calls), str(code)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            break
+        assert os.strerror(code) in done.stdout
+        assert done.stdout.count("\n") == 1
+        assert done.stderr == ""
+        assert not out.exists() or (out / ".shardio-pack").exists()
+        shardio.pack(source, out, shards=3)
+        assert digests(out) == expected
+        shutil.rmtree(out)
+    assert 20 <= calls < 100
+
+
+def stop_after(count: int) -> Any:
+    """Progress that ends a pack after so many samples."""
+    seen: list[int] = []
+
+    def advance(more: int) -> None:
+        seen.append(more)
+        if sum(seen) > count:
+            raise RuntimeError("stop")
+
+    return lambda _: advance
+
+
+def stop(source: Path, out: Path, count: int) -> dict[str, int]:
+    """Interrupt a pack; the inodes of the shards that it finished."""
+    with pytest.raises(RuntimeError):
+        shardio.pack(source, out, shards=6, jobs=1, progress=stop_after(count))
+    return {path.name: path.stat().st_ino for path in out.glob("*.tar")}
+
+
+def test_what_is_finished_is_not_packed_again(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    finished = stop(source, out, 45)
+    assert len(finished) >= 3
+    shardio.pack(source, out, shards=6)
+    for name, inode in finished.items():
+        assert (out / name).stat().st_ino == inode
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("change", ["content", "deleted", "time alone"])
+def test_files_that_change_between_two_runs_are_packed_as_they_are_then(
+    source: Path, tmp_path: Path, change: str
+) -> None:
+    copy = tmp_path / "in"
+    shutil.copytree(source, copy)
+    out = tmp_path / "out"
+    stop(copy, out, 45)
+    for path in copy.rglob("*.png"):
+        if change == "content":
+            upside_down = np.ascontiguousarray(decode_image(path.read_bytes())[::-1])
+            path.write_bytes(cv2.imencode(".png", upside_down)[1].tobytes())
+        elif change == "time alone":
+            os.utime(path, (1, 1))
+        elif path.stem.endswith("3"):
+            path.unlink()
+    shardio.pack(copy, out, shards=6)
+    shardio.pack(copy, tmp_path / "whole", shards=6)
+    assert digests(out) == digests(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "options", [{"shards": 6, "seed": 1}, {"shards": 2}, {"shards": 6, "resize": 8}]
+)
+def test_another_pack_takes_nothing_over_that_is_not_its_own(
+    source: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    out = tmp_path / "out"
+    stop(source, out, 45)
+    shardio.pack(source, out, **options)
+    shardio.pack(source, tmp_path / "whole", **options)
+    assert digests(out) == digests(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["shard-000000.tar", "index/shard-000000.tar.idx"])
+@pytest.mark.parametrize("how", ["gone", "cut off"])
+def test_a_finished_shard_that_is_not_whole_any_more_is_packed_again(
+    source: Path, tmp_path: Path, name: str, how: str
+) -> None:
+    out = tmp_path / "out"
+    stop(source, out, 45)
+    if how == "gone":
+        (out / name).unlink()
+    else:
+        os.truncate(out / name, 600)
+    shardio.pack(source, out, shards=6)
+    shardio.pack(source, tmp_path / "whole", shards=6)
+    assert digests(out) == digests(tmp_path / "whole")
+
+
+def test_a_generator_is_taken_up_too(tmp_path: Path) -> None:
+    samples = [{"__key__": f"{i}", "bin": bytes([i]) * 1000} for i in range(60)]
+    with pytest.raises(RuntimeError):
+        shardio.pack(
+            (each for each in samples),
+            tmp_path / "out",
+            shards=6,
+            jobs=1,
+            progress=stop_after(45),
+        )
+    first = tmp_path / "out/shard-000000.tar"
+    inode = first.stat().st_ino
+    shardio.pack((each for each in samples), tmp_path / "out", shards=6)
+    shardio.pack(samples, tmp_path / "whole", shards=6)
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+    assert first.stat().st_ino == inode

@@ -1,0 +1,409 @@
+"""What samples are made of: files side by side, tables, tars, values of a program."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+import shardio
+from shardio.codecs.image import decode_image
+from shardio.testing import make_images, make_shard
+
+PNG = cv2.imencode(".png", np.zeros((2, 2, 3), np.uint8))[1].tobytes()
+
+
+def write(folder: Path, **files: bytes | str) -> Path:
+    """Files by name; `__` stands for a dot, `___` for a slash."""
+    for name, data in files.items():
+        path = folder / name.replace("___", "/").replace("__", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return folder
+
+
+def members(folder: Path) -> dict[str, bytes]:
+    found = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as archive:
+            for member in archive.getmembers():
+                stream = archive.extractfile(member)
+                assert stream is not None
+                found[member.name] = stream.read()
+    return found
+
+
+def ledger(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class TestFields:
+    def test_files_side_by_side_are_one_sample(self, tmp_path: Path) -> None:
+        source = write(tmp_path / "in", a__jpg=PNG, a__json="{}", a__mask__png=PNG, b__x__jpg=PNG)
+        write(source, b__x__json="[1]", b__x__mask__png=PNG, b__x__txt="hello")
+        summary = shardio.pack(
+            source, tmp_path / "out", shards=1, shuffle=False, fields="jpg;png,json,mask.png,txt?"
+        )
+        assert (summary.samples, summary.renamed) == (2, 1)
+        assert [*members(tmp_path / "out")] == [
+            "a.jpg",
+            "a.json",
+            "a.mask.png",
+            "b_x.jpg",
+            "b_x.json",
+            "b_x.mask.png",
+            "b_x.txt",
+        ]
+        assert ledger(tmp_path / "out/renamed.jsonl") == [{"key": "b_x", "path": "b.x.jpg"}]
+
+    def test_classes_are_folders_there_too(self, tmp_path: Path) -> None:
+        source = write(tmp_path / "in", cat___1__png=PNG, cat___1__txt="a", dog___1__png=PNG)
+        write(source, dog___1__txt="b")
+        shardio.pack(source, tmp_path / "out", shards=1, shuffle=False, fields="png,txt")
+        found = members(tmp_path / "out")
+        assert [*found] == [
+            "cat/1.cls",
+            "cat/1.png",
+            "cat/1.txt",
+            "dog/1.cls",
+            "dog/1.png",
+            "dog/1.txt",
+        ]
+        assert found["dog/1.cls"] == b"1"
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            ({"b__png": PNG}, r"b\.png: its sample has no json"),
+            ({"b__png": PNG, "b__jpg": PNG, "b__json": "{}"}, "b.jpg: .*has both jpg and png"),
+            ({"a__JSON": "{}"}, r"a\.json: its key would be 'a', as that of a\.JSON"),
+            ({"readme__md": "hi"}, r"readme\.md: its name ends in none of the fields"),
+        ],
+    )
+    def test_what_makes_no_sample_is_named_or_left_out(
+        self, tmp_path: Path, more: dict[str, bytes | str], message: str
+    ) -> None:
+        source = write(tmp_path / "in", a__png=PNG, a__json="{}", **more)
+        options: dict[str, Any] = {"shards": 1, "fields": "jpg;png,json"}
+        with pytest.raises(shardio.PackError, match=message):
+            shardio.pack(source, tmp_path / "out", **options)
+        summary = shardio.pack(source, tmp_path / "out", **options, on_error="skip")
+        assert (summary.samples, summary.skipped) == (1, 1)
+        assert len(ledger(tmp_path / "out/skipped.jsonl")) == 1
+
+    def test_a_field_that_is_no_image_is_not_looked_into(self, tmp_path: Path) -> None:
+        source = write(tmp_path / "in", a__bin=b"\0\1")
+        shardio.pack(source, tmp_path / "out", shards=1, fields="bin")
+        assert members(tmp_path / "out") == {"a.bin": b"\0\1"}
+
+    @pytest.mark.parametrize("fields", ["", "jpg,", "jpg;;png", "a/b", ".jpg", "jpg,jpg", "j pg"])
+    def test_a_text_that_names_no_fields_is_refused(self, tmp_path: Path, fields: str) -> None:
+        with pytest.raises(shardio.UsageError, match="fields="):
+            shardio.pack(tmp_path, tmp_path / "out", shards=1, fields=fields)
+
+
+def make_csv(path: Path, rows: list[list[str]]) -> Path:
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows(rows)
+    return path
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write(tmp_path / "in", x___a__png=PNG, x___b__png=PNG, m___a__png=PNG, c__c__png=PNG)
+
+
+class TestTables:
+    def write_table(self, tmp_path: Path, kind: str) -> Path:
+        path = tmp_path / f"table.{kind}"
+        rows = [("x/a.png", "dog", "4"), ("x/b.png", "cat", "5"), ("c.c.png", "dog", "ü\n")]
+        objects = [{"path": a, "label": b, "note": c} for a, b, c in rows]
+        if kind == "csv":
+            return make_csv(path, [["path", "label", "note"], *map(list, rows)])
+        if kind == "tsv":
+            lines = ["path\tlabel\tnote", *("\t".join((a, b, f'"{c}"')) for a, b, c in rows)]
+            path.write_text("\n".join(lines))
+        elif kind == "jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in objects))
+        else:
+            parquet.write_table(pa.Table.from_pylist(objects), path)
+        return path
+
+    @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+    def test_rows_are_samples_in_their_order(self, source: Path, tmp_path: Path, kind: str) -> None:
+        table = self.write_table(tmp_path, kind)
+        out = tmp_path / "out"
+        summary = shardio.pack(source, out, shards=1, shuffle=False, manifest=table)
+        assert (summary.samples, summary.classes, summary.renamed) == (3, 2, 1)
+        found = members(out)
+        assert [*found] == [
+            f"{key}.{f}" for key in ("x/a", "x/b", "c_c") for f in ("cls", "png", "json")
+        ]
+        assert [found[f"{key}.cls"] for key in ("x/a", "x/b", "c_c")] == [b"1", b"0", b"1"]
+        assert json.loads(found["c_c.json"]) == {"note": "ü\n"}
+        assert shardio.ShardDataset(out).classes == ("cat", "dog")
+
+    def test_whole_numbers_are_labels_as_they_are(self, source: Path, tmp_path: Path) -> None:
+        table = make_csv(tmp_path / "t.csv", [["path", "y"], ["x/a.png", "10"], ["x/b.png", "9"]])
+        shardio.pack(
+            source, tmp_path / "out", shards=1, manifest=table, label_column="y", shuffle=False
+        )
+        found = members(tmp_path / "out")
+        assert [found["x/a.cls"], found["x/b.cls"]] == [b"10", b"9"]
+        assert shardio.ShardDataset(tmp_path / "out").classes is None
+
+    def test_several_columns_of_paths_and_one_of_keys(self, source: Path, tmp_path: Path) -> None:
+        rows = [["id", "image", "mask"], ["one", "x/a.png", "m/a.png"], ["two", "x/b.png", ""]]
+        table = make_csv(tmp_path / "t.csv", rows)
+        columns: dict[str, Any] = {
+            "path_columns": ["image", "mask.png=mask"],
+            "key_column": "id",
+        }
+        shardio.pack(source, tmp_path / "out", shards=1, shuffle=False, manifest=table, **columns)
+        assert [*members(tmp_path / "out")] == ["one.png", "one.mask.png", "two.png"]
+
+    def test_a_given_list_of_classes_has_the_numbers(self, source: Path, tmp_path: Path) -> None:
+        table = self.write_table(tmp_path, "csv")
+        out = tmp_path / "out"
+        shardio.pack(source, out, shards=1, manifest=table, classes=["dog", "emu", "cat"])
+        assert members(out)["x/b.cls"] == b"2"
+        with pytest.raises(shardio.PackError, match=r"row 2: its class 'cat' is not one of the 1"):
+            shardio.pack(source, tmp_path / "no", shards=1, manifest=table, classes=["dog"])
+
+    @pytest.mark.parametrize(
+        ("rows", "message"),
+        [
+            ([["path"]], "the table has no rows"),
+            (
+                [["a", "b"], ["1", "2"]],
+                "which column holds paths. It has a, b; pass --path-column a",
+            ),
+            ([["path", "label"], ["x/a.png"]], "row 1: it does not have 2 cells"),
+            ([["path"], ["x/a.png", "2"]], "row 1: it does not have 1 cells"),
+            ([["path"], ["../a.png"]], r"row 1: \.\./a\.png leads out of .*; name a folder above"),
+            ([["path"], ["x/a.png"], ["x/a.png"]], "x/a.png: its key would be 'x/a', as that of"),
+            ([["path"], ["x/none.png"]], r"x/none\.png: No such file or directory"),
+            ([["path", "label"], ["x/a.png", ""]], "row 1: its column 'label' holds '', no text"),
+            ([["path", "path"], ["x/a.png", "x"]], "two columns have the same name"),
+        ],
+    )
+    def test_a_row_that_is_no_sample_is_named(
+        self, source: Path, tmp_path: Path, rows: list[list[str]], message: str
+    ) -> None:
+        table = make_csv(tmp_path / "t.csv", rows)
+        with pytest.raises((shardio.PackError, shardio.UsageError), match=message):
+            shardio.pack(source, tmp_path / "out", shards=1, manifest=table)
+        assert not (tmp_path / "out").exists()
+
+    def test_a_line_that_is_no_object_is_named(self, source: Path, tmp_path: Path) -> None:
+        (tmp_path / "t.jsonl").write_text('{"path": "x/a.png"}\n\n[1]\n')
+        with pytest.raises(shardio.PackError, match=r"t\.jsonl, row 2: it is no JSON object"):
+            shardio.pack(source, tmp_path / "out", shards=1, manifest=tmp_path / "t.jsonl")
+
+    def test_absolute_paths_inside_and_outside_the_source(
+        self, source: Path, tmp_path: Path
+    ) -> None:
+        outside = write(tmp_path / "other", z__png=PNG) / "z.png"
+        table = make_csv(tmp_path / "t.csv", [["path"], [str(source / "x/a.png")], [str(outside)]])
+        shardio.pack(source, tmp_path / "out", shards=1, shuffle=False, manifest=table)
+        assert [*members(tmp_path / "out")] == ["x/a.png", f"{outside}"]
+
+
+class TestTars:
+    def test_members_go_over_byte_for_byte(self, tmp_path: Path) -> None:
+        samples = {f"k{i}": {"cls": b"%d" % i, "png": PNG, "txt": b"t"} for i in range(9)}
+        (tmp_path / "in").mkdir()
+        make_shard(tmp_path / "in/a.tar", dict([*samples.items()][:4]))
+        make_shard(tmp_path / "in/b.tar", dict([*samples.items()][4:]))
+        shardio.pack(tmp_path / "in", tmp_path / "out", shards=3, shuffle=False)
+        assert members(tmp_path / "out") == {
+            f"{key}.{field}": data for key, some in samples.items() for field, data in some.items()
+        }
+
+    def test_a_bad_image_in_a_tar_is_named(self, tmp_path: Path) -> None:
+        shard = make_shard(tmp_path / "a.tar", {"k": {"png": b"no"}, "l": {"png": PNG}})
+        with pytest.raises(shardio.PackError, match=r"a\.tar: k: not a JPEG, PNG"):
+            shardio.pack(shard, tmp_path / "out", shards=1)
+
+    def test_data_that_is_not_what_was_packed_is_named(self, tmp_path: Path) -> None:
+        source = make_images(tmp_path / "in", classes=0, per_class=3)
+        shardio.pack(source, tmp_path / "one", shards=1, shuffle=False)
+        with (tmp_path / "one/shard-000000.tar").open("r+b") as stream:
+            stream.seek(600)
+            stream.write(b"\xff")
+        with pytest.raises(shardio.PackError, match=r"offset 512 of .*CRC-32 differs"):
+            shardio.pack(tmp_path / "one", tmp_path / "two", shards=1)
+
+    def test_a_folder_as_img2dataset_writes_it(self, tmp_path: Path) -> None:
+        """Tars of jpg, txt and json by number, each with a table and statistics beside it."""
+        beside: dict[str, bytes | str] = {"00000__parquet": b"PAR1", "00000_stats__json": "{}"}
+        folder = write(tmp_path / "in", **beside)
+        samples = {
+            f"00000000{i}": {"jpg": PNG, "txt": b"a cat", "json": b'{"width": 2}'} for i in range(3)
+        }
+        make_shard(folder / "00000.tar", samples)
+        shardio.pack(folder, tmp_path / "out", shards=1, shuffle=False)
+        assert len(members(tmp_path / "out")) == 9
+        (first, *_) = shardio.ShardDataset(tmp_path / "out")
+        assert (first["txt"], first["json"]) == ("a cat", {"width": 2})
+
+
+class TestValues:
+    def samples(self) -> Iterator[dict[str, Any]]:
+        for number in range(5):
+            yield {
+                "__key__": f"s/{number}",
+                "png": PNG,
+                "cls": number % 2,
+                "txt": "grün",
+                "json": {"n": number},
+                "npy": np.arange(number),
+            }
+
+    def test_a_generator_is_packed_as_it_comes(self, tmp_path: Path) -> None:
+        summary = shardio.pack(
+            self.samples(), tmp_path / "out", shards=2, shuffle=False, classes=["a", "b"]
+        )
+        assert (summary.samples, summary.classes) == (5, 2)
+        dataset = shardio.ShardDataset(tmp_path / "out")
+        assert [sample["__key__"] for sample in dataset] == [f"s/{i}" for i in range(5)]
+        last = dataset[4]
+        assert (last["label"], last["txt"], last["json"]) == (0, "grün", {"n": 4})
+        assert np.array_equal(np.asarray(last["npy"]), np.arange(4))
+
+    def test_paths_are_packed_as_files_and_keys_are_numbers(self, tmp_path: Path) -> None:
+        file = write(tmp_path, a__png=PNG) / "a.png"
+        shardio.pack([{"png": file}, {"png": file}], tmp_path / "out", shards=1, shuffle=False)
+        assert [*members(tmp_path / "out")] == ["000000000.png", "000000001.png"]
+
+    def test_a_generator_that_fails_leaves_nothing(self, tmp_path: Path) -> None:
+        def failing() -> Iterator[dict[str, Any]]:
+            yield {"png": PNG}
+            raise RuntimeError("no more")
+
+        with pytest.raises(RuntimeError, match="no more"):
+            shardio.pack(failing(), tmp_path / "out", shards=1)
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("sample", "message"),
+        [
+            (7, "sample 0: it is no mapping"),
+            ({"__key__": "a.b", "png": PNG}, "its '__key__' is no text that can be a key"),
+            ({"__key__": 3, "png": PNG}, "its '__key__' is no text"),
+            ({"cls": "cat"}, "field 'cls' cannot hold 'cat'"),
+            ({"cls": 1.5}, r"field 'cls' cannot hold 1\.5: it is no whole number"),
+            ({"json": {1, 2}}, "field 'json' cannot hold"),
+            ({"npy": np.array([object()])}, "field 'npy' cannot hold"),
+            ({"png": 3}, "field 'png' takes bytes or a path, not int"),
+            ({"a/b": PNG}, "'a/b' is no name for a field"),
+            ({"png": b"no"}, "sample 0.*not a JPEG, PNG"),
+        ],
+    )
+    def test_a_value_that_cannot_be_packed_is_named(
+        self, tmp_path: Path, sample: Any, message: str
+    ) -> None:
+        with pytest.raises(shardio.PackError, match=message):
+            shardio.pack([sample], tmp_path / "out", shards=1)
+        assert not (tmp_path / "out").exists()
+
+    def test_checksums_of_values_are_in_the_index(self, tmp_path: Path) -> None:
+        shardio.pack(self.samples(), tmp_path / "out", shards=1, shuffle=False)
+        index = shardio.ShardDataset(tmp_path / "out").catalog.shards[0].load_index()
+        assert index.checksums is not None
+        column = index.fields.index("png")
+        assert {*index.checksums[:, column].tolist()} == {zlib.crc32(PNG)}
+
+
+def test_encoded_files_keep_their_format_and_drop_what_turns_them(tmp_path: Path) -> None:
+    rows = np.zeros((40, 20, 3), np.uint8)
+    rows[:20] = 255
+    jpeg = cv2.imencode(".jpg", rows)[1].tobytes()
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\1\3\0\1\0\0\0\6\0\0\0\0\0\0\0"
+    segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
+    source = write(tmp_path / "in", turned__jpg=jpeg[:2] + segment + jpeg[2:], small__png=PNG)
+    shardio.pack(source, tmp_path / "out", shards=1, max_side=10)
+    found = members(tmp_path / "out")
+    assert found["small.png"] == PNG
+    pixels = decode_image(found["turned.jpg"])
+    assert pixels.shape == (5, 10, 3)
+    assert pixels[:, 7:].mean() > 250
+    assert pixels[:, :3].mean() < 5
+    assert b"Exif" not in found["turned.jpg"]
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp", "bmp"])
+def test_resized_images_are_near_to_the_pixels_that_raw_stores(
+    tmp_path: Path, extension: str
+) -> None:
+    y, x = np.mgrid[:60, :90]
+    picture = np.stack([x * 2, y * 3, x + y], axis=2).astype(np.uint8)
+    (tmp_path / "in").mkdir()
+    cv2.imwrite(str(tmp_path / f"in/a.{extension}"), picture)
+    shardio.pack(tmp_path / "in", tmp_path / "raw", shards=1, store="raw", resize=30)
+    shardio.pack(tmp_path / "in", tmp_path / "out", shards=1, resize=30, quality=95)
+    expected = np.load(io.BytesIO(members(tmp_path / "raw")["a.rgb.npy"]))
+    found = decode_image(members(tmp_path / "out")[f"a.{extension}"])
+    assert found.shape == (30, 45, 3)
+    error = np.abs(found.astype(int) - expected.astype(int)).mean()
+    assert error == 0 if extension in {"png", "bmp"} else error < 3
+
+
+def test_a_quality_encodes_lossy_files_anew_and_no_others(tmp_path: Path) -> None:
+    source = make_images(tmp_path / "in", classes=0, per_class=1, size=40, extension="jpg")
+    write(source, b__png=PNG)
+    sizes = []
+    for quality in (None, 95, 30):
+        out = tmp_path / f"out{quality}"
+        shardio.pack(source, out, shards=1, quality=quality)
+        assert members(out)["b.png"] == PNG
+        sizes.append(len(members(out)["image0000.jpg"]))
+    assert sizes[2] < sizes[1] != sizes[0]
+
+
+def test_only_one_image_of_a_sample_can_be_resized(tmp_path: Path) -> None:
+    source = write(tmp_path / "in", a__png=PNG, a__mask__png=PNG)
+    with pytest.raises(shardio.PackError, match="is the second image of the sample"):
+        shardio.pack(source, tmp_path / "out", shards=1, fields="png,mask.png", resize=1)
+
+
+HOSTILE: dict[str, Callable[[Path], object]] = {
+    "a newline": lambda folder: (folder / "a\nb.png").write_bytes(PNG),
+    "no UTF-8": lambda folder: (folder / "x\udce9.png").write_bytes(PNG),
+    "255 bytes": lambda folder: (folder / f"{'n' * 251}.png").write_bytes(PNG),
+    "case": lambda folder: [(folder / name).write_bytes(PNG) for name in ("Q.png", "q.png")],
+    "Unicode form": lambda folder: [
+        (folder / name).write_bytes(PNG) for name in ("\u00fc.png", "u\u0308.png")
+    ],
+    "a link that leaves": lambda folder: (folder / "l.png").symlink_to(
+        write(folder.parent / "outside", z__png=PNG) / "z.png"
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_names_are_packed_rightly_or_refused_by_name(tmp_path: Path, case: str) -> None:
+    source = write(tmp_path / "in", good__png=PNG)
+    HOSTILE[case](source)
+    names = sorted(path.name for path in source.iterdir())
+    if case == "255 bytes":
+        with pytest.raises(shardio.PackError, match="n" * 251):
+            shardio.pack(source, tmp_path / "out", shards=1)
+        return
+    shardio.pack(source, tmp_path / "out", shards=1)
+    found = members(tmp_path / "out")
+    assert sorted(found) == names
+    assert {*found.values()} == {PNG}
+    dataset = shardio.ShardDataset(tmp_path / "out", decode=False)
+    assert sorted(f"{sample['__key__']}.png" for sample in dataset) == names
