@@ -11,6 +11,8 @@ from binascii import a2b_base64, b2a_base64
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
+_encode = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
+
 
 class FromFile(NamedTuple):
     """A whole file.
@@ -60,8 +62,7 @@ class SourceField(NamedTuple):
     origin: Origin
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceSample:
+class SourceSample(NamedTuple):
     """One sample.
 
     Attributes:
@@ -94,21 +95,16 @@ def text_of(name: bytes) -> str:
 
 def to_line(sample: SourceSample) -> bytes:
     """A sample as one line of JSON, in ASCII."""
-    fields = [(field.name, *_to_json(field.origin)) for field in sample.fields]
+    fields = [(name, *_to_json(origin)) for name, origin in sample.fields]
     row = (sample.key, sample.name, sample.label, sample.renamed, fields)
-    return json.dumps(row, separators=(",", ":")).encode("ascii") + b"\n"
+    return _encode(row).encode("ascii") + b"\n"
 
 
 def from_line(line: bytes) -> SourceSample:
     """The sample that a line was made of."""
     key, name, label, renamed, fields = json.loads(line)
-    return SourceSample(
-        key=key,
-        name=name,
-        fields=tuple(SourceField(field, _from_json(*origin)) for field, *origin in fields),
-        label=label,
-        renamed=renamed,
-    )
+    found = [SourceField(field, _from_json(*origin)) for field, *origin in fields]
+    return SourceSample(key, name, tuple(found), label, renamed)
 
 
 def _to_json(origin: Origin) -> tuple[Any, ...]:
