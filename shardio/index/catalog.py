@@ -160,10 +160,13 @@ def find_shards(part: Path) -> list[Path]:
         shards = sorted(path for path in part.iterdir() if path.name.endswith(SHARD_SUFFIXES))
         shards = [path for path in shards if not path.name.startswith(".")]
         if not shards:
-            raise UsageError(
-                f"{part}: no shards (*.tar, *.tar.gz, *.tgz) in this folder; "
-                "make some with `shardio pack`"
+            splits = sorted(path.name for path in part.iterdir() if is_packed(path))
+            way = (
+                f"it has {', '.join(splits)}: name one"
+                if splits
+                else "make some with `shardio pack`"
             )
+            raise UsageError(f"{part}: no shards (*.tar, *.tar.gz, *.tgz) in this folder; {way}")
     else:
         shards = [part] if part.exists() else _expand(str(part))
     for folder in sorted({shard.parent for shard in shards}):

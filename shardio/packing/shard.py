@@ -199,7 +199,12 @@ class _Packer:
 
     def _pack_image(self, name: str | None, data: memoryview, *, is_only: bool) -> str:
         """Look at an image in its place, or put another one there; returns its field."""
-        info = probe_image(data)
+        try:
+            info = probe_image(data)
+        except CodecError as error:
+            if name is not None:
+                raise
+            raise CodecError(f"{error}; files beside images are packed with --fields") from error
         check_complete(data, info)
         if self._pixels is not None:
             if not is_only:

@@ -116,6 +116,8 @@ def test_each_split_is_a_packed_folder_of_its_own(images: Path, tmp_path: Path) 
     assert Counter(int(sample["label"]) for sample in val) == dict.fromkeys(range(10), 12)
     assert not keys_of(out / "train") & keys_of(out / "val")
     assert len(read_manifest(out / "train").shards) == 8
+    with pytest.raises(shardio.UsageError, match=r"no shards .* it has train, val: name one"):
+        shardio.ShardDataset(out)
     with pytest.raises(shardio.PackError, match=r"train: the folder has shards already"):
         shardio.pack(images, out, shards=10, split={"train": 0.8, "val": 0.2})
 
