@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from shardio.cli.convert import convert
 from shardio.cli.index import index
 from shardio.cli.pack import pack
 from shardio.cli.plan import plan
@@ -21,7 +22,7 @@ def commands() -> None:
     """Pack images into tar shards, stream them into PyTorch, see what limits the loader."""
 
 
-for _command in (index, pack, plan, profile, replay):
+for _command in (convert, index, pack, plan, profile, replay):
     commands.add_command(_command)
 
 

@@ -70,16 +70,13 @@ def choose_fields(example: Mapping[str, Feature], pairs: Iterable[Pair]) -> dict
     for name in free:
         known = kind_of(name.lower()) != "bytes" and is_field_name(name)
         chosen[name] = name.lower() if known and _is_single_bytes(example[name]) else None
-    taken = {*given.values()}
+    taken = {*given.values()} - {IMAGE}
     defaults = {
         IMAGE: next((n for n in _IMAGES if n in free and _is_single_bytes(example[n])), None),
         LABEL: next((n for n in _LABELS if n in free and _is_single_integer(example[n])), None),
         KEY: KEY if KEY in free and _is_single_bytes(example[KEY]) else None,
     }
-    for field, default in defaults.items():
-        if default is not None and (field == IMAGE or field not in taken):
-            chosen[default] = field
-    return chosen
+    return chosen | {name: field for field, name in defaults.items() if name and field not in taken}
 
 
 def name_features(fields: Iterable[str], pairs: Iterable[Pair]) -> dict[str, str]:

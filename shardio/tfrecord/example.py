@@ -9,14 +9,14 @@ The sources are example.proto and feature.proto of TensorFlow (tensorflow/core/e
 "Encoding" in the documentation of Protocol Buffers. As they demand, numbers are read packed and one
 by one, lists that come in parts are joined, of several entries of one name the last counts, as does
 the last kind of list in a feature, and unknown fields are passed over. Groups, which no Example
-has, are refused. Nothing nests deeper than an Example does, so nothing here recurses.
+has, are refused, and so is a SequenceExample, which would else lose its feature lists. Nothing
+nests deeper than an Example does, so nothing here recurses.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import starmap
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -31,8 +31,10 @@ _BYTES, _FLOAT, _INT64 = 1, 2, 3  # kinds of lists, by field number
 _VARINT, _FIXED64, _SIZED, _FIXED32 = 0, 1, 2, 5  # wire types
 _WIRES = {_BYTES: (_SIZED,), _FLOAT: (_SIZED, _FIXED32), _INT64: (_SIZED, _VARINT)}
 _LONGEST_VARINT = 10
+_UINT64 = (1 << 64) - 1
 _MOST_FEATURES = 10_000
 _MOST_VALUES = 1 << 22
+_FEW = 32  # bytes of numbers that are read faster one by one
 
 
 class Place(NamedTuple):
@@ -46,13 +48,8 @@ Feature: TypeAlias = list[Place] | Numbers
 """A list of bytes, as places; or numbers, int64 [n] or float32 [n]."""
 
 
-class _Field(NamedTuple):
-    """One field of a message: its number, wire type, and where its value starts and ends."""
-
-    number: int
-    wire: int
-    start: int
-    end: int
+_Field: TypeAlias = tuple[int, int, int, int]
+"""One field of a message: its number, wire type, and where its value starts and ends."""
 
 
 def parse_example(buffer: Buffer, start: int, size: int) -> dict[str, Feature]:
@@ -71,9 +68,11 @@ def parse_example(buffer: Buffer, start: int, size: int) -> dict[str, Feature]:
     """
     features: dict[str, Feature] = {}
     with memoryview(buffer) as given, given.cast("B") as view:
-        for outer in _messages(view, start, start + size):
-            for entry in _messages(view, outer.start, outer.end):
-                name, feature = _parse_entry(view, entry)
+        for number, wire, first, last in _fields(view, start, start + size):
+            if number == 2:
+                raise CodecError("it is a SequenceExample, whose feature lists are not supported")
+            for begin, end in _entries(view, number, wire, first, last):
+                name, feature = _parse_entry(view, begin, end)
                 features.pop(name, None)
                 if feature is not None:
                     features[name] = feature
@@ -90,8 +89,8 @@ def encode_example(features: Mapping[str, Sequence[Buffer] | Numbers]) -> list[B
 
     Returns:
         Pieces that follow one another: the same bytes as Protocol Buffers' deterministic
-        serialisation, where features are sorted by the bytes of their names. The bytes of features
-        are among the pieces, not copied.
+        serialisation in C++, where features are sorted by the bytes of their names. The bytes of
+        features are among the pieces, not copied.
     """
     entries: list[Buffer] = []
     for name in sorted(features, key=str.encode):
@@ -100,23 +99,24 @@ def encode_example(features: Mapping[str, Sequence[Buffer] | Numbers]) -> list[B
     return _sized(1, entries)
 
 
-def _parse_entry(view: memoryview, entry: _Field) -> tuple[str, Feature | None]:
-    name, values = "", _Values(_BYTES)
-    known = False
-    for field in _fields(view, entry.start, entry.end):
-        if field.number == 1:
-            _check_wire(field, (_SIZED,))
-            name = _text(view, field)
-        elif field.number == 2:
-            _check_wire(field, (_SIZED,))
-            for part in _fields(view, field.start, field.end):
-                if part.number in _WIRES:
-                    _check_wire(part, (_SIZED,))
-                    if part.number != values.kind:
-                        values = _Values(part.number)
-                    values.add(view, part)
-                    known = True
-    return name, values.collect(view) if known else None
+def _parse_entry(view: memoryview, start: int, end: int) -> tuple[str, Feature | None]:
+    """The name and the value of an entry of the map; None for a feature without any list."""
+    name, values = "", None
+    for number, wire, begin, stop in _fields(view, start, end):
+        if number > 2:
+            continue
+        _check_wire(number, wire, begin, (_SIZED,))
+        if number == 1:
+            name = _text(view, begin, stop)
+            continue
+        for kind, part_wire, first, last in _fields(view, begin, stop):
+            if kind not in _WIRES:
+                continue
+            _check_wire(kind, part_wire, first, (_SIZED,))
+            if values is None or values.kind != kind:
+                values = _Values(kind)
+            values.add(view, first, last)
+    return name, None if values is None else values.collect(view)
 
 
 class _Values:
@@ -130,55 +130,64 @@ class _Values:
         self.kind = kind
         self._ends = array("q")  # start and end of each piece
 
-    def add(self, view: memoryview, part: _Field) -> None:
+    def add(self, view: memoryview, start: int, end: int) -> None:
         """Take the values of a list message."""
-        for field in _fields(view, part.start, part.end):
-            if field.number != 1:
+        for number, wire, first, last in _fields(view, start, end):
+            if number != 1:
                 continue
-            _check_wire(field, _WIRES[self.kind])
-            self._ends.extend((field.start, field.end))
+            _check_wire(number, wire, first, _WIRES[self.kind])
+            self._ends.extend((first, last))
             if len(self._ends) > 2 * _MOST_VALUES:
                 raise _too_many()
-            if self.kind == _INT64 and field.start < field.end and view[field.end - 1] >= 0x80:
-                raise CodecError(f"a number that does not end before byte {field.end}")
-            if self.kind == _FLOAT and (field.end - field.start) % 4:
-                raise CodecError(f"floats that are not 4 bytes each before byte {field.end}")
+            if self.kind == _INT64 and first < last and view[last - 1] >= 0x80:
+                raise CodecError(f"a number that does not end before byte {last}")
+            if self.kind == _FLOAT and (last - first) % 4:
+                raise CodecError(f"floats that are not 4 bytes each before byte {last}")
 
     def collect(self, view: memoryview) -> Feature:
         """The values as one list."""
         pairs = zip(self._ends[::2], self._ends[1::2], strict=True)
         if self.kind == _BYTES:
             return [Place(start, end - start) for start, end in pairs]
-        data = b"".join(starmap(lambda start, end: view[start:end], pairs))
+        data = b"".join([view[start:end] for start, end in pairs])
         if self.kind == _FLOAT:
             if len(data) > 4 * _MOST_VALUES:
                 raise _too_many()
             return np.frombuffer(data, "<f4").astype(np.float32, copy=False)
-        return _decode_varints(np.frombuffer(data, np.uint8))
+        return _decode_varints(data)
 
 
-def _decode_varints(data: NDArray[np.uint8]) -> NDArray[np.int64]:
+def _decode_varints(data: bytes) -> NDArray[np.int64]:
     """Numbers that follow one another, the last of which ends with the data."""
-    ends = np.flatnonzero(data < 0x80) + 1
+    if len(data) <= _FEW:
+        numbers, position = [], 0
+        while position < len(data):
+            number, position = _read_varint(data, position, len(data))
+            numbers.append(number)
+        return np.array(numbers, np.uint64).view(np.int64)
+    pieces = np.frombuffer(data, np.uint8)
+    ends = np.flatnonzero(pieces < 0x80) + 1
     if len(ends) > _MOST_VALUES:
         raise _too_many()
-    if not len(ends):
-        return np.empty(0, np.int64)
-    starts = np.concatenate(([0], ends[:-1]))
-    lengths = ends - starts
+    lengths = np.diff(ends, prepend=0)
     if int(lengths.max()) > _LONGEST_VARINT:
         raise CodecError(f"a number of more than {_LONGEST_VARINT} bytes")
-    shifts = (np.arange(len(data)) - np.repeat(starts, lengths)) * 7
-    parts = (data & 0x7F).astype(np.uint64) << shifts.astype(np.uint64)
+    starts = ends - lengths
+    shifts = (np.arange(len(pieces)) - np.repeat(starts, lengths)) * 7
+    parts = (pieces & 0x7F).astype(np.uint64) << shifts.astype(np.uint64)
     return np.bitwise_or.reduceat(parts, starts).view(np.int64)
 
 
-def _messages(view: memoryview, start: int, end: int) -> Iterator[_Field]:
-    """The messages with the number 1 in a message."""
-    for field in _fields(view, start, end):
-        if field.number == 1:
-            _check_wire(field, (_SIZED,))
-            yield field
+def _entries(
+    view: memoryview, number: int, wire: int, start: int, end: int
+) -> Iterator[tuple[int, int]]:
+    """Where the entries of the map lie in a field of an Example."""
+    if number == 1:
+        _check_wire(number, wire, start, (_SIZED,))
+        for inner, inner_wire, first, last in _fields(view, start, end):
+            if inner == 1:
+                _check_wire(inner, inner_wire, first, (_SIZED,))
+                yield first, last
 
 
 def _fields(view: memoryview, position: int, end: int) -> Iterator[_Field]:
@@ -187,55 +196,55 @@ def _fields(view: memoryview, position: int, end: int) -> Iterator[_Field]:
         number, wire = tag >> 3, tag & 7
         if not 0 < number < 1 << 29:
             raise CodecError(f"a field with the number {number} at byte {position}")
-        stop = _value_start(view, wire, start, end)
         if wire == _SIZED:
             size, start = _read_varint(view, start, end)
             stop = start + size
+        else:
+            stop = _end_of_number(view, wire, start, end)
         if stop > end:
             raise CodecError(
                 f"a field at byte {position} that reaches to byte {stop}, beyond the end of its "
                 f"message at byte {end}"
             )
-        yield _Field(number, wire, start, stop)
+        yield number, wire, start, stop
         position = stop
 
 
-def _value_start(view: memoryview, wire: int, start: int, end: int) -> int:
-    """Where a value ends; of one that states its size, where it starts."""
+def _end_of_number(view: memoryview, wire: int, start: int, end: int) -> int:
     if wire == _VARINT:
         return _read_varint(view, start, end)[1]
-    if wire in (_FIXED32, _FIXED64):
-        return start + (4 if wire == _FIXED32 else 8)
-    if wire != _SIZED:
+    if wire not in (_FIXED32, _FIXED64):
         raise CodecError(f"a field of the wire type {wire} before byte {start}")
-    return start
+    return start + (4 if wire == _FIXED32 else 8)
 
 
-def _read_varint(view: memoryview, position: int, end: int) -> tuple[int, int]:
+def _read_varint(view: memoryview | bytes, position: int, end: int) -> tuple[int, int]:
     """An unsigned number, and where it ends."""
+    if position < end and (value := view[position]) < 0x80:
+        return value, position + 1
     value = shift = 0
     for place in range(position, min(end, position + _LONGEST_VARINT)):
         byte = view[place]
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value & 0xFFFFFFFFFFFFFFFF, place + 1
+            return value & _UINT64, place + 1
         shift += 7
     raise CodecError(f"a number at byte {position} that does not end")
 
 
-def _check_wire(field: _Field, wires: tuple[int, ...]) -> None:
-    if field.wire not in wires:
+def _check_wire(number: int, wire: int, start: int, wires: tuple[int, ...]) -> None:
+    if wire not in wires:
         raise CodecError(
-            f"field {field.number} before byte {field.start} has the wire type {field.wire}, "
+            f"field {number} before byte {start} has the wire type {wire}, "
             f"not {' or '.join(map(str, wires))}"
         )
 
 
-def _text(view: memoryview, field: _Field) -> str:
+def _text(view: memoryview, start: int, end: int) -> str:
     try:
-        return str(view[field.start : field.end], "utf-8")
+        return str(view[start:end], "utf-8")
     except UnicodeDecodeError:
-        raise CodecError(f"the name of a feature at byte {field.start} is no UTF-8 text") from None
+        raise CodecError(f"the name of a feature at byte {start} is no UTF-8 text") from None
 
 
 def _too_many() -> CodecError:
@@ -258,7 +267,7 @@ def _sized(number: int, pieces: Sequence[Buffer]) -> list[Buffer]:
 
 
 def _varint(number: int) -> bytes:
-    number &= 0xFFFFFFFFFFFFFFFF
+    number &= _UINT64
     out = bytearray()
     while number >= 0x80:
         out.append(number & 0x7F | 0x80)

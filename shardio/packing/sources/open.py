@@ -39,7 +39,8 @@ class SourceOptions:
     def __post_init__(self) -> None:
         self.class_names()
         parse_fields(self.fields)
-        parse_pairs(self.features)
+        if any(not pair.name for pair in parse_pairs(self.features)):
+            raise UsageError("features: a pair without a feature says nothing; 'FIELD=' is no pair")
         columns = (*self.path_columns, self.label_column, self.key_column)
         if self.manifest is None and any(columns):
             raise UsageError("columns are of a manifest; name it with manifest (--manifest)")
@@ -58,7 +59,7 @@ def open_source(path: str, options: SourceOptions) -> Folder | Table | Tars | TF
         PackError: it is not there, or not readable.
         UsageError: an option does not fit it.
     """
-    tars = options.manifest is None and _has_tars(path)
+    tars = options.manifest is None and has_tars(path)
     records = None if tars or options.manifest is not None else find_files(path)
     if records is None and options.features:
         raise UsageError(f"features are of TFRecord files, and {path} names none")
@@ -95,7 +96,7 @@ def open_source(path: str, options: SourceOptions) -> Folder | Table | Tars | TF
     return Folder(root=path, rule=parse_fields(options.fields), labels=labels)
 
 
-def _has_tars(path: str) -> bool:
+def has_tars(path: str) -> bool:
     """Whether a path is that of a tar, a pattern of tars, or a folder with some."""
     if path.endswith(SHARD_SUFFIXES):
         return True

@@ -144,7 +144,9 @@ class _Found:
         if field in (None, KEY):
             self._rest[name] = values = self._listed(name, feature)
             if field == KEY:
-                self.key = values[0] if len(values) == 1 and isinstance(values[0], str) else ""
+                if len(values) != 1 or not isinstance(values[0], str):
+                    raise _RecordError(f"its feature {name!r} is not one text, so no key")
+                self.key = values[0]
         elif len(feature) or field == _JSON:
             if field in self.fields:
                 raise _RecordError(f"two of its features are the field {field!r}")
@@ -248,8 +250,8 @@ def find_files(path: str) -> tuple[Path, ...] | None:
     if os.path.isdir(path):  # noqa: PTH112  bytes that are no UTF-8
         with os.scandir(path) as entries:
             names = sorted(each.name for each in entries if each.is_file())
-        found = [Path(path, name) for name in names if _FILES.fullmatch(name)]
-        return tuple(each for each in found if not each.name.startswith(".")) or None
+        found = [name for name in names if _FILES.fullmatch(name) and not name.startswith(".")]
+        return tuple(Path(path, name) for name in found) if found else None
     if not _PATTERNS.match(os.path.basename(path)):  # noqa: PTH119  text
         return None
     return (Path(path),) if Path(path).exists() else tuple(expand_pattern(path))
