@@ -150,8 +150,8 @@ def check_arguments(
         raise UsageError("TFRecord files need a folder of their own; name it as OUT")
     if to != "tfrecord" and pairs:
         raise UsageError("features are of TFRecord files; leave them out")
-    if any(not pair.field for pair in pairs):
-        raise UsageError("features: a pair without a field says nothing; '=NAME' is for packing")
+    if pair := next((pair for pair in pairs if not pair.field), None):
+        raise UsageError(f"features: '={pair.name}' names no field; write it as jpg=image/encoded")
     return pairs
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from shardio.errors import TFRecordError, UsageError
@@ -44,7 +44,7 @@ class Record(NamedTuple):
     sound: bool
 
 
-def scan_records(buffer: Buffer, *, name: str) -> Iterator[Record]:
+def scan_records(buffer: Buffer, *, name: str) -> Generator[Record, None, None]:
     """List the records of a TFRecord file, all bytes of which are held against their checksums.
 
     Args:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,10 @@ def test_features_become_the_fields_that_are_named(tmp_path: Path) -> None:
     assert sample["image"] == JPEG
     assert sample["mask.png"] == PNG
     assert sample["label"] == b"3"
-    assert np.load(io.BytesIO(sample["vec.npy"])).tolist() == [1, pytest.approx(math.nan, nan_ok=1)]
+    assert np.load(io.BytesIO(sample["vec.npy"])).tolist() == [
+        1,
+        pytest.approx(math.nan, nan_ok=True),
+    ]
     assert json.loads(sample["json"]) == {"words": ["a", "b"], "name": ["folder/cat.1.jpg"]}
     (renamed,) = (tmp_path / "out/renamed.jsonl").read_text().splitlines()
     assert json.loads(renamed) == {"key": key, "path": f"{source}, record 0 at byte 12"}
@@ -161,6 +165,31 @@ def test_features_that_are_called_like_fields_are_these_fields(tmp_path: Path) -
     (sample,) = samples_of(write(tmp_path / "a.tfrecord", features), tmp_path / "out").values()
     rest = b'{"index": [3]}'
     assert sample == {"image": JPEG, "seg.png": PNG, "txt": b"hello", "json": rest}
+
+
+def test_the_first_choice_of_names_is_taken_and_the_other_goes_into_json(tmp_path: Path) -> None:
+    features = {
+        "image": [b"a.jpg"],
+        "image/encoded": [JPEG],
+        "image/class/label": ints(1),
+        "label": ints(2),
+    }
+    source = write(tmp_path / "a.tfrecord", features)
+    (sample,) = samples_of(source, tmp_path / "a").values()
+    rest = {"image": ["a.jpg"], "label": [2]}
+    assert (sample["image"], sample["label"]) == (JPEG, b"1")
+    assert json.loads(sample["json"]) == rest
+    (sample,) = samples_of(source, tmp_path / "b", features=["cls=label"]).values()
+    assert sample["label"] == b"2"
+    assert json.loads(sample["json"]) == {"image": ["a.jpg"], "image/class/label": [1]}
+
+
+def test_the_class_comes_first_then_fields_by_name(tmp_path: Path) -> None:
+    features = {"b.txt": [b"2"], "a.txt": [b"1"], "label": ints(0), "x": ints(3)}
+    shardio.pack(write(tmp_path / "a.tfrecord", features), tmp_path / "out", shards=1)
+    with tarfile.open(tmp_path / "out/shard-000000.tar") as archive:
+        names = archive.getnames()
+    assert [name.partition(".")[2] for name in names] == ["cls", "a.txt", "b.txt", "json"]
 
 
 def test_labels_can_be_left_out_or_given_names(tmp_path: Path) -> None:
@@ -238,7 +267,7 @@ def test_a_damaged_record_is_a_problem_and_a_damaged_length_an_error(tmp_path: P
         ({"features": ["jpg"]}, "'jpg' is no pair of a field and a feature"),
         ({"features": ["a/b=x"]}, "'a/b=x' is no pair"),
         ({"features": ["="]}, "'=' is no pair"),
-        ({"features": ["jpg="]}, "a pair without a feature says nothing"),
+        ({"features": ["jpg="]}, "'jpg=' names no feature"),
         ({"features": ["jpg=x", "jpg=y"]}, "'jpg' comes twice"),
         ({"features": ["jpg=x", "png=x"]}, "'x' comes twice"),
         ({"features": "jpg=x"}, "it must be a list"),

@@ -39,8 +39,10 @@ class SourceOptions:
     def __post_init__(self) -> None:
         self.class_names()
         parse_fields(self.fields)
-        if any(not pair.name for pair in parse_pairs(self.features)):
-            raise UsageError("features: a pair without a feature says nothing; 'FIELD=' is no pair")
+        if pair := next((pair for pair in parse_pairs(self.features) if not pair.name), None):
+            raise UsageError(
+                f"features: '{pair.field}=' names no feature; write it as jpg=image/encoded"
+            )
         columns = (*self.path_columns, self.label_column, self.key_column)
         if self.manifest is None and any(columns):
             raise UsageError("columns are of a manifest; name it with manifest (--manifest)")

@@ -141,15 +141,15 @@ class _Found:
         Raises:
             _RecordError: it cannot be that field.
         """
-        if field in (None, KEY):
+        if field is None or field == KEY:
             self._rest[name] = values = self._listed(name, feature)
             if field == KEY:
                 if len(values) != 1 or not isinstance(values[0], str):
                     raise _RecordError(f"its feature {name!r} is not one text, so no key")
                 self.key = values[0]
+        elif field in self.fields:
+            raise _RecordError(f"two of its features are the field {field!r}")
         elif len(feature) or field == _JSON:
-            if field in self.fields:
-                raise _RecordError(f"two of its features are the field {field!r}")
             self.fields[field] = self._origin(name, field, feature)
 
     def label(self) -> int | None:
@@ -249,9 +249,11 @@ def find_files(path: str) -> tuple[Path, ...] | None:
     """
     if os.path.isdir(path):  # noqa: PTH112  bytes that are no UTF-8
         with os.scandir(path) as entries:
-            names = sorted(each.name for each in entries if each.is_file())
-        found = [name for name in names if _FILES.fullmatch(name) and not name.startswith(".")]
-        return tuple(Path(path, name) for name in found) if found else None
+            found = [
+                each.name for each in entries if _FILES.fullmatch(each.name) and each.is_file()
+            ]
+        names = sorted(name for name in found if not name.startswith("."))
+        return tuple(Path(path, name) for name in names) if names else None
     if not _PATTERNS.match(os.path.basename(path)):  # noqa: PTH119  text
         return None
     return (Path(path),) if Path(path).exists() else tuple(expand_pattern(path))
