@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from shardio.errors import SampleError as SampleError
     from shardio.errors import ShardioError as ShardioError
     from shardio.errors import TarError as TarError
+    from shardio.errors import TFRecordError as TFRecordError
     from shardio.errors import TransformError as TransformError
     from shardio.errors import UsageError as UsageError
     from shardio.normalize import Normalize as Normalize
     from shardio.normalize import to_float as to_float
+    from shardio.packing.convert import convert as convert
     from shardio.packing.pack import pack as pack
     from shardio.packing.reshard import reshard as reshard
     from shardio.reading.dataset import ShardDataset as ShardDataset
@@ -45,9 +47,11 @@ _HOMES = {
     "SampleError": "shardio.errors",
     "ShardDataset": "shardio.reading.dataset",
     "ShardioError": "shardio.errors",
+    "TFRecordError": "shardio.errors",
     "TarError": "shardio.errors",
     "TransformError": "shardio.errors",
     "UsageError": "shardio.errors",
+    "convert": "shardio.packing.convert",
     "ops": "shardio",
     "pack": "shardio.packing.pack",
     "reshard": "shardio.packing.reshard",

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from shardio.cli.convert import convert
 from shardio.cli.index import index
 from shardio.cli.pack import pack
 from shardio.cli.plan import plan
@@ -22,7 +23,7 @@ def commands() -> None:
     """Pack images into tar shards, stream them into PyTorch, see what limits the loader."""
 
 
-for _command in (index, pack, plan, profile, replay, reshard):
+for _command in (convert, index, pack, plan, profile, replay, reshard):
     commands.add_command(_command)
 
 

@@ -168,7 +168,7 @@ def find_shards(part: Path) -> list[Path]:
             )
             raise UsageError(f"{part}: no shards (*.tar, *.tar.gz, *.tgz) in this folder; {way}")
     else:
-        shards = [part] if part.exists() else _expand(str(part))
+        shards = [part] if part.exists() else expand_pattern(str(part))
     for folder in sorted({shard.parent for shard in shards}):
         refuse_unfinished(folder)
     for shard in shards:
@@ -200,7 +200,12 @@ def refuse_unfinished(folder: Path) -> None:
         )
 
 
-def _expand(pattern: str) -> list[Path]:
+def expand_pattern(pattern: str) -> list[Path]:
+    """The files of a glob or a brace pattern, in order.
+
+    Raises:
+        UsageError: it is no pattern, a file of its braces does not exist, or none matches it.
+    """
     try:
         names = [*braceexpand.braceexpand(pattern)] if "{" in pattern else []
     except ValueError as error:
