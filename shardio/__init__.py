@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from shardio.errors import UsageError as UsageError
     from shardio.normalize import Normalize as Normalize
     from shardio.normalize import to_float as to_float
+    from shardio.packing.inspection.info import info as info
     from shardio.packing.pack import pack as pack
     from shardio.reading.dataset import ShardDataset as ShardDataset
     from shardio.reading.loader import Loader as Loader
@@ -47,6 +48,7 @@ _HOMES = {
     "TarError": "shardio.errors",
     "TransformError": "shardio.errors",
     "UsageError": "shardio.errors",
+    "info": "shardio.packing.inspection.info",
     "ops": "shardio",
     "pack": "shardio.packing.pack",
     "to_float": "shardio.normalize",

@@ -8,6 +8,7 @@ import sys
 import click
 
 from shardio.cli.index import index
+from shardio.cli.info import info
 from shardio.cli.pack import pack
 from shardio.cli.plan import plan
 from shardio.cli.profile import profile
@@ -21,7 +22,7 @@ def commands() -> None:
     """Pack images into tar shards, stream them into PyTorch, see what limits the loader."""
 
 
-for _command in (index, pack, plan, profile, replay):
+for _command in (index, info, pack, plan, profile, replay):
     commands.add_command(_command)
 
 
