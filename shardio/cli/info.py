@@ -123,15 +123,16 @@ def _describe(found: Info, *, all_shards: bool, all_classes: bool) -> str:
         console.print(_sample_table(found.sample))
     for name, lines in found.ledgers.items():
         console.print(f"{name}: {lines:,} lines")
-    lines = (line.rstrip() for line in page.getvalue().splitlines())
-    return re.sub("\n{3,}", "\n\n", "\n".join(lines)).rstrip()
+    stripped = "\n".join(line.rstrip() for line in page.getvalue().splitlines())
+    return re.sub("\n{3,}", "\n\n", stripped).rstrip()
 
 
 def _sentence(found: Info) -> str:
-    classes = "" if found.classes is None else f" of {len(found.classes.counts):,} classes"
+    classes = found.classes
+    of_classes = "" if classes is None else f" of {_count(len(classes.counts), 'class', 'classes')}"
     fields = _plain(", ".join(field.name for field in found.fields)) or "none"
     return (
-        f"{found.samples:,} samples{classes} in {_count(len(found.shards), 'shard')}, "
+        f"{_count(found.samples, 'sample')}{of_classes} in {_count(len(found.shards), 'shard')}, "
         f"{_size(found.bytes)}, with the fields {fields}."
     )
 
@@ -157,8 +158,8 @@ def _shards_sentence(shards: Sequence[ShardInfo]) -> str:
     without = sum(not shard.checksums for shard in shards)
     hint = "" if not without else f" {_count(without, 'index', 'indexes')} without checksums."
     return (
-        f"A shard has {_range([shard.samples for shard in shards], lambda n: f'{n:,}')} samples "
-        f"and {_range([shard.bytes for shard in shards], _size)}.{hint}"
+        f"Samples in a shard: {_range([shard.samples for shard in shards], _number)}; its size: "
+        f"{_range([shard.bytes for shard in shards], _size)}.{hint}"
     )
 
 
@@ -186,7 +187,7 @@ def _classes_sentences(classes: ClassesInfo) -> list[str]:
     counts = [count.samples for count in classes.counts]
     sentences = []
     if counts:
-        sentences.append(f"A class has {_range(counts, lambda n: f'{n:,}')} samples.")
+        sentences.append(f"Samples of a class: {_range(counts, _number)}.")
     if not classes.complete:
         sentences.append(f"There are more than {len(counts):,} class numbers; not all are counted.")
     for samples, what in (
@@ -238,7 +239,11 @@ def _range(values: Sequence[int], show: Callable[[int], str]) -> str:
     low, high = show(min(values)), show(max(values))
     if low == high:
         return low
-    return f"{low} to {high} (median {show(statistics.median_low(values))})"
+    return f"{low} to {high}, median {show(statistics.median_low(values))}"
+
+
+def _number(count: int) -> str:
+    return f"{count:,}"
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import statistics
+import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -53,7 +55,7 @@ def values(source: Path, sample: int | str = 0) -> dict[str, str]:
 
 
 def test_info_says_what_is_in_the_shards(
-    packed: Path, read_with_webdataset: Callable[[Path], list[dict[str, bytes]]]
+    packed: Path, read_with_webdataset: Callable[[Path], list[dict[str, Any]]]
 ) -> None:
     shards = sorted(packed.glob("*.tar"))
     samples = [read_with_webdataset(shard) for shard in shards]
@@ -138,6 +140,21 @@ def test_classes_are_counted_from_checksums_as_from_members(
     assert {count.number: count.samples for count in found.counts} == dict(expected)
     assert (found.unreadable, found.missing) == (unreadable, 2 * texts.count(None))
     assert found.complete
+
+
+@pytest.mark.parametrize("digits", range(1, counting.TOLD_BY_CHECKSUM + 1))
+def test_no_two_numbers_of_one_length_have_the_same_checksum(digits: int) -> None:
+    """Digits differ in their low four bits, and CRC-32 is linear: on these its rank is full."""
+    zeros = zlib.crc32(bytes(digits))
+    rank: dict[int, int] = {}  # by highest bit
+    for bit in range(4 * digits):
+        place, value = divmod(bit, 4)
+        row = bytes([*bytes(place), 1 << value, *bytes(digits - place - 1)])
+        rest = zlib.crc32(row) ^ zeros
+        while rest.bit_length() in rank:
+            rest ^= rank[rest.bit_length()]
+        rank[rest.bit_length()] = rest
+    assert 0 not in rank
 
 
 def test_no_shard_is_opened_to_count_what_checksums_tell(
@@ -233,6 +250,8 @@ def test_a_sample_is_found_by_key_before_position(tmp_path: Path) -> None:
         found = shardio.info(tmp_path, sample=key).sample
         assert found is not None
         assert (found.key, found.number) == (key, position)
+    make_shard(tmp_path / "3.tar", {"7": {"txt": b"again"}})
+    assert values(tmp_path, "7")["txt"] == "7"
     assert values(tmp_path, "0")["txt"] == "10"
     assert values(tmp_path, 2)["txt"] == "8"
 
@@ -274,14 +293,19 @@ def test_a_folder_of_splits_is_shown_whole_and_split_by_split(images: Path, tmp_
 def test_splits_with_other_classes_have_no_names_together(
     make_packed: MakePacked, tmp_path: Path
 ) -> None:
+    samples = {"a": {"cls": b"0"}, "b": {"cls": b"no"}, "c": {"txt": b"no cls"}}
     for name in ("train", "val"):
-        make_packed(tmp_path / "out" / name, {"a": {"cls": b"0"}}, [name])
+        make_packed(tmp_path / "out" / name, samples, [name])
     found = shardio.info(tmp_path / "out")
     assert found.classes is not None
+    assert (found.classes.unreadable, found.classes.missing) == (2, 2)
     assert found.classes.named is None
     assert found.classes.counts == (ClassCount(number=0, name=None, samples=2),)
     names = [split.classes.counts[0].name for split in found.splits.values() if split.classes]
     assert names == ["train", "val"]
+    (tmp_path / "out/.shardio-pack").touch()
+    with pytest.raises(shardio.IndexFileError, match="interrupted or still runs"):
+        shardio.info(tmp_path / "out")
 
 
 def test_lines_of_ledgers_are_counted(tmp_path: Path) -> None:

@@ -26,8 +26,9 @@ LABEL = "cls"
 """Field of class numbers."""
 MOST_CLASSES = 100_000
 """Different numbers that are counted where classes have no names."""
+TOLD_BY_CHECKSUM = 7
+"""Digits of numbers whose CRC-32 all differ; of 8 digits some have the same."""
 
-_TOLD_BY_CHECKSUM = 7  # digits; of 8 some have the same CRC-32
 _KNOWN = 10_000  # numbers whose checksums are worked out at least
 _MOST_TEXT = 64  # bytes of a number, with white space around it
 _AT_ONCE = 1 << 13
@@ -76,7 +77,7 @@ class ClassCounter:
         offsets, sizes = index.offsets[there, column], index.sizes[there, column]
         told = np.zeros(len(there), np.bool_)
         if index.checksums is not None:
-            told = sizes <= _TOLD_BY_CHECKSUM
+            told = sizes <= TOLD_BY_CHECKSUM
             tokens = sizes[told] << 32 | index.checksums[there, column][told]
             self._count_told(entry, offsets[told], sizes[told], tokens)
         if not told.all():
