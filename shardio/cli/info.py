@@ -219,7 +219,7 @@ def _classes_table(found: Info, *, all_classes: bool) -> Table:
 
 
 def _sample_table(sample: SampleInfo) -> Table:
-    table = _table("field", "size", "value", left=1)
+    table = _table("field", "size", "value")
     table.columns[2].justify, table.columns[2].overflow = "left", "fold"
     for field in sample.fields:
         table.add_row(_plain(field.name), _size(field.bytes), _plain(field.value))

@@ -139,7 +139,7 @@ class ClassCounter:
             else:
                 self.complete = False
         if len(known) > 2 * self._most:
-            known.clear()
+            known.clear()  # what comes again is read again
 
 
 def class_name(number: int, classes: tuple[str, ...] | None) -> str | None:

@@ -143,8 +143,8 @@ def info(
 ) -> Info:
     """Say what shards hold: samples, shards, fields, classes, and the fields of one sample.
 
-    Counts and sizes are those of the indexes. Shards whose index has checksums are opened for
-    the sample and the preview alone; of others each class number is read.
+    Counts and sizes are those of the indexes. Class numbers of up to seven digits follow from
+    checksums; where an index has none, and of longer ones, the members are read.
 
     Args:
         source: see shardio.index.catalog.open_catalog; or a folder of packed folders, which
@@ -192,8 +192,7 @@ def info(
         ledgers=_count_ledgers(parts),
         splits={
             name: contents.info(source=(str(folders[name]),))
-            for name, contents in found.items()
-            if folders
+            for name, contents in (found if folders else {}).items()
         },
     )
 
