@@ -20,6 +20,7 @@ from shardio.cli.progress import progress_bar
 from shardio.packing.inspection.info import (
     MOST_PREVIEWED,
     PREVIEW_COUNT,
+    ClassCount,
     ClassesInfo,
     FieldInfo,
     Info,
@@ -30,6 +31,7 @@ from shardio.packing.inspection.sample import SampleInfo
 
 _WIDTH = 80
 _MOST_CLASSES = 20
+_MOST_SPLITS = 4  # with a column each
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -111,12 +113,13 @@ def _describe(found: Info, *, all_shards: bool, all_classes: bool) -> str:
     if all_shards:
         console.print(_shards_table(found.shards))
     console.print(_fields_table(found.fields, found.samples))
-    for classes in [found.classes] if found.classes else []:
-        for sentence in _classes_sentences(classes):
+    if found.classes is not None:
+        for sentence in _classes_sentences(found.classes):
             console.print(sentence)
-        console.print(_classes_table(found, all_classes=all_classes))
-        if not all_classes and len(classes.counts) > _MOST_CLASSES:
-            more = len(classes.counts) - _MOST_CLASSES
+        shown = found.classes.counts[: None if all_classes else _MOST_CLASSES]
+        console.print(_classes_table(found, shown))
+        if len(shown) < len(found.classes.counts):
+            more = len(found.classes.counts) - len(shown)
             console.print(f"and {more:,} more classes; --classes shows all")
     if found.sample is not None:
         console.print(_plain(f"sample {found.sample.number:,}: {found.sample.key}"))
@@ -156,7 +159,7 @@ def _shards_sentence(shards: Sequence[ShardInfo]) -> str:
     if not shards:
         return "No shards."
     without = sum(not shard.checksums for shard in shards)
-    hint = "" if not without else f" {_count(without, 'index', 'indexes')} without checksums."
+    hint = f" {_count(without, 'index', 'indexes')} without checksums." if without else ""
     return (
         f"Samples in a shard: {_range([shard.samples for shard in shards], _number)}; its size: "
         f"{_range([shard.bytes for shard in shards], _size)}.{hint}"
@@ -200,18 +203,16 @@ def _classes_sentences(classes: ClassesInfo) -> list[str]:
     return sentences
 
 
-def _classes_table(found: Info, *, all_classes: bool) -> Table:
+def _classes_table(found: Info, counts: Iterable[ClassCount]) -> Table:
     """The samples of each class; of each split, too, if there are some and they fit."""
-    classes = found.classes
-    counts = classes.counts if classes is not None else ()
-    named = classes is not None and classes.named is not None
+    named = found.classes is not None and found.classes.named is not None
     splits = {
         name: {count.number: count.samples for count in split.classes.counts}
         for name, split in found.splits.items()
-        if split.classes is not None and len(found.splits) <= 4
+        if split.classes is not None and len(found.splits) <= _MOST_SPLITS
     }
     table = _table("class", *["name"] * named, "samples", *map(_plain, splits), left=1 + named)
-    for count in counts if all_classes else counts[:_MOST_CLASSES]:
+    for count in counts:
         name = "(not in the list)" if count.name is None else _plain(count.name)
         inside = [f"{held.get(count.number, 0):,}" for held in splits.values()]
         table.add_row(str(count.number), *[name] * named, f"{count.samples:,}", *inside)
