@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from shardio.normalize import Normalize as Normalize
     from shardio.normalize import to_float as to_float
     from shardio.packing.convert import convert as convert
+    from shardio.packing.inspection.info import info as info
     from shardio.packing.pack import pack as pack
     from shardio.packing.reshard import reshard as reshard
     from shardio.reading.dataset import ShardDataset as ShardDataset
@@ -52,6 +53,7 @@ _HOMES = {
     "TransformError": "shardio.errors",
     "UsageError": "shardio.errors",
     "convert": "shardio.packing.convert",
+    "info": "shardio.packing.inspection.info",
     "ops": "shardio",
     "pack": "shardio.packing.pack",
     "reshard": "shardio.packing.reshard",

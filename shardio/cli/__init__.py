@@ -9,6 +9,7 @@ import click
 
 from shardio.cli.convert import convert
 from shardio.cli.index import index
+from shardio.cli.info import info
 from shardio.cli.pack import pack
 from shardio.cli.plan import plan
 from shardio.cli.profile import profile
@@ -23,7 +24,7 @@ def commands() -> None:
     """Pack images into tar shards, stream them into PyTorch, see what limits the loader."""
 
 
-for _command in (convert, index, pack, plan, profile, replay, reshard):
+for _command in (convert, index, info, pack, plan, profile, replay, reshard):
     commands.add_command(_command)
 
 
