@@ -13,6 +13,7 @@ from shardio.cli.plan import plan
 from shardio.cli.profile import profile
 from shardio.cli.replay import replay
 from shardio.cli.reshard import reshard
+from shardio.cli.verify import verify
 from shardio.errors import ShardioError
 
 
@@ -22,7 +23,7 @@ def commands() -> None:
     """Pack images into tar shards, stream them into PyTorch, see what limits the loader."""
 
 
-for _command in (index, pack, plan, profile, replay, reshard):
+for _command in (index, pack, plan, profile, replay, reshard, verify):
     commands.add_command(_command)
 
 

@@ -25,7 +25,9 @@ class Comparison:
         places = index.offsets[rows, columns].tolist()
         self._index = index
         self._found = found
-        self._left = dict(zip(places, zip(rows.tolist(), columns.tolist(), strict=True), strict=True))
+        self._left = dict(
+            zip(places, zip(rows.tolist(), columns.tolist(), strict=True), strict=True)
+        )
         self._differ = 0
         self._strangers: dict[tuple[str, str], int] = {}
 
@@ -60,7 +62,7 @@ class Comparison:
                 moved.append((key, field, place))
                 continue
             data = view[offset : offset + int(self._index.sizes[row, column])]
-            still = "" if self._fits(row, column, data) else ", nor are its data there"
+            still = ", though its data are" if self._fits(row, column, data) else ""
             self._add(f"no header says that this member is there{still}", key, field, offset)
         if moved:
             key, field, offset = moved[0]

@@ -31,8 +31,9 @@ from shardio.storage.atomic import TEMPORARY_SUFFIX, atomic_file, final_name
 SKIPPED_NAME = "skipped.jsonl"
 RENAMED_NAME = "renamed.jsonl"
 DUPLICATES_NAME = "duplicates.jsonl"
+DROPPED_NAME = "dropped.jsonl"
 
-_LEDGERS = (SKIPPED_NAME, RENAMED_NAME, DUPLICATES_NAME)
+_LEDGERS = (SKIPPED_NAME, RENAMED_NAME, DUPLICATES_NAME, DROPPED_NAME)
 _SINGLE = (MANIFEST_NAME, *_LEDGERS)
 _CLAIM = b"A pack writes to this folder; if none runs, run the same pack again to finish it.\n"
 _OURS = re.escape(SHARD_PATTERN).replace(r"\*", "[0-9]{6,}")

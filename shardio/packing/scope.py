@@ -138,9 +138,7 @@ def _folder(folder: Path) -> Part:
             if path.name not in receipts
         ]
     findings += _leftovers(folder, {shard.path.name for shard in shards})
-    return Part(
-        path=folder, manifest=manifest, shards=tuple(shards), findings=tuple(findings)
-    )
+    return Part(path=folder, manifest=manifest, shards=tuple(shards), findings=tuple(findings))
 
 
 def _shards_in(folder: Path) -> list[Path]:

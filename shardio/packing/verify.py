@@ -157,7 +157,9 @@ def _repeated_keys(
     ]
     keys = {
         (shard, offset): key
-        for shard, task, some in zip(wanted, tasks, engine.run(_read_keys, tasks, None), strict=True)
+        for shard, task, some in zip(
+            wanted, tasks, engine.run(_read_keys, tasks, None), strict=True
+        )
         for offset, key in zip(task.offsets, some, strict=True)
     }
     found: dict[int, list[Finding]] = defaultdict(list)

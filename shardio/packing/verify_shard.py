@@ -11,7 +11,6 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -56,7 +55,7 @@ class VerifyTask:
 
     def __len__(self) -> int:
         """Megabytes to read."""
-        return -(-self.size // _MEGABYTE)
+        return (self.size + _MEGABYTE - 1) // _MEGABYTE
 
 
 class Shape(NamedTuple):
@@ -157,7 +156,9 @@ def _verify_data(
     walk = walk_members(data)
     for gap in walk.gaps:
         what, _, remedy = gap.reason.rpartition("; ")
-        lost = f"; {gap.end - gap.start:,} bytes from there on are in no member" * (gap.end > gap.start)
+        lost = f"; {gap.end - gap.start:,} bytes from there on are in no member" * (
+            gap.end > gap.start
+        )
         found.add(what + lost, remedy, offset=gap.start)
     grouped = group_members(walk.members)
     samples = _verify_names(grouped, walk.members, found)

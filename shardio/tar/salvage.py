@@ -21,7 +21,7 @@ import numpy as np
 
 from shardio.errors import TarError
 from shardio.tar.header import BLOCK, ZERO_BLOCK, parse_header
-from shardio.tar.reader import Fault, Members, scan_sound_part
+from shardio.tar.reader import Members, scan_sound_part
 
 _MAGIC, _MAGIC_AT = b"ustar", 257
 _CHECKSUM_AT = slice(148, 154)
@@ -103,7 +103,9 @@ def _is_header(block: bytes) -> bool:
 
 def _next_header(data: bytes | mmap.mmap, start: int) -> int | None:
     """Offset of the first header at or after an offset."""
-    modern = next((at for at in _find_magic(data, start) if _is_header(data[at : at + BLOCK])), None)
+    modern = next(
+        (at for at in _find_magic(data, start) if _is_header(data[at : at + BLOCK])), None
+    )
     limit = len(data) if modern is None else modern
     older = (at for at in _find_numbers(data, start, limit) if _is_header(data[at : at + BLOCK]))
     return next(older, modern)
