@@ -6,7 +6,6 @@ import json
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
@@ -45,15 +44,19 @@ def verify(path: str, deep: bool, new: str | None, jobs: int | None, as_json: bo
     """
     with _progress("verifying, MB", as_json) as progress:
         found = verify_source(path, deep=deep, jobs=jobs, progress=progress)
+    if not as_json:
+        _show_findings(found)
     fixed = None
     if new is not None and not found.sound:
         with _progress("repairing", as_json) as progress:
             fixed = repair(path, new, deep=deep, jobs=jobs, progress=progress)
     if as_json:
-        summary = asdict(found) | {"sound": found.sound}
-        click.echo(json.dumps(summary | {"fixed": fixed and asdict(fixed)}))
+        summary = asdict(found) | {"sound": found.sound, "fixed": fixed and asdict(fixed)}
+        click.echo(json.dumps(summary))
     else:
-        _show(found, fixed, new or "")
+        if new is not None:
+            click.echo(_repaired(fixed, new))
+        click.echo(_verdict(found))
     if not found.sound:
         sys.exit(1)
 
@@ -62,21 +65,25 @@ def _progress(title: str, as_json: bool) -> AbstractContextManager[Any]:
     return nullcontext() if as_json else progress_bar(title)
 
 
-def _show(found: Verification, fixed: RepairSummary | None, new: str) -> None:
-    lines = [_printable(str(finding)) for finding in found.findings]
-    for line in lines[:_MOST_LINES]:
-        click.echo(line)
-    if len(lines) > _MOST_LINES:
-        click.echo(f"and {len(lines) - _MOST_LINES:,} more; --json has all")
-    if fixed is not None:
-        listed = f"; {Path(new, DROPPED_NAME)} lists {fixed.dropped:,} losses" * bool(fixed.dropped)
-        click.echo(f"{new}: {fixed.samples:,} whole samples in {fixed.shards:,} shards{listed}")
+def _show_findings(found: Verification) -> None:
+    for finding in found.findings[:_MOST_LINES]:
+        click.echo(_printable(str(finding)))
+    if len(found.findings) > _MOST_LINES:
+        click.echo(f"and {len(found.findings) - _MOST_LINES:,} more; --json has all")
+
+
+def _repaired(fixed: RepairSummary | None, new: str) -> str:
+    if fixed is None:
+        return f"{new}: not written, as there is nothing to repair"
+    losses = f"; {DROPPED_NAME} there lists {fixed.dropped:,} losses" if fixed.dropped else ""
+    return f"{new}: {fixed.samples:,} samples in {fixed.shards:,} shards{losses}"
+
+
+def _verdict(found: Verification) -> str:
     problems = len(found.problems)
     verdict = f"{problems:,} problem{'s' * (problems != 1)}" if problems else "sound"
-    click.echo(
-        f"{found.shards:,} shards, {found.samples:,} samples, {found.bytes / 1e6:,.1f} MB: "
-        f"{verdict}"
-    )
+    counts = f"{found.shards:,} shards, {found.samples:,} samples, {found.bytes / 1e6:,.1f} MB"
+    return f"{counts}: {verdict}"
 
 
 def _printable(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import mmap
 import os
 import tempfile
@@ -15,7 +14,8 @@ from typing import BinaryIO
 from shardio.storage.cache import GZIP_SUFFIXES
 
 Data = bytes | mmap.mmap
-_PIECE = 1 << 20
+_PIECE = 1 << 12  # compressed bytes at once; of a damaged piece nothing is kept
+_GZIP = 16 + zlib.MAX_WBITS
 
 
 @contextmanager
@@ -34,6 +34,7 @@ def map_shard(path: Path) -> Iterator[tuple[Data, str | None]]:
         return
     with tempfile.TemporaryFile() as plain:
         fault = decompress(path, plain)
+        plain.flush()
         with map_file(plain) as data:
             yield data, fault
 
@@ -67,12 +68,17 @@ def decompress(path: Path, out: BinaryIO) -> str | None:
     Raises:
         OSError: it cannot be read, or the output not be written.
     """
-    with gzip.open(path) as packed:
-        try:
-            while piece := packed.read(_PIECE):
-                out.write(piece)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            out.flush()
-            return f"the gzip data is damaged or cut off ({error})"
-    out.flush()
-    return None
+    with path.open("rb") as packed:
+        unpack = zlib.decompressobj(_GZIP)
+        while piece := packed.read(_PIECE):
+            while piece:
+                if unpack.eof:  # gzip files may follow one another, and zeros may follow them
+                    if not piece.strip(b"\0"):
+                        break
+                    unpack = zlib.decompressobj(_GZIP)
+                try:
+                    out.write(unpack.decompress(piece))
+                except zlib.error as error:
+                    return f"the gzip data is damaged ({error})"
+                piece = unpack.unused_data
+    return None if unpack.eof else "the gzip data is cut off"

@@ -78,7 +78,7 @@ def _parts_of(path: Path) -> list[Part]:
     splits = [] if is_packed(path) or _shards_in(path) else _splits_of(path)
     if splits:
         above = Part(path=path, manifest=None, shards=(), findings=tuple(_leftovers(path, set())))
-        return [above, *map(_folder, splits)]
+        return [above, *(_folder(split, is_split=True) for split in splits)]
     if not (is_packed(path) or _shards_in(path) or (path / PACKING_NAME).exists()):
         find_shards(path)  # says that there are none
     return [_folder(path)]
@@ -113,8 +113,12 @@ def _named(path: Path) -> Part:
     return Part(path=path, manifest=None, shards=tuple(shards), findings=tuple(findings))
 
 
-def _folder(folder: Path) -> Part:
+def _folder(folder: Path, *, is_split: bool = False) -> Part:
     manifest, findings = _read_manifest(folder)
+    if is_split and not (folder / MANIFEST_NAME).exists():
+        found = Findings(str(folder))
+        found.add("the other splits have a manifest, this one has none", "get or pack it again")
+        findings += found.all()
     there = _shards_in(folder)
     if manifest is None:
         packed = (folder / MANIFEST_NAME).exists()

@@ -253,7 +253,7 @@ def _read_through(
             zip(members.offsets.tolist(), members.sizes.tolist(), strict=True)
         ):
             hashing.go_to(offset + padded(size))
-            if any(view[offset + size : offset + padded(size)]):
+            if bytes(view[offset + size : offset + padded(size)]).strip(b"\0"):
                 padding.append(offset + size)
             if number not in names:
                 continue
