@@ -95,8 +95,9 @@ def _find(task: RepairTask) -> Iterator[SourceSample | Problem]:
     except OSError as error:
         reason = f"the shard cannot be read ({error.strerror or error})"
         yield Problem(path=name, reason=reason)
-        for row in range(len(index) if index is not None else 0):
-            yield Problem(path=f"{name}: {index.key(row)}", reason=reason)
+        keys = () if index is None else map(index.key, range(len(index)))
+        for key in keys:
+            yield Problem(path=f"{name}: {key}", reason=reason)
 
 
 def _open_index(shard: ScopedShard) -> ShardIndex | None:

@@ -171,6 +171,11 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
+def put_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def second_member(shard: Path) -> int:
     return int(np.sort(read_index(index_path(shard)).offsets, axis=None)[1])
 
@@ -229,7 +234,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "the manifest says fields cls, the shards have cls, jpg, json, npy",
     ),
     "a folder for a shard": (
-        lambda out: (shard_of(out).unlink(), shard_of(out).mkdir()),
+        lambda out: put_folder(shard_of(out)),
         r"shard-000000\.tar: the shard cannot be read \(Is a directory\)",
     ),
     "data": (
