@@ -75,7 +75,7 @@ def _show_findings(found: Verification) -> None:
 def _repaired(fixed: RepairSummary | None, new: str) -> str:
     if fixed is None:
         return f"{new}: not written, as there is nothing to repair"
-    losses = f"; {DROPPED_NAME} there lists {fixed.dropped:,} losses" if fixed.dropped else ""
+    losses = f"; {DROPPED_NAME} there lists what is lost ({fixed.dropped:,})" * bool(fixed.dropped)
     return f"{new}: {fixed.samples:,} samples in {fixed.shards:,} shards{losses}"
 
 

@@ -48,7 +48,7 @@ def test_fix_writes_what_is_whole_and_says_what_is_not(out: Path, tmp_path: Path
     done = run(out, "--fix", tmp_path / "new")
     assert done.exit_code == 1
     assert done.stdout.splitlines()[-2:] == [
-        f"{tmp_path}/new: 599 samples in 8 shards; dropped.jsonl there lists 1 losses",
+        f"{tmp_path}/new: 599 samples in 8 shards; dropped.jsonl there lists what is lost (1)",
         "8 shards, 600 samples, 1.2 MB: 2 problems",
     ]
     again = run(tmp_path / "new", "--fix", tmp_path / "other")

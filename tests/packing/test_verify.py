@@ -19,6 +19,7 @@ from shardio.index.manifest import index_path, read_manifest
 from shardio.index.publish import index_source
 from shardio.index.shard_index import read_index
 from shardio.packing.findings import Finding, Verification
+from shardio.tar.header import HEADER_PARTS, checksum
 from shardio.testing import Damage, damaged, make_images, make_shard
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 8, 3), np.uint8)
@@ -171,6 +172,15 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
+def set_mode(shard: Path) -> None:
+    data = bytearray(shard.read_bytes())
+    before, _, after, rest = HEADER_PARTS.unpack(data[:512])
+    before = before[:100] + b"0000600\0" + before[108:]
+    stated = b"%06o\0 " % checksum(before, after, rest)
+    data[:512] = HEADER_PARTS.pack(before, stated, after, rest)
+    shard.write_bytes(data)
+
+
 def put_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
@@ -244,6 +254,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "header": (
         lambda out: flip(shard_of(out), 3),
         r"byte 0: the header's checksum does not match, .*; [\d,]+ bytes from there on are in no",
+    ),
+    "header with its checksum made right": (
+        lambda out: set_mode(shard_of(out)),
+        r"shard-000000\.tar: the SHA-256 of the shard is not that in the manifest",
     ),
     "padding": (
         lambda out: flip(shard_of(out), second_member(shard_of(out)) - 513),
