@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shardio
+from shardio.index.build import index_shard
 from shardio.index.manifest import index_path, read_manifest
 from shardio.index.publish import index_source
-from shardio.index.shard_index import read_index
+from shardio.index.shard_index import read_index, write_index
 from shardio.packing.repair import RepairSummary
 from shardio.tar.writer import END_OF_ARCHIVE, header_block, padding
 from shardio.testing import Damage, damaged, make_shard
@@ -186,6 +187,21 @@ def test_a_damaged_header_without_an_index_loses_its_sample_alone(tmp_path: Path
     assert second["reason"].startswith("members of it may have been in bytes ")
 
 
+def test_bytes_added_within_a_member_lose_its_sample_alone(tmp_path: Path) -> None:
+    samples = make_samples(9)
+    shard = make_shard(tmp_path / "a.tar", samples)
+    data = bytearray(shard.read_bytes())
+    at = data.index(b"a/004.bin") + 512
+    data[at:at] = bytes(range(256)) * 4
+    shard.write_bytes(data)
+    repair(shard, tmp_path / "new")
+    assert contents(tmp_path / "new") == {
+        key: sample for key, sample in samples.items() if key != "a/004"
+    }
+    reasons = [row["reason"] for row in dropped(tmp_path / "new")]
+    assert "its field 'bin' lies before bytes that are no header" in reasons
+
+
 def test_names_of_classes_that_go_with_a_manifest_are_listed(out: Path, tmp_path: Path) -> None:
     whole = contents(out)
     (out / "shardio.json").write_text("{}")
@@ -275,6 +291,20 @@ def test_a_stale_index_of_a_sound_shard_is_not_believed(tmp_path: Path) -> None:
     assert contents(tmp_path / "new") == samples
 
 
+def test_an_index_that_was_made_after_the_damage_vouches_for_nothing(
+    out: Path, tmp_path: Path
+) -> None:
+    shard = shard_of(out)
+    data = bytearray(shard.read_bytes())
+    data[512] ^= 1
+    shard.write_bytes(data)
+    write_index(index_path(shard), index_shard(shard, name="x", checksums=True))
+    repair(out, tmp_path / "new")
+    (row,) = dropped(tmp_path / "new")
+    assert row["path"] == str(shard)
+    assert row["reason"].startswith("the shard is not what was packed, and no index tells")
+
+
 def test_classes_and_splits_are_kept(images: Path, tmp_path: Path) -> None:
     shardio.pack(images, tmp_path / "a", shards=3, split={"train": 0.8, "val": 0.2}, jobs=1)
     shard = shard_of(tmp_path / "a/val")
@@ -293,6 +323,26 @@ def test_any_number_of_processes_gives_the_same_bytes(out: Path, tmp_path: Path)
     for jobs in (1, 2):
         shardio.repair(out, tmp_path / f"{jobs}", jobs=jobs)
     assert digests(tmp_path / "1") == digests(tmp_path / "2")
+
+
+def test_an_interrupted_repair_goes_on(out: Path, tmp_path: Path) -> None:
+    flipped = bytearray(shard_of(out, 1).read_bytes())
+    flipped[512] ^= 1
+    shard_of(out, 1).write_bytes(flipped)
+    repair(out, tmp_path / "whole")
+    told: list[int] = []
+
+    def stop_in_the_second_shard(count: int) -> None:
+        told.append(count)
+        if len(told) == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        repair(out, tmp_path / "new", progress=lambda _: stop_in_the_second_shard)
+    first = shard_of(tmp_path / "new").stat()
+    repair(out, tmp_path / "new")
+    assert digests(tmp_path / "new") == digests(tmp_path / "whole")
+    assert shard_of(tmp_path / "new").stat().st_mtime_ns == first.st_mtime_ns
 
 
 def test_what_cannot_be_repaired_is_explained(out: Path, tmp_path: Path) -> None:
