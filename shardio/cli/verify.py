@@ -19,10 +19,7 @@ from shardio.packing.verify import verify as verify_source
 _MOST_LINES = 50
 
 
-@click.command(
-    epilog="Example: shardio verify out/    or, to save what is whole: "
-    "shardio verify out/ --deep --fix new/"
-)
+@click.command(epilog="Example: shardio verify out/ --deep --fix new/")
 @click.argument("path", type=click.Path())
 @click.option("--deep", is_flag=True, help="Decode every image and every other field.")
 @click.option(

@@ -114,10 +114,10 @@ class Findings:
                 )
             )
 
-    def add_error(self, message: str, *, offset: int | None = None) -> None:
+    def add_error(self, message: str) -> None:
         """Add a message of an error: what, and after the last semicolon the way out."""
         what, _, remedy = message.removeprefix(f"{self._shard}: ").rpartition("; ")
-        self.add(what, remedy, offset=offset)
+        self.add(what, remedy)
 
     def all(self) -> tuple[Finding, ...]:
         """What was found; the last says how many are not listed."""

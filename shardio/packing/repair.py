@@ -15,8 +15,8 @@ from shardio.errors import PackError
 from shardio.index.manifest import MANIFEST_NAME
 from shardio.packing.engine import Engine
 from shardio.packing.job import Job, PackSummary, Progress, run_job
+from shardio.packing.options import make_engine
 from shardio.packing.output import DROPPED_NAME
-from shardio.packing.pack import make_engine
 from shardio.packing.plan import Shape
 from shardio.packing.repair_shard import RepairTask, find_whole
 from shardio.packing.samples import Problem, SourceSample, from_line

@@ -27,6 +27,8 @@ from shardio.packing.findings import Finding, Findings, finding_of
 from shardio.packing.receipts import WORK_FOLDER
 from shardio.storage.atomic import final_name
 
+_INDEX_SUFFIXES = tuple(suffix + INDEX_SUFFIX for suffix in SHARD_SUFFIXES)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScopedShard:
@@ -224,7 +226,7 @@ def _leftovers(folder: Path, shards: set[str]) -> list[Finding]:
             add(path, "a temporary file that an interrupted pack or index left", "remove it")
         elif (
             path.parent.name == INDEX_FOLDER
-            and path.name.endswith(INDEX_SUFFIX)
+            and path.name.endswith(_INDEX_SUFFIXES)
             and path.name not in indexes
         ):
             add(path, "the index of a shard that is not there", "remove it, or get the shard again")

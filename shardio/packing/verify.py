@@ -19,7 +19,7 @@ from shardio.packing.engine import Engine, Ticker
 from shardio.packing.findings import Finding, Verification
 from shardio.packing.grouping import group_members
 from shardio.packing.job import Progress
-from shardio.packing.pack import make_engine
+from shardio.packing.options import make_engine
 from shardio.packing.plain import map_shard
 from shardio.packing.scope import Part, find_parts
 from shardio.packing.verify_shard import ShardReport, task_of, verify_shard

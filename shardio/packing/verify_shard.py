@@ -156,10 +156,9 @@ def _verify_data(
     walk = walk_members(data)
     for gap in walk.gaps:
         what, _, remedy = gap.reason.rpartition("; ")
-        lost = f"; {gap.end - gap.start:,} bytes from there on are in no member" * (
-            gap.end > gap.start
-        )
-        found.add(what + lost, remedy, offset=gap.start)
+        if gap.end > gap.start:
+            what += f", and {gap.end - gap.start:,} bytes from there on are in no member"
+        found.add(what, remedy, offset=gap.start)
     grouped = group_members(walk.members)
     samples = _verify_names(grouped, walk.members, found)
     comparison = None if index is None else Comparison(index, found)

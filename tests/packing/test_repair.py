@@ -296,7 +296,7 @@ def test_an_index_that_was_made_after_the_damage_vouches_for_nothing(
 ) -> None:
     shard = shard_of(out)
     data = bytearray(shard.read_bytes())
-    data[512] ^= 1
+    data[read_index(index_path(shard)).offsets[0, 0]] ^= 1
     shard.write_bytes(data)
     write_index(index_path(shard), index_shard(shard, name="x", checksums=True))
     repair(out, tmp_path / "new")
