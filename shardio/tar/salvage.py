@@ -12,6 +12,7 @@ its header says, so the search starts with these data.
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from shardio.tar.header import BLOCK, ZERO_BLOCK, parse_header
 from shardio.tar.reader import Members, scan_sound_part
 
 _MAGIC, _MAGIC_AT = b"ustar", 257
-_CHECKSUM_AT = slice(148, 154)
+_STATED, _STATED_AT = re.compile(rb"[ 0-7]{6}[\0 ]{2}"), slice(148, 156)  # checksum of a header
 _PIECE = 1 << 20
 
 
@@ -91,8 +92,12 @@ def walk_members(data: bytes | mmap.mmap) -> Walk:
 def _looks_like_header(data: bytes | mmap.mmap, offset: int) -> bool:
     """Whether a block was a header, though it may be damaged, zeroed or cut off."""
     block = data[offset : offset + BLOCK]
-    known = len(block) < BLOCK or block == ZERO_BLOCK or block[_MAGIC_AT:].startswith(_MAGIC)
-    return known or _is_header(block)
+    return (
+        len(block) < BLOCK
+        or block == ZERO_BLOCK
+        or block.startswith(_MAGIC, _MAGIC_AT)
+        or _STATED.fullmatch(block[_STATED_AT]) is not None
+    )
 
 
 def _is_header(block: bytes) -> bool:
@@ -123,7 +128,7 @@ def _find_numbers(data: bytes | mmap.mmap, start: int, limit: int) -> Iterator[i
     for first in range(start + -start % BLOCK, limit - BLOCK + 1, _PIECE):
         piece = data[first : min(first + _PIECE, limit)]
         blocks = np.frombuffer(piece, np.uint8, len(piece) // BLOCK * BLOCK).reshape(-1, BLOCK)
-        digits = blocks[:, _CHECKSUM_AT]
+        digits = blocks[:, _STATED_AT][:, :6]
         octal = ((digits >= ord("0")) & (digits <= ord("7"))) | (digits == ord(" "))
         for number in np.flatnonzero(octal.all(axis=1) & (blocks[:, 0] > ord(" "))).tolist():
             yield first + number * BLOCK

@@ -253,7 +253,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "header": (
         lambda out: flip(shard_of(out), 3),
-        r"byte 0: the header's checksum does not match, .*, and [\d,]+ bytes from there on are in no",
+        r"byte 0: the header's checksum does not match, .*, and [\d,]+ bytes from there on are",
     ),
     "header with its checksum made right": (
         lambda out: set_mode(shard_of(out)),
