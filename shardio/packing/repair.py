@@ -61,7 +61,7 @@ def repair(
     Args:
         source: see verify; the parts of a folder of splits become folders in `new`.
         new: a new or empty folder outside the source. The same call again finishes a repair that
-            was interrupted.
+            was interrupted; of a folder of splits, repair those that are left one by one.
         shards: how many to write in each part; by default as many as it has.
         deep: drop samples with a field that does not decode, too.
         jobs: processes; by default one a core.
