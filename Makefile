@@ -49,7 +49,7 @@ format: $(READY)
 
 bench: $(PEERS_READY)
 	$(PEERS)/bin/python tools/bench/compare.py --markdown docs/benchmarks.md
-	$(PEERS)/bin/python tools/bench/versus_webdataset.py
+	$(PEERS)/bin/python tools/bench/packing.py
 	$(PEERS)/bin/python tools/bench/scale.py
 
 clean:

@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from shardio.errors import SampleError as SampleError
     from shardio.errors import ShardioError as ShardioError
     from shardio.errors import TarError as TarError
+    from shardio.errors import TFRecordError as TFRecordError
     from shardio.errors import TransformError as TransformError
     from shardio.errors import UsageError as UsageError
     from shardio.normalize import Normalize as Normalize
     from shardio.normalize import to_float as to_float
+    from shardio.packing.convert import convert as convert
+    from shardio.packing.inspection.info import info as info
     from shardio.packing.pack import pack as pack
     from shardio.packing.repair import repair as repair
     from shardio.packing.reshard import reshard as reshard
@@ -47,9 +50,12 @@ _HOMES = {
     "SampleError": "shardio.errors",
     "ShardDataset": "shardio.reading.dataset",
     "ShardioError": "shardio.errors",
+    "TFRecordError": "shardio.errors",
     "TarError": "shardio.errors",
     "TransformError": "shardio.errors",
     "UsageError": "shardio.errors",
+    "convert": "shardio.packing.convert",
+    "info": "shardio.packing.inspection.info",
     "ops": "shardio",
     "pack": "shardio.packing.pack",
     "repair": "shardio.packing.repair",

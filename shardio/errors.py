@@ -3,6 +3,7 @@
     ShardioError
     ├── UsageError      an argument that cannot be meant (also a ValueError)
     ├── TarError        a shard that is not a sound tar archive
+    ├── TFRecordError   a TFRecord file that is damaged or none
     ├── IndexFileError  an index or manifest that is missing, damaged or stale
     ├── CodecError      bytes that do not decode; knows no place (also a ValueError)
     ├── SampleError     a sample that cannot be delivered; names shard, key and field
@@ -49,6 +50,10 @@ class UsageError(ShardioError, ValueError):
 
 class TarError(ShardioError):
     """A shard that is not a sound tar archive; names shard and offset."""
+
+
+class TFRecordError(ShardioError):
+    """A TFRecord file that is damaged, or no such file; names file (as shard) and offset."""
 
 
 class IndexFileError(ShardioError):

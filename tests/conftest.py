@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 import shardio
-from shardio.testing import make_images
+from shardio.index.manifest import Manifest, ShardReceipt, index_path, write_manifest
+from shardio.index.publish import index_source
+from shardio.index.shard_index import read_index
+from shardio.testing import make_images, make_shard
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -30,6 +33,30 @@ def packed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("packed") / "out"
     shardio.pack(images, out, shards=8)
     return out
+
+
+@pytest.fixture(scope="session")
+def make_packed() -> Callable[[Path, Mapping[str, Mapping[str, bytes]], Sequence[str]], Path]:
+    """Makes a packed folder of one shard with a list of classes, whatever its samples are."""
+
+    def make(
+        folder: Path, samples: Mapping[str, Mapping[str, bytes]], classes: Sequence[str]
+    ) -> Path:
+        folder.mkdir(parents=True)
+        shard = make_shard(folder / "shard-000000.tar", samples)
+        indexed = index_source(str(folder))
+        receipt = ShardReceipt(
+            name=shard.name,
+            samples=indexed.samples,
+            size=indexed.bytes,
+            sha256=read_index(index_path(shard)).shard_sha256 or "",
+        )
+        write_manifest(
+            folder, Manifest(shards=(receipt,), fields=indexed.fields, classes=(*classes,))
+        )
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")

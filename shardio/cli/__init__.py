@@ -7,7 +7,9 @@ import sys
 
 import click
 
+from shardio.cli.convert import convert
 from shardio.cli.index import index
+from shardio.cli.info import info
 from shardio.cli.pack import pack
 from shardio.cli.plan import plan
 from shardio.cli.profile import profile
@@ -23,7 +25,7 @@ def commands() -> None:
     """Pack images into tar shards, stream them into PyTorch, see what limits the loader."""
 
 
-for _command in (index, pack, plan, profile, replay, reshard, verify):
+for _command in (convert, index, info, pack, plan, profile, replay, reshard, verify):
     commands.add_command(_command)
 
 

@@ -50,6 +50,14 @@ _OPTIONS = (
     click.option("--label-column", metavar="COLUMN", help="Its column of labels."),
     click.option("--key-column", metavar="COLUMN", help="Its column of keys."),
     click.option(
+        "--feature",
+        "features",
+        metavar="FIELD=NAME",
+        multiple=True,
+        help="Feature of TFRecord files that becomes a field, as jpg=image/encoded; "
+        "__key__=image/filename makes keys of one, =NAME leaves one out.",
+    ),
+    click.option(
         "--store",
         type=click.Choice(["original", "raw"]),
         default="original",
@@ -100,8 +108,9 @@ def pack(src: str, out: str, as_json: bool, **options: Any) -> None:
     """Pack the images of folder SRC into tar shards in folder OUT.
 
     SRC has one subfolder a class, or is flat for images without labels; or it is a folder of
-    tars, whose members are taken as they are. OUT is a new or empty folder outside SRC. A pack
-    that was interrupted is finished by the same command again.
+    tars, whose members are taken as they are, or of TFRecord files (also one or a pattern). OUT is
+    a new or empty folder outside SRC. A pack that was interrupted is finished by the same command
+    again.
     """
     shown: AbstractContextManager[Any] = nullcontext() if as_json else progress_bar("packing")
     with shown as progress:

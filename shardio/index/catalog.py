@@ -18,7 +18,7 @@ from pathlib import Path
 
 import braceexpand
 
-from shardio.errors import IndexFileError, UsageError
+from shardio.errors import IndexFileError, TarError, UsageError
 from shardio.index.build import index_shard
 from shardio.index.manifest import (
     INDEX_SUFFIX,
@@ -30,6 +30,7 @@ from shardio.index.manifest import (
 )
 from shardio.index.shard_index import ShardIndex, read_index, write_index
 from shardio.storage.cache import GZIP_SUFFIXES, cache_entry, plain_tar
+from shardio.storage.local import LocalShard
 
 SHARD_SUFFIXES = (".tar", *GZIP_SUFFIXES)
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -76,6 +77,33 @@ class ShardEntry:
                 "dataset was opened; open it again, or run `shardio index`"
             )
         return index
+
+    def open_file(self) -> LocalShard:
+        """Open the shard's file.
+
+        Raises:
+            TarError: it is missing, or not the file that was indexed.
+            OSError: it cannot be opened.
+        """
+        try:
+            file = LocalShard(self.path, self.name)
+        except FileNotFoundError as error:
+            raise TarError(
+                f"{self.name}: the shard is missing; get or pack it again", shard=self.name
+            ) from error
+        if file.size != self.size:
+            raise TarError(
+                f"{self.name}: the shard has {file.size} bytes, its index expects "
+                f"{self.size}; it was changed or cut off: run `shardio index` on its "
+                "folder if it is whole",
+                shard=self.name,
+            )
+        if self.stamp not in (None, file.stamp):
+            raise TarError(
+                f"{self.name}: the shard was changed after the dataset was opened; open it again",
+                shard=self.name,
+            )
+        return file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +196,7 @@ def find_shards(part: Path) -> list[Path]:
             )
             raise UsageError(f"{part}: no shards (*.tar, *.tar.gz, *.tgz) in this folder; {way}")
     else:
-        shards = [part] if part.exists() else _expand(str(part))
+        shards = [part] if part.exists() else expand_pattern(str(part))
     for folder in sorted({shard.parent for shard in shards}):
         refuse_unfinished(folder)
     for shard in shards:
@@ -200,7 +228,12 @@ def refuse_unfinished(folder: Path) -> None:
         )
 
 
-def _expand(pattern: str) -> list[Path]:
+def expand_pattern(pattern: str) -> list[Path]:
+    """The files of a glob or a brace pattern, in order.
+
+    Raises:
+        UsageError: it is no pattern, a file of its braces does not exist, or none matches it.
+    """
     try:
         names = [*braceexpand.braceexpand(pattern)] if "{" in pattern else []
     except ValueError as error:

@@ -141,8 +141,8 @@ def _results(running: Sequence[Future[R]]) -> list[R]:
         return [future.result() for future in running]
     except BrokenProcessPool as error:
         raise PackError(
-            "a process of the pack was killed, perhaps for want of memory; run the same pack "
-            "again to go on, with fewer --jobs"
+            "a process was killed, perhaps for want of memory; run the same command again to go "
+            "on, with fewer --jobs"
         ) from error
 
 

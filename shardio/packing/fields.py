@@ -109,7 +109,7 @@ def parse_fields(text: str | None) -> FieldRule:
     for part in text.lower().split(","):
         optional = part.endswith("?")
         alternatives = tuple(part.removesuffix("?").split(";"))
-        if not all(_FIELD.fullmatch(name) for name in alternatives):
+        if not all(map(is_field_name, alternatives)):
             raise UsageError(
                 f"fields={text!r}: {part!r} names no field; write them as 'jpg;png,json,txt?'"
             )
@@ -120,11 +120,9 @@ def parse_fields(text: str | None) -> FieldRule:
     return FieldRule(wanted=tuple(wanted))
 
 
-def is_field(name: object) -> bool:
-    """Whether readers of shards would find a field under a name."""
-    if not isinstance(name, str):
-        return False
-    return split_member_name(join_member_name("x", name)) == ("x", name.lower())
+def is_field_name(name: str) -> bool:
+    """Whether a field can have a name."""
+    return _FIELD.fullmatch(name) is not None
 
 
 def key_fault(key: str) -> str | None:

@@ -33,8 +33,10 @@ RENAMED_NAME = "renamed.jsonl"
 DUPLICATES_NAME = "duplicates.jsonl"
 DROPPED_NAME = "dropped.jsonl"
 
-_LEDGERS = (SKIPPED_NAME, RENAMED_NAME, DUPLICATES_NAME, DROPPED_NAME)
-_SINGLE = (MANIFEST_NAME, *_LEDGERS)
+LEDGERS = (SKIPPED_NAME, RENAMED_NAME, DUPLICATES_NAME, DROPPED_NAME)
+"""Files beside the shards with a line for each sample of a kind."""
+
+_SINGLE = (MANIFEST_NAME, *LEDGERS)
 _CLAIM = b"A pack writes to this folder; if none runs, run the same pack again to finish it.\n"
 _OURS = re.escape(SHARD_PATTERN).replace(r"\*", "[0-9]{6,}")
 _OUR_INDEXES = re.compile(_OURS + re.escape(INDEX_SUFFIX))

@@ -35,6 +35,7 @@ def pack(
     path_columns: Sequence[str] = (),
     label_column: str | None = None,
     key_column: str | None = None,
+    features: Sequence[str] = (),
     store: StoreKind = "original",
     resize: int | tuple[int, int] | None = None,
     max_side: int | None = None,
@@ -54,8 +55,10 @@ def pack(
     Args:
         source: a folder with one subfolder a class, or a flat folder without labels; folders
             inside are searched too, dot files are left out. Or tars (a folder of them, one, a
-            glob or a pattern), whose members are taken as they are. Or an iterable of samples,
-            mappings from fields to bytes, paths or values, with their "__key__".
+            glob or a pattern), whose members are taken as they are. Or TFRecord files of
+            tf.train.Example messages (a folder of them, one, a glob or a pattern); numbers and
+            texts that are no field of their own go into the field json. Or an iterable of
+            samples, mappings from fields to bytes, paths or values, with their "__key__".
         out: a new or empty folder for the shards.
         shards: how many; their sizes differ by at most one sample. Splits share them.
         samples_per_shard: in place of `shards`, the most samples of a shard.
@@ -76,6 +79,10 @@ def pack(
         path_columns: its columns of paths, each as "column" or "field=column".
         label_column: its column of labels.
         key_column: its column of keys.
+        features: which features of TFRecord files are which fields, as ["jpg=image/encoded",
+            "cls=image/class/label"]; "__key__=NAME" makes keys of a feature, "=NAME" leaves one
+            out. By default image/encoded or image is the image, image/class/label or label the
+            class number, and bytes that are called like a field are it.
         store: "original" stores image files, "raw" decodes each image once and stores uint8
             [H, W, 3] as `.npy`.
         resize: a number that the shorter side shrinks to, or (height, width) to cut the largest
@@ -98,6 +105,7 @@ def pack(
     Raises:
         UsageError: an argument cannot be meant.
         PackError: a file cannot be packed, the source is empty, or the output is taken.
+        TFRecordError: a TFRecord file is damaged, so that records are lost.
         OSError: the output cannot be written.
     """
     shape = Shape(shards=shards, samples_per_shard=samples_per_shard, shard_size=shard_size)
@@ -110,6 +118,7 @@ def pack(
         path_columns=path_columns,
         label_column=label_column,
         key_column=key_column,
+        features=features,
         read_labels=stratify,
     )
     _check_arguments(seed=seed, on_error=on_error, split=split, stratify=stratify, out=out)

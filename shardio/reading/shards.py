@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import SampleError, TarError
+from shardio.errors import SampleError
 from shardio.index.catalog import ShardEntry
 from shardio.index.shard_index import ShardIndex, decode_key
 from shardio.storage.local import LocalShard
@@ -129,7 +129,7 @@ class OpenShard:
         if self._kept is None:
             with self._opening:
                 if self._kept is None:
-                    self._kept = self._open()
+                    self._kept = self._entry.open_file()
 
     def close(self) -> None:
         """Let go of the file; it closes when no thread reads from it any more."""
@@ -220,7 +220,7 @@ class OpenShard:
 
     def file(self) -> LocalShard:
         """The file; opened for one use if another thread has just closed it."""
-        return self._kept or self._open()
+        return self._kept or self._entry.open_file()
 
     def _columns(self, wanted: Wanted) -> list[list[tuple[str, int]]]:
         """Name and column of those of the alternatives that occur in the shard."""
@@ -278,27 +278,6 @@ class OpenShard:
             self._text = str(self._keys, "ascii")
         self._checksums = None if index.checksums is None else index.checksums.data
         self._is_indexed = True
-
-    def _open(self) -> LocalShard:
-        try:
-            file = LocalShard(self._entry.path, self.name)
-        except FileNotFoundError as error:
-            raise TarError(
-                f"{self.name}: the shard is missing; get or pack it again", shard=self.name
-            ) from error
-        if file.size != self._entry.size:
-            raise TarError(
-                f"{self.name}: the shard has {file.size} bytes, its index expects "
-                f"{self._entry.size}; it was changed or cut off: run `shardio index` on its "
-                "folder if it is whole",
-                shard=self.name,
-            )
-        if self._entry.stamp not in (None, file.stamp):
-            raise TarError(
-                f"{self.name}: the shard was changed after the dataset was opened; open it again",
-                shard=self.name,
-            )
-        return file
 
 
 class ShardPool:

@@ -76,7 +76,7 @@ def test_an_error_stops_the_other_tasks() -> None:
 
 
 def test_a_process_that_is_killed_is_an_error_with_a_way_out() -> None:
-    with pytest.raises(shardio.PackError, match=r"a process of the pack was killed.* again to go"):
+    with pytest.raises(shardio.PackError, match=r"a process was killed.* again to go"):
         LocalEngine(2).run(kill_itself, tasks_of(4), None)
 
 

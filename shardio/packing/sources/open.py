@@ -9,11 +9,13 @@ from os import PathLike
 
 from shardio.errors import PackError, UsageError
 from shardio.index.catalog import SHARD_SUFFIXES, open_catalog
+from shardio.packing.features import parse_pairs
 from shardio.packing.fields import parse_fields
 from shardio.packing.labels import Labels, check_classes
 from shardio.packing.sources.folder import Folder, find_classes
 from shardio.packing.sources.table import Table, open_table
 from shardio.packing.sources.tars import Tars
+from shardio.packing.sources.tfrecord import TFRecords, find_files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +33,16 @@ class SourceOptions:
     path_columns: Sequence[str]
     label_column: str | None
     key_column: str | None
+    features: Sequence[str]
     read_labels: bool
 
     def __post_init__(self) -> None:
         self.class_names()
         parse_fields(self.fields)
+        if pair := next((pair for pair in parse_pairs(self.features) if not pair.name), None):
+            raise UsageError(
+                f"features: '{pair.field}=' names no feature; write it as jpg=image/encoded"
+            )
         columns = (*self.path_columns, self.label_column, self.key_column)
         if self.manifest is None and any(columns):
             raise UsageError("columns are of a manifest; name it with manifest (--manifest)")
@@ -47,13 +54,17 @@ class SourceOptions:
         return check_classes(self.classes)
 
 
-def open_source(path: str, options: SourceOptions) -> Folder | Table | Tars:
-    """Open a folder of files, a table of them, or tars.
+def open_source(path: str, options: SourceOptions) -> Folder | Table | Tars | TFRecords:
+    """Open a folder of files, a table of them, tars, or TFRecord files.
 
     Raises:
         PackError: it is not there, or not readable.
         UsageError: an option does not fit it.
     """
+    tars = options.manifest is None and has_tars(path)
+    records = None if tars or options.manifest is not None else find_files(path)
+    if records is None and options.features:
+        raise UsageError(f"features are of TFRecord files, and {path} names none")
     if options.manifest is not None:
         return open_table(
             options.manifest,
@@ -64,12 +75,22 @@ def open_source(path: str, options: SourceOptions) -> Folder | Table | Tars:
             classes=options.class_names(),
             with_labels=options.labels,
         )
-    if _has_tars(path):
+    if tars:
         if options.fields is not None or not options.labels or options.classes is not None:
             raise UsageError(
                 "members of tars are packed as they are; leave fields, labels and classes out"
             )
         return Tars(catalog=open_catalog(path), read_labels=options.read_labels)
+    if records is not None:
+        if options.fields is not None:
+            raise UsageError("fields are of files; say with features which features are fields")
+        return TFRecords(
+            root=path,
+            files=records,
+            pairs=parse_pairs(options.features),
+            labels=options.labels,
+            classes=options.class_names(),
+        )
     if not os.path.isdir(path):  # noqa: PTH112  bytes that are no UTF-8
         raise PackError(f"{path}: no such folder; name the folder that holds the images")
     classes = options.class_names() or find_classes(path)
@@ -77,7 +98,7 @@ def open_source(path: str, options: SourceOptions) -> Folder | Table | Tars:
     return Folder(root=path, rule=parse_fields(options.fields), labels=labels)
 
 
-def _has_tars(path: str) -> bool:
+def has_tars(path: str) -> bool:
     """Whether a path is that of a tar, a pattern of tars, or a folder with some."""
     if path.endswith(SHARD_SUFFIXES):
         return True

@@ -20,7 +20,7 @@ import numpy as np
 
 from shardio.codecs.registry import Kind, kind_of
 from shardio.errors import PackError
-from shardio.packing.fields import is_field, key_fault
+from shardio.packing.fields import is_field_name, key_fault
 from shardio.packing.samples import (
     FromFile,
     FromRange,
@@ -82,9 +82,9 @@ class Values:
                 yield SourceSample(key=key, name=name, fields=tuple(fields), label=_label_of(given))
 
 
-def _encode(name: str, field: str, value: Any) -> tuple[Origin | None, bytes]:
+def _encode(name: str, field: object, value: Any) -> tuple[Origin | None, bytes]:
     """Where a value is, or its bytes."""
-    if not is_field(field):
+    if not (isinstance(field, str) and is_field_name(field)):
         raise PackError(f"{name}: {field!r} is no name for a field")
     if isinstance(value, os.PathLike):
         return FromFile(os.fsencode(value)), b""

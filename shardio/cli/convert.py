@@ -1,0 +1,76 @@
+"""shardio convert."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from typing import Any, get_args
+
+import click
+
+from shardio.cli.progress import progress_bar
+from shardio.errors import UsageError
+from shardio.packing.convert import ConvertSummary, Target, check_arguments
+from shardio.packing.convert import convert as convert_source
+
+_WHAT = {
+    "tfrecord": "TFRecord files",
+    "wids": "index for wids",
+    "dali": "indexes for DALI",
+    "energon": "indexes for Energon",
+}
+
+
+@click.command(epilog="Example: shardio convert out/ records/ --to tfrecord")
+@click.argument("src", type=click.Path())
+@click.argument("out", type=click.Path(), required=False)
+@click.option(
+    "--to",
+    type=click.Choice(get_args(Target)),
+    required=True,
+    help="TFRecord files, or indexes for wids, DALI or Megatron-Energon.",
+)
+@click.option(
+    "--feature",
+    "features",
+    metavar="FIELD=NAME",
+    multiple=True,
+    help="Name of the feature that a field becomes in TFRecord files, as jpg=image/encoded; "
+    "FIELD= leaves a field out. By default fields keep their names, cls becomes label and the key "
+    "__key__.",
+)
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes; by default one a core.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def convert(
+    src: str,
+    out: str | None,
+    to: Target,
+    features: tuple[str, ...],
+    jobs: int | None,
+    as_json: bool,
+) -> None:
+    """Make TFRecord files of the shards SRC, or index them for other tools.
+
+    TFRecord files go to folder OUT, one a shard; a conversion that was interrupted is finished by
+    the same command again. Indexes go beside their shards, or to OUT: shardindex.json for wids;
+    NAME.idx of each shard for DALI, whose reader takes them as index_paths; NAME.tar.idx for
+    Energon, which looks for them beside the shards.
+
+    From TFRecord files to shards is shardio pack FILES OUT --shards N.
+    """
+    try:
+        check_arguments(out, to=to, features=features)
+    except UsageError as error:
+        raise click.UsageError(str(error)) from error
+    shown: AbstractContextManager[Any] = nullcontext() if as_json else progress_bar("converting")
+    with shown as progress:
+        summary = convert_source(src, out, to=to, features=features, jobs=jobs, progress=progress)
+    click.echo(json.dumps(asdict(summary)) if as_json else _sentence(summary, to))
+
+
+def _sentence(summary: ConvertSummary, to: Target) -> str:
+    return (
+        f"wrote {summary.files:,} {_WHAT[to]}, {summary.bytes / 1e6:,.1f} MB, of "
+        f"{summary.samples:,} samples in {summary.shards:,} shards in {summary.seconds:.2f} s"
+    )

@@ -1,0 +1,273 @@
+"""shardio info."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+
+import click
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from shardio.cli.progress import progress_bar
+from shardio.packing.inspection.info import (
+    MOST_PREVIEWED,
+    PREVIEW_COUNT,
+    ClassCount,
+    ClassesInfo,
+    FieldInfo,
+    Info,
+    ShardInfo,
+)
+from shardio.packing.inspection.info import info as inspect_source
+from shardio.packing.inspection.sample import SampleInfo
+
+_WIDTH = 80
+_MOST_CLASSES = 20
+_MOST_SPLITS = 4  # with a column each
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+
+
+@click.command(epilog="Example: shardio info out/ --preview sheet.png")
+@click.argument("path", type=click.Path())
+@click.option(
+    "--sample",
+    metavar="KEY|N",
+    default="0",
+    show_default=True,
+    help="Which sample to look at, by key or by position as packed.",
+)
+@click.option("--shards", "all_shards", is_flag=True, help="List every shard.")
+@click.option(
+    "--classes",
+    "all_classes",
+    is_flag=True,
+    help=f"List every class, not the first {_MOST_CLASSES} alone.",
+)
+@click.option(
+    "--preview",
+    metavar="PNG",
+    type=click.Path(),
+    help="Write a contact sheet of images evenly spread over the samples.",
+)
+@click.option(
+    "--preview-count",
+    type=click.IntRange(1, MOST_PREVIEWED),
+    default=PREVIEW_COUNT,
+    show_default=True,
+    help="Images on it.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print everything as JSON, by the names that shardio.info documents.",
+)
+def info(
+    path: str,
+    sample: str,
+    all_shards: bool,
+    all_classes: bool,
+    preview: str | None,
+    preview_count: int,
+    as_json: bool,
+) -> None:
+    """Say what the shards of PATH hold.
+
+    PATH is a packed folder, a folder of its splits, or anything else that shardio reads. Counts and
+    sizes come from the indexes; see `shardio verify` for what the shards themselves say.
+    """
+    shown: AbstractContextManager[Callable[[int], Callable[[int], None]] | None] = (
+        nullcontext() if as_json else progress_bar("looking")
+    )
+    with shown as progress:
+        found = inspect_source(
+            path, sample=sample, preview=preview, preview_count=preview_count, progress=progress
+        )
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+        return
+    click.echo(_encodable(_describe(found, all_shards=all_shards, all_classes=all_classes)))
+    if preview is not None:
+        click.echo(_encodable(f"\nwrote the preview to {_plain(preview)}"))
+
+
+def _describe(found: Info, *, all_shards: bool, all_classes: bool) -> str:
+    """The whole report, in 80 columns."""
+    page = io.StringIO()
+    console = Console(
+        file=page, width=_WIDTH, highlight=False, markup=False, emoji=False, color_system=None
+    )
+    console.print(_sentence(found))
+    if found.splits:
+        console.print(_splits_table(found))
+    for name, split in (found.splits or {"": found}).items():
+        console.print(_plain(f"{name}: " * bool(name) + _shards_sentence(split.shards)))
+    if all_shards:
+        console.print(_shards_table(found.shards))
+    console.print(_fields_table(found.fields, found.samples))
+    if found.classes is not None:
+        for sentence in _classes_sentences(found.classes):
+            console.print(sentence)
+        shown = found.classes.counts[: None if all_classes else _MOST_CLASSES]
+        console.print(_classes_table(found, shown))
+        if len(shown) < len(found.classes.counts):
+            more = len(found.classes.counts) - len(shown)
+            console.print(f"and {more:,} more classes; --classes shows all")
+    if found.sample is not None:
+        console.print(_plain(f"sample {found.sample.number:,}: {found.sample.key}"))
+        console.print(_sample_table(found.sample))
+    for name, lines in found.ledgers.items():
+        console.print(f"{name}: {lines:,} lines")
+    stripped = "\n".join(line.rstrip() for line in page.getvalue().splitlines())
+    return re.sub("\n{3,}", "\n\n", stripped).rstrip()
+
+
+def _sentence(found: Info) -> str:
+    classes = found.classes
+    of_classes = "" if classes is None else f" of {_count(len(classes.counts), 'class', 'classes')}"
+    fields = _plain(", ".join(field.name for field in found.fields)) or "none"
+    return (
+        f"{_count(found.samples, 'sample')}{of_classes} in {_count(len(found.shards), 'shard')}, "
+        f"{_size(found.bytes)}, with the fields {fields}."
+    )
+
+
+def _splits_table(found: Info) -> Table:
+    table = _table("split", "samples", "share", "shards", "size", "classes")
+    for name, split in found.splits.items():
+        held = [] if split.classes is None else split.classes.counts
+        table.add_row(
+            _plain(name),
+            f"{split.samples:,}",
+            f"{split.samples / max(found.samples, 1):.1%}",
+            f"{len(split.shards):,}",
+            _size(split.bytes),
+            f"{sum(count.samples > 0 for count in held):,}",
+        )
+    return table
+
+
+def _shards_sentence(shards: Sequence[ShardInfo]) -> str:
+    if not shards:
+        return "No shards."
+    without = sum(not shard.checksums for shard in shards)
+    hint = f" {_count(without, 'index', 'indexes')} without checksums." if without else ""
+    return (
+        f"Samples in a shard: {_range([shard.samples for shard in shards], _number)}; its size: "
+        f"{_range([shard.bytes for shard in shards], _size)}.{hint}"
+    )
+
+
+def _shards_table(shards: Iterable[ShardInfo]) -> Table:
+    table = _table("shard", "samples", "size")
+    for shard in shards:
+        table.add_row(_plain(shard.name), f"{shard.samples:,}", _size(shard.bytes))
+    return table
+
+
+def _fields_table(fields: Iterable[FieldInfo], samples: int) -> Table:
+    table = _table("field", "kind", "samples", "total", "median", "largest", left=2)
+    for field in fields:
+        lacking = "" if field.samples == samples else f" of {samples:,}"
+        table.add_row(
+            _plain(field.name),
+            field.kind,
+            f"{field.samples:,}{lacking}",
+            *map(_size, (field.bytes, field.median, field.largest)),
+        )
+    return table
+
+
+def _classes_sentences(classes: ClassesInfo) -> list[str]:
+    counts = [count.samples for count in classes.counts]
+    sentences = []
+    if counts:
+        sentences.append(f"Samples of a class: {_range(counts, _number)}.")
+    if not classes.complete:
+        sentences.append(f"There are more than {len(counts):,} class numbers; not all are counted.")
+    for samples, what in (
+        (classes.outside, f"a class number that is not among the {classes.named or 0:,} named"),
+        (classes.unreadable, "a cls that is no number"),
+        (classes.missing, "no cls"),
+    ):
+        if samples:
+            sentences.append(f"{_count(samples, 'sample has', 'samples have')} {what}.")
+    return sentences
+
+
+def _classes_table(found: Info, counts: Iterable[ClassCount]) -> Table:
+    """The samples of each class; of each split, too, if there are some and they fit."""
+    named = found.classes is not None and found.classes.named is not None
+    splits = {
+        name: {count.number: count.samples for count in split.classes.counts}
+        for name, split in found.splits.items()
+        if split.classes is not None and len(found.splits) <= _MOST_SPLITS
+    }
+    table = _table("class", *["name"] * named, "samples", *map(_plain, splits), left=1 + named)
+    for count in counts:
+        name = "(not in the list)" if count.name is None else _plain(count.name)
+        inside = [f"{held.get(count.number, 0):,}" for held in splits.values()]
+        table.add_row(str(count.number), *[name] * named, f"{count.samples:,}", *inside)
+    return table
+
+
+def _sample_table(sample: SampleInfo) -> Table:
+    table = _table("field", "size", "value")
+    table.columns[2].justify, table.columns[2].overflow = "left", "fold"
+    for field in sample.fields:
+        table.add_row(_plain(field.name), _size(field.bytes), _plain(field.value))
+    return table
+
+
+def _table(*titles: str, left: int = 1) -> Table:
+    """A table whose first columns are text and whose others are numbers."""
+    table = Table(box=SIMPLE_HEAD)
+    for place, title in enumerate(titles):
+        text = place < left
+        table.add_column(title, justify="left" if text else "right", overflow="fold")
+    return table
+
+
+def _range(values: Sequence[int], show: Callable[[int], str]) -> str:
+    low, high = show(min(values)), show(max(values))
+    if low == high:
+        return low
+    return f"{low} to {high}, median {show(statistics.median_low(values))}"
+
+
+def _number(count: int) -> str:
+    return f"{count:,}"
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def _size(count: int) -> str:
+    """Bytes, as 57.9 kB."""
+    value, unit = float(count), 0
+    while value >= 999.95 and unit < len(_UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:,.1f} {_UNITS[unit]}" if unit else f"{count} B"
+
+
+def _plain(text: str) -> str:
+    """Text without control characters and undecodable bytes: they are escaped."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def _encodable(text: str) -> str:
+    """Text that standard output takes."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)

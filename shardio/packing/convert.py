@@ -1,0 +1,272 @@
+"""Shards for other tools: TFRecord files made of them, and the indexes that others need.
+
+Each shard becomes one file, by a task of its own; a file gets its name when it is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Literal, get_args
+
+from shardio.errors import PackError, UsageError
+from shardio.index.catalog import Catalog, ShardEntry, Source, open_catalog
+from shardio.index.export import dali_index, energon_index, wids_index
+from shardio.index.manifest import index_path
+from shardio.packing.engine import Engine, Ticker
+from shardio.packing.features import Pair, name_features, parse_pairs
+from shardio.packing.job import Progress
+from shardio.packing.pack import make_engine
+from shardio.packing.record_files import (
+    RECORD_SUFFIX,
+    RecordTask,
+    hold_record_folder,
+    write_records,
+)
+from shardio.packing.sources.open import has_tars
+from shardio.packing.sources.tfrecord import find_files
+from shardio.storage.atomic import atomic_file, sync_folder
+from shardio.storage.cache import GZIP_SUFFIXES
+from shardio.tfrecord.records import load_checksum
+
+Target = Literal["tfrecord", "wids", "dali", "energon"]
+
+WIDS_NAME = "shardindex.json"
+_INDEXES: Mapping[Target, tuple[str, Callable[[ShardEntry], bytes]]] = {
+    "dali": (".idx", dali_index),
+    "energon": (".tar.idx", energon_index),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertSummary:
+    """What was converted.
+
+    Attributes:
+        samples: in all shards.
+        shards: that were read.
+        files: that are written.
+        bytes: of these files.
+        seconds: it took.
+    """
+
+    samples: int
+    shards: int
+    files: int
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexTask:
+    """A shard to index for another tool.
+
+    Attributes:
+        entry: the shard.
+        path: of the index.
+        to: the tool.
+    """
+
+    entry: ShardEntry
+    path: str
+    to: Target
+
+    def __len__(self) -> int:
+        return self.entry.samples
+
+
+def convert(
+    source: Source,
+    out: str | PathLike[str] | None = None,
+    *,
+    to: Target,
+    features: Sequence[str] = (),
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> ConvertSummary:
+    """Make TFRecord files of shards, or indexes of shards for other tools.
+
+    From TFRecord files to shards is `shardio.pack`.
+
+    Args:
+        source: a packed folder, a folder of tars, a shard, a glob, a pattern, or a list of these.
+        out: folder for the files. TFRecord files need one without such files in it; indexes lie
+            beside their shards by default.
+        to: "tfrecord" writes `NAME.tfrecord` for each shard `NAME.tar`, a tf.train.Example a
+            sample: each field as bytes under its name, `cls` as int64 under `label`, the key under
+            `__key__`. "wids" writes one `shardindex.json`, "dali" `NAME.idx` and "energon"
+            `NAME.tar.idx` for each shard.
+        features: of "tfrecord", names for fields, as ["jpg=image/encoded"]; "jpg=" leaves a field
+            out.
+        jobs: processes; by default one a core.
+        progress: called with the number of samples; what it returns is called with how many more
+            are done.
+
+    Raises:
+        UsageError: an argument cannot be meant, or nothing is at the source.
+        PackError: the output is taken.
+        SampleError: a member is not what was packed, or a class number is none.
+        IndexFileError: an index is missing, damaged or stale.
+        TarError: a shard is damaged.
+        OSError: a shard cannot be read, or a file not written.
+    """
+    start = time.monotonic()
+    pairs = check_arguments(out, to=to, features=features)
+    engine = make_engine("local", jobs)
+    _refuse_records(source)
+    catalog = open_catalog(source)
+    if to == "tfrecord" and out is not None:
+        sizes = _write_records(catalog, Path(out), pairs, engine, progress)
+    elif to == "wids":
+        sizes = [_write_wids(catalog, out)]
+    else:
+        sizes = _write_indexes(catalog, out, to, engine, progress)
+    return ConvertSummary(
+        samples=sum(entry.samples for entry in catalog.shards),
+        shards=len(catalog.shards),
+        files=len(sizes),
+        bytes=sum(sizes),
+        seconds=time.monotonic() - start,
+    )
+
+
+def check_arguments(
+    out: str | PathLike[str] | None, *, to: Target, features: Sequence[str]
+) -> tuple[Pair, ...]:
+    """The pairs of fields and features that arguments of convert say.
+
+    Raises:
+        UsageError: an argument cannot be meant.
+    """
+    pairs = parse_pairs(features)
+    if to not in get_args(Target):
+        raise UsageError(f"to={to!r}: it must be one of {', '.join(get_args(Target))}")
+    if to == "tfrecord" and out is None:
+        raise UsageError("TFRecord files need a folder of their own; name it as OUT")
+    if to != "tfrecord" and pairs:
+        raise UsageError("features are of TFRecord files; leave them out")
+    if pair := next((pair for pair in pairs if not pair.field), None):
+        raise UsageError(f"features: '={pair.name}' names no field; write it as jpg=image/encoded")
+    return pairs
+
+
+def write_index(task: IndexTask, ticker: Ticker) -> int:
+    """Write an index of a shard for another tool; returns its size.
+
+    Raises:
+        ShardioError: the shard is damaged or stale, or the tool cannot read it.
+        OSError: the shard cannot be read, or the index not written.
+    """
+    _, index = _INDEXES[task.to]
+    data = index(task.entry)
+    with atomic_file(Path(task.path)) as stream:
+        stream.write(data)
+    ticker.tick(len(task))
+    return len(data)
+
+
+def _write_records(
+    catalog: Catalog,
+    out: Path,
+    pairs: Sequence[Pair],
+    engine: Engine,
+    progress: Progress | None,
+) -> list[int]:
+    load_checksum()
+    names = name_features(catalog.fields, pairs)
+    paths = [out / (_stem(entry) + RECORD_SUFFIX) for entry in catalog.shards]
+    _refuse_equal(paths)
+    tasks = [
+        RecordTask(entry=entry, path=str(path), names=names)
+        for entry, path in zip(catalog.shards, paths, strict=True)
+    ]
+    made = f"{catalog.digest()} {sorted(names.items())} {[path.name for path in paths]}"
+    with hold_record_folder(
+        out, hashlib.sha256(made.encode("utf-8", "surrogateescape")).hexdigest()
+    ):
+        sizes = engine.run(write_records, tasks, _advance(catalog, progress))
+        sync_folder(out)
+    return sizes
+
+
+def _write_indexes(
+    catalog: Catalog,
+    out: str | PathLike[str] | None,
+    to: Target,
+    engine: Engine,
+    progress: Progress | None,
+) -> list[int]:
+    suffix, _ = _INDEXES[to]
+    tasks = [
+        IndexTask(entry=entry, path=str(_beside(entry, out) / (_stem(entry) + suffix)), to=to)
+        for entry in map(_plain, catalog.shards)
+    ]
+    _refuse_equal([Path(task.path) for task in tasks])
+    for task in tasks:
+        if Path(task.path).resolve() == index_path(Path(task.entry.path).resolve()):
+            raise UsageError(
+                f"{task.path}: shardio's own index lies there; name another folder as OUT"
+            )
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    sizes = engine.run(write_index, tasks, _advance(catalog, progress))
+    for folder in {Path(task.path).parent for task in tasks}:
+        sync_folder(folder)
+    return sizes
+
+
+def _write_wids(catalog: Catalog, out: str | PathLike[str] | None) -> int:
+    folders = {_beside(_plain(entry), out) for entry in catalog.shards}
+    if len(folders) > 1:
+        raise UsageError("the shards lie in several folders; name one for the index as OUT")
+    folder = folders.pop()
+    folder.mkdir(parents=True, exist_ok=True)
+    data = wids_index(catalog.shards, folder)
+    with atomic_file(folder / WIDS_NAME) as stream:
+        stream.write(data)
+    sync_folder(folder)
+    return len(data)
+
+
+def _refuse_records(source: Source) -> None:
+    path = os.fspath(source) if isinstance(source, str | PathLike) else None
+    if path is not None and not has_tars(path) and find_files(path) is not None:
+        raise PackError(
+            f"{path}: these are TFRecord files; `shardio pack {path} OUT --shards N` makes shards "
+            "of them"
+        )
+
+
+def _stem(entry: ShardEntry) -> str:
+    name = Path(entry.name).name
+    suffix = next((each for each in (".tar", *GZIP_SUFFIXES) if name.endswith(each)), "")
+    return name.removesuffix(suffix)
+
+
+def _beside(entry: ShardEntry, out: str | PathLike[str] | None) -> Path:
+    return Path(entry.name).parent if out is None else Path(out)
+
+
+def _plain(entry: ShardEntry) -> ShardEntry:
+    if entry.name.endswith(GZIP_SUFFIXES):
+        raise PackError(
+            f"{entry.name}: other tools find samples in uncompressed tars only; "
+            "decompress it with gunzip"
+        )
+    return entry
+
+
+def _refuse_equal(paths: Sequence[Path]) -> None:
+    again = next((path for path in paths if paths.count(path) > 1), None)
+    if again is not None:
+        raise UsageError(f"two shards would become {again}; convert them into different folders")
+
+
+def _advance(catalog: Catalog, progress: Progress | None) -> Callable[[int], None] | None:
+    total = sum(entry.samples for entry in catalog.shards)
+    return progress(total) if progress else None

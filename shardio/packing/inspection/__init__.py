@@ -1,0 +1,1 @@
+"""Looking at shards: what is in them, by their indexes and a few members."""

@@ -1,0 +1,352 @@
+"""What shards hold: all of it from their indexes, a sample and class numbers from a few members."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike, fspath
+from pathlib import Path
+
+from shardio.codecs.registry import Kind, kind_of
+from shardio.errors import UsageError
+from shardio.index.catalog import (
+    SHARD_SUFFIXES,
+    ShardEntry,
+    Source,
+    is_packed,
+    list_parts,
+    open_catalog,
+    refuse_unfinished,
+)
+from shardio.index.shard_index import ShardIndex
+from shardio.packing.inspection.classes import LABEL, ClassCounter, class_name
+from shardio.packing.inspection.sample import KeyFinder, SampleInfo, look_at
+from shardio.packing.inspection.tally import Tally
+from shardio.packing.output import LEDGERS
+
+PREVIEW_COUNT = 48
+MOST_PREVIEWED = 960
+_PIECE = 1 << 20
+_WHOLE = ""  # name of what is no split
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardInfo:
+    """One shard.
+
+    Attributes:
+        name: its path.
+        samples: how many it holds.
+        bytes: of its uncompressed tar.
+        checksums: its index has those of members.
+    """
+
+    name: str
+    samples: int
+    bytes: int
+    checksums: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldInfo:
+    """One field of all samples.
+
+    Attributes:
+        name: of the field.
+        kind: see shardio.codecs.registry.kind_of.
+        samples: that have it.
+        bytes: of its data in all of them.
+        median: bytes of the data in the middle, of two the smaller.
+        largest: bytes of the largest data.
+    """
+
+    name: str
+    kind: Kind
+    samples: int
+    bytes: int
+    median: int
+    largest: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassCount:
+    """One class.
+
+    Attributes:
+        number: of the class.
+        name: None without names, and for a number outside the list of them.
+        samples: of the class.
+    """
+
+    number: int
+    name: str | None
+    samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassesInfo:
+    """The class numbers, which are in the field `cls`.
+
+    Attributes:
+        named: how many classes have names; None where no manifest has a list.
+        counts: by number; a class with a name is among them without samples, too.
+        complete: False where more than 100,000 different numbers came, and not all are in
+            `counts`.
+        outside: samples whose number is not in the list of names.
+        unreadable: samples whose `cls` is no number.
+        missing: samples without `cls`.
+    """
+
+    named: int | None
+    counts: tuple[ClassCount, ...]
+    complete: bool
+    outside: int
+    unreadable: int
+    missing: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Info:
+    """What a source holds.
+
+    Attributes:
+        source: its paths.
+        samples: in all shards.
+        bytes: of all shards.
+        shards: in order.
+        fields: sorted by name.
+        classes: None where no sample has a class number.
+        sample: one of them; None if there is none, and for a split.
+        ledgers: lines of skipped.jsonl, renamed.jsonl and duplicates.jsonl, by file name, of
+            those that are there.
+        splits: by name; empty for a source that is no folder of splits.
+    """
+
+    source: tuple[str, ...]
+    samples: int
+    bytes: int
+    shards: tuple[ShardInfo, ...]
+    fields: tuple[FieldInfo, ...]
+    classes: ClassesInfo | None
+    sample: SampleInfo | None
+    ledgers: Mapping[str, int]
+    splits: Mapping[str, Info] = field(default_factory=dict)
+
+
+def info(
+    source: Source,
+    *,
+    sample: int | str = 0,
+    preview: str | PathLike[str] | None = None,
+    preview_count: int = PREVIEW_COUNT,
+    progress: Callable[[int], Callable[[int], None]] | None = None,
+) -> Info:
+    """Say what shards hold: samples, shards, fields, classes, and the fields of one sample.
+
+    Counts and sizes are those of the indexes. Class numbers of up to seven digits follow from
+    checksums; where an index has none, and of longer ones, the members are read.
+
+    Args:
+        source: see shardio.index.catalog.open_catalog; or a folder of packed folders, which
+            are its splits.
+        sample: the one to look at, by its position as packed or by its key; digits that are no
+            key are a position.
+        preview: a PNG file for a contact sheet, of images evenly spread over the samples.
+        preview_count: images on it, 1 to 960.
+        progress: called with the number of shards; what it returns is called with how many more
+            are done.
+
+    Raises:
+        UsageError: nothing is at the source, there is no such sample, or nothing to preview.
+        IndexFileError: a manifest or index is damaged or stale, or a pack is unfinished.
+        TarError: a shard is damaged, missing or was changed.
+        OSError: a shard cannot be read or the preview not written.
+    """
+    if preview is not None:
+        _check_preview(fspath(preview), preview_count)
+    parts = list_parts(source)
+    folders = _find_splits(parts)
+    catalogs = {name: open_catalog(folder) for name, folder in folders.items()}
+    catalogs = catalogs or {_WHOLE: open_catalog(source)}
+    entries = [entry for catalog in catalogs.values() for entry in catalog.shards]
+    done = progress(len(entries)) if progress else None
+    finder = KeyFinder(sample) if isinstance(sample, str) else None
+    found = {name: _Contents(catalog.classes) for name, catalog in catalogs.items()}
+    for name, catalog in catalogs.items():
+        for entry in catalog.shards:
+            index = entry.load_index()
+            found[name].add(entry, index)
+            if finder is not None:
+                finder.add(index)
+            if done is not None:
+                done(1)
+    whole = _merge([*found.values()])
+    number = _number_of(sample, finder, whole.samples)
+    if preview is not None:
+        from shardio.packing.inspection.sheet import write_sheet  # noqa: PLC0415  loads OpenCV
+
+        write_sheet(Path(preview), entries, whole.classes, preview_count)
+    return whole.info(
+        source=(*map(str, parts),),
+        sample=None if number is None else _look_at_number(entries, number, whole.classes),
+        ledgers=_count_ledgers(parts),
+        splits={
+            name: contents.info(source=(str(folders[name]),))
+            for name, contents in (found if folders else {}).items()
+        },
+    )
+
+
+class _Contents:
+    """What the indexes of some shards say.
+
+    Args:
+        classes: names by number.
+    """
+
+    def __init__(self, classes: tuple[str, ...] | None) -> None:
+        self.classes = classes
+        self.shards: list[ShardInfo] = []
+        self.samples = 0
+        self._sizes: dict[str, Tally] = {}
+        self._numbers = ClassCounter(len(classes or ()))
+
+    def add(self, entry: ShardEntry, index: ShardIndex) -> None:
+        self.samples += len(index)
+        self.shards.append(
+            ShardInfo(
+                name=entry.name,
+                samples=len(index),
+                bytes=index.shard_size,
+                checksums=index.checksums is not None,
+            )
+        )
+        for column, name in enumerate(index.fields):
+            there = index.offsets[:, column] >= 0
+            self._sizes.setdefault(name, Tally()).add(index.sizes[there, column])
+        self._numbers.add(entry, index)
+
+    def merge(self, other: _Contents) -> None:
+        self.samples += other.samples
+        self.shards += other.shards
+        for name, sizes in other._sizes.items():
+            self._sizes.setdefault(name, Tally()).merge(sizes)
+        self._numbers.merge(other._numbers)
+
+    def info(
+        self,
+        *,
+        source: tuple[str, ...],
+        sample: SampleInfo | None = None,
+        ledgers: Mapping[str, int] | None = None,
+        splits: Mapping[str, Info] | None = None,
+    ) -> Info:
+        return Info(
+            source=source,
+            samples=self.samples,
+            bytes=sum(shard.bytes for shard in self.shards),
+            shards=tuple(self.shards),
+            fields=tuple(_field_info(name, sizes) for name, sizes in sorted(self._sizes.items())),
+            classes=self._classes_info() if LABEL in self._sizes else None,
+            sample=sample,
+            ledgers=ledgers or {},
+            splits=splits or {},
+        )
+
+    def _classes_info(self) -> ClassesInfo:
+        counts, named = self._numbers.numbers, len(self.classes or ())
+        numbers = sorted({*counts, *range(named)})
+        return ClassesInfo(
+            named=None if self.classes is None else named,
+            counts=tuple(
+                ClassCount(
+                    number=number, name=class_name(number, self.classes), samples=counts[number]
+                )
+                for number in numbers
+            ),
+            complete=self._numbers.complete,
+            outside=0
+            if self.classes is None
+            else sum(count for number, count in counts.items() if not 0 <= number < named),
+            unreadable=self._numbers.unreadable,
+            missing=self._numbers.missing,
+        )
+
+
+def _merge(parts: Sequence[_Contents]) -> _Contents:
+    """All of them together; with names of classes if they have the same."""
+    if len(parts) == 1:
+        return parts[0]
+    names = {part.classes for part in parts}
+    whole = _Contents(names.pop() if len(names) == 1 else None)
+    for part in parts:
+        whole.merge(part)
+    return whole
+
+
+def _field_info(name: str, sizes: Tally) -> FieldInfo:
+    numbers, counts = sizes.counts()
+    return FieldInfo(
+        name=name,
+        kind=kind_of(name),
+        samples=int(counts.sum()),
+        bytes=int((numbers * counts).sum()),
+        median=sizes.median(),
+        largest=int(numbers[-1]) if len(numbers) else 0,
+    )
+
+
+def _find_splits(parts: Sequence[Path]) -> dict[str, Path]:
+    """The packed folders in a folder that has no shards itself, by name."""
+    folder = parts[0]
+    if len(parts) > 1 or not folder.is_dir() or is_packed(folder):
+        return {}
+    refuse_unfinished(folder)
+    if any(path.name.endswith(SHARD_SUFFIXES) for path in folder.iterdir()):
+        return {}
+    return {path.name: path for path in sorted(folder.iterdir()) if is_packed(path)}
+
+
+def _number_of(sample: int | str, finder: KeyFinder | None, samples: int) -> int | None:
+    """The position of the wanted sample; None if there is none at all and none is named."""
+    if finder is not None and finder.number is not None:
+        return finder.number
+    if isinstance(sample, str) and not (sample.isascii() and sample.isdecimal()):
+        raise UsageError(f"no sample has the key {sample!r}; give a key as it is, or a position")
+    number = int(sample)
+    if not samples and not number:
+        return None
+    if not 0 <= number < samples:
+        raise UsageError(
+            f"there is no sample {sample}: no key is so, and positions go from 0 to {samples - 1:,}"
+        )
+    return number
+
+
+def _look_at_number(
+    entries: Sequence[ShardEntry], number: int, classes: tuple[str, ...] | None
+) -> SampleInfo:
+    row = number
+    for entry in entries:
+        if row < entry.samples:
+            break
+        row -= entry.samples
+    return look_at(entry, row, number=number, classes=classes)
+
+
+def _count_ledgers(parts: Sequence[Path]) -> dict[str, int]:
+    """Lines of each ledger that lies in the folders."""
+    found = {name: [part / name for part in parts if (part / name).is_file()] for name in LEDGERS}
+    return {name: sum(map(_count_lines, paths)) for name, paths in found.items() if paths}
+
+
+def _count_lines(path: Path) -> int:
+    with path.open("rb") as stream:
+        return sum(piece.count(b"\n") for piece in iter(lambda: stream.read(_PIECE), b""))
+
+
+def _check_preview(path: str, count: int) -> None:
+    if not path.lower().endswith(".png"):
+        raise UsageError(f"{path}: the preview is a PNG file; name it so, as sheet.png")
+    if type(count) is not int or not 1 <= count <= MOST_PREVIEWED:
+        raise UsageError(f"preview_count={count!r}: it must be 1 to {MOST_PREVIEWED} images")

@@ -1,0 +1,259 @@
+"""TFRecord files of tf.train.Example messages: a record a sample.
+
+Files are mapped, read once from start to end, and every byte is held against its checksum. Bytes of
+features stay where they are until a shard is written; numbers become text of the fields `cls` and
+`json`, or arrays. In `json` every feature is a list, as in the Example, so that a feature has one
+type in all samples.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import mmap
+import os
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shardio.codecs.basic import decode_cls
+from shardio.codecs.registry import kind_of
+from shardio.errors import CodecError
+from shardio.index.catalog import expand_pattern
+from shardio.packing.features import KEY, LABEL, Pair, choose_fields
+from shardio.packing.fields import FieldRule, key_fault
+from shardio.packing.samples import (
+    FromMemory,
+    FromRange,
+    Origin,
+    Problem,
+    SourceField,
+    SourceSample,
+)
+from shardio.tfrecord.example import Feature, Numbers, Place, parse_example
+from shardio.tfrecord.records import Buffer, Record, scan_records
+
+_JSON = "json"
+_SHARD = r"-[0-9]{5}-of-[0-9]{5}"
+_FILES = re.compile(rf".*(\.tfrecords?({_SHARD})?(\.gz)?|{_SHARD})", re.DOTALL)
+_PATTERNS = re.compile(r".*(\.tfrecord|-of-[0-9]{5}$)", re.DOTALL)
+_ENDING = re.compile(r"\.tfrecords?(?=-|$)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TFRecords:
+    """The samples of TFRecord files.
+
+    Attributes:
+        root: what the user named.
+        files: in order.
+        pairs: which features are which fields, as the user says.
+        labels: False leaves class numbers out.
+        classes: names of the classes by number; None leaves them without names.
+    """
+
+    root: str
+    files: tuple[Path, ...]
+    pairs: tuple[Pair, ...] = ()
+    labels: bool = True
+    classes: tuple[str, ...] | None = None
+
+    def samples(self) -> Iterator[SourceSample | Problem]:
+        """All samples, file by file.
+
+        Raises:
+            TFRecordError: a file is damaged, so that the records after the damage are lost.
+            UsageError: the package crc32c is not installed.
+            OSError: a file cannot be read.
+        """
+        common = os.path.commonpath([path.parent.absolute() for path in self.files])
+        for path in self.files:
+            stem = _ENDING.sub("", os.path.relpath(path.absolute(), common))
+            with path.open("rb") as stream:
+                if not os.fstat(stream.fileno()).st_size:
+                    continue
+                data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            with data, closing(scan_records(data, name=str(path))) as records:
+                for number, record in enumerate(records):
+                    name = f"{path}, record {number} at byte {record.offset}"
+                    try:
+                        yield self._sample(data, record, path, name, f"{stem}/{number:08d}")
+                    except (CodecError, _RecordError) as error:
+                        yield Problem(path=name, reason=str(error))
+
+    def _sample(
+        self, data: mmap.mmap, record: Record, path: Path, name: str, key: str
+    ) -> SourceSample:
+        if not record.sound:
+            raise _RecordError("the checksum of its data does not match, so the file is damaged")
+        example = parse_example(data, record.offset, record.size)
+        found = _Found(data, os.fsencode(path.absolute()))
+        chosen = choose_fields(example, self.pairs)
+        for feature, field in sorted(chosen.items()):
+            found.take(feature, field, example[feature])
+        label = found.label()
+        if not self.labels:
+            found.fields.pop(LABEL, None)
+        elif self.classes is not None and not 0 <= (label or 0) < len(self.classes):
+            raise _RecordError(f"its class {label} is not one of the {len(self.classes)} classes")
+        key, renamed = (key, False) if found.key is None else _key_of(found.key)
+        if fault := key_fault(key):
+            raise _RecordError(fault)
+        return SourceSample(
+            key=key,
+            name=name,
+            fields=found.in_order(),
+            label=label if self.labels and (label or 0) >= 0 else None,
+            renamed=renamed,
+        )
+
+
+class _RecordError(Exception):
+    """Why a record is no sample."""
+
+
+class _Found:
+    """Collects the fields of one sample.
+
+    Args:
+        data: of the file.
+        path: of the file.
+
+    Attributes:
+        fields: origins by name.
+        key: text that the key is made of, if a feature has it.
+    """
+
+    def __init__(self, data: Buffer, path: bytes) -> None:
+        self.fields: dict[str, Origin] = {}
+        self.key: str | None = None
+        self._data = data
+        self._path = path
+        self._rest: dict[str, list[int] | list[float] | list[str]] = {}
+
+    def take(self, name: str, field: str | None, feature: Feature) -> None:
+        """Take a feature as a field, or as one of many in the field json if there is no other.
+
+        Raises:
+            _RecordError: it cannot be that field.
+        """
+        if field is None or field == KEY:
+            self._rest[name] = values = self._listed(name, feature)
+            if field == KEY:
+                if len(values) != 1 or not isinstance(values[0], str):
+                    raise _RecordError(f"its feature {name!r} is not one text, so no key")
+                self.key = values[0]
+        elif field in self.fields:
+            raise _RecordError(f"two of its features are the field {field!r}")
+        elif len(feature) or field == _JSON:
+            self.fields[field] = self._origin(name, field, feature)
+
+    def label(self) -> int | None:
+        """The class number, if there is one.
+
+        Raises:
+            CodecError: the bytes of the field are no number.
+        """
+        origin = self.fields.get(LABEL)
+        if isinstance(origin, FromRange):
+            return decode_cls(self._bytes(Place(origin.offset, origin.size)))
+        return int(origin.data) if isinstance(origin, FromMemory) else None
+
+    def in_order(self) -> tuple[SourceField, ...]:
+        """The fields, class number first, then by name, the features that are no fields last."""
+        rest = {name: values for name, values in self._rest.items() if name != KEY}
+        if rest and _JSON in self.fields:
+            raise _RecordError(
+                f"its feature {next(iter(rest))!r} would go into the field json, which another "
+                "feature is; pass --feature FIELD=NAME or, to leave it out, --feature =NAME"
+            )
+        fields = sorted(self.fields.items(), key=lambda field: (field[0] != LABEL, field[0]))
+        found = [SourceField(field or None, origin) for field, origin in fields]
+        if rest:
+            text = json.dumps(rest, ensure_ascii=False, allow_nan=False)
+            found.append(SourceField(_JSON, FromMemory(text.encode())))
+        if not found:
+            raise _RecordError("it has no features that could be fields")
+        return tuple(found)
+
+    def _origin(self, name: str, field: str, feature: Feature) -> Origin:
+        if field == _JSON and not (isinstance(feature, list) and len(feature) == 1):
+            values = self._listed(name, feature)
+            return FromMemory(json.dumps(values, ensure_ascii=False).encode())
+        if not isinstance(feature, list):
+            return FromMemory(_encode_numbers(name, field, feature))
+        if len(feature) > 1:
+            raise _RecordError(
+                f"its feature {name!r} has {len(feature)} values, and the field "
+                f"{field or 'of an image'} holds one"
+            )
+        return FromRange(self._path, *feature[0], None)
+
+    def _listed(self, name: str, feature: Feature) -> list[int] | list[float] | list[str]:
+        """The values of a feature as JSON has them."""
+        if not isinstance(feature, list):
+            if not np.isfinite(feature).all():
+                raise _RecordError(
+                    f"its feature {name!r} has values that are not finite, which JSON cannot "
+                    f"hold; pass --feature FIELD.npy={name}"
+                )
+            values: list[int] | list[float] = feature.tolist()
+            return values
+        try:
+            return [str(self._bytes(place), "utf-8") for place in feature]
+        except UnicodeDecodeError:
+            raise _RecordError(
+                f"its feature {name!r} holds bytes that are no text; pass --feature FIELD={name} "
+                f"to pack it as a field, or --feature ={name} to leave it out"
+            ) from None
+
+    def _bytes(self, place: Place) -> bytes:
+        return bytes(self._data[place.offset : place.offset + place.size])
+
+
+def _key_of(text: str) -> tuple[str, bool]:
+    """The key that a text gives, which may be the path of an image, and whether it is another."""
+    found = FieldRule().look_at(text.lstrip("/"))
+    if found is None or ".." in text.split("/"):
+        raise _RecordError(f"{text!r} cannot be a key; choose another feature with --feature")
+    return found.key, found.renamed
+
+
+def _encode_numbers(name: str, field: str, numbers: Numbers) -> bytes:
+    kind = kind_of(field)
+    if kind == "cls" and len(numbers) == 1 and numbers.dtype == np.int64:
+        return b"%d" % int(numbers[0])
+    if kind == "npy":
+        stream = io.BytesIO()
+        np.save(stream, numbers, allow_pickle=False)
+        return stream.getvalue()
+    raise _RecordError(
+        f"its feature {name!r} has {len(numbers)} numbers of type {numbers.dtype}, and the field "
+        f"{field!r} cannot hold them; cls holds one whole number, json and npy hold any"
+    )
+
+
+def find_files(path: str) -> tuple[Path, ...] | None:
+    """The TFRecord files that a path names; None if it names something else.
+
+    Args:
+        path: a file x.tfrecord, x.tfrecords, x.tfrecord-00000-of-00010 or x-00000-of-00010, a
+            pattern of such files, or a folder with some.
+
+    Raises:
+        UsageError: no file fits the pattern.
+    """
+    if os.path.isdir(path):  # noqa: PTH112  bytes that are no UTF-8
+        with os.scandir(path) as entries:
+            found = [
+                each.name for each in entries if _FILES.fullmatch(each.name) and each.is_file()
+            ]
+        names = sorted(name for name in found if not name.startswith("."))
+        return tuple(Path(path, name) for name in names) if names else None
+    if not _PATTERNS.match(os.path.basename(path)):  # noqa: PTH119  text
+        return None
+    return (Path(path),) if Path(path).exists() else tuple(expand_pattern(path))

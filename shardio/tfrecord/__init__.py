@@ -1,0 +1,1 @@
+"""TFRecord files: their framing, and the tf.train.Example messages inside."""
