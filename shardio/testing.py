@@ -6,9 +6,13 @@ import io
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
+
+Damage = Literal["flip", "truncate", "swap", "double", "zero", "drop"]
+_BLOCK = 512
 
 
 def make_images(
@@ -53,3 +57,33 @@ def make_shard(path: Path, samples: Mapping[str, Mapping[str, bytes]]) -> Path:
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))
     return path
+
+
+def damaged(data: bytes, damage: Damage, numbers: np.random.Generator) -> bytes:
+    """Damage the contents of a file at a random place.
+
+    Args:
+        data: the contents, at least 1,024 bytes where blocks are changed.
+        damage: "flip" one bit; "truncate" at any byte; "swap" two blocks of 512 bytes, "double",
+            "zero" or "drop" one.
+        numbers: where.
+
+    Returns:
+        Other contents, but for blocks that are swapped with equal ones or zero already.
+    """
+    changed = bytearray(data)
+    if damage == "flip":
+        changed[numbers.integers(len(data))] ^= 1 << int(numbers.integers(8))
+        return bytes(changed)
+    if damage == "truncate":
+        return data[: numbers.integers(len(data))]
+    one, other = (int(at) * _BLOCK for at in numbers.integers(len(data) // _BLOCK, size=2))
+    block = data[one : one + _BLOCK]
+    if damage == "swap":
+        changed[one : one + _BLOCK] = data[other : other + _BLOCK]
+        changed[other : other + _BLOCK] = block
+    else:
+        changed[one : one + _BLOCK] = {"double": 2 * block, "zero": bytes(_BLOCK), "drop": b""}[
+            damage
+        ]
+    return bytes(changed)

@@ -15,6 +15,7 @@ from shardio.cli.plan import plan
 from shardio.cli.profile import profile
 from shardio.cli.replay import replay
 from shardio.cli.reshard import reshard
+from shardio.cli.verify import verify
 from shardio.errors import ShardioError
 
 
@@ -24,7 +25,7 @@ def commands() -> None:
     """Pack images into tar shards, stream them into PyTorch, see what limits the loader."""
 
 
-for _command in (convert, index, info, pack, plan, profile, replay, reshard):
+for _command in (convert, index, info, pack, plan, profile, replay, reshard, verify):
     commands.add_command(_command)
 
 

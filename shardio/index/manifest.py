@@ -68,7 +68,13 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    document = {
+    with atomic_file(folder / MANIFEST_NAME) as stream:
+        stream.write(json.dumps(manifest_document(manifest), indent=1).encode() + b"\n")
+
+
+def manifest_document(manifest: Manifest) -> dict[str, Any]:
+    """What the file of a manifest says, as JSON values."""
+    return {
         "__kind__": "wids-shard-index-v1",
         "wids_version": 1,
         "shardlist": [
@@ -83,12 +89,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "shardio": {
             "version": _VERSION,
             "crc32": _checksum(manifest),
-            "fields": manifest.fields,
-            "classes": manifest.classes,
+            "fields": [*manifest.fields],
+            "classes": None if manifest.classes is None else [*manifest.classes],
         },
     }
-    with atomic_file(folder / MANIFEST_NAME) as stream:
-        stream.write(json.dumps(document, indent=1).encode() + b"\n")
 
 
 def read_manifest(folder: Path) -> Manifest:

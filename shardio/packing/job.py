@@ -74,6 +74,7 @@ class Job:
         measure: bytes that a sample takes in a shard; only for shards of a size.
         engine: runs the tasks.
         progress: hears of samples that are packed.
+        ledger: file of the output that lists what was left out.
 
     Raises:
         UsageError: the sizes of samples are not known before they are encoded.
@@ -90,6 +91,7 @@ class Job:
     measure: Callable[[SourceSample], int] | None
     engine: Engine
     progress: Progress | None
+    ledger: str = SKIPPED_NAME
 
     def __post_init__(self) -> None:
         if self.measure is not None and self.store.decodes:
@@ -109,7 +111,7 @@ class PackSummary:
         bytes: of all shards.
         classes: how many have names; None without.
         splits: samples by split; None without splits.
-        skipped: problems, each listed in skipped.jsonl.
+        skipped: problems, each listed in the ledger.
         duplicates: samples that are the same as one before, each listed in duplicates.jsonl; None
             if nobody looked.
         renamed: samples whose key is not their path, listed in renamed.jsonl.
@@ -170,7 +172,7 @@ def run_job(folder: Path, job: Job, open_source: Callable[[Path], Source]) -> Pa
         ]
         advance = job.progress(len(listing)) if job.progress else None
         packed = job.engine.run(pack_shard, tasks, advance)
-        _publish(folder, listing, packed, source.classes)
+        _publish(folder, job.ledger, listing, packed, source.classes)
     return PackSummary(
         samples=len(listing),
         shards=len(packed),
@@ -253,13 +255,14 @@ def _of_samples(
 
 def _publish(
     folder: Path,
+    ledger: str,
     listing: Listing,
     packed: list[PackedShard],
     classes: tuple[str, ...] | None,
 ) -> None:
     """Write what belongs to the shards, the manifests last."""
     problems = sorted(listing.problems, key=lambda problem: problem.path)
-    write_ledger(folder / SKIPPED_NAME, map(asdict, problems))
+    write_ledger(folder / ledger, map(asdict, problems))
     with suppress(FileNotFoundError):
         (listing.path.with_name(DUPLICATES_NAME)).replace(folder / DUPLICATES_NAME)
     renamed = listing.samples(np.flatnonzero(listing.renamed))

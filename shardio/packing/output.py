@@ -31,8 +31,9 @@ from shardio.storage.atomic import TEMPORARY_SUFFIX, atomic_file, final_name
 SKIPPED_NAME = "skipped.jsonl"
 RENAMED_NAME = "renamed.jsonl"
 DUPLICATES_NAME = "duplicates.jsonl"
+DROPPED_NAME = "dropped.jsonl"
 
-LEDGERS = (SKIPPED_NAME, RENAMED_NAME, DUPLICATES_NAME)
+LEDGERS = (SKIPPED_NAME, RENAMED_NAME, DUPLICATES_NAME, DROPPED_NAME)
 """Files beside the shards with a line for each sample of a kind."""
 
 _SINGLE = (MANIFEST_NAME, *LEDGERS)

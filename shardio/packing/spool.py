@@ -55,7 +55,7 @@ class Listing:
                 label = _NO_LABEL if sample.label is None else sample.label
                 size = measure(sample) if measure else 0
                 numbers.extend((end, label, sample.renamed, size))
-                keys.append(_hash(sample.key))
+                keys.append(hash_key(sample.key))
                 end += stream.write(to_line(sample))
         table = np.array(numbers, np.int64).reshape(-1, 4)
         self.offsets, self.labels, renamed, self.sizes = table.T.copy()
@@ -114,6 +114,7 @@ def read_lines(path: Path, offsets: NDArray[np.int64]) -> Iterator[bytes]:
             yield stream.readline()
 
 
-def _hash(key: str) -> int:
+def hash_key(key: str) -> int:
+    """64 bits, by which keys that may be equal are found."""
     data = key.encode("utf-8", "surrogateescape")
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")

@@ -15,7 +15,7 @@ import mmap
 from array import array
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +68,18 @@ class Members:
         return len(self.names)
 
 
+class Fault(NamedTuple):
+    """Where a walk through an archive ended, and why.
+
+    Attributes:
+        offset: of the header or block at fault.
+        reason: what is wrong with it, and the way out.
+    """
+
+    offset: int
+    reason: str
+
+
 def scan_members(buffer: Buffer, *, shard: str) -> Members:
     """List the members of a tar archive: USTAR, v7, GNU or PAX.
 
@@ -79,21 +91,35 @@ def scan_members(buffer: Buffer, *, shard: str) -> Members:
         TarError: the archive is damaged, cut off, hostile or sparse; the error has the shard
             and the offset of the header or block at fault.
     """
+    members, fault = scan_sound_part(buffer)
+    if fault is not None:
+        message = f"{shard}, byte {fault.offset}: {fault.reason}"
+        raise TarError(message, shard=shard, offset=fault.offset)
+    return members
+
+
+def scan_sound_part(buffer: Buffer, start: int = 0) -> tuple[Members, Fault | None]:
+    """List the members of a tar archive up to its end or the first fault.
+
+    Args:
+        buffer: the whole archive, uncompressed.
+        start: offset of the first header.
+    """
+    fault = None
     with memoryview(buffer) as given, given.cast("B") as view:
-        scan = _Scan(view)
+        scan = _Scan(view, start)
         try:
-            return scan.run()
+            scan.run()
         except TarError as error:
-            offset = min(scan.position, len(view))
-            message = f"{shard}, byte {offset}: {error}"
-            raise TarError(message, shard=shard, offset=offset) from None
+            fault = Fault(min(scan.position, len(view)), str(error))
+        return scan.members(), fault
 
 
 class _Scan:
     """A walk through one archive; `position` is the header or block under the eye."""
 
-    def __init__(self, view: memoryview) -> None:
-        self.position = 0
+    def __init__(self, view: memoryview, start: int) -> None:
+        self.position = start
         self._view = view
         self._names: list[bytes] = []
         self._kinds = bytearray()
@@ -102,12 +128,14 @@ class _Scan:
         self._for_all = NO_OVERRIDES
         self._for_next: Overrides | None = None
 
-    def run(self) -> Members:
+    def run(self) -> None:
         if not self._view:
             raise TarError("the file is empty, not a tar archive; fetch or pack it again")
         while (block := self._next_block()) != ZERO_BLOCK:
             self._take(parse_header(block))
         self._verify_end()
+
+    def members(self) -> Members:
         return Members(
             names=self._names,
             kinds=bytes(self._kinds),

@@ -214,7 +214,7 @@ def test_index_names_shard_and_offset_of_damage(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["", "pack", "index", "info", "profile"])
+@pytest.mark.parametrize("command", ["", "pack", "index", "info", "profile", "verify"])
 def test_every_command_has_help_with_an_example(command: str) -> None:
     done = run(*command.split(), "--help")
     assert done.returncode == 0

@@ -1,0 +1,89 @@
+"""shardio verify."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from shardio.cli.progress import progress_bar
+from shardio.packing.findings import Verification
+from shardio.packing.output import DROPPED_NAME
+from shardio.packing.repair import RepairSummary, repair
+from shardio.packing.verify import verify as verify_source
+
+_MOST_LINES = 50
+
+
+@click.command(epilog="Example: shardio verify out/ --deep --fix new/")
+@click.argument("path", type=click.Path())
+@click.option("--deep", is_flag=True, help="Decode every image and every other field.")
+@click.option(
+    "--fix",
+    "new",
+    metavar="NEW",
+    type=click.Path(),
+    help="If there are problems, write the samples that are whole to a new folder, and list the "
+    "others in NEW/dropped.jsonl.",
+)
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes; by default one a core.")
+@click.option("--json", "as_json", is_flag=True, help="Print all findings as JSON.")
+def verify(path: str, deep: bool, new: str | None, jobs: int | None, as_json: bool) -> None:
+    """Check the shards of PATH, byte by byte.
+
+    PATH is a packed folder, a folder of splits, or tars of others, with an index or without.
+    Manifest, indexes, tars, names and keys are held against each other. The exit code is 1 if
+    there are problems, also if they were fixed in NEW; notes are no problems.
+    """
+    with _progress("verifying, MB", as_json) as progress:
+        found = verify_source(path, deep=deep, jobs=jobs, progress=progress)
+    if not as_json:
+        _show_findings(found)
+    fixed = None
+    if new is not None and not found.sound:
+        with _progress("repairing", as_json) as progress:
+            fixed = repair(path, new, deep=deep, jobs=jobs, progress=progress)
+    if as_json:
+        summary = asdict(found) | {"sound": found.sound, "fixed": fixed and asdict(fixed)}
+        click.echo(json.dumps(summary))
+    else:
+        if new is not None:
+            click.echo(_repaired(fixed, new))
+        click.echo(_verdict(found))
+    if not found.sound:
+        sys.exit(1)
+
+
+def _progress(title: str, as_json: bool) -> AbstractContextManager[Any]:
+    return nullcontext() if as_json else progress_bar(title)
+
+
+def _show_findings(found: Verification) -> None:
+    for finding in found.findings[:_MOST_LINES]:
+        click.echo(_printable(str(finding)))
+    if len(found.findings) > _MOST_LINES:
+        click.echo(f"and {len(found.findings) - _MOST_LINES:,} more; --json has all")
+
+
+def _repaired(fixed: RepairSummary | None, new: str) -> str:
+    if fixed is None:
+        return f"{new}: not written, as there is nothing to repair"
+    losses = f"; {DROPPED_NAME} there lists what is lost ({fixed.dropped:,})" * bool(fixed.dropped)
+    return f"{new}: {fixed.samples:,} samples in {fixed.shards:,} shards{losses}"
+
+
+def _verdict(found: Verification) -> str:
+    problems = len(found.problems)
+    verdict = f"{problems:,} problem{'s' * (problems != 1)}" if problems else "sound"
+    counts = f"{found.shards:,} shards, {found.samples:,} samples, {found.bytes / 1e6:,.1f} MB"
+    return f"{counts}: {verdict}"
+
+
+def _printable(text: str) -> str:
+    """A finding on one line, undecodable bytes of names escaped."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.replace("\n", "\\n").encode(encoding, "backslashreplace").decode(encoding)

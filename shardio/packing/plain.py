@@ -1,0 +1,84 @@
+"""A tar as bytes: mapped into memory, decompressed to a file before if need be."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from shardio.storage.cache import GZIP_SUFFIXES
+
+Data = bytes | mmap.mmap
+_PIECE = 1 << 12  # compressed bytes at once; of a damaged piece nothing is kept
+_GZIP = 16 + zlib.MAX_WBITS
+
+
+@contextmanager
+def map_shard(path: Path) -> Iterator[tuple[Data, str | None]]:
+    """Map a shard as it is on disk now.
+
+    Yields:
+        The plain tar, and what is wrong with its compression, after which nothing follows.
+
+    Raises:
+        OSError: it cannot be read, or there is no space for the decompressed tar.
+    """
+    if not is_compressed(path):
+        with path.open("rb") as stream, map_file(stream) as data:
+            yield data, None
+        return
+    with tempfile.TemporaryFile() as plain:
+        fault = decompress(path, plain)
+        plain.flush()
+        with map_file(plain) as data:
+            yield data, fault
+
+
+@contextmanager
+def map_file(stream: BinaryIO) -> Iterator[Data]:
+    """Map an open file.
+
+    Raises:
+        OSError: it cannot be mapped.
+    """
+    size = os.fstat(stream.fileno()).st_size
+    if not size:
+        yield b""
+        return
+    with mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ) as data:
+        yield data
+
+
+def is_compressed(path: Path) -> bool:
+    """Whether a shard is a gzip file, by its name."""
+    return path.name.endswith(GZIP_SUFFIXES)
+
+
+def decompress(path: Path, out: BinaryIO) -> str | None:
+    """Write what a gzip file holds, up to its end or damage.
+
+    Returns:
+        What is wrong with it, or None.
+
+    Raises:
+        OSError: it cannot be read, or the output not be written.
+    """
+    with path.open("rb") as packed:
+        unpack = zlib.decompressobj(_GZIP)
+        while piece := packed.read(_PIECE):
+            while piece:
+                if unpack.eof:  # gzip files may follow one another, and zeros may follow them
+                    if not piece.strip(b"\0"):
+                        break
+                    unpack = zlib.decompressobj(_GZIP)
+                try:
+                    out.write(unpack.decompress(piece))
+                except zlib.error as error:
+                    return f"the gzip data is damaged ({error})"
+                piece = unpack.unused_data
+    return None if unpack.eof else "the gzip data is cut off"

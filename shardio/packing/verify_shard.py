@@ -1,0 +1,354 @@
+"""Verifying one shard: a function from a task to a report, run anywhere.
+
+The headers are walked first, then all bytes are read once, in order: each member is held against
+the index and against what its field's name says, what lies between members must be zeros, and the
+SHA-256 of it all is that of the manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardio.codecs.registry import IMAGE_FIELDS
+from shardio.errors import IndexFileError
+from shardio.index.manifest import index_path
+from shardio.index.shard_index import ShardIndex, read_index
+from shardio.packing.compare import Comparison
+from shardio.packing.contents import field_fault, maybe_decoding
+from shardio.packing.engine import Ticker
+from shardio.packing.findings import Finding, Findings
+from shardio.packing.grouping import Grouped, group_members
+from shardio.packing.plain import Data, map_shard
+from shardio.packing.scope import ScopedShard
+from shardio.packing.spool import hash_key
+from shardio.tar.header import padded
+from shardio.tar.reader import Members
+from shardio.tar.salvage import walk_members
+
+_MEGABYTE = 1 << 20
+_MOST_SHAPES = 1000  # sets of fields that are told apart
+_AGAIN = "get or pack it again, or write what is whole to a new folder with --fix"
+_INDEX_AGAIN = "run `shardio index` on the folder of the shard"
+_SORTED = "pack the shard again with its members sorted by name, or use --fix"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyTask:
+    """One shard to verify.
+
+    Attributes:
+        shard: which.
+        deep: decode every field.
+        size: of the file in bytes, as far as it is known.
+    """
+
+    shard: ScopedShard
+    deep: bool
+    size: int
+
+    def __len__(self) -> int:
+        """Megabytes to read."""
+        return (self.size + _MEGABYTE - 1) // _MEGABYTE
+
+
+class Shape(NamedTuple):
+    """Samples that have the same fields.
+
+    Attributes:
+        samples: how many.
+        key: of the first.
+    """
+
+    samples: int
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ShardReport:
+    """What was found in one shard.
+
+    Attributes:
+        members: in the shard.
+        bytes: of the plain tar.
+        fields: that occur.
+        shapes: samples by the fields they have; fields of images count as one.
+        hashes: uint64 [samples], of their keys.
+        offsets: int64 [samples], where the data of the first member of each start.
+        findings: about the shard and its index.
+    """
+
+    members: int = 0
+    bytes: int = 0
+    fields: frozenset[str] = frozenset()
+    shapes: Mapping[frozenset[str], Shape] = field(default_factory=dict)
+    hashes: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    offsets: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    findings: tuple[Finding, ...]
+
+
+def task_of(shard: ScopedShard, *, deep: bool) -> VerifyTask:
+    """The task of a shard."""
+    try:
+        size = os.stat(shard.path).st_size  # noqa: PTH116  as Path.stat
+    except OSError:
+        size = 0
+    return VerifyTask(shard=shard, deep=deep, size=size)
+
+
+def verify_shard(task: VerifyTask, ticker: Ticker) -> ShardReport:
+    """Verify a shard and its index.
+
+    Args:
+        task: which.
+        ticker: hears of every megabyte.
+
+    Raises:
+        CancelledError: the ticker says so.
+    """
+    found = Findings(str(task.shard.path))
+    index = _read_index(task.shard, found)
+    try:
+        with map_shard(task.shard.path) as (data, fault), maybe_decoding(task.deep):
+            if fault is None:
+                return _verify_data(task, data, index, found, ticker)
+            found.add(fault, _AGAIN)
+    except OSError as error:
+        found.add(f"the shard cannot be read ({error.strerror or error})", _AGAIN)
+    return ShardReport(findings=found.all())
+
+
+def _read_index(shard: ScopedShard, found: Findings) -> ShardIndex | None:
+    """The index, held against the manifest."""
+    path = index_path(shard.path)
+    if not (shard.packed or path.exists()):
+        return None
+    try:
+        index = read_index(path)
+    except IndexFileError as error:
+        found.add_error(str(error))
+        return None
+    except OSError as error:
+        found.add(f"the index cannot be read ({error.strerror or error})", _INDEX_AGAIN)
+        return None
+    receipt = shard.receipt
+    if receipt is not None:
+        told = (index.shard_size, len(index), index.shard_sha256)
+        if told != (receipt.size, receipt.samples, receipt.sha256):
+            found.add(
+                f"the index is of another shard than the manifest: it says {told[1]:,} samples in "
+                f"{told[0]:,} bytes, the manifest {receipt.samples:,} in {receipt.size:,}, or "
+                "another SHA-256",
+                _INDEX_AGAIN,
+            )
+    return index
+
+
+def _verify_data(
+    task: VerifyTask, data: Data, index: ShardIndex | None, found: Findings, ticker: Ticker
+) -> ShardReport:
+    walk = walk_members(data)
+    for gap in walk.gaps:
+        what, _, remedy = gap.reason.rpartition("; ")
+        if gap.end > gap.start:
+            what += f", and {gap.end - gap.start:,} bytes from there on are in no member"
+        found.add(what, remedy, offset=gap.start)
+    grouped = group_members(walk.members)
+    samples = _verify_names(grouped, walk.members, found)
+    comparison = None if index is None else Comparison(index, found)
+    digest = _read_through(task, data, walk.members, grouped, comparison, found, ticker)
+    if comparison is not None:
+        with memoryview(data) as view:
+            comparison.finish(samples=len(samples), view=view)
+    _compare_whole(task.shard, index, len(data), digest, len(samples), found)
+    return ShardReport(
+        members=len(walk.members),
+        bytes=len(data),
+        fields=frozenset().union(*(sample.fields for sample in samples.values())),
+        shapes=_shapes(samples),
+        hashes=np.array([hash_key(key) for key in samples], np.uint64),
+        offsets=np.array([sample.offset for sample in samples.values()], np.int64),
+        findings=found.all(),
+    )
+
+
+class _Sample(NamedTuple):
+    offset: int
+    fields: set[str]
+
+
+def _verify_names(grouped: Grouped, members: Members, found: Findings) -> dict[str, _Sample]:
+    """Hold the names of members against the rules; returns the samples by key."""
+    samples: dict[str, _Sample] = {}
+    for run in grouped.runs:
+        offset = int(members.offsets[min(run.members.values())])
+        for name, number in run.again:
+            found.add(
+                "the sample has this field twice",
+                "give one of the members another name, or use --fix",
+                key=run.key,
+                field=name,
+                offset=int(members.offsets[number]),
+            )
+        earlier = samples.setdefault(run.key, _Sample(offset, set()))
+        if earlier.fields.isdisjoint(run.members):
+            if earlier.fields:
+                found.add("its members are not adjacent", _SORTED, key=run.key, offset=offset)
+        else:
+            found.add(
+                f"its key is that of another sample, at byte {earlier.offset}",
+                "rename one, or use --fix to keep the first",
+                key=run.key,
+                offset=offset,
+            )
+        earlier.fields.update(run.members)
+    _verify_others(grouped, members, found)
+    return samples
+
+
+def _verify_others(grouped: Grouped, members: Members, found: Findings) -> None:
+    for other in grouped.others:
+        if not other.is_file:
+            found.add(
+                f"the member {other.name!r} is a link or device and has no data",
+                "make the tar with `tar --dereference --hard-dereference`",
+                offset=int(members.offsets[other.number]),
+            )
+    passed = [other for other in grouped.others if other.is_file]
+    if passed:
+        found.add(
+            f"{len(passed):,} members belong to no sample, by their names; the first is "
+            f"{passed[0].name!r}",
+            "readers pass over them; name members key.field if they are data",
+            severity="note",
+            offset=int(members.offsets[passed[0].number]),
+        )
+
+
+def _read_through(
+    task: VerifyTask,
+    data: Data,
+    members: Members,
+    grouped: Grouped,
+    comparison: Comparison | None,
+    found: Findings,
+    ticker: Ticker,
+) -> str:
+    """Read all bytes once; returns the SHA-256."""
+    names: dict[int, tuple[str, str]] = {}
+    for run in grouped.runs:
+        for name, number in (*run.members.items(), *run.again):
+            names[number] = (run.key, name)
+    padding: list[int] = []
+    with memoryview(data) as view:
+        hashing = _Hashing(view, len(task), ticker)
+        for number, (offset, size) in enumerate(
+            zip(members.offsets.tolist(), members.sizes.tolist(), strict=True)
+        ):
+            hashing.go_to(offset + padded(size))
+            if bytes(view[offset + size : offset + padded(size)]).strip(b"\0"):
+                padding.append(offset + size)
+            if number not in names:
+                continue
+            key, name = names[number]
+            with view[offset : offset + size] as content:
+                if comparison is not None and not comparison.look_at(key, name, offset, content):
+                    continue
+                fault = field_fault(name, content, deep=task.deep)
+            if fault is not None:
+                found.add(fault, _AGAIN, key=key, field=name, offset=offset)
+        hashing.go_to(len(data))
+        digest = hashing.finish()
+    if padding:
+        found.add(
+            f"what follows the data of {len(padding):,} members up to the next header is not zero",
+            "readers pass over it, but tools write zeros, so the shard may be damaged",
+            severity="note" if task.shard.receipt is None else "problem",
+            offset=padding[0],
+        )
+    return digest
+
+
+class _Hashing:
+    """The SHA-256 of a shard as far as it was read.
+
+    Args:
+        view: of the shard.
+        ticks: megabytes to count at most.
+        ticker: hears of them.
+    """
+
+    def __init__(self, view: memoryview, ticks: int, ticker: Ticker) -> None:
+        self._view = view
+        self._left = ticks
+        self._ticker = ticker
+        self._digest = hashlib.sha256()
+        self._position = 0
+
+    def go_to(self, end: int) -> None:
+        """Read on up to an offset."""
+        end = min(end, len(self._view))
+        while self._position < end:
+            step = min(_MEGABYTE, end - self._position)
+            with self._view[self._position : self._position + step] as piece:
+                self._digest.update(piece)
+            before = self._position // _MEGABYTE
+            self._position += step
+            if self._position // _MEGABYTE > before and self._left:
+                self._tick(1)
+
+    def finish(self) -> str:
+        """Count what is left; returns the digest, hexadecimal."""
+        self._tick(self._left)
+        return self._digest.hexdigest()
+
+    def _tick(self, count: int) -> None:
+        self._left -= count
+        self._ticker.tick(count)
+
+
+def _compare_whole(
+    shard: ScopedShard,
+    index: ShardIndex | None,
+    size: int,
+    digest: str,
+    samples: int,
+    found: Findings,
+) -> None:
+    """Hold size, SHA-256 and count against the manifest, or else the index."""
+    if shard.receipt is not None:
+        told, by = (shard.receipt.size, shard.receipt.sha256), "manifest"
+    elif index is not None:
+        told, by = (index.shard_size, index.shard_sha256 or digest), "index"
+    else:
+        return
+    if size != told[0]:
+        found.add(f"the shard has {size:,} bytes, by the {by} {told[0]:,}", _AGAIN)
+    elif digest != told[1]:
+        found.add(f"the SHA-256 of the shard is not that in the {by}", _AGAIN)
+    if shard.receipt is not None and samples != shard.receipt.samples:
+        found.add(
+            f"the shard has {samples:,} samples, by the manifest {shard.receipt.samples:,}", _AGAIN
+        )
+
+
+def _shapes(samples: Mapping[str, _Sample]) -> dict[frozenset[str], Shape]:
+    shapes: dict[frozenset[str], Shape] = {}
+    for key, sample in samples.items():
+        names = frozenset(map(alike, sample.fields))
+        if names in shapes or len(shapes) < _MOST_SHAPES:
+            before = shapes.get(names, Shape(0, key))
+            shapes[names] = Shape(before.samples + 1, before.key)
+    return shapes
+
+
+def alike(name: str) -> str:
+    """The name of a field, the same for all formats of an image."""
+    head, dot, last = name.rpartition(".")
+    return f"{head}{dot}image" if last in IMAGE_FIELDS else name
