@@ -21,7 +21,7 @@ from shardio.index.manifest import index_path
 from shardio.packing.engine import Engine, Ticker
 from shardio.packing.features import Pair, name_features, parse_pairs
 from shardio.packing.job import Progress
-from shardio.packing.pack import make_engine
+from shardio.packing.options import make_engine
 from shardio.packing.record_files import (
     RECORD_SUFFIX,
     RecordTask,
