@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -262,7 +263,7 @@ def _plain(entry: ShardEntry) -> ShardEntry:
 
 
 def _refuse_equal(paths: Sequence[Path]) -> None:
-    again = next((path for path in paths if paths.count(path) > 1), None)
+    again = next((path for path, times in Counter(paths).items() if times > 1), None)
     if again is not None:
         raise UsageError(f"two shards would become {again}; convert them into different folders")
 

@@ -12,11 +12,13 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from typing import Any, Protocol, TypeVar
@@ -28,6 +30,7 @@ Advance = Callable[[int], None]
 
 _TICKS = 16  # samples counted at once
 _SECONDS = 0.05  # between looks at the count
+_PATIENCE = 30.0  # seconds in which tasks come to their next samples when they shall stop
 
 
 class Ticker(Protocol):
@@ -92,24 +95,49 @@ class LocalEngine:
 
     def run(self, work: Work[T, R], tasks: Sequence[T], advance: Advance | None) -> list[R]:
         """See Engine."""
-        if min(self._jobs, len(tasks)) <= 1:
+        jobs = min(self._jobs, len(tasks))
+        if jobs <= 1:
             here = _Here(advance)
             return [work(task, here) for task in tasks]
         context = multiprocessing.get_context()
         counter, stop = context.Value("q", 0), context.Event()
-        with ProcessPoolExecutor(
-            min(self._jobs, len(tasks)),
-            mp_context=context,
-            initializer=_begin,
-            initargs=(counter, stop),
-        ) as pool:
+        with _without_opencv_threads(), _processes(jobs, counter, stop) as pool:
             running: list[Future[R]] = [pool.submit(_do, work, task) for task in tasks]
-            try:
-                _watch(running, counter, advance)
-            finally:
-                stop.set()
-                pool.shutdown(wait=True, cancel_futures=True)
-        return _results(running)
+            _watch(running, counter, advance)
+            return _results(running)
+
+
+def _without_opencv_threads() -> AbstractContextManager[None]:
+    """A context to fork in: a process that inherits a pool without its threads waits for them."""
+    if "cv2" not in sys.modules:
+        return nullcontext()
+    from shardio.codecs.opencv import one_opencv_thread  # noqa: PLC0415  only if it is loaded
+
+    return one_opencv_thread()
+
+
+@contextmanager
+def _processes(jobs: int, counter: Synchronized[int], stop: Event) -> Iterator[ProcessPoolExecutor]:
+    """Processes that have ended, in one way or the other, when the context ends."""
+    pool = ProcessPoolExecutor(
+        jobs,
+        mp_context=multiprocessing.get_context(),
+        initializer=_begin,
+        initargs=(counter, stop),
+    )
+    try:
+        yield pool
+    finally:
+        stop.set()
+        ours = [*(pool._processes or {}).values()]  # from Python 3.14 on kill_workers does this
+        pool.shutdown(wait=False, cancel_futures=True)
+        end = time.monotonic() + _PATIENCE
+        for process in ours:
+            process.join(max(0, end - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
+        pool.shutdown()
 
 
 def _watch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,9 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 import shardio
+from shardio.packing import engine
 from shardio.packing.engine import LocalEngine, Ticker
 from shardio.testing import make_images
 
@@ -78,6 +82,36 @@ def test_an_error_stops_the_other_tasks() -> None:
 def test_a_process_that_is_killed_is_an_error_with_a_way_out() -> None:
     with pytest.raises(shardio.PackError, match=r"a process was killed.* again to go"):
         LocalEngine(2).run(kill_itself, tasks_of(4), None)
+
+
+def sleep(task: Sequence[int], ticker: Ticker) -> None:
+    del ticker
+    if task[0]:
+        time.sleep(600)
+    raise shardio.PackError("task 0")
+
+
+def test_a_task_that_does_not_stop_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_PATIENCE", 0.2)
+    with pytest.raises(shardio.PackError, match="task 0"):
+        LocalEngine(2).run(sleep, tasks_of(2), None)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_images_are_decoded_in_processes_after_opencv_had_threads(
+    tmp_path: Path, jobs: int
+) -> None:
+    """A fork has the pool of OpenCV's threads, and not the threads."""
+    source = make_images(tmp_path / "in", classes=0, per_class=8, size=64)
+    before = cv2.getNumThreads()
+    try:
+        cv2.setNumThreads(4)
+        cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (31, 31), 5)
+        shardio.pack(source, tmp_path / "out", shards=2, resize=20, jobs=jobs)
+        assert cv2.getNumThreads() == 4
+    finally:
+        cv2.setNumThreads(before)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
