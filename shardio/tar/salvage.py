@@ -26,6 +26,7 @@ from shardio.tar.reader import Members, scan_sound_part
 
 _MAGIC, _MAGIC_AT = b"ustar", 257
 _STATED, _STATED_AT = re.compile(rb"[ 0-7]{6}[\0 ]{2}"), slice(148, 156)  # checksum of a header
+_DIGIT, _SIZE_AT = re.compile(b"[0-7]"), slice(124, 136)
 _PIECE = 1 << 20
 
 
@@ -96,7 +97,10 @@ def _looks_like_header(data: bytes | mmap.mmap, offset: int) -> bool:
         len(block) < BLOCK
         or block == ZERO_BLOCK
         or block.startswith(_MAGIC, _MAGIC_AT)
-        or _STATED.fullmatch(block[_STATED_AT]) is not None
+        or (
+            _STATED.fullmatch(block[_STATED_AT]) is not None
+            and _DIGIT.search(block, _SIZE_AT.start, _SIZE_AT.stop) is not None
+        )
     )
 
 
