@@ -5,7 +5,7 @@ Usage: python tools/bench/compare.py [--photos DIR] [--large DIR] [--workloads a
 Needs the packages of tools/bench/requirements-peers.txt and an idle machine. Without --photos (a
 subfolder a class) and --large, images are made from scikit-learn's two photos. Data are made once
 and kept in --cache. Each peer runs in a process of its own, once a round, as often through its
-data as takes about five seconds. A peer that does not import or fails is listed with its reason.
+data as takes about three seconds. A peer that does not import or fails is listed with its reason.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from runs import RunError
 from sources import files_and_labels, make_source
 from workloads import WORKLOADS, Workload
 
-SECONDS = 5.0
+SECONDS = 3.0
 CEILING = "ceiling"
 CEILINGS = "adef"  # workloads with one
 T = TypeVar("T")
@@ -131,7 +131,7 @@ class Bench:
         say(f"({self.letter}) {peer}: mean colour {found['colour']}")
 
     def calibrate(self, peer: str) -> bool:
-        """Find how often to go through the data in five seconds; the peers once if slow."""
+        """Find how often to go through the data in three seconds; the peers once if slow."""
         if self.workload.slow and peer != CEILING:
             return True
         seconds, before = 0.3 if self.quick else SECONDS, 0

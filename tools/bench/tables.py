@@ -40,7 +40,7 @@ def held_equal() -> list[str]:
         f"- shuffled: {SHUFFLE_BUFFER:,} samples or more, in the way of each peer",
         "- a process for each run, peers in turn in each round; the page cache is warm, except on "
         "the slow mount, which is mounted anew for each run",
-        "- img/s counts from the creation of the loader to its last batch, about five seconds (on "
+        "- img/s counts from the creation of the loader to its last batch, about three seconds (on "
         f"the slow mount one pass); per core it is divided by {CORES_USED}",
         "- peak memory is Pss_Anon + Pss_Shmem of all processes, less that of a process that "
         "imports torch, cv2 and numpy, in a run of its own; what is mapped from files is in none",
