@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from shardio.packing.convert import convert as convert
     from shardio.packing.inspection.info import info as info
     from shardio.packing.pack import pack as pack
-    from shardio.packing.repair import repair as repair
     from shardio.packing.reshard import reshard as reshard
-    from shardio.packing.verify import verify as verify
+    from shardio.packing.verification.repair import repair as repair
+    from shardio.packing.verification.verify import verify as verify
     from shardio.reading.dataset import ShardDataset as ShardDataset
     from shardio.reading.loader import Loader as Loader
     from shardio.reading.metrics import MaskedMean as MaskedMean
@@ -58,10 +58,10 @@ _HOMES = {
     "info": "shardio.packing.inspection.info",
     "ops": "shardio",
     "pack": "shardio.packing.pack",
-    "repair": "shardio.packing.repair",
+    "repair": "shardio.packing.verification.repair",
     "reshard": "shardio.packing.reshard",
     "to_float": "shardio.normalize",
-    "verify": "shardio.packing.verify",
+    "verify": "shardio.packing.verification.verify",
 }
 
 __all__ = [*_HOMES]  # noqa: PLE0604  every entry is a string

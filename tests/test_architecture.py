@@ -81,7 +81,10 @@ def test_the_plan_needs_numpy_only() -> None:
         assert {name.partition(".")[0] for name in outside} <= {"numpy", *sys.stdlib_module_names}
 
 
-@pytest.mark.parametrize("module", ["shardio", "shardio.cli", "shardio.packing.pack"])
+COMMANDS = [f"shardio.cli.{path.stem}" for path in sorted((ROOT / "cli").glob("[a-z]*.py"))]
+
+
+@pytest.mark.parametrize("module", ["shardio", "shardio.packing.pack", ", ".join(COMMANDS)])
 def test_the_command_line_starts_without_torch_and_opencv(module: str) -> None:
     code = f"import sys, {module}; print({{'torch', 'cv2', 'simplejpeg'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,29 +4,44 @@ from __future__ import annotations
 
 import signal
 import sys
+from importlib import import_module
 
 import click
 
-from shardio.cli.convert import convert
-from shardio.cli.index import index
-from shardio.cli.info import info
-from shardio.cli.pack import pack
-from shardio.cli.plan import plan
-from shardio.cli.profile import profile
-from shardio.cli.replay import replay
-from shardio.cli.reshard import reshard
-from shardio.cli.verify import verify
 from shardio.errors import ShardioError
 
+_COMMANDS = (
+    "convert",
+    "index",
+    "info",
+    "pack",
+    "plan",
+    "profile",
+    "replay",
+    "reshard",
+    "verify",
+)
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class _Commands(click.Group):
+    """The commands, each loaded when it is wanted, since they need much that differs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return [*_COMMANDS]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"shardio.cli.{cmd_name}"), cmd_name)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="shardio")
 def commands() -> None:
     """Pack images into tar shards, stream them into PyTorch, see what limits the loader."""
-
-
-for _command in (convert, index, info, pack, plan, profile, replay, reshard, verify):
-    commands.add_command(_command)
 
 
 def main() -> None:

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_FRAMES = 0.1
@@ -27,8 +25,16 @@ def progress_bar(title: str) -> Iterator[Callable[[int], Callable[[int], None]]]
     if not sys.stderr.isatty():
         yield lambda total: _Counter(total, _SECONDS_BETWEEN_LINES, _line(title, total)).add
         return
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    from rich import progress  # noqa: PLC0415  only for a terminal
+    from rich.console import Console  # noqa: PLC0415
+
+    columns = (
+        progress.TextColumn(title),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
 
         def start(total: int) -> Callable[[int], None]:
             task = bar.add_task(title, total=total)

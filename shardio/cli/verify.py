@@ -11,10 +11,10 @@ from typing import Any
 import click
 
 from shardio.cli.progress import progress_bar
-from shardio.packing.findings import Verification
 from shardio.packing.output import DROPPED_NAME
-from shardio.packing.repair import RepairSummary, repair
-from shardio.packing.verify import verify as verify_source
+from shardio.packing.verification.findings import Verification
+from shardio.packing.verification.repair import RepairSummary, repair
+from shardio.packing.verification.verify import verify as verify_source
 
 _MOST_LINES = 50
 

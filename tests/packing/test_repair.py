@@ -18,7 +18,7 @@ from shardio.index.build import index_shard
 from shardio.index.manifest import index_path, read_manifest
 from shardio.index.publish import index_source
 from shardio.index.shard_index import read_index, write_index
-from shardio.packing.repair import RepairSummary
+from shardio.packing.verification.repair import RepairSummary
 from shardio.tar.writer import END_OF_ARCHIVE, header_block, padding
 from shardio.testing import Damage, damaged, make_shard
 

@@ -18,7 +18,7 @@ import shardio
 from shardio.index.manifest import index_path, read_manifest
 from shardio.index.publish import index_source
 from shardio.index.shard_index import read_index
-from shardio.packing.findings import Finding, Verification
+from shardio.packing.verification.findings import Finding, Verification
 from shardio.tar.header import HEADER_PARTS, checksum
 from shardio.testing import Damage, damaged, make_images, make_shard
 

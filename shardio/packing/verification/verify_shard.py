@@ -20,14 +20,14 @@ from shardio.codecs.registry import IMAGE_FIELDS
 from shardio.errors import IndexFileError
 from shardio.index.manifest import index_path
 from shardio.index.shard_index import ShardIndex, read_index
-from shardio.packing.compare import Comparison
-from shardio.packing.contents import field_fault, maybe_decoding
 from shardio.packing.engine import Ticker
-from shardio.packing.findings import Finding, Findings
-from shardio.packing.grouping import Grouped, group_members
-from shardio.packing.plain import Data, map_shard
-from shardio.packing.scope import ScopedShard
 from shardio.packing.spool import hash_key
+from shardio.packing.verification.compare import Comparison
+from shardio.packing.verification.contents import field_fault, maybe_decoding
+from shardio.packing.verification.findings import Finding, Findings
+from shardio.packing.verification.grouping import Grouped, group_members
+from shardio.packing.verification.plain import Data, map_shard
+from shardio.packing.verification.scope import ScopedShard
 from shardio.tar.header import padded
 from shardio.tar.reader import Members
 from shardio.tar.salvage import walk_members

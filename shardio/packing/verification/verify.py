@@ -16,13 +16,13 @@ import numpy as np
 
 from shardio.index.catalog import Source
 from shardio.packing.engine import Engine, Ticker
-from shardio.packing.findings import Finding, Verification
-from shardio.packing.grouping import group_members
 from shardio.packing.job import Progress
 from shardio.packing.options import make_engine
-from shardio.packing.plain import map_shard
-from shardio.packing.scope import Part, find_parts
-from shardio.packing.verify_shard import ShardReport, task_of, verify_shard
+from shardio.packing.verification.findings import Finding, Verification
+from shardio.packing.verification.grouping import group_members
+from shardio.packing.verification.plain import map_shard
+from shardio.packing.verification.scope import Part, find_parts
+from shardio.packing.verification.verify_shard import ShardReport, task_of, verify_shard
 from shardio.tar.salvage import walk_members
 
 _MOST = 1000  # repeated keys that are named for one shard

@@ -18,10 +18,10 @@ from shardio.packing.job import Job, PackSummary, Progress, run_job
 from shardio.packing.options import make_engine
 from shardio.packing.output import DROPPED_NAME
 from shardio.packing.plan import Shape
-from shardio.packing.repair_shard import RepairTask, find_whole
 from shardio.packing.samples import Problem, SourceSample, from_line
-from shardio.packing.scope import Part, find_parts
 from shardio.packing.store import Store
+from shardio.packing.verification.repair_shard import RepairTask, find_whole
+from shardio.packing.verification.scope import Part, find_parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,13 +25,13 @@ from shardio.errors import IndexFileError
 from shardio.index.manifest import index_path
 from shardio.index.shard_index import ShardIndex, read_index
 from shardio.naming import split_member_name
-from shardio.packing.contents import field_fault, maybe_decoding
 from shardio.packing.engine import Ticker
-from shardio.packing.grouping import Grouped, Run, group_members
-from shardio.packing.plain import Data, decompress, is_compressed, map_shard
 from shardio.packing.samples import FromRange, Problem, SourceField, SourceSample, to_line
-from shardio.packing.scope import ScopedShard
-from shardio.packing.verify_shard import alike
+from shardio.packing.verification.contents import field_fault, maybe_decoding
+from shardio.packing.verification.grouping import Grouped, Run, group_members
+from shardio.packing.verification.plain import Data, decompress, is_compressed, map_shard
+from shardio.packing.verification.scope import ScopedShard
+from shardio.packing.verification.verify_shard import alike
 from shardio.tar.salvage import Walk, walk_members
 
 

@@ -23,8 +23,8 @@ from shardio.index.manifest import (
     manifest_document,
     read_manifest,
 )
-from shardio.packing.findings import Finding, Findings, finding_of
 from shardio.packing.receipts import WORK_FOLDER
+from shardio.packing.verification.findings import Finding, Findings, finding_of
 from shardio.storage.atomic import final_name
 
 _INDEX_SUFFIXES = tuple(suffix + INDEX_SUFFIX for suffix in SHARD_SUFFIXES)

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 
 from shardio.index.shard_index import ShardIndex
-from shardio.packing.findings import Findings
+from shardio.packing.verification.findings import Findings
 
 _AGAIN = "get or pack the shard again, or write what is whole to a new folder with --fix"
 
