@@ -86,9 +86,7 @@ _OPTIONS = (
     click.option(
         "--dedupe-distance",
         type=click.IntRange(0, 16),
-        default=4,
-        show_default=True,
-        help="Bits of 64 in which perceptual hashes of alike images may differ.",
+        help="Bits of 64 in which perceptual hashes of alike images may differ, by default 4.",
     ),
     click.option("--keep-duplicates", is_flag=True, help="Pack them too, alike ones in one split."),
 )

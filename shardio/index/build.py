@@ -11,6 +11,7 @@ import hashlib
 import mmap
 import os
 import zlib
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +44,10 @@ class IndexBuilder:
         self._shard = shard
         self._keys: list[str] = []
         self._columns: dict[str, int] = {}
-        self._rows: list[int] = []
-        self._cells: list[Placed] = []
-        self._places: list[int] = []
+        self._rows, self._places, self._cells = array("q"), array("q"), array("q")
         self._fields_of_sample: set[str] = set()
         self._fields_of_key: dict[str, frozenset[str]] = {}
+        self._shapes: dict[frozenset[str], frozenset[str]] = {}  # most samples have the same
 
     def add(self, key: str, field: str, placed: Placed) -> None:
         """Add a member.
@@ -76,7 +76,7 @@ class IndexBuilder:
         self._fields_of_sample.add(field)
         self._rows.append(len(self._keys) - 1)
         self._places.append(self._columns.setdefault(field, len(self._columns)))
-        self._cells.append(placed)
+        self._cells.extend(placed)
 
     def build(self, *, shard_size: int, shard_sha256: str | None, checksums: bool) -> ShardIndex:
         """The finished index.
@@ -95,7 +95,11 @@ class IndexBuilder:
         table = np.zeros((3, *shape), dtype=np.int64)
         table[0] = -1
         if self._cells:
-            table[:, self._rows, column[self._places]] = np.array(self._cells, dtype=np.int64).T
+            rows, places = (
+                np.frombuffer(self._rows, np.int64),
+                np.frombuffer(self._places, np.int64),
+            )
+            table[:, rows, column[places]] = np.frombuffer(self._cells, np.int64).reshape(-1, 3).T
         keys = [key.encode("utf-8", "surrogateescape") for key in self._keys]
         return ShardIndex(
             shard_size=shard_size,
@@ -121,7 +125,8 @@ class IndexBuilder:
                 offset=offset,
                 key=key,
             )
-        self._fields_of_key[key] = earlier | fields
+        shape = earlier | fields
+        self._fields_of_key[key] = self._shapes.setdefault(shape, shape)
         self._fields_of_sample = set()
 
 

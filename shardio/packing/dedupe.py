@@ -1,19 +1,19 @@
 """Finding samples that are there twice: with the same content, or with images that look alike.
 
-Content is compared by a 128-bit hash of each sample's images, or of all its data where it has no
-image. Pictures are alike if their perceptual hashes differ in at most some bits. Such pairs are
-found without comparing all: hashes of 64 bits that differ in d bits are equal in at least one
-of d + 1 pieces, so only samples with an equal piece are compared. What is alike in pairs makes
-groups, and in each the first sample stands for all.
+Content is compared by a 128-bit hash of each sample's images, or of all its data but the class
+number where it has no image. Pictures are alike if their perceptual hashes differ in at most some
+bits. Such pairs are found without comparing all: hashes of 64 bits that differ in d bits are equal
+in at least one of d + 1 pieces, so only samples with an equal piece are compared. What is alike in
+pairs makes groups, and in each the first sample stands for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,15 +22,13 @@ from shardio.codecs.probe import probe_image
 from shardio.codecs.registry import kind_of
 from shardio.errors import CodecError, UsageError
 from shardio.packing.engine import Ticker
-from shardio.packing.files import SourceFiles, UnreadableError
+from shardio.packing.files import SourceFiles, UnreadableError, in_memory
 from shardio.packing.samples import Problem, SourceSample, from_line
-from shardio.packing.shard import SampleTask, decoding, refusal
-
-if TYPE_CHECKING:
-    pass
+from shardio.packing.shard import SampleTask, decoding
 
 Likeness = Literal["exact", "perceptual"]
 
+_LABEL = "cls"
 _BITS = 64
 _AT_ONCE = 1 << 22  # pairs compared at once
 _ONES = np.array([byte.bit_count() for byte in range(256)], np.uint8)
@@ -69,15 +67,23 @@ class FingerprintTask(SampleTask):
     perceptual: bool
 
 
-def fingerprint(task: FingerprintTask, ticker: Ticker) -> NDArray[np.uint64]:
-    """Two halves of the hash of each sample's content, and its perceptual hash, uint64 [n, 3].
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fingerprints:
+    """What samples are told apart by.
 
-    Raises:
-        PackError: a sample cannot be read, or its image does not decode.
+    Attributes:
+        prints: uint64 [n, 3], two halves of the hash of the content, and the perceptual hash.
+        problems: samples that cannot be read or do not decode, by their numbers.
     """
+
+    prints: NDArray[np.uint64]
+    problems: Mapping[int, Problem]
+
+
+def fingerprint(task: FingerprintTask, ticker: Ticker) -> Fingerprints:
+    """Fingerprint samples."""
     if not task.perceptual:
-        hash_picture: Callable[[memoryview], int] = lambda _: 0  # noqa: E731
-        return _fingerprint(task, ticker, hash_picture)
+        return _fingerprint(task, ticker, lambda _: 0)
     from shardio.codecs.image import Scratch  # noqa: PLC0415  loads OpenCV
     from shardio.codecs.phash import perceptual_hash  # noqa: PLC0415
 
@@ -90,29 +96,35 @@ def fingerprint(task: FingerprintTask, ticker: Ticker) -> NDArray[np.uint64]:
 
 def _fingerprint(
     task: SampleTask, ticker: Ticker, hash_picture: Callable[[memoryview], int]
-) -> NDArray[np.uint64]:
+) -> Fingerprints:
     prints = np.zeros((len(task), 3), np.uint64)
+    problems: dict[int, Problem] = {}
     with SourceFiles(task.root) as files:
         for number, sample in enumerate(map(from_line, task.lines())):
-            try:
-                prints[number] = _fingerprint_of(sample, files, hash_picture)
-            except (UnreadableError, CodecError) as error:
-                raise refusal(Problem(path=sample.name, reason=str(error))) from error
+            found = _fingerprint_of(sample, files, hash_picture)
+            if isinstance(found, Problem):
+                problems[number] = found
+            else:
+                prints[number] = found
             ticker.tick(1)
-    return prints
+    return Fingerprints(prints=prints, problems=problems)
 
 
 def _fingerprint_of(
     sample: SourceSample, files: SourceFiles, hash_picture: Callable[[memoryview], int]
-) -> tuple[int, int, int]:
+) -> tuple[int, int, int] | Problem:
     images = [field for field in sample.fields if field.name is None or _is_image(field.name)]
+    others = [field for field in sample.fields if field.name != _LABEL]
     content, picture = blake2b(digest_size=16), 0
-    for number, field in enumerate(images or sample.fields):
-        data = files.read(field.origin, lambda size: memoryview(bytearray(size)))
-        content.update(len(data).to_bytes(8, "little"))
-        content.update(data)
-        if images and not number:
-            picture = hash_picture(data)
+    try:
+        for number, field in enumerate(images or others):
+            data = files.read(field.origin, in_memory)
+            content.update(len(data).to_bytes(8, "little"))
+            content.update(data)
+            if images and not number:
+                picture = hash_picture(data)
+    except (UnreadableError, CodecError) as error:
+        return Problem(path=sample.name, reason=str(error))
     halves = content.digest()
     return int.from_bytes(halves[:8], "little"), int.from_bytes(halves[8:], "little"), picture
 

@@ -65,7 +65,13 @@ class Work(Protocol[T_contra, R_co]):
 
 
 class Engine(Protocol):
-    """Runs tasks somewhere."""
+    """Runs tasks somewhere.
+
+    Attributes:
+        elsewhere: tasks do not run in this process's working folder, so that paths are absolute.
+    """
+
+    elsewhere: bool
 
     def run(self, work: Work[T, R], tasks: Sequence[T], advance: Advance | None) -> list[R]:
         """Do all tasks.
@@ -90,6 +96,8 @@ class LocalEngine:
         jobs: how many at once; 1 runs them in this process. None takes one for each core.
     """
 
+    elsewhere = False
+
     def __init__(self, jobs: int | None = None) -> None:
         self._jobs = jobs or _count_cores()
 
@@ -104,6 +112,10 @@ class LocalEngine:
         with _without_opencv_threads(), _processes(jobs, counter, stop) as pool:
             running: list[Future[R]] = [pool.submit(_do, work, task) for task in tasks]
             _watch(running, counter, advance)
+            if not all(future.done() for future in running):  # one of them failed
+                stop.set()
+                for future in running:
+                    future.cancel()
             return _results(running)
 
 
@@ -206,8 +218,14 @@ class _There:
         self._kept += count
         if self._kept >= _TICKS:
             self.flush()
-            if self._stop.is_set():
-                raise CancelledError
+            self.check()
+
+    def check(self) -> None:
+        if self._stop.is_set():
+            raise CancelledError
+
+    def stop(self) -> None:
+        self._stop.set()
 
     def flush(self) -> None:
         with self._counter.get_lock():
@@ -233,8 +251,12 @@ def _end_with_parent() -> None:
 
 def _do(work: Work[T, R], task: T) -> R:
     ticker = _tickers[0]
+    ticker.check()
     try:
         return work(task, ticker)
+    except BaseException:
+        ticker.stop()  # at once: the next task is in this process's queue already
+        raise
     finally:
         ticker.flush()
 

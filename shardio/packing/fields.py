@@ -125,8 +125,19 @@ def is_field_name(name: str) -> bool:
     return _FIELD.fullmatch(name) is not None
 
 
+def is_name(text: str) -> bool:
+    """Whether a text can be a name of the file system."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def key_fault(key: str) -> str | None:
     """Why readers of shards would not find a key, or None."""
+    if not is_name(key):
+        return f"{key!r} has characters that no name can have"
     if split_member_name(join_member_name(key, "x")) != (key, "x"):
         return f"readers of shards pass over a member with the key {key!r}"
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,12 +16,18 @@ from shardio.packing.samples import FromFile, FromMemory, FromRange, Origin, Sou
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a fifo would keep others waiting
 _MOST_BYTES = 1 << 30
 _MOST_OPEN = 64
 
 
 class UnreadableError(Exception):
     """Why something cannot be read, for a sentence that names it."""
+
+
+def in_memory(size: int) -> memoryview:
+    """A place for data that are only looked at; see SourceFiles.read."""
+    return memoryview(bytearray(size))
 
 
 class SourceFiles:
@@ -44,9 +51,9 @@ class SourceFiles:
         self._open.clear()
 
     def digest(self) -> str:
-        """Tells the files that were read, in order, from others, and from what they become.
+        """Tells the whole files that were read, in order, from others, and from what they become.
 
-        It takes their sizes and times of change, except where a checksum says what was read.
+        It takes their sizes and times of change. Of parts of files the samples say that.
         """
         return self._seen.hexdigest()
 
@@ -60,9 +67,7 @@ class SourceFiles:
             for _, origin in sample.fields:
                 if isinstance(origin, FromFile):
                     self._see(os.stat(self._path(origin.path)))  # noqa: PTH116  bytes
-                elif isinstance(origin, FromRange) and origin.checksum is None:
-                    self._see(os.fstat(self._container(self._path(origin.path))))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise _unreadable(error) from error
 
     def read(self, origin: Origin, reserve: Callable[[int], memoryview]) -> memoryview:
@@ -91,11 +96,13 @@ class SourceFiles:
 
     def _read_file(self, path: bytes, reserve: Callable[[int], memoryview]) -> memoryview:
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
+            descriptor = os.open(path, _READ)
+        except (OSError, ValueError) as error:
             raise _unreadable(error) from error
         try:
             before = os.fstat(descriptor)
+            if not stat.S_ISREG(before.st_mode):
+                raise UnreadableError("it is no regular file")
             place = reserve(_limited(before.st_size))
             try:
                 size = os.readv(descriptor, [place, bytearray(1)])  # a byte more, to see the end
@@ -116,8 +123,8 @@ class SourceFiles:
         self, path: bytes, origin: FromRange, reserve: Callable[[int], memoryview]
     ) -> memoryview:
         try:
-            descriptor = self._container(path)
-        except OSError as error:
+            descriptor = self._container(path, origin.stamp)
+        except (OSError, ValueError) as error:
             raise _unreadable(error) from error
         place, done = reserve(_limited(origin.size)), 0
         while done < len(place):
@@ -128,22 +135,22 @@ class SourceFiles:
             if not more:
                 raise UnreadableError(f"{text_of(path)} ends before offset {origin.offset + done}")
             done += more
-        if origin.checksum is None:
-            self._see(os.fstat(descriptor))
-        elif origin.checksum != zlib.crc32(place):
+        if origin.checksum not in (None, zlib.crc32(place)):
             raise UnreadableError(
                 f"the data at offset {origin.offset} of {text_of(path)} is not what was packed "
                 "(CRC-32 differs)"
             )
         return place
 
-    def _container(self, path: bytes) -> int:
-        """A file of which parts are read, kept open."""
+    def _container(self, path: bytes, stamp: int | None) -> int:
+        """A file of which parts are read, kept open; it must still have its time of change."""
         descriptor = self._open.get(path)
         if descriptor is None:
             if len(self._open) >= _MOST_OPEN:
                 os.close(self._open.popitem(last=False)[1])
-            descriptor = self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = self._open[path] = os.open(path, _READ)
+        if stamp not in (None, os.fstat(descriptor).st_mtime_ns):
+            raise PackError(f"{text_of(path)}: the file changed while it was packed; pack again")
         self._open.move_to_end(path)
         return descriptor
 
@@ -161,5 +168,5 @@ def _state(status: os.stat_result) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _unreadable(error: OSError) -> UnreadableError:
-    return UnreadableError(error.strerror or str(error))
+def _unreadable(error: OSError | ValueError) -> UnreadableError:
+    return UnreadableError(getattr(error, "strerror", None) or str(error))

@@ -8,8 +8,9 @@ and makes what has no receipt. The manifest comes last, so a folder without it i
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,13 +39,21 @@ from shardio.packing.store import Store
 from shardio.storage.atomic import atomic_file, sync_folder
 
 Progress = Callable[[int], Advance]
-"""Called with the number of samples; what it returns is called with how many more are done."""
+"""Called with the number of samples; what it returns is called with how many more are done.
+
+It is called anew for each pass over the samples: one that looks for bad ones or duplicates, if
+that is wanted, and the one that packs.
+"""
 
 _CHUNK = 256  # samples that are checked by one task
 
 
 class Source(Protocol):
     """Where samples come from."""
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
 
     @property
     def root(self) -> str:
@@ -147,6 +156,7 @@ def run_job(folder: Path, job: Job, open_source: Callable[[Path], Source]) -> Pa
     names = [*job.splits.fractions] if job.splits else [WHOLE]
     with hold_folder(folder, names) as work:
         source = open_source(work)
+        (work / DUPLICATES_NAME).unlink(missing_ok=True)
         listing = Listing(work / LIST_NAME, source.samples(), job.measure)
         _check(listing, source, job)
         groups = _find_duplicates(listing, source, job, job.dedupe) if job.dedupe else None
@@ -164,14 +174,13 @@ def run_job(folder: Path, job: Job, open_source: Callable[[Path], Source]) -> Pa
         tasks = [
             ShardTask(
                 **_of_samples(source, listing, job, shard.numbers),
-                out=str(folder / shard.part),
+                out=_path(folder / shard.part, job),
                 part=shard.part,
                 name=shard.name,
             )
             for shard in planned
         ]
-        advance = job.progress(len(listing)) if job.progress else None
-        packed = job.engine.run(pack_shard, tasks, advance)
+        packed = job.engine.run(pack_shard, tasks, _advance(listing, job))
         _publish(folder, job.ledger, listing, packed, source.classes)
     return PackSummary(
         samples=len(listing),
@@ -193,10 +202,15 @@ def _check(listing: Listing, source: Source, job: Job) -> None:
         raise refusal(listing.problems[0])
     if job.skip:
         tasks = [SampleTask(**some) for some in _in_chunks(source, listing, job)]
-        found = [each for some in job.engine.run(find_problems, tasks, None) for each in some]
+        checked = job.engine.run(find_problems, tasks, _advance(listing, job))
+        found = [each for some in checked for each in some]
         listing.leave_out({number: each for number, each in enumerate(found) if each is not None})
     if not len(listing):
-        raise PackError(f"{source.root}: nothing in it can be packed; name a folder of images")
+        raise PackError(
+            f"{source.name}: nothing in it can be packed, or was chosen; name a source of samples"
+        )
+    if job.splits is not None and job.splits.stratify and (listing.labels < 0).all():
+        raise UsageError("stratify needs labels, and no sample has one; leave it out")
 
 
 class _Groups(NamedTuple):
@@ -217,7 +231,7 @@ def _find_duplicates(listing: Listing, source: Source, job: Job, dedupe: Dedupe)
     tasks = [
         FingerprintTask(**some, perceptual=perceptual) for some in _in_chunks(source, listing, job)
     ]
-    prints = np.concatenate(job.engine.run(fingerprint, tasks, None))
+    prints = _fingerprints(listing, job, tasks)
     heads = group_alike(prints, dedupe.distance if perceptual else None)
     again = np.flatnonzero(heads != np.arange(len(heads)))
     pairs = zip(listing.samples(again), listing.samples(heads[again]), strict=True)
@@ -234,10 +248,40 @@ def _find_duplicates(listing: Listing, source: Source, job: Job, dedupe: Dedupe)
     return _Groups(np.arange(len(listing)), len(again))
 
 
+def _fingerprints(
+    listing: Listing, job: Job, tasks: Sequence[FingerprintTask]
+) -> NDArray[np.uint64]:
+    """Fingerprints of all samples; those whose images do not decode are left out, or an error."""
+    done = job.engine.run(fingerprint, tasks, _advance(listing, job))
+    prints = np.concatenate([some.prints for some in done])
+    starts = range(0, len(listing), _CHUNK)
+    problems = {
+        start + number: problem
+        for start, some in zip(starts, done, strict=True)
+        for number, problem in some.problems.items()
+    }
+    if not problems:
+        return prints
+    if not job.skip:
+        raise refusal(problems[min(problems)])
+    listing.leave_out(problems)
+    return np.delete(prints, [*problems], axis=0)
+
+
+def _path(path: str | Path, job: Job) -> str:
+    """A path as tasks find it."""
+    return os.path.abspath(path) if job.engine.elsewhere else str(path)  # noqa: PTH100  text
+
+
+def _advance(listing: Listing, job: Job) -> Advance | None:
+    return job.progress(len(listing)) if job.progress else None
+
+
 def _in_chunks(source: Source, listing: Listing, job: Job) -> Iterator[dict[str, Any]]:
     """What makes tasks of all samples, some at a time."""
     for start in range(0, len(listing), _CHUNK):
-        yield _of_samples(source, listing, job, np.arange(len(listing))[start : start + _CHUNK])
+        numbers = np.arange(start, min(start + _CHUNK, len(listing)))
+        yield _of_samples(source, listing, job, numbers)
 
 
 def _of_samples(
@@ -245,8 +289,8 @@ def _of_samples(
 ) -> dict[str, Any]:
     """What a task of these samples is made of."""
     return {
-        "root": source.root,
-        "work": str(listing.path.parent),
+        "root": _path(source.root, job),
+        "work": _path(listing.path.parent, job),
         "offsets": listing.offsets[numbers],
         "store": job.store,
         "check": job.check,

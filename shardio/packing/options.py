@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from os import PathLike, fspath
 from typing import Literal, get_args
 
-from shardio.errors import UsageError
+from shardio.errors import PackError, UsageError
 from shardio.packing.engine import Engine, LocalEngine
 from shardio.packing.ray_engine import RayEngine
 from shardio.packing.samples import FromFile, FromMemory, SourceSample
@@ -13,6 +15,30 @@ from shardio.tar.header import BLOCK
 
 OnError = Literal["raise", "skip"]
 EngineName = Literal["local", "ray"]
+
+
+def check_output(
+    out: str | PathLike[str],
+    *,
+    seed: int,
+    on_error: OnError,
+    split: Mapping[str, float] | None,
+    stratify: bool,
+) -> None:
+    """Check what packing and resharding are asked for alike.
+
+    Raises:
+        UsageError: an argument cannot be meant.
+        PackError: the output has no name.
+    """
+    if not isinstance(seed, int):
+        raise UsageError(f"seed={seed!r}: it must be a whole number")
+    if on_error not in get_args(OnError):
+        raise UsageError(f"on_error={on_error!r}: it must be 'raise' or 'skip'")
+    if stratify and split is None:
+        raise UsageError("stratify is of splits; give split, as {'train': 0.9, 'val': 0.1}")
+    if not fspath(out):
+        raise PackError("the name of the output folder is empty; name a folder")
 
 
 def make_engine(name: EngineName, jobs: int | None) -> Engine:

@@ -38,6 +38,7 @@ LEDGERS = (SKIPPED_NAME, RENAMED_NAME, DUPLICATES_NAME, DROPPED_NAME)
 
 _SINGLE = (MANIFEST_NAME, *LEDGERS)
 _CLAIM = b"A pack writes to this folder; if none runs, run the same pack again to finish it.\n"
+_PART_CLAIM = b"A pack writes to the folder above; if none runs, run the same pack again.\n"
 _OURS = re.escape(SHARD_PATTERN).replace(r"\*", "[0-9]{6,}")
 _OUR_INDEXES = re.compile(_OURS + re.escape(INDEX_SUFFIX))
 _OUR_FILES = re.compile("|".join([_OURS, *map(re.escape, _SINGLE)]))
@@ -76,15 +77,15 @@ def hold_folder(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
     """
     lock, work = folder / PACKING_NAME, folder / WORK_FOLDER
     if not lock.exists():
-        _refuse_output(folder, parts)
+        _refuse_output(*dict.fromkeys((folder, *(folder / part for part in parts))))
     with _made(folder), FileIO(lock, "a") as held:
         if not _is_ours(held, lock):
             raise PackError(
                 f"{folder}: another pack is writing to this folder; wait for it, "
                 "or name another output folder"
             )
-        _claim(held, folder, parts)
-        every = _known_parts(work, parts)
+        earlier = _claim(held, folder, parts)
+        every = [*dict.fromkeys([*parts, *earlier])]
         try:
             _prepare(folder, work, every)
             yield work
@@ -108,7 +109,7 @@ def remove_others(folder: Path, wanted: Collection[str]) -> None:
         wanted: paths of its shards, relative to the folder.
     """
     work = folder / WORK_FOLDER
-    for part in _known_parts(work, ()):
+    for part in {"", *_recorded_parts(work)}:  # ledgers of splits lie above them
         for path in _pack_files(folder / part):
             shard = str(Path(part, path.name.removesuffix(INDEX_SUFFIX)))
             if shard not in wanted:
@@ -149,15 +150,27 @@ def _try_lock(held: FileIO) -> bool:
     return True
 
 
-def _claim(held: FileIO, folder: Path, parts: Sequence[str]) -> None:
-    if os.fstat(held.fileno()).st_size:
-        return
+def _claim(held: FileIO, folder: Path, parts: Sequence[str]) -> list[str]:
+    """Claim a folder for a pack; returns the splits of the interrupted one that it takes up."""
+    lock = folder / PACKING_NAME
+    text = lock.read_bytes()
+    if text == _PART_CLAIM:
+        raise PackError(
+            f"{folder}: a pack of splits into {folder.parent} was interrupted or still runs; "
+            "wait for it, run it again, or name another folder"
+        )
+    earlier = _recorded_parts(folder / WORK_FOLDER) if text else []
     try:
-        _refuse_output(folder, parts)
-        held.write(_CLAIM)
+        if not text:
+            _refuse_output(folder)
+        _refuse_output(*(folder / part for part in parts if part and part not in earlier))
     except BaseException:
-        (folder / PACKING_NAME).unlink()
+        if not text:
+            lock.unlink()
         raise
+    if not text:
+        held.write(_CLAIM)
+    return earlier
 
 
 def _unlock(folder: Path, parts: Sequence[str]) -> None:
@@ -166,8 +179,9 @@ def _unlock(folder: Path, parts: Sequence[str]) -> None:
         (folder / part / PACKING_NAME).unlink(missing_ok=True)
 
 
-def _refuse_output(folder: Path, parts: Sequence[str]) -> None:
-    for inside in dict.fromkeys((folder, *(folder / part for part in parts))):
+def _refuse_output(*folders: Path) -> None:
+    """Raise PackError if a folder has files that a pack would overwrite."""
+    for inside in folders:
         if not inside.exists():
             continue
         if not inside.is_dir():
@@ -181,11 +195,11 @@ def _refuse_output(folder: Path, parts: Sequence[str]) -> None:
                 )
 
 
-def _known_parts(work: Path, parts: Sequence[str]) -> list[str]:
-    """Names of the splits of this pack and of the interrupted one."""
+def _recorded_parts(work: Path) -> list[str]:
+    """Names of the splits that a pack has begun with, this one or an interrupted one."""
     with suppress(FileNotFoundError):
-        return [*dict.fromkeys([*parts, *json.loads((work / _PARTS).read_bytes())])]
-    return [*parts]
+        return [*json.loads((work / _PARTS).read_bytes())]
+    return []
 
 
 def _prepare(folder: Path, work: Path, parts: Sequence[str]) -> None:
@@ -195,12 +209,13 @@ def _prepare(folder: Path, work: Path, parts: Sequence[str]) -> None:
         stream.write(json.dumps(parts).encode("ascii"))
     for part in parts:
         (folder / part / INDEX_FOLDER).mkdir(parents=True, exist_ok=True)
-        (folder / part / PACKING_NAME).touch()
+        if part:
+            (folder / part / PACKING_NAME).write_bytes(_PART_CLAIM)
         (folder / part / MANIFEST_NAME).unlink(missing_ok=True)
 
 
 def _remove_output(folder: Path, parts: Sequence[str]) -> None:
-    for part in parts:
+    for part in (*filter(None, parts), ""):
         for path in _pack_files(folder / part):
             path.unlink()
         _remove_part(folder, part)

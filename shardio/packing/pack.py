@@ -10,11 +10,13 @@ from typing import Any, get_args
 from shardio.errors import PackError, UsageError
 from shardio.packing.dedupe import Dedupe, Likeness
 from shardio.packing.job import Job, PackSummary, Progress, Source, run_job
-from shardio.packing.options import EngineName, Measure, OnError, make_engine
+from shardio.packing.options import EngineName, Measure, OnError, check_output, make_engine
 from shardio.packing.plan import Shape, Splits
 from shardio.packing.sources.open import SourceOptions, open_source
 from shardio.packing.sources.values import Values
 from shardio.packing.store import Store, StoreKind
+
+_DISTANCE = 4  # bits
 
 
 def pack(
@@ -41,7 +43,7 @@ def pack(
     max_side: int | None = None,
     quality: int | None = None,
     dedupe: Likeness | None = None,
-    dedupe_distance: int = 4,
+    dedupe_distance: int | None = None,
     keep_duplicates: bool = False,
     on_error: OnError = "raise",
     jobs: int | None = None,
@@ -94,7 +96,7 @@ def pack(
             one before; "perceptual" also images that look alike. They are listed in
             duplicates.jsonl.
         dedupe_distance: bits of a 64-bit perceptual hash in which alike images may differ, 0 to
-            16.
+            16, by default 4.
         keep_duplicates: pack them all the same, those that are alike in one split.
         on_error: "raise", or "skip" to leave bad files out and list them in skipped.jsonl.
         jobs: processes; by default one a core. The bytes are the same for any number.
@@ -121,7 +123,7 @@ def pack(
         features=features,
         read_labels=stratify,
     )
-    _check_arguments(seed=seed, on_error=on_error, split=split, stratify=stratify, out=out)
+    check_output(out, seed=seed, on_error=on_error, split=split, stratify=stratify)
     job = Job(
         shape=shape,
         splits=None if split is None else Splits(fractions=split, stratify=stratify),
@@ -135,33 +137,18 @@ def pack(
         engine=make_engine(engine, jobs),
         progress=progress,
     )
-    return run_job(Path(out), job, _opener(source, Path(out), options))
+    return run_job(Path(out), job, _opener(source, Path(out), split or (), options))
 
 
-def _dedupe(likeness: Likeness | None, distance: int, *, keep: bool) -> Dedupe | None:
+def _dedupe(likeness: Likeness | None, distance: int | None, *, keep: bool) -> Dedupe | None:
     if likeness not in (None, *get_args(Likeness)):
         raise UsageError(f"dedupe={likeness!r}: it must be 'exact' or 'perceptual'")
     if likeness is None and keep:
         raise UsageError("keep_duplicates is of dedupe; say which samples are the same")
+    if likeness != "perceptual" and distance is not None:
+        raise UsageError("dedupe_distance is of dedupe='perceptual'")
+    distance = _DISTANCE if distance is None else distance
     return likeness and Dedupe(likeness=likeness, distance=distance, keep=keep)
-
-
-def _check_arguments(
-    *,
-    seed: int,
-    on_error: OnError,
-    split: Mapping[str, float] | None,
-    stratify: bool,
-    out: str | PathLike[str],
-) -> None:
-    if not isinstance(seed, int):
-        raise UsageError(f"seed={seed!r}: it must be a whole number")
-    if on_error not in get_args(OnError):
-        raise UsageError(f"on_error={on_error!r}: it must be 'raise' or 'skip'")
-    if stratify and split is None:
-        raise UsageError("stratify is of splits; give split, as {'train': 0.9, 'val': 0.1}")
-    if not fspath(out):
-        raise PackError("the name of the output folder is empty; name a folder")
 
 
 def _root_of(source: str | PathLike[str] | Iterable[Mapping[str, Any]]) -> str:
@@ -169,11 +156,17 @@ def _root_of(source: str | PathLike[str] | Iterable[Mapping[str, Any]]) -> str:
 
 
 def _opener(
-    source: str | PathLike[str] | Iterable[Mapping[str, Any]], out: Path, options: SourceOptions
+    source: str | PathLike[str] | Iterable[Mapping[str, Any]],
+    out: Path,
+    parts: Iterable[str],
+    options: SourceOptions,
 ) -> Callable[[Path], Source]:
     if not isinstance(source, str | PathLike):
+        options.refuse_for_values()
         return lambda work: Values(source, work, options.class_names())
     root = fspath(source)
-    if Path(root).resolve() in (out.resolve(), *out.resolve().parents):
-        raise PackError(f"{out}: the output lies inside the source; name a folder outside it")
+    real = Path(root).resolve()
+    for target in (out, *(out / part for part in parts)):
+        if real in (target.resolve(), *target.resolve().parents):
+            raise PackError(f"{out}: the output lies inside the source; name a folder outside it")
     return lambda _: open_source(root, options)

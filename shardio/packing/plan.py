@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from shardio.errors import PackError, UsageError
 from shardio.plan.shuffle import KeyedPermutation, derive_key
+from shardio.tar.writer import END_OF_ARCHIVE
 
 SHARD_PATTERN = "shard-*.tar"
 WHOLE = ""
@@ -26,6 +27,7 @@ class Shape:
 
     Attributes:
         shards: in all; splits get them by their sizes, one each at least.
+        or_fewer: take fewer shards where there are not so many samples.
         samples_per_shard: at most so many, spread evenly.
         shard_size: at most so many bytes, spread evenly, unless one sample is larger.
 
@@ -34,6 +36,7 @@ class Shape:
     """
 
     shards: int | None = None
+    or_fewer: bool = False
     samples_per_shard: int | None = None
     shard_size: int | None = None
 
@@ -153,7 +156,9 @@ def plan_shards(
         PackError: there are fewer samples than shards, or a part gets none.
     """
     if shape.shards is not None:
-        shards = _share_shards(shape.shards, {name: len(some) for name, some in parts.items()})
+        counts = {name: len(some) for name, some in parts.items()}
+        total = min(shape.shards, sum(counts.values())) if shape.or_fewer else shape.shards
+        shards = _share_shards(total, counts)
     planned = []
     for name, numbers in parts.items():
         if not len(numbers):
@@ -167,7 +172,8 @@ def plan_shards(
         elif shape.samples_per_shard is not None:
             pieces = np.array_split(order, -(-len(order) // shape.samples_per_shard))
         else:
-            pieces = _cut_by_size(order, sizes[order], shape.shard_size or 1)
+            limit = max((shape.shard_size or 0) - len(END_OF_ARCHIVE), 1)
+            pieces = _cut_by_size(order, sizes[order], limit)
         planned += [
             PlannedShard(part=name, name=SHARD_PATTERN.replace("*", f"{i:06d}"), numbers=piece)
             for i, piece in enumerate(pieces)

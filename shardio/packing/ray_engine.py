@@ -13,6 +13,8 @@ from shardio.errors import PackError, UsageError
 from shardio.packing.engine import Advance, R, T, Ticker, Work
 
 _RETRIES = 5
+_AT_ONCE, _SECONDS = 64, 0.5  # tasks that are waited for, and how long
+_PATIENCE = 30.0  # seconds in which tasks that are cancelled end
 
 
 class RayEngine:
@@ -21,6 +23,8 @@ class RayEngine:
     Without a connection `ray.init()` makes one: to the cluster that RAY_ADDRESS or `ray start`
     names, else to one that it starts on this machine.
     """
+
+    elsewhere = True
 
     def run(self, work: Work[T, R], tasks: Sequence[T], advance: Advance | None) -> list[R]:
         """See shardio.packing.engine.Engine."""
@@ -43,7 +47,8 @@ def _run(ray: Any, work: Work[T, R], tasks: Sequence[T], advance: Advance | None
     waiting = running
     try:
         while waiting:
-            ended, waiting = ray.wait(waiting, num_returns=1)
+            at_once = min(len(waiting), _AT_ONCE)
+            ended, waiting = ray.wait(waiting, num_returns=at_once, timeout=_SECONDS)
             for reference in ended:
                 place = number[reference]
                 results[place] = ray.get(reference)
@@ -58,6 +63,8 @@ def _run(ray: Any, work: Work[T, R], tasks: Sequence[T], advance: Advance | None
     finally:
         for reference in waiting:
             ray.cancel(reference)
+        if waiting:  # nobody may write when the folder is let go
+            ray.wait(waiting, num_returns=len(waiting), timeout=_PATIENCE)
     return [results[place] for place in range(len(tasks))]
 
 

@@ -10,10 +10,9 @@ from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 
-from shardio.errors import UsageError
 from shardio.index.catalog import Source, open_catalog
 from shardio.packing.job import Job, PackSummary, Progress, run_job
-from shardio.packing.options import EngineName, Measure, OnError, make_engine
+from shardio.packing.options import EngineName, Measure, OnError, check_output, make_engine
 from shardio.packing.plan import Shape, Splits
 from shardio.packing.sources.tars import Predicate, Tars
 from shardio.packing.store import Store
@@ -65,8 +64,7 @@ def reshard(
         PackError: a sample is damaged, or the output is taken.
         OSError: the output cannot be written.
     """
-    if stratify and split is None:
-        raise UsageError("stratify is of splits; give split, as {'train': 0.9, 'val': 0.1}")
+    check_output(out, seed=seed, on_error=on_error, split=split, stratify=stratify)
     job = Job(
         shape=Shape(shards=shards, samples_per_shard=samples_per_shard, shard_size=shard_size),
         splits=None if split is None else Splits(fractions=split, stratify=stratify),

@@ -94,18 +94,15 @@ def pack_shard(task: ShardTask, ticker: Ticker) -> PackedShard:
         CancelledError: the ticker says so.
         OSError: the shard cannot be written.
     """
-    lines = [*task.lines()]
-    path, work = Path(task.out, task.name), Path(task.work)
-    settings = f"{task.root} {task.store} {task.check}".encode("utf-8", "surrogateescape")
-    digest = hashlib.sha256(settings + b"\n" + b"".join(lines)).hexdigest()
+    path, work, digest = Path(task.out, task.name), Path(task.work), _digest(task)
     found = find_receipt(work, path, task.part, task=digest)
-    if found is not None and found[1] == _look_at_sources(task, lines):
-        ticker.tick(len(lines))
+    if found is not None and found[1] == _look_at_sources(task):
+        ticker.tick(len(task))
         return found[0]
     builder = IndexBuilder(str(path))
     with _maybe_decoding(task.store), SourceFiles(task.root) as files, atomic_file(path) as stream:
         packer = _Packer(stream, task, files)
-        for sample in map(from_line, lines):
+        for sample in map(from_line, task.lines()):
             try:
                 packer.pack(sample, builder)
             except _PROBLEMS as error:
@@ -187,13 +184,19 @@ class _Packer:
         return frozenset(self._pixels.sizes if self._pixels else ())
 
     def pack(self, sample: SourceSample, builder: IndexBuilder) -> None:
-        images = 0
+        images, taken = 0, set[str]()
         for name, origin in sample.fields:
             data = self._files.read(origin, self.archive.reserve)
             field = name or ""
-            if name is None or (self._check and kind_of(name) == "image"):
+            kind = kind_of(field)
+            if name is None or (self._check and kind == "image"):
                 images += 1
                 field = self._pack_image(name, data, is_only=images == 1)
+            elif kind == "pixels" and self._store.decodes:
+                raise UsageError(f"{name} holds pixels, and only image files can become others")
+            if field in taken:
+                raise UsageError(f"the sample has the field {field!r} twice; name one otherwise")
+            taken.add(field)
             member = join_member_name(sample.key, field).encode("utf-8", "surrogateescape")
             builder.add(sample.key, field, self.archive.commit(member))
 
@@ -225,11 +228,21 @@ class _Nowhere(io.BytesIO):
         return len(data)
 
 
-def _look_at_sources(task: SampleTask, lines: list[bytes]) -> str | None:
+def _digest(task: SampleTask) -> str:
+    """Tells what a task is to do from what others are."""
+    digest = hashlib.sha256()
+    settings = f"{task.root} {task.store} {task.check}\n"
+    digest.update(settings.encode("utf-8", "surrogateescape"))
+    for line in task.lines():
+        digest.update(line)
+    return digest.hexdigest()
+
+
+def _look_at_sources(task: SampleTask) -> str | None:
     """The digest of the files that samples are read from; None if one is not there."""
     with SourceFiles(task.root) as files:
         try:
-            for line in lines:
+            for line in task.lines():
                 files.look_at(from_line(line))
         except UnreadableError:
             return None

@@ -46,21 +46,25 @@ class Listing:
     ) -> None:
         self.path = path
         self.problems: list[Problem] = []
-        numbers, keys, end = array("q"), array("Q"), 0
+        offsets, labels, sizes = array("q"), array("q"), array("q")
+        renamed, keys, end = bytearray(), array("Q"), 0
         with path.open("wb") as stream:
             for sample in found:
                 if isinstance(sample, Problem):
                     self.problems.append(sample)
                     continue
-                label = _NO_LABEL if sample.label is None else sample.label
-                size = measure(sample) if measure else 0
-                numbers.extend((end, label, sample.renamed, size))
+                offsets.append(end)
+                labels.append(_NO_LABEL if sample.label is None else sample.label)
+                renamed.append(sample.renamed)
+                if measure is not None:
+                    sizes.append(measure(sample))
                 keys.append(hash_key(sample.key))
                 end += stream.write(to_line(sample))
-        table = np.array(numbers, np.int64).reshape(-1, 4)
-        self.offsets, self.labels, renamed, self.sizes = table.T.copy()
-        self.renamed = renamed.astype(np.bool_)
-        self._leave_out_equal_keys(np.array(keys, np.uint64))
+        self.offsets = np.frombuffer(offsets, np.int64)
+        self.labels = np.frombuffer(labels, np.int64)
+        self.renamed = np.frombuffer(renamed, np.bool_)
+        self.sizes = np.frombuffer(sizes, np.int64) if sizes else np.zeros(len(self), np.int64)
+        self._leave_out_equal_keys(np.frombuffer(keys, np.uint64))
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -88,7 +92,8 @@ class Listing:
     def _leave_out_equal_keys(self, hashes: NDArray[np.uint64]) -> None:
         """Keep the first of the samples with one key."""
         order = np.argsort(hashes, kind="stable")
-        again = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+        hashes = hashes[order]
+        again = np.flatnonzero(hashes[1:] == hashes[:-1])
         suspects = np.array(sorted({*order[again].tolist(), *order[again + 1].tolist()}), np.int64)
         first: dict[str, SourceSample] = {}
         problems: dict[int, Problem] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -39,9 +39,11 @@ def fail_in_order(task: Sequence[int], ticker: Ticker) -> None:
     raise shardio.PackError(f"task {task[0]}")
 
 
-def fail_first(task: Sequence[int], ticker: Ticker) -> None:
-    if task[0] == 0:
-        raise shardio.PackError("task 0")
+def fail_one(begun: str, task: Sequence[int], ticker: Ticker) -> None:
+    with Path(begun).open("a") as stream:
+        stream.write(f"{task[0]}\n")
+    if task[0] == task[1]:
+        raise shardio.PackError(f"task {task[0]}")
     for _ in range(1000):
         time.sleep(0.01)
         ticker.tick(16)
@@ -69,14 +71,17 @@ def test_results_come_in_the_order_of_the_tasks(jobs: int) -> None:
 
 def test_of_several_errors_the_first_in_order_of_tasks_is_raised() -> None:
     with pytest.raises(shardio.PackError, match="task 0"):
-        LocalEngine(1).run(fail_in_order, tasks_of(2), None)
+        LocalEngine(2).run(fail_in_order, tasks_of(2), None)
 
 
-def test_an_error_stops_the_other_tasks() -> None:
-    start = time.monotonic()
-    with pytest.raises(shardio.PackError, match="task 0"):
-        LocalEngine(2).run(fail_first, tasks_of(20), None)
-    assert time.monotonic() - start < 9
+@pytest.mark.parametrize("bad", [0, 1])
+def test_an_error_stops_the_other_tasks(tmp_path: Path, bad: int) -> None:
+    """Those before it, too; and those that wait never begin."""
+    tasks = [Numbers([number, bad]) for number in range(20)]
+    begun = tmp_path / "begun"
+    with pytest.raises(shardio.PackError, match=f"task {bad}"):
+        LocalEngine(2).run(partial(fail_one, str(begun)), tasks, None)
+    assert len(begun.read_text().split()) <= 4
 
 
 def test_a_process_that_is_killed_is_an_error_with_a_way_out() -> None:
@@ -84,18 +89,23 @@ def test_a_process_that_is_killed_is_an_error_with_a_way_out() -> None:
         LocalEngine(2).run(kill_itself, tasks_of(4), None)
 
 
-def sleep(task: Sequence[int], ticker: Ticker) -> None:
+def sleep(pids: str, task: Sequence[int], ticker: Ticker) -> None:
     del ticker
+    with Path(pids).open("a") as stream:
+        stream.write(f"{os.getpid()}\n")
     if task[0]:
         time.sleep(600)
     raise shardio.PackError("task 0")
 
 
-def test_a_task_that_does_not_stop_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_that_does_not_stop_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine, "_PATIENCE", 0.2)
+    pids = tmp_path / "pids"
     with pytest.raises(shardio.PackError, match="task 0"):
-        LocalEngine(2).run(sleep, tasks_of(2), None)
-    assert not multiprocessing.active_children()
+        LocalEngine(2).run(partial(sleep, str(pids)), tasks_of(2), None)
+    assert not [pid for pid in pids.read_text().split() if Path("/proc", pid).exists()]
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

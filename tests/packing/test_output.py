@@ -191,3 +191,67 @@ def test_a_pack_that_finishes_while_a_second_takes_the_folder_is_kept(
         assert left.pop(LOCK) == b"", "the third pack's lock is not ours to remove"
     assert left == expected
     assert os.path.lexists(out / LOCK) == (renewed and moment == "before the lock is held")
+
+
+def interrupt(source: Path, out: Path, **options: Any) -> None:
+    """Leave a folder as a pack that was interrupted after its first shards."""
+    passes: list[list[int]] = []
+
+    def start(_: int) -> Callable[[int], None]:
+        passes.append([])
+        return advance
+
+    def advance(count: int) -> None:
+        passes[-1].append(count)
+        if len(passes[-1]) > 5 and len(passes) > ("dedupe" in options):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        shardio.pack(source, out, jobs=1, progress=start, **options)
+    assert (out / LOCK).exists()
+
+
+def test_a_dataset_inside_the_folder_of_an_interrupted_pack_is_kept(
+    source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shardio.pack(source, out / "val", shards=2)
+    expected = contents(out / "val")
+    interrupt(source, out, shards=4)
+    split = {"train": 0.5, "val": 0.5}
+    with pytest.raises(shardio.PackError, match=r"val: the folder has shards already"):
+        shardio.pack(source, out, shards=4, split=split)
+    assert contents(out / "val") == expected
+    shardio.pack(source, out, shards=4)
+    assert contents(out / "val") == expected
+
+
+def test_a_split_of_an_interrupted_pack_is_no_folder_for_another_pack(
+    source: Path, tmp_path: Path
+) -> None:
+    out, split = tmp_path / "out", {"train": 0.5, "val": 0.5}
+    interrupt(source, out, shards=4, split=split)
+    with pytest.raises(shardio.PackError, match=r"a pack of splits into .*out was interrupted"):
+        shardio.pack(source, out / "train", shards=1)
+    with pytest.raises(shardio.IndexFileError, match="interrupted or still runs"):
+        shardio.ShardDataset(out / "train")
+    shardio.pack(source, out, shards=4, split=split)
+    assert not (out / "train" / LOCK).exists()
+
+
+def test_ledgers_above_splits_are_those_of_the_pack_that_ended(
+    source: Path, tmp_path: Path
+) -> None:
+    out, split = tmp_path / "out", {"train": 0.5, "val": 0.5}
+    (source / "copy.png").write_bytes((source / "image0000.png").read_bytes())
+    interrupt(source, out, shards=4, split=split, dedupe="exact")
+    for name in (".skipped.jsonl.12-34.tmp", "skipped.jsonl", "renamed.jsonl"):
+        (out / name).touch()
+    shardio.pack(source, out, shards=4, split=split)
+    assert sorted(path.name for path in out.iterdir()) == ["train", "val"]
+
+
+def test_a_source_that_is_one_of_the_splits_is_refused(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(shardio.PackError, match="the output lies inside the source"):
+        shardio.pack(source, tmp_path, shards=2, split={"in": 0.5, "other": 0.5})
+    assert not (source / "index").exists()

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -330,15 +331,19 @@ def test_an_interrupted_repair_goes_on(out: Path, tmp_path: Path) -> None:
     flipped[512] ^= 1
     shard_of(out, 1).write_bytes(flipped)
     repair(out, tmp_path / "whole")
-    told: list[int] = []
+    told: list[list[int]] = []
+
+    def start(_: int) -> Callable[[int], None]:
+        told.append([])
+        return stop_in_the_second_shard
 
     def stop_in_the_second_shard(count: int) -> None:
-        told.append(count)
-        if len(told) == 20:
+        told[-1].append(count)
+        if len(told) == 2 and len(told[-1]) == 20:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        repair(out, tmp_path / "new", progress=lambda _: stop_in_the_second_shard)
+        repair(out, tmp_path / "new", progress=start)
     first = shard_of(tmp_path / "new").stat()
     repair(out, tmp_path / "new")
     assert digests(tmp_path / "new") == digests(tmp_path / "whole")
@@ -366,3 +371,25 @@ def test_bytes_that_are_no_archive_do_not_stop_a_repair(tmp_path: Path) -> None:
     shard.write_bytes(noise + shard.read_bytes())
     repair(shard, tmp_path / "new")
     assert contents(tmp_path / "new") == samples
+
+
+def test_members_that_the_index_does_not_have_are_listed(out: Path, tmp_path: Path) -> None:
+    shard = out / "shard-000000.tar"
+    data = shard.read_bytes()
+    extra = header_block(b"extra/1.jpg", len(JPEG)) + JPEG + padding(len(JPEG))
+    shard.write_bytes(data[: -len(END_OF_ARCHIVE)] + extra + END_OF_ARCHIVE)
+    before = contents(out)
+    repair(out, tmp_path / "new")
+    assert contents(tmp_path / "new") == before
+    assert [row["path"].rpartition(": ")[2] for row in dropped(tmp_path / "new")] == ["extra/1"]
+
+
+def test_fewer_samples_than_shards_are_repaired_into_fewer_shards(tmp_path: Path) -> None:
+    samples = ({"__key__": f"{i}", "bin": b"x" * 2000} for i in range(4))
+    shardio.pack(samples, tmp_path / "out", shards=4, shuffle=False)
+    path = tmp_path / "out/shard-000002.tar"
+    data = bytearray(path.read_bytes())
+    data[600] ^= 1
+    path.write_bytes(data)
+    summary = repair(tmp_path / "out", tmp_path / "new")
+    assert (summary.samples, summary.shards) == (3, 3)

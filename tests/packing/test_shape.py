@@ -72,13 +72,14 @@ def test_shards_of_a_size_are_as_few_as_can_be_and_even(
     orders = [shard.numbers.tolist() for shard in planned]
     order = [number for some in orders for number in some]
     assert sorted(order) == [*range(len(sizes))]
+    most = max(limit - 1024, 1)  # what is left beside the end of the archive
     for some in orders:
-        assert len(some) == 1 or sum(sizes[number] for number in some) <= limit
+        assert len(some) == 1 or sum(sizes[number] for number in some) <= most
     fewest, room = 0, -1
     for number in order:
         room -= sizes[number]
         if room < 0:
-            fewest, room = fewest + 1, limit - sizes[number]
+            fewest, room = fewest + 1, most - sizes[number]
     assert len(orders) == fewest
 
 
@@ -103,6 +104,12 @@ def test_splits_share_the_shards_by_their_sizes(
     sizes = [len(parts[name]) / number for name, number in found.items()]
     for name, number in found.items():  # nobody could give a shard away and both be better off
         assert number == 1 or max(sizes) <= len(parts[name]) / (number - 1)
+
+
+def test_no_shard_is_larger_than_asked_for(images: Path, tmp_path: Path) -> None:
+    shardio.pack(images, tmp_path / "out", shard_size=100_000)
+    sizes = [path.stat().st_size for path in (tmp_path / "out").glob("*.tar")]
+    assert 95_000 < max(sizes) <= 100_000
 
 
 def test_each_split_is_a_packed_folder_of_its_own(images: Path, tmp_path: Path) -> None:
@@ -219,6 +226,19 @@ def test_duplicates_that_are_kept_stay_on_one_side(twins: Path, tmp_path: Path, 
             assert any({f"a/{number}", f"b/{number}"} <= side for side in sides)
 
 
+def test_an_image_that_does_not_decode_is_left_out_of_the_search(
+    twins: Path, tmp_path: Path
+) -> None:
+    data = bytearray((twins / "a/3.png").read_bytes())
+    data[data.index(b"IDAT") + 30] ^= 1
+    (twins / "a/3.png").write_bytes(data)
+    options: dict[str, Any] = {"shards": 1, "dedupe": "perceptual", "dedupe_distance": 6}
+    with pytest.raises(shardio.PackError, match=r"a/3\.png: .*corrupt PNG"):
+        shardio.pack(twins, tmp_path / "out", **options)
+    summary = shardio.pack(twins, tmp_path / "out", **options, on_error="skip")
+    assert (summary.samples, summary.duplicates, summary.skipped) == (10, 6, 1)
+
+
 def test_images_of_one_colour_look_like_nothing(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for value in (0, 90, 255):
@@ -262,7 +282,8 @@ def test_hamming_counts_the_bits_that_differ() -> None:
         ({"shards": 1, "split": {"a": 0.5}}, "must be above 0 and add up to 1"),
         ({"shards": 1, "split": {"index": 1.0}}, "'index' is no name for the folder of a split"),
         ({"shards": 1, "dedupe": "nearly"}, "dedupe='nearly': it must be 'exact' or 'perceptual'"),
-        ({"shards": 1, "dedupe": "exact", "dedupe_distance": 17}, "must be 0 to 16 bits"),
+        ({"shards": 1, "dedupe": "perceptual", "dedupe_distance": 17}, "must be 0 to 16 bits"),
+        ({"shards": 1, "dedupe": "exact", "dedupe_distance": 1}, "is of dedupe='perceptual'"),
         ({"shards": 1, "jobs": 0}, "jobs=0: it must be a whole number, at least 1"),
         ({"shards": 1, "engine": "spark"}, "engine='spark': it must be 'local' or 'ray'"),
         ({"shards": 1, "classes": ["a", "a"]}, "'a' comes twice"),

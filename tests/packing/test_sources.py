@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -108,6 +109,25 @@ class TestFields:
         source = write(tmp_path / "in", a__png=PNG, a__json="{}")
         with pytest.raises(shardio.PackError, match=r"a\.json: not a JPEG.* with --fields; mend"):
             shardio.pack(source, tmp_path / "out", shards=1)
+
+    def test_a_file_of_no_field_costs_no_sample(self, tmp_path: Path) -> None:
+        source = write(tmp_path / "in", a="x", a__png=PNG, b__txt__gz="x", b_txt_gz__png=PNG)
+        summary = shardio.pack(
+            source, tmp_path / "out", shards=1, fields="png,json?", on_error="skip"
+        )
+        assert (summary.samples, summary.skipped) == (2, 2)
+        assert {*members(tmp_path / "out")} == {"a.png", "b_txt_gz.png"}
+
+    def test_files_of_other_stems_are_other_samples(self, tmp_path: Path) -> None:
+        source = write(tmp_path / "in", a__b__png=PNG, a_b__json="{}")
+        with pytest.raises(shardio.PackError, match=r"its sample has no (json|png)"):
+            shardio.pack(source, tmp_path / "out", shards=1, fields="png,json")
+
+    def test_a_label_beside_a_class_folder_is_refused(self, tmp_path: Path) -> None:
+        source = write(tmp_path / "in", cat___a__png=PNG, cat___a__cls="3")
+        with pytest.raises(shardio.PackError, match="the sample has the field 'cls' twice"):
+            shardio.pack(source, tmp_path / "out", shards=1, fields="png,cls")
+        shardio.pack(source, tmp_path / "out", shards=1, fields="png,cls", labels=False)
 
     def test_a_field_that_is_no_image_is_not_looked_into(self, tmp_path: Path) -> None:
         source = write(tmp_path / "in", a__bin=b"\0\1")
@@ -218,6 +238,31 @@ class TestTables:
         with pytest.raises(shardio.PackError, match=r"t\.jsonl, row 2: it is no JSON object"):
             shardio.pack(source, tmp_path / "out", shards=1, manifest=tmp_path / "t.jsonl")
 
+    def test_what_no_file_can_be_is_named(self, source: Path, tmp_path: Path) -> None:
+        os.mkfifo(source / "f.png")
+        for path, message in {
+            "f.png": r"f\.png: it is no regular file",
+            "x": "x: it is no regular file",
+            "a\\u0000b": "which no file can be called",
+            "\\ud800": "which no file can be called",
+        }.items():
+            (tmp_path / "t.jsonl").write_text(f'{{"path": "{path}"}}\n')
+            with pytest.raises(shardio.PackError, match=message):
+                shardio.pack(source, tmp_path / "out", shards=1, manifest=tmp_path / "t.jsonl")
+
+    def test_labels_that_are_nowhere_are_asked_for(self, source: Path, tmp_path: Path) -> None:
+        table = make_csv(tmp_path / "t.csv", [["path"], ["x/a.png"], ["x/b.png"]])
+        options: dict[str, Any] = {"shards": 1, "manifest": table}
+        with pytest.raises(shardio.UsageError, match="which column holds the labels"):
+            shardio.pack(source, tmp_path / "out", classes=["a"], **options)
+        with pytest.raises(shardio.UsageError, match="no labels shall be packed"):
+            shardio.pack(source, tmp_path / "out", label_column="y", labels=False, **options)
+        split = {"a": 0.5, "b": 0.5}
+        with pytest.raises(shardio.UsageError, match="stratify needs labels"):
+            shardio.pack(
+                source, tmp_path / "out", shards=2, manifest=table, split=split, stratify=True
+            )
+
     def test_absolute_paths_inside_and_outside_the_source(
         self, source: Path, tmp_path: Path
     ) -> None:
@@ -251,6 +296,31 @@ class TestTars:
             stream.write(b"\xff")
         with pytest.raises(shardio.PackError, match=r"offset 512 of .*CRC-32 differs"):
             shardio.pack(tmp_path / "one", tmp_path / "two", shards=1)
+
+    def test_a_tar_that_changes_meanwhile_is_noticed(self, tmp_path: Path) -> None:
+        shard = make_shard(tmp_path / "a.tar", {f"{i}": {"txt": b"t"} for i in range(9)})
+
+        def change(_: int) -> Callable[[int], None]:
+            make_shard(shard, {f"{i}": {"txt": b"u"} for i in range(9)})
+            os.utime(shard, (1, 1))
+            return lambda _: None
+
+        with pytest.raises(shardio.PackError, match=r"a\.tar: the file changed while it was"):
+            shardio.pack(shard, tmp_path / "out", shards=1, progress=change)
+
+    def test_tars_beside_images_are_asked_about(self, tmp_path: Path) -> None:
+        source = write(tmp_path / "in", cat___a__png=PNG)
+        make_shard(source / "old.tar", {"k": {"png": PNG}})
+        with pytest.raises(shardio.UsageError, match=r"it has shards or records, and cat beside"):
+            shardio.pack(source, tmp_path / "out", shards=1)
+        shardio.pack(f"{source}/*.tar", tmp_path / "out", shards=1)
+        assert [*members(tmp_path / "out")] == ["k.png"]
+
+    def test_pixels_do_not_become_other_pixels(self, tmp_path: Path) -> None:
+        source = make_images(tmp_path / "in", classes=0, per_class=2)
+        shardio.pack(source, tmp_path / "raw", shards=1, store="raw")
+        with pytest.raises(shardio.PackError, match=r"rgb\.npy holds pixels, and only image files"):
+            shardio.pack(tmp_path / "raw", tmp_path / "out", shards=1, resize=2)
 
     def test_a_folder_as_img2dataset_writes_it(self, tmp_path: Path) -> None:
         """Tars of jpg, txt and json by number, each with a table and statistics beside it."""
@@ -324,6 +394,21 @@ class TestValues:
         with pytest.raises(shardio.PackError, match=message):
             shardio.pack([sample], tmp_path / "out", shards=1)
         assert not (tmp_path / "out").exists()
+
+    def test_options_that_mean_nothing_here_are_refused(self, tmp_path: Path) -> None:
+        for options in ({"fields": "png"}, {"labels": False}, {"manifest": "a.csv"}):
+            with pytest.raises(shardio.UsageError, match="the fields that they have"):
+                shardio.pack(self.samples(), tmp_path / "out", shards=1, **options)
+
+    @pytest.mark.parametrize("value", [3, np.int64(3), b"3", b" 3\n"])
+    def test_class_numbers_are_known_however_they_are_given(
+        self, tmp_path: Path, value: object
+    ) -> None:
+        samples = [{"__key__": f"{i}", "bin": b"x", "cls": value} for i in range(4)]
+        summary = shardio.pack(
+            samples, tmp_path / "out", shards=2, split={"a": 0.5, "b": 0.5}, stratify=True
+        )
+        assert summary.splits == {"a": 2, "b": 2}
 
     def test_checksums_of_values_are_in_the_index(self, tmp_path: Path) -> None:
         shardio.pack(self.samples(), tmp_path / "out", shards=1, shuffle=False)

@@ -44,6 +44,11 @@ class Folder:
     labels: Labels | None
 
     @property
+    def name(self) -> str:
+        """What errors call it."""
+        return self.root
+
+    @property
     def classes(self) -> tuple[str, ...] | None:
         """Names of the classes by label."""
         return self.labels.classes if self.labels else None
@@ -76,11 +81,14 @@ class Folder:
                 yield from self._sample(relative, [*files])
 
     def _group_of(self, name: bytes) -> bytes:
-        """What the files of one sample have in common; of a folder its name."""
+        """What the names of the files of one sample have in common; of a folder its name."""
         if not self.rule.wanted or name.endswith(b"/"):
             return name
-        found = self.rule.look_at(text_of(name))
-        return found.key.encode("utf-8", "surrogateescape") if found else name
+        text = text_of(name)
+        found = self.rule.look_at(text)
+        if found is None or found.field is None:
+            return b"\0" + name  # no stem has a NUL
+        return text[: -len(found.field) - 1].encode("utf-8", "surrogateescape")
 
     def _sample(self, relative: bytes, names: list[bytes]) -> Iterator[SourceSample | Problem]:
         first = text_of(relative + names[0])

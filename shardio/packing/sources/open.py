@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 
+from shardio.codecs.registry import IMAGE_FIELDS
 from shardio.errors import PackError, UsageError
 from shardio.index.catalog import SHARD_SUFFIXES, open_catalog
+from shardio.index.manifest import INDEX_FOLDER
 from shardio.packing.features import parse_pairs
 from shardio.packing.fields import parse_fields
 from shardio.packing.labels import Labels, check_classes
@@ -49,6 +51,15 @@ class SourceOptions:
         if self.manifest is not None and self.fields is not None:
             raise UsageError("a manifest names the files of a sample itself; leave fields out")
 
+    def refuse_for_values(self) -> None:
+        """Raise UsageError if something is said that an iterable of samples has no use for."""
+        files = (self.fields, self.manifest, *self.features)
+        if not self.labels or any(each is not None for each in files):
+            raise UsageError(
+                "samples of a program have the fields that they have; leave fields, manifest, "
+                "features and labels out"
+            )
+
     def class_names(self) -> tuple[str, ...] | None:
         """The classes, if they are given."""
         return check_classes(self.classes)
@@ -63,6 +74,8 @@ def open_source(path: str, options: SourceOptions) -> Folder | Table | Tars | TF
     """
     tars = options.manifest is None and has_tars(path)
     records = None if tars or options.manifest is not None else find_files(path)
+    if tars or records is not None:
+        _refuse_mixed(path)
     if records is None and options.features:
         raise UsageError(f"features are of TFRecord files, and {path} names none")
     if options.manifest is not None:
@@ -96,6 +109,27 @@ def open_source(path: str, options: SourceOptions) -> Folder | Table | Tars | TF
     classes = options.class_names() or find_classes(path)
     labels = Labels(classes) if options.labels and classes else None
     return Folder(root=path, rule=parse_fields(options.fields), labels=labels)
+
+
+def _refuse_mixed(path: str) -> None:
+    """Raise UsageError if a folder with tars or TFRecord files has what else could be meant."""
+    if not os.path.isdir(path):  # noqa: PTH112  bytes that are no UTF-8
+        return
+    with os.scandir(path) as entries:
+        others = [
+            each.name
+            for each in entries
+            if not each.name.startswith(".")
+            and (
+                (each.is_dir() and each.name != INDEX_FOLDER)
+                or each.name.lower().rpartition(".")[2] in IMAGE_FIELDS
+            )
+        ]
+    if others:
+        raise UsageError(
+            f"{path}: it has shards or records, and {min(others)} beside them; name what is meant, "
+            f"as '{path}/*.tar', or move the others away"
+        )
 
 
 def has_tars(path: str) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shardio.errors import PackError, UsageError
-from shardio.packing.fields import FieldRule, key_fault
+from shardio.packing.fields import FieldRule, is_name, key_fault
 from shardio.packing.labels import Labels, label_fields, labels_of
 from shardio.packing.samples import (
     FromFile,
@@ -77,6 +77,11 @@ class Table:
     labels: Labels | None
 
     @property
+    def name(self) -> str:
+        """What errors call it."""
+        return str(self.path)
+
+    @property
     def classes(self) -> tuple[str, ...] | None:
         """Names of the classes by label; None where labels are numbers."""
         return self.labels.classes if self.labels else None
@@ -133,6 +138,8 @@ class Table:
         if optional and row.get(column) in (None, ""):
             return None
         path = os.path.normpath(_text(row, column))
+        if "\0" in path or not is_name(path):
+            raise _RowError(f"its column {column!r} holds {path!r}, which no file can be called")
         if os.path.isabs(path):  # noqa: PTH117  text
             inside = os.path.relpath(path, self.root)
             return path if inside.startswith("..") else inside
@@ -200,7 +207,10 @@ def open_table(
     chosen = tuple(map(_parse_path_column, paths)) or _default_paths(path, present)
     if label is None and with_labels:
         label = next((name for name in _LABELS if name in present), None)
-    label = label if with_labels else None
+        if label is None and classes is not None:
+            raise UsageError(f"{path}: which column holds the labels? Name it (--label-column)")
+    if not with_labels and label is not None:
+        raise UsageError("a column of labels is named, and no labels shall be packed")
     for column in (*(column for _, column in chosen), label, key):
         if column is not None and column not in present:
             raise UsageError(

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from shardio.codecs.basic import decode_cls
@@ -17,7 +18,7 @@ from shardio.codecs.registry import decode_field
 from shardio.errors import CodecError, PackError
 from shardio.index.catalog import Catalog, ShardEntry
 from shardio.index.shard_index import ShardIndex
-from shardio.packing.files import SourceFiles, UnreadableError
+from shardio.packing.files import SourceFiles, UnreadableError, in_memory
 from shardio.packing.samples import FromRange, Problem, SourceField, SourceSample
 
 Predicate = Callable[[str, Mapping[str, Any]], Any]
@@ -41,6 +42,11 @@ class Tars:
     read_labels: bool = False
     keys: frozenset[str] | None = None
     where: Predicate | None = None
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return ", ".join(sorted({str(Path(entry.name).parent) for entry in self.catalog.shards}))
 
     @property
     def root(self) -> str:
@@ -69,12 +75,13 @@ class Tars:
 
     def _of_shard(self, entry: ShardEntry) -> Iterator[SourceSample]:
         index, path = entry.load_index(), os.fsencode(os.path.abspath(entry.path))  # noqa: PTH100
+        stamp = entry.stamp[1] if entry.stamp else Path(entry.path).stat().st_mtime_ns
         with SourceFiles(self.root) as files:
             for number in range(len(index)):
                 key = index.key(number)
                 if self.keys is not None and key not in self.keys:
                     continue
-                fields = _fields_of(index, number, path)
+                fields = _fields_of(index, number, path, stamp)
                 name = f"{entry.name}: {key}"
                 if self.where is not None and not self.where(key, _Values(name, fields, files)):
                     continue
@@ -113,15 +120,17 @@ class _Values(Mapping[str, Any]):
         return len(self._fields)
 
 
-def _fields_of(index: ShardIndex, number: int, path: bytes) -> dict[str, FromRange]:
+def _fields_of(
+    index: ShardIndex, number: int, path: bytes, stamp: int | None
+) -> dict[str, FromRange]:
     """Where the fields of a sample are, in their order."""
     offsets, sizes = index.offsets[number].tolist(), index.sizes[number].tolist()
     sums: list[int | None] = [None] * len(sizes)
     if index.checksums is not None:
-        sums = index.checksums[number].tolist()
+        sums, stamp = index.checksums[number].tolist(), None
     places = zip(offsets, index.fields, sizes, sums, strict=True)
     return {
-        field: FromRange(path, offset, size, checksum)
+        field: FromRange(path, offset, size, checksum, stamp)
         for offset, field, size, checksum in sorted(places)
         if offset >= 0
     }
@@ -135,4 +144,4 @@ def _label_of(fields: Mapping[str, FromRange], files: SourceFiles) -> int | None
 
 
 def _read(origin: FromRange, files: SourceFiles) -> memoryview:
-    return files.read(origin, lambda size: memoryview(bytearray(size)))
+    return files.read(origin, in_memory)

@@ -13,6 +13,7 @@ import json
 import mmap
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -61,6 +62,11 @@ class TFRecords:
     pairs: tuple[Pair, ...] = ()
     labels: bool = True
     classes: tuple[str, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return self.root
 
     def samples(self) -> Iterator[SourceSample | Problem]:
         """All samples, file by file.
@@ -191,7 +197,9 @@ class _Found:
                 f"its feature {name!r} has {len(feature)} values, and the field "
                 f"{field or 'of an image'} holds one"
             )
-        return FromRange(self._path, *feature[0], None)
+        offset, size = feature[0]
+        with memoryview(self._data) as view, view[offset : offset + size] as data:
+            return FromRange(self._path, offset, size, zlib.crc32(data))
 
     def _listed(self, name: str, feature: Feature) -> list[int] | list[float] | list[str]:
         """The values of a feature as JSON has them."""

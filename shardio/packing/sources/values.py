@@ -13,13 +13,15 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shardio.codecs.basic import decode_cls
 from shardio.codecs.registry import Kind, kind_of
-from shardio.errors import PackError
+from shardio.errors import CodecError, PackError
 from shardio.packing.fields import is_field_name, key_fault
 from shardio.packing.samples import (
     FromFile,
@@ -31,6 +33,7 @@ from shardio.packing.samples import (
 )
 
 _KEY = "__key__"
+_LABEL = "cls"
 _FILE = "values"
 
 
@@ -43,9 +46,12 @@ class Values:
         classes: names of the classes, for the manifest.
 
     Attributes:
+        name: what errors call them.
         root: folder that relative paths start from.
         classes: as given.
     """
+
+    name = "the samples"
 
     def __init__(
         self, given: Iterable[Mapping[str, Any]], work: Path, classes: tuple[str, ...] | None
@@ -71,6 +77,7 @@ class Values:
                 if not isinstance(key, str) or key_fault(key):
                     raise PackError(f"{name}: its {_KEY!r} is no text that can be a key")
                 fields: list[SourceField] = []
+                label = None
                 for field, value in given.items():
                     if field == _KEY:
                         continue
@@ -78,8 +85,10 @@ class Values:
                     if origin is None:
                         origin = FromRange(path, end, len(data), zlib.crc32(data))
                         end += stream.write(data)
+                    if field.lower() == _LABEL:
+                        label = _label_of(data)
                     fields.append(SourceField(field.lower(), origin))
-                yield SourceSample(key=key, name=name, fields=tuple(fields), label=_label_of(given))
+                yield SourceSample(key=key, name=name, fields=tuple(fields), label=label)
 
 
 def _encode(name: str, field: object, value: Any) -> tuple[Origin | None, bytes]:
@@ -134,6 +143,8 @@ _ENCODERS: dict[Kind, Callable[[Any], bytes]] = {
 }
 
 
-def _label_of(given: Mapping[str, Any]) -> int | None:
-    value = given.get("cls")
-    return value if isinstance(value, int) else None
+def _label_of(data: bytes) -> int | None:
+    """The class number that bytes say; packed as they are, they may say none."""
+    with suppress(CodecError):
+        return decode_cls(data)
+    return None

@@ -87,7 +87,7 @@ def repair(
         _repair_part(
             part,
             out / part.path.name if several else out,
-            Shape(shards=shards or len(part.shards)),
+            Shape(shards=shards or len(part.shards), or_fewer=shards is None),
             deep=deep,
             engine=engine,
             progress=progress,
@@ -132,11 +132,13 @@ class _Whole:
         deep: decode every field.
 
     Attributes:
+        name: what errors call it.
         root: where relative paths would start; those of shards are absolute.
         classes: names of the classes, if the manifest reads.
     """
 
     def __init__(self, part: Part, work: Path, engine: Engine, *, deep: bool) -> None:
+        self.name = str(part.path)
         self.root = "/"
         self.classes = part.manifest.classes if part.manifest is not None else None
         self._part = part

@@ -159,13 +159,20 @@ class _Shard:
             for offset, column in columns:
                 name, size = index.fields[column], int(index.sizes[row, column])
                 checksum = int(checksums[row, column])
-                places = (offset, *elsewhere.get((key, name), ()))
+                places = (offset, *elsewhere.pop((key, name), ()))
                 right = next((at for at in places if self._checksum(at, size) == checksum), None)
                 if right is None:
                     reason = f"the data of field {name!r} at byte {offset} are not what was packed"
                     break
                 fields.append(_Field(name, FromRange(self._path, right, size, checksum)))
+            for _, column in columns:
+                elsewhere.pop((key, index.fields[column]), None)
             yield self._judge(key, fields, reason)
+        for (key, name), (offset, *_) in elsewhere.items():
+            yield self._problem(
+                key,
+                f"the index does not have the field {name!r} at byte {offset}, so it is no part",
+            )
 
     def _by_names(self) -> Iterator[SourceSample | Problem]:
         yield from self._losses()
