@@ -26,7 +26,7 @@ from shardio.index.catalog import SHARD_SUFFIXES
 from shardio.index.manifest import INDEX_FOLDER, INDEX_SUFFIX, MANIFEST_NAME, PACKING_NAME
 from shardio.packing.plan import SHARD_PATTERN
 from shardio.packing.receipts import WORK_FOLDER, finished_shards, remove_receipts
-from shardio.storage.atomic import TEMPORARY_SUFFIX, atomic_file, final_name
+from shardio.storage.atomic import TEMPORARY_SUFFIX, final_name
 
 SKIPPED_NAME = "skipped.jsonl"
 RENAMED_NAME = "renamed.jsonl"
@@ -53,7 +53,6 @@ _ANY_OTHERS = re.compile(
     ),
     re.DOTALL,
 )
-_PARTS = "parts.json"
 _PATIENCE = 2.0  # seconds in which the processes of a killed pack end
 
 
@@ -109,7 +108,7 @@ def remove_others(folder: Path, wanted: Collection[str]) -> None:
         wanted: paths of its shards, relative to the folder.
     """
     work = folder / WORK_FOLDER
-    for part in {"", *_recorded_parts(work)}:  # ledgers of splits lie above them
+    for part in {"", *_recorded_parts(folder / PACKING_NAME)}:  # ledgers of splits lie above them
         for path in _pack_files(folder / part):
             shard = str(Path(part, path.name.removesuffix(INDEX_SUFFIX)))
             if shard not in wanted:
@@ -159,7 +158,7 @@ def _claim(held: FileIO, folder: Path, parts: Sequence[str]) -> list[str]:
             f"{folder}: a pack of splits into {folder.parent} was interrupted or still runs; "
             "wait for it, run it again, or name another folder"
         )
-    earlier = _recorded_parts(folder / WORK_FOLDER) if text else []
+    earlier = _recorded_parts(lock)
     try:
         if not text:
             _refuse_output(folder)
@@ -168,8 +167,7 @@ def _claim(held: FileIO, folder: Path, parts: Sequence[str]) -> list[str]:
         if not text:
             lock.unlink()
         raise
-    if not text:
-        held.write(_CLAIM)
+    held.write((b"" if text else _CLAIM) + json.dumps([*parts]).encode("ascii") + b"\n")
     return earlier
 
 
@@ -195,18 +193,21 @@ def _refuse_output(*folders: Path) -> None:
                 )
 
 
-def _recorded_parts(work: Path) -> list[str]:
-    """Names of the splits that a pack has begun with, this one or an interrupted one."""
-    with suppress(FileNotFoundError):
-        return [*json.loads((work / _PARTS).read_bytes())]
-    return []
+def _recorded_parts(lock: Path) -> list[str]:
+    """Names of the splits that a pack has begun with, this one or an interrupted one.
+
+    They are in the lock, a line for each run, so that they are known for as long as it lies there.
+    """
+    parts: list[str] = []
+    for line in lock.read_bytes().removeprefix(_CLAIM).splitlines():
+        with suppress(ValueError):  # a line that was cut off was never acted on
+            parts += json.loads(line)
+    return [*dict.fromkeys(parts)]
 
 
 def _prepare(folder: Path, work: Path, parts: Sequence[str]) -> None:
-    """Make the folders, locked, after their names are on disk; no manifest stays in them."""
+    """Make the folders, locked; no manifest stays in them."""
     work.mkdir(exist_ok=True)
-    with atomic_file(work / _PARTS) as stream:
-        stream.write(json.dumps(parts).encode("ascii"))
     for part in parts:
         (folder / part / INDEX_FOLDER).mkdir(parents=True, exist_ok=True)
         if part:

@@ -173,7 +173,7 @@ def test_a_pack_that_finishes_while_a_second_takes_the_folder_is_kept(
     expected = contents(tmp_path / "whole")
     out = tmp_path / "out"
     out.mkdir()
-    (out / LOCK).write_text("a pack that runs")
+    (out / LOCK).write_text("[]\n")  # of a pack that runs
 
     def finish() -> None:
         (out / LOCK).unlink()

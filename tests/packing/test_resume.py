@@ -110,6 +110,40 @@ def test_an_error_at_any_sync_or_rename_is_a_sentence_and_can_be_taken_up(
     assert 20 <= calls < 100
 
 
+UNLOCKING = """
+import os, signal, sys
+from pathlib import Path
+import shardio
+
+calls_left = int(sys.argv[3])
+unlink = Path.unlink
+
+def dying(*arguments, **options):
+    global calls_left
+    calls_left -= 1
+    if calls_left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return unlink(*arguments, **options)
+
+Path.unlink = dying
+shardio.pack(sys.argv[1], sys.argv[2], **{options}, jobs=1)
+"""
+
+
+def test_killed_while_it_lets_the_folder_go_it_is_taken_up(source: Path, tmp_path: Path) -> None:
+    shardio.pack(source, tmp_path / "whole", **OPTIONS)
+    expected = digests(tmp_path / "whole")
+    for calls in range(100):
+        out = tmp_path / f"out{calls}"
+        code = UNLOCKING.format(options=OPTIONS)
+        command = [sys.executable, "-c", code, str(source), str(out), str(calls)]
+        if subprocess.run(command, check=False).returncode == 0:
+            break
+        shardio.pack(source, out, **OPTIONS)
+        assert digests(out) == expected
+    assert calls >= 3
+
+
 def stop_after(count: int) -> Any:
     """Progress that ends a pack after so many samples."""
     seen: list[int] = []
