@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from shardio.normalize import to_float as to_float
     from shardio.packing.convert import convert as convert
     from shardio.packing.inspection.info import info as info
+    from shardio.packing.options import PackOptions as PackOptions
+    from shardio.packing.options import ReshardOptions as ReshardOptions
     from shardio.packing.pack import pack as pack
     from shardio.packing.reshard import reshard as reshard
     from shardio.packing.verification.repair import repair as repair
@@ -45,7 +47,9 @@ _HOMES = {
     "Mix": "shardio.reading.mix",
     "Normalize": "shardio.normalize",
     "PackError": "shardio.errors",
+    "PackOptions": "shardio.packing.options",
     "RandomResizedCrop": "shardio.transforms",
+    "ReshardOptions": "shardio.packing.options",
     "Resize": "shardio.transforms",
     "SampleError": "shardio.errors",
     "ShardDataset": "shardio.reading.dataset",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tarfile
 from collections.abc import Mapping
@@ -57,6 +58,26 @@ def make_shard(path: Path, samples: Mapping[str, Mapping[str, bytes]]) -> Path:
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))
     return path
+
+
+def read_members(folder: Path) -> dict[str, bytes]:
+    """The data of all members of the shards in a folder, by name, read with Python's tarfile."""
+    found = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as archive:
+            for member in archive.getmembers():
+                stream = archive.extractfile(member)
+                found[member.name] = stream.read() if stream is not None else b""
+    return found
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of all files below a folder, hexadecimal, by path relative to it."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def damaged(data: bytes, damage: Damage, numbers: np.random.Generator) -> bytes:

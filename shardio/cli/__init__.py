@@ -5,9 +5,11 @@ from __future__ import annotations
 import signal
 import sys
 from importlib import import_module
+from typing import NoReturn
 
 import click
 
+from shardio.cli.text import encodable, plain
 from shardio.errors import ShardioError
 
 _COMMANDS = (
@@ -55,14 +57,11 @@ def main() -> None:
         click.echo("shardio: interrupted", err=True)
         sys.exit(128 + signal.SIGINT)
     except ShardioError as error:
-        sys.exit(f"shardio: {printable(str(error))}")
+        _fail(str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"shardio: {printable(where)}{error.strerror or error}")
+        _fail(f"{where}{error.strerror or error}")
 
 
-def printable(text: str) -> str:
-    """Text that any terminal takes: on one line, undecodable bytes of file names escaped."""
-    encoding = sys.stderr.encoding or "utf-8"
-    escaped = text.replace("\n", "\\n").encode(encoding, "backslashreplace")
-    return escaped.decode(encoding)
+def _fail(text: str) -> NoReturn:
+    sys.exit(encodable(f"shardio: {plain(text)}", sys.stderr))

@@ -6,7 +6,6 @@ import io
 import json
 import re
 import statistics
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shardio.cli.progress import progress_bar
+from shardio.cli.text import encodable, plain
 from shardio.packing.inspection.info import (
     MOST_PREVIEWED,
     PREVIEW_COUNT,
@@ -94,9 +94,9 @@ def info(
     if as_json:
         click.echo(json.dumps(asdict(found)))
         return
-    click.echo(_encodable(_describe(found, all_shards=all_shards, all_classes=all_classes)))
+    click.echo(encodable(_describe(found, all_shards=all_shards, all_classes=all_classes)))
     if preview is not None:
-        click.echo(_encodable(f"\nwrote the preview to {_plain(preview)}"))
+        click.echo(encodable(f"\nwrote the preview to {plain(preview)}"))
 
 
 def _describe(found: Info, *, all_shards: bool, all_classes: bool) -> str:
@@ -109,7 +109,7 @@ def _describe(found: Info, *, all_shards: bool, all_classes: bool) -> str:
     if found.splits:
         console.print(_splits_table(found))
     for name, split in (found.splits or {"": found}).items():
-        console.print(_plain(f"{name}: " * bool(name) + _shards_sentence(split.shards)))
+        console.print(plain(f"{name}: " * bool(name) + _shards_sentence(split.shards)))
     if all_shards:
         console.print(_shards_table(found.shards))
     console.print(_fields_table(found.fields, found.samples))
@@ -122,7 +122,7 @@ def _describe(found: Info, *, all_shards: bool, all_classes: bool) -> str:
             more = len(found.classes.counts) - len(shown)
             console.print(f"and {more:,} more classes; --classes shows all")
     if found.sample is not None:
-        console.print(_plain(f"sample {found.sample.number:,}: {found.sample.key}"))
+        console.print(plain(f"sample {found.sample.number:,}: {found.sample.key}"))
         console.print(_sample_table(found.sample))
     for name, lines in found.ledgers.items():
         console.print(f"{name}: {lines:,} lines")
@@ -133,7 +133,7 @@ def _describe(found: Info, *, all_shards: bool, all_classes: bool) -> str:
 def _sentence(found: Info) -> str:
     classes = found.classes
     of_classes = "" if classes is None else f" of {_count(len(classes.counts), 'class', 'classes')}"
-    fields = _plain(", ".join(field.name for field in found.fields)) or "none"
+    fields = plain(", ".join(field.name for field in found.fields)) or "none"
     return (
         f"{_count(found.samples, 'sample')}{of_classes} in {_count(len(found.shards), 'shard')}, "
         f"{_size(found.bytes)}, with the fields {fields}."
@@ -145,7 +145,7 @@ def _splits_table(found: Info) -> Table:
     for name, split in found.splits.items():
         held = [] if split.classes is None else split.classes.counts
         table.add_row(
-            _plain(name),
+            plain(name),
             f"{split.samples:,}",
             f"{split.samples / max(found.samples, 1):.1%}",
             f"{len(split.shards):,}",
@@ -169,7 +169,7 @@ def _shards_sentence(shards: Sequence[ShardInfo]) -> str:
 def _shards_table(shards: Iterable[ShardInfo]) -> Table:
     table = _table("shard", "samples", "size")
     for shard in shards:
-        table.add_row(_plain(shard.name), f"{shard.samples:,}", _size(shard.bytes))
+        table.add_row(plain(shard.name), f"{shard.samples:,}", _size(shard.bytes))
     return table
 
 
@@ -178,7 +178,7 @@ def _fields_table(fields: Iterable[FieldInfo], samples: int) -> Table:
     for field in fields:
         lacking = "" if field.samples == samples else f" of {samples:,}"
         table.add_row(
-            _plain(field.name),
+            plain(field.name),
             field.kind,
             f"{field.samples:,}{lacking}",
             *map(_size, (field.bytes, field.median, field.largest)),
@@ -211,9 +211,9 @@ def _classes_table(found: Info, counts: Iterable[ClassCount]) -> Table:
         for name, split in found.splits.items()
         if split.classes is not None and len(found.splits) <= _MOST_SPLITS
     }
-    table = _table("class", *["name"] * named, "samples", *map(_plain, splits), left=1 + named)
+    table = _table("class", *["name"] * named, "samples", *map(plain, splits), left=1 + named)
     for count in counts:
-        name = "(not in the list)" if count.name is None else _plain(count.name)
+        name = "(not in the list)" if count.name is None else plain(count.name)
         inside = [f"{held.get(count.number, 0):,}" for held in splits.values()]
         table.add_row(str(count.number), *[name] * named, f"{count.samples:,}", *inside)
     return table
@@ -223,7 +223,7 @@ def _sample_table(sample: SampleInfo) -> Table:
     table = _table("field", "size", "value")
     table.columns[2].justify, table.columns[2].overflow = "left", "fold"
     for field in sample.fields:
-        table.add_row(_plain(field.name), _size(field.bytes), _plain(field.value))
+        table.add_row(plain(field.name), _size(field.bytes), plain(field.value))
     return table
 
 
@@ -257,17 +257,3 @@ def _size(count: int) -> str:
     while value >= 999.95 and unit < len(_UNITS) - 1:
         value, unit = value / 1000, unit + 1
     return f"{value:,.1f} {_UNITS[unit]}" if unit else f"{count} B"
-
-
-def _plain(text: str) -> str:
-    """Text without control characters and undecodable bytes: they are escaped."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text
-    )
-
-
-def _encodable(text: str) -> str:
-    """Text that standard output takes."""
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from shardio.cli.progress import progress_bar
+from shardio.cli.text import encodable, plain
 from shardio.packing.output import DROPPED_NAME
 from shardio.packing.verification.findings import Verification
 from shardio.packing.verification.repair import RepairSummary, repair
@@ -64,7 +65,7 @@ def _progress(title: str, as_json: bool) -> AbstractContextManager[Any]:
 
 def _show_findings(found: Verification) -> None:
     for finding in found.findings[:_MOST_LINES]:
-        click.echo(_printable(str(finding)))
+        click.echo(encodable(plain(str(finding))))
     if len(found.findings) > _MOST_LINES:
         click.echo(f"and {len(found.findings) - _MOST_LINES:,} more; --json has all")
 
@@ -81,9 +82,3 @@ def _verdict(found: Verification) -> str:
     verdict = f"{problems:,} problem{'s' * (problems != 1)}" if problems else "sound"
     counts = f"{found.shards:,} shards, {found.samples:,} samples, {found.bytes / 1e6:,.1f} MB"
     return f"{counts}: {verdict}"
-
-
-def _printable(text: str) -> str:
-    """A finding on one line, undecodable bytes of names escaped."""
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.replace("\n", "\\n").encode(encoding, "backslashreplace").decode(encoding)

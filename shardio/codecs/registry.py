@@ -25,6 +25,9 @@ Kind = Literal["image", "pixels", "cls", "txt", "json", "npy", "bytes"]
 IMAGE_FIELDS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp"})
 """Last dot components of fields that hold images; which format, the bytes themselves say."""
 
+LABEL_FIELD = "cls"
+"""Name of the field that holds the class number of a sample, in text."""
+
 PIXELS_FIELD = "rgb.npy"
 """Name, or end of the name, of fields that hold decoded pictures, uint8 [H, W, 3]."""
 

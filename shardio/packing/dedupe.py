@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.codecs.probe import probe_image
-from shardio.codecs.registry import kind_of
+from shardio.codecs.registry import LABEL_FIELD, kind_of
 from shardio.errors import CodecError, UsageError
 from shardio.packing.engine import Ticker
 from shardio.packing.files import SourceFiles, UnreadableError, in_memory
@@ -28,7 +28,6 @@ from shardio.packing.shard import SampleTask, decoding
 
 Likeness = Literal["exact", "perceptual"]
 
-_LABEL = "cls"
 _BITS = 64
 _AT_ONCE = 1 << 22  # pairs compared at once
 _ONES = np.array([byte.bit_count() for byte in range(256)], np.uint8)
@@ -114,7 +113,7 @@ def _fingerprint_of(
     sample: SourceSample, files: SourceFiles, hash_picture: Callable[[memoryview], int]
 ) -> tuple[int, int, int] | Problem:
     images = [field for field in sample.fields if field.name is None or _is_image(field.name)]
-    others = [field for field in sample.fields if field.name != _LABEL]
+    others = [field for field in sample.fields if field.name != LABEL_FIELD]
     content, picture = blake2b(digest_size=16), 0
     try:
         for number, field in enumerate(images or others):

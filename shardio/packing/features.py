@@ -11,13 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shardio.codecs.registry import kind_of
+from shardio.codecs.registry import LABEL_FIELD, kind_of
 from shardio.errors import UsageError
 from shardio.packing.fields import is_field_name
 from shardio.tfrecord.example import Feature
 
 KEY = "__key__"
-LABEL = "cls"
 LABEL_FEATURE = "label"
 IMAGE = ""
 """Stands for the field of an image whose format is not known before it is read."""
@@ -73,7 +72,9 @@ def choose_fields(example: Mapping[str, Feature], pairs: Iterable[Pair]) -> dict
     taken = {*given.values()} - {IMAGE}
     defaults = {
         IMAGE: next((n for n in _IMAGES if n in free and _is_single_bytes(example[n])), None),
-        LABEL: next((n for n in _LABELS if n in free and _is_single_integer(example[n])), None),
+        LABEL_FIELD: next(
+            (n for n in _LABELS if n in free and _is_single_integer(example[n])), None
+        ),
         KEY: KEY if KEY in free and _is_single_bytes(example[KEY]) else None,
     }
     return chosen | {name: field for field, name in defaults.items() if name and field not in taken}
@@ -92,8 +93,8 @@ def name_features(fields: Iterable[str], pairs: Iterable[Pair]) -> dict[str, str
         UsageError: a pair names a field that there is not, or two fields become one feature.
     """
     names = {KEY: KEY} | {field: field for field in fields}
-    if LABEL in names:
-        names[LABEL] = LABEL_FEATURE
+    if LABEL_FIELD in names:
+        names[LABEL_FIELD] = LABEL_FEATURE
     for pair in pairs:
         if pair.field not in names:
             raise UsageError(

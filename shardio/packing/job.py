@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -140,11 +141,13 @@ class PackSummary:
     seconds: float
 
 
-def run_job(folder: Path, job: Job, open_source: Callable[[Path], Source]) -> PackSummary:
+def run_job(
+    out: str | PathLike[str], job: Job, open_source: Callable[[Path], Source]
+) -> PackSummary:
     """Make a packed folder.
 
     Args:
-        folder: new, empty, or that of the same job interrupted.
+        out: a folder, new, empty, or that of the same job interrupted.
         job: what to make.
         open_source: gives the source; called with the work folder.
 
@@ -152,7 +155,9 @@ def run_job(folder: Path, job: Job, open_source: Callable[[Path], Source]) -> Pa
         PackError: something of the source cannot be packed, or the folder is taken.
         OSError: the folder cannot be written.
     """
-    start = time.monotonic()
+    start, folder = time.monotonic(), Path(out)
+    if not os.fspath(out):
+        raise PackError("the name of the output folder is empty; name a folder")
     names = [*job.splits.fractions] if job.splits else [WHOLE]
     with hold_folder(folder, names) as work:
         source = open_source(work)

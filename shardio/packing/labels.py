@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from shardio.codecs.registry import LABEL_FIELD
 from shardio.errors import UsageError
 from shardio.packing.samples import FromMemory, SourceField
 
@@ -43,7 +44,7 @@ def label_fields(label: int | None) -> tuple[SourceField, ...]:
     """What a label adds to a sample."""
     if label is None:
         return ()
-    return (SourceField("cls", FromMemory(b"%d" % label)),)
+    return (SourceField(LABEL_FIELD, FromMemory(b"%d" % label)),)
 
 
 def check_classes(classes: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -10,12 +10,9 @@ or one that its owner removed meanwhile, claims nothing.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
 import shutil
-import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import FileIO
@@ -24,6 +21,7 @@ from pathlib import Path
 from shardio.errors import PackError
 from shardio.index.catalog import SHARD_SUFFIXES
 from shardio.index.manifest import INDEX_FOLDER, INDEX_SUFFIX, MANIFEST_NAME, PACKING_NAME
+from shardio.packing.locks import take_lock
 from shardio.packing.plan import SHARD_PATTERN
 from shardio.packing.receipts import WORK_FOLDER, finished_shards, remove_receipts
 from shardio.storage.atomic import TEMPORARY_SUFFIX, final_name
@@ -53,7 +51,6 @@ _ANY_OTHERS = re.compile(
     ),
     re.DOTALL,
 )
-_PATIENCE = 2.0  # seconds in which the processes of a killed pack end
 
 
 @contextmanager
@@ -78,7 +75,7 @@ def hold_folder(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
     if not lock.exists():
         _refuse_output(*dict.fromkeys((folder, *(folder / part for part in parts))))
     with _made(folder), FileIO(lock, "a") as held:
-        if not _is_ours(held, lock):
+        if not take_lock(held, lock):
             raise PackError(
                 f"{folder}: another pack is writing to this folder; wait for it, "
                 "or name another output folder"
@@ -128,25 +125,6 @@ def _made(folder: Path) -> Iterator[None]:
             for path in created:
                 path.rmdir()
         raise
-
-
-def _is_ours(held: FileIO, lock: Path) -> bool:
-    """Lock the file; False if another pack has it, or removed it after it was opened here."""
-    end = time.monotonic() + _PATIENCE
-    while not (ours := _try_lock(held)) and time.monotonic() < end:
-        time.sleep(0.02)
-    try:
-        return ours and os.path.samestat(os.fstat(held.fileno()), lock.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _try_lock(held: FileIO) -> bool:
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _claim(held: FileIO, folder: Path, parts: Sequence[str]) -> list[str]:

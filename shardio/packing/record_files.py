@@ -7,7 +7,6 @@ missing, and nobody else's files are overwritten.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,11 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from shardio.codecs.basic import decode_cls
+from shardio.codecs.registry import LABEL_FIELD
 from shardio.errors import CodecError, PackError, SampleError
 from shardio.index.catalog import Catalog, ShardEntry
 from shardio.packing.engine import Ticker
-from shardio.packing.features import KEY, LABEL
-from shardio.packing.files import SourceFiles, UnreadableError
+from shardio.packing.features import KEY
+from shardio.packing.files import SourceFiles, UnreadableError, in_memory
+from shardio.packing.locks import take_lock
 from shardio.packing.samples import SourceSample
 from shardio.packing.sources.tars import Tars
 from shardio.storage.atomic import atomic_file, final_name
@@ -82,9 +83,9 @@ def _features_of(
         if field is None or field not in task.names:
             continue
         try:
-            data = files.read(origin, lambda size: memoryview(bytearray(size)))
+            data = files.read(origin, in_memory)
             found[task.names[field]] = (
-                np.array([decode_cls(data)], np.int64) if field == LABEL else [data]
+                np.array([decode_cls(data)], np.int64) if field == LABEL_FIELD else [data]
             )
         except (UnreadableError, CodecError) as error:
             raise SampleError(
@@ -114,7 +115,7 @@ def hold_record_folder(folder: Path, made: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder / LOCK_NAME
     with FileIO(lock, "a+") as held:
-        if not _is_ours(held):
+        if not take_lock(held, lock):
             raise PackError(f"{folder}: another conversion writes to this folder; wait for it")
         held.seek(0)
         before = held.read().decode("ascii", "replace")
@@ -136,15 +137,6 @@ def hold_record_folder(folder: Path, made: str) -> Iterator[None]:
                     folder.rmdir()
             raise
         lock.unlink()
-
-
-def _is_ours(held: FileIO) -> bool:
-    """Lock the file; False if another process has it, or removed it after it was opened here."""
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return os.fstat(held.fileno()).st_nlink > 0
 
 
 def _record_files(folder: Path) -> Iterator[Path]:

@@ -6,56 +6,24 @@ that the indexes have, through the same tasks, so that it is as atomic and takes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from os import PathLike
-from pathlib import Path
 
 from shardio.index.catalog import Source, open_catalog
-from shardio.packing.job import Job, PackSummary, Progress, run_job
-from shardio.packing.options import EngineName, Measure, OnError, check_output, make_engine
-from shardio.packing.plan import Shape, Splits
-from shardio.packing.sources.tars import Predicate, Tars
-from shardio.packing.store import Store
+from shardio.packing.job import PackSummary, run_job
+from shardio.packing.options import ReshardOptions, with_options
+from shardio.packing.sources.tars import Tars
 
 
-def reshard(
-    source: Source,
-    out: str | PathLike[str],
-    *,
-    shards: int | None = None,
-    samples_per_shard: int | None = None,
-    shard_size: int | None = None,
-    split: Mapping[str, float] | None = None,
-    stratify: bool = False,
-    shuffle: bool = False,
-    seed: int = 0,
-    keys: Iterable[str] | None = None,
-    where: Predicate | None = None,
-    on_error: OnError = "raise",
-    jobs: int | None = None,
-    engine: EngineName = "local",
-    progress: Progress | None = None,
-) -> PackSummary:
-    """Divide the samples of shards into other shards; their bytes stay as they are.
+@with_options(ReshardOptions)
+def reshard(source: Source, out: str | PathLike[str], options: ReshardOptions) -> PackSummary:
+    """Divide the samples of shards into other shards.
+
+    As with `shardio.reshard("old", "new", shards=8)`. Members stay byte for byte what they are.
 
     Args:
         source: a packed folder, tars, a pattern, or a list of these, which are merged.
         out: a new or empty folder.
-        shards: how many, or one of
-        samples_per_shard: the most samples of a shard, or
-        shard_size: the most bytes of a shard.
-        split: fractions by name, as for shardio.pack.
-        stratify: divide each class so.
-        shuffle: order the samples at random; otherwise as they are.
-        seed: of the order and the splits.
-        keys: of the samples to take; one that no shard has is an error.
-        where: called with each key and its decoded fields, which are read when they are looked
-            at; takes the samples for which it is true.
-        on_error: "raise", or "skip" to leave damaged samples, and those whose key came before,
-            out and list them in skipped.jsonl.
-        jobs: processes; by default one a core.
-        engine: "local" or "ray".
-        progress: see shardio.pack.
+        options: as keywords; ReshardOptions says what each means.
 
     Raises:
         UsageError: an argument cannot be meant, or there are no shards.
@@ -64,24 +32,11 @@ def reshard(
         PackError: a sample is damaged, or the output is taken.
         OSError: the output cannot be written.
     """
-    check_output(out, seed=seed, on_error=on_error, split=split, stratify=stratify)
-    job = Job(
-        shape=Shape(shards=shards, samples_per_shard=samples_per_shard, shard_size=shard_size),
-        splits=None if split is None else Splits(fractions=split, stratify=stratify),
-        shuffle=shuffle,
-        seed=seed,
-        store=Store(),
-        check=False,
-        skip=on_error == "skip",
-        dedupe=None,
-        measure=None if shard_size is None else Measure("/"),
-        engine=make_engine(engine, jobs),
-        progress=progress,
-    )
+    job = options.job(root="/", check=False)
     tars = Tars(
         catalog=open_catalog(source),
-        read_labels=stratify,
-        keys=None if keys is None else frozenset(keys),
-        where=where,
+        read_labels=options.stratify,
+        keys=None if options.keys is None else frozenset(options.keys),
+        where=options.where,
     )
-    return run_job(Path(out), job, lambda _: tars)
+    return run_job(out, job, lambda _: tars)

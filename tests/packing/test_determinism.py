@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import shardio
-from shardio.testing import make_images
+from shardio.testing import digests, make_images
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -34,14 +34,6 @@ SURROUNDINGS = [
     ("de_DE.UTF-8", "Europe/Berlin", 0o007),
     ("tr_TR.ISO-8859-9", "Pacific/Apia", 0o000),
 ]
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -21,19 +20,11 @@ from hypothesis import strategies as st
 
 import shardio
 from shardio.index.manifest import read_manifest
-from shardio.testing import make_images
+from shardio.testing import digests, make_images
 
 ReadSamples = Callable[[Path], list[dict[str, Any]]]
 PHOTO = cv2.imencode(".jpg", np.arange(192, dtype=np.uint8).reshape(8, 8, 3))[1].tobytes()
 PNG = cv2.imencode(".png", np.zeros((2, 2, 3), np.uint8))[1].tobytes()
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def write(folder: Path, *names: str, data: bytes = PNG) -> Path:

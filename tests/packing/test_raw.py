@@ -8,7 +8,6 @@ import multiprocessing
 import signal
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from shardio.codecs.probe import MAX_PIXELS
 from shardio.index.manifest import index_path, read_manifest
 from shardio.index.shard_index import read_index
 from shardio.packing.store import Store
-from shardio.testing import make_images
+from shardio.testing import make_images, read_members
 
 Pixels = NDArray[np.uint8]
 SIDES = st.integers(1, 70)
@@ -48,21 +47,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def members(folder: Path) -> dict[str, bytes]:
-    found = {}
-    for path in sorted(folder.glob("*.tar")):
-        with tarfile.open(path) as archive:
-            for member in archive.getmembers():
-                stream = archive.extractfile(member)
-                assert stream is not None
-                found[member.name] = stream.read()
-    return found
-
-
 def arrays(folder: Path) -> dict[str, Pixels]:
     return {
         name.removesuffix(".rgb.npy"): np.load(io.BytesIO(data), allow_pickle=False)
-        for name, data in members(folder).items()
+        for name, data in read_members(folder).items()
         if name.endswith(".rgb.npy")
     }
 
@@ -101,7 +89,7 @@ def test_pixels_are_those_of_decode_image(mixed: Path, tmp_path: Path) -> None:
 
 def test_members_are_npy_files_as_numpy_writes_them(mixed: Path, tmp_path: Path) -> None:
     shardio.pack(mixed, tmp_path / "out", shards=4, store="raw")
-    for name, data in members(tmp_path / "out").items():
+    for name, data in read_members(tmp_path / "out").items():
         if name.endswith(".cls"):
             continue
         array = np.load(io.BytesIO(data), allow_pickle=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import shardio
-from shardio.testing import make_images
+from shardio.testing import digests, make_images
 
 ON_RAY = """
 import sys, warnings
@@ -47,14 +46,6 @@ ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level
 tasks = [Task([f"{sys.argv[1]}/{number}"]) for number in range(2)]
 assert ray_engine.RayEngine().run(die_once, tasks, None) == [task[0] for task in tasks]
 """
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def run(code: str, *arguments: Path) -> str:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from shardio.index.publish import index_source
 from shardio.index.shard_index import read_index, write_index
 from shardio.packing.verification.repair import RepairSummary
 from shardio.tar.writer import END_OF_ARCHIVE, header_block, padding
-from shardio.testing import Damage, damaged, make_shard
+from shardio.testing import Damage, damaged, digests, make_shard
 
 Sample = dict[str, bytes]
 JPEG = cv2.imencode(".jpg", np.arange(192, dtype=np.uint8).reshape(8, 8, 3))[1].tobytes()
@@ -58,14 +57,6 @@ def contents(folder: Path) -> dict[str, Sample]:
 def dropped(new: Path) -> list[dict[str, str]]:
     ledger = new / "dropped.jsonl"
     return [*map(json.loads, ledger.read_text().splitlines())] if ledger.exists() else []
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def write_members(path: Path, *members: tuple[str, bytes]) -> Path:

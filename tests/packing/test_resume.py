@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 import signal
@@ -19,7 +18,7 @@ import pytest
 
 import shardio
 from shardio.codecs.image import decode_image
-from shardio.testing import make_images
+from shardio.testing import digests, make_images
 
 OPTIONS: dict[str, Any] = {"shards": 6, "split": {"train": 0.75, "val": 0.25}, "dedupe": "exact"}
 PACK = "import sys, shardio; shardio.pack(*sys.argv[1:], **{options}, jobs={jobs})"
@@ -46,14 +45,6 @@ except (OSError, shardio.ShardioError) as error:
     print(error)
     sys.exit(1)
 """
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from pyarrow import parquet
 
 import shardio
 from shardio.codecs.image import decode_image
-from shardio.testing import make_images, make_shard
+from shardio.testing import make_images, make_shard, read_members
 
 PNG = cv2.imencode(".png", np.zeros((2, 2, 3), np.uint8))[1].tobytes()
 
@@ -32,17 +31,6 @@ def write(folder: Path, **files: bytes | str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data.encode() if isinstance(data, str) else data)
     return folder
-
-
-def members(folder: Path) -> dict[str, bytes]:
-    found = {}
-    for path in sorted(folder.glob("*.tar")):
-        with tarfile.open(path) as archive:
-            for member in archive.getmembers():
-                stream = archive.extractfile(member)
-                assert stream is not None
-                found[member.name] = stream.read()
-    return found
 
 
 def ledger(path: Path) -> list[dict[str, Any]]:
@@ -57,7 +45,7 @@ class TestFields:
             source, tmp_path / "out", shards=1, shuffle=False, fields="jpg;png,json,mask.png,txt?"
         )
         assert (summary.samples, summary.renamed) == (2, 1)
-        assert [*members(tmp_path / "out")] == [
+        assert [*read_members(tmp_path / "out")] == [
             "a.jpg",
             "a.json",
             "a.mask.png",
@@ -72,7 +60,7 @@ class TestFields:
         source = write(tmp_path / "in", cat___1__png=PNG, cat___1__txt="a", dog___1__png=PNG)
         write(source, dog___1__txt="b")
         shardio.pack(source, tmp_path / "out", shards=1, shuffle=False, fields="png,txt")
-        found = members(tmp_path / "out")
+        found = read_members(tmp_path / "out")
         assert [*found] == [
             "cat/1.cls",
             "cat/1.png",
@@ -116,7 +104,7 @@ class TestFields:
             source, tmp_path / "out", shards=1, fields="png,json?", on_error="skip"
         )
         assert (summary.samples, summary.skipped) == (2, 2)
-        assert {*members(tmp_path / "out")} == {"a.png", "b_txt_gz.png"}
+        assert {*read_members(tmp_path / "out")} == {"a.png", "b_txt_gz.png"}
 
     def test_files_of_other_stems_are_other_samples(self, tmp_path: Path) -> None:
         source = write(tmp_path / "in", a__b__png=PNG, a_b__json="{}")
@@ -132,7 +120,7 @@ class TestFields:
     def test_a_field_that_is_no_image_is_not_looked_into(self, tmp_path: Path) -> None:
         source = write(tmp_path / "in", a__bin=b"\0\1")
         shardio.pack(source, tmp_path / "out", shards=1, fields="bin")
-        assert members(tmp_path / "out") == {"a.bin": b"\0\1"}
+        assert read_members(tmp_path / "out") == {"a.bin": b"\0\1"}
 
     @pytest.mark.parametrize("fields", ["", "jpg,", "jpg;;png", "a/b", ".jpg", "jpg,jpg", "j pg"])
     def test_a_text_that_names_no_fields_is_refused(self, tmp_path: Path, fields: str) -> None:
@@ -173,7 +161,7 @@ class TestTables:
         out = tmp_path / "out"
         summary = shardio.pack(source, out, shards=1, shuffle=False, manifest=table)
         assert (summary.samples, summary.classes, summary.renamed) == (3, 2, 1)
-        found = members(out)
+        found = read_members(out)
         assert [*found] == [
             f"{key}.{f}" for key in ("x/a", "x/b", "c_c") for f in ("cls", "png", "json")
         ]
@@ -186,7 +174,7 @@ class TestTables:
         shardio.pack(
             source, tmp_path / "out", shards=1, manifest=table, label_column="y", shuffle=False
         )
-        found = members(tmp_path / "out")
+        found = read_members(tmp_path / "out")
         assert [found["x/a.cls"], found["x/b.cls"]] == [b"10", b"9"]
         assert shardio.ShardDataset(tmp_path / "out").classes is None
 
@@ -198,13 +186,13 @@ class TestTables:
             "key_column": "id",
         }
         shardio.pack(source, tmp_path / "out", shards=1, shuffle=False, manifest=table, **columns)
-        assert [*members(tmp_path / "out")] == ["one.png", "one.mask.png", "two.png"]
+        assert [*read_members(tmp_path / "out")] == ["one.png", "one.mask.png", "two.png"]
 
     def test_a_given_list_of_classes_has_the_numbers(self, source: Path, tmp_path: Path) -> None:
         table = self.write_table(tmp_path, "csv")
         out = tmp_path / "out"
         shardio.pack(source, out, shards=1, manifest=table, classes=["dog", "emu", "cat"])
-        assert members(out)["x/b.cls"] == b"2"
+        assert read_members(out)["x/b.cls"] == b"2"
         with pytest.raises(shardio.PackError, match=r"row 2: its class 'cat' is not one of the 1"):
             shardio.pack(source, tmp_path / "no", shards=1, manifest=table, classes=["dog"])
 
@@ -269,7 +257,7 @@ class TestTables:
         outside = write(tmp_path / "other", z__png=PNG) / "z.png"
         table = make_csv(tmp_path / "t.csv", [["path"], [str(source / "x/a.png")], [str(outside)]])
         shardio.pack(source, tmp_path / "out", shards=1, shuffle=False, manifest=table)
-        assert [*members(tmp_path / "out")] == ["x/a.png", f"{outside}"]
+        assert [*read_members(tmp_path / "out")] == ["x/a.png", f"{outside}"]
 
 
 class TestTars:
@@ -279,7 +267,7 @@ class TestTars:
         make_shard(tmp_path / "in/a.tar", dict([*samples.items()][:4]))
         make_shard(tmp_path / "in/b.tar", dict([*samples.items()][4:]))
         shardio.pack(tmp_path / "in", tmp_path / "out", shards=3, shuffle=False)
-        assert members(tmp_path / "out") == {
+        assert read_members(tmp_path / "out") == {
             f"{key}.{field}": data for key, some in samples.items() for field, data in some.items()
         }
 
@@ -314,7 +302,7 @@ class TestTars:
         with pytest.raises(shardio.UsageError, match=r"it has shards or records, and cat beside"):
             shardio.pack(source, tmp_path / "out", shards=1)
         shardio.pack(f"{source}/*.tar", tmp_path / "out", shards=1)
-        assert [*members(tmp_path / "out")] == ["k.png"]
+        assert [*read_members(tmp_path / "out")] == ["k.png"]
 
     def test_pixels_do_not_become_other_pixels(self, tmp_path: Path) -> None:
         source = make_images(tmp_path / "in", classes=0, per_class=2)
@@ -331,7 +319,7 @@ class TestTars:
         }
         make_shard(folder / "00000.tar", samples)
         shardio.pack(folder, tmp_path / "out", shards=1, shuffle=False)
-        assert len(members(tmp_path / "out")) == 9
+        assert len(read_members(tmp_path / "out")) == 9
         (first, *_) = shardio.ShardDataset(tmp_path / "out")
         assert (first["txt"], first["json"]) == ("a cat", {"width": 2})
 
@@ -362,7 +350,7 @@ class TestValues:
     def test_paths_are_packed_as_files_and_keys_are_numbers(self, tmp_path: Path) -> None:
         file = write(tmp_path, a__png=PNG) / "a.png"
         shardio.pack([{"png": file}, {"png": file}], tmp_path / "out", shards=1, shuffle=False)
-        assert [*members(tmp_path / "out")] == ["000000000.png", "000000001.png"]
+        assert [*read_members(tmp_path / "out")] == ["000000000.png", "000000001.png"]
 
     def test_a_generator_that_fails_leaves_nothing(self, tmp_path: Path) -> None:
         def failing() -> Iterator[dict[str, Any]]:
@@ -426,7 +414,7 @@ def test_encoded_files_keep_their_format_and_drop_what_turns_them(tmp_path: Path
     segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
     source = write(tmp_path / "in", turned__jpg=jpeg[:2] + segment + jpeg[2:], small__png=PNG)
     shardio.pack(source, tmp_path / "out", shards=1, max_side=10)
-    found = members(tmp_path / "out")
+    found = read_members(tmp_path / "out")
     assert found["small.png"] == PNG
     pixels = decode_image(found["turned.jpg"])
     assert pixels.shape == (5, 10, 3)
@@ -445,8 +433,8 @@ def test_resized_images_are_near_to_the_pixels_that_raw_stores(
     cv2.imwrite(str(tmp_path / f"in/a.{extension}"), picture)
     shardio.pack(tmp_path / "in", tmp_path / "raw", shards=1, store="raw", resize=30)
     shardio.pack(tmp_path / "in", tmp_path / "out", shards=1, resize=30, quality=95)
-    expected = np.load(io.BytesIO(members(tmp_path / "raw")["a.rgb.npy"]))
-    found = decode_image(members(tmp_path / "out")[f"a.{extension}"])
+    expected = np.load(io.BytesIO(read_members(tmp_path / "raw")["a.rgb.npy"]))
+    found = decode_image(read_members(tmp_path / "out")[f"a.{extension}"])
     assert found.shape == (30, 45, 3)
     error = np.abs(found.astype(int) - expected.astype(int)).mean()
     assert error == 0 if extension in {"png", "bmp"} else error < 3
@@ -459,8 +447,8 @@ def test_a_quality_encodes_lossy_files_anew_and_no_others(tmp_path: Path) -> Non
     for quality in (None, 95, 30):
         out = tmp_path / f"out{quality}"
         shardio.pack(source, out, shards=1, quality=quality)
-        assert members(out)["b.png"] == PNG
-        sizes.append(len(members(out)["image0000.jpg"]))
+        assert read_members(out)["b.png"] == PNG
+        sizes.append(len(read_members(out)["image0000.jpg"]))
     assert sizes[2] < sizes[1] != sizes[0]
 
 
@@ -494,7 +482,7 @@ def test_hostile_names_are_packed_rightly_or_refused_by_name(tmp_path: Path, cas
             shardio.pack(source, tmp_path / "out", shards=1)
         return
     shardio.pack(source, tmp_path / "out", shards=1)
-    found = members(tmp_path / "out")
+    found = read_members(tmp_path / "out")
     assert sorted(found) == names
     assert {*found.values()} == {PNG}
     dataset = shardio.ShardDataset(tmp_path / "out", decode=False)

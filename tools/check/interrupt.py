@@ -13,7 +13,6 @@ run again ends with the bytes of one that nobody interrupted.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import random
 import shutil
 import subprocess
@@ -23,19 +22,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from shardio.testing import make_images
+from shardio.testing import digests, make_images
 
 CALLS = ("write", "fsync", "rename")
 FAULTS = ("signal=KILL", "error=EIO", "error=ENOSPC")
 LOCK = ".shardio-pack"
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def pack(source: Path, out: Path, shards: int, jobs: int) -> list[str]:

@@ -17,13 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.codecs.basic import decode_cls
+from shardio.codecs.registry import LABEL_FIELD
 from shardio.errors import CodecError
 from shardio.index.catalog import ShardEntry
 from shardio.index.shard_index import ShardIndex
 from shardio.storage.local import BLOCK, LocalShard
 
-LABEL = "cls"
-"""Field of class numbers."""
 MOST_CLASSES = 100_000
 """Different numbers that are counted where classes have no names."""
 TOLD_BY_CHECKSUM = 7
@@ -68,10 +67,10 @@ class ClassCounter:
             TarError: the shard has to be read, and is missing or not what was indexed.
             OSError: it cannot be read.
         """
-        if LABEL not in index.fields:
+        if LABEL_FIELD not in index.fields:
             self.missing += len(index)
             return
-        column = index.fields.index(LABEL)
+        column = index.fields.index(LABEL_FIELD)
         there = np.flatnonzero(index.offsets[:, column] >= 0)
         self.missing += len(index) - len(there)
         offsets, sizes = index.offsets[there, column], index.sizes[there, column]

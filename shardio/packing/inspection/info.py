@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from os import PathLike, fspath
 from pathlib import Path
 
-from shardio.codecs.registry import Kind, kind_of
+from shardio.codecs.registry import LABEL_FIELD, Kind, kind_of
 from shardio.errors import UsageError
 from shardio.index.catalog import (
     SHARD_SUFFIXES,
+    Catalog,
     ShardEntry,
     Source,
     is_packed,
@@ -19,7 +20,7 @@ from shardio.index.catalog import (
     refuse_unfinished,
 )
 from shardio.index.shard_index import ShardIndex
-from shardio.packing.inspection.classes import LABEL, ClassCounter, class_name
+from shardio.packing.inspection.classes import ClassCounter, class_name
 from shardio.packing.inspection.sample import KeyFinder, SampleInfo, look_at
 from shardio.packing.inspection.tally import Tally
 from shardio.packing.output import LEDGERS
@@ -169,17 +170,8 @@ def info(
     catalogs = {name: open_catalog(folder) for name, folder in folders.items()}
     catalogs = catalogs or {_WHOLE: open_catalog(source)}
     entries = [entry for catalog in catalogs.values() for entry in catalog.shards]
-    done = progress(len(entries)) if progress else None
     finder = KeyFinder(sample) if isinstance(sample, str) else None
-    found = {name: _Contents(catalog.classes) for name, catalog in catalogs.items()}
-    for name, catalog in catalogs.items():
-        for entry in catalog.shards:
-            index = entry.load_index()
-            found[name].add(entry, index)
-            if finder is not None:
-                finder.add(index)
-            if done is not None:
-                done(1)
+    found = _look_through(catalogs, finder, progress(len(entries)) if progress else None)
     whole = _merge([*found.values()])
     number = _number_of(sample, finder, whole.samples)
     if preview is not None:
@@ -195,6 +187,22 @@ def info(
             for name, contents in (found if folders else {}).items()
         },
     )
+
+
+def _look_through(
+    catalogs: Mapping[str, Catalog], finder: KeyFinder | None, done: Callable[[int], None] | None
+) -> dict[str, _Contents]:
+    """What the indexes of all shards say, by split."""
+    found = {name: _Contents(catalog.classes) for name, catalog in catalogs.items()}
+    for name, catalog in catalogs.items():
+        for entry in catalog.shards:
+            index = entry.load_index()
+            found[name].add(entry, index)
+            if finder is not None:
+                finder.add(index)
+            if done is not None:
+                done(1)
+    return found
 
 
 class _Contents:
@@ -247,7 +255,7 @@ class _Contents:
             bytes=sum(shard.bytes for shard in self.shards),
             shards=tuple(self.shards),
             fields=tuple(_field_info(name, sizes) for name, sizes in sorted(self._sizes.items())),
-            classes=self._classes_info() if LABEL in self._sizes else None,
+            classes=self._classes_info() if LABEL_FIELD in self._sizes else None,
             sample=sample,
             ledgers=ledgers or {},
             splits=splits or {},

@@ -9,11 +9,11 @@ import numpy as np
 
 from shardio.codecs.basic import decode_cls, npy_header
 from shardio.codecs.probe import check_complete, probe_image
-from shardio.codecs.registry import Kind, kind_of
+from shardio.codecs.registry import LABEL_FIELD, Kind, kind_of
 from shardio.errors import CodecError
 from shardio.index.catalog import ShardEntry
 from shardio.index.shard_index import ShardIndex
-from shardio.packing.inspection.classes import LABEL, class_name
+from shardio.packing.inspection.classes import class_name
 
 _CHARACTERS = 60
 _TEXT_BYTES = 4 * _CHARACTERS  # UTF-8 takes at most four a character
@@ -124,7 +124,7 @@ def look_at(
         except CodecError as error:
             value = f"does not decode: {error}"
         else:
-            if name == LABEL and classes is not None:
+            if name == LABEL_FIELD and classes is not None:
                 value += f" ({class_name(int(value), classes) or 'not in the list of classes'})"
         values.append(FieldValue(name=name, kind=kind, bytes=size, offset=offset, value=value))
     return SampleInfo(

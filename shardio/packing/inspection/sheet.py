@@ -17,11 +17,11 @@ from shardio.codecs.basic import decode_cls, decode_pixels
 from shardio.codecs.encode import encode_image
 from shardio.codecs.image import Scratch, decode_image
 from shardio.codecs.opencv import one_opencv_thread
-from shardio.codecs.registry import Kind, kind_of
+from shardio.codecs.registry import LABEL_FIELD, Kind, kind_of
 from shardio.errors import CodecError, UsageError
 from shardio.index.catalog import ShardEntry
 from shardio.index.shard_index import ShardIndex
-from shardio.packing.inspection.classes import LABEL, class_name
+from shardio.packing.inspection.classes import class_name
 from shardio.storage.atomic import atomic_file
 from shardio.storage.local import LocalShard
 
@@ -116,10 +116,10 @@ class _Cells:
                 self.found.append((_fit(pixels), label))
 
     def _class_of(self, file: LocalShard, stored: dict[str, tuple[int, int]]) -> str | None:
-        if LABEL not in stored:
+        if LABEL_FIELD not in stored:
             return None
         try:
-            return class_name(decode_cls(file.read(*stored[LABEL])), self._classes)
+            return class_name(decode_cls(file.read(*stored[LABEL_FIELD])), self._classes)
         except CodecError:
             return None
 

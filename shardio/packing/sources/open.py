@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from os import PathLike
 
 from shardio.codecs.registry import IMAGE_FIELDS
 from shardio.errors import PackError, UsageError
@@ -14,58 +11,14 @@ from shardio.index.manifest import INDEX_FOLDER
 from shardio.packing.features import parse_pairs
 from shardio.packing.fields import parse_fields
 from shardio.packing.labels import Labels, check_classes
+from shardio.packing.options import PackOptions
 from shardio.packing.sources.folder import Folder, find_classes
 from shardio.packing.sources.table import Table, open_table
 from shardio.packing.sources.tars import Tars
 from shardio.packing.sources.tfrecord import TFRecords, find_files
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceOptions:
-    """What a user says about a source; see shardio.pack.
-
-    Attributes:
-        read_labels: the labels of samples are wanted while listing.
-    """
-
-    labels: bool
-    classes: Sequence[str] | None
-    fields: str | None
-    manifest: str | PathLike[str] | None
-    path_columns: Sequence[str]
-    label_column: str | None
-    key_column: str | None
-    features: Sequence[str]
-    read_labels: bool
-
-    def __post_init__(self) -> None:
-        self.class_names()
-        parse_fields(self.fields)
-        if pair := next((pair for pair in parse_pairs(self.features) if not pair.name), None):
-            raise UsageError(
-                f"features: '{pair.field}=' names no feature; write it as jpg=image/encoded"
-            )
-        columns = (*self.path_columns, self.label_column, self.key_column)
-        if self.manifest is None and any(columns):
-            raise UsageError("columns are of a manifest; name it with manifest (--manifest)")
-        if self.manifest is not None and self.fields is not None:
-            raise UsageError("a manifest names the files of a sample itself; leave fields out")
-
-    def refuse_for_values(self) -> None:
-        """Raise UsageError if something is said that an iterable of samples has no use for."""
-        files = (self.fields, self.manifest, *self.features)
-        if not self.labels or any(each is not None for each in files):
-            raise UsageError(
-                "samples of a program have the fields that they have; leave fields, manifest, "
-                "features and labels out"
-            )
-
-    def class_names(self) -> tuple[str, ...] | None:
-        """The classes, if they are given."""
-        return check_classes(self.classes)
-
-
-def open_source(path: str, options: SourceOptions) -> Folder | Table | Tars | TFRecords:
+def open_source(path: str, options: PackOptions) -> Folder | Table | Tars | TFRecords:
     """Open a folder of files, a table of them, tars, or TFRecord files.
 
     Raises:
@@ -85,7 +38,7 @@ def open_source(path: str, options: SourceOptions) -> Folder | Table | Tars | TF
             paths=options.path_columns,
             label=options.label_column,
             key=options.key_column,
-            classes=options.class_names(),
+            classes=check_classes(options.classes),
             with_labels=options.labels,
         )
     if tars:
@@ -93,7 +46,7 @@ def open_source(path: str, options: SourceOptions) -> Folder | Table | Tars | TF
             raise UsageError(
                 "members of tars are packed as they are; leave fields, labels and classes out"
             )
-        return Tars(catalog=open_catalog(path), read_labels=options.read_labels)
+        return Tars(catalog=open_catalog(path), read_labels=options.stratify)
     if records is not None:
         if options.fields is not None:
             raise UsageError("fields are of files; say with features which features are fields")
@@ -102,11 +55,11 @@ def open_source(path: str, options: SourceOptions) -> Folder | Table | Tars | TF
             files=records,
             pairs=parse_pairs(options.features),
             labels=options.labels,
-            classes=options.class_names(),
+            classes=check_classes(options.classes),
         )
     if not os.path.isdir(path):  # noqa: PTH112  bytes that are no UTF-8
         raise PackError(f"{path}: no such folder; name the folder that holds the images")
-    classes = options.class_names() or find_classes(path)
+    classes = check_classes(options.classes) or find_classes(path)
     labels = Labels(classes) if options.labels and classes else None
     return Folder(root=path, rule=parse_fields(options.fields), labels=labels)
 

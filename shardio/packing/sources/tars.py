@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shardio.codecs.basic import decode_cls
-from shardio.codecs.registry import decode_field
+from shardio.codecs.registry import LABEL_FIELD, decode_field
 from shardio.errors import CodecError, PackError
 from shardio.index.catalog import Catalog, ShardEntry
 from shardio.index.shard_index import ShardIndex
@@ -23,8 +23,6 @@ from shardio.packing.samples import FromRange, Problem, SourceField, SourceSampl
 
 Predicate = Callable[[str, Mapping[str, Any]], Any]
 """Tells of a key and the decoded fields, which are read when they are looked at, what to take."""
-
-_LABEL = "cls"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +137,7 @@ def _fields_of(
 def _label_of(fields: Mapping[str, FromRange], files: SourceFiles) -> int | None:
     """A class number; None where there is none, so that the sample has no class to split by."""
     with suppress(UnreadableError, CodecError, KeyError):
-        return decode_cls(_read(fields[_LABEL], files))
+        return decode_cls(_read(fields[LABEL_FIELD], files))
     return None
 
 

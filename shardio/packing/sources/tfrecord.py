@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 
 from shardio.codecs.basic import decode_cls
-from shardio.codecs.registry import kind_of
+from shardio.codecs.registry import LABEL_FIELD, kind_of
 from shardio.errors import CodecError
 from shardio.index.catalog import expand_pattern
-from shardio.packing.features import KEY, LABEL, Pair, choose_fields
+from shardio.packing.features import KEY, Pair, choose_fields
 from shardio.packing.fields import FieldRule, key_fault
 from shardio.packing.samples import (
     FromMemory,
@@ -103,7 +103,7 @@ class TFRecords:
             found.take(feature, field, example[feature])
         label = found.label()
         if not self.labels:
-            found.fields.pop(LABEL, None)
+            found.fields.pop(LABEL_FIELD, None)
         elif self.classes is not None and not 0 <= (label or 0) < len(self.classes):
             raise _RecordError(f"its class {label} is not one of the {len(self.classes)} classes")
         key, renamed = (key, False) if found.key is None else _key_of(found.key)
@@ -164,7 +164,7 @@ class _Found:
         Raises:
             CodecError: the bytes of the field are no number.
         """
-        origin = self.fields.get(LABEL)
+        origin = self.fields.get(LABEL_FIELD)
         if isinstance(origin, FromRange):
             return decode_cls(self._bytes(Place(origin.offset, origin.size)))
         return int(origin.data) if isinstance(origin, FromMemory) else None
@@ -177,7 +177,7 @@ class _Found:
                 f"its feature {next(iter(rest))!r} would go into the field json, which another "
                 "feature is; pass --feature FIELD=NAME or, to leave it out, --feature =NAME"
             )
-        fields = sorted(self.fields.items(), key=lambda field: (field[0] != LABEL, field[0]))
+        fields = sorted(self.fields.items(), key=lambda field: (field[0] != LABEL_FIELD, field[0]))
         found = [SourceField(field or None, origin) for field, origin in fields]
         if rest:
             text = json.dumps(rest, ensure_ascii=False, allow_nan=False)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from shardio.codecs.basic import decode_cls
-from shardio.codecs.registry import Kind, kind_of
+from shardio.codecs.registry import LABEL_FIELD, Kind, kind_of
 from shardio.errors import CodecError, PackError
 from shardio.packing.fields import is_field_name, key_fault
 from shardio.packing.samples import (
@@ -33,7 +33,6 @@ from shardio.packing.samples import (
 )
 
 _KEY = "__key__"
-_LABEL = "cls"
 _FILE = "values"
 
 
@@ -85,7 +84,7 @@ class Values:
                     if origin is None:
                         origin = FromRange(path, end, len(data), zlib.crc32(data))
                         end += stream.write(data)
-                    if field.lower() == _LABEL:
+                    if field.lower() == LABEL_FIELD:
                         label = _label_of(data)
                     fields.append(SourceField(field.lower(), origin))
                 yield SourceSample(key=key, name=name, fields=tuple(fields), label=label)
