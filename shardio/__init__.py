@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shardio import ops as ops
+    from shardio import profiling as profiling
     from shardio.errors import CodecError as CodecError
     from shardio.errors import IndexFileError as IndexFileError
     from shardio.errors import PackError as PackError
@@ -62,6 +63,7 @@ _HOMES = {
     "info": "shardio.packing.inspection.info",
     "ops": "shardio",
     "pack": "shardio.packing.pack",
+    "profiling": "shardio",
     "repair": "shardio.packing.verification.repair",
     "reshard": "shardio.packing.reshard",
     "to_float": "shardio.normalize",
@@ -74,8 +76,8 @@ __all__ = [*_HOMES]  # noqa: PLE0604  every entry is a string
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return import_module("importlib.metadata").version("shardio")
-    if name == "ops":
-        return import_module("shardio.ops")
+    if name in {"ops", "profiling"}:
+        return import_module(f"shardio.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'shardio' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

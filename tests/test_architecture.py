@@ -28,7 +28,7 @@ LAYERS = {
     "normalize": {"errors"},
     "reading": {"errors", "index", "storage", "plan", "codecs", "transforms"},
     "packing": {"errors", "naming", "index", "storage", "tar", "tfrecord", "plan", "codecs"},
-    "profiling": {"errors", "index", "plan", "reading", "transforms"},
+    "profiling": {"errors", "index", "plan", "codecs", "reading", "transforms"},
     "cli": {"errors", "index", "reading", "packing", "profiling"},
     "ops": set(),
     "testing": set(),
@@ -42,7 +42,8 @@ OUTSIDE = {
     "crc32c": {"tfrecord"},
     "click": {"cli"},
     "rich": {"cli"},
-    "webdataset": set(),
+    "webdataset": {"profiling"},
+    "matplotlib": {"profiling"},
     "pickle": set(),
     "subprocess": {"profiling"},
 }

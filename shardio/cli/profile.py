@@ -3,129 +3,152 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
+from typing import Any, TypeVar
 
 import click
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from shardio.cli.progress import progress_bar
-from shardio.profiling.profile import DEFAULT_WORKERS, Profile, Settings, Stages
+from shardio.cli.tables import show_profile
+from shardio.profiling.html import write_html
+from shardio.profiling.picture import write_png
+from shardio.profiling.profile import check_writable, count_parts
 from shardio.profiling.profile import profile as measure
+from shardio.profiling.settings import BASELINES, Settings, Topology
 
 DEFAULTS = Settings(source="")
-_WIDTH = 80
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-class _Numbers(click.ParamType[tuple[int, ...]]):
-    name = "N,N,…"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            numbers = tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            numbers = (-1,)
-        if min(numbers) < 0:
-            self.fail(f"{value!r} is no list of numbers such as 0,1,2,4", param, ctx)
-        return numbers
+def _parse_numbers(
+    _context: click.Context, _option: click.Parameter, text: str | None
+) -> tuple[int, ...]:
+    """Whole numbers, as 0,1,2,4."""
+    if text is None:
+        return ()
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = (-1,)
+    if min(numbers) < 0:
+        raise click.BadParameter(f"{text!r} is no list of numbers such as 0,1,2,4")
+    return numbers
 
 
-@click.command(epilog="Example: shardio profile out/")
+_number = partial(click.option, show_default=True)
+_place = partial(click.option, metavar="FILE:NAME")
+_file = partial(click.option, type=click.Path(dir_okay=False))
+
+_OPTIONS: Sequence[Callable[[Any], Any]] = (
+    click.option(
+        "--workers",
+        metavar="N,N,…",
+        callback=_parse_numbers,
+        help="Numbers of DataLoader workers to measure; 0 is the loop's own thread.  "
+        "[default: one a core]",
+    ),
+    click.option(
+        "--threads",
+        metavar="N,N,…",
+        callback=_parse_numbers,
+        help="Numbers of shardio.Loader's threads to measure.  [default: one a core]",
+    ),
+    _number(
+        "--prefetch",
+        type=click.IntRange(min=1),
+        default=Topology(kind="here").prefetch,
+        help="Batches made ahead: by each worker, or by all threads together.",
+    ),
+    _number(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        default=DEFAULTS.batch_size,
+        help="Samples in a batch.",
+    ),
+    _number(
+        "--size",
+        type=click.IntRange(min=0),
+        default=DEFAULTS.size,
+        help="Crop and resize images to this height and width; 0 leaves them as they are, which "
+        "needs images of one size or --batch-size 1.",
+    ),
+    _number(
+        "--seconds",
+        type=click.FloatRange(min=0.1),
+        default=DEFAULTS.seconds,
+        help="Length of each run.",
+    ),
+    _place("--transform", help="A callable for images, in place of the crop."),
+    _number(
+        "--step-ms",
+        type=click.FloatRange(min=0),
+        default=DEFAULTS.step_ms,
+        help="Milliseconds that a training step takes, to tell whether it waits.",
+    ),
+    _place("--train", help="A callable that takes a batch and makes a training step."),
+    click.option("--cold", is_flag=True, help="Drop the shards from the page cache before runs."),
+    click.option("--baseline", type=click.Choice(BASELINES), help="Run another loader, too."),
+    _file("--html", "html", help="Write a report for a browser."),
+    _file("--png", "png", help="Write the chart of rates; needs shardio[plot]."),
+    _file("--trace", "trace", help="Write a timeline of the best run, for ui.perfetto.dev."),
+    click.option("--json", "as_json", is_flag=True, help="Print the results as JSON."),
+)
+
+
+def _with_options(command: F) -> F:
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command(epilog="Example: shardio profile out/ --html report.html")
 @click.argument("path", type=click.Path())
-@click.option(
-    "--workers",
-    type=_Numbers(),
-    default=DEFAULT_WORKERS,
-    help="Numbers of DataLoader workers to measure.  [default: 0,1,2,4]",
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=DEFAULTS.batch_size,
-    show_default=True,
-    help="Samples in a batch.",
-)
-@click.option(
-    "--size",
-    type=click.IntRange(min=0),
-    default=DEFAULTS.size,
-    show_default=True,
-    help="Crop and resize images to this height and width; 0 leaves them as they are, which "
-    "needs images of one size or --batch-size 1.",
-)
-@click.option(
-    "--seconds",
-    type=click.FloatRange(min=0.1),
-    default=DEFAULTS.seconds,
-    show_default=True,
-    help="Length of each run, one for every number of workers.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+@_with_options
 def profile(
-    path: str, workers: tuple[int, ...], batch_size: int, size: int, seconds: float, as_json: bool
+    *,
+    path: str,
+    workers: tuple[int, ...],
+    threads: tuple[int, ...],
+    prefetch: int,
+    baseline: str | None,
+    html: str | None,
+    png: str | None,
+    trace: str | None,
+    as_json: bool,
+    **settings: Any,
 ) -> None:
-    """Measure how fast the shards of PATH reach a training loop.
+    """Say what limits how fast the shards of PATH reach a training loop.
 
-    PATH is a packed folder, or anything else that shardio reads.
+    PATH is a packed folder, or anything else that shardio reads. The machine's limits are
+    measured first, then some loaders; others are predicted. The machine should be idle.
     """
-    settings = Settings(source=path, batch_size=batch_size, size=size, seconds=seconds)
+    for report in filter(None, (html, png)):
+        check_writable(report)
+    topologies = [_workers(number, prefetch) for number in workers]
+    topologies += [
+        Topology(kind="threads", producers=max(number, 1), prefetch=prefetch) for number in threads
+    ]
     with progress_bar("measuring") as progress:
-        result = measure(settings, workers=workers, on_run=progress(len(workers)))
+        result = measure(
+            Settings(source=path, **settings),
+            topologies=topologies,
+            baseline=baseline,
+            trace=trace,
+            on_part=progress(count_parts(topologies, baseline, trace)),
+        )
+    if html is not None:
+        write_html(result, html)
+    if png is not None:
+        write_png(result, png)
     if as_json:
         click.echo(json.dumps(asdict(result)))
     else:
-        _show(result)
+        show_profile(result)
 
 
-def _show(result: Profile) -> None:
-    console = Console(width=_WIDTH, highlight=False)
-    settings = result.settings
-    best = max(result.runs, key=lambda run: run.images_per_second)
-    console.print(
-        f"{best.images_per_second:,.0f} img/s with {best.workers} workers is the fastest of "
-        f"{len(result.runs)} on {result.cores} cores."
-    )
-    console.print(_rates(result))
-    for run in result.runs:
-        if run.stages is not None:
-            console.print("Where the time of a sample goes, with 0 workers:")
-            console.print(_split(run.stages))
-    crop = f"RandomResizedCrop({settings.size})" if settings.size else "no transform"
-    console.print(
-        f"{settings.source}: {result.samples:,} samples in {result.shards:,} shards, {crop}, "
-        f"batches of {settings.batch_size}, page cache warm, {settings.seconds:g} s a run.",
-        style="dim",
-    )
-
-
-def _rates(result: Profile) -> Table:
-    table = Table(box=SIMPLE_HEAD)
-    for title in ("workers", "img/s", "MB/s", "first batch", "peak memory"):
-        table.add_column(title, justify="right")
-    for run in result.runs:
-        memory = "-" if run.peak_memory is None else f"{run.peak_memory / 1e6:,.0f} MB"
-        table.add_row(
-            str(run.workers),
-            f"{run.images_per_second:,.0f}",
-            f"{run.megabytes_per_second:,.1f}",
-            f"{run.first_batch_seconds * 1e3:,.0f} ms",
-            memory,
-        )
-    return table
-
-
-def _split(stages: Stages) -> Table:
-    parts = asdict(stages)
-    total = sum(parts.values())
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("stage")
-    table.add_column("µs", justify="right")
-    table.add_column("share", justify="right")
-    for stage, microseconds in (parts | {"total": total}).items():
-        table.add_row(stage, f"{microseconds:,.1f}", f"{microseconds / total:.0%}")
-    return table
+def _workers(number: int, prefetch: int) -> Topology:
+    if not number:
+        return Topology(kind="here")
+    return Topology(kind="processes", producers=number, prefetch=prefetch)

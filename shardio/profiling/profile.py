@@ -1,8 +1,9 @@
-"""Measuring a packed folder under DataLoader with several numbers of workers.
+"""Measuring a packed folder: the machine's limits, the loader in several topologies, a verdict.
 
-Every number of workers is measured in a process of its own, so that memory and start-up are its
-own too. The dataset is repeated to make one long epoch; the batches that fill the pipeline are
-not counted. Memory is what the process and its workers hold themselves, page cache left out.
+Everything is measured in processes of their own, so that memory and start-up are their own too.
+First the limits of the machine; then the loop's own thread alone, which tells what a sample costs.
+From these follow predictions for threads, workers and other machines. Some are then run, and how
+far they were off is part of the result. The verdict is about the fastest that was run.
 """
 
 from __future__ import annotations
@@ -15,126 +16,283 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from shardio.errors import ShardioError, UsageError
 from shardio.index.catalog import Catalog, open_catalog
-from shardio.profiling.memory import tree_memory
+from shardio.profiling.advice import advise
+from shardio.profiling.evidence import Evidence, Kind
+from shardio.profiling.limits import Ceilings
+from shardio.profiling.model import Parts, parts_of, predict
+from shardio.profiling.settings import Settings, Topology, check_baseline, load_callable
+from shardio.profiling.system import count_cores
+from shardio.profiling.verdict import Verdict, judge
 
-DEFAULT_WORKERS = (0, 1, 2, 4)
 _WARM_BYTES = 1 << 30
-_SECONDS_BETWEEN_LOOKS = 0.25
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What is held equal between the runs.
-
-    Attributes:
-        source: packed folder or shards.
-        batch_size: samples in a batch.
-        size: images are cropped and resized to size × size; 0 leaves them as they are.
-        seconds: of measuring, each run.
-    """
-
-    source: str
-    batch_size: int = 64
-    size: int = 224
-    seconds: float = 4.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stages:
-    """Microseconds of a sample, in the process that reads it.
-
-    Attributes:
-        read: bytes from storage, checked.
-        decode: bytes to pixels or values.
-        transform: crop, resize, user's transform.
-        batch: everything else of making a batch.
-    """
-
-    read: float
-    decode: float
-    transform: float
-    batch: float
+_ALONE = Topology(kind="here")
+_KINDS: tuple[Kind, ...] = ("threads", "processes")
+_PREDICTED = (1, 2, 4, 8)
+_MACHINES = (2, 4, 8)  # times the cores of this one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One number of workers.
+    """One topology, measured.
 
     Attributes:
-        workers: num_workers of the DataLoader; 0 reads in the training process.
-        images_per_second: in steady state.
-        megabytes_per_second: of stored bytes, in steady state; 1 MB is 10^6 bytes.
-        first_batch_seconds: from asking for an iterator to having a batch.
+        topology: what made the batches.
+        evidence: what was seen.
+        speed: samples per second of loops without hand-over just before and after, one loop
+            beside the loop's own thread, else one on each core.
+        predicted: samples per second, from other runs and this speed; None where nothing was
+            known yet.
+        error: measured over predicted, less 1.
+        megabytes_per_second: of stored bytes; 1 MB is 10^6 bytes.
+        waits: seconds since the beginning, and the share of the time waited from there on.
         peak_memory: bytes of the process and its workers; None where it cannot be measured.
-        stages: with 0 workers only, where they can be told apart.
     """
 
-    workers: int
-    images_per_second: float
+    topology: Topology
+    evidence: Evidence
+    speed: float
+    predicted: float | None
+    error: float | None
     megabytes_per_second: float
-    first_batch_seconds: float
+    waits: tuple[tuple[float, float], ...]
     peak_memory: int | None
-    stages: Stages | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """A topology that was not measured, or a machine.
+
+    Attributes:
+        topology: what would make the batches.
+        cores: of the machine.
+        rate: samples per second.
+        waiting: share of the time that a loop with this step would wait.
+    """
+
+    topology: Topology
+    cores: int
+    rate: float
+    waiting: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """All runs.
+    """All that was found.
 
     Attributes:
-        settings: held equal.
+        settings: held equal between the runs.
         cores: of this machine.
         samples: of the dataset.
         shards: of the dataset.
-        runs: one a number of workers, in the order asked for.
+        ceilings: of the machine with these shards.
+        runs: in the order in which they were made; the first is the loop's own thread.
+        best: position in runs of the one that the verdict is about.
+        verdict: on it.
+        ceiling: samples per second that its bottleneck allows at most; None where none is known.
+        storage: samples per second that storage could deliver.
+        predictions: what was not run.
+        baseline: another loader's name and run; None if none was asked for.
     """
 
     settings: Settings
     cores: int
     samples: int
     shards: int
+    ceilings: Ceilings
     runs: tuple[Run, ...]
+    best: int
+    verdict: Verdict
+    ceiling: float | None
+    storage: float | None
+    predictions: tuple[Prediction, ...]
+    baseline: tuple[str, Run] | None
+
+    @property
+    def needed(self) -> float | None:
+        """Samples per second that a step takes that never waits; None without a step."""
+        if not (self.settings.step_ms or self.settings.train):
+            return None
+        return self.settings.batch_size / self.runs[self.best].evidence.step_seconds
+
+    def named_runs(self) -> list[tuple[str, Run]]:
+        """All runs, the baseline's last."""
+        runs = [(str(run.topology), run) for run in self.runs]
+        if self.baseline is not None:
+            name, run = self.baseline
+            runs.append((f"{name}, {run.topology}", run))
+        return runs
 
 
 def profile(
     settings: Settings,
     *,
-    workers: Sequence[int] = DEFAULT_WORKERS,
-    on_run: Callable[[int], None] | None = None,
+    topologies: Sequence[Topology] = (),
+    baseline: str | None = None,
+    trace: str | None = None,
+    on_part: Callable[[int], None] | None = None,
 ) -> Profile:
     """Measure a dataset; the machine should be idle.
 
     Args:
         settings: held equal between the runs.
-        workers: numbers of workers to measure.
-        on_run: called with 1 after each of them.
+        topologies: to be run; by default a thread on each core, and a worker on each.
+        baseline: another loader to run on the same shards: "webdataset".
+        trace: where to write a timeline of the best run, for Perfetto.
+        on_part: called with 1 after each part.
 
     Raises:
-        UsageError: nothing is at the source, or it has no samples.
+        UsageError: nothing is at the source, it has no samples, or an argument cannot be meant.
         ShardioError: a run failed; the message is the run's.
     """
     catalog = open_catalog(settings.source)
     samples = sum(shard.samples for shard in catalog.shards)
-    if not samples:
-        raise UsageError(f"{settings.source}: the dataset has no samples to measure")
+    _check(settings, samples, baseline, trace)
     _warm(catalog)
-    runs = []
-    for number in workers:
-        runs.append(_measure(settings, number))
-        if on_run is not None:
-            on_run(1)
+    cores = count_cores()
+    child = _Child(settings, on_part or (lambda _: None))
+    ceilings = Ceilings(**child.ask({}))
+    alone = child.run(_ALONE)
+    parts = parts_of(alone.evidence, ceilings, settings.batch_size)
+    child.know(parts, ceilings)
+    wanted = topologies or [Topology(kind=kind, producers=cores) for kind in _KINDS]
+    runs = [alone, *(child.run(one) for one in wanted if one != _ALONE)]
+    best = _best(runs, topologies)
+    topology, seen = runs[best].topology, runs[best].evidence
+    if trace is not None:
+        child.ask({"topology": asdict(topology), "trace": str(Path(trace).absolute())})
+    other = None
+    if baseline is not None:
+        workers = Topology(kind="processes", producers=cores)
+        other = baseline, child.run(workers, baseline=baseline)
+    stored = alone.evidence.stages.bytes if alone.evidence.stages else 0.0
     return Profile(
         settings=settings,
-        cores=len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1,
+        cores=cores,
         samples=samples,
         shards=len(catalog.shards),
+        ceilings=ceilings,
         runs=tuple(runs),
+        best=best,
+        verdict=advise(judge(seen), seen, parts, ceilings, settings),
+        ceiling=ceilings.decode_all,
+        storage=(ceilings.cold or ceilings.warm) / stored if stored else None,
+        predictions=_predictions(parts, runs),
+        baseline=other,
     )
+
+
+class _Child:
+    """Measures in processes of their own.
+
+    Args:
+        settings: of all.
+        done: called with 1 after each.
+    """
+
+    def __init__(self, settings: Settings, done: Callable[[int], None]) -> None:
+        self._settings = settings
+        self._done = done
+        self._known: tuple[Parts, Ceilings] | None = None
+
+    def know(self, parts: Parts, ceilings: Ceilings) -> None:
+        """Predict the runs from now on."""
+        self._known = parts, ceilings
+
+    def run(self, topology: Topology, *, baseline: str | None = None) -> Run:
+        """Measure a topology."""
+        found = self.ask({"topology": asdict(topology), "baseline": baseline})
+        evidence, speed = Evidence.from_json(found["evidence"]), found["speed"]
+        predicted = None if baseline else self._predict(topology, speed)
+        stored = evidence.stages.bytes if evidence.stages else 0.0
+        return Run(
+            topology=topology,
+            evidence=evidence,
+            speed=speed,
+            predicted=predicted,
+            error=evidence.rate / predicted - 1 if predicted else None,
+            megabytes_per_second=evidence.rate * stored / 1e6,
+            waits=tuple((second, share) for second, share in found["waits"]),
+            peak_memory=evidence.memory,
+        )
+
+    def _predict(self, topology: Topology, speed: float) -> float | None:
+        if self._known is None:
+            return None
+        parts, ceilings = self._known
+        return predict(parts.at_speed(speed / ceilings.loop_all), topology.kind, topology.producers)
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What a process answers.
+
+        Raises:
+            ShardioError: what it raised.
+        """
+        command = [sys.executable, "-m", "shardio.profiling.run"]
+        text = json.dumps({**request, "settings": asdict(self._settings)})
+        with subprocess.Popen(  # noqa: S603  our own module
+            [*command, text], stdout=subprocess.PIPE, text=True, start_new_session=True
+        ) as process:
+            try:
+                output = process.communicate()[0]
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+        last = output.rpartition("\n")[2]  # a transform or step may print
+        answer: dict[str, Any] = json.loads(last or '{"error": "the measuring process died"}')
+        if "error" in answer:
+            raise ShardioError(answer["error"])
+        self._done(1)
+        return answer
+
+
+def count_parts(topologies: Sequence[Topology], baseline: str | None, trace: str | None) -> int:
+    """How many parts profile measures."""
+    runs = len([one for one in topologies if one != _ALONE]) if topologies else 2
+    return 2 + runs + (baseline is not None) + (trace is not None)
+
+
+def _check(settings: Settings, samples: int, baseline: str | None, trace: str | None) -> None:
+    """Refuse what cannot be measured, before anything is."""
+    if not samples:
+        raise UsageError(f"{settings.source}: the dataset has no samples to measure")
+    if settings.batch_size > samples:
+        raise UsageError(
+            f"{settings.source}: the dataset has {samples:,} samples; pass --batch-size "
+            f"{samples} or less"
+        )
+    if baseline is not None:
+        check_baseline(baseline)
+    for place in (settings.transform, settings.train):
+        if place is not None:
+            load_callable(place)
+    if trace is not None:
+        check_writable(trace)
+
+
+def check_writable(path: str) -> None:
+    """Refuse a place for a report before anything is measured.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    place = Path(path)
+    existed = place.exists()
+    try:
+        place.open("ab").close()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+    if not existed:
+        place.unlink()
+
+
+def _best(runs: Sequence[Run], topologies: Sequence[Topology]) -> int:
+    """Position of the fastest run, of those that were asked for."""
+    asked = [run for run in runs if not topologies or run.topology in topologies]
+    return [*runs].index(max(asked, key=lambda run: run.evidence.rate))
 
 
 def _warm(catalog: Catalog) -> None:
@@ -146,39 +304,28 @@ def _warm(catalog: Catalog) -> None:
                 left -= len(piece)
 
 
-def _measure(settings: Settings, workers: int) -> Run:
-    command = [sys.executable, "-m", "shardio.profiling.run"]
-    request = json.dumps({**asdict(settings), "workers": workers})
-    with subprocess.Popen(  # noqa: S603  our own module
-        [*command, request], stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        try:
-            output, peak = _watch(process)
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    answer = json.loads(output or '{"error": "the measuring process died"}')
-    if "error" in answer:
-        raise ShardioError(answer["error"])
-    stages = answer.pop("stages")
-    return Run(
-        workers=workers,
-        peak_memory=peak or None,
-        stages=Stages(**stages) if stages else None,
-        **answer,
+def _predictions(parts: Parts, runs: Sequence[Run]) -> tuple[Prediction, ...]:
+    """For other numbers of threads and workers, and for machines with more cores."""
+    ran = {(run.topology.kind, run.topology.producers) for run in runs}
+    found = []
+    for kind in _KINDS:
+        found += [
+            _prediction(parts, Topology(kind=kind, producers=number))
+            for number in _PREDICTED
+            if (kind, number) not in ran
+        ]
+        for times in _MACHINES:
+            cores = times * parts.cores
+            topology = Topology(kind=kind, producers=cores)
+            found.append(_prediction(parts.with_cores(cores), topology))
+    return tuple(found)
+
+
+def _prediction(parts: Parts, topology: Topology) -> Prediction:
+    rate = predict(parts, topology.kind, topology.producers)
+    return Prediction(
+        topology=topology,
+        cores=parts.cores,
+        rate=rate,
+        waiting=max(1 - parts.step * rate / 1e6, 0.0) if parts.step else 1.0,
     )
-
-
-def _watch(process: subprocess.Popen[str]) -> tuple[str, int]:
-    """What a process prints, and the most memory that it and its workers had."""
-    peak = 0
-    while (output := _output_within(process, _SECONDS_BETWEEN_LOOKS)) is None:
-        peak = max(peak, tree_memory(process.pid) or 0)
-    return output, peak
-
-
-def _output_within(process: subprocess.Popen[str], seconds: float) -> str | None:
-    try:
-        return process.communicate(timeout=seconds)[0]
-    except subprocess.TimeoutExpired:
-        return None

@@ -1,4 +1,4 @@
-"""One measurement, in a process of its own: settings as JSON in, results as JSON out."""
+"""One measurement, in a process of its own: a request as JSON in, what was seen as JSON out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -13,91 +14,128 @@ from torch.utils.data import DataLoader
 
 from shardio.errors import ShardioError
 from shardio.plan.samples import Samples
+from shardio.profiling.baseline import open_baseline
+from shardio.profiling.ceilings import loop_speed, measure_ceilings
+from shardio.profiling.loop import Monitor
+from shardio.profiling.settings import Settings, Topology, load_callable
+from shardio.profiling.system import count_cores, drop_from_cache
+from shardio.profiling.trace import write_trace
 from shardio.reading.dataset import ShardDataset
-from shardio.reading.times import StageTimes
+from shardio.reading.loader import Loader
 from shardio.transforms import RandomResizedCrop
 
 _MOST_SAMPLES_PER_SECOND = 200_000
-_INDEXES_READ = 16
+_BUDGET = 0.02  # of the reading, for recording
+_PART = 0.25  # of a run: as long as each limit is measured, and the speed before and after
+_MOST_POINTS = 300  # of the waiting over time
+_LEAST_GROUPED = 8  # batches; workers take turns, which is no news
 
 
-def measure(request: dict[str, Any]) -> dict[str, Any]:
-    """Measure one number of workers.
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Measure what a request asks for.
 
     Args:
-        request: the settings and "workers"; see shardio.profiling.profile.
+        request: "settings", and "topology" for a run or none for the ceilings; "baseline" for a
+            run of another loader, "trace" for a file to write.
 
     Returns:
-        The measured attributes of shardio.profiling.profile.Run.
+        Of a run "evidence", "waits": [seconds since its begin, share of the time waited], and
+        "speed": what loops without hand-over reached around it. Of the ceilings their attributes.
 
     Raises:
-        ShardioError: the dataset cannot be read.
+        ShardioError: the dataset cannot be read, or an argument cannot be meant.
     """
-    workers, seconds = request["workers"], request["seconds"]
-    dataset = _long_dataset(request)
+    settings = Settings(**request["settings"])
     # More workers than cores are measured to show what they cost.
     warnings.filterwarnings("ignore", "This DataLoader will create")
-    start = time.perf_counter()
-    batches = iter(DataLoader(dataset, batch_size=None, num_workers=workers))
-    next(batches)
-    first_batch = time.perf_counter() - start
-    for _ in range(2 * workers):
-        next(batches)
-    before, start, samples, elapsed = replace(dataset.times), time.perf_counter(), 0, 0.0
-    for batch in batches:
-        samples += len(batch["__key__"])
-        elapsed = time.perf_counter() - start
-        if elapsed >= seconds:
-            break
-    return {
-        "images_per_second": samples / elapsed,
-        "megabytes_per_second": samples / elapsed * _bytes_per_sample(dataset) / 1e6,
-        "first_batch_seconds": first_batch,
-        "stages": None if workers else _stages(before, dataset.times, elapsed),
-    }
+    if "topology" not in request:
+        return measure_ceilings(_open(settings), _PART * settings.seconds)
+    return _run(settings, Topology(**request["topology"]), request)
 
 
-def _long_dataset(request: dict[str, Any]) -> ShardDataset:
-    """The dataset, repeated so that an epoch outlasts the measuring."""
-    dataset = ShardDataset(
-        request["source"],
-        transform=RandomResizedCrop(request["size"]) if request["size"] else None,
-        batch_size=request["batch_size"],
+def _run(settings: Settings, topology: Topology, request: dict[str, Any]) -> dict[str, Any]:
+    dataset = _open(settings)
+    steps = len(dataset)
+    if settings.cold:
+        drop_from_cache([shard.path for shard in dataset.catalog.shards])
+    step = _step(settings)
+    loader: Iterable[Any]
+    if request.get("baseline"):
+        loader = open_baseline(request["baseline"], settings, topology)
+    else:
+        loader = _loader(_repeated(settings), topology)
+    cores = 1 if topology.kind == "here" else count_cores()
+    beside = _PART * settings.seconds
+    speed = loop_speed(dataset, cores, beside)
+    with Monitor(loader, live=False, budget=_BUDGET) as seen:
+        for batch in seen:
+            step(batch)
+            if seen.seconds >= settings.seconds:
+                break
+        del batch
+    speed = (speed + loop_speed(dataset, cores, beside)) / 2
+    evidence = seen.evidence
+    epoch = steps * evidence.seconds / evidence.batches
+    starting = evidence.first_batch / (evidence.first_batch + epoch)
+    evidence = replace(evidence, steps=steps, starting=starting)
+    if request.get("trace"):
+        write_trace(request["trace"], seen.received, seen.records)
+    return {"evidence": evidence.to_json(), "waits": _waits(seen), "speed": speed}
+
+
+def _open(settings: Settings) -> ShardDataset:
+    transform: Any = RandomResizedCrop(settings.size) if settings.size else None
+    if settings.transform is not None:
+        transform = load_callable(settings.transform)
+    return ShardDataset(
+        settings.source,
+        transform=transform,
+        batch_size=settings.batch_size,
         shuffle=True,
         on_bad_sample="skip",
     )
+
+
+def _repeated(settings: Settings) -> ShardDataset:
+    """The dataset, repeated so that an epoch outlasts the measuring."""
+    dataset = _open(settings)
     shards = dataset.catalog.shards
-    wanted = int(request["seconds"] * _MOST_SAMPLES_PER_SECOND)
+    wanted = int((settings.seconds + 1) * _MOST_SAMPLES_PER_SECOND)
     repeats = -(-wanted // sum(shard.samples for shard in shards))
     dataset.catalog = replace(dataset.catalog, shards=shards * repeats)
     dataset.samples = Samples([shard.samples for shard in dataset.catalog.shards])
     return dataset
 
 
-def _bytes_per_sample(dataset: ShardDataset) -> float:
-    wanted = {name for alternatives in dataset.fields.values() for name in alternatives}
-    stored = samples = 0
-    for shard in dataset.catalog.shards[:_INDEXES_READ]:
-        index = shard.load_index()
-        columns = [column for column, name in enumerate(index.fields) if name in wanted]
-        stored += int(index.sizes[:, columns].sum())
-        samples += len(index)
-    return stored / samples
+def _loader(dataset: ShardDataset, topology: Topology) -> Iterable[Any]:
+    if topology.kind == "threads":
+        return Loader(dataset, threads=topology.producers, prefetch=topology.prefetch)
+    workers = topology.producers if topology.kind == "processes" else 0
+    ahead = topology.prefetch if workers else None
+    return DataLoader(dataset, batch_size=None, num_workers=workers, prefetch_factor=ahead)
 
 
-def _stages(before: StageTimes, after: StageTimes, elapsed: float) -> dict[str, float]:
-    """Microseconds of a sample by stage; what no stage counts is the making of batches."""
-    samples = after.samples - before.samples
-    stages = {
-        stage: (getattr(after, stage) - getattr(before, stage)) / samples / 1e3
-        for stage in ("read", "decode", "transform")
-    }
-    return stages | {"batch": elapsed / samples * 1e6 - sum(stages.values())}
+def _step(settings: Settings) -> Callable[[Any], object]:
+    if settings.train is not None:
+        return load_callable(settings.train)
+    seconds = settings.step_ms / 1e3
+    return (lambda _: time.sleep(seconds)) if seconds else (lambda _: None)
+
+
+def _waits(seen: Monitor) -> list[tuple[float, float]]:
+    rows = [*seen.received]
+    group = max(-(-len(rows) // _MOST_POINTS), _LEAST_GROUPED)
+    points = []
+    for at in range(0, len(rows) - group, group):
+        start, end = rows[at].came, rows[at + group].came
+        waited = sum(row.came - row.asked for row in rows[at + 1 : at + group + 1])
+        points.append(((start - rows[0].came) / 1e9, waited / max(end - start, 1)))
+    return points
 
 
 if __name__ == "__main__":
     try:
-        answer = measure(json.loads(sys.argv[1]))
+        found = answer(json.loads(sys.argv[1]))
     except ShardioError as error:
-        answer = {"error": str(error)}
-    sys.stdout.write(json.dumps(answer))
+        found = {"error": str(error)}
+    sys.stdout.write("\n" + json.dumps(found))

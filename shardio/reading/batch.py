@@ -13,7 +13,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
-from time import perf_counter_ns
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -27,7 +26,7 @@ from shardio.reading.columns import Column, RowColumn
 from shardio.reading.fields import Fields
 from shardio.reading.rows import Gatherer
 from shardio.reading.shards import FieldBytes, OpenShard, ShardPool
-from shardio.reading.times import StageTimes
+from shardio.reading.times import StageTimes, Stopwatch
 
 _LOG = logging.getLogger("shardio")
 _CHUNK = 16  # samples decoded by one task; one task an image costs 15 % of the rate
@@ -46,6 +45,7 @@ class Delivery:
         one_image: refuse a sample that has several of an entry's alternatives.
         on_replaced: called for each bad sample that was replaced; None raises instead.
         times: of the dataset, to which those of the batches are added.
+        stopwatch: makes one for each chunk.
         lock: of the times; made in the process that reads, since a fork copies locks as they are.
     """
 
@@ -56,6 +56,7 @@ class Delivery:
     one_image: bool
     on_replaced: Callable[[], None] | None
     times: StageTimes
+    stopwatch: Callable[[], Stopwatch]
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -65,12 +66,12 @@ class _Slot(NamedTuple):
     Attributes:
         number: of the slot in each column.
         uniforms: random numbers for its transform.
-        times: of the thread that fills it.
+        watch: of the thread that fills it.
     """
 
     number: int
     uniforms: Sequence[float]
-    times: StageTimes
+    watch: Stopwatch
 
 
 class Batch:
@@ -120,13 +121,14 @@ class Batch:
             SampleError: a sample cannot be delivered.
             TarError: a shard was changed or cut off.
         """
-        times = StageTimes(samples=len(slots))
+        watch = self._delivery.stopwatch()
         at_once = False
         if self._in_rows:
             with self._gatherer.lock:
-                at_once = self._fill_at_once(slots, times)
+                at_once = self._fill_at_once(slots, watch)
         if not at_once:
-            self._fill_one_by_one(slots, times)
+            self._fill_one_by_one(slots, watch)
+        times = watch.finish()
         with self._delivery.lock:
             self._delivery.times.add(times)
 
@@ -141,36 +143,34 @@ class Batch:
         batch["__key__"] = self._keys
         return batch
 
-    def _fill_at_once(self, slots: range, times: StageTimes) -> bool:
+    def _fill_at_once(self, slots: range, watch: Stopwatch) -> bool:
         """Gather all fields of the slots; False if the samples are not alike."""
-        start, decode = perf_counter_ns(), 0
+        watch.start()
         inside = slice(slots.start, slots.stop)
         columns = [cast("RowColumn", column) for column in self._columns.values()]
-        references, keys, count = self._references, np.empty(len(slots), object), 0
+        references, keys = self._references, np.empty(len(slots), object)
         for found in self._gatherer.gather(references.shards[inside], references.indices[inside]):
             if found is None:
                 return False
-            gathered = perf_counter_ns()
+            watch.read(sum(int(rows.sizes.sum()) for rows in found.fields))
             numbers = found.order + slots.start
             for column, rows in zip(columns, found.fields, strict=True):
                 if not column.place_rows(numbers, rows):
                     return False
-                count += int(rows.sizes.sum())
             keys[found.order] = found.keys
-            decode += perf_counter_ns() - gathered
+            watch.decoded()
         self._keys[inside] = keys.tolist()
-        times.bytes += count
-        times.decode += decode
-        times.read += perf_counter_ns() - start - decode
+        watch.stop(len(slots))
         return True
 
-    def _fill_one_by_one(self, slots: range, times: StageTimes) -> None:
+    def _fill_one_by_one(self, slots: range, watch: Stopwatch) -> None:
         inside = slice(slots.start, slots.stop)
         shards = self._references.shards[inside].tolist()
         samples = self._references.indices[inside].tolist()
         numbers: list[list[float]] = self._numbers[inside].tolist()
         for number, shard, sample, uniforms in zip(slots, shards, samples, numbers, strict=True):
-            self._valid[number] &= self._fill(_Slot(number, uniforms, times), shard, sample)
+            self._valid[number] &= self._fill(_Slot(number, uniforms, watch), shard, sample)
+            watch.stop()
 
     def _fill(self, slot: _Slot, shard_number: int, sample: int) -> bool:
         """Fill a slot; False if another sample had to take it."""
@@ -208,16 +208,15 @@ class Batch:
 
     def _put(self, slot: _Slot, shard: OpenShard, sample: int) -> None:
         """Decode all of a sample, then place all of it."""
-        start = perf_counter_ns()
+        slot.watch.start()
         stored = self._read(shard, sample)
-        slot.times.read += perf_counter_ns() - start
+        slot.watch.read(sum(len(found.data) for found in stored if found is not None))
         values, name = [], ""
         try:
             for column, found in zip(self._columns.values(), stored, strict=True):
                 if found is not None:
                     name = found.field
-                    slot.times.bytes += len(found.data)
-                    value = column.decode(slot.number, found, slot.uniforms, slot.times)
+                    value = column.decode(slot.number, found, slot.uniforms, slot.watch)
                     values.append((column, name, value))
             for column, name, value in values:  # noqa: B007  the error below names the field
                 column.place(slot.number, value)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from time import perf_counter_ns
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,7 +26,7 @@ from shardio.errors import CodecError, TransformError, UsageError
 from shardio.reading.memory import Allocate
 from shardio.reading.rows import Rows
 from shardio.reading.shards import FieldBytes
-from shardio.reading.times import StageTimes
+from shardio.reading.times import Stopwatch
 from shardio.transforms import SizedTransform
 
 Transform = SizedTransform | Callable[[torch.Tensor], Any]
@@ -37,9 +36,9 @@ class Column(Protocol):
     """One entry of a batch."""
 
     def decode(
-        self, slot: int, stored: FieldBytes, uniforms: Sequence[float], times: StageTimes
+        self, slot: int, stored: FieldBytes, uniforms: Sequence[float], watch: Stopwatch
     ) -> Any:
-        """Decode a field of a sample, and count the time.
+        """Decode a field of a sample, and note when each stage of that ends.
 
         Raises:
             CodecError: the bytes do not decode.
@@ -93,13 +92,12 @@ class SizedImages:
         self._slots: NDArray[np.uint8] = self._batch.numpy()
 
     def decode(
-        self, slot: int, stored: FieldBytes, uniforms: Sequence[float], times: StageTimes
+        self, slot: int, stored: FieldBytes, uniforms: Sequence[float], watch: Stopwatch
     ) -> None:
         """See Column."""
-        start = perf_counter_ns()
         if kind_of(stored.field) == "pixels":
             pixels: Any = decode_field(stored.field, stored.data)
-            decoded = perf_counter_ns()
+            watch.decoded()
             crop = self._transform.crop(pixels.shape[0], pixels.shape[1], uniforms)
             write_crop(pixels, crop, self._slots[slot])
         else:
@@ -114,10 +112,9 @@ class SizedImages:
                 reduced=self._reduced,
                 verified=stored.verified,
             )
-            decoded = perf_counter_ns()
+            watch.decoded()
             write_part(part, info, crop, self._slots[slot])
-        times.decode += decoded - start
-        times.transform += perf_counter_ns() - decoded
+        watch.transformed()
 
     def place(self, slot: int, value: None) -> None:
         """See Column."""
@@ -146,16 +143,14 @@ class Transformed:
         self._lock = threading.Lock()
 
     def decode(
-        self, slot: int, stored: FieldBytes, uniforms: Sequence[float], times: StageTimes
+        self, slot: int, stored: FieldBytes, uniforms: Sequence[float], watch: Stopwatch
     ) -> torch.Tensor:
         """See Column."""
         del slot, uniforms
-        start = perf_counter_ns()
         pixels: Any = decode_field(stored.field, stored.data)
-        decoded = perf_counter_ns()
+        watch.decoded()
         value = _apply(self._transform, torch.from_numpy(pixels).permute(2, 0, 1))
-        times.decode += decoded - start
-        times.transform += perf_counter_ns() - decoded
+        watch.transformed()
         return value
 
     def place(self, slot: int, value: torch.Tensor) -> None:
@@ -198,13 +193,12 @@ class Arrays:
         self._lock = threading.Lock()
 
     def decode(
-        self, slot: int, stored: FieldBytes, uniforms: Sequence[float], times: StageTimes
+        self, slot: int, stored: FieldBytes, uniforms: Sequence[float], watch: Stopwatch
     ) -> NDArray[Any]:
         """See Column."""
         del slot, uniforms
-        start = perf_counter_ns()
         value: Any = decode_field(stored.field, stored.data)
-        times.decode += perf_counter_ns() - start
+        watch.decoded()
         return np.asarray(value)
 
     def place(self, slot: int, value: NDArray[Any]) -> None:
@@ -274,13 +268,12 @@ class Labels:
         self._labels = np.zeros(slots, np.int64)
 
     def decode(
-        self, slot: int, stored: FieldBytes, uniforms: Sequence[float], times: StageTimes
+        self, slot: int, stored: FieldBytes, uniforms: Sequence[float], watch: Stopwatch
     ) -> int:
         """See Column."""
         del slot, uniforms
-        start = perf_counter_ns()
         number = decode_cls(stored.data)
-        times.decode += perf_counter_ns() - start
+        watch.decoded()
         return number
 
     def place(self, slot: int, value: int) -> None:
@@ -313,14 +306,13 @@ class Values:
         self._decode = decode
 
     def decode(
-        self, slot: int, stored: FieldBytes, uniforms: Sequence[float], times: StageTimes
+        self, slot: int, stored: FieldBytes, uniforms: Sequence[float], watch: Stopwatch
     ) -> Any:
         """See Column."""
         del slot, uniforms
-        start = perf_counter_ns()
         data = stored.data
         value = decode_field(stored.field, data) if self._decode else bytes(data)
-        times.decode += perf_counter_ns() - start
+        watch.decoded()
         return value
 
     def place(self, slot: int, value: Any) -> None:

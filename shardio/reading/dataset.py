@@ -6,7 +6,7 @@ epoch's order depends on is in the plan; the base class finds out which steps ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import compress, islice
 from typing import Any, Literal
 
@@ -36,7 +36,7 @@ from shardio.reading.reader import SampleReader
 from shardio.reading.resumable import Jobs, ResumableDataset, run_in_turn, to_sample
 from shardio.reading.shards import ShardPool
 from shardio.reading.state import Identity
-from shardio.reading.times import StageTimes
+from shardio.reading.times import StageTimes, Stopwatch
 from shardio.reading.topology import find_worker
 
 _TRANSFORMS = 3
@@ -94,6 +94,7 @@ class ShardDataset(ResumableDataset):
         samples: which samples of the shards belong to it.
         shuffle: their order.
         times: where the time of reading went, in this process.
+        stopwatch: makes what measures that, for each chunk of samples.
 
     Raises:
         UsageError: an argument cannot be meant, or nothing is at the source.
@@ -145,6 +146,7 @@ class ShardDataset(ResumableDataset):
         self._decode = decode
         self.fields = self._map_fields(fields)
         self.times = StageTimes()
+        self.stopwatch: Callable[[], Stopwatch] = Stopwatch
         self._source = source
         self._arguments = given
         self.samples = Samples([shard.samples for shard in self.catalog.shards])
@@ -355,6 +357,7 @@ class ShardDataset(ResumableDataset):
             one_image=self._default_fields,
             on_replaced=self._epochs.count_bad_sample if self._skip else None,
             times=self.times,
+            stopwatch=self.stopwatch,
         )
         return SampleReader(
             delivery,

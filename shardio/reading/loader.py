@@ -24,7 +24,7 @@ from shardio.codecs.opencv import one_opencv_thread
 from shardio.errors import UsageError
 from shardio.reading.arguments import whole_number
 from shardio.reading.resumable import Job, Jobs, ResumableDataset
-from shardio.reading.threads import end_threads, start_threads
+from shardio.reading.threads import MOST_USEFUL_THREADS, end_threads, start_threads
 from shardio.reading.transfer import Moving, Transfer
 
 if TYPE_CHECKING:
@@ -43,10 +43,15 @@ class Loader(IterableDataset[dict[str, Any]]):
 
     Args:
         dataset: a ShardDataset or Mix with a batch size.
-        threads: that read and decode; by default one for each core.
+        threads: that read and decode; by default one for each core, but no more than 8. More
+            cores are for workers: `DataLoader(ds, batch_size=None, num_workers=16)`.
         prefetch: batches that are made ahead of the loop.
         device: where the batches' tensors shall be, as "cuda". They are copied from page-locked
             memory on a stream of their own, and the current stream waits for them.
+
+    Attributes:
+        dataset: that the batches are of.
+        threads: how many read and decode.
 
     Raises:
         UsageError: the dataset yields samples, a number is below 1, or there is no such device.
@@ -63,9 +68,8 @@ class Loader(IterableDataset[dict[str, Any]]):
         if not isinstance(dataset, ResumableDataset) or dataset.batch_size is None:
             raise UsageError("Loader makes batches: give it a ShardDataset or Mix with batch_size")
         self.dataset = dataset
-        self._threads = whole_number(
-            "threads", _count_cores() if threads is None else threads, least=1
-        )
+        default = min(_count_cores(), MOST_USEFUL_THREADS)
+        self.threads = whole_number("threads", default if threads is None else threads, least=1)
         self._prefetch = whole_number("prefetch", prefetch, least=1)
         self._transfer = None if device is None else Transfer(device)
         self._loops = weakref.WeakSet[Generator[dict[str, Any], None, None]]()
@@ -113,7 +117,7 @@ class Loader(IterableDataset[dict[str, Any]]):
         return self.dataset.num_bad_samples
 
     def _run(self, jobs: Jobs) -> Generator[dict[str, Any], None, None]:
-        pool = start_threads("loader", self._threads)
+        pool = start_threads("loader", self.threads)
         try:
             with one_opencv_thread():
                 ahead = _Ahead(pool, jobs, self._prefetch)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
+from numpy.typing import NDArray
+
 from shardio.codecs.image import Scratch
 from shardio.codecs.registry import kind_of
 from shardio.plan.epoch import References
@@ -53,7 +56,7 @@ class SampleReader:
         self._allocate = allocate
         self._scratch = Scratch()
         self._gatherer = Gatherer(delivery.pool, tuple(delivery.fields.values()))
-        self._columns = {name: self._column(found[0]) for name, found in delivery.fields.items()}
+        self._makers = {name: self._column(found[0]) for name, found in delivery.fields.items()}
 
     def start(self, references: References, key: int) -> Batch:
         """A batch with empty slots.
@@ -62,9 +65,17 @@ class SampleReader:
             references: of n samples.
             key: of the random numbers for transforms, equal in all processes of an epoch.
         """
-        columns = {name: make(len(references)) for name, make in self._columns.items()}
-        numbers = uniforms(key, references.positions, self._draws)
+        columns = self.columns(len(references))
+        numbers = self.numbers(references, key)
         return Batch(self._delivery, self._gatherer, references, columns, numbers)
+
+    def columns(self, slots: int) -> dict[str, Column]:
+        """The entries of a batch, empty."""
+        return {name: make(slots) for name, make in self._makers.items()}
+
+    def numbers(self, references: References, key: int) -> NDArray[np.float64]:
+        """Random numbers for the transforms, float64 [n, draws]; see start."""
+        return uniforms(key, references.positions, self._draws)
 
     def _column(self, field: str) -> Callable[[int], Column]:
         """What makes the column of an entry that a field and its like fill, of that many slots."""

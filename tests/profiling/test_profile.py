@@ -2,17 +2,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 import shardio
-from shardio.profiling.memory import tree_memory
-from shardio.profiling.profile import Settings, profile
+from shardio.profiling.html import write_html
+from shardio.profiling.profile import Profile, profile
+from shardio.profiling.settings import Settings, Topology
+from shardio.profiling.system import cached_share, drop_from_cache, tree_memory
+
+QUICK = ("--seconds", "0.4", "--size", "16")
 
 
 def run(*arguments: object) -> Any:
@@ -20,42 +29,199 @@ def run(*arguments: object) -> Any:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_profile_measures_each_number_of_workers(packed: Path, images: Path) -> None:
-    done = run(packed, "--workers", "0,2", "--seconds", "0.5", "--size", "16", "--json")
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert (result["samples"], result["shards"]) == (600, 8)
-    assert [row["workers"] for row in result["runs"]] == [0, 2]
-    alone, two = result["runs"]
+@pytest.fixture(scope="module")
+def found(packed: Path) -> Profile:
+    return profile(Settings(source=str(packed), seconds=0.5, size=16), baseline="webdataset")
+
+
+def test_runs_are_measured_and_predicted(found: Profile, images: Path) -> None:
+    assert (found.samples, found.shards) == (600, 8)
+    cores = found.cores
+    topologies = [(run.topology.kind, run.topology.producers) for run in found.runs]
+    assert topologies == [("here", 0), ("threads", cores), ("processes", cores)]
     stored = np.mean([path.stat().st_size for path in images.rglob("*.png")])
-    for row in result["runs"]:
-        assert row["images_per_second"] > 0
-        assert row["first_batch_seconds"] > 0
-        assert row["peak_memory"] > 20e6
-        per_image = row["megabytes_per_second"] * 1e6 / row["images_per_second"]
-        assert per_image == pytest.approx(stored + len("0"))
-    assert two["stages"] is None
-    microseconds = sum(alone["stages"].values())
-    assert min(alone["stages"].values()) > 0
-    assert 1e6 / microseconds == pytest.approx(alone["images_per_second"], rel=0.25)
+    for one in found.runs:
+        seen = one.evidence
+        assert seen.rate > 0
+        assert len(seen.slices) == 5
+        assert seen.stages is not None
+        assert seen.stages.bytes == pytest.approx(stored + len("0"), rel=0.02)
+        assert one.megabytes_per_second == pytest.approx(seen.rate * seen.stages.bytes / 1e6)
+        assert (one.peak_memory or 0) > 20e6
+    assert found.runs[0].predicted is None
+    for one in found.runs[1:]:
+        assert one.predicted is not None
+        assert one.error == pytest.approx(one.evidence.rate / one.predicted - 1)
+    limits = found.ceilings
+    assert limits.side == 8
+    assert min(limits.warm, limits.copy, limits.handover, limits.decode_one or 0) > 0
+    assert 0 < (limits.decode_share or 0) < 1
+    assert found.baseline is not None
+    assert found.baseline[0] == "webdataset"
+    assert found.baseline[1].evidence.samples > 0
+    machines = {one.cores for one in found.predictions}
+    assert machines == {cores, 2 * cores, 4 * cores, 8 * cores}
 
 
-def test_profile_prints_a_table_that_fits_a_terminal(packed: Path) -> None:
-    done = run(packed, "--workers", "0", "--seconds", "0.2", "--size", "16")
+class Page(HTMLParser):
+    """Refuses what would need a network or a script."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ""
+        self.open: list[str] = []
+        self.charts = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in {"script", "link", "img", "iframe"}
+        assert not {"src", "href", "onload"} & {name for name, _ in attrs}
+        self.charts += tag == "svg"
+        if tag not in {"meta", "line", "rect", "circle", "polyline"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in {"line", "rect", "circle", "polyline"}:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += f"{data} "
+
+
+def test_the_page_needs_nothing_else_and_says_the_verdict_first(
+    found: Profile, tmp_path: Path
+) -> None:
+    page = tmp_path / "report.html"
+    write_html(found, str(page))
+    text = page.read_text("utf-8")
+    assert "url(" not in text
+    assert "http" not in text
+    parser = Page()
+    parser.feed(text)
+    assert not parser.open
+    assert parser.charts == 5
+    _, _, body = parser.text.partition("}")
+    assert found.verdict.sentence[1:] in body
+    assert body.index(found.verdict.sentence[1:]) < body.index("What to change")
+    assert "NaN" not in text
+    assert "inf" not in re.sub("[a-z]*inf[a-z]+|[a-z]+inf", "", body)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_a_browser_shows_the_page_in_light_and_dark_and_on_a_phone(
+    found: Profile, tmp_path: Path
+) -> None:
+    page = tmp_path / "report.html"
+    write_html(found, str(page))
+    sizes = {"light": (1200, 1500), "dark": (1200, 1500), "phone": (500, 1500)}
+    for name, (width, height) in sizes.items():
+        picture = tmp_path / f"{name}.png"
+        command = ["chromium", "--headless", "--no-sandbox", "--hide-scrollbars"]
+        command += [f"--screenshot={picture}", f"--window-size={width},{height}"]
+        command += ["--blink-settings=preferredColorScheme=0"] if name == "dark" else []
+        subprocess.run([*command, page.as_uri()], check=True, capture_output=True, timeout=60)
+        pixels = cv2.imread(str(picture))
+        assert pixels is not None
+        assert pixels.shape[:2] == (height, width)
+        corner = int(pixels[2, 2].mean())
+        assert corner < 64 if name == "dark" else corner > 192
+        blue = (pixels[..., 0].astype(int) - pixels[..., 2]) > 60
+        assert blue.mean() > 0.005  # the bars
+        beyond = pixels[:, -4:].reshape(-1, 3)
+        assert np.ptp(beyond, axis=0).max() < 40  # nothing is cut off at the right
+
+
+def test_names_in_the_page_are_text(tmp_path: Path, found: Profile) -> None:
+    settings = replace(found.settings, source="<b>&out", transform="<i>:x")
+    page = tmp_path / "report.html"
+    write_html(replace(found, settings=settings), str(page))
+    assert "<b>" not in page.read_text("utf-8")
+    assert "<i>" not in page.read_text("utf-8")
+
+
+def test_the_command_prints_the_verdict_then_tables_that_fit_a_terminal(
+    packed: Path, tmp_path: Path
+) -> None:
+    html, png, trace = (tmp_path / name for name in ("a.html", "b.png", "c.json"))
+    reports = ("--html", html, "--png", png, "--trace", trace)
+    done = run(packed, *QUICK, "--workers", "0", "--threads", "2", *reports)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 80
-    assert (
-        lines[0].endswith("img/s with 0 workers is the fastest of 1 on 2 cores.")
-        or "cores" in lines[0]
-    )
-    for word in ("workers", "img/s", "MB/s", "first batch", "peak memory", "read", "decode",
-                 "transform", "batch", "total", "600 samples in 8 shards"):  # fmt: skip
-        assert word in done.stdout
+    assert "limit" in done.stdout[:400] or "tiny" in done.stdout[:400]
+    words = "what to change", "measured", "predicted, not run", "decode", "total", "2 threads"
+    for word in (*words, "page cache", "600 samples in 8 shards"):
+        assert word in done.stdout, word
     assert "\x1b" not in done.stdout
+    assert "<svg" in html.read_text("utf-8")
+    pixels = cv2.imread(str(png))
+    assert pixels is not None
+    assert pixels.std() > 5
+    events = json.loads(trace.read_text("utf-8"))["traceEvents"]
+    names = {event["name"] for event in events}
+    assert {"wait", "step", "chunk", "read", "decode", "transform"} <= names
+    assert min(event["dur"] for event in events if event["ph"] == "X") >= 0
 
 
-def test_a_broken_shard_is_named(packed: Path, tmp_path: Path) -> None:
+def test_json_says_all_of_it(packed: Path) -> None:
+    done = run(packed, *QUICK, "--workers", "1", "--step-ms", "5", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [one["topology"]["kind"] for one in result["runs"]] == ["here", "processes"]
+    assert result["best"] == 1
+    assert set(result["verdict"]) == {"bottleneck", "sentence", "short", "rate_without", "changes"}
+    assert 0 <= result["runs"][1]["evidence"]["waiting"] < 1
+    assert result["settings"]["step_ms"] == 5
+
+
+def test_a_users_transform_and_step_are_measured(packed: Path, tmp_path: Path) -> None:
+    code = tmp_path / "mine.py"
+    code.write_text(
+        "import time\n"
+        "def augment(image):\n    time.sleep(0.001)\n    return image.float()\n"
+        "def step(batch):\n    print('noise')\n    assert batch['image'].dtype.is_floating_point\n"
+    )
+    places = ("--transform", f"{code}:augment", "--train", f"{code}:step")
+    done = run(packed, *QUICK, *places, "--threads", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["verdict"]["bottleneck"] == "transform"
+    stages = result["runs"][1]["evidence"]["stages"]
+    assert stages["transform"]["wall"] > 1000 > stages["transform"]["cpu"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--html", "no/such/folder/a.html"], r"a\.html cannot be written: No such file"),
+        (["--trace", "/proc/nothing"], r"/proc/nothing cannot be written"),
+        (["--transform", "nothing.py:f"], r"nothing\.py:f: give FILE:NAME"),
+        (["--train", f"{__file__}:nothing"], r"has no callable 'nothing'"),
+        (["--batch-size", "601"], r"has 600 samples; pass --batch-size 600 or less"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(
+    packed: Path, arguments: list[str], message: str
+) -> None:
+    done = run(packed, *QUICK, *arguments)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert re.search(message, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_wrong_usage_has_its_own_exit_code(packed: Path) -> None:
+    for arguments in (["--baseline", "nothing"], ["--workers", "two"], ["--threads", "-1"]):
+        done = run(packed, *arguments)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+
+
+def test_an_empty_dataset_and_a_broken_shard_are_named(packed: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "a.tar").write_bytes(bytes(10240))
+    done = run(empty, *QUICK)
+    assert done.returncode == 1
+    assert "no samples to measure" in done.stderr
     folder = tmp_path / "out"
     (folder / "index").mkdir(parents=True)
     for path in packed.rglob("*"):
@@ -63,7 +229,7 @@ def test_a_broken_shard_is_named(packed: Path, tmp_path: Path) -> None:
             (folder / path.relative_to(packed)).write_bytes(path.read_bytes())
     (folder / "shard-000000.tar").write_bytes(b"")
     with pytest.raises(shardio.ShardioError, match=r"shard-000000\.tar: the shard has 0 bytes"):
-        profile(Settings(source=str(folder), seconds=0.1), workers=[0])
+        profile(Settings(source=str(folder), seconds=0.1), topologies=[Topology(kind="here")])
 
 
 def test_memory_counts_child_processes() -> None:
@@ -79,3 +245,14 @@ def test_memory_counts_child_processes() -> None:
     assert before is not None
     assert after is not None
     assert (64 << 20) < after - before < (64 << 20) + 40e6
+
+
+def test_the_page_cache_is_looked_into(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(1 << 20))
+    assert cached_share(str(path)) == 1.0
+    os.sync()
+    if drop_from_cache([str(path)]):  # not on tmpfs
+        assert (cached_share(str(path)) or 0.0) < 0.1
+    assert cached_share(str(tmp_path / "nothing")) is None
+    assert not drop_from_cache([str(tmp_path / "nothing")])

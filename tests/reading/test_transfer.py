@@ -107,11 +107,19 @@ def test_a_device_that_is_not_there_is_explained(packed: Path, device: Any) -> N
 def test_batches_on_a_cuda_device_are_those_of_the_dataset(packed: Path) -> None:
     def dataset() -> shardio.ShardDataset:
         return shardio.ShardDataset(
-            packed, shuffle=True, batch_size=50, transform=shardio.RandomResizedCrop(64)
+            packed, shuffle=True, batch_size=20, transform=shardio.RandomResizedCrop(64)
         )
 
-    loader = shardio.Loader(dataset(), threads=4, device="cuda")
-    for batch, expected in zip(loader, dataset(), strict=True):
+    busy = torch.ones(4096, 4096, device="cuda")
+    kept = []
+    for batch in shardio.Loader(dataset(), threads=4, device="cuda"):
+        for _ in range(20):
+            busy @ busy  # the device lags behind, so that copies wait and memory must too
+        kept.append({**batch, "sum": batch["image"].sum(dtype=torch.int64)})
+    for batch, expected in zip(kept, dataset(), strict=True):
+        assert batch["__key__"] == expected["__key__"]
         assert batch["image"].is_cuda
         assert torch.equal(batch["image"].cpu(), expected["image"])
         assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+        assert batch["sum"].item() == expected["image"].sum(dtype=torch.int64)
+        assert torch.equal(batch["label"].cpu(), expected["label"])

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from shardio.profiling.memory import tree_memory
+from shardio.profiling.system import tree_memory
 
 HERE = Path(__file__).parent
 SECONDS_BETWEEN_SAMPLES = 0.05

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from shardio.profiling.memory import tree_memory
+from shardio.profiling.system import tree_memory
 from shardio.testing import make_images
 
 _SECONDS_BETWEEN_LOOKS = 0.2

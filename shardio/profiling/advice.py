@@ -1,0 +1,76 @@
+"""What to change, with the gain that the measured parts let expect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from shardio.profiling.evidence import Evidence, Kind
+from shardio.profiling.limits import Ceilings
+from shardio.profiling.model import Parts, predict
+from shardio.profiling.settings import Settings
+from shardio.profiling.verdict import Change, Verdict
+
+_LEAST_GAIN = 1.05
+_MARGIN = 8 / 7  # of what a picture is packed with over what is cropped from it: 256 to 224
+_TINY = 64  # pixels; such pictures are stored raw without a thought
+_PLACE_BOUND = frozenset({"step", "start", "worker", "storage", "cold"})
+"""Bottlenecks that other threads, workers or cores do not remove."""
+
+
+def advise(
+    verdict: Verdict, seen: Evidence, parts: Parts, ceilings: Ceilings, settings: Settings
+) -> Verdict:
+    """Add storage's rate to a verdict's sentence, and what the model expects of changes.
+
+    Args:
+        verdict: on a run.
+        seen: in that run.
+        parts: of the loader and machine.
+        ceilings: of the machine.
+        settings: of the run.
+    """
+    changes = [*verdict.changes]
+    if verdict.bottleneck not in _PLACE_BOUND:
+        known = {change.text for change in changes}
+        added = [*_topologies(seen, parts), *_packing(verdict, parts, ceilings, settings)]
+        changes += [change for change in added if change.text not in known]
+    changes = [change for change in changes if change.gain is None or change.gain >= _LEAST_GAIN]
+    changes.sort(key=lambda change: -(change.gain or 0))
+    sentence = verdict.sentence
+    if seen.stages is not None and verdict.bottleneck in {"decode", "transform", "loader", "lock"}:
+        speed = (ceilings.cold or ceilings.warm) / max(seen.stages.bytes, 1)
+        sentence += (
+            f"; {'storage' if ceilings.cold else 'the page cache'} could deliver {speed:,.0f}"
+        )
+    return replace(verdict, sentence=sentence, changes=tuple(changes))
+
+
+def _topologies(seen: Evidence, parts: Parts) -> Iterator[Change]:
+    kinds: tuple[tuple[Kind, str], ...] = (
+        ("threads", f"shardio.Loader with {parts.cores} threads"),
+        ("processes", f"DataLoader with {parts.cores} workers"),
+    )
+    for kind, text in kinds:
+        if kind != seen.kind or seen.number < parts.cores:
+            yield Change(text=text, gain=predict(parts, kind, parts.cores) / seen.rate)
+    if seen.kind != "here":
+        cores = 2 * parts.cores
+        gain = predict(parts.with_cores(cores), seen.kind, cores) / seen.rate
+        yield Change(text=f"{cores} such cores", gain=gain)
+
+
+def _packing(
+    verdict: Verdict, parts: Parts, ceilings: Ceilings, settings: Settings
+) -> Iterator[Change]:
+    if verdict.bottleneck != "decode" or not ceilings.side or not ceilings.decode_one:
+        return
+    if ceilings.side <= _TINY:
+        yield Change(text=f"shardio pack --store raw --resize {ceilings.side:.0f}", gain=None)
+        return
+    side = round(settings.size * _MARGIN)
+    if 0 < side < ceilings.side:
+        decode = (ceilings.decode_share or 0.0) * 1e6 / ceilings.decode_one
+        saved = decode * (1 - (side / ceilings.side) ** 2)
+        gain = parts.cpu / max(parts.cpu - saved, 1e-9)
+        yield Change(text=f"shardio pack --resize {side}", gain=gain)

@@ -1,0 +1,257 @@
+"""What was seen of a loop: plain values, from which the verdict follows, in any process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardio.profiling.records import ThreadRecords, cost_of_recording
+
+Kind = Literal["processes", "threads", "here"]
+"""What makes batches: worker processes, threads, or the loop's own thread."""
+
+_STAGES = "read", "decode", "transform"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Microseconds of a sample in one stage.
+
+    Attributes:
+        wall: mean time that passed.
+        cpu: mean time that it ran.
+        p50: median of wall.
+        p99: of 100 samples, one takes longer.
+    """
+
+    wall: float
+    cpu: float
+    p50: float
+    p99: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stages:
+    """Where the time of a sample goes in the thread that makes it, in microseconds.
+
+    Attributes:
+        read: bytes from storage, checked.
+        decode: bytes to pixels or values.
+        transform: crop, resize, the user's transform.
+        batch: the rest of filling a batch; its p50 and p99 are of chunks.
+        outside: CPU time between chunks: the plan, and handing batches over.
+        waiting: time between chunks that is no CPU time: nobody asked for a batch.
+        total: wall time of all of that, measured as one; the parts add up to it.
+        delay: part of it that threads waited for a core.
+        lock: part of decode, transform and batch that no thread ran and no core was awaited: the
+            wait for the interpreter's lock, or for what a transform waits for.
+        bytes: stored bytes.
+        recorded: share of the samples that was recorded.
+        overhead: share of the time that recording took.
+    """
+
+    read: Stage
+    decode: Stage
+    transform: Stage
+    batch: Stage
+    outside: float
+    waiting: float
+    total: float
+    delay: float
+    lock: float
+    bytes: float
+    recorded: float
+    overhead: float
+
+    @property
+    def cpu(self) -> float:
+        """CPU time of a sample in its thread."""
+        return sum(part.cpu for part in (self.read, self.decode, self.transform, self.batch))
+
+    @property
+    def blocked_read(self) -> float:
+        """Part of read that was no CPU time."""
+        return max(self.read.wall - self.read.cpu, 0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Producer:
+    """A process or thread that makes batches.
+
+    Attributes:
+        number: of the process or thread.
+        cpu: share of the time that it ran; of a process all threads together.
+        delay: share of the time that its threads waited for a core.
+        busy_threads: of its threads, how many ran for more than a twentieth of its CPU time.
+        filling: share of the time that it filled batches; None where that is not recorded.
+    """
+
+    number: int
+    cpu: float
+    delay: float
+    busy_threads: int
+    filling: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What was seen of a loop, after its first batches.
+
+    Attributes:
+        cores: that the process may use.
+        kind: of producers.
+        producers: what made batches; none if that is the loop's own thread. Each epoch may have
+            others.
+        number: of producers at once.
+        seconds: observed.
+        batches: received.
+        samples: in them.
+        slices: samples per second in equal parts of the time.
+        waiting: share of the time that the loop waited for batches.
+        receiving: share of the time that the loop's thread ran while it waited.
+        ready: share of the batches that the loop did not wait for.
+        turns: share of the waiting by turn of the producers.
+        first_batch: seconds from asking for an iterator to having a batch.
+        starting: share of an epoch's time that passes before its first batch is there.
+        steps: of an epoch; None if it is not known.
+        lock_wait: seconds that another thread of this process had to wait for the interpreter's
+            lock each time, on average; None if it was not tried.
+        cached: share of the shards that was in the page cache before; None if it is not known.
+        from_disk: bytes per second that came from a local disk; None where the kernel does not say.
+        sent: bytes per second that workers wrote, to pipes above all; None likewise.
+        faults: pages per second of new memory in workers; None likewise.
+        memory: bytes at the most that the process and its children hold themselves; None likewise.
+        stages: of a sample; None where they are not recorded.
+    """
+
+    cores: int
+    kind: Kind
+    producers: tuple[Producer, ...]
+    number: int
+    seconds: float
+    batches: int
+    samples: int
+    slices: tuple[float, ...]
+    waiting: float
+    receiving: float
+    ready: float
+    turns: tuple[float, ...]
+    first_batch: float
+    starting: float
+    steps: int | None
+    lock_wait: float | None
+    cached: float | None
+    from_disk: float | None
+    sent: float | None
+    faults: float | None
+    memory: int | None
+    stages: Stages | None
+
+    @property
+    def rate(self) -> float:
+        """Samples per second."""
+        return self.samples / self.seconds
+
+    @property
+    def spread(self) -> float:
+        """Half of what lies between the slowest and the fastest slice, over the rate."""
+        return (max(self.slices) - min(self.slices)) / 2 / self.rate
+
+    @property
+    def step_seconds(self) -> float:
+        """The loop's own time for a batch."""
+        return (1 - self.waiting) * self.seconds / self.batches
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Evidence:
+        """The inverse of dataclasses.asdict, through JSON."""
+        found = dict(values)
+        found["producers"] = tuple(Producer(**part) for part in found["producers"])
+        found["slices"], found["turns"] = tuple(found["slices"]), tuple(found["turns"])
+        if found["stages"] is not None:
+            parts = dict(found["stages"])
+            for name in (*_STAGES, "batch"):
+                parts[name] = Stage(**parts[name])
+            found["stages"] = Stages(**parts)
+        return cls(**found)
+
+    def to_json(self) -> dict[str, Any]:
+        """Values for JSON."""
+        return asdict(self)
+
+
+def filling_shares(records: Sequence[ThreadRecords]) -> dict[tuple[int, int], float]:
+    """By process and thread, the share of the time that it filled batches."""
+    shares = {}
+    for thread in records:
+        chunks = thread.chunks
+        if len(chunks) > 1:
+            walls = chunks["wall"][:, 0]
+            whole = int(chunks["start"][-1] + walls[-1] - chunks["start"][0])
+            shares[thread.process, thread.thread] = float(walls.sum()) / max(whole, 1)
+    return shares
+
+
+def stages_of(records: Sequence[ThreadRecords]) -> Stages | None:
+    """What the records of all threads say; None if they say nothing."""
+    chunks = np.concatenate([thread.chunks for thread in records]) if records else None
+    samples = np.concatenate([thread.samples for thread in records]) if records else None
+    if chunks is None or samples is None or not len(samples) or not chunks["samples"].sum():
+        return None
+    count = int(chunks["samples"].sum())
+    weights = samples["samples"]
+    walls, cpus = samples["wall"][:, :3], samples["cpu"][:, :3]
+    means = chunks["wall"].sum(axis=0) / count / 1e3
+    cpu_means = cpus.sum(axis=0) / weights.sum() / 1e3
+    per_sample = walls / weights[:, None] / 1e3
+    stages = {
+        name: _stage(means[place + 1], cpu_means[place], per_sample[:, place])
+        for place, name in enumerate(_STAGES)
+    }
+    rest = chunks["wall"][:, 0] - chunks["wall"][:, 1:].sum(axis=1)
+    whole_cpu, delay = (float(chunks["cpu"][:, at].sum()) / count / 1e3 for at in (0, 1))
+    batch_cpu = max(whole_cpu - float(cpu_means.sum()), 0.0)
+    batch = _stage(float(rest.sum()) / count / 1e3, batch_cpu, rest / chunks["samples"] / 1e3)
+    outside, waiting, total = (value / count / 1e3 for value in _gaps(records))
+    cpu = stages["decode"].cpu + stages["transform"].cpu + batch.cpu
+    wall = stages["decode"].wall + stages["transform"].wall + batch.wall
+    share = cpu / max(whole_cpu, 1e-9)
+    recorded = min(float(weights.sum()) / count, 1.0)
+    return Stages(
+        **stages,
+        batch=batch,
+        outside=outside,
+        waiting=waiting,
+        total=total,
+        delay=delay,
+        lock=max(wall - cpu - delay * share, 0.0),
+        bytes=float(chunks["bytes"].sum()) / count,
+        recorded=recorded,
+        overhead=len(samples) / count * cost_of_recording() * 1e6 / max(total, 1e-9),
+    )
+
+
+def _stage(wall: float, cpu: float, walls: NDArray[np.float64]) -> Stage:
+    p50, p99 = np.percentile(walls, [50, 99]).tolist()
+    return Stage(wall=float(wall), cpu=float(cpu), p50=p50, p99=p99)
+
+
+def _gaps(records: Sequence[ThreadRecords]) -> tuple[float, float, float]:
+    """Of all threads together: CPU time and waiting between chunks, and the whole time; ns."""
+    outside = waiting = total = 0.0
+    for thread in records:
+        chunks = thread.chunks
+        if not len(chunks):
+            continue
+        ends = chunks["start"] + chunks["wall"][:, 0]
+        cpu_ends = chunks["cpu"][:, 2] + chunks["cpu"][:, 0]
+        gaps = chunks["start"][1:] - ends[:-1]
+        cpu = float((chunks["cpu"][1:, 2] - cpu_ends[:-1]).sum())
+        outside += cpu
+        waiting += max(float(gaps.sum()) - cpu, 0.0)
+        total += float(ends[-1] - chunks["start"][0])
+    return outside, waiting, total

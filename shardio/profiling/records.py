@@ -1,0 +1,260 @@
+"""What a loop's reading did, sample by sample, written down by the threads that do it.
+
+Each thread of each process writes to a file of its own in one folder: fixed records in a memory
+map, so that nothing is lost when a worker is ended, and no thread waits for another. Of every
+chunk there is a record; of its samples only in some chunks, as many as a budget allows.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter, perf_counter_ns, thread_time_ns
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardio.reading.times import StageTimes, Stopwatch
+
+_FORMAT = struct.Struct("=12q")
+_MOST_RECORDS = 1 << 16  # of a thread, 6 MB
+_CHUNK, _SAMPLE = 1, 2
+_TRIALS = 200
+RECORD = np.dtype(
+    [
+        ("kind", np.int64),
+        ("start", np.int64),
+        ("samples", np.int64),
+        ("bytes", np.int64),
+        ("wall", np.int64, (4,)),
+        ("cpu", np.int64, (4,)),
+    ]
+)
+"""All in ns. Of a sample, wall and cpu are those of read, decode and transform. Of a chunk, wall
+is that of the whole, read, decode and transform; cpu is that of the whole, the run queue's delay,
+and the thread's CPU time when the chunk began."""
+
+
+class ThreadRecords(NamedTuple):
+    """What one thread wrote.
+
+    Attributes:
+        process: its number.
+        thread: its number.
+        chunks: RECORD [n].
+        samples: RECORD [m].
+    """
+
+    process: int
+    thread: int
+    chunks: NDArray[Any]
+    samples: NDArray[Any]
+
+
+class Recorder:
+    """Makes stopwatches that record; for a dataset's `stopwatch`.
+
+    Args:
+        budget: share of the reading's time that recording may take.
+    """
+
+    def __init__(self, budget: float) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="shardio-profile-")
+        self._path = Path(self._folder.name)
+        self._budget = budget
+        self._local = threading.local()
+
+    def __call__(self) -> Stopwatch:
+        """A stopwatch for a chunk of this thread."""
+        file = getattr(self._local, "file", None)
+        if file is None or file.process != os.getpid():
+            file = self._local.file = _File(self._path, self._budget)
+        return _SampleWatch(file) if file.wants_samples() else _ChunkWatch(file)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_path": self._path, "_budget": self._budget}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _local=threading.local())
+
+    def read(self, since: int = 0) -> list[ThreadRecords]:
+        """What all threads of all processes have written.
+
+        Args:
+            since: of perf_counter_ns; what began earlier is left out.
+        """
+        found = []
+        for path in sorted(self._path.iterdir()):
+            process, thread = map(int, path.name.split("-"))
+            records = np.fromfile(path, RECORD)
+            records = records[(records["kind"] > 0) & (records["start"] >= since)]
+            chunks, samples = (records[records["kind"] == kind] for kind in (_CHUNK, _SAMPLE))
+            found.append(ThreadRecords(process, thread, chunks, samples))
+        return found
+
+    def close(self) -> None:
+        """Remove the records."""
+        self._folder.cleanup()
+
+
+class _File:
+    """Where one thread writes."""
+
+    def __init__(self, folder: Path, budget: float) -> None:
+        self.process = os.getpid()
+        thread = threading.get_native_id()
+        path = folder / f"{self.process}-{thread}"
+        with path.open("w+b") as stream:
+            stream.truncate(_MOST_RECORDS * _FORMAT.size)
+            self._memory = mmap.mmap(stream.fileno(), 0)
+        self._records = 0
+        self._budget = budget
+        self._cost = cost_of_recording()
+        self._every, self._until = 1, 0
+        try:
+            self._schedule = os.open(f"/proc/self/task/{thread}/schedstat", os.O_RDONLY)
+        except OSError:
+            self._schedule = -1
+
+    def __del__(self) -> None:
+        if self._schedule >= 0 and self.process == os.getpid():
+            os.close(self._schedule)
+
+    def wants_samples(self) -> bool:
+        """Whether the samples of the next chunk are to be recorded."""
+        self._until = (self._until or self._every) - 1
+        return not self._until
+
+    def heed(self, wall: int, samples: int) -> None:
+        """Keep to the budget: so long did these samples take."""
+        if samples and wall:
+            wanted = self._cost * 1e9 * samples / wall / self._budget
+            self._every = max(1, round(wanted))
+
+    def delay(self) -> int:
+        """The run queue's delay of this thread so far."""
+        if self._schedule < 0:
+            return 0
+        return int(os.pread(self._schedule, 80, 0).split()[1])
+
+    def write(self, *record: int) -> None:
+        """Add a record, unless the file is full."""
+        if self._records < _MOST_RECORDS:
+            _FORMAT.pack_into(self._memory, self._records * _FORMAT.size, *record)
+            self._records += 1
+
+
+class _ChunkWatch(Stopwatch):
+    """Records a chunk."""
+
+    def __init__(self, file: _File) -> None:
+        super().__init__()
+        self._file = file
+        self._delay = file.delay()
+        self._cpu_before = thread_time_ns()
+        self._start = perf_counter_ns()
+
+    def finish(self) -> StageTimes:
+        """See Stopwatch."""
+        wall, cpu = perf_counter_ns() - self._start, thread_time_ns() - self._cpu_before
+        times, file = self.times, self._file
+        walls = wall, times.read, times.decode, times.transform
+        uses = cpu, file.delay() - self._delay, self._cpu_before, 0
+        file.write(_CHUNK, self._start, times.samples, times.bytes, *walls, *uses)
+        file.heed(wall, times.samples)
+        return times
+
+
+class _SampleWatch(_ChunkWatch):
+    """Records a chunk and its samples."""
+
+    def __init__(self, file: _File) -> None:
+        super().__init__(file)
+        self._cpu = [0, 0, 0, 0]
+        self._last_cpu = 0
+        self._began = 0
+        self._before = (0, 0, 0, 0)
+
+    def start(self) -> None:
+        """See Stopwatch."""
+        times = self.times
+        self._before = times.bytes, times.read, times.decode, times.transform
+        self._cpu = [0, 0, 0, 0]
+        self._last_cpu = thread_time_ns()
+        super().start()
+        self._began = self._last
+
+    def read(self, size: int) -> None:
+        """See Stopwatch."""
+        super().read(size)
+        self._count(0)
+
+    def decoded(self) -> None:
+        """See Stopwatch."""
+        super().decoded()
+        self._count(1)
+
+    def transformed(self) -> None:
+        """See Stopwatch."""
+        super().transformed()
+        self._count(2)
+
+    def stop(self, samples: int = 1) -> None:
+        """See Stopwatch."""
+        super().stop(samples)
+        size, read, decode, transform = self._before
+        times = self.times
+        walls = times.read - read, times.decode - decode, times.transform - transform, 0
+        self._file.write(_SAMPLE, self._began, samples, times.bytes - size, *walls, *self._cpu)
+
+    def _count(self, stage: int) -> None:
+        last, self._last_cpu = self._last_cpu, thread_time_ns()
+        self._cpu[stage] += self._last_cpu - last
+
+
+def cost_of_recording() -> float:
+    """Seconds that recording a sample adds, measured once in a process."""
+    if not _costs:
+        _costs.extend(_measure_cost())
+    return _costs[0]
+
+
+_costs: list[float] = []
+
+
+class _Nowhere(_File):
+    """Takes records and keeps none."""
+
+    def __init__(self) -> None:
+        self.process, self._schedule, self._records = os.getpid(), -1, 0
+        self._memory = mmap.mmap(-1, _FORMAT.size)
+
+    def write(self, *record: int) -> None:
+        """See _File."""
+        _FORMAT.pack_into(self._memory, 0, *record)
+
+
+def _measure_cost() -> Iterator[float]:
+    nowhere = _Nowhere()
+    seconds = [_time_samples(watch) for watch in (_SampleWatch(nowhere), Stopwatch())]
+    yield max(seconds[0] - seconds[1], 1e-7)
+
+
+def _time_samples(watch: Stopwatch) -> float:
+    best = float("inf")
+    for _ in range(3):
+        start = perf_counter()
+        for _ in range(_TRIALS):
+            watch.start()
+            watch.read(1)
+            watch.decoded()
+            watch.transformed()
+            watch.stop()
+        best = min(best, (perf_counter() - start) / _TRIALS)
+    return best

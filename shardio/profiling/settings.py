@@ -1,0 +1,100 @@
+"""What is measured: values that go to the measuring processes as JSON."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shardio.errors import UsageError
+from shardio.profiling.evidence import Kind
+
+BASELINES = ("webdataset",)
+"""Other loaders that run on the same shards."""
+
+_PREFETCH = 2  # of torch's DataLoader for each worker, and of shardio.Loader
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What is held equal between the runs.
+
+    Attributes:
+        source: packed folder or shards.
+        batch_size: samples in a batch.
+        size: images are cropped and resized to size × size; 0 leaves them as they are.
+        seconds: of measuring, each run.
+        transform: "FILE:NAME" of a callable for images, in place of the crop.
+        step_ms: milliseconds that the loop's step is made to take; it sleeps, as a loop does
+            that waits for a GPU.
+        train: "FILE:NAME" of a callable that takes a batch and is the step.
+        cold: drop the shards from the page cache before each run.
+    """
+
+    source: str
+    batch_size: int = 64
+    size: int = 224
+    seconds: float = 4.0
+    transform: str | None = None
+    step_ms: float = 0.0
+    train: str | None = None
+    cold: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """What makes the batches.
+
+    Attributes:
+        kind: worker processes, threads, or the loop's own thread.
+        producers: how many; 0 of the loop's own thread.
+        prefetch: batches made ahead, by each worker or by all threads together.
+    """
+
+    kind: Kind
+    producers: int = 0
+    prefetch: int = _PREFETCH
+
+    def __str__(self) -> str:
+        one = {"processes": "worker", "threads": "thread", "here": "the loop's own thread"}
+        if self.kind == "here":
+            return one["here"]
+        return f"{self.producers} {one[self.kind]}{'s' if self.producers != 1 else ''}"
+
+
+def load_callable(place: str) -> Callable[..., Any]:
+    """Import a callable from a file.
+
+    Args:
+        place: "FILE:NAME".
+
+    Raises:
+        UsageError: the file cannot be imported, or has no such callable.
+    """
+    path, colon, name = place.rpartition(":")
+    if not colon or not Path(path).is_file():
+        raise UsageError(f"{place}: give FILE:NAME, a Python file and a callable in it")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise UsageError(f"{path} has no callable {name!r}")
+    return found  # type: ignore[no-any-return]
+
+
+def check_baseline(name: str) -> None:
+    """Refuse what is no baseline.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name not in BASELINES:
+        raise UsageError(f"there is no baseline {name!r}; there is {', '.join(BASELINES)}")

@@ -1,0 +1,366 @@
+"""One bottleneck, in one sentence, and what to change: a pure function of what was seen.
+
+The rules are tried in order, and the first that applies names the bottleneck: what the loop does
+before what its producers do, what is wrong with their number before what each of them does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from shardio.profiling.evidence import Evidence, Producer, Stages
+
+_WAITS_LITTLE = 0.05  # share of the time
+_STARTS_LONG = 0.3  # share of an epoch
+_RECEIVES_LONG = 0.4  # share of the time
+_SENDS_MUCH = 3e8  # bytes a second; a core pickles, writes and reads about three times that
+_SECONDS_OF_A_FAULT = 1e-6  # to get a page, clear it and fill it
+_FAULTS_MUCH = 0.2  # of the workers' CPU time
+_DELAYED = 0.25  # share of the time that threads could have run
+_ONE_BEHIND = 0.35  # in share of the time that it fills batches
+_IDLE = 0.25
+_BLOCKED = 0.4  # share of a sample's time
+_LOCKED = 0.25  # share of a sample's time
+_THREADS_A_WORKER = 1.5  # on average; one besides sends batches
+_MOSTLY = 0.7
+_LOCK_HELD_LONG = 0.002  # seconds; half the interpreter's switch interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What may help.
+
+    Attributes:
+        text: what to do.
+        gain: how many times as fast the loop is expected to be; None where it is not known.
+    """
+
+    text: str
+    gain: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What limits a loop.
+
+    Attributes:
+        bottleneck: its name: step, start, handover, opencv, cores, worker, cold, storage, lock,
+            prefetch, transform, decode, loader or workers.
+        sentence: with figures.
+        short: a few words.
+        rate_without: samples per second if it were removed and nothing else changed; None where
+            nothing tells.
+        changes: what may help, the most helpful first.
+    """
+
+    bottleneck: str
+    sentence: str
+    short: str
+    rate_without: float | None
+    changes: tuple[Change, ...]
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """Name what limits a loop."""
+    for rule in _RULES:
+        verdict = rule(evidence)
+        if verdict is not None:
+            return verdict
+    return _stages(evidence)
+
+
+def _step(seen: Evidence) -> Verdict | None:
+    if seen.waiting >= _WAITS_LITTLE:
+        return None
+    busiest = max((_filling(one) for one in seen.producers), default=None)
+    spare = f"; the loader is busy {busiest:.0%} of the time" if busiest is not None else ""
+    return Verdict(
+        bottleneck="step",
+        sentence=f"the step limits this loop to {seen.rate:,.0f} samples/s: it waits for data "
+        f"{seen.waiting:.1%} of the time{spare}",
+        short="the step limits",
+        rate_without=seen.rate / busiest if busiest else None,
+        changes=(Change(text="nothing about the loader; make the step faster", gain=None),),
+    )
+
+
+def _start(seen: Evidence) -> Verdict | None:
+    if seen.starting <= _STARTS_LONG:
+        return None
+    without = seen.rate / (1 - min(seen.starting, 0.99))
+    what = "starting the workers" if seen.kind == "processes" else "the first batch"
+    steps = f" of {seen.steps} steps" if seen.steps else ""
+    changes = [Change(text="shardio.Loader starts in a fraction of workers' time", gain=None)]
+    after = judge(replace(seen, starting=0.0)).short
+    if seen.kind == "processes":
+        keep = Change(text="persistent_workers=True keeps workers over epochs", gain=None)
+        changes.insert(0, keep)
+    return Verdict(
+        bottleneck="start",
+        sentence=f"the dataset is tiny: {what} takes {seen.starting:.0%} of an epoch{steps}; "
+        f"after that {after}",
+        short="start-up limits",
+        rate_without=without,
+        changes=tuple(changes),
+    )
+
+
+def _handover(seen: Evidence) -> Verdict | None:
+    if seen.kind != "processes":
+        return None
+    sent, faults = seen.sent or 0.0, seen.faults or 0.0
+    cpu = sum(one.cpu for one in seen.producers) / max(len(seen.producers), 1) * seen.number
+    if seen.receiving >= _RECEIVES_LONG:
+        per_batch = seen.receiving * seen.seconds / seen.batches * 1e3
+        what = f"its own thread needs {per_batch:,.1f} ms to receive a batch"
+    elif sent >= _SENDS_MUCH:
+        what = f"they write {sent / 1e6:,.0f} MB/s to a pipe"
+    elif faults * _SECONDS_OF_A_FAULT >= _FAULTS_MUCH * cpu:
+        what = f"they put batches into {faults:,.0f} new pages of memory a second"
+    else:
+        return None
+    return Verdict(
+        bottleneck="handover",
+        sentence=f"the hand-over from the workers limits this loop to {seen.rate:,.0f} samples/s: "
+        f"{what}",
+        short="the hand-over limits",
+        rate_without=None,
+        changes=(
+            Change(text="shardio.Loader: threads make batches in place", gain=None),
+            Change(text="tensors in place of arrays: torch sends them in shared memory", gain=None),
+            Change(text="send uint8, and normalise on the device", gain=None),
+        ),
+    )
+
+
+def _opencv(seen: Evidence) -> Verdict | None:
+    busy = _native_threads(seen)
+    if busy <= seen.cores or _delayed(seen) <= _DELAYED:
+        return None
+    return Verdict(
+        bottleneck="opencv",
+        sentence=f"{busy} threads of OpenCV or torch share {seen.cores} cores and limit this loop "
+        f"to {seen.rate:,.0f} samples/s: they wait for one {_delayed(seen):.0%} of the time",
+        short="too many native threads",
+        rate_without=None,
+        changes=(
+            Change(
+                text="call cv2.setNumThreads(0) and torch.set_num_threads(1) in each worker",
+                gain=None,
+            ),
+        ),
+    )
+
+
+def _cores(seen: Evidence) -> Verdict | None:
+    number = seen.number
+    if number <= seen.cores or _delayed(seen) <= _DELAYED:
+        return None
+    return Verdict(
+        bottleneck="cores",
+        sentence=f"{number} {_name(seen)} share {seen.cores} cores, which limit this loop to "
+        f"{seen.rate:,.0f} samples/s: they wait for one {_delayed(seen):.0%} of the time",
+        short=f"{seen.cores} cores limit",
+        rate_without=seen.rate * number / seen.cores,
+        changes=(
+            Change(text=f"take {seen.cores} {_name(seen)}: less memory, no slower", gain=1.0),
+            Change(text=f"a machine with {number} cores", gain=number / seen.cores),
+        ),
+    )
+
+
+def _worker(seen: Evidence) -> Verdict | None:
+    if seen.kind != "processes" or min(seen.number, len(seen.producers)) < 2:
+        return None
+    shares = sorted(_filling(one) for one in seen.producers)
+    slowest, others = shares[-1], shares[: len(shares) - 1]
+    recorded = all(one.filling is not None for one in seen.producers)
+    middle = others[len(others) // 2]
+    behind = slowest - middle > _ONE_BEHIND
+    waited_for = max(seen.turns, default=0.0) > 0.5 + 0.5 / seen.number
+    if not (behind and recorded) and not (waited_for and middle < 0.5 and not recorded):
+        return None
+    return Verdict(
+        bottleneck="worker",
+        sentence=f"one of {seen.number} workers limits this loop to {seen.rate:,.0f} "
+        f"samples/s: {max(seen.turns, default=0):.0%} of the waiting is for it, while the others "
+        f"are busy {middle:.0%} of the time",
+        short="one slow worker limits",
+        rate_without=seen.rate / max(middle, 0.05) * max(slowest, middle),
+        changes=(
+            Change(
+                text="find out what is different there: its shards, its core, its memory",
+                gain=slowest / max(middle, 0.05) if recorded else None,
+            ),
+        ),
+    )
+
+
+def _storage(seen: Evidence) -> Verdict | None:
+    stages = seen.stages
+    if stages is None:
+        return None
+    filling = _sample_time(stages)
+    if stages.blocked_read < _BLOCKED * filling:
+        return None
+    megabytes = stages.bytes * seen.rate / 1e6
+    gain = filling / max(filling - stages.blocked_read, 1e-9)
+    cold = seen.cached is not None and seen.cached < 0.5
+    where = "reading what is not in the page cache" if cold else "storage"
+    changes = [
+        Change(text="more threads or workers have more requests under way", gain=None),
+        Change(text="copy the shards to a faster disk", gain=gain),
+    ]
+    if cold:
+        text = "memory for the whole dataset: later epochs come from the page cache"
+        changes.insert(0, Change(text=text, gain=gain))
+    return Verdict(
+        bottleneck="cold" if cold else "storage",
+        sentence=f"{where} limits this loop to {seen.rate:,.0f} samples/s, {megabytes:,.1f} MB/s: "
+        f"a sample waits {stages.blocked_read / 1e3:,.2f} of its {filling / 1e3:,.2f} ms for it",
+        short="cold storage limits" if cold else "storage limits",
+        rate_without=seen.rate * gain,
+        changes=tuple(changes),
+    )
+
+
+def _lock(seen: Evidence) -> Verdict | None:
+    stages = seen.stages
+    if seen.kind != "threads" or stages is None or seen.number < 2:
+        return None
+    share = stages.lock / _sample_time(stages)
+    held = (seen.lock_wait or 0.0) > _LOCK_HELD_LONG
+    sleeping = stages.transform.wall - stages.transform.cpu > _MOSTLY * stages.lock
+    if share <= _LOCKED or (sleeping and not held):
+        return None
+    holder = "the transform" if stages.transform.cpu > stages.decode.cpu else "Python code"
+    gain = min(seen.number, seen.cores)
+    return Verdict(
+        bottleneck="lock",
+        sentence=f"{holder} holds the interpreter's lock, which limits {seen.number} "
+        f"threads to {seen.rate:,.0f} samples/s: they wait for it {share:.0%} of the time",
+        short="the interpreter's lock limits",
+        rate_without=seen.rate / (1 - min(share, 0.95)),
+        changes=(
+            Change(text=f"{gain} workers in place of threads", gain=1 / (1 - min(share, 0.95))),
+            Change(text="transform whole batches, on the device", gain=None),
+        ),
+    )
+
+
+def _prefetch(seen: Evidence) -> Verdict | None:
+    if seen.kind == "here" or not seen.producers or seen.stages is None:
+        return None
+    filling = sum(_filling(one) for one in seen.producers) / seen.number
+    working = 1 - seen.waiting
+    if filling > 1 - _IDLE or seen.waiting < 2 * _WAITS_LITTLE or working < 2 * _WAITS_LITTLE:
+        return None
+    gain = min(1 / max(filling, 0.05), 1 / working)
+    return Verdict(
+        bottleneck="prefetch",
+        sentence=f"too few batches are made ahead: the loop waits {seen.waiting:.0%} of the time, "
+        f"yet the {_name(seen)} are busy {filling:.0%} of it ({seen.rate:,.0f} samples/s)",
+        short="the prefetch is too small",
+        rate_without=seen.rate * gain,
+        changes=(Change(text="a larger prefetch (prefetch_factor of DataLoader)", gain=gain),),
+    )
+
+
+def _stages(seen: Evidence) -> Verdict:
+    """What takes most of a sample's time."""
+    stages = seen.stages
+    number = max(seen.number, 1)
+    cores = min(number, seen.cores)
+    if stages is None:
+        return Verdict(
+            bottleneck="workers",
+            sentence=f"what the {number} {_name(seen)} do limits this loop to {seen.rate:,.0f} "
+            "samples/s; their stages are known for shardio's own datasets",
+            short=f"the {_name(seen)} limit",
+            rate_without=None,
+            changes=_more(seen),
+        )
+    parts = {
+        "decode": stages.decode.wall,
+        "transform": stages.transform.wall,
+        "loader": stages.read.wall + stages.batch.wall + stages.outside,
+    }
+    name = max(parts, key=lambda part: parts[part])
+    what = {
+        "decode": f"decode on {_cores_of(cores)}",
+        "transform": f"the transform on {_cores_of(cores)}",
+        "loader": f"the loader itself, on {_cores_of(cores)},",
+    }[name]
+    rest = sum(parts.values()) - parts[name]
+    return Verdict(
+        bottleneck=name,
+        sentence=f"{what} limits this loop to {seen.rate:,.0f} samples/s: "
+        f"{parts[name]:,.0f} of {sum(parts.values()):,.0f} µs of a sample",
+        short=f"{name} limits",
+        rate_without=seen.rate * sum(parts.values()) / max(rest, 1e-9),
+        changes=_more(seen) + _less(name),
+    )
+
+
+_RULES: tuple[Callable[[Evidence], Verdict | None], ...] = (
+    _step,
+    _start,
+    _handover,
+    _opencv,
+    _cores,
+    _worker,
+    _storage,
+    _lock,
+    _prefetch,
+)
+
+
+def _more(seen: Evidence) -> tuple[Change, ...]:
+    number = max(seen.number, 1)
+    if number >= seen.cores:
+        return ()
+    text = f"{seen.cores} {'threads' if seen.kind == 'here' else _name(seen)}, one a core"
+    return (Change(text=text, gain=seen.cores / number),)
+
+
+def _less(name: str) -> tuple[Change, ...]:
+    texts = {
+        "decode": ("--max-side at packing, or --store raw for small pictures: less to decode",),
+        "transform": ("transform whole batches, on the device",),
+        "loader": ("larger batches",),
+    }[name]
+    return tuple(Change(text=text, gain=None) for text in texts)
+
+
+def _sample_time(stages: Stages) -> float:
+    parts = stages.read, stages.decode, stages.transform, stages.batch
+    return sum(part.wall for part in parts)
+
+
+def _filling(one: Producer) -> float:
+    return one.filling if one.filling is not None else min(one.cpu + one.delay, 1.0)
+
+
+def _delayed(seen: Evidence) -> float:
+    """Share of the time that producers could have run in, and no core was free."""
+    cpu = sum(one.cpu for one in seen.producers)
+    delay = sum(one.delay for one in seen.producers)
+    return delay / max(cpu + delay, 1e-9)
+
+
+def _native_threads(seen: Evidence) -> int:
+    """Busy threads, if there are more than make batches."""
+    if seen.kind == "processes":
+        busy = sum(one.busy_threads for one in seen.producers) / max(len(seen.producers), 1)
+        return round(busy * seen.number) if busy >= _THREADS_A_WORKER else 0
+    foreign = sum(one.filling is None for one in seen.producers)
+    return seen.number + foreign if foreign and seen.stages is not None else 0
+
+
+def _name(seen: Evidence) -> str:
+    return {"processes": "workers", "threads": "threads", "here": "thread"}[seen.kind]
+
+
+def _cores_of(number: int) -> str:
+    return "1 core" if number == 1 else f"{number} cores"

@@ -1,0 +1,163 @@
+"""Looking at a loop's processes from the side, once a second."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from shardio.profiling.evidence import Kind, Producer
+from shardio.profiling.system import Moved, Use, bytes_moved, descendants, thread_uses, tree_memory
+
+_LEAST_BETWEEN, _MOST_BETWEEN = 0.1, 1.0  # seconds from look to look; at first they are denser
+_LOOKS_BETWEEN_MEMORY = 5  # adding up the pages of processes takes the kernel 20 ms
+_SECONDS_BETWEEN_TRIALS = 0.02
+_LEAST_CPU = 0.005  # share of the time; who runs less makes no batches
+_LEAST_OF_PROCESS = 0.05
+
+
+class _Seen(NamedTuple):
+    """A thread at the first and the last look at it.
+
+    Attributes:
+        since: ns, of the first look.
+        before: what it had used then.
+        until: ns, of the last look.
+        after: what it had used then.
+    """
+
+    since: int
+    before: Use
+    until: int
+    after: Use
+
+    def shares(self) -> tuple[float, float]:
+        """Which share of the time it ran, and waited for a core."""
+        passed = max(self.until - self.since, 1)
+        return (self.after.cpu - self.before.cpu) / passed, (
+            self.after.delay - self.before.delay
+        ) / passed
+
+
+class Watcher:
+    """A thread that looks at this process and its children until it is closed.
+
+    It also tries how long a thread has to wait for the interpreter's lock.
+    """
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._main = threading.get_native_id()
+        self._threads: dict[tuple[int, int], _Seen] = {}
+        self._moved: dict[int, tuple[int, Moved, int, Moved]] = {}
+        self._peak = 0
+        self._looks = 0
+        self._start = self._next_look = time.perf_counter()
+        self._waits: list[float] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="shardio-watch", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Look a last time, and end."""
+        self._stop.set()
+        self._thread.join()
+        self._look()
+
+    def restart(self) -> None:
+        """Forget what was before now."""
+        self._threads, self._moved = {}, {}
+        self._looks = 0
+        self._start = time.perf_counter()
+        self._waits.clear()
+        self._look()
+
+    @property
+    def memory(self) -> int | None:
+        """The most bytes that the processes held themselves."""
+        return self._peak or None
+
+    def lock_wait(self) -> float | None:
+        """Mean seconds that another thread waited for the interpreter's lock."""
+        return sum(self._waits) / len(self._waits) if self._waits else None
+
+    def moved(self) -> tuple[float, float, float] | None:
+        """Bytes per second from a local disk, and written and faults of child processes."""
+        rates = []
+        for pid, (since, before, until, after) in [*self._moved.items()]:
+            seconds = max(until - since, 1) / 1e9
+            disk, *others = ((b - a) / seconds for a, b in zip(before, after, strict=True))
+            rates.append((disk, *(others if pid != self._pid else (0.0, 0.0))))
+        disk, written, faults = map(sum, zip(*rates, strict=True)) if rates else (0.0, 0.0, 0.0)
+        return (disk, written, faults) if rates else None
+
+    def producers(self) -> tuple[Kind, tuple[Producer, ...]]:
+        """What makes batches: child processes that run, or else threads of this process."""
+        threads = {place: seen.shares() for place, seen in [*self._threads.items()]}
+        pids = sorted({pid for pid, _ in threads} - {self._pid})
+        processes = [
+            _process(pid, [shares for place, shares in threads.items() if place[0] == pid])
+            for pid in pids
+        ]
+        processes = [one for one in processes if one.cpu > _LEAST_CPU]
+        if processes:
+            return "processes", tuple(processes)
+        others = {self._main, self._thread.native_id}
+        found = [
+            Producer(number=thread, cpu=cpu, delay=delay, busy_threads=1, filling=None)
+            for (_, thread), (cpu, delay) in sorted(threads.items())
+            if thread not in others and cpu > _LEAST_CPU
+        ]
+        return ("threads", tuple(found)) if found else ("here", ())
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            now = time.perf_counter()
+            if now >= self._next_look:
+                self._look()
+                passed = now - self._start
+                self._next_look = now + min(max(passed, _LEAST_BETWEEN), _MOST_BETWEEN)
+            self._try_lock()
+
+    def _try_lock(self) -> None:
+        """Sleep without the lock: what lasts longer, less the wait for a core, is its wait."""
+        delay = self._own_delay()
+        start = time.perf_counter()
+        time.sleep(_SECONDS_BETWEEN_TRIALS)
+        late = time.perf_counter() - start - _SECONDS_BETWEEN_TRIALS
+        self._waits.append(max(late - (self._own_delay() - delay) / 1e9, 0.0))
+
+    def _own_delay(self) -> int:
+        return self._own_use().delay
+
+    def _own_use(self) -> Use:
+        try:
+            with Path("/proc/thread-self/schedstat").open("rb") as stream:
+                cpu, delay, _ = stream.read().split()
+        except OSError:
+            return Use(0, 0)
+        return Use(int(cpu), int(delay))
+
+    def _look(self) -> None:
+        for pid in [self._pid, *descendants(self._pid)]:
+            now = time.perf_counter_ns()
+            for thread, use in thread_uses(pid).items():
+                seen = self._threads.get((pid, thread))
+                first = (seen.since, seen.before) if seen else (now, use)
+                self._threads[pid, thread] = _Seen(*first, now, use)
+            moved = bytes_moved(pid)
+            if moved is not None:
+                since, before, *_ = self._moved.get(pid, (now, moved))
+                self._moved[pid] = since, before, now, moved
+        if self._looks % _LOOKS_BETWEEN_MEMORY == 1:
+            self._peak = max(self._peak, tree_memory(self._pid) or 0)
+        self._looks += 1
+
+
+def _process(pid: int, threads: Sequence[tuple[float, float]]) -> Producer:
+    cpu, delay = (sum(shares[at] for shares in threads) for at in (0, 1))
+    busy = sum(share > _LEAST_OF_PROCESS * cpu for share, _ in threads)
+    return Producer(number=pid, cpu=cpu, delay=delay, busy_threads=busy, filling=None)

@@ -1,0 +1,152 @@
+"""A loop under watch gets what it would get, and is told what it waited for."""
+
+from __future__ import annotations
+
+import io
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from torch.utils.data import DataLoader
+
+import shardio
+from shardio.profiling import monitor
+from shardio.profiling.loop import count_samples
+from shardio.reading.times import Stopwatch
+
+
+def dataset(packed: Path) -> shardio.ShardDataset:
+    return shardio.ShardDataset(
+        packed, batch_size=20, shuffle=True, transform=shardio.RandomResizedCrop(16)
+    )
+
+
+def loader_of(kind: str, packed: Path) -> Any:
+    made = dataset(packed)
+    if kind == "threads":
+        return shardio.Loader(made, threads=2)
+    return DataLoader(made, batch_size=None, num_workers=2 if kind == "processes" else 0)
+
+
+@pytest.mark.parametrize("kind", ["here", "threads", "processes"])
+def test_batches_pass_unchanged_and_the_parts_of_a_samples_time_add_up(
+    packed: Path, kind: str
+) -> None:
+    keys = [batch["__key__"] for batch in loader_of(kind, packed)]
+    with monitor(loader_of(kind, packed), live=False, budget=1.0) as seen:
+        watched = []
+        for batch in seen:
+            watched.append(batch["__key__"])
+            time.sleep(0.01)
+    assert watched == keys
+    evidence = seen.evidence
+    assert evidence.steps == 30
+    assert evidence.batches < 30
+    assert evidence.samples == 20 * evidence.batches
+    assert evidence.step_seconds >= 0.01
+    stages = evidence.stages
+    assert stages is not None
+    parts = [stages.read, stages.decode, stages.transform, stages.batch]
+    assert min(part.wall for part in parts) > 0
+    assert all(0 < part.p50 <= part.p99 for part in parts)
+    whole = sum(part.wall for part in parts) + stages.outside + stages.waiting
+    assert whole == pytest.approx(stages.total, rel=0.05)
+    stored = np.mean([path.stat().st_size for path in packed.parent.rglob("*.png")] or [0])
+    assert stages.bytes > 0 or not stored
+    assert stages.recorded > 0.5
+    assert seen.verdict.sentence in str(seen)
+
+
+def test_the_dataset_is_left_as_it_was(packed: Path) -> None:
+    watched = dataset(packed)
+    with monitor(watched, live=False) as seen:
+        assert watched.stopwatch is not Stopwatch
+        next(iter(seen))
+    assert watched.stopwatch is Stopwatch
+
+
+def test_a_slow_step_is_told_from_a_slow_loader(packed: Path) -> None:
+    with monitor(shardio.Loader(dataset(packed), threads=2), live=False) as seen:
+        for _ in seen:
+            time.sleep(0.05)
+    assert seen.evidence.waiting < 0.05
+    assert seen.verdict.bottleneck == "step"
+
+
+def test_any_iterable_is_watched(packed: Path) -> None:
+    def slow() -> Any:
+        for _ in range(20):
+            time.sleep(0.01)
+            yield [torch.zeros(7, 3), torch.zeros(7)]
+
+    with monitor(slow(), live=False) as seen:
+        assert len([*seen]) == 20
+    assert seen.evidence.waiting > 0.9
+    assert seen.evidence.steps is None
+    assert seen.evidence.samples == 7 * seen.evidence.batches
+    assert seen.evidence.stages is None
+    shards = [str(path) for path in sorted(packed.glob("*.tar"))]
+    others = webdataset.WebDataset(shards, shardshuffle=False).batched(20)
+    with monitor(webdataset.WebLoader(others, batch_size=None, num_workers=2), live=False) as seen:
+        assert sum(len(batch["__key__"]) for batch in seen) == 600
+    assert seen.evidence.stages is None
+    assert seen.verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("batch", "samples"),
+    [
+        ({"__key__": ["a", "b"], "image": torch.zeros(2, 3)}, 2),
+        ({"name": "text", "x": torch.zeros(3)}, 3),
+        ([torch.zeros(4, 2), 7], 4),
+        ((torch.tensor(1.0), [1, 2]), 2),
+        (torch.zeros(5, 1), 5),
+        (np.zeros((6, 2)), 6),
+        (7, 1),
+        ("text", 1),
+    ],
+)
+def test_samples_of_a_batch_are_counted(batch: Any, samples: int) -> None:
+    assert count_samples(batch) == samples
+
+
+def test_a_line_is_shown_while_the_loop_runs(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr("shardio.profiling.loop._SECONDS_BETWEEN_LINES", 0.0)
+    with monitor(dataset(packed), live=True) as seen:
+        for _ in seen:
+            pass
+    lines = stream.getvalue().rstrip("\n").split("\r")
+    assert len(lines) > 5
+    assert max(map(len, lines)) < 80
+    assert "samples/s" in lines[-1]
+    assert "waiting" in lines[-1]
+
+
+def test_it_says_how_it_is_used(packed: Path) -> None:
+    watched = monitor(dataset(packed))
+    with pytest.raises(shardio.UsageError, match="inside its context"):
+        next(iter(watched))
+    with pytest.raises(shardio.UsageError, match="fewer than two batches"):
+        watched.verdict  # noqa: B018  reading it is the test
+
+
+def test_an_error_in_the_loop_ends_the_watching(packed: Path) -> None:
+    watched = dataset(packed)
+
+    def train() -> None:
+        with monitor(watched, live=False) as seen:
+            for batch in seen:
+                batch["nothing"]
+
+    with pytest.raises(KeyError):
+        train()
+    assert not [one for one in threading.enumerate() if one.name == "shardio-watch"]
+    assert watched.stopwatch is Stopwatch

@@ -1,0 +1,241 @@
+"""One bottleneck is named, from what was seen: the rules on plain values."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardio.profiling.advice import advise
+from shardio.profiling.evidence import Evidence, Kind, Producer, Stage, Stages
+from shardio.profiling.limits import Ceilings
+from shardio.profiling.model import Parts, predict
+from shardio.profiling.settings import Settings
+from shardio.profiling.verdict import Verdict, judge
+
+
+def stage(wall: float, cpu: float | None = None) -> Stage:
+    return Stage(wall=wall, cpu=wall if cpu is None else cpu, p50=wall, p99=2 * wall)
+
+
+def stages(**changes: Any) -> Stages:
+    values: dict[str, Any] = {
+        "read": stage(50),
+        "decode": stage(700),
+        "transform": stage(200),
+        "batch": stage(30),
+        "outside": 5.0,
+        "waiting": 15.0,
+        "total": 1000.0,
+        "delay": 10.0,
+        "lock": 10.0,
+        "bytes": 64_000.0,
+        "recorded": 1.0,
+        "overhead": 0.01,
+    }
+    return Stages(**{**values, **changes})
+
+
+def producer(cpu: float = 0.95, filling: float | None = 0.98, **changes: Any) -> Producer:
+    values = {"number": 1, "delay": 0.02, "busy_threads": 1}
+    return Producer(cpu=cpu, filling=filling, **{**values, **changes})
+
+
+def seen(**changes: Any) -> Evidence:
+    """A healthy loop of two threads that decode."""
+    values: dict[str, Any] = {
+        "cores": 2,
+        "kind": "threads",
+        "producers": (producer(), producer()),
+        "seconds": 4.0,
+        "batches": 100,
+        "samples": 6400,
+        "slices": (1600.0,) * 5,
+        "waiting": 0.97,
+        "receiving": 0.01,
+        "ready": 0.1,
+        "turns": (),
+        "first_batch": 0.1,
+        "starting": 0.01,
+        "steps": 10_000,
+        "lock_wait": 0.0001,
+        "cached": 1.0,
+        "from_disk": 0.0,
+        "sent": 0.0,
+        "faults": 0.0,
+        "memory": 100_000_000,
+        "stages": stages(),
+    }
+    values |= changes
+    return Evidence(**{"number": len(values["producers"]), **values})
+
+
+WORKERS: dict[str, Any] = {"kind": "processes", "turns": (0.5, 0.5)}
+STARVED = (producer(cpu=0.45, delay=0.5),) * 6
+PLANTED: list[tuple[str, dict[str, Any]]] = [
+    ("decode", {}),
+    ("decode", WORKERS),
+    ("step", {"waiting": 0.01}),
+    ("start", {"starting": 0.6}),
+    ("handover", {**WORKERS, "receiving": 0.8, "stages": None}),
+    ("handover", {**WORKERS, "sent": 1e9, "stages": None}),
+    ("handover", {**WORKERS, "faults": 1e6, "stages": None}),
+    ("opencv", {**WORKERS, "producers": (producer(delay=1.5, busy_threads=8),) * 2}),
+    ("opencv", {"producers": (producer(delay=2.0), producer(filling=None)), "number": 2}),
+    ("cores", {**WORKERS, "producers": STARVED, "turns": (1 / 6,) * 6}),
+    ("cores", {"producers": STARVED}),
+    (
+        "worker",
+        {**WORKERS, "producers": (producer(), producer(cpu=0.3, filling=0.4)), "turns": (0.9, 0.1)},
+    ),
+    (
+        "worker",
+        {
+            **WORKERS,
+            "producers": (producer(filling=None), producer(cpu=0.3, filling=None)),
+            "turns": (0.95, 0.05),
+            "stages": None,
+        },
+    ),
+    ("storage", {"stages": stages(read=stage(2000, 40), total=3000.0)}),
+    ("cold", {"stages": stages(read=stage(2000, 40), total=3000.0), "cached": 0.0}),
+    (
+        "lock",
+        {
+            "stages": stages(transform=stage(4000, 2000), lock=2000.0, total=5000.0),
+            "lock_wait": 0.005,
+        },
+    ),
+    ("lock", {"stages": stages(lock=500.0)}),
+    ("transform", {"stages": stages(transform=stage(3000), total=4000.0)}),
+    ("transform", {"stages": stages(transform=stage(3000, 10), lock=2990.0, total=4000.0)}),
+    ("prefetch", {"producers": (producer(filling=0.5),) * 2, "waiting": 0.4}),
+    ("loader", {"stages": stages(decode=stage(1), transform=stage(0), read=stage(40))}),
+    ("workers", {**WORKERS, "producers": (producer(filling=None),) * 2, "stages": None}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), PLANTED, ids=[name for name, _ in PLANTED])
+def test_the_bottleneck_is_named_with_figures_and_something_to_change(
+    name: str, changes: dict[str, Any]
+) -> None:
+    verdict = judge(seen(**changes))
+    assert verdict.bottleneck == name
+    assert len(verdict.sentence) < 200
+    assert any(character.isdigit() for character in verdict.sentence)
+    assert "\n" not in verdict.sentence
+    assert verdict.rate_without is None or verdict.rate_without >= seen(**changes).rate
+    assert verdict.changes or name in {"decode", "transform", "loader", "workers"}
+
+
+def test_evidence_goes_through_json_unchanged() -> None:
+    for evidence in (seen(), seen(**WORKERS, stages=None)):
+        assert Evidence.from_json(json.loads(json.dumps(evidence.to_json()))) == evidence
+
+
+def parts(**changes: Any) -> Parts:
+    values: dict[str, Any] = {
+        "cpu": 1000.0,
+        "idle": 0.0,
+        "locked": 100.0,
+        "handoff": 0.0,
+        "sent": 5.0,
+        "received": 5.0,
+        "planned": 10.0,
+        "step": 1.0,
+        "cores": 2,
+        "speedup": 1.8,
+        "measured_cores": 2,
+    }
+    return Parts(**{**values, **changes})
+
+
+def limits(**changes: Any) -> Ceilings:
+    values: dict[str, Any] = {
+        "cold": None,
+        "warm": 2e9,
+        "loop_one": 1000.0,
+        "loop_all": 1800.0,
+        "sharing": 20.0,
+        "decode_one": 1100.0,
+        "decode_all": 1980.0,
+        "decode_share": 0.8,
+        "copy": 1e10,
+        "handoff": 20.0,
+        "handover": 1000.0,
+        "handover_loop": 300.0,
+        "handover_worker": 300.0,
+        "to_device": None,
+        "side": 512.0,
+    }
+    return Ceilings(**{**values, **changes})
+
+
+def test_predictions_follow_from_the_parts() -> None:
+    alone = predict(parts(), "here", 0)
+    assert alone == pytest.approx(1e6 / 1011)
+    assert predict(parts(), "processes", 1) == pytest.approx(1e6 / 1005)
+    assert predict(parts(), "threads", 2) == pytest.approx(1.8e6 / 1010)
+    assert predict(parts(), "processes", 4) == pytest.approx(1.8e6 / 1010)
+    assert predict(parts(idle=3000.0), "threads", 2) == pytest.approx(2e6 / (1000 / 0.9 + 3000))
+    assert predict(parts(step=2000.0), "threads", 2) == pytest.approx(1e6 / 2010)
+    assert predict(parts(locked=900.0), "threads", 2) == pytest.approx(1e6 / 910)
+    contended = 6 * 0.3 * 50
+    many = parts(handoff=50.0).with_cores(8)
+    assert predict(many, "threads", 4) == pytest.approx(4e6 / (1000 * 4 / 3.4 + contended))
+    assert predict(many, "threads", 8) < 8e6 / (100 + 6 * 0.7 * 50 + 10)
+    assert predict(parts().with_cores(8), "processes", 8) == pytest.approx(6.6e6 / 1010)
+
+
+@given(
+    kind=st.sampled_from(["threads", "processes"]),
+    producers=st.integers(1, 64),
+    cores=st.integers(1, 64),
+    speedup=st.floats(1.0, 2.0),
+    cpu=st.floats(1.0, 1e5),
+    idle=st.floats(0.0, 1e5),
+)
+def test_no_prediction_exceeds_what_the_cores_or_one_more_producer_could_do(
+    kind: Kind, producers: int, cores: int, speedup: float, cpu: float, idle: float
+) -> None:
+    some = replace(parts(cpu=cpu, idle=idle, speedup=speedup), cores=cores)
+    rate = predict(some, kind, producers)
+    assert 0 < rate <= 1e6 * min(cores, producers) / cpu * (1 + 1e-9)
+    assert predict(some, kind, producers + 1) >= rate * (1 - 1e-9)
+    busy = replace(some, idle=0.0)
+    more = predict(busy.with_cores(cores + 1), kind, producers)
+    assert more >= predict(busy, kind, producers) * (1 - 1e-9)
+
+
+def advice(evidence: Evidence, **changes: Any) -> Verdict:
+    settings = Settings(source="out")
+    return advise(judge(evidence), evidence, parts(), limits(**changes), settings)
+
+
+def test_advice_says_what_storage_could_deliver_and_orders_changes_by_gain() -> None:
+    verdict = advice(seen())
+    assert verdict.sentence.endswith("the page cache could deliver 31,250")
+    assert advice(seen(), cold=64e6).sentence.endswith("storage could deliver 1,000")
+    gains = [change.gain for change in verdict.changes if change.gain is not None]
+    assert gains == sorted(gains, reverse=True)
+    assert min(gains) >= 1.05
+    texts = [change.text for change in verdict.changes]
+    assert "shardio pack --resize 256" in texts
+    assert "4 such cores" in texts
+
+
+def test_tiny_pictures_are_to_be_stored_raw() -> None:
+    texts = [change.text for change in advice(seen(), side=32.0).changes]
+    assert "shardio pack --store raw --resize 32" in texts
+    assert not [text for text in texts if "--resize 256" in text]
+
+
+def test_more_threads_are_no_advice_where_the_step_or_storage_limits() -> None:
+    for changes in ({"waiting": 0.01}, {"stages": stages(read=stage(2000, 40), total=3000.0)}):
+        texts = " ".join(change.text for change in advice(seen(**changes)).changes)
+        assert "such cores" not in texts
+        assert "workers" not in texts.replace("threads or workers", "")
