@@ -9,8 +9,9 @@ from shardio.profiling.evidence import Evidence, Kind
 from shardio.profiling.limits import Ceilings
 from shardio.profiling.model import Parts, predict
 from shardio.profiling.settings import Settings
-from shardio.profiling.verdict import Change, Verdict
+from shardio.profiling.verdict import LESS_TO_DECODE, Change, Verdict
 
+_PACK = "shardio pack"
 _LEAST_GAIN = 1.05
 _MARGIN = 8 / 7  # of what a picture is packed with over what is cropped from it: 256 to 224
 _TINY = 64  # pixels; such pictures are stored raw without a thought
@@ -35,6 +36,8 @@ def advise(
         known = {change.text for change in changes}
         added = [*_topologies(seen, parts), *_packing(verdict, parts, ceilings, settings)]
         changes += [change for change in added if change.text not in known]
+        if any(change.text.startswith(_PACK) for change in added):
+            changes = [change for change in changes if change.text not in LESS_TO_DECODE]
     changes = [change for change in changes if change.gain is None or change.gain >= _LEAST_GAIN]
     changes.sort(key=lambda change: -(change.gain or 0))
     sentence = verdict.sentence
@@ -66,11 +69,11 @@ def _packing(
     if verdict.bottleneck != "decode" or not ceilings.side or not ceilings.decode_one:
         return
     if ceilings.side <= _TINY:
-        yield Change(text=f"shardio pack --store raw --resize {ceilings.side:.0f}", gain=None)
+        yield Change(text=f"{_PACK} --store raw --resize {ceilings.side:.0f}", gain=None)
         return
     side = round(settings.size * _MARGIN)
     if 0 < side < ceilings.side:
         decode = (ceilings.decode_share or 0.0) * 1e6 / ceilings.decode_one
         saved = decode * (1 - (side / ceilings.side) ** 2)
         gain = parts.cpu / max(parts.cpu - saved, 1e-9)
-        yield Change(text=f"shardio pack --resize {side}", gain=gain)
+        yield Change(text=f"{_PACK} --resize {side}", gain=gain)

@@ -104,13 +104,16 @@ def _rates(
         found["speedup"].append(every / one)
         if cores > 1:
             apart = every if cores == _PAIR else loop_speed(dataset, _PAIR, turn)
-            together = _loops_in_threads(dataset, turn)
+            together = _loops_in_threads(dataset, _PAIR, turn)
             found["sharing"].append((_PAIR / together - _PAIR / apart) * 1e6)
+        if cores > _PAIR:
+            found["threads"].append(_loops_in_threads(dataset, cores, turn))
     one = median(found["one"])
     rates: dict[str, Any] = {
         "loop_one": one,
         "loop_all": one * median(found["speedup"]),
         "sharing": max(median(found["sharing"] or [0.0]), 0.0),
+        "loop_threads": median(found["threads"]) if found["threads"] else None,
         "decode_one": None,
         "decode_all": None,
         "decode_share": None,
@@ -121,11 +124,11 @@ def _rates(
     return rates
 
 
-def _loops_in_threads(dataset: ShardDataset, seconds: float) -> float:
-    """Samples per second of two loops in threads of this process."""
-    datasets = [dataset.replace() for _ in range(_PAIR)]
+def _loops_in_threads(dataset: ShardDataset, threads: int, seconds: float) -> float:
+    """Samples per second of so many loops in threads of this process."""
+    datasets = [dataset.replace() for _ in range(threads)]
     return sum(
-        _on_cores(lambda number: _loop(datasets[number], seconds, number), _PAIR, forks=False)
+        _on_cores(lambda number: _loop(datasets[number], seconds, number), threads, forks=False)
     )
 
 

@@ -17,6 +17,8 @@ class Ceilings:
         loop_all: the same of a loop on each core, together: what is lost to no hand-over.
         sharing: microseconds that a sample takes longer in two threads of one process than in two
             processes.
+        loop_threads: samples per second of loops in threads of one process, one a core; None with
+            two cores or less.
         decode_one: samples per second that one core decodes and transforms, from memory; None
             where fields are gathered as arrays, many samples at once.
         decode_all: the same by a process on each core.
@@ -36,6 +38,7 @@ class Ceilings:
     loop_one: float
     loop_all: float
     sharing: float
+    loop_threads: float | None
     decode_one: float | None
     decode_all: float | None
     decode_share: float | None

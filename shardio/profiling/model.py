@@ -20,6 +20,10 @@ _RELEASES = 6
 """Of the interpreter's lock: to read, for the checksum, twice to decode, to resize, to mirror."""
 
 
+_MOST_LOCKED = 0.25
+"""Of a sample's CPU time; what two threads lose beyond that, they lose to something else."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """What a sample costs, in microseconds, on a machine.
@@ -28,6 +32,8 @@ class Parts:
         cpu: CPU time of its producer, while one core is busy.
         idle: time that its producer only waits, for storage or in a transform.
         locked: CPU time of its producer that holds the interpreter's lock.
+        lock_bound: of the whole loader, what a sample takes at least with a thread on each of more
+            than two cores; 0 where that was not measured.
         handoff: time until a thread runs again that waited for the interpreter's lock.
         sent: CPU time of a worker, besides, to plan it and hand it over.
         received: CPU time of the loop's thread to take it from a worker.
@@ -41,6 +47,7 @@ class Parts:
     cpu: float
     idle: float
     locked: float
+    lock_bound: float
     handoff: float
     sent: float
     received: float
@@ -56,7 +63,7 @@ class Parts:
 
     def at_speed(self, factor: float) -> Parts:
         """The same while the cores are that much faster."""
-        names = "cpu", "locked", "sent", "received", "planned"
+        names = "cpu", "locked", "lock_bound", "sent", "received", "planned"
         return replace(self, **{name: getattr(self, name) / factor for name in names})
 
     def busy(self, cores: float) -> float:
@@ -90,7 +97,8 @@ def parts_of(alone: Evidence, ceilings: Ceilings, batch_size: int) -> Parts:
     return Parts(
         cpu=cpu,
         idle=whole - cpu,
-        locked=min(ceilings.sharing / max(ceilings.handoff, 1e-3) / _RELEASES, 1.0) * cpu,
+        locked=min(ceilings.sharing / max(ceilings.handoff, 1e-3) / _RELEASES, _MOST_LOCKED) * cpu,
+        lock_bound=1e6 / ceilings.loop_threads if ceilings.loop_threads else 0.0,
         handoff=ceilings.handoff,
         sent=planned + ceilings.handover_worker / batch_size,
         received=ceilings.handover_loop / batch_size,
@@ -131,5 +139,6 @@ def costs(parts: Parts, kind: Kind, producers: int) -> list[tuple[str, float]]:
         ("loop", own + parts.step),
     ]
     if kind == "threads":
-        found.append(("lock", parts.locked + handing + own))
+        lock = parts.lock_bound or parts.locked + handing + own
+        found.append(("lock", lock))
     return found

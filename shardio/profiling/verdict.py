@@ -24,7 +24,13 @@ _BLOCKED = 0.4  # share of a sample's time
 _LOCKED = 0.25  # share of a sample's time
 _THREADS_A_WORKER = 1.5  # on average; one besides sends batches
 _MOSTLY = 0.7
+_BUSY = 0.5  # share of the cores
+_THREAD_BUSY = 0.1  # share of the time
 _LOCK_HELD_LONG = 0.002  # seconds; half the interpreter's switch interval
+
+
+LESS_TO_DECODE = ("--resize at packing, or --store raw for small pictures: less to decode",)
+"""Advice for those whose pictures are not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +142,7 @@ def _handover(seen: Evidence) -> Verdict | None:
 
 def _opencv(seen: Evidence) -> Verdict | None:
     busy = _native_threads(seen)
-    if busy <= seen.cores or _delayed(seen) <= _DELAYED:
+    if busy <= seen.cores or not _short_of_cores(seen):
         return None
     return Verdict(
         bottleneck="opencv",
@@ -155,7 +161,7 @@ def _opencv(seen: Evidence) -> Verdict | None:
 
 def _cores(seen: Evidence) -> Verdict | None:
     number = seen.number
-    if number <= seen.cores or _delayed(seen) <= _DELAYED:
+    if number <= seen.cores or not _short_of_cores(seen):
         return None
     return Verdict(
         bottleneck="cores",
@@ -326,7 +332,7 @@ def _more(seen: Evidence) -> tuple[Change, ...]:
 
 def _less(name: str) -> tuple[Change, ...]:
     texts = {
-        "decode": ("--max-side at packing, or --store raw for small pictures: less to decode",),
+        "decode": LESS_TO_DECODE,
         "transform": ("transform whole batches, on the device",),
         "loader": ("larger batches",),
     }[name]
@@ -349,12 +355,19 @@ def _delayed(seen: Evidence) -> float:
     return delay / max(cpu + delay, 1e-9)
 
 
+def _short_of_cores(seen: Evidence) -> bool:
+    """Whether producers keep the cores busy, and wait for one."""
+    cpu = sum(one.cpu for one in seen.producers)
+    each = cpu / max(len(seen.producers), 1) * seen.number  # each epoch may have had others
+    return _delayed(seen) > _DELAYED and each > _BUSY * seen.cores
+
+
 def _native_threads(seen: Evidence) -> int:
     """Busy threads, if there are more than make batches."""
     if seen.kind == "processes":
         busy = sum(one.busy_threads for one in seen.producers) / max(len(seen.producers), 1)
         return round(busy * seen.number) if busy >= _THREADS_A_WORKER else 0
-    foreign = sum(one.filling is None for one in seen.producers)
+    foreign = sum(one.filling is None and one.cpu > _THREAD_BUSY for one in seen.producers)
     return seen.number + foreign if foreign and seen.stages is not None else 0
 
 

@@ -142,6 +142,7 @@ def parts(**changes: Any) -> Parts:
         "cpu": 1000.0,
         "idle": 0.0,
         "locked": 100.0,
+        "lock_bound": 0.0,
         "handoff": 0.0,
         "sent": 5.0,
         "received": 5.0,
@@ -161,6 +162,7 @@ def limits(**changes: Any) -> Ceilings:
         "loop_one": 1000.0,
         "loop_all": 1800.0,
         "sharing": 20.0,
+        "loop_threads": None,
         "decode_one": 1100.0,
         "decode_all": 1980.0,
         "decode_share": 0.8,
@@ -184,6 +186,7 @@ def test_predictions_follow_from_the_parts() -> None:
     assert predict(parts(idle=3000.0), "threads", 2) == pytest.approx(2e6 / (1000 / 0.9 + 3000))
     assert predict(parts(step=2000.0), "threads", 2) == pytest.approx(1e6 / 2010)
     assert predict(parts(locked=900.0), "threads", 2) == pytest.approx(1e6 / 910)
+    assert predict(parts(lock_bound=300.0).with_cores(8), "threads", 8) == pytest.approx(1e6 / 300)
     contended = 6 * 0.3 * 50
     many = parts(handoff=50.0).with_cores(8)
     assert predict(many, "threads", 4) == pytest.approx(4e6 / (1000 * 4 / 3.4 + contended))

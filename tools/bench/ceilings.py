@@ -26,7 +26,7 @@ READ_SIZES = {"1 MiB": 1 << 20, "128 KiB": 1 << 17}
 
 def decode_at_most(images: Path, workload: Workload, repeats: int) -> tuple[int, float]:
     """Images and seconds."""
-    found = [path for path, _ in files_and_labels(images)]
+    found = sorted((path for path, _ in files_and_labels(images)), key=os.path.getsize)
     parts = [found[start::CORES_USED] for start in range(CORES_USED)]
     pool: Executor
     pool = ProcessPoolExecutor(CORES_USED) if workload.busy else ThreadPoolExecutor(CORES_USED)

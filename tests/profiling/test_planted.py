@@ -1,0 +1,69 @@
+"""Bottlenecks that are planted are named; tools/check/bottlenecks.py plants more of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, get_worker_info
+
+import shardio
+from shardio.profiling import monitor
+from shardio.storage.local import LocalShard
+
+
+def bottleneck(loader: Iterable[Any]) -> str:
+    with monitor(loader, live=False) as seen:
+        for _ in seen:
+            pass
+    return seen.verdict.bottleneck
+
+
+def sleep(image: torch.Tensor) -> torch.Tensor:
+    time.sleep(0.005)
+    return image
+
+
+def sleep_in_one(image: torch.Tensor) -> torch.Tensor:
+    worker = get_worker_info()
+    if worker is not None and worker.id == 1:
+        time.sleep(0.005)
+    return image
+
+
+def opened(packed: Path, transform: Any = None) -> shardio.ShardDataset:
+    return shardio.ShardDataset(packed, batch_size=10, shuffle=True, transform=transform)
+
+
+@pytest.mark.parametrize("cached", [1.0, 0.0, None])
+def test_slow_storage_is_named_and_whether_it_was_cold(
+    packed: Path, monkeypatch: pytest.MonkeyPatch, cached: float | None
+) -> None:
+    read = LocalShard.read
+
+    def slow(shard: LocalShard, offset: int, size: int) -> bytes:
+        time.sleep(0.005)
+        return read(shard, offset, size)
+
+    monkeypatch.setattr(LocalShard, "read", slow)
+    monkeypatch.setattr("shardio.profiling.loop.cached_share", lambda _: cached)
+    expected = "cold" if cached == 0.0 else "storage"
+    assert bottleneck(shardio.Loader(opened(packed), threads=2)) == expected
+
+
+def test_a_transform_that_waits_is_named(packed: Path) -> None:
+    assert bottleneck(shardio.Loader(opened(packed, sleep), threads=2)) == "transform"
+
+
+def test_one_slow_worker_is_named(packed: Path) -> None:
+    dataset = opened(packed, sleep_in_one)
+    assert bottleneck(DataLoader(dataset, batch_size=None, num_workers=2)) == "worker"
+
+
+def test_a_tiny_dataset_is_named(packed: Path) -> None:
+    few = opened(packed).subset(range(20))
+    assert bottleneck(DataLoader(few, batch_size=None, num_workers=1)) == "start"
