@@ -13,7 +13,7 @@ import click
 from shardio.cli.progress import progress_bar
 from shardio.cli.tables import show_profile
 from shardio.profiling.html import write_html
-from shardio.profiling.picture import write_png
+from shardio.profiling.picture import check_plotting, write_png
 from shardio.profiling.profile import check_writable, count_parts
 from shardio.profiling.profile import profile as measure
 from shardio.profiling.settings import BASELINES, Settings, Topology
@@ -23,7 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _parse_numbers(
-    _context: click.Context, _option: click.Parameter, text: str | None
+    _context: click.Context, option: click.Parameter, text: str | None
 ) -> tuple[int, ...]:
     """Whole numbers, as 0,1,2,4."""
     if text is None:
@@ -32,8 +32,8 @@ def _parse_numbers(
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
         numbers = (-1,)
-    if min(numbers) < 0:
-        raise click.BadParameter(f"{text!r} is no list of numbers such as 0,1,2,4")
+    if min(numbers) < (option.name == "threads"):
+        raise click.BadParameter(f"{text!r} is no list of numbers such as 1,2,4")
     return numbers
 
 
@@ -126,9 +126,11 @@ def profile(
     """
     for report in filter(None, (html, png)):
         check_writable(report)
+    if png is not None:
+        check_plotting()
     topologies = [_workers(number, prefetch) for number in workers]
     topologies += [
-        Topology(kind="threads", producers=max(number, 1), prefetch=prefetch) for number in threads
+        Topology(kind="threads", producers=number, prefetch=prefetch) for number in threads
     ]
     with progress_bar("measuring") as progress:
         result = measure(

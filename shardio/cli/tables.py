@@ -35,7 +35,7 @@ def show_profile(result: Profile) -> None:
     text = (
         f"{settings.source}: {result.samples:,} samples in {result.shards:,} shards, {crop}, "
         f"batches of {settings.batch_size}, page cache {cache}, {settings.seconds:g} s a run, "
-        f"{result.cores} cores."
+        f"{_cores(result)}."
     )
     console.print(text, style="dim", markup=False)
 
@@ -48,7 +48,7 @@ def _facts(result: Profile) -> Padding:
     best, verdict = result.runs[result.best], result.verdict
     facts = []
     if result.ceiling:
-        facts.append(f"{best.evidence.rate / result.ceiling:.0%} of what bare decoding reaches")
+        facts.append(f"{best.evidence.rate / result.ceiling:.0%} of its ceiling")
     facts.append(f"{best.evidence.ready:.0%} of its batches were ready when asked for")
     if verdict.rate_without:
         facts.append(f"without it {verdict.rate_without:,.0f} samples/s")
@@ -75,7 +75,9 @@ def _changes(result: Profile) -> Table:
 
 
 def _runs(result: Profile) -> Table:
-    table = _table("measured", "img/s", "spread", "predicted", "off", "waits", "first", "memory")
+    table = _table(
+        "measured", "samples/s", "spread", "predicted", "off", "waits", "first", "memory"
+    )
     for name, run in result.named_runs():
         table.add_row(name, *_figures(run))
     if result.baseline is not None:
@@ -99,7 +101,7 @@ def _figures(run: Run) -> list[str]:
 
 
 def _predictions(result: Profile) -> Table:
-    table = _table("predicted, not run", "cores", "img/s", "waits")
+    table = _table("predicted, not run", "cores", "samples/s", "waits")
     for one in result.predictions:
         table.add_row(str(one.topology), str(one.cores), f"{one.rate:,.0f}", f"{one.waiting:.0%}")
     return table
@@ -137,15 +139,19 @@ def _limits(result: Profile) -> Table:
     table.add_row("storage, cold", cold if limits.cold is None else _speed(limits.cold))
     table.add_row("page cache", _speed(limits.warm))
     if limits.decode_one and limits.decode_all:
-        table.add_row("decode and transform, one core", f"{limits.decode_one:,.0f} img/s")
-        text = f"decode and transform, {result.cores} cores"
-        table.add_row(text, f"{limits.decode_all:,.0f} img/s")
+        table.add_row("decode and transform, one core", f"{limits.decode_one:,.0f} samples/s")
+        text = f"decode and transform, {_cores(result)}"
+        table.add_row(text, f"{limits.decode_all:,.0f} samples/s")
     table.add_row("copy in memory, one core", _speed(limits.copy))
     size = result.settings.batch_size
-    table.add_row("hand-over from a worker", f"{limits.handover * size:,.0f} img/s")
+    table.add_row("hand-over from a worker", f"{limits.handover * size:,.0f} samples/s")
     if limits.to_device is not None:
         table.add_row("copy to the GPU", _speed(limits.to_device))
     return table
+
+
+def _cores(result: Profile) -> str:
+    return f"{result.cores} core{'s' if result.cores > 1 else ''}"
 
 
 def _speed(bytes_per_second: float) -> str:

@@ -16,13 +16,11 @@ import torch
 from shardio.codecs.crop import write_crop
 from shardio.codecs.image import decode_image
 from shardio.codecs.opencv import forbid_opencv_threads
-from shardio.errors import UsageError
 from shardio.index.catalog import open_catalog
-from shardio.profiling.settings import Settings, Topology, check_baseline, load_callable
+from shardio.profiling.settings import IMAGES, Settings, Topology, check_baseline, load_callable
 from shardio.transforms import RandomResizedCrop, SizedTransform
 
 _BUFFER = 1000  # samples that webdataset shuffles
-_IMAGES = "jpg", "jpeg", "png", "webp", "bmp"
 
 
 def open_baseline(name: str, settings: Settings, topology: Topology) -> Iterable[Any]:
@@ -31,10 +29,11 @@ def open_baseline(name: str, settings: Settings, topology: Topology) -> Iterable
     Raises:
         UsageError: there is none of that name, or it has no such topology.
     """
-    check_baseline(name)
     import webdataset  # noqa: PLC0415  only a baseline needs it
 
-    shards = [shard.path for shard in open_catalog(settings.source).shards]
+    catalog = open_catalog(settings.source)
+    check_baseline(name, catalog.fields)
+    shards = [shard.path for shard in catalog.shards]
     dataset = (
         webdataset.WebDataset(
             shards, shardshuffle=len(shards), empty_check=False, nodesplitter=None
@@ -62,9 +61,7 @@ def _transform(settings: Settings) -> Any:
 
 
 def _sample(transform: Any, sample: dict[str, Any]) -> tuple[torch.Tensor, int]:
-    name = next((field for field in _IMAGES if field in sample), None)
-    if name is None:
-        raise UsageError(f"the baseline decodes pictures; sample {sample['__key__']!r} has none")
+    name = next(field for field in IMAGES if field in sample)
     return _image(transform, sample[name]), int(sample.get("cls", 0))
 
 

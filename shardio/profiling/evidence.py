@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.profiling.records import ThreadRecords, cost_of_recording
+from shardio.profiling.records import ThreadRecords, costs_of_recording
 
 Kind = Literal["processes", "threads", "here"]
 """What makes batches: worker processes, threads, or the loop's own thread."""
@@ -117,6 +117,7 @@ class Evidence:
         turns: share of the waiting by turn of the producers.
         first_batch: seconds from asking for an iterator to having a batch.
         starting: share of an epoch's time that passes before its first batch is there.
+        restarts: each epoch starts workers.
         steps: of an epoch; None if it is not known.
         lock_wait: seconds that another thread of this process had to wait for the interpreter's
             lock each time, on average; None if it was not tried.
@@ -124,7 +125,9 @@ class Evidence:
         from_disk: bytes per second that came from a local disk; None where the kernel does not say.
         sent: bytes per second that workers wrote, to pipes above all; None likewise.
         faults: pages per second of new memory in workers; None likewise.
-        memory: bytes at the most that the process and its children hold themselves; None likewise.
+        memory: the most bytes that the process and its children were seen to hold themselves, with
+            a look every few seconds; None likewise.
+        watching: share of a core that looking at the processes took.
         stages: of a sample; None where they are not recorded.
     """
 
@@ -142,6 +145,7 @@ class Evidence:
     turns: tuple[float, ...]
     first_batch: float
     starting: float
+    restarts: bool
     steps: int | None
     lock_wait: float | None
     cached: float | None
@@ -149,6 +153,7 @@ class Evidence:
     sent: float | None
     faults: float | None
     memory: int | None
+    watching: float
     stages: Stages | None
 
     @property
@@ -220,6 +225,7 @@ def stages_of(records: Sequence[ThreadRecords]) -> Stages | None:
     cpu = stages["decode"].cpu + stages["transform"].cpu + batch.cpu
     wall = stages["decode"].wall + stages["transform"].wall + batch.wall
     share = cpu / max(whole_cpu, 1e-9)
+    sample_cost, chunk_cost = costs_of_recording()
     recorded = min(float(weights.sum()) / count, 1.0)
     return Stages(
         **stages,
@@ -231,7 +237,10 @@ def stages_of(records: Sequence[ThreadRecords]) -> Stages | None:
         lock=max(wall - cpu - delay * share, 0.0),
         bytes=float(chunks["bytes"].sum()) / count,
         recorded=recorded,
-        overhead=len(samples) / count * cost_of_recording() * 1e6 / max(total, 1e-9),
+        overhead=(len(samples) * sample_cost + len(chunks) * chunk_cost)
+        / count
+        * 1e6
+        / max(total, 1e-9),
     )
 
 

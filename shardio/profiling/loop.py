@@ -5,32 +5,27 @@
             step(batch)
     print(seen)
 
-What is measured begins after the first batch, since starting workers is no steady state. Of
-shardio's own datasets the stages of reading are recorded too; of any other loader, what the kernel
-says of its processes and threads must do.
+What is measured begins when the batches that were made ahead are used up, since starting is no
+steady state. Of shardio's own datasets the stages of reading are recorded too; of any other loader,
+what the kernel says of its processes and threads must do.
 """
 
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from time import perf_counter_ns, thread_time_ns
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from shardio.errors import UsageError
-from shardio.profiling.evidence import Evidence, Producer, filling_shares, stages_of
+from shardio.profiling.evidence import Evidence
+from shardio.profiling.loaders import count_samples, look_at
+from shardio.profiling.observing import Received, observe
 from shardio.profiling.records import Recorder, ThreadRecords
-from shardio.profiling.system import cached_share, count_cores
 from shardio.profiling.verdict import Verdict, judge
 from shardio.profiling.watching import Watcher
-from shardio.reading.dataset import ShardDataset
-from shardio.reading.loader import Loader
 from shardio.reading.times import Stopwatch
 
 if TYPE_CHECKING:
@@ -38,29 +33,8 @@ if TYPE_CHECKING:
 
 _BUDGET = 0.005  # of the reading, for recording
 _MOST_BATCHES = 100_000  # that are remembered, the last ones
-_SLICES = 5
-_AT_ONCE = 0.05  # of a mean batch's time; who waits less did not wait
-_SECONDS_BETWEEN_LINES = 2.0
-_SHARDS_LOOKED_AT = 8
-_USUALLY_AHEAD = 3
-
-
-class Received(NamedTuple):
-    """A batch.
-
-    Attributes:
-        number: in its epoch.
-        asked: when the loop asked for it, ns of perf_counter_ns.
-        came: when it was there.
-        cpu: ns that the loop's thread ran meanwhile.
-        samples: in it.
-    """
-
-    number: int
-    asked: int
-    came: int
-    cpu: int
-    samples: int
+_BATCHES_SHOWN = 200  # on a line
+_SECONDS_BETWEEN_LINES = 3.0
 
 
 class Monitor:
@@ -80,16 +54,12 @@ class Monitor:
         self._loader = loader
         self._live = sys.stderr.isatty() if live is None else live
         self._budget = budget
-        self._dataset = _dataset_of(loader)
-        self._cached = None if self._dataset is None else _cached_share(self._dataset)
+        self._facts = look_at(loader)
         self._watcher: Watcher | None = None
         self._recorder: Recorder | None = None
-        self._stopwatch: Callable[[], Stopwatch] = Stopwatch
-        self._ahead = _count_ahead(loader)
         self._begun = False
-        self._thread = threading.get_native_id()
         self._end = 0
-        self._starts: list[int] = []  # ns until the first batch of each epoch was there
+        self._first_batch: float | None = None
         self._next_line = 0.0
         self._shown = False
         self._evidence: Evidence | None = None
@@ -97,25 +67,30 @@ class Monitor:
         self.records: list[ThreadRecords] = []
 
     def __enter__(self) -> Self:
-        self._watcher = Watcher()
-        if self._dataset is not None:
+        datasets = self._facts.datasets
+        if self._watcher is not None:
+            raise UsageError("the monitor has been used: make another for the next loop")
+        if any(dataset.stopwatch is not Stopwatch for dataset in datasets):
+            raise UsageError("the dataset is watched already: leave the other monitor first")
+        if datasets:
             self._recorder = Recorder(self._budget)
-            self._stopwatch, self._dataset.stopwatch = self._dataset.stopwatch, self._recorder
+            for dataset in datasets:
+                dataset.stopwatch = self._recorder
+        self._watcher = Watcher()
         return self
 
     def __exit__(self, *_: object) -> None:
-        watcher, recorder = self._watcher, self._recorder
-        if watcher is not None:
-            watcher.close()
+        if self._watcher is not None:
+            self._watcher.close()
         self._read_records()
-        if recorder is not None and self._dataset is not None:
-            self._dataset.stopwatch = self._stopwatch
-            recorder.close()
+        for dataset in self._facts.datasets:
+            dataset.stopwatch = Stopwatch
+        if self._recorder is not None:
+            self._recorder.close()
             self._recorder = None
         if self._shown:
             sys.stderr.write("\n")
-        if watcher is not None and len(self.received) > 1:
-            self._evidence = self._observe(watcher)
+        self._evidence = self._observe()
 
     def __iter__(self) -> Iterator[Any]:
         if self._watcher is None:
@@ -158,6 +133,11 @@ class Monitor:
         """What limits the loop; raises as evidence does."""
         return judge(self.evidence)
 
+    @property
+    def seconds(self) -> float:
+        """That were observed so far, in the steady state."""
+        return (perf_counter_ns() - self.received[0].came) / 1e9 if self._begun else 0.0
+
     def __str__(self) -> str:
         evidence, verdict = self.evidence, self.verdict
         lines = [
@@ -169,33 +149,29 @@ class Monitor:
 
     def _note(self, batch: Received) -> None:
         """Remember a batch; what begins with the last of those that were made ahead is steady."""
-        if batch.number == 0:
-            self._starts.append(batch.came - batch.asked)
-        if not self._begun and (batch.number >= self._ahead or len(self._starts) > 1):
+        again = batch.number == 0 and self._first_batch is not None
+        if self._first_batch is None:
+            self._first_batch = (batch.came - batch.asked) / 1e9
+        if not self._begun and (batch.number >= self._facts.ahead or again):
             self._begun = True
             self.received.clear()
             if self._watcher is not None:
                 self._watcher.restart()
         self.received.append(batch)
 
-    @property
-    def seconds(self) -> float:
-        """That were observed so far, in the steady state."""
-        return (perf_counter_ns() - self.received[0].came) / 1e9 if self._begun else 0.0
-
     def _show(self) -> None:
         now = time.perf_counter()
-        if now < self._next_line or len(self.received) < 2:
+        if now < self._next_line or not self._begun or len(self.received) < 2:
             return
         self._next_line = now + _SECONDS_BETWEEN_LINES
-        rows = [*self.received][-200:]
+        rows = [*self.received][-_BATCHES_SHOWN:]
         seconds = (self._end - rows[0].came) / 1e9
         waiting = sum(row.came - row.asked for row in rows[1:]) / 1e9 / seconds
         rate = sum(row.samples for row in rows[1:]) / seconds
+        self._read_records()
         line = f"waiting {waiting:5.1%} of the time, {rate:,.0f} samples/s"
-        if self._watcher is not None:
-            self._read_records()
-            line += f"; {judge(self._observe(self._watcher)).short}"
+        if (evidence := self._observe()) is not None:
+            line += f"; {judge(evidence).short}"
         sys.stderr.write(f"\r{line[:79]:<79}")
         sys.stderr.flush()
         self._shown = True
@@ -204,43 +180,11 @@ class Monitor:
         if self._recorder is not None and self.received:
             self.records = self._recorder.read(since=self.received[0].came)
 
-    def _observe(self, watcher: Watcher) -> Evidence:
-        first, *rows = self.received
-        seconds = (self._end - first.came) / 1e9
-        kind, producers = watcher.producers()
-        if kind == "threads" and {one.thread for one in self.records} == {self._thread}:
-            kind, producers = "here", ()  # the others are OpenCV's
-        number = _count_producers(self._loader) or len(producers)
-        from_disk, sent, faults = watcher.moved() or (None, None, None)
-        steps = _count_steps(self._loader)
-        epoch = steps * seconds / len(rows) if steps else seconds
-        first_batch, *later = (start / 1e9 for start in self._starts)
-        starting = sum(later) / seconds if later else first_batch / (first_batch + epoch)
-        waits = [(row.came - row.asked) / 1e9 for row in rows]
-        return Evidence(
-            cores=count_cores(),
-            kind=kind,
-            producers=_with_filling(producers, self.records),
-            number=number if kind != "here" else 0,
-            seconds=seconds,
-            batches=len(rows),
-            samples=sum(row.samples for row in rows),
-            slices=_slices(first.came, self._end, rows),
-            waiting=sum(waits) / seconds,
-            receiving=sum(row.cpu for row in rows) / 1e9 / seconds,
-            ready=sum(wait < _AT_ONCE * seconds / len(rows) for wait in waits) / len(rows),
-            turns=_turns(rows, number if kind == "processes" else 0),
-            first_batch=first_batch,
-            starting=starting,
-            steps=steps,
-            lock_wait=watcher.lock_wait(),
-            cached=self._cached,
-            from_disk=from_disk,
-            sent=sent,
-            faults=faults,
-            memory=watcher.memory,
-            stages=stages_of(self.records),
-        )
+    def _observe(self) -> Evidence | None:
+        watcher, first, rows = self._watcher, self._first_batch, [*self.received]
+        if watcher is None or first is None or len(rows) < 2:
+            return None
+        return observe(rows, self._end, self._facts, self.records, watcher, first)
 
 
 def monitor(loader: Iterable[Any], *, live: bool | None = None, budget: float = _BUDGET) -> Monitor:
@@ -258,89 +202,3 @@ def monitor(loader: Iterable[Any], *, live: bool | None = None, budget: float = 
 
 
 _NOTHING = object()
-
-
-def count_samples(batch: Any) -> int:
-    """Samples in a batch: the length of its first entry that has one; 1 if none has."""
-    if isinstance(batch, Mapping):
-        batch = [batch["__key__"]] if "__key__" in batch else [*batch.values()]
-    entries = [batch] if hasattr(batch, "shape") else batch
-    if isinstance(entries, Sequence):
-        for entry in entries:
-            if hasattr(entry, "__len__") and not isinstance(entry, str | bytes):
-                try:
-                    return len(entry)
-                except TypeError:  # a tensor without dimensions
-                    continue
-    return 1
-
-
-def _dataset_of(loader: Any) -> ShardDataset | None:
-    """The dataset whose reading can be recorded, if it is one of shardio's."""
-    found = loader
-    for _ in range(3):  # DataLoader(Loader(dataset))
-        if isinstance(found, ShardDataset):
-            return found
-        if not isinstance(found, Loader | torch.utils.data.DataLoader):
-            return None
-        found = found.dataset
-    return None
-
-
-def _cached_share(dataset: ShardDataset) -> float | None:
-    """Of some of its shards."""
-    shards = dataset.catalog.shards
-    some = shards[:: max(len(shards) // _SHARDS_LOOKED_AT, 1)][:_SHARDS_LOOKED_AT]
-    shares = [cached_share(shard.path) for shard in some]
-    known = [share for share in shares if share is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _count_producers(loader: Any) -> int:
-    """Workers or threads, where the loader says; else 0."""
-    if isinstance(loader, Loader):
-        return loader.threads
-    return int(getattr(loader, "num_workers", 0))
-
-
-def _count_ahead(loader: Any) -> int:
-    """Batches that a loader makes before the first is asked for, or nearly so."""
-    if isinstance(loader, torch.utils.data.DataLoader):
-        return int(loader.num_workers * (loader.prefetch_factor or 0))
-    return _USUALLY_AHEAD
-
-
-def _count_steps(loader: Any) -> int | None:
-    try:
-        return len(loader)
-    except (TypeError, NotImplementedError):
-        return None
-
-
-def _slices(start: int, end: int, rows: Sequence[Received]) -> tuple[float, ...]:
-    """Samples per second in equal parts of the time."""
-    counts, width = [0] * _SLICES, (end - start) / _SLICES
-    for row in rows:
-        counts[min(int((row.came - start) / width), _SLICES - 1)] += row.samples
-    return tuple(count / width * 1e9 for count in counts)
-
-
-def _turns(rows: Sequence[Received], producers: int) -> tuple[float, ...]:
-    """Which share of the waiting was for each producer, as they take turns."""
-    waits = [0] * producers
-    for row in rows:
-        if producers:
-            waits[row.number % producers] += row.came - row.asked
-    total = max(sum(waits), 1)
-    return tuple(wait / total for wait in waits)
-
-
-def _with_filling(
-    producers: Sequence[Producer], records: Sequence[ThreadRecords]
-) -> tuple[Producer, ...]:
-    shares = filling_shares(records)
-    by_number: dict[int, float] = {}
-    for (process, thread), share in shares.items():
-        for number in (process, thread):
-            by_number[number] = max(by_number.get(number, 0.0), share)
-    return tuple(replace(one, filling=by_number.get(one.number)) for one in producers)

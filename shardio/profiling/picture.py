@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import textwrap
 from typing import TYPE_CHECKING
 
 from shardio.errors import UsageError
@@ -10,16 +12,25 @@ if TYPE_CHECKING:
     from shardio.profiling.profile import Profile
 
 
+def check_plotting() -> None:
+    """Refuse a chart where there is nothing to draw it with.
+
+    Raises:
+        UsageError: matplotlib is missing.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("--png needs matplotlib: pip install 'shardio[plot]'")
+
+
 def write_png(result: Profile, path: str) -> None:
     """Draw rates by threads and workers, predicted and measured, under the verdict.
 
     Raises:
         UsageError: matplotlib is missing, or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415  an extra
-    except ImportError as error:
-        raise UsageError("--png needs matplotlib: pip install 'shardio[plot]'") from error
+    check_plotting()
+    from matplotlib.figure import Figure  # noqa: PLC0415  an extra
+
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     for kind, name, colour in (
@@ -50,6 +61,4 @@ def write_png(result: Profile, path: str) -> None:
 
 
 def _wrapped(sentence: str) -> str:
-    import textwrap  # noqa: PLC0415
-
     return "\n".join(textwrap.wrap(sentence, 90))

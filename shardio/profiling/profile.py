@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from shardio.profiling.verdict import Verdict, judge
 _WARM_BYTES = 1 << 30
 _ALONE = Topology(kind="here")
 _KINDS: tuple[Kind, ...] = ("threads", "processes")
+_OF_THE_CORES = frozenset({"decode", "transform", "loader", "lock", "cores", "opencv"})
 _PREDICTED = (1, 2, 4, 8)
 _MACHINES = (2, 4, 8)  # times the cores of this one
 
@@ -92,7 +94,8 @@ class Profile:
         runs: in the order in which they were made; the first is the loop's own thread.
         best: position in runs of the one that the verdict is about.
         verdict: on it.
-        ceiling: samples per second that its bottleneck allows at most; None where none is known.
+        ceiling: samples per second that its bottleneck allows at most, at the speed that the
+            machine had then; None where none is known.
         storage: samples per second that storage could deliver.
         predictions: what was not run.
         baseline: another loader's name and run; None if none was asked for.
@@ -150,7 +153,9 @@ def profile(
     """
     catalog = open_catalog(settings.source)
     samples = sum(shard.samples for shard in catalog.shards)
-    _check(settings, samples, baseline, trace)
+    _check(settings, samples, trace)
+    if baseline is not None:
+        check_baseline(baseline, catalog.fields)
     _warm(catalog)
     cores = count_cores()
     child = _Child(settings, on_part or (lambda _: None))
@@ -169,6 +174,7 @@ def profile(
         workers = Topology(kind="processes", producers=cores)
         other = baseline, child.run(workers, baseline=baseline)
     stored = alone.evidence.stages.bytes if alone.evidence.stages else 0.0
+    verdict = advise(judge(seen), seen, parts, ceilings, settings)
     return Profile(
         settings=settings,
         cores=cores,
@@ -177,8 +183,8 @@ def profile(
         ceilings=ceilings,
         runs=tuple(runs),
         best=best,
-        verdict=advise(judge(seen), seen, parts, ceilings, settings),
-        ceiling=ceilings.decode_all,
+        verdict=verdict,
+        ceiling=_ceiling(verdict, ceilings, runs[best], stored),
         storage=(ceilings.cold or ceilings.warm) / stored if stored else None,
         predictions=_predictions(parts, runs),
         baseline=other,
@@ -233,16 +239,27 @@ class _Child:
         """
         command = [sys.executable, "-m", "shardio.profiling.run"]
         text = json.dumps({**request, "settings": asdict(self._settings)})
-        with subprocess.Popen(  # noqa: S603  our own module
-            [*command, text], stdout=subprocess.PIPE, text=True, start_new_session=True
-        ) as process:
+        with (
+            tempfile.TemporaryDirectory(prefix="shardio-profile-") as folder,
+            subprocess.Popen(  # noqa: S603  our own module
+                [*command, text],
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+                env={**os.environ, "TMPDIR": folder},
+            ) as process,
+        ):
             try:
                 output = process.communicate()[0]
             except BaseException:
                 os.killpg(process.pid, signal.SIGKILL)
                 raise
         last = output.rpartition("\n")[2]  # a transform or step may print
-        answer: dict[str, Any] = json.loads(last or '{"error": "the measuring process died"}')
+        if not last:
+            raise ShardioError(
+                f"the measuring process ended with code {process.returncode} and no result"
+            )
+        answer: dict[str, Any] = json.loads(last)
         if "error" in answer:
             raise ShardioError(answer["error"])
         self._done(1)
@@ -255,7 +272,7 @@ def count_parts(topologies: Sequence[Topology], baseline: str | None, trace: str
     return 2 + runs + (baseline is not None) + (trace is not None)
 
 
-def _check(settings: Settings, samples: int, baseline: str | None, trace: str | None) -> None:
+def _check(settings: Settings, samples: int, trace: str | None) -> None:
     """Refuse what cannot be measured, before anything is."""
     if not samples:
         raise UsageError(f"{settings.source}: the dataset has no samples to measure")
@@ -264,8 +281,6 @@ def _check(settings: Settings, samples: int, baseline: str | None, trace: str | 
             f"{settings.source}: the dataset has {samples:,} samples; pass --batch-size "
             f"{samples} or less"
         )
-    if baseline is not None:
-        check_baseline(baseline)
     for place in (settings.transform, settings.train):
         if place is not None:
             load_callable(place)
@@ -287,6 +302,18 @@ def check_writable(path: str) -> None:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from error
     if not existed:
         place.unlink()
+
+
+def _ceiling(verdict: Verdict, ceilings: Ceilings, run: Run, stored: float) -> float | None:
+    """What the named bottleneck alone would allow."""
+    batch = run.evidence.samples / run.evidence.batches
+    if verdict.bottleneck in {"storage", "cold"} and stored:
+        return (ceilings.cold or ceilings.warm) / stored
+    if verdict.bottleneck == "handover":
+        return ceilings.handover * batch
+    if verdict.bottleneck in _OF_THE_CORES and ceilings.decode_all:
+        return ceilings.decode_all * run.speed / ceilings.loop_all
+    return None
 
 
 def _best(runs: Sequence[Run], topologies: Sequence[Topology]) -> int:
@@ -314,7 +341,7 @@ def _predictions(parts: Parts, runs: Sequence[Run]) -> tuple[Prediction, ...]:
             for number in _PREDICTED
             if (kind, number) not in ran
         ]
-        for times in _MACHINES:
+        for times in _MACHINES if parts.cores > 1 else ():  # one core says nothing of several
             cores = times * parts.cores
             topology = Topology(kind=kind, producers=cores)
             found.append(_prediction(parts.with_cores(cores), topology))

@@ -12,7 +12,9 @@ import os
 import struct
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from time import perf_counter, perf_counter_ns, thread_time_ns
 from typing import Any, NamedTuple
@@ -23,7 +25,9 @@ from numpy.typing import NDArray
 from shardio.reading.times import StageTimes, Stopwatch
 
 _FORMAT = struct.Struct("=12q")
-_MOST_RECORDS = 1 << 16  # of a thread, 6 MB
+_MOST_RECORDS = 1 << 14  # of a thread, the last ones, 1.5 MB
+_MOST_FILES = 64  # that are read, the newest; each epoch may start threads
+_LEAST_DELAYED = 2_000_000  # ns; of shorter chunks asking for the delay takes too much
 _CHUNK, _SAMPLE = 1, 2
 _TRIALS = 200
 RECORD = np.dtype(
@@ -74,7 +78,10 @@ class Recorder:
         """A stopwatch for a chunk of this thread."""
         file = getattr(self._local, "file", None)
         if file is None or file.process != os.getpid():
-            file = self._local.file = _File(self._path, self._budget)
+            try:
+                file = self._local.file = _File(self._path, self._budget)
+            except OSError:  # the watching has ended, and workers go on
+                return Stopwatch()
         return _SampleWatch(file) if file.wants_samples() else _ChunkWatch(file)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -90,10 +97,12 @@ class Recorder:
             since: of perf_counter_ns; what began earlier is left out.
         """
         found = []
-        for path in sorted(self._path.iterdir()):
+        paths = sorted(self._path.iterdir(), key=lambda path: path.stat().st_ctime)
+        for path in paths[-_MOST_FILES:]:
             process, thread = map(int, path.name.split("-"))
             records = np.fromfile(path, RECORD)
             records = records[(records["kind"] > 0) & (records["start"] >= since)]
+            records = records[np.argsort(records["start"], kind="stable")]
             chunks, samples = (records[records["kind"] == kind] for kind in (_CHUNK, _SAMPLE))
             found.append(ThreadRecords(process, thread, chunks, samples))
         return found
@@ -108,6 +117,8 @@ class _File:
 
     def __init__(self, folder: Path, budget: float) -> None:
         self.process = os.getpid()
+        self.slow = True
+        self._schedule = -1
         thread = threading.get_native_id()
         path = folder / f"{self.process}-{thread}"
         with path.open("w+b") as stream:
@@ -115,12 +126,10 @@ class _File:
             self._memory = mmap.mmap(stream.fileno(), 0)
         self._records = 0
         self._budget = budget
-        self._cost = cost_of_recording()
+        self._cost, _ = costs_of_recording()
         self._every, self._until = 1, 0
-        try:
+        with suppress(OSError):
             self._schedule = os.open(f"/proc/self/task/{thread}/schedstat", os.O_RDONLY)
-        except OSError:
-            self._schedule = -1
 
     def __del__(self) -> None:
         if self._schedule >= 0 and self.process == os.getpid():
@@ -133,21 +142,22 @@ class _File:
 
     def heed(self, wall: int, samples: int) -> None:
         """Keep to the budget: so long did these samples take."""
+        self.slow = wall >= _LEAST_DELAYED
         if samples and wall:
             wanted = self._cost * 1e9 * samples / wall / self._budget
             self._every = max(1, round(wanted))
 
     def delay(self) -> int:
         """The run queue's delay of this thread so far."""
-        if self._schedule < 0:
+        if self._schedule < 0 or not self.slow:
             return 0
         return int(os.pread(self._schedule, 80, 0).split()[1])
 
     def write(self, *record: int) -> None:
-        """Add a record, unless the file is full."""
-        if self._records < _MOST_RECORDS:
-            _FORMAT.pack_into(self._memory, self._records * _FORMAT.size, *record)
-            self._records += 1
+        """Add a record, in place of the oldest if the file is full."""
+        at = self._records % _MOST_RECORDS
+        _FORMAT.pack_into(self._memory, at * _FORMAT.size, *record)
+        self._records += 1
 
 
 class _ChunkWatch(Stopwatch):
@@ -218,14 +228,13 @@ class _SampleWatch(_ChunkWatch):
         self._cpu[stage] += self._last_cpu - last
 
 
-def cost_of_recording() -> float:
-    """Seconds that recording a sample adds, measured once in a process."""
-    if not _costs:
-        _costs.extend(_measure_cost())
-    return _costs[0]
-
-
-_costs: list[float] = []
+@cache
+def costs_of_recording() -> tuple[float, float]:
+    """Seconds that recording a sample adds, and a chunk; measured once in a process."""
+    nowhere = _Nowhere()
+    seconds = [_time_samples(watch) for watch in (_SampleWatch(nowhere), Stopwatch())]
+    chunk = _time_chunks(lambda: _ChunkWatch(nowhere)) - _time_chunks(Stopwatch)
+    return max(seconds[0] - seconds[1], 1e-7), max(chunk, 1e-7)
 
 
 class _Nowhere(_File):
@@ -233,6 +242,7 @@ class _Nowhere(_File):
 
     def __init__(self) -> None:
         self.process, self._schedule, self._records = os.getpid(), -1, 0
+        self.slow, self._budget, self._cost = False, 1.0, 0.0
         self._memory = mmap.mmap(-1, _FORMAT.size)
 
     def write(self, *record: int) -> None:
@@ -240,10 +250,14 @@ class _Nowhere(_File):
         _FORMAT.pack_into(self._memory, 0, *record)
 
 
-def _measure_cost() -> Iterator[float]:
-    nowhere = _Nowhere()
-    seconds = [_time_samples(watch) for watch in (_SampleWatch(nowhere), Stopwatch())]
-    yield max(seconds[0] - seconds[1], 1e-7)
+def _time_chunks(make: Callable[[], Stopwatch]) -> float:
+    best = float("inf")
+    for _ in range(3):
+        start = perf_counter()
+        for _ in range(_TRIALS):
+            make().finish()
+        best = min(best, (perf_counter() - start) / _TRIALS)
+    return best
 
 
 def _time_samples(watch: Stopwatch) -> float:

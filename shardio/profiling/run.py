@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -12,7 +14,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from shardio.errors import ShardioError
+from shardio.errors import ShardioError, UsageError
 from shardio.plan.samples import Samples
 from shardio.profiling.baseline import open_baseline
 from shardio.profiling.ceilings import loop_speed, measure_ceilings
@@ -28,6 +30,7 @@ _MOST_SAMPLES_PER_SECOND = 200_000
 _BUDGET = 0.02  # of the reading, for recording
 _PART = 0.25  # of a run: as long as each limit is measured, and the speed before and after
 _MOST_POINTS = 300  # of the waiting over time
+_SECONDS_BETWEEN_LOOKS = 0.5  # for the parent
 _LEAST_GROUPED = 8  # batches; workers take turns, which is no news
 
 
@@ -56,8 +59,6 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 def _run(settings: Settings, topology: Topology, request: dict[str, Any]) -> dict[str, Any]:
     dataset = _open(settings)
     steps = len(dataset)
-    if settings.cold:
-        drop_from_cache([shard.path for shard in dataset.catalog.shards])
     step = _step(settings)
     loader: Iterable[Any]
     if request.get("baseline"):
@@ -67,6 +68,8 @@ def _run(settings: Settings, topology: Topology, request: dict[str, Any]) -> dic
     cores = 1 if topology.kind == "here" else count_cores()
     beside = _PART * settings.seconds
     speed = loop_speed(dataset, cores, beside)
+    if settings.cold and not drop_from_cache([shard.path for shard in dataset.catalog.shards]):
+        raise UsageError("the shards cannot be dropped from the page cache here; leave out --cold")
     with Monitor(loader, live=False, budget=_BUDGET) as seen:
         for batch in seen:
             step(batch)
@@ -117,7 +120,16 @@ def _loader(dataset: ShardDataset, topology: Topology) -> Iterable[Any]:
 
 def _step(settings: Settings) -> Callable[[Any], object]:
     if settings.train is not None:
-        return load_callable(settings.train)
+        train, place = load_callable(settings.train), settings.train
+
+        def step(batch: Any) -> None:
+            try:
+                train(batch)
+            except Exception as error:
+                kind = type(error).__name__
+                raise UsageError(f"{place} raised {kind} for a batch: {error}") from error
+
+        return step
     seconds = settings.step_ms / 1e3
     return (lambda _: time.sleep(seconds)) if seconds else (lambda _: None)
 
@@ -133,7 +145,14 @@ def _waits(seen: Monitor) -> list[tuple[float, float]]:
     return points
 
 
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     try:
         found = answer(json.loads(sys.argv[1]))
     except ShardioError as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 from shardio.errors import UsageError
 from shardio.profiling.evidence import Kind
 
+IMAGES = "jpg", "jpeg", "png", "webp", "bmp"
+"""Fields of pictures that other loaders decode."""
 BASELINES = ("webdataset",)
 """Other loaders that run on the same shards."""
 
@@ -81,8 +85,9 @@ def load_callable(place: str) -> Callable[..., Any]:
         raise UsageError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        with redirect_stdout(sys.stderr):  # standard output is for results
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
         raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     found = getattr(module, name, None)
     if not callable(found):
@@ -90,11 +95,17 @@ def load_callable(place: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def check_baseline(name: str) -> None:
-    """Refuse what is no baseline.
+def check_baseline(name: str, fields: Iterable[str]) -> None:
+    """Refuse what is no baseline, and what it cannot read.
+
+    Args:
+        name: of the baseline.
+        fields: of the dataset.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: there is none of that name, or no picture for it to decode.
     """
+    if not set(IMAGES) & set(fields):
+        raise UsageError(f"the baseline decodes pictures ({', '.join(IMAGES)}); here are none")
     if name not in BASELINES:
         raise UsageError(f"there is no baseline {name!r}; there is {', '.join(BASELINES)}")

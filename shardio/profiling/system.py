@@ -29,10 +29,6 @@ class Use(NamedTuple):
     cpu: int
     delay: int
 
-    def since(self, before: Use) -> Use:
-        """What was added."""
-        return Use(self.cpu - before.cpu, self.delay - before.delay)
-
 
 def count_cores() -> int:
     """Cores that this process may use."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shardio.errors import UsageError
-from shardio.profiling.loop import Received
+from shardio.profiling.observing import Received
 from shardio.profiling.records import ThreadRecords
 
 _STAGES = "read", "decode", "transform"

@@ -99,7 +99,7 @@ def _start(seen: Evidence) -> Verdict | None:
     steps = f" of {seen.steps} steps" if seen.steps else ""
     changes = [Change(text="shardio.Loader starts in a fraction of workers' time", gain=None)]
     after = judge(replace(seen, starting=0.0)).short
-    if seen.kind == "processes":
+    if seen.restarts:
         keep = Change(text="persistent_workers=True keeps workers over epochs", gain=None)
         changes.insert(0, keep)
     return Verdict(
@@ -258,7 +258,7 @@ def _lock(seen: Evidence) -> Verdict | None:
 def _prefetch(seen: Evidence) -> Verdict | None:
     if seen.kind == "here" or not seen.producers or seen.stages is None:
         return None
-    filling = sum(_filling(one) for one in seen.producers) / seen.number
+    filling = sum(_filling(one) for one in seen.producers) / len(seen.producers)
     working = 1 - seen.waiting
     if filling > 1 - _IDLE or seen.waiting < 2 * _WAITS_LITTLE or working < 2 * _WAITS_LITTLE:
         return None

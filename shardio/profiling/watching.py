@@ -113,6 +113,20 @@ class Watcher:
         ]
         return ("threads", tuple(found)) if found else ("here", ())
 
+    def producers_of_kind(self, kind: Kind) -> tuple[Producer, ...]:
+        """What makes batches, where the loader says what that is; also those that hardly run."""
+        if kind == "here":
+            return ()
+        found, producers = self.producers()
+        if found == kind:
+            return producers
+        return ()
+
+    def own_share(self) -> float:
+        """Share of a core that the looking took."""
+        seen = self._threads.get((self._pid, self._thread.native_id or 0))
+        return seen.shares()[0] if seen else 0.0
+
     def _watch(self) -> None:
         while not self._stop.is_set():
             now = time.perf_counter()

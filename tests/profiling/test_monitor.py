@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 import shardio
 from shardio.profiling import monitor
-from shardio.profiling.loop import count_samples
+from shardio.profiling.loaders import count_samples
 from shardio.reading.times import Stopwatch
 
 

@@ -61,6 +61,8 @@ def seen(**changes: Any) -> Evidence:
         "turns": (),
         "first_batch": 0.1,
         "starting": 0.01,
+        "restarts": False,
+        "watching": 0.001,
         "steps": 10_000,
         "lock_wait": 0.0001,
         "cached": 1.0,
