@@ -122,7 +122,7 @@ def _handover(seen: Evidence) -> Verdict | None:
         what = f"its own thread needs {per_batch:,.1f} ms to receive a batch"
     elif sent >= _SENDS_MUCH:
         what = f"they write {sent / 1e6:,.0f} MB/s to a pipe"
-    elif faults * _SECONDS_OF_A_FAULT >= _FAULTS_MUCH * cpu:
+    elif faults * _SECONDS_OF_A_FAULT >= _FAULTS_MUCH * max(cpu, _BUSY):
         what = f"they put batches into {faults:,.0f} new pages of memory a second"
     else:
         return None

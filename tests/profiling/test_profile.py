@@ -24,6 +24,10 @@ from shardio.profiling.system import cached_share, drop_from_cache, tree_memory
 QUICK = ("--seconds", "0.4", "--size", "16")
 
 
+def fail(_: object) -> None:
+    raise KeyError("mine")
+
+
 def run(*arguments: object) -> Any:
     command = [sys.executable, "-m", "shardio", "profile", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -196,6 +200,8 @@ def test_a_users_transform_and_step_are_measured(packed: Path, tmp_path: Path) -
         (["--trace", "/proc/nothing"], r"/proc/nothing cannot be written"),
         (["--transform", "nothing.py:f"], r"nothing\.py:f: give FILE:NAME"),
         (["--train", f"{__file__}:nothing"], r"has no callable 'nothing'"),
+        (["--train", f"{__file__}:fail"], r"test_profile\.py:fail raised KeyError for a batch"),
+        (["--transform", f"{__file__}:fail"], r"the transform raised KeyError"),
         (["--batch-size", "601"], r"has 600 samples; pass --batch-size 600 or less"),
     ],
 )
@@ -208,8 +214,37 @@ def test_what_cannot_be_done_is_one_sentence(
     assert "Traceback" not in done.stderr
 
 
+def test_shards_are_dropped_from_the_cache_right_before_a_cold_run(packed: Path) -> None:
+    os.sync()
+    done = run(packed, *QUICK, "--workers", "0", "--cold", "--json")
+    if "cannot be dropped" in done.stderr:
+        pytest.skip("the file system keeps them")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["runs"][0]["evidence"]["cached"] < 0.5
+
+
+def test_a_module_that_prints_does_not_get_into_the_results(packed: Path, tmp_path: Path) -> None:
+    code = tmp_path / "mine.py"
+    code.write_text("print('noise')\ndef step(batch):\n    print('more')\n")
+    done = run(packed, *QUICK, "--workers", "0", "--train", f"{code}:step", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["settings"]["train"]
+    code.write_text("import sys\nsys.exit(5)\n")
+    done = run(packed, *QUICK, "--train", f"{code}:step")
+    assert done.returncode == 1
+    assert "mine.py cannot be imported: SystemExit" in done.stderr
+
+
+def test_no_baseline_without_pictures(tmp_path: Path) -> None:
+    samples = [{"txt": b"some", "cls": 0} for _ in range(100)]
+    shardio.pack(samples, tmp_path / "out", shards=1)
+    done = run(tmp_path / "out", *QUICK, "--baseline", "webdataset")
+    assert done.returncode == 1
+    assert "the baseline decodes pictures" in done.stderr
+
+
 def test_wrong_usage_has_its_own_exit_code(packed: Path) -> None:
-    for arguments in (["--baseline", "nothing"], ["--workers", "two"], ["--threads", "-1"]):
+    for arguments in (["--baseline", "nothing"], ["--workers", "two"], ["--threads", "0"]):
         done = run(packed, *arguments)
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
