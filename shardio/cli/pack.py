@@ -107,8 +107,8 @@ def pack(src: str, out: str, as_json: bool, **options: Any) -> None:
 
     SRC has one subfolder a class, or is flat for images without labels; or it is a folder of
     tars, whose members are taken as they are, or of TFRecord files (also one or a pattern). OUT is
-    a new or empty folder outside SRC. A pack that was interrupted is finished by the same command
-    again.
+    a folder outside SRC, new or without shards. A pack that was interrupted is finished by the
+    same command again.
     """
     shown: AbstractContextManager[Any] = nullcontext() if as_json else progress_bar("packing")
     with shown as progress:

@@ -124,6 +124,8 @@ def profile(
     PATH is a packed folder, or anything else that shardio reads. The machine's limits are
     measured first, then some loaders; others are predicted. The machine should be idle.
     """
+    if settings["step_ms"] and settings["train"]:
+        raise click.UsageError("--step-ms and --train exclude each other: give one")
     for report in filter(None, (html, png)):
         check_writable(report)
     if png is not None:

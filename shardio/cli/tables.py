@@ -51,7 +51,7 @@ def _facts(result: Profile) -> Padding:
         facts.append(f"{best.evidence.rate / result.ceiling:.0%} of its ceiling")
     facts.append(f"{best.evidence.ready:.0%} of its batches were ready when asked for")
     if verdict.rate_without:
-        facts.append(f"without it {verdict.rate_without:,.0f} samples/s")
+        facts.append(f"{verdict.rate_without:,.0f} samples/s if it were removed")
     if result.needed is not None:
         waits = f"the step waits {best.evidence.waiting:.1%} of the time"
         if best.predicted is not None:
@@ -126,7 +126,7 @@ def _stages(stages: Stages) -> Table:
     table.add_row("of it for a core", f"{stages.delay:,.1f}", "", "", "", "")
     table.add_row("of it for the lock", f"{stages.lock:,.1f}", "", "", "", "")
     table.caption = (
-        f"{stages.bytes / 1e3:,.1f} KB a sample; {stages.recorded:.0%} of the samples were "
+        f"{stages.bytes / 1e3:,.1f} kB a sample; {stages.recorded:.0%} of the samples were "
         f"recorded, which took {stages.overhead:.1%} of the time"
     )
     return table

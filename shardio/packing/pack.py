@@ -33,7 +33,7 @@ def pack(
             tf.train.Example messages (a folder of them, one, a glob or a pattern); numbers and
             texts that are no field of their own go into the field json. Or an iterable of
             samples, mappings from fields to bytes, paths or values, with their "__key__".
-        out: a new or empty folder for the shards.
+        out: a folder without shards for the shards.
         options: as keywords; PackOptions says what each means.
 
     Raises:

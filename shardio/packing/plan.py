@@ -172,7 +172,12 @@ def plan_shards(
         elif shape.samples_per_shard is not None:
             pieces = np.array_split(order, -(-len(order) // shape.samples_per_shard))
         else:
-            limit = max((shape.shard_size or 0) - len(END_OF_ARCHIVE), 1)
+            limit = (shape.shard_size or 0) - len(END_OF_ARCHIVE)
+            if len(order) and limit < (least := int(sizes[order].min())):
+                raise PackError(
+                    f"no sample fits into shards of {shape.shard_size:,} bytes: the smallest takes "
+                    f"{least + len(END_OF_ARCHIVE):,}; give a larger --shard-size"
+                )
             pieces = _cut_by_size(order, sizes[order], limit)
         planned += [
             PlannedShard(part=name, name=SHARD_PATTERN.replace("*", f"{i:06d}"), numbers=piece)

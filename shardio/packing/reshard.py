@@ -22,7 +22,7 @@ def reshard(source: Source, out: str | PathLike[str], options: ReshardOptions) -
 
     Args:
         source: a packed folder, tars, a pattern, or a list of these, which are merged.
-        out: a new or empty folder.
+        out: a folder without shards.
         options: as keywords; ReshardOptions says what each means.
 
     Raises:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from shardio.profiling.evidence import Evidence, Kind
 from shardio.profiling.limits import Ceilings
 from shardio.profiling.model import Parts, predict
 from shardio.profiling.settings import Settings
-from shardio.profiling.verdict import LESS_TO_DECODE, Change, Verdict
+from shardio.profiling.verdict import LESS_TO_DECODE, ONE_A_CORE, Change, Verdict
 
 _PACK = "shardio pack"
 _LEAST_GAIN = 1.05
@@ -20,7 +20,12 @@ _PLACE_BOUND = frozenset({"step", "start", "worker", "storage", "cold"})
 
 
 def advise(
-    verdict: Verdict, seen: Evidence, parts: Parts, ceilings: Ceilings, settings: Settings
+    verdict: Verdict,
+    seen: Evidence,
+    parts: Parts,
+    ceilings: Ceilings,
+    settings: Settings,
+    measured: Mapping[tuple[Kind, int], float],
 ) -> Verdict:
     """Add storage's rate to a verdict's sentence, and what the model expects of changes.
 
@@ -30,11 +35,12 @@ def advise(
         parts: of the loader and machine.
         ceilings: of the machine.
         settings: of the run.
+        measured: samples per second of other runs, by kind and number of producers.
     """
-    changes = [*verdict.changes]
+    changes = [change for change in verdict.changes if ONE_A_CORE not in change.text]
     if verdict.bottleneck not in _PLACE_BOUND:
         known = {change.text for change in changes}
-        added = [*_topologies(seen, parts), *_packing(verdict, parts, ceilings, settings)]
+        added = [*_topologies(seen, parts, measured), *_packing(verdict, parts, ceilings, settings)]
         changes += [change for change in added if change.text not in known]
         if any(change.text.startswith(_PACK) for change in added):
             changes = [change for change in changes if change.text not in LESS_TO_DECODE]
@@ -49,14 +55,17 @@ def advise(
     return replace(verdict, sentence=sentence, changes=tuple(changes))
 
 
-def _topologies(seen: Evidence, parts: Parts) -> Iterator[Change]:
+def _topologies(
+    seen: Evidence, parts: Parts, measured: Mapping[tuple[Kind, int], float]
+) -> Iterator[Change]:
     kinds: tuple[tuple[Kind, str], ...] = (
         ("threads", f"shardio.Loader with {parts.cores} threads"),
         ("processes", f"DataLoader with {parts.cores} workers"),
     )
     for kind, text in kinds:
         if kind != seen.kind or seen.number < parts.cores:
-            yield Change(text=text, gain=predict(parts, kind, parts.cores) / seen.rate)
+            rate = measured.get((kind, parts.cores)) or predict(parts, kind, parts.cores)
+            yield Change(text=text, gain=rate / seen.rate)
     if seen.kind != "here":
         cores = 2 * parts.cores
         gain = predict(parts.with_cores(cores), seen.kind, cores) / seen.rate

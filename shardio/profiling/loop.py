@@ -139,6 +139,8 @@ class Monitor:
         return (perf_counter_ns() - self.received[0].came) / 1e9 if self._begun else 0.0
 
     def __str__(self) -> str:
+        if self._evidence is None:
+            return "the monitor has seen too little to tell what limits the loop"
         evidence, verdict = self.evidence, self.verdict
         lines = [
             verdict.sentence,

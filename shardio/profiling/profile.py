@@ -174,7 +174,8 @@ def profile(
         workers = Topology(kind="processes", producers=cores)
         other = baseline, child.run(workers, baseline=baseline)
     stored = alone.evidence.stages.bytes if alone.evidence.stages else 0.0
-    verdict = advise(judge(seen), seen, parts, ceilings, settings)
+    rates = {(run.topology.kind, run.topology.producers): run.evidence.rate for run in runs}
+    verdict = advise(judge(seen), seen, parts, ceilings, settings, rates)
     return Profile(
         settings=settings,
         cores=cores,

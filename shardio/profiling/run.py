@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from shardio.errors import ShardioError, UsageError
@@ -51,6 +52,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     settings = Settings(**request["settings"])
     # More workers than cores are measured to show what they cost.
     warnings.filterwarnings("ignore", "This DataLoader will create")
+    torch.set_num_threads(1)  # as in workers; and a fork of torch's own threads would hang
     if "topology" not in request:
         return measure_ceilings(_open(settings), _PART * settings.seconds)
     return _run(settings, Topology(**request["topology"]), request)

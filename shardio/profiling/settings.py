@@ -78,8 +78,10 @@ def load_callable(place: str) -> Callable[..., Any]:
         UsageError: the file cannot be imported, or has no such callable.
     """
     path, colon, name = place.rpartition(":")
-    if not colon or not Path(path).is_file():
+    if not colon:
         raise UsageError(f"{place}: give FILE:NAME, a Python file and a callable in it")
+    if not Path(path).is_file():
+        raise UsageError(f"{place}: there is no file {path}")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{path} is no Python file")

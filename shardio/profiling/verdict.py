@@ -29,6 +29,7 @@ _THREAD_BUSY = 0.1  # share of the time
 _LOCK_HELD_LONG = 0.002  # seconds; half the interpreter's switch interval
 
 
+ONE_A_CORE = "one a core"
 LESS_TO_DECODE = ("--resize at packing, or --store raw for small pictures: less to decode",)
 """Advice for those whose pictures are not known."""
 
@@ -326,7 +327,7 @@ def _more(seen: Evidence) -> tuple[Change, ...]:
     number = max(seen.number, 1)
     if number >= seen.cores:
         return ()
-    text = f"{seen.cores} {'threads' if seen.kind == 'here' else _name(seen)}, one a core"
+    text = f"{seen.cores} {'threads' if seen.kind == 'here' else _name(seen)}, {ONE_A_CORE}"
     return (Change(text=text, gain=seen.cores / number),)
 
 

@@ -231,7 +231,10 @@ class Batch:
         if self._delivery.missing_ok:
             self._missing = missing
         elif missing:
-            error = CodecError(f"the sample has no such field, wanted for {missing[0]!r}")
+            error = CodecError(
+                f"the sample has no such field, wanted for {missing[0]!r}; name in fields= those "
+                "that all samples have, or read samples without batch_size"
+            )
             wanted = ";".join(self._delivery.fields[missing[0]])
             raise self._located(error, shard, sample, wanted)
         return stored

@@ -198,7 +198,7 @@ def test_a_users_transform_and_step_are_measured(packed: Path, tmp_path: Path) -
     [
         (["--html", "no/such/folder/a.html"], r"a\.html cannot be written: No such file"),
         (["--trace", "/proc/nothing"], r"/proc/nothing cannot be written"),
-        (["--transform", "nothing.py:f"], r"nothing\.py:f: give FILE:NAME"),
+        (["--transform", "nothing.py:f"], r"nothing\.py:f: there is no file nothing\.py"),
         (["--train", f"{__file__}:nothing"], r"has no callable 'nothing'"),
         (["--train", f"{__file__}:fail"], r"test_profile\.py:fail raised KeyError for a batch"),
         (["--transform", f"{__file__}:fail"], r"the transform raised KeyError"),
@@ -233,6 +233,17 @@ def test_a_module_that_prints_does_not_get_into_the_results(packed: Path, tmp_pa
     done = run(packed, *QUICK, "--train", f"{code}:step")
     assert done.returncode == 1
     assert "mine.py cannot be imported: SystemExit" in done.stderr
+
+
+def test_a_transform_with_threads_of_torch_does_not_hang(packed: Path, tmp_path: Path) -> None:
+    code = tmp_path / "mine.py"
+    code.write_text(
+        "import torch\ndef grow(image):\n"
+        "    return torch.nn.functional.interpolate(image[None].float(), size=(96, 96))[0]\n"
+    )
+    done = run(packed, *QUICK, "--transform", f"{code}:grow", "--threads", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["verdict"]["bottleneck"] in {"transform", "start"}
 
 
 def test_no_baseline_without_pictures(tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def test_no_prediction_exceeds_what_the_cores_or_one_more_producer_could_do(
 
 def advice(evidence: Evidence, **changes: Any) -> Verdict:
     settings = Settings(source="out")
-    return advise(judge(evidence), evidence, parts(), limits(**changes), settings)
+    return advise(judge(evidence), evidence, parts(), limits(**changes), settings, {})
 
 
 def test_advice_says_what_storage_could_deliver_and_orders_changes_by_gain() -> None:

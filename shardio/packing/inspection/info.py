@@ -196,6 +196,8 @@ def _look_through(
     found = {name: _Contents(catalog.classes) for name, catalog in catalogs.items()}
     for name, catalog in catalogs.items():
         for entry in catalog.shards:
+            if not _is_whole(entry):
+                entry.open_file()  # raises what is wrong
             index = entry.load_index()
             found[name].add(entry, index)
             if finder is not None:
@@ -203,6 +205,14 @@ def _look_through(
             if done is not None:
                 done(1)
     return found
+
+
+def _is_whole(entry: ShardEntry) -> bool:
+    """Whether the shard has the size that its index expects; on slow storage opening takes long."""
+    try:
+        return Path(entry.path).stat().st_size == entry.size
+    except OSError:
+        return False
 
 
 class _Contents:

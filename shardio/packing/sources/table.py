@@ -207,8 +207,12 @@ def open_table(
     chosen = tuple(map(_parse_path_column, paths)) or _default_paths(path, present)
     if label is None and with_labels:
         label = next((name for name in _LABELS if name in present), None)
-        if label is None and classes is not None:
-            raise UsageError(f"{path}: which column holds the labels? Name it (--label-column)")
+        others = set(present) - {column for _, column in chosen} - {key}
+        if label is None and (classes is not None or others):
+            raise UsageError(
+                f"{path}: which column holds the labels? It has {', '.join(present)}; name it "
+                "(--label-column), or pack without labels (--no-labels)"
+            )
     if not with_labels and label is not None:
         raise UsageError("a column of labels is named, and no labels shall be packed")
     for column in (*(column for _, column in chosen), label, key):
