@@ -95,7 +95,8 @@ def _starting(
     rows: Sequence[Received], seconds: float, facts: LoaderFacts, first_batch: float
 ) -> float:
     """Which share of an epoch passes before its first batch, beyond what any batch waits for."""
-    waits = [(row.came - row.asked) / 1e9 for row in rows if row.number]
+    steady = max(facts.ahead, 1)
+    waits = [(row.came - row.asked) / 1e9 for row in rows if row.number >= steady]
     usual = sum(waits) / len(waits) if waits else 0.0
     starts = [(row.came - row.asked) / 1e9 for row in rows if not row.number]
     if starts:

@@ -73,6 +73,7 @@ class Recorder:
         self._path = Path(self._folder.name)
         self._budget = budget
         self._local = threading.local()
+        costs_of_recording()  # here, and not in each worker
 
     def __call__(self) -> Stopwatch:
         """A stopwatch for a chunk of this thread."""

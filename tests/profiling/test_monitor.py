@@ -58,10 +58,10 @@ def test_batches_pass_unchanged_and_the_parts_of_a_samples_time_add_up(
     threads = {"here": 1, "threads": 2, "processes": 2}[kind]
     whole = sum(part.wall for part in parts) + stages.outside + stages.waiting
     recorded = whole * evidence.samples / 1e6
-    assert recorded == pytest.approx(threads * evidence.seconds, rel=0.3)  # but for both ends
+    assert recorded == pytest.approx(threads * evidence.seconds, rel=0.45)  # but for both ends
     if kind == "here":
         filling = sum(part.wall for part in parts) * evidence.samples / 1e6
-        assert 0.7 < filling / (evidence.waiting * evidence.seconds) < 1.05
+        assert 0.4 < filling / (evidence.waiting * evidence.seconds) < 1.05
     assert 100 < stages.bytes < 1000
     assert stages.recorded > 0.5
     assert 0 < stages.overhead < 0.5

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bottlenecks import make_pictures, photos
+from bottlenecks import make_pictures, photos, several
 from torch.utils.data import DataLoader
 
 import shardio
@@ -56,7 +56,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         out = Path(work) / "out"
         source = options.photos or make_pictures(Path(work) / "pictures")
-        shardio.pack(source, out, shards=8)
+        shardio.pack(several(source, Path(work) / "source"), out, shards=8)
         for kind in ("threads", "processes"):
             ratios: dict[str, list[float]] = {name: [] for name in BUDGETS}
             for _ in range(options.rounds):
