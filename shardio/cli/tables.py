@@ -25,7 +25,7 @@ def show_profile(result: Profile) -> None:
     console.print(_predictions(result))
     if best.evidence.stages is not None:
         console.print(f"A sample in {best.topology}, in µs:")
-        console.print(_stages(best.evidence.stages))
+        console.print(_stages(best.evidence.stages, best.evidence.watching))
     console.print("The limits of this machine with these shards:")
     console.print(_limits(result))
     settings = result.settings
@@ -107,7 +107,7 @@ def _predictions(result: Profile) -> Table:
     return table
 
 
-def _stages(stages: Stages) -> Table:
+def _stages(stages: Stages, watching: float) -> Table:
     table = _table("stage", "wall", "CPU", "p50", "p99", "share")
     for name in ("read", "decode", "transform", "batch"):
         part = getattr(stages, name)
@@ -127,7 +127,8 @@ def _stages(stages: Stages) -> Table:
     table.add_row("of it for the lock", f"{stages.lock:,.1f}", "", "", "", "")
     table.caption = (
         f"{stages.bytes / 1e3:,.1f} kB a sample; {stages.recorded:.0%} of the samples were "
-        f"recorded, which took {stages.overhead:.1%} of the time"
+        f"recorded, which took {stages.overhead:.1%} of the time; watching took {watching:.1%} "
+        "of a core"
     )
     return table
 

@@ -44,7 +44,7 @@ _PIECE = 1 << 20
 _MOST_READ = 256 << 20
 _COPIED = 64 << 20
 _BATCHES_SKIPPED = 8
-_HANDOFFS = 1000
+_HANDOFFS = 300
 
 Stored = list[FieldBytes | None]
 MakeColumns = Callable[[], dict[str, Column]]
@@ -76,7 +76,6 @@ def measure_ceilings(dataset: ShardDataset, seconds: float) -> dict[str, Any]:
             warm=warm,
             **_rates(dataset, stored, columns, seconds),
             copy=_copy(),
-            handoff=_hand_on(),
             **_hand_over(next(iter(dataset.replace(shuffle=False))), seconds),
             to_device=_to_device() if torch.cuda.is_available() else None,
             side=_side(stored),
@@ -101,6 +100,7 @@ def _rates(
     for _ in range(_ROUNDS):
         one, every = (loop_speed(dataset, number, turn) for number in (1, cores))
         found["one"].append(one)
+        found["handoff"].append(_hand_on())
         found["speedup"].append(every / one)
         if cores > 1:
             apart = every if cores == _PAIR else loop_speed(dataset, _PAIR, turn)
@@ -111,6 +111,7 @@ def _rates(
     one = median(found["one"])
     rates: dict[str, Any] = {
         "loop_one": one,
+        "handoff": median(found["handoff"]),
         "loop_all": one * median(found["speedup"]),
         "sharing": max(median(found["sharing"] or [0.0]), 0.0),
         "loop_threads": median(found["threads"]) if found["threads"] else None,

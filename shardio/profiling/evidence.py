@@ -126,7 +126,7 @@ class Evidence:
         sent: bytes per second that workers wrote, to pipes above all; None likewise.
         faults: pages per second of new memory in workers; None likewise.
         memory: the most bytes that the process and its children were seen to hold themselves, with
-            a look every few seconds; None likewise.
+            a look after a second and then every half minute; None likewise.
         watching: share of a core that looking at the processes took.
         stages: of a sample; None where they are not recorded.
     """

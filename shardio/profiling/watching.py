@@ -13,8 +13,8 @@ from shardio.profiling.evidence import Kind, Producer
 from shardio.profiling.system import Moved, Use, bytes_moved, descendants, thread_uses, tree_memory
 
 _LEAST_BETWEEN, _MOST_BETWEEN = 0.1, 1.0  # seconds from look to look; at first they are denser
-_LOOKS_BETWEEN_MEMORY = 5  # adding up the pages of processes takes the kernel 20 ms
-_SECONDS_BETWEEN_TRIALS = 0.02
+_LOOKS_BETWEEN_MEMORY = 30  # adding up the pages of processes takes the kernel 20 ms
+_SECONDS_BETWEEN_TRIALS = 0.1
 _LEAST_CPU = 0.005  # share of the time; who runs less makes no batches
 _LEAST_OF_PROCESS = 0.05
 
