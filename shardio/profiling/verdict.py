@@ -171,7 +171,7 @@ def _cores(seen: Evidence) -> Verdict | None:
         short=f"{seen.cores} cores limit",
         rate_without=seen.rate * number / seen.cores,
         changes=(
-            Change(text=f"take {seen.cores} {_name(seen)}: less memory, no slower", gain=1.0),
+            Change(text=f"take {seen.cores} {_name(seen)}: less memory, no slower", gain=None),
             Change(text=f"a machine with {number} cores", gain=number / seen.cores),
         ),
     )

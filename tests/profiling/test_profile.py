@@ -243,7 +243,7 @@ def test_a_transform_with_threads_of_torch_does_not_hang(packed: Path, tmp_path:
     )
     done = run(packed, *QUICK, "--transform", f"{code}:grow", "--threads", "1", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["verdict"]["bottleneck"] in {"transform", "start"}
+    assert all(one["evidence"]["samples"] > 0 for one in json.loads(done.stdout)["runs"])
 
 
 def test_no_baseline_without_pictures(tmp_path: Path) -> None:
