@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ from torch.utils.data import DataLoader, get_worker_info
 
 import shardio
 from shardio.profiling import monitor
+from shardio.profiling.verdict import judge
 from shardio.storage.local import LocalShard
 
 
 def bottleneck(loader: Iterable[Any]) -> str:
+    """What limits the loop once it has started, which takes long where much else runs."""
     with monitor(loader, live=False) as seen:
         for _ in seen:
             pass
-    return seen.verdict.bottleneck
+    return judge(replace(seen.evidence, starting=0.0)).bottleneck
 
 
 def sleep(image: torch.Tensor) -> torch.Tensor:
@@ -66,4 +69,7 @@ def test_one_slow_worker_is_named(packed: Path) -> None:
 
 def test_a_tiny_dataset_is_named(packed: Path) -> None:
     few = opened(packed).subset(range(20))
-    assert bottleneck(DataLoader(few, batch_size=None, num_workers=1)) == "start"
+    with monitor(DataLoader(few, batch_size=None, num_workers=1), live=False) as seen:
+        for _ in seen:
+            pass
+    assert seen.verdict.bottleneck == "start"

@@ -134,6 +134,12 @@ def test_the_bottleneck_is_named_with_figures_and_something_to_change(
     assert verdict.changes or name in {"decode", "transform", "loader", "workers"}
 
 
+def test_workers_that_start_in_each_epoch_are_to_be_kept() -> None:
+    for restarts in (False, True):
+        texts = [change.text for change in judge(seen(starting=0.6, restarts=restarts)).changes]
+        assert any("persistent_workers=True" in text for text in texts) == restarts
+
+
 def test_evidence_goes_through_json_unchanged() -> None:
     for evidence in (seen(), seen(**WORKERS, stages=None)):
         assert Evidence.from_json(json.loads(json.dumps(evidence.to_json()))) == evidence
