@@ -25,11 +25,12 @@ from shardio.codecs.probe import probe_image
 from shardio.codecs.registry import kind_of
 from shardio.errors import CodecError, ShardioError
 from shardio.profiling.limits import Ceilings
-from shardio.profiling.system import count_cores, drop_from_cache, thread_uses
+from shardio.profiling.system import drop_from_cache, thread_uses
 from shardio.reading.columns import Column
 from shardio.reading.dataset import ShardDataset
 from shardio.reading.handover import Sender
 from shardio.reading.memory import Recycler
+from shardio.reading.processes import count_cores
 from shardio.reading.shards import FieldBytes, ShardPool
 from shardio.reading.times import Stopwatch
 

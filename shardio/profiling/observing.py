@@ -9,8 +9,8 @@ from typing import NamedTuple
 from shardio.profiling.evidence import Evidence, Producer, filling_shares, stages_of
 from shardio.profiling.loaders import LoaderFacts
 from shardio.profiling.records import ThreadRecords
-from shardio.profiling.system import count_cores
 from shardio.profiling.watching import Watcher
+from shardio.reading.processes import count_cores
 
 _SLICES = 5
 _AT_ONCE = 0.05  # of a mean batch's time; who waits less did not wait

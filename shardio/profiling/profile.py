@@ -26,8 +26,8 @@ from shardio.profiling.evidence import Evidence, Kind
 from shardio.profiling.limits import Ceilings
 from shardio.profiling.model import Parts, parts_of, predict
 from shardio.profiling.settings import Settings, Topology, check_baseline, load_callable
-from shardio.profiling.system import count_cores
 from shardio.profiling.verdict import Verdict, judge
+from shardio.reading.processes import count_cores
 
 _WARM_BYTES = 1 << 30
 _ALONE = Topology(kind="here")

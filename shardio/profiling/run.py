@@ -21,10 +21,11 @@ from shardio.profiling.baseline import open_baseline
 from shardio.profiling.ceilings import loop_speed, measure_ceilings
 from shardio.profiling.loop import Monitor
 from shardio.profiling.settings import Settings, Topology, load_callable
-from shardio.profiling.system import count_cores, drop_from_cache
+from shardio.profiling.system import drop_from_cache
 from shardio.profiling.trace import write_trace
 from shardio.reading.dataset import ShardDataset
 from shardio.reading.loader import Loader
+from shardio.reading.processes import count_cores
 from shardio.transforms import RandomResizedCrop
 
 _MOST_SAMPLES_PER_SECOND = 200_000

@@ -30,13 +30,6 @@ class Use(NamedTuple):
     delay: int
 
 
-def count_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def descendants(process: int) -> list[int]:
     """The processes that it started, and those that they started."""
     found: list[int] = []

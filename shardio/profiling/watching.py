@@ -37,9 +37,8 @@ class _Seen(NamedTuple):
     def shares(self) -> tuple[float, float]:
         """Which share of the time it ran, and waited for a core."""
         passed = max(self.until - self.since, 1)
-        return (self.after.cpu - self.before.cpu) / passed, (
-            self.after.delay - self.before.delay
-        ) / passed
+        cpu, delay = (b - a for a, b in zip(self.before, self.after, strict=True))
+        return cpu / passed, delay / passed
 
 
 class Watcher:
@@ -52,11 +51,12 @@ class Watcher:
         self._pid = os.getpid()
         self._main = threading.get_native_id()
         self._threads: dict[tuple[int, int], _Seen] = {}
-        self._moved: dict[int, tuple[int, Moved, int, Moved]] = {}
+        self._moved: dict[int, tuple[Moved, Moved]] = {}
+        self._first_look = self._last_look = time.perf_counter_ns()
         self._peak = 0
         self._looks = 0
         self._start = self._next_look = time.perf_counter()
-        self._waits: list[float] = []
+        self._waited, self._trials = 0.0, 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="shardio-watch", daemon=True)
         self._thread.start()
@@ -72,7 +72,8 @@ class Watcher:
         self._threads, self._moved = {}, {}
         self._looks = 0
         self._start = time.perf_counter()
-        self._waits.clear()
+        self._waited, self._trials = 0.0, 0
+        self._first_look = time.perf_counter_ns()
         self._look()
 
     @property
@@ -82,17 +83,20 @@ class Watcher:
 
     def lock_wait(self) -> float | None:
         """Mean seconds that another thread waited for the interpreter's lock."""
-        return sum(self._waits) / len(self._waits) if self._waits else None
+        return self._waited / self._trials if self._trials else None
 
     def moved(self) -> tuple[float, float, float] | None:
         """Bytes per second from a local disk, and written and faults of child processes."""
-        rates = []
-        for pid, (since, before, until, after) in [*self._moved.items()]:
-            seconds = max(until - since, 1) / 1e9
-            disk, *others = ((b - a) / seconds for a, b in zip(before, after, strict=True))
-            rates.append((disk, *(others if pid != self._pid else (0.0, 0.0))))
-        disk, written, faults = map(sum, zip(*rates, strict=True)) if rates else (0.0, 0.0, 0.0)
-        return (disk, written, faults) if rates else None
+        if not self._moved:
+            return None
+        seconds = max(self._last_look - self._first_look, 1) / 1e9
+        disk = written = faults = 0
+        for pid, (before, after) in [*self._moved.items()]:  # each epoch may have had others
+            disk += after.from_disk - before.from_disk
+            if pid != self._pid:
+                written += after.written - before.written
+                faults += after.faults - before.faults
+        return disk / seconds, written / seconds, faults / seconds
 
     def producers(self) -> tuple[Kind, tuple[Producer, ...]]:
         """What makes batches: child processes that run, or else threads of this process."""
@@ -114,13 +118,9 @@ class Watcher:
         return ("threads", tuple(found)) if found else ("here", ())
 
     def producers_of_kind(self, kind: Kind) -> tuple[Producer, ...]:
-        """What makes batches, where the loader says what that is; also those that hardly run."""
-        if kind == "here":
-            return ()
+        """What makes batches, where the loader says what that is."""
         found, producers = self.producers()
-        if found == kind:
-            return producers
-        return ()
+        return producers if found == kind else ()
 
     def own_share(self) -> float:
         """Share of a core that the looking took."""
@@ -138,22 +138,12 @@ class Watcher:
 
     def _try_lock(self) -> None:
         """Sleep without the lock: what lasts longer, less the wait for a core, is its wait."""
-        delay = self._own_delay()
+        delay = _own_delay()
         start = time.perf_counter()
         time.sleep(_SECONDS_BETWEEN_TRIALS)
         late = time.perf_counter() - start - _SECONDS_BETWEEN_TRIALS
-        self._waits.append(max(late - (self._own_delay() - delay) / 1e9, 0.0))
-
-    def _own_delay(self) -> int:
-        return self._own_use().delay
-
-    def _own_use(self) -> Use:
-        try:
-            with Path("/proc/thread-self/schedstat").open("rb") as stream:
-                cpu, delay, _ = stream.read().split()
-        except OSError:
-            return Use(0, 0)
-        return Use(int(cpu), int(delay))
+        self._waited += max(late - (_own_delay() - delay) / 1e9, 0.0)
+        self._trials += 1
 
     def _look(self) -> None:
         for pid in [self._pid, *descendants(self._pid)]:
@@ -164,11 +154,20 @@ class Watcher:
                 self._threads[pid, thread] = _Seen(*first, now, use)
             moved = bytes_moved(pid)
             if moved is not None:
-                since, before, *_ = self._moved.get(pid, (now, moved))
-                self._moved[pid] = since, before, now, moved
+                before, _ = self._moved.get(pid, (moved, moved))
+                self._moved[pid] = before, moved
+        self._last_look = time.perf_counter_ns()
         if self._looks % _LOOKS_BETWEEN_MEMORY == 1:
             self._peak = max(self._peak, tree_memory(self._pid) or 0)
         self._looks += 1
+
+
+def _own_delay() -> int:
+    """The run queue's delay of the calling thread so far, ns."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_bytes().split()[1])
+    except OSError:
+        return 0
 
 
 def _process(pid: int, threads: Sequence[tuple[float, float]]) -> Producer:

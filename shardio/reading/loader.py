@@ -10,7 +10,6 @@ finished early starts its copy early, beside the step of the one before.
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
@@ -23,6 +22,7 @@ from torch.utils.data import IterableDataset
 from shardio.codecs.opencv import one_opencv_thread
 from shardio.errors import UsageError
 from shardio.reading.arguments import whole_number
+from shardio.reading.processes import count_cores
 from shardio.reading.resumable import Job, Jobs, ResumableDataset
 from shardio.reading.threads import MOST_USEFUL_THREADS, end_threads, start_threads
 from shardio.reading.transfer import Moving, Transfer
@@ -68,7 +68,7 @@ class Loader(IterableDataset[dict[str, Any]]):
         if not isinstance(dataset, ResumableDataset) or dataset.batch_size is None:
             raise UsageError("Loader makes batches: give it a ShardDataset or Mix with batch_size")
         self.dataset = dataset
-        default = min(_count_cores(), MOST_USEFUL_THREADS)
+        default = min(count_cores(), MOST_USEFUL_THREADS)
         self.threads = whole_number("threads", default if threads is None else threads, least=1)
         self._prefetch = whole_number("prefetch", prefetch, least=1)
         self._transfer = None if device is None else Transfer(device)
@@ -211,10 +211,3 @@ def _transferred(ahead: _Ahead, transfer: Transfer) -> Iterator[dict[str, Any]]:
         if ahead.is_finished():
             moving.append(transfer.begin(ahead.pop()))
         yield transfer.deliver(moving.popleft())
-
-
-def _count_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -16,8 +16,9 @@ import webdataset
 from torch.utils.data import DataLoader, Dataset
 
 import shardio
-from shardio.profiling import monitor
+from shardio.profiling import monitor, watching
 from shardio.profiling.loaders import count_samples
+from shardio.profiling.system import Moved
 from shardio.reading.times import Stopwatch
 
 
@@ -162,6 +163,27 @@ def test_a_mixture_has_stages(packed: Path) -> None:
         assert [*seen]
     assert seen.evidence.stages is not None
     assert (seen.evidence.kind, seen.evidence.number) == ("threads", 2)
+
+
+def test_what_workers_move_does_not_add_up_over_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = iter([[1], [1], [2], [2]])
+    faults = iter([0, 1000, 0, 1000])
+    monkeypatch.setattr(watching, "thread_uses", lambda _: {})
+    watcher = watching.Watcher()
+    watcher.close()
+    monkeypatch.setattr(watching, "descendants", lambda _: next(workers))
+    monkeypatch.setattr(
+        watching, "bytes_moved", lambda pid: Moved(0, 0, next(faults)) if pid < 3 else None
+    )
+    start = time.perf_counter()
+    watcher.restart()
+    for _ in range(3):
+        time.sleep(0.05)
+        watcher._look()
+    passed = time.perf_counter() - start
+    moved = watcher.moved()
+    assert moved is not None
+    assert moved[2] * passed == pytest.approx(2000, rel=0.2)
 
 
 def test_workers_that_only_wait_are_workers() -> None:
