@@ -8,7 +8,8 @@ from rich.padding import Padding
 from rich.table import Table
 
 from shardio.profiling.evidence import Stages
-from shardio.profiling.profile import Profile, Run
+from shardio.profiling.profile import Profile
+from shardio.profiling.words import RUN_TITLES, compare, conditions, count, run_rows
 
 _WIDTH = 80
 
@@ -28,15 +29,7 @@ def show_profile(result: Profile) -> None:
         console.print(_stages(best.evidence.stages, best.evidence.watching))
     console.print("The limits of this machine with these shards:")
     console.print(_limits(result))
-    settings = result.settings
-    crop = f"RandomResizedCrop({settings.size})" if settings.size else "no transform"
-    crop = settings.transform or crop
-    cache = "cold" if settings.cold else "warm"
-    text = (
-        f"{settings.source}: {result.samples:,} samples in {result.shards:,} shards, {crop}, "
-        f"batches of {settings.batch_size}, page cache {cache}, {settings.seconds:g} s a run, "
-        f"{_cores(result)}."
-    )
+    text = f"{result.settings.source}: {conditions(result)}."
     console.print(text, style="dim", markup=False)
 
 
@@ -75,29 +68,11 @@ def _changes(result: Profile) -> Table:
 
 
 def _runs(result: Profile) -> Table:
-    table = _table(
-        "measured", "samples/s", "spread", "predicted", "off", "waits", "first", "memory"
-    )
-    for name, run in result.named_runs():
-        table.add_row(name, *_figures(run))
-    if result.baseline is not None:
-        name, run = result.baseline
-        ratio = result.runs[result.best].evidence.rate / run.evidence.rate
-        table.caption = f"{ratio:.2f} × {name}, on the same shards with the same crop"
+    table = _table(*RUN_TITLES)
+    for row in run_rows(result):
+        table.add_row(*row)
+    table.caption = compare(result) or None
     return table
-
-
-def _figures(run: Run) -> list[str]:
-    seen = run.evidence
-    return [
-        f"{seen.rate:,.0f}",
-        f"±{seen.spread:.0%}",
-        f"{run.predicted:,.0f}" if run.predicted else "",
-        f"{run.error:+.0%}" if run.error is not None else "",
-        f"{seen.waiting:.0%}",
-        f"{seen.first_batch * 1e3:,.0f} ms",
-        "-" if run.peak_memory is None else f"{run.peak_memory / 1e6:,.0f} MB",
-    ]
 
 
 def _predictions(result: Profile) -> Table:
@@ -141,7 +116,7 @@ def _limits(result: Profile) -> Table:
     table.add_row("page cache", _speed(limits.warm))
     if limits.decode_one and limits.decode_all:
         table.add_row("decode and transform, one core", f"{limits.decode_one:,.0f} samples/s")
-        text = f"decode and transform, {_cores(result)}"
+        text = f"decode and transform, {count(result.cores)}"
         table.add_row(text, f"{limits.decode_all:,.0f} samples/s")
     table.add_row("copy in memory, one core", _speed(limits.copy))
     size = result.settings.batch_size
@@ -149,10 +124,6 @@ def _limits(result: Profile) -> Table:
     if limits.to_device is not None:
         table.add_row("copy to the GPU", _speed(limits.to_device))
     return table
-
-
-def _cores(result: Profile) -> str:
-    return f"{result.cores} core{'s' if result.cores > 1 else ''}"
 
 
 def _speed(bytes_per_second: float) -> str:

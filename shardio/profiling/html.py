@@ -10,6 +10,7 @@ from shardio.errors import UsageError
 from shardio.profiling.charts import Bar, Series, bar_chart, line_chart
 from shardio.profiling.evidence import Stages
 from shardio.profiling.profile import Profile, Run
+from shardio.profiling.words import RUN_TITLES, compare, conditions, run_rows
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #fcfcfa; --ink: #1d2125; --soft: #5d6670;
@@ -80,7 +81,8 @@ def _page(result: Profile) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
         f'<header><p class="soft">{escape(title)}</p>'
-        f"<h1>{escape(sentence[0].upper() + sentence[1:])}.</h1>{_conditions(result)}</header>"
+        f"<h1>{escape(sentence[0].upper() + sentence[1:])}.</h1>"
+        f'<p class="soft">{escape(conditions(result))}.</p></header>'
         f"<main>{''.join(cards)}</main></body></html>"
     )
 
@@ -88,16 +90,6 @@ def _page(result: Profile) -> str:
 def _card(title: str, content: str, *, wide: bool = False) -> str:
     style = ' class="wide"' if wide else ""
     return f"<section{style}><h2>{escape(title)}</h2>{content}</section>"
-
-
-def _conditions(result: Profile) -> str:
-    settings = result.settings
-    crop = f"RandomResizedCrop({settings.size})" if settings.size else "no transform"
-    text = (
-        f"{result.samples:,} samples in {result.shards:,} shards, {settings.transform or crop}, "
-        f"batches of {settings.batch_size}, {result.cores} cores, {settings.seconds:g} s a run"
-    )
-    return f'<p class="soft">{escape(text)}</p>'
 
 
 def _changes(result: Profile) -> str:
@@ -207,25 +199,8 @@ def _memory(result: Profile) -> str:
 
 
 def _runs(result: Profile) -> str:
-    rows = [
-        (
-            name,
-            f"{run.evidence.rate:,.0f}",
-            f"±{run.evidence.spread:.0%}",
-            f"{run.predicted:,.0f}" if run.predicted else "",
-            f"{run.error:+.0%}" if run.error is not None else "",
-            f"{run.evidence.waiting:.0%}",
-            f"{run.evidence.first_batch * 1e3:,.0f} ms",
-        )
-        for name, run in result.named_runs()
-    ]
-    titles = "loader", "samples/s", "spread", "predicted", "off", "waits", "first batch"
-    note = ""
-    if result.baseline is not None:
-        name, run = result.baseline
-        ratio = result.runs[result.best].evidence.rate / run.evidence.rate
-        note = f"<p>{ratio:.2f} × {escape(name)}, on the same shards with the same crop.</p>"
-    return f'<div class="scroll">{_table(titles, rows)}</div>{note}'
+    note = f"<p>{escape(compare(result))}.</p>" if result.baseline else ""
+    return f'<div class="scroll">{_table(RUN_TITLES, run_rows(result))}</div>{note}'
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
