@@ -76,7 +76,7 @@ class Monitor:
             self._recorder = Recorder(self._budget)
             for dataset in datasets:
                 dataset.stopwatch = self._recorder
-        self._watcher = Watcher()
+        self._watcher = Watcher(self._budget / 2)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -109,8 +109,12 @@ class Monitor:
             del batch
             try:
                 yield place.pop()
-            finally:
+            except GeneratorExit:  # the loop is left while its workers live
                 self._end = perf_counter_ns()
+                if self._watcher.memory is None:
+                    self._watcher.look_at_memory()
+                raise
+            self._end = perf_counter_ns()
             if self._live:
                 self._show()
 

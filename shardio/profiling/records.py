@@ -30,6 +30,7 @@ _MOST_FILES = 64  # that are read, the newest; each epoch may start threads
 _LEAST_DELAYED = 2_000_000  # ns; of shorter chunks asking for the delay takes too much
 _CHUNK, _SAMPLE = 1, 2
 _TRIALS = 200
+_IN_A_LOOP = 3
 RECORD = np.dtype(
     [
         ("kind", np.int64),
@@ -231,11 +232,18 @@ class _SampleWatch(_ChunkWatch):
 
 @cache
 def costs_of_recording() -> tuple[float, float]:
-    """Seconds that recording a sample adds, and a chunk; measured once in a process."""
+    """Seconds that recording a sample adds, and a chunk; measured once in a process.
+
+    Trials cannot show the whole: in a loop, where decoding has filled the caches of the core with
+    its own instructions and data, the CPU time of samples grows by some three times as much
+    (tools/check/overhead.py).
+    """
     nowhere = _Nowhere()
-    seconds = [_time_samples(watch) for watch in (_SampleWatch(nowhere), Stopwatch())]
-    chunk = _time_chunks(lambda: _ChunkWatch(nowhere)) - _time_chunks(Stopwatch)
-    return max(seconds[0] - seconds[1], 1e-7), max(chunk, 1e-7)
+    watch, plain = _SampleWatch(nowhere), Stopwatch()
+    sample = _usual_time(lambda: _count_sample(watch)) - _usual_time(lambda: _count_sample(plain))
+    chunk = _usual_time(lambda: _ChunkWatch(nowhere).finish())
+    chunk -= _usual_time(lambda: Stopwatch().finish())
+    return max(_IN_A_LOOP * sample, 1e-7), max(_IN_A_LOOP * chunk, 1e-7)
 
 
 class _Nowhere(_File):
@@ -251,25 +259,19 @@ class _Nowhere(_File):
         _FORMAT.pack_into(self._memory, 0, *record)
 
 
-def _time_chunks(make: Callable[[], Stopwatch]) -> float:
-    best = float("inf")
-    for _ in range(3):
-        start = perf_counter()
-        for _ in range(_TRIALS):
-            make().finish()
-        best = min(best, (perf_counter() - start) / _TRIALS)
-    return best
+def _count_sample(watch: Stopwatch) -> None:
+    watch.start()
+    watch.read(1)
+    watch.decoded()
+    watch.transformed()
+    watch.stop()
 
 
-def _time_samples(watch: Stopwatch) -> float:
-    best = float("inf")
-    for _ in range(3):
+def _usual_time(action: Callable[[], object]) -> float:
+    """Seconds, the median of some trials."""
+    seconds = []
+    for _ in range(_TRIALS):
         start = perf_counter()
-        for _ in range(_TRIALS):
-            watch.start()
-            watch.read(1)
-            watch.decoded()
-            watch.transformed()
-            watch.stop()
-        best = min(best, (perf_counter() - start) / _TRIALS)
-    return best
+        action()
+        seconds.append(perf_counter() - start)
+    return float(np.median(seconds))

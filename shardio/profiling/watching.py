@@ -13,7 +13,7 @@ from shardio.profiling.evidence import Kind, Producer
 from shardio.profiling.system import Moved, Use, bytes_moved, descendants, thread_uses, tree_memory
 
 _LEAST_BETWEEN, _MOST_BETWEEN = 0.1, 1.0  # seconds from look to look; at first they are denser
-_LOOKS_BETWEEN_MEMORY = 30  # adding up the pages of processes takes the kernel 20 ms
+_COST_OF_MEMORY = 0.02  # seconds to begin with; the kernel adds up the pages of each process
 _SECONDS_BETWEEN_TRIALS = 0.1
 _LEAST_CPU = 0.005  # share of the time; who runs less makes no batches
 _LEAST_OF_PROCESS = 0.05
@@ -45,17 +45,21 @@ class Watcher:
     """A thread that looks at this process and its children until it is closed.
 
     It also tries how long a thread has to wait for the interpreter's lock.
+
+    Args:
+        budget: share of the time that looking at the memory may take.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, budget: float) -> None:
+        self._budget = budget
         self._pid = os.getpid()
         self._main = threading.get_native_id()
         self._threads: dict[tuple[int, int], _Seen] = {}
         self._moved: dict[int, tuple[Moved, Moved]] = {}
         self._first_look = self._last_look = time.perf_counter_ns()
         self._peak = 0
-        self._looks = 0
         self._start = self._next_look = time.perf_counter()
+        self._next_memory = self._start + _COST_OF_MEMORY / budget
         self._waited, self._trials = 0.0, 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="shardio-watch", daemon=True)
@@ -70,11 +74,17 @@ class Watcher:
     def restart(self) -> None:
         """Forget what was before now."""
         self._threads, self._moved = {}, {}
-        self._looks = 0
         self._start = time.perf_counter()
         self._waited, self._trials = 0.0, 0
         self._first_look = time.perf_counter_ns()
         self._look()
+
+    def look_at_memory(self) -> None:
+        """Add up what the processes hold, and put off the next time as the budget asks."""
+        start = time.perf_counter()
+        self._peak = max(self._peak, tree_memory(self._pid) or 0)
+        end = time.perf_counter()
+        self._next_memory = end + (end - start) / self._budget
 
     @property
     def memory(self) -> int | None:
@@ -132,6 +142,8 @@ class Watcher:
             now = time.perf_counter()
             if now >= self._next_look:
                 self._look()
+                if now >= self._next_memory:
+                    self.look_at_memory()
                 passed = now - self._start
                 self._next_look = now + min(max(passed, _LEAST_BETWEEN), _MOST_BETWEEN)
             self._try_lock()
@@ -157,9 +169,6 @@ class Watcher:
                 before, _ = self._moved.get(pid, (moved, moved))
                 self._moved[pid] = before, moved
         self._last_look = time.perf_counter_ns()
-        if self._looks % _LOOKS_BETWEEN_MEMORY == 1:
-            self._peak = max(self._peak, tree_memory(self._pid) or 0)
-        self._looks += 1
 
 
 def _own_delay() -> int:

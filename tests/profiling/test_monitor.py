@@ -169,7 +169,7 @@ def test_what_workers_move_does_not_add_up_over_epochs(monkeypatch: pytest.Monke
     workers = iter([[1], [1], [2], [2]])
     faults = iter([0, 1000, 0, 1000])
     monkeypatch.setattr(watching, "thread_uses", lambda _: {})
-    watcher = watching.Watcher()
+    watcher = watching.Watcher(budget=0.01)
     watcher.close()
     monkeypatch.setattr(watching, "descendants", lambda _: next(workers))
     monkeypatch.setattr(

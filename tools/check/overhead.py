@@ -1,16 +1,18 @@
-"""What watching a loop costs: the same loop with and without, in turns.
+"""What watching a loop costs: the CPU time of a sample with and without, in turns.
 
 The loop runs over photos (--photos, or pictures made here) with shardio.Loader and with
 DataLoader's workers, plain, under `shardio.profiling.monitor`, and with the recording that
-`shardio profile` does. The rates of each round are compared with the plain one of that round.
+`shardio profile` does. Each is compared with the plain epochs just before and after it. CPU time
+is that of all processes: a machine whose rate drifts by a tenth still shows a hundredth of it.
 
-Usage: python tools/check/overhead.py [--photos DIR] [--rounds 9]
+Usage: python tools/check/overhead.py [--photos DIR] [--rounds 40]
 """
 
 import argparse
+import math
+import resource
 import statistics
 import tempfile
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,6 @@ from torch.utils.data import DataLoader
 import shardio
 from shardio.profiling import monitor
 
-SECONDS = 3.0
 BUDGETS = {"monitor": 0.005, "profile": 0.02}
 
 
@@ -31,19 +32,22 @@ def loader_of(kind: str, out: Path) -> Iterable[Any]:
     return DataLoader(photos(out), batch_size=None, num_workers=2)
 
 
-def rate(batches: Iterable[Any]) -> float:
-    """Samples per second of whole epochs, workers' starts included."""
-    count = 0
-    start = time.perf_counter()
-    while time.perf_counter() - start < SECONDS:
-        for batch in batches:
-            count += len(batch["__key__"])
-    return count / (time.perf_counter() - start)
+def cpu_time(batches: Iterable[Any]) -> float:
+    """Seconds of CPU time of an epoch, in this process and in workers that have ended."""
+    before = cpu_time_so_far()
+    for _ in batches:
+        pass
+    return cpu_time_so_far() - before
+
+
+def cpu_time_so_far() -> float:
+    uses = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(use.ru_utime + use.ru_stime for use in uses)
 
 
 def watched(kind: str, out: Path, budget: float) -> float:
     with monitor(loader_of(kind, out), live=False, budget=budget) as seen:
-        return rate(seen)
+        return cpu_time(seen)
 
 
 def main() -> None:
@@ -51,22 +55,30 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--photos", type=Path, help="class folders of JPEGs")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         out = Path(work) / "out"
         source = options.photos or make_pictures(Path(work) / "pictures")
         shardio.pack(several(source, Path(work) / "source"), out, shards=8)
         for kind in ("threads", "processes"):
-            ratios: dict[str, list[float]] = {name: [] for name in BUDGETS}
+            costs: dict[str, list[float]] = {name: [] for name in BUDGETS}
+            cpu_time(loader_of(kind, out))
+            before = cpu_time(loader_of(kind, out))
             for _ in range(options.rounds):
-                plain = rate(loader_of(kind, out))
                 for name, budget in BUDGETS.items():
-                    ratios[name].append(watched(kind, out, budget) / plain)
-            for name, values in ratios.items():
-                cost = 1 - statistics.median(values)
-                spread = f"{1 - max(values):.1%} to {1 - min(values):.1%}"
-                print(f"{kind}: {name} costs {cost:.1%} of the rate ({spread})", flush=True)
+                    seen = watched(kind, out, budget)
+                    after = cpu_time(loader_of(kind, out))
+                    costs[name].append(2 * seen / (before + after) - 1)
+                    before = after
+            for name, values in costs.items():
+                low, middle, high = statistics.quantiles(values, n=4)
+                error = 0.93 * (high - low) / math.sqrt(options.rounds)  # of a median
+                print(
+                    f"{kind}: {name} costs {middle:.1%} ± {error:.1%} of the CPU time "
+                    f"(half of the rounds {low:.1%} to {high:.1%})",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":
