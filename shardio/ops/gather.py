@@ -16,6 +16,8 @@ import math
 import torch
 from torch import Tensor
 
+from shardio.ops import peek
+
 # From this many trailing elements on, copying whole entries beats gathering single elements
 # (measured on the CPU, forward and backward together).
 _WIDE_ENTRY = 8
@@ -42,9 +44,9 @@ def batch_gather(tensor: Tensor, indices: Tensor) -> Tensor:
             position; elsewhere reading the indices would stall the device or break the
             graph, and the refusal is that of torch's own indexing.
     """
-    _check(tensor, indices)
+    check_rows(tensor, indices, "batch_gather")
     indices = indices.long()
-    if not reads_cheaply(indices):
+    if not peek.reads_cheaply(indices):
         return _gather_anywhere(tensor, indices)
     narrow = math.prod(tensor.shape[2:]) < _WIDE_ENTRY
     if narrow:
@@ -52,36 +54,14 @@ def batch_gather(tensor: Tensor, indices: Tensor) -> Tensor:
             return _gather_narrow(tensor, indices)
         except RuntimeError:  # an index is negative or out of range
             pass
-    known = known_range(indices)
-    if known is None:
+    if peek.known_range(indices) is None:
         return _gather_anywhere(tensor, indices)
-    indices = _count_from_front(indices, tensor.shape[1], known)
+    indices = counted_from_front(indices, tensor.shape[1])
     if narrow:
         return _gather_narrow(tensor, indices)
     if tensor.is_contiguous():
         return _gather_wide(tensor, indices)
     return _gather_anywhere(tensor, indices)
-
-
-def reads_cheaply(values: Tensor) -> bool:
-    """Tell whether values may be read: neither a graph nor an accelerator's queue is broken."""
-    return not torch.compiler.is_compiling() and values.device.type == "cpu" and values.numel() > 0
-
-
-def known_range(values: Tensor) -> tuple[float, float] | None:
-    """Read the smallest and the largest value, where that costs next to nothing.
-
-    Returns:
-        Both values, NaN if any value is; or None if reading would break a graph or stall a
-        device, if nothing is there to read, or if a transform such as vmap hides the values.
-    """
-    if not reads_cheaply(values):
-        return None
-    try:
-        low, high = torch.aminmax(values.detach())
-        return low.item(), high.item()
-    except RuntimeError:  # how vmap and fake tensors answer when asked for a value
-        return None
 
 
 def _rows(indices: Tensor) -> Tensor:
@@ -108,33 +88,34 @@ def _gather_wide(tensor: Tensor, indices: Tensor) -> Tensor:
     return entries.view(*indices.shape, *tensor.shape[2:])
 
 
-def _check(tensor: Tensor, indices: Tensor) -> None:
+def check_rows(tensor: Tensor, indices: Tensor, name: str) -> None:
+    """Refuse what are no rows of entries and rows of indices, for the function of that name."""
     if indices.is_floating_point() or indices.is_complex() or indices.dtype is torch.bool:
         raise TypeError(
-            f"batch_gather takes integer indices, not {indices.dtype}: "
+            f"{name} takes integer indices, not {indices.dtype}: "
             "convert positions with indices.long(), a mask with mask.nonzero()."
         )
     if tensor.dim() < 2 or indices.dim() < 1:
         raise ValueError(
-            "batch_gather takes a tensor of shape [N, K, ...] and indices of shape [N, ...], "
+            f"{name} takes a tensor of shape [N, K, ...] and indices of shape [N, ...], "
             f"not {tuple(tensor.shape)} and {tuple(indices.shape)}."
         )
     if tensor.shape[0] != indices.shape[0]:
         raise ValueError(
-            f"batch_gather needs one row of indices for each row of the tensor: the tensor of "
+            f"{name} needs one row of indices for each row of the tensor: the tensor of "
             f"shape {tuple(tensor.shape)} has {tensor.shape[0]} rows, the indices of shape "
             f"{tuple(indices.shape)} have {indices.shape[0]}."
         )
 
 
-def _count_from_front(indices: Tensor, size: int, known: tuple[float, float]) -> Tensor:
-    """Refuse indices out of range, and replace negative ones."""
-    low, high = known
-    if low < -size or high >= size:
-        place = ((indices < -size) | (indices >= size)).nonzero()[0].tolist()
+def counted_from_front(indices: Tensor, size: int) -> Tensor:
+    """Replace negative indices; refuse those out of range, where that can be read."""
+    found = peek.first_outside(indices, -size, size - 1)
+    if found is not None:
+        place, index = found
         valid = f"rows of {size} entries take indices from {-size} to {size - 1}"
         raise IndexError(
-            f"indices{place} is {indices[tuple(place)].item()}, but "
+            f"indices{place} is {index}, but "
             f"{valid if size else 'the rows of the tensor are empty'}."
         )
-    return torch.where(indices < 0, indices + size, indices) if low < 0 else indices
+    return torch.where(indices < 0, indices + size, indices)

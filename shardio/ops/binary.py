@@ -1,0 +1,142 @@
+"""Losses of independent yes-or-no decisions: one logit and one label each.
+
+With ``softplus(x) = log(1 + exp(x)) = -logsigmoid(-x)`` a yes costs ``softplus(-x)`` and a no
+``softplus(x)``. Neither subtracts large numbers from each other, so that losses of 1e-30 are as
+exact as those of 1e4. Infinite logits are clipped first, which makes them constants; where one is
+wrong the loss is set to inf.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the name that torch's own manual uses
+
+from shardio.ops.labels import check_targets
+from shardio.ops.reduction import Reduction, check_reduction, counting, reduce
+from shardio.ops.softmax import widen
+
+
+def sigmoid_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    valid: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Compare logits with labels: ``-y * log(sigmoid(x)) - (1 - y) * log(1 - sigmoid(x))``.
+
+    Equal to ``torch.nn.functional.binary_cross_entropy_with_logits`` wherever that is finite,
+    but for rounding, which there loses losses below 1e-8. Beyond it: a logit of ±inf costs 0 if
+    the label agrees, else inf, with gradient 0. A NaN makes its loss NaN, with gradient 0.
+
+    Args:
+        logits: any shape, floating point.
+        labels: the shape of the logits, any dtype, from 0 to 1.
+        valid: bool, the leading dimensions of the logits, as ``[B]``; False where padded: loss
+            and gradient are 0 there, whatever logits and labels hold.
+        pos_weight: shape of the last dimension of the logits, or a scalar: factors of the
+            losses of a yes.
+        label_smoothing: from 0 to 1, the share of a label that is replaced by 1/2.
+        reduction: ``mean`` over the logits that count, 0 if none does, their ``sum``, or
+            ``none``.
+
+    Returns:
+        A scalar, or with ``none`` the shape of the logits. float32 where these are narrower.
+
+    Raises:
+        TypeError: a dtype that cannot be meant.
+        ValueError: shapes that do not fit, which nothing is broadcast to mend; a label outside 0
+            to 1 (found in eager mode on the CPU); a reduction or smoothing that does not exist.
+    """
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing is from 0 to 1, not {label_smoothing}.")
+    x, y, counts = _prepared(logits, labels, valid, reduction)
+    if label_smoothing:
+        y = y * (1 - label_smoothing) + label_smoothing / 2
+    yes = y * _softplus(-x)
+    if pos_weight is not None:
+        yes = yes * _weight(pos_weight, x)
+    losses = yes + (1 - y) * _softplus(x)
+    return reduce(_with_lost(losses, logits, y), counts, reduction)
+
+
+def binary_focal_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float | None = 0.25,
+    gamma: float = 2.0,
+    valid: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Compare as sigmoid_cross_entropy does, with less weight for what is right already.
+
+    ``-alpha * y * (1 - p)**gamma * log(p) - (1 - alpha) * (1 - y) * p**gamma * log(1 - p)`` with
+    ``p = sigmoid(x)``: Lin et al., Focal Loss for Dense Object Detection, 2017, equation 5. The
+    same as ``torchvision.ops.sigmoid_focal_loss`` for labels of 0 and 1; between them linear.
+    Infinite logits and NaN are as in sigmoid_cross_entropy.
+
+    Args:
+        logits: any shape, floating point.
+        labels: the shape of the logits, any dtype, from 0 to 1.
+        alpha: from 0 to 1, the weight of a yes; None leaves weights out.
+        gamma: at least 0; the larger, the less counts what is right already. 0 is no focus.
+        valid: as in sigmoid_cross_entropy.
+        reduction: as in sigmoid_cross_entropy. The paper divides the sum by the number of yes.
+
+    Returns:
+        A scalar, or with ``none`` the shape of the logits. float32 where these are narrower.
+
+    Raises:
+        TypeError: a dtype that cannot be meant.
+        ValueError: as sigmoid_cross_entropy; alpha or gamma out of range.
+    """
+    if alpha is not None and not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is from 0 to 1, or None, not {alpha}.")
+    if not 0 <= gamma < math.inf:
+        raise ValueError(f"gamma is at least 0 and finite, not {gamma}.")
+    x, y, counts = _prepared(logits, labels, valid, reduction)
+    yes, no = _softplus(-x), _softplus(x)
+    if gamma:  # the probability of the other answer, as a power: exp(-gamma * its cost)
+        yes, no = yes * (-gamma * no).exp(), no * (-gamma * yes).exp()
+    weight_yes, weight_no = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
+    losses = weight_yes * y * yes + weight_no * (1 - y) * no
+    return reduce(_with_lost(losses, logits, y), counts, reduction)
+
+
+def _prepared(
+    logits: Tensor, labels: Tensor, valid: Tensor | None, reduction: Reduction
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Check, and give finite logits, labels, and what counts."""
+    check_reduction(reduction)
+    wide = widen(logits)
+    counts = None if valid is None else counting(valid, logits.shape, "logits")
+    if counts is not None and labels.shape == logits.shape:
+        labels = labels.masked_fill(~counts, 0)
+    limits = torch.finfo(wide.dtype)
+    return wide.clamp(limits.min, limits.max), check_targets(logits, labels), counts
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """``log(1 + exp(x))``; torch's own is cut off at 20, which float64 can tell from exact."""
+    return -F.logsigmoid(-x)
+
+
+def _with_lost(losses: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """Set what infinite logits cost where they are wrong."""
+    wrong = ((logits == math.inf) & (labels < 1)) | ((logits == -math.inf) & (labels > 0))
+    return losses.masked_fill(wrong, math.inf)
+
+
+def _weight(pos_weight: Tensor, x: Tensor) -> Tensor:
+    if pos_weight.dim() and pos_weight.shape != x.shape[-1:]:
+        raise ValueError(
+            f"pos_weight of shape {tuple(pos_weight.shape)} does not fit logits of shape "
+            f"{tuple(x.shape)}: it is a scalar, or has shape {tuple(x.shape[-1:])}."
+        )
+    return pos_weight.to(x)
