@@ -1,19 +1,21 @@
 """Losses of independent yes-or-no decisions: one logit and one label each.
 
-With ``softplus(x) = log(1 + exp(x)) = -logsigmoid(-x)`` a yes costs ``softplus(-x)`` and a no
-``softplus(x)``. Neither subtracts large numbers from each other, so that losses of 1e-30 are as
-exact as those of 1e4. Infinite logits are clipped first, which makes them constants; where one is
-wrong the loss is set to inf.
+A yes costs ``-logsigmoid(x)`` and a no ``-logsigmoid(-x)``. Neither subtracts large numbers from
+each other, so that losses of 1e-30 are as exact as those of 1e4. A label between 0 and 1 mixes
+both; where it can be read that there is none, each logit needs one of them alone. Infinite logits
+are clipped first, which makes them constants; where one is wrong the loss is set to inf.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name that torch's own manual uses
 
+from shardio.ops import peek
 from shardio.ops.labels import check_targets
 from shardio.ops.reduction import Reduction, check_reduction, counting, reduce
 from shardio.ops.softmax import widen
@@ -58,10 +60,8 @@ def sigmoid_cross_entropy(
     x, y, counts = _prepared(logits, labels, valid, reduction)
     if label_smoothing:
         y = y * (1 - label_smoothing) + label_smoothing / 2
-    yes = y * _softplus(-x)
-    if pos_weight is not None:
-        yes = yes * _weight(pos_weight, x)
-    losses = yes + (1 - y) * _softplus(x)
+    weight = 1.0 if pos_weight is None else _weight(pos_weight, x)
+    losses = _mixed(lambda x: -F.logsigmoid(x), x, y, weight, 1.0)
     return reduce(_with_lost(losses, logits, y), counts, reduction)
 
 
@@ -101,12 +101,13 @@ def binary_focal_loss(
     if not 0 <= gamma < math.inf:
         raise ValueError(f"gamma is at least 0 and finite, not {gamma}.")
     x, y, counts = _prepared(logits, labels, valid, reduction)
-    yes, no = _softplus(-x), _softplus(x)
-    if gamma:  # the probability of the other answer, as a power: exp(-gamma * its cost)
-        yes, no = yes * (-gamma * no).exp(), no * (-gamma * yes).exp()
-    weight_yes, weight_no = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
-    losses = weight_yes * y * yes + weight_no * (1 - y) * no
-    return reduce(_with_lost(losses, logits, y), counts, reduction)
+
+    def cost(x: Tensor) -> Tensor:
+        likely = F.logsigmoid(x)
+        return -likely * (gamma * F.logsigmoid(-x)).exp() if gamma else -likely
+
+    yes, no = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
+    return reduce(_with_lost(_mixed(cost, x, y, yes, no), logits, y), counts, reduction)
 
 
 def _prepared(
@@ -118,17 +119,35 @@ def _prepared(
     counts = None if valid is None else counting(valid, logits.shape, "logits")
     if counts is not None and labels.shape == logits.shape:
         labels = labels.masked_fill(~counts, 0)
-    limits = torch.finfo(wide.dtype)
-    return wide.clamp(limits.min, limits.max), check_targets(logits, labels), counts
+    labels = check_targets(logits, labels)
+    if not peek.known_finite(wide):
+        limits = torch.finfo(wide.dtype)
+        wide = wide.clamp(limits.min, limits.max)
+    return wide, labels, counts
 
 
-def _softplus(x: Tensor) -> Tensor:
-    """``log(1 + exp(x))``; torch's own is cut off at 20, which float64 can tell from exact."""
-    return -F.logsigmoid(-x)
+def _mixed(
+    cost: Callable[[Tensor], Tensor],
+    x: Tensor,
+    labels: Tensor,
+    weight_yes: Tensor | float,
+    weight_no: float,
+) -> Tensor:
+    """Mix what a yes and a no cost; a no costs what a yes does for the opposite logit."""
+    hard = labels >= 0.5
+    if peek.known_range(labels - hard.to(labels.dtype)) == (0, 0) and not labels.requires_grad:
+        costs = cost(torch.where(hard, x, -x))
+        if weight_yes is weight_no:
+            return costs
+        weights = torch.as_tensor(weight_yes).to(x), torch.as_tensor(weight_no).to(x)
+        return costs * torch.where(hard, *weights)
+    return weight_yes * labels * cost(x) + weight_no * (1 - labels) * cost(-x)
 
 
 def _with_lost(losses: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     """Set what infinite logits cost where they are wrong."""
+    if peek.known_finite(logits):
+        return losses
     wrong = ((logits == math.inf) & (labels < 1)) | ((logits == -math.inf) & (labels > 0))
     return losses.masked_fill(wrong, math.inf)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the name that torch's own manual uses
 
+from shardio.ops import peek
 from shardio.ops.labels import class_dim, without
 from shardio.ops.reduction import Reduction, check_reduction, counting, reduce
 from shardio.ops.softmax import log_softmax, widen
@@ -65,21 +67,23 @@ def kl_divergence(
     y = labels.to(x.dtype)
     if counts is not None:
         y = y.masked_fill(~counts.unsqueeze(dim), 0)
-    losses = _losses(log_softmax(x, dim), y, dim, log_labels=log_labels)
-    return reduce(losses, counts, reduction)
-
-
-def _losses(logarithms: Tensor, labels: Tensor, dim: int, *, log_labels: bool) -> Tensor:
-    masked = logarithms == -math.inf
+    logarithms = log_softmax(x, dim)
     if log_labels:
-        log_labels_ = log_softmax(labels, dim)
-        never = log_labels_ == -math.inf
-        log_p = log_labels_.masked_fill(never, 0)
-        p = log_p.exp()
-    else:
-        never = labels == 0
-        p = labels
-        log_p = labels.masked_fill(never, 1).log()
+        y = log_softmax(y, dim)
+    known = peek.known_range(y)
+    if known is not None and (known[0] > 0 or (log_labels and known[0] > -math.inf)):
+        losses = F.kl_div(logarithms, y, reduction="none", log_target=log_labels).sum(dim)
+        if peek.known_finite(losses):
+            return reduce(losses, counts, reduction)
+    return reduce(_careful(logarithms, y, dim, log_labels=log_labels), counts, reduction)
+
+
+def _careful(logarithms: Tensor, labels: Tensor, dim: int, *, log_labels: bool) -> Tensor:
+    """Leave out what is 0 or masked, from the values and the gradients."""
+    masked = logarithms == -math.inf
+    never = labels == (-math.inf if log_labels else 0)
+    log_p = labels.masked_fill(never, 0) if log_labels else labels.masked_fill(never, 1).log()
+    p = log_p.exp() if log_labels else labels
     costs = (p * (log_p - logarithms.masked_fill(masked, 0))).masked_fill(never, 0)
     lost = (masked & ~never).any(dim)
     losses = costs.sum(dim).masked_fill(lost, math.inf)
