@@ -92,6 +92,27 @@ def test_a_distributed_run_is_killed_and_goes_on_with_more_processes(tmp_path: P
     assert all(len(keys) == 48 for keys in after.values())
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("fit_a_curve", r"least squares: +4\.9\d+ x² \+ 3\.0\d+"),
+        ("linear_module", r"parameters: \['weight', 'bias'\]\nstate dict: .*'mean'"),
+        ("broadcasting", r"whose sum is 12; meant was 6(.|\n)*logits\.squeeze\(-1\)(.|\n)*ms and"),
+        ("row_sums", r"element by element +[\d.]+ ms(.|\n)*x\.sum\(1\) +[\d.]+ ms"),
+        ("batch_gather", r"ops\.batch_gather +[\d.]+ ms(.|\n)*indices\[17\] is 100"),
+        ("exactly_once", r"naive, 2 workers +60 samples, 0 missing, 30 repeated"),
+        ("stable_losses", r"shardio\.ops gradient +0\.5, -0\.5"),
+        ("float_limits", r"16,777,216 \+ 1 = 16,777,216"),
+    ],
+)
+def test_a_lesson_shows_what_it_is_about(name: str, shown: str) -> None:
+    example = next(path for path in EXAMPLES if path.stem == name)
+    command = [sys.executable, str(example)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=170)
+    assert done.returncode == 0, done.stderr
+    assert re.search(shown, done.stdout), done.stdout
+
+
 def test_the_training_example_learns_to_read_digits() -> None:
     example = next(path for path in EXAMPLES if path.name == "train.py")
     command = [sys.executable, "-W", "error", str(example)]
