@@ -11,6 +11,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the name that torch's own manual uses
 
 from shardio.ops import peek
 from shardio.ops.labels import check_labels, check_weights, class_dim, class_indices, without
@@ -32,35 +33,32 @@ def softmax_cross_entropy(
     """Compare logits with labels: ``-sum(labels * log_softmax(logits))`` for each sample.
 
     Equal to ``torch.nn.functional.cross_entropy`` wherever that is finite. Beyond it: a label of 0
-    on a masked class (a logit of -inf) counts 0, a label on one costs inf, with gradient 0, and
-    smoothing spreads over the other classes. A sample whose classes are all masked has nothing to
-    compare: loss and gradient are 0. So they are for a sample that does not count (``valid`` is
-    False, or its label ``ignore_index``), whatever it holds, NaN included. A NaN makes the loss of
-    its sample NaN, with gradient 0. The mean is 0 where nothing counts.
+    on a masked class (a logit of -inf) counts 0, a label on one costs inf with gradient 0, and
+    smoothing spreads over the other classes. Loss and gradient are 0 if all classes are masked,
+    and, whatever the logits hold, for samples that do not count (``valid`` is False, or the label
+    ``ignore_index``). A NaN makes the loss of its sample NaN, with gradient 0.
 
     Args:
         logits: shape ``[..., classes, ...]`` with the classes along ``dim``, floating point.
         labels: class indices, any integer dtype, the shape of the logits without ``dim``; or
-            distributions, floating point, the shape of the logits, which should add up to 1
-            along ``dim`` (not checked). Differentiable in distributions too, where no class is
-            masked.
+            distributions along ``dim`` (not checked), floating point, the shape of the logits,
+            differentiable where no class is masked.
         dim: the dimension of the classes. torch's function has it at 1.
         ignore_index: class indices of this value do not count.
         valid: bool, the leading dimensions of the losses, as ``[B]``; False where padded.
         class_weight: shape ``[classes]``, factors of the labels (torch's ``weight``).
         label_smoothing: from 0 to 1, the share of a label that is spread over all classes.
-        reduction: ``sum`` or ``mean`` of the samples that count, or ``none``. As in torch the
-            mean divides by the class weights of the labels if these are class indices.
+        reduction: ``sum``, ``mean`` or ``none``. As in torch the mean divides by the class
+            weights of class indices; it is 0 where nothing counts.
 
     Returns:
-        A scalar; with ``none`` the shape of the logits without ``dim``. float32 where the logits
-        are narrower, as under autocast.
+        A scalar; with ``none`` the shape of the logits without ``dim``; at least float32.
 
     Raises:
         TypeError: a dtype that cannot be meant.
         ValueError: shapes that do not fit, which nothing is broadcast to mend; a dimension,
-            reduction or smoothing that does not exist; a class index out of range (found in
-            eager mode on the CPU; elsewhere torch's gather refuses it).
+            reduction or smoothing that does not exist; a class index out of range (in eager
+            mode on the CPU; elsewhere torch's gather refuses it).
     """
     check_reduction(reduction)
     x = widen(logits)
@@ -91,10 +89,9 @@ def _hard_losses(
     smoothing: float,
 ) -> Tensor:
     """Compute a loss for each sample from class indices, and the weights of these."""
-    places = labels.unsqueeze(dim)
     if peek.reads_cheaply(x):
         logarithms = torch.log_softmax(x, dim)
-        losses = -logarithms.gather(dim, places).squeeze(dim)
+        losses = -_picked(logarithms, labels, dim)
         if chosen is not None:
             losses = losses * chosen
         if smoothing:
@@ -105,13 +102,18 @@ def _hard_losses(
     peak = peak_of(x, dim)
     below = below_peak(x, peak)
     log_total = total_of(below, dim).log()
-    picked = x.gather(dim, places)
-    losses = log_total - below_peak(picked, peak)
-    losses = losses.masked_fill(impossible(picked, peak), math.inf).squeeze(dim)
+    losses = log_total.squeeze(dim) - _picked(below, labels, dim)
+    chosen_logit = x.detach().gather(dim, labels.unsqueeze(dim))
+    losses = losses.masked_fill(impossible(chosen_logit, peak).squeeze(dim), math.inf)
     if chosen is not None:
         losses = (losses * chosen).masked_fill(chosen == 0, 0)
     losses = _smoothed(losses, x, below, peak, log_total, dim, weights, smoothing)
     return losses.masked_fill((peak == -math.inf).squeeze(dim), 0)
+
+
+def _picked(x: Tensor, labels: Tensor, dim: int) -> Tensor:
+    """Gather an entry of each sample, by a function whose gradient compiles without a scatter."""
+    return -F.nll_loss(x.movedim(dim, 1) if x.dim() > 1 else x, labels, reduction="none")
 
 
 def _soft_losses(

@@ -24,10 +24,9 @@ def kl_divergence(
 ) -> Tensor:
     """Tell how far logits are from labels: ``sum(p * (log(p) - log_softmax(logits)))``.
 
-    The loss of distillation: labels are what a teacher says. Equal to
-    ``torch.nn.functional.kl_div(log_softmax(logits, dim), labels, reduction="batchmean")`` wherever
-    that is finite, gradients included. Log-probabilities may be given as logits: the softmax
-    leaves them as they are. Beyond it: a label of exactly 0 counts 0, with gradient 0, also on a
+    The loss of distillation. Equal to ``torch.nn.functional.kl_div(log_softmax(logits, dim),
+    labels, reduction="batchmean")`` wherever that is finite, gradients included. Log-probabilities
+    may be given as logits: the softmax leaves them as they are. Beyond it: a label of exactly 0 counts 0, with gradient 0, also on a
     masked class (a logit of -inf); any other label on a masked class costs inf, with gradient 0.
     A sample whose logits, or labels with ``log_labels``, are masked whole has loss and gradient 0.
 
@@ -38,12 +37,10 @@ def kl_divergence(
         dim: the dimension of the classes.
         log_labels: the labels are logits or log-probabilities: their softmax is meant.
         valid: bool, the leading dimensions of the losses, as ``[B]``; False where padded.
-        reduction: ``mean`` over the samples that count, 0 if none does, their ``sum``, or
-            ``none``.
+        reduction: ``mean`` over the samples that count, 0 if none does; ``sum``, or ``none``.
 
     Returns:
-        A scalar; with ``none`` the shape of the logits without ``dim``. float32 where the logits
-        are narrower.
+        A scalar; with ``none`` the shape of the logits without ``dim``; at least float32.
 
     Raises:
         TypeError: logits or labels are not floating point.

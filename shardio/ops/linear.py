@@ -64,23 +64,15 @@ def linear_cross_entropy(
     batch, classes = features.shape[:-1], weight.shape[0]
     counts = None if valid is None else counting(valid, batch, "losses")
     labels, counts = class_indices(labels, ignore_index, counts, classes, "the rows of the weight")
-    device = features.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        features, weight = features.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-    wide = torch.float64 if features.dtype is torch.float64 else torch.float32
+    check_weights(class_weight, weight.t(), 1, label_smoothing)
+    features, weight, bias = _autocast(features, weight, bias)
     if class_weight is not None:
-        check_weights(class_weight, weight.t(), 1, label_smoothing)
+        wide = torch.promote_types(features.dtype, torch.float32)
         class_weight = class_weight.to(weight.device, wide)
+    rows = features.reshape(-1, features.shape[-1])
+    samples = labels.flatten(), counts.flatten()
     losses: Tensor = _RowLosses.apply(  # type: ignore[no-untyped-call]  # torch's own
-        features.flatten(0, -2) if len(batch) != 1 else features,
-        weight,
-        bias,
-        labels.flatten(),
-        counts.flatten(),
-        class_weight,
-        label_smoothing,
+        rows, weight, bias, *samples, class_weight, label_smoothing
     )
     shares = None
     if class_weight is not None:
@@ -186,6 +178,17 @@ def _chunks(features: Tensor, weight: Tensor) -> list[slice]:
     """Cut the rows so that few logits exist at a time."""
     step = max(_LOGITS_AT_ONCE // max(weight.shape[0], 1), 1)
     return [slice(at, at + step) for at in range(0, max(features.shape[0], 1), step)]
+
+
+def _autocast(
+    features: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Convert as torch's linear does under autocast, so that the backward pass does the same."""
+    device = features.device.type
+    if not torch.is_autocast_enabled(device):
+        return features, weight, bias
+    dtype = torch.get_autocast_dtype(device)
+    return features.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def _check(features: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None) -> None:

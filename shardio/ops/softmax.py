@@ -84,9 +84,10 @@ def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
 def logsumexp(x: Tensor, dim: int = -1, *, keepdim: bool = False) -> Tensor:
     """Take the logarithm of ``exp(x).sum(dim)`` without overflow.
 
-    Equal to ``torch.logsumexp`` for finite values. Beyond it: entries of -inf add nothing and
-    have gradient 0, a row of -inf alone (or of no entries) gives -inf with gradient 0, a row
-    with +inf gives +inf with gradient 0. The result is NaN only for rows that hold a NaN.
+    Equal to ``torch.logsumexp`` for finite values, with a more exact gradient. Beyond it: entries
+    of -inf add nothing and have gradient 0, a row of -inf alone (or of no entries) gives -inf
+    with gradient 0, a row with +inf gives +inf with gradient 0. The result is NaN only for rows
+    that hold a NaN.
 
     Args:
         x: any shape, floating point.
@@ -101,14 +102,18 @@ def logsumexp(x: Tensor, dim: int = -1, *, keepdim: bool = False) -> Tensor:
         TypeError: ``x`` is not floating point.
     """
     wide = widen(x)
-    if peek.known_finite(wide) or (wide.dim() and not wide.shape[dim]):
+    if wide.dim() and not wide.shape[dim]:
         return torch.logsumexp(wide, dim, keepdim=keepdim)
     peak = peak_of(wide, dim)
-    limits = torch.finfo(wide.dtype)
-    above = peak.clamp(limits.min, limits.max)
-    result = total_of(below_peak(wide, peak), dim).log() + above
-    # The peak itself stands in where it is infinite; adding 0 times it would be NaN.
-    result = torch.where(peak.isinf(), peak, result)
+    # torch's own gradient is exp(x - result), in which a large result has lost its last digits.
+    if peek.known_finite(wide):
+        result = total_of(wide - peak, dim).log() + peak
+    else:
+        limits = torch.finfo(wide.dtype)
+        above = peak.clamp(limits.min, limits.max)
+        result = total_of(below_peak(wide, peak), dim).log() + above
+        # The peak itself stands in where it is infinite, as a constant.
+        result = torch.where(peak.isinf(), peak, result)
     return result if keepdim or not wide.dim() else result.squeeze(dim)
 
 
