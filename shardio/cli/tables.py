@@ -8,8 +8,9 @@ from rich.padding import Padding
 from rich.table import Table
 
 from shardio.profiling.evidence import Stages
+from shardio.profiling.phrases import cores
 from shardio.profiling.profile import Profile
-from shardio.profiling.words import RUN_TITLES, compare, conditions, count, run_rows
+from shardio.profiling.words import RUN_TITLES, compare, conditions, run_rows
 
 _WIDTH = 80
 
@@ -116,7 +117,7 @@ def _limits(result: Profile) -> Table:
     table.add_row("page cache", _speed(limits.warm))
     if limits.decode_one and limits.decode_all:
         table.add_row("decode and transform, one core", f"{limits.decode_one:,.0f} samples/s")
-        text = f"decode and transform, {count(result.cores)}"
+        text = f"decode and transform, {cores(result.cores)}"
         table.add_row(text, f"{limits.decode_all:,.0f} samples/s")
     table.add_row("copy in memory, one core", _speed(limits.copy))
     size = result.settings.batch_size

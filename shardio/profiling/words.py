@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shardio.profiling.phrases import cores
 from shardio.profiling.profile import Profile
 
 RUN_TITLES = "measured", "samples/s", "spread", "predicted", "off", "waits", "first", "memory"
@@ -41,10 +42,5 @@ def conditions(result: Profile) -> str:
     return (
         f"{result.samples:,} samples in {result.shards:,} shards, {settings.transform or crop}, "
         f"batches of {settings.batch_size}, page cache {cache}, {settings.seconds:g} s a run, "
-        f"{count(result.cores)}"
+        f"{cores(result.cores)}"
     )
-
-
-def count(cores: int) -> str:
-    """So many cores."""
-    return "1 core" if cores == 1 else f"{cores} cores"
