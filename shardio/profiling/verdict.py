@@ -297,7 +297,7 @@ def _stages(seen: Evidence) -> Verdict:
     return Verdict(
         bottleneck=name,
         sentence=f"{what} limits this loop to {rate_of(seen)}: "
-        f"{parts[name]:,.0f} of {sum(parts.values()):,.0f} µs of a sample",
+        f"{parts[name]:,.0f} of {stages.total:,.0f} µs of a sample",
         short=f"{name} limits",
         rate_without=seen.rate * sum(parts.values()) / max(rest, 1e-9),
         changes=_more(seen) + _less(name),
