@@ -308,9 +308,10 @@ def _without_stages(seen: Evidence) -> Verdict:
     """The producers limit, and nothing tells more."""
     why = "stages are known only for shardio's datasets"
     if seen.ours and seen.kind == "processes" and not seen.restarts:
-        why = "what takes their time is not known: they were started before the watching"
+        were = "it was" if seen.number == 1 else "they were"
+        why = f"stages are not known, as {were} started before the watching"
     elif seen.ours:
-        why = "too little was recorded to tell its stages"
+        why = "too little was recorded to tell the stages"
     if seen.kind == "here":
         who, short = "the loader itself, in the loop's own thread, limits", "the loader limits"
     else:
@@ -344,7 +345,7 @@ def _more(seen: Evidence) -> tuple[Change, ...]:
         return ()
     gain: float | None = seen.cores / number
     text = count(seen.cores, seen)
-    if seen.kind == "here" and seen.torch:
+    if seen.kind != "threads" and seen.torch:
         text = f"num_workers={seen.cores} for the DataLoader"
     elif seen.kind == "here" and seen.ours:
         text = f"shardio.Loader with {seen.cores} threads"

@@ -154,7 +154,9 @@ def test_without_stages_it_says_why_and_advises_what_the_loader_has() -> None:
     assert texts == [advice, advice, "shardio.Loader with 2 threads, one a core"]
     one = judge(seen(**{**WORKERS, "turns": (1.0,)}, producers=(producer(),), stages=None))
     assert one.sentence.startswith("1 worker limits this loop")
-    assert "were started before the watching" in one.sentence
+    assert "as it was started before the watching" in one.sentence
+    several = judge(seen(**WORKERS, stages=None))
+    assert "as they were started before the watching" in several.sentence
     two = judge(seen(**WORKERS, producers=(producer(filling=None),) * 2, stages=None, ours=False))
     assert two.sentence.startswith("2 workers limit this loop")
     assert "only for shardio's datasets" in two.sentence
