@@ -156,7 +156,8 @@ class Monitor:
         """That were observed so far, in the steady state."""
         if self._steady is None:
             return 0.0
-        return ((self._end if self._ended else perf_counter_ns()) - self._steady) / 1e9
+        end = max(self._end, self.received[-1].came) if self._ended else perf_counter_ns()
+        return (end - self._steady) / 1e9
 
     def __str__(self) -> str:
         if self._evidence is None:
