@@ -2,128 +2,102 @@
 
 from __future__ import annotations
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.padding import Padding
-from rich.table import Table
+from collections.abc import Iterator, Sequence
 
-from shardio.profiling.evidence import Stages
+import click
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from shardio.cli.text import encodable
+from shardio.profiling.phrases import as_sentence, cores
 from shardio.profiling.profile import Profile
-from shardio.profiling.words import RUN_TITLES, compare, conditions, count, run_rows
+from shardio.profiling.words import (
+    PREDICTION_TITLES,
+    RUN_LEGEND,
+    RUN_TITLES,
+    STAGE_TITLES,
+    change_rows,
+    compare,
+    conditions,
+    facts,
+    prediction_rows,
+    run_rows,
+    stage_note,
+    stage_rows,
+)
 
 _WIDTH = 80
 
 
 def show_profile(result: Profile) -> None:
-    """Print a profile."""
+    """Print a profile; no line ends in blanks, which rich fills tables with."""
     console = Console(width=_WIDTH, highlight=False)
-    verdict, best = result.verdict, result.runs[result.best]
-    console.print(f"[bold]{_sentence(verdict.sentence)}[/bold]", end="\n")
-    console.print(_facts(result))
-    if verdict.changes:
-        console.print(_changes(result))
-    console.print(_runs(result))
-    console.print(_predictions(result))
+    with console.capture() as capture:
+        for part in _parts(result):
+            console.print(part)
+    text = "\n".join(line.rstrip() for line in capture.get().splitlines())
+    click.echo(encodable(text))
+
+
+def _parts(result: Profile) -> Iterator[RenderableType]:
+    best = result.runs[result.best]
+    yield Text(as_sentence(result.verdict.sentence), style="bold")
+    yield Text(" ".join(facts(result)))
+    if result.verdict.changes:
+        titles, rows = change_rows(result)
+        yield ""
+        yield _table(titles, rows)
+    yield ""
+    yield _table(RUN_TITLES, run_rows(result))
+    yield Text(RUN_LEGEND, style="dim")
+    if result.baseline is not None:
+        yield compare(result)
+    yield ""
+    yield _table(PREDICTION_TITLES, prediction_rows(result))
     if best.evidence.stages is not None:
-        console.print(f"A sample in {best.topology}, in µs:")
-        console.print(_stages(best.evidence.stages, best.evidence.watching))
-    console.print("The limits of this machine with these shards:")
-    console.print(_limits(result))
-    text = f"{result.settings.source}: {conditions(result)}."
-    console.print(text, style="dim", markup=False)
+        yield f"\nA sample in {best.topology}, in µs:\n"
+        yield _table(STAGE_TITLES, stage_rows(best.evidence.stages))
+        yield Text(stage_note(best.evidence, best.evidence.stages), style="dim")
+    yield "\nThe limits of this machine with these shards:\n"
+    yield _table(("part", "limit"), _limits(result))
+    yield ""
+    yield Text(f"{result.settings.source}: {conditions(result)}.", style="dim")
 
 
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:] + "."
-
-
-def _facts(result: Profile) -> Padding:
-    best, verdict = result.runs[result.best], result.verdict
-    facts = []
-    if result.ceiling:
-        facts.append(f"{best.evidence.rate / result.ceiling:.0%} of its ceiling")
-    facts.append(f"{best.evidence.ready:.0%} of its batches were ready when asked for")
-    if verdict.rate_without:
-        facts.append(f"{verdict.rate_without:,.0f} samples/s if it were removed")
-    if result.needed is not None:
-        waits = f"the step waits {best.evidence.waiting:.1%} of the time"
-        if best.predicted is not None:
-            waits += f" (predicted {max(1 - best.predicted / result.needed, 0):.1%})"
-        facts.append(f"{waits} and needs {result.needed:,.0f} samples/s")
-    return Padding("; ".join(facts), (0, 0, 0, 2))
-
-
-def _table(*titles: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for number, title in enumerate(titles):
         table.add_column(title, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
 
 
-def _changes(result: Profile) -> Table:
-    table = _table("what to change", "expected")
-    for change in result.verdict.changes:
-        table.add_row(change.text, f"{change.gain:.1f} ×" if change.gain else "")
-    return table
-
-
-def _runs(result: Profile) -> Table:
-    table = _table(*RUN_TITLES)
-    for row in run_rows(result):
-        table.add_row(*row)
-    table.caption = compare(result) or None
-    return table
-
-
-def _predictions(result: Profile) -> Table:
-    table = _table("predicted, not run", "cores", "samples/s", "waits")
-    for one in result.predictions:
-        table.add_row(str(one.topology), str(one.cores), f"{one.rate:,.0f}", f"{one.waiting:.0%}")
-    return table
-
-
-def _stages(stages: Stages, watching: float) -> Table:
-    table = _table("stage", "wall", "CPU", "p50", "p99", "share")
-    for name in ("read", "decode", "transform", "batch"):
-        part = getattr(stages, name)
-        table.add_row(
-            name,
-            f"{part.wall:,.1f}",
-            f"{part.cpu:,.1f}",
-            f"{part.p50:,.1f}",
-            f"{part.p99:,.1f}",
-            f"{part.wall / stages.total:.0%}",
-        )
-    for name in ("outside", "waiting", "total"):
-        value = getattr(stages, name)
-        title = {"outside": "plan, hand over", "waiting": "nothing to do"}.get(name, name)
-        table.add_row(title, f"{value:,.1f}", "", "", "", f"{value / stages.total:.0%}")
-    table.add_row("of it for a core", f"{stages.delay:,.1f}", "", "", "", "")
-    table.add_row("of it for the lock", f"{stages.lock:,.1f}", "", "", "", "")
-    table.caption = (
-        f"{stages.bytes / 1e3:,.1f} kB a sample; {stages.recorded:.0%} of the samples were "
-        f"recorded, which took {stages.overhead:.1%} of the time; watching took {watching:.1%} "
-        "of a core"
-    )
-    return table
-
-
-def _limits(result: Profile) -> Table:
+def _limits(result: Profile) -> list[tuple[str, str]]:
     limits = result.ceilings
-    table = _table("part", "limit")
     cold = "not measured: the page cache cannot be dropped for these files"
-    table.add_row("storage, cold", cold if limits.cold is None else _speed(limits.cold))
-    table.add_row("page cache", _speed(limits.warm))
+    rows = [
+        ("storage, cold", cold if limits.cold is None else _speed(limits.cold)),
+        ("page cache", _speed(limits.warm)),
+    ]
     if limits.decode_one and limits.decode_all:
-        table.add_row("decode and transform, one core", f"{limits.decode_one:,.0f} samples/s")
-        text = f"decode and transform, {count(result.cores)}"
-        table.add_row(text, f"{limits.decode_all:,.0f} samples/s")
-    table.add_row("copy in memory, one core", _speed(limits.copy))
+        rows += [
+            ("decode and transform, one core", f"{limits.decode_one:,.0f} samples/s"),
+            (
+                f"decode and transform, {cores(result.cores)}",
+                f"{limits.decode_all:,.0f} samples/s",
+            ),
+        ]
     size = result.settings.batch_size
-    table.add_row("hand-over from a worker", f"{limits.handover * size:,.0f} samples/s")
+    rows += [
+        ("copy in memory, one core", _speed(limits.copy)),
+        ("hand-over from a worker", f"{limits.handover * size:,.0f} samples/s"),
+    ]
     if limits.to_device is not None:
-        table.add_row("copy to the GPU", _speed(limits.to_device))
-    return table
+        rows.append(("copy to the GPU", _speed(limits.to_device)))
+    return rows
 
 
 def _speed(bytes_per_second: float) -> str:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from html import escape
 
 _WIDTH = 400
-_HEIGHT = 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 26, 34
-_ROW = 26
-_LABEL = 128
-_VALUE = 74
+_HEIGHT = 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 12, 28, 40
+_ROW = 27
+_AXIS = 24  # height of the labels below bars
+_LETTER = 7.2  # width, on average, of the page's letters
+_GAP = 8
 _TICKS = 4
+_LEAST_DECADES = 0.7  # between the ends, where a logarithmic scale begins to be clearer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,12 +23,10 @@ class Series:
     """Points of one kind.
 
     Attributes:
-        name: for the legend.
         style: a class of the page's style: "one" or "two", and "curve" or "points".
         points: x and y.
     """
 
-    name: str
     style: str
     points: Sequence[tuple[float, float]]
 
@@ -48,31 +48,78 @@ class Bar:
     style: str = "one"
 
 
-def bar_chart(title: str, bars: Sequence[Bar], *, mark: float | None = None) -> str:
-    """Bars from left to right, the longest as wide as there is room.
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """From values to places between 0 and 1.
+
+    Attributes:
+        least: value at 0; 0 where the scale is linear.
+        most: value at 1.
+    """
+
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Scale:
+        """Linear from 0, or logarithmic between powers of ten where values lie far apart."""
+        low, high = (math.log10(max(value, 1e-9)) for value in (min(values), max(values)))
+        if high - low < _LEAST_DECADES:
+            step = _nice(max(*values, 1e-9) / _TICKS)
+            return cls(0.0, step * math.ceil(max(values) / step - 1e-9))
+        return cls(10.0 ** (math.ceil(low) - 1), 10.0 ** math.ceil(high))
+
+    def place(self, value: float) -> float:
+        """Where a value is."""
+        if not self.least:
+            return value / self.most
+        return max(math.log(value / self.least) / math.log(self.most / self.least), 0.0)
+
+    def ticks(self) -> list[float]:
+        """Round values, not too many."""
+        if not self.least:
+            step = _nice(self.most / _TICKS)
+            return [step * tick for tick in range(round(self.most / step) + 1)]
+        decades = round(math.log10(self.most / self.least))
+        every = -(-decades // _TICKS)
+        return [self.least * 10.0**power for power in range(0, decades + 1, every)]
+
+
+def bar_chart(
+    title: str, bars: Sequence[Bar], *, scale: Scale | None = None, mark: float | None = None
+) -> str:
+    """Bars from left to right between their labels and their values.
 
     Args:
         title: for readers that do not see it.
         bars: in order.
-        mark: where a line goes from top to bottom.
+        scale: is drawn below; by default the longest bar is as wide as there is room.
+        mark: a value where a line goes from top to bottom.
     """
-    room = _WIDTH - _LABEL - _VALUE
-    most = max([bar.value for bar in bars] + [mark or 0.0, 1e-9])
-    height = _ROW * len(bars) + 4
+    left = _GAP + _LETTER * max(len(bar.label) for bar in bars)
+    room = _WIDTH - left - 2 * _GAP - _LETTER * max(len(bar.text) for bar in bars)
+    bottom = _ROW * len(bars) + 4
+    place = (scale or Scale(0.0, max([bar.value for bar in bars] + [1e-9]))).place
     rows = []
-    if mark is not None:
-        at = _LABEL + mark / most * room
-        rows.append(f'<line x1="{at:.1f}" y1="0" x2="{at:.1f}" y2="{height}" class="mark"/>')
+    for tick in scale.ticks() if scale else ():
+        at = left + place(tick) * room
+        rows.append(
+            f'<line x1="{at:.1f}" y1="0" x2="{at:.1f}" y2="{bottom}" class="grid"/>'
+            f'<text x="{at:.1f}" y="{bottom + 16}" class="middle">{_short(tick)}</text>'
+        )
     for number, bar in enumerate(bars):
         top = number * _ROW + 4
-        width = max(bar.value / most * room, 1)
+        width = max(place(bar.value) * room, 1)
         rows.append(
-            f'<text x="{_LABEL - 8}" y="{top + 14}" class="end">{escape(bar.label)}</text>'
-            f'<rect x="{_LABEL}" y="{top}" width="{width:.1f}" height="{_ROW - 7}" rx="2" '
+            f'<text x="{left - _GAP:.1f}" y="{top + 15}" class="end">{escape(bar.label)}</text>'
+            f'<rect x="{left:.1f}" y="{top}" width="{width:.1f}" height="{_ROW - 7}" rx="2" '
             f'class="fill {bar.style}"/>'
-            f'<text x="{_LABEL + width + 5:.1f}" y="{top + 14}">{escape(bar.text)}</text>'
+            f'<text x="{_WIDTH}" y="{top + 15}" class="end">{escape(bar.text)}</text>'
         )
-    return _svg(title, height, rows)
+    if mark is not None:
+        at = left + place(mark) * room
+        rows.append(f'<line x1="{at:.1f}" y1="0" x2="{at:.1f}" y2="{bottom}" class="mark"/>')
+    return _svg(title, bottom + (_AXIS if scale else 0), rows)
 
 
 def line_chart(
@@ -131,9 +178,9 @@ def _tick_across(at: float, value: float) -> str:
 
 
 def _across(points: Sequence[tuple[float, float]], right: float) -> list[float]:
-    """Where x is labelled: at the points if they are few."""
+    """Where x is labelled: at the points if they are few whole numbers."""
     values = sorted({x for x, _ in points})
-    if len(values) <= 2 * _TICKS:
+    if len(values) <= 2 * _TICKS and all(x == round(x) for x in values):
         return values
     step = _nice(right / _TICKS)
     return [step * tick for tick in range(int(right / step) + 1)]
@@ -146,9 +193,11 @@ def _nice(step: float) -> float:
 
 
 def _short(value: float) -> str:
+    if value >= 1e9:
+        return f"{value / 1e9:g}G"
     if value >= 1e6:
         return f"{value / 1e6:g}M"
-    return f"{value / 1e3:g}k" if value >= 1e4 else f"{value:,.6g}"
+    return f"{value / 1e3:g}k" if value >= 1e4 else f"{value:,.4g}"
 
 
 def _svg(title: str, height: float, parts: Sequence[str]) -> str:

@@ -129,6 +129,9 @@ class Evidence:
             a look after a second and then every half minute; None likewise.
         watching: share of a core that looking at the processes took.
         stages: of a sample; None where they are not recorded.
+        unit: what was counted: samples, or batches where nothing tells how many samples they hold.
+        ours: the batches are read by shardio's datasets, whose stages can be recorded.
+        torch: a DataLoader makes the batches.
     """
 
     cores: int
@@ -155,6 +158,9 @@ class Evidence:
     memory: int | None
     watching: float
     stages: Stages | None
+    unit: str = "samples"
+    ours: bool = True
+    torch: bool = False
 
     @property
     def rate(self) -> float:

@@ -7,10 +7,24 @@ from html import escape
 from pathlib import Path
 
 from shardio.errors import UsageError
-from shardio.profiling.charts import Bar, Series, bar_chart, line_chart
+from shardio.profiling.charts import Bar, Scale, Series, bar_chart, line_chart
 from shardio.profiling.evidence import Stages
+from shardio.profiling.phrases import as_sentence
 from shardio.profiling.profile import Profile, Run
-from shardio.profiling.words import RUN_TITLES, compare, conditions, run_rows
+from shardio.profiling.words import (
+    PREDICTION_TITLES,
+    RUN_LEGEND,
+    RUN_TITLES,
+    STAGE_TITLES,
+    change_rows,
+    compare,
+    conditions,
+    facts,
+    prediction_rows,
+    run_rows,
+    stage_note,
+    stage_rows,
+)
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #fcfcfa; --ink: #1d2125; --soft: #5d6670;
@@ -27,20 +41,26 @@ main { display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 6px;
   padding: 0.9rem 1rem; min-width: 0; }
-.wide { grid-column: 1 / -1; } .scroll { overflow-x: auto; }
+.wide { grid-column: 1 / -1; } .scroll { overflow-x: auto; } .hint { display: none; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.25rem 0.6rem 0.25rem 0; text-align: right; white-space: nowrap;
+th, td { padding: 0.25rem 0 0.25rem 0.8rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; white-space: normal; }
+th:first-child, td:first-child { text-align: left; white-space: normal; padding-left: 0; }
 th { font-weight: 600; color: var(--soft); font-size: 0.85rem; }
-svg { display: block; width: 100%; height: auto; font: 11px system-ui, sans-serif; }
-svg text { fill: var(--ink);
-  paint-order: stroke; stroke: var(--card); stroke-width: 3px; }
- svg .end { text-anchor: end; } svg .middle { text-anchor: middle; }
+svg { display: block; width: 100%; max-width: 34rem; height: auto;
+  font: 13px system-ui, sans-serif; }
+svg text { fill: var(--ink); }
+svg .end { text-anchor: end; } svg .middle { text-anchor: middle; }
 svg .grid { stroke: var(--line); } svg .mark { stroke: var(--ink); stroke-dasharray: 4 3; }
 svg .line { fill: none; stroke-width: 2; } svg .curve.one { stroke: var(--one); }
 svg .curve.two { stroke: var(--two); } svg .fill.one { fill: var(--one); }
 svg .fill.two { fill: var(--two); } svg .fill.rest { fill: var(--rest); }
+@media (max-width: 40rem) { body { padding: 0.5rem; } section { padding: 0.7rem 0.6rem; }
+  .scroll { box-shadow: inset -1rem 0 0.8rem -1rem var(--soft); }
+  .scroll table { min-width: 34rem; }
+  .scroll th:first-child, .scroll td:first-child { position: sticky; left: 0; max-width: 8rem;
+    background: var(--card); }
+  .hint { display: block; } }
 .key::before { content: ""; display: inline-block; width: 0.7rem; height: 0.7rem;
   margin: 0 0.35rem 0 0.8rem; border-radius: 2px; background: var(--rest); }
 .key.one::before { background: var(--one); } .key.two::before { background: var(--two); }
@@ -60,28 +80,33 @@ def write_html(result: Profile, path: str) -> None:
 
 
 def _page(result: Profile) -> str:
-    sentence = result.verdict.sentence
     best = result.runs[result.best]
     cards = [
         _card("What to change", _changes(result)),
         _card("The limits, in samples per second", _limits(result, best)),
     ]
-    if best.evidence.stages is not None:
-        title = f"A sample's time, {best.topology}"
-        cards.append(_card(title, _stage_bars(best.evidence.stages)))
+    stages = best.evidence.stages
+    if stages is not None:
+        cards.append(_card(f"A sample's time, {best.topology}", _stage_bars(stages)))
     cards += [
         _card("Rate by threads and workers", _rates(result)),
         _card(f"Waiting of the loop over time, {best.topology}", _waits(best)),
         _card("Memory", _memory(result)),
         _card("Measured", _runs(result), wide=True),
     ]
+    if stages is not None:
+        note = _note(stage_note(best.evidence, stages))
+        table = _scrolled(_table(STAGE_TITLES, stage_rows(stages)))
+        cards.append(_card(f"Stages of a sample, {best.topology}, in µs", table + note))
+    cards.append(_card("Predicted", _table(PREDICTION_TITLES, prediction_rows(result))))
     title = f"shardio profile of {result.settings.source}"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
         f'<header><p class="soft">{escape(title)}</p>'
-        f"<h1>{escape(sentence[0].upper() + sentence[1:])}.</h1>"
+        f"<h1>{escape(as_sentence(result.verdict.sentence))}</h1>"
+        f"<p>{escape(' '.join(facts(result)))}</p>"
         f'<p class="soft">{escape(conditions(result))}.</p></header>'
         f"<main>{''.join(cards)}</main></body></html>"
     )
@@ -93,11 +118,8 @@ def _card(title: str, content: str, *, wide: bool = False) -> str:
 
 
 def _changes(result: Profile) -> str:
-    rows = [
-        (change.text, f"{change.gain:.1f} ×" if change.gain else "")
-        for change in result.verdict.changes
-    ]
-    return _table(("change", "expected"), rows) if rows else "<p>Nothing.</p>"
+    titles, rows = change_rows(result)
+    return _table(titles, rows) if rows else "<p>Nothing.</p>"
 
 
 def _limits(result: Profile, best: Run) -> str:
@@ -118,25 +140,11 @@ def _limits(result: Profile, best: Run) -> str:
     ]
     rate = best.evidence.rate
     bars.append(Bar(label=str(best.topology), value=rate, text=f"{rate:,.0f}"))
-    note = '<p class="soft">The dashed line is what was reached.</p>'
-    return bar_chart("limits", _on_log_scale(bars), mark=_logarithm(rate, bars)) + note
-
-
-def _on_log_scale(bars: Sequence[Bar]) -> list[Bar]:
-    return [
-        Bar(label=bar.label, value=_logarithm(bar.value, bars), text=bar.text, style=bar.style)
-        for bar in bars
-    ]
-
-
-def _logarithm(value: float, bars: Sequence[Bar]) -> float:
-    """Length of a value where the least is a fifth of the longest; limits differ by decades."""
-    least, most = min(bar.value for bar in bars), max(bar.value for bar in bars)
-    if most <= 5 * least:
-        return value / most
-    import math  # noqa: PLC0415
-
-    return 0.2 + 0.8 * math.log(value / least) / math.log(most / least)
+    scale = Scale.of([bar.value for bar in bars])
+    note = "The dashed line is what was reached."
+    if scale.least:
+        note += " The scale is logarithmic."
+    return bar_chart("limits", bars, scale=scale, mark=rate) + _note(note)
 
 
 def _stage_bars(stages: Stages) -> str:
@@ -155,10 +163,10 @@ def _stage_bars(stages: Stages) -> str:
         for name, value in parts
     ]
     note = (
-        f'<p class="soft">{total:,.0f} µs in its thread, of which {stages.delay:,.0f} waited for '
-        f"a core and {stages.lock:,.0f} for the interpreter's lock.</p>"
+        f"{total:,.0f} µs in its thread, of which {stages.delay:,.0f} waited for a core and "
+        f"{stages.lock:,.0f} for the interpreter's lock."
     )
-    return bar_chart("stages", bars) + note
+    return bar_chart("stages", bars) + _note(note)
 
 
 def _rates(result: Profile) -> str:
@@ -172,8 +180,8 @@ def _rates(result: Profile) -> str:
         runs = [run for run in result.runs if run.topology.kind == kind]
         curve += [(float(run.topology.producers), run.predicted or 0.0) for run in runs]
         points = [(float(run.topology.producers), run.evidence.rate) for run in runs]
-        series.append(Series(name=kind, style=f"curve {style}", points=sorted(curve)))
-        series.append(Series(name=kind, style=f"points {style}", points=points))
+        series.append(Series(style=f"curve {style}", points=sorted(curve)))
+        series.append(Series(style=f"points {style}", points=points))
     series.sort(key=lambda one: "points" in one.style)
     chart = line_chart("rates", series, across="threads or workers", up="samples/s")
     key = (
@@ -185,7 +193,9 @@ def _rates(result: Profile) -> str:
 
 def _waits(run: Run) -> str:
     points = [(second, 100 * share) for second, share in run.waits]
-    series = Series(name="waiting", style="curve one", points=points)
+    if len(points) < 2:
+        return "<p>The run was too short to tell.</p>"
+    series = Series(style="curve one", points=points)
     return line_chart("waiting", [series], across="seconds", up="% of the time", least_top=100.0)
 
 
@@ -199,8 +209,18 @@ def _memory(result: Profile) -> str:
 
 
 def _runs(result: Profile) -> str:
-    note = f"<p>{escape(compare(result))}.</p>" if result.baseline else ""
-    return f'<div class="scroll">{_table(RUN_TITLES, run_rows(result))}</div>{note}'
+    note = f"<p>{escape(compare(result))}</p>" if result.baseline else ""
+    return _scrolled(_table(RUN_TITLES, run_rows(result))) + _note(f"{RUN_LEGEND}.") + note
+
+
+def _note(text: str) -> str:
+    return f'<p class="soft">{escape(text)}</p>'
+
+
+def _scrolled(table: str) -> str:
+    """A table that a narrow page shows in part, and says so."""
+    hint = '<p class="soft hint">Swipe the table sideways for the other columns →</p>'
+    return f'{hint}<div class="scroll">{table}</div>'
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

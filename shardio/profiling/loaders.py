@@ -30,6 +30,7 @@ class LoaderFacts:
         steps: of an epoch; None where it does not say.
         restarts: each epoch starts workers.
         cached: share of some shards that is in the page cache; None where that is not known.
+        torch: a DataLoader makes the batches.
     """
 
     datasets: tuple[ShardDataset, ...]
@@ -39,39 +40,72 @@ class LoaderFacts:
     steps: int | None
     restarts: bool
     cached: float | None
+    torch: bool
 
 
 def look_at(loader: Any) -> LoaderFacts:
     """Tell what a loader says of itself."""
-    datasets = _datasets_of(loader)
-    kind, number = _producers_of(loader)
+    inner = _inside(loader)
+    datasets = _datasets_of(inner)
+    kind, number = _producers_of(inner)
     ahead = _USUALLY_AHEAD
-    if isinstance(loader, DataLoader):
-        ahead = loader.num_workers * (loader.prefetch_factor or 0)
+    if isinstance(inner, DataLoader):
+        ahead = inner.num_workers * (inner.prefetch_factor or 0)
     return LoaderFacts(
         datasets=datasets,
         kind=kind,
         number=number,
         ahead=ahead,
         steps=_count_steps(loader),
-        restarts=kind == "processes" and not getattr(loader, "persistent_workers", False),
+        restarts=kind == "processes" and not getattr(inner, "persistent_workers", False),
         cached=_cached_share(datasets),
+        torch=isinstance(inner, DataLoader),
     )
 
 
-def count_samples(batch: Any) -> int:
-    """Samples in a batch: the length of its first entry that has one; 1 if none has."""
+def count_samples(batch: Any) -> int | None:
+    """Samples in a batch; None if nothing tells.
+
+    That is the number of its keys; or else the first dimension of its tensors and arrays, those of
+    the outermost level first; or else the length of its first list.
+    """
+    if isinstance(batch, Mapping) and "__key__" in batch:
+        keys = batch["__key__"]
+        return 1 if isinstance(keys, str) else len(keys)
+    if hasattr(batch, "shape"):
+        return _first_dimension(batch)
+    entries = _entries_of(batch)
+    own = [size for entry in entries if (size := _first_dimension(entry)) is not None]
+    if own:
+        return own[0]
+    nested = {size for entry in entries if (size := count_samples(entry)) is not None}
+    lists = [len(entry) for entry in entries if isinstance(entry, Sequence) and _entries_of(entry)]
+    if len(nested) == 1 and any(map(_has_tensors, entries)):
+        return nested.pop()
+    return lists[0] if lists else next(iter(nested), None)
+
+
+def _entries_of(batch: Any) -> list[Any]:
     if isinstance(batch, Mapping):
-        batch = [batch["__key__"]] if "__key__" in batch else [*batch.values()]
-    entries = [batch] if hasattr(batch, "shape") else batch
-    if isinstance(entries, Sequence):
-        for entry in entries:
-            if hasattr(entry, "__len__") and not isinstance(entry, str | bytes):
-                try:
-                    return len(entry)
-                except TypeError:  # a tensor without dimensions
-                    continue
-    return 1
+        return [*batch.values()]
+    return [*batch] if isinstance(batch, Sequence) and not isinstance(batch, str | bytes) else []
+
+
+def _first_dimension(entry: Any) -> int | None:
+    shape = getattr(entry, "shape", None)
+    return int(shape[0]) if shape is not None and len(shape) else None
+
+
+def _has_tensors(batch: Any) -> bool:
+    return _first_dimension(batch) is not None or any(map(_has_tensors, _entries_of(batch)))
+
+
+def _inside(loader: Any) -> Any:
+    """The DataLoader that webdataset's WebLoader wraps, as the first stage of a pipeline."""
+    stages = getattr(loader, "pipeline", None)
+    if isinstance(stages, list) and stages and isinstance(stages[0], DataLoader):
+        return stages[0]
+    return loader
 
 
 def _datasets_of(loader: Any) -> tuple[ShardDataset, ...]:
@@ -94,6 +128,9 @@ def _producers_of(loader: Any) -> tuple[Kind | None, int]:
 
 
 def _count_steps(loader: Any) -> int | None:
+    stages = getattr(loader, "pipeline", None)
+    if not hasattr(loader, "__len__") and isinstance(stages, list) and len(stages) == 1:
+        loader = _inside(loader)  # nothing after it makes other batches
     try:
         return len(loader)
     except (TypeError, NotImplementedError):

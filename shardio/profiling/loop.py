@@ -13,6 +13,7 @@ what the kernel says of its processes and threads must do.
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,7 @@ from shardio.errors import UsageError
 from shardio.profiling.evidence import Evidence
 from shardio.profiling.loaders import count_samples, look_at
 from shardio.profiling.observing import Received, observe
+from shardio.profiling.phrases import as_sentence
 from shardio.profiling.records import Recorder, ThreadRecords
 from shardio.profiling.verdict import Verdict, judge
 from shardio.profiling.watching import Watcher
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 _BUDGET = 0.005  # of the reading, for recording
 _MOST_BATCHES = 100_000  # that are remembered, the last ones
+_LEAST_BATCHES = 2  # of the steady state, or else those that were made ahead count
+_WIDTH = 80  # of what is printed
 _BATCHES_SHOWN = 200  # on a line
 _SECONDS_BETWEEN_LINES = 3.0
 
@@ -46,21 +50,29 @@ class Monitor:
         budget: share of the reading's time that recording its stages may take.
 
     Attributes:
-        received: the last batches.
+        received: the last batches; until two of the steady state came, all of them.
         records: of shardio's own reading, when the context has ended.
     """
 
     def __init__(self, loader: Iterable[Any], *, live: bool | None, budget: float) -> None:
+        if not any(hasattr(loader, name) for name in ("__iter__", "__getitem__")):
+            raise UsageError(
+                f"monitor() got {loader!r:.80}, which cannot be looped over: give it a loader"
+            )
         self._loader = loader
         self._live = sys.stderr.isatty() if live is None else live
         self._budget = budget
         self._facts = look_at(loader)
         self._watcher: Watcher | None = None
         self._recorder: Recorder | None = None
-        self._begun = False
+        self._count = 0
+        self._steady: int | None = None
+        self._steady_count = 0
         self._end = 0
+        self._ended = False
         self._first_batch: float | None = None
-        self._next_line = 0.0
+        self._next_line = self._next_reading = 0.0
+        self._known = ""
         self._shown = False
         self._evidence: Evidence | None = None
         self.received = deque[Received](maxlen=_MOST_BATCHES)
@@ -90,11 +102,16 @@ class Monitor:
             self._recorder = None
         if self._shown:
             sys.stderr.write("\n")
+        self._ended = True
         self._evidence = self._observe()
 
     def __iter__(self) -> Iterator[Any]:
         if self._watcher is None:
             raise UsageError("loop over the monitor inside its context: with monitor(…) as seen:")
+        if self._ended:
+            raise UsageError(
+                "the monitor's context has ended: make another monitor for the next loop"
+            )
         batches, number = iter(self._loader), 0
         while True:
             asked, cpu = perf_counter_ns(), thread_time_ns()
@@ -103,7 +120,7 @@ class Monitor:
             if batch is _NOTHING:
                 return
             cpu = thread_time_ns() - cpu
-            self._note(Received(number, asked, came, cpu, count_samples(batch)))
+            self._note(Received(number, asked, came, cpu, count_samples(batch) or 0))
             number += 1
             place = [batch]  # only the loop keeps a batch, so that its memory is lent again
             del batch
@@ -126,10 +143,7 @@ class Monitor:
             UsageError: the context has not ended, or fewer than two batches came.
         """
         if self._evidence is None:
-            raise UsageError(
-                "the monitor has seen fewer than two batches of an ended loop: loop over it, and "
-                "ask after its context has ended"
-            )
+            raise UsageError(self._say_what_lacks())
         return self._evidence
 
     @property
@@ -140,47 +154,81 @@ class Monitor:
     @property
     def seconds(self) -> float:
         """That were observed so far, in the steady state."""
-        return (perf_counter_ns() - self.received[0].came) / 1e9 if self._begun else 0.0
+        if self._steady is None:
+            return 0.0
+        end = max(self._end, self.received[-1].came) if self._ended else perf_counter_ns()
+        return (end - self._steady) / 1e9
 
     def __str__(self) -> str:
         if self._evidence is None:
-            return "the monitor has seen too little to tell what limits the loop"
+            return as_sentence(self._say_what_lacks())
         evidence, verdict = self.evidence, self.verdict
+        waited = f"The loop waited for data {evidence.waiting:.1%} of the time."
         lines = [
-            verdict.sentence,
-            f"{evidence.rate:,.0f} samples/s; the loop waited {evidence.waiting:.1%} of the time",
-            *(f"- {change.text}" for change in verdict.changes),
+            as_sentence(verdict.sentence),
+            *([] if verdict.bottleneck in {"step", "prefetch"} else [waited]),
+            *(f"- {as_sentence(change.text)}" for change in verdict.changes),
         ]
-        return "\n".join(lines)
+        return "\n".join(map(_wrapped, lines))
+
+    def __repr__(self) -> str:
+        return str(self) if self._ended else f"<Monitor of {type(self._loader).__name__}>"
+
+    def _say_what_lacks(self) -> str:
+        if not self._ended:
+            return (
+                "the monitor's context has not ended: loop over the monitor inside it, and ask "
+                "after its end what limits the loop"
+            )
+        batches = "1 batch" if self._count == 1 else f"{self._count} batches"
+        return f"the monitor has seen {batches}, too few to tell what limits the loop: give it 2"
 
     def _note(self, batch: Received) -> None:
         """Remember a batch; what begins with the last of those that were made ahead is steady."""
         again = batch.number == 0 and self._first_batch is not None
         if self._first_batch is None:
             self._first_batch = (batch.came - batch.asked) / 1e9
-        if not self._begun and (batch.number >= self._facts.ahead or again):
-            self._begun = True
-            self.received.clear()
+        self._count += 1
+        self.received.append(batch)
+        if self._steady is None:
+            if batch.number < self._facts.ahead and not again:
+                return
+            self._steady = batch.came
             if self._watcher is not None:
                 self._watcher.restart()
-        self.received.append(batch)
+        self._steady_count += 1
+        if self._steady_count == _LEAST_BATCHES:
+            last = [*self.received][-_LEAST_BATCHES:]
+            self.received.clear()
+            self.received.extend(last)
 
     def _show(self) -> None:
         now = time.perf_counter()
-        if now < self._next_line or not self._begun or len(self.received) < 2:
+        if now < self._next_line or self._steady_count < _LEAST_BATCHES:
             return
         self._next_line = now + _SECONDS_BETWEEN_LINES
         rows = [*self.received][-_BATCHES_SHOWN:]
         seconds = (self._end - rows[0].came) / 1e9
         waiting = sum(row.came - row.asked for row in rows[1:]) / 1e9 / seconds
         rate = sum(row.samples for row in rows[1:]) / seconds
-        self._read_records()
-        line = f"waiting {waiting:5.1%} of the time, {rate:,.0f} samples/s"
-        if (evidence := self._observe()) is not None:
-            line += f"; {judge(evidence).short}"
+        self._judge_now_and_then()
+        unit = "samples" if rate else "batches"
+        rate = rate or (len(rows) - 1) / seconds
+        line = f"waiting {waiting:5.1%} of the time, {rate:,.0f} {unit}/s{self._known}"
         sys.stderr.write(f"\r{line[:79]:<79}")
         sys.stderr.flush()
         self._shown = True
+
+    def _judge_now_and_then(self) -> None:
+        """Read what is recorded and judge it, if the budget allows that; the step waits for it."""
+        start = time.perf_counter()
+        if start < self._next_reading:
+            return
+        self._read_records()
+        if (evidence := self._observe()) is not None:
+            self._known = f"; {judge(evidence).short}"
+        end = time.perf_counter()
+        self._next_reading = end + (end - start) / self._budget
 
     def _read_records(self) -> None:
         if self._recorder is not None and self.received:
@@ -203,8 +251,16 @@ def monitor(loader: Iterable[Any], *, live: bool | None = None, budget: float = 
 
     Returns:
         A context to loop over in place of the loader; see Monitor.
+
+    Raises:
+        UsageError: the loader cannot be looped over.
     """
     return Monitor(loader, live=live, budget=budget)
+
+
+def _wrapped(line: str) -> str:
+    rest = "  " if line.startswith("- ") else ""
+    return textwrap.fill(line, _WIDTH, subsequent_indent=rest, break_on_hyphens=False)
 
 
 _NOTHING = object()

@@ -24,7 +24,7 @@ class Received(NamedTuple):
         asked: when the loop asked for it, ns of perf_counter_ns.
         came: when it was there.
         cpu: ns that the loop's thread ran meanwhile.
-        samples: in it.
+        samples: in it; 0 where nothing tells.
     """
 
     number: int
@@ -52,14 +52,12 @@ def observe(
         watcher: of the processes.
         first_batch: seconds until the first batch of all was there.
     """
-    first, *rows = received
+    counted = any(row.samples for row in received)
+    first, *rows = received if counted else [row._replace(samples=1) for row in received]
     end = max(end, rows[-1].came)
     seconds = max(end - first.came, 1) / 1e9
-    kind, producers = watcher.producers()
-    if facts.kind is not None:
-        kind = facts.kind
-        producers = watcher.producers_of_kind(kind)
-    number = facts.number or (len(producers) if kind != "here" else 0)
+    kind, producers = watcher.producers(facts.kind)
+    number = facts.number or watcher.at_once(kind, producers)
     waits = [(row.came - row.asked) / 1e9 for row in rows]
     from_disk, sent, faults = watcher.moved() or (None, None, None)
     stages = stages_of(records)
@@ -88,6 +86,9 @@ def observe(
         memory=watcher.memory,
         watching=watcher.own_share(),
         stages=stages,
+        unit="samples" if counted else "batches",
+        ours=bool(facts.datasets),
+        torch=facts.torch,
     )
 
 

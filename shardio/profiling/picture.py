@@ -7,6 +7,8 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from shardio.errors import UsageError
+from shardio.profiling.phrases import as_sentence
+from shardio.profiling.words import ceiling_name
 
 if TYPE_CHECKING:
     from shardio.profiling.profile import Profile
@@ -50,9 +52,9 @@ def write_png(result: Profile, path: str) -> None:
             label = None if number else f"{name}, measured"
             axes.plot(run.topology.producers, run.evidence.rate, "o", color=colour, label=label)
     if result.ceiling:
-        axes.axhline(result.ceiling, linestyle="--", color="0.5", label="bare decoding")
+        axes.axhline(result.ceiling, linestyle="--", color="0.5", label=ceiling_name(result))
     axes.set(xlabel="threads or workers", ylabel="samples/s", ylim=(0, None))
-    axes.set_title(_wrapped(result.verdict.sentence), fontsize="medium", loc="left")
+    axes.set_title(_wrapped(as_sentence(result.verdict.sentence)), fontsize="medium", loc="left")
     axes.legend()
     try:
         figure.savefig(path, format="png", dpi=120)

@@ -99,10 +99,12 @@ class Recorder:
             since: of perf_counter_ns; what began earlier is left out.
         """
         found = []
-        paths = sorted(self._path.iterdir(), key=lambda path: path.stat().st_ctime)
-        for path in paths[-_MOST_FILES:]:
+        for path in _by_age(self._path)[-_MOST_FILES:]:
             process, thread = map(int, path.name.split("-"))
-            records = np.fromfile(path, RECORD)
+            try:
+                records = np.fromfile(path, RECORD)
+            except FileNotFoundError:  # a thread that has just begun removed it
+                continue
             records = records[(records["kind"] > 0) & (records["start"] >= since)]
             records = records[np.argsort(records["start"], kind="stable")]
             chunks, samples = (records[records["kind"] == kind] for kind in (_CHUNK, _SAMPLE))
@@ -114,6 +116,25 @@ class Recorder:
         self._folder.cleanup()
 
 
+def _by_age(folder: Path) -> list[Path]:
+    """Record files, the oldest first."""
+    changed = {}
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # another process has just removed it
+            changed[path] = path.stat().st_ctime
+    return sorted(changed, key=lambda path: changed[path])
+
+
+def _remove_old(folder: Path) -> None:
+    """Remove what ended threads wrote and nobody will read, as other threads wrote since."""
+    if not Path("/proc/self/task").exists():
+        return
+    for path in _by_age(folder)[: 1 - _MOST_FILES]:
+        process, _, thread = path.name.partition("-")
+        if not Path(f"/proc/{process}/task/{thread}").exists():
+            path.unlink(missing_ok=True)
+
+
 class _File:
     """Where one thread writes."""
 
@@ -122,6 +143,7 @@ class _File:
         self.slow = True
         self._schedule = -1
         thread = threading.get_native_id()
+        _remove_old(folder)
         path = folder / f"{self.process}-{thread}"
         with path.open("w+b") as stream:
             stream.truncate(_MOST_RECORDS * _FORMAT.size)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from shardio.profiling.evidence import Evidence, Producer, Stages
+from shardio.profiling.phrases import cores, count, name_of, rate_of
 
 _WAITS_LITTLE = 0.05  # share of the time
 _STARTS_LONG = 0.3  # share of an epoch
@@ -84,7 +85,7 @@ def _step(seen: Evidence) -> Verdict | None:
     spare = f"; the loader is busy {busiest:.0%} of the time" if busiest is not None else ""
     return Verdict(
         bottleneck="step",
-        sentence=f"the step limits this loop to {seen.rate:,.0f} samples/s: it waits for data "
+        sentence=f"the step limits this loop to {rate_of(seen)}: it waits for data "
         f"{seen.waiting:.1%} of the time{spare}",
         short="the step limits",
         rate_without=seen.rate / busiest if busiest else None,
@@ -96,7 +97,7 @@ def _start(seen: Evidence) -> Verdict | None:
     if seen.starting <= _STARTS_LONG:
         return None
     without = seen.rate / (1 - min(seen.starting, 0.99))
-    what = "starting the workers" if seen.kind == "processes" else "the first batch"
+    what = f"starting the {name_of(seen)}" if seen.kind == "processes" else "the first batch"
     steps = f" of {seen.steps} steps" if seen.steps else ""
     changes = [Change(text="shardio.Loader starts in a fraction of workers' time", gain=None)]
     after = judge(replace(seen, starting=0.0)).short
@@ -105,8 +106,8 @@ def _start(seen: Evidence) -> Verdict | None:
         changes.insert(0, keep)
     return Verdict(
         bottleneck="start",
-        sentence=f"the dataset is tiny: {what} takes {seen.starting:.0%} of an epoch{steps}; "
-        f"after that {after}",
+        sentence=f"the dataset is tiny: {what} takes {seen.starting:.0%} of an epoch{steps}, "
+        f"which leaves {rate_of(seen)}; after that {after}",
         short="start-up limits",
         rate_without=without,
         changes=tuple(changes),
@@ -120,16 +121,16 @@ def _handover(seen: Evidence) -> Verdict | None:
     cpu = sum(one.cpu for one in seen.producers) / max(len(seen.producers), 1) * seen.number
     if seen.receiving >= _RECEIVES_LONG:
         per_batch = seen.receiving * seen.seconds / seen.batches * 1e3
-        what = f"its own thread needs {per_batch:,.1f} ms to receive a batch"
+        what = f"the loop's thread needs {per_batch:,.1f} ms to receive a batch"
     elif sent >= _SENDS_MUCH:
-        what = f"they write {sent / 1e6:,.0f} MB/s to a pipe"
+        what = f"{sent / 1e6:,.0f} MB/s go through pipes"
     elif faults * _SECONDS_OF_A_FAULT >= _FAULTS_MUCH * max(cpu, _BUSY):
-        what = f"they put batches into {faults:,.0f} new pages of memory a second"
+        what = f"batches are put into {faults:,.0f} new pages of memory a second"
     else:
         return None
     return Verdict(
         bottleneck="handover",
-        sentence=f"the hand-over from the workers limits this loop to {seen.rate:,.0f} samples/s: "
+        sentence=f"the hand-over from the {name_of(seen)} limits this loop to {rate_of(seen)}: "
         f"{what}",
         short="the hand-over limits",
         rate_without=None,
@@ -148,7 +149,7 @@ def _opencv(seen: Evidence) -> Verdict | None:
     return Verdict(
         bottleneck="opencv",
         sentence=f"{busy} threads of OpenCV or torch share {seen.cores} cores and limit this loop "
-        f"to {seen.rate:,.0f} samples/s: they wait for one {_delayed(seen):.0%} of the time",
+        f"to {rate_of(seen)}: they wait for one {_delayed(seen):.0%} of the time",
         short="too many native threads",
         rate_without=None,
         changes=(
@@ -166,12 +167,12 @@ def _cores(seen: Evidence) -> Verdict | None:
         return None
     return Verdict(
         bottleneck="cores",
-        sentence=f"{number} {_name(seen)} share {seen.cores} cores, which limit this loop to "
-        f"{seen.rate:,.0f} samples/s: they wait for one {_delayed(seen):.0%} of the time",
+        sentence=f"{count(number, seen)} share {seen.cores} cores, which limit this loop to "
+        f"{rate_of(seen)}: they wait for one {_delayed(seen):.0%} of the time",
         short=f"{seen.cores} cores limit",
         rate_without=seen.rate * number / seen.cores,
         changes=(
-            Change(text=f"take {seen.cores} {_name(seen)}: less memory, no slower", gain=None),
+            Change(text=f"take {count(seen.cores, seen)}: less memory, no slower", gain=None),
             Change(text=f"a machine with {number} cores", gain=number / seen.cores),
         ),
     )
@@ -190,8 +191,8 @@ def _worker(seen: Evidence) -> Verdict | None:
         return None
     return Verdict(
         bottleneck="worker",
-        sentence=f"one of {seen.number} workers limits this loop to {seen.rate:,.0f} "
-        f"samples/s: {max(seen.turns, default=0):.0%} of the waiting is for it, while the others "
+        sentence=f"one of {seen.number} workers limits this loop to {rate_of(seen)}: "
+        f"{max(seen.turns, default=0):.0%} of the waiting is for it, while the others "
         f"are busy {middle:.0%} of the time",
         short="one slow worker limits",
         rate_without=seen.rate / max(middle, 0.05) * max(slowest, middle),
@@ -224,7 +225,7 @@ def _storage(seen: Evidence) -> Verdict | None:
         changes.insert(0, Change(text=text, gain=gain))
     return Verdict(
         bottleneck="cold" if cold else "storage",
-        sentence=f"{where} limits this loop to {seen.rate:,.0f} samples/s, {megabytes:,.1f} MB/s: "
+        sentence=f"{where} limits this loop to {rate_of(seen)}, {megabytes:,.1f} MB/s: "
         f"a sample waits {stages.blocked_read / 1e3:,.2f} of its {filling / 1e3:,.2f} ms for it",
         short="cold storage limits" if cold else "storage limits",
         rate_without=seen.rate * gain,
@@ -246,7 +247,7 @@ def _lock(seen: Evidence) -> Verdict | None:
     return Verdict(
         bottleneck="lock",
         sentence=f"{holder} holds the interpreter's lock, which limits {seen.number} "
-        f"threads to {seen.rate:,.0f} samples/s: they wait for it {share:.0%} of the time",
+        f"threads to {rate_of(seen)}: they wait for it {share:.0%} of the time",
         short="the interpreter's lock limits",
         rate_without=seen.rate / (1 - min(share, 0.95)),
         changes=(
@@ -264,10 +265,11 @@ def _prefetch(seen: Evidence) -> Verdict | None:
     if filling > 1 - _IDLE or seen.waiting < 2 * _WAITS_LITTLE or working < 2 * _WAITS_LITTLE:
         return None
     gain = min(1 / max(filling, 0.05), 1 / working)
+    are = "is" if seen.number == 1 else "are"
     return Verdict(
         bottleneck="prefetch",
         sentence=f"too few batches are made ahead: the loop waits {seen.waiting:.0%} of the time, "
-        f"yet the {_name(seen)} are busy {filling:.0%} of it ({seen.rate:,.0f} samples/s)",
+        f"yet the {name_of(seen)} {are} busy {filling:.0%} of it ({rate_of(seen)})",
         short="the prefetch is too small",
         rate_without=seen.rate * gain,
         changes=(Change(text="a larger prefetch (prefetch_factor of DataLoader)", gain=gain),),
@@ -277,17 +279,9 @@ def _prefetch(seen: Evidence) -> Verdict | None:
 def _stages(seen: Evidence) -> Verdict:
     """What takes most of a sample's time."""
     stages = seen.stages
-    number = max(seen.number, 1)
-    cores = min(number, seen.cores)
     if stages is None:
-        return Verdict(
-            bottleneck="workers",
-            sentence=f"what the {number} {_name(seen)} do limits this loop to {seen.rate:,.0f} "
-            "samples/s; their stages are known for shardio's own datasets",
-            short=f"the {_name(seen)} limit",
-            rate_without=None,
-            changes=_more(seen),
-        )
+        return _without_stages(seen)
+    where = cores(min(max(seen.number, 1), seen.cores))
     parts = {
         "decode": stages.decode.wall,
         "transform": stages.transform.wall,
@@ -295,18 +289,40 @@ def _stages(seen: Evidence) -> Verdict:
     }
     name = max(parts, key=lambda part: parts[part])
     what = {
-        "decode": f"decode on {_cores_of(cores)}",
-        "transform": f"the transform on {_cores_of(cores)}",
-        "loader": f"the loader itself, on {_cores_of(cores)},",
+        "decode": f"decode on {where}",
+        "transform": f"the transform on {where}",
+        "loader": f"the loader itself, on {where},",
     }[name]
     rest = sum(parts.values()) - parts[name]
     return Verdict(
         bottleneck=name,
-        sentence=f"{what} limits this loop to {seen.rate:,.0f} samples/s: "
-        f"{parts[name]:,.0f} of {sum(parts.values()):,.0f} µs of a sample",
+        sentence=f"{what} limits this loop to {rate_of(seen)}: "
+        f"{parts[name]:,.0f} of {stages.total:,.0f} µs of a sample",
         short=f"{name} limits",
         rate_without=seen.rate * sum(parts.values()) / max(rest, 1e-9),
         changes=_more(seen) + _less(name),
+    )
+
+
+def _without_stages(seen: Evidence) -> Verdict:
+    """The producers limit, and nothing tells more."""
+    why = "stages are known only for shardio's datasets"
+    if seen.ours and seen.kind == "processes" and not seen.restarts:
+        were = "it was" if seen.number == 1 else "they were"
+        why = f"stages are not known, as {were} started before the watching"
+    elif seen.ours:
+        why = "too little was recorded to tell the stages"
+    if seen.kind == "here":
+        who, short = "the loader itself, in the loop's own thread, limits", "the loader limits"
+    else:
+        limit = "limits" if seen.number == 1 else "limit"
+        who, short = f"{count(seen.number, seen)} {limit}", f"the {name_of(seen)} {limit}"
+    return Verdict(
+        bottleneck="workers",
+        sentence=f"{who} this loop to {rate_of(seen)}; {why}",
+        short=short,
+        rate_without=None,
+        changes=_more(seen),
     )
 
 
@@ -327,8 +343,15 @@ def _more(seen: Evidence) -> tuple[Change, ...]:
     number = max(seen.number, 1)
     if number >= seen.cores:
         return ()
-    text = f"{seen.cores} {'threads' if seen.kind == 'here' else _name(seen)}, {ONE_A_CORE}"
-    return (Change(text=text, gain=seen.cores / number),)
+    gain: float | None = seen.cores / number
+    text = count(seen.cores, seen)
+    if seen.kind != "threads" and seen.torch:
+        text = f"num_workers={seen.cores} for the DataLoader"
+    elif seen.kind == "here" and seen.ours:
+        text = f"shardio.Loader with {seen.cores} threads"
+    elif seen.kind == "here":
+        text, gain = "a loader that has workers or threads, as shardio.Loader has", None
+    return (Change(text=f"{text}, {ONE_A_CORE}", gain=gain),)
 
 
 def _less(name: str) -> tuple[Change, ...]:
@@ -370,11 +393,3 @@ def _native_threads(seen: Evidence) -> int:
         return round(busy * seen.number) if busy >= _THREADS_A_WORKER else 0
     foreign = sum(one.filling is None and one.cpu > _THREAD_BUSY for one in seen.producers)
     return seen.number + foreign if foreign and seen.stages is not None else 0
-
-
-def _name(seen: Evidence) -> str:
-    return {"processes": "workers", "threads": "threads", "here": "thread"}[seen.kind]
-
-
-def _cores_of(number: int) -> str:
-    return "1 core" if number == 1 else f"{number} cores"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ _LEAST_BETWEEN, _MOST_BETWEEN = 0.1, 1.0  # seconds from look to look; at first 
 _COST_OF_MEMORY = 0.02  # seconds to begin with; the kernel adds up the pages of each process
 _SECONDS_BETWEEN_TRIALS = 0.1
 _LEAST_CPU = 0.005  # share of the time; who runs less makes no batches
+_LEAST_SECONDS = 0.05  # that it runs, where the loader does not say what makes batches
 _LEAST_OF_PROCESS = 0.05
 
 
@@ -39,6 +40,10 @@ class _Seen(NamedTuple):
         passed = max(self.until - self.since, 1)
         cpu, delay = (b - a for a, b in zip(self.before, self.after, strict=True))
         return cpu / passed, delay / passed
+
+    def seconds(self) -> float:
+        """That it ran."""
+        return (self.after.cpu - self.before.cpu) / 1e9
 
 
 class Watcher:
@@ -108,29 +113,40 @@ class Watcher:
                 faults += after.faults - before.faults
         return disk / seconds, written / seconds, faults / seconds
 
-    def producers(self) -> tuple[Kind, tuple[Producer, ...]]:
-        """What makes batches: child processes that run, or else threads of this process."""
-        threads = {place: seen.shares() for place, seen in [*self._threads.items()]}
-        pids = sorted({pid for pid, _ in threads} - {self._pid})
-        processes = [
-            _process(pid, [shares for place, shares in threads.items() if place[0] == pid])
-            for pid in pids
-        ]
-        processes = [one for one in processes if one.cpu > _LEAST_CPU]
-        if processes:
-            return "processes", tuple(processes)
-        others = {self._main, self._thread.native_id}
-        found = [
-            Producer(number=thread, cpu=cpu, delay=delay, busy_threads=1, filling=None)
-            for (_, thread), (cpu, delay) in sorted(threads.items())
-            if thread not in others and cpu > _LEAST_CPU
-        ]
-        return ("threads", tuple(found)) if found else ("here", ())
+    def producers(self, kind: Kind | None) -> tuple[Kind, tuple[Producer, ...]]:
+        """What makes batches.
 
-    def producers_of_kind(self, kind: Kind) -> tuple[Producer, ...]:
-        """What makes batches, where the loader says what that is."""
-        found, producers = self.producers()
-        return producers if found == kind else ()
+        Args:
+            kind: of producers; None where the loader does not say: child processes that run, or
+                else threads of this process, or else the loop's own thread.
+        """
+        if kind == "here":
+            return kind, ()
+        seen = {place: one for place, one in [*self._threads.items()] if self._may_be(place)}
+        known = kind is not None
+        processes = _busy_processes(seen, self._pid, known=known)
+        if kind == "processes" or (not known and processes):
+            return "processes", processes
+        threads = tuple(
+            _producer(thread, [one])
+            for (pid, thread), one in sorted(seen.items())
+            if pid == self._pid and _is_busy([one], known=known)
+        )
+        return ("threads", threads) if known or threads else ("here", ())
+
+    def at_once(self, kind: Kind, producers: Sequence[Producer]) -> int:
+        """How many of them lived at the same time, at most."""
+        spans: dict[int, tuple[int, int]] = {}
+        for place, seen in [*self._threads.items()]:
+            number = place[0] if kind == "processes" else place[1]
+            since, until = spans.get(number, (seen.since, seen.until))
+            spans[number] = min(since, seen.since), max(until, seen.until)
+        lives = [spans[one.number] for one in producers]
+        return max((sum(a <= since <= b for a, b in lives) for since, _ in lives), default=0)
+
+    def _may_be(self, place: tuple[int, int]) -> bool:
+        """Whether it may make batches, being neither the loop's thread nor the watching one."""
+        return place[0] != self._pid or place[1] not in {self._main, self._thread.native_id}
 
     def own_share(self) -> float:
         """Share of a core that the looking took."""
@@ -179,7 +195,29 @@ def _own_delay() -> int:
         return 0
 
 
-def _process(pid: int, threads: Sequence[tuple[float, float]]) -> Producer:
-    cpu, delay = (sum(shares[at] for shares in threads) for at in (0, 1))
-    busy = sum(share > _LEAST_OF_PROCESS * cpu for share, _ in threads)
-    return Producer(number=pid, cpu=cpu, delay=delay, busy_threads=busy, filling=None)
+def _busy_processes(
+    seen: Mapping[tuple[int, int], _Seen], own: int, *, known: bool
+) -> tuple[Producer, ...]:
+    by_process: dict[int, list[_Seen]] = {}
+    for (pid, _), one in sorted(seen.items()):
+        if pid != own:
+            by_process.setdefault(pid, []).append(one)
+    return tuple(
+        _producer(pid, threads)
+        for pid, threads in by_process.items()
+        if _is_busy(threads, known=known)
+    )
+
+
+def _is_busy(threads: Sequence[_Seen], *, known: bool) -> bool:
+    """Whether threads run enough to make batches; of a guessed kind more is asked."""
+    share = sum(one.shares()[0] for one in threads)
+    seconds = sum(one.seconds() for one in threads)
+    return share > _LEAST_CPU and (known or seconds >= _LEAST_SECONDS)
+
+
+def _producer(number: int, threads: Sequence[_Seen]) -> Producer:
+    shares = [one.shares() for one in threads]
+    cpu, delay = (sum(share[at] for share in shares) for at in (0, 1))
+    busy = sum(share > _LEAST_OF_PROCESS * cpu for share, _ in shares)
+    return Producer(number=number, cpu=cpu, delay=delay, busy_threads=busy, filling=None)

@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 
 import shardio
 from shardio.profiling import monitor, watching
-from shardio.profiling.loaders import count_samples
-from shardio.profiling.system import Moved
+from shardio.profiling.loaders import count_samples, look_at
+from shardio.profiling.records import Recorder, ThreadRecords
+from shardio.profiling.system import Moved, Use
 from shardio.reading.times import Stopwatch
 
 
@@ -67,7 +68,8 @@ def test_batches_pass_unchanged_and_the_parts_of_a_samples_time_add_up(
     assert stages.recorded > 0.5
     assert 0 < stages.overhead < 0.5
     assert 0 < evidence.watching < 0.5
-    assert seen.verdict.sentence in str(seen)
+    assert seen.verdict.sentence[1:] in str(seen).replace("\n", " ")
+    assert max(map(len, str(seen).splitlines())) <= 80
 
 
 def test_the_dataset_is_left_as_it_was(packed: Path) -> None:
@@ -79,9 +81,10 @@ def test_the_dataset_is_left_as_it_was(packed: Path) -> None:
 
 
 def test_a_slow_step_is_told_from_a_slow_loader(packed: Path) -> None:
-    with monitor(shardio.Loader(dataset(packed), threads=2), live=False) as seen:
+    few = dataset(packed).subset(range(200))
+    with monitor(shardio.Loader(few, threads=2), live=False) as seen:
         for _ in seen:
-            time.sleep(0.05)
+            time.sleep(0.15)
     assert seen.evidence.waiting < 0.05
     assert seen.verdict.bottleneck == "step"
 
@@ -115,12 +118,147 @@ def test_any_iterable_is_watched(packed: Path) -> None:
         ((torch.tensor(1.0), [1, 2]), 2),
         (torch.zeros(5, 1), 5),
         (np.zeros((6, 2)), 6),
-        (7, 1),
-        ("text", 1),
+        ({"meta": {"a": 1, "b": 2}, "image": torch.zeros(16, 3)}, 16),
+        ({"version": [1], "x": torch.zeros(16)}, 16),
+        (((torch.zeros(16), torch.zeros(16, 2)), torch.zeros(16)), 16),
+        ({"images": {"left": torch.zeros(16, 3)}, "names": ["a"]}, 16),
+        (([torch.zeros(3, 8)] * 16, [{"boxes": torch.zeros(k, 4)} for k in range(16)]), 16),
+        ((["a"] * 5, [1] * 5), 5),
+        ({"__key__": "a", "image": torch.zeros(3, 4)}, 1),
+        (torch.tensor(1.0), None),
+        ([1, 2, 3], None),
+        (7, None),
+        ("text", None),
     ],
 )
-def test_samples_of_a_batch_are_counted(batch: Any, samples: int) -> None:
+def test_samples_of_a_batch_are_counted(batch: Any, samples: int | None) -> None:
     assert count_samples(batch) == samples
+
+
+@pytest.mark.parametrize("batches", range(2, 7))
+def test_few_batches_are_evidence_too(batches: int) -> None:
+    with monitor([torch.zeros(4)] * batches, live=False) as seen:
+        assert len([*seen]) == batches
+    steady = batches - 3  # so many are held to be made ahead
+    assert seen.evidence.batches == (steady if steady >= 2 else batches) - 1
+    assert seen.evidence.samples == 4 * seen.evidence.batches
+    assert repr(seen) == str(seen)
+
+
+@pytest.mark.parametrize(("batches", "words"), [(0, "0 batches"), (1, "1 batch,")])
+def test_too_few_batches_are_counted_in_the_error(batches: int, words: str) -> None:
+    with monitor([torch.zeros(4)] * batches, live=False) as seen:
+        assert len([*seen]) == batches
+    with pytest.raises(shardio.UsageError, match=f"the monitor has seen {words}.*too few"):
+        seen.evidence  # noqa: B018  reading it is the test
+    assert "too few" in repr(seen)
+
+
+def test_seconds_go_on_where_batches_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shardio.profiling.loop._MOST_BATCHES", 5)
+    with monitor([torch.zeros(4)] * 20, live=False) as seen:
+        for _ in seen:
+            time.sleep(0.005)
+    assert len(seen.received) == 5
+    assert seen.seconds > seen.evidence.seconds
+    assert seen.seconds == seen.seconds  # it has ended
+    assert seen.evidence.batches == 4
+
+
+def test_batches_are_counted_where_their_samples_are_not_known() -> None:
+    with monitor(range(50), live=False) as seen:
+        for _ in seen:
+            time.sleep(0.001)
+    evidence = seen.evidence
+    assert (evidence.unit, evidence.samples) == ("batches", evidence.batches)
+    assert (evidence.kind, evidence.number) == ("here", 0)
+    assert "batches/s" in str(seen)
+    assert "samples" not in str(seen)
+
+
+def test_a_webloader_is_the_dataloader_inside_it(packed: Path) -> None:
+    shards = [str(path) for path in sorted(packed.glob("*.tar"))]
+    some = webdataset.WebDataset(shards, shardshuffle=False).batched(20)
+    loader = webdataset.WebLoader(
+        some, batch_size=None, num_workers=3, prefetch_factor=4, persistent_workers=True
+    )
+    facts = look_at(loader)
+    assert (facts.kind, facts.number, facts.ahead) == ("processes", 3, 12)
+    assert not facts.restarts
+    assert facts.torch
+    assert facts.steps is None
+    facts = look_at(webdataset.WebLoader([*range(12)], batch_size=4, num_workers=1).shuffle(5))
+    assert (facts.kind, facts.ahead, facts.restarts) == ("processes", 2, True)
+    assert look_at(webdataset.WebLoader([*range(12)], batch_size=4)).steps == 3
+
+
+def spent(since: float, until: float, cpu: float) -> Any:
+    """What was seen of a thread, in seconds."""
+    times = [round(value * 1e9) for value in (since, until, cpu)]
+    return watching._Seen(times[0], Use(0, 0), times[1], Use(times[2], 0))
+
+
+@pytest.fixture
+def watcher() -> watching.Watcher:
+    made = watching.Watcher(budget=0.01)
+    made.close()
+    return made
+
+
+def test_producers_are_counted_by_how_many_live_at_once(watcher: watching.Watcher) -> None:
+    epochs = [(0.0, 1.0), (1.1, 2.0), (2.1, 3.0)]
+    watcher._threads = {
+        (10 * epoch + worker, thread): spent(since, until, 0.5)
+        for epoch, (since, until) in enumerate(epochs)
+        for worker in (1, 2)
+        for thread in (1, 2)
+    }
+    kind, producers = watcher.producers(None)
+    assert (kind, len(producers)) == ("processes", 6)
+    assert watcher.at_once(kind, producers) == 2
+    assert watcher.at_once(kind, ()) == 0
+
+
+def test_who_runs_for_milliseconds_makes_no_batches(watcher: watching.Watcher) -> None:
+    pid = watcher._pid
+    watcher._threads = {(pid, -1): spent(0, 0.1, 0.004), (-2, -3): spent(0, 0.1, 0.004)}
+    assert watcher.producers(None) == ("here", ())
+    assert len(watcher.producers("threads")[1]) == 1
+    assert len(watcher.producers("processes")[1]) == 1
+    watcher._threads = {(pid, -1): spent(0, 10, 4)}
+    assert watcher.producers(None)[0] == "threads"
+    assert watcher.producers("here") == ("here", ())
+
+
+def test_reading_the_records_for_the_line_keeps_to_the_budget(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shardio.profiling.loop._SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    read, readings = Recorder.read, []
+
+    def slow(recorder: Recorder, since: int = 0) -> list[ThreadRecords]:
+        readings.append(since)
+        time.sleep(0.02)
+        return read(recorder, since)
+
+    monkeypatch.setattr(Recorder, "read", slow)
+    with monitor(dataset(packed), live=True, budget=0.001) as seen:
+        assert len([*seen]) == 30
+    assert len(readings) == 2  # for the first line, and at the end
+
+
+def test_records_of_ended_threads_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shardio.profiling.records._MOST_FILES", 3)
+    recorder = Recorder(budget=0.01)
+    recorder().finish()  # of this thread, which lives
+    for _ in range(8):
+        thread = threading.Thread(target=lambda: recorder().finish())
+        thread.start()
+        thread.join()
+    assert len([*recorder._path.iterdir()]) <= 4
+    assert len(recorder.read()) == 3
+    recorder.close()
 
 
 def test_a_line_is_shown_while_the_loop_runs(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,6 +293,11 @@ def test_workers_that_go_on_after_the_watching_read_on(packed: Path) -> None:
     with monitor(loader, live=False) as seen:
         assert len([*seen]) == 30
     assert len([*loader]) == 30
+    with monitor(loader, live=False) as again:
+        assert len([*again]) == 30
+    assert again.evidence.stages is None
+    assert not again.evidence.restarts
+    assert again.evidence.ours
 
 
 def test_a_mixture_has_stages(packed: Path) -> None:
@@ -201,6 +344,7 @@ def test_a_loop_that_is_left_open_is_judged_by_what_came(packed: Path) -> None:
             next(batches)
     assert 0 < seen.evidence.waiting <= 1
     assert seen.evidence.rate < 1e5
+    assert seen.seconds >= 0
 
 
 def test_starting_is_what_an_epoch_waits_more_than_usual(packed: Path) -> None:
@@ -235,8 +379,15 @@ def test_it_says_how_it_is_used(packed: Path) -> None:
     watched = monitor(dataset(packed))
     with pytest.raises(shardio.UsageError, match="inside its context"):
         next(iter(watched))
-    with pytest.raises(shardio.UsageError, match="fewer than two batches"):
+    with pytest.raises(shardio.UsageError, match="context has not ended"):
         watched.verdict  # noqa: B018  reading it is the test
+    assert repr(watched) == "<Monitor of ShardDataset>"
+    with watched:
+        pass
+    with pytest.raises(shardio.UsageError, match="context has ended: make another monitor"):
+        next(iter(watched))
+    with pytest.raises(shardio.UsageError, match="got 5, which cannot be looped over"):
+        monitor(5)  # type: ignore[arg-type]
 
 
 def test_an_error_in_the_loop_ends_the_watching(packed: Path) -> None:

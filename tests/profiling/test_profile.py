@@ -16,10 +16,14 @@ import numpy as np
 import pytest
 
 import shardio
+from shardio.profiling.charts import Bar, Scale, Series, bar_chart, line_chart
 from shardio.profiling.html import write_html
-from shardio.profiling.profile import Profile, profile
+from shardio.profiling.phrases import as_sentence
+from shardio.profiling.profile import Profile, Run, profile
 from shardio.profiling.settings import Settings, Topology
 from shardio.profiling.system import cached_share, drop_from_cache, tree_memory
+from shardio.profiling.verdict import Change
+from shardio.profiling.words import ceiling_name, facts
 
 QUICK = ("--seconds", "0.4", "--size", "16")
 
@@ -102,12 +106,105 @@ def test_the_page_needs_nothing_else_and_says_the_verdict_first(
     parser = Page()
     parser.feed(text)
     assert not parser.open
-    assert parser.charts == 5
+    assert parser.charts == 4 + (len(found.runs[found.best].waits) > 1)
     _, _, body = parser.text.partition("}")
-    assert found.verdict.sentence[1:] in body
+    assert as_sentence(found.verdict.sentence) in body
+    for words in (*facts(found), "p99", "predicted, not run", "Swipe the table"):
+        assert words in body
     assert body.index(found.verdict.sentence[1:]) < body.index("What to change")
     assert "NaN" not in text
     assert "inf" not in re.sub("[a-z]*inf[a-z]+|[a-z]+inf", "", body)
+
+
+def test_the_page_leaves_out_what_is_not_known(found: Profile, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    for gain in (None, 1.5):
+        changes = (Change(text="larger batches", gain=gain),)
+        verdict = replace(found.verdict, changes=changes)
+        write_html(replace(found, verdict=verdict), str(page))
+        assert ("expected</th>" in page.read_text("utf-8")) == (gain is not None)
+
+
+def changed(found: Profile, **values: Any) -> Profile:
+    """A profile of an idle machine with two cores, but for some values."""
+    limits = {"loop_one": 1e3, "loop_all": 1.8e3, "decode_one": 1e3, "decode_all": 1.9e3}
+    limits |= values.pop("limits", {})
+    slices = values.pop("slices", (1.0,) * 5)
+
+    def even(one: Run) -> Run:
+        rates = tuple(one.evidence.rate * value for value in slices)
+        return replace(one, evidence=replace(one.evidence, slices=rates, batches=1000))
+
+    assert found.baseline is not None
+    return replace(
+        found,
+        cores=2,
+        ceilings=replace(found.ceilings, **limits),
+        runs=tuple(map(even, found.runs)),
+        baseline=(found.baseline[0], even(found.baseline[1])),
+        **{"ceiling": None, **values},
+    )
+
+
+def test_a_machine_that_was_not_idle_is_told(found: Profile) -> None:
+    rate = found.runs[found.best].evidence.rate
+    warning = "The machine was not idle: run again."
+    for values, told in (
+        ({}, False),
+        ({"ceiling": rate}, False),
+        ({"ceiling": rate / 2}, True),
+        ({"limits": {"loop_all": 900.0}}, True),
+        ({"limits": {"decode_all": 900.0}}, True),
+        ({"limits": {"decode_one": None, "decode_all": None}}, False),
+        ({"slices": (0.5, 1.0, 1.0, 1.0, 1.5)}, True),
+        ({"slices": (0.9, 1.0, 1.0, 1.0, 1.1)}, False),
+    ):
+        assert (warning in facts(changed(found, **values))) == told, values
+
+
+def test_the_facts_are_sentences_and_no_loop_reaches_more_than_its_ceiling(found: Profile) -> None:
+    rate = found.runs[found.best].evidence.rate
+    for factor, share in ((2.0, "50%"), (0.5, "100%")):
+        texts = facts(changed(found, ceiling=factor * rate))
+        assert f"would reach {factor * rate:,.0f} samples/s; this loop reaches {share}" in texts[0]
+        assert all(text[0] == text[0].upper() and text.endswith(".") for text in texts)
+    names = {"storage": "storage alone", "handover": "the hand-over alone"}
+    for bottleneck in ("storage", "handover", "decode"):
+        verdict = replace(found.verdict, bottleneck=bottleneck)
+        expected = names.get(bottleneck, "decoding and transforming alone")
+        assert ceiling_name(replace(found, verdict=verdict)) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ((0.29, 0.74), [0.0, 0.2, 0.4, 0.6, 0.8]),
+        ((900.0, 1000.0), [0.0, 500.0, 1000.0]),
+        ((521.0, 176_688.0), [1e2, 1e3, 1e4, 1e5, 1e6]),
+        ((1.0, 1e9), [0.1, 1e2, 1e5, 1e8]),
+    ],
+)
+def test_scales_are_labelled_with_round_numbers(
+    values: tuple[float, float], ticks: list[float]
+) -> None:
+    scale = Scale.of(values)
+    assert scale.ticks() == pytest.approx(ticks)
+    assert all(0 <= scale.place(value) <= 1 for value in (*values, *scale.ticks()))
+
+
+def test_what_is_measured_at_odd_times_is_labelled_at_even_ones() -> None:
+    points = [(0.0, 1.0), (0.296304, 0.5), (0.61, 0.2)]
+    chart = line_chart("waits", [Series(style="curve one", points=points)], across="s", up="%")
+    assert ">0.2<" in chart
+    assert "0.296" not in chart
+
+
+def test_a_label_has_the_room_that_it_needs() -> None:
+    label = "webdataset, 2 workers"
+    chart = bar_chart("memory", [Bar(label=label, value=1.0, text="261 MB")])
+    place = re.search(rf'<text x="([0-9.]+)"[^>]*>{label}<', chart)
+    assert place is not None
+    assert float(place[1]) > 7 * len(label)
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
@@ -151,6 +248,10 @@ def test_the_command_prints_the_verdict_then_tables_that_fit_a_terminal(
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 80
+    assert [line for line in lines if line != line.rstrip()] == []
+    assert [line for line in lines if line.startswith(" ")] == []
+    assert any(line.startswith("±: spread") for line in lines)
+    assert any(line.startswith("the loop's own thread ") for line in lines)
     assert "limit" in done.stdout[:400] or "tiny" in done.stdout[:400]
     words = "what to change", "measured", "predicted, not run", "decode", "total", "2 threads"
     for word in (*words, "page cache", "600 samples in 8 shards"):

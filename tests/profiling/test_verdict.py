@@ -14,6 +14,7 @@ from shardio.profiling.advice import advise
 from shardio.profiling.evidence import Evidence, Kind, Producer, Stage, Stages
 from shardio.profiling.limits import Ceilings
 from shardio.profiling.model import Parts, predict
+from shardio.profiling.phrases import as_sentence
 from shardio.profiling.settings import Settings
 from shardio.profiling.verdict import Verdict, judge
 
@@ -132,6 +133,51 @@ def test_the_bottleneck_is_named_with_figures_and_something_to_change(
     assert "\n" not in verdict.sentence
     assert verdict.rate_without is None or verdict.rate_without >= seen(**changes).rate
     assert verdict.changes or name in {"decode", "transform", "loader", "workers"}
+
+
+ALONE: dict[str, Any] = {"kind": "here", "producers": (), "stages": None}
+
+
+def test_without_stages_it_says_why_and_advises_what_the_loader_has() -> None:
+    own = judge(seen(**ALONE, ours=False))
+    assert "the loader itself, in the loop's own thread, limits this loop to 1,600" in own.sentence
+    assert "stages are known only for shardio's datasets" in own.sentence
+    assert [change.text for change in own.changes] == [
+        "a loader that has workers or threads, as shardio.Loader has, one a core"
+    ]
+    assert own.changes[0].gain is None
+    texts = [
+        judge(seen(**ALONE, ours=ours, torch=torch)).changes[0].text
+        for ours, torch in ((False, True), (True, True), (True, False))
+    ]
+    advice = "num_workers=2 for the DataLoader, one a core"
+    assert texts == [advice, advice, "shardio.Loader with 2 threads, one a core"]
+    one = judge(seen(**{**WORKERS, "turns": (1.0,)}, producers=(producer(),), stages=None))
+    assert one.sentence.startswith("1 worker limits this loop")
+    assert "as it was started before the watching" in one.sentence
+    several = judge(seen(**WORKERS, stages=None))
+    assert "as they were started before the watching" in several.sentence
+    two = judge(seen(**WORKERS, producers=(producer(filling=None),) * 2, stages=None, ours=False))
+    assert two.sentence.startswith("2 workers limit this loop")
+    assert "only for shardio's datasets" in two.sentence
+
+
+def test_batches_are_named_where_samples_were_not_counted() -> None:
+    for name, changes in PLANTED:
+        sentence = judge(seen(**changes, unit="batches")).sentence
+        assert "samples/s" not in sentence, name
+
+
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("the step limits", "The step limits."),
+        ("it ends.", "It ends."),
+        ("num_workers=2, one a core", "num_workers=2, one a core."),
+    ],
+)
+def test_sentences_begin_and_end(text: str, printed: str) -> None:
+    assert as_sentence(text) == printed
 
 
 def test_workers_that_start_in_each_epoch_are_to_be_kept() -> None:
