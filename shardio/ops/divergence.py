@@ -26,9 +26,10 @@ def kl_divergence(
 
     The loss of distillation. Equal to ``torch.nn.functional.kl_div(log_softmax(logits, dim),
     labels, reduction="batchmean")`` wherever that is finite, gradients included. Log-probabilities
-    may be given as logits: the softmax leaves them as they are. Beyond it: a label of exactly 0 counts 0, with gradient 0, also on a
-    masked class (a logit of -inf); any other label on a masked class costs inf, with gradient 0.
-    A sample whose logits, or labels with ``log_labels``, are masked whole has loss and gradient 0.
+    may be given as logits: the softmax leaves them as they are. Beyond it: a label of exactly 0
+    counts 0, with gradient 0, also on a masked class (a logit of -inf); any other label on one
+    costs inf, with gradient 0. A sample whose logits, or labels with ``log_labels``, are masked
+    whole has loss and gradient 0.
 
     Args:
         logits: shape ``[..., classes, ...]`` with the classes along ``dim``, floating point.

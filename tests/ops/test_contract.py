@@ -339,3 +339,19 @@ def test_a_nan_comes_from_a_nan_alone(case: Case) -> None:
         output = case.function(*inputs, *case.fixed)
         gradients = torch.autograd.grad(output.sum(), inputs)
         assert all(x.isfinite().all() for x in (output, *gradients))
+
+
+@each_case
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_cuda_device_gives_the_same_with_the_same_gradients(
+    case: Case, dtype: torch.dtype
+) -> None:
+    results = []
+    for device in ("cpu", "cuda"):
+        inputs = [x.to(device, dtype).requires_grad_() for x in case.learned]
+        fixed = [x.to(device, dtype) if x.is_floating_point() else x.to(device) for x in case.fixed]
+        output = case.function(*inputs, *fixed)
+        gradients = torch.autograd.grad(output.square().sum(), inputs)
+        results.append([x.detach().cpu() for x in (output, *gradients)])
+    torch.testing.assert_close(results[0], results[1])

@@ -46,7 +46,7 @@ def batches(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
 
 def functions(labels: Tensor, valid: Tensor) -> dict[str, Any]:
     classes = labels.argmax(-1)
-    shares = F.normalize(labels, p=1, dim=-1)
+    shares = F.normalize(labels.float(), p=1, dim=-1)
     weights = torch.linspace(0, 2, labels.shape[-1])
     options: dict[str, Any] = {"valid": valid, "reduction": "none"}
     smooth: dict[str, Any] = {**options, "label_smoothing": 0.1, "class_weight": weights}
