@@ -8,20 +8,15 @@ far they were off is part of the result. The verdict is about the fastest that w
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shardio.errors import ShardioError, UsageError
+from shardio.errors import UsageError
 from shardio.index.catalog import Catalog, open_catalog
 from shardio.profiling.advice import advise
+from shardio.profiling.child import ask
 from shardio.profiling.evidence import Evidence, Kind
 from shardio.profiling.limits import Ceilings
 from shardio.profiling.model import Parts, parts_of, predict
@@ -233,36 +228,8 @@ class _Child:
         return predict(parts.at_speed(speed / ceilings.loop_all), topology.kind, topology.producers)
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """What a process answers.
-
-        Raises:
-            ShardioError: what it raised.
-        """
-        command = [sys.executable, "-m", "shardio.profiling.run"]
-        text = json.dumps({**request, "settings": asdict(self._settings)})
-        with (
-            tempfile.TemporaryDirectory(prefix="shardio-profile-") as folder,
-            subprocess.Popen(  # noqa: S603  our own module
-                [*command, text],
-                stdout=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-                env={**os.environ, "TMPDIR": folder},
-            ) as process,
-        ):
-            try:
-                output = process.communicate()[0]
-            except BaseException:
-                os.killpg(process.pid, signal.SIGKILL)
-                raise
-        last = output.rpartition("\n")[2]  # a transform or step may print
-        if not last:
-            raise ShardioError(
-                f"the measuring process ended with code {process.returncode} and no result"
-            )
-        answer: dict[str, Any] = json.loads(last)
-        if "error" in answer:
-            raise ShardioError(answer["error"])
+        """What a process answers."""
+        answer = ask({**request, "settings": asdict(self._settings)})
         self._done(1)
         return answer
 

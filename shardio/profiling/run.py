@@ -1,24 +1,30 @@
-"""One measurement, in a process of its own: a request as JSON in, what was seen as JSON out."""
+"""One measurement, in a process of its own: a request as JSON in, what was seen as JSON out.
+
+`child.ask` starts it.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
+import shutil
+import signal
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from shardio.errors import ShardioError, UsageError
+from shardio.errors import UsageError
 from shardio.plan.samples import Samples
 from shardio.profiling.baseline import open_baseline
 from shardio.profiling.ceilings import loop_speed, measure_ceilings
+from shardio.profiling.failures import one_sentence
 from shardio.profiling.loop import Monitor
 from shardio.profiling.settings import Settings, Topology, load_callable
 from shardio.profiling.system import drop_from_cache
@@ -148,16 +154,27 @@ def _waits(seen: Monitor) -> list[tuple[float, float]]:
     return points
 
 
-def _end_with_parent(parent: int) -> None:
+def main(request: str, place: str, parent: str) -> None:
+    """Answer a request.
+
+    Args:
+        request: JSON.
+        place: of the file to write, in a folder that is the parent's to remove.
+        parent: number of the process that asks; when it is gone, so are this one and its workers.
+    """
+    folder = str(Path(place).parent)
+    threading.Thread(target=_end_with_parent, args=(int(parent), folder), daemon=True).start()
+    try:
+        found = answer(json.loads(request))
+    except Exception as error:  # of a user's code, too
+        found = {"error": one_sentence(error)}
+    written = Path(f"{place}.part")
+    written.write_text(json.dumps(found), "utf-8")
+    written.rename(place)
+
+
+def _end_with_parent(parent: int, folder: str) -> None:
     while os.getppid() == parent:
         time.sleep(_SECONDS_BETWEEN_LOOKS)
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    try:
-        found = answer(json.loads(sys.argv[1]))
-    except ShardioError as error:
-        found = {"error": str(error)}
-    sys.stdout.write("\n" + json.dumps(found))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.killpg(os.getpid(), signal.SIGKILL)

@@ -69,7 +69,7 @@ class Topology:
 
 
 def load_callable(place: str) -> Callable[..., Any]:
-    """Import a callable from a file.
+    """Import a callable from a file, which may import what lies beside it.
 
     Args:
         place: "FILE:NAME".
@@ -86,6 +86,9 @@ def load_callable(place: str) -> Callable[..., Any]:
     if spec is None or spec.loader is None:
         raise UsageError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
+    folder = str(Path(path).resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # last, so that what lies there takes no other module's name
     try:
         with redirect_stdout(sys.stderr):  # standard output is for results
             spec.loader.exec_module(module)
