@@ -18,10 +18,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import shardio
 from shardio.errors import ShardioError
 
-_ROOT = str(Path(shardio.__file__).parents[1])
+_ROOT = str(Path(__file__).parents[2])
 _SAFE = ["-P"] if sys.version_info >= (3, 11) else []
 """The current folder's queue.py is not the standard library's."""
 _CODE = """

@@ -44,17 +44,20 @@ class Monitor:
         loader: yields batches.
         live: show a line while the loop runs; None does on a terminal.
         budget: share of the reading's time that recording its stages may take.
+        steps: of an epoch, where the loader does not say it or says another number.
 
     Attributes:
         received: the last batches.
         records: of shardio's own reading, when the context has ended.
     """
 
-    def __init__(self, loader: Iterable[Any], *, live: bool | None, budget: float) -> None:
+    def __init__(
+        self, loader: Iterable[Any], *, live: bool | None, budget: float, steps: int | None = None
+    ) -> None:
         self._loader = loader
         self._live = sys.stderr.isatty() if live is None else live
         self._budget = budget
-        self._facts = look_at(loader)
+        self._facts = look_at(loader, steps)
         self._watcher: Watcher | None = None
         self._recorder: Recorder | None = None
         self._begun = False

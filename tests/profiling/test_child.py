@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from torch._utils import ExceptionWrapper
 
-from shardio.errors import ShardioError, TransformError
+from shardio.errors import ShardioError, TransformError, UsageError
 from shardio.profiling.child import ask
 from shardio.profiling.failures import one_sentence
+from shardio.profiling.run import answer
 from shardio.profiling.system import descendants
 
 LONG = 100.0  # seconds to wait at most, on however busy a machine
@@ -118,3 +119,27 @@ def test_of_a_workers_traceback_the_last_line_is_left(error: Exception, sentence
     assert "Traceback" not in found
     if "lines" not in sentence:
         assert found == sentence
+
+
+def test_an_epoch_of_two_steps_is_not_tiny_where_nothing_has_to_start(
+    packed: Path, tmp_path: Path
+) -> None:
+    code = tmp_path / "mine.py"
+    code.write_text("import time\ndef slow(image):\n    time.sleep(0.001)\n    return image\n")
+    seen = ask(request(packed, batch_size=300, transform=f"{code}:slow"))["evidence"]
+    assert seen["steps"] == 2
+    assert seen["starting"] < 0.3
+
+
+def test_a_run_goes_on_until_something_can_be_told_of_it(packed: Path) -> None:
+    workers = {"kind": "processes", "producers": 1, "prefetch": 4}
+    seen = ask({**request(packed, step_ms=200), "topology": workers})["evidence"]
+    assert seen["batches"] >= 2
+    assert seen["seconds"] > 2 * 0.2
+
+
+def test_a_loader_that_ends_at_once_is_named(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)
+    monkeypatch.setattr("shardio.profiling.run.open_baseline", lambda *_: [[1, 2], [3, 4]])
+    with pytest.raises(UsageError, match="the shards are too few, or --seconds is too short"):
+        answer({**request(packed), "baseline": "webdataset"})
