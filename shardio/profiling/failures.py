@@ -5,6 +5,8 @@ from __future__ import annotations
 from shardio.errors import ShardioError
 
 _FROM_A_WORKER = "Original Traceback"
+_UNEQUAL = "; give a transform that makes them equal"
+_ON_THE_COMMAND_LINE = "; give --size, a --transform that makes them equal, or --batch-size 1"
 
 
 def one_sentence(error: Exception) -> str:
@@ -17,6 +19,9 @@ def one_sentence(error: Exception) -> str:
         raised, _, message = text.partition(": ")
         kind, text = raised.rpartition(".")[2], message
     text = " ".join(text.split())
+    what, unequal, _ = text.partition(_UNEQUAL)
+    if unequal:
+        text = what + _ON_THE_COMMAND_LINE
     if isinstance(error, ShardioError):
         return text
     return f"the measuring process met {kind}" + (f": {text}" if text else "")

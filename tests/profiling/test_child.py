@@ -19,6 +19,7 @@ from shardio.profiling.child import ask
 from shardio.profiling.failures import one_sentence
 from shardio.profiling.run import answer
 from shardio.profiling.system import descendants
+from shardio.testing import make_shard
 
 LONG = 100.0  # seconds to wait at most, on however busy a machine
 
@@ -143,3 +144,11 @@ def test_a_loader_that_ends_at_once_is_named(packed: Path, monkeypatch: pytest.M
     monkeypatch.setattr("shardio.profiling.run.open_baseline", lambda *_: [[1, 2], [3, 4]])
     with pytest.raises(UsageError, match="the shards are too few, or --seconds is too short"):
         answer({**request(packed), "baseline": "webdataset"})
+
+
+def test_a_baseline_skips_pictures_that_do_not_decode(images: Path, tmp_path: Path) -> None:
+    good = next(images.rglob("*.png")).read_bytes()
+    samples = {"a": {"png": good, "cls": b"1"}, "b": {"png": b"broken", "cls": b"2"}}
+    shard = make_shard(tmp_path / "a.tar", samples)
+    asked = {**request(shard, batch_size=1, size=8), "baseline": "webdataset"}
+    assert ask(asked)["evidence"]["samples"] > 0
