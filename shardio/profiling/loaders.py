@@ -41,8 +41,8 @@ class LoaderFacts:
     cached: float | None
 
 
-def look_at(loader: Any, steps: int | None = None) -> LoaderFacts:
-    """Tell what a loader says of itself, or what is known better: the steps of an epoch."""
+def look_at(loader: Any) -> LoaderFacts:
+    """Tell what a loader says of itself."""
     datasets = _datasets_of(loader)
     kind, number = _producers_of(loader)
     ahead = _USUALLY_AHEAD
@@ -53,7 +53,7 @@ def look_at(loader: Any, steps: int | None = None) -> LoaderFacts:
         kind=kind,
         number=number,
         ahead=ahead,
-        steps=steps or _count_steps(loader),
+        steps=_count_steps(loader),
         restarts=kind == "processes" and not getattr(loader, "persistent_workers", False),
         cached=_cached_share(datasets),
     )

@@ -16,6 +16,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from time import perf_counter_ns, thread_time_ns
 from typing import TYPE_CHECKING, Any
 
@@ -44,20 +45,17 @@ class Monitor:
         loader: yields batches.
         live: show a line while the loop runs; None does on a terminal.
         budget: share of the reading's time that recording its stages may take.
-        steps: of an epoch, where the loader does not say it or says another number.
 
     Attributes:
         received: the last batches.
         records: of shardio's own reading, when the context has ended.
     """
 
-    def __init__(
-        self, loader: Iterable[Any], *, live: bool | None, budget: float, steps: int | None = None
-    ) -> None:
+    def __init__(self, loader: Iterable[Any], *, live: bool | None, budget: float) -> None:
         self._loader = loader
         self._live = sys.stderr.isatty() if live is None else live
         self._budget = budget
-        self._facts = look_at(loader, steps)
+        self._facts = look_at(loader)
         self._watcher: Watcher | None = None
         self._recorder: Recorder | None = None
         self._begun = False
@@ -94,6 +92,11 @@ class Monitor:
         if self._shown:
             sys.stderr.write("\n")
         self._evidence = self._observe()
+
+    def with_steps(self, steps: int) -> Self:
+        """Take an epoch to have so many steps, whatever the loader says; returns itself."""
+        self._facts = replace(self._facts, steps=steps)
+        return self
 
     def __iter__(self) -> Iterator[Any]:
         if self._watcher is None:

@@ -98,7 +98,7 @@ class Profile:
         best: position in runs of the one that the verdict is about.
         verdict: on it.
         ceiling: samples per second that its bottleneck allows at most, at the speed that the
-            machine had then, and no less than was reached; None where none is known.
+            machine had then; None where none is known.
         storage: samples per second that storage could deliver.
         predictions: what was not run.
         baseline: another loader's name and run; None if none was asked for, or it failed.
@@ -302,14 +302,13 @@ def _ceiling(verdict: Verdict, ceilings: Ceilings, run: Run, stored: float) -> f
     """What the named bottleneck alone would allow."""
     batch, kind = run.evidence.samples / run.evidence.batches, run.topology.kind
     decode = ceilings.decode_one if kind == "here" else ceilings.decode_all
-    found = None
     if verdict.bottleneck in {"storage", "cold"} and stored:
-        found = (ceilings.cold or ceilings.warm) / stored
-    elif verdict.bottleneck == "handover":
-        found = ceilings.handover * batch
-    elif verdict.bottleneck in _OF_THE_CORES and decode:
-        found = decode * _relative(run.speed, kind, ceilings)
-    return None if found is None else max(found, run.evidence.rate)
+        return (ceilings.cold or ceilings.warm) / stored
+    if verdict.bottleneck == "handover":
+        return ceilings.handover * batch
+    if verdict.bottleneck in _OF_THE_CORES and decode:
+        return decode * _relative(run.speed, kind, ceilings)
+    return None
 
 
 def _best(runs: Sequence[Run], settings: Settings) -> int:

@@ -79,7 +79,7 @@ def _run(settings: Settings, topology: Topology, request: dict[str, Any]) -> dic
     speed = loop_speed(dataset, cores, beside)
     if settings.cold and not drop_from_cache([shard.path for shard in dataset.catalog.shards]):
         raise UsageError("the shards cannot be dropped from the page cache here; leave out --cold")
-    with Monitor(loader, live=False, budget=_BUDGET, steps=len(dataset)) as seen:
+    with Monitor(loader, live=False, budget=_BUDGET).with_steps(len(dataset)) as seen:
         for batch in seen:
             step(batch)
             if seen.seconds >= settings.seconds and len(seen.received) >= _LEAST_RECEIVED:

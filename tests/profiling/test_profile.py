@@ -18,7 +18,7 @@ import pytest
 import shardio
 from shardio.profiling.html import write_html
 from shardio.profiling.profile import Profile, profile
-from shardio.profiling.settings import Settings
+from shardio.profiling.settings import Settings, Topology
 from shardio.profiling.system import cached_share, drop_from_cache, tree_memory
 
 QUICK = ("--seconds", "0.4", "--size", "16")
@@ -68,6 +68,7 @@ def test_runs_are_measured_and_predicted(found: Profile, images: Path) -> None:
     assert found.baseline is not None
     assert found.baseline[0] == "webdataset"
     assert found.baseline[1].evidence.samples > 0
+    assert found.baseline[1].topology == Topology(kind="processes", producers=cores)
     machines = {one.cores for one in found.predictions}
     assert machines == {cores, 2 * cores, 4 * cores, 8 * cores}
 
