@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
@@ -12,28 +14,52 @@ import click
 
 from shardio.cli.progress import progress_bar
 from shardio.cli.tables import show_profile
+from shardio.errors import ShardioError
 from shardio.profiling.html import write_html
 from shardio.profiling.picture import check_plotting, write_png
 from shardio.profiling.profile import check_writable, count_parts
 from shardio.profiling.profile import profile as measure
-from shardio.profiling.settings import BASELINES, Settings, Topology
+from shardio.profiling.settings import BASELINES, SettingError, Settings
 
 DEFAULTS = Settings(source="")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class _Time(click.FloatRange):
+    """A finite number, refused in words.
+
+    Args:
+        unit: what it counts.
+        least: that can be meant.
+    """
+
+    def __init__(self, unit: str, least: float) -> None:
+        super().__init__(min=least)
+        self._unit, self._least = unit, least
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """See click."""
+        with suppress(ValueError):
+            if self._least <= float(value) < math.inf:
+                return float(value)
+        text = f"{value!r} is no number of {self._unit}, {self._least:g} or more"
+        raise click.BadParameter(text, ctx, param)
+
+
 def _parse_numbers(
-    _context: click.Context, option: click.Parameter, text: str | None
-) -> tuple[int, ...]:
+    _context: click.Context, _option: click.Parameter, text: str | None
+) -> tuple[int, ...] | None:
     """Whole numbers, as 0,1,2,4."""
     if text is None:
-        return ()
+        return None
     try:
         numbers = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        numbers = (-1,)
-    if min(numbers) < (option.name == "threads"):
-        raise click.BadParameter(f"{text!r} is no list of numbers such as 1,2,4")
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is no list of numbers such as 1,2,4") from error
+    if min(numbers) < 0:
+        raise click.BadParameter(f"{text!r}: numbers are 0 or more")
     return numbers
 
 
@@ -46,19 +72,20 @@ _OPTIONS: Sequence[Callable[[Any], Any]] = (
         "--workers",
         metavar="N,N,…",
         callback=_parse_numbers,
-        help="Numbers of DataLoader workers to measure; 0 is the loop's own thread.  "
-        "[default: one a core]",
+        help="Numbers of DataLoader workers to measure; 0 for none, only the loop's own thread.  "
+        "[default: one a core, or none where --threads is given]",
     ),
     click.option(
         "--threads",
         metavar="N,N,…",
         callback=_parse_numbers,
-        help="Numbers of shardio.Loader's threads to measure.  [default: one a core]",
+        help="Numbers of shardio.Loader's threads to measure, likewise.  "
+        "[default: one a core, or none where --workers is given]",
     ),
     _number(
         "--prefetch",
         type=click.IntRange(min=1),
-        default=Topology(kind="here").prefetch,
+        default=DEFAULTS.prefetch,
         help="Batches made ahead: by each worker, or by all threads together.",
     ),
     _number(
@@ -76,14 +103,14 @@ _OPTIONS: Sequence[Callable[[Any], Any]] = (
     ),
     _number(
         "--seconds",
-        type=click.FloatRange(min=0.1),
+        type=_Time("seconds", 0.1),
         default=DEFAULTS.seconds,
         help="Length of each run.",
     ),
     _place("--transform", help="A callable for images, in place of the crop."),
     _number(
         "--step-ms",
-        type=click.FloatRange(min=0),
+        type=_Time("milliseconds", 0),
         default=DEFAULTS.step_ms,
         help="Milliseconds that a training step takes, to tell whether it waits.",
     ),
@@ -109,9 +136,6 @@ def _with_options(command: F) -> F:
 def profile(
     *,
     path: str,
-    workers: tuple[int, ...],
-    threads: tuple[int, ...],
-    prefetch: int,
     baseline: str | None,
     html: str | None,
     png: str | None,
@@ -130,18 +154,14 @@ def profile(
         check_writable(report)
     if png is not None:
         check_plotting()
-    topologies = [_workers(number, prefetch) for number in workers]
-    topologies += [
-        Topology(kind="threads", producers=number, prefetch=prefetch) for number in threads
-    ]
-    with progress_bar("measuring") as progress:
-        result = measure(
-            Settings(source=path, **settings),
-            topologies=topologies,
-            baseline=baseline,
-            trace=trace,
-            on_part=progress(count_parts(topologies, baseline, trace)),
-        )
+    chosen = Settings(source=path, **settings)
+    try:
+        with progress_bar("measuring") as progress:
+            on_part = progress(count_parts(chosen, baseline, trace))
+            result = measure(chosen, baseline=baseline, trace=trace, on_part=on_part)
+    except SettingError as error:
+        option = f"'--{error.setting.replace('_', '-')}'"
+        raise click.BadParameter(str(error), param_hint=option) from error
     if html is not None:
         write_html(result, html)
     if png is not None:
@@ -150,9 +170,5 @@ def profile(
         click.echo(json.dumps(asdict(result)))
     else:
         show_profile(result)
-
-
-def _workers(number: int, prefetch: int) -> Topology:
-    if not number:
-        return Topology(kind="here")
-    return Topology(kind="processes", producers=number, prefetch=prefetch)
+    if result.baseline_error is not None:
+        raise ShardioError(f"baseline failed: {result.baseline_error}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -32,7 +33,7 @@ def advise(
     Args:
         verdict: on a run.
         seen: in that run.
-        parts: of the loader and machine.
+        parts: of the loader and machine, at its speed in that run.
         ceilings: of the machine.
         settings: of the run.
         measured: samples per second of other runs, by kind and number of producers.
@@ -44,6 +45,8 @@ def advise(
         changes += [change for change in added if change.text not in known]
         if any(change.text.startswith(_PACK) for change in added):
             changes = [change for change in changes if change.text not in LESS_TO_DECODE]
+    most = 1e6 / parts.step if settings.has_step else math.inf
+    changes = [_limited(change, most / seen.rate) for change in changes]
     changes = [change for change in changes if change.gain is None or change.gain >= _LEAST_GAIN]
     changes.sort(key=lambda change: -(change.gain or 0))
     sentence = verdict.sentence
@@ -52,7 +55,15 @@ def advise(
         sentence += (
             f"; {'storage' if ceilings.cold else 'the page cache'} could deliver {speed:,.0f}"
         )
-    return replace(verdict, sentence=sentence, changes=tuple(changes))
+    without = verdict.rate_without
+    if without is not None and verdict.bottleneck != "step":
+        without = max(min(without, most), seen.rate)
+    return replace(verdict, sentence=sentence, changes=tuple(changes), rate_without=without)
+
+
+def _limited(change: Change, most: float) -> Change:
+    """A change whose gain is no more than the step allows."""
+    return change if change.gain is None else replace(change, gain=min(change.gain, most))
 
 
 def _topologies(
@@ -69,7 +80,8 @@ def _topologies(
     if seen.kind != "here":
         cores = 2 * parts.cores
         gain = predict(parts.with_cores(cores), seen.kind, cores) / seen.rate
-        yield Change(text=f"{cores} such cores", gain=gain)
+        most = cores / max(min(seen.number, parts.cores), 1)  # more is an error of the prediction
+        yield Change(text=f"{cores} such cores", gain=min(gain, most))
 
 
 def _packing(
@@ -82,7 +94,7 @@ def _packing(
         return
     side = round(settings.size * _MARGIN)
     if 0 < side < ceilings.side:
-        decode = (ceilings.decode_share or 0.0) * 1e6 / ceilings.decode_one
-        saved = decode * (1 - (side / ceilings.side) ** 2)
+        share = (ceilings.decode_share or 0.0) * ceilings.loop_one / ceilings.decode_one
+        saved = share * (parts.cpu + parts.idle + parts.planned) * (1 - (side / ceilings.side) ** 2)
         gain = parts.cpu / max(parts.cpu - saved, 1e-9)
         yield Change(text=f"{_PACK} --resize {side}", gain=gain)

@@ -1,7 +1,7 @@
 """Other loaders on the same shards, as fast as they go: what shardio is measured against.
 
 Held equal: the shards, the crop's distribution and its decoder, the batch size, workers and
-prefetch. The stages of other loaders are not known.
+prefetch, and that bad pictures are skipped. The stages of other loaders are not known.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from shardio.codecs.crop import write_crop
 from shardio.codecs.image import decode_image
 from shardio.codecs.opencv import forbid_opencv_threads
+from shardio.errors import CodecError
 from shardio.index.catalog import open_catalog
 from shardio.profiling.settings import IMAGES, Settings, Topology, check_baseline, load_callable
 from shardio.transforms import RandomResizedCrop, SizedTransform
@@ -40,7 +41,7 @@ def open_baseline(name: str, settings: Settings, topology: Topology) -> Iterable
         )
         .repeat()
         .shuffle(_BUFFER)
-        .map(partial(_sample, _transform(settings)))
+        .map(partial(_sample, _transform(settings)), handler=_skip_bad)
         .batched(settings.batch_size)
     )
     workers = topology.producers if topology.kind == "processes" else 0
@@ -48,6 +49,13 @@ def open_baseline(name: str, settings: Settings, topology: Topology) -> Iterable
     return webdataset.WebLoader(  # type: ignore[no-any-return]
         dataset, batch_size=None, num_workers=workers, worker_init_fn=_begin, prefetch_factor=ahead
     )
+
+
+def _skip_bad(error: Exception) -> bool:
+    """Go on after a picture that does not decode, as the runs do."""
+    if isinstance(error, CodecError):
+        return True
+    raise error
 
 
 def _begin(_: int) -> None:

@@ -17,6 +17,7 @@ import textwrap
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from time import perf_counter_ns, thread_time_ns
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,11 @@ class Monitor:
             sys.stderr.write("\n")
         self._ended = True
         self._evidence = self._observe()
+
+    def with_steps(self, steps: int) -> Self:
+        """Take an epoch to have so many steps, whatever the loader says; returns itself."""
+        self._facts = replace(self._facts, steps=steps)
+        return self
 
     def __iter__(self) -> Iterator[Any]:
         if self._watcher is None:

@@ -8,29 +8,29 @@ far they were off is part of the result. The verdict is about the fastest that w
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shardio.errors import ShardioError, UsageError
 from shardio.index.catalog import Catalog, open_catalog
 from shardio.profiling.advice import advise
+from shardio.profiling.child import ask
 from shardio.profiling.evidence import Evidence, Kind
 from shardio.profiling.limits import Ceilings
 from shardio.profiling.model import Parts, parts_of, predict
-from shardio.profiling.settings import Settings, Topology, check_baseline, load_callable
+from shardio.profiling.settings import (
+    SettingError,
+    Settings,
+    Topology,
+    check_baseline,
+    load_callable,
+    topologies_of,
+)
 from shardio.profiling.verdict import Verdict, judge
-from shardio.reading.processes import count_cores
 
 _WARM_BYTES = 1 << 30
-_ALONE = Topology(kind="here")
 _KINDS: tuple[Kind, ...] = ("threads", "processes")
 _OF_THE_CORES = frozenset({"decode", "transform", "loader", "lock", "cores", "opencv"})
 _PREDICTED = (1, 2, 4, 8)
@@ -44,22 +44,25 @@ class Run:
     Attributes:
         topology: what made the batches.
         evidence: what was seen.
+        samples_per_second: the rate.
         speed: samples per second of loops without hand-over just before and after, one loop
             beside the loop's own thread, else one on each core.
         predicted: samples per second, from other runs and this speed; None where nothing was
             known yet.
         error: measured over predicted, less 1.
-        megabytes_per_second: of stored bytes; 1 MB is 10^6 bytes.
+        megabytes_per_second: of stored bytes; 1 MB is 10^6 bytes; None where the stages are not
+            known.
         waits: seconds since the beginning, and the share of the time waited from there on.
         peak_memory: bytes of the process and its workers; None where it cannot be measured.
     """
 
     topology: Topology
     evidence: Evidence
+    samples_per_second: float
     speed: float
     predicted: float | None
     error: float | None
-    megabytes_per_second: float
+    megabytes_per_second: float | None
     waits: tuple[tuple[float, float], ...]
     peak_memory: int | None
 
@@ -98,7 +101,8 @@ class Profile:
             machine had then; None where none is known.
         storage: samples per second that storage could deliver.
         predictions: what was not run.
-        baseline: another loader's name and run; None if none was asked for.
+        baseline: another loader's name and run; None if none was asked for, or it failed.
+        baseline_error: why it failed.
     """
 
     settings: Settings
@@ -113,11 +117,12 @@ class Profile:
     storage: float | None
     predictions: tuple[Prediction, ...]
     baseline: tuple[str, Run] | None
+    baseline_error: str | None
 
     @property
     def needed(self) -> float | None:
         """Samples per second that a step takes that never waits; None without a step."""
-        if not (self.settings.step_ms or self.settings.train):
+        if not self.settings.has_step:
             return None
         return self.settings.batch_size / self.runs[self.best].evidence.step_seconds
 
@@ -133,7 +138,6 @@ class Profile:
 def profile(
     settings: Settings,
     *,
-    topologies: Sequence[Topology] = (),
     baseline: str | None = None,
     trace: str | None = None,
     on_part: Callable[[int], None] | None = None,
@@ -142,43 +146,41 @@ def profile(
 
     Args:
         settings: held equal between the runs.
-        topologies: to be run; by default a thread on each core, and a worker on each.
-        baseline: another loader to run on the same shards: "webdataset".
+        baseline: another loader to run on the same shards, with the best of the measured numbers of
+            workers: "webdataset".
         trace: where to write a timeline of the best run, for Perfetto.
-        on_part: called with 1 after each part.
+        on_part: called with 1 after each part, of which count_parts tells the number.
 
     Raises:
         UsageError: nothing is at the source, it has no samples, or an argument cannot be meant.
         ShardioError: a run failed; the message is the run's.
     """
+    topologies = topologies_of(settings)
     catalog = open_catalog(settings.source)
     samples = sum(shard.samples for shard in catalog.shards)
     _check(settings, samples, trace)
     if baseline is not None:
         check_baseline(baseline, catalog.fields)
     _warm(catalog)
-    cores = count_cores()
     child = _Child(settings, on_part or (lambda _: None))
     ceilings = Ceilings(**child.ask({}))
-    alone = child.run(_ALONE)
+    alone = child.run(topologies[0])
     parts = parts_of(alone.evidence, ceilings, settings.batch_size)
     child.know(parts, ceilings)
-    wanted = topologies or [Topology(kind=kind, producers=cores) for kind in _KINDS]
-    runs = [alone, *(child.run(one) for one in wanted if one != _ALONE)]
-    best = _best(runs, topologies)
-    topology, seen = runs[best].topology, runs[best].evidence
+    runs = [alone, *(child.run(one) for one in topologies[1:])]
+    best = _best(runs, settings)
     if trace is not None:
-        child.ask({"topology": asdict(topology), "trace": str(Path(trace).absolute())})
-    other = None
-    if baseline is not None:
-        workers = Topology(kind="processes", producers=cores)
-        other = baseline, child.run(workers, baseline=baseline)
+        where = str(Path(trace).absolute())
+        child.ask({"topology": asdict(runs[best].topology), "trace": where})
+    other, failure = _run_baseline(child, baseline, _workers(runs, settings))
     stored = alone.evidence.stages.bytes if alone.evidence.stages else 0.0
+    parts = _parts_of_best(parts, ceilings, runs[best], settings)
     rates = {(run.topology.kind, run.topology.producers): run.evidence.rate for run in runs}
+    seen = runs[best].evidence
     verdict = advise(judge(seen), seen, parts, ceilings, settings, rates)
     return Profile(
         settings=settings,
-        cores=cores,
+        cores=parts.cores,
         samples=samples,
         shards=len(catalog.shards),
         ceilings=ceilings,
@@ -189,6 +191,7 @@ def profile(
         storage=(ceilings.cold or ceilings.warm) / stored if stored else None,
         predictions=_predictions(parts, runs),
         baseline=other,
+        baseline_error=failure,
     )
 
 
@@ -214,14 +217,15 @@ class _Child:
         found = self.ask({"topology": asdict(topology), "baseline": baseline})
         evidence, speed = Evidence.from_json(found["evidence"]), found["speed"]
         predicted = None if baseline else self._predict(topology, speed)
-        stored = evidence.stages.bytes if evidence.stages else 0.0
+        stored = evidence.stages.bytes if evidence.stages else None
         return Run(
             topology=topology,
             evidence=evidence,
+            samples_per_second=evidence.rate,
             speed=speed,
             predicted=predicted,
             error=evidence.rate / predicted - 1 if predicted else None,
-            megabytes_per_second=evidence.rate * stored / 1e6,
+            megabytes_per_second=None if stored is None else evidence.rate * stored / 1e6,
             waits=tuple((second, share) for second, share in found["waits"]),
             peak_memory=evidence.memory,
         )
@@ -230,47 +234,19 @@ class _Child:
         if self._known is None:
             return None
         parts, ceilings = self._known
-        return predict(parts.at_speed(speed / ceilings.loop_all), topology.kind, topology.producers)
+        scaled = parts.at_speed(_relative(speed, topology.kind, ceilings))
+        return predict(scaled, topology.kind, topology.producers)
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """What a process answers.
-
-        Raises:
-            ShardioError: what it raised.
-        """
-        command = [sys.executable, "-m", "shardio.profiling.run"]
-        text = json.dumps({**request, "settings": asdict(self._settings)})
-        with (
-            tempfile.TemporaryDirectory(prefix="shardio-profile-") as folder,
-            subprocess.Popen(  # noqa: S603  our own module
-                [*command, text],
-                stdout=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-                env={**os.environ, "TMPDIR": folder},
-            ) as process,
-        ):
-            try:
-                output = process.communicate()[0]
-            except BaseException:
-                os.killpg(process.pid, signal.SIGKILL)
-                raise
-        last = output.rpartition("\n")[2]  # a transform or step may print
-        if not last:
-            raise ShardioError(
-                f"the measuring process ended with code {process.returncode} and no result"
-            )
-        answer: dict[str, Any] = json.loads(last)
-        if "error" in answer:
-            raise ShardioError(answer["error"])
+        """What a process answers."""
+        answer = ask({**request, "settings": asdict(self._settings)})
         self._done(1)
         return answer
 
 
-def count_parts(topologies: Sequence[Topology], baseline: str | None, trace: str | None) -> int:
-    """How many parts profile measures."""
-    runs = len([one for one in topologies if one != _ALONE]) if topologies else 2
-    return 2 + runs + (baseline is not None) + (trace is not None)
+def count_parts(settings: Settings, baseline: str | None, trace: str | None) -> int:
+    """How many parts profile measures: the ceilings, each run, what else was asked for."""
+    return 1 + len(topologies_of(settings)) + (baseline is not None) + (trace is not None)
 
 
 def _check(settings: Settings, samples: int, trace: str | None) -> None:
@@ -278,13 +254,17 @@ def _check(settings: Settings, samples: int, trace: str | None) -> None:
     if not samples:
         raise UsageError(f"{settings.source}: the dataset has no samples to measure")
     if settings.batch_size > samples:
-        raise UsageError(
+        raise SettingError(
             f"{settings.source}: the dataset has {samples:,} samples; pass --batch-size "
-            f"{samples} or less"
+            f"{samples} or less",
+            setting="batch_size",
         )
-    for place in (settings.transform, settings.train):
-        if place is not None:
-            load_callable(place)
+    for name in ("transform", "train"):
+        if (place := getattr(settings, name)) is not None:
+            try:
+                load_callable(place)
+            except UsageError as error:
+                raise SettingError(str(error), setting=name) from error
     if trace is not None:
         check_writable(trace)
 
@@ -305,28 +285,68 @@ def check_writable(path: str) -> None:
         place.unlink()
 
 
+def _relative(speed: float, kind: Kind, ceilings: Ceilings) -> float:
+    """How fast the machine was beside a run, of when its limits were measured."""
+    return speed / (ceilings.loop_one if kind == "here" else ceilings.loop_all)
+
+
+def _parts_of_best(parts: Parts, ceilings: Ceilings, run: Run, settings: Settings) -> Parts:
+    """What a sample costs at the speed that the machine had then, with the step as it was then."""
+    parts = parts.at_speed(_relative(run.speed, run.topology.kind, ceilings))
+    if not settings.has_step:
+        return parts
+    return replace(parts, step=run.evidence.step_seconds / settings.batch_size * 1e6)
+
+
 def _ceiling(verdict: Verdict, ceilings: Ceilings, run: Run, stored: float) -> float | None:
     """What the named bottleneck alone would allow."""
-    batch = run.evidence.samples / run.evidence.batches
+    batch, kind = run.evidence.samples / run.evidence.batches, run.topology.kind
+    decode = ceilings.decode_one if kind == "here" else ceilings.decode_all
     if verdict.bottleneck in {"storage", "cold"} and stored:
         return (ceilings.cold or ceilings.warm) / stored
     if verdict.bottleneck == "handover":
         return ceilings.handover * batch
-    if verdict.bottleneck in _OF_THE_CORES and ceilings.decode_all:
-        return ceilings.decode_all * run.speed / ceilings.loop_all
+    if verdict.bottleneck in _OF_THE_CORES and decode:
+        return decode * _relative(run.speed, kind, ceilings)
     return None
 
 
-def _best(runs: Sequence[Run], topologies: Sequence[Topology]) -> int:
+def _best(runs: Sequence[Run], settings: Settings) -> int:
     """Position of the fastest run, of those that were asked for."""
-    asked = [run for run in runs if not topologies or run.topology in topologies]
+    numbers = settings.workers, settings.threads
+    alone = numbers == (None, None) or any(0 in (several or ()) for several in numbers)
+    asked = runs if alone else runs[1:] or runs
     return [*runs].index(max(asked, key=lambda run: run.evidence.rate))
+
+
+def _workers(runs: Sequence[Run], settings: Settings) -> Topology:
+    """The fastest topology that a DataLoader can have, of those that were asked for."""
+    kinds = {"processes", "here"} if 0 in (settings.workers or ()) else {"processes"}
+    found = [run for run in runs if run.topology.kind in kinds]
+    if found:
+        return max(found, key=lambda run: run.evidence.rate).topology
+    cores = runs[0].evidence.cores
+    return Topology(kind="processes", producers=cores, prefetch=settings.prefetch)
+
+
+def _run_baseline(
+    child: _Child, name: str | None, topology: Topology
+) -> tuple[tuple[str, Run] | None, str | None]:
+    """A baseline's name and run, or why there is none: it takes no other run along."""
+    if name is None:
+        return None, None
+    try:
+        return (name, child.run(topology, baseline=name)), None
+    except ShardioError as error:
+        return None, str(error)
 
 
 def _warm(catalog: Catalog) -> None:
     """Read shards into the page cache, so that the first run is not the slowest."""
     left = _WARM_BYTES
     for shard in catalog.shards:
+        if left <= 0:
+            break
         with Path(shard.path).open("rb") as stream:
             while left > 0 and (piece := stream.read(1 << 20)):
                 left -= len(piece)

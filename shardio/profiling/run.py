@@ -1,24 +1,30 @@
-"""One measurement, in a process of its own: a request as JSON in, what was seen as JSON out."""
+"""One measurement, in a process of its own: a request as JSON in, what was seen as JSON out.
+
+`child.ask` starts it.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
+import shutil
+import signal
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from shardio.errors import ShardioError, UsageError
+from shardio.errors import UsageError
 from shardio.plan.samples import Samples
 from shardio.profiling.baseline import open_baseline
 from shardio.profiling.ceilings import loop_speed, measure_ceilings
+from shardio.profiling.failures import one_sentence
 from shardio.profiling.loop import Monitor
 from shardio.profiling.settings import Settings, Topology, load_callable
 from shardio.profiling.system import drop_from_cache
@@ -33,6 +39,7 @@ _BUDGET = 0.02  # of the reading, for recording
 _PART = 0.25  # of a run: as long as each limit is measured, and the speed before and after
 _MOST_POINTS = 300  # of the waiting over time
 _SECONDS_BETWEEN_LOOKS = 0.5  # for the parent
+_LEAST_RECEIVED = 3  # batches: the one that ends the start, and two to measure
 _LEAST_GROUPED = 8  # batches; workers take turns, which is no news
 
 
@@ -61,32 +68,32 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 def _run(settings: Settings, topology: Topology, request: dict[str, Any]) -> dict[str, Any]:
     dataset = _open(settings)
-    steps = len(dataset)
     step = _step(settings)
     loader: Iterable[Any]
     if request.get("baseline"):
         loader = open_baseline(request["baseline"], settings, topology)
     else:
-        loader = _loader(_repeated(settings), topology)
+        loader = _loader(_repeated(settings, topology), topology)
     cores = 1 if topology.kind == "here" else count_cores()
     beside = _PART * settings.seconds
     speed = loop_speed(dataset, cores, beside)
     if settings.cold and not drop_from_cache([shard.path for shard in dataset.catalog.shards]):
         raise UsageError("the shards cannot be dropped from the page cache here; leave out --cold")
-    with Monitor(loader, live=False, budget=_BUDGET) as seen:
+    with Monitor(loader, live=False, budget=_BUDGET).with_steps(len(dataset)) as seen:
         for batch in seen:
             step(batch)
-            if seen.seconds >= settings.seconds:
+            if seen.seconds >= settings.seconds and len(seen.received) >= _LEAST_RECEIVED:
                 break
         del batch
+    if len(seen.received) < _LEAST_RECEIVED:
+        raise UsageError(
+            "the loader ended before it could be measured: the shards are too few, or --seconds is "
+            "too short"
+        )
     speed = (speed + loop_speed(dataset, cores, beside)) / 2
-    evidence = seen.evidence
-    epoch = steps * evidence.seconds / evidence.batches
-    starting = evidence.first_batch / (evidence.first_batch + epoch)
-    evidence = replace(evidence, steps=steps, starting=starting)
     if request.get("trace"):
         write_trace(request["trace"], seen.received, seen.records)
-    return {"evidence": evidence.to_json(), "waits": _waits(seen), "speed": speed}
+    return {"evidence": seen.evidence.to_json(), "waits": _waits(seen), "speed": speed}
 
 
 def _open(settings: Settings) -> ShardDataset:
@@ -102,11 +109,13 @@ def _open(settings: Settings) -> ShardDataset:
     )
 
 
-def _repeated(settings: Settings) -> ShardDataset:
-    """The dataset, repeated so that an epoch outlasts the measuring."""
+def _repeated(settings: Settings, topology: Topology) -> ShardDataset:
+    """The dataset, repeated so that an epoch outlasts the start and the measuring."""
     dataset = _open(settings)
     shards = dataset.catalog.shards
+    ahead = max(topology.producers, 1) * topology.prefetch + _LEAST_RECEIVED
     wanted = int((settings.seconds + 1) * _MOST_SAMPLES_PER_SECOND)
+    wanted = max(wanted, 2 * ahead * settings.batch_size)
     repeats = -(-wanted // sum(shard.samples for shard in shards))
     dataset.catalog = replace(dataset.catalog, shards=shards * repeats)
     dataset.samples = Samples([shard.samples for shard in dataset.catalog.shards])
@@ -148,16 +157,27 @@ def _waits(seen: Monitor) -> list[tuple[float, float]]:
     return points
 
 
-def _end_with_parent(parent: int) -> None:
+def main(request: str, place: str, parent: str) -> None:
+    """Answer a request.
+
+    Args:
+        request: JSON.
+        place: of the file to write, in a folder that is the parent's to remove.
+        parent: number of the process that asks; when it is gone, so are this one and its workers.
+    """
+    folder = str(Path(place).parent)
+    threading.Thread(target=_end_with_parent, args=(int(parent), folder), daemon=True).start()
+    try:
+        found = answer(json.loads(request))
+    except Exception as error:  # of a user's code, too
+        found = {"error": one_sentence(error)}
+    written = Path(f"{place}.part")
+    written.write_text(json.dumps(found), "utf-8")
+    written.rename(place)
+
+
+def _end_with_parent(parent: int, folder: str) -> None:
     while os.getppid() == parent:
         time.sleep(_SECONDS_BETWEEN_LOOKS)
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    try:
-        found = answer(json.loads(sys.argv[1]))
-    except ShardioError as error:
-        found = {"error": str(error)}
-    sys.stdout.write("\n" + json.dumps(found))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.killpg(os.getpid(), signal.SIGKILL)

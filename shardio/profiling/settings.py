@@ -12,6 +12,7 @@ from typing import Any
 
 from shardio.errors import UsageError
 from shardio.profiling.evidence import Kind
+from shardio.reading.processes import count_cores
 
 IMAGES = "jpg", "jpeg", "png", "webp", "bmp"
 """Fields of pictures that other loaders decode."""
@@ -19,6 +20,20 @@ BASELINES = ("webdataset",)
 """Other loaders that run on the same shards."""
 
 _PREFETCH = 2  # of torch's DataLoader for each worker, and of shardio.Loader
+_MOST_A_CORE, _MOST = 16, 128  # workers or threads
+
+
+class SettingError(UsageError):
+    """A setting that cannot be meant.
+
+    Args:
+        message: says why.
+        setting: its name.
+    """
+
+    def __init__(self, message: str, *, setting: str) -> None:
+        super().__init__(message)
+        self.setting = setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +46,10 @@ class Settings:
         size: images are cropped and resized to size × size; 0 leaves them as they are.
         seconds: of measuring, each run.
         transform: "FILE:NAME" of a callable for images, in place of the crop.
+        workers: numbers of workers to measure, 0 for the loop's own thread alone; None for one a
+            core, unless threads are given.
+        threads: numbers of threads, likewise.
+        prefetch: batches made ahead, by each worker or by all threads together.
         step_ms: milliseconds that the loop's step is made to take; it sleeps, as a loop does
             that waits for a GPU.
         train: "FILE:NAME" of a callable that takes a batch and is the step.
@@ -42,9 +61,17 @@ class Settings:
     size: int = 224
     seconds: float = 4.0
     transform: str | None = None
+    workers: tuple[int, ...] | None = None
+    threads: tuple[int, ...] | None = None
+    prefetch: int = _PREFETCH
     step_ms: float = 0.0
     train: str | None = None
     cold: bool = False
+
+    @property
+    def has_step(self) -> bool:
+        """Whether the loop has a step that takes time."""
+        return bool(self.step_ms or self.train)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +95,43 @@ class Topology:
         return f"{self.producers} {one[self.kind]}{'s' if self.producers != 1 else ''}"
 
 
+ALONE = Topology(kind="here")
+
+
+def topologies_of(settings: Settings) -> list[Topology]:
+    """What to measure: the loop's own thread, of which all else is predicted, before the rest.
+
+    Raises:
+        SettingError: a number cannot be meant.
+    """
+    cores = count_cores()
+    numbers: dict[Kind, tuple[int, ...] | None] = {
+        "processes": settings.workers,
+        "threads": settings.threads,
+    }
+    if settings.workers is None and settings.threads is None:
+        numbers = {"threads": (cores,), "processes": (cores,)}
+    found = [ALONE]
+    for kind, several in numbers.items():
+        for number in several or ():
+            _check_number(number, kind, cores)
+            found.append(Topology(kind=kind, producers=number, prefetch=settings.prefetch))
+    return [*dict.fromkeys(one if one.producers else ALONE for one in found)]
+
+
+def _check_number(number: int, kind: Kind, cores: int) -> None:
+    name = "workers" if kind == "processes" else "threads"
+    most = max(min(_MOST_A_CORE * cores, _MOST), cores)
+    if not 0 <= number <= most:
+        raise SettingError(
+            f"{number} {name}: give from 0 to {most}; more on {cores} "
+            f"{'core' if cores == 1 else 'cores'} only take memory",
+            setting=name,
+        )
+
+
 def load_callable(place: str) -> Callable[..., Any]:
-    """Import a callable from a file.
+    """Import a callable from a file, which may import what lies beside it.
 
     Args:
         place: "FILE:NAME".
@@ -86,6 +148,9 @@ def load_callable(place: str) -> Callable[..., Any]:
     if spec is None or spec.loader is None:
         raise UsageError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
+    folder = str(Path(path).resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # last, so that what lies there takes no other module's name
     try:
         with redirect_stdout(sys.stderr):  # standard output is for results
             spec.loader.exec_module(module)

@@ -326,9 +326,16 @@ class Values:
 
 def _apply(transform: Callable[[torch.Tensor], Any], value: torch.Tensor) -> torch.Tensor:
     try:
-        return torch.as_tensor(transform(value)).detach()
+        found = transform(value)
     except Exception as error:
         raise TransformError(f"the transform raised {type(error).__name__}: {error}") from error
+    try:
+        return torch.as_tensor(found).detach()
+    except Exception as error:  # of whatever it is
+        kind = type(found).__name__
+        raise TransformError(
+            f"the transform returned a {kind}, not a tensor or an array of numbers"
+        ) from error
 
 
 def _misfit(

@@ -139,7 +139,7 @@ def test_pack_stores_pixels_and_says_when_their_sizes_differ(tmp_path: Path) -> 
         (["index", "in"], 1, "shardio: in: no shards"),
         (["profile", "nothing"], 1, "shardio: nothing: no such folder or shard"),
         (["profile", "in", "--workers", "two"], 2, "'two' is no list of numbers"),
-        (["profile", "in", "--workers", "1,-2"], 2, "'1,-2' is no list of numbers"),
+        (["profile", "in", "--workers", "1,-2"], 2, "'1,-2': numbers are 0 or more"),
         (["frobnicate"], 2, "No such command 'frobnicate'"),
     ],
 )

@@ -32,6 +32,10 @@ def fail(_: object) -> None:
     raise KeyError("mine")
 
 
+def words(_: object) -> str:
+    return "mine"
+
+
 def run(*arguments: object) -> Any:
     command = [sys.executable, "-m", "shardio", "profile", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -54,6 +58,7 @@ def test_runs_are_measured_and_predicted(found: Profile, images: Path) -> None:
         assert len(seen.slices) == 5
         assert seen.stages is not None
         assert seen.stages.bytes == pytest.approx(stored + len("0"), rel=0.02)
+        assert one.samples_per_second == seen.rate
         assert one.megabytes_per_second == pytest.approx(seen.rate * seen.stages.bytes / 1e6)
         assert (one.peak_memory or 0) > 20e6
     assert found.runs[0].predicted is None
@@ -67,6 +72,7 @@ def test_runs_are_measured_and_predicted(found: Profile, images: Path) -> None:
     assert found.baseline is not None
     assert found.baseline[0] == "webdataset"
     assert found.baseline[1].evidence.samples > 0
+    assert found.baseline[1].topology == Topology(kind="processes", producers=cores)
     machines = {one.cores for one in found.predictions}
     assert machines == {cores, 2 * cores, 4 * cores, 8 * cores}
 
@@ -299,11 +305,9 @@ def test_a_users_transform_and_step_are_measured(packed: Path, tmp_path: Path) -
     [
         (["--html", "no/such/folder/a.html"], r"a\.html cannot be written: No such file"),
         (["--trace", "/proc/nothing"], r"/proc/nothing cannot be written"),
-        (["--transform", "nothing.py:f"], r"nothing\.py:f: there is no file nothing\.py"),
-        (["--train", f"{__file__}:nothing"], r"has no callable 'nothing'"),
         (["--train", f"{__file__}:fail"], r"test_profile\.py:fail raised KeyError for a batch"),
         (["--transform", f"{__file__}:fail"], r"the transform raised KeyError"),
-        (["--batch-size", "601"], r"has 600 samples; pass --batch-size 600 or less"),
+        (["--transform", f"{__file__}:words"], r"the transform returned a str, not a tensor"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(
@@ -332,7 +336,7 @@ def test_a_module_that_prints_does_not_get_into_the_results(packed: Path, tmp_pa
     assert json.loads(done.stdout)["settings"]["train"]
     code.write_text("import sys\nsys.exit(5)\n")
     done = run(packed, *QUICK, "--train", f"{code}:step")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "mine.py cannot be imported: SystemExit" in done.stderr
 
 
@@ -355,11 +359,40 @@ def test_no_baseline_without_pictures(tmp_path: Path) -> None:
     assert "the baseline decodes pictures" in done.stderr
 
 
-def test_wrong_usage_has_its_own_exit_code(packed: Path) -> None:
-    for arguments in (["--baseline", "nothing"], ["--workers", "two"], ["--threads", "0"]):
-        done = run(packed, *arguments)
-        assert done.returncode == 2
-        assert "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--baseline", "nothing"], r"Invalid value for '--baseline'"),
+        (["--workers", "two"], r"'--workers': 'two' is no list of numbers such as 1,2,4"),
+        (["--threads", ""], r"'--threads': '' is no list of numbers such as 1,2,4"),
+        (["--workers", "-1"], r"'--workers': '-1': numbers are 0 or more"),
+        (["--workers", "100000"], r"'--workers': 100000 workers: give from 0 to \d+"),
+        (["--step-ms", "abc"], r"'--step-ms': 'abc' is no number of milliseconds, 0 or more"),
+        (["--seconds", "inf"], r"'--seconds': 'inf' is no number of seconds, 0.1 or more"),
+        (["--transform", "mine.py"], r"'--transform': mine.py: give FILE:NAME"),
+        (["--transform", "nothing.py:f"], r"'--transform': nothing\.py:f: there is no file noth"),
+        (["--train", f"{__file__}:nothing"], r"'--train': .* has no callable 'nothing'"),
+        (["--batch-size", "601"], r"'--batch-size': .* has 600 samples; pass --batch-size 600 or"),
+    ],
+)
+def test_wrong_usage_has_its_own_exit_code(
+    packed: Path, arguments: list[str], message: str
+) -> None:
+    done = run(packed, *arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert re.search(message, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_images_of_two_sizes_are_explained_in_the_words_of_the_command(tmp_path: Path) -> None:
+    pictures = [cv2.imencode(".png", np.zeros((8, 8 + n % 2, 3), np.uint8))[1] for n in range(64)]
+    samples = [{"png": picture.tobytes(), "cls": 0} for picture in pictures]
+    shardio.pack(samples, tmp_path / "out", shards=1)
+    for workers in ("0", "1"):
+        done = run(tmp_path / "out", "--seconds", "0.1", "--size", "0", "--workers", workers)
+        assert done.returncode == 1
+        assert "give --size, a --transform that makes them equal, or --batch-size 1" in done.stderr
+        assert "RandomResizedCrop" not in done.stderr
 
 
 def test_an_empty_dataset_and_a_broken_shard_are_named(packed: Path, tmp_path: Path) -> None:
@@ -376,7 +409,7 @@ def test_an_empty_dataset_and_a_broken_shard_are_named(packed: Path, tmp_path: P
             (folder / path.relative_to(packed)).write_bytes(path.read_bytes())
     (folder / "shard-000000.tar").write_bytes(b"")
     with pytest.raises(shardio.ShardioError, match=r"shard-000000\.tar: the shard has 0 bytes"):
-        profile(Settings(source=str(folder), seconds=0.1), topologies=[Topology(kind="here")])
+        profile(Settings(source=str(folder), seconds=0.1, workers=(0,)))
 
 
 def test_memory_counts_child_processes() -> None:
