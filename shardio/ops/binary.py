@@ -1,9 +1,10 @@
 """Losses of independent yes-or-no decisions: one logit and one label each.
 
-A yes costs ``-logsigmoid(x)`` and a no ``-logsigmoid(-x)``. Neither subtracts large numbers from
-each other, so that losses of 1e-30 are as exact as those of 1e4. A label between 0 and 1 mixes
-both; where it can be read that there is none, each logit needs one of them alone. Infinite logits
-are clipped first, which makes them constants; where one is wrong the loss is set to inf.
+With ``softplus(x) = log(1 + exp(x))`` a yes costs ``softplus(-x)`` and a no ``softplus(x)``.
+Neither subtracts large numbers from each other, so that losses of 1e-30 are as exact as those of
+1e4. A label between 0 and 1 mixes both; where it can be read that there is none, each logit needs
+one of them alone. Infinite logits are clipped first, which makes them constants; where one is
+wrong the loss is set to inf.
 """
 
 from __future__ import annotations
@@ -57,12 +58,11 @@ def sigmoid_cross_entropy(
     """
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing is from 0 to 1, not {label_smoothing}.")
-    x, y, counts = _prepared(logits, labels, valid, reduction)
+    x, y, hard, counts = _prepared(logits, labels, valid, reduction)
     if label_smoothing:
-        y = y * (1 - label_smoothing) + label_smoothing / 2
-    weight = 1.0 if pos_weight is None else _weight(pos_weight, x)
-    losses = _mixed(lambda x: -F.logsigmoid(x), x, y, weight, 1.0)
-    return reduce(_with_lost(losses, logits, y), counts, reduction)
+        y, hard = y * (1 - label_smoothing) + label_smoothing / 2, False
+    weight = None if pos_weight is None else _weight(pos_weight, x)
+    return reduce(_mixed(_softplus, x, y, weight, None, hard=hard), counts, reduction)
 
 
 def binary_focal_loss(
@@ -100,55 +100,60 @@ def binary_focal_loss(
         raise ValueError(f"alpha is from 0 to 1, or None, not {alpha}.")
     if not 0 <= gamma < math.inf:
         raise ValueError(f"gamma is at least 0 and finite, not {gamma}.")
-    x, y, counts = _prepared(logits, labels, valid, reduction)
+    x, y, hard, counts = _prepared(logits, labels, valid, reduction)
 
     def cost(x: Tensor) -> Tensor:
-        likely = F.logsigmoid(x)
-        return -likely * (gamma * F.logsigmoid(-x)).exp() if gamma else -likely
+        return _softplus(x) * (-gamma * _softplus(-x)).exp() if gamma else _softplus(x)
 
-    yes, no = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
-    return reduce(_with_lost(_mixed(cost, x, y, yes, no), logits, y), counts, reduction)
+    yes, no = (None, None) if alpha is None else (alpha, 1 - alpha)
+    return reduce(_mixed(cost, x, y, yes, no, hard=hard), counts, reduction)
 
 
 def _prepared(
     logits: Tensor, labels: Tensor, valid: Tensor | None, reduction: Reduction
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Check, and give finite logits, labels, and what counts."""
+) -> tuple[Tensor, Tensor, bool, Tensor | None]:
+    """Check, and give logits, labels, whether these are known to be 0 or 1, and what counts."""
     check_reduction(reduction)
-    wide = widen(logits)
+    x = widen(logits)
     counts = None if valid is None else counting(valid, logits.shape, "logits")
     if counts is not None and labels.shape == logits.shape:
         labels = labels.masked_fill(~counts, 0)
-    labels = check_targets(logits, labels)
-    if not peek.known_finite(wide):
-        limits = torch.finfo(wide.dtype)
-        wide = wide.clamp(limits.min, limits.max)
-    return wide, labels, counts
+    labels, hard = check_targets(logits, labels)
+    return x, labels, hard and not labels.requires_grad, counts
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """``log(1 + exp(x))``, which beyond 40 is x in every dtype."""
+    return F.softplus(x, threshold=40)
 
 
 def _mixed(
     cost: Callable[[Tensor], Tensor],
     x: Tensor,
     labels: Tensor,
-    weight_yes: Tensor | float,
-    weight_no: float,
+    weight_yes: Tensor | float | None,
+    weight_no: float | None,
+    *,
+    hard: bool,
 ) -> Tensor:
-    """Mix what a yes and a no cost; a no costs what a yes does for the opposite logit."""
-    hard = labels >= 0.5
-    if peek.known_range(labels - hard.to(labels.dtype)) == (0, 0) and not labels.requires_grad:
-        costs = cost(torch.where(hard, x, -x))
-        if weight_yes is weight_no:
-            return costs
-        weights = torch.as_tensor(weight_yes).to(x), torch.as_tensor(weight_no).to(x)
-        return costs * torch.where(hard, *weights)
-    return weight_yes * labels * cost(x) + weight_no * (1 - labels) * cost(-x)
-
-
-def _with_lost(losses: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    """Set what infinite logits cost where they are wrong."""
-    if peek.known_finite(logits):
+    """Mix what a no costs and a yes, which costs what a no does for the opposite logit."""
+    finite = peek.known_finite(x)
+    clipped = x
+    if not finite:
+        limits = torch.finfo(x.dtype)
+        clipped = x.clamp(limits.min, limits.max)
+    if hard:
+        losses = cost(clipped * (labels * -2).add_(1))
+        if weight_yes is not None:
+            no = 1.0 if weight_no is None else weight_no
+            losses = losses * (labels * (weight_yes - no) + no)
+    else:
+        of_yes, of_no = labels * cost(-clipped), (1 - labels) * cost(clipped)
+        losses = of_yes if weight_yes is None else weight_yes * of_yes
+        losses = losses + (of_no if weight_no is None else weight_no * of_no)
+    if finite:
         return losses
-    wrong = ((logits == math.inf) & (labels < 1)) | ((logits == -math.inf) & (labels > 0))
+    wrong = ((x == math.inf) & (labels < 1)) | ((x == -math.inf) & (labels > 0))
     return losses.masked_fill(wrong, math.inf)
 
 

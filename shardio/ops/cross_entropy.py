@@ -71,13 +71,43 @@ def softmax_cross_entropy(
         soft = labels.to(x.dtype)
         if counts is not None:
             soft = soft.masked_fill(~counts.unsqueeze(dim), 0)
-        losses = _soft_losses(x, soft, dim, weights, label_smoothing)
+        losses = _losses(x, soft, dim, None, weights, label_smoothing)
         return reduce(losses, counts, reduction)
     labels, counts = class_indices(labels, ignore_index, counts, logits.shape[dim], f"dim={dim}")
     chosen = None if class_weight is None else class_weight.to(x)[labels]
-    losses = _hard_losses(x, labels, dim, chosen, weights, label_smoothing)
+    losses = _losses(x, labels, dim, chosen, weights, label_smoothing)
     shares = None if chosen is None else chosen.masked_fill(~counts, 0)
     return reduce(losses, counts, reduction, shares)
+
+
+def _losses(
+    x: Tensor,
+    labels: Tensor,
+    dim: int,
+    chosen: Tensor | None,
+    weights: Tensor | None,
+    smoothing: float,
+) -> Tensor:
+    """Compute a loss for each sample, as torch does if all of its losses are known to be finite."""
+    soft = labels.is_floating_point()
+    if peek.reads_cheaply(x):
+        losses = F.cross_entropy(
+            _classes_second(x, dim),
+            _classes_second(labels, dim) if soft else labels,
+            weight=None if weights is None else weights.flatten(),
+            label_smoothing=smoothing,
+            reduction="none",
+        )
+        if peek.known_finite(losses):
+            return losses
+    if soft:
+        return _soft_losses(x, labels, dim, weights, smoothing)
+    return _hard_losses(x, labels, dim, chosen, weights, smoothing)
+
+
+def _classes_second(x: Tensor, dim: int) -> Tensor:
+    """Move the classes to where torch has them."""
+    return x.movedim(dim, 1) if x.dim() > 1 else x
 
 
 def _hard_losses(
@@ -89,20 +119,13 @@ def _hard_losses(
     smoothing: float,
 ) -> Tensor:
     """Compute a loss for each sample from class indices, and the weights of these."""
-    if peek.reads_cheaply(x):
-        logarithms = torch.log_softmax(x, dim)
-        losses = -_picked(logarithms, labels, dim)
-        if chosen is not None:
-            losses = losses * chosen
-        if smoothing:
-            costs = logarithms if weights is None else logarithms * weights
-            losses = (1 - smoothing) * losses - smoothing * costs.mean(dim)
-        if peek.known_finite(losses):
-            return losses
     peak = peak_of(x, dim)
     below = below_peak(x, peak)
     log_total = total_of(below, dim).log()
-    losses = log_total.squeeze(dim) - _picked(below, labels, dim)
+    # A gather, but its gradient compiles without a scatter.
+    losses = log_total.squeeze(dim) + F.nll_loss(
+        _classes_second(below, dim), labels, reduction="none"
+    )
     chosen_logit = x.detach().gather(dim, labels.unsqueeze(dim))
     losses = losses.masked_fill(impossible(chosen_logit, peak).squeeze(dim), math.inf)
     if chosen is not None:
@@ -111,29 +134,12 @@ def _hard_losses(
     return losses.masked_fill((peak == -math.inf).squeeze(dim), 0)
 
 
-def _picked(x: Tensor, labels: Tensor, dim: int) -> Tensor:
-    """Gather an entry of each sample, by a function whose gradient compiles without a scatter."""
-    return -F.nll_loss(x.movedim(dim, 1) if x.dim() > 1 else x, labels, reduction="none")
-
-
 def _soft_losses(
     x: Tensor, labels: Tensor, dim: int, weights: Tensor | None, smoothing: float
 ) -> Tensor:
     """Compute a loss for each sample from distributions."""
     if weights is not None:
         labels = labels * weights
-    if peek.reads_cheaply(x):
-        logarithms = torch.log_softmax(x, dim)
-        losses = -(labels * logarithms).sum(dim)
-        if smoothing:
-            costs = logarithms if weights is None else logarithms * weights
-            losses = (1 - smoothing) * losses - smoothing * costs.mean(dim)
-        if peek.known_finite(losses):
-            return losses
-        masked = (labels == 0) & (logarithms == -math.inf)
-        losses = -(labels * logarithms.masked_fill(masked, 0)).sum(dim)
-        if not smoothing and peek.known_finite(losses):
-            return losses
     peak = peak_of(x, dim)
     below = below_peak(x, peak)
     log_total = total_of(below, dim).log()

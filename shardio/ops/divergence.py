@@ -28,8 +28,7 @@ def kl_divergence(
     labels, reduction="batchmean")`` wherever that is finite, gradients included. Log-probabilities
     may be given as logits: the softmax leaves them as they are. Beyond it: a label of exactly 0
     counts 0, with gradient 0, also on a masked class (a logit of -inf); any other label on one
-    costs inf, with gradient 0. A sample whose logits, or labels with ``log_labels``, are masked
-    whole has loss and gradient 0.
+    costs inf, with gradient 0. A sample that is masked whole has loss and gradient 0.
 
     Args:
         logits: shape ``[..., classes, ...]`` with the classes along ``dim``, floating point.

@@ -101,8 +101,11 @@ def class_indices(
     return labels, counts
 
 
-def check_targets(logits: Tensor, labels: Tensor) -> Tensor:
+def check_targets(logits: Tensor, labels: Tensor) -> tuple[Tensor, bool]:
     """Give labels from 0 to 1, one for each logit, in the dtype of the losses.
+
+    Returns:
+        The labels, and whether all of them are known to be 0 or 1.
 
     Raises:
         TypeError: they are complex.
@@ -120,6 +123,9 @@ def check_targets(logits: Tensor, labels: Tensor) -> Tensor:
             f"labels of shape {tuple(labels.shape)} do not fit logits of shape "
             f"{tuple(logits.shape)}: there is one for each logit, and nothing is broadcast{hint}."
         )
+    labels = labels.to(torch.float64 if logits.dtype is torch.float64 else torch.float32)
+    if peek.reads_cheaply(labels) and peek.known_range((labels.detach() - 0.5).abs()) == (0.5, 0.5):
+        return labels, True
     found = peek.first_outside(labels, 0, 1)
     if found is not None:
         place, label = found
@@ -127,4 +133,4 @@ def check_targets(logits: Tensor, labels: Tensor) -> Tensor:
             f"labels{place or ''} is {label}, but labels are probabilities, from 0 to 1; for "
             "class indices there is softmax_cross_entropy."
         )
-    return labels.to(torch.float64 if logits.dtype is torch.float64 else torch.float32)
+    return labels, False

@@ -69,7 +69,7 @@ def naive_cross_entropy(x: Tensor, labels: Tensor) -> Tensor:
 
 
 def gather_by_loop(tensor: Tensor, indices: Tensor) -> Tensor:
-    return torch.stack([tensor[i, indices[i]] for i in range(len(tensor))])
+    return torch.stack([row[i] for row, i in zip(tensor.unbind(), indices.unbind(), strict=True)])
 
 
 def gather_by_torch(tensor: Tensor, indices: Tensor) -> Tensor:
