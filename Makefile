@@ -40,7 +40,7 @@ test: $(READY)
 	$(call timed,$(BIN)/ruff format --check . && $(BIN)/ruff check .)
 	$(call say,types)
 	$(call timed,$(BIN)/mypy)
-	$(call say,tests: about five minutes)
+	$(call say,tests: about seven minutes)
 	$(call timed,$(BIN)/python -m pytest -q -n 2)
 
 format: $(READY)
