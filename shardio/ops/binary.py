@@ -117,7 +117,7 @@ def _prepared(
     x = widen(logits)
     counts = None if valid is None else counting(valid, logits.shape, "logits")
     if counts is not None and labels.shape == logits.shape:
-        labels = labels.masked_fill(~counts, 0)
+        x, labels = x.masked_fill(~counts, 0), labels.masked_fill(~counts, 0)
     labels, hard = check_targets(logits, labels)
     return x, labels, hard and not labels.requires_grad, counts
 
@@ -145,8 +145,9 @@ def _mixed(
     if hard:
         losses = cost(clipped * (labels * -2).add_(1))
         if weight_yes is not None:
-            no = 1.0 if weight_no is None else weight_no
-            losses = losses * (labels * (weight_yes - no) + no)
+            yes = torch.as_tensor(weight_yes).to(x)
+            no = torch.as_tensor(1.0 if weight_no is None else weight_no).to(x)
+            losses = losses * torch.where(labels > 0, yes, no)
     else:
         of_yes, of_no = labels * cost(-clipped), (1 - labels) * cost(clipped)
         losses = of_yes if weight_yes is None else weight_yes * of_yes

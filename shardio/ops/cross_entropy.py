@@ -124,7 +124,7 @@ def _hard_losses(
     log_total = total_of(below, dim).log()
     # A gather, but its gradient compiles without a scatter.
     losses = log_total.squeeze(dim) + F.nll_loss(
-        _classes_second(below, dim), labels, reduction="none"
+        _classes_second(below, dim).contiguous(), labels, reduction="none"
     )
     chosen_logit = x.detach().gather(dim, labels.unsqueeze(dim))
     losses = losses.masked_fill(impossible(chosen_logit, peak).squeeze(dim), math.inf)
@@ -167,8 +167,9 @@ def _smoothed(
         return losses
     masked = impossible(x, peak)
     costs = log_total - below.masked_fill(masked, 0)
+    free = masked
     if weights is not None:
-        costs = costs * weights
+        costs, free = costs * weights, masked | (weights == 0)
     classes = (~masked).sum(dim).clamp(min=1)
-    spread = costs.masked_fill(masked, 0).sum(dim) / classes
+    spread = costs.masked_fill(free, 0).sum(dim) / classes
     return spread if smoothing == 1 else (1 - smoothing) * losses + smoothing * spread

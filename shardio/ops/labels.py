@@ -124,8 +124,8 @@ def check_targets(logits: Tensor, labels: Tensor) -> tuple[Tensor, bool]:
             f"{tuple(logits.shape)}: there is one for each logit, and nothing is broadcast{hint}."
         )
     labels = labels.to(torch.float64 if logits.dtype is torch.float64 else torch.float32)
-    if peek.reads_cheaply(labels) and peek.known_range((labels.detach() - 0.5).abs()) == (0.5, 0.5):
-        return labels, True
+    if peek.reads_cheaply(labels) and peek.known_range(labels * (1 - labels)) == (0, 0):
+        return labels, True  # all are 0 or 1
     found = peek.first_outside(labels, 0, 1)
     if found is not None:
         place, label = found

@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that torch's own m
 from shardio.ops.cross_entropy import softmax_cross_entropy
 from shardio.ops.labels import check_weights, class_indices
 from shardio.ops.reduction import Reduction, check_reduction, counting, reduce
-from shardio.ops.softmax import softmax
+from shardio.ops.softmax import impossible, peak_of, softmax
 
 _LOGITS_AT_ONCE = 1 << 23
 
@@ -38,7 +38,7 @@ def linear_cross_entropy(
     """Take ``softmax_cross_entropy(linear(features, weight, bias), labels)`` in little memory.
 
     Equal to it up to rounding, infinities and samples that do not count included: a bias of -inf
-    masks a class. Differentiable in features, weight and bias, twice.
+    masks a class. Differentiable in features, weight and bias, twice, in reverse mode.
 
     Args:
         features: shape ``[*batch, D]``, floating point.
@@ -68,7 +68,7 @@ def linear_cross_entropy(
     features, weight, bias = _autocast(features, weight, bias)
     if class_weight is not None:
         wide = torch.promote_types(features.dtype, torch.float32)
-        class_weight = class_weight.to(weight.device, wide)
+        class_weight = class_weight.detach().to(weight.device, wide)
     rows = features.reshape(-1, features.shape[-1])
     samples = labels.flatten(), counts.flatten()
     losses: Tensor = _RowLosses.apply(  # type: ignore[no-untyped-call]  # torch's own
@@ -123,10 +123,10 @@ class _RowLosses(torch.autograd.Function):
         of_features, of_weight, of_bias = [], None, None
         with torch.autocast(features.device.type, enabled=False):
             for rows in _chunks(features, weight):
-                own = features[rows]
-                probabilities = softmax(F.linear(own, weight, bias).to(wide))
+                own = features[rows].masked_fill(~counts[rows, None], 0)
+                logits = F.linear(own, weight, bias).to(wide)
                 scale = grads[0][rows].masked_fill(~counts[rows], 0)
-                slope = _slope(probabilities, labels[rows], scale, class_weight, ctx.smoothing)
+                slope = _slope(logits, labels[rows], scale, class_weight, ctx.smoothing)
                 if bias is not None:
                     of_bias = _added(of_bias, slope.sum(0))
                 slope = slope.to(own.dtype)
@@ -143,7 +143,7 @@ class _RowLosses(torch.autograd.Function):
 
 
 def _slope(
-    probabilities: Tensor,
+    logits: Tensor,
     labels: Tensor,
     scale: Tensor,
     class_weight: Tensor | None,
@@ -151,10 +151,11 @@ def _slope(
 ) -> Tensor:
     """Derive scaled losses by the logits: of ``-sum(q * log(p))`` it is ``sum(q) * p - q``.
 
-    Rows without a class, of zeros, have none.
+    Rows whose classes are all masked have none, nor has an infinite logit.
     """
+    probabilities = softmax(logits)
     places = labels.unsqueeze(-1)
-    possible = probabilities.detach() > 0
+    possible = ~impossible(logits, peak_of(logits, -1))
     scale = scale.masked_fill(~possible.any(-1), 0).unsqueeze(-1)
     chosen = (1 - smoothing) * scale
     if class_weight is not None:
@@ -166,8 +167,10 @@ def _slope(
         if class_weight is not None:
             spread = spread * class_weight
         whole = whole + spread.sum(-1, keepdim=True)
-        return (probabilities * whole - spread).scatter_add(-1, places, -chosen)
-    return (probabilities * whole).scatter_add(-1, places, -chosen)
+        slope = (probabilities * whole - spread).scatter_add(-1, places, -chosen)
+    else:
+        slope = (probabilities * whole).scatter_add(-1, places, -chosen)
+    return slope.masked_fill(logits.isinf(), 0)
 
 
 def _added(total: Tensor | None, part: Tensor) -> Tensor:
@@ -185,7 +188,7 @@ def _autocast(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Convert as torch's linear does under autocast, so that the backward pass does the same."""
     device = features.device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.is_autocast_enabled(device) or features.dtype is torch.float64:
         return features, weight, bias
     dtype = torch.get_autocast_dtype(device)
     return features.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)

@@ -189,8 +189,6 @@ def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
 
 def _copy_parameters(source: Merge | nn.Linear, target: Merge | nn.Linear) -> None:
     """Copy weight and bias, with their dtype and device."""
-    target.to(source.weight)
-    with torch.no_grad():
-        target.weight.copy_(source.weight)
-        if source.bias is not None and target.bias is not None:
-            target.bias.copy_(source.bias)
+    target.weight = nn.Parameter(source.weight.detach().clone())
+    if source.bias is not None:
+        target.bias = nn.Parameter(source.bias.detach().clone())

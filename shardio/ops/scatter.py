@@ -7,6 +7,7 @@ device happens to write.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -56,7 +57,7 @@ def batch_scatter(
             "with values.to(tensor.dtype)."
         )
     rows, size = tensor.shape[:2]
-    places = counted_from_front(indices.long(), size).reshape(rows, -1)
+    places = counted_from_front(indices.long(), size).reshape(rows, math.prod(indices.shape[1:]))
     flat = values.reshape(rows, places.shape[1], *rest)
     if reduce == "sum":
         return tensor.scatter_add(1, _over_rest(places, flat), flat)

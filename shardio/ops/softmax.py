@@ -74,11 +74,10 @@ def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
     wide = widen(x)
     if peek.known_finite(wide):
         return torch.log_softmax(wide, dim)
-    below = below_peak(wide, peak_of(wide, dim))
-    # What is out of reach becomes -inf, and a constant.
-    return F.threshold(
-        below - total_of(below, dim).log(), torch.finfo(wide.dtype).min / 2, -math.inf
-    )
+    peak = peak_of(wide, dim)
+    below = below_peak(wide, peak)
+    result = below - total_of(below, dim).log()
+    return result.masked_fill(impossible(wide, peak), -math.inf)
 
 
 def logsumexp(x: Tensor, dim: int = -1, *, keepdim: bool = False) -> Tensor:

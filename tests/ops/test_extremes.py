@@ -187,3 +187,74 @@ def test_labels_of_zero_on_masked_classes_diverge_by_nothing() -> None:
     gradients = torch.autograd.grad(losses.sum(), (logits, labels))
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert gradients[1][0, 1].item() == 0
+
+
+@on_both_paths
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dim", range(4))
+def test_classes_may_lie_along_any_dimension_of_four(dim: int, masked: bool, hide: bool) -> None:
+    x = torch.randn(2, 2, 3, 4)
+    if masked:
+        x[..., 1] = -INF
+    labels = torch.tensor([0, 2, 3]).expand(2, 2, 3)
+    own, torchs = x.movedim(-1, dim).contiguous().requires_grad_(), x.clone().requires_grad_()
+    with values_hidden(hide):
+        loss = ops.softmax_cross_entropy(own, labels, dim=dim)
+    expected = F.cross_entropy(torchs.view(12, 4), labels.reshape(12))
+    torch.testing.assert_close(loss, expected)
+    (gradient,) = torch.autograd.grad(loss, own)
+    torch.testing.assert_close(gradient.movedim(dim, -1), torch.autograd.grad(expected, torchs)[0])
+
+
+def test_improbable_classes_of_a_linear_classifier_are_smoothed_over_as_in_torch() -> None:
+    features = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    weight = torch.tensor([[0.0, 0.0], [-200.0, 0.0], [0.0, 0.0]], requires_grad=True)
+    label = torch.tensor([0])
+    loss = ops.linear_cross_entropy(features, weight, label, label_smoothing=0.3)
+    expected = F.cross_entropy(F.linear(features, weight), label, label_smoothing=0.3)
+    gradients = torch.autograd.grad(loss, (features, weight))
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, (features, weight)))
+
+
+@pytest.mark.parametrize("garbage", [math.nan, INF])
+def test_a_padded_sample_of_a_linear_classifier_changes_no_gradient(garbage: float) -> None:
+    features = torch.tensor([[1.0, 2.0], [garbage, 1.0]], requires_grad=True)
+    weight, valid = torch.randn(3, 2, requires_grad=True), torch.tensor([True, False])
+    loss = ops.linear_cross_entropy(features, weight, torch.tensor([0, 1]), valid=valid)
+    gradients = torch.autograd.grad(loss, (features, weight))
+    kept = ops.linear_cross_entropy(features[:1], weight, torch.tensor([0]))
+    expected = torch.autograd.grad(kept, (features, weight))
+    torch.testing.assert_close((loss, gradients[1]), (kept, expected[1]))
+    assert gradients[0].tolist() == [expected[0][0].tolist(), [0.0, 0.0]]
+
+
+def test_an_empty_batch_is_scattered_into() -> None:
+    for indices in (torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)):
+        values = torch.zeros(indices.shape)
+        assert ops.batch_scatter(torch.zeros(0, 4), indices, values).shape == (0, 4)
+        assert ops.batch_scatter(torch.zeros(0, 4), indices, values, reduce="sum").shape == (0, 4)
+
+
+def test_a_row_does_not_depend_on_what_others_hold() -> None:
+    rows = torch.tensor([[1e38, -1e38], [0.0, -INF]])
+    assert ops.log_softmax(rows)[0].tolist() == ops.log_softmax(rows[:1])[0].tolist()
+    logits, labels = torch.tensor([-1e4, 0.0]), torch.tensor([1e-8, 0.5])
+    losses = ops.sigmoid_cross_entropy(logits, labels, reduction="none")
+    alone = ops.sigmoid_cross_entropy(logits[:1], labels[:1], reduction="none")
+    assert losses[0].item() == alone.item() == pytest.approx(1e-4)
+
+
+def test_a_class_without_weight_is_smoothed_over_for_nothing() -> None:
+    loss = ops.softmax_cross_entropy(
+        torch.tensor([[3e38, -3e38]]),
+        torch.tensor([0]),
+        class_weight=torch.tensor([1.0, 0.0]),
+        label_smoothing=0.1,
+    )
+    assert loss.item() == 0
+
+
+def test_small_weights_of_a_yes_are_exact() -> None:
+    x, yes = torch.tensor([-1.0]), torch.tensor([1.0])
+    whole = ops.binary_focal_loss(x, yes, alpha=1.0)
+    torch.testing.assert_close(ops.binary_focal_loss(x, yes, alpha=1e-8), whole * 1e-8)

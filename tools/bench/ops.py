@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -252,12 +253,18 @@ def indexing_cases() -> Iterator[Case]:
     )
 
 
+@cache
+def seed_of(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The gradient of the result, the same for all; made once, outside what is measured."""
+    return torch.linspace(1, 2, shape.numel(), dtype=dtype).view(shape)
+
+
 def run(function: Function, case: Case, dtype: torch.dtype | None = None) -> list[Tensor]:
-    """The result and the gradients, under a seed that is the same for all."""
+    """The result and the gradients."""
     inputs = [x.to(dtype) if dtype and x.is_floating_point() else x for x in case.inputs]
     learned = [x.detach().requires_grad_() for x in inputs[: case.learned]]
     result = function(*learned, *inputs[case.learned :])
-    seed = torch.linspace(1, 2, result.numel(), dtype=result.dtype).view(result.shape)
+    seed = seed_of(result.shape, result.dtype)
     return [result.detach(), *torch.autograd.grad(result, learned, seed)]
 
 
