@@ -258,3 +258,20 @@ def test_small_weights_of_a_yes_are_exact() -> None:
     x, yes = torch.tensor([-1.0]), torch.tensor([1.0])
     whole = ops.binary_focal_loss(x, yes, alpha=1.0)
     torch.testing.assert_close(ops.binary_focal_loss(x, yes, alpha=1e-8), whole * 1e-8)
+
+
+def test_an_infinite_bias_is_a_constant() -> None:
+    features, bias = torch.randn(1, 2), torch.tensor([INF, INF, 0.0], requires_grad=True)
+    loss = ops.linear_cross_entropy(features, torch.randn(3, 2), torch.tensor([0]), bias=bias)
+    assert loss.item() == pytest.approx(math.log(2))
+    assert torch.autograd.grad(loss, bias)[0].tolist() == [0, 0, 0]
+
+
+def test_a_padded_logit_changes_no_gradient_of_a_learned_weight() -> None:
+    weight = torch.tensor(2.0, requires_grad=True)
+    logits, labels = torch.tensor([1.0, math.nan]), torch.tensor([0.7, 0.5])
+    valid = torch.tensor([True, False])
+    loss = ops.sigmoid_cross_entropy(logits, labels, valid=valid, pos_weight=weight)
+    kept = ops.sigmoid_cross_entropy(logits[:1], labels[:1], pos_weight=weight)
+    gradients = [torch.autograd.grad(one, weight)[0] for one in (loss, kept)]
+    torch.testing.assert_close(*gradients)
