@@ -1,4 +1,4 @@
-"""What was written before still reads, and what is made of the same input is the same, byte for byte.
+"""What was written before still reads; the same input gives the same bytes, orders and answers.
 
 `tests/golden` holds a folder that shardio 0.1.0 packed, a state that it saved, and what it said of
 the folder. `python tests/test_golden.py` writes them anew, for a change that is meant.
