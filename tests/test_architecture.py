@@ -28,7 +28,7 @@ LAYERS = {
     "normalize": {"errors"},
     "reading": {"errors", "index", "storage", "plan", "codecs", "transforms"},
     "packing": {"errors", "naming", "index", "storage", "tar", "tfrecord", "plan", "codecs"},
-    "profiling": {"errors", "index", "plan", "codecs", "reading", "transforms"},
+    "profiling": {"errors", "storage", "index", "plan", "codecs", "reading", "transforms"},
     "cli": {"errors", "index", "reading", "packing", "profiling"},
     "ops": set(),
     "testing": set(),

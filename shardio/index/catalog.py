@@ -28,8 +28,8 @@ from shardio.index.manifest import (
     index_path,
     read_manifest,
 )
-from shardio.index.shard_index import ShardIndex, read_index, write_index
-from shardio.storage.cache import GZIP_SUFFIXES, cache_entry, plain_tar
+from shardio.index.shard_index import ShardIndex, encode_index, read_index
+from shardio.storage.cache import GZIP_SUFFIXES, cache_entry, new_entry, plain_tar
 from shardio.storage.local import LocalShard
 
 SHARD_SUFFIXES = (".tar", *GZIP_SUFFIXES)
@@ -322,5 +322,7 @@ def _index_of(shard: Path, plain: Path) -> tuple[Path, ShardIndex]:
     cached = cache_entry(plain, INDEX_SUFFIX)
     with suppress(IndexFileError):
         return cached, read_index(cached)
-    write_index(cached, index_shard(plain, name=str(shard), checksums=False))
+    index = index_shard(plain, name=str(shard), checksums=False)
+    with new_entry(cached) as stream:
+        stream.writelines(encode_index(index))
     return cached, read_index(cached)

@@ -98,6 +98,12 @@ def write_index(path: Path, index: ShardIndex) -> None:
     Raises:
         OSError: the file cannot be written.
     """
+    with atomic_file(path) as stream:
+        stream.writelines(encode_index(index))
+
+
+def encode_index(index: ShardIndex) -> list[bytes]:
+    """Encode an index as the pieces of its file, in order."""
     header: dict[str, Any] = {
         "__metadata__": {
             "crc32": _NO_CHECKSUM.decode(),
@@ -122,8 +128,7 @@ def write_index(path: Path, index: ShardIndex) -> None:
     ]
     checksum = zlib.crc32(b"".join(pieces))
     pieces[0] = pieces[0].replace(_NO_CHECKSUM, b"%08x" % checksum, 1)
-    with atomic_file(path) as stream:
-        stream.writelines(pieces)
+    return pieces
 
 
 def read_index(path: Path) -> ShardIndex:

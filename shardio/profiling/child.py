@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from shardio.errors import ShardioError
+from shardio.storage.temporary import temporary_folder
 
 _ROOT = str(Path(__file__).parents[2])
 _SAFE = ["-P"] if sys.version_info >= (3, 11) else []
 """The current folder's queue.py is not the standard library's."""
+_LONGEST = 107 - len("/pymp-12345678/listener-12345678")
+"""Bytes of a folder's path in which multiprocessing has room for its sockets."""
 _CODE = """
 import sys
 if sys.argv[1] not in sys.path:
@@ -38,10 +40,7 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ShardioError: what it raised, or it ended without an answer.
     """
-    with (
-        _end_in_order(),
-        tempfile.TemporaryDirectory(prefix="shardio-profile-", ignore_cleanup_errors=True) as place,
-    ):
+    with _end_in_order(), temporary_folder(_LONGEST) as place:
         answer = Path(place, "answer.json")
         words = _ROOT, json.dumps(request), str(answer), str(os.getpid())
         process = subprocess.Popen(  # noqa: S603  our own module

@@ -10,7 +10,6 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.reading.times import StageTimes, Stopwatch
+from shardio.storage.local import reserve
+from shardio.storage.temporary import temporary_folder
 
 _FORMAT = struct.Struct("=12q")
 _MOST_RECORDS = 1 << 14  # of a thread, the last ones, 1.5 MB
@@ -70,7 +71,7 @@ class Recorder:
     """
 
     def __init__(self, budget: float) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="shardio-profile-")
+        self._folder = temporary_folder()
         self._path = Path(self._folder.name)
         self._budget = budget
         self._local = threading.local()
@@ -82,7 +83,7 @@ class Recorder:
         if file is None or file.process != os.getpid():
             try:
                 file = self._local.file = _File(self._path, self._budget)
-            except OSError:  # the watching has ended, and workers go on
+            except OSError:  # the watching has ended, or the disk is full, and workers go on
                 return Stopwatch()
         return _SampleWatch(file) if file.wants_samples() else _ChunkWatch(file)
 
@@ -146,7 +147,11 @@ class _File:
         _remove_old(folder)
         path = folder / f"{self.process}-{thread}"
         with path.open("w+b") as stream:
-            stream.truncate(_MOST_RECORDS * _FORMAT.size)
+            try:
+                reserve(stream.fileno(), _MOST_RECORDS * _FORMAT.size)
+            except OSError:
+                path.unlink()
+                raise
             self._memory = mmap.mmap(stream.fileno(), 0)
         self._records = 0
         self._budget = budget

@@ -13,11 +13,9 @@ In the loading process itself every iteration is a new epoch.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import multiprocessing
 import os
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +27,7 @@ from torch.utils.data import get_worker_info
 
 from shardio.reading.processes import is_alive
 from shardio.reading.state import Position
+from shardio.storage.temporary import locked_contents, path_of_process
 
 _REMEMBERED = 64
 
@@ -119,26 +118,21 @@ class EpochCounter:
         loading = os.getpid()
         if get_worker_info() is not None and parent is not None and parent.pid is not None:
             loading = parent.pid
-        path = self._file_of(loading)
-        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            state = _parse(stream.read()) or self._inherited()
+        with locked_contents(self._file_of(loading)) as contents:
+            state = _parse(contents.data) or self._inherited()
             yield state
-            text = json.dumps(state)
-            stream.seek(0)
-            stream.truncate()
-            stream.write(text)
+            contents.data = json.dumps(state).encode()
 
     def _inherited(self) -> dict[str, Any]:
         """What a process that has counted nothing yet starts with: its parent's count."""
         found = None
         if self._made_in != os.getpid():
             with suppress(OSError):
-                found = _parse(self._file_of(self._made_in).read_text())
+                found = _parse(self._file_of(self._made_in).read_bytes())
         return {**(found or self._start), "iterations": []}
 
     def _file_of(self, loading: int) -> Path:
-        return Path(tempfile.gettempdir(), f"shardio-{self._token}-{loading}")
+        return path_of_process(loading, self._token)
 
     def _remove_at_end(self) -> None:
         """Have this process, and those that it forks, remove its file when the dataset goes."""
@@ -148,10 +142,10 @@ class EpochCounter:
         register_after_fork(self, EpochCounter._remove_at_end)
 
 
-def _parse(text: str) -> dict[str, Any] | None:
+def _parse(data: bytes) -> dict[str, Any] | None:
     """The state in a file; None where none was written, or a killed process wrote half of it."""
     try:
-        state: dict[str, Any] = json.loads(text)
+        state: dict[str, Any] = json.loads(data)
     except ValueError:
         return None
     return state

@@ -108,3 +108,17 @@ def read_at(descriptor: int, size: int, offset: int) -> bytes:
             break
         data += more
     return data
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Give an empty file its size and the space for it.
+
+    A process that touches a page of a memory map for which no space is left ends with SIGBUS.
+
+    Raises:
+        OSError: there is no space.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.truncate(descriptor, size)

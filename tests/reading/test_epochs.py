@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import fcntl
 import multiprocessing
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -132,7 +134,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:  # sockets lie there, so its path is short
         environment = {**os.environ, "TMPDIR": folder}
         subprocess.run([sys.executable, str(script), str(packed)], check=True, env=environment)
-        assert not [*Path(folder).glob("shardio*")]
+        assert not [*Path(folder).glob("shardio-*/*")]
 
 
 def test_a_count_that_a_killed_process_wrote_by_half_does_no_harm(
@@ -141,9 +143,45 @@ def test_a_count_that_a_killed_process_wrote_by_half_does_no_harm(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     dataset = open_dataset(packed)
     dataset.set_epoch(4)
-    (file,) = tmp_path.glob("shardio-*")
+    (file,) = tmp_path.glob("shardio-*/*")
     file.write_text('{"next": ')
     assert next(iter(dataset))["__epoch__"] == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are Linux's to show")
+def test_a_fork_while_the_count_is_held_does_not_keep_it(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    dataset = open_dataset(packed)
+    reading, writing = os.pipe()
+    with dataset._epochs._shared():
+        (file,) = tmp_path.glob("shardio-*/*")
+        child = os.fork()
+        if not child:  # as another thread may fork at any time
+            held = {path.resolve() for path in Path("/proc/self/fd").iterdir()}
+            os.write(writing, b"held" if file.resolve() in held else b"free")
+            signal.pause()
+    assert os.read(reading, 4) == b"free"
+    with file.open("rb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_full_temporary_directory_is_one_sentence_and_the_count_stays(
+    packed: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(small_disk))
+    counted = open_dataset(packed)
+    counted.set_epoch(3)
+    (small_disk / "full").write_bytes(bytes(os.statvfs(small_disk).f_bavail * 4096))
+    sentence = rf"^{small_disk}: the temporary directory cannot be written \(No space.* set TMPDIR"
+    with pytest.raises(shardio.ShardioError, match=sentence):
+        next(iter(open_dataset(packed)))
+    assert next(iter(counted))["__epoch__"] == 3
 
 
 def test_an_epoch_may_be_any_whole_number(packed: Path) -> None:

@@ -105,7 +105,7 @@ def test_a_cache_folder_that_cannot_be_made_is_explained(
 ) -> None:
     (tmp_path / "a").touch()
     monkeypatch.setenv("SHARDIO_CACHE", str(tmp_path / "a/cache"))
-    with pytest.raises(shardio.UsageError, match=r"cannot be written .* set SHARDIO_CACHE"):
+    with pytest.raises(shardio.UsageError, match=r"cannot be used .* set SHARDIO_CACHE"):
         cache_entry(tmp_path / "a", ".x")
 
 

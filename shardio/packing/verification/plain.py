@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shardio.storage.cache import GZIP_SUFFIXES
+from shardio.storage.compression import Expansion
 
 Data = bytes | mmap.mmap
 _PIECE = 1 << 12  # compressed bytes at once; of a damaged piece nothing is kept
@@ -66,8 +67,9 @@ def decompress(path: Path, out: BinaryIO) -> str | None:
         What is wrong with it, or None.
 
     Raises:
-        OSError: it cannot be read, or the output not be written.
+        OSError: it cannot be read, or the output not be written, for want of space too.
     """
+    limits = Expansion(path, out.fileno())
     with path.open("rb") as packed:
         unpack = zlib.decompressobj(_GZIP)
         while piece := packed.read(_PIECE):
@@ -77,8 +79,11 @@ def decompress(path: Path, out: BinaryIO) -> str | None:
                         break
                     unpack = zlib.decompressobj(_GZIP)
                 try:
-                    out.write(unpack.decompress(piece))
+                    data = unpack.decompress(piece)
                 except zlib.error as error:
                     return f"the gzip data is damaged ({error})"
+                if fault := limits.grow(len(data)):
+                    return fault
+                out.write(data)
                 piece = unpack.unused_data
     return None if unpack.eof else "the gzip data is cut off"
