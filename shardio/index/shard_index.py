@@ -20,6 +20,7 @@ import mmap
 import os
 import zlib
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,12 @@ def write_index(path: Path, index: ShardIndex) -> None:
     Raises:
         OSError: the file cannot be written.
     """
+    with atomic_file(path) as stream:
+        stream.writelines(encode_index(index))
+
+
+def encode_index(index: ShardIndex) -> list[bytes]:
+    """The pieces of an index file, in order."""
     header: dict[str, Any] = {
         "__metadata__": {
             "crc32": _NO_CHECKSUM.decode(),
@@ -122,8 +129,7 @@ def write_index(path: Path, index: ShardIndex) -> None:
     ]
     checksum = zlib.crc32(b"".join(pieces))
     pieces[0] = pieces[0].replace(_NO_CHECKSUM, b"%08x" % checksum, 1)
-    with atomic_file(path) as stream:
-        stream.writelines(pieces)
+    return pieces
 
 
 def read_index(path: Path) -> ShardIndex:
@@ -146,7 +152,8 @@ def read_index(path: Path) -> ShardIndex:
 
 
 def _map_index(path: Path) -> ShardIndex:
-    with path.open("rb", buffering=0) as stream:
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # opening a pipe would wait
+    with FileIO(os.open(path, flags)) as stream:
         file = stream.fileno()
         size = os.fstat(file).st_size
         # Reading, unlike touching a map, lets other threads run while storage takes its time.
