@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from shardio import profiling as profiling
     from shardio.errors import CodecError as CodecError
     from shardio.errors import IndexFileError as IndexFileError
+    from shardio.errors import OutputError as OutputError
     from shardio.errors import PackError as PackError
     from shardio.errors import SampleError as SampleError
     from shardio.errors import ShardioError as ShardioError
@@ -47,6 +48,7 @@ _HOMES = {
     "MaskedMean": "shardio.reading.metrics",
     "Mix": "shardio.reading.mix",
     "Normalize": "shardio.normalize",
+    "OutputError": "shardio.errors",
     "PackError": "shardio.errors",
     "PackOptions": "shardio.packing.options",
     "RandomResizedCrop": "shardio.transforms",

@@ -9,6 +9,7 @@
     ├── SampleError     a sample that cannot be delivered; names shard, key and field
     │   └── TransformError  the user's transform raised for that sample
     └── PackError       a source or destination that cannot be packed
+        └── OutputError     a link, pipe or device where shardio writes a file or folder of its own
 
 A message is one sentence that says what, where and the way out. Every class is built from
 that message alone, so that it survives pickling and the re-raise in a DataLoader; the place
@@ -74,3 +75,7 @@ class TransformError(SampleError):
 
 class PackError(ShardioError):
     """A source or destination that cannot be packed."""
+
+
+class OutputError(PackError):
+    """A link, pipe, device or the like in an output folder; nothing is written through it."""

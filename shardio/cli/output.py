@@ -11,7 +11,7 @@ import click
 
 from shardio.cli.values import parse_size, parse_split
 from shardio.packing.job import PackSummary
-from shardio.packing.output import DUPLICATES_NAME, SKIPPED_NAME
+from shardio.packing.names import DUPLICATES_NAME, SKIPPED_NAME
 
 _OPTIONS = (
     click.option("--shards", type=click.IntRange(min=1), help="How many shards."),

@@ -12,7 +12,7 @@ import click
 
 from shardio.cli.progress import progress_bar
 from shardio.cli.text import encodable, plain
-from shardio.packing.output import DROPPED_NAME
+from shardio.packing.names import DROPPED_NAME
 from shardio.packing.verification.findings import Verification
 from shardio.packing.verification.repair import RepairSummary, repair
 from shardio.packing.verification.verify import verify as verify_source

@@ -8,20 +8,24 @@ manifest says, however its JSON is spelled; a manifest without one is taken as i
 from __future__ import annotations
 
 import json
+import os
+import stat
 import zlib
 from collections import Counter
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from shardio.errors import IndexFileError
-from shardio.storage.atomic import atomic_file
+from shardio.storage.folder import Folder, is_plain_name
 
 MANIFEST_NAME = "shardio.json"
 PACKING_NAME = ".shardio-pack"  # lies in a folder while it is packed
 INDEX_FOLDER = "index"
 INDEX_SUFFIX = ".idx"
 _VERSION = 1
+_MOST_BYTES = 1 << 30  # of a manifest, which has some 200 bytes a shard
 _LIMIT = 1 << 63  # of counts and sizes, which are int64 in arrays
 
 
@@ -66,10 +70,16 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest of a folder atomically.
 
     Raises:
+        OutputError: something else than a file has its place.
         OSError: it cannot be written.
     """
-    with atomic_file(folder / MANIFEST_NAME) as stream:
-        stream.write(json.dumps(manifest_document(manifest), indent=1).encode() + b"\n")
+    with Folder.open(folder) as held, held.write(MANIFEST_NAME) as stream:
+        stream.write(encode_manifest(manifest))
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The contents of the file of a manifest."""
+    return json.dumps(manifest_document(manifest), indent=1).encode() + b"\n"
 
 
 def manifest_document(manifest: Manifest) -> dict[str, Any]:
@@ -103,14 +113,22 @@ def read_manifest(folder: Path) -> Manifest:
         IndexFileError: it is damaged or of a newer version.
     """
     path = folder / MANIFEST_NAME
-    text = path.read_bytes()
     try:
-        return _parse(json.loads(text))
+        return _parse(json.loads(_read(path)))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise IndexFileError(
             f"{path}: the manifest is damaged or of another version ({error!r}); get or pack the "
             "folder again, or delete it and run `shardio index` on the folder, without class names"
         ) from error
+
+
+def _read(path: Path) -> bytes:
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # opening a pipe would wait
+    with FileIO(os.open(path, flags)) as stream:
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
+            raise ValueError(f"it is no file, or larger than {_MOST_BYTES >> 20:,} MiB")
+        return stream.read()
 
 
 def _parse(document: dict[str, Any]) -> Manifest:
@@ -133,7 +151,7 @@ def _parse(document: dict[str, Any]) -> Manifest:
 def _parse_shard(entry: dict[str, Any]) -> ShardReceipt:
     name, samples, size = entry["url"], entry["nsamples"], entry["filesize"]
     if (
-        Path(name).name != name
+        not is_plain_name(name)
         or any(type(count) is not int or not 0 <= count < _LIMIT for count in (samples, size))
         or not isinstance(entry["sha256"], str)
     ):

@@ -9,9 +9,16 @@ from pathlib import Path
 from shardio.errors import IndexFileError
 from shardio.index.build import index_shard
 from shardio.index.catalog import Source, find_shards, is_packed, list_parts, refuse_missing
-from shardio.index.manifest import ShardReceipt, index_path, read_manifest, write_manifest
-from shardio.index.shard_index import ShardIndex, write_index
+from shardio.index.manifest import (
+    INDEX_FOLDER,
+    ShardReceipt,
+    index_path,
+    read_manifest,
+    write_manifest,
+)
+from shardio.index.shard_index import ShardIndex, encode_index
 from shardio.storage.cache import plain_tar
+from shardio.storage.folder import Folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +57,7 @@ def index_source(
     Raises:
         UsageError: nothing is at the source.
         IndexFileError: a shard is not what its manifest says, or missing.
+        OutputError: something has the place of an index or its folder, as a link.
         TarError: a shard is damaged; the indexes of those before it are written.
         OSError: a shard cannot be read or an index not written.
     """
@@ -101,9 +109,13 @@ def _compare(shard: Path, index: ShardIndex, digests: dict[str, str] | None) -> 
 
 
 def _publish(shard: Path, index: ShardIndex) -> ShardReceipt:
-    path = index_path(shard)
-    path.parent.mkdir(exist_ok=True)
-    write_index(path, index)
+    name = index_path(shard).name
+    with (
+        Folder.open(shard.parent) as folder,
+        folder.inside(INDEX_FOLDER, make=True) as indexes,
+        indexes.write(name) as stream,
+    ):
+        stream.writelines(encode_index(index))
     return ShardReceipt(
         name=shard.name,
         samples=len(index),

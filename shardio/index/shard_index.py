@@ -20,6 +20,7 @@ import mmap
 import os
 import zlib
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,8 @@ def read_index(path: Path) -> ShardIndex:
 
 
 def _map_index(path: Path) -> ShardIndex:
-    with path.open("rb", buffering=0) as stream:
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # opening a pipe would wait
+    with FileIO(os.open(path, flags)) as stream:
         file = stream.fileno()
         size = os.fstat(file).st_size
         # Reading, unlike touching a map, lets other threads run while storage takes its time.

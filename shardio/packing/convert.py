@@ -31,8 +31,9 @@ from shardio.packing.record_files import (
 )
 from shardio.packing.sources.open import has_tars
 from shardio.packing.sources.tfrecord import find_files
-from shardio.storage.atomic import atomic_file, sync_folder
+from shardio.packing.states import version_of
 from shardio.storage.cache import GZIP_SUFFIXES
+from shardio.storage.folder import Folder
 from shardio.tfrecord.records import load_checksum
 
 Target = Literal["tfrecord", "wids", "dali", "energon"]
@@ -69,12 +70,14 @@ class IndexTask:
 
     Attributes:
         entry: the shard.
-        path: of the index.
+        out: folder of the index.
+        name: file name of the index.
         to: the tool.
     """
 
     entry: ShardEntry
-    path: str
+    out: str
+    name: str
     to: Target
 
     def __len__(self) -> int:
@@ -111,6 +114,7 @@ def convert(
     Raises:
         UsageError: an argument cannot be meant, or nothing is at the source.
         PackError: the output is taken.
+        OutputError: a link or the like lies where a file belongs.
         SampleError: a member is not what was packed, or a class number is none.
         IndexFileError: an index is missing, damaged or stale.
         TarError: a shard is damaged.
@@ -165,7 +169,7 @@ def write_index(task: IndexTask, ticker: Ticker) -> int:
     """
     _, index = _INDEXES[task.to]
     data = index(task.entry)
-    with atomic_file(Path(task.path)) as stream:
+    with Folder.open(Path(task.out)) as folder, folder.write(task.name) as stream:
         stream.write(data)
     ticker.tick(len(task))
     return len(data)
@@ -180,18 +184,19 @@ def _write_records(
 ) -> list[int]:
     load_checksum()
     names = name_features(catalog.fields, pairs)
-    paths = [out / (_stem(entry) + RECORD_SUFFIX) for entry in catalog.shards]
-    _refuse_equal(paths)
     tasks = [
-        RecordTask(entry=entry, path=str(path), names=names)
-        for entry, path in zip(catalog.shards, paths, strict=True)
+        RecordTask(entry=entry, out=str(out), name=_stem(entry) + RECORD_SUFFIX, names=names)
+        for entry in catalog.shards
     ]
-    made = f"{catalog.digest()} {sorted(names.items())} {[path.name for path in paths]}"
+    _refuse_equal(tasks)
+    versions = [version_of(Path(entry.name)) for entry in catalog.shards if entry.stamp is not None]
+    files = [task.name for task in tasks]
+    made = f"{catalog.digest()} {versions} {sorted(names.items())} {files}"
     with hold_record_folder(
         out, hashlib.sha256(made.encode("utf-8", "surrogateescape")).hexdigest()
-    ):
+    ) as folder:
         sizes = engine.run(write_records, tasks, _advance(catalog, progress))
-        sync_folder(out)
+        folder.sync()
     return sizes
 
 
@@ -204,20 +209,20 @@ def _write_indexes(
 ) -> list[int]:
     suffix, _ = _INDEXES[to]
     tasks = [
-        IndexTask(entry=entry, path=str(_beside(entry, out) / (_stem(entry) + suffix)), to=to)
+        IndexTask(entry=entry, out=str(_beside(entry, out)), name=_stem(entry) + suffix, to=to)
         for entry in map(_plain, catalog.shards)
     ]
-    _refuse_equal([Path(task.path) for task in tasks])
+    _refuse_equal(tasks)
     for task in tasks:
-        if Path(task.path).resolve() == index_path(Path(task.entry.path).resolve()):
-            raise UsageError(
-                f"{task.path}: shardio's own index lies there; name another folder as OUT"
-            )
+        path = Path(task.out, task.name)
+        if path.resolve() == index_path(Path(task.entry.path).resolve()):
+            raise UsageError(f"{path}: shardio's own index lies there; name another folder as OUT")
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
     sizes = engine.run(write_index, tasks, _advance(catalog, progress))
-    for folder in {Path(task.path).parent for task in tasks}:
-        sync_folder(folder)
+    for each in {task.out for task in tasks}:
+        with Folder.open(Path(each)) as folder:
+            folder.sync()
     return sizes
 
 
@@ -228,9 +233,10 @@ def _write_wids(catalog: Catalog, out: str | PathLike[str] | None) -> int:
     folder = folders.pop()
     folder.mkdir(parents=True, exist_ok=True)
     data = wids_index(catalog.shards, folder)
-    with atomic_file(folder / WIDS_NAME) as stream:
-        stream.write(data)
-    sync_folder(folder)
+    with Folder.open(folder) as held:
+        with held.write(WIDS_NAME) as stream:
+            stream.write(data)
+        held.sync()
     return len(data)
 
 
@@ -262,8 +268,9 @@ def _plain(entry: ShardEntry) -> ShardEntry:
     return entry
 
 
-def _refuse_equal(paths: Sequence[Path]) -> None:
-    again = next((path for path, times in Counter(paths).items() if times > 1), None)
+def _refuse_equal(tasks: Sequence[RecordTask | IndexTask]) -> None:
+    paths = Counter(Path(task.out, task.name) for task in tasks)
+    again = next((path for path, times in paths.items() if times > 1), None)
     if again is not None:
         raise UsageError(f"two shards would become {again}; convert them into different folders")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import zlib
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from shardio.errors import PackError
 from shardio.packing.samples import FromFile, FromMemory, FromRange, Origin, SourceSample, text_of
+from shardio.packing.states import Versions, state_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,40 +35,45 @@ class SourceFiles:
 
     Args:
         root: folder that relative paths start from.
+        versions: digest that the versions of what is read are added to; None for no digest. Parts
+            of files whose data were read for the list of samples are not added: it has their
+            checksums.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, versions: Versions | None = None) -> None:
         self._root = os.fsencode(root)
-        self._seen = hashlib.sha256()
-        self._open: OrderedDict[bytes, int] = OrderedDict()
+        self._versions = versions
+        self._open: OrderedDict[bytes, tuple[int, os.stat_result]] = OrderedDict()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for descriptor in self._open.values():
+        for descriptor, _ in self._open.values():
             os.close(descriptor)
         self._open.clear()
 
-    def digest(self) -> str:
-        """Tells the whole files that were read, in order, from others, and from what they become.
-
-        It takes their sizes and times of change. Of parts of files the samples say that.
-        """
-        return self._seen.hexdigest()
-
     def look_at(self, sample: SourceSample) -> None:
-        """Take part in the digest as if a sample had been read.
+        """Add the versions of a sample's files as if it had been read.
 
         Raises:
-            UnreadableError: a file of it is not there.
+            UnreadableError: a file is not there, or cannot be read where its data are needed.
+            PackError: a file changes meanwhile.
         """
-        try:
-            for _, origin in sample.fields:
-                if isinstance(origin, FromFile):
-                    self._see(os.stat(self._path(origin.path)))  # noqa: PTH116  bytes
-        except (OSError, ValueError) as error:
-            raise _unreadable(error) from error
+        for _, origin in sample.fields:
+            if isinstance(origin, FromMemory) or (
+                isinstance(origin, FromRange) and origin.stamp is None
+            ):
+                continue
+            path = self._path(origin.path)
+            try:
+                status = (
+                    self._container(path)[1] if isinstance(origin, FromRange) else os.stat(path)  # noqa: PTH116  bytes
+                )
+            except (OSError, ValueError) as error:
+                raise _unreadable(error) from error
+            if self._versions is not None and not self._versions.add_state(path, status):
+                self.read(origin, in_memory)
 
     def read(self, origin: Origin, reserve: Callable[[int], memoryview]) -> memoryview:
         """Read data to where it belongs.
@@ -114,18 +119,25 @@ class SourceFiles:
                 raise _unreadable(error) from error
         finally:
             os.close(descriptor)
-        if size != len(place) or _state(before) != _state(after):
+        if size != len(place) or state_of(before) != state_of(after):
             raise PackError(f"{text_of(path)}: the file changed while it was packed; pack again")
-        self._see(before)
+        if self._versions is not None:
+            self._versions.add(path, before, place)
         return place
 
     def _read_range(
         self, path: bytes, origin: FromRange, reserve: Callable[[int], memoryview]
     ) -> memoryview:
         try:
-            descriptor = self._container(path, origin.stamp)
+            descriptor, status = self._container(path)
+            changed = origin.checksum is None and origin.stamp not in (
+                None,
+                state_of(os.fstat(descriptor)),
+            )
         except (OSError, ValueError) as error:
             raise _unreadable(error) from error
+        if changed:
+            raise PackError(f"{text_of(path)}: the file changed while it was packed; pack again")
         place, done = reserve(_limited(origin.size)), 0
         while done < len(place):
             try:
@@ -140,32 +152,25 @@ class SourceFiles:
                 f"the data at offset {origin.offset} of {text_of(path)} is not what was packed "
                 "(CRC-32 differs)"
             )
+        if self._versions is not None and origin.stamp is not None:
+            self._versions.add(path, status, place)
         return place
 
-    def _container(self, path: bytes, stamp: int | None) -> int:
-        """A file of which parts are read, kept open; it must still have its time of change."""
-        descriptor = self._open.get(path)
-        if descriptor is None:
+    def _container(self, path: bytes) -> tuple[int, os.stat_result]:
+        """A file of which parts are read, kept open, and its status when it was opened."""
+        if path not in self._open:
             if len(self._open) >= _MOST_OPEN:
-                os.close(self._open.popitem(last=False)[1])
-            descriptor = self._open[path] = os.open(path, _READ)
-        if stamp not in (None, os.fstat(descriptor).st_mtime_ns):
-            raise PackError(f"{text_of(path)}: the file changed while it was packed; pack again")
+                os.close(self._open.popitem(last=False)[1][0])
+            descriptor = os.open(path, _READ)
+            self._open[path] = descriptor, os.fstat(descriptor)
         self._open.move_to_end(path)
-        return descriptor
-
-    def _see(self, status: os.stat_result) -> None:
-        self._seen.update(b"%d %d\n" % _state(status))
+        return self._open[path]
 
 
 def _limited(size: int) -> int:
     if size > _MOST_BYTES:
         raise UnreadableError(f"{size:,} bytes, more than the limit of 1 GiB for a file")
     return size
-
-
-def _state(status: os.stat_result) -> tuple[int, int]:
-    return status.st_size, status.st_mtime_ns
 
 
 def _unreadable(error: OSError | ValueError) -> UnreadableError:

@@ -21,23 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.errors import PackError, UsageError
-from shardio.index.manifest import INDEX_FOLDER, Manifest, write_manifest
+from shardio.index.manifest import INDEX_FOLDER, MANIFEST_NAME, Manifest, encode_manifest
 from shardio.packing.dedupe import Dedupe, FingerprintTask, fingerprint, group_alike, hamming
 from shardio.packing.engine import Advance, Engine
-from shardio.packing.output import (
-    DUPLICATES_NAME,
-    RENAMED_NAME,
-    SKIPPED_NAME,
-    hold_folder,
-    remove_others,
-)
-from shardio.packing.plan import WHOLE, Shape, Splits, plan_shards, split_samples
-from shardio.packing.receipts import LIST_NAME, PackedShard
+from shardio.packing.names import DUPLICATES_NAME, RENAMED_NAME, SKIPPED_NAME, WHOLE
+from shardio.packing.output import hold_folder, remove_others
+from shardio.packing.plan import Shape, Splits, plan_shards, split_samples
+from shardio.packing.receipts import PackedShard
 from shardio.packing.samples import Problem, SourceSample
 from shardio.packing.shard import SampleTask, ShardTask, find_problems, pack_shard, refusal
 from shardio.packing.spool import Listing
 from shardio.packing.store import Store
-from shardio.storage.atomic import atomic_file, sync_folder
+from shardio.storage.folder import Folder
 
 Progress = Callable[[int], Advance]
 """Called with the number of samples; what it returns is called with how many more are done.
@@ -142,7 +137,7 @@ class PackSummary:
 
 
 def run_job(
-    out: str | PathLike[str], job: Job, open_source: Callable[[Path], Source]
+    out: str | PathLike[str], job: Job, open_source: Callable[[Folder], Source]
 ) -> PackSummary:
     """Make a packed folder.
 
@@ -153,16 +148,17 @@ def run_job(
 
     Raises:
         PackError: something of the source cannot be packed, or the folder is taken.
+        OutputError: a link or the like lies where a file or folder of a pack belongs.
         OSError: the folder cannot be written.
     """
     start, folder = time.monotonic(), Path(out)
     if not os.fspath(out):
         raise PackError("the name of the output folder is empty; name a folder")
     names = [*job.splits.fractions] if job.splits else [WHOLE]
-    with hold_folder(folder, names) as work:
-        source = open_source(work)
-        (work / DUPLICATES_NAME).unlink(missing_ok=True)
-        listing = Listing(work / LIST_NAME, source.samples(), job.measure)
+    with hold_folder(folder, names) as output:
+        source = open_source(output.work)
+        output.work.remove(DUPLICATES_NAME)
+        listing = Listing(output.work, source.samples(), job.measure)
         _check(listing, source, job)
         groups = _find_duplicates(listing, source, job, job.dedupe) if job.dedupe else None
         parts = split_samples(
@@ -175,18 +171,18 @@ def run_job(
         planned = plan_shards(
             parts, job.shape, seed=job.seed if job.shuffle else None, sizes=listing.sizes
         )
-        remove_others(folder, {str(Path(shard.part, shard.name)) for shard in planned})
+        remove_others(output, {str(Path(shard.part, shard.name)) for shard in planned})
         tasks = [
             ShardTask(
                 **_of_samples(source, listing, job, shard.numbers),
-                out=_path(folder / shard.part, job),
+                out=_path(folder, job),
                 part=shard.part,
                 name=shard.name,
             )
             for shard in planned
         ]
         packed = job.engine.run(pack_shard, tasks, _advance(listing, job))
-        _publish(folder, job.ledger, listing, packed, source.classes)
+        _publish(output.folder, job.ledger, listing, packed, source.classes)
     return PackSummary(
         samples=len(listing),
         shards=len(packed),
@@ -246,7 +242,7 @@ def _find_duplicates(listing: Listing, source: Source, job: Job, dedupe: Dedupe)
         | {"of": first.name, "of_label": first.label}
         for (one, first), distance in zip(pairs, distances, strict=True)
     )
-    write_ledger(listing.path.with_name(DUPLICATES_NAME), rows)
+    write_ledger(listing.work, DUPLICATES_NAME, rows)
     if dedupe.keep:
         return _Groups(heads, len(again))
     listing.keep(heads == np.arange(len(heads)))
@@ -295,7 +291,7 @@ def _of_samples(
     """What a task of these samples is made of."""
     return {
         "root": _path(source.root, job),
-        "work": _path(listing.path.parent, job),
+        "work": _path(listing.work.path, job),
         "offsets": listing.offsets[numbers],
         "store": job.store,
         "check": job.check,
@@ -303,7 +299,7 @@ def _of_samples(
 
 
 def _publish(
-    folder: Path,
+    folder: Folder,
     ledger: str,
     listing: Listing,
     packed: list[PackedShard],
@@ -311,35 +307,43 @@ def _publish(
 ) -> None:
     """Write what belongs to the shards, the manifests last."""
     problems = sorted(listing.problems, key=lambda problem: problem.path)
-    write_ledger(folder / ledger, map(asdict, problems))
+    write_ledger(folder, ledger, map(asdict, problems))
     with suppress(FileNotFoundError):
-        (listing.path.with_name(DUPLICATES_NAME)).replace(folder / DUPLICATES_NAME)
+        listing.work.move(DUPLICATES_NAME, folder)
     renamed = listing.samples(np.flatnonzero(listing.renamed))
-    write_ledger(folder / RENAMED_NAME, ({"key": each.key, "path": each.name} for each in renamed))
-    sync_folder(folder)
+    write_ledger(folder, RENAMED_NAME, ({"key": each.key, "path": each.name} for each in renamed))
+    folder.sync()
     for part in dict.fromkeys(shard.part for shard in packed):
-        inside = folder / part
         shards = [shard for shard in packed if shard.part == part]
-        sync_folder(inside / INDEX_FOLDER)
-        sync_folder(inside)
         manifest = Manifest(
             shards=tuple(shard.receipt for shard in shards),
             fields=tuple(sorted({field for shard in shards for field in shard.fields})),
             classes=classes,
         )
-        write_manifest(inside, manifest)
-        sync_folder(inside)
+        with folder.inside(part) as inside:
+            with inside.inside(INDEX_FOLDER) as indexes:
+                indexes.sync()
+            inside.sync()
+            with inside.write(MANIFEST_NAME) as stream:
+                stream.write(encode_manifest(manifest))
+            inside.sync()
 
 
-def write_ledger(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_ledger(folder: Folder, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as lines of JSON; nothing if there are none.
 
+    Args:
+        folder: folder of the file.
+        name: name of the file.
+        rows: what to write.
+
     Raises:
+        OutputError: something else than a file has the name.
         OSError: the file cannot be written.
     """
     lines = (json.dumps(row).encode("ascii") + b"\n" for row in rows)
     first = next(lines, None)
     if first is not None:
-        with atomic_file(path) as stream:
+        with folder.write(name) as stream:
             stream.write(first)
             stream.writelines(lines)

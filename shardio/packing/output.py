@@ -3,114 +3,112 @@
 A lock file lies in the folder meanwhile, and in the folder of each split. It tells a second pack
 that the folder is taken, a reader that shards may be missing, and a later pack that an
 interrupted one left files behind, which it takes up. A pack claims the folder by writing into the
-lock, after it has seen, with the lock held, that nothing is there that it would overwrite. So
-files are removed only under a claim, and only those with names that a pack gives: an empty lock,
-or one that its owner removed meanwhile, claims nothing.
+lock, after it has seen, with the lock held, that nothing is there that it would overwrite. Files
+are removed only under a claim, and only those with names that a pack gives, where a pack has left
+its traces: the work folder, the locks in the folders of splits, or the note that all is finished.
+A lock alone, which anybody could have put there, gives nothing away.
 """
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from io import FileIO
+from dataclasses import dataclass
 from pathlib import Path
 
-from shardio.errors import PackError
-from shardio.index.catalog import SHARD_SUFFIXES
+from shardio.errors import OutputError, PackError
 from shardio.index.manifest import INDEX_FOLDER, INDEX_SUFFIX, MANIFEST_NAME, PACKING_NAME
-from shardio.packing.locks import take_lock
-from shardio.packing.plan import SHARD_PATTERN
-from shardio.packing.receipts import WORK_FOLDER, finished_shards, remove_receipts
-from shardio.storage.atomic import TEMPORARY_SUFFIX, final_name
-
-SKIPPED_NAME = "skipped.jsonl"
-RENAMED_NAME = "renamed.jsonl"
-DUPLICATES_NAME = "duplicates.jsonl"
-DROPPED_NAME = "dropped.jsonl"
-
-LEDGERS = (SKIPPED_NAME, RENAMED_NAME, DUPLICATES_NAME, DROPPED_NAME)
-"""Files beside the shards with a line for each sample of a kind."""
-
-_SINGLE = (MANIFEST_NAME, *LEDGERS)
-_CLAIM = b"A pack writes to this folder; if none runs, run the same pack again to finish it.\n"
-_PART_CLAIM = b"A pack writes to the folder above; if none runs, run the same pack again.\n"
-_OURS = re.escape(SHARD_PATTERN).replace(r"\*", "[0-9]{6,}")
-_OUR_INDEXES = re.compile(_OURS + re.escape(INDEX_SUFFIX))
-_OUR_FILES = re.compile("|".join([_OURS, *map(re.escape, _SINGLE)]))
-_ANY_SHARDS = re.compile(f".*({'|'.join(map(re.escape, SHARD_SUFFIXES))})", re.DOTALL)
-_ANY_OTHERS = re.compile(
-    "|".join(
-        [
-            *map(re.escape, (*_SINGLE, WORK_FOLDER)),
-            INDEX_FOLDER,
-            rf"\..*{re.escape(TEMPORARY_SUFFIX)}",
-        ]
-    ),
-    re.DOTALL,
+from shardio.packing.claims import (
+    Claim,
+    claim_part,
+    is_claimed_part,
+    read_claim,
+    write_claim,
+    write_finished,
 )
+from shardio.packing.locks import Lock, open_lock
+from shardio.packing.names import WHOLE, WORK_FOLDER, find_foreign, is_ours
+from shardio.packing.receipts import (
+    check_work,
+    finished_shards,
+    remove_all_receipts,
+    remove_receipts,
+)
+from shardio.storage.folder import Folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """The folders of a pack, held.
+
+    Attributes:
+        folder: output folder.
+        work: work folder inside.
+        parts: names of the splits, those of an interrupted pack too.
+    """
+
+    folder: Folder
+    work: Folder
+    parts: Sequence[str]
 
 
 @contextmanager
-def hold_folder(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+def hold_folder(path: Path, parts: Sequence[str]) -> Iterator[Output]:
     """Hold the output folder.
 
     After an error it is left as it was before, or, if shards are finished, as an interrupted pack
     leaves it: locked, and to be taken up.
 
     Args:
-        folder: of the output.
-        parts: names of the splits, each a folder inside; one empty name for none.
-
-    Yields:
-        The work folder inside.
+        path: path of the output folder.
+        parts: names of the splits, each a folder inside; WHOLE for none.
 
     Raises:
         PackError: another pack holds it, or it has files that a pack would overwrite.
+        OutputError: something in it is not written to, as a link.
         OSError: the folder cannot be made or written.
     """
-    lock, work = folder / PACKING_NAME, folder / WORK_FOLDER
-    if not lock.exists():
-        _refuse_output(*dict.fromkeys((folder, *(folder / part for part in parts))))
-    with _made(folder), FileIO(lock, "a") as held:
-        if not take_lock(held, lock):
-            raise PackError(
-                f"{folder}: another pack is writing to this folder; wait for it, "
-                "or name another output folder"
-            )
-        earlier = _claim(held, folder, parts)
-        every = [*dict.fromkeys([*parts, *earlier])]
-        try:
-            _prepare(folder, work, every)
-            yield work
-        except BaseException:
-            if not finished_shards(work):
-                with suppress(OSError):  # what cannot be removed stays under the lock
-                    _remove_output(folder, every)
-                    _unlock(folder, every)
-            raise
-        shutil.rmtree(work)
-        _unlock(folder, every)
-        for part in {*every} - {*parts}:
-            _remove_part(folder, part)
+    if path.exists() and not path.is_dir():
+        raise PackError(f"{path}: it is a file; name a folder for the shards")
+    with _made(path), Folder.open(path) as folder:
+        if folder.status(PACKING_NAME) is None:
+            _refuse_output(folder, *dict.fromkeys((WHOLE, *parts)))
+        with open_lock(folder, PACKING_NAME) as lock:
+            if not lock.take():
+                raise PackError(
+                    f"{path}: another pack is writing to this folder; wait for it, "
+                    "or name another output folder"
+                )
+            every = [*dict.fromkeys([*parts, *_claim(lock, folder, parts)])]
+            try:
+                _prepare(folder, every)
+                with folder.inside(WORK_FOLDER) as work:
+                    yield Output(folder=folder, work=work, parts=every)
+            except BaseException:
+                if not _has_finished(folder):
+                    with suppress(OSError, PackError):  # what stays does so under the lock
+                        _remove_output(folder, every)
+                        lock.release()
+                raise
+            write_finished(lock)
+            _remove_work(folder)
+            for part in every:
+                _leave_part(folder, part, keep=part in parts)
+            lock.release()
 
 
-def remove_others(folder: Path, wanted: Collection[str]) -> None:
+def remove_others(output: Output, wanted: Collection[str]) -> None:
     """Remove what an interrupted pack left that this one will not make.
 
     Args:
-        folder: of the output, which this pack holds.
-        wanted: paths of its shards, relative to the folder.
+        output: the folders, which this pack holds.
+        wanted: paths of its shards, relative to the output folder.
     """
-    work = folder / WORK_FOLDER
-    for part in {"", *_recorded_parts(folder / PACKING_NAME)}:  # ledgers of splits lie above them
-        for path in _pack_files(folder / part):
-            shard = str(Path(part, path.name.removesuffix(INDEX_SUFFIX)))
-            if shard not in wanted:
-                path.unlink()
-    remove_receipts(work, {*finished_shards(work)} - {*wanted})
+    for part in {WHOLE, *output.parts}:  # ledgers of splits lie above them
+        for inside, name in _pack_files(output.folder, part):
+            if str(Path(part, name.removesuffix(INDEX_SUFFIX))) not in wanted:
+                inside.remove(name)
+    remove_receipts(output.work, {*finished_shards(output.work)} - {*wanted})
 
 
 @contextmanager
@@ -127,93 +125,130 @@ def _made(folder: Path) -> Iterator[None]:
         raise
 
 
-def _claim(held: FileIO, folder: Path, parts: Sequence[str]) -> list[str]:
+def _claim(lock: Lock, folder: Folder, parts: Sequence[str]) -> Sequence[str]:
     """Claim a folder for a pack; returns the splits of the interrupted one that it takes up."""
-    lock = folder / PACKING_NAME
-    text = lock.read_bytes()
-    if text == _PART_CLAIM:
-        raise PackError(
-            f"{folder}: a pack of splits into {folder.parent} was interrupted or still runs; "
-            "wait for it, run it again, or name another folder"
-        )
-    earlier = _recorded_parts(lock)
+    claim = read_claim(lock)
+    earlier = () if claim is None else claim.parts
     try:
-        if not text:
-            _refuse_output(folder)
-        _refuse_output(*(folder / part for part in parts if part and part not in earlier))
+        for part in dict.fromkeys((WHOLE, *parts, *earlier)):
+            if claim is not None and _has_traces(folder, part, claim):
+                _check_kinds(folder, part)
+            else:
+                _refuse_output(folder, part)
     except BaseException:
-        if not text:
-            lock.unlink()
+        if claim is None:
+            lock.release()
         raise
-    held.write((b"" if text else _CLAIM) + json.dumps([*parts]).encode("ascii") + b"\n")
+    write_claim(lock, claim, parts)
     return earlier
 
 
-def _unlock(folder: Path, parts: Sequence[str]) -> None:
-    """Remove the locks, the one that is held last."""
-    for part in (*filter(None, parts), ""):
-        (folder / part / PACKING_NAME).unlink(missing_ok=True)
+def _has_traces(folder: Folder, part: str, claim: Claim) -> bool:
+    """Whether a folder of shards has what only a pack that wrote to it leaves."""
+    has_work = folder.status(WORK_FOLDER) is not None
+    if not part:
+        return has_work or bool(claim.finished)
+    if part not in claim.parts or folder.status(part) is None:
+        return False
+    with folder.inside(part) as inside:
+        return part in claim.finished or (is_claimed_part(inside) and has_work)
 
 
-def _refuse_output(*folders: Path) -> None:
+def _check_kinds(folder: Folder, part: str) -> None:
+    """Raise OutputError if something else has the place of a file or folder of a pack."""
+    for inside, name in _named_files(folder, part):
+        inside.find_file(name)
+    if not part and folder.status(WORK_FOLDER) is not None:
+        with folder.inside(WORK_FOLDER) as work:
+            check_work(work)
+
+
+def _refuse_output(folder: Folder, *parts: str) -> None:
     """Raise PackError if a folder has files that a pack would overwrite."""
-    for inside in folders:
-        if not inside.exists():
+    for part in parts:
+        if part and folder.status(part) is None:
             continue
-        if not inside.is_dir():
-            raise PackError(f"{inside}: it is a file; name a folder for the shards")
-        names = sorted(path.name for path in inside.iterdir())
-        for what, pattern in (("shards", _ANY_SHARDS), ("files of a pack", _ANY_OTHERS)):
-            if found := next(filter(pattern.fullmatch, names), None):
+        with folder.inside(part) as inside:
+            if found := find_foreign(inside.names()):
+                what, name = found
                 raise PackError(
-                    f"{inside}: the folder has {what} already ({found}); "
+                    f"{inside.path}: the folder has {what} already ({name}); "
                     "name another one, or remove them first"
                 )
+            if part:
+                is_claimed_part(inside)
 
 
-def _recorded_parts(lock: Path) -> list[str]:
-    """Names of the splits that a pack has begun with, this one or an interrupted one.
-
-    They are in the lock, a line for each run, so that they are known for as long as it lies there.
-    """
-    parts: list[str] = []
-    for line in lock.read_bytes().removeprefix(_CLAIM).splitlines():
-        with suppress(ValueError):  # a line that was cut off was never acted on
-            parts += json.loads(line)
-    return [*dict.fromkeys(parts)]
-
-
-def _prepare(folder: Path, work: Path, parts: Sequence[str]) -> None:
+def _prepare(folder: Folder, parts: Sequence[str]) -> None:
     """Make the folders, locked; no manifest stays in them."""
-    work.mkdir(exist_ok=True)
+    folder.inside(WORK_FOLDER, make=True).close()
     for part in parts:
-        (folder / part / INDEX_FOLDER).mkdir(parents=True, exist_ok=True)
-        if part:
-            (folder / part / PACKING_NAME).write_bytes(_PART_CLAIM)
-        (folder / part / MANIFEST_NAME).unlink(missing_ok=True)
+        with folder.inside(part, make=True) as inside:
+            if part:
+                claim_part(inside)
+            inside.inside(INDEX_FOLDER, make=True).close()
+            inside.remove(MANIFEST_NAME)
 
 
-def _remove_output(folder: Path, parts: Sequence[str]) -> None:
-    for part in (*filter(None, parts), ""):
-        for path in _pack_files(folder / part):
-            path.unlink()
-        _remove_part(folder, part)
-    shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
+def _has_finished(folder: Folder) -> bool:
+    """Whether shards are finished, or may be."""
+    try:
+        with folder.inside(WORK_FOLDER) as work:
+            return bool(finished_shards(work))
+    except FileNotFoundError:
+        return False
+    except (OSError, OutputError):
+        return True
 
 
-def _remove_part(folder: Path, part: str) -> None:
-    """Remove the folder of a split, unless files of others keep it."""
+def _remove_output(folder: Folder, parts: Sequence[str]) -> None:
+    for part in (*filter(None, parts), WHOLE):
+        for inside, name in _pack_files(folder, part):
+            inside.remove(name)
+        _leave_part(folder, part, keep=False)
+    _remove_work(folder)
+
+
+def _remove_work(folder: Folder) -> None:
+    with suppress(FileNotFoundError), folder.inside(WORK_FOLDER) as work:
+        remove_all_receipts(work)
+        for name in work.names():
+            work.remove(name)
+    with suppress(FileNotFoundError):
+        folder.remove_folder(WORK_FOLDER)
+
+
+def _leave_part(folder: Folder, part: str, *, keep: bool) -> None:
+    """Unlock the folder of a split; unless it is kept or files of others are in it, remove it."""
+    with suppress(FileNotFoundError), folder.inside(part) as inside:
+        if part and is_claimed_part(inside):
+            inside.remove(PACKING_NAME)
+        if not keep:
+            with suppress(OSError):
+                inside.remove_folder(INDEX_FOLDER)
+    if part and not keep:
+        with suppress(OSError):
+            folder.remove_folder(part)
+
+
+def _pack_files(folder: Folder, part: str) -> Iterator[tuple[Folder, str]]:
+    """Files in a folder of shards that this pack holds, with names that a pack gives."""
     if part:
-        (folder / part / PACKING_NAME).unlink(missing_ok=True)
-    with suppress(OSError):
-        (folder / part / INDEX_FOLDER).rmdir()
-        if part:
-            (folder / part).rmdir()
+        with suppress(FileNotFoundError), folder.inside(part) as inside:
+            if is_claimed_part(inside):
+                yield from _named_files(folder, part)
+    else:
+        yield from _named_files(folder, part)
 
 
-def _pack_files(folder: Path) -> Iterator[Path]:
-    """Files in a folder of shards with names that a pack gives, temporary ones too."""
-    for inside, ours in ((folder / INDEX_FOLDER, _OUR_INDEXES), (folder, _OUR_FILES)):
-        for path in [*inside.iterdir()] if inside.is_dir() else []:
-            if ours.fullmatch(final_name(path.name)):
-                yield path
+def _named_files(folder: Folder, part: str) -> Iterator[tuple[Folder, str]]:
+    """Entries of a folder of shards with names that a pack gives, temporary ones too."""
+    for below in (INDEX_FOLDER, ""):
+        with (
+            suppress(FileNotFoundError),
+            folder.inside(part) as shards,
+            shards.inside(below) as inside,
+        ):
+            for name in inside.names():
+                if is_ours(below, name):
+                    yield inside, name

@@ -13,6 +13,7 @@ from shardio.packing.labels import check_classes
 from shardio.packing.options import PackOptions, with_options
 from shardio.packing.sources.open import open_source
 from shardio.packing.sources.values import Values
+from shardio.storage.folder import Folder
 
 
 @with_options(PackOptions)
@@ -44,14 +45,15 @@ def pack(
     """
     if isinstance(source, str | PathLike):
         root = fspath(source)
+        job = options.pack_job(root)
         _refuse_inside(Path(root), Path(out), options)
-        open_: Callable[[Path], Source] = lambda _: open_source(root, options)  # noqa: E731
+        open_: Callable[[Folder], Source] = lambda _: open_source(root, options)  # noqa: E731
     else:
-        root = "."
+        job = options.pack_job(".")
         _refuse_for_values(options)
         classes = check_classes(options.classes)
         open_ = lambda work: Values(source, work, classes)  # noqa: E731
-    return run_job(out, options.pack_job(root), open_)
+    return run_job(out, job, open_)
 
 
 def _refuse_inside(source: Path, out: Path, options: PackOptions) -> None:

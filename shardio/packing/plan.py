@@ -10,15 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.errors import PackError, UsageError
+from shardio.packing.names import SHARD_PATTERN, WHOLE, is_split_name
 from shardio.plan.shuffle import KeyedPermutation, derive_key
 from shardio.tar.writer import END_OF_ARCHIVE
 
-SHARD_PATTERN = "shard-*.tar"
-WHOLE = ""
-"""The name of the only part of a pack without splits."""
-
 _PACKING, _SPLITTING = 4, 5
-_BAD_NAMES = {"", ".", "..", "index"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +66,7 @@ class Splits:
 
     def __post_init__(self) -> None:
         for name in self.fractions:
-            if name in _BAD_NAMES or "/" in name or name.startswith("."):
+            if not is_split_name(name):
                 raise UsageError(f"split: {name!r} is no name for the folder of a split")
         values = [*self.fractions.values()]
         if not values or min(values) <= 0 or abs(sum(values) - 1) > 1e-9:

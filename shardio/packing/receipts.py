@@ -1,25 +1,38 @@
 """Receipts of finished shards, by which an interrupted pack goes on where it was.
 
 A receipt lies in the work folder beside the list of samples. It says of which lines of that list
-the shard was made, and what size and time of change each source file had. A later run of the
-same pack makes only the shards whose receipts say something else, or that are not there.
+the shard was made, and of which versions of its source files (see shardio.packing.states). A later
+run of the same pack makes only the shards whose receipts say something else, or that are not there
+as they were written. What is known of a shard beyond that comes from its index.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 
 from shardio.errors import IndexFileError
 from shardio.index.manifest import ShardReceipt, index_path
-from shardio.index.shard_index import read_index
-from shardio.storage.atomic import atomic_file
+from shardio.index.shard_index import ShardIndex, read_index
+from shardio.packing.names import WHOLE, is_shard_name
+from shardio.packing.states import hash_file, keeps_ctime, state_of
+from shardio.storage.atomic import final_name
+from shardio.storage.folder import Folder
 
-WORK_FOLDER = ".shardio-work"
-LIST_NAME = "samples.jsonl"
 _RECEIPTS = "receipts"
+_SUFFIX = ".json"
+_DAMAGED = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+    IndexFileError,
+)
+_LIMIT = 1 << 28  # bytes of a receipt; every size of the images of a shard is in it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,67 +52,180 @@ class PackedShard:
     sizes: frozenset[tuple[int, int]]
 
 
-def write_receipt(work: Path, packed: PackedShard, *, task: str, sources: str) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """The files that a shard was made of.
+
+    Attributes:
+        since: time (ns) when the first was read.
+        digest: digest of their versions.
+    """
+
+    since: int
+    digest: str
+
+
+def packed_shard(
+    part: str, name: str, index: ShardIndex, sizes: frozenset[tuple[int, int]]
+) -> PackedShard:
+    """What a task did, as the index of its shard says it.
+
+    Args:
+        part: name of the split.
+        name: file name of the shard.
+        index: index of the shard.
+        sizes: heights and widths of its images, if their pixels are stored.
+    """
+    return PackedShard(
+        part=part,
+        receipt=ShardReceipt(
+            name=name,
+            samples=len(index),
+            size=index.shard_size,
+            sha256=index.shard_sha256 or "",
+        ),
+        fields=index.fields,
+        sizes=sizes,
+    )
+
+
+def write_receipt(
+    work: Folder, shards: Folder, packed: PackedShard, *, task: str, sources: Sources
+) -> None:
     """Keep what a task did.
 
     Args:
-        work: the work folder.
-        packed: what it did.
+        work: work folder.
+        shards: folder of the shard.
+        packed: what the task did.
         task: digest of what it was to do.
-        sources: digest of the files that it read.
+        sources: the files that it read.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the receipt cannot be written.
     """
-    path = _path_of(work, packed.part, packed.receipt.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    row = {**asdict(packed), "sizes": sorted(packed.sizes), "task": task, "sources": sources}
-    with atomic_file(path) as stream:
+    name = packed.receipt.name
+    status = shards.find_file(name)
+    row = {
+        "task": task,
+        "since": sources.since,
+        "sources": sources.digest,
+        "sha256": packed.receipt.sha256,
+        "state": None if status is None else state_of(status),
+        "sizes": sorted(packed.sizes),
+    }
+    with (
+        work.inside(_RECEIPTS, make=True) as every,
+        every.inside(packed.part, make=True) as receipts,
+        receipts.write(name + _SUFFIX) as stream,
+    ):
         stream.write(json.dumps(row).encode("ascii"))
 
 
 def find_receipt(
-    work: Path, shard: Path, part: str, *, task: str
-) -> tuple[PackedShard, str] | None:
-    """What an earlier run did of the same task, and the digest of the files that it read.
+    work: Folder, shards: Folder, part: str, name: str, *, task: str
+) -> tuple[PackedShard, Sources] | None:
+    """What an earlier run did of the same task, and the files that it read.
+
+    A receipt that is damaged, or of a shard that is not as it was written, counts for nothing, and
+    the shard is made again.
 
     Args:
-        work: the work folder.
-        shard: where the shard lies.
-        part: its split.
+        work: work folder.
+        shards: folder of the shard.
+        part: name of its split.
+        name: file name of the shard.
         task: digest of what is to be done.
+
+    Raises:
+        OutputError: something else than a file has the place of the shard or its receipt.
     """
+    status, path = shards.find_file(name), shards.path / name
     try:
-        row = json.loads(_path_of(work, part, shard.name).read_bytes())
-        receipt = ShardReceipt(**row["receipt"])
-        index = read_index(index_path(shard))
-        size = shard.stat().st_size
-    except (OSError, ValueError, KeyError, TypeError, IndexFileError):
-        return None  # whatever there is, it is not whole
-    if (row["task"], size, index.shard_sha256) != (task, receipt.size, receipt.sha256):
+        with work.inside(_RECEIPTS) as every, every.inside(part) as receipts:
+            row = json.loads(receipts.read(name + _SUFFIX, _LIMIT))
+        sizes = frozenset((int(height), int(width)) for height, width in row["sizes"])
+        sources = Sources(since=int(row["since"]), digest=str(row["sources"]))
+        index = read_index(index_path(path))
+        if status is None or (row["task"], row["sha256"]) != (task, index.shard_sha256):
+            return None
+        is_as_written = row["state"] == state_of(status) and keeps_ctime(path)
+        if not is_as_written and hash_file(path) != index.shard_sha256:
+            return None
+    except _DAMAGED:
         return None
-    packed = PackedShard(
-        part=part,
-        receipt=receipt,
-        fields=tuple(row["fields"]),
-        sizes=frozenset(map(tuple, row["sizes"])),
-    )
-    return packed, row["sources"]
+    return packed_shard(part, name, index, sizes), sources
 
 
-def finished_shards(work: Path) -> list[str]:
-    """Paths, relative to the output folder, of shards that have a receipt."""
-    folder = work / _RECEIPTS
-    found = folder.rglob("*.json") if folder.is_dir() else ()
-    return sorted(str(path.relative_to(folder))[: -len(".json")] for path in found)
+def finished_shards(work: Folder) -> list[str]:
+    """Paths, relative to the output folder, of shards that have a receipt.
+
+    Raises:
+        OutputError: something else than a file has the place of a receipt.
+    """
+    return sorted(f"{part}/{name}" if part else name for part, name, _ in _receipts(work))
 
 
-def remove_receipts(work: Path, shards: Iterable[str]) -> None:
+def remove_receipts(work: Folder, shards: Iterable[str]) -> None:
     """Forget shards, by their paths relative to the output folder."""
-    for shard in shards:
-        path = Path(shard)
-        _path_of(work, str(path.parent), path.name).unlink()
+    unwanted = {*shards}
+    for part, name, receipts in _receipts(work):
+        if (f"{part}/{name}" if part else name) in unwanted:
+            receipts.remove(name + _SUFFIX)
 
 
-def _path_of(work: Path, part: str, name: str) -> Path:
-    return work / _RECEIPTS / part / f"{name}.json"
+def remove_all_receipts(work: Folder) -> None:
+    """Remove the receipts and their folders.
+
+    Raises:
+        OSError: something else is in them.
+    """
+    for part, receipts in _folders(work):
+        for name in receipts.names():
+            if part or _is_receipt(name):
+                receipts.remove(name)
+    with suppress(FileNotFoundError):
+        with work.inside(_RECEIPTS) as every:
+            for name in every.names():
+                every.remove_folder(name)
+        work.remove_folder(_RECEIPTS)
+
+
+def check_work(work: Folder) -> None:
+    """Look at the work folder of an interrupted pack.
+
+    Raises:
+        OutputError: something else than files lies in it.
+    """
+    for name in work.names():
+        if name != _RECEIPTS:
+            work.find_file(name)
+    finished_shards(work)
+
+
+def _receipts(work: Folder) -> Iterator[tuple[str, str, Folder]]:
+    """Split and name of each shard with a receipt, and the folder that this lies in."""
+    for part, receipts in _folders(work):
+        for name in receipts.names():
+            if _is_receipt(name) and receipts.find_file(name) and name == final_name(name):
+                yield part, name.removesuffix(_SUFFIX), receipts
+
+
+def _folders(work: Folder) -> Iterator[tuple[str, Folder]]:
+    """Folders of receipts by the names of splits.
+
+    Raises:
+        OutputError: one is no real folder.
+    """
+    with suppress(FileNotFoundError), work.inside(_RECEIPTS) as every:
+        yield WHOLE, every
+        for name in every.names():
+            if not _is_receipt(name):
+                with every.inside(name) as receipts:
+                    yield name, receipts
+
+
+def _is_receipt(name: str) -> bool:
+    """Whether a name is that of a receipt, or of one that is being written."""
+    final = final_name(name)
+    return final.endswith(_SUFFIX) and is_shard_name(final.removesuffix(_SUFFIX))

@@ -7,11 +7,10 @@ missing, and nobody else's files are overwritten.
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +22,11 @@ from shardio.index.catalog import Catalog, ShardEntry
 from shardio.packing.engine import Ticker
 from shardio.packing.features import KEY
 from shardio.packing.files import SourceFiles, UnreadableError, in_memory
-from shardio.packing.locks import take_lock
+from shardio.packing.locks import open_lock
 from shardio.packing.samples import SourceSample
 from shardio.packing.sources.tars import Tars
-from shardio.storage.atomic import atomic_file, final_name
+from shardio.storage.atomic import final_name
+from shardio.storage.folder import Folder
 from shardio.tfrecord.example import Numbers, encode_example
 from shardio.tfrecord.records import Buffer, frame_record
 
@@ -40,12 +40,14 @@ class RecordTask:
 
     Attributes:
         entry: the shard.
-        path: of the file.
+        out: folder of the file.
+        name: name of the file.
         names: of the features that fields become.
     """
 
     entry: ShardEntry
-    path: str
+    out: str
+    name: str
     names: Mapping[str, str]
 
     def __len__(self) -> int:
@@ -59,17 +61,18 @@ def write_records(task: RecordTask, ticker: Ticker) -> int:
         SampleError: a member is not what was packed, or a class number is none.
         OSError: the shard cannot be read, or the file not written.
     """
-    path = Path(task.path)
-    if path.exists():
-        ticker.tick(len(task))
-        return path.stat().st_size
     shard = Tars(catalog=Catalog(shards=(task.entry,), fields=(), classes=None))
-    with SourceFiles(shard.root) as files, atomic_file(path) as stream:
-        for sample in shard.samples():
-            if isinstance(sample, SourceSample):
-                stream.writelines(frame_record(encode_example(_features_of(sample, task, files))))
-            ticker.tick(1)
-        return stream.tell()
+    with Folder.open(Path(task.out)) as folder:
+        if there := folder.find_file(task.name):
+            ticker.tick(len(task))
+            return there.st_size
+        with SourceFiles(shard.root) as files, folder.write(task.name) as stream:
+            for sample in shard.samples():
+                if isinstance(sample, SourceSample):
+                    features = _features_of(sample, task, files)
+                    stream.writelines(frame_record(encode_example(features)))
+                ticker.tick(1)
+            return stream.tell()
 
 
 def _features_of(
@@ -98,61 +101,66 @@ def _features_of(
 
 
 @contextmanager
-def hold_record_folder(folder: Path, made: str) -> Iterator[None]:
+def hold_record_folder(path: Path, made: str) -> Iterator[Folder]:
     """Hold a folder of TFRecord files while they are made.
 
     After an error it is as it was, or, if files are finished, as an interrupted conversion leaves
     it: locked, and to be taken up.
 
     Args:
-        folder: of the files.
-        made: tells what is made from all else.
+        path: path of the folder.
+        made: hexadecimal digest of what is made.
 
     Raises:
         PackError: the folder has such files, or another conversion holds it or was interrupted.
+        OutputError: a link or the like lies where a file of the conversion belongs.
         OSError: the folder cannot be made or written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = folder / LOCK_NAME
-    with FileIO(lock, "a+") as held:
-        if not take_lock(held, lock):
-            raise PackError(f"{folder}: another conversion writes to this folder; wait for it")
-        held.seek(0)
-        before = held.read().decode("ascii", "replace")
-        if before not in ("", made):
+    path.mkdir(parents=True, exist_ok=True)
+    with Folder.open(path) as folder, open_lock(folder, LOCK_NAME) as lock:
+        if not lock.take():
+            raise PackError(f"{path}: another conversion writes to this folder; wait for it")
+        mine, before = made.encode("ascii"), lock.read()
+        if not re.fullmatch(rb"[0-9a-f]*", before) or len(before) > len(mine):
             raise PackError(
-                f"{folder}: a conversion of something else into this folder was interrupted; "
+                f"{lock.path}: it is no lock that a conversion wrote; remove it if no other "
+                "program needs it, or name another folder"
+            )
+        begun = len(before) == len(mine)  # what was cut off was never acted on
+        if begun and before != mine:
+            raise PackError(
+                f"{path}: a conversion of something else into this folder was interrupted; "
                 "run it again, or name another folder"
             )
         try:
-            if not before:
+            if not begun:
                 _refuse_files(folder)
-                held.write(made.encode("ascii"))
+                lock.write(mine, at=0)
             _remove_temporary(folder)
-            yield
+            yield folder
         except BaseException:
-            if not os.fstat(held.fileno()).st_size or not any(_record_files(folder)):
-                lock.unlink()
+            if lock.read() != mine or not _record_files(folder):
+                lock.release()
                 with suppress(OSError):
-                    folder.rmdir()
+                    path.rmdir()
             raise
-        lock.unlink()
+        lock.release()
 
 
-def _record_files(folder: Path) -> Iterator[Path]:
-    return folder.glob(f"*{RECORD_SUFFIX}")
+def _record_files(folder: Folder) -> list[str]:
+    return [name for name in folder.names() if name.endswith(RECORD_SUFFIX)]
 
 
-def _refuse_files(folder: Path) -> None:
-    if found := min((path.name for path in _record_files(folder)), default=None):
+def _refuse_files(folder: Folder) -> None:
+    if found := _record_files(folder):
         raise PackError(
-            f"{folder}: the folder has TFRecord files already ({found}); "
+            f"{folder.path}: the folder has TFRecord files already ({found[0]}); "
             "name another one, or remove them first"
         )
 
 
-def _remove_temporary(folder: Path) -> None:
+def _remove_temporary(folder: Folder) -> None:
     """Remove what a conversion that was killed had not finished."""
-    for path in folder.iterdir():
-        if path.name != (final := final_name(path.name)) and final.endswith(RECORD_SUFFIX):
-            path.unlink()
+    for name in folder.names():
+        if name != (final := final_name(name)) and final.endswith(RECORD_SUFFIX):
+            folder.remove(name)

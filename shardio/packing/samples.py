@@ -32,15 +32,15 @@ class FromRange(NamedTuple):
         offset: where the part starts, in bytes.
         size: in bytes.
         checksum: its CRC-32, if it is known.
-        stamp: time of change of the file (ns), where no checksum tells whether the part is what
-            was listed.
+        stamp: state of the file (see shardio.packing.states) as the list was made, where nobody
+            read the part for it.
     """
 
     path: bytes
     offset: int
     size: int
     checksum: int | None
-    stamp: int | None = None
+    stamp: str | None = None
 
 
 class FromMemory(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -22,16 +23,24 @@ from shardio.codecs.probe import check_complete, probe_image
 from shardio.codecs.registry import PIXELS_FIELD, kind_of
 from shardio.errors import CodecError, PackError, UsageError
 from shardio.index.build import IndexBuilder
-from shardio.index.manifest import ShardReceipt, index_path
-from shardio.index.shard_index import write_index
+from shardio.index.manifest import INDEX_FOLDER, index_path
+from shardio.index.shard_index import encode_index
 from shardio.naming import join_member_name
 from shardio.packing.engine import Ticker
 from shardio.packing.files import SourceFiles, UnreadableError
-from shardio.packing.receipts import LIST_NAME, PackedShard, find_receipt, write_receipt
+from shardio.packing.names import LIST_NAME, WORK_FOLDER
+from shardio.packing.receipts import (
+    PackedShard,
+    Sources,
+    find_receipt,
+    packed_shard,
+    write_receipt,
+)
 from shardio.packing.samples import Problem, SourceSample, from_line
 from shardio.packing.spool import read_lines
+from shardio.packing.states import Versions
 from shardio.packing.store import Store
-from shardio.storage.atomic import atomic_file
+from shardio.storage.folder import Folder
 from shardio.tar.archive import ArchiveWriter
 
 if TYPE_CHECKING:
@@ -72,7 +81,7 @@ class ShardTask(SampleTask):
     """One shard to write.
 
     Attributes:
-        out: folder of the shard.
+        out: output folder.
         part: name of its split.
         name: file name of the shard.
     """
@@ -92,15 +101,29 @@ def pack_shard(task: ShardTask, ticker: Ticker) -> PackedShard:
     Raises:
         PackError: something of the source cannot be packed; names it.
         CancelledError: the ticker says so.
+        OutputError: something else than a file or folder has a place in the output.
         OSError: the shard cannot be written.
     """
-    path, work, digest = Path(task.out, task.name), Path(task.work), _digest(task)
-    found = find_receipt(work, path, task.part, task=digest)
-    if found is not None and found[1] == _look_at_sources(task):
-        ticker.tick(len(task))
-        return found[0]
-    builder = IndexBuilder(str(path))
-    with _maybe_decoding(task.store), SourceFiles(task.root) as files, atomic_file(path) as stream:
+    out, digest = Path(task.out), _digest(task)
+    with Folder.open(out, WORK_FOLDER) as work, Folder.open(out, task.part) as shards:
+        found = find_receipt(work, shards, task.part, task.name, task=digest)
+        if found is not None and found[1] == _look_at_sources(task, found[1].since):
+            ticker.tick(len(task))
+            return found[0]
+        packed, sources = _write_shard(task, ticker, shards)
+        write_receipt(work, shards, packed, task=digest, sources=sources)
+        return packed
+
+
+def _write_shard(task: ShardTask, ticker: Ticker, shards: Folder) -> tuple[PackedShard, Sources]:
+    """Write a shard and its index; returns the files that it was made of, too."""
+    since = time.time_ns()
+    builder, versions = IndexBuilder(str(shards.path / task.name)), Versions(since)
+    with (
+        _maybe_decoding(task.store),
+        SourceFiles(task.root, versions) as files,
+        shards.write(task.name) as stream,
+    ):
         packer = _Packer(stream, task, files)
         for sample in map(from_line, task.lines()):
             try:
@@ -110,17 +133,11 @@ def pack_shard(task: ShardTask, ticker: Ticker) -> PackedShard:
             ticker.tick(1)
         sha256 = packer.archive.finish()
     index = builder.build(shard_size=packer.archive.size, shard_sha256=sha256, checksums=True)
-    write_index(index_path(path), index)
-    packed = PackedShard(
-        part=task.part,
-        receipt=ShardReceipt(
-            name=task.name, samples=len(index), size=index.shard_size, sha256=sha256
-        ),
-        fields=index.fields,
-        sizes=packer.sizes,
-    )
-    write_receipt(work, packed, task=digest, sources=files.digest())
-    return packed
+    name = index_path(shards.path / task.name).name
+    with shards.inside(INDEX_FOLDER) as indexes, indexes.write(name) as stream:
+        stream.writelines(encode_index(index))
+    packed = packed_shard(task.part, task.name, index, packer.sizes)
+    return packed, Sources(since=since, digest=versions.digest())
 
 
 def find_problems(task: SampleTask, ticker: Ticker) -> list[Problem | None]:
@@ -238,15 +255,16 @@ def _digest(task: SampleTask) -> str:
     return digest.hexdigest()
 
 
-def _look_at_sources(task: SampleTask) -> str | None:
-    """The digest of the files that samples are read from; None if one is not there."""
-    with SourceFiles(task.root) as files:
+def _look_at_sources(task: SampleTask, since: int) -> Sources | None:
+    """The files that samples are read from, as they are now; None if one cannot be looked at."""
+    versions = Versions(since)
+    with SourceFiles(task.root, versions) as files:
         try:
             for line in task.lines():
                 files.look_at(from_line(line))
         except UnreadableError:
             return None
-        return files.digest()
+    return Sources(since=since, digest=versions.digest())
 
 
 def _problem(sample: SourceSample, error: Exception) -> Problem:

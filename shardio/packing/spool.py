@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shardio.packing.names import LIST_NAME
 from shardio.packing.samples import Problem, SourceSample, from_line, to_line
+from shardio.storage.folder import Folder
 
 _NO_LABEL = -1
 _READ = 1024  # bytes; most lines are shorter
@@ -25,12 +27,12 @@ class Listing:
     """The samples of a source, in order, and what it had that cannot be packed.
 
     Args:
-        path: of the list, which is made anew.
+        work: work folder, in which the list is made anew.
         found: what a source yields.
         measure: bytes that a sample will take in a shard, if they matter.
 
     Attributes:
-        path: of the list.
+        work: as given.
         problems: in the order in which they were met.
         offsets: int64 [n], where each sample's line starts.
         labels: int64 [n], -1 for samples without one.
@@ -40,15 +42,15 @@ class Listing:
 
     def __init__(
         self,
-        path: Path,
+        work: Folder,
         found: Iterable[SourceSample | Problem],
         measure: Callable[[SourceSample], int] | None = None,
     ) -> None:
-        self.path = path
+        self.work = work
         self.problems: list[Problem] = []
         offsets, labels, sizes = array("q"), array("q"), array("q")
         renamed, keys, end = bytearray(), array("Q"), 0
-        with path.open("wb") as stream:
+        with work.create(LIST_NAME) as stream:
             for sample in found:
                 if isinstance(sample, Problem):
                     self.problems.append(sample)
@@ -71,7 +73,7 @@ class Listing:
 
     def samples(self, numbers: NDArray[np.int64]) -> Iterator[SourceSample]:
         """Samples by number, [n] int64."""
-        return map(from_line, read_lines(self.path, self.offsets[numbers]))
+        return map(from_line, read_lines(self.work.path / LIST_NAME, self.offsets[numbers]))
 
     def leave_out(self, problems: Mapping[int, Problem]) -> None:
         """Take samples out, because of problems by their numbers."""

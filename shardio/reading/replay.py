@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from shardio.errors import SampleError, UsageError
+from shardio.plan.epoch import References
 from shardio.reading.planning import PlanSettings, open_plan
 from shardio.reading.shards import OpenShard, ShardPool
+from shardio.storage.folder import Folder
 
 LISTING_NAME = "batch.json"
 _LONGEST_NAME = 80
@@ -67,6 +69,7 @@ def replay(settings: PlanSettings, *, step: int, rank: int | None, out: str) -> 
     Raises:
         UsageError: there is no such step or rank, or the folder is not empty.
         TarError: a shard was changed or cut off.
+        OutputError: something else than a file took the place of one that was to be written.
         OSError: a file cannot be read or written.
     """
     catalog, plan = open_plan(settings)
@@ -82,8 +85,18 @@ def replay(settings: PlanSettings, *, step: int, rank: int | None, out: str) -> 
         raise UsageError(f"{out}: the folder is not empty; name a new one")
     positions = plan.share([step], rank or 0, 1 if rank is None else settings.ranks)
     references = plan.references(positions)
-    digits = len(str(len(references) - 1))
-    pool, samples = ShardPool(catalog.shards), []
+    with Folder.open(folder) as held:
+        samples = _write_samples(references, ShardPool(catalog.shards), held)
+        batch = ReplayedBatch(step=step, rank=rank, settings=settings, samples=samples)
+        with held.create(LISTING_NAME) as stream:
+            stream.write(json.dumps(asdict(batch), indent=1).encode() + b"\n")
+    return batch
+
+
+def _write_samples(
+    references: References, pool: ShardPool, folder: Folder
+) -> tuple[ReplayedSample, ...]:
+    digits, samples = len(str(len(references) - 1)), []
     for slot, single in enumerate(references.split()):
         shard, index = pool.get(int(single.shards[0])), int(single.indices[0])
         files, problem = _write(shard, index, folder, f"{slot:0{digits}}")
@@ -98,14 +111,11 @@ def replay(settings: PlanSettings, *, step: int, rank: int | None, out: str) -> 
                 problem=problem,
             )
         )
-    batch = ReplayedBatch(step=step, rank=rank, settings=settings, samples=tuple(samples))
-    text = json.dumps(asdict(batch), indent=1)
-    (folder / LISTING_NAME).write_text(text + "\n", encoding="utf-8")
-    return batch
+    return tuple(samples)
 
 
 def _write(
-    shard: OpenShard, index: int, folder: Path, slot: str
+    shard: OpenShard, index: int, folder: Folder, slot: str
 ) -> tuple[dict[str, str], str | None]:
     """Write the members of a sample.
 
@@ -127,5 +137,6 @@ def _write(
             suffix = re.sub(r"[^A-Za-z0-9_.-]+", "_", field)[-_LONGEST_NAME:]
             name = f"{slot}-{key}.{suffix}"
             written[field] = f"{slot}-{key}.{number}.{suffix}" if name in written.values() else name
-            (folder / written[field]).write_bytes(stored.data)
+            with folder.create(written[field]) as stream:
+                stream.write(stored.data)
     return written, problem

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 TEMPORARY_SUFFIX = ".tmp"
 _TEMPORARY = re.compile(rf"\.(.+)\.[0-9]+-[0-9]+{re.escape(TEMPORARY_SUFFIX)}", re.DOTALL)
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextmanager
@@ -23,29 +23,53 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: the file cannot be written, synced or renamed; it names `path`.
     """
-    owner = f"{os.getpid()}-{threading.get_ident()}"
-    temporary = path.with_name(f".{path.name}.{owner}{TEMPORARY_SUFFIX}")
     try:
-        with temporary.open("wb") as stream:
+        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise at_path(error, path) from error
+    try:
+        with atomic_file_in(descriptor, path) as stream:
+            yield stream
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_file_in(folder: int, path: Path) -> Iterator[BinaryIO]:
+    """Write a file as atomic_file does, into a folder that is open.
+
+    Args:
+        folder: descriptor of the folder.
+        path: path of the file, for its name and for errors.
+
+    Raises:
+        OSError: the file cannot be written, synced or renamed; it names `path`.
+    """
+    token = int.from_bytes(os.urandom(8), "little")
+    temporary = f".{path.name}.{os.getpid()}-{token}{TEMPORARY_SUFFIX}"
+    try:
+        with create_in(folder, temporary) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
+        os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        named = getattr(error, "filename", None) not in (None, str(temporary))
+        with suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=folder)
+        named = getattr(error, "filename", None) not in (None, temporary)
         if isinstance(error, OSError) and error.errno is not None and not named:
-            raise OSError(error.errno, error.strerror, str(path)) from error
+            raise at_path(error, path) from error
         raise
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the renames inside a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def create_in(folder: int, name: str) -> BinaryIO:
+    """Open a file that is not there yet for writing, in a folder that is open."""
+    return os.fdopen(os.open(name, _NEW, 0o666, dir_fd=folder), "wb")
+
+
+def at_path(error: OSError, path: Path) -> OSError:
+    """Make an error of the same kind that names a path."""
+    return OSError(error.errno, error.strerror, str(path))
 
 
 def final_name(name: str) -> str:

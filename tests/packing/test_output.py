@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 
 import shardio
-from shardio.packing import output
+from shardio.storage.folder import Folder
 from shardio.testing import make_images
 
 LOCK = ".shardio-pack"
 DYING_PACK = """
 import os, sys
 import shardio
-import shardio.packing.job as packing
-packing.sync_folder = lambda folder: os._exit(9)
+from shardio.storage.folder import Folder
+Folder.sync = lambda folder: os._exit(9)
 shardio.pack(sys.argv[1], sys.argv[2], shards=4)
 """
 
@@ -143,20 +143,19 @@ def finish_at(moment: str, finish: Callable[[], object], patch: pytest.MonkeyPat
             done.append(None)
             finish()
 
-    class Opened(FileIO):
-        def __init__(self, *arguments: Any) -> None:
-            if moment == "before the lock is opened":
-                once()
-            super().__init__(*arguments)
+    real_open, real = Folder.open_lock, fcntl.flock
 
-    real = fcntl.flock
+    def open_lock(folder: Folder, name: str) -> FileIO:
+        if moment == "before the lock is opened":
+            once()
+        return real_open(folder, name)
 
     def flock(*arguments: Any) -> None:
         if moment == "before the lock is held":
             once()
         real(*arguments)
 
-    patch.setattr(output, "FileIO", Opened)
+    patch.setattr(Folder, "open_lock", open_lock)
     patch.setattr(fcntl, "flock", flock)
 
 

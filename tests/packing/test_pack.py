@@ -362,21 +362,20 @@ def test_an_output_folder_with_other_files_keeps_them(tmp_path: Path) -> None:
 
 DYING_PACK = """
 import os, signal, sys
-from pathlib import Path
 import shardio
 
 calls_left = int(sys.argv[3])
 
 def dying(call):
-    def counted(*arguments):
+    def counted(*arguments, **options):
         global calls_left
         calls_left -= 1
         if calls_left < 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        return call(*arguments)
+        return call(*arguments, **options)
     return counted
 
-os.fsync, Path.replace = dying(os.fsync), dying(Path.replace)
+os.fsync, os.replace = dying(os.fsync), dying(os.replace)
 shardio.pack(sys.argv[1], sys.argv[2], shards=2, jobs=1)
 """
 

@@ -18,27 +18,30 @@ import pytest
 
 import shardio
 from shardio.codecs.image import decode_image
-from shardio.testing import digests, make_images
+from shardio.index.publish import index_source
+from shardio.packing import files, receipts, states
+from shardio.packing.sources import tars
+from shardio.packing.spool import Listing
+from shardio.testing import digests, make_images, make_shard, read_members
 
 OPTIONS: dict[str, Any] = {"shards": 6, "split": {"train": 0.75, "val": 0.25}, "dedupe": "exact"}
 PACK = "import sys, shardio; shardio.pack(*sys.argv[1:], **{options}, jobs={jobs})"
 FAULTY = """
 import errno, os, sys
-from pathlib import Path
 import shardio
 
 calls_left, code = int(sys.argv[3]), int(sys.argv[4])
 
 def failing(call):
-    def counted(*arguments):
+    def counted(*arguments, **options):
         global calls_left
         calls_left -= 1
         if calls_left == -1:
             raise OSError(code, os.strerror(code))
-        return call(*arguments)
+        return call(*arguments, **options)
     return counted
 
-os.fsync, Path.replace = failing(os.fsync), failing(Path.replace)
+os.fsync, os.replace = failing(os.fsync), failing(os.replace)
 try:
     shardio.pack(sys.argv[1], sys.argv[2], shards=3, jobs=1)
 except (OSError, shardio.ShardioError) as error:
@@ -103,11 +106,10 @@ def test_an_error_at_any_sync_or_rename_is_a_sentence_and_can_be_taken_up(
 
 UNLOCKING = """
 import os, signal, sys
-from pathlib import Path
 import shardio
 
 calls_left = int(sys.argv[3])
-unlink = Path.unlink
+unlink = os.unlink
 
 def dying(*arguments, **options):
     global calls_left
@@ -116,7 +118,7 @@ def dying(*arguments, **options):
         os.kill(os.getpid(), signal.SIGKILL)
     return unlink(*arguments, **options)
 
-Path.unlink = dying
+os.unlink = dying
 shardio.pack(sys.argv[1], sys.argv[2], **{options}, jobs=1)
 """
 
@@ -230,3 +232,149 @@ def test_a_generator_is_taken_up_too(tmp_path: Path) -> None:
     shardio.pack(samples, tmp_path / "whole", shards=6)
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
     assert first.stat().st_ino == inode
+
+
+def edit(path: Path, old: bytes, new: bytes) -> None:
+    """Change a file in place, at its size and with its old time, as rsync and tar may."""
+    before = path.stat()
+    with path.open("r+b") as stream:
+        stream.seek(path.read_bytes().index(old))
+        stream.write(new)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+@pytest.fixture
+def aged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let files seem to be old when they are packed, so that their times may be trusted."""
+    monkeypatch.setattr(states, "_MARGIN", -(10**12))
+
+
+@pytest.fixture
+def without_ctime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system whose time of last change says nothing, as FAT and some of FUSE."""
+    monkeypatch.setattr(states, "_KEEP_CTIME", {})
+    for module in (states, files, receipts, tars):
+        monkeypatch.setattr(module, "state_of", state_without_ctime)
+
+
+def state_without_ctime(status: os.stat_result) -> str:
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_mtime_ns}"
+
+
+TEXTS = {f"{i:02d}": {"txt": b"text of sample %02d" % i} for i in range(60)}
+
+
+@pytest.mark.parametrize("times", ["aged", "fresh", "without_ctime"])
+@pytest.mark.parametrize("kind", ["files", "tar", "indexed tar"])
+def test_a_source_that_was_edited_at_its_size_and_time_is_packed_as_it_is_now(
+    tmp_path: Path, request: pytest.FixtureRequest, times: str, kind: str
+) -> None:
+    if times != "fresh":
+        request.getfixturevalue(times)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    options: dict[str, Any] = {"shards": 6, "jobs": 1, "shuffle": False}
+    if kind == "files":
+        for key, fields in TEXTS.items():
+            (folder / f"{key}.txt").write_bytes(fields["txt"])
+        options["fields"], edited = "txt", folder / "03.txt"
+    else:
+        edited = make_shard(folder / "a.tar", TEXTS)
+        if kind == "indexed tar":
+            index_source(folder)
+    with pytest.raises(RuntimeError):
+        shardio.pack(folder, tmp_path / "out", **options, progress=stop_after(45))
+    assert (tmp_path / "out/shard-000000.tar").exists()
+    edit(edited, b"sample 03", b"SAMPLE 03")
+    if kind == "indexed tar":
+        with pytest.raises(shardio.PackError, match=r"a\.tar is not what was packed \(CRC-32"):
+            shardio.pack(folder, tmp_path / "out", **options)
+        return
+    shardio.pack(folder, tmp_path / "out", **options)
+    assert read_members(tmp_path / "out")["03.txt"] == b"text of SAMPLE 03"
+    shardio.pack(folder, tmp_path / "whole", **options)
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("times", ["aged", "fresh", "without_ctime"])
+def test_shards_whose_sources_did_not_change_are_kept_on_any_file_system(
+    source: Path, tmp_path: Path, request: pytest.FixtureRequest, times: str
+) -> None:
+    if times != "fresh":
+        request.getfixturevalue(times)
+    out = tmp_path / "out"
+    finished = stop(source, out, 45)
+    shardio.pack(source, out, shards=6, jobs=1)
+    assert {name: (out / name).stat().st_ino for name in finished} == finished
+
+
+@pytest.mark.usefixtures("aged")
+def test_files_whose_times_can_be_trusted_are_not_read_again(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    finished = stop(source, out, 45)
+    read: list[bytes] = []
+    real = files.SourceFiles._read_file
+
+    def counting(self: Any, path: bytes, reserve: Any) -> memoryview:
+        read.append(path)
+        return real(self, path, reserve)
+
+    monkeypatch.setattr(files.SourceFiles, "_read_file", counting)
+    shardio.pack(source, out, shards=6, jobs=1)
+    assert len(finished) >= 4
+    assert 0 < len(read) <= 61 - 10 * len(finished)
+
+
+def test_a_finished_shard_that_was_edited_at_its_size_is_packed_again(
+    source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    stop(source, out, 45)
+    edit(out / "shard-000000.tar", b"IDAT", b"DATA")
+    shardio.pack(source, out, shards=6)
+    shardio.pack(source, tmp_path / "whole", shards=6)
+    assert digests(out) == digests(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("text", [b"5", b"[5]", b"[" * 100_000, b"\xff", b'{"sizes": 5}'])
+def test_a_receipt_that_is_none_counts_for_nothing(
+    source: Path, tmp_path: Path, text: bytes
+) -> None:
+    out = tmp_path / "out"
+    stop(source, out, 45)
+    (out / ".shardio-work/receipts/shard-000000.tar.json").write_bytes(text)
+    shardio.pack(source, out, shards=6)
+    shardio.pack(source, tmp_path / "whole", shards=6)
+    assert digests(out) == digests(tmp_path / "whole")
+
+
+def test_a_tar_that_was_edited_while_it_is_packed_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tar = make_shard(tmp_path / "a.tar", TEXTS)
+
+    def listing(*arguments: Any) -> Any:
+        listed = Listing(*arguments)
+        edit(tar, b"sample 03", b"SAMPLE 03")
+        return listed
+
+    monkeypatch.setattr("shardio.packing.job.Listing", listing)
+    with pytest.raises(shardio.PackError, match=r"a\.tar: the file changed while it was packed"):
+        shardio.pack(tar, tmp_path / "out", shards=2, jobs=1)
+
+
+def test_a_conversion_of_a_tar_that_was_edited_is_not_taken_up(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        make_shard(tmp_path / "in" / f"{name}.tar", TEXTS)
+    with pytest.raises(RuntimeError):
+        shardio.convert(
+            tmp_path / "in", tmp_path / "out", to="tfrecord", jobs=1, progress=stop_after(90)
+        )
+    edit(tmp_path / "in/a.tar", b"sample 03", b"SAMPLE 03")
+    with pytest.raises(shardio.PackError, match="a conversion of something else into this folder"):
+        shardio.convert(tmp_path / "in", tmp_path / "out", to="tfrecord", jobs=1)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from shardio.testing import digests, make_images
 
-CALLS = ("write", "fsync", "rename")
+CALLS = ("write", "fsync", "/^rename")  # the last for renameat and renameat2 too
 FAULTS = ("signal=KILL", "error=EIO", "error=ENOSPC")
 LOCK = ".shardio-pack"
 

@@ -23,7 +23,7 @@ from shardio.index.shard_index import ShardIndex
 from shardio.packing.inspection.classes import ClassCounter, class_name
 from shardio.packing.inspection.sample import KeyFinder, SampleInfo, look_at
 from shardio.packing.inspection.tally import Tally
-from shardio.packing.output import LEDGERS
+from shardio.packing.names import LEDGERS
 
 PREVIEW_COUNT = 48
 MOST_PREVIEWED = 960

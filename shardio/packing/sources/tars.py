@@ -20,6 +20,7 @@ from shardio.index.catalog import Catalog, ShardEntry
 from shardio.index.shard_index import ShardIndex
 from shardio.packing.files import SourceFiles, UnreadableError, in_memory
 from shardio.packing.samples import FromRange, Problem, SourceField, SourceSample
+from shardio.packing.states import state_of
 
 Predicate = Callable[[str, Mapping[str, Any]], Any]
 """Tells of a key and the decoded fields, which are read when they are looked at, what to take."""
@@ -61,6 +62,7 @@ class Tars:
 
         Raises:
             IndexFileError: an index is stale or damaged.
+            TarError: a shard was changed after it was looked through.
             PackError: what the predicate looks at cannot be read.
         """
         missing = set(self.keys or ())
@@ -73,7 +75,9 @@ class Tars:
 
     def _of_shard(self, entry: ShardEntry) -> Iterator[SourceSample]:
         index, path = entry.load_index(), os.fsencode(os.path.abspath(entry.path))  # noqa: PTH100
-        stamp = entry.stamp[1] if entry.stamp else Path(entry.path).stat().st_mtime_ns
+        stamp = state_of(Path(entry.path).stat())
+        if entry.stamp is not None:
+            entry.open_file()  # it is still the file that was looked through
         with SourceFiles(self.root) as files:
             for number in range(len(index)):
                 key = index.key(number)
@@ -118,14 +122,12 @@ class _Values(Mapping[str, Any]):
         return len(self._fields)
 
 
-def _fields_of(
-    index: ShardIndex, number: int, path: bytes, stamp: int | None
-) -> dict[str, FromRange]:
+def _fields_of(index: ShardIndex, number: int, path: bytes, stamp: str) -> dict[str, FromRange]:
     """Where the fields of a sample are, in their order."""
     offsets, sizes = index.offsets[number].tolist(), index.sizes[number].tolist()
     sums: list[int | None] = [None] * len(sizes)
     if index.checksums is not None:
-        sums, stamp = index.checksums[number].tolist(), None
+        sums = index.checksums[number].tolist()
     places = zip(offsets, index.fields, sizes, sums, strict=True)
     return {
         field: FromRange(path, offset, size, checksum, stamp)

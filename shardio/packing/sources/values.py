@@ -31,6 +31,7 @@ from shardio.packing.samples import (
     SourceField,
     SourceSample,
 )
+from shardio.storage.folder import Folder
 
 _KEY = "__key__"
 _FILE = "values"
@@ -41,7 +42,7 @@ class Values:
 
     Args:
         given: the samples.
-        work: folder for their bytes.
+        work: work folder, for their bytes.
         classes: names of the classes, for the manifest.
 
     Attributes:
@@ -53,12 +54,12 @@ class Values:
     name = "the samples"
 
     def __init__(
-        self, given: Iterable[Mapping[str, Any]], work: Path, classes: tuple[str, ...] | None
+        self, given: Iterable[Mapping[str, Any]], work: Folder, classes: tuple[str, ...] | None
     ) -> None:
         self.root = str(Path.cwd())
         self.classes = classes
         self._given = given
-        self._path = work / _FILE
+        self._work = work
 
     def samples(self) -> Iterator[SourceSample | Problem]:
         """All samples, as they come.
@@ -66,8 +67,8 @@ class Values:
         Raises:
             PackError: one is no mapping, or a value is none that its field can have.
         """
-        path, end = os.fsencode(self._path.absolute()), 0
-        with self._path.open("wb") as stream:
+        path, end = os.fsencode(self._work.path.absolute() / _FILE), 0
+        with self._work.create(_FILE) as stream:
             for number, given in enumerate(self._given):
                 if not isinstance(given, Mapping):
                     raise PackError(f"sample {number}: it is no mapping from fields to values")

@@ -15,13 +15,14 @@ from shardio.errors import PackError
 from shardio.index.manifest import MANIFEST_NAME
 from shardio.packing.engine import Engine
 from shardio.packing.job import Job, PackSummary, Progress, run_job
+from shardio.packing.names import DROPPED_NAME
 from shardio.packing.options import make_engine
-from shardio.packing.output import DROPPED_NAME
 from shardio.packing.plan import Shape
 from shardio.packing.samples import Problem, SourceSample, from_line
 from shardio.packing.store import Store
 from shardio.packing.verification.repair_shard import RepairTask, find_whole
 from shardio.packing.verification.scope import Part, find_parts
+from shardio.storage.folder import Folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +128,7 @@ class _Whole:
 
     Args:
         part: to look through.
-        work: folder for lists of samples.
+        work: work folder, for lists of samples.
         engine: runs the tasks.
         deep: decode every field.
 
@@ -137,18 +138,20 @@ class _Whole:
         classes: names of the classes, if the manifest reads.
     """
 
-    def __init__(self, part: Part, work: Path, engine: Engine, *, deep: bool) -> None:
+    def __init__(self, part: Part, work: Folder, engine: Engine, *, deep: bool) -> None:
         self.name = str(part.path)
         self.root = "/"
         self.classes = part.manifest.classes if part.manifest is not None else None
         self._part = part
         self._engine = engine
+        self._work = work.path
         self._tasks = [
             RepairTask(
                 shard=shard,
                 deep=deep,
-                lines=work / f"whole-{number:06d}.jsonl",
-                plain=work / f"plain-{number:06d}.tar",
+                out=work.path.parent,
+                lines=f"whole-{number:06d}.jsonl",
+                plain=f"plain-{number:06d}.tar",
             )
             for number, shard in enumerate(part.shards)
         ]
@@ -167,7 +170,7 @@ class _Whole:
         lost = self._engine.run(find_whole, self._tasks, None)
         for task, problems in zip(self._tasks, lost, strict=True):
             yield from problems
-            with task.lines.open("rb") as stream:
+            with (self._work / task.lines).open("rb") as stream:
                 for line in stream:
                     empty = False
                     yield from_line(line)

@@ -26,12 +26,14 @@ from shardio.index.manifest import index_path
 from shardio.index.shard_index import ShardIndex, read_index
 from shardio.naming import split_member_name
 from shardio.packing.engine import Ticker
+from shardio.packing.names import WORK_FOLDER
 from shardio.packing.samples import FromRange, Problem, SourceField, SourceSample, to_line
 from shardio.packing.verification.contents import field_fault, maybe_decoding
 from shardio.packing.verification.grouping import Grouped, Run, group_members
 from shardio.packing.verification.plain import Data, decompress, is_compressed, map_shard
 from shardio.packing.verification.scope import ScopedShard
 from shardio.packing.verification.verify_shard import alike
+from shardio.storage.folder import Folder
 from shardio.tar.salvage import Walk, walk_members
 
 
@@ -42,14 +44,16 @@ class RepairTask:
     Attributes:
         shard: which.
         deep: decode every field.
-        lines: file that the samples go to, a line each.
-        plain: file that the tar goes to if it has to be decompressed.
+        out: output folder, in whose work folder the files lie.
+        lines: name of the file that the samples go to, a line each.
+        plain: name of the file that the tar goes to if it has to be decompressed.
     """
 
     shard: ScopedShard
     deep: bool
-    lines: Path
-    plain: Path
+    out: Path
+    lines: str
+    plain: str
 
     def __len__(self) -> int:
         return 1
@@ -70,8 +74,12 @@ def find_whole(task: RepairTask, ticker: Ticker) -> list[Problem]:
         OSError: the file cannot be written.
     """
     problems: list[Problem] = []
-    with task.lines.open("wb") as stream, maybe_decoding(task.deep):
-        for found in _find(task):
+    with (
+        Folder.open(task.out, WORK_FOLDER) as work,
+        work.create(task.lines) as stream,
+        maybe_decoding(task.deep),
+    ):
+        for found in _find(task, work):
             ticker.tick(1)
             if isinstance(found, Problem):
                 problems.append(found)
@@ -80,14 +88,14 @@ def find_whole(task: RepairTask, ticker: Ticker) -> list[Problem]:
     return problems
 
 
-def _find(task: RepairTask) -> Iterator[SourceSample | Problem]:
+def _find(task: RepairTask, work: Folder) -> Iterator[SourceSample | Problem]:
     name, path = str(task.shard.path), task.shard.path
     index = _open_index(task.shard)
     try:
         if is_compressed(path):
-            with task.plain.open("wb") as stream:
+            with work.create(task.plain) as stream:
                 fault = decompress(path, stream)
-            path = task.plain
+            path = work.path / task.plain
             if fault is not None:
                 yield Problem(path=name, reason=f"{fault}; what was there before it is looked at")
         with map_shard(path) as (data, _):

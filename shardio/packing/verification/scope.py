@@ -23,7 +23,7 @@ from shardio.index.manifest import (
     manifest_document,
     read_manifest,
 )
-from shardio.packing.receipts import WORK_FOLDER
+from shardio.packing.names import WORK_FOLDER
 from shardio.packing.verification.findings import Finding, Findings, finding_of
 from shardio.storage.atomic import final_name
 

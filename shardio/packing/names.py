@@ -1,0 +1,78 @@
+"""The names that a pack gives to files and folders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import TypeGuard
+
+from shardio.index.catalog import SHARD_SUFFIXES
+from shardio.index.manifest import INDEX_FOLDER, INDEX_SUFFIX, MANIFEST_NAME
+from shardio.storage.atomic import TEMPORARY_SUFFIX, final_name
+from shardio.storage.folder import is_plain_name
+
+SHARD_PATTERN = "shard-*.tar"
+WHOLE = ""
+"""The name of the only part of a pack without splits."""
+
+WORK_FOLDER = ".shardio-work"
+LIST_NAME = "samples.jsonl"
+SKIPPED_NAME = "skipped.jsonl"
+RENAMED_NAME = "renamed.jsonl"
+DUPLICATES_NAME = "duplicates.jsonl"
+DROPPED_NAME = "dropped.jsonl"
+
+LEDGERS = (SKIPPED_NAME, RENAMED_NAME, DUPLICATES_NAME, DROPPED_NAME)
+"""Files beside the shards with a line for each sample of a kind."""
+
+_SINGLE = (MANIFEST_NAME, *LEDGERS)
+_SHARD = re.compile(re.escape(SHARD_PATTERN).replace(r"\*", "[0-9]{6,}"))
+_OUR_INDEXES = re.compile(_SHARD.pattern + re.escape(INDEX_SUFFIX))
+_OUR_FILES = re.compile("|".join([_SHARD.pattern, *map(re.escape, _SINGLE)]))
+_ANY_SHARDS = re.compile(f".*({'|'.join(map(re.escape, SHARD_SUFFIXES))})", re.DOTALL)
+_ANY_OTHERS = re.compile(
+    "|".join(
+        [
+            *map(re.escape, (*_SINGLE, WORK_FOLDER)),
+            INDEX_FOLDER,
+            rf"\..*{re.escape(TEMPORARY_SUFFIX)}",
+        ]
+    ),
+    re.DOTALL,
+)
+
+
+def is_split_name(name: object) -> TypeGuard[str]:
+    """Whether a value can be the name of a split, and so of a folder beside files of a pack."""
+    return is_plain_name(name) and not name.startswith(".") and find_foreign([name]) is None
+
+
+def is_shard_name(name: object) -> TypeGuard[str]:
+    """Whether a value is the name that a pack gives to a shard."""
+    return isinstance(name, str) and _SHARD.fullmatch(name) is not None
+
+
+def is_ours(folder: str, name: str) -> bool:
+    """Whether a pack gives a name to files, temporary ones too.
+
+    Args:
+        folder: name of the folder inside a folder of shards; an empty one for the latter itself.
+        name: name of the file.
+    """
+    pattern = _OUR_INDEXES if folder == INDEX_FOLDER else _OUR_FILES
+    return pattern.fullmatch(final_name(name)) is not None
+
+
+def find_foreign(names: Collection[str]) -> tuple[str, str] | None:
+    """Find an entry that a pack must not meet where none has written.
+
+    Args:
+        names: names of entries, sorted.
+
+    Returns:
+        What there is, as "shards", and the first such name; None if there is nothing.
+    """
+    for what, pattern in (("shards", _ANY_SHARDS), ("files of a pack", _ANY_OTHERS)):
+        if found := next(filter(pattern.fullmatch, names), None):
+            return what, found
+    return None

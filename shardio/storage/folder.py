@@ -1,0 +1,253 @@
+"""A folder that shardio writes to, held open, so that nothing inside leads out of it.
+
+The folder that a user names may be a link. From there on every name is looked up in the open
+folder, by descriptor, and no link is followed: whatever takes the place of a file or folder while
+shardio works, only entries of the folder itself are written or removed. A link, pipe, device or
+folder in the place of a file is an error that names it. So is a lock that has a second name (a
+hard link), since writing to it would change the file of that name; other files are never written
+in place, so theirs does not matter.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import FileIO
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, TypeGuard
+
+from shardio.errors import OutputError
+from shardio.storage.atomic import at_path, atomic_file_in, create_in
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_LOCK = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_KINDS = {
+    stat.S_IFLNK: "a link",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFREG: "a file",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def is_plain_name(name: object) -> TypeGuard[str]:
+    """Whether a value is the name of an entry of a folder, and no path to anything else."""
+    if not isinstance(name, str) or name in {"", ".", ".."} or {"/", "\0"} & {*name}:
+        return False
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class Folder:
+    """An open folder; as a context it is closed at the end.
+
+    Args:
+        path: path of the folder, for errors.
+        descriptor: open descriptor of the folder, closed with this object.
+
+    Attributes:
+        path: as given.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+
+    @classmethod
+    def open(cls, path: Path, *inside: str) -> Folder:
+        """Open a folder.
+
+        Args:
+            path: path as the user named it, followed through links.
+            inside: names of folders below it, each in the one before, followed through none;
+                empty ones are left out.
+
+        Raises:
+            OutputError: one of those inside is no real folder.
+            OSError: a folder cannot be opened.
+        """
+        folder = cls(path, os.open(path, _FOLDER))
+        for name in filter(None, inside):
+            with folder as above:
+                folder = above.inside(name)
+        return folder
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self._descriptor)
+
+    def names(self) -> list[str]:
+        """Names of all entries, sorted."""
+        return sorted(os.listdir(self._descriptor))  # noqa: PTH208  of a descriptor
+
+    def status(self, name: str) -> os.stat_result | None:
+        """Status of an entry, of a link itself; None if there is none."""
+        with self._naming(name):
+            try:
+                return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
+            except FileNotFoundError:
+                return None
+
+    def find_file(self, name: str) -> os.stat_result | None:
+        """Status of a file; None if there is none.
+
+        Raises:
+            OutputError: the entry is no file.
+        """
+        status = self.status(name)
+        if status is not None and not stat.S_ISREG(status.st_mode):
+            raise self._refusal(name, status, "file")
+        return status
+
+    def inside(self, name: str, *, make: bool = False) -> Folder:
+        """Open a folder inside; with an empty name this one again.
+
+        Args:
+            name: name of the folder.
+            make: make the folder if it is not there.
+
+        Raises:
+            OutputError: the entry is no real folder.
+            OSError: the folder cannot be made or opened.
+        """
+        if not name:
+            return Folder(self.path, os.dup(self._descriptor))
+        with self._naming(name) as path:
+            if make:
+                with suppress(FileExistsError):
+                    os.mkdir(name, dir_fd=self._descriptor)
+            try:
+                flags = _FOLDER | os.O_NOFOLLOW
+                return Folder(path, os.open(name, flags, dir_fd=self._descriptor))
+            except OSError:
+                status = self.status(name)
+                if status is not None and not stat.S_ISDIR(status.st_mode):
+                    raise self._refusal(name, status, "folder") from None
+                raise
+
+    @contextmanager
+    def write(self, name: str) -> Iterator[BinaryIO]:
+        """Write a file as shardio.storage.atomic.atomic_file does.
+
+        Raises:
+            OutputError: something else than a file has the name.
+            OSError: the file cannot be written.
+        """
+        self.find_file(name)
+        with atomic_file_in(self._descriptor, self.path / name) as stream:
+            yield stream
+
+    def create(self, name: str) -> BinaryIO:
+        """Open a new file for writing, in place of a file that has the name.
+
+        Raises:
+            OutputError: something else than a file has the name.
+            OSError: the file cannot be made.
+        """
+        self.remove(name)
+        with self._naming(name):
+            return create_in(self._descriptor, name)
+
+    def open_lock(self, name: str) -> FileIO:
+        """Open a file to lock, read and append to, and make it if it is not there.
+
+        Raises:
+            OutputError: something else than a file has the name, or the file has another name too.
+            OSError: the file cannot be opened.
+        """
+        self.find_file(name)
+        with self._naming(name):
+            held = FileIO(os.open(name, _LOCK, 0o666, dir_fd=self._descriptor), "a+")
+        status = os.fstat(held.fileno())
+        if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
+            return held
+        held.close()
+        raise self._refusal(name, status, "file")
+
+    def read(self, name: str, limit: int) -> bytes:
+        """Read a file.
+
+        Args:
+            name: name of the file.
+            limit: bytes after which reading stops.
+
+        Raises:
+            OutputError: something else than a file has the name.
+            OSError: the file is not there or cannot be read.
+        """
+        self.find_file(name)
+        with self._naming(name), FileIO(os.open(name, _READ, dir_fd=self._descriptor)) as stream:
+            return stream.read(limit)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there.
+
+        Raises:
+            OutputError: something else than a file has the name.
+            OSError: the file cannot be removed.
+        """
+        if self.find_file(name) is not None:
+            with self._naming(name), suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self._descriptor)
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder that is empty.
+
+        Raises:
+            OSError: the folder is not there, or something is in it.
+        """
+        with self._naming(name):
+            os.rmdir(name, dir_fd=self._descriptor)
+
+    def move(self, name: str, target: Folder) -> None:
+        """Move a file into another folder, in place of a file that has the name there.
+
+        Raises:
+            OutputError: something else than a file has the name.
+            OSError: the file is not there or cannot be moved.
+        """
+        self.find_file(name)
+        target.find_file(name)
+        with self._naming(name):
+            os.replace(name, name, src_dir_fd=self._descriptor, dst_dir_fd=target._descriptor)
+
+    def sync(self) -> None:
+        """Make the renames inside durable."""
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise at_path(error, self.path) from error
+
+    @contextmanager
+    def _naming(self, name: str) -> Iterator[Path]:
+        """Let errors of the system name a whole path, and nothing leave the folder."""
+        if not is_plain_name(name):
+            raise OutputError(f"{self.path}: {name!r} cannot be the name of a file in this folder")
+        try:
+            yield self.path / name
+        except OSError as error:
+            raise at_path(error, self.path / name) from error
+
+    def _refusal(self, name: str, status: os.stat_result, wanted: str) -> OutputError:
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
+        if kind == "a file" and wanted == "file":
+            kind = "a file that has another name too (a hard link)"
+        return OutputError(
+            f"{self.path / name}: it is {kind}, where shardio writes a {wanted} of its own; "
+            "remove it, or name another output folder"
+        )
