@@ -115,7 +115,7 @@ class SourceFiles:
         finally:
             os.close(descriptor)
         if size != len(place) or _state(before) != _state(after):
-            raise PackError(f"{text_of(path)}: the file changed while it was packed; pack again")
+            raise _changed(path)
         self._see(before)
         return place
 
@@ -123,18 +123,30 @@ class SourceFiles:
         self, path: bytes, origin: FromRange, reserve: Callable[[int], memoryview]
     ) -> memoryview:
         try:
-            descriptor = self._container(path, origin.stamp)
+            descriptor = self._container(path)
         except (OSError, ValueError) as error:
             raise _unreadable(error) from error
-        place, done = reserve(_limited(origin.size)), 0
-        while done < len(place):
+        place, headers = reserve(_limited(origin.size)), memoryview(bytearray(origin.before))
+        start, done = origin.offset - origin.before, 0
+        while done < origin.before + origin.size:
+            rest = [headers[done:], place[max(done - origin.before, 0) :]]
             try:
-                more = os.preadv(descriptor, [place[done:]], origin.offset + done)
+                more = os.preadv(descriptor, rest, start + done)
             except OSError as error:
                 raise _unreadable(error) from error
+            if not more and origin.stamp is not None:
+                raise _changed(path, f", it ends before offset {start + done}")
             if not more:
-                raise UnreadableError(f"{text_of(path)} ends before offset {origin.offset + done}")
+                raise UnreadableError(f"{text_of(path)} ends before offset {start + done}")
             done += more
+        # The time and, once more, the headers: a file that is overwritten meanwhile changes there
+        # before it changes in the data.
+        if origin.stamp not in (None, os.fstat(descriptor).st_mtime_ns):
+            raise _changed(path)
+        if zlib.crc32(headers) != origin.headers or (
+            origin.before and os.pread(descriptor, origin.before, start) != headers
+        ):
+            raise _changed(path, f", another header lies before offset {origin.offset}")
         if origin.checksum not in (None, zlib.crc32(place)):
             raise UnreadableError(
                 f"the data at offset {origin.offset} of {text_of(path)} is not what was packed "
@@ -142,15 +154,13 @@ class SourceFiles:
             )
         return place
 
-    def _container(self, path: bytes, stamp: int | None) -> int:
-        """A file of which parts are read, kept open; it must still have its time of change."""
+    def _container(self, path: bytes) -> int:
+        """A file of which parts are read, kept open."""
         descriptor = self._open.get(path)
         if descriptor is None:
             if len(self._open) >= _MOST_OPEN:
                 os.close(self._open.popitem(last=False)[1])
             descriptor = self._open[path] = os.open(path, _READ)
-        if stamp not in (None, os.fstat(descriptor).st_mtime_ns):
-            raise PackError(f"{text_of(path)}: the file changed while it was packed; pack again")
         self._open.move_to_end(path)
         return descriptor
 
@@ -166,6 +176,10 @@ def _limited(size: int) -> int:
 
 def _state(status: os.stat_result) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
+
+
+def _changed(path: bytes, seen: str = "") -> PackError:
+    return PackError(f"{text_of(path)}: the file changed while it was packed{seen}; pack again")
 
 
 def _unreadable(error: OSError | ValueError) -> UnreadableError:

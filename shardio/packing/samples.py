@@ -34,6 +34,8 @@ class FromRange(NamedTuple):
         checksum: its CRC-32, if it is known.
         stamp: time of change of the file (ns), where no checksum tells whether the part is what
             was listed.
+        before: bytes of headers that lie just before it, likewise.
+        headers: their CRC-32.
     """
 
     path: bytes
@@ -41,6 +43,8 @@ class FromRange(NamedTuple):
     size: int
     checksum: int | None
     stamp: int | None = None
+    before: int = 0
+    headers: int = 0
 
 
 class FromMemory(NamedTuple):
