@@ -12,15 +12,17 @@ import mmap
 import os
 import zlib
 from array import array
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shardio.errors import TarError
 from shardio.index.shard_index import ShardIndex
 from shardio.naming import MemberName, split_member_name
 from shardio.tar.archive import Placed
-from shardio.tar.reader import scan_members
+from shardio.tar.reader import Members, scan_members
 
 _KINDS = {
     "1": "a hard link",
@@ -137,7 +139,7 @@ def index_shard(path: Path, *, name: str, checksums: bool) -> ShardIndex:
         path: an uncompressed tar.
         name: what errors call it.
         checksums: read the data too, for the checksums of members and shard; otherwise only
-            the headers are read.
+            the headers are read, for checksums of their own.
 
     Raises:
         TarError: the tar is damaged or its members do not form samples.
@@ -165,7 +167,20 @@ def _index_buffer(data: bytes | mmap.mmap, *, name: str, checksums: bool) -> Sha
             checksum = zlib.crc32(view[offset : offset + size]) if checksums else 0
             builder.add(*split, Placed(offset, size, checksum))
         digest = hashlib.sha256(view).hexdigest() if checksums else None
-    return builder.build(shard_size=len(data), shard_sha256=digest, checksums=checksums)
+        index = builder.build(shard_size=len(data), shard_sha256=digest, checksums=checksums)
+        return index if checksums else _with_headers(index, members, view)
+
+
+def _with_headers(index: ShardIndex, members: Members, view: memoryview) -> ShardIndex:
+    """Add where the headers of each field are, and their checksums."""
+    there = index.offsets >= 0
+    ends: NDArray[np.int64] = index.offsets[there]
+    starts = index.offsets.copy()
+    starts[there] = members.starts[np.searchsorted(members.offsets, ends)]
+    headers = np.zeros(index.offsets.shape, np.uint32)
+    spans = zip(starts[there].tolist(), ends.tolist(), strict=True)
+    headers[there] = [zlib.crc32(view[start:end]) for start, end in spans]
+    return replace(index, starts=starts, headers=headers)
 
 
 def _no_file(shard: str, name: MemberName, kind: int, offset: int) -> TarError:

@@ -4,6 +4,11 @@ A packed folder answers from its manifest alone. Shards that others made answer 
 beside them, or from one that is built by a header scan on first use and kept in the cache
 folder, so that later processes map it instead of scanning again. An index in the cache that does
 not read is built again; one beside its shard is the user's, and an error.
+
+What has no checksums of its data must not change between the scan and the reading: its size and
+time of change are compared when it is opened and when a window begins, its headers at each
+reading. Inode and ctime are not: chmod, or a copy that keeps the time of change, leaves the same
+shard.
 """
 
 from __future__ import annotations
@@ -47,7 +52,7 @@ class ShardEntry:
         samples: how many it holds.
         size: bytes of the uncompressed tar.
         contents: hexadecimal digest of it, or of its index where nobody has read it whole.
-        stamp: inode and time of change (ns), where only these tell a tar from another one.
+        modified: time of its last change (ns); None where checksums of the data tell.
     """
 
     name: str
@@ -56,7 +61,7 @@ class ShardEntry:
     samples: int
     size: int
     contents: str
-    stamp: tuple[int, int] | None = None
+    modified: int | None = None
 
     def load_index(self) -> ShardIndex:
         """Map the shard's index.
@@ -88,22 +93,41 @@ class ShardEntry:
         try:
             file = LocalShard(self.path, self.name)
         except FileNotFoundError as error:
+            raise self._missing() from error
+        self._compare(file.size, file.modified)
+        return file
+
+    def verify_unchanged(self) -> None:
+        """Compare the file that lies at the path now, where checksums do not tell.
+
+        Raises:
+            TarError: it is missing, or not the file that was indexed.
+            OSError: it cannot be looked at.
+        """
+        if self.modified is None:
+            return
+        try:
+            status = os.stat(self.path)  # noqa: PTH116  a Path takes as long to make
+        except FileNotFoundError as error:
+            raise self._missing() from error
+        self._compare(status.st_size, status.st_mtime_ns)
+
+    def _missing(self) -> TarError:
+        return TarError(f"{self.name}: the shard is missing; get or pack it again", shard=self.name)
+
+    def _compare(self, size: int, modified: int) -> None:
+        if size != self.size:
             raise TarError(
-                f"{self.name}: the shard is missing; get or pack it again", shard=self.name
-            ) from error
-        if file.size != self.size:
-            raise TarError(
-                f"{self.name}: the shard has {file.size} bytes, its index expects "
+                f"{self.name}: the shard has {size} bytes, its index expects "
                 f"{self.size}; it was changed or cut off: run `shardio index` on its "
                 "folder if it is whole",
                 shard=self.name,
             )
-        if self.stamp not in (None, file.stamp):
+        if self.modified not in (None, modified):
             raise TarError(
                 f"{self.name}: the shard was changed after the dataset was opened; open it again",
                 shard=self.name,
             )
-        return file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,7 +293,7 @@ def _open_foreign(part: Path) -> Catalog:
     fields: set[str] = set()
     for shard in find_shards(part):
         plain = plain_tar(shard)
-        status = plain.stat()
+        modified = plain.stat().st_mtime_ns  # before the scan: a change meanwhile is noticed
         path, index = _index_of(shard, plain)
         fields.update(index.fields)
         entries.append(
@@ -280,7 +304,7 @@ def _open_foreign(part: Path) -> Catalog:
                 samples=len(index),
                 size=index.shard_size,
                 contents=_contents_of(index),
-                stamp=None if index.shard_sha256 else (status.st_ino, status.st_mtime_ns),
+                modified=None if index.checksums is not None else modified,
             )
         )
     return Catalog(shards=tuple(entries), fields=tuple(sorted(fields)), classes=None)
@@ -318,10 +342,13 @@ def _index_of(shard: Path, plain: Path) -> tuple[Path, ShardIndex]:
                 f"{shard}: the index is stale: it describes {index.shard_size} bytes, the shard "
                 f"has {size}; run `shardio index` on the shard"
             )
-        return beside, index
+        if index.verifies:
+            return beside, index
     cached = cache_entry(plain, INDEX_SUFFIX)
     with suppress(IndexFileError):
-        return cached, read_index(cached)
+        index = read_index(cached)
+        if index.verifies:
+            return cached, index
     index = index_shard(plain, name=str(shard), checksums=False)
     with new_entry(cached) as stream:
         stream.writelines(encode_index(index))

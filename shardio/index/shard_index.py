@@ -9,7 +9,13 @@ holds a CRC-32 of the whole file, taken with zeros in its place.
     sizes      int64  [n, F]   in bytes
     checksums  uint32 [n, F]   CRC-32 (zlib) of the data; absent if only headers were read
     key_ends   int64  [n + 1]  where each key ends in `keys`, after a leading 0
+    starts     int64  [n, F]   of the headers before the data, -1 where a sample lacks the field
+    headers    uint32 [n, F]   CRC-32 of the bytes from there to the data
     keys       uint8  [·]      all keys back to back, UTF-8 (surrogateescape)
+
+Where checksums of the data are not known, those of the headers tell whether what lies before
+the data is still the name that was indexed; `starts` and `headers` are absent otherwise. Readers
+pass over arrays that they do not know.
 """
 
 from __future__ import annotations
@@ -29,7 +35,7 @@ from numpy.typing import NDArray
 
 from shardio.errors import IndexFileError
 from shardio.storage.atomic import atomic_file
-from shardio.storage.local import read_at
+from shardio.storage.local import BLOCK, read_at
 
 FORMAT = "shardio-index-v1"
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -39,7 +45,15 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _NO_CHECKSUM = b"00000000"
-_ARRAYS = {"offsets": "I64", "sizes": "I64", "key_ends": "I64", "checksums": "U32", "keys": "U8"}
+_ARRAYS = {
+    "offsets": "I64",
+    "sizes": "I64",
+    "key_ends": "I64",
+    "starts": "I64",
+    "checksums": "U32",
+    "headers": "U32",
+    "keys": "U8",
+}
 _PIECE = 1 << 16  # bytes that are read at once; more would stay with the thread's allocator
 _LIMIT = 1 << 63  # of the size of a shard: its offsets are int64
 _DAMAGED = (
@@ -71,6 +85,18 @@ class ShardIndex:
     checksums: NDArray[np.uint32] | None
     key_ends: NDArray[np.int64]
     keys: NDArray[np.uint8]
+    starts: NDArray[np.int64] | None = None
+    headers: NDArray[np.uint32] | None = None
+
+    @property
+    def verifies(self) -> bool:
+        """Whether it tells when other bytes lie where a field was."""
+        return self.checksums is not None or self.headers is not None
+
+    @property
+    def firsts(self) -> NDArray[np.int64]:
+        """Where reading of each field starts: at its headers, if they are to be verified."""
+        return self.offsets if self.starts is None else self.starts
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -195,6 +221,8 @@ def _map_index(path: Path) -> ShardIndex:
         checksums=array("checksums") if "checksums" in header else None,
         key_ends=array("key_ends"),
         keys=array("keys"),
+        starts=array("starts") if "starts" in header else None,
+        headers=array("headers") if "headers" in header else None,
     )
     _verify(index)
     return index
@@ -205,7 +233,7 @@ def _verify(index: ShardIndex) -> None:
     fields, ends, size = index.fields, index.key_ends, index.shard_size
     if not 0 <= size < _LIMIT or list(fields) != sorted({str(field) for field in fields}):
         raise ValueError("no shard has such a size or such fields")
-    tables = (index.offsets, index.sizes, index.checksums)
+    tables = (index.offsets, index.sizes, index.checksums, index.starts, index.headers)
     shapes = {table.shape for table in tables if table is not None}
     if shapes != {(len(ends) - 1, len(fields))} or (ends.ndim, index.keys.ndim) != (1, 1):
         raise ValueError("its arrays do not fit each other")
@@ -214,3 +242,10 @@ def _verify(index: ShardIndex) -> None:
     room = np.where(index.offsets < 0, 0, size - index.offsets)
     if ((index.offsets < -1) | (index.sizes < 0) | (index.sizes > room)).any():
         raise ValueError("a field lies outside the shard")
+    if (index.starts is None) != (index.headers is None):
+        raise ValueError("it has headers without checksums, or checksums without headers")
+    if index.starts is not None:
+        sizes = index.offsets - index.starts
+        bad = (index.starts < 0) | (sizes <= 0) | (sizes % BLOCK != 0)
+        if np.where(index.offsets < 0, index.starts != -1, bad).any():
+            raise ValueError("headers do not lie before their data")

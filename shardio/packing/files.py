@@ -120,7 +120,7 @@ class SourceFiles:
         finally:
             os.close(descriptor)
         if size != len(place) or state_of(before) != state_of(after):
-            raise PackError(f"{text_of(path)}: the file changed while it was packed; pack again")
+            raise _changed(path)
         if self._versions is not None:
             self._versions.add(path, before, place)
         return place
@@ -130,23 +130,30 @@ class SourceFiles:
     ) -> memoryview:
         try:
             descriptor, status = self._container(path)
-            changed = origin.checksum is None and origin.stamp not in (
-                None,
-                state_of(os.fstat(descriptor)),
-            )
         except (OSError, ValueError) as error:
             raise _unreadable(error) from error
-        if changed:
-            raise PackError(f"{text_of(path)}: the file changed while it was packed; pack again")
-        place, done = reserve(_limited(origin.size)), 0
-        while done < len(place):
+        place, headers = reserve(_limited(origin.size)), memoryview(bytearray(origin.before))
+        start, done = origin.offset - origin.before, 0
+        while done < origin.before + origin.size:
+            rest = [headers[done:], place[max(done - origin.before, 0) :]]
             try:
-                more = os.preadv(descriptor, [place[done:]], origin.offset + done)
+                more = os.preadv(descriptor, rest, start + done)
             except OSError as error:
                 raise _unreadable(error) from error
+            if not more and origin.stamp is not None:
+                raise _changed(path, f", it ends before offset {start + done}")
             if not more:
-                raise UnreadableError(f"{text_of(path)} ends before offset {origin.offset + done}")
+                raise UnreadableError(f"{text_of(path)} ends before offset {start + done}")
             done += more
+        # The state and, once more, the headers: a file that is overwritten meanwhile changes there
+        # before it changes in the data.
+        unknown = origin.checksum is None and origin.stamp is not None
+        if unknown and state_of(os.fstat(descriptor)) != origin.stamp:
+            raise _changed(path)
+        if zlib.crc32(headers) != origin.headers or (
+            origin.before and os.pread(descriptor, origin.before, start) != headers
+        ):
+            raise _changed(path, f", another header lies before offset {origin.offset}")
         if origin.checksum not in (None, zlib.crc32(place)):
             raise UnreadableError(
                 f"the data at offset {origin.offset} of {text_of(path)} is not what was packed "
@@ -171,6 +178,10 @@ def _limited(size: int) -> int:
     if size > _MOST_BYTES:
         raise UnreadableError(f"{size:,} bytes, more than the limit of 1 GiB for a file")
     return size
+
+
+def _changed(path: bytes, seen: str = "") -> PackError:
+    return PackError(f"{text_of(path)}: the file changed while it was packed{seen}; pack again")
 
 
 def _unreadable(error: OSError | ValueError) -> UnreadableError:

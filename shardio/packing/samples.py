@@ -34,6 +34,9 @@ class FromRange(NamedTuple):
         checksum: its CRC-32, if it is known.
         stamp: state of the file (see shardio.packing.states) as the list was made, where nobody
             read the part for it.
+        before: bytes of headers that lie just before it, where no checksum tells whether the part
+            is what was listed.
+        headers: their CRC-32.
     """
 
     path: bytes
@@ -41,6 +44,8 @@ class FromRange(NamedTuple):
     size: int
     checksum: int | None
     stamp: str | None = None
+    before: int = 0
+    headers: int = 0
 
 
 class FromMemory(NamedTuple):

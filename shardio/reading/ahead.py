@@ -104,6 +104,8 @@ class ReadAhead:
             return []
         order = self._orders[stream]
         window = order.window_of(place)
+        if self._asked[stream] <= window:
+            self._pool.compare_anew()  # what was opened ahead may have changed since
         wanted = range(max(window, self._asked[stream] + 1), window + 2)
         self._asked[stream] = max(self._asked[stream], window + 1)
         runs = [order.runs_of_window(number) for number in wanted]

@@ -192,6 +192,7 @@ class ShardDataset(ResumableDataset):
         )
         if self._open_shards is None:
             self._open_shards = ShardPool(self.catalog.shards)
+        self._open_shards.compare_anew()
         job = self.reader(self._open_shards, Recycler()).start(single, self.transform_key(0))
         (batch,) = run_in_turn(iter([job]))
         return to_sample(batch)

@@ -171,6 +171,7 @@ class _SourceReader:
         dataset = self._dataset
         if epoch != self._epoch:
             self._epoch = epoch
+            self._pool.compare_anew()
             (self._order,) = dataset.shuffle.order(dataset.samples, epoch)
             self._ahead.close()
             self._ahead = dataset.read_ahead([self._order], self._pool)

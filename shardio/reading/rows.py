@@ -3,7 +3,8 @@
 Where the members of a batch are alike, as arrays of one shape and class numbers are, one gather
 for each shard takes the place of a system call and a dozen of Python's steps for each sample.
 Members start at blocks of 512 bytes in a tar, so what is gathered are blocks. Every byte still has
-its checksum verified. Buffers are kept: new memory would cost page faults, more than the copying.
+its checksum verified; where none is known, the headers are gathered too, and verified. Buffers are
+kept: new memory would cost page faults, more than the copying.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from itertools import pairwise
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -105,6 +107,7 @@ class Gatherer:
         self._pool = pool
         self._wanted = wanted
         self._pieces = Scratch()
+        self._headers = Scratch()
         self._fields = [Scratch() for _ in wanted]
 
     def gather(
@@ -134,7 +137,9 @@ class Gatherer:
         for start in range(0, len(order), at_once):
             inside = slice(start, min(start + at_once, len(order)))
             some = [part for group in groups if (part := group.within(inside)).samples.size]
-            fields = self._read(some, places.within(inside), pieces, inside)
+            fields = self._read(
+                some, places.each(itemgetter((slice(None), inside))), pieces, inside
+            )
             if fields is None:
                 yield None
                 return
@@ -167,7 +172,24 @@ class Gatherer:
                 if sums is not None and not check_rows(block, sizes, sums[field]):
                     return None
                 found[field] = Rows(places.fields[field], block, sizes)
+        if places.headers is not None and not self._are_in_place(groups, places, places.headers):
+            return None
         return [found[field] for field in range(len(self._wanted))]
+
+    def _are_in_place(
+        self, groups: list[_Group], places: Places, expected: NDArray[np.uint32]
+    ) -> bool:
+        """Whether the headers of all fields, which reach to the data, are those of the index.
+
+        They are copied after the data: whoever overwrites a shard meets the headers first.
+        """
+        firsts, sizes = places.firsts.T, (places.offsets - places.firsts).T
+        copies = _rows_of(self._headers, sizes.size, int(sizes[0, 0]))
+        for group in groups:
+            start, stop = group.rows.start * sizes.shape[1], group.rows.stop * sizes.shape[1]
+            if not group.file.copy_blocks(firsts[group.rows].reshape(-1), copies[start:stop]):
+                return False
+        return check_rows(copies, sizes.reshape(-1), expected.T.reshape(-1))
 
 
 def _locate(groups: list[_Group], wanted: Wanted) -> Places | None:
@@ -177,14 +199,17 @@ def _locate(groups: list[_Group], wanted: Wanted) -> Places | None:
     if len(parts) < len(found) or len({part.fields for part in parts}) > 1:
         return None
     sums = [part.checksums for part in parts if part.checksums is not None]
+    headers = [part.headers for part in parts if part.headers is not None]
     offsets = np.concatenate([part.offsets for part in parts], axis=1)
-    if len(sums) not in {0, len(parts)} or int(offsets.min()) < 0:
+    if {len(sums), len(headers)} - {0, len(parts)} or int(offsets.min()) < 0:
         return None
     return Places(
         parts[0].fields,
         offsets,
         np.concatenate([part.sizes for part in parts], axis=1),
+        np.concatenate([part.firsts for part in parts], axis=1) if headers else offsets,
         np.concatenate(sums, axis=1) if sums else None,
+        np.concatenate(headers, axis=1) if headers else None,
     )
 
 
@@ -193,11 +218,13 @@ def _cut(places: Places) -> list[_Piece]:
 
     Returns:
         Pieces of whole blocks; none if sizes differ that must not, or data start inside a block,
-        or a field is empty in all samples.
+        or a field is empty in all samples, or headers that are verified differ in size.
     """
     most = places.sizes.max(axis=1)
     unlike = (most > MOST_SHORT) & (places.sizes.min(axis=1) < most)
     if unlike.any() or (most == 0).any() or (places.offsets % BLOCK).any():
+        return []
+    if places.headers is not None and np.ptp(places.offsets - places.firsts):
         return []
     widths, starts = most.tolist(), places.offsets.min(axis=0)
     inside = places.offsets - starts

@@ -4,6 +4,9 @@ Of at most `_MOST_OPEN` shards the files are open at once, and of `_MOST_MAPPED`
 mapped; the least recently used go first. An index is checked whole when it is mapped, so it
 stays when its file is closed. Shards open outside the pool's lock, so that on slow storage many
 open at once.
+
+What is read is held against the index: data against their checksums or, where none are known,
+the headers before them, which are read along, so that no bytes come under another's name.
 """
 
 from __future__ import annotations
@@ -11,13 +14,13 @@ from __future__ import annotations
 import threading
 import zlib
 from collections import OrderedDict
-from operator import add
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import SampleError
+from shardio.errors import SampleError, TarError
 from shardio.index.catalog import ShardEntry
 from shardio.index.shard_index import ShardIndex, decode_key
 from shardio.storage.local import LocalShard
@@ -30,6 +33,11 @@ GAP = 2048
 
 Alternatives = tuple[str, ...]
 Wanted = tuple[Alternatives, ...]
+
+
+Spans = Sequence[bytes | memoryview]
+_Named = tuple[str, tuple[int, int]]
+"""A field, and its place in the arrays of an index."""
 
 
 class FieldBytes(NamedTuple):
@@ -53,34 +61,41 @@ class Places(NamedTuple):
         fields: their names.
         offsets: int64 [F, n], -1 where a sample lacks the field.
         sizes: int64 [F, n].
-        checksums: uint32 [F, n], CRC-32; None where they are not known.
+        firsts: int64 [F, n], where their headers start; the offsets where these are not known.
+        checksums: uint32 [F, n], CRC-32 of the data; None where they are not known.
+        headers: uint32 [F, n], CRC-32 of the headers; None where they are not known.
     """
 
     fields: tuple[str, ...]
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
+    firsts: NDArray[np.int64]
     checksums: NDArray[np.uint32] | None
+    headers: NDArray[np.uint32] | None
 
-    def within(self, samples: slice) -> Places:
-        """Those of some of the samples."""
-        sums = None if self.checksums is None else self.checksums[:, samples]
-        return Places(self.fields, self.offsets[:, samples], self.sizes[:, samples], sums)
+    def each(self, pick: Callable[[NDArray[Any]], NDArray[Any]]) -> Places:
+        """Apply a function to every array."""
+        offsets, sums, headers = pick(self.offsets), self.checksums, self.headers
+        return Places(
+            self.fields,
+            offsets,
+            pick(self.sizes),
+            offsets if headers is None else pick(self.firsts),
+            None if sums is None else pick(sums),
+            None if headers is None else pick(headers),
+        )
 
 
 class _Table(NamedTuple):
     """Where fields are in a shard's index.
 
     Attributes:
-        fields: names of F of them.
-        columns: int64 [F, 1], their columns.
-        offsets: of the index, flat; sizes and checksums likewise.
+        columns: int64 [F, 1], columns of F fields.
+        places: all places of the index, flat, under the names of these fields.
     """
 
-    fields: tuple[str, ...]
     columns: NDArray[np.int64]
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    checksums: NDArray[np.uint32] | None
+    places: Places
 
 
 class OpenShard:
@@ -101,7 +116,7 @@ class OpenShard:
         self._entry = entry
         self._indexing, self._opening = threading.Lock(), threading.Lock()
         self._kept: LocalShard | None = None
-        self._is_indexed = False
+        self._is_compared = self._is_indexed = False
         self._known: dict[Wanted, list[list[tuple[str, int]]]] = {}
         self._tables: dict[Wanted, _Table | None] = {}
         self._text = ""  # all keys, if they are ASCII and not too many
@@ -121,15 +136,22 @@ class OpenShard:
         self.open_file()
 
     def open_file(self) -> None:
-        """Open the file alone, if it is not.
+        """Open the file alone, if it is not, or compare it anew where a window began since.
 
         Raises:
             TarError, OSError: see open.
         """
-        if self._kept is None:
+        if self._kept is None or not self._is_compared:
             with self._opening:
                 if self._kept is None:
                     self._kept = self._entry.open_file()
+                elif not self._is_compared:
+                    self._entry.verify_unchanged()
+                self._is_compared = True
+
+    def compare_anew(self) -> None:
+        """Have the file compared with what was indexed before it is next read."""
+        self._is_compared = False
 
     def close(self) -> None:
         """Let go of the file; it closes when no thread reads from it any more."""
@@ -140,30 +162,26 @@ class OpenShard:
 
         Raises:
             SampleError: the data does not have the checksum that the index recorded.
-            TarError: the shard ends inside the data.
+            TarError: the shard ends inside the data, or another member lies there.
         """
         found = self._find(sample, wanted)
-        places = [place for _, place in filter(None, found)]
-        if not places:
+        there = [*filter(None, found)]
+        if not there:
             return [None] * len(found)
-        file, offsets = self.file(), [self._offsets[place] for place in places]
-        sizes = [self._sizes[place] for place in places]
-        start, end = min(offsets), max(map(add, offsets, sizes))
-        whole = None
-        if len(places) > 1 and end - start <= sum(sizes) + GAP * len(places):
-            whole = memoryview(file.read(start, end - start))
+        file, firsts = self.file(), [self._firsts[place] for _, place in there]
+        ends = [self._offsets[place] + self._sizes[place] for _, place in there]
+        spans = _read_spans(file, firsts, ends)
+        if self._headers is not None:
+            spans = self._below_headers(sample, there, file, firsts, spans)
         stored: list[FieldBytes | None] = []
-        checksums = self._checksums
+        checksums, following = self._checksums, iter(spans)
         for named in found:
             if named is None:
                 stored.append(None)
                 continue
-            field, place = named
-            offset, size = self._offsets[place], self._sizes[place]
-            begin = offset - start
-            data = file.read(offset, size) if whole is None else whole[begin : begin + size]
+            (field, place), data = named, next(following)
             if checksums is not None and zlib.crc32(data) != checksums[place]:
-                raise self._damaged(sample, field, offset)
+                raise self._damaged(sample, field, self._offsets[place])
             stored.append(FieldBytes(field, data, checksums is not None))
         return stored
 
@@ -175,9 +193,7 @@ class OpenShard:
         if table is None:
             return None
         at = samples * len(self.index.fields) + table.columns
-        sums = table.checksums
-        checksums = None if sums is None else sums.take(at)
-        return Places(table.fields, table.offsets.take(at), table.sizes.take(at), checksums)
+        return table.places.each(lambda array: array.take(at))
 
     def keys(self, samples: NDArray[np.int64]) -> list[str]:
         """The keys of several samples."""
@@ -201,13 +217,13 @@ class OpenShard:
     def extents(
         self, firsts: NDArray[np.int64], lasts: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where the data of runs of samples start and end in the file, int64 [n] both.
+        """Where runs of samples start and end in the file, int64 [n] both.
 
         Args:
             firsts: int64 [n], the first sample of each run.
             lasts: int64 [n], the last one.
         """
-        starts, ends = self.index.offsets[firsts], self.index.offsets[lasts]
+        starts, ends = self.index.firsts[firsts], self.index.offsets[lasts]
         starts = np.where(starts < 0, self._entry.size, starts).min(axis=1)
         return starts, (ends + self.index.sizes[lasts]).max(axis=1)
 
@@ -239,18 +255,37 @@ class OpenShard:
         if any(len(columns) != 1 for columns in found):
             return None
         fields, columns = zip(*(some[0] for some in found), strict=True)
-        index, sums = self.index, self.index.checksums
-        return _Table(
-            fields,
-            np.array(columns)[:, None],
-            index.offsets.reshape(-1),
-            index.sizes.reshape(-1),
-            None if sums is None else sums.reshape(-1),
-        )
+        index = self.index
+        tables = index.offsets, index.sizes, index.firsts, index.checksums, index.headers
+        flat = Places(fields, *tables).each(lambda array: array.reshape(-1))
+        return _Table(np.array(columns)[:, None], flat)
 
-    def _find(self, sample: int, wanted: Wanted) -> list[tuple[str, tuple[int, int]] | None]:
+    def _below_headers(
+        self,
+        sample: int,
+        there: list[_Named],
+        file: LocalShard,
+        firsts: list[int],
+        spans: Spans,
+    ) -> Spans:
+        """The data in what was read of each field from its headers on, which are verified.
+
+        The foremost headers are read once more after all data: whoever overwrites a shard
+        meanwhile meets them first.
+        """
+        start, expected, data = min(firsts), self._headers, list[memoryview]()
+        for (field, place), first, span in zip(there, firsts, spans, strict=True):
+            view, size = memoryview(span), self._offsets[place] - first
+            headers = view[:size]
+            differ = expected is not None and zlib.crc32(headers) != expected[place]
+            if differ or (first == start and file.read(first, size) != headers):
+                raise self._changed(sample, field, self._offsets[place])
+            data.append(view[size:])
+        return data
+
+    def _find(self, sample: int, wanted: Wanted) -> list[_Named | None]:
         """Of each of the wanted fields the first alternative that a sample has, and its place."""
-        found: list[tuple[str, tuple[int, int]] | None] = []
+        found: list[_Named | None] = []
         for columns in self._columns(wanted):
             for field, column in columns:
                 if self._offsets[sample, column] >= 0:
@@ -270,13 +305,25 @@ class OpenShard:
             field=field,
         )
 
+    def _changed(self, sample: int, field: str, offset: int) -> TarError:
+        return TarError(
+            f"{self.place(sample, field)}: another header lies before it than was indexed, so the "
+            "shard was changed after the dataset was opened; open it again",
+            shard=self.name,
+            offset=offset,
+            key=self.index.key(sample),
+            field=field,
+        )
+
     def _load(self) -> None:
         self.index = index = self._entry.load_index()
         self._offsets, self._sizes = index.offsets.data, index.sizes.data
+        self._firsts = index.firsts.data
         self._ends, self._keys = index.key_ends.data, index.keys.data
         if len(index.keys) <= _MOST_TEXT and not (index.keys & 0x80).any():
             self._text = str(self._keys, "ascii")
         self._checksums = None if index.checksums is None else index.checksums.data
+        self._headers = None if index.headers is None else index.headers.data
         self._is_indexed = True
 
 
@@ -307,6 +354,12 @@ class ShardPool:
         """Open a shard's file, while others may read its index."""
         self._find(shard).open_file()
 
+    def compare_anew(self) -> None:
+        """Have each open shard compared with what was indexed before it is next read."""
+        with self._lock:
+            for shard in self._open.values():
+                shard.compare_anew()
+
     def _find(self, shard: int) -> OpenShard:
         with self._lock:
             found = self._open.get(shard)
@@ -320,3 +373,14 @@ class ShardPool:
                     self._mapped.popitem(last=False)
             self._open.move_to_end(shard)
         return found
+
+
+def _read_spans(file: LocalShard, starts: list[int], ends: list[int]) -> Spans:
+    """Read parts of a file, with one call where they are close together."""
+    start, end = min(starts), max(ends)
+    if len(starts) > 1 and end - start <= sum(ends) - sum(starts) + GAP * len(starts):
+        whole = memoryview(file.read(start, end - start))
+        return [
+            whole[first - start : last - start] for first, last in zip(starts, ends, strict=True)
+        ]
+    return [file.read(first, last - first) for first, last in zip(starts, ends, strict=True)]

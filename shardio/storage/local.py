@@ -31,17 +31,17 @@ class LocalShard:
     Attributes:
         name: as given.
         size: in bytes.
-        stamp: inode and time of change (ns), which tell it from another file of its name.
+        modified: time of change (ns).
     """
 
-    __slots__ = ("_blocks", "_descriptor", "name", "size", "stamp")
+    __slots__ = ("_blocks", "_descriptor", "modified", "name", "size")
 
     def __init__(self, path: str, name: str) -> None:
         self.name = name
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         status = os.fstat(self._descriptor)
         self.size = status.st_size
-        self.stamp = (status.st_ino, status.st_mtime_ns)
+        self.modified = status.st_mtime_ns
         self._blocks: NDArray[np.void] | None = None
 
     def read(self, offset: int, size: int) -> bytes:

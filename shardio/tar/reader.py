@@ -55,12 +55,15 @@ class Members:
         names: raw names, with ustar prefix, GNU long names and PAX paths resolved.
         kinds: one byte a member: "0" file, "1" hard link, "2" symbolic link, "3" and "4"
             devices, "5" directory, "6" fifo; other letters are vendors' own.
+        starts: int64 [members], the first byte of each member's headers, which reach to its data:
+            of the extension headers before its own, if it has some.
         offsets: int64 [members], the first byte of each member's data.
         sizes: int64 [members], the bytes of data; 0 for members that have none.
     """
 
     names: list[bytes]
     kinds: bytes
+    starts: NDArray[np.int64]
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
 
@@ -127,6 +130,7 @@ class _Scan:
         self._sizes = array("q")
         self._for_all = NO_OVERRIDES
         self._for_next: Overrides | None = None
+        self._extended: dict[int, int] = {}  # by member, where its extension headers start
 
     def run(self) -> None:
         if not self._view:
@@ -136,10 +140,15 @@ class _Scan:
         self._verify_end()
 
     def members(self) -> Members:
+        offsets = np.array(self._offsets, np.int64)
+        starts = offsets - BLOCK
+        for member, start in self._extended.items():
+            starts[member : member + 1] = start  # of the one that an archive ends before, none
         return Members(
             names=self._names,
             kinds=bytes(self._kinds),
-            offsets=np.array(self._offsets, np.int64),
+            starts=starts,
+            offsets=offsets,
             sizes=np.array(self._sizes, np.int64),
         )
 
@@ -204,6 +213,7 @@ class _Scan:
             )
         self._verify_inside(data, header.size)
         new = parse_extension(header.kind, bytes(self._view[data : data + header.size]))
+        self._extended.setdefault(len(self._names), self.position)
         before = self._for_next or NO_OVERRIDES
         if header.kind == b"g":
             self._for_all = new.over(self._for_all)

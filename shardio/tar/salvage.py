@@ -152,6 +152,7 @@ def _first(members: Members, count: int) -> Members:
     return Members(
         names=members.names[:count],
         kinds=members.kinds[:count],
+        starts=members.starts[:count],
         offsets=members.offsets[:count],
         sizes=members.sizes[:count],
     )
@@ -163,6 +164,7 @@ def _joined(parts: list[Members]) -> Members:
     return Members(
         names=[name for part in parts for name in part.names],
         kinds=b"".join(part.kinds for part in parts),
+        starts=np.concatenate([part.starts for part in parts]),
         offsets=np.concatenate([part.offsets for part in parts]),
         sizes=np.concatenate([part.sizes for part in parts]),
     )

@@ -21,7 +21,7 @@ import shardio
 from shardio.index.catalog import open_catalog
 from shardio.index.manifest import index_path, read_manifest
 from shardio.index.shard_index import ShardIndex, read_index
-from shardio.testing import make_images
+from shardio.testing import make_images, make_shard
 
 Document = dict[str, Any]
 Arrays = dict[str, NDArray[Any]]
@@ -203,6 +203,39 @@ def test_an_index_that_would_harm_is_refused_though_its_checksum_is_right(
     path.write_bytes(sealed(header, arrays))
     with pytest.raises(shardio.IndexFileError, match=r"x\.idx: the index is damaged"):
         read_index(path)
+
+
+HARMFUL_HEADERS: dict[str, Callable[[Document, Arrays], object]] = {
+    "headers at their data": lambda _, arrays: arrays["starts"].__setitem__(0, 512),
+    "headers behind their data": set_cell("starts", 1024),
+    "headers before the shard": set_cell("starts", -512),
+    "headers that are no blocks": set_cell("starts", 1),
+    "headers of a field that is not there": set_cell("offsets", -1),
+    "headers of another shape": set_entry("headers", shape=[4, 1]),
+    "no checksums of the headers": lambda header, _: header.pop("headers"),
+    "no place of the headers": lambda header, _: header.pop("starts"),
+}
+
+
+@pytest.mark.parametrize("name", HARMFUL_HEADERS)
+def test_places_of_headers_that_would_harm_are_refused(tmp_path: Path, name: str) -> None:
+    shard = make_shard(tmp_path / "a.tar", {f"{i}": {"a": b"", "b": b""} for i in range(2)})
+    scanned = open_catalog(shard).shards[0].index
+    header, arrays = taken_apart(Path(scanned).read_bytes())
+    arrays["sizes"][0] = 0
+    HARMFUL_HEADERS[name](header, arrays)
+    (tmp_path / "x.idx").write_bytes(sealed(header, arrays))
+    with pytest.raises(shardio.IndexFileError, match=r"x\.idx: the index is damaged"):
+        read_index(tmp_path / "x.idx")
+
+
+def test_arrays_that_are_not_known_are_passed_over(sound: bytes, tmp_path: Path) -> None:
+    header, arrays = taken_apart(sound)
+    end = sum(array.nbytes for array in arrays.values())
+    header["later"] = {"dtype": "F64", "shape": [1], "data_offsets": [end, end + 8]}
+    arrays["later"] = np.zeros(1)
+    (tmp_path / "x.idx").write_bytes(sealed(header, arrays))
+    assert len(read_index(tmp_path / "x.idx")) == 75
 
 
 def test_a_header_that_is_nested_very_deeply_is_refused(tmp_path: Path) -> None:

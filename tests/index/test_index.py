@@ -6,6 +6,7 @@ import shutil
 import tarfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -176,6 +177,24 @@ def test_shards_of_others_are_scanned_once_and_the_index_is_kept(
     assert not index_path(path).exists()
     monkeypatch.setattr("shardio.index.catalog.index_shard", None)
     assert open_catalog(path) == first
+
+
+def test_an_index_without_checksums_of_headers_is_built_again(tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "a.tar", [("a.txt", b"1")])
+    first = open_catalog(path)
+    kept = Path(first.shards[0].index)
+    built = read_index(kept)
+    without = replace(built, starts=None, headers=None)
+    index_path(path).parent.mkdir()
+    for place in (kept, index_path(path)):
+        write_index(place, without)
+        assert open_catalog(path) == first
+        assert (read_index(kept).headers == built.headers).all()
+
+
+def test_checksums_of_headers_do_not_change_what_a_state_knows_shards_by(tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "a.tar", [("a.txt", b"1"), ("b.txt", b"2")])
+    assert open_catalog(path).digest() == "0394630d0f0f1775"
 
 
 def test_a_shard_that_changed_is_scanned_again(tmp_path: Path) -> None:

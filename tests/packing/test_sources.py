@@ -296,6 +296,27 @@ class TestTars:
         with pytest.raises(shardio.PackError, match=r"a\.tar: the file changed while it was"):
             shardio.pack(shard, tmp_path / "out", shards=1, progress=change)
 
+    @pytest.mark.parametrize("how", ["overwritten", "cut off"])
+    def test_a_tar_that_changes_and_gets_its_time_back_is_noticed(
+        self, tmp_path: Path, how: str
+    ) -> None:
+        keys = range(10, 19)
+        shard = make_shard(tmp_path / "a.tar", {f"{i}": {"txt": b"%d" % i} for i in keys})
+        before = shard.stat()
+
+        def change(_: int) -> Callable[[int], None]:
+            make_shard(shard, {f"{i}": {"txt": b"%d" % i} for i in keys[::-1]})
+            if how == "cut off":
+                os.truncate(shard, 512)
+            os.utime(shard, ns=(0, before.st_mtime_ns))
+            return lambda _: None
+
+        message = r"a\.tar: the file changed while it was packed, another header lies before offset"
+        if how == "cut off":
+            message = r"a\.tar: the file changed while it was packed, it ends before offset 512"
+        with pytest.raises(shardio.PackError, match=message):
+            shardio.pack(shard, tmp_path / "out", shards=1, on_error="skip", progress=change)
+
     def test_tars_beside_images_are_asked_about(self, tmp_path: Path) -> None:
         source = write(tmp_path / "in", cat___a__png=PNG)
         make_shard(source / "old.tar", {"k": {"png": PNG}})

@@ -76,6 +76,16 @@ def test_large_shards_are_asked_for_in_pieces_that_the_kernel_grants(
     assert all(start <= before for (_, before), (start, _) in pairwise(covered))
 
 
+def test_headers_that_are_verified_are_asked_for_with_their_data(
+    tmp_path: Path, asked: list[tuple[str, int, int]]
+) -> None:
+    shard = make_shard(tmp_path / "a.tar", {f"{i}": {"bin": bytes(7000)} for i in range(4)})
+    steps = iter(shardio.ShardDataset(shard, batch_size=2))
+    next(steps)
+    wait_until(lambda: len(asked) >= 3)
+    assert {(0, 7512), (7680, 15192)} < {(start, end) for _, start, end in asked}
+
+
 def test_no_thread_that_asks_outlives_the_loop(packed: Path) -> None:
     steps = iter(shardio.ShardDataset(packed, batch_size=50, shuffle=True))
     next(steps)

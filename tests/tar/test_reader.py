@@ -88,6 +88,22 @@ def with_size_field(field: bytes, block: bytes) -> bytes:
     return HEADER_PARTS.pack(before, b"%06o\0 " % total, after, rest) + block[BLOCK:]
 
 
+@pytest.mark.parametrize("form", [USTAR, GNU, PAX])
+def test_headers_start_with_the_first_extension_of_their_member(form: Form) -> None:
+    """Where tarfile says; a global header belongs to the member after it, too."""
+    long = "n" * (90 if form == USTAR else 300)
+    data = member("a", 700) + member(long, 5, form=form)
+    data += member(long, kind=b"1", link=long, form=form) + member("b", 512)
+    infos = members_of(data + END_OF_ARCHIVE)
+    assert scan_members(data + END_OF_ARCHIVE, shard="s").starts.tolist() == [
+        info.offset for info in infos
+    ]
+    shared = tarfile.TarInfo.create_pax_global_header({"comment": "c"})
+    assert scan_members(
+        member("a") + shared + shared + data + END_OF_ARCHIVE, shard="s"
+    ).starts.tolist()[:3] == [0, 512, 512 + 2 * len(shared) + infos[1].offset]
+
+
 def fails(data: Buffer, offset: int, message: str) -> None:
     with pytest.raises(TarError, match=message) as caught:
         scan_members(data, shard="s.tar")

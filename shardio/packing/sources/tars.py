@@ -1,7 +1,8 @@
 """Tars that exist already: packed folders, WebDataset's shards, img2dataset's output.
 
 Their members are taken as they are, in their order; an index says where they lie, one that is
-there or one that a header scan makes. Where it has checksums, what is read is held against them.
+there or one that a header scan makes. What is read is held against the checksums of the data where
+it has them, otherwise against those of their headers and the time of change.
 """
 
 from __future__ import annotations
@@ -76,14 +77,13 @@ class Tars:
     def _of_shard(self, entry: ShardEntry) -> Iterator[SourceSample]:
         index, path = entry.load_index(), os.fsencode(os.path.abspath(entry.path))  # noqa: PTH100
         stamp = state_of(Path(entry.path).stat())
-        if entry.stamp is not None:
-            entry.open_file()  # it is still the file that was looked through
+        entry.verify_unchanged()  # it is still the file that was looked through
         with SourceFiles(self.root) as files:
             for number in range(len(index)):
                 key = index.key(number)
                 if self.keys is not None and key not in self.keys:
                     continue
-                fields = _fields_of(index, number, path, stamp)
+                fields = _fields_of(index, number, path, entry.modified)
                 name = f"{entry.name}: {key}"
                 if self.where is not None and not self.where(key, _Values(name, fields, files)):
                     continue
@@ -126,12 +126,16 @@ def _fields_of(index: ShardIndex, number: int, path: bytes, stamp: str) -> dict[
     """Where the fields of a sample are, in their order."""
     offsets, sizes = index.offsets[number].tolist(), index.sizes[number].tolist()
     sums: list[int | None] = [None] * len(sizes)
+    headers, before = [0] * len(sizes), [0] * len(sizes)
     if index.checksums is not None:
         sums = index.checksums[number].tolist()
-    places = zip(offsets, index.fields, sizes, sums, strict=True)
+    if index.headers is not None:
+        headers = index.headers[number].tolist()
+        before = (index.offsets[number] - index.firsts[number]).tolist()
+    places = zip(offsets, index.fields, sizes, sums, before, headers, strict=True)
     return {
-        field: FromRange(path, offset, size, checksum, stamp)
-        for offset, field, size, checksum in sorted(places)
+        field: FromRange(path, offset, size, checksum, stamp, *checks)
+        for offset, field, size, checksum, *checks in sorted(places)
         if offset >= 0
     }
 
