@@ -132,6 +132,7 @@ class SourceFiles:
             descriptor, status = self._container(path)
         except (OSError, ValueError) as error:
             raise _unreadable(error) from error
+        unverified = origin.checksum is None and origin.stamp is not None
         place, headers = reserve(_limited(origin.size)), memoryview(bytearray(origin.before))
         start, done = origin.offset - origin.before, 0
         while done < origin.before + origin.size:
@@ -140,15 +141,14 @@ class SourceFiles:
                 more = os.preadv(descriptor, rest, start + done)
             except OSError as error:
                 raise _unreadable(error) from error
-            if not more and origin.stamp is not None:
+            if not more and unverified:
                 raise _changed(path, f", it ends before offset {start + done}")
             if not more:
                 raise UnreadableError(f"{text_of(path)} ends before offset {start + done}")
             done += more
         # The state and, once more, the headers: a file that is overwritten meanwhile changes there
         # before it changes in the data.
-        unknown = origin.checksum is None and origin.stamp is not None
-        if unknown and state_of(os.fstat(descriptor)) != origin.stamp:
+        if unverified and state_of(os.fstat(descriptor)) != origin.stamp:
             raise _changed(path)
         if zlib.crc32(headers) != origin.headers or (
             origin.before and os.pread(descriptor, origin.before, start) != headers

@@ -83,7 +83,7 @@ class Tars:
                 key = index.key(number)
                 if self.keys is not None and key not in self.keys:
                     continue
-                fields = _fields_of(index, number, path, entry.modified)
+                fields = _fields_of(index, number, path, stamp)
                 name = f"{entry.name}: {key}"
                 if self.where is not None and not self.where(key, _Values(name, fields, files)):
                     continue
