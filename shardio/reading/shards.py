@@ -11,7 +11,6 @@ the headers before them, which are read along, so that no bytes come under anoth
 
 from __future__ import annotations
 
-import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.errors import SampleError, TarError
+from shardio.forks import new_lock
 from shardio.index.catalog import ShardEntry
 from shardio.index.shard_index import ShardIndex, decode_key
 from shardio.storage.local import LocalShard
@@ -114,7 +114,7 @@ class OpenShard:
     def __init__(self, entry: ShardEntry) -> None:
         self.name = entry.name
         self._entry = entry
-        self._indexing, self._opening = threading.Lock(), threading.Lock()
+        self._indexing, self._opening = new_lock(), new_lock()
         self._kept: LocalShard | None = None
         self._is_compared = self._is_indexed = False
         self._known: dict[Wanted, list[list[tuple[str, int]]]] = {}
@@ -337,7 +337,7 @@ class ShardPool:
     def __init__(self, entries: tuple[ShardEntry, ...]) -> None:
         self._entries = entries
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._mapped: OrderedDict[int, OpenShard] = OrderedDict()
 
     def get(self, shard: int) -> OpenShard:
