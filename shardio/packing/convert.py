@@ -33,6 +33,7 @@ from shardio.packing.sources.open import has_tars
 from shardio.packing.sources.tfrecord import find_files
 from shardio.storage.atomic import atomic_file, sync_folder
 from shardio.storage.cache import GZIP_SUFFIXES
+from shardio.storage.local import refuse_url
 from shardio.tfrecord.records import load_checksum
 
 Target = Literal["tfrecord", "wids", "dali", "energon"]
@@ -145,6 +146,8 @@ def check_arguments(
         UsageError: an argument cannot be meant.
     """
     pairs = parse_pairs(features)
+    if out is not None:
+        refuse_url(out)
     if to not in get_args(Target):
         raise UsageError(f"to={to!r}: it must be one of {', '.join(get_args(Target))}")
     if to == "tfrecord" and out is None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from shardio.errors import TarError, UsageError
 from shardio.storage.atomic import atomic_file
+from shardio.storage.local import refuse_url
 
 GZIP_SUFFIXES = (".tar.gz", ".tgz")
 _CHUNK = 1 << 20
@@ -69,6 +70,7 @@ def plain_tar(shard: Path) -> Path:
 
 def _cache_folder() -> Path:
     if own := os.environ.get("SHARDIO_CACHE"):
+        refuse_url(own)
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "shardio"

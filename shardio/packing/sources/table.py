@@ -29,6 +29,7 @@ from shardio.packing.samples import (
     text_of,
 )
 from shardio.packing.sources.rows import Row, read_rows
+from shardio.storage.local import refuse_url, url_fault
 
 _PATHS = ("path", "file_name", "filename", "file", "image")
 _LABELS = ("label", "class")
@@ -153,7 +154,10 @@ class Table:
     def _path(self, row: dict[str, Any], column: str, *, optional: bool) -> str | None:
         if optional and row.get(column) in _NOTHING:
             return None
-        path = os.path.normpath(_text(row, column))
+        text = _text(row, column)
+        if fault := url_fault(text):
+            raise _RowError(fault)
+        path = os.path.normpath(text)
         if "\0" in path or not is_name(path):
             raise _RowError(f"its column {column!r} holds {path!r}, which no file can be called")
         if os.path.isabs(path):  # noqa: PTH117  text
@@ -221,6 +225,7 @@ def open_table(
         PackError: the table cannot be read, or has no rows.
         UsageError: it has no such column.
     """
+    refuse_url(path)
     path = Path(path)
     first = next(read_rows(path), None)
     if first is None:
