@@ -115,21 +115,31 @@ def write_part(part: DecodedPart, info: ImageInfo, crop: Crop, out: NDArray[np.u
     _fit(shown, out, flip=crop.flip)
 
 
-def write_crop(pixels: NDArray[np.uint8], crop: Crop, out: NDArray[np.uint8]) -> None:
+def write_crop(
+    pixels: NDArray[np.uint8], crop: Crop, out: NDArray[np.uint8], *, nearest: bool = False
+) -> None:
     """Resize a crop of a decoded picture into a slot, bilinearly, mirrored if the crop says so.
 
     Args:
         pixels: uint8 [H, W, 3], any view.
         crop: a rectangle inside the picture.
         out: uint8 [h, w, 3], contiguous, where the result goes.
+        nearest: take pixels as they are instead of blending them, the same ones as Pillow does.
     """
     bottom, right = crop.top + crop.height, crop.left + crop.width
-    _fit(pixels[crop.top : bottom, crop.left : right], out, flip=crop.flip)
+    how = cv2.INTER_NEAREST_EXACT if nearest else cv2.INTER_LINEAR
+    _fit(pixels[crop.top : bottom, crop.left : right], out, flip=crop.flip, interpolation=how)
 
 
-def _fit(source: NDArray[np.uint8], out: NDArray[np.uint8], *, flip: bool) -> None:
+def _fit(
+    source: NDArray[np.uint8],
+    out: NDArray[np.uint8],
+    *,
+    flip: bool,
+    interpolation: int = cv2.INTER_LINEAR,
+) -> None:
     size = out.shape[1], out.shape[0]
-    if cv2.resize(source, size, dst=out, interpolation=cv2.INTER_LINEAR) is not out:
+    if cv2.resize(source, size, dst=out, interpolation=interpolation) is not out:
         raise UsageError(f"the slot must be uint8 [h, w, 3], not {out.dtype} {list(out.shape)}")
     if flip:
         cv2.flip(out, 1, dst=out)

@@ -42,6 +42,21 @@ _KINDS: dict[str, Kind] = {
 }
 
 
+_MASKS = frozenset({"mask", "seg", "label", "labels", "semantic", "instance", "panoptic"})
+
+
+def is_mask(field: str) -> bool:
+    """Tell whether the values of an image field are names of classes, which must not be blended.
+
+    The component before the format says so, as in `mask.png`, `left.seg.png`, `mask.rgb.npy`.
+
+    Args:
+        field: name of a field of kind "image" or "pixels", in lower case.
+    """
+    stem = field.removesuffix(f".{PIXELS_FIELD}").removesuffix("." + field.rpartition(".")[2])
+    return stem != field and stem.rpartition(".")[2] in _MASKS
+
+
 def kind_of(field: str) -> Kind:
     """Say what kind of data a field holds, by the last dot component of its name.
 

@@ -35,7 +35,7 @@ from shardio.index.manifest import (
 )
 from shardio.index.shard_index import ShardIndex, encode_index, read_index
 from shardio.storage.cache import GZIP_SUFFIXES, cache_entry, new_entry, plain_tar
-from shardio.storage.local import LocalShard
+from shardio.storage.local import LocalShard, refuse_url
 
 SHARD_SUFFIXES = (".tar", *GZIP_SUFFIXES)
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -180,10 +180,11 @@ def list_parts(source: Source) -> list[Path]:
     """What a source names, in order: folders, files and patterns; a manifest is its folder.
 
     Raises:
-        UsageError: it is neither a path nor a list of paths, or the list is empty.
+        UsageError: it is neither a path nor a list of paths, or a URL, or the list is empty.
     """
     named = os.fspath(source) if isinstance(source, os.PathLike) else source
     if isinstance(named, str):
+        refuse_url(named)
         path = Path(os.path.expanduser(named))  # noqa: PTH111  an unknown ~user stays
         return [path.parent if path.name == MANIFEST_NAME and path.is_file() else path]
     if not isinstance(named, Sequence) or isinstance(named, bytes | bytearray):
@@ -258,6 +259,11 @@ def expand_pattern(pattern: str) -> list[Path]:
     Raises:
         UsageError: it is no pattern, a file of its braces does not exist, or none matches it.
     """
+    if "::" in pattern:
+        raise UsageError(
+            f"{pattern}: no such file, and sources joined by '::' are not read; give them one by "
+            "one, as a list"
+        )
     try:
         names = [*braceexpand.braceexpand(pattern)] if "{" in pattern else []
     except ValueError as error:

@@ -34,6 +34,7 @@ from shardio.packing.sources.tfrecord import find_files
 from shardio.packing.states import version_of
 from shardio.storage.cache import GZIP_SUFFIXES
 from shardio.storage.folder import Folder
+from shardio.storage.local import refuse_url
 from shardio.tfrecord.records import load_checksum
 
 Target = Literal["tfrecord", "wids", "dali", "energon"]
@@ -149,6 +150,8 @@ def check_arguments(
         UsageError: an argument cannot be meant.
     """
     pairs = parse_pairs(features)
+    if out is not None:
+        refuse_url(out)
     if to not in get_args(Target):
         raise UsageError(f"to={to!r}: it must be one of {', '.join(get_args(Target))}")
     if to == "tfrecord" and out is None:
@@ -189,7 +192,9 @@ def _write_records(
         for entry in catalog.shards
     ]
     _refuse_equal(tasks)
-    versions = [version_of(Path(entry.name)) for entry in catalog.shards if entry.stamp is not None]
+    versions = [
+        version_of(Path(entry.name)) for entry in catalog.shards if entry.modified is not None
+    ]
     files = [task.name for task in tasks]
     made = f"{catalog.digest()} {versions} {sorted(names.items())} {files}"
     with hold_record_folder(

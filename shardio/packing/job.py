@@ -33,6 +33,7 @@ from shardio.packing.shard import SampleTask, ShardTask, find_problems, pack_sha
 from shardio.packing.spool import Listing
 from shardio.packing.store import Store
 from shardio.storage.folder import Folder
+from shardio.storage.local import refuse_url
 
 Progress = Callable[[int], Advance]
 """Called with the number of samples; what it returns is called with how many more are done.
@@ -149,11 +150,13 @@ def run_job(
     Raises:
         PackError: something of the source cannot be packed, or the folder is taken.
         OutputError: a link or the like lies where a file or folder of a pack belongs.
+        UsageError: the folder is a URL.
         OSError: the folder cannot be written.
     """
     start, folder = time.monotonic(), Path(out)
     if not os.fspath(out):
         raise PackError("the name of the output folder is empty; name a folder")
+    refuse_url(out)
     names = [*job.splits.fractions] if job.splits else [WHOLE]
     with hold_folder(folder, names) as output:
         source = open_source(output.work)

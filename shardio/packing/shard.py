@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.codecs.probe import check_complete, probe_image
-from shardio.codecs.registry import PIXELS_FIELD, kind_of
+from shardio.codecs.registry import PIXELS_FIELD, is_mask, kind_of
 from shardio.errors import CodecError, PackError, UsageError
 from shardio.index.build import IndexBuilder
 from shardio.index.manifest import INDEX_FOLDER, index_path
@@ -231,6 +231,11 @@ class _Packer:
                 raise UsageError(
                     f"{name} is the second image of the sample, and only one can be resized, "
                     "encoded anew or stored as pixels"
+                )
+            if name is not None and is_mask(name):
+                raise UsageError(
+                    f"{name} holds classes as pixels, which would change if it was resized or "
+                    "encoded anew; pack it as it is"
                 )
             self._pixels.reserve(data, info)
             if self._store.kind == "raw":

@@ -19,7 +19,7 @@ from shardio.codecs.basic import decode_cls, is_picture
 from shardio.codecs.crop import decode_part, write_crop, write_part
 from shardio.codecs.image import Scratch
 from shardio.codecs.probe import probe_image
-from shardio.codecs.registry import decode_field, kind_of
+from shardio.codecs.registry import decode_field, is_mask, kind_of
 from shardio.codecs.rows import parse_numbers, split_npy
 from shardio.errors import CodecError, TransformError, UsageError
 from shardio.forks import new_lock
@@ -67,6 +67,8 @@ class RowColumn(Column, Protocol):
 class SizedImages:
     """Images of one size, uint8 [B, 3, h, w] in channels-last memory.
 
+    Masks are decoded whole and cut without blending, so that no class appears that they lack.
+
     Args:
         slots: how many.
         transform: of each image.
@@ -95,11 +97,12 @@ class SizedImages:
         self, slot: int, stored: FieldBytes, uniforms: Sequence[float], watch: Stopwatch
     ) -> None:
         """See Column."""
-        if kind_of(stored.field) == "pixels":
+        mask = is_mask(stored.field)
+        if mask or kind_of(stored.field) == "pixels":
             pixels: Any = decode_field(stored.field, stored.data)
             watch.decoded()
             crop = self._transform.crop(pixels.shape[0], pixels.shape[1], uniforms)
-            write_crop(pixels, crop, self._slots[slot])
+            write_crop(pixels, crop, self._slots[slot], nearest=mask)
         else:
             info = probe_image(stored.data)
             crop = self._transform.crop(info.height, info.width, uniforms)

@@ -12,6 +12,7 @@ from shardio.plan.epoch import References
 from shardio.reading.planning import PlanSettings, open_plan
 from shardio.reading.shards import OpenShard, ShardPool
 from shardio.storage.folder import Folder
+from shardio.storage.local import refuse_url
 
 LISTING_NAME = "batch.json"
 _LONGEST_NAME = 80
@@ -77,6 +78,7 @@ def replay(settings: PlanSettings, *, step: int, rank: int | None, out: str) -> 
         raise UsageError(f"step {step} is outside the {plan.num_steps} steps of an epoch")
     if rank is not None and not 0 <= rank < settings.ranks:
         raise UsageError(f"rank {rank} is outside the {settings.ranks} ranks")
+    refuse_url(out)
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{out}: it is a file; name a new folder")

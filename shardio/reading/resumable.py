@@ -26,7 +26,7 @@ from shardio.reading.epochs import EpochCounter
 from shardio.reading.handover import Sender
 from shardio.reading.memory import Allocate, Recycler
 from shardio.reading.state import Identity, Position, make_state, read_state
-from shardio.reading.topology import Ranks, find_ranks, find_worker
+from shardio.reading.topology import Ranks, find_divider, find_ranks, find_worker
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -152,7 +152,11 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
             run: makes the batches, in order.
             allocate: makes their arrays; by default memory that is lent again, in a worker
                 memory that it shares with the training process.
+
+        Raises:
+            UsageError: the batches of this rank would be divided among the ranks again.
         """
+        self._refuse_second_division()
         if get_worker_info() is None:
             return self._begin_late(run, allocate or Recycler())
         forbid_opencv_threads()
@@ -186,6 +190,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next loop that epoch; later loops count on from it."""
+        self._refuse_second_division()
         self._start_at(Position(whole_number("epoch", epoch, least=0), 0))
 
     def state_dict(self, batch: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -270,6 +275,16 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         if self.batch_size is None:
             return to_sample(batch)
         return batch | {"__epoch__": Place(epoch), "__step__": Place(step)}
+
+    def _refuse_second_division(self) -> None:
+        """Raise UsageError if another library divides the share of this rank among the ranks."""
+        if self.ranks.world_size > 1 and (divider := find_divider()) is not None:
+            raise UsageError(
+                f"{divider} divides among the ranks what this dataset has divided already, so that "
+                "samples would be lost: leave its loader out of prepare(), or give prepare() a "
+                "shardio.Loader, or make the dataset with rank=0, world_size=1 and batch in the "
+                "DataLoader"
+            )
 
     def _divide(self) -> int:
         ranks, (batch_size, global_batch_size) = self.ranks, self._batch_sizes

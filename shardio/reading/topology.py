@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,11 @@ import torch.distributed
 from torch.utils.data import get_worker_info
 
 from shardio.errors import UsageError
+
+_DIVIDERS = frozenset({"IterableDatasetShard", "DataLoaderDispatcher"})
+"""Classes of accelerate and transformers that give each rank a part of what a dataset yields."""
+_ENTRIES = frozenset({"__iter__", "set_epoch"})
+"""Their methods that call the dataset."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +57,23 @@ def _ranks_of_environment() -> tuple[int, int]:
             f"the environment has RANK={rank} and WORLD_SIZE={world_size}: set both to numbers, "
             "unset both, or pass rank and world_size"
         ) from error
+
+
+def find_divider() -> str | None:
+    """Name the library that divides among the ranks what the calling method yields, if one does.
+
+    accelerate's prepare and transformers' Trainer wrap an iterable dataset and drop the share of
+    the other ranks. They ask it nothing from which it could know, so the frames of the callers are
+    looked at, which are the wrapper's own loop, in worker processes too.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name in _ENTRIES:
+            for kind in type(frame.f_locals.get("self")).__mro__:
+                if kind.__name__ in _DIVIDERS:
+                    return kind.__module__.partition(".")[0]
+        frame = frame.f_back
+    return None
 
 
 def find_worker() -> tuple[int, int]:

@@ -24,6 +24,7 @@ from typing import BinaryIO
 from shardio.errors import TarError, UsageError
 from shardio.storage.atomic import atomic_file
 from shardio.storage.compression import Expansion
+from shardio.storage.local import refuse_url
 from shardio.storage.private import entry_fault, own_folder
 
 GZIP_SUFFIXES = (".tar.gz", ".tgz")
@@ -109,6 +110,7 @@ def _decompressed(shard: Path) -> Iterator[bytes]:
 
 def _cache_folder() -> Path:
     if own := os.environ.get("SHARDIO_CACHE"):
+        refuse_url(own)
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "shardio"

@@ -11,14 +11,45 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import TarError
+from shardio.errors import TarError, UsageError
 
 BLOCK = 512
 """Bytes that maps are made of, as tars are."""
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/|(pipe):")
+
+
+def url_fault(path: str) -> str | None:
+    """Say why a text is not the path of a local file, but a URL or a command.
+
+    A drive letter is no scheme. One slash is enough, since pathlib makes `s3:/bucket` of
+    `s3://bucket`; a folder that is called so is `./s3:/bucket`.
+
+    Returns:
+        A sentence with the way out; None for a path.
+    """
+    if found := _URL.match(path):
+        scheme = (found[1] or found[2]).lower()
+        if scheme == "file":
+            return f"{path}: a path is needed, not a URL; leave out what precedes it, file://"
+        if scheme == "pipe":
+            return f"{path}: shardio runs no commands; fetch the shards, and name their folder"
+        return (
+            f"{path}: {scheme} storage is not read or written yet; name a local path: fetch what "
+            "is to be read, upload what was written, or mount the storage"
+        )
+    return None
+
+
+def refuse_url(path: str | os.PathLike[str]) -> None:
+    """Raise UsageError for what url_fault finds."""
+    if fault := url_fault(os.fspath(path)):
+        raise UsageError(fault)
 
 
 class LocalShard:

@@ -16,6 +16,7 @@ from shardio.packing.sources.folder import Folder, find_classes
 from shardio.packing.sources.table import Table, open_table
 from shardio.packing.sources.tars import Tars
 from shardio.packing.sources.tfrecord import TFRecords, find_files
+from shardio.storage.local import refuse_url
 
 
 def open_source(path: str, options: PackOptions) -> Folder | Table | Tars | TFRecords:
@@ -23,8 +24,9 @@ def open_source(path: str, options: PackOptions) -> Folder | Table | Tars | TFRe
 
     Raises:
         PackError: it is not there, or not readable.
-        UsageError: an option does not fit it.
+        UsageError: an option does not fit it, or it is a URL.
     """
+    refuse_url(path)
     tars = options.manifest is None and has_tars(path)
     records = None if tars or options.manifest is not None else find_files(path)
     if tars or records is not None:
@@ -56,6 +58,11 @@ def open_source(path: str, options: PackOptions) -> Folder | Table | Tars | TFRe
             pairs=parse_pairs(options.features),
             labels=options.labels,
             classes=check_classes(options.classes),
+        )
+    if os.path.isfile(path):  # noqa: PTH113  bytes that are no UTF-8
+        raise PackError(
+            f"{path}: it is a file, not a folder; unpack it if it is an archive, pass it as the "
+            "manifest if it is a table, or name the folder that holds the images"
         )
     if not os.path.isdir(path):  # noqa: PTH112  bytes that are no UTF-8
         raise PackError(f"{path}: no such folder; name the folder that holds the images")

@@ -7,18 +7,19 @@ and no list was given, and once for the samples; its rows are never held togethe
 
 from __future__ import annotations
 
-import csv
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from shardio.errors import PackError, UsageError
 from shardio.packing.fields import FieldRule, is_name, key_fault
-from shardio.packing.labels import Labels, label_fields, labels_of
+from shardio.packing.labels import Labels, integer_in, label_fields, labels_of
 from shardio.packing.samples import (
     FromFile,
     FromMemory,
@@ -27,10 +28,13 @@ from shardio.packing.samples import (
     SourceSample,
     text_of,
 )
+from shardio.packing.sources.rows import Row, read_rows
+from shardio.storage.local import refuse_url, url_fault
 
 _PATHS = ("path", "file_name", "filename", "file", "image")
 _LABELS = ("label", "class")
-_LIMIT = 1 << 27  # bytes of a cell
+_NOTHING = (None, "")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class PathColumn(NamedTuple):
@@ -93,16 +97,29 @@ class Table:
             PackError: the table cannot be read.
         """
         rule = FieldRule()
-        for number, row in read_rows(self.path):
-            yield self._sample_or_problem(number, row, rule)
+        for row in read_rows(self.path):
+            self._refuse_rows_inside(row)
+            try:
+                sample: SourceSample | Problem = self._sample(row.values, rule)
+            except _RowError as error:
+                sample = Problem(path=f"{self.path}, row {row.number}", reason=str(error))
+            yield sample
 
-    def _sample_or_problem(
-        self, number: int, row: dict[str, Any], rule: FieldRule
-    ) -> SourceSample | Problem:
-        try:
-            return self._sample(row, rule)
-        except _RowError as error:
-            return Problem(path=f"{self.path}, row {number}", reason=str(error))
+    def _refuse_rows_inside(self, row: Row) -> None:
+        """Raise PackError if a quoted cell of a row holds a line that is a row itself.
+
+        Such a line names a file of the source, or one of the same kind as the row's own.
+        """
+        column = self.columns.paths[0].column
+        for line, values in row.inside.items():
+            path = values[column].strip('"')
+            kind = os.path.splitext(path)[1]  # noqa: PTH122  text
+            alike = kind and kind == os.path.splitext(row.values[column])[1]  # noqa: PTH122  text
+            if alike or (path and os.path.exists(os.path.join(self.root, path))):  # noqa: PTH110, PTH118
+                raise PackError(
+                    f"{self.path}, row {row.number}: its line {line} lies inside a quoted cell "
+                    f"and is a row of its own, of {path!r}; a quote is missing or too many"
+                )
 
     def _sample(self, row: dict[str, Any], rule: FieldRule) -> SourceSample:
         fields: dict[str | None, bytes] = {}
@@ -135,9 +152,12 @@ class Table:
         )
 
     def _path(self, row: dict[str, Any], column: str, *, optional: bool) -> str | None:
-        if optional and row.get(column) in (None, ""):
+        if optional and row.get(column) in _NOTHING:
             return None
-        path = os.path.normpath(_text(row, column))
+        text = _text(row, column)
+        if fault := url_fault(text):
+            raise _RowError(fault)
+        path = os.path.normpath(text)
         if "\0" in path or not is_name(path):
             raise _RowError(f"its column {column!r} holds {path!r}, which no file can be called")
         if os.path.isabs(path):  # noqa: PTH117  text
@@ -150,23 +170,29 @@ class Table:
     def _label(self, row: dict[str, Any]) -> int | None:
         if self.labels is None or self.columns.label is None:
             return None
-        name = label_name(row, self.columns.label)
+        name = _label_name(row, self.columns.label)
         label = self.labels.number(name)
         if label is None:
             raise _RowError(self.labels.fault(name))
         return label
 
     def _extra(self, row: dict[str, Any]) -> tuple[SourceField, ...]:
-        known = {column for _, column in self.columns.paths}
-        known |= {self.columns.label or "", self.columns.key or ""}
-        rest = {name: value for name, value in row.items() if name not in known}
+        known: set[str | None] = {column for _, column in self.columns.paths}
+        known |= {self.columns.label, self.columns.key}
+        rest = {
+            name: value
+            for name, value in row.items()
+            if name not in known and (name or value not in _NOTHING)
+        }
         if not rest:
             return ()
         try:
             text = json.dumps(rest, ensure_ascii=False, allow_nan=False)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise _RowError(f"JSON cannot hold its other columns ({error})") from error
-        return (SourceField("json", FromMemory(text.encode("utf-8", "surrogateescape"))),)
+        if not text.isascii():
+            _refuse_bytes(rest)
+        return (SourceField("json", FromMemory(text.encode())),)
 
 
 class _RowError(Exception):
@@ -199,15 +225,16 @@ def open_table(
         PackError: the table cannot be read, or has no rows.
         UsageError: it has no such column.
     """
+    refuse_url(path)
     path = Path(path)
     first = next(read_rows(path), None)
     if first is None:
         raise PackError(f"{path}: the table has no rows; name one with a header and rows")
-    present = [*first[1]]
+    present = [*first.values]
     chosen = tuple(map(_parse_path_column, paths)) or _default_paths(path, present)
     if label is None and with_labels:
         label = next((name for name in _LABELS if name in present), None)
-        others = set(present) - {column for _, column in chosen} - {key}
+        others = set(present) - {column for _, column in chosen} - {key, ""}
         if label is None and (classes is not None or others):
             raise UsageError(
                 f"{path}: which column holds the labels? It has {', '.join(present)}; name it "
@@ -227,73 +254,17 @@ def open_table(
     return Table(path=path, root=root, columns=columns, labels=labels)
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a table with their numbers, counted from 1.
-
-    Raises:
-        PackError: it cannot be read as what its extension says.
-    """
-    readers = {
-        ".csv": _read_csv,
-        ".tsv": _read_csv,
-        ".jsonl": _read_json_lines,
-        ".ndjson": _read_json_lines,
-        ".parquet": _read_parquet,
-    }
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise UsageError(f"{path}: a manifest is a file {', '.join(readers)}")
-    number = 0
-    try:
-        for number, row in enumerate(reader(path), start=1):
-            yield number, row
-    except (ValueError, csv.Error) as error:  # UnicodeDecodeError and JSONDecodeError are some
-        raise PackError(f"{path}, row {number + 1}: {error}; mend the row") from error
-
-
-def label_name(row: dict[str, Any], column: str) -> str:
-    """The label of a row as text."""
+def _label_name(row: dict[str, Any], column: str) -> str:
+    """The label of a row as text; of a number the same text for each of its spellings and types."""
     value = row.get(column)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return _text(row, column)
-
-
-def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(_LIMIT)
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        rows = csv.DictReader(stream, delimiter=delimiter, restkey="", strict=True)
-        names = rows.fieldnames or []
-        if len({*names}) < len(names):
-            raise ValueError("two columns have the same name")
-        for row in rows:
-            if "" in row or None in row.values():
-                raise ValueError(f"it does not have {len(names)} cells, as the header has")
-            yield row
-
-
-def _read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as stream:
-        for line in stream:
-            if not line.strip():
-                continue
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError("it is no JSON object")  # noqa: TRY004  data, not an argument
-            yield row
-
-
-def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        from pyarrow import parquet  # noqa: PLC0415  an extra
-    except ImportError as error:
-        raise UsageError(
-            f"{path}: reading Parquet needs pyarrow; pip install 'shardio[parquet]'"
-        ) from error
-    with parquet.ParquetFile(path) as table:
-        for batch in table.iter_batches(4096):
-            yield from batch.to_pylist()
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        number = integer_in(str(value))
+        if number is None:
+            raise _RowError(f"its label {value!r:.80} is no whole number of 64 bits")
+        return str(number)
+    name = _text(row, column)
+    _refuse_bytes({column: name})
+    return name
 
 
 def _parse_path_column(text: str) -> PathColumn:
@@ -311,14 +282,29 @@ def _default_paths(path: Path, present: list[str]) -> tuple[PathColumn, ...]:
     )
 
 
-def _label_names(path: Path, column: str) -> Iterator[str]:
-    for _, row in read_rows(path):
+def _label_names(path: Path, column: str) -> Iterator[tuple[int, str]]:
+    for row in read_rows(path):
         with suppress(_RowError):  # a problem of that row, which listing the samples tells
-            yield label_name(row, column)
+            yield row.number, _label_name(row.values, column)
 
 
 def _text(row: dict[str, Any], column: str) -> str:
     value = row.get(column)
     if not isinstance(value, str) or not value:
-        raise _RowError(f"its column {column!r} holds {value!r}, no text")
+        raise _RowError(f"its column {column!r} holds {value!r:.80}, no text")
     return value
+
+
+def _refuse_bytes(row: dict[str, Any]) -> None:
+    """Raise _RowError if a cell or a column's name is not UTF-8, with the first byte of it."""
+    for column, value in row.items():
+        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for text in (column, shown):
+            if found := _SURROGATE.search(text):
+                place, code = len(text[: found.start()].encode()), ord(found[0])
+                is_byte = 0xDC80 <= code <= 0xDCFF  # as the error handler surrogateescape has it
+                what = f"0x{code - 0xDC00:02x}" if is_byte else f"U+{code:04X}"
+                raise _RowError(
+                    f"its column {column!r:.80} is not UTF-8 text: {what} at byte {place}; save "
+                    "the table as UTF-8"
+                )

@@ -1,0 +1,130 @@
+"""A URL where a path is meant is refused by every command, and nothing is written."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import shardio
+from shardio.cli import commands
+from shardio.storage.cache import cache_entry
+from shardio.storage.local import url_fault
+from shardio.testing import make_images
+
+REMOTE = "s3 storage is not read or written yet; name a local path"
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    """Exit code and what the command says, whichever way it says so."""
+    done = CliRunner().invoke(commands, [*map(str, arguments)])
+    return done.exit_code, done.output + str(done.exception)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["pack", "{images}", "s3://bucket/out", "--shards", "2"],
+        ["pack", "s3://bucket/images", "{out}", "--shards", "2"],
+        ["pack", "s3://bucket/a.tar", "{out}", "--shards", "2"],
+        ["pack", "s3://bucket/a.tfrecord", "{out}", "--shards", "2"],
+        ["pack", "{images}", "{out}", "--shards", "2", "--manifest", "s3://bucket/t.csv"],
+        ["reshard", "s3://bucket/old", "{out}", "--shards", "2"],
+        ["reshard", "{packed}", "s3://bucket/new", "--shards", "2"],
+        ["index", "s3://bucket/a.tar"],
+        ["info", "s3://bucket/packed"],
+        ["verify", "s3://bucket/packed"],
+        ["convert", "s3://bucket/packed", "{out}", "--to", "tfrecord"],
+        ["convert", "{packed}", "s3://bucket/records", "--to", "tfrecord"],
+        ["convert", "{packed}", "s3://bucket/indexes", "--to", "dali"],
+        ["convert", "{packed}", "s3://bucket/indexes", "--to", "wids"],
+        ["plan", "s3://bucket/packed", "--batch-size", "4"],
+        ["replay", "s3://bucket/packed", "--batch-size", "4", "--step", "0", "--to", "{out}"],
+        ["replay", "{packed}", "--batch-size", "4", "--step", "0", "--to", "s3://bucket/batch"],
+        ["profile", "s3://bucket/packed"],
+    ],
+    ids=" ".join,
+)
+def test_every_command_refuses_a_url_and_writes_nothing(
+    command: list[str],
+    images: Path,
+    packed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = {"images": images, "packed": packed, "out": tmp_path / "out"}
+    code, text = run(*(part.format(**places) for part in command))
+    assert code != 0
+    assert REMOTE in " ".join(text.replace("\n", " ").split())
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_python_refuses_urls_as_text_and_as_paths(tmp_path: Path) -> None:
+    sources: list[str | Path | list[str]] = [
+        "s3://bucket/shard-{000000..000003}.tar",
+        Path("s3://bucket/packed"),
+        [str(tmp_path), "s3://bucket/packed"],
+    ]
+    for source in sources:
+        with pytest.raises(shardio.UsageError, match=REMOTE):
+            shardio.ShardDataset(source)
+
+
+def test_a_repair_writes_to_no_url(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(shardio.UsageError, match=REMOTE):
+        shardio.repair(packed, "s3://bucket/new")
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("http://example.org/shard-{000000..000003}.tar", "http storage is not read"),
+        ("hf://datasets/a/b", "hf storage is not read"),
+        ("pipe:curl -s http://example.org/a.tar", "shardio runs no commands; fetch the shards"),
+        ("file:///data/out", "a path is needed, not a URL; leave out .* file://"),
+        ("a-{0..1}.tar::b-{0..1}.tar", "sources joined by '::' are not read; .* as a list"),
+    ],
+)
+def test_each_kind_of_source_that_is_no_path_has_its_way_out(source: str, message: str) -> None:
+    with pytest.raises(shardio.UsageError, match=message):
+        shardio.ShardDataset(source)
+
+
+@pytest.mark.parametrize(
+    "path", ["C:\\data\\out", "c:/data", "/s3://x", "./s3://x", "a:b/c", "12:30/x", "a b://c", ""]
+)
+def test_a_path_with_a_colon_is_a_path(path: str) -> None:
+    assert url_fault(path) is None
+
+
+def test_a_row_that_names_a_url_is_an_error_with_its_row(tmp_path: Path) -> None:
+    make_images(tmp_path / "in", classes=0, per_class=1)
+    (tmp_path / "t.csv").write_text("path\nhttps://example.org/a/0.jpg\n")
+    with pytest.raises(
+        shardio.PackError, match=r"row 1: https://example\.org/a/0\.jpg: https stor"
+    ):
+        shardio.pack(tmp_path / "in", tmp_path / "out", shards=1, manifest=tmp_path / "t.csv")
+
+
+def test_a_cache_folder_is_no_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHARDIO_CACHE", "s3://bucket/cache")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").touch()
+    with pytest.raises(shardio.UsageError, match=REMOTE):
+        cache_entry(tmp_path / "a", ".x")
+
+
+def test_an_archive_as_source_is_said_to_be_a_file(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.writestr("cat/0.jpg", b"x")
+    with pytest.raises(
+        shardio.PackError, match=r"images\.zip: it is a file, not a folder; unpack it"
+    ):
+        shardio.pack(tmp_path / "images.zip", tmp_path / "out", shards=1)

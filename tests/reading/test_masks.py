@@ -1,0 +1,137 @@
+"""Fields that hold classes as pixels are cut without blending, so no class appears in them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+import shardio
+from shardio.codecs.crop import Crop, write_crop
+from shardio.codecs.registry import is_mask
+from shardio.testing import make_shard, read_members
+from shardio.transforms import SizedTransform
+
+HEIGHT, WIDTH = 96, 128
+TRANSFORMS: list[SizedTransform] = [
+    shardio.Resize(50),
+    shardio.Resize((300, 200), flip=1.0),
+    shardio.CenterCrop(50),
+    shardio.RandomResizedCrop(50),
+    shardio.RandomResizedCrop((7, 201), scale=(0.01, 0.2)),
+]
+
+
+@pytest.fixture(scope="module")
+def classes() -> NDArray[np.uint8]:
+    """A mask of five classes with borders at odd places and a speckle."""
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[:, 63:] = 255
+    mask[30:60, 31:60] = 3
+    mask[70:91, 10:51] = 1
+    mask[np.random.default_rng(0).random(mask.shape) < 0.05] = 77
+    return mask
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    return cv2.imencode(".png", pixels)[1].tobytes()
+
+
+def npy(pixels: NDArray[np.uint8]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, pixels)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("field", ["mask.png", "seg.png", "left.panoptic.bmp", "labels.rgb.npy"])
+def test_a_mask_is_cut_as_pillow_cuts_to_the_nearest_pixel(
+    tmp_path: Path, classes: NDArray[np.uint8], field: str, transform: SizedTransform
+) -> None:
+    shown = np.repeat(classes[:, :, None], 3, axis=2)
+    data = npy(shown) if field.endswith("npy") else png(shown)
+    image = png(np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8))
+    samples = {f"{number}": {"png": image, field: data} for number in range(8)}
+    shard = make_shard(tmp_path / "a.tar", samples)
+    dataset = shardio.ShardDataset(shard, transform=transform, batch_size=8)
+    (batch,) = dataset
+    assert batch[field].dtype == torch.uint8
+    assert batch[field].shape == batch["image"].shape
+    assert {*batch[field].unique().tolist()} <= {*np.unique(classes).tolist()}
+    if isinstance(transform, shardio.RandomResizedCrop):
+        return  # the crops themselves are looked at below
+    crop = transform.crop(HEIGHT, WIDTH, [0.0] * transform.draws)
+    box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
+    height, width = transform.size
+    expected = np.asarray(Image.fromarray(classes).crop(box).resize((width, height), 0))
+    if crop.flip:
+        expected = expected[:, ::-1]
+    assert all(np.array_equal(found[0].numpy(), expected) for found in batch[field])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (50, 50), (96, 128), (333, 77)])
+def test_any_crop_is_cut_as_pillow_cuts(classes: NDArray[np.uint8], shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(3)
+    shown = np.repeat(classes[:, :, None], 3, axis=2)
+    for _ in range(50):
+        top, left = int(rng.integers(0, HEIGHT)), int(rng.integers(0, WIDTH))
+        bottom = int(rng.integers(top, HEIGHT)) + 1
+        right = int(rng.integers(left, WIDTH)) + 1
+        crop = Crop(top, left, bottom - top, right - left)
+        out = np.empty((*shape, 3), np.uint8)
+        write_crop(shown, crop, out, nearest=True)
+        part = Image.fromarray(classes).crop((left, top, right, bottom))
+        assert np.array_equal(out[:, :, 1], np.asarray(part.resize(shape[::-1], 0)))
+
+
+def test_image_and_mask_of_one_size_have_one_crop(tmp_path: Path) -> None:
+    """Each pixel of the image says where it lies, in steps that blending does not cross."""
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    place = np.stack([rows, columns, 0 * rows], axis=2).astype(np.uint8)
+    samples = {f"{i}": {"rgb.npy": npy(place), "mask.rgb.npy": npy(place)} for i in range(16)}
+    shard = make_shard(tmp_path / "a.tar", samples)
+    transform = shardio.RandomResizedCrop(40, flip=0.5)
+    (batch,) = shardio.ShardDataset(shard, transform=transform, batch_size=16)
+    image, mask = batch["image"][:, :2].int(), batch["mask.rgb.npy"][:, :2].int()
+    assert (image - mask).abs().max() <= 3
+    assert {*mask[:, 0].diff(dim=1).sign().unique().tolist()} <= {0, 1}
+
+
+def test_which_fields_are_masks() -> None:
+    for field in ("mask.png", "seg.jpg", "a.b.instance.png", "semantic.rgb.npy", "label.webp"):
+        assert is_mask(field)
+    for field in ("png", "jpg", "rgb.npy", "mask", "mask.left.png", "masks.png", "segment.png"):
+        assert not is_mask(field)
+
+
+def test_a_large_mask_in_jpeg_is_decoded_whole(tmp_path: Path) -> None:
+    """Reduced decoding averages; a square that is one class at full size must stay one class."""
+    mask = np.zeros((512, 512, 3), np.uint8)
+    mask[::2] = 200
+    data = cv2.imencode(".jpg", mask, [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
+    shard = make_shard(tmp_path / "a.tar", {"a": {"mask.jpg": data}})
+    dataset = shardio.ShardDataset(shard, transform=shardio.Resize(64), fields={"m": "mask.jpg"})
+    (sample,) = dataset
+    values = sample["m"].unique()
+    assert ((values < 10) | (values > 190)).all()
+
+
+@pytest.mark.parametrize("options", [{"resize": 8}, {"store": "raw"}, {"max_side": 8}])
+def test_packing_resizes_no_mask(
+    tmp_path: Path, classes: NDArray[np.uint8], options: dict[str, Any]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.mask.png").write_bytes(png(classes))
+    arguments: dict[str, Any] = {"shards": 1, "fields": "mask.png"}
+    with pytest.raises(shardio.PackError, match=r"mask\.png holds classes as pixels, which would"):
+        shardio.pack(folder, tmp_path / "out", **arguments, **options)
+    shardio.pack(folder, tmp_path / "out", **arguments)
+    assert read_members(tmp_path / "out") == {"a.mask.png": png(classes)}
