@@ -60,6 +60,7 @@ class ShardIndex:
         shard_size: bytes of the tar file that was indexed.
         shard_sha256: hexadecimal digest of that file, if it was read whole.
         fields: names of the F columns, sorted.
+        has_end: whether an end-of-archive mark follows the members.
     """
 
     shard_size: int
@@ -70,6 +71,7 @@ class ShardIndex:
     checksums: NDArray[np.uint32] | None
     key_ends: NDArray[np.int64]
     keys: NDArray[np.uint8]
+    has_end: bool = True
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -105,6 +107,7 @@ def write_index(path: Path, index: ShardIndex) -> None:
             "shard_size": str(index.shard_size),
             "shard_sha256": index.shard_sha256 or "",
             "fields": json.dumps(index.fields),
+            **({} if index.has_end else {"end": "missing"}),
         }
     }
     arrays = {name: getattr(index, name) for name in _ARRAYS}
@@ -188,6 +191,7 @@ def _map_index(path: Path) -> ShardIndex:
         checksums=array("checksums") if "checksums" in header else None,
         key_ends=array("key_ends"),
         keys=array("keys"),
+        has_end=metadata.get("end") != "missing",
     )
     _verify(index)
     return index
