@@ -34,6 +34,17 @@ def split_member_name(name: str) -> MemberName | None:
     return MemberName(match[1], match[2].lower()) if match else None
 
 
+def why_no_sample(name: str) -> str:
+    """Say which members belong to no sample because of such a name, as in "3 members …"."""
+    if name[name.rfind("/") + 1 :].startswith("."):
+        return "with names that start with a dot"
+    if _METADATA.match(name):
+        return "with names like __this__"
+    if "." not in name[name.rfind("/") + 1 :]:
+        return "without a dot in the name"
+    return "with names that are not KEY.FIELD"
+
+
 def join_member_name(key: str, field: str) -> str:
     """Name the member that holds a field of a sample: the inverse of split_member_name."""
     return f"{key}.{field}"

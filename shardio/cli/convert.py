@@ -10,6 +10,7 @@ from typing import Any, get_args
 import click
 
 from shardio.cli.progress import progress_bar
+from shardio.cli.values import allow_empty_option
 from shardio.errors import UsageError
 from shardio.packing.convert import ConvertSummary, Target, check_arguments
 from shardio.packing.convert import convert as convert_source
@@ -40,6 +41,7 @@ _WHAT = {
     "FIELD= leaves a field out. By default fields keep their names, cls becomes label and the key "
     "__key__.",
 )
+@allow_empty_option
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes; by default one a core.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def convert(
@@ -47,6 +49,7 @@ def convert(
     out: str | None,
     to: Target,
     features: tuple[str, ...],
+    allow_empty: bool,
     jobs: int | None,
     as_json: bool,
 ) -> None:
@@ -65,7 +68,15 @@ def convert(
         raise click.UsageError(str(error)) from error
     shown: AbstractContextManager[Any] = nullcontext() if as_json else progress_bar("converting")
     with shown as progress:
-        summary = convert_source(src, out, to=to, features=features, jobs=jobs, progress=progress)
+        summary = convert_source(
+            src,
+            out,
+            to=to,
+            features=features,
+            allow_empty=allow_empty,
+            jobs=jobs,
+            progress=progress,
+        )
     click.echo(json.dumps(asdict(summary)) if as_json else _sentence(summary, to))
 
 

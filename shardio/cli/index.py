@@ -10,6 +10,7 @@ from dataclasses import asdict
 import click
 
 from shardio.cli.progress import progress_bar
+from shardio.cli.values import allow_empty_option
 from shardio.index.publish import index_source
 
 
@@ -18,8 +19,9 @@ from shardio.index.publish import index_source
 @click.option(
     "--force", is_flag=True, help="Accept packed shards as they are, also changed or fewer."
 )
+@allow_empty_option
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def index(path: str, force: bool, as_json: bool) -> None:
+def index(path: str, force: bool, allow_empty: bool, as_json: bool) -> None:
     """Write indexes with checksums for the shards of PATH.
 
     PATH is a folder of tars, one tar, a glob or a pattern like 'shard-{000000..000007}.tar'.
@@ -29,7 +31,7 @@ def index(path: str, force: bool, as_json: bool) -> None:
         nullcontext() if as_json else progress_bar("indexing")
     )
     with shown as progress:
-        summary = index_source(path, force=force, progress=progress)
+        summary = index_source(path, force=force, allow_empty=allow_empty, progress=progress)
     if as_json:
         click.echo(json.dumps(asdict(summary)))
     else:

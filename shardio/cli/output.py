@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from shardio.cli.values import parse_size, parse_split
+from shardio.cli.values import allow_empty_option, parse_size, parse_split
 from shardio.packing.job import PackSummary
 from shardio.packing.names import DUPLICATES_NAME, SKIPPED_NAME
 
@@ -42,6 +42,7 @@ _OPTIONS = (
         help="Stop at a bad file (also one with the key of another), or leave it out and list it "
         "in OUT/skipped.jsonl.",
     ),
+    allow_empty_option,
     click.option("--jobs", type=click.IntRange(min=1), help="Processes; by default one a core."),
     click.option(
         "--engine",

@@ -14,6 +14,7 @@ import click
 
 from shardio.cli.progress import progress_bar
 from shardio.cli.tables import show_profile
+from shardio.cli.values import allow_empty_option
 from shardio.errors import ShardioError
 from shardio.profiling.html import write_html
 from shardio.profiling.picture import check_plotting, write_png
@@ -116,6 +117,7 @@ _OPTIONS: Sequence[Callable[[Any], Any]] = (
     ),
     _place("--train", help="A callable that takes a batch and makes a training step."),
     click.option("--cold", is_flag=True, help="Drop the shards from the page cache before runs."),
+    allow_empty_option,
     click.option("--baseline", type=click.Choice(BASELINES), help="Run another loader, too."),
     _file("--html", "html", help="Write a report for a browser."),
     _file("--png", "png", help="Write the chart of rates; needs shardio[plot]."),

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import click
 
+from shardio.cli.values import allow_empty_option
 from shardio.reading.planning import PlanSettings
 
 _DEFAULTS = PlanSettings(source="", batch_size=1)
@@ -62,6 +63,7 @@ _OPTIONS = (
         show_default=True,
         help="Counted from 0.",
     ),
+    allow_empty_option,
 )
 _NAMES = {field.name for field in fields(PlanSettings)} - {"source", "batch_size", "shuffle"}
 

@@ -10,6 +10,12 @@ import click
 _SIDES = re.compile("([0-9]{1,9})(?:x([0-9]{1,9}))?")
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)(i?)B?", re.IGNORECASE)
 
+allow_empty_option = click.option(
+    "--allow-empty",
+    is_flag=True,
+    help="Take tars that have members, none of which is a field of a sample.",
+)
+
 
 def parse_sides(
     _context: click.Context, _option: click.Parameter, text: str | None

@@ -2,16 +2,21 @@
 
 Adjacent members with one key are a sample. What would lose data quietly is refused: links and
 other members without data where a field is expected, a field twice in a sample, a key whose
-fields lie apart in the shard.
+fields lie apart in the shard. So is a tar that has members of which none is a field, unless the
+user expects it: it is not the shard that was meant, or its names are not. A plain empty archive,
+as a writer leaves that was opened and given nothing, is a shard without samples.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import mmap
 import os
 import zlib
 from array import array
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +25,14 @@ from numpy.typing import NDArray
 
 from shardio.errors import TarError
 from shardio.index.shard_index import ShardIndex
-from shardio.naming import MemberName, split_member_name
+from shardio.naming import MemberName, split_member_name, why_no_sample
 from shardio.tar.archive import Placed
-from shardio.tar.reader import Members, scan_members
+from shardio.tar.reader import MISSING_END, Members, scan_members
+
+NAME_FIELDS = (
+    "name members KEY.FIELD, as 0001.jpg, leave the shard out, or allow it with allow_empty=True "
+    "(--allow-empty)"
+)
 
 _KINDS = {
     "1": "a hard link",
@@ -33,6 +43,10 @@ _KINDS = {
 }
 _FILE = ord("0")
 _DIRECTORY = ord("5")
+_LONGEST_NAME = 80
+_MOST_NAMED = 10  # shards without an end mark that are named one by one
+_LOG = logging.getLogger("shardio")
+_warned: set[str] = set()
 
 
 class IndexBuilder:
@@ -132,7 +146,7 @@ class IndexBuilder:
         self._fields_of_sample = set()
 
 
-def index_shard(path: Path, *, name: str, checksums: bool) -> ShardIndex:
+def index_shard(path: Path, *, name: str, checksums: bool, allow_empty: bool = False) -> ShardIndex:
     """Index a tar file.
 
     Args:
@@ -140,20 +154,55 @@ def index_shard(path: Path, *, name: str, checksums: bool) -> ShardIndex:
         name: what errors call it.
         checksums: read the data too, for the checksums of members and shard; otherwise only
             the headers are read, for checksums of their own.
+        allow_empty: take a tar that has members, none of which is a field of a sample.
 
     Raises:
-        TarError: the tar is damaged or its members do not form samples.
+        TarError: the tar is damaged, holds nothing, or its members do not form samples.
         OSError: the file cannot be read.
     """
     with path.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         if size == 0:
-            return _index_buffer(b"", name=name, checksums=checksums)
-        with mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ) as data:
-            return _index_buffer(data, name=name, checksums=checksums)
+            index, members = _index_buffer(b"", name=name, checksums=checksums)
+        else:
+            with mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ) as data:
+                index, members = _index_buffer(data, name=name, checksums=checksums)
+    if len(members) and not len(index) and not allow_empty:
+        raise TarError(f"{name}: {describe_no_samples(members)}; {NAME_FIELDS}", shard=name)
+    return index
 
 
-def _index_buffer(data: bytes | mmap.mmap, *, name: str, checksums: bool) -> ShardIndex:
+def describe_no_samples(members: Members) -> str:
+    """Say of members that form no sample how many there are, and why none is a field."""
+    why: Counter[str] = Counter()
+    first = ""
+    for raw, kind in zip(members.names, members.kinds, strict=True):
+        name = raw.decode("utf-8", "surrogateescape")
+        why["that are folders" if kind == _DIRECTORY else why_no_sample(name)] += 1
+        first = first or name
+    reasons = ", ".join(f"{count:,} {which}" for which, count in why.most_common())
+    cut = first if len(first) <= _LONGEST_NAME else f"{first[:_LONGEST_NAME]}…"
+    return f"none of its {len(members):,} members is a field of a sample: {reasons}, as {cut!r}"
+
+
+def warn_of_missing_ends(shards: Iterable[str]) -> None:
+    """Log once in a process which shards end without an end-of-archive mark.
+
+    Args:
+        shards: their names.
+    """
+    new = [shard for shard in dict.fromkeys(shards) if shard not in _warned]
+    _warned.update(new)
+    if len(new) > _MOST_NAMED:
+        _LOG.warning("%s and %s more shards: %s", new[0], f"{len(new) - 1:,}", MISSING_END)
+        return
+    for shard in new:
+        _LOG.warning("%s: %s", shard, MISSING_END)
+
+
+def _index_buffer(
+    data: bytes | mmap.mmap, *, name: str, checksums: bool
+) -> tuple[ShardIndex, Members]:
     members = scan_members(data, shard=name)
     builder = IndexBuilder(name)
     places = zip(members.offsets.tolist(), members.sizes.tolist(), strict=True)
@@ -168,7 +217,9 @@ def _index_buffer(data: bytes | mmap.mmap, *, name: str, checksums: bool) -> Sha
             builder.add(*split, Placed(offset, size, checksum))
         digest = hashlib.sha256(view).hexdigest() if checksums else None
         index = builder.build(shard_size=len(data), shard_sha256=digest, checksums=checksums)
-        return index if checksums else _with_headers(index, members, view)
+        if not checksums:
+            index = _with_headers(index, members, view)
+    return replace(index, has_end=members.has_end), members
 
 
 def _with_headers(index: ShardIndex, members: Members, view: memoryview) -> ShardIndex:

@@ -24,7 +24,7 @@ from pathlib import Path
 import braceexpand
 
 from shardio.errors import IndexFileError, TarError, UsageError
-from shardio.index.build import index_shard
+from shardio.index.build import index_shard, warn_of_missing_ends
 from shardio.index.manifest import (
     INDEX_SUFFIX,
     MANIFEST_NAME,
@@ -152,25 +152,33 @@ class Catalog:
         return known.hexdigest()[:16]
 
 
-def open_catalog(source: Source) -> Catalog:
+def open_catalog(source: Source, *, allow_empty: bool = False) -> Catalog:
     """Find the shards of a source.
 
     Args:
         source: a packed folder or its manifest, a folder of tars, a shard, a glob, a brace
             pattern such as `out/shard-{000000..000007}.tar`, or a list of these; `~` is the
             home folder.
+        allow_empty: take tars that have members, none of which is a field of a sample.
 
     Raises:
         UsageError: nothing is there, or it is no source.
         IndexFileError: a manifest or index is damaged or stale, or a pack is unfinished.
-        TarError: a shard without index is damaged.
+        TarError: a shard without index is damaged, or one without samples is no empty archive.
     """
     parts = list_parts(source)
     packed = {part: _open_packed(part) for part in parts if is_packed(part)}
-    catalogs = [packed.get(part) or _open_foreign(part) for part in parts]
+    unmarked: list[str] = []
+    catalogs = [packed.get(part) or _open_foreign(part, unmarked) for part in parts]
+    warn_of_missing_ends(unmarked)
+    shards = tuple(shard for catalog in catalogs for shard in catalog.shards)
+    for shard in shards:
+        if not shard.samples:  # whoever made the index, the tar must say that there are none
+            path = Path(shard.path)
+            index_shard(path, name=shard.name, checksums=False, allow_empty=allow_empty)
     classes = _common_classes(packed.values())
     return Catalog(
-        shards=tuple(shard for catalog in catalogs for shard in catalog.shards),
+        shards=shards,
         fields=tuple(sorted({field for catalog in catalogs for field in catalog.fields})),
         classes=classes if packed.keys() >= set(parts) else None,
     )
@@ -294,7 +302,8 @@ def _common_classes(packed: Iterable[Catalog]) -> tuple[str, ...] | None:
     return classes.pop() if classes else None
 
 
-def _open_foreign(part: Path) -> Catalog:
+def _open_foreign(part: Path, unmarked: list[str]) -> Catalog:
+    """Open shards that others made; names to a list those whose end nothing tells."""
     entries: list[ShardEntry] = []
     fields: set[str] = set()
     for shard in find_shards(part):
@@ -302,6 +311,8 @@ def _open_foreign(part: Path) -> Catalog:
         modified = plain.stat().st_mtime_ns  # before the scan: a change meanwhile is noticed
         path, index = _index_of(shard, plain)
         fields.update(index.fields)
+        if not (index.has_end or index.shard_sha256):
+            unmarked.append(str(shard))
         entries.append(
             ShardEntry(
                 name=str(shard),
@@ -355,7 +366,7 @@ def _index_of(shard: Path, plain: Path) -> tuple[Path, ShardIndex]:
         index = read_index(cached)
         if index.verifies:
             return cached, index
-    index = index_shard(plain, name=str(shard), checksums=False)
+    index = index_shard(plain, name=str(shard), checksums=False, allow_empty=True)
     with new_entry(cached) as stream:
         stream.writelines(encode_index(index))
     return cached, read_index(cached)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shardio.errors import IndexFileError
-from shardio.index.build import index_shard
+from shardio.index.build import index_shard, warn_of_missing_ends
 from shardio.index.catalog import Source, find_shards, is_packed, list_parts, refuse_missing
 from shardio.index.manifest import (
     INDEX_FOLDER,
@@ -42,6 +42,7 @@ def index_source(
     source: Source,
     *,
     force: bool = False,
+    allow_empty: bool = False,
     progress: Callable[[int], Callable[[int], None]] | None = None,
 ) -> IndexSummary:
     """Read the shards of a source whole and write an index with checksums beside each.
@@ -51,6 +52,7 @@ def index_source(
     Args:
         source: see shardio.index.catalog.open_catalog.
         force: accept packed shards as they are now, and bring the manifest up to date.
+        allow_empty: see shardio.index.catalog.open_catalog.
         progress: called with the number of shards; what it returns is called with how many
             more are done.
 
@@ -58,7 +60,8 @@ def index_source(
         UsageError: nothing is at the source.
         IndexFileError: a shard is not what its manifest says, or missing.
         OutputError: something has the place of an index or its folder, as a link.
-        TarError: a shard is damaged; the indexes of those before it are written.
+        TarError: a shard is damaged or holds no samples; the indexes of those before it are
+            written.
         OSError: a shard cannot be read or an index not written.
     """
     found = {part: find_shards(part) for part in list_parts(source)}
@@ -69,20 +72,25 @@ def index_source(
         if is_packed(folder) and not force
     }
     done = progress(sum(map(len, found.values()))) if progress else None
-    every, all_fields = list[ShardReceipt](), set[str]()
+    every, all_fields, unmarked = list[ShardReceipt](), set[str](), list[str]()
     for part, shards in found.items():
         receipts, fields = list[ShardReceipt](), set[str]()
         for shard in shards:
-            index = index_shard(plain_tar(shard), name=str(shard), checksums=True)
+            index = index_shard(
+                plain_tar(shard), name=str(shard), checksums=True, allow_empty=allow_empty
+            )
             _compare(shard, index, digests.get(shard.parent))
             receipts.append(_publish(shard, index))
             fields.update(index.fields)
+            if not index.has_end:
+                unmarked.append(str(shard))
             if done is not None:
                 done(1)
         if force and is_packed(part):
             _update_manifest(part, receipts, fields)
         every += receipts
         all_fields |= fields
+    warn_of_missing_ends(unmarked)
     return IndexSummary(
         shards=len(every),
         samples=sum(receipt.samples for receipt in every),

@@ -75,6 +75,7 @@ class ShardIndex:
         shard_size: bytes of the tar file that was indexed.
         shard_sha256: hexadecimal digest of that file, if it was read whole.
         fields: names of the F columns, sorted.
+        has_end: whether an end-of-archive mark follows the members.
     """
 
     shard_size: int
@@ -87,6 +88,7 @@ class ShardIndex:
     keys: NDArray[np.uint8]
     starts: NDArray[np.int64] | None = None
     headers: NDArray[np.uint32] | None = None
+    has_end: bool = True
 
     @property
     def verifies(self) -> bool:
@@ -138,6 +140,7 @@ def encode_index(index: ShardIndex) -> list[bytes]:
             "shard_size": str(index.shard_size),
             "shard_sha256": index.shard_sha256 or "",
             "fields": json.dumps(index.fields),
+            **({} if index.has_end else {"end": "missing"}),
         }
     }
     arrays = {name: getattr(index, name) for name in _ARRAYS}
@@ -223,6 +226,7 @@ def _map_index(path: Path) -> ShardIndex:
         keys=array("keys"),
         starts=array("starts") if "starts" in header else None,
         headers=array("headers") if "headers" in header else None,
+        has_end=metadata.get("end") != "missing",
     )
     _verify(index)
     return index

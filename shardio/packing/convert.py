@@ -91,6 +91,7 @@ def convert(
     *,
     to: Target,
     features: Sequence[str] = (),
+    allow_empty: bool = False,
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> ConvertSummary:
@@ -108,6 +109,7 @@ def convert(
             `NAME.tar.idx` for each shard.
         features: of "tfrecord", names for fields, as ["jpg=image/encoded"]; "jpg=" leaves a field
             out.
+        allow_empty: take tars that have members, none of which is a field of a sample.
         jobs: processes; by default one a core.
         progress: called with the number of samples; what it returns is called with how many more
             are done.
@@ -125,7 +127,7 @@ def convert(
     pairs = check_arguments(out, to=to, features=features)
     engine = make_engine("local", jobs)
     _refuse_records(source)
-    catalog = open_catalog(source)
+    catalog = open_catalog(source, allow_empty=allow_empty)
     if to == "tfrecord" and out is not None:
         sizes = _write_records(catalog, Path(out), pairs, engine, progress)
     elif to == "wids":

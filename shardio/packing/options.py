@@ -51,6 +51,7 @@ class OutputOptions:
         shuffle: order the samples at random; otherwise as the source has them.
         seed: of the order and the splits.
         on_error: "raise", or "skip" to leave bad samples out and list them in skipped.jsonl.
+        allow_empty: of tars, take those that have members, none of which is a field of a sample.
         jobs: processes; by default one a core. The bytes are the same for any number.
         engine: "local", or "ray" to run on a Ray cluster.
         progress: called with the number of samples before each pass over them; what it returns is
@@ -68,6 +69,7 @@ class OutputOptions:
     shuffle: bool = True
     seed: int = 0
     on_error: OnError = "raise"
+    allow_empty: bool = False
     jobs: int | None = None
     engine: EngineName = "local"
     progress: Progress | None = None

@@ -34,7 +34,7 @@ def reshard(source: Source, out: str | PathLike[str], options: ReshardOptions) -
     """
     job = options.job(root="/", check=False)
     tars = Tars(
-        catalog=open_catalog(source),
+        catalog=open_catalog(source, allow_empty=options.allow_empty),
         read_labels=options.stratify,
         keys=None if options.keys is None else frozenset(options.keys),
         where=options.where,

@@ -32,7 +32,7 @@ def open_baseline(name: str, settings: Settings, topology: Topology) -> Iterable
     """
     import webdataset  # noqa: PLC0415  only a baseline needs it
 
-    catalog = open_catalog(settings.source)
+    catalog = open_catalog(settings.source, allow_empty=settings.allow_empty)
     check_baseline(name, catalog.fields)
     shards = [shard.path for shard in catalog.shards]
     dataset = (

@@ -156,7 +156,7 @@ def profile(
         ShardioError: a run failed; the message is the run's.
     """
     topologies = topologies_of(settings)
-    catalog = open_catalog(settings.source)
+    catalog = open_catalog(settings.source, allow_empty=settings.allow_empty)
     samples = sum(shard.samples for shard in catalog.shards)
     _check(settings, samples, trace)
     if baseline is not None:

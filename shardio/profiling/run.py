@@ -106,6 +106,7 @@ def _open(settings: Settings) -> ShardDataset:
         batch_size=settings.batch_size,
         shuffle=True,
         on_bad_sample="skip",
+        allow_empty=settings.allow_empty,
     )
 
 

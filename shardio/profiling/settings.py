@@ -54,6 +54,7 @@ class Settings:
             that waits for a GPU.
         train: "FILE:NAME" of a callable that takes a batch and is the step.
         cold: drop the shards from the page cache before each run.
+        allow_empty: as ShardDataset takes it.
     """
 
     source: str
@@ -67,6 +68,7 @@ class Settings:
     step_ms: float = 0.0
     train: str | None = None
     cold: bool = False
+    allow_empty: bool = False
 
     @property
     def has_step(self) -> bool:

@@ -47,8 +47,8 @@ def check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[st
     _check("tail", given["tail"], given["tail"] in get_args(Tail), "'pad', 'drop' or 'short'")
     _check("on_bad_sample", given["on_bad_sample"],
            given["on_bad_sample"] in get_args(OnBadSample), "'raise' or 'skip'")  # fmt: skip
-    _check("reduced_decoding", given["reduced_decoding"],
-           isinstance(given["reduced_decoding"], bool), "True or False")  # fmt: skip
+    for name in ("reduced_decoding", "allow_empty"):
+        _check(name, given[name], isinstance(given[name], bool), "True or False")
     return {"transform": transform, "decode": decode, **given}
 
 

@@ -86,6 +86,7 @@ class ShardDataset(ResumableDataset):
         reduced_decoding: decode a JPEG whose crop is at least 3.75, 4.5 or 8 times as large as
             what it becomes at 1/2, 1/4 or 1/8 of its size: faster, and nearer to an antialiased
             resize than plain linear interpolation. False decodes every pixel of the crop.
+        allow_empty: take tars that have members, none of which is a field of a sample.
 
     Attributes:
         catalog: the shards.
@@ -99,7 +100,7 @@ class ShardDataset(ResumableDataset):
     Raises:
         UsageError: an argument cannot be meant, or nothing is at the source.
         IndexFileError: a manifest or index is damaged or stale.
-        TarError: a shard without index is damaged.
+        TarError: a shard without index is damaged, or one holds no samples.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class ShardDataset(ResumableDataset):
         world_size: int | None = None,
         on_bad_sample: OnBadSample = "raise",
         reduced_decoding: bool = True,
+        allow_empty: bool = False,
     ) -> None:
         given = check_arguments(
             fields=fields,
@@ -136,12 +138,11 @@ class ShardDataset(ResumableDataset):
             world_size=world_size,
             on_bad_sample=on_bad_sample,
             reduced_decoding=reduced_decoding,
+            allow_empty=allow_empty,
         )
-        super().__init__(
-            batch_sizes=(given["batch_size"], given["global_batch_size"]),
-            ranks=(rank, world_size),
-        )
-        self.catalog: Catalog = open_catalog(source)
+        sizes = given["batch_size"], given["global_batch_size"]
+        super().__init__(batch_sizes=sizes, ranks=(rank, world_size))
+        self.catalog: Catalog = open_catalog(source, allow_empty=allow_empty)
         self.classes = self.catalog.classes
         self._decode = decode
         self.fields = self._map_fields(fields)

@@ -29,6 +29,7 @@ class PlanSettings:
         streams: canonical streams.
         tail: see shardio.plan.tail.
         epoch: from 0.
+        allow_empty: as ShardDataset takes it.
     """
 
     source: str
@@ -40,6 +41,7 @@ class PlanSettings:
     streams: int = 1
     tail: Tail = "pad"
     epoch: int = 0
+    allow_empty: bool = False
 
 
 def open_plan(settings: PlanSettings) -> tuple[Catalog, EpochPlan]:
@@ -50,7 +52,7 @@ def open_plan(settings: PlanSettings) -> tuple[Catalog, EpochPlan]:
         IndexFileError: a manifest or index is damaged or stale.
         TarError: a shard without index is damaged.
     """
-    catalog = open_catalog(settings.source)
+    catalog = open_catalog(settings.source, allow_empty=settings.allow_empty)
     samples = Samples([shard.samples for shard in catalog.shards])
     shuffle = make_shuffle(
         settings.shuffle, seed=settings.seed, window=settings.window, streams=settings.streams

@@ -9,6 +9,7 @@ link targets, because links are no samples.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ from shardio.tar.header import sparse_error, until_nul
 EXTENSIONS = b"LKxXg"
 LONGEST_EXTENSION = 1 << 20
 MOST_RECORDS = 1000
+
+_LENGTH = re.compile(rb"0*([1-9][0-9]{0,6}) ")
+_DIGITS_OF_SIZE = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +80,11 @@ def _parse_pax(data: bytes) -> Overrides:
 def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     position, number = 0, 0
     while position < len(data):
-        space = data.find(b" ", position, position + 8)
-        digits = data[position : max(space, position)]
-        end = position + int(digits) if digits.isdigit() else 0
-        equals = data.find(b"=", space + 2, end - 1)
+        length = _LENGTH.match(data, position)
+        if length is None:
+            raise _malformed(data[position:])
+        start, end = length.end(), position + int(length[1])
+        equals = data.find(b"=", start + 1, end - 1)
         if equals < 0 or data[end - 1 : end] != b"\n":
             raise _malformed(data[position:])
         number += 1
@@ -87,14 +92,15 @@ def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
             raise TarError(
                 f"a PAX header has more than {MOST_RECORDS} records; pack the shard again"
             )
-        yield data[space + 1 : equals], data[equals + 1 : end - 1]
+        yield data[start:equals], data[equals + 1 : end - 1]
         position = end
 
 
 def _parse_size(value: bytes) -> int:
-    if not value.isdigit() or len(value) > 20:
+    digits = value.lstrip(b"0") or value[-1:]
+    if not value.isdigit() or len(digits) > _DIGITS_OF_SIZE:
         raise _malformed(b"size=" + value)
-    return int(value)
+    return int(digits)
 
 
 def _malformed(record: bytes) -> TarError:

@@ -28,9 +28,10 @@ DIRECTORY = b"5"
 HEADER_PARTS = struct.Struct("148s 8s 100s 256s")
 """A header as what is before the checksum, the checksum, what is after it, the second half."""
 
-_SIGNED_BYTES = struct.Struct("148b 8x 356b")
 EIGHT_SPACES = 8 * 0x20
 _WITHOUT_DATA = b"123456"
+_ASCII = bytes(range(128))
+_TEXTS = slice(0, 100), slice(157, 257), slice(345, 500)  # name, link target, prefix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +70,12 @@ def parse_header(block: bytes) -> Header:
             f"only {len(block)} of a header's {BLOCK} bytes are left, so the shard is cut off; "
             "fetch or pack it again"
         )
-    before, stated, after, rest = HEADER_PARTS.unpack(block)
-    if stated != b"%06o\0 " % checksum(before, after, rest):
-        _verify_unusual_checksum(block)
+    if not has_sound_checksum(block):
+        raise TarError(
+            "the header's checksum does not match, so the shard is damaged or not a tar archive; "
+            "fetch or pack it again"
+        )
+    before, _, after, rest = HEADER_PARTS.unpack(block)
     kind, name = after[:1], until_nul(before[:100])
     if kind == b"S":
         raise sparse_error()
@@ -84,6 +88,26 @@ def parse_header(block: bytes) -> Header:
         kind=kind,
         size=_parse_size(before[124:136]),
     )
+
+
+def has_sound_checksum(block: bytes) -> bool:
+    """Tell whether a whole block states the sum of its bytes, in any spelling of the number.
+
+    Sun's tar summed bytes with a sign. Its sum is taken only for headers that it can have written:
+    the bytes above 127 are all in the text of the name, link target or prefix. Elsewhere such a
+    byte is damage, which a second sum must not make sound: it counts as a small negative number
+    there, so that other small changes make up for it, which the unsigned sum does not allow.
+    """
+    before, stated, after, rest = HEADER_PARTS.unpack(block)
+    total = checksum(before, after, rest)
+    if stated == b"%06o\0 " % total:
+        return True
+    number = _parse_number(stated)
+    if number == total:
+        return True
+    high = _count_high(block)
+    in_texts = sum(_count_high(until_nul(block[text])) for text in _TEXTS)
+    return high == in_texts > 0 and number == total - 256 * high
 
 
 def byte_sum(part: bytes, more: bytes = b"") -> int:
@@ -124,15 +148,8 @@ def sparse_error() -> TarError:
     )
 
 
-def _verify_unusual_checksum(block: bytes) -> None:
-    """Accept any way to write the number, and Sun's sum of signed bytes."""
-    before, stated, after, rest = HEADER_PARTS.unpack(block)
-    signed = sum(_SIGNED_BYTES.unpack(block)) + EIGHT_SPACES
-    if _parse_number(stated) not in {checksum(before, after, rest), signed}:
-        raise TarError(
-            "the header's checksum does not match, so the shard is damaged or not a tar archive; "
-            "fetch or pack it again"
-        )
+def _count_high(text: bytes) -> int:
+    return len(text.translate(None, _ASCII))
 
 
 def _parse_size(field: bytes) -> int:

@@ -5,17 +5,24 @@ each header is exactly what common tools write. Whatever is not stops the loop a
 header at a time, through the exact parser, which reads it or says what is wrong with it; the
 loop itself judges nothing. Time is linear in the headers, memory is that of the result.
 
-Nothing is silently lost: the walk ends at an end-of-archive mark with nothing but zeros after
-it, or with an error. Where Python's tarfile reads a sound archive, the members are the same.
+Nothing is silently lost. Two blocks of zeros end an archive. What follows is zeros or a trailer,
+which is passed over, unless it could be members: one of its blocks is a header, as of another
+archive or behind a part that was zeroed, or it ends as archives do, with two blocks of zeros. One
+block of zeros ends an archive only where nothing but zeros follows; before anything else it is a
+header that was zeroed. (tarfile, GNU tar and bsdtar stop at it, GNU tar with a message, and lose
+what follows; busybox reads on.) An archive that ends behind a member without any mark is read, and
+`Members.has_end` tells; whoever shows it to a user says so, since one that was cut off there looks
+the same.
+
+Where Python's tarfile reads a sound archive, the members are the same.
 """
 
 from __future__ import annotations
 
-import mmap
 from array import array
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +48,14 @@ from shardio.tar.header import (
     padded,
     parse_header,
 )
+from shardio.tar.search import Buffer, find_headers
 
-Buffer: TypeAlias = bytes | bytearray | memoryview | mmap.mmap
+MISSING_END = (
+    "the shard ends without an end-of-archive mark, so it may be cut off between two members; "
+    "fetch or pack it again, or append 1,024 zero bytes if it is known to be complete"
+)
+LARGEST_EMPTY = 20 * BLOCK
+"""Bytes of an archive without members at most: of GNU tar's, one record of 20 blocks."""
 
 _ZEROS = bytes(1 << 20)
 
@@ -59,6 +72,8 @@ class Members:
             of the extension headers before its own, if it has some.
         offsets: int64 [members], the first byte of each member's data.
         sizes: int64 [members], the bytes of data; 0 for members that have none.
+        has_end: whether an end-of-archive mark follows the members.
+        trailer: offset of the first byte behind the mark that is not zero, if there is one.
     """
 
     names: list[bytes]
@@ -66,6 +81,8 @@ class Members:
     starts: NDArray[np.int64]
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
+    has_end: bool
+    trailer: int | None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -91,8 +108,9 @@ def scan_members(buffer: Buffer, *, shard: str) -> Members:
         shard: what errors call it.
 
     Raises:
-        TarError: the archive is damaged, cut off, hostile or sparse; the error has the shard
-            and the offset of the header or block at fault.
+        TarError: the archive is damaged, cut off inside a member, hostile, sparse, or has
+            neither members nor the size of an empty archive; the error has the shard and the
+            offset of the header or block at fault.
     """
     members, fault = scan_sound_part(buffer)
     if fault is not None:
@@ -131,13 +149,27 @@ class _Scan:
         self._for_all = NO_OVERRIDES
         self._for_next: Overrides | None = None
         self._extended: dict[int, int] = {}  # by member, where its extension headers start
+        self._has_end = False
+        self._trailer: int | None = None
 
     def run(self) -> None:
         if not self._view:
             raise TarError("the file is empty, not a tar archive; fetch or pack it again")
-        while (block := self._next_block()) != ZERO_BLOCK:
+        while block := self._next_block():
+            if block == ZERO_BLOCK:
+                self._take_end()
+                break
             self._take(parse_header(block))
-        self._verify_end()
+        if self._for_next is not None:
+            raise TarError(
+                "the archive ends between an extension header and its member, so the shard is "
+                "damaged; fetch or pack it again"
+            )
+        if self.position > len(self._view):
+            raise TarError(
+                "the shard ends inside the padding of its last member, so it is cut off; fetch or "
+                "pack it again"
+            )
 
     def members(self) -> Members:
         offsets = np.array(self._offsets, np.int64)
@@ -150,19 +182,15 @@ class _Scan:
             starts=starts,
             offsets=offsets,
             sizes=np.array(self._sizes, np.int64),
+            has_end=self._has_end,
+            trailer=self._trailer,
         )
 
     def _next_block(self) -> bytes:
-        """Take all plain files, then return the block that needs a closer look."""
+        """Take all plain files, then return the block that needs a closer look, if there is one."""
         if (self._for_next or NO_OVERRIDES) is NO_OVERRIDES is self._for_all:
             self._take_plain_files()
-        block = bytes(self._view[self.position : self.position + BLOCK])
-        if not block:
-            raise TarError(
-                "the shard ends without an end-of-archive mark and may be cut off; fetch or pack "
-                "it again, or append 1,024 zero bytes if it is known to be complete"
-            )
-        return block
+        return bytes(self._view[self.position : self.position + BLOCK])
 
     def _take_plain_files(self) -> None:
         view, end, position = self._view, len(self._view), self.position
@@ -254,17 +282,41 @@ class _Scan:
                 "cut off or damaged; fetch or pack it again"
             )
 
-    def _verify_end(self) -> None:
-        if self._for_next is not None:
+    def _take_end(self) -> None:
+        """Take the end-of-archive mark, and what follows it if that cannot be members."""
+        mark, end = self.position, len(self._view)
+        first = self._find_data(mark)
+        if first is not None:
+            self._refuse_members(mark, first)
+        if not self._names and (first is not None or end > LARGEST_EMPTY):
+            what = f"{end:,} bytes of zeros" if first is None else f"data from byte {first} on"
             raise TarError(
-                "the archive ends between an extension header and its member, so the shard is "
-                "damaged; fetch or pack it again"
+                f"the shard has no members, only {what}, so it was not written or was zeroed; "
+                "fetch or pack it again, or leave it out"
             )
-        for start in range(self.position, len(self._view), len(_ZEROS)):
-            chunk = bytes(self._view[start : start + len(_ZEROS)])
+        self._has_end, self._trailer = True, first
+
+    def _refuse_members(self, mark: int, first: int) -> None:
+        """Refuse data behind an end-of-archive mark that could be members."""
+        start = first - (first - mark) % BLOCK  # of the block that it is in
+        if start < mark + 2 * BLOCK:
+            raise TarError(
+                f"two blocks of zeros should end the archive, yet data follows one at byte {first}"
+                ", so a header was zeroed; fetch or pack the shard again"
+            )
+        header = next(find_headers(self._view, start, len(self._view)), None)
+        if header is not None or not bytes(self._view[-2 * BLOCK :]).strip(b"\0"):
+            what = "an end of another" if header is None else f"a header at byte {header}"
+            raise TarError(
+                f"data and {what} follow the end of the archive at byte {first}, so archives were "
+                "concatenated or headers zeroed; unpack it with `tar --ignore-zeros` and pack it "
+                f"again, or cut it off at byte {start} if what follows is not wanted"
+            )
+
+    def _find_data(self, start: int) -> int | None:
+        """Find the first byte from an offset on that is not zero."""
+        for at in range(start, len(self._view), len(_ZEROS)):
+            chunk = bytes(self._view[at : at + len(_ZEROS)])
             if chunk != _ZEROS[: len(chunk)]:
-                first = start + len(chunk) - len(chunk.lstrip(b"\0"))
-                raise TarError(
-                    f"a block of zeros should end the archive, yet data follows at byte {first}; "
-                    "a header was zeroed or archives were concatenated, so pack the shard again"
-                )
+                return at + len(chunk) - len(chunk.lstrip(b"\0"))
+        return None

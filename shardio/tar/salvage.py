@@ -15,19 +15,19 @@ import mmap
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from shardio.errors import TarError
 from shardio.tar.header import BLOCK, ZERO_BLOCK, parse_header
-from shardio.tar.reader import Members, scan_sound_part
+from shardio.tar.reader import MISSING_END, Members, scan_sound_part
+from shardio.tar.search import find_headers
 
 _MAGIC, _MAGIC_AT = b"ustar", 257
 _STATED, _STATED_AT = re.compile(rb"[ 0-7]{6}[\0 ]{2}"), slice(148, 156)  # checksum of a header
 _DIGIT, _SIZE_AT = re.compile(b"[0-7]"), slice(124, 136)
-_PIECE = 1 << 20
 
 
 class Gap(NamedTuple):
@@ -49,7 +49,8 @@ class Walk:
     """What a walk found.
 
     Attributes:
-        members: in order; those whose data another header cuts are not among them.
+        members: in order; those whose data another header cuts are not among them. What they
+            say of the archive's end is what the last part of the walk found.
         gaps: in order; none in a sound archive.
         doubtful: numbers of members before a gap that is no damaged header, so that their own
             data may have lost or got bytes.
@@ -86,6 +87,8 @@ def walk_members(data: bytes | mmap.mmap) -> Walk:
                     doubtful.add(sum(map(len, parts)) + len(members) - 1)
         else:
             start = None
+            if not members.has_end:
+                gaps.append(Gap(len(data), len(data), MISSING_END))
         parts.append(members)
     return Walk(members=_joined(parts), gaps=tuple(gaps), doubtful=frozenset(doubtful))
 
@@ -115,9 +118,8 @@ def _next_header(data: bytes | mmap.mmap, start: int) -> int | None:
     modern = next(
         (at for at in _find_magic(data, start) if _is_header(data[at : at + BLOCK])), None
     )
-    limit = len(data) if modern is None else modern
-    older = (at for at in _find_numbers(data, start, limit) if _is_header(data[at : at + BLOCK]))
-    return next(older, modern)
+    blocks = find_headers(data, start + -start % BLOCK, len(data) if modern is None else modern)
+    return next((at for at in blocks if _is_header(data[at : at + BLOCK])), modern)
 
 
 def _find_magic(data: bytes | mmap.mmap, start: int) -> Iterator[int]:
@@ -125,17 +127,6 @@ def _find_magic(data: bytes | mmap.mmap, start: int) -> Iterator[int]:
     while at >= 0:
         yield at - _MAGIC_AT
         at = data.find(_MAGIC, at + 1)
-
-
-def _find_numbers(data: bytes | mmap.mmap, start: int, limit: int) -> Iterator[int]:
-    """Blocks that have a name, and octal digits where a header has its checksum."""
-    for first in range(start + -start % BLOCK, limit - BLOCK + 1, _PIECE):
-        piece = data[first : min(first + _PIECE, limit)]
-        blocks = np.frombuffer(piece, np.uint8, len(piece) // BLOCK * BLOCK).reshape(-1, BLOCK)
-        digits = blocks[:, _STATED_AT][:, :6]
-        octal = ((digits >= ord("0")) & (digits <= ord("7"))) | (digits == ord(" "))
-        for number in np.flatnonzero(octal.all(axis=1) & (blocks[:, 0] > ord(" "))).tolist():
-            yield first + number * BLOCK
 
 
 def _cut_member(members: Members, end: int) -> Gap:
@@ -149,7 +140,8 @@ def _cut_member(members: Members, end: int) -> Gap:
 
 
 def _first(members: Members, count: int) -> Members:
-    return Members(
+    return replace(
+        members,
         names=members.names[:count],
         kinds=members.kinds[:count],
         starts=members.starts[:count],
@@ -159,9 +151,8 @@ def _first(members: Members, count: int) -> Members:
 
 
 def _joined(parts: list[Members]) -> Members:
-    if len(parts) == 1:
-        return parts[0]
-    return Members(
+    return replace(
+        parts[-1],
         names=[name for part in parts for name in part.names],
         kinds=b"".join(part.kinds for part in parts),
         starts=np.concatenate([part.starts for part in parts]),

@@ -265,7 +265,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "end": (
         lambda out: shard_of(out).write_bytes(shard_of(out).read_bytes() + b"x"),
-        "a block of zeros should end the archive, yet data follows",
+        "1 bytes that are no members follow the end of the archive",
     ),
     "one zero more": (
         lambda out: shard_of(out).write_bytes(shard_of(out).read_bytes() + b"\0"),

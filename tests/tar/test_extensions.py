@@ -36,6 +36,16 @@ def test_pax_records_override_name_and_size_whatever_stands_beside_them(
     assert parse_extension(b"x", beside) is NO_OVERRIDES
 
 
+@pytest.mark.parametrize("zeros", [1, 21, 5000])
+@pytest.mark.parametrize("size", [0, 999])
+def test_numbers_in_pax_records_may_have_leading_zeros(zeros: int, size: int) -> None:
+    data = record(b"size", b"0" * zeros + b"%d" % size)
+    assert parse_extension(b"x", data) == Overrides(size=size)
+    rest = b" size=%d\n" % size
+    data = b"%0*d" % (zeros + 4, len(rest) + zeros + 4) + rest
+    assert parse_extension(b"x", data) == Overrides(size=size)
+
+
 def test_of_two_records_with_one_keyword_the_last_prevails() -> None:
     data = record(b"path", b"first") + record(b"path", b"last")
     assert parse_extension(b"x", data) == Overrides(name=b"last")
@@ -78,6 +88,8 @@ def test_link_targets_are_passed_over() -> None:
         record(b"size", b"1.5"),
         record(b"size", b" 1"),
         record(b"size", b"9" * 5000),
+        record(b"size", b"0" * 5000 + b"9" * 21),
+        b"0" * 5000 + b"9999 path=a\n",
     ],
 )
 def test_malformed_pax_records_are_refused(data: bytes) -> None:
@@ -181,7 +193,7 @@ def test_of_two_extensions_for_one_member_the_first_prevails_as_in_tarfile(
 def test_an_extension_without_its_member_is_refused(kind: bytes) -> None:
     data = member(b"a", 1) + extension(kind, b"9 path=b\n")
     fails(data + END_OF_ARCHIVE, 2048, "ends between an extension header and its member")
-    fails(data, 2048, "ends without an end-of-archive mark")
+    fails(data, 2048, "ends between an extension header and its member")
     fails(data[: 1024 + 512 + 8], 1024, "has 9 bytes of data and the shard only 8 more")
 
 

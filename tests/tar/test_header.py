@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tarfile
+from contextlib import suppress
 
 import pytest
 from hypothesis import example, given
@@ -129,11 +130,47 @@ def test_text_fields_end_at_the_first_nul_or_fill_their_field() -> None:
     assert parse_header(with_field(345, b"p" * 155)).name == b"p" * 155 + b"/cat/1.jpg"
 
 
-def test_a_checksum_of_signed_bytes_is_accepted() -> None:
-    block = with_field(0, b"\xe9t\xe9.jpg\0")
-    signed = int(block[148:154], 8) - 2 * 256
-    block = block[:148] + b"%06o\0 " % signed + block[156:]
-    assert parse_header(block).name == b"\xe9t\xe9.jpg"
+def signed(block: bytes) -> bytes:
+    """Give a block the checksum that Sun's tar gave it."""
+    high = sum(byte >= 128 for byte in block[:148] + block[156:])
+    return block[:148] + b"%06o\0 " % (int(sealed(block)[148:154], 8) - 256 * high) + block[156:]
+
+
+ODD = b"\xe9t\xe9.jpg\0"
+
+
+@pytest.mark.parametrize("at", [0, 157, 345])
+def test_a_checksum_of_signed_bytes_is_accepted_where_text_has_such_bytes(at: int) -> None:
+    block = with_field(at, ODD)
+    assert parse_header(signed(block)) == parse_header(block)
+
+
+@pytest.mark.parametrize("at", [100, 124, 136, 156, 265, 329, 500, 200, 40])
+def test_a_checksum_of_signed_bytes_is_refused_where_such_a_byte_is_damage(at: int) -> None:
+    for block in (with_field(at, b"\xff"), with_field(at, b"\xff", with_field(0, ODD))):
+        with pytest.raises(TarError, match="the header's checksum does not match"):
+            parse_header(signed(block))
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        PLAIN,
+        with_field(0, ODD),
+        signed(with_field(0, ODD)),
+        with_field(124, b"\x80" + bytes(10) + b"\x90", with_field(345, b"\xfcber")),
+    ],
+)
+def test_no_single_damaged_byte_makes_a_header_another_sound_one(block: bytes) -> None:
+    sound = parse_header(block)
+    harmless = set()
+    for at in range(BLOCK):
+        for byte in range(256):
+            with suppress(TarError):
+                assert parse_header(block[:at] + bytes([byte]) + block[at + 1 :]) == sound
+                if byte != block[at]:
+                    harmless.add(at)
+    assert harmless <= set(range(148, 156))
 
 
 @pytest.mark.parametrize("form", [b"%06o \0", b"%07o\0", b"%08o", b"%6o\0 ", b"%o\0\0\0"])

@@ -140,6 +140,7 @@ def info(
     sample: int | str = 0,
     preview: str | PathLike[str] | None = None,
     preview_count: int = PREVIEW_COUNT,
+    allow_empty: bool = False,
     progress: Callable[[int], Callable[[int], None]] | None = None,
 ) -> Info:
     """Say what shards hold: samples, shards, fields, classes, and the fields of one sample.
@@ -154,6 +155,7 @@ def info(
             key are a position.
         preview: a PNG file for a contact sheet, of images evenly spread over the samples.
         preview_count: images on it, 1 to 960.
+        allow_empty: take tars that have members, none of which is a field of a sample.
         progress: called with the number of shards; what it returns is called with how many more
             are done.
 
@@ -167,8 +169,8 @@ def info(
         _check_preview(fspath(preview), preview_count)
     parts = list_parts(source)
     folders = _find_splits(parts)
-    catalogs = {name: open_catalog(folder) for name, folder in folders.items()}
-    catalogs = catalogs or {_WHOLE: open_catalog(source)}
+    named = folders or {_WHOLE: source}
+    catalogs = {name: open_catalog(part, allow_empty=allow_empty) for name, part in named.items()}
     entries = [entry for catalog in catalogs.values() for entry in catalog.shards]
     finder = KeyFinder(sample) if isinstance(sample, str) else None
     found = _look_through(catalogs, finder, progress(len(entries)) if progress else None)

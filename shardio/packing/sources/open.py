@@ -48,7 +48,8 @@ def open_source(path: str, options: PackOptions) -> Folder | Table | Tars | TFRe
             raise UsageError(
                 "members of tars are packed as they are; leave fields, labels and classes out"
             )
-        return Tars(catalog=open_catalog(path), read_labels=options.stratify)
+        catalog = open_catalog(path, allow_empty=options.allow_empty)
+        return Tars(catalog=catalog, read_labels=options.stratify)
     if records is not None:
         if options.fields is not None:
             raise UsageError("fields are of files; say with features which features are fields")

@@ -32,6 +32,7 @@ def verify(
     source: Source,
     *,
     deep: bool = False,
+    allow_empty: bool = False,
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Verification:
@@ -46,6 +47,7 @@ def verify(
             or a list of these.
         deep: decode every field, images and others, which notices most damage where there are
             no checksums.
+        allow_empty: take tars that have members, none of which is a field of a sample.
         jobs: processes; by default one a core. The findings are the same for any number.
         progress: called with the number of megabytes; what it returns is called with how many
             more are read.
@@ -57,7 +59,9 @@ def verify(
     engine = make_engine("local", jobs)
     parts = find_parts(source)
     shards = [[each for each in part.shards if not each.missing] for part in parts]
-    tasks = [task_of(shard, deep=deep) for some in shards for shard in some]
+    tasks = [
+        task_of(shard, deep=deep, allow_empty=allow_empty) for some in shards for shard in some
+    ]
     advance = progress(sum(map(len, tasks))) if progress else None
     reports = engine.run(verify_shard, tasks, advance)
     names = [task.shard.path for task in tasks]

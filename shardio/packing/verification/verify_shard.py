@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from shardio.codecs.registry import IMAGE_FIELDS
 from shardio.errors import IndexFileError
+from shardio.index.build import NAME_FIELDS, describe_no_samples
 from shardio.index.manifest import index_path
 from shardio.index.shard_index import ShardIndex, read_index
 from shardio.packing.engine import Ticker
@@ -46,11 +47,13 @@ class VerifyTask:
     Attributes:
         shard: which.
         deep: decode every field.
+        allow_empty: take members as they are if none is a field of a sample.
         size: of the file in bytes, as far as it is known.
     """
 
     shard: ScopedShard
     deep: bool
+    allow_empty: bool
     size: int
 
     def __len__(self) -> int:
@@ -93,13 +96,13 @@ class ShardReport:
     findings: tuple[Finding, ...]
 
 
-def task_of(shard: ScopedShard, *, deep: bool) -> VerifyTask:
+def task_of(shard: ScopedShard, *, deep: bool, allow_empty: bool) -> VerifyTask:
     """The task of a shard."""
     try:
         size = os.stat(shard.path).st_size  # noqa: PTH116  as Path.stat
     except OSError:
         size = 0
-    return VerifyTask(shard=shard, deep=deep, size=size)
+    return VerifyTask(shard=shard, deep=deep, allow_empty=allow_empty, size=size)
 
 
 def verify_shard(task: VerifyTask, ticker: Ticker) -> ShardReport:
@@ -159,8 +162,18 @@ def _verify_data(
         if gap.end > gap.start:
             what += f", and {gap.end - gap.start:,} bytes from there on are in no member"
         found.add(what, remedy, offset=gap.start)
+    if walk.members.trailer is not None and not walk.gaps:
+        found.add(
+            f"{len(data) - walk.members.trailer:,} bytes that are no members follow the end of "
+            "the archive",
+            "readers pass over them; cut them off if they are not wanted",
+            severity="note",
+            offset=walk.members.trailer,
+        )
     grouped = group_members(walk.members)
     samples = _verify_names(grouped, walk.members, found)
+    if len(walk.members) and not samples and not task.allow_empty:
+        found.add(describe_no_samples(walk.members), NAME_FIELDS)
     comparison = None if index is None else Comparison(index, found)
     digest = _read_through(task, data, walk.members, grouped, comparison, found, ticker)
     if comparison is not None:
