@@ -1,5 +1,6 @@
-"""Do small inputs cost much? Pictures, archives, patterns and documents that announce or unpack to
-far more than they are.
+"""Do small inputs cost much?
+
+Pictures, archives, patterns and documents announce or unpack to far more than they are.
 
 Each is read in a child. Right: it is read, or refused with an error of shardio's own, while the
 child holds at most 256 MiB more than before and takes at most 8 times the CPU time of decoding a
@@ -11,7 +12,6 @@ libjpeg-turbo's advice on scans (2014), and the billion laughs.
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import os
 import shutil
@@ -22,10 +22,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import campaign
 import cv2
 import numpy as np
 
+import campaign
+import children
 import shardio
 from shardio.testing import make_images, make_shard
 
@@ -200,12 +201,12 @@ class Bounds:
 
     def __init__(self, folder: Path) -> None:
         shard = make_shard(folder / "sound.tar", {"a": {"jpg": sound_jpeg()}})
-        self.unit = campaign.in_child(partial(read, shard)).check().seconds
+        self.unit = children.in_child(partial(read, shard)).check().seconds
 
     def judge(self, trial: campaign.Trial, function: Callable[[], object]) -> None:
         """Run a function in a child and hold what it costs against the bounds."""
         most = MOST_UNITS * self.unit
-        ended = campaign.in_child(function, memory=6 * MOST_MEMORY, seconds=2 * most).check()
+        ended = children.in_child(function, memory=6 * MOST_MEMORY, seconds=2 * most).check()
         units = ended.seconds / self.unit
         disk = sum(path.stat().st_size for path in Path(os.environ["SHARDIO_CACHE"]).glob("*"))
         shutil.rmtree(os.environ["SHARDIO_CACHE"], ignore_errors=True)
@@ -263,9 +264,14 @@ def pattern_bomb(bounds: Bounds, pattern: str, trial: campaign.Trial) -> None:
     bounds.judge(trial, partial(read, str(trial.folder / pattern)))
 
 
-def manifest_bomb(bounds: Bounds, change: Callable[[dict[str, object]], bytes], trial: campaign.Trial) -> None:
+def manifest_bomb(
+    bounds: Bounds, change: Callable[[dict[str, object]], bytes], trial: campaign.Trial
+) -> None:
     shardio.pack(
-        make_images(trial.folder / "in", classes=1, per_class=4), trial.folder / "out", shards=1, jobs=1
+        make_images(trial.folder / "in", classes=1, per_class=4),
+        trial.folder / "out",
+        shards=1,
+        jobs=1,
     )
     path = trial.folder / "out" / "shardio.json"
     path.write_bytes(change(json.loads(path.read_bytes())))
@@ -278,8 +284,12 @@ def cases(folder: Path) -> list[campaign.Case]:
     for name, (field, make) in FIELDS.items():
         found.append(campaign.Case(name, partial(field_bomb, bounds, field, make)))
         if field in {"png", "jpg", "webp", "bmp"}:
-            found.append(campaign.Case(f"{name}, packed", partial(packed_bomb, bounds, field, make)))
-    found += [campaign.Case(name, partial(archive_bomb, bounds, make)) for name, make in ARCHIVES.items()]
+            found.append(
+                campaign.Case(f"{name}, packed", partial(packed_bomb, bounds, field, make))
+            )
+    found += [
+        campaign.Case(name, partial(archive_bomb, bounds, make)) for name, make in ARCHIVES.items()
+    ]
     found.append(campaign.Case("gzip of 2 GiB", partial(gzip_bomb, bounds)))
     found += [
         campaign.Case(f"pattern {number}", partial(pattern_bomb, bounds, pattern))
@@ -293,7 +303,8 @@ def cases(folder: Path) -> list[campaign.Case]:
         .encode(),
     }
     return found + [
-        campaign.Case(name, partial(manifest_bomb, bounds, change)) for name, change in changes.items()
+        campaign.Case(name, partial(manifest_bomb, bounds, change))
+        for name, change in changes.items()
     ]
 
 

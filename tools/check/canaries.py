@@ -17,13 +17,17 @@ import json
 import pickle
 import tarfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
-import campaign
 import numpy as np
 
+import campaign
+import children
 import shardio
+from shardio.packing.convert import Target
 from shardio.testing import make_images, make_shard
 
 CANARY = "canary"
@@ -49,7 +53,7 @@ def payloads(mark: Path) -> dict[str, dict[str, bytes]]:
     text = f"__import__('os').system('touch {mark}')"
     shape = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({text},)}}".encode()
     return {
-        "pickles": {name: evil for name in ("pkl", "pickle", "pyd", "pth", "pt", "npy", "npz")},
+        "pickles": dict.fromkeys(("pkl", "pickle", "pyd", "pth", "pt", "npy", "npz"), evil),
         "object array": {"npy": array.getvalue(), "rgb.npy": array.getvalue()},
         "expressions": {"cls": text.encode(), "json": text.encode(), "txt": text.encode()},
         "npy header": {"npy": b"\x93NUMPY\1\0" + len(shape).to_bytes(2, "little") + shape},
@@ -94,14 +98,16 @@ def everything(source: Path | str, out: Path) -> None:
         lambda: shardio.info(source),
         lambda: shardio.repair(source, out / "repaired", jobs=1),
         lambda: shardio.reshard(source, out / "resharded", shards=1, jobs=1),
-        lambda: shardio.reshard(source, out / "split", shards=1, jobs=1, split={"a": 0.5, "b": 0.5}),
+        lambda: shardio.reshard(
+            source, out / "split", shards=1, jobs=1, split={"a": 0.5, "b": 0.5}
+        ),
         lambda: shardio.pack(source, out / "packed", shards=1, jobs=1),
         *[
             partial(shardio.convert, source, out / f"as-{to}", to=to, jobs=1)
-            for to in ("tfrecord", "wids", "dali", "energon")
+            for to in get_args(Target)
         ],
         *[
-            partial(campaign.run_command, [*words.split(), str(source)])
+            partial(children.run_command, [*words.split(), str(source)])
             for words in (
                 f"replay --global-batch-size 2 --step 0 --to {out}/replayed",
                 f"info --preview {out}/sheet.png",
@@ -110,17 +116,15 @@ def everything(source: Path | str, out: Path) -> None:
         ],
     ]
     for attempt in attempts:
-        try:
+        with suppress(*campaign.REFUSALS):
             attempt()
-        except campaign.REFUSALS:
-            pass
 
 
 def judge(trial: campaign.Trial, canary: Path, function: Callable[[], object]) -> None:
     """Run a function in a child and look at the canary."""
-    before = campaign.tree(canary)
-    ended = campaign.in_child(lambda: function() and None)
-    after = campaign.tree(canary)
+    before = children.tree(canary)
+    ended = children.in_child(lambda: function() and None)
+    after = children.tree(canary)
     if after != before:
         changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
         raise campaign.Wrong("the canary changed", changed)
@@ -174,7 +178,9 @@ def sources(number: int, trial: campaign.Trial) -> None:
 
 def packed(trial: campaign.Trial) -> Path:
     folder = trial.folder / "packed"
-    shardio.pack(make_images(trial.folder / "images", classes=1, per_class=4), folder, shards=1, jobs=1)
+    shardio.pack(
+        make_images(trial.folder / "images", classes=1, per_class=4), folder, shards=1, jobs=1
+    )
     return folder
 
 
@@ -222,8 +228,10 @@ def cases(_: Path) -> list[campaign.Case]:
         campaign.Case(f"fields: {kind}", partial(fields, kind)) for kind in payloads(Path("mark"))
     ]
     for kind in (members, sources, manifests, tables):
-        for number in range(len(names(Path("/canary")))):
-            found.append(campaign.Case(f"{kind.__name__} {number}", partial(kind, number)))
+        found += [
+            campaign.Case(f"{kind.__name__} {number}", partial(kind, number))
+            for number in range(len(names(Path("/canary"))))
+        ]
     return [*found, campaign.Case("indexes", indexes)]
 
 

@@ -2,9 +2,9 @@
 
 Readers are the training process, threads and worker processes, over photos and over rows of equal
 size (an array of pixels), of packed folders and of tars of others without an index. After some
-batches a shard is overwritten in place with other samples of the same sizes in another order (its
-time of change restored or not), cut off, appended to, replaced by a rename, removed, touched, or its
-mode is changed.
+batches a shard is overwritten in place with its samples in another order (its time of change
+restored or not), cut off, appended to, zeroed, replaced by a rename, removed, touched, or its mode
+is changed.
 
 Each sample carries its key in its class and its pixels. Right: every sample that arrives has the
 bytes of its key, or the epoch ends with an error of shardio's own. Wrong: bytes under another key,
@@ -22,11 +22,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import campaign
 import cv2
 import numpy as np
 from torch.utils.data import DataLoader
 
+import campaign
+import children
 import shardio
 from shardio.testing import make_shard
 
@@ -133,7 +134,9 @@ def epoch(
     for number, batch in enumerate(loaders(dataset)[reader]()):
         if number == at:
             change()
-        for key, label, pixels in zip(batch["__key__"], batch["label"], batch["image"], strict=True):
+        for key, label, pixels in zip(
+            batch["__key__"], batch["label"], batch["image"], strict=True
+        ):
             if int(key) != int(label):
                 raise campaign.Wrong("a class under another key", f"{int(label)} under {key}")
             if int(key) % 256 != int(pixels.min()) or int(pixels.min()) != int(pixels.max()):
@@ -142,17 +145,13 @@ def epoch(
     return got
 
 
-def try_change(
-    name: str, reader: str, kind: str, origin: str, trial: campaign.Trial
-) -> None:
+def try_change(name: str, reader: str, kind: str, origin: str, trial: campaign.Trial) -> None:
     shards = make(trial.folder, kind, origin)
     change, must_read = CHANGES[name]
     random = trial.random
     path, at, shuffle = random.choice(shards), random.randint(0, 20), random.random() < 0.5
     changing = partial(change, path)
-    ended = campaign.in_child(
-        partial(epoch, path.parent, reader, changing, shuffle=shuffle, at=at)
-    )
+    ended = children.in_child(partial(epoch, path.parent, reader, changing, shuffle=shuffle, at=at))
     ended.check()
     if ended.error:
         if must_read:
@@ -165,9 +164,18 @@ def try_change(
 
 
 def cases(_: Path) -> list[campaign.Case]:
-    ways = product(range(ROUNDS), CHANGES, ("main", "threads", "workers"), ("rows", "photos"), ("packed", "foreign"))
+    ways = product(
+        range(ROUNDS),
+        CHANGES,
+        ("main", "threads", "workers"),
+        ("rows", "photos"),
+        ("packed", "foreign"),
+    )
     return [
-        campaign.Case(f"{name}; {reader}; {kind}; {origin}; {round_}", partial(try_change, name, reader, kind, origin))
+        campaign.Case(
+            f"{name}; {reader}; {kind}; {origin}; {round_}",
+            partial(try_change, name, reader, kind, origin),
+        )
         for round_, name, reader, kind, origin in ways
     ]
 

@@ -19,9 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import campaign
 from torch.utils.data import DataLoader
 
+import campaign
+import children
 import shardio
 from shardio.testing import digests, make_images, make_shard
 
@@ -77,7 +78,7 @@ def write_on_full_disk(given: Inputs, name: str, tenths: int, trial: campaign.Tr
     out, whole = trial.folder / "disk" / "out", trial.folder / "whole" / "out"
     whole.parent.mkdir()
     prepare(given, name, whole)
-    campaign.command(*COMMANDS[name](given, whole))
+    children.command(*COMMANDS[name](given, whole))
     expected = digests(whole)
     before = given.shards if name == "index" else None
     needed = sum(path.stat().st_size + 4096 for path in whole.rglob("*") if path.is_file())
@@ -86,29 +87,29 @@ def write_on_full_disk(given: Inputs, name: str, tenths: int, trial: campaign.Tr
     (trial.folder / "disk").mkdir()
 
     def attempt() -> str:
-        campaign.mount_privately(trial.folder / "disk", size)
+        children.mount_privately(trial.folder / "disk", size)
         prepare(given, name, out)
-        ended = campaign.command(*COMMANDS[name](given, out))
+        ended = children.command(*COMMANDS[name](given, out))
         left = digests(out) if out.exists() else {}
         for path, digest in left.items():
-            if not Path(path).name.startswith(".") and path.endswith(PUBLISHED):
-                if digest != expected.get(path):
-                    raise campaign.Wrong("half a file under its final name", path)
+            final = path.endswith(PUBLISHED) and not Path(path).name.startswith(".")
+            if final and digest != expected.get(path):
+                raise campaign.Wrong("half a file under its final name", path)
         if left == expected:
             return ""
         if not ended.value:
             raise campaign.Wrong("success without all files", ended.output)
         if "space" not in ended.output:
             raise campaign.Wrong("an error that says nothing of the disk", ended.output)
-        campaign.mount_privately(trial.folder / "disk", needed * 4 + (1 << 20))
+        children.mount_privately(trial.folder / "disk", needed * 4 + (1 << 20))
         if name == "replay":
             shutil.rmtree(out, ignore_errors=True)  # it wants a new folder
-        again = campaign.command(*COMMANDS[name](given, out))
+        again = children.command(*COMMANDS[name](given, out))
         if digests(out) != expected:
             raise campaign.Wrong("a rerun does not finish", again.output)
         return "refused"
 
-    settle(trial, campaign.in_child(attempt))
+    settle(trial, children.in_child(attempt))
 
 
 def prepare(given: Inputs, name: str, out: Path) -> None:
@@ -117,10 +118,10 @@ def prepare(given: Inputs, name: str, out: Path) -> None:
         shutil.copytree(given.shards, out)
 
 
-def settle(trial: campaign.Trial, ended: campaign.Ended) -> None:
+def settle(trial: campaign.Trial, ended: children.Ended) -> None:
     ended.check()
     if ended.value or ended.error:
-        if "\n" in ended.message and "Original Traceback" not in ended.message:  # torch's own
+        if "\n" in ended.message and not ended.message.startswith("Caught "):  # by torch, with all
             raise campaign.Wrong("more than one line", ended.message)
         trial.refused(ended.error or "one line")
     else:
@@ -143,24 +144,24 @@ def read_with_full_cache(given: Inputs, compressed: bool, size: int, trial: camp
         path.unlink()
 
     def attempt() -> int:
-        campaign.mount_privately(cache, size)
+        children.mount_privately(cache, size)
         os.environ["SHARDIO_CACHE"] = str(cache)
         return read_all(source, 0)
 
-    settle(trial, campaign.in_child(attempt))
+    settle(trial, children.in_child(attempt))
 
 
 def read_with_full_memory(given: Inputs, size: int, trial: campaign.Trial) -> None:
     campaign.need_root()
 
     def attempt() -> int:
-        campaign.mount_privately(Path("/dev/shm"), size)  # noqa: S108
+        children.mount_privately(Path("/dev/shm"), size)  # noqa: S108
         dataset = shardio.ShardDataset(given.packed, batch_size=50, transform=shardio.Resize(96))
         for batch in DataLoader(dataset, batch_size=None, num_workers=2):
             batch["image"].sum()
         return 0
 
-    settle(trial, campaign.in_child(attempt))
+    settle(trial, children.in_child(attempt))
 
 
 def read_with_full_temporary(given: Inputs, workers: int, trial: campaign.Trial) -> None:
@@ -169,7 +170,7 @@ def read_with_full_temporary(given: Inputs, workers: int, trial: campaign.Trial)
     folder.mkdir()
 
     def attempt() -> Any:
-        campaign.mount_privately(folder, 4096)
+        children.mount_privately(folder, 4096)
         (folder / "filler").write_bytes(b"")
         tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
         try:
@@ -181,7 +182,7 @@ def read_with_full_temporary(given: Inputs, workers: int, trial: campaign.Trial)
         read_all(given.packed, workers)
         return shardio.verify(given.packed, jobs=1).sound and 0
 
-    settle(trial, campaign.in_child(attempt))
+    settle(trial, children.in_child(attempt))
 
 
 def cases(folder: Path) -> list[campaign.Case]:
@@ -196,8 +197,9 @@ def cases(folder: Path) -> list[campaign.Case]:
             name = f"cache of {size} for {'tgz' if compressed else 'tar'}"
             run = partial(read_with_full_cache, given, compressed, size)
             found.append(campaign.Case(name, run))
+    for size in (1 << 15, 1 << 17, 1 << 19, 1 << 20, 3 << 20):
         run = partial(read_with_full_memory, given, size)
-        found.append(campaign.Case(f"/dev/shm of {size}", run))
+        found.append(campaign.Case(f"shared memory of {size}", run))
     for workers in (0, 2):
         run = partial(read_with_full_temporary, given, workers)
         found.append(campaign.Case(f"temporary directory, {workers} workers", run))

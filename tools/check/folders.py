@@ -20,7 +20,7 @@ from itertools import count, product
 from pathlib import Path
 
 import campaign
-
+import children
 import shardio
 from shardio.testing import make_images, make_shard
 
@@ -29,7 +29,13 @@ LOCK, WORK = ".shardio-pack", ".shardio-work"
 PLACES = (
     *(LOCK, WORK, "index", "shardio.json", "skipped.jsonl", "renamed.jsonl", "duplicates.jsonl"),
     *("shard-000000.tar", "shard-000001.tar", "index/shard-000000.tar.idx", ".converting"),
-    *("shard-000000.tfrecord", "shard-000000.idx", "shardindex.json", "batch.json", "dropped.jsonl"),
+    *(
+        "shard-000000.tfrecord",
+        "shard-000000.idx",
+        "shardindex.json",
+        "batch.json",
+        "dropped.jsonl",
+    ),
     *(f"{WORK}/samples.jsonl", f"{WORK}/receipts", f"{WORK}/receipts/shard-000000.tar.json"),
     *("a", "a/index", f"a/{LOCK}", ".shard-000000.tar.1-1.tmp"),
 )
@@ -51,7 +57,7 @@ class Inputs:
         def end(_: int) -> Callable[[int], None]:
             return lambda _: os._exit(0) if next(ends) == 5 else None
 
-        campaign.in_child(
+        children.in_child(
             lambda: shardio.pack(self.images, killed, shards=2, jobs=1, progress=end) and None
         )
         self.claim = (killed / LOCK).read_bytes().splitlines(keepends=True)[0]
@@ -109,9 +115,26 @@ PLANTS = (link_to_file, link_to_folder, link_to_nothing, hard_link, fifo, device
 
 def claims(victim: Path) -> Iterator[bytes]:
     """What may follow the claim in a lock."""
-    for name in (str(victim / "packed"), "../victim/packed", "..", ".", "", "/", "a/../../victim/packed"):
+    for name in (
+        str(victim / "packed"),
+        "../victim/packed",
+        "..",
+        ".",
+        "",
+        "/",
+        "a/../../victim/packed",
+    ):
         yield ('["' + name + '"]').encode()
-    yield from (b"5", b"[5]", b"[[]]", b'{"a": 1}', b"null", b"[" * 200_000, b"\xff\0", b'["\\u0000"]')
+    yield from (
+        b"5",
+        b"[5]",
+        b"[[]]",
+        b'{"a": 1}',
+        b"null",
+        b"[" * 200_000,
+        b"\xff\0",
+        b'["\\u0000"]',
+    )
 
 
 def make_victim(trial: campaign.Trial, given: Inputs) -> Path:
@@ -123,11 +146,11 @@ def make_victim(trial: campaign.Trial, given: Inputs) -> Path:
 
 
 def judge(trial: campaign.Trial, victim: Path, words: Sequence[object]) -> None:
-    before = campaign.tree(victim)
+    before = children.tree(victim)
     try:
-        ended = campaign.command(*words)
+        ended = children.command(*words)
     finally:
-        after = campaign.tree(victim)
+        after = children.tree(victim)
         if after != before:
             names = sorted(n for n in {*before, *after} if before.get(n) != after.get(n))
             trial.wrong("the victim changed", f"{' '.join(map(str, words[:1]))}: {names[:5]}")
@@ -173,9 +196,9 @@ def of_other_owner(given: Inputs, name: str, trial: campaign.Trial) -> None:
     out.mkdir(mode=0o755)
     trial.folder.chmod(0o755)
     words = COMMANDS[name](given, out if not name.startswith("index") else victim / "packed")
-    before = campaign.tree(victim)
-    ended = campaign.command(*words, user=NOBODY)
-    if campaign.tree(victim) != before or [*out.iterdir()]:
+    before = children.tree(victim)
+    ended = children.command(*words, user=NOBODY)
+    if children.tree(victim) != before or [*out.iterdir()]:
         raise campaign.Wrong("written without a right to", ended.output)
     if not ended.value:
         raise campaign.Wrong("success without a right to write", ended.output)
@@ -197,18 +220,20 @@ def planted_in_cache(owner: int, mode: int, trial: campaign.Trial) -> None:
         os.environ["SHARDIO_CACHE"] = str(cache)
         return [(str(each["__key__"]), int(each["label"])) for each in shardio.ShardDataset(path)]
 
-    planted = campaign.in_child(partial(read, shard), user=owner).check()
+    planted = children.in_child(partial(read, shard), user=owner).check()
     if planted.error:
         raise campaign.SkipCase(f"another user cannot use shardio here: {planted.message}")
     names = {*cache.rglob("*")}
-    campaign.in_child(partial(read, other), user=owner).check()
-    mine, others = [[p for p in group if p.is_file()] for group in (names, {*cache.rglob("*")} - names)]
+    children.in_child(partial(read, other), user=owner).check()
+    mine, others = [
+        [p for p in group if p.is_file()] for group in (names, {*cache.rglob("*")} - names)
+    ]
     if not mine or not others:
         raise campaign.SkipCase("no entry of a shared cache is to be found")
     for path in mine:
         shutil.copyfile(others[0], path)
         path.chmod(mode)
-    ended = campaign.in_child(partial(read, shard), user=SOMEBODY).check()
+    ended = children.in_child(partial(read, shard), user=SOMEBODY).check()
     if ended.error:
         trial.refused(ended.error)
     elif any(int(key) != label for key, label in ended.value):

@@ -1,10 +1,10 @@
 """Are damaged and odd pictures decoded as Pillow decodes them, or refused? Does nothing crash?
 
-The pictures are those of ../shared/data/bad-images (AFL's, Pillow's and libjpeg-turbo's bugs), where
-they are at hand, and small ones made here in the four formats and several kinds of each (progressive,
-gray, palette, alpha, 16 bits, interlaced, lossless), whole and mutated: bits flipped, bytes set to
-values at the edges, pieces cut out, doubled, cut off, and parts of two pictures joined. PNGs get
-their checksums made right in half of the cases, so that damage reaches the decoder.
+The pictures are those of ../shared/data/bad-images (of AFL, Pillow and libjpeg-turbo), where they
+are at hand, and small ones made here in the four formats and several kinds of each (progressive,
+gray, palette, alpha, 16 bits, lossless), whole and mutated: bits flipped, bytes set to values at the
+edges, pieces cut out, doubled, cut off, and parts of two pictures joined. PNGs get their checksums
+made right in half of the cases, so that damage reaches the decoder.
 
 Each is read from a shard by the dataset, in a child whose address space is limited. Right: pixels
 like Pillow's, or a SampleError. Wrong: a crash, a hang, another exception, pixels unlike Pillow's
@@ -25,11 +25,12 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-import campaign
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
+import campaign
+import children
 import shardio
 from shardio.testing import make_shard
 
@@ -47,16 +48,17 @@ def judge(trial: campaign.Trial, pictures: list[bytes], *, whole: bool) -> None:
     samples = {f"{number:04d}": {"jpg": data} for number, data in enumerate(pictures)}
     shard = make_shard(trial.folder / "pictures.tar", samples)
     read = partial(read_all, shard, trial.folder / "reached")
-    ended = campaign.in_child(read, memory=LIMIT)
+    ended = children.in_child(read, memory=LIMIT)
     try:
         ended.check()
-        if ended.error:
-            raise campaign.Wrong(f"the shard is refused: {ended.error}", ended.message)
     except campaign.Wrong as wrong:
         reached = trial.folder / "reached"
         number = reached.read_text("ascii") if reached.exists() else "none"
         kept = keep(pictures[int(number)]) if number.isdigit() else "nowhere"
         trial.wrong(wrong.kind, f"picture {number}, kept at {kept}: {wrong.detail}")
+        return
+    if ended.error:
+        trial.wrong(f"the shard is refused: {ended.error}", ended.message)
         return
     for data, (found, noisy) in zip(pictures, ended.value, strict=True):
         if noisy:
@@ -77,15 +79,13 @@ def read_all(shard: Path, reached: Path) -> list[tuple[NDArray[np.uint8] | str, 
         printed = os.fstat(2).st_size
         try:
             found = dataset[number]["image"].permute(1, 2, 0).numpy()
-        except Exception as error:  # noqa: BLE001  judged by its name
+        except Exception as error:
             found = type(error).__name__
         results.append((found, os.fstat(2).st_size > printed))
     return results
 
 
-def compare(
-    trial: campaign.Trial, data: bytes, found: NDArray[np.uint8], *, whole: bool
-) -> None:
+def compare(trial: campaign.Trial, data: bytes, found: NDArray[np.uint8], *, whole: bool) -> None:
     expected = with_pillow(data)
     if expected is None:
         trial.right("Pillow refuses it, or has no RGB of it")
@@ -108,11 +108,16 @@ def with_pillow(data: bytes) -> NDArray[np.uint8] | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             picture = Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP", "BMP"])
-            if picture.width * picture.height > MOST_PIXELS or picture.mode[:2] in {"I", "I;", "F", "CM"}:
+            if picture.width * picture.height > MOST_PIXELS or picture.mode[:2] in {
+                "I",
+                "I;",
+                "F",
+                "CM",
+            }:
                 return None
             picture.load()
             return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
-    except Exception:  # noqa: BLE001  Pillow raises anything for damaged pictures
+    except Exception:
         return None
 
 
@@ -129,10 +134,20 @@ def made_pictures() -> dict[str, bytes]:
     small = Image.fromarray(numbers.integers(0, 256, (6, 5, 3), np.uint8))
     rgb = small.resize((37, 45), Image.Resampling.BICUBIC)
     deep = Image.fromarray(numbers.integers(0, 1 << 16, (20, 30), np.uint16))
-    kinds = {"rgb": rgb, "gray": rgb.convert("L"), "bits": rgb.convert("1"), "alpha": rgb.convert("RGBA")}
+    kinds = {
+        "rgb": rgb,
+        "gray": rgb.convert("L"),
+        "bits": rgb.convert("1"),
+        "alpha": rgb.convert("RGBA"),
+    }
     kinds |= {"palette": rgb.convert("P"), "gray alpha": rgb.convert("LA"), "deep": deep}
     ways: dict[str, list[dict[str, object]]] = {
-        "JPEG": [{}, {"progressive": True}, {"subsampling": 0, "quality": 95}, {"restart_marker_blocks": 2}],
+        "JPEG": [
+            {},
+            {"progressive": True},
+            {"subsampling": 0, "quality": 95},
+            {"restart_marker_blocks": 2},
+        ],
         "PNG": [{}, {"compress_level": 0}],
         "WEBP": [{}, {"lossless": True}],
         "BMP": [{}],
@@ -165,7 +180,9 @@ def mutate(random: Random, data: bytes, other: bytes) -> bytes:
             case 1 if changed:
                 changed[at] = random.choice(EDGES)
             case 2:
-                changed[at : at + 2] = struct.pack(random.choice("<>") + "H", random.choice([0, 1, 0xFFFF, 0x7FFF]))
+                changed[at : at + 2] = struct.pack(
+                    random.choice("<>") + "H", random.choice([0, 1, 0xFFFF, 0x7FFF])
+                )
             case 3:
                 del changed[at : at + length]
             case 4:
@@ -207,10 +224,15 @@ def mutated(pictures: list[bytes], trial: campaign.Trial) -> None:
 def cases(_: Path) -> list[campaign.Case]:
     paths = sorted(path for path in SHARED.rglob("*") if path.is_file() and path.suffix != ".md")
     made = made_pictures()
-    pictures = [*made.values(), *(path.read_bytes() for path in paths if path.stat().st_size < 1 << 16)]
+    pictures = [
+        *made.values(),
+        *(path.read_bytes() for path in paths if path.stat().st_size < 1 << 16),
+    ]
     found = [campaign.Case("sound", partial(sound, made))]
     found += [campaign.Case(str(path.relative_to(SHARED)), partial(given, path)) for path in paths]
-    found += [campaign.Case(f"mutated {number}", partial(mutated, pictures)) for number in range(MADE)]
+    found += [
+        campaign.Case(f"mutated {number}", partial(mutated, pictures)) for number in range(MADE)
+    ]
     return found if paths else [*found, campaign.skipped(f"{SHARED} is not there")]
 
 

@@ -1,13 +1,13 @@
 """Readers of tar archives: shardio, Python's tarfile, GNU tar and bsdtar (libarchive).
 
 Each lists the regular files of an archive as pairs of name and bytes, in order, or says why it
-does not read the archive to its end. None of the others is right by itself: tarfile stops in silence at a header
-that is damaged, GNU tar and bsdtar go on after errors and say so in their exit codes.
+does not read the archive to its end. None of the others is right by itself: tarfile
+stops in silence at a header that is damaged, GNU tar and bsdtar go on after errors and say so in
+their exit codes.
 """
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import io
 import os
@@ -26,6 +26,8 @@ from shardio.tar.reader import scan_members
 
 Files = list[tuple[str, bytes]]
 _LISTED = re.compile(rb"(.)\S+ \S+ +(\d+) (\S+ \S+)")
+_ESCAPES = {b"\\": b"\\", b"n": b"\n", b"t": b"\t", b"r": b"\r", b"a": b"\a", b"b": b"\b"}
+_ESCAPES |= {b"f": b"\f", b"v": b"\v", b" ": b" ", b"?": b"\x7f"}
 _UNKNOWN = b" unknown file type"
 _ENVIRONMENT = {**os.environ, "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 
@@ -96,7 +98,7 @@ def read_with_gnu_tar(path: Path) -> Reading:
         width = max(width, len(found[3]))  # the column of times grows to the widest yet
         if found[1] in b"-C?":
             name, size = line[found.start(3) + width + 1 :].partition(_UNKNOWN)[0], int(found[2])
-            text = _text(codecs.escape_decode(name)[0])
+            text = _text(unescaped(name))
             files.append((text, data[position : position + size]))
             position += size
     if position != len(data):
@@ -130,6 +132,15 @@ for _name, _read in (("tar", read_with_gnu_tar), ("bsdtar", read_with_bsdtar)):
         ABSENT.append(_name)
     else:
         READERS[_name] = _read
+
+
+def unescaped(name: bytes) -> bytes:
+    """A name without GNU tar's escapes."""
+    return re.sub(
+        rb"\\([0-7]{3}|.)",
+        lambda found: bytes([int(found[1], 8)]) if len(found[1]) == 3 else _ESCAPES[found[1]],
+        name,
+    )
 
 
 def _run(words: list[str]) -> tuple[bytes, str]:

@@ -27,9 +27,8 @@ from pathlib import Path
 from random import Random
 
 import campaign
-from oracles import ABSENT, READERS, Files, Reading, plain_bytes, read_with_shardio
-
 import shardio
+from oracles import ABSENT, READERS, Files, Reading, plain_bytes, read_with_shardio
 from shardio.naming import split_member_name
 from shardio.tar.extensions import LONGEST_EXTENSION, MOST_RECORDS
 
@@ -97,7 +96,7 @@ def reason_to_refuse(path: Path, readings: dict[str, Reading], error: Exception)
         return "others complain or disagree"
     with tarfile.open(path, encoding="utf-8", errors="surrogateescape") as archive:
         members = archive.getmembers()
-        global_size = "size" in archive.pax_headers
+        global_size = "size" in (archive.pax_headers or {})
     names = [(split_member_name(member.name), member) for member in members]
     fields = [(split, member) for split, member in names if split and not member.isdir()]
     keys = [key for key, _ in groupby(split.key for split, _ in fields)]
@@ -166,7 +165,7 @@ def random_member(random: Random, number: int) -> tuple[tarfile.TarInfo, bytes]:
     stem = "".join(random.choice(letters) for _ in range(length)).replace("//", "/a").strip("/")
     field = random.choice(["txt", "cls", "JPG", "seg.png", "json"])
     info = tarfile.TarInfo(f"{stem}{number}.{field}" if random.random() < 0.95 else stem or "x")
-    info.mtime = random.choice([0, 1, 1.5, 1 << 31, 1 << 34])  # type: ignore[assignment]
+    info.mtime = random.choice([0, 1, 1.5, 1 << 31, 1 << 34])
     info.uid = random.choice([0, 1000, 1 << 22])
     info.uname = random.choice(["", "root", "jürgen"])
     data = random.randbytes(random.choice([0, 1, 511, 512, 513, random.randint(0, 3000)]))
@@ -183,21 +182,16 @@ def random_end(random: Random, archive: bytes) -> bytes:
     """The archive with its end as it is, cut, without a mark, or with something after it."""
     bare = archive.rstrip(b"\0")
     bare += bytes(-len(bare) % 512)
-    end = random.choice(["as it is"] * 4 + ["none", "one block", "cut", "zeros", "text", "archive"])
-    match end:
-        case "none":
-            return bare
-        case "one block":
-            return bare + bytes(512)
-        case "cut":
-            return archive[: random.randint(0, len(archive))]
-        case "zeros":
-            return archive + bytes(512 * random.randint(1, 100))
-        case "text":
-            return archive + random.choice([b"\n", b"signed by nobody\n" * 40, b"\xff" * 512])
-        case "archive":
-            return archive + archive
-    return archive
+    ends = {
+        "as it is": archive,
+        "none": bare,
+        "one block": bare + bytes(512),
+        "cut": archive[: random.randint(0, len(archive))],
+        "zeros": archive + bytes(512 * random.randint(1, 100)),
+        "text": archive + random.choice([b"\n", b"signed by nobody\n" * 40, b"\xff" * 512]),
+        "another": archive + archive,
+    }
+    return ends[random.choice([*["as it is"] * 4, *ends])]
 
 
 def write(folder: Path, data: bytes, random: Random) -> Path:
