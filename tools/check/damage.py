@@ -2,27 +2,27 @@
 
 2,000 times one bit of a tar, an index or the manifest is flipped, 500 times one of these is cut
 off, and 200 times a block of 512 bytes of a tar is swapped with another, doubled, zeroed or
-dropped. After each the folder is verified. Every tenth time it is repaired, too, and what the
-repaired folder has must be sound, and what was packed. A change of the manifest that says the
-same as before in JSON, such as other white space, is no damage and counted by itself.
+dropped. After each the folder is verified. Every tenth time it is repaired, too.
 
-The same is done to one of the tars without its index, where nothing but headers and formats can
-tell, to say how much is found there.
-
-Usage: python tools/check/damage.py [--scale 0.1]
+Right: the damage is found, or changes nothing that the manifest says in JSON, such as white space;
+and what a repaired folder has is sound, and what was packed. Wrong: damage that is missed, a
+repaired folder with problems or other data. The same is done to one of the tars without its index, where
+nothing but headers and formats can tell; what goes unnoticed there is counted as right, apart.
+The idea is that of the fault injection of ZFS and of IRON file systems (SOSP 2005).
 """
 
-import argparse
+from __future__ import annotations
+
 import io
 import json
 import shutil
-import tempfile
-from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+import campaign
 import shardio
 from shardio.index.manifest import MANIFEST_NAME
 from shardio.testing import Damage, damaged, make_shard
@@ -74,79 +74,85 @@ def says_the_same(path: Path, before: bytes, after: bytes) -> bool:
         return False
 
 
-def repair(folder: Path, whole: dict[tuple[str, str], bytes], tally: Counter[str]) -> None:
-    new = folder.with_name("new")
+def repair(trial: campaign.Trial, folder: Path, whole: dict[tuple[str, str], bytes]) -> None:
+    new = trial.folder / "new"
     try:
         shardio.repair(folder, new, jobs=1)
     except shardio.PackError:
-        tally["nothing left to repair"] += 1
+        trial.refused("nothing left to repair")
         return
-    assert shardio.verify(new, jobs=1).sound, "a repaired folder has problems"
+    if not shardio.verify(new, jobs=1).sound:
+        raise campaign.Wrong("a repaired folder has problems")
     kept = contents(new)
     keys = {key for key, _ in kept}
-    tally["repaired"] += 1
-    tally["samples kept"] += len(keys)
-    tally["of"] += SAMPLES
-    expected = {place: data for place, data in whole.items() if place[0] in keys}
-    tally["repaired with other data"] += kept != expected
-    shutil.rmtree(new)
+    if kept != {place: data for place, data in whole.items() if place[0] in keys}:
+        raise campaign.Wrong("a repaired folder has other data")
+    trial.right(f"repaired, {SAMPLES - len(keys)} samples lost")
 
 
-def attack_packed(folder: Path, scale: float) -> None:
-    numbers = np.random.default_rng(2)
+def change(path: Path, damage: Damage, trial: campaign.Trial) -> bytes:
+    """Damage a file; returns what it was."""
+    numbers = np.random.default_rng(trial.random.randrange(1 << 32))
+    before = after = path.read_bytes()
+    while after == before:
+        after = damaged(before, damage, numbers)
+    path.write_bytes(after)
+    return before
+
+
+def attack_packed(
+    folder: Path,
+    whole: dict[tuple[str, str], bytes],
+    damage: Damage,
+    repaired: bool,
+    trial: campaign.Trial,
+) -> None:
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     tars = [path for path in files if path.suffix == ".tar"]
+    path = trial.random.choice(files if damage in {"flip", "truncate"} else tars)
+    before = change(path, damage, trial)
+    try:
+        if not shardio.verify(folder, jobs=1).sound:
+            trial.right("found")
+        elif says_the_same(path, before, path.read_bytes()):
+            trial.right("says the same")
+        else:
+            raise campaign.Wrong("missed", path.name)
+        if repaired:
+            repair(trial, folder, whole)
+    finally:
+        path.write_bytes(before)
+
+
+def attack_foreign(tar: Path, damage: Damage, trial: campaign.Trial) -> None:
+    before = change(tar, damage, trial)
+    try:
+        if shardio.verify(tar, jobs=1).findings:
+            trial.right("without an index, found")
+        elif shardio.verify(tar, jobs=1, deep=True).findings:
+            trial.right("without an index, found by a deep look")
+        else:
+            trial.right("without an index, not noticed")
+    finally:
+        tar.write_bytes(before)
+
+
+def cases(work: Path) -> list[campaign.Case]:
+    folder, foreign = work / "out", work / "foreign.tar"
+    make_folder(folder)
+    if shardio.verify(folder, jobs=1, deep=True).findings:
+        raise campaign.Wrong("the undamaged folder has problems")
+    shutil.copy(next(folder.glob("*.tar")), foreign)
     whole = contents(folder)
+    found = []
     for damage, times in CAMPAIGN.items():
-        tally: Counter[str] = Counter()
-        for number in range(round(times * scale)):
-            among = files if damage in {"flip", "truncate"} else tars
-            path = among[numbers.integers(len(among))]
-            before = after = path.read_bytes()
-            while after == before:
-                after = damaged(before, damage, numbers)
-            path.write_bytes(after)
-            found = not shardio.verify(folder, jobs=1).sound
-            same = says_the_same(path, before, after)
-            tally["found" if found else "says the same" if same else "MISSED"] += 1
-            if number % REPAIR_EVERY == 0:
-                repair(folder, whole, tally)
-            path.write_bytes(before)
-        print(f"packed   {damage:9} {dict(tally)}", flush=True)
-
-
-def attack_foreign(tar: Path, scale: float) -> None:
-    numbers = np.random.default_rng(3)
-    before = tar.read_bytes()
-    for damage, times in CAMPAIGN.items():
-        tally: Counter[str] = Counter()
-        for _ in range(round(times * scale)):
-            after = before
-            while after == before:
-                after = damaged(before, damage, numbers)
-            tar.write_bytes(after)
-            tally["found"] += bool(shardio.verify(tar, jobs=1).findings)
-            tally["found with deep"] += bool(shardio.verify(tar, jobs=1, deep=True).findings)
-            tally["of"] += 1
-        print(f"foreign  {damage:9} {dict(tally)}", flush=True)
-    tar.write_bytes(before)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the campaign to run")
-    scale = parser.parse_args().scale
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name, "out")
-        make_folder(folder)
-        assert not shardio.verify(folder, jobs=1, deep=True).findings
-        attack_packed(folder, scale)
-        tar = Path(name, "foreign.tar")
-        shutil.copy(next(folder.glob("*.tar")), tar)
-        attack_foreign(tar, scale)
+        for number in range(times):
+            run = partial(attack_packed, folder, whole, damage, number % REPAIR_EVERY == 0)
+            found.append(campaign.Case(f"packed: {damage} {number}", run))
+            other = partial(attack_foreign, foreign, damage)
+            found.append(campaign.Case(f"foreign: {damage} {number}", other))
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    campaign.main(__doc__, cases)

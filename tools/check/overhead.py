@@ -17,10 +17,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bottlenecks import make_pictures, photos, several
 from torch.utils.data import DataLoader
 
 import shardio
+from bottlenecks import make_pictures, photos, several
 from shardio.profiling import monitor
 
 BUDGETS = {"monitor": 0.005, "profile": 0.02}

@@ -1,0 +1,74 @@
+"""Every campaign of tools/check for five seconds, with a fixed seed: nothing may be wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECK = Path(__file__).parents[2] / "tools" / "check"
+CAMPAIGNS = sorted(
+    path.stem for path in CHECK.glob("*.py") if "campaign.main(" in path.read_text("utf-8")
+)
+
+
+def run(name: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(CHECK / f"{name}.py"), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", CAMPAIGNS)
+def test_five_seconds_of_a_campaign_find_nothing_wrong(name: str) -> None:
+    done = run(name, "--seconds", "5", "--seed", "0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{name}: " in done.stdout
+    assert " 0 wrong" in done.stdout
+
+
+def test_the_page_and_make_know_every_campaign() -> None:
+    page = (CHECK.parents[1] / "docs" / "campaigns.md").read_text("utf-8")
+    makefile = (CHECK.parents[1] / "Makefile").read_text("utf-8")
+    (line,) = [line for line in makefile.splitlines() if line.startswith("CAMPAIGNS :=")]
+    assert {*line.split()[2:]} >= {*CAMPAIGNS}
+    assert not [
+        name
+        for name in line.split()[2:]
+        if f"({name}.py)" not in page.replace("../tools/check/", "")
+    ]
+
+
+def test_a_campaign_that_finds_a_wrong_fails_and_says_how_to_repeat_it(tmp_path: Path) -> None:
+    script = tmp_path / "wrongs.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(CHECK)!r})\n"
+        "import campaign, children\n"
+        "def right(trial): trial.right()\n"
+        "def refuse(trial): trial.refused('a reason')\n"
+        "def err(trial): children.in_child(lambda: 1 / 0).check()\n"
+        "def die(trial): children.in_child(lambda: __import__('os').abort()).check()\n"
+        "def other(trial): raise campaign.Wrong('other bytes', 17)\n"
+        "def skip(trial): raise campaign.SkipCase('no such tool')\n"
+        "runs = [right, refuse, err, die, other, skip]\n"
+        "campaign.main('', lambda _: [campaign.Case(run.__name__, run) for run in runs])\n",
+        "utf-8",
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert "wrongs: 5 tried, 1 right, 1 refused, 3 wrong" in done.stdout
+    for said in (
+        "raises ZeroDivisionError",
+        "killed by SIGABRT",
+        "other bytes: 17",
+        "no such tool",
+    ):
+        assert said in done.stdout
+    assert "wrongs.py --seed 0 --only 'other'" in done.stdout
