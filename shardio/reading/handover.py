@@ -27,10 +27,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.multiprocessing import get_sharing_strategy
 
-from shardio.errors import UsageError
+from shardio.errors import ShardioError, UsageError
 from shardio.forks import new_lock
 from shardio.reading.processes import is_alive
+from shardio.storage.local import reserve
 
 Loop = Generator[dict[str, Any], None, None]
 _HEADER = 64  # bytes of a segment before its data
@@ -125,9 +127,8 @@ class Sender:
             self._segments.remove(segment)
         if chosen is not None:
             return chosen
-        # What torch's own collate calls; share_memory_() would copy the empty memory first.
         whole = -(-(_HEADER + size) // _HEADER) * _HEADER  # any dtype divides it
-        storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(whole)
+        storage = _new_shared(whole)
         memory = _memory_of(storage)
         memory[:_HEADER] = 0
         segment = _Segment(next(_numbers), storage, memory)
@@ -333,6 +334,34 @@ def _describe(tensor: torch.Tensor, segment: _Segment) -> _Place:
         tuple(tensor.stride()),
         offset // tensor.dtype.itemsize,
     )
+
+
+def _new_shared(size: int) -> torch.UntypedStorage:
+    """Make shared memory that torch can send.
+
+    Memory of a file without a name is not limited by the size of /dev/shm, which is 64 MB in a
+    container, and leaves nothing there. torch sends it if it sends descriptors; where it does
+    not, or there are no such files, torch makes the memory as for its own tensors.
+
+    Raises:
+        ShardioError: there is no memory.
+    """
+    try:
+        if not hasattr(os, "memfd_create") or get_sharing_strategy() != "file_descriptor":
+            return torch.UntypedStorage._new_shared(size)
+        descriptor = os.memfd_create("shardio", os.MFD_CLOEXEC)
+        try:
+            reserve(descriptor, size)
+            return torch.UntypedStorage._new_shared_fd_cpu(descriptor, size)
+        finally:
+            os.close(descriptor)
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ShardioError(
+            f"a worker process got no shared memory for {size:,} bytes of a batch ({reason}); use "
+            "fewer workers, a smaller prefetch_factor or batch_size, or shardio.Loader, whose "
+            "threads need none; if /dev/shm is full, make it larger (docker run --shm-size=8g)"
+        ) from error
 
 
 def _memory_of(storage: torch.UntypedStorage) -> NDArray[np.uint8]:

@@ -8,7 +8,10 @@ import io
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -180,7 +183,7 @@ def test_memory_of_batches_that_were_kept_goes_when_they_go(packed: Path) -> Non
 
 def segments_of(process: int) -> int:
     """How many segments of shared memory a process has mapped."""
-    return Path(f"/proc/{process}/maps").read_text("utf-8").count("/torch_")
+    return Path(f"/proc/{process}/maps").read_text("utf-8").count("/memfd:shardio")
 
 
 def test_batches_of_many_sizes_need_few_segments(tmp_path: Path) -> None:
@@ -198,6 +201,52 @@ def test_batches_of_many_sizes_need_few_segments(tmp_path: Path) -> None:
         assert int(batch["__key__"][0]) % 256 == batch["npy"].min() == batch["npy"].max()
         most = max(most, len(handover._mapped))
     assert most < 30
+
+
+SMALL = """
+import sys, torch, shardio
+from torch.utils.data import DataLoader
+torch.multiprocessing.set_sharing_strategy(sys.argv[2])
+crop = shardio.RandomResizedCrop(256)
+dataset = shardio.ShardDataset(sys.argv[1], transform=crop, batch_size=60)
+def load(workers):
+    dataset.set_epoch(0)
+    kept = [*DataLoader(dataset, batch_size=None, num_workers=workers)]
+    return torch.stack([batch["image"].sum() for batch in kept])
+if __name__ == "__main__":
+    expected = load(0)
+    try:
+        assert load(1).equal(expected)
+        print("read")
+    except shardio.ShardioError as error:
+        print(str(error).splitlines()[-1])
+"""
+
+
+def load_in_8_mb(packed: Path, strategy: str) -> str:
+    """What the script prints where /dev/shm holds 8 MB; it keeps batches of 118 MB."""
+    script = 'mount -t tmpfs -o size=8m shardio-test /dev/shm || exit 77; exec "$@"'
+    words = [sys.executable, "-c", SMALL, str(packed), strategy]
+    if shutil.which("unshare") is None:
+        pytest.skip("needs unshare, so that no other process sees a small /dev/shm")
+    command = ["unshare", "--mount", "sh", "-c", script, "sh", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 77 or "unshare: " in done.stderr:
+        pytest.skip("only root may mount a small /dev/shm")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_batches_need_no_room_in_dev_shm(packed: Path) -> None:
+    assert load_in_8_mb(packed, "file_descriptor") == "read"
+
+
+def test_a_full_dev_shm_is_one_sentence_with_the_way_out(packed: Path) -> None:
+    """Where torch names its memory, batches lie in /dev/shm."""
+    found = load_in_8_mb(packed, "file_system")
+    assert found.startswith("shardio.errors.ShardioError: a worker process got no shared memory")
+    assert "11,796,544 bytes of a batch (unable to allocate" in found
+    assert found.endswith("make it larger (docker run --shm-size=8g)")
 
 
 class Twice(IterableDataset[dict[str, Any]]):

@@ -36,7 +36,7 @@ from shardio.testing import digests, make_images
 
 KILLS, WORKER_KILLS, TRAINER_KILLS = 200, 40, 20
 CALLS = {"write": 40, "fsync": 20, "/^rename": 20}
-"""System calls, and how many of each the small pack makes at most; /^rename is every kind of rename."""
+"""System calls (/^rename: all kinds of rename), and how many the small pack makes at most."""
 FAULTS = ("signal=KILL", "error=EIO", "error=ENOSPC")
 LOCK = ".shardio-pack"
 FORKING = multiprocessing.get_context("fork")
