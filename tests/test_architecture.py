@@ -29,7 +29,7 @@ LAYERS = {
     "reading": {"errors", "index", "storage", "plan", "codecs", "transforms"},
     "packing": {"errors", "naming", "index", "storage", "tar", "tfrecord", "plan", "codecs"},
     "profiling": {"errors", "index", "plan", "codecs", "reading", "transforms"},
-    "cli": {"errors", "index", "reading", "packing", "profiling"},
+    "cli": {"errors", "codecs", "index", "reading", "packing", "profiling"},
     "ops": set(),
     "testing": set(),
     "__main__": {"cli"},

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from shardio.cli.progress import progress_bar
 from shardio.cli.text import encodable, plain
+from shardio.cli.values import max_pixels_option
 from shardio.packing.inspection.info import (
     MOST_PREVIEWED,
     PREVIEW_COUNT,
@@ -64,6 +65,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
     show_default=True,
     help="Images on it.",
 )
+@max_pixels_option
 @click.option(
     "--json",
     "as_json",
@@ -77,6 +79,7 @@ def info(
     all_classes: bool,
     preview: str | None,
     preview_count: int,
+    max_pixels: int,
     as_json: bool,
 ) -> None:
     """Say what the shards of PATH hold.
@@ -89,7 +92,12 @@ def info(
     )
     with shown as progress:
         found = inspect_source(
-            path, sample=sample, preview=preview, preview_count=preview_count, progress=progress
+            path,
+            sample=sample,
+            preview=preview,
+            preview_count=preview_count,
+            max_pixels=max_pixels,
+            progress=progress,
         )
     if as_json:
         click.echo(json.dumps(asdict(found)))

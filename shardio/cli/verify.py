@@ -12,6 +12,7 @@ import click
 
 from shardio.cli.progress import progress_bar
 from shardio.cli.text import encodable, plain
+from shardio.cli.values import max_pixels_option
 from shardio.packing.output import DROPPED_NAME
 from shardio.packing.verification.findings import Verification
 from shardio.packing.verification.repair import RepairSummary, repair
@@ -31,9 +32,12 @@ _MOST_LINES = 50
     help="If there are problems, write the samples that are whole to a new folder, and list the "
     "others in NEW/dropped.jsonl.",
 )
+@max_pixels_option
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes; by default one a core.")
 @click.option("--json", "as_json", is_flag=True, help="Print all findings as JSON.")
-def verify(path: str, deep: bool, new: str | None, jobs: int | None, as_json: bool) -> None:
+def verify(
+    path: str, deep: bool, new: str | None, max_pixels: int, jobs: int | None, as_json: bool
+) -> None:
     """Check the shards of PATH, byte by byte.
 
     PATH is a packed folder, a folder of splits, or tars of others, with an index or without.
@@ -41,13 +45,15 @@ def verify(path: str, deep: bool, new: str | None, jobs: int | None, as_json: bo
     there are problems, also if they were fixed in NEW; notes are no problems.
     """
     with _progress("verifying, MB", as_json) as progress:
-        found = verify_source(path, deep=deep, jobs=jobs, progress=progress)
+        found = verify_source(path, deep=deep, max_pixels=max_pixels, jobs=jobs, progress=progress)
     if not as_json:
         _show_findings(found)
     fixed = None
     if new is not None and not found.sound:
         with _progress("repairing", as_json) as progress:
-            fixed = repair(path, new, deep=deep, jobs=jobs, progress=progress)
+            fixed = repair(
+                path, new, deep=deep, max_pixels=max_pixels, jobs=jobs, progress=progress
+            )
     if as_json:
         summary = asdict(found) | {"sound": found.sound, "fixed": fixed and asdict(fixed)}
         click.echo(json.dumps(summary))

@@ -27,7 +27,7 @@ from shardio.index.shard_index import ShardIndex, read_index
 from shardio.naming import split_member_name
 from shardio.packing.engine import Ticker
 from shardio.packing.samples import FromRange, Problem, SourceField, SourceSample, to_line
-from shardio.packing.verification.contents import field_fault, maybe_decoding
+from shardio.packing.verification.contents import FieldCheck
 from shardio.packing.verification.grouping import Grouped, Run, group_members
 from shardio.packing.verification.plain import Data, decompress, is_compressed, map_shard
 from shardio.packing.verification.scope import ScopedShard
@@ -41,13 +41,13 @@ class RepairTask:
 
     Attributes:
         shard: which.
-        deep: decode every field.
+        check: how closely fields are looked at.
         lines: file that the samples go to, a line each.
         plain: file that the tar goes to if it has to be decompressed.
     """
 
     shard: ScopedShard
-    deep: bool
+    check: FieldCheck
     lines: Path
     plain: Path
 
@@ -70,7 +70,7 @@ def find_whole(task: RepairTask, ticker: Ticker) -> list[Problem]:
         OSError: the file cannot be written.
     """
     problems: list[Problem] = []
-    with task.lines.open("wb") as stream, maybe_decoding(task.deep):
+    with task.lines.open("wb") as stream, task.check.context():
         for found in _find(task):
             ticker.tick(1)
             if isinstance(found, Problem):
@@ -124,7 +124,7 @@ class _Shard:
     """
 
     def __init__(self, task: RepairTask, path: Path, data: Data) -> None:
-        self._deep = task.deep
+        self._check = task.check
         self._shard = task.shard
         self._path = os.fsencode(path.absolute())
         self._data = data
@@ -277,7 +277,7 @@ class _Shard:
                 memoryview(self._data) as view,
                 view[place.offset : place.offset + place.size] as data,
             ):
-                fault = field_fault(name, data, deep=self._deep)
+                fault = self._check.fault(name, data)
             if fault is not None:
                 reason = f"field {name!r} at byte {place.offset}: {fault}"
                 break

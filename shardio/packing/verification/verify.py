@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from shardio.codecs.limits import MAX_PIXELS
 from shardio.index.catalog import Source
 from shardio.packing.engine import Engine, Ticker
 from shardio.packing.job import Progress
 from shardio.packing.options import make_engine
+from shardio.packing.verification.contents import FieldCheck
 from shardio.packing.verification.findings import Finding, Verification
 from shardio.packing.verification.grouping import group_members
 from shardio.packing.verification.plain import map_shard
@@ -32,6 +34,7 @@ def verify(
     source: Source,
     *,
     deep: bool = False,
+    max_pixels: int = MAX_PIXELS,
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Verification:
@@ -46,6 +49,7 @@ def verify(
             or a list of these.
         deep: decode every field, images and others, which notices most damage where there are
             no checksums.
+        max_pixels: greatest number of pixels of an image, see shardio.codecs.limits.
         jobs: processes; by default one a core. The findings are the same for any number.
         progress: called with the number of megabytes; what it returns is called with how many
             more are read.
@@ -55,9 +59,10 @@ def verify(
         OSError: a folder cannot be read.
     """
     engine = make_engine("local", jobs)
+    check = FieldCheck(deep=deep, max_pixels=max_pixels)
     parts = find_parts(source)
     shards = [[each for each in part.shards if not each.missing] for part in parts]
-    tasks = [task_of(shard, deep=deep) for some in shards for shard in some]
+    tasks = [task_of(shard, check) for some in shards for shard in some]
     advance = progress(sum(map(len, tasks))) if progress else None
     reports = engine.run(verify_shard, tasks, advance)
     names = [task.shard.path for task in tasks]
