@@ -17,7 +17,7 @@ from rich.table import Table
 
 from shardio.cli.progress import progress_bar
 from shardio.cli.text import encodable, plain
-from shardio.cli.values import allow_empty_option
+from shardio.cli.values import allow_empty_option, max_pixels_option
 from shardio.packing.inspection.info import (
     MOST_PREVIEWED,
     PREVIEW_COUNT,
@@ -66,6 +66,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
     help="Images on it.",
 )
 @allow_empty_option
+@max_pixels_option
 @click.option(
     "--json",
     "as_json",
@@ -80,6 +81,7 @@ def info(
     preview: str | None,
     preview_count: int,
     allow_empty: bool,
+    max_pixels: int,
     as_json: bool,
 ) -> None:
     """Say what the shards of PATH hold.
@@ -97,6 +99,7 @@ def info(
             preview=preview,
             preview_count=preview_count,
             allow_empty=allow_empty,
+            max_pixels=max_pixels,
             progress=progress,
         )
     if as_json:

@@ -13,7 +13,7 @@ import click
 
 from shardio.cli.output import describe, output_options
 from shardio.cli.progress import progress_bar
-from shardio.cli.values import parse_sides, read_names
+from shardio.cli.values import max_pixels_option, parse_sides, read_names
 from shardio.errors import UsageError
 from shardio.packing.pack import pack as pack_source
 
@@ -89,6 +89,7 @@ _OPTIONS = (
         help="Bits of 64 in which perceptual hashes of alike images may differ, by default 4.",
     ),
     click.option("--keep-duplicates", is_flag=True, help="Pack them too, alike ones in one split."),
+    max_pixels_option,
 )
 
 

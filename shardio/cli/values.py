@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from shardio.codecs.limits import MAX_PIXELS
+
 _SIDES = re.compile("([0-9]{1,9})(?:x([0-9]{1,9}))?")
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)(i?)B?", re.IGNORECASE)
 
@@ -14,6 +16,16 @@ allow_empty_option = click.option(
     "--allow-empty",
     is_flag=True,
     help="Take tars that have members, none of which is a field of a sample.",
+)
+
+
+max_pixels_option = click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    default=MAX_PIXELS,
+    show_default=True,
+    help="Greatest number of pixels of an image; a greater one also lets files through that ask "
+    "for more memory and work than real images of their size.",
 )
 
 

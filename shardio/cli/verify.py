@@ -12,7 +12,7 @@ import click
 
 from shardio.cli.progress import progress_bar
 from shardio.cli.text import encodable, plain
-from shardio.cli.values import allow_empty_option
+from shardio.cli.values import allow_empty_option, max_pixels_option
 from shardio.packing.names import DROPPED_NAME
 from shardio.packing.verification.findings import Verification
 from shardio.packing.verification.repair import RepairSummary, repair
@@ -33,10 +33,17 @@ _MOST_LINES = 50
     "others in NEW/dropped.jsonl.",
 )
 @allow_empty_option
+@max_pixels_option
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes; by default one a core.")
 @click.option("--json", "as_json", is_flag=True, help="Print all findings as JSON.")
 def verify(
-    path: str, deep: bool, new: str | None, allow_empty: bool, jobs: int | None, as_json: bool
+    path: str,
+    deep: bool,
+    new: str | None,
+    allow_empty: bool,
+    max_pixels: int,
+    jobs: int | None,
+    as_json: bool,
 ) -> None:
     """Check the shards of PATH, byte by byte.
 
@@ -46,14 +53,21 @@ def verify(
     """
     with _progress("verifying, MB", as_json) as progress:
         found = verify_source(
-            path, deep=deep, allow_empty=allow_empty, jobs=jobs, progress=progress
+            path,
+            deep=deep,
+            allow_empty=allow_empty,
+            max_pixels=max_pixels,
+            jobs=jobs,
+            progress=progress,
         )
     if not as_json:
         _show_findings(found)
     fixed = None
     if new is not None and not found.sound:
         with _progress("repairing", as_json) as progress:
-            fixed = repair(path, new, deep=deep, jobs=jobs, progress=progress)
+            fixed = repair(
+                path, new, deep=deep, max_pixels=max_pixels, jobs=jobs, progress=progress
+            )
     if as_json:
         summary = asdict(found) | {"sound": found.sound, "fixed": fixed and asdict(fixed)}
         click.echo(json.dumps(summary))

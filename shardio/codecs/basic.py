@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from shardio.codecs.boundary import decoder
 from shardio.errors import CodecError
 
 if TYPE_CHECKING:
@@ -31,8 +32,18 @@ _NPY_VERSIONS = {1: ("<H", 10, "latin1"), 2: ("<I", 12, "latin1"), 3: ("<I", 12,
 """How the header's length at offset 8 is coded, where the header starts, and its encoding."""
 _NPY_MAX_HEADER = 10_000  # NumPy's own limit: parsing a longer literal may exhaust memory
 _NPY_KEYS = {"descr", "fortran_order", "shape"}
+_ESCAPE = r"""\\(?:['"\\abfnrtv]|x[0-9a-f]{2}|u[0-9a-f]{4}|U00(?:0[0-9a-f]|10)[0-9a-f]{4})"""
+_NPY_LITERAL = re.compile(
+    rf"""(?:[\s{{}}()\[\],:0-9]|-(?=[0-9])|True|False"""
+    rf"""|'(?:[^'\\]|{_ESCAPE})*'|"(?:[^"\\]|{_ESCAPE})*")*"""
+)
+"""What headers consist of; of other text Python may print what it thinks of it."""
+_BYTES_ALIAS = re.compile("[<>|=]?a[0-9]*")  # of which NumPy prints that it is no longer used
+_MOST_ROOM = 1 << 40
+"""Most elements of an empty array if its zeros were ones: batches have to hold several of them."""
 
 
+@decoder
 def decode_cls(data: Buffer) -> int:
     """Decode a class number: a decimal integer in ASCII, white space around it allowed.
 
@@ -46,6 +57,7 @@ def decode_cls(data: Buffer) -> int:
     return number
 
 
+@decoder
 def decode_txt(data: Buffer) -> str:
     """Decode text in UTF-8, white space kept.
 
@@ -60,6 +72,7 @@ def decode_txt(data: Buffer) -> str:
         ) from None
 
 
+@decoder
 def decode_json(data: Buffer) -> object:
     """Decode JSON in UTF-8.
 
@@ -75,6 +88,7 @@ def decode_json(data: Buffer) -> object:
         raise CodecError("JSON nested too deep") from None
 
 
+@decoder
 def decode_npy(data: Buffer) -> NDArray[np.generic]:
     """Decode an array in NumPy's `.npy` format.
 
@@ -96,7 +110,7 @@ def decode_npy(data: Buffer) -> NDArray[np.generic]:
     try:
         array = np.frombuffer(view, dtype, offset=start) if announced else np.empty(0, dtype)
         array = array.reshape(shape, order=order)
-    except (ValueError, OverflowError) as error:
+    except (ValueError, OverflowError) as error:  # as of more dimensions than NumPy has
         raise CodecError(f"broken .npy header: {error}") from None
     array = array.astype(dtype.newbyteorder("="), copy=False)
     return array if array.flags.writeable else array.copy(order="K")
@@ -107,6 +121,7 @@ def is_picture(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
     return dtype == np.uint8 and len(shape) == 3 and shape[2] == 3 and 0 not in shape
 
 
+@decoder
 def decode_pixels(data: Buffer) -> NDArray[np.uint8]:
     """Decode a picture stored as a `.npy` array, uint8 [H, W, 3] RGB.
 
@@ -122,6 +137,7 @@ def decode_pixels(data: Buffer) -> NDArray[np.uint8]:
     return cast("NDArray[np.uint8]", array)
 
 
+@decoder
 def npy_header(
     view: memoryview,
 ) -> tuple[np.dtype[np.generic], tuple[int, ...], Literal["C", "F"], int]:
@@ -142,18 +158,23 @@ def npy_header(
         raise CodecError(f"truncated .npy or broken header: it announces {length} bytes of header")
     header = _npy_literal(bytes(view[start : start + length]), encoding)
     shape = header["shape"]
-    if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
-        raise CodecError(f"broken .npy header: the shape is {shape!r}")
+    if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+        raise CodecError(f"broken .npy header: the shape is {shape!r:.100}")
+    if math.prod(n or 1 for n in shape) > _MOST_ROOM:
+        raise CodecError(f"broken .npy header: no array has the shape {shape!r:.100}")
+    if type(header["fortran_order"]) is not bool:
+        raise CodecError(f"broken .npy header: fortran_order is {header['fortran_order']!r:.100}")
     order: Literal["C", "F"] = "F" if header["fortran_order"] else "C"
     return _npy_dtype(header["descr"]), shape, order, start + length
 
 
 def _npy_literal(header: bytes, encoding: str) -> dict[str, object]:
     """Evaluate the header, a Python dict literal."""
+    text = str(header, encoding, "replace")
     try:
-        literal = ast.literal_eval(str(header, encoding))
+        literal = ast.literal_eval(text) if _NPY_LITERAL.fullmatch(text) else None
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        literal = None
+        literal = None  # MemoryError is of the parser here, whose nesting is limited
     if not isinstance(literal, dict) or literal.keys() != _NPY_KEYS:
         raise CodecError(
             f"broken .npy header: not a dict of descr, fortran_order and shape: {_excerpt(header)}"
@@ -163,12 +184,26 @@ def _npy_literal(header: bytes, encoding: str) -> dict[str, object]:
 
 def _npy_dtype(descr: object) -> np.dtype[np.generic]:
     try:
+        _refuse_bytes_alias(descr)
         dtype = np.lib.format.descr_to_dtype(cast("list[tuple[str, str]]", descr))
     except Exception as error:  # the bytes choose what is asked of NumPy, so any kind may come
-        raise CodecError(f"broken .npy header: the dtype {descr!r} is unknown ({error})") from None
+        raise CodecError(
+            f"broken .npy header: the dtype {descr!r:.100} is unknown ({error!s:.100})"
+        ) from None
     if dtype.hasobject:
         raise CodecError("a .npy array of Python objects: they are pickled, and pickles run code")
     return dtype
+
+
+def _refuse_bytes_alias(descr: object) -> None:
+    """Look at the types in a descr: of a record's fields second, of a subarray first."""
+    if isinstance(descr, list):
+        for field in descr:
+            _refuse_bytes_alias(field[1])
+    elif isinstance(descr, tuple):
+        _refuse_bytes_alias(descr[0])
+    elif isinstance(descr, str) and _BYTES_ALIAS.fullmatch(descr):
+        raise TypeError("'a' is no longer a type, 'S' is")
 
 
 def _excerpt(data: Buffer) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from shardio.codecs.boundary import decoder
 from shardio.codecs.exif import UPRIGHT, apply_orientation, place_as_stored
 from shardio.codecs.image import decode_stored
 from shardio.codecs.jpeg import LEAST_SHRUNK, decode_jpeg_top
@@ -56,6 +57,7 @@ class DecodedPart:
     shrink: int
 
 
+@decoder
 def decode_part(
     data: Buffer,
     info: ImageInfo,
@@ -94,6 +96,7 @@ def decode_part(
     return DecodedPart(pixels, shrink)
 
 
+@decoder
 def write_part(part: DecodedPart, info: ImageInfo, crop: Crop, out: NDArray[np.uint8]) -> None:
     """Resize a crop into a slot, bilinearly, turned and mirrored as orientation and crop say.
 
@@ -115,6 +118,7 @@ def write_part(part: DecodedPart, info: ImageInfo, crop: Crop, out: NDArray[np.u
     _fit(shown, out, flip=crop.flip)
 
 
+@decoder
 def write_crop(
     pixels: NDArray[np.uint8], crop: Crop, out: NDArray[np.uint8], *, nearest: bool = False
 ) -> None:

@@ -22,7 +22,6 @@ all such files do: a channel of RGB is C * K / 255.
 from __future__ import annotations
 
 import re
-from itertools import islice
 from math import gcd, prod
 from struct import pack, unpack_from
 from typing import TYPE_CHECKING
@@ -38,16 +37,12 @@ if TYPE_CHECKING:
 
     from shardio.codecs.probe import ImageInfo
 
-MAX_SCANS = 100
-"""Progressive files have about ten; each costs a pass over all pixels, however few its bytes."""
-
 LEAST_SHRUNK = 16
 """From this side on TurboJPEG's scaling factors give different sizes, which tell them apart."""
 
 _MARGIN = 4  # rows below, which upsampling of colours looks at: one of chroma is at most four
 _REST_IS_LEFT = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd9")
 _EOI = b"\xff\xd9"
-_SCAN = re.compile(rb"\xff\xda")
 _JFIF, _ADOBE, _COMMENT = 0xE0, 0xEE, 0xFE
 _METADATA = frozenset({*range(0xE0, 0xF0), _COMMENT}) - {_JFIF, _ADOBE}
 """Segments that harm no pixel when they are missing; JFIF and Adobe say how colours are coded."""
@@ -73,10 +68,8 @@ def decode_jpeg(
         uint8 [ceil(H / shrink), ceil(W / shrink), 3], before orientation.
 
     Raises:
-        CodecError: the data are truncated, corrupt, of a rare kind, or in too many scans.
+        CodecError: the data are truncated, corrupt or of a rare kind.
     """
-    if info.multiscan:
-        _check_scans(data)
     shape = _shape(*info.stored_size, shrink)
     try:
         return _decode(data, shape, buffer)
@@ -192,9 +185,3 @@ def _sentence(error: ValueError) -> str:
     if "subsampling" in str(error):
         return "the JPEG subsamples its colours in a rare way, as 4:1:0, which is not decoded"
     return f"the JPEG data do not decode: {error}"
-
-
-def _check_scans(data: memoryview) -> None:
-    """Refuse a file made to keep a decoder busy: many scans of a few bytes each."""
-    if next(islice(_SCAN.finditer(data), MAX_SCANS, None), None):
-        raise CodecError(f"a JPEG of more than {MAX_SCANS} scans, where real ones have about ten")

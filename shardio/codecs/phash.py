@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from shardio.codecs.boundary import decoder
 from shardio.codecs.exif import UPRIGHT, apply_orientation
 from shardio.codecs.image import Scratch, decode_stored
 from shardio.codecs.probe import Buffer, ImageInfo
@@ -20,6 +21,7 @@ _SIDE, _KEPT = 32, 8
 _SHRINKS = (8, 4, 2, 1)
 
 
+@decoder
 def perceptual_hash(data: Buffer, info: ImageInfo, scratch: Scratch) -> int:
     """Hash a picture to 64 bits.
 

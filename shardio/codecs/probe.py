@@ -17,7 +17,10 @@ from dataclasses import dataclass
 from struct import unpack_from
 from typing import TYPE_CHECKING
 
+from shardio.codecs.boundary import decoder
 from shardio.codecs.exif import FIRST_TURNED, UPRIGHT, exif_orientation, is_exif
+from shardio.codecs.limits import MAX_PIXELS, limit_packed, limit_pixels, limit_scans
+from shardio.codecs.png import PNG_MAGIC, Chunk, png_chunks, png_header
 from shardio.errors import CodecError
 
 if TYPE_CHECKING:
@@ -26,16 +29,9 @@ if TYPE_CHECKING:
 Buffer = bytes | bytearray | memoryview
 """Bytes in one contiguous piece."""
 
-Chunk = tuple[bytes, int, int]
-"""Type of a PNG's chunk, and where its data start and end."""
-
-MAX_PIXELS = 178_956_970
-"""Pillow's limit for its decompression bomb error: half a gigabyte of RGB."""
-
 _MAX_SEGMENTS = 10_000
-_MAX_CHUNKS = 100_000
+_MAX_CHUNKS = 100_000  # of a WebP
 
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _OTHER_MAGIC = (
     (0, b"GIF8", "a GIF"),
     (0, b"II*\0", "a TIFF"),
@@ -71,6 +67,7 @@ _PROGRESSIVE_FRAMES = frozenset({0xC2, 0xCA})
 _OTHER_FRAMES = frozenset({0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF})
 _FF, _FILL = 0xFF, frozenset({0x00, 0xFF})
 _MARKER = re.compile(rb"\xff[^\x00\xff]")  # passes over fill bytes and junk, as decoders do
+_AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # and over restarts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,29 +105,34 @@ class ImageInfo:
         return self.height, self.width
 
 
+@decoder
 def probe_image(data: Buffer, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
     """Read format, size and orientation from an image's header.
 
     Args:
         data: the whole file.
-        max_pixels: the most pixels an image may have.
+        max_pixels: greatest number of pixels; raises the other limits of work, see
+            shardio.codecs.limits.
 
     Raises:
         CodecError: not a JPEG, PNG, WebP or BMP; or the header is broken, or announces no
-            pixels or more than max_pixels.
+            pixels; or the image exceeds a limit.
     """
     view = memoryview(data).cast("B")
     info = _prober(view)(view)
-    if info.height < 1 or info.width < 1:
-        raise CodecError(f"the header announces {info.width} x {info.height} pixels")
-    if info.height * info.width > max_pixels:
-        raise CodecError(
-            f"the header announces {info.width} x {info.height} pixels, "
-            f"more than the limit of {max_pixels}"
-        )
+    height, width = info.stored_size
+    if height < 1 or width < 1:
+        raise CodecError(f"the header announces {width} x {height} pixels")
+    limit_pixels(height, width, size=len(view), max_pixels=max_pixels)
+    if info.multiscan:
+        limit_scans(_count_scans(view, info.scan), height, width, max_pixels=max_pixels)
+    if info.format == "png":
+        packed = sum(end - start for kind, start, end in info.chunks if kind == b"IDAT")
+        limit_packed(packed, png_header(view).rows()[-1].end, max_pixels=max_pixels)
     return info
 
 
+@decoder
 def check_complete(data: Buffer, info: ImageInfo) -> None:
     """Check that an image's bytes reach to its end, without decoding.
 
@@ -178,25 +180,16 @@ def jpeg_segments(view: memoryview) -> Iterator[tuple[int, int, int]]:
     raise CodecError(f"broken JPEG header: more than {_MAX_SEGMENTS} segments")
 
 
-def png_chunks(view: memoryview) -> Iterator[Chunk]:
-    """Yield the chunks of a PNG, IEND last; a CRC of four bytes follows each one's data.
-
-    Raises:
-        CodecError: the file ends before IEND does, or has more chunks than any real one.
-    """
-    position = len(_PNG_MAGIC)
-    for _ in range(_MAX_CHUNKS):
-        if position + 12 > len(view):
-            raise CodecError("truncated PNG: it ends before its IEND chunk")
-        length, kind = unpack_from(">I4s", view, position)
-        start = position + 8
-        position = start + length + 4
-        if position > len(view):
-            raise CodecError(f"truncated PNG: its chunk {kind!r} reaches past the end")
-        yield kind, start, start + length
-        if kind == b"IEND":
-            return
-    raise CodecError(f"broken PNG: more than {_MAX_CHUNKS} chunks")
+def _count_scans(view: memoryview, end: int) -> int:
+    """Count the scans of a JPEG whose first one starts at an offset."""
+    scans = 1
+    for _ in range(_MAX_SEGMENTS):
+        found = _AFTER_SCAN.search(view, end)
+        if found is None or view[found.end() - 1] == _EOI or found.end() + 2 > len(view):
+            return scans
+        scans += view[found.end() - 1] == _SOS
+        end = found.end() + int(unpack_from(">H", view, found.end())[0])
+    raise CodecError(f"broken JPEG: more than {_MAX_SEGMENTS} segments between its scans")
 
 
 def webp_chunks(view: memoryview) -> Iterator[tuple[bytes, int, int]]:
@@ -216,7 +209,7 @@ def _prober(view: memoryview) -> Callable[[memoryview], ImageInfo]:
     head = bytes(view[:16])
     if head[:3] == b"\xff\xd8\xff":
         return _probe_jpeg
-    if head[:8] == _PNG_MAGIC:
+    if head[:8] == PNG_MAGIC:
         return _probe_png
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return _probe_webp
@@ -270,6 +263,9 @@ def _jpeg_info(
         raise CodecError(f"a JPEG of {bits} bits per sample, where 8 are needed")
     multiscan = view[frame - 1] in _PROGRESSIVE_FRAMES or view[scan + 2] < components
     plain = view[frame - 1] in _HUFFMAN_FRAMES and not multiscan and components in {1, 3}
+    plain = plain and frame_length == 8 + 3 * components
+    samplings = view[frame + 9 : frame + 8 + 3 * components : 3]
+    plain = plain and all(1 <= factor >> 4 <= 4 and 1 <= factor & 15 <= 4 for factor in samplings)
     shown_height, shown_width = _as_shown((height, width), orientation)
     return ImageInfo(
         format="jpeg",
@@ -293,8 +289,8 @@ def _probe_png(view: memoryview) -> ImageInfo:
         if kind == b"eXIf" and not orientation:
             orientation = exif_orientation(view[start:end])
         chunks.append(chunk)
-    width, height = unpack_from(">II", view, 16)
-    return _info("png", (height, width), orientation or UPRIGHT, tuple(chunks))
+    header = png_header(view)
+    return _info("png", (header.height, header.width), orientation or UPRIGHT, tuple(chunks))
 
 
 def _probe_webp(view: memoryview) -> ImageInfo:

@@ -14,6 +14,8 @@ from shardio.codecs.basic import (
     decode_pixels,
     decode_txt,
 )
+from shardio.codecs.boundary import decoder
+from shardio.codecs.limits import MAX_PIXELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,12 +74,14 @@ def kind_of(field: str) -> Kind:
     return _KINDS.get(field.rpartition(".")[2], "bytes")
 
 
-def decode_field(field: str, data: Buffer) -> object:
+@decoder
+def decode_field(field: str, data: Buffer, *, max_pixels: int = MAX_PIXELS) -> object:
     """Decode one field of one sample.
 
     Args:
         field: the name of the field; it chooses the decoder.
         data: the field's bytes.
+        max_pixels: greatest number of pixels of an image, see shardio.codecs.limits.
 
     Returns:
         By the field's kind: uint8 [H, W, 3] for an image or pixels, int, str, whatever JSON
@@ -86,17 +90,15 @@ def decode_field(field: str, data: Buffer) -> object:
     Raises:
         CodecError: the bytes do not decode as what the field's name announces.
     """
-    return _DECODERS[kind_of(field)](data)
+    kind = kind_of(field)
+    if kind == "image":
+        from shardio.codecs.image import decode_image  # noqa: PLC0415  loads OpenCV
 
-
-def _decode_image(data: Buffer) -> object:
-    from shardio.codecs.image import decode_image  # noqa: PLC0415  loads OpenCV
-
-    return decode_image(data)
+        return decode_image(data, max_pixels=max_pixels)
+    return _DECODERS[kind](data)
 
 
 _DECODERS: dict[Kind, Callable[[Buffer], object]] = {
-    "image": _decode_image,
     "pixels": decode_pixels,
     "cls": decode_cls,
     "txt": decode_txt,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from shardio.codecs.basic import npy_header
+from shardio.codecs.boundary import decoder
 from shardio.errors import CodecError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class ArrayRows(NamedTuple):
     shape: tuple[int, ...]
 
 
+@decoder
 def split_npy(block: NDArray[np.uint8]) -> ArrayRows | None:
     """Take the headers off `.npy` files, uint8 [n, w], one a row.
 

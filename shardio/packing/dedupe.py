@@ -87,10 +87,12 @@ def fingerprint(task: FingerprintTask, ticker: Ticker) -> Fingerprints:
     from shardio.codecs.phash import perceptual_hash  # noqa: PLC0415
 
     scratch = Scratch()
+
+    def look(data: memoryview) -> int:
+        return perceptual_hash(data, probe_image(data, max_pixels=task.store.max_pixels), scratch)
+
     with decoding():
-        return _fingerprint(
-            task, ticker, lambda data: perceptual_hash(data, probe_image(data), scratch)
-        )
+        return _fingerprint(task, ticker, look)
 
 
 def _fingerprint(

@@ -12,6 +12,7 @@ from inspect import Parameter, signature
 from os import PathLike
 from typing import Concatenate, Literal, ParamSpec, TypeVar, get_args
 
+from shardio.codecs.limits import MAX_PIXELS, check_max_pixels
 from shardio.errors import UsageError
 from shardio.packing.dedupe import Dedupe, Likeness
 from shardio.packing.engine import Engine, LocalEngine
@@ -148,6 +149,9 @@ class PackOptions(OutputOptions):
         dedupe_distance: bits of a 64-bit perceptual hash in which alike images may differ, 0 to
             16, by default 4.
         keep_duplicates: pack them all the same, those that are alike in one split.
+        max_pixels: greatest number of pixels of an image. Larger ones are bad samples, and so are
+            files that ask for far more work than real images of their size; a greater number
+            raises all these limits in proportion, see shardio.codecs.limits.
 
     Raises:
         UsageError: a value cannot be meant.
@@ -168,6 +172,7 @@ class PackOptions(OutputOptions):
     dedupe: Likeness | None = None
     dedupe_distance: int | None = None
     keep_duplicates: bool = False
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         OutputOptions.__post_init__(self)
@@ -196,7 +201,11 @@ class PackOptions(OutputOptions):
             distance = _DISTANCE if self.dedupe_distance is None else self.dedupe_distance
             dedupe = Dedupe(likeness=self.dedupe, distance=distance, keep=self.keep_duplicates)
         store = Store(
-            kind=self.store, resize=self.resize, max_side=self.max_side, quality=self.quality
+            kind=self.store,
+            resize=self.resize,
+            max_side=self.max_side,
+            quality=self.quality,
+            max_pixels=self.max_pixels,
         )
         return self.job(root=root, check=True, store=store, dedupe=dedupe)
 
@@ -209,6 +218,8 @@ class ReshardOptions(OutputOptions):
         keys: of the samples to take; one that no shard has is an error.
         where: called with each key and its decoded fields, which are read when they are looked
             at; takes the samples for which it is true.
+        max_pixels: greatest number of pixels of an image that `where` looks at, see
+            shardio.codecs.limits.
 
     Raises:
         UsageError: a value cannot be meant.
@@ -217,6 +228,11 @@ class ReshardOptions(OutputOptions):
     shuffle: bool = False
     keys: Iterable[str] | None = None
     where: Predicate | None = None
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        OutputOptions.__post_init__(self)
+        check_max_pixels(self.max_pixels)
 
 
 def with_options(

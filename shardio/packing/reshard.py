@@ -38,5 +38,6 @@ def reshard(source: Source, out: str | PathLike[str], options: ReshardOptions) -
         read_labels=options.stratify,
         keys=None if options.keys is None else frozenset(options.keys),
         where=options.where,
+        max_pixels=options.max_pixels,
     )
     return run_job(out, job, lambda _: tars)

@@ -220,7 +220,7 @@ class _Packer:
     def _pack_image(self, name: str | None, data: memoryview, *, is_only: bool) -> str:
         """Look at an image in its place, or put another one there; returns its field."""
         try:
-            info = probe_image(data)
+            info = probe_image(data, max_pixels=self._store.max_pixels)
         except CodecError as error:
             if name is not None:
                 raise

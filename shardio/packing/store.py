@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-from shardio.codecs.probe import MAX_PIXELS
+from shardio.codecs.limits import MAX_PIXELS, check_max_pixels
 from shardio.errors import UsageError
 
 StoreKind = Literal["original", "raw"]
@@ -34,6 +34,7 @@ class Store:
         max_side: what the longer side shrinks to, or None.
         quality: of JPEG and WebP files, which are all encoded anew; None encodes anew only what
             is resized.
+        max_pixels: greatest number of pixels of an image, see shardio.codecs.limits.
 
     Raises:
         UsageError: a value cannot be meant.
@@ -43,8 +44,10 @@ class Store:
     resize: int | tuple[int, int] | None = None
     max_side: int | None = None
     quality: int | None = None
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
+        check_max_pixels(self.max_pixels)
         if self.kind not in get_args(StoreKind):
             raise UsageError(f"store={self.kind!r}: it must be 'original' or 'raw'")
         if self.resize is not None:
@@ -88,7 +91,7 @@ class Store:
                 f"resize={resize!r}: it must be a whole number for the shorter side, or a "
                 "tuple (height, width), all at least 1"
             )
-        if isinstance(resize, tuple) and sides[0] * sides[1] > MAX_PIXELS:
+        if isinstance(resize, tuple) and sides[0] * sides[1] > self.max_pixels:
             raise UsageError(
-                f"resize={resize!r}: more pixels than the limit of {MAX_PIXELS:,} for an image"
+                f"resize={resize!r}: more pixels than max_pixels={self.max_pixels} allows an image"
             )

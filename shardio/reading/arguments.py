@@ -26,7 +26,7 @@ def check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[st
     for name in ("batch_size", "global_batch_size"):
         if given[name] is not None:
             given[name] = whole_number(name, given[name], least=1)
-    for name in ("window", "streams"):
+    for name in ("window", "streams", "max_pixels"):
         given[name] = whole_number(name, given[name], least=1)
     given["seed"] = check_seed(given["seed"])
     fields = given["fields"]

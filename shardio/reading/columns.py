@@ -74,6 +74,7 @@ class SizedImages:
         transform: of each image.
         scratch: where images are decoded.
         reduced: let large JPEGs be decoded at a part of their size.
+        max_pixels: greatest number of pixels of an image.
         allocate: makes the array.
     """
 
@@ -84,12 +85,14 @@ class SizedImages:
         scratch: Scratch,
         *,
         reduced: bool,
+        max_pixels: int,
         allocate: Allocate,
     ) -> None:
         self._transform = transform
         self._size = transform.size
         self._scratch = scratch
         self._reduced = reduced
+        self._max_pixels = max_pixels
         self._batch = allocate((slots, *transform.size, 3), torch.uint8)
         self._slots: NDArray[np.uint8] = self._batch.numpy()
 
@@ -104,7 +107,7 @@ class SizedImages:
             crop = self._transform.crop(pixels.shape[0], pixels.shape[1], uniforms)
             write_crop(pixels, crop, self._slots[slot], nearest=mask)
         else:
-            info = probe_image(stored.data)
+            info = probe_image(stored.data, max_pixels=self._max_pixels)
             crop = self._transform.crop(info.height, info.width, uniforms)
             part = decode_part(
                 stored.data,
@@ -133,14 +136,21 @@ class Transformed:
     Args:
         slots: how many.
         transform: from uint8 [3, H, W] to a tensor.
+        max_pixels: greatest number of pixels of an image.
         allocate: makes the array.
     """
 
     def __init__(
-        self, slots: int, transform: Callable[[torch.Tensor], Any], *, allocate: Allocate
+        self,
+        slots: int,
+        transform: Callable[[torch.Tensor], Any],
+        *,
+        max_pixels: int,
+        allocate: Allocate,
     ) -> None:
         self._num_slots = slots
         self._transform = transform
+        self._max_pixels = max_pixels
         self._allocate = allocate
         self._batch: torch.Tensor | None = None
         self._lock = new_lock()
@@ -150,7 +160,7 @@ class Transformed:
     ) -> torch.Tensor:
         """See Column."""
         del slot, uniforms
-        pixels: Any = decode_field(stored.field, stored.data)
+        pixels: Any = decode_field(stored.field, stored.data, max_pixels=self._max_pixels)
         watch.decoded()
         value = _apply(self._transform, torch.from_numpy(pixels).permute(2, 0, 1))
         watch.transformed()
@@ -184,12 +194,14 @@ class Arrays:
     Args:
         slots: how many.
         image: they are images.
+        max_pixels: greatest number of pixels of an image.
         allocate: makes the array.
     """
 
-    def __init__(self, slots: int, *, image: bool, allocate: Allocate) -> None:
+    def __init__(self, slots: int, *, image: bool, max_pixels: int, allocate: Allocate) -> None:
         self._num_slots = slots
         self._image = image
+        self._max_pixels = max_pixels
         self._allocate = allocate
         self._batch: torch.Tensor | None = None
         self._slots: NDArray[Any] = np.empty(0)
@@ -200,7 +212,7 @@ class Arrays:
     ) -> NDArray[Any]:
         """See Column."""
         del slot, uniforms
-        value: Any = decode_field(stored.field, stored.data)
+        value: Any = decode_field(stored.field, stored.data, max_pixels=self._max_pixels)
         watch.decoded()
         return np.asarray(value)
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from shardio.codecs.limits import MAX_PIXELS
 from shardio.errors import UsageError
 from shardio.index.catalog import Catalog, Source, open_catalog
 from shardio.plan.epoch import DEFAULT_WINDOW, EpochPlan, References
@@ -87,6 +88,9 @@ class ShardDataset(ResumableDataset):
             what it becomes at 1/2, 1/4 or 1/8 of its size: faster, and nearer to an antialiased
             resize than plain linear interpolation. False decodes every pixel of the crop.
         allow_empty: take tars that have members, none of which is a field of a sample.
+        max_pixels: greatest number of pixels of an image. Larger ones are bad samples, and so are
+            files that ask for far more work than real images of their size; a greater number
+            raises all these limits in proportion, see shardio.codecs.limits.
 
     Attributes:
         catalog: the shards.
@@ -122,6 +126,7 @@ class ShardDataset(ResumableDataset):
         on_bad_sample: OnBadSample = "raise",
         reduced_decoding: bool = True,
         allow_empty: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         given = check_arguments(
             fields=fields,
@@ -139,6 +144,7 @@ class ShardDataset(ResumableDataset):
             on_bad_sample=on_bad_sample,
             reduced_decoding=reduced_decoding,
             allow_empty=allow_empty,
+            max_pixels=max_pixels,
         )
         sizes = given["batch_size"], given["global_batch_size"]
         super().__init__(batch_sizes=sizes, ranks=(rank, world_size))
@@ -157,8 +163,6 @@ class ShardDataset(ResumableDataset):
             shuffle, seed=given["seed"], window=given["window"], streams=given["streams"]
         )
         self._tail: Tail = tail
-        self._skip = on_bad_sample == "skip"
-        self._reduced = reduced_decoding
         self._digest = self.catalog.digest()
         self._open_shards: ShardPool | None = None  # those of ds[i]
         if len(self.samples):
@@ -351,13 +355,14 @@ class ShardDataset(ResumableDataset):
 
     def reader(self, pool: ShardPool, allocate: Allocate) -> SampleReader:
         """What makes batches of this dataset's samples from a pool of its shards."""
+        skip = self._arguments["on_bad_sample"] == "skip"
         delivery = Delivery(
             pool=pool,
             samples=self.samples,
             fields=self.fields,
             missing_ok=self._default_fields and self.batch_size is None,
             one_image=self._default_fields,
-            on_replaced=self._epochs.count_bad_sample if self._skip else None,
+            on_replaced=self._epochs.count_bad_sample if skip else None,
             times=self.times,
             stopwatch=self.stopwatch,
         )
@@ -365,7 +370,8 @@ class ShardDataset(ResumableDataset):
             delivery,
             decode=self._decode,
             transform=self._transform,
-            reduced=self._reduced,
+            reduced=self._arguments["reduced_decoding"],
+            max_pixels=self._arguments["max_pixels"],
             allocate=allocate,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ class SampleReader:
         decode: False leaves every field as bytes.
         transform: for images.
         reduced: let large JPEGs be decoded at a part of their size.
+        max_pixels: greatest number of pixels of an image.
         allocate: makes the arrays of batches.
     """
 
@@ -46,6 +48,7 @@ class SampleReader:
         decode: bool,
         transform: Transform | None,
         reduced: bool,
+        max_pixels: int,
         allocate: Allocate,
     ) -> None:
         self._delivery = delivery
@@ -53,6 +56,7 @@ class SampleReader:
         self._transform = transform
         self._draws = transform.draws if isinstance(transform, SizedTransform) else 0
         self._reduced = reduced
+        self._max_pixels = max_pixels
         self._allocate = allocate
         self._scratch = Scratch()
         self._gatherer = Gatherer(delivery.pool, tuple(delivery.fields.values()))
@@ -81,20 +85,21 @@ class SampleReader:
         """What makes the column of an entry that a field and its like fill, of that many slots."""
         kind = kind_of(field) if self._decode else "bytes"
         transform = self._transform if kind in {"image", "pixels"} else None
+        kept: dict[str, Any] = {"max_pixels": self._max_pixels, "allocate": self._allocate}
         if isinstance(transform, SizedTransform):
             return partial(
                 SizedImages,
                 transform=transform,
                 scratch=self._scratch,
                 reduced=self._reduced,
-                allocate=self._allocate,
+                **kept,
             )
         if transform is not None:
-            return partial(Transformed, transform=transform, allocate=self._allocate)
+            return partial(Transformed, transform=transform, **kept)
         if kind == "cls":
             return Labels
         if kind in {"pixels", "npy"}:
-            return partial(StackedArrays, image=kind == "pixels", allocate=self._allocate)
+            return partial(StackedArrays, image=kind == "pixels", **kept)
         if kind == "image":
-            return partial(Arrays, image=True, allocate=self._allocate)
+            return partial(Arrays, image=True, **kept)
         return partial(Values, decode=self._decode)

@@ -152,6 +152,25 @@ def test_a_size_that_the_bytes_do_not_have_is_refused_before_allocating(shape: s
         npy("(" * 9000),
         npy("-" * 9000 + "1"),
         npy(b"\xff\xfe\0"),
+        npy("{'descr': '|u1', 'fortran_order': False, 'shape': (True,)}", b"1"),
+        npy("{'descr': '|u1', 'fortran_order': False, 'shape': (1.0,)}", b"1"),
+        npy("{'descr': '|u1', 'fortran_order': False, 'shape': '1'}", b"1"),
+        npy("{'descr': '|u1', 'fortran_order': False, 'shape': (None,)}", b"1"),
+        npy("{'descr': '|u1', 'fortran_order': False, 'shape': (0, 1099511627777)}"),
+        npy("{'descr': '|u1', 'fortran_order': 2, 'shape': (1,)}", b"1"),
+        npy("{'descr': '|u1', 'fortran_order': None, 'shape': (1,)}", b"1"),
+        npy("{'descr': [('a',)], 'fortran_order': False, 'shape': (1,)}", b"1"),
+        npy("{'descr': [1], 'fortran_order': False, 'shape': (1,)}", b"1"),
+        npy("{'descr': ('|u1', (-1,)), 'fortran_order': False, 'shape': (1,)}", b"1"),
+        npy(
+            "{'descr': [('a', '|u1'), ('a', '|u1')], 'fortran_order': False, 'shape': (1,)}", b"12"
+        ),
+        npy("{'descr': 'a1', 'fortran_order': False, 'shape': (1,)}", b"1"),
+        npy("{'descr': [('b', '|a1')], 'fortran_order': False, 'shape': (1,)}", b"1"),
+        npy("{'descr': '|u1', 'fortran_order': False, 'shape': (1if 1else 2,)}", b"1"),
+        npy("{'descr': '\\d', 'fortran_order': False, 'shape': (1,)}", b"1"),
+        npy("{'descr': '" + "9" * 9000),
+        npy("9" * 9000 + "x"),
     ],
 )
 def test_what_is_no_sound_array_raises(data: bytes) -> None:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 import shardio
 from shardio.index.manifest import index_path
+from shardio.index.publish import index_source
 from shardio.testing import make_images, make_shard
 
 
@@ -200,6 +201,64 @@ def test_a_bad_sample_that_lacks_a_field_is_replaced_too(tmp_path: Path) -> None
     assert (first["valid"], second["valid"], second["label"]) == (False, True, 3)
 
 
+def npy_header(shape: str, order: str = "False") -> bytes:
+    header = f"{{'descr': '|u1', 'fortran_order': {order}, 'shape': {shape}}}".encode()
+    return b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        npy_header("(True,)") + b"1",
+        npy_header("(0, 1152921504606846976)"),
+        npy_header("(1,)", "2") + b"1",
+    ],
+)
+def test_no_array_ends_a_loop_that_skips(tmp_path: Path, data: bytes) -> None:
+    good = npy(np.array([3], np.uint8))
+    samples = {"a": {"npy": data}, "b": {"npy": good}, "c": {"npy": good}}
+    dataset = shardio.ShardDataset(
+        make_shard(tmp_path / "a.tar", samples), batch_size=3, on_bad_sample="skip"
+    )
+    (batch,) = dataset
+    assert batch["npy"].tolist() == [[3]] * 3
+    assert batch["valid"].tolist() == [False, True, True]
+
+
+def test_no_jpeg_ends_a_loop_that_skips(tmp_path: Path) -> None:
+    """A sampling factor of 0 in an indexed shard, of whose images the upper part is decoded."""
+    good = cv2.imencode(
+        ".jpg", np.zeros((64, 64, 3), np.uint8), [cv2.IMWRITE_JPEG_RST_INTERVAL, 1]
+    )[1].tobytes()
+    bad = bytearray(good)
+    bad[bad.index(b"\xff\xc0") + 11] = 0
+    make_shard(tmp_path / "a.tar", {"a": {"jpg": bytes(bad)}, "b": {"jpg": good}})
+    index_source(str(tmp_path))
+    dataset = shardio.ShardDataset(
+        tmp_path, batch_size=2, on_bad_sample="skip", transform=shardio.CenterCrop(8)
+    )
+    (batch,) = dataset
+    assert batch["valid"].tolist() == [False, True]
+
+
+def test_an_error_of_a_transform_is_no_bad_sample(tmp_path: Path) -> None:
+    def transform(_: torch.Tensor) -> torch.Tensor:
+        raise OverflowError("mine")
+
+    shard = make_shard(tmp_path / "a.tar", {"a": {"png": png(1)}})
+    with pytest.raises(shardio.TransformError, match="mine"):
+        list(shardio.ShardDataset(shard, transform=transform, on_bad_sample="skip"))
+
+
+@pytest.mark.parametrize("transform", [None, shardio.CenterCrop(2), lambda image: image])
+def test_max_pixels_refuses_larger_images(tmp_path: Path, transform: Any) -> None:
+    shard = make_shard(tmp_path / "a.tar", {"a": {"png": png(1)}})
+    dataset = shardio.ShardDataset(shard, transform=transform, max_pixels=24)
+    assert len([*dataset]) == 1
+    with pytest.raises(shardio.SampleError, match=r"6 x 4 pixels, .* max_pixels=24 lets it"):
+        list(dataset.replace(max_pixels=23))
+
+
 def test_a_shard_without_a_good_sample_is_an_error(tmp_path: Path) -> None:
     path = make_shard(tmp_path / "a.tar", {"a": {"png": b"no"}, "b": {"png": b"no"}})
     with pytest.raises(
@@ -282,6 +341,7 @@ def test_pickles_and_object_arrays_are_never_loaded(tmp_path: Path) -> None:
         ({"shuffle": "yes"}, "shuffle='yes': it must be True, False or 'full'"),
         ({"window": 0}, "window=0: it must be a whole number, at least 1"),
         ({"tail": "cut"}, "tail='cut': it must be 'pad', 'drop' or 'short'"),
+        ({"max_pixels": 0}, "max_pixels=0: it must be a whole number, at least 1"),
         ({"on_bad_sample": "no"}, "on_bad_sample='no': it must be 'raise' or 'skip'"),
         ({"rank": 2, "world_size": 2}, "rank 2 is outside 0 to 1"),
         ({"rank": 0}, "rank and world_size go together"),

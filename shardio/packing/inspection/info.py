@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from os import PathLike, fspath
 from pathlib import Path
 
+from shardio.codecs.limits import MAX_PIXELS, check_max_pixels
 from shardio.codecs.registry import LABEL_FIELD, Kind, kind_of
 from shardio.errors import UsageError
 from shardio.index.catalog import (
@@ -141,6 +142,7 @@ def info(
     preview: str | PathLike[str] | None = None,
     preview_count: int = PREVIEW_COUNT,
     allow_empty: bool = False,
+    max_pixels: int = MAX_PIXELS,
     progress: Callable[[int], Callable[[int], None]] | None = None,
 ) -> Info:
     """Say what shards hold: samples, shards, fields, classes, and the fields of one sample.
@@ -156,6 +158,7 @@ def info(
         preview: a PNG file for a contact sheet, of images evenly spread over the samples.
         preview_count: images on it, 1 to 960.
         allow_empty: take tars that have members, none of which is a field of a sample.
+        max_pixels: greatest number of pixels of an image, see shardio.codecs.limits.
         progress: called with the number of shards; what it returns is called with how many more
             are done.
 
@@ -165,6 +168,7 @@ def info(
         TarError: a shard is damaged, missing or was changed.
         OSError: a shard cannot be read or the preview not written.
     """
+    check_max_pixels(max_pixels)
     if preview is not None:
         _check_preview(fspath(preview), preview_count)
     parts = list_parts(source)
@@ -179,10 +183,13 @@ def info(
     if preview is not None:
         from shardio.packing.inspection.sheet import write_sheet  # noqa: PLC0415  loads OpenCV
 
-        write_sheet(Path(preview), entries, whole.classes, preview_count)
+        write_sheet(Path(preview), entries, whole.classes, preview_count, max_pixels)
+    looked_at = None
+    if number is not None:
+        looked_at = _look_at_number(entries, number, whole.classes, max_pixels)
     return whole.info(
         source=(*map(str, parts),),
-        sample=None if number is None else _look_at_number(entries, number, whole.classes),
+        sample=looked_at,
         ledgers=_count_ledgers(parts),
         splits={
             name: contents.info(source=(str(folders[name]),))
@@ -344,14 +351,17 @@ def _number_of(sample: int | str, finder: KeyFinder | None, samples: int) -> int
 
 
 def _look_at_number(
-    entries: Sequence[ShardEntry], number: int, classes: tuple[str, ...] | None
+    entries: Sequence[ShardEntry],
+    number: int,
+    classes: tuple[str, ...] | None,
+    max_pixels: int,
 ) -> SampleInfo:
     row = number
     for entry in entries:
         if row < entry.samples:
             break
         row -= entry.samples
-    return look_at(entry, row, number=number, classes=classes)
+    return look_at(entry, row, number=number, classes=classes, max_pixels=max_pixels)
 
 
 def _count_ledgers(parts: Sequence[Path]) -> dict[str, int]:

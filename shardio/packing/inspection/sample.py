@@ -95,7 +95,12 @@ class KeyFinder:
 
 
 def look_at(
-    entry: ShardEntry, row: int, *, number: int, classes: tuple[str, ...] | None
+    entry: ShardEntry,
+    row: int,
+    *,
+    number: int,
+    classes: tuple[str, ...] | None,
+    max_pixels: int,
 ) -> SampleInfo:
     """Look at a sample.
 
@@ -104,6 +109,7 @@ def look_at(
         row: its position there.
         number: its position in the dataset.
         classes: names by number.
+        max_pixels: greatest number of pixels of an image.
 
     Raises:
         IndexFileError: the index is missing or damaged.
@@ -120,7 +126,7 @@ def look_at(
         kind = kind_of(name)
         data = file.read(offset, min(size, _READ.get(kind, size)))
         try:
-            value = _LOOKS[kind](data)
+            value = _look_at_image(data, max_pixels) if kind == "image" else _LOOKS[kind](data)
         except CodecError as error:
             value = f"does not decode: {error}"
         else:
@@ -135,8 +141,8 @@ def look_at(
     )
 
 
-def _look_at_image(data: bytes) -> str:
-    info = probe_image(data)
+def _look_at_image(data: bytes, max_pixels: int) -> str:
+    info = probe_image(data, max_pixels=max_pixels)
     check_complete(data, info)
     return f"{info.format}, {info.height} × {info.width}"
 
@@ -151,7 +157,6 @@ def _look_at_text(data: bytes) -> str:
 
 
 _LOOKS: dict[Kind, Callable[[bytes], str]] = {
-    "image": _look_at_image,
     "pixels": _look_at_array,
     "cls": lambda data: str(decode_cls(data)),
     "txt": _look_at_text,

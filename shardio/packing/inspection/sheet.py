@@ -38,7 +38,11 @@ Pixels = NDArray[np.uint8]
 
 
 def write_sheet(
-    path: Path, entries: Sequence[ShardEntry], classes: tuple[str, ...] | None, count: int
+    path: Path,
+    entries: Sequence[ShardEntry],
+    classes: tuple[str, ...] | None,
+    count: int,
+    max_pixels: int,
 ) -> None:
     """Write a contact sheet.
 
@@ -47,6 +51,7 @@ def write_sheet(
         entries: the shards.
         classes: names by number; None labels images with their keys.
         count: the most images on it.
+        max_pixels: greatest number of pixels of an image.
 
     Raises:
         UsageError: no sample that was looked at has an image.
@@ -55,7 +60,7 @@ def write_sheet(
         OSError: a shard cannot be read or the sheet not written.
     """
     with one_opencv_thread():
-        cells = _Cells(classes)
+        cells = _Cells(classes, max_pixels)
         for entry, rows in _choose(entries, count):
             cells.add(entry, rows)
         if not any(pixels is not None for pixels, _ in cells.found):
@@ -89,13 +94,15 @@ class _Cells:
 
     Args:
         classes: names by number.
+        max_pixels: greatest number of pixels of an image.
 
     Attributes:
         found: uint8 [h, w, 3] RGB, None for a sample without an image, and the label.
     """
 
-    def __init__(self, classes: tuple[str, ...] | None) -> None:
+    def __init__(self, classes: tuple[str, ...] | None, max_pixels: int) -> None:
         self.found: list[tuple[Pixels | None, str]] = []
+        self._max_pixels = max_pixels
         self._classes = classes
         self._scratch = Scratch()
 
@@ -126,7 +133,7 @@ class _Cells:
     def _decode(self, field: str, data: bytes) -> Pixels:
         if kind_of(field) == "pixels":
             return decode_pixels(data)
-        return decode_image(data, scratch=self._scratch)
+        return decode_image(data, scratch=self._scratch, max_pixels=self._max_pixels)
 
 
 def _stored(index: ShardIndex, row: int) -> dict[str, tuple[int, int]]:

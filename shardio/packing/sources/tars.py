@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from shardio.codecs.basic import decode_cls
+from shardio.codecs.limits import MAX_PIXELS
 from shardio.codecs.registry import LABEL_FIELD, decode_field
 from shardio.errors import CodecError, PackError
 from shardio.index.catalog import Catalog, ShardEntry
@@ -36,12 +37,14 @@ class Tars:
         read_labels: read the class number of each sample while listing, to split by it.
         keys: of the samples to take; None for all.
         where: what to take of these; None for all.
+        max_pixels: greatest number of pixels of an image that `where` looks at.
     """
 
     catalog: Catalog
     read_labels: bool = False
     keys: frozenset[str] | None = None
     where: Predicate | None = None
+    max_pixels: int = MAX_PIXELS
 
     @property
     def name(self) -> str:
@@ -85,7 +88,8 @@ class Tars:
                     continue
                 fields = _fields_of(index, number, path, stamp)
                 name = f"{entry.name}: {key}"
-                if self.where is not None and not self.where(key, _Values(name, fields, files)):
+                values = _Values(name, fields, files, self.max_pixels)
+                if self.where is not None and not self.where(key, values):
                     continue
                 yield SourceSample(
                     key=key,
@@ -102,16 +106,25 @@ class _Values(Mapping[str, Any]):
         name: of the sample, for errors.
         fields: where they are.
         files: reads them.
+        max_pixels: greatest number of pixels of an image.
     """
 
-    def __init__(self, name: str, fields: Mapping[str, FromRange], files: SourceFiles) -> None:
+    def __init__(
+        self,
+        name: str,
+        fields: Mapping[str, FromRange],
+        files: SourceFiles,
+        max_pixels: int,
+    ) -> None:
         self._name = name
         self._fields = fields
         self._files = files
+        self._max_pixels = max_pixels
 
     def __getitem__(self, field: str) -> Any:
         try:
-            return decode_field(field, _read(self._fields[field], self._files))
+            data = _read(self._fields[field], self._files)
+            return decode_field(field, data, max_pixels=self._max_pixels)
         except (UnreadableError, CodecError) as error:
             raise PackError(f"{self._name}, field {field!r}: {error}") from error
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shardio.codecs.limits import check_max_pixels
 from shardio.codecs.probe import check_complete, probe_image
 from shardio.codecs.registry import decode_field, kind_of
 from shardio.errors import CodecError
@@ -14,24 +16,37 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 
-def field_fault(field: str, data: memoryview, *, deep: bool) -> str | None:
-    """Why the data of a field are not sound, or None.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldCheck:
+    """How closely the data of fields are looked at.
 
-    Args:
-        field: name of the field.
-        data: its bytes.
-        deep: decode them whole; otherwise look at the header and the end of images alone.
+    Attributes:
+        deep: whether they are decoded whole; otherwise only the header and the end of images
+            are looked at.
+        max_pixels: greatest number of pixels of an image, see shardio.codecs.limits.
+
+    Raises:
+        UsageError: invalid max_pixels.
     """
-    try:
-        if deep and kind_of(field) != "bytes":
-            decode_field(field, data)
-        elif kind_of(field) == "image":
-            check_complete(data, probe_image(data))
-    except CodecError as error:
-        return str(error)
-    return None
 
+    deep: bool
+    max_pixels: int
 
-def maybe_decoding(deep: bool) -> AbstractContextManager[None]:
-    """The context of checks, which decode images if they are deep."""
-    return decoding() if deep else nullcontext()
+    def __post_init__(self) -> None:
+        check_max_pixels(self.max_pixels)
+
+    def fault(self, field: str, data: memoryview) -> str | None:
+        """Say why the data of a field are not sound; None if they are."""
+        kind = kind_of(field)
+        try:
+            if self.deep and kind != "bytes":
+                decode_field(field, data, max_pixels=self.max_pixels)
+            elif kind == "image":
+                check_complete(data, probe_image(data, max_pixels=self.max_pixels))
+        except CodecError as error:
+            return str(error)
+        return None
+
+    def context(self) -> AbstractContextManager[None]:
+        """The context of checks, which decode images if they are deep."""
+        return decoding() if self.deep else nullcontext()

@@ -6,11 +6,12 @@ are, so that the new folder is published or absent, and an interrupted repair go
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
 
+from shardio.codecs.limits import MAX_PIXELS
 from shardio.errors import PackError
 from shardio.index.manifest import MANIFEST_NAME
 from shardio.packing.engine import Engine
@@ -20,6 +21,7 @@ from shardio.packing.options import make_engine
 from shardio.packing.plan import Shape
 from shardio.packing.samples import Problem, SourceSample, from_line
 from shardio.packing.store import Store
+from shardio.packing.verification.contents import FieldCheck
 from shardio.packing.verification.repair_shard import RepairTask, find_whole
 from shardio.packing.verification.scope import Part, find_parts
 from shardio.storage.folder import Folder
@@ -49,6 +51,7 @@ def repair(
     *,
     shards: int | None = None,
     deep: bool = False,
+    max_pixels: int = MAX_PIXELS,
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> RepairSummary:
@@ -65,6 +68,7 @@ def repair(
             was interrupted; of a folder of splits, repair those that are left one by one.
         shards: how many to write in each part; by default as many as it has.
         deep: drop samples with a field that does not decode, too.
+        max_pixels: greatest number of pixels of an image, see shardio.codecs.limits.
         jobs: processes; by default one a core.
         progress: called with the number of samples of a part; what it returns is called with how
             many more are written.
@@ -75,11 +79,10 @@ def repair(
         OSError: the output cannot be written.
     """
     engine = make_engine("local", jobs)
+    check = FieldCheck(deep=deep, max_pixels=max_pixels)
     parts = find_parts(fspath(source))
     out = Path(new)
-    folders = {part.path.resolve() for part in parts}
-    if not folders.isdisjoint((out.resolve(), *out.resolve().parents)):
-        raise PackError(f"{out}: the output lies inside the source; name a folder outside it")
+    _refuse_inside(out, parts)
     several = len(parts) > 1
     parts = [part for part in parts if part.shards]
     if not parts:
@@ -89,7 +92,7 @@ def repair(
             part,
             out / part.path.name if several else out,
             Shape(shards=shards or len(part.shards), or_fewer=shards is None),
-            deep=deep,
+            check=check,
             engine=engine,
             progress=progress,
         )
@@ -103,8 +106,20 @@ def repair(
     )
 
 
+def _refuse_inside(out: Path, parts: Sequence[Part]) -> None:
+    folders = {part.path.resolve() for part in parts}
+    if not folders.isdisjoint((out.resolve(), *out.resolve().parents)):
+        raise PackError(f"{out}: the output lies inside the source; name a folder outside it")
+
+
 def _repair_part(
-    part: Part, out: Path, shape: Shape, *, deep: bool, engine: Engine, progress: Progress | None
+    part: Part,
+    out: Path,
+    shape: Shape,
+    *,
+    check: FieldCheck,
+    engine: Engine,
+    progress: Progress | None,
 ) -> PackSummary:
     job = Job(
         shape=shape,
@@ -120,7 +135,7 @@ def _repair_part(
         progress=progress,
         ledger=DROPPED_NAME,
     )
-    return run_job(out, job, lambda work: _Whole(part, work, engine, deep=deep))
+    return run_job(out, job, lambda work: _Whole(part, work, engine, check))
 
 
 class _Whole:
@@ -130,7 +145,7 @@ class _Whole:
         part: to look through.
         work: work folder, for lists of samples.
         engine: runs the tasks.
-        deep: decode every field.
+        check: how closely fields are looked at.
 
     Attributes:
         name: what errors call it.
@@ -138,7 +153,7 @@ class _Whole:
         classes: names of the classes, if the manifest reads.
     """
 
-    def __init__(self, part: Part, work: Folder, engine: Engine, *, deep: bool) -> None:
+    def __init__(self, part: Part, work: Folder, engine: Engine, check: FieldCheck) -> None:
         self.name = str(part.path)
         self.root = "/"
         self.classes = part.manifest.classes if part.manifest is not None else None
@@ -148,7 +163,7 @@ class _Whole:
         self._tasks = [
             RepairTask(
                 shard=shard,
-                deep=deep,
+                check=check,
                 out=work.path.parent,
                 lines=f"whole-{number:06d}.jsonl",
                 plain=f"plain-{number:06d}.tar",

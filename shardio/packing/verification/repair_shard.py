@@ -28,7 +28,7 @@ from shardio.naming import split_member_name
 from shardio.packing.engine import Ticker
 from shardio.packing.names import WORK_FOLDER
 from shardio.packing.samples import FromRange, Problem, SourceField, SourceSample, to_line
-from shardio.packing.verification.contents import field_fault, maybe_decoding
+from shardio.packing.verification.contents import FieldCheck
 from shardio.packing.verification.grouping import Grouped, Run, group_members
 from shardio.packing.verification.plain import Data, decompress, is_compressed, map_shard
 from shardio.packing.verification.scope import ScopedShard
@@ -43,14 +43,14 @@ class RepairTask:
 
     Attributes:
         shard: which.
-        deep: decode every field.
+        check: how closely fields are looked at.
         out: output folder, in whose work folder the files lie.
         lines: name of the file that the samples go to, a line each.
         plain: name of the file that the tar goes to if it has to be decompressed.
     """
 
     shard: ScopedShard
-    deep: bool
+    check: FieldCheck
     out: Path
     lines: str
     plain: str
@@ -77,7 +77,7 @@ def find_whole(task: RepairTask, ticker: Ticker) -> list[Problem]:
     with (
         Folder.open(task.out, WORK_FOLDER) as work,
         work.create(task.lines) as stream,
-        maybe_decoding(task.deep),
+        task.check.context(),
     ):
         for found in _find(task, work):
             ticker.tick(1)
@@ -132,7 +132,7 @@ class _Shard:
     """
 
     def __init__(self, task: RepairTask, path: Path, data: Data) -> None:
-        self._deep = task.deep
+        self._check = task.check
         self._shard = task.shard
         self._path = os.fsencode(path.absolute())
         self._data = data
@@ -285,7 +285,7 @@ class _Shard:
                 memoryview(self._data) as view,
                 view[place.offset : place.offset + place.size] as data,
             ):
-                fault = field_fault(name, data, deep=self._deep)
+                fault = self._check.fault(name, data)
             if fault is not None:
                 reason = f"field {name!r} at byte {place.offset}: {fault}"
                 break

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from shardio.codecs.limits import MAX_PIXELS
 from shardio.index.catalog import Source
 from shardio.packing.engine import Engine, Ticker
 from shardio.packing.job import Progress
 from shardio.packing.options import make_engine
+from shardio.packing.verification.contents import FieldCheck
 from shardio.packing.verification.findings import Finding, Verification
 from shardio.packing.verification.grouping import group_members
 from shardio.packing.verification.plain import map_shard
@@ -33,6 +35,7 @@ def verify(
     *,
     deep: bool = False,
     allow_empty: bool = False,
+    max_pixels: int = MAX_PIXELS,
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Verification:
@@ -48,6 +51,7 @@ def verify(
         deep: decode every field, images and others, which notices most damage where there are
             no checksums.
         allow_empty: take tars that have members, none of which is a field of a sample.
+        max_pixels: greatest number of pixels of an image, see shardio.codecs.limits.
         jobs: processes; by default one a core. The findings are the same for any number.
         progress: called with the number of megabytes; what it returns is called with how many
             more are read.
@@ -57,11 +61,10 @@ def verify(
         OSError: a folder cannot be read.
     """
     engine = make_engine("local", jobs)
+    check = FieldCheck(deep=deep, max_pixels=max_pixels)
     parts = find_parts(source)
     shards = [[each for each in part.shards if not each.missing] for part in parts]
-    tasks = [
-        task_of(shard, deep=deep, allow_empty=allow_empty) for some in shards for shard in some
-    ]
+    tasks = [task_of(shard, check, allow_empty=allow_empty) for some in shards for shard in some]
     advance = progress(sum(map(len, tasks))) if progress else None
     reports = engine.run(verify_shard, tasks, advance)
     names = [task.shard.path for task in tasks]

@@ -24,7 +24,7 @@ from shardio.index.shard_index import ShardIndex, read_index
 from shardio.packing.engine import Ticker
 from shardio.packing.spool import hash_key
 from shardio.packing.verification.compare import Comparison
-from shardio.packing.verification.contents import field_fault, maybe_decoding
+from shardio.packing.verification.contents import FieldCheck
 from shardio.packing.verification.findings import Finding, Findings
 from shardio.packing.verification.grouping import Grouped, group_members
 from shardio.packing.verification.plain import Data, map_shard
@@ -46,13 +46,13 @@ class VerifyTask:
 
     Attributes:
         shard: which.
-        deep: decode every field.
+        check: how closely fields are looked at.
         allow_empty: take members as they are if none is a field of a sample.
         size: of the file in bytes, as far as it is known.
     """
 
     shard: ScopedShard
-    deep: bool
+    check: FieldCheck
     allow_empty: bool
     size: int
 
@@ -96,13 +96,13 @@ class ShardReport:
     findings: tuple[Finding, ...]
 
 
-def task_of(shard: ScopedShard, *, deep: bool, allow_empty: bool) -> VerifyTask:
+def task_of(shard: ScopedShard, check: FieldCheck, *, allow_empty: bool) -> VerifyTask:
     """The task of a shard."""
     try:
         size = os.stat(shard.path).st_size  # noqa: PTH116  as Path.stat
     except OSError:
         size = 0
-    return VerifyTask(shard=shard, deep=deep, allow_empty=allow_empty, size=size)
+    return VerifyTask(shard=shard, check=check, allow_empty=allow_empty, size=size)
 
 
 def verify_shard(task: VerifyTask, ticker: Ticker) -> ShardReport:
@@ -118,7 +118,7 @@ def verify_shard(task: VerifyTask, ticker: Ticker) -> ShardReport:
     found = Findings(str(task.shard.path))
     index = _read_index(task.shard, found)
     try:
-        with map_shard(task.shard.path) as (data, fault), maybe_decoding(task.deep):
+        with map_shard(task.shard.path) as (data, fault), task.check.context():
             if fault is None:
                 return _verify_data(task, data, index, found, ticker)
             found.add(fault, _AGAIN)
@@ -273,7 +273,7 @@ def _read_through(
             with view[offset : offset + size] as content:
                 if comparison is not None and not comparison.look_at(key, name, offset, content):
                     continue
-                fault = field_fault(name, content, deep=task.deep)
+                fault = task.check.fault(name, content)
             if fault is not None:
                 found.add(fault, _AGAIN, key=key, field=name, offset=offset)
         hashing.go_to(len(data))

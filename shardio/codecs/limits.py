@@ -1,0 +1,72 @@
+"""How much work and memory the bytes of an image may ask for.
+
+Four limits, which one argument raises, `max_pixels`:
+
+- An image has at most `max_pixels` pixels.
+- A file that is small for its pixels is refused, as solid colours that fill a gigabyte are: beyond
+  16 megapixels each byte may stand for 1,024 pixels. That is what deflate makes of an empty mask,
+  so that an 8-bit mask passes at any size, and below 16 megapixels any file does.
+- The scans of a progressive JPEG are each a pass over all pixels, so an image of `max_pixels` may
+  have 12; of a smaller one proportionally more. Encoders write about 10.
+- The compressed pixels of a PNG are at most twice the pixels themselves, and 64 KiB.
+
+The last three are for `max_pixels` as it is by default; a greater one raises them in proportion, a
+smaller one leaves them. Each refusal says which `max_pixels` lets the image through.
+"""
+
+from __future__ import annotations
+
+from shardio.errors import CodecError, UsageError
+
+MAX_PIXELS = 178_956_970
+"""Pillow's limit for its decompression bomb error: half a gigabyte of RGB."""
+
+_FREE_PIXELS = 1 << 24
+_PIXELS_A_BYTE = 1024
+_SCANS = 12
+_EXPANSION, _FREE_BYTES = 2, 1 << 16
+
+
+def check_max_pixels(max_pixels: object) -> None:
+    """Raise UsageError for a value that max_pixels cannot have."""
+    if type(max_pixels) is not int or max_pixels < 1:
+        raise UsageError(f"max_pixels={max_pixels!r}: it must be a whole number, at least 1")
+
+
+def limit_pixels(height: int, width: int, *, size: int, max_pixels: int) -> None:
+    """Raise CodecError for more pixels than are allowed, at all or in a file of so many bytes."""
+    pixels = height * width
+    needed = _needed(pixels, _FREE_PIXELS + _PIXELS_A_BYTE * size)
+    if pixels > max_pixels:
+        raise _refusal(
+            f"the header announces {width} x {height} pixels, more than the limit of {max_pixels}",
+            max(pixels, needed if needed > MAX_PIXELS else 0),
+        )
+    if needed > max(max_pixels, MAX_PIXELS):
+        raise _refusal(f"only {size} bytes for {width} x {height} pixels", needed)
+
+
+def limit_scans(scans: int, height: int, width: int, *, max_pixels: int) -> None:
+    """Raise CodecError for more scans of a JPEG than are allowed for so many pixels."""
+    needed = _needed(scans * max(height * width, _FREE_PIXELS), _SCANS * MAX_PIXELS)
+    if needed > max(max_pixels, MAX_PIXELS):
+        raise _refusal(
+            f"a JPEG of {scans} scans of {width} x {height} pixels, where real ones have about 10",
+            needed,
+        )
+
+
+def limit_packed(size: int, unpacked: int, *, max_pixels: int) -> None:
+    """Raise CodecError for compressed pixels that are far larger than the pixels themselves."""
+    needed = _needed(size, _EXPANSION * unpacked + _FREE_BYTES)
+    if needed > max(max_pixels, MAX_PIXELS):
+        raise _refusal(f"{size} bytes of compressed pixels for {unpacked} bytes of pixels", needed)
+
+
+def _needed(work: int, allowed: int) -> int:
+    """The max_pixels for which work is allowed, of which some is by default."""
+    return -(-work * MAX_PIXELS // allowed)
+
+
+def _refusal(what: str, needed: int) -> CodecError:
+    return CodecError(f"{what}; if the file is trusted, max_pixels={needed} lets it through")
