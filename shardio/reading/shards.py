@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,11 +33,6 @@ GAP = 2048
 
 Alternatives = tuple[str, ...]
 Wanted = tuple[Alternatives, ...]
-
-
-Spans = Sequence[bytes | memoryview]
-_Named = tuple[str, tuple[int, int]]
-"""A field, and its place in the arrays of an index."""
 
 
 class FieldBytes(NamedTuple):
@@ -165,21 +160,36 @@ class OpenShard:
             TarError: the shard ends inside the data, or another member lies there.
         """
         found = self._find(sample, wanted)
-        there = [*filter(None, found)]
-        if not there:
+        places = [place for _, place in filter(None, found)]
+        if not places:
             return [None] * len(found)
-        file, firsts = self.file(), [self._firsts[place] for _, place in there]
-        ends = [self._offsets[place] + self._sizes[place] for _, place in there]
-        spans = _read_spans(file, firsts, ends)
-        if self._headers is not None:
-            spans = self._below_headers(sample, there, file, firsts, spans)
+        file, firsts = self.file(), [self._firsts[place] for place in places]
+        ends = [self._offsets[place] + self._sizes[place] for place in places]
+        start, end = min(firsts), max(ends)
+        whole = None
+        if len(places) > 1 and end - start <= sum(ends) - sum(firsts) + GAP * len(places):
+            whole = memoryview(file.read(start, end - start))
         stored: list[FieldBytes | None] = []
-        checksums, following = self._checksums, iter(spans)
+        checksums, headers = self._checksums, self._headers
+        spans = zip(firsts, ends, strict=True)
         for named in found:
             if named is None:
                 stored.append(None)
                 continue
-            (field, place), data = named, next(following)
+            (field, place), (first, last) = named, next(spans)
+            data = (
+                file.read(first, last - first)
+                if whole is None
+                else whole[first - start : last - start]
+            )
+            if headers is not None:
+                size = self._offsets[place] - first
+                # Of what was read at once the foremost header is read anew, after the data:
+                # whoever overwrites the shard meanwhile meets it first.
+                anew = whole is None or first == start
+                if zlib.crc32(file.read(first, size) if anew else data[:size]) != headers[place]:
+                    raise self._changed(sample, field, first + size)
+                data = memoryview(data)[size:]
             if checksums is not None and zlib.crc32(data) != checksums[place]:
                 raise self._damaged(sample, field, self._offsets[place])
             stored.append(FieldBytes(field, data, checksums is not None))
@@ -260,32 +270,9 @@ class OpenShard:
         flat = Places(fields, *tables).each(lambda array: array.reshape(-1))
         return _Table(np.array(columns)[:, None], flat)
 
-    def _below_headers(
-        self,
-        sample: int,
-        there: list[_Named],
-        file: LocalShard,
-        firsts: list[int],
-        spans: Spans,
-    ) -> Spans:
-        """The data in what was read of each field from its headers on, which are verified.
-
-        The foremost headers are read once more after all data: whoever overwrites a shard
-        meanwhile meets them first.
-        """
-        start, expected, data = min(firsts), self._headers, list[memoryview]()
-        for (field, place), first, span in zip(there, firsts, spans, strict=True):
-            view, size = memoryview(span), self._offsets[place] - first
-            headers = view[:size]
-            differ = expected is not None and zlib.crc32(headers) != expected[place]
-            if differ or (first == start and file.read(first, size) != headers):
-                raise self._changed(sample, field, self._offsets[place])
-            data.append(view[size:])
-        return data
-
-    def _find(self, sample: int, wanted: Wanted) -> list[_Named | None]:
+    def _find(self, sample: int, wanted: Wanted) -> list[tuple[str, tuple[int, int]] | None]:
         """Of each of the wanted fields the first alternative that a sample has, and its place."""
-        found: list[_Named | None] = []
+        found: list[tuple[str, tuple[int, int]] | None] = []
         for columns in self._columns(wanted):
             for field, column in columns:
                 if self._offsets[sample, column] >= 0:
@@ -373,14 +360,3 @@ class ShardPool:
                     self._mapped.popitem(last=False)
             self._open.move_to_end(shard)
         return found
-
-
-def _read_spans(file: LocalShard, starts: list[int], ends: list[int]) -> Spans:
-    """Read parts of a file, with one call where they are close together."""
-    start, end = min(starts), max(ends)
-    if len(starts) > 1 and end - start <= sum(ends) - sum(starts) + GAP * len(starts):
-        whole = memoryview(file.read(start, end - start))
-        return [
-            whole[first - start : last - start] for first, last in zip(starts, ends, strict=True)
-        ]
-    return [file.read(first, last - first) for first, last in zip(starts, ends, strict=True)]

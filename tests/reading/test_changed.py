@@ -115,6 +115,44 @@ def test_the_error_has_the_place(tmp_path: Path) -> None:
     assert error.offset == (3 * 4 + 3) * 512
 
 
+def test_a_member_that_is_overwritten_between_its_header_and_its_data_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = make_shard(tmp_path / "a.tar", samples("samples", range(8)))
+    other = make_shard(tmp_path / "b", samples("samples", range(8)[::-1])).read_bytes()
+    dataset = shardio.ShardDataset(shard, fields={"bin": "bin"})
+    read = LocalShard.read
+
+    def torn(file: LocalShard, offset: int, size: int) -> bytes:
+        before = read(file, offset, size)
+        overwrite(shard, other)
+        return before[:512] + read(file, offset, size)[512:]
+
+    monkeypatch.setattr(LocalShard, "read", torn)
+    with pytest.raises(shardio.TarError, match=HEADER):
+        dataset[3]
+
+
+def test_rows_that_are_overwritten_while_they_are_gathered_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = make_shard(tmp_path / "a.tar", samples("rows", range(8)))
+    other = make_shard(tmp_path / "b", samples("rows", range(8)[::-1])).read_bytes()
+    dataset = shardio.ShardDataset(shard, batch_size=8)
+    copy, copied = LocalShard.copy_blocks, list[int]()
+
+    def torn(file: LocalShard, starts: Any, out: Any) -> bool:
+        if copied:
+            overwrite(shard, other)
+        copied.append(len(starts))
+        return copy(file, starts, out)
+
+    monkeypatch.setattr(LocalShard, "copy_blocks", torn)
+    with pytest.raises(shardio.TarError, match=HEADER):
+        list(dataset)
+    assert len(copied) > 1
+
+
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 @pytest.mark.parametrize("kind", ["samples", "rows"])
 def test_members_with_long_names_that_change_places_are_noticed(
