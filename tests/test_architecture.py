@@ -17,19 +17,20 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # What each part may import of shardio, besides itself.
 LAYERS = {
     "errors": set(),
+    "forks": set(),
     "naming": set(),
     "storage": {"errors"},
     "tar": {"errors"},
     "tfrecord": {"errors"},
     "index": {"errors", "naming", "storage", "tar"},
     "plan": set(),
-    "codecs": {"errors"},
+    "codecs": {"errors", "forks"},
     "transforms": {"errors", "codecs"},
     "normalize": {"errors"},
-    "reading": {"errors", "index", "storage", "plan", "codecs", "transforms"},
+    "reading": {"errors", "forks", "index", "storage", "plan", "codecs", "transforms"},
     "packing": {"errors", "naming", "index", "storage", "tar", "tfrecord", "plan", "codecs"},
     "profiling": {"errors", "index", "plan", "codecs", "reading", "transforms"},
-    "cli": {"errors", "index", "reading", "packing", "profiling"},
+    "cli": {"errors", "forks", "index", "reading", "packing", "profiling"},
     "ops": set(),
     "testing": set(),
     "__main__": {"cli"},
@@ -80,6 +81,16 @@ def test_the_plan_needs_numpy_only() -> None:
     for path in (ROOT / "plan").glob("*.py"):
         outside = {name for name in imports_of(path) if not name.startswith("shardio.plan")}
         assert {name.partition(".")[0] for name in outside} <= {"numpy", *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("part", ["codecs", "index", "reading", "storage", "cli"])
+def test_locks_and_threads_are_made_where_forks_are_thought_of(part: str) -> None:
+    """As a fork copies a lock that is held, and an executor without its threads."""
+    for path in (ROOT / part).glob("*.py"):
+        if path.name != "threads.py":
+            text = path.read_text("utf-8")
+            made = {"threading.Lock()", "RLock(", "threading.Event(", "ThreadPoolExecutor("}
+            assert not {one for one in made if one in text}, path
 
 
 COMMANDS = [f"shardio.cli.{path.stem}" for path in sorted((ROOT / "cli").glob("[a-z]*.py"))]

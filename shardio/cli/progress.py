@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import click
+
+from shardio.forks import new_lock
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_FRAMES = 0.1
@@ -51,7 +52,7 @@ class _Counter:
         self._total = total
         self._interval = interval
         self._show = show
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._done = 0
         self._next = time.monotonic() + interval
 

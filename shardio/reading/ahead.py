@@ -13,7 +13,6 @@ reading, which meets it again and tells.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
@@ -26,7 +25,7 @@ from shardio.plan.epoch import References
 from shardio.plan.order import Order, Runs, grouped
 from shardio.plan.samples import Samples
 from shardio.reading.shards import ShardPool
-from shardio.reading.threads import end_threads, start_threads
+from shardio.reading.threads import Threads
 from shardio.reading.times import StageTimes
 
 if TYPE_CHECKING:
@@ -66,10 +65,10 @@ class ReadAhead:
         self._seen = times.read, times.samples
         self._asked = [-1] * len(orders)
         self._opened: set[int] = set()
-        self._stop = threading.Event()
-        self._opening = start_threads("ahead", _OPENERS)
-        self._batches = start_threads("ahead", 1)
-        self._asking = start_threads("ahead", 1)
+        self._closed = False
+        self._opening = Threads("ahead", _OPENERS)
+        self._batches = Threads("ahead", 1)
+        self._asking = Threads("ahead", 1)
 
     def __enter__(self) -> Self:
         return self
@@ -79,9 +78,9 @@ class ReadAhead:
 
     def close(self) -> None:
         """Ask for nothing more, and end the threads."""
-        self._stop.set()
-        for pool in (self._opening, self._batches, self._asking):
-            end_threads(pool)
+        self._closed = True
+        for threads in (self._opening, self._batches, self._asking):
+            threads.end()
 
     def enter(self, places: Sequence[tuple[int, int]], references: References) -> None:
         """Ask for what a batch needs, and for its windows and the windows after them.
@@ -144,7 +143,7 @@ class ReadAhead:
             file = found.file()
             for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
                 for at in range(start, end, _PIECE):
-                    if self._stop.is_set():
+                    if self._closed:
                         return
                     file.read_ahead(at, min(at + _PIECE, end))
 

@@ -8,18 +8,18 @@ stay as planned, whatever the topology.
 from __future__ import annotations
 
 import logging
-import threading
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from shardio.errors import CodecError, SampleError, TransformError, UsageError
+from shardio.forks import new_lock
 from shardio.plan.epoch import References
 from shardio.plan.samples import Samples
 from shardio.reading.columns import Column, RowColumn
@@ -27,6 +27,9 @@ from shardio.reading.fields import Fields
 from shardio.reading.rows import Gatherer
 from shardio.reading.shards import FieldBytes, OpenShard, ShardPool
 from shardio.reading.times import StageTimes, Stopwatch
+
+if TYPE_CHECKING:
+    import threading
 
 _LOG = logging.getLogger("shardio")
 _CHUNK = 16  # samples decoded by one task; one task an image costs 15 % of the rate
@@ -46,7 +49,7 @@ class Delivery:
         on_replaced: called for each bad sample that was replaced; None raises instead.
         times: of the dataset, to which those of the batches are added.
         stopwatch: makes one for each chunk.
-        lock: of the times; made in the process that reads, since a fork copies locks as they are.
+        lock: of the times.
     """
 
     pool: ShardPool
@@ -57,7 +60,7 @@ class Delivery:
     on_replaced: Callable[[], None] | None
     times: StageTimes
     stopwatch: Callable[[], Stopwatch]
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.Lock = field(default_factory=new_lock)
 
 
 class _Slot(NamedTuple):

@@ -8,7 +8,6 @@ shape and dtype with the first one that comes. Everything else is a list.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -23,6 +22,7 @@ from shardio.codecs.probe import probe_image
 from shardio.codecs.registry import decode_field, kind_of
 from shardio.codecs.rows import parse_numbers, split_npy
 from shardio.errors import CodecError, TransformError, UsageError
+from shardio.forks import new_lock
 from shardio.reading.memory import Allocate
 from shardio.reading.rows import Rows
 from shardio.reading.shards import FieldBytes
@@ -140,7 +140,7 @@ class Transformed:
         self._transform = transform
         self._allocate = allocate
         self._batch: torch.Tensor | None = None
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def decode(
         self, slot: int, stored: FieldBytes, uniforms: Sequence[float], watch: Stopwatch
@@ -190,7 +190,7 @@ class Arrays:
         self._allocate = allocate
         self._batch: torch.Tensor | None = None
         self._slots: NDArray[Any] = np.empty(0)
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def decode(
         self, slot: int, stored: FieldBytes, uniforms: Sequence[float], watch: Stopwatch

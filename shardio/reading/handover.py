@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
 import weakref
 from collections.abc import Generator
 from contextlib import closing
@@ -30,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 
 from shardio.errors import UsageError
+from shardio.forks import new_lock
 from shardio.reading.processes import is_alive
 
 Loop = Generator[dict[str, Any], None, None]
@@ -68,7 +68,7 @@ class Sender:
     def __init__(self) -> None:
         self._name = os.getpid(), next(_numbers)
         self._segments: list[_Segment] = []
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         ending = weakref.finalize(self, _end, self._segments, os.getpid())
         ending.atexit = False  # type: ignore[misc]  # typeshed takes it for read-only
 

@@ -10,10 +10,11 @@ finished early starts its copy early, beside the step of the one before.
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ from shardio.errors import UsageError
 from shardio.reading.arguments import whole_number
 from shardio.reading.processes import count_cores
 from shardio.reading.resumable import Job, Jobs, ResumableDataset
-from shardio.reading.threads import MOST_USEFUL_THREADS, end_threads, start_threads
+from shardio.reading.threads import MOST_USEFUL_THREADS, Threads
 from shardio.reading.transfer import Moving, Transfer
 
 if TYPE_CHECKING:
@@ -117,17 +118,17 @@ class Loader(IterableDataset[dict[str, Any]]):
         return self.dataset.num_bad_samples
 
     def _run(self, jobs: Jobs) -> Generator[dict[str, Any], None, None]:
-        pool = start_threads("loader", self.threads)
+        threads = Threads("loader", self.threads)
         try:
             with one_opencv_thread():
-                ahead = _Ahead(pool, jobs, self._prefetch)
+                ahead = _Ahead(threads, jobs, self._prefetch)
                 if self._transfer is not None:
                     yield from _transferred(ahead, self._transfer)
                 else:
                     while ahead.fill():
                         yield ahead.pop()
         finally:
-            end_threads(pool)
+            threads.end()
 
 
 class _Begun(NamedTuple):
@@ -164,19 +165,23 @@ class _Ahead:
     """The batches in the making, in order.
 
     Args:
-        pool: makes them.
+        threads: workers.
         jobs: to be done.
         prefetch: how many are begun beside the one that is due.
     """
 
-    def __init__(self, pool: ThreadPoolExecutor, jobs: Jobs, prefetch: int) -> None:
-        self._pool = pool
+    def __init__(self, threads: Threads, jobs: Jobs, prefetch: int) -> None:
+        self._threads = threads
+        self._process = os.getpid()
         self._jobs: Jobs | None = jobs
         self._prefetch = prefetch
         self._begun = deque[_Begun]()
 
     def fill(self) -> bool:
         """Begin as many as may be; False if there is none."""
+        if self._process != os.getpid():  # a fork, which lacks the threads at work
+            self._process = os.getpid()
+            self._begun = deque(self._begin(begun.job) for begun in self._begun)
         while self._jobs is not None and len(self._begun) <= self._prefetch:
             try:
                 job = next(self._jobs, None)
@@ -185,9 +190,7 @@ class _Ahead:
             if job is None:
                 self._jobs = None
                 break
-            starts = range(0, len(job), job.chunk)
-            slots = [range(start, min(start + job.chunk, len(job))) for start in starts]
-            self._begun.append(_Begun(job, [self._pool.submit(job.fill, part) for part in slots]))
+            self._begun.append(self._begin(job))
         return bool(self._begun)
 
     def is_finished(self) -> bool:
@@ -201,6 +204,11 @@ class _Ahead:
         while chunks:  # no local name keeps a future, whose error would then keep this frame
             chunks.pop(0).result()
         return job.finish()
+
+    def _begin(self, job: Job) -> _Begun:
+        starts = range(0, len(job), job.chunk)
+        slots = [range(start, min(start + job.chunk, len(job))) for start in starts]
+        return _Begun(job, [self._threads.submit(job.fill, part) for part in slots])
 
 
 def _transferred(ahead: _Ahead, transfer: Transfer) -> Iterator[dict[str, Any]]:

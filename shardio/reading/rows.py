@@ -8,7 +8,6 @@ its checksum verified. Buffers are kept: new memory would cost page faults, more
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.codecs.image import Scratch
+from shardio.forks import new_lock
 from shardio.reading.checksums import MOST_SHORT, check_rows
 from shardio.reading.shards import GAP, OpenShard, Places, ShardPool, Wanted
 from shardio.storage.local import BLOCK, LocalShard
@@ -101,7 +101,7 @@ class Gatherer:
     """
 
     def __init__(self, pool: ShardPool, wanted: Wanted) -> None:
-        self.lock = threading.Lock()
+        self.lock = new_lock()
         self._pool = pool
         self._wanted = wanted
         self._pieces = Scratch()

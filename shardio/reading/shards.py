@@ -8,7 +8,6 @@ open at once.
 
 from __future__ import annotations
 
-import threading
 import zlib
 from collections import OrderedDict
 from operator import add
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.errors import SampleError
+from shardio.forks import new_lock
 from shardio.index.catalog import ShardEntry
 from shardio.index.shard_index import ShardIndex, decode_key
 from shardio.storage.local import LocalShard
@@ -99,7 +99,7 @@ class OpenShard:
     def __init__(self, entry: ShardEntry) -> None:
         self.name = entry.name
         self._entry = entry
-        self._indexing, self._opening = threading.Lock(), threading.Lock()
+        self._indexing, self._opening = new_lock(), new_lock()
         self._kept: LocalShard | None = None
         self._is_indexed = False
         self._known: dict[Wanted, list[list[tuple[str, int]]]] = {}
@@ -290,7 +290,7 @@ class ShardPool:
     def __init__(self, entries: tuple[ShardEntry, ...]) -> None:
         self._entries = entries
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._mapped: OrderedDict[int, OpenShard] = OrderedDict()
 
     def get(self, shard: int) -> OpenShard:
