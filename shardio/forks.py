@@ -3,7 +3,7 @@
 A forked child has its parent's memory and one of its threads. A lock that another thread held at
 that moment would be held in the child for ever, so every lock of shardio comes from here and is
 free in a child. What it guards is written so that an update that was cut short does no harm.
-Threads are a matter of shardio.reading.threads, OpenCV's threads of shardio.codecs.opencv.
+Its executors are in shardio.reading.threads, OpenCV's threads in shardio.codecs.opencv.
 """
 
 from __future__ import annotations

@@ -83,6 +83,16 @@ def test_the_plan_needs_numpy_only() -> None:
         assert {name.partition(".")[0] for name in outside} <= {"numpy", *sys.stdlib_module_names}
 
 
+@pytest.mark.parametrize("part", ["codecs", "index", "reading", "storage", "cli"])
+def test_locks_and_threads_are_made_where_forks_are_thought_of(part: str) -> None:
+    """As a fork copies a lock that is held, and an executor without its threads."""
+    for path in (ROOT / part).glob("*.py"):
+        if path.name != "threads.py":
+            text = path.read_text("utf-8")
+            made = {"threading.Lock()", "RLock(", "threading.Event(", "ThreadPoolExecutor("}
+            assert not {one for one in made if one in text}, path
+
+
 COMMANDS = [f"shardio.cli.{path.stem}" for path in sorted((ROOT / "cli").glob("[a-z]*.py"))]
 
 

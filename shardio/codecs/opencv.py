@@ -1,8 +1,8 @@
 """OpenCV: its threads, which would multiply ours, its messages, and its decoding.
 
 Its threads are kept from work by the number 0. The number 1 would do the same, and would also end
-the threads: in a forked child, which has OpenCV's records of them but not the threads, that waits
-for ever. So does any function that OpenCV divides among them, so a child is kept to 0.
+the threads; a forked child, which has OpenCV's records of them but not the threads, would wait for
+ever, or crash.
 """
 
 from __future__ import annotations

@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shardio.codecs.opencv import forbid_opencv_threads
 from shardio.errors import CodecError, SampleError, TransformError, UsageError
-from shardio.forks import is_forked, new_lock
+from shardio.forks import new_lock
 from shardio.plan.epoch import References
 from shardio.plan.samples import Samples
 from shardio.reading.columns import Column, RowColumn
@@ -125,8 +124,6 @@ class Batch:
             SampleError: a sample cannot be delivered.
             TarError: a shard was changed or cut off.
         """
-        if is_forked():
-            forbid_opencv_threads()
         watch = self._delivery.stopwatch()
         at_once = False
         if self._in_rows:

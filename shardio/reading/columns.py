@@ -102,7 +102,7 @@ class SizedImages:
         """See Column."""
         mask = is_mask(stored.field)
         if mask or kind_of(stored.field) == "pixels":
-            pixels: Any = decode_field(stored.field, stored.data)
+            pixels: Any = decode_field(stored.field, stored.data, max_pixels=self._max_pixels)
             watch.decoded()
             crop = self._transform.crop(pixels.shape[0], pixels.shape[1], uniforms)
             write_crop(pixels, crop, self._slots[slot], nearest=mask)

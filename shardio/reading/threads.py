@@ -1,24 +1,18 @@
 """Threads of a loop, which end with it.
 
-A ThreadPoolExecutor would do, were it not for two moments. A collection of garbage may end a loop
-at any point of any thread: inside the executor's submit, say, whose lock ending takes as well.
-And a fork copies its locks and its list of threads, but not the threads. Here nothing takes a
-lock, a collection waits for no thread, and a child begins anew.
+A fork copies an executor with its locks, one of which a thread holds whenever it submits a task,
+and without its threads. A child that ends a loop of its parent would wait for that lock, so
+it lets go of the parent's executor without a word, and has one of its own if it goes on.
 """
 
 from __future__ import annotations
 
-import atexit
 import gc
 import os
 import threading
-import weakref
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from contextlib import suppress
-from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -30,9 +24,7 @@ slower (measured on 16 cores: 5,800 images a second by 8 threads, 3,600 by 12 or
 
 
 class Threads:
-    """Threads that do tasks in order, started when there are more tasks than idle threads.
-
-    In a forked child it has no threads and no tasks, and starts its own.
+    """Threads for tasks of a loop; other ones in a forked child.
 
     Args:
         name: purpose of the threads, for their names.
@@ -42,118 +34,40 @@ class Threads:
     def __init__(self, name: str, most: int) -> None:
         self._name = _OURS + name
         self._most = most
-        self._ended = False
         self._begin()
-        _all.add(self)
 
     def submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Have a thread call a function; after the end the future is cancelled at once."""
+        """Have a thread call a function."""
         if self._process != os.getpid():
             self._begin()
-        future: Future[T] = Future()
-        if self._ended:
-            future.cancel()
-            return future
-        self._tasks.put(_Task(future, work, arguments))
-        try:
-            self._idle.pop()
-        except IndexError:
-            if len(self._threads) < self._most:
-                self._start()
-        return future
+        return self._pool.submit(work, *arguments)
 
     def end(self) -> None:
         """Drop tasks that wait, await those that run, and end the threads.
 
-        Nothing is awaited in a collection of garbage, as the thread that collects may hold what a
-        task waits for, and in one of the threads, which would wait for itself.
+        A collection of garbage may end a loop in any thread and anywhere. It does not await
+        tasks, since they may need what the thread holds that it interrupts.
         """
-        if self._process != os.getpid():  # the threads are the parent's
+        if self._process != os.getpid():
             return
-        self._ended = True
-        with suppress(Empty):
-            while True:
-                task = self._tasks.get_nowait()
-                if task is not None:
-                    task.future.cancel()
-        self._tasks.put(None)
-        ours = threading.current_thread().name.startswith(_OURS)
-        if not ours and _collector != threading.get_ident():
-            for thread in self._threads:
-                thread.join()
-
-    def __del__(self) -> None:
-        """Let the threads end."""
-        self._tasks.put(None)
+        inside = threading.current_thread().name.startswith(_OURS)
+        wait = not inside and _collector != threading.get_ident()
+        self._pool.shutdown(wait=wait, cancel_futures=True)
 
     def _begin(self) -> None:
         self._process = os.getpid()
-        self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
-        self._idle: deque[None] = deque()  # one for each thread that waits for a task
-        self._threads: list[threading.Thread] = []
-
-    def _start(self) -> None:
-        name = f"{self._name}_{len(self._threads)}"
-        thread = threading.Thread(
-            target=_work, args=(self._tasks, self._idle), name=name, daemon=True
-        )
-        thread.start()
-        self._threads.append(thread)
+        self._pool = ThreadPoolExecutor(self._most, thread_name_prefix=self._name)
 
 
-class _Task(NamedTuple):
-    """A function to be called.
-
-    Attributes:
-        future: receives the result or the error.
-        work: function.
-        arguments: positional arguments.
-    """
-
-    future: Future[Any]
-    work: Callable[..., Any]
-    arguments: tuple[Any, ...]
-
-
-def _work(tasks: SimpleQueue[_Task | None], idle: deque[None]) -> None:
-    """Do tasks until None comes, and leave it to the other threads."""
-    while (task := tasks.get()) is not None:
-        place = [task]
-        del task
-        _do(place)
-        idle.append(None)
-    tasks.put(None)
-
-
-def _do(place: list[_Task]) -> None:
-    """Do a task; no local name keeps it afterwards, since an error keeps this frame."""
-    if not place[0].future.set_running_or_notify_cancel():
-        return
-    try:
-        result = place[0].work(*place[0].arguments)
-    except BaseException as error:
-        place.pop().future.set_exception(error)
-    else:
-        place.pop().future.set_result(result)
-
-
-_all: weakref.WeakSet[Threads] = weakref.WeakSet()
 _collector: int | None = None  # the thread that collects garbage
 
 
 def _note_collection(
     phase: str, _: dict[str, int], ident: Callable[[], int] = threading.get_ident
 ) -> None:
+    """Note which thread collects; at the interpreter's end, too, when global names are gone."""
     global _collector  # noqa: PLW0603  a fact about the process
     _collector = ident() if phase == "start" else None
-
-
-@atexit.register
-def _end_all() -> None:
-    """End the threads of loops that were not left, before the interpreter ends."""
-    for threads in [*_all]:
-        threads.end()
-    gc.callbacks.remove(_note_collection)
 
 
 gc.callbacks.append(_note_collection)
