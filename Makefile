@@ -1,5 +1,6 @@
 # make demo   sets up, then packs, profiles and trains on real images
 # make test   sets up, then runs format, lint, types and tests
+# make campaigns  sets up, then attacks shardio for hours; says what it leaves out (see docs)
 # make bench  sets up the peers, then measures beside them and at scale (needs an idle machine)
 
 PYTHON ?= python3
@@ -8,10 +9,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
+CAMPAIGNS := tars headers images bombs canaries damage kills changes disks folders forks
 say = @printf '\n== %s\n' "$(1)"
 timed = @bash -c 'start=$$SECONDS; $(1); status=$$?; echo "   ($$((SECONDS - start)) s)"; exit $$status'
 
-.PHONY: demo test format bench clean
+.PHONY: demo test format campaigns bench clean
 
 $(READY): pyproject.toml tools/requirements-dev.txt
 	$(call say,setting up $(VENV): about two minutes and 2 GB the first time)
@@ -46,6 +48,12 @@ test: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+campaigns: $(READY)
+	@failed=; for campaign in $(CAMPAIGNS); do \
+		printf '\n== %s\n' $$campaign; \
+		$(BIN)/python tools/check/$$campaign.py || failed="$$failed $$campaign"; \
+	done; test -z "$$failed" || { printf '\nwrong:%s\n' "$$failed"; exit 1; }
 
 bench: $(PEERS_READY)
 	$(PEERS)/bin/python tools/bench/compare.py --markdown docs/benchmarks.md

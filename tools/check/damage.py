@@ -6,9 +6,9 @@ dropped. After each the folder is verified. Every tenth time it is repaired, too
 
 Right: the damage is found, or changes nothing that the manifest says in JSON, such as white space;
 and what a repaired folder has is sound, and what was packed. Wrong: damage that is missed, a
-repaired folder with problems or other data. The same is done to one of the tars without an index, where
-nothing but headers and formats can tell; what goes unnoticed there is counted as right, apart.
-The idea is that of the fault injection of ZFS and of IRON file systems (SOSP 2005).
+repaired folder with problems or other data. The same is done to one of the tars without its index,
+where nothing but headers and formats can tell; what goes unnoticed there is counted as right,
+apart. The idea is that of the fault injection of ZFS and of IRON file systems (SOSP 2005).
 """
 
 from __future__ import annotations

@@ -2,15 +2,15 @@
 
 The pictures are those of ../shared/data/bad-images (of AFL, Pillow and libjpeg-turbo), where they
 are at hand, and small ones made here in the four formats and several kinds of each (progressive,
-gray, palette, alpha, 16 bits, lossless), whole and mutated: bits flipped, bytes set to values at the
-edges, pieces cut out, doubled, cut off, and parts of two pictures joined. PNGs get their checksums
-made right in half of the cases, so that damage reaches the decoder.
+gray, palette, alpha, 16 bits, lossless), whole and mutated: bits flipped, bytes set to values at
+the edges, pieces cut out, doubled, cut off, and parts of two pictures joined. PNGs get their
+checksums made right in half of the cases, so that damage reaches the decoder.
 
 Each is read from a shard by the dataset, in a child whose address space is limited. Right: pixels
 like Pillow's, or a SampleError. Wrong: a crash, a hang, another exception, pixels unlike Pillow's
 where the picture is whole, or a word on standard output or error. What Pillow refuses, and how
-pixels of damaged pictures look, is nobody's standard; they count as right when the rest holds.
-The mutations are those of AFL's havoc stage; Pillow is the oracle, since it shares no code with
+pixels of damaged pictures look, is nobody's standard; they count as right when the rest holds. The
+mutations are those of AFL's havoc stage; Pillow is the oracle, since it shares no code with
 OpenCV's readers but the libraries.
 """
 

@@ -1,8 +1,9 @@
 """What do SIGKILL and failing system calls leave? Packs, workers and trainers are killed.
 
 Packs are killed at random times, lose one of their processes, and are killed or get EIO or ENOSPC
-at each write, fsync and rename (needs strace). Right: no shard or index has its final name and other
-bytes than it should, and the same pack run again ends with the bytes of one that nobody disturbed.
+at each write, fsync and rename (needs strace). Right: no shard or index has its final name and
+other bytes than it should, and the same pack run again ends with the bytes of one that nobody
+disturbed.
 
 Workers of a DataLoader and processes of a pack are killed while they work. Right: an error, or
 everything, since the worker had done its part. Wrong: a hang, or fewer samples in silence.
