@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from shardio.codecs.registry import LABEL_FIELD
-from shardio.errors import UsageError
+from shardio.errors import UsageError, quoted
 from shardio.packing.samples import FromMemory, SourceField
 
 _MOST = 1 << 63
@@ -36,8 +36,8 @@ class Labels:
     def fault(self, name: str) -> str:
         """Why a name has no number."""
         if self.classes is None:
-            return f"its label {name!r} is no whole number"
-        return f"its class {name!r} is not one of the {len(self.classes)} classes"
+            return f"its label {quoted(name)} is no whole number"
+        return f"its class {quoted(name)} is not one of the {len(self.classes)} classes"
 
 
 def label_fields(label: int | None) -> tuple[SourceField, ...]:
