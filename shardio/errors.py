@@ -14,9 +14,50 @@
 A message is one sentence that says what, where and the way out. Every class is built from
 that message alone, so that it survives pickling and the re-raise in a DataLoader; the place
 is kept in attributes as well.
+
+Names that messages show come from archives, so they may hold whatever a terminal obeys, and be
+long. What is shown of them is escaped and cut: by `shown` and `quoted` where a message is made, and
+once more in every message, for names that have passed both by.
 """
 
 from __future__ import annotations
+
+import re
+
+_LONGEST = 200  # characters of a name
+_LONG_WORD = re.compile(rf"\S{{{_LONGEST + 1},}}")
+
+
+def escaped(text: str, *, kept: str = "") -> str:
+    """Escape what a terminal would not print as a character, or could not encode.
+
+    Args:
+        text: any text.
+        kept: characters that stay as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each in kept else each.encode("unicode_escape").decode()
+        for each in text
+    )
+
+
+def shown(name: str) -> str:
+    """Make a name fit for a message: on one line, escaped, without its middle if it is long."""
+    return escaped(_cut(name))
+
+
+def quoted(name: object) -> str:
+    """Make a name fit for a message, in quotes."""
+    return _cut(repr(name))
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _LONGEST:
+        return text
+    half = _LONGEST // 2
+    return f"{text[:half]}...{text[-half:]}"
 
 
 class ShardioError(Exception):
@@ -38,7 +79,8 @@ class ShardioError(Exception):
         key: str | None = None,
         field: str | None = None,
     ) -> None:
-        super().__init__(message)
+        whole = escaped(message, kept="\n")  # DataLoader puts a traceback into it
+        super().__init__(_LONG_WORD.sub(lambda word: _cut(word[0]), whole))
         self.shard = shard
         self.offset = offset
         self.key = key

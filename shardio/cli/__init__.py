@@ -9,8 +9,8 @@ from typing import NoReturn
 
 import click
 
-from shardio.cli.text import encodable, plain
-from shardio.errors import ShardioError
+from shardio.cli.text import encodable
+from shardio.errors import ShardioError, escaped
 
 _COMMANDS = (
     "convert",
@@ -64,4 +64,4 @@ def main() -> None:
 
 
 def _fail(text: str) -> NoReturn:
-    sys.exit(encodable(f"shardio: {plain(text)}", sys.stderr))
+    sys.exit(encodable(f"shardio: {escaped(text)}", sys.stderr))

@@ -11,6 +11,7 @@ import click
 
 from shardio.cli.progress import progress_bar
 from shardio.cli.values import allow_empty_option
+from shardio.errors import shown
 from shardio.index.publish import index_source
 
 
@@ -27,15 +28,16 @@ def index(path: str, force: bool, allow_empty: bool, as_json: bool) -> None:
     PATH is a folder of tars, one tar, a glob or a pattern like 'shard-{000000..000007}.tar'.
     The indexes go to the folder index/ beside the shards.
     """
-    shown: AbstractContextManager[Callable[[int], Callable[[int], None]] | None] = (
+    bar: AbstractContextManager[Callable[[int], Callable[[int], None]] | None] = (
         nullcontext() if as_json else progress_bar("indexing")
     )
-    with shown as progress:
+    with bar as progress:
         summary = index_source(path, force=force, allow_empty=allow_empty, progress=progress)
     if as_json:
         click.echo(json.dumps(asdict(summary)))
     else:
+        fields = ", ".join(map(shown, summary.fields))
         click.echo(
-            f"indexed {summary.samples:,} samples with the fields {', '.join(summary.fields)} "
+            f"indexed {summary.samples:,} samples with the fields {fields} "
             f"in {summary.shards:,} shards, {summary.bytes / 1e6:,.1f} MB"
         )

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from shardio.cli.progress import progress_bar
-from shardio.cli.text import encodable, plain
+from shardio.cli.text import encodable
 from shardio.cli.values import allow_empty_option, max_pixels_option
+from shardio.errors import escaped, shown
 from shardio.packing.inspection.info import (
     MOST_PREVIEWED,
     PREVIEW_COUNT,
@@ -89,10 +90,10 @@ def info(
     PATH is a packed folder, a folder of its splits, or anything else that shardio reads. Counts and
     sizes come from the indexes; see `shardio verify` for what the shards themselves say.
     """
-    shown: AbstractContextManager[Callable[[int], Callable[[int], None]] | None] = (
+    bar: AbstractContextManager[Callable[[int], Callable[[int], None]] | None] = (
         nullcontext() if as_json else progress_bar("looking")
     )
-    with shown as progress:
+    with bar as progress:
         found = inspect_source(
             path,
             sample=sample,
@@ -107,7 +108,7 @@ def info(
         return
     click.echo(encodable(_describe(found, all_shards=all_shards, all_classes=all_classes)))
     if preview is not None:
-        click.echo(encodable(f"\nwrote the preview to {plain(preview)}"))
+        click.echo(encodable(f"\nwrote the preview to {escaped(preview)}"))
 
 
 def _describe(found: Info, *, all_shards: bool, all_classes: bool) -> str:
@@ -120,20 +121,20 @@ def _describe(found: Info, *, all_shards: bool, all_classes: bool) -> str:
     if found.splits:
         console.print(_splits_table(found))
     for name, split in (found.splits or {"": found}).items():
-        console.print(plain(f"{name}: " * bool(name) + _shards_sentence(split.shards)))
+        console.print(escaped(f"{name}: " * bool(name) + _shards_sentence(split.shards)))
     if all_shards:
         console.print(_shards_table(found.shards))
     console.print(_fields_table(found.fields, found.samples))
     if found.classes is not None:
         for sentence in _classes_sentences(found.classes):
             console.print(sentence)
-        shown = found.classes.counts[: None if all_classes else _MOST_CLASSES]
-        console.print(_classes_table(found, shown))
-        if len(shown) < len(found.classes.counts):
-            more = len(found.classes.counts) - len(shown)
+        some = found.classes.counts[: None if all_classes else _MOST_CLASSES]
+        console.print(_classes_table(found, some))
+        if len(some) < len(found.classes.counts):
+            more = len(found.classes.counts) - len(some)
             console.print(f"and {more:,} more classes; --classes shows all")
     if found.sample is not None:
-        console.print(plain(f"sample {found.sample.number:,}: {found.sample.key}"))
+        console.print(f"sample {found.sample.number:,}: {shown(found.sample.key)}")
         console.print(_sample_table(found.sample))
     for name, lines in found.ledgers.items():
         console.print(f"{name}: {lines:,} lines")
@@ -144,7 +145,7 @@ def _describe(found: Info, *, all_shards: bool, all_classes: bool) -> str:
 def _sentence(found: Info) -> str:
     classes = found.classes
     of_classes = "" if classes is None else f" of {_count(len(classes.counts), 'class', 'classes')}"
-    fields = plain(", ".join(field.name for field in found.fields)) or "none"
+    fields = ", ".join(shown(field.name) for field in found.fields) or "none"
     return (
         f"{_count(found.samples, 'sample')}{of_classes} in {_count(len(found.shards), 'shard')}, "
         f"{_size(found.bytes)}, with the fields {fields}."
@@ -156,7 +157,7 @@ def _splits_table(found: Info) -> Table:
     for name, split in found.splits.items():
         held = [] if split.classes is None else split.classes.counts
         table.add_row(
-            plain(name),
+            shown(name),
             f"{split.samples:,}",
             f"{split.samples / max(found.samples, 1):.1%}",
             f"{len(split.shards):,}",
@@ -180,7 +181,7 @@ def _shards_sentence(shards: Sequence[ShardInfo]) -> str:
 def _shards_table(shards: Iterable[ShardInfo]) -> Table:
     table = _table("shard", "samples", "size")
     for shard in shards:
-        table.add_row(plain(shard.name), f"{shard.samples:,}", _size(shard.bytes))
+        table.add_row(escaped(shard.name), f"{shard.samples:,}", _size(shard.bytes))
     return table
 
 
@@ -189,7 +190,7 @@ def _fields_table(fields: Iterable[FieldInfo], samples: int) -> Table:
     for field in fields:
         lacking = "" if field.samples == samples else f" of {samples:,}"
         table.add_row(
-            plain(field.name),
+            shown(field.name),
             field.kind,
             f"{field.samples:,}{lacking}",
             *map(_size, (field.bytes, field.median, field.largest)),
@@ -222,9 +223,9 @@ def _classes_table(found: Info, counts: Iterable[ClassCount]) -> Table:
         for name, split in found.splits.items()
         if split.classes is not None and len(found.splits) <= _MOST_SPLITS
     }
-    table = _table("class", *["name"] * named, "samples", *map(plain, splits), left=1 + named)
+    table = _table("class", *["name"] * named, "samples", *map(shown, splits), left=1 + named)
     for count in counts:
-        name = "(not in the list)" if count.name is None else plain(count.name)
+        name = "(not in the list)" if count.name is None else shown(count.name)
         inside = [f"{held.get(count.number, 0):,}" for held in splits.values()]
         table.add_row(str(count.number), *[name] * named, f"{count.samples:,}", *inside)
     return table
@@ -234,7 +235,7 @@ def _sample_table(sample: SampleInfo) -> Table:
     table = _table("field", "size", "value")
     table.columns[2].justify, table.columns[2].overflow = "left", "fold"
     for field in sample.fields:
-        table.add_row(plain(field.name), _size(field.bytes), plain(field.value))
+        table.add_row(shown(field.name), _size(field.bytes), escaped(field.value))
     return table
 
 

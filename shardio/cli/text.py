@@ -6,14 +6,6 @@ import sys
 from typing import TextIO
 
 
-def plain(text: str) -> str:
-    """Text on one line: control characters and undecodable bytes of names are escaped."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text
-    )
-
-
 def encodable(text: str, stream: TextIO | None = None) -> str:
     """Text that a stream, by default standard output, takes: what it cannot encode is escaped."""
     encoding = (stream or sys.stdout).encoding or "utf-8"

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from shardio.cli.progress import progress_bar
-from shardio.cli.text import encodable, plain
+from shardio.cli.text import encodable
 from shardio.cli.values import allow_empty_option, max_pixels_option
 from shardio.packing.names import DROPPED_NAME
 from shardio.packing.verification.findings import Verification
@@ -85,7 +85,7 @@ def _progress(title: str, as_json: bool) -> AbstractContextManager[Any]:
 
 def _show_findings(found: Verification) -> None:
     for finding in found.findings[:_MOST_LINES]:
-        click.echo(encodable(plain(str(finding))))
+        click.echo(encodable(str(finding)))
     if len(found.findings) > _MOST_LINES:
         click.echo(f"and {len(found.findings) - _MOST_LINES:,} more; --json has all")
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import TarError
+from shardio.errors import TarError, quoted
 from shardio.index.shard_index import ShardIndex
 from shardio.naming import MemberName, split_member_name, why_no_sample
 from shardio.tar.archive import Placed
@@ -82,8 +82,8 @@ class IndexBuilder:
             self._keys.append(key)
         elif field in self._fields_of_sample:
             raise TarError(
-                f"{self._shard}: sample {key!r} has the field {field!r} twice, the second time "
-                f"with data at offset {offset}; give one of the members another name",
+                f"{self._shard}: sample {quoted(key)} has the field {quoted(field)} twice, the "
+                f"second time with data at offset {offset}; give one of the members another name",
                 shard=self._shard,
                 offset=offset,
                 key=key,
@@ -135,8 +135,8 @@ class IndexBuilder:
         earlier = self._fields_of_key.get(key, frozenset())
         if earlier and fields.isdisjoint(earlier):
             raise TarError(
-                f"{self._shard}: the members of sample {key!r} are not adjacent, some lie just "
-                f"before offset {offset}; repack the shard with its members sorted by name",
+                f"{self._shard}: the members of sample {quoted(key)} are not adjacent, some lie "
+                f"just before offset {offset}; repack the shard with its members sorted by name",
                 shard=self._shard,
                 offset=offset,
                 key=key,
@@ -236,8 +236,8 @@ def _with_headers(index: ShardIndex, members: Members, view: memoryview) -> Shar
 
 def _no_file(shard: str, name: MemberName, kind: int, offset: int) -> TarError:
     return TarError(
-        f"{shard}: field {name.field!r} of sample {name.key!r}, before offset {offset}, is "
-        f"{_KINDS.get(chr(kind), 'no regular file')} and has no data; "
+        f"{shard}: field {quoted(name.field)} of sample {quoted(name.key)}, before offset "
+        f"{offset}, is {_KINDS.get(chr(kind), 'no regular file')} and has no data; "
         "make the tar with `tar --dereference --hard-dereference`",
         shard=shard,
         offset=offset,

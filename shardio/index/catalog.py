@@ -37,6 +37,7 @@ from shardio.index.shard_index import ShardIndex, encode_index, read_index
 from shardio.storage.cache import GZIP_SUFFIXES, cache_entry, new_entry, plain_tar
 from shardio.storage.local import LocalShard, refuse_url
 
+_MOST_NAMES = 1_000_000  # that braces may stand for
 SHARD_SUFFIXES = (".tar", *GZIP_SUFFIXES)
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -265,20 +266,29 @@ def expand_pattern(pattern: str) -> list[Path]:
     """The files of a glob or a brace pattern, in order.
 
     Raises:
-        UsageError: it is no pattern, a file of its braces does not exist, or none matches it.
+        UsageError: it is no pattern, its braces stand for more than a million files, one of these
+            does not exist, or none matches it.
     """
     if "::" in pattern:
         raise UsageError(
             f"{pattern}: no such file, and sources joined by '::' are not read; give them one by "
             "one, as a list"
         )
+    names: list[str] = []
     try:
-        names = [*braceexpand.braceexpand(pattern)] if "{" in pattern else []
-    except ValueError as error:
+        named = count_names(pattern)
+        if named <= _MOST_NAMES and "{" in pattern:
+            names = [*braceexpand.braceexpand(pattern)]
+    except (ValueError, RecursionError) as error:
         raise UsageError(
             f"{pattern}: no such file, and its braces are no pattern ({error}); "
             "write them like shard-{000000..000007}.tar"
         ) from error
+    if named > _MOST_NAMES:
+        raise UsageError(
+            f"{pattern}: its braces stand for more than {_MOST_NAMES:,} files; name their "
+            "folder, or use * in place of the numbers"
+        )
     expanded = [Path(name) for name in names]
     missing = [str(path) for path in expanded if not path.exists()]
     if missing:
@@ -290,6 +300,48 @@ def expand_pattern(pattern: str) -> list[Path]:
     if not shards:
         raise UsageError(f"{pattern}: no such folder or shard, and no file matches it")
     return shards
+
+
+def count_names(pattern: str) -> int:
+    """Count the names that the braces of a pattern stand for, without making them.
+
+    Braces multiply, commas add, as braceexpand has it; what it does not take it refuses later.
+
+    Raises:
+        ValueError: a number in braces has thousands of digits.
+    """
+    outer: list[tuple[int, int, int]] = []  # of each open brace: product and sum before, place
+    product, total, position, closed = 1, 0, 0, 0
+    while position < len(pattern):
+        character = pattern[position]
+        if character == "\\":
+            position += 1
+        elif character == "{" and closed:
+            closed -= 1
+        elif character == "{":
+            outer.append((product, total, position + 1))
+            product, total = 1, 0
+        elif character == "," and outer:
+            product, total = 1, total + product
+        elif character == "}" and outer:
+            inside = total + product
+            product, total, start = outer.pop()
+            product *= _count_range(pattern[start:position]) or inside
+        elif character == "}":
+            closed += 1
+        position += 1
+    return product
+
+
+def _count_range(inside: str) -> int:
+    """Count the values of a range such as 000..007, which braces may hold; 0 if it is none."""
+    if found := braceexpand.int_range_re.match(inside):
+        first, last = int(found[1]), int(found[2])
+    elif found := braceexpand.char_range_re.match(inside):
+        first, last = (braceexpand.alphabet.index(found[side]) for side in (1, 2))
+    else:
+        return 0
+    return abs(last - first) // (int(found[3] or 1) or 1) + 1
 
 
 def _common_classes(packed: Iterable[Catalog]) -> tuple[str, ...] | None:

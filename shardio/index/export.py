@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shardio.errors import IndexFileError
+from shardio.errors import IndexFileError, quoted
 from shardio.index.catalog import ShardEntry
 from shardio.naming import split_member_name
 from shardio.tar.header import padded
@@ -108,8 +108,8 @@ def dali_index(entry: ShardEntry) -> bytes:
         for member in sample:
             if member.name.split() != [member.name]:
                 raise IndexFileError(
-                    f"{entry.name}: the member {member.name!r} has white space in its name, which "
-                    "DALI's index cannot hold; pack it under another name"
+                    f"{entry.name}: the member {quoted(member.name)} has white space in its name, "
+                    "which DALI's index cannot hold; pack it under another name"
                 )
         lines.append(" ".join(map(_dali_entry, sample)))
     if not lines:

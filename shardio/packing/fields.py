@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from shardio.codecs.registry import IMAGE_FIELDS
-from shardio.errors import UsageError
+from shardio.errors import UsageError, quoted, shown
 from shardio.naming import join_member_name, split_member_name
 
 _FIELD = re.compile(r"[^./;,?\s][^/;,?\s]*")
@@ -73,7 +73,7 @@ class FieldRule:
         for wanted in self.wanted:
             found = [field for field in wanted.alternatives if field in fields]
             if len(found) > 1:
-                return f"its sample has both {' and '.join(found)}"
+                return f"its sample has both {' and '.join(map(shown, found))}"
             if not (found or wanted.optional):
                 return f"its sample has no {' or '.join(wanted.alternatives)}"
         return None
@@ -137,7 +137,7 @@ def is_name(text: str) -> bool:
 def key_fault(key: str) -> str | None:
     """Why readers of shards would not find a key, or None."""
     if not is_name(key):
-        return f"{key!r} has characters that no name can have"
+        return f"{quoted(key)} has characters that no name can have"
     if split_member_name(join_member_name(key, "x")) != (key, "x"):
-        return f"readers of shards pass over a member with the key {key!r}"
+        return f"readers of shards pass over a member with the key {quoted(key)}"
     return None

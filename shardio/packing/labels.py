@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from shardio.codecs.registry import LABEL_FIELD
-from shardio.errors import UsageError
+from shardio.errors import UsageError, quoted
 from shardio.packing.samples import FromMemory, SourceField
 
 _NUMBER = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?\s*")
@@ -47,11 +47,11 @@ class Labels:
     def fault(self, name: str) -> str:
         """Why a name has no number."""
         if self.classes is not None and self.example is None:
-            return f"its class {name!r:.80} is not one of the {len(self.classes)} classes"
+            return f"its class {quoted(name)} is not one of the {len(self.classes)} classes"
         kind = "whole number" if self.classes is None else "name"
         others = f", as most labels are ({self.example})" if self.example else ""
         return (
-            f"its label {name!r:.80} is no {kind}{others}; --classes lists the names of all "
+            f"its label {quoted(name)} is no {kind}{others}; --classes lists the names of all "
             "classes, --no-labels packs the column as data"
         )
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from shardio.codecs.basic import decode_cls
 from shardio.codecs.registry import LABEL_FIELD
-from shardio.errors import CodecError, PackError, SampleError
+from shardio.errors import CodecError, PackError, SampleError, quoted, shown
 from shardio.index.catalog import Catalog, ShardEntry
 from shardio.packing.engine import Ticker
 from shardio.packing.features import KEY
@@ -92,7 +92,7 @@ def _features_of(
             )
         except (UnreadableError, CodecError) as error:
             raise SampleError(
-                f"{sample.name}, field {field!r}: {error}; get or pack the shard again",
+                f"{shown(sample.name)}, field {quoted(field)}: {error}; get or pack the shard again",
                 shard=task.entry.name,
                 key=sample.key,
                 field=field,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from shardio.codecs.probe import check_complete, probe_image
 from shardio.codecs.registry import PIXELS_FIELD, is_mask, kind_of
-from shardio.errors import CodecError, PackError, UsageError
+from shardio.errors import CodecError, PackError, UsageError, quoted, shown
 from shardio.index.build import IndexBuilder
 from shardio.index.manifest import INDEX_FOLDER, index_path
 from shardio.index.shard_index import encode_index
@@ -159,7 +159,7 @@ def find_problems(task: SampleTask, ticker: Ticker) -> list[Problem | None]:
 def refusal(problem: Problem) -> PackError:
     """The error that stops a pack because of a problem."""
     return PackError(
-        f"{problem.path}: {problem.reason}; mend, rename or remove the file, "
+        f"{shown(problem.path)}: {problem.reason}; mend, rename or remove the file, "
         "or pass --on-error skip to go on without it"
     )
 
@@ -212,7 +212,9 @@ class _Packer:
             elif kind == "pixels" and self._store.decodes:
                 raise UsageError(f"{name} holds pixels, and only image files can become others")
             if field in taken:
-                raise UsageError(f"the sample has the field {field!r} twice; name one otherwise")
+                raise UsageError(
+                    f"the sample has the field {quoted(field)} twice; name one otherwise"
+                )
             taken.add(field)
             member = join_member_name(sample.key, field).encode("utf-8", "surrogateescape")
             builder.add(sample.key, field, self.archive.commit(member))

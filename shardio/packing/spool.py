@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shardio.errors import quoted, shown
 from shardio.packing.names import LIST_NAME
 from shardio.packing.samples import Problem, SourceSample, from_line, to_line
 from shardio.storage.folder import Folder
@@ -102,7 +103,7 @@ class Listing:
         for number, sample in zip(suspects.tolist(), self.samples(suspects), strict=True):
             holder = first.setdefault(sample.key, sample)
             if holder is not sample:
-                reason = f"its key would be {sample.key!r}, as that of {holder.name}"
+                reason = f"its key would be {quoted(sample.key)}, as that of {shown(holder.name)}"
                 problems[number] = Problem(path=sample.name, reason=reason)
         if problems:
             self.leave_out(problems)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shardio.errors import CodecError, SampleError, TransformError, UsageError
+from shardio.errors import CodecError, SampleError, TransformError, UsageError, quoted, shown
 from shardio.forks import new_lock
 from shardio.plan.epoch import References
 from shardio.plan.samples import Samples
@@ -189,7 +189,7 @@ class Batch:
             positions = self._delivery.samples.in_shard(shard_number).tolist()
             after = bisect_right(positions, sample)
             substitute = self._replace(slot, shard, [*positions[after:], *positions[: after - 1]])
-            _LOG.warning("%s; sample %r takes its place", error, substitute)
+            _LOG.warning("%s; sample %s takes its place", error, quoted(substitute))
             self._delivery.on_replaced()
             return False
         return True
@@ -235,8 +235,8 @@ class Batch:
             self._missing = missing
         elif missing:
             error = CodecError(
-                f"the sample has no such field, wanted for {missing[0]!r}; name in fields= those "
-                "that all samples have, or read samples without batch_size"
+                f"the sample has no such field, wanted for {quoted(missing[0])}; name in fields= "
+                "those that all samples have, or read samples without batch_size"
             )
             wanted = ";".join(self._delivery.fields[missing[0]])
             raise self._located(error, shard, sample, wanted)
@@ -247,8 +247,8 @@ class Batch:
             present = shard.present(sample, alternatives)
             if len(present) > 1:
                 error = UsageError(
-                    f"the sample has {' and '.join(present)} for {name!r}; say which with "
-                    f"fields={{{present[0]!r}: {present[0]!r}, …}}"
+                    f"the sample has {' and '.join(map(shown, present))} for {quoted(name)}; say "
+                    f"which with fields={{{quoted(present[0])}: {quoted(present[0])}, …}}"
                 )
                 raise self._located(error, shard, sample, present[0])
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from shardio.codecs.registry import IMAGE_FIELDS, PIXELS_FIELD, kind_of
-from shardio.errors import UsageError
+from shardio.errors import UsageError, quoted, shown
 
 Fields = dict[str, tuple[str, ...]]
 _PICTURES = IMAGE_FIELDS | {PIXELS_FIELD}
@@ -37,9 +37,9 @@ def default_fields(names: Sequence[str], together: Sequence[Sequence[str]]) -> F
     for name in rest:
         if name in fields or name in _RESERVED:
             raise UsageError(
-                f"the shards have a field {name!r}, a name that "
+                f"the shards have a field {quoted(name)}, a name that "
                 f"{';'.join(fields.get(name, ['shardio itself']))} takes; give it another with "
-                f"fields={{'other': {name!r}, …}}"
+                f"fields={{'other': {quoted(name)}, …}}"
             )
     return fields | rest
 
@@ -58,7 +58,7 @@ def parse_fields(fields: Mapping[str, str], names: Sequence[str], *, decode: boo
         if not set(parsed[name]) & set(names):
             raise UsageError(
                 f"fields: no sample has {alternatives!r} for {name!r}; "
-                f"the dataset has the fields {', '.join(names) or 'none'}"
+                f"the dataset has the fields {', '.join(map(shown, names)) or 'none'}"
             )
         kinds = {kind_of(alternative).replace("pixels", "image") for alternative in parsed[name]}
         if decode and len(kinds) > 1:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shardio.errors import UsageError
+from shardio.errors import UsageError, quoted
 from shardio.plan.epoch import References
 from shardio.plan.mixture import LEAST_WEIGHT, Mixture
 from shardio.plan.order import Order, grouped
@@ -236,8 +236,8 @@ def _scatter(
     kinds = {f"{'×'.join(map(str, value.shape[1:]))} {value.dtype}" for value in values}
     if len(kinds) > 1:
         raise UsageError(
-            f"{name!r} is {' and '.join(sorted(kinds))} in different sources; give the sources "
-            "transforms that make them equal"
+            f"{quoted(name)} is {' and '.join(sorted(kinds))} in different sources; give the "
+            "sources transforms that make them equal"
         )
     channels_last = values[0].ndim == 4 and values[0].permute(0, 2, 3, 1).is_contiguous()
     if channels_last:

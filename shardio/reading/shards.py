@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import SampleError, TarError
+from shardio.errors import SampleError, TarError, quoted
 from shardio.forks import new_lock
 from shardio.index.catalog import ShardEntry
 from shardio.index.shard_index import ShardIndex, decode_key
@@ -242,7 +242,7 @@ class OpenShard:
         (columns,) = self._columns(((field,),))
         offset = self._offsets[sample, columns[0][1]] if columns else -1
         where = f" at offset {offset}" if offset >= 0 else ""
-        return f"{self.name}: sample {self.index.key(sample)!r}, field {field!r}{where}"
+        return f"{self.name}: sample {quoted(self.index.key(sample))}, field {quoted(field)}{where}"
 
     def file(self) -> LocalShard:
         """The file; opened for one use if another thread has just closed it."""

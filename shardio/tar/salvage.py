@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shardio.errors import TarError
+from shardio.errors import TarError, quoted
 from shardio.tar.header import BLOCK, ZERO_BLOCK, parse_header
 from shardio.tar.reader import MISSING_END, Members, scan_sound_part
 from shardio.tar.search import find_headers
@@ -134,7 +134,7 @@ def _cut_member(members: Members, end: int) -> Gap:
     return Gap(
         offset,
         end,
-        f"the member {name!r} has {int(members.sizes[-1])} bytes by its header, and the next "
+        f"the member {quoted(name)} has {int(members.sizes[-1])} bytes by its header, and the next "
         f"header comes after {end - offset}, so bytes are lost; fetch or pack the shard again",
     )
 

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from braceexpand import UnbalancedBracesError, braceexpand
+from hypothesis import given
+from hypothesis import strategies as st
 
 import shardio
 from shardio.index import publish
-from shardio.index.catalog import Source, open_catalog
+from shardio.index.catalog import Source, count_names, open_catalog
 from shardio.index.manifest import Manifest, index_path, read_manifest
 from shardio.index.publish import index_source
 from shardio.testing import make_images
@@ -170,6 +173,40 @@ def test_braces_that_are_not_balanced_are_refused(
     shutil.copy(Path(__file__), pattern)
     with pytest.raises(shardio.TarError, match="header's checksum does not match"):
         open_catalog(pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "{1..999999999}.tar",
+        "{000..999}{000..999}{a..b}.tar",
+        "{a,{1..2000000}}.tar",
+        "}{{1..999999999}.tar",
+        "{1..9}" * 40,
+    ],
+)
+def test_braces_that_stand_for_too_many_files_are_refused_before_they_are_expanded(
+    pattern: str,
+) -> None:
+    with pytest.raises(shardio.UsageError, match="more than 1,000,000 files; name their folder"):
+        open_catalog(pattern)
+
+
+def test_braces_that_are_too_deep_are_refused() -> None:
+    pattern = "/".join(["{" * 200] * 9 + ["}" * 200] * 9)
+    with pytest.raises(shardio.UsageError, match="its braces are no pattern"):
+        open_catalog(pattern)
+
+
+@given(st.lists(st.sampled_from(["{", "}", ",", "1..4", "08..011..2", "c..a", "\\", "x", "{1,"])))
+def test_names_are_counted_as_braces_expand(parts: list[str]) -> None:
+    pattern = "".join(parts)
+    try:
+        expanded = [*braceexpand(pattern)]
+    except UnbalancedBracesError:
+        count_names(pattern)
+    else:
+        assert count_names(pattern) == len(expanded)
 
 
 def test_a_folder_in_place_of_a_shard_is_refused(copy: Path) -> None:

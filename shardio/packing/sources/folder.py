@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from shardio.errors import PackError
+from shardio.errors import PackError, quoted, shown
 from shardio.packing.fields import FieldRule, key_fault
 from shardio.packing.labels import Labels, label_fields
 from shardio.packing.samples import FromFile, Problem, SourceField, SourceSample, text_of
@@ -111,7 +111,7 @@ class Folder:
             found = self.rule.look_at(path) or sample
             if found.field in fields:
                 holder = text_of(fields[found.field])
-                reason = f"its key would be {found.key!r}, as that of {holder}"
+                reason = f"its key would be {quoted(found.key)}, as that of {shown(holder)}"
                 yield Problem(path=path, reason=reason)
                 continue
             fields[found.field] = relative + name

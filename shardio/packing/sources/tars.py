@@ -17,7 +17,7 @@ from typing import Any
 from shardio.codecs.basic import decode_cls
 from shardio.codecs.limits import MAX_PIXELS
 from shardio.codecs.registry import LABEL_FIELD, decode_field
-from shardio.errors import CodecError, PackError
+from shardio.errors import CodecError, PackError, quoted, shown
 from shardio.index.catalog import Catalog, ShardEntry
 from shardio.index.shard_index import ShardIndex
 from shardio.packing.files import SourceFiles, UnreadableError, in_memory
@@ -126,7 +126,7 @@ class _Values(Mapping[str, Any]):
             data = _read(self._fields[field], self._files)
             return decode_field(field, data, max_pixels=self._max_pixels)
         except (UnreadableError, CodecError) as error:
-            raise PackError(f"{self._name}, field {field!r}: {error}") from error
+            raise PackError(f"{shown(self._name)}, field {quoted(field)}: {error}") from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._fields)

@@ -23,7 +23,7 @@ import numpy as np
 
 from shardio.codecs.basic import decode_cls
 from shardio.codecs.registry import LABEL_FIELD, kind_of
-from shardio.errors import CodecError
+from shardio.errors import CodecError, quoted
 from shardio.index.catalog import expand_pattern
 from shardio.packing.features import KEY, Pair, choose_fields
 from shardio.packing.fields import FieldRule, key_fault
@@ -151,10 +151,10 @@ class _Found:
             self._rest[name] = values = self._listed(name, feature)
             if field == KEY:
                 if len(values) != 1 or not isinstance(values[0], str):
-                    raise _RecordError(f"its feature {name!r} is not one text, so no key")
+                    raise _RecordError(f"its feature {quoted(name)} is not one text, so no key")
                 self.key = values[0]
         elif field in self.fields:
-            raise _RecordError(f"two of its features are the field {field!r}")
+            raise _RecordError(f"two of its features are the field {quoted(field)}")
         elif len(feature) or field == _JSON:
             self.fields[field] = self._origin(name, field, feature)
 
@@ -174,8 +174,8 @@ class _Found:
         rest = {name: values for name, values in self._rest.items() if name != KEY}
         if rest and _JSON in self.fields:
             raise _RecordError(
-                f"its feature {next(iter(rest))!r} would go into the field json, which another "
-                "feature is; pass --feature FIELD=NAME or, to leave it out, --feature =NAME"
+                f"its feature {quoted(next(iter(rest)))} would go into the field json, which "
+                "another feature is; pass --feature FIELD=NAME or, to leave it out, --feature =NAME"
             )
         fields = sorted(self.fields.items(), key=lambda field: (field[0] != LABEL_FIELD, field[0]))
         found = [SourceField(field or None, origin) for field, origin in fields]
@@ -194,7 +194,7 @@ class _Found:
             return FromMemory(_encode_numbers(name, field, feature))
         if len(feature) > 1:
             raise _RecordError(
-                f"its feature {name!r} has {len(feature)} values, and the field "
+                f"its feature {quoted(name)} has {len(feature)} values, and the field "
                 f"{field or 'of an image'} holds one"
             )
         offset, size = feature[0]
@@ -206,7 +206,7 @@ class _Found:
         if not isinstance(feature, list):
             if not np.isfinite(feature).all():
                 raise _RecordError(
-                    f"its feature {name!r} has values that are not finite, which JSON cannot "
+                    f"its feature {quoted(name)} has values that are not finite, which JSON cannot "
                     f"hold; pass --feature FIELD.npy={name}"
                 )
             values: list[int] | list[float] = feature.tolist()
@@ -215,8 +215,8 @@ class _Found:
             return [str(self._bytes(place), "utf-8") for place in feature]
         except UnicodeDecodeError:
             raise _RecordError(
-                f"its feature {name!r} holds bytes that are no text; pass --feature FIELD={name} "
-                f"to pack it as a field, or --feature ={name} to leave it out"
+                f"its feature {quoted(name)} holds bytes that are no text; pass --feature "
+                f"FIELD={name} to pack it as a field, or --feature ={name} to leave it out"
             ) from None
 
     def _bytes(self, place: Place) -> bytes:
@@ -227,7 +227,7 @@ def _key_of(text: str) -> tuple[str, bool]:
     """The key that a text gives, which may be the path of an image, and whether it is another."""
     found = FieldRule().look_at(text.lstrip("/"))
     if found is None or ".." in text.split("/"):
-        raise _RecordError(f"{text!r} cannot be a key; choose another feature with --feature")
+        raise _RecordError(f"{quoted(text)} cannot be a key; choose another feature with --feature")
     return found.key, found.renamed
 
 
@@ -240,8 +240,8 @@ def _encode_numbers(name: str, field: str, numbers: Numbers) -> bytes:
         np.save(stream, numbers, allow_pickle=False)
         return stream.getvalue()
     raise _RecordError(
-        f"its feature {name!r} has {len(numbers)} numbers of type {numbers.dtype}, and the field "
-        f"{field!r} cannot hold them; cls holds one whole number, json and npy hold any"
+        f"its feature {quoted(name)} has {len(numbers)} numbers of type {numbers.dtype}, and the "
+        f"field {quoted(field)} cannot hold them; cls holds one whole number, json and npy hold any"
     )
 
 

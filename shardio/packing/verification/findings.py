@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from shardio.errors import ShardioError
+from shardio.errors import ShardioError, escaped, quoted
 
 Severity = Literal["problem", "note"]
 
@@ -37,15 +37,15 @@ class Finding:
 
     def __str__(self) -> str:
         """All of it as one sentence."""
-        place = [self.shard]
+        place = [escaped(self.shard)]
         if self.offset is not None:
             place.append(f"byte {self.offset}")
         if self.key is not None:
-            place.append(f"sample {self.key!r}")
+            place.append(f"sample {quoted(self.key)}")
         if self.field is not None:
-            place.append(f"field {self.field!r}")
+            place.append(f"field {quoted(self.field)}")
         mark = "note: " if self.severity == "note" else ""
-        return f"{mark}{', '.join(place)}: {self.what}; {self.remedy}"
+        return f"{mark}{', '.join(place)}: {escaped(self.what)}; {self.remedy}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

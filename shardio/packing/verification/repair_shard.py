@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import IndexFileError
+from shardio.errors import IndexFileError, quoted
 from shardio.index.manifest import index_path
 from shardio.index.shard_index import ShardIndex, read_index
 from shardio.naming import split_member_name
@@ -170,7 +170,9 @@ class _Shard:
                 places = (offset, *elsewhere.pop((key, name), ()))
                 right = next((at for at in places if self._checksum(at, size) == checksum), None)
                 if right is None:
-                    reason = f"the data of field {name!r} at byte {offset} are not what was packed"
+                    reason = (
+                        f"the data of field {quoted(name)} at byte {offset} are not what was packed"
+                    )
                     break
                 fields.append(_Field(name, FromRange(self._path, right, size, checksum)))
             for _, column in columns:
@@ -179,7 +181,8 @@ class _Shard:
         for (key, name), (offset, *_) in elsewhere.items():
             yield self._problem(
                 key,
-                f"the index does not have the field {name!r} at byte {offset}, so it is no part",
+                f"the index does not have the field {quoted(name)} at byte {offset}, so it is no "
+                "part",
             )
 
     def _by_names(self) -> Iterator[SourceSample | Problem]:
@@ -197,7 +200,7 @@ class _Shard:
                 yield self._problem(
                     key,
                     f"another sample at byte {self._walk.members.offsets[number]} has this key "
-                    f"and a field {name!r} with other data; the first is kept",
+                    f"and a field {quoted(name)} with other data; the first is kept",
                 )
 
     def _losses(self) -> Iterator[Problem]:
@@ -218,7 +221,7 @@ class _Shard:
         if files:
             yield Problem(
                 path=str(self._shard.path),
-                reason=f"{len(files)} members belong to no sample, the first is {files[0]!r}",
+                reason=f"{len(files)} members belong to no sample, the first is {quoted(files[0])}",
             )
 
     def _broken_keys(self) -> dict[str, str]:
@@ -227,11 +230,15 @@ class _Shard:
         for other in self._grouped.others:
             split = split_member_name(other.name)
             if split is not None and not other.is_file:
-                broken[split.key] = f"its field {split.field!r} is a link or device, without data"
+                broken[split.key] = (
+                    f"its field {quoted(split.field)} is a link or device, without data"
+                )
         for run in self._grouped.runs:
             for name, number in run.members.items():
                 if number in self._walk.doubtful:
-                    broken[run.key] = f"its field {name!r} lies before bytes that are no header"
+                    broken[run.key] = (
+                        f"its field {quoted(name)} lies before bytes that are no header"
+                    )
         return broken
 
     def _take(self, sample: Run, run: Run, broken: dict[str, str]) -> None:
@@ -242,7 +249,7 @@ class _Shard:
                 return
         for name, number in run.again:
             if not self._are_equal(run.members[name], number):
-                broken[run.key] = f"it has the field {name!r} twice, with different data"
+                broken[run.key] = f"it has the field {quoted(name)} twice, with different data"
         for name, number in run.members.items():
             sample.members.setdefault(name, number)
 
@@ -287,7 +294,7 @@ class _Shard:
             ):
                 fault = self._check.fault(name, data)
             if fault is not None:
-                reason = f"field {name!r} at byte {place.offset}: {fault}"
+                reason = f"field {quoted(name)} at byte {place.offset}: {fault}"
                 break
         if reason is not None:
             return self._problem(key, reason)

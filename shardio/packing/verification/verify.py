@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from shardio.codecs.limits import MAX_PIXELS
+from shardio.errors import shown
 from shardio.index.catalog import Source
 from shardio.packing.engine import Engine, Ticker
 from shardio.packing.job import Progress
@@ -95,8 +96,8 @@ def _manifest_fields(part: Part, reports: Sequence[ShardReport]) -> Iterable[Fin
     if part.manifest is not None and whole and fields != [*part.manifest.fields]:
         yield Finding(
             shard=str(part.path),
-            what=f"the manifest says fields {', '.join(part.manifest.fields)}, the shards have "
-            f"{', '.join(fields)}",
+            what=f"the manifest says fields {', '.join(map(shown, part.manifest.fields))}, "
+            f"the shards have {', '.join(map(shown, fields))}",
             remedy="run `shardio index --force` on the folder",
         )
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.codecs.registry import IMAGE_FIELDS
-from shardio.errors import IndexFileError
+from shardio.errors import IndexFileError, quoted
 from shardio.index.build import NAME_FIELDS, describe_no_samples
 from shardio.index.manifest import index_path
 from shardio.index.shard_index import ShardIndex, read_index
@@ -229,7 +229,7 @@ def _verify_others(grouped: Grouped, members: Members, found: Findings) -> None:
     for other in grouped.others:
         if not other.is_file:
             found.add(
-                f"the member {other.name!r} is a link or device and has no data",
+                f"the member {quoted(other.name)} is a link or device and has no data",
                 "make the tar with `tar --dereference --hard-dereference`",
                 offset=int(members.offsets[other.number]),
             )
@@ -237,7 +237,7 @@ def _verify_others(grouped: Grouped, members: Members, found: Findings) -> None:
     if passed:
         found.add(
             f"{len(passed):,} members belong to no sample, by their names; the first is "
-            f"{passed[0].name!r}",
+            f"{quoted(passed[0].name)}",
             "readers pass over them; name members key.field if they are data",
             severity="note",
             offset=int(members.offsets[passed[0].number]),
