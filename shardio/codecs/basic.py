@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from shardio.codecs.boundary import decoder
-from shardio.errors import CodecError
+from shardio.errors import CodecError, quoted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -159,11 +159,11 @@ def npy_header(
     header = _npy_literal(bytes(view[start : start + length]), encoding)
     shape = header["shape"]
     if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
-        raise CodecError(f"broken .npy header: the shape is {shape!r:.100}")
+        raise CodecError(f"broken .npy header: the shape is {quoted(shape)}")
     if math.prod(n or 1 for n in shape) > _MOST_ROOM:
-        raise CodecError(f"broken .npy header: no array has the shape {shape!r:.100}")
+        raise CodecError(f"broken .npy header: no array has the shape {quoted(shape)}")
     if type(header["fortran_order"]) is not bool:
-        raise CodecError(f"broken .npy header: fortran_order is {header['fortran_order']!r:.100}")
+        raise CodecError(f"broken .npy header: fortran_order is {quoted(header['fortran_order'])}")
     order: Literal["C", "F"] = "F" if header["fortran_order"] else "C"
     return _npy_dtype(header["descr"]), shape, order, start + length
 
@@ -188,7 +188,7 @@ def _npy_dtype(descr: object) -> np.dtype[np.generic]:
         dtype = np.lib.format.descr_to_dtype(cast("list[tuple[str, str]]", descr))
     except Exception as error:  # the bytes choose what is asked of NumPy, so any kind may come
         raise CodecError(
-            f"broken .npy header: the dtype {descr!r:.100} is unknown ({error!s:.100})"
+            f"broken .npy header: the dtype {quoted(descr)} is unknown ({error!s:.100})"
         ) from None
     if dtype.hasobject:
         raise CodecError("a .npy array of Python objects: they are pickled, and pickles run code")

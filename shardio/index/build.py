@@ -43,7 +43,6 @@ _KINDS = {
 }
 _FILE = ord("0")
 _DIRECTORY = ord("5")
-_LONGEST_NAME = 80
 _MOST_NAMED = 10  # shards without an end mark that are named one by one
 _LOG = logging.getLogger("shardio")
 _warned: set[str] = set()
@@ -181,8 +180,10 @@ def describe_no_samples(members: Members) -> str:
         why["that are folders" if kind == _DIRECTORY else why_no_sample(name)] += 1
         first = first or name
     reasons = ", ".join(f"{count:,} {which}" for which, count in why.most_common())
-    cut = first if len(first) <= _LONGEST_NAME else f"{first[:_LONGEST_NAME]}…"
-    return f"none of its {len(members):,} members is a field of a sample: {reasons}, as {cut!r}"
+    return (
+        f"none of its {len(members):,} members is a field of a sample: {reasons}, as "
+        f"{quoted(first)}"
+    )
 
 
 def warn_of_missing_ends(shards: Iterable[str]) -> None:

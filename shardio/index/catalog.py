@@ -16,6 +16,8 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import re
+import string
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,6 +40,9 @@ from shardio.storage.cache import GZIP_SUFFIXES, cache_entry, new_entry, plain_t
 from shardio.storage.local import LocalShard, refuse_url
 
 _MOST_NAMES = 1_000_000  # that braces may stand for
+_NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")  # ranges, as braceexpand has them
+_LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])(?:\.\.-?(\d+))?")
+_ALPHABET = string.ascii_uppercase + string.ascii_lowercase
 SHARD_SUFFIXES = (".tar", *GZIP_SUFFIXES)
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -335,10 +340,10 @@ def count_names(pattern: str) -> int:
 
 def _count_range(inside: str) -> int:
     """Count the values of a range such as 000..007, which braces may hold; 0 if it is none."""
-    if found := braceexpand.int_range_re.match(inside):
+    if found := _NUMBERS.fullmatch(inside):
         first, last = int(found[1]), int(found[2])
-    elif found := braceexpand.char_range_re.match(inside):
-        first, last = (braceexpand.alphabet.index(found[side]) for side in (1, 2))
+    elif found := _LETTERS.fullmatch(inside):
+        first, last = (_ALPHABET.index(found[side]) for side in (1, 2))
     else:
         return 0
     return abs(last - first) // (int(found[3] or 1) or 1) + 1

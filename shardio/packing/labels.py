@@ -98,7 +98,7 @@ def labels_of(rows: Iterable[tuple[int, str]]) -> Labels:
             kind = "name"
             names.add(label)
         counts[kind] += 1
-        examples.setdefault(kind, f"row {row}: {label!r:.80}")
+        examples.setdefault(kind, f"row {row}: {quoted(label)}")
     if counts["number"] >= counts["name"]:
         return Labels(None, examples.get("number"))
     return Labels(tuple(sorted(names)), examples["name"])

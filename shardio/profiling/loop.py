@@ -21,7 +21,7 @@ from dataclasses import replace
 from time import perf_counter_ns, thread_time_ns
 from typing import TYPE_CHECKING, Any
 
-from shardio.errors import UsageError
+from shardio.errors import UsageError, quoted
 from shardio.profiling.evidence import Evidence
 from shardio.profiling.loaders import count_samples, look_at
 from shardio.profiling.observing import Received, observe
@@ -58,7 +58,7 @@ class Monitor:
     def __init__(self, loader: Iterable[Any], *, live: bool | None, budget: float) -> None:
         if not any(hasattr(loader, name) for name in ("__iter__", "__getitem__")):
             raise UsageError(
-                f"monitor() got {loader!r:.80}, which cannot be looped over: give it a loader"
+                f"monitor() got {quoted(loader)}, which cannot be looped over: give it a loader"
             )
         self._loader = loader
         self._live = sys.stderr.isatty() if live is None else live

@@ -44,6 +44,7 @@ _MOST_FREE = 8  # segments that nobody holds, and that are kept
 _SENT = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool})
 _SENT |= {torch.float16, torch.float32, torch.float64}
 _numbers = itertools.count()
+_storage: Any = torch.UntypedStorage  # what makes shared memory is annotated in part only
 
 
 class HandedOver(dict[str, Any]):
@@ -348,11 +349,11 @@ def _new_shared(size: int) -> torch.UntypedStorage:
     """
     try:
         if not hasattr(os, "memfd_create") or get_sharing_strategy() != "file_descriptor":
-            return torch.UntypedStorage._new_shared(size)
+            return _storage._new_shared(size)  # type: ignore[no-any-return]
         descriptor = os.memfd_create("shardio", os.MFD_CLOEXEC)
         try:
             reserve(descriptor, size)
-            return torch.UntypedStorage._new_shared_fd_cpu(descriptor, size)
+            return _storage._new_shared_fd_cpu(descriptor, size)  # type: ignore[no-any-return]
         finally:
             os.close(descriptor)
     except (OSError, RuntimeError) as error:

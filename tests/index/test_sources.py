@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +71,12 @@ def test_a_second_division_is_refused_wherever_it_reads(
 ) -> None:
     batch_size = None if kind in {"samples", "Numbered"} else 4
     dataset = shardio.ShardDataset(shard, batch_size=batch_size, rank=0, world_size=2)
-    wrapped: Any = {
+    others: dict[str, Callable[[], Any]] = {
         "Loader": lambda: shardio.Loader(dataset, threads=1),
         "Mix": lambda: shardio.Mix([dataset, dataset.replace(seed=1)], weights=[0.5, 0.5]),
         "Numbered": lambda: Numbered(dataset),
-    }.get(kind, lambda: dataset)()
+    }
+    wrapped = others.get(kind, lambda: dataset)()
     told = Told(IterableDatasetShard(wrapped))
     (message,) = DataLoader(told, batch_size=None, num_workers=num_workers)
     assert re.search(REFUSED, message)

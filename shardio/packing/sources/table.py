@@ -17,7 +17,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shardio.errors import PackError, UsageError
+from shardio.errors import PackError, UsageError, quoted
 from shardio.packing.fields import FieldRule, is_name, key_fault
 from shardio.packing.labels import Labels, integer_in, label_fields, labels_of
 from shardio.packing.samples import (
@@ -260,7 +260,7 @@ def _label_name(row: dict[str, Any], column: str) -> str:
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         number = integer_in(str(value))
         if number is None:
-            raise _RowError(f"its label {value!r:.80} is no whole number of 64 bits")
+            raise _RowError(f"its label {quoted(value)} is no whole number of 64 bits")
         return str(number)
     name = _text(row, column)
     _refuse_bytes({column: name})
@@ -291,7 +291,7 @@ def _label_names(path: Path, column: str) -> Iterator[tuple[int, str]]:
 def _text(row: dict[str, Any], column: str) -> str:
     value = row.get(column)
     if not isinstance(value, str) or not value:
-        raise _RowError(f"its column {column!r} holds {value!r:.80}, no text")
+        raise _RowError(f"its column {column!r} holds {quoted(value)}, no text")
     return value
 
 
@@ -305,6 +305,6 @@ def _refuse_bytes(row: dict[str, Any]) -> None:
                 is_byte = 0xDC80 <= code <= 0xDCFF  # as the error handler surrogateescape has it
                 what = f"0x{code - 0xDC00:02x}" if is_byte else f"U+{code:04X}"
                 raise _RowError(
-                    f"its column {column!r:.80} is not UTF-8 text: {what} at byte {place}; save "
+                    f"its column {quoted(column)} is not UTF-8 text: {what} at byte {place}; save "
                     "the table as UTF-8"
                 )

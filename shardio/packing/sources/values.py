@@ -21,7 +21,7 @@ import numpy as np
 
 from shardio.codecs.basic import decode_cls
 from shardio.codecs.registry import LABEL_FIELD, Kind, kind_of
-from shardio.errors import CodecError, PackError
+from shardio.errors import CodecError, PackError, quoted
 from shardio.packing.fields import is_field_name, key_fault
 from shardio.packing.samples import (
     FromFile,
@@ -105,7 +105,7 @@ def _encode(name: str, field: object, value: Any) -> tuple[Origin | None, bytes]
         if encode is not None:
             return None, encode(value)
     except (TypeError, ValueError) as error:
-        raise PackError(f"{name}: field {field!r} cannot hold {value!r:.80}: {error}") from error
+        raise PackError(f"{name}: field {field!r} cannot hold {quoted(value)}: {error}") from error
     raise PackError(
         f"{name}: field {field!r} takes bytes or a path, not {type(value).__name__}; encode it, "
         "or name the field cls, txt, json or npy"
