@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from types import FrameType
 
 import numpy as np
 import torch.distributed
@@ -66,7 +67,7 @@ def find_divider() -> str | None:
     the other ranks. They ask it nothing from which it could know, so the frames of the callers are
     looked at, which are the wrapper's own loop, in worker processes too.
     """
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name in _ENTRIES:
             for kind in type(frame.f_locals.get("self")).__mro__:
