@@ -104,6 +104,11 @@ class Listing:
             holder = first.setdefault(sample.key, sample)
             if holder is not sample:
                 reason = f"its key would be {quoted(sample.key)}, as that of {shown(holder.name)}"
+                if holder.name == sample.name:
+                    reason += (
+                        ": it comes twice, and all of a sample must be in one row of a table, or "
+                        "side by side in one tar"
+                    )
                 problems[number] = Problem(path=sample.name, reason=reason)
         if problems:
             self.leave_out(problems)

@@ -71,12 +71,13 @@ def test_a_second_division_is_refused_wherever_it_reads(
 ) -> None:
     batch_size = None if kind in {"samples", "Numbered"} else 4
     dataset = shardio.ShardDataset(shard, batch_size=batch_size, rank=0, world_size=2)
-    others: dict[str, Callable[[], Any]] = {
-        "Loader": lambda: shardio.Loader(dataset, threads=1),
-        "Mix": lambda: shardio.Mix([dataset, dataset.replace(seed=1)], weights=[0.5, 0.5]),
-        "Numbered": lambda: Numbered(dataset),
-    }
-    wrapped = others.get(kind, lambda: dataset)()
+    wrapped: Any = dataset
+    if kind == "Loader":
+        wrapped = shardio.Loader(dataset, threads=1)
+    elif kind == "Mix":
+        wrapped = shardio.Mix([dataset, dataset.replace(seed=1)], weights=[0.5, 0.5])
+    elif kind == "Numbered":
+        wrapped = Numbered(dataset)
     told = Told(IterableDatasetShard(wrapped))
     (message,) = DataLoader(told, batch_size=None, num_workers=num_workers)
     assert re.search(REFUSED, message)

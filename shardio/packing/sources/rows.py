@@ -23,7 +23,6 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,12 +81,11 @@ def _read_csv(path: Path) -> Iterator[Row]:
                 continue
             if len(cells) != len(names):
                 raise ValueError(f"line {first} has {len(cells)} cells, the header {len(names)}")
-            split = (line.rstrip("\r\n").split(delimiter) for line in lines[1:])
-            inside = {
-                at: dict(zip(names, parts, strict=True))
-                for at, parts in enumerate(split, start=first + 1)
-                if len(parts) == len(names)
-            }
+            inside: dict[int, dict[str, str]] = {}
+            for at, line in enumerate(lines[1:], start=first + 1):
+                parts = line.rstrip("\r\n").split(delimiter)
+                if len(parts) == len(names):
+                    inside[at] = dict(zip(names, parts, strict=True))
             number += 1
             yield Row(number, dict(zip(names, cells, strict=True)), inside)
 
@@ -102,12 +100,15 @@ def _records(
     """
     lines: list[str] = []
 
-    def keep(line: str) -> str:
-        lines.append(line)
-        return line
+    def keep() -> Iterator[str]:
+        for line in stream:
+            lines.append(line)
+            yield line
 
     csv.field_size_limit(_LIMIT)
-    records = csv.reader(map(keep, stream), delimiter=delimiter, strict=True)
+    records = csv.reader(keep(), delimiter=delimiter, strict=True)
+    cell = rf'(?:"[^"]*(?:""[^"]*)*"|[^"{delimiter}\r\n]*)'
+    grammar = re.compile(rf"{cell}(?:{delimiter}{cell})*[\r\n]*")
     while True:
         first = records.line_num + 1
         lines.clear()
@@ -120,20 +121,14 @@ def _records(
             ) from None
         if cells is None:
             return
-        if any('"' in line for line in lines) and not _grammar(delimiter).fullmatch("".join(lines)):
+        record = "".join(lines)
+        if '"' in record and not grammar.fullmatch(record):
             raise ValueError(
                 f"line {first}: a quote stands inside a cell that does not begin with one; put "
                 "the whole cell in quotes, and write the quotes inside it twice"
             )
         if cells:
             yield first, tuple(lines), cells
-
-
-@lru_cache
-def _grammar(delimiter: str) -> re.Pattern[str]:
-    """The grammar of a record with its line end, as RFC 4180 has it."""
-    cell = rf'(?:"[^"]*(?:""[^"]*)*"|[^"{delimiter}\r\n]*)'
-    return re.compile(rf"{cell}(?:{delimiter}{cell})*[\r\n]*")
 
 
 def _column_names(cells: list[str]) -> list[str]:
