@@ -127,12 +127,13 @@ def _made(folder: Path) -> Iterator[None]:
 
 def _claim(lock: Lock, folder: Folder, parts: Sequence[str]) -> Sequence[str]:
     """Claim a folder for a pack; returns the splits of the interrupted one that it takes up."""
-    claim = read_claim(lock)
+    claim, ours = read_claim(lock), list[str]()
     earlier = () if claim is None else claim.parts
     try:
         for part in dict.fromkeys((WHOLE, *parts, *earlier)):
             if claim is not None and _has_traces(folder, part, claim):
                 _check_kinds(folder, part)
+                ours.append(part)
             else:
                 _refuse_output(folder, part)
     except BaseException:
@@ -140,7 +141,7 @@ def _claim(lock: Lock, folder: Folder, parts: Sequence[str]) -> Sequence[str]:
             lock.release()
         raise
     write_claim(lock, claim, parts)
-    return earlier
+    return [part for part in earlier if part in ours]
 
 
 def _has_traces(folder: Folder, part: str, claim: Claim) -> bool:

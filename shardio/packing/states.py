@@ -83,15 +83,22 @@ class Versions:
         self._before = since - _MARGIN
         self._digest = hashlib.sha256()
         self._keep_ctime: dict[int, bool] = {}
+        self._last: os.stat_result | None = None
 
     def add_state(self, path: bytes, status: os.stat_result) -> bool:
-        """Add a file by its state; False, and it is not added, where only its data tell."""
+        """Add a file by its state; False, and it is not added, where only its data tell.
+
+        A status that was added last is not added again, so that parts of one file cost nothing.
+        """
+        if status is self._last:
+            return True
         if status.st_ctime_ns >= self._before:
             return False
         keep = self._keep_ctime.get(status.st_dev)
         if keep is None:
             keep = self._keep_ctime[status.st_dev] = keeps_ctime(path)
         if keep:
+            self._last = status
             self._digest.update(b"%s\n" % state_of(status).encode("ascii"))
         return keep
 

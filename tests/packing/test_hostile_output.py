@@ -116,6 +116,18 @@ def test_a_dataset_that_took_the_place_of_a_split_is_kept(
     assert everything(out) == before
 
 
+def test_folders_that_a_lock_names_and_no_pack_made_are_left_alone(
+    source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    stop(source, out)
+    (out / "empty").mkdir()
+    (out / LOCK).write_bytes(CLAIM + b'["", "empty", "never"]\n')
+    shardio.pack(source, out, shards=4)
+    assert (out / "empty").is_dir()
+    assert not (out / "never").exists()
+
+
 def test_another_interrupted_pack_in_the_folder_of_a_split_is_kept(
     source: Path, tmp_path: Path
 ) -> None:
