@@ -44,7 +44,7 @@ _MOST_FREE = 8  # segments that nobody holds, and that are kept
 _SENT = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool})
 _SENT |= {torch.float16, torch.float32, torch.float64}
 _numbers = itertools.count()
-_storage: Any = torch.UntypedStorage  # what makes shared memory is annotated in part only
+_untyped: Any = torch.UntypedStorage  # torch's types lack what its own reductions call
 
 
 class HandedOver(dict[str, Any]):
@@ -129,7 +129,7 @@ class Sender:
         if chosen is not None:
             return chosen
         whole = -(-(_HEADER + size) // _HEADER) * _HEADER  # any dtype divides it
-        storage = _new_shared(whole)
+        storage: torch.UntypedStorage = _new_shared(whole)
         memory = _memory_of(storage)
         memory[:_HEADER] = 0
         segment = _Segment(next(_numbers), storage, memory)
@@ -337,7 +337,7 @@ def _describe(tensor: torch.Tensor, segment: _Segment) -> _Place:
     )
 
 
-def _new_shared(size: int) -> torch.UntypedStorage:
+def _new_shared(size: int) -> Any:
     """Make shared memory that torch can send.
 
     Memory of a file without a name is not limited by the size of /dev/shm, which is 64 MB in a
@@ -349,11 +349,11 @@ def _new_shared(size: int) -> torch.UntypedStorage:
     """
     try:
         if not hasattr(os, "memfd_create") or get_sharing_strategy() != "file_descriptor":
-            return _storage._new_shared(size)  # type: ignore[no-any-return]
+            return _untyped._new_shared(size)
         descriptor = os.memfd_create("shardio", os.MFD_CLOEXEC)
         try:
             reserve(descriptor, size)
-            return _storage._new_shared_fd_cpu(descriptor, size)  # type: ignore[no-any-return]
+            return _untyped._new_shared_fd_cpu(descriptor, size)
         finally:
             os.close(descriptor)
     except (OSError, RuntimeError) as error:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
+import stat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,8 +70,11 @@ class LocalShard:
 
     def __init__(self, path: str, name: str) -> None:
         self.name = name
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # A pipe in a shard's place would keep its reader waiting.
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise TarError(f"{name}: it is not a file; get or pack the shard again", shard=name)
         self.size = status.st_size
         self.modified = status.st_mtime_ns
         self._blocks: NDArray[np.void] | None = None

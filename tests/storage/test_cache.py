@@ -259,6 +259,16 @@ def test_a_copy_that_would_fill_the_disk_is_refused_and_nothing_is_left(
     assert plain_tar(bomb(tmp_path / "b.tgz", 7_500_000)).stat().st_size == 7_500_000
 
 
+def test_a_full_temporary_directory_is_no_fault_of_the_shard_that_is_verified(
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(small_disk))
+    path = bomb(tmp_path / "a.tgz", 9 << 20)
+    sentence = rf"^{small_disk}: the temporary directory cannot be written .* set TMPDIR"
+    with pytest.raises(shardio.ShardioError, match=sentence):
+        shardio.verify(path.parent)
+
+
 def test_a_full_disk_under_a_cached_index_is_one_sentence(
     small_disk: Path, shard: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import tempfile
@@ -13,9 +14,11 @@ from typing import BinaryIO
 
 from shardio.storage.cache import GZIP_SUFFIXES
 from shardio.storage.compression import Expansion
+from shardio.storage.temporary import explained
 
 Data = bytes | mmap.mmap
 _PIECE = 1 << 12  # compressed bytes at once; of a damaged piece nothing is kept
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _GZIP = 16 + zlib.MAX_WBITS
 
 
@@ -27,15 +30,24 @@ def map_shard(path: Path) -> Iterator[tuple[Data, str | None]]:
         The plain tar, and what is wrong with its compression, after which nothing follows.
 
     Raises:
-        OSError: it cannot be read, or there is no space for the decompressed tar.
+        OSError: it cannot be read.
+        ShardioError: there is no space for the decompressed tar.
     """
     if not is_compressed(path):
         with path.open("rb") as stream, map_file(stream) as data:
             yield data, None
         return
-    with tempfile.TemporaryFile() as plain:
-        fault = decompress(path, plain)
-        plain.flush()
+    with explained():
+        temporary = tempfile.TemporaryFile()  # noqa: SIM115  closed below
+    with temporary as plain:
+        try:
+            fault = decompress(path, plain)
+            plain.flush()
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            with explained():
+                raise
         with map_file(plain) as data:
             yield data, fault
 
