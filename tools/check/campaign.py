@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import importlib
+import logging
 import os
 import random
 import shutil
@@ -118,6 +119,7 @@ def main(document: str, cases: Callable[[Path], Iterable[Case]]) -> NoReturn:
     parser.add_argument("--only", default="*", metavar="PATTERN", help="names of cases")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    logging.disable()
     work = Path(tempfile.mkdtemp(prefix="campaign-"))
     try:
         work.chmod(0o755)  # other users that a case runs as must reach what is theirs

@@ -189,12 +189,13 @@ def kill_trainer(folder: Path, trial: campaign.Trial) -> None:
         for _ in DataLoader(dataset, batch_size=None, num_workers=2):
             pass
         del dataset
-        return [str(path) for place in places for path in place.iterdir()]
+        left = [path for place in places for path in place.rglob("*")]
+        return [str(path) for path in left if not path.is_dir() and "/pymp-" not in str(path)]
 
     ended = children.in_child(kill_and_train_again).check()
     if ended.error:
         raise campaign.Wrong(f"the next trainer raises {ended.error}", ended.message)
-    if ended.value:
+    if ended.value:  # but for what Python's multiprocessing itself leaves
         raise campaign.Wrong("litter of a killed trainer", ended.value)
     trial.right("nothing is left")
 
