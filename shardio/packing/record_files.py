@@ -89,7 +89,8 @@ def _features_of(
             )
         except (UnreadableError, CodecError) as error:
             raise SampleError(
-                f"{shown(sample.name)}, field {quoted(field)}: {error}; get or pack the shard again",
+                f"{shown(sample.name)}, field {quoted(field)}: {error}; get or pack the shard "
+                "again",
                 shard=task.entry.name,
                 key=sample.key,
                 field=field,
