@@ -339,23 +339,11 @@ def count_names(pattern: str) -> int:
 
 
 def _count_range(inside: str) -> int:
-<<<<<<< HEAD
     """Count the values of a range such as 000..007, which braces may hold; 0 if it is none."""
     if found := _NUMBERS.fullmatch(inside):
         first, last = int(found[1]), int(found[2])
     elif found := _LETTERS.fullmatch(inside):
         first, last = (_ALPHABET.index(found[side]) for side in (1, 2))
-=======
-    """Count the values of a range such as 000..007, which braces may hold; 0 if it is none.
-
-    The expressions are braceexpand's own, which its stubs leave out.
-    """
-    ranges = braceexpand.int_range_re, braceexpand.char_range_re  # type: ignore[attr-defined]
-    if found := ranges[0].match(inside):
-        first, last = int(found[1]), int(found[2])
-    elif found := ranges[1].match(inside):
-        first, last = (braceexpand.alphabet.index(found[side]) for side in (1, 2))
->>>>>>> w-codec
     else:
         return 0
     return abs(last - first) // (int(found[3] or 1) or 1) + 1

@@ -8,11 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-<<<<<<< HEAD
-from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
-=======
 from braceexpand import braceexpand
->>>>>>> w-codec
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -78,11 +78,7 @@ def test_a_predicate_sees_no_larger_image(tmp_path: Path, shard: Path) -> None:
 def test_a_limit_that_cannot_be_meant_is_refused(tmp_path: Path, shard: Path) -> None:
     out = tmp_path / "out"
     calls: list[Callable[[], object]] = [
-<<<<<<< HEAD
-        lambda: shardio.pack(tmp_path, out, max_pixels=0),
-=======
         lambda: shardio.pack(shard.parent, out, max_pixels=0),
->>>>>>> w-codec
         lambda: shardio.reshard(shard, out, max_pixels=True),
         lambda: shardio.verify(shard, max_pixels=-1),
         lambda: shardio.repair(shard, out, max_pixels=0),
