@@ -183,16 +183,20 @@ def test_an_index_without_checksums_of_headers_is_built_again(tmp_path: Path) ->
     path = make_tar(tmp_path / "a.tar", [("a.txt", b"1")])
     first = open_catalog(path)
     kept = Path(first.shards[0].index)
-    built = read_index(kept)
-    without = replace(built, starts=None, headers=None)
+    built = kept.read_bytes()
+    without = replace(read_index(kept), starts=None, headers=None)
     index_path(path).parent.mkdir()
     for place in (kept, index_path(path)):
         write_index(place, without)
         assert open_catalog(path) == first
+<<<<<<< HEAD
         again = read_index(kept)
         assert again.headers is not None
         assert built.headers is not None
         assert np.array_equal(again.headers, built.headers)
+=======
+        assert kept.read_bytes() == built
+>>>>>>> w-change
 
 
 def test_checksums_of_headers_do_not_change_what_a_state_knows_shards_by(tmp_path: Path) -> None:
