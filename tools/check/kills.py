@@ -25,6 +25,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +40,7 @@ KILLS, WORKER_KILLS, TRAINER_KILLS = 200, 40, 20
 CALLS = {"write": 40, "fsync": 20, "/^rename": 20}
 """System calls (/^rename: all kinds of rename), and how many the small pack makes at most."""
 FAULTS = ("signal=KILL", "error=EIO", "error=ENOSPC")
+MOST_SECONDS = 60.0  # for a small pack under strace
 LOCK = ".shardio-pack"
 FORKING = multiprocessing.get_context("fork")
 
@@ -119,7 +121,12 @@ def fail_at_call(
     words = ["strace", "-f", "-o", "/dev/null", "-e", f"inject={call}:{fault}:when={number}"]
     words += [sys.executable, "-m", "shardio", "pack", str(packing.source), str(out), "--json"]
     words += ["--shards", str(packing.shards), "--jobs", str(packing.jobs)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
+    try:
+        done = subprocess.run(  # noqa: S603  our own command
+            words, capture_output=True, text=True, check=False, timeout=MOST_SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        raise campaign.Wrong("hang", error) from None
     if "Traceback" in done.stderr:
         raise campaign.Wrong("traceback", done.stderr)
     refused = fault.startswith("error") and out.exists() and done.returncode == 1
@@ -146,7 +153,7 @@ def kill_worker(folder: Path, samples: int, threads: bool, trial: campaign.Trial
     if ended.error == "RuntimeError" and "DataLoader worker" in ended.message:
         trial.refused("torch's error")
         return
-    ended.check()
+    replace(ended, output="").check()  # torch prints what its signal handler raises in a destructor
     if ended.error:
         trial.refused(ended.error)
     elif ended.value != samples:
