@@ -97,7 +97,9 @@ def locked_contents(path: Path) -> Iterator[Contents]:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         status = os.fstat(descriptor)
         if status.st_uid != os.geteuid():
-            raise ShardioError(f"{path}: the file belongs to another user; set TMPDIR to a folder")
+            raise ShardioError(
+                f"{path}: the file belongs to another user; set TMPDIR to a folder of your own"
+            )
         before = os.pread(descriptor, status.st_size, 0)
         contents = Contents(before)
         yield contents
