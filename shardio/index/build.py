@@ -220,10 +220,14 @@ def _index_buffer(
 
 
 def _no_file(shard: str, name: MemberName, kind: int, offset: int) -> TarError:
+    what = _KINDS.get(chr(kind))
+    reason = (
+        f"has the type {chr(kind)!r}, which is no regular file; pack the shard again"
+        if what is None
+        else f"is {what} and has no data; make the tar with `tar --dereference --hard-dereference`"
+    )
     return TarError(
-        f"{shard}: field {name.field!r} of sample {name.key!r}, before offset {offset}, is "
-        f"{_KINDS.get(chr(kind), 'no regular file')} and has no data; "
-        "make the tar with `tar --dereference --hard-dereference`",
+        f"{shard}: field {name.field!r} of sample {name.key!r}, before offset {offset}, {reason}",
         shard=shard,
         offset=offset,
         key=name.key,

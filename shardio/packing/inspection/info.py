@@ -169,7 +169,7 @@ def info(
         _check_preview(fspath(preview), preview_count)
     parts = list_parts(source)
     folders = _find_splits(parts)
-    named = folders or {_WHOLE: source}
+    named: Mapping[str, Source] = folders or {_WHOLE: source}
     catalogs = {name: open_catalog(part, allow_empty=allow_empty) for name, part in named.items()}
     entries = [entry for catalog in catalogs.values() for entry in catalog.shards]
     finder = KeyFinder(sample) if isinstance(sample, str) else None
