@@ -236,10 +236,15 @@ def _with_headers(index: ShardIndex, members: Members, view: memoryview) -> Shar
 
 
 def _no_file(shard: str, name: MemberName, kind: int, offset: int) -> TarError:
+    what = _KINDS.get(chr(kind))
+    reason = (
+        f"has the type {chr(kind)!r}, which is no regular file; pack the shard again"
+        if what is None
+        else f"is {what} and has no data; make the tar with `tar --dereference --hard-dereference`"
+    )
     return TarError(
         f"{shard}: field {quoted(name.field)} of sample {quoted(name.key)}, before offset "
-        f"{offset}, is {_KINDS.get(chr(kind), 'no regular file')} and has no data; "
-        "make the tar with `tar --dereference --hard-dereference`",
+        f"{offset}, {reason}",
         shard=shard,
         offset=offset,
         key=name.key,

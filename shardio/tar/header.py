@@ -24,6 +24,8 @@ USTAR_MAGIC = b"ustar\0"
 
 FILE = b"0"
 DIRECTORY = b"5"
+LABEL = b"V"
+"""The typeflag of GNU tar's volume label, which names the archive and is no member."""
 
 HEADER_PARTS = struct.Struct("148s 8s 100s 256s")
 """A header as what is before the checksum, the checksum, what is after it, the second half."""

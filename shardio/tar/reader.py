@@ -14,7 +14,8 @@ what follows; busybox reads on.) An archive that ends behind a member without an
 `Members.has_end` tells; whoever shows it to a user says so, since one that was cut off there looks
 the same.
 
-Where Python's tarfile reads a sound archive, the members are the same.
+Where Python's tarfile reads a sound archive, the members are the same, but for GNU tar's volume
+label, which is none.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from shardio.tar.header import (
     EIGHT_SPACES,
     FILE,
     HEADER_PARTS,
+    LABEL,
     ZERO_BLOCK,
     Header,
     byte_sum,
@@ -229,6 +231,8 @@ class _Scan:
         if header.kind in EXTENSIONS:
             size = header.size
             self._extend(header, data)
+        elif header.kind == LABEL and header.size == 0 and self._for_next is None:
+            size = 0
         else:
             size = self._add(header, data)
         self.position = data + padded(size)

@@ -301,3 +301,18 @@ def test_a_trailer_is_passed_over_and_noted_by_verify(folder: Path) -> None:
     (note,) = found.findings
     assert (note.offset, note.severity) == (end, "note")
     assert note.what == "43 bytes that are no members follow the end of the archive"
+
+
+def refusal(path: Path) -> str:
+    """Why a tar does not open; it has samples if it does."""
+    try:
+        assert open_catalog(path).shards[0].samples > 0, path
+    except shardio.TarError as error:
+        return str(error)
+    return ""
+
+
+def test_no_tar_of_other_projects_opens_without_samples(shared_data: Path) -> None:
+    refusals = [refusal(path) for path in sorted((shared_data / "tars").glob("*/*.t*"))]
+    assert len(refusals) > 40
+    assert sum("is a field of a sample" in each for each in refusals) > 10

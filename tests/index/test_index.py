@@ -167,6 +167,27 @@ def test_a_link_in_place_of_a_field_is_refused(tmp_path: Path, kind: bytes) -> N
         open_catalog(tmp_path / "a.tar")
 
 
+@pytest.mark.parametrize("kind", [b"Z", b"M", b"9"])
+def test_a_field_of_an_unknown_type_is_refused(tmp_path: Path, kind: bytes) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        member = tarfile.TarInfo("a.jpg")
+        member.type = kind
+        archive.addfile(member)
+    with pytest.raises(shardio.TarError, match=f"has the type '{kind.decode()}', which is no reg"):
+        open_catalog(tmp_path / "a.tar")
+
+
+def test_the_label_of_a_volume_is_no_member(tmp_path: Path) -> None:
+    """As of `tar --label`, whose name may have a dot."""
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        label = tarfile.TarInfo("train.v2")
+        label.type = b"V"
+        archive.addfile(label)
+        archive.addfile(tarfile.TarInfo("a.txt"))
+    assert open_catalog(tmp_path / "a.tar").fields == ("txt",)
+    assert shardio.verify(tmp_path, jobs=1).findings == ()
+
+
 def test_shards_of_others_are_scanned_once_and_the_index_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
