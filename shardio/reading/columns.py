@@ -243,7 +243,13 @@ class Arrays:
                         f"torch has no dtype for {dtype}; read the field with decode=False"
                     ) from error
                 batch = self._allocate((self._num_slots, *shape), torch_dtype)
-                self._slots = batch.numpy()
+                try:
+                    self._slots = batch.numpy()
+                except ValueError as error:
+                    raise CodecError(
+                        f"no batch can hold arrays of {len(shape)} dimensions; read the field with "
+                        "decode=False"
+                    ) from error
                 self._batch = batch
 
     def _shown(self, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -54,7 +54,7 @@ NO_SAMPLES = {
     "metadata": (tar_of("__key__/a.jpg"), "1 with names like __this__, as '__key__/a.jpg'"),
     "folders": (tar_of("a/", "b.c/"), "2 that are folders, as 'a"),
     "odd": (tar_of("a.\n/b.jpg"), r"with names that are not KEY.FIELD, as 'a\.\\n/b.jpg'"),
-    "long": (tar_of("\u202e" + "n" * 300), r"as '\\u202en{79}…'; name members KEY.FIELD"),
+    "long": (tar_of("\u202e" + "n" * 300), r"as '\\u202en+\.\.\.n+'; name members KEY.FIELD"),
     "several": (
         tar_of("a/", "b", "c", ".d"),
         "none of its 4 members is a field of a sample: 2 without a dot in the name, 1 that are "

@@ -314,7 +314,7 @@ class TestTars:
             os.utime(shard, ns=(0, before.st_mtime_ns))
             return lambda _: None
 
-        message = r"a\.tar: the file changed while it was packed, another header lies before offset"
+        message = r"a\.tar: the file changed while it was packed"
         if how == "cut off":
             message = r"a\.tar: the file changed while it was packed, it ends before offset 512"
         with pytest.raises(shardio.PackError, match=message):
@@ -502,7 +502,7 @@ def test_hostile_names_are_packed_rightly_or_refused_by_name(tmp_path: Path, cas
     HOSTILE[case](source)
     names = sorted(path.name for path in source.iterdir())
     if case == "255 bytes":
-        with pytest.raises(shardio.PackError, match="n" * 251):
+        with pytest.raises(shardio.PackError, match=r"n{80,}\.\.\.n{80,}\.png"):
             shardio.pack(source, tmp_path / "out", shards=1)
         return
     shardio.pack(source, tmp_path / "out", shards=1)

@@ -246,4 +246,4 @@ def test_datasets_leave_no_files_behind(packed: Path, tmp_path: Path, where: str
     )
     command = [sys.executable, "-c", code, str(packed), where]
     subprocess.run(command, check=True, env={**os.environ, "TMPDIR": str(tmp_path)})
-    assert not [*tmp_path.iterdir()]
+    assert not [path for path in tmp_path.rglob("*") if not path.is_dir()]

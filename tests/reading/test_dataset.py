@@ -212,6 +212,7 @@ def npy_header(shape: str, order: str = "False") -> bytes:
         npy_header("(True,)") + b"1",
         npy_header("(0, 1152921504606846976)"),
         npy_header("(1,)", "2") + b"1",
+        npy_header(f"({'1,' * 64})") + b"1",
     ],
 )
 def test_no_array_ends_a_loop_that_skips(tmp_path: Path, data: bytes) -> None:
