@@ -92,7 +92,7 @@ def decode_part(
         buffer = scratch.take(height * width * 3)
         pixels = decode_jpeg_top(view, info, buffer, rows=bottom, shrink=shrink)
     if pixels is None:
-        pixels = decode_stored(view, info, scratch, shrink=shrink)
+        pixels = decode_stored(view, info, scratch, shrink=shrink, verified=verified)
     return DecodedPart(pixels, shrink)
 
 

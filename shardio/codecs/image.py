@@ -22,7 +22,7 @@ from shardio.codecs.exif import UPRIGHT, apply_orientation
 from shardio.codecs.jpeg import decode_jpeg
 from shardio.codecs.limits import MAX_PIXELS
 from shardio.codecs.opencv import decode_with_opencv
-from shardio.codecs.png import plain_png
+from shardio.codecs.png import critical_chunks, is_tiny, plain_png
 from shardio.codecs.probe import check_complete, probe_image
 from shardio.errors import CodecError
 
@@ -61,6 +61,7 @@ def decode_image(
     *,
     scratch: Scratch | None = None,
     max_pixels: int = MAX_PIXELS,
+    verified: bool = False,
 ) -> NDArray[np.uint8]:
     """Decode a JPEG, PNG, WebP or BMP to RGB, turned by its EXIF orientation.
 
@@ -72,6 +73,7 @@ def decode_image(
         scratch: where to put the pixels. With it, the result is a view, perhaps not contiguous,
             and valid until the scratch's next use; without it, a contiguous array of its own.
         max_pixels: see probe_image; only where info is not given.
+        verified: whether the data have the checksum that they had when they were packed.
 
     Returns:
         uint8 [H, W, 3].
@@ -84,7 +86,7 @@ def decode_image(
     view = memoryview(data).cast("B")
     if info is None:
         info = probe_image(view, max_pixels=max_pixels)
-    pixels = decode_stored(view, info, scratch)
+    pixels = decode_stored(view, info, scratch, verified=verified)
     if info.orientation != UPRIGHT:
         pixels = apply_orientation(pixels, info.orientation)
         if scratch is None:
@@ -94,7 +96,12 @@ def decode_image(
 
 @decoder
 def decode_stored(
-    view: memoryview, info: ImageInfo, scratch: Scratch | None, *, shrink: int = 1
+    view: memoryview,
+    info: ImageInfo,
+    scratch: Scratch | None,
+    *,
+    shrink: int = 1,
+    verified: bool = False,
 ) -> NDArray[np.uint8]:
     """Decode an image whole, without turning it.
 
@@ -103,6 +110,7 @@ def decode_stored(
         info: what probe_image said about it.
         scratch: see decode_image.
         shrink: see decode_jpeg; 1 for other formats.
+        verified: see decode_image.
 
     Returns:
         uint8 [ceil(H / shrink), ceil(W / shrink), 3].
@@ -115,7 +123,8 @@ def decode_stored(
         buffer = scratch.take(height * width * 3) if scratch is not None else None
         pixels = decode_jpeg(view, info, buffer, shrink=shrink)
     elif info.format == "png":
-        pixels = decode_with_opencv(plain_png(view, info.chunks), info.stored_size)
+        prepare = critical_chunks if verified and is_tiny(view) else plain_png
+        pixels = decode_with_opencv(prepare(view, info.chunks), info.stored_size)
     else:
         check_complete(view, info)
         pixels = decode_with_opencv(view, info.stored_size)

@@ -27,7 +27,9 @@ MAX_PIXELS = 178_956_970
 _FREE_PIXELS = 1 << 24
 _PIXELS_A_BYTE = 1024
 _SCANS = 12
-_EXPANSION, _FREE_BYTES = 2, 1 << 16
+_EXPANSION = 2
+FREE_BYTES = 1 << 16
+"""Bytes that compressed pixels may have at any rate."""
 
 
 def check_max_pixels(max_pixels: object) -> None:
@@ -39,6 +41,8 @@ def check_max_pixels(max_pixels: object) -> None:
 def limit_pixels(height: int, width: int, *, size: int, max_pixels: int) -> None:
     """Raise CodecError for more pixels than are allowed, at all or in a file of so many bytes."""
     pixels = height * width
+    if pixels <= min(max_pixels, _FREE_PIXELS):
+        return
     needed = _needed(pixels, _FREE_PIXELS + _PIXELS_A_BYTE * size)
     if pixels > max_pixels:
         raise _refusal(
@@ -61,7 +65,7 @@ def limit_scans(scans: int, height: int, width: int, *, max_pixels: int) -> None
 
 def limit_packed(size: int, unpacked: int, *, max_pixels: int) -> None:
     """Raise CodecError for compressed pixels that are far larger than the pixels themselves."""
-    needed = _needed(size, _EXPANSION * unpacked + _FREE_BYTES)
+    needed = _needed(size, _EXPANSION * unpacked + FREE_BYTES)
     if needed > max(max_pixels, MAX_PIXELS):
         raise _refusal(f"{size} bytes of compressed pixels for {unpacked} bytes of pixels", needed)
 

@@ -6,6 +6,9 @@ to say about: IHDR, the palette, one IDAT of exactly the rows, IEND. Small image
 inflated, in deflate's stored blocks, so that inflating is not done twice; of large ones, whose rows
 would take memory a second time, the compressed stream is checked piece by piece and kept.
 
+All that takes a third of the time of a tiny image. So tiny images are looked at when they are
+packed, and those whose checksum was verified are given to libpng without their metadata alone.
+
 Sections of the W3C's PNG specification, third edition: 5 (chunks), 8 (interlacing), 11 (critical
 chunks). Metadata are dropped, and so are colour profiles and transparency.
 """
@@ -13,7 +16,8 @@ chunks). Metadata are dropped, and so are colour profiles and transparency.
 from __future__ import annotations
 
 import zlib
-from struct import pack, unpack_from
+from functools import lru_cache
+from struct import pack, unpack, unpack_from
 from typing import TYPE_CHECKING, NamedTuple
 
 from shardio.errors import CodecError
@@ -37,9 +41,12 @@ _PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2),
            (1, 0, 2, 1))  # fmt: skip
 """Of Adam7: first row and column, and the steps between rows and between columns."""
 _LAST_FILTER = 4
+_TINY = 1 << 16  # bytes of rows
 _AT_ONCE = 1 << 26  # bytes of rows that are inflated at once
 _STORED = 0xFFFF  # most bytes of a stored block
-_IHDR_END = 33
+_IHDR_START, _IHDR_END = 16, 29
+_FIRST_CHUNK_END = 33
+_ONE_PASS = ((0, 0, 1, 1),)
 _IEND = pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
 
 
@@ -48,18 +55,13 @@ class Rows(NamedTuple):
 
     Attributes:
         start: offset of the first one.
-        total: number of rows.
+        end: offset behind the last one.
         size: bytes of one, its filter type included.
     """
 
     start: int
-    total: int
+    end: int
     size: int
-
-    @property
-    def end(self) -> int:
-        """Offset behind the last one."""
-        return self.start + self.total * self.size
 
 
 class PngHeader(NamedTuple):
@@ -70,26 +72,16 @@ class PngHeader(NamedTuple):
         height: rows of the image.
         depth: bits of a channel.
         colour: type of colour.
-        interlaced: whether the rows come in seven passes.
+        rows: rows of the inflated data, pass by pass.
+        size: bytes of the inflated data.
     """
 
     width: int
     height: int
     depth: int
     colour: int
-    interlaced: bool
-
-    def rows(self) -> list[Rows]:
-        """The rows of the inflated data, pass by pass."""
-        passes = _PASSES if self.interlaced else ((0, 0, 1, 1),)
-        bits = self.depth * _CHANNELS[self.colour]
-        found: list[Rows] = []
-        for top, left, down, right in passes:
-            total, columns = -((top - self.height) // down), -((left - self.width) // right)
-            if total > 0 and columns > 0:
-                start = found[-1].end if found else 0
-                found.append(Rows(start, total, 1 + (columns * bits + 7) // 8))
-        return found
+    rows: tuple[Rows, ...]
+    size: int
 
 
 def png_chunks(view: memoryview) -> Iterator[Chunk]:
@@ -119,9 +111,12 @@ def png_header(view: memoryview) -> PngHeader:
     Raises:
         CodecError: it says what no PNG may say, or more than a million pixels for a side.
     """
-    width, height, depth, colour, compression, filtering, interlace = unpack_from(
-        ">IIBBBBB", view, len(PNG_MAGIC) + 8
-    )
+    return _parse_header(bytes(view[_IHDR_START:_IHDR_END]))
+
+
+@lru_cache(maxsize=1024)  # images of a dataset have few
+def _parse_header(data: bytes) -> PngHeader:
+    width, height, depth, colour, compression, filtering, interlace = unpack(">IIBBBBB", data)
     if depth not in _DEPTHS.get(colour, ()) or compression or filtering or interlace > 1:
         raise CodecError(
             f"broken PNG header: colour type {colour} of {depth} bits, compression {compression}, "
@@ -131,7 +126,21 @@ def png_header(view: memoryview) -> PngHeader:
         raise CodecError(
             f"the header announces {width} x {height} pixels, more than {_MAX_SIDE} for a side"
         )
-    return PngHeader(width, height, depth, colour, bool(interlace))
+    rows = _rows_of(width, height, depth * _CHANNELS[colour], _PASSES if interlace else _ONE_PASS)
+    return PngHeader(width, height, depth, colour, rows, rows[-1].end if rows else 0)
+
+
+def _rows_of(
+    width: int, height: int, bits: int, passes: Sequence[tuple[int, int, int, int]]
+) -> tuple[Rows, ...]:
+    found: list[Rows] = []
+    for top, left, down, right in passes:
+        total, columns = -((top - height) // down), -((left - width) // right)
+        if total > 0 and columns > 0:
+            start = found[-1].end if found else 0
+            size = 1 + (columns * bits + 7) // 8
+            found.append(Rows(start, start + total * size, size))
+    return tuple(found)
 
 
 def plain_png(view: memoryview, chunks: Sequence[Chunk]) -> Buffer:
@@ -146,23 +155,53 @@ def plain_png(view: memoryview, chunks: Sequence[Chunk]) -> Buffer:
             exactly the rows that the header announces.
     """
     header = png_header(view)
-    passed = {b"IDAT", b"IEND"} if header.colour == _PALETTE else {b"IDAT", b"IEND", b"PLTE"}
-    palette, stream, previous = b"", list[memoryview](), b"IHDR"
-    for number, (kind, start, end) in enumerate(chunks):
-        if zlib.crc32(view[start - 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
-            raise CodecError(f"corrupt PNG: the checksum of its chunk {kind!r} is wrong")
-        if kind == b"PLTE" and not palette and not stream:
-            palette = bytes(view[start:end])
-        elif kind == b"IDAT" and (not stream or previous == b"IDAT"):
+    palette, stream, previous = b"", list[memoryview](), b""
+    for kind, start, end in chunks:
+        _verify_chunk(view, kind, start, end)
+        if kind == b"IDAT" and (not stream or previous == b"IDAT"):
             stream.append(view[start:end])
-        elif kind[:1].isupper() and number and kind not in passed:
+        elif kind == b"PLTE" and not palette and not stream:
+            palette = bytes(view[start:end])
+        elif kind[:1].isupper() and not _may_stand(kind, previous, header):
             raise CodecError(f"broken PNG: a chunk {kind!r} that no decoder knows in this place")
         previous = kind
-    parts: list[Buffer] = [view[:_IHDR_END]]
+    parts: list[Buffer] = [view[:_FIRST_CHUNK_END]]
     if header.colour == _PALETTE:
         parts += _chunk(b"PLTE", [_whole_palette(palette, header.depth)])
-    parts += _chunk(b"IDAT", _plain_stream(b"".join(stream), header))
-    return b"".join([*parts, _IEND])
+    data = _plain_stream(stream[0] if len(stream) == 1 else b"".join(stream), header)
+    return b"".join([*parts, *_chunk(b"IDAT", data), _IEND])
+
+
+def is_tiny(view: memoryview) -> bool:
+    """Tell whether a PNG is so small that its data are looked at when it is packed."""
+    return png_header(view).size <= _TINY
+
+
+def critical_chunks(view: memoryview, chunks: Sequence[Chunk]) -> Buffer:
+    """Keep of a PNG what decoding needs: the chunks named in capitals.
+
+    Raises:
+        CodecError: the checksum of a chunk is wrong.
+    """
+    parts: list[Buffer] = [view[: len(PNG_MAGIC)]]
+    for kind, start, end in chunks:
+        _verify_chunk(view, kind, start, end)
+        if kind[:1].isupper():
+            parts.append(view[start - 8 : end + 4])
+    return view if len(parts) > len(chunks) else b"".join(parts)
+
+
+def _verify_chunk(view: memoryview, kind: bytes, start: int, end: int) -> None:
+    """Raise CodecError if the checksum of a chunk is wrong."""
+    if zlib.crc32(view[start - 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+        raise CodecError(f"corrupt PNG: the checksum of its chunk {kind!r} is wrong")
+
+
+def _may_stand(kind: bytes, previous: bytes, header: PngHeader) -> bool:
+    """Tell whether a critical chunk may follow another one, besides the parts that are kept."""
+    if kind == b"IHDR":
+        return not previous
+    return kind in {b"IDAT", b"IEND"} or (kind == b"PLTE" and header.colour != _PALETTE)
 
 
 def _chunk(kind: bytes, data: Sequence[Buffer]) -> list[Buffer]:
@@ -181,50 +220,50 @@ def _whole_palette(palette: bytes, depth: int) -> bytes:
     return palette[:size].ljust(size, b"\0")
 
 
-def _plain_stream(stream: bytes, header: PngHeader) -> Sequence[Buffer]:
+def _plain_stream(stream: Buffer, header: PngHeader) -> Sequence[Buffer]:
     """The rows of an image as a sound zlib stream, in parts.
 
     Raises:
         CodecError: the stream is corrupt, or does not hold exactly the rows.
     """
-    rows = header.rows()
-    size = rows[-1].end
-    inflating, position = zlib.decompressobj(), 0
-    left = stream
+    size = header.size
+    inflating, left, position = zlib.decompressobj(), stream, 0
     while True:
         try:
             piece = inflating.decompress(left, min(_AT_ONCE, size + 1 - position))
         except zlib.error as error:
             raise CodecError(f"corrupt PNG: its data do not inflate: {error}") from None
-        left = inflating.unconsumed_tail
-        _check_filters(piece, position, rows)
+        for rows in header.rows:
+            _check_filters(piece, position, rows)
         position += len(piece)
         if inflating.eof or not piece or position > size:
             break
+        left = inflating.unconsumed_tail
     if position != size or not inflating.eof:
         kind = "more" if position > size else "fewer"
         raise CodecError(f"corrupt PNG: its data inflate to {kind} than the {size} bytes of rows")
     if size < _AT_ONCE:
         return _stored(piece)
-    return [stream[: len(stream) - len(inflating.unused_data)]]
+    return [memoryview(stream)[: len(stream) - len(inflating.unused_data)]]
 
 
-def _check_filters(piece: bytes, position: int, rows: Sequence[Rows]) -> None:
+def _check_filters(piece: bytes, position: int, rows: Rows) -> None:
     """Look at the filter types, with which rows start, of a piece of the inflated data."""
-    for some in rows:
-        first = max(0, -((some.start - position) // some.size))
-        start, end = some.start + first * some.size - position, some.end - position
-        found = piece[start : max(end, 0) : some.size]
-        if found and max(found) > _LAST_FILTER:
-            raise CodecError(f"corrupt PNG: a row of the unknown filter type {max(found)}")
+    start, end, size = rows.start - position, rows.end - position, rows.size
+    found = piece[start if start >= 0 else start % size : max(end, 0) : size]
+    if found and max(found) > _LAST_FILTER:
+        raise CodecError(f"corrupt PNG: a row of the unknown filter type {max(found)}")
 
 
 def _stored(rows: bytes) -> list[Buffer]:
     """A zlib stream that holds bytes as they are."""
+    checksum = pack(">I", zlib.adler32(rows))
+    if len(rows) <= _STORED:
+        return [b"\x78\x01" + pack("<BHH", 1, len(rows), len(rows) ^ _STORED), rows, checksum]
     parts: list[Buffer] = [b"\x78\x01"]
     view = memoryview(rows)
     for start in range(0, len(rows), _STORED):
         block = view[start : start + _STORED]
         is_last = start + _STORED >= len(rows)
         parts += [pack("<BHH", is_last, len(block), len(block) ^ _STORED), block]
-    return [*parts, pack(">I", zlib.adler32(rows))]
+    return [*parts, checksum]

@@ -19,8 +19,15 @@ from typing import TYPE_CHECKING
 
 from shardio.codecs.boundary import decoder
 from shardio.codecs.exif import FIRST_TURNED, UPRIGHT, exif_orientation, is_exif
-from shardio.codecs.limits import MAX_PIXELS, limit_packed, limit_pixels, limit_scans
-from shardio.codecs.png import PNG_MAGIC, Chunk, png_chunks, png_header
+from shardio.codecs.limits import FREE_BYTES, MAX_PIXELS, limit_packed, limit_pixels, limit_scans
+from shardio.codecs.png import (
+    PNG_MAGIC,
+    Chunk,
+    is_tiny,
+    plain_png,
+    png_chunks,
+    png_header,
+)
 from shardio.errors import CodecError
 
 if TYPE_CHECKING:
@@ -126,9 +133,9 @@ def probe_image(data: Buffer, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
     limit_pixels(height, width, size=len(view), max_pixels=max_pixels)
     if info.multiscan:
         limit_scans(_count_scans(view, info.scan), height, width, max_pixels=max_pixels)
-    if info.format == "png":
+    if info.format == "png" and len(view) > FREE_BYTES:
         packed = sum(end - start for kind, start, end in info.chunks if kind == b"IDAT")
-        limit_packed(packed, png_header(view).rows()[-1].end, max_pixels=max_pixels)
+        limit_packed(packed, png_header(view).size, max_pixels=max_pixels)
     return info
 
 
@@ -349,10 +356,10 @@ def _check_jpeg(view: memoryview, info: ImageInfo) -> None:
         raise CodecError("truncated JPEG: no end-of-image marker after its first scan")
 
 
-def _check_png(view: memoryview, _: ImageInfo) -> None:
-    """Walk the chunks to IEND."""
-    for _chunk in png_chunks(view):
-        pass
+def _check_png(view: memoryview, info: ImageInfo) -> None:
+    """Look at the data of a tiny image; of others the probe has seen the last chunk."""
+    if is_tiny(view):
+        plain_png(view, info.chunks)
 
 
 def _check_webp(view: memoryview, _: ImageInfo) -> None:

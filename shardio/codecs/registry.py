@@ -75,13 +75,16 @@ def kind_of(field: str) -> Kind:
 
 
 @decoder
-def decode_field(field: str, data: Buffer, *, max_pixels: int = MAX_PIXELS) -> object:
+def decode_field(
+    field: str, data: Buffer, *, max_pixels: int = MAX_PIXELS, verified: bool = False
+) -> object:
     """Decode one field of one sample.
 
     Args:
         field: the name of the field; it chooses the decoder.
         data: the field's bytes.
         max_pixels: greatest number of pixels of an image, see shardio.codecs.limits.
+        verified: whether the data have the checksum that they had when they were packed.
 
     Returns:
         By the field's kind: uint8 [H, W, 3] for an image or pixels, int, str, whatever JSON
@@ -94,7 +97,7 @@ def decode_field(field: str, data: Buffer, *, max_pixels: int = MAX_PIXELS) -> o
     if kind == "image":
         from shardio.codecs.image import decode_image  # noqa: PLC0415  loads OpenCV
 
-        return decode_image(data, max_pixels=max_pixels)
+        return decode_image(data, max_pixels=max_pixels, verified=verified)
     return _DECODERS[kind](data)
 
 

@@ -102,7 +102,9 @@ class SizedImages:
         """See Column."""
         mask = is_mask(stored.field)
         if mask or kind_of(stored.field) == "pixels":
-            pixels: Any = decode_field(stored.field, stored.data, max_pixels=self._max_pixels)
+            pixels: Any = decode_field(
+                stored.field, stored.data, max_pixels=self._max_pixels, verified=stored.verified
+            )
             watch.decoded()
             crop = self._transform.crop(pixels.shape[0], pixels.shape[1], uniforms)
             write_crop(pixels, crop, self._slots[slot], nearest=mask)
@@ -160,7 +162,9 @@ class Transformed:
     ) -> torch.Tensor:
         """See Column."""
         del slot, uniforms
-        pixels: Any = decode_field(stored.field, stored.data, max_pixels=self._max_pixels)
+        pixels: Any = decode_field(
+            stored.field, stored.data, max_pixels=self._max_pixels, verified=stored.verified
+        )
         watch.decoded()
         value = _apply(self._transform, torch.from_numpy(pixels).permute(2, 0, 1))
         watch.transformed()
@@ -212,7 +216,9 @@ class Arrays:
     ) -> NDArray[Any]:
         """See Column."""
         del slot, uniforms
-        value: Any = decode_field(stored.field, stored.data, max_pixels=self._max_pixels)
+        value: Any = decode_field(
+            stored.field, stored.data, max_pixels=self._max_pixels, verified=stored.verified
+        )
         watch.decoded()
         return np.asarray(value)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from shardio.codecs import png as module
 from shardio.codecs.image import decode_image
 from shardio.codecs.png import plain_png
-from shardio.codecs.probe import probe_image
+from shardio.codecs.probe import check_complete, probe_image
 from shardio.errors import CodecError
 
 if TYPE_CHECKING:
@@ -199,3 +199,16 @@ def test_whatever_a_png_holds_libpng_prints_nothing(draw: st.DataObject) -> None
     except CodecError:
         return
     assert cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_COLOR) is not None
+
+
+@pytest.mark.parametrize("case", PASSED)
+def test_a_verified_tiny_image_has_the_same_pixels(case: str) -> None:
+    data = PASSED[case]
+    assert np.array_equal(decode_image(data, verified=True), decode_image(data))
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused_is_refused_when_a_tiny_image_is_packed(case: str) -> None:
+    data, message = REFUSED[case]
+    with pytest.raises(CodecError, match=message):
+        check_complete(data, probe_image(data))

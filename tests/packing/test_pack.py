@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -442,7 +443,9 @@ def test_a_large_file_is_packed_in_one_piece(tmp_path: Path) -> None:
     """Larger than the writer's buffer."""
     data = io.BytesIO()
     data.write(PNG[:-12])
-    data.write((9 << 20).to_bytes(4, "big") + b"teXt" + bytes((9 << 20) + 4) + PNG[-12:])
+    text = b"teXt" + bytes(9 << 20)
+    checksum = zlib.crc32(text).to_bytes(4, "big")
+    data.write((9 << 20).to_bytes(4, "big") + text + checksum + PNG[-12:])
     write(tmp_path / "in", "large.png", data=data.getvalue())
     write(tmp_path / "in", "a.png", "z.png")
     shardio.pack(tmp_path / "in", tmp_path / "out", shards=1, shuffle=False)
