@@ -400,7 +400,7 @@ def test_members_of_no_sample_and_lacking_fields_are_notes(tmp_path: Path) -> No
         ("x.jpg", JPEG[:-9], False, "truncated JPEG"),
         ("x.png", PNG[:40], False, "truncated PNG"),
         ("x.jpg", b"GIF89a", False, "a GIF"),
-        ("x.png", PNG[:60] + b"\0\0" + PNG[62:], True, "corrupt PNG"),
+        ("x.png", PNG[:60] + b"\0\0" + PNG[62:], False, "corrupt PNG"),
         ("x.cls", b"cat", True, "not a 64-bit decimal integer"),
         ("x.json", b"{", True, "not JSON"),
         ("x.txt", b"\xff", True, "not UTF-8"),
