@@ -149,8 +149,7 @@ def run_job(
 
     Raises:
         PackError: something of the source cannot be packed, or the folder is taken.
-        OutputError: a link or the like lies where a file or folder of a pack belongs.
-        UsageError: the folder is a URL.
+        OutputError, UsageError: the folder holds a link in the place of a file, or is a URL.
         OSError: the folder cannot be written.
     """
     start, folder = time.monotonic(), Path(out)

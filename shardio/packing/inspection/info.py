@@ -184,9 +184,7 @@ def info(
         from shardio.packing.inspection.sheet import write_sheet  # noqa: PLC0415  loads OpenCV
 
         write_sheet(Path(preview), entries, whole.classes, preview_count, max_pixels)
-    looked_at = None
-    if number is not None:
-        looked_at = _look_at_number(entries, number, whole.classes, max_pixels)
+    looked_at = _look_at_number(entries, number, whole.classes, max_pixels)
     return whole.info(
         source=(*map(str, parts),),
         sample=looked_at,
@@ -352,10 +350,12 @@ def _number_of(sample: int | str, finder: KeyFinder | None, samples: int) -> int
 
 def _look_at_number(
     entries: Sequence[ShardEntry],
-    number: int,
+    number: int | None,
     classes: tuple[str, ...] | None,
     max_pixels: int,
-) -> SampleInfo:
+) -> SampleInfo | None:
+    if number is None:
+        return None
     row = number
     for entry in entries:
         if row < entry.samples:
