@@ -244,7 +244,14 @@ class _Scan:
                 f"{LONGEST_EXTENSION}; pack the shard again with shorter names and attributes"
             )
         self._verify_inside(data, header.size)
-        new = parse_extension(header.kind, bytes(self._view[data : data + header.size]))
+        text = bytes(self._view[data : data + header.size])
+        rest = self._view[data + header.size : data + padded(header.size)]
+        if header.kind == b"L" and b"\0" not in text and any(rest[:1]):
+            raise TarError(
+                f"a long name goes on after the {header.size} bytes that its header says, where "
+                "tools read on; pack the shard again"
+            )
+        new = parse_extension(header.kind, text)
         self._extended.setdefault(len(self._names), self.position)
         before = self._for_next or NO_OVERRIDES
         if header.kind == b"g":

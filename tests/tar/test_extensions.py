@@ -230,3 +230,16 @@ def test_a_member_cannot_be_smuggled_behind_a_pax_size() -> None:
     assert scan(data) == scan_with_tarfile(data)
     assert [name for name, _, _ in scan(data)] == [b"regular.txt", b"b"]
     assert scan(data)[0][2] == 2048
+
+
+def test_a_long_name_that_goes_on_after_its_size_is_refused() -> None:
+    """tarfile and GNU tar read up to a NUL, so other tools would see another name."""
+    name = b"folder/" * 20 + b"b.txt"
+    whole = extension(b"L", name) + member(b"short", 4) + END_OF_ARCHIVE
+    assert scan(whole)[0][0] == name
+    size = b"%011o" % 7
+    header = bytearray(whole[:512])
+    header[124:135] = size
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    fails(bytes(header) + whole[512:], 0, "a long name goes on after the 7 bytes")
