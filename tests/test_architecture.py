@@ -30,7 +30,7 @@ LAYERS = {
     "reading": {"errors", "forks", "index", "storage", "plan", "codecs", "transforms"},
     "packing": {"errors", "naming", "index", "storage", "tar", "tfrecord", "plan", "codecs"},
     "profiling": {"errors", "storage", "index", "plan", "codecs", "reading", "transforms"},
-    "cli": {"errors", "forks", "codecs", "index", "reading", "packing", "profiling"},
+    "cli": {"errors", "forks", "codecs", "storage", "index", "reading", "packing", "profiling"},
     "ops": set(),
     "testing": set(),
     "__main__": {"cli"},

@@ -21,6 +21,7 @@ from shardio.profiling.picture import check_plotting, write_png
 from shardio.profiling.profile import check_writable, count_parts
 from shardio.profiling.profile import profile as measure
 from shardio.profiling.settings import BASELINES, SettingError, Settings
+from shardio.storage.local import refuse_url
 
 DEFAULTS = Settings(source="")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -152,6 +153,8 @@ def profile(
     """
     if settings["step_ms"] and settings["train"]:
         raise click.UsageError("--step-ms and --train exclude each other: give one")
+    for report in filter(None, (html, png, trace)):
+        refuse_url(report)
     for report in filter(None, (html, png)):
         check_writable(report)
     if png is not None:

@@ -17,6 +17,7 @@ from shardio.packing.names import DROPPED_NAME
 from shardio.packing.verification.findings import Verification
 from shardio.packing.verification.repair import RepairSummary, repair
 from shardio.packing.verification.verify import verify as verify_source
+from shardio.storage.local import refuse_url
 
 _MOST_LINES = 50
 
@@ -51,6 +52,8 @@ def verify(
     Manifest, indexes, tars, names and keys are held against each other. The exit code is 1 if
     there are problems, also if they were fixed in NEW; notes are no problems.
     """
+    if new is not None:
+        refuse_url(new)
     with _progress("verifying, MB", as_json) as progress:
         found = verify_source(
             path,

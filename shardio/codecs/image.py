@@ -73,7 +73,8 @@ def decode_image(
         scratch: where to put the pixels. With it, the result is a view, perhaps not contiguous,
             and valid until the scratch's next use; without it, a contiguous array of its own.
         max_pixels: see probe_image; only where info is not given.
-        verified: whether the data have the checksum that they had when they were packed.
+        verified: whether the data have the checksum that an index recorded. libpng then sees a tiny
+            PNG as it is, and may print a line about it if it was corrupt before that.
 
     Returns:
         uint8 [H, W, 3].

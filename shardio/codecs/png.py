@@ -7,7 +7,7 @@ inflated, in deflate's stored blocks, so that inflating is not done twice; of la
 would take memory a second time, the compressed stream is checked piece by piece and kept.
 
 All that takes a third of the time of a tiny image. So tiny images are looked at when they are
-packed, and those whose checksum was verified are given to libpng without their metadata alone.
+packed, and where a checksum says that they are what was packed, libpng gets their own chunks.
 
 Sections of the W3C's PNG specification, third edition: 5 (chunks), 8 (interlacing), 11 (critical
 chunks). Metadata are dropped, and so are colour profiles and transparency.
@@ -239,11 +239,12 @@ def _plain_stream(stream: Buffer, header: PngHeader) -> Sequence[Buffer]:
         if inflating.eof or not piece or position > size:
             break
         left = inflating.unconsumed_tail
-    if position != size or not inflating.eof:
-        kind = "more" if position > size else "fewer"
-        raise CodecError(f"corrupt PNG: its data inflate to {kind} than the {size} bytes of rows")
+    if position < size or not (inflating.eof or position > size):
+        raise CodecError(f"corrupt PNG: its data inflate to fewer than the {size} bytes of rows")
     if size < _AT_ONCE:
-        return _stored(piece)
+        return _stored(piece[:size])
+    if position > size:
+        raise CodecError(f"corrupt PNG: its data inflate to more than the {size} bytes of rows")
     return [memoryview(stream)[: len(stream) - len(inflating.unused_data)]]
 
 

@@ -84,7 +84,7 @@ def decode_field(
         field: the name of the field; it chooses the decoder.
         data: the field's bytes.
         max_pixels: greatest number of pixels of an image, see shardio.codecs.limits.
-        verified: whether the data have the checksum that they had when they were packed.
+        verified: whether the data have the checksum that an index recorded.
 
     Returns:
         By the field's kind: uint8 [H, W, 3] for an image or pixels, int, str, whatever JSON

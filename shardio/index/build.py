@@ -195,7 +195,7 @@ def warn_of_missing_ends(shards: Iterable[str]) -> None:
     new = [shard for shard in dict.fromkeys(shards) if shard not in _warned]
     _warned.update(new)
     if len(new) > _MOST_NAMED:
-        _LOG.warning("%s and %s more shards: %s", new[0], f"{len(new) - 1:,}", MISSING_END)
+        _LOG.warning("%s and %s other shards: %s", new[0], f"{len(new) - 1:,}", MISSING_END)
         return
     for shard in new:
         _LOG.warning("%s: %s", shard, MISSING_END)

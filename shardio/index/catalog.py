@@ -180,14 +180,24 @@ def open_catalog(source: Source, *, allow_empty: bool = False) -> Catalog:
     shards = tuple(shard for catalog in catalogs for shard in catalog.shards)
     for shard in shards:
         if not shard.samples:  # whoever made the index, the tar must say that there are none
-            path = Path(shard.path)
-            index_shard(path, name=shard.name, checksums=False, allow_empty=allow_empty)
+            _refuse_stale(shard, allow_empty=allow_empty)
     classes = _common_classes(packed.values())
     return Catalog(
         shards=shards,
         fields=tuple(sorted({field for catalog in catalogs for field in catalog.fields})),
         classes=classes if packed.keys() >= set(parts) else None,
     )
+
+
+def _refuse_stale(shard: ShardEntry, *, allow_empty: bool) -> None:
+    """Raise IndexFileError if a shard has samples, of which its index knows none."""
+    found = index_shard(Path(shard.path), name=shard.name, checksums=False, allow_empty=allow_empty)
+    if len(found):
+        raise IndexFileError(
+            f"{shard.name}: the index is stale: it has no samples, the shard has {len(found)}; run "
+            "`shardio index` on the folder of the shard",
+            shard=shard.name,
+        )
 
 
 def list_parts(source: Source) -> list[Path]:

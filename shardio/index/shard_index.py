@@ -24,6 +24,7 @@ import hashlib
 import json
 import mmap
 import os
+import stat
 import zlib
 from dataclasses import dataclass
 from io import FileIO
@@ -184,7 +185,10 @@ def _map_index(path: Path) -> ShardIndex:
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # opening a pipe would wait
     with FileIO(os.open(path, flags)) as stream:
         file = stream.fileno()
-        size = os.fstat(file).st_size
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is not a file")
+        size = status.st_size
         # Reading, unlike touching a map, lets other threads run while storage takes its time.
         head = read_at(file, min(_PIECE, size), 0)
         start = 8 + int.from_bytes(head[:8], "little")

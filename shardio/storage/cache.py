@@ -112,7 +112,10 @@ def _cache_folder() -> Path:
     if own := os.environ.get("SHARDIO_CACHE"):
         refuse_url(own)
         return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:  # a user without a name or a home
+        raise UsageError("this user has no home folder; set SHARDIO_CACHE to a folder") from error
     return Path(base) / "shardio"
 
 

@@ -167,6 +167,8 @@ class _Scan:
                 "the archive ends between an extension header and its member, so the shard is "
                 "damaged; fetch or pack it again"
             )
+        if not self._names and not self._has_end:
+            raise TarError("the shard has no members and no end; fetch or pack it again")
         if self.position > len(self._view):
             raise TarError(
                 "the shard ends inside the padding of its last member, so it is cut off; fetch or "

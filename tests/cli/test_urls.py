@@ -128,3 +128,23 @@ def test_an_archive_as_source_is_said_to_be_a_file(tmp_path: Path) -> None:
         shardio.PackError, match=r"images\.zip: it is a file, not a folder; unpack it"
     ):
         shardio.pack(tmp_path / "images.zip", tmp_path / "out", shards=1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["info", "--preview", "s3://bucket/sheet.png"],
+        ["profile", "--html", "s3://bucket/a.html"],
+        ["profile", "--png", "s3://bucket/a.png"],
+        ["profile", "--trace", "s3://bucket/a.json"],
+        ["verify", "--fix", "s3://bucket/new"],
+    ],
+)
+def test_a_url_is_refused_before_anything_is_done(
+    packed: Path, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, *rest = options
+    done = CliRunner().invoke(commands, [name, str(packed), *rest])
+    assert "s3 storage is not read or written yet" in str(done.exception)
+    assert not [*tmp_path.iterdir()]

@@ -107,6 +107,7 @@ def test_filtered_rows_are_handed_on_as_they_are() -> None:
 
 PASSED = {
     "bytes after the stream": png(5, 7, PACKED + b"padding"),
+    "more than the rows": png(5, 7, zlib.compress(ROWS + b"\0")),
     "another stream after a chunk": png(
         5, 7, PACKED, after=chunk(b"tEXt", b"") + chunk(b"IDAT", PACKED)
     ),
@@ -131,7 +132,6 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "width": (png(1_000_001, 1, PACKED), "more than 1000000 for a side"),
     "no data": (png(5, 7, b""), "fewer than the 112 bytes of rows"),
     "a short stream": (png(5, 7, zlib.compress(ROWS[:-1])), "fewer than the 112 bytes"),
-    "a long stream": (png(5, 7, zlib.compress(ROWS + b"\0")), "more than the 112 bytes"),
     "a cut stream": (png(5, 7, PACKED[:-1]), "fewer than the 112 bytes"),
     "a wrong checksum": (png(5, 7, PACKED[:-1] + b"\0"), "do not inflate: .*data check"),
     "no stream": (png(5, 7, b"text" * 30), "do not inflate: .*header check"),

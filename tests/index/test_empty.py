@@ -266,7 +266,7 @@ def test_very_many_shards_without_an_end_mark_are_one_warning(
         cut_end(make_shard(tmp_path / f"{number:02d}.tar", SAMPLES))
     shardio.ShardDataset(tmp_path)
     (message,) = logged(caplog)
-    assert message.startswith(f"{tmp_path}/00.tar and 11 more shards: the shard ends without")
+    assert message.startswith(f"{tmp_path}/00.tar and 11 other shards: the shard ends without")
 
 
 def test_a_shard_without_an_end_mark_is_a_problem_of_verify(folder: Path) -> None:
@@ -316,3 +316,21 @@ def test_no_tar_of_other_projects_opens_without_samples(shared_data: Path) -> No
     refusals = [refusal(path) for path in sorted((shared_data / "tars").glob("*/*.t*"))]
     assert len(refusals) > 40
     assert sum("is a field of a sample" in each for each in refusals) > 10
+
+
+def test_an_index_without_samples_of_a_shard_that_has_some_is_stale(tmp_path: Path) -> None:
+    shard = tmp_path / "a.tar"
+    shard.write_bytes(bytes(10240))
+    index_source(shard)
+    make_shard(shard, {"0": {"txt": b"a"}})
+    assert shard.stat().st_size == 10240
+    with pytest.raises(shardio.IndexFileError, match="the index is stale: it has no samples"):
+        open_catalog(shard)
+
+
+def test_a_volume_label_without_an_end_is_no_archive(tmp_path: Path) -> None:
+    label = tarfile.TarInfo("label")
+    label.type = b"V"
+    (tmp_path / "a.tar").write_bytes(label.tobuf(tarfile.GNU_FORMAT))
+    with pytest.raises(shardio.TarError, match="no members and no end"):
+        index_source(tmp_path / "a.tar")

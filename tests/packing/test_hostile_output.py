@@ -21,7 +21,7 @@ from shardio.index.publish import index_source
 from shardio.reading.planning import PlanSettings
 from shardio.reading.replay import replay
 from shardio.reading.shards import ShardPool
-from shardio.testing import digests, make_images
+from shardio.testing import digests, make_images, make_shard
 
 LOCK = ".shardio-pack"
 CLAIM = b"A pack writes to this folder; if none runs, run the same pack again to finish it.\n"
@@ -462,3 +462,24 @@ def test_replay_writes_through_no_link(
     with pytest.raises(shardio.OutputError, match=r"batch\.json: it is a link"):
         replay(settings, step=0, rank=None, out=str(out))
     assert victim.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("command", ["index", "info", "verify", "verify --fix new"])
+def test_a_pipe_in_a_shards_place_is_no_wait(tmp_path: Path, command: str) -> None:
+    os.mkfifo(tmp_path / "a.tar")
+    name, *options = command.split()
+    run = [sys.executable, "-m", "shardio", name, str(tmp_path), *options]
+    done = subprocess.run(
+        run, check=False, capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert done.returncode == 1 or (name == "info" and done.returncode == 2)
+    assert "a.tar" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_pipe_in_an_indexs_place_is_named(tmp_path: Path) -> None:
+    make_shard(tmp_path / "a.tar", {"0": {"txt": b"a"}})
+    (tmp_path / "index").mkdir()
+    os.mkfifo(tmp_path / "index/a.tar.idx")
+    with pytest.raises(shardio.IndexFileError, match=r"a\.tar\.idx: .*it is not a file"):
+        shardio.ShardDataset(tmp_path / "a.tar")

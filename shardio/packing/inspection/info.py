@@ -25,6 +25,7 @@ from shardio.packing.inspection.classes import ClassCounter, class_name
 from shardio.packing.inspection.sample import KeyFinder, SampleInfo, look_at
 from shardio.packing.inspection.tally import Tally
 from shardio.packing.names import LEDGERS
+from shardio.storage.local import refuse_url
 
 PREVIEW_COUNT = 48
 MOST_PREVIEWED = 960
@@ -376,6 +377,7 @@ def _count_lines(path: Path) -> int:
 
 
 def _check_preview(path: str, count: int) -> None:
+    refuse_url(path)
     if not path.lower().endswith(".png"):
         raise UsageError(f"{path}: the preview is a PNG file; name it so, as sheet.png")
     if type(count) is not int or not 1 <= count <= MOST_PREVIEWED:

@@ -45,6 +45,8 @@ class FieldCheck:
                 check_complete(data, probe_image(data, max_pixels=self.max_pixels))
         except CodecError as error:
             return str(error)
+        except MemoryError:
+            return "this machine does not have the memory to decode it"
         return None
 
     def context(self) -> AbstractContextManager[None]:

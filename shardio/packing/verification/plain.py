@@ -33,6 +33,9 @@ def map_shard(path: Path) -> Iterator[tuple[Data, str | None]]:
         OSError: it cannot be read.
         ShardioError: there is no space for the decompressed tar.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):  # opening a pipe would wait
+        yield b"", "it is not a file"
+        return
     if not is_compressed(path):
         with path.open("rb") as stream, map_file(stream) as data:
             yield data, None
