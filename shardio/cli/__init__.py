@@ -58,6 +58,8 @@ def main() -> None:
         sys.exit(128 + signal.SIGINT)
     except ShardioError as error:
         _fail(str(error))
+    except RecursionError:
+        _fail("folders or values are nested too deep; move what lies deepest further up")
     except MemoryError:
         _fail("this machine does not have the memory for it; use fewer jobs, or free some memory")
     except OSError as error:

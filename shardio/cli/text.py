@@ -8,5 +8,5 @@ from typing import TextIO
 
 def encodable(text: str, stream: TextIO | None = None) -> str:
     """Text that a stream, by default standard output, takes: what it cannot encode is escaped."""
-    encoding = (stream or sys.stdout).encoding or "utf-8"
+    encoding = getattr(stream or sys.stdout, "encoding", None) or "utf-8"  # None if it is closed
     return text.encode(encoding, "backslashreplace").decode(encoding)

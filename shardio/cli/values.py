@@ -77,6 +77,8 @@ def read_names(
     """The lines of a file."""
     if path is None:
         return None
+    if Path(path).exists() and not Path(path).is_file():
+        raise click.BadParameter(f"{path}: it is not a file")
     try:
         text = Path(path).read_text("utf-8")
     except (OSError, UnicodeError) as error:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from shardio.codecs.probe import Buffer
 
+_MOST_NESTED = 100
+_BRACKETS = re.compile(r'[\[\]{}]|"(?:[^"\\]|\\.)*"', re.DOTALL)  # strings hold no structure
 _INTEGER = re.compile(rb"\s*(-?[0-9]{1,19})\s*")
 _INT64 = np.iinfo(np.int64)
 
@@ -80,12 +82,24 @@ def decode_json(data: Buffer) -> object:
         CodecError: the bytes are not JSON, or nested too deep.
     """
     text = decode_txt(data)
+    if text.count("[") + text.count("{") > _MOST_NESTED:
+        _check_depth(text)
     try:
         return json.loads(text)
     except ValueError as error:
         raise CodecError(f"not JSON: {error}") from None
-    except RecursionError:
-        raise CodecError("JSON nested too deep") from None
+
+
+def _check_depth(text: str) -> None:
+    """Refuse JSON that is nested so deep that sending it to another process would fail."""
+    depth = 0
+    for found in _BRACKETS.finditer(text):
+        if found[0] in "[{":
+            depth += 1
+            if depth > _MOST_NESTED:
+                raise CodecError(f"JSON nested more than {_MOST_NESTED} deep")
+        elif found[0] in "]}":
+            depth -= 1
 
 
 @decoder

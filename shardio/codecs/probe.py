@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from struct import unpack_from
+from struct import pack, unpack_from
 from typing import TYPE_CHECKING
 
 from shardio.codecs.boundary import decoder
@@ -378,12 +378,17 @@ def _check_bmp(view: memoryview, info: ImageInfo) -> None:
         raise CodecError("truncated BMP: it ends inside its header")
     else:
         bits, compression, announced = unpack_from("<HII", view, 28)
+        if (header_size, bits, compression) == (40, 32, 3) and view[54:66] != _BMP_MASKS:
+            raise CodecError("a BMP whose channels have a rare order, which is not decoded")
+    if offset < 14 + header_size:
+        raise CodecError(f"broken BMP header: its pixels would start inside it, at byte {offset}")
     if compression in {0, 3}:  # plain rows, padded to four bytes; 3: with masks for the channels
         announced = (info.width * bits + 31) // 32 * 4 * info.height
     if offset + announced > len(view):
         raise CodecError(f"truncated BMP: {len(view)} of {offset + announced} bytes")
 
 
+_BMP_MASKS = pack("<III", 0xFF0000, 0xFF00, 0xFF)
 _COMPLETENESS: dict[str, Callable[[memoryview, ImageInfo], None]] = {
     "jpeg": _check_jpeg,
     "png": _check_png,

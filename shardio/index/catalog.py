@@ -82,6 +82,11 @@ class ShardEntry:
                 f"{index.shard_size} bytes, expected {self.samples} in {self.size}; "
                 "run `shardio index` on the folder of the shard"
             )
+        if self.modified is None and index.checksums is None:
+            raise IndexFileError(
+                f"{self.name}: the index has no checksums, which that of a packed shard has; run "
+                "`shardio index` on the folder of the shard"
+            )
         if self.contents != _contents_of(index):
             raise IndexFileError(
                 f"{self.name}: the index is of other contents: the shard was changed after the "

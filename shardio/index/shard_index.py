@@ -241,6 +241,8 @@ def _verify(index: ShardIndex) -> None:
     fields, ends, size = index.fields, index.key_ends, index.shard_size
     if not 0 <= size < _LIMIT or list(fields) != sorted({str(field) for field in fields}):
         raise ValueError("no shard has such a size or such fields")
+    for field in fields:
+        field.encode("utf-8", "surrogateescape")  # UnicodeEncodeError is a ValueError
     tables = (index.offsets, index.sizes, index.checksums, index.starts, index.headers)
     shapes = {table.shape for table in tables if table is not None}
     if shapes != {(len(ends) - 1, len(fields))} or (ends.ndim, index.keys.ndim) != (1, 1):

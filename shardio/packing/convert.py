@@ -18,7 +18,7 @@ from typing import Literal, get_args
 from shardio.errors import PackError, UsageError
 from shardio.index.catalog import Catalog, ShardEntry, Source, open_catalog
 from shardio.index.export import dali_index, energon_index, wids_index
-from shardio.index.manifest import index_path
+from shardio.index.manifest import INDEX_FOLDER, INDEX_SUFFIX, index_path
 from shardio.packing.engine import Engine, Ticker
 from shardio.packing.features import Pair, name_features, parse_pairs
 from shardio.packing.job import Progress
@@ -220,10 +220,15 @@ def _write_indexes(
         for entry in map(_plain, catalog.shards)
     ]
     _refuse_equal(tasks)
+    shards = {Path(entry.path).resolve() for entry in catalog.shards}
     for task in tasks:
         path = Path(task.out, task.name)
-        if path.resolve() == index_path(Path(task.entry.path).resolve()):
+        if path.resolve() == index_path(Path(task.entry.path).resolve()) or (
+            path.parent.name == INDEX_FOLDER and path.name.endswith(INDEX_SUFFIX)
+        ):
             raise UsageError(f"{path}: shardio's own index lies there; name another folder as OUT")
+        if path.resolve() in shards:
+            raise UsageError(f"{path}: a shard has the name of the index; name a folder as OUT")
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
     sizes = engine.run(write_index, tasks, _advance(catalog, progress))

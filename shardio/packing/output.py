@@ -79,13 +79,14 @@ def hold_folder(path: Path, parts: Sequence[str]) -> Iterator[Output]:
                     f"{path}: another pack is writing to this folder; wait for it, "
                     "or name another output folder"
                 )
+            is_new = _refuse_finished(lock, folder)
             every = [*dict.fromkeys([*parts, *_claim(lock, folder, parts)])]
             try:
                 _prepare(folder, every)
                 with folder.inside(WORK_FOLDER) as work:
                     yield Output(folder=folder, work=work, parts=every)
             except BaseException:
-                if not _has_finished(folder):
+                if is_new and not _has_finished(folder):
                     with suppress(OSError, PackError):  # what stays does so under the lock
                         _remove_output(folder, every)
                         lock.release()
@@ -125,6 +126,42 @@ def _made(folder: Path) -> Iterator[None]:
         raise
 
 
+def _refuse_finished(lock: Lock, folder: Folder) -> bool:
+    """Unlock a folder whose pack had ended when it was killed, and refuse to pack into it.
+
+    Between the note in the lock and the end of the lock a pack may be killed, too.
+
+    Returns:
+        Whether nothing was claimed with the lock, so that this run is the first.
+
+    Raises:
+        PackError: the folder is packed.
+    """
+    claim = read_claim(lock)
+    if claim is None:
+        return True
+    if claim.finished < {*claim.parts}:
+        return False
+    if not all(_is_packed(folder, part) for part in claim.parts):
+        return False
+    for part in claim.parts:
+        _leave_part(folder, part, keep=True)
+    _remove_work(folder)
+    lock.release()
+    raise PackError(
+        f"{folder.path}: an earlier pack has just been found to be finished; use the folder, or "
+        "name another one"
+    )
+
+
+def _is_packed(folder: Folder, part: str) -> bool:
+    """Whether the folder of a split has a manifest."""
+    if part and folder.status(part) is None:
+        return False
+    with folder.inside(part) as inside:
+        return inside.find_file(MANIFEST_NAME) is not None
+
+
 def _claim(lock: Lock, folder: Folder, parts: Sequence[str]) -> Sequence[str]:
     """Claim a folder for a pack; returns the splits of the interrupted one that it takes up."""
     claim, ours = read_claim(lock), list[str]()
@@ -148,6 +185,8 @@ def _has_traces(folder: Folder, part: str, claim: Claim) -> bool:
     """Whether a folder of shards has what only a pack that wrote to it leaves."""
     has_work = folder.status(WORK_FOLDER) is not None
     if not part:
+        if has_work and folder.status(MANIFEST_NAME) is not None:  # a pack wrote both, if receipts
+            return _has_finished(folder)
         return has_work or bool(claim.finished)
     if part not in claim.parts or folder.status(part) is None:
         return False

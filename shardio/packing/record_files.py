@@ -117,6 +117,7 @@ def hold_record_folder(path: Path, made: str) -> Iterator[Folder]:
         OutputError: a link or the like lies where a file of the conversion belongs.
         OSError: the folder cannot be made or written.
     """
+    existed = path.exists()
     path.mkdir(parents=True, exist_ok=True)
     with Folder.open(path) as folder, open_lock(folder, LOCK_NAME) as lock:
         if not lock.take():
@@ -142,8 +143,9 @@ def hold_record_folder(path: Path, made: str) -> Iterator[Folder]:
         except BaseException:
             if lock.read() != mine or not _record_files(folder):
                 lock.release()
-                with suppress(OSError):
-                    path.rmdir()
+                if not existed:
+                    with suppress(OSError):
+                        path.rmdir()
             raise
         lock.release()
 

@@ -8,6 +8,7 @@ far they were off is part of the result. The verdict is about the fastest that w
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -276,13 +277,15 @@ def check_writable(path: str) -> None:
         UsageError: the file cannot be written.
     """
     place = Path(path)
-    existed = place.exists()
     try:
-        place.open("ab").close()
+        if place.is_symlink() or (place.exists() and not place.is_file()):
+            raise UsageError(f"{path} cannot be written: it is not a file; name another one")
+        if place.exists():
+            place.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=place.parent).close()
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from error
-    if not existed:
-        place.unlink()
 
 
 def _relative(speed: float, kind: Kind, ceilings: Ceilings) -> float:

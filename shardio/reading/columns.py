@@ -226,6 +226,7 @@ class Arrays:
         """See Column."""
         self._prepare(value.shape, value.dtype)
         if value.shape != self._slots.shape[1:] or value.dtype != self._slots.dtype:
+            _torch_dtype(value.dtype)
             raise _misfit(
                 (self._shown(value.shape), value.dtype),
                 (self._shown(self._slots.shape[1:]), self._slots.dtype),
@@ -242,13 +243,7 @@ class Arrays:
         """Make the array for values of that shape and dtype, if there is none."""
         with self._lock:
             if self._batch is None:
-                try:
-                    torch_dtype = torch.from_numpy(np.empty(0, dtype)).dtype
-                except TypeError as error:
-                    raise CodecError(
-                        f"torch has no dtype for {dtype}; read the field with decode=False"
-                    ) from error
-                batch = self._allocate((self._num_slots, *shape), torch_dtype)
+                batch = self._allocate((self._num_slots, *shape), _torch_dtype(dtype))
                 try:
                     self._slots = batch.numpy()
                 except ValueError as error:
@@ -362,6 +357,20 @@ def _apply(transform: Callable[[torch.Tensor], Any], value: torch.Tensor) -> tor
         kind = type(found).__name__
         raise TransformError(
             f"the transform returned a {kind}, not a tensor or an array of numbers"
+        ) from error
+
+
+def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
+    """Return torch's dtype for one of NumPy.
+
+    Raises:
+        CodecError: torch has none.
+    """
+    try:
+        return torch.from_numpy(np.empty(0, dtype)).dtype
+    except TypeError as error:
+        raise CodecError(
+            f"torch has no dtype for {dtype}; read the field with decode=False"
         ) from error
 
 

@@ -50,6 +50,8 @@ def parse_fields(fields: Mapping[str, str], names: Sequence[str], *, decode: boo
     Raises:
         UsageError: a name is reserved, or its alternatives do not exist or decode differently.
     """
+    if not fields:
+        raise UsageError("fields={}: it names no entry; leave it out, or name one")
     parsed: Fields = {}
     for name, alternatives in fields.items():
         if name in _RESERVED:

@@ -138,7 +138,9 @@ def _write(
         if stored is not None:
             suffix = re.sub(r"[^A-Za-z0-9_.-]+", "_", field)[-_LONGEST_NAME:]
             name = f"{slot}-{key}.{suffix}"
-            written[field] = f"{slot}-{key}.{number}.{suffix}" if name in written.values() else name
+            while name in written.values():
+                name = f"{slot}-{key}.{number}.{len(written)}.{suffix}"
+            written[field] = name
             with folder.create(written[field]) as stream:
                 stream.write(stored.data)
     return written, problem

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,11 +20,18 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Write a file under a temporary name beside `path`, sync it, rename it.
 
-    If the block raises, the temporary file is removed and `path` is as it was.
+    If the block raises, the temporary file is removed and `path` is as it was. What is neither a
+    file nor a link stays: a device or a pipe is not replaced.
 
     Raises:
         OSError: the file cannot be written, synced or renamed; it names `path`.
     """
+    try:
+        mode = path.lstat().st_mode
+    except OSError:  # not there, or told below
+        mode = stat.S_IFREG
+    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+        raise FileExistsError(errno.EEXIST, "something else than a file is there", str(path))
     try:
         descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:

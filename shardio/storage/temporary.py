@@ -94,12 +94,12 @@ def locked_contents(path: Path) -> Iterator[Contents]:
         descriptor = os.open(path, flags, 0o600)
     _locked.add(descriptor)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        status = os.fstat(descriptor)
-        if status.st_uid != os.geteuid():
+        if os.fstat(descriptor).st_uid != os.geteuid():  # who may hold the lock for ever
             raise ShardioError(
                 f"{path}: the file belongs to another user; set TMPDIR to a folder of your own"
             )
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        status = os.fstat(descriptor)
         before = os.pread(descriptor, status.st_size, 0)
         contents = Contents(before)
         yield contents

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,7 @@ def test_json_is_decoded() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"{", b"{'a': 1}", b"\xff", b"[" * 100_000, b"1" * 10_000])
 def test_what_is_no_json_raises(data: bytes) -> None:
-    with pytest.raises(CodecError, match=r"not JSON|not UTF-8|nested too deep"):
+    with pytest.raises(CodecError, match=r"not JSON|not UTF-8|nested more than"):
         decode_json(data)
 
 
@@ -200,3 +201,15 @@ def test_random_bytes_raise_nothing_but_codec_errors(
         decode(magic + tail)
     except CodecError as error:
         assert str(error)  # noqa: PT017  it may or may not be raised
+
+
+@pytest.mark.parametrize("text", ["[" * 101 + "]" * 101, '{"a":' * 800 + "1" + "}" * 800])
+def test_json_nested_more_than_a_hundred_deep_is_refused(text: str) -> None:
+    """A worker could not send it, and would lose the whole batch."""
+    with pytest.raises(CodecError, match="nested more than 100 deep"):
+        decode_json(text.encode())
+
+
+def test_brackets_in_strings_and_side_by_side_are_not_nested() -> None:
+    for value in (["[" * 500, '"\\[{' * 200], [[]] * 500, {"a": [{"b": {}}] * 300}):
+        assert decode_json(json.dumps(value).encode()) == value

@@ -483,3 +483,57 @@ def test_a_pipe_in_an_indexs_place_is_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "index/a.tar.idx")
     with pytest.raises(shardio.IndexFileError, match=r"a\.tar\.idx: .*it is not a file"):
         shardio.ShardDataset(tmp_path / "a.tar")
+
+
+def test_a_finished_dataset_outlives_a_lock_that_claims_it(tmp_path: Path, packed: Path) -> None:
+    claim = "A pack writes to this folder; if none runs, run the same pack again to finish it.\n"
+    images = make_images(tmp_path / "images", classes=0, per_class=2)
+    for lock, work in ((f'{claim}[""]\n"finished"\n', False), (f'{claim}[""]\n', True)):
+        out = tmp_path / f"out{work}"
+        shutil.copytree(packed, out)
+        whole = digests(out)
+        (out / ".shardio-pack").write_text(lock)
+        if work:
+            (out / ".shardio-work").mkdir()
+        for source in (images, tmp_path / "typo"):
+            with pytest.raises(shardio.PackError):
+                shardio.pack(source, out, shards=1)
+        assert {name: digest for name, digest in digests(out).items() if name in whole} == whole
+
+
+def test_a_device_or_a_pipe_is_not_replaced_by_a_preview(tmp_path: Path, packed: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(OSError, match="something else than a file"):
+        shardio.info(packed, preview=tmp_path / "a.png")
+    assert (tmp_path / "a.png").is_fifo()
+
+
+def test_fields_with_like_names_are_all_replayed(tmp_path: Path) -> None:
+    fields = {"2._": b"1", "\u00e9": b"2", "\u00fc": b"3"}
+    shard = make_shard(tmp_path / "a.tar", {"k": fields})
+    found = replay(
+        PlanSettings(source=str(shard), batch_size=1), step=0, rank=0, out=str(tmp_path / "batch")
+    )
+    (sample,) = found.samples
+    written = {
+        name: (tmp_path / "batch" / file).read_bytes() for name, file in sample.files.items()
+    }
+    assert written == fields
+
+
+def test_an_index_for_another_tool_takes_no_shards_place(tmp_path: Path) -> None:
+    for name in ("a.tar", "b.tar"):
+        make_shard(tmp_path / name, {name[0]: {"txt": b"a"}})
+    (tmp_path / "b.tar").rename(tmp_path / "a.idx")
+    before = (tmp_path / "a.idx").read_bytes()
+    with pytest.raises(shardio.UsageError, match="a shard has the name of the index"):
+        shardio.convert([tmp_path / "a.tar", tmp_path / "a.idx"], to="dali")
+    assert (tmp_path / "a.idx").read_bytes() == before
+
+
+def test_an_empty_folder_of_the_user_stays_after_a_failed_conversion(tmp_path: Path) -> None:
+    shard = make_shard(tmp_path / "a.tar", {"0": {"cls": b"no"}})
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(shardio.ShardioError):
+        shardio.convert(shard, tmp_path / "mine", to="tfrecord")
+    assert (tmp_path / "mine").is_dir()

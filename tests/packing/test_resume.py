@@ -57,6 +57,15 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def again(source: Path, out: Path, **options: Any) -> None:
+    """Pack once more, and take it for done if the pack before had ended but for its lock."""
+    try:
+        shardio.pack(source, out, **options)
+    except shardio.PackError as error:
+        if "found to be finished" not in str(error):
+            raise
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_killed_at_random_times_and_run_again_it_ends_with_the_same_bytes(
     source: Path, tmp_path: Path, jobs: int
@@ -77,7 +86,7 @@ def test_killed_at_random_times_and_run_again_it_ends_with_the_same_bytes(
         for name, digest in digests(out).items():
             assert not name.endswith((".tar", ".idx")) or expected[name] == digest
         if (out / ".shardio-pack").exists():
-            shardio.pack(source, out, **OPTIONS)
+            again(source, out, **OPTIONS)
         assert digests(out) == expected
     assert killed
 
@@ -98,7 +107,7 @@ def test_an_error_at_any_sync_or_rename_is_a_sentence_and_can_be_taken_up(
         assert done.stdout.count("\n") == 1
         assert done.stderr == ""
         assert not out.exists() or (out / ".shardio-pack").exists()
-        shardio.pack(source, out, shards=3)
+        again(source, out, shards=3)
         assert digests(out) == expected
         shutil.rmtree(out)
     assert 20 <= calls < 100
@@ -123,7 +132,8 @@ shardio.pack(sys.argv[1], sys.argv[2], **{options}, jobs=1)
 """
 
 
-def test_killed_while_it_lets_the_folder_go_it_is_taken_up(source: Path, tmp_path: Path) -> None:
+def test_killed_while_it_lets_the_folder_go_it_is_finished(source: Path, tmp_path: Path) -> None:
+    """By whatever pack comes next, which does not replace what is there."""
     shardio.pack(source, tmp_path / "whole", **OPTIONS)
     expected = digests(tmp_path / "whole")
     for calls in range(100):
@@ -132,7 +142,11 @@ def test_killed_while_it_lets_the_folder_go_it_is_taken_up(source: Path, tmp_pat
         command = [sys.executable, "-c", code, str(source), str(out), str(calls)]
         if subprocess.run(command, check=False).returncode == 0:
             break
-        shardio.pack(source, out, **OPTIONS)
+        try:
+            shardio.pack(source / "nothing", out, **OPTIONS)
+        except shardio.PackError as error:
+            if "found to be finished" not in str(error):
+                shardio.pack(source, out, **OPTIONS)
         assert digests(out) == expected
     assert calls >= 3
 

@@ -226,6 +226,15 @@ def test_no_array_ends_a_loop_that_skips(tmp_path: Path, data: bytes) -> None:
     assert batch["valid"].tolist() == [False, True, True]
 
 
+def test_an_array_that_torch_has_no_dtype_for_ends_no_loop_that_skips(tmp_path: Path) -> None:
+    arrays = [np.zeros(4, np.longdouble if number == 1 else np.float32) for number in range(4)]
+    samples = {f"{number}": {"npy": npy(array)} for number, array in enumerate(arrays)}
+    (batch,) = shardio.ShardDataset(
+        make_shard(tmp_path / "a.tar", samples), batch_size=4, on_bad_sample="skip"
+    )
+    assert batch["valid"].tolist() == [True, False, True, True]
+
+
 def test_no_jpeg_ends_a_loop_that_skips(tmp_path: Path) -> None:
     """A sampling factor of 0 in an indexed shard, of whose images the upper part is decoded."""
     good = cv2.imencode(

@@ -140,6 +140,8 @@ def _run(options: argparse.Namespace, work: Path, cases: Callable[[Path], Iterab
         importlib.import_module(name)
     cv2.setNumThreads(1)  # a child would wait for threads that it has not
     chosen = [case for case in cases(work / "shared") if fnmatch.fnmatch(case.name, options.only)]
+    if not chosen:
+        sys.exit(f"no case is called {options.only!r}")
     if options.seconds is not None or options.cases is not None:
         random.Random(options.seed).shuffle(chosen)  # noqa: S311
     start = time.monotonic()

@@ -62,12 +62,15 @@ def read_rows(path: Path) -> Iterator[Row]:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise UsageError(f"{path}: a manifest is a file {', '.join(readers)}")
+    if path.exists() and not path.is_file():
+        raise PackError(f"{path}: it is not a file; name a table")
     number = 0
     try:
         for row in reader(path):
             number = row.number
             yield row
-    except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
+    except (ValueError, RecursionError, OverflowError, NotImplementedError) as error:
+        # JSONDecodeError is a ValueError, and so are most errors of pyarrow
         raise PackError(f"{path}, row {number + 1}: {error}; mend the row") from error
 
 

@@ -20,6 +20,7 @@ from shardio.codecs.registry import LABEL_FIELD, decode_field
 from shardio.errors import CodecError, PackError, quoted, shown
 from shardio.index.catalog import Catalog, ShardEntry
 from shardio.index.shard_index import ShardIndex
+from shardio.packing.fields import key_fault
 from shardio.packing.files import SourceFiles, UnreadableError, in_memory
 from shardio.packing.samples import FromRange, Problem, SourceField, SourceSample
 from shardio.packing.states import state_of
@@ -72,12 +73,13 @@ class Tars:
         missing = set(self.keys or ())
         for entry in self.catalog.shards:
             for sample in self._of_shard(entry):
-                missing.discard(sample.key)
+                if isinstance(sample, SourceSample):
+                    missing.discard(sample.key)
                 yield sample
         for key in sorted(missing):
             yield Problem(path=key, reason="no shard has a sample with this key")
 
-    def _of_shard(self, entry: ShardEntry) -> Iterator[SourceSample]:
+    def _of_shard(self, entry: ShardEntry) -> Iterator[SourceSample | Problem]:
         index, path = entry.load_index(), os.fsencode(os.path.abspath(entry.path))  # noqa: PTH100
         stamp = state_of(Path(entry.path).stat())
         entry.verify_unchanged()  # it is still the file that was looked through
@@ -85,6 +87,9 @@ class Tars:
             for number in range(len(index)):
                 key = index.key(number)
                 if self.keys is not None and key not in self.keys:
+                    continue
+                if fault := key_fault(key):
+                    yield Problem(path=f"{entry.name}: {key}", reason=fault)
                     continue
                 fields = _fields_of(index, number, path, stamp)
                 name = f"{entry.name}: {key}"
