@@ -17,6 +17,7 @@ WHOLE = ""
 
 WORK_FOLDER = ".shardio-work"
 LIST_NAME = "samples.jsonl"
+VALUES_NAME = "values"
 SKIPPED_NAME = "skipped.jsonl"
 RENAMED_NAME = "renamed.jsonl"
 DUPLICATES_NAME = "duplicates.jsonl"
@@ -29,6 +30,14 @@ _SINGLE = (MANIFEST_NAME, *LEDGERS)
 _SHARD = re.compile(re.escape(SHARD_PATTERN).replace(r"\*", "[0-9]{6,}"))
 _OUR_INDEXES = re.compile(_SHARD.pattern + re.escape(INDEX_SUFFIX))
 _OUR_FILES = re.compile("|".join([_SHARD.pattern, *map(re.escape, _SINGLE)]))
+_WORK = re.compile(
+    "|".join(
+        [
+            *map(re.escape, (LIST_NAME, VALUES_NAME, *LEDGERS)),
+            r"(whole|plain)-[0-9]{6,}\.(jsonl|tar)",
+        ]
+    )
+)
 _ANY_SHARDS = re.compile(f".*({'|'.join(map(re.escape, SHARD_SUFFIXES))})", re.DOTALL)
 _ANY_OTHERS = re.compile(
     "|".join(
@@ -50,6 +59,11 @@ def is_split_name(name: object) -> TypeGuard[str]:
 def is_shard_name(name: object) -> TypeGuard[str]:
     """Whether a value is the name that a pack gives to a shard."""
     return isinstance(name, str) and _SHARD.fullmatch(name) is not None
+
+
+def is_work_name(name: str) -> bool:
+    """Whether a pack or a repair gives a name to files of its work folder, temporary ones too."""
+    return _WORK.fullmatch(final_name(name)) is not None
 
 
 def is_ours(folder: str, name: str) -> bool:

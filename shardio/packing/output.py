@@ -27,7 +27,14 @@ from shardio.packing.claims import (
     write_finished,
 )
 from shardio.packing.locks import Lock, open_lock
-from shardio.packing.names import WHOLE, WORK_FOLDER, find_foreign, is_ours
+from shardio.packing.names import (
+    WHOLE,
+    WORK_FOLDER,
+    find_foreign,
+    is_ours,
+    is_shard_name,
+    is_work_name,
+)
 from shardio.packing.receipts import (
     check_work,
     finished_shards,
@@ -104,12 +111,32 @@ def remove_others(output: Output, wanted: Collection[str]) -> None:
     Args:
         output: the folders, which this pack holds.
         wanted: paths of its shards, relative to the output folder.
+
+    Raises:
+        PackError: a file has the name of a shard, and no receipt says that a pack wrote it.
     """
-    for part in {WHOLE, *output.parts}:  # ledgers of splits lie above them
-        for inside, name in _pack_files(output.folder, part):
-            if str(Path(part, name.removesuffix(INDEX_SUFFIX))) not in wanted:
-                inside.remove(name)
-    remove_receipts(output.work, {*finished_shards(output.work)} - {*wanted})
+    finished = {*finished_shards(output.work)}
+    parts = {WHOLE, *output.parts}  # ledgers of splits lie above them
+    for inside, name, shard in _unwanted(output.folder, parts, wanted):
+        if is_shard_name(Path(shard).name) and shard not in finished:
+            raise PackError(
+                f"{inside.path / name}: it is not known whether the interrupted pack wrote this "
+                "file; move it away, or remove it, and run the pack again"
+            )
+    for inside, name, _ in _unwanted(output.folder, parts, wanted):
+        inside.remove(name)
+    remove_receipts(output.work, finished - {*wanted})
+
+
+def _unwanted(
+    folder: Folder, parts: Collection[str], wanted: Collection[str]
+) -> Iterator[tuple[Folder, str, str]]:
+    """Files with names that a pack gives: their open folder, their name, and their shard."""
+    for part in parts:
+        for inside, name in _pack_files(folder, part):
+            shard = str(Path(part, name.removesuffix(INDEX_SUFFIX)))
+            if shard not in wanted:
+                yield inside, name, shard
 
 
 @contextmanager
@@ -252,9 +279,9 @@ def _remove_output(folder: Folder, parts: Sequence[str]) -> None:
 def _remove_work(folder: Folder) -> None:
     with suppress(FileNotFoundError), folder.inside(WORK_FOLDER) as work:
         remove_all_receipts(work)
-        for name in work.names():
+        for name in filter(is_work_name, work.names()):
             work.remove(name)
-    with suppress(FileNotFoundError):
+    with suppress(OSError):  # what a pack did not write stays
         folder.remove_folder(WORK_FOLDER)
 
 

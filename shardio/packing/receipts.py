@@ -175,19 +175,16 @@ def remove_receipts(work: Folder, shards: Iterable[str]) -> None:
 
 
 def remove_all_receipts(work: Folder) -> None:
-    """Remove the receipts and their folders.
-
-    Raises:
-        OSError: something else is in them.
-    """
-    for part, receipts in _folders(work):
+    """Remove the receipts, and their folders if nothing else is in them."""
+    for _, receipts in _folders(work):
         for name in receipts.names():
-            if part or _is_receipt(name):
+            if _is_receipt(name):
                 receipts.remove(name)
-    with suppress(FileNotFoundError):
+    with suppress(OSError):
         with work.inside(_RECEIPTS) as every:
             for name in every.names():
-                every.remove_folder(name)
+                with suppress(OSError):
+                    every.remove_folder(name)
         work.remove_folder(_RECEIPTS)
 
 

@@ -211,5 +211,6 @@ def test_json_nested_more_than_a_hundred_deep_is_refused(text: str) -> None:
 
 
 def test_brackets_in_strings_and_side_by_side_are_not_nested() -> None:
-    for value in (["[" * 500, '"\\[{' * 200], [[]] * 500, {"a": [{"b": {}}] * 300}):
+    values: list[object] = [["[" * 500, '"\\[{' * 200], [[]] * 500, {"a": [{"b": {}}] * 300}]
+    for value in values:
         assert decode_json(json.dumps(value).encode()) == value

@@ -537,3 +537,28 @@ def test_an_empty_folder_of_the_user_stays_after_a_failed_conversion(tmp_path: P
     with pytest.raises(shardio.ShardioError):
         shardio.convert(shard, tmp_path / "mine", to="tfrecord")
     assert (tmp_path / "mine").is_dir()
+
+
+def test_files_of_others_in_an_interrupted_pack_stay(tmp_path: Path) -> None:
+    source, out = make_images(tmp_path / "in", classes=0, per_class=12), tmp_path / "out"
+
+    def stop(_: int) -> Any:
+        done = itertools.count()
+
+        def advance(_: int) -> None:
+            if next(done) > 6:
+                raise RuntimeError("stop")
+
+        return advance
+
+    with pytest.raises(RuntimeError):
+        shardio.pack(source, out, shards=4, jobs=1, progress=stop)
+    mine = [out / "shard-123456.tar", out / ".shardio-work/notes.txt"]
+    for path in mine:
+        path.write_text("mine")
+    with pytest.raises(shardio.PackError, match=r"shard-123456\.tar: it is not known whether"):
+        shardio.pack(source, out, shards=4)
+    mine.pop(0).rename(tmp_path / "away.tar")
+    assert shardio.pack(source, out, shards=4).samples == 12
+    assert mine[0].read_text() == "mine"
+    assert (tmp_path / "away.tar").read_text() == "mine"

@@ -23,6 +23,7 @@ from shardio.codecs.basic import decode_cls
 from shardio.codecs.registry import LABEL_FIELD, Kind, kind_of
 from shardio.errors import CodecError, PackError, quoted
 from shardio.packing.fields import is_field_name, key_fault
+from shardio.packing.names import VALUES_NAME
 from shardio.packing.samples import (
     FromFile,
     FromRange,
@@ -34,7 +35,6 @@ from shardio.packing.samples import (
 from shardio.storage.folder import Folder
 
 _KEY = "__key__"
-_FILE = "values"
 
 
 class Values:
@@ -67,8 +67,8 @@ class Values:
         Raises:
             PackError: one is no mapping, or a value is none that its field can have.
         """
-        path, end = os.fsencode(self._work.path.absolute() / _FILE), 0
-        with self._work.create(_FILE) as stream:
+        path, end = os.fsencode(self._work.path.absolute() / VALUES_NAME), 0
+        with self._work.create(VALUES_NAME) as stream:
             for number, given in enumerate(self._given):
                 if not isinstance(given, Mapping):
                     raise PackError(f"sample {number}: it is no mapping from fields to values")
