@@ -177,7 +177,7 @@ def run_job(
         tasks = [
             ShardTask(
                 **_of_samples(source, listing, job, shard.numbers),
-                out=_path(folder, job),
+                out=_path(output.folder.path, job),
                 part=shard.part,
                 name=shard.name,
             )

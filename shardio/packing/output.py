@@ -77,6 +77,8 @@ def hold_folder(path: Path, parts: Sequence[str]) -> Iterator[Output]:
     """
     if path.exists() and not path.is_dir():
         raise PackError(f"{path}: it is a file; name a folder for the shards")
+    if path.is_symlink():  # tasks open the folder again, and the link may lead elsewhere by then
+        path = path.resolve()
     with _made(path), Folder.open(path) as folder:
         if folder.status(PACKING_NAME) is None:
             _refuse_output(folder, *dict.fromkeys((WHOLE, *parts)))

@@ -562,3 +562,20 @@ def test_files_of_others_in_an_interrupted_pack_stay(tmp_path: Path) -> None:
     assert shardio.pack(source, out, shards=4).samples == 12
     assert mine[0].read_text() == "mine"
     assert (tmp_path / "away.tar").read_text() == "mine"
+
+
+def test_a_link_to_the_output_that_is_changed_meanwhile_leads_nowhere_else(tmp_path: Path) -> None:
+    source = make_images(tmp_path / "in", classes=0, per_class=12)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    link = tmp_path / "latest"
+    link.symlink_to(tmp_path / "one")
+
+    def change(_: int) -> Any:
+        link.unlink()
+        link.symlink_to(tmp_path / "two")
+        return lambda _: None
+
+    shardio.pack(source, link, shards=4, jobs=1, progress=change)
+    assert not [*(tmp_path / "two").iterdir()]
+    assert shardio.verify(tmp_path / "one").sound
