@@ -186,6 +186,7 @@ class Batch:
         except SampleError as error:
             if self._delivery.on_replaced is None:
                 raise
+            shard.bad.add(sample)
             positions = self._delivery.samples.in_shard(shard_number).tolist()
             after = bisect_right(positions, sample)
             substitute = self._replace(slot, shard, [*positions[after:], *positions[: after - 1]])
@@ -196,11 +197,14 @@ class Batch:
 
     def _replace(self, slot: _Slot, shard: OpenShard, substitutes: list[int]) -> str:
         for substitute in substitutes:
+            if substitute in shard.bad:
+                continue
             try:
                 self._put(slot, shard, substitute)
             except TransformError:
                 raise
             except SampleError:
+                shard.bad.add(substitute)
                 continue
             return shard.key(substitute)
         raise SampleError(

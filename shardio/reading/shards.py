@@ -102,12 +102,15 @@ class OpenShard:
     Attributes:
         name: of the shard.
         index: of the shard, once it is open.
+        bad: samples that were found not to be deliverable, so that none of them is tried again as a
+            substitute.
     """
 
     index: ShardIndex
 
     def __init__(self, entry: ShardEntry) -> None:
         self.name = entry.name
+        self.bad: set[int] = set()
         self._entry = entry
         self._indexing, self._opening = new_lock(), new_lock()
         self._kept: LocalShard | None = None

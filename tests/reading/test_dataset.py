@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ import torch
 from torch.utils.data import DataLoader
 
 import shardio
+from shardio.codecs.basic import decode_cls
 from shardio.index.manifest import index_path
 from shardio.index.publish import index_source
+from shardio.reading import columns
 from shardio.testing import make_images, make_shard
 
 
@@ -519,3 +522,22 @@ def test_a_shard_of_others_that_is_replaced_under_a_running_epoch_is_an_error(
     again = shardio.ShardDataset(tmp_path, window=1, batch_size=8)
     with pytest.raises(shardio.UsageError, match="contents was"):
         again.load_state_dict(state)
+
+
+def test_no_bad_sample_is_tried_again_as_a_substitute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the work is quadratic where most of a shard is bad."""
+    samples = {f"{number:03d}": {"cls": b"7" if number == 50 else b"x"} for number in range(100)}
+    dataset = shardio.ShardDataset(
+        make_shard(tmp_path / "a.tar", samples), batch_size=10, on_bad_sample="skip"
+    )
+    tried = Counter[bytes]()
+
+    def decode(data: bytes) -> int:
+        tried[bytes(data)] += 1
+        return decode_cls(data)
+
+    monkeypatch.setattr(columns, "decode_cls", decode)
+    assert [label for batch in dataset for label in batch["label"].tolist()] == [7] * 100
+    assert tried[b"x"] <= 2 * 99
