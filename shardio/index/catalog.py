@@ -241,6 +241,7 @@ def find_shards(part: Path) -> list[Path]:
         refuse_unfinished(part)
         shards = sorted(path for path in part.iterdir() if path.name.endswith(SHARD_SUFFIXES))
         shards = [path for path in shards if not path.name.startswith(".")]
+        _refuse_twins(shards)
         if not shards:
             splits = sorted(path.name for path in part.iterdir() if is_packed(path))
             way = (
@@ -260,6 +261,19 @@ def find_shards(part: Path) -> list[Path]:
                 "matches only shards, such as *.tar, or a list of folders"
             )
     return shards
+
+
+def _refuse_twins(shards: Sequence[Path]) -> None:
+    """Raise UsageError if a folder has a shard and a compressed copy of it, by their names."""
+    known: dict[str, Path] = {}
+    for shard in shards:
+        stem = shard.name.removesuffix(next(filter(shard.name.endswith, SHARD_SUFFIXES)))
+        if stem in known:
+            raise UsageError(
+                f"{shard.parent}: {known[stem].name} and {shard.name} look like one shard twice; "
+                "move one away, or name the shards in a list"
+            )
+        known[stem] = shard
 
 
 def refuse_missing(folder: Path, manifest: Manifest) -> None:

@@ -18,7 +18,7 @@ from shardio.codecs.registry import LABEL_FIELD
 from shardio.errors import UsageError, quoted
 from shardio.packing.samples import FromMemory, SourceField
 
-_NUMBER = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?\s*")
+_NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?\s*")  # of any script
 _LIMIT = 1 << 63
 _DIGITS = 19  # decimal numbers of fewer digits have less than 64 bits
 

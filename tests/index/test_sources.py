@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 from pathlib import Path
@@ -13,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shardio
+from shardio.errors import UsageError
 from shardio.index import publish
 from shardio.index.catalog import Source, count_names, open_catalog
 from shardio.index.manifest import Manifest, index_path, read_manifest
 from shardio.index.publish import index_source
-from shardio.testing import make_images
+from shardio.testing import make_images, make_shard
 
 
 @pytest.fixture
@@ -247,3 +249,11 @@ def test_an_index_beside_its_shard_that_does_not_read_is_an_error(copy: Path) ->
     index_path(shard).mkdir()
     with pytest.raises(shardio.IndexFileError, match=r"the index is damaged .* delete it"):
         open_catalog(shard)
+
+
+def test_a_shard_and_its_compressed_copy_are_not_read_twice(tmp_path: Path) -> None:
+    shard = make_shard(tmp_path / "a.tar", {"0": {"txt": b"a"}})
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(shard.read_bytes()))
+    with pytest.raises(UsageError, match=r"a\.tar and a\.tar\.gz look like one shard twice"):
+        open_catalog(tmp_path)
+    assert len(open_catalog([shard, tmp_path / "a.tar.gz"]).shards) == 2

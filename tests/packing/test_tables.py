@@ -63,7 +63,7 @@ class TestLabels:
             [str(number - 1) for number in range(12)],
             [f"{number}.0" for number in range(12)],
             [f" {number}" for number in range(12)],
-            ["+4", "007", "1e1", "10.", "-0", "1.2e1", "3\u00a0"],
+            ["+4", "007", "1e1", "10.", "-0", "1.2e1", "3\u00a0", "\uff14"],
             ["9223372036854775807", "-9223372036854775808"],
         ],
     )
