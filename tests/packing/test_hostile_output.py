@@ -9,15 +9,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 import shardio
+from shardio.index.manifest import index_path
 from shardio.index.publish import index_source
+from shardio.index.shard_index import encode_index, read_index
+from shardio.profiling.profile import check_writable
 from shardio.reading.planning import PlanSettings
 from shardio.reading.replay import replay
 from shardio.reading.shards import ShardPool
@@ -579,3 +584,43 @@ def test_a_link_to_the_output_that_is_changed_meanwhile_leads_nowhere_else(tmp_p
     shardio.pack(source, link, shards=4, jobs=1, progress=change)
     assert not [*(tmp_path / "two").iterdir()]
     assert shardio.verify(tmp_path / "one").sound
+
+
+def test_a_link_to_nothing_is_no_place_for_a_report(tmp_path: Path) -> None:
+    link = tmp_path / "report.html"
+    link.symlink_to(tmp_path / "target.html")
+    with pytest.raises(shardio.UsageError, match="it is not a file"):
+        check_writable(str(link))
+    assert link.is_symlink()
+    assert not (tmp_path / "target.html").exists()
+
+
+def test_pipes_in_the_place_of_sources_are_no_wait(tmp_path: Path) -> None:
+    for name in ("t.csv", "a.tfrecord"):
+        os.mkfifo(tmp_path / name)
+    images = make_images(tmp_path / "in", classes=0, per_class=1)
+    with pytest.raises(shardio.PackError, match=r"t\.csv: it is not a file"):
+        shardio.pack(images, tmp_path / "out", shards=1, manifest=tmp_path / "t.csv")
+    with pytest.raises(shardio.UsageError, match=r"a\.tfrecord: it is not a file"):
+        shardio.pack(tmp_path / "a.tfrecord", tmp_path / "out", shards=1)
+
+
+def test_a_key_of_an_index_that_no_reader_finds_is_not_packed(tmp_path: Path) -> None:
+    shard = make_shard(tmp_path / "a.tar", {"aa": {"txt": b"1"}, "bb": {"txt": b"2"}})
+    index_source(shard)
+    path = index_path(shard)
+    known = read_index(path)
+    keys = np.frombuffer(b"..bb", np.uint8)
+    path.write_bytes(b"".join(encode_index(replace(known, keys=keys))))
+    with pytest.raises(shardio.PackError, match=r"readers of shards pass over"):
+        shardio.reshard(shard, tmp_path / "out", shards=1)
+
+
+def test_a_packed_shards_index_without_checksums_is_not_believed(
+    tmp_path: Path, packed: Path
+) -> None:
+    shutil.copytree(packed, tmp_path / "out")
+    path = index_path(tmp_path / "out/shard-000000.tar")
+    path.write_bytes(b"".join(encode_index(replace(read_index(path), checksums=None))))
+    with pytest.raises(shardio.IndexFileError, match="the index has no checksums"):
+        [*shardio.ShardDataset(tmp_path / "out")]

@@ -292,3 +292,15 @@ def test_an_error_of_the_shards_own_disk_names_the_shard(
     with pytest.raises(OSError, match="Input/output error") as caught:
         plain_tar(path)
     assert caught.value.filename == str(path)
+
+
+def test_a_user_without_a_home_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("SHARDIO_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    (tmp_path / "a").write_bytes(b"")
+    with pytest.raises(shardio.UsageError, match="no home folder; set SHARDIO_CACHE"):
+        cache_entry(tmp_path / "a", ".idx")
