@@ -154,7 +154,8 @@ def kill_worker(folder: Path, samples: int, threads: bool, trial: campaign.Trial
         return got
 
     ended = children.in_child(train)
-    if ended.error == "RuntimeError" and "DataLoader worker" in ended.message:
+    cut_off = ended.error in {"EOFError", "ConnectionResetError", "ConnectionRefusedError"}
+    if cut_off or (ended.error == "RuntimeError" and "DataLoader worker" in ended.message):
         trial.refused("torch's error")
         return
     replace(ended, output="").check()  # torch prints what its signal handler raises in a destructor
