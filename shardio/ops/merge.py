@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -29,43 +30,51 @@ class Merge(nn.Module):
     or 1, and missing ones count as 1. So ``[B, 256]`` beside ``[B, N, 128]`` is refused, or
     fused wrongly where B happens to equal N: give it as ``[B, 1, 256]``.
 
+    The sizes are given as ``Merge([5, 6], 10)`` or, like those of torch.nn.Bilinear, as
+    ``Merge(5, 6, 10)``.
+
     Args:
-        in_features: size of the last dimension of each feature, in the order of ``forward``.
-        out_features: size of the last dimension of the result.
-        bias: add a learned bias, once.
-        activation: applied to the result; a module is registered as a child.
+        in_features: sizes of the last dimension of the features, in the order of ``forward``;
+            or that of the first feature alone.
+        *sizes: size of each further feature where in_features is one number, then out_features.
+        out_features: size of the last dimension of the result, unless it ends the sizes.
+        bias: whether to add a learned bias, once.
+        activation: function of the result; a module is registered as a child.
 
     Attributes:
+        in_features: sizes of all features, a tuple.
         weight: shape ``[out_features, sum(in_features)]``, columns in the order of the features.
         bias: shape ``[out_features]``, or None.
 
     Raises:
-        ValueError: fewer than two features, or a size that is not positive.
+        ValueError: fewer than two features, no single size for the result, or a size that is not
+            a positive whole number.
     """
 
     def __init__(
         self,
-        in_features: Sequence[int],
-        out_features: int,
-        *,
+        in_features: int | Sequence[int],
+        *sizes: int,
+        out_features: int | None = None,
         bias: bool = True,
         activation: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.in_features = tuple(in_features)
-        self.out_features = out_features
+        self.in_features, self.out_features = _split_sizes(in_features, sizes, out_features)
         if len(self.in_features) < 2:
             raise ValueError(
                 f"Merge fuses two or more features, not {len(self.in_features)}: "
                 "for one, use nn.Linear."
             )
-        if min(*self.in_features, out_features) < 1:
+        if not all(
+            isinstance(n, Integral) and n > 0 for n in (*self.in_features, self.out_features)
+        ):
             raise ValueError(
-                f"the sizes of a Merge are positive, not in_features={self.in_features} "
-                f"and out_features={out_features}."
+                "the sizes of a Merge are positive whole numbers, not "
+                f"in_features={self.in_features} and out_features={self.out_features}."
             )
-        self.weight = nn.Parameter(torch.empty(out_features, sum(self.in_features)))
-        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.weight = nn.Parameter(torch.empty(self.out_features, sum(self.in_features)))
+        self.bias = nn.Parameter(torch.empty(self.out_features)) if bias else None
         self.activation = activation
         self.reset_parameters()
 
@@ -166,6 +175,24 @@ class Merge(nn.Module):
                 "the right, sizes must be equal or 1; insert a dimension of size 1 with "
                 "unsqueeze where a feature is to be repeated."
             ) from error
+
+
+def _split_sizes(
+    in_features: int | Sequence[int], sizes: Sequence[int], out_features: int | None
+) -> tuple[tuple[int, ...], int]:
+    """Split the sizes that a Merge was given into those of its features and of its result."""
+    rest = sizes if out_features is None else (*sizes, out_features)
+    if isinstance(in_features, Sequence):
+        first, fitting = tuple(in_features), len(rest) == 1
+    else:
+        first, fitting = (in_features,), len(rest) >= 1
+    if not fitting:
+        given = ", ".join(map(str, [in_features, *rest]))
+        raise ValueError(
+            f"Merge({given}) does not give the sizes of the features and that of the result: "
+            "write Merge([5, 6], 10) or Merge(5, 6, 10)."
+        )
+    return (*first, *rest[:-1]), rest[-1]
 
 
 def _add(total: Tensor, part: Tensor) -> Tensor:

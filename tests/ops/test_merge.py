@@ -68,6 +68,20 @@ def test_the_same_seed_gives_the_start_values_of_the_concatenated_linear(bias: b
     torch.testing.assert_close(merge.state_dict(), linear.state_dict(), rtol=0, atol=0)
 
 
+def test_sizes_may_be_given_like_those_of_bilinear() -> None:
+    for merge in [Merge(4, 3, 2, 5), Merge(4, 3, 2, out_features=5), Merge([4, 3, 2], 5)]:
+        assert (merge.in_features, merge.out_features) == ((4, 3, 2), 5)
+    layer = Merge(4, 3, 5, bias=False, activation=torch.relu)
+    assert layer.bias is None
+    assert layer(torch.randn(2, 1, 4), torch.randn(7, 3)).shape == (2, 7, 5)
+
+
+@pytest.mark.parametrize("sizes", [([4, 3],), ([4, 3], 2, 5), (4,)])
+def test_sizes_that_name_no_result_are_refused(sizes: tuple[Any, ...]) -> None:
+    with pytest.raises(ValueError, match=r"write Merge\(\[5, 6\], 10\) or Merge\(5, 6, 10\)"):
+        Merge(*sizes)
+
+
 def test_state_dicts_are_exchanged_with_a_linear() -> None:
     merge, linear = Merge([4, 3], 5), nn.Linear(7, 5)
     merge.load_state_dict(linear.state_dict())
