@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from shardio.codecs.limits import MAX_PIXELS
-from shardio.errors import UsageError
+from shardio.errors import UsageError, counted
 from shardio.index.catalog import Catalog, Source, open_catalog
 from shardio.plan.epoch import DEFAULT_WINDOW, EpochPlan, References
 from shardio.plan.order import Order
@@ -171,8 +171,9 @@ class ShardDataset(ResumableDataset):
     def __repr__(self) -> str:
         source = f"{self._source!s:.100}"
         held = sum(shard.samples for shard in self.catalog.shards)
-        some = f"{len(self.samples):,} of {held:,}" if len(self.samples) < held else f"{held:,}"
-        return f"ShardDataset({source!r}: {some} samples in {len(self.catalog.shards):,} shards)"
+        what, shards = counted(held, "sample"), counted(len(self.catalog.shards), "shard")
+        some = f"{len(self.samples):,} of " if len(self.samples) < held else ""
+        return f"ShardDataset({source!r}: {some}{what} in {shards})"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One sample by its number in packed order; its random crop is always the same.

@@ -469,7 +469,7 @@ def test_arguments_that_cannot_be_meant_are_explained(
 def test_an_empty_dataset_is_an_error(tmp_path: Path) -> None:
     make_shard(tmp_path / "a.tar", {})
     with pytest.raises(
-        shardio.UsageError, match=r"a\.tar': 0 samples in 1 shards\): the dataset has no samples"
+        shardio.UsageError, match=r"a\.tar': 0 samples in 1 shard\): the dataset has no samples"
     ):
         list(shardio.ShardDataset(tmp_path / "a.tar"))
 

@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 
+from shardio.errors import counted
 from shardio.index.shard_index import ShardIndex
 from shardio.packing.verification.findings import Findings
 
@@ -44,7 +45,7 @@ class Comparison:
         del self._left[offset]
         size, fault = int(self._index.sizes[row, column]), None
         if size != len(data):
-            fault = f"the member has {len(data):,} bytes, by the index {size:,}"
+            fault = f"the member has {counted(len(data), 'byte')}, by the index {size:,}"
         elif not self._fits(row, column, data):
             fault = "the data are not what was packed (CRC-32 differs)"
         if fault is not None:
@@ -97,7 +98,8 @@ class Comparison:
             self._add("the index does not have this member", key, field, offset)
         if not self._differ and samples != len(self._index):
             self._found.add(
-                f"the shard has {samples:,} samples, by the index {len(self._index):,}", _AGAIN
+                f"the shard has {counted(samples, 'sample')}, by the index {len(self._index):,}",
+                _AGAIN,
             )
 
     def _fits(self, row: int, column: int, data: memoryview) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.codecs.registry import IMAGE_FIELDS
-from shardio.errors import IndexFileError, quoted
+from shardio.errors import IndexFileError, counted, quoted
 from shardio.index.build import NAME_FIELDS, describe_no_samples
 from shardio.index.manifest import index_path
 from shardio.index.shard_index import ShardIndex, read_index
@@ -349,12 +349,14 @@ def _compare_whole(
     else:
         return
     if size != told[0]:
-        found.add(f"the shard has {size:,} bytes, by the {by} {told[0]:,}", _AGAIN)
+        found.add(f"the shard has {counted(size, 'byte')}, by the {by} {told[0]:,}", _AGAIN)
     elif digest != told[1]:
         found.add(f"the SHA-256 of the shard is not that in the {by}", _AGAIN)
     if shard.receipt is not None and samples != shard.receipt.samples:
         found.add(
-            f"the shard has {samples:,} samples, by the manifest {shard.receipt.samples:,}", _AGAIN
+            f"the shard has {counted(samples, 'sample')}, by the manifest "
+            f"{shard.receipt.samples:,}",
+            _AGAIN,
         )
 
 
