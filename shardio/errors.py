@@ -53,6 +53,11 @@ def quoted(name: object) -> str:
     return _cut(repr(name))
 
 
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Make a number of things fit for a message: "1 shard", "2,000 shards"."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def _cut(text: str) -> str:
     if len(text) <= _LONGEST:
         return text

@@ -11,15 +11,15 @@ import click
 
 from shardio.cli.progress import progress_bar
 from shardio.cli.values import allow_empty_option
-from shardio.errors import UsageError
+from shardio.errors import UsageError, counted
 from shardio.packing.convert import ConvertSummary, Target, check_arguments
 from shardio.packing.convert import convert as convert_source
 
 _WHAT = {
-    "tfrecord": "TFRecord files",
-    "wids": "index for wids",
-    "dali": "indexes for DALI",
-    "energon": "indexes for Energon",
+    "tfrecord": ("TFRecord file", "TFRecord files"),
+    "wids": ("index for wids", "indexes for wids"),
+    "dali": ("index for DALI", "indexes for DALI"),
+    "energon": ("index for Energon", "indexes for Energon"),
 }
 
 
@@ -82,6 +82,7 @@ def convert(
 
 def _sentence(summary: ConvertSummary, to: Target) -> str:
     return (
-        f"wrote {summary.files:,} {_WHAT[to]}, {summary.bytes / 1e6:,.1f} MB, of "
-        f"{summary.samples:,} samples in {summary.shards:,} shards in {summary.seconds:.2f} s"
+        f"wrote {counted(summary.files, *_WHAT[to])}, {summary.bytes / 1e6:,.1f} MB, of "
+        f"{counted(summary.samples, 'sample')} in {counted(summary.shards, 'shard')} in "
+        f"{summary.seconds:.2f} s"
     )

@@ -11,7 +11,7 @@ import click
 
 from shardio.cli.progress import progress_bar
 from shardio.cli.values import allow_empty_option
-from shardio.errors import shown
+from shardio.errors import counted, shown
 from shardio.index.publish import index_source
 
 
@@ -38,6 +38,6 @@ def index(path: str, force: bool, allow_empty: bool, as_json: bool) -> None:
     else:
         fields = ", ".join(map(shown, summary.fields))
         click.echo(
-            f"indexed {summary.samples:,} samples with the fields {fields} "
-            f"in {summary.shards:,} shards, {summary.bytes / 1e6:,.1f} MB"
+            f"indexed {counted(summary.samples, 'sample')} with the fields {fields} "
+            f"in {counted(summary.shards, 'shard')}, {summary.bytes / 1e6:,.1f} MB"
         )

@@ -18,7 +18,7 @@ from rich.table import Table
 from shardio.cli.progress import progress_bar
 from shardio.cli.text import encodable
 from shardio.cli.values import allow_empty_option, max_pixels_option
-from shardio.errors import escaped, shown
+from shardio.errors import counted, escaped, shown
 from shardio.packing.inspection.info import (
     MOST_PREVIEWED,
     PREVIEW_COUNT,
@@ -137,17 +137,19 @@ def _describe(found: Info, *, all_shards: bool, all_classes: bool) -> str:
         console.print(f"sample {found.sample.number:,}: {shown(found.sample.key)}")
         console.print(_sample_table(found.sample))
     for name, lines in found.ledgers.items():
-        console.print(f"{name}: {lines:,} lines")
+        console.print(f"{name}: {counted(lines, 'line')}")
     stripped = "\n".join(line.rstrip() for line in page.getvalue().splitlines())
     return re.sub("\n{3,}", "\n\n", stripped).rstrip()
 
 
 def _sentence(found: Info) -> str:
     classes = found.classes
-    of_classes = "" if classes is None else f" of {_count(len(classes.counts), 'class', 'classes')}"
+    of_classes = (
+        "" if classes is None else f" of {counted(len(classes.counts), 'class', 'classes')}"
+    )
     fields = ", ".join(shown(field.name) for field in found.fields) or "none"
     return (
-        f"{_count(found.samples, 'sample')}{of_classes} in {_count(len(found.shards), 'shard')}, "
+        f"{counted(found.samples, 'sample')}{of_classes} in {counted(len(found.shards), 'shard')}, "
         f"{_size(found.bytes)}, with the fields {fields}."
     )
 
@@ -171,7 +173,7 @@ def _shards_sentence(shards: Sequence[ShardInfo]) -> str:
     if not shards:
         return "No shards."
     without = sum(not shard.checksums for shard in shards)
-    hint = f" {_count(without, 'index', 'indexes')} without checksums." if without else ""
+    hint = f" {counted(without, 'index', 'indexes')} without checksums." if without else ""
     return (
         f"Samples in a shard: {_range([shard.samples for shard in shards], _number)}; its size: "
         f"{_range([shard.bytes for shard in shards], _size)}.{hint}"
@@ -211,7 +213,7 @@ def _classes_sentences(classes: ClassesInfo) -> list[str]:
         (classes.missing, "no cls"),
     ):
         if samples:
-            sentences.append(f"{_count(samples, 'sample has', 'samples have')} {what}.")
+            sentences.append(f"{counted(samples, 'sample has', 'samples have')} {what}.")
     return sentences
 
 
@@ -257,10 +259,6 @@ def _range(values: Sequence[int], show: Callable[[int], str]) -> str:
 
 def _number(count: int) -> str:
     return f"{count:,}"
-
-
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def _size(count: int) -> str:

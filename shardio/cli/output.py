@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from shardio.cli.values import allow_empty_option, parse_size, parse_split
+from shardio.errors import counted
 from shardio.packing.job import PackSummary
 from shardio.packing.names import DUPLICATES_NAME, SKIPPED_NAME
 
@@ -62,18 +63,22 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def describe(summary: PackSummary, out: str) -> str:
     """What was packed, in sentences."""
     megabytes = summary.bytes / 1e6
-    classes = "" if summary.classes is None else f" of {summary.classes:,} classes"
+    classes = (
+        "" if summary.classes is None else f" of {counted(summary.classes, 'class', 'classes')}"
+    )
     lines = [
-        f"packed {summary.samples:,} samples{classes}, {megabytes:,.1f} MB, into "
-        f"{summary.shards:,} shards in {summary.seconds:.2f} s "
+        f"packed {counted(summary.samples, 'sample')}{classes}, {megabytes:,.1f} MB, into "
+        f"{counted(summary.shards, 'shard')} in {summary.seconds:.2f} s "
         f"({megabytes / summary.seconds:,.0f} MB/s)"
     ]
     for name, samples in (summary.splits or {}).items():
-        lines.append(f"{Path(out, name)}: {samples:,} samples")
+        lines.append(f"{Path(out, name)}: {counted(samples, 'sample')}")
     if summary.skipped:
-        lines.append(f"left out {summary.skipped:,} files, listed in {out}/{SKIPPED_NAME}")
+        lines.append(f"left out {counted(summary.skipped, 'file')}, listed in {out}/{SKIPPED_NAME}")
     if summary.duplicates:
-        lines.append(f"found {summary.duplicates:,} duplicates, listed in {out}/{DUPLICATES_NAME}")
+        lines.append(
+            f"found {counted(summary.duplicates, 'duplicate')}, listed in {out}/{DUPLICATES_NAME}"
+        )
     if summary.image_sizes is not None and summary.image_sizes > 1:
         lines.append(
             f"the images have {summary.image_sizes:,} different sizes, so batches cannot be "

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from shardio.cli.progress import progress_bar
 from shardio.cli.settings import describe, plan_options
-from shardio.errors import ShardioError
+from shardio.errors import ShardioError, counted
 from shardio.profiling.coverage import Coverage, check_coverage
 from shardio.reading.planning import PlanSettings
 
@@ -60,7 +60,8 @@ def _show(coverage: Coverage) -> None:
     left_out = f", {coverage.left_out:,} left out by the tail" if coverage.left_out else ""
     pads = sum(share.pads for share in coverage.ranks)
     console.print(
-        f"{coverage.steps:,} steps of {settings.batch_size:,} × {settings.ranks:,} ranks: "
+        f"{counted(coverage.steps, 'step')} of {settings.batch_size:,} × "
+        f"{counted(settings.ranks, 'rank')}: "
         f"{coverage.delivered_once:,} of {coverage.samples:,} samples come exactly once, "
         f"{coverage.delivered_again:,} more often{left_out}; {pads:,} pads are not valid."
     )
@@ -110,7 +111,7 @@ def _node_table(coverage: Coverage) -> Table:
 def _mixing(coverage: Coverage) -> list[str]:
     sentences = [
         f"All nodes together read {coverage.bytes_read:.2f} × the {coverage.bytes / 1e6:,.1f} MB "
-        f"in {coverage.shards:,} shards."
+        f"in {counted(coverage.shards, 'shard')}."
     ]
     if coverage.neighbour_distance is not None:
         sentences.append(

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import click
 
 from shardio.cli.settings import describe, plan_options
-from shardio.errors import ShardioError
+from shardio.errors import ShardioError, counted
 from shardio.reading.planning import PlanSettings
 from shardio.reading.replay import LISTING_NAME, ReplayedBatch
 from shardio.reading.replay import replay as write_batch
@@ -45,6 +45,6 @@ def _sentence(batch: ReplayedBatch, out: str) -> str:
     pads = sum(not sample.valid for sample in batch.samples)
     whose = "all ranks" if batch.rank is None else f"rank {batch.rank}"
     return (
-        f"wrote the {len(batch.samples):,} samples ({pads:,} of them pads) of {whose} in step "
-        f"{batch.step} to {out}, listed in {LISTING_NAME}\n{describe(batch.settings)}"
+        f"wrote the {counted(len(batch.samples), 'sample')} ({pads:,} of them pads) of {whose} in "
+        f"step {batch.step} to {out}, listed in {LISTING_NAME}\n{describe(batch.settings)}"
     )

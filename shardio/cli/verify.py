@@ -13,6 +13,7 @@ import click
 from shardio.cli.progress import progress_bar
 from shardio.cli.text import encodable
 from shardio.cli.values import allow_empty_option, max_pixels_option
+from shardio.errors import counted
 from shardio.packing.names import DROPPED_NAME
 from shardio.packing.verification.findings import Verification
 from shardio.packing.verification.repair import RepairSummary, repair
@@ -97,11 +98,11 @@ def _repaired(fixed: RepairSummary | None, new: str) -> str:
     if fixed is None:
         return f"{new}: not written, as there is nothing to repair"
     losses = f"; {DROPPED_NAME} there lists what is lost ({fixed.dropped:,})" * bool(fixed.dropped)
-    return f"{new}: {fixed.samples:,} samples in {fixed.shards:,} shards{losses}"
+    return f"{new}: {counted(fixed.samples, 'sample')} in {counted(fixed.shards, 'shard')}{losses}"
 
 
 def _verdict(found: Verification) -> str:
     problems = len(found.problems)
-    verdict = f"{problems:,} problem{'s' * (problems != 1)}" if problems else "sound"
-    counts = f"{found.shards:,} shards, {found.samples:,} samples, {found.bytes / 1e6:,.1f} MB"
-    return f"{counts}: {verdict}"
+    verdict = counted(problems, "problem") if problems else "sound"
+    counts = f"{counted(found.shards, 'shard')}, {counted(found.samples, 'sample')}"
+    return f"{counts}, {found.bytes / 1e6:,.1f} MB: {verdict}"

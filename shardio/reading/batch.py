@@ -1,15 +1,20 @@
 """A batch while it is filled: read the bytes, decode them into the slots.
 
 A sample that cannot be delivered raises an error that names it, or, under the user's policy, is
-replaced by the next good sample of its shard, marked as not valid and counted: shapes and steps
-stay as planned, whatever the topology.
+replaced, marked as not valid and counted: steps stay as planned, whatever the topology. So is a
+sample whose arrays differ in shape or dtype from those of most samples of the batch.
+
+Samples are replaced when all slots have been tried, in the order of the slots, so that no thread's
+luck decides. The next good sample of the shard takes the place. Where the shard has none, or that
+one does not fit, a good sample of the batch does, and where the batch has none, of another shard.
 """
 
 from __future__ import annotations
 
 import logging
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -22,7 +27,7 @@ from shardio.errors import CodecError, SampleError, TransformError, UsageError, 
 from shardio.forks import new_lock
 from shardio.plan.epoch import References
 from shardio.plan.samples import Samples
-from shardio.reading.columns import Column, RowColumn
+from shardio.reading.columns import Column, MisfitError, RowColumn, Stack
 from shardio.reading.fields import Fields
 from shardio.reading.rows import Gatherer
 from shardio.reading.shards import FieldBytes, OpenShard, ShardPool
@@ -107,6 +112,8 @@ class Batch:
         self._valid = references.valid.copy()
         self._keys = [""] * len(references)
         self._missing: list[str] = []  # entries of the one sample where some may be missing
+        self._bad: dict[int, str] = {}  # why the sample of a slot cannot be delivered
+        self._misfits: dict[int, str] = {}  # why it does not fit with the others
         fields = delivery.fields
         self._wanted = tuple(fields[name] for name in columns)
         several = {name: fields[name] for name in columns if len(fields[name]) > 1}
@@ -131,12 +138,17 @@ class Batch:
                 at_once = self._fill_at_once(slots, watch)
         if not at_once:
             self._fill_one_by_one(slots, watch)
-        times = watch.finish()
-        with self._delivery.lock:
-            self._delivery.times.add(times)
+        self._add_times(watch)
 
     def finish(self) -> dict[str, Any]:
-        """Entries by name, with n slots each, and "valid" (bool [n]) and "__key__"."""
+        """Entries by name, with n slots each, and "valid" (bool [n]) and "__key__".
+
+        Raises:
+            SampleError: a sample is bad, and so are all others of the dataset.
+            TarError: a shard was changed or cut off.
+        """
+        if self._bad or self._misfits:
+            self._settle()
         batch = {
             name: column.collect()
             for name, column in self._columns.items()
@@ -145,6 +157,11 @@ class Batch:
         batch["valid"] = torch.from_numpy(self._valid)
         batch["__key__"] = self._keys
         return batch
+
+    def _add_times(self, watch: Stopwatch) -> None:
+        times = watch.finish()
+        with self._delivery.lock:
+            self._delivery.times.add(times)
 
     def _fill_at_once(self, slots: range, watch: Stopwatch) -> bool:
         """Gather all fields of the slots; False if the samples are not alike."""
@@ -172,11 +189,11 @@ class Batch:
         samples = self._references.indices[inside].tolist()
         numbers: list[list[float]] = self._numbers[inside].tolist()
         for number, shard, sample, uniforms in zip(slots, shards, samples, numbers, strict=True):
-            self._valid[number] &= self._fill(_Slot(number, uniforms, watch), shard, sample)
+            self._fill(_Slot(number, uniforms, watch), shard, sample)
             watch.stop()
 
-    def _fill(self, slot: _Slot, shard_number: int, sample: int) -> bool:
-        """Fill a slot; False if another sample had to take it."""
+    def _fill(self, slot: _Slot, shard_number: int, sample: int) -> None:
+        """Fill a slot, or note why its own sample cannot."""
         shard = self._delivery.pool.get(shard_number)
         self._keys[slot.number] = shard.key(sample)
         try:
@@ -186,32 +203,103 @@ class Batch:
         except SampleError as error:
             if self._delivery.on_replaced is None:
                 raise
-            shard.bad.add(sample)
-            positions = self._delivery.samples.in_shard(shard_number).tolist()
-            after = bisect_right(positions, sample)
-            substitute = self._replace(slot, shard, [*positions[after:], *positions[: after - 1]])
-            _LOG.warning("%s; sample %s takes its place", error, quoted(substitute))
+            if isinstance(error.__cause__, MisfitError):
+                self._misfits[slot.number] = str(error)
+            else:
+                self._bad[slot.number] = str(error)
+                shard.bad.add(sample)
+
+    def _settle(self) -> None:
+        """Replace the samples that are bad or of another kind than most of the batch."""
+        watch = self._delivery.stopwatch()
+        sound = [number for number in range(len(self)) if number not in self._bad]
+        if self._misfits and self._take_kind_of_most(sound):
+            self._misfits.clear()
+            for number in sound:
+                self._fill(self._slot(number, watch), *self._place_of(number))
+        faults = self._bad | self._misfits
+        good = [self._place_of(number) for number in sound if number not in faults]
+        for number in sorted(faults):
+            good.append(self._replace(self._slot(number, watch), good, faults[number]))
+        self._add_times(watch)
+
+    def _take_kind_of_most(self, sound: Sequence[int]) -> bool:
+        """Empty the columns if most of some slots are of another kind; of equally many the first.
+
+        Returns:
+            Whether they were emptied.
+        """
+        stacks = [column for column in self._columns.values() if isinstance(column, Stack)]
+        kinds = Counter(tuple(stack.kind_of(number) for stack in stacks) for number in sound)
+        most = max(kinds, key=kinds.__getitem__)
+        if most == tuple(stack.kind for stack in stacks):
+            return False
+        for stack, kind in zip(stacks, most, strict=True):
+            if kind is not None:
+                stack.begin_anew(kind)
+        return True
+
+    def _slot(self, number: int, watch: Stopwatch) -> _Slot:
+        return _Slot(number, self._numbers[number].tolist(), watch)
+
+    def _place_of(self, number: int) -> tuple[int, int]:
+        """Shard and position there of a slot's own sample."""
+        return int(self._references.shards[number]), int(self._references.indices[number])
+
+    def _replace(self, slot: _Slot, good: Sequence[tuple[int, int]], fault: str) -> tuple[int, int]:
+        """Fill a slot with another sample than its own.
+
+        Args:
+            slot: to fill.
+            good: shards and positions of samples that other slots hold.
+            fault: why its own sample cannot be delivered.
+
+        Returns:
+            Shard and position of the sample that it holds now.
+        """
+        for number, sample in self._substitutes(slot.number, good):
+            shard = self._delivery.pool.get(number)
+            if sample not in shard.bad and self._try(slot, shard, sample):
+                break
+        else:
+            raise SampleError(
+                f"{fault}; none of the {len(self._delivery.samples):,} samples in the dataset can "
+                "be delivered"
+            )
+        self._valid[slot.number] = False
+        _LOG.warning("%s; sample %s takes its place", fault, quoted(shard.key(sample)))
+        if self._delivery.on_replaced is not None:
             self._delivery.on_replaced()
+        return number, sample
+
+    def _try(self, slot: _Slot, shard: OpenShard, sample: int) -> bool:
+        try:
+            self._put(slot, shard, sample)
+        except TransformError:
+            raise
+        except SampleError as error:
+            if not isinstance(error.__cause__, MisfitError):
+                shard.bad.add(sample)
             return False
         return True
 
-    def _replace(self, slot: _Slot, shard: OpenShard, substitutes: list[int]) -> str:
-        for substitute in substitutes:
-            if substitute in shard.bad:
-                continue
-            try:
-                self._put(slot, shard, substitute)
-            except TransformError:
-                raise
-            except SampleError:
-                shard.bad.add(substitute)
-                continue
-            return shard.key(substitute)
-        raise SampleError(
-            f"{shard.name}: none of its {len(substitutes) + 1} samples in the dataset can be "
-            "delivered; remove the shard",
-            shard=shard.name,
-        )
+    def _substitutes(
+        self, number: int, good: Sequence[tuple[int, int]]
+    ) -> Iterator[tuple[int, int]]:
+        """What may take the place of a slot's own sample, in order."""
+        samples, (own, sample) = self._delivery.samples, self._place_of(number)
+        if number in self._bad:
+            positions = samples.in_shard(own).tolist()
+            after = bisect_right(positions, sample)
+            for position in [*positions[after:], *positions[: after - 1]]:
+                yield own, position
+                if good and position not in self._delivery.pool.get(own).bad:
+                    break  # it does not fit, as may all that follow
+        yield from good
+        count = len(samples.counts)
+        for other in (number % count for number in range(own + 1, own + count)):
+            for position in samples.in_shard(other).tolist():
+                yield other, position
 
     def _put(self, slot: _Slot, shard: OpenShard, sample: int) -> None:
         """Decode all of a sample, then place all of it."""
@@ -267,9 +355,11 @@ class Batch:
         remedy = ""
         if isinstance(error, TransformError):
             kind = TransformError
+        elif self._delivery.on_replaced is not None:
+            kind = SampleError
         elif isinstance(error, UsageError):
             kind = UsageError
-        elif self._delivery.on_replaced is None:
+        else:
             remedy = '; pass on_bad_sample="skip" to go on without it, or choose other fields'
         return kind(
             f"{shard.place(sample, field)}: {error}{remedy}",

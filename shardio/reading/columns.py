@@ -3,12 +3,14 @@
 Threads fill different slots at once. A sample is decoded whole before any of it is placed, so
 that a bad one leaves no trace. Images with a sized transform are the exception that nobody sees:
 they go straight from the decoder's scratch buffer into their slot. Other arrays set the column's
-shape and dtype with the first one that comes. Everything else is a list.
+kind, which is shape and dtype, with the first one that comes. Everything else is a list.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,6 +32,12 @@ from shardio.reading.times import Stopwatch
 from shardio.transforms import SizedTransform
 
 Transform = SizedTransform | Callable[[torch.Tensor], Any]
+Kind = tuple[tuple[int, ...], Any]
+"""Shape and dtype of an array or tensor."""
+
+
+class MisfitError(UsageError):
+    """A value of another kind than the others of its batch."""
 
 
 class Column(Protocol):
@@ -41,7 +49,7 @@ class Column(Protocol):
         """Decode a field of a sample, and note when each stage of that ends.
 
         Raises:
-            CodecError: the bytes do not decode.
+            CodecError: the bytes do not decode, or to what no batch can hold.
             TransformError: the transform raised.
         """
 
@@ -49,8 +57,7 @@ class Column(Protocol):
         """Put what was decoded into its slot.
 
         Raises:
-            CodecError: torch has no such dtype.
-            UsageError: the value does not fit into one array with the others.
+            MisfitError: the value is of another kind than the others.
         """
 
     def collect(self) -> Any:
@@ -132,14 +139,56 @@ class SizedImages:
         return self._batch.permute(0, 3, 1, 2)
 
 
-class Transformed:
-    """What a callable makes of images: a tensor [B, …] of one shape and dtype.
+class Stack(ABC):
+    """Arrays or tensors of one kind, a tensor [B, …].
+
+    Args:
+        slots: how many.
+        max_pixels: greatest number of pixels of an image.
+        allocate: makes the tensor.
+
+    Attributes:
+        kind: that all slots have, once there is one.
+    """
+
+    def __init__(self, slots: int, *, max_pixels: int, allocate: Allocate) -> None:
+        self._num_slots = slots
+        self._max_pixels = max_pixels
+        self._allocate = allocate
+        self._batch = torch.empty(0)
+        self.kind: Kind | None = None
+        self._kinds: dict[int, Kind] = {}  # of slots that were decoded one by one
+        self._lock = new_lock()
+
+    def kind_of(self, slot: int) -> Kind | None:
+        """Kind of what was decoded for a slot; of the column if that was not done one by one."""
+        return self._kinds.get(slot, self.kind)
+
+    def begin_anew(self, kind: Kind) -> None:
+        """Empty all slots, for values of a kind that a slot has."""
+        self.kind = None
+        self._prepare(*kind)
+
+    def _prepare(self, shape: tuple[int, ...], dtype: Any) -> None:
+        """Make the tensor for values of a kind, if there is none."""
+        with self._lock:
+            if self.kind is None:
+                self._make(shape, dtype)
+                self.kind = (shape, dtype)
+
+    @abstractmethod
+    def _make(self, shape: tuple[int, ...], dtype: Any) -> None:
+        """Make the tensor for values of a kind."""
+
+
+class Transformed(Stack):
+    """What a callable makes of images: a tensor [B, …] of one kind.
 
     Args:
         slots: how many.
         transform: from uint8 [3, H, W] to a tensor.
         max_pixels: greatest number of pixels of an image.
-        allocate: makes the array.
+        allocate: makes the tensor.
     """
 
     def __init__(
@@ -150,31 +199,26 @@ class Transformed:
         max_pixels: int,
         allocate: Allocate,
     ) -> None:
-        self._num_slots = slots
+        super().__init__(slots, max_pixels=max_pixels, allocate=allocate)
         self._transform = transform
-        self._max_pixels = max_pixels
-        self._allocate = allocate
-        self._batch: torch.Tensor | None = None
-        self._lock = new_lock()
 
     def decode(
         self, slot: int, stored: FieldBytes, uniforms: Sequence[float], watch: Stopwatch
     ) -> torch.Tensor:
         """See Column."""
-        del slot, uniforms
+        del uniforms
         pixels: Any = decode_field(
             stored.field, stored.data, max_pixels=self._max_pixels, verified=stored.verified
         )
         watch.decoded()
         value = _apply(self._transform, torch.from_numpy(pixels).permute(2, 0, 1))
         watch.transformed()
+        self._kinds[slot] = (value.shape, value.dtype)
         return value
 
     def place(self, slot: int, value: torch.Tensor) -> None:
         """See Column."""
-        with self._lock:
-            if self._batch is None:
-                self._batch = self._make(value)
+        self._prepare(value.shape, value.dtype)
         batch = self._batch
         if value.shape != batch.shape[1:] or value.dtype != batch.dtype:
             raise _misfit((value.shape, value.dtype), (batch.shape[1:], batch.dtype))
@@ -182,51 +226,50 @@ class Transformed:
 
     def collect(self) -> torch.Tensor | None:
         """See Column."""
-        return self._batch
+        return None if self.kind is None else self._batch
 
-    def _make(self, value: torch.Tensor) -> torch.Tensor:
-        if value.ndim == 3:  # pictures, in channels-last memory
-            channels, height, width = value.shape
-            pictures = self._allocate((self._num_slots, height, width, channels), value.dtype)
-            return pictures.permute(0, 3, 1, 2)
-        return self._allocate((self._num_slots, *value.shape), value.dtype)
+    def _make(self, shape: tuple[int, ...], dtype: Any) -> None:
+        if len(shape) == 3:  # pictures, in channels-last memory
+            channels, height, width = shape
+            pictures = self._allocate((self._num_slots, height, width, channels), dtype)
+            self._batch = pictures.permute(0, 3, 1, 2)
+        else:
+            self._batch = self._allocate((self._num_slots, *shape), dtype)
 
 
-class Arrays:
-    """NumPy arrays of one shape and dtype, a tensor [B, …]; images are [B, 3, H, W].
+class Arrays(Stack):
+    """NumPy arrays of one kind, a tensor [B, …]; images are [B, 3, H, W].
 
     Args:
         slots: how many.
         image: they are images.
         max_pixels: greatest number of pixels of an image.
-        allocate: makes the array.
+        allocate: makes the tensor.
     """
 
     def __init__(self, slots: int, *, image: bool, max_pixels: int, allocate: Allocate) -> None:
-        self._num_slots = slots
+        super().__init__(slots, max_pixels=max_pixels, allocate=allocate)
         self._image = image
-        self._max_pixels = max_pixels
-        self._allocate = allocate
-        self._batch: torch.Tensor | None = None
         self._slots: NDArray[Any] = np.empty(0)
-        self._lock = new_lock()
 
     def decode(
         self, slot: int, stored: FieldBytes, uniforms: Sequence[float], watch: Stopwatch
     ) -> NDArray[Any]:
         """See Column."""
-        del slot, uniforms
-        value: Any = decode_field(
+        del uniforms
+        decoded: Any = decode_field(
             stored.field, stored.data, max_pixels=self._max_pixels, verified=stored.verified
         )
         watch.decoded()
-        return np.asarray(value)
+        value: NDArray[Any] = np.asarray(decoded)
+        _torch_dtype(value.dtype, value.ndim)
+        self._kinds[slot] = (value.shape, value.dtype)
+        return value
 
     def place(self, slot: int, value: NDArray[Any]) -> None:
         """See Column."""
         self._prepare(value.shape, value.dtype)
         if value.shape != self._slots.shape[1:] or value.dtype != self._slots.dtype:
-            _torch_dtype(value.dtype)
             raise _misfit(
                 (self._shown(value.shape), value.dtype),
                 (self._shown(self._slots.shape[1:]), self._slots.dtype),
@@ -235,23 +278,13 @@ class Arrays:
 
     def collect(self) -> torch.Tensor | None:
         """See Column."""
-        if self._batch is None or not self._image:
-            return self._batch
-        return self._batch.permute(0, 3, 1, 2)
+        if self.kind is None:
+            return None
+        return self._batch.permute(0, 3, 1, 2) if self._image else self._batch
 
-    def _prepare(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        """Make the array for values of that shape and dtype, if there is none."""
-        with self._lock:
-            if self._batch is None:
-                batch = self._allocate((self._num_slots, *shape), _torch_dtype(dtype))
-                try:
-                    self._slots = batch.numpy()
-                except ValueError as error:
-                    raise CodecError(
-                        f"no batch can hold arrays of {len(shape)} dimensions; read the field with "
-                        "decode=False"
-                    ) from error
-                self._batch = batch
+    def _make(self, shape: tuple[int, ...], dtype: Any) -> None:
+        self._batch = self._allocate((self._num_slots, *shape), _torch_dtype(dtype, len(shape)))
+        self._slots = self._batch.numpy()
 
     def _shown(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (shape[2], *shape[:2]) if self._image else shape
@@ -360,26 +393,34 @@ def _apply(transform: Callable[[torch.Tensor], Any], value: torch.Tensor) -> tor
         ) from error
 
 
-def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
+@lru_cache(maxsize=256)
+def _torch_dtype(dtype: np.dtype[Any], dimensions: int) -> torch.dtype:
     """Return torch's dtype for one of NumPy.
 
     Raises:
-        CodecError: torch has none.
+        CodecError: torch has none, or no batch holds arrays of so many dimensions.
     """
     try:
-        return torch.from_numpy(np.empty(0, dtype)).dtype
+        found = torch.from_numpy(np.empty(0, dtype)).dtype
     except TypeError as error:
         raise CodecError(
             f"torch has no dtype for {dtype}; read the field with decode=False"
         ) from error
+    try:
+        torch.empty((0,) * (dimensions + 1), dtype=found).numpy()
+    except ValueError as error:
+        raise CodecError(
+            f"no batch can hold arrays of {dimensions} dimensions; read the field with decode=False"
+        ) from error
+    return found
 
 
 def _misfit(
     found: tuple[Sequence[int], object], wanted: tuple[Sequence[int], object]
-) -> UsageError:
+) -> MisfitError:
     (found_shape, found_dtype), (shape, dtype) = found, wanted
     side = min(224, *shape[-2:]) if len(shape) > 1 else 224
-    return UsageError(
+    return MisfitError(
         f"it is {'×'.join(map(str, found_shape))} {found_dtype}, others of the batch are "
         f"{'×'.join(map(str, shape))} {dtype}; give a transform that makes them equal, such as "
         f"shardio.RandomResizedCrop({side}), or read samples without batch_size"

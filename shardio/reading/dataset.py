@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from shardio.codecs.limits import MAX_PIXELS
-from shardio.errors import UsageError
+from shardio.errors import UsageError, counted
 from shardio.index.catalog import Catalog, Source, open_catalog
 from shardio.plan.epoch import DEFAULT_WINDOW, EpochPlan, References
 from shardio.plan.order import Order
@@ -33,7 +33,7 @@ from shardio.reading.columns import Transform
 from shardio.reading.fields import Fields, default_fields, parse_fields
 from shardio.reading.memory import Allocate, Recycler
 from shardio.reading.planning import check_plan, make_shuffle
-from shardio.reading.reader import SampleReader
+from shardio.reading.reader import SampleReader, describe_entry
 from shardio.reading.resumable import Jobs, ResumableDataset, run_in_turn, to_sample
 from shardio.reading.shards import ShardPool
 from shardio.reading.state import Identity
@@ -171,8 +171,9 @@ class ShardDataset(ResumableDataset):
     def __repr__(self) -> str:
         source = f"{self._source!s:.100}"
         held = sum(shard.samples for shard in self.catalog.shards)
-        some = f"{len(self.samples):,} of {held:,}" if len(self.samples) < held else f"{held:,}"
-        return f"ShardDataset({source!r}: {some} samples in {len(self.catalog.shards):,} shards)"
+        what, shards = counted(held, "sample"), counted(len(self.catalog.shards), "shard")
+        some = f"{len(self.samples):,} of " if len(self.samples) < held else ""
+        return f"ShardDataset({source!r}: {some}{what} in {shards})"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One sample by its number in packed order; its random crop is always the same.
@@ -262,9 +263,9 @@ class ShardDataset(ResumableDataset):
         """What this rank gets in one step of an epoch, whatever came before.
 
         Raises:
-            UsageError: the epoch has no such step.
+            UsageError: there is no such epoch, or it has no such step.
         """
-        epoch, step = whole_number("epoch", epoch, least=0), whole_number("step", step, least=0)
+        epoch, step = self._check_epoch(epoch), whole_number("step", step, least=0)
         steps = self.num_steps()
         if step >= steps:
             raise UsageError(f"step {step} is outside the {steps} steps of an epoch")
@@ -348,6 +349,13 @@ class ShardDataset(ResumableDataset):
         part.samples = samples
         part._open_shards = None
         return part
+
+    def describe_entries(self) -> dict[str, str]:
+        """Say what a batch holds for each entry."""
+        return {
+            name: describe_entry(found[0], decode=self._decode)
+            for name, found in self.fields.items()
+        }
 
     def transform_key(self, epoch: int) -> int:
         """The key of the random numbers for transforms in an epoch."""

@@ -33,6 +33,7 @@ from shardio.reading.state import Identity
 
 Stop = Literal["first", "all"]
 _LONGEST_LIST = 300
+_POSITIONS = 1 << 56  # of the mixture; more would overflow 64 bits on the way to an epoch's order
 
 
 class _Draw(NamedTuple):
@@ -113,6 +114,9 @@ class Mix(ResumableDataset):
                 "stop='all'"
             )
         return steps
+
+    def _count_epochs(self) -> int:
+        return _POSITIONS // (self.num_steps() * self.global_batch_size)
 
     @property
     def num_bad_samples(self) -> int:
@@ -212,8 +216,9 @@ class _MixedBatch:
         slots = [draw.slots for draw in self._draws]
         batch = parts[0]
         if len(parts) > 1:
+            _check_kinds([draw.source for draw in self._draws], parts)
             batch = {
-                name: _scatter(name, [part[name] for part in parts], slots, self._allocate)
+                name: _scatter([part[name] for part in parts], slots, self._allocate)
                 for name in batch
             }
         sources = torch.empty(self._size, dtype=torch.int64)
@@ -222,9 +227,26 @@ class _MixedBatch:
         return batch | {"__source__": sources}
 
 
-def _scatter(
-    name: str, values: list[Any], slots: list[NDArray[np.int64]], allocate: Allocate
-) -> Any:
+def _check_kinds(sources: list[int], parts: list[dict[str, Any]]) -> None:
+    """Raise UsageError if a tensor has another shape or dtype in one part of a batch."""
+    for name, first in parts[0].items():
+        if not isinstance(first, torch.Tensor):
+            continue
+        for source, part in zip(sources, parts, strict=True):
+            value = part[name]
+            if value.shape[1:] != first.shape[1:] or value.dtype != first.dtype:
+                raise UsageError(
+                    f"{quoted(name)} is {_shown(first)} in source {sources[0]} and "
+                    f"{_shown(value)} in source {source}; give the sources transforms that make "
+                    "them equal"
+                )
+
+
+def _shown(value: torch.Tensor) -> str:
+    return f"{'×'.join(map(str, value.shape[1:]))} {value.dtype}"
+
+
+def _scatter(values: list[Any], slots: list[NDArray[np.int64]], allocate: Allocate) -> Any:
     """One entry of a batch from those of its parts."""
     size = sum(map(len, slots))
     if not isinstance(values[0], torch.Tensor):
@@ -233,12 +255,6 @@ def _scatter(
             for place, item in zip(places.tolist(), value, strict=True):
                 entry[place] = item
         return entry
-    kinds = {f"{'×'.join(map(str, value.shape[1:]))} {value.dtype}" for value in values}
-    if len(kinds) > 1:
-        raise UsageError(
-            f"{quoted(name)} is {' and '.join(sorted(kinds))} in different sources; give the "
-            "sources transforms that make them equal"
-        )
     channels_last = values[0].ndim == 4 and values[0].permute(0, 2, 3, 1).is_contiguous()
     if channels_last:
         values = [value.permute(0, 2, 3, 1) for value in values]
@@ -290,6 +306,7 @@ def _check_sources(sources: Sequence[ShardDataset]) -> None:
                     f"the sources do not fit together: source {number} has other {name} than "
                     f"source 0: {value!s:.200} and {values[0]!s:.200}"
                 )
+    _check_entries([source.describe_entries() for source in sources])
     labelled = [source for source in sources if "label" in source.fields]
     if len({source.classes for source in labelled}) > 1:
         raise UsageError(
@@ -297,6 +314,17 @@ def _check_sources(sources: Sequence[ShardDataset]) -> None:
             "things; pack them with the same class folders, empty ones too, or leave the label "
             "out with fields="
         )
+
+
+def _check_entries(entries: Sequence[dict[str, str]]) -> None:
+    for number, held in enumerate(entries):
+        for name, what in held.items():
+            if what != entries[0][name]:
+                raise UsageError(
+                    f"the sources do not fit together: {quoted(name)} is {entries[0][name]} in "
+                    f"source 0 and {what} in source {number}; choose other fields for one of them, "
+                    "or the same decode="
+                )
 
 
 def _digest_of(source: ShardDataset) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from shardio.errors import UsageError
+from shardio.errors import UsageError, counted
 from shardio.index.catalog import Catalog, open_catalog
 from shardio.plan.epoch import DEFAULT_WINDOW, EpochPlan, Shuffle
 from shardio.plan.samples import Samples
@@ -132,7 +132,7 @@ def check_plan(
         raise UsageError(f"{name}: streams={streams} are more than its {len(samples)} samples")
     if count_steps(len(samples), global_batch_size, tail) == 0:
         raise UsageError(
-            f"{name}: {len(samples)} samples do not fill one global batch, which "
+            f"{name}: {counted(len(samples), 'sample')} do not fill one global batch, which "
             "tail='drop' leaves out; make the batch smaller or pass tail='pad'"
         )
 

@@ -28,6 +28,19 @@ from shardio.reading.memory import Allocate
 from shardio.reading.rows import Gatherer
 from shardio.transforms import SizedTransform
 
+_HOLDS = {"cls": "a tensor", "npy": "a tensor", "image": "a tensor", "pixels": "a tensor"}
+_HOLDS |= {"txt": "text", "json": "values of JSON"}
+
+
+def describe_entry(field: str, *, decode: bool) -> str:
+    """Say what a batch holds for an entry that a field fills: a tensor, or values of which kind.
+
+    Args:
+        field: name of the field.
+        decode: False leaves every field as bytes.
+    """
+    return _HOLDS.get(kind_of(field), "bytes") if decode else "bytes"
+
 
 class SampleReader:
     """Makes batches of references.

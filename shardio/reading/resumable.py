@@ -68,6 +68,7 @@ def _refuse_to_batch(batch: object, **_: object) -> None:
 
 
 default_collate_fn_map[Place] = _refuse_to_batch
+_EPOCHS = 1 << 64  # the keys of their random numbers have 64 bits
 torch.serialization.add_safe_globals([int])  # for torch.load(weights_only=True) of a Place
 Jobs = Generator[Job, None, None]
 Loop = Generator[dict[str, Any], None, None]
@@ -189,9 +190,13 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         return {**vars(self), "_ranks": ranks}
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next loop that epoch; later loops count on from it."""
+        """Make the next loop that epoch; later loops count on from it.
+
+        Raises:
+            UsageError: it is no whole number from 0, or too large.
+        """
         self._refuse_second_division()
-        self._start_at(Position(whole_number("epoch", epoch, least=0), 0))
+        self._start_at(Position(self._check_epoch(epoch), 0))
 
     def state_dict(self, batch: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Where the loop is, in less than 1 KB, for load_state_dict on any number of ranks.
@@ -233,6 +238,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         """
         worker = find_worker() if get_worker_info() is not None else None
         position = read_state(state, self._identity(), worker)
+        self._check_epoch(position.epoch)
         if worker is None:
             if position.step > self.num_steps():
                 raise UsageError(
@@ -247,6 +253,21 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
     def num_bad_samples(self) -> int:
         """Bad samples replaced so far, in all worker processes, under on_bad_sample="skip"."""
         return self._epochs.num_bad_samples
+
+    def _count_epochs(self) -> int:
+        """How many epochs there are, of which each has an order of its own."""
+        return _EPOCHS
+
+    def _check_epoch(self, epoch: object) -> int:
+        """An epoch as int.
+
+        Raises:
+            UsageError: there is no such epoch.
+        """
+        number, count = whole_number("epoch", epoch, least=0), self._count_epochs()
+        if number >= count:
+            raise UsageError(f"epoch={number}: it must be below {count}")
+        return number
 
     def _copy(self) -> Self:
         """The same dataset, counting epochs of its own."""

@@ -4,17 +4,22 @@ An entry is named after the file's absolute path, inode, size and times, so a ch
 new entry: the time of its last change of any kind (ctime) tells a file that was rewritten and
 given its old modification time, as rsync and tar do. The folder is $SHARDIO_CACHE, else
 $XDG_CACHE_HOME/shardio, else ~/.cache/shardio; where that is not this user's own, the subfolder
-`shardio-<uid>` of it (see private). What is found there is believed only if it is a file of this
-user that nobody else may write to; a link, or a file of anybody else, is an error and stays.
+`shardio-<uid>` of it (see private). Where no folder was named and the usual one cannot be used, as
+in a home that cannot be written, new entries go to the temporary directory, and a warning says so.
+What is found there is believed only if it is a file of this user that nobody else may write to; a
+link, or a file of anybody else, is an error and stays.
 
 Processes that miss the same entry at once each make it; the last one stays, the same as the first.
 """
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
+import logging
 import os
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,10 +30,13 @@ from shardio.errors import TarError, UsageError
 from shardio.storage.atomic import atomic_file
 from shardio.storage.compression import Expansion
 from shardio.storage.local import refuse_url
-from shardio.storage.private import entry_fault, own_folder
+from shardio.storage.private import entry_fault, own_folder, own_subfolder
 
 GZIP_SUFFIXES = (".tar.gz", ".tgz")
 _CHUNK = 1 << 20
+_LOG = logging.getLogger("shardio")
+_warned: list[Path] = []
+"""The folder that is used in place of the usual one, once this process has said so."""
 
 
 def cache_entry(source: Path, suffix: str) -> Path:
@@ -41,12 +49,7 @@ def cache_entry(source: Path, suffix: str) -> Path:
     parts = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     identity = "\0".join([str(source.resolve()), *map(str, parts)])
     digest = hashlib.sha256(os.fsencode(identity)).hexdigest()[:32]
-    wanted = _cache_folder()
-    try:
-        folder = own_folder(wanted)
-    except OSError as error:
-        raise _unusable(error.filename or wanted, error) from error
-    entry = folder / f"{digest}{suffix}"
+    entry = _folder_for(f"{digest}{suffix}") / f"{digest}{suffix}"
     if fault := entry_fault(entry):
         raise UsageError(
             f"{entry}: this entry of the cache is not believed, since {fault}; remove it, or set "
@@ -108,15 +111,42 @@ def _decompressed(shard: Path) -> Iterator[bytes]:
         raise OSError(error.errno, error.strerror, str(shard)) from error
 
 
-def _cache_folder() -> Path:
-    if own := os.environ.get("SHARDIO_CACHE"):
-        refuse_url(own)
-        return Path(own)
+def _folder_for(name: str) -> Path:
+    """Return the folder that has an entry, or that a new one can be written to."""
+    if named := os.environ.get("SHARDIO_CACHE"):
+        refuse_url(named)
+        try:
+            return own_folder(Path(named))
+        except OSError as error:
+            raise _unusable(error.filename or named, error) from error
     try:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return _usual_folder(name)
+    except OSError as error:
+        try:
+            folder = own_subfolder(Path(tempfile.gettempdir()))
+        except OSError:
+            raise _unusable(error.filename, error) from error
+        if not _warned:
+            _warned.append(folder)
+            _LOG.warning(
+                "%s: the cache folder cannot be used (%s), so indexes of tars are kept in %s; set "
+                "SHARDIO_CACHE to a folder of your own",
+                error.filename,
+                error.strerror,
+                folder,
+            )
+        return folder
+
+
+def _usual_folder(name: str) -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        folder = own_folder((Path(base) if base else Path.home() / ".cache") / "shardio")
     except RuntimeError as error:  # a user without a name or a home
-        raise UsageError("this user has no home folder; set SHARDIO_CACHE to a folder") from error
-    return Path(base) / "shardio"
+        raise OSError(errno.ENOENT, "this user has no home folder", "~/.cache") from error
+    if not (os.access(folder, os.W_OK) or os.path.lexists(folder / name)):
+        raise OSError(errno.EROFS, "it cannot be written", str(folder))
+    return folder
 
 
 def _unusable(folder: Path | str, error: OSError) -> UsageError:

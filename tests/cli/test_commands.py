@@ -82,7 +82,7 @@ def test_pack_lists_what_it_skipped(tmp_path: Path) -> None:
     assert refused.stderr.count("\n") == 1
     done = run("pack", source, tmp_path / "out", "--shards", 2, "--on-error", "skip")
     assert done.returncode == 0
-    assert f"left out 1 files, listed in {tmp_path}/out/skipped.jsonl" in done.stdout
+    assert f"left out 1 file, listed in {tmp_path}/out/skipped.jsonl" in done.stdout
 
 
 def test_pack_stores_pixels_and_says_when_their_sizes_differ(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_commands_print_names_escaped_and_cut(
     begins = {"terminal": "a\\x1b[31m\\n\\u202e\\udcffb", "long": "kkkk"}.get(key, "key key")
     assert begins in run("info", folder)
     assert begins in run("verify", folder, "--deep", "--jobs", "1")
-    assert "indexed 1 samples" in run("index", folder)
+    assert "indexed 1 sample " in run("index", folder)
     run("info", folder)
     run("plan", folder, "--batch-size", "1")
     run("replay", folder, "--batch-size", "1", "--step", "0", "--to", tmp_path / "replayed")

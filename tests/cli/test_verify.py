@@ -74,7 +74,7 @@ def test_many_problems_are_cut_short(tmp_path: Path) -> None:
     shard = make_shard(tmp_path / "a.tar", {f"{n}": {"cls": b"cat"} for n in range(60)})
     done = run(shard, "--deep")
     assert done.stdout.count("\n") == 52
-    assert "and 10 more; --json has all\n1 shards, 60 samples, 0.1 MB: 60 problems" in done.stdout
+    assert "and 10 more; --json has all\n1 shard, 60 samples, 0.1 MB: 60 problems" in done.stdout
     assert len(json.loads(run(shard, "--deep", "--json").stdout)["findings"]) == 60
 
 

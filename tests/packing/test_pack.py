@@ -10,6 +10,7 @@ import sys
 import tarfile
 import zlib
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,37 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a loop": (lambda folder: (folder / "x/loop").symlink_to(".."), "leads back to a folder above"),
 }
+
+
+def test_folders_may_be_as_deep_as_paths_may_be_long(tmp_path: Path) -> None:
+    source = deepest = write(tmp_path / "in", "x/good.png")
+    for _ in range(1500):
+        deepest /= "x"
+        deepest.mkdir(exist_ok=True)
+    write(deepest, "a.png")
+    try:
+        summary = shardio.pack(source, tmp_path / "out", shards=1, on_error="skip")
+    finally:
+        command = ["rm", "-r", str(source)]  # pytest's way of it recurses
+        subprocess.run(command, check=True)
+    assert (summary.samples, summary.skipped) == (1, 1)  # a tar has no room for such a name
+
+
+def test_links_to_one_folder_are_followed_but_not_without_end(tmp_path: Path) -> None:
+    """Two links in each of 28 folders to the next one are 2 ** 28 paths."""
+    source = write(tmp_path / "in", "x/a.png")
+    for name in ("y", "z"):
+        (source / name).symlink_to("x")
+    assert shardio.pack(source, tmp_path / "out", shards=1).samples == 3
+    folders = [tmp_path / "chain" / f"{depth:02}" for depth in range(29)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    for folder, below in pairwise(folders):
+        for name in ("a", "b"):
+            (folder / name).symlink_to(below)
+    write(folders[-1], "a.png")
+    with pytest.raises(shardio.PackError, match=r"/[ab]/: links lead to .* than 100 times; remove"):
+        shardio.pack(folders[0], tmp_path / "other", shards=1)
 
 
 @pytest.mark.parametrize("case", BAD_SOURCES)

@@ -459,3 +459,19 @@ def test_nothing_at_the_source_is_a_mistake(tmp_path: Path) -> None:
             verify(source)
     with pytest.raises(shardio.UsageError, match="jobs=0"):
         shardio.verify(make_images(tmp_path / "a", classes=0, per_class=1), jobs=0)
+
+
+@pytest.mark.parametrize("left", [0.1, 0.5, 0.8])
+def test_a_shard_that_was_cut_off_is_one_problem(out: Path, left: float) -> None:
+    shard = sorted(out.glob("*.tar"))[0]
+    size = int(shard.stat().st_size * left)
+    index = read_index(index_path(shard))
+    lost = int((index.offsets + index.sizes > size).sum())
+    with shard.open("r+b") as stream:
+        stream.truncate(size)
+    (problem,) = verify(out).problems
+    assert problem.shard == str(shard)
+    more = f" and {lost - 1} more" if lost > 1 else ""
+    assert problem.what == (
+        f"the shard is cut off at byte {size:,}, before the end of this member{more}"
+    )

@@ -149,8 +149,102 @@ def test_images_of_several_sizes_in_a_batch_are_explained(tmp_path: Path) -> Non
         r"sample 'b', field 'png' .* it is 3×5×6 .* others of the batch are 3×4×6 .* transform"
     )
     with pytest.raises(shardio.UsageError, match=message):
-        list(shardio.ShardDataset(path, batch_size=2, on_bad_sample="skip"))
+        list(shardio.ShardDataset(path, batch_size=2))
     assert len([*shardio.ShardDataset(path)]) == 2
+
+
+def odd_ones(kind: str) -> tuple[dict[str, bytes], dict[str, bytes], dict[str, Any]]:
+    """A sample, one that does not fit into a batch with it, and arguments of the dataset."""
+    if kind == "npy":
+        return {"npy": npy(np.zeros(4))}, {"npy": npy(np.zeros(5))}, {}
+    if kind == "dtype":
+        return {"npy": npy(np.zeros(4))}, {"npy": npy(np.zeros(4, np.int16))}, {}
+    return {"png": png(1, 4, 6)}, {"png": png(1, 5, 6)}, {"transform": TRANSFORMS[kind]}
+
+
+TRANSFORMS: dict[str, Any] = {"image": None, "identity": lambda image: image}
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+@pytest.mark.parametrize("odd", [{0}, {5}, {0, 1, 19, 39}])
+@pytest.mark.parametrize("kind", ["npy", "dtype", "image", "identity"])
+def test_no_sample_that_does_not_fit_ends_a_loop_that_skips(
+    tmp_path: Path, kind: str, odd: set[int], threads: int
+) -> None:
+    good, bad, arguments = odd_ones(kind)
+    numbers = range(40)  # more than a chunk
+    samples = {f"{number:02}": bad if number in odd else good for number in numbers}
+    shard = make_shard(tmp_path / "a.tar", {"~": good} | samples)
+    dataset = shardio.ShardDataset(shard, batch_size=20, on_bad_sample="skip", **arguments)
+    dataset = dataset.subset(range(1, 41))
+    batches = [*(shardio.Loader(dataset, threads=threads) if threads else dataset)]
+    valid = [valid for batch in batches for valid in batch["valid"].tolist()]
+    assert valid == [number not in odd for number in numbers]
+    assert dataset.num_bad_samples == len(odd)
+    (name,) = dataset.fields
+    assert len({(batch[name].shape[1:], batch[name].dtype) for batch in batches}) == 1
+
+
+def test_a_sample_of_two_images_ends_no_loop_that_skips(tmp_path: Path) -> None:
+    make_shard(tmp_path / "a.tar", {"a": {"png": png(1)}, "b": {"jpg": png(2)}})
+    make_shard(tmp_path / "b.tar", {"c": {"png": png(3), "jpg": png(4)}, "d": {"png": png(5)}})
+    dataset = shardio.ShardDataset(tmp_path, batch_size=4)
+    with pytest.raises(shardio.UsageError, match="the sample has jpg and png for 'image'"):
+        list(dataset)
+    dataset = dataset.replace(on_bad_sample="skip")
+    (batch,) = dataset
+    assert batch["image"].amax((1, 2, 3)).tolist() == [1, 2, 5, 5]
+    assert batch["valid"].tolist() == [True, True, False, True]
+
+
+def test_of_two_kinds_the_first_is_that_of_the_batch(tmp_path: Path) -> None:
+    arrays = [np.full(size, size) for size in (3, 4, 4, 3)]
+    samples = {f"{number}": {"npy": npy(array)} for number, array in enumerate(arrays)}
+    dataset = shardio.ShardDataset(
+        make_shard(tmp_path / "a.tar", samples), batch_size=4, on_bad_sample="skip"
+    )
+    (batch,) = dataset
+    assert batch["npy"].tolist() == [[3] * 3] * 4
+    assert batch["valid"].tolist() == [True, False, False, True]
+    assert batch["__key__"] == ["0", "1", "2", "3"]
+
+
+def test_a_stand_in_of_another_kind_gives_way_to_a_sample_of_the_batch(tmp_path: Path) -> None:
+    data = [npy(np.full(3, 1)), b"no array", npy(np.full(3, 2)), npy(np.full(4, 3))]
+    samples = {f"{number}": {"npy": each} for number, each in enumerate(data)}
+    whole = shardio.ShardDataset(
+        make_shard(tmp_path / "a.tar", samples), batch_size=3, on_bad_sample="skip"
+    )
+    (batch,) = whole.subset([0, 1, 2])
+    assert batch["npy"].tolist() == [[1] * 3, [2] * 3, [2] * 3]
+    (batch,) = whole.replace(batch_size=2).subset([1, 3])
+    assert batch["npy"].tolist() == [[3] * 4] * 2
+    (batch,) = shardio.ShardDataset(
+        make_shard(
+            tmp_path / "b.tar", {"0": {"npy": data[0]}, "1": {"npy": b""}, "2": {"npy": data[3]}}
+        ),
+        batch_size=2,
+        on_bad_sample="skip",
+        tail="drop",
+    )
+    assert batch["npy"].tolist() == [[1] * 3] * 2
+    assert batch["valid"].tolist() == [True, False]
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2, 3])
+def test_a_shard_without_a_good_sample_is_replaced_by_others(
+    tmp_path: Path, batch_size: int | None
+) -> None:
+    bad = {f"{number}": {"npy": b"no array"} for number in range(3)}
+    make_shard(tmp_path / "a.tar", bad)
+    make_shard(tmp_path / "b.tar", bad)
+    make_shard(tmp_path / "c.tar", bad | {"3": {"npy": npy(np.array([7]))}})
+    dataset = shardio.ShardDataset(tmp_path, batch_size=batch_size, on_bad_sample="skip")
+    found = [*dataset]
+    valid = np.concatenate([np.atleast_1d(each["valid"]) for each in found])
+    assert np.flatnonzero(valid).tolist() == [9]
+    assert {float(number) for each in found for number in each["npy"].reshape(-1)} == {7.0}
+    assert dataset.num_bad_samples >= 9
 
 
 def test_a_broken_image_names_shard_key_field_and_offset(tmp_path: Path) -> None:
@@ -272,12 +366,15 @@ def test_max_pixels_refuses_larger_images(tmp_path: Path, transform: Any) -> Non
         list(dataset.replace(max_pixels=23))
 
 
-def test_a_shard_without_a_good_sample_is_an_error(tmp_path: Path) -> None:
-    path = make_shard(tmp_path / "a.tar", {"a": {"png": b"no"}, "b": {"png": b"no"}})
-    with pytest.raises(
-        shardio.SampleError, match="none of its 2 samples in the dataset can be deliv"
-    ):
-        list(shardio.ShardDataset(path, on_bad_sample="skip"))
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_dataset_without_a_good_sample_is_an_error(
+    tmp_path: Path, batch_size: int | None
+) -> None:
+    for name in ("a.tar", "b.tar"):
+        make_shard(tmp_path / name, {"a": {"png": b"no"}, "b": {"png": b"no"}})
+    message = r"a\.tar: sample 'a', .*; none of the 4 samples in the dataset can be delivered$"
+    with pytest.raises(shardio.SampleError, match=message):
+        list(shardio.ShardDataset(tmp_path, on_bad_sample="skip", batch_size=batch_size))
 
 
 def test_a_flipped_bit_in_the_data_is_noticed(packed: Path, tmp_path: Path) -> None:
@@ -372,7 +469,7 @@ def test_arguments_that_cannot_be_meant_are_explained(
 def test_an_empty_dataset_is_an_error(tmp_path: Path) -> None:
     make_shard(tmp_path / "a.tar", {})
     with pytest.raises(
-        shardio.UsageError, match=r"a\.tar': 0 samples in 1 shards\): the dataset has no samples"
+        shardio.UsageError, match=r"a\.tar': 0 samples in 1 shard\): the dataset has no samples"
     ):
         list(shardio.ShardDataset(tmp_path / "a.tar"))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections import Counter
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -200,8 +202,56 @@ def test_images_of_two_sizes_are_refused_by_name(packed: Path) -> None:
         shardio.ShardDataset(packed, batch_size=20, transform=shardio.Resize(size))
         for size in (4, 6)
     ]
-    with pytest.raises(shardio.UsageError, match=r"'image' is 3×4×4 torch.uint8 and 3×6×6"):
+    with pytest.raises(
+        shardio.UsageError, match=r"'image' is 3×4×4 .* in source 0 and 3×6×6 .* source 1"
+    ):
         next(iter(shardio.Mix(sources, weights=[0.5, 0.5])))
+
+
+@pytest.mark.parametrize(
+    ("other", "decode", "what"),
+    [("txt", True, "text"), ("bin", True, "bytes"), ("npy", False, "bytes")],
+)
+def test_sources_whose_entries_are_of_different_kinds_are_refused(
+    tmp_path: Path, other: str, decode: bool, what: str
+) -> None:
+    array = io.BytesIO()
+    np.save(array, np.zeros(3))
+    fields = ["npy", other]
+    sources = [
+        shardio.ShardDataset(
+            make_shard(tmp_path / f"{number}.tar", {"a": {field: array.getvalue()}}),
+            fields={"x": field},
+            batch_size=2,
+            decode=decode or not number,
+        )
+        for number, field in enumerate(fields)
+    ]
+    message = rf"'x' is a tensor in source 0 and {what} in source 1; choose other fields"
+    with pytest.raises(shardio.UsageError, match=message):
+        shardio.Mix(sources, weights=[0.5, 0.5])
+
+
+@pytest.mark.parametrize("stop", ["first", "all"])
+def test_an_epoch_beyond_those_of_a_mixture_is_refused(packed: Path, stop: Any) -> None:
+    parts = shardio.ShardDataset(packed, batch_size=20).split(0.5)
+    mix = shardio.Mix(parts, weights=[0.3, 0.7], stop=stop)
+    with pytest.raises(shardio.UsageError, match=r"epoch=\d+: it must be below \d+") as caught:
+        mix.set_epoch(1 << 58)
+    last = int(str(caught.value).split()[-1]) - 1
+    mix.set_epoch(last)
+    assert draws_of(mix, 1)
+    with pytest.raises(shardio.UsageError, match="it must be below"):
+        mix.load_state_dict(mix.state_dict() | {"epoch": last + 1})
+
+
+def test_epochs_of_a_dataset_have_64_bits(packed: Path) -> None:
+    dataset = shardio.ShardDataset(packed, batch_size=20, shuffle=True)
+    dataset.set_epoch((1 << 64) - 1)
+    next(iter(dataset))
+    for take in (dataset.set_epoch, lambda epoch: dataset.read_batch(epoch=epoch, step=0)):
+        with pytest.raises(shardio.UsageError, match="it must be below"):
+            take(1 << 64)
 
 
 def test_a_mixture_takes_its_rank_when_it_is_read(

@@ -6,6 +6,8 @@ import gzip
 import os
 import shutil
 import stat
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,6 +34,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
     return make_shard(tmp_path / "a.tar", {"1": {"txt": b"one"}, "2": {"txt": b"two"}})
+
+
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A folder that other users can enter, which those of pytest are not."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 @pytest.fixture(params=[0o000, 0o002, 0o022, 0o077], ids="umask {0:03o}".format)
@@ -294,13 +304,123 @@ def test_an_error_of_the_shards_own_disk_names_the_shard(
     assert caught.value.filename == str(path)
 
 
-def test_a_user_without_a_home_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_home(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
+    monkeypatch.setattr(Path, "home", home)
+
+
+def _home_that_is_no_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "file").write_bytes(b"")
+    monkeypatch.setenv("HOME", str(folder / "file"))
+
+
+def _home_of_which_others_may_rename_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared(shared(folder / "home", 0o777) / ".cache" / "shardio", 0o700)
+    monkeypatch.setenv("HOME", str(folder / "home"))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (_no_home, "this user has no home folder"),
+        (_home_that_is_no_folder, "Not a directory"),
+        (_home_of_which_others_may_rename_folders, "other users may replace what is in it"),
+    ],
+)
+def test_without_a_usual_cache_folder_indexes_go_to_the_temporary_directory(
+    shard: Path,
+    reachable: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    make: Callable[[Path, pytest.MonkeyPatch], None],
+    reason: str,
+) -> None:
+    own = unused_temporary_directory(reachable, monkeypatch)
+    make(reachable, monkeypatch)
+    for _ in range(2):
+        assert [sample["__key__"] for sample in shardio.ShardDataset(shard)] == ["1", "2"]
+    assert [Path(name).suffix for name in files(own)] == [".idx"]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert reason in line
+    assert f"kept in {own}; set SHARDIO_CACHE" in line
+
+
+def unused_temporary_directory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a temporary directory, let nothing name a cache folder; return the own subfolder."""
+    monkeypatch.setattr("tempfile.tempdir", str(shared(folder / "temporary")))
+    monkeypatch.setattr("shardio.storage.cache._warned", [])
     for name in ("SHARDIO_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(Path, "home", home)
-    (tmp_path / "a").write_bytes(b"")
-    with pytest.raises(shardio.UsageError, match="no home folder; set SHARDIO_CACHE"):
-        cache_entry(tmp_path / "a", ".idx")
+    return folder / "temporary" / f"shardio-{os.geteuid()}"
+
+
+def test_a_cache_folder_that_cannot_be_written_any_more_is_still_read(
+    small_disk: Path, tmp_path: Path, shard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = unused_temporary_directory(tmp_path, monkeypatch)
+    monkeypatch.setenv("HOME", str(small_disk))
+    before = open_catalog(shard).shards[0].index
+    assert before.startswith(str(small_disk))
+    command = ["mount", "-o", "remount,ro", str(small_disk)]
+    subprocess.run(command, check=True)
+    assert open_catalog(shard).shards[0].index == before
+    other = make_shard(tmp_path / "b.tar", {"3": {"txt": b"three"}})
+    assert Path(open_catalog(other).shards[0].index).parent == own
+
+
+def _open_to_all(folder: Path) -> None:
+    folder.chmod(0o777)
+
+
+def _open_to_a_group(folder: Path) -> None:
+    os.chown(folder, -1, OTHER)
+    folder.chmod(0o770)
+
+
+def _of_another_user(folder: Path) -> None:
+    os.chown(folder, OTHER, -1)
+
+
+@pytest.mark.parametrize("above", [1, 2])
+@pytest.mark.parametrize("of_cache", [0o700, 0o755])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_open_to_all, "other users may replace what is in it: its mode is 0777"),
+        pytest.param(_open_to_a_group, "others? .*: its mode is 0770", marks=as_root),
+        pytest.param(_of_another_user, "another user, number 12345", marks=as_root),
+    ],
+)
+def test_a_cache_below_a_folder_in_which_others_may_rename_is_refused(
+    reachable: Path,
+    shard: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path], None],
+    reason: str,
+    of_cache: int,
+    above: int,
+) -> None:
+    parent = reachable / "parent"
+    cache = shared(parent / "folder" / "cache", of_cache) if above == 2 else parent / "cache"
+    cache.mkdir(parents=True, exist_ok=True)
+    cache.chmod(of_cache)
+    change(parent)
+    monkeypatch.setenv("SHARDIO_CACHE", str(cache))
+    with pytest.raises(shardio.UsageError, match=rf"^{parent}: .*{reason}.*set SHARDIO_CACHE"):
+        open_catalog(shard)
+    assert not files(cache)
+    parent.chmod(0o1777)
+    os.chown(parent, os.geteuid(), -1)
+    open_catalog(shard)
+    assert len(files(cache)) == 1
+
+
+def test_who_cannot_reach_a_folder_cannot_rename_it(
+    tmp_path: Path, shard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared(tmp_path / "home", 0o700)
+    monkeypatch.setenv("SHARDIO_CACHE", str(shared(tmp_path / "home/open", 0o777) / "cache"))
+    open_catalog(shard)
+    assert len(files(tmp_path / "home")) == 1

@@ -3,12 +3,15 @@
 Folders are walked in the order of their paths, which is that of the sorted list of all paths
 because a folder sorts with a slash at its end; only one folder's names are held at a time. Files
 whose names differ in their fields alone are one sample. Names are bytes, as the file system has
-them, so that no locale takes part. Links are followed; dot files are left out.
+them, so that no locale takes part. Dot files are left out. Links are followed, also to folders that
+were walked before; but few links, in folders that links lead to, can make billions of paths, so
+there is a limit on how often links may lead to one folder.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,6 +20,11 @@ from shardio.errors import PackError, quoted, shown
 from shardio.packing.fields import FieldRule, key_fault
 from shardio.packing.labels import Labels, label_fields
 from shardio.packing.samples import FromFile, Problem, SourceField, SourceSample, text_of
+
+_MOST_ENTERED = 100  # times that links lead to one folder
+
+_Identity = tuple[int, int]  # device and inode of a folder
+_Walk = Iterator["SourceSample | Problem | _Walk"]
 
 
 def find_classes(folder: str) -> tuple[str, ...] | None:
@@ -57,13 +65,23 @@ class Folder:
         """All samples, in the order of their paths.
 
         Raises:
-            PackError: a folder cannot be read, or a link leads back to one above.
+            PackError: a folder cannot be read, or a link leads back to one above, or links lead
+                to one too often.
         """
-        yield from self._walk(b"", ())
+        walks = [self._walk(b"", (), Counter())]  # no recursion: folders may be 2,000 deep
+        while walks:
+            found = next(walks[-1], None)
+            if found is None:
+                walks.pop()
+            elif isinstance(found, Iterator):
+                walks.append(found)
+            else:
+                yield found
 
     def _walk(
-        self, relative: bytes, parents: tuple[tuple[int, int], ...]
-    ) -> Iterator[SourceSample | Problem]:
+        self, relative: bytes, parents: tuple[_Identity, ...], entered: Counter[_Identity]
+    ) -> _Walk:
+        """Yield what is in a folder, of folders inside their walks."""
         root = os.fsencode(self.root)
         folder = os.path.join(root, relative) if relative else root  # noqa: PTH118  bytes
         names, problems = _listed(folder, relative)
@@ -71,12 +89,19 @@ class Folder:
         status = os.stat(folder)  # noqa: PTH116  bytes
         if (identity := (status.st_dev, status.st_ino)) in parents:
             raise PackError(f"{text_of(folder)}: a link leads back to a folder above; remove it")
+        if relative and os.path.islink(folder.rstrip(b"/")):  # noqa: PTH114  bytes
+            entered[identity] += 1
+            if entered[identity] > _MOST_ENTERED:
+                raise PackError(
+                    f"{text_of(folder)}: links lead to this folder more than {_MOST_ENTERED} "
+                    "times; remove some of them"
+                )
         names.sort()
         if self.rule.wanted:
             names.sort(key=self._group_of)
         for group, files in groupby(names, self._group_of):
             if group.endswith(b"/"):
-                yield from self._walk(relative + group, (*parents, identity))
+                yield self._walk(relative + group, (*parents, identity), entered)
             else:
                 yield from self._sample(relative, [*files])
 

@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 
+from shardio.errors import counted
 from shardio.index.shard_index import ShardIndex
 from shardio.packing.verification.findings import Findings
 
@@ -18,6 +19,9 @@ class Comparison:
     Args:
         index: of the shard.
         found: takes what differs.
+
+    Attributes:
+        cut: whether members are missing behind the end of the shard, known after `finish`.
     """
 
     def __init__(self, index: ShardIndex, found: Findings) -> None:
@@ -29,6 +33,7 @@ class Comparison:
             zip(places, zip(rows.tolist(), columns.tolist(), strict=True), strict=True)
         )
         self._differ = 0
+        self.cut = False
         self._strangers: dict[tuple[str, str], int] = {}
 
     def look_at(self, key: str, field: str, offset: int, data: memoryview) -> bool:
@@ -40,7 +45,7 @@ class Comparison:
         del self._left[offset]
         size, fault = int(self._index.sizes[row, column]), None
         if size != len(data):
-            fault = f"the member has {len(data):,} bytes, by the index {size:,}"
+            fault = f"the member has {counted(len(data), 'byte')}, by the index {size:,}"
         elif not self._fits(row, column, data):
             fault = "the data are not what was packed (CRC-32 differs)"
         if fault is not None:
@@ -55,15 +60,31 @@ class Comparison:
             view: of the shard.
         """
         moved: list[tuple[str, str, int]] = []
+        behind: list[tuple[str, str, int]] = []
         for offset, (row, column) in self._left.items():
             key, field = self._index.key(row), self._index.fields[column]
             place = self._strangers.pop((key, field), None)
             if place is not None:
                 moved.append((key, field, place))
                 continue
-            data = view[offset : offset + int(self._index.sizes[row, column])]
+            end = offset + int(self._index.sizes[row, column])
+            if end > len(view):
+                behind.append((key, field, offset))
+                continue
+            data = view[offset:end]
             still = ", though its data are" if self._fits(row, column, data) else ""
             self._add(f"no header says that this member is there{still}", key, field, offset)
+        if behind:
+            self.cut = True
+            key, field, offset = behind[0]
+            others = f" and {len(behind) - 1:,} more" if len(behind) > 1 else ""
+            self._add(
+                f"the shard is cut off at byte {len(view):,}, before the end of this member"
+                f"{others}",
+                key,
+                field,
+                offset,
+            )
         if moved:
             key, field, offset = moved[0]
             self._add(
@@ -77,7 +98,8 @@ class Comparison:
             self._add("the index does not have this member", key, field, offset)
         if not self._differ and samples != len(self._index):
             self._found.add(
-                f"the shard has {samples:,} samples, by the index {len(self._index):,}", _AGAIN
+                f"the shard has {counted(samples, 'sample')}, by the index {len(self._index):,}",
+                _AGAIN,
             )
 
     def _fits(self, row: int, column: int, data: memoryview) -> bool:

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardio.errors import IndexFileError
+from shardio.errors import IndexFileError, counted
 from shardio.index.catalog import SHARD_SUFFIXES, Source, find_shards, is_packed, list_parts
 from shardio.index.manifest import (
     INDEX_FOLDER,
@@ -161,7 +161,8 @@ def _missing(shards: list[ScopedShard]) -> list[Finding]:
     return [
         Finding(
             shard=str(shard.path),
-            what=f"the shard is missing, with {shard.receipt.samples:,} samples by the manifest",
+            what=f"the shard is missing, with {counted(shard.receipt.samples, 'sample')} by the "
+            "manifest",
             remedy="get or pack it again",
         )
         for shard in shards

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.codecs.registry import IMAGE_FIELDS
-from shardio.errors import IndexFileError, quoted
+from shardio.errors import IndexFileError, counted, quoted
 from shardio.index.build import NAME_FIELDS, describe_no_samples
 from shardio.index.manifest import index_path
 from shardio.index.shard_index import ShardIndex, read_index
@@ -31,7 +31,7 @@ from shardio.packing.verification.plain import Data, map_shard
 from shardio.packing.verification.scope import ScopedShard
 from shardio.tar.header import padded
 from shardio.tar.reader import Members
-from shardio.tar.salvage import walk_members
+from shardio.tar.salvage import Gap, walk_members
 
 _MEGABYTE = 1 << 20
 _MOST_SHAPES = 1000  # sets of fields that are told apart
@@ -157,11 +157,8 @@ def _verify_data(
     task: VerifyTask, data: Data, index: ShardIndex | None, found: Findings, ticker: Ticker
 ) -> ShardReport:
     walk = walk_members(data)
-    for gap in walk.gaps:
-        what, _, remedy = gap.reason.rpartition("; ")
-        if gap.end > gap.start:
-            what += f", and {gap.end - gap.start:,} bytes from there on are in no member"
-        found.add(what, remedy, offset=gap.start)
+    last = [gap for gap in walk.gaps[-1:] if gap.end == len(data)]
+    _add_gaps(walk.gaps[: len(walk.gaps) - len(last)], found)
     if walk.members.trailer is not None and not walk.gaps:
         found.add(
             f"{len(data) - walk.members.trailer:,} bytes that are no members follow the end of "
@@ -179,7 +176,9 @@ def _verify_data(
     if comparison is not None:
         with memoryview(data) as view:
             comparison.finish(samples=len(samples), view=view)
-    _compare_whole(task.shard, index, len(data), digest, len(samples), found)
+    if comparison is None or not comparison.cut:  # which is told, with what was lost
+        _add_gaps(last, found)
+        _compare_whole(task.shard, index, len(data), digest, len(samples), found)
     return ShardReport(
         members=len(walk.members),
         bytes=len(data),
@@ -189,6 +188,14 @@ def _verify_data(
         offsets=np.array([sample.offset for sample in samples.values()], np.int64),
         findings=found.all(),
     )
+
+
+def _add_gaps(gaps: Sequence[Gap], found: Findings) -> None:
+    for gap in gaps:
+        what, _, remedy = gap.reason.rpartition("; ")
+        if gap.end > gap.start:
+            what += f", and {gap.end - gap.start:,} bytes from there on are in no member"
+        found.add(what, remedy, offset=gap.start)
 
 
 class _Sample(NamedTuple):
@@ -342,12 +349,14 @@ def _compare_whole(
     else:
         return
     if size != told[0]:
-        found.add(f"the shard has {size:,} bytes, by the {by} {told[0]:,}", _AGAIN)
+        found.add(f"the shard has {counted(size, 'byte')}, by the {by} {told[0]:,}", _AGAIN)
     elif digest != told[1]:
         found.add(f"the SHA-256 of the shard is not that in the {by}", _AGAIN)
     if shard.receipt is not None and samples != shard.receipt.samples:
         found.add(
-            f"the shard has {samples:,} samples, by the manifest {shard.receipt.samples:,}", _AGAIN
+            f"the shard has {counted(samples, 'sample')}, by the manifest "
+            f"{shard.receipt.samples:,}",
+            _AGAIN,
         )
 
 
