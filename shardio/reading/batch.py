@@ -228,10 +228,15 @@ class Batch:
 
         Returns:
             Whether they were emptied.
+
+        Raises:
+            UsageError: no kind is that of half of the slots, so none of them is the odd one out.
         """
         stacks = [column for column in self._columns.values() if isinstance(column, Stack)]
         kinds = Counter(tuple(stack.kind_of(number) for stack in stacks) for number in sound)
         most = max(kinds, key=kinds.__getitem__)
+        if 2 * kinds[most] < len(sound):
+            raise UsageError(next(iter(self._misfits.values())))
         if most == tuple(stack.kind for stack in stacks):
             return False
         for stack, kind in zip(stacks, most, strict=True):

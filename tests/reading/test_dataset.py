@@ -209,6 +209,14 @@ def test_of_two_kinds_the_first_is_that_of_the_batch(tmp_path: Path) -> None:
     assert batch["__key__"] == ["0", "1", "2", "3"]
 
 
+def test_images_of_many_sizes_are_no_odd_ones_out(tmp_path: Path) -> None:
+    samples = {f"{size}": {"png": png(1, size, 6)} for size in (3, 4, 5)}
+    shard = make_shard(tmp_path / "a.tar", samples)
+    dataset = shardio.ShardDataset(shard, batch_size=3, on_bad_sample="skip")
+    with pytest.raises(shardio.UsageError, match="give a transform that makes them equal"):
+        list(dataset)
+
+
 def test_a_stand_in_of_another_kind_gives_way_to_a_sample_of_the_batch(tmp_path: Path) -> None:
     data = [npy(np.full(3, 1)), b"no array", npy(np.full(3, 2)), npy(np.full(4, 3))]
     samples = {f"{number}": {"npy": each} for number, each in enumerate(data)}
