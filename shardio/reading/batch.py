@@ -18,7 +18,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shardio.errors import CodecError, SampleError, TransformError, UsageError, quoted, shown
+from shardio.errors import (
+    CodecError,
+    SampleError,
+    SituationError,
+    TransformError,
+    UsageError,
+    quoted,
+    shown,
+)
 from shardio.forks import new_lock
 from shardio.plan.epoch import References
 from shardio.plan.samples import Samples
@@ -268,7 +276,7 @@ class Batch:
         if isinstance(error, TransformError):
             kind = TransformError
         elif isinstance(error, UsageError):
-            kind = UsageError
+            kind = SituationError
         elif self._delivery.on_replaced is None:
             remedy = '; pass on_bad_sample="skip" to go on without it, or choose other fields'
         return kind(

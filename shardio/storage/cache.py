@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from shardio.errors import TarError, UsageError
+from shardio.errors import SituationError, TarError
 from shardio.storage.atomic import atomic_file
 from shardio.storage.compression import Expansion
 from shardio.storage.local import refuse_url
@@ -48,7 +48,7 @@ def cache_entry(source: Path, suffix: str) -> Path:
         raise _unusable(error.filename or wanted, error) from error
     entry = folder / f"{digest}{suffix}"
     if fault := entry_fault(entry):
-        raise UsageError(
+        raise SituationError(
             f"{entry}: this entry of the cache is not believed, since {fault}; remove it, or set "
             "SHARDIO_CACHE to a folder of your own"
         )
@@ -115,12 +115,14 @@ def _cache_folder() -> Path:
     try:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     except RuntimeError as error:  # a user without a name or a home
-        raise UsageError("this user has no home folder; set SHARDIO_CACHE to a folder") from error
+        raise SituationError(
+            "this user has no home folder; set SHARDIO_CACHE to a folder"
+        ) from error
     return Path(base) / "shardio"
 
 
-def _unusable(folder: Path | str, error: OSError) -> UsageError:
-    return UsageError(
+def _unusable(folder: Path | str, error: OSError) -> SituationError:
+    return SituationError(
         f"{folder}: the cache folder cannot be used ({error.strerror}); set SHARDIO_CACHE to a "
         "folder of your own with free space"
     )
