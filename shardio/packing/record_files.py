@@ -3,7 +3,7 @@
 A task holds one sample at a time, and its file gets its name when it is whole. Until all are done
 the folder holds a lock that says what is made, so that the same conversion again makes what is
 missing, and nobody else's files are overwritten. Neither lock nor files are believed: what is there
-already is read and compared, which takes less than half the time, as nothing is written.
+already is read, and compared with what would be written.
 """
 
 from __future__ import annotations
