@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from shardio.errors import PackError as PackError
     from shardio.errors import SampleError as SampleError
     from shardio.errors import ShardioError as ShardioError
+    from shardio.errors import SituationError as SituationError
     from shardio.errors import TarError as TarError
     from shardio.errors import TFRecordError as TFRecordError
     from shardio.errors import TransformError as TransformError
@@ -57,6 +58,7 @@ _HOMES = {
     "SampleError": "shardio.errors",
     "ShardDataset": "shardio.reading.dataset",
     "ShardioError": "shardio.errors",
+    "SituationError": "shardio.errors",
     "TFRecordError": "shardio.errors",
     "TarError": "shardio.errors",
     "TransformError": "shardio.errors",

@@ -2,6 +2,7 @@
 
     ShardioError
     ├── UsageError      an argument that cannot be meant (also a ValueError)
+    │   └── SituationError  one that does not fit the files or the machine as they are
     ├── TarError        a shard that is not a sound tar archive
     ├── TFRecordError   a TFRecord file that is damaged or none
     ├── IndexFileError  an index or manifest that is missing, damaged or stale
@@ -94,6 +95,10 @@ class ShardioError(Exception):
 
 class UsageError(ShardioError, ValueError):
     """An argument that cannot be meant."""
+
+
+class SituationError(UsageError):
+    """An argument that could be meant, but does not fit the files or the machine as they are."""
 
 
 class TarError(ShardioError):

@@ -12,6 +12,7 @@ import shardio
 from shardio.index.manifest import Manifest, ShardReceipt, index_path, write_manifest
 from shardio.index.publish import index_source
 from shardio.index.shard_index import read_index
+from shardio.storage.folder import Folder
 from shardio.testing import make_images, make_shard
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -68,9 +69,9 @@ def make_packed() -> Callable[[Path, Mapping[str, Mapping[str, bytes]], Sequence
             size=indexed.bytes,
             sha256=read_index(index_path(shard)).shard_sha256 or "",
         )
-        write_manifest(
-            folder, Manifest(shards=(receipt,), fields=indexed.fields, classes=(*classes,))
-        )
+        manifest = Manifest(shards=(receipt,), fields=indexed.fields, classes=(*classes,))
+        with Folder.open(folder) as held:
+            write_manifest(held, manifest)
         return folder
 
     return make

@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from shardio.cli.text import encodable
-from shardio.errors import ShardioError, escaped
+from shardio.errors import ShardioError, SituationError, UsageError, escaped
 
 _COMMANDS = (
     "convert",
@@ -47,7 +47,10 @@ def commands() -> None:
 
 
 def main() -> None:
-    """Run the command line: exit code 0 for success, 1 for a problem, 2 for wrong usage."""
+    """Run the command line: exit code 0 for success, 1 for a problem, 2 for wrong usage.
+
+    Usage is wrong if the arguments alone tell, whatever lies on the disk.
+    """
     try:
         commands(standalone_mode=False)
     except click.ClickException as error:
@@ -57,7 +60,8 @@ def main() -> None:
         click.echo("shardio: interrupted", err=True)
         sys.exit(128 + signal.SIGINT)
     except ShardioError as error:
-        _fail(str(error))
+        is_usage = isinstance(error, UsageError) and not isinstance(error, SituationError)
+        _fail(str(error), code=2 if is_usage else 1)
     except RecursionError:
         _fail("folders or values are nested too deep; move what lies deepest further up")
     except MemoryError:
@@ -67,5 +71,6 @@ def main() -> None:
         _fail(f"{where}{error.strerror or error}")
 
 
-def _fail(text: str) -> NoReturn:
-    sys.exit(encodable(f"shardio: {escaped(text)}", sys.stderr))
+def _fail(text: str, *, code: int = 1) -> NoReturn:
+    click.echo(encodable(f"shardio: {escaped(text)}", sys.stderr), err=True)
+    sys.exit(code)

@@ -11,8 +11,8 @@ import click
 
 from shardio.cli.progress import progress_bar
 from shardio.cli.values import allow_empty_option
-from shardio.errors import UsageError, counted
-from shardio.packing.convert import ConvertSummary, Target, check_arguments
+from shardio.errors import counted
+from shardio.packing.convert import ConvertSummary, Target
 from shardio.packing.convert import convert as convert_source
 
 _WHAT = {
@@ -62,10 +62,6 @@ def convert(
 
     From TFRecord files to shards is shardio pack FILES OUT --shards N.
     """
-    try:
-        check_arguments(out, to=to, features=features)
-    except UsageError as error:
-        raise click.UsageError(str(error)) from error
     shown: AbstractContextManager[Any] = nullcontext() if as_json else progress_bar("converting")
     with shown as progress:
         summary = convert_source(

@@ -14,7 +14,6 @@ import click
 from shardio.cli.output import describe, output_options
 from shardio.cli.progress import progress_bar
 from shardio.cli.values import max_pixels_option, parse_sides, read_names
-from shardio.errors import UsageError
 from shardio.packing.pack import pack as pack_source
 
 _OPTIONS = (
@@ -113,8 +112,5 @@ def pack(src: str, out: str, as_json: bool, **options: Any) -> None:
     """
     shown: AbstractContextManager[Any] = nullcontext() if as_json else progress_bar("packing")
     with shown as progress:
-        try:
-            summary = pack_source(src, out, progress=progress, **options)
-        except UsageError as error:
-            raise click.UsageError(str(error)) from error
+        summary = pack_source(src, out, progress=progress, **options)
     click.echo(json.dumps(asdict(summary)) if as_json else describe(summary, out))

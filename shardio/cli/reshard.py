@@ -41,11 +41,8 @@ def reshard(
     """
     shown: AbstractContextManager[Any] = nullcontext() if as_json else progress_bar("resharding")
     with shown as progress:
-        try:
-            where = None if match is None else _matcher(match)
-            summary = reshard_source([*sources], out, where=where, progress=progress, **options)
-        except UsageError as error:
-            raise click.UsageError(str(error)) from error
+        where = None if match is None else _matcher(match)
+        summary = reshard_source([*sources], out, where=where, progress=progress, **options)
     click.echo(json.dumps(asdict(summary)) if as_json else describe(summary, out))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from shardio.codecs.limits import MAX_PIXELS
+from shardio.errors import SituationError
 
 _SIDES = re.compile("([0-9]{1,9})(?:x([0-9]{1,9}))?")
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)(i?)B?", re.IGNORECASE)
@@ -78,9 +79,9 @@ def read_names(
     if path is None:
         return None
     if Path(path).exists() and not Path(path).is_file():
-        raise click.BadParameter(f"{path}: it is not a file")
+        raise SituationError(f"{path}: it is not a file")
     try:
         text = Path(path).read_text("utf-8")
     except (OSError, UnicodeError) as error:
-        raise click.BadParameter(f"{path}: it cannot be read as text ({error})") from error
+        raise SituationError(f"{path}: it cannot be read as text ({error})") from error
     return [line for line in text.splitlines() if line]

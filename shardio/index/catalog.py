@@ -25,7 +25,7 @@ from pathlib import Path
 
 import braceexpand
 
-from shardio.errors import IndexFileError, TarError, UsageError
+from shardio.errors import IndexFileError, SituationError, TarError, UsageError
 from shardio.index.build import index_shard, warn_of_missing_ends
 from shardio.index.manifest import (
     INDEX_SUFFIX,
@@ -249,14 +249,16 @@ def find_shards(part: Path) -> list[Path]:
                 if splits
                 else "make some with `shardio pack`"
             )
-            raise UsageError(f"{part}: no shards (*.tar, *.tar.gz, *.tgz) in this folder; {way}")
+            raise SituationError(
+                f"{part}: no shards (*.tar, *.tar.gz, *.tgz) in this folder; {way}"
+            )
     else:
         shards = [part] if part.exists() else expand_pattern(str(part))
     for folder in sorted({shard.parent for shard in shards}):
         refuse_unfinished(folder)
     for shard in shards:
         if not shard.is_file():
-            raise UsageError(
+            raise SituationError(
                 f"{shard}: {part} names it as a shard, and it is not a file; use a pattern that "
                 "matches only shards, such as *.tar, or a list of folders"
             )
@@ -269,7 +271,7 @@ def _refuse_twins(shards: Sequence[Path]) -> None:
     for shard in shards:
         stem = shard.name.removesuffix(next(filter(shard.name.endswith, SHARD_SUFFIXES)))
         if stem in known:
-            raise UsageError(
+            raise SituationError(
                 f"{shard.parent}: {known[stem].name} and {shard.name} look like one shard twice; "
                 "move one away, or name the shards in a list"
             )
@@ -326,13 +328,13 @@ def expand_pattern(pattern: str) -> list[Path]:
     expanded = [Path(name) for name in names]
     missing = [str(path) for path in expanded if not path.exists()]
     if missing:
-        raise UsageError(
+        raise SituationError(
             f"{pattern}: {len(missing)} of {len(expanded)} shards do not exist, "
             f"the first is {missing[0]}"
         )
     shards = expanded or [Path(name) for name in sorted(glob.glob(pattern))]  # noqa: PTH207  absolute patterns too
     if not shards:
-        raise UsageError(f"{pattern}: no such folder or shard, and no file matches it")
+        raise SituationError(f"{pattern}: no such folder or shard, and no file matches it")
     return shards
 
 
@@ -381,7 +383,7 @@ def _count_range(inside: str) -> int:
 def _common_classes(packed: Iterable[Catalog]) -> tuple[str, ...] | None:
     classes = {catalog.classes for catalog in packed}
     if len(classes) > 1:
-        raise UsageError(
+        raise SituationError(
             "the folders were packed with different classes, so that equal labels mean "
             "different things; pack them with the same class folders"
         )

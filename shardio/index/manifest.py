@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from shardio.errors import IndexFileError
+from shardio.index.shard_index import ShardIndex, encode_index
 from shardio.storage.folder import Folder, is_plain_name
 
 MANIFEST_NAME = "shardio.json"
@@ -66,20 +67,50 @@ def index_path(shard: Path) -> Path:
     return shard.parent / INDEX_FOLDER / f"{shard.name}{INDEX_SUFFIX}"
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def receipt_of(name: str, index: ShardIndex) -> ShardReceipt:
+    """What is known of a shard by its index.
+
+    Args:
+        name: file name of the shard.
+        index: index of the shard, made of the whole file.
+    """
+    return ShardReceipt(
+        name=name,
+        samples=len(index),
+        size=index.shard_size,
+        sha256=index.shard_sha256 or "",
+    )
+
+
+def write_index(shards: Folder, name: str, index: ShardIndex) -> None:
+    """Write the index of a shard atomically.
+
+    Args:
+        shards: folder of the shard.
+        name: file name of the shard.
+        index: index of the shard.
+
+    Raises:
+        OutputError: something else than a file or folder has the place of the index or its folder.
+        OSError: the index cannot be written.
+    """
+    path = index_path(shards.path / name)
+    with (
+        shards.inside(path.parent.name, make=True) as indexes,
+        indexes.write(path.name) as stream,
+    ):
+        stream.writelines(encode_index(index))
+
+
+def write_manifest(folder: Folder, manifest: Manifest) -> None:
     """Write the manifest of a folder atomically.
 
     Raises:
         OutputError: something else than a file has its place.
         OSError: it cannot be written.
     """
-    with Folder.open(folder) as held, held.write(MANIFEST_NAME) as stream:
-        stream.write(encode_manifest(manifest))
-
-
-def encode_manifest(manifest: Manifest) -> bytes:
-    """The contents of the file of a manifest."""
-    return json.dumps(manifest_document(manifest), indent=1).encode() + b"\n"
+    with folder.write(MANIFEST_NAME) as stream:
+        stream.write(json.dumps(manifest_document(manifest), indent=1).encode() + b"\n")
 
 
 def manifest_document(manifest: Manifest) -> dict[str, Any]:

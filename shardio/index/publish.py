@@ -10,13 +10,13 @@ from shardio.errors import IndexFileError
 from shardio.index.build import index_shard, warn_of_missing_ends
 from shardio.index.catalog import Source, find_shards, is_packed, list_parts, refuse_missing
 from shardio.index.manifest import (
-    INDEX_FOLDER,
     ShardReceipt,
-    index_path,
     read_manifest,
+    receipt_of,
+    write_index,
     write_manifest,
 )
-from shardio.index.shard_index import ShardIndex, encode_index
+from shardio.index.shard_index import ShardIndex
 from shardio.storage.cache import plain_tar
 from shardio.storage.folder import Folder
 
@@ -117,22 +117,13 @@ def _compare(shard: Path, index: ShardIndex, digests: dict[str, str] | None) -> 
 
 
 def _publish(shard: Path, index: ShardIndex) -> ShardReceipt:
-    name = index_path(shard).name
-    with (
-        Folder.open(shard.parent) as folder,
-        folder.inside(INDEX_FOLDER, make=True) as indexes,
-        indexes.write(name) as stream,
-    ):
-        stream.writelines(encode_index(index))
-    return ShardReceipt(
-        name=shard.name,
-        samples=len(index),
-        size=index.shard_size,
-        sha256=index.shard_sha256 or "",
-    )
+    with Folder.open(shard.parent) as folder:
+        write_index(folder, shard.name, index)
+    return receipt_of(shard.name, index)
 
 
 def _update_manifest(folder: Path, receipts: list[ShardReceipt], fields: set[str]) -> None:
     manifest = read_manifest(folder)
     updated = replace(manifest, shards=tuple(receipts), fields=tuple(sorted(fields)))
-    write_manifest(folder, updated)
+    with Folder.open(folder) as held:
+        write_manifest(held, updated)

@@ -35,7 +35,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.errors import IndexFileError
-from shardio.storage.atomic import atomic_file
 from shardio.storage.local import BLOCK, read_at
 
 FORMAT = "shardio-index-v1"
@@ -120,16 +119,6 @@ class ShardIndex:
 def decode_key(data: memoryview) -> str:
     """A key from its bytes."""
     return str(data, "utf-8", "surrogateescape")
-
-
-def write_index(path: Path, index: ShardIndex) -> None:
-    """Write an index file atomically.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    with atomic_file(path) as stream:
-        stream.writelines(encode_index(index))
 
 
 def encode_index(index: ShardIndex) -> list[bytes]:

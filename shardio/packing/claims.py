@@ -1,15 +1,16 @@
 """What a pack writes into its lock, and what a later one may believe of it.
 
-A sentence for people, then a line of JSON for each run: the names of the splits that it begins, or
-"finished" when all that was begun is whole. A line that was cut off was never acted on, and a lock
-without a whole line claims nothing. The lock in the folder of a split holds another sentence alone.
+A sentence for people, then lines of JSON: for each run the names of the splits that it begins; when
+all that was begun is whole, what was made, and "finished". A line that was cut off was never acted
+on, and a lock without a whole line claims nothing. The lock in the folder of a split holds another
+sentence alone.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from shardio.errors import PackError
@@ -24,17 +25,34 @@ _FINISHED = "finished"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A pack that ended.
+
+    Attributes:
+        made: digest of what it was to make.
+        bytes: bytes of all shards.
+        image_sizes: number of different sizes of stored pixels; None for image files.
+    """
+
+    made: str
+    bytes: int
+    image_sizes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
     """The runs that a lock tells of.
 
     Attributes:
         parts: names of all splits that were begun; WHOLE stands for the folder itself.
         finished: names of those that a run has finished since.
+        ended: the run that finished them; None if the lock does not say what it made.
         size: bytes of the lock up to the end of its last whole line.
     """
 
     parts: tuple[str, ...]
     finished: frozenset[str]
+    ended: Ended | None
     size: int
 
 
@@ -56,12 +74,14 @@ def read_claim(lock: Lock) -> Claim | None:
     if not text.startswith(_CLAIM) or len(text) > LOCK_LIMIT:
         raise _no_claim(lock)
     *lines, cut = text.removeprefix(_CLAIM).split(b"\n")
-    parts, finished = list[str](), list[str]()
+    parts, finished, ended = list[str](), list[str](), None
     for line in map(_parse_line, lines):
         if line == _FINISHED:
             finished += parts
         elif isinstance(line, list) and all(map(_is_part, line)):
             parts += line
+        elif isinstance(line, dict) and _is_end(line):
+            ended = Ended(**line)
         else:
             raise _no_claim(lock)
     if not parts:
@@ -69,6 +89,7 @@ def read_claim(lock: Lock) -> Claim | None:
     return Claim(
         parts=tuple(dict.fromkeys(parts)),
         finished=frozenset(finished),
+        ended=ended,
         size=len(text) - len(cut),
     )
 
@@ -82,9 +103,10 @@ def write_claim(lock: Lock, earlier: Claim | None, parts: Sequence[str]) -> None
         lock.write(text, at=earlier.size)
 
 
-def write_finished(lock: Lock) -> None:
+def write_finished(lock: Lock, ended: Ended) -> None:
     """Note that everything which was begun is whole, so that locks of splits may go."""
-    lock.write(json.dumps(_FINISHED).encode("ascii") + b"\n")
+    lines = (json.dumps(line).encode("ascii") + b"\n" for line in (asdict(ended), _FINISHED))
+    lock.write(b"".join(lines))
 
 
 def claim_part(folder: Folder) -> None:
@@ -136,6 +158,11 @@ def _parse_line(line: bytes) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError):
         return None
+
+
+def _is_end(line: dict[str, Any]) -> bool:
+    made = [type(line.get(name)) for name in ("made", "bytes", "image_sizes")]
+    return len(line) == 3 and made in ([str, int, int], [str, int, type(None)])
 
 
 def _is_part(name: object) -> bool:

@@ -15,7 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Literal, get_args
 
-from shardio.errors import PackError, UsageError
+from shardio.errors import PackError, SituationError, UsageError
 from shardio.index.catalog import Catalog, ShardEntry, Source, open_catalog
 from shardio.index.export import dali_index, energon_index, wids_index
 from shardio.index.manifest import INDEX_FOLDER, INDEX_SUFFIX, index_path
@@ -226,9 +226,11 @@ def _write_indexes(
         if path.resolve() == index_path(Path(task.entry.path).resolve()) or (
             path.parent.name == INDEX_FOLDER and path.name.endswith(INDEX_SUFFIX)
         ):
-            raise UsageError(f"{path}: shardio's own index lies there; name another folder as OUT")
+            raise SituationError(
+                f"{path}: shardio's own index lies there; name another folder as OUT"
+            )
         if path.resolve() in shards:
-            raise UsageError(f"{path}: a shard has the name of the index; name a folder as OUT")
+            raise SituationError(f"{path}: a shard has the name of the index; name a folder as OUT")
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
     sizes = engine.run(write_index, tasks, _advance(catalog, progress))
@@ -241,7 +243,7 @@ def _write_indexes(
 def _write_wids(catalog: Catalog, out: str | PathLike[str] | None) -> int:
     folders = {_beside(_plain(entry), out) for entry in catalog.shards}
     if len(folders) > 1:
-        raise UsageError("the shards lie in several folders; name one for the index as OUT")
+        raise SituationError("the shards lie in several folders; name one for the index as OUT")
     folder = folders.pop()
     folder.mkdir(parents=True, exist_ok=True)
     data = wids_index(catalog.shards, folder)
@@ -284,7 +286,9 @@ def _refuse_equal(tasks: Sequence[RecordTask | IndexTask]) -> None:
     paths = Counter(Path(task.out, task.name) for task in tasks)
     again = next((path for path, times in paths.items() if times > 1), None)
     if again is not None:
-        raise UsageError(f"two shards would become {again}; convert them into different folders")
+        raise SituationError(
+            f"two shards would become {again}; convert them into different folders"
+        )
 
 
 def _advance(catalog: Catalog, progress: Progress | None) -> Callable[[int], None] | None:

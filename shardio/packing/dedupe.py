@@ -23,7 +23,7 @@ from shardio.codecs.registry import LABEL_FIELD, kind_of
 from shardio.errors import CodecError, UsageError
 from shardio.packing.engine import Ticker
 from shardio.packing.files import SourceFiles, UnreadableError, in_memory
-from shardio.packing.samples import Problem, SourceSample, from_line
+from shardio.packing.samples import Problem, SourceSample
 from shardio.packing.shard import SampleTask, decoding
 
 Likeness = Literal["exact", "perceptual"]
@@ -101,7 +101,7 @@ def _fingerprint(
     prints = np.zeros((len(task), 3), np.uint64)
     problems: dict[int, Problem] = {}
     with SourceFiles(task.root) as files:
-        for number, sample in enumerate(map(from_line, task.lines())):
+        for number, sample in enumerate(task.samples):
             found = _fingerprint_of(sample, files, hash_picture)
             if isinstance(found, Problem):
                 problems[number] = found

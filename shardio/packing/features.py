@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from shardio.codecs.registry import LABEL_FIELD, kind_of
-from shardio.errors import UsageError, quoted, shown
+from shardio.errors import SituationError, UsageError, quoted, shown
 from shardio.packing.fields import is_field_name
 from shardio.tfrecord.example import Feature
 
@@ -97,14 +97,16 @@ def name_features(fields: Iterable[str], pairs: Iterable[Pair]) -> dict[str, str
         names[LABEL_FIELD] = LABEL_FEATURE
     for pair in pairs:
         if pair.field not in names:
-            raise UsageError(
+            raise SituationError(
                 f"features: there is no field {quoted(pair.field)}; the fields are "
                 f"{', '.join(map(shown, sorted({*names} - {KEY})))}"
             )
         names[pair.field] = pair.name
     chosen = {field: name for field, name in names.items() if name}
     if again := next((n for n in chosen.values() if [*chosen.values()].count(n) > 1), None):
-        raise UsageError(f"two fields would become the feature {quoted(again)}; name one otherwise")
+        raise SituationError(
+            f"two fields would become the feature {quoted(again)}; name one otherwise"
+        )
     return chosen
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from shardio.errors import PackError
 from shardio.packing.samples import FromFile, FromMemory, FromRange, Origin, SourceSample, text_of
-from shardio.packing.states import Versions, state_of
+from shardio.packing.states import Versions, has_stamp, stamp_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -119,7 +119,7 @@ class SourceFiles:
                 raise _unreadable(error) from error
         finally:
             os.close(descriptor)
-        if size != len(place) or state_of(before) != state_of(after):
+        if size != len(place) or not has_stamp(after, stamp_of(before)):
             raise _changed(path)
         if self._versions is not None:
             self._versions.add(path, before, place)
@@ -148,7 +148,7 @@ class SourceFiles:
             done += more
         # The state and, once more, the headers: a file that is overwritten meanwhile changes there
         # before it changes in the data.
-        if unverified and state_of(os.fstat(descriptor)) != origin.stamp:
+        if unverified and not has_stamp(os.fstat(descriptor), origin.stamp or ""):
             raise _changed(path)
         if zlib.crc32(headers) != origin.headers or (
             origin.before and os.pread(descriptor, origin.before, start) != headers

@@ -7,7 +7,9 @@ and makes what has no receipt. The manifest comes last, so a folder without it i
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,14 +22,15 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import PackError, UsageError
-from shardio.index.manifest import INDEX_FOLDER, MANIFEST_NAME, Manifest, encode_manifest
+from shardio.errors import PackError, SituationError, UsageError
+from shardio.index.manifest import INDEX_FOLDER, Manifest, write_manifest
+from shardio.packing.claims import Ended
 from shardio.packing.dedupe import Dedupe, FingerprintTask, fingerprint, group_alike, hamming
 from shardio.packing.engine import Advance, Engine
 from shardio.packing.names import DUPLICATES_NAME, RENAMED_NAME, SKIPPED_NAME, WHOLE
-from shardio.packing.output import hold_folder, remove_others
+from shardio.packing.output import Output, hold_folder, remove_others
 from shardio.packing.plan import Shape, Splits, plan_shards, split_samples
-from shardio.packing.receipts import PackedShard
+from shardio.packing.receipts import PackedShard, lost_shards
 from shardio.packing.samples import Problem, SourceSample
 from shardio.packing.shard import SampleTask, ShardTask, find_problems, pack_shard, refusal
 from shardio.packing.spool import Listing
@@ -42,6 +45,7 @@ It is called anew for each pass over the samples: one that looks for bad ones or
 that is wanted, and the one that packs.
 """
 
+_LOG = logging.getLogger("shardio")
 _CHUNK = 256  # samples that are checked by one task
 
 
@@ -158,44 +162,114 @@ def run_job(
     refuse_url(out)
     names = [*job.splits.fractions] if job.splits else [WHOLE]
     with hold_folder(folder, names) as output:
-        source = open_source(output.work)
-        output.work.remove(DUPLICATES_NAME)
-        listing = Listing(output.work, source.samples(), job.measure)
-        _check(listing, source, job)
-        groups = _find_duplicates(listing, source, job, job.dedupe) if job.dedupe else None
-        parts = split_samples(
-            len(listing),
-            job.splits,
-            seed=job.seed,
-            labels=listing.labels,
-            groups=groups.heads if groups else None,
+        plan = _plan(output, job, open_source(output.work))
+        made = plan.digest(job)
+        ended = output.ended
+        if ended is None:
+            _discard_others(output, plan.tasks)
+            packed = job.engine.run(pack_shard, plan.tasks, _advance(plan.listing, job))
+            _publish(output.folder, job.ledger, plan, packed)
+            ended = _ended(made, packed)
+            output.end(ended)
+    if ended.made != made:
+        raise PackError(
+            f"{folder}: an earlier pack, of something else, has just been found to be finished; "
+            "use the folder, or name another one"
         )
-        planned = plan_shards(
-            parts, job.shape, seed=job.seed if job.shuffle else None, sizes=listing.sizes
+    return _summarize(plan, ended, seconds=time.monotonic() - start)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Plan:
+    """What a job makes of a source.
+
+    Attributes:
+        listing: the samples.
+        parts: numbers of samples by split.
+        tasks: the shards.
+        classes: names of the classes; None without.
+        duplicates: how many were found; None if nobody looked.
+    """
+
+    listing: Listing
+    parts: Mapping[str, NDArray[np.int64]]
+    tasks: Sequence[ShardTask]
+    classes: tuple[str, ...] | None
+    duplicates: int | None
+
+    def digest(self, job: Job) -> str:
+        """What is made, told from what other packs make."""
+        tasks = [(task.shard, task.digest()) for task in self.tasks]
+        problems = [(each.path, each.reason) for each in self.listing.problems]
+        made = f"{tasks} {self.classes} {problems} {job.dedupe} {job.ledger} {[*self.parts]}"
+        return hashlib.sha256(made.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _plan(output: Output, job: Job, source: Source) -> _Plan:
+    """List the samples and divide them into shards."""
+    output.work.remove(DUPLICATES_NAME)
+    listing = Listing(output.work, source.samples(), job.measure)
+    _check(listing, source, job)
+    groups = _find_duplicates(listing, source, job, job.dedupe) if job.dedupe else None
+    parts = split_samples(
+        len(listing),
+        job.splits,
+        seed=job.seed,
+        labels=listing.labels,
+        groups=groups.heads if groups else None,
+    )
+    planned = plan_shards(
+        parts, job.shape, seed=job.seed if job.shuffle else None, sizes=listing.sizes
+    )
+    tasks = [
+        ShardTask(
+            **_of_samples(source, listing, job, shard.numbers), part=shard.part, name=shard.name
         )
-        remove_others(output, {str(Path(shard.part, shard.name)) for shard in planned})
-        tasks = [
-            ShardTask(
-                **_of_samples(source, listing, job, shard.numbers),
-                out=_path(output.folder.path, job),
-                part=shard.part,
-                name=shard.name,
-            )
-            for shard in planned
-        ]
-        packed = job.engine.run(pack_shard, tasks, _advance(listing, job))
-        _publish(output.folder, job.ledger, listing, packed, source.classes)
-    return PackSummary(
-        samples=len(listing),
-        shards=len(packed),
-        bytes=sum(shard.receipt.size for shard in packed),
-        classes=len(source.classes) if source.classes else None,
-        splits={name: len(numbers) for name, numbers in parts.items()} if job.splits else None,
-        skipped=len(listing.problems),
+        for shard in planned
+    ]
+    return _Plan(
+        listing=listing,
+        parts=parts,
+        tasks=tasks,
+        classes=source.classes,
         duplicates=None if groups is None else groups.duplicates,
-        renamed=int(listing.renamed.sum()),
+    )
+
+
+def _discard_others(output: Output, tasks: Sequence[ShardTask]) -> None:
+    """Remove what an interrupted pack left that this one will not make, and log finished shards."""
+    lost = lost_shards(output.work, {task.shard: task.digest() for task in tasks})
+    remove_others(output, {task.shard for task in tasks})
+    if lost:
+        _LOG.warning(
+            "%s: %s finished shards of an interrupted pack, of other samples or with other "
+            "options, are discarded",
+            output.folder.path,
+            f"{len(lost):,}",
+        )
+
+
+def _ended(made: str, packed: Sequence[PackedShard]) -> Ended:
+    return Ended(
+        made=made,
+        bytes=sum(shard.receipt.size for shard in packed),
         image_sizes=len({size for shard in packed for size in shard.sizes}) or None,
-        seconds=time.monotonic() - start,
+    )
+
+
+def _summarize(plan: _Plan, ended: Ended, *, seconds: float) -> PackSummary:
+    parts = {name: len(numbers) for name, numbers in plan.parts.items()}
+    return PackSummary(
+        samples=len(plan.listing),
+        shards=len(plan.tasks),
+        bytes=ended.bytes,
+        classes=len(plan.classes) if plan.classes else None,
+        splits=None if WHOLE in parts else parts,
+        skipped=len(plan.listing.problems),
+        duplicates=plan.duplicates,
+        renamed=int(plan.listing.renamed.sum()),
+        image_sizes=ended.image_sizes,
+        seconds=seconds,
     )
 
 
@@ -213,7 +287,7 @@ def _check(listing: Listing, source: Source, job: Job) -> None:
             f"{source.name}: nothing in it can be packed, or was chosen; name a source of samples"
         )
     if job.splits is not None and job.splits.stratify and (listing.labels < 0).all():
-        raise UsageError("stratify needs labels, and no sample has one; leave it out")
+        raise SituationError("stratify needs labels, and no sample has one; leave it out")
 
 
 class _Groups(NamedTuple):
@@ -293,21 +367,15 @@ def _of_samples(
     """What a task of these samples is made of."""
     return {
         "root": _path(source.root, job),
-        "work": _path(listing.work.path, job),
-        "offsets": listing.offsets[numbers],
+        "samples": listing.spool.choose(numbers, out=_path(listing.spool.out, job)),
         "store": job.store,
         "check": job.check,
     }
 
 
-def _publish(
-    folder: Folder,
-    ledger: str,
-    listing: Listing,
-    packed: list[PackedShard],
-    classes: tuple[str, ...] | None,
-) -> None:
+def _publish(folder: Folder, ledger: str, plan: _Plan, packed: Sequence[PackedShard]) -> None:
     """Write what belongs to the shards, the manifests last."""
+    listing = plan.listing
     problems = sorted(listing.problems, key=lambda problem: problem.path)
     write_ledger(folder, ledger, map(asdict, problems))
     with suppress(FileNotFoundError):
@@ -320,14 +388,13 @@ def _publish(
         manifest = Manifest(
             shards=tuple(shard.receipt for shard in shards),
             fields=tuple(sorted({field for shard in shards for field in shard.fields})),
-            classes=classes,
+            classes=plan.classes,
         )
         with folder.inside(part) as inside:
             with inside.inside(INDEX_FOLDER) as indexes:
                 indexes.sync()
             inside.sync()
-            with inside.write(MANIFEST_NAME) as stream:
-                stream.write(encode_manifest(manifest))
+            write_manifest(inside, manifest)
             inside.sync()
 
 

@@ -51,6 +51,11 @@ _ANY_OTHERS = re.compile(
 )
 
 
+def path_in(part: str, name: str) -> str:
+    """Path of a file of a split, relative to the output folder."""
+    return f"{part}/{name}" if part else name
+
+
 def is_split_name(name: object) -> TypeGuard[str]:
     """Whether a value can be the name of a split, and so of a folder beside files of a pack."""
     return is_plain_name(name) and not name.startswith(".") and find_foreign([name]) is None

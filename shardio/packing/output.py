@@ -20,6 +20,7 @@ from shardio.errors import OutputError, PackError
 from shardio.index.manifest import INDEX_FOLDER, INDEX_SUFFIX, MANIFEST_NAME, PACKING_NAME
 from shardio.packing.claims import (
     Claim,
+    Ended,
     claim_part,
     is_claimed_part,
     read_claim,
@@ -34,6 +35,7 @@ from shardio.packing.names import (
     is_ours,
     is_shard_name,
     is_work_name,
+    path_in,
 )
 from shardio.packing.receipts import (
     check_work,
@@ -52,11 +54,20 @@ class Output:
         folder: output folder.
         work: work folder inside.
         parts: names of the splits, those of an interrupted pack too.
+        lock: lock of the output folder.
+        ended: the pack that made all that is there, and was killed before it let the folder go;
+            None if there is anything to do.
     """
 
     folder: Folder
     work: Folder
     parts: Sequence[str]
+    lock: Lock
+    ended: Ended | None = None
+
+    def end(self, ended: Ended) -> None:
+        """Note in the lock that everything is whole."""
+        write_finished(self.lock, ended)
 
 
 @contextmanager
@@ -64,7 +75,8 @@ def hold_folder(path: Path, parts: Sequence[str]) -> Iterator[Output]:
     """Hold the output folder.
 
     After an error it is left as it was before, or, if shards are finished, as an interrupted pack
-    leaves it: locked, and to be taken up.
+    leaves it: locked, and to be taken up. If an earlier pack is found to have ended, what it
+    made stays as it is.
 
     Args:
         path: path of the output folder.
@@ -88,23 +100,38 @@ def hold_folder(path: Path, parts: Sequence[str]) -> Iterator[Output]:
                     f"{path}: another pack is writing to this folder; wait for it, "
                     "or name another output folder"
                 )
-            is_new = _refuse_finished(lock, folder)
-            every = [*dict.fromkeys([*parts, *_claim(lock, folder, parts)])]
-            try:
-                _prepare(folder, every)
-                with folder.inside(WORK_FOLDER) as work:
-                    yield Output(folder=folder, work=work, parts=every)
-            except BaseException:
-                if is_new and not _has_finished(folder):
-                    with suppress(OSError, PackError):  # what stays does so under the lock
-                        _remove_output(folder, every)
-                        lock.release()
-                raise
-            write_finished(lock)
+            claim = read_claim(lock)
+            if claim is not None and _has_ended(claim, folder):
+                every = kept = claim.parts
+                with folder.inside(WORK_FOLDER, make=True) as work:
+                    ended = claim.ended or Ended(made="", bytes=0, image_sizes=None)
+                    yield Output(folder=folder, work=work, parts=every, lock=lock, ended=ended)
+            else:
+                every = (*dict.fromkeys([*parts, *_claim(lock, claim, folder, parts)]),)
+                kept = (*parts,)
+                with _left_as_before(lock, folder, every, is_new=claim is None):
+                    _prepare(folder, every)
+                    with folder.inside(WORK_FOLDER) as work:
+                        yield Output(folder=folder, work=work, parts=every, lock=lock)
             _remove_work(folder)
             for part in every:
-                _leave_part(folder, part, keep=part in parts)
+                _leave_part(folder, part, keep=part in kept)
             lock.release()
+
+
+@contextmanager
+def _left_as_before(
+    lock: Lock, folder: Folder, parts: Sequence[str], *, is_new: bool
+) -> Iterator[None]:
+    """After an error remove what this run made, if it is the first and no shard is finished."""
+    try:
+        yield
+    except BaseException:
+        if is_new and not _has_finished(folder):
+            with suppress(OSError, PackError):  # what stays does so under the lock
+                _remove_output(folder, parts)
+                lock.release()
+        raise
 
 
 def remove_others(output: Output, wanted: Collection[str]) -> None:
@@ -136,7 +163,7 @@ def _unwanted(
     """Files with names that a pack gives: their open folder, their name, and their shard."""
     for part in parts:
         for inside, name in _pack_files(folder, part):
-            shard = str(Path(part, name.removesuffix(INDEX_SUFFIX)))
+            shard = path_in(part, name.removesuffix(INDEX_SUFFIX))
             if shard not in wanted:
                 yield inside, name, shard
 
@@ -155,32 +182,10 @@ def _made(folder: Path) -> Iterator[None]:
         raise
 
 
-def _refuse_finished(lock: Lock, folder: Folder) -> bool:
-    """Unlock a folder whose pack had ended when it was killed, and refuse to pack into it.
-
-    Between the note in the lock and the end of the lock a pack may be killed, too.
-
-    Returns:
-        Whether nothing was claimed with the lock, so that this run is the first.
-
-    Raises:
-        PackError: the folder is packed.
-    """
-    claim = read_claim(lock)
-    if claim is None:
-        return True
-    if claim.finished < {*claim.parts}:
-        return False
-    if not all(_is_packed(folder, part) for part in claim.parts):
-        return False
-    for part in claim.parts:
-        _leave_part(folder, part, keep=True)
-    _remove_work(folder)
-    lock.release()
-    raise PackError(
-        f"{folder.path}: an earlier pack has just been found to be finished; use the folder, or "
-        "name another one"
-    )
+def _has_ended(claim: Claim, folder: Folder) -> bool:
+    """Whether all that was claimed is packed, by a run that was killed as it let the folder go."""
+    done = claim.finished >= {*claim.parts}
+    return done and all(_is_packed(folder, part) for part in claim.parts)
 
 
 def _is_packed(folder: Folder, part: str) -> bool:
@@ -191,9 +196,9 @@ def _is_packed(folder: Folder, part: str) -> bool:
         return inside.find_file(MANIFEST_NAME) is not None
 
 
-def _claim(lock: Lock, folder: Folder, parts: Sequence[str]) -> Sequence[str]:
+def _claim(lock: Lock, claim: Claim | None, folder: Folder, parts: Sequence[str]) -> Sequence[str]:
     """Claim a folder for a pack; returns the splits of the interrupted one that it takes up."""
-    claim, ours = read_claim(lock), list[str]()
+    ours = list[str]()
     earlier = () if claim is None else claim.parts
     try:
         for part in dict.fromkeys((WHOLE, *parts, *earlier)):

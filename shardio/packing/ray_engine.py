@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from shardio.errors import PackError, UsageError
+from shardio.errors import PackError, SituationError
 from shardio.packing.engine import Advance, R, T, Ticker, Work
 
 _RETRIES = 5
@@ -85,5 +85,5 @@ def _import_ray() -> Any:
         import ray  # noqa: PLC0415  an extra
         import ray.exceptions  # noqa: PLC0415
     except ImportError as error:
-        raise UsageError("engine='ray' needs Ray; pip install 'shardio[ray]'") from error
+        raise SituationError("engine='ray' needs Ray; pip install 'shardio[ray]'") from error
     return ray

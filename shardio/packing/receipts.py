@@ -9,14 +9,14 @@ as they were written. What is known of a shard beyond that comes from its index.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
 from shardio.errors import IndexFileError
-from shardio.index.manifest import ShardReceipt, index_path
+from shardio.index.manifest import ShardReceipt, index_path, receipt_of
 from shardio.index.shard_index import ShardIndex, read_index
-from shardio.packing.names import WHOLE, is_shard_name
+from shardio.packing.names import WHOLE, is_shard_name, path_in
 from shardio.packing.states import hash_file, keeps_ctime, state_of
 from shardio.storage.atomic import final_name
 from shardio.storage.folder import Folder
@@ -78,12 +78,7 @@ def packed_shard(
     """
     return PackedShard(
         part=part,
-        receipt=ShardReceipt(
-            name=name,
-            samples=len(index),
-            size=index.shard_size,
-            sha256=index.shard_sha256 or "",
-        ),
+        receipt=receipt_of(name, index),
         fields=index.fields,
         sizes=sizes,
     )
@@ -163,14 +158,36 @@ def finished_shards(work: Folder) -> list[str]:
     Raises:
         OutputError: something else than a file has the place of a receipt.
     """
-    return sorted(f"{part}/{name}" if part else name for part, name, _ in _receipts(work))
+    return sorted(path_in(part, name) for part, name, _ in _receipts(work))
+
+
+def lost_shards(work: Folder, tasks: Mapping[str, str]) -> list[str]:
+    """Finished shards that a pack does not take up.
+
+    Args:
+        work: work folder.
+        tasks: digests of what the pack is to do, by the paths of its shards.
+
+    Returns:
+        Paths relative to the output folder.
+
+    Raises:
+        OutputError: something else than a file has the place of a receipt.
+    """
+    lost = []
+    for part, name, receipts in _receipts(work):
+        shard = path_in(part, name)
+        with suppress(*_DAMAGED):  # a damaged receipt tells of nothing
+            if json.loads(receipts.read(name + _SUFFIX, _LIMIT))["task"] != tasks.get(shard):
+                lost.append(shard)
+    return lost
 
 
 def remove_receipts(work: Folder, shards: Iterable[str]) -> None:
     """Forget shards, by their paths relative to the output folder."""
     unwanted = {*shards}
     for part, name, receipts in _receipts(work):
-        if (f"{part}/{name}" if part else name) in unwanted:
+        if path_in(part, name) in unwanted:
             receipts.remove(name + _SUFFIX)
 
 

@@ -2,7 +2,8 @@
 
 A task holds one sample at a time, and its file gets its name when it is whole. Until all are done
 the folder holds a lock that says what is made, so that the same conversion again makes what is
-missing, and nobody else's files are overwritten.
+missing, and nobody else's files are overwritten. Neither lock nor files are believed: what is there
+already is read, and compared with what would be written.
 """
 
 from __future__ import annotations
@@ -55,24 +56,46 @@ class RecordTask:
 
 
 def write_records(task: RecordTask, ticker: Ticker) -> int:
-    """Write the samples of a shard as a TFRecord file, unless it is there; returns its size.
+    """Write the samples of a shard as a TFRecord file; returns its size.
+
+    A file that is there, of a conversion that was interrupted, is held against what it should be.
 
     Raises:
+        PackError: another file is there.
         SampleError: a member is not what was packed, or a class number is none.
+        OutputError: something else than a file has the name.
         OSError: the shard cannot be read, or the file not written.
     """
-    shard = Tars(catalog=Catalog(shards=(task.entry,), fields=(), classes=None))
     with Folder.open(Path(task.out)) as folder:
-        if there := folder.find_file(task.name):
-            ticker.tick(len(task))
-            return there.st_size
-        with SourceFiles(shard.root) as files, folder.write(task.name) as stream:
-            for sample in shard.samples():
-                if isinstance(sample, SourceSample):
-                    features = _features_of(sample, task, files)
-                    stream.writelines(frame_record(encode_example(features)))
-                ticker.tick(1)
+        if folder.find_file(task.name) is None:
+            with folder.write(task.name) as stream:
+                for data in _records(task, ticker):
+                    stream.write(data)
+                return stream.tell()
+        with folder.open_file(task.name) as stream:
+            for data in _records(task, ticker):
+                if stream.read(len(data)) != data:
+                    raise _other_file(folder, task)
+            if stream.read(1):
+                raise _other_file(folder, task)
             return stream.tell()
+
+
+def _records(task: RecordTask, ticker: Ticker) -> Iterator[Buffer]:
+    """The pieces of a TFRecord file, in order."""
+    shard = Tars(catalog=Catalog(shards=(task.entry,), fields=(), classes=None))
+    with SourceFiles(shard.root) as files:
+        for sample in shard.samples():
+            if isinstance(sample, SourceSample):
+                yield from frame_record(encode_example(_features_of(sample, task, files)))
+            ticker.tick(1)
+
+
+def _other_file(folder: Folder, task: RecordTask) -> PackError:
+    return PackError(
+        f"{folder.path / task.name}: it is not what the conversion of {task.entry.name} makes; "
+        "move it away, or remove it, and run the conversion again"
+    )
 
 
 def _features_of(

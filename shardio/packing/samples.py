@@ -32,7 +32,7 @@ class FromRange(NamedTuple):
         offset: where the part starts, in bytes.
         size: in bytes.
         checksum: its CRC-32, if it is known.
-        stamp: state of the file (see shardio.packing.states) as the list was made, where nobody
+        stamp: stamp of the file (see shardio.packing.states) as the list was made, where nobody
             read the part for it.
         before: bytes of headers that lie just before it, where no checksum tells whether the part
             is what was listed.

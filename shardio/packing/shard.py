@@ -10,25 +10,20 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
-
 from shardio.codecs.probe import check_complete, probe_image
 from shardio.codecs.registry import PIXELS_FIELD, is_mask, kind_of
 from shardio.errors import CodecError, PackError, UsageError, quoted, shown
 from shardio.index.build import IndexBuilder
-from shardio.index.manifest import INDEX_FOLDER, index_path
-from shardio.index.shard_index import encode_index
+from shardio.index.manifest import write_index
 from shardio.naming import join_member_name
 from shardio.packing.engine import Ticker
 from shardio.packing.files import SourceFiles, UnreadableError
-from shardio.packing.names import LIST_NAME, WORK_FOLDER
+from shardio.packing.names import WORK_FOLDER, path_in
 from shardio.packing.receipts import (
     PackedShard,
     Sources,
@@ -36,8 +31,8 @@ from shardio.packing.receipts import (
     packed_shard,
     write_receipt,
 )
-from shardio.packing.samples import Problem, SourceSample, from_line
-from shardio.packing.spool import read_lines
+from shardio.packing.samples import Problem, SourceSample
+from shardio.packing.spool import Spool
 from shardio.packing.states import Versions
 from shardio.packing.store import Store
 from shardio.storage.folder import Folder
@@ -56,24 +51,18 @@ class SampleTask:
 
     Attributes:
         root: folder that their paths start from.
-        work: folder with the list of samples.
-        offsets: int64 [n], where their lines in the list start.
+        samples: the list of them.
         store: how their images are stored.
         check: look at images, whether they are some and whole.
     """
 
     root: str
-    work: str
-    offsets: NDArray[np.int64]
+    samples: Spool
     store: Store
     check: bool
 
     def __len__(self) -> int:
-        return len(self.offsets)
-
-    def lines(self) -> Iterator[bytes]:
-        """Their lines."""
-        return read_lines(Path(self.work, LIST_NAME), self.offsets)
+        return len(self.samples)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -81,14 +70,25 @@ class ShardTask(SampleTask):
     """One shard to write.
 
     Attributes:
-        out: output folder.
         part: name of its split.
         name: file name of the shard.
     """
 
-    out: str
     part: str
     name: str
+
+    @property
+    def shard(self) -> str:
+        """Path of the shard in the output folder."""
+        return path_in(self.part, self.name)
+
+    def digest(self) -> str:
+        """What the task is to do, told from what others are."""
+        digest = hashlib.sha256()
+        settings = f"{self.root} {self.store} {self.check}\n"
+        digest.update(settings.encode("utf-8", "surrogateescape"))
+        digest.update(self.samples.hashes.data)
+        return digest.hexdigest()
 
 
 def pack_shard(task: ShardTask, ticker: Ticker) -> PackedShard:
@@ -104,7 +104,7 @@ def pack_shard(task: ShardTask, ticker: Ticker) -> PackedShard:
         OutputError: something else than a file or folder has a place in the output.
         OSError: the shard cannot be written.
     """
-    out, digest = Path(task.out), _digest(task)
+    out, digest = Path(task.samples.out), task.digest()
     with Folder.open(out, WORK_FOLDER) as work, Folder.open(out, task.part) as shards:
         found = find_receipt(work, shards, task.part, task.name, task=digest)
         if found is not None and found[1] == _look_at_sources(task, found[1].since):
@@ -125,7 +125,7 @@ def _write_shard(task: ShardTask, ticker: Ticker, shards: Folder) -> tuple[Packe
         shards.write(task.name) as stream,
     ):
         packer = _Packer(stream, task, files)
-        for sample in map(from_line, task.lines()):
+        for sample in task.samples:
             try:
                 packer.pack(sample, builder)
             except _PROBLEMS as error:
@@ -133,9 +133,7 @@ def _write_shard(task: ShardTask, ticker: Ticker, shards: Folder) -> tuple[Packe
             ticker.tick(1)
         sha256 = packer.archive.finish()
     index = builder.build(shard_size=packer.archive.size, shard_sha256=sha256, checksums=True)
-    name = index_path(shards.path / task.name).name
-    with shards.inside(INDEX_FOLDER) as indexes, indexes.write(name) as stream:
-        stream.writelines(encode_index(index))
+    write_index(shards, task.name, index)
     packed = packed_shard(task.part, task.name, index, packer.sizes)
     return packed, Sources(since=since, digest=versions.digest())
 
@@ -145,7 +143,7 @@ def find_problems(task: SampleTask, ticker: Ticker) -> list[Problem | None]:
     problems: list[Problem | None] = []
     with _maybe_decoding(task.store), SourceFiles(task.root) as files:
         packer = _Packer(_Nowhere(), task, files)
-        for sample in map(from_line, task.lines()):
+        for sample in task.samples:
             try:
                 packer.pack(sample, IndexBuilder(""))
             except _PROBLEMS as error:
@@ -252,23 +250,13 @@ class _Nowhere(io.BytesIO):
         return len(data)
 
 
-def _digest(task: SampleTask) -> str:
-    """Tells what a task is to do from what others are."""
-    digest = hashlib.sha256()
-    settings = f"{task.root} {task.store} {task.check}\n"
-    digest.update(settings.encode("utf-8", "surrogateescape"))
-    for line in task.lines():
-        digest.update(line)
-    return digest.hexdigest()
-
-
 def _look_at_sources(task: SampleTask, since: int) -> Sources | None:
     """The files that samples are read from, as they are now; None if one cannot be looked at."""
     versions = Versions(since)
     with SourceFiles(task.root, versions) as files:
         try:
-            for line in task.lines():
-                files.look_at(from_line(line))
+            for sample in task.samples:
+                files.look_at(sample)
         except UnreadableError:
             return None
     return Sources(since=since, digest=versions.digest())

@@ -38,6 +38,28 @@ def state_of(status: os.stat_result) -> str:
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
+def stamp_of(status: os.stat_result) -> str:
+    """State of a file, and what changes with its ctime alone: mode, owner and links."""
+    return f"{state_of(status)} {_attributes(status)}"
+
+
+def has_stamp(status: os.stat_result, stamp: str) -> bool:
+    """Whether a file is what a stamp was taken of, but perhaps for its mode, owner or links.
+
+    Size and time of modification must be the same. Another ctime alone tells of an edit after which
+    the time of modification was put back, unless a change of mode, owner or links explains it.
+    """
+    size, modified, changed, *attributes = stamp.split(" ")
+    now = state_of(status).split(" ")
+    if now[:2] != [size, modified]:
+        return False
+    return now[2] == changed or " ".join(attributes) != _attributes(status)
+
+
+def _attributes(status: os.stat_result) -> str:
+    return f"{status.st_mode} {status.st_uid} {status.st_gid} {status.st_nlink}"
+
+
 def keeps_ctime(path: Path | bytes) -> bool:
     """Whether a file lies where the time of its last change of any kind can be trusted."""
     if sys.platform != "linux":

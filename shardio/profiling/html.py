@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from shardio.errors import UsageError
+from shardio.errors import SituationError
 from shardio.profiling.charts import Bar, Scale, Series, bar_chart, line_chart
 from shardio.profiling.evidence import Stages
 from shardio.profiling.phrases import as_sentence
@@ -76,7 +76,7 @@ def write_html(result: Profile, path: str) -> None:
     try:
         Path(path).write_text(_page(result), "utf-8")
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+        raise SituationError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _page(result: Profile) -> str:

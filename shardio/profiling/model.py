@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from shardio.errors import UsageError
+from shardio.errors import SituationError
 from shardio.profiling.evidence import Evidence, Kind
 from shardio.profiling.limits import Ceilings
 
@@ -87,7 +87,9 @@ def parts_of(alone: Evidence, ceilings: Ceilings, batch_size: int) -> Parts:
     """
     stages = alone.stages
     if stages is None:
-        raise UsageError("the runs are too short to tell where time goes; give them more seconds")
+        raise SituationError(
+            "the runs are too short to tell where time goes; give them more seconds"
+        )
     waited = alone.receiving * alone.seconds / alone.samples * 1e6
     wall = sum(part.wall for part in (stages.read, stages.decode, stages.transform, stages.batch))
     planned = max(waited - stages.cpu, 0.0)

@@ -6,7 +6,7 @@ import importlib.util
 import textwrap
 from typing import TYPE_CHECKING
 
-from shardio.errors import UsageError
+from shardio.errors import SituationError
 from shardio.profiling.phrases import as_sentence
 from shardio.profiling.words import ceiling_name
 
@@ -21,7 +21,7 @@ def check_plotting() -> None:
         UsageError: matplotlib is missing.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("--png needs matplotlib: pip install 'shardio[plot]'")
+        raise SituationError("--png needs matplotlib: pip install 'shardio[plot]'")
 
 
 def write_png(result: Profile, path: str) -> None:
@@ -59,7 +59,7 @@ def write_png(result: Profile, path: str) -> None:
     try:
         figure.savefig(path, format="png", dpi=120)
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+        raise SituationError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _wrapped(sentence: str) -> str:

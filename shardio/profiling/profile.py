@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shardio.errors import ShardioError, UsageError
+from shardio.errors import ShardioError, SituationError, UsageError
 from shardio.index.catalog import Catalog, open_catalog
 from shardio.profiling.advice import advise
 from shardio.profiling.child import ask
@@ -253,17 +253,18 @@ def count_parts(settings: Settings, baseline: str | None, trace: str | None) -> 
 def _check(settings: Settings, samples: int, trace: str | None) -> None:
     """Refuse what cannot be measured, before anything is."""
     if not samples:
-        raise UsageError(f"{settings.source}: the dataset has no samples to measure")
+        raise SituationError(f"{settings.source}: the dataset has no samples to measure")
     if settings.batch_size > samples:
-        raise SettingError(
+        raise SituationError(
             f"{settings.source}: the dataset has {samples:,} samples; pass --batch-size "
-            f"{samples} or less",
-            setting="batch_size",
+            f"{samples} or less"
         )
     for name in ("transform", "train"):
         if (place := getattr(settings, name)) is not None:
             try:
                 load_callable(place)
+            except SituationError as error:
+                raise SituationError(f"{name}: {error}") from error
             except UsageError as error:
                 raise SettingError(str(error), setting=name) from error
     if trace is not None:
@@ -279,13 +280,13 @@ def check_writable(path: str) -> None:
     place = Path(path)
     try:
         if place.is_symlink() or (place.exists() and not place.is_file()):
-            raise UsageError(f"{path} cannot be written: it is not a file; name another one")
+            raise SituationError(f"{path} cannot be written: it is not a file; name another one")
         if place.exists():
             place.open("ab").close()
         else:
             tempfile.TemporaryFile(dir=place.parent).close()
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+        raise SituationError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _relative(speed: float, kind: Kind, ceilings: Ceilings) -> float:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from shardio.errors import UsageError
+from shardio.errors import SituationError
 from shardio.plan.samples import Samples
 from shardio.profiling.baseline import open_baseline
 from shardio.profiling.ceilings import loop_speed, measure_ceilings
@@ -78,7 +78,9 @@ def _run(settings: Settings, topology: Topology, request: dict[str, Any]) -> dic
     beside = _PART * settings.seconds
     speed = loop_speed(dataset, cores, beside)
     if settings.cold and not drop_from_cache([shard.path for shard in dataset.catalog.shards]):
-        raise UsageError("the shards cannot be dropped from the page cache here; leave out --cold")
+        raise SituationError(
+            "the shards cannot be dropped from the page cache here; leave out --cold"
+        )
     with Monitor(loader, live=False, budget=_BUDGET).with_steps(len(dataset)) as seen:
         for batch in seen:
             step(batch)
@@ -86,7 +88,7 @@ def _run(settings: Settings, topology: Topology, request: dict[str, Any]) -> dic
                 break
         del batch
     if len(seen.received) < _LEAST_RECEIVED:
-        raise UsageError(
+        raise SituationError(
             "the loader ended before it could be measured: the shards are too few, or --seconds is "
             "too short"
         )
@@ -140,7 +142,7 @@ def _step(settings: Settings) -> Callable[[Any], object]:
                 train(batch)
             except Exception as error:
                 kind = type(error).__name__
-                raise UsageError(f"{place} raised {kind} for a batch: {error}") from error
+                raise SituationError(f"{place} raised {kind} for a batch: {error}") from error
 
         return step
     seconds = settings.step_ms / 1e3

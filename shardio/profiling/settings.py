@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardio.errors import UsageError
+from shardio.errors import SituationError, UsageError
 from shardio.profiling.evidence import Kind
 from shardio.reading.processes import count_cores
 
@@ -145,10 +145,10 @@ def load_callable(place: str) -> Callable[..., Any]:
     if not colon:
         raise UsageError(f"{place}: give FILE:NAME, a Python file and a callable in it")
     if not Path(path).is_file():
-        raise UsageError(f"{place}: there is no file {path}")
+        raise SituationError(f"{place}: there is no file {path}")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     if spec is None or spec.loader is None:
-        raise UsageError(f"{path} is no Python file")
+        raise SituationError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     folder = str(Path(path).resolve().parent)
     if folder not in sys.path:
@@ -157,10 +157,12 @@ def load_callable(place: str) -> Callable[..., Any]:
         with redirect_stdout(sys.stderr):  # standard output is for results
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+        raise SituationError(
+            f"{path} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     found = getattr(module, name, None)
     if not callable(found):
-        raise UsageError(f"{path} has no callable {name!r}")
+        raise SituationError(f"{path} has no callable {name!r}")
     return found  # type: ignore[no-any-return]
 
 
@@ -175,6 +177,6 @@ def check_baseline(name: str, fields: Iterable[str]) -> None:
         UsageError: there is none of that name, or no picture for it to decode.
     """
     if not set(IMAGES) & set(fields):
-        raise UsageError(f"the baseline decodes pictures ({', '.join(IMAGES)}); here are none")
+        raise SituationError(f"the baseline decodes pictures ({', '.join(IMAGES)}); here are none")
     if name not in BASELINES:
         raise UsageError(f"there is no baseline {name!r}; there is {', '.join(BASELINES)}")

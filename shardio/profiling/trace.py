@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from shardio.errors import UsageError
+from shardio.errors import SituationError
 from shardio.profiling.observing import Received
 from shardio.profiling.records import ThreadRecords
 
@@ -31,7 +31,7 @@ def write_trace(path: str, received: Sequence[Received], records: Sequence[Threa
     try:
         Path(path).write_text(json.dumps({"traceEvents": events}), "utf-8")
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+        raise SituationError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _loop(received: Sequence[Received]) -> Iterator[dict[str, Any]]:

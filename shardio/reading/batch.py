@@ -23,7 +23,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shardio.errors import CodecError, SampleError, TransformError, UsageError, quoted, shown
+from shardio.errors import (
+    CodecError,
+    SampleError,
+    SituationError,
+    TransformError,
+    UsageError,
+    quoted,
+    shown,
+)
 from shardio.forks import new_lock
 from shardio.plan.epoch import References
 from shardio.plan.samples import Samples
@@ -363,7 +371,7 @@ class Batch:
         elif self._delivery.on_replaced is not None:
             kind = SampleError
         elif isinstance(error, UsageError):
-            kind = UsageError
+            kind = SituationError
         else:
             remedy = '; pass on_bad_sample="skip" to go on without it, or choose other fields'
         return kind(

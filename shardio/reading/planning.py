@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from shardio.errors import UsageError, counted
+from shardio.errors import SituationError, UsageError, counted
 from shardio.index.catalog import Catalog, open_catalog
 from shardio.plan.epoch import DEFAULT_WINDOW, EpochPlan, Shuffle
 from shardio.plan.samples import Samples
@@ -112,7 +112,7 @@ def check_plan(
     """
     streams = shuffle.streams
     if not len(samples):
-        raise UsageError(f"{name}: the dataset has no samples")
+        raise SituationError(f"{name}: the dataset has no samples")
     if tail == "short" and world_size > 1:
         raise UsageError(
             f"tail='short' with {world_size} ranks would give them unequal steps, or batches of "
@@ -129,9 +129,9 @@ def check_plan(
             f"stream fills an equal part of it; make it a multiple of {streams}"
         )
     if streams > len(samples):
-        raise UsageError(f"{name}: streams={streams} are more than its {len(samples)} samples")
+        raise SituationError(f"{name}: streams={streams} are more than its {len(samples)} samples")
     if count_steps(len(samples), global_batch_size, tail) == 0:
-        raise UsageError(
+        raise SituationError(
             f"{name}: {counted(len(samples), 'sample')} do not fill one global batch, which "
             "tail='drop' leaves out; make the batch smaller or pass tail='pad'"
         )

@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from shardio.errors import SampleError, UsageError
+from shardio.errors import SampleError, SituationError, UsageError
 from shardio.plan.epoch import References
 from shardio.reading.planning import PlanSettings, open_plan
 from shardio.reading.shards import OpenShard, ShardPool
@@ -75,16 +75,16 @@ def replay(settings: PlanSettings, *, step: int, rank: int | None, out: str) -> 
     """
     catalog, plan = open_plan(settings)
     if not 0 <= step < plan.num_steps:
-        raise UsageError(f"step {step} is outside the {plan.num_steps} steps of an epoch")
+        raise SituationError(f"step {step} is outside the {plan.num_steps} steps of an epoch")
     if rank is not None and not 0 <= rank < settings.ranks:
         raise UsageError(f"rank {rank} is outside the {settings.ranks} ranks")
     refuse_url(out)
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{out}: it is a file; name a new folder")
+        raise SituationError(f"{out}: it is a file; name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
-        raise UsageError(f"{out}: the folder is not empty; name a new one")
+        raise SituationError(f"{out}: the folder is not empty; name a new one")
     positions = plan.share([step], rank or 0, 1 if rank is None else settings.ranks)
     references = plan.references(positions)
     with Folder.open(folder) as held:

@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from shardio.errors import TarError, UsageError
+from shardio.errors import SituationError, TarError
 from shardio.storage.atomic import atomic_file
 from shardio.storage.compression import Expansion
 from shardio.storage.local import refuse_url
@@ -51,7 +51,7 @@ def cache_entry(source: Path, suffix: str) -> Path:
     digest = hashlib.sha256(os.fsencode(identity)).hexdigest()[:32]
     entry = _folder_for(f"{digest}{suffix}") / f"{digest}{suffix}"
     if fault := entry_fault(entry):
-        raise UsageError(
+        raise SituationError(
             f"{entry}: this entry of the cache is not believed, since {fault}; remove it, or set "
             "SHARDIO_CACHE to a folder of your own"
         )
@@ -149,8 +149,8 @@ def _usual_folder(name: str) -> Path:
     return folder
 
 
-def _unusable(folder: Path | str, error: OSError) -> UsageError:
-    return UsageError(
+def _unusable(folder: Path | str, error: OSError) -> SituationError:
+    return SituationError(
         f"{folder}: the cache folder cannot be used ({error.strerror}); set SHARDIO_CACHE to a "
         "folder of your own with free space"
     )

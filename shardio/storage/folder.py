@@ -190,9 +190,28 @@ class Folder:
             OutputError: something else than a file has the name.
             OSError: the file is not there or cannot be read.
         """
-        self.find_file(name)
-        with self._naming(name), FileIO(os.open(name, _READ, dir_fd=self._descriptor)) as stream:
+        with self.open_file(name, buffering=0) as stream:
             return stream.read(limit)
+
+    def open_file(self, name: str, *, buffering: int = -1) -> BinaryIO:
+        """Open a file for reading.
+
+        Args:
+            name: name of the file.
+            buffering: bytes that are read ahead, see `open`.
+
+        Raises:
+            OutputError: something else than a file has the name.
+            OSError: the file is not there or cannot be read.
+        """
+        self.find_file(name)
+        with self._naming(name):
+            descriptor = os.open(name, _READ, dir_fd=self._descriptor)
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode):
+            return os.fdopen(descriptor, "rb", buffering)
+        os.close(descriptor)
+        raise self._refusal(name, status, "file")
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there.

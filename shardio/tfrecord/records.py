@@ -19,7 +19,7 @@ import struct
 from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, TypeAlias
 
-from shardio.errors import TFRecordError, UsageError
+from shardio.errors import SituationError, TFRecordError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview | mmap.mmap
 
@@ -96,7 +96,9 @@ def load_checksum() -> Callable[[Sequence[Buffer]], int]:
     try:
         from crc32c import crc32c  # noqa: PLC0415  an extra
     except ImportError as error:
-        raise UsageError("TFRecord files need crc32c; pip install 'shardio[tfrecord]'") from error
+        raise SituationError(
+            "TFRecord files need crc32c; pip install 'shardio[tfrecord]'"
+        ) from error
 
     def checksum_of(pieces: Sequence[Buffer]) -> int:
         checksum = 0

@@ -124,7 +124,7 @@ def test_pack_stores_pixels_and_says_when_their_sizes_differ(tmp_path: Path) -> 
         ([*PACK, "--split", "a=.5,b=.4"], 2, "must be above 0 and add up to 1"),
         ([*PACK, "--split", "../a=1"], 2, "'../a' is no name for the folder of a split"),
         ([*PACK, "--stratify"], 2, "stratify is of splits"),
-        ([*PACK, "--classes", "nothing"], 2, "nothing: it cannot be read as text"),
+        ([*PACK, "--classes", "nothing"], 1, "nothing: it cannot be read as text"),
         ([*PACK, "--fields", "jpg,,"], 2, "fields='jpg,,': '' names no field"),
         ([*PACK, "--manifest", "a.csv"], 1, "shardio: a.csv: No such file or directory"),
         ([*PACK, "--label-column", "x"], 2, "columns are of a manifest"),

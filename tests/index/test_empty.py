@@ -24,8 +24,9 @@ from shardio.index.manifest import (
     write_manifest,
 )
 from shardio.index.publish import index_source
-from shardio.index.shard_index import write_index
+from shardio.index.shard_index import encode_index
 from shardio.storage.cache import cache_entry
+from shardio.storage.folder import Folder
 from shardio.testing import make_shard
 
 SAMPLES = {f"{number:04d}": {"txt": b"text", "cls": b"1"} for number in range(20)}
@@ -163,7 +164,8 @@ def test_a_packed_folder_may_have_a_shard_without_samples(folder: Path) -> None:
         )
         for entry in open_catalog(folder).shards
     ]
-    write_manifest(folder, Manifest(shards=(*receipts,), fields=("cls", "txt"), classes=None))
+    with Folder.open(folder) as held:
+        write_manifest(held, Manifest(shards=(*receipts,), fields=("cls", "txt"), classes=None))
     assert [shard.samples for shard in open_catalog(folder).shards] == [0, 20]
     assert shardio.verify(folder, jobs=1).sound
 
@@ -180,10 +182,11 @@ def test_an_index_from_before_hides_nothing(tmp_path: Path, data: bytes, place: 
     if place == "cache":
         path = cache_entry(folder / "a.tar", INDEX_SUFFIX)
     path.parent.mkdir(exist_ok=True)
-    write_index(path, replace(index, shard_size=len(data)))
+    path.write_bytes(b"".join(encode_index(replace(index, shard_size=len(data)))))
     if place == "manifest":
         receipt = ShardReceipt(name="a.tar", samples=0, size=len(data), sha256="")
-        write_manifest(folder, Manifest(shards=(receipt,), fields=(), classes=None))
+        with Folder.open(folder) as held:
+            write_manifest(held, Manifest(shards=(receipt,), fields=(), classes=None))
     with pytest.raises(shardio.TarError, match=r"a\.tar.*(no members|none of its 1 members)"):
         shardio.ShardDataset(folder)
 

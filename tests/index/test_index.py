@@ -20,7 +20,7 @@ from shardio.index.build import index_shard
 from shardio.index.catalog import open_catalog
 from shardio.index.manifest import index_path, read_manifest
 from shardio.index.publish import index_source
-from shardio.index.shard_index import FORMAT, ShardIndex, read_index, write_index
+from shardio.index.shard_index import FORMAT, ShardIndex, encode_index, read_index
 
 Members = list[tuple[str, bytes]]
 ReadSamples = Callable[[Path], list[dict[str, object]]]
@@ -85,7 +85,7 @@ def test_the_index_finds_what_webdataset_finds(
 
 def test_an_index_reads_back_as_it_was_written(packed: Path, tmp_path: Path) -> None:
     index = index_shard(packed / "shard-000003.tar", name="x", checksums=True)
-    write_index(tmp_path / "x.idx", index)
+    (tmp_path / "x.idx").write_bytes(b"".join(encode_index(index)))
     again = read_index(tmp_path / "x.idx")
     assert (again.fields, again.shard_size, again.shard_sha256) == (
         index.fields, index.shard_size, index.shard_sha256)  # fmt: skip
@@ -94,12 +94,10 @@ def test_an_index_reads_back_as_it_was_written(packed: Path, tmp_path: Path) -> 
         assert not getattr(again, name).flags.writeable
 
 
-def test_packing_writes_the_index_that_a_scan_of_its_shard_gives(
-    packed: Path, tmp_path: Path
-) -> None:
+def test_packing_writes_the_index_that_a_scan_of_its_shard_gives(packed: Path) -> None:
     for shard in sorted(packed.glob("*.tar")):
-        write_index(tmp_path / "again.idx", index_shard(shard, name="x", checksums=True))
-        assert (tmp_path / "again.idx").read_bytes() == index_path(shard).read_bytes()
+        index = index_shard(shard, name="x", checksums=True)
+        assert b"".join(encode_index(index)) == index_path(shard).read_bytes()
 
 
 def test_an_index_file_has_the_safetensors_layout(packed: Path) -> None:
@@ -208,7 +206,8 @@ def test_an_index_without_checksums_of_headers_is_built_again(tmp_path: Path) ->
     without = replace(read_index(kept), starts=None, headers=None)
     index_path(path).parent.mkdir()
     for place in (kept, index_path(path)):
-        write_index(place, without)
+        place.unlink(missing_ok=True)  # it may be mapped
+        place.write_bytes(b"".join(encode_index(without)))
         assert open_catalog(path) == first
         assert kept.read_bytes() == built
 

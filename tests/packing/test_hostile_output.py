@@ -22,6 +22,8 @@ import shardio
 from shardio.index.manifest import index_path
 from shardio.index.publish import index_source
 from shardio.index.shard_index import encode_index, read_index
+from shardio.packing.spool import Listing
+from shardio.packing.verification.repair_shard import find_whole
 from shardio.profiling.profile import check_writable
 from shardio.reading.planning import PlanSettings
 from shardio.reading.replay import replay
@@ -319,10 +321,10 @@ SWAP = """
 import os, sys
 from pathlib import Path
 import shardio
-from shardio.packing import shard
+from shardio.packing import spool
 
 out, victim, place = map(Path, sys.argv[2:])
-real = shard.from_line
+real = spool.from_line
 
 def swapping(line):
     path = out / place
@@ -331,7 +333,7 @@ def swapping(line):
         path.symlink_to(victim)
     return real(line)
 
-shard.from_line = swapping
+spool.from_line = swapping
 try:
     shardio.pack(sys.argv[1], out, shards=4, jobs=1, split={"train": 0.5, "val": 0.5})
 except (shardio.ShardioError, OSError) as error:
@@ -624,3 +626,107 @@ def test_a_packed_shards_index_without_checksums_is_not_believed(
     path.write_bytes(b"".join(encode_index(replace(read_index(path), checksums=None))))
     with pytest.raises(shardio.IndexFileError, match="the index has no checksums"):
         [*shardio.ShardDataset(tmp_path / "out")]
+
+
+# Lists and files of an interrupted run, which others may have changed
+
+
+LIST = ".shardio-work/samples.jsonl"
+
+
+def forged(lines: bytes, victim: Path) -> bytes:
+    """A list of samples of the same length whose files lie elsewhere."""
+    secret = str(victim / "keep.txt")
+    rows = [json.loads(line) for line in lines.splitlines()]
+    for row in rows:
+        row[4] = [["txt", secret]]
+    text = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+    assert len(text) <= len(lines) + len(rows) * len(secret)
+    return text
+
+
+@pytest.mark.parametrize("how", ["other content", "link", "one byte"])
+@pytest.mark.parametrize("options", [{}, {"on_error": "skip"}, {"dedupe": "exact"}], ids=str)
+def test_a_list_of_samples_that_is_not_the_packs_own_is_not_packed(
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+    options: dict[str, Any],
+) -> None:
+    (tmp_path / "keep.txt").write_text("secret")
+    out = tmp_path / "out"
+
+    def listing(*arguments: Any) -> Any:
+        listed = Listing(*arguments)
+        path, lines = out / LIST, (out / LIST).read_bytes()
+        if how == "one byte":
+            path.write_bytes(lines.replace(b"image", b"imagf", 1))
+        elif how == "other content":
+            path.unlink()
+            path.write_bytes(forged(lines, tmp_path))
+        else:
+            (tmp_path / "other").write_bytes(lines)
+            path.unlink()
+            path.symlink_to(tmp_path / "other")
+        return listed
+
+    monkeypatch.setattr("shardio.packing.job.Listing", listing)
+    message = r"samples\.jsonl: (the list of samples was changed|it is a link)"
+    with pytest.raises(shardio.PackError, match=message):
+        shardio.pack(source, out, shards=2, jobs=1, shuffle=False, **options)
+    assert not [*out.rglob("*.tar")]
+
+
+@pytest.mark.parametrize("how", ["other content", "link"])
+def test_a_list_of_whole_samples_that_is_not_the_repairs_own_is_not_packed(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    new = tmp_path / "new"
+
+    def finding(task: Any, ticker: Any) -> Any:
+        found = find_whole(task, ticker)
+        path = new / ".shardio-work" / task.lines
+        lines = path.read_bytes()
+        path.unlink()
+        if how == "link":
+            (tmp_path / task.lines).write_bytes(lines)
+            path.symlink_to(tmp_path / task.lines)
+        else:
+            path.write_bytes(forged(lines, tmp_path))
+        return found
+
+    monkeypatch.setattr("shardio.packing.verification.repair.find_whole", finding)
+    message = r"whole-000000\.jsonl: (the list of samples was changed|it is a link)"
+    with pytest.raises(shardio.PackError, match=message):
+        shardio.repair(finished, new, jobs=1)
+    assert not [*new.rglob("*.tar")]
+
+
+@pytest.mark.parametrize("how", ["other content", "cut off", "longer"])
+def test_a_conversion_believes_no_file_that_it_would_not_write(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Not even beside a lock that an interrupted conversion of the same shards left."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    shardio.convert(finished, whole, to="tfrecord", jobs=1)
+
+    def dying(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shardio.packing.convert.write_records", dying)
+        patch.setattr("shardio.packing.record_files._record_files", lambda _: ["one"])
+        patch.setattr("shardio.packing.record_files._refuse_files", lambda _: None)
+        with pytest.raises(KeyboardInterrupt):
+            shardio.convert(finished, out, to="tfrecord", jobs=1)
+    assert (out / ".converting").exists()
+    data = (whole / "shard-000000.tfrecord").read_bytes()
+    planted = {"other content": bytes(len(data)), "cut off": data[:-1], "longer": data + b"\0"}
+    (out / "shard-000000.tfrecord").write_bytes(planted[how])
+    with pytest.raises(shardio.PackError, match=r"shard-000000\.tfrecord: it is not what the conv"):
+        shardio.convert(finished, out, to="tfrecord", jobs=1)
+    assert (out / "shard-000000.tfrecord").read_bytes() == planted[how]
+    (out / "shard-000000.tfrecord").unlink()
+    shardio.convert(finished, out, to="tfrecord", jobs=1)
+    assert digests(out) == digests(whole)

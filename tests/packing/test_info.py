@@ -26,6 +26,7 @@ from shardio.packing.inspection import classes as counting
 from shardio.packing.inspection.info import ClassCount
 from shardio.packing.inspection.sheet import CELL_HEIGHT, CELL_WIDTH, GAP, LABEL_HEIGHT, MARGIN
 from shardio.packing.inspection.tally import Tally
+from shardio.storage.folder import Folder
 from shardio.storage.local import LocalShard
 from shardio.testing import make_images, make_shard
 
@@ -442,9 +443,9 @@ def test_the_preview_labels_images_with_their_class(images: Path, tmp_path: Path
     shardio.pack(images, tmp_path / "a", shards=1, shuffle=False)
     shardio.pack(images, tmp_path / "b", shards=1, shuffle=False)
     manifest = read_manifest(tmp_path / "b")
-    write_manifest(
-        tmp_path / "b", replace(manifest, classes=("other", *(manifest.classes or ())[1:]))
-    )
+    with Folder.open(tmp_path / "b") as held:
+        classes = ("other", *(manifest.classes or ())[1:])
+        write_manifest(held, replace(manifest, classes=classes))
     one, other = (sheet_of(tmp_path / name, tmp_path / "sheet.png", 10) for name in "ab")
     same = [
         np.array_equal(label_of(one, *place), label_of(other, *place))

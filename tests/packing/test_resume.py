@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ import shardio
 from shardio.codecs.image import decode_image
 from shardio.index.publish import index_source
 from shardio.packing import files, receipts, states
-from shardio.packing.sources import tars
 from shardio.packing.spool import Listing
 from shardio.testing import digests, make_images, make_shard, read_members
 
@@ -57,15 +57,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def again(source: Path, out: Path, **options: Any) -> None:
-    """Pack once more, and take it for done if the pack before had ended but for its lock."""
-    try:
-        shardio.pack(source, out, **options)
-    except shardio.PackError as error:
-        if "found to be finished" not in str(error):
-            raise
-
-
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_killed_at_random_times_and_run_again_it_ends_with_the_same_bytes(
     source: Path, tmp_path: Path, jobs: int
@@ -86,7 +77,7 @@ def test_killed_at_random_times_and_run_again_it_ends_with_the_same_bytes(
         for name, digest in digests(out).items():
             assert not name.endswith((".tar", ".idx")) or expected[name] == digest
         if (out / ".shardio-pack").exists():
-            again(source, out, **OPTIONS)
+            shardio.pack(source, out, **OPTIONS)
         assert digests(out) == expected
     assert killed
 
@@ -107,7 +98,7 @@ def test_an_error_at_any_sync_or_rename_is_a_sentence_and_can_be_taken_up(
         assert done.stdout.count("\n") == 1
         assert done.stderr == ""
         assert not out.exists() or (out / ".shardio-pack").exists()
-        again(source, out, shards=3)
+        shardio.pack(source, out, shards=3)
         assert digests(out) == expected
         shutil.rmtree(out)
     assert 20 <= calls < 100
@@ -149,6 +140,61 @@ def test_killed_while_it_lets_the_folder_go_it_is_finished(source: Path, tmp_pat
                 shardio.pack(source, out, **OPTIONS)
         assert digests(out) == expected
     assert calls >= 3
+
+
+def test_run_again_after_a_kill_at_its_end_a_pack_ends_as_it_would_have(
+    source: Path, tmp_path: Path
+) -> None:
+    summary = shardio.pack(source, tmp_path / "whole", **OPTIONS)
+    expected, found = digests(tmp_path / "whole"), 0
+    for calls in range(100):
+        out = tmp_path / f"out{calls}"
+        code = UNLOCKING.format(options=OPTIONS)
+        command = [sys.executable, "-c", code, str(source), str(out), str(calls)]
+        if subprocess.run(command, check=False).returncode == 0:
+            break
+        lock = out / ".shardio-pack"
+        found += lock.exists() and b"finished" in lock.read_bytes()
+        inodes = {path: path.stat().st_ino for path in out.rglob("shardio.json")}
+        ends = lock.exists() and b"finished" in lock.read_bytes()
+        if lock.exists():
+            rerun = shardio.pack(source, out, **OPTIONS)
+            assert replace(rerun, seconds=0) == replace(summary, seconds=0)
+        assert digests(out) == expected
+        if ends:
+            assert inodes == {path: path.stat().st_ino for path in inodes}
+    assert found >= 3
+
+
+def test_another_pack_leaves_what_is_finished_and_says_so(source: Path, tmp_path: Path) -> None:
+    shardio.pack(source, tmp_path / "whole", **OPTIONS)
+    code = UNLOCKING.format(options=OPTIONS)
+    for calls in range(100):
+        out = tmp_path / f"out{calls}"
+        command = [sys.executable, "-c", code, str(source), str(out), str(calls)]
+        assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+        if b"finished" in (out / ".shardio-pack").read_bytes():
+            break
+    with pytest.raises(shardio.PackError, match="of something else, has just been found to be fin"):
+        shardio.pack(source, out, **{**OPTIONS, "seed": 1})
+    assert digests(out) == digests(tmp_path / "whole")
+    assert not (out / ".shardio-pack").exists()
+
+
+@pytest.mark.parametrize(
+    "text", [b"null", b"{}", b'{"made": 5, "bytes": 1, "image_sizes": 2}', b'{"made": "5"}']
+)
+def test_a_lock_that_does_not_say_what_was_made_is_refused(
+    source: Path, tmp_path: Path, text: bytes
+) -> None:
+    out = tmp_path / "out"
+    stop(source, out, 45)
+    lock = out / ".shardio-pack"
+    lock.write_bytes(lock.read_bytes() + text + b"\n")
+    before = digests(out)
+    with pytest.raises(shardio.PackError, match="it is no lock that a pack wrote"):
+        shardio.pack(source, out, shards=6)
+    assert digests(out) == before
 
 
 def stop_after(count: int) -> Any:
@@ -205,13 +251,26 @@ def test_files_that_change_between_two_runs_are_packed_as_they_are_then(
     "options", [{"shards": 6, "seed": 1}, {"shards": 2}, {"shards": 6, "resize": 8}]
 )
 def test_another_pack_takes_nothing_over_that_is_not_its_own(
-    source: Path, tmp_path: Path, options: dict[str, Any]
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, options: dict[str, Any]
 ) -> None:
     out = tmp_path / "out"
-    stop(source, out, 45)
+    finished = stop(source, out, 45)
     shardio.pack(source, out, **options)
     shardio.pack(source, tmp_path / "whole", **options)
     assert digests(out) == digests(tmp_path / "whole")
+    (said,) = caplog.messages
+    assert said == (
+        f"{out}: {len(finished)} finished shards of an interrupted pack, of other samples or with "
+        "other options, are discarded"
+    )
+
+
+def test_a_pack_that_takes_all_up_discards_nothing_and_says_nothing(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop(source, tmp_path / "out", 45)
+    shardio.pack(source, tmp_path / "out", shards=6)
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("name", ["shard-000000.tar", "index/shard-000000.tar.idx"])
@@ -269,7 +328,7 @@ def aged(monkeypatch: pytest.MonkeyPatch) -> None:
 def without_ctime(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system whose time of last change says nothing, as FAT and some of FUSE."""
     monkeypatch.setattr(states, "_KEEP_CTIME", {})
-    for module in (states, files, receipts, tars):
+    for module in (states, receipts):
         monkeypatch.setattr(module, "state_of", state_without_ctime)
 
 
@@ -374,6 +433,49 @@ def test_a_tar_that_was_edited_while_it_is_packed_is_noticed(
     def listing(*arguments: Any) -> Any:
         listed = Listing(*arguments)
         edit(tar, b"sample 03", b"SAMPLE 03")
+        return listed
+
+    monkeypatch.setattr("shardio.packing.job.Listing", listing)
+    with pytest.raises(shardio.PackError, match=r"a\.tar: the file changed while it was packed"):
+        shardio.pack(tar, tmp_path / "out", shards=2, jobs=1)
+
+
+@pytest.mark.parametrize("how", ["mode", "link"])
+def test_a_tar_whose_mode_or_links_change_while_it_is_packed_is_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Its ctime changes, and its data do not."""
+    tar = make_shard(tmp_path / "a.tar", TEXTS)
+    shardio.pack(tar, tmp_path / "whole", shards=2, jobs=1)
+
+    def listing(*arguments: Any) -> Any:
+        listed = Listing(*arguments)
+        if how == "mode":
+            tar.chmod(0o640)
+        else:
+            os.link(tar, tmp_path / "b.tar")
+        return listed
+
+    monkeypatch.setattr("shardio.packing.job.Listing", listing)
+    shardio.pack(tar, tmp_path / "out", shards=2, jobs=1)
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("how", ["header", "time", "size"])
+def test_a_tar_that_changes_with_its_mode_while_it_is_packed_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    tar = make_shard(tmp_path / "a.tar", TEXTS)
+
+    def listing(*arguments: Any) -> Any:
+        listed = Listing(*arguments)
+        tar.chmod(0o640)
+        if how == "header":
+            edit(tar, b"03.txt", b"X3.txt")
+        elif how == "time":
+            os.utime(tar, (1, 1))
+        else:
+            os.truncate(tar, tar.stat().st_size + 512)
         return listed
 
     monkeypatch.setattr("shardio.packing.job.Listing", listing)

@@ -336,7 +336,7 @@ def test_a_module_that_prints_does_not_get_into_the_results(packed: Path, tmp_pa
     assert json.loads(done.stdout)["settings"]["train"]
     code.write_text("import sys\nsys.exit(5)\n")
     done = run(packed, *QUICK, "--train", f"{code}:step")
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert "mine.py cannot be imported: SystemExit" in done.stderr
 
 
@@ -370,9 +370,6 @@ def test_no_baseline_without_pictures(tmp_path: Path) -> None:
         (["--step-ms", "abc"], r"'--step-ms': 'abc' is no number of milliseconds, 0 or more"),
         (["--seconds", "inf"], r"'--seconds': 'inf' is no number of seconds, 0.1 or more"),
         (["--transform", "mine.py"], r"'--transform': mine.py: give FILE:NAME"),
-        (["--transform", "nothing.py:f"], r"'--transform': nothing\.py:f: there is no file noth"),
-        (["--train", f"{__file__}:nothing"], r"'--train': .* has no callable 'nothing'"),
-        (["--batch-size", "601"], r"'--batch-size': .* has 600 samples; pass --batch-size 600 or"),
     ],
 )
 def test_wrong_usage_has_its_own_exit_code(
@@ -436,3 +433,20 @@ def test_the_page_cache_is_looked_into(tmp_path: Path) -> None:
         assert (cached_share(str(path)) or 0.0) < 0.1
     assert cached_share(str(tmp_path / "nothing")) is None
     assert not drop_from_cache([str(tmp_path / "nothing")])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--transform", "nothing.py:f"], r"transform: nothing\.py:f: there is no file nothing"),
+        (["--train", f"{__file__}:nothing"], r"train: .* has no callable 'nothing'"),
+        (["--batch-size", "601"], r"has 600 samples; pass --batch-size 600 or"),
+    ],
+)
+def test_what_does_not_fit_the_files_is_a_problem(
+    packed: Path, arguments: list[str], message: str
+) -> None:
+    done = run(packed, *arguments)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert re.search(message, done.stderr), done.stderr
+    assert done.stderr.count("\n") == 1

@@ -27,10 +27,11 @@ import numpy as np
 import torch  # noqa: F401  like cv2
 
 import shardio
-from shardio.index.manifest import Manifest, ShardReceipt, index_path, write_manifest
+from shardio.index.manifest import Manifest, index_path, receipt_of, write_manifest
 from shardio.index.publish import index_source
 from shardio.index.shard_index import read_index
 from shardio.plan.samples import Samples
+from shardio.storage.folder import Folder
 
 SHARDS, SAMPLES = 1000, 10_000
 ROUNDS, EPOCHS, STEPS = 3, 6, 60
@@ -50,16 +51,9 @@ def make_shards(folder: Path) -> None:
     for name in names[1:]:
         os.link(first, folder / name)
         os.link(index_path(first), index_path(folder / name))
-    shards = tuple(
-        ShardReceipt(
-            name=name,
-            samples=len(index),
-            size=index.shard_size,
-            sha256=index.shard_sha256 or "",
-        )
-        for name in names
-    )
-    write_manifest(folder, Manifest(shards=shards, fields=index.fields, classes=None))
+    shards = tuple(receipt_of(name, index) for name in names)
+    with Folder.open(folder) as held:
+        write_manifest(held, Manifest(shards=shards, fields=index.fields, classes=None))
 
 
 def private_bytes() -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shardio.codecs.limits import MAX_PIXELS, check_max_pixels
 from shardio.codecs.registry import LABEL_FIELD, Kind, kind_of
-from shardio.errors import UsageError
+from shardio.errors import SituationError, UsageError
 from shardio.index.catalog import (
     SHARD_SUFFIXES,
     Catalog,
@@ -338,12 +338,14 @@ def _number_of(sample: int | str, finder: KeyFinder | None, samples: int) -> int
     if finder is not None and finder.number is not None:
         return finder.number
     if isinstance(sample, str) and not (sample.isascii() and sample.isdecimal()):
-        raise UsageError(f"no sample has the key {sample!r}; give a key as it is, or a position")
+        raise SituationError(
+            f"no sample has the key {sample!r}; give a key as it is, or a position"
+        )
     number = int(sample)
     if not samples and not number:
         return None
     if not 0 <= number < samples:
-        raise UsageError(
+        raise SituationError(
             f"there is no sample {sample}: no key is so, and positions go from 0 to {samples - 1:,}"
         )
     return number

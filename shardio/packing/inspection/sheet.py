@@ -18,7 +18,7 @@ from shardio.codecs.encode import encode_image
 from shardio.codecs.image import Scratch, decode_image
 from shardio.codecs.opencv import one_opencv_thread
 from shardio.codecs.registry import LABEL_FIELD, Kind, kind_of
-from shardio.errors import CodecError, UsageError
+from shardio.errors import CodecError, SituationError
 from shardio.index.catalog import ShardEntry
 from shardio.index.shard_index import ShardIndex
 from shardio.packing.inspection.classes import class_name
@@ -64,7 +64,7 @@ def write_sheet(
         for entry, rows in _choose(entries, count):
             cells.add(entry, rows)
         if not any(pixels is not None for pixels, _ in cells.found):
-            raise UsageError(
+            raise SituationError(
                 f"no image in the {len(cells.found)} samples that the preview would show; "
                 "it shows jpg, png, webp, bmp and rgb.npy"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from shardio.codecs.registry import IMAGE_FIELDS
-from shardio.errors import PackError, UsageError
+from shardio.errors import PackError, SituationError
 from shardio.index.catalog import SHARD_SUFFIXES, open_catalog
 from shardio.index.manifest import INDEX_FOLDER
 from shardio.packing.features import parse_pairs
@@ -32,7 +32,7 @@ def open_source(path: str, options: PackOptions) -> Folder | Table | Tars | TFRe
     if tars or records is not None:
         _refuse_mixed(path)
     if records is None and options.features:
-        raise UsageError(f"features are of TFRecord files, and {path} names none")
+        raise SituationError(f"features are of TFRecord files, and {path} names none")
     if options.manifest is not None:
         return open_table(
             options.manifest,
@@ -45,14 +45,14 @@ def open_source(path: str, options: PackOptions) -> Folder | Table | Tars | TFRe
         )
     if tars:
         if options.fields is not None or not options.labels or options.classes is not None:
-            raise UsageError(
+            raise SituationError(
                 "members of tars are packed as they are; leave fields, labels and classes out"
             )
         catalog = open_catalog(path, allow_empty=options.allow_empty)
         return Tars(catalog=catalog, read_labels=options.stratify)
     if records is not None:
         if options.fields is not None:
-            raise UsageError("fields are of files; say with features which features are fields")
+            raise SituationError("fields are of files; say with features which features are fields")
         return TFRecords(
             root=path,
             files=records,
@@ -87,7 +87,7 @@ def _refuse_mixed(path: str) -> None:
             )
         ]
     if others:
-        raise UsageError(
+        raise SituationError(
             f"{path}: it has shards or records, and {min(others)} beside them; name what is meant, "
             f"as '{path}/*.tar', or move the others away"
         )

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shardio.errors import PackError, UsageError
+from shardio.errors import PackError, SituationError, UsageError
 
 _LIMIT = 1 << 27  # bytes of a cell
 
@@ -155,7 +155,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     try:
         from pyarrow import parquet  # noqa: PLC0415  an extra
     except ImportError as error:
-        raise UsageError(
+        raise SituationError(
             f"{path}: reading Parquet needs pyarrow; pip install 'shardio[parquet]'"
         ) from error
     number = 0

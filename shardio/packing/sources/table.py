@@ -17,7 +17,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shardio.errors import PackError, UsageError, quoted
+from shardio.errors import PackError, SituationError, UsageError, quoted
 from shardio.packing.fields import FieldRule, is_name, key_fault
 from shardio.packing.labels import Labels, integer_in, label_fields, labels_of
 from shardio.packing.samples import (
@@ -236,7 +236,7 @@ def open_table(
         label = next((name for name in _LABELS if name in present), None)
         others = set(present) - {column for _, column in chosen} - {key, ""}
         if label is None and (classes is not None or others):
-            raise UsageError(
+            raise SituationError(
                 f"{path}: which column holds the labels? It has {', '.join(present)}; name it "
                 "(--label-column), or pack without labels (--no-labels)"
             )
@@ -244,7 +244,7 @@ def open_table(
         raise UsageError("a column of labels is named, and no labels shall be packed")
     for column in (*(column for _, column in chosen), label, key):
         if column is not None and column not in present:
-            raise UsageError(
+            raise SituationError(
                 f"{path}: there is no column {column!r}; its columns are {', '.join(present)}"
             )
     labels = None
@@ -276,7 +276,7 @@ def _default_paths(path: Path, present: list[str]) -> tuple[PathColumn, ...]:
     for name in _PATHS:
         if name in present:
             return (PathColumn(None, name),)
-    raise UsageError(
+    raise SituationError(
         f"{path}: which column holds paths? It has {', '.join(present)}; pass "
         f"--path-column {present[0] if present else 'NAME'}"
     )

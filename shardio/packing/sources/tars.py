@@ -23,7 +23,7 @@ from shardio.index.shard_index import ShardIndex
 from shardio.packing.fields import key_fault
 from shardio.packing.files import SourceFiles, UnreadableError, in_memory
 from shardio.packing.samples import FromRange, Problem, SourceField, SourceSample
-from shardio.packing.states import state_of
+from shardio.packing.states import stamp_of
 
 Predicate = Callable[[str, Mapping[str, Any]], Any]
 """Tells of a key and the decoded fields, which are read when they are looked at, what to take."""
@@ -81,7 +81,7 @@ class Tars:
 
     def _of_shard(self, entry: ShardEntry) -> Iterator[SourceSample | Problem]:
         index, path = entry.load_index(), os.fsencode(os.path.abspath(entry.path))  # noqa: PTH100
-        stamp = state_of(Path(entry.path).stat())
+        stamp = stamp_of(Path(entry.path).stat())
         entry.verify_unchanged()  # it is still the file that was looked through
         with SourceFiles(self.root) as files:
             for number in range(len(index)):

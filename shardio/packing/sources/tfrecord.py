@@ -23,7 +23,7 @@ import numpy as np
 
 from shardio.codecs.basic import decode_cls
 from shardio.codecs.registry import LABEL_FIELD, kind_of
-from shardio.errors import CodecError, UsageError, quoted
+from shardio.errors import CodecError, SituationError, quoted
 from shardio.index.catalog import expand_pattern
 from shardio.packing.features import KEY, Pair, choose_fields
 from shardio.packing.fields import FieldRule, key_fault
@@ -266,5 +266,5 @@ def find_files(path: str) -> tuple[Path, ...] | None:
         return None
     named = (Path(path),) if Path(path).exists() else tuple(expand_pattern(path))
     if other := next((each for each in named if not each.is_file()), None):
-        raise UsageError(f"{other}: it is not a file; name TFRecord files")
+        raise SituationError(f"{other}: it is not a file; name TFRecord files")
     return named

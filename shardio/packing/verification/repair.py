@@ -19,7 +19,7 @@ from shardio.packing.job import Job, PackSummary, Progress, run_job
 from shardio.packing.names import DROPPED_NAME
 from shardio.packing.options import make_engine
 from shardio.packing.plan import Shape
-from shardio.packing.samples import Problem, SourceSample, from_line
+from shardio.packing.samples import Problem, SourceSample
 from shardio.packing.store import Store
 from shardio.packing.verification.contents import FieldCheck
 from shardio.packing.verification.repair_shard import RepairTask, find_whole
@@ -159,7 +159,6 @@ class _Whole:
         self.classes = part.manifest.classes if part.manifest is not None else None
         self._part = part
         self._engine = engine
-        self._work = work.path
         self._tasks = [
             RepairTask(
                 shard=shard,
@@ -182,13 +181,11 @@ class _Whole:
             reason = "the manifest is damaged, so names of classes in it are lost"
             yield Problem(path=str(manifest), reason=reason)
         empty = True
-        lost = self._engine.run(find_whole, self._tasks, None)
-        for task, problems in zip(self._tasks, lost, strict=True):
+        for spool, problems in self._engine.run(find_whole, self._tasks, None):
             yield from problems
-            with (self._work / task.lines).open("rb") as stream:
-                for line in stream:
-                    empty = False
-                    yield from_line(line)
+            for sample in spool:
+                empty = False
+                yield sample
         if empty:
             raise PackError(
                 f"{self._part.path}: no sample in it is whole; get or pack the shards again"

@@ -27,7 +27,8 @@ from shardio.index.shard_index import ShardIndex, read_index
 from shardio.naming import split_member_name
 from shardio.packing.engine import Ticker
 from shardio.packing.names import WORK_FOLDER
-from shardio.packing.samples import FromRange, Problem, SourceField, SourceSample, to_line
+from shardio.packing.samples import FromRange, Problem, SourceField, SourceSample
+from shardio.packing.spool import Spool, SpoolWriter
 from shardio.packing.verification.contents import FieldCheck
 from shardio.packing.verification.grouping import Grouped, Run, group_members
 from shardio.packing.verification.plain import Data, decompress, is_compressed, map_shard
@@ -59,7 +60,7 @@ class RepairTask:
         return 1
 
 
-def find_whole(task: RepairTask, ticker: Ticker) -> list[Problem]:
+def find_whole(task: RepairTask, ticker: Ticker) -> tuple[Spool, list[Problem]]:
     """List the samples that are whole in the task's file, in their order.
 
     Args:
@@ -67,7 +68,7 @@ def find_whole(task: RepairTask, ticker: Ticker) -> list[Problem]:
         ticker: hears of every sample.
 
     Returns:
-        What is lost, and why.
+        The samples, and what is lost, and why.
 
     Raises:
         CancelledError: the ticker says so.
@@ -79,13 +80,14 @@ def find_whole(task: RepairTask, ticker: Ticker) -> list[Problem]:
         work.create(task.lines) as stream,
         task.check.context(),
     ):
+        writer = SpoolWriter(stream)
         for found in _find(task, work):
             ticker.tick(1)
             if isinstance(found, Problem):
                 problems.append(found)
             else:
-                stream.write(to_line(found))
-    return problems
+                writer.write(found)
+        return writer.spool(work, task.lines), problems
 
 
 def _find(task: RepairTask, work: Folder) -> Iterator[SourceSample | Problem]:
