@@ -8,6 +8,7 @@ import numpy as np
 
 from shardio.index.shard_index import ShardIndex
 from shardio.packing.verification.findings import Findings
+from shardio.storage.local import FileBytes
 
 _AGAIN = "get or pack the shard again, or write what is whole to a new folder with --fix"
 
@@ -47,12 +48,12 @@ class Comparison:
             self._add(fault, key, field, offset)
         return fault is None
 
-    def finish(self, *, samples: int, view: memoryview) -> None:
+    def finish(self, *, samples: int, data: FileBytes) -> None:
         """Say what is left over on both sides.
 
         Args:
             samples: in the shard.
-            view: of the shard.
+            data: of the shard.
         """
         moved: list[tuple[str, str, int]] = []
         for offset, (row, column) in self._left.items():
@@ -61,8 +62,8 @@ class Comparison:
             if place is not None:
                 moved.append((key, field, place))
                 continue
-            data = view[offset : offset + int(self._index.sizes[row, column])]
-            still = ", though its data are" if self._fits(row, column, data) else ""
+            content = memoryview(data[offset : offset + int(self._index.sizes[row, column])])
+            still = ", though its data are" if self._fits(row, column, content) else ""
             self._add(f"no header says that this member is there{still}", key, field, offset)
         if moved:
             key, field, offset = moved[0]
