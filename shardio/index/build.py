@@ -9,10 +9,7 @@ as a writer leaves that was opened and given nothing, is a shard without samples
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import mmap
-import os
 import zlib
 from array import array
 from collections import Counter
@@ -26,6 +23,7 @@ from numpy.typing import NDArray
 from shardio.errors import TarError, quoted
 from shardio.index.shard_index import ShardIndex
 from shardio.naming import MemberName, split_member_name, why_no_sample
+from shardio.storage.local import FileBytes
 from shardio.tar.archive import Placed
 from shardio.tar.reader import MISSING_END, Members, scan_members
 
@@ -157,15 +155,12 @@ def index_shard(path: Path, *, name: str, checksums: bool, allow_empty: bool = F
 
     Raises:
         TarError: the tar is damaged, holds nothing, or its members do not form samples.
+        ShardioError: the file was cut off meanwhile.
         OSError: the file cannot be read.
     """
     with path.open("rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        if size == 0:
-            index, members = _index_buffer(b"", name=name, checksums=checksums)
-        else:
-            with mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ) as data:
-                index, members = _index_buffer(data, name=name, checksums=checksums)
+        data = FileBytes(stream, name)
+        index, members = _index_bytes(data, name=name, checksums=checksums)
     if len(members) and not len(index) and not allow_empty:
         raise TarError(f"{name}: {describe_no_samples(members)}; {NAME_FIELDS}", shard=name)
     return index
@@ -201,29 +196,26 @@ def warn_of_missing_ends(shards: Iterable[str]) -> None:
         _LOG.warning("%s: %s", shard, MISSING_END)
 
 
-def _index_buffer(
-    data: bytes | mmap.mmap, *, name: str, checksums: bool
-) -> tuple[ShardIndex, Members]:
+def _index_bytes(data: FileBytes, *, name: str, checksums: bool) -> tuple[ShardIndex, Members]:
     members = scan_members(data, shard=name)
     builder = IndexBuilder(name)
     places = zip(members.offsets.tolist(), members.sizes.tolist(), strict=True)
-    with memoryview(data) as view:
-        for raw, kind, (offset, size) in zip(members.names, members.kinds, places, strict=True):
-            split = split_member_name(raw.decode("utf-8", "surrogateescape"))
-            if split is None or kind == _DIRECTORY:
-                continue
-            if kind != _FILE:
-                raise _no_file(name, split, kind, offset)
-            checksum = zlib.crc32(view[offset : offset + size]) if checksums else 0
-            builder.add(*split, Placed(offset, size, checksum))
-        digest = hashlib.sha256(view).hexdigest() if checksums else None
-        index = builder.build(shard_size=len(data), shard_sha256=digest, checksums=checksums)
-        if not checksums:
-            index = _with_headers(index, members, view)
+    for raw, kind, (offset, size) in zip(members.names, members.kinds, places, strict=True):
+        split = split_member_name(raw.decode("utf-8", "surrogateescape"))
+        if split is None or kind == _DIRECTORY:
+            continue
+        if kind != _FILE:
+            raise _no_file(name, split, kind, offset)
+        checksum = data.crc32(offset, size) if checksums else 0
+        builder.add(*split, Placed(offset, size, checksum))
+    digest = data.sha256() if checksums else None
+    index = builder.build(shard_size=len(data), shard_sha256=digest, checksums=checksums)
+    if not checksums:
+        index = _with_headers(index, members, data)
     return replace(index, has_end=members.has_end), members
 
 
-def _with_headers(index: ShardIndex, members: Members, view: memoryview) -> ShardIndex:
+def _with_headers(index: ShardIndex, members: Members, data: FileBytes) -> ShardIndex:
     """Add where the headers of each field are, and their checksums."""
     there = index.offsets >= 0
     ends: NDArray[np.int64] = index.offsets[there]
@@ -231,7 +223,7 @@ def _with_headers(index: ShardIndex, members: Members, view: memoryview) -> Shar
     starts[there] = members.starts[np.searchsorted(members.offsets, ends)]
     headers = np.zeros(index.offsets.shape, np.uint32)
     spans = zip(starts[there].tolist(), ends.tolist(), strict=True)
-    headers[there] = [zlib.crc32(view[start:end]) for start, end in spans]
+    headers[there] = [zlib.crc32(data[start:end]) for start, end in spans]
     return replace(index, starts=starts, headers=headers)
 
 

@@ -15,7 +15,6 @@ All three are of uncompressed tars:
 from __future__ import annotations
 
 import json
-import mmap
 import os
 from collections.abc import Sequence
 from itertools import groupby
@@ -27,6 +26,7 @@ import numpy as np
 from shardio.errors import IndexFileError, quoted
 from shardio.index.catalog import ShardEntry
 from shardio.naming import split_member_name
+from shardio.storage.local import FileBytes
 from shardio.tar.header import padded
 from shardio.tar.reader import scan_members
 
@@ -72,11 +72,8 @@ def read_layout(entry: ShardEntry) -> Layout:
         IndexFileError: it has another number of samples than its index.
         OSError: it cannot be read.
     """
-    with (
-        Path(entry.path).open("rb") as stream,
-        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
-    ):
-        members = scan_members(data, shard=entry.name)
+    with Path(entry.path).open("rb") as stream:
+        members = scan_members(FileBytes(stream, entry.name), shard=entry.name)
     end, found = 0, []
     places = zip(members.offsets.tolist(), members.sizes.tolist(), strict=True)
     for raw, kind, (offset, size) in zip(members.names, members.kinds, places, strict=True):

@@ -1,9 +1,15 @@
 """The index of one shard: key of each sample; offset, size and checksum of each field.
 
 On disk an index is a file in the safetensors layout (a 64-bit little-endian header length, a
-JSON header, then the arrays back to back), which other tools open too. Here its arrays are
-memory-mapped, so that all processes of a machine share them through the page cache. The header
-holds a CRC-32 of the whole file, taken with zeros in its place.
+JSON header, then the arrays back to back), which other tools open too. Here the arrays of a small
+file lie in memory, and those of a large one are memory-mapped, so that all processes of a machine
+share them through the page cache. The header holds a CRC-32 of the whole file, taken with zeros in
+its place.
+
+shardio replaces an index by a rename, which leaves maps as they are. Others may write into the
+file or cut it off. What was read into memory does not change with it; a map does, and touching it
+behind a cut ends the process with SIGBUS. So the file of a map is looked at before each batch or
+sample; a cut in the microseconds after that still does harm.
 
     offsets    int64  [n, F]   of the field's data in the shard, -1 where a sample lacks it
     sizes      int64  [n, F]   in bytes
@@ -29,7 +35,7 @@ import zlib
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +60,7 @@ _ARRAYS = {
     "headers": "U32",
     "keys": "U8",
 }
+_MOST_READ = 1 << 20  # bytes of an index that is read: about 15,000 samples of two fields
 _PIECE = 1 << 16  # bytes that are read at once; more would stay with the thread's allocator
 _LIMIT = 1 << 63  # of the size of a shard: its offsets are int64
 _DAMAGED = (
@@ -67,6 +74,39 @@ _DAMAGED = (
 )
 
 
+class MappedFile(NamedTuple):
+    """An index file, as it was when it was mapped."""
+
+    path: Path
+    inode: tuple[int, int]
+    state: tuple[int, int]
+
+    def verify_unchanged(self) -> None:
+        """Compare the file, unless another has taken its place, which leaves the map as it is.
+
+        Raises:
+            IndexFileError: it was cut off or written to.
+            OSError: it cannot be looked at.
+        """
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            return
+        if _inode_of(status) == self.inode and _state_of(status) != self.state:
+            raise IndexFileError(
+                f"{self.path}: the index was changed while it was read; open the dataset again, or "
+                "run `shardio index` on the folder of its shard"
+            )
+
+
+def _inode_of(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _state_of(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ShardIndex:
     """The samples of one shard; see the module for the arrays.
@@ -76,6 +116,7 @@ class ShardIndex:
         shard_sha256: hexadecimal digest of that file, if it was read whole.
         fields: names of the F columns, sorted.
         has_end: whether an end-of-archive mark follows the members.
+        file: which the arrays are mapped from; None where they lie in memory.
     """
 
     shard_size: int
@@ -89,6 +130,7 @@ class ShardIndex:
     starts: NDArray[np.int64] | None = None
     headers: NDArray[np.uint32] | None = None
     has_end: bool = True
+    file: MappedFile | None = None
 
     @property
     def verifies(self) -> bool:
@@ -152,13 +194,13 @@ def encode_index(index: ShardIndex) -> list[bytes]:
 
 
 def read_index(path: Path) -> ShardIndex:
-    """Open an index file; its arrays are read-only memory maps.
+    """Open an index file; its arrays are read-only.
 
     Raises:
         IndexFileError: the file is missing, damaged or of another version.
     """
     try:
-        return _map_index(path)
+        return _open_index(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise IndexFileError(
             f"{path}: the index is missing; run `shardio index` on the folder of its shard"
@@ -170,7 +212,7 @@ def read_index(path: Path) -> ShardIndex:
         ) from error
 
 
-def _map_index(path: Path) -> ShardIndex:
+def _open_index(path: Path) -> ShardIndex:
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # opening a pipe would wait
     with FileIO(os.open(path, flags)) as stream:
         file = stream.fileno()
@@ -179,7 +221,7 @@ def _map_index(path: Path) -> ShardIndex:
             raise ValueError("it is not a file")
         size = status.st_size
         # Reading, unlike touching a map, lets other threads run while storage takes its time.
-        head = read_at(file, min(_PIECE, size), 0)
+        head = read_at(file, size if size <= _MOST_READ else _PIECE, 0)
         start = 8 + int.from_bytes(head[:8], "little")
         if start > size:
             raise ValueError("its header is cut off")
@@ -196,8 +238,10 @@ def _map_index(path: Path) -> ShardIndex:
             found = zlib.crc32(read_at(file, min(_PIECE, size - offset), offset), found)
         if b"%08x" % found != checksum:
             raise ValueError("its checksum differs")
-        mapped = mmap.mmap(file, size, prot=mmap.PROT_READ)
-    data = np.frombuffer(mapped, np.uint8)
+        is_read = size <= _MOST_READ
+        data = np.frombuffer(
+            head if is_read else mmap.mmap(file, size, prot=mmap.PROT_READ), np.uint8
+        )
 
     def array(name: str) -> NDArray[Any]:
         entry = header[name]
@@ -220,6 +264,7 @@ def _map_index(path: Path) -> ShardIndex:
         starts=array("starts") if "starts" in header else None,
         headers=array("headers") if "headers" in header else None,
         has_end=metadata.get("end") != "missing",
+        file=None if is_read else MappedFile(path, _inode_of(status), _state_of(status)),
     )
     _verify(index)
     return index

@@ -1,10 +1,9 @@
-"""Fields of many samples at once, gathered from memory maps of their shards.
+"""Fields of many samples at once, copied out of their shards.
 
-Where the members of a batch are alike, as arrays of one shape and class numbers are, one gather
-for each shard takes the place of a system call and a dozen of Python's steps for each sample.
-Members start at blocks of 512 bytes in a tar, so what is gathered are blocks. Every byte still has
-its checksum verified; where none is known, the headers are gathered too, and verified. Buffers are
-kept: new memory would cost page faults, more than the copying.
+Where the members of a batch are alike, as arrays of one shape and class numbers are, one copy for
+each field takes the place of a system call and a dozen of Python's steps for each sample. Every
+byte still has its checksum verified; where none is known, the headers are copied too, and verified.
+Buffers are kept: new memory would cost page faults, more than the copying.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.codecs.image import Scratch
 from shardio.forks import new_lock
 from shardio.reading.checksums import MOST_SHORT, check_rows
-from shardio.reading.shards import GAP, OpenShard, Places, ShardPool, Wanted
+from shardio.reading.shards import OpenShard, Places, ShardPool, Wanted
+from shardio.storage.copying import RowCopier
 from shardio.storage.local import BLOCK, LocalShard
 
 _MOST_AT_ONCE = 4 << 20  # bytes; they stay in the processor's cache while they are looked at
@@ -46,20 +45,6 @@ class _Group(NamedTuple):
         start, stop = max(self.rows.start, rows.start), min(self.rows.stop, rows.stop)
         samples = self.samples[max(start - self.rows.start, 0) : max(stop - self.rows.start, 0)]
         return _Group(self.shard, self.file, samples, slice(start - rows.start, stop - rows.start))
-
-
-class _Piece(NamedTuple):
-    """What is copied of every sample at once.
-
-    Attributes:
-        starts: int64 [n], where it starts in the shards.
-        width: bytes.
-        fields: numbers of the fields in it, and where they are.
-    """
-
-    starts: NDArray[np.int64]
-    width: int
-    fields: list[tuple[int, slice]]
 
 
 class Rows(NamedTuple):
@@ -106,9 +91,8 @@ class Gatherer:
         self.lock = new_lock()
         self._pool = pool
         self._wanted = wanted
-        self._pieces = Scratch()
-        self._headers = Scratch()
-        self._fields = [Scratch() for _ in wanted]
+        self._fields = [RowCopier() for _ in wanted]
+        self._headers = RowCopier()
 
     def gather(
         self, shards: NDArray[np.int64], samples: NDArray[np.int64]
@@ -129,17 +113,15 @@ class Gatherer:
         order = np.argsort(shards, kind="stable")
         groups = self._group(shards[order], samples[order])
         places = _locate(groups, self._wanted)
-        pieces = _cut(places) if places is not None else []
-        if places is None or not pieces:
+        widths = _widths(places) if places is not None else []
+        if places is None or not widths:
             yield None
             return
-        at_once = max(1, _MOST_AT_ONCE // sum(piece.width for piece in pieces))
+        at_once = max(1, _MOST_AT_ONCE // sum(widths))
         for start in range(0, len(order), at_once):
             inside = slice(start, min(start + at_once, len(order)))
             some = [part for group in groups if (part := group.within(inside)).samples.size]
-            fields = self._read(
-                some, places.each(itemgetter((slice(None), inside))), pieces, inside
-            )
+            fields = self._read(some, places.each(itemgetter((slice(None), inside))), widths)
             if fields is None:
                 yield None
                 return
@@ -154,42 +136,37 @@ class Gatherer:
             groups.append(_Group(shard, shard.file(), samples[start:end], slice(start, end)))
         return groups
 
-    def _read(
-        self, groups: list[_Group], places: Places, pieces: list[_Piece], inside: slice
-    ) -> list[Rows] | None:
+    def _read(self, groups: list[_Group], places: Places, widths: list[int]) -> list[Rows] | None:
         """The bytes of all fields; None if they are not what the index recorded."""
-        found: dict[int, Rows] = {}
-        for piece in pieces:
-            starts = piece.starts[inside]
-            copies = _rows_of(self._pieces, len(starts), piece.width)
-            for group in groups:
-                if not group.file.copy_blocks(starts[group.rows], copies[group.rows]):
-                    return None
-            for field, span in piece.fields:
-                block = _rows_of(self._fields[field], len(starts), span.stop - span.start)
-                np.copyto(block, copies[:, span])
-                sizes, sums = places.sizes[field], places.checksums
-                if sums is not None and not check_rows(block, sizes, sums[field]):
-                    return None
-                found[field] = Rows(places.fields[field], block, sizes)
-        if places.headers is not None and not self._are_in_place(groups, places, places.headers):
+        found: list[Rows] = []
+        files, counts = [group.file for group in groups], [len(group.samples) for group in groups]
+        for field, width in enumerate(widths):
+            block = self._fields[field].copy(files, counts, places.offsets[field], width)
+            sizes, sums = places.sizes[field], places.checksums
+            if block is None or not (sums is None or check_rows(block, sizes, sums[field])):
+                return None
+            found.append(Rows(places.fields[field], block, sizes))
+        if places.headers is not None and not self._are_in_place(
+            files, counts, places, places.headers
+        ):
             return None
-        return [found[field] for field in range(len(self._wanted))]
+        return found
 
     def _are_in_place(
-        self, groups: list[_Group], places: Places, expected: NDArray[np.uint32]
+        self,
+        files: list[LocalShard],
+        counts: list[int],
+        places: Places,
+        expected: NDArray[np.uint32],
     ) -> bool:
         """Whether the headers of all fields, which reach to the data, are those of the index.
 
         They are copied after the data: whoever overwrites a shard meets the headers first.
         """
         firsts, sizes = places.firsts.T, (places.offsets - places.firsts).T
-        copies = _rows_of(self._headers, sizes.size, int(sizes[0, 0]))
-        for group in groups:
-            start, stop = group.rows.start * sizes.shape[1], group.rows.stop * sizes.shape[1]
-            if not group.file.copy_blocks(firsts[group.rows].reshape(-1), copies[start:stop]):
-                return False
-        return check_rows(copies, sizes.reshape(-1), expected.T.reshape(-1))
+        several = [count * sizes.shape[1] for count in counts]
+        block = self._headers.copy(files, several, firsts.reshape(-1), int(sizes[0, 0]))
+        return block is not None and check_rows(block, sizes.reshape(-1), expected.T.reshape(-1))
 
 
 def _locate(groups: list[_Group], wanted: Wanted) -> Places | None:
@@ -213,35 +190,19 @@ def _locate(groups: list[_Group], wanted: Wanted) -> Places | None:
     )
 
 
-def _cut(places: Places) -> list[_Piece]:
-    """What to copy: all fields as one if they are close together and everywhere in the same way.
+def _widths(places: Places) -> list[int]:
+    """Bytes to copy of each field.
 
     Returns:
-        Pieces of whole blocks; none if sizes differ that must not, or data start inside a block,
-        or a field is empty in all samples, or headers that are verified differ in size.
+        The greatest size of each; none if sizes differ that must not, or data start inside a block
+        (so that what follows a shorter member is no padding), or a field is empty in all samples,
+        or headers that are verified differ in size.
     """
     most = places.sizes.max(axis=1)
     unlike = (most > MOST_SHORT) & (places.sizes.min(axis=1) < most)
-    if unlike.any() or (most == 0).any() or (places.offsets % BLOCK).any():
+    if unlike.any() or (most <= 0).any() or (places.offsets % BLOCK).any():
         return []
     if places.headers is not None and np.ptp(places.offsets - places.firsts):
         return []
-    widths, starts = most.tolist(), places.offsets.min(axis=0)
-    inside = places.offsets - starts
-    begins = inside[:, 0].tolist()
-    spans = [slice(begin, begin + width) for begin, width in zip(begins, widths, strict=True)]
-    end = max(span.stop for span in spans)
-    if end <= sum(widths) + GAP * len(widths) and (inside == inside[:, :1]).all():
-        return [_Piece(starts, _in_blocks(end), [*enumerate(spans)])]
-    return [
-        _Piece(offsets, _in_blocks(width), [(field, slice(0, width))])
-        for field, (offsets, width) in enumerate(zip(places.offsets, widths, strict=True))
-    ]
-
-
-def _in_blocks(size: int) -> int:
-    return -(-size // BLOCK) * BLOCK
-
-
-def _rows_of(scratch: Scratch, count: int, width: int) -> NDArray[np.uint8]:
-    return scratch.take(count * width)[: count * width].reshape(count, width)
+    widths: list[int] = most.tolist()
+    return widths

@@ -1,9 +1,9 @@
 """The shards that a reader has open, and the bytes of fields in them.
 
 Of at most `_MOST_OPEN` shards the files are open at once, and of `_MOST_MAPPED` the indexes are
-mapped; the least recently used go first. An index is checked whole when it is mapped, so it
-stays when its file is closed. Shards open outside the pool's lock, so that on slow storage many
-open at once.
+kept; the least recently used go first. An index is checked whole when it is opened, so it stays
+when its file is closed; the file of one that is mapped is looked at before each use. Shards open
+outside the pool's lock, so that on slow storage many open at once.
 
 What is read is held against the index: data against their checksums or, where none are known,
 the headers before them, which are read along, so that no bytes come under another's name.
@@ -123,7 +123,7 @@ class OpenShard:
         """Open the file and map the index, if they are not.
 
         Raises:
-            IndexFileError: the index is missing or does not fit the shard.
+            IndexFileError: the index is missing, does not fit the shard, or was changed since.
             TarError: the shard is missing, or not the file that was indexed.
             OSError: it cannot be opened.
         """
@@ -131,6 +131,8 @@ class OpenShard:
             with self._indexing:
                 if not self._is_indexed:
                     self._load()
+        if self.index.file is not None:
+            self.index.file.verify_unchanged()
         self.open_file()
 
     def open_file(self) -> None:

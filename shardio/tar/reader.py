@@ -50,7 +50,7 @@ from shardio.tar.header import (
     padded,
     parse_header,
 )
-from shardio.tar.search import Buffer, find_headers
+from shardio.tar.search import Buffer, Sliced, find_headers
 
 MISSING_END = (
     "the shard ends without an end-of-archive mark, so it may be cut off between two members; "
@@ -60,6 +60,7 @@ LARGEST_EMPTY = 20 * BLOCK
 """Bytes of an archive without members at most: of GNU tar's, one record of 20 blocks."""
 
 _ZEROS = bytes(1 << 20)
+_WINDOW = 1 << 14  # bytes that are looked at together, where files are small
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -102,7 +103,7 @@ class Fault(NamedTuple):
     reason: str
 
 
-def scan_members(buffer: Buffer, *, shard: str) -> Members:
+def scan_members(buffer: Buffer | Sliced, *, shard: str) -> Members:
     """List the members of a tar archive: USTAR, v7, GNU or PAX.
 
     Args:
@@ -121,27 +122,33 @@ def scan_members(buffer: Buffer, *, shard: str) -> Members:
     return members
 
 
-def scan_sound_part(buffer: Buffer, start: int = 0) -> tuple[Members, Fault | None]:
+def scan_sound_part(buffer: Buffer | Sliced, start: int = 0) -> tuple[Members, Fault | None]:
     """List the members of a tar archive up to its end or the first fault.
 
     Args:
         buffer: the whole archive, uncompressed.
         start: offset of the first header.
     """
-    fault = None
+    if not isinstance(buffer, Buffer):
+        return _scan(buffer, start)
     with memoryview(buffer) as given, given.cast("B") as view:
-        scan = _Scan(view, start)
-        try:
-            scan.run()
-        except TarError as error:
-            fault = Fault(min(scan.position, len(view)), str(error))
-        return scan.members(), fault
+        return _scan(view, start)
+
+
+def _scan(view: Sliced, start: int) -> tuple[Members, Fault | None]:
+    fault = None
+    scan = _Scan(view, start)
+    try:
+        scan.run()
+    except TarError as error:
+        fault = Fault(min(scan.position, len(view)), str(error))
+    return scan.members(), fault
 
 
 class _Scan:
     """A walk through one archive; `position` is the header or block under the eye."""
 
-    def __init__(self, view: memoryview, start: int) -> None:
+    def __init__(self, view: Sliced, start: int) -> None:
         self.position = start
         self._view = view
         self._names: list[bytes] = []
@@ -155,7 +162,7 @@ class _Scan:
         self._trailer: int | None = None
 
     def run(self) -> None:
-        if not self._view:
+        if not len(self._view):
             raise TarError("the file is empty, not a tar archive; fetch or pack it again")
         while block := self._next_block():
             if block == ZERO_BLOCK:
@@ -200,9 +207,13 @@ class _Scan:
         view, end, position = self._view, len(self._view), self.position
         names, offsets, sizes = self._names, self._offsets, self._sizes
         unpack, known_rest, rest_sum, prefix = HEADER_PARTS.unpack_from, b"", 0, b""
+        window, first, last = view[position:position], position, position
         with suppress(ValueError):  # a size with the digit 8 or 9
             while position + BLOCK <= end:
-                before, stated, after, rest = unpack(view, position)
+                if position + BLOCK > last:
+                    window = view[position : position + _WINDOW]
+                    first, last = position, position + len(window)
+                before, stated, after, rest = unpack(window, position - first)
                 if rest != known_rest:  # owners and prefix: mostly as in the header before
                     known_rest, prefix = rest, folder_prefix(rest)
                     rest_sum = byte_sum(rest) + EIGHT_SPACES

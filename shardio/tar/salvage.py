@@ -11,7 +11,6 @@ its header says, so the search starts with these data.
 
 from __future__ import annotations
 
-import mmap
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,7 +22,7 @@ import numpy as np
 from shardio.errors import TarError, quoted
 from shardio.tar.header import BLOCK, ZERO_BLOCK, parse_header
 from shardio.tar.reader import MISSING_END, Members, scan_sound_part
-from shardio.tar.search import find_headers
+from shardio.tar.search import Searched, find_headers
 
 _MAGIC, _MAGIC_AT = b"ustar", 257
 _STATED, _STATED_AT = re.compile(rb"[ 0-7]{6}[\0 ]{2}"), slice(148, 156)  # checksum of a header
@@ -61,7 +60,7 @@ class Walk:
     doubtful: frozenset[int]
 
 
-def walk_members(data: bytes | mmap.mmap) -> Walk:
+def walk_members(data: Searched) -> Walk:
     """List the members of a tar archive, however damaged.
 
     Args:
@@ -93,7 +92,7 @@ def walk_members(data: bytes | mmap.mmap) -> Walk:
     return Walk(members=_joined(parts), gaps=tuple(gaps), doubtful=frozenset(doubtful))
 
 
-def _looks_like_header(data: bytes | mmap.mmap, offset: int) -> bool:
+def _looks_like_header(data: Searched, offset: int) -> bool:
     """Whether a block was a header, though it may be damaged, zeroed or cut off."""
     block = data[offset : offset + BLOCK]
     return (
@@ -113,7 +112,7 @@ def _is_header(block: bytes) -> bool:
     return False
 
 
-def _next_header(data: bytes | mmap.mmap, start: int) -> int | None:
+def _next_header(data: Searched, start: int) -> int | None:
     """Offset of the first header at or after an offset."""
     modern = next(
         (at for at in _find_magic(data, start) if _is_header(data[at : at + BLOCK])), None
@@ -122,7 +121,7 @@ def _next_header(data: bytes | mmap.mmap, start: int) -> int | None:
     return next((at for at in blocks if _is_header(data[at : at + BLOCK])), modern)
 
 
-def _find_magic(data: bytes | mmap.mmap, start: int) -> Iterator[int]:
+def _find_magic(data: Searched, start: int) -> Iterator[int]:
     at = data.find(_MAGIC, start + _MAGIC_AT)
     while at >= 0:
         yield at - _MAGIC_AT

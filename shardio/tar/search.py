@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from shardio.tar.header import BLOCK, has_sound_checksum
+
+
+class Sliced(Protocol):
+    """Bytes that are read when a slice of them is asked for, as those of a file."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> bytes | memoryview: ...
+
+
+class Searched(Sliced, Protocol):
+    """Sliced bytes in which a text can be found."""
+
+    def __getitem__(self, part: slice, /) -> bytes: ...
+
+    def find(self, text: bytes, start: int, /) -> int:
+        """Where a text first occurs at or after an offset; -1 if it does not."""
+        ...
+
 
 Buffer: TypeAlias = bytes | bytearray | memoryview | mmap.mmap
 
@@ -17,7 +36,7 @@ _CHECKSUM_AT = 148
 _STARTS = np.isin(np.arange(256), [*b" 01234567\x80"])  # of a number that is not 0
 
 
-def find_headers(data: Buffer, start: int, end: int) -> Iterator[int]:
+def find_headers(data: Sliced, start: int, end: int) -> Iterator[int]:
     """Find the blocks that are headers by their checksums.
 
     Time is linear, and the memory that of a piece, whatever the bytes are.

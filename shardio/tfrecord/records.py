@@ -17,7 +17,7 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Callable, Generator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from shardio.errors import SituationError, TFRecordError
 
@@ -30,25 +30,33 @@ _MASK_DELTA = 0xA282EAD8
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
+class Sliced(Protocol):
+    """Bytes that are read when a slice of them is asked for, as those of a file."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> bytes: ...
+
+
 class Record(NamedTuple):
-    """Where the data of a record lies.
+    """A record, and where it lies.
 
     Attributes:
-        offset: in the file.
-        size: in bytes.
+        offset: of the data in the file.
+        data: of the record.
         sound: whether its checksum holds.
     """
 
     offset: int
-    size: int
+    data: bytes
     sound: bool
 
 
-def scan_records(buffer: Buffer, *, name: str) -> Generator[Record, None, None]:
+def scan_records(file: Sliced, *, name: str) -> Generator[Record, None, None]:
     """List the records of a TFRecord file, all bytes of which are held against their checksums.
 
     Args:
-        buffer: the whole file.
+        file: bytes of the whole file.
         name: what errors call it.
 
     Raises:
@@ -58,15 +66,14 @@ def scan_records(buffer: Buffer, *, name: str) -> Generator[Record, None, None]:
     """
     checksum_of = load_checksum()
     position = 0
-    with memoryview(buffer) as given, given.cast("B") as view:
-        while position < len(view):
-            size = _read_length(view, position, name, checksum_of)
-            start = position + _HEAD.size
-            end = start + size
-            with view[start:end] as data:
-                sound = checksum_of([data]) == _CHECKSUM.unpack_from(view, end)[0]
-            yield Record(start, size, sound)
-            position = end + _CHECKSUM.size
+    while position < len(file):
+        size = _read_length(file, position, name, checksum_of)
+        start = position + _HEAD.size
+        position = start + size + _CHECKSUM.size
+        whole = file[start:position]
+        data = whole[:size]
+        sound = checksum_of([data]) == _CHECKSUM.unpack_from(whole, size)[0]
+        yield Record(start, data, sound)
 
 
 def frame_record(pieces: Sequence[Buffer]) -> list[Buffer]:
@@ -110,10 +117,11 @@ def load_checksum() -> Callable[[Sequence[Buffer]], int]:
 
 
 def _read_length(
-    view: memoryview, position: int, name: str, checksum_of: Callable[[Sequence[Buffer]], int]
+    file: Sliced, position: int, name: str, checksum_of: Callable[[Sequence[Buffer]], int]
 ) -> int:
-    left = len(view) - position
-    if bytes(view[:2]) == _GZIP_MAGIC and not position:
+    left = len(file) - position
+    head = file[position : position + _HEAD.size]
+    if head[:2] == _GZIP_MAGIC and not position:
         raise _error(name, 0, "the file is compressed with gzip; decompress it with gunzip")
     if left < _HEAD.size:
         raise _error(
@@ -122,8 +130,8 @@ def _read_length(
             f"only {left} bytes are left where a record should start, so the file is cut off; "
             "get it again",
         )
-    size, stated = _HEAD.unpack_from(view, position)
-    if checksum_of([view[position : position + _LENGTH.size]]) != stated:
+    size, stated = _HEAD.unpack(head)
+    if checksum_of([head[: _LENGTH.size]]) != stated:
         raise _error(
             name,
             position,

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 import shardio
 from shardio.index.publish import index_source
+from shardio.storage.copying import RowCopier
 from shardio.storage.local import LocalShard
 from shardio.testing import make_shard
 
@@ -139,15 +140,15 @@ def test_rows_that_are_overwritten_while_they_are_gathered_are_noticed(
     shard = make_shard(tmp_path / "a.tar", samples("rows", range(8)))
     other = make_shard(tmp_path / "b", samples("rows", range(8)[::-1])).read_bytes()
     dataset = shardio.ShardDataset(shard, batch_size=8)
-    copy, copied = LocalShard.copy_blocks, list[int]()
+    copy, copied = RowCopier.copy, list[int]()
 
-    def torn(file: LocalShard, starts: Any, out: Any) -> bool:
+    def torn(copier: RowCopier, files: Any, counts: Any, starts: Any, width: int) -> Any:
         if copied:
             overwrite(shard, other)
         copied.append(len(starts))
-        return copy(file, starts, out)
+        return copy(copier, files, counts, starts, width)
 
-    monkeypatch.setattr(LocalShard, "copy_blocks", torn)
+    monkeypatch.setattr(RowCopier, "copy", torn)
     with pytest.raises(shardio.TarError, match=HEADER):
         list(dataset)
     assert len(copied) > 1

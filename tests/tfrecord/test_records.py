@@ -27,7 +27,8 @@ def scan(data: bytes) -> list[Record]:
 def test_what_was_framed_is_found_where_it_lies(records: list[bytes]) -> None:
     data = frame(*records)
     found = scan(data)
-    assert [data[r.offset : r.offset + r.size] for r in found] == records
+    assert [data[r.offset : r.offset + len(r.data)] for r in found] == records
+    assert [r.data for r in found] == records
     assert all(r.sound for r in found)
 
 

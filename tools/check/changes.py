@@ -4,7 +4,7 @@ Readers are the training process, threads and worker processes, over photos and 
 size (an array of pixels), of packed folders and of tars of others without an index. After some
 batches a shard is overwritten in place with its samples in another order (its time of change
 restored or not), cut off, appended to, zeroed, replaced by a rename, removed, touched, or its mode
-is changed.
+is changed; or its index is cut off or zeroed.
 
 Each sample carries its key in its class and its pixels. Right: every sample that arrives has the
 bytes of its key, or the epoch ends with an error of shardio's own. Wrong: bytes under another key,
@@ -29,6 +29,8 @@ from torch.utils.data import DataLoader
 import campaign
 import children
 import shardio
+from shardio.index.manifest import index_path
+from shardio.index.publish import index_source
 from shardio.testing import make_shard
 
 SAMPLES, SHARDS, BATCH = 240, 4, 8
@@ -102,6 +104,11 @@ def empty(path: Path) -> None:
     path.write_bytes(bytes(path.stat().st_size))
 
 
+def noise(path: Path) -> None:
+    with path.open("r+b") as stream:
+        stream.write(bytes(path.stat().st_size))
+
+
 CHANGES: dict[str, tuple[Callable[[Path], object], bool]] = {
     "overwritten": (partial(overwrite, restore=False), False),
     "overwritten, its time restored": (partial(overwrite, restore=True), False),
@@ -113,6 +120,8 @@ CHANGES: dict[str, tuple[Callable[[Path], object], bool]] = {
     "removed": (Path.unlink, False),
     "touched": (Path.touch, False),
     "of another mode": (partial(Path.chmod, mode=0o600), True),
+    "without most of its index": (lambda path: truncate(index_path(path)), False),
+    "with noise for an index": (lambda path: noise(index_path(path)), False),
 }
 """Changes, and whether the shard has to be read all the same."""
 
@@ -148,6 +157,8 @@ def epoch(
 def try_change(name: str, reader: str, kind: str, origin: str, trial: campaign.Trial) -> None:
     shards = make(trial.folder, kind, origin)
     change, must_read = CHANGES[name]
+    if "index" in name and origin == "foreign":
+        index_source(shards[0].parent)
     random = trial.random
     path, at, shuffle = random.choice(shards), random.randint(0, 20), random.random() < 0.5
     changing = partial(change, path)

@@ -2,7 +2,7 @@
 
 Where an index has checksums no shard is read: CRC-32 has no two equal values among decimal numbers
 of one length up to seven digits, so size and checksum say which number a member holds. Other
-members are copied out of a memory map, thousands at once, and each text that differs is parsed
+members are copied thousands at once, and each text that differs is parsed
 once.
 """
 
@@ -21,6 +21,7 @@ from shardio.codecs.registry import LABEL_FIELD
 from shardio.errors import CodecError
 from shardio.index.catalog import ShardEntry
 from shardio.index.shard_index import ShardIndex
+from shardio.storage.copying import RowCopier
 from shardio.storage.local import BLOCK, LocalShard
 
 MOST_CLASSES = 100_000
@@ -157,14 +158,19 @@ def _read_texts(
     file: LocalShard, offsets: NDArray[np.int64], sizes: NDArray[np.int64]
 ) -> NDArray[np.uint8]:
     """Members of at most 64 bytes, uint8 [n, 65]: data, zeros, and the size last."""
-    blocks = np.zeros((len(offsets), BLOCK), np.uint8)
-    if (offsets % BLOCK).any() or not file.copy_blocks(offsets, blocks):
+    width = _MOST_TEXT + 1
+    # What follows a member inside its block is padding.
+    inside = not (offsets % BLOCK).any()
+    rows = RowCopier().copy([file], [len(offsets)], offsets, width) if inside else None
+    texts = np.zeros((len(offsets), width), np.uint8)
+    if rows is not None:
+        texts[:] = rows
+    else:
         for row, (offset, size) in enumerate(zip(offsets.tolist(), sizes.tolist(), strict=True)):
-            blocks[row, :size] = np.frombuffer(file.read(offset, size), np.uint8)
-    texts = blocks[:, : _MOST_TEXT + 1]
-    texts[np.arange(_MOST_TEXT + 1) >= sizes[:, None]] = 0
+            texts[row, :size] = np.frombuffer(file.read(offset, size), np.uint8)
+    texts[np.arange(width) >= sizes[:, None]] = 0
     texts[:, _MOST_TEXT] = sizes
-    return np.ascontiguousarray(texts)
+    return texts
 
 
 def _unique_texts(rows: NDArray[np.uint8]) -> tuple[list[bytes], NDArray[np.int64]]:

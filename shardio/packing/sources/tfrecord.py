@@ -1,6 +1,6 @@
 """TFRecord files of tf.train.Example messages: a record a sample.
 
-Files are mapped, read once from start to end, and every byte is held against its checksum. Bytes of
+Files are read once from start to end, and every byte is held against its checksum. Bytes of
 features stay where they are until a shard is written; numbers become text of the fields `cls` and
 `json`, or arrays. In `json` every feature is a list, as in the Example, so that a feature has one
 type in all samples.
@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import io
 import json
-import mmap
 import os
 import re
 import zlib
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +33,9 @@ from shardio.packing.samples import (
     SourceField,
     SourceSample,
 )
+from shardio.storage.local import FileBytes
 from shardio.tfrecord.example import Feature, Numbers, Place, parse_example
-from shardio.tfrecord.records import Buffer, Record, scan_records
+from shardio.tfrecord.records import Record, scan_records
 
 _JSON = "json"
 _SHARD = r"-[0-9]{5}-of-[0-9]{5}"
@@ -80,24 +79,19 @@ class TFRecords:
         for path in self.files:
             stem = _ENDING.sub("", os.path.relpath(path.absolute(), common))
             with path.open("rb") as stream:
-                if not os.fstat(stream.fileno()).st_size:
-                    continue
-                data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-            with data, closing(scan_records(data, name=str(path))) as records:
+                records = scan_records(FileBytes(stream, str(path)), name=str(path))
                 for number, record in enumerate(records):
                     name = f"{path}, record {number} at byte {record.offset}"
                     try:
-                        yield self._sample(data, record, path, name, f"{stem}/{number:08d}")
+                        yield self._sample(record, path, name, f"{stem}/{number:08d}")
                     except (CodecError, _RecordError) as error:
                         yield Problem(path=name, reason=str(error))
 
-    def _sample(
-        self, data: mmap.mmap, record: Record, path: Path, name: str, key: str
-    ) -> SourceSample:
+    def _sample(self, record: Record, path: Path, name: str, key: str) -> SourceSample:
         if not record.sound:
             raise _RecordError("the checksum of its data does not match, so the file is damaged")
-        example = parse_example(data, record.offset, record.size)
-        found = _Found(data, os.fsencode(path.absolute()))
+        example = parse_example(record.data, 0, len(record.data))
+        found = _Found(record, os.fsencode(path.absolute()))
         chosen = choose_fields(example, self.pairs)
         for feature, field in sorted(chosen.items()):
             found.take(feature, field, example[feature])
@@ -126,7 +120,7 @@ class _Found:
     """Collects the fields of one sample.
 
     Args:
-        data: of the file.
+        record: which holds it.
         path: of the file.
 
     Attributes:
@@ -134,10 +128,10 @@ class _Found:
         key: text that the key is made of, if a feature has it.
     """
 
-    def __init__(self, data: Buffer, path: bytes) -> None:
+    def __init__(self, record: Record, path: bytes) -> None:
         self.fields: dict[str, Origin] = {}
         self.key: str | None = None
-        self._data = data
+        self._record = record
         self._path = path
         self._rest: dict[str, list[int] | list[float] | list[str]] = {}
 
@@ -166,7 +160,7 @@ class _Found:
         """
         origin = self.fields.get(LABEL_FIELD)
         if isinstance(origin, FromRange):
-            return decode_cls(self._bytes(Place(origin.offset, origin.size)))
+            return decode_cls(self._bytes(Place(origin.offset - self._record.offset, origin.size)))
         return int(origin.data) if isinstance(origin, FromMemory) else None
 
     def in_order(self) -> tuple[SourceField, ...]:
@@ -198,8 +192,9 @@ class _Found:
                 f"{field or 'of an image'} holds one"
             )
         offset, size = feature[0]
-        with memoryview(self._data) as view, view[offset : offset + size] as data:
-            return FromRange(self._path, offset, size, zlib.crc32(data))
+        with memoryview(self._record.data) as data:
+            checksum = zlib.crc32(data[offset : offset + size])
+        return FromRange(self._path, self._record.offset + offset, size, checksum)
 
     def _listed(self, name: str, feature: Feature) -> list[int] | list[float] | list[str]:
         """The values of a feature as JSON has them."""
@@ -220,7 +215,7 @@ class _Found:
             ) from None
 
     def _bytes(self, place: Place) -> bytes:
-        return bytes(self._data[place.offset : place.offset + place.size])
+        return self._record.data[place.offset : place.offset + place.size]
 
 
 def _key_of(text: str) -> tuple[str, bool]:

@@ -9,6 +9,7 @@ import numpy as np
 from shardio.errors import counted
 from shardio.index.shard_index import ShardIndex
 from shardio.packing.verification.findings import Findings
+from shardio.storage.local import FileBytes
 
 _AGAIN = "get or pack the shard again, or write what is whole to a new folder with --fix"
 
@@ -52,12 +53,12 @@ class Comparison:
             self._add(fault, key, field, offset)
         return fault is None
 
-    def finish(self, *, samples: int, view: memoryview) -> None:
+    def finish(self, *, samples: int, data: FileBytes) -> None:
         """Say what is left over on both sides.
 
         Args:
             samples: in the shard.
-            view: of the shard.
+            data: of the shard.
         """
         moved: list[tuple[str, str, int]] = []
         behind: list[tuple[str, str, int]] = []
@@ -68,18 +69,18 @@ class Comparison:
                 moved.append((key, field, place))
                 continue
             end = offset + int(self._index.sizes[row, column])
-            if end > len(view):
+            if end > len(data):
                 behind.append((key, field, offset))
                 continue
-            data = view[offset:end]
-            still = ", though its data are" if self._fits(row, column, data) else ""
+            content = memoryview(data[offset:end])
+            still = ", though its data are" if self._fits(row, column, content) else ""
             self._add(f"no header says that this member is there{still}", key, field, offset)
         if behind:
             self.cut = True
             key, field, offset = behind[0]
             others = f" and {len(behind) - 1:,} more" if len(behind) > 1 else ""
             self._add(
-                f"the shard is cut off at byte {len(view):,}, before the end of this member"
+                f"the shard is cut off at byte {len(data):,}, before the end of this member"
                 f"{others}",
                 key,
                 field,

@@ -1,9 +1,8 @@
-"""A tar as bytes: mapped into memory, decompressed to a file before if need be."""
+"""A tar as bytes of a file, decompressed before if need be."""
 
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import tempfile
 import zlib
@@ -14,17 +13,17 @@ from typing import BinaryIO
 
 from shardio.storage.cache import GZIP_SUFFIXES
 from shardio.storage.compression import Expansion
+from shardio.storage.local import FileBytes
 from shardio.storage.temporary import explained
 
-Data = bytes | mmap.mmap
 _PIECE = 1 << 12  # compressed bytes at once; of a damaged piece nothing is kept
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _GZIP = 16 + zlib.MAX_WBITS
 
 
 @contextmanager
-def map_shard(path: Path) -> Iterator[tuple[Data, str | None]]:
-    """Map a shard as it is on disk now.
+def open_plain(path: Path) -> Iterator[tuple[FileBytes, str | None]]:
+    """Open a shard as it is on disk now.
 
     Yields:
         The plain tar, and what is wrong with its compression, after which nothing follows.
@@ -34,11 +33,12 @@ def map_shard(path: Path) -> Iterator[tuple[Data, str | None]]:
         ShardioError: there is no space for the decompressed tar.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):  # opening a pipe would wait
-        yield b"", "it is not a file"
+        with open(os.devnull, "rb") as nothing:  # noqa: PTH123  as short
+            yield FileBytes(nothing, str(path)), "it is not a file"
         return
     if not is_compressed(path):
-        with path.open("rb") as stream, map_file(stream) as data:
-            yield data, None
+        with path.open("rb") as stream:
+            yield FileBytes(stream, str(path)), None
         return
     with explained():
         temporary = tempfile.TemporaryFile()  # noqa: SIM115  closed below
@@ -51,23 +51,7 @@ def map_shard(path: Path) -> Iterator[tuple[Data, str | None]]:
                 raise
             with explained():
                 raise
-        with map_file(plain) as data:
-            yield data, fault
-
-
-@contextmanager
-def map_file(stream: BinaryIO) -> Iterator[Data]:
-    """Map an open file.
-
-    Raises:
-        OSError: it cannot be mapped.
-    """
-    size = os.fstat(stream.fileno()).st_size
-    if not size:
-        yield b""
-        return
-    with mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ) as data:
-        yield data
+        yield FileBytes(plain, str(path)), fault
 
 
 def is_compressed(path: Path) -> bool:

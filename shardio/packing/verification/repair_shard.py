@@ -8,9 +8,7 @@ samples of which a part may be lost are not whole.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import IndexFileError, quoted
+from shardio.errors import IndexFileError, ShardioError, quoted
 from shardio.index.manifest import index_path
 from shardio.index.shard_index import ShardIndex, read_index
 from shardio.naming import split_member_name
@@ -31,10 +29,11 @@ from shardio.packing.samples import FromRange, Problem, SourceField, SourceSampl
 from shardio.packing.spool import Spool, SpoolWriter
 from shardio.packing.verification.contents import FieldCheck
 from shardio.packing.verification.grouping import Grouped, Run, group_members
-from shardio.packing.verification.plain import Data, decompress, is_compressed, map_shard
+from shardio.packing.verification.plain import decompress, is_compressed, open_plain
 from shardio.packing.verification.scope import ScopedShard
 from shardio.packing.verification.verify_shard import alike
 from shardio.storage.folder import Folder
+from shardio.storage.local import FileBytes
 from shardio.tar.salvage import Walk, walk_members
 
 
@@ -100,8 +99,11 @@ def _find(task: RepairTask, work: Folder) -> Iterator[SourceSample | Problem]:
             path = work.path / task.plain
             if fault is not None:
                 yield Problem(path=name, reason=f"{fault}; what was there before it is looked at")
-        with map_shard(path) as (data, _):
-            yield from _Shard(task, path, data).find(index)
+        with open_plain(path) as (data, _):
+            try:
+                yield from _Shard(task, path, data).find(index)
+            except ShardioError as error:
+                raise OSError(str(error)) from error  # it was cut off
     except OSError as error:
         reason = f"the shard cannot be read ({error.strerror or error})"
         yield Problem(path=name, reason=reason)
@@ -133,7 +135,7 @@ class _Shard:
         data: of it.
     """
 
-    def __init__(self, task: RepairTask, path: Path, data: Data) -> None:
+    def __init__(self, task: RepairTask, path: Path, data: FileBytes) -> None:
         self._check = task.check
         self._shard = task.shard
         self._path = os.fsencode(path.absolute())
@@ -207,7 +209,7 @@ class _Shard:
 
     def _losses(self) -> Iterator[Problem]:
         receipt = self._shard.receipt
-        if receipt is not None and hashlib.sha256(self._data).hexdigest() != receipt.sha256:
+        if receipt is not None and self._data.sha256() != receipt.sha256:
             yield Problem(
                 path=str(self._shard.path),
                 reason="the shard is not what was packed, and no index tells which samples still "
@@ -284,17 +286,13 @@ class _Shard:
         """CRC-32 of some bytes; None if they are not all there."""
         if offset + size > len(self._data):
             return None
-        with memoryview(self._data) as view, view[offset : offset + size] as data:
-            return zlib.crc32(data)
+        return self._data.crc32(offset, size)
 
     def _judge(self, key: str, fields: list[_Field], reason: str | None) -> SourceSample | Problem:
         """The sample, if its fields are sound."""
         for name, place in fields if reason is None else ():
-            with (
-                memoryview(self._data) as view,
-                view[place.offset : place.offset + place.size] as data,
-            ):
-                fault = self._check.fault(name, data)
+            data = self._data[place.offset : place.offset + place.size]
+            fault = self._check.fault(name, memoryview(data))
             if fault is not None:
                 reason = f"field {quoted(name)} at byte {place.offset}: {fault}"
                 break

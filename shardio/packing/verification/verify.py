@@ -23,7 +23,7 @@ from shardio.packing.options import make_engine
 from shardio.packing.verification.contents import FieldCheck
 from shardio.packing.verification.findings import Finding, Verification
 from shardio.packing.verification.grouping import group_members
-from shardio.packing.verification.plain import map_shard
+from shardio.packing.verification.plain import open_plain
 from shardio.packing.verification.scope import Part, find_parts
 from shardio.packing.verification.verify_shard import ShardReport, task_of, verify_shard
 from shardio.tar.salvage import walk_members
@@ -141,7 +141,7 @@ class _KeysTask:
 
 
 def _read_keys(task: _KeysTask, ticker: Ticker) -> list[str]:
-    with map_shard(task.path) as (data, _):
+    with open_plain(task.path) as (data, _):
         members = walk_members(data).members
         keys: dict[int, str] = {}
         for run in group_members(members).runs:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.codecs.registry import IMAGE_FIELDS
-from shardio.errors import IndexFileError, counted, quoted
+from shardio.errors import IndexFileError, ShardioError, counted, quoted
 from shardio.index.build import NAME_FIELDS, describe_no_samples
 from shardio.index.manifest import index_path
 from shardio.index.shard_index import ShardIndex, read_index
@@ -27,8 +27,9 @@ from shardio.packing.verification.compare import Comparison
 from shardio.packing.verification.contents import FieldCheck
 from shardio.packing.verification.findings import Finding, Findings
 from shardio.packing.verification.grouping import Grouped, group_members
-from shardio.packing.verification.plain import Data, map_shard
+from shardio.packing.verification.plain import open_plain
 from shardio.packing.verification.scope import ScopedShard
+from shardio.storage.local import FileBytes
 from shardio.tar.header import padded
 from shardio.tar.reader import Members
 from shardio.tar.salvage import Gap, walk_members
@@ -118,10 +119,14 @@ def verify_shard(task: VerifyTask, ticker: Ticker) -> ShardReport:
     found = Findings(str(task.shard.path))
     index = _read_index(task.shard, found)
     try:
-        with map_shard(task.shard.path) as (data, fault), task.check.context():
+        with open_plain(task.shard.path) as (data, fault), task.check.context():
             if fault is None:
-                return _verify_data(task, data, index, found, ticker)
-            found.add(fault, _AGAIN)
+                try:
+                    return _verify_data(task, data, index, found, ticker)
+                except ShardioError as error:  # it was cut off
+                    found.add_error(str(error))
+            else:
+                found.add(fault, _AGAIN)
     except OSError as error:
         found.add(f"the shard cannot be read ({error.strerror or error})", _AGAIN)
     return ShardReport(findings=found.all())
@@ -154,7 +159,7 @@ def _read_index(shard: ScopedShard, found: Findings) -> ShardIndex | None:
 
 
 def _verify_data(
-    task: VerifyTask, data: Data, index: ShardIndex | None, found: Findings, ticker: Ticker
+    task: VerifyTask, data: FileBytes, index: ShardIndex | None, found: Findings, ticker: Ticker
 ) -> ShardReport:
     walk = walk_members(data)
     last = [gap for gap in walk.gaps[-1:] if gap.end == len(data)]
@@ -174,8 +179,7 @@ def _verify_data(
     comparison = None if index is None else Comparison(index, found)
     digest = _read_through(task, data, walk.members, grouped, comparison, found, ticker)
     if comparison is not None:
-        with memoryview(data) as view:
-            comparison.finish(samples=len(samples), view=view)
+        comparison.finish(samples=len(samples), data=data)
     if comparison is None or not comparison.cut:  # which is told, with what was lost
         _add_gaps(last, found)
         _compare_whole(task.shard, index, len(data), digest, len(samples), found)
@@ -253,7 +257,7 @@ def _verify_others(grouped: Grouped, members: Members, found: Findings) -> None:
 
 def _read_through(
     task: VerifyTask,
-    data: Data,
+    data: FileBytes,
     members: Members,
     grouped: Grouped,
     comparison: Comparison | None,
@@ -266,25 +270,23 @@ def _read_through(
         for name, number in (*run.members.items(), *run.again):
             names[number] = (run.key, name)
     padding: list[int] = []
-    with memoryview(data) as view:
-        hashing = _Hashing(view, len(task), ticker)
-        for number, (offset, size) in enumerate(
-            zip(members.offsets.tolist(), members.sizes.tolist(), strict=True)
-        ):
-            hashing.go_to(offset + padded(size))
-            if bytes(view[offset + size : offset + padded(size)]).strip(b"\0"):
-                padding.append(offset + size)
-            if number not in names:
-                continue
-            key, name = names[number]
-            with view[offset : offset + size] as content:
-                if comparison is not None and not comparison.look_at(key, name, offset, content):
-                    continue
-                fault = task.check.fault(name, content)
-            if fault is not None:
-                found.add(fault, _AGAIN, key=key, field=name, offset=offset)
-        hashing.go_to(len(data))
-        digest = hashing.finish()
+    hashing = _Hashing(data, len(task), ticker)
+    places = zip(members.offsets.tolist(), members.sizes.tolist(), strict=True)
+    for number, (offset, size) in enumerate(places):
+        hashing.go_to(offset + padded(size))
+        if data[offset + size : offset + padded(size)].strip(b"\0"):
+            padding.append(offset + size)
+        if number not in names:
+            continue
+        key, name = names[number]
+        content = memoryview(data[offset : offset + size])
+        if comparison is not None and not comparison.look_at(key, name, offset, content):
+            continue
+        fault = task.check.fault(name, content)
+        if fault is not None:
+            found.add(fault, _AGAIN, key=key, field=name, offset=offset)
+    hashing.go_to(len(data))
+    digest = hashing.finish()
     if padding:
         found.add(
             f"what follows the data of {len(padding):,} members up to the next header is not zero",
@@ -299,13 +301,13 @@ class _Hashing:
     """The SHA-256 of a shard as far as it was read.
 
     Args:
-        view: of the shard.
+        data: of the shard.
         ticks: megabytes to count at most.
         ticker: hears of them.
     """
 
-    def __init__(self, view: memoryview, ticks: int, ticker: Ticker) -> None:
-        self._view = view
+    def __init__(self, data: FileBytes, ticks: int, ticker: Ticker) -> None:
+        self._data = data
         self._left = ticks
         self._ticker = ticker
         self._digest = hashlib.sha256()
@@ -313,11 +315,10 @@ class _Hashing:
 
     def go_to(self, end: int) -> None:
         """Read on up to an offset."""
-        end = min(end, len(self._view))
+        end = min(end, len(self._data))
         while self._position < end:
             step = min(_MEGABYTE, end - self._position)
-            with self._view[self._position : self._position + step] as piece:
-                self._digest.update(piece)
+            self._digest.update(self._data[self._position : self._position + step])
             before = self._position // _MEGABYTE
             self._position += step
             if self._position // _MEGABYTE > before and self._left:
