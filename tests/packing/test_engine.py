@@ -89,6 +89,20 @@ def test_a_process_that_is_killed_is_an_error_with_a_way_out() -> None:
         LocalEngine(2).run(kill_itself, tasks_of(4), None)
 
 
+def test_a_process_that_is_killed_while_thousands_of_tasks_wait_is_one_error(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # so that the pool's thread and this one take turns
+    try:
+        for _ in range(5):
+            with pytest.raises(shardio.PackError, match="fewer --jobs"):
+                LocalEngine(2).run(kill_itself, tasks_of(1000), None)
+    finally:
+        sys.setswitchinterval(interval)
+    assert capfd.readouterr().err == ""
+
+
 def sleep(pids: str, task: Sequence[int], ticker: Ticker) -> None:
     del ticker
     with Path(pids).open("a") as stream:
