@@ -31,6 +31,7 @@ Advance = Callable[[int], None]
 _TICKS = 16  # samples counted at once
 _SECONDS = 0.05  # between looks at the count
 _PATIENCE = 30.0  # seconds in which tasks come to their next samples when they shall stop
+_IDLE_PATIENCE = 1.0  # seconds for processes without tasks: one that was killed may have locked all
 
 
 class Ticker(Protocol):
@@ -138,8 +139,10 @@ def _processes(jobs: int, counter: Synchronized[int], stop: Event) -> Iterator[P
         initializer=_begin,
         initargs=(counter, stop),
     )
+    patience = _PATIENCE
     try:
         yield pool
+        patience = _IDLE_PATIENCE
     except BrokenProcessPool as error:
         raise PackError(
             "a process was killed, perhaps for want of memory; run the same command again to go "
@@ -149,7 +152,7 @@ def _processes(jobs: int, counter: Synchronized[int], stop: Event) -> Iterator[P
         stop.set()
         ours = [*(pool._processes or {}).values()]  # from Python 3.14 on kill_workers does this
         pool.shutdown(wait=False, cancel_futures=True)
-        end = time.monotonic() + _PATIENCE
+        end = time.monotonic() + patience
         for process in ours:
             process.join(max(0, end - time.monotonic()))
             if process.is_alive():

@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
@@ -90,7 +91,10 @@ def compare(trial: campaign.Trial, data: bytes, found: NDArray[np.uint8], *, who
     if expected is None:
         trial.right("Pillow refuses it, or has no RGB of it")
     elif not whole and found.shape == (expected.shape[1], expected.shape[0], 3):
-        trial.right("damaged, turned as one of two readers of EXIF has it")
+        if with_opencv(data) != found.shape:
+            trial.wrong("turned as no other reader of EXIF has it", f"kept at {keep(data)}")
+        else:
+            trial.right("damaged, turned as OpenCV and not Pillow reads its EXIF")
     elif expected.shape != found.shape:
         trial.wrong("another shape than Pillow's", f"{found.shape}, not {expected.shape}")
     elif not whole:
@@ -121,6 +125,16 @@ def with_pillow(data: bytes) -> NDArray[np.uint8] | None:
             return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
     except Exception:
         return None
+
+
+def with_opencv(data: bytes) -> tuple[int, ...] | None:
+    """Shape as shown by OpenCV, whose reader of EXIF is its own; None of what it refuses."""
+
+    def shape() -> tuple[int, ...]:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape
+
+    ended = children.in_child(shape)
+    return None if ended.value is None else tuple(ended.value)
 
 
 def keep(data: bytes) -> Path:
