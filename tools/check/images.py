@@ -90,15 +90,13 @@ def compare(trial: campaign.Trial, data: bytes, found: NDArray[np.uint8], *, who
     expected = with_pillow(data)
     if expected is None:
         trial.right("Pillow refuses it, or has no RGB of it")
-    elif not whole and found.shape == (expected.shape[1], expected.shape[0], 3):
-        if with_opencv(data) != found.shape:
-            trial.wrong("turned as no other reader of EXIF has it", f"kept at {keep(data)}")
-        else:
-            trial.right("damaged, turned as OpenCV and not Pillow reads its EXIF")
-    elif expected.shape != found.shape:
-        trial.wrong("another shape than Pillow's", f"{found.shape}, not {expected.shape}")
-    elif not whole:
+    elif not whole and expected.shape == found.shape:
         trial.right("damaged, decoded in the shape that Pillow gives it")
+    elif not whole and found.shape == turned(expected.shape) == with_opencv(data):
+        trial.right("damaged, turned as OpenCV and not Pillow reads its EXIF")
+    elif expected.shape != found.shape:
+        kept = keep(data)
+        trial.wrong("a shape that no other reader gives", f"{found.shape}, kept at {kept}")
     else:
         difference = float(np.abs(expected.astype(np.int16) - found).mean())
         if difference > TOLERANCE:
@@ -127,8 +125,12 @@ def with_pillow(data: bytes) -> NDArray[np.uint8] | None:
         return None
 
 
+def turned(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[1], shape[0], *shape[2:]
+
+
 def with_opencv(data: bytes) -> tuple[int, ...] | None:
-    """Shape as shown by OpenCV, whose reader of EXIF is its own; None of what it refuses."""
+    """Shape as shown by OpenCV, which reads EXIF with code of its own; None of what it refuses."""
 
     def shape() -> tuple[int, ...]:
         return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape
