@@ -6,7 +6,9 @@ other bytes than it should, and the same pack run again ends with the bytes of o
 disturbed.
 
 Workers of a DataLoader and processes of a pack are killed while they work. Right: an error, or
-everything, since the worker had done its part. Wrong: a hang, or fewer samples in silence.
+everything, since the worker had done its part. Wrong: a hang, or fewer samples in silence. The
+error may be torch's: what it raises for the worker, or for the connection by which it asks the
+worker for the memory of a tensor, in code of torch and Python alone.
 
 Trainers with workers and threads are killed. Right: when the next trainer has ended, nothing that
 the killed one made is left in the temporary directory or in /dev/shm (a mount of its own; root).
@@ -17,12 +19,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -42,6 +46,15 @@ CALLS = {"write": 40, "fsync": 20, "/^rename": 20}
 FAULTS = ("signal=KILL", "error=EIO", "error=ENOSPC")
 MOST_SECONDS = 60.0  # for a small pack under strace
 LOCK = ".shardio-pack"
+SHARDIO = Path(shardio.__file__).parent
+KILLED = re.compile(r"DataLoader worker \(pid")
+"""What torch's signal handler raises, in whatever code runs."""
+IGNORED = re.compile(
+    r"^Exception ignored in: .*\nTraceback .*\n(?:(?: .*)?\n)*"
+    r"RuntimeError: DataLoader worker \(pid.*\n",
+    re.MULTILINE,
+)
+"""What Python prints of it in a destructor."""
 FORKING = multiprocessing.get_context("fork")
 
 
@@ -147,24 +160,35 @@ def kill_worker(folder: Path, samples: int, threads: bool, trial: campaign.Trial
         source = shardio.Loader(dataset, threads=2) if threads else dataset
         loader = DataLoader(source, batch_size=None, num_workers=workers)
         got = 0
-        for number, batch in enumerate(loader):
-            if number == at:
-                os.kill(children_of(os.getpid())[which], signal.SIGKILL)
-            got += int(batch["valid"].sum())
+        try:
+            for number, batch in enumerate(loader):
+                if number == at:
+                    os.kill(children_of(os.getpid())[which], signal.SIGKILL)
+                got += int(batch["valid"].sum())
+        except (EOFError, ConnectionError) as error:
+            if not is_of_torch(error):
+                raise campaign.Wrong(f"raises {type(error).__name__}", error) from error
+            return -1
         return got
 
     ended = children.in_child(train)
-    cut_off = ended.error in {"EOFError", "ConnectionResetError", "ConnectionRefusedError"}
-    if cut_off or (ended.error == "RuntimeError" and "DataLoader worker" in ended.message):
+    if ended.value == -1 or (ended.error == "RuntimeError" and KILLED.match(ended.message)):
         trial.refused("torch's error")
         return
-    replace(ended, output="").check()  # torch prints what its signal handler raises in a destructor
+    replace(ended, output=IGNORED.sub("", ended.output)).check()
     if ended.error:
         trial.refused(ended.error)
     elif ended.value != samples:
         raise campaign.Wrong("fewer samples in silence", f"{ended.value} of {samples}")
     else:
         trial.right("everything had been sent")
+
+
+def is_of_torch(error: Exception) -> bool:
+    """Tell whether torch or Python raised an error in this process, below no code of shardio's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = any(Path(frame.filename).is_relative_to(SHARDIO) for frame in frames)
+    return not ours and "in DataLoader worker process" not in str(error)
 
 
 def train_for_ever(folder: Path) -> None:
