@@ -19,14 +19,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -38,6 +36,7 @@ from torch.utils.data import DataLoader
 import campaign
 import children
 import shardio
+import workers
 from shardio.testing import digests, make_images
 
 KILLS, WORKER_KILLS, TRAINER_KILLS = 200, 40, 20
@@ -46,15 +45,6 @@ CALLS = {"write": 40, "fsync": 20, "/^rename": 20}
 FAULTS = ("signal=KILL", "error=EIO", "error=ENOSPC")
 MOST_SECONDS = 60.0  # for a small pack under strace
 LOCK = ".shardio-pack"
-SHARDIO = Path(shardio.__file__).parent
-KILLED = re.compile(r"DataLoader worker \(pid")
-"""What torch's signal handler raises, in whatever code runs."""
-IGNORED = re.compile(
-    r"^Exception ignored in: .*\nTraceback .*\n(?:(?: .*)?\n)*"
-    r"RuntimeError: DataLoader worker \(pid.*\n",
-    re.MULTILINE,
-)
-"""What Python prints of it in a destructor."""
 FORKING = multiprocessing.get_context("fork")
 
 
@@ -153,12 +143,12 @@ def fail_at_call(
 
 
 def kill_worker(folder: Path, samples: int, threads: bool, trial: campaign.Trial) -> None:
-    at, which, workers = trial.random.randint(0, 6), trial.random.randint(0, 1), 2
+    at, which = trial.random.randint(0, 6), trial.random.randint(0, 1)
 
     def train() -> int:
         dataset = shardio.ShardDataset(folder, batch_size=8)
         source = shardio.Loader(dataset, threads=2) if threads else dataset
-        loader = DataLoader(source, batch_size=None, num_workers=workers)
+        loader = DataLoader(source, batch_size=None, num_workers=2)
         got = 0
         try:
             for number, batch in enumerate(loader):
@@ -166,29 +156,22 @@ def kill_worker(folder: Path, samples: int, threads: bool, trial: campaign.Trial
                     os.kill(children_of(os.getpid())[which], signal.SIGKILL)
                 got += int(batch["valid"].sum())
         except (EOFError, ConnectionError) as error:
-            if not is_of_torch(error):
+            if not workers.is_of_torch(error):
                 raise campaign.Wrong(f"raises {type(error).__name__}", error) from error
             return -1
         return got
 
     ended = children.in_child(train)
-    if ended.value == -1 or (ended.error == "RuntimeError" and KILLED.match(ended.message)):
+    if ended.value == -1 or workers.is_of_signal_handler(ended.error, ended.message):
         trial.refused("torch's error")
         return
-    replace(ended, output=IGNORED.sub("", ended.output)).check()
+    replace(ended, output=workers.without_ignored(ended.output)).check()
     if ended.error:
         trial.refused(ended.error)
     elif ended.value != samples:
         raise campaign.Wrong("fewer samples in silence", f"{ended.value} of {samples}")
     else:
         trial.right("everything had been sent")
-
-
-def is_of_torch(error: Exception) -> bool:
-    """Tell whether torch or Python raised an error in this process, below no code of shardio's."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = any(Path(frame.filename).is_relative_to(SHARDIO) for frame in frames)
-    return not ours and "in DataLoader worker process" not in str(error)
 
 
 def train_for_ever(folder: Path) -> None:
