@@ -194,16 +194,21 @@ def read_members(data: bytes, _: Path) -> None:
     read_with_shardio(data)
 
 
-def read_keys(data: bytes, folder: Path) -> None:
-    path = folder / "shard.idx"
+def write_anew(path: Path, data: bytes) -> Path:
+    """Write a file, not into one that is there, which some file systems then send to the disk."""
+    path.unlink(missing_ok=True)
     path.write_bytes(data)
-    index = read_index(path)
+    return path
+
+
+def read_keys(data: bytes, folder: Path) -> None:
+    index = read_index(write_anew(folder / "shard.idx", data))
     for number in range(len(index)):
         index.key(number)
 
 
 def read_shards(data: bytes, folder: Path) -> None:
-    (folder / MANIFEST_NAME).write_bytes(data)
+    write_anew(folder / MANIFEST_NAME, data)
     read_manifest(folder)
 
 
