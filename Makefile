@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
-CAMPAIGNS := tars headers images bombs canaries damage kills changes disks folders forks
+CAMPAIGNS := tars headers images bombs canaries damage kills changes disks folders forks fuzz
 say = @printf '\n== %s\n' "$(1)"
 timed = @bash -c 'start=$$SECONDS; $(1); status=$$?; echo "   ($$((SECONDS - start)) s)"; exit $$status'
 
@@ -50,10 +50,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 campaigns: $(READY)
-	@failed=; for campaign in $(CAMPAIGNS); do \
-		printf '\n== %s\n' $$campaign; \
-		$(BIN)/python tools/check/$$campaign.py || failed="$$failed $$campaign"; \
-	done; test -z "$$failed" || { printf '\nwrong:%s\n' "$$failed"; exit 1; }
+	@$(BIN)/python tools/check/all.py $(CAMPAIGNS)
 
 bench: $(PEERS_READY)
 	$(PEERS)/bin/python tools/bench/compare.py --markdown docs/benchmarks.md

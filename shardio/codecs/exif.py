@@ -20,7 +20,7 @@ UPRIGHT = 1
 FIRST_TURNED = 5
 """From this orientation on, height and width as shown are width and height as stored."""
 
-_PREFIX = b"Exif\0"
+_PREFIX = b"Exif\0\0"
 _BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 _VALUE_FORMATS = {1: "B", 3: "H", 4: "I"}  # TIFF's BYTE, SHORT (what EXIF asks for) and LONG
 _MAX_ENTRIES = 1024
@@ -28,7 +28,7 @@ _MAX_ENTRIES = 1024
 
 def is_exif(segment: bytes | memoryview) -> bool:
     """Tell whether a JPEG segment of kind APP1 holds EXIF metadata, by its prefix."""
-    return bytes(segment[:5]) == _PREFIX
+    return bytes(segment[: len(_PREFIX)]) == _PREFIX
 
 
 def exif_orientation(exif: bytes | memoryview) -> int:
@@ -40,7 +40,7 @@ def exif_orientation(exif: bytes | memoryview) -> int:
     Returns:
         The orientation, 1 to 8; 1 when there is none or the metadata are broken.
     """
-    tiff = exif[6:] if is_exif(exif) else exif
+    tiff = exif[len(_PREFIX) :] if is_exif(exif) else exif
     order = _BYTE_ORDERS.get(bytes(tiff[:4]))
     if order is None or len(tiff) < 8:
         return UPRIGHT

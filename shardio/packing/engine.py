@@ -31,6 +31,7 @@ Advance = Callable[[int], None]
 _TICKS = 16  # samples counted at once
 _SECONDS = 0.05  # between looks at the count
 _PATIENCE = 30.0  # seconds in which tasks come to their next samples when they shall stop
+_IDLE_PATIENCE = 1.0  # seconds for processes without tasks: one that was killed may have locked all
 
 
 class Ticker(Protocol):
@@ -112,10 +113,7 @@ class LocalEngine:
         with _without_opencv_threads(), _processes(jobs, counter, stop) as pool:
             running: list[Future[R]] = [pool.submit(_do, work, task) for task in tasks]
             _watch(running, counter, advance)
-            if not all(future.done() for future in running):  # one of them failed
-                stop.set()
-                for future in running:
-                    future.cancel()
+            stop.set()  # if one failed; cancelled here, others would break the pool's own thread
             return _results(running)
 
 
@@ -130,20 +128,31 @@ def _without_opencv_threads() -> AbstractContextManager[None]:
 
 @contextmanager
 def _processes(jobs: int, counter: Synchronized[int], stop: Event) -> Iterator[ProcessPoolExecutor]:
-    """Processes that have ended, in one way or the other, when the context ends."""
+    """Processes that have ended, in one way or the other, when the context ends.
+
+    Raises:
+        PackError: one of them was killed.
+    """
     pool = ProcessPoolExecutor(
         jobs,
         mp_context=multiprocessing.get_context(),
         initializer=_begin,
         initargs=(counter, stop),
     )
+    patience = _PATIENCE
     try:
         yield pool
+        patience = _IDLE_PATIENCE
+    except BrokenProcessPool as error:
+        raise PackError(
+            "a process was killed, perhaps for want of memory; run the same command again to go "
+            "on, with fewer --jobs"
+        ) from error
     finally:
         stop.set()
         ours = [*(pool._processes or {}).values()]  # from Python 3.14 on kill_workers does this
         pool.shutdown(wait=False, cancel_futures=True)
-        end = time.monotonic() + _PATIENCE
+        end = time.monotonic() + patience
         for process in ours:
             process.join(max(0, end - time.monotonic()))
             if process.is_alive():
@@ -174,16 +183,10 @@ def _watch(
 
 
 def _results(running: Sequence[Future[R]]) -> list[R]:
-    try:
-        for future in running:
-            with suppress(CancelledError):
-                future.result()
-        return [future.result() for future in running]
-    except BrokenProcessPool as error:
-        raise PackError(
-            "a process was killed, perhaps for want of memory; run the same command again to go "
-            "on, with fewer --jobs"
-        ) from error
+    for future in running:
+        with suppress(CancelledError):
+            future.result()
+    return [future.result() for future in running]
 
 
 class _Here:

@@ -127,6 +127,12 @@ def test_broken_metadata_mean_upright(exif: bytes) -> None:
     assert exif_orientation(exif) == 1
 
 
+def test_a_jpeg_segment_with_another_prefix_is_not_exif() -> None:
+    turned = jpeg_with(exif_of(6))
+    assert probe_image(turned).orientation == 6
+    assert probe_image(turned.replace(b"Exif\0\0", b"Exif\0\2")).orientation == 1
+
+
 def test_the_first_of_several_exif_segments_counts() -> None:
     first, second = jpeg_with(exif_of(6)), jpeg_with(exif_of(3))
     end = 2 + 4 + 6 + len(exif_of(6))  # start of image, marker and length, prefix, metadata

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -87,6 +89,37 @@ def test_an_error_stops_the_other_tasks(tmp_path: Path, bad: int) -> None:
 def test_a_process_that_is_killed_is_an_error_with_a_way_out() -> None:
     with pytest.raises(shardio.PackError, match=r"a process was killed.* again to go"):
         LocalEngine(2).run(kill_itself, tasks_of(4), None)
+
+
+def test_a_process_that_is_killed_while_thousands_of_tasks_wait_is_one_error(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # so that the pool's thread and this one take turns
+    try:
+        for _ in range(5):
+            with pytest.raises(shardio.PackError, match="fewer --jobs"):
+                LocalEngine(2).run(kill_itself, tasks_of(1000), None)
+    finally:
+        sys.setswitchinterval(interval)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_process_that_is_killed_after_the_last_task_holds_nothing_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine, "_PATIENCE", 600.0)  # the test's own limit is 180
+    for number in range(8):  # one of two holds the lock of their queue
+        counts: list[int] = []
+
+        def advance(count: int, number: int = number, counts: list[int] = counts) -> None:
+            counts.append(count)
+            if sum(counts) == 8:
+                time.sleep(0.02)  # so that both have sent their results
+                multiprocessing.active_children()[number % 2].kill()
+
+        with suppress(shardio.PackError):  # of one that was slower than that
+            assert LocalEngine(2).run(double, tasks_of(8), advance) == [*range(0, 16, 2)]
 
 
 def sleep(pids: str, task: Sequence[int], ticker: Ticker) -> None:

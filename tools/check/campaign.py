@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -101,6 +102,13 @@ def need_root() -> None:
     """Skip a case that mounts file systems or runs as other users."""
     if os.geteuid() != 0:
         raise SkipCase("needs root")
+
+
+def keep(data: bytes) -> Path:
+    """Write an input where it stays after the campaign, for the reader of the report."""
+    path = Path("/tmp", f"campaign-input-{zlib.crc32(data):08x}")  # noqa: S108
+    path.write_bytes(data)
+    return path
 
 
 def main(document: str, cases: Callable[[Path], Iterable[Case]]) -> NoReturn:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import math
 import multiprocessing
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -63,7 +66,7 @@ class Ended:
         if self.error == "Wrong":
             raise Wrong(*self.value)
         if self.hung:
-            raise Wrong("hang", self.output[-500:])
+            raise Wrong("hang", self.message)
         if self.signal:
             raise Wrong(f"killed by {signal.Signals(self.signal).name}", self.output[-500:])
         if self.error and not self.refused:
@@ -100,6 +103,7 @@ def in_child(
         said = None
         with contextlib.suppress(EOFError):
             said = receiver.recv() if heard else None
+        stacks = "" if heard else _stacks(child)
         if not heard:
             os.killpg(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
@@ -111,7 +115,29 @@ def in_child(
     killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) and heard else 0
     if heard and said is None and not killed:
         error, message = f"exit code {os.WEXITSTATUS(status)}", text[-500:]
+    if not heard:
+        kept = Path("/tmp", f"campaign-hang-{child}.txt")  # noqa: S108  for the reader of the report
+        kept.write_text(text + stacks, "utf-8")
+        message = f"where its processes stood is in {kept}"
     return Ended(value, error, refused, message, killed, not heard, text, peak, used)
+
+
+def _stacks(group: int) -> str:
+    """Where the processes of a group stand: told by py-spy, or by themselves on their output."""
+    places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    spy = shutil.which("py-spy", path=places)
+    said = ""
+    for process in sorted(int(path.name) for path in Path("/proc").glob("[0-9]*")):
+        with contextlib.suppress(OSError):
+            if os.getpgid(process) != group:
+                continue
+            words = [spy or "false", "dump", "--pid", str(process)]
+            done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
+            said += done.stdout
+            if done.returncode:  # it is not there, or may not look
+                os.kill(process, signal.SIGUSR1)
+                time.sleep(0.2)  # one after the other
+    return said
 
 
 @dataclass(frozen=True)
@@ -143,7 +169,18 @@ def _live(
     sys.stdout.flush()
     for descriptor in (1, 2):
         os.dup2(output.fileno(), descriptor)
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
     held, used = _spent()
+
+    def say(value: Any, error: str, refused: bool, message: str) -> NoReturn:
+        peak, seconds = _spent()
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        sender.send((value, error, refused, message, peak - held, seconds - used))
+        os._exit(0)
+
+    _sayings.append(say)
     try:
         limits.set()
         value = function()
@@ -152,12 +189,15 @@ def _live(
         message = str(raised)
         if isinstance(raised, Wrong):
             value = raised.kind, raised.detail
-    peak, seconds = _spent()
-    with contextlib.suppress(Exception):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    sender.send((value, error, refused, message, peak - held, seconds - used))
-    os._exit(0)
+    say(value, error, refused, message)
+
+
+_sayings: list[Callable[[Any, str, bool, str], NoReturn]] = []  # of this child, the last
+
+
+def end(value: Any) -> NoReturn:
+    """End the child as if its function returned a value, from below a caller that never returns."""
+    _sayings[-1](value, "", False, "")
 
 
 def _spent() -> tuple[int, float]:

@@ -1,31 +1,26 @@
-"""Fork processes that read from processes that have read, in every way, and compare the batches.
+"""Do processes that fork after they have read give other batches, or hang?
 
-Usage: python tools/check/forks.py [--starts 200] [--seed 0] [--limit 120]
+Each of 200 starts is a process that has used the dataset, a Loader, OpenCV's threads or torch's,
+each or none of them, and then forks: children, a DataLoader's workers with and without threads,
+persistent ones, some that are killed and started again, and two ranks of torch.distributed with
+two workers each.
 
-Each start is a process that has used the dataset, a Loader, OpenCV's threads or torch's, each or
-none of them, and then forks: children, a DataLoader's workers with and without threads, persistent
-ones, some that are killed and started again, and two ranks of torch.distributed with two workers
-each. All must give the batches that a plain loop gives. A start that does not end in time is
-wrong, and all its processes say where they stand.
-
-A start is refused where a worker was killed, torch said so, and the next epoch was right.
+Right: the batches that a plain loop gives. Refused: a worker was killed, torch said so, and the
+next epoch was right. Wrong: other batches, another error, or a hang, of which all processes say
+where they stand.
 """
 
 from __future__ import annotations
 
-import argparse
-import faulthandler
 import multiprocessing
 import os
 import random
 import signal
 import sys
-import tempfile
 import time
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,18 +32,25 @@ import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+import campaign
+import children
 import shardio
+import workers
 from shardio.testing import make_images
 
 Batch = dict[str, Any]
-REFUSED = 3  # exit code
+STARTS = 200
 EPOCHS = 2
+WAYS = (
+    "children",
+    "workers",
+    "persistent workers",
+    "workers with threads",
+    "killed workers",
+    "ranks",
+)
 BARRED = {"children", "ranks"}
 """Ways in which torch works in a fork without being told to use one thread, which may hang."""
-
-
-class WrongError(Exception):
-    """Batches that are not those of a plain loop."""
 
 
 def digest(batch: Batch) -> int:
@@ -59,22 +61,15 @@ class Start:
     """A process that reads and then forks.
 
     Args:
-        folder: packed images.
-        wanted: batches of a plain loop over all epochs, as digests.
-        keys: their keys.
+        packed: images to read.
+        scratch: folder of its own.
         choose: source of random choices.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        wanted: Sequence[Sequence[int]],
-        keys: Sequence[Sequence[Sequence[str]]],
-        choose: random.Random,
-    ) -> None:
-        self._wanted, self._keys, self._choose = wanted, keys, choose
-        self._scratch = folder
-        self._dataset = open_dataset(folder)
+    def __init__(self, packed: Packed, scratch: Path, choose: random.Random) -> None:
+        self._wanted, self._keys, self._choose = packed.wanted, packed.keys, choose
+        self._scratch = scratch
+        self._dataset = open_dataset(packed.folder)
         self._kept: list[Any] = []
         self.uses: dict[str, Callable[[], object]] = {
             "a sample": lambda: self._dataset[3],
@@ -83,16 +78,17 @@ class Start:
             "OpenCV's threads": use_opencv,
             "torch's threads": lambda: torch.ones(600, 600) @ torch.ones(600, 600),
         }
-        self.ways: dict[str, Callable[[], int]] = {
-            "children": self.children,
-            "workers": lambda: self.workers(self._dataset),
-            "persistent workers": lambda: self.workers(self._dataset, persistent_workers=True),
-            "workers with threads": lambda: self.workers(shardio.Loader(self._dataset, threads=2)),
-            "killed workers": self.killed_workers,
-            "ranks": self.ranks,
-        }
+        functions: tuple[Callable[[], bool], ...] = (
+            self.children,
+            lambda: self.workers(self._dataset),
+            lambda: self.workers(self._dataset, persistent_workers=True),
+            lambda: self.workers(shardio.Loader(self._dataset, threads=2)),
+            self.killed_workers,
+            self.ranks,
+        )
+        self.ways = dict(zip(WAYS, functions, strict=True))
 
-    def children(self) -> int:
+    def children(self) -> bool:
         """Fork at any moment of a Loader's threads."""
         steps = iter(shardio.Loader(self._other(), threads=2))
         children = []
@@ -101,35 +97,40 @@ class Start:
             time.sleep(self._choose.random() * 0.003)
             children.append(fork(lambda: self._read_in_child(steps)))
         wait(children)
-        return 0
+        return True
 
-    def workers(self, source: Any, **options: Any) -> int:
+    def workers(self, source: Any, **options: Any) -> bool:
         """Read all epochs with a DataLoader."""
         loader = load(source, **options)
         for epoch in range(EPOCHS):
             self._compare(loader, epoch)
-        return 0
+        return True
 
-    def killed_workers(self) -> int:
-        """Kill a worker inside an epoch, and read the next epoch."""
-        loader, code = load(self._dataset), 0
-        try:
+    def killed_workers(self) -> bool:
+        """Kill a worker in an epoch, and read the next epoch; False if torch raised an error."""
+        loader = load(self._dataset)
+
+        def read_and_kill() -> None:
             for number, _ in enumerate(loader):
                 if number == 2:
                     os.kill(self._choose.choice(worker_pids()), signal.SIGKILL)
-        except (RuntimeError, OSError, EOFError):  # by when torch met it
-            code = REFUSED
-        self._compare(loader, 1)
-        return code
 
-    def ranks(self) -> int:
+        steps = (read_and_kill, lambda: time.sleep(0.5))  # torch's signal handler may come late
+        errors = [error for error in map(error_of, steps) if error is not None]
+        for error in errors:
+            if not workers.is_of_torch(error):
+                raise campaign.Wrong(f"raises {type(error).__name__}", error)
+        self._compare(loader, 1)
+        return not errors
+
+    def ranks(self) -> bool:
         """Train on two ranks with two workers each."""
         wait([fork(partial(self._train, rank)) for rank in range(2)])
-        return 0
+        return True
 
     def _train(self, rank: int) -> None:
         torch.set_num_threads(1)  # a fork of torch's own threads hangs
-        method = f"file://{self._scratch}/ranks-{os.getppid()}"
+        method = f"file://{self._scratch}/ranks"
         torch.distributed.init_process_group("gloo", init_method=method, rank=rank, world_size=2)
         model = DistributedDataParallel(torch.nn.Linear(3, 1))
         loader = load(self._dataset)
@@ -138,10 +139,12 @@ class Start:
             for batch, keys in zip(loader, self._keys[epoch], strict=True):
                 model(batch["image"].float().mean((2, 3))).mean().backward()
                 if not set(batch["__key__"]) <= set(keys):
-                    raise WrongError(f"rank {rank}, epoch {epoch}: {batch['__key__']}")
+                    raise campaign.Wrong(
+                        "other samples on a rank", f"rank {rank}, epoch {epoch}: {batch['__key__']}"
+                    )
                 count += len(batch["__key__"])
             if count * 2 != sum(map(len, self._keys[epoch])):
-                raise WrongError(f"rank {rank}, epoch {epoch}: {count} samples")
+                raise campaign.Wrong("other samples on a rank", f"{count} in epoch {epoch}")
         torch.distributed.destroy_process_group()
 
     def _read_in_child(self, steps: Iterable[Batch]) -> None:
@@ -158,7 +161,9 @@ class Start:
     def _compare(self, batches: Iterable[Batch], epoch: int) -> None:
         found = [digest(batch) for batch in batches]
         if found != self._wanted[epoch]:
-            raise WrongError(f"epoch {epoch}: {len(found)} batches, not those of a plain loop")
+            raise campaign.Wrong(
+                "other batches than a plain loop's", f"{len(found)} in epoch {epoch}"
+            )
 
     def _other(self) -> shardio.ShardDataset:
         """The same samples, counting epochs of its own."""
@@ -167,6 +172,14 @@ class Start:
     def _keep(self, steps: Any) -> None:
         next(steps)
         self._kept.append(steps)
+
+
+def error_of(function: Callable[[], None]) -> Exception | None:
+    try:
+        function()
+    except (RuntimeError, OSError, EOFError) as error:
+        return error
+    return None
 
 
 def open_dataset(folder: Path) -> shardio.ShardDataset:
@@ -200,7 +213,8 @@ def fork(action: Callable[[], object]) -> int:
         return child
     code = 1
     try:
-        code = int(action() or 0)  # type: ignore[call-overload]
+        action()
+        code = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
@@ -212,76 +226,55 @@ def wait(children: Iterable[int]) -> None:
     for child in children:
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if code:
-            raise WrongError(f"a child ended with {code}")
+            raise campaign.Wrong("a process that was forked fails", f"it ended with {code}")
 
 
-def run(start: Callable[[], int], limit: float) -> int | None:
-    """The exit code of a start; None if it had to be ended."""
+class Packed:
+    """Packed images, and what a plain loop over them gives in each epoch.
 
-    def lead() -> int:
-        os.setsid()
-        faulthandler.register(signal.SIGUSR1, all_threads=True)
-        return start()
+    Attributes:
+        folder: of the images.
+        wanted: digests of the batches by epoch.
+        keys: keys of the batches by epoch.
+    """
 
-    process, end = fork(lead), time.monotonic() + limit
-    code = None
-    while time.monotonic() < end:
-        found, status = os.waitpid(process, os.WNOHANG)
-        if found:
-            code = os.waitstatus_to_exitcode(status)
-            break
-        time.sleep(0.005)
-    else:
-        os.killpg(process, signal.SIGUSR1)
-        time.sleep(1)
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
-    with suppress(ProcessLookupError):
-        os.killpg(process, signal.SIGKILL)  # what it may have left
-    return code
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the campaign; the exit code is 1 if a start was wrong."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--starts", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=float, default=120.0, help="seconds for a start")
-    arguments = parser.parse_args(words)
-    counts = Counter[str]()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        shardio.pack(make_images(folder / "in", classes=2, per_class=60, size=40), folder, shards=4)
-        dataset = open_dataset(folder)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "packed"
+        source = make_images(folder / "images", classes=2, per_class=60, size=40)
+        shardio.pack(source, self.folder, shards=4)
+        dataset = open_dataset(self.folder)
         plain = [[*dataset] for _ in range(EPOCHS)]
-        wanted = [[digest(batch) for batch in epoch] for epoch in plain]
-        keys = [[batch["__key__"] for batch in epoch] for epoch in plain]
-        for number in range(arguments.starts):
-            choose = random.Random(f"{arguments.seed} {number}")  # noqa: S311
-            start = Start(folder, wanted, keys, choose)
-            way = [*start.ways][number % len(start.ways)]
+        self.wanted = [[digest(batch) for batch in epoch] for epoch in plain]
+        self.keys = [[batch["__key__"] for batch in epoch] for epoch in plain]
+
+
+def begin(packed: Packed, way: str, trial: campaign.Trial) -> None:
+    def start() -> bool:
+        process = Start(packed, trial.folder, trial.random)
+        for use, function in process.uses.items():
             # torch's threads are not to be forked but by a DataLoader, nor twice
-            uses = [use for use in start.uses if choose.random() < 0.5]
-            uses = [use for use in uses if way not in {"ranks", "children"} or "torch" not in use]
+            if trial.random.random() < 0.5 and not (way in BARRED and "torch" in use):
+                function()
+        return process.ways[way]()
 
-            def begin(start: Start = start, way: str = way, uses: list[str] = uses) -> int:
-                for use in uses:
-                    start.uses[use]()
-                return start.ways[way]()
+    ended = children.in_child(start)
+    replace(ended, output=workers.without_ignored(ended.output)).check()
+    if ended.error:
+        raise campaign.Wrong(f"raises {ended.error}", ended.message)
+    if ended.value:
+        trial.right(way)
+    else:
+        trial.refused("a worker was killed, and torch said so")
 
-            code = run(begin, arguments.limit)
-            result = {0: "right", REFUSED: "refused"}.get(-1 if code is None else code, "wrong")
-            counts[result] += 1
-            if result == "wrong":
-                how = "did not end" if code is None else f"ended with {code}"
-                print(f"start {number}: {way} after {', '.join(uses) or 'nothing'} {how}")
-    tried = counts.total()
-    print(
-        f"forks: {tried} tried, {counts['right']} right, {counts['refused']} refused, "
-        f"{counts['wrong']} wrong"
-    )
-    return int(counts["wrong"] > 0)
+
+def cases(folder: Path) -> list[campaign.Case]:
+    packed = Packed(folder)
+    ways = [WAYS[number % len(WAYS)] for number in range(STARTS)]
+    return [
+        campaign.Case(f"{way} {number}", partial(begin, packed, way))
+        for number, way in enumerate(ways)
+    ]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    campaign.main(__doc__, cases)

@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
@@ -54,7 +55,7 @@ def judge(trial: campaign.Trial, pictures: list[bytes], *, whole: bool) -> None:
     except campaign.Wrong as wrong:
         reached = trial.folder / "reached"
         number = reached.read_text("ascii") if reached.exists() else "none"
-        kept = keep(pictures[int(number)]) if number.isdigit() else "nowhere"
+        kept = campaign.keep(pictures[int(number)]) if number.isdigit() else "nowhere"
         trial.wrong(wrong.kind, f"picture {number}, kept at {kept}: {wrong.detail}")
         return
     if ended.error:
@@ -62,7 +63,9 @@ def judge(trial: campaign.Trial, pictures: list[bytes], *, whole: bool) -> None:
         return
     for data, (found, noisy) in zip(pictures, ended.value, strict=True):
         if noisy:
-            trial.wrong("messages on the terminal", f"kept at {keep(data)}: {ended.output[:300]}")
+            trial.wrong(
+                "messages on the terminal", f"kept at {campaign.keep(data)}: {ended.output[:300]}"
+            )
         elif isinstance(found, str):
             (trial.refused if found == "SampleError" else trial.wrong)(found)
         else:
@@ -89,12 +92,13 @@ def compare(trial: campaign.Trial, data: bytes, found: NDArray[np.uint8], *, who
     expected = with_pillow(data)
     if expected is None:
         trial.right("Pillow refuses it, or has no RGB of it")
-    elif not whole and found.shape == (expected.shape[1], expected.shape[0], 3):
-        trial.right("damaged, turned as one of two readers of EXIF has it")
-    elif expected.shape != found.shape:
-        trial.wrong("another shape than Pillow's", f"{found.shape}, not {expected.shape}")
-    elif not whole:
+    elif not whole and expected.shape == found.shape:
         trial.right("damaged, decoded in the shape that Pillow gives it")
+    elif not whole and found.shape == turned(expected.shape) == with_opencv(data):
+        trial.right("damaged, turned as OpenCV and not Pillow reads its EXIF")
+    elif expected.shape != found.shape:
+        kept = campaign.keep(data)
+        trial.wrong("a shape that no other reader gives", f"{found.shape}, kept at {kept}")
     else:
         difference = float(np.abs(expected.astype(np.int16) - found).mean())
         if difference > TOLERANCE:
@@ -123,11 +127,19 @@ def with_pillow(data: bytes) -> NDArray[np.uint8] | None:
         return None
 
 
-def keep(data: bytes) -> Path:
-    """Write a picture where it stays after the campaign."""
-    path = Path("/tmp", f"campaign-image-{zlib.crc32(data):08x}")  # noqa: S108  for the reader of the report
-    path.write_bytes(data)
-    return path
+def turned(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[1], shape[0], *shape[2:]
+
+
+def with_opencv(data: bytes) -> tuple[int, ...] | None:
+    """Shape as shown by OpenCV, which reads EXIF with code of its own; None of what it refuses."""
+
+    def shape() -> tuple[int, ...] | None:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        return None if pixels is None else pixels.shape
+
+    found: tuple[int, ...] | None = children.in_child(shape).value
+    return found
 
 
 def made_pictures() -> dict[str, bytes]:

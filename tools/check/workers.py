@@ -1,0 +1,41 @@
+"""What torch makes of a DataLoader's worker that was killed: which errors are its own."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from pathlib import Path
+
+import shardio
+
+_SHARDIO = Path(shardio.__file__).parent
+_KILLED = re.compile(r"DataLoader worker \(pid")
+_IGNORED = re.compile(
+    r"^Exception ignored in: .*\nTraceback .*\n(?:(?: .*)?\n)*"
+    r"RuntimeError: DataLoader worker \(pid.*\n",
+    re.MULTILINE,
+)
+
+
+def is_of_signal_handler(error: str, message: str) -> bool:
+    """Tell whether an error is that of torch's signal handler, which any code may meet."""
+    return error == "RuntimeError" and _KILLED.match(message) is not None
+
+
+def is_of_torch(error: BaseException) -> bool:
+    """Tell whether torch, and no code of shardio's, raised an error for a worker that was killed.
+
+    Its signal handler raises one. Others are of the connection by which this process asks the
+    worker for the memory of a tensor; what another worker met and passed on is none of them.
+    """
+    if is_of_signal_handler(type(error).__name__, str(error)):
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = any(Path(frame.filename).is_relative_to(_SHARDIO) for frame in frames)
+    passed_on = "in DataLoader worker process" in str(error)
+    return isinstance(error, (EOFError, ConnectionError)) and not ours and not passed_on
+
+
+def without_ignored(output: str) -> str:
+    """What was printed, but for what Python prints when the handler raises in a destructor."""
+    return _IGNORED.sub("", output)
