@@ -60,7 +60,7 @@ _ARRAYS = {
     "headers": "U32",
     "keys": "U8",
 }
-_MOST_READ = 1 << 20  # bytes of an index that is read: about 15,000 samples of two fields
+_MOST_READ = 1 << 16  # bytes of an index that is read: about 1,000 samples of two fields
 _PIECE = 1 << 16  # bytes that are read at once; more would stay with the thread's allocator
 _LIMIT = 1 << 63  # of the size of a shard: its offsets are int64
 _DAMAGED = (

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("shardio")
 _CHUNK = 16  # samples decoded by one task; one task an image costs 15 % of the rate
+_MANY = 4  # misfits that, if they are half of a batch, are the fault of the setup
 _ROWS = 1024  # samples gathered by one task
 
 
@@ -238,12 +239,13 @@ class Batch:
             Whether they were emptied.
 
         Raises:
-            UsageError: no kind is that of half of the slots, so none of them is the odd one out.
+            UsageError: at least half of the slots, and at least _MANY, do not fit with the others.
         """
         stacks = [column for column in self._columns.values() if isinstance(column, Stack)]
         kinds = Counter(tuple(stack.kind_of(number) for stack in stacks) for number in sound)
         most = max(kinds, key=kinds.__getitem__)
-        if 2 * kinds[most] < len(sound):
+        odd = len(sound) - kinds[most]
+        if odd >= _MANY and 2 * odd >= len(sound):
             raise UsageError(next(iter(self._misfits.values())))
         if most == tuple(stack.kind for stack in stacks):
             return False

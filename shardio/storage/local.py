@@ -98,6 +98,7 @@ class LocalShard:
                 f"{self.size} bytes, so its index was changed while it was read; open the dataset "
                 "again, or run `shardio index` on the folder of the shard",
                 shard=self.name,
+                offset=offset,
             )
         data = read_at(self._descriptor, size, offset)
         if len(data) < size:

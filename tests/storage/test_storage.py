@@ -115,6 +115,10 @@ def test_a_shard_is_read_at_any_offset_and_never_short(tmp_path: Path) -> None:
     assert shard.size == 100
     assert shard.read(10, 5) == bytes(range(10, 15))
     assert shard.read(100, 0) == b""
-    with pytest.raises(shardio.TarError, match=r"a\.tar: the file ends at byte 100") as caught:
+    with pytest.raises(shardio.TarError, match="20 bytes at offset 90 lie outside") as caught:
         shard.read(90, 20)
+    assert caught.value.offset == 90
+    os.truncate(tmp_path / "a.tar", 95)
+    with pytest.raises(shardio.TarError, match=r"a\.tar: the file ends at byte 95") as caught:
+        shard.read(90, 10)
     assert caught.value.offset == 90
