@@ -215,7 +215,7 @@ def read_shards(data: bytes, folder: Path) -> None:
 def read_records(data: bytes, _: Path) -> None:
     for record in scan_records(data, name="records"):
         if record.sound:
-            parse_example(data, record.offset, record.size)
+            parse_example(record.data, 0, len(record.data))
 
 
 def read_example(data: bytes, _: Path) -> None:

@@ -8,9 +8,9 @@ the end, without an end mark, or followed by zeros, text or another archive.
 Right: the names and bytes that the other readers agree on, in the archive and as samples of a
 dataset; or a refusal where the others disagree or complain, or for a reason that shardio states:
 sparse members, links and devices as fields, fields that come twice or apart, no samples at all,
-members after the end, global sizes. Wrong: other names or bytes, an archive that all read and that
-shardio refuses without such a reason, a dataset of no samples in silence. The idea is
-differential testing (McKeeman 1998), as in the parser studies that found TARmageddon.
+members after the end, an end inside a header, global sizes. Wrong: other names or bytes, an archive
+that all read and that shardio refuses without such a reason, a dataset of no samples in silence.
+The idea is differential testing (McKeeman 1998), as in the parser studies that found TARmageddon.
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ def reason_to_refuse(path: Path, readings: dict[str, Reading], error: Exception)
         "a field twice": len({split for split, _ in fields}) < len(fields),
         "a sample in two places": len({*keys}) < len(keys),
         "members after the end": with_members_after(path) > len(members),
+        "an end inside a header": ends_inside_a_header(path),
         "a global size": global_size,
         "a huge header": any(is_huge(member) for member in members),
     }
@@ -122,6 +123,12 @@ def with_members_after(path: Path) -> int:
         for _ in archive:
             number += 1
     return number
+
+
+def ends_inside_a_header(path: Path) -> bool:
+    """Whether the last block is cut off, and holds something; bsdtar alone says so."""
+    data = plain_bytes(path)
+    return any(data[len(data) // 512 * 512 :])
 
 
 def is_huge(member: tarfile.TarInfo) -> bool:
