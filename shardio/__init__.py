@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shardio import ops as ops
     from shardio import profiling as profiling
+    from shardio.conversion.tfrecord import convert as convert
     from shardio.errors import CodecError as CodecError
     from shardio.errors import IndexFileError as IndexFileError
     from shardio.errors import OutputError as OutputError
@@ -23,23 +24,22 @@ if TYPE_CHECKING:
     from shardio.errors import TFRecordError as TFRecordError
     from shardio.errors import TransformError as TransformError
     from shardio.errors import UsageError as UsageError
-    from shardio.normalize import Normalize as Normalize
-    from shardio.normalize import to_float as to_float
-    from shardio.packing.convert import convert as convert
-    from shardio.packing.inspection.info import info as info
+    from shardio.inspection.info import info as info
+    from shardio.inspection.repair import repair as repair
+    from shardio.inspection.verify import verify as verify
     from shardio.packing.options import PackOptions as PackOptions
     from shardio.packing.options import ReshardOptions as ReshardOptions
     from shardio.packing.pack import pack as pack
-    from shardio.packing.reshard import reshard as reshard
-    from shardio.packing.verification.repair import repair as repair
-    from shardio.packing.verification.verify import verify as verify
+    from shardio.packing.pack import reshard as reshard
     from shardio.reading.dataset import ShardDataset as ShardDataset
     from shardio.reading.loader import Loader as Loader
     from shardio.reading.metrics import MaskedMean as MaskedMean
     from shardio.reading.mix import Mix as Mix
     from shardio.transforms import CenterCrop as CenterCrop
+    from shardio.transforms import Normalize as Normalize
     from shardio.transforms import RandomResizedCrop as RandomResizedCrop
     from shardio.transforms import Resize as Resize
+    from shardio.transforms import to_float as to_float
 
 _HOMES = {
     "CenterCrop": "shardio.transforms",
@@ -48,7 +48,7 @@ _HOMES = {
     "Loader": "shardio.reading.loader",
     "MaskedMean": "shardio.reading.metrics",
     "Mix": "shardio.reading.mix",
-    "Normalize": "shardio.normalize",
+    "Normalize": "shardio.transforms",
     "OutputError": "shardio.errors",
     "PackError": "shardio.errors",
     "PackOptions": "shardio.packing.options",
@@ -63,15 +63,15 @@ _HOMES = {
     "TarError": "shardio.errors",
     "TransformError": "shardio.errors",
     "UsageError": "shardio.errors",
-    "convert": "shardio.packing.convert",
-    "info": "shardio.packing.inspection.info",
+    "convert": "shardio.conversion.tfrecord",
+    "info": "shardio.inspection.info",
     "ops": "shardio",
     "pack": "shardio.packing.pack",
     "profiling": "shardio",
-    "repair": "shardio.packing.verification.repair",
-    "reshard": "shardio.packing.reshard",
-    "to_float": "shardio.normalize",
-    "verify": "shardio.packing.verification.verify",
+    "repair": "shardio.inspection.repair",
+    "reshard": "shardio.packing.pack",
+    "to_float": "shardio.transforms",
+    "verify": "shardio.inspection.verify",
 }
 
 __all__ = [*_HOMES]  # noqa: PLE0604  every entry is a string

@@ -9,9 +9,9 @@ import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 import shardio
-from shardio.index.manifest import Manifest, ShardReceipt, index_path, write_manifest
-from shardio.index.publish import index_source
-from shardio.index.shard_index import read_index
+from shardio.indexing.manifest import Manifest, ShardReceipt, index_path, write_manifest
+from shardio.indexing.publish import index_source
+from shardio.indexing.shard_index import read_index
 from shardio.storage.folder import Folder
 from shardio.testing import make_images, make_shard
 

@@ -17,30 +17,43 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # What each part may import of shardio, besides itself.
 LAYERS = {
     "errors": set(),
-    "forks": set(),
+    "processes": set(),
     "naming": set(),
     "storage": {"errors"},
     "tar": {"errors"},
-    "tfrecord": {"errors"},
-    "index": {"errors", "naming", "storage", "tar"},
-    "plan": set(),
-    "codecs": {"errors", "forks"},
-    "transforms": {"errors", "codecs"},
-    "normalize": {"errors"},
-    "reading": {"errors", "forks", "index", "storage", "plan", "codecs", "transforms"},
-    "packing": {"errors", "naming", "index", "storage", "tar", "tfrecord", "plan", "codecs"},
-    "profiling": {"errors", "storage", "index", "plan", "codecs", "reading", "transforms"},
-    "cli": {"errors", "forks", "codecs", "storage", "index", "reading", "packing", "profiling"},
+    "fields": {"errors", "processes"},
+    "transforms": {"errors", "fields"},
+    "indexing": {"errors", "naming", "storage", "tar"},
+    "planning": set(),
+    "reading": {
+        *{"errors", "processes", "indexing", "storage", "planning", "fields", "transforms"},
+    },
+    "packing": {
+        *{"errors", "naming", "processes", "indexing", "storage", "tar", "planning", "fields"},
+    },
+    "conversion": {"errors", "naming", "storage", "tar", "indexing", "fields", "packing"},
+    "inspection": {
+        *{"errors", "naming", "storage", "tar", "fields", "indexing", "planning", "reading"},
+        "packing",
+    },
+    "profiling": {
+        *{"errors", "processes", "storage", "fields", "transforms", "indexing", "planning"},
+        "reading",
+    },
+    "cli": {
+        *{"errors", "processes", "storage", "fields", "indexing", "reading", "packing"},
+        *{"inspection", "conversion", "profiling"},
+    },
     "ops": set(),
     "testing": set(),
     "__main__": {"cli"},
 }
 # Packages that only some parts may import.
 OUTSIDE = {
-    "torch": {"reading", "normalize", "ops", "profiling"},
-    "cv2": {"codecs", "packing", "testing"},
-    "simplejpeg": {"codecs"},
-    "crc32c": {"tfrecord"},
+    "torch": {"reading", "transforms", "ops", "profiling"},
+    "cv2": {"fields", "packing", "inspection", "testing"},
+    "simplejpeg": {"fields"},
+    "crc32c": {"packing"},
     "click": {"cli"},
     "rich": {"cli"},
     "webdataset": {"profiling"},
@@ -78,16 +91,16 @@ def test_imports_point_downward(path: Path) -> None:
 
 
 def test_the_plan_needs_numpy_only() -> None:
-    for path in (ROOT / "plan").glob("*.py"):
-        outside = {name for name in imports_of(path) if not name.startswith("shardio.plan")}
+    for path in (ROOT / "planning").glob("*.py"):
+        outside = {name for name in imports_of(path) if not name.startswith("shardio.planning")}
         assert {name.partition(".")[0] for name in outside} <= {"numpy", *sys.stdlib_module_names}
 
 
-@pytest.mark.parametrize("part", ["codecs", "index", "reading", "storage", "cli"])
+@pytest.mark.parametrize("part", ["fields", "indexing", "reading", "storage", "cli"])
 def test_locks_and_threads_are_made_where_forks_are_thought_of(part: str) -> None:
     """As a fork copies a lock that is held, and an executor without its threads."""
     for path in (ROOT / part).glob("*.py"):
-        if path.name != "threads.py":
+        if path.name != "processes.py":
             text = path.read_text("utf-8")
             made = {"threading.Lock()", "RLock(", "threading.Event(", "ThreadPoolExecutor("}
             assert not {one for one in made if one in text}, path

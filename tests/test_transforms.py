@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardio.codecs.crop import Crop, write_crop
 from shardio.errors import UsageError
+from shardio.fields.image import Crop, write_crop
 from shardio.transforms import CenterCrop, RandomResizedCrop, Resize, SizedTransform
 
 if TYPE_CHECKING:

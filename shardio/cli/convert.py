@@ -11,9 +11,9 @@ import click
 
 from shardio.cli.progress import progress_bar
 from shardio.cli.values import allow_empty_option
+from shardio.conversion.tfrecord import ConvertSummary, Target
+from shardio.conversion.tfrecord import convert as convert_source
 from shardio.errors import counted
-from shardio.packing.convert import ConvertSummary, Target
-from shardio.packing.convert import convert as convert_source
 
 _WHAT = {
     "tfrecord": ("TFRecord file", "TFRecord files"),

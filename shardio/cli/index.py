@@ -12,7 +12,7 @@ import click
 from shardio.cli.progress import progress_bar
 from shardio.cli.values import allow_empty_option
 from shardio.errors import counted, shown
-from shardio.index.publish import index_source
+from shardio.indexing.publish import index_source
 
 
 @click.command(epilog="Example: shardio index shards/")

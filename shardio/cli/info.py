@@ -19,17 +19,17 @@ from shardio.cli.progress import progress_bar
 from shardio.cli.text import encodable
 from shardio.cli.values import allow_empty_option, max_pixels_option
 from shardio.errors import counted, escaped, shown
-from shardio.packing.inspection.info import (
+from shardio.inspection.info import (
     MOST_PREVIEWED,
     PREVIEW_COUNT,
     ClassCount,
     ClassesInfo,
     FieldInfo,
     Info,
+    SampleInfo,
     ShardInfo,
 )
-from shardio.packing.inspection.info import info as inspect_source
-from shardio.packing.inspection.sample import SampleInfo
+from shardio.inspection.info import info as inspect_source
 
 _WIDTH = 80
 _MOST_CLASSES = 20

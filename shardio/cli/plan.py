@@ -15,8 +15,8 @@ from rich.table import Table
 from shardio.cli.progress import progress_bar
 from shardio.cli.settings import describe, plan_options
 from shardio.errors import ShardioError, counted
-from shardio.profiling.coverage import Coverage, check_coverage
-from shardio.reading.planning import PlanSettings
+from shardio.inspection.coverage import Coverage, check_coverage
+from shardio.reading.settings import PlanSettings
 
 _WIDTH = 80
 _MOST_ROWS = 16

@@ -16,10 +16,9 @@ from shardio.cli.progress import progress_bar
 from shardio.cli.tables import show_profile
 from shardio.cli.values import allow_empty_option
 from shardio.errors import ShardioError
-from shardio.profiling.html import write_html
-from shardio.profiling.picture import check_plotting, write_png
 from shardio.profiling.profile import check_writable, count_parts
 from shardio.profiling.profile import profile as measure
+from shardio.profiling.report import check_plotting, write_html, write_png
 from shardio.profiling.settings import BASELINES, SettingError, Settings
 from shardio.storage.local import refuse_url
 

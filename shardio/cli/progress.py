@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import click
 
-from shardio.forks import new_lock
+from shardio.processes import new_lock
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_FRAMES = 0.1

@@ -9,9 +9,9 @@ import click
 
 from shardio.cli.settings import describe, plan_options
 from shardio.errors import ShardioError, counted
-from shardio.reading.planning import PlanSettings
-from shardio.reading.replay import LISTING_NAME, ReplayedBatch
-from shardio.reading.replay import replay as write_batch
+from shardio.inspection.replay import LISTING_NAME, ReplayedBatch
+from shardio.inspection.replay import replay as write_batch
+from shardio.reading.settings import PlanSettings
 
 
 @click.command(

@@ -15,7 +15,7 @@ from shardio.cli.output import describe, output_options
 from shardio.cli.progress import progress_bar
 from shardio.cli.values import read_names
 from shardio.errors import UsageError
-from shardio.packing.reshard import reshard as reshard_source
+from shardio.packing.pack import reshard as reshard_source
 
 
 @click.command(epilog="Example: shardio reshard old/ more/ new/ --shard-size 512MB --shuffle")

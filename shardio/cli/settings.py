@@ -10,7 +10,7 @@ from typing import Any, Literal
 import click
 
 from shardio.cli.values import allow_empty_option
-from shardio.reading.planning import PlanSettings
+from shardio.reading.settings import PlanSettings
 
 _DEFAULTS = PlanSettings(source="", batch_size=1)
 _SHUFFLES: dict[str, bool | Literal["full"]] = {"true": True, "full": "full", "false": False}

@@ -11,9 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from shardio.cli.text import encodable
-from shardio.profiling.phrases import as_sentence, cores
 from shardio.profiling.profile import Profile
-from shardio.profiling.words import (
+from shardio.profiling.report import (
     PREDICTION_TITLES,
     RUN_LEGEND,
     RUN_TITLES,
@@ -27,6 +26,7 @@ from shardio.profiling.words import (
     stage_note,
     stage_rows,
 )
+from shardio.profiling.verdict import as_sentence, cores
 
 _WIDTH = 80
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from shardio.codecs.limits import MAX_PIXELS
 from shardio.errors import SituationError
+from shardio.fields.limits import MAX_PIXELS
 
 _SIDES = re.compile("([0-9]{1,9})(?:x([0-9]{1,9}))?")
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)(i?)B?", re.IGNORECASE)

@@ -14,10 +14,10 @@ from shardio.cli.progress import progress_bar
 from shardio.cli.text import encodable
 from shardio.cli.values import allow_empty_option, max_pixels_option
 from shardio.errors import counted
+from shardio.inspection.findings import Verification
+from shardio.inspection.repair import RepairSummary, repair
+from shardio.inspection.verify import verify as verify_source
 from shardio.packing.names import DROPPED_NAME
-from shardio.packing.verification.findings import Verification
-from shardio.packing.verification.repair import RepairSummary, repair
-from shardio.packing.verification.verify import verify as verify_source
 from shardio.storage.local import refuse_url
 
 _MOST_LINES = 50

@@ -18,13 +18,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.codecs.probe import probe_image
-from shardio.codecs.registry import LABEL_FIELD, kind_of
 from shardio.errors import CodecError, UsageError
+from shardio.fields.base import LABEL_FIELD, kind_of
+from shardio.fields.probe import probe_image
 from shardio.packing.engine import Ticker
-from shardio.packing.files import SourceFiles, UnreadableError, in_memory
-from shardio.packing.samples import Problem, SourceSample
-from shardio.packing.shard import SampleTask, decoding
+from shardio.packing.listing import Problem, SourceFiles, SourceSample, UnreadableError, in_memory
+from shardio.packing.task import SampleTask, decoding
 
 Likeness = Literal["exact", "perceptual"]
 
@@ -83,8 +82,8 @@ def fingerprint(task: FingerprintTask, ticker: Ticker) -> Fingerprints:
     """Fingerprint samples."""
     if not task.perceptual:
         return _fingerprint(task, ticker, lambda _: 0)
-    from shardio.codecs.image import Scratch  # noqa: PLC0415  loads OpenCV
-    from shardio.codecs.phash import perceptual_hash  # noqa: PLC0415
+    from shardio.fields.image import Scratch  # noqa: PLC0415  loads OpenCV
+    from shardio.packing.images import perceptual_hash  # noqa: PLC0415
 
     scratch = Scratch()
 

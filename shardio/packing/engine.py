@@ -4,6 +4,11 @@ Small files take most of their time in Python, so processes, not threads, make u
 what they write does not depend on their number. The first error, Ctrl-C too, ends all of them:
 tasks that wait never begin, those that run stop at their next samples. If this process is killed,
 the others end at once, so that nobody writes to a folder that another pack takes.
+
+Running tasks on a Ray cluster.
+
+The machines see source and output in one file system, under the same paths, and have shardio. A
+worker that dies is replaced and its task done again: a task that finds its receipt is done.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from typing import Any, Protocol, TypeVar
 
-from shardio.errors import PackError
+from shardio.errors import PackError, SituationError
 
 Advance = Callable[[int], None]
 """Called with the number of samples done since the last call."""
@@ -121,7 +126,7 @@ def _without_opencv_threads() -> AbstractContextManager[None]:
     """A context to fork in: a process that inherits a pool without its threads waits for them."""
     if "cv2" not in sys.modules:
         return nullcontext()
-    from shardio.codecs.opencv import one_opencv_thread  # noqa: PLC0415  only if it is loaded
+    from shardio.fields.image import one_opencv_thread  # noqa: PLC0415  only if it is loaded
 
     return one_opencv_thread()
 
@@ -269,3 +274,80 @@ def _count_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+_RETRIES = 5
+_RAY_AT_ONCE, _RAY_SECONDS = 64, 0.5  # tasks that are waited for, and how long
+_RAY_PATIENCE = 30.0  # seconds in which tasks that are cancelled end
+
+
+class RayEngine:
+    """Runs tasks on the cluster that this process is connected to, or connects to.
+
+    Without a connection `ray.init()` makes one: to the cluster that RAY_ADDRESS or `ray start`
+    names, else to one that it starts on this machine.
+    """
+
+    elsewhere = True
+
+    def run(self, work: Work[T, R], tasks: Sequence[T], advance: Advance | None) -> list[R]:
+        """See shardio.packing.engine.Engine."""
+        ray = _import_ray()
+        ours = not ray.is_initialized()
+        if ours:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+        try:
+            return _run(ray, work, tasks, advance)
+        finally:
+            if ours:
+                ray.shutdown()
+
+
+def _run(ray: Any, work: Work[T, R], tasks: Sequence[T], advance: Advance | None) -> list[R]:
+    remote = ray.remote(max_retries=_RETRIES)(_do_on_ray)
+    running = [remote.remote(work, task) for task in tasks]
+    number = {reference: place for place, reference in enumerate(running)}
+    results: dict[int, R] = {}
+    waiting = running
+    try:
+        while waiting:
+            at_once = min(len(waiting), _RAY_AT_ONCE)
+            ended, waiting = ray.wait(waiting, num_returns=at_once, timeout=_RAY_SECONDS)
+            for reference in ended:
+                place = number[reference]
+                results[place] = ray.get(reference)
+                if advance is not None:
+                    advance(len(tasks[place]))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayError as error:
+        raise PackError(
+            f"a task was lost on the cluster ({error}); run the same pack again to go on"
+        ) from error
+    finally:
+        for reference in waiting:
+            ray.cancel(reference)
+        if waiting:  # nobody may write when the folder is let go
+            ray.wait(waiting, num_returns=len(waiting), timeout=_RAY_PATIENCE)
+    return [results[place] for place in range(len(tasks))]
+
+
+class _Silent:
+    """Ray's tasks tell nothing until they are done; a task that shall stop is cancelled."""
+
+    def tick(self, count: int) -> None:
+        """Do nothing."""
+
+
+def _do_on_ray(work: Work[T, R], task: T) -> R:
+    ticker: Ticker = _Silent()
+    return work(task, ticker)
+
+
+def _import_ray() -> Any:
+    try:
+        import ray  # noqa: PLC0415  an extra
+        import ray.exceptions  # noqa: PLC0415
+    except ImportError as error:
+        raise SituationError("engine='ray' needs Ray; pip install 'shardio[ray]'") from error
+    return ray

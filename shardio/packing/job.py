@@ -23,18 +23,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.errors import PackError, SituationError, UsageError
-from shardio.index.manifest import INDEX_FOLDER, Manifest, write_manifest
-from shardio.packing.claims import Ended
+from shardio.indexing.manifest import INDEX_FOLDER, Manifest, write_manifest
 from shardio.packing.dedupe import Dedupe, FingerprintTask, fingerprint, group_alike, hamming
 from shardio.packing.engine import Advance, Engine
+from shardio.packing.folder import Ended, Output, hold_folder, remove_others
+from shardio.packing.listing import Listing, Problem, SourceSample
 from shardio.packing.names import DUPLICATES_NAME, RENAMED_NAME, SKIPPED_NAME, WHOLE
-from shardio.packing.output import Output, hold_folder, remove_others
-from shardio.packing.plan import Shape, Splits, plan_shards, split_samples
-from shardio.packing.receipts import PackedShard, lost_shards
-from shardio.packing.samples import Problem, SourceSample
-from shardio.packing.shard import SampleTask, ShardTask, find_problems, pack_shard, refusal
-from shardio.packing.spool import Listing
-from shardio.packing.store import Store
+from shardio.packing.plan import Shape, Splits, Store, plan_shards, split_samples
+from shardio.packing.task import (
+    PackedShard,
+    SampleTask,
+    ShardTask,
+    find_problems,
+    lost_shards,
+    pack_shard,
+    refusal,
+)
 from shardio.storage.folder import Folder
 from shardio.storage.local import refuse_url
 

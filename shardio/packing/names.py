@@ -6,10 +6,9 @@ import re
 from collections.abc import Collection
 from typing import TypeGuard
 
-from shardio.index.catalog import SHARD_SUFFIXES
-from shardio.index.manifest import INDEX_FOLDER, INDEX_SUFFIX, MANIFEST_NAME
-from shardio.storage.atomic import TEMPORARY_SUFFIX, final_name
-from shardio.storage.folder import is_plain_name
+from shardio.indexing.catalog import SHARD_SUFFIXES
+from shardio.indexing.manifest import INDEX_FOLDER, INDEX_SUFFIX, MANIFEST_NAME
+from shardio.storage.folder import TEMPORARY_SUFFIX, final_name, is_plain_name
 
 SHARD_PATTERN = "shard-*.tar"
 WHOLE = ""

@@ -12,19 +12,15 @@ from inspect import Parameter, signature
 from os import PathLike
 from typing import Concatenate, Literal, ParamSpec, TypeVar, get_args
 
-from shardio.codecs.limits import MAX_PIXELS, check_max_pixels
 from shardio.errors import UsageError
+from shardio.fields.limits import MAX_PIXELS, check_max_pixels
 from shardio.packing.dedupe import Dedupe, Likeness
-from shardio.packing.engine import Engine, LocalEngine
-from shardio.packing.features import parse_pairs
-from shardio.packing.fields import parse_fields
+from shardio.packing.engine import Engine, LocalEngine, RayEngine
 from shardio.packing.job import Job, Progress
-from shardio.packing.labels import check_classes
-from shardio.packing.measure import Measure
-from shardio.packing.plan import Shape, Splits
-from shardio.packing.ray_engine import RayEngine
+from shardio.packing.plan import Shape, Splits, Store, StoreKind
+from shardio.packing.sources.base import Measure, check_classes, parse_fields
 from shardio.packing.sources.tars import Predicate
-from shardio.packing.store import Store, StoreKind
+from shardio.packing.sources.tfrecord import parse_pairs
 
 OnError = Literal["raise", "skip"]
 EngineName = Literal["local", "ray"]
@@ -151,7 +147,7 @@ class PackOptions(OutputOptions):
         keep_duplicates: pack them all the same, those that are alike in one split.
         max_pixels: greatest number of pixels of an image. Larger ones are bad samples, and so are
             files that ask for far more work than real images of their size; a greater number
-            raises all these limits in proportion, see shardio.codecs.limits.
+            raises all these limits in proportion, see shardio.fields.limits.
 
     Raises:
         UsageError: a value cannot be meant.
@@ -219,7 +215,7 @@ class ReshardOptions(OutputOptions):
         where: called with each key and its decoded fields, which are read when they are looked
             at; takes the samples for which it is true.
         max_pixels: greatest number of pixels of an image that `where` looks at, see
-            shardio.codecs.limits.
+            shardio.fields.limits.
 
     Raises:
         UsageError: a value cannot be meant.

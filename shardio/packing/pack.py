@@ -1,19 +1,119 @@
-"""Packing: what users call."""
+"""Which kind of source a path names.
+
+Packing: what users call.
+
+Dividing existing shards anew: other counts and sizes, an order, a choice, a merger, splits.
+
+It is a pack whose source are tars: members go over as they are, checked against the checksums
+that the indexes have, through the same tasks, so that it is as atomic and takes up where it was.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from shardio.errors import PackError, UsageError
+from shardio.errors import PackError, SituationError, UsageError
+from shardio.fields.base import IMAGE_FIELDS
+from shardio.indexing.catalog import SHARD_SUFFIXES, ShardPaths, open_catalog
+from shardio.indexing.manifest import INDEX_FOLDER
 from shardio.packing.job import PackSummary, Source, run_job
-from shardio.packing.labels import check_classes
-from shardio.packing.options import PackOptions, with_options
-from shardio.packing.sources.open import open_source
+from shardio.packing.options import PackOptions, ReshardOptions, with_options
+from shardio.packing.sources.base import Labels, check_classes, parse_fields
+from shardio.packing.sources.folder import FolderSource, find_classes
+from shardio.packing.sources.table import Table, open_table
+from shardio.packing.sources.tars import Tars
+from shardio.packing.sources.tfrecord import TFRecords, find_files, parse_pairs
 from shardio.packing.sources.values import Values
 from shardio.storage.folder import Folder
+from shardio.storage.local import refuse_url
+
+
+def open_source(path: str, options: PackOptions) -> FolderSource | Table | Tars | TFRecords:
+    """Open a folder of files, a table of them, tars, or TFRecord files.
+
+    Raises:
+        PackError: it is not there, or not readable.
+        UsageError: an option does not fit it, or it is a URL.
+    """
+    refuse_url(path)
+    tars = options.manifest is None and has_tars(path)
+    records = None if tars or options.manifest is not None else find_files(path)
+    if tars or records is not None:
+        _refuse_mixed(path)
+    if records is None and options.features:
+        raise SituationError(f"features are of TFRecord files, and {path} names none")
+    if options.manifest is not None:
+        return open_table(
+            options.manifest,
+            root=path,
+            paths=options.path_columns,
+            label=options.label_column,
+            key=options.key_column,
+            classes=check_classes(options.classes),
+            with_labels=options.labels,
+        )
+    if tars:
+        if options.fields is not None or not options.labels or options.classes is not None:
+            raise SituationError(
+                "members of tars are packed as they are; leave fields, labels and classes out"
+            )
+        catalog = open_catalog(path, allow_empty=options.allow_empty)
+        return Tars(catalog=catalog, read_labels=options.stratify)
+    if records is not None:
+        if options.fields is not None:
+            raise SituationError("fields are of files; say with features which features are fields")
+        return TFRecords(
+            root=path,
+            files=records,
+            pairs=parse_pairs(options.features),
+            labels=options.labels,
+            classes=check_classes(options.classes),
+        )
+    if os.path.isfile(path):  # noqa: PTH113  bytes that are no UTF-8
+        raise PackError(
+            f"{path}: it is a file, not a folder; unpack it if it is an archive, pass it as the "
+            "manifest if it is a table, or name the folder that holds the images"
+        )
+    if not os.path.isdir(path):  # noqa: PTH112  bytes that are no UTF-8
+        raise PackError(f"{path}: no such folder; name the folder that holds the images")
+    classes = check_classes(options.classes) or find_classes(path)
+    labels = Labels(classes) if options.labels and classes else None
+    return FolderSource(root=path, rule=parse_fields(options.fields), labels=labels)
+
+
+def _refuse_mixed(path: str) -> None:
+    """Raise UsageError if a folder with tars or TFRecord files has what else could be meant."""
+    if not os.path.isdir(path):  # noqa: PTH112  bytes that are no UTF-8
+        return
+    with os.scandir(path) as entries:
+        others = [
+            each.name
+            for each in entries
+            if not each.name.startswith(".")
+            and (
+                (each.is_dir() and each.name != INDEX_FOLDER)
+                or each.name.lower().rpartition(".")[2] in IMAGE_FIELDS
+            )
+        ]
+    if others:
+        raise SituationError(
+            f"{path}: it has shards or records, and {min(others)} beside them; name what is meant, "
+            f"as '{path}/*.tar', or move the others away"
+        )
+
+
+def has_tars(path: str) -> bool:
+    """Whether a path is that of a tar, a pattern of tars, or a folder with some."""
+    if path.endswith(SHARD_SUFFIXES):
+        return True
+    if not os.path.isdir(path):  # noqa: PTH112  bytes that are no UTF-8
+        return False
+    with os.scandir(path) as entries:
+        return any(each.name.endswith(SHARD_SUFFIXES) and each.is_file() for each in entries)
 
 
 @with_options(PackOptions)
@@ -72,3 +172,32 @@ def _refuse_for_values(options: PackOptions) -> None:
             "samples of a program have the fields that they have; leave fields, manifest, "
             "features and labels out"
         )
+
+
+@with_options(ReshardOptions)
+def reshard(source: ShardPaths, out: str | PathLike[str], options: ReshardOptions) -> PackSummary:
+    """Divide the samples of shards into other shards.
+
+    As with `shardio.reshard("old", "new", shards=8)`. Members stay byte for byte what they are.
+
+    Args:
+        source: a packed folder, tars, a pattern, or a list of these, which are merged.
+        out: a folder without shards.
+        options: as keywords; ReshardOptions says what each means.
+
+    Raises:
+        UsageError: an argument cannot be meant, or there are no shards.
+        IndexFileError: an index is stale or damaged.
+        TarError: a shard without index is damaged.
+        PackError: a sample is damaged, or the output is taken.
+        OSError: the output cannot be written.
+    """
+    job = options.job(root="/", check=False)
+    tars = Tars(
+        catalog=open_catalog(source, allow_empty=options.allow_empty),
+        read_labels=options.stratify,
+        keys=None if options.keys is None else frozenset(options.keys),
+        where=options.where,
+        max_pixels=options.max_pixels,
+    )
+    return run_job(out, job, lambda _: tars)

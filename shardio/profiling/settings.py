@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from shardio.errors import SituationError, UsageError
+from shardio.processes import count_cores
 from shardio.profiling.evidence import Kind
-from shardio.reading.processes import count_cores
 
 IMAGES = "jpg", "jpeg", "png", "webp", "bmp"
 """Fields of pictures that other loaders decode."""

@@ -1,6 +1,8 @@
 """What the kernel counts of processes, threads and files.
 
 Where it does not say (not Linux), None or nothing, so that callers do without.
+
+Looking at a loop's processes from the side, once a second.
 """
 
 from __future__ import annotations
@@ -8,12 +10,16 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from shardio.profiling.evidence import Kind, Producer
 
 _LEFT_IN_CACHE = 0.1  # of a file, when it counts as dropped
 
@@ -148,3 +154,214 @@ def _children(process: int) -> list[int]:
         return [int(child) for path in tasks for child in path.read_text("ascii").split()]
     except OSError:
         return []
+
+
+_LEAST_BETWEEN, _MOST_BETWEEN = 0.1, 1.0  # seconds from look to look; at first they are denser
+_COST_OF_MEMORY = 0.02  # seconds to begin with; the kernel adds up the pages of each process
+_SECONDS_BETWEEN_TRIALS = 0.1
+_LEAST_CPU = 0.005  # share of the time; who runs less makes no batches
+_LEAST_SECONDS = 0.05  # that it runs, where the loader does not say what makes batches
+_LEAST_OF_PROCESS = 0.05
+
+
+class _Seen(NamedTuple):
+    """A thread at the first and the last look at it.
+
+    Attributes:
+        since: ns, of the first look.
+        before: what it had used then.
+        until: ns, of the last look.
+        after: what it had used then.
+    """
+
+    since: int
+    before: Use
+    until: int
+    after: Use
+
+    def shares(self) -> tuple[float, float]:
+        """Which share of the time it ran, and waited for a core."""
+        passed = max(self.until - self.since, 1)
+        cpu, delay = (b - a for a, b in zip(self.before, self.after, strict=True))
+        return cpu / passed, delay / passed
+
+    def seconds(self) -> float:
+        """That it ran."""
+        return (self.after.cpu - self.before.cpu) / 1e9
+
+
+class Watcher:
+    """A thread that looks at this process and its children until it is closed.
+
+    It also tries how long a thread has to wait for the interpreter's lock.
+
+    Args:
+        budget: share of the time that looking at the memory may take.
+    """
+
+    def __init__(self, budget: float) -> None:
+        self._budget = budget
+        self._pid = os.getpid()
+        self._main = threading.get_native_id()
+        self._threads: dict[tuple[int, int], _Seen] = {}
+        self._moved: dict[int, tuple[Moved, Moved]] = {}
+        self._first_look = self._last_look = time.perf_counter_ns()
+        self._peak = 0
+        self._start = self._next_look = time.perf_counter()
+        self._next_memory = self._start + _COST_OF_MEMORY / budget
+        self._waited, self._trials = 0.0, 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="shardio-watch", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Look a last time, and end."""
+        self._stop.set()
+        self._thread.join()
+        self._look()
+
+    def restart(self) -> None:
+        """Forget what was before now."""
+        self._threads, self._moved = {}, {}
+        self._start = time.perf_counter()
+        self._waited, self._trials = 0.0, 0
+        self._first_look = time.perf_counter_ns()
+        self._look()
+
+    def look_at_memory(self) -> None:
+        """Add up what the processes hold, and put off the next time as the budget asks."""
+        start = time.perf_counter()
+        self._peak = max(self._peak, tree_memory(self._pid) or 0)
+        end = time.perf_counter()
+        self._next_memory = end + (end - start) / self._budget
+
+    @property
+    def memory(self) -> int | None:
+        """The most bytes that the processes held themselves."""
+        return self._peak or None
+
+    def lock_wait(self) -> float | None:
+        """Mean seconds that another thread waited for the interpreter's lock."""
+        return self._waited / self._trials if self._trials else None
+
+    def moved(self) -> tuple[float, float, float] | None:
+        """Bytes per second from a local disk, and written and faults of child processes."""
+        if not self._moved:
+            return None
+        seconds = max(self._last_look - self._first_look, 1) / 1e9
+        disk = written = faults = 0
+        for pid, (before, after) in [*self._moved.items()]:  # each epoch may have had others
+            disk += after.from_disk - before.from_disk
+            if pid != self._pid:
+                written += after.written - before.written
+                faults += after.faults - before.faults
+        return disk / seconds, written / seconds, faults / seconds
+
+    def producers(self, kind: Kind | None) -> tuple[Kind, tuple[Producer, ...]]:
+        """What makes batches.
+
+        Args:
+            kind: of producers; None where the loader does not say: child processes that run, or
+                else threads of this process, or else the loop's own thread.
+        """
+        if kind == "here":
+            return kind, ()
+        seen = {place: one for place, one in [*self._threads.items()] if self._may_be(place)}
+        known = kind is not None
+        processes = _busy_processes(seen, self._pid, known=known)
+        if kind == "processes" or (not known and processes):
+            return "processes", processes
+        threads = tuple(
+            _producer(thread, [one])
+            for (pid, thread), one in sorted(seen.items())
+            if pid == self._pid and _is_busy([one], known=known)
+        )
+        return ("threads", threads) if known or threads else ("here", ())
+
+    def at_once(self, kind: Kind, producers: Sequence[Producer]) -> int:
+        """How many of them lived at the same time, at most."""
+        spans: dict[int, tuple[int, int]] = {}
+        for place, seen in [*self._threads.items()]:
+            number = place[0] if kind == "processes" else place[1]
+            since, until = spans.get(number, (seen.since, seen.until))
+            spans[number] = min(since, seen.since), max(until, seen.until)
+        lives = [spans[one.number] for one in producers]
+        return max((sum(a <= since <= b for a, b in lives) for since, _ in lives), default=0)
+
+    def _may_be(self, place: tuple[int, int]) -> bool:
+        """Whether it may make batches, being neither the loop's thread nor the watching one."""
+        return place[0] != self._pid or place[1] not in {self._main, self._thread.native_id}
+
+    def own_share(self) -> float:
+        """Share of a core that the looking took."""
+        seen = self._threads.get((self._pid, self._thread.native_id or 0))
+        return seen.shares()[0] if seen else 0.0
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            now = time.perf_counter()
+            if now >= self._next_look:
+                self._look()
+                if now >= self._next_memory:
+                    self.look_at_memory()
+                passed = now - self._start
+                self._next_look = now + min(max(passed, _LEAST_BETWEEN), _MOST_BETWEEN)
+            self._try_lock()
+
+    def _try_lock(self) -> None:
+        """Sleep without the lock: what lasts longer, less the wait for a core, is its wait."""
+        delay = _own_delay()
+        start = time.perf_counter()
+        time.sleep(_SECONDS_BETWEEN_TRIALS)
+        late = time.perf_counter() - start - _SECONDS_BETWEEN_TRIALS
+        self._waited += max(late - (_own_delay() - delay) / 1e9, 0.0)
+        self._trials += 1
+
+    def _look(self) -> None:
+        for pid in [self._pid, *descendants(self._pid)]:
+            now = time.perf_counter_ns()
+            for thread, use in thread_uses(pid).items():
+                seen = self._threads.get((pid, thread))
+                first = (seen.since, seen.before) if seen else (now, use)
+                self._threads[pid, thread] = _Seen(*first, now, use)
+            moved = bytes_moved(pid)
+            if moved is not None:
+                before, _ = self._moved.get(pid, (moved, moved))
+                self._moved[pid] = before, moved
+        self._last_look = time.perf_counter_ns()
+
+
+def _own_delay() -> int:
+    """The run queue's delay of the calling thread so far, ns."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_bytes().split()[1])
+    except OSError:
+        return 0
+
+
+def _busy_processes(
+    seen: Mapping[tuple[int, int], _Seen], own: int, *, known: bool
+) -> tuple[Producer, ...]:
+    by_process: dict[int, list[_Seen]] = {}
+    for (pid, _), one in sorted(seen.items()):
+        if pid != own:
+            by_process.setdefault(pid, []).append(one)
+    return tuple(
+        _producer(pid, threads)
+        for pid, threads in by_process.items()
+        if _is_busy(threads, known=known)
+    )
+
+
+def _is_busy(threads: Sequence[_Seen], *, known: bool) -> bool:
+    """Whether threads run enough to make batches; of a guessed kind more is asked."""
+    share = sum(one.shares()[0] for one in threads)
+    seconds = sum(one.seconds() for one in threads)
+    return share > _LEAST_CPU and (known or seconds >= _LEAST_SECONDS)
+
+
+def _producer(number: int, threads: Sequence[_Seen]) -> Producer:
+    shares = [one.shares() for one in threads]
+    cpu, delay = (sum(share[at] for share in shares) for at in (0, 1))
+    busy = sum(share > _LEAST_OF_PROCESS * cpu for share, _ in shares)
+    return Producer(number=number, cpu=cpu, delay=delay, busy_threads=busy, filling=None)

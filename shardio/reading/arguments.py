@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from shardio.errors import UsageError
-from shardio.plan.tail import Tail
+from shardio.planning.epoch import Tail
 from shardio.transforms import SizedTransform
 
 OnBadSample = Literal["raise", "skip"]

@@ -7,6 +7,8 @@ sample whose arrays differ in shape or dtype from those of most samples of the b
 Samples are replaced when all slots have been tried, in the order of the slots, so that no thread's
 luck decides. The next good sample of the shard takes the place. Where the shard has none, or that
 one does not fit, a good sample of the batch does, and where the batch has none, of another shard.
+
+References to batches: which columns a batch has, and what fills them.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import compress
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -32,14 +35,31 @@ from shardio.errors import (
     quoted,
     shown,
 )
-from shardio.forks import new_lock
-from shardio.plan.epoch import References
-from shardio.plan.samples import Samples
-from shardio.reading.columns import Column, MisfitError, RowColumn, Stack
-from shardio.reading.fields import Fields
-from shardio.reading.rows import Gatherer
+from shardio.fields.base import kind_of
+from shardio.fields.image import Scratch
+from shardio.planning.epoch import References
+from shardio.planning.order import uniform_numbers
+from shardio.planning.samples import Samples
+from shardio.processes import new_lock
+from shardio.reading.columns import (
+    Arrays,
+    Column,
+    Fields,
+    Labels,
+    MisfitError,
+    RowColumn,
+    SizedImages,
+    Stack,
+    StackedArrays,
+    Transform,
+    Transformed,
+    Values,
+)
+from shardio.reading.gather import Gatherer
+from shardio.reading.handover import Allocate
 from shardio.reading.shards import FieldBytes, OpenShard, ShardPool
 from shardio.reading.times import StageTimes, Stopwatch
+from shardio.transforms import SizedTransform
 
 if TYPE_CHECKING:
     import threading
@@ -57,7 +77,7 @@ class Delivery:
     Attributes:
         pool: of the dataset's shards.
         samples: of the dataset, which alone may stand in for a bad one.
-        fields: see shardio.reading.fields.
+        fields: see shardio.reading.columns.
         missing_ok: leave out an entry that a sample has no field for.
         one_image: refuse a sample that has several of an entry's alternatives.
         on_replaced: called for each bad sample that was replaced; None raises instead.
@@ -382,3 +402,93 @@ class Batch:
             key=shard.key(sample),
             field=field,
         )
+
+
+_HOLDS = {"cls": "a tensor", "npy": "a tensor", "image": "a tensor", "pixels": "a tensor"}
+_HOLDS |= {"txt": "text", "json": "values of JSON"}
+
+
+def describe_entry(field: str, *, decode: bool) -> str:
+    """Say what a batch holds for an entry that a field fills: a tensor, or values of which kind.
+
+    Args:
+        field: name of the field.
+        decode: False leaves every field as bytes.
+    """
+    return _HOLDS.get(kind_of(field), "bytes") if decode else "bytes"
+
+
+class SampleReader:
+    """Makes batches of references.
+
+    Args:
+        delivery: how samples are read.
+        decode: False leaves every field as bytes.
+        transform: for images.
+        reduced: let large JPEGs be decoded at a part of their size.
+        max_pixels: greatest number of pixels of an image.
+        allocate: makes the arrays of batches.
+    """
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        *,
+        decode: bool,
+        transform: Transform | None,
+        reduced: bool,
+        max_pixels: int,
+        allocate: Allocate,
+    ) -> None:
+        self._delivery = delivery
+        self._decode = decode
+        self._transform = transform
+        self._draws = transform.draws if isinstance(transform, SizedTransform) else 0
+        self._reduced = reduced
+        self._max_pixels = max_pixels
+        self._allocate = allocate
+        self._scratch = Scratch()
+        self._gatherer = Gatherer(delivery.pool, tuple(delivery.fields.values()))
+        self._makers = {name: self._column(found[0]) for name, found in delivery.fields.items()}
+
+    def start(self, references: References, key: int) -> Batch:
+        """A batch with empty slots.
+
+        Args:
+            references: of n samples.
+            key: of the random numbers for transforms, equal in all processes of an epoch.
+        """
+        columns = self.columns(len(references))
+        numbers = self.numbers(references, key)
+        return Batch(self._delivery, self._gatherer, references, columns, numbers)
+
+    def columns(self, slots: int) -> dict[str, Column]:
+        """The entries of a batch, empty."""
+        return {name: make(slots) for name, make in self._makers.items()}
+
+    def numbers(self, references: References, key: int) -> NDArray[np.float64]:
+        """Random numbers for the transforms, float64 [n, draws]; see start."""
+        return uniform_numbers(key, references.positions, self._draws)
+
+    def _column(self, field: str) -> Callable[[int], Column]:
+        """What makes the column of an entry that a field and its like fill, of that many slots."""
+        kind = kind_of(field) if self._decode else "bytes"
+        transform = self._transform if kind in {"image", "pixels"} else None
+        kept: dict[str, Any] = {"max_pixels": self._max_pixels, "allocate": self._allocate}
+        if isinstance(transform, SizedTransform):
+            return partial(
+                SizedImages,
+                transform=transform,
+                scratch=self._scratch,
+                reduced=self._reduced,
+                **kept,
+            )
+        if transform is not None:
+            return partial(Transformed, transform=transform, **kept)
+        if kind == "cls":
+            return Labels
+        if kind in {"pixels", "npy"}:
+            return partial(StackedArrays, image=kind == "pixels", **kept)
+        if kind == "image":
+            return partial(Arrays, image=True, **kept)
+        return partial(Values, decode=self._decode)

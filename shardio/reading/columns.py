@@ -1,4 +1,10 @@
-"""The entries of a batch while it is filled: one column a field, one slot a sample.
+"""Which fields of a shard become which entries of a sample.
+
+A mapping names an entry and its alternatives as WebDataset writes them: "jpg;jpeg;png". By
+default the images of a sample become `image`, `cls` becomes `label`, the rest keep their names;
+when samples hold several images, each keeps its own name.
+
+The entries of a batch while it is filled: one column a field, one slot a sample.
 
 Threads fill different slots at once. A sample is decoded whole before any of it is placed, so
 that a bad one leaves no trace. Images with a sized transform are the exception that nobody sees:
@@ -9,7 +15,7 @@ kind, which is shape and dtype, with the first one that comes. Everything else i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -17,19 +23,76 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shardio.codecs.basic import decode_cls, is_picture
-from shardio.codecs.crop import decode_part, write_crop, write_part
-from shardio.codecs.image import Scratch
-from shardio.codecs.probe import probe_image
-from shardio.codecs.registry import decode_field, is_mask, kind_of
-from shardio.codecs.rows import parse_numbers, split_npy
-from shardio.errors import CodecError, TransformError, UsageError
-from shardio.forks import new_lock
-from shardio.reading.memory import Allocate
-from shardio.reading.rows import Rows
+from shardio.errors import CodecError, TransformError, UsageError, quoted, shown
+from shardio.fields.arrays import decode_cls, is_picture, parse_numbers, split_npy
+from shardio.fields.base import IMAGE_FIELDS, PIXELS_FIELD, decode_field, is_mask, kind_of
+from shardio.fields.image import Scratch, decode_part, write_crop, write_part
+from shardio.fields.probe import probe_image
+from shardio.processes import new_lock
+from shardio.reading.gather import Rows
+from shardio.reading.handover import Allocate
 from shardio.reading.shards import FieldBytes
 from shardio.reading.times import Stopwatch
 from shardio.transforms import SizedTransform
+
+Fields = dict[str, tuple[str, ...]]
+_PICTURES = IMAGE_FIELDS | {PIXELS_FIELD}
+_RESERVED = ("__key__", "valid", "__epoch__", "__step__", "__source__")
+
+
+def default_fields(names: Sequence[str], together: Sequence[Sequence[str]]) -> Fields:
+    """The mapping when the user gives none.
+
+    Args:
+        names: all fields of the dataset.
+        together: sets of fields that occur in one sample.
+
+    Raises:
+        UsageError: two fields would fill one entry, or one has a name that shardio takes.
+    """
+    images = tuple(name for name in names if name in _PICTURES)
+    if any(sum(name in _PICTURES for name in sample) > 1 for sample in together):
+        images = ()
+    fields = {"image": images} if images else {}
+    if "cls" in names:
+        fields["label"] = ("cls",)
+    rest = {name: (name,) for name in names if name not in images and name != "cls"}
+    for name in rest:
+        if name in fields or name in _RESERVED:
+            raise UsageError(
+                f"the shards have a field {quoted(name)}, a name that "
+                f"{';'.join(fields.get(name, ['shardio itself']))} takes; give it another with "
+                f"fields={{'other': {quoted(name)}, …}}"
+            )
+    return fields | rest
+
+
+def parse_fields(fields: Mapping[str, str], names: Sequence[str], *, decode: bool) -> Fields:
+    """The mapping that a user wrote, checked against the fields of the dataset.
+
+    Raises:
+        UsageError: a name is reserved, or its alternatives do not exist or decode differently.
+    """
+    if not fields:
+        raise UsageError("fields={}: it names no entry; leave it out, or name one")
+    parsed: Fields = {}
+    for name, alternatives in fields.items():
+        if name in _RESERVED:
+            raise UsageError(f"fields: {name!r} is taken by shardio; choose another name")
+        parsed[name] = tuple(part.strip().lower() for part in alternatives.split(";"))
+        if not set(parsed[name]) & set(names):
+            raise UsageError(
+                f"fields: no sample has {alternatives!r} for {name!r}; "
+                f"the dataset has the fields {', '.join(map(shown, names)) or 'none'}"
+            )
+        kinds = {kind_of(alternative).replace("pixels", "image") for alternative in parsed[name]}
+        if decode and len(kinds) > 1:
+            raise UsageError(
+                f"fields: {alternatives!r} for {name!r} decode to {' and '.join(sorted(kinds))}; "
+                "give alternatives of one kind, or read with decode=False"
+            )
+    return parsed
+
 
 Transform = SizedTransform | Callable[[torch.Tensor], Any]
 Kind = tuple[tuple[int, ...], Any]

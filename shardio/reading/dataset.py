@@ -1,4 +1,6 @@
-"""ShardDataset: shards as a torch dataset, each sample exactly once an epoch.
+"""Choosing samples: by number, by predicate, by key, by fractions.
+
+ShardDataset: shards as a torch dataset, each sample exactly once an epoch.
 
 The whole read pipe is `_read_steps`: plan → references → reader → batch. Everything that an
 epoch's order depends on is in the plan; the base class finds out which steps are this worker's.
@@ -6,39 +8,149 @@ epoch's order depends on is in the plan; the base class finds out which steps ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import compress, islice
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from shardio.codecs.limits import MAX_PIXELS
 from shardio.errors import UsageError, counted
-from shardio.index.catalog import Catalog, Source, open_catalog
-from shardio.plan.epoch import DEFAULT_WINDOW, EpochPlan, References
-from shardio.plan.order import Order
-from shardio.plan.samples import Samples
-from shardio.plan.shuffle import derive_key
-from shardio.plan.tail import Tail, count_steps
-from shardio.reading.ahead import ReadAhead
+from shardio.fields.limits import MAX_PIXELS
+from shardio.indexing.catalog import Catalog, ShardPaths, open_catalog
+from shardio.indexing.shard_index import ShardIndex
+from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, References, Tail, count_steps
+from shardio.planning.order import Order, derive_key
+from shardio.planning.samples import Samples
 from shardio.reading.arguments import (
     OnBadSample,
     check_arguments,
     check_seed,
     whole_number,
 )
-from shardio.reading.batch import Delivery
-from shardio.reading.choosing import Choice, choose, find_key, split
-from shardio.reading.columns import Transform
-from shardio.reading.fields import Fields, default_fields, parse_fields
-from shardio.reading.memory import Allocate, Recycler
-from shardio.reading.planning import check_plan, make_shuffle
-from shardio.reading.reader import SampleReader, describe_entry
-from shardio.reading.resumable import Jobs, ResumableDataset, run_in_turn, to_sample
+from shardio.reading.batch import Delivery, SampleReader, describe_entry
+from shardio.reading.columns import Fields, Transform, default_fields, parse_fields
+from shardio.reading.handover import Allocate, Recycler
+from shardio.reading.loop import (
+    Identity,
+    Jobs,
+    ResumableDataset,
+    find_worker,
+    run_in_turn,
+    to_sample,
+)
+from shardio.reading.readahead import ReadAhead
+from shardio.reading.settings import check_plan, make_shuffle
 from shardio.reading.shards import ShardPool
-from shardio.reading.state import Identity
 from shardio.reading.times import StageTimes, Stopwatch
-from shardio.reading.topology import find_worker
+
+Choice = ArrayLike | Callable[[str, int], Any]
+
+
+def choose(catalog: Catalog, samples: Samples, choice: Choice) -> Samples:
+    """Some of the samples of a dataset.
+
+    Args:
+        catalog: the shards.
+        samples: of the dataset.
+        choice: distinct numbers in any order, negative ones counted from the end; or a predicate
+            on key and number.
+
+    Raises:
+        UsageError: the numbers are no whole numbers, repeat or lie outside the dataset.
+    """
+    if callable(choice):
+        pairs = _keys(catalog, samples)
+        numbers = np.array([number for number, key in pairs if choice(key, number)], np.int64)
+        return samples.choose(numbers)
+    try:
+        given = np.asarray(choice)
+    except ValueError:
+        given = np.empty((0, 0))
+    if given.ndim != 1 or (given.size and not np.issubdtype(given.dtype, np.integer)):
+        raise UsageError(
+            "subset takes a list of whole numbers, or a predicate on key and index; for a mask, "
+            "pass its flatnonzero"
+        )
+    outside = given[(given < -len(samples)) | (given >= len(samples))]
+    if outside.size:
+        raise UsageError(f"subset: index {outside[0]} is outside the {len(samples)} samples")
+    numbers = given.astype(np.int64)
+    numbers = np.sort(np.where(numbers < 0, numbers + len(samples), numbers))
+    again = numbers[1:][numbers[1:] == numbers[:-1]]
+    if again.size:
+        raise UsageError(
+            f"subset: index {again[0]} comes twice, but each sample is delivered once an epoch"
+        )
+    return samples.choose(numbers)
+
+
+def split(samples: Samples, fractions: Sequence[float], seed: int, contents: str) -> list[Samples]:
+    """Disjoint random parts.
+
+    Args:
+        samples: of the dataset.
+        fractions: of the parts; one alone leaves the rest to a second part.
+        seed: of the choice.
+        contents: the digest of the samples.
+
+    Raises:
+        UsageError: the fractions are negative or do not add up to 1.
+    """
+    numbers = all(isinstance(part, int | float) for part in fractions)
+    parts = list(fractions) if numbers else []
+    if len(parts) == 1:
+        parts.append(1 - parts[0])
+    if not (parts and min(parts) >= 0 and abs(sum(parts) - 1) <= 1e-9):
+        raise UsageError(
+            f"split({', '.join(map(repr, fractions))}): give one fraction between 0 and 1, or "
+            "several that add up to 1, as split(0.8, 0.1, 0.1)"
+        )
+    return samples.split(parts, seed, contents)
+
+
+def find_key(catalog: Catalog, samples: Samples, key: str) -> int | None:
+    """The number of the first sample with a key; it looks through all indexes.
+
+    Raises:
+        UsageError: the key is no text.
+    """
+    if not isinstance(key, str):
+        raise UsageError(f"by_key({key!r}): a key is text; ds[index] takes a number")
+    try:
+        wanted = np.frombuffer(key.encode("utf-8", "surrogateescape"), np.uint8)
+    except UnicodeEncodeError:  # no member name can have it
+        return None
+    for shard, entry in enumerate(catalog.shards):
+        if samples.counts[shard]:
+            for position in _positions_of(entry.load_index(), wanted):
+                number = samples.number(shard, position)
+                if number is not None:
+                    return number
+    return None
+
+
+def _positions_of(index: ShardIndex, wanted: NDArray[np.uint8]) -> list[int]:
+    """Keys of the right length are compared byte by byte from the end, where they differ most."""
+    starts = index.key_ends[:-1]
+    found = np.flatnonzero(np.diff(index.key_ends) == len(wanted))
+    for byte in reversed(range(len(wanted))):
+        found = found[index.keys[starts[found] + byte] == wanted[byte]]
+    positions: list[int] = found.tolist()
+    return positions
+
+
+def _keys(catalog: Catalog, samples: Samples) -> Iterator[tuple[int, str]]:
+    starts = np.concatenate([[0], np.cumsum(samples.counts)])
+    for shard, entry in enumerate(catalog.shards):
+        numbers: NDArray[np.int64] = np.arange(starts[shard], starts[shard + 1])
+        if numbers.size:
+            index = entry.load_index()
+            for number, position in zip(
+                numbers.tolist(), samples.locate(numbers)[1].tolist(), strict=True
+            ):
+                yield number, index.key(position)
+
 
 _TRANSFORMS = 3
 _SAMPLES_PLANNED_AT_ONCE = 64
@@ -90,7 +202,7 @@ class ShardDataset(ResumableDataset):
         allow_empty: take tars that have members, none of which is a field of a sample.
         max_pixels: greatest number of pixels of an image. Larger ones are bad samples, and so are
             files that ask for far more work than real images of their size; a greater number
-            raises all these limits in proportion, see shardio.codecs.limits.
+            raises all these limits in proportion, see shardio.fields.limits.
 
     Attributes:
         catalog: the shards.
@@ -109,7 +221,7 @@ class ShardDataset(ResumableDataset):
 
     def __init__(
         self,
-        source: Source,
+        source: ShardPaths,
         *,
         fields: Mapping[str, str] | None = None,
         decode: bool = True,

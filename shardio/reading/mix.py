@@ -1,7 +1,7 @@
 """Mix: several datasets as one, in exact proportions.
 
 The mixture is one endless sequence of samples. A schedule says which source each position takes
-(see shardio.plan.mixture); a source gives its samples in the order of its own epochs, one after
+(see shardio.planning.mixture); a source gives its samples in the order of its own epochs, one after
 the other, so that none of them is lost or doubled whatever the mixture's epoch is. An epoch of
 the mixture is a fixed number of steps of that sequence; ranks and workers slice it like that of
 one dataset.
@@ -21,15 +21,14 @@ import torch
 from numpy.typing import NDArray
 
 from shardio.errors import UsageError, quoted
-from shardio.plan.epoch import References
-from shardio.plan.mixture import LEAST_WEIGHT, Mixture
-from shardio.plan.order import Order, grouped
+from shardio.planning.epoch import References
+from shardio.planning.mixture import LEAST_WEIGHT, Mixture
+from shardio.planning.order import Order, grouped
 from shardio.reading.batch import Batch
 from shardio.reading.dataset import ShardDataset
-from shardio.reading.memory import Allocate
-from shardio.reading.resumable import Jobs, ResumableDataset
+from shardio.reading.handover import Allocate
+from shardio.reading.loop import Identity, Jobs, ResumableDataset
 from shardio.reading.shards import ShardPool
-from shardio.reading.state import Identity
 
 Stop = Literal["first", "all"]
 _LONGEST_LIST = 300

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.errors import SampleError, TarError, quoted
-from shardio.forks import new_lock
-from shardio.index.catalog import ShardEntry
-from shardio.index.shard_index import ShardIndex, decode_key
+from shardio.indexing.catalog import ShardEntry
+from shardio.indexing.shard_index import ShardIndex, decode_key
+from shardio.processes import new_lock
 from shardio.storage.local import LocalShard
 
 _MOST_OPEN = 64

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shardio.errors import SituationError, TarError
-from shardio.storage.atomic import atomic_file
 from shardio.storage.compression import Expansion
+from shardio.storage.folder import atomic_file
 from shardio.storage.local import refuse_url
 from shardio.storage.private import entry_fault, own_folder, own_subfolder
 

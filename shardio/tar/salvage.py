@@ -21,8 +21,7 @@ import numpy as np
 
 from shardio.errors import TarError, quoted
 from shardio.tar.header import BLOCK, ZERO_BLOCK, parse_header
-from shardio.tar.reader import MISSING_END, Members, scan_sound_part
-from shardio.tar.search import Searched, find_headers
+from shardio.tar.reader import MISSING_END, Members, Searched, find_headers, scan_sound_part
 
 _MAGIC, _MAGIC_AT = b"ustar", 257
 _STATED, _STATED_AT = re.compile(rb"[ 0-7]{6}[\0 ]{2}"), slice(148, 156)  # checksum of a header

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardio.index.shard_index import read_index
+from shardio.indexing.shard_index import read_index
 from shardio.testing import make_images
 
 PACK = ["pack", "in", "out", "--shards", "2"]

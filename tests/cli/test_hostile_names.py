@@ -14,7 +14,7 @@ import pytest
 import shardio
 from shardio.cli import main
 from shardio.errors import ShardioError, quoted, shown
-from shardio.index.catalog import open_catalog
+from shardio.indexing.catalog import open_catalog
 
 ESCAPE, NEW_LINE, REVERSED, UNDECODABLE = "\x1b[31m", "\n", "\u202e", "\udcff"
 KEYS = {

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 import shardio
 from shardio.cli import commands
 from shardio.errors import ShardioError
-from shardio.plan.epoch import EpochPlan, References
+from shardio.planning.epoch import EpochPlan, References
 from shardio.testing import make_images, make_shard
 
 

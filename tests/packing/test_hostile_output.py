@@ -19,14 +19,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import shardio
-from shardio.index.manifest import index_path
-from shardio.index.publish import index_source
-from shardio.index.shard_index import encode_index, read_index
-from shardio.packing.spool import Listing
-from shardio.packing.verification.repair_shard import find_whole
+from shardio.indexing.manifest import index_path
+from shardio.indexing.publish import index_source
+from shardio.indexing.shard_index import encode_index, read_index
+from shardio.inspection.repair import find_whole
+from shardio.inspection.replay import replay
+from shardio.packing.listing import Listing
 from shardio.profiling.profile import check_writable
-from shardio.reading.planning import PlanSettings
-from shardio.reading.replay import replay
+from shardio.reading.settings import PlanSettings
 from shardio.reading.shards import ShardPool
 from shardio.testing import digests, make_images, make_shard
 
@@ -321,7 +321,7 @@ SWAP = """
 import os, sys
 from pathlib import Path
 import shardio
-from shardio.packing import spool
+from shardio.packing import listing as spool
 
 out, victim, place = map(Path, sys.argv[2:])
 real = spool.from_line
@@ -464,7 +464,7 @@ def test_replay_writes_through_no_link(
         (out / "batch.json").symlink_to(victim)
         return ShardPool(*arguments)
 
-    monkeypatch.setattr("shardio.reading.replay.ShardPool", pool)
+    monkeypatch.setattr("shardio.inspection.replay.ShardPool", pool)
     settings = PlanSettings(source=str(finished), batch_size=4)
     with pytest.raises(shardio.OutputError, match=r"batch\.json: it is a link"):
         replay(settings, step=0, rank=None, out=str(out))
@@ -696,7 +696,7 @@ def test_a_list_of_whole_samples_that_is_not_the_repairs_own_is_not_packed(
             path.write_bytes(forged(lines, tmp_path))
         return found
 
-    monkeypatch.setattr("shardio.packing.verification.repair.find_whole", finding)
+    monkeypatch.setattr("shardio.inspection.repair.find_whole", finding)
     message = r"whole-000000\.jsonl: (the list of samples was changed|it is a link)"
     with pytest.raises(shardio.PackError, match=message):
         shardio.repair(finished, new, jobs=1)
@@ -715,9 +715,9 @@ def test_a_conversion_believes_no_file_that_it_would_not_write(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("shardio.packing.convert.write_records", dying)
-        patch.setattr("shardio.packing.record_files._record_files", lambda _: ["one"])
-        patch.setattr("shardio.packing.record_files._refuse_files", lambda _: None)
+        patch.setattr("shardio.conversion.tfrecord.write_records", dying)
+        patch.setattr("shardio.conversion.tfrecord._record_files", lambda _: ["one"])
+        patch.setattr("shardio.conversion.tfrecord._refuse_files", lambda _: None)
         with pytest.raises(KeyboardInterrupt):
             shardio.convert(finished, out, to="tfrecord", jobs=1)
     assert (out / ".converting").exists()

@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 from webdataset.autodecode import Decoder
 
 import shardio
-from shardio.codecs.image import decode_image
-from shardio.codecs.limits import MAX_PIXELS
-from shardio.codecs.opencv import one_opencv_thread
-from shardio.index.manifest import index_path, read_manifest
-from shardio.index.shard_index import read_index
-from shardio.packing.store import Store
+from shardio.fields.image import decode_image, one_opencv_thread
+from shardio.fields.limits import MAX_PIXELS
+from shardio.indexing.manifest import index_path, read_manifest
+from shardio.indexing.shard_index import read_index
+from shardio.packing.plan import Store
 from shardio.testing import make_images, read_members
 
 Pixels = NDArray[np.uint8]

@@ -30,7 +30,7 @@ DYING = """
 import os, signal, sys
 from pathlib import Path
 import ray
-from shardio.packing import ray_engine
+from shardio.packing import engine as ray_engine
 
 class Task(tuple):
     pass

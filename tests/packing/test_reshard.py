@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shardio
-from shardio.index.manifest import read_manifest
+from shardio.indexing.manifest import read_manifest
 from shardio.testing import make_shard
 
 

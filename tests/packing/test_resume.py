@@ -18,10 +18,12 @@ import numpy as np
 import pytest
 
 import shardio
-from shardio.codecs.image import decode_image
-from shardio.index.publish import index_source
-from shardio.packing import files, receipts, states
-from shardio.packing.spool import Listing
+from shardio.fields.image import decode_image
+from shardio.indexing.publish import index_source
+from shardio.packing import listing as files
+from shardio.packing import listing as states
+from shardio.packing import task as receipts
+from shardio.packing.listing import Listing
 from shardio.testing import digests, make_images, make_shard, read_members
 
 OPTIONS: dict[str, Any] = {"shards": 6, "split": {"train": 0.75, "val": 0.25}, "dedupe": "exact"}

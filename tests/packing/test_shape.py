@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shardio
-from shardio.codecs.image import decode_image
-from shardio.index.manifest import read_manifest
+from shardio.fields.image import decode_image
+from shardio.indexing.manifest import read_manifest
 from shardio.packing.dedupe import group_alike, hamming
 from shardio.packing.plan import PlannedShard, Shape, Splits, plan_shards, split_samples
 from shardio.testing import make_images

@@ -18,7 +18,7 @@ import pytest
 from pyarrow import parquet
 
 import shardio
-from shardio.codecs.image import decode_image
+from shardio.fields.image import decode_image
 from shardio.testing import make_images, make_shard, read_members
 
 PNG = cv2.imencode(".png", np.zeros((2, 2, 3), np.uint8))[1].tobytes()

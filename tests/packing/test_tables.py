@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 import shardio
-from shardio.packing.sources.rows import read_rows
+from shardio.packing.sources.table import read_rows
 from shardio.testing import read_members
 
 

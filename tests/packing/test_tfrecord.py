@@ -17,8 +17,7 @@ import pytest
 from tfrecord.writer import TFRecordWriter
 
 import shardio
-from shardio.tfrecord.example import encode_example
-from shardio.tfrecord.records import frame_record
+from shardio.packing.sources.records import encode_example, frame_record
 
 ReadSamples = Callable[[Path], list[dict[str, Any]]]
 PNG = cv2.imencode(".png", np.zeros((2, 2, 3), np.uint8))[1].tobytes()

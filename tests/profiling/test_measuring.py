@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from shardio.errors import ShardioError
-from shardio.profiling.evidence import Evidence, Stage, Stages
-from shardio.profiling.limits import Ceilings
+from shardio.profiling.evidence import Ceilings, Evidence, Stage, Stages
 from shardio.profiling.profile import Profile, count_parts, profile
 from shardio.profiling.settings import SettingError, Settings, Topology, topologies_of
 

@@ -16,14 +16,20 @@ import numpy as np
 import pytest
 
 import shardio
-from shardio.profiling.charts import Bar, Scale, Series, bar_chart, line_chart
-from shardio.profiling.html import write_html
-from shardio.profiling.phrases import as_sentence
 from shardio.profiling.profile import Profile, Run, profile
+from shardio.profiling.report import (
+    Bar,
+    Scale,
+    Series,
+    bar_chart,
+    ceiling_name,
+    facts,
+    line_chart,
+    write_html,
+)
 from shardio.profiling.settings import Settings, Topology
 from shardio.profiling.system import cached_share, drop_from_cache, tree_memory
-from shardio.profiling.verdict import Change
-from shardio.profiling.words import ceiling_name, facts
+from shardio.profiling.verdict import Change, as_sentence
 
 QUICK = ("--seconds", "0.4", "--size", "16")
 

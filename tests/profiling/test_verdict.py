@@ -10,13 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardio.profiling.advice import advise
-from shardio.profiling.evidence import Evidence, Kind, Producer, Stage, Stages
-from shardio.profiling.limits import Ceilings
-from shardio.profiling.model import Parts, predict
-from shardio.profiling.phrases import as_sentence
+from shardio.profiling.evidence import (
+    Ceilings,
+    Evidence,
+    Kind,
+    Parts,
+    Producer,
+    Stage,
+    Stages,
+    predict,
+)
 from shardio.profiling.settings import Settings
-from shardio.profiling.verdict import Verdict, judge
+from shardio.profiling.verdict import Verdict, advise, as_sentence, judge
 
 
 def stage(wall: float, cpu: float | None = None) -> Stage:

@@ -17,7 +17,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 import shardio
-from shardio.index.publish import index_source
+from shardio.indexing.publish import index_source
 from shardio.storage.copying import RowCopier
 from shardio.storage.local import LocalShard
 from shardio.testing import make_shard

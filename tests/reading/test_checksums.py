@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardio.reading.checksums import MOST_SHORT, check_rows
+from shardio.reading.gather import MOST_SHORT, check_rows
 
 
 @given(st.integers(1, 40), st.integers(1, 200), st.integers(0, 99), st.data())

@@ -18,9 +18,9 @@ import torch
 from torch.utils.data import DataLoader
 
 import shardio
-from shardio.codecs.basic import decode_cls
-from shardio.index.manifest import index_path
-from shardio.index.publish import index_source
+from shardio.fields.arrays import decode_cls
+from shardio.indexing.manifest import index_path
+from shardio.indexing.publish import index_source
 from shardio.reading import columns
 from shardio.testing import make_images, make_shard
 

@@ -136,7 +136,7 @@ def test_nodes_with_streams_open_few_shards_of_others(
     shardio.pack(images, tmp_path / "out", shards=30)
     opened: set[str] = set()
     monkeypatch.setattr(
-        "shardio.index.catalog.LocalShard",
+        "shardio.indexing.catalog.LocalShard",
         lambda path, name: opened.add(name) or LocalShard(path, name),  # type: ignore[func-returns-value]
     )
     fetched = []

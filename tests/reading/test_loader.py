@@ -20,8 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import shardio
 from shardio.reading import shards
-from shardio.reading.batch import Batch
-from shardio.reading.reader import SampleReader
+from shardio.reading.batch import Batch, SampleReader
 from shardio.testing import make_shard
 
 

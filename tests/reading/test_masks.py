@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import shardio
-from shardio.codecs.crop import Crop, write_crop
-from shardio.codecs.registry import is_mask
+from shardio.fields.base import is_mask
+from shardio.fields.image import Crop, write_crop
 from shardio.testing import make_shard, read_members
 from shardio.transforms import SizedTransform
 

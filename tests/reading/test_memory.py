@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from shardio.reading.memory import Recycler
+from shardio.reading.handover import Recycler
 
 SHAPE = (64, 64, 64)
 

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import shardio
-from shardio.plan.epoch import EpochPlan, Shuffle
-from shardio.plan.samples import Samples
+from shardio.planning.epoch import EpochPlan, Shuffle
+from shardio.planning.samples import Samples
 
 BATCHES = 20  # of 30 samples
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import shardio
-from shardio.reading import transfer as transfer_module
-from shardio.reading.transfer import Transfer
+from shardio.reading import loader as transfer_module
+from shardio.reading.loader import Transfer
 
 
 def keys(loader: shardio.Loader) -> list[str]:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import shardio
-from shardio.index.catalog import open_catalog
-from shardio.index.publish import index_source
+from shardio.indexing.catalog import open_catalog
+from shardio.indexing.publish import index_source
 from shardio.storage import compression
 from shardio.storage.cache import cache_entry, plain_tar
 from shardio.testing import make_shard

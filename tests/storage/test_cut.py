@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 
 import shardio
-from shardio.index import shard_index
-from shardio.index.publish import index_source
+from shardio.indexing import shard_index
+from shardio.indexing.publish import index_source
+from shardio.packing.sources.records import encode_example, frame_record
 from shardio.storage.copying import RowCopier
 from shardio.storage.local import LocalShard
 from shardio.testing import make_shard
-from shardio.tfrecord.example import encode_example
-from shardio.tfrecord.records import frame_record
 
 SAMPLES = {f"{number:04d}": {"bin": bytes([number]) * 5000} for number in range(200)}
 ROWS = """

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 import shardio
-from shardio.storage.atomic import atomic_file, final_name
 from shardio.storage.cache import cache_entry, plain_tar
+from shardio.storage.folder import atomic_file, final_name
 from shardio.storage.local import LocalShard
 
 

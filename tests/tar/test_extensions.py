@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardio.errors import TarError
-from shardio.tar.extensions import NO_OVERRIDES, Overrides, parse_extension
+from shardio.tar.header import NO_OVERRIDES, Overrides, parse_extension
 from shardio.tar.reader import scan_members
 from shardio.tar.writer import END_OF_ARCHIVE, header_block, padding
 

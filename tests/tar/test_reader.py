@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 
 from shardio.errors import TarError
 from shardio.tar.header import BLOCK, HEADER_PARTS, checksum, padded
-from shardio.tar.reader import scan_members
-from shardio.tar.search import Buffer
+from shardio.tar.reader import Buffer, scan_members
 from shardio.tar.writer import END_OF_ARCHIVE, header_block, padding
 
 Form = Literal[0, 1, 2]

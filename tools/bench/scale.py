@@ -27,10 +27,10 @@ import numpy as np
 import torch  # noqa: F401  like cv2
 
 import shardio
-from shardio.index.manifest import Manifest, index_path, receipt_of, write_manifest
-from shardio.index.publish import index_source
-from shardio.index.shard_index import read_index
-from shardio.plan.samples import Samples
+from shardio.indexing.manifest import Manifest, index_path, receipt_of, write_manifest
+from shardio.indexing.publish import index_source
+from shardio.indexing.shard_index import read_index
+from shardio.planning.samples import Samples
 from shardio.storage.folder import Folder
 
 SHARDS, SAMPLES = 1000, 10_000

@@ -27,7 +27,7 @@ import numpy as np
 import campaign
 import children
 import shardio
-from shardio.packing.convert import Target
+from shardio.conversion.tfrecord import Target
 from shardio.testing import make_images, make_shard
 
 CANARY = "canary"

@@ -29,8 +29,8 @@ from torch.utils.data import DataLoader
 import campaign
 import children
 import shardio
-from shardio.index.manifest import index_path
-from shardio.index.publish import index_source
+from shardio.indexing.manifest import index_path
+from shardio.indexing.publish import index_source
 from shardio.testing import make_shard
 
 SAMPLES, SHARDS, BATCH = 240, 4, 8

@@ -24,7 +24,7 @@ import numpy as np
 
 import campaign
 import shardio
-from shardio.index.manifest import MANIFEST_NAME
+from shardio.indexing.manifest import MANIFEST_NAME
 from shardio.testing import Damage, damaged, make_shard
 
 CAMPAIGN: dict[Damage, int] = {

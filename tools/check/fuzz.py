@@ -44,15 +44,18 @@ with watched:
     import images
     import shardio
     from oracles import read_with_shardio
-    from shardio.codecs.crop import Crop, decode_part, write_part
-    from shardio.codecs.image import Scratch
-    from shardio.codecs.probe import probe_image
-    from shardio.codecs.registry import IMAGE_FIELDS, decode_field
-    from shardio.index.manifest import MANIFEST_NAME, read_manifest
-    from shardio.index.shard_index import read_index
+    from shardio.fields.base import IMAGE_FIELDS, decode_field
+    from shardio.fields.image import Crop, Scratch, decode_part, write_part
+    from shardio.fields.probe import probe_image
+    from shardio.indexing.manifest import MANIFEST_NAME, read_manifest
+    from shardio.indexing.shard_index import read_index
+    from shardio.packing.sources.records import (
+        encode_example,
+        frame_record,
+        parse_example,
+        scan_records,
+    )
     from shardio.testing import make_images
-    from shardio.tfrecord.example import encode_example, parse_example
-    from shardio.tfrecord.records import frame_record, scan_records
 
 ROUNDS = 60  # of each target
 TIMES = 4_000

@@ -30,7 +30,7 @@ import campaign
 import shardio
 from oracles import ABSENT, READERS, Files, Reading, plain_bytes, read_with_shardio
 from shardio.naming import split_member_name
-from shardio.tar.extensions import LONGEST_EXTENSION, MOST_RECORDS
+from shardio.tar.header import LONGEST_EXTENSION, MOST_RECORDS
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 MADE = 1500

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from shardio.errors import PackError, quoted, shown
-from shardio.packing.fields import FieldRule, key_fault
-from shardio.packing.labels import Labels, label_fields
-from shardio.packing.samples import FromFile, Problem, SourceField, SourceSample, text_of
+from shardio.packing.listing import FromFile, Problem, SourceField, SourceSample, text_of
+from shardio.packing.sources.base import FieldRule, Labels, key_fault, label_fields
 
 _MOST_ENTERED = 100  # times that links lead to one folder
 
@@ -38,7 +37,7 @@ def find_classes(folder: str) -> tuple[str, ...] | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Folder:
+class FolderSource:
     """The files below a folder.
 
     Attributes:

@@ -14,16 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardio.codecs.basic import decode_cls
-from shardio.codecs.limits import MAX_PIXELS
-from shardio.codecs.registry import LABEL_FIELD, decode_field
 from shardio.errors import CodecError, PackError, quoted, shown
-from shardio.index.catalog import Catalog, ShardEntry
-from shardio.index.shard_index import ShardIndex
-from shardio.packing.fields import key_fault
-from shardio.packing.files import SourceFiles, UnreadableError, in_memory
-from shardio.packing.samples import FromRange, Problem, SourceField, SourceSample
-from shardio.packing.states import stamp_of
+from shardio.fields.arrays import decode_cls
+from shardio.fields.base import LABEL_FIELD, decode_field
+from shardio.fields.limits import MAX_PIXELS
+from shardio.indexing.catalog import Catalog, ShardEntry
+from shardio.indexing.shard_index import ShardIndex
+from shardio.packing.listing import (
+    FromRange,
+    Problem,
+    SourceField,
+    SourceFiles,
+    SourceSample,
+    UnreadableError,
+    in_memory,
+    stamp_of,
+)
+from shardio.packing.sources.base import key_fault
 
 Predicate = Callable[[str, Mapping[str, Any]], Any]
 """Tells of a key and the decoded fields, which are read when they are looked at, what to take."""

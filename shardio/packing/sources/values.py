@@ -19,19 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from shardio.codecs.basic import decode_cls
-from shardio.codecs.registry import LABEL_FIELD, Kind, kind_of
 from shardio.errors import CodecError, PackError, quoted
-from shardio.packing.fields import is_field_name, key_fault
+from shardio.fields.arrays import decode_cls
+from shardio.fields.base import LABEL_FIELD, Kind, kind_of
+from shardio.packing.listing import FromFile, FromRange, Origin, Problem, SourceField, SourceSample
 from shardio.packing.names import VALUES_NAME
-from shardio.packing.samples import (
-    FromFile,
-    FromRange,
-    Origin,
-    Problem,
-    SourceField,
-    SourceSample,
-)
+from shardio.packing.sources.base import is_field_name, key_fault
 from shardio.storage.folder import Folder
 
 _KEY = "__key__"

@@ -1,0 +1,1 @@
+"""Conversion to formats of other tools."""

@@ -1,0 +1,1 @@
+"""Field types: what the bytes of a member mean."""

@@ -1,0 +1,444 @@
+"""OpenCV: its threads, which would multiply ours, its messages, and its decoding.
+
+Its threads are kept from work by the number 0. The number 1 would do the same, and would also end
+the threads; a forked child, which has OpenCV's records of them but not the threads, would wait for
+ever, or crash.
+
+Decoding an image to RGB pixels as shown.
+
+Every image takes one path: probe the header, decode as stored, compare the shape with the probe's
+word, turn by the EXIF orientation. JPEG goes to simplejpeg, the rest to OpenCV, truncation looked
+for first. Of a PNG OpenCV sees a plain file that is known to be sound: no metadata to inflate, no
+animation to compose, nothing to print about. WebP and BMP have no checksums: changed bits can give
+other pixels, which only the index's checksums notice.
+
+Alpha is dropped, not composited; 16 bits per channel keep their high byte; gray becomes three
+equal channels; of an animation the default image of a PNG or the first frame of a WebP is taken.
+
+From a picture's bytes to a slot of the batch: decode no more than the crop needs.
+
+The crop is known before decoding. Of a JPEG whose checksum was verified, the rows below it are not
+decoded, which changes no pixel. Where the crop is several times larger than the slot, the JPEG is
+decoded at 1/2, 1/4 or 1/8 of its size, at which the crop still covers the slot. Such reduced
+decoding averages pixels where a plain bilinear resize would skip them, so the result is nearer to
+an antialiased resize; the crop's edges are kept to a fraction of a pixel.
+
+Encoding pixels as image files.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from shardio.errors import CodecError, UsageError
+from shardio.fields.boundary import decoder
+from shardio.fields.exif import UPRIGHT, apply_orientation, place_as_stored
+from shardio.fields.jpeg import LEAST_SHRUNK, decode_jpeg, decode_jpeg_top
+from shardio.fields.limits import MAX_PIXELS
+from shardio.fields.png import critical_chunks, is_tiny, plain_png
+from shardio.fields.probe import check_complete, probe_image
+from shardio.processes import is_forked, new_lock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shardio.fields.probe import Buffer, ImageInfo
+
+_NATIVE_RGB: int | None = getattr(cv2, "IMREAD_COLOR_RGB", None)  # OpenCV 4.11 and later
+_FLAGS = cv2.IMREAD_IGNORE_ORIENTATION | (_NATIVE_RGB or cv2.IMREAD_COLOR)
+_LOG_LEVEL = "OPENCV_LOG_LEVEL"
+
+
+class _OpenCVThreads:
+    """Keeps OpenCV from using threads of its own while threads of this process call it."""
+
+    def __init__(self) -> None:
+        self._lock = new_lock()
+        self._users = 0
+        self._before = 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        if is_forked():
+            forbid_opencv_threads()
+            yield
+            return
+        process = os.getpid()
+        with self._lock:
+            if not self._users:
+                self._before = cv2.getNumThreads()
+                forbid_opencv_threads()
+            self._users += 1
+        try:
+            yield
+        finally:
+            if process == os.getpid():
+                self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users and self._before > 1:  # also 1 where it was 0
+                cv2.setNumThreads(self._before)
+
+
+one_opencv_thread = _OpenCVThreads().one
+"""A context in which OpenCV works in the thread that calls it; its setting returns after it, but
+not in a forked child."""
+
+
+def forbid_opencv_threads() -> None:
+    """Have OpenCV work in the thread that calls it, for the rest of this process."""
+    cv2.setNumThreads(0)
+
+
+def decode_with_opencv(data: Buffer, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Decode an image that is not a JPEG to RGB, without turning it.
+
+    OpenCV copies the pixels once, from its own memory to NumPy's.
+
+    Args:
+        data: the whole file.
+        size: height and width of the image.
+
+    Raises:
+        CodecError: OpenCV refuses the image.
+        MemoryError: the machine does not have the memory that an image of this size takes.
+    """
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS)
+    except cv2.error as error:
+        _allocate_for_trial(size)
+        raise CodecError(f"OpenCV refuses the image: {error.err or error}") from None
+    if pixels is None:
+        _allocate_for_trial(size)
+        raise CodecError("OpenCV does not decode the image: its data are corrupt or of a rare kind")
+    if _NATIVE_RGB is None:
+        cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
+    return cast("NDArray[np.uint8]", pixels)
+
+
+def _allocate_for_trial(size: tuple[int, int]) -> None:
+    """Raise MemoryError if that is why OpenCV gave nothing, which it does not tell."""
+    np.empty((2, *size, 3), np.uint8)
+
+
+def _hush() -> None:
+    """Leave errors to exceptions: OpenCV prints them too, unless the user set its level."""
+    logging = cv2.utils.logging
+    if _LOG_LEVEL not in os.environ and logging.getLogLevel() == logging.LOG_LEVEL_WARNING:
+        logging.setLogLevel(logging.LOG_LEVEL_FATAL)
+
+
+_hush()
+
+
+class Scratch(threading.local):
+    """A growing uint8 buffer for each thread that uses it, kept for the next image.
+
+    New memory costs a page fault for each of its pages: a quarter of the time that decoding a
+    small photo takes.
+    """
+
+    KEEP = 1 << 26
+    """Most bytes kept between uses, so that one huge image does not hold memory for ever."""
+
+    def __init__(self) -> None:
+        self._buffer = np.empty(0, np.uint8)
+
+    def take(self, size: int) -> NDArray[np.uint8]:
+        """Lend a buffer of at least size bytes, valid until the next call."""
+        if size > self.KEEP:
+            return np.empty(size, np.uint8)
+        if size > self._buffer.size:
+            self._buffer = np.empty(min(size + size // 2, self.KEEP), np.uint8)
+        return self._buffer
+
+
+@decoder
+def decode_image(
+    data: Buffer,
+    info: ImageInfo | None = None,
+    *,
+    scratch: Scratch | None = None,
+    max_pixels: int = MAX_PIXELS,
+    verified: bool = False,
+) -> NDArray[np.uint8]:
+    """Decode a JPEG, PNG, WebP or BMP to RGB, turned by its EXIF orientation.
+
+    Alpha is dropped, not composited; 16 bits per channel keep their high byte.
+
+    Args:
+        data: the whole file.
+        info: what probe_image said about it; probed here when not given.
+        scratch: where to put the pixels. With it, the result is a view, perhaps not contiguous,
+            and valid until the scratch's next use; without it, a contiguous array of its own.
+        max_pixels: see probe_image; only where info is not given.
+        verified: whether the data have the checksum that an index recorded. libpng then sees a tiny
+            PNG as it is, and may print a line about it if it was corrupt before that.
+
+    Returns:
+        uint8 [H, W, 3].
+
+    Raises:
+        CodecError: the bytes are not an image of these formats, or truncated, or corrupt, or
+            exceed a limit.
+        MemoryError: the machine does not have the memory that the image takes.
+    """
+    view = memoryview(data).cast("B")
+    if info is None:
+        info = probe_image(view, max_pixels=max_pixels)
+    pixels = decode_stored(view, info, scratch, verified=verified)
+    if info.orientation != UPRIGHT:
+        pixels = apply_orientation(pixels, info.orientation)
+        if scratch is None:
+            pixels = np.ascontiguousarray(pixels)
+    return pixels
+
+
+@decoder
+def decode_stored(
+    view: memoryview,
+    info: ImageInfo,
+    scratch: Scratch | None,
+    *,
+    shrink: int = 1,
+    verified: bool = False,
+) -> NDArray[np.uint8]:
+    """Decode an image whole, without turning it.
+
+    Args:
+        view: the whole file.
+        info: what probe_image said about it.
+        scratch: see decode_image.
+        shrink: see decode_jpeg; 1 for other formats.
+        verified: see decode_image.
+
+    Returns:
+        uint8 [ceil(H / shrink), ceil(W / shrink), 3].
+
+    Raises:
+        CodecError: see decode_image.
+    """
+    height, width = (-(-side // shrink) for side in info.stored_size)
+    if info.format == "jpeg":
+        buffer = scratch.take(height * width * 3) if scratch is not None else None
+        pixels = decode_jpeg(view, info, buffer, shrink=shrink)
+    elif info.format == "png":
+        prepare = critical_chunks if verified and is_tiny(view) else plain_png
+        pixels = decode_with_opencv(prepare(view, info.chunks), info.stored_size)
+    else:
+        check_complete(view, info)
+        pixels = decode_with_opencv(view, info.stored_size)
+    if pixels.shape != (height, width, 3) or pixels.dtype != np.uint8:
+        raise CodecError(
+            f"the pixels decode to {pixels.shape}, but the header announces {info.stored_size}"
+        )
+    return pixels
+
+
+_LEAST_RATIOS = ((8, 8.0), (4, 4.5), (2, 3.75))
+"""How many times larger than the slot a crop must be to be shrunk; below, a plain linear resize of
+all pixels is nearer to an antialiased one, measured on blurred noise."""
+_SAMPLE = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """A rectangle of a picture as shown, and whether to mirror it left to right."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedPart:
+    """What was decoded of a picture for a crop.
+
+    Attributes:
+        pixels: uint8 [h, w, 3] as stored, from the first row and column on.
+        shrink: what the sides were divided by.
+    """
+
+    pixels: NDArray[np.uint8]
+    shrink: int
+
+
+@decoder
+def decode_part(
+    data: Buffer,
+    info: ImageInfo,
+    crop: Crop,
+    size: tuple[int, int],
+    *,
+    scratch: Scratch,
+    reduced: bool,
+    verified: bool,
+) -> DecodedPart:
+    """Decode what a crop of a JPEG, PNG, WebP or BMP needs.
+
+    Args:
+        data: the whole file.
+        info: what probe_image said about it.
+        crop: inside the picture as shown.
+        size: height and width of the slot.
+        scratch: where the pixels go; they are valid until its next use.
+        reduced: let large JPEGs be decoded at a part of their size.
+        verified: the data have the checksum that they should. Otherwise a JPEG is decoded to its
+            end, where decoders notice most damage.
+
+    Raises:
+        CodecError: see decode_image.
+    """
+    view = memoryview(data).cast("B")
+    shrink = _shrink(info, crop, size) if reduced and info.format == "jpeg" else 1
+    height, width = (-(-side // shrink) for side in info.stored_size)
+    pixels = None
+    if info.format == "jpeg" and verified:
+        _, _, bottom, _ = _box_as_stored(info, crop)
+        buffer = scratch.take(height * width * 3)
+        pixels = decode_jpeg_top(view, info, buffer, rows=bottom, shrink=shrink)
+    if pixels is None:
+        pixels = decode_stored(view, info, scratch, shrink=shrink, verified=verified)
+    return DecodedPart(pixels, shrink)
+
+
+@decoder
+def write_part(part: DecodedPart, info: ImageInfo, crop: Crop, out: NDArray[np.uint8]) -> None:
+    """Resize a crop into a slot, bilinearly, turned and mirrored as orientation and crop say.
+
+    Args:
+        part: of the picture.
+        info: of the picture.
+        crop: that the part was decoded for.
+        out: uint8 [h, w, 3], contiguous, where the result goes.
+    """
+    if part.shrink > 1:
+        matrix = _sampling(info, crop, (out.shape[0], out.shape[1]), part.shrink)
+        size = out.shape[1], out.shape[0]
+        cv2.warpAffine(part.pixels, matrix, size, out, _SAMPLE, cv2.BORDER_REPLICATE)
+        return
+    top, left, bottom, right = _box_as_stored(info, crop)
+    shown = part.pixels[top:bottom, left:right]
+    if info.orientation != UPRIGHT:
+        shown = apply_orientation(shown, info.orientation)
+    _fit(shown, out, flip=crop.flip)
+
+
+@decoder
+def write_crop(
+    pixels: NDArray[np.uint8], crop: Crop, out: NDArray[np.uint8], *, nearest: bool = False
+) -> None:
+    """Resize a crop of a decoded picture into a slot, bilinearly, mirrored if the crop says so.
+
+    Args:
+        pixels: uint8 [H, W, 3], any view.
+        crop: a rectangle inside the picture.
+        out: uint8 [h, w, 3], contiguous, where the result goes.
+        nearest: take pixels as they are instead of blending them, the same ones as Pillow does.
+    """
+    bottom, right = crop.top + crop.height, crop.left + crop.width
+    how = cv2.INTER_NEAREST_EXACT if nearest else cv2.INTER_LINEAR
+    _fit(pixels[crop.top : bottom, crop.left : right], out, flip=crop.flip, interpolation=how)
+
+
+def _fit(
+    source: NDArray[np.uint8],
+    out: NDArray[np.uint8],
+    *,
+    flip: bool,
+    interpolation: int = cv2.INTER_LINEAR,
+) -> None:
+    size = out.shape[1], out.shape[0]
+    if cv2.resize(source, size, dst=out, interpolation=interpolation) is not out:
+        raise UsageError(f"the slot must be uint8 [h, w, 3], not {out.dtype} {list(out.shape)}")
+    if flip:
+        cv2.flip(out, 1, dst=out)
+
+
+def _shrink(info: ImageInfo, crop: Crop, size: tuple[int, int]) -> int:
+    """The greatest of 1, 2, 4 and 8 that costs no likeness to an antialiased resize."""
+    if min(info.height, info.width) >= LEAST_SHRUNK:
+        ratio = min(crop.height / size[0], crop.width / size[1])
+        for shrink, least in _LEAST_RATIOS:
+            if ratio >= least:
+                return shrink
+    return 1
+
+
+def _box_as_stored(info: ImageInfo, crop: Crop) -> tuple[int, int, int, int]:
+    """Top, left, bottom and right of a crop in the picture as stored."""
+    bottom, right = crop.top + crop.height, crop.left + crop.width
+    if info.orientation == UPRIGHT:
+        return crop.top, crop.left, bottom, right
+    corners = [_as_stored(info, crop.top, crop.left), _as_stored(info, bottom, right)]
+    rows, columns = (
+        sorted(round(place) for place in places) for places in zip(*corners, strict=True)
+    )
+    return rows[0], columns[0], rows[1], columns[1]
+
+
+def _as_stored(info: ImageInfo, row: float, column: float) -> tuple[float, float]:
+    return place_as_stored(
+        row, column, orientation=info.orientation, height=info.height, width=info.width
+    )
+
+
+def _sampling(
+    info: ImageInfo, crop: Crop, size: tuple[int, int], shrink: int
+) -> NDArray[np.float64]:
+    """From pixels of the slot to places in the shrunk picture as stored, an affine [2, 3].
+
+    Columns come first in it, and pixel i reaches from i - 1/2 to i + 1/2, both as in OpenCV.
+    """
+    step_down, step_right = crop.height / size[0], crop.width / size[1]
+    first = crop.left
+    if crop.flip:
+        first, step_right = crop.left + crop.width, -step_right
+    top, left = crop.top + step_down / 2, first + step_right / 2
+    origin, right, down = (
+        np.array(_as_stored(info, row, column))[::-1] / shrink - 0.5
+        for row, column in ((top, left), (top, left + step_right), (top + step_down, left))
+    )
+    return np.stack([right - origin, down - origin, origin], axis=1)
+
+
+LOSSY = frozenset({"jpeg", "webp"})
+"""Formats that have a quality."""
+
+
+def encode_image(pixels: NDArray[np.uint8], format_: str, quality: int) -> bytes:
+    """Make an image file without metadata.
+
+    Args:
+        pixels: uint8 [H, W, 3], RGB, in C order.
+        format_: "jpeg" (baseline, 4:2:0), "png", "webp" or "bmp".
+        quality: 1 to 100, of JPEG and WebP.
+
+    Raises:
+        CodecError: the format cannot hold such pixels, as WebP none with a side over 16,383.
+    """
+    try:
+        if format_ == "jpeg":
+            return bytes(simplejpeg.encode_jpeg(pixels, quality, "RGB", "420"))
+        options = [cv2.IMWRITE_WEBP_QUALITY, quality] if format_ == "webp" else []
+        done, encoded = cv2.imencode(f".{format_}", pixels[..., ::-1], options)
+    except (cv2.error, ValueError) as error:
+        done, reason = False, str(error)
+    else:
+        reason = "the encoder gave nothing"
+    if not done:
+        raise CodecError(f"the pixels cannot be encoded as {format_}: {reason}")
+    return encoded.tobytes()

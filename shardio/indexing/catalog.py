@@ -1,0 +1,460 @@
+"""Opening a source: from what the user names to a list of shards with their sample counts.
+
+A packed folder answers from its manifest alone. Shards that others made answer from their index
+beside them, or from one that is built by a header scan on first use and kept in the cache
+folder, so that later processes map it instead of scanning again. An index in the cache that does
+not read is built again; one beside its shard is the user's, and an error.
+
+What has no checksums of its data must not change between the scan and the reading: its size and
+time of change are compared when it is opened and when a window begins, its headers at each
+reading. Inode and ctime are not: chmod, or a copy that keeps the time of change, leaves the same
+shard.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+import string
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import braceexpand
+
+from shardio.errors import IndexFileError, SituationError, TarError, UsageError
+from shardio.indexing.manifest import (
+    INDEX_SUFFIX,
+    MANIFEST_NAME,
+    PACKING_NAME,
+    Manifest,
+    index_path,
+    read_manifest,
+)
+from shardio.indexing.scan import index_shard, warn_of_missing_ends
+from shardio.indexing.shard_index import ShardIndex, encode_index, read_index
+from shardio.storage.cache import GZIP_SUFFIXES, cache_entry, new_entry, plain_tar
+from shardio.storage.local import LocalShard, refuse_url
+
+_MOST_NAMES = 1_000_000  # that braces may stand for
+_NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")  # ranges, as braceexpand has them
+_LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])(?:\.\.-?(\d+))?")
+_ALPHABET = string.ascii_uppercase + string.ascii_lowercase
+SHARD_SUFFIXES = (".tar", *GZIP_SUFFIXES)
+ShardPaths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardEntry:
+    """One shard of a dataset.
+
+    Attributes:
+        name: path as the user knows it; errors use it.
+        path: of the uncompressed tar.
+        index: path of its index file.
+        samples: how many it holds.
+        size: bytes of the uncompressed tar.
+        contents: hexadecimal digest of it, or of its index where nobody has read it whole.
+        modified: time of its last change (ns); None where checksums of the data tell.
+    """
+
+    name: str
+    path: str
+    index: str
+    samples: int
+    size: int
+    contents: str
+    modified: int | None = None
+
+    def load_index(self) -> ShardIndex:
+        """Map the shard's index.
+
+        Raises:
+            IndexFileError: it is missing, damaged, or of another shard.
+        """
+        index = read_index(Path(self.index))
+        if index.shard_size != self.size or len(index) != self.samples:
+            raise IndexFileError(
+                f"{self.name}: the index is stale: it describes {len(index)} samples in "
+                f"{index.shard_size} bytes, expected {self.samples} in {self.size}; "
+                "run `shardio index` on the folder of the shard"
+            )
+        if self.modified is None and index.checksums is None:
+            raise IndexFileError(
+                f"{self.name}: the index has no checksums, which that of a packed shard has; run "
+                "`shardio index` on the folder of the shard"
+            )
+        if self.contents != _contents_of(index):
+            raise IndexFileError(
+                f"{self.name}: the index is of other contents: the shard was changed after the "
+                "dataset was opened; open it again, or run `shardio index`"
+            )
+        return index
+
+    def open_file(self) -> LocalShard:
+        """Open the shard's file.
+
+        Raises:
+            TarError: it is missing, or not the file that was indexed.
+            OSError: it cannot be opened.
+        """
+        try:
+            file = LocalShard(self.path, self.name)
+        except FileNotFoundError as error:
+            raise self._missing() from error
+        self._compare(file.size, file.modified)
+        return file
+
+    def verify_unchanged(self) -> None:
+        """Compare the file that lies at the path now, where checksums do not tell.
+
+        Raises:
+            TarError: it is missing, or not the file that was indexed.
+            OSError: it cannot be looked at.
+        """
+        if self.modified is None:
+            return
+        try:
+            status = os.stat(self.path)  # noqa: PTH116  a Path takes as long to make
+        except FileNotFoundError as error:
+            raise self._missing() from error
+        self._compare(status.st_size, status.st_mtime_ns)
+
+    def _missing(self) -> TarError:
+        return TarError(f"{self.name}: the shard is missing; get or pack it again", shard=self.name)
+
+    def _compare(self, size: int, modified: int) -> None:
+        if size != self.size:
+            raise TarError(
+                f"{self.name}: the shard has {size} bytes, its index expects "
+                f"{self.size}; it was changed or cut off: run `shardio index` on its "
+                "folder if it is whole",
+                shard=self.name,
+            )
+        if self.modified not in (None, modified):
+            raise TarError(
+                f"{self.name}: the shard was changed after the dataset was opened; open it again",
+                shard=self.name,
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Catalog:
+    """The shards of a dataset.
+
+    Attributes:
+        shards: in order.
+        fields: names of all fields, sorted.
+        classes: class names by label, where they are known.
+    """
+
+    shards: tuple[ShardEntry, ...]
+    fields: tuple[str, ...]
+    classes: tuple[str, ...] | None
+
+    def digest(self) -> str:
+        """16 hexadecimal digits that tell these shards from others, wherever they lie."""
+        known = hashlib.sha256()
+        for shard in self.shards:
+            known.update(f"{shard.samples} {shard.size} {shard.contents}\n".encode())
+        return known.hexdigest()[:16]
+
+
+def open_catalog(source: ShardPaths, *, allow_empty: bool = False) -> Catalog:
+    """Find the shards of a source.
+
+    Args:
+        source: a packed folder or its manifest, a folder of tars, a shard, a glob, a brace
+            pattern such as `out/shard-{000000..000007}.tar`, or a list of these; `~` is the
+            home folder.
+        allow_empty: take tars that have members, none of which is a field of a sample.
+
+    Raises:
+        UsageError: nothing is there, or it is no source.
+        IndexFileError: a manifest or index is damaged or stale, or a pack is unfinished.
+        TarError: a shard without index is damaged, or one without samples is no empty archive.
+    """
+    parts = list_parts(source)
+    packed = {part: _open_packed(part) for part in parts if is_packed(part)}
+    unmarked: list[str] = []
+    catalogs = [packed.get(part) or _open_foreign(part, unmarked) for part in parts]
+    warn_of_missing_ends(unmarked)
+    shards = tuple(shard for catalog in catalogs for shard in catalog.shards)
+    for shard in shards:
+        if not shard.samples:  # whoever made the index, the tar must say that there are none
+            _refuse_stale(shard, allow_empty=allow_empty)
+    classes = _common_classes(packed.values())
+    return Catalog(
+        shards=shards,
+        fields=tuple(sorted({field for catalog in catalogs for field in catalog.fields})),
+        classes=classes if packed.keys() >= set(parts) else None,
+    )
+
+
+def _refuse_stale(shard: ShardEntry, *, allow_empty: bool) -> None:
+    """Raise IndexFileError if a shard has samples, of which its index knows none."""
+    found = index_shard(Path(shard.path), name=shard.name, checksums=False, allow_empty=allow_empty)
+    if len(found):
+        raise IndexFileError(
+            f"{shard.name}: the index is stale: it has no samples, the shard has {len(found)}; run "
+            "`shardio index` on the folder of the shard",
+            shard=shard.name,
+        )
+
+
+def list_parts(source: ShardPaths) -> list[Path]:
+    """What a source names, in order: folders, files and patterns; a manifest is its folder.
+
+    Raises:
+        UsageError: it is neither a path nor a list of paths, or a URL, or the list is empty.
+    """
+    named = os.fspath(source) if isinstance(source, os.PathLike) else source
+    if isinstance(named, str):
+        refuse_url(named)
+        path = Path(os.path.expanduser(named))  # noqa: PTH111  an unknown ~user stays
+        return [path.parent if path.name == MANIFEST_NAME and path.is_file() else path]
+    if not isinstance(named, Sequence) or isinstance(named, bytes | bytearray):
+        raise UsageError(
+            f"{source!r} is no source of shards; give a path or pattern as text, or a list of them"
+        )
+    if not named:
+        raise UsageError("the list of shards is empty; name a packed folder or shards")
+    return [part for element in named for part in list_parts(element)]
+
+
+def is_packed(part: Path) -> bool:
+    """Whether a part of a source is a folder with a manifest."""
+    return (part / MANIFEST_NAME).is_file()
+
+
+def find_shards(part: Path) -> list[Path]:
+    """The shard files of one part of a source, in order.
+
+    Raises:
+        UsageError: nothing is there, or something else than files.
+        IndexFileError: a pack into the folder of a shard was interrupted or still runs.
+    """
+    if part.is_dir():
+        refuse_unfinished(part)
+        shards = sorted(path for path in part.iterdir() if path.name.endswith(SHARD_SUFFIXES))
+        shards = [path for path in shards if not path.name.startswith(".")]
+        _refuse_twins(shards)
+        if not shards:
+            splits = sorted(path.name for path in part.iterdir() if is_packed(path))
+            way = (
+                f"it has {', '.join(splits)}: name one"
+                if splits
+                else "make some with `shardio pack`"
+            )
+            raise SituationError(
+                f"{part}: no shards (*.tar, *.tar.gz, *.tgz) in this folder; {way}"
+            )
+    else:
+        shards = [part] if part.exists() else expand_pattern(str(part))
+    for folder in sorted({shard.parent for shard in shards}):
+        refuse_unfinished(folder)
+    for shard in shards:
+        if not shard.is_file():
+            raise SituationError(
+                f"{shard}: {part} names it as a shard, and it is not a file; use a pattern that "
+                "matches only shards, such as *.tar, or a list of folders"
+            )
+    return shards
+
+
+def _refuse_twins(shards: Sequence[Path]) -> None:
+    """Raise UsageError if a folder has a shard and a compressed copy of it, by their names."""
+    known: dict[str, Path] = {}
+    for shard in shards:
+        stem = shard.name.removesuffix(next(filter(shard.name.endswith, SHARD_SUFFIXES)))
+        if stem in known:
+            raise SituationError(
+                f"{shard.parent}: {known[stem].name} and {shard.name} look like one shard twice; "
+                "move one away, or name the shards in a list"
+            )
+        known[stem] = shard
+
+
+def refuse_missing(folder: Path, manifest: Manifest) -> None:
+    """Raise IndexFileError if a shard of a manifest is not in its folder."""
+    present = {path.name for path in folder.iterdir()}
+    missing = [shard.name for shard in manifest.shards if shard.name not in present]
+    if missing:
+        raise IndexFileError(
+            f"{folder}: {len(missing)} of {len(manifest.shards)} shards are missing, the first "
+            f"is {missing[0]}; get or pack them again"
+        )
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """Raise IndexFileError if a pack into the folder has begun and not ended."""
+    if (folder / PACKING_NAME).exists():
+        raise IndexFileError(
+            f"{folder}: a pack into this folder was interrupted or still runs, so shards may be "
+            "missing; wait for it, or run the same `shardio pack` again"
+        )
+
+
+def expand_pattern(pattern: str) -> list[Path]:
+    """The files of a glob or a brace pattern, in order.
+
+    Raises:
+        UsageError: it is no pattern, its braces stand for more than a million files, one of these
+            does not exist, or none matches it.
+    """
+    if "::" in pattern:
+        raise UsageError(
+            f"{pattern}: no such file, and sources joined by '::' are not read; give them one by "
+            "one, as a list"
+        )
+    names: list[str] = []
+    try:
+        named = count_names(pattern)
+        if named <= _MOST_NAMES and "{" in pattern:
+            names = [*braceexpand.braceexpand(pattern)]
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{pattern}: no such file, and its braces are no pattern ({error}); "
+            "write them like shard-{000000..000007}.tar"
+        ) from error
+    if named > _MOST_NAMES:
+        raise UsageError(
+            f"{pattern}: its braces stand for more than {_MOST_NAMES:,} files; name their "
+            "folder, or use * in place of the numbers"
+        )
+    expanded = [Path(name) for name in names]
+    missing = [str(path) for path in expanded if not path.exists()]
+    if missing:
+        raise SituationError(
+            f"{pattern}: {len(missing)} of {len(expanded)} shards do not exist, "
+            f"the first is {missing[0]}"
+        )
+    shards = expanded or [Path(name) for name in sorted(glob.glob(pattern))]  # noqa: PTH207  absolute patterns too
+    if not shards:
+        raise SituationError(f"{pattern}: no such folder or shard, and no file matches it")
+    return shards
+
+
+def count_names(pattern: str) -> int:
+    """Count the names that the braces of a pattern stand for, without making them.
+
+    Braces multiply, commas add, as braceexpand has it; what it does not take it refuses later.
+
+    Raises:
+        ValueError: a number in braces has thousands of digits.
+    """
+    outer: list[tuple[int, int, int]] = []  # of each open brace: product and sum before, place
+    product, total, position, closed = 1, 0, 0, 0
+    while position < len(pattern):
+        character = pattern[position]
+        if character == "\\":
+            position += 1
+        elif character == "{" and closed:
+            closed -= 1
+        elif character == "{":
+            outer.append((product, total, position + 1))
+            product, total = 1, 0
+        elif character == "," and outer:
+            product, total = 1, total + product
+        elif character == "}" and outer:
+            inside = total + product
+            product, total, start = outer.pop()
+            product *= _count_range(pattern[start:position]) or inside
+        elif character == "}":
+            closed += 1
+        position += 1
+    return product
+
+
+def _count_range(inside: str) -> int:
+    """Count the values of a range such as 000..007, which braces may hold; 0 if it is none."""
+    if found := _NUMBERS.fullmatch(inside):
+        first, last = int(found[1]), int(found[2])
+    elif found := _LETTERS.fullmatch(inside):
+        first, last = (_ALPHABET.index(found[side]) for side in (1, 2))
+    else:
+        return 0
+    return abs(last - first) // (int(found[3] or 1) or 1) + 1
+
+
+def _common_classes(packed: Iterable[Catalog]) -> tuple[str, ...] | None:
+    classes = {catalog.classes for catalog in packed}
+    if len(classes) > 1:
+        raise SituationError(
+            "the folders were packed with different classes, so that equal labels mean "
+            "different things; pack them with the same class folders"
+        )
+    return classes.pop() if classes else None
+
+
+def _open_foreign(part: Path, unmarked: list[str]) -> Catalog:
+    """Open shards that others made; names to a list those whose end nothing tells."""
+    entries: list[ShardEntry] = []
+    fields: set[str] = set()
+    for shard in find_shards(part):
+        plain = plain_tar(shard)
+        modified = plain.stat().st_mtime_ns  # before the scan: a change meanwhile is noticed
+        path, index = _index_of(shard, plain)
+        fields.update(index.fields)
+        if not (index.has_end or index.shard_sha256):
+            unmarked.append(str(shard))
+        entries.append(
+            ShardEntry(
+                name=str(shard),
+                path=str(plain),
+                index=str(path),
+                samples=len(index),
+                size=index.shard_size,
+                contents=_contents_of(index),
+                modified=None if index.checksums is not None else modified,
+            )
+        )
+    return Catalog(shards=tuple(entries), fields=tuple(sorted(fields)), classes=None)
+
+
+def _open_packed(folder: Path) -> Catalog:
+    refuse_unfinished(folder)
+    manifest = read_manifest(folder)
+    refuse_missing(folder, manifest)
+    entries = tuple(
+        ShardEntry(
+            name=str(folder / shard.name),
+            path=str(folder / shard.name),
+            index=str(index_path(folder / shard.name)),
+            samples=shard.samples,
+            size=shard.size,
+            contents=shard.sha256,
+        )
+        for shard in manifest.shards
+    )
+    return Catalog(shards=entries, fields=manifest.fields, classes=manifest.classes)
+
+
+def _contents_of(index: ShardIndex) -> str:
+    return index.shard_sha256 or index.digest()
+
+
+def _index_of(shard: Path, plain: Path) -> tuple[Path, ShardIndex]:
+    beside = index_path(shard)
+    if beside.exists():
+        index = read_index(beside)
+        size = plain.stat().st_size
+        if index.shard_size != size:
+            raise IndexFileError(
+                f"{shard}: the index is stale: it describes {index.shard_size} bytes, the shard "
+                f"has {size}; run `shardio index` on the shard"
+            )
+        if index.verifies:
+            return beside, index
+    cached = cache_entry(plain, INDEX_SUFFIX)
+    with suppress(IndexFileError):
+        index = read_index(cached)
+        if index.verifies:
+            return cached, index
+    index = index_shard(plain, name=str(shard), checksums=False, allow_empty=True)
+    with new_entry(cached) as stream:
+        stream.writelines(encode_index(index))
+    return cached, read_index(cached)

@@ -1,0 +1,202 @@
+"""The manifest `shardio.json`: the shards of a packed folder, their sizes, fields and classes.
+
+It is a wids index (`wids-shard-index-v1`, webdataset's format) with more in it: SHA-256 and size
+of each shard in its entry, everything else under "shardio". There also is a CRC-32 of what the
+manifest says, however its JSON is spelled; a manifest without one is taken as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import zlib
+from collections import Counter
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from shardio.errors import IndexFileError
+from shardio.indexing.shard_index import ShardIndex, encode_index
+from shardio.storage.folder import Folder, is_plain_name
+
+MANIFEST_NAME = "shardio.json"
+PACKING_NAME = ".shardio-pack"  # lies in a folder while it is packed
+INDEX_FOLDER = "index"
+INDEX_SUFFIX = ".idx"
+_VERSION = 1
+_MOST_BYTES = 1 << 30  # of a manifest, which has some 200 bytes a shard
+_LIMIT = 1 << 63  # of counts and sizes, which are int64 in arrays
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardReceipt:
+    """What is known of a written shard.
+
+    Attributes:
+        name: file name in the packed folder.
+        samples: how many it holds.
+        size: bytes of the file.
+        sha256: hexadecimal digest of the file.
+    """
+
+    name: str
+    samples: int
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The shards of a packed folder.
+
+    Attributes:
+        shards: in order.
+        fields: the names of all fields, sorted.
+        classes: class names by label; None where samples have no labels.
+    """
+
+    shards: tuple[ShardReceipt, ...]
+    fields: tuple[str, ...]
+    classes: tuple[str, ...] | None
+
+
+def index_path(shard: Path) -> Path:
+    """Where the index of a shard lies."""
+    return shard.parent / INDEX_FOLDER / f"{shard.name}{INDEX_SUFFIX}"
+
+
+def receipt_of(name: str, index: ShardIndex) -> ShardReceipt:
+    """What is known of a shard by its index.
+
+    Args:
+        name: file name of the shard.
+        index: index of the shard, made of the whole file.
+    """
+    return ShardReceipt(
+        name=name,
+        samples=len(index),
+        size=index.shard_size,
+        sha256=index.shard_sha256 or "",
+    )
+
+
+def write_index(shards: Folder, name: str, index: ShardIndex) -> None:
+    """Write the index of a shard atomically.
+
+    Args:
+        shards: folder of the shard.
+        name: file name of the shard.
+        index: index of the shard.
+
+    Raises:
+        OutputError: something else than a file or folder has the place of the index or its folder.
+        OSError: the index cannot be written.
+    """
+    path = index_path(shards.path / name)
+    with (
+        shards.inside(path.parent.name, make=True) as indexes,
+        indexes.write(path.name) as stream,
+    ):
+        stream.writelines(encode_index(index))
+
+
+def write_manifest(folder: Folder, manifest: Manifest) -> None:
+    """Write the manifest of a folder atomically.
+
+    Raises:
+        OutputError: something else than a file has its place.
+        OSError: it cannot be written.
+    """
+    with folder.write(MANIFEST_NAME) as stream:
+        stream.write(json.dumps(manifest_document(manifest), indent=1).encode() + b"\n")
+
+
+def manifest_document(manifest: Manifest) -> dict[str, Any]:
+    """What the file of a manifest says, as JSON values."""
+    return {
+        "__kind__": "wids-shard-index-v1",
+        "wids_version": 1,
+        "shardlist": [
+            {
+                "url": shard.name,
+                "nsamples": shard.samples,
+                "filesize": shard.size,
+                "sha256": shard.sha256,
+            }
+            for shard in manifest.shards
+        ],
+        "shardio": {
+            "version": _VERSION,
+            "crc32": _checksum(manifest),
+            "fields": [*manifest.fields],
+            "classes": None if manifest.classes is None else [*manifest.classes],
+        },
+    }
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a folder.
+
+    Raises:
+        FileNotFoundError: the folder has none.
+        IndexFileError: it is damaged or of a newer version.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        return _parse(json.loads(_read(path)))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise IndexFileError(
+            f"{path}: the manifest is damaged or of another version ({error!r}); get or pack the "
+            "folder again, or delete it and run `shardio index` on the folder, without class names"
+        ) from error
+
+
+def _read(path: Path) -> bytes:
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # opening a pipe would wait
+    with FileIO(os.open(path, flags)) as stream:
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
+            raise ValueError(f"it is no file, or larger than {_MOST_BYTES >> 20:,} MiB")
+        return stream.read()
+
+
+def _parse(document: dict[str, Any]) -> Manifest:
+    own = document["shardio"]
+    if own["version"] != _VERSION:
+        raise ValueError(f"version {own['version']}, expected {_VERSION}")
+    manifest = Manifest(
+        shards=tuple(_parse_shard(entry) for entry in document["shardlist"]),
+        fields=_parse_names(own["fields"]),
+        classes=None if own["classes"] is None else _parse_names(own["classes"]),
+    )
+    for name, times in Counter(shard.name for shard in manifest.shards).items():
+        if times > 1:
+            raise ValueError(f"it names the shard {name} {times} times")
+    if own.get("crc32") not in {None, _checksum(manifest)}:
+        raise ValueError("its checksum differs; if the change is meant, remove its crc32")
+    return manifest
+
+
+def _parse_shard(entry: dict[str, Any]) -> ShardReceipt:
+    name, samples, size = entry["url"], entry["nsamples"], entry["filesize"]
+    if (
+        not is_plain_name(name)
+        or any(type(count) is not int or not 0 <= count < _LIMIT for count in (samples, size))
+        or not isinstance(entry["sha256"], str)
+    ):
+        raise ValueError(f"no shard can be {entry}")
+    return ShardReceipt(name=name, samples=samples, size=size, sha256=entry["sha256"])
+
+
+def _parse_names(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{names!r} is no list of names")
+    return tuple(names)
+
+
+def _checksum(manifest: Manifest) -> str:
+    shards = [[shard.name, shard.samples, shard.size, shard.sha256] for shard in manifest.shards]
+    facts = json.dumps([shards, manifest.fields, manifest.classes])
+    return f"{zlib.crc32(facts.encode()):08x}"

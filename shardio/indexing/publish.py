@@ -1,0 +1,129 @@
+"""Writing indexes for shards that others made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from shardio.errors import IndexFileError
+from shardio.indexing.catalog import ShardPaths, find_shards, is_packed, list_parts, refuse_missing
+from shardio.indexing.manifest import (
+    ShardReceipt,
+    read_manifest,
+    receipt_of,
+    write_index,
+    write_manifest,
+)
+from shardio.indexing.scan import index_shard, warn_of_missing_ends
+from shardio.indexing.shard_index import ShardIndex
+from shardio.storage.cache import plain_tar
+from shardio.storage.folder import Folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexSummary:
+    """What was indexed.
+
+    Attributes:
+        shards: indexed.
+        samples: in all of them.
+        bytes: of their uncompressed tars.
+        fields: that occur, sorted.
+    """
+
+    shards: int
+    samples: int
+    bytes: int
+    fields: tuple[str, ...]
+
+
+def index_source(
+    source: ShardPaths,
+    *,
+    force: bool = False,
+    allow_empty: bool = False,
+    progress: Callable[[int], Callable[[int], None]] | None = None,
+) -> IndexSummary:
+    """Read the shards of a source whole and write an index with checksums beside each.
+
+    Shards that a manifest describes must be what was packed.
+
+    Args:
+        source: see shardio.indexing.catalog.open_catalog.
+        force: accept packed shards as they are now, and bring the manifest up to date.
+        allow_empty: see shardio.indexing.catalog.open_catalog.
+        progress: called with the number of shards; what it returns is called with how many
+            more are done.
+
+    Raises:
+        UsageError: nothing is at the source.
+        IndexFileError: a shard is not what its manifest says, or missing.
+        OutputError: something has the place of an index or its folder, as a link.
+        TarError: a shard is damaged or holds no samples; the indexes of those before it are
+            written.
+        OSError: a shard cannot be read or an index not written.
+    """
+    found = {part: find_shards(part) for part in list_parts(source)}
+    folders = {shard.parent: None for shards in found.values() for shard in shards}
+    digests = {
+        folder: _packed_digests(folder, whole=folder in found)
+        for folder in folders
+        if is_packed(folder) and not force
+    }
+    done = progress(sum(map(len, found.values()))) if progress else None
+    every, all_fields, unmarked = list[ShardReceipt](), set[str](), list[str]()
+    for part, shards in found.items():
+        receipts, fields = list[ShardReceipt](), set[str]()
+        for shard in shards:
+            index = index_shard(
+                plain_tar(shard), name=str(shard), checksums=True, allow_empty=allow_empty
+            )
+            _compare(shard, index, digests.get(shard.parent))
+            receipts.append(_publish(shard, index))
+            fields.update(index.fields)
+            if not index.has_end:
+                unmarked.append(str(shard))
+            if done is not None:
+                done(1)
+        if force and is_packed(part):
+            _update_manifest(part, receipts, fields)
+        every += receipts
+        all_fields |= fields
+    warn_of_missing_ends(unmarked)
+    return IndexSummary(
+        shards=len(every),
+        samples=sum(receipt.samples for receipt in every),
+        bytes=sum(receipt.size for receipt in every),
+        fields=tuple(sorted(all_fields)),
+    )
+
+
+def _packed_digests(folder: Path, *, whole: bool) -> dict[str, str]:
+    """SHA-256 by name of the shards of a packed folder, which must be there if `whole`."""
+    manifest = read_manifest(folder)
+    if whole:
+        refuse_missing(folder, manifest)
+    return {receipt.name: receipt.sha256 for receipt in manifest.shards}
+
+
+def _compare(shard: Path, index: ShardIndex, digests: dict[str, str] | None) -> None:
+    if digests is not None and digests.get(shard.name) != index.shard_sha256:
+        raise IndexFileError(
+            f"{shard}: the shard is not what was packed (its SHA-256 is not in the manifest); get "
+            "it again, or pass --force to accept all shards of the folder as they are",
+            shard=str(shard),
+        )
+
+
+def _publish(shard: Path, index: ShardIndex) -> ShardReceipt:
+    with Folder.open(shard.parent) as folder:
+        write_index(folder, shard.name, index)
+    return receipt_of(shard.name, index)
+
+
+def _update_manifest(folder: Path, receipts: list[ShardReceipt], fields: set[str]) -> None:
+    manifest = read_manifest(folder)
+    updated = replace(manifest, shards=tuple(receipts), fields=tuple(sorted(fields)))
+    with Folder.open(folder) as held:
+        write_manifest(held, updated)

@@ -1,0 +1,244 @@
+"""Building an index: from the members of a tar, or member by member while packing.
+
+Adjacent members with one key are a sample. What would lose data quietly is refused: links and
+other members without data where a field is expected, a field twice in a sample, a key whose
+fields lie apart in the shard. So is a tar that has members of which none is a field, unless the
+user expects it: it is not the shard that was meant, or its names are not. A plain empty archive,
+as a writer leaves that was opened and given nothing, is a shard without samples.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardio.errors import TarError, quoted
+from shardio.indexing.shard_index import ShardIndex
+from shardio.naming import MemberName, split_member_name, why_no_sample
+from shardio.storage.local import FileBytes
+from shardio.tar.reader import MISSING_END, Members, scan_members
+from shardio.tar.writer import Placed
+
+NAME_FIELDS = (
+    "name members KEY.FIELD, as 0001.jpg, leave the shard out, or allow it with allow_empty=True "
+    "(--allow-empty)"
+)
+
+_KINDS = {
+    "1": "a hard link",
+    "2": "a symbolic link",
+    "3": "a device",
+    "4": "a device",
+    "6": "a fifo",
+}
+_FILE = ord("0")
+_DIRECTORY = ord("5")
+_MOST_NAMED = 10  # shards without an end mark that are named one by one
+_LOG = logging.getLogger("shardio")
+_warned: set[str] = set()
+
+
+class IndexBuilder:
+    """Collects the members of one shard, in order.
+
+    Args:
+        shard: what errors call the shard.
+    """
+
+    def __init__(self, shard: str) -> None:
+        self._shard = shard
+        self._keys: list[str] = []
+        self._columns: dict[str, int] = {}
+        self._rows, self._places, self._cells = array("q"), array("q"), array("q")
+        self._fields_of_sample: set[str] = set()
+        self._fields_of_key: dict[str, frozenset[str]] = {}
+        self._shapes: dict[frozenset[str], frozenset[str]] = {}  # most samples have the same
+
+    def add(self, key: str, field: str, placed: Placed) -> None:
+        """Add a member.
+
+        Args:
+            key: of its sample.
+            field: of its sample.
+            placed: where its data lies in the shard.
+
+        Raises:
+            TarError: the sample has that field already.
+        """
+        offset = placed.offset
+        if not self._keys or key != self._keys[-1]:
+            self._close_sample(offset)
+            self._keys.append(key)
+        elif field in self._fields_of_sample:
+            raise TarError(
+                f"{self._shard}: sample {quoted(key)} has the field {quoted(field)} twice, the "
+                f"second time with data at offset {offset}; give one of the members another name",
+                shard=self._shard,
+                offset=offset,
+                key=key,
+                field=field,
+            )
+        self._fields_of_sample.add(field)
+        self._rows.append(len(self._keys) - 1)
+        self._places.append(self._columns.setdefault(field, len(self._columns)))
+        self._cells.extend(placed)
+
+    def build(self, *, shard_size: int, shard_sha256: str | None, checksums: bool) -> ShardIndex:
+        """The finished index.
+
+        Args:
+            shard_size: bytes of the shard.
+            shard_sha256: its digest, if known.
+            checksums: whether the members' checksums are known.
+        """
+        self._close_sample(shard_size)
+        fields = tuple(sorted(self._columns))
+        column = np.empty(len(fields), dtype=np.intp)
+        for position, field in enumerate(fields):
+            column[self._columns[field]] = position
+        shape = (len(self._keys), len(fields))
+        table = np.zeros((3, *shape), dtype=np.int64)
+        table[0] = -1
+        if self._cells:
+            rows, places = (
+                np.frombuffer(self._rows, np.int64),
+                np.frombuffer(self._places, np.int64),
+            )
+            table[:, rows, column[places]] = np.frombuffer(self._cells, np.int64).reshape(-1, 3).T
+        keys = [key.encode("utf-8", "surrogateescape") for key in self._keys]
+        return ShardIndex(
+            shard_size=shard_size,
+            shard_sha256=shard_sha256,
+            fields=fields,
+            offsets=table[0],
+            sizes=table[1],
+            checksums=table[2].astype(np.uint32) if checksums else None,
+            key_ends=np.cumsum([0, *map(len, keys)], dtype=np.int64),
+            keys=np.frombuffer(b"".join(keys), dtype=np.uint8),
+        )
+
+    def _close_sample(self, offset: int) -> None:
+        if not self._keys:
+            return
+        key, fields = self._keys[-1], self._fields_of_sample
+        earlier = self._fields_of_key.get(key, frozenset())
+        if earlier and fields.isdisjoint(earlier):
+            raise TarError(
+                f"{self._shard}: the members of sample {quoted(key)} are not adjacent, some lie "
+                f"just before offset {offset}; repack the shard with its members sorted by name",
+                shard=self._shard,
+                offset=offset,
+                key=key,
+            )
+        shape = earlier | fields
+        self._fields_of_key[key] = self._shapes.setdefault(shape, shape)
+        self._fields_of_sample = set()
+
+
+def index_shard(path: Path, *, name: str, checksums: bool, allow_empty: bool = False) -> ShardIndex:
+    """Index a tar file.
+
+    Args:
+        path: an uncompressed tar.
+        name: what errors call it.
+        checksums: read the data too, for the checksums of members and shard; otherwise only
+            the headers are read, for checksums of their own.
+        allow_empty: take a tar that has members, none of which is a field of a sample.
+
+    Raises:
+        TarError: the tar is damaged, holds nothing, or its members do not form samples.
+        ShardioError: the file was cut off meanwhile.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as stream:
+        data = FileBytes(stream, name)
+        index, members = _index_bytes(data, name=name, checksums=checksums)
+    if len(members) and not len(index) and not allow_empty:
+        raise TarError(f"{name}: {describe_no_samples(members)}; {NAME_FIELDS}", shard=name)
+    return index
+
+
+def describe_no_samples(members: Members) -> str:
+    """Say of members that form no sample how many there are, and why none is a field."""
+    why: Counter[str] = Counter()
+    first = ""
+    for raw, kind in zip(members.names, members.kinds, strict=True):
+        name = raw.decode("utf-8", "surrogateescape")
+        why["that are folders" if kind == _DIRECTORY else why_no_sample(name)] += 1
+        first = first or name
+    reasons = ", ".join(f"{count:,} {which}" for which, count in why.most_common())
+    return (
+        f"none of its {len(members):,} members is a field of a sample: {reasons}, as "
+        f"{quoted(first)}"
+    )
+
+
+def warn_of_missing_ends(shards: Iterable[str]) -> None:
+    """Log once in a process which shards end without an end-of-archive mark.
+
+    Args:
+        shards: their names.
+    """
+    new = [shard for shard in dict.fromkeys(shards) if shard not in _warned]
+    _warned.update(new)
+    if len(new) > _MOST_NAMED:
+        _LOG.warning("%s and %s other shards: %s", new[0], f"{len(new) - 1:,}", MISSING_END)
+        return
+    for shard in new:
+        _LOG.warning("%s: %s", shard, MISSING_END)
+
+
+def _index_bytes(data: FileBytes, *, name: str, checksums: bool) -> tuple[ShardIndex, Members]:
+    members = scan_members(data, shard=name)
+    builder = IndexBuilder(name)
+    places = zip(members.offsets.tolist(), members.sizes.tolist(), strict=True)
+    for raw, kind, (offset, size) in zip(members.names, members.kinds, places, strict=True):
+        split = split_member_name(raw.decode("utf-8", "surrogateescape"))
+        if split is None or kind == _DIRECTORY:
+            continue
+        if kind != _FILE:
+            raise _no_file(name, split, kind, offset)
+        checksum = data.crc32(offset, size) if checksums else 0
+        builder.add(*split, Placed(offset, size, checksum))
+    digest = data.sha256() if checksums else None
+    index = builder.build(shard_size=len(data), shard_sha256=digest, checksums=checksums)
+    if not checksums:
+        index = _with_headers(index, members, data)
+    return replace(index, has_end=members.has_end), members
+
+
+def _with_headers(index: ShardIndex, members: Members, data: FileBytes) -> ShardIndex:
+    """Add where the headers of each field are, and their checksums."""
+    there = index.offsets >= 0
+    ends: NDArray[np.int64] = index.offsets[there]
+    starts = index.offsets.copy()
+    starts[there] = members.starts[np.searchsorted(members.offsets, ends)]
+    headers = np.zeros(index.offsets.shape, np.uint32)
+    spans = zip(starts[there].tolist(), ends.tolist(), strict=True)
+    headers[there] = [zlib.crc32(data[start:end]) for start, end in spans]
+    return replace(index, starts=starts, headers=headers)
+
+
+def _no_file(shard: str, name: MemberName, kind: int, offset: int) -> TarError:
+    what = _KINDS.get(chr(kind))
+    reason = (
+        f"has the type {chr(kind)!r}, which is no regular file; pack the shard again"
+        if what is None
+        else f"is {what} and has no data; make the tar with `tar --dereference --hard-dereference`"
+    )
+    return TarError(
+        f"{shard}: field {quoted(name.field)} of sample {quoted(name.key)}, before offset "
+        f"{offset}, {reason}",
+        shard=shard,
+        offset=offset,
+        key=name.key,
+        field=name.field,
+    )

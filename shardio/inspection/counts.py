@@ -1,0 +1,233 @@
+"""How often whole numbers come, for medians of millions of sizes in little memory.
+
+Only numbers that differ take memory, and there are few: n sizes that all differ add up to n²/2
+bytes, so the members of a terabyte have at most 1.4 million.
+
+Counting the samples of each class.
+
+Where an index has checksums no shard is read: CRC-32 has no two equal values among decimal numbers
+of one length up to seven digits, so size and checksum say which number a member holds. Other
+members are copied thousands at once, and each text that differs is parsed
+once.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardio.errors import CodecError
+from shardio.fields.arrays import decode_cls
+from shardio.fields.base import LABEL_FIELD
+from shardio.indexing.catalog import ShardEntry
+from shardio.indexing.shard_index import ShardIndex
+from shardio.storage.copying import RowCopier
+from shardio.storage.local import BLOCK, LocalShard
+
+_LEAST_PENDING = 1 << 17
+
+
+class Tally:
+    """Numbers with how often each came."""
+
+    def __init__(self) -> None:
+        self._numbers = np.empty(0, np.int64)
+        self._counts = np.empty(0, np.int64)
+        self._pending: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        self._waiting = 0
+
+    def add(self, numbers: NDArray[np.int64]) -> None:
+        """Count numbers, int64 [n]."""
+        self._add(numbers, np.ones(len(numbers), np.int64))
+
+    def merge(self, other: Tally) -> None:
+        """Count what another tally counted."""
+        self._add(*other.counts())
+
+    def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The numbers that came, ascending, and how often each did, int64 [d] both."""
+        if self._pending:
+            numbers, counts = (
+                np.concatenate(arrays)
+                for arrays in zip((self._numbers, self._counts), *self._pending, strict=True)
+            )
+            order = np.argsort(numbers, kind="stable")
+            numbers, counts = numbers[order], counts[order]
+            first = np.flatnonzero(np.append(True, numbers[1:] != numbers[:-1])[: len(numbers)])
+            self._numbers = numbers[first]
+            self._counts = np.add.reduceat(counts, first) if len(first) else counts
+            self._pending, self._waiting = [], 0
+        return self._numbers, self._counts
+
+    def median(self) -> int:
+        """The number in the middle, of two the lower; 0 if none came."""
+        numbers, counts = self.counts()
+        ends = np.cumsum(counts)
+        return int(numbers[np.searchsorted(ends, (ends[-1] + 1) // 2)]) if len(ends) else 0
+
+    def _add(self, numbers: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+        self._pending.append((numbers, counts))
+        self._waiting += len(numbers)
+        if self._waiting > max(_LEAST_PENDING, 2 * len(self._numbers)):
+            self.counts()
+
+
+MOST_CLASSES = 100_000
+"""Different numbers that are counted where classes have no names."""
+TOLD_BY_CHECKSUM = 7
+"""Digits of numbers whose CRC-32 all differ; of 8 digits some have the same."""
+
+_KNOWN = 10_000  # numbers whose checksums are worked out at least
+_MOST_TEXT = 64  # bytes of a number, with white space around it
+_AT_ONCE = 1 << 13
+
+T = TypeVar("T", int, bytes)
+
+
+class ClassCounter:
+    """Counts class numbers, shard by shard.
+
+    Args:
+        classes: how many have names.
+
+    Attributes:
+        numbers: how often each came.
+        missing: samples without a class number.
+        unreadable: samples whose member holds something else.
+        complete: False if there were too many numbers, and those from some point on are not in
+            `numbers`.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.numbers = Counter[int]()
+        self.missing = self.unreadable = 0
+        self.complete = True
+        self._most = max(classes, MOST_CLASSES)
+        self._by_checksum: dict[int, int | None] = {}
+        for number in range(max(classes, _KNOWN)):
+            text = b"%d" % number
+            self._by_checksum[len(text) << 32 | zlib.crc32(text)] = number
+        self._by_text: dict[bytes, int | None] = {}
+
+    def add(self, entry: ShardEntry, index: ShardIndex) -> None:
+        """Count the samples of a shard.
+
+        Raises:
+            TarError: the shard has to be read, and is missing or not what was indexed.
+            OSError: it cannot be read.
+        """
+        if LABEL_FIELD not in index.fields:
+            self.missing += len(index)
+            return
+        column = index.fields.index(LABEL_FIELD)
+        there = np.flatnonzero(index.offsets[:, column] >= 0)
+        self.missing += len(index) - len(there)
+        offsets, sizes = index.offsets[there, column], index.sizes[there, column]
+        told = np.zeros(len(there), np.bool_)
+        if index.checksums is not None:
+            told = sizes <= TOLD_BY_CHECKSUM
+            tokens = sizes[told] << 32 | index.checksums[there, column][told]
+            self._count_told(entry, offsets[told], sizes[told], tokens)
+        if not told.all():
+            self._count_read(entry, offsets[~told], sizes[~told])
+
+    def merge(self, other: ClassCounter) -> None:
+        """Count what another counter counted."""
+        self.numbers += other.numbers
+        self.missing += other.missing
+        self.unreadable += other.unreadable
+        self.complete &= other.complete
+
+    def _count_told(
+        self,
+        entry: ShardEntry,
+        offsets: NDArray[np.int64],
+        sizes: NDArray[np.int64],
+        tokens: NDArray[np.int64],
+    ) -> None:
+        """Count members by size and checksum; of those not seen before one is read."""
+        file: LocalShard | None = None
+
+        def read(row: int) -> bytes:
+            nonlocal file
+            file = file or entry.open_file()
+            return file.read(int(offsets[row]), int(sizes[row]))
+
+        unique, first, counts = np.unique(tokens, return_index=True, return_counts=True)
+        self._count(self._by_checksum, unique.tolist(), counts, lambda at: read(first[at]))
+
+    def _count_read(
+        self, entry: ShardEntry, offsets: NDArray[np.int64], sizes: NDArray[np.int64]
+    ) -> None:
+        """Count members by their bytes."""
+        short = sizes <= _MOST_TEXT
+        self.unreadable += int((~short).sum())
+        offsets, sizes = offsets[short], sizes[short]
+        file = entry.open_file()
+        for start in range(0, len(offsets), _AT_ONCE):
+            some = slice(start, start + _AT_ONCE)
+            texts, counts = _unique_texts(_read_texts(file, offsets[some], sizes[some]))
+            self._count(self._by_text, texts, counts, texts.__getitem__)
+
+    def _count(
+        self,
+        known: dict[T, int | None],
+        tokens: Sequence[T],
+        counts: NDArray[np.int64],
+        text_of: Callable[[int], bytes],
+    ) -> None:
+        for at, (token, count) in enumerate(zip(tokens, counts.tolist(), strict=True)):
+            if token not in known:
+                known[token] = _number_in(text_of(at))
+            number = known[token]
+            if number is None:
+                self.unreadable += count
+            elif number in self.numbers or len(self.numbers) < self._most:
+                self.numbers[number] += count
+            else:
+                self.complete = False
+        if len(known) > 2 * self._most:
+            known.clear()  # what comes again is read again
+
+
+def class_name(number: int, classes: tuple[str, ...] | None) -> str | None:
+    """The name of a class; None if it has none."""
+    return classes[number] if classes is not None and 0 <= number < len(classes) else None
+
+
+def _number_in(text: bytes) -> int | None:
+    try:
+        return decode_cls(text)
+    except CodecError:
+        return None
+
+
+def _read_texts(
+    file: LocalShard, offsets: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> NDArray[np.uint8]:
+    """Members of at most 64 bytes, uint8 [n, 65]: data, zeros, and the size last."""
+    width = _MOST_TEXT + 1
+    # What follows a member inside its block is padding.
+    inside = not (offsets % BLOCK).any()
+    rows = RowCopier().copy([file], [len(offsets)], offsets, width) if inside else None
+    texts = np.zeros((len(offsets), width), np.uint8)
+    if rows is not None:
+        texts[:] = rows
+    else:
+        for row, (offset, size) in enumerate(zip(offsets.tolist(), sizes.tolist(), strict=True)):
+            texts[row, :size] = np.frombuffer(file.read(offset, size), np.uint8)
+    texts[np.arange(width) >= sizes[:, None]] = 0
+    texts[:, _MOST_TEXT] = sizes
+    return texts
+
+
+def _unique_texts(rows: NDArray[np.uint8]) -> tuple[list[bytes], NDArray[np.int64]]:
+    """The texts that differ, and how often each comes."""
+    unique, counts = np.unique(rows.view(f"S{rows.shape[1]}").ravel(), return_counts=True)
+    padded = [text.ljust(rows.shape[1], b"\0") for text in unique.tolist()]
+    return [text[: text[-1]] for text in padded], counts

@@ -1,0 +1,374 @@
+"""What a check finds: sentences with a place, and what they add up to.
+
+What there is to verify: the shards that a source names, and what else lies beside them.
+
+Unlike the opening of a dataset this stops at nothing: a manifest that does not read, a shard that
+is missing, files that a pack left are findings, and the shards that are there are looked at.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from shardio.errors import IndexFileError, ShardioError, counted, escaped, quoted
+from shardio.indexing.catalog import SHARD_SUFFIXES, ShardPaths, find_shards, is_packed, list_parts
+from shardio.indexing.manifest import (
+    INDEX_FOLDER,
+    INDEX_SUFFIX,
+    MANIFEST_NAME,
+    PACKING_NAME,
+    Manifest,
+    ShardReceipt,
+    index_path,
+    manifest_document,
+    read_manifest,
+)
+from shardio.packing.names import WORK_FOLDER
+from shardio.storage.folder import final_name
+
+Severity = Literal["problem", "note"]
+
+_MOST = 1000  # findings of each severity that are listed for one shard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was found.
+
+    Attributes:
+        severity: "problem", or "note" for what readers take as it is: members that belong to no
+            sample, a field that only some samples have.
+        shard: path of the shard, index, manifest or folder.
+        key: of the sample, if it is about one.
+        field: of the sample, if it is about one.
+        offset: in bytes in the shard, if there is one.
+        what: what was found.
+        remedy: the way out.
+    """
+
+    severity: Severity = "problem"
+    shard: str
+    key: str | None = None
+    field: str | None = None
+    offset: int | None = None
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        """All of it as one sentence."""
+        place = [escaped(self.shard)]
+        if self.offset is not None:
+            place.append(f"byte {self.offset}")
+        if self.key is not None:
+            place.append(f"sample {quoted(self.key)}")
+        if self.field is not None:
+            place.append(f"field {quoted(self.field)}")
+        mark = "note: " if self.severity == "note" else ""
+        return f"{mark}{', '.join(place)}: {escaped(self.what)}; {self.remedy}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What was checked, and what was found.
+
+    Attributes:
+        shards: read.
+        samples: in them.
+        members: in them, those of no sample included.
+        bytes: of their uncompressed tars.
+        findings: by shard.
+    """
+
+    shards: int
+    samples: int
+    members: int
+    bytes: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def problems(self) -> tuple[Finding, ...]:
+        """The findings that are no notes."""
+        return tuple(each for each in self.findings if each.severity == "problem")
+
+    @property
+    def sound(self) -> bool:
+        """Whether there are no problems."""
+        return not self.problems
+
+
+class Findings:
+    """Collects what is found in one shard, as much of it as anyone will read.
+
+    Args:
+        shard: path of the shard.
+    """
+
+    def __init__(self, shard: str) -> None:
+        self._shard = shard
+        self._found: list[Finding] = []
+        self._counts: dict[Severity, int] = {"problem": 0, "note": 0}
+
+    def add(
+        self,
+        what: str,
+        remedy: str,
+        *,
+        severity: Severity = "problem",
+        key: str | None = None,
+        field: str | None = None,
+        offset: int | None = None,
+    ) -> None:
+        """Add a finding; see Finding."""
+        self._counts[severity] += 1
+        if self._counts[severity] <= _MOST:
+            self._found.append(
+                Finding(
+                    severity=severity,
+                    shard=self._shard,
+                    key=key,
+                    field=field,
+                    offset=offset,
+                    what=what,
+                    remedy=remedy,
+                )
+            )
+
+    def add_error(self, message: str) -> None:
+        """Add a message of an error: what, and after the last semicolon the way out."""
+        what, _, remedy = message.removeprefix(f"{self._shard}: ").rpartition("; ")
+        self.add(what, remedy)
+
+    def all(self) -> tuple[Finding, ...]:
+        """What was found; the last says how many are not listed."""
+        left = [
+            Finding(
+                severity=severity,
+                shard=self._shard,
+                what=f"{count - _MOST:,} more {severity}s of this shard are not listed",
+                remedy="mend those that are, and verify again",
+            )
+            for severity, count in self._counts.items()
+            if count > _MOST
+        ]
+        return (*self._found, *left)
+
+
+def finding_of(error: ShardioError, shard: str) -> Finding:
+    """A finding that says what an error says."""
+    found = Findings(shard)
+    found.add_error(str(error))
+    return found.all()[0]
+
+
+_INDEX_SUFFIXES = tuple(suffix + INDEX_SUFFIX for suffix in SHARD_SUFFIXES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScopedShard:
+    """A shard.
+
+    Attributes:
+        path: of its file.
+        receipt: what a manifest says of it, if there is one.
+        packed: it lies in a packed folder, so that it has an index.
+        missing: there is no file, though the manifest names it.
+    """
+
+    path: Path
+    receipt: ShardReceipt | None
+    packed: bool
+    missing: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Shards that are one dataset.
+
+    Attributes:
+        path: of the folder, or what the user named.
+        manifest: of the folder, if it has one that reads.
+        shards: in order.
+        findings: about the manifest and what lies in the folder.
+    """
+
+    path: Path
+    manifest: Manifest | None
+    shards: tuple[ScopedShard, ...]
+    findings: tuple[Finding, ...]
+
+
+def find_parts(source: ShardPaths) -> list[Part]:
+    """Find what a source names: packed folders, folders of splits, tars.
+
+    Raises:
+        UsageError: nothing is there, or it is no source.
+        OSError: a folder cannot be read.
+    """
+    return [part for path in list_parts(source) for part in _parts_of(path)]
+
+
+def _parts_of(path: Path) -> list[Part]:
+    if not path.is_dir():
+        return [_named(path)]
+    splits = [] if is_packed(path) or _shards_in(path) else _splits_of(path)
+    if splits:
+        above = Part(path=path, manifest=None, shards=(), findings=tuple(_leftovers(path, set())))
+        return [above, *(_folder(split, is_split=True) for split in splits)]
+    if not (is_packed(path) or _shards_in(path) or (path / PACKING_NAME).exists()):
+        find_shards(path)  # says that there are none
+    return [_folder(path)]
+
+
+def _splits_of(folder: Path) -> list[Path]:
+    """Folders inside that are packed; with them, those that look as if they had been."""
+    inside = sorted(path for path in folder.iterdir() if path.is_dir())
+    inside = [path for path in inside if not path.name.startswith(".")]
+    if not any(map(is_packed, inside)):
+        return []
+    return [path for path in inside if is_packed(path) or (path / INDEX_FOLDER).is_dir()]
+
+
+def _named(path: Path) -> Part:
+    """Shards that are named one by one, or by a pattern."""
+    findings: list[Finding] = []
+    shards: list[ScopedShard] = []
+    receipts: dict[Path, dict[str, ShardReceipt]] = {}
+    try:
+        found = find_shards(path)
+    except IndexFileError as error:
+        return Part(path=path, manifest=None, shards=(), findings=(finding_of(error, str(path)),))
+    for shard in found:
+        folder = shard.parent
+        if folder not in receipts:
+            manifest, wrong = _read_manifest(folder)
+            receipts[folder] = _receipts(manifest)
+            findings += wrong
+        receipt = receipts[folder].get(shard.name)
+        shards.append(ScopedShard(path=shard, receipt=receipt, packed=receipt is not None))
+    return Part(path=path, manifest=None, shards=tuple(shards), findings=tuple(findings))
+
+
+def _folder(folder: Path, *, is_split: bool = False) -> Part:
+    manifest, findings = _read_manifest(folder)
+    if is_split and not (folder / MANIFEST_NAME).exists():
+        found = Findings(str(folder))
+        found.add("the other splits have a manifest, this one has none", "get or pack it again")
+        findings += found.all()
+    there = _shards_in(folder)
+    if manifest is None:
+        packed = (folder / MANIFEST_NAME).exists()
+        shards = [ScopedShard(path=path, receipt=None, packed=packed) for path in there]
+    else:
+        present, receipts = {path.name for path in there}, _receipts(manifest)
+        shards = [
+            ScopedShard(
+                path=folder / name, receipt=receipt, packed=True, missing=name not in present
+            )
+            for name, receipt in receipts.items()
+        ]
+        findings += _missing(shards)
+        findings += [
+            Finding(
+                shard=str(path),
+                what="the manifest does not name this shard",
+                remedy="remove it, or run `shardio index --force` to take it in",
+            )
+            for path in there
+            if path.name not in receipts
+        ]
+    findings += _leftovers(folder, {shard.path.name for shard in shards})
+    return Part(path=folder, manifest=manifest, shards=tuple(shards), findings=tuple(findings))
+
+
+def _shards_in(folder: Path) -> list[Path]:
+    """Files with names of shards, sorted."""
+    found = sorted(path for path in folder.iterdir() if path.name.endswith(SHARD_SUFFIXES))
+    return [path for path in found if not path.name.startswith(".")]
+
+
+def _receipts(manifest: Manifest | None) -> dict[str, ShardReceipt]:
+    return {receipt.name: receipt for receipt in (manifest.shards if manifest is not None else ())}
+
+
+def _missing(shards: list[ScopedShard]) -> list[Finding]:
+    return [
+        Finding(
+            shard=str(shard.path),
+            what=f"the shard is missing, with {counted(shard.receipt.samples, 'sample')} by the "
+            "manifest",
+            remedy="get or pack it again",
+        )
+        for shard in shards
+        if shard.missing and shard.receipt is not None
+    ]
+
+
+def _read_manifest(folder: Path) -> tuple[Manifest | None, list[Finding]]:
+    path = folder / MANIFEST_NAME
+    if not path.exists():
+        return None, []
+    try:
+        manifest = read_manifest(folder)
+    except IndexFileError as error:
+        return None, [finding_of(error, str(path))]
+    except OSError as error:
+        found = Findings(str(path))
+        found.add(f"the manifest cannot be read ({error.strerror})", "get or pack it again")
+        return None, [*found.all()]
+    return manifest, _compare_document(path, manifest)
+
+
+def _compare_document(path: Path, manifest: Manifest) -> list[Finding]:
+    """Find values that its checksum is not about, which other readers may look at."""
+    said, expected = json.loads(path.read_bytes()), manifest_document(manifest)
+    own, own_expected = said["shardio"], expected["shardio"]
+    found = Findings(str(path))
+    if "crc32" not in own and own.keys() < own_expected.keys():
+        found.add(
+            "the manifest has no checksum, so changes of it go unnoticed",
+            "run `shardio index --force` on the folder to write one",
+            severity="note",
+        )
+        own_expected.pop("crc32")
+    changed = [name for name in expected if said.get(name) != expected[name]]
+    if changed:
+        found.add(
+            f"{' and '.join(map(repr, changed))} in the manifest are not what shardio writes",
+            "run `shardio index --force` on the folder to write it anew",
+        )
+    return [*found.all()]
+
+
+def _leftovers(folder: Path, shards: set[str]) -> list[Finding]:
+    """What a pack or a removed shard left in a folder."""
+    found: list[Finding] = []
+
+    def add(path: Path, what: str, remedy: str) -> None:
+        found.append(Finding(shard=str(path), what=what, remedy=remedy))
+
+    for name in (PACKING_NAME, WORK_FOLDER):
+        if (folder / name).exists():
+            add(
+                folder / name,
+                "a pack into this folder was interrupted or still runs",
+                "wait for it, or run the same `shardio pack` again",
+            )
+            break
+    indexes = {index_path(folder / name).name for name in shards}
+    for path in _files(folder) + _files(folder / INDEX_FOLDER):
+        if final_name(path.name) != path.name:
+            add(path, "a temporary file that an interrupted pack or index left", "remove it")
+        elif (
+            path.parent.name == INDEX_FOLDER
+            and path.name.endswith(_INDEX_SUFFIXES)
+            and path.name not in indexes
+        ):
+            add(path, "the index of a shard that is not there", "remove it, or get the shard again")
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []

@@ -1,0 +1,192 @@
+"""A contact sheet: a grid of images that are evenly spread over the samples, each with its class.
+
+Images keep their aspect ratio: large ones shrink into their cell by averaging, small ones grow by
+whole numbers with their pixels kept visible. The same shards give the same sheet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from shardio.errors import CodecError, SituationError
+from shardio.fields.arrays import decode_cls, decode_pixels
+from shardio.fields.base import LABEL_FIELD, Kind, kind_of
+from shardio.fields.image import Scratch, decode_image, encode_image, one_opencv_thread
+from shardio.indexing.catalog import ShardEntry
+from shardio.indexing.shard_index import ShardIndex
+from shardio.inspection.counts import class_name
+from shardio.storage.folder import atomic_file
+from shardio.storage.local import LocalShard
+
+COLUMNS = 8
+CELL_HEIGHT, CELL_WIDTH = 150, 200
+LABEL_HEIGHT = 22
+GAP, MARGIN = 14, 24
+
+_PAPER, _CELL, _INK = 255, 238, (50, 50, 50)
+_FONT, _SCALE, _BASELINE = cv2.FONT_HERSHEY_SIMPLEX, 0.5, 6
+_PICTURES: tuple[Kind, ...] = ("image", "pixels")
+
+Pixels = NDArray[np.uint8]
+
+
+def write_sheet(
+    path: Path,
+    entries: Sequence[ShardEntry],
+    classes: tuple[str, ...] | None,
+    count: int,
+    max_pixels: int,
+) -> None:
+    """Write a contact sheet.
+
+    Args:
+        path: of the PNG.
+        entries: the shards.
+        classes: names by number; None labels images with their keys.
+        count: the most images on it.
+        max_pixels: greatest number of pixels of an image.
+
+    Raises:
+        UsageError: no sample that was looked at has an image.
+        IndexFileError: an index is missing or damaged.
+        TarError: a shard is missing, cut off or changed.
+        OSError: a shard cannot be read or the sheet not written.
+    """
+    with one_opencv_thread():
+        cells = _Cells(classes, max_pixels)
+        for entry, rows in _choose(entries, count):
+            cells.add(entry, rows)
+        if not any(pixels is not None for pixels, _ in cells.found):
+            raise SituationError(
+                f"no image in the {len(cells.found)} samples that the preview would show; "
+                "it shows jpg, png, webp, bmp and rgb.npy"
+            )
+        encoded = encode_image(_draw(cells.found), "png", 0)
+    with atomic_file(path) as stream:
+        stream.write(encoded)
+
+
+def _choose(entries: Sequence[ShardEntry], count: int) -> list[tuple[ShardEntry, list[int]]]:
+    """Positions of evenly spread samples, by shard."""
+    ends = np.cumsum([entry.samples for entry in entries], dtype=np.int64)
+    samples = int(ends[-1]) if len(ends) else 0
+    count = min(count, samples)
+    numbers = (2 * np.arange(count, dtype=np.int64) + 1) * samples // (2 * max(count, 1))
+    shards = np.searchsorted(ends, numbers, side="right")
+    return [
+        (
+            entries[shard],
+            (numbers[shards == shard] - ends[shard] + entries[shard].samples).tolist(),
+        )
+        for shard in sorted({*shards.tolist()})
+    ]
+
+
+class _Cells:
+    """Collects images, at the size of their cells, and labels.
+
+    Args:
+        classes: names by number.
+        max_pixels: greatest number of pixels of an image.
+
+    Attributes:
+        found: uint8 [h, w, 3] RGB, None for a sample without an image, and the label.
+    """
+
+    def __init__(self, classes: tuple[str, ...] | None, max_pixels: int) -> None:
+        self.found: list[tuple[Pixels | None, str]] = []
+        self._max_pixels = max_pixels
+        self._classes = classes
+        self._scratch = Scratch()
+
+    def add(self, entry: ShardEntry, rows: Sequence[int]) -> None:
+        index, file = entry.load_index(), entry.open_file()
+        for row in rows:
+            stored = _stored(index, row)
+            field = next((name for name in stored if kind_of(name) in _PICTURES), None)
+            label = self._class_of(file, stored) or index.key(row)
+            if field is None:
+                self.found.append((None, f"no image: {label}"))
+                continue
+            try:
+                pixels = self._decode(field, file.read(*stored[field]))
+            except CodecError:
+                self.found.append((None, f"damaged: {label}"))
+            else:
+                self.found.append((_fit(pixels), label))
+
+    def _class_of(self, file: LocalShard, stored: dict[str, tuple[int, int]]) -> str | None:
+        if LABEL_FIELD not in stored:
+            return None
+        try:
+            return class_name(decode_cls(file.read(*stored[LABEL_FIELD])), self._classes)
+        except CodecError:
+            return None
+
+    def _decode(self, field: str, data: bytes) -> Pixels:
+        if kind_of(field) == "pixels":
+            return decode_pixels(data)
+        return decode_image(data, scratch=self._scratch, max_pixels=self._max_pixels)
+
+
+def _stored(index: ShardIndex, row: int) -> dict[str, tuple[int, int]]:
+    """Offset and size of the fields that a sample has."""
+    offsets, sizes = index.offsets[row].tolist(), index.sizes[row].tolist()
+    return {
+        name: (offset, size)
+        for name, offset, size in zip(index.fields, offsets, sizes, strict=True)
+        if offset >= 0
+    }
+
+
+def _fit(pixels: Pixels) -> Pixels:
+    """The largest picture of the same aspect ratio that a cell holds, or a whole multiple."""
+    height, width = pixels.shape[:2]
+    scale = min(CELL_HEIGHT / height, CELL_WIDTH / width)
+    if scale >= 1:
+        return pixels.repeat(int(scale), axis=0).repeat(int(scale), axis=1)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _draw(cells: Sequence[tuple[Pixels | None, str]]) -> Pixels:
+    columns = min(COLUMNS, len(cells))
+    rows = -(-len(cells) // columns)
+    step_down, step_right = CELL_HEIGHT + LABEL_HEIGHT + GAP, CELL_WIDTH + GAP
+    shape = (2 * MARGIN - GAP + rows * step_down, 2 * MARGIN - GAP + columns * step_right, 3)
+    sheet = np.full(shape, _PAPER, np.uint8)
+    for place, (pixels, label) in enumerate(cells):
+        top = MARGIN + place // columns * step_down
+        left = MARGIN + place % columns * step_right
+        cell = sheet[top : top + CELL_HEIGHT, left : left + CELL_WIDTH]
+        cell[:] = _CELL
+        if pixels is not None:
+            height, width = pixels.shape[:2]
+            down, right = (CELL_HEIGHT - height) // 2, (CELL_WIDTH - width) // 2
+            cell[down : down + height, right : right + width] = pixels
+        text = _shorten(label)
+        below = (left + (CELL_WIDTH - _width(text)) // 2, top + CELL_HEIGHT + LABEL_HEIGHT)
+        cv2.putText(
+            sheet, text, (below[0], below[1] - _BASELINE), _FONT, _SCALE, _INK, 1, cv2.LINE_AA
+        )
+    return sheet
+
+
+def _shorten(label: str) -> str:
+    """A label in ASCII, without its middle if a cell is too narrow for it."""
+    text = label.encode("unicode_escape").decode("ascii")
+    kept = len(text)
+    shown = text
+    while _width(shown) > CELL_WIDTH:
+        kept -= 1
+        shown = f"{text[: kept // 2]}...{text[len(text) - (kept - kept // 2) :]}"
+    return shown
+
+
+def _width(text: str) -> int:
+    return int(cv2.getTextSize(text, _FONT, _SCALE, 1)[0][0])

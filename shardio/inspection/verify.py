@@ -1,0 +1,215 @@
+"""Verifying shards: what users call.
+
+Each shard is a task. What no shard knows alone is put together here: keys that several shards
+have, and fields that only some samples have. Of a key 16 bytes are kept: a hash and a place. Keys
+with equal hashes are read again, and compared.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shardio.errors import shown
+from shardio.fields.limits import MAX_PIXELS
+from shardio.indexing.catalog import ShardPaths
+from shardio.inspection.findings import Finding, Part, Verification, find_parts
+from shardio.inspection.verify_shard import (
+    FieldCheck,
+    ShardReport,
+    group_members,
+    open_plain,
+    task_of,
+    verify_shard,
+)
+from shardio.packing.engine import Engine, Ticker
+from shardio.packing.job import Progress
+from shardio.packing.options import make_engine
+from shardio.tar.salvage import walk_members
+
+_MOST = 1000  # repeated keys that are named for one shard
+
+
+def verify(
+    source: ShardPaths,
+    *,
+    deep: bool = False,
+    allow_empty: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Check shards, their indexes and their manifest against each other, and read them whole.
+
+    Counts, sizes and checksums are compared where a manifest or an index has them. Headers, the
+    names of members, keys that are split or there twice, the header and end of each image, and
+    files that do not belong into the folder are looked at in any case.
+
+    Args:
+        source: a packed folder, a folder of splits, a folder of tars, a tar, a glob or a pattern,
+            or a list of these.
+        deep: decode every field, images and others, which notices most damage where there are
+            no checksums.
+        allow_empty: take tars that have members, none of which is a field of a sample.
+        max_pixels: greatest number of pixels of an image, see shardio.fields.limits.
+        jobs: processes; by default one a core. The findings are the same for any number.
+        progress: called with the number of megabytes; what it returns is called with how many
+            more are read.
+
+    Raises:
+        UsageError: nothing is at the source, or an argument cannot be meant.
+        OSError: a folder cannot be read.
+    """
+    engine = make_engine("local", jobs)
+    check = FieldCheck(deep=deep, max_pixels=max_pixels)
+    parts = find_parts(source)
+    shards = [[each for each in part.shards if not each.missing] for part in parts]
+    tasks = [task_of(shard, check, allow_empty=allow_empty) for some in shards for shard in some]
+    advance = progress(sum(map(len, tasks))) if progress else None
+    reports = engine.run(verify_shard, tasks, advance)
+    names = [task.shard.path for task in tasks]
+    repeated = _repeated_keys(names, reports, engine)
+    findings: list[Finding] = []
+    done = 0
+    for part, some in zip(parts, shards, strict=True):
+        own = range(done, done + len(some))
+        done += len(some)
+        findings += part.findings
+        for number in own:
+            findings += [*reports[number].findings, *repeated[number]]
+        of_part = [reports[number] for number in own]
+        findings += [*_manifest_fields(part, of_part), *_lacking_fields(part.path, of_part)]
+    return Verification(
+        shards=len(reports),
+        samples=sum(len(report.hashes) for report in reports),
+        members=sum(report.members for report in reports),
+        bytes=sum(report.bytes for report in reports),
+        findings=tuple(findings),
+    )
+
+
+def _manifest_fields(part: Part, reports: Sequence[ShardReport]) -> Iterable[Finding]:
+    """Compare the fields of a manifest with those of its shards, if these are sound."""
+    fields = sorted({field for report in reports for field in report.fields})
+    whole = len(reports) == len(part.shards) and not any(report.findings for report in reports)
+    if part.manifest is not None and whole and fields != [*part.manifest.fields]:
+        yield Finding(
+            shard=str(part.path),
+            what=f"the manifest says fields {', '.join(map(shown, part.manifest.fields))}, "
+            f"the shards have {', '.join(map(shown, fields))}",
+            remedy="run `shardio index --force` on the folder",
+        )
+
+
+def _lacking_fields(path: Path, reports: Sequence[ShardReport]) -> Iterable[Finding]:
+    """Count the samples that lack a field which others have."""
+    samples: Counter[frozenset[str]] = Counter()
+    first: dict[frozenset[str], str] = {}
+    for report in reports:
+        for shape, (count, key) in report.shapes.items():
+            samples[shape] += count
+            first.setdefault(shape, key)
+    for field in sorted({field for shape in samples for field in shape}):
+        lacking = [shape for shape in samples if field not in shape]
+        if lacking:
+            yield Finding(
+                severity="note",
+                shard=str(path),
+                key=first[lacking[0]],
+                field=field,
+                what=f"{sum(samples[shape] for shape in lacking):,} of {samples.total():,} samples "
+                "lack this field, which others have; this is the first",
+                remedy="readers raise or skip such a sample if they are asked for the field",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _KeysTask:
+    """Samples whose keys are wanted.
+
+    Attributes:
+        path: of their shard.
+        offsets: of their first members' data.
+    """
+
+    path: Path
+    offsets: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+
+def _read_keys(task: _KeysTask, ticker: Ticker) -> list[str]:
+    with open_plain(task.path) as (data, _):
+        members = walk_members(data).members
+        keys: dict[int, str] = {}
+        for run in group_members(members).runs:
+            keys[int(members.offsets[min(run.members.values())])] = run.key
+    ticker.tick(len(task))
+    return [keys[offset] for offset in task.offsets]
+
+
+def _repeated_keys(
+    names: Sequence[Path], reports: Sequence[ShardReport], engine: Engine
+) -> dict[int, list[Finding]]:
+    """Find keys that an earlier shard has; findings by number of the later shard."""
+    pairs = _equal_hashes(reports)
+    wanted: dict[int, set[int]] = defaultdict(set)
+    for one, other in pairs:
+        wanted[one[0]].add(one[1])
+        wanted[other[0]].add(other[1])
+    tasks = [
+        _KeysTask(path=names[shard], offsets=tuple(sorted(offsets)))
+        for shard, offsets in wanted.items()
+    ]
+    keys = {
+        (shard, offset): key
+        for shard, task, some in zip(
+            wanted, tasks, engine.run(_read_keys, tasks, None), strict=True
+        )
+        for offset, key in zip(task.offsets, some, strict=True)
+    }
+    found: dict[int, list[Finding]] = defaultdict(list)
+    for first, again in pairs:
+        if keys[first] == keys[again]:
+            found[again[0]].append(
+                Finding(
+                    shard=str(names[again[0]]),
+                    key=keys[again],
+                    offset=again[1],
+                    what=f"its key is that of a sample in {names[first[0]]}",
+                    remedy="rename one, or use --fix to keep the first",
+                )
+            )
+    return found
+
+
+_Place = tuple[int, int]  # number of the shard, offset of the first member's data
+
+
+def _equal_hashes(reports: Sequence[ShardReport]) -> list[tuple[_Place, _Place]]:
+    """Pairs of samples, the first of a hash and a later one, as many as are told for a shard."""
+    if not reports:
+        return []
+    hashes = np.concatenate([report.hashes for report in reports])
+    offsets = np.concatenate([report.offsets for report in reports])
+    shards = np.repeat(np.arange(len(reports)), [len(report.hashes) for report in reports])
+    order = np.argsort(hashes, kind="stable")
+    starts = np.flatnonzero(np.diff(hashes[order], prepend=hashes[order[:1]] ^ 1) != 0)
+    lengths = np.diff(starts, append=len(order))
+    many = lengths > 1
+    told: Counter[int] = Counter()
+    pairs = []
+    for start, length in zip(starts[many].tolist(), lengths[many].tolist(), strict=True):
+        first, *again = order[start : start + length].tolist()
+        for number in again:
+            shard = int(shards[number])
+            told[shard] += 1
+            if told[shard] <= _MOST:
+                places = [(int(shards[each]), int(offsets[each])) for each in (first, number)]
+                pairs.append((places[0], places[1]))
+    return pairs

@@ -1,0 +1,136 @@
+"""Images that are decoded at packing: stored as pixels, or encoded anew at another size.
+
+Pixels are `.npy` version 1.0: a header, the same for all images of one size, then uint8
+[H, W, 3] in RGB and C order. Images of one size are members of one size, at one stride where the
+other fields allow it, so that a reader may take the shard for an array.
+
+Files keep their format. The EXIF orientation is applied to the pixels; all metadata, colour
+profiles too, stay behind. Images that stay as large as they are, and get no other quality, are
+stored as they are.
+
+A hash of what a picture looks like: alike pictures differ in few of its bits.
+
+The picture is shrunk to 32 x 32 gray pixels by averaging, so that size, compression and small
+noise hardly matter; of its discrete cosine transform the 8 x 8 lowest frequencies are taken, and
+each bit says whether one of them lies above their median (Zauner, "Implementation and
+benchmarking of perceptual image hash functions", 2010; known as pHash).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from io import BytesIO
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from shardio.fields.boundary import decoder
+from shardio.fields.exif import UPRIGHT, apply_orientation
+from shardio.fields.image import LOSSY, Scratch, decode_image, decode_stored, encode_image
+from shardio.fields.probe import Buffer, ImageInfo
+from shardio.packing.plan import Cut, Store
+from shardio.tar.writer import ArchiveWriter
+
+_QUALITY = 90
+
+
+class PixelWriter:
+    """Decodes images into an archive, with the memory of one decoded image.
+
+    Args:
+        archive: where they go.
+        store: how, and at what size.
+
+    Attributes:
+        sizes: heights and widths stored as pixels so far.
+    """
+
+    def __init__(self, archive: ArchiveWriter, store: Store) -> None:
+        self._archive = archive
+        self._store = store
+        self._scratch = Scratch()
+        self.sizes: set[tuple[int, int]] = set()
+
+    def reserve(self, data: memoryview, info: ImageInfo) -> None:
+        """Reserve a member in the archive and fill it with what is stored of an image.
+
+        Args:
+            data: the image file; may lie where the archive reserved a member before.
+            info: what probe_image said about it.
+
+        Raises:
+            CodecError: the image does not decode.
+            OSError: the archive cannot be written.
+        """
+        cut = self._store.cut(info.height, info.width)
+        if self._store.kind == "raw":
+            self._reserve_pixels(data, info, cut)
+        elif self._changes(info, cut):
+            pixels = decode_image(data, info, scratch=self._scratch)
+            out = np.empty((*cut.size, 3), np.uint8)
+            _resize(pixels, cut, out)
+            encoded = encode_image(out, info.format, self._store.quality or _QUALITY)
+            self._archive.reserve(len(encoded))[:] = encoded
+
+    def _changes(self, info: ImageInfo, cut: Cut) -> bool:
+        if cut.size != (info.height, info.width):
+            return True
+        return self._store.quality is not None and info.format in LOSSY
+
+    def _reserve_pixels(self, data: memoryview, info: ImageInfo, cut: Cut) -> None:
+        pixels = decode_image(data, info, scratch=self._scratch)
+        header = _npy_header(cut.size)
+        place = self._archive.reserve(len(header) + cut.size[0] * cut.size[1] * 3)
+        place[: len(header)] = header
+        out = np.frombuffer(place, np.uint8, offset=len(header)).reshape(*cut.size, 3)
+        _resize(pixels, cut, out)
+        self.sizes.add(cut.size)
+
+
+def _resize(pixels: NDArray[np.uint8], cut: Cut, out: NDArray[np.uint8]) -> None:
+    part = pixels[cut.top : cut.top + cut.height, cut.left : cut.left + cut.width]
+    if part.shape == out.shape:
+        out[:] = part
+        return
+    shrinks = cut.height >= cut.size[0] and cut.width >= cut.size[1]
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    cv2.resize(part, cut.size[::-1], dst=out, interpolation=how)
+
+
+@lru_cache(maxsize=256)
+def _npy_header(size: tuple[int, int]) -> bytes:
+    stream = BytesIO()
+    header = {"descr": "|u1", "fortran_order": False, "shape": (*size, 3)}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue()
+
+
+_SIDE, _KEPT = 32, 8
+_SHRINKS = (8, 4, 2, 1)
+
+
+@decoder
+def perceptual_hash(data: Buffer, info: ImageInfo, scratch: Scratch) -> int:
+    """Hash a picture to 64 bits.
+
+    Args:
+        data: the whole image file.
+        info: what probe_image said about it.
+        scratch: where it is decoded.
+
+    Raises:
+        CodecError: the image does not decode.
+    """
+    shorter = min(info.height, info.width)
+    shrink = next((some for some in _SHRINKS if shorter >= some * 2 * _SIDE), 1)
+    shrink = shrink if info.format == "jpeg" else 1
+    pixels = decode_stored(memoryview(data).cast("B"), info, scratch, shrink=shrink)
+    if info.orientation != UPRIGHT:
+        pixels = apply_orientation(pixels, info.orientation)
+    small = cv2.resize(pixels, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+    gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float64)
+    low: NDArray[np.float64] = np.rint(cv2.dct(gray)[:_KEPT, :_KEPT].ravel())
+    bits = low > np.median(low[1:])
+    bits[0] = False  # the mean, which says how bright it is
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")

@@ -1,0 +1,500 @@
+"""Receipts of finished shards, by which an interrupted pack goes on where it was.
+
+A receipt lies in the work folder beside the list of samples. It says of which lines of that list
+the shard was made, and of which versions of its source files (see shardio.packing.listing). A later
+run of the same pack makes only the shards whose receipts say something else, or that are not there
+as they were written. What is known of a shard beyond that comes from its index.
+
+Writing one shard: a function from a task to files and a receipt, run anywhere.
+
+The tar goes to disk first, then its index, then its receipt. The bytes depend on the samples and
+the store alone: no clock, owner or mode enters a header. What decodes images is loaded only by a
+task that decodes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from shardio.errors import CodecError, IndexFileError, PackError, UsageError, quoted, shown
+from shardio.fields.base import PIXELS_FIELD, is_mask, kind_of
+from shardio.fields.probe import check_complete, probe_image
+from shardio.indexing.manifest import ShardReceipt, index_path, receipt_of, write_index
+from shardio.indexing.scan import IndexBuilder
+from shardio.indexing.shard_index import ShardIndex, read_index
+from shardio.naming import join_member_name
+from shardio.packing.engine import Ticker
+from shardio.packing.listing import (
+    Problem,
+    SourceFiles,
+    SourceSample,
+    Spool,
+    UnreadableError,
+    Versions,
+    hash_file,
+    keeps_ctime,
+    state_of,
+)
+from shardio.packing.names import WHOLE, WORK_FOLDER, is_shard_name, path_in
+from shardio.packing.plan import Store
+from shardio.storage.folder import Folder, final_name
+from shardio.tar.writer import ArchiveWriter
+
+if TYPE_CHECKING:
+    from shardio.packing.images import PixelWriter
+
+_RECEIPTS = "receipts"
+_SUFFIX = ".json"
+_DAMAGED = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+    IndexFileError,
+)
+_LIMIT = 1 << 28  # bytes of a receipt; every size of the images of a shard is in it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedShard:
+    """What a task did.
+
+    Attributes:
+        part: name of the split that the shard belongs to.
+        receipt: of the shard.
+        fields: that its samples have.
+        sizes: heights and widths of its images, if their pixels are stored.
+    """
+
+    part: str
+    receipt: ShardReceipt
+    fields: tuple[str, ...]
+    sizes: frozenset[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """The files that a shard was made of.
+
+    Attributes:
+        since: time (ns) when the first was read.
+        digest: digest of their versions.
+    """
+
+    since: int
+    digest: str
+
+
+def packed_shard(
+    part: str, name: str, index: ShardIndex, sizes: frozenset[tuple[int, int]]
+) -> PackedShard:
+    """What a task did, as the index of its shard says it.
+
+    Args:
+        part: name of the split.
+        name: file name of the shard.
+        index: index of the shard.
+        sizes: heights and widths of its images, if their pixels are stored.
+    """
+    return PackedShard(
+        part=part,
+        receipt=receipt_of(name, index),
+        fields=index.fields,
+        sizes=sizes,
+    )
+
+
+def write_receipt(
+    work: Folder, shards: Folder, packed: PackedShard, *, task: str, sources: Sources
+) -> None:
+    """Keep what a task did.
+
+    Args:
+        work: work folder.
+        shards: folder of the shard.
+        packed: what the task did.
+        task: digest of what it was to do.
+        sources: the files that it read.
+
+    Raises:
+        OSError: the receipt cannot be written.
+    """
+    name = packed.receipt.name
+    status = shards.find_file(name)
+    row = {
+        "task": task,
+        "since": sources.since,
+        "sources": sources.digest,
+        "sha256": packed.receipt.sha256,
+        "state": None if status is None else state_of(status),
+        "sizes": sorted(packed.sizes),
+    }
+    with (
+        work.inside(_RECEIPTS, make=True) as every,
+        every.inside(packed.part, make=True) as receipts,
+        receipts.write(name + _SUFFIX) as stream,
+    ):
+        stream.write(json.dumps(row).encode("ascii"))
+
+
+def find_receipt(
+    work: Folder, shards: Folder, part: str, name: str, *, task: str
+) -> tuple[PackedShard, Sources] | None:
+    """What an earlier run did of the same task, and the files that it read.
+
+    A receipt that is damaged, or of a shard that is not as it was written, counts for nothing, and
+    the shard is made again.
+
+    Args:
+        work: work folder.
+        shards: folder of the shard.
+        part: name of its split.
+        name: file name of the shard.
+        task: digest of what is to be done.
+
+    Raises:
+        OutputError: something else than a file has the place of the shard or its receipt.
+    """
+    status, path = shards.find_file(name), shards.path / name
+    try:
+        with work.inside(_RECEIPTS) as every, every.inside(part) as receipts:
+            row = json.loads(receipts.read(name + _SUFFIX, _LIMIT))
+        sizes = frozenset((int(height), int(width)) for height, width in row["sizes"])
+        sources = Sources(since=int(row["since"]), digest=str(row["sources"]))
+        index = read_index(index_path(path))
+        if status is None or (row["task"], row["sha256"]) != (task, index.shard_sha256):
+            return None
+        is_as_written = row["state"] == state_of(status) and keeps_ctime(path)
+        if not is_as_written and hash_file(path) != index.shard_sha256:
+            return None
+    except _DAMAGED:
+        return None
+    return packed_shard(part, name, index, sizes), sources
+
+
+def finished_shards(work: Folder) -> list[str]:
+    """Paths, relative to the output folder, of shards that have a receipt.
+
+    Raises:
+        OutputError: something else than a file has the place of a receipt.
+    """
+    return sorted(path_in(part, name) for part, name, _ in _receipts(work))
+
+
+def lost_shards(work: Folder, tasks: Mapping[str, str]) -> list[str]:
+    """Finished shards that a pack does not take up.
+
+    Args:
+        work: work folder.
+        tasks: digests of what the pack is to do, by the paths of its shards.
+
+    Returns:
+        Paths relative to the output folder.
+
+    Raises:
+        OutputError: something else than a file has the place of a receipt.
+    """
+    lost = []
+    for part, name, receipts in _receipts(work):
+        shard = path_in(part, name)
+        with suppress(*_DAMAGED):  # a damaged receipt tells of nothing
+            if json.loads(receipts.read(name + _SUFFIX, _LIMIT))["task"] != tasks.get(shard):
+                lost.append(shard)
+    return lost
+
+
+def remove_receipts(work: Folder, shards: Iterable[str]) -> None:
+    """Forget shards, by their paths relative to the output folder."""
+    unwanted = {*shards}
+    for part, name, receipts in _receipts(work):
+        if path_in(part, name) in unwanted:
+            receipts.remove(name + _SUFFIX)
+
+
+def remove_all_receipts(work: Folder) -> None:
+    """Remove the receipts, and their folders if nothing else is in them."""
+    for _, receipts in _folders(work):
+        for name in receipts.names():
+            if _is_receipt(name):
+                receipts.remove(name)
+    with suppress(OSError):
+        with work.inside(_RECEIPTS) as every:
+            for name in every.names():
+                with suppress(OSError):
+                    every.remove_folder(name)
+        work.remove_folder(_RECEIPTS)
+
+
+def check_work(work: Folder) -> None:
+    """Look at the work folder of an interrupted pack.
+
+    Raises:
+        OutputError: something else than files lies in it.
+    """
+    for name in work.names():
+        if name != _RECEIPTS:
+            work.find_file(name)
+    finished_shards(work)
+
+
+def _receipts(work: Folder) -> Iterator[tuple[str, str, Folder]]:
+    """Split and name of each shard with a receipt, and the folder that this lies in."""
+    for part, receipts in _folders(work):
+        for name in receipts.names():
+            if _is_receipt(name) and receipts.find_file(name) and name == final_name(name):
+                yield part, name.removesuffix(_SUFFIX), receipts
+
+
+def _folders(work: Folder) -> Iterator[tuple[str, Folder]]:
+    """Folders of receipts by the names of splits.
+
+    Raises:
+        OutputError: one is no real folder.
+    """
+    with suppress(FileNotFoundError), work.inside(_RECEIPTS) as every:
+        yield WHOLE, every
+        for name in every.names():
+            if not _is_receipt(name):
+                with every.inside(name) as receipts:
+                    yield name, receipts
+
+
+def _is_receipt(name: str) -> bool:
+    """Whether a name is that of a receipt, or of one that is being written."""
+    final = final_name(name)
+    return final.endswith(_SUFFIX) and is_shard_name(final.removesuffix(_SUFFIX))
+
+
+_FIELD_OF_FORMAT = {"jpeg": "jpg"}
+_PROBLEMS = (UnreadableError, CodecError, UsageError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SampleTask:
+    """Some samples, and how they are packed.
+
+    Attributes:
+        root: folder that their paths start from.
+        samples: the list of them.
+        store: how their images are stored.
+        check: look at images, whether they are some and whole.
+    """
+
+    root: str
+    samples: Spool
+    store: Store
+    check: bool
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ShardTask(SampleTask):
+    """One shard to write.
+
+    Attributes:
+        part: name of its split.
+        name: file name of the shard.
+    """
+
+    part: str
+    name: str
+
+    @property
+    def shard(self) -> str:
+        """Path of the shard in the output folder."""
+        return path_in(self.part, self.name)
+
+    def digest(self) -> str:
+        """What the task is to do, told from what others are."""
+        digest = hashlib.sha256()
+        settings = f"{self.root} {self.store} {self.check}\n"
+        digest.update(settings.encode("utf-8", "surrogateescape"))
+        digest.update(self.samples.hashes.data)
+        return digest.hexdigest()
+
+
+def pack_shard(task: ShardTask, ticker: Ticker) -> PackedShard:
+    """Write a shard, its index and its receipt, if they are not there already.
+
+    Args:
+        task: what to write.
+        ticker: hears of every sample.
+
+    Raises:
+        PackError: something of the source cannot be packed; names it.
+        CancelledError: the ticker says so.
+        OutputError: something else than a file or folder has a place in the output.
+        OSError: the shard cannot be written.
+    """
+    out, digest = Path(task.samples.out), task.digest()
+    with Folder.open(out, WORK_FOLDER) as work, Folder.open(out, task.part) as shards:
+        found = find_receipt(work, shards, task.part, task.name, task=digest)
+        if found is not None and found[1] == _look_at_sources(task, found[1].since):
+            ticker.tick(len(task))
+            return found[0]
+        packed, sources = _write_shard(task, ticker, shards)
+        write_receipt(work, shards, packed, task=digest, sources=sources)
+        return packed
+
+
+def _write_shard(task: ShardTask, ticker: Ticker, shards: Folder) -> tuple[PackedShard, Sources]:
+    """Write a shard and its index; returns the files that it was made of, too."""
+    since = time.time_ns()
+    builder, versions = IndexBuilder(str(shards.path / task.name)), Versions(since)
+    with (
+        _maybe_decoding(task.store),
+        SourceFiles(task.root, versions) as files,
+        shards.write(task.name) as stream,
+    ):
+        packer = _Packer(stream, task, files)
+        for sample in task.samples:
+            try:
+                packer.pack(sample, builder)
+            except _PROBLEMS as error:
+                raise refusal(_problem(sample, error)) from error
+            ticker.tick(1)
+        sha256 = packer.archive.finish()
+    index = builder.build(shard_size=packer.archive.size, shard_sha256=sha256, checksums=True)
+    write_index(shards, task.name, index)
+    packed = packed_shard(task.part, task.name, index, packer.sizes)
+    return packed, Sources(since=since, digest=versions.digest())
+
+
+def find_problems(task: SampleTask, ticker: Ticker) -> list[Problem | None]:
+    """Why each sample cannot be packed, or None: they are packed into nothing."""
+    problems: list[Problem | None] = []
+    with _maybe_decoding(task.store), SourceFiles(task.root) as files:
+        packer = _Packer(_Nowhere(), task, files)
+        for sample in task.samples:
+            try:
+                packer.pack(sample, IndexBuilder(""))
+            except _PROBLEMS as error:
+                problems.append(_problem(sample, error))
+            else:
+                problems.append(None)
+            ticker.tick(1)
+    return problems
+
+
+def refusal(problem: Problem) -> PackError:
+    """The error that stops a pack because of a problem."""
+    return PackError(
+        f"{shown(problem.path)}: {problem.reason}; mend, rename or remove the file, "
+        "or pass --on-error skip to go on without it"
+    )
+
+
+def decoding() -> AbstractContextManager[None]:
+    """The context of work that decodes: the cores are the engine's to share out."""
+    from shardio.fields.image import one_opencv_thread  # noqa: PLC0415  loads OpenCV
+
+    return one_opencv_thread()
+
+
+def _maybe_decoding(store: Store) -> AbstractContextManager[None]:
+    return decoding() if store.decodes else nullcontext()
+
+
+class _Packer:
+    """Appends samples to an archive.
+
+    Args:
+        stream: where the archive goes.
+        task: how samples are packed.
+        files: reads them.
+    """
+
+    def __init__(self, stream: BinaryIO, task: SampleTask, files: SourceFiles) -> None:
+        self.archive = ArchiveWriter(stream)
+        self._store = task.store
+        self._check = task.check or task.store.decodes
+        self._files = files
+        self._pixels: PixelWriter | None = None
+        if task.store.decodes:
+            from shardio.packing.images import PixelWriter  # noqa: PLC0415  loads OpenCV
+
+            self._pixels = PixelWriter(self.archive, task.store)
+
+    @property
+    def sizes(self) -> frozenset[tuple[int, int]]:
+        """Heights and widths of the images, if their pixels are stored."""
+        return frozenset(self._pixels.sizes if self._pixels else ())
+
+    def pack(self, sample: SourceSample, builder: IndexBuilder) -> None:
+        images, taken = 0, set[str]()
+        for name, origin in sample.fields:
+            data = self._files.read(origin, self.archive.reserve)
+            field = name or ""
+            kind = kind_of(field)
+            if name is None or (self._check and kind == "image"):
+                images += 1
+                field = self._pack_image(name, data, is_only=images == 1)
+            elif kind == "pixels" and self._store.decodes:
+                raise UsageError(f"{name} holds pixels, and only image files can become others")
+            if field in taken:
+                raise UsageError(
+                    f"the sample has the field {quoted(field)} twice; name one otherwise"
+                )
+            taken.add(field)
+            member = join_member_name(sample.key, field).encode("utf-8", "surrogateescape")
+            builder.add(sample.key, field, self.archive.commit(member))
+
+    def _pack_image(self, name: str | None, data: memoryview, *, is_only: bool) -> str:
+        """Look at an image in its place, or put another one there; returns its field."""
+        try:
+            info = probe_image(data, max_pixels=self._store.max_pixels)
+        except CodecError as error:
+            if name is not None:
+                raise
+            raise CodecError(f"{error}; files beside images are packed with --fields") from error
+        check_complete(data, info)
+        if self._pixels is not None:
+            if not is_only:
+                raise UsageError(
+                    f"{name} is the second image of the sample, and only one can be resized, "
+                    "encoded anew or stored as pixels"
+                )
+            if name is not None and is_mask(name):
+                raise UsageError(
+                    f"{name} holds classes as pixels, which would change if it was resized or "
+                    "encoded anew; pack it as it is"
+                )
+            self._pixels.reserve(data, info)
+            if self._store.kind == "raw":
+                return PIXELS_FIELD
+        return name or _FIELD_OF_FORMAT.get(info.format, info.format)
+
+
+class _Nowhere(io.BytesIO):
+    """Takes all that is written, and keeps none of it."""
+
+    def write(self, data: Any, /) -> int:
+        return len(data)
+
+
+def _look_at_sources(task: SampleTask, since: int) -> Sources | None:
+    """The files that samples are read from, as they are now; None if one cannot be looked at."""
+    versions = Versions(since)
+    with SourceFiles(task.root, versions) as files:
+        try:
+            for sample in task.samples:
+                files.look_at(sample)
+        except UnreadableError:
+            return None
+    return Sources(since=since, digest=versions.digest())
+
+
+def _problem(sample: SourceSample, error: Exception) -> Problem:
+    return Problem(path=sample.name, reason=str(error))

@@ -1,1 +1,0 @@
-"""Verifying shards, and repairing them: what is there, what is sound, what can be kept."""

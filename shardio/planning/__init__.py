@@ -1,0 +1,1 @@
+"""The order of an epoch: pure arithmetic on counts, seed and topology."""

@@ -1,0 +1,320 @@
+"""CRC-32 of many members at once.
+
+Short members go through the table of the polynomial together, a byte of each at a time. Long ones
+of one size lie end to end in one block: zlib takes the checksum of the block in one call, and the
+checksums of its members say what that must be, because CRC-32 is linear: appending n bytes to A
+gives M(crc(A)) ^ crc(appended), where M is a matrix over GF(2) that depends on n alone
+(zlib's crc32_combine). The members are combined in pairs, then pairs of pairs.
+
+Fields of many samples at once, copied out of their shards.
+
+Where the members of a batch are alike, as arrays of one shape and class numbers are, one copy for
+each field takes the place of a system call and a dozen of Python's steps for each sample. Every
+byte still has its checksum verified; where none is known, the headers are copied too, and verified.
+Buffers are kept: new memory would cost page faults, more than the copying.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import pairwise
+from operator import itemgetter
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardio.processes import new_lock
+from shardio.reading.shards import OpenShard, Places, ShardPool, Wanted
+from shardio.storage.copying import RowCopier
+from shardio.storage.local import BLOCK, LocalShard
+
+MOST_SHORT = 24
+"""Bytes of a member, up to which members may differ in size."""
+
+_JOINED = 16  # rows whose checksums are combined at once
+_ROWS, _BYTES = np.arange(_JOINED)[:, None], np.arange(4)
+_SHORT_RUN = 1 << 16
+
+Operator = NDArray[np.uint32]
+"""A linear map of 32 bits, uint32 [4, 256]: what each value of each of the four bytes maps to."""
+
+
+def check_rows(
+    block: NDArray[np.uint8], sizes: NDArray[np.int64], expected: NDArray[np.uint32]
+) -> bool:
+    """Tell whether members have the checksums that they should.
+
+    Args:
+        block: uint8 [n, w], one member a row, in its first bytes.
+        sizes: int64 [n], bytes of each member; all w where w is above MOST_SHORT.
+        expected: uint32 [n], CRC-32 of each.
+    """
+    width = block.shape[1]
+    if width > MOST_SHORT:
+        return zlib.crc32(block.data) == _crc_of_rows(expected, width)
+    return bool((_crc_of_short(block, sizes) == expected).all())
+
+
+def _crc_of_short(block: NDArray[np.uint8], sizes: NDArray[np.int64]) -> NDArray[np.uint32]:
+    table = _byte_table()
+    crc = np.full(len(block), 0xFFFFFFFF, np.uint32)
+    for place in range(block.shape[1]):
+        step = table[(crc ^ block[:, place]) & 0xFF] ^ (crc >> 8)
+        crc = np.where(place < sizes, step, crc)
+    return ~crc
+
+
+def _crc_of_rows(rows: NDArray[np.uint32], width: int) -> int:
+    """CRC-32 of rows of one width laid end to end, of the CRC-32 of each."""
+    level = 0
+    while len(rows) > 1:
+        missing = -len(rows) % _JOINED
+        if missing:  # zeros in front change nothing: the map of zero is zero
+            rows = np.concatenate([np.zeros(missing, np.uint32), rows])
+        operators = _joining(width * _JOINED**level)
+        images = operators[_ROWS, _BYTES, _bytes_of(rows).reshape(-1, _JOINED, 4)]
+        rows = np.bitwise_xor.reduce(images, axis=(1, 2))
+        level += 1
+    return int(rows[0])
+
+
+def _bytes_of(values: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(values, "<u4").view(np.uint8).reshape(-1, 4)
+
+
+def _apply(operator: Operator, values: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    combined: NDArray[np.uint32] = np.bitwise_xor.reduce(
+        operator[_BYTES, _bytes_of(values)], axis=1
+    )
+    return combined
+
+
+@lru_cache(maxsize=64)
+def _joining(size: int) -> NDArray[np.uint32]:
+    """The maps of _JOINED pieces of a size to what they give when laid end to end.
+
+    Returns:
+        uint32 [_JOINED, 4, 256]; each piece has as many more appended as follow it.
+    """
+    identity = np.arange(256, dtype=np.uint32) << np.array([[0], [8], [16], [24]], np.uint32)
+    operators = [identity]
+    step = _appending(size)
+    for _ in range(_JOINED - 1):
+        operators.append(np.stack([_apply(step, images) for images in operators[-1]]))
+    return np.stack(operators[::-1])
+
+
+@lru_cache(maxsize=64)
+def _appending(size: int) -> Operator:
+    """What appending that many bytes does to the checksum of what comes before."""
+    half = size // 2
+    if half > _SHORT_RUN:
+        once = _appending(half)
+        twice = np.stack([_apply(once, images) for images in once])
+        return np.stack([_apply(_appending(1), images) for images in twice]) if size % 2 else twice
+    zeros = bytes(size)
+    start = zlib.crc32(zeros)
+    bits = [zlib.crc32(zeros, 1 << bit) ^ start for bit in range(32)]
+    operator = np.zeros((4, 256), np.uint32)
+    for bit, image in enumerate(bits):
+        place, within = divmod(bit, 8)
+        operator[place, (np.arange(256) >> within & 1) == 1] ^= np.uint32(image)
+    return operator
+
+
+@lru_cache(maxsize=1)
+def _byte_table() -> NDArray[np.uint32]:
+    """The table of CRC-32 by bytes, polynomial 0xEDB88320 (ITU-T V.42, reflected)."""
+    table = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        table = np.where(table & 1, table >> 1 ^ np.uint32(0xEDB88320), table >> 1)
+    return table
+
+
+_MOST_AT_ONCE = 4 << 20  # bytes; they stay in the processor's cache while they are looked at
+
+
+class _Group(NamedTuple):
+    """Samples of one shard.
+
+    Attributes:
+        shard: that they are in.
+        file: of the shard.
+        samples: int64 [k], their positions there.
+        rows: which rows of what is gathered are theirs.
+    """
+
+    shard: OpenShard
+    file: LocalShard
+    samples: NDArray[np.int64]
+    rows: slice
+
+    def within(self, rows: slice) -> _Group:
+        """What of it is in some rows, which are counted from their first."""
+        start, stop = max(self.rows.start, rows.start), min(self.rows.stop, rows.stop)
+        samples = self.samples[max(start - self.rows.start, 0) : max(stop - self.rows.start, 0)]
+        return _Group(self.shard, self.file, samples, slice(start - rows.start, stop - rows.start))
+
+
+class Rows(NamedTuple):
+    """One field of several samples.
+
+    Attributes:
+        field: its name.
+        block: uint8 [n, w], where w is the greatest size.
+        sizes: int64 [n], how many bytes of each row belong to it.
+    """
+
+    field: str
+    block: NDArray[np.uint8]
+    sizes: NDArray[np.int64]
+
+
+class Gathered(NamedTuple):
+    """Several fields of several samples.
+
+    Attributes:
+        order: int64 [n], which sample each row is of.
+        keys: of the rows.
+        fields: one Rows a wanted field, valid until the next are gathered.
+    """
+
+    order: NDArray[np.int64]
+    keys: list[str]
+    fields: list[Rows]
+
+
+class Gatherer:
+    """Reads fields of samples of several shards.
+
+    Args:
+        pool: of the shards.
+        wanted: fields with their alternatives.
+
+    Attributes:
+        lock: to be held while gathering. The steps are so short that two threads at once would
+            hand the interpreter's lock to each other at every one, and be slower than one.
+    """
+
+    def __init__(self, pool: ShardPool, wanted: Wanted) -> None:
+        self.lock = new_lock()
+        self._pool = pool
+        self._wanted = wanted
+        self._fields = [RowCopier() for _ in wanted]
+        self._headers = RowCopier()
+
+    def gather(
+        self, shards: NDArray[np.int64], samples: NDArray[np.int64]
+    ) -> Iterator[Gathered | None]:
+        """Read samples, some at a time.
+
+        Args:
+            shards: int64 [n], where each sample is.
+            samples: int64 [n], its position there.
+
+        Yields:
+            None, and nothing more, if the samples are not alike, or not what the index recorded:
+            reading them one by one tells.
+
+        Raises:
+            TarError: a shard was changed or cut off.
+        """
+        order = np.argsort(shards, kind="stable")
+        groups = self._group(shards[order], samples[order])
+        places = _locate(groups, self._wanted)
+        widths = _widths(places) if places is not None else []
+        if places is None or not widths:
+            yield None
+            return
+        at_once = max(1, _MOST_AT_ONCE // sum(widths))
+        for start in range(0, len(order), at_once):
+            inside = slice(start, min(start + at_once, len(order)))
+            some = [part for group in groups if (part := group.within(inside)).samples.size]
+            fields = self._read(some, places.each(itemgetter((slice(None), inside))), widths)
+            if fields is None:
+                yield None
+                return
+            keys = [key for group in some for key in group.shard.keys(group.samples)]
+            yield Gathered(order[inside], keys, fields)
+
+    def _group(self, shards: NDArray[np.int64], samples: NDArray[np.int64]) -> list[_Group]:
+        bounds = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(shards)]
+        groups: list[_Group] = []
+        for start, end in pairwise(bounds):
+            shard = self._pool.get(int(shards[start]))
+            groups.append(_Group(shard, shard.file(), samples[start:end], slice(start, end)))
+        return groups
+
+    def _read(self, groups: list[_Group], places: Places, widths: list[int]) -> list[Rows] | None:
+        """The bytes of all fields; None if they are not what the index recorded."""
+        found: list[Rows] = []
+        files, counts = [group.file for group in groups], [len(group.samples) for group in groups]
+        for field, width in enumerate(widths):
+            block = self._fields[field].copy(files, counts, places.offsets[field], width)
+            sizes, sums = places.sizes[field], places.checksums
+            if block is None or not (sums is None or check_rows(block, sizes, sums[field])):
+                return None
+            found.append(Rows(places.fields[field], block, sizes))
+        if places.headers is not None and not self._are_in_place(
+            files, counts, places, places.headers
+        ):
+            return None
+        return found
+
+    def _are_in_place(
+        self,
+        files: list[LocalShard],
+        counts: list[int],
+        places: Places,
+        expected: NDArray[np.uint32],
+    ) -> bool:
+        """Whether the headers of all fields, which reach to the data, are those of the index.
+
+        They are copied after the data: whoever overwrites a shard meets the headers first.
+        """
+        firsts, sizes = places.firsts.T, (places.offsets - places.firsts).T
+        several = [count * sizes.shape[1] for count in counts]
+        block = self._headers.copy(files, several, firsts.reshape(-1), int(sizes[0, 0]))
+        return block is not None and check_rows(block, sizes.reshape(-1), expected.T.reshape(-1))
+
+
+def _locate(groups: list[_Group], wanted: Wanted) -> Places | None:
+    """Where the fields of all samples are; None if they are not alike."""
+    found = [group.shard.places(group.samples, wanted) for group in groups]
+    parts = [part for part in found if part is not None]
+    if len(parts) < len(found) or len({part.fields for part in parts}) > 1:
+        return None
+    sums = [part.checksums for part in parts if part.checksums is not None]
+    headers = [part.headers for part in parts if part.headers is not None]
+    offsets = np.concatenate([part.offsets for part in parts], axis=1)
+    if {len(sums), len(headers)} - {0, len(parts)} or int(offsets.min()) < 0:
+        return None
+    return Places(
+        parts[0].fields,
+        offsets,
+        np.concatenate([part.sizes for part in parts], axis=1),
+        np.concatenate([part.firsts for part in parts], axis=1) if headers else offsets,
+        np.concatenate(sums, axis=1) if sums else None,
+        np.concatenate(headers, axis=1) if headers else None,
+    )
+
+
+def _widths(places: Places) -> list[int]:
+    """Bytes to copy of each field.
+
+    Returns:
+        The greatest size of each; none if sizes differ that must not, or data start inside a block
+        (so that what follows a shorter member is no padding), or a field is empty in all samples,
+        or headers that are verified differ in size.
+    """
+    most = places.sizes.max(axis=1)
+    unlike = (most > MOST_SHORT) & (places.sizes.min(axis=1) < most)
+    if unlike.any() or (most <= 0).any() or (places.offsets % BLOCK).any():
+        return []
+    if places.headers is not None and np.ptp(places.offsets - places.firsts):
+        return []
+    widths: list[int] = most.tolist()
+    return widths

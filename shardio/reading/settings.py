@@ -1,0 +1,141 @@
+"""From what a user asks for to a plan: what does not fit together is refused with the way out.
+
+Nothing here needs torch, so that the command line plans what a training loop would read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from shardio.errors import SituationError, UsageError, counted
+from shardio.indexing.catalog import Catalog, open_catalog
+from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, Shuffle, Tail, count_steps
+from shardio.planning.samples import Samples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSettings:
+    """What ShardDataset would be given.
+
+    Attributes:
+        source: see shardio.indexing.catalog.open_catalog.
+        batch_size: samples of one rank in a step.
+        ranks: number of ranks.
+        shuffle: as ShardDataset takes it.
+        seed: of the shuffle.
+        window: shards in a window.
+        streams: canonical streams.
+        tail: see shardio.planning.epoch.
+        epoch: from 0.
+        allow_empty: as ShardDataset takes it.
+    """
+
+    source: str
+    batch_size: int
+    ranks: int = 1
+    shuffle: bool | Literal["full"] = False
+    seed: int = 0
+    window: int = DEFAULT_WINDOW
+    streams: int = 1
+    tail: Tail = "pad"
+    epoch: int = 0
+    allow_empty: bool = False
+
+
+def open_plan(settings: PlanSettings) -> tuple[Catalog, EpochPlan]:
+    """The shards of a source and the plan of an epoch.
+
+    Raises:
+        UsageError: nothing is at the source, or the settings do not fit together.
+        IndexFileError: a manifest or index is damaged or stale.
+        TarError: a shard without index is damaged.
+    """
+    catalog = open_catalog(settings.source, allow_empty=settings.allow_empty)
+    samples = Samples([shard.samples for shard in catalog.shards])
+    shuffle = make_shuffle(
+        settings.shuffle, seed=settings.seed, window=settings.window, streams=settings.streams
+    )
+    global_batch_size = settings.batch_size * settings.ranks
+    check_plan(
+        settings.source,
+        samples,
+        shuffle,
+        tail=settings.tail,
+        world_size=settings.ranks,
+        global_batch_size=global_batch_size,
+    )
+    plan = EpochPlan(
+        samples,
+        shuffle,
+        global_batch_size=global_batch_size,
+        epoch=settings.epoch,
+        tail=settings.tail,
+    )
+    return catalog, plan
+
+
+def make_shuffle(
+    shuffle: bool | Literal["full"], *, seed: int, window: int, streams: int
+) -> Shuffle:
+    """The order that the arguments of ShardDataset ask for."""
+    return Shuffle(
+        seed=seed,
+        on=bool(shuffle),
+        window=None if shuffle == "full" else window,
+        streams=streams,
+    )
+
+
+def check_plan(
+    name: str,
+    samples: Samples,
+    shuffle: Shuffle,
+    *,
+    tail: Tail,
+    world_size: int,
+    global_batch_size: int,
+) -> None:
+    """Refuse a plan that has no steps, or none that are equal for all ranks.
+
+    Args:
+        name: of the dataset, for the message.
+        samples: of the dataset.
+        shuffle: their order.
+        tail: see shardio.planning.epoch.
+        world_size: number of ranks.
+        global_batch_size: samples of all ranks in a step.
+
+    Raises:
+        UsageError: always with the way out.
+    """
+    streams = shuffle.streams
+    if not len(samples):
+        raise SituationError(f"{name}: the dataset has no samples")
+    if tail == "short" and world_size > 1:
+        raise UsageError(
+            f"tail='short' with {world_size} ranks would give them unequal steps, or batches of "
+            "unequal size; pass tail='pad' and weigh by batch['valid'], or tail='drop'"
+        )
+    if streams > 1 and streams % world_size:
+        raise UsageError(
+            f"{world_size} ranks do not divide streams={streams}: each rank reads whole streams, "
+            f"so use {_divisors(streams)} ranks, or streams=1 for any number"
+        )
+    if global_batch_size % streams:
+        raise UsageError(
+            f"streams={streams} do not divide the global batch size {global_batch_size}: each "
+            f"stream fills an equal part of it; make it a multiple of {streams}"
+        )
+    if streams > len(samples):
+        raise SituationError(f"{name}: streams={streams} are more than its {len(samples)} samples")
+    if count_steps(len(samples), global_batch_size, tail) == 0:
+        raise SituationError(
+            f"{name}: {counted(len(samples), 'sample')} do not fill one global batch, which "
+            "tail='drop' leaves out; make the batch smaller or pass tail='pad'"
+        )
+
+
+def _divisors(number: int) -> str:
+    found = [str(part) for part in range(1, number + 1) if number % part == 0]
+    return f"{', '.join(found[:-1])} or {found[-1]}"

@@ -1,1 +1,0 @@
-"""TFRecord files: their framing, and the tf.train.Example messages inside."""
