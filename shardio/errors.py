@@ -12,9 +12,9 @@
     └── PackError       a source or destination that cannot be packed
         └── OutputError     a link, pipe or device where shardio writes a file or folder of its own
 
-A message is one sentence that says what, where and the way out. Every class is built from
-that message alone, so that it survives pickling and the re-raise in a DataLoader; the place
-is kept in attributes as well.
+An error carries as values what happened, where, and what to do; its sentence is made of them:
+"where: what; remedy". Code that meets an error reads these values, never the sentence. Every class
+can be made of one text alone, since a DataLoader raises a worker's error again from its text.
 
 Names that messages show come from archives, so they may hold whatever a terminal obeys, and be
 long. What is shown of them is escaped and cut: by `shown` and `quoted` where a message is made, and
@@ -24,7 +24,9 @@ once more in every message, for names that have passed both by.
 from __future__ import annotations
 
 import re
+from typing import TypeVar
 
+_Error = TypeVar("_Error", bound="ShardioError")
 _LONGEST = 200  # characters of a name
 _LONG_WORD = re.compile(r"\S{1001,}")  # shorter paths are shown whole
 
@@ -69,28 +71,84 @@ def _cut(text: str) -> str:
 class ShardioError(Exception):
     """Base of every error that shardio raises.
 
+    Args:
+        what: what happened.
+        where: file, sample or argument that it happened to, as a user knows it.
+        remedy: what to do about it.
+        shard: path of the shard.
+        offset: byte offset in the shard.
+        key: key of the sample.
+        field: field of the sample.
+
     Attributes:
-        shard: path of the shard, if the error has one.
-        offset: byte offset in the shard, if the error has one.
-        key: key of the sample, if the error has one.
-        field: field of the sample, if the error has one.
+        what: as given.
+        where: as given; None if there is no place.
+        remedy: as given; None if there is none.
+        shard: as given, or None.
+        offset: as given, or None.
+        key: as given, or None.
+        field: as given, or None.
     """
 
     def __init__(
         self,
-        message: str,
+        what: str,
         *,
+        where: object = None,
+        remedy: str | None = None,
         shard: str | None = None,
         offset: int | None = None,
         key: str | None = None,
         field: str | None = None,
     ) -> None:
-        whole = escaped(message, kept="\n")  # DataLoader puts a traceback into it
-        super().__init__(_LONG_WORD.sub(lambda word: _cut(word[0]), whole))
+        self.what = _fit_for_terminals(what)
+        self.where = None if where is None else _fit_for_terminals(str(where))
+        self.remedy = None if remedy is None else _fit_for_terminals(remedy)
+        place = "" if self.where is None else f"{self.where}: "
+        way = "" if self.remedy is None else f"; {self.remedy}"
+        super().__init__(f"{place}{self.what}{way}")
         self.shard = shard
         self.offset = offset
         self.key = key
         self.field = field
+
+    def at(
+        self,
+        where: object,
+        kind: type[_Error],
+        *,
+        remedy: str | None = None,
+        shard: str | None = None,
+        offset: int | None = None,
+        key: str | None = None,
+        field: str | None = None,
+    ) -> _Error:
+        """Make an error that says the same of a place; see the class for the arguments.
+
+        Args:
+            where: place that it happened to.
+            kind: class of the new error.
+            remedy: what to do about it, besides what this error says.
+            shard: path of the shard.
+            offset: byte offset in the shard.
+            key: key of the sample.
+            field: field of the sample.
+        """
+        ways = [way for way in (self.remedy, remedy) if way is not None]
+        return kind(
+            self.what if self.where is None else f"{self.where}: {self.what}",
+            where=where,
+            remedy="; ".join(ways) or None,
+            shard=shard,
+            offset=offset,
+            key=key,
+            field=field,
+        )
+
+
+def _fit_for_terminals(text: str) -> str:
+    whole = escaped(text, kept="\n")  # DataLoader puts a traceback into it
+    return _LONG_WORD.sub(lambda word: _cut(word[0]), whole)
 
 
 class UsageError(ShardioError, ValueError):

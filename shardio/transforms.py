@@ -277,8 +277,8 @@ class Normalize:
             )
         if not all(0 <= value <= 1 for value in mean):
             raise UsageError(
-                f"mean={mean}: it is of channels scaled to 0 to 1; divide means of 0 to 255, and "
-                "their std, by 255"
+                f"mean={mean}: it is of channels scaled to 0 to 1",
+                remedy="divide means of 0 to 255, and their std, by 255",
             )
         if not dtype.is_floating_point:
             raise UsageError(f"dtype={dtype}: it must be a floating one, as torch.float16")

@@ -51,7 +51,9 @@ def plan(settings: PlanSettings, workers: int, nodes: int, as_json: bool) -> Non
     else:
         _show(coverage)
     if not coverage.exact:
-        raise ShardioError(f"{settings.source}: the plan is not exact; this is a bug in shardio")
+        raise ShardioError(
+            "the plan is not exact", where=settings.source, remedy="this is a bug in shardio"
+        )
 
 
 def _show(coverage: Coverage) -> None:

@@ -36,8 +36,8 @@ def replay(settings: PlanSettings, step: int, rank: int | None, out: str, as_jso
         click.echo(_sentence(batch, out))
     if problems:
         raise ShardioError(
-            f"{len(problems)} of the samples have members that could not be written; the first: "
-            f"{problems[0]}"
+            f"members of {counted(len(problems), 'sample')} could not be written, of the first "
+            f"since {problems[0]}"
         )
 
 

@@ -79,9 +79,9 @@ def read_names(
     if path is None:
         return None
     if Path(path).exists() and not Path(path).is_file():
-        raise SituationError(f"{path}: it is not a file")
+        raise SituationError("it is not a file", where=path)
     try:
         text = Path(path).read_text("utf-8")
     except (OSError, UnicodeError) as error:
-        raise SituationError(f"{path}: it cannot be read as text ({error})") from error
+        raise SituationError(f"it cannot be read as text ({error})", where=path) from error
     return [line for line in text.splitlines() if line]

@@ -85,8 +85,9 @@ def read_layout(entry: ShardEntry) -> Layout:
     samples = [[*group] for _, group in groupby(found, lambda member: member.key)]
     if len(samples) != entry.samples:
         raise IndexFileError(
-            f"{entry.name}: the index is stale: it has {entry.samples} samples, the shard "
-            f"{len(samples)}; run `shardio index` on it",
+            f"the index is stale: it has {entry.samples} samples, the shard {len(samples)}",
+            where=entry.name,
+            remedy="run `shardio index` on it",
             shard=entry.name,
         )
     return Layout(samples, end)
@@ -105,12 +106,16 @@ def dali_index(entry: ShardEntry) -> bytes:
         for member in sample:
             if member.name.split() != [member.name]:
                 raise IndexFileError(
-                    f"{entry.name}: the member {quoted(member.name)} has white space in its name, "
-                    "which DALI's index cannot hold; pack it under another name"
+                    f"the member {quoted(member.name)} has white space in its name, which "
+                    "DALI's index cannot hold",
+                    where=entry.name,
+                    remedy="pack it under another name",
                 )
         lines.append(" ".join(map(_dali_entry, sample)))
     if not lines:
-        raise IndexFileError(f"{entry.name}: DALI takes no shard without samples; leave it out")
+        raise IndexFileError(
+            "DALI takes no shard without samples", where=entry.name, remedy="leave it out"
+        )
     text = "\n".join([f"{_DALI_VERSION} {len(lines)}", *lines, ""])
     return text.encode("utf-8", "surrogateescape")
 

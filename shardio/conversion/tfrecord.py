@@ -127,8 +127,9 @@ def _records(task: RecordTask, ticker: Ticker) -> Iterator[Buffer]:
 
 def _other_file(folder: Folder, task: RecordTask) -> PackError:
     return PackError(
-        f"{folder.path / task.name}: it is not what the conversion of {task.entry.name} makes; "
-        "move it away, or remove it, and run the conversion again"
+        f"it is not what the conversion of {task.entry.name} makes",
+        where=folder.path / task.name,
+        remedy="move it away, or remove it, and run the conversion again",
     )
 
 
@@ -148,9 +149,10 @@ def _features_of(
                 np.array([decode_cls(data)], np.int64) if field == LABEL_FIELD else [data]
             )
         except (UnreadableError, CodecError) as error:
-            raise SampleError(
-                f"{shown(sample.name)}, field {quoted(field)}: {error}; get or pack the shard "
-                "again",
+            raise error.at(
+                f"{shown(sample.name)}, field {quoted(field)}",
+                SampleError,
+                remedy="get or pack the shard again",
                 shard=task.entry.name,
                 key=sample.key,
                 field=field,
@@ -178,18 +180,22 @@ def hold_record_folder(path: Path, made: str) -> Iterator[Folder]:
     path.mkdir(parents=True, exist_ok=True)
     with Folder.open(path) as folder, open_lock(folder, LOCK_NAME) as lock:
         if not lock.take():
-            raise PackError(f"{path}: another conversion writes to this folder; wait for it")
+            raise PackError(
+                "another conversion writes to this folder", where=path, remedy="wait for it"
+            )
         mine, before = made.encode("ascii"), lock.read()
         if not re.fullmatch(rb"[0-9a-f]*", before) or len(before) > len(mine):
             raise PackError(
-                f"{lock.path}: it is no lock that a conversion wrote; remove it if no other "
-                "program needs it, or name another folder"
+                "it is no lock that a conversion wrote",
+                where=lock.path,
+                remedy="remove it if no other program needs it, or name another folder",
             )
         begun = len(before) == len(mine)  # what was cut off was never acted on
         if begun and before != mine:
             raise PackError(
-                f"{path}: a conversion of something else into this folder was interrupted; "
-                "run it again, or name another folder"
+                "a conversion of something else into this folder was interrupted",
+                where=path,
+                remedy="run it again, or name another folder",
             )
         try:
             if not begun:
@@ -214,8 +220,9 @@ def _record_files(folder: Folder) -> list[str]:
 def _refuse_files(folder: Folder) -> None:
     if found := _record_files(folder):
         raise PackError(
-            f"{folder.path}: the folder has TFRecord files already ({found[0]}); "
-            "name another one, or remove them first"
+            f"the folder has TFRecord files already ({found[0]})",
+            where=folder.path,
+            remedy="name another one, or remove them first",
         )
 
 
@@ -346,11 +353,13 @@ def check_arguments(
     if to not in get_args(Target):
         raise UsageError(f"to={to!r}: it must be one of {', '.join(get_args(Target))}")
     if to == "tfrecord" and out is None:
-        raise UsageError("TFRecord files need a folder of their own; name it as OUT")
+        raise UsageError("TFRecord files need a folder of their own", remedy="name it as OUT")
     if to != "tfrecord" and pairs:
-        raise UsageError("features are of TFRecord files; leave them out")
+        raise UsageError("features are of TFRecord files", remedy="leave them out")
     if pair := next((pair for pair in pairs if not pair.field), None):
-        raise UsageError(f"features: '={pair.name}' names no field; write it as jpg=image/encoded")
+        raise UsageError(
+            f"features: '={pair.name}' names no field", remedy="write it as jpg=image/encoded"
+        )
     return pairs
 
 
@@ -416,10 +425,12 @@ def _write_indexes(
             path.parent.name == INDEX_FOLDER and path.name.endswith(INDEX_SUFFIX)
         ):
             raise SituationError(
-                f"{path}: shardio's own index lies there; name another folder as OUT"
+                "shardio's own index lies there", where=path, remedy="name another folder as OUT"
             )
         if path.resolve() in shards:
-            raise SituationError(f"{path}: a shard has the name of the index; name a folder as OUT")
+            raise SituationError(
+                "a shard has the name of the index", where=path, remedy="name a folder as OUT"
+            )
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
     sizes = engine.run(write_index, tasks, _advance(catalog, progress))
@@ -432,7 +443,9 @@ def _write_indexes(
 def _write_wids(catalog: Catalog, out: str | PathLike[str] | None) -> int:
     folders = {_beside(_plain(entry), out) for entry in catalog.shards}
     if len(folders) > 1:
-        raise SituationError("the shards lie in several folders; name one for the index as OUT")
+        raise SituationError(
+            "the shards lie in several folders", remedy="name one for the index as OUT"
+        )
     folder = folders.pop()
     folder.mkdir(parents=True, exist_ok=True)
     data = wids_index(catalog.shards, folder)
@@ -447,8 +460,9 @@ def _refuse_records(source: ShardPaths) -> None:
     path = os.fspath(source) if isinstance(source, str | PathLike) else None
     if path is not None and not has_tars(path) and find_files(path) is not None:
         raise PackError(
-            f"{path}: these are TFRecord files; `shardio pack {path} OUT --shards N` makes shards "
-            "of them"
+            "these are TFRecord files",
+            where=path,
+            remedy=f"`shardio pack {path} OUT --shards N` makes shards of them",
         )
 
 
@@ -465,8 +479,9 @@ def _beside(entry: ShardEntry, out: str | PathLike[str] | None) -> Path:
 def _plain(entry: ShardEntry) -> ShardEntry:
     if entry.name.endswith(GZIP_SUFFIXES):
         raise PackError(
-            f"{entry.name}: other tools find samples in uncompressed tars only; "
-            "decompress it with gunzip"
+            "other tools find samples in uncompressed tars only",
+            where=entry.name,
+            remedy="decompress it with gunzip",
         )
     return entry
 
@@ -476,7 +491,7 @@ def _refuse_equal(tasks: Sequence[RecordTask | IndexTask]) -> None:
     again = next((path for path, times in paths.items() if times > 1), None)
     if again is not None:
         raise SituationError(
-            f"two shards would become {again}; convert them into different folders"
+            f"two shards would become {again}", remedy="convert them into different folders"
         )
 
 

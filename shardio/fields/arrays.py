@@ -151,7 +151,8 @@ def decode_pixels(data: Buffer) -> NDArray[np.uint8]:
     if not is_picture(array.dtype, array.shape):
         raise CodecError(
             f"a picture stored as pixels must be uint8 [H, W, 3], not {array.dtype} "
-            f"{list(array.shape)}; name the field otherwise if it is something else"
+            f"{list(array.shape)}",
+            remedy="name the field otherwise if it is something else",
         )
     return cast("NDArray[np.uint8]", array)
 

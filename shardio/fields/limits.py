@@ -76,4 +76,4 @@ def _needed(work: int, allowed: int) -> int:
 
 
 def _refusal(what: str, needed: int) -> CodecError:
-    return CodecError(f"{what}; if the file is trusted, max_pixels={needed} lets it through")
+    return CodecError(what, remedy=f"if the file is trusted, max_pixels={needed} lets it through")

@@ -78,19 +78,23 @@ class ShardEntry:
         index = read_index(Path(self.index))
         if index.shard_size != self.size or len(index) != self.samples:
             raise IndexFileError(
-                f"{self.name}: the index is stale: it describes {len(index)} samples in "
-                f"{index.shard_size} bytes, expected {self.samples} in {self.size}; "
-                "run `shardio index` on the folder of the shard"
+                f"the index is stale: it describes {len(index)} samples in "
+                f"{index.shard_size} bytes, expected {self.samples} in {self.size}",
+                where=self.name,
+                remedy="run `shardio index` on the folder of the shard",
             )
         if self.modified is None and index.checksums is None:
             raise IndexFileError(
-                f"{self.name}: the index has no checksums, which that of a packed shard has; run "
-                "`shardio index` on the folder of the shard"
+                "the index has no checksums, which that of a packed shard has",
+                where=self.name,
+                remedy="run `shardio index` on the folder of the shard",
             )
         if self.contents != _contents_of(index):
             raise IndexFileError(
-                f"{self.name}: the index is of other contents: the shard was changed after the "
-                "dataset was opened; open it again, or run `shardio index`"
+                "the index is of other contents: the shard was changed after the dataset "
+                "was opened",
+                where=self.name,
+                remedy="open it again, or run `shardio index`",
             )
         return index
 
@@ -124,19 +128,24 @@ class ShardEntry:
         self._compare(status.st_size, status.st_mtime_ns)
 
     def _missing(self) -> TarError:
-        return TarError(f"{self.name}: the shard is missing; get or pack it again", shard=self.name)
+        return TarError(
+            "the shard is missing", where=self.name, remedy="get or pack it again", shard=self.name
+        )
 
     def _compare(self, size: int, modified: int) -> None:
         if size != self.size:
             raise TarError(
-                f"{self.name}: the shard has {size} bytes, its index expects "
-                f"{self.size}; it was changed or cut off: run `shardio index` on its "
-                "folder if it is whole",
+                f"the shard has {size} bytes, its index expects {self.size}, so it was changed or "
+                "cut off",
+                where=self.name,
+                remedy="get it again, or run `shardio index` on its folder if it is whole",
                 shard=self.name,
             )
         if self.modified not in (None, modified):
             raise TarError(
-                f"{self.name}: the shard was changed after the dataset was opened; open it again",
+                "the shard was changed after the dataset was opened",
+                where=self.name,
+                remedy="open it again",
                 shard=self.name,
             )
 
@@ -199,8 +208,9 @@ def _refuse_stale(shard: ShardEntry, *, allow_empty: bool) -> None:
     found = index_shard(Path(shard.path), name=shard.name, checksums=False, allow_empty=allow_empty)
     if len(found):
         raise IndexFileError(
-            f"{shard.name}: the index is stale: it has no samples, the shard has {len(found)}; run "
-            "`shardio index` on the folder of the shard",
+            f"the index is stale: it has no samples, the shard has {len(found)}",
+            where=shard.name,
+            remedy="run `shardio index` on the folder of the shard",
             shard=shard.name,
         )
 
@@ -218,10 +228,11 @@ def list_parts(source: ShardPaths) -> list[Path]:
         return [path.parent if path.name == MANIFEST_NAME and path.is_file() else path]
     if not isinstance(named, Sequence) or isinstance(named, bytes | bytearray):
         raise UsageError(
-            f"{source!r} is no source of shards; give a path or pattern as text, or a list of them"
+            f"{source!r} is no source of shards",
+            remedy="give a path or pattern as text, or a list of them",
         )
     if not named:
-        raise UsageError("the list of shards is empty; name a packed folder or shards")
+        raise UsageError("the list of shards is empty", remedy="name a packed folder or shards")
     return [part for element in named for part in list_parts(element)]
 
 
@@ -250,7 +261,7 @@ def find_shards(part: Path) -> list[Path]:
                 else "make some with `shardio pack`"
             )
             raise SituationError(
-                f"{part}: no shards (*.tar, *.tar.gz, *.tgz) in this folder; {way}"
+                "no shards (*.tar, *.tar.gz, *.tgz) in this folder", where=part, remedy=way
             )
     else:
         shards = [part] if part.exists() else expand_pattern(str(part))
@@ -259,8 +270,11 @@ def find_shards(part: Path) -> list[Path]:
     for shard in shards:
         if not shard.is_file():
             raise SituationError(
-                f"{shard}: {part} names it as a shard, and it is not a file; use a pattern that "
-                "matches only shards, such as *.tar, or a list of folders"
+                f"{part} names it as a shard, and it is not a file",
+                where=shard,
+                remedy=(
+                    "use a pattern that matches only shards, such as *.tar, or a list of folders"
+                ),
             )
     return shards
 
@@ -272,8 +286,9 @@ def _refuse_twins(shards: Sequence[Path]) -> None:
         stem = shard.name.removesuffix(next(filter(shard.name.endswith, SHARD_SUFFIXES)))
         if stem in known:
             raise SituationError(
-                f"{shard.parent}: {known[stem].name} and {shard.name} look like one shard twice; "
-                "move one away, or name the shards in a list"
+                f"{known[stem].name} and {shard.name} look like one shard twice",
+                where=shard.parent,
+                remedy="move one away, or name the shards in a list",
             )
         known[stem] = shard
 
@@ -284,8 +299,10 @@ def refuse_missing(folder: Path, manifest: Manifest) -> None:
     missing = [shard.name for shard in manifest.shards if shard.name not in present]
     if missing:
         raise IndexFileError(
-            f"{folder}: {len(missing)} of {len(manifest.shards)} shards are missing, the first "
-            f"is {missing[0]}; get or pack them again"
+            f"{len(missing)} of {len(manifest.shards)} shards are missing, the first is "
+            f"{missing[0]}",
+            where=folder,
+            remedy="get or pack them again",
         )
 
 
@@ -293,8 +310,9 @@ def refuse_unfinished(folder: Path) -> None:
     """Raise IndexFileError if a pack into the folder has begun and not ended."""
     if (folder / PACKING_NAME).exists():
         raise IndexFileError(
-            f"{folder}: a pack into this folder was interrupted or still runs, so shards may be "
-            "missing; wait for it, or run the same `shardio pack` again"
+            "a pack into this folder was interrupted or still runs, so shards may be missing",
+            where=folder,
+            remedy="wait for it, or run the same `shardio pack` again",
         )
 
 
@@ -307,8 +325,9 @@ def expand_pattern(pattern: str) -> list[Path]:
     """
     if "::" in pattern:
         raise UsageError(
-            f"{pattern}: no such file, and sources joined by '::' are not read; give them one by "
-            "one, as a list"
+            "no such file, and sources joined by '::' are not read",
+            where=pattern,
+            remedy="give them one by one, as a list",
         )
     names: list[str] = []
     try:
@@ -317,24 +336,26 @@ def expand_pattern(pattern: str) -> list[Path]:
             names = [*braceexpand.braceexpand(pattern)]
     except (ValueError, RecursionError) as error:
         raise UsageError(
-            f"{pattern}: no such file, and its braces are no pattern ({error}); "
-            "write them like shard-{000000..000007}.tar"
+            f"no such file, and its braces are no pattern ({error})",
+            where=pattern,
+            remedy="write them like shard-{000000..000007}.tar",
         ) from error
     if named > _MOST_NAMES:
         raise UsageError(
-            f"{pattern}: its braces stand for more than {_MOST_NAMES:,} files; name their "
-            "folder, or use * in place of the numbers"
+            f"its braces stand for more than {_MOST_NAMES:,} files",
+            where=pattern,
+            remedy="name their folder, or use * in place of the numbers",
         )
     expanded = [Path(name) for name in names]
     missing = [str(path) for path in expanded if not path.exists()]
     if missing:
         raise SituationError(
-            f"{pattern}: {len(missing)} of {len(expanded)} shards do not exist, "
-            f"the first is {missing[0]}"
+            f"{len(missing)} of {len(expanded)} shards do not exist, the first is {missing[0]}",
+            where=pattern,
         )
     shards = expanded or [Path(name) for name in sorted(glob.glob(pattern))]  # noqa: PTH207  absolute patterns too
     if not shards:
-        raise SituationError(f"{pattern}: no such folder or shard, and no file matches it")
+        raise SituationError("no such folder or shard, and no file matches it", where=pattern)
     return shards
 
 
@@ -385,7 +406,8 @@ def _common_classes(packed: Iterable[Catalog]) -> tuple[str, ...] | None:
     if len(classes) > 1:
         raise SituationError(
             "the folders were packed with different classes, so that equal labels mean "
-            "different things; pack them with the same class folders"
+            "different things",
+            remedy="pack them with the same class folders",
         )
     return classes.pop() if classes else None
 
@@ -444,8 +466,9 @@ def _index_of(shard: Path, plain: Path) -> tuple[Path, ShardIndex]:
         size = plain.stat().st_size
         if index.shard_size != size:
             raise IndexFileError(
-                f"{shard}: the index is stale: it describes {index.shard_size} bytes, the shard "
-                f"has {size}; run `shardio index` on the shard"
+                f"the index is stale: it describes {index.shard_size} bytes, the shard has {size}",
+                where=shard,
+                remedy="run `shardio index` on the shard",
             )
         if index.verifies:
             return beside, index

@@ -148,8 +148,12 @@ def read_manifest(folder: Path) -> Manifest:
         return _parse(json.loads(_read(path)))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise IndexFileError(
-            f"{path}: the manifest is damaged or of another version ({error!r}); get or pack the "
-            "folder again, or delete it and run `shardio index` on the folder, without class names"
+            f"the manifest is damaged or of another version ({error!r})",
+            where=path,
+            remedy=(
+                "get or pack the folder again, or delete it and run `shardio index` on "
+                "the folder, without class names"
+            ),
         ) from error
 
 

@@ -110,8 +110,9 @@ def _packed_digests(folder: Path, *, whole: bool) -> dict[str, str]:
 def _compare(shard: Path, index: ShardIndex, digests: dict[str, str] | None) -> None:
     if digests is not None and digests.get(shard.name) != index.shard_sha256:
         raise IndexFileError(
-            f"{shard}: the shard is not what was packed (its SHA-256 is not in the manifest); get "
-            "it again, or pass --force to accept all shards of the folder as they are",
+            "the shard is not what was packed (its SHA-256 is not in the manifest)",
+            where=shard,
+            remedy=("get it again, or pass --force to accept all shards of the folder as they are"),
             shard=str(shard),
         )
 

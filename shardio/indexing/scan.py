@@ -79,8 +79,10 @@ class IndexBuilder:
             self._keys.append(key)
         elif field in self._fields_of_sample:
             raise TarError(
-                f"{self._shard}: sample {quoted(key)} has the field {quoted(field)} twice, the "
-                f"second time with data at offset {offset}; give one of the members another name",
+                f"sample {quoted(key)} has the field {quoted(field)} twice, the second "
+                f"time with data at offset {offset}",
+                where=self._shard,
+                remedy="give one of the members another name",
                 shard=self._shard,
                 offset=offset,
                 key=key,
@@ -132,8 +134,10 @@ class IndexBuilder:
         earlier = self._fields_of_key.get(key, frozenset())
         if earlier and fields.isdisjoint(earlier):
             raise TarError(
-                f"{self._shard}: the members of sample {quoted(key)} are not adjacent, some lie "
-                f"just before offset {offset}; repack the shard with its members sorted by name",
+                f"the members of sample {quoted(key)} are not adjacent, some lie just "
+                f"before offset {offset}",
+                where=self._shard,
+                remedy="repack the shard with its members sorted by name",
                 shard=self._shard,
                 offset=offset,
                 key=key,
@@ -162,7 +166,7 @@ def index_shard(path: Path, *, name: str, checksums: bool, allow_empty: bool = F
         data = FileBytes(stream, name)
         index, members = _index_bytes(data, name=name, checksums=checksums)
     if len(members) and not len(index) and not allow_empty:
-        raise TarError(f"{name}: {describe_no_samples(members)}; {NAME_FIELDS}", shard=name)
+        raise TarError(describe_no_samples(members), where=name, remedy=NAME_FIELDS, shard=name)
     return index
 
 
@@ -235,8 +239,9 @@ def _no_file(shard: str, name: MemberName, kind: int, offset: int) -> TarError:
         else f"is {what} and has no data; make the tar with `tar --dereference --hard-dereference`"
     )
     return TarError(
-        f"{shard}: field {quoted(name.field)} of sample {quoted(name.key)}, before offset "
+        f"field {quoted(name.field)} of sample {quoted(name.key)}, before offset "
         f"{offset}, {reason}",
+        where=shard,
         shard=shard,
         offset=offset,
         key=name.key,

@@ -94,8 +94,11 @@ class MappedFile(NamedTuple):
             return
         if _inode_of(status) == self.inode and _state_of(status) != self.state:
             raise IndexFileError(
-                f"{self.path}: the index was changed while it was read; open the dataset again, or "
-                "run `shardio index` on the folder of its shard"
+                "the index was changed while it was read",
+                where=self.path,
+                remedy=(
+                    "open the dataset again, or run `shardio index` on the folder of its shard"
+                ),
             )
 
 
@@ -203,12 +206,15 @@ def read_index(path: Path) -> ShardIndex:
         return _open_index(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise IndexFileError(
-            f"{path}: the index is missing; run `shardio index` on the folder of its shard"
+            "the index is missing",
+            where=path,
+            remedy="run `shardio index` on the folder of its shard",
         ) from error
     except _DAMAGED as error:
         raise IndexFileError(
-            f"{path}: the index is damaged or of another version ({error}); "
-            "delete it and run `shardio index` on the folder of its shard"
+            f"the index is damaged or of another version ({error})",
+            where=path,
+            remedy="delete it and run `shardio index` on the folder of its shard",
         ) from error
 
 

@@ -136,10 +136,10 @@ class Findings:
                 )
             )
 
-    def add_error(self, message: str) -> None:
-        """Add a message of an error: what, and after the last semicolon the way out."""
-        what, _, remedy = message.removeprefix(f"{self._shard}: ").rpartition("; ")
-        self.add(what, remedy)
+    def add_error(self, error: ShardioError) -> None:
+        """Add what an error says, which names its place unless that is the shard."""
+        place = "" if error.where in (None, self._shard) else f"{error.where}: "
+        self.add(place + error.what, error.remedy or "")
 
     def all(self) -> tuple[Finding, ...]:
         """What was found; the last says how many are not listed."""
@@ -159,7 +159,7 @@ class Findings:
 def finding_of(error: ShardioError, shard: str) -> Finding:
     """A finding that says what an error says."""
     found = Findings(shard)
-    found.add_error(str(error))
+    found.add_error(error)
     return found.all()[0]
 
 

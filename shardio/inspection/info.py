@@ -495,7 +495,7 @@ def _number_of(sample: int | str, finder: KeyFinder | None, samples: int) -> int
         return finder.number
     if isinstance(sample, str) and not (sample.isascii() and sample.isdecimal()):
         raise SituationError(
-            f"no sample has the key {sample!r}; give a key as it is, or a position"
+            f"no sample has the key {sample!r}", remedy="give a key as it is, or a position"
         )
     number = int(sample)
     if not samples and not number:
@@ -537,6 +537,6 @@ def _count_lines(path: Path) -> int:
 def _check_preview(path: str, count: int) -> None:
     refuse_url(path)
     if not path.lower().endswith(".png"):
-        raise UsageError(f"{path}: the preview is a PNG file; name it so, as sheet.png")
+        raise UsageError("the preview is a PNG file", where=path, remedy="name it so, as sheet.png")
     if type(count) is not int or not 1 <= count <= MOST_PREVIEWED:
         raise UsageError(f"preview_count={count!r}: it must be 1 to {MOST_PREVIEWED} images")

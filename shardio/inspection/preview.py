@@ -63,8 +63,8 @@ def write_sheet(
             cells.add(entry, rows)
         if not any(pixels is not None for pixels, _ in cells.found):
             raise SituationError(
-                f"no image in the {len(cells.found)} samples that the preview would show; "
-                "it shows jpg, png, webp, bmp and rgb.npy"
+                f"no image in the {len(cells.found)} samples that the preview would show",
+                remedy="it shows jpg, png, webp, bmp and rgb.npy",
             )
         encoded = encode_image(_draw(cells.found), "png", 0)
     with atomic_file(path) as stream:

@@ -238,10 +238,10 @@ class _Shard:
                 "are; those that look whole are kept",
             )
         for gap in self._walk.gaps:
-            what = gap.reason.rpartition("; ")[0]
             yield Problem(
                 path=str(self._shard.path),
-                reason=f"bytes {gap.start} to {gap.end} are in no member that is whole: {what}",
+                reason=f"bytes {gap.start} to {gap.end} are in no member that is whole: "
+                + gap.error.what,
             )
         files = [other.name for other in self._grouped.others if other.is_file]
         if files:
@@ -387,9 +387,6 @@ def repair(
     out = Path(new)
     _refuse_inside(out, parts)
     several = len(parts) > 1
-    parts = [part for part in parts if part.shards]
-    if not parts:
-        raise PackError(f"{fspath(source)}: no shards are left in it; get or pack them again")
     done = [
         _repair_part(
             part,
@@ -400,7 +397,12 @@ def repair(
             progress=progress,
         )
         for part in parts
+        if part.shards
     ]
+    if not done:
+        raise PackError(
+            "no shards are left in it", where=fspath(source), remedy="get or pack them again"
+        )
     return RepairSummary(
         samples=sum(each.samples for each in done),
         shards=sum(each.shards for each in done),
@@ -412,7 +414,9 @@ def repair(
 def _refuse_inside(out: Path, parts: Sequence[Part]) -> None:
     folders = {part.path.resolve() for part in parts}
     if not folders.isdisjoint((out.resolve(), *out.resolve().parents)):
-        raise PackError(f"{out}: the output lies inside the source; name a folder outside it")
+        raise PackError(
+            "the output lies inside the source", where=out, remedy="name a folder outside it"
+        )
 
 
 def _repair_part(
@@ -491,5 +495,7 @@ class _Whole:
                 yield sample
         if empty:
             raise PackError(
-                f"{self._part.path}: no sample in it is whole; get or pack the shards again"
+                "no sample in it is whole",
+                where=self._part.path,
+                remedy="get or pack the shards again",
             )

@@ -81,10 +81,10 @@ def replay(settings: PlanSettings, *, step: int, rank: int | None, out: str) -> 
     refuse_url(out)
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
-        raise SituationError(f"{out}: it is a file; name a new folder")
+        raise SituationError("it is a file", where=out, remedy="name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
-        raise SituationError(f"{out}: the folder is not empty; name a new one")
+        raise SituationError("the folder is not empty", where=out, remedy="name a new one")
     positions = plan.share([step], rank or 0, 1 if rank is None else settings.ranks)
     references = plan.references(positions)
     with Folder.open(folder) as held:

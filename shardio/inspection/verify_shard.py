@@ -417,7 +417,7 @@ def verify_shard(task: VerifyTask, ticker: Ticker) -> ShardReport:
                 try:
                     return _verify_data(task, data, index, found, ticker)
                 except ShardioError as error:  # it was cut off
-                    found.add_error(str(error))
+                    found.add_error(error)
             else:
                 found.add(fault, _AGAIN)
     except OSError as error:
@@ -433,7 +433,7 @@ def _read_index(shard: ScopedShard, found: Findings) -> ShardIndex | None:
     try:
         index = read_index(path)
     except IndexFileError as error:
-        found.add_error(str(error))
+        found.add_error(error)
         return None
     except OSError as error:
         found.add(f"the index cannot be read ({error.strerror or error})", _INDEX_AGAIN)
@@ -489,10 +489,10 @@ def _verify_data(
 
 def _add_gaps(gaps: Sequence[Gap], found: Findings) -> None:
     for gap in gaps:
-        what, _, remedy = gap.reason.rpartition("; ")
+        what = gap.error.what
         if gap.end > gap.start:
             what += f", and {gap.end - gap.start:,} bytes from there on are in no member"
-        found.add(what, remedy, offset=gap.start)
+        found.add(what, gap.error.remedy or "", offset=gap.start)
 
 
 class _Sample(NamedTuple):

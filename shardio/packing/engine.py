@@ -150,8 +150,8 @@ def _processes(jobs: int, counter: Synchronized[int], stop: Event) -> Iterator[P
         patience = _IDLE_PATIENCE
     except BrokenProcessPool as error:
         raise PackError(
-            "a process was killed, perhaps for want of memory; run the same command again to go "
-            "on, with fewer --jobs"
+            "a process was killed, perhaps for want of memory",
+            remedy="run the same command again to go on, with fewer --jobs",
         ) from error
     finally:
         stop.set()
@@ -322,7 +322,7 @@ def _run(ray: Any, work: Work[T, R], tasks: Sequence[T], advance: Advance | None
         raise error.cause from None
     except ray.exceptions.RayError as error:
         raise PackError(
-            f"a task was lost on the cluster ({error}); run the same pack again to go on"
+            f"a task was lost on the cluster ({error})", remedy="run the same pack again to go on"
         ) from error
     finally:
         for reference in waiting:
@@ -349,5 +349,7 @@ def _import_ray() -> Any:
         import ray  # noqa: PLC0415  an extra
         import ray.exceptions  # noqa: PLC0415
     except ImportError as error:
-        raise SituationError("engine='ray' needs Ray; pip install 'shardio[ray]'") from error
+        raise SituationError(
+            "engine='ray' needs Ray", remedy="pip install 'shardio[ray]'"
+        ) from error
     return ray

@@ -171,8 +171,9 @@ def read_claim(lock: Lock) -> Claim | None:
     if text == _PART_CLAIM:
         folder = lock.path.parent
         raise PackError(
-            f"{folder}: a pack of splits into {folder.parent} was interrupted or still runs; "
-            "wait for it, run it again, or name another folder"
+            f"a pack of splits into {folder.parent} was interrupted or still runs",
+            where=folder,
+            remedy="wait for it, run it again, or name another folder",
         )
     if _CLAIM.startswith(text):
         return None
@@ -245,15 +246,17 @@ def is_claimed_part(folder: Folder) -> bool:
 
 def _no_claim(lock: Lock) -> PackError:
     return PackError(
-        f"{lock.path}: it is no lock that a pack wrote, so nothing in the folder is touched; "
-        "remove it if no other program needs it, or name another output folder"
+        "it is no lock that a pack wrote, so nothing in the folder is touched",
+        where=lock.path,
+        remedy="remove it if no other program needs it, or name another output folder",
     )
 
 
 def _other_pack(folder: Folder) -> PackError:
     return PackError(
-        f"{folder.path}: another pack into this folder was interrupted or still runs; wait for it, "
-        "run it again, or name another folder"
+        "another pack into this folder was interrupted or still runs",
+        where=folder.path,
+        remedy="wait for it, run it again, or name another folder",
     )
 
 
@@ -316,7 +319,7 @@ def hold_folder(path: Path, parts: Sequence[str]) -> Iterator[Output]:
         OSError: the folder cannot be made or written.
     """
     if path.exists() and not path.is_dir():
-        raise PackError(f"{path}: it is a file; name a folder for the shards")
+        raise PackError("it is a file", where=path, remedy="name a folder for the shards")
     if path.is_symlink():  # tasks open the folder again, and the link may lead elsewhere by then
         path = path.resolve()
     with _made(path), Folder.open(path) as folder:
@@ -325,8 +328,9 @@ def hold_folder(path: Path, parts: Sequence[str]) -> Iterator[Output]:
         with open_lock(folder, PACKING_NAME) as lock:
             if not lock.take():
                 raise PackError(
-                    f"{path}: another pack is writing to this folder; wait for it, "
-                    "or name another output folder"
+                    "another pack is writing to this folder",
+                    where=path,
+                    remedy="wait for it, or name another output folder",
                 )
             claim = read_claim(lock)
             if claim is not None and _has_ended(claim, folder):
@@ -377,8 +381,9 @@ def remove_others(output: Output, wanted: Collection[str]) -> None:
     for inside, name, shard in _unwanted(output.folder, parts, wanted):
         if is_shard_name(Path(shard).name) and shard not in finished:
             raise PackError(
-                f"{inside.path / name}: it is not known whether the interrupted pack wrote this "
-                "file; move it away, or remove it, and run the pack again"
+                "it is not known whether the interrupted pack wrote this file",
+                where=inside.path / name,
+                remedy="move it away, or remove it, and run the pack again",
             )
     for inside, name, _ in _unwanted(output.folder, parts, wanted):
         inside.remove(name)
@@ -474,8 +479,9 @@ def _refuse_output(folder: Folder, *parts: str) -> None:
             if found := find_foreign(inside.names()):
                 what, name = found
                 raise PackError(
-                    f"{inside.path}: the folder has {what} already ({name}); "
-                    "name another one, or remove them first"
+                    f"the folder has {what} already ({name})",
+                    where=inside.path,
+                    remedy="name another one, or remove them first",
                 )
             if part:
                 is_claimed_part(inside)

@@ -110,8 +110,8 @@ class Job:
     def __post_init__(self) -> None:
         if self.measure is not None and self.store.decodes:
             raise UsageError(
-                "shard_size needs to know what samples take before they are encoded; "
-                "give samples_per_shard"
+                "shard_size needs to know what samples take before they are encoded",
+                remedy="give samples_per_shard",
             )
 
 
@@ -162,7 +162,7 @@ def run_job(
     """
     start, folder = time.monotonic(), Path(out)
     if not os.fspath(out):
-        raise PackError("the name of the output folder is empty; name a folder")
+        raise PackError("the name of the output folder is empty", remedy="name a folder")
     refuse_url(out)
     names = [*job.splits.fractions] if job.splits else [WHOLE]
     with hold_folder(folder, names) as output:
@@ -177,8 +177,9 @@ def run_job(
             output.end(ended)
     if ended.made != made:
         raise PackError(
-            f"{folder}: an earlier pack, of something else, has just been found to be finished; "
-            "use the folder, or name another one"
+            "an earlier pack, of something else, has just been found to be finished",
+            where=folder,
+            remedy="use the folder, or name another one",
         )
     return _summarize(plan, ended, seconds=time.monotonic() - start)
 
@@ -288,10 +289,12 @@ def _check(listing: Listing, source: Source, job: Job) -> None:
         listing.leave_out({number: each for number, each in enumerate(found) if each is not None})
     if not len(listing):
         raise PackError(
-            f"{source.name}: nothing in it can be packed, or was chosen; name a source of samples"
+            "nothing in it can be packed, or was chosen",
+            where=source.name,
+            remedy="name a source of samples",
         )
     if job.splits is not None and job.splits.stratify and (listing.labels < 0).all():
-        raise SituationError("stratify needs labels, and no sample has one; leave it out")
+        raise SituationError("stratify needs labels, and no sample has one", remedy="leave it out")
 
 
 class _Groups(NamedTuple):

@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import PackError, quoted, shown
+from shardio.errors import PackError, ShardioError, quoted, shown
 from shardio.packing.names import LIST_NAME, WORK_FOLDER
 from shardio.storage.folder import Folder
 
@@ -296,8 +296,8 @@ _MOST_BYTES = 1 << 30
 _MOST_OPEN = 64
 
 
-class UnreadableError(Exception):
-    """Why something cannot be read, for a sentence that names it."""
+class UnreadableError(ShardioError):
+    """Why something cannot be read; whoever knows the sample adds the place."""
 
 
 def in_memory(size: int) -> memoryview:
@@ -456,7 +456,9 @@ def _limited(size: int) -> int:
 
 
 def _changed(path: bytes, seen: str = "") -> PackError:
-    return PackError(f"{text_of(path)}: the file changed while it was packed{seen}; pack again")
+    return PackError(
+        f"the file changed while it was packed{seen}", where=text_of(path), remedy="pack again"
+    )
 
 
 def _unreadable(error: OSError | ValueError) -> UnreadableError:
@@ -504,9 +506,9 @@ class Spool:
                 line = stream.readline()
                 if _hash_line(line) != wanted.tobytes():
                     raise PackError(
-                        f"{work.path / self.name}: the list of samples was changed while it was "
-                        f"packed, at byte {offset}; let nobody else write to the output folder, "
-                        "and pack again"
+                        f"the list of samples was changed while it was packed, at byte {offset}",
+                        where=work.path / self.name,
+                        remedy="let nobody else write to the output folder, and pack again",
                     )
                 yield from_line(line)
 

@@ -77,7 +77,9 @@ class OutputOptions:
         if self.on_error not in get_args(OnError):
             raise UsageError(f"on_error={self.on_error!r}: it must be 'raise' or 'skip'")
         if self.stratify and self.split is None:
-            raise UsageError("stratify is of splits; give split, as {'train': 0.9, 'val': 0.1}")
+            raise UsageError(
+                "stratify is of splits", remedy="give split, as {'train': 0.9, 'val': 0.1}"
+            )
 
     def job(
         self, *, root: str, check: bool, store: Store | None = None, dedupe: Dedupe | None = None
@@ -176,17 +178,24 @@ class PackOptions(OutputOptions):
         parse_fields(self.fields)
         if pair := next((pair for pair in parse_pairs(self.features) if not pair.name), None):
             raise UsageError(
-                f"features: '{pair.field}=' names no feature; write it as jpg=image/encoded"
+                f"features: '{pair.field}=' names no feature",
+                remedy="write it as jpg=image/encoded",
             )
         columns = (*self.path_columns, self.label_column, self.key_column)
         if self.manifest is None and any(columns):
-            raise UsageError("columns are of a manifest; name it with manifest (--manifest)")
+            raise UsageError(
+                "columns are of a manifest", remedy="name it with manifest (--manifest)"
+            )
         if self.manifest is not None and self.fields is not None:
-            raise UsageError("a manifest names the files of a sample itself; leave fields out")
+            raise UsageError(
+                "a manifest names the files of a sample itself", remedy="leave fields out"
+            )
         if self.dedupe not in (None, *get_args(Likeness)):
             raise UsageError(f"dedupe={self.dedupe!r}: it must be 'exact' or 'perceptual'")
         if self.dedupe is None and self.keep_duplicates:
-            raise UsageError("keep_duplicates is of dedupe; say which samples are the same")
+            raise UsageError(
+                "keep_duplicates is of dedupe", remedy="say which samples are the same"
+            )
         if self.dedupe != "perceptual" and self.dedupe_distance is not None:
             raise UsageError("dedupe_distance is of dedupe='perceptual'")
 
@@ -268,5 +277,7 @@ def make_engine(name: EngineName, jobs: int | None) -> Engine:
     if jobs is not None and (type(jobs) is not int or jobs < 1):
         raise UsageError(f"jobs={jobs!r}: it must be a whole number, at least 1")
     if name == "ray" and jobs is not None:
-        raise UsageError("jobs is for engine='local'; a Ray cluster runs as many as it has cores")
+        raise UsageError(
+            "jobs is for engine='local'", remedy="a Ray cluster runs as many as it has cores"
+        )
     return RayEngine() if name == "ray" else LocalEngine(jobs)

@@ -59,13 +59,16 @@ def open_source(path: str, options: PackOptions) -> FolderSource | Table | Tars 
     if tars:
         if options.fields is not None or not options.labels or options.classes is not None:
             raise SituationError(
-                "members of tars are packed as they are; leave fields, labels and classes out"
+                "members of tars are packed as they are",
+                remedy="leave fields, labels and classes out",
             )
         catalog = open_catalog(path, allow_empty=options.allow_empty)
         return Tars(catalog=catalog, read_labels=options.stratify)
     if records is not None:
         if options.fields is not None:
-            raise SituationError("fields are of files; say with features which features are fields")
+            raise SituationError(
+                "fields are of files", remedy="say with features which features are fields"
+            )
         return TFRecords(
             root=path,
             files=records,
@@ -75,11 +78,17 @@ def open_source(path: str, options: PackOptions) -> FolderSource | Table | Tars 
         )
     if os.path.isfile(path):  # noqa: PTH113  bytes that are no UTF-8
         raise PackError(
-            f"{path}: it is a file, not a folder; unpack it if it is an archive, pass it as the "
-            "manifest if it is a table, or name the folder that holds the images"
+            "it is a file, not a folder",
+            where=path,
+            remedy=(
+                "unpack it if it is an archive, pass it as the manifest if it is a "
+                "table, or name the folder that holds the images"
+            ),
         )
     if not os.path.isdir(path):  # noqa: PTH112  bytes that are no UTF-8
-        raise PackError(f"{path}: no such folder; name the folder that holds the images")
+        raise PackError(
+            "no such folder", where=path, remedy="name the folder that holds the images"
+        )
     classes = check_classes(options.classes) or find_classes(path)
     labels = Labels(classes) if options.labels and classes else None
     return FolderSource(root=path, rule=parse_fields(options.fields), labels=labels)
@@ -101,8 +110,9 @@ def _refuse_mixed(path: str) -> None:
         ]
     if others:
         raise SituationError(
-            f"{path}: it has shards or records, and {min(others)} beside them; name what is meant, "
-            f"as '{path}/*.tar', or move the others away"
+            f"it has shards or records, and {min(others)} beside them",
+            where=path,
+            remedy=f"name what is meant, as '{path}/*.tar', or move the others away",
         )
 
 
@@ -161,7 +171,9 @@ def _refuse_inside(source: Path, out: Path, options: PackOptions) -> None:
     real = source.resolve()
     for target in (out, *(out / part for part in options.split or ())):
         if real in (target.resolve(), *target.resolve().parents):
-            raise PackError(f"{out}: the output lies inside the source; name a folder outside it")
+            raise PackError(
+                "the output lies inside the source", where=out, remedy="name a folder outside it"
+            )
 
 
 def _refuse_for_values(options: PackOptions) -> None:
@@ -169,8 +181,8 @@ def _refuse_for_values(options: PackOptions) -> None:
     files = (options.fields, options.manifest, *options.features)
     if not options.labels or any(each is not None for each in files):
         raise UsageError(
-            "samples of a program have the fields that they have; leave fields, manifest, "
-            "features and labels out"
+            "samples of a program have the fields that they have",
+            remedy="leave fields, manifest, features and labels out",
         )
 
 

@@ -165,7 +165,9 @@ def plan_shards(
     planned = []
     for name, numbers in parts.items():
         if not len(numbers):
-            raise PackError(f"the split {name!r} would have no samples; give it a larger fraction")
+            raise PackError(
+                f"the split {name!r} would have no samples", remedy="give it a larger fraction"
+            )
         order = numbers
         if seed is not None:
             permutation = KeyedPermutation(len(numbers), derive_key(seed, _PACKING))
@@ -178,8 +180,9 @@ def plan_shards(
             limit = (shape.shard_size or 0) - len(END_OF_ARCHIVE)
             if len(order) and limit < (least := int(sizes[order].min())):
                 raise PackError(
-                    f"no sample fits into shards of {shape.shard_size:,} bytes: the smallest takes "
-                    f"{least + len(END_OF_ARCHIVE):,}; give a larger --shard-size"
+                    f"no sample fits into shards of {shape.shard_size:,} bytes: the "
+                    f"smallest takes {least + len(END_OF_ARCHIVE):,}",
+                    remedy="give a larger --shard-size",
                 )
             pieces = _cut_by_size(order, sizes[order], limit)
         planned += [
@@ -194,10 +197,12 @@ def _share_shards(shards: int, counts: Mapping[str, int]) -> dict[str, int]:
     total = sum(counts.values())
     if shards > total:
         raise PackError(
-            f"{total} samples do not fill {shards} shards; pass --shards {total} or less"
+            f"{total} samples do not fill {shards} shards", remedy=f"pass --shards {total} or less"
         )
     if shards < len(counts):
-        raise PackError(f"{len(counts)} splits need as many shards; pass --shards {len(counts)}")
+        raise PackError(
+            f"{len(counts)} splits need as many shards", remedy=f"pass --shards {len(counts)}"
+        )
     shared = dict.fromkeys(counts, 1)
     for _ in range(shards - len(counts)):
         room = [name for name in counts if shared[name] < counts[name]]
@@ -278,13 +283,15 @@ class Store:
         if self.max_side is not None and (type(self.max_side) is not int or self.max_side < 1):
             raise UsageError(f"max_side={self.max_side!r}: it must be a whole number, at least 1")
         if self.resize is not None and self.max_side is not None:
-            raise UsageError("resize and max_side both say how large images become; give one")
+            raise UsageError(
+                "resize and max_side both say how large images become", remedy="give one"
+            )
         if self.quality is not None and not (
             type(self.quality) is int and 1 <= self.quality <= 100
         ):
             raise UsageError(f"quality={self.quality!r}: it must be a whole number from 1 to 100")
         if self.kind == "raw" and self.quality is not None:
-            raise UsageError("quality is of image files; store='raw' stores pixels")
+            raise UsageError("quality is of image files", remedy="store='raw' stores pixels")
 
     @property
     def decodes(self) -> bool:

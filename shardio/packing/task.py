@@ -391,8 +391,9 @@ def find_problems(task: SampleTask, ticker: Ticker) -> list[Problem | None]:
 def refusal(problem: Problem) -> PackError:
     """The error that stops a pack because of a problem."""
     return PackError(
-        f"{shown(problem.path)}: {problem.reason}; mend, rename or remove the file, "
-        "or pass --on-error skip to go on without it"
+        problem.reason,
+        where=shown(problem.path),
+        remedy=("mend, rename or remove the file, or pass --on-error skip to go on without it"),
     )
 
 
@@ -445,7 +446,7 @@ class _Packer:
                 raise UsageError(f"{name} holds pixels, and only image files can become others")
             if field in taken:
                 raise UsageError(
-                    f"the sample has the field {quoted(field)} twice; name one otherwise"
+                    f"the sample has the field {quoted(field)} twice", remedy="name one otherwise"
                 )
             taken.add(field)
             member = join_member_name(sample.key, field).encode("utf-8", "surrogateescape")
@@ -458,7 +459,9 @@ class _Packer:
         except CodecError as error:
             if name is not None:
                 raise
-            raise CodecError(f"{error}; files beside images are packed with --fields") from error
+            raise CodecError(
+                error.what, remedy="files beside images are packed with --fields"
+            ) from error
         check_complete(data, info)
         if self._pixels is not None:
             if not is_only:
@@ -468,8 +471,9 @@ class _Packer:
                 )
             if name is not None and is_mask(name):
                 raise UsageError(
-                    f"{name} holds classes as pixels, which would change if it was resized or "
-                    "encoded anew; pack it as it is"
+                    f"{name} holds classes as pixels, which would change if it was "
+                    "resized or encoded anew",
+                    remedy="pack it as it is",
                 )
             self._pixels.reserve(data, info)
             if self._store.kind == "raw":

@@ -409,7 +409,7 @@ def parts_of(alone: Evidence, ceilings: Ceilings, batch_size: int) -> Parts:
     stages = alone.stages
     if stages is None:
         raise SituationError(
-            "the runs are too short to tell where time goes; give them more seconds"
+            "the runs are too short to tell where time goes", remedy="give them more seconds"
         )
     waited = alone.receiving * alone.seconds / alone.samples * 1e6
     wall = sum(part.wall for part in (stages.read, stages.decode, stages.transform, stages.batch))

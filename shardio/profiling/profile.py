@@ -359,18 +359,19 @@ def count_parts(settings: Settings, baseline: str | None, trace: str | None) -> 
 def _check(settings: Settings, samples: int, trace: str | None) -> None:
     """Refuse what cannot be measured, before anything is."""
     if not samples:
-        raise SituationError(f"{settings.source}: the dataset has no samples to measure")
+        raise SituationError("the dataset has no samples to measure", where=settings.source)
     if settings.batch_size > samples:
         raise SituationError(
-            f"{settings.source}: the dataset has {samples:,} samples; pass --batch-size "
-            f"{samples} or less"
+            f"the dataset has {samples:,} samples",
+            where=settings.source,
+            remedy=f"pass --batch-size {samples} or less",
         )
     for name in ("transform", "train"):
         if (place := getattr(settings, name)) is not None:
             try:
                 load_callable(place)
             except SituationError as error:
-                raise SituationError(f"{name}: {error}") from error
+                raise error.at(name, SituationError) from error
             except UsageError as error:
                 raise SettingError(str(error), setting=name) from error
     if trace is not None:
@@ -386,7 +387,9 @@ def check_writable(path: str) -> None:
     place = Path(path)
     try:
         if place.is_symlink() or (place.exists() and not place.is_file()):
-            raise SituationError(f"{path} cannot be written: it is not a file; name another one")
+            raise SituationError(
+                f"{path} cannot be written: it is not a file", remedy="name another one"
+            )
         if place.exists():
             place.open("ab").close()
         else:

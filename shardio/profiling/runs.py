@@ -217,7 +217,7 @@ def _run(settings: Settings, topology: Topology, request: dict[str, Any]) -> dic
     speed = loop_speed(dataset, cores, beside)
     if settings.cold and not drop_from_cache([shard.path for shard in dataset.catalog.shards]):
         raise SituationError(
-            "the shards cannot be dropped from the page cache here; leave out --cold"
+            "the shards cannot be dropped from the page cache here", remedy="leave out --cold"
         )
     with Monitor(loader, live=False, budget=_BUDGET).with_steps(len(dataset)) as seen:
         for batch in seen:

@@ -143,9 +143,9 @@ def load_callable(place: str) -> Callable[..., Any]:
     """
     path, colon, name = place.rpartition(":")
     if not colon:
-        raise UsageError(f"{place}: give FILE:NAME, a Python file and a callable in it")
+        raise UsageError("give FILE:NAME, a Python file and a callable in it", where=place)
     if not Path(path).is_file():
-        raise SituationError(f"{place}: there is no file {path}")
+        raise SituationError(f"there is no file {path}", where=place)
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     if spec is None or spec.loader is None:
         raise SituationError(f"{path} is no Python file")
@@ -177,6 +177,11 @@ def check_baseline(name: str, fields: Iterable[str]) -> None:
         UsageError: there is none of that name, or no picture for it to decode.
     """
     if not set(IMAGES) & set(fields):
-        raise SituationError(f"the baseline decodes pictures ({', '.join(IMAGES)}); here are none")
+        raise SituationError(
+            f"the baseline decodes {', '.join(IMAGES)}, which the dataset does not have",
+            remedy="leave out --baseline",
+        )
     if name not in BASELINES:
-        raise UsageError(f"there is no baseline {name!r}; there is {', '.join(BASELINES)}")
+        raise UsageError(
+            f"there is no baseline {name!r}", remedy=f"choose {' or '.join(BASELINES)}"
+        )

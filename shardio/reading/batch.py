@@ -298,8 +298,11 @@ class Batch:
                 break
         else:
             raise SampleError(
-                f"{fault}; none of the {len(self._delivery.samples):,} samples in the dataset can "
-                "be delivered"
+                fault,
+                remedy=(
+                    f"none of the {len(self._delivery.samples):,} samples in the dataset "
+                    "can be delivered"
+                ),
             )
         self._valid[slot.number] = False
         _LOG.warning("%s; sample %s takes its place", fault, quoted(shard.key(sample)))
@@ -362,8 +365,11 @@ class Batch:
             self._missing = missing
         elif missing:
             error = CodecError(
-                f"the sample has no such field, wanted for {quoted(missing[0])}; name in fields= "
-                "those that all samples have, or read samples without batch_size"
+                f"the sample has no such field, wanted for {quoted(missing[0])}",
+                remedy=(
+                    "name in fields= those that all samples have, or read samples "
+                    "without batch_size"
+                ),
             )
             wanted = ";".join(self._delivery.fields[missing[0]])
             raise self._located(error, shard, sample, wanted)
@@ -374,8 +380,10 @@ class Batch:
             present = shard.present(sample, alternatives)
             if len(present) > 1:
                 error = UsageError(
-                    f"the sample has {' and '.join(map(shown, present))} for {quoted(name)}; say "
-                    f"which with fields={{{quoted(present[0])}: {quoted(present[0])}, …}}"
+                    f"the sample has {' and '.join(map(shown, present))} for {quoted(name)}",
+                    remedy=(
+                        f"say which with fields={{{quoted(present[0])}: {quoted(present[0])}, …}}"
+                    ),
                 )
                 raise self._located(error, shard, sample, present[0])
 
@@ -387,7 +395,7 @@ class Batch:
         field: str,
     ) -> SampleError | UsageError:
         kind: type[SampleError | UsageError] = SampleError
-        remedy = ""
+        remedy = None
         if isinstance(error, TransformError):
             kind = TransformError
         elif self._delivery.on_replaced is not None:
@@ -395,9 +403,11 @@ class Batch:
         elif isinstance(error, UsageError):
             kind = SituationError
         else:
-            remedy = '; pass on_bad_sample="skip" to go on without it, or choose other fields'
-        return kind(
-            f"{shard.place(sample, field)}: {error}{remedy}",
+            remedy = 'pass on_bad_sample="skip" to go on without it, or choose other fields'
+        return error.at(
+            shard.place(sample, field),
+            kind,
+            remedy=remedy,
             shard=shard.name,
             key=shard.key(sample),
             field=field,

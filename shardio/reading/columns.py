@@ -61,8 +61,8 @@ def default_fields(names: Sequence[str], together: Sequence[Sequence[str]]) -> F
         if name in fields or name in _RESERVED:
             raise UsageError(
                 f"the shards have a field {quoted(name)}, a name that "
-                f"{';'.join(fields.get(name, ['shardio itself']))} takes; give it another with "
-                f"fields={{'other': {quoted(name)}, …}}"
+                f"{';'.join(fields.get(name, ['shardio itself']))} takes",
+                remedy=f"give it another with fields={{'other': {quoted(name)}, …}}",
             )
     return fields | rest
 
@@ -74,22 +74,22 @@ def parse_fields(fields: Mapping[str, str], names: Sequence[str], *, decode: boo
         UsageError: a name is reserved, or its alternatives do not exist or decode differently.
     """
     if not fields:
-        raise UsageError("fields={}: it names no entry; leave it out, or name one")
+        raise UsageError("fields={}: it names no entry", remedy="leave it out, or name one")
     parsed: Fields = {}
     for name, alternatives in fields.items():
         if name in _RESERVED:
-            raise UsageError(f"fields: {name!r} is taken by shardio; choose another name")
+            raise UsageError(f"fields: {name!r} is taken by shardio", remedy="choose another name")
         parsed[name] = tuple(part.strip().lower() for part in alternatives.split(";"))
         if not set(parsed[name]) & set(names):
             raise UsageError(
-                f"fields: no sample has {alternatives!r} for {name!r}; "
-                f"the dataset has the fields {', '.join(map(shown, names)) or 'none'}"
+                f"fields: no sample has {alternatives!r} for {name!r}",
+                remedy=f"the dataset has the fields {', '.join(map(shown, names)) or 'none'}",
             )
         kinds = {kind_of(alternative).replace("pixels", "image") for alternative in parsed[name]}
         if decode and len(kinds) > 1:
             raise UsageError(
-                f"fields: {alternatives!r} for {name!r} decode to {' and '.join(sorted(kinds))}; "
-                "give alternatives of one kind, or read with decode=False"
+                f"fields: {alternatives!r} for {name!r} decode to {' and '.join(sorted(kinds))}",
+                remedy="give alternatives of one kind, or read with decode=False",
             )
     return parsed
 
@@ -467,13 +467,14 @@ def _torch_dtype(dtype: np.dtype[Any], dimensions: int) -> torch.dtype:
         found = torch.from_numpy(np.empty(0, dtype)).dtype
     except TypeError as error:
         raise CodecError(
-            f"torch has no dtype for {dtype}; read the field with decode=False"
+            f"torch has no dtype for {dtype}", remedy="read the field with decode=False"
         ) from error
     try:
         torch.empty((0,) * (dimensions + 1), dtype=found).numpy()
     except ValueError as error:
         raise CodecError(
-            f"no batch can hold arrays of {dimensions} dimensions; read the field with decode=False"
+            f"no batch can hold arrays of {dimensions} dimensions",
+            remedy="read the field with decode=False",
         ) from error
     return found
 

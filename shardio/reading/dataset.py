@@ -69,8 +69,8 @@ def choose(catalog: Catalog, samples: Samples, choice: Choice) -> Samples:
         given = np.empty((0, 0))
     if given.ndim != 1 or (given.size and not np.issubdtype(given.dtype, np.integer)):
         raise UsageError(
-            "subset takes a list of whole numbers, or a predicate on key and index; for a mask, "
-            "pass its flatnonzero"
+            "subset takes a list of whole numbers, or a predicate on key and index",
+            remedy="for a mask, pass its flatnonzero",
         )
     outside = given[(given < -len(samples)) | (given >= len(samples))]
     if outside.size:
@@ -116,7 +116,7 @@ def find_key(catalog: Catalog, samples: Samples, key: str) -> int | None:
         UsageError: the key is no text.
     """
     if not isinstance(key, str):
-        raise UsageError(f"by_key({key!r}): a key is text; ds[index] takes a number")
+        raise UsageError(f"by_key({key!r}): a key is text", remedy="ds[index] takes a number")
     try:
         wanted = np.frombuffer(key.encode("utf-8", "surrogateescape"), np.uint8)
     except UnicodeEncodeError:  # no member name can have it
@@ -297,8 +297,8 @@ class ShardDataset(ResumableDataset):
         """
         if not isinstance(index, int | np.integer):
             raise UsageError(
-                f"ds[{index!r}]: give one whole number; ds.subset(range(…)) takes several, "
-                "ds.by_key(key) a key"
+                f"ds[{index!r}]: give one whole number",
+                remedy="ds.subset(range(…)) takes several, ds.by_key(key) a key",
             )
         total, number = len(self.samples), int(index)
         if not -total <= number < total:
@@ -368,7 +368,9 @@ class ShardDataset(ResumableDataset):
             raise UsageError(f"replace: ShardDataset has no argument {', '.join(sorted(unknown))}")
         other = ShardDataset(self._source, **{**self._arguments, **changes})
         if other._digest != self._digest:
-            raise UsageError(f"{self}: the shards have changed since it was opened; open it again")
+            raise UsageError(
+                "the shards have changed since it was opened", where=self, remedy="open it again"
+            )
         return other._with(self.samples)
 
     def read_batch(self, *, epoch: int, step: int) -> dict[str, Any]:

@@ -318,8 +318,9 @@ def _receive(
             _mapped[key][_MAPPED] = 1
         if key not in _mapped:
             raise UsageError(
-                "the memory of a batch is not here: its worker has ended, or the worker has sent "
-                "batches to two processes; let it send dict(batch) to the other one"
+                "the memory of a batch is not here: its worker has ended, or the worker "
+                "has sent batches to two processes",
+                remedy="let it send dict(batch) to the other one",
             )
         loan = _Loan(key, _mapped[key])
         _used.add(loan)
@@ -403,9 +404,12 @@ def _new_shared(size: int) -> Any:
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ShardioError(
-            f"a worker process got no shared memory for {size:,} bytes of a batch ({reason}); use "
-            "fewer workers, a smaller prefetch_factor or batch_size, or shardio.Loader, whose "
-            "threads need none; if /dev/shm is full, make it larger (docker run --shm-size=8g)"
+            f"a worker process got no shared memory for {size:,} bytes of a batch ({reason})",
+            remedy=(
+                "use fewer workers, a smaller prefetch_factor or batch_size, or "
+                "shardio.Loader, whose threads need none; if /dev/shm is full, make it "
+                "larger (docker run --shm-size=8g)"
+            ),
         ) from error
 
 

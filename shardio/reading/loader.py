@@ -228,8 +228,9 @@ class Loader(IterableDataset[dict[str, Any]]):
     def __getstate__(self) -> dict[str, Any]:
         if self._transfer is not None:
             raise UsageError(
-                "a Loader with a device cannot go to other processes: workers cannot share a "
-                "device's memory; leave device out, and copy in the training process"
+                "a Loader with a device cannot go to other processes: workers cannot "
+                "share a device's memory",
+                remedy="leave device out, and copy in the training process",
             )
         return {**vars(self), "_loops": weakref.WeakSet()}
 

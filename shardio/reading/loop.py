@@ -81,7 +81,7 @@ def find_ranks(rank: int | None, world_size: int | None) -> Ranks:
         UsageError: only one of the two is given, or rank is outside 0 to world_size - 1.
     """
     if (rank is None) != (world_size is None):
-        raise UsageError("rank and world_size go together; give both or neither")
+        raise UsageError("rank and world_size go together", remedy="give both or neither")
     if rank is None or world_size is None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -208,8 +208,11 @@ def _check_worker(saved: object, worker: tuple[int, int] | None) -> None:
             "DataLoader starts its workers"
         )
     raise UsageError(
-        f"the state is of worker and num_workers {saved}, here they are {here}: a state that "
-        "StatefulDataLoader saved needs as many workers again; ds.state_dict(batch) does not"
+        f"the state is of worker and num_workers {saved}, here they are {here}",
+        remedy=(
+            "load the state of StatefulDataLoader with as many workers as it was saved with, or "
+            "save that of ds.state_dict(batch), which fits any number"
+        ),
     )
 
 
@@ -417,7 +420,9 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         ranks: tuple[int | None, int | None],
     ) -> None:
         if None not in batch_sizes:
-            raise UsageError("batch_size and global_batch_size exclude each other; give one")
+            raise UsageError(
+                "batch_size and global_batch_size exclude each other", remedy="give one"
+            )
         self._batch_sizes = batch_sizes
         self._ranks = ranks
         self._epochs = EpochCounter()
@@ -530,9 +535,10 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
             position, worker = _position_after(batch), None
         elif worker is None and self._epochs.by_workers:
             raise UsageError(
-                "DataLoader workers read ahead of the loop: pass the last batch that it received, "
-                "state_dict(batch). A dataset without batch_size has no such batch; use "
-                "torchdata's StatefulDataLoader, or num_workers=0"
+                "DataLoader workers read ahead of the loop: pass the last batch that it "
+                "received, state_dict(batch). A dataset without batch_size has no such "
+                "batch",
+                remedy="use torchdata's StatefulDataLoader, or num_workers=0",
             )
         else:
             position = self._position or self._epochs.next
@@ -629,7 +635,8 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         if rest:
             raise UsageError(
                 f"global_batch_size={global_batch_size} does not divide among "
-                f"{ranks.world_size} ranks; make it a multiple of {ranks.world_size}"
+                f"{ranks.world_size} ranks",
+                remedy=f"make it a multiple of {ranks.world_size}",
             )
         return share
 

@@ -108,9 +108,9 @@ class Mix(ResumableDataset):
         steps = min(ends) // self.global_batch_size
         if not steps:
             raise UsageError(
-                f"the source that ends first gives {min(ends)} samples of the mixture, less than "
-                f"one global batch of {self.global_batch_size}; make the batch smaller, or pass "
-                "stop='all'"
+                f"the source that ends first gives {min(ends)} samples of the mixture, "
+                f"less than one global batch of {self.global_batch_size}",
+                remedy="make the batch smaller, or pass stop='all'",
             )
         return steps
 
@@ -236,8 +236,8 @@ def _check_kinds(sources: list[int], parts: list[dict[str, Any]]) -> None:
             if value.shape[1:] != first.shape[1:] or value.dtype != first.dtype:
                 raise UsageError(
                     f"{quoted(name)} is {_shown(first)} in source {sources[0]} and "
-                    f"{_shown(value)} in source {source}; give the sources transforms that make "
-                    "them equal"
+                    f"{_shown(value)} in source {source}",
+                    remedy="give the sources transforms that make them equal",
                 )
 
 
@@ -269,16 +269,18 @@ def _check_weights(weights: Sequence[float], sources: int) -> None:
     if not all(isinstance(weight, int | float) for weight in weights):
         raise UsageError(f"weights {list(weights)}: each must be a number")
     if len(weights) != sources or not sources:
-        raise UsageError(f"{len(weights)} weights for {sources} sources; give one for each")
+        raise UsageError(
+            f"{len(weights)} weights for {sources} sources", remedy="give one for each"
+        )
     if not all(weight >= LEAST_WEIGHT for weight in weights):
         raise UsageError(
-            f"weights {list(weights)}: each must be at least {LEAST_WEIGHT}; leave out a source "
-            "that is to give nothing"
+            f"weights {list(weights)}: each must be at least {LEAST_WEIGHT}",
+            remedy="leave out a source that is to give nothing",
         )
     if abs(sum(weights) - 1) > 1e-6:
         raise UsageError(
-            f"weights {list(weights)} add up to {sum(weights):g}; divide each by that, so that "
-            "they add up to 1"
+            f"weights {list(weights)} add up to {sum(weights):g}",
+            remedy="divide each by that, so that they add up to 1",
         )
 
 
@@ -290,8 +292,8 @@ def _check_sources(sources: Sequence[ShardDataset]) -> None:
             raise UsageError(f"source {number} has no samples")
         if source.shuffle.streams > 1:
             raise UsageError(
-                f"source {number} has streams={source.shuffle.streams}; a mixture slices its own "
-                "sequence: open the sources with streams=1"
+                f"source {number} has streams={source.shuffle.streams}",
+                remedy="a mixture slices its own sequence: open the sources with streams=1",
             )
     facts: dict[str, list[Any]] = {
         "entries": [sorted(source.fields) for source in sources],
@@ -309,9 +311,12 @@ def _check_sources(sources: Sequence[ShardDataset]) -> None:
     labelled = [source for source in sources if "label" in source.fields]
     if len({source.classes for source in labelled}) > 1:
         raise UsageError(
-            "the sources were packed with different classes, so that equal labels mean different "
-            "things; pack them with the same class folders, empty ones too, or leave the label "
-            "out with fields="
+            "the sources were packed with different classes, so that equal labels mean "
+            "different things",
+            remedy=(
+                "pack them with the same class folders, empty ones too, or leave the "
+                "label out with fields="
+            ),
         )
 
 
@@ -320,9 +325,9 @@ def _check_entries(entries: Sequence[dict[str, str]]) -> None:
         for name, what in held.items():
             if what != entries[0][name]:
                 raise UsageError(
-                    f"the sources do not fit together: {quoted(name)} is {entries[0][name]} in "
-                    f"source 0 and {what} in source {number}; choose other fields for one of them, "
-                    "or the same decode="
+                    f"the sources do not fit together: {quoted(name)} is "
+                    f"{entries[0][name]} in source 0 and {what} in source {number}",
+                    remedy="choose other fields for one of them, or the same decode=",
                 )
 
 

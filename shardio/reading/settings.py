@@ -111,11 +111,12 @@ def check_plan(
     """
     streams = shuffle.streams
     if not len(samples):
-        raise SituationError(f"{name}: the dataset has no samples")
+        raise SituationError("the dataset has no samples", where=name)
     if tail == "short" and world_size > 1:
         raise UsageError(
-            f"tail='short' with {world_size} ranks would give them unequal steps, or batches of "
-            "unequal size; pass tail='pad' and weigh by batch['valid'], or tail='drop'"
+            f"tail='short' with {world_size} ranks would give them unequal steps, or "
+            "batches of unequal size",
+            remedy="pass tail='pad' and weigh by batch['valid'], or tail='drop'",
         )
     if streams > 1 and streams % world_size:
         raise UsageError(
@@ -124,15 +125,20 @@ def check_plan(
         )
     if global_batch_size % streams:
         raise UsageError(
-            f"streams={streams} do not divide the global batch size {global_batch_size}: each "
-            f"stream fills an equal part of it; make it a multiple of {streams}"
+            f"streams={streams} do not divide the global batch size {global_batch_size}: "
+            "each stream fills an equal part of it",
+            remedy=f"make it a multiple of {streams}",
         )
     if streams > len(samples):
-        raise SituationError(f"{name}: streams={streams} are more than its {len(samples)} samples")
+        raise SituationError(
+            f"streams={streams} are more than its {len(samples)} samples", where=name
+        )
     if count_steps(len(samples), global_batch_size, tail) == 0:
         raise SituationError(
-            f"{name}: {counted(len(samples), 'sample')} do not fill one global batch, which "
-            "tail='drop' leaves out; make the batch smaller or pass tail='pad'"
+            f"{counted(len(samples), 'sample')} do not fill one global batch, which "
+            "tail='drop' leaves out",
+            where=name,
+            remedy="make the batch smaller or pass tail='pad'",
         )
 
 

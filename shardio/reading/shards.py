@@ -289,8 +289,9 @@ class OpenShard:
 
     def _damaged(self, sample: int, field: str, offset: int) -> SampleError:
         return SampleError(
-            f"{self.place(sample, field)}: the data is not what was packed (CRC-32 differs); "
-            "get or make the shard again",
+            "the data is not what was packed (CRC-32 differs)",
+            where=self.place(sample, field),
+            remedy="get or make the shard again",
             shard=self.name,
             offset=offset,
             key=self.index.key(sample),
@@ -299,8 +300,10 @@ class OpenShard:
 
     def _changed(self, sample: int, field: str, offset: int) -> TarError:
         return TarError(
-            f"{self.place(sample, field)}: another header lies before it than was indexed, so the "
-            "shard was changed after the dataset was opened; open it again",
+            "another header lies before it than was indexed, so the shard was changed "
+            "after the dataset was opened",
+            where=self.place(sample, field),
+            remedy="open it again",
             shard=self.name,
             offset=offset,
             key=self.index.key(sample),

@@ -52,8 +52,9 @@ def cache_entry(source: Path, suffix: str) -> Path:
     entry = _folder_for(f"{digest}{suffix}") / f"{digest}{suffix}"
     if fault := entry_fault(entry):
         raise SituationError(
-            f"{entry}: this entry of the cache is not believed, since {fault}; remove it, or set "
-            "SHARDIO_CACHE to a folder of your own"
+            f"this entry of the cache is not believed, since {fault}",
+            where=entry,
+            remedy="remove it, or set SHARDIO_CACHE to a folder of your own",
         )
     return entry
 
@@ -92,7 +93,7 @@ def plain_tar(shard: Path) -> Path:
         limits = Expansion(shard, plain.fileno())
         for piece in _decompressed(shard):
             if fault := limits.grow(len(piece)):
-                raise TarError(f"{shard}: {fault}", shard=str(shard))
+                raise TarError(fault, where=shard, shard=str(shard))
             plain.write(piece)
     return copy
 
@@ -104,7 +105,9 @@ def _decompressed(shard: Path) -> Iterator[bytes]:
                 yield piece
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise TarError(
-            f"{shard}: the gzip data is damaged or cut off ({error}); get or make the shard again",
+            f"the gzip data is damaged or cut off ({error})",
+            where=shard,
+            remedy="get or make the shard again",
             shard=str(shard),
         ) from error
     except OSError as error:
@@ -151,6 +154,7 @@ def _usual_folder(name: str) -> Path:
 
 def _unusable(folder: Path | str, error: OSError) -> SituationError:
     return SituationError(
-        f"{folder}: the cache folder cannot be used ({error.strerror}); set SHARDIO_CACHE to a "
-        "folder of your own with free space"
+        f"the cache folder cannot be used ({error.strerror})",
+        where=folder,
+        remedy="set SHARDIO_CACHE to a folder of your own with free space",
     )

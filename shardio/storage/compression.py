@@ -70,5 +70,5 @@ def _ratio() -> float:
     except ValueError:
         ratio = 0.0
     if not ratio > 0:
-        raise UsageError(f"{_RATIO} is {text!r}; it must be a number greater than 0")
+        raise UsageError(f"{_RATIO} is {text!r}", remedy="it must be a number greater than 0")
     return ratio

@@ -335,7 +335,9 @@ class Folder:
     def _naming(self, name: str) -> Iterator[Path]:
         """Let errors of the system name a whole path, and nothing leave the folder."""
         if not is_plain_name(name):
-            raise OutputError(f"{self.path}: {name!r} cannot be the name of a file in this folder")
+            raise OutputError(
+                f"{name!r} cannot be the name of a file in this folder", where=self.path
+            )
         try:
             yield self.path / name
         except OSError as error:
@@ -346,6 +348,7 @@ class Folder:
         if kind == "a file" and wanted == "file":
             kind = "a file that has another name too (a hard link)"
         return OutputError(
-            f"{self.path / name}: it is {kind}, where shardio writes a {wanted} of its own; "
-            "remove it, or name another output folder"
+            f"it is {kind}, where shardio writes a {wanted} of its own",
+            where=self.path / name,
+            remedy="remove it, or name another output folder",
         )

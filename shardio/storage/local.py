@@ -79,7 +79,9 @@ class LocalShard:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         status = os.fstat(self._descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise TarError(f"{name}: it is not a file; get or pack the shard again", shard=name)
+            raise TarError(
+                "it is not a file", where=name, remedy="get or pack the shard again", shard=name
+            )
         self.size = status.st_size
         self.modified = status.st_mtime_ns
         self._mapped: mmap.mmap | None = None
@@ -94,17 +96,20 @@ class LocalShard:
         """
         if not 0 <= offset <= offset + size <= self.size:
             raise TarError(
-                f"{self.name}: {size} bytes at offset {offset} lie outside the shard of "
-                f"{self.size} bytes, so its index was changed while it was read; open the dataset "
-                "again, or run `shardio index` on the folder of the shard",
+                f"{size} bytes at offset {offset} lie outside the shard of {self.size} "
+                "bytes, so its index was changed while it was read",
+                where=self.name,
+                remedy="open the dataset again, or run `shardio index` on the folder of the shard",
                 shard=self.name,
                 offset=offset,
             )
         data = read_at(self._descriptor, size, offset)
         if len(data) < size:
             raise TarError(
-                f"{self.name}: the file ends at byte {offset + len(data)}, inside a member "
-                f"of {size} bytes at offset {offset}; it was cut off after it was indexed",
+                f"the file ends at byte {offset + len(data)}, inside a member of {size} "
+                f"bytes at offset {offset}, so it was cut off after it was indexed",
+                where=self.name,
+                remedy="get or pack it again",
                 shard=self.name,
                 offset=offset,
             )
@@ -163,8 +168,10 @@ class FileBytes:
         data = read_at(self._descriptor, size, start)
         if len(data) < size:
             raise ShardioError(
-                f"{self._name}: the file was cut off while it was read: it ends at byte "
-                f"{start + len(data)} and had {self._size} bytes; get or pack it again",
+                "the file was cut off while it was read: it ends at byte "
+                f"{start + len(data)} and had {self._size} bytes",
+                where=self._name,
+                remedy="get or pack it again",
                 shard=self._name,
                 offset=start + len(data),
             )

@@ -96,7 +96,9 @@ def locked_contents(path: Path) -> Iterator[Contents]:
     try:
         if os.fstat(descriptor).st_uid != os.geteuid():  # who may hold the lock for ever
             raise ShardioError(
-                f"{path}: the file belongs to another user; set TMPDIR to a folder of your own"
+                "the file belongs to another user",
+                where=path,
+                remedy="set TMPDIR to a folder of your own",
             )
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         status = os.fstat(descriptor)
@@ -125,8 +127,9 @@ def explained() -> Iterator[None]:
     except OSError as error:
         place = tempfile.tempdir or "TMPDIR"
         raise ShardioError(
-            f"{place}: the temporary directory cannot be written ({error.strerror}); set TMPDIR "
-            "to a folder with free space"
+            f"the temporary directory cannot be written ({error.strerror})",
+            where=place,
+            remedy="set TMPDIR to a folder with free space",
         ) from error
 
 

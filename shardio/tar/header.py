@@ -79,13 +79,13 @@ def parse_header(block: bytes) -> Header:
     """
     if len(block) < BLOCK:
         raise TarError(
-            f"only {len(block)} of a header's {BLOCK} bytes are left, so the shard is cut off; "
-            "fetch or pack it again"
+            f"only {len(block)} of a header's {BLOCK} bytes are left, so the shard is cut off",
+            remedy="fetch or pack it again",
         )
     if not has_sound_checksum(block):
         raise TarError(
-            "the header's checksum does not match, so the shard is damaged or not a tar archive; "
-            "fetch or pack it again"
+            "the header's checksum does not match, so the shard is damaged or not a tar archive",
+            remedy="fetch or pack it again",
         )
     before, _, after, rest = HEADER_PARTS.unpack(block)
     kind, name = after[:1], until_nul(before[:100])
@@ -155,8 +155,8 @@ def padded(size: int) -> int:
 def sparse_error() -> TarError:
     """Refuse a sparse member: its bytes in the archive are not the bytes of the file."""
     return TarError(
-        "the member is sparse, and sparse files are not supported; pack the shard again, "
-        "without tar's --sparse"
+        "the member is sparse, and sparse files are not supported",
+        remedy="pack the shard again, without tar's --sparse",
     )
 
 
@@ -168,7 +168,8 @@ def _parse_size(field: bytes) -> int:
     size = _parse_number(field)
     if size is None:
         raise TarError(
-            f"the header's size field {field!r} is not the size of a file; pack the shard again"
+            f"the header's size field {field!r} is not the size of a file",
+            remedy="pack the shard again",
         )
     return size
 
@@ -257,7 +258,7 @@ def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         number += 1
         if number > MOST_RECORDS:
             raise TarError(
-                f"a PAX header has more than {MOST_RECORDS} records; pack the shard again"
+                f"a PAX header has more than {MOST_RECORDS} records", remedy="pack the shard again"
             )
         yield data[start:equals], data[equals + 1 : end - 1]
         position = end
@@ -271,4 +272,4 @@ def _parse_pax_size(value: bytes) -> int:
 
 
 def _malformed(record: bytes) -> TarError:
-    return TarError(f"the PAX record {record[:40]!r} is malformed; pack the shard again")
+    return TarError(f"the PAX record {record[:40]!r} is malformed", remedy="pack the shard again")

@@ -102,9 +102,9 @@ def find_headers(data: Sliced, start: int, end: int) -> Iterator[int]:
                 yield first + number * BLOCK
 
 
-MISSING_END = (
-    "the shard ends without an end-of-archive mark, so it may be cut off between two members; "
-    "fetch or pack it again, or append 1,024 zero bytes if it is known to be complete"
+MISSING_END = TarError(
+    "the shard ends without an end-of-archive mark, so it may be cut off between two members",
+    remedy="fetch or pack it again, or append 1,024 zero bytes if it is known to be complete",
 )
 LARGEST_EMPTY = 20 * BLOCK
 """Bytes of an archive without members at most: of GNU tar's, one record of 20 blocks."""
@@ -145,12 +145,12 @@ class Fault(NamedTuple):
     """Where a walk through an archive ended, and why.
 
     Attributes:
-        offset: of the header or block at fault.
-        reason: what is wrong with it, and the way out.
+        offset: offset of the header or block at fault.
+        error: what is wrong with it, and the way out.
     """
 
     offset: int
-    reason: str
+    error: TarError
 
 
 def scan_members(buffer: Buffer | Sliced, *, shard: str) -> Members:
@@ -167,8 +167,8 @@ def scan_members(buffer: Buffer | Sliced, *, shard: str) -> Members:
     """
     members, fault = scan_sound_part(buffer)
     if fault is not None:
-        message = f"{shard}, byte {fault.offset}: {fault.reason}"
-        raise TarError(message, shard=shard, offset=fault.offset)
+        where = f"{shard}, byte {fault.offset}"
+        raise fault.error.at(where, TarError, shard=shard, offset=fault.offset)
     return members
 
 
@@ -191,7 +191,7 @@ def _scan(view: Sliced, start: int) -> tuple[Members, Fault | None]:
     try:
         scan.run()
     except TarError as error:
-        fault = Fault(min(scan.position, len(view)), str(error))
+        fault = Fault(min(scan.position, len(view)), error)
     return scan.members(), fault
 
 
@@ -213,7 +213,7 @@ class _Scan:
 
     def run(self) -> None:
         if not len(self._view):
-            raise TarError("the file is empty, not a tar archive; fetch or pack it again")
+            raise TarError("the file is empty, not a tar archive", remedy="fetch or pack it again")
         while block := self._next_block():
             if block == ZERO_BLOCK:
                 self._take_end()
@@ -221,15 +221,16 @@ class _Scan:
             self._take(parse_header(block))
         if self._for_next is not None:
             raise TarError(
-                "the archive ends between an extension header and its member, so the shard is "
-                "damaged; fetch or pack it again"
+                "the archive ends between an extension header and its member, so the "
+                "shard is damaged",
+                remedy="fetch or pack it again",
             )
         if not self._names and not self._has_end:
-            raise TarError("the shard has no members and no end; fetch or pack it again")
+            raise TarError("the shard has no members and no end", remedy="fetch or pack it again")
         if self.position > len(self._view):
             raise TarError(
-                "the shard ends inside the padding of its last member, so it is cut off; fetch or "
-                "pack it again"
+                "the shard ends inside the padding of its last member, so it is cut off",
+                remedy="fetch or pack it again",
             )
 
     def members(self) -> Members:
@@ -304,15 +305,17 @@ class _Scan:
         if header.size > LONGEST_EXTENSION:
             raise TarError(
                 f"an extension header of {header.size} bytes is above the limit of "
-                f"{LONGEST_EXTENSION}; pack the shard again with shorter names and attributes"
+                f"{LONGEST_EXTENSION}",
+                remedy="pack the shard again with shorter names and attributes",
             )
         self._verify_inside(data, header.size)
         text = bytes(self._view[data : data + header.size])
         rest = self._view[data + header.size : data + padded(header.size)]
         if header.kind == b"L" and b"\0" not in text and any(rest[:1]):
             raise TarError(
-                f"a long name goes on after the {header.size} bytes that its header says, where "
-                "tools read on; pack the shard again"
+                f"a long name goes on after the {header.size} bytes that its header says, "
+                "where tools read on",
+                remedy="pack the shard again",
             )
         new = parse_extension(header.kind, text)
         self._extended.setdefault(len(self._names), self.position)
@@ -343,8 +346,9 @@ class _Scan:
             return own.size
         if self._for_all.size not in {None, header.size}:
             raise TarError(
-                f"a global header says {self._for_all.size} bytes of data and the member's own "
-                f"{header.size}, which tools read differently; pack the shard again"
+                f"a global header says {self._for_all.size} bytes of data and the "
+                f"member's own {header.size}, which tools read differently",
+                remedy="pack the shard again",
             )
         return header.size
 
@@ -352,8 +356,9 @@ class _Scan:
         left = len(self._view) - data
         if size > left:
             raise TarError(
-                f"the member has {size} bytes of data and the shard only {left} more, so it is "
-                "cut off or damaged; fetch or pack it again"
+                f"the member has {size} bytes of data and the shard only {left} more, so "
+                "it is cut off or damaged",
+                remedy="fetch or pack it again",
             )
 
     def _take_end(self) -> None:
@@ -365,8 +370,8 @@ class _Scan:
         if not self._names and (first is not None or end > LARGEST_EMPTY):
             what = f"{end:,} bytes of zeros" if first is None else f"data from byte {first} on"
             raise TarError(
-                f"the shard has no members, only {what}, so it was not written or was zeroed; "
-                "fetch or pack it again, or leave it out"
+                f"the shard has no members, only {what}, so it was not written or was zeroed",
+                remedy="fetch or pack it again, or leave it out",
             )
         self._has_end, self._trailer = True, first
 
@@ -375,16 +380,20 @@ class _Scan:
         start = first - (first - mark) % BLOCK  # of the block that it is in
         if start < mark + 2 * BLOCK:
             raise TarError(
-                f"two blocks of zeros should end the archive, yet data follows one at byte {first}"
-                ", so a header was zeroed; fetch or pack the shard again"
+                "two blocks of zeros should end the archive, yet data follows one at "
+                f"byte {first}, so a header was zeroed",
+                remedy="fetch or pack the shard again",
             )
         header = next(find_headers(self._view, start, len(self._view)), None)
         if header is not None or not bytes(self._view[-2 * BLOCK :]).strip(b"\0"):
             what = "an end of another" if header is None else f"a header at byte {header}"
             raise TarError(
-                f"data and {what} follow the end of the archive at byte {first}, so archives were "
-                "concatenated or headers zeroed; unpack it with `tar --ignore-zeros` and pack it "
-                f"again, or cut it off at byte {start} if what follows is not wanted"
+                f"data and {what} follow the end of the archive at byte {first}, so "
+                "archives were concatenated or headers zeroed",
+                remedy=(
+                    "unpack it with `tar --ignore-zeros` and pack it again, or cut it "
+                    f"off at byte {start} if what follows is not wanted"
+                ),
             )
 
     def _find_data(self, start: int) -> int | None:

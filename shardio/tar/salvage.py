@@ -32,14 +32,14 @@ class Gap(NamedTuple):
     """Bytes that belong to no member that could be found.
 
     Attributes:
-        start: offset of the first.
-        end: offset after the last.
-        reason: what stopped the walk, and the way out.
+        start: offset of the first byte.
+        end: offset after the last byte.
+        error: what stopped the walk, and the way out.
     """
 
     start: int
     end: int
-    reason: str
+    error: TarError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -80,7 +80,7 @@ def walk_members(data: Searched) -> Walk:
                 gaps.append(_cut_member(members, end))
                 members = _first(members, len(members) - 1)
             else:
-                gaps.append(Gap(fault.offset, end, fault.reason))
+                gaps.append(Gap(fault.offset, end, fault.error))
                 if not behind:
                     doubtful.add(sum(map(len, parts)) + len(members) - 1)
         else:
@@ -129,12 +129,12 @@ def _find_magic(data: Searched, start: int) -> Iterator[int]:
 
 def _cut_member(members: Members, end: int) -> Gap:
     offset, name = int(members.offsets[-1]), members.names[-1].decode("utf-8", "replace")
-    return Gap(
-        offset,
-        end,
+    error = TarError(
         f"the member {quoted(name)} has {int(members.sizes[-1])} bytes by its header, and the next "
-        f"header comes after {end - offset}, so bytes are lost; fetch or pack the shard again",
+        f"header comes after {end - offset}, so bytes are lost",
+        remedy="fetch or pack the shard again",
     )
+    return Gap(offset, end, error)
 
 
 def _first(members: Members, count: int) -> Members:

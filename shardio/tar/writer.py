@@ -44,8 +44,9 @@ def header_block(name: bytes, size: int) -> bytes:
     """
     if not 0 <= size < _SIZE_LIMIT:
         raise UsageError(
-            f"the member {quoted(name)} would have {size} bytes, and a tar header holds 0 to "
-            f"{_SIZE_LIMIT - 1}; split the file"
+            f"the member {quoted(name)} would have {size} bytes, and a tar header holds 0 "
+            f"to {_SIZE_LIMIT - 1}",
+            remedy="split the file",
         )
     prefix, last = _split_name(name)
     before = last.ljust(100, b"\0") + _MODE_UID_GID + b"%011o\0" % size + _MTIME
@@ -63,16 +64,17 @@ def _split_name(name: bytes) -> tuple[bytes, bytes]:
     """Split a name into prefix and rest, at the first slash that lets the rest fit."""
     if not name or b"\0" in name or name.endswith(b"/"):
         raise UsageError(
-            f"{quoted(name)} does not name a file in a tar archive; use a name that is not empty, "
-            "has no NUL and does not end in a slash"
+            f"{quoted(name)} does not name a file in a tar archive",
+            remedy="use a name that is not empty, has no NUL and does not end in a slash",
         )
     if len(name) <= 100:
         return b"", name
     cut = name.find(b"/", max(1, len(name) - 101), 156)
     if cut < 0 or len(name) > _LONGEST_NAME:
         raise UsageError(
-            f"the member name {quoted(name)} has {len(name)} bytes and does not fit into a tar "
-            f"header; shorten it to 100 bytes, or to {_LONGEST_NAME} with folders to split it at"
+            f"the member name {quoted(name)} has {len(name)} bytes and does not fit into "
+            "a tar header",
+            remedy=(f"shorten it to 100 bytes, or to {_LONGEST_NAME} with folders to split it at"),
         )
     return name[:cut], name[cut + 1 :]
 

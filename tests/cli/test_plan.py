@@ -305,7 +305,7 @@ def test_replay_writes_what_it_can_of_a_damaged_batch(tmp_path: Path) -> None:
     done = run(
         "replay", tmp_path / "out", "--batch-size", "8", "--step", "0", "--to", tmp_path / "b"
     )
-    assert "1 of the samples have members that could not be written" in str(done.exception)
+    assert "members of 1 sample could not be written" in str(done.exception)
     assert f"sample {index.key(3)!r}, field 'png'" in str(done.exception)
     listing = json.loads((tmp_path / "b/batch.json").read_text())
     assert [bool(sample["problem"]) for sample in listing["samples"]] == [i == 3 for i in range(8)]

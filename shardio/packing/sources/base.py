@@ -125,7 +125,8 @@ def parse_fields(text: str | None) -> FieldRule:
         alternatives = tuple(part.removesuffix("?").split(";"))
         if not all(map(is_field_name, alternatives)):
             raise UsageError(
-                f"fields={text!r}: {part!r} names no field; write them as 'jpg;png,json,txt?'"
+                f"fields={text!r}: {part!r} names no field",
+                remedy="write them as 'jpg;png,json,txt?'",
             )
         wanted.append(Wanted(alternatives=alternatives, optional=optional))
     names = [name for entry in wanted for name in entry.alternatives]

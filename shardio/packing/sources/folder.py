@@ -87,13 +87,16 @@ class FolderSource:
         yield from problems
         status = os.stat(folder)  # noqa: PTH116  bytes
         if (identity := (status.st_dev, status.st_ino)) in parents:
-            raise PackError(f"{text_of(folder)}: a link leads back to a folder above; remove it")
+            raise PackError(
+                "a link leads back to a folder above", where=text_of(folder), remedy="remove it"
+            )
         if relative and os.path.islink(folder.rstrip(b"/")):  # noqa: PTH114  bytes
             entered[identity] += 1
             if entered[identity] > _MOST_ENTERED:
                 raise PackError(
-                    f"{text_of(folder)}: links lead to this folder more than {_MOST_ENTERED} "
-                    "times; remove some of them"
+                    f"links lead to this folder more than {_MOST_ENTERED} times",
+                    where=text_of(folder),
+                    remedy="remove some of them",
                 )
         names.sort()
         if self.rule.wanted:
@@ -172,6 +175,8 @@ def _listed(folder: bytes, relative: bytes) -> tuple[list[bytes], list[Problem]]
             problems.append(Problem(path=text_of(relative + entry.name), reason=reason))
     except OSError as error:
         raise PackError(
-            f"{text_of(folder)}: {error.strerror}; name a folder that can be read"
+            error.strerror or str(error),
+            where=text_of(folder),
+            remedy="name a folder that can be read",
         ) from error
     return names, sorted(problems, key=lambda problem: problem.path)

@@ -122,7 +122,7 @@ def load_checksum() -> Callable[[Sequence[Buffer]], int]:
         from crc32c import crc32c  # noqa: PLC0415  an extra
     except ImportError as error:
         raise SituationError(
-            "TFRecord files need crc32c; pip install 'shardio[tfrecord]'"
+            "TFRecord files need crc32c", remedy="pip install 'shardio[tfrecord]'"
         ) from error
 
     def checksum_of(pieces: Sequence[Buffer]) -> int:
@@ -168,7 +168,7 @@ def _read_length(
 
 
 def _error(name: str, offset: int, reason: str) -> TFRecordError:
-    return TFRecordError(f"{name}, byte {offset}: {reason}", shard=name, offset=offset)
+    return TFRecordError(reason, where=f"{name}, byte {offset}", shard=name, offset=offset)
 
 
 Numbers: TypeAlias = NDArray[np.int64] | NDArray[np.float32]

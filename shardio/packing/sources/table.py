@@ -89,9 +89,9 @@ def read_rows(path: Path) -> Iterator[Row]:
     }
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise UsageError(f"{path}: a manifest is a file {', '.join(readers)}")
+        raise UsageError(f"a manifest is a file {', '.join(readers)}", where=path)
     if path.exists() and not path.is_file():
-        raise PackError(f"{path}: it is not a file; name a table")
+        raise PackError("it is not a file", where=path, remedy="name a table")
     number = 0
     try:
         for row in reader(path):
@@ -99,7 +99,9 @@ def read_rows(path: Path) -> Iterator[Row]:
             yield row
     except (ValueError, RecursionError, OverflowError, NotImplementedError) as error:
         # JSONDecodeError is a ValueError, and so are most errors of pyarrow
-        raise PackError(f"{path}, row {number + 1}: {error}; mend the row") from error
+        raise PackError(
+            str(error), where=f"{path}, row {number + 1}", remedy="mend the row"
+        ) from error
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
@@ -184,7 +186,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         from pyarrow import parquet  # noqa: PLC0415  an extra
     except ImportError as error:
         raise SituationError(
-            f"{path}: reading Parquet needs pyarrow; pip install 'shardio[parquet]'"
+            "reading Parquet needs pyarrow", where=path, remedy="pip install 'shardio[parquet]'"
         ) from error
     number = 0
     with parquet.ParquetFile(path) as table:
@@ -280,8 +282,10 @@ class Table:
             alike = kind and kind == os.path.splitext(row.values[column])[1]  # noqa: PTH122  text
             if alike or (path and os.path.exists(os.path.join(self.root, path))):  # noqa: PTH110, PTH118
                 raise PackError(
-                    f"{self.path}, row {row.number}: its line {line} lies inside a quoted cell "
-                    f"and is a row of its own, of {path!r}; a quote is missing or too many"
+                    f"its line {line} lies inside a quoted cell and is a row of its own, "
+                    f"of {path!r}",
+                    where=f"{self.path}, row {row.number}",
+                    remedy="a quote is missing or too many",
                 )
 
     def _sample(self, row: dict[str, Any], rule: FieldRule) -> SourceSample:
@@ -392,7 +396,9 @@ def open_table(
     path = Path(path)
     first = next(read_rows(path), None)
     if first is None:
-        raise PackError(f"{path}: the table has no rows; name one with a header and rows")
+        raise PackError(
+            "the table has no rows", where=path, remedy="name one with a header and rows"
+        )
     present = [*first.values]
     chosen = tuple(map(_parse_path_column, paths)) or _default_paths(path, present)
     if label is None and with_labels:
@@ -400,15 +406,18 @@ def open_table(
         others = set(present) - {column for _, column in chosen} - {key, ""}
         if label is None and (classes is not None or others):
             raise SituationError(
-                f"{path}: which column holds the labels? It has {', '.join(present)}; name it "
-                "(--label-column), or pack without labels (--no-labels)"
+                f"which column holds the labels? It has {', '.join(present)}",
+                where=path,
+                remedy="name it (--label-column), or pack without labels (--no-labels)",
             )
     if not with_labels and label is not None:
         raise UsageError("a column of labels is named, and no labels shall be packed")
     for column in (*(column for _, column in chosen), label, key):
         if column is not None and column not in present:
             raise SituationError(
-                f"{path}: there is no column {column!r}; its columns are {', '.join(present)}"
+                f"there is no column {column!r}",
+                where=path,
+                remedy=f"its columns are {', '.join(present)}",
             )
     labels = None
     if label is not None:
@@ -440,8 +449,9 @@ def _default_paths(path: Path, present: list[str]) -> tuple[PathColumn, ...]:
         if name in present:
             return (PathColumn(None, name),)
     raise SituationError(
-        f"{path}: which column holds paths? It has {', '.join(present)}; pass "
-        f"--path-column {present[0] if present else 'NAME'}"
+        f"which column holds paths? It has {', '.join(present)}",
+        where=path,
+        remedy=f"pass --path-column {present[0] if present else 'NAME'}",
     )
 
 

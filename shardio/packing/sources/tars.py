@@ -138,7 +138,7 @@ class _Values(Mapping[str, Any]):
             data = _read(self._fields[field], self._files)
             return decode_field(field, data, max_pixels=self._max_pixels)
         except (UnreadableError, CodecError) as error:
-            raise PackError(f"{shown(self._name)}, field {quoted(field)}: {error}") from error
+            raise error.at(f"{shown(self._name)}, field {quoted(field)}", PackError) from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._fields)

@@ -78,7 +78,8 @@ def parse_pairs(texts: Sequence[str]) -> tuple[Pair, ...]:
         pair = Pair(field.lower(), name)
         if not equals or not (field or name) or not (field in ("", KEY) or is_field_name(field)):
             raise UsageError(
-                f"{text!r} is no pair of a field and a feature; write it as jpg=image/encoded"
+                f"{text!r} is no pair of a field and a feature",
+                remedy="write it as jpg=image/encoded",
             )
         pairs.append(pair)
     for side in zip(*pairs, strict=True):
@@ -130,14 +131,14 @@ def name_features(fields: Iterable[str], pairs: Iterable[Pair]) -> dict[str, str
     for pair in pairs:
         if pair.field not in names:
             raise SituationError(
-                f"features: there is no field {quoted(pair.field)}; the fields are "
-                f"{', '.join(map(shown, sorted({*names} - {KEY})))}"
+                f"features: there is no field {quoted(pair.field)}",
+                remedy=f"the fields are {', '.join(map(shown, sorted({*names} - {KEY})))}",
             )
         names[pair.field] = pair.name
     chosen = {field: name for field, name in names.items() if name}
     if again := next((n for n in chosen.values() if [*chosen.values()].count(n) > 1), None):
         raise SituationError(
-            f"two fields would become the feature {quoted(again)}; name one otherwise"
+            f"two fields would become the feature {quoted(again)}", remedy="name one otherwise"
         )
     return chosen
 
@@ -374,5 +375,5 @@ def find_files(path: str) -> tuple[Path, ...] | None:
         return None
     named = (Path(path),) if Path(path).exists() else tuple(expand_pattern(path))
     if other := next((each for each in named if not each.is_file()), None):
-        raise SituationError(f"{other}: it is not a file; name TFRecord files")
+        raise SituationError("it is not a file", where=other, remedy="name TFRecord files")
     return named

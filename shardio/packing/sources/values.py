@@ -68,7 +68,7 @@ class Values:
                 key = given.get(_KEY, f"{number:09d}")
                 name = f"sample {number} ({key!r})"
                 if not isinstance(key, str) or key_fault(key):
-                    raise PackError(f"{name}: its {_KEY!r} is no text that can be a key")
+                    raise PackError(f"its {_KEY!r} is no text that can be a key", where=name)
                 fields: list[SourceField] = []
                 label = None
                 for field, value in given.items():
@@ -87,7 +87,7 @@ class Values:
 def _encode(name: str, field: object, value: Any) -> tuple[Origin | None, bytes]:
     """Where a value is, or its bytes."""
     if not (isinstance(field, str) and is_field_name(field)):
-        raise PackError(f"{name}: {field!r} is no name for a field")
+        raise PackError(f"{field!r} is no name for a field", where=name)
     if isinstance(value, os.PathLike):
         return FromFile(os.fsencode(value)), b""
     if isinstance(value, bytes | bytearray | memoryview):
@@ -98,10 +98,13 @@ def _encode(name: str, field: object, value: Any) -> tuple[Origin | None, bytes]
         if encode is not None:
             return None, encode(value)
     except (TypeError, ValueError) as error:
-        raise PackError(f"{name}: field {field!r} cannot hold {quoted(value)}: {error}") from error
+        raise PackError(
+            f"field {field!r} cannot hold {quoted(value)}: {error}", where=name
+        ) from error
     raise PackError(
-        f"{name}: field {field!r} takes bytes or a path, not {type(value).__name__}; encode it, "
-        "or name the field cls, txt, json or npy"
+        f"field {field!r} takes bytes or a path, not {type(value).__name__}",
+        where=name,
+        remedy="encode it, or name the field cls, txt, json or npy",
     )
 
 
