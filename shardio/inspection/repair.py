@@ -386,11 +386,10 @@ def repair(
     parts = find_parts(fspath(source))
     out = Path(new)
     _refuse_inside(out, parts)
-    several = len(parts) > 1
     done = [
         _repair_part(
             part,
-            out / part.path.name if several else out,
+            out / part.path.name if len(parts) > 1 else out,
             Shape(shards=shards or len(part.shards), or_fewer=shards is None),
             check=check,
             engine=engine,

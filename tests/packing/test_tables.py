@@ -180,7 +180,9 @@ class TestQuotes:
             changed = text[:place] + text[place + 1 :]
         path = tmp_path_factory.getbasetemp() / "changed.csv"
         path.write_bytes(changed.encode())
-        with pytest.raises(shardio.PackError, match=r"changed\.csv, row \d+: .*(quote|cells)"):
+        with pytest.raises(
+            shardio.PackError, match=r"changed\.csv, row \d+: .*(quote|cells|same name)"
+        ):
             [*read_rows(path)]
 
     @pytest.mark.parametrize(
