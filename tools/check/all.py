@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,10 @@ def fork(name: str, options: Sequence[str]) -> int:
     child = os.fork()
     if child == 0:
         _run(name, options)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code < 0:
+        print(f"{name}: killed by {signal.Signals(-code).name}")
+    return code
 
 
 def _run(name: str, options: Sequence[str]) -> NoReturn:

@@ -103,7 +103,7 @@ def in_child(
         said = None
         with contextlib.suppress(EOFError):
             said = receiver.recv() if heard else None
-        stacks = "" if heard else _stacks(child)
+        places = "" if heard else stacks(child)
         if not heard:
             os.killpg(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
@@ -117,12 +117,12 @@ def in_child(
         error, message = f"exit code {os.WEXITSTATUS(status)}", text[-500:]
     if not heard:
         kept = Path("/tmp", f"campaign-hang-{child}.txt")  # noqa: S108  for the reader of the report
-        kept.write_text(text + stacks, "utf-8")
+        kept.write_text(text + places, "utf-8")
         message = f"where its processes stood is in {kept}"
     return Ended(value, error, refused, message, killed, not heard, text, peak, used)
 
 
-def _stacks(group: int) -> str:
+def stacks(group: int) -> str:
     """Where the processes of a group stand: told by py-spy, or by themselves on their output."""
     places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     spy = shutil.which("py-spy", path=places)

@@ -258,7 +258,7 @@ def begin(packed: Packed, way: str, trial: campaign.Trial) -> None:
         return process.ways[way]()
 
     ended = children.in_child(start)
-    replace(ended, output=workers.without_ignored(ended.output)).check()
+    replace(ended, output=workers.without_pythons(ended.output)).check()
     if ended.error:
         raise campaign.Wrong(f"raises {ended.error}", ended.message)
     if ended.value:

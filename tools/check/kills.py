@@ -161,7 +161,7 @@ def kill_worker(folder: Path, samples: int, threads: bool, trial: campaign.Trial
     if ended.value == -1 or workers.is_of_signal_handler(ended.error, ended.message):
         trial.refused("torch's error")
         return
-    replace(ended, output=workers.without_ignored(ended.output)).check()
+    replace(ended, output=workers.without_pythons(ended.output)).check()
     if ended.error:
         trial.refused(ended.error)
     elif ended.value != samples:
@@ -207,7 +207,8 @@ def kill_trainer(folder: Path, trial: campaign.Trial) -> None:
         left = [path for place in places for path in place.rglob("*")]
         return [str(path) for path in left if not path.is_dir() and "/pymp-" not in str(path)]
 
-    ended = children.in_child(kill_and_train_again).check()
+    ended = children.in_child(kill_and_train_again)
+    ended = replace(ended, output=workers.without_pythons(ended.output)).check()
     if ended.error:
         raise campaign.Wrong(f"the next trainer raises {ended.error}", ended.message)
     if ended.value:  # but for what Python's multiprocessing itself leaves
@@ -223,7 +224,9 @@ def until_ended(processes: list[int]) -> None:
                 break
             time.sleep(0.05)
         else:
-            raise campaign.Wrong("a worker outlives its trainer", process)
+            raise campaign.Wrong(
+                "a worker outlives its trainer", children.stacks(os.getpgid(process))
+            )
 
 
 def cases(folder: Path) -> list[campaign.Case]:

@@ -17,6 +17,7 @@ import subprocess
 import tarfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from shardio.naming import split_member_name
 from shardio.tar.reader import scan_members
 
 Files = list[tuple[str, bytes]]
+_MOST_BYTES = 1 << 30  # of all members of an archive
 _LISTED = re.compile(rb"(.)\S+ \S+ +(\d+) (\S+ \S+)")
 _ESCAPES = {b"\\": b"\\", b"n": b"\n", b"t": b"\t", b"r": b"\r", b"a": b"\a", b"b": b"\b"}
 _ESCAPES |= {b"f": b"\f", b"v": b"\v", b" ": b" ", b"?": b"\x7f"}
@@ -123,6 +125,20 @@ def read_with_bsdtar(path: Path) -> Reading:
     except tarfile.TarError as error:
         return Reading(files, fault or str(error))
     return Reading(files, fault)
+
+
+def read_with_others(path: Path) -> dict[str, Reading]:
+    """Read with every other reader that is installed, unless that would take too much memory.
+
+    A sparse member of a few bytes may stand for gigabytes of zeros.
+    """
+    with suppress(tarfile.TarError, ValueError, ArithmeticError, OSError, EOFError, zlib.error):
+        with tarfile.open(path, encoding="utf-8", errors="surrogateescape") as archive:
+            size = sum(member.size for member in archive)
+        if size > _MOST_BYTES:
+            fault = f"{size:,} bytes are too many to hold them against each other"
+            return {name: Reading([], fault) for name in READERS}
+    return {name: read(path) for name, read in READERS.items()}
 
 
 READERS: dict[str, Callable[[Path], Reading]] = {"tarfile": read_with_tarfile}

@@ -28,7 +28,7 @@ from random import Random
 
 import campaign
 import shardio
-from oracles import ABSENT, READERS, Files, Reading, plain_bytes, read_with_shardio
+from oracles import ABSENT, Files, Reading, plain_bytes, read_with_others, read_with_shardio
 from shardio.naming import split_member_name
 from shardio.tar.header import LONGEST_EXTENSION, MOST_RECORDS
 
@@ -38,7 +38,7 @@ BROKEN_GZIP = (EOFError, zlib.error, OSError)
 
 
 def judge(trial: campaign.Trial, path: Path) -> None:
-    readings = {name: read(path) for name, read in READERS.items()}
+    readings = read_with_others(path)
     try:
         found = read_with_shardio(plain_bytes(path))
     except (shardio.TarError, *BROKEN_GZIP) as error:

@@ -15,6 +15,11 @@ _IGNORED = re.compile(
     r"RuntimeError: DataLoader worker \(pid.*\n",
     re.MULTILINE,
 )
+_OF_SHARER = re.compile(
+    r"^Traceback .*\n  File \".*/multiprocessing/resource_sharer\.py\", line \d+, in _serve\n"
+    r"(?: .*\n)*\S.*\n",
+    re.MULTILINE,
+)
 
 
 def is_of_signal_handler(error: str, message: str) -> bool:
@@ -36,6 +41,10 @@ def is_of_torch(error: BaseException) -> bool:
     return isinstance(error, (EOFError, ConnectionError)) and not ours and not passed_on
 
 
-def without_ignored(output: str) -> str:
-    """What was printed, but for what Python prints when the handler raises in a destructor."""
-    return _IGNORED.sub("", output)
+def without_pythons(output: str) -> str:
+    """What was printed, but for what Python itself prints of processes that were killed.
+
+    It does so where the handler raises in a destructor, and in a worker whose trainer dies while it
+    asks the worker for memory.
+    """
+    return _OF_SHARER.sub("", _IGNORED.sub("", output))
