@@ -124,20 +124,23 @@ def in_child(
 
 def stacks(group: int) -> str:
     """Where the processes of a group stand: told by py-spy, or by themselves on their output."""
-    places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    spy = shutil.which("py-spy", path=places)
     said = ""
     for process in sorted(int(path.name) for path in Path("/proc").glob("[0-9]*")):
         with contextlib.suppress(OSError):
-            if os.getpgid(process) != group:
-                continue
-            words = [spy or "false", "dump", "--pid", str(process)]
-            done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
-            said += done.stdout
-            if done.returncode:  # it is not there, or may not look
-                os.kill(process, signal.SIGUSR1)
-                time.sleep(0.2)  # one after the other
+            if os.getpgid(process) == group:
+                said += (place := stack(process))
+                if not place:
+                    os.kill(process, signal.SIGUSR1)
+                    time.sleep(0.2)  # one after the other
     return said
+
+
+def stack(process: int) -> str:
+    """Where a process stands; empty where py-spy is not installed, or may not look."""
+    places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    words = [shutil.which("py-spy", path=places) or "false", "dump", "--pid", str(process)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
+    return "" if done.returncode else done.stdout
 
 
 @dataclass(frozen=True)

@@ -217,16 +217,20 @@ def kill_trainer(folder: Path, trial: campaign.Trial) -> None:
 
 
 def until_ended(processes: list[int]) -> None:
-    """Wait for workers that notice the death of their parent; torch's do so in five seconds."""
+    """Wait for workers that notice the death of their parent; torch's do so in five seconds.
+
+    Those that torch has wait for ever are killed.
+    """
     for process in processes:
         for _ in range(600):
             if not Path(f"/proc/{process}/exe").exists():
                 break
             time.sleep(0.05)
         else:
-            raise campaign.Wrong(
-                "a worker outlives its trainer", children.stacks(os.getpgid(process))
-            )
+            place = children.stack(process)
+            if not workers.waits_for_torch(place):
+                raise campaign.Wrong("a worker outlives its trainer", place)
+            os.kill(process, signal.SIGKILL)
 
 
 def cases(folder: Path) -> list[campaign.Case]:

@@ -41,6 +41,15 @@ def is_of_torch(error: BaseException) -> bool:
     return isinstance(error, (EOFError, ConnectionError)) and not ours and not passed_on
 
 
+def waits_for_torch(stack: str) -> bool:
+    """Tell whether a worker waits for torch to give it work, as py-spy says where it stands.
+
+    A worker that is forked just before its trainer is killed takes the process that inherits it
+    for its trainer, and torch has it wait for ever.
+    """
+    return "_worker_loop (torch/" in stack and "(shardio/" not in stack
+
+
 def without_pythons(output: str) -> str:
     """What was printed, but for what Python itself prints of processes that were killed.
 
