@@ -38,7 +38,13 @@ from shardio.errors import (
 )
 from shardio.fields.arrays import decode_cls
 from shardio.fields.base import LABEL_FIELD
-from shardio.indexing.catalog import Catalog, ShardEntry, ShardPaths, open_catalog
+from shardio.indexing.catalog import (
+    SHARD_SUFFIXES,
+    Catalog,
+    ShardEntry,
+    ShardPaths,
+    open_catalog,
+)
 from shardio.indexing.manifest import INDEX_FOLDER, INDEX_SUFFIX, index_path
 from shardio.packing.engine import Engine, Ticker
 from shardio.packing.folder import open_lock
@@ -61,7 +67,7 @@ from shardio.packing.sources.records import (
 )
 from shardio.packing.sources.tars import Tars
 from shardio.packing.sources.tfrecord import KEY, Pair, find_files, name_features, parse_pairs
-from shardio.storage.cache import GZIP_SUFFIXES
+from shardio.storage.compression import find_compression
 from shardio.storage.folder import Folder, final_name
 from shardio.storage.local import refuse_url
 
@@ -468,8 +474,7 @@ def _refuse_records(source: ShardPaths) -> None:
 
 def _stem(entry: ShardEntry) -> str:
     name = Path(entry.name).name
-    suffix = next((each for each in (".tar", *GZIP_SUFFIXES) if name.endswith(each)), "")
-    return name.removesuffix(suffix)
+    return name.removesuffix(next(filter(name.endswith, SHARD_SUFFIXES), ""))
 
 
 def _beside(entry: ShardEntry, out: str | PathLike[str] | None) -> Path:
@@ -477,11 +482,12 @@ def _beside(entry: ShardEntry, out: str | PathLike[str] | None) -> Path:
 
 
 def _plain(entry: ShardEntry) -> ShardEntry:
-    if entry.name.endswith(GZIP_SUFFIXES):
+    compression = find_compression(Path(entry.name))
+    if compression is not None:
         raise PackError(
             "other tools find samples in uncompressed tars only",
             where=entry.name,
-            remedy="decompress it with gunzip",
+            remedy=f"decompress it with `{compression.name} -d`",
         )
     return entry
 

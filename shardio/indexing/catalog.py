@@ -36,14 +36,15 @@ from shardio.indexing.manifest import (
 )
 from shardio.indexing.scan import index_shard, warn_of_missing_ends
 from shardio.indexing.shard_index import ShardIndex, encode_index, read_index
-from shardio.storage.cache import GZIP_SUFFIXES, cache_entry, new_entry, plain_tar
+from shardio.storage.cache import cache_entry, new_entry, plain_tar
+from shardio.storage.compression import COMPRESSED_SUFFIXES
 from shardio.storage.local import LocalShard, refuse_url
 
 _MOST_NAMES = 1_000_000  # that braces may stand for
 _NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")  # ranges, as braceexpand has them
 _LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])(?:\.\.-?(\d+))?")
 _ALPHABET = string.ascii_uppercase + string.ascii_lowercase
-SHARD_SUFFIXES = (".tar", *GZIP_SUFFIXES)
+SHARD_SUFFIXES = (".tar", *COMPRESSED_SUFFIXES)
 ShardPaths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
@@ -261,7 +262,7 @@ def find_shards(part: Path) -> list[Path]:
                 else "make some with `shardio pack`"
             )
             raise SituationError(
-                "no shards (*.tar, *.tar.gz, *.tgz) in this folder", where=part, remedy=way
+                "no shards (*.tar, plain or compressed) in this folder", where=part, remedy=way
             )
     else:
         shards = [part] if part.exists() else expand_pattern(str(part))

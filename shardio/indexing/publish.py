@@ -18,6 +18,7 @@ from shardio.indexing.manifest import (
 from shardio.indexing.scan import index_shard, warn_of_missing_ends
 from shardio.indexing.shard_index import ShardIndex
 from shardio.storage.cache import plain_tar
+from shardio.storage.compression import find_compression
 from shardio.storage.folder import Folder
 
 
@@ -66,16 +67,17 @@ def index_source(
     """
     found = {part: find_shards(part) for part in list_parts(source)}
     folders = {shard.parent: None for shards in found.values() for shard in shards}
+    packed = [folder for folder in folders if is_packed(folder)]
     digests = {
-        folder: _packed_digests(folder, whole=folder in found)
-        for folder in folders
-        if is_packed(folder) and not force
+        folder: _packed_digests(folder, whole=folder in found) for folder in packed if not force
     }
     done = progress(sum(map(len, found.values()))) if progress else None
     every, all_fields, unmarked = list[ShardReceipt](), set[str](), list[str]()
     for part, shards in found.items():
         receipts, fields = list[ShardReceipt](), set[str]()
         for shard in shards:
+            if shard.parent in packed:
+                _refuse_compressed(shard)
             index = index_shard(
                 plain_tar(shard), name=str(shard), checksums=True, allow_empty=allow_empty
             )
@@ -86,7 +88,7 @@ def index_source(
                 unmarked.append(str(shard))
             if done is not None:
                 done(1)
-        if force and is_packed(part):
+        if force and part in packed:
             _update_manifest(part, receipts, fields)
         every += receipts
         all_fields |= fields
@@ -105,6 +107,19 @@ def _packed_digests(folder: Path, *, whole: bool) -> dict[str, str]:
     if whole:
         refuse_missing(folder, manifest)
     return {receipt.name: receipt.sha256 for receipt in manifest.shards}
+
+
+def _refuse_compressed(shard: Path) -> None:
+    """Raise IndexFileError if a shard is compressed, which those of a manifest never are."""
+    compression = find_compression(shard)
+    if compression is not None:
+        raise IndexFileError(
+            f"the shard is compressed with {compression.name}, and the shards of a manifest are "
+            "plain tars",
+            where=shard,
+            remedy=f"decompress it with `{compression.name} -d`",
+            shard=str(shard),
+        )
 
 
 def _compare(shard: Path, index: ShardIndex, digests: dict[str, str] | None) -> None:

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import IndexFileError, PackError, ShardioError, quoted
+from shardio.errors import IndexFileError, PackError, ShardioError, TarError, quoted
 from shardio.fields.limits import MAX_PIXELS
 from shardio.indexing.manifest import MANIFEST_NAME, index_path
 from shardio.indexing.shard_index import ShardIndex, read_index
@@ -35,10 +35,7 @@ from shardio.inspection.verify_shard import (
     Grouped,
     Run,
     alike,
-    decompress,
     group_members,
-    is_compressed,
-    open_plain,
 )
 from shardio.naming import split_member_name
 from shardio.packing.engine import Engine, Ticker
@@ -54,6 +51,7 @@ from shardio.packing.listing import (
 from shardio.packing.names import DROPPED_NAME, WORK_FOLDER
 from shardio.packing.options import make_engine
 from shardio.packing.plan import Shape, Store
+from shardio.storage.compression import decompress, find_compression
 from shardio.storage.folder import Folder
 from shardio.storage.local import FileBytes
 from shardio.tar.salvage import Walk, walk_members
@@ -115,15 +113,18 @@ def _find(task: RepairTask, work: Folder) -> Iterator[SourceSample | Problem]:
     name, path = str(task.shard.path), task.shard.path
     index = _open_index(task.shard)
     try:
-        if is_compressed(path):
-            with work.create(task.plain) as stream:
-                fault = decompress(path, stream)
-            path = work.path / task.plain
-            if fault is not None:
-                yield Problem(path=name, reason=f"{fault}; what was there before it is looked at")
-        with open_plain(path) as (data, _):
+        compression = find_compression(path)
+        if compression is not None:
             try:
-                yield from _Shard(task, path, data).find(index)
+                with work.create(task.plain) as plain:
+                    decompress(path, compression, plain)
+            except TarError as error:
+                reason = f"{error.what}; what was there before it is looked at"
+                yield Problem(path=name, reason=reason)
+            path = work.path / task.plain
+        with path.open("rb") as stream:
+            try:
+                yield from _Shard(task, path, FileBytes(stream, str(path))).find(index)
             except ShardioError as error:
                 raise OSError(str(error)) from error  # it was cut off
     except OSError as error:

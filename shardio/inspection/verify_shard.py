@@ -27,12 +27,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import CodecError, IndexFileError, ShardioError, counted, quoted
+from shardio.errors import CodecError, IndexFileError, ShardioError, TarError, counted, quoted
 from shardio.fields.base import IMAGE_FIELDS, decode_field, kind_of
 from shardio.fields.limits import check_max_pixels
 from shardio.fields.probe import check_complete, probe_image
@@ -44,8 +44,7 @@ from shardio.naming import split_member_name
 from shardio.packing.engine import Ticker
 from shardio.packing.listing import hash_key
 from shardio.packing.task import decoding
-from shardio.storage.cache import GZIP_SUFFIXES
-from shardio.storage.compression import Expansion
+from shardio.storage.compression import decompress, find_compression
 from shardio.storage.local import FileBytes
 from shardio.storage.temporary import explained
 from shardio.tar.header import DIRECTORY, FILE, padded
@@ -255,13 +254,11 @@ def group_members(members: Members) -> Grouped:
     return Grouped(runs=runs, others=others)
 
 
-_PIECE = 1 << 12  # compressed bytes at once; of a damaged piece nothing is kept
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_GZIP = 16 + zlib.MAX_WBITS
 
 
 @contextmanager
-def open_plain(path: Path) -> Iterator[tuple[FileBytes, str | None]]:
+def open_plain(path: Path) -> Iterator[tuple[FileBytes, TarError | None]]:
     """Open a shard as it is on disk now.
 
     Yields:
@@ -269,67 +266,35 @@ def open_plain(path: Path) -> Iterator[tuple[FileBytes, str | None]]:
 
     Raises:
         OSError: it cannot be read.
-        ShardioError: there is no space for the decompressed tar.
+        ShardioError: there is no space for the decompressed tar, or what decompresses it is not
+            installed.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):  # opening a pipe would wait
-        with open(os.devnull, "rb") as nothing:  # noqa: PTH123  as short
-            yield FileBytes(nothing, str(path)), "it is not a file"
-        return
-    if not is_compressed(path):
+    compression = find_compression(path)
+    if compression is None:
         with path.open("rb") as stream:
             yield FileBytes(stream, str(path)), None
         return
     with explained():
         temporary = tempfile.TemporaryFile()  # noqa: SIM115  closed below
     with temporary as plain:
+        fault = None
         try:
-            fault = decompress(path, plain)
-            plain.flush()
+            decompress(path, compression, plain)
+        except TarError as error:
+            fault = error
         except OSError as error:
             if error.errno not in _FULL:
                 raise
             with explained():
                 raise
+        plain.flush()
         yield FileBytes(plain, str(path)), fault
-
-
-def is_compressed(path: Path) -> bool:
-    """Whether a shard is a gzip file, by its name."""
-    return path.name.endswith(GZIP_SUFFIXES)
-
-
-def decompress(path: Path, out: BinaryIO) -> str | None:
-    """Write what a gzip file holds, up to its end or damage.
-
-    Returns:
-        What is wrong with it, or None.
-
-    Raises:
-        OSError: it cannot be read, or the output not be written, for want of space too.
-    """
-    limits = Expansion(path, out.fileno())
-    with path.open("rb") as packed:
-        unpack = zlib.decompressobj(_GZIP)
-        while piece := packed.read(_PIECE):
-            while piece:
-                if unpack.eof:  # gzip files may follow one another, and zeros may follow them
-                    if not piece.strip(b"\0"):
-                        break
-                    unpack = zlib.decompressobj(_GZIP)
-                try:
-                    data = unpack.decompress(piece)
-                except zlib.error as error:
-                    return f"the gzip data is damaged ({error})"
-                if fault := limits.grow(len(data)):
-                    return fault
-                out.write(data)
-                piece = unpack.unused_data
-    return None if unpack.eof else "the gzip data is cut off"
 
 
 _MEGABYTE = 1 << 20
 _MOST_SHAPES = 1000  # sets of fields that are told apart
-_AGAIN = "get or pack it again, or write what is whole to a new folder with --fix"
+_FIX = "write what is whole to a new folder with --fix"
+_AGAIN = f"get or pack it again, or {_FIX}"
 _INDEX_AGAIN = "run `shardio index` on the folder of the shard"
 _SORTED = "pack the shard again with its members sorted by name, or use --fix"
 
@@ -412,6 +377,8 @@ def verify_shard(task: VerifyTask, ticker: Ticker) -> ShardReport:
     found = Findings(str(task.shard.path))
     index = _read_index(task.shard, found)
     try:
+        if task.shard.packed:
+            _refuse_compressed(task.shard.path, found)
         with open_plain(task.shard.path) as (data, fault), task.check.context():
             if fault is None:
                 try:
@@ -419,10 +386,20 @@ def verify_shard(task: VerifyTask, ticker: Ticker) -> ShardReport:
                 except ShardioError as error:  # it was cut off
                     found.add_error(error)
             else:
-                found.add(fault, _AGAIN)
+                found.add(fault.what, f"{fault.remedy}, or {_FIX}")
     except OSError as error:
         found.add(f"the shard cannot be read ({error.strerror or error})", _AGAIN)
     return ShardReport(findings=found.all())
+
+
+def _refuse_compressed(path: Path, found: Findings) -> None:
+    compression = find_compression(path)
+    if compression is not None:
+        found.add(
+            f"the shard is compressed with {compression.name}, and the shards of a manifest are "
+            "plain tars",
+            f"decompress it with `{compression.name} -d`, or {_FIX}",
+        )
 
 
 def _read_index(shard: ScopedShard, found: Findings) -> ShardIndex | None:

@@ -15,25 +15,21 @@ Processes that miss the same entry at once each make it; the last one stays, the
 from __future__ import annotations
 
 import errno
-import gzip
 import hashlib
 import logging
 import os
 import tempfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from shardio.errors import SituationError, TarError
-from shardio.storage.compression import Expansion
+from shardio.errors import SituationError
+from shardio.storage.compression import decompress, find_compression
 from shardio.storage.folder import atomic_file
 from shardio.storage.local import refuse_url
 from shardio.storage.private import entry_fault, own_folder, own_subfolder
 
-GZIP_SUFFIXES = (".tar.gz", ".tgz")
-_CHUNK = 1 << 20
 _LOG = logging.getLogger("shardio")
 _warned: list[Path] = []
 """The folder that is used in place of the usual one, once this process has said so."""
@@ -80,38 +76,19 @@ def plain_tar(shard: Path) -> Path:
     """Return the uncompressed tar of a shard: the shard itself, or a copy in the cache folder.
 
     Raises:
-        TarError: a gzip shard that is damaged, cut off, or larger inside than is believable.
-        UsageError: the copy cannot be kept in the cache folder.
+        TarError: a compressed shard is damaged, cut off, or larger inside than is believable.
+        UsageError: the copy cannot be kept in the cache folder, or the library that decompresses
+            the shard is not installed.
         OSError: the shard cannot be read.
     """
-    if not shard.name.endswith(GZIP_SUFFIXES):
+    compression = find_compression(shard)
+    if compression is None:
         return shard
     copy = cache_entry(shard, ".tar")
-    if copy.exists():
-        return copy
-    with new_entry(copy) as plain:
-        limits = Expansion(shard, plain.fileno())
-        for piece in _decompressed(shard):
-            if fault := limits.grow(len(piece)):
-                raise TarError(fault, where=shard, shard=str(shard))
-            plain.write(piece)
+    if not copy.exists():
+        with new_entry(copy) as plain:
+            decompress(shard, compression, plain)
     return copy
-
-
-def _decompressed(shard: Path) -> Iterator[bytes]:
-    try:
-        with gzip.open(shard) as packed:
-            while piece := packed.read(_CHUNK):
-                yield piece
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise TarError(
-            f"the gzip data is damaged or cut off ({error})",
-            where=shard,
-            remedy="get or make the shard again",
-            shard=str(shard),
-        ) from error
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(shard)) from error
 
 
 def _folder_for(name: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import shutil
 import stat
@@ -10,6 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -294,11 +296,16 @@ def test_an_error_of_the_shards_own_disk_names_the_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = bomb(tmp_path / "a.tgz", 100)
+    opened = Path.open
 
-    def fail(*_: object) -> bytes:
-        raise OSError(5, "Input/output error")
+    class Failing(io.BytesIO):
+        def read(self, *_: object) -> bytes:
+            raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(gzip.GzipFile, "read", fail)
+    def open_(self: Path, *arguments: Any, **options: Any) -> Any:
+        return Failing() if self == path else opened(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", open_)
     with pytest.raises(OSError, match="Input/output error") as caught:
         plain_tar(path)
     assert caught.value.filename == str(path)

@@ -11,8 +11,10 @@ libjpeg-turbo's advice on scans (2014), and the billion laughs.
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import shutil
 import struct
@@ -23,7 +25,9 @@ from functools import partial
 from pathlib import Path
 
 import cv2
+import lz4.frame
 import numpy as np
+import zstandard
 
 import campaign
 import children
@@ -32,11 +36,18 @@ from shardio.testing import make_images, make_shard
 
 MOST_MEMORY = 256 * campaign.MIB
 MOST_UNITS = 8.0
-MOST_GZIP_UNITS = 40.0  # a copy of a GiB is made of any file
+MOST_COMPRESSED_UNITS = 40.0  # a copy of a GiB is made of any file
 MOST_DISK = 1280 * campaign.MIB
 HUGE = 13_377  # pixels of a side, just within Pillow's limit
 
 Make = Callable[[], bytes]
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "zstd": zstandard.ZstdCompressor().compress,
+    "lz4": lz4.frame.compress,
+    "xz": lzma.compress,
+    "bzip2": bz2.compress,
+}
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -264,11 +275,11 @@ def archive_bomb(bounds: Bounds, make: Make, trial: campaign.Trial) -> None:
     bounds.judge(trial, lambda: shardio.verify(shard, jobs=1).sound)
 
 
-def gzip_bomb(bounds: Bounds, trial: campaign.Trial) -> None:
-    """A member of 2 GiB of zeros, as gzip members one after another."""
-    shard, piece = trial.folder / "bomb.tgz", gzip.compress(bytes(64 * campaign.MIB))
-    shard.write_bytes(gzip.compress(header("a.bin", 2 << 30)) + piece * 33)
-    bounds.judge(trial, partial(read, shard), MOST_GZIP_UNITS)
+def compressed_bomb(bounds: Bounds, pack: Callable[[bytes], bytes], trial: campaign.Trial) -> None:
+    """A member of 2 GiB of zeros, as streams one after another."""
+    shard, piece = trial.folder / "bomb.tar", pack(bytes(64 * campaign.MIB))
+    shard.write_bytes(pack(header("a.bin", 2 << 30)) + piece * 33)
+    bounds.judge(trial, partial(read, shard), MOST_COMPRESSED_UNITS)
 
 
 def pattern_bomb(bounds: Bounds, pattern: str, trial: campaign.Trial) -> None:
@@ -301,7 +312,10 @@ def cases(folder: Path) -> list[campaign.Case]:
     found += [
         campaign.Case(name, partial(archive_bomb, bounds, make)) for name, make in ARCHIVES.items()
     ]
-    found.append(campaign.Case("gzip of 2 GiB", partial(gzip_bomb, bounds)))
+    found += [
+        campaign.Case(f"{name} of 2 GiB", partial(compressed_bomb, bounds, pack))
+        for name, pack in PACKERS.items()
+    ]
     found += [
         campaign.Case(f"pattern {number}", partial(pattern_bomb, bounds, pattern))
         for number, pattern in enumerate(PATTERNS)

@@ -8,8 +8,10 @@ their exit codes.
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import re
 import shutil
@@ -31,6 +33,11 @@ _LISTED = re.compile(rb"(.)\S+ \S+ +(\d+) (\S+ \S+)")
 _ESCAPES = {b"\\": b"\\", b"n": b"\n", b"t": b"\t", b"r": b"\r", b"a": b"\a", b"b": b"\b"}
 _ESCAPES |= {b"f": b"\f", b"v": b"\v", b" ": b" ", b"?": b"\x7f"}
 _UNKNOWN = b" unknown file type"
+_UNPACKERS: dict[bytes, Callable[[bytes], bytes]] = {
+    b"\x1f\x8b": gzip.decompress,
+    b"\xfd7zXZ": lzma.decompress,
+    b"BZh91AY&SY": bz2.decompress,
+}
 _ENVIRONMENT = {**os.environ, "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 
 
@@ -68,7 +75,8 @@ def read_with_shardio(data: bytes) -> Files:
 def plain_bytes(path: Path) -> bytes:
     """Contents of an archive, decompressed."""
     data = path.read_bytes()
-    return gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+    found = (unpack for magic, unpack in _UNPACKERS.items() if data.startswith(magic))
+    return next(found, bytes)(data)
 
 
 def read_with_tarfile(path: Path) -> Reading:

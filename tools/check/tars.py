@@ -2,8 +2,9 @@
 
 The archives are those of ../shared/data/tars and ../shared/data/shards, where they are at hand,
 and archives made here at random: by tarfile in all its formats and by GNU tar in all of its own,
-with names of all lengths and encodings, PAX records, empty members, links and folders, gzip, cut at
-the end, without an end mark, or followed by zeros, text or another archive.
+with names of all lengths and encodings, PAX records, empty members, links and folders, cut at the
+end, without an end mark, or followed by zeros, text or another archive; plain or compressed with
+gzip, xz or bzip2, whatever their names say.
 
 Right: the names and bytes that the other readers agree on, in the archive and as samples of a
 dataset; or a refusal where the others disagree or complain, or for a reason that shardio states:
@@ -15,11 +16,14 @@ The idea is differential testing (McKeeman 1998), as in the parser studies that 
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import subprocess
 import tarfile
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from itertools import groupby
@@ -34,14 +38,14 @@ from shardio.tar.header import LONGEST_EXTENSION, MOST_RECORDS
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 MADE = 1500
-BROKEN_GZIP = (EOFError, zlib.error, OSError)
+BROKEN = (EOFError, zlib.error, lzma.LZMAError, OSError)
 
 
 def judge(trial: campaign.Trial, path: Path) -> None:
     readings = read_with_others(path)
     try:
         found = read_with_shardio(plain_bytes(path))
-    except (shardio.TarError, *BROKEN_GZIP) as error:
+    except (shardio.TarError, *BROKEN) as error:
         trial.refused(reason_to_refuse(path, readings, error))
     else:
         compare(found, readings)
@@ -202,8 +206,9 @@ def random_end(random: Random, archive: bytes) -> bytes:
 
 
 def write(folder: Path, data: bytes, random: Random) -> Path:
-    path = folder / random.choice(["a.tar", "a.tar", "a.tgz", "a.tar.gz"])
-    path.write_bytes(data if path.suffix == ".tar" else gzip.compress(data))
+    path = folder / random.choice(["a.tar", "a.tar", "a.tgz", "a.tar.xz", "a.tbz2"])
+    packers: list[Callable[[bytes], bytes]] = [gzip.compress, lzma.compress, bz2.compress]
+    path.write_bytes(random.choice([bytes, bytes, *packers])(data))
     return path
 
 
