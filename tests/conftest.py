@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 import shardio
@@ -14,6 +15,10 @@ from shardio.indexing.publish import index_source
 from shardio.indexing.shard_index import read_index
 from shardio.storage.folder import Folder
 from shardio.testing import make_images, make_shard
+
+# A busy machine is no fault of a test: nothing fails because it took long.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -78,7 +78,7 @@ def test_packing_what_was_converted_gives_the_same_shards(packed: Path, tmp_path
         assert (tmp_path / "out" / shard.name).read_bytes() == shard.read_bytes()
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z0-9_/]{0,6}[a-z0-9]", fullmatch=True).filter(lambda k: k[0] != "/"),

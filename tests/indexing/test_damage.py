@@ -282,7 +282,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(PLACES, FLIPS)
 def test_a_changed_byte_of_a_manifest_is_noticed_or_changes_nothing(
     packed: Path, folder: Path, place: float, flip: int
@@ -295,7 +295,7 @@ def test_a_changed_byte_of_a_manifest_is_noticed_or_changes_nothing(
         assert "the manifest is damaged" in str(error)  # noqa: PT017  an equal result is fine too
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(PLACES, FLIPS)
 def test_a_changed_byte_of_an_index_is_noticed_or_changes_nothing(
     packed: Path, folder: Path, sound: bytes, place: float, flip: int
@@ -308,7 +308,7 @@ def test_a_changed_byte_of_an_index_is_noticed_or_changes_nothing(
     assert facts(found) == facts(read_index(index_path(packed / "shard-000000.tar")))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(PLACES, FLIPS)
 def test_an_index_with_a_changed_byte_and_its_checksum_made_right_reads_or_is_refused(
     folder: Path, sound: bytes, place: float, flip: int

@@ -60,7 +60,7 @@ samples = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(samples)
 def test_the_index_finds_what_webdataset_finds(
     tmp_path_factory: pytest.TempPathFactory,

@@ -96,7 +96,7 @@ def test_repairing_what_is_sound_gives_the_same_bytes(packed: Path, tmp_path: Pa
     assert digests(tmp_path / "new") == digests(packed)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     damage=st.sampled_from(get_args(Damage)),
     seed=st.integers(0, 2**32),

@@ -71,7 +71,7 @@ def functions(labels: Tensor, valid: Tensor) -> dict[str, Any]:
     }
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(batches())
 def test_nothing_is_nan_and_both_paths_agree(case: tuple[Tensor, Tensor, Tensor]) -> None:
     logits, labels, valid = case
@@ -87,7 +87,7 @@ def test_nothing_is_nan_and_both_paths_agree(case: tuple[Tensor, Tensor, Tensor]
         torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-6, msg=name)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(batches(), st.sampled_from(["mean", "sum"]))
 def test_what_is_padded_changes_nothing(
     case: tuple[Tensor, Tensor, Tensor], reduction: Any

@@ -32,13 +32,12 @@ def gathers(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     return tensor, indices
 
 
-@settings(deadline=None)
 @given(gathers())
 def test_each_row_is_gathered_with_its_own_indices(case: tuple[Tensor, Tensor]) -> None:
     torch.testing.assert_close(batch_gather(*case), by_loop(*case), rtol=0, atol=0)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(gathers())
 def test_gradients_are_those_of_the_loop(case: tuple[Tensor, Tensor]) -> None:
     tensor, indices = case

@@ -62,7 +62,6 @@ def torch_losses(logits: Tensor, labels: Tensor, dim: int) -> Tensor:
     return F.cross_entropy(rows, flat, reduction="none").view(wide.shape[:-1])
 
 
-@settings(deadline=None)
 @given(samples(MODERATE), st.booleans())
 def test_finite_logits_give_what_torch_gives(case: Samples, hide: bool) -> None:
     x, dim, *_ = case
@@ -73,7 +72,6 @@ def test_finite_logits_give_what_torch_gives(case: Samples, hide: bool) -> None:
     torch.testing.assert_close(logarithms, expected)
 
 
-@settings(deadline=None)
 @given(samples(MODERATE), st.sampled_from(REDUCTIONS), st.booleans(), st.booleans())
 def test_finite_logits_cost_what_torch_says(
     case: Samples, reduction: Reduction, soft: bool, hide: bool
@@ -133,7 +131,7 @@ def test_logits_of_any_size_have_finite_losses_and_gradients(
     assert gradient[2].tolist() == [0.0, 0.0, 0.0]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(samples(EXTREMES), st.sampled_from(REDUCTIONS), st.booleans(), st.booleans())
 def test_nothing_is_nan_unless_an_input_is_and_both_paths_agree(
     case: Samples, reduction: Reduction, soft: bool, masks: bool
@@ -226,7 +224,6 @@ def test_scalars_and_empty_tensors_have_a_softmax(shape: tuple[int, ...]) -> Non
     torch.testing.assert_close(log_softmax(torch.ones(shape)), torch.zeros(shape))
 
 
-@settings(deadline=None)
 @given(samples(MODERATE), st.booleans(), st.booleans(), st.booleans())
 def test_a_padded_sample_counts_for_nothing_whatever_it_holds(
     case: Samples, mean: bool, soft: bool, hide: bool

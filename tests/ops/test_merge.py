@@ -31,14 +31,13 @@ def merges(draw: st.DrawFn) -> tuple[Merge, list[Tensor]]:
     return Merge(in_features, 3, bias=draw(st.booleans())).double(), features
 
 
-@settings(deadline=None)
 @given(merges())
 def test_it_equals_a_linear_over_the_tiled_concatenation(case: tuple[Merge, list[Tensor]]) -> None:
     merge, features = case
     torch.testing.assert_close(merge(*features), tiled(merge.to_linear(), *features))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(merges())
 def test_its_gradients_are_those_of_the_linear(case: tuple[Merge, list[Tensor]]) -> None:
     merge, features = case

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -33,7 +33,6 @@ def scatters(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
     return tensor.requires_grad_(), indices, values.requires_grad_()
 
 
-@settings(deadline=None)
 @given(scatters(), st.booleans())
 def test_values_and_gradients_are_those_of_the_loop_where_the_last_one_wins(
     case: tuple[Tensor, Tensor, Tensor], add: bool

@@ -73,7 +73,7 @@ def test_packing_photos_then_reading_is_an_identity(
     }
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 5), st.booleans())
 def test_shards_are_balanced_and_hold_every_sample(
     tmp_path_factory: pytest.TempPathFactory, count: int, shards: int, seed: int, shuffle: bool

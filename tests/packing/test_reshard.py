@@ -28,7 +28,7 @@ def order_of(folder: Path) -> list[str]:
     return [sample["__key__"] for sample in shardio.ShardDataset(folder, decode=False)]
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(st.integers(1, 20), st.booleans(), st.integers(1, 20))
 def test_reading_what_was_resharded_is_reading_what_was_there(
     packed: Path,

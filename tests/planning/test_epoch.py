@@ -286,7 +286,7 @@ def test_the_order_is_the_same_in_every_version() -> None:
     assert samples_of(large.references(np.array([0, 150_000, 299_999]))) == GOLDEN_LARGE
 
 
-@settings(deadline=None, max_examples=5)
+@settings(max_examples=5)
 @given(st.integers(0, 10**9 - 512))
 def test_a_plan_of_a_billion_samples_needs_no_table(position: int) -> None:
     counts = np.full(1000, 1_000_000)

@@ -14,7 +14,7 @@ shares = st.lists(st.floats(0.001, 1), min_size=1, max_size=12).map(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(shares, st.integers(0, 10**7))
 def test_every_window_of_a_thousand_has_the_weights_to_within_one(
     weights: list[float], start: int
@@ -25,7 +25,7 @@ def test_every_window_of_a_thousand_has_the_weights_to_within_one(
         assert np.abs(counts[1000:] - counts[:-1000] - 1000 * weight).max() <= 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(shares, st.integers(0, 10**12))
 def test_counts_and_positions_agree_with_the_sources(weights: list[float], start: int) -> None:
     mixture = Mixture(weights)

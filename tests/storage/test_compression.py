@@ -131,7 +131,7 @@ def test_a_tar_whose_first_name_begins_like_a_compressed_file_is_a_tar(
 
 @every_compression
 @given(draw=st.data())
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_of_a_shard_that_is_cut_off_no_sample_is_missing_in_silence(
     tar: bytes, name: str, draw: st.DataObject
 ) -> None:
@@ -148,7 +148,7 @@ def test_of_a_shard_that_is_cut_off_no_sample_is_missing_in_silence(
 
 @every_compression
 @given(draw=st.data())
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_a_shard_with_a_changed_byte_is_whole_or_refused(
     tar: bytes, name: str, draw: st.DataObject
 ) -> None:
@@ -165,7 +165,7 @@ def test_a_shard_with_a_changed_byte_is_whole_or_refused(
 
 @every_compression
 @given(draw=st.data())
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_streams_one_after_another_are_one_shard(
     tar: bytes, name: str, draw: st.DataObject
 ) -> None:
