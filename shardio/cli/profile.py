@@ -19,10 +19,10 @@ from shardio.errors import ShardioError
 from shardio.profiling.profile import check_writable, count_parts
 from shardio.profiling.profile import profile as measure
 from shardio.profiling.report import check_plotting, write_html, write_png
-from shardio.profiling.settings import BASELINES, SettingError, Settings
+from shardio.profiling.settings import BASELINES, ProfileSettings, SettingError
 from shardio.storage.local import refuse_url
 
-DEFAULTS = Settings(source="")
+DEFAULTS = ProfileSettings(source="")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -158,7 +158,7 @@ def profile(
         check_writable(report)
     if png is not None:
         check_plotting()
-    chosen = Settings(source=path, **settings)
+    chosen = ProfileSettings(source=path, **settings)
     try:
         with progress_bar("measuring") as progress:
             on_part = progress(count_parts(chosen, baseline, trace))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shardio.profiling.loop import monitor as monitor
+    from shardio.profiling.monitoring import monitor as monitor
 
 __all__ = ["monitor"]
 
@@ -16,6 +16,6 @@ __all__ = ["monitor"]
 def __getattr__(name: str) -> Any:
     if name != "monitor":
         raise AttributeError(f"module 'shardio.profiling' has no attribute {name!r}")
-    from shardio.profiling.loop import monitor  # noqa: PLC0415
+    from shardio.profiling.monitoring import monitor  # noqa: PLC0415
 
     return monitor

@@ -76,7 +76,7 @@ class Ceilings:
         return max(self.loop_all / self.loop_one, 1.0)
 
 
-Kind = Literal["processes", "threads", "here"]
+ProducerKind = Literal["processes", "threads", "here"]
 """What makes batches: worker processes, threads, or the loop's own thread."""
 
 _STAGES = "read", "decode", "transform"
@@ -200,7 +200,7 @@ class Evidence:
     """
 
     cores: int
-    kind: Kind
+    kind: ProducerKind
     producers: tuple[Producer, ...]
     number: int
     seconds: float
@@ -346,7 +346,7 @@ _MOST_LOCKED = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class SampleCosts:
     """What a sample costs, in microseconds, on a machine.
 
     Attributes:
@@ -378,11 +378,11 @@ class Parts:
     speedup: float
     measured_cores: int
 
-    def with_cores(self, cores: int) -> Parts:
+    def with_cores(self, cores: int) -> SampleCosts:
         """The same on another machine."""
         return replace(self, cores=cores)
 
-    def at_speed(self, factor: float) -> Parts:
+    def at_speed(self, factor: float) -> SampleCosts:
         """The same while the cores are that much faster."""
         names = "cpu", "locked", "lock_bound", "sent", "received", "planned"
         return replace(self, **{name: getattr(self, name) / factor for name in names})
@@ -395,7 +395,7 @@ class Parts:
         return 1 + (cores - 1) * (self.speedup - 1) / (self.measured_cores - 1)
 
 
-def parts_of(alone: Evidence, ceilings: Ceilings, batch_size: int) -> Parts:
+def costs_of(alone: Evidence, ceilings: Ceilings, batch_size: int) -> SampleCosts:
     """What a sample costs.
 
     Args:
@@ -417,7 +417,7 @@ def parts_of(alone: Evidence, ceilings: Ceilings, batch_size: int) -> Parts:
     idle = max(wall - stages.cpu - stages.delay, 0.0)
     whole = max(1e6 / ceilings.loop_one - planned, 1.0)  # of shares: a run alone may be off
     cpu = whole * stages.cpu / (stages.cpu + idle)
-    return Parts(
+    return SampleCosts(
         cpu=cpu,
         idle=whole - cpu,
         locked=min(ceilings.sharing / max(ceilings.handoff, 1e-3) / _RELEASES, _MOST_LOCKED) * cpu,
@@ -433,7 +433,7 @@ def parts_of(alone: Evidence, ceilings: Ceilings, batch_size: int) -> Parts:
     )
 
 
-def predict(parts: Parts, kind: Kind, producers: int) -> float:
+def predict(parts: SampleCosts, kind: ProducerKind, producers: int) -> float:
     """Samples per second.
 
     Args:
@@ -446,7 +446,7 @@ def predict(parts: Parts, kind: Kind, producers: int) -> float:
     return 1e6 / max(cost for _, cost in costs(parts, kind, producers))
 
 
-def costs(parts: Parts, kind: Kind, producers: int) -> list[tuple[str, float]]:
+def costs(parts: SampleCosts, kind: ProducerKind, producers: int) -> list[tuple[str, float]]:
     """What each limit makes a sample cost, in microseconds of the whole loader."""
     own = parts.received if kind == "processes" else parts.planned
     cpu = parts.cpu + (parts.sent if kind == "processes" else 0)

@@ -30,10 +30,17 @@ from typing import Any
 
 from shardio.errors import ShardioError, SituationError, UsageError
 from shardio.indexing.catalog import Catalog, open_catalog
-from shardio.profiling.evidence import Ceilings, Evidence, Kind, Parts, parts_of, predict
+from shardio.profiling.evidence import (
+    Ceilings,
+    Evidence,
+    ProducerKind,
+    SampleCosts,
+    costs_of,
+    predict,
+)
 from shardio.profiling.settings import (
+    ProfileSettings,
     SettingError,
-    Settings,
     Topology,
     check_baseline,
     load_callable,
@@ -74,7 +81,7 @@ _CODE = """
 import sys
 if sys.argv[1] not in sys.path:
     sys.path.insert(0, sys.argv[1])
-from shardio.profiling.runs import main
+from shardio.profiling.measure import main
 main(*sys.argv[2:])
 """
 
@@ -138,14 +145,14 @@ def _ending(code: int) -> str:
 
 
 _WARM_BYTES = 1 << 30
-_KINDS: tuple[Kind, ...] = ("threads", "processes")
+_KINDS: tuple[ProducerKind, ...] = ("threads", "processes")
 _OF_THE_CORES = frozenset({"decode", "transform", "loader", "lock", "cores", "opencv"})
 _PREDICTED = (1, 2, 4, 8)
 _MACHINES = (2, 4, 8)  # times the cores of this one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class Measurement:
     """One topology, measured.
 
     Attributes:
@@ -212,18 +219,18 @@ class Profile:
         baseline_error: why it failed.
     """
 
-    settings: Settings
+    settings: ProfileSettings
     cores: int
     samples: int
     shards: int
     ceilings: Ceilings
-    runs: tuple[Run, ...]
+    runs: tuple[Measurement, ...]
     best: int
     verdict: Verdict
     ceiling: float | None
     storage: float | None
     predictions: tuple[Prediction, ...]
-    baseline: tuple[str, Run] | None
+    baseline: tuple[str, Measurement] | None
     baseline_error: str | None
 
     @property
@@ -233,7 +240,7 @@ class Profile:
             return None
         return self.settings.batch_size / self.runs[self.best].evidence.step_seconds
 
-    def named_runs(self) -> list[tuple[str, Run]]:
+    def named_runs(self) -> list[tuple[str, Measurement]]:
         """All runs, the baseline's last."""
         runs = [(str(run.topology), run) for run in self.runs]
         if self.baseline is not None:
@@ -243,7 +250,7 @@ class Profile:
 
 
 def profile(
-    settings: Settings,
+    settings: ProfileSettings,
     *,
     baseline: str | None = None,
     trace: str | None = None,
@@ -272,7 +279,7 @@ def profile(
     child = _Child(settings, on_part or (lambda _: None))
     ceilings = Ceilings(**child.ask({}))
     alone = child.run(topologies[0])
-    parts = parts_of(alone.evidence, ceilings, settings.batch_size)
+    parts = costs_of(alone.evidence, ceilings, settings.batch_size)
     child.know(parts, ceilings)
     runs = [alone, *(child.run(one) for one in topologies[1:])]
     best = _best(runs, settings)
@@ -310,22 +317,22 @@ class _Child:
         done: called with 1 after each.
     """
 
-    def __init__(self, settings: Settings, done: Callable[[int], None]) -> None:
+    def __init__(self, settings: ProfileSettings, done: Callable[[int], None]) -> None:
         self._settings = settings
         self._done = done
-        self._known: tuple[Parts, Ceilings] | None = None
+        self._known: tuple[SampleCosts, Ceilings] | None = None
 
-    def know(self, parts: Parts, ceilings: Ceilings) -> None:
+    def know(self, parts: SampleCosts, ceilings: Ceilings) -> None:
         """Predict the runs from now on."""
         self._known = parts, ceilings
 
-    def run(self, topology: Topology, *, baseline: str | None = None) -> Run:
+    def run(self, topology: Topology, *, baseline: str | None = None) -> Measurement:
         """Measure a topology."""
         found = self.ask({"topology": asdict(topology), "baseline": baseline})
         evidence, speed = Evidence.from_json(found["evidence"]), found["speed"]
         predicted = None if baseline else self._predict(topology, speed)
         stored = evidence.stages.bytes if evidence.stages else None
-        return Run(
+        return Measurement(
             topology=topology,
             evidence=evidence,
             samples_per_second=evidence.rate,
@@ -351,12 +358,12 @@ class _Child:
         return answer
 
 
-def count_parts(settings: Settings, baseline: str | None, trace: str | None) -> int:
+def count_parts(settings: ProfileSettings, baseline: str | None, trace: str | None) -> int:
     """How many parts profile measures: the ceilings, each run, what else was asked for."""
     return 1 + len(topologies_of(settings)) + (baseline is not None) + (trace is not None)
 
 
-def _check(settings: Settings, samples: int, trace: str | None) -> None:
+def _check(settings: ProfileSettings, samples: int, trace: str | None) -> None:
     """Refuse what cannot be measured, before anything is."""
     if not samples:
         raise SituationError("the dataset has no samples to measure", where=settings.source)
@@ -398,12 +405,14 @@ def check_writable(path: str) -> None:
         raise SituationError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _relative(speed: float, kind: Kind, ceilings: Ceilings) -> float:
+def _relative(speed: float, kind: ProducerKind, ceilings: Ceilings) -> float:
     """How fast the machine was beside a run, of when its limits were measured."""
     return speed / (ceilings.loop_one if kind == "here" else ceilings.loop_all)
 
 
-def _parts_of_best(parts: Parts, ceilings: Ceilings, run: Run, settings: Settings) -> Parts:
+def _parts_of_best(
+    parts: SampleCosts, ceilings: Ceilings, run: Measurement, settings: ProfileSettings
+) -> SampleCosts:
     """What a sample costs at the speed that the machine had then, with the step as it was then."""
     parts = parts.at_speed(_relative(run.speed, run.topology.kind, ceilings))
     if not settings.has_step:
@@ -411,7 +420,7 @@ def _parts_of_best(parts: Parts, ceilings: Ceilings, run: Run, settings: Setting
     return replace(parts, step=run.evidence.step_seconds / settings.batch_size * 1e6)
 
 
-def _ceiling(verdict: Verdict, ceilings: Ceilings, run: Run, stored: float) -> float | None:
+def _ceiling(verdict: Verdict, ceilings: Ceilings, run: Measurement, stored: float) -> float | None:
     """What the named bottleneck alone would allow."""
     batch, kind = run.evidence.samples / run.evidence.batches, run.topology.kind
     decode = ceilings.decode_one if kind == "here" else ceilings.decode_all
@@ -424,7 +433,7 @@ def _ceiling(verdict: Verdict, ceilings: Ceilings, run: Run, stored: float) -> f
     return None
 
 
-def _best(runs: Sequence[Run], settings: Settings) -> int:
+def _best(runs: Sequence[Measurement], settings: ProfileSettings) -> int:
     """Position of the fastest run, of those that were asked for."""
     numbers = settings.workers, settings.threads
     alone = numbers == (None, None) or any(0 in (several or ()) for several in numbers)
@@ -432,7 +441,7 @@ def _best(runs: Sequence[Run], settings: Settings) -> int:
     return [*runs].index(max(asked, key=lambda run: run.evidence.rate))
 
 
-def _workers(runs: Sequence[Run], settings: Settings) -> Topology:
+def _workers(runs: Sequence[Measurement], settings: ProfileSettings) -> Topology:
     """The fastest topology that a DataLoader can have, of those that were asked for."""
     kinds = {"processes", "here"} if 0 in (settings.workers or ()) else {"processes"}
     found = [run for run in runs if run.topology.kind in kinds]
@@ -444,7 +453,7 @@ def _workers(runs: Sequence[Run], settings: Settings) -> Topology:
 
 def _run_baseline(
     child: _Child, name: str | None, topology: Topology
-) -> tuple[tuple[str, Run] | None, str | None]:
+) -> tuple[tuple[str, Measurement] | None, str | None]:
     """A baseline's name and run, or why there is none: it takes no other run along."""
     if name is None:
         return None, None
@@ -465,7 +474,7 @@ def _warm(catalog: Catalog) -> None:
                 left -= len(piece)
 
 
-def _predictions(parts: Parts, runs: Sequence[Run]) -> tuple[Prediction, ...]:
+def _predictions(parts: SampleCosts, runs: Sequence[Measurement]) -> tuple[Prediction, ...]:
     """For other numbers of threads and workers, and for machines with more cores."""
     ran = {(run.topology.kind, run.topology.producers) for run in runs}
     found = []
@@ -482,7 +491,7 @@ def _predictions(parts: Parts, runs: Sequence[Run]) -> tuple[Prediction, ...]:
     return tuple(found)
 
 
-def _prediction(parts: Parts, topology: Topology) -> Prediction:
+def _prediction(parts: SampleCosts, topology: Topology) -> Prediction:
     rate = predict(parts, topology.kind, topology.producers)
     return Prediction(
         topology=topology,

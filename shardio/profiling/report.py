@@ -19,7 +19,7 @@ from pathlib import Path
 
 from shardio.errors import SituationError
 from shardio.profiling.evidence import Evidence, Stages
-from shardio.profiling.profile import Profile, Run
+from shardio.profiling.profile import Measurement, Profile
 from shardio.profiling.verdict import as_sentence, cores
 
 RUN_TITLES = "measured", "samples/s", "±", "predicted", "off", "waits", "first", "memory"
@@ -459,7 +459,7 @@ def _changes(result: Profile) -> str:
     return _table(titles, rows) if rows else "<p>Nothing.</p>"
 
 
-def _limits(result: Profile, best: Run) -> str:
+def _limits(result: Profile, best: Measurement) -> str:
     limits, size = result.ceilings, result.settings.batch_size
     stored = best.evidence.stages.bytes if best.evidence.stages else 0.0
     rates = [
@@ -528,7 +528,7 @@ def _rates(result: Profile) -> str:
     return chart + key
 
 
-def _waits(run: Run) -> str:
+def _waits(run: Measurement) -> str:
     points = [(second, 100 * share) for second, share in run.waits]
     if len(points) < 2:
         return "<p>The run was too short to tell.</p>"

@@ -12,7 +12,7 @@ from typing import Any
 
 from shardio.errors import SituationError, UsageError
 from shardio.processes import count_cores
-from shardio.profiling.evidence import Kind
+from shardio.profiling.evidence import ProducerKind
 
 IMAGES = "jpg", "jpeg", "png", "webp", "bmp"
 """Fields of pictures that other loaders decode."""
@@ -37,7 +37,7 @@ class SettingError(UsageError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class ProfileSettings:
     """What is held equal between the runs.
 
     Attributes:
@@ -86,7 +86,7 @@ class Topology:
         prefetch: batches made ahead, by each worker or by all threads together.
     """
 
-    kind: Kind
+    kind: ProducerKind
     producers: int = 0
     prefetch: int = _PREFETCH
 
@@ -100,14 +100,14 @@ class Topology:
 ALONE = Topology(kind="here")
 
 
-def topologies_of(settings: Settings) -> list[Topology]:
+def topologies_of(settings: ProfileSettings) -> list[Topology]:
     """What to measure: the loop's own thread, of which all else is predicted, before the rest.
 
     Raises:
         SettingError: a number cannot be meant.
     """
     cores = count_cores()
-    numbers: dict[Kind, tuple[int, ...] | None] = {
+    numbers: dict[ProducerKind, tuple[int, ...] | None] = {
         "processes": settings.workers,
         "threads": settings.threads,
     }
@@ -121,7 +121,7 @@ def topologies_of(settings: Settings) -> list[Topology]:
     return [*dict.fromkeys(one if one.producers else ALONE for one in found)]
 
 
-def _check_number(number: int, kind: Kind, cores: int) -> None:
+def _check_number(number: int, kind: ProducerKind, cores: int) -> None:
     name = "workers" if kind == "processes" else "threads"
     most = max(min(_MOST_A_CORE * cores, _MOST), cores)
     if not 0 <= number <= most:

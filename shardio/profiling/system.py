@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shardio.profiling.evidence import Kind, Producer
+from shardio.profiling.evidence import Producer, ProducerKind
 
 _LEFT_IN_CACHE = 0.1  # of a file, when it counts as dropped
 
@@ -257,7 +257,7 @@ class Watcher:
                 faults += after.faults - before.faults
         return disk / seconds, written / seconds, faults / seconds
 
-    def producers(self, kind: Kind | None) -> tuple[Kind, tuple[Producer, ...]]:
+    def producers(self, kind: ProducerKind | None) -> tuple[ProducerKind, tuple[Producer, ...]]:
         """What makes batches.
 
         Args:
@@ -278,7 +278,7 @@ class Watcher:
         )
         return ("threads", threads) if known or threads else ("here", ())
 
-    def at_once(self, kind: Kind, producers: Sequence[Producer]) -> int:
+    def at_once(self, kind: ProducerKind, producers: Sequence[Producer]) -> int:
         """How many of them lived at the same time, at most."""
         spans: dict[int, tuple[int, int]] = {}
         for place, seen in [*self._threads.items()]:

@@ -14,8 +14,16 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from shardio.profiling.evidence import Ceilings, Evidence, Kind, Parts, Producer, Stages, predict
-from shardio.profiling.settings import Settings
+from shardio.profiling.evidence import (
+    Ceilings,
+    Evidence,
+    Producer,
+    ProducerKind,
+    SampleCosts,
+    Stages,
+    predict,
+)
+from shardio.profiling.settings import ProfileSettings
 
 _NAMES = "shardio", "num_workers", "persistent_workers", "cv2", "--"
 
@@ -450,10 +458,10 @@ _PLACE_BOUND = frozenset({"step", "start", "worker", "storage", "cold"})
 def advise(
     verdict: Verdict,
     seen: Evidence,
-    parts: Parts,
+    parts: SampleCosts,
     ceilings: Ceilings,
-    settings: Settings,
-    measured: Mapping[tuple[Kind, int], float],
+    settings: ProfileSettings,
+    measured: Mapping[tuple[ProducerKind, int], float],
 ) -> Verdict:
     """Add storage's rate to a verdict's sentence, and what the model expects of changes.
 
@@ -494,9 +502,9 @@ def _limited(change: Change, most: float) -> Change:
 
 
 def _topologies(
-    seen: Evidence, parts: Parts, measured: Mapping[tuple[Kind, int], float]
+    seen: Evidence, parts: SampleCosts, measured: Mapping[tuple[ProducerKind, int], float]
 ) -> Iterator[Change]:
-    kinds: tuple[tuple[Kind, str], ...] = (
+    kinds: tuple[tuple[ProducerKind, str], ...] = (
         ("threads", f"shardio.Loader with {parts.cores} threads"),
         ("processes", f"DataLoader with {parts.cores} workers"),
     )
@@ -512,7 +520,7 @@ def _topologies(
 
 
 def _packing(
-    verdict: Verdict, parts: Parts, ceilings: Ceilings, settings: Settings
+    verdict: Verdict, parts: SampleCosts, ceilings: Ceilings, settings: ProfileSettings
 ) -> Iterator[Change]:
     if verdict.bottleneck != "decode" or not ceilings.side or not ceilings.decode_one:
         return

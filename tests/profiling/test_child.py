@@ -15,8 +15,8 @@ import pytest
 from torch._utils import ExceptionWrapper
 
 from shardio.errors import ShardioError, TransformError, UsageError
+from shardio.profiling.measure import answer
 from shardio.profiling.profile import ask, one_sentence
-from shardio.profiling.runs import answer
 from shardio.profiling.system import descendants
 from shardio.testing import make_shard
 
@@ -146,7 +146,7 @@ def test_a_run_goes_on_until_something_can_be_told_of_it(packed: Path) -> None:
 
 def test_a_loader_that_ends_at_once_is_named(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.set_num_threads", lambda _: None)
-    monkeypatch.setattr("shardio.profiling.runs.open_baseline", lambda *_: [[1, 2], [3, 4]])
+    monkeypatch.setattr("shardio.profiling.measure.open_baseline", lambda *_: [[1, 2], [3, 4]])
     with pytest.raises(UsageError, match="the shards are too few, or --seconds is too short"):
         answer({**request(packed), "baseline": "webdataset"})
 

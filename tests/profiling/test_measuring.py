@@ -12,7 +12,7 @@ import pytest
 from shardio.errors import ShardioError
 from shardio.profiling.evidence import Ceilings, Evidence, Stage, Stages
 from shardio.profiling.profile import Profile, count_parts, profile
-from shardio.profiling.settings import SettingError, Settings, Topology, topologies_of
+from shardio.profiling.settings import ProfileSettings, SettingError, Topology, topologies_of
 
 BATCH = 10
 CEILINGS = Ceilings(
@@ -100,7 +100,7 @@ def measure(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Prof
 
         monkeypatch.setattr("shardio.profiling.profile.ask", ask)
         monkeypatch.setattr("shardio.profiling.settings.count_cores", lambda: 2)
-        chosen = Settings(source=str(packed), batch_size=BATCH, **settings)
+        chosen = ProfileSettings(source=str(packed), batch_size=BATCH, **settings)
         parts: list[int] = []
         found = profile(chosen, baseline=baseline, on_part=parts.append)
         failed = found.baseline_error is not None
@@ -201,7 +201,7 @@ def test_prefetch_and_numbers_say_what_is_run(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("shardio.profiling.settings.count_cores", lambda: 2)
 
     def kinds(**settings: Any) -> list[tuple[str, int]]:
-        found = topologies_of(Settings(source="out", prefetch=7, **settings))
+        found = topologies_of(ProfileSettings(source="out", prefetch=7, **settings))
         assert {one.prefetch for one in found[1:]} <= {7}
         return [(one.kind, one.producers) for one in found]
 

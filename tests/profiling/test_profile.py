@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import shardio
-from shardio.profiling.profile import Profile, Run, profile
+from shardio.profiling.profile import Measurement, Profile, profile
 from shardio.profiling.report import (
     Bar,
     Scale,
@@ -27,7 +27,7 @@ from shardio.profiling.report import (
     line_chart,
     write_html,
 )
-from shardio.profiling.settings import Settings, Topology
+from shardio.profiling.settings import ProfileSettings, Topology
 from shardio.profiling.system import cached_share, drop_from_cache, tree_memory
 from shardio.profiling.verdict import Change, as_sentence
 
@@ -49,7 +49,7 @@ def run(*arguments: object) -> Any:
 
 @pytest.fixture(scope="module")
 def found(packed: Path) -> Profile:
-    return profile(Settings(source=str(packed), seconds=0.5, size=16), baseline="webdataset")
+    return profile(ProfileSettings(source=str(packed), seconds=0.5, size=16), baseline="webdataset")
 
 
 def test_runs_are_measured_and_predicted(found: Profile, images: Path) -> None:
@@ -143,7 +143,7 @@ def changed(found: Profile, **values: Any) -> Profile:
     limits |= values.pop("limits", {})
     slices = values.pop("slices", (1.0,) * 5)
 
-    def even(one: Run) -> Run:
+    def even(one: Measurement) -> Measurement:
         rates = tuple(one.evidence.rate * value for value in slices)
         return replace(one, evidence=replace(one.evidence, slices=rates, batches=1000))
 
@@ -412,7 +412,7 @@ def test_an_empty_dataset_and_a_broken_shard_are_named(packed: Path, tmp_path: P
             (folder / path.relative_to(packed)).write_bytes(path.read_bytes())
     (folder / "shard-000000.tar").write_bytes(b"")
     with pytest.raises(shardio.ShardioError, match=r"shard-000000\.tar: the shard has 0 bytes"):
-        profile(Settings(source=str(folder), seconds=0.1, workers=(0,)))
+        profile(ProfileSettings(source=str(folder), seconds=0.1, workers=(0,)))
 
 
 def test_memory_counts_child_processes() -> None:

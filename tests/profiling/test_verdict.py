@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from shardio.profiling.evidence import (
     Ceilings,
     Evidence,
-    Kind,
-    Parts,
     Producer,
+    ProducerKind,
+    SampleCosts,
     Stage,
     Stages,
     predict,
 )
-from shardio.profiling.settings import Settings
+from shardio.profiling.settings import ProfileSettings
 from shardio.profiling.verdict import Verdict, advise, as_sentence, judge
 
 
@@ -196,7 +196,7 @@ def test_evidence_goes_through_json_unchanged() -> None:
         assert Evidence.from_json(json.loads(json.dumps(evidence.to_json()))) == evidence
 
 
-def parts(**changes: Any) -> Parts:
+def parts(**changes: Any) -> SampleCosts:
     values: dict[str, Any] = {
         "cpu": 1000.0,
         "idle": 0.0,
@@ -211,7 +211,7 @@ def parts(**changes: Any) -> Parts:
         "speedup": 1.8,
         "measured_cores": 2,
     }
-    return Parts(**{**values, **changes})
+    return SampleCosts(**{**values, **changes})
 
 
 def limits(**changes: Any) -> Ceilings:
@@ -262,7 +262,7 @@ def test_predictions_follow_from_the_parts() -> None:
     idle=st.floats(0.0, 1e5),
 )
 def test_no_prediction_exceeds_what_the_cores_or_one_more_producer_could_do(
-    kind: Kind, producers: int, cores: int, speedup: float, cpu: float, idle: float
+    kind: ProducerKind, producers: int, cores: int, speedup: float, cpu: float, idle: float
 ) -> None:
     some = replace(parts(cpu=cpu, idle=idle, speedup=speedup), cores=cores)
     rate = predict(some, kind, producers)
@@ -274,7 +274,7 @@ def test_no_prediction_exceeds_what_the_cores_or_one_more_producer_could_do(
 
 
 def advice(evidence: Evidence, **changes: Any) -> Verdict:
-    settings = Settings(source="out")
+    settings = ProfileSettings(source="out")
     return advise(judge(evidence), evidence, parts(), limits(**changes), settings, {})
 
 

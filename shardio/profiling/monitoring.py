@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 
 from shardio.errors import UsageError, quoted
 from shardio.processes import count_cores
-from shardio.profiling.evidence import Evidence, Kind, Producer, filling_shares, stages_of
+from shardio.profiling.evidence import Evidence, Producer, ProducerKind, filling_shares, stages_of
 from shardio.profiling.record import Recorder, ThreadRecords
 from shardio.profiling.system import Watcher, cached_share
 from shardio.profiling.verdict import Verdict, as_sentence, judge
@@ -61,7 +61,7 @@ class LoaderFacts:
     """
 
     datasets: tuple[ShardDataset, ...]
-    kind: Kind | None
+    kind: ProducerKind | None
     number: int
     ahead: int
     steps: int | None
@@ -144,7 +144,7 @@ def _datasets_of(loader: Any) -> tuple[ShardDataset, ...]:
     return (found,) if isinstance(found, ShardDataset) else ()
 
 
-def _producers_of(loader: Any) -> tuple[Kind | None, int]:
+def _producers_of(loader: Any) -> tuple[ProducerKind | None, int]:
     if isinstance(loader, Loader):
         return "threads", loader.threads
     if isinstance(loader, ShardDataset | Mix):
