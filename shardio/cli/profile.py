@@ -15,14 +15,12 @@ import click
 from shardio.cli.progress import progress_bar
 from shardio.cli.tables import show_profile
 from shardio.cli.values import allow_empty_option
-from shardio.errors import ShardioError
-from shardio.profiling.profile import check_writable, count_parts
+from shardio.errors import MisfitError, ShardioError
 from shardio.profiling.profile import profile as measure
-from shardio.profiling.report import check_plotting, write_html, write_png
-from shardio.profiling.settings import BASELINES, ProfileSettings, SettingError
-from shardio.storage.local import refuse_url
+from shardio.profiling.settings import BASELINES, ProfileOptions
 
-DEFAULTS = ProfileSettings(source="")
+DEFAULTS = ProfileOptions()
+_EQUAL_SIZES = "give --size, a --transform that makes them equal, or --batch-size 1"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -135,44 +133,20 @@ def _with_options(command: F) -> F:
 @click.command(epilog="Example: shardio profile out/ --html report.html")
 @click.argument("path", type=click.Path())
 @_with_options
-def profile(
-    *,
-    path: str,
-    baseline: str | None,
-    html: str | None,
-    png: str | None,
-    trace: str | None,
-    as_json: bool,
-    **settings: Any,
-) -> None:
+def profile(path: str, as_json: bool, **options: Any) -> None:
     """Say what limits how fast the shards of PATH reach a training loop.
 
     PATH is a packed folder, or anything else that shardio reads. The machine's limits are
     measured first, then some loaders; others are predicted. The machine should be idle.
     """
-    if settings["step_ms"] and settings["train"]:
-        raise click.UsageError("--step-ms and --train exclude each other: give one")
-    for report in filter(None, (html, png, trace)):
-        refuse_url(report)
-    for report in filter(None, (html, png)):
-        check_writable(report)
-    if png is not None:
-        check_plotting()
-    chosen = ProfileSettings(source=path, **settings)
-    try:
-        with progress_bar("measuring") as progress:
-            on_part = progress(count_parts(chosen, baseline, trace))
-            result = measure(chosen, baseline=baseline, trace=trace, on_part=on_part)
-    except SettingError as error:
-        option = f"'--{error.setting.replace('_', '-')}'"
-        raise click.BadParameter(str(error), param_hint=option) from error
-    if html is not None:
-        write_html(result, html)
-    if png is not None:
-        write_png(result, png)
+    with progress_bar("measuring") as progress:
+        try:
+            result = measure(path, **options, progress=progress)
+        except MisfitError as error:
+            raise MisfitError(error.what, where=error.where, remedy=_EQUAL_SIZES) from error
     if as_json:
         click.echo(json.dumps(asdict(result)))
     else:
         show_profile(result)
     if result.baseline_error is not None:
-        raise ShardioError(f"baseline failed: {result.baseline_error}")
+        raise ShardioError(f"the baseline failed: {result.baseline_error}")

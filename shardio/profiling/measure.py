@@ -1,24 +1,18 @@
-"""Other loaders on the same shards, as fast as they go: what shardio is measured against.
+"""One measurement: a loader is watched for some seconds, and what was observed is JSON.
 
-Held equal: the shards, the crop's distribution and its decoder, the batch size, workers and
-prefetch, and that bad pictures are skipped. The stages of other loaders are not known.
+This runs in a process of its own, see shardio.profiling.process. The dataset is repeated, so that
+an epoch outlasts the start and the measuring. Another loader, a baseline, is measured on the same
+shards with the same crop, decoder, batch size, workers and prefetch; images that do not decode are
+skipped by both. The stages of other loaders are not known.
 
-A timeline for Perfetto (https://ui.perfetto.dev).
-
-The Trace Event Format of Chromium's about:tracing: complete events ("X"), times in microseconds.
-
-One measurement, in a process of its own: a request as JSON in, what was seen as JSON out.
-
-`child.ask` starts it.
+A timeline of what was observed is for Perfetto (https://ui.perfetto.dev), in the Trace Event Format
+of Chromium: complete events ("X"), times in microseconds.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,42 +24,185 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
-from shardio.errors import CodecError, SituationError
+from shardio.errors import CodecError, ShardioError, SituationError
 from shardio.fields.image import decode_image, forbid_opencv_threads, write_crop
 from shardio.indexing.catalog import open_catalog
 from shardio.planning.samples import Samples
 from shardio.processes import count_cores
 from shardio.profiling.ceilings import loop_speed, measure_ceilings
-from shardio.profiling.monitoring import Monitor, Received
-from shardio.profiling.profile import one_sentence
+from shardio.profiling.monitoring import Monitor, Received, look_at
+from shardio.profiling.process import as_ours
 from shardio.profiling.record import ThreadRecords
-from shardio.profiling.settings import (
-    IMAGES,
-    ProfileSettings,
-    Topology,
-    check_baseline,
-    load_callable,
-)
+from shardio.profiling.settings import IMAGES, ProfileSettings, Topology, load_callable
 from shardio.profiling.system import drop_from_cache
 from shardio.reading.dataset import ShardDataset
 from shardio.reading.loader import Loader
 from shardio.transforms import RandomResizedCrop, SizedTransform
 
+_MOST_SAMPLES_PER_SECOND = 200_000
+_BUDGET = 0.02  # of the reading, for recording
+_PART = 0.25  # of a run: as long as each limit is measured, and the speed before and after
+_MOST_POINTS = 300  # of the waiting over time
+_LEAST_RECEIVED = 3  # batches: the one that ends the start, and two to measure
+_LEAST_GROUPED = 8  # batches; workers take turns, which is no news
 _BUFFER = 1000  # samples that webdataset shuffles
+_STAGES = "read", "decode", "transform"
 
 
-def open_baseline(name: str, settings: ProfileSettings, topology: Topology) -> Iterable[Any]:
-    """Another loader over the same shards.
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Measure what a request asks for.
+
+    Args:
+        request: "settings"; "topology" of a loader, or none to measure the ceilings; "baseline" to
+            measure another loader; "trace" to write a timeline.
+
+    Returns:
+        The attributes of the ceilings; or of a loader its "evidence", "waits" (seconds since the
+        beginning, share of the time waited) and "speed" (rate of loops without hand-over around
+        it).
 
     Raises:
-        UsageError: there is none of that name, or it has no such topology.
+        ShardioError: the dataset cannot be read, or a callable of the user failed.
     """
+    settings = ProfileSettings(**request["settings"])
+    # More workers than cores are measured to show what they cost.
+    warnings.filterwarnings("ignore", "This DataLoader will create")
+    torch.set_num_threads(1)  # as in workers; and a fork of torch's own threads would hang
+    if "topology" not in request:
+        return measure_ceilings(_open(settings), _PART * settings.seconds)
+    return _run(settings, Topology(**request["topology"]), request)
+
+
+def _run(settings: ProfileSettings, topology: Topology, request: dict[str, Any]) -> dict[str, Any]:
+    dataset = _open(settings)
+    step = _step(settings)
+    loader: Iterable[Any]
+    read: tuple[ShardDataset, ...]
+    if request.get("baseline"):
+        loader, read = open_baseline(settings, topology), ()
+    else:
+        repeated = _repeated(settings, topology)
+        loader, read = _loader(repeated, topology), (repeated,)
+    cores = 1 if topology.kind == "here" else count_cores()
+    beside = _PART * settings.seconds
+    speed = loop_speed(dataset, cores, beside)
+    if settings.cold and not drop_from_cache([shard.path for shard in dataset.catalog.shards]):
+        raise SituationError(
+            "the shards cannot be dropped from the page cache here", remedy="leave out cold"
+        )
+    facts = replace(look_at(loader, read), steps=len(dataset))
+    with Monitor(loader, live=False, budget=_BUDGET, facts=facts) as seen:
+        for batch in seen:
+            if isinstance(batch, ShardioError):
+                raise batch
+            step(batch)
+            if seen.seconds >= settings.seconds and len(seen.received) >= _LEAST_RECEIVED:
+                break
+        del batch
+    if len(seen.received) < _LEAST_RECEIVED:
+        raise SituationError(
+            "the loader ended before it could be measured",
+            remedy="give more shards or more seconds",
+        )
+    speed = (speed + loop_speed(dataset, cores, beside)) / 2
+    if request.get("trace"):
+        write_trace(request["trace"], seen.received, seen.records)
+    return {"evidence": seen.evidence.to_json(), "waits": _waits(seen), "speed": speed}
+
+
+def _open(settings: ProfileSettings) -> ShardDataset:
+    transform: Any = RandomResizedCrop(settings.size) if settings.size else None
+    if settings.transform is not None:
+        transform = load_callable(settings.transform)
+    return ShardDataset(
+        settings.source,
+        transform=transform,
+        batch_size=settings.batch_size,
+        shuffle=True,
+        on_bad_sample="skip",
+        allow_empty=settings.allow_empty,
+    )
+
+
+def _repeated(settings: ProfileSettings, topology: Topology) -> ShardDataset:
+    """Open the dataset, repeated until an epoch outlasts the start and the measuring."""
+    dataset = _open(settings)
+    shards = dataset.catalog.shards
+    ahead = max(topology.producers, 1) * topology.prefetch + _LEAST_RECEIVED
+    wanted = int((settings.seconds + 1) * _MOST_SAMPLES_PER_SECOND)
+    wanted = max(wanted, 2 * ahead * settings.batch_size)
+    repeats = -(-wanted // sum(shard.samples for shard in shards))
+    dataset.catalog = replace(dataset.catalog, shards=shards * repeats)
+    dataset.samples = Samples([shard.samples for shard in dataset.catalog.shards])
+    return dataset
+
+
+def _loader(dataset: ShardDataset, topology: Topology) -> Iterable[Any]:
+    if topology.kind == "threads":
+        return Loader(dataset, threads=topology.producers, prefetch=topology.prefetch)
+    workers = topology.producers if topology.kind == "processes" else 0
+    ahead = topology.prefetch if workers else None
+    return DataLoader(
+        _ErrorsAsBatches(dataset), batch_size=None, num_workers=workers, prefetch_factor=ahead
+    )
+
+
+class _ErrorsAsBatches(IterableDataset[Any]):
+    """Passes batches on, and an error of theirs as the last one.
+
+    A DataLoader turns an error that leaves its worker into text with a traceback. A batch keeps
+    what the error says as values.
+
+    Args:
+        dataset: dataset of batches.
+    """
+
+    def __init__(self, dataset: Iterable[Any]) -> None:
+        self._dataset = dataset
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self._dataset
+        except Exception as error:  # whatever it is, the measuring process raises it
+            yield as_ours(error)
+
+
+def _step(settings: ProfileSettings) -> Callable[[Any], object]:
+    if settings.train is not None:
+        train, place = load_callable(settings.train), settings.train
+
+        def step(batch: Any) -> None:
+            try:
+                train(batch)
+            except Exception as error:
+                kind = type(error).__name__
+                raise SituationError(
+                    f"it raised {kind} for a batch: {error}", where=place
+                ) from error
+
+        return step
+    seconds = settings.step_ms / 1e3
+    return (lambda _: time.sleep(seconds)) if seconds else (lambda _: None)
+
+
+def _waits(seen: Monitor) -> list[tuple[float, float]]:
+    rows = [*seen.received]
+    group = max(-(-len(rows) // _MOST_POINTS), _LEAST_GROUPED)
+    points = []
+    for at in range(0, len(rows) - group, group):
+        start, end = rows[at].came, rows[at + group].came
+        waited = sum(row.came - row.asked for row in rows[at + 1 : at + group + 1])
+        points.append(((start - rows[0].came) / 1e9, waited / max(end - start, 1)))
+    return points
+
+
+def open_baseline(settings: ProfileSettings, topology: Topology) -> Iterable[Any]:
+    """Open webdataset, the only baseline, over the same shards."""
     import webdataset  # noqa: PLC0415  only a baseline needs it
 
     catalog = open_catalog(settings.source, allow_empty=settings.allow_empty)
-    check_baseline(name, catalog.fields)
     shards = [shard.path for shard in catalog.shards]
     dataset = (
         webdataset.WebDataset(
@@ -79,12 +216,16 @@ def open_baseline(name: str, settings: ProfileSettings, topology: Topology) -> I
     workers = topology.producers if topology.kind == "processes" else 0
     ahead = topology.prefetch if workers else None
     return webdataset.WebLoader(  # type: ignore[no-any-return]
-        dataset, batch_size=None, num_workers=workers, worker_init_fn=_begin, prefetch_factor=ahead
+        _ErrorsAsBatches(dataset),
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=_begin,
+        prefetch_factor=ahead,
     )
 
 
 def _skip_bad(error: Exception) -> bool:
-    """Go on after a picture that does not decode, as the runs do."""
+    """Go on after an image that does not decode, as shardio's loaders do here."""
     if isinstance(error, CodecError):
         return True
     raise error
@@ -116,9 +257,6 @@ def _image(transform: Any, data: bytes) -> torch.Tensor:
     return torch.as_tensor(transform(image)) if transform is not None else image
 
 
-_STAGES = "read", "decode", "transform"
-
-
 def write_trace(path: str, received: Sequence[Received], records: Sequence[ThreadRecords]) -> None:
     """Write a timeline: the loop's waits and steps, each thread's chunks and their samples.
 
@@ -131,7 +269,7 @@ def write_trace(path: str, received: Sequence[Received], records: Sequence[Threa
     try:
         Path(path).write_text(json.dumps({"traceEvents": events}), "utf-8")
     except OSError as error:
-        raise SituationError(f"{path} cannot be written: {error.strerror}") from error
+        raise SituationError(f"it cannot be written: {error.strerror}", where=path) from error
 
 
 def _loop(received: Sequence[Received]) -> Iterator[dict[str, Any]]:
@@ -176,155 +314,3 @@ def _event(
 
 def _name(kind: str, process: int, thread: int, name: str) -> dict[str, Any]:
     return {"name": kind, "ph": "M", "pid": process, "tid": thread, "args": {"name": name}}
-
-
-_MOST_SAMPLES_PER_SECOND = 200_000
-_BUDGET = 0.02  # of the reading, for recording
-_PART = 0.25  # of a run: as long as each limit is measured, and the speed before and after
-_MOST_POINTS = 300  # of the waiting over time
-_SECONDS_BETWEEN_LOOKS = 0.5  # for the parent
-_LEAST_RECEIVED = 3  # batches: the one that ends the start, and two to measure
-_LEAST_GROUPED = 8  # batches; workers take turns, which is no news
-
-
-def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Measure what a request asks for.
-
-    Args:
-        request: "settings", and "topology" for a run or none for the ceilings; "baseline" for a
-            run of another loader, "trace" for a file to write.
-
-    Returns:
-        Of a run "evidence", "waits": [seconds since its begin, share of the time waited], and
-        "speed": what loops without hand-over reached around it. Of the ceilings their attributes.
-
-    Raises:
-        ShardioError: the dataset cannot be read, or an argument cannot be meant.
-    """
-    settings = ProfileSettings(**request["settings"])
-    # More workers than cores are measured to show what they cost.
-    warnings.filterwarnings("ignore", "This DataLoader will create")
-    torch.set_num_threads(1)  # as in workers; and a fork of torch's own threads would hang
-    if "topology" not in request:
-        return measure_ceilings(_open(settings), _PART * settings.seconds)
-    return _run(settings, Topology(**request["topology"]), request)
-
-
-def _run(settings: ProfileSettings, topology: Topology, request: dict[str, Any]) -> dict[str, Any]:
-    dataset = _open(settings)
-    step = _step(settings)
-    loader: Iterable[Any]
-    if request.get("baseline"):
-        loader = open_baseline(request["baseline"], settings, topology)
-    else:
-        loader = _loader(_repeated(settings, topology), topology)
-    cores = 1 if topology.kind == "here" else count_cores()
-    beside = _PART * settings.seconds
-    speed = loop_speed(dataset, cores, beside)
-    if settings.cold and not drop_from_cache([shard.path for shard in dataset.catalog.shards]):
-        raise SituationError(
-            "the shards cannot be dropped from the page cache here", remedy="leave out --cold"
-        )
-    with Monitor(loader, live=False, budget=_BUDGET).with_steps(len(dataset)) as seen:
-        for batch in seen:
-            step(batch)
-            if seen.seconds >= settings.seconds and len(seen.received) >= _LEAST_RECEIVED:
-                break
-        del batch
-    if len(seen.received) < _LEAST_RECEIVED:
-        raise SituationError(
-            "the loader ended before it could be measured: the shards are too few, or --seconds is "
-            "too short"
-        )
-    speed = (speed + loop_speed(dataset, cores, beside)) / 2
-    if request.get("trace"):
-        write_trace(request["trace"], seen.received, seen.records)
-    return {"evidence": seen.evidence.to_json(), "waits": _waits(seen), "speed": speed}
-
-
-def _open(settings: ProfileSettings) -> ShardDataset:
-    transform: Any = RandomResizedCrop(settings.size) if settings.size else None
-    if settings.transform is not None:
-        transform = load_callable(settings.transform)
-    return ShardDataset(
-        settings.source,
-        transform=transform,
-        batch_size=settings.batch_size,
-        shuffle=True,
-        on_bad_sample="skip",
-        allow_empty=settings.allow_empty,
-    )
-
-
-def _repeated(settings: ProfileSettings, topology: Topology) -> ShardDataset:
-    """The dataset, repeated so that an epoch outlasts the start and the measuring."""
-    dataset = _open(settings)
-    shards = dataset.catalog.shards
-    ahead = max(topology.producers, 1) * topology.prefetch + _LEAST_RECEIVED
-    wanted = int((settings.seconds + 1) * _MOST_SAMPLES_PER_SECOND)
-    wanted = max(wanted, 2 * ahead * settings.batch_size)
-    repeats = -(-wanted // sum(shard.samples for shard in shards))
-    dataset.catalog = replace(dataset.catalog, shards=shards * repeats)
-    dataset.samples = Samples([shard.samples for shard in dataset.catalog.shards])
-    return dataset
-
-
-def _loader(dataset: ShardDataset, topology: Topology) -> Iterable[Any]:
-    if topology.kind == "threads":
-        return Loader(dataset, threads=topology.producers, prefetch=topology.prefetch)
-    workers = topology.producers if topology.kind == "processes" else 0
-    ahead = topology.prefetch if workers else None
-    return DataLoader(dataset, batch_size=None, num_workers=workers, prefetch_factor=ahead)
-
-
-def _step(settings: ProfileSettings) -> Callable[[Any], object]:
-    if settings.train is not None:
-        train, place = load_callable(settings.train), settings.train
-
-        def step(batch: Any) -> None:
-            try:
-                train(batch)
-            except Exception as error:
-                kind = type(error).__name__
-                raise SituationError(f"{place} raised {kind} for a batch: {error}") from error
-
-        return step
-    seconds = settings.step_ms / 1e3
-    return (lambda _: time.sleep(seconds)) if seconds else (lambda _: None)
-
-
-def _waits(seen: Monitor) -> list[tuple[float, float]]:
-    rows = [*seen.received]
-    group = max(-(-len(rows) // _MOST_POINTS), _LEAST_GROUPED)
-    points = []
-    for at in range(0, len(rows) - group, group):
-        start, end = rows[at].came, rows[at + group].came
-        waited = sum(row.came - row.asked for row in rows[at + 1 : at + group + 1])
-        points.append(((start - rows[0].came) / 1e9, waited / max(end - start, 1)))
-    return points
-
-
-def main(request: str, place: str, parent: str) -> None:
-    """Answer a request.
-
-    Args:
-        request: JSON.
-        place: of the file to write, in a folder that is the parent's to remove.
-        parent: number of the process that asks; when it is gone, so are this one and its workers.
-    """
-    folder = str(Path(place).parent)
-    threading.Thread(target=_end_with_parent, args=(int(parent), folder), daemon=True).start()
-    try:
-        found = answer(json.loads(request))
-    except Exception as error:  # of a user's code, too
-        found = {"error": one_sentence(error)}
-    written = Path(f"{place}.part")
-    written.write_text(json.dumps(found), "utf-8")
-    written.rename(place)
-
-
-def _end_with_parent(parent: int, folder: str) -> None:
-    while os.getppid() == parent:
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.killpg(os.getpid(), signal.SIGKILL)
