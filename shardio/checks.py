@@ -8,8 +8,8 @@ the argument, its value and what it must be. What only one module takes is check
 from __future__ import annotations
 
 from collections.abc import Collection
-from numbers import Integral
-from typing import Any, TypeVar
+from numbers import Integral, Real
+from typing import Any, TypeGuard, TypeVar
 
 from shardio.errors import UsageError
 
@@ -29,7 +29,7 @@ def require(good: object, name: str, value: object, wanted: str) -> None:
         raise UsageError(f"{name}={value!r}: it must be {wanted}")
 
 
-def is_whole(value: object, *, least: int | None = None, most: int | None = None) -> bool:
+def is_whole(value: object, *, least: int | None = None, most: int | None = None) -> TypeGuard[int]:
     """Tell whether a value is a whole number, of Python or NumPy, within bounds.
 
     Args:
@@ -72,6 +72,17 @@ def seed_of_order(value: object) -> int:
     """
     number = whole_number("seed", value, least=0)
     require(number < 1 << 64, "seed", number, "below 2**64")
+    return number
+
+
+def probability(name: str, value: object) -> float:
+    """Check a probability.
+
+    Raises:
+        UsageError: the value is not a number, or outside 0 to 1.
+    """
+    number = float(value) if isinstance(value, Real) else -1.0
+    require(0 <= number <= 1, name, value, "a probability between 0 and 1")
     return number
 
 

@@ -1,6 +1,9 @@
-"""What a loader does with its time: measurements, and what follows from them.
+"""What a loader does with its time, and what limits it.
 
-`monitor` watches a training loop; it is imported when first used, since it needs torch.
+`shardio.profile` measures a dataset: `settings` say what, `process` starts each measurement,
+`ceilings` measures the machine and `measure` a loader. `monitor` watches a user's own loop; it is
+imported when first used, since it needs torch. Both come to `evidence`, from which `verdict`
+follows; `report` shows the results.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""What this machine could do with these shards, each part alone: the limits of any loader."""
+"""What this machine can do with these shards, each part alone: the limits of any loader.
+
+Storage, decoding, copying and the hand-over from a worker are measured one after the other, and
+loops over the dataset in processes and in threads, in turns, since the speed of a machine drifts.
+"""
 
 from __future__ import annotations
 
@@ -52,11 +56,11 @@ T = TypeVar("T")
 
 
 def measure_ceilings(dataset: ShardDataset, seconds: float) -> dict[str, Any]:
-    """Measure the Ceilings of a dataset with batches; values for JSON.
+    """Measure the Ceilings of a dataset of batches, as values for JSON.
 
     Args:
-        dataset: in steps.
-        seconds: for each part.
+        dataset: dataset of batches.
+        seconds: seconds for each part.
 
     Raises:
         ShardioError: the dataset cannot be read.
@@ -84,10 +88,15 @@ def measure_ceilings(dataset: ShardDataset, seconds: float) -> dict[str, Any]:
 
 
 def loop_speed(dataset: ShardDataset, cores: int, seconds: float) -> float:
-    """Samples per second of so many loops at once, each in a process of its own.
+    """Return samples per second of one loop per core at once, each in a process of its own.
 
-    It is measured beside each run, since the speed of a machine drifts: others share its caches,
-    its memory and its clock. What a run then loses is the price of working together.
+    It is measured beside each loader, since the speed of a machine drifts: others share its caches,
+    its memory and its clock. What the loader loses beside it is the price of working together.
+
+    Args:
+        dataset: dataset of batches.
+        cores: number of loops.
+        seconds: length of each loop.
     """
     return sum(_on_cores(partial(_loop, dataset, seconds), cores))
 
@@ -95,7 +104,7 @@ def loop_speed(dataset: ShardDataset, cores: int, seconds: float) -> float:
 def _rates(
     dataset: ShardDataset, stored: list[Stored], columns: MakeColumns, seconds: float
 ) -> dict[str, Any]:
-    """Rates of loops, measured in turns, and of bare decoding, on one core and on all."""
+    """Measure loops, in turns, and bare decoding, on one core and on all."""
     cores, found, turn = count_cores(), defaultdict[str, list[float]](list), _SLICE * seconds
     for _ in range(_ROUNDS):
         one, every = (loop_speed(dataset, number, turn) for number in (1, cores))
@@ -126,7 +135,7 @@ def _rates(
 
 
 def _loops_in_threads(dataset: ShardDataset, threads: int, seconds: float) -> float:
-    """Samples per second of so many loops in threads of this process."""
+    """Return samples per second of several loops in threads of this process."""
     datasets = [dataset.replace() for _ in range(threads)]
     return sum(
         _on_cores(lambda number: _loop(datasets[number], seconds, number), threads, forks=False)
@@ -134,7 +143,7 @@ def _loops_in_threads(dataset: ShardDataset, threads: int, seconds: float) -> fl
 
 
 def _read_all(paths: list[str], seconds: float) -> float:
-    """Bytes per second of reading files in large pieces, several at once."""
+    """Return bytes per second of reading files in large pieces, several at once."""
     pieces = [
         (path, offset) for path in paths for offset in range(0, Path(path).stat().st_size, _PIECE)
     ]
@@ -154,10 +163,11 @@ def _read_all(paths: list[str], seconds: float) -> float:
 
 
 def _in_memory(dataset: ShardDataset) -> tuple[list[Stored], MakeColumns]:
-    """Some samples' bytes, and what makes the columns to decode them into.
+    """Read some samples into memory.
 
     Returns:
-        No samples if fields are gathered as arrays.
+        The stored bytes of the samples, none if fields are gathered as arrays, and a function that
+        makes columns to decode them into.
     """
     pool = ShardPool(dataset.catalog.shards)
     reader = dataset.reader(pool, Recycler())
@@ -192,14 +202,14 @@ def _side(stored: list[Stored]) -> float | None:
 def _decode_at_most(
     stored: list[Stored], columns: MakeColumns, cores: int, seconds: float
 ) -> tuple[float, float]:
-    """Samples per second, and the share of the time that is decoding."""
+    """Return samples per second, and the share of decoding in the time."""
     found = _on_cores(partial(_decode, stored, columns, seconds), cores)
     decode, transform = (sum(part[at] for part in found) for at in (1, 2))
     return sum(part[0] for part in found), decode / max(decode + transform, 1)
 
 
 def _on_cores(work: Callable[[int], T], cores: int, *, forks: bool = True) -> list[T]:
-    """What a function gives in each of some processes at once, called with their numbers.
+    """Call a function in several processes at once, with their numbers, and return the results.
 
     Where processes cannot be forked, threads call it, which share the interpreter's lock.
     """
@@ -224,7 +234,7 @@ def _do(number: int) -> Any:
 
 
 def _loop(dataset: ShardDataset, seconds: float, number: int) -> float:
-    """Samples per second of a loop over another epoch than its neighbours'."""
+    """Return samples per second of a loop over an epoch of its own."""
     batches = chain.from_iterable(iter(dataset) for _ in repeat(None))
     dataset.set_epoch(number)
     next(batches)
@@ -237,7 +247,7 @@ def _loop(dataset: ShardDataset, seconds: float, number: int) -> float:
 def _decode(
     stored: list[Stored], columns: MakeColumns, seconds: float, number: int
 ) -> tuple[float, int, int]:
-    """Samples per second, and ns of decoding and of transforming."""
+    """Return samples per second, and ns of decoding and of transforming."""
     slots, watch = [*columns().values()], Stopwatch()
     numbers = np.random.default_rng(0).random((len(stored), _MOST_DRAWS)).tolist()
     start, at = time.perf_counter(), number * len(stored) // 2
@@ -265,7 +275,7 @@ def _copy() -> float:
 
 
 def _hand_on() -> float:
-    """Microseconds from a thread's release of a lock until another runs that waited for it."""
+    """Return microseconds from the release of a lock until a thread runs that waited for it."""
     here, there = threading.Semaphore(0), threading.Semaphore(0)
 
     def answer() -> None:
@@ -285,10 +295,10 @@ def _hand_on() -> float:
 
 
 class _Ready(IterableDataset[dict[str, Any]]):
-    """Batches that need no making.
+    """Dataset of batches that take no time to make.
 
     Args:
-        shapes: of their tensors.
+        shapes: shape and dtype of each tensor of a batch.
     """
 
     def __init__(self, shapes: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> None:

@@ -29,7 +29,6 @@ from torch.utils.data import DataLoader, IterableDataset
 from shardio.errors import CodecError, ShardioError, SituationError
 from shardio.fields.image import decode_image, forbid_opencv_threads, write_crop
 from shardio.indexing.catalog import open_catalog
-from shardio.planning.samples import Samples
 from shardio.processes import count_cores
 from shardio.profiling.ceilings import loop_speed, measure_ceilings
 from shardio.profiling.monitoring import Monitor, Received, look_at
@@ -129,14 +128,11 @@ def _open(settings: ProfileSettings) -> ShardDataset:
 def _repeated(settings: ProfileSettings, topology: Topology) -> ShardDataset:
     """Open the dataset, repeated until an epoch outlasts the start and the measuring."""
     dataset = _open(settings)
-    shards = dataset.catalog.shards
     ahead = max(topology.producers, 1) * topology.prefetch + _LEAST_RECEIVED
     wanted = int((settings.seconds + 1) * _MOST_SAMPLES_PER_SECOND)
     wanted = max(wanted, 2 * ahead * settings.batch_size)
-    repeats = -(-wanted // sum(shard.samples for shard in shards))
-    dataset.catalog = replace(dataset.catalog, shards=shards * repeats)
-    dataset.samples = Samples([shard.samples for shard in dataset.catalog.shards])
-    return dataset
+    repeats = -(-wanted // len(dataset.samples))
+    return dataset.repeated(repeats)
 
 
 def _loader(dataset: ShardDataset, topology: Topology) -> Iterable[Any]:

@@ -19,6 +19,7 @@ import textwrap
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from time import perf_counter_ns, thread_time_ns
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,7 +35,6 @@ from shardio.profiling.verdict import Verdict, judge
 from shardio.reading.dataset import ShardDataset
 from shardio.reading.loader import Loader
 from shardio.reading.mix import Mix
-from shardio.reading.times import Stopwatch
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -339,6 +339,7 @@ class Monitor:
         self._facts = facts or look_at(loader)
         self._watcher: Watcher | None = None
         self._recorder: Recorder | None = None
+        self._exits = ExitStack()
         self._count = 0
         self._steady: int | None = None
         self._steady_count = 0
@@ -353,29 +354,25 @@ class Monitor:
         self.records: list[ThreadRecords] = []
 
     def __enter__(self) -> Self:
-        datasets = self._facts.datasets
         if self._watcher is not None:
             raise UsageError(
                 "the monitor has been used", remedy="make another one for the next loop"
             )
-        if any(dataset.stopwatch is not Stopwatch for dataset in datasets):
-            raise UsageError("the dataset is watched already: leave the other monitor first")
-        if datasets:
-            self._recorder = Recorder(self._budget)
-            for dataset in datasets:
-                dataset.stopwatch = self._recorder
-        self._watcher = Watcher(self._budget / 2)
+        with ExitStack() as stack:
+            if self._facts.datasets:
+                self._recorder = Recorder(self._budget)
+                stack.callback(self._recorder.close)
+                for dataset in self._facts.datasets:
+                    stack.enter_context(dataset.timed_by(self._recorder))
+            self._watcher = Watcher(self._budget / 2)
+            stack.callback(self._read_records)
+            stack.callback(self._watcher.close)
+            self._exits = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._watcher is not None:
-            self._watcher.close()
-        self._read_records()
-        for dataset in self._facts.datasets:
-            dataset.stopwatch = Stopwatch
-        if self._recorder is not None:
-            self._recorder.close()
-            self._recorder = None
+        self._exits.close()
+        self._recorder = None
         if self._shown:
             sys.stderr.write("\n")
         self._ended = True

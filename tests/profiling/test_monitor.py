@@ -280,7 +280,7 @@ def test_a_dataset_is_watched_by_one_monitor_at_a_time(packed: Path) -> None:
     watched = dataset(packed)
     with monitor(watched, live=False) as seen:
         other = monitor(watched, live=False)
-        with pytest.raises(shardio.UsageError, match="watched already"):
+        with pytest.raises(shardio.UsageError, match="the dataset is timed already"):
             other.__enter__()
         assert len([*seen]) == 30
     with pytest.raises(shardio.UsageError, match="has been used"):
