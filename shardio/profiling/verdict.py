@@ -1,9 +1,9 @@
-"""What limits a loop, in one sentence, and what to change: pure functions of what was observed.
+"""The verdict: what limits a loop, in one sentence, and what to change.
 
-The rules are tried in order, and the first that applies names the bottleneck: what the loop does
-before what its producers do, a wrong number of producers before what each of them does. `judge`
-is for a loop of which nothing else is known. `advise` also knows what its machine can do, and
-replaces general advice by changes with the gain that the costs of a sample let expect.
+Pure functions of what was observed. The rules are tried in order, and the first that applies names
+the bottleneck: what the loop does before what its producers do, a wrong number of producers before
+what each of them does. `judge` is for a loop of which nothing else is known. `advise` also knows
+what the machine can do, and gives changes with the gain that the costs of a sample let expect.
 """
 
 from __future__ import annotations
@@ -445,7 +445,7 @@ def _delayed(seen: Evidence) -> float:
 
 
 def _short_of_cores(seen: Evidence) -> bool:
-    """Whether producers keep the cores busy, and wait for one."""
+    """Tell whether producers keep the cores busy and wait for one."""
     cpu = sum(one.cpu for one in seen.producers)
     each = cpu / max(len(seen.producers), 1) * seen.number  # each epoch may have had others
     return _delayed(seen) > _DELAYED and each > _BUSY * seen.cores
