@@ -74,14 +74,14 @@ _OPTIONS: Sequence[Callable[[Any], Any]] = (
     ),
     _number(
         "--seconds",
-        type=click.FloatRange(min=0.1),
+        type=float,
         default=DEFAULTS.seconds,
         help="Seconds that each loader is measured.",
     ),
     _place("--transform", help="Callable for images, in place of the crop."),
     _number(
         "--step-ms",
-        type=click.FloatRange(min=0),
+        type=float,
         default=DEFAULTS.step_ms,
         help="Milliseconds that a training step takes, to tell whether it waits.",
     ),

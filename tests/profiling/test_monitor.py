@@ -385,7 +385,7 @@ def test_it_says_how_it_is_used(packed: Path) -> None:
     assert repr(watched) == "<Monitor of ShardDataset>"
     with watched:
         pass
-    with pytest.raises(shardio.UsageError, match="context has ended: make another monitor"):
+    with pytest.raises(shardio.UsageError, match="context has ended; make another one"):
         next(iter(watched))
     with pytest.raises(shardio.UsageError, match="got 5, which cannot be looped over"):
         monitor(5)  # type: ignore[arg-type]

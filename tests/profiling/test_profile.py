@@ -280,29 +280,16 @@ def test_names_in_the_page_are_text(tmp_path: Path, found: Profile) -> None:
     assert "<i>" not in page.read_text("utf-8")
 
 
-def test_the_command_prints_the_verdict_then_tables_that_fit_a_terminal(
-    packed: Path, tmp_path: Path
-) -> None:
+def test_the_command_measures_and_writes_the_reports(packed: Path, tmp_path: Path) -> None:
     html, png, trace = (tmp_path / name for name in ("a.html", "b.png", "c.json"))
     reports = ("--html", html, "--png", png, "--trace", trace)
     code = tmp_path / "mine.py"
     code.write_text("print('noise')\ndef step(batch):\n    print('more')\n")
-    quick = ("--seconds", "0.2", "--size", "16", "--threads", "2", "--train", f"{code}:step")
-    done = run(packed, *quick, *reports)
+    quick = ("--seconds", "0.2", "--size", "16", "--threads", "0", "--train", f"{code}:step")
+    done = run(packed, *quick, *reports, "--json")
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert max(map(len, lines)) <= 80
-    assert [line for line in lines if line != line.rstrip()] == []
-    assert [line for line in lines if line.startswith(" ")] == []
-    assert any(line.startswith("±: spread") for line in lines)
-    assert any(line.startswith("the loop's own thread ") for line in lines)
-    assert "limit" in lines[0] or "tiny" in lines[0]
-    words = "measured", "predicted", "decode", "total", "2 threads"
-    for word in (*words, "page cache", "600 samples in 8"):
-        assert word in done.stdout, word
-    assert "\x1b" not in done.stdout
-    assert "noise" not in done.stdout
-    assert "more\n" not in done.stdout
+    (one,) = json.loads(done.stdout)["runs"]
+    assert one["topology"]["kind"] == "here"
     assert "<svg" in html.read_text("utf-8")
     pixels = cv2.imread(str(png))
     assert pixels is not None
@@ -333,7 +320,7 @@ def test_json_says_all_of_it(
     assert given == {field.name for field in fields(ProfileOptions)} - {"progress"}
 
 
-def test_options_and_defaults_of_the_command_are_those_of_the_function(
+def test_the_command_prints_the_verdict_then_tables_that_fit_a_terminal(
     found: Profile, monkeypatch: pytest.MonkeyPatch, type_in: Callable[..., Done]
 ) -> None:
     def measured(_: str, **options: Any) -> Profile:
@@ -343,7 +330,18 @@ def test_options_and_defaults_of_the_command_are_those_of_the_function(
     monkeypatch.setattr("shardio.cli.profile.measure", measured)
     done = type_in("out")
     assert done.code == 0, done.err
-    assert done.out.startswith(found.verdict.sentence[:40])
+    lines = done.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line for line in lines if line != line.rstrip()] == []
+    assert [line for line in lines if line.startswith(" ")] == []
+    assert any(line.startswith("±: spread") for line in lines)
+    assert any(line.startswith("the loop's own thread ") for line in lines)
+    flat = " ".join(done.out.split())
+    assert flat.startswith(found.verdict.sentence)
+    words = "measured", "predicted", "decode", "total", f"{found.cores} threads", "webdataset, "
+    for word in (*words, "page cache", "600 samples in 8 shards"):
+        assert word in flat, word
+    assert "\x1b" not in done.out
 
 
 @pytest.mark.parametrize(
