@@ -164,7 +164,7 @@ class OrderOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions(OrderOptions):
-    """Options of `shardio.plan`; those of the order are in `shardio.ReplayOptions` too.
+    """Options of `shardio.plan`: the order, see OrderOptions, and who reads it.
 
     Attributes:
         workers: DataLoader workers of each rank; 0 for the training process itself.

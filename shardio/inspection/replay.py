@@ -68,7 +68,7 @@ class ReplayedBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayOptions(OrderOptions):
-    """Options of `shardio.replay`: the order of the training run, and the batch.
+    """Options of `shardio.replay`: the order, see coverage.OrderOptions, and the batch.
 
     Attributes:
         step: step of the epoch, from 0; "__step__" of a batch.

@@ -165,7 +165,7 @@ def conditions(result: Profile) -> str:
         settings.transform or crop,
         f"batches of {settings.batch_size}",
         f"page cache {cache}",
-        f"{settings.seconds:g} s a run",
+        f"{settings.seconds:g} s per loader",
         counted(result.cores, "core"),
     ]
     return ", ".join(parts)

@@ -95,7 +95,7 @@ class ProfileSettings(MeasuringOptions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileOptions(MeasuringOptions):
-    """Options of `shardio.profile`: what is measured, and the reports.
+    """Options of `shardio.profile`: what is measured, see MeasuringOptions, and the reports.
 
     Attributes:
         baseline: name of another loader to measure, "webdataset".
