@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from shardio.conversion.tfrecord import convert as convert
     from shardio.errors import CodecError as CodecError
     from shardio.errors import IndexFileError as IndexFileError
+    from shardio.errors import MisfitError as MisfitError
     from shardio.errors import OutputError as OutputError
     from shardio.errors import PackError as PackError
     from shardio.errors import SampleError as SampleError
@@ -24,13 +25,20 @@ if TYPE_CHECKING:
     from shardio.errors import TFRecordError as TFRecordError
     from shardio.errors import TransformError as TransformError
     from shardio.errors import UsageError as UsageError
+    from shardio.indexing.publish import index as index
+    from shardio.inspection.coverage import PlanOptions as PlanOptions
+    from shardio.inspection.coverage import plan as plan
     from shardio.inspection.info import info as info
     from shardio.inspection.repair import repair as repair
+    from shardio.inspection.replay import ReplayOptions as ReplayOptions
+    from shardio.inspection.replay import replay as replay
     from shardio.inspection.verify import verify as verify
     from shardio.packing.options import PackOptions as PackOptions
     from shardio.packing.options import ReshardOptions as ReshardOptions
     from shardio.packing.pack import pack as pack
     from shardio.packing.pack import reshard as reshard
+    from shardio.profiling.profile import profile as profile
+    from shardio.profiling.settings import ProfileOptions as ProfileOptions
     from shardio.reading.dataset import ShardDataset as ShardDataset
     from shardio.reading.loader import Loader as Loader
     from shardio.reading.metrics import MaskedMean as MaskedMean
@@ -47,12 +55,16 @@ _HOMES = {
     "IndexFileError": "shardio.errors",
     "Loader": "shardio.reading.loader",
     "MaskedMean": "shardio.reading.metrics",
+    "MisfitError": "shardio.errors",
     "Mix": "shardio.reading.mix",
     "Normalize": "shardio.transforms",
     "OutputError": "shardio.errors",
     "PackError": "shardio.errors",
     "PackOptions": "shardio.packing.options",
+    "PlanOptions": "shardio.inspection.coverage",
+    "ProfileOptions": "shardio.profiling.settings",
     "RandomResizedCrop": "shardio.transforms",
+    "ReplayOptions": "shardio.inspection.replay",
     "ReshardOptions": "shardio.packing.options",
     "Resize": "shardio.transforms",
     "SampleError": "shardio.errors",
@@ -64,11 +76,15 @@ _HOMES = {
     "TransformError": "shardio.errors",
     "UsageError": "shardio.errors",
     "convert": "shardio.conversion.tfrecord",
+    "index": "shardio.indexing.publish",
     "info": "shardio.inspection.info",
     "ops": "shardio",
     "pack": "shardio.packing.pack",
+    "plan": "shardio.inspection.coverage",
+    "profile": "shardio.profiling.profile",
     "profiling": "shardio",
     "repair": "shardio.inspection.repair",
+    "replay": "shardio.inspection.replay",
     "reshard": "shardio.packing.pack",
     "to_float": "shardio.transforms",
     "verify": "shardio.inspection.verify",

@@ -3,6 +3,7 @@
     ShardioError
     ├── UsageError      an argument that cannot be meant (also a ValueError)
     │   └── SituationError  one that does not fit the files or the machine as they are
+    │       └── MisfitError     a sample of another shape or dtype than others of its batch
     ├── TarError        a shard that is not a sound tar archive
     ├── TFRecordError   a TFRecord file that is damaged or none
     ├── IndexFileError  an index or manifest that is missing, damaged or stale
@@ -157,6 +158,10 @@ class UsageError(ShardioError, ValueError):
 
 class SituationError(UsageError):
     """An argument that could be meant, but does not fit the files or the machine as they are."""
+
+
+class MisfitError(SituationError):
+    """A sample whose value has another shape or dtype than the others of its batch."""
 
 
 class TarError(ShardioError):

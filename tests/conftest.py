@@ -11,7 +11,6 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 import shardio
 from shardio.indexing.manifest import Manifest, ShardReceipt, index_path, write_manifest
-from shardio.indexing.publish import index_source
 from shardio.indexing.shard_index import read_index
 from shardio.storage.folder import Folder
 from shardio.testing import make_images, make_shard
@@ -67,7 +66,7 @@ def make_packed() -> Callable[[Path, Mapping[str, Mapping[str, bytes]], Sequence
     ) -> Path:
         folder.mkdir(parents=True)
         shard = make_shard(folder / "shard-000000.tar", samples)
-        indexed = index_source(str(folder))
+        indexed = shardio.index(str(folder))
         receipt = ShardReceipt(
             name=shard.name,
             samples=indexed.samples,

@@ -17,6 +17,8 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # What each part may import of shardio, besides itself.
 LAYERS = {
     "errors": set(),
+    "checks": {"errors"},
+    "options": set(),
     "processes": set(),
     "naming": set(),
     "storage": {"errors"},
@@ -30,15 +32,16 @@ LAYERS = {
     },
     "packing": {
         *{"errors", "naming", "processes", "indexing", "storage", "tar", "planning", "fields"},
+        "options",
     },
     "conversion": {"errors", "naming", "storage", "tar", "indexing", "fields", "packing"},
     "inspection": {
         *{"errors", "naming", "storage", "tar", "fields", "indexing", "planning", "reading"},
-        "packing",
+        *{"packing", "checks", "options"},
     },
     "profiling": {
         *{"errors", "processes", "storage", "fields", "transforms", "indexing", "planning"},
-        "reading",
+        *{"reading", "checks", "options"},
     },
     "cli": {
         *{"errors", "processes", "storage", "fields", "indexing", "reading", "packing"},

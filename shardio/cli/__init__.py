@@ -26,7 +26,7 @@ _COMMANDS = (
 
 
 class _Commands(click.Group):
-    """The commands, each loaded when it is wanted, since they need much that differs."""
+    """Group of commands that are loaded when used, since each needs other libraries."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx

@@ -12,7 +12,7 @@ import click
 from shardio.cli.progress import progress_bar
 from shardio.cli.values import allow_empty_option
 from shardio.errors import counted, shown
-from shardio.indexing.publish import index_source
+from shardio.indexing.publish import index as write_indexes
 
 
 @click.command(epilog="Example: shardio index shards/")
@@ -32,7 +32,7 @@ def index(path: str, force: bool, allow_empty: bool, as_json: bool) -> None:
         nullcontext() if as_json else progress_bar("indexing")
     )
     with bar as progress:
-        summary = index_source(path, force=force, allow_empty=allow_empty, progress=progress)
+        summary = write_indexes(path, force=force, allow_empty=allow_empty, progress=progress)
     if as_json:
         click.echo(json.dumps(asdict(summary)))
     else:

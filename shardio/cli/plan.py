@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from typing import Any
 
 import click
 from rich.box import SIMPLE_HEAD
@@ -15,8 +16,8 @@ from rich.table import Table
 from shardio.cli.progress import progress_bar
 from shardio.cli.settings import describe, plan_options
 from shardio.errors import ShardioError, counted
-from shardio.inspection.coverage import Coverage, check_coverage
-from shardio.reading.settings import PlanSettings
+from shardio.inspection.coverage import Coverage
+from shardio.inspection.coverage import plan as plan_epoch
 
 _WIDTH = 80
 _MOST_ROWS = 16
@@ -25,17 +26,21 @@ _MOST_ROWS = 16
 @click.command(epilog="Example: shardio plan out/ --ranks 8 --workers 4 --batch-size 64")
 @plan_options
 @click.option(
-    "--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Of each rank."
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Workers of each rank.",
 )
 @click.option(
     "--nodes",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Machines that the ranks are spread over, in order.",
+    help="Number of machines, over which the ranks are spread in order.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def plan(settings: PlanSettings, workers: int, nodes: int, as_json: bool) -> None:
+def plan(path: str, as_json: bool, **options: Any) -> None:
     """Prove what an epoch over PATH delivers, without reading data.
 
     Every step of every rank and worker is worked out, and each sample counted. PATH is a packed
@@ -45,14 +50,14 @@ def plan(settings: PlanSettings, workers: int, nodes: int, as_json: bool) -> Non
         nullcontext() if as_json else progress_bar("planning")
     )
     with shown as progress:
-        coverage = check_coverage(settings, workers=workers, nodes=nodes, progress=progress)
+        coverage = plan_epoch(path, **options, progress=progress)
     if as_json:
         click.echo(json.dumps(asdict(coverage) | {"exact": coverage.exact}))
     else:
         _show(coverage)
     if not coverage.exact:
         raise ShardioError(
-            "the plan is not exact", where=settings.source, remedy="this is a bug in shardio"
+            "the plan is not exact", where=path, remedy="this is a bug in shardio; report it"
         )
 
 

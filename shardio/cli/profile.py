@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
@@ -15,53 +13,25 @@ import click
 from shardio.cli.progress import progress_bar
 from shardio.cli.tables import show_profile
 from shardio.cli.values import allow_empty_option
-from shardio.errors import ShardioError
-from shardio.profiling.profile import check_writable, count_parts
+from shardio.errors import MisfitError, ShardioError
 from shardio.profiling.profile import profile as measure
-from shardio.profiling.report import check_plotting, write_html, write_png
-from shardio.profiling.settings import BASELINES, SettingError, Settings
-from shardio.storage.local import refuse_url
+from shardio.profiling.settings import BASELINES, ProfileOptions
 
-DEFAULTS = Settings(source="")
+DEFAULTS = ProfileOptions()
+_EQUAL_SIZES = "give --size, a --transform that makes them equal, or --batch-size 1"
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class _Time(click.FloatRange):
-    """A finite number, refused in words.
-
-    Args:
-        unit: what it counts.
-        least: that can be meant.
-    """
-
-    def __init__(self, unit: str, least: float) -> None:
-        super().__init__(min=least)
-        self._unit, self._least = unit, least
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """See click."""
-        with suppress(ValueError):
-            if self._least <= float(value) < math.inf:
-                return float(value)
-        text = f"{value!r} is no number of {self._unit}, {self._least:g} or more"
-        raise click.BadParameter(text, ctx, param)
 
 
 def _parse_numbers(
     _context: click.Context, _option: click.Parameter, text: str | None
 ) -> tuple[int, ...] | None:
-    """Whole numbers, as 0,1,2,4."""
+    """Parse whole numbers, as in 0,1,2,4."""
     if text is None:
         return None
     try:
-        numbers = tuple(int(part) for part in text.split(","))
+        return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise click.BadParameter(f"{text!r} is no list of numbers such as 1,2,4") from error
-    if min(numbers) < 0:
-        raise click.BadParameter(f"{text!r}: numbers are 0 or more")
-    return numbers
+        raise click.BadParameter(f"{text!r} is not a list of numbers such as 1,2,4") from error
 
 
 _number = partial(click.option, show_default=True)
@@ -74,14 +44,14 @@ _OPTIONS: Sequence[Callable[[Any], Any]] = (
         metavar="N,N,…",
         callback=_parse_numbers,
         help="Numbers of DataLoader workers to measure; 0 for none, only the loop's own thread.  "
-        "[default: one a core, or none where --threads is given]",
+        "[default: one per core, or none where --threads is given]",
     ),
     click.option(
         "--threads",
         metavar="N,N,…",
         callback=_parse_numbers,
         help="Numbers of shardio.Loader's threads to measure, likewise.  "
-        "[default: one a core, or none where --workers is given]",
+        "[default: one per core, or none where --workers is given]",
     ),
     _number(
         "--prefetch",
@@ -104,24 +74,26 @@ _OPTIONS: Sequence[Callable[[Any], Any]] = (
     ),
     _number(
         "--seconds",
-        type=_Time("seconds", 0.1),
+        type=float,
         default=DEFAULTS.seconds,
-        help="Length of each run.",
+        help="Seconds that each loader is measured.",
     ),
-    _place("--transform", help="A callable for images, in place of the crop."),
+    _place("--transform", help="Callable for images, in place of the crop."),
     _number(
         "--step-ms",
-        type=_Time("milliseconds", 0),
+        type=float,
         default=DEFAULTS.step_ms,
         help="Milliseconds that a training step takes, to tell whether it waits.",
     ),
-    _place("--train", help="A callable that takes a batch and makes a training step."),
-    click.option("--cold", is_flag=True, help="Drop the shards from the page cache before runs."),
+    _place("--train", help="Callable that takes a batch and makes a training step."),
+    click.option(
+        "--cold", is_flag=True, help="Drop the shards from the page cache before each loader."
+    ),
     allow_empty_option,
-    click.option("--baseline", type=click.Choice(BASELINES), help="Run another loader, too."),
+    click.option("--baseline", type=click.Choice(BASELINES), help="Measure another loader, too."),
     _file("--html", "html", help="Write a report for a browser."),
     _file("--png", "png", help="Write the chart of rates; needs shardio[plot]."),
-    _file("--trace", "trace", help="Write a timeline of the best run, for ui.perfetto.dev."),
+    _file("--trace", "trace", help="Write a timeline of the fastest loader, for ui.perfetto.dev."),
     click.option("--json", "as_json", is_flag=True, help="Print the results as JSON."),
 )
 
@@ -135,44 +107,20 @@ def _with_options(command: F) -> F:
 @click.command(epilog="Example: shardio profile out/ --html report.html")
 @click.argument("path", type=click.Path())
 @_with_options
-def profile(
-    *,
-    path: str,
-    baseline: str | None,
-    html: str | None,
-    png: str | None,
-    trace: str | None,
-    as_json: bool,
-    **settings: Any,
-) -> None:
+def profile(path: str, as_json: bool, **options: Any) -> None:
     """Say what limits how fast the shards of PATH reach a training loop.
 
     PATH is a packed folder, or anything else that shardio reads. The machine's limits are
     measured first, then some loaders; others are predicted. The machine should be idle.
     """
-    if settings["step_ms"] and settings["train"]:
-        raise click.UsageError("--step-ms and --train exclude each other: give one")
-    for report in filter(None, (html, png, trace)):
-        refuse_url(report)
-    for report in filter(None, (html, png)):
-        check_writable(report)
-    if png is not None:
-        check_plotting()
-    chosen = Settings(source=path, **settings)
-    try:
-        with progress_bar("measuring") as progress:
-            on_part = progress(count_parts(chosen, baseline, trace))
-            result = measure(chosen, baseline=baseline, trace=trace, on_part=on_part)
-    except SettingError as error:
-        option = f"'--{error.setting.replace('_', '-')}'"
-        raise click.BadParameter(str(error), param_hint=option) from error
-    if html is not None:
-        write_html(result, html)
-    if png is not None:
-        write_png(result, png)
+    with progress_bar("measuring") as progress:
+        try:
+            result = measure(path, **options, progress=progress)
+        except MisfitError as error:
+            raise MisfitError(error.what, where=error.where, remedy=_EQUAL_SIZES) from error
     if as_json:
         click.echo(json.dumps(asdict(result)))
     else:
         show_profile(result)
     if result.baseline_error is not None:
-        raise ShardioError(f"baseline failed: {result.baseline_error}")
+        raise ShardioError(f"the baseline failed: {result.baseline_error}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import Any
 
 import click
 
@@ -11,7 +12,6 @@ from shardio.cli.settings import describe, plan_options
 from shardio.errors import ShardioError, counted
 from shardio.inspection.replay import LISTING_NAME, ReplayedBatch
 from shardio.inspection.replay import replay as write_batch
-from shardio.reading.settings import PlanSettings
 
 
 @click.command(
@@ -19,16 +19,20 @@ from shardio.reading.settings import PlanSettings
 )
 @plan_options
 @click.option("--step", type=click.IntRange(min=0), required=True, help="Step of the epoch.")
-@click.option("--rank", type=click.IntRange(min=0), help="Whose batch; by default all ranks'.")
+@click.option(
+    "--rank",
+    type=click.IntRange(min=0),
+    help="Rank whose batch is written; by default those of all ranks.",
+)
 @click.option("--to", "out", type=click.Path(), required=True, help="New or empty folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the listing as JSON.")
-def replay(settings: PlanSettings, step: int, rank: int | None, out: str, as_json: bool) -> None:
+def replay(path: str, out: str, as_json: bool, **options: Any) -> None:
     """Write the samples of one batch of a training run to a folder.
 
     PATH is what the run read. The options are those of its ShardDataset; the step and epoch are
     in its batches as "__step__" and "__epoch__".
     """
-    batch = write_batch(settings, step=step, rank=rank, out=out)
+    batch = write_batch(path, out, **options)
     problems = [sample.problem for sample in batch.samples if sample.problem]
     if as_json:
         click.echo(json.dumps(asdict(batch)))

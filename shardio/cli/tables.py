@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shardio.cli.text import encodable
+from shardio.errors import counted
 from shardio.profiling.profile import Profile
 from shardio.profiling.report import (
     PREDICTION_TITLES,
@@ -26,7 +27,6 @@ from shardio.profiling.report import (
     stage_note,
     stage_rows,
 )
-from shardio.profiling.verdict import as_sentence, cores
 
 _WIDTH = 80
 
@@ -43,7 +43,7 @@ def show_profile(result: Profile) -> None:
 
 def _parts(result: Profile) -> Iterator[RenderableType]:
     best = result.runs[result.best]
-    yield Text(as_sentence(result.verdict.sentence), style="bold")
+    yield Text(result.verdict.sentence, style="bold")
     yield Text(" ".join(facts(result)))
     if result.verdict.changes:
         titles, rows = change_rows(result)
@@ -86,7 +86,7 @@ def _limits(result: Profile) -> list[tuple[str, str]]:
         rows += [
             ("decode and transform, one core", f"{limits.decode_one:,.0f} samples/s"),
             (
-                f"decode and transform, {cores(result.cores)}",
+                f"decode and transform, {counted(result.cores, 'core')}",
                 f"{limits.decode_all:,.0f} samples/s",
             ),
         ]

@@ -1,4 +1,8 @@
-"""Writing indexes for shards that others made."""
+"""Indexes for shards that others made.
+
+Each shard is read whole, since an index that is kept has checksums, and its index is published when
+it is finished, so that an interrupted run leaves the indexes of the shards before it.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +31,10 @@ class IndexSummary:
     """What was indexed.
 
     Attributes:
-        shards: indexed.
-        samples: in all of them.
-        bytes: of their uncompressed tars.
-        fields: that occur, sorted.
+        shards: number of shards.
+        samples: number of samples.
+        bytes: size of the uncompressed tars.
+        fields: names of all fields, sorted.
     """
 
     shards: int
@@ -39,23 +43,23 @@ class IndexSummary:
     fields: tuple[str, ...]
 
 
-def index_source(
+def index(
     source: ShardPaths,
     *,
     force: bool = False,
     allow_empty: bool = False,
     progress: Callable[[int], Callable[[int], None]] | None = None,
 ) -> IndexSummary:
-    """Read the shards of a source whole and write an index with checksums beside each.
+    """Write an index with checksums for each shard, into the folder index/ beside it.
 
-    Shards that a manifest describes must be what was packed.
+    Every byte of the shards is read. Those that a manifest describes must be what was packed.
 
     Args:
-        source: see shardio.indexing.catalog.open_catalog.
-        force: accept packed shards as they are now, and bring the manifest up to date.
-        allow_empty: see shardio.indexing.catalog.open_catalog.
-        progress: called with the number of shards; what it returns is called with how many
-            more are done.
+        source: folder of tars, a tar, a glob, a pattern, or a list of these.
+        force: whether packed shards are accepted as they are now; the manifest follows them.
+        allow_empty: whether tars without fields of samples are accepted.
+        progress: function that takes the number of shards and returns one that is called with the
+            number of further shards done.
 
     Raises:
         UsageError: nothing is at the source.
@@ -78,13 +82,13 @@ def index_source(
         for shard in shards:
             if shard.parent in packed:
                 _refuse_compressed(shard)
-            index = index_shard(
+            scanned = index_shard(
                 plain_tar(shard), name=str(shard), checksums=True, allow_empty=allow_empty
             )
-            _compare(shard, index, digests.get(shard.parent))
-            receipts.append(_publish(shard, index))
-            fields.update(index.fields)
-            if not index.has_end:
+            _compare(shard, scanned, digests.get(shard.parent))
+            receipts.append(_publish(shard, scanned))
+            fields.update(scanned.fields)
+            if not scanned.has_end:
                 unmarked.append(str(shard))
             if done is not None:
                 done(1)

@@ -1,8 +1,8 @@
-"""What a plan does, proved by walking all of it: no shard is read, only counts and keys.
+"""What an epoch delivers, proved by walking its plan: only counts and keys are read, no shard.
 
-Every rank and worker is asked for each of its steps, and each sample that they name is counted,
-so that "exactly once" is a finding and not a claim. On the way it is seen which shards each node
-touches and how well the order is mixed.
+Every rank and worker is asked for each of its steps, and each sample that they name is counted, so
+that "exactly once" is a finding and not a claim. The walk also shows which shards each node touches
+and how well the order is mixed.
 """
 
 from __future__ import annotations
@@ -12,17 +12,21 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from os import PathLike, fspath
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import UsageError
-from shardio.indexing.catalog import Catalog
+from shardio.checks import flag, one_of, require, seed_of_order, whole_number
+from shardio.errors import UsageError, counted
+from shardio.indexing.catalog import Catalog, open_catalog
 from shardio.indexing.shard_index import ShardIndex
-from shardio.planning.epoch import EpochPlan, References, steps_of_worker
+from shardio.options import with_options
+from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, References, Tail, steps_of_worker
 from shardio.planning.order import Order
-from shardio.reading.settings import PlanSettings, open_plan
+from shardio.planning.samples import Samples
+from shardio.reading.settings import check_plan, make_shuffle
 
 _POSITIONS_AT_ONCE = 1 << 16
 _BATCHES_LOOKED_AT = 100
@@ -33,15 +37,167 @@ _BATCHES_IN_WINDOW = 4  # fewer in a window and neighbours in packed order share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RankShare:
-    """What one rank gets in an epoch.
+class PlanSettings:
+    """Source and order of a training run.
 
     Attributes:
-        rank: which.
-        steps: taken.
-        samples: valid ones.
-        pads: repeats that fill the tail.
-        samples_of_workers: valid ones of each worker.
+        source: packed folder, or anything else that ShardDataset reads.
+        batch_size: samples of one rank in a step.
+        ranks: number of ranks.
+        shuffle: True, False or "full".
+        seed: seed of the shuffle.
+        window: shards in a window.
+        streams: canonical streams.
+        tail: "pad", "drop" or "short".
+        epoch: number of the epoch, from 0.
+        allow_empty: whether tars without fields of samples are accepted.
+    """
+
+    source: str
+    batch_size: int
+    ranks: int
+    shuffle: bool | Literal["full"]
+    seed: int
+    window: int
+    streams: int
+    tail: Tail
+    epoch: int
+    allow_empty: bool
+
+    def open(self) -> tuple[Catalog, EpochPlan]:
+        """Find the shards and plan the epoch.
+
+        Raises:
+            UsageError: nothing is at the source, or the settings do not fit together.
+            IndexFileError: a manifest or index is damaged or stale.
+            TarError: a shard without index is damaged.
+        """
+        catalog = open_catalog(self.source, allow_empty=self.allow_empty)
+        samples = Samples([shard.samples for shard in catalog.shards])
+        shuffle = make_shuffle(
+            self.shuffle, seed=self.seed, window=self.window, streams=self.streams
+        )
+        size = self.batch_size * self.ranks
+        check_plan(
+            self.source,
+            samples,
+            shuffle,
+            tail=self.tail,
+            world_size=self.ranks,
+            global_batch_size=size,
+        )
+        plan = EpochPlan(samples, shuffle, global_batch_size=size, epoch=self.epoch, tail=self.tail)
+        return catalog, plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderOptions:
+    """Order of a training run: the arguments that its ShardDataset was given.
+
+    Attributes:
+        batch_size: samples of one rank in a step.
+        global_batch_size: samples of all ranks in a step, in place of batch_size.
+        ranks: number of ranks, world_size in torch.
+        shuffle: True, False or "full".
+        seed: seed of the shuffle.
+        window: shards in a window.
+        streams: canonical streams; with more than one, each node reads a share of the shards.
+        tail: "pad", "drop" or "short", for the last step.
+        epoch: number of the epoch, from 0.
+        allow_empty: whether tars without fields of samples are accepted.
+
+    Raises:
+        UsageError: a value is outside its bounds, or does not fit another.
+    """
+
+    batch_size: int | None = None
+    global_batch_size: int | None = None
+    ranks: int = 1
+    shuffle: bool | Literal["full"] = False
+    seed: int = 0
+    window: int = DEFAULT_WINDOW
+    streams: int = 1
+    tail: Tail = "pad"
+    epoch: int = 0
+    allow_empty: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("ranks", "window", "streams"):
+            whole_number(name, getattr(self, name), least=1)
+        seed_of_order(self.seed)
+        whole_number("epoch", self.epoch, least=0)
+        known = isinstance(self.shuffle, bool) or self.shuffle == "full"
+        require(known, "shuffle", self.shuffle, "True, False or 'full'")
+        one_of("tail", self.tail, get_args(Tail))
+        flag("allow_empty", self.allow_empty)
+        self._share()
+
+    def of(self, source: str | PathLike[str]) -> PlanSettings:
+        """Return the settings of a run over a source."""
+        return PlanSettings(
+            source=fspath(source),
+            batch_size=self._share(),
+            ranks=self.ranks,
+            shuffle=self.shuffle,
+            seed=self.seed,
+            window=self.window,
+            streams=self.streams,
+            tail=self.tail,
+            epoch=self.epoch,
+            allow_empty=self.allow_empty,
+        )
+
+    def _share(self) -> int:
+        """Return the samples of one rank in a step."""
+        if (self.batch_size is None) == (self.global_batch_size is None):
+            raise UsageError("give either batch_size or global_batch_size")
+        if self.batch_size is not None:
+            return whole_number("batch_size", self.batch_size, least=1)
+        size = whole_number("global_batch_size", self.global_batch_size, least=1)
+        share, rest = divmod(size, self.ranks)
+        if rest:
+            raise UsageError(
+                f"global_batch_size={size} does not divide among {counted(self.ranks, 'rank')}"
+            )
+        return share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions(OrderOptions):
+    """Options of `shardio.plan`: the order, see OrderOptions, and who reads it.
+
+    Attributes:
+        workers: DataLoader workers of each rank; 0 for the training process itself.
+        nodes: number of machines, over which the ranks are spread evenly and in order.
+        progress: function that takes the number of ranks and returns one that is called with the
+            number of further ranks done.
+
+    Raises:
+        UsageError: a value is outside its bounds, or does not fit another.
+    """
+
+    workers: int = 0
+    nodes: int = 1
+    progress: Callable[[int], Callable[[int], None]] | None = None
+
+    def __post_init__(self) -> None:
+        OrderOptions.__post_init__(self)
+        whole_number("workers", self.workers, least=0)
+        whole_number("nodes", self.nodes, least=1)
+        if self.ranks % self.nodes:
+            raise UsageError(f"{self.ranks} ranks do not divide among {self.nodes} nodes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankShare:
+    """Share of one rank in an epoch.
+
+    Attributes:
+        rank: number of the rank.
+        steps: number of steps.
+        samples: number of valid samples.
+        pads: number of repeats that fill the tail.
+        samples_of_workers: valid samples of each worker.
         pads_of_workers: repeats of each worker.
     """
 
@@ -55,13 +211,13 @@ class RankShare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeShare:
-    """What one node, with consecutive ranks, reads in an epoch.
+    """Share of one node, which has consecutive ranks, in an epoch.
 
     Attributes:
-        node: which.
-        shards: that it touches.
-        bytes: of these shards, whole.
-        window_bytes: of the windows that it reads from at once, two of each stream.
+        node: number of the node.
+        shards: number of shards that it touches.
+        bytes: size of these shards.
+        window_bytes: size of the windows that are open at once, two of each stream.
     """
 
     node: int
@@ -72,26 +228,26 @@ class NodeShare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
-    """The findings.
+    """What an epoch delivers.
 
     Attributes:
-        settings: of the plan.
-        samples: of the dataset.
-        shards: of the dataset.
-        bytes: of the dataset.
-        steps: of every rank.
+        settings: source and order.
+        samples: number of samples in the dataset.
+        shards: number of shards in the dataset.
+        bytes: size of the shards.
+        steps: number of steps of every rank.
         delivered_once: samples that come exactly once.
         delivered_again: samples that come more than once, pads not counted.
         left_out: samples that no rank gets.
-        ranks: by rank.
-        nodes: by node.
-        bytes_read: by all nodes together, as a multiple of the dataset's bytes.
+        ranks: shares by rank.
+        nodes: shares by node.
+        bytes_read: bytes read by all nodes together, as a multiple of the dataset's size.
         neighbour_distance: mean distance in packed order of samples that follow one another in a
             batch, as a share of the dataset; 1/3 is a random order. None for batches of one.
         batch_entropy: mean entropy of the classes in a batch, in bits; None where not known.
-        classes_entropy: of the classes of the same samples together, in bits.
-        one_class_windows: how many of the first windows hold one class only.
-        warnings: sentences.
+        classes_entropy: entropy of the classes of the same samples together, in bits.
+        one_class_windows: number of windows, among the first ten, that hold one class only.
+        warnings: what is likely to hurt, in sentences.
     """
 
     settings: PlanSettings
@@ -113,48 +269,42 @@ class Coverage:
 
     @property
     def exact(self) -> bool:
-        """Whether each sample comes once, or was left out by tail="drop", and steps are equal."""
+        """Whether each sample comes once, unless tail="drop" leaves it out, in equal steps."""
         equal = {share.steps for share in self.ranks} == {self.steps}
         left_out = self.left_out == 0 or self.settings.tail == "drop"
         return equal and left_out and not self.delivered_again
 
 
-def check_coverage(
-    settings: PlanSettings,
-    *,
-    workers: int,
-    nodes: int,
-    progress: Callable[[int], Callable[[int], None]] | None = None,
-) -> Coverage:
-    """Walk the plan of an epoch.
+@with_options(PlanOptions)
+def plan(source: str | PathLike[str], options: PlanOptions) -> Coverage:
+    """Prove what an epoch delivers, without reading data.
+
+    As with `shardio.plan("out", batch_size=64, ranks=8, shuffle=True)`.
 
     Args:
-        settings: of the plan.
-        workers: of each rank; 0 is the loading process itself.
-        nodes: that the ranks are spread over evenly, in order.
-        progress: takes the number of ranks and returns what is called with how many more are done.
+        source: packed folder, or anything else that ShardDataset reads.
+        options: keywords, see PlanOptions.
 
     Raises:
-        UsageError: the settings do not fit together.
+        UsageError: nothing is at the source, or the options do not fit together.
         IndexFileError: a manifest or index is damaged or stale.
         TarError: a shard without index is damaged.
     """
-    if settings.ranks % nodes:
-        raise UsageError(f"{settings.ranks} ranks do not divide among {nodes} nodes")
-    catalog, plan = open_plan(settings)
-    walk = _Walk(catalog, plan, settings, nodes)
-    done = (progress or (lambda _: lambda _: None))(settings.ranks)
+    settings = options.of(source)
+    catalog, plan = settings.open()
+    walk = _Walk(catalog, plan, settings, options.nodes)
+    done = (options.progress or (lambda _: lambda _: None))(settings.ranks)
     ranks = []
     for rank in range(settings.ranks):
-        ranks.append(walk.rank(rank, max(workers, 1)))
+        ranks.append(walk.rank(rank, max(options.workers, 1)))
         done(1)
     mixing = _mixing(catalog, plan, settings.ranks)
-    warnings = _warnings(catalog, plan, settings, nodes, workers)
-    if mixing.get("one_class_windows") and len(catalog.classes or ()) > 1:
-        warnings.append("windows hold one class only; pack with shuffling, or use --shuffle full")
     shares = walk.nodes()
     total = sum(shard.size for shard in catalog.shards)
     bytes_read = sum(share.bytes for share in shares) / total
+    warnings = _warnings(catalog, plan, settings, options)
+    if mixing.get("one_class_windows") and len(catalog.classes or ()) > 1:
+        warnings.append('windows hold one class only; pack with shuffling, or use shuffle="full"')
     if settings.streams > 1 and bytes_read > _MOST_READ:
         warnings.append(
             f"nodes read {bytes_read:.2f} × the dataset, since shards that two of them share are "
@@ -179,10 +329,10 @@ def check_coverage(
 
 
 class _Walk:
-    """Counts what every rank and worker gets.
+    """Counts the samples of every rank and worker.
 
     Attributes:
-        delivered: how often each sample came as a valid one, uint8 [samples].
+        delivered: number of times that each sample came as a valid one, uint8 [samples].
     """
 
     def __init__(
@@ -198,7 +348,7 @@ class _Walk:
         self._distance = self._pairs = 0
 
     def rank(self, rank: int, workers: int) -> RankShare:
-        """Walk the steps of one rank, worker by worker."""
+        """Walk the steps of one rank, worker by worker, and return its share."""
         samples, pads, steps = [], [], 0
         at_once = max(_POSITIONS_AT_ONCE // self._settings.batch_size, 1)
         node = rank * len(self._touched) // self._settings.ranks
@@ -224,7 +374,7 @@ class _Walk:
         )
 
     def nodes(self) -> tuple[NodeShare, ...]:
-        """What each node read."""
+        """Return the shares of the nodes, after the walk."""
         orders, nodes = self._plan.orders, len(self._touched)
         windows = [self._window_bytes(order) for order in orders]
         found = []
@@ -243,7 +393,7 @@ class _Walk:
         return tuple(found)
 
     def neighbour_distance(self) -> float | None:
-        """See Coverage."""
+        """Return the distance that Coverage describes."""
         return self._distance / self._pairs / len(self.delivered) if self._pairs else None
 
     def _count(self, references: References, node: int) -> None:
@@ -257,7 +407,7 @@ class _Walk:
             self._pairs += distances.size
 
     def _window_bytes(self, order: Order) -> int:
-        """The most that two windows, one read and one read ahead, hold."""
+        """Return the largest size of two windows, one being read and one read ahead."""
         sizes: list[int] = []
         while runs := order.runs_of_window(len(sizes)):
             shares = runs.lengths / np.maximum(self._counts[runs.shards], 1)
@@ -266,7 +416,7 @@ class _Walk:
 
 
 class _Classes:
-    """Classes of samples where keys tell them: the first folder of a key, as pack makes it."""
+    """Classes of samples as their keys tell: the first folder of a key, as pack makes it."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
@@ -274,7 +424,7 @@ class _Classes:
         self._indexes: dict[int, ShardIndex] = {}
 
     def count(self, shards: NDArray[np.int64], indices: NDArray[np.int64]) -> Counter[str] | None:
-        """How often each class comes among samples; None if a key names none."""
+        """Count the samples of each class; None if a key names no class."""
         counts = Counter[str]()
         for shard, index in zip(shards.tolist(), indices.tolist(), strict=True):
             if shard not in self._indexes:
@@ -284,7 +434,7 @@ class _Classes:
 
 
 def _mixing(catalog: Catalog, plan: EpochPlan, ranks: int) -> dict[str, Any]:
-    """Fields of Coverage about classes; the first batches and windows stand for all."""
+    """Return the fields of Coverage about classes; the first batches and windows stand for all."""
     classes = _Classes(catalog)
     entropies, together = [], Counter[str]()
     for step in range(min(plan.num_steps, _BATCHES_LOOKED_AT)):
@@ -315,26 +465,29 @@ def _entropy(counts: Counter[str]) -> float:
 
 
 def _warnings(
-    catalog: Catalog, plan: EpochPlan, settings: PlanSettings, nodes: int, workers: int
+    catalog: Catalog, plan: EpochPlan, settings: PlanSettings, options: PlanOptions
 ) -> list[str]:
     shards, streams = len(catalog.shards), settings.streams
+    workers, nodes = options.workers, options.nodes
     global_batch_size = settings.batch_size * settings.ranks
     found = []
     if nodes > 1 and streams == 1:
         found.append(
-            f"every node reads every shard; --streams {settings.ranks} gives each node a share"
+            f"every node reads every shard; streams={settings.ranks} gives each node a share"
         )
     if shards < nodes:
-        found.append(f"{shards} shards are fewer than {nodes} nodes; pack at least 10 for each")
+        found.append(
+            f"{counted(shards, 'shard')} for {nodes} nodes are too few; pack at least 10 for each"
+        )
     windows = shards / streams / settings.window
     batches = plan.num_samples / max(windows, 1) / global_batch_size
     if settings.shuffle is True and windows > 1 and batches < _BATCHES_IN_WINDOW:
-        found.append(f"a window holds {batches:.1f} global batches; a larger --window mixes better")
+        found.append(f"a window holds {batches:.1f} global batches; a larger window mixes better")
     if workers > plan.num_steps:
         found.append(f"{workers - plan.num_steps} of {workers} workers have no step to take")
     if settings.shuffle is False and len(catalog.classes or ()) > 1:
-        found.append("the order is as packed; --shuffle true shuffles, as shuffle=True does")
+        found.append("samples come in packed order; shuffle=True shuffles them")
     pads = plan.num_steps * global_batch_size - plan.num_samples
     if settings.tail == "pad" and pads > plan.num_samples / 100:
-        found.append(f"{pads:,} pads are {pads / plan.num_samples:.0%} of the samples")
+        found.append(f"{counted(pads, 'pad')}, {pads / plan.num_samples:.0%} of the samples")
     return found

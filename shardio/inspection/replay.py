@@ -1,15 +1,23 @@
-"""One batch of a plan, written to a folder as it lies in the shards, to be looked at."""
+"""One batch of a training run, written to a folder as it lies in the shards.
+
+The plan names the samples of the batch, and the members of each are copied without being decoded.
+Keys and fields come from shards that anyone may have made, so no file is named after them unless
+harmless characters are left.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from dataclasses import asdict, dataclass
+from os import PathLike, fspath
 from pathlib import Path
 
+from shardio.checks import whole_number
 from shardio.errors import SampleError, SituationError, UsageError
+from shardio.inspection.coverage import OrderOptions, PlanSettings
+from shardio.options import with_options
 from shardio.planning.epoch import References
-from shardio.reading.settings import PlanSettings, open_plan
 from shardio.reading.shards import OpenShard, ShardPool
 from shardio.storage.folder import Folder
 from shardio.storage.local import refuse_url
@@ -23,13 +31,13 @@ class ReplayedSample:
     """One sample of the batch.
 
     Attributes:
-        slot: place in the batch.
-        key: of the sample.
+        slot: slot in the batch.
+        key: key of the sample.
         valid: False for a repeat that pads the tail.
-        shard: path of its shard.
-        index: its position in the shard.
-        files: what was written, by field.
-        problem: why a member of it could not be written; None where all were.
+        shard: path of the shard.
+        index: number of the sample in its shard.
+        files: names of the written files, by field.
+        problem: reason why a member could not be written; None where all were.
     """
 
     slot: int
@@ -43,13 +51,13 @@ class ReplayedSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayedBatch:
-    """What was written, as batch.json has it.
+    """Contents of batch.json.
 
     Attributes:
-        step: of the epoch.
-        rank: whose batch; None is the global batch.
-        settings: of the plan.
-        samples: by slot.
+        step: step of the epoch.
+        rank: rank of the batch; None for the global batch.
+        settings: source and order.
+        samples: samples by slot.
     """
 
     step: int
@@ -58,27 +66,53 @@ class ReplayedBatch:
     samples: tuple[ReplayedSample, ...]
 
 
-def replay(settings: PlanSettings, *, step: int, rank: int | None, out: str) -> ReplayedBatch:
-    """Write the members of one batch's samples, and a listing in batch.json.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayOptions(OrderOptions):
+    """Options of `shardio.replay`: the order, see coverage.OrderOptions, and the batch.
+
+    Attributes:
+        step: step of the epoch, from 0; "__step__" of a batch.
+        rank: rank whose batch is written; None for the global batch, of all ranks.
+
+    Raises:
+        UsageError: a value is outside its bounds, or does not fit another.
+    """
+
+    step: int
+    rank: int | None = None
+
+    def __post_init__(self) -> None:
+        OrderOptions.__post_init__(self)
+        whole_number("step", self.step, least=0)
+        if self.rank is not None and whole_number("rank", self.rank, least=0) >= self.ranks:
+            raise UsageError(f"rank {self.rank} is outside 0 to {self.ranks - 1} (ranks - 1)")
+
+
+@with_options(ReplayOptions)
+def replay(
+    source: str | PathLike[str], out: str | PathLike[str], options: ReplayOptions
+) -> ReplayedBatch:
+    """Write the samples of one batch of a training run to a folder.
+
+    As with `shardio.replay("out", "batch", batch_size=64, shuffle=True, step=117)`. Each member is
+    a file, and batch.json lists them.
 
     Args:
-        settings: of the training run.
-        step: of the epoch, from 0.
-        rank: whose batch; None is the global batch.
-        out: a new or empty folder.
+        source: packed folder, or anything else that ShardDataset reads.
+        out: new or empty folder.
+        options: keywords, see ReplayOptions.
 
     Raises:
         UsageError: there is no such step or rank, or the folder is not empty.
         TarError: a shard was changed or cut off.
-        OutputError: something else than a file took the place of one that was to be written.
+        OutputError: something other than a file took the place of one that was to be written.
         OSError: a file cannot be read or written.
     """
-    catalog, plan = open_plan(settings)
-    if not 0 <= step < plan.num_steps:
+    settings, step, rank = options.of(source), options.step, options.rank
+    catalog, plan = settings.open()
+    if step >= plan.num_steps:
         raise SituationError(f"step {step} is outside the {plan.num_steps} steps of an epoch")
-    if rank is not None and not 0 <= rank < settings.ranks:
-        raise UsageError(f"rank {rank} is outside the {settings.ranks} ranks")
-    refuse_url(out)
+    refuse_url(fspath(out))
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise SituationError("it is a file", where=out, remedy="name a new folder")
@@ -121,10 +155,8 @@ def _write(
 ) -> tuple[dict[str, str], str | None]:
     """Write the members of a sample.
 
-    Keys and fields come from a shard, so names are made of harmless characters alone.
-
     Returns:
-        The names of the files by field, and why a member could not be written.
+        The names of the files by field, and the reason why a member could not be written.
     """
     key = re.sub(r"[^A-Za-z0-9_-]+", "_", shard.index.key(index))[-_LONGEST_NAME:]
     written: dict[str, str] = {}

@@ -1,16 +1,14 @@
 """What users say about packing and resharding: each option once, with its default.
 
-`pack` and `reshard` take these options one by one, as keywords; `with_options` makes them do so.
+`pack` and `reshard` take these options one by one, as keywords; see shardio.options.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
-from inspect import Parameter, signature
 from os import PathLike
-from typing import Concatenate, Literal, ParamSpec, TypeVar, get_args
+from typing import Literal, get_args
 
 from shardio.errors import UsageError
 from shardio.fields.limits import MAX_PIXELS, check_max_pixels
@@ -24,12 +22,6 @@ from shardio.packing.sources.tfrecord import parse_pairs
 
 OnError = Literal["raise", "skip"]
 EngineName = Literal["local", "ray"]
-
-P = ParamSpec("P")
-O = TypeVar("O")  # noqa: E741  for options
-S = TypeVar("S")
-T = TypeVar("T")
-R = TypeVar("R")
 
 _DISTANCE = 4  # bits
 
@@ -238,32 +230,6 @@ class ReshardOptions(OutputOptions):
     def __post_init__(self) -> None:
         OutputOptions.__post_init__(self)
         check_max_pixels(self.max_pixels)
-
-
-def with_options(
-    options: Callable[P, O],
-) -> Callable[[Callable[[S, T, O], R]], Callable[Concatenate[S, T, P], R]]:
-    """Let a function of a source, an output and options take the options as keywords.
-
-    Args:
-        options: makes the options of keywords.
-    """
-
-    def decorate(function: Callable[[S, T, O], R]) -> Callable[Concatenate[S, T, P], R]:
-        @wraps(function)
-        def called(source: S, out: T, /, *args: P.args, **kwargs: P.kwargs) -> R:
-            return function(source, out, options(*args, **kwargs))
-
-        own = signature(function)
-        first = [
-            parameter.replace(kind=Parameter.POSITIONAL_ONLY)
-            for parameter in [*own.parameters.values()][:2]
-        ]
-        parameters = [*first, *signature(options).parameters.values()]
-        vars(called)["__signature__"] = own.replace(parameters=parameters)
-        return called
-
-    return decorate
 
 
 def make_engine(name: EngineName, jobs: int | None) -> Engine:

@@ -20,8 +20,9 @@ from shardio.errors import PackError, SituationError, UsageError
 from shardio.fields.base import IMAGE_FIELDS
 from shardio.indexing.catalog import SHARD_SUFFIXES, ShardPaths, open_catalog
 from shardio.indexing.manifest import INDEX_FOLDER
+from shardio.options import with_options
 from shardio.packing.job import PackSummary, Source, run_job
-from shardio.packing.options import PackOptions, ReshardOptions, with_options
+from shardio.packing.options import PackOptions, ReshardOptions
 from shardio.packing.sources.base import Labels, check_classes, parse_fields
 from shardio.packing.sources.folder import FolderSource, find_classes
 from shardio.packing.sources.table import Table, open_table

@@ -1,15 +1,15 @@
-"""What a machine could do with some shards, each part alone: the limits of any loader.
+"""What was observed of a loop and measured of a machine, as plain values, and what follows of them.
 
-What was seen of a loop: plain values, from which the verdict follows, in any process.
+`Ceilings` are what a machine can do with some shards, each part alone: the limits of any loader.
+`Evidence` is what was observed of a loop. `SampleCosts`, made of both, predict how fast a loader
+would be with other threads, workers or cores:
 
-How fast a loader would be with other threads, workers or cores: arithmetic of measured parts.
-
-Every producer takes the CPU time of a sample, longer where several cores are busy, and the time
-that it only waits. All producers share the cores with the loop's own thread; all threads share the
-interpreter's lock, which a thread releases some six times a sample, and waits for the longer the
-more threads there are; the loop's thread takes batches one after the other. The least of these
-limits is the rate. What no run has shown is assumed: more cores of the same kind, with the same
-loss for each further busy core, and storage that keeps up.
+Each producer takes the CPU time of a sample, longer where several cores are busy, and the time that
+it only waits. All producers share the cores with the loop's own thread. Threads share the
+interpreter's lock, which a thread releases some six times per sample, and wait longer the more of
+them there are. The loop's thread takes the batches one after the other. The least of these limits
+is the rate. What was not measured is assumed: further cores are of the same kind, with the same
+loss for each that is busy, and storage keeps up.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from shardio.profiling.record import ThreadRecords, costs_of_recording
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ceilings:
-    """Limits, measured.
+    """Limits of a machine with some shards.
 
     Attributes:
         cold: bytes per second from storage, by eight threads; None where the page cache cannot
             be dropped for these files.
-        warm: bytes per second from the page cache, likewise.
+        warm: bytes per second from the page cache, by eight threads.
         loop_one: samples per second of a loop over the dataset, on one core.
-        loop_all: the same of a loop on each core, together: what is lost to no hand-over.
+        loop_all: samples per second of one such loop on each core, together.
         sharing: microseconds that a sample takes longer in two threads of one process than in two
             processes.
-        loop_threads: samples per second of loops in threads of one process, one a core; None with
-            two cores or less.
+        loop_threads: samples per second of loops in threads of one process, one per core; None
+            with two cores or fewer.
         decode_one: samples per second that one core decodes and transforms, from memory; None
             where fields are gathered as arrays, many samples at once.
-        decode_all: the same by a process on each core.
-        decode_share: share of that time that is decoding; the rest is the transform.
+        decode_all: samples per second that a process on each core decodes and transforms.
+        decode_share: share of decoding in that time; the rest is the transform.
         copy: bytes per second that one core copies in memory.
-        handoff: microseconds until a thread runs that waited for another, which the interpreter's
-            lock costs wherever threads contend for it.
+        handoff: microseconds until a thread runs that waited for another, as threads do that
+            contend for the interpreter's lock.
         handover: batches per second from one worker process that has nothing else to do.
-        handover_loop: microseconds of CPU time of the loop's thread for each batch.
-        handover_worker: the same of the worker.
+        handover_loop: microseconds of CPU time per batch in the loop's thread.
+        handover_worker: microseconds of CPU time per batch in the worker.
         to_device: bytes per second to a CUDA device; None without one.
-        side: pixels of the pictures' shorter side, on average; None without pictures.
+        side: mean length of the images' shorter side in pixels; None without images.
     """
 
     cold: float | None
@@ -72,12 +72,12 @@ class Ceilings:
 
     @property
     def speedup(self) -> float:
-        """How much more all cores do than one."""
+        """Rate of all cores over that of one."""
         return max(self.loop_all / self.loop_one, 1.0)
 
 
-Kind = Literal["processes", "threads", "here"]
-"""What makes batches: worker processes, threads, or the loop's own thread."""
+ProducerKind = Literal["processes", "threads", "here"]
+"""Kind of what makes batches: worker processes, threads, or the loop's own thread."""
 
 _STAGES = "read", "decode", "transform"
 
@@ -87,10 +87,10 @@ class Stage:
     """Microseconds of a sample in one stage.
 
     Attributes:
-        wall: mean time that passed.
-        cpu: mean time that it ran.
-        p50: median of wall.
-        p99: of 100 samples, one takes longer.
+        wall: mean wall time.
+        cpu: mean CPU time.
+        p50: median wall time.
+        p99: wall time that one sample of a hundred exceeds.
     """
 
     wall: float
@@ -101,19 +101,19 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stages:
-    """Where the time of a sample goes in the thread that makes it, in microseconds.
+    """Time of a sample by stage, in the thread that makes it, in microseconds.
 
     Attributes:
-        read: bytes from storage, checked.
-        decode: bytes to pixels or values.
+        read: getting the bytes from storage and checking them.
+        decode: turning bytes into pixels or values.
         transform: crop, resize, the user's transform.
-        batch: the rest of filling a batch; its p50 and p99 are of chunks.
+        batch: the rest of filling a batch; its p50 and p99 are those of chunks.
         outside: CPU time between chunks: the plan, and handing batches over.
-        waiting: time between chunks that is no CPU time: nobody asked for a batch.
-        total: wall time of all of that, measured as one; the parts add up to it.
-        delay: part of it that threads waited for a core.
-        lock: part of decode, transform and batch that no thread ran and no core was awaited: the
-            wait for the interpreter's lock, or for what a transform waits for.
+        waiting: other time between chunks, when nobody asked for a batch.
+        total: wall time of all these parts, measured as one.
+        delay: part of the total that threads waited for a core.
+        lock: part of decode, transform and batch in which the thread neither ran nor waited for a
+            core: the wait for the interpreter's lock, or for what a transform waits for.
         bytes: stored bytes.
         recorded: share of the samples that was recorded.
         overhead: share of the time that recording took.
@@ -139,7 +139,7 @@ class Stages:
 
     @property
     def blocked_read(self) -> float:
-        """Part of read that was no CPU time."""
+        """Time of read other than CPU time."""
         return max(self.read.wall - self.read.cpu, 0.0)
 
 
@@ -148,11 +148,11 @@ class Producer:
     """A process or thread that makes batches.
 
     Attributes:
-        number: of the process or thread.
-        cpu: share of the time that it ran; of a process all threads together.
+        number: number of the process or thread.
+        cpu: share of the time that it ran; in a process, all threads together.
         delay: share of the time that its threads waited for a core.
-        busy_threads: of its threads, how many ran for more than a twentieth of its CPU time.
-        filling: share of the time that it filled batches; None where that is not recorded.
+        busy_threads: number of its threads that ran for more than a twentieth of its CPU time.
+        filling: share of the time that it filled batches; None where not recorded.
     """
 
     number: int
@@ -164,43 +164,42 @@ class Producer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What was seen of a loop, after its first batches.
+    """Observations of a loop, after its first batches.
 
     Attributes:
-        cores: that the process may use.
-        kind: of producers.
-        producers: what made batches; none if that is the loop's own thread. Each epoch may have
-            others.
-        number: of producers at once.
-        seconds: observed.
-        batches: received.
-        samples: in them.
+        cores: number of cores that the process may use.
+        kind: kind of the producers.
+        producers: what made batches; none for the loop's own thread. Each epoch may have others.
+        number: number of producers at the same time.
+        seconds: seconds observed.
+        batches: batches received.
+        samples: samples in these batches.
         slices: samples per second in equal parts of the time.
         waiting: share of the time that the loop waited for batches.
         receiving: share of the time that the loop's thread ran while it waited.
         ready: share of the batches that the loop did not wait for.
         turns: share of the waiting by turn of the producers.
-        first_batch: seconds from asking for an iterator to having a batch.
-        starting: share of an epoch's time that passes before its first batch is there.
-        restarts: each epoch starts workers.
-        steps: of an epoch; None if it is not known.
-        lock_wait: seconds that another thread of this process had to wait for the interpreter's
-            lock each time, on average; None if it was not tried.
-        cached: share of the shards that was in the page cache before; None if it is not known.
-        from_disk: bytes per second that came from a local disk; None where the kernel does not say.
-        sent: bytes per second that workers wrote, to pipes above all; None likewise.
-        faults: pages per second of new memory in workers; None likewise.
-        memory: the most bytes that the process and its children were seen to hold themselves, with
-            a look after a second and then every half minute; None likewise.
+        first_batch: seconds from asking for an iterator to the first batch.
+        starting: share of an epoch's time before its first batch.
+        restarts: whether each epoch starts workers.
+        steps: number of steps of an epoch; None where not known.
+        lock_wait: mean seconds that another thread of this process waited for the interpreter's
+            lock; None if it was not tried.
+        cached: share of the shards that was in the page cache before; None where not known.
+        from_disk: bytes per second from a local disk; None where the kernel does not say.
+        sent: bytes per second that workers wrote, mostly to pipes; None where not known.
+        faults: new pages of memory per second in workers; None where not known.
+        memory: most bytes that the process and its children were seen to hold themselves, at looks
+            after a second and then every half minute; None where not known.
         watching: share of a core that looking at the processes took.
-        stages: of a sample; None where they are not recorded.
-        unit: what was counted: samples, or batches where nothing tells how many samples they hold.
-        ours: the batches are read by shardio's datasets, whose stages can be recorded.
-        torch: a DataLoader makes the batches.
+        stages: time of a sample by stage; None where not recorded.
+        unit: "samples", or "batches" where nothing tells how many samples they hold.
+        ours: whether shardio's datasets, whose stages can be recorded, are read.
+        torch: whether a DataLoader makes the batches.
     """
 
     cores: int
-    kind: Kind
+    kind: ProducerKind
     producers: tuple[Producer, ...]
     number: int
     seconds: float
@@ -234,17 +233,17 @@ class Evidence:
 
     @property
     def spread(self) -> float:
-        """Half of what lies between the slowest and the fastest slice, over the rate."""
+        """Half the difference between the fastest and the slowest slice, over the rate."""
         return (max(self.slices) - min(self.slices)) / 2 / self.rate
 
     @property
     def step_seconds(self) -> float:
-        """The loop's own time for a batch."""
+        """Seconds of the loop's own for a batch."""
         return (1 - self.waiting) * self.seconds / self.batches
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Evidence:
-        """The inverse of dataclasses.asdict, through JSON."""
+        """Make the evidence that to_json was called on."""
         found = dict(values)
         found["producers"] = tuple(Producer(**part) for part in found["producers"])
         found["slices"], found["turns"] = tuple(found["slices"]), tuple(found["turns"])
@@ -256,12 +255,12 @@ class Evidence:
         return cls(**found)
 
     def to_json(self) -> dict[str, Any]:
-        """Values for JSON."""
+        """Return the values as JSON takes them."""
         return asdict(self)
 
 
 def filling_shares(records: Sequence[ThreadRecords]) -> dict[tuple[int, int], float]:
-    """By process and thread, the share of the time that it filled batches."""
+    """Return the share of the time that each thread filled batches, by process and thread."""
     shares = {}
     for thread in records:
         chunks = thread.chunks
@@ -273,7 +272,7 @@ def filling_shares(records: Sequence[ThreadRecords]) -> dict[tuple[int, int], fl
 
 
 def stages_of(records: Sequence[ThreadRecords]) -> Stages | None:
-    """What the records of all threads say; None if they say nothing."""
+    """Return the stages of a sample, from the records of all threads; None if there are none."""
     chunks = np.concatenate([thread.chunks for thread in records]) if records else None
     samples = np.concatenate([thread.samples for thread in records]) if records else None
     if chunks is None or samples is None or not len(samples) or not chunks["samples"].sum():
@@ -321,7 +320,7 @@ def _stage(wall: float, cpu: float, walls: NDArray[np.float64]) -> Stage:
 
 
 def _gaps(records: Sequence[ThreadRecords]) -> tuple[float, float, float]:
-    """Of all threads together: CPU time and waiting between chunks, and the whole time; ns."""
+    """Sum up CPU time and waiting between chunks, and the whole time, over all threads; ns."""
     outside = waiting = total = 0.0
     for thread in records:
         chunks = thread.chunks
@@ -338,31 +337,31 @@ def _gaps(records: Sequence[ThreadRecords]) -> tuple[float, float, float]:
 
 
 _RELEASES = 6
-"""Of the interpreter's lock: to read, for the checksum, twice to decode, to resize, to mirror."""
+"""Releases of the interpreter's lock: read, checksum, decode (twice), resize, mirror."""
 
 
 _MOST_LOCKED = 0.25
-"""Of a sample's CPU time; what two threads lose beyond that, they lose to something else."""
+"""Share of a sample's CPU time; whatever two threads lose beyond it has another cause."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What a sample costs, in microseconds, on a machine.
+class SampleCosts:
+    """Costs of a sample on a machine, in microseconds.
 
     Attributes:
         cpu: CPU time of its producer, while one core is busy.
         idle: time that its producer only waits, for storage or in a transform.
         locked: CPU time of its producer that holds the interpreter's lock.
-        lock_bound: of the whole loader, what a sample takes at least with a thread on each of more
-            than two cores; 0 where that was not measured.
-        handoff: time until a thread runs again that waited for the interpreter's lock.
-        sent: CPU time of a worker, besides, to plan it and hand it over.
+        lock_bound: least time of the whole loader per sample with a thread on each of more than
+            two cores; 0 where not measured.
+        handoff: time until a thread runs that waited for the interpreter's lock.
+        sent: further CPU time of a worker, to plan it and hand it over.
         received: CPU time of the loop's thread to take it from a worker.
-        planned: CPU time of the loop's thread to have it made by threads.
+        planned: CPU time of the loop's thread to have threads make it.
         step: time of the loop's own step.
-        cores: of the machine.
-        speedup: how much more all measured cores do than one.
-        measured_cores: of the machine that the speed-up was measured on.
+        cores: number of cores of the machine.
+        speedup: rate of all measured cores over that of one.
+        measured_cores: number of cores that the speed-up was measured on.
     """
 
     cpu: float
@@ -378,46 +377,46 @@ class Parts:
     speedup: float
     measured_cores: int
 
-    def with_cores(self, cores: int) -> Parts:
-        """The same on another machine."""
+    def with_cores(self, cores: int) -> SampleCosts:
+        """Return the costs on a machine with other cores."""
         return replace(self, cores=cores)
 
-    def at_speed(self, factor: float) -> Parts:
-        """The same while the cores are that much faster."""
+    def at_speed(self, factor: float) -> SampleCosts:
+        """Return the costs while the cores are faster by a factor."""
         names = "cpu", "locked", "lock_bound", "sent", "received", "planned"
         return replace(self, **{name: getattr(self, name) / factor for name in names})
 
     def busy(self, cores: float) -> float:
-        """How much more so many busy cores do than one."""
+        """Return the rate of a number of busy cores over that of one."""
         cores = min(max(cores, 1.0), float(self.cores))
         if self.measured_cores == 1:
             return cores
         return 1 + (cores - 1) * (self.speedup - 1) / (self.measured_cores - 1)
 
 
-def parts_of(alone: Evidence, ceilings: Ceilings, batch_size: int) -> Parts:
-    """What a sample costs.
+def costs_of(alone: Evidence, ceilings: Ceilings, batch_size: int) -> SampleCosts:
+    """Return the costs of a sample.
 
     Args:
-        alone: a run of the loop's own thread.
-        ceilings: of the same machine.
-        batch_size: of the run.
+        alone: observations of the loop's own thread.
+        ceilings: limits of the same machine.
+        batch_size: samples in a batch.
 
     Raises:
-        UsageError: the run was too short to tell.
+        UsageError: too little was observed.
     """
     stages = alone.stages
     if stages is None:
         raise SituationError(
-            "the runs are too short to tell where time goes", remedy="give them more seconds"
+            "the measurements are too short to tell where time goes", remedy="give more seconds"
         )
     waited = alone.receiving * alone.seconds / alone.samples * 1e6
     wall = sum(part.wall for part in (stages.read, stages.decode, stages.transform, stages.batch))
     planned = max(waited - stages.cpu, 0.0)
     idle = max(wall - stages.cpu - stages.delay, 0.0)
-    whole = max(1e6 / ceilings.loop_one - planned, 1.0)  # of shares: a run alone may be off
+    whole = max(1e6 / ceilings.loop_one - planned, 1.0)  # of shares: one loop alone may be off
     cpu = whole * stages.cpu / (stages.cpu + idle)
-    return Parts(
+    return SampleCosts(
         cpu=cpu,
         idle=whole - cpu,
         locked=min(ceilings.sharing / max(ceilings.handoff, 1e-3) / _RELEASES, _MOST_LOCKED) * cpu,
@@ -433,35 +432,28 @@ def parts_of(alone: Evidence, ceilings: Ceilings, batch_size: int) -> Parts:
     )
 
 
-def predict(parts: Parts, kind: Kind, producers: int) -> float:
-    """Samples per second.
+def predict(costs: SampleCosts, kind: ProducerKind, producers: int) -> float:
+    """Predict samples per second.
 
     Args:
-        parts: of the loader and machine.
-        kind: of producers.
-        producers: how many; 0 with the loop's own thread.
+        costs: costs of a sample on the machine.
+        kind: kind of the producers.
+        producers: number of producers; 0 for the loop's own thread.
     """
     if kind == "here":
-        return 1e6 / (parts.cpu + parts.idle + parts.planned + parts.step)
-    return 1e6 / max(cost for _, cost in costs(parts, kind, producers))
-
-
-def costs(parts: Parts, kind: Kind, producers: int) -> list[tuple[str, float]]:
-    """What each limit makes a sample cost, in microseconds of the whole loader."""
-    own = parts.received if kind == "processes" else parts.planned
-    cpu = parts.cpu + (parts.sent if kind == "processes" else 0)
-    handing = 0.0
-    if kind == "threads":
-        contended = min((producers - 1) * parts.locked / (parts.cpu + parts.idle), 1.0)
-        handing = _RELEASES * contended * parts.handoff
-    running = min(producers, parts.cores)
-    slowed = running / parts.busy(running)
-    found = [
-        ("producers", (cpu * slowed + parts.idle + handing) / producers),
-        ("cores", (cpu + own) / parts.busy(min(producers + 1, parts.cores))),
-        ("loop", own + parts.step),
+        return 1e6 / (costs.cpu + costs.idle + costs.planned + costs.step)
+    threads = kind == "threads"
+    own = costs.planned if threads else costs.received
+    cpu = costs.cpu if threads else costs.cpu + costs.sent
+    contended = min((producers - 1) * costs.locked / (costs.cpu + costs.idle), 1.0)
+    handing = _RELEASES * contended * costs.handoff if threads else 0.0
+    running = min(producers, costs.cores)
+    slowed = running / costs.busy(running)
+    limits = [
+        (cpu * slowed + costs.idle + handing) / producers,  # the producers
+        (cpu + own) / costs.busy(min(producers + 1, costs.cores)),  # the cores
+        own + costs.step,  # the loop's thread
     ]
-    if kind == "threads":
-        lock = parts.lock_bound or parts.locked + handing + own
-        found.append(("lock", lock))
-    return found
+    if threads:
+        limits.append(costs.lock_bound or costs.locked + handing + own)
+    return 1e6 / max(limits)

@@ -1,8 +1,8 @@
-"""What a loop's reading did, sample by sample, written down by the threads that do it.
+"""What a loop's reading did, chunk by chunk and sample by sample, recorded by its threads.
 
 Each thread of each process writes to a file of its own in one folder: fixed records in a memory
-map, so that nothing is lost when a worker is ended, and no thread waits for another. Of every
-chunk there is a record; of its samples only in some chunks, as many as a budget allows.
+map, so that nothing is lost when a worker is ended, and no thread waits for another. Every chunk
+has a record; samples have one in some chunks only, as many as a budget allows.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from shardio.storage.local import reserve
 from shardio.storage.temporary import temporary_folder
 
 _FORMAT = struct.Struct("=12q")
-_MOST_RECORDS = 1 << 14  # of a thread, the last ones, 1.5 MB
-_MOST_FILES = 64  # that are read, the newest; each epoch may start threads
-_LEAST_DELAYED = 2_000_000  # ns; of shorter chunks asking for the delay takes too much
+_MOST_RECORDS = 1 << 14  # kept of a thread, the last ones, 1.5 MB
+_MOST_FILES = 64  # read, the newest; each epoch may start threads
+_LEAST_DELAYED = 2_000_000  # ns; for shorter chunks, asking for the delay costs too much
 _CHUNK, _SAMPLE = 1, 2
 _TRIALS = 200
 _IN_A_LOOP = 3
@@ -42,19 +42,19 @@ RECORD = np.dtype(
         ("cpu", np.int64, (4,)),
     ]
 )
-"""All in ns. Of a sample, wall and cpu are those of read, decode and transform. Of a chunk, wall
-is that of the whole, read, decode and transform; cpu is that of the whole, the run queue's delay,
-and the thread's CPU time when the chunk began."""
+"""Times in ns. In a sample's record, wall and cpu are those of read, decode and transform. In a
+chunk's, wall is that of the whole, read, decode and transform; cpu is that of the whole, the run
+queue's delay, and the thread's CPU time when the chunk began."""
 
 
 class ThreadRecords(NamedTuple):
-    """What one thread wrote.
+    """Records of one thread.
 
     Attributes:
-        process: its number.
-        thread: its number.
-        chunks: RECORD [n].
-        samples: RECORD [m].
+        process: number of the process.
+        thread: number of the thread.
+        chunks: records of chunks, RECORD [n].
+        samples: records of samples, RECORD [m].
     """
 
     process: int
@@ -64,7 +64,7 @@ class ThreadRecords(NamedTuple):
 
 
 class Recorder:
-    """Makes stopwatches that record; for a dataset's `stopwatch`.
+    """Maker of stopwatches that record; for ShardDataset.timed_by.
 
     Args:
         budget: share of the reading's time that recording may take.
@@ -78,7 +78,7 @@ class Recorder:
         costs_of_recording()  # here, and not in each worker
 
     def __call__(self) -> Stopwatch:
-        """A stopwatch for a chunk of this thread."""
+        """Make a stopwatch for a chunk of this thread."""
         file = getattr(self._local, "file", None)
         if file is None or file.process != os.getpid():
             try:
@@ -94,10 +94,10 @@ class Recorder:
         vars(self).update(state, _local=threading.local())
 
     def read(self, since: int = 0) -> list[ThreadRecords]:
-        """What all threads of all processes have written.
+        """Return the records of all threads of all processes.
 
         Args:
-            since: of perf_counter_ns; what began earlier is left out.
+            since: time by perf_counter_ns; records that began earlier are left out.
         """
         found = []
         for path in _by_age(self._path)[-_MOST_FILES:]:
@@ -118,7 +118,7 @@ class Recorder:
 
 
 def _by_age(folder: Path) -> list[Path]:
-    """Record files, the oldest first."""
+    """List record files, the oldest first."""
     changed = {}
     for path in folder.iterdir():
         with suppress(FileNotFoundError):  # another process has just removed it
@@ -127,7 +127,7 @@ def _by_age(folder: Path) -> list[Path]:
 
 
 def _remove_old(folder: Path) -> None:
-    """Remove what ended threads wrote and nobody will read, as other threads wrote since."""
+    """Remove records of ended threads that nobody will read, since newer ones fill the limit."""
     if not Path("/proc/self/task").exists():
         return
     for path in _by_age(folder)[: 1 - _MOST_FILES]:
@@ -137,7 +137,7 @@ def _remove_old(folder: Path) -> None:
 
 
 class _File:
-    """Where one thread writes."""
+    """File that one thread writes to."""
 
     def __init__(self, folder: Path, budget: float) -> None:
         self.process = os.getpid()
@@ -165,19 +165,19 @@ class _File:
             os.close(self._schedule)
 
     def wants_samples(self) -> bool:
-        """Whether the samples of the next chunk are to be recorded."""
+        """Tell whether the samples of the next chunk are to be recorded."""
         self._until = (self._until or self._every) - 1
         return not self._until
 
     def heed(self, wall: int, samples: int) -> None:
-        """Keep to the budget: so long did these samples take."""
+        """Adapt to the budget, given the time that some samples took."""
         self.slow = wall >= _LEAST_DELAYED
         if samples and wall:
             wanted = self._cost * 1e9 * samples / wall / self._budget
             self._every = max(1, round(wanted))
 
     def delay(self) -> int:
-        """The run queue's delay of this thread so far."""
+        """Return the run queue's delay of this thread so far."""
         if self._schedule < 0 or not self.slow:
             return 0
         return int(os.pread(self._schedule, 80, 0).split()[1])
@@ -190,7 +190,7 @@ class _File:
 
 
 class _ChunkWatch(Stopwatch):
-    """Records a chunk."""
+    """Stopwatch that records a chunk."""
 
     def __init__(self, file: _File) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ class _ChunkWatch(Stopwatch):
 
 
 class _SampleWatch(_ChunkWatch):
-    """Records a chunk and its samples."""
+    """Stopwatch that records a chunk and its samples."""
 
     def __init__(self, file: _File) -> None:
         super().__init__(file)
@@ -259,7 +259,7 @@ class _SampleWatch(_ChunkWatch):
 
 @cache
 def costs_of_recording() -> tuple[float, float]:
-    """Seconds that recording a sample adds, and a chunk; measured once in a process.
+    """Measure the seconds that recording a sample adds, and a chunk; once in a process.
 
     Trials cannot show the whole: in a loop, where decoding has filled the caches of the core with
     its own instructions and data, the CPU time of samples grows by some three times as much
@@ -274,7 +274,7 @@ def costs_of_recording() -> tuple[float, float]:
 
 
 class _Nowhere(_File):
-    """Takes records and keeps none."""
+    """File that keeps no records."""
 
     def __init__(self) -> None:
         self.process, self._schedule, self._records = os.getpid(), -1, 0
@@ -295,7 +295,7 @@ def _count_sample(watch: Stopwatch) -> None:
 
 
 def _usual_time(action: Callable[[], object]) -> float:
-    """Seconds, the median of some trials."""
+    """Return the median of some trials in seconds."""
     seconds = []
     for _ in range(_TRIALS):
         start = perf_counter()

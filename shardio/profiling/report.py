@@ -1,10 +1,9 @@
-"""The words of a profile that the terminal, the page and the picture share.
+"""The results of a profile as text, as a page for browsers and as a chart.
 
-Charts as SVG whose colours come from the page's style, so that light and dark both fit.
-
-The profile as one page that needs nothing else: no network, no script.
-
-The chart of rates as a PNG, by matplotlib, which only this needs.
+What the terminal, the page and the chart have in common, sentences and rows of tables, comes first.
+The page is one file without scripts that needs no network; its charts are SVG whose colours come
+from the page's style, so that they fit light and dark. The chart of rates is a PNG by matplotlib,
+which nothing else needs.
 """
 
 from __future__ import annotations
@@ -16,57 +15,63 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from shardio.errors import SituationError
+from shardio.errors import SituationError, counted
 from shardio.profiling.evidence import Evidence, Stages
-from shardio.profiling.profile import Profile, Run
-from shardio.profiling.verdict import as_sentence, cores
+
+if TYPE_CHECKING:
+    from shardio.profiling.profile import Measurement, Profile
 
 RUN_TITLES = "measured", "samples/s", "±", "predicted", "off", "waits", "first", "memory"
-RUN_LEGEND = "±: spread; off: from predicted; waits: of the time; first: until a batch came"
-PREDICTION_TITLES = "predicted, not run", "cores", "samples/s", "waits"
+RUN_LEGEND = "±: spread; off: from predicted; waits: share of time; first: time to first batch"
+PREDICTION_TITLES = "predicted", "cores", "samples/s", "waits"
 STAGE_TITLES = "stage", "wall", "CPU", "p50", "p99", "share"
 
 _SPREAD_MUCH = 0.25
 _ABOVE = 1.05  # times what limits it; a loop is measured, and so is its limit
 _SLICES_OF_HALF_A_BATCH = 2.5
+_OF_THE_PRODUCERS = frozenset({"decode", "transform", "loader", "lock"})
 _ALONE = {"storage": "storage", "cold": "cold storage", "handover": "the hand-over"}
 
 
 def ceiling_name(result: Profile) -> str:
-    """What the profile's ceiling is that of."""
+    """Name what alone would reach the profile's ceiling."""
     return f"{_ALONE.get(result.verdict.bottleneck, 'decoding and transforming')} alone"
 
 
 def facts(result: Profile) -> list[str]:
-    """What belongs beside the verdict, in sentences."""
+    """List the sentences that belong beside the verdict."""
     best, verdict = result.runs[result.best], result.verdict
     seen = best.evidence
     found = []
     if result.ceiling:
         share = min(seen.rate / result.ceiling, 1.0)
         found.append(
-            f"{ceiling_name(result)} would reach {result.ceiling:,.0f} samples/s; this loop "
-            f"reaches {share:.0%} of that"
+            f"This loop reaches {share:.0%} of the {result.ceiling:,.0f} samples/s that "
+            f"{ceiling_name(result)} would reach."
         )
-    found.append(f"{seen.ready:.0%} of the batches were ready when the loop asked for them")
+    if result.storage is not None and verdict.bottleneck in _OF_THE_PRODUCERS:
+        where = "Storage" if result.ceilings.cold else "The page cache"
+        found.append(f"{where} could deliver {result.storage:,.0f} samples/s.")
+    found.append(f"{seen.ready:.0%} of the batches were ready when the loop asked for them.")
     if verdict.rate_without:
         found.append(
-            f"without this bottleneck {verdict.rate_without:,.0f} samples/s would be expected"
+            f"Without this bottleneck {verdict.rate_without:,.0f} samples/s would be expected."
         )
     if result.needed is not None:
-        waits = f"the step needs {result.needed:,.0f} samples/s and waits {seen.waiting:.1%} of "
+        waits = f"The step needs {result.needed:,.0f} samples/s and waits {seen.waiting:.1%} of "
         waits += "the time"
         if best.predicted is not None:
-            waits += f", where {max(1 - best.predicted / result.needed, 0):.1%} were predicted"
-        found.append(waits)
+            waits += f", where {max(1 - best.predicted / result.needed, 0):.1%} was predicted"
+        found.append(f"{waits}.")
     if was_disturbed(result):
-        found.append("the machine was not idle: run again")
-    return [as_sentence(text) for text in found]
+        found.append("The machine was not idle: run again.")
+    return found
 
 
 def was_disturbed(result: Profile) -> bool:
-    """Whether figures contradict each other, as they do where something else runs meanwhile."""
+    """Tell whether figures contradict each other, as they do where something else runs."""
     limits = result.ceilings
     decode_all = limits.decode_all or 0.0
     less_on_all = limits.loop_all < limits.loop_one or decode_all < (limits.decode_one or 0.0)
@@ -77,13 +82,13 @@ def was_disturbed(result: Profile) -> bool:
 
 
 def _varied(seen: Evidence) -> bool:
-    """Whether the rate changed by more than comes of whole batches in short slices of time."""
+    """Tell whether the rate changed by more than whole batches in short slices explain."""
     whole = _SLICES_OF_HALF_A_BATCH * max(seen.number, 1) / seen.batches
     return seen.spread > _SPREAD_MUCH + whole
 
 
 def change_rows(result: Profile) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Titles and a row for each change; what is expected of it where that is known of any."""
+    """Return titles and a row for each change, with the expected gain where one is known."""
     changes = result.verdict.changes
     if not any(change.gain for change in changes):
         return ("what to change",), [(change.text,) for change in changes]
@@ -92,7 +97,7 @@ def change_rows(result: Profile) -> tuple[tuple[str, ...], list[tuple[str, ...]]
 
 
 def run_rows(result: Profile) -> list[tuple[str, ...]]:
-    """A row for each run, under RUN_TITLES."""
+    """Return a row for each measured loader, under RUN_TITLES."""
     return [
         (
             name,
@@ -109,7 +114,7 @@ def run_rows(result: Profile) -> list[tuple[str, ...]]:
 
 
 def prediction_rows(result: Profile) -> list[tuple[str, ...]]:
-    """A row for each topology that was not run, under PREDICTION_TITLES."""
+    """Return a row for each prediction, under PREDICTION_TITLES."""
     return [
         (str(one.topology), str(one.cores), f"{one.rate:,.0f}", f"{one.waiting:.0%}")
         for one in result.predictions
@@ -117,23 +122,23 @@ def prediction_rows(result: Profile) -> list[tuple[str, ...]]:
 
 
 def stage_rows(stages: Stages) -> list[tuple[str, ...]]:
-    """A row for each part of a sample's time, under STAGE_TITLES, in microseconds."""
+    """Return a row for each part of a sample's time, under STAGE_TITLES, in microseconds."""
     rows: list[tuple[str, ...]] = []
     total = max(stages.total, 1e-9)
     for name in ("read", "decode", "transform", "batch"):
         part = getattr(stages, name)
         times = [f"{value:,.1f}" for value in (part.wall, part.cpu, part.p50, part.p99)]
         rows.append((name, *times, f"{part.wall / total:.0%}"))
-    rest = ("plan, hand over", stages.outside), ("nothing to do", stages.waiting)
+    rest = ("plan, hand over", stages.outside), ("idle", stages.waiting)
     for name, value in (*rest, ("total", stages.total)):
         rows.append((name, f"{value:,.1f}", "", "", "", f"{value / total:.0%}"))
-    rows.append(("of it for a core", f"{stages.delay:,.1f}", "", "", "", ""))
-    rows.append(("of it for the lock", f"{stages.lock:,.1f}", "", "", "", ""))
+    rows.append(("wait for a core", f"{stages.delay:,.1f}", "", "", "", ""))
+    rows.append(("wait for the lock", f"{stages.lock:,.1f}", "", "", "", ""))
     return rows
 
 
 def stage_note(seen: Evidence, stages: Stages) -> str:
-    """What recording the stages took."""
+    """Describe how much was recorded, and what that took."""
     return (
         f"A sample has {stages.bytes / 1e3:,.1f} kB. {stages.recorded:.0%} of the samples were "
         f"recorded, which took {stages.overhead:.1%} of the time; watching took "
@@ -142,7 +147,7 @@ def stage_note(seen: Evidence, stages: Stages) -> str:
 
 
 def compare(result: Profile) -> str:
-    """The best run beside the baseline; empty without one."""
+    """Compare the best loader with the baseline; empty without one."""
     if result.baseline is None:
         return ""
     name, run = result.baseline
@@ -151,15 +156,19 @@ def compare(result: Profile) -> str:
 
 
 def conditions(result: Profile) -> str:
-    """What was held equal, without the source."""
+    """Describe what was held equal, without the source."""
     settings = result.settings
     crop = f"RandomResizedCrop({settings.size})" if settings.size else "no transform"
     cache = "cold" if settings.cold else "warm"
-    return (
-        f"{result.samples:,} samples in {result.shards:,} shards, {settings.transform or crop}, "
-        f"batches of {settings.batch_size}, page cache {cache}, {settings.seconds:g} s a run, "
-        f"{cores(result.cores)}"
-    )
+    parts = [
+        counted(result.samples, "sample") + " in " + counted(result.shards, "shard"),
+        settings.transform or crop,
+        f"batches of {settings.batch_size}",
+        f"page cache {cache}",
+        f"{settings.seconds:g} s per loader",
+        counted(result.cores, "core"),
+    ]
+    return ", ".join(parts)
 
 
 _WIDTH = 400
@@ -175,11 +184,11 @@ _LEAST_DECADES = 0.7  # between the ends, where a logarithmic scale begins to be
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """Points of one kind.
+    """Curve or points of a line chart.
 
     Attributes:
-        style: a class of the page's style: "one" or "two", and "curve" or "points".
-        points: x and y.
+        style: classes of the page's style: "one" or "two", and "curve" or "points".
+        points: pairs of x and y.
     """
 
     style: str
@@ -188,13 +197,13 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """A row of a bar chart.
+    """Row of a bar chart.
 
     Attributes:
-        label: what it is.
-        value: how long.
-        text: the value in words.
-        style: a class of the page's style: "one", "two" or "rest".
+        label: label at the left.
+        value: length of the bar.
+        text: value as text, at the right.
+        style: class of the page's style: "one", "two" or "rest".
     """
 
     label: str
@@ -205,7 +214,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """From values to places between 0 and 1.
+    """Axis that maps values to places between 0 and 1.
 
     Attributes:
         least: value at 0; 0 where the scale is linear.
@@ -217,7 +226,7 @@ class Scale:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Scale:
-        """Linear from 0, or logarithmic between powers of ten where values lie far apart."""
+        """Make an axis, linear from 0, or logarithmic where the values lie far apart."""
         low, high = (math.log10(max(value, 1e-9)) for value in (min(values), max(values)))
         if high - low < _LEAST_DECADES:
             step = _nice(max(*values, 1e-9) / _TICKS)
@@ -225,13 +234,13 @@ class Scale:
         return cls(10.0 ** (math.ceil(low) - 1), 10.0 ** math.ceil(high))
 
     def place(self, value: float) -> float:
-        """Where a value is."""
+        """Return the place of a value."""
         if not self.least:
             return value / self.most
         return max(math.log(value / self.least) / math.log(self.most / self.least), 0.0)
 
     def ticks(self) -> list[float]:
-        """Round values, not too many."""
+        """Return a few round values to label."""
         if not self.least:
             step = _nice(self.most / _TICKS)
             return [step * tick for tick in range(round(self.most / step) + 1)]
@@ -243,13 +252,13 @@ class Scale:
 def bar_chart(
     title: str, bars: Sequence[Bar], *, scale: Scale | None = None, mark: float | None = None
 ) -> str:
-    """Bars from left to right between their labels and their values.
+    """Draw horizontal bars between their labels and their values.
 
     Args:
-        title: for readers that do not see it.
-        bars: in order.
-        scale: is drawn below; by default the longest bar is as wide as there is room.
-        mark: a value where a line goes from top to bottom.
+        title: description for screen readers.
+        bars: bars from top to bottom.
+        scale: axis to draw below; by default the longest bar takes all the room.
+        mark: value that a vertical line marks.
     """
     left = _GAP + _LETTER * max(len(bar.label) for bar in bars)
     room = _WIDTH - left - 2 * _GAP - _LETTER * max(len(bar.text) for bar in bars)
@@ -280,14 +289,14 @@ def bar_chart(
 def line_chart(
     title: str, series: Sequence[Series], *, across: str, up: str, least_top: float = 0.0
 ) -> str:
-    """Curves and points over a common pair of axes that start at 0.
+    """Draw curves and points over a pair of axes that start at 0.
 
     Args:
-        title: for readers that do not see it.
-        series: what to draw, the first below.
-        across: what x is.
-        up: what y is.
-        least_top: the y axis reaches at least so far.
+        title: description for screen readers.
+        series: curves and points, the first one lowest.
+        across: label of the x axis.
+        up: label of the y axis.
+        least_top: smallest upper end of the y axis.
     """
     points = [point for one in series for point in one.points]
     right = max([x for x, _ in points] + [1e-9])
@@ -333,7 +342,7 @@ def _tick_across(at: float, value: float) -> str:
 
 
 def _across(points: Sequence[tuple[float, float]], right: float) -> list[float]:
-    """Where x is labelled: at the points if they are few whole numbers."""
+    """Return the labels of x: the points if they are few whole numbers."""
     values = sorted({x for x, _ in points})
     if len(values) <= 2 * _TICKS and all(x == round(x) for x in values):
         return values
@@ -342,7 +351,7 @@ def _across(points: Sequence[tuple[float, float]], right: float) -> list[float]:
 
 
 def _nice(step: float) -> float:
-    """The least of 1, 2 and 5 times a power of ten that is no smaller."""
+    """Round up to 1, 2 or 5 times a power of ten."""
     power = float(10.0 ** math.floor(math.log10(step)))
     return next(power * digit for digit in (1, 2, 5, 10) if power * digit >= step * (1 - 1e-9))
 
@@ -405,7 +414,7 @@ svg .fill.two { fill: var(--two); } svg .fill.rest { fill: var(--rest); }
 
 
 def write_html(result: Profile, path: str) -> None:
-    """Write a profile as a page.
+    """Write a profile as a page for browsers.
 
     Raises:
         UsageError: the file cannot be written.
@@ -413,7 +422,7 @@ def write_html(result: Profile, path: str) -> None:
     try:
         Path(path).write_text(_page(result), "utf-8")
     except OSError as error:
-        raise SituationError(f"{path} cannot be written: {error.strerror}") from error
+        raise SituationError(f"it cannot be written: {error.strerror}", where=path) from error
 
 
 def _page(result: Profile) -> str:
@@ -442,7 +451,7 @@ def _page(result: Profile) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
         f'<header><p class="soft">{escape(title)}</p>'
-        f"<h1>{escape(as_sentence(result.verdict.sentence))}</h1>"
+        f"<h1>{escape(result.verdict.sentence)}</h1>"
         f"<p>{escape(' '.join(facts(result)))}</p>"
         f'<p class="soft">{escape(conditions(result))}.</p></header>'
         f"<main>{''.join(cards)}</main></body></html>"
@@ -459,7 +468,7 @@ def _changes(result: Profile) -> str:
     return _table(titles, rows) if rows else "<p>Nothing.</p>"
 
 
-def _limits(result: Profile, best: Run) -> str:
+def _limits(result: Profile, best: Measurement) -> str:
     limits, size = result.ceilings, result.settings.batch_size
     stored = best.evidence.stages.bytes if best.evidence.stages else 0.0
     rates = [
@@ -488,14 +497,14 @@ def _stage_bars(stages: Stages) -> str:
     parts = [
         (name, getattr(stages, name).wall) for name in ("read", "decode", "transform", "batch")
     ]
-    parts += [("plan, hand over", stages.outside), ("nothing to do", stages.waiting)]
+    parts += [("plan, hand over", stages.outside), ("idle", stages.waiting)]
     total = max(stages.total, 1e-9)
     bars = [
         Bar(
             label=name,
             value=value,
             text=f"{value:,.0f} µs, {value / total:.0%}",
-            style="rest" if name == "nothing to do" else "one",
+            style="rest" if name == "idle" else "one",
         )
         for name, value in parts
     ]
@@ -528,7 +537,7 @@ def _rates(result: Profile) -> str:
     return chart + key
 
 
-def _waits(run: Run) -> str:
+def _waits(run: Measurement) -> str:
     points = [(second, 100 * share) for second, share in run.waits]
     if len(points) < 2:
         return "<p>The run was too short to tell.</p>"
@@ -555,7 +564,7 @@ def _note(text: str) -> str:
 
 
 def _scrolled(table: str) -> str:
-    """A table that a narrow page shows in part, and says so."""
+    """Wrap a table that a narrow page shows in part, with a hint."""
     hint = '<p class="soft hint">Swipe the table sideways for the other columns →</p>'
     return f'{hint}<div class="scroll">{table}</div>'
 
@@ -575,7 +584,9 @@ def check_plotting() -> None:
         UsageError: matplotlib is missing.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise SituationError("--png needs matplotlib: pip install 'shardio[plot]'")
+        raise SituationError(
+            "a chart needs matplotlib", where="png", remedy="pip install 'shardio[plot]'"
+        )
 
 
 def write_png(result: Profile, path: str) -> None:
@@ -608,12 +619,12 @@ def write_png(result: Profile, path: str) -> None:
     if result.ceiling:
         axes.axhline(result.ceiling, linestyle="--", color="0.5", label=ceiling_name(result))
     axes.set(xlabel="threads or workers", ylabel="samples/s", ylim=(0, None))
-    axes.set_title(_wrapped(as_sentence(result.verdict.sentence)), fontsize="medium", loc="left")
+    axes.set_title(_wrapped(result.verdict.sentence), fontsize="medium", loc="left")
     axes.legend()
     try:
         figure.savefig(path, format="png", dpi=120)
     except OSError as error:
-        raise SituationError(f"{path} cannot be written: {error.strerror}") from error
+        raise SituationError(f"it cannot be written: {error.strerror}", where=path) from error
 
 
 def _wrapped(sentence: str) -> str:

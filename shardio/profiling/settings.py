@@ -1,74 +1,80 @@
-"""What is measured: values that go to the measuring processes as JSON."""
+"""What a profile measures: options, loaders and callables of the user.
+
+Settings go to the measuring processes as JSON, so callables are named by file and name. Whatever
+the settings alone can tell is refused here, before anything is measured.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from shardio.errors import SituationError, UsageError
+from shardio.checks import flag, one_of, require, whole_number
+from shardio.errors import SituationError, UsageError, counted
 from shardio.processes import count_cores
-from shardio.profiling.evidence import Kind
+from shardio.profiling.evidence import ProducerKind
 
 IMAGES = "jpg", "jpeg", "png", "webp", "bmp"
-"""Fields of pictures that other loaders decode."""
+"""Fields of images that other loaders decode."""
 BASELINES = ("webdataset",)
-"""Other loaders that run on the same shards."""
+"""Other loaders that can be measured on the same shards."""
 
-_PREFETCH = 2  # of torch's DataLoader for each worker, and of shardio.Loader
+_PREFETCH = 2  # default of torch's DataLoader for each worker, and of shardio.Loader
 _MOST_A_CORE, _MOST = 16, 128  # workers or threads
 
 
-class SettingError(UsageError):
-    """A setting that cannot be meant.
-
-    Args:
-        message: says why.
-        setting: its name.
-    """
-
-    def __init__(self, message: str, *, setting: str) -> None:
-        super().__init__(message)
-        self.setting = setting
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What is held equal between the runs.
+class MeasuringOptions:
+    """What is held equal between the measured loaders.
 
     Attributes:
-        source: packed folder or shards.
         batch_size: samples in a batch.
-        size: images are cropped and resized to size × size; 0 leaves them as they are.
-        seconds: of measuring, each run.
+        size: height and width that images are cropped and resized to; 0 leaves them as they are.
+        seconds: seconds that each loader is measured.
         transform: "FILE:NAME" of a callable for images, in place of the crop.
-        workers: numbers of workers to measure, 0 for the loop's own thread alone; None for one a
-            core, unless threads are given.
-        threads: numbers of threads, likewise.
+        workers: numbers of workers to measure, 0 for the loop's own thread alone; None for one
+            per core, unless threads are given.
+        threads: numbers of threads to measure, likewise.
         prefetch: batches made ahead, by each worker or by all threads together.
-        step_ms: milliseconds that the loop's step is made to take; it sleeps, as a loop does
-            that waits for a GPU.
-        train: "FILE:NAME" of a callable that takes a batch and is the step.
-        cold: drop the shards from the page cache before each run.
-        allow_empty: as ShardDataset takes it.
+        step_ms: milliseconds of the loop's step, which sleeps as if it waited for a GPU.
+        train: "FILE:NAME" of a callable that takes a batch, in place of such a step.
+        cold: whether the shards are dropped from the page cache before each loader.
+        allow_empty: whether tars without fields of samples are accepted.
+
+    Raises:
+        UsageError: a value is outside its bounds, or does not fit another.
     """
 
-    source: str
     batch_size: int = 64
     size: int = 224
     seconds: float = 4.0
     transform: str | None = None
-    workers: tuple[int, ...] | None = None
-    threads: tuple[int, ...] | None = None
+    workers: Sequence[int] | None = None
+    threads: Sequence[int] | None = None
     prefetch: int = _PREFETCH
     step_ms: float = 0.0
     train: str | None = None
     cold: bool = False
     allow_empty: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("size", 0), ("prefetch", 1)):
+            whole_number(name, getattr(self, name), least=least)
+        for name, shortest in (("seconds", 0.1), ("step_ms", 0.0)):
+            value = getattr(self, name)
+            good = isinstance(value, int | float) and shortest <= value < math.inf
+            require(good, name, value, f"a number, {shortest:g} or more")
+        for name in ("cold", "allow_empty"):
+            flag(name, getattr(self, name))
+        if self.step_ms and self.train:
+            raise UsageError("step_ms and train exclude each other", remedy="give one of them")
 
     @property
     def has_step(self) -> bool:
@@ -77,59 +83,93 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileSettings(MeasuringOptions):
+    """Source of a profile, and what is held equal between the measured loaders.
+
+    Attributes:
+        source: packed folder or shards.
+    """
+
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileOptions(MeasuringOptions):
+    """Options of `shardio.profile`: what is measured, see MeasuringOptions, and the reports.
+
+    Attributes:
+        baseline: name of another loader to measure, "webdataset".
+        html: path of a report for a browser.
+        png: path of a chart of the rates; needs shardio[plot].
+        trace: path of a timeline of the fastest loader, for ui.perfetto.dev.
+        progress: function that takes the number of parts to measure and returns one that is called
+            with the number of further parts done.
+
+    Raises:
+        UsageError: a value is outside its bounds, or does not fit another.
+    """
+
+    baseline: str | None = None
+    html: str | None = None
+    png: str | None = None
+    trace: str | None = None
+    progress: Callable[[int], Callable[[int], None]] | None = None
+
+    def __post_init__(self) -> None:
+        MeasuringOptions.__post_init__(self)
+        if self.baseline is not None:
+            one_of("baseline", self.baseline, BASELINES)
+
+    def of(self, source: str | PathLike[str]) -> ProfileSettings:
+        """Return the settings of a profile of a source."""
+        own = {field.name: getattr(self, field.name) for field in fields(MeasuringOptions)}
+        return ProfileSettings(source=fspath(source), **own)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """What makes the batches.
+    """Number and kind of the producers, which make the batches.
 
     Attributes:
         kind: worker processes, threads, or the loop's own thread.
-        producers: how many; 0 of the loop's own thread.
+        producers: number of processes or threads; 0 for the loop's own thread.
         prefetch: batches made ahead, by each worker or by all threads together.
     """
 
-    kind: Kind
+    kind: ProducerKind
     producers: int = 0
     prefetch: int = _PREFETCH
 
     def __str__(self) -> str:
-        one = {"processes": "worker", "threads": "thread", "here": "the loop's own thread"}
         if self.kind == "here":
-            return one["here"]
-        return f"{self.producers} {one[self.kind]}{'s' if self.producers != 1 else ''}"
+            return "the loop's own thread"
+        return counted(self.producers, "worker" if self.kind == "processes" else "thread")
 
 
 ALONE = Topology(kind="here")
 
 
-def topologies_of(settings: Settings) -> list[Topology]:
-    """What to measure: the loop's own thread, of which all else is predicted, before the rest.
+def topologies_of(settings: ProfileSettings) -> list[Topology]:
+    """List what to measure: the loop's own thread, which all predictions rest on, and the rest.
 
     Raises:
-        SettingError: a number cannot be meant.
+        UsageError: a number is out of range.
     """
     cores = count_cores()
-    numbers: dict[Kind, tuple[int, ...] | None] = {
-        "processes": settings.workers,
-        "threads": settings.threads,
-    }
-    if settings.workers is None and settings.threads is None:
-        numbers = {"threads": (cores,), "processes": (cores,)}
+    most = max(min(_MOST_A_CORE * cores, _MOST), cores)  # more only take memory
+    workers, threads = settings.workers, settings.threads
+    numbers: tuple[tuple[ProducerKind, str, Sequence[int] | None], ...] = (
+        ("processes", "workers", workers),
+        ("threads", "threads", threads),
+    )
+    if workers is None and threads is None:
+        numbers = (("threads", "threads", (cores,)), ("processes", "workers", (cores,)))
     found = [ALONE]
-    for kind, several in numbers.items():
+    for kind, name, several in numbers:
         for number in several or ():
-            _check_number(number, kind, cores)
+            whole_number(name, number, least=0, most=most)
             found.append(Topology(kind=kind, producers=number, prefetch=settings.prefetch))
     return [*dict.fromkeys(one if one.producers else ALONE for one in found)]
-
-
-def _check_number(number: int, kind: Kind, cores: int) -> None:
-    name = "workers" if kind == "processes" else "threads"
-    most = max(min(_MOST_A_CORE * cores, _MOST), cores)
-    if not 0 <= number <= most:
-        raise SettingError(
-            f"{number} {name}: give from 0 to {most}; more on {cores} "
-            f"{'core' if cores == 1 else 'cores'} only take memory",
-            setting=name,
-        )
 
 
 def load_callable(place: str) -> Callable[..., Any]:
@@ -143,12 +183,14 @@ def load_callable(place: str) -> Callable[..., Any]:
     """
     path, colon, name = place.rpartition(":")
     if not colon:
-        raise UsageError("give FILE:NAME, a Python file and a callable in it", where=place)
+        raise UsageError(
+            "it is not FILE:NAME", where=place, remedy="give a Python file and a callable in it"
+        )
     if not Path(path).is_file():
         raise SituationError(f"there is no file {path}", where=place)
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     if spec is None or spec.loader is None:
-        raise SituationError(f"{path} is no Python file")
+        raise SituationError("it is not a Python file", where=path)
     module = importlib.util.module_from_spec(spec)
     folder = str(Path(path).resolve().parent)
     if folder not in sys.path:
@@ -166,22 +208,17 @@ def load_callable(place: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def check_baseline(name: str, fields: Iterable[str]) -> None:
-    """Refuse what is no baseline, and what it cannot read.
+def check_baseline(fields: Iterable[str]) -> None:
+    """Refuse a dataset that no baseline can read.
 
     Args:
-        name: of the baseline.
-        fields: of the dataset.
+        fields: names of the dataset's fields.
 
     Raises:
-        UsageError: there is none of that name, or no picture for it to decode.
+        UsageError: there is no image to decode.
     """
     if not set(IMAGES) & set(fields):
         raise SituationError(
-            f"the baseline decodes {', '.join(IMAGES)}, which the dataset does not have",
-            remedy="leave out --baseline",
-        )
-    if name not in BASELINES:
-        raise UsageError(
-            f"there is no baseline {name!r}", remedy=f"choose {' or '.join(BASELINES)}"
+            f"the baseline decodes {', '.join(IMAGES)}, and the dataset has none of these fields",
+            remedy="leave out the baseline",
         )

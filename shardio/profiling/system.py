@@ -1,8 +1,7 @@
-"""What the kernel counts of processes, threads and files.
+"""What the kernel says of processes, threads and files, and a thread that keeps asking it.
 
-Where it does not say (not Linux), None or nothing, so that callers do without.
-
-Looking at a loop's processes from the side, once a second.
+Where the kernel does not say, as on systems other than Linux, functions return None or nothing, and
+their callers do without. `Watcher` looks at a loop's processes from the side, once a second.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shardio.profiling.evidence import Kind, Producer
+from shardio.profiling.evidence import Producer, ProducerKind
 
-_LEFT_IN_CACHE = 0.1  # of a file, when it counts as dropped
+_LEFT_IN_CACHE = 0.1  # share of a file, below which it counts as dropped
 
 
 class Use(NamedTuple):
-    """Of cores by a thread, since it began.
+    """Use of cores by a thread since it began.
 
     Attributes:
-        cpu: ns that it ran.
-        delay: ns that it could have run, but no core was free: the run queue's delay.
+        cpu: CPU time, ns.
+        delay: time that it waited for a free core (the run queue's delay), ns.
     """
 
     cpu: int
@@ -37,7 +36,7 @@ class Use(NamedTuple):
 
 
 def descendants(process: int) -> list[int]:
-    """The processes that it started, and those that they started."""
+    """List the processes that a process started, and those that they started."""
     found: list[int] = []
     for child in _children(process):
         found += [child, *descendants(child)]
@@ -45,7 +44,7 @@ def descendants(process: int) -> list[int]:
 
 
 def thread_uses(process: int) -> dict[int, Use]:
-    """By thread of a process; nothing if it has ended."""
+    """Return the use of each thread of a process; nothing if it has ended."""
     uses = {}
     try:
         for path in Path(f"/proc/{process}/task").iterdir():
@@ -60,8 +59,8 @@ class Moved(NamedTuple):
     """Bytes and pages that a process has moved since it began.
 
     Attributes:
-        from_disk: had read from a local disk, not from the page cache.
-        written: to files, pipes and sockets.
+        from_disk: bytes read from a local disk, not from the page cache.
+        written: bytes written to files, pipes and sockets.
         faults: pages of memory that were new to it.
     """
 
@@ -71,7 +70,7 @@ class Moved(NamedTuple):
 
 
 def bytes_moved(process: int) -> Moved | None:
-    """What a process has moved; None if it has ended, or belongs to another user."""
+    """Return what a process has moved; None if it has ended, or belongs to another user."""
     try:
         lines = Path(f"/proc/{process}/io").read_text("ascii").splitlines()
         status = Path(f"/proc/{process}/stat").read_text("utf-8")
@@ -83,7 +82,7 @@ def bytes_moved(process: int) -> Moved | None:
 
 
 def tree_memory(process: int) -> int | None:
-    """Bytes of memory that a process and its descendants hold themselves, page cache left out.
+    """Return the bytes that a process and its descendants hold themselves, without page cache.
 
     Proportional shares (Pss_Anon and Pss_Shmem of /proc/*/smaps_rollup), so that memory shared
     between them counts once. None where the kernel does not say.
@@ -94,7 +93,7 @@ def tree_memory(process: int) -> int | None:
 
 
 def drop_from_cache(paths: Sequence[str]) -> bool:
-    """Drop files from the page cache; False if they cannot be, or are in it still."""
+    """Drop files from the page cache; False if they cannot be dropped, or are still in it."""
     if not hasattr(os, "posix_fadvise"):
         return False
     try:
@@ -108,7 +107,7 @@ def drop_from_cache(paths: Sequence[str]) -> bool:
 
 
 def cached_share(path: str) -> float | None:
-    """Which share of a file is in the page cache; None if the kernel does not say."""
+    """Return the share of a file that is in the page cache; None if the kernel does not say."""
     try:
         with Path(path).open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -156,11 +155,11 @@ def _children(process: int) -> list[int]:
         return []
 
 
-_LEAST_BETWEEN, _MOST_BETWEEN = 0.1, 1.0  # seconds from look to look; at first they are denser
-_COST_OF_MEMORY = 0.02  # seconds to begin with; the kernel adds up the pages of each process
+_LEAST_BETWEEN, _MOST_BETWEEN = 0.1, 1.0  # seconds between looks, fewer at the beginning
+_COST_OF_MEMORY = 0.02  # seconds, at first; the kernel adds up the pages of each process
 _SECONDS_BETWEEN_TRIALS = 0.1
-_LEAST_CPU = 0.005  # share of the time; who runs less makes no batches
-_LEAST_SECONDS = 0.05  # that it runs, where the loader does not say what makes batches
+_LEAST_CPU = 0.005  # share of the time; whatever runs less makes no batches
+_LEAST_SECONDS = 0.05  # of CPU time, where the loader does not say what makes batches
 _LEAST_OF_PROCESS = 0.05
 
 
@@ -168,10 +167,10 @@ class _Seen(NamedTuple):
     """A thread at the first and the last look at it.
 
     Attributes:
-        since: ns, of the first look.
-        before: what it had used then.
-        until: ns, of the last look.
-        after: what it had used then.
+        since: time of the first look, ns.
+        before: use at that time.
+        until: time of the last look, ns.
+        after: use at that time.
     """
 
     since: int
@@ -180,20 +179,20 @@ class _Seen(NamedTuple):
     after: Use
 
     def shares(self) -> tuple[float, float]:
-        """Which share of the time it ran, and waited for a core."""
+        """Return the shares of the time that it ran, and that it waited for a core."""
         passed = max(self.until - self.since, 1)
         cpu, delay = (b - a for a, b in zip(self.before, self.after, strict=True))
         return cpu / passed, delay / passed
 
     def seconds(self) -> float:
-        """That it ran."""
+        """Return the seconds that it ran."""
         return (self.after.cpu - self.before.cpu) / 1e9
 
 
 class Watcher:
-    """A thread that looks at this process and its children until it is closed.
+    """Thread that looks at this process and its children until it is closed.
 
-    It also tries how long a thread has to wait for the interpreter's lock.
+    It also tries how long a thread waits for the interpreter's lock.
 
     Args:
         budget: share of the time that looking at the memory may take.
@@ -221,7 +220,7 @@ class Watcher:
         self._look()
 
     def restart(self) -> None:
-        """Forget what was before now."""
+        """Forget what was seen before."""
         self._threads, self._moved = {}, {}
         self._start = time.perf_counter()
         self._waited, self._trials = 0.0, 0
@@ -237,15 +236,15 @@ class Watcher:
 
     @property
     def memory(self) -> int | None:
-        """The most bytes that the processes held themselves."""
+        """Most bytes that the processes held themselves; None where not known."""
         return self._peak or None
 
     def lock_wait(self) -> float | None:
-        """Mean seconds that another thread waited for the interpreter's lock."""
+        """Return the mean seconds that another thread waited for the interpreter's lock."""
         return self._waited / self._trials if self._trials else None
 
     def moved(self) -> tuple[float, float, float] | None:
-        """Bytes per second from a local disk, and written and faults of child processes."""
+        """Return bytes per second from a local disk, and written and faults of child processes."""
         if not self._moved:
             return None
         seconds = max(self._last_look - self._first_look, 1) / 1e9
@@ -257,12 +256,12 @@ class Watcher:
                 faults += after.faults - before.faults
         return disk / seconds, written / seconds, faults / seconds
 
-    def producers(self, kind: Kind | None) -> tuple[Kind, tuple[Producer, ...]]:
-        """What makes batches.
+    def producers(self, kind: ProducerKind | None) -> tuple[ProducerKind, tuple[Producer, ...]]:
+        """Return what makes batches.
 
         Args:
-            kind: of producers; None where the loader does not say: child processes that run, or
-                else threads of this process, or else the loop's own thread.
+            kind: kind of the producers; None where the loader does not say: child processes that
+                run, or else threads of this process, or else the loop's own thread.
         """
         if kind == "here":
             return kind, ()
@@ -278,8 +277,8 @@ class Watcher:
         )
         return ("threads", threads) if known or threads else ("here", ())
 
-    def at_once(self, kind: Kind, producers: Sequence[Producer]) -> int:
-        """How many of them lived at the same time, at most."""
+    def at_once(self, kind: ProducerKind, producers: Sequence[Producer]) -> int:
+        """Return the largest number of producers that lived at the same time."""
         spans: dict[int, tuple[int, int]] = {}
         for place, seen in [*self._threads.items()]:
             number = place[0] if kind == "processes" else place[1]
@@ -289,11 +288,11 @@ class Watcher:
         return max((sum(a <= since <= b for a, b in lives) for since, _ in lives), default=0)
 
     def _may_be(self, place: tuple[int, int]) -> bool:
-        """Whether it may make batches, being neither the loop's thread nor the watching one."""
+        """Tell whether it may make batches: neither the loop's thread nor the watching one does."""
         return place[0] != self._pid or place[1] not in {self._main, self._thread.native_id}
 
     def own_share(self) -> float:
-        """Share of a core that the looking took."""
+        """Return the share of a core that looking took."""
         seen = self._threads.get((self._pid, self._thread.native_id or 0))
         return seen.shares()[0] if seen else 0.0
 
@@ -309,7 +308,7 @@ class Watcher:
             self._try_lock()
 
     def _try_lock(self) -> None:
-        """Sleep without the lock: what lasts longer, less the wait for a core, is its wait."""
+        """Sleep without the lock; a late end, beyond the wait for a core, is the wait for it."""
         delay = _own_delay()
         start = time.perf_counter()
         time.sleep(_SECONDS_BETWEEN_TRIALS)
@@ -332,7 +331,7 @@ class Watcher:
 
 
 def _own_delay() -> int:
-    """The run queue's delay of the calling thread so far, ns."""
+    """Return the run queue's delay of the calling thread so far, ns."""
     try:
         return int(Path("/proc/thread-self/schedstat").read_bytes().split()[1])
     except OSError:
@@ -354,7 +353,7 @@ def _busy_processes(
 
 
 def _is_busy(threads: Sequence[_Seen], *, known: bool) -> bool:
-    """Whether threads run enough to make batches; of a guessed kind more is asked."""
+    """Tell whether threads run enough to make batches; a guessed kind must run longer."""
     share = sum(one.shares()[0] for one in threads)
     seconds = sum(one.seconds() for one in threads)
     return share > _LEAST_CPU and (known or seconds >= _LEAST_SECONDS)

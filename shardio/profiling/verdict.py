@@ -1,11 +1,9 @@
-"""What the sentences about a loop are made of.
+"""The verdict: what limits a loop, in one sentence, and what to change.
 
-One bottleneck, in one sentence, and what to change: a pure function of what was seen.
-
-The rules are tried in order, and the first that applies names the bottleneck: what the loop does
-before what its producers do, what is wrong with their number before what each of them does.
-
-What to change, with the gain that the measured parts let expect.
+Pure functions of what was observed. The rules are tried in order, and the first that applies names
+the bottleneck: what the loop does before what its producers do, a wrong number of producers before
+what each of them does. `judge` is for a loop of which nothing else is known. `advise` also knows
+what the machine can do, and gives changes with the gain that the costs of a sample let expect.
 """
 
 from __future__ import annotations
@@ -14,57 +12,27 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from shardio.profiling.evidence import Ceilings, Evidence, Kind, Parts, Producer, Stages, predict
-from shardio.profiling.settings import Settings
-
-_NAMES = "shardio", "num_workers", "persistent_workers", "cv2", "--"
-
-
-def as_sentence(text: str) -> str:
-    """A verdict or a change as it is printed: it begins with a capital letter and ends.
-
-    Names that are typed as they are keep their letters.
-    """
-    if not text.startswith(_NAMES):
-        text = text[:1].upper() + text[1:]
-    return text if text.endswith(".") else f"{text}."
-
-
-def rate_of(seen: Evidence) -> str:
-    """As 1,600 samples/s."""
-    return f"{seen.rate:,.0f} {seen.unit}/s"
-
-
-def name_of(seen: Evidence, number: int | None = None) -> str:
-    """What makes batches: worker or thread, workers or threads if they are several.
-
-    Args:
-        seen: tells the kind.
-        number: of them; by default as many as there are.
-    """
-    one = "worker" if seen.kind == "processes" else "thread"
-    return one if (seen.number if number is None else number) == 1 else f"{one}s"
-
-
-def count(number: int, seen: Evidence) -> str:
-    """So many of what makes batches."""
-    return f"{number} {name_of(seen, number)}"
-
-
-def cores(number: int) -> str:
-    """So many cores."""
-    return "1 core" if number == 1 else f"{number} cores"
-
+from shardio.errors import counted
+from shardio.profiling.evidence import (
+    Ceilings,
+    Evidence,
+    Producer,
+    ProducerKind,
+    SampleCosts,
+    Stages,
+    predict,
+)
+from shardio.profiling.settings import ProfileSettings
 
 _WAITS_LITTLE = 0.05  # share of the time
 _STARTS_LONG = 0.3  # share of an epoch
 _RECEIVES_LONG = 0.4  # share of the time
 _SENDS_MUCH = 3e8  # bytes a second; a core pickles, writes and reads about three times that
 _SECONDS_OF_A_FAULT = 1e-6  # to get a page, clear it and fill it
-_FAULTS_MUCH = 0.2  # of the workers' CPU time
+_FAULTS_MUCH = 0.2  # share of the workers' CPU time
 _DELAYED = 0.25  # share of the time that threads could have run
-_ONE_BEHIND = 0.35  # in share of the time that it fills batches
-_IDLE = 0.25
+_ONE_BEHIND = 0.35  # difference in the share of the time that batches are filled
+_IDLE = 0.25  # share of the time
 _BLOCKED = 0.4  # share of a sample's time
 _LOCKED = 0.25  # share of a sample's time
 _THREADS_A_WORKER = 1.5  # on average; one besides sends batches
@@ -72,20 +40,20 @@ _MOSTLY = 0.7
 _BUSY = 0.5  # share of the cores
 _THREAD_BUSY = 0.1  # share of the time
 _LOCK_HELD_LONG = 0.002  # seconds; half the interpreter's switch interval
-
-
-ONE_A_CORE = "one a core"
-LESS_TO_DECODE = ("--resize at packing, or --store raw for small pictures: less to decode",)
-"""Advice for those whose pictures are not known."""
+_LEAST_GAIN = 1.05
+_MARGIN = 8 / 7  # side that an image is packed with over that of its crop: 256 to 224
+_TINY = 64  # pixels; smaller images can be stored raw without a thought
+_PLACE_BOUND = frozenset({"step", "start", "worker", "storage", "cold"})
+"""Bottlenecks that other threads, workers or cores do not remove."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What may help.
+    """Something that may help.
 
     Attributes:
-        text: what to do.
-        gain: how many times as fast the loop is expected to be; None where it is not known.
+        text: what to do, without a full stop.
+        gain: expected rate over the present one; None where not known.
     """
 
     text: str
@@ -97,12 +65,12 @@ class Verdict:
     """What limits a loop.
 
     Attributes:
-        bottleneck: its name: step, start, handover, opencv, cores, worker, cold, storage, lock,
+        bottleneck: name of it: step, start, handover, opencv, cores, worker, cold, storage, lock,
             prefetch, transform, decode, loader or workers.
-        sentence: with figures.
-        short: a few words.
-        rate_without: samples per second if it were removed and nothing else changed; None where
-            nothing tells.
+        sentence: what limits the loop, with figures.
+        short: what limits the loop, in a few words.
+        rate_without: samples per second without this bottleneck, if nothing else changed; None
+            where not known.
         changes: what may help, the most helpful first.
     """
 
@@ -114,7 +82,48 @@ class Verdict:
 
 
 def judge(evidence: Evidence) -> Verdict:
-    """Name what limits a loop."""
+    """Name what limits a loop, with general advice."""
+    verdict = _diagnose(evidence)
+    more = _more(evidence) if verdict.bottleneck in {*_GENERAL, "workers"} else ()
+    return replace(
+        verdict, changes=(*verdict.changes, *more, *_GENERAL.get(verdict.bottleneck, ()))
+    )
+
+
+def advise(
+    seen: Evidence,
+    costs: SampleCosts,
+    ceilings: Ceilings,
+    settings: ProfileSettings,
+    measured: Mapping[tuple[ProducerKind, int], float],
+) -> Verdict:
+    """Name what limits a measured loop, with the gains to expect of changes.
+
+    Args:
+        seen: observations of the loop.
+        costs: costs of a sample, at the speed that the machine had then.
+        ceilings: limits of the machine.
+        settings: settings of the measurement.
+        measured: samples per second of all measured loops, by kind and number of producers.
+    """
+    verdict = _diagnose(seen)
+    changes = [*verdict.changes]
+    if verdict.bottleneck not in _PLACE_BOUND:
+        packing = [*_packing(verdict, costs, ceilings, settings)]
+        general = () if packing else _GENERAL.get(verdict.bottleneck, ())
+        changes += [*general, *_topologies(seen, costs, measured), *packing]
+    most = 1e6 / costs.step if settings.has_step else math.inf
+    changes = [_limited(change, most / seen.rate) for change in changes]
+    changes = [change for change in changes if change.gain is None or change.gain >= _LEAST_GAIN]
+    changes.sort(key=lambda change: -(change.gain or 0))
+    without = verdict.rate_without
+    if without is not None and verdict.bottleneck != "step":
+        without = max(min(without, most), seen.rate)
+    return replace(verdict, changes=tuple(changes), rate_without=without)
+
+
+def _diagnose(evidence: Evidence) -> Verdict:
+    """Name what limits a loop, with the changes that this bottleneck alone suggests."""
     for rule in _RULES:
         verdict = rule(evidence)
         if verdict is not None:
@@ -129,11 +138,11 @@ def _step(seen: Evidence) -> Verdict | None:
     spare = f"; the loader is busy {busiest:.0%} of the time" if busiest is not None else ""
     return Verdict(
         bottleneck="step",
-        sentence=f"the step limits this loop to {rate_of(seen)}: it waits for data "
-        f"{seen.waiting:.1%} of the time{spare}",
+        sentence=f"The step limits this loop to {_rate(seen)}: the loop waits for data "
+        f"{seen.waiting:.1%} of the time{spare}.",
         short="the step limits",
         rate_without=seen.rate / busiest if busiest else None,
-        changes=(Change(text="nothing about the loader; make the step faster", gain=None),),
+        changes=(Change(text="Make the step faster; the loader is not the limit", gain=None),),
     )
 
 
@@ -141,17 +150,21 @@ def _start(seen: Evidence) -> Verdict | None:
     if seen.starting <= _STARTS_LONG:
         return None
     without = seen.rate / (1 - min(seen.starting, 0.99))
-    what = f"starting the {name_of(seen)}" if seen.kind == "processes" else "the first batch"
-    steps = f" of {seen.steps} steps" if seen.steps else ""
-    changes = [Change(text="shardio.Loader starts in a fraction of workers' time", gain=None)]
-    after = judge(replace(seen, starting=0.0)).short
+    what = f"starting the {_name(seen)}" if seen.kind == "processes" else "the first batch"
+    steps = f" of {counted(seen.steps, 'step')}" if seen.steps else ""
+    changes = [
+        Change(text="Use shardio.Loader, whose threads start faster than workers", gain=None)
+    ]
+    after = _diagnose(replace(seen, starting=0.0)).short
     if seen.restarts:
-        keep = Change(text="persistent_workers=True keeps workers over epochs", gain=None)
+        keep = Change(
+            text="Use persistent_workers=True, which keeps workers across epochs", gain=None
+        )
         changes.insert(0, keep)
     return Verdict(
         bottleneck="start",
-        sentence=f"the dataset is tiny: {what} takes {seen.starting:.0%} of an epoch{steps}, "
-        f"which leaves {rate_of(seen)}; after that {after}",
+        sentence=f"The dataset is tiny: {what} takes {seen.starting:.0%} of an epoch{steps}, "
+        f"which leaves {_rate(seen)}; after that {after}.",
         short="start-up limits",
         rate_without=without,
         changes=tuple(changes),
@@ -169,19 +182,20 @@ def _handover(seen: Evidence) -> Verdict | None:
     elif sent >= _SENDS_MUCH:
         what = f"{sent / 1e6:,.0f} MB/s go through pipes"
     elif faults * _SECONDS_OF_A_FAULT >= _FAULTS_MUCH * max(cpu, _BUSY):
-        what = f"batches are put into {faults:,.0f} new pages of memory a second"
+        what = f"batches take {faults:,.0f} new pages of memory per second"
     else:
         return None
     return Verdict(
         bottleneck="handover",
-        sentence=f"the hand-over from the {name_of(seen)} limits this loop to {rate_of(seen)}: "
-        f"{what}",
+        sentence=f"The hand-over from the {_name(seen)} limits this loop to {_rate(seen)}: {what}.",
         short="the hand-over limits",
         rate_without=None,
         changes=(
-            Change(text="shardio.Loader: threads make batches in place", gain=None),
-            Change(text="tensors in place of arrays: torch sends them in shared memory", gain=None),
-            Change(text="send uint8, and normalise on the device", gain=None),
+            Change(text="Use shardio.Loader, whose threads make batches in place", gain=None),
+            Change(
+                text="Return tensors, which torch sends in shared memory, not arrays", gain=None
+            ),
+            Change(text="Send uint8 and normalise on the device", gain=None),
         ),
     )
 
@@ -192,13 +206,14 @@ def _opencv(seen: Evidence) -> Verdict | None:
         return None
     return Verdict(
         bottleneck="opencv",
-        sentence=f"{busy} threads of OpenCV or torch share {seen.cores} cores and limit this loop "
-        f"to {rate_of(seen)}: they wait for one {_delayed(seen):.0%} of the time",
+        sentence=f"{busy} threads of OpenCV or torch share {counted(seen.cores, 'core')}, which "
+        f"limits this loop to {_rate(seen)}: they wait for a core {_delayed(seen):.0%} of the "
+        "time.",
         short="too many native threads",
         rate_without=None,
         changes=(
             Change(
-                text="call cv2.setNumThreads(0) and torch.set_num_threads(1) in each worker",
+                text="Call cv2.setNumThreads(0) and torch.set_num_threads(1) in each worker",
                 gain=None,
             ),
         ),
@@ -211,13 +226,15 @@ def _cores(seen: Evidence) -> Verdict | None:
         return None
     return Verdict(
         bottleneck="cores",
-        sentence=f"{count(number, seen)} share {seen.cores} cores, which limit this loop to "
-        f"{rate_of(seen)}: they wait for one {_delayed(seen):.0%} of the time",
-        short=f"{seen.cores} cores limit",
+        sentence=f"{_count(number, seen)} share {counted(seen.cores, 'core')}, which limits this "
+        f"loop to {_rate(seen)}: they wait for a core {_delayed(seen):.0%} of the time.",
+        short="the number of cores limits",
         rate_without=seen.rate * number / seen.cores,
         changes=(
-            Change(text=f"take {count(seen.cores, seen)}: less memory, no slower", gain=None),
-            Change(text=f"a machine with {number} cores", gain=number / seen.cores),
+            Change(
+                text=f"Use {_count(seen.cores, seen)}: less memory, and just as fast", gain=None
+            ),
+            Change(text=f"Use a machine with {number} cores", gain=number / seen.cores),
         ),
     )
 
@@ -235,14 +252,14 @@ def _worker(seen: Evidence) -> Verdict | None:
         return None
     return Verdict(
         bottleneck="worker",
-        sentence=f"one of {seen.number} workers limits this loop to {rate_of(seen)}: "
+        sentence=f"One of {seen.number} workers limits this loop to {_rate(seen)}: "
         f"{max(seen.turns, default=0):.0%} of the waiting is for it, while the others "
-        f"are busy {middle:.0%} of the time",
+        f"are busy {middle:.0%} of the time.",
         short="one slow worker limits",
         rate_without=seen.rate / max(middle, 0.05) * max(slowest, middle),
         changes=(
             Change(
-                text="find out what is different there: its shards, its core, its memory",
+                text="Find out what is different about it: its shards, its core, its memory",
                 gain=slowest / max(middle, 0.05) if recorded else None,
             ),
         ),
@@ -259,18 +276,19 @@ def _storage(seen: Evidence) -> Verdict | None:
     megabytes = stages.bytes * seen.rate / 1e6
     gain = filling / max(filling - stages.blocked_read, 1e-9)
     cold = seen.cached is not None and seen.cached < 0.5
-    where = "reading what is not in the page cache" if cold else "storage"
+    where = "Reading what is not in the page cache" if cold else "Storage"
     changes = [
-        Change(text="more threads or workers have more requests under way", gain=None),
-        Change(text="copy the shards to a faster disk", gain=gain),
+        Change(text="Use more threads or workers, which have more requests under way", gain=None),
+        Change(text="Copy the shards to a faster disk", gain=gain),
     ]
     if cold:
-        text = "memory for the whole dataset: later epochs come from the page cache"
+        text = "Add memory for the whole dataset: later epochs then come from the page cache"
         changes.insert(0, Change(text=text, gain=gain))
     return Verdict(
         bottleneck="cold" if cold else "storage",
-        sentence=f"{where} limits this loop to {rate_of(seen)}, {megabytes:,.1f} MB/s: "
-        f"a sample waits {stages.blocked_read / 1e3:,.2f} of its {filling / 1e3:,.2f} ms for it",
+        sentence=f"{where} limits this loop to {_rate(seen)}, {megabytes:,.1f} MB/s: "
+        f"a sample spends {stages.blocked_read / 1e3:,.2f} of its {filling / 1e3:,.2f} ms waiting "
+        "for its bytes.",
         short="cold storage limits" if cold else "storage limits",
         rate_without=seen.rate * gain,
         changes=tuple(changes),
@@ -286,17 +304,17 @@ def _lock(seen: Evidence) -> Verdict | None:
     sleeping = stages.transform.wall - stages.transform.cpu > _MOSTLY * stages.lock
     if share <= _LOCKED or (sleeping and not held):
         return None
-    holder = "the transform" if stages.transform.cpu > stages.decode.cpu else "Python code"
+    holder = "The transform" if stages.transform.cpu > stages.decode.cpu else "Python code"
     gain = min(seen.number, seen.cores)
     return Verdict(
         bottleneck="lock",
         sentence=f"{holder} holds the interpreter's lock, which limits {seen.number} "
-        f"threads to {rate_of(seen)}: they wait for it {share:.0%} of the time",
+        f"threads to {_rate(seen)}: they wait for it {share:.0%} of the time.",
         short="the interpreter's lock limits",
         rate_without=seen.rate / (1 - min(share, 0.95)),
         changes=(
-            Change(text=f"{gain} workers in place of threads", gain=1 / (1 - min(share, 0.95))),
-            Change(text="transform whole batches, on the device", gain=None),
+            Change(text=f"Use {gain} workers in place of threads", gain=1 / (1 - min(share, 0.95))),
+            Change(text="Transform whole batches, on the device", gain=None),
         ),
     )
 
@@ -312,61 +330,60 @@ def _prefetch(seen: Evidence) -> Verdict | None:
     are = "is" if seen.number == 1 else "are"
     return Verdict(
         bottleneck="prefetch",
-        sentence=f"too few batches are made ahead: the loop waits {seen.waiting:.0%} of the time, "
-        f"yet the {name_of(seen)} {are} busy {filling:.0%} of it ({rate_of(seen)})",
+        sentence=f"Too few batches are made ahead, which limits this loop to {_rate(seen)}: it "
+        f"waits {seen.waiting:.0%} of the time, yet the {_name(seen)} {are} busy only "
+        f"{filling:.0%} of the time.",
         short="the prefetch is too small",
         rate_without=seen.rate * gain,
-        changes=(Change(text="a larger prefetch (prefetch_factor of DataLoader)", gain=gain),),
+        changes=(
+            Change(text="Use a larger prefetch (prefetch_factor of a DataLoader)", gain=gain),
+        ),
     )
 
 
 def _stages(seen: Evidence) -> Verdict:
-    """What takes most of a sample's time."""
+    """Name the stage that takes most of a sample's time."""
     stages = seen.stages
     if stages is None:
         return _without_stages(seen)
-    where = cores(min(max(seen.number, 1), seen.cores))
+    where = counted(min(max(seen.number, 1), seen.cores), "core")
     parts = {
         "decode": stages.decode.wall,
         "transform": stages.transform.wall,
         "loader": stages.read.wall + stages.batch.wall + stages.outside,
     }
     name = max(parts, key=lambda part: parts[part])
-    what = {
-        "decode": f"decode on {where}",
-        "transform": f"the transform on {where}",
-        "loader": f"the loader itself, on {where},",
-    }[name]
+    what = {"decode": "decoding", "transform": "the transform", "loader": "the loader itself"}[name]
     rest = sum(parts.values()) - parts[name]
     return Verdict(
         bottleneck=name,
-        sentence=f"{what} limits this loop to {rate_of(seen)}: "
-        f"{parts[name]:,.0f} of {stages.total:,.0f} µs of a sample",
-        short=f"{name} limits",
+        sentence=f"{what[0].upper()}{what[1:]} on {where} limits this loop to {_rate(seen)}: it "
+        f"takes {parts[name]:,.0f} of the {stages.total:,.0f} µs of a sample.",
+        short=f"{what} limits",
         rate_without=seen.rate * sum(parts.values()) / max(rest, 1e-9),
-        changes=_more(seen) + _less(name),
+        changes=(),
     )
 
 
 def _without_stages(seen: Evidence) -> Verdict:
-    """The producers limit, and nothing tells more."""
-    why = "stages are known only for shardio's datasets"
+    """Name the producers, of which no more is known."""
+    why = "the stages are known only for shardio's datasets"
     if seen.ours and seen.kind == "processes" and not seen.restarts:
-        were = "it was" if seen.number == 1 else "they were"
-        why = f"stages are not known, as {were} started before the watching"
+        were = "was" if seen.number == 1 else "were"
+        why = f"the stages are not known, since the {_name(seen)} {were} started before the monitor"
     elif seen.ours:
         why = "too little was recorded to tell the stages"
     if seen.kind == "here":
-        who, short = "the loader itself, in the loop's own thread, limits", "the loader limits"
+        who, short = "The loader itself, in the loop's own thread, limits", "the loader limits"
     else:
         limit = "limits" if seen.number == 1 else "limit"
-        who, short = f"{count(seen.number, seen)} {limit}", f"the {name_of(seen)} {limit}"
+        who, short = f"{_count(seen.number, seen)} {limit}", f"the {_name(seen)} {limit}"
     return Verdict(
         bottleneck="workers",
-        sentence=f"{who} this loop to {rate_of(seen)}; {why}",
+        sentence=f"{who} this loop to {_rate(seen)}; {why}.",
         short=short,
         rate_without=None,
-        changes=_more(seen),
+        changes=(),
     )
 
 
@@ -383,28 +400,32 @@ _RULES: tuple[Callable[[Evidence], Verdict | None], ...] = (
 )
 
 
+_GENERAL = {
+    "decode": (
+        Change(
+            text="Pack with --resize, or small images with --store raw: less to decode", gain=None
+        ),
+    ),
+    "transform": (Change(text="Transform whole batches, on the device", gain=None),),
+    "loader": (Change(text="Use larger batches", gain=None),),
+}
+"""Advice for a bottleneck, where nothing is known of the images and the machine."""
+
+
 def _more(seen: Evidence) -> tuple[Change, ...]:
+    """Advise one producer per core, where there are fewer."""
     number = max(seen.number, 1)
     if number >= seen.cores:
         return ()
-    gain: float | None = seen.cores / number
-    text = count(seen.cores, seen)
+    if seen.kind == "here" and not (seen.ours or seen.torch):
+        text = "Use a loader that has workers or threads, such as shardio.Loader"
+        return (Change(text=text, gain=None),)
+    what = _count(seen.cores, seen)
     if seen.kind != "threads" and seen.torch:
-        text = f"num_workers={seen.cores} for the DataLoader"
-    elif seen.kind == "here" and seen.ours:
-        text = f"shardio.Loader with {seen.cores} threads"
+        what = f"num_workers={seen.cores} in the DataLoader"
     elif seen.kind == "here":
-        text, gain = "a loader that has workers or threads, as shardio.Loader has", None
-    return (Change(text=f"{text}, {ONE_A_CORE}", gain=gain),)
-
-
-def _less(name: str) -> tuple[Change, ...]:
-    texts = {
-        "decode": LESS_TO_DECODE,
-        "transform": ("transform whole batches, on the device",),
-        "loader": ("larger batches",),
-    }[name]
-    return tuple(Change(text=text, gain=None) for text in texts)
+        what = f"shardio.Loader with {seen.cores} threads"
+    return (Change(text=f"Use {what}, one per core", gain=seen.cores / number),)
 
 
 def _sample_time(stages: Stages) -> float:
@@ -424,7 +445,7 @@ def _delayed(seen: Evidence) -> float:
 
 
 def _short_of_cores(seen: Evidence) -> bool:
-    """Whether producers keep the cores busy, and wait for one."""
+    """Tell whether producers keep the cores busy and wait for one."""
     cpu = sum(one.cpu for one in seen.producers)
     each = cpu / max(len(seen.producers), 1) * seen.number  # each epoch may have had others
     return _delayed(seen) > _DELAYED and each > _BUSY * seen.cores
@@ -439,89 +460,62 @@ def _native_threads(seen: Evidence) -> int:
     return seen.number + foreign if foreign and seen.stages is not None else 0
 
 
-_PACK = "shardio pack"
-_LEAST_GAIN = 1.05
-_MARGIN = 8 / 7  # of what a picture is packed with over what is cropped from it: 256 to 224
-_TINY = 64  # pixels; such pictures are stored raw without a thought
-_PLACE_BOUND = frozenset({"step", "start", "worker", "storage", "cold"})
-"""Bottlenecks that other threads, workers or cores do not remove."""
+def _rate(seen: Evidence) -> str:
+    """Format the rate, as 1,600 samples/s."""
+    return f"{seen.rate:,.0f} {seen.unit}/s"
 
 
-def advise(
-    verdict: Verdict,
-    seen: Evidence,
-    parts: Parts,
-    ceilings: Ceilings,
-    settings: Settings,
-    measured: Mapping[tuple[Kind, int], float],
-) -> Verdict:
-    """Add storage's rate to a verdict's sentence, and what the model expects of changes.
+def _name(seen: Evidence, number: int | None = None) -> str:
+    """Name the producers: worker or thread, workers or threads if there are several.
 
     Args:
-        verdict: on a run.
-        seen: in that run.
-        parts: of the loader and machine, at its speed in that run.
-        ceilings: of the machine.
-        settings: of the run.
-        measured: samples per second of other runs, by kind and number of producers.
+        seen: observations of the loop.
+        number: number of producers; by default that of the loop.
     """
-    changes = [change for change in verdict.changes if ONE_A_CORE not in change.text]
-    if verdict.bottleneck not in _PLACE_BOUND:
-        known = {change.text for change in changes}
-        added = [*_topologies(seen, parts, measured), *_packing(verdict, parts, ceilings, settings)]
-        changes += [change for change in added if change.text not in known]
-        if any(change.text.startswith(_PACK) for change in added):
-            changes = [change for change in changes if change.text not in LESS_TO_DECODE]
-    most = 1e6 / parts.step if settings.has_step else math.inf
-    changes = [_limited(change, most / seen.rate) for change in changes]
-    changes = [change for change in changes if change.gain is None or change.gain >= _LEAST_GAIN]
-    changes.sort(key=lambda change: -(change.gain or 0))
-    sentence = verdict.sentence
-    if seen.stages is not None and verdict.bottleneck in {"decode", "transform", "loader", "lock"}:
-        speed = (ceilings.cold or ceilings.warm) / max(seen.stages.bytes, 1)
-        sentence += (
-            f"; {'storage' if ceilings.cold else 'the page cache'} could deliver {speed:,.0f}"
-        )
-    without = verdict.rate_without
-    if without is not None and verdict.bottleneck != "step":
-        without = max(min(without, most), seen.rate)
-    return replace(verdict, sentence=sentence, changes=tuple(changes), rate_without=without)
+    one = "worker" if seen.kind == "processes" else "thread"
+    return one if (seen.number if number is None else number) == 1 else f"{one}s"
+
+
+def _count(number: int, seen: Evidence) -> str:
+    """Format a number of producers, as 2 workers."""
+    return f"{number} {_name(seen, number)}"
 
 
 def _limited(change: Change, most: float) -> Change:
-    """A change whose gain is no more than the step allows."""
+    """Limit the gain of a change to what the step allows."""
     return change if change.gain is None else replace(change, gain=min(change.gain, most))
 
 
 def _topologies(
-    seen: Evidence, parts: Parts, measured: Mapping[tuple[Kind, int], float]
+    seen: Evidence, costs: SampleCosts, measured: Mapping[tuple[ProducerKind, int], float]
 ) -> Iterator[Change]:
-    kinds: tuple[tuple[Kind, str], ...] = (
-        ("threads", f"shardio.Loader with {parts.cores} threads"),
-        ("processes", f"DataLoader with {parts.cores} workers"),
+    kinds: tuple[tuple[ProducerKind, str], ...] = (
+        ("threads", f"Use shardio.Loader with {counted(costs.cores, 'thread')}"),
+        ("processes", f"Use a DataLoader with {counted(costs.cores, 'worker')}"),
     )
     for kind, text in kinds:
-        if kind != seen.kind or seen.number < parts.cores:
-            rate = measured.get((kind, parts.cores)) or predict(parts, kind, parts.cores)
+        if kind != seen.kind or seen.number < costs.cores:
+            rate = measured.get((kind, costs.cores)) or predict(costs, kind, costs.cores)
             yield Change(text=text, gain=rate / seen.rate)
     if seen.kind != "here":
-        cores = 2 * parts.cores
-        gain = predict(parts.with_cores(cores), seen.kind, cores) / seen.rate
-        most = cores / max(min(seen.number, parts.cores), 1)  # more is an error of the prediction
-        yield Change(text=f"{cores} such cores", gain=min(gain, most))
+        cores = 2 * costs.cores
+        gain = predict(costs.with_cores(cores), seen.kind, cores) / seen.rate
+        most = cores / max(min(seen.number, costs.cores), 1)  # more is an error of the prediction
+        yield Change(text=f"Use {cores} such cores", gain=min(gain, most))
 
 
 def _packing(
-    verdict: Verdict, parts: Parts, ceilings: Ceilings, settings: Settings
+    verdict: Verdict, costs: SampleCosts, ceilings: Ceilings, settings: ProfileSettings
 ) -> Iterator[Change]:
     if verdict.bottleneck != "decode" or not ceilings.side or not ceilings.decode_one:
         return
     if ceilings.side <= _TINY:
-        yield Change(text=f"{_PACK} --store raw --resize {ceilings.side:.0f}", gain=None)
+        text = f"Pack again: shardio pack --store raw --resize {ceilings.side:.0f}"
+        yield Change(text=text, gain=None)
         return
     side = round(settings.size * _MARGIN)
     if 0 < side < ceilings.side:
         share = (ceilings.decode_share or 0.0) * ceilings.loop_one / ceilings.decode_one
-        saved = share * (parts.cpu + parts.idle + parts.planned) * (1 - (side / ceilings.side) ** 2)
-        gain = parts.cpu / max(parts.cpu - saved, 1e-9)
-        yield Change(text=f"{_PACK} --resize {side}", gain=gain)
+        saved = share * (costs.cpu + costs.idle + costs.planned) * (1 - (side / ceilings.side) ** 2)
+        gain = costs.cpu / max(costs.cpu - saved, 1e-9)
+        yield Change(text=f"Pack again: shardio pack --resize {side}", gain=gain)

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from shardio.errors import (
     CodecError,
+    MisfitError,
     SampleError,
     SituationError,
     TransformError,
@@ -46,7 +47,6 @@ from shardio.reading.columns import (
     Column,
     Fields,
     Labels,
-    MisfitError,
     RowColumn,
     SizedImages,
     Stack,
@@ -142,7 +142,7 @@ class Batch:
         self._keys = [""] * len(references)
         self._missing: list[str] = []  # entries of the one sample where some may be missing
         self._bad: dict[int, str] = {}  # why the sample of a slot cannot be delivered
-        self._misfits: dict[int, str] = {}  # why it does not fit with the others
+        self._misfits: dict[int, MisfitError] = {}  # why it does not fit with the others
         fields = delivery.fields
         self._wanted = tuple(fields[name] for name in columns)
         several = {name: fields[name] for name in columns if len(fields[name]) > 1}
@@ -233,7 +233,10 @@ class Batch:
             if self._delivery.on_replaced is None:
                 raise
             if isinstance(error.__cause__, MisfitError):
-                self._misfits[slot.number] = str(error)
+                misfit = error.__cause__.at(  # anew, since a traceback would keep the batch
+                    error.where, MisfitError, shard=error.shard, key=error.key, field=error.field
+                )
+                self._misfits[slot.number] = misfit
             else:
                 self._bad[slot.number] = str(error)
                 shard.bad.add(sample)
@@ -246,7 +249,7 @@ class Batch:
             self._misfits.clear()
             for number in sound:
                 self._fill(self._slot(number, watch), *self._place_of(number))
-        faults = self._bad | self._misfits
+        faults = self._bad | {number: str(error) for number, error in self._misfits.items()}
         good = [self._place_of(number) for number in sound if number not in faults]
         for number in sorted(faults):
             good.append(self._replace(self._slot(number, watch), good, faults[number]))
@@ -266,7 +269,7 @@ class Batch:
         most = max(kinds, key=kinds.__getitem__)
         odd = len(sound) - kinds[most]
         if odd >= _MANY and 2 * odd >= len(sound):
-            raise UsageError(next(iter(self._misfits.values())))
+            raise self._misfits.pop(min(self._misfits))
         if most == tuple(stack.kind for stack in stacks):
             return False
         for stack, kind in zip(stacks, most, strict=True):
@@ -401,7 +404,7 @@ class Batch:
         elif self._delivery.on_replaced is not None:
             kind = SampleError
         elif isinstance(error, UsageError):
-            kind = SituationError
+            kind = MisfitError if isinstance(error, MisfitError) else SituationError
         else:
             remedy = 'pass on_bad_sample="skip" to go on without it, or choose other fields'
         return error.at(

@@ -23,7 +23,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shardio.errors import CodecError, TransformError, UsageError, quoted, shown
+from shardio.errors import (
+    CodecError,
+    MisfitError,
+    SituationError,
+    TransformError,
+    UsageError,
+    quoted,
+    shown,
+)
 from shardio.fields.arrays import decode_cls, is_picture, parse_numbers, split_npy
 from shardio.fields.base import IMAGE_FIELDS, PIXELS_FIELD, decode_field, is_mask, kind_of
 from shardio.fields.image import Scratch, decode_part, write_crop, write_part
@@ -59,7 +67,7 @@ def default_fields(names: Sequence[str], together: Sequence[Sequence[str]]) -> F
     rest = {name: (name,) for name in names if name not in images and name != "cls"}
     for name in rest:
         if name in fields or name in _RESERVED:
-            raise UsageError(
+            raise SituationError(
                 f"the shards have a field {quoted(name)}, a name that "
                 f"{';'.join(fields.get(name, ['shardio itself']))} takes",
                 remedy=f"give it another with fields={{'other': {quoted(name)}, …}}",
@@ -97,10 +105,6 @@ def parse_fields(fields: Mapping[str, str], names: Sequence[str], *, decode: boo
 Transform = SizedTransform | Callable[[torch.Tensor], Any]
 Kind = tuple[tuple[int, ...], Any]
 """Shape and dtype of an array or tensor."""
-
-
-class MisfitError(UsageError):
-    """A value of another kind than the others of its batch."""
 
 
 class Column(Protocol):
@@ -486,6 +490,7 @@ def _misfit(
     side = min(224, *shape[-2:]) if len(shape) > 1 else 224
     return MisfitError(
         f"it is {'×'.join(map(str, found_shape))} {found_dtype}, others of the batch are "
-        f"{'×'.join(map(str, shape))} {dtype}; give a transform that makes them equal, such as "
-        f"shardio.RandomResizedCrop({side}), or read samples without batch_size"
+        f"{'×'.join(map(str, shape))} {dtype}",
+        remedy="give a transform that makes them equal, such as "
+        f"shardio.RandomResizedCrop({side}), or read samples without batch_size",
     )

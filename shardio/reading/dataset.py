@@ -9,6 +9,8 @@ epoch's order depends on is in the plan; the base class finds out which steps ar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import compress, islice
 from typing import Any, Literal
 
@@ -211,7 +213,7 @@ class ShardDataset(ResumableDataset):
         samples: which samples of the shards belong to it.
         shuffle: their order.
         times: where the time of reading went, in this process.
-        stopwatch: makes what measures that, for each chunk of samples.
+        stopwatch: makes the stopwatch of each chunk of samples; see timed_by.
 
     Raises:
         UsageError: an argument cannot be meant, or nothing is at the source.
@@ -372,6 +374,41 @@ class ShardDataset(ResumableDataset):
                 "the shards have changed since it was opened", where=self, remedy="open it again"
             )
         return other._with(self.samples)
+
+    def repeated(self, times: int) -> ShardDataset:
+        """The same samples, several times in an epoch, one after the other; for measuring.
+
+        Args:
+            times: number of times, at least 1.
+        """
+        times = whole_number("times", times, least=1)
+        shards, counts, chosen = self.catalog.shards * times, self.samples.counts, None
+        if self.samples.chosen is not None:
+            chosen = np.tile(self.samples.chosen, times)
+        part = self._with(Samples(np.tile(counts, times), chosen))
+        part.catalog = replace(self.catalog, shards=shards)
+        part._digest = part.catalog.digest()
+        return part
+
+    @contextmanager
+    def timed_by(self, stopwatch: Callable[[], Stopwatch]) -> Iterator[None]:
+        """Time the chunks that loops read inside the context by other stopwatches.
+
+        Args:
+            stopwatch: makes one for a chunk, in the thread that reads it; it goes to workers too.
+
+        Raises:
+            UsageError: they are timed by others already.
+        """
+        if self.stopwatch is not Stopwatch:
+            raise UsageError(
+                "the dataset is timed already", where=self, remedy="leave the other context first"
+            )
+        self.stopwatch = stopwatch
+        try:
+            yield
+        finally:
+            self.stopwatch = Stopwatch
 
     def read_batch(self, *, epoch: int, step: int) -> dict[str, Any]:
         """What this rank gets in one step of an epoch, whatever came before.

@@ -1,78 +1,15 @@
-"""From what a user asks for to a plan: what does not fit together is refused with the way out.
+"""From the arguments of a dataset to its order; what does not fit together is refused.
 
 Nothing here needs torch, so that the command line plans what a training loop would read.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from shardio.errors import SituationError, UsageError, counted
-from shardio.indexing.catalog import Catalog, open_catalog
-from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, Shuffle, Tail, count_steps
+from shardio.planning.epoch import Shuffle, Tail, count_steps
 from shardio.planning.samples import Samples
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanSettings:
-    """What ShardDataset would be given.
-
-    Attributes:
-        source: see shardio.indexing.catalog.open_catalog.
-        batch_size: samples of one rank in a step.
-        ranks: number of ranks.
-        shuffle: as ShardDataset takes it.
-        seed: of the shuffle.
-        window: shards in a window.
-        streams: canonical streams.
-        tail: see shardio.planning.epoch.
-        epoch: from 0.
-        allow_empty: as ShardDataset takes it.
-    """
-
-    source: str
-    batch_size: int
-    ranks: int = 1
-    shuffle: bool | Literal["full"] = False
-    seed: int = 0
-    window: int = DEFAULT_WINDOW
-    streams: int = 1
-    tail: Tail = "pad"
-    epoch: int = 0
-    allow_empty: bool = False
-
-
-def open_plan(settings: PlanSettings) -> tuple[Catalog, EpochPlan]:
-    """The shards of a source and the plan of an epoch.
-
-    Raises:
-        UsageError: nothing is at the source, or the settings do not fit together.
-        IndexFileError: a manifest or index is damaged or stale.
-        TarError: a shard without index is damaged.
-    """
-    catalog = open_catalog(settings.source, allow_empty=settings.allow_empty)
-    samples = Samples([shard.samples for shard in catalog.shards])
-    shuffle = make_shuffle(
-        settings.shuffle, seed=settings.seed, window=settings.window, streams=settings.streams
-    )
-    global_batch_size = settings.batch_size * settings.ranks
-    check_plan(
-        settings.source,
-        samples,
-        shuffle,
-        tail=settings.tail,
-        world_size=settings.ranks,
-        global_batch_size=global_batch_size,
-    )
-    plan = EpochPlan(
-        samples,
-        shuffle,
-        global_batch_size=global_batch_size,
-        epoch=settings.epoch,
-        tail=settings.tail,
-    )
-    return catalog, plan
 
 
 def make_shuffle(

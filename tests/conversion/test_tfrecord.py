@@ -22,7 +22,6 @@ from tfrecord.reader import example_loader
 from webdataset.tariterators import base_plus_ext
 
 import shardio
-from shardio.indexing.publish import index_source
 from shardio.testing import make_shard
 
 SAMPLES = {
@@ -141,7 +140,7 @@ def test_shards_with_gzip_become_records(tmp_path: Path) -> None:
 
 def test_a_member_that_changed_stops_the_conversion_and_leaves_nothing(tmp_path: Path) -> None:
     shard = make_shard(tmp_path / "a.tar", SAMPLES)
-    index_source(shard)
+    shardio.index(shard)
     data = bytearray(shard.read_bytes())
     data[data.index(b"first")] ^= 1
     shard.write_bytes(data)
@@ -343,7 +342,7 @@ def test_what_dalis_index_cannot_hold_is_refused(tmp_path: Path) -> None:
 
 def test_an_index_of_another_tool_never_replaces_shardios(tmp_path: Path) -> None:
     shard = make_shard(tmp_path / "a.tar", SAMPLES)
-    index_source(shard)
+    shardio.index(shard)
     before = (tmp_path / "index/a.tar.idx").read_bytes()
     with pytest.raises(shardio.UsageError, match="shardio's own index lies there"):
         shardio.convert(shard, tmp_path / "index", to="energon")
@@ -352,7 +351,7 @@ def test_an_index_of_another_tool_never_replaces_shardios(tmp_path: Path) -> Non
 
 def test_a_shard_that_changed_after_it_was_indexed_is_noticed(tmp_path: Path) -> None:
     shard = make_shard(tmp_path / "a.tar", SAMPLES)
-    index_source(shard)
+    shardio.index(shard)
     size = shard.stat().st_size
     make_shard(shard, {"one": {"txt": b"x"}})
     with shard.open("ab") as stream:

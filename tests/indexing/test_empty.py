@@ -22,7 +22,6 @@ from shardio.indexing.manifest import (
     index_path,
     write_manifest,
 )
-from shardio.indexing.publish import index_source
 from shardio.indexing.scan import index_shard
 from shardio.indexing.shard_index import encode_index
 from shardio.storage.cache import cache_entry
@@ -148,13 +147,13 @@ def test_a_plain_empty_archive_is_a_shard_without_samples(folder: Path, size: in
     dataset = shardio.ShardDataset(folder)
     assert [shard.samples for shard in dataset.catalog.shards] == [0, 20]
     assert shardio.verify(folder, jobs=1).sound
-    assert index_source(folder).samples == 20
+    assert shardio.index(folder).samples == 20
     assert len(shardio.ShardDataset(folder)) == 20
 
 
 def test_a_packed_folder_may_have_a_shard_without_samples(folder: Path) -> None:
     (folder / "empty.tar").write_bytes(bytes(1024))
-    index_source(folder)
+    shardio.index(folder)
     receipts = [
         ShardReceipt(
             name=entry.path.rpartition("/")[2],
@@ -232,7 +231,7 @@ def test_a_shard_without_an_end_mark_is_read_with_one_warning_in_a_process(
     assert message.endswith("; fetch or pack it again, or append 1,024 zero bytes if it is known "
                             "to be complete")  # fmt: skip
     shardio.ShardDataset(folder)
-    index_source(folder)
+    shardio.index(folder)
     assert logged(caplog) == []
 
 
@@ -252,7 +251,7 @@ def test_an_index_of_the_whole_shard_knows_its_end(
     folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shard = cut_end(folder / "good.tar")
-    index_source(folder)
+    shardio.index(folder)
     assert len(logged(caplog)) == 1
     monkeypatch.setattr("shardio.indexing.scan._warned", set())
     assert len(shardio.ShardDataset(folder)) == 20
@@ -276,7 +275,7 @@ def test_a_shard_without_an_end_mark_is_a_problem_of_verify(folder: Path) -> Non
     shard = cut_end(folder / "good.tar")
     for index in (False, True):
         if index:
-            index_source(folder)
+            shardio.index(folder)
         (found,) = shardio.verify(folder, jobs=1).problems
         assert found.offset == shard.stat().st_size
         assert found.what.startswith("the shard ends without an end-of-archive mark")
@@ -324,7 +323,7 @@ def test_no_tar_of_other_projects_opens_without_samples(shared_data: Path) -> No
 def test_an_index_without_samples_of_a_shard_that_has_some_is_stale(tmp_path: Path) -> None:
     shard = tmp_path / "a.tar"
     shard.write_bytes(bytes(10240))
-    index_source(shard)
+    shardio.index(shard)
     make_shard(shard, {"0": {"txt": b"a"}})
     assert shard.stat().st_size == 10240
     with pytest.raises(shardio.IndexFileError, match="the index is stale: it has no samples"):
@@ -336,4 +335,4 @@ def test_a_volume_label_without_an_end_is_no_archive(tmp_path: Path) -> None:
     label.type = b"V"
     (tmp_path / "a.tar").write_bytes(label.tobuf(tarfile.GNU_FORMAT))
     with pytest.raises(shardio.TarError, match="no members and no end"):
-        index_source(tmp_path / "a.tar")
+        shardio.index(tmp_path / "a.tar")

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 import shardio
 from shardio.indexing.catalog import open_catalog
 from shardio.indexing.manifest import index_path, read_manifest
-from shardio.indexing.publish import index_source
 from shardio.indexing.scan import index_shard
 from shardio.indexing.shard_index import FORMAT, ShardIndex, encode_index, read_index
 
@@ -226,11 +225,11 @@ def test_a_shard_that_changed_is_scanned_again(tmp_path: Path) -> None:
 
 def test_an_index_of_another_shard_is_noticed(tmp_path: Path) -> None:
     path = make_tar(tmp_path / "a.tar", [("a.txt", b"1")])
-    index_source(path)
+    shardio.index(path)
     make_tar(path, [(f"{i}.txt", bytes(20_000)) for i in range(3)])
     with pytest.raises(shardio.IndexFileError, match=r"a\.tar: the index is stale"):
         open_catalog(path)
-    index_source(path)
+    shardio.index(path)
     assert open_catalog(path).shards[0].samples == 3
 
 
@@ -284,16 +283,16 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, damage: str) -> None:
 def test_packed_shards_that_changed_are_indexed_by_force_only(packed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(packed, folder)
-    index_source(folder)
+    shardio.index(folder)
     assert (folder / "shardio.json").read_bytes() == (packed / "shardio.json").read_bytes()
     make_tar(folder / "shard-000002.tar", [("a.png", b"1"), ("a.cls", b"0")])
     for source in (folder, folder / "shard-000002.tar"):
         with pytest.raises(shardio.IndexFileError, match=r"000002\.tar: .* is not what was packed"):
-            index_source(source)
+            shardio.index(source)
     (folder / "shard-000004.tar").unlink()
     with pytest.raises(shardio.IndexFileError, match="1 of 8 shards are missing, the first is"):
-        index_source(folder)
-    index_source(folder, force=True)
+        shardio.index(folder)
+    shardio.index(folder, force=True)
     assert [shard.samples for shard in open_catalog(folder).shards] == [75, 75, 1, *[75] * 4]
 
 
@@ -306,7 +305,7 @@ def test_an_interrupted_pack_is_no_dataset(packed: Path, tmp_path: Path) -> None
             open_catalog(folder)
         (folder / "shardio.json").unlink(missing_ok=True)
     with pytest.raises(shardio.IndexFileError, match="was interrupted or still runs"):
-        index_source(folder)
+        shardio.index(folder)
 
 
 def test_packed_folders_join_only_with_the_same_classes(

@@ -18,7 +18,6 @@ from shardio.errors import UsageError
 from shardio.indexing import publish
 from shardio.indexing.catalog import ShardPaths, count_names, open_catalog
 from shardio.indexing.manifest import Manifest, index_path, read_manifest
-from shardio.indexing.publish import index_source
 from shardio.testing import make_images, make_shard
 
 
@@ -51,7 +50,7 @@ def test_an_interrupted_pack_is_refused_however_it_is_named(
     with pytest.raises(shardio.IndexFileError, match="copy: a pack into this folder was interr"):
         open_catalog(source)
     with pytest.raises(shardio.IndexFileError, match="copy: a pack into this folder was interr"):
-        index_source(source)
+        shardio.index(source)
 
 
 # Lists
@@ -94,8 +93,8 @@ def test_indexing_a_list_by_force_brings_the_manifest_of_each_folder_up_to_date(
     (copy / "shard-000007.tar").unlink()
     single = Path(shutil.copy(foreign, copy.parent / "single.tar"))
     with pytest.raises(shardio.IndexFileError, match="1 of 8 shards are missing"):
-        index_source([single, copy])
-    summary = index_source([single, copy], force=True)
+        shardio.index([single, copy])
+    summary = shardio.index([single, copy], force=True)
     assert (summary.shards, summary.samples) == (8, 600)
     assert [len(shard.load_index()) for shard in open_catalog([single, copy]).shards] == [75] * 8
     assert index_path(single).exists()
@@ -111,9 +110,9 @@ def test_indexing_reads_the_manifest_of_a_folder_once(
         return read_manifest(folder)
 
     monkeypatch.setattr(publish, "read_manifest", noted)
-    index_source(copy)
+    shardio.index(copy)
     assert read == [copy]
-    index_source(copy / "*.tar")
+    shardio.index(copy / "*.tar")
     assert read == [copy, copy]
 
 
@@ -129,7 +128,7 @@ def test_a_manifest_stands_for_its_folder(packed: Path, monkeypatch: pytest.Monk
 
 def test_a_manifest_that_is_named_is_brought_up_to_date_by_force(copy: Path) -> None:
     (copy / "shard-000007.tar").unlink()
-    index_source(copy / "shardio.json", force=True)
+    shardio.index(copy / "shardio.json", force=True)
     assert len(open_catalog(copy).shards) == 7
 
 

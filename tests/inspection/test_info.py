@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 import shardio
 from shardio.indexing.catalog import ShardEntry
 from shardio.indexing.manifest import index_path, read_manifest, write_manifest
-from shardio.indexing.publish import index_source
 from shardio.inspection import counts as counting
 from shardio.inspection.counts import Tally
 from shardio.inspection.info import ClassCount
@@ -124,7 +123,7 @@ def test_classes_are_counted_from_checksums_as_from_members(
     for name in ("a.tar", "b.tar"):
         make_shard(folder / name, samples)
     if indexed:
-        index_source(str(folder))
+        shardio.index(str(folder))
     expected, unreadable = Counter[int](), 0
     for text in [*texts, "0"]:
         if text is not None:

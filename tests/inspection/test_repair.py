@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 import shardio
 from shardio.indexing.manifest import index_path, read_manifest
-from shardio.indexing.publish import index_source
 from shardio.indexing.scan import index_shard
 from shardio.indexing.shard_index import encode_index, read_index
 from shardio.inspection.repair import RepairSummary
@@ -276,7 +275,7 @@ def test_what_a_cut_off_gzip_shard_still_has_is_kept(tmp_path: Path) -> None:
 
 def test_a_stale_index_of_a_sound_shard_is_not_believed(tmp_path: Path) -> None:
     shard = make_shard(tmp_path / "a.tar", make_samples(3))
-    index_source(shard)
+    shardio.index(shard)
     samples = make_samples(5)
     make_shard(shard, samples)
     repair(shard, tmp_path / "new")

@@ -16,7 +16,6 @@ import pytest
 
 import shardio
 from shardio.indexing.manifest import index_path, read_manifest
-from shardio.indexing.publish import index_source
 from shardio.indexing.shard_index import read_index
 from shardio.inspection.findings import Finding, Verification
 from shardio.tar.header import HEADER_PARTS, checksum
@@ -116,7 +115,7 @@ def test_what_tar_writes_is_sound_with_and_without_indexes(images: Path, tmp_pat
         found = verify(tmp_path, deep=True)
         assert [finding for finding in found.findings if finding.severity == "problem"] == []
         assert (found.shards, found.samples) == (5, 243)
-        index_source(tmp_path)
+        shardio.index(tmp_path)
 
 
 # What is damaged
@@ -429,7 +428,7 @@ def test_a_gzip_shard_that_is_cut_off_is_a_finding(tmp_path: Path) -> None:
 
 def test_a_shard_without_index_but_with_that_of_another_differs(tmp_path: Path) -> None:
     shard = make_shard(tmp_path / "a.tar", make_samples(3))
-    index_source(shard)
+    shardio.index(shard)
     make_shard(shard, make_samples(4))
     assert "the index does not have this member" in sentence(verify(shard))
 

@@ -20,13 +20,10 @@ from hypothesis import strategies as st
 
 import shardio
 from shardio.indexing.manifest import index_path
-from shardio.indexing.publish import index_source
 from shardio.indexing.shard_index import encode_index, read_index
 from shardio.inspection.repair import find_whole
-from shardio.inspection.replay import replay
 from shardio.packing.listing import Listing
 from shardio.profiling.profile import check_writable
-from shardio.reading.settings import PlanSettings
 from shardio.reading.shards import ShardPool
 from shardio.testing import digests, make_images, make_shard
 
@@ -378,7 +375,7 @@ def test_index_writes_through_no_link(finished: Path, tmp_path: Path, place: str
     (out / place).symlink_to(tmp_path / "moved")
     before = everything(tmp_path)
     with pytest.raises(shardio.OutputError, match=rf"{place}: it is a link"):
-        index_source(out, force=True)
+        shardio.index(out, force=True)
     assert everything(tmp_path) == before
 
 
@@ -439,7 +436,7 @@ def test_a_manifest_names_shards_in_its_folder_alone(
     del document["shardio"]["crc32"]
     (out / "shardio.json").write_text(json.dumps(document))
     with pytest.raises(shardio.IndexFileError, match=r"shardio\.json: the manifest is damaged"):
-        index_source(out, force=True)
+        shardio.index(out, force=True)
 
 
 def test_pipes_in_place_of_a_manifest_or_an_index_do_not_hang(
@@ -465,9 +462,8 @@ def test_replay_writes_through_no_link(
         return ShardPool(*arguments)
 
     monkeypatch.setattr("shardio.inspection.replay.ShardPool", pool)
-    settings = PlanSettings(source=str(finished), batch_size=4)
     with pytest.raises(shardio.OutputError, match=r"batch\.json: it is a link"):
-        replay(settings, step=0, rank=None, out=str(out))
+        shardio.replay(finished, out, batch_size=4, step=0)
     assert victim.read_bytes() == b"mine"
 
 
@@ -518,9 +514,7 @@ def test_a_device_or_a_pipe_is_not_replaced_by_a_preview(tmp_path: Path, packed:
 def test_fields_with_like_names_are_all_replayed(tmp_path: Path) -> None:
     fields = {"2._": b"1", "\u00e9": b"2", "\u00fc": b"3"}
     shard = make_shard(tmp_path / "a.tar", {"k": fields})
-    found = replay(
-        PlanSettings(source=str(shard), batch_size=1), step=0, rank=0, out=str(tmp_path / "batch")
-    )
+    found = shardio.replay(shard, tmp_path / "batch", batch_size=1, step=0, rank=0)
     (sample,) = found.samples
     written = {
         name: (tmp_path / "batch" / file).read_bytes() for name, file in sample.files.items()
@@ -609,7 +603,7 @@ def test_pipes_in_the_place_of_sources_are_no_wait(tmp_path: Path) -> None:
 
 def test_a_key_of_an_index_that_no_reader_finds_is_not_packed(tmp_path: Path) -> None:
     shard = make_shard(tmp_path / "a.tar", {"aa": {"txt": b"1"}, "bb": {"txt": b"2"}})
-    index_source(shard)
+    shardio.index(shard)
     path = index_path(shard)
     known = read_index(path)
     keys = np.frombuffer(b"..bb", np.uint8)

@@ -19,7 +19,6 @@ import pytest
 
 import shardio
 from shardio.fields.image import decode_image
-from shardio.indexing.publish import index_source
 from shardio.packing import listing as files
 from shardio.packing import listing as states
 from shardio.packing import task as receipts
@@ -358,7 +357,7 @@ def test_a_source_that_was_edited_at_its_size_and_time_is_packed_as_it_is_now(
     else:
         edited = make_shard(folder / "a.tar", TEXTS)
         if kind == "indexed tar":
-            index_source(folder)
+            shardio.index(folder)
     with pytest.raises(RuntimeError):
         shardio.pack(folder, tmp_path / "out", **options, progress=stop_after(45))
     assert (tmp_path / "out/shard-000000.tar").exists()

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from shardio.errors import ShardioError
+from shardio.errors import MisfitError, ShardioError, UsageError
 from shardio.profiling.evidence import Ceilings, Evidence, Stage, Stages
-from shardio.profiling.profile import Profile, count_parts, profile
-from shardio.profiling.settings import SettingError, Settings, Topology, topologies_of
+from shardio.profiling.profile import Profile, profile
+from shardio.profiling.settings import ProfileSettings, Topology, topologies_of
 
 BATCH = 10
 CEILINGS = Ceilings(
@@ -100,11 +100,16 @@ def measure(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Prof
 
         monkeypatch.setattr("shardio.profiling.profile.ask", ask)
         monkeypatch.setattr("shardio.profiling.settings.count_cores", lambda: 2)
-        chosen = Settings(source=str(packed), batch_size=BATCH, **settings)
+        totals: list[int] = []
         parts: list[int] = []
-        found = profile(chosen, baseline=baseline, on_part=parts.append)
+
+        def progress(total: int) -> Callable[[int], None]:
+            totals.append(total)
+            return parts.append
+
+        found = profile(packed, batch_size=BATCH, baseline=baseline, progress=progress, **settings)
         failed = found.baseline_error is not None
-        assert sum(parts) == count_parts(chosen, baseline, None) - failed
+        assert [sum(parts)] == [total - failed for total in totals]
         return found
 
     return measured
@@ -133,7 +138,7 @@ def drifting(topology: Topology, _: dict[str, Any]) -> tuple[Evidence, float]:
 def test_a_machine_that_slows_down_promises_no_gain(measure: Callable[..., Profile]) -> None:
     found = measure(drifting)
     gains = {change.text: change.gain or 0 for change in found.verdict.changes}
-    assert 1.5 < gains["4 such cores"] <= 2
+    assert 1.5 < gains["Use 4 such cores"] <= 2
     twice = [one.rate for one in found.predictions if one.cores == 4]
     assert len(twice) == 2
     assert all(1.5 * 1260 < rate < 2.1 * 1260 for rate in twice)
@@ -201,7 +206,7 @@ def test_prefetch_and_numbers_say_what_is_run(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("shardio.profiling.settings.count_cores", lambda: 2)
 
     def kinds(**settings: Any) -> list[tuple[str, int]]:
-        found = topologies_of(Settings(source="out", prefetch=7, **settings))
+        found = topologies_of(ProfileSettings(source="out", prefetch=7, **settings))
         assert {one.prefetch for one in found[1:]} <= {7}
         return [(one.kind, one.producers) for one in found]
 
@@ -210,6 +215,35 @@ def test_prefetch_and_numbers_say_what_is_run(monkeypatch: pytest.MonkeyPatch) -
     assert kinds(threads=(0,), workers=(3,)) == [("here", 0), ("processes", 3)]
     assert kinds(threads=(0,)) == [("here", 0)]
     for numbers in ({"workers": (33,)}, {"threads": (-1,)}):
-        with pytest.raises(SettingError, match="give from 0 to 32") as refused:
+        (name,) = numbers
+        with pytest.raises(UsageError, match=f"{name}=.* a whole number from 0 to 32"):
             kinds(**numbers)
-        assert refused.value.setting in numbers
+
+
+def test_a_misfit_is_remedied_by_what_a_profile_takes(measure: Callable[..., Profile]) -> None:
+    def misfits(*_: object) -> tuple[Evidence, float]:
+        raise MisfitError("it is 3×8×8", where="a.tar", remedy="read samples")
+
+    with pytest.raises(MisfitError) as refused:
+        measure(misfits)
+    error = refused.value
+    assert (error.what, error.where) == ("it is 3×8×8", "a.tar")
+    assert error.remedy == "give size, a transform that makes them equal, or batch_size=1"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0: it must be a whole number, at least 1"),
+        ({"seconds": 0.01}, "seconds=0.01: it must be a number, 0.1 or more"),
+        ({"step_ms": float("inf")}, "step_ms=inf: it must be a number, 0 or more"),
+        ({"cold": 1}, "cold=1: it must be True or False"),
+        ({"step_ms": 5, "train": "a.py:f"}, "step_ms and train exclude each other"),
+        ({"baseline": "nothing"}, "baseline='nothing': it must be 'webdataset'"),
+    ],
+)
+def test_options_that_are_wrong_are_refused(
+    packed: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        profile(packed, **options)

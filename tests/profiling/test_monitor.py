@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 import shardio
 from shardio.profiling import monitor
 from shardio.profiling import system as watching
-from shardio.profiling.loop import count_samples, look_at
+from shardio.profiling.monitoring import count_samples, look_at
 from shardio.profiling.record import Recorder, ThreadRecords
 from shardio.profiling.system import Moved, Use
 from shardio.reading.times import Stopwatch
@@ -156,7 +156,7 @@ def test_too_few_batches_are_counted_in_the_error(batches: int, words: str) -> N
 
 
 def test_seconds_go_on_where_batches_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shardio.profiling.loop._MOST_BATCHES", 5)
+    monkeypatch.setattr("shardio.profiling.monitoring._MOST_BATCHES", 5)
     with monitor([torch.zeros(4)] * 20, live=False) as seen:
         for _ in seen:
             time.sleep(0.005)
@@ -234,7 +234,7 @@ def test_who_runs_for_milliseconds_makes_no_batches(watcher: watching.Watcher) -
 def test_reading_the_records_for_the_line_keeps_to_the_budget(
     packed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shardio.profiling.loop._SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("shardio.profiling.monitoring._SECONDS_BETWEEN_LINES", 0.0)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     read, readings = Recorder.read, []
 
@@ -265,7 +265,7 @@ def test_records_of_ended_threads_do_not_pile_up(monkeypatch: pytest.MonkeyPatch
 def test_a_line_is_shown_while_the_loop_runs(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr("shardio.profiling.loop._SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("shardio.profiling.monitoring._SECONDS_BETWEEN_LINES", 0.0)
     with monitor(dataset(packed), live=True) as seen:
         for _ in seen:
             pass
@@ -280,7 +280,7 @@ def test_a_dataset_is_watched_by_one_monitor_at_a_time(packed: Path) -> None:
     watched = dataset(packed)
     with monitor(watched, live=False) as seen:
         other = monitor(watched, live=False)
-        with pytest.raises(shardio.UsageError, match="watched already"):
+        with pytest.raises(shardio.UsageError, match="the dataset is timed already"):
             other.__enter__()
         assert len([*seen]) == 30
     with pytest.raises(shardio.UsageError, match="has been used"):
@@ -385,7 +385,7 @@ def test_it_says_how_it_is_used(packed: Path) -> None:
     assert repr(watched) == "<Monitor of ShardDataset>"
     with watched:
         pass
-    with pytest.raises(shardio.UsageError, match="context has ended: make another monitor"):
+    with pytest.raises(shardio.UsageError, match="context has ended; make another one"):
         next(iter(watched))
     with pytest.raises(shardio.UsageError, match="got 5, which cannot be looped over"):
         monitor(5)  # type: ignore[arg-type]

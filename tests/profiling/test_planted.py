@@ -53,7 +53,7 @@ def test_slow_storage_is_named_and_whether_it_was_cold(
         return read(shard, offset, size)
 
     monkeypatch.setattr(LocalShard, "read", slow)
-    monkeypatch.setattr("shardio.profiling.loop.cached_share", lambda _: cached)
+    monkeypatch.setattr("shardio.profiling.monitoring.cached_share", lambda _: cached)
     expected = "cold" if cached == 0.0 else "storage"
     assert bottleneck(shardio.Loader(opened(packed), threads=2)) == expected
 

@@ -1,3 +1,5 @@
+"""shardio.profile, the command, and the reports: of one measured profile where that will do."""
+
 from __future__ import annotations
 
 import json
@@ -6,17 +8,19 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import pytest
 
 import shardio
-from shardio.profiling.profile import Profile, Run, profile
+from shardio.cli import main
+from shardio.profiling.profile import Measurement, Profile
 from shardio.profiling.report import (
     Bar,
     Scale,
@@ -27,19 +31,9 @@ from shardio.profiling.report import (
     line_chart,
     write_html,
 )
-from shardio.profiling.settings import Settings, Topology
+from shardio.profiling.settings import ProfileOptions, Topology, load_callable
 from shardio.profiling.system import cached_share, drop_from_cache, tree_memory
-from shardio.profiling.verdict import Change, as_sentence
-
-QUICK = ("--seconds", "0.4", "--size", "16")
-
-
-def fail(_: object) -> None:
-    raise KeyError("mine")
-
-
-def words(_: object) -> str:
-    return "mine"
+from shardio.profiling.verdict import Change
 
 
 def run(*arguments: object) -> Any:
@@ -47,9 +41,35 @@ def run(*arguments: object) -> Any:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+class Done(NamedTuple):
+    """What a command line left: its exit code and what it printed."""
+
+    code: object
+    out: str
+    err: str
+
+
+@pytest.fixture
+def type_in(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """Runs a command line in this process."""
+
+    def typed(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["shardio", "profile", *map(str, arguments)])
+        code: object = 0
+        try:
+            main()
+        except SystemExit as error:
+            code = error.code
+        return Done(code, *capsys.readouterr())
+
+    return typed
+
+
 @pytest.fixture(scope="module")
 def found(packed: Path) -> Profile:
-    return profile(Settings(source=str(packed), seconds=0.5, size=16), baseline="webdataset")
+    return shardio.profile(packed, seconds=0.3, size=16, baseline="webdataset")
 
 
 def test_runs_are_measured_and_predicted(found: Profile, images: Path) -> None:
@@ -120,8 +140,8 @@ def test_the_page_needs_nothing_else_and_says_the_verdict_first(
     assert not parser.open
     assert parser.charts == 4 + (len(found.runs[found.best].waits) > 1)
     _, _, body = parser.text.partition("}")
-    assert as_sentence(found.verdict.sentence) in body
-    for words in (*facts(found), "p99", "predicted, not run", "Swipe the table"):
+    assert found.verdict.sentence in body
+    for words in (*facts(found), "p99", "idle", "Swipe the table"):
         assert words in body
     assert body.index(found.verdict.sentence[1:]) < body.index("What to change")
     assert "NaN" not in text
@@ -143,7 +163,7 @@ def changed(found: Profile, **values: Any) -> Profile:
     limits |= values.pop("limits", {})
     slices = values.pop("slices", (1.0,) * 5)
 
-    def even(one: Run) -> Run:
+    def even(one: Measurement) -> Measurement:
         rates = tuple(one.evidence.rate * value for value in slices)
         return replace(one, evidence=replace(one.evidence, slices=rates, batches=1000))
 
@@ -174,11 +194,20 @@ def test_a_machine_that_was_not_idle_is_told(found: Profile) -> None:
         assert (warning in facts(changed(found, **values))) == told, values
 
 
+def test_the_facts_say_what_storage_could_deliver(found: Profile) -> None:
+    decode = replace(found.verdict, bottleneck="decode")
+    for limits, where in (({"cold": None}, "The page cache"), ({"cold": 64e6}, "Storage")):
+        texts = facts(changed(found, limits=limits, verdict=decode, storage=31_250.0))
+        assert f"{where} could deliver 31,250 samples/s." in texts
+    step = replace(found.verdict, bottleneck="step")
+    assert not [text for text in facts(replace(found, verdict=step)) if "deliver" in text]
+
+
 def test_the_facts_are_sentences_and_no_loop_reaches_more_than_its_ceiling(found: Profile) -> None:
     rate = found.runs[found.best].evidence.rate
     for factor, share in ((2.0, "50%"), (0.5, "100%")):
         texts = facts(changed(found, ceiling=factor * rate))
-        assert f"would reach {factor * rate:,.0f} samples/s; this loop reaches {share}" in texts[0]
+        assert texts[0].startswith(f"This loop reaches {share} of the {factor * rate:,.0f} samples")
         assert all(text[0] == text[0].upper() and text.endswith(".") for text in texts)
     names = {"storage": "storage alone", "handover": "the hand-over alone"}
     for bottleneck in ("storage", "handover", "decode"):
@@ -251,24 +280,16 @@ def test_names_in_the_page_are_text(tmp_path: Path, found: Profile) -> None:
     assert "<i>" not in page.read_text("utf-8")
 
 
-def test_the_command_prints_the_verdict_then_tables_that_fit_a_terminal(
-    packed: Path, tmp_path: Path
-) -> None:
+def test_the_command_measures_and_writes_the_reports(packed: Path, tmp_path: Path) -> None:
     html, png, trace = (tmp_path / name for name in ("a.html", "b.png", "c.json"))
     reports = ("--html", html, "--png", png, "--trace", trace)
-    done = run(packed, *QUICK, "--workers", "0", "--threads", "2", *reports)
+    code = tmp_path / "mine.py"
+    code.write_text("print('noise')\ndef step(batch):\n    print('more')\n")
+    quick = ("--seconds", "0.2", "--size", "16", "--threads", "0", "--train", f"{code}:step")
+    done = run(packed, *quick, *reports, "--json")
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert max(map(len, lines)) <= 80
-    assert [line for line in lines if line != line.rstrip()] == []
-    assert [line for line in lines if line.startswith(" ")] == []
-    assert any(line.startswith("±: spread") for line in lines)
-    assert any(line.startswith("the loop's own thread ") for line in lines)
-    assert "limit" in done.stdout[:400] or "tiny" in done.stdout[:400]
-    words = "what to change", "measured", "predicted, not run", "decode", "total", "2 threads"
-    for word in (*words, "page cache", "600 samples in 8 shards"):
-        assert word in done.stdout, word
-    assert "\x1b" not in done.stdout
+    (one,) = json.loads(done.stdout)["runs"]
+    assert one["topology"]["kind"] == "here"
     assert "<svg" in html.read_text("utf-8")
     pixels = cv2.imread(str(png))
     assert pixels is not None
@@ -279,140 +300,150 @@ def test_the_command_prints_the_verdict_then_tables_that_fit_a_terminal(
     assert min(event["dur"] for event in events if event["ph"] == "X") >= 0
 
 
-def test_json_says_all_of_it(packed: Path) -> None:
-    done = run(packed, *QUICK, "--workers", "1", "--step-ms", "5", "--json")
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert [one["topology"]["kind"] for one in result["runs"]] == ["here", "processes"]
-    assert result["best"] == 1
-    assert set(result["verdict"]) == {"bottleneck", "sentence", "short", "rate_without", "changes"}
-    assert 0 <= result["runs"][1]["evidence"]["waiting"] < 1
-    assert result["settings"]["step_ms"] == 5
+def test_json_says_all_of_it(
+    found: Profile, monkeypatch: pytest.MonkeyPatch, type_in: Callable[..., Done]
+) -> None:
+    asked: list[tuple[Any, dict[str, Any]]] = []
+
+    def measured(source: str, **options: Any) -> Profile:
+        asked.append((source, options))
+        return found
+
+    monkeypatch.setattr("shardio.cli.profile.measure", measured)
+    done = type_in("out", "--workers", "1,2", "--step-ms", "5", "--cold", "--json")
+    assert done.code == 0
+    assert json.loads(done.out) == json.loads(json.dumps(asdict(found)))
+    ((source, options),) = asked
+    assert source == "out"
+    assert (options["workers"], options["step_ms"], options["cold"]) == ((1, 2), 5.0, True)
+    given = {*options} - {"progress"}
+    assert given == {field.name for field in fields(ProfileOptions)} - {"progress"}
 
 
-def test_a_users_transform_and_step_are_measured(packed: Path, tmp_path: Path) -> None:
-    code = tmp_path / "mine.py"
-    code.write_text(
-        "import time\n"
-        "def augment(image):\n    time.sleep(0.001)\n    return image.float()\n"
-        "def step(batch):\n    print('noise')\n    assert batch['image'].dtype.is_floating_point\n"
-    )
-    places = ("--transform", f"{code}:augment", "--train", f"{code}:step")
-    done = run(packed, *QUICK, *places, "--threads", "1", "--json")
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert result["verdict"]["bottleneck"] == "transform"
-    stages = result["runs"][1]["evidence"]["stages"]
-    assert stages["transform"]["wall"] > 1000 > stages["transform"]["cpu"]
+def test_the_command_prints_the_verdict_then_tables_that_fit_a_terminal(
+    found: Profile, monkeypatch: pytest.MonkeyPatch, type_in: Callable[..., Done]
+) -> None:
+    def measured(_: str, **options: Any) -> Profile:
+        assert ProfileOptions(**options) == ProfileOptions(progress=options["progress"])
+        return found
+
+    monkeypatch.setattr("shardio.cli.profile.measure", measured)
+    done = type_in("out")
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line for line in lines if line != line.rstrip()] == []
+    assert [line for line in lines if line.startswith(" ")] == []
+    assert any(line.startswith("±: spread") for line in lines)
+    assert any(line.startswith("the loop's own thread ") for line in lines)
+    flat = " ".join(done.out.split())
+    assert flat.startswith(found.verdict.sentence)
+    words = "measured", "predicted", "decode", "total", f"{found.cores} threads", "webdataset, "
+    for word in (*words, "page cache", "600 samples in 8 shards"):
+        assert word in flat, word
+    assert "\x1b" not in done.out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--html", "no/such/folder/a.html"], r"a\.html cannot be written: No such file"),
-        (["--trace", "/proc/nothing"], r"/proc/nothing cannot be written"),
-        (["--train", f"{__file__}:fail"], r"test_profile\.py:fail raised KeyError for a batch"),
-        (["--transform", f"{__file__}:fail"], r"the transform raised KeyError"),
-        (["--transform", f"{__file__}:words"], r"the transform returned a str, not a tensor"),
+        (["--html", "no/such/folder/a.html"], r"a\.html: it cannot be written: No such file"),
+        (["--trace", "/proc/nothing"], r"/proc/nothing: it cannot be written"),
+        (["--transform", "nothing.py:f"], r"transform: nothing\.py:f: there is no file nothing"),
+        (
+            ["--train", f"{__file__}:nothing"],
+            r"train: .*test_profile\.py has no callable 'nothing'",
+        ),
+        (["--batch-size", "601"], r"has 600 samples, fewer than a batch; give batch_size=600 or"),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence(
-    packed: Path, arguments: list[str], message: str
+def test_what_does_not_fit_the_files_is_one_sentence(
+    packed: Path, arguments: list[str], message: str, type_in: Callable[..., Done]
 ) -> None:
-    done = run(packed, *QUICK, *arguments)
+    done = type_in(packed, *arguments)
+    assert done.code == 1, done
+    assert re.search(message, done.err), done.err
+    assert done.err.count("\n") == 1
+
+
+def test_an_error_of_a_measuring_process_is_one_sentence(packed: Path, tmp_path: Path) -> None:
+    code = tmp_path / "mine.py"
+    code.write_text("def fail(image):\n    raise KeyError('mine')\n")
+    done = run(packed, "--seconds", "0.1", "--transform", f"{code}:fail")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert re.search(message, done.stderr), done.stderr
-    assert "Traceback" not in done.stderr
+    assert "the transform raised KeyError: 'mine'" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
-def test_shards_are_dropped_from_the_cache_right_before_a_cold_run(packed: Path) -> None:
-    os.sync()
-    done = run(packed, *QUICK, "--workers", "0", "--cold", "--json")
-    if "cannot be dropped" in done.stderr:
-        pytest.skip("the file system keeps them")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["runs"][0]["evidence"]["cached"] < 0.5
+def test_images_of_two_sizes_are_explained_in_the_words_of_the_command(
+    tmp_path: Path, type_in: Callable[..., Done]
+) -> None:
+    pictures = [cv2.imencode(".png", np.zeros((8, 8 + n % 2, 3), np.uint8))[1] for n in range(64)]
+    samples = [{"png": picture.tobytes(), "cls": 0} for picture in pictures]
+    shardio.pack(samples, tmp_path / "out", shards=1)
+    done = type_in(tmp_path / "out", "--seconds", "0.1", "--size", "0")
+    assert done.code == 1
+    assert "give --size, a --transform that makes them equal, or --batch-size 1" in done.err
+    assert "RandomResizedCrop" not in done.err
+    assert done.err.count("\n") == 1
 
 
-def test_a_module_that_prints_does_not_get_into_the_results(packed: Path, tmp_path: Path) -> None:
+def test_a_module_that_prints_does_not_get_into_the_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code = tmp_path / "mine.py"
-    code.write_text("print('noise')\ndef step(batch):\n    print('more')\n")
-    done = run(packed, *QUICK, "--workers", "0", "--train", f"{code}:step", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["settings"]["train"]
+    code.write_text("print('noise')\ndef step(batch):\n    pass\n")
+    assert callable(load_callable(f"{code}:step"))
+    assert capsys.readouterr() == ("", "noise\n")
     code.write_text("import sys\nsys.exit(5)\n")
-    done = run(packed, *QUICK, "--train", f"{code}:step")
-    assert done.returncode == 1
-    assert "mine.py cannot be imported: SystemExit" in done.stderr
+    with pytest.raises(shardio.SituationError, match=r"mine\.py cannot be imported: SystemExit"):
+        load_callable(f"{code}:step")
 
 
-def test_a_transform_with_threads_of_torch_does_not_hang(packed: Path, tmp_path: Path) -> None:
-    code = tmp_path / "mine.py"
-    code.write_text(
-        "import torch\ndef grow(image):\n"
-        "    return torch.nn.functional.interpolate(image[None].float(), size=(96, 96))[0]\n"
-    )
-    done = run(packed, *QUICK, "--transform", f"{code}:grow", "--threads", "1", "--json")
-    assert done.returncode == 0, done.stderr
-    assert all(one["evidence"]["samples"] > 0 for one in json.loads(done.stdout)["runs"])
-
-
-def test_no_baseline_without_pictures(tmp_path: Path) -> None:
+def test_no_baseline_without_images(tmp_path: Path) -> None:
     samples = [{"txt": b"some", "cls": 0} for _ in range(100)]
     shardio.pack(samples, tmp_path / "out", shards=1)
-    done = run(tmp_path / "out", *QUICK, "--baseline", "webdataset")
-    assert done.returncode == 1
-    assert "the baseline decodes pictures" in done.stderr
+    with pytest.raises(shardio.SituationError, match="the baseline decodes jpg, jpeg, png"):
+        shardio.profile(tmp_path / "out", baseline="webdataset")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--baseline", "nothing"], r"Invalid value for '--baseline'"),
-        (["--workers", "two"], r"'--workers': 'two' is no list of numbers such as 1,2,4"),
-        (["--threads", ""], r"'--threads': '' is no list of numbers such as 1,2,4"),
-        (["--workers", "-1"], r"'--workers': '-1': numbers are 0 or more"),
-        (["--workers", "100000"], r"'--workers': 100000 workers: give from 0 to \d+"),
-        (["--step-ms", "abc"], r"'--step-ms': 'abc' is no number of milliseconds, 0 or more"),
-        (["--seconds", "inf"], r"'--seconds': 'inf' is no number of seconds, 0.1 or more"),
-        (["--transform", "mine.py"], r"'--transform': mine.py: give FILE:NAME"),
+        (["--workers", "two"], r"'--workers': 'two' is not a list of numbers such as 1,2,4"),
+        (["--threads", ""], r"'--threads': '' is not a list of numbers such as 1,2,4"),
+        (["--workers", "-1"], r"workers=-1: it must be a whole number from 0 to \d+"),
+        (["--workers", "100000"], r"workers=100000: it must be a whole number from 0 to \d+"),
+        (["--step-ms", "abc"], r"'--step-ms': 'abc' is not a valid float"),
+        (["--seconds", "inf"], r"seconds=inf: it must be a number, 0.1 or more"),
+        (["--transform", "mine.py"], r"transform: mine\.py: it is not FILE:NAME"),
+        (["--step-ms", "1", "--train", "a.py:f"], r"step_ms and train exclude each other"),
     ],
 )
 def test_wrong_usage_has_its_own_exit_code(
-    packed: Path, arguments: list[str], message: str
+    packed: Path, arguments: list[str], message: str, type_in: Callable[..., Done]
 ) -> None:
-    done = run(packed, *arguments)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert re.search(message, done.stderr), done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_images_of_two_sizes_are_explained_in_the_words_of_the_command(tmp_path: Path) -> None:
-    pictures = [cv2.imencode(".png", np.zeros((8, 8 + n % 2, 3), np.uint8))[1] for n in range(64)]
-    samples = [{"png": picture.tobytes(), "cls": 0} for picture in pictures]
-    shardio.pack(samples, tmp_path / "out", shards=1)
-    for workers in ("0", "1"):
-        done = run(tmp_path / "out", "--seconds", "0.1", "--size", "0", "--workers", workers)
-        assert done.returncode == 1
-        assert "give --size, a --transform that makes them equal, or --batch-size 1" in done.stderr
-        assert "RandomResizedCrop" not in done.stderr
+    done = type_in(packed, *arguments)
+    assert done.code == 2, done
+    assert re.search(message, done.err), done.err
+    assert "Traceback" not in done.err
 
 
 def test_an_empty_dataset_and_a_broken_shard_are_named(packed: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "a.tar").write_bytes(bytes(10240))
-    done = run(empty, *QUICK)
-    assert done.returncode == 1
-    assert "no samples to measure" in done.stderr
+    with pytest.raises(shardio.SituationError, match="no samples to measure"):
+        shardio.profile(empty)
     folder = tmp_path / "out"
     (folder / "index").mkdir(parents=True)
     for path in packed.rglob("*"):
         if path.is_file():
             (folder / path.relative_to(packed)).write_bytes(path.read_bytes())
     (folder / "shard-000000.tar").write_bytes(b"")
-    with pytest.raises(shardio.ShardioError, match=r"shard-000000\.tar: the shard has 0 bytes"):
-        profile(Settings(source=str(folder), seconds=0.1, workers=(0,)))
+    with pytest.raises(shardio.TarError, match=r"shard-000000\.tar: the shard has 0 bytes"):
+        shardio.profile(folder, seconds=0.1, workers=(0,))
 
 
 def test_memory_counts_child_processes() -> None:
@@ -439,20 +470,3 @@ def test_the_page_cache_is_looked_into(tmp_path: Path) -> None:
         assert (cached_share(str(path)) or 0.0) < 0.1
     assert cached_share(str(tmp_path / "nothing")) is None
     assert not drop_from_cache([str(tmp_path / "nothing")])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--transform", "nothing.py:f"], r"transform: nothing\.py:f: there is no file nothing"),
-        (["--train", f"{__file__}:nothing"], r"train: .* has no callable 'nothing'"),
-        (["--batch-size", "601"], r"has 600 samples; pass --batch-size 600 or"),
-    ],
-)
-def test_what_does_not_fit_the_files_is_a_problem(
-    packed: Path, arguments: list[str], message: str
-) -> None:
-    done = run(packed, *arguments)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert re.search(message, done.stderr), done.stderr
-    assert done.stderr.count("\n") == 1

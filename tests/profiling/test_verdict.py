@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from shardio.profiling.evidence import (
     Ceilings,
     Evidence,
-    Kind,
-    Parts,
     Producer,
+    ProducerKind,
+    SampleCosts,
     Stage,
     Stages,
     predict,
 )
-from shardio.profiling.settings import Settings
-from shardio.profiling.verdict import Verdict, advise, as_sentence, judge
+from shardio.profiling.settings import ProfileSettings
+from shardio.profiling.verdict import Verdict, advise, judge
 
 
 def stage(wall: float, cpu: float | None = None) -> Stage:
@@ -136,6 +136,9 @@ def test_the_bottleneck_is_named_with_figures_and_something_to_change(
     assert len(verdict.sentence) < 200
     assert any(character.isdigit() for character in verdict.sentence)
     assert "\n" not in verdict.sentence
+    assert verdict.sentence[0] == verdict.sentence[0].upper()
+    assert verdict.sentence.endswith(".")
+    assert all(change.text[0].isupper() for change in verdict.changes)
     assert verdict.rate_without is None or verdict.rate_without >= seen(**changes).rate
     assert verdict.changes or name in {"decode", "transform", "loader", "workers"}
 
@@ -145,23 +148,23 @@ ALONE: dict[str, Any] = {"kind": "here", "producers": (), "stages": None}
 
 def test_without_stages_it_says_why_and_advises_what_the_loader_has() -> None:
     own = judge(seen(**ALONE, ours=False))
-    assert "the loader itself, in the loop's own thread, limits this loop to 1,600" in own.sentence
+    assert "The loader itself, in the loop's own thread, limits this loop to 1,600" in own.sentence
     assert "stages are known only for shardio's datasets" in own.sentence
     assert [change.text for change in own.changes] == [
-        "a loader that has workers or threads, as shardio.Loader has, one a core"
+        "Use a loader that has workers or threads, such as shardio.Loader"
     ]
     assert own.changes[0].gain is None
     texts = [
         judge(seen(**ALONE, ours=ours, torch=torch)).changes[0].text
         for ours, torch in ((False, True), (True, True), (True, False))
     ]
-    advice = "num_workers=2 for the DataLoader, one a core"
-    assert texts == [advice, advice, "shardio.Loader with 2 threads, one a core"]
+    advice = "Use num_workers=2 in the DataLoader, one per core"
+    assert texts == [advice, advice, "Use shardio.Loader with 2 threads, one per core"]
     one = judge(seen(**{**WORKERS, "turns": (1.0,)}, producers=(producer(),), stages=None))
     assert one.sentence.startswith("1 worker limits this loop")
-    assert "as it was started before the watching" in one.sentence
+    assert "since the worker was started before the monitor" in one.sentence
     several = judge(seen(**WORKERS, stages=None))
-    assert "as they were started before the watching" in several.sentence
+    assert "since the workers were started before the monitor" in several.sentence
     two = judge(seen(**WORKERS, producers=(producer(filling=None),) * 2, stages=None, ours=False))
     assert two.sentence.startswith("2 workers limit this loop")
     assert "only for shardio's datasets" in two.sentence
@@ -171,18 +174,6 @@ def test_batches_are_named_where_samples_were_not_counted() -> None:
     for name, changes in PLANTED:
         sentence = judge(seen(**changes, unit="batches")).sentence
         assert "samples/s" not in sentence, name
-
-
-@pytest.mark.parametrize(
-    ("text", "printed"),
-    [
-        ("the step limits", "The step limits."),
-        ("it ends.", "It ends."),
-        ("num_workers=2, one a core", "num_workers=2, one a core."),
-    ],
-)
-def test_sentences_begin_and_end(text: str, printed: str) -> None:
-    assert as_sentence(text) == printed
 
 
 def test_workers_that_start_in_each_epoch_are_to_be_kept() -> None:
@@ -196,7 +187,7 @@ def test_evidence_goes_through_json_unchanged() -> None:
         assert Evidence.from_json(json.loads(json.dumps(evidence.to_json()))) == evidence
 
 
-def parts(**changes: Any) -> Parts:
+def costs(**changes: Any) -> SampleCosts:
     values: dict[str, Any] = {
         "cpu": 1000.0,
         "idle": 0.0,
@@ -211,7 +202,7 @@ def parts(**changes: Any) -> Parts:
         "speedup": 1.8,
         "measured_cores": 2,
     }
-    return Parts(**{**values, **changes})
+    return SampleCosts(**{**values, **changes})
 
 
 def limits(**changes: Any) -> Ceilings:
@@ -237,20 +228,20 @@ def limits(**changes: Any) -> Ceilings:
 
 
 def test_predictions_follow_from_the_parts() -> None:
-    alone = predict(parts(), "here", 0)
+    alone = predict(costs(), "here", 0)
     assert alone == pytest.approx(1e6 / 1011)
-    assert predict(parts(), "processes", 1) == pytest.approx(1e6 / 1005)
-    assert predict(parts(), "threads", 2) == pytest.approx(1.8e6 / 1010)
-    assert predict(parts(), "processes", 4) == pytest.approx(1.8e6 / 1010)
-    assert predict(parts(idle=3000.0), "threads", 2) == pytest.approx(2e6 / (1000 / 0.9 + 3000))
-    assert predict(parts(step=2000.0), "threads", 2) == pytest.approx(1e6 / 2010)
-    assert predict(parts(locked=900.0), "threads", 2) == pytest.approx(1e6 / 910)
-    assert predict(parts(lock_bound=300.0).with_cores(8), "threads", 8) == pytest.approx(1e6 / 300)
+    assert predict(costs(), "processes", 1) == pytest.approx(1e6 / 1005)
+    assert predict(costs(), "threads", 2) == pytest.approx(1.8e6 / 1010)
+    assert predict(costs(), "processes", 4) == pytest.approx(1.8e6 / 1010)
+    assert predict(costs(idle=3000.0), "threads", 2) == pytest.approx(2e6 / (1000 / 0.9 + 3000))
+    assert predict(costs(step=2000.0), "threads", 2) == pytest.approx(1e6 / 2010)
+    assert predict(costs(locked=900.0), "threads", 2) == pytest.approx(1e6 / 910)
+    assert predict(costs(lock_bound=300.0).with_cores(8), "threads", 8) == pytest.approx(1e6 / 300)
     contended = 6 * 0.3 * 50
-    many = parts(handoff=50.0).with_cores(8)
+    many = costs(handoff=50.0).with_cores(8)
     assert predict(many, "threads", 4) == pytest.approx(4e6 / (1000 * 4 / 3.4 + contended))
     assert predict(many, "threads", 8) < 8e6 / (100 + 6 * 0.7 * 50 + 10)
-    assert predict(parts().with_cores(8), "processes", 8) == pytest.approx(6.6e6 / 1010)
+    assert predict(costs().with_cores(8), "processes", 8) == pytest.approx(6.6e6 / 1010)
 
 
 @given(
@@ -262,9 +253,9 @@ def test_predictions_follow_from_the_parts() -> None:
     idle=st.floats(0.0, 1e5),
 )
 def test_no_prediction_exceeds_what_the_cores_or_one_more_producer_could_do(
-    kind: Kind, producers: int, cores: int, speedup: float, cpu: float, idle: float
+    kind: ProducerKind, producers: int, cores: int, speedup: float, cpu: float, idle: float
 ) -> None:
-    some = replace(parts(cpu=cpu, idle=idle, speedup=speedup), cores=cores)
+    some = replace(costs(cpu=cpu, idle=idle, speedup=speedup), cores=cores)
     rate = predict(some, kind, producers)
     assert 0 < rate <= 1e6 * min(cores, producers) / cpu * (1 + 1e-9)
     assert predict(some, kind, producers + 1) >= rate * (1 - 1e-9)
@@ -274,25 +265,31 @@ def test_no_prediction_exceeds_what_the_cores_or_one_more_producer_could_do(
 
 
 def advice(evidence: Evidence, **changes: Any) -> Verdict:
-    settings = Settings(source="out")
-    return advise(judge(evidence), evidence, parts(), limits(**changes), settings, {})
+    settings = ProfileSettings(source="out")
+    return advise(evidence, costs(), limits(**changes), settings, {})
 
 
-def test_advice_says_what_storage_could_deliver_and_orders_changes_by_gain() -> None:
+def test_advice_orders_changes_by_gain() -> None:
     verdict = advice(seen())
-    assert verdict.sentence.endswith("the page cache could deliver 31,250")
-    assert advice(seen(), cold=64e6).sentence.endswith("storage could deliver 1,000")
     gains = [change.gain for change in verdict.changes if change.gain is not None]
     assert gains == sorted(gains, reverse=True)
     assert min(gains) >= 1.05
     texts = [change.text for change in verdict.changes]
-    assert "shardio pack --resize 256" in texts
-    assert "4 such cores" in texts
+    assert "Pack again: shardio pack --resize 256" in texts
+    assert not [text for text in texts if "--store raw" in text]
+    assert "Use 4 such cores" in texts
+    assert not [text for text in texts if "one per core" in text]
+
+
+def test_where_packing_cannot_help_it_is_advised_in_general() -> None:
+    for side in (None, 200.0):
+        texts = [change.text for change in advice(seen(), side=side).changes]
+        assert "Pack with --resize, or small images with --store raw: less to decode" in texts
 
 
 def test_tiny_pictures_are_to_be_stored_raw() -> None:
     texts = [change.text for change in advice(seen(), side=32.0).changes]
-    assert "shardio pack --store raw --resize 32" in texts
+    assert "Pack again: shardio pack --store raw --resize 32" in texts
     assert not [text for text in texts if "--resize 256" in text]
 
 

@@ -17,7 +17,6 @@ import pytest
 from torch.utils.data import DataLoader
 
 import shardio
-from shardio.indexing.publish import index_source
 from shardio.storage.copying import RowCopier
 from shardio.storage.local import LocalShard
 from shardio.testing import make_shard
@@ -295,7 +294,7 @@ def test_a_gzip_shard_that_changes_is_read_as_it_was_until_it_is_opened_again(
 
 def test_with_checksums_other_data_under_the_same_headers_are_noticed(tmp_path: Path) -> None:
     shard = make_shard(tmp_path / "a.tar", samples("samples", range(8)))
-    index_source(shard)
+    shardio.index(shard)
     dataset = shardio.ShardDataset(shard, batch_size=8)
     overwrite(shard, shard.read_bytes().replace(b"7", b"8"))
     os.utime(shard)  # does not matter: the checksums tell

@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader
 import shardio
 from shardio.fields.arrays import decode_cls
 from shardio.indexing.manifest import index_path
-from shardio.indexing.publish import index_source
 from shardio.reading import columns
 from shardio.testing import make_images, make_shard
 
@@ -348,7 +347,7 @@ def test_no_jpeg_ends_a_loop_that_skips(tmp_path: Path) -> None:
     bad = bytearray(good)
     bad[bad.index(b"\xff\xc0") + 11] = 0
     make_shard(tmp_path / "a.tar", {"a": {"jpg": bytes(bad)}, "b": {"jpg": good}})
-    index_source(str(tmp_path))
+    shardio.index(str(tmp_path))
     dataset = shardio.ShardDataset(
         tmp_path, batch_size=2, on_bad_sample="skip", transform=shardio.CenterCrop(8)
     )

@@ -17,7 +17,6 @@ import pytest
 
 import shardio
 from shardio.indexing.catalog import open_catalog
-from shardio.indexing.publish import index_source
 from shardio.storage import compression
 from shardio.storage.cache import cache_entry, plain_tar
 from shardio.testing import make_shard
@@ -111,7 +110,7 @@ def test_an_index_planted_in_a_shared_cache_is_not_believed(
     name = cache_entry(shard, ".idx").name
     monkeypatch.setenv("SHARDIO_CACHE", str(cache))
     other = make_shard(tmp_path / "b.tar", {"no": {"txt": b"lie"}, "2": {"txt": b"two"}})
-    index_source(other)
+    shardio.index(other)
     shared(cache)
     shutil.copy(tmp_path / "index/b.tar.idx", cache / name)
     samples = shardio.ShardDataset(shard, decode=False)

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shardio
-from shardio.indexing.publish import index_source
+from shardio.indexing.publish import index
 from shardio.storage import compression
 from shardio.storage.cache import plain_tar
 from shardio.storage.compression import COMPRESSIONS, Compression, decompress, find_compression
@@ -90,7 +90,7 @@ def test_every_command_reads_a_compressed_shard_in_a_folder(
     assert read(source) == SAMPLES
     assert shardio.info(source).samples == len(SAMPLES)
     shardio.repair(source, tmp_path / "repaired", jobs=1)
-    assert index_source(source).samples == len(SAMPLES)
+    assert index(source).samples == len(SAMPLES)
     assert (source / "index" / f"a{suffix}.idx").exists()
     assert shardio.verify(source, jobs=1).findings == ()
     assert read(source) == SAMPLES
@@ -142,7 +142,7 @@ def test_of_a_shard_that_is_cut_off_no_sample_is_missing_in_silence(
             read(path)
         assert caught.value.shard == str(path)
         with pytest.raises(shardio.TarError, match=r"a\.tar"):
-            index_source(path)
+            index(path)
         assert not shardio.verify(path, jobs=1).sound
 
 
@@ -226,7 +226,7 @@ def test_a_missing_library_is_one_sentence(
     )
     attempts: list[Callable[[], Any]] = [
         lambda: shardio.ShardDataset(path),
-        lambda: index_source(path),
+        lambda: index(path),
         lambda: shardio.verify(path, jobs=1),
         lambda: shardio.repair(path, tmp_path / "new", jobs=1),
     ]
@@ -293,7 +293,7 @@ def test_a_packed_shard_that_was_compressed_is_no_packed_shard(
     assert sentence in problem.what
     for force in (False, True):
         with pytest.raises(shardio.IndexFileError, match=f"{sentence}; .* `{name} -d`"):
-            index_source(packed, force=force)
+            index(packed, force=force)
     shardio.repair(packed, tmp_path / "new", jobs=1)
     assert read(tmp_path / "new") == SAMPLES
 

@@ -13,7 +13,6 @@ import pytest
 
 import shardio
 from shardio.indexing import shard_index
-from shardio.indexing.publish import index_source
 from shardio.packing.sources.records import encode_example, frame_record
 from shardio.storage.copying import RowCopier
 from shardio.storage.local import LocalShard
@@ -92,7 +91,7 @@ def verify(shard: Path) -> None:
 
 
 READERS: dict[str, Callable[[Path], object]] = {
-    "index": index_source,
+    "index": shardio.index,
     "open": shardio.ShardDataset,
     "verify": verify,
     "tfrecord": lambda path: shardio.pack(path, path.parent / "out", shards=1, jobs=1),

@@ -28,7 +28,6 @@ import torch  # noqa: F401  like cv2
 
 import shardio
 from shardio.indexing.manifest import Manifest, index_path, receipt_of, write_manifest
-from shardio.indexing.publish import index_source
 from shardio.indexing.shard_index import read_index
 from shardio.planning.samples import Samples
 from shardio.storage.folder import Folder
@@ -45,7 +44,7 @@ def make_shards(folder: Path) -> None:
             info = tarfile.TarInfo(f"class{number % 10}/{number:08d}.cls")
             info.size = 1
             archive.addfile(info, io.BytesIO(b"%d" % (number % 10)))
-    index_source(str(folder))
+    shardio.index(str(folder))
     index = read_index(index_path(first))
     names = [f"shard-{number:06d}.tar" for number in range(SHARDS)]
     for name in names[1:]:

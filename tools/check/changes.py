@@ -30,7 +30,6 @@ import campaign
 import children
 import shardio
 from shardio.indexing.manifest import index_path
-from shardio.indexing.publish import index_source
 from shardio.testing import make_shard
 
 SAMPLES, SHARDS, BATCH = 240, 4, 8
@@ -158,7 +157,7 @@ def try_change(name: str, reader: str, kind: str, origin: str, trial: campaign.T
     shards = make(trial.folder, kind, origin)
     change, must_read = CHANGES[name]
     if "index" in name and origin == "foreign":
-        index_source(shards[0].parent)
+        shardio.index(shards[0].parent)
     random = trial.random
     path, at, shuffle = random.choice(shards), random.randint(0, 20), random.random() < 0.5
     changing = partial(change, path)

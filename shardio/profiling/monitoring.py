@@ -1,17 +1,15 @@
-"""What can be told of a loader before it runs.
-
-From what was received, recorded and watched to the evidence: sums and shares.
-
-Watching a training loop: does it wait for data, and why?
+"""Watching a training loop: does it wait for data, and why?
 
     with shardio.profiling.monitor(loader) as seen:
         for batch in seen:
             step(batch)
     print(seen)
 
-What is measured begins when the batches that were made ahead are used up, since starting is no
-steady state. Of shardio's own datasets the stages of reading are recorded too; of any other loader,
-what the kernel says of its processes and threads must do.
+Before the loop, `look_at` asks the loader what it is. During the loop, `Monitor` passes its batches
+on and notes when each was asked for and received. Observing begins when the batches made ahead are
+used up, since starting is not a steady state. Of shardio's own datasets the stages of reading are
+recorded, too; of any other loader there is only what the kernel says of processes and threads.
+`observe` puts all of this together as Evidence.
 """
 
 from __future__ import annotations
@@ -21,22 +19,22 @@ import textwrap
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from time import perf_counter_ns, thread_time_ns
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch.utils.data import DataLoader
 
-from shardio.errors import UsageError, quoted
+from shardio.errors import UsageError, counted, quoted
 from shardio.processes import count_cores
-from shardio.profiling.evidence import Evidence, Kind, Producer, filling_shares, stages_of
+from shardio.profiling.evidence import Evidence, Producer, ProducerKind, filling_shares, stages_of
 from shardio.profiling.record import Recorder, ThreadRecords
 from shardio.profiling.system import Watcher, cached_share
-from shardio.profiling.verdict import Verdict, as_sentence, judge
+from shardio.profiling.verdict import Verdict, judge
 from shardio.reading.dataset import ShardDataset
 from shardio.reading.loader import Loader
 from shardio.reading.mix import Mix
-from shardio.reading.times import Stopwatch
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -47,21 +45,21 @@ _USUALLY_AHEAD = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderFacts:
-    """A loader, as far as it says.
+    """What a loader says of itself.
 
     Attributes:
-        datasets: of shardio, whose reading can be recorded.
-        kind: of producers; None where the loader does not say.
-        number: of producers; 0 where it does not say, or the loop's own thread makes batches.
-        ahead: batches made before the first is asked for, or nearly so.
-        steps: of an epoch; None where it does not say.
-        restarts: each epoch starts workers.
-        cached: share of some shards that is in the page cache; None where that is not known.
-        torch: a DataLoader makes the batches.
+        datasets: datasets of shardio that it reads, which can be recorded.
+        kind: kind of the producers; None where the loader does not say.
+        number: number of producers; 0 where it does not say, and for the loop's own thread.
+        ahead: number of batches made before the first is asked for, roughly.
+        steps: number of steps of an epoch; None where it does not say.
+        restarts: whether each epoch starts workers.
+        cached: share of some shards that is in the page cache; None where not known.
+        torch: whether a DataLoader makes the batches.
     """
 
     datasets: tuple[ShardDataset, ...]
-    kind: Kind | None
+    kind: ProducerKind | None
     number: int
     ahead: int
     steps: int | None
@@ -70,10 +68,15 @@ class LoaderFacts:
     torch: bool
 
 
-def look_at(loader: Any) -> LoaderFacts:
-    """Tell what a loader says of itself."""
+def look_at(loader: Any, datasets: Sequence[ShardDataset] | None = None) -> LoaderFacts:
+    """Ask a loader what it is.
+
+    Args:
+        loader: anything that yields batches.
+        datasets: datasets that it reads; None to find them.
+    """
     inner = _inside(loader)
-    datasets = _datasets_of(inner)
+    datasets = _datasets_of(inner) if datasets is None else tuple(datasets)
     kind, number = _producers_of(inner)
     ahead = _USUALLY_AHEAD
     if isinstance(inner, DataLoader):
@@ -91,9 +94,9 @@ def look_at(loader: Any) -> LoaderFacts:
 
 
 def count_samples(batch: Any) -> int | None:
-    """Samples in a batch; None if nothing tells.
+    """Count the samples in a batch; None if nothing tells.
 
-    That is the number of its keys; or else the first dimension of its tensors and arrays, those of
+    They are as many as its keys; or else the first dimension of its tensors and arrays, those of
     the outermost level first; or else the length of its first list.
     """
     if isinstance(batch, Mapping) and "__key__" in batch:
@@ -128,7 +131,7 @@ def _has_tensors(batch: Any) -> bool:
 
 
 def _inside(loader: Any) -> Any:
-    """The DataLoader that webdataset's WebLoader wraps, as the first stage of a pipeline."""
+    """Return the DataLoader that a WebLoader of webdataset wraps, as its pipeline's first stage."""
     stages = getattr(loader, "pipeline", None)
     if isinstance(stages, list) and stages and isinstance(stages[0], DataLoader):
         return stages[0]
@@ -144,7 +147,7 @@ def _datasets_of(loader: Any) -> tuple[ShardDataset, ...]:
     return (found,) if isinstance(found, ShardDataset) else ()
 
 
-def _producers_of(loader: Any) -> tuple[Kind | None, int]:
+def _producers_of(loader: Any) -> tuple[ProducerKind | None, int]:
     if isinstance(loader, Loader):
         return "threads", loader.threads
     if isinstance(loader, ShardDataset | Mix):
@@ -172,18 +175,18 @@ def _cached_share(datasets: Sequence[ShardDataset]) -> float | None:
 
 
 _SLICES = 5
-_AT_ONCE = 0.05  # of a mean batch's time; who waits less did not wait
+_AT_ONCE = 0.05  # of a mean batch's time; a shorter wait is none
 
 
 class Received(NamedTuple):
-    """A batch.
+    """A received batch.
 
     Attributes:
-        number: in its epoch.
-        asked: when the loop asked for it, ns of perf_counter_ns.
-        came: when it was there.
-        cpu: ns that the loop's thread ran meanwhile.
-        samples: in it; 0 where nothing tells.
+        number: number of the batch in its epoch.
+        asked: time when the loop asked for it, by perf_counter_ns.
+        came: time when the loop received it.
+        cpu: CPU time of the loop's thread in between, ns.
+        samples: number of samples in it; 0 where nothing tells.
     """
 
     number: int
@@ -201,15 +204,15 @@ def observe(
     watcher: Watcher,
     first_batch: float,
 ) -> Evidence:
-    """Put together what was seen.
+    """Put together what was observed.
 
     Args:
-        received: batches, at least two; the first one begins what is observed.
-        end: when the last step ended, ns of perf_counter_ns.
-        facts: of the loader.
-        records: of shardio's own reading meanwhile.
-        watcher: of the processes.
-        first_batch: seconds until the first batch of all was there.
+        received: batches, at least two; observing begins with the first.
+        end: time when the last step ended, by perf_counter_ns.
+        facts: what the loader says of itself.
+        records: records of shardio's own reading meanwhile.
+        watcher: watcher of the processes.
+        first_batch: seconds until the very first batch.
     """
     counted = any(row.samples for row in received)
     first, *rows = received if counted else [row._replace(samples=1) for row in received]
@@ -254,7 +257,7 @@ def observe(
 def _starting(
     rows: Sequence[Received], seconds: float, facts: LoaderFacts, first_batch: float
 ) -> float:
-    """Which share of an epoch passes before its first batch, beyond what any batch waits for."""
+    """Return the share of an epoch before its first batch, beyond the wait for any batch."""
     steady = max(facts.ahead, 1)
     waits = [(row.came - row.asked) / 1e9 for row in rows if row.number >= steady]
     usual = sum(waits) / len(waits) if waits else 0.0
@@ -267,7 +270,7 @@ def _starting(
 
 
 def _slices(start: int, end: int, rows: Sequence[Received]) -> tuple[float, ...]:
-    """Samples per second in equal parts of the time."""
+    """Return samples per second in equal parts of the time."""
     counts, width = [0] * _SLICES, max(end - start, _SLICES) / _SLICES
     for row in rows:
         counts[min(int((row.came - start) / width), _SLICES - 1)] += row.samples
@@ -275,7 +278,7 @@ def _slices(start: int, end: int, rows: Sequence[Received]) -> tuple[float, ...]
 
 
 def _turns(rows: Sequence[Received], producers: int) -> tuple[float, ...]:
-    """Which share of the waiting was for each producer, as they take turns."""
+    """Return the share of the waiting for each producer, as they take turns."""
     waits = [0] * producers
     for row in rows:
         if producers:
@@ -295,38 +298,48 @@ def _with_filling(
     return tuple(replace(one, filling=by_number.get(one.number)) for one in producers)
 
 
-_BUDGET = 0.005  # of the reading, for recording
-_MOST_BATCHES = 100_000  # that are remembered, the last ones
-_LEAST_BATCHES = 2  # of the steady state, or else those that were made ahead count
-_WIDTH = 80  # of what is printed
+_BUDGET = 0.005  # share of the reading's time, for recording
+_MOST_BATCHES = 100_000  # remembered, the last ones
+_LEAST_BATCHES = 2  # of the steady state; with fewer, those made ahead count
+_WIDTH = 80  # columns
 _BATCHES_SHOWN = 200  # on a line
 _SECONDS_BETWEEN_LINES = 3.0
 
 
 class Monitor:
-    """Passes the batches of a loader on, and watches; a context that is looped over.
+    """Context that is looped over in place of a loader, and watches the loop.
 
     Args:
-        loader: yields batches.
-        live: show a line while the loop runs; None does on a terminal.
+        loader: loader of batches.
+        live: whether a line is shown while the loop runs; None for on a terminal.
         budget: share of the reading's time that recording its stages may take.
+        facts: what is known of the loader; None to ask it.
 
     Attributes:
-        received: the last batches; until two of the steady state came, all of them.
-        records: of shardio's own reading, when the context has ended.
+        received: last received batches; all of them until two of the steady state have come.
+        records: records of shardio's own reading, once the context has ended.
     """
 
-    def __init__(self, loader: Iterable[Any], *, live: bool | None, budget: float) -> None:
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        *,
+        live: bool | None,
+        budget: float,
+        facts: LoaderFacts | None = None,
+    ) -> None:
         if not any(hasattr(loader, name) for name in ("__iter__", "__getitem__")):
             raise UsageError(
-                f"monitor() got {quoted(loader)}, which cannot be looped over: give it a loader"
+                f"monitor() got {quoted(loader)}, which cannot be looped over",
+                remedy="give it a loader",
             )
         self._loader = loader
         self._live = sys.stderr.isatty() if live is None else live
         self._budget = budget
-        self._facts = look_at(loader)
+        self._facts = facts or look_at(loader)
         self._watcher: Watcher | None = None
         self._recorder: Recorder | None = None
+        self._exits = ExitStack()
         self._count = 0
         self._steady: int | None = None
         self._steady_count = 0
@@ -341,43 +354,39 @@ class Monitor:
         self.records: list[ThreadRecords] = []
 
     def __enter__(self) -> Self:
-        datasets = self._facts.datasets
         if self._watcher is not None:
-            raise UsageError("the monitor has been used: make another for the next loop")
-        if any(dataset.stopwatch is not Stopwatch for dataset in datasets):
-            raise UsageError("the dataset is watched already: leave the other monitor first")
-        if datasets:
-            self._recorder = Recorder(self._budget)
-            for dataset in datasets:
-                dataset.stopwatch = self._recorder
-        self._watcher = Watcher(self._budget / 2)
+            raise UsageError(
+                "the monitor has been used", remedy="make another one for the next loop"
+            )
+        with ExitStack() as stack:
+            if self._facts.datasets:
+                self._recorder = Recorder(self._budget)
+                stack.callback(self._recorder.close)
+                for dataset in self._facts.datasets:
+                    stack.enter_context(dataset.timed_by(self._recorder))
+            self._watcher = Watcher(self._budget / 2)
+            stack.callback(self._read_records)
+            stack.callback(self._watcher.close)
+            self._exits = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._watcher is not None:
-            self._watcher.close()
-        self._read_records()
-        for dataset in self._facts.datasets:
-            dataset.stopwatch = Stopwatch
-        if self._recorder is not None:
-            self._recorder.close()
-            self._recorder = None
+        self._exits.close()
+        self._recorder = None
         if self._shown:
             sys.stderr.write("\n")
         self._ended = True
         self._evidence = self._observe()
 
-    def with_steps(self, steps: int) -> Self:
-        """Take an epoch to have so many steps, whatever the loader says; returns itself."""
-        self._facts = replace(self._facts, steps=steps)
-        return self
-
     def __iter__(self) -> Iterator[Any]:
         if self._watcher is None:
-            raise UsageError("loop over the monitor inside its context: with monitor(…) as seen:")
+            raise UsageError(
+                "the monitor's context has not been entered",
+                remedy="loop over it inside its context: with monitor(…) as seen:",
+            )
         if self._ended:
             raise UsageError(
-                "the monitor's context has ended: make another monitor for the next loop"
+                "the monitor's context has ended", remedy="make another one for the next loop"
             )
         batches, number = iter(self._loader), 0
         while True:
@@ -404,23 +413,23 @@ class Monitor:
 
     @property
     def evidence(self) -> Evidence:
-        """What was seen.
+        """What was observed.
 
         Raises:
             UsageError: the context has not ended, or fewer than two batches came.
         """
         if self._evidence is None:
-            raise UsageError(self._say_what_lacks())
+            raise self._too_early()
         return self._evidence
 
     @property
     def verdict(self) -> Verdict:
-        """What limits the loop; raises as evidence does."""
+        """What limits the loop; see evidence for the errors."""
         return judge(self.evidence)
 
     @property
     def seconds(self) -> float:
-        """That were observed so far, in the steady state."""
+        """Seconds observed so far, in the steady state."""
         if self._steady is None:
             return 0.0
         end = max(self._end, self.received[-1].came) if self._ended else perf_counter_ns()
@@ -428,30 +437,33 @@ class Monitor:
 
     def __str__(self) -> str:
         if self._evidence is None:
-            return as_sentence(self._say_what_lacks())
+            return str(self._too_early())
         evidence, verdict = self.evidence, self.verdict
         waited = f"The loop waited for data {evidence.waiting:.1%} of the time."
         lines = [
-            as_sentence(verdict.sentence),
+            verdict.sentence,
             *([] if verdict.bottleneck in {"step", "prefetch"} else [waited]),
-            *(f"- {as_sentence(change.text)}" for change in verdict.changes),
+            *(f"- {change.text}" for change in verdict.changes),
         ]
         return "\n".join(map(_wrapped, lines))
 
     def __repr__(self) -> str:
         return str(self) if self._ended else f"<Monitor of {type(self._loader).__name__}>"
 
-    def _say_what_lacks(self) -> str:
+    def _too_early(self) -> UsageError:
         if not self._ended:
-            return (
-                "the monitor's context has not ended: loop over the monitor inside it, and ask "
-                "after its end what limits the loop"
+            return UsageError(
+                "the monitor's context has not ended",
+                remedy="loop over it inside its context, and ask after the end",
             )
-        batches = "1 batch" if self._count == 1 else f"{self._count} batches"
-        return f"the monitor has seen {batches}, too few to tell what limits the loop: give it 2"
+        return UsageError(
+            f"the monitor has seen {counted(self._count, 'batch', 'batches')}, too few to tell "
+            "what limits the loop",
+            remedy="give it at least two",
+        )
 
     def _note(self, batch: Received) -> None:
-        """Remember a batch; what begins with the last of those that were made ahead is steady."""
+        """Remember a batch; the steady state begins with the last of those that were made ahead."""
         again = batch.number == 0 and self._first_batch is not None
         if self._first_batch is None:
             self._first_batch = (batch.came - batch.asked) / 1e9
@@ -487,7 +499,7 @@ class Monitor:
         self._shown = True
 
     def _judge_now_and_then(self) -> None:
-        """Read what is recorded and judge it, if the budget allows that; the step waits for it."""
+        """Read the records and judge them if the budget allows; the step waits for it."""
         start = time.perf_counter()
         if start < self._next_reading:
             return
@@ -512,12 +524,13 @@ def monitor(loader: Iterable[Any], *, live: bool | None = None, budget: float = 
     """Watch a loop over a loader: shardio's, torch's DataLoader, webdataset's WebLoader, any other.
 
     Args:
-        loader: yields batches: mappings, sequences or tensors.
-        live: show a line on standard error while the loop runs; by default on a terminal.
+        loader: loader of batches, which are mappings, sequences or tensors.
+        live: whether a line on standard error is shown while the loop runs; by default on a
+            terminal.
         budget: share of the reading's time that recording its stages may take.
 
     Returns:
-        A context to loop over in place of the loader; see Monitor.
+        The context to loop over in place of the loader; see Monitor.
 
     Raises:
         UsageError: the loader cannot be looped over.
