@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from shardio.errors import TFRecordError as TFRecordError
     from shardio.errors import TransformError as TransformError
     from shardio.errors import UsageError as UsageError
+    from shardio.fields.base import FieldType as FieldType
     from shardio.inspection.info import info as info
     from shardio.inspection.repair import repair as repair
     from shardio.inspection.verify import verify as verify
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "CenterCrop": "shardio.transforms",
     "CodecError": "shardio.errors",
+    "FieldType": "shardio.fields.base",
     "IndexFileError": "shardio.errors",
     "Loader": "shardio.reading.loader",
     "MaskedMean": "shardio.reading.metrics",
