@@ -16,7 +16,7 @@ import math
 import re
 from math import prod
 from struct import unpack_from
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from shardio.fields.base import LABEL_FIELD, Dense, FieldType
 from shardio.fields.boundary import decoder
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from shardio.fields.probe import Buffer
@@ -271,7 +273,7 @@ class Array(FieldType):
 
     name = "npy"
     names = frozenset({"npy"})
-    magic = {_NPY_MAGIC: "npy"}  # noqa: RUF012
+    magic: ClassVar[Mapping[bytes, str]] = {_NPY_MAGIC: "npy"}
     batching = "stack"
     preview_bytes = 1 << 14  # headers are shorter
     decode = staticmethod(decode_npy)

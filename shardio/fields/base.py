@@ -109,8 +109,11 @@ class FieldType:
             listed = cls.batching in ("found", "list")
             cls.holds = f"values of {cls.name}" if listed else "a tensor"
         for method in _LOOKING:
-            if isfunction(own.get(method)):
-                setattr(cls, method, decoder(own[method]))
+            found = own.get(method)
+            if isinstance(found, staticmethod):
+                setattr(cls, method, staticmethod(decoder(found.__func__)))
+            elif isfunction(found):
+                setattr(cls, method, decoder(found))
 
     @property
     def alternatives(self) -> tuple[str, ...]:

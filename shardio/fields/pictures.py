@@ -17,6 +17,8 @@ from shardio.fields.png import PNG_MAGIC
 from shardio.fields.probe import check_complete, probe_image
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -36,7 +38,12 @@ class Image(FieldType):
     max_pixels: int = MAX_PIXELS
 
     names = IMAGE_FIELDS
-    magic = {b"\xff\xd8\xff": "jpg", PNG_MAGIC: "png", b"RIFF": "webp", b"BM": "bmp"}  # noqa: RUF012
+    magic: ClassVar[Mapping[bytes, str]] = {
+        b"\xff\xd8\xff": "jpg",
+        PNG_MAGIC: "png",
+        b"RIFF": "webp",
+        b"BM": "bmp",
+    }
     batching = "stack"
     geometry: ClassVar[Geometry | None] = "blended"
     image_file = True

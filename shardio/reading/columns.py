@@ -17,7 +17,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from shardio.fields.arrays import NUMBERS
 from shardio.fields.base import LABEL_FIELD, Dense, FieldType
 from shardio.fields.defaults import check_type, type_of
 from shardio.fields.image import Scratch, decode_part, write_crop, write_part
-from shardio.fields.probe import ImageInfo
 from shardio.processes import new_lock
 from shardio.reading.gather import Rows
 from shardio.reading.handover import Allocate
@@ -239,13 +238,13 @@ class SizedImages:
         """See Column."""
         type_ = self._types[stored.field]
         mask = type_.geometry == "nearest"
-        if mask or not type_.image_file:
+        info = type_.probe(stored.data) if type_.image_file and not mask else None
+        if info is None:
             pixels = _decode_picture(type_, stored)
             watch.decoded()
             crop = self._transform.crop(pixels.shape[0], pixels.shape[1], uniforms)
             write_crop(pixels, crop, self._slots[slot], nearest=mask)
         else:
-            info = cast("ImageInfo", type_.probe(stored.data))
             crop = self._transform.crop(info.height, info.width, uniforms)
             part = decode_part(
                 stored.data,
@@ -421,7 +420,7 @@ class ArraysInRows(Arrays):
 
     def place_rows(self, slots: NDArray[np.int64], rows: Rows) -> bool:
         """See RowColumn."""
-        found = self._types[rows.field].decode_rows(rows.block, rows.sizes)
+        found = _decode_rows(self._types, rows)
         if found is None:
             return False
         shape, dtype = found.shape[1:], found.dtype
@@ -519,10 +518,13 @@ class Numbers:
     def place(self, slot: int, value: Any) -> None:
         """See Column."""
         if self._shape and np.shape(value) != self._shape:
-            raise _misfit(
-                (np.shape(value), getattr(value, "dtype", "")), (self._shape, self._numbers.dtype)
-            )
-        self._numbers[slot] = value
+            raise MisfitError(f"its shape is {np.shape(value)}, its field type says {self._shape}")
+        try:
+            self._numbers[slot] = value
+        except (TypeError, ValueError, OverflowError) as error:
+            raise MisfitError(
+                f"its field type says {self._numbers.dtype}, it is {quoted(value)}: {error}"
+            ) from error
 
     def collect(self) -> torch.Tensor:
         """See Column."""
@@ -534,8 +536,8 @@ class NumbersInRows(Numbers):
 
     def place_rows(self, slots: NDArray[np.int64], rows: Rows) -> bool:
         """See RowColumn."""
-        numbers = self._types[rows.field].decode_rows(rows.block, rows.sizes)
-        if numbers is None:
+        numbers = _decode_rows(self._types, rows)
+        if numbers is None or numbers.shape[1:] != self._shape:
             return False
         self._numbers[slots] = numbers
         return True
@@ -569,6 +571,14 @@ class Listed:
     def collect(self) -> list[Any]:
         """See Column."""
         return self._values
+
+
+def _decode_rows(types: Types, rows: Rows) -> NDArray[np.generic] | None:
+    """Decode members at once; None if they are not alike, or errors have to name their places."""
+    try:
+        return types[rows.field].decode_rows(rows.block, rows.sizes)
+    except CodecError:
+        return None
 
 
 def _decode_picture(type_: FieldType, stored: FieldBytes) -> Any:

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import shardio
+from shardio.fields.base import Dense
 from shardio.testing import make_shard, read_members
 
 RATE, COUNT = 8000, 12
@@ -139,6 +140,41 @@ def test_tensors_are_stacked_and_anything_else_is_a_list(tmp_path: Path) -> None
     batch = read_words(tmp_path, texts, on_bad_sample="skip")
     assert batch["valid"].tolist() == [False, True, True]
     assert batch["words"][1:] == [["a"], ["b", "c"]]
+
+
+class Digits(shardio.FieldType):
+    """Three digits, of which many are decoded at once, and whose decoders raise anything."""
+
+    batching = Dense(np.uint8, (3,))
+
+    @staticmethod
+    def decode(data: Any) -> Any:
+        return [{b"0": 0, b"1": 1, b"2": 2}[digit] for digit in (bytes([byte]) for byte in data)]
+
+    def decode_rows(self, block: Any, sizes: Any) -> Any:
+        if block.max() > ord("2") or (sizes != 3).any():
+            raise KeyError(f"{len(sizes)} members at once")
+        return block - np.uint8(ord("0"))
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        (b"013", "the bytes do not decode: KeyError: b'3'"),
+        (b"01", r"its shape is \(2,\), its field type says \(3,\)"),
+    ],
+)
+def test_a_dense_type_of_a_user_is_decoded_at_once_and_its_faults_are_named(
+    tmp_path: Path, odd: bytes, message: str
+) -> None:
+    samples = {f"{n}": {"digits": data} for n, data in enumerate((b"012", b"221", b"100", odd))}
+    shard = make_shard(tmp_path / "a.tar", samples)
+    dataset = shardio.ShardDataset(shard, fields={"x": Digits("digits")}, batch_size=3, tail="drop")
+    (batch,) = dataset
+    assert batch["x"].dtype == torch.uint8
+    assert batch["x"].tolist() == [[0, 1, 2], [2, 2, 1], [1, 0, 0]]
+    with pytest.raises(shardio.ShardioError, match=f"sample '3', field 'digits'.*{message}"):
+        list(dataset.replace(batch_size=4))
 
 
 def test_a_picture_of_a_user_follows_the_crop(tmp_path: Path) -> None:
