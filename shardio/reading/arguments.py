@@ -36,6 +36,7 @@ def check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[st
         and all(isinstance(part, str | FieldType) for part in fields.values())
     )
     _check("fields", fields, mapped, "a mapping such as {'image': 'jpg;png'}")
+    given["fields"] = None if fields is None else dict(fields)
     usable = callable(transform) or isinstance(transform, SizedTransform)
     usable = transform is None or (usable and not isinstance(transform, type))
     _check("transform", transform, usable, "callable, such as shardio.CenterCrop(224)")
