@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from shardio.errors import TFRecordError as TFRecordError
     from shardio.errors import TransformError as TransformError
     from shardio.errors import UsageError as UsageError
+    from shardio.fields.base import FieldType as FieldType
     from shardio.indexing.publish import index as index
     from shardio.inspection.coverage import PlanOptions as PlanOptions
     from shardio.inspection.coverage import plan as plan
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "CenterCrop": "shardio.transforms",
     "CodecError": "shardio.errors",
+    "FieldType": "shardio.fields.base",
     "IndexFileError": "shardio.errors",
     "Loader": "shardio.reading.loader",
     "MaskedMean": "shardio.reading.metrics",

@@ -1,16 +1,29 @@
-"""Helpers for tests, shardio's own and its users'."""
+"""Helpers for tests and contract suites, for shardio and its users.
+
+A contract suite is a class of pytest tests. A subclass names what to test, and pytest runs it:
+
+    class TestPcm(shardio.testing.FieldTypeContract):
+        field_type = Pcm("wav")
+        values = (np.arange(4, dtype=np.int16), np.ones(4, np.int16))
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
+
+from shardio.errors import CodecError
+from shardio.fields.base import Dense, FieldType
+from shardio.reading.dataset import ShardDataset
 
 Damage = Literal["flip", "truncate", "swap", "double", "zero", "drop"]
 _BLOCK = 512
@@ -108,3 +121,132 @@ def damaged(data: bytes, damage: Damage, numbers: np.random.Generator) -> bytes:
             damage
         ]
     return bytes(changed)
+
+
+_DAMAGES = 200
+
+
+class FieldTypeContract:
+    """Tests of a field type.
+
+    Attributes:
+        field_type: type to test, with the name of a field.
+        values: two or more values that one batch can hold.
+        files: data that decode to the values; needed only if the type encodes no values.
+    """
+
+    field_type: FieldType
+    values: Sequence[Any]
+    files: Sequence[bytes] = ()
+
+    def test_an_encoded_value_decodes_to_itself(self) -> None:
+        """Whatever buffer holds the data, verified or not."""
+        type_, buffers = self.field_type, (bytes, bytearray, memoryview)
+        assert len(self.values) > 1
+        for value, data in zip(self.values, self._data(), strict=True):
+            for buffer in buffers:
+                assert _is_same(type_.decode(buffer(data)), value)
+                assert _is_same(type_.decode_verified(buffer(data)), value)
+            assert not type_.magic or type_.name_of(data) is not None
+
+    def test_sound_data_pass_checks_and_have_a_preview(self) -> None:
+        """The preview gets as many bytes as the type asks for."""
+        for data in self._data():
+            self.field_type.check(data, deep=False)
+            self.field_type.check(data, deep=True)
+            assert isinstance(self.field_type.preview(data[: self.field_type.preview_bytes]), str)
+
+    def test_workers_receive_an_equal_type(self) -> None:
+        """With the same hash, as it was sent to them."""
+        received = ForkingPickler.loads(ForkingPickler.dumps(self.field_type))
+        assert received == self.field_type
+        assert hash(received) == hash(self.field_type)
+        assert received.alternatives == self.field_type.alternatives
+
+    def test_damaged_data_raise_codec_errors_alone(self) -> None:
+        """Every method that looks at data is called with damaged and with random bytes."""
+        type_ = self.field_type
+        looks: tuple[Callable[[bytes], object], ...] = (
+            type_.decode,
+            type_.decode_verified,
+            type_.probe,
+            type_.preview,
+            type_.name_of,
+            lambda data: type_.check(data, deep=False),
+        )
+        for data in self._damaged():
+            for look in looks:
+                with suppress(CodecError):
+                    look(data)
+
+    def test_values_that_are_no_values_of_the_type_are_not_encoded(self) -> None:
+        """An object of no known class is refused."""
+        try:
+            encoded = self.field_type.encode(object())
+        except Exception:  # of whichever kind, it stops the pack with the sample's name
+            return
+        raise AssertionError(f"an object is encoded as {encoded!r}")
+
+    def test_many_at_once_are_decoded_as_one_by_one(self) -> None:
+        """Damaged members among them are not decoded, or as they are alone."""
+        if not self.field_type.in_rows:
+            return
+        assert any(self._decode_rows([data, data]) for data in self._data())
+        self._decode_rows(self._data())
+        for data in self._damaged():
+            if data:
+                self._decode_rows([self._data()[0], data])
+
+    def test_a_batch_holds_what_the_type_promises(self, tmp_path: Path) -> None:
+        """In order, of the promised dtype and shape, without a change to any value."""
+        type_, count = self.field_type, len(self.values)
+        field = type_.alternatives[0]
+        samples = {f"{number:03d}": {field: data} for number, data in enumerate(self._data())}
+        shard = make_shard(tmp_path / "a.tar", samples)
+        (batch,) = ShardDataset(shard, fields={"entry": type_}, batch_size=count)
+        found, batching = batch["entry"], type_.batching
+        if batching == "list":
+            assert isinstance(found, list)
+        elif batching != "found":
+            found = np.asarray(found)
+        if isinstance(batching, Dense):
+            assert found.dtype == batching.dtype
+            assert found.shape == (count, *batching.shape)
+        for one, value in zip(found, self.values, strict=True):
+            expected = np.moveaxis(value, -1, 0) if type_.geometry else value
+            assert _is_same(one, expected)
+
+    def _data(self) -> list[bytes]:
+        return [*self.files] or [self.field_type.encode(value) for value in self.values]
+
+    def _damaged(self) -> Iterator[bytes]:
+        numbers = np.random.default_rng(0)
+        yield from (b"", b"\0", b"\xff" * 100)
+        for data in filter(None, self._data()):
+            for _ in range(_DAMAGES):
+                yield numbers.bytes(int(numbers.integers(1, 100)))
+                yield damaged(data, "flip", numbers)
+                yield damaged(data, "truncate", numbers)
+
+    def _decode_rows(self, rows: Sequence[bytes]) -> bool:
+        """Decode data at once and compare; False if they are not decoded at once."""
+        sizes = np.array([len(row) for row in rows], np.int64)
+        block = np.zeros((len(rows), int(sizes.max())), np.uint8)
+        for number, row in enumerate(rows):
+            block[number, : len(row)] = np.frombuffer(row, np.uint8)
+        found = self.field_type.decode_rows(block, sizes)
+        if found is None:
+            return False
+        assert len(found) == len(rows)
+        for value, row in zip(found, rows, strict=True):
+            assert _is_same(value, self.field_type.decode(row))
+        return True
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether values are equal, arrays and tensors in shape and dtype too."""
+    if not hasattr(one, "shape") and not hasattr(other, "shape"):
+        return type(one) is type(other) and bool(one == other)
+    first, second = np.asarray(one), np.asarray(other)
+    same_type = first.dtype == second.dtype or not hasattr(other, "dtype")
+    return same_type and bool(np.array_equal(first, second, equal_nan=first.dtype.kind in "fc"))

@@ -48,7 +48,7 @@ LAYERS = {
         *{"inspection", "conversion", "profiling"},
     },
     "ops": set(),
-    "testing": set(),
+    "testing": {"errors", "fields", "reading"},
     "__main__": {"cli"},
 }
 # Packages that only some parts may import.

@@ -1,36 +1,36 @@
-"""Decoding fields that are not images: class numbers, text, JSON and NumPy arrays.
+"""Field types of class numbers and NumPy arrays.
 
 Nothing here can run code: `.npy` headers are literals, arrays of Python objects are refused. A
 size that bytes announce is compared with how many bytes there are before anything is allocated.
 The NumPy format is that of NEP 1.
 
-Decoding a field of many samples at once, where their bytes are alike.
-
-What is not alike is not an error here: the samples are then decoded one by one.
+Members that are alike are decoded many at once. Members that are not alike are not an error there:
+they are then decoded one by one.
 """
 
 from __future__ import annotations
 
 import ast
-import json
+import io
 import math
 import re
 from math import prod
 from struct import unpack_from
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 
 from shardio.errors import CodecError, quoted
+from shardio.fields.base import LABEL_FIELD, Dense, FieldType
 from shardio.fields.boundary import decoder
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from shardio.fields.probe import Buffer
 
-_MOST_NESTED = 100
-_BRACKETS = re.compile(r'[\[\]{}]|"(?:[^"\\]|\\.)*"', re.DOTALL)  # strings hold no structure
 _INTEGER = re.compile(rb"\s*(-?[0-9]{1,19})\s*")
 _INT64 = np.iinfo(np.int64)
 
@@ -62,49 +62,6 @@ def decode_cls(data: Buffer) -> int:
     if not _INT64.min <= number <= _INT64.max:
         raise CodecError(f"not a 64-bit decimal integer: {_excerpt(data)}")
     return number
-
-
-@decoder
-def decode_txt(data: Buffer) -> str:
-    """Decode text in UTF-8, white space kept.
-
-    Raises:
-        CodecError: the bytes are not UTF-8.
-    """
-    try:
-        return str(data, "utf-8")
-    except UnicodeDecodeError as error:
-        raise CodecError(
-            f"not UTF-8 text: {error.reason} at byte {error.start} of {len(data)}"
-        ) from None
-
-
-@decoder
-def decode_json(data: Buffer) -> object:
-    """Decode JSON in UTF-8.
-
-    Raises:
-        CodecError: the bytes are not JSON, or nested too deep.
-    """
-    text = decode_txt(data)
-    if text.count("[") + text.count("{") > _MOST_NESTED:
-        _check_depth(text)
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise CodecError(f"not JSON: {error}") from None
-
-
-def _check_depth(text: str) -> None:
-    """Refuse JSON that is nested so deep that sending it to another process would fail."""
-    depth = 0
-    for found in _BRACKETS.finditer(text):
-        if found[0] in "[{":
-            depth += 1
-            if depth > _MOST_NESTED:
-                raise CodecError(f"JSON nested more than {_MOST_NESTED} deep")
-        elif found[0] in "]}":
-            depth -= 1
 
 
 @decoder
@@ -231,41 +188,33 @@ def _excerpt(data: Buffer) -> str:
     return repr(bytes(data[:40])) + ("..." if len(data) > 40 else "")
 
 
-_NUMBERS = "biufc"  # kinds of dtype: booleans, integers, floats, complex numbers
+NUMBERS = "biufc"
+"""Kinds of dtype: booleans, integers, floats, complex numbers."""
+
 _MOST_DIGITS = 18  # that always fit into int64
 
 
-class ArrayRows(NamedTuple):
-    """The data of arrays of one shape and dtype.
-
-    Attributes:
-        data: uint8 [n, bytes of an array], in C order and native byte order.
-        dtype: of the arrays.
-        shape: of each.
-    """
-
-    data: NDArray[np.uint8]
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-
-
 @decoder
-def split_npy(block: NDArray[np.uint8]) -> ArrayRows | None:
-    """Take the headers off `.npy` files, uint8 [n, w], one a row.
+def split_npy(block: NDArray[np.uint8]) -> NDArray[np.generic] | None:
+    """Take the headers off `.npy` files.
+
+    Args:
+        block: files of one size, uint8 [n, w], one a row.
 
     Returns:
-        None if the headers differ, or the arrays are not numbers in C order and native byte order.
+        The arrays [n, …], which share memory with the block; None if the headers differ, or the
+        arrays are not numbers in C order and native byte order.
     """
     try:
         dtype, shape, order, start = npy_header(memoryview(block[0]))
     except CodecError:
         return None
-    plain = order == "C" and dtype.isnative and dtype.kind in _NUMBERS
+    plain = order == "C" and dtype.isnative and dtype.kind in NUMBERS
     if not plain or prod(shape) * dtype.itemsize != block.shape[1] - start:
         return None
     if not np.array_equal(block[:, :start], np.broadcast_to(block[0, :start], (len(block), start))):
         return None
-    return ArrayRows(block[:, start:], dtype, shape)
+    return block[:, start:].view(dtype).reshape(len(block), *shape)
 
 
 def parse_numbers(block: NDArray[np.uint8], sizes: NDArray[np.int64]) -> NDArray[np.int64] | None:
@@ -287,3 +236,61 @@ def parse_numbers(block: NDArray[np.uint8], sizes: NDArray[np.int64]) -> NDArray
             return None
         numbers = np.where(inside, numbers * 10 + digits, numbers)
     return numbers
+
+
+class Label(FieldType):
+    """Class numbers, in text."""
+
+    name = "cls"
+    names = frozenset({LABEL_FIELD, "index"})
+    batching = Dense(np.int64)
+    preview_bytes = 64
+    decode = staticmethod(decode_cls)
+
+    def decode_rows(
+        self, block: NDArray[np.uint8], sizes: NDArray[np.int64]
+    ) -> NDArray[np.int64] | None:
+        """Decode numbers without sign."""
+        return parse_numbers(block, sizes)
+
+    def encode(self, value: Any) -> bytes:
+        """Encode a whole number, or an array of one integer."""
+        if isinstance(value, np.ndarray) and value.ndim:
+            if value.size != 1 or value.dtype.kind not in "iu":
+                raise ValueError("it is not one whole number")
+            value = value.item()
+        if isinstance(value, bool) or int(value) != value:
+            raise ValueError("it is no whole number")
+        return b"%d" % int(value)
+
+    def preview(self, data: Buffer) -> str:
+        """Show the number."""
+        return str(decode_cls(data))
+
+
+class Array(FieldType):
+    """Arrays in NumPy's `.npy` format."""
+
+    name = "npy"
+    names = frozenset({"npy"})
+    magic: ClassVar[Mapping[bytes, str]] = {_NPY_MAGIC: "npy"}
+    batching = "stack"
+    preview_bytes = 1 << 14  # headers are shorter
+    decode = staticmethod(decode_npy)
+
+    def decode_rows(
+        self, block: NDArray[np.uint8], sizes: NDArray[np.int64]
+    ) -> NDArray[np.generic] | None:
+        """Decode arrays of numbers of one shape and dtype."""
+        return split_npy(block) if int(sizes.min()) == block.shape[1] else None
+
+    def encode(self, value: Any) -> bytes:
+        """Encode whatever makes an array."""
+        stream = io.BytesIO()
+        np.save(stream, np.asarray(value), allow_pickle=False)
+        return stream.getvalue()
+
+    def preview(self, data: Buffer) -> str:
+        """Show dtype and shape."""
+        dtype, shape, *_ = npy_header(memoryview(data))
+        return f"{dtype} {[*shape]}"

@@ -1,22 +1,29 @@
-"""Which field is decoded how: by the last dot component of its name, as WebDataset does.
+"""Field types: values that say what the bytes of a field mean.
 
-Fields of unknown kinds stay bytes. OpenCV and simplejpeg load when the first image is decoded.
+A type is asked for everything that depends on the meaning of bytes: how they decode, what a batch
+of them holds, how values are encoded for packing, what `info` shows of them, whether a crop applies
+to them. No other part of shardio knows one type from another.
+
+Which type a field has by default is a table by name, in shardio.fields.defaults. A user passes
+types of their own as values, which workers receive with the dataset. Types use NumPy alone: making
+tensors of what they decode is the task of shardio.reading.columns.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from inspect import isfunction
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from shardio.fields.arrays import decode_cls, decode_json, decode_npy, decode_pixels, decode_txt
 from shardio.fields.boundary import decoder
-from shardio.fields.limits import MAX_PIXELS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping
 
-    from shardio.fields.probe import Buffer
+    import numpy as np
+    from numpy.typing import DTypeLike, NDArray
 
-Kind = Literal["image", "pixels", "cls", "txt", "json", "npy", "bytes"]
+    from shardio.fields.probe import Buffer, ImageInfo
 
 IMAGE_FIELDS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp"})
 """Last dot components of fields that hold images; which format, the bytes themselves say."""
@@ -27,79 +34,205 @@ LABEL_FIELD = "cls"
 PIXELS_FIELD = "rgb.npy"
 """Name, or end of the name, of fields that hold decoded pictures, uint8 [H, W, 3]."""
 
-_KINDS: dict[str, Kind] = {
-    **dict.fromkeys(IMAGE_FIELDS, "image"),
-    "cls": "cls",
-    "index": "cls",
-    "txt": "txt",
-    "text": "txt",
-    "json": "json",
-    "npy": "npy",
-}
+SHOWN_CHARACTERS = 60
+"""Number of characters of a value that `info` shows."""
+
+Geometry = Literal["blended", "nearest"]
 
 
-_MASKS = frozenset({"mask", "seg", "label", "labels", "semantic", "instance", "panoptic"})
+class Dense(NamedTuple):
+    """A batch of numbers whose dtype and shape are the same for all members of a type.
 
-
-def is_mask(field: str) -> bool:
-    """Tell whether the values of an image field are names of classes, which must not be blended.
-
-    The component before the format says so, as in `mask.png`, `left.seg.png`, `mask.rgb.npy`.
-
-    Args:
-        field: name of a field of kind "image" or "pixels", in lower case.
+    Attributes:
+        dtype: dtype of the batch.
+        shape: shape of one value.
     """
-    stem = field.removesuffix(f".{PIXELS_FIELD}").removesuffix("." + field.rpartition(".")[2])
-    return stem != field and stem.rpartition(".")[2] in _MASKS
+
+    dtype: DTypeLike
+    shape: tuple[int, ...] = ()
 
 
-def kind_of(field: str) -> Kind:
-    """Say what kind of data a field holds, by the last dot component of its name.
+Batching = Literal["found", "stack", "list"] | Dense
+_LOOKING = ("decode", "decode_verified", "decode_rows", "probe", "check", "preview")
 
-    Args:
-        field: the name of a field, in lower case, as "jpg" or "seg.png".
 
-    Returns:
-        "image", "pixels" (a decoded picture), "cls" (an integer), "txt", "json", "npy", or
-        "bytes" for whatever else.
+@dataclass(frozen=True)
+class FieldType:
+    """The meaning of a field's bytes.
+
+    A subclass needs `decode` alone:
+
+        class Pcm(shardio.FieldType):
+            def decode(self, data):
+                with wave.open(io.BytesIO(data)) as file:
+                    return np.frombuffer(file.readframes(file.getnframes()), np.int16)
+
+        ds = shardio.ShardDataset("speech", fields={"audio": Pcm("wav"), "text": "txt"})
+
+    A type is a value: it is hashable, pickles, and equals others of its class with the same
+    attributes. A type with parameters is a frozen dataclass. Whatever exception its methods raise
+    for the bytes that they look at becomes a CodecError, which names shard, key and field.
+
+    Attributes:
+        fields: names of the fields that are read, alternatives with semicolons between them.
+        name: name of the type, as `info` shows it; by default the name of the class.
+        names: last dot components (or longer ends) of the names of fields that have this type by
+            default; used for the types of shardio.fields.defaults alone.
+        magic: field names by the bytes that data of this type start with.
+        holds: description of what a batch holds.
+        batching: how the values of a batch are put together. "stack" makes one tensor of arrays of
+            one shape and dtype, and Dense one of known shape and dtype; "list" makes a list.
+            "found" stacks arrays and tensors of numbers, and makes a list of anything else.
+        geometry: how the crop of a transform applies to the values, which are then uint8
+            [H, W, 3]: "blended" for colours, "nearest" for names of classes, None if it does not.
+        image_file: whether the data are a JPEG, PNG, WebP or BMP file that decodes as an image.
+        preview_bytes: number of bytes that `preview` needs; None if it needs all.
     """
-    if field == PIXELS_FIELD or field.endswith("." + PIXELS_FIELD):
-        return "pixels"
-    return _KINDS.get(field.rpartition(".")[2], "bytes")
+
+    fields: str = ""
+
+    name: ClassVar[str] = "field"
+    names: ClassVar[frozenset[str]] = frozenset()
+    magic: ClassVar[Mapping[bytes, str]] = {}
+    holds: ClassVar[str] = "values"
+    batching: ClassVar[Batching] = "found"
+    geometry: ClassVar[Geometry | None] = None
+    image_file: ClassVar[bool] = False
+    preview_bytes: ClassVar[int | None] = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = vars(cls)
+        if "name" not in own:
+            cls.name = cls.__name__.lower()
+        if "holds" not in own:
+            listed = cls.batching in ("found", "list")
+            cls.holds = f"values of {cls.name}" if listed else "a tensor"
+        for method in _LOOKING:
+            found = own.get(method)
+            if isinstance(found, staticmethod):
+                setattr(cls, method, staticmethod(decoder(found.__func__)))
+            elif isfunction(found):
+                setattr(cls, method, decoder(found))
+
+    @property
+    def alternatives(self) -> tuple[str, ...]:
+        """The names of the fields that are read, in order of preference."""
+        return tuple(name for part in self.fields.split(";") if (name := part.strip().lower()))
+
+    @property
+    def in_rows(self) -> bool:
+        """Whether `decode_rows` may decode many members at once."""
+        return type(self).decode_rows is not FieldType.decode_rows
+
+    def limited(self, max_pixels: int) -> FieldType:
+        """Return the type with a limit on the number of pixels of an image, if it has one."""
+        del max_pixels
+        return self
+
+    def decode(self, data: Buffer) -> Any:
+        """Decode one member.
+
+        Args:
+            data: data of the member; a buffer that is valid during the call.
+
+        Raises:
+            CodecError: the bytes do not decode.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no method decode")
+
+    def decode_verified(self, data: Buffer) -> Any:
+        """Decode one member whose data have the checksum that an index recorded.
+
+        Raises:
+            CodecError: the bytes do not decode.
+        """
+        return self.decode(data)
+
+    def decode_rows(
+        self, block: NDArray[np.uint8], sizes: NDArray[np.int64]
+    ) -> NDArray[np.generic] | None:
+        """Decode many members at once, to the same values as one by one.
+
+        Args:
+            block: data of the members, uint8 [n, w], a member a row, padded behind its end.
+            sizes: number of bytes of each member, int64 [n].
+
+        Returns:
+            Values [n, …], with those of a member contiguous, or None if the members are not alike.
+        """
+        del block, sizes
+        return None
+
+    def probe(self, data: Buffer) -> ImageInfo | None:
+        """Read height, width and orientation of an image from its header; None for other data.
+
+        Raises:
+            CodecError: the header is not sound.
+        """
+        del data
+        return None
+
+    def check(self, data: Buffer, *, deep: bool) -> None:
+        """Check data, as `verify` does.
+
+        Args:
+            data: data of a member.
+            deep: whether to decode the data; otherwise only what costs little is checked.
+
+        Raises:
+            CodecError: the data are not sound.
+        """
+        if deep:
+            self.decode(data)
+
+    def encode(self, value: Any) -> bytes:
+        """Encode a value for packing: the inverse of `decode`.
+
+        Raises:
+            NotImplementedError: the type encodes no values.
+            Exception: the type cannot hold the value.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no method encode")
+
+    def preview(self, data: Buffer) -> str:
+        """Describe data in one line: dtype and shape of an array, otherwise the value, cut short.
+
+        Args:
+            data: data of a member, at most the first `preview_bytes`.
+
+        Raises:
+            CodecError: the bytes do not decode.
+        """
+        value = self.decode(data)
+        if hasattr(value, "dtype") and hasattr(value, "shape"):
+            return f"{value.dtype} {[*value.shape]}"
+        return repr(value)[:SHOWN_CHARACTERS]
+
+    @classmethod
+    def name_of(cls, data: Buffer) -> str | None:
+        """Name the field that holds such data, by their magic bytes; None if they have none."""
+        head = bytes(data[:16])
+        return next((name for magic, name in cls.magic.items() if head.startswith(magic)), None)
 
 
-@decoder
-def decode_field(
-    field: str, data: Buffer, *, max_pixels: int = MAX_PIXELS, verified: bool = False
-) -> object:
-    """Decode one field of one sample.
+class Bytes(FieldType):
+    """Bytes as they are; the type of fields whose names tell nothing."""
 
-    Args:
-        field: the name of the field; it chooses the decoder.
-        data: the field's bytes.
-        max_pixels: greatest number of pixels of an image, see shardio.fields.limits.
-        verified: whether the data have the checksum that an index recorded.
+    holds = "bytes"
+    batching = "list"
+    preview_bytes = 16
 
-    Returns:
-        By the field's kind: uint8 [H, W, 3] for an image or pixels, int, str, whatever JSON
-        holds, a NumPy array, or bytes.
+    def decode(self, data: Buffer) -> bytes:
+        """Copy the bytes."""
+        return bytes(data)
 
-    Raises:
-        CodecError: the bytes do not decode as what the field's name announces.
-    """
-    kind = kind_of(field)
-    if kind == "image":
-        from shardio.fields.image import decode_image  # noqa: PLC0415  loads OpenCV
+    def check(self, data: Buffer, *, deep: bool) -> None:
+        """Accept any bytes."""
 
-        return decode_image(data, max_pixels=max_pixels, verified=verified)
-    return _DECODERS[kind](data)
+    def preview(self, data: Buffer) -> str:
+        """Show the first bytes in hexadecimal."""
+        return bytes(data).hex(" ")
 
 
-_DECODERS: dict[Kind, Callable[[Buffer], object]] = {
-    "pixels": decode_pixels,
-    "cls": decode_cls,
-    "txt": decode_txt,
-    "json": decode_json,
-    "npy": decode_npy,
-    "bytes": bytes,
-}
+BYTES = Bytes()

@@ -22,11 +22,17 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_MARK = "_is_decoder"
 _NOT_OF_THE_BYTES = (ShardioError, OSError, MemoryError)
 
 
 def decoder(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function that looks at the bytes of a field raise nothing but CodecError for them."""
+    """Let a function that looks at the bytes of a field raise nothing but CodecError for them.
+
+    A function that is a decoder already stays as it is.
+    """
+    if _MARK in vars(function):
+        return function
 
     @wraps(function)
     def decode(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -37,4 +43,5 @@ def decoder(function: Callable[P, R]) -> Callable[P, R]:
         except Exception as error:  # bytes choose what parsers meet, so any kind may come
             raise CodecError(f"the bytes do not decode: {type(error).__name__}: {error}") from error
 
+    vars(decode)[_MARK] = True
     return decode

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
 
 import numpy as np
 
 from shardio.errors import CodecError, SituationError, UsageError
-from shardio.fields.arrays import decode_cls, npy_header
-from shardio.fields.base import LABEL_FIELD, Kind, kind_of
+from shardio.fields.base import LABEL_FIELD, FieldType
+from shardio.fields.defaults import given_types, type_of
 from shardio.fields.limits import MAX_PIXELS, check_max_pixels
-from shardio.fields.probe import check_complete, probe_image
 from shardio.indexing.catalog import (
     SHARD_SUFFIXES,
     Catalog,
@@ -32,18 +32,7 @@ from shardio.inspection.counts import ClassCounter, Tally, class_name
 from shardio.packing.names import LEDGERS
 from shardio.storage.local import refuse_url
 
-_CHARACTERS = 60
-_TEXT_BYTES = 4 * _CHARACTERS  # UTF-8 takes at most four a character
-_SHOWN_BYTES = 16
-_READ: dict[Kind, int] = {
-    "pixels": 1 << 14,  # headers of .npy files are shorter
-    "npy": 1 << 14,
-    "cls": 64,
-    "txt": _TEXT_BYTES,
-    "json": _TEXT_BYTES,
-    "bytes": _SHOWN_BYTES,
-}
-"""Bytes that are read for a look; images are read whole."""
+TypeOf = Callable[[str], FieldType]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,16 +41,16 @@ class FieldValue:
 
     Attributes:
         name: of the field.
-        kind: see shardio.fields.base.kind_of.
+        kind: name of its type.
         bytes: of its data.
         offset: of its data in the shard.
-        value: format and height × width of an image, number and name of a class, the first 60
-            characters of text, dtype and shape of an array, the first 16 bytes of others; or why
-            it does not decode.
+        value: preview of its type: format and height × width of an image, number and name of a
+            class, the first 60 characters of text, dtype and shape of an array, the first 16 bytes
+            of others; or why it does not decode.
     """
 
     name: str
-    kind: Kind
+    kind: str
     bytes: int
     offset: int
     value: str
@@ -117,7 +106,7 @@ def look_at(
     *,
     number: int,
     classes: tuple[str, ...] | None,
-    max_pixels: int,
+    types: TypeOf = type_of,
 ) -> SampleInfo:
     """Look at a sample.
 
@@ -126,7 +115,7 @@ def look_at(
         row: its position there.
         number: its position in the dataset.
         classes: names by number.
-        max_pixels: greatest number of pixels of an image.
+        types: called with the name of a field, returns its type.
 
     Raises:
         IndexFileError: the index is missing or damaged.
@@ -140,47 +129,25 @@ def look_at(
     ):
         if offset < 0:
             continue
-        kind = kind_of(name)
-        data = file.read(offset, min(size, _READ.get(kind, size)))
+        type_ = types(name)
+        needed = size if type_.preview_bytes is None else min(size, type_.preview_bytes)
+        data = file.read(offset, needed)
         try:
-            value = _look_at_image(data, max_pixels) if kind == "image" else _LOOKS[kind](data)
+            value = type_.preview(data)
         except CodecError as error:
             value = f"does not decode: {error}"
         else:
             if name == LABEL_FIELD and classes is not None:
                 value += f" ({class_name(int(value), classes) or 'not in the list of classes'})"
-        values.append(FieldValue(name=name, kind=kind, bytes=size, offset=offset, value=value))
+        values.append(
+            FieldValue(name=name, kind=type_.name, bytes=size, offset=offset, value=value)
+        )
     return SampleInfo(
         key=index.key(row),
         number=number,
         shard=entry.name,
         fields=tuple(sorted(values, key=lambda value: value.offset)),
     )
-
-
-def _look_at_image(data: bytes, max_pixels: int) -> str:
-    info = probe_image(data, max_pixels=max_pixels)
-    check_complete(data, info)
-    return f"{info.format}, {info.height} × {info.width}"
-
-
-def _look_at_array(data: bytes) -> str:
-    dtype, shape, *_ = npy_header(memoryview(data))
-    return f"{dtype} {[*shape]}"
-
-
-def _look_at_text(data: bytes) -> str:
-    return data.decode("utf-8", "replace")[:_CHARACTERS]
-
-
-_LOOKS: dict[Kind, Callable[[bytes], str]] = {
-    "pixels": _look_at_array,
-    "cls": lambda data: str(decode_cls(data)),
-    "txt": _look_at_text,
-    "json": _look_at_text,
-    "npy": _look_at_array,
-    "bytes": lambda data: data.hex(" "),
-}
 
 
 PREVIEW_COUNT = 48
@@ -212,7 +179,7 @@ class FieldInfo:
 
     Attributes:
         name: of the field.
-        kind: see shardio.fields.base.kind_of.
+        kind: name of its type.
         samples: that have it.
         bytes: of its data in all of them.
         median: bytes of the data in the middle, of two the smaller.
@@ -220,7 +187,7 @@ class FieldInfo:
     """
 
     name: str
-    kind: Kind
+    kind: str
     samples: int
     bytes: int
     median: int
@@ -298,6 +265,7 @@ def info(
     sample: int | str = 0,
     preview: str | PathLike[str] | None = None,
     preview_count: int = PREVIEW_COUNT,
+    fields: Mapping[str, str | FieldType] | None = None,
     allow_empty: bool = False,
     max_pixels: int = MAX_PIXELS,
     progress: Callable[[int], Callable[[int], None]] | None = None,
@@ -314,6 +282,7 @@ def info(
             key are a position.
         preview: a PNG file for a contact sheet, of images evenly spread over the samples.
         preview_count: images on it, 1 to 960.
+        fields: field types, as ShardDataset takes them; other fields have their default types.
         allow_empty: take tars that have members, none of which is a field of a sample.
         max_pixels: greatest number of pixels of an image, see shardio.fields.limits.
         progress: called with the number of shards; what it returns is called with how many more
@@ -326,6 +295,7 @@ def info(
         OSError: a shard cannot be read or the preview not written.
     """
     check_max_pixels(max_pixels)
+    types = partial(type_of, max_pixels=max_pixels, given=given_types(fields))
     if preview is not None:
         _check_preview(fspath(preview), preview_count)
     parts = list_parts(source)
@@ -338,16 +308,14 @@ def info(
     whole = _merge([*found.values()])
     number = _number_of(sample, finder, whole.samples)
     if preview is not None:
-        from shardio.inspection.preview import write_sheet  # noqa: PLC0415  loads OpenCV
-
-        write_sheet(Path(preview), entries, whole.classes, preview_count, max_pixels)
-    looked_at = _look_at_number(entries, number, whole.classes, max_pixels)
+        _write_preview(Path(preview), entries, whole.classes, preview_count, types)
     return whole.info(
+        types,
         source=(*map(str, parts),),
-        sample=looked_at,
+        sample=_look_at_number(entries, number, whole.classes, types),
         ledgers=_count_ledgers(parts),
         splits={
-            name: contents.info(source=(str(folders[name]),))
+            name: contents.info(types, source=(str(folders[name]),))
             for name, contents in (found if folders else {}).items()
         },
     )
@@ -417,6 +385,7 @@ class _Contents:
 
     def info(
         self,
+        types: TypeOf,
         *,
         source: tuple[str, ...],
         sample: SampleInfo | None = None,
@@ -428,7 +397,9 @@ class _Contents:
             samples=self.samples,
             bytes=sum(shard.bytes for shard in self.shards),
             shards=tuple(self.shards),
-            fields=tuple(_field_info(name, sizes) for name, sizes in sorted(self._sizes.items())),
+            fields=tuple(
+                _field_info(name, types(name), sizes) for name, sizes in sorted(self._sizes.items())
+            ),
             classes=self._classes_info() if LABEL_FIELD in self._sizes else None,
             sample=sample,
             ledgers=ledgers or {},
@@ -466,11 +437,11 @@ def _merge(parts: Sequence[_Contents]) -> _Contents:
     return whole
 
 
-def _field_info(name: str, sizes: Tally) -> FieldInfo:
+def _field_info(name: str, type_: FieldType, sizes: Tally) -> FieldInfo:
     numbers, counts = sizes.counts()
     return FieldInfo(
         name=name,
-        kind=kind_of(name),
+        kind=type_.name,
         samples=int(counts.sum()),
         bytes=int((numbers * counts).sum()),
         median=sizes.median(),
@@ -511,7 +482,7 @@ def _look_at_number(
     entries: Sequence[ShardEntry],
     number: int | None,
     classes: tuple[str, ...] | None,
-    max_pixels: int,
+    types: TypeOf,
 ) -> SampleInfo | None:
     if number is None:
         return None
@@ -520,7 +491,7 @@ def _look_at_number(
         if row < entry.samples:
             break
         row -= entry.samples
-    return look_at(entry, row, number=number, classes=classes, max_pixels=max_pixels)
+    return look_at(entry, row, number=number, classes=classes, types=types)
 
 
 def _count_ledgers(parts: Sequence[Path]) -> dict[str, int]:
@@ -532,6 +503,18 @@ def _count_ledgers(parts: Sequence[Path]) -> dict[str, int]:
 def _count_lines(path: Path) -> int:
     with path.open("rb") as stream:
         return sum(piece.count(b"\n") for piece in iter(lambda: stream.read(_PIECE), b""))
+
+
+def _write_preview(
+    path: Path,
+    entries: Sequence[ShardEntry],
+    classes: tuple[str, ...] | None,
+    count: int,
+    types: TypeOf,
+) -> None:
+    from shardio.inspection.preview import write_sheet  # noqa: PLC0415  loads OpenCV
+
+    write_sheet(path, entries, classes, count, types)
 
 
 def _check_preview(path: str, count: int) -> None:

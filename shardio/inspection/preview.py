@@ -6,7 +6,7 @@ whole numbers with their pixels kept visible. The same shards give the same shee
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.errors import CodecError, SituationError
-from shardio.fields.arrays import decode_cls, decode_pixels
-from shardio.fields.base import LABEL_FIELD, Kind, kind_of
-from shardio.fields.image import Scratch, decode_image, encode_image, one_opencv_thread
+from shardio.fields.arrays import decode_cls
+from shardio.fields.base import LABEL_FIELD, FieldType
+from shardio.fields.image import encode_image, one_opencv_thread
 from shardio.indexing.catalog import ShardEntry
 from shardio.indexing.shard_index import ShardIndex
 from shardio.inspection.counts import class_name
@@ -30,7 +30,6 @@ GAP, MARGIN = 14, 24
 
 _PAPER, _CELL, _INK = 255, 238, (50, 50, 50)
 _FONT, _SCALE, _BASELINE = cv2.FONT_HERSHEY_SIMPLEX, 0.5, 6
-_PICTURES: tuple[Kind, ...] = ("image", "pixels")
 
 Pixels = NDArray[np.uint8]
 
@@ -40,7 +39,7 @@ def write_sheet(
     entries: Sequence[ShardEntry],
     classes: tuple[str, ...] | None,
     count: int,
-    max_pixels: int,
+    types: Callable[[str], FieldType],
 ) -> None:
     """Write a contact sheet.
 
@@ -49,7 +48,7 @@ def write_sheet(
         entries: the shards.
         classes: names by number; None labels images with their keys.
         count: the most images on it.
-        max_pixels: greatest number of pixels of an image.
+        types: called with the name of a field, returns its type.
 
     Raises:
         UsageError: no sample that was looked at has an image.
@@ -58,7 +57,7 @@ def write_sheet(
         OSError: a shard cannot be read or the sheet not written.
     """
     with one_opencv_thread():
-        cells = _Cells(classes, max_pixels)
+        cells = _Cells(classes, types)
         for entry, rows in _choose(entries, count):
             cells.add(entry, rows)
         if not any(pixels is not None for pixels, _ in cells.found):
@@ -92,29 +91,28 @@ class _Cells:
 
     Args:
         classes: names by number.
-        max_pixels: greatest number of pixels of an image.
+        types: called with the name of a field, returns its type.
 
     Attributes:
         found: uint8 [h, w, 3] RGB, None for a sample without an image, and the label.
     """
 
-    def __init__(self, classes: tuple[str, ...] | None, max_pixels: int) -> None:
+    def __init__(self, classes: tuple[str, ...] | None, types: Callable[[str], FieldType]) -> None:
         self.found: list[tuple[Pixels | None, str]] = []
-        self._max_pixels = max_pixels
+        self._types = types
         self._classes = classes
-        self._scratch = Scratch()
 
     def add(self, entry: ShardEntry, rows: Sequence[int]) -> None:
         index, file = entry.load_index(), entry.open_file()
         for row in rows:
             stored = _stored(index, row)
-            field = next((name for name in stored if kind_of(name) in _PICTURES), None)
+            field = next((name for name in stored if self._types(name).geometry), None)
             label = self._class_of(file, stored) or index.key(row)
             if field is None:
                 self.found.append((None, f"no image: {label}"))
                 continue
             try:
-                pixels = self._decode(field, file.read(*stored[field]))
+                pixels = self._types(field).decode(file.read(*stored[field]))
             except CodecError:
                 self.found.append((None, f"damaged: {label}"))
             else:
@@ -127,11 +125,6 @@ class _Cells:
             return class_name(decode_cls(file.read(*stored[LABEL_FIELD])), self._classes)
         except CodecError:
             return None
-
-    def _decode(self, field: str, data: bytes) -> Pixels:
-        if kind_of(field) == "pixels":
-            return decode_pixels(data)
-        return decode_image(data, scratch=self._scratch, max_pixels=self._max_pixels)
 
 
 def _stored(index: ShardIndex, row: int) -> dict[str, tuple[int, int]]:

@@ -8,13 +8,15 @@ with equal hashes are read again, and compared.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from shardio.errors import shown
+from shardio.fields.base import FieldType
+from shardio.fields.defaults import given_types
 from shardio.fields.limits import MAX_PIXELS
 from shardio.indexing.catalog import ShardPaths
 from shardio.inspection.findings import Finding, Part, Verification, find_parts
@@ -38,6 +40,7 @@ def verify(
     source: ShardPaths,
     *,
     deep: bool = False,
+    fields: Mapping[str, str | FieldType] | None = None,
     allow_empty: bool = False,
     max_pixels: int = MAX_PIXELS,
     jobs: int | None = None,
@@ -54,6 +57,7 @@ def verify(
             or a list of these.
         deep: decode every field, images and others, which notices most damage where there are
             no checksums.
+        fields: field types, as ShardDataset takes them; other fields have their default types.
         allow_empty: take tars that have members, none of which is a field of a sample.
         max_pixels: greatest number of pixels of an image, see shardio.fields.limits.
         jobs: processes; by default one a core. The findings are the same for any number.
@@ -65,7 +69,7 @@ def verify(
         OSError: a folder cannot be read.
     """
     engine = make_engine("local", jobs)
-    check = FieldCheck(deep=deep, max_pixels=max_pixels)
+    check = FieldCheck(deep=deep, max_pixels=max_pixels, types=given_types(fields))
     parts = find_parts(source)
     shards = [[each for each in part.shards if not each.missing] for part in parts]
     tasks = [task_of(shard, check, allow_empty=allow_empty) for some in shards for shard in some]

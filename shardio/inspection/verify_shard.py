@@ -33,9 +33,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.errors import CodecError, IndexFileError, ShardioError, TarError, counted, quoted
-from shardio.fields.base import IMAGE_FIELDS, decode_field, kind_of
+from shardio.fields.base import IMAGE_FIELDS, FieldType
+from shardio.fields.defaults import type_of
 from shardio.fields.limits import check_max_pixels
-from shardio.fields.probe import check_complete, probe_image
 from shardio.indexing.manifest import index_path
 from shardio.indexing.scan import NAME_FIELDS, describe_no_samples
 from shardio.indexing.shard_index import ShardIndex, read_index
@@ -63,6 +63,7 @@ class FieldCheck:
         deep: whether they are decoded whole; otherwise only the header and the end of images
             are looked at.
         max_pixels: greatest number of pixels of an image, see shardio.fields.limits.
+        types: types of a user by field name; other fields have their default types.
 
     Raises:
         UsageError: invalid max_pixels.
@@ -70,18 +71,15 @@ class FieldCheck:
 
     deep: bool
     max_pixels: int
+    types: Mapping[str, FieldType] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_max_pixels(self.max_pixels)
 
     def fault(self, field: str, data: memoryview) -> str | None:
         """Say why the data of a field are not sound; None if they are."""
-        kind = kind_of(field)
         try:
-            if self.deep and kind != "bytes":
-                decode_field(field, data, max_pixels=self.max_pixels)
-            elif kind == "image":
-                check_complete(data, probe_image(data, max_pixels=self.max_pixels))
+            type_of(field, self.max_pixels, self.types).check(data, deep=self.deep)
         except CodecError as error:
             return str(error)
         except MemoryError:

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.errors import CodecError, UsageError
-from shardio.fields.base import LABEL_FIELD, kind_of
+from shardio.fields.base import LABEL_FIELD
+from shardio.fields.defaults import type_of
 from shardio.fields.probe import probe_image
 from shardio.packing.engine import Ticker
 from shardio.packing.listing import Problem, SourceFiles, SourceSample, UnreadableError, in_memory
@@ -113,7 +114,9 @@ def _fingerprint(
 def _fingerprint_of(
     sample: SourceSample, files: SourceFiles, hash_picture: Callable[[memoryview], int]
 ) -> tuple[int, int, int] | Problem:
-    images = [field for field in sample.fields if field.name is None or _is_image(field.name)]
+    images = [
+        field for field in sample.fields if field.name is None or type_of(field.name).image_file
+    ]
     others = [field for field in sample.fields if field.name != LABEL_FIELD]
     content, picture = blake2b(digest_size=16), 0
     try:
@@ -127,10 +130,6 @@ def _fingerprint_of(
         return Problem(path=sample.name, reason=str(error))
     halves = content.digest()
     return int.from_bytes(halves[:8], "little"), int.from_bytes(halves[8:], "little"), picture
-
-
-def _is_image(field: str) -> bool:
-    return kind_of(field) == "image"
 
 
 def group_alike(prints: NDArray[np.uint64], distance: int | None) -> NDArray[np.int64]:

@@ -11,6 +11,8 @@ from os import PathLike
 from typing import Literal, get_args
 
 from shardio.errors import UsageError
+from shardio.fields.base import FieldType
+from shardio.fields.defaults import given_types
 from shardio.fields.limits import MAX_PIXELS, check_max_pixels
 from shardio.packing.dedupe import Dedupe, Likeness
 from shardio.packing.engine import Engine, LocalEngine, RayEngine
@@ -116,7 +118,8 @@ class PackOptions(OutputOptions):
             occur, sorted. A class that is not among them is an error.
         fields: which files are one sample, as "jpg;png,json,txt?": fields with commas, each
             with alternatives, and a question mark where samples may lack it. By default each
-            image is a sample.
+            image is a sample. Of samples of a program: field types, as ShardDataset takes them,
+            which encode the values of their fields; other fields have their default types.
         manifest: a table of the samples, CSV, TSV, JSON Lines or Parquet, whose paths start
             from the source.
         path_columns: its columns of paths, each as "column" or "field=column".
@@ -149,7 +152,7 @@ class PackOptions(OutputOptions):
 
     labels: bool = True
     classes: Sequence[str] | None = None
-    fields: str | None = None
+    fields: str | Mapping[str, str | FieldType] | None = None
     manifest: str | PathLike[str] | None = None
     path_columns: Sequence[str] = ()
     label_column: str | None = None
@@ -167,7 +170,10 @@ class PackOptions(OutputOptions):
     def __post_init__(self) -> None:
         OutputOptions.__post_init__(self)
         check_classes(self.classes)
-        parse_fields(self.fields)
+        if isinstance(self.fields, str):
+            parse_fields(self.fields)
+        else:
+            given_types(self.fields)
         if pair := next((pair for pair in parse_pairs(self.features) if not pair.name), None):
             raise UsageError(
                 f"features: '{pair.field}=' names no feature",

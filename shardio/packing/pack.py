@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from shardio.errors import PackError, SituationError, UsageError
-from shardio.fields.base import IMAGE_FIELDS
+from shardio.fields.base import IMAGE_FIELDS, FieldType
+from shardio.fields.defaults import given_types
 from shardio.indexing.catalog import SHARD_SUFFIXES, ShardPaths, open_catalog
 from shardio.indexing.manifest import INDEX_FOLDER
 from shardio.options import with_options
 from shardio.packing.job import PackSummary, Source, run_job
 from shardio.packing.options import PackOptions, ReshardOptions
-from shardio.packing.sources.base import Labels, check_classes, parse_fields
+from shardio.packing.sources.base import FieldRule, Labels, check_classes, parse_fields
 from shardio.packing.sources.folder import FolderSource, find_classes
 from shardio.packing.sources.table import Table, open_table
 from shardio.packing.sources.tars import Tars
@@ -92,7 +93,21 @@ def open_source(path: str, options: PackOptions) -> FolderSource | Table | Tars 
         )
     classes = check_classes(options.classes) or find_classes(path)
     labels = Labels(classes) if options.labels and classes else None
-    return FolderSource(root=path, rule=parse_fields(options.fields), labels=labels)
+    return FolderSource(root=path, rule=_rule_of_files(options), labels=labels)
+
+
+def _rule_of_files(options: PackOptions) -> FieldRule:
+    """Which files of a folder are one sample.
+
+    Raises:
+        UsageError: the fields are types, which encode the values of a program.
+    """
+    if not isinstance(options.fields, str | None):
+        raise UsageError(
+            "fields: field types are for samples of a program",
+            remedy="for files, pass names of fields, as 'jpg;png,json'",
+        )
+    return parse_fields(options.fields)
 
 
 def _refuse_mixed(path: str) -> None:
@@ -161,9 +176,9 @@ def pack(
         open_: Callable[[Folder], Source] = lambda _: open_source(root, options)  # noqa: E731
     else:
         job = options.pack_job(".")
-        _refuse_for_values(options)
+        types = _types_of_values(options)
         classes = check_classes(options.classes)
-        open_ = lambda work: Values(source, work, classes)  # noqa: E731
+        open_ = lambda work: Values(source, work, classes, types)  # noqa: E731
     return run_job(out, job, open_)
 
 
@@ -177,14 +192,20 @@ def _refuse_inside(source: Path, out: Path, options: PackOptions) -> None:
             )
 
 
-def _refuse_for_values(options: PackOptions) -> None:
-    """Raise UsageError if something is said that samples of a program have no use for."""
-    files = (options.fields, options.manifest, *options.features)
+def _types_of_values(options: PackOptions) -> dict[str, FieldType]:
+    """The field types that a user gives for samples of a program.
+
+    Raises:
+        UsageError: an option is given that samples of a program have no use for.
+    """
+    rule = options.fields if isinstance(options.fields, str) else None
+    files = (rule, options.manifest, *options.features)
     if not options.labels or any(each is not None for each in files):
         raise UsageError(
             "samples of a program have the fields that they have",
             remedy="leave fields, manifest, features and labels out",
         )
+    return {} if isinstance(options.fields, str) else given_types(options.fields)
 
 
 @with_options(ReshardOptions)

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from shardio.errors import CodecError, IndexFileError, PackError, UsageError, quoted, shown
-from shardio.fields.base import PIXELS_FIELD, is_mask, kind_of
+from shardio.fields.base import PIXELS_FIELD
+from shardio.fields.defaults import IMAGE, type_of
 from shardio.fields.probe import check_complete, probe_image
 from shardio.indexing.manifest import ShardReceipt, index_path, receipt_of, write_index
 from shardio.indexing.scan import IndexBuilder
@@ -275,7 +276,6 @@ def _is_receipt(name: str) -> bool:
     return final.endswith(_SUFFIX) and is_shard_name(final.removesuffix(_SUFFIX))
 
 
-_FIELD_OF_FORMAT = {"jpeg": "jpg"}
 _PROBLEMS = (UnreadableError, CodecError, UsageError)
 
 
@@ -438,11 +438,11 @@ class _Packer:
         for name, origin in sample.fields:
             data = self._files.read(origin, self.archive.reserve)
             field = name or ""
-            kind = kind_of(field)
-            if name is None or (self._check and kind == "image"):
+            type_ = type_of(field)
+            if name is None or (self._check and type_.image_file):
                 images += 1
                 field = self._pack_image(name, data, is_only=images == 1)
-            elif kind == "pixels" and self._store.decodes:
+            elif type_.geometry and self._store.decodes:
                 raise UsageError(f"{name} holds pixels, and only image files can become others")
             if field in taken:
                 raise UsageError(
@@ -463,13 +463,14 @@ class _Packer:
                 error.what, remedy="files beside images are packed with --fields"
             ) from error
         check_complete(data, info)
+        field = name or IMAGE.name_of(data) or info.format
         if self._pixels is not None:
             if not is_only:
                 raise UsageError(
                     f"{name} is the second image of the sample, and only one can be resized, "
                     "encoded anew or stored as pixels"
                 )
-            if name is not None and is_mask(name):
+            if name is not None and type_of(name).geometry == "nearest":
                 raise UsageError(
                     f"{name} holds classes as pixels, which would change if it was "
                     "resized or encoded anew",
@@ -478,7 +479,7 @@ class _Packer:
             self._pixels.reserve(data, info)
             if self._store.kind == "raw":
                 return PIXELS_FIELD
-        return name or _FIELD_OF_FORMAT.get(info.format, info.format)
+        return field
 
 
 class _Nowhere(io.BytesIO):

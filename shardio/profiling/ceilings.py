@@ -25,9 +25,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from shardio.errors import CodecError, ShardioError
-from shardio.fields.base import kind_of
+from shardio.fields.defaults import type_of
 from shardio.fields.image import one_opencv_thread
-from shardio.fields.probe import probe_image
 from shardio.processes import count_cores
 from shardio.profiling.evidence import Ceilings
 from shardio.profiling.system import drop_from_cache, thread_uses
@@ -192,9 +191,9 @@ def _side(stored: list[Stored]) -> float | None:
     sides = []
     for sample in stored:
         for found in sample:
-            if found is not None and kind_of(found.field) == "image":
-                with suppress(CodecError):
-                    info = probe_image(found.data)
+            with suppress(CodecError):
+                info = None if found is None else type_of(found.field).probe(found.data)
+                if info is not None:
                     sides.append(min(info.height, info.width))
     return sum(sides) / len(sides) if sides else None
 

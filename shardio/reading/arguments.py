@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from shardio.errors import UsageError
+from shardio.fields.base import FieldType
 from shardio.planning.epoch import Tail
 from shardio.transforms import SizedTransform
 
@@ -31,9 +32,11 @@ def check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[st
     given["seed"] = check_seed(given["seed"])
     fields = given["fields"]
     mapped = fields is None or (
-        isinstance(fields, Mapping) and all(isinstance(part, str) for part in fields.values())
+        isinstance(fields, Mapping)
+        and all(isinstance(part, str | FieldType) for part in fields.values())
     )
     _check("fields", fields, mapped, "a mapping such as {'image': 'jpg;png'}")
+    given["fields"] = None if fields is None else dict(fields)
     usable = callable(transform) or isinstance(transform, SizedTransform)
     usable = transform is None or (usable and not isinstance(transform, type))
     _check("transform", transform, usable, "callable, such as shardio.CenterCrop(224)")

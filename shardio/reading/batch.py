@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import compress
@@ -36,24 +36,19 @@ from shardio.errors import (
     quoted,
     shown,
 )
-from shardio.fields.base import kind_of
+from shardio.fields.base import FieldType
 from shardio.fields.image import Scratch
 from shardio.planning.epoch import References
 from shardio.planning.order import uniform_numbers
 from shardio.planning.samples import Samples
 from shardio.processes import new_lock
 from shardio.reading.columns import (
-    Arrays,
     Column,
     Fields,
-    Labels,
     RowColumn,
-    SizedImages,
     Stack,
-    StackedArrays,
     Transform,
-    Transformed,
-    Values,
+    column_maker,
 )
 from shardio.reading.gather import Gatherer
 from shardio.reading.handover import Allocate
@@ -417,29 +412,14 @@ class Batch:
         )
 
 
-_HOLDS = {"cls": "a tensor", "npy": "a tensor", "image": "a tensor", "pixels": "a tensor"}
-_HOLDS |= {"txt": "text", "json": "values of JSON"}
-
-
-def describe_entry(field: str, *, decode: bool) -> str:
-    """Say what a batch holds for an entry that a field fills: a tensor, or values of which kind.
-
-    Args:
-        field: name of the field.
-        decode: False leaves every field as bytes.
-    """
-    return _HOLDS.get(kind_of(field), "bytes") if decode else "bytes"
-
-
 class SampleReader:
     """Makes batches of references.
 
     Args:
         delivery: how samples are read.
-        decode: False leaves every field as bytes.
+        types: types of the alternatives of each entry, by field name.
         transform: for images.
         reduced: let large JPEGs be decoded at a part of their size.
-        max_pixels: greatest number of pixels of an image.
         allocate: makes the arrays of batches.
     """
 
@@ -447,22 +427,22 @@ class SampleReader:
         self,
         delivery: Delivery,
         *,
-        decode: bool,
+        types: Mapping[str, Mapping[str, FieldType]],
         transform: Transform | None,
         reduced: bool,
-        max_pixels: int,
         allocate: Allocate,
     ) -> None:
         self._delivery = delivery
-        self._decode = decode
-        self._transform = transform
         self._draws = transform.draws if isinstance(transform, SizedTransform) else 0
-        self._reduced = reduced
-        self._max_pixels = max_pixels
-        self._allocate = allocate
-        self._scratch = Scratch()
         self._gatherer = Gatherer(delivery.pool, tuple(delivery.fields.values()))
-        self._makers = {name: self._column(found[0]) for name, found in delivery.fields.items()}
+        make = partial(
+            column_maker,
+            transform=transform,
+            scratch=Scratch(),
+            reduced=reduced,
+            allocate=allocate,
+        )
+        self._makers = {name: make(of_entry) for name, of_entry in types.items()}
 
     def start(self, references: References, key: int) -> Batch:
         """A batch with empty slots.
@@ -482,26 +462,3 @@ class SampleReader:
     def numbers(self, references: References, key: int) -> NDArray[np.float64]:
         """Random numbers for the transforms, float64 [n, draws]; see start."""
         return uniform_numbers(key, references.positions, self._draws)
-
-    def _column(self, field: str) -> Callable[[int], Column]:
-        """What makes the column of an entry that a field and its like fill, of that many slots."""
-        kind = kind_of(field) if self._decode else "bytes"
-        transform = self._transform if kind in {"image", "pixels"} else None
-        kept: dict[str, Any] = {"max_pixels": self._max_pixels, "allocate": self._allocate}
-        if isinstance(transform, SizedTransform):
-            return partial(
-                SizedImages,
-                transform=transform,
-                scratch=self._scratch,
-                reduced=self._reduced,
-                **kept,
-            )
-        if transform is not None:
-            return partial(Transformed, transform=transform, **kept)
-        if kind == "cls":
-            return Labels
-        if kind in {"pixels", "npy"}:
-            return partial(StackedArrays, image=kind == "pixels", **kept)
-        if kind == "image":
-            return partial(Arrays, image=True, **kept)
-        return partial(Values, decode=self._decode)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from shardio.errors import UsageError, counted
+from shardio.fields.base import BYTES, FieldType
 from shardio.fields.limits import MAX_PIXELS
 from shardio.indexing.catalog import Catalog, ShardPaths, open_catalog
 from shardio.indexing.shard_index import ShardIndex
@@ -30,8 +31,15 @@ from shardio.reading.arguments import (
     check_seed,
     whole_number,
 )
-from shardio.reading.batch import Delivery, SampleReader, describe_entry
-from shardio.reading.columns import Fields, Transform, default_fields, parse_fields
+from shardio.reading.batch import Delivery, SampleReader
+from shardio.reading.columns import (
+    Fields,
+    Transform,
+    Types,
+    default_fields,
+    entry_types,
+    parse_fields,
+)
 from shardio.reading.handover import Allocate, Recycler
 from shardio.reading.loop import (
     Identity,
@@ -178,8 +186,9 @@ class ShardDataset(ResumableDataset):
     Args:
         source: a packed folder, a folder of tars, a shard, a glob, a brace pattern such as
             `out/shard-{000000..000007}.tar`, or a list of these.
-        fields: entries of a sample and the fields that fill them, `{"image": "jpg;png"}`. By
-            default images become `image`, `cls` becomes `label`, the rest keep their names.
+        fields: entries of a sample and the fields that fill them, `{"image": "jpg;png"}`, or
+            field types that name them, see shardio.FieldType. By default images become `image`,
+            `cls` becomes `label`, the rest keep their names.
         decode: False leaves every field as bytes.
         transform: for images: shardio.RandomResizedCrop and its like, or a callable from a
             uint8 tensor [3, H, W] to a tensor.
@@ -225,7 +234,7 @@ class ShardDataset(ResumableDataset):
         self,
         source: ShardPaths,
         *,
-        fields: Mapping[str, str] | None = None,
+        fields: Mapping[str, str | FieldType] | None = None,
         decode: bool = True,
         transform: Transform | None = None,
         batch_size: int | None = None,
@@ -503,9 +512,18 @@ class ShardDataset(ResumableDataset):
 
     def describe_entries(self) -> dict[str, str]:
         """Say what a batch holds for each entry."""
+        return {name: next(iter(types.values())).holds for name, types in self._types().items()}
+
+    def _types(self) -> dict[str, Types]:
+        """The types of the alternatives of each entry, by field name."""
+        if not self._decode:
+            return {name: dict.fromkeys(some, BYTES) for name, some in self.fields.items()}
+        given, most = self._arguments["fields"], self._arguments["max_pixels"]
         return {
-            name: describe_entry(found[0], decode=self._decode)
-            for name, found in self.fields.items()
+            name: {
+                field: each.limited(most) for field, each in entry_types(name, some, given).items()
+            }
+            for name, some in self.fields.items()
         }
 
     def transform_key(self, epoch: int) -> int:
@@ -527,14 +545,13 @@ class ShardDataset(ResumableDataset):
         )
         return SampleReader(
             delivery,
-            decode=self._decode,
+            types=self._types(),
             transform=self._transform,
             reduced=self._arguments["reduced_decoding"],
-            max_pixels=self._arguments["max_pixels"],
             allocate=allocate,
         )
 
-    def _map_fields(self, fields: Mapping[str, str] | None) -> Fields:
+    def _map_fields(self, fields: Mapping[str, str | FieldType] | None) -> Fields:
         names = self.catalog.fields
         if fields is not None:
             return parse_fields(fields, names, decode=self._decode)

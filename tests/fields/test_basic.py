@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardio.errors import CodecError
-from shardio.fields.arrays import decode_cls, decode_json, decode_npy, decode_txt
+from shardio.fields.arrays import decode_cls, decode_npy
+from shardio.fields.text import decode_json, decode_txt
 
 if TYPE_CHECKING:
     from collections.abc import Callable

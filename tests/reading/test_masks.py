@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import shardio
-from shardio.fields.base import is_mask
+from shardio.fields.defaults import type_of
 from shardio.fields.image import Crop, write_crop
 from shardio.testing import make_shard, read_members
 from shardio.transforms import SizedTransform
@@ -106,9 +106,9 @@ def test_image_and_mask_of_one_size_have_one_crop(tmp_path: Path) -> None:
 
 def test_which_fields_are_masks() -> None:
     for field in ("mask.png", "seg.jpg", "a.b.instance.png", "semantic.rgb.npy", "label.webp"):
-        assert is_mask(field)
+        assert type_of(field).geometry == "nearest"
     for field in ("png", "jpg", "rgb.npy", "mask", "mask.left.png", "masks.png", "segment.png"):
-        assert not is_mask(field)
+        assert type_of(field).geometry in {"blended", None}
 
 
 def test_a_large_mask_in_jpeg_is_decoded_whole(tmp_path: Path) -> None:

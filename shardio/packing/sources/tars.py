@@ -16,7 +16,8 @@ from typing import Any
 
 from shardio.errors import CodecError, PackError, quoted, shown
 from shardio.fields.arrays import decode_cls
-from shardio.fields.base import LABEL_FIELD, decode_field
+from shardio.fields.base import LABEL_FIELD
+from shardio.fields.defaults import decode_field
 from shardio.fields.limits import MAX_PIXELS
 from shardio.indexing.catalog import Catalog, ShardEntry
 from shardio.indexing.shard_index import ShardIndex

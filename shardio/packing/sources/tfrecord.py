@@ -13,7 +13,6 @@ type in all samples.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -27,7 +26,8 @@ import numpy as np
 
 from shardio.errors import CodecError, SituationError, UsageError, quoted, shown
 from shardio.fields.arrays import decode_cls
-from shardio.fields.base import LABEL_FIELD, kind_of
+from shardio.fields.base import BYTES, LABEL_FIELD
+from shardio.fields.defaults import type_of
 from shardio.indexing.catalog import expand_pattern
 from shardio.packing.listing import (
     FromMemory,
@@ -100,7 +100,7 @@ def choose_fields(example: Mapping[str, Feature], pairs: Iterable[Pair]) -> dict
     free = [name for name in example if name not in given]
     chosen: dict[str, str | None] = {name: given[name] for name in example if given.get(name)}
     for name in free:
-        known = kind_of(name.lower()) != "bytes" and is_field_name(name)
+        known = type_of(name.lower()) != BYTES and is_field_name(name)
         chosen[name] = name.lower() if known and _is_single_bytes(example[name]) else None
     taken = {*given.values()} - {IMAGE}
     defaults = {
@@ -341,17 +341,14 @@ def _key_of(text: str) -> tuple[str, bool]:
 
 
 def _encode_numbers(name: str, field: str, numbers: Numbers) -> bytes:
-    kind = kind_of(field)
-    if kind == "cls" and len(numbers) == 1 and numbers.dtype == np.int64:
-        return b"%d" % int(numbers[0])
-    if kind == "npy":
-        stream = io.BytesIO()
-        np.save(stream, numbers, allow_pickle=False)
-        return stream.getvalue()
-    raise _RecordError(
-        f"its feature {quoted(name)} has {len(numbers)} numbers of type {numbers.dtype}, and the "
-        f"field {quoted(field)} cannot hold them; cls holds one whole number, json and npy hold any"
-    )
+    try:
+        return type_of(field).encode(numbers)
+    except (TypeError, ValueError, CodecError, NotImplementedError):
+        raise _RecordError(
+            f"its feature {quoted(name)} has {len(numbers)} numbers of type {numbers.dtype}, and "
+            f"the field {quoted(field)} cannot hold them; cls holds one whole number, json and npy "
+            "hold any"
+        ) from None
 
 
 def find_files(path: str) -> tuple[Path, ...] | None:

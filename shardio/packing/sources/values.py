@@ -8,20 +8,17 @@ generator of any length takes no memory.
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from shardio.errors import CodecError, PackError, quoted
 from shardio.fields.arrays import decode_cls
-from shardio.fields.base import LABEL_FIELD, Kind, kind_of
+from shardio.fields.base import LABEL_FIELD, FieldType
+from shardio.fields.defaults import type_of
 from shardio.packing.listing import FromFile, FromRange, Origin, Problem, SourceField, SourceSample
 from shardio.packing.names import VALUES_NAME
 from shardio.packing.sources.base import is_field_name, key_fault
@@ -37,6 +34,7 @@ class Values:
         given: the samples.
         work: work folder, for their bytes.
         classes: names of the classes, for the manifest.
+        types: types of a user by field name; other fields have their default types.
 
     Attributes:
         name: what errors call them.
@@ -47,12 +45,17 @@ class Values:
     name = "the samples"
 
     def __init__(
-        self, given: Iterable[Mapping[str, Any]], work: Folder, classes: tuple[str, ...] | None
+        self,
+        given: Iterable[Mapping[str, Any]],
+        work: Folder,
+        classes: tuple[str, ...] | None,
+        types: Mapping[str, FieldType],
     ) -> None:
         self.root = str(Path.cwd())
         self.classes = classes
         self._given = given
         self._work = work
+        self._types = types
 
     def samples(self) -> Iterator[SourceSample | Problem]:
         """All samples, as they come.
@@ -74,7 +77,7 @@ class Values:
                 for field, value in given.items():
                     if field == _KEY:
                         continue
-                    origin, data = _encode(name, field, value)
+                    origin, data = _encode(name, field, value, self._types)
                     if origin is None:
                         origin = FromRange(path, end, len(data), zlib.crc32(data))
                         end += stream.write(data)
@@ -84,7 +87,9 @@ class Values:
                 yield SourceSample(key=key, name=name, fields=tuple(fields), label=label)
 
 
-def _encode(name: str, field: object, value: Any) -> tuple[Origin | None, bytes]:
+def _encode(
+    name: str, field: object, value: Any, types: Mapping[str, FieldType]
+) -> tuple[Origin | None, bytes]:
     """Where a value is, or its bytes."""
     if not (isinstance(field, str) and is_field_name(field)):
         raise PackError(f"{field!r} is no name for a field", where=name)
@@ -92,51 +97,18 @@ def _encode(name: str, field: object, value: Any) -> tuple[Origin | None, bytes]
         return FromFile(os.fsencode(value)), b""
     if isinstance(value, bytes | bytearray | memoryview):
         return None, bytes(value)
-    kind = kind_of(field)
-    encode = _ENCODERS.get(kind)
     try:
-        if encode is not None:
-            return None, encode(value)
-    except (TypeError, ValueError) as error:
+        return None, type_of(field.lower(), given=types).encode(value)
+    except NotImplementedError:
+        raise PackError(
+            f"field {field!r} takes bytes or a path, not {type(value).__name__}",
+            where=name,
+            remedy="encode it, or name the field cls, txt, json or npy",
+        ) from None
+    except Exception as error:  # the type may be a user's, and raise anything
         raise PackError(
             f"field {field!r} cannot hold {quoted(value)}: {error}", where=name
         ) from error
-    raise PackError(
-        f"field {field!r} takes bytes or a path, not {type(value).__name__}",
-        where=name,
-        remedy="encode it, or name the field cls, txt, json or npy",
-    )
-
-
-def _encode_cls(value: Any) -> bytes:
-    if isinstance(value, bool) or int(value) != value:
-        raise ValueError("it is no whole number")
-    return b"%d" % int(value)
-
-
-def _encode_txt(value: Any) -> bytes:
-    if not isinstance(value, str):
-        raise TypeError("it is no text")
-    return value.encode()
-
-
-def _encode_json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-
-
-def _encode_npy(value: Any) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, np.asarray(value), allow_pickle=False)
-    return stream.getvalue()
-
-
-_ENCODERS: dict[Kind, Callable[[Any], bytes]] = {
-    "cls": _encode_cls,
-    "txt": _encode_txt,
-    "json": _encode_json,
-    "npy": _encode_npy,
-    "pixels": _encode_npy,
-}
 
 
 def _label_of(data: bytes) -> int | None:

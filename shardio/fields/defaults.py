@@ -1,0 +1,117 @@
+"""The types that fields have by default, by the end of their names, as WebDataset decides.
+
+A field type of shardio is a module and a line in this table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from shardio.errors import UsageError
+from shardio.fields.arrays import Array, Label
+from shardio.fields.base import BYTES, FieldType
+from shardio.fields.limits import MAX_PIXELS
+from shardio.fields.pictures import Image, Mask, PixelMask, Pixels
+from shardio.fields.text import Json, Text
+
+if TYPE_CHECKING:
+    from shardio.fields.probe import Buffer
+
+IMAGE = Image()
+DEFAULTS: tuple[FieldType, ...] = (
+    IMAGE,
+    Mask(),
+    Pixels(),
+    PixelMask(),
+    Label(),
+    Text(),
+    Json(),
+    Array(),
+)
+
+_BY_NAME = {name: each for each in DEFAULTS for name in each.names}
+_MOST_PARTS = 1 + max(name.count(".") for name in _BY_NAME)
+
+
+def type_of(
+    field: str, max_pixels: int = MAX_PIXELS, given: Mapping[str, FieldType] | None = None
+) -> FieldType:
+    """Return the type of a field: of the longest end of its name that the table has.
+
+    Args:
+        field: name of the field, in lower case.
+        max_pixels: greatest number of pixels of an image.
+        given: types of a user by field name, which take precedence.
+    """
+    if given and field in given:
+        return given[field].limited(max_pixels)
+    return _default_type(field, max_pixels)
+
+
+@lru_cache(maxsize=1024)
+def _default_type(field: str, max_pixels: int) -> FieldType:
+    parts = field.rsplit(".", _MOST_PARTS)
+    ends = (".".join(parts[start:]) for start in range(len(parts)))
+    return next((_BY_NAME[end] for end in ends if end in _BY_NAME), BYTES).limited(max_pixels)
+
+
+def decode_field(
+    field: str, data: Buffer, *, max_pixels: int = MAX_PIXELS, verified: bool = False
+) -> object:
+    """Decode one field of one sample by the default type of its name.
+
+    Args:
+        field: name of the field.
+        data: data of the field.
+        max_pixels: greatest number of pixels of an image, see shardio.fields.limits.
+        verified: whether the data have the checksum that an index recorded.
+
+    Raises:
+        CodecError: the bytes do not decode as what the name of the field announces.
+    """
+    found = type_of(field, max_pixels)
+    return found.decode_verified(data) if verified else found.decode(data)
+
+
+def given_types(fields: Mapping[str, str | FieldType] | None) -> dict[str, FieldType]:
+    """Return the types of a user by the names of the fields that have them.
+
+    Args:
+        fields: a mapping as ShardDataset takes it; text stands for default types.
+
+    Raises:
+        UsageError: it is no such mapping, or two types have one field.
+    """
+    if fields is None:
+        return {}
+    if not isinstance(fields, Mapping):
+        raise UsageError(f"fields={fields!r}: it must be a mapping such as {{'audio': Pcm('wav')}}")
+    found: dict[str, FieldType] = {}
+    for entry, each in fields.items():
+        if isinstance(each, str):
+            continue
+        for name in check_type(entry, each).alternatives:
+            if found.setdefault(name, each) != each:
+                raise UsageError(f"fields: {name!r} has two types, {found[name]} and {each}")
+    return found
+
+
+def check_type(entry: str, given: object) -> FieldType:
+    """Return a value of a mapping of fields, which must be a type that names fields.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not isinstance(given, FieldType):
+        raise UsageError(
+            f"fields: {given!r} for {entry!r} is neither text nor a field type",
+            remedy="pass the names of fields, as 'jpg;png', or a shardio.FieldType",
+        )
+    if not given.alternatives:
+        kind = type(given).__name__
+        raise UsageError(
+            f"fields: {kind}() for {entry!r} names no field", remedy=f"write {kind}('wav;flac')"
+        )
+    return given

@@ -1,0 +1,150 @@
+"""Every field type of shardio keeps what a field type promises."""
+
+from __future__ import annotations
+
+import wave
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+import shardio
+from shardio.fields.arrays import Array, Label
+from shardio.fields.base import Bytes, Dense
+from shardio.fields.pictures import Image, Mask, PixelMask, Pixels
+from shardio.fields.text import Json, Text
+from shardio.testing import FieldTypeContract
+
+PICTURES = tuple(np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), np.uint8))
+PNGS = tuple(cv2.imencode(".png", each[..., ::-1])[1].tobytes() for each in PICTURES)
+
+
+class TestImage(FieldTypeContract):
+    field_type = Image("png;jpg")
+    values = PICTURES
+    files = PNGS
+
+
+class TestMask(FieldTypeContract):
+    field_type = Mask("mask.png", max_pixels=1 << 10)
+    values = PICTURES
+    files = PNGS
+
+
+class TestPixels(FieldTypeContract):
+    field_type = Pixels("rgb.npy")
+    values = PICTURES
+
+
+class TestPixelMask(FieldTypeContract):
+    field_type = PixelMask("mask.rgb.npy")
+    values = PICTURES
+
+
+class TestLabel(FieldTypeContract):
+    field_type = Label("cls")
+    values = (0, 7, 123456, -5, 2**63 - 1, -(2**63))
+
+
+class TestText(FieldTypeContract):
+    field_type = Text("txt")
+    values = ("", " naïve\n", "x" * 1000)
+
+
+class TestJson(FieldTypeContract):
+    field_type = Json("json")
+    values = ({"a": [1, -2.5, None]}, [], "é", True)
+
+
+class TestArray(FieldTypeContract):
+    field_type = Array("npy")
+    values = (np.arange(6.0).reshape(2, 3), np.full((2, 3), np.nan))
+
+
+class TestArrayOfNothing(FieldTypeContract):
+    field_type = Array("npy")
+    values = (np.empty((2, 0), np.int32), np.empty((2, 0), np.int32))
+
+
+class TestBytes(FieldTypeContract):
+    field_type = Bytes("bin")
+    values = files = (b"", b"\0\xff")
+
+
+class Pcm(shardio.FieldType):
+    magic = {b"RIFF": "wav"}  # noqa: RUF012
+
+    def decode(self, data: Any) -> Any:
+        with wave.open(BytesIO(data)) as file:
+            return np.frombuffer(file.readframes(file.getnframes()), np.int16)
+
+    def encode(self, value: Any) -> bytes:
+        with wave.open(stream := BytesIO(), "wb") as file:
+            file.setparams((1, 2, 8000, len(value), "NONE", ""))
+            file.writeframes(np.asarray(value, np.int16).tobytes())
+        return stream.getvalue()
+
+
+class TestTypeOfAUser(FieldTypeContract):
+    field_type = Pcm("wav")
+    values = (np.arange(9, dtype=np.int16), np.ones(9, np.int16))
+
+
+@dataclass(frozen=True)
+class Vector(shardio.FieldType):
+    """Numbers in text, of which a batch is dense."""
+
+    separator: str = " "
+    batching = Dense(np.float32, (3,))
+
+    def decode(self, data: Any) -> Any:
+        return np.array([*map(float, str(data, "ascii").split(self.separator))], np.float32)
+
+    def encode(self, value: Any) -> bytes:
+        return self.separator.join(map(str, value)).encode()
+
+
+class TestDenseTypeOfAUser(FieldTypeContract):
+    field_type = Vector("vec", separator=",")
+    values = (np.array([1, 2, 3], np.float32), np.array([0, -1, 0.5], np.float32))
+
+
+def broken(**changes: Any) -> FieldTypeContract:
+    class Other(Vector):
+        for name, value in changes.items():
+            locals()[name] = value
+
+    contract = TestDenseTypeOfAUser()
+    contract.field_type = Other("vec", separator=",")
+    return contract
+
+
+def test_the_contract_notices_types_that_break_it(tmp_path: Path) -> None:
+    """Each of its tests fails for a type that breaks what it is about."""
+    value = TestDenseTypeOfAUser.values[0]
+    with pytest.raises(AssertionError):
+        broken(decode=lambda *_: value.tolist()).test_an_encoded_value_decodes_to_itself()
+    with pytest.raises(AssertionError):
+        broken(preview=lambda *_: 3).test_sound_data_pass_checks_and_have_a_preview()
+    with pytest.raises((AttributeError, TypeError)):
+        broken().test_workers_receive_an_equal_type()  # a local class does not pickle
+
+    def use_up(*_: Any) -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        broken(decode=use_up).test_damaged_data_raise_codec_errors_alone()
+    with pytest.raises(AssertionError):
+        broken(
+            encode=lambda *_: b"1,2,3"
+        ).test_values_that_are_no_values_of_the_type_are_not_encoded()
+    with pytest.raises(AssertionError):
+        broken(
+            decode_rows=lambda *_: np.zeros((2, 3), np.float32)
+        ).test_many_at_once_are_decoded_as_one_by_one()
+    with pytest.raises(AssertionError):
+        broken(batching=Dense(np.int64, (3,))).test_a_batch_holds_what_the_type_promises(tmp_path)
