@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from shardio.packing.options import ReshardOptions as ReshardOptions
     from shardio.packing.pack import pack as pack
     from shardio.packing.pack import reshard as reshard
+    from shardio.packing.sources.base import Source as Source
     from shardio.reading.dataset import ShardDataset as ShardDataset
     from shardio.reading.loader import Loader as Loader
     from shardio.reading.metrics import MaskedMean as MaskedMean
@@ -59,6 +60,7 @@ _HOMES = {
     "ShardDataset": "shardio.reading.dataset",
     "ShardioError": "shardio.errors",
     "SituationError": "shardio.errors",
+    "Source": "shardio.packing.sources.base",
     "TFRecordError": "shardio.errors",
     "TarError": "shardio.errors",
     "TransformError": "shardio.errors",

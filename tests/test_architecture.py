@@ -45,7 +45,7 @@ LAYERS = {
         *{"inspection", "conversion", "profiling"},
     },
     "ops": set(),
-    "testing": set(),
+    "testing": {"errors", "packing"},
     "__main__": {"cli"},
 }
 # Packages that only some parts may import.

@@ -25,7 +25,7 @@ from shardio.fields.image import decode_image, one_opencv_thread
 from shardio.fields.limits import MAX_PIXELS
 from shardio.indexing.manifest import index_path, read_manifest
 from shardio.indexing.shard_index import read_index
-from shardio.packing.plan import Store
+from shardio.packing.plan import ImageEncoding
 from shardio.testing import make_images, read_members
 
 Pixels = NDArray[np.uint8]
@@ -148,7 +148,7 @@ def test_an_exact_size_keeps_the_centre_of_wide_and_tall_pictures(
 def test_a_cut_for_an_exact_size_is_the_largest_centred_one(
     height: int, width: int, rows: int, columns: int
 ) -> None:
-    cut = Store(kind="raw", resize=(rows, columns)).cut(height, width)
+    cut = ImageEncoding(store="raw", resize=(rows, columns)).crop(height, width)
     assert cut.size == (rows, columns)
     assert cut.height == height or cut.width == width
     assert 1 <= cut.height <= height
@@ -162,7 +162,7 @@ def test_a_cut_for_an_exact_size_is_the_largest_centred_one(
 
 @given(SIDES, SIDES, SIDES)
 def test_a_shorter_side_shrinks_and_never_grows(height: int, width: int, side: int) -> None:
-    cut = Store(kind="raw", resize=side).cut(height, width)
+    cut = ImageEncoding(store="raw", resize=side).crop(height, width)
     assert cut[:4] == (0, 0, height, width)
     if min(height, width) <= side:
         assert cut.size == (height, width)
