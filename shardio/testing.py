@@ -175,8 +175,9 @@ class SourceContract:
         """A file system may list a folder in any order."""
         self.write(tmp_path)
         first = self._list(tmp_path)
-        with _listed_backwards():
-            assert self._list(tmp_path) == first
+        for backwards in (False, True):
+            with _sorted_listings(backwards=backwards):
+                assert self._list(tmp_path) == first
 
     def test_locale_and_process_do_not_matter(self, tmp_path: Path) -> None:
         """Another process has another hash of each text, and perhaps another encoding."""
@@ -231,8 +232,8 @@ def _made(folder: Path) -> Path:
 
 
 @contextmanager
-def _listed_backwards() -> Iterator[None]:
-    """Have the functions of `os`, which pathlib and glob use, list folders in another order."""
+def _sorted_listings(*, backwards: bool) -> Iterator[None]:
+    """Have the functions of `os`, which pathlib and glob use, list folders in order of names."""
     scandir, listdir = os.scandir, os.listdir
 
     class Entries(list[Any]):
@@ -243,10 +244,10 @@ def _listed_backwards() -> Iterator[None]:
             self.clear()
 
     def scan(path: Any = ".") -> Entries:
-        return Entries(sorted(scandir(path), key=lambda entry: entry.name, reverse=True))
+        return Entries(sorted(scandir(path), key=lambda entry: entry.name, reverse=backwards))
 
     def list_(path: Any = ".") -> list[Any]:
-        return sorted(listdir(path), reverse=True)
+        return sorted(listdir(path), reverse=backwards)
 
     with mock.patch("os.scandir", scan), mock.patch("os.listdir", list_):
         yield
