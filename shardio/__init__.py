@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from shardio.packing.options import ReshardOptions as ReshardOptions
     from shardio.packing.pack import pack as pack
     from shardio.packing.pack import reshard as reshard
+    from shardio.packing.sources.base import Source as Source
     from shardio.profiling.profile import profile as profile
     from shardio.profiling.settings import ProfileOptions as ProfileOptions
     from shardio.reading.dataset import ShardDataset as ShardDataset
@@ -73,6 +74,7 @@ _HOMES = {
     "ShardDataset": "shardio.reading.dataset",
     "ShardioError": "shardio.errors",
     "SituationError": "shardio.errors",
+    "Source": "shardio.packing.sources.base",
     "TFRecordError": "shardio.errors",
     "TarError": "shardio.errors",
     "TransformError": "shardio.errors",

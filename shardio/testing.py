@@ -11,19 +11,27 @@ from __future__ import annotations
 
 import hashlib
 import io
+import multiprocessing
+import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+from unittest import mock
 
 import cv2
 import numpy as np
 
-from shardio.errors import CodecError
+from shardio.errors import CodecError, PackError
 from shardio.fields.base import Dense, FieldType
+from shardio.packing.pack import pack
+from shardio.packing.sources import FromRange, Problem, Source, SourceSample
 from shardio.reading.dataset import ShardDataset
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Damage = Literal["flip", "truncate", "swap", "double", "zero", "drop"]
 _BLOCK = 512
@@ -35,9 +43,9 @@ def make_images(
     """Write small images of random pixels, a subfolder a class.
 
     Args:
-        folder: is made.
-        classes: how many subfolders; 0 puts the images into the folder itself.
-        per_class: images in each.
+        folder: path of the folder, which is made.
+        classes: number of subfolders; 0 puts the images into the folder itself.
+        per_class: number of images in each.
         size: height and width in pixels.
         extension: "png", "jpg", "webp" or "bmp".
 
@@ -58,7 +66,7 @@ def make_shard(path: Path, samples: Mapping[str, Mapping[str, bytes]]) -> Path:
     """Write a shard with Python's tarfile, as others make them.
 
     Args:
-        path: of the tar.
+        path: path of the tar.
         samples: bytes by field, by key.
 
     Returns:
@@ -74,7 +82,7 @@ def make_shard(path: Path, samples: Mapping[str, Mapping[str, bytes]]) -> Path:
 
 
 def read_members(folder: Path) -> dict[str, bytes]:
-    """The data of all members of the shards in a folder, by name, read with Python's tarfile."""
+    """Read the members of all shards in a folder with Python's tarfile, by name."""
     found = {}
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as archive:
@@ -85,7 +93,7 @@ def read_members(folder: Path) -> dict[str, bytes]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of all files below a folder, hexadecimal, by path relative to it."""
+    """Compute the hexadecimal SHA-256 of all files below a folder, by path relative to it."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -100,7 +108,7 @@ def damaged(data: bytes, damage: Damage, numbers: np.random.Generator) -> bytes:
         data: the contents, at least 1,024 bytes where blocks are changed.
         damage: "flip" one bit; "truncate" at any byte; "swap" two blocks of 512 bytes, "double",
             "zero" or "drop" one.
-        numbers: where.
+        numbers: generator of the place.
 
     Returns:
         Other contents, but for blocks that are swapped with equal ones or zero already.
@@ -250,3 +258,135 @@ def _is_same(one: Any, other: Any) -> bool:
     first, second = np.asarray(one), np.asarray(other)
     same_type = first.dtype == second.dtype or not hasattr(other, "dtype")
     return same_type and bool(np.array_equal(first, second, equal_nan=first.dtype.kind in "fc"))
+
+
+class SourceContract:
+    """Tests of what a source promises to `shardio.pack`.
+
+    Subclass it in a module of tests, as `class TestMine(SourceContract)`, and define `write`,
+    `write_faulty` and `open`.
+    """
+
+    def write(self, folder: Path) -> Mapping[str, bytes]:
+        """Write the data of at least three samples.
+
+        Args:
+            folder: empty folder for the data.
+
+        Returns:
+            Members of a shard of all samples, by name, in the source's order.
+        """
+        raise NotImplementedError
+
+    def write_faulty(self, folder: Path) -> str:
+        """Write the data of some samples, one of which cannot be packed.
+
+        Args:
+            folder: empty folder for the data.
+
+        Returns:
+            A text that an error must contain to name the place of that sample.
+        """
+        raise NotImplementedError
+
+    def open(self, folder: Path) -> Source:
+        """Open the source of the data in a folder, with labels if it has any."""
+        raise NotImplementedError
+
+    def test_it_says_what_it_is(self, tmp_path: Path) -> None:
+        """Name, root and classes are what the protocol asks for."""
+        self.write(tmp_path)
+        source = self.open(tmp_path)
+        assert isinstance(source, Source)
+        assert source.name
+        assert Path(source.root).is_dir()
+        assert source.classes is None or len({*source.classes}) == len(source.classes) > 0
+
+    def test_each_listing_has_the_same_samples(self, tmp_path: Path) -> None:
+        """Their order is the same too, and no two have one key."""
+        self.write(tmp_path)
+        first = self._list(tmp_path)
+        keys = {sample.key for sample in first if isinstance(sample, SourceSample)}
+        assert len(keys) == len(first) >= 3
+        assert self._list(tmp_path) == first
+
+    def test_the_order_in_which_folders_are_listed_does_not_matter(self, tmp_path: Path) -> None:
+        """A file system may list a folder in any order."""
+        self.write(tmp_path)
+        first = self._list(tmp_path)
+        for backwards in (False, True):
+            with _sorted_listings(backwards=backwards):
+                assert self._list(tmp_path) == first
+
+    def test_locale_and_process_do_not_matter(self, tmp_path: Path) -> None:
+        """Another process has another hash of each text, and perhaps another encoding."""
+        self.write(tmp_path)
+        other = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONHASHSEED": "17"}
+        with (
+            mock.patch.dict(os.environ, other),
+            multiprocessing.get_context("spawn").Pool(1) as pool,
+        ):
+            elsewhere = pool.apply(self._list, (tmp_path,))
+        assert elsewhere == self._list(tmp_path)
+
+    def test_members_are_the_data_byte_for_byte(self, tmp_path: Path) -> None:
+        """So are their names and their order."""
+        data, out = _made(tmp_path / "data"), tmp_path / "out"
+        members = self.write(data)
+        pack(self.open(data), out, shards=1, shuffle=False, jobs=1)
+        assert [*read_members(out).items()] == [*members.items()]
+
+    def test_tasks_of_its_samples_run_in_other_processes(self, tmp_path: Path) -> None:
+        """They pickle, and the shards are the same."""
+        self.write(_made(tmp_path / "data"))
+        for jobs in (1, 2):
+            pack(self.open(tmp_path / "data"), tmp_path / f"{jobs}", shards=3, jobs=jobs)
+        assert digests(tmp_path / "1") == digests(tmp_path / "2")
+
+    def test_a_problem_names_its_place(self, tmp_path: Path) -> None:
+        """The error that stops a pack says where it is."""
+        place = self.write_faulty(_made(tmp_path / "data"))
+        try:
+            pack(self.open(tmp_path / "data"), tmp_path / "out", shards=1, jobs=1)
+        except PackError as error:
+            assert place in (error.where or "")  # noqa: PT017  without pytest
+        else:
+            raise AssertionError("the sample is packed")
+
+    def test_a_change_of_what_it_lists_is_noticed(self, tmp_path: Path) -> None:
+        """Parts of files have a checksum or a stamp; of whole files the time of change tells."""
+        self.write(tmp_path)
+        for sample in self._list(tmp_path):
+            for _, origin in getattr(sample, "fields", ()):
+                if isinstance(origin, FromRange):
+                    assert (origin.checksum, origin.stamp) != (None, None)
+
+    def _list(self, folder: Path) -> list[SourceSample | Problem]:
+        return [*self.open(folder).samples()]
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+@contextmanager
+def _sorted_listings(*, backwards: bool) -> Iterator[None]:
+    """Have the functions of `os`, which pathlib and glob use, list folders in order of names."""
+    scandir, listdir = os.scandir, os.listdir
+
+    class Entries(list[Any]):
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.clear()
+
+    def scan(path: Any = ".") -> Entries:
+        return Entries(sorted(scandir(path), key=lambda entry: entry.name, reverse=backwards))
+
+    def list_(path: Any = ".") -> list[Any]:
+        return sorted(listdir(path), reverse=backwards)
+
+    with mock.patch("os.scandir", scan), mock.patch("os.listdir", list_):
+        yield

@@ -12,7 +12,7 @@ import click
 from shardio.cli.values import allow_empty_option, parse_size, parse_split
 from shardio.errors import counted
 from shardio.packing.job import PackSummary
-from shardio.packing.names import DUPLICATES_NAME, SKIPPED_NAME
+from shardio.packing.layout import DUPLICATES_NAME, SKIPPED_NAME
 
 _OPTIONS = (
     click.option("--shards", type=click.IntRange(min=1), help="How many shards."),

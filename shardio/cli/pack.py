@@ -27,12 +27,12 @@ _OPTIONS = (
         "--classes",
         type=click.Path(),
         callback=read_names,
-        help="File with the names of the classes, a line each, in the order of their numbers.",
+        help="File with the names of the classes in the order of their numbers, one a line.",
     ),
     click.option(
         "--fields",
-        help="Which files are one sample, as 'jpg;png,json,txt?': fields, each with alternatives, "
-        "with a question mark where samples may lack it. By default each image is a sample.",
+        help="Files of one sample, as 'jpg;png,json,txt?': fields, each with alternatives, and a "
+        "question mark where samples may lack it. By default each image is a sample.",
     ),
     click.option(
         "--manifest",
@@ -44,10 +44,10 @@ _OPTIONS = (
         "path_columns",
         metavar="[FIELD=]COLUMN",
         multiple=True,
-        help="Its column of paths; several for several files a sample.",
+        help="Column of paths in the table; repeat it for several files a sample.",
     ),
-    click.option("--label-column", metavar="COLUMN", help="Its column of labels."),
-    click.option("--key-column", metavar="COLUMN", help="Its column of keys."),
+    click.option("--label-column", metavar="COLUMN", help="Column of labels in the table."),
+    click.option("--key-column", metavar="COLUMN", help="Column of keys in the table."),
     click.option(
         "--feature",
         "features",
@@ -74,7 +74,7 @@ _OPTIONS = (
     click.option(
         "--quality",
         type=click.IntRange(1, 100),
-        help="Encode all JPEG and WebP files anew; by default 90 for what is resized.",
+        help="Encode all JPEG and WebP files anew; by default only resized ones are, at 90.",
     ),
     click.option(
         "--dedupe",

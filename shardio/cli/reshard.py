@@ -22,15 +22,17 @@ from shardio.packing.pack import reshard as reshard_source
 @click.argument("sources", metavar="IN...", type=click.Path(), nargs=-1, required=True)
 @click.argument("out", type=click.Path())
 @output_options
-@click.option("--shuffle/--no-shuffle", default=False, help="Random order, or as it is (default).")
+@click.option(
+    "--shuffle/--no-shuffle", default=False, help="Random order, or the order of IN (default)."
+)
 @click.option(
     "--keys",
     metavar="FILE",
     type=click.Path(),
     callback=read_names,
-    help="Take the samples whose keys the file has, one a line.",
+    help="Take the samples whose keys are in the file, one a line.",
 )
-@click.option("--match", metavar="REGEX", help="Take the samples in whose keys it is found.")
+@click.option("--match", metavar="REGEX", help="Take the samples whose keys it matches anywhere.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def reshard(
     sources: tuple[str, ...], out: str, match: str | None, as_json: bool, **options: Any
@@ -47,10 +49,10 @@ def reshard(
 
 
 class _Matcher:
-    """A predicate on keys.
+    """A predicate on keys, which pickles.
 
     Args:
-        pattern: to be found in them.
+        pattern: pattern that is searched for in keys.
     """
 
     def __init__(self, pattern: re.Pattern[str]) -> None:
@@ -64,4 +66,4 @@ def _matcher(text: str) -> _Matcher:
     try:
         return _Matcher(re.compile(text))
     except re.error as error:
-        raise UsageError(f"--match {text!r}: it is no regular expression ({error})") from error
+        raise UsageError(f"--match {text!r}: it is not a regular expression ({error})") from error

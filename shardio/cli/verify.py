@@ -17,7 +17,7 @@ from shardio.errors import counted
 from shardio.inspection.findings import Verification
 from shardio.inspection.repair import RepairSummary, repair
 from shardio.inspection.verify import verify as verify_source
-from shardio.packing.names import DROPPED_NAME
+from shardio.packing.layout import DROPPED_NAME
 from shardio.storage.local import refuse_url
 
 _MOST_LINES = 50

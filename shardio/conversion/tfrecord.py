@@ -46,18 +46,11 @@ from shardio.indexing.catalog import (
     open_catalog,
 )
 from shardio.indexing.manifest import INDEX_FOLDER, INDEX_SUFFIX, index_path
-from shardio.packing.engine import Engine, Ticker
+from shardio.packing.engine import Engine, Ticker, make_engine
 from shardio.packing.folder import open_lock
 from shardio.packing.job import Progress
-from shardio.packing.listing import (
-    SourceFiles,
-    SourceSample,
-    UnreadableError,
-    in_memory,
-    version_of,
-)
-from shardio.packing.options import make_engine
-from shardio.packing.pack import has_tars
+from shardio.packing.sources.base import SourceSample, UnpackableError
+from shardio.packing.sources.reader import SourceReader, in_memory, version_of
 from shardio.packing.sources.records import (
     Buffer,
     Numbers,
@@ -65,8 +58,9 @@ from shardio.packing.sources.records import (
     frame_record,
     load_checksum,
 )
-from shardio.packing.sources.tars import Tars
-from shardio.packing.sources.tfrecord import KEY, Pair, find_files, name_features, parse_pairs
+from shardio.packing.sources.rules import KEY, FeaturePair, parse_features
+from shardio.packing.sources.tars import TarSource, has_tars
+from shardio.packing.sources.tfrecord import find_files, name_features
 from shardio.storage.compression import find_compression
 from shardio.storage.folder import Folder, final_name
 from shardio.storage.local import refuse_url
@@ -123,8 +117,8 @@ def write_records(task: RecordTask, ticker: Ticker) -> int:
 
 def _records(task: RecordTask, ticker: Ticker) -> Iterator[Buffer]:
     """The pieces of a TFRecord file, in order."""
-    shard = Tars(catalog=Catalog(shards=(task.entry,), fields=(), classes=None))
-    with SourceFiles(shard.root) as files:
+    shard = TarSource(catalog=Catalog(shards=(task.entry,), fields=(), classes=None))
+    with SourceReader(shard.root) as files:
         for sample in shard.samples():
             if isinstance(sample, SourceSample):
                 yield from frame_record(encode_example(_features_of(sample, task, files)))
@@ -140,7 +134,7 @@ def _other_file(folder: Folder, task: RecordTask) -> PackError:
 
 
 def _features_of(
-    sample: SourceSample, task: RecordTask, files: SourceFiles
+    sample: SourceSample, task: RecordTask, files: SourceReader
 ) -> dict[str, Sequence[Buffer] | Numbers]:
     """The features of one sample, its members read and held against their checksums."""
     found: dict[str, Sequence[Buffer] | Numbers] = {}
@@ -154,9 +148,9 @@ def _features_of(
             found[task.names[field]] = (
                 np.array([decode_cls(data)], np.int64) if field == LABEL_FIELD else [data]
             )
-        except (UnreadableError, CodecError) as error:
+        except (UnpackableError, CodecError) as error:
             raise error.at(
-                f"{shown(sample.name)}, field {quoted(field)}",
+                f"{shown(sample.path)}, field {quoted(field)}",
                 SampleError,
                 remedy="get or pack the shard again",
                 shard=task.entry.name,
@@ -347,13 +341,13 @@ def convert(
 
 def check_arguments(
     out: str | PathLike[str] | None, *, to: Target, features: Sequence[str]
-) -> tuple[Pair, ...]:
+) -> tuple[FeaturePair, ...]:
     """The pairs of fields and features that arguments of convert say.
 
     Raises:
         UsageError: an argument cannot be meant.
     """
-    pairs = parse_pairs(features)
+    pairs = parse_features(features)
     if out is not None:
         refuse_url(out)
     if to not in get_args(Target):
@@ -364,7 +358,7 @@ def check_arguments(
         raise UsageError("features are of TFRecord files", remedy="leave them out")
     if pair := next((pair for pair in pairs if not pair.field), None):
         raise UsageError(
-            f"features: '={pair.name}' names no field", remedy="write it as jpg=image/encoded"
+            f"features: '={pair.feature}' names no field", remedy="write it as jpg=image/encoded"
         )
     return pairs
 
@@ -387,7 +381,7 @@ def write_index(task: IndexTask, ticker: Ticker) -> int:
 def _write_records(
     catalog: Catalog,
     out: Path,
-    pairs: Sequence[Pair],
+    pairs: Sequence[FeaturePair],
     engine: Engine,
     progress: Progress | None,
 ) -> list[int]:

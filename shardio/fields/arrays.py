@@ -260,7 +260,7 @@ class Label(FieldType):
                 raise ValueError("it is not one whole number")
             value = value.item()
         if isinstance(value, bool) or int(value) != value:
-            raise ValueError("it is no whole number")
+            raise ValueError("it is not a whole number")
         return b"%d" % int(value)
 
     def preview(self, data: Buffer) -> str:

@@ -26,7 +26,7 @@ from shardio.indexing.manifest import (
     manifest_document,
     read_manifest,
 )
-from shardio.packing.names import WORK_FOLDER
+from shardio.packing.layout import WORK_FOLDER
 from shardio.storage.folder import final_name
 
 Severity = Literal["problem", "note"]

@@ -29,7 +29,7 @@ from shardio.indexing.catalog import (
 )
 from shardio.indexing.shard_index import ShardIndex
 from shardio.inspection.counts import ClassCounter, Tally, class_name
-from shardio.packing.names import LEDGERS
+from shardio.packing.layout import LEDGERS
 from shardio.storage.local import refuse_url
 
 TypeOf = Callable[[str], FieldType]

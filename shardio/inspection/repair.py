@@ -38,19 +38,12 @@ from shardio.inspection.verify_shard import (
     group_members,
 )
 from shardio.naming import split_member_name
-from shardio.packing.engine import Engine, Ticker
-from shardio.packing.job import Job, PackSummary, Progress, run_job
-from shardio.packing.listing import (
-    FromRange,
-    Problem,
-    SourceField,
-    SourceSample,
-    Spool,
-    SpoolWriter,
-)
-from shardio.packing.names import DROPPED_NAME, WORK_FOLDER
-from shardio.packing.options import make_engine
-from shardio.packing.plan import Shape, Store
+from shardio.packing.engine import Engine, Ticker, make_engine
+from shardio.packing.job import PackJob, PackSummary, Progress, run_job
+from shardio.packing.layout import DROPPED_NAME, WORK_FOLDER
+from shardio.packing.listing import SampleList, SampleListWriter
+from shardio.packing.plan import ImageEncoding, Sharding
+from shardio.packing.sources.base import FromRange, Problem, SourceField, SourceSample
 from shardio.storage.compression import decompress, find_compression
 from shardio.storage.folder import Folder
 from shardio.storage.local import FileBytes
@@ -79,7 +72,7 @@ class RepairTask:
         return 1
 
 
-def find_whole(task: RepairTask, ticker: Ticker) -> tuple[Spool, list[Problem]]:
+def find_whole(task: RepairTask, ticker: Ticker) -> tuple[SampleList, list[Problem]]:
     """List the samples that are whole in the task's file, in their order.
 
     Args:
@@ -99,14 +92,14 @@ def find_whole(task: RepairTask, ticker: Ticker) -> tuple[Spool, list[Problem]]:
         work.create(task.lines) as stream,
         task.check.context(),
     ):
-        writer = SpoolWriter(stream)
+        writer = SampleListWriter(stream)
         for found in _find(task, work):
             ticker.tick(1)
             if isinstance(found, Problem):
                 problems.append(found)
             else:
                 writer.write(found)
-        return writer.spool(work, task.lines), problems
+        return writer.finish(work, task.lines), problems
 
 
 def _find(task: RepairTask, work: Folder) -> Iterator[SourceSample | Problem]:
@@ -323,7 +316,7 @@ class _Shard:
             return self._problem(key, reason)
         return SourceSample(
             key=key,
-            name=f"{self._shard.path}: {key}",
+            path=f"{self._shard.path}: {key}",
             fields=tuple(SourceField(*field) for field in fields),
         )
 
@@ -391,7 +384,7 @@ def repair(
         _repair_part(
             part,
             out / part.path.name if len(parts) > 1 else out,
-            Shape(shards=shards or len(part.shards), or_fewer=shards is None),
+            Sharding(shards=shards or len(part.shards), or_fewer=shards is None),
             check=check,
             engine=engine,
             progress=progress,
@@ -422,22 +415,21 @@ def _refuse_inside(out: Path, parts: Sequence[Part]) -> None:
 def _repair_part(
     part: Part,
     out: Path,
-    shape: Shape,
+    sharding: Sharding,
     *,
     check: FieldCheck,
     engine: Engine,
     progress: Progress | None,
 ) -> PackSummary:
-    job = Job(
-        shape=shape,
+    job = PackJob(
+        sharding=sharding,
         splits=None,
         shuffle=False,
         seed=0,
-        store=Store(),
+        images=ImageEncoding(),
         check=False,
         skip=True,
         dedupe=None,
-        measure=None,
         engine=engine,
         progress=progress,
         ledger=DROPPED_NAME,
@@ -446,7 +438,7 @@ def _repair_part(
 
 
 class _Whole:
-    """The samples of a part that are whole; see shardio.packing.job.Source.
+    """The samples of a part that are whole; see shardio.packing.sources.base.Source.
 
     Args:
         part: to look through.
@@ -488,9 +480,9 @@ class _Whole:
             reason = "the manifest is damaged, so names of classes in it are lost"
             yield Problem(path=str(manifest), reason=reason)
         empty = True
-        for spool, problems in self._engine.run(find_whole, self._tasks, None):
+        for samples, problems in self._engine.run(find_whole, self._tasks, None):
             yield from problems
-            for sample in spool:
+            for sample in samples:
                 empty = False
                 yield sample
         if empty:

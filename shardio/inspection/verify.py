@@ -28,9 +28,8 @@ from shardio.inspection.verify_shard import (
     task_of,
     verify_shard,
 )
-from shardio.packing.engine import Engine, Ticker
+from shardio.packing.engine import Engine, Ticker, make_engine
 from shardio.packing.job import Progress
-from shardio.packing.options import make_engine
 from shardio.tar.salvage import walk_members
 
 _MOST = 1000  # repeated keys that are named for one shard

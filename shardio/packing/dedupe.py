@@ -1,4 +1,4 @@
-"""Finding samples that are there twice: with the same content, or with images that look alike.
+"""Finding duplicates: samples with the same content, or with images that look alike.
 
 Content is compared by a 128-bit hash of each sample's images, or of all its data but the class
 number where it has no image. Pictures are alike if their perceptual hashes differ in at most some
@@ -23,7 +23,8 @@ from shardio.fields.base import LABEL_FIELD
 from shardio.fields.defaults import type_of
 from shardio.fields.probe import probe_image
 from shardio.packing.engine import Ticker
-from shardio.packing.listing import Problem, SourceFiles, SourceSample, UnreadableError, in_memory
+from shardio.packing.sources.base import Problem, SourceSample, UnpackableError
+from shardio.packing.sources.reader import SourceReader, in_memory
 from shardio.packing.task import SampleTask, decoding
 
 Likeness = Literal["exact", "perceptual"]
@@ -35,12 +36,12 @@ _ONES = np.array([byte.bit_count() for byte in range(256)], np.uint8)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dedupe:
-    """Which samples count as the same, and what becomes of them.
+    """Treatment of duplicates: which samples count as the same, and what becomes of them.
 
     Attributes:
         likeness: "exact" for equal content, "perceptual" for images that look alike too.
         distance: bits of 64 in which the hashes of alike images may differ.
-        keep: pack all, and only keep those of one group in one split.
+        keep: whether to pack all, those of one group in one split.
 
     Raises:
         UsageError: the distance is not 0 to 16.
@@ -60,7 +61,7 @@ class FingerprintTask(SampleTask):
     """Samples to fingerprint.
 
     Attributes:
-        perceptual: hash what their images look like, too.
+        perceptual: whether to hash what their images look like, too.
     """
 
     perceptual: bool
@@ -68,11 +69,11 @@ class FingerprintTask(SampleTask):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Fingerprints:
-    """What samples are told apart by.
+    """The fingerprints of the samples of a task.
 
     Attributes:
-        prints: uint64 [n, 3], two halves of the hash of the content, and the perceptual hash.
-        problems: samples that cannot be read or do not decode, by their numbers.
+        prints: two halves of the hash of the content, and the perceptual hash, uint64 [n, 3].
+        problems: why samples cannot be read or do not decode, by their numbers in the task.
     """
 
     prints: NDArray[np.uint64]
@@ -89,7 +90,7 @@ def fingerprint(task: FingerprintTask, ticker: Ticker) -> Fingerprints:
     scratch = Scratch()
 
     def look(data: memoryview) -> int:
-        return perceptual_hash(data, probe_image(data, max_pixels=task.store.max_pixels), scratch)
+        return perceptual_hash(data, probe_image(data, max_pixels=task.images.max_pixels), scratch)
 
     with decoding():
         return _fingerprint(task, ticker, look)
@@ -100,7 +101,7 @@ def _fingerprint(
 ) -> Fingerprints:
     prints = np.zeros((len(task), 3), np.uint64)
     problems: dict[int, Problem] = {}
-    with SourceFiles(task.root) as files:
+    with SourceReader(task.root) as files:
         for number, sample in enumerate(task.samples):
             found = _fingerprint_of(sample, files, hash_picture)
             if isinstance(found, Problem):
@@ -112,7 +113,7 @@ def _fingerprint(
 
 
 def _fingerprint_of(
-    sample: SourceSample, files: SourceFiles, hash_picture: Callable[[memoryview], int]
+    sample: SourceSample, files: SourceReader, hash_picture: Callable[[memoryview], int]
 ) -> tuple[int, int, int] | Problem:
     images = [
         field for field in sample.fields if field.name is None or type_of(field.name).image_file
@@ -126,8 +127,8 @@ def _fingerprint_of(
             content.update(data)
             if images and not number:
                 picture = hash_picture(data)
-    except (UnreadableError, CodecError) as error:
-        return Problem(path=sample.name, reason=str(error))
+    except (UnpackableError, CodecError) as error:
+        return Problem(path=sample.path, reason=str(error))
     halves = content.digest()
     return int.from_bytes(halves[:8], "little"), int.from_bytes(halves[8:], "little"), picture
 
@@ -136,11 +137,11 @@ def group_alike(prints: NDArray[np.uint64], distance: int | None) -> NDArray[np.
     """Group samples that are the same.
 
     Args:
-        prints: uint64 [n, 3], see fingerprint.
+        prints: fingerprints, uint64 [n, 3]; see Fingerprints.
         distance: bits in which perceptual hashes may differ; None compares content alone.
 
     Returns:
-        int64 [n], the lowest number of a sample in the group of each.
+        Lowest number in the group of each sample, int64 [n].
     """
     groups = _Groups(len(prints))
     order = np.lexsort((prints[:, 1], prints[:, 0]))
@@ -158,7 +159,7 @@ def group_alike(prints: NDArray[np.uint64], distance: int | None) -> NDArray[np.
 
 
 def hamming(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """In how many bits hashes differ, int64 [n]."""
+    """Count the bits in which hashes differ, int64 [n]."""
     differing = np.ascontiguousarray(one ^ other).view(np.uint8).reshape(-1, 8)
     count: NDArray[np.int64] = _ONES[differing].sum(axis=1, dtype=np.int64)
     return count
@@ -172,15 +173,15 @@ class _Groups:
 
     def join_runs(self, order: NDArray[np.int64], same: NDArray[np.bool_]) -> None:
         """Join each number with the one before it in an order, where they are the same."""
-        for place in np.flatnonzero(same).tolist():
-            self.join(int(order[place]), int(order[place + 1]))
+        for at in np.flatnonzero(same).tolist():
+            self.join(int(order[at]), int(order[at + 1]))
 
     def join(self, one: int, other: int) -> None:
         low, high = sorted((self._head(one), self._head(other)))
         self._parents[high] = low
 
     def heads(self) -> NDArray[np.int64]:
-        """The lowest number in the group of each."""
+        """Return the lowest number in the group of each."""
         heads = self._parents
         while not np.array_equal(above := heads[heads], heads):
             heads = above

@@ -1,14 +1,13 @@
-"""Running tasks on this machine's cores, in processes.
+"""Running tasks: in processes of this machine, or on a Ray cluster.
 
-Small files take most of their time in Python, so processes, not threads, make use of the cores;
-what they write does not depend on their number. The first error, Ctrl-C too, ends all of them:
+Small files take most of their time in Python, so processes, not threads, make use of the cores.
+What they write does not depend on their number. The first error, Ctrl-C too, ends all of them:
 tasks that wait never begin, those that run stop at their next samples. If this process is killed,
 the others end at once, so that nobody writes to a folder that another pack takes.
 
-Running tasks on a Ray cluster.
-
-The machines see source and output in one file system, under the same paths, and have shardio. A
-worker that dies is replaced and its task done again: a task that finds its receipt is done.
+The machines of a cluster see source and output in one file system, under the same paths, and have
+shardio. A worker that dies is replaced and its task done again: a task that finds its receipt is
+done.
 """
 
 from __future__ import annotations
@@ -26,27 +25,30 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
-from shardio.errors import PackError, SituationError
+from shardio.errors import PackError, SituationError, UsageError
+from shardio.processes import count_cores
 
 Advance = Callable[[int], None]
 """Called with the number of samples done since the last call."""
 
+EngineName = Literal["local", "ray"]
+
 _TICKS = 16  # samples counted at once
 _SECONDS = 0.05  # between looks at the count
-_PATIENCE = 30.0  # seconds in which tasks come to their next samples when they shall stop
+_PATIENCE = 30.0  # seconds in which tasks that must stop come to their next samples
 _IDLE_PATIENCE = 1.0  # seconds for processes without tasks: one that was killed may have locked all
 
 
 class Ticker(Protocol):
-    """Hears how a task gets on."""
+    """Takes note of a task's progress."""
 
     def tick(self, count: int) -> None:
         """Count samples.
 
         Raises:
-            CancelledError: the task shall stop.
+            CancelledError: the task must stop.
         """
 
 
@@ -54,7 +56,7 @@ class Task(Protocol):
     """Some samples to work on; it pickles."""
 
     def __len__(self) -> int:
-        """How many."""
+        """Return the number of samples."""
 
 
 T = TypeVar("T", bound=Task)
@@ -64,7 +66,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class Work(Protocol[T_contra, R_co]):
-    """What is done with each task: a function of a module."""
+    """A function of a module that does a task."""
 
     def __call__(self, task: T_contra, ticker: Ticker, /) -> R_co:
         """Do a task."""
@@ -74,7 +76,8 @@ class Engine(Protocol):
     """Runs tasks somewhere.
 
     Attributes:
-        elsewhere: tasks do not run in this process's working folder, so that paths are absolute.
+        elsewhere: whether tasks run outside this process's working folder, so that they need
+            absolute paths.
     """
 
     elsewhere: bool
@@ -83,15 +86,15 @@ class Engine(Protocol):
         """Do all tasks.
 
         Args:
-            work: to do with each.
-            tasks: in order.
-            advance: hears how many samples are done.
+            work: function that does a task.
+            tasks: tasks in order.
+            advance: callback for the number of samples done.
 
         Returns:
-            What the tasks gave, in their order.
+            Results of the tasks, in their order.
 
         Raises:
-            Exception: of several met at once, the first in order of tasks.
+            Exception: the error of a task; of several at once, that of the first task.
         """
 
 
@@ -99,13 +102,13 @@ class LocalEngine:
     """Runs tasks in processes of this machine; see Engine.
 
     Args:
-        jobs: how many at once; 1 runs them in this process. None takes one for each core.
+        jobs: number of processes; 1 runs the tasks in this one, None takes one for each core.
     """
 
     elsewhere = False
 
     def __init__(self, jobs: int | None = None) -> None:
-        self._jobs = jobs or _count_cores()
+        self._jobs = jobs or count_cores()
 
     def run(self, work: Work[T, R], tasks: Sequence[T], advance: Advance | None) -> list[R]:
         """See Engine."""
@@ -123,7 +126,7 @@ class LocalEngine:
 
 
 def _without_opencv_threads() -> AbstractContextManager[None]:
-    """A context to fork in: a process that inherits a pool without its threads waits for them."""
+    """Return a context to fork in: OpenCV in a child would wait for threads that it lacks."""
     if "cv2" not in sys.modules:
         return nullcontext()
     from shardio.fields.image import one_opencv_thread  # noqa: PLC0415  only if it is loaded
@@ -133,7 +136,7 @@ def _without_opencv_threads() -> AbstractContextManager[None]:
 
 @contextmanager
 def _processes(jobs: int, counter: Synchronized[int], stop: Event) -> Iterator[ProcessPoolExecutor]:
-    """Processes that have ended, in one way or the other, when the context ends.
+    """Start processes, which have ended in one way or another when the context ends.
 
     Raises:
         PackError: one of them was killed.
@@ -150,7 +153,7 @@ def _processes(jobs: int, counter: Synchronized[int], stop: Event) -> Iterator[P
         patience = _IDLE_PATIENCE
     except BrokenProcessPool as error:
         raise PackError(
-            "a process was killed, perhaps for want of memory",
+            "a process was killed, perhaps for lack of memory",
             remedy="run the same command again to go on, with fewer --jobs",
         ) from error
     finally:
@@ -169,7 +172,7 @@ def _processes(jobs: int, counter: Synchronized[int], stop: Event) -> Iterator[P
 def _watch(
     running: Sequence[Future[Any]], counter: Synchronized[int], advance: Advance | None
 ) -> None:
-    """Wait for all, or the first error, and tell meanwhile how many samples are done."""
+    """Wait for all tasks, or the first error, and report progress meanwhile."""
     over, ended = threading.Event(), itertools.count(1)
 
     def note(future: Future[Any]) -> None:
@@ -198,7 +201,7 @@ class _Here:
     """The ticker of tasks in this process.
 
     Args:
-        advance: hears of every sample.
+        advance: callback for the number of samples done.
     """
 
     def __init__(self, advance: Advance | None) -> None:
@@ -213,8 +216,8 @@ class _There:
     """The ticker of tasks in another process.
 
     Args:
-        counter: of samples, shared by all processes.
-        stop: set when they shall stop.
+        counter: number of samples done, shared by all processes.
+        stop: event that stops all tasks.
     """
 
     def __init__(self, counter: Synchronized[int], stop: Event) -> None:
@@ -269,13 +272,6 @@ def _do(work: Work[T, R], task: T) -> R:
         ticker.flush()
 
 
-def _count_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 _RETRIES = 5
 _RAY_AT_ONCE, _RAY_SECONDS = 64, 0.5  # tasks that are waited for, and how long
 _RAY_PATIENCE = 30.0  # seconds in which tasks that are cancelled end
@@ -291,7 +287,7 @@ class RayEngine:
     elsewhere = True
 
     def run(self, work: Work[T, R], tasks: Sequence[T], advance: Advance | None) -> list[R]:
-        """See shardio.packing.engine.Engine."""
+        """See Engine."""
         ray = _import_ray()
         ours = not ray.is_initialized()
         if ours:
@@ -333,7 +329,7 @@ def _run(ray: Any, work: Work[T, R], tasks: Sequence[T], advance: Advance | None
 
 
 class _Silent:
-    """Ray's tasks tell nothing until they are done; a task that shall stop is cancelled."""
+    """Ray's tasks tell nothing until they are done; a task that must stop is cancelled."""
 
     def tick(self, count: int) -> None:
         """Do nothing."""
@@ -353,3 +349,24 @@ def _import_ray() -> Any:
             "engine='ray' needs Ray", remedy="pip install 'shardio[ray]'"
         ) from error
     return ray
+
+
+def make_engine(name: EngineName, jobs: int | None) -> Engine:
+    """Make the engine of a name.
+
+    Args:
+        name: "local" or "ray".
+        jobs: number of processes; None takes one for each core. Only for "local".
+
+    Raises:
+        UsageError: there is no such engine, or the number of jobs is invalid.
+    """
+    if name not in get_args(EngineName):
+        raise UsageError(f"engine={name!r}: it must be 'local' or 'ray'")
+    if jobs is not None and (type(jobs) is not int or jobs < 1):
+        raise UsageError(f"jobs={jobs!r}: it must be a whole number, at least 1")
+    if name == "ray" and jobs is not None:
+        raise UsageError(
+            "jobs is for engine='local'", remedy="a Ray cluster runs as many as it has cores"
+        )
+    return RayEngine() if name == "ray" else LocalEngine(jobs)

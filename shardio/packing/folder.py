@@ -33,7 +33,7 @@ from typing import Any
 
 from shardio.errors import OutputError, PackError
 from shardio.indexing.manifest import INDEX_FOLDER, INDEX_SUFFIX, MANIFEST_NAME, PACKING_NAME
-from shardio.packing.names import (
+from shardio.packing.layout import (
     WHOLE,
     WORK_FOLDER,
     find_foreign,

@@ -29,7 +29,7 @@ from shardio.fields.boundary import decoder
 from shardio.fields.exif import UPRIGHT, apply_orientation
 from shardio.fields.image import LOSSY, Scratch, decode_image, decode_stored, encode_image
 from shardio.fields.probe import Buffer, ImageInfo
-from shardio.packing.plan import Cut, Store
+from shardio.packing.plan import Crop, ImageEncoding
 from shardio.tar.writer import ArchiveWriter
 
 _QUALITY = 90
@@ -40,15 +40,15 @@ class PixelWriter:
 
     Args:
         archive: where they go.
-        store: how, and at what size.
+        encoding: how images are stored, and at what size.
 
     Attributes:
         sizes: heights and widths stored as pixels so far.
     """
 
-    def __init__(self, archive: ArchiveWriter, store: Store) -> None:
+    def __init__(self, archive: ArchiveWriter, encoding: ImageEncoding) -> None:
         self._archive = archive
-        self._store = store
+        self._encoding = encoding
         self._scratch = Scratch()
         self.sizes: set[tuple[int, int]] = set()
 
@@ -63,39 +63,39 @@ class PixelWriter:
             CodecError: the image does not decode.
             OSError: the archive cannot be written.
         """
-        cut = self._store.cut(info.height, info.width)
-        if self._store.kind == "raw":
-            self._reserve_pixels(data, info, cut)
-        elif self._changes(info, cut):
+        crop = self._encoding.crop(info.height, info.width)
+        if self._encoding.store == "raw":
+            self._reserve_pixels(data, info, crop)
+        elif self._changes(info, crop):
             pixels = decode_image(data, info, scratch=self._scratch)
-            out = np.empty((*cut.size, 3), np.uint8)
-            _resize(pixels, cut, out)
-            encoded = encode_image(out, info.format, self._store.quality or _QUALITY)
+            out = np.empty((*crop.size, 3), np.uint8)
+            _resize(pixels, crop, out)
+            encoded = encode_image(out, info.format, self._encoding.quality or _QUALITY)
             self._archive.reserve(len(encoded))[:] = encoded
 
-    def _changes(self, info: ImageInfo, cut: Cut) -> bool:
-        if cut.size != (info.height, info.width):
+    def _changes(self, info: ImageInfo, crop: Crop) -> bool:
+        if crop.size != (info.height, info.width):
             return True
-        return self._store.quality is not None and info.format in LOSSY
+        return self._encoding.quality is not None and info.format in LOSSY
 
-    def _reserve_pixels(self, data: memoryview, info: ImageInfo, cut: Cut) -> None:
+    def _reserve_pixels(self, data: memoryview, info: ImageInfo, crop: Crop) -> None:
         pixels = decode_image(data, info, scratch=self._scratch)
-        header = _npy_header(cut.size)
-        place = self._archive.reserve(len(header) + cut.size[0] * cut.size[1] * 3)
+        header = _npy_header(crop.size)
+        place = self._archive.reserve(len(header) + crop.size[0] * crop.size[1] * 3)
         place[: len(header)] = header
-        out = np.frombuffer(place, np.uint8, offset=len(header)).reshape(*cut.size, 3)
-        _resize(pixels, cut, out)
-        self.sizes.add(cut.size)
+        out = np.frombuffer(place, np.uint8, offset=len(header)).reshape(*crop.size, 3)
+        _resize(pixels, crop, out)
+        self.sizes.add(crop.size)
 
 
-def _resize(pixels: NDArray[np.uint8], cut: Cut, out: NDArray[np.uint8]) -> None:
-    part = pixels[cut.top : cut.top + cut.height, cut.left : cut.left + cut.width]
+def _resize(pixels: NDArray[np.uint8], crop: Crop, out: NDArray[np.uint8]) -> None:
+    part = pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
     if part.shape == out.shape:
         out[:] = part
         return
-    shrinks = cut.height >= cut.size[0] and cut.width >= cut.size[1]
+    shrinks = crop.height >= crop.size[0] and crop.width >= crop.size[1]
     how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    cv2.resize(part, cut.size[::-1], dst=out, interpolation=how)
+    cv2.resize(part, crop.size[::-1], dst=out, interpolation=how)
 
 
 @lru_cache(maxsize=256)

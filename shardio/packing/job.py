@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,10 @@ from shardio.indexing.manifest import INDEX_FOLDER, Manifest, write_manifest
 from shardio.packing.dedupe import Dedupe, FingerprintTask, fingerprint, group_alike, hamming
 from shardio.packing.engine import Advance, Engine
 from shardio.packing.folder import Ended, Output, hold_folder, remove_others
-from shardio.packing.listing import Listing, Problem, SourceSample
-from shardio.packing.names import DUPLICATES_NAME, RENAMED_NAME, SKIPPED_NAME, WHOLE
-from shardio.packing.plan import Shape, Splits, Store, plan_shards, split_samples
+from shardio.packing.layout import DUPLICATES_NAME, RENAMED_NAME, SKIPPED_NAME, WHOLE
+from shardio.packing.listing import Listing
+from shardio.packing.plan import ImageEncoding, Sharding, Splits, plan_shards, split_samples
+from shardio.packing.sources.base import Source
 from shardio.packing.task import (
     PackedShard,
     SampleTask,
@@ -43,7 +44,7 @@ from shardio.storage.folder import Folder
 from shardio.storage.local import refuse_url
 
 Progress = Callable[[int], Advance]
-"""Called with the number of samples; what it returns is called with how many more are done.
+"""Called with the number of samples; returns a callback for the number done since its last call.
 
 It is called anew for each pass over the samples: one that looks for bad ones or duplicates, if
 that is wanted, and the one that packs.
@@ -53,62 +54,41 @@ _LOG = logging.getLogger("shardio")
 _CHUNK = 256  # samples that are checked by one task
 
 
-class Source(Protocol):
-    """Where samples come from."""
-
-    @property
-    def name(self) -> str:
-        """What errors call it."""
-
-    @property
-    def root(self) -> str:
-        """Folder that relative paths start from."""
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """Names of the classes by label, if they have names."""
-
-    def samples(self) -> Iterator[SourceSample | Problem]:
-        """All samples, in an order that depends on the source's contents alone."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What is made of a source.
+class PackJob:
+    """The specification of a pack: what to make of the samples of a source.
 
     Attributes:
-        shape: how many shards.
-        splits: the parts that samples are divided into; None for one.
-        shuffle: order the samples at random; otherwise as the source has them.
-        seed: of the order and the splits.
-        store: how images are stored.
-        check: look at images, whether they are some and whole.
-        skip: leave out what cannot be packed, instead of stopping.
-        dedupe: which samples are the same, and what becomes of them; None for no looking.
-        measure: bytes that a sample takes in a shard; only for shards of a size.
-        engine: runs the tasks.
-        progress: hears of samples that are packed.
-        ledger: file of the output that lists what was left out.
+        sharding: number or size of the shards.
+        splits: parts that samples are divided into; None for one.
+        shuffle: whether to order the samples at random; otherwise they stay in the source's order.
+        seed: seed of the order and the splits.
+        images: encoding of the images.
+        check: whether to look at images, whether they are some and whole.
+        skip: whether to leave out what cannot be packed, instead of stopping.
+        dedupe: treatment of duplicates; None does not look for any.
+        engine: engine that runs the tasks.
+        progress: callback for each pass over the samples; None for no reports.
+        ledger: name of the file in the output that lists what was left out.
 
     Raises:
         UsageError: the sizes of samples are not known before they are encoded.
     """
 
-    shape: Shape
+    sharding: Sharding
     splits: Splits | None
     shuffle: bool
     seed: int
-    store: Store
+    images: ImageEncoding
     check: bool
     skip: bool
     dedupe: Dedupe | None
-    measure: Callable[[SourceSample], int] | None
     engine: Engine
     progress: Progress | None
     ledger: str = SKIPPED_NAME
 
     def __post_init__(self) -> None:
-        if self.measure is not None and self.store.decodes:
+        if self.sharding.shard_size is not None and self.images.decodes:
             raise UsageError(
                 "shard_size needs to know what samples take before they are encoded",
                 remedy="give samples_per_shard",
@@ -117,20 +97,20 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackSummary:
-    """What was packed.
+    """Summary of a pack.
 
     Attributes:
-        samples: in all shards.
-        shards: written.
-        bytes: of all shards.
-        classes: how many have names; None without.
-        splits: samples by split; None without splits.
-        skipped: problems, each listed in the ledger.
-        duplicates: samples that are the same as one before, each listed in duplicates.jsonl; None
-            if nobody looked.
-        renamed: samples whose key is not their path, listed in renamed.jsonl.
-        image_sizes: how many different sizes the stored pixels have; None for image files.
-        seconds: it took.
+        samples: number of samples in all shards.
+        shards: number of shards.
+        bytes: bytes of all shards.
+        classes: number of classes that have names; None without.
+        splits: number of samples by split; None without splits.
+        skipped: number of problems, each listed in the ledger.
+        duplicates: number of samples that are the same as one before, each listed in
+            duplicates.jsonl; None if nobody looked.
+        renamed: number of samples whose key is not their path, listed in renamed.jsonl.
+        image_sizes: number of different sizes of stored pixels; None for image files.
+        seconds: duration of the pack.
     """
 
     samples: int
@@ -146,14 +126,14 @@ class PackSummary:
 
 
 def run_job(
-    out: str | PathLike[str], job: Job, open_source: Callable[[Folder], Source]
+    out: str | PathLike[str], job: PackJob, open_source: Callable[[Folder], Source]
 ) -> PackSummary:
     """Make a packed folder.
 
     Args:
-        out: a folder, new, empty, or that of the same job interrupted.
-        job: what to make.
-        open_source: gives the source; called with the work folder.
+        out: path of a folder that is new, empty, or that of the same job interrupted.
+        job: specification of the pack.
+        open_source: function that opens the source; called with the work folder.
 
     Raises:
         PackError: something of the source cannot be packed, or the folder is taken.
@@ -186,14 +166,14 @@ def run_job(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Plan:
-    """What a job makes of a source.
+    """The shards that a job makes of a source.
 
     Attributes:
         listing: the samples.
         parts: numbers of samples by split.
-        tasks: the shards.
+        tasks: tasks that write the shards.
         classes: names of the classes; None without.
-        duplicates: how many were found; None if nobody looked.
+        duplicates: number of duplicates that were found; None if nobody looked.
     """
 
     listing: Listing
@@ -202,18 +182,18 @@ class _Plan:
     classes: tuple[str, ...] | None
     duplicates: int | None
 
-    def digest(self, job: Job) -> str:
-        """What is made, told from what other packs make."""
+    def digest(self, job: PackJob) -> str:
+        """Compute a digest of what is made, which differs from that of other packs."""
         tasks = [(task.shard, task.digest()) for task in self.tasks]
         problems = [(each.path, each.reason) for each in self.listing.problems]
         made = f"{tasks} {self.classes} {problems} {job.dedupe} {job.ledger} {[*self.parts]}"
         return hashlib.sha256(made.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _plan(output: Output, job: Job, source: Source) -> _Plan:
+def _plan(output: Output, job: PackJob, source: Source) -> _Plan:
     """List the samples and divide them into shards."""
     output.work.remove(DUPLICATES_NAME)
-    listing = Listing(output.work, source.samples(), job.measure)
+    listing = Listing(output.work, source, sized=job.sharding.shard_size is not None)
     _check(listing, source, job)
     groups = _find_duplicates(listing, source, job, job.dedupe) if job.dedupe else None
     parts = split_samples(
@@ -224,7 +204,7 @@ def _plan(output: Output, job: Job, source: Source) -> _Plan:
         groups=groups.heads if groups else None,
     )
     planned = plan_shards(
-        parts, job.shape, seed=job.seed if job.shuffle else None, sizes=listing.sizes
+        parts, job.sharding, seed=job.seed if job.shuffle else None, sizes=listing.sizes
     )
     tasks = [
         ShardTask(
@@ -278,7 +258,7 @@ def _summarize(plan: _Plan, ended: Ended, *, seconds: float) -> PackSummary:
     )
 
 
-def _check(listing: Listing, source: Source, job: Job) -> None:
+def _check(listing: Listing, source: Source, job: PackJob) -> None:
     """Stop because of the first problem, or leave out all of them."""
     if not job.skip and listing.problems:
         raise refusal(listing.problems[0])
@@ -301,15 +281,15 @@ class _Groups(NamedTuple):
     """Samples that are the same.
 
     Attributes:
-        heads: int64 [n], the lowest number in the group of each.
-        duplicates: how many were found beside these.
+        heads: lowest number in the group of each sample, int64 [n].
+        duplicates: number of samples beside the first of each group.
     """
 
     heads: NDArray[np.int64]
     duplicates: int
 
 
-def _find_duplicates(listing: Listing, source: Source, job: Job, dedupe: Dedupe) -> _Groups:
+def _find_duplicates(listing: Listing, source: Source, job: PackJob, dedupe: Dedupe) -> _Groups:
     """List the samples that are the same as one before, and leave them out if so wanted."""
     perceptual = dedupe.likeness == "perceptual"
     tasks = [
@@ -318,11 +298,12 @@ def _find_duplicates(listing: Listing, source: Source, job: Job, dedupe: Dedupe)
     prints = _fingerprints(listing, job, tasks)
     heads = group_alike(prints, dedupe.distance if perceptual else None)
     again = np.flatnonzero(heads != np.arange(len(heads)))
-    pairs = zip(listing.samples(again), listing.samples(heads[again]), strict=True)
+    chosen = (listing.samples.choose(numbers) for numbers in (again, heads[again]))
+    pairs = zip(*chosen, strict=True)
     distances = hamming(prints[again, 2], prints[heads[again], 2]).tolist()
     rows = (
-        {"path": one.name, "key": one.key, "label": one.label, "distance": distance}
-        | {"of": first.name, "of_label": first.label}
+        {"path": one.path, "key": one.key, "label": one.label, "distance": distance}
+        | {"of": first.path, "of_label": first.label}
         for (one, first), distance in zip(pairs, distances, strict=True)
     )
     write_ledger(listing.work, DUPLICATES_NAME, rows)
@@ -333,9 +314,9 @@ def _find_duplicates(listing: Listing, source: Source, job: Job, dedupe: Dedupe)
 
 
 def _fingerprints(
-    listing: Listing, job: Job, tasks: Sequence[FingerprintTask]
+    listing: Listing, job: PackJob, tasks: Sequence[FingerprintTask]
 ) -> NDArray[np.uint64]:
-    """Fingerprints of all samples; those whose images do not decode are left out, or an error."""
+    """Fingerprint all samples; those whose images do not decode are left out, or an error."""
     done = job.engine.run(fingerprint, tasks, _advance(listing, job))
     prints = np.concatenate([some.prints for some in done])
     starts = range(0, len(listing), _CHUNK)
@@ -352,30 +333,30 @@ def _fingerprints(
     return np.delete(prints, [*problems], axis=0)
 
 
-def _path(path: str | Path, job: Job) -> str:
-    """A path as tasks find it."""
+def _path(path: str | Path, job: PackJob) -> str:
+    """Return a path as tasks find it."""
     return os.path.abspath(path) if job.engine.elsewhere else str(path)  # noqa: PTH100  text
 
 
-def _advance(listing: Listing, job: Job) -> Advance | None:
+def _advance(listing: Listing, job: PackJob) -> Advance | None:
     return job.progress(len(listing)) if job.progress else None
 
 
-def _in_chunks(source: Source, listing: Listing, job: Job) -> Iterator[dict[str, Any]]:
-    """What makes tasks of all samples, some at a time."""
+def _in_chunks(source: Source, listing: Listing, job: PackJob) -> Iterator[dict[str, Any]]:
+    """Yield what tasks of all samples are made of, some samples at a time."""
     for start in range(0, len(listing), _CHUNK):
         numbers = np.arange(start, min(start + _CHUNK, len(listing)))
         yield _of_samples(source, listing, job, numbers)
 
 
 def _of_samples(
-    source: Source, listing: Listing, job: Job, numbers: NDArray[np.int64]
+    source: Source, listing: Listing, job: PackJob, numbers: NDArray[np.int64]
 ) -> dict[str, Any]:
-    """What a task of these samples is made of."""
+    """Return what a task of these samples is made of."""
     return {
         "root": _path(source.root, job),
-        "samples": listing.spool.choose(numbers, out=_path(listing.spool.out, job)),
-        "store": job.store,
+        "samples": listing.samples.choose(numbers, out=_path(listing.samples.out, job)),
+        "images": job.images,
         "check": job.check,
     }
 
@@ -387,8 +368,8 @@ def _publish(folder: Folder, ledger: str, plan: _Plan, packed: Sequence[PackedSh
     write_ledger(folder, ledger, map(asdict, problems))
     with suppress(FileNotFoundError):
         listing.work.move(DUPLICATES_NAME, folder)
-    renamed = listing.samples(np.flatnonzero(listing.renamed))
-    write_ledger(folder, RENAMED_NAME, ({"key": each.key, "path": each.name} for each in renamed))
+    renamed = listing.samples.choose(listing.renamed)
+    write_ledger(folder, RENAMED_NAME, ({"key": each.key, "path": each.path} for each in renamed))
     folder.sync()
     for part in dict.fromkeys(shard.part for shard in packed):
         shards = [shard for shard in packed if shard.part == part]
@@ -411,7 +392,7 @@ def write_ledger(folder: Folder, name: str, rows: Iterable[Mapping[str, Any]]) -
     Args:
         folder: folder of the file.
         name: name of the file.
-        rows: what to write.
+        rows: values to write, a line each.
 
     Raises:
         OutputError: something else than a file has the name.

@@ -1,29 +1,29 @@
-"""What users say about packing and resharding: each option once, with its default.
+"""The options of `pack` and `reshard`: each once, with its default and its checks.
 
-`pack` and `reshard` take these options one by one, as keywords; see shardio.options.
+They say what to write (OutputOptions), and which samples to take (PackOptions, ReshardOptions).
+Functions take them one by one, as keywords; see shardio.options.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from os import PathLike
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from shardio.errors import UsageError
 from shardio.fields.base import FieldType
 from shardio.fields.defaults import given_types
 from shardio.fields.limits import MAX_PIXELS, check_max_pixels
 from shardio.packing.dedupe import Dedupe, Likeness
-from shardio.packing.engine import Engine, LocalEngine, RayEngine
-from shardio.packing.job import Job, Progress
-from shardio.packing.plan import Shape, Splits, Store, StoreKind
-from shardio.packing.sources.base import Measure, check_classes, parse_fields
-from shardio.packing.sources.tars import Predicate
-from shardio.packing.sources.tfrecord import parse_pairs
+from shardio.packing.engine import EngineName, make_engine
+from shardio.packing.job import PackJob, Progress
+from shardio.packing.plan import ImageEncoding, ImageStorage, Sharding, Splits
+from shardio.packing.sources.rules import check_classes, parse_features, parse_fields
 
 OnError = Literal["raise", "skip"]
-EngineName = Literal["local", "ray"]
+Predicate = Callable[[str, Mapping[str, Any]], Any]
+"""Called with a key and the decoded fields, which are read when they are looked at."""
 
 _DISTANCE = 4  # bits
 
@@ -33,23 +33,23 @@ class OutputOptions:
     """How shards are written.
 
     Attributes:
-        shards: how many; their sizes differ by at most one sample. Splits share them.
-        samples_per_shard: in place of `shards`, the most samples of a shard.
-        shard_size: in place of `shards`, the most bytes of a shard.
+        shards: number of shards, whose numbers of samples differ by at most one. Splits share them.
+        samples_per_shard: maximum number of samples in a shard, in place of `shards`.
+        shard_size: maximum number of bytes of a shard, in place of `shards`.
         split: fractions by name, as {"train": 0.9, "val": 0.1}; each part becomes a packed
             folder inside the output.
-        stratify: divide each class so.
-        shuffle: order the samples at random; otherwise as the source has them.
-        seed: of the order and the splits.
+        stratify: whether to divide the samples of each class in these fractions.
+        shuffle: whether to order the samples at random; otherwise they stay in the source's order.
+        seed: seed of the order and the splits.
         on_error: "raise", or "skip" to leave bad samples out and list them in skipped.jsonl.
-        allow_empty: of tars, take those that have members, none of which is a field of a sample.
-        jobs: processes; by default one a core. The bytes are the same for any number.
+        allow_empty: whether to accept tars with members none of which is a field of a sample.
+        jobs: number of processes; by default one a core. The bytes are the same for any number.
         engine: "local", or "ray" to run on a Ray cluster.
-        progress: called with the number of samples before each pass over them; what it returns is
-            called with how many more are done.
+        progress: function that is called with the number of samples before each pass over them,
+            and returns a function that is called with the number of those done since.
 
     Raises:
-        UsageError: a value cannot be meant.
+        UsageError: a value is invalid.
     """
 
     shards: int | None = None
@@ -72,25 +72,28 @@ class OutputOptions:
             raise UsageError(f"on_error={self.on_error!r}: it must be 'raise' or 'skip'")
         if self.stratify and self.split is None:
             raise UsageError(
-                "stratify is of splits", remedy="give split, as {'train': 0.9, 'val': 0.1}"
+                "stratify requires split", remedy="give split, as {'train': 0.9, 'val': 0.1}"
             )
 
-    def job(
-        self, *, root: str, check: bool, store: Store | None = None, dedupe: Dedupe | None = None
-    ) -> Job:
-        """The job that they ask for.
+    def make_job(
+        self,
+        *,
+        check: bool = False,
+        images: ImageEncoding | None = None,
+        dedupe: Dedupe | None = None,
+    ) -> PackJob:
+        """Make the job that they ask for.
 
         Args:
-            root: folder that the paths of samples start from.
-            check: look at images, whether they are some and whole.
-            store: how images are stored; None stores them as they are.
-            dedupe: which samples are the same; None for no looking.
+            check: whether to look at images, whether they are some and whole.
+            images: encoding of the images; None stores them as they are.
+            dedupe: treatment of duplicates; None does not look for any.
         """
         splits = None
         if self.split is not None:
             splits = Splits(fractions=self.split, stratify=self.stratify)
-        return Job(
-            shape=Shape(
+        return PackJob(
+            sharding=Sharding(
                 shards=self.shards,
                 samples_per_shard=self.samples_per_shard,
                 shard_size=self.shard_size,
@@ -98,11 +101,10 @@ class OutputOptions:
             splits=splits,
             shuffle=self.shuffle,
             seed=self.seed,
-            store=store or Store(),
+            images=images or ImageEncoding(),
             check=check,
             skip=self.on_error == "skip",
             dedupe=dedupe,
-            measure=None if self.shard_size is None else Measure(root),
             engine=make_engine(self.engine, self.jobs),
             progress=self.progress,
         )
@@ -113,42 +115,48 @@ class PackOptions(OutputOptions):
     """How samples are packed.
 
     Attributes, beside those of OutputOptions:
-        labels: False packs without labels.
+        labels: whether to pack labels.
         classes: names of the classes in the order of their numbers; by default those that
             occur, sorted. A class that is not among them is an error.
-        fields: which files are one sample, as "jpg;png,json,txt?": fields with commas, each
-            with alternatives, and a question mark where samples may lack it. By default each
-            image is a sample. Of samples of a program: field types, as ShardDataset takes them,
-            which encode the values of their fields; other fields have their default types.
-        manifest: a table of the samples, CSV, TSV, JSON Lines or Parquet, whose paths start
+        fields: files of a sample, as "jpg;png,json,txt?": fields with commas between them, each
+            with alternatives after semicolons, and a question mark where samples may lack it. By
+            default each image is a sample. For samples of a program: field types, as ShardDataset
+            takes them, which encode the values of their fields; other fields have their default
+            types.
+        manifest: table of the samples, CSV, TSV, JSON Lines or Parquet, whose paths start
             from the source.
         path_columns: its columns of paths, each as "column" or "field=column".
         label_column: its column of labels.
         key_column: its column of keys.
-        features: which features of TFRecord files are which fields, as ["jpg=image/encoded",
+        features: fields of features in TFRecord files, as ["jpg=image/encoded",
             "cls=image/class/label"]; "__key__=NAME" makes keys of a feature, "=NAME" leaves one
             out. By default image/encoded or image is the image, image/class/label or label the
-            class number, and bytes that are called like a field are it.
+            class number, and bytes that are called like a field are that field.
         store: "original" stores image files, "raw" decodes each image once and stores uint8
             [H, W, 3] as `.npy`.
-        resize: a number that the shorter side shrinks to, or (height, width) to cut the largest
-            centred part of that aspect ratio out and resize it.
-        max_side: what the longer side shrinks to.
-        quality: 1 to 100, encodes all JPEG and WebP files anew; by default 90 for those that are
-            resized.
+        resize: new length of the shorter side, or (height, width) to cut the largest centred part
+            of that aspect ratio out and resize it. Smaller images are not enlarged by a number.
+        max_side: maximum length of the longer side.
+        quality: quality from 1 to 100 at which all JPEG and WebP files are encoded anew; by
+            default only those that are resized are, at 90.
         dedupe: "exact" leaves out samples whose images are the same, byte for byte, as those of
             one before; "perceptual" also images that look alike. They are listed in
             duplicates.jsonl.
         dedupe_distance: bits of a 64-bit perceptual hash in which alike images may differ, 0 to
             16, by default 4.
-        keep_duplicates: pack them all the same, those that are alike in one split.
-        max_pixels: greatest number of pixels of an image. Larger ones are bad samples, and so are
+        keep_duplicates: whether to pack them all the same, those that are alike in one split.
+        max_pixels: maximum number of pixels of an image. Larger ones are bad samples, and so are
             files that ask for far more work than real images of their size; a greater number
             raises all these limits in proportion, see shardio.fields.limits.
 
     Raises:
-        UsageError: a value cannot be meant.
+        UsageError: a value is invalid.
     """
+
+    SOURCE_OPTIONS: ClassVar[tuple[str, ...]] = (
+        *("labels", "classes", "fields", "manifest"),
+        *("path_columns", "label_column", "key_column", "features"),
+    )
 
     labels: bool = True
     classes: Sequence[str] | None = None
@@ -158,7 +166,7 @@ class PackOptions(OutputOptions):
     label_column: str | None = None
     key_column: str | None = None
     features: Sequence[str] = ()
-    store: StoreKind = "original"
+    store: ImageStorage = "original"
     resize: int | tuple[int, int] | None = None
     max_side: int | None = None
     quality: int | None = None
@@ -174,7 +182,8 @@ class PackOptions(OutputOptions):
             parse_fields(self.fields)
         else:
             given_types(self.fields)
-        if pair := next((pair for pair in parse_pairs(self.features) if not pair.name), None):
+        pairs = parse_features(self.features)
+        if pair := next((pair for pair in pairs if not pair.feature), None):
             raise UsageError(
                 f"features: '{pair.field}=' names no feature",
                 remedy="write it as jpg=image/encoded",
@@ -182,50 +191,63 @@ class PackOptions(OutputOptions):
         columns = (*self.path_columns, self.label_column, self.key_column)
         if self.manifest is None and any(columns):
             raise UsageError(
-                "columns are of a manifest", remedy="name it with manifest (--manifest)"
+                "path_columns, label_column and key_column require manifest",
+                remedy="name the table with manifest (--manifest)",
             )
         if self.manifest is not None and self.fields is not None:
             raise UsageError(
-                "a manifest names the files of a sample itself", remedy="leave fields out"
+                "manifest and fields exclude each other",
+                remedy="leave fields out; the table names the files of a sample",
             )
         if self.dedupe not in (None, *get_args(Likeness)):
             raise UsageError(f"dedupe={self.dedupe!r}: it must be 'exact' or 'perceptual'")
         if self.dedupe is None and self.keep_duplicates:
             raise UsageError(
-                "keep_duplicates is of dedupe", remedy="say which samples are the same"
+                "keep_duplicates requires dedupe", remedy="give dedupe='exact' or 'perceptual'"
             )
         if self.dedupe != "perceptual" and self.dedupe_distance is not None:
-            raise UsageError("dedupe_distance is of dedupe='perceptual'")
+            raise UsageError(
+                "dedupe_distance requires dedupe='perceptual'", remedy="leave it out or give both"
+            )
 
-    def pack_job(self, root: str) -> Job:
-        """The job that they ask for; see job."""
+    def given_for_source(self) -> list[str]:
+        """List the options of sources that differ from their defaults."""
+        defaults = {field.name: field.default for field in fields(self)}
+        return [
+            name
+            for name in self.SOURCE_OPTIONS
+            if (value := getattr(self, name)) != defaults[name] and value != []
+        ]
+
+    def make_pack_job(self) -> PackJob:
+        """Make the job that they ask for."""
         dedupe = None
         if self.dedupe is not None:
             distance = _DISTANCE if self.dedupe_distance is None else self.dedupe_distance
             dedupe = Dedupe(likeness=self.dedupe, distance=distance, keep=self.keep_duplicates)
-        store = Store(
-            kind=self.store,
+        images = ImageEncoding(
+            store=self.store,
             resize=self.resize,
             max_side=self.max_side,
             quality=self.quality,
             max_pixels=self.max_pixels,
         )
-        return self.job(root=root, check=True, store=store, dedupe=dedupe)
+        return self.make_job(check=True, images=images, dedupe=dedupe)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReshardOptions(OutputOptions):
-    """How samples are divided anew; as they are, unless `shuffle` is set.
+    """How samples are divided anew; in their order, unless `shuffle` is set.
 
     Attributes, beside those of OutputOptions:
-        keys: of the samples to take; one that no shard has is an error.
-        where: called with each key and its decoded fields, which are read when they are looked
-            at; takes the samples for which it is true.
-        max_pixels: greatest number of pixels of an image that `where` looks at, see
+        keys: keys of the samples to take; one that no shard has is an error.
+        where: function called with each key and its decoded fields, which are read when they are
+            looked at; samples for which it is true are taken.
+        max_pixels: maximum number of pixels of an image that `where` looks at, see
             shardio.fields.limits.
 
     Raises:
-        UsageError: a value cannot be meant.
+        UsageError: a value is invalid.
     """
 
     shuffle: bool = False
@@ -236,20 +258,3 @@ class ReshardOptions(OutputOptions):
     def __post_init__(self) -> None:
         OutputOptions.__post_init__(self)
         check_max_pixels(self.max_pixels)
-
-
-def make_engine(name: EngineName, jobs: int | None) -> Engine:
-    """What runs tasks.
-
-    Raises:
-        UsageError: there is no such engine, or no such number of jobs.
-    """
-    if name not in get_args(EngineName):
-        raise UsageError(f"engine={name!r}: it must be 'local' or 'ray'")
-    if jobs is not None and (type(jobs) is not int or jobs < 1):
-        raise UsageError(f"jobs={jobs!r}: it must be a whole number, at least 1")
-    if name == "ray" and jobs is not None:
-        raise UsageError(
-            "jobs is for engine='local'", remedy="a Ray cluster runs as many as it has cores"
-        )
-    return RayEngine() if name == "ray" else LocalEngine(jobs)

@@ -1,8 +1,7 @@
-"""Which samples go into which shard of which split: arithmetic on counts, labels and sizes.
+"""Which samples go into which shard, and how large stored images are: arithmetic alone.
 
-How images are stored: files as they are, encoded anew, or their pixels, and at what size.
-
-The geometry of resizing is here, without pixels, so that it costs nothing to import.
+Samples are divided by their counts, labels and sizes, without a look at their data. The geometry of
+resizing is here too, without pixels, so that importing it costs nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from shardio.errors import PackError, UsageError
 from shardio.fields.limits import MAX_PIXELS, check_max_pixels
-from shardio.packing.names import SHARD_PATTERN, WHOLE, is_split_name
+from shardio.packing.layout import SHARD_PATTERN, WHOLE, is_split_name
 from shardio.planning.order import KeyedPermutation, derive_key
 from shardio.tar.writer import END_OF_ARCHIVE
 
@@ -25,14 +24,15 @@ _PACKING, _SPLITTING = 4, 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """How many shards; exactly one of the three is given.
+class Sharding:
+    """How samples are divided into shards, by exactly one of three numbers.
 
     Attributes:
-        shards: in all; splits get them by their sizes, one each at least.
-        or_fewer: take fewer shards where there are not so many samples.
-        samples_per_shard: at most so many, spread evenly.
-        shard_size: at most so many bytes, spread evenly, unless one sample is larger.
+        shards: number of shards; splits share them by their sizes, with at least one each.
+        or_fewer: whether to take fewer shards where there are fewer samples.
+        samples_per_shard: maximum number of samples in a shard; they are spread evenly.
+        shard_size: maximum number of bytes of a shard, unless one sample is larger; the bytes are
+            spread evenly.
 
     Raises:
         UsageError: none or several are given, or one is below 1.
@@ -61,11 +61,11 @@ class Splits:
     """Parts that the samples are divided into.
 
     Attributes:
-        fractions: of each part by its name, adding up to 1.
-        stratify: divide the samples of each class so.
+        fractions: fraction of each part by its name; they add up to 1.
+        stratify: whether to divide the samples of each class in these fractions.
 
     Raises:
-        UsageError: the fractions do not add up to 1, or a name is none for a folder.
+        UsageError: the fractions do not add up to 1, or a name cannot be that of a folder.
     """
 
     fractions: Mapping[str, float]
@@ -74,7 +74,7 @@ class Splits:
     def __post_init__(self) -> None:
         for name in self.fractions:
             if not is_split_name(name):
-                raise UsageError(f"split: {name!r} is no name for the folder of a split")
+                raise UsageError(f"split: {name!r} cannot be the name of a folder of a split")
         values = [*self.fractions.values()]
         if not values or min(values) <= 0 or abs(sum(values) - 1) > 1e-9:
             raise UsageError(
@@ -85,12 +85,12 @@ class Splits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedShard:
-    """One shard.
+    """One shard to write.
 
     Attributes:
         part: name of its split.
-        name: of its file.
-        numbers: int64 [n], of its samples, in order.
+        name: name of its file.
+        numbers: numbers of its samples in order, int64 [n].
     """
 
     part: str
@@ -109,11 +109,12 @@ def split_samples(
     """Divide samples into parts.
 
     Args:
-        count: of samples.
-        splits: the parts; None for one part with all.
-        seed: of the choice.
-        labels: int64 [count].
-        groups: int64 [count], the lowest number of a sample that each must stay together with.
+        count: number of samples.
+        splits: parts to divide them into; None for one part with all.
+        seed: seed of the random choice.
+        labels: label of each sample, int64 [count].
+        groups: lowest number in the group of each sample, int64 [count]; groups stay together.
+            None if each sample stands for itself.
 
     Returns:
         Numbers of samples by part, ascending. Of one class, or of all, each part has its
@@ -142,7 +143,7 @@ def split_samples(
 
 def plan_shards(
     parts: Mapping[str, NDArray[np.int64]],
-    shape: Shape,
+    sharding: Sharding,
     *,
     seed: int | None,
     sizes: NDArray[np.int64],
@@ -151,16 +152,16 @@ def plan_shards(
 
     Args:
         parts: numbers of samples by part.
-        shape: of the output.
-        seed: of the order; None keeps the samples as they are.
-        sizes: int64 [count], bytes that each sample takes in a shard; only for `shard_size`.
+        sharding: number or size of the shards.
+        seed: seed of the order; None keeps the samples as they are.
+        sizes: bytes that each sample takes in a shard, int64 [count]; used for `shard_size` only.
 
     Raises:
         PackError: there are fewer samples than shards, or a part gets none.
     """
-    if shape.shards is not None:
+    if sharding.shards is not None:
         counts = {name: len(some) for name, some in parts.items()}
-        total = min(shape.shards, sum(counts.values())) if shape.or_fewer else shape.shards
+        total = min(sharding.shards, sum(counts.values())) if sharding.or_fewer else sharding.shards
         shards = _share_shards(total, counts)
     planned = []
     for name, numbers in parts.items():
@@ -172,15 +173,15 @@ def plan_shards(
         if seed is not None:
             permutation = KeyedPermutation(len(numbers), derive_key(seed, _PACKING))
             order = numbers[permutation(np.arange(len(numbers)))]
-        if shape.shards is not None:
+        if sharding.shards is not None:
             pieces = np.array_split(order, shards[name])
-        elif shape.samples_per_shard is not None:
-            pieces = np.array_split(order, -(-len(order) // shape.samples_per_shard))
+        elif sharding.samples_per_shard is not None:
+            pieces = np.array_split(order, -(-len(order) // sharding.samples_per_shard))
         else:
-            limit = (shape.shard_size or 0) - len(END_OF_ARCHIVE)
+            limit = (sharding.shard_size or 0) - len(END_OF_ARCHIVE)
             if len(order) and limit < (least := int(sizes[order].min())):
                 raise PackError(
-                    f"no sample fits into shards of {shape.shard_size:,} bytes: the "
+                    f"no sample fits into shards of {sharding.shard_size:,} bytes: the "
                     f"smallest takes {least + len(END_OF_ARCHIVE):,}",
                     remedy="give a larger --shard-size",
                 )
@@ -193,7 +194,7 @@ def plan_shards(
 
 
 def _share_shards(shards: int, counts: Mapping[str, int]) -> dict[str, int]:
-    """How many shards each part gets: one, and of the others what comes nearest to its share."""
+    """Share shards among parts: one each, and of the others what comes nearest to its size."""
     total = sum(counts.values())
     if shards > total:
         raise PackError(
@@ -214,7 +215,7 @@ def _share_shards(shards: int, counts: Mapping[str, int]) -> dict[str, int]:
 def _cut_by_size(
     order: NDArray[np.int64], sizes: NDArray[np.int64], limit: int
 ) -> list[NDArray[np.int64]]:
-    """As few pieces as the limit allows, and then as even as that number allows."""
+    """Cut into as few pieces as the limit allows, and as even as that number allows."""
     ends = np.cumsum(sizes)
     least = len(_cuts(ends, limit))
     low, high = min(int(ends[-1]) // least, limit), limit
@@ -228,7 +229,7 @@ def _cut_by_size(
 
 
 def _cuts(ends: NDArray[np.int64], limit: int) -> list[int]:
-    """Where pieces end that take what fits, one sample at least."""
+    """Find the ends of pieces that take all that fits, and at least one sample."""
     cuts: list[int] = []
     before = 0
     while not cuts or cuts[-1] < len(ends):
@@ -239,11 +240,19 @@ def _cuts(ends: NDArray[np.int64], limit: int) -> list[int]:
     return cuts
 
 
-StoreKind = Literal["original", "raw"]
+ImageStorage = Literal["original", "raw"]
 
 
-class Cut(NamedTuple):
-    """A rectangle of a picture as shown, and the height and width at which it is stored."""
+class Crop(NamedTuple):
+    """A rectangle of an upright image, and the height and width at which it is stored.
+
+    Attributes:
+        top: first row of the rectangle.
+        left: first column of the rectangle.
+        height: number of its rows.
+        width: number of its columns.
+        size: height and width in the shard.
+    """
 
     top: int
     left: int
@@ -253,22 +262,22 @@ class Cut(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Store:
+class ImageEncoding:
     """How the images of a pack are stored.
 
     Attributes:
-        kind: "original" for image files, "raw" for pixels as NumPy arrays.
-        resize: what the shorter side shrinks to, or height and width exactly, or None.
-        max_side: what the longer side shrinks to, or None.
-        quality: of JPEG and WebP files, which are all encoded anew; None encodes anew only what
-            is resized.
-        max_pixels: greatest number of pixels of an image, see shardio.fields.limits.
+        store: "original" for image files, "raw" for pixels as NumPy arrays.
+        resize: new length of the shorter side, or exact height and width; None for no resizing.
+        max_side: maximum length of the longer side; None for no resizing.
+        quality: quality of JPEG and WebP files, which are all encoded anew; None encodes only
+            resized images anew.
+        max_pixels: maximum number of pixels of an image, see shardio.fields.limits.
 
     Raises:
-        UsageError: a value cannot be meant.
+        UsageError: a value is invalid.
     """
 
-    kind: StoreKind = "original"
+    store: ImageStorage = "original"
     resize: int | tuple[int, int] | None = None
     max_side: int | None = None
     quality: int | None = None
@@ -276,43 +285,43 @@ class Store:
 
     def __post_init__(self) -> None:
         check_max_pixels(self.max_pixels)
-        if self.kind not in get_args(StoreKind):
-            raise UsageError(f"store={self.kind!r}: it must be 'original' or 'raw'")
+        if self.store not in get_args(ImageStorage):
+            raise UsageError(f"store={self.store!r}: it must be 'original' or 'raw'")
         if self.resize is not None:
             self._check_resize(self.resize)
         if self.max_side is not None and (type(self.max_side) is not int or self.max_side < 1):
             raise UsageError(f"max_side={self.max_side!r}: it must be a whole number, at least 1")
         if self.resize is not None and self.max_side is not None:
-            raise UsageError(
-                "resize and max_side both say how large images become", remedy="give one"
-            )
+            raise UsageError("resize and max_side exclude each other", remedy="give one of them")
         if self.quality is not None and not (
             type(self.quality) is int and 1 <= self.quality <= 100
         ):
             raise UsageError(f"quality={self.quality!r}: it must be a whole number from 1 to 100")
-        if self.kind == "raw" and self.quality is not None:
-            raise UsageError("quality is of image files", remedy="store='raw' stores pixels")
+        if self.store == "raw" and self.quality is not None:
+            raise UsageError(
+                "quality applies to image files", remedy="leave it out; store='raw' stores pixels"
+            )
 
     @property
     def decodes(self) -> bool:
-        """Whether images have to be decoded."""
+        """Tell whether images have to be decoded."""
         given = (self.resize, self.max_side, self.quality)
-        return self.kind == "raw" or any(value is not None for value in given)
+        return self.store == "raw" or any(value is not None for value in given)
 
-    def cut(self, height: int, width: int) -> Cut:
-        """Choose the part of a picture of height x width, and its size in the shard."""
+    def crop(self, height: int, width: int) -> Crop:
+        """Choose the part of an image of height x width that is stored, and its size there."""
         if isinstance(self.resize, tuple):
             rows, columns = self.resize
             kept_height = min(height, max(1, round(width * rows / columns)))
             kept_width = min(width, max(1, round(height * columns / rows)))
             top, left = (height - kept_height) // 2, (width - kept_width) // 2
-            return Cut(top, left, kept_height, kept_width, self.resize)
+            return Crop(top, left, kept_height, kept_width, self.resize)
         wanted = self.resize if self.max_side is None else self.max_side
         side = min(height, width) if self.max_side is None else max(height, width)
         if wanted is None or side <= wanted:
-            return Cut(0, 0, height, width, (height, width))
+            return Crop(0, 0, height, width, (height, width))
         rows, columns = (max(1, round(length * wanted / side)) for length in (height, width))
-        return Cut(0, 0, height, width, (rows, columns))
+        return Crop(0, 0, height, width, (rows, columns))
 
     def _check_resize(self, resize: int | tuple[int, int]) -> None:
         sides = resize if isinstance(resize, tuple) else (resize, resize)

@@ -1,15 +1,14 @@
-"""Receipts of finished shards, by which an interrupted pack goes on where it was.
+"""Writing one shard: a function from a task to files and a receipt, run anywhere.
 
-A receipt lies in the work folder beside the list of samples. It says of which lines of that list
-the shard was made, and of which versions of its source files (see shardio.packing.listing). A later
-run of the same pack makes only the shards whose receipts say something else, or that are not there
-as they were written. What is known of a shard beyond that comes from its index.
+The tar goes to disk first, then its index, then its receipt. The bytes depend only on the samples
+and on how images are stored: no clock, owner or mode enters a header. What decodes images is loaded
+only by a task that decodes them.
 
-Writing one shard: a function from a task to files and a receipt, run anywhere.
-
-The tar goes to disk first, then its index, then its receipt. The bytes depend on the samples and
-the store alone: no clock, owner or mode enters a header. What decodes images is loaded only by a
-task that decodes them.
+A receipt, by which an interrupted pack goes on where it was, lies in the work folder beside the
+list of samples. It says of which lines of that list the shard was made, and of which versions of
+its source files (see shardio.packing.sources.reader). A later run of the same pack makes only the
+shards whose receipts say something else, or that are not there as they were written. What is known
+of a shard beyond that comes from its index.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -33,19 +32,17 @@ from shardio.indexing.scan import IndexBuilder
 from shardio.indexing.shard_index import ShardIndex, read_index
 from shardio.naming import join_member_name
 from shardio.packing.engine import Ticker
-from shardio.packing.listing import (
-    Problem,
-    SourceFiles,
-    SourceSample,
-    Spool,
-    UnreadableError,
-    Versions,
+from shardio.packing.layout import WHOLE, WORK_FOLDER, is_shard_name, path_in
+from shardio.packing.listing import SampleList
+from shardio.packing.plan import ImageEncoding
+from shardio.packing.sources.base import Problem, SourceSample, UnpackableError
+from shardio.packing.sources.reader import (
+    FileVersions,
+    SourceReader,
     hash_file,
     keeps_ctime,
     state_of,
 )
-from shardio.packing.names import WHOLE, WORK_FOLDER, is_shard_name, path_in
-from shardio.packing.plan import Store
 from shardio.storage.folder import Folder, final_name
 from shardio.tar.writer import ArchiveWriter
 
@@ -84,7 +81,7 @@ class PackedShard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sources:
+class SourceDigest:
     """The files that a shard was made of.
 
     Attributes:
@@ -116,7 +113,7 @@ def packed_shard(
 
 
 def write_receipt(
-    work: Folder, shards: Folder, packed: PackedShard, *, task: str, sources: Sources
+    work: Folder, shards: Folder, packed: PackedShard, *, task: str, sources: SourceDigest
 ) -> None:
     """Keep what a task did.
 
@@ -150,7 +147,7 @@ def write_receipt(
 
 def find_receipt(
     work: Folder, shards: Folder, part: str, name: str, *, task: str
-) -> tuple[PackedShard, Sources] | None:
+) -> tuple[PackedShard, SourceDigest] | None:
     """What an earlier run did of the same task, and the files that it read.
 
     A receipt that is damaged, or of a shard that is not as it was written, counts for nothing, and
@@ -171,7 +168,7 @@ def find_receipt(
         with work.inside(_RECEIPTS) as every, every.inside(part) as receipts:
             row = json.loads(receipts.read(name + _SUFFIX, _LIMIT))
         sizes = frozenset((int(height), int(width)) for height, width in row["sizes"])
-        sources = Sources(since=int(row["since"]), digest=str(row["sources"]))
+        sources = SourceDigest(since=int(row["since"]), digest=str(row["sources"]))
         index = read_index(index_path(path))
         if status is None or (row["task"], row["sha256"]) != (task, index.shard_sha256):
             return None
@@ -276,7 +273,7 @@ def _is_receipt(name: str) -> bool:
     return final.endswith(_SUFFIX) and is_shard_name(final.removesuffix(_SUFFIX))
 
 
-_PROBLEMS = (UnreadableError, CodecError, UsageError)
+_PROBLEMS = (UnpackableError, CodecError, UsageError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -286,13 +283,13 @@ class SampleTask:
     Attributes:
         root: folder that their paths start from.
         samples: the list of them.
-        store: how their images are stored.
-        check: look at images, whether they are some and whole.
+        images: how their images are stored.
+        check: whether to look at images, whether they are some and whole.
     """
 
     root: str
-    samples: Spool
-    store: Store
+    samples: SampleList
+    images: ImageEncoding
     check: bool
 
     def __len__(self) -> int:
@@ -319,7 +316,7 @@ class ShardTask(SampleTask):
     def digest(self) -> str:
         """What the task is to do, told from what others are."""
         digest = hashlib.sha256()
-        settings = f"{self.root} {self.store} {self.check}\n"
+        settings = f"{self.root} {astuple(self.images)} {self.check}\n"
         digest.update(settings.encode("utf-8", "surrogateescape"))
         digest.update(self.samples.hashes.data)
         return digest.hexdigest()
@@ -349,13 +346,15 @@ def pack_shard(task: ShardTask, ticker: Ticker) -> PackedShard:
         return packed
 
 
-def _write_shard(task: ShardTask, ticker: Ticker, shards: Folder) -> tuple[PackedShard, Sources]:
+def _write_shard(
+    task: ShardTask, ticker: Ticker, shards: Folder
+) -> tuple[PackedShard, SourceDigest]:
     """Write a shard and its index; returns the files that it was made of, too."""
     since = time.time_ns()
-    builder, versions = IndexBuilder(str(shards.path / task.name)), Versions(since)
+    builder, versions = IndexBuilder(str(shards.path / task.name)), FileVersions(since)
     with (
-        _maybe_decoding(task.store),
-        SourceFiles(task.root, versions) as files,
+        _maybe_decoding(task.images),
+        SourceReader(task.root, versions) as files,
         shards.write(task.name) as stream,
     ):
         packer = _Packer(stream, task, files)
@@ -369,13 +368,13 @@ def _write_shard(task: ShardTask, ticker: Ticker, shards: Folder) -> tuple[Packe
     index = builder.build(shard_size=packer.archive.size, shard_sha256=sha256, checksums=True)
     write_index(shards, task.name, index)
     packed = packed_shard(task.part, task.name, index, packer.sizes)
-    return packed, Sources(since=since, digest=versions.digest())
+    return packed, SourceDigest(since=since, digest=versions.digest())
 
 
 def find_problems(task: SampleTask, ticker: Ticker) -> list[Problem | None]:
     """Why each sample cannot be packed, or None: they are packed into nothing."""
     problems: list[Problem | None] = []
-    with _maybe_decoding(task.store), SourceFiles(task.root) as files:
+    with _maybe_decoding(task.images), SourceReader(task.root) as files:
         packer = _Packer(_Nowhere(), task, files)
         for sample in task.samples:
             try:
@@ -404,8 +403,8 @@ def decoding() -> AbstractContextManager[None]:
     return one_opencv_thread()
 
 
-def _maybe_decoding(store: Store) -> AbstractContextManager[None]:
-    return decoding() if store.decodes else nullcontext()
+def _maybe_decoding(images: ImageEncoding) -> AbstractContextManager[None]:
+    return decoding() if images.decodes else nullcontext()
 
 
 class _Packer:
@@ -417,16 +416,16 @@ class _Packer:
         files: reads them.
     """
 
-    def __init__(self, stream: BinaryIO, task: SampleTask, files: SourceFiles) -> None:
+    def __init__(self, stream: BinaryIO, task: SampleTask, files: SourceReader) -> None:
         self.archive = ArchiveWriter(stream)
-        self._store = task.store
-        self._check = task.check or task.store.decodes
+        self._encoding = task.images
+        self._check = task.check or task.images.decodes
         self._files = files
         self._pixels: PixelWriter | None = None
-        if task.store.decodes:
+        if task.images.decodes:
             from shardio.packing.images import PixelWriter  # noqa: PLC0415  loads OpenCV
 
-            self._pixels = PixelWriter(self.archive, task.store)
+            self._pixels = PixelWriter(self.archive, task.images)
 
     @property
     def sizes(self) -> frozenset[tuple[int, int]]:
@@ -442,7 +441,7 @@ class _Packer:
             if name is None or (self._check and type_.image_file):
                 images += 1
                 field = self._pack_image(name, data, is_only=images == 1)
-            elif type_.geometry and self._store.decodes:
+            elif type_.geometry and self._encoding.decodes:
                 raise UsageError(f"{name} holds pixels, and only image files can become others")
             if field in taken:
                 raise UsageError(
@@ -455,7 +454,7 @@ class _Packer:
     def _pack_image(self, name: str | None, data: memoryview, *, is_only: bool) -> str:
         """Look at an image in its place, or put another one there; returns its field."""
         try:
-            info = probe_image(data, max_pixels=self._store.max_pixels)
+            info = probe_image(data, max_pixels=self._encoding.max_pixels)
         except CodecError as error:
             if name is not None:
                 raise
@@ -477,7 +476,7 @@ class _Packer:
                     remedy="pack it as it is",
                 )
             self._pixels.reserve(data, info)
-            if self._store.kind == "raw":
+            if self._encoding.store == "raw":
                 return PIXELS_FIELD
         return field
 
@@ -489,17 +488,17 @@ class _Nowhere(io.BytesIO):
         return len(data)
 
 
-def _look_at_sources(task: SampleTask, since: int) -> Sources | None:
+def _look_at_sources(task: SampleTask, since: int) -> SourceDigest | None:
     """The files that samples are read from, as they are now; None if one cannot be looked at."""
-    versions = Versions(since)
-    with SourceFiles(task.root, versions) as files:
+    versions = FileVersions(since)
+    with SourceReader(task.root, versions) as files:
         try:
             for sample in task.samples:
                 files.look_at(sample)
-        except UnreadableError:
+        except UnpackableError:
             return None
-    return Sources(since=since, digest=versions.digest())
+    return SourceDigest(since=since, digest=versions.digest())
 
 
 def _problem(sample: SourceSample, error: Exception) -> Problem:
-    return Problem(path=sample.name, reason=str(error))
+    return Problem(path=sample.path, reason=str(error))

@@ -59,7 +59,7 @@ def whole_number(name: str, value: object, *, least: int) -> int:
     """An argument as int.
 
     Raises:
-        UsageError: it is no whole number, or less than the least.
+        UsageError: it is not a whole number, or less than the least.
     """
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or value < least:  # type: ignore[operator]
@@ -71,7 +71,7 @@ def check_seed(seed: object) -> int:
     """A seed as int.
 
     Raises:
-        UsageError: it is no whole number of 64 bits.
+        UsageError: it is not a whole number of 64 bits.
     """
     number = whole_number("seed", seed, least=0)
     _check("seed", number, number < 1 << 64, "below 2**64")

@@ -512,7 +512,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         """Make the next loop that epoch; later loops count on from it.
 
         Raises:
-            UsageError: it is no whole number from 0, or too large.
+            UsageError: it is not a whole number from 0, or too large.
         """
         self._refuse_second_division()
         self._start_at(Position(self._check_epoch(epoch), 0))

@@ -60,7 +60,7 @@ def test_the_summary_is_printed_as_json(folder: Path) -> None:
         (["a.tar", "--to", "tfrecord"], 2, "TFRecord files need a folder of their own"),
         (["a.tar", "out"], 2, "Missing option '--to'"),
         (["a.tar", "out", "--to", "zip"], 2, "'zip' is not one of 'tfrecord', 'wids', 'dali'"),
-        (["a.tar", "out", "--to", "tfrecord", "--feature", "x"], 2, "'x' is no pair of a field"),
+        (["a.tar", "out", "--to", "tfrecord", "--feature", "x"], 2, "'x' is not a pair of a field"),
         (["a.tar", "out", "--to", "dali", "--feature", "x=y"], 2, "features are of TFRecord"),
         (["a.tar", "a.tar", "--to", "tfrecord"], 1, "shardio: a.tar: "),
     ],

@@ -318,10 +318,10 @@ SWAP = """
 import os, sys
 from pathlib import Path
 import shardio
-from shardio.packing import listing as spool
+from shardio.packing import listing
 
 out, victim, place = map(Path, sys.argv[2:])
-real = spool.from_line
+real = listing.from_line
 
 def swapping(line):
     path = out / place
@@ -330,7 +330,7 @@ def swapping(line):
         path.symlink_to(victim)
     return real(line)
 
-spool.from_line = swapping
+listing.from_line = swapping
 try:
     shardio.pack(sys.argv[1], out, shards=4, jobs=1, split={"train": 0.5, "val": 0.5})
 except (shardio.ShardioError, OSError) as error:
@@ -360,7 +360,7 @@ def test_a_folder_that_becomes_a_link_while_a_pack_runs_is_no_way_out(
 def test_a_split_has_a_plain_name_that_no_file_of_a_pack_has(
     source: Path, tmp_path: Path, name: str
 ) -> None:
-    with pytest.raises(shardio.UsageError, match="is no name for the folder of a split"):
+    with pytest.raises(shardio.UsageError, match="cannot be the name of a folder of a split"):
         shardio.pack(source, tmp_path / "out", shards=2, split={name: 1.0})
     assert [*tmp_path.iterdir()] == []
 
@@ -651,8 +651,8 @@ def test_a_list_of_samples_that_is_not_the_packs_own_is_not_packed(
     (tmp_path / "keep.txt").write_text("secret")
     out = tmp_path / "out"
 
-    def listing(*arguments: Any) -> Any:
-        listed = Listing(*arguments)
+    def listing(*arguments: Any, **options: Any) -> Any:
+        listed = Listing(*arguments, **options)
         path, lines = out / LIST, (out / LIST).read_bytes()
         if how == "one byte":
             path.write_bytes(lines.replace(b"image", b"imagf", 1))

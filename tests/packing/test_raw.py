@@ -25,7 +25,7 @@ from shardio.fields.image import decode_image, one_opencv_thread
 from shardio.fields.limits import MAX_PIXELS
 from shardio.indexing.manifest import index_path, read_manifest
 from shardio.indexing.shard_index import read_index
-from shardio.packing.plan import Store
+from shardio.packing.plan import ImageEncoding
 from shardio.testing import make_images, read_members
 
 Pixels = NDArray[np.uint8]
@@ -148,7 +148,7 @@ def test_an_exact_size_keeps_the_centre_of_wide_and_tall_pictures(
 def test_a_cut_for_an_exact_size_is_the_largest_centred_one(
     height: int, width: int, rows: int, columns: int
 ) -> None:
-    cut = Store(kind="raw", resize=(rows, columns)).cut(height, width)
+    cut = ImageEncoding(store="raw", resize=(rows, columns)).crop(height, width)
     assert cut.size == (rows, columns)
     assert cut.height == height or cut.width == width
     assert 1 <= cut.height <= height
@@ -162,7 +162,7 @@ def test_a_cut_for_an_exact_size_is_the_largest_centred_one(
 
 @given(SIDES, SIDES, SIDES)
 def test_a_shorter_side_shrinks_and_never_grows(height: int, width: int, side: int) -> None:
-    cut = Store(kind="raw", resize=side).cut(height, width)
+    cut = ImageEncoding(store="raw", resize=side).crop(height, width)
     assert cut[:4] == (0, 0, height, width)
     if min(height, width) <= side:
         assert cut.size == (height, width)
@@ -212,10 +212,10 @@ def test_a_turned_photo_is_resized_as_shown(mixed: Path, tmp_path: Path) -> None
     ("options", "message"),
     [
         ({"store": "png"}, "store='png': it must be 'original' or 'raw'"),
-        ({"resize": 8, "max_side": 9}, "resize and max_side both say how large"),
+        ({"resize": 8, "max_side": 9}, "resize and max_side exclude each other"),
         ({"max_side": 0}, "max_side=0: it must be a whole number, at least 1"),
         ({"quality": 101}, "quality=101: it must be a whole number from 1 to 100"),
-        ({"store": "raw", "quality": 9}, "quality is of image files; store='raw' stores pixels"),
+        ({"store": "raw", "quality": 9}, "quality applies to image files; leave it out"),
         ({"store": "raw", "resize": 0}, "resize=0: it must be a whole number for the shorter"),
         ({"store": "raw", "resize": (8, -1)}, r"resize=\(8, -1\): it must be"),
         ({"store": "raw", "resize": (8, 8, 3)}, r"resize=\(8, 8, 3\): it must be"),

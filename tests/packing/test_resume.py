@@ -19,10 +19,9 @@ import pytest
 
 import shardio
 from shardio.fields.image import decode_image
-from shardio.packing import listing as files
-from shardio.packing import listing as states
 from shardio.packing import task as receipts
 from shardio.packing.listing import Listing
+from shardio.packing.sources import reader
 from shardio.testing import digests, make_images, make_shard, read_members
 
 OPTIONS: dict[str, Any] = {"shards": 6, "split": {"train": 0.75, "val": 0.25}, "dedupe": "exact"}
@@ -322,14 +321,14 @@ def edit(path: Path, old: bytes, new: bytes) -> None:
 @pytest.fixture
 def aged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let files seem to be old when they are packed, so that their times may be trusted."""
-    monkeypatch.setattr(states, "_MARGIN", -(10**12))
+    monkeypatch.setattr(reader, "_MARGIN", -(10**12))
 
 
 @pytest.fixture
 def without_ctime(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system whose time of last change says nothing, as FAT and some of FUSE."""
-    monkeypatch.setattr(states, "_KEEP_CTIME", {})
-    for module in (states, receipts):
+    monkeypatch.setattr(reader, "_KEEP_CTIME", {})
+    for module in (reader, receipts):
         monkeypatch.setattr(module, "state_of", state_without_ctime)
 
 
@@ -391,13 +390,13 @@ def test_files_whose_times_can_be_trusted_are_not_read_again(
     out = tmp_path / "out"
     finished = stop(source, out, 45)
     read: list[bytes] = []
-    real = files.SourceFiles._read_file
+    real = reader.SourceReader._read_file
 
     def counting(self: Any, path: bytes, reserve: Any) -> memoryview:
         read.append(path)
         return real(self, path, reserve)
 
-    monkeypatch.setattr(files.SourceFiles, "_read_file", counting)
+    monkeypatch.setattr(reader.SourceReader, "_read_file", counting)
     shardio.pack(source, out, shards=6, jobs=1)
     assert len(finished) >= 4
     assert 0 < len(read) <= 61 - 10 * len(finished)
@@ -431,8 +430,8 @@ def test_a_tar_that_was_edited_while_it_is_packed_is_noticed(
 ) -> None:
     tar = make_shard(tmp_path / "a.tar", TEXTS)
 
-    def listing(*arguments: Any) -> Any:
-        listed = Listing(*arguments)
+    def listing(*arguments: Any, **options: Any) -> Any:
+        listed = Listing(*arguments, **options)
         edit(tar, b"sample 03", b"SAMPLE 03")
         return listed
 
@@ -449,8 +448,8 @@ def test_a_tar_whose_mode_or_links_change_while_it_is_packed_is_packed(
     tar = make_shard(tmp_path / "a.tar", TEXTS)
     shardio.pack(tar, tmp_path / "whole", shards=2, jobs=1)
 
-    def listing(*arguments: Any) -> Any:
-        listed = Listing(*arguments)
+    def listing(*arguments: Any, **options: Any) -> Any:
+        listed = Listing(*arguments, **options)
         if how == "mode":
             tar.chmod(0o640)
         else:
@@ -468,8 +467,8 @@ def test_a_tar_that_changes_with_its_mode_while_it_is_packed_is_noticed(
 ) -> None:
     tar = make_shard(tmp_path / "a.tar", TEXTS)
 
-    def listing(*arguments: Any) -> Any:
-        listed = Listing(*arguments)
+    def listing(*arguments: Any, **options: Any) -> Any:
+        listed = Listing(*arguments, **options)
         tar.chmod(0o640)
         if how == "header":
             edit(tar, b"03.txt", b"X3.txt")

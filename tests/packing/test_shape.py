@@ -17,7 +17,7 @@ import shardio
 from shardio.fields.image import decode_image
 from shardio.indexing.manifest import read_manifest
 from shardio.packing.dedupe import group_alike, hamming
-from shardio.packing.plan import PlannedShard, Shape, Splits, plan_shards, split_samples
+from shardio.packing.plan import PlannedShard, Sharding, Splits, plan_shards, split_samples
 from shardio.testing import make_images
 
 FRACTIONS = st.lists(st.integers(1, 9), min_size=1, max_size=4).map(
@@ -68,12 +68,12 @@ def test_shards_of_a_size_are_as_few_as_can_be_and_even(
 ) -> None:
     parts = {"": np.arange(len(sizes))}
     seed = 0 if shuffle else None
-    shape = Shape(shard_size=limit)
+    sharding = Sharding(shard_size=limit)
     if limit - 1024 < min(sizes):
         with pytest.raises(shardio.PackError, match="no sample fits into shards of"):
-            plan_shards(parts, shape, seed=seed, sizes=np.array(sizes))
+            plan_shards(parts, sharding, seed=seed, sizes=np.array(sizes))
         return
-    planned = plan_shards(parts, shape, seed=seed, sizes=np.array(sizes))
+    planned = plan_shards(parts, sharding, seed=seed, sizes=np.array(sizes))
     orders = [shard.numbers.tolist() for shard in planned]
     order = [number for some in orders for number in some]
     assert sorted(order) == [*range(len(sizes))]
@@ -97,7 +97,7 @@ def test_splits_share_the_shards_by_their_sizes(
 
     def plan() -> list[PlannedShard]:
         sizes = np.zeros(count, np.int64)
-        return plan_shards(parts, Shape(shards=shards), seed=0, sizes=sizes)
+        return plan_shards(parts, Sharding(shards=shards), seed=0, sizes=sizes)
 
     if min(map(len, parts.values())) == 0 or not len(parts) <= shards <= count:
         with pytest.raises(shardio.PackError):
@@ -286,10 +286,16 @@ def test_hamming_counts_the_bits_that_differ() -> None:
     [
         ({"samples_per_shard": 0}, "samples_per_shard=0: it must be a whole number"),
         ({"shards": 1, "split": {"a": 0.5}}, "must be above 0 and add up to 1"),
-        ({"shards": 1, "split": {"index": 1.0}}, "'index' is no name for the folder of a split"),
+        (
+            {"shards": 1, "split": {"index": 1.0}},
+            "'index' cannot be the name of a folder of a split",
+        ),
         ({"shards": 1, "dedupe": "nearly"}, "dedupe='nearly': it must be 'exact' or 'perceptual'"),
         ({"shards": 1, "dedupe": "perceptual", "dedupe_distance": 17}, "must be 0 to 16 bits"),
-        ({"shards": 1, "dedupe": "exact", "dedupe_distance": 1}, "is of dedupe='perceptual'"),
+        (
+            {"shards": 1, "dedupe": "exact", "dedupe_distance": 1},
+            "dedupe_distance requires dedupe='perceptual'",
+        ),
         ({"shards": 1, "jobs": 0}, "jobs=0: it must be a whole number, at least 1"),
         ({"shards": 1, "engine": "spark"}, "engine='spark': it must be 'local' or 'ray'"),
         ({"shards": 1, "classes": ["a", "a"]}, "'a' comes twice"),

@@ -212,7 +212,10 @@ class TestTables:
                 "as that of x/a.png: it comes twice, .* one row",
             ),
             ([["path"], ["x/none.png"]], r"x/none\.png: No such file or directory"),
-            ([["path", "label"], ["x/a.png", ""]], "row 1: its column 'label' holds '', no text"),
+            (
+                [["path", "label"], ["x/a.png", ""]],
+                "row 1: its column 'label' holds '', not a text",
+            ),
             ([["path", "path"], ["x/a.png", "x"]], "two columns have the same name"),
         ],
     )
@@ -226,14 +229,14 @@ class TestTables:
 
     def test_a_line_that_is_no_object_is_named(self, source: Path, tmp_path: Path) -> None:
         (tmp_path / "t.jsonl").write_text('{"path": "x/a.png"}\n\n[1]\n')
-        with pytest.raises(shardio.PackError, match=r"t\.jsonl, row 2: it is no JSON object"):
+        with pytest.raises(shardio.PackError, match=r"t\.jsonl, row 2: it is not a JSON object"):
             shardio.pack(source, tmp_path / "out", shards=1, manifest=tmp_path / "t.jsonl")
 
     def test_what_no_file_can_be_is_named(self, source: Path, tmp_path: Path) -> None:
         os.mkfifo(source / "f.png")
         for path, message in {
-            "f.png": r"f\.png: it is no regular file",
-            "x": "x: it is no regular file",
+            "f.png": r"f\.png: it is not a regular file",
+            "x": "x: it is not a regular file",
             "a\\u0000b": "which no file can be called",
             "\\ud800": "which no file can be called",
         }.items():
@@ -246,7 +249,7 @@ class TestTables:
         options: dict[str, Any] = {"shards": 1, "manifest": table}
         with pytest.raises(shardio.UsageError, match="which column holds the labels"):
             shardio.pack(source, tmp_path / "out", classes=["a"], **options)
-        with pytest.raises(shardio.UsageError, match="no labels shall be packed"):
+        with pytest.raises(shardio.UsageError, match="labels=False packs no labels"):
             shardio.pack(source, tmp_path / "out", label_column="y", labels=False, **options)
         split = {"a": 0.5, "b": 0.5}
         with pytest.raises(shardio.UsageError, match="stratify needs labels"):
@@ -388,15 +391,15 @@ class TestValues:
     @pytest.mark.parametrize(
         ("sample", "message"),
         [
-            (7, "sample 0: it is no mapping"),
-            ({"__key__": "a.b", "png": PNG}, "its '__key__' is no text that can be a key"),
-            ({"__key__": 3, "png": PNG}, "its '__key__' is no text"),
+            (7, "sample 0: it must be a mapping from fields to values, not int"),
+            ({"__key__": "a.b", "png": PNG}, "its '__key__' is not a text that can be a key"),
+            ({"__key__": 3, "png": PNG}, "its '__key__' is not a text"),
             ({"cls": "cat"}, "field 'cls' cannot hold 'cat'"),
-            ({"cls": 1.5}, r"field 'cls' cannot hold 1\.5: it is no whole number"),
+            ({"cls": 1.5}, r"field 'cls' cannot hold 1\.5: it is not a whole number"),
             ({"json": {1, 2}}, "field 'json' cannot hold"),
             ({"npy": np.array([object()])}, "field 'npy' cannot hold"),
             ({"png": 3}, "field 'png' takes bytes or a path, not int"),
-            ({"a/b": PNG}, "'a/b' is no name for a field"),
+            ({"a/b": PNG}, "'a/b' cannot be the name of a field"),
             ({"png": b"no"}, "sample 0.*not a JPEG, PNG"),
         ],
     )
@@ -409,7 +412,7 @@ class TestValues:
 
     def test_options_that_mean_nothing_here_are_refused(self, tmp_path: Path) -> None:
         for options in ({"fields": "png"}, {"labels": False}, {"manifest": "a.csv"}):
-            with pytest.raises(shardio.UsageError, match="the fields that they have"):
+            with pytest.raises(shardio.UsageError, match="does not apply to samples of a program"):
                 shardio.pack(self.samples(), tmp_path / "out", shards=1, **options)
 
     @pytest.mark.parametrize("value", [3, np.int64(3), b"3", b" 3\n"])

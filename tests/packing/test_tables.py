@@ -98,12 +98,15 @@ class TestLabels:
     @pytest.mark.parametrize(
         ("stray", "message"),
         [
-            ("n/a", r"row 6: its label 'n/a' is no whole number, .*row 1: '0'"),
-            ("", r"row 6: its column 'label' holds '', no text"),
-            ("cat", r"row 6: its label 'cat' is no whole number"),
-            ("NaN", r"row 6: its label 'NaN' is no whole number"),
-            ("2.5", r"row 6: its label '2\.5' is no whole number"),
-            ("9223372036854775808", r"row 6: its label '9223372036854775808' is no whole number"),
+            ("n/a", r"row 6: its label 'n/a' is not a whole number, .*row 1: '0'"),
+            ("", r"row 6: its column 'label' holds '', not a text"),
+            ("cat", r"row 6: its label 'cat' is not a whole number"),
+            ("NaN", r"row 6: its label 'NaN' is not a whole number"),
+            ("2.5", r"row 6: its label '2\.5' is not a whole number"),
+            (
+                "9223372036854775808",
+                r"row 6: its label '9223372036854775808' is not a whole number",
+            ),
         ],
     )
     def test_one_stray_value_is_an_error_and_the_others_keep_their_numbers(
@@ -126,7 +129,7 @@ class TestLabels:
 
     def test_most_rows_decide_what_a_column_holds(self, source: Path, tmp_path: Path) -> None:
         table = write_labels(tmp_path / "t.csv", ["dog", "7", "cat", "dog"])
-        with pytest.raises(shardio.PackError, match=r"row 2: its label '7' is no name, .*'dog'"):
+        with pytest.raises(shardio.PackError, match=r"row 2: its label '7' is not a name, .*'dog'"):
             pack(source, table)
         assert labels_of(pack(source, table, on_error="skip")) == [1, 0, 1]
         members = pack(source, table, classes=["7", "cat", "dog"])
@@ -134,7 +137,7 @@ class TestLabels:
 
     def test_fractions_are_no_classes(self, source: Path, tmp_path: Path) -> None:
         table = write_labels(tmp_path / "t.csv", ["0.5", "0.25"])
-        with pytest.raises(shardio.PackError, match=r"row 1: its label '0\.5' is no whole number"):
+        with pytest.raises(shardio.PackError, match=r"row 1: its label '0\.5' is not a whole"):
             pack(source, table)
         assert json.loads(pack(source, table, labels=False)["0_bin.json"]) == {"label": "0.5"}
 

@@ -175,7 +175,7 @@ def test_odd_messages_are_read_as_protocol_buffers_does(
         (one(sized(3, sized(1, b"\x80" * 10 + b"\x00"))), "that does not end"),
         (one(sized(3, sized(1, b"\x80" * 11 + b"\x00" * 40))), "a number of more than 10 bytes"),
         (one(sized(2, sized(1, b"12345"))), "floats that are not 4 bytes each"),
-        (one(b"", name=b"\xff"), "the name of a feature at byte 6 is no UTF-8 text"),
+        (one(b"", name=b"\xff"), "the name of a feature at byte 6 is not UTF-8 text"),
     ],
 )
 def test_hostile_messages_are_refused_with_a_reason(data: bytes, reason: str) -> None:

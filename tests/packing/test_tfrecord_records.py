@@ -99,7 +99,7 @@ def test_errors_name_file_and_offset() -> None:
         scan(bytes(damaged))
     assert str(caught.value) == (
         f"x.tfrecord, byte {start}: the checksum of the record's length does not match, so the "
-        "file is damaged or no TFRecord file; get it again"
+        "file is damaged or not a TFRecord file; get it again"
     )
     assert (caught.value.shard, caught.value.offset) == ("x.tfrecord", start)
 

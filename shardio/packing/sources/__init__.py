@@ -1,1 +1,12 @@
-"""Where samples come from: each module turns one kind of source into samples."""
+"""Sources of samples: each module reads one kind, by the protocol that is here.
+
+A source of one's own is made of these names; see "Your own source" in the README.
+"""
+
+from shardio.packing.sources.base import FromFile as FromFile
+from shardio.packing.sources.base import FromMemory as FromMemory
+from shardio.packing.sources.base import FromRange as FromRange
+from shardio.packing.sources.base import Problem as Problem
+from shardio.packing.sources.base import Source as Source
+from shardio.packing.sources.base import SourceField as SourceField
+from shardio.packing.sources.base import SourceSample as SourceSample

@@ -1,147 +1,174 @@
-"""Which files make up a sample: the fields that a user names, and what a file's name says.
+"""What a source yields: samples, each field of which is a file, a part of one, or bytes.
 
-A file belongs to the field whose name ends the file's, after a dot. What comes before is the stem;
-its dots become underscores in the key, since the first dot of a member name ends the key.
-
-From the name of a class to the number that is packed.
-
-A text that spells an integer is that integer: 3, " 3", "+3", "003", "3.0" and "3e0" are one label,
-whatever wrote them, and -1 is a label too. Numbers are never renumbered as names would be. So a
-column holds either integers or names, whichever most of its rows have; a row of the other kind is a
-problem of that row, which the user mends, skips, or decides with a list of classes. A number that
-is not an integer, or has more than 64 bits, is neither.
-
-What samples will take in a shard, before they are read.
+`shardio.pack` reads any object that is a `Source`. A sample says where its data are; nobody reads
+them before its shard is written. `shardio.testing.SourceContract` tests what a source promises.
 """
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, field
-from decimal import Decimal
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-from shardio.errors import UsageError, quoted, shown
-from shardio.fields.base import IMAGE_FIELDS, LABEL_FIELD
+from shardio.errors import ShardioError, quoted
 from shardio.naming import join_member_name, split_member_name
-from shardio.packing.listing import FromFile, FromMemory, SourceField, SourceSample
-from shardio.tar.header import BLOCK
 
-_FIELD = re.compile(r"[^./;,?\s][^/;,?\s]*")
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from shardio.packing.options import PackOptions
 
 
-class Found(NamedTuple):
-    """What a file's name says.
+class FromFile(NamedTuple):
+    """A whole file.
 
     Attributes:
-        key: of its sample.
-        field: of its data; None for a file without a known extension.
-        renamed: the key is not simply the path without its extension.
+        path: path relative to the source's root, or absolute.
+    """
+
+    path: bytes
+
+
+class FromRange(NamedTuple):
+    """A part of a file, with a checksum or a stamp by which a change is noticed.
+
+    Attributes:
+        path: path of the file, see FromFile.
+        offset: start of the part in bytes.
+        size: bytes of the part.
+        checksum: CRC-32 of the part; None if it is not known.
+        stamp: stamp of the file when the list was made (see shardio.packing.sources.reader); None
+            for a part that was read for the list, so that its checksum is known.
+        before: bytes of headers directly before the part. Without a checksum they tell whether the
+            part still is what was listed.
+        headers: CRC-32 of these headers.
+    """
+
+    path: bytes
+    offset: int
+    size: int
+    checksum: int | None
+    stamp: str | None = None
+    before: int = 0
+    headers: int = 0
+
+
+class FromMemory(NamedTuple):
+    """Bytes made by the source, such as a label.
+
+    Attributes:
+        data: the bytes.
+    """
+
+    data: bytes
+
+
+Origin: TypeAlias = FromFile | FromRange | FromMemory
+
+
+class SourceField(NamedTuple):
+    """One field of a sample.
+
+    Attributes:
+        name: name of the field; None for an image to be named after the format found in it.
+        origin: place of its data.
+    """
+
+    name: str | None
+    origin: Origin
+
+
+class SourceSample(NamedTuple):
+    """One sample.
+
+    Attributes:
+        key: key of the sample.
+        path: path that it was found at, or a place in a file, for errors and ledgers.
+        fields: fields in the order in which they are packed.
+        label: number of its class; None without classes.
+        renamed: whether the key is another than the path without its extension.
     """
 
     key: str
-    field: str | None
-    renamed: bool
+    path: str
+    fields: tuple[SourceField, ...]
+    label: int | None = None
+    renamed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """One entry of a sample.
+class Problem:
+    """Something in a source that cannot be packed.
 
     Attributes:
-        alternatives: names of fields, one of which a sample has.
-        optional: it may have none.
+        path: path that it was found at, or a place in a file.
+        reason: fault, perhaps with its remedy.
     """
 
-    alternatives: tuple[str, ...]
-    optional: bool
+    path: str
+    reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FieldRule:
-    """Which fields samples have.
+class UnpackableError(ShardioError):
+    """Something cannot be packed; whoever knows the sample adds the place."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Samples to pack, in an order that depends on the source's data alone."""
+
+    @property
+    def name(self) -> str:
+        """Name of the source in errors."""
+
+    @property
+    def root(self) -> str:
+        """Folder that relative paths start from."""
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes by number; None if they have no names."""
+
+    def samples(self) -> Iterator[SourceSample | Problem]:
+        """Yield all samples, and a problem in place of each one that cannot be packed.
+
+        Raises:
+            ShardioError: the source cannot be read.
+        """
+
+
+class PathSource(Source, Protocol):
+    """A source that users name by a path; `shardio.packing.pack.SOURCES` lists them.
 
     Attributes:
-        wanted: one by one; empty for one image a sample, whatever its file's name.
+        described: description for errors, as in "does not apply to tars".
+        options: names of the options that apply, of those in PackOptions.SOURCE_OPTIONS.
     """
 
-    wanted: tuple[Wanted, ...] = ()
+    described: ClassVar[str]
+    options: ClassVar[tuple[str, ...]]
 
-    def look_at(self, path: str) -> Found | None:
-        """What the path of a file says; None if it belongs to no field."""
-        folder, slash, base = path.rpartition("/")
-        field = self._field_of(base)
-        if field is None:
-            if self.wanted:
-                return None
-            key = folder + slash + base.replace(".", "_")
-            return Found(key, None, key != path)
-        stem = base[: -len(field) - 1]
-        key = folder + slash + stem.replace(".", "_")
-        return Found(key, field, "." in stem)
+    @classmethod
+    def claims(cls, path: str, options: PackOptions) -> bool:
+        """Tell whether a path, with these options, is one of this source."""
 
-    def fault(self, fields: Container[str | None]) -> str | None:
-        """Why these fields cannot make up a sample, or None."""
-        for wanted in self.wanted:
-            found = [field for field in wanted.alternatives if field in fields]
-            if len(found) > 1:
-                return f"its sample has both {' and '.join(map(shown, found))}"
-            if not (found or wanted.optional):
-                return f"its sample has no {' or '.join(wanted.alternatives)}"
-        return None
+    @classmethod
+    def open(cls, path: str, options: PackOptions) -> Self:
+        """Open the source at a path that it claims.
 
-    def _field_of(self, base: str) -> str | None:
-        """The longest of the fields that ends a file's name."""
-        name = base.lower()
-        if not self.wanted:
-            stem, dot, extension = name.rpartition(".")
-            return extension if dot and stem and extension in IMAGE_FIELDS else None
-        fitting = [
-            field
-            for wanted in self.wanted
-            for field in wanted.alternatives
-            if name.endswith(f".{field}") and len(name) > len(field) + 1
-        ]
-        return max(fitting, key=len, default=None)
+        Raises:
+            PackError: it is not there, or not readable.
+            UsageError: an option does not fit it.
+        """
 
 
-def parse_fields(text: str | None) -> FieldRule:
-    """The rule that a text as `jpg;png,json,txt?,mask.png` describes.
-
-    Args:
-        text: fields with commas between them, each with alternatives after semicolons and a
-            question mark where samples may lack it; None for one image a sample.
-
-    Raises:
-        UsageError: it is no such text, or names a field twice.
-    """
-    if text is None:
-        return FieldRule()
-    wanted = []
-    for part in text.lower().split(","):
-        optional = part.endswith("?")
-        alternatives = tuple(part.removesuffix("?").split(";"))
-        if not all(map(is_field_name, alternatives)):
-            raise UsageError(
-                f"fields={text!r}: {part!r} names no field",
-                remedy="write them as 'jpg;png,json,txt?'",
-            )
-        wanted.append(Wanted(alternatives=alternatives, optional=optional))
-    names = [name for entry in wanted for name in entry.alternatives]
-    if again := next((name for name in names if names.count(name) > 1), None):
-        raise UsageError(f"fields={text!r}: it names {again!r} twice")
-    return FieldRule(wanted=tuple(wanted))
-
-
-def is_field_name(name: str) -> bool:
-    """Whether a field can have a name."""
-    return _FIELD.fullmatch(name) is not None
+def text_of(name: bytes) -> str:
+    """Decode a name of the file system, the same way under every locale."""
+    return name.decode("utf-8", "surrogateescape")
 
 
 def is_name(text: str) -> bool:
-    """Whether a text can be a name of the file system."""
+    """Tell whether a text can be a name of the file system."""
     try:
         text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -150,134 +177,9 @@ def is_name(text: str) -> bool:
 
 
 def key_fault(key: str) -> str | None:
-    """Why readers of shards would not find a key, or None."""
+    """Explain why readers of shards would not find a key; None if they do."""
     if not is_name(key):
         return f"{quoted(key)} has characters that no name can have"
     if split_member_name(join_member_name(key, "x")) != (key, "x"):
         return f"readers of shards pass over a member with the key {quoted(key)}"
     return None
-
-
-_NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?\s*")  # of any script
-_LIMIT = 1 << 63
-_DIGITS = 19  # decimal numbers of fewer digits have less than 64 bits
-
-
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """What the names of classes stand for.
-
-    Attributes:
-        classes: names by number; None where the names are the numbers.
-        example: row that shows what most labels of a column are; None for a given list.
-    """
-
-    classes: tuple[str, ...] | None
-    example: str | None = None
-    _numbers: dict[str, int] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        numbers = {name: number for number, name in enumerate(self.classes or ())}
-        object.__setattr__(self, "_numbers", numbers)
-
-    def number(self, name: str) -> int | None:
-        """The number of a class; None if there is no such class."""
-        return integer_in(name) if self.classes is None else self._numbers.get(name)
-
-    def fault(self, name: str) -> str:
-        """Why a name has no number."""
-        if self.classes is not None and self.example is None:
-            return f"its class {quoted(name)} is not one of the {len(self.classes)} classes"
-        kind = "whole number" if self.classes is None else "name"
-        others = f", as most labels are ({self.example})" if self.example else ""
-        return (
-            f"its label {quoted(name)} is no {kind}{others}; --classes lists the names of all "
-            "classes, --no-labels packs the column as data"
-        )
-
-
-def label_fields(label: int | None) -> tuple[SourceField, ...]:
-    """What a label adds to a sample."""
-    if label is None:
-        return ()
-    return (SourceField(LABEL_FIELD, FromMemory(b"%d" % label)),)
-
-
-def check_classes(classes: Sequence[str] | None) -> tuple[str, ...] | None:
-    """A list of classes as given.
-
-    Raises:
-        UsageError: it is empty, holds something else than names, or a name twice.
-    """
-    if classes is None:
-        return None
-    names = tuple(classes) if not isinstance(classes, str) else ()
-    if not names or not all(isinstance(name, str) and name for name in names):
-        raise UsageError(f"classes={classes!r}: it must be a list of names")
-    if len({*names}) < len(names):
-        again = next(name for name in names if names.count(name) > 1)
-        raise UsageError(f"classes: {again!r} comes twice")
-    return names
-
-
-def labels_of(rows: Iterable[tuple[int, str]]) -> Labels:
-    """What the labels of a table mean: themselves if most are integers, else names in sorted order.
-
-    Args:
-        rows: number and label of each row.
-    """
-    names: set[str] = set()
-    counts = {"number": 0, "name": 0}
-    examples: dict[str, str] = {}
-    for row, label in rows:
-        if integer_in(label) is not None:
-            kind = "number"
-        elif _NUMBER.fullmatch(label):
-            continue
-        else:
-            kind = "name"
-            names.add(label)
-        counts[kind] += 1
-        examples.setdefault(kind, f"row {row}: {quoted(label)}")
-    if counts["number"] >= counts["name"]:
-        return Labels(None, examples.get("number"))
-    return Labels(tuple(sorted(names)), examples["name"])
-
-
-def integer_in(text: str) -> int | None:
-    """The 64-bit integer that a text spells in whatever way; None if it spells none."""
-    if text.isascii() and text.isdecimal() and len(text) < _DIGITS:
-        return int(text)
-    if not _NUMBER.fullmatch(text):
-        return None
-    number = Decimal(text.strip())
-    if not -_LIMIT <= number < _LIMIT or number != number.to_integral_value():
-        return None
-    return int(number)
-
-
-class Measure:
-    """Says how many bytes samples take in a shard.
-
-    Args:
-        root: folder that relative paths start from.
-    """
-
-    def __init__(self, root: str) -> None:
-        self._root = os.fsencode(root)
-
-    def __call__(self, sample: SourceSample) -> int:
-        """Headers and padding included; files that are not there count as empty."""
-        total = 0
-        for _, origin in sample.fields:
-            if isinstance(origin, FromMemory):
-                size = len(origin.data)
-            elif isinstance(origin, FromFile):
-                try:
-                    size = os.stat(os.path.join(self._root, origin.path)).st_size  # noqa: PTH116, PTH118
-                except OSError:  # packing tells it
-                    size = 0
-            else:
-                size = origin.size
-            total += BLOCK + size + -size % BLOCK
-        return total

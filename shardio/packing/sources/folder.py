@@ -3,9 +3,9 @@
 Folders are walked in the order of their paths, which is that of the sorted list of all paths
 because a folder sorts with a slash at its end; only one folder's names are held at a time. Files
 whose names differ in their fields alone are one sample. Names are bytes, as the file system has
-them, so that no locale takes part. Dot files are left out. Links are followed, also to folders that
-were walked before; but few links, in folders that links lead to, can make billions of paths, so
-there is a limit on how often links may lead to one folder.
+them, so that the order does not depend on a locale. Dot files are left out. Links are followed,
+also to folders that were walked before; but few links, in folders that links lead to, can make
+billions of paths, so there is a limit on how often links may lead to one folder.
 """
 
 from __future__ import annotations
@@ -15,10 +15,27 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING, ClassVar
 
-from shardio.errors import PackError, quoted, shown
-from shardio.packing.listing import FromFile, Problem, SourceField, SourceSample, text_of
-from shardio.packing.sources.base import FieldRule, Labels, key_fault, label_fields
+from shardio.errors import PackError, UsageError, quoted, shown
+from shardio.packing.sources.base import (
+    FromFile,
+    Problem,
+    SourceField,
+    SourceSample,
+    key_fault,
+    text_of,
+)
+from shardio.packing.sources.rules import (
+    FieldRule,
+    LabelEncoder,
+    check_classes,
+    label_fields,
+    parse_fields,
+)
+
+if TYPE_CHECKING:
+    from shardio.packing.options import PackOptions
 
 _MOST_ENTERED = 100  # times that links lead to one folder
 
@@ -27,7 +44,7 @@ _Walk = Iterator["SourceSample | Problem | _Walk"]
 
 
 def find_classes(folder: str) -> tuple[str, ...] | None:
-    """Names of the folders inside a folder, sorted, empty ones too; None if there are none.
+    """List the names of the folders inside a folder, sorted; None if there are none.
 
     Raises:
         PackError: the folder does not exist or cannot be read.
@@ -41,27 +58,60 @@ class FolderSource:
     """The files below a folder.
 
     Attributes:
-        root: the folder.
+        root: path of the folder.
         rule: which of its files are which fields.
-        labels: of its subfolders; None leaves samples without label.
+        labels: labels of its subfolders; None leaves samples without label.
     """
+
+    described: ClassVar[str] = "a folder of files"
+    options: ClassVar[tuple[str, ...]] = ("labels", "classes", "fields")
 
     root: str
     rule: FieldRule
-    labels: Labels | None
+    labels: LabelEncoder | None
+
+    @classmethod
+    def claims(cls, path: str, options: PackOptions) -> bool:  # noqa: ARG003  as all sources
+        """Claim every path: it is asked last, and opening it says what is wrong with others."""
+        return True
+
+    @classmethod
+    def open(cls, path: str, options: PackOptions) -> FolderSource:
+        """See PathSource."""
+        if os.path.isfile(path):  # noqa: PTH113  bytes that are not UTF-8
+            raise PackError(
+                "it is a file, not a folder",
+                where=path,
+                remedy=(
+                    "unpack it if it is an archive, pass it as the manifest if it is a "
+                    "table, or name the folder that holds the images"
+                ),
+            )
+        if not os.path.isdir(path):  # noqa: PTH112  bytes that are not UTF-8
+            raise PackError(
+                "no such folder", where=path, remedy="name the folder that holds the images"
+            )
+        classes = check_classes(options.classes) or find_classes(path)
+        labels = LabelEncoder(classes) if options.labels and classes else None
+        if not isinstance(options.fields, str | None):
+            raise UsageError(
+                "fields: field types are for samples of a program",
+                remedy="for files, pass names of fields, as 'jpg;png,json'",
+            )
+        return cls(root=path, rule=parse_fields(options.fields), labels=labels)
 
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """See Source."""
         return self.root
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """Names of the classes by label."""
+        """See Source."""
         return self.labels.classes if self.labels else None
 
     def samples(self) -> Iterator[SourceSample | Problem]:
-        """All samples, in the order of their paths.
+        """Yield all samples, in the order of their paths.
 
         Raises:
             PackError: a folder cannot be read, or a link leads back to one above, or links lead
@@ -80,7 +130,7 @@ class FolderSource:
     def _walk(
         self, relative: bytes, parents: tuple[_Identity, ...], entered: Counter[_Identity]
     ) -> _Walk:
-        """Yield what is in a folder, of folders inside their walks."""
+        """Yield what is in a folder, and for each folder inside its walk."""
         root = os.fsencode(self.root)
         folder = os.path.join(root, relative) if relative else root  # noqa: PTH118  bytes
         names, problems = _listed(folder, relative)
@@ -99,7 +149,7 @@ class FolderSource:
                     remedy="remove some of them",
                 )
         names.sort()
-        if self.rule.wanted:
+        if self.rule.specs:
             names.sort(key=self._group_of)
         for group, files in groupby(names, self._group_of):
             if group.endswith(b"/"):
@@ -108,11 +158,11 @@ class FolderSource:
                 yield from self._sample(relative, [*files])
 
     def _group_of(self, name: bytes) -> bytes:
-        """What the names of the files of one sample have in common; of a folder its name."""
-        if not self.rule.wanted or name.endswith(b"/"):
+        """Return what the names of one sample's files have in common; for a folder its name."""
+        if not self.rule.specs or name.endswith(b"/"):
             return name
         text = text_of(name)
-        found = self.rule.look_at(text)
+        found = self.rule.match(text)
         if found is None or found.field is None:
             return b"\0" + name  # no stem has a NUL
         return text[: -len(found.field) - 1].encode("utf-8", "surrogateescape")
@@ -122,20 +172,20 @@ class FolderSource:
         label = None
         if self.labels is not None:
             group, slash, _ = text_of(relative).partition("/")
-            label = self.labels.number(group) if slash else None
+            label = self.labels.encode(group) if slash else None
             if label is None:
                 beside = "it lies beside the class folders; --no-labels packs without classes"
                 yield Problem(path=first, reason=self.labels.fault(group) if slash else beside)
                 return
         fields: dict[str | None, bytes] = {}
-        sample = self.rule.look_at(first)
+        sample = self.rule.match(first)
         if sample is None:
             reason = "its name ends in none of the fields that were asked for"
             yield Problem(path=first, reason=reason)
             return
         for name in names:
             path = text_of(relative + name)
-            found = self.rule.look_at(path) or sample
+            found = self.rule.match(path) or sample
             if found.field in fields:
                 holder = text_of(fields[found.field])
                 reason = f"its key would be {quoted(found.key)}, as that of {shown(holder)}"
@@ -148,7 +198,7 @@ class FolderSource:
         files = [SourceField(field, FromFile(place)) for field, place in fields.items()]
         yield SourceSample(
             key=sample.key,
-            name=first,
+            path=first,
             fields=(*label_fields(label), *files),
             label=label,
             renamed=sample.renamed,
@@ -156,7 +206,7 @@ class FolderSource:
 
 
 def _listed(folder: bytes, relative: bytes) -> tuple[list[bytes], list[Problem]]:
-    """Names in a folder, those of folders with a slash at the end, and what is neither."""
+    """List the names in a folder, those of folders with a slash at the end, and what is neither."""
     names, problems = [], []
     try:
         for entry in os.scandir(folder):

@@ -1,4 +1,4 @@
-"""The framing of TFRecord files: where each record lies, and whether its checksums hold.
+"""TFRecord files and tf.train.Example messages, byte by byte.
 
 Records follow one another, numbers are little-endian, checksums are masked CRC-32C:
 
@@ -7,11 +7,9 @@ Records follow one another, numbers are little-endian, checksums are masked CRC-
     bytes   data
     uint32  checksum of the data
 
-The source is "TFRecords format details" of TensorFlow's tutorial "TFRecord and tf.train.Example".
 A length whose checksum fails ends the file with an error, because nothing else says where the next
-record starts. Data whose checksum fails is the fault of one record, and the walk goes on.
-
-tf.train.Example messages: where their bytes lie in a file, and how they are written.
+record starts. Data whose checksum fails is the fault of one record, and the walk goes on. The
+source is "TFRecords format details" of TensorFlow's tutorial "TFRecord and tf.train.Example".
 
 An Example is a map from names to lists, of bytes, of floats (32-bit) or of int64:
 
@@ -60,9 +58,9 @@ class Record(NamedTuple):
     """A record, and where it lies.
 
     Attributes:
-        offset: of the data in the file.
-        data: of the record.
-        sound: whether its checksum holds.
+        offset: offset of the data in the file.
+        data: the data.
+        sound: whether the checksum of the data holds.
     """
 
     offset: int
@@ -75,11 +73,11 @@ def scan_records(file: Sliced, *, name: str) -> Generator[Record, None, None]:
 
     Args:
         file: bytes of the whole file.
-        name: what errors call it.
+        name: name of the file in errors.
 
     Raises:
-        TFRecordError: the file is cut off, the length of a record is damaged, or it is no TFRecord
-            file; the error has the file as `shard`, and the offset of the record.
+        TFRecordError: the file is cut off, the length of a record is damaged, or it is not a
+            TFRecord file; the error has the file as `shard`, and the offset of the record.
         UsageError: the package crc32c is not installed.
     """
     checksum_of = load_checksum()
@@ -98,7 +96,7 @@ def frame_record(pieces: Sequence[Buffer]) -> list[Buffer]:
     """Put a record around data.
 
     Args:
-        pieces: the data, in order.
+        pieces: pieces of the data, in order.
 
     Returns:
         The pieces, with what goes before and after them.
@@ -113,7 +111,7 @@ def frame_record(pieces: Sequence[Buffer]) -> list[Buffer]:
 
 
 def load_checksum() -> Callable[[Sequence[Buffer]], int]:
-    """The function that computes the masked CRC-32C of pieces of data.
+    """Return the function that computes the masked CRC-32C of pieces of data.
 
     Raises:
         UsageError: the package crc32c is not installed.
@@ -153,7 +151,7 @@ def _read_length(
         raise _error(
             name,
             position,
-            "the checksum of the record's length does not match, so the file is damaged or no "
+            "the checksum of the record's length does not match, so the file is damaged or not a "
             "TFRecord file; get it again",
         )
     left -= _HEAD.size + _CHECKSUM.size
@@ -202,15 +200,16 @@ def parse_example(buffer: Buffer, start: int, size: int) -> dict[str, Feature]:
     """Find the features of an Example.
 
     Args:
-        buffer: holds it.
-        start: of the Example in the buffer.
-        size: of the Example in bytes.
+        buffer: memory that holds the Example.
+        start: offset of the Example in the buffer.
+        size: bytes of the Example.
 
     Returns:
         Features by name; bytes are not copied. Features without any list are left out.
 
     Raises:
-        CodecError: it is no Example, or has more than 10,000 features or 4,194,304 values in one.
+        CodecError: it is not an Example, or has more than 10,000 features, or a feature has
+            more than 4,194,304 values.
     """
     features: dict[str, Feature] = {}
     with memoryview(buffer) as given, given.cast("B") as view:
@@ -231,7 +230,7 @@ def encode_example(features: Mapping[str, Sequence[Buffer] | Numbers]) -> list[B
     """Write an Example.
 
     Args:
-        features: by name, a sequence of bytes, or an array int64 [n] or float32 [n].
+        features: values by name, each a sequence of bytes or an array int64 [n] or float32 [n].
 
     Returns:
         Pieces that follow one another: the same bytes as Protocol Buffers' deterministic
@@ -246,7 +245,7 @@ def encode_example(features: Mapping[str, Sequence[Buffer] | Numbers]) -> list[B
 
 
 def _parse_entry(view: memoryview, start: int, end: int) -> tuple[str, Feature | None]:
-    """The name and the value of an entry of the map; None for a feature without any list."""
+    """Parse the name and the value of an entry; the value is None without any list."""
     name, values = "", None
     for number, wire, begin, stop in _fields(view, start, end):
         if number > 2:
@@ -260,16 +259,16 @@ def _parse_entry(view: memoryview, start: int, end: int) -> tuple[str, Feature |
                 continue
             _check_wire(kind, part_wire, first, (_SIZED,))
             if values is None or values.kind != kind:
-                values = _Values(kind)
+                values = _ListReader(kind)
             values.add(view, first, last)
     return name, None if values is None else values.collect(view)
 
 
-class _Values:
+class _ListReader:
     """Collects the values of a list.
 
     Args:
-        kind: of the list.
+        kind: kind of the list, by the number of its field.
     """
 
     def __init__(self, kind: int) -> None:
@@ -277,7 +276,7 @@ class _Values:
         self._ends = array("q")  # start and end of each piece
 
     def add(self, view: memoryview, start: int, end: int) -> None:
-        """Take the values of a list message."""
+        """Add the values of a list message."""
         for number, wire, first, last in _fields(view, start, end):
             if number != 1:
                 continue
@@ -291,7 +290,7 @@ class _Values:
                 raise CodecError(f"floats that are not 4 bytes each before byte {last}")
 
     def collect(self, view: memoryview) -> Feature:
-        """The values as one list."""
+        """Return the values as one list."""
         pairs = zip(self._ends[::2], self._ends[1::2], strict=True)
         if self.kind == _BYTES:
             return [Place(start, end - start) for start, end in pairs]
@@ -304,7 +303,7 @@ class _Values:
 
 
 def _decode_varints(data: bytes) -> NDArray[np.int64]:
-    """Numbers that follow one another, the last of which ends with the data."""
+    """Decode numbers that follow one another, the last of which ends with the data."""
     if len(data) <= _FEW:
         numbers, position = [], 0
         while position < len(data):
@@ -327,7 +326,7 @@ def _decode_varints(data: bytes) -> NDArray[np.int64]:
 def _entries(
     view: memoryview, number: int, wire: int, start: int, end: int
 ) -> Iterator[tuple[int, int]]:
-    """Where the entries of the map lie in a field of an Example."""
+    """Find the entries of the map in a field of an Example."""
     if number == 1:
         _check_wire(number, wire, start, (_SIZED,))
         for inner, inner_wire, first, last in _fields(view, start, end):
@@ -365,7 +364,7 @@ def _end_of_number(view: memoryview, wire: int, start: int, end: int) -> int:
 
 
 def _read_varint(view: memoryview | bytes, position: int, end: int) -> tuple[int, int]:
-    """An unsigned number, and where it ends."""
+    """Read an unsigned number, and find its end."""
     if position < end and (value := view[position]) < 0x80:
         return value, position + 1
     value = shift = 0
@@ -390,7 +389,7 @@ def _text(view: memoryview, start: int, end: int) -> str:
     try:
         return str(view[start:end], "utf-8")
     except UnicodeDecodeError:
-        raise CodecError(f"the name of a feature at byte {start} is no UTF-8 text") from None
+        raise CodecError(f"the name of a feature at byte {start} is not UTF-8 text") from None
 
 
 def _too_many() -> CodecError:
@@ -408,7 +407,7 @@ def _encode_feature(feature: Sequence[Buffer] | Numbers) -> list[Buffer]:
 
 
 def _sized(number: int, pieces: Sequence[Buffer]) -> list[Buffer]:
-    """A field that states its size."""
+    """Encode a field that states its size."""
     return [_varint(number << 3 | _SIZED) + _varint(sum(map(len, pieces))), *pieces]
 
 

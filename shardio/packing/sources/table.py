@@ -1,4 +1,9 @@
-"""Rows of a table: CSV, TSV, JSON Lines or Parquet.
+"""A table of paths and labels: CSV, TSV, JSON Lines or Parquet, a row a sample.
+
+The columns that are neither paths nor label nor key become the field `json`. JSON Lines and Parquet
+have types, which rows keep; the cells of CSV are text. A table is read once for the names of
+classes, if labels are names and no list was given, and once for the samples; its rows are never
+held together.
 
 A stray quote in a CSV opens a cell that swallows the following rows, and Python's csv module
 accepts it as soon as some later quote closes the cell. Quoted line breaks are legal, so their
@@ -13,14 +18,6 @@ presence proves nothing. Two rules keep rows from being lost:
 
 Captions with line breaks are therefore read whatever they hold, and cells that some program
 wrote with quotes in the middle (`5" nails`, unquoted) are refused instead of guessed at.
-
-JSON Lines and Parquet have types, which rows keep; the cells of CSV are text.
-
-A table of paths and labels: CSV, TSV, JSON Lines or Parquet, a row a sample.
-
-The columns that are neither paths nor label nor key become the field `json`. CSV knows no types,
-so there its values are text. A table is read once for the names of classes, if labels are names
-and no list was given, and once for the samples; its rows are never held together.
 """
 
 from __future__ import annotations
@@ -29,32 +26,37 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from shardio.errors import PackError, SituationError, UsageError, quoted
-from shardio.packing.listing import (
+from shardio.packing.sources.base import (
     FromFile,
     FromMemory,
     Problem,
     SourceField,
     SourceSample,
-    text_of,
-)
-from shardio.packing.sources.base import (
-    FieldRule,
-    Labels,
-    integer_in,
+    UnpackableError,
     is_name,
     key_fault,
+    text_of,
+)
+from shardio.packing.sources.rules import (
+    FieldRule,
+    LabelEncoder,
+    check_classes,
+    infer_labels,
+    integer_in,
     label_fields,
-    labels_of,
 )
 from shardio.storage.local import refuse_url, url_fault
+
+if TYPE_CHECKING:
+    from shardio.packing.options import PackOptions
 
 _LIMIT = 1 << 27  # bytes of a cell
 
@@ -63,7 +65,7 @@ class Row(NamedTuple):
     """One row of a table.
 
     Attributes:
-        number: position in the table, counted from 1.
+        number: number of the row, counted from 1.
         values: cells by column.
         inside: lines within quoted cells that have as many cells as the header, by line number.
     """
@@ -126,7 +128,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
 def _records(
     stream: Iterable[str], delimiter: str
 ) -> Iterator[tuple[int, tuple[str, ...], list[str]]]:
-    """Yield the number of a record's first line, its lines and its cells; empty lines are none.
+    """Yield the number of a record's first line, its lines and its cells; skip empty lines.
 
     Raises:
         ValueError: the quotes do not follow the grammar.
@@ -177,7 +179,7 @@ def _read_json_lines(path: Path) -> Iterator[Row]:
         for number, line in enumerate(lines, start=1):
             row = json.loads(line)
             if not isinstance(row, dict):
-                raise ValueError("it is no JSON object")  # noqa: TRY004  data, not an argument
+                raise ValueError("it is not a JSON object")  # noqa: TRY004  data, not an argument
             yield Row(number, row, {})
 
 
@@ -206,8 +208,8 @@ class PathColumn(NamedTuple):
     """A column of paths.
 
     Attributes:
-        field: that its files become; None names it after the file's extension or format.
-        column: its name.
+        field: field that its files become; None names it after the file's extension or format.
+        column: name of the column.
     """
 
     field: str | None
@@ -216,12 +218,12 @@ class PathColumn(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Which columns of a table mean what.
+    """The columns of a table that are looked at.
 
     Attributes:
-        paths: one or more; the first gives the key.
-        label: of class names or numbers; None for samples without label.
-        key: of keys; None makes them of the paths.
+        paths: columns of paths, of which the first gives the key.
+        label: column of class names or numbers; None for samples without label.
+        key: column of keys; None makes them of the paths.
     """
 
     paths: tuple[PathColumn, ...]
@@ -230,33 +232,66 @@ class Columns:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
+class TableSource:
     """The samples that a table lists.
 
     Attributes:
-        path: of the table.
+        path: path of the table.
         root: folder that its paths start from.
-        columns: what they mean.
-        labels: what labels mean; None without a column of them.
+        columns: columns that are looked at.
+        labels: meaning of the labels; None without a column of them.
     """
+
+    described: ClassVar[str] = "a table"
+    options: ClassVar[tuple[str, ...]] = (
+        *("labels", "classes", "manifest"),
+        *("path_columns", "label_column", "key_column"),
+    )
 
     path: Path
     root: str
     columns: Columns
-    labels: Labels | None
+    labels: LabelEncoder | None
+
+    @classmethod
+    def claims(cls, path: str, options: PackOptions) -> bool:  # noqa: ARG003  as all sources
+        """See PathSource."""
+        return options.manifest is not None
+
+    @classmethod
+    def open(cls, path: str, options: PackOptions) -> TableSource:
+        """See PathSource."""
+        manifest = os.fspath(options.manifest or "")  # it is given, or the table is not claimed
+        refuse_url(manifest)
+        table = Path(manifest)
+        first = next(read_rows(table), None)
+        if first is None:
+            raise PackError(
+                "the table has no rows", where=table, remedy="name one with a header and rows"
+            )
+        columns = _choose_columns(table, [*first.values], options)
+        classes = check_classes(options.classes)
+        labels = None
+        if columns.label is not None:
+            labels = (
+                LabelEncoder(classes)
+                if classes
+                else infer_labels(_label_names(table, columns.label))
+            )
+        return cls(path=table, root=path, columns=columns, labels=labels)
 
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """See Source."""
         return str(self.path)
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """Names of the classes by label; None where labels are numbers."""
+        """See Source; None where labels are numbers."""
         return self.labels.classes if self.labels else None
 
     def samples(self) -> Iterator[SourceSample | Problem]:
-        """All samples, in the order of the rows.
+        """Yield all samples, in the order of the rows.
 
         Raises:
             PackError: the table cannot be read.
@@ -266,7 +301,7 @@ class Table:
             self._refuse_rows_inside(row)
             try:
                 sample: SourceSample | Problem = self._sample(row.values, rule)
-            except _RowError as error:
+            except UnpackableError as error:
                 sample = Problem(path=f"{self.path}, row {row.number}", reason=str(error))
             yield sample
 
@@ -295,24 +330,26 @@ class Table:
             path = self._path(row, column, optional=bool(fields))
             if path is None:
                 continue
-            found = rule.look_at(path)
-            if found is None:  # a rule without wanted fields finds every file
+            found = rule.match(path)
+            if found is None:  # a rule without specs matches every path
                 continue
             if not fields:
                 key, renamed = found.key, found.renamed
             field = given or found.field
             if field in fields:
-                raise _RowError(f"two of its columns hold the field {field!r}; name it otherwise")
+                raise UnpackableError(
+                    f"two of its columns hold the field {field!r}", remedy="name it otherwise"
+                )
             fields[field] = path.encode("utf-8", "surrogateescape")
         if self.columns.key is not None:
             key, renamed = _text(row, self.columns.key), True
         if fault := key_fault(key):
-            raise _RowError(fault)
+            raise UnpackableError(fault)
         label = self._label(row)
         files = [SourceField(name, FromFile(path)) for name, path in fields.items()]
         return SourceSample(
             key=key,
-            name=text_of(next(iter(fields.values()))),
+            path=text_of(next(iter(fields.values()))),
             fields=(*label_fields(label), *files, *self._extra(row)),
             label=label,
             renamed=renamed,
@@ -323,24 +360,28 @@ class Table:
             return None
         text = _text(row, column)
         if fault := url_fault(text):
-            raise _RowError(fault)
+            raise UnpackableError(fault)
         path = os.path.normpath(text)
         if "\0" in path or not is_name(path):
-            raise _RowError(f"its column {column!r} holds {path!r}, which no file can be called")
+            raise UnpackableError(
+                f"its column {column!r} holds {path!r}, which no file can be called"
+            )
         if os.path.isabs(path):  # noqa: PTH117  text
             inside = os.path.relpath(path, self.root)
             return path if inside.startswith("..") else inside
         if path.partition("/")[0] == "..":
-            raise _RowError(f"{path} leads out of {self.root}; name a folder above as SRC")
+            raise UnpackableError(
+                f"{path} leads out of {self.root}", remedy="name a folder above as SRC"
+            )
         return path
 
     def _label(self, row: dict[str, Any]) -> int | None:
         if self.labels is None or self.columns.label is None:
             return None
         name = _label_name(row, self.columns.label)
-        label = self.labels.number(name)
+        label = self.labels.encode(name)
         if label is None:
-            raise _RowError(self.labels.fault(name))
+            raise UnpackableError(self.labels.fault(name))
         return label
 
     def _extra(self, row: dict[str, Any]) -> tuple[SourceField, ...]:
@@ -356,83 +397,51 @@ class Table:
         try:
             text = json.dumps(rest, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
-            raise _RowError(f"JSON cannot hold its other columns ({error})") from error
+            raise UnpackableError(f"JSON cannot hold its other columns ({error})") from error
         if not text.isascii():
             _refuse_bytes(rest)
         return (SourceField("json", FromMemory(text.encode())),)
 
 
-class _RowError(Exception):
-    """Why a row is no sample."""
-
-
-def open_table(
-    path: str | os.PathLike[str],
-    *,
-    root: str,
-    paths: Sequence[str],
-    label: str | None,
-    key: str | None,
-    classes: tuple[str, ...] | None,
-    with_labels: bool,
-) -> Table:
-    """Open a table of samples.
-
-    Args:
-        path: of the table; its extension says its format.
-        root: folder that its paths start from.
-        paths: columns of paths, each as `column` or `field=column`; none takes the first of
-            path, file_name, filename, file and image that there is.
-        label: column of labels; None takes `label` or `class`, if there is one.
-        key: column of keys; None makes them of the paths.
-        classes: names of the classes; None takes those that occur.
-        with_labels: False leaves labels out.
+def _choose_columns(table: Path, present: list[str], options: PackOptions) -> Columns:
+    """Choose the columns that the options name, or those with usual names.
 
     Raises:
-        PackError: the table cannot be read, or has no rows.
-        UsageError: it has no such column.
+        UsageError: there is no such column, or it is not clear which is which.
     """
-    refuse_url(path)
-    path = Path(path)
-    first = next(read_rows(path), None)
-    if first is None:
-        raise PackError(
-            "the table has no rows", where=path, remedy="name one with a header and rows"
-        )
-    present = [*first.values]
-    chosen = tuple(map(_parse_path_column, paths)) or _default_paths(path, present)
-    if label is None and with_labels:
+    key, label = options.key_column, options.label_column
+    paths = tuple(map(_parse_path_column, options.path_columns)) or _default_paths(table, present)
+    if label is None and options.labels:
         label = next((name for name in _LABELS if name in present), None)
-        others = set(present) - {column for _, column in chosen} - {key, ""}
-        if label is None and (classes is not None or others):
+        others = set(present) - {column for _, column in paths} - {key, ""}
+        if label is None and (options.classes is not None or others):
             raise SituationError(
                 f"which column holds the labels? It has {', '.join(present)}",
-                where=path,
+                where=table,
                 remedy="name it (--label-column), or pack without labels (--no-labels)",
             )
-    if not with_labels and label is not None:
-        raise UsageError("a column of labels is named, and no labels shall be packed")
-    for column in (*(column for _, column in chosen), label, key):
+    if not options.labels and label is not None:
+        raise UsageError(
+            "label_column names a column, but labels=False packs no labels",
+            remedy="leave one of them out",
+        )
+    for column in (*(column for _, column in paths), label, key):
         if column is not None and column not in present:
             raise SituationError(
                 f"there is no column {column!r}",
-                where=path,
+                where=table,
                 remedy=f"its columns are {', '.join(present)}",
             )
-    labels = None
-    if label is not None:
-        labels = Labels(classes) if classes else labels_of(_label_names(path, label))
-    columns = Columns(paths=chosen, label=label, key=key)
-    return Table(path=path, root=root, columns=columns, labels=labels)
+    return Columns(paths=paths, label=label, key=key)
 
 
 def _label_name(row: dict[str, Any], column: str) -> str:
-    """The label of a row as text; of a number the same text for each of its spellings and types."""
+    """Return the label of a row as text, the same for each spelling and type of a number."""
     value = row.get(column)
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         number = integer_in(str(value))
         if number is None:
-            raise _RowError(f"its label {quoted(value)} is no whole number of 64 bits")
+            raise UnpackableError(f"its label {quoted(value)} is not a whole number of 64 bits")
         return str(number)
     name = _text(row, column)
     _refuse_bytes({column: name})
@@ -457,19 +466,19 @@ def _default_paths(path: Path, present: list[str]) -> tuple[PathColumn, ...]:
 
 def _label_names(path: Path, column: str) -> Iterator[tuple[int, str]]:
     for row in read_rows(path):
-        with suppress(_RowError):  # a problem of that row, which listing the samples tells
+        with suppress(UnpackableError):  # a problem of that row, which listing the samples tells
             yield row.number, _label_name(row.values, column)
 
 
 def _text(row: dict[str, Any], column: str) -> str:
     value = row.get(column)
     if not isinstance(value, str) or not value:
-        raise _RowError(f"its column {column!r} holds {quoted(value)}, no text")
+        raise UnpackableError(f"its column {column!r} holds {quoted(value)}, not a text")
     return value
 
 
 def _refuse_bytes(row: dict[str, Any]) -> None:
-    """Raise _RowError if a cell or a column's name is not UTF-8, with the first byte of it."""
+    """Raise UnpackableError, with the first wrong byte, for a cell or column that is not UTF-8."""
     for column, value in row.items():
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for text in (column, shown):
@@ -477,7 +486,7 @@ def _refuse_bytes(row: dict[str, Any]) -> None:
                 place, code = len(text[: found.start()].encode()), ord(found[0])
                 is_byte = 0xDC80 <= code <= 0xDCFF  # as the error handler surrogateescape has it
                 what = f"0x{code - 0xDC00:02x}" if is_byte else f"U+{code:04X}"
-                raise _RowError(
-                    f"its column {quoted(column)} is not UTF-8 text: {what} at byte {place}; save "
-                    "the table as UTF-8"
+                raise UnpackableError(
+                    f"its column {quoted(column)} is not UTF-8 text: {what} at byte {place}",
+                    remedy="save the table as UTF-8",
                 )

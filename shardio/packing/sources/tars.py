@@ -8,46 +8,48 @@ it has them, otherwise against those of their headers and the time of change.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from shardio.errors import CodecError, PackError, quoted, shown
 from shardio.fields.arrays import decode_cls
 from shardio.fields.base import LABEL_FIELD
 from shardio.fields.defaults import decode_field
 from shardio.fields.limits import MAX_PIXELS
-from shardio.indexing.catalog import Catalog, ShardEntry
+from shardio.indexing.catalog import SHARD_SUFFIXES, Catalog, ShardEntry, open_catalog
 from shardio.indexing.shard_index import ShardIndex
-from shardio.packing.listing import (
+from shardio.packing.sources.base import (
     FromRange,
     Problem,
     SourceField,
-    SourceFiles,
     SourceSample,
-    UnreadableError,
-    in_memory,
-    stamp_of,
+    UnpackableError,
+    key_fault,
 )
-from shardio.packing.sources.base import key_fault
+from shardio.packing.sources.reader import SourceReader, in_memory, stamp_of
+from shardio.packing.sources.rules import refuse_mixed_folder
 
-Predicate = Callable[[str, Mapping[str, Any]], Any]
-"""Tells of a key and the decoded fields, which are read when they are looked at, what to take."""
+if TYPE_CHECKING:
+    from shardio.packing.options import PackOptions, Predicate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tars:
+class TarSource:
     """The samples of existing shards, or some of them.
 
     Attributes:
-        catalog: of the shards.
-        read_labels: read the class number of each sample while listing, to split by it.
-        keys: of the samples to take; None for all.
-        where: what to take of these; None for all.
-        max_pixels: greatest number of pixels of an image that `where` looks at.
+        catalog: the shards.
+        read_labels: whether to read the class number of each sample while listing, to split by it.
+        keys: keys of the samples to take; None for all.
+        where: predicate that chooses among these; None for all.
+        max_pixels: maximum number of pixels of an image that `where` looks at.
     """
+
+    described: ClassVar[str] = "tars, whose members are packed as they are"
+    options: ClassVar[tuple[str, ...]] = ()
 
     catalog: Catalog
     read_labels: bool = False
@@ -55,23 +57,35 @@ class Tars:
     where: Predicate | None = None
     max_pixels: int = MAX_PIXELS
 
+    @classmethod
+    def claims(cls, path: str, options: PackOptions) -> bool:  # noqa: ARG003  as all sources
+        """See PathSource."""
+        return has_tars(path)
+
+    @classmethod
+    def open(cls, path: str, options: PackOptions) -> TarSource:
+        """See PathSource."""
+        refuse_mixed_folder(path)
+        catalog = open_catalog(path, allow_empty=options.allow_empty)
+        return cls(catalog=catalog, read_labels=options.stratify)
+
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """See Source."""
         return ", ".join(sorted({str(Path(entry.name).parent) for entry in self.catalog.shards}))
 
     @property
     def root(self) -> str:
-        """Where relative paths would start; those of shards are absolute."""
+        """See Source; paths of shards are absolute."""
         return "/"
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """Names of the classes by label, where a manifest has them."""
+        """See Source; a manifest has them."""
         return self.catalog.classes
 
     def samples(self) -> Iterator[SourceSample | Problem]:
-        """The samples, shard by shard, and the keys that no shard has.
+        """Yield the samples, shard by shard, and the keys that no shard has.
 
         Raises:
             IndexFileError: an index is stale or damaged.
@@ -91,55 +105,55 @@ class Tars:
         index, path = entry.load_index(), os.fsencode(os.path.abspath(entry.path))  # noqa: PTH100
         stamp = stamp_of(Path(entry.path).stat())
         entry.verify_unchanged()  # it is still the file that was looked through
-        with SourceFiles(self.root) as files:
+        with SourceReader(self.root) as reader:
             for number in range(len(index)):
                 key = index.key(number)
                 if self.keys is not None and key not in self.keys:
                     continue
+                place = f"{entry.name}: {key}"
                 if fault := key_fault(key):
-                    yield Problem(path=f"{entry.name}: {key}", reason=fault)
+                    yield Problem(path=place, reason=fault)
                     continue
                 fields = _fields_of(index, number, path, stamp)
-                name = f"{entry.name}: {key}"
-                values = _Values(name, fields, files, self.max_pixels)
+                values = _LazyFields(place, fields, reader, self.max_pixels)
                 if self.where is not None and not self.where(key, values):
                     continue
                 yield SourceSample(
                     key=key,
-                    name=name,
+                    path=place,
                     fields=tuple(SourceField(*field) for field in fields.items()),
-                    label=_label_of(fields, files) if self.read_labels else None,
+                    label=_label_of(fields, reader) if self.read_labels else None,
                 )
 
 
-class _Values(Mapping[str, Any]):
-    """The decoded fields of a sample.
+class _LazyFields(Mapping[str, Any]):
+    """The decoded fields of a sample, each read when it is looked at.
 
     Args:
-        name: of the sample, for errors.
-        fields: where they are.
-        files: reads them.
-        max_pixels: greatest number of pixels of an image.
+        place: shard and key of the sample, for errors.
+        fields: places of their data.
+        reader: reader of the data.
+        max_pixels: maximum number of pixels of an image.
     """
 
     def __init__(
         self,
-        name: str,
+        place: str,
         fields: Mapping[str, FromRange],
-        files: SourceFiles,
+        reader: SourceReader,
         max_pixels: int,
     ) -> None:
-        self._name = name
+        self._place = place
         self._fields = fields
-        self._files = files
+        self._reader = reader
         self._max_pixels = max_pixels
 
     def __getitem__(self, field: str) -> Any:
         try:
-            data = _read(self._fields[field], self._files)
+            data = _read(self._fields[field], self._reader)
             return decode_field(field, data, max_pixels=self._max_pixels)
-        except (UnreadableError, CodecError) as error:
-            raise error.at(f"{shown(self._name)}, field {quoted(field)}", PackError) from error
+        except (UnpackableError, CodecError) as error:
+            raise error.at(f"{shown(self._place)}, field {quoted(field)}", PackError) from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._fields)
@@ -149,7 +163,7 @@ class _Values(Mapping[str, Any]):
 
 
 def _fields_of(index: ShardIndex, number: int, path: bytes, stamp: str) -> dict[str, FromRange]:
-    """Where the fields of a sample are, in their order."""
+    """Find the fields of a sample in its shard, in their order."""
     offsets, sizes = index.offsets[number].tolist(), index.sizes[number].tolist()
     sums: list[int | None] = [None] * len(sizes)
     headers, before = [0] * len(sizes), [0] * len(sizes)
@@ -166,12 +180,22 @@ def _fields_of(index: ShardIndex, number: int, path: bytes, stamp: str) -> dict[
     }
 
 
-def _label_of(fields: Mapping[str, FromRange], files: SourceFiles) -> int | None:
-    """A class number; None where there is none, so that the sample has no class to split by."""
-    with suppress(UnreadableError, CodecError, KeyError):
-        return decode_cls(_read(fields[LABEL_FIELD], files))
+def _label_of(fields: Mapping[str, FromRange], reader: SourceReader) -> int | None:
+    """Read a class number; without one the sample has no class to split by."""
+    with suppress(UnpackableError, CodecError, KeyError):
+        return decode_cls(_read(fields[LABEL_FIELD], reader))
     return None
 
 
-def _read(origin: FromRange, files: SourceFiles) -> memoryview:
-    return files.read(origin, in_memory)
+def _read(origin: FromRange, reader: SourceReader) -> memoryview:
+    return reader.read(origin, in_memory)
+
+
+def has_tars(path: str) -> bool:
+    """Tell whether a path is that of a tar, a pattern of tars, or a folder with some."""
+    if path.endswith(SHARD_SUFFIXES):
+        return True
+    if not os.path.isdir(path):  # noqa: PTH112  bytes that are not UTF-8
+        return False
+    with os.scandir(path) as entries:
+        return any(each.name.endswith(SHARD_SUFFIXES) and each.is_file() for each in entries)

@@ -1,4 +1,4 @@
-"""The names that a pack gives to files and folders."""
+"""The layout of an output folder: names of its files and folders, and which are a pack's own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shardio.storage.folder import TEMPORARY_SUFFIX, final_name, is_plain_name
 
 SHARD_PATTERN = "shard-*.tar"
 WHOLE = ""
-"""The name of the only part of a pack without splits."""
+"""Name of the only part of a pack without splits."""
 
 WORK_FOLDER = ".shardio-work"
 LIST_NAME = "samples.jsonl"
@@ -51,27 +51,27 @@ _ANY_OTHERS = re.compile(
 
 
 def path_in(part: str, name: str) -> str:
-    """Path of a file of a split, relative to the output folder."""
+    """Return the path of a file of a split, relative to the output folder."""
     return f"{part}/{name}" if part else name
 
 
 def is_split_name(name: object) -> TypeGuard[str]:
-    """Whether a value can be the name of a split, and so of a folder beside files of a pack."""
+    """Tell whether a value can name a split, and so a folder beside files of a pack."""
     return is_plain_name(name) and not name.startswith(".") and find_foreign([name]) is None
 
 
 def is_shard_name(name: object) -> TypeGuard[str]:
-    """Whether a value is the name that a pack gives to a shard."""
+    """Tell whether a value is the name that a pack gives to a shard."""
     return isinstance(name, str) and _SHARD.fullmatch(name) is not None
 
 
 def is_work_name(name: str) -> bool:
-    """Whether a pack or a repair gives a name to files of its work folder, temporary ones too."""
+    """Tell whether a pack or a repair gives a name to (temporary) files of its work folder."""
     return _WORK.fullmatch(final_name(name)) is not None
 
 
 def is_ours(folder: str, name: str) -> bool:
-    """Whether a pack gives a name to files, temporary ones too.
+    """Tell whether a pack gives a name to files, temporary ones too.
 
     Args:
         folder: name of the folder inside a folder of shards; an empty one for the latter itself.
