@@ -45,7 +45,7 @@ LAYERS = {
         *{"inspection", "conversion", "profiling"},
     },
     "ops": set(),
-    "testing": set(),
+    "testing": {"errors", "storage"},
     "__main__": {"cli"},
 }
 # Packages that only some parts may import.

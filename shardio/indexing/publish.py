@@ -64,7 +64,7 @@ def index_source(
             written.
         OSError: a shard cannot be read or an index not written.
     """
-    found = {part: find_shards(part) for part in list_parts(source)}
+    found = {part: find_shards(part) for part in map(Path, list_parts(source))}
     folders = {shard.parent: None for shards in found.values() for shard in shards}
     digests = {
         folder: _packed_digests(folder, whole=folder in found)

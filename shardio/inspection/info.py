@@ -328,7 +328,7 @@ def info(
     check_max_pixels(max_pixels)
     if preview is not None:
         _check_preview(fspath(preview), preview_count)
-    parts = list_parts(source)
+    parts = [*map(Path, list_parts(source))]
     folders = _find_splits(parts)
     named: Mapping[str, ShardPaths] = folders or {_WHOLE: source}
     catalogs = {name: open_catalog(part, allow_empty=allow_empty) for name, part in named.items()}

@@ -54,8 +54,8 @@ from shardio.packing.listing import (
 from shardio.packing.names import DROPPED_NAME, WORK_FOLDER
 from shardio.packing.options import make_engine
 from shardio.packing.plan import Shape, Store
+from shardio.storage.base import StoredBytes
 from shardio.storage.folder import Folder
-from shardio.storage.local import FileBytes
 from shardio.tar.salvage import Walk, walk_members
 
 
@@ -112,7 +112,7 @@ def find_whole(task: RepairTask, ticker: Ticker) -> tuple[Spool, list[Problem]]:
 
 
 def _find(task: RepairTask, work: Folder) -> Iterator[SourceSample | Problem]:
-    name, path = str(task.shard.path), task.shard.path
+    name, path = str(task.shard.path), Path(task.shard.path)
     index = _open_index(task.shard)
     try:
         if is_compressed(path):
@@ -157,7 +157,7 @@ class _Shard:
         data: of it.
     """
 
-    def __init__(self, task: RepairTask, path: Path, data: FileBytes) -> None:
+    def __init__(self, task: RepairTask, path: Path, data: StoredBytes) -> None:
         self._check = task.check
         self._shard = task.shard
         self._path = os.fsencode(path.absolute())
@@ -411,7 +411,7 @@ def repair(
 
 
 def _refuse_inside(out: Path, parts: Sequence[Part]) -> None:
-    folders = {part.path.resolve() for part in parts}
+    folders = {Path(part.path).resolve() for part in parts}
     if not folders.isdisjoint((out.resolve(), *out.resolve().parents)):
         raise PackError(
             "the output lies inside the source", where=out, remedy="name a folder outside it"

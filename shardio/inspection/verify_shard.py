@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import CodecError, IndexFileError, ShardioError, counted, quoted
+from shardio.errors import CodecError, IndexFileError, ShardioError, TarError, counted, quoted
 from shardio.fields.base import IMAGE_FIELDS, decode_field, kind_of
 from shardio.fields.limits import check_max_pixels
 from shardio.fields.probe import check_complete, probe_image
@@ -44,9 +44,11 @@ from shardio.naming import split_member_name
 from shardio.packing.engine import Ticker
 from shardio.packing.listing import hash_key
 from shardio.packing.task import decoding
+from shardio.storage.base import StoredBytes
 from shardio.storage.cache import GZIP_SUFFIXES
 from shardio.storage.compression import Expansion
 from shardio.storage.local import FileBytes
+from shardio.storage.location import Location
 from shardio.storage.temporary import explained
 from shardio.tar.header import DIRECTORY, FILE, padded
 from shardio.tar.reader import Members
@@ -136,7 +138,7 @@ class Comparison:
             self._add(fault, key, field, offset)
         return fault is None
 
-    def finish(self, *, samples: int, data: FileBytes) -> None:
+    def finish(self, *, samples: int, data: StoredBytes) -> None:
         """Say what is left over on both sides.
 
         Args:
@@ -261,8 +263,8 @@ _GZIP = 16 + zlib.MAX_WBITS
 
 
 @contextmanager
-def open_plain(path: Path) -> Iterator[tuple[FileBytes, str | None]]:
-    """Open a shard as it is on disk now.
+def open_plain(place: Path | Location) -> Iterator[tuple[StoredBytes, str | None]]:
+    """Open a shard as it is now.
 
     Yields:
         The plain tar, and what is wrong with its compression, after which nothing follows.
@@ -271,6 +273,14 @@ def open_plain(path: Path) -> Iterator[tuple[FileBytes, str | None]]:
         OSError: it cannot be read.
         ShardioError: there is no space for the decompressed tar.
     """
+    if isinstance(place, Location) and not place.is_local:
+        try:
+            file = place.open()
+        except TarError as error:
+            raise OSError(errno.EINVAL, error.what, str(place)) from error
+        yield StoredBytes(file), None
+        return
+    path = Path(place)
     if path.exists() and not (path.is_file() or path.is_dir()):  # opening a pipe would wait
         with open(os.devnull, "rb") as nothing:  # noqa: PTH123  as short
             yield FileBytes(nothing, str(path)), "it is not a file"
@@ -393,9 +403,10 @@ class ShardReport:
 def task_of(shard: ScopedShard, check: FieldCheck, *, allow_empty: bool) -> VerifyTask:
     """The task of a shard."""
     try:
-        size = os.stat(shard.path).st_size  # noqa: PTH116  as Path.stat
+        found = shard.path.find()
     except OSError:
-        size = 0
+        found = None
+    size = 0 if found is None else found.size
     return VerifyTask(shard=shard, check=check, allow_empty=allow_empty, size=size)
 
 
@@ -452,7 +463,7 @@ def _read_index(shard: ScopedShard, found: Findings) -> ShardIndex | None:
 
 
 def _verify_data(
-    task: VerifyTask, data: FileBytes, index: ShardIndex | None, found: Findings, ticker: Ticker
+    task: VerifyTask, data: StoredBytes, index: ShardIndex | None, found: Findings, ticker: Ticker
 ) -> ShardReport:
     walk = walk_members(data)
     last = [gap for gap in walk.gaps[-1:] if gap.end == len(data)]
@@ -550,7 +561,7 @@ def _verify_others(grouped: Grouped, members: Members, found: Findings) -> None:
 
 def _read_through(
     task: VerifyTask,
-    data: FileBytes,
+    data: StoredBytes,
     members: Members,
     grouped: Grouped,
     comparison: Comparison | None,
@@ -599,7 +610,7 @@ class _Hashing:
         ticker: hears of them.
     """
 
-    def __init__(self, data: FileBytes, ticks: int, ticker: Ticker) -> None:
+    def __init__(self, data: StoredBytes, ticks: int, ticker: Ticker) -> None:
         self._data = data
         self._left = ticks
         self._ticker = ticker
