@@ -21,6 +21,7 @@ from shardio.packing.plan import Shape, Splits, Store, StoreKind
 from shardio.packing.sources.base import Measure, check_classes, parse_fields
 from shardio.packing.sources.tars import Predicate
 from shardio.packing.sources.tfrecord import parse_pairs
+from shardio.storage.base import Storage
 
 OnError = Literal["raise", "skip"]
 EngineName = Literal["local", "ray"]
@@ -53,6 +54,8 @@ class OutputOptions:
         engine: "local", or "ray" to run on a Ray cluster.
         progress: called with the number of samples before each pass over them; what it returns is
             called with how many more are done.
+        storage: storage of the output, see shardio.storage.base; None writes local files. Shards
+            are made in the temporary directory and published one by one, the manifest last.
 
     Raises:
         UsageError: a value cannot be meant.
@@ -70,6 +73,7 @@ class OutputOptions:
     jobs: int | None = None
     engine: EngineName = "local"
     progress: Progress | None = None
+    storage: Storage | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.seed, int):
@@ -111,6 +115,7 @@ class OutputOptions:
             measure=None if self.shard_size is None else Measure(root),
             engine=make_engine(self.engine, self.jobs),
             progress=self.progress,
+            storage=self.storage,
         )
 
 

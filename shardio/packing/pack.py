@@ -30,6 +30,7 @@ from shardio.packing.sources.tfrecord import TFRecords, find_files, parse_pairs
 from shardio.packing.sources.values import Values
 from shardio.storage.folder import Folder
 from shardio.storage.local import refuse_url
+from shardio.storage.location import locate
 
 
 def open_source(path: str, options: PackOptions) -> FolderSource | Table | Tars | TFRecords:
@@ -156,7 +157,8 @@ def pack(
     if isinstance(source, str | PathLike):
         root = fspath(source)
         job = options.pack_job(root)
-        _refuse_inside(Path(root), Path(out), options)
+        if locate(out, options.storage).is_local:
+            _refuse_inside(Path(root), Path(out), options)
         open_: Callable[[Folder], Source] = lambda _: open_source(root, options)  # noqa: E731
     else:
         job = options.pack_job(".")

@@ -45,7 +45,9 @@ from shardio.packing.listing import (
 )
 from shardio.packing.names import WHOLE, WORK_FOLDER, is_shard_name, path_in
 from shardio.packing.plan import Store
+from shardio.packing.upload import publish_shard
 from shardio.storage.folder import Folder, final_name
+from shardio.storage.location import Location
 from shardio.tar.writer import ArchiveWriter
 
 if TYPE_CHECKING:
@@ -306,10 +308,12 @@ class ShardTask(SampleTask):
     Attributes:
         part: name of its split.
         name: file name of the shard.
+        target: folder of a storage that the shard is published to; None leaves it where it is.
     """
 
     part: str
     name: str
+    target: Location | None = None
 
     @property
     def shard(self) -> str:
@@ -333,7 +337,8 @@ def pack_shard(task: ShardTask, ticker: Ticker) -> PackedShard:
         ticker: hears of every sample.
 
     Raises:
-        PackError: something of the source cannot be packed; names it.
+        PackError: something of the source cannot be packed, which it names, or another pack
+            writes to the storage.
         CancelledError: the ticker says so.
         OutputError: something else than a file or folder has a place in the output.
         OSError: the shard cannot be written.
@@ -345,6 +350,8 @@ def pack_shard(task: ShardTask, ticker: Ticker) -> PackedShard:
             ticker.tick(len(task))
             return found[0]
         packed, sources = _write_shard(task, ticker, shards)
+        if task.target is not None:
+            publish_shard(task.target, task.part, shards, task.name)
         write_receipt(work, shards, packed, task=digest, sources=sources)
         return packed
 

@@ -18,7 +18,7 @@ import hashlib
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from shardio.errors import ShardioError, TarError
 
@@ -69,6 +69,7 @@ class StoredFile(Protocol):
         """
 
 
+@runtime_checkable
 class Storage(Protocol):
     """A place for files; safe to use from several threads."""
 

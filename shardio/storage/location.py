@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from shardio.errors import SituationError
+from shardio.errors import SituationError, UsageError
 from shardio.storage.base import FileStat, Storage, StoredFile
 from shardio.storage.local import LOCAL, refuse_url
 
@@ -129,10 +129,12 @@ def locate(path: str | os.PathLike[str] | Location, storage: Storage | None = No
         storage: storage of the path; None chooses it by the scheme.
 
     Raises:
-        UsageError: the URL is of a scheme that no storage is for.
+        UsageError: the URL is of a scheme that no storage is for, or storage is none.
     """
     if isinstance(path, Location):
         return path
+    if not isinstance(storage, Storage | None):
+        raise UsageError(f"storage={storage!r}: it must have the methods of shardio.Storage")
     text = os.fspath(path)
     if storage is not None and storage != LOCAL:
         return Location(storage, text.rstrip("/"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from shardio.errors import TarError
 from shardio.storage.base import FileStat, StoredFile, outside_error, short_error
 
+_lock = threading.Lock()
 _FILES: dict[str, dict[str, bytes]] = defaultdict(dict)
 
 
@@ -70,10 +72,9 @@ class MemoryStorage:
 
     def publish(self, path: str, content: bytes | Path, /, *, only_if_absent: bool = False) -> None:
         data = content if isinstance(content, bytes) else content.read_bytes()
-        if only_if_absent:
-            if self.files.setdefault(path, data) is not data:
+        with _lock:
+            if only_if_absent and path in self.files:
                 raise FileExistsError(17, "the object is there", path)
-        else:
             self.files[path] = data
 
     def remove(self, path: str, /) -> None:
