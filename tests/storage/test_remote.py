@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 import shardio
 from shardio.indexing import shard_index
+from shardio.storage import location
 from shardio.storage.base import FileStat, StoredFile
 from shardio.storage.local import LOCAL, LocalFiles
 from shardio.testing import digests
@@ -396,3 +397,12 @@ def test_the_storage_of_local_files_packs_in_place(images: Path, tmp_path: Path)
 def test_ray_is_refused(memory: MemoryStorage, images: Path) -> None:
     with pytest.raises(shardio.UsageError, match="engine='ray' writes to a folder"):
         shardio.pack(images, OUT, storage=memory, shards=2, engine="ray")
+
+
+def test_one_line_of_the_table_gives_a_scheme_its_storage(
+    memory: MemoryStorage, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(location, "STORAGES", {"memory": lambda: memory})
+    shardio.pack(images, OUT, **OPTIONS)
+    assert shardio.verify(OUT, jobs=1).sound
+    assert len(shardio.ShardDataset(OUT)) == 600
