@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from shardio.reading.loader import Loader as Loader
     from shardio.reading.metrics import MaskedMean as MaskedMean
     from shardio.reading.mix import Mix as Mix
+    from shardio.storage.base import Storage as Storage
     from shardio.transforms import CenterCrop as CenterCrop
     from shardio.transforms import Normalize as Normalize
     from shardio.transforms import RandomResizedCrop as RandomResizedCrop
@@ -75,6 +76,7 @@ _HOMES = {
     "ShardioError": "shardio.errors",
     "SituationError": "shardio.errors",
     "Source": "shardio.packing.sources.base",
+    "Storage": "shardio.storage.base",
     "TFRecordError": "shardio.errors",
     "TarError": "shardio.errors",
     "TransformError": "shardio.errors",

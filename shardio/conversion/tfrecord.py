@@ -393,7 +393,7 @@ def _write_records(
     ]
     _refuse_equal(tasks)
     versions = [
-        version_of(Path(entry.name)) for entry in catalog.shards if entry.modified is not None
+        version_of(Path(entry.name)) for entry in catalog.shards if entry.version is not None
     ]
     files = [task.name for task in tasks]
     made = f"{catalog.digest()} {versions} {sorted(names.items())} {files}"

@@ -36,9 +36,11 @@ from shardio.indexing.manifest import (
 )
 from shardio.indexing.scan import index_shard, warn_of_missing_ends
 from shardio.indexing.shard_index import ShardIndex, encode_index, read_index
+from shardio.storage.base import Storage, StoredFile
 from shardio.storage.cache import cache_entry, new_entry, plain_tar
 from shardio.storage.compression import COMPRESSED_SUFFIXES
-from shardio.storage.local import LocalShard, refuse_url
+from shardio.storage.local import LOCAL
+from shardio.storage.location import Location, locate
 
 _MOST_NAMES = 1_000_000  # that braces may stand for
 _NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")  # ranges, as braceexpand has them
@@ -54,12 +56,14 @@ class ShardEntry:
 
     Attributes:
         name: path as the user knows it; errors use it.
-        path: of the uncompressed tar.
+        path: path of the uncompressed tar.
         index: path of its index file.
-        samples: how many it holds.
+        storage: storage of both.
+        samples: number of samples.
         size: bytes of the uncompressed tar.
         contents: hexadecimal digest of it, or of its index where nobody has read it whole.
-        modified: time of its last change (ns); None where checksums of the data tell.
+        version: version of the tar when it was indexed, see shardio.storage.base.FileStat; None
+            where checksums of the data tell.
     """
 
     name: str
@@ -68,7 +72,8 @@ class ShardEntry:
     samples: int
     size: int
     contents: str
-    modified: int | None = None
+    version: str | None = None
+    storage: Storage = LOCAL
 
     def load_index(self) -> ShardIndex:
         """Map the shard's index.
@@ -76,7 +81,7 @@ class ShardEntry:
         Raises:
             IndexFileError: it is missing, damaged, or of another shard.
         """
-        index = read_index(Path(self.index))
+        index = read_index(Location(self.storage, self.index))
         if index.shard_size != self.size or len(index) != self.samples:
             raise IndexFileError(
                 f"the index is stale: it describes {len(index)} samples in "
@@ -84,7 +89,7 @@ class ShardEntry:
                 where=self.name,
                 remedy="run `shardio index` on the folder of the shard",
             )
-        if self.modified is None and index.checksums is None:
+        if self.version is None and index.checksums is None:
             raise IndexFileError(
                 "the index has no checksums, which that of a packed shard has",
                 where=self.name,
@@ -99,7 +104,7 @@ class ShardEntry:
             )
         return index
 
-    def open_file(self) -> LocalShard:
+    def open_file(self) -> StoredFile:
         """Open the shard's file.
 
         Raises:
@@ -107,10 +112,10 @@ class ShardEntry:
             OSError: it cannot be opened.
         """
         try:
-            file = LocalShard(self.path, self.name)
+            file = self.storage.open(self.path, self.name)
         except FileNotFoundError as error:
             raise self._missing() from error
-        self._compare(file.size, file.modified)
+        self._compare(file.size, file.version)
         return file
 
     def verify_unchanged(self) -> None:
@@ -120,20 +125,20 @@ class ShardEntry:
             TarError: it is missing, or not the file that was indexed.
             OSError: it cannot be looked at.
         """
-        if self.modified is None:
+        if self.version is None:
             return
         try:
-            status = os.stat(self.path)  # noqa: PTH116  a Path takes as long to make
+            found = self.storage.stat(self.path)
         except FileNotFoundError as error:
             raise self._missing() from error
-        self._compare(status.st_size, status.st_mtime_ns)
+        self._compare(found.size, found.version)
 
     def _missing(self) -> TarError:
         return TarError(
             "the shard is missing", where=self.name, remedy="get or pack it again", shard=self.name
         )
 
-    def _compare(self, size: int, modified: int) -> None:
+    def _compare(self, size: int, version: str) -> None:
         if size != self.size:
             raise TarError(
                 f"the shard has {size} bytes, its index expects {self.size}, so it was changed or "
@@ -142,7 +147,7 @@ class ShardEntry:
                 remedy="get it again, or run `shardio index` on its folder if it is whole",
                 shard=self.name,
             )
-        if self.modified not in (None, modified):
+        if self.version not in (None, version):
             raise TarError(
                 "the shard was changed after the dataset was opened",
                 where=self.name,
@@ -173,13 +178,16 @@ class Catalog:
         return known.hexdigest()[:16]
 
 
-def open_catalog(source: ShardPaths, *, allow_empty: bool = False) -> Catalog:
+def open_catalog(
+    source: ShardPaths, *, storage: Storage | None = None, allow_empty: bool = False
+) -> Catalog:
     """Find the shards of a source.
 
     Args:
         source: a packed folder or its manifest, a folder of tars, a shard, a glob, a brace
             pattern such as `out/shard-{000000..000007}.tar`, or a list of these; `~` is the
             home folder.
+        storage: storage of the source; None reads local files.
         allow_empty: take tars that have members, none of which is a field of a sample.
 
     Raises:
@@ -187,7 +195,7 @@ def open_catalog(source: ShardPaths, *, allow_empty: bool = False) -> Catalog:
         IndexFileError: a manifest or index is damaged or stale, or a pack is unfinished.
         TarError: a shard without index is damaged, or one without samples is no empty archive.
     """
-    parts = list_parts(source)
+    parts = list_parts(source, storage)
     packed = {part: _open_packed(part) for part in parts if is_packed(part)}
     unmarked: list[str] = []
     catalogs = [packed.get(part) or _open_foreign(part, unmarked) for part in parts]
@@ -206,7 +214,12 @@ def open_catalog(source: ShardPaths, *, allow_empty: bool = False) -> Catalog:
 
 def _refuse_stale(shard: ShardEntry, *, allow_empty: bool) -> None:
     """Raise IndexFileError if a shard has samples, of which its index knows none."""
-    found = index_shard(Path(shard.path), name=shard.name, checksums=False, allow_empty=allow_empty)
+    found = index_shard(
+        Location(shard.storage, shard.path),
+        name=shard.name,
+        checksums=False,
+        allow_empty=allow_empty,
+    )
     if len(found):
         raise IndexFileError(
             f"the index is stale: it has no samples, the shard has {len(found)}",
@@ -216,17 +229,22 @@ def _refuse_stale(shard: ShardEntry, *, allow_empty: bool) -> None:
         )
 
 
-def list_parts(source: ShardPaths) -> list[Path]:
-    """What a source names, in order: folders, files and patterns; a manifest is its folder.
+def list_parts(source: ShardPaths, storage: Storage | None = None) -> list[Location]:
+    """List what a source names: folders, files and patterns; a manifest is its folder.
+
+    Args:
+        source: see open_catalog.
+        storage: see open_catalog.
 
     Raises:
         UsageError: it is neither a path nor a list of paths, or a URL, or the list is empty.
     """
     named = os.fspath(source) if isinstance(source, os.PathLike) else source
     if isinstance(named, str):
-        refuse_url(named)
-        path = Path(os.path.expanduser(named))  # noqa: PTH111  an unknown ~user stays
-        return [path.parent if path.name == MANIFEST_NAME and path.is_file() else path]
+        part = locate(named, storage)
+        if part.is_local:
+            part = Location(part.storage, os.path.expanduser(part.path))  # noqa: PTH111  an unknown ~user stays
+        return [part.parent if part.name == MANIFEST_NAME and part.is_file() else part]
     if not isinstance(named, Sequence) or isinstance(named, bytes | bytearray):
         raise UsageError(
             f"{source!r} is no source of shards",
@@ -234,12 +252,12 @@ def list_parts(source: ShardPaths) -> list[Path]:
         )
     if not named:
         raise UsageError("the list of shards is empty", remedy="name a packed folder or shards")
-    return [part for element in named for part in list_parts(element)]
+    return [part for element in named for part in list_parts(element, storage)]
 
 
-def is_packed(part: Path) -> bool:
-    """Whether a part of a source is a folder with a manifest."""
-    return (part / MANIFEST_NAME).is_file()
+def is_packed(part: Path | Location) -> bool:
+    """Tell whether a part of a source is a folder with a manifest."""
+    return (locate(part) / MANIFEST_NAME).is_file()
 
 
 def find_shards(part: Path) -> list[Path]:
@@ -294,9 +312,9 @@ def _refuse_twins(shards: Sequence[Path]) -> None:
         known[stem] = shard
 
 
-def refuse_missing(folder: Path, manifest: Manifest) -> None:
+def refuse_missing(folder: Path | Location, manifest: Manifest) -> None:
     """Raise IndexFileError if a shard of a manifest is not in its folder."""
-    present = {path.name for path in folder.iterdir()}
+    present = {*locate(folder).names()}
     missing = [shard.name for shard in manifest.shards if shard.name not in present]
     if missing:
         raise IndexFileError(
@@ -307,9 +325,9 @@ def refuse_missing(folder: Path, manifest: Manifest) -> None:
         )
 
 
-def refuse_unfinished(folder: Path) -> None:
+def refuse_unfinished(folder: Path | Location) -> None:
     """Raise IndexFileError if a pack into the folder has begun and not ended."""
-    if (folder / PACKING_NAME).exists():
+    if (locate(folder) / PACKING_NAME).exists():
         raise IndexFileError(
             "a pack into this folder was interrupted or still runs, so shards may be missing",
             where=folder,
@@ -413,13 +431,20 @@ def _common_classes(packed: Iterable[Catalog]) -> tuple[str, ...] | None:
     return classes.pop() if classes else None
 
 
-def _open_foreign(part: Path, unmarked: list[str]) -> Catalog:
+def _open_foreign(part: Location, unmarked: list[str]) -> Catalog:
     """Open shards that others made; names to a list those whose end nothing tells."""
+    if not part.is_local:
+        refuse_unfinished(part)
+        raise SituationError(
+            f"no packed folder is there (it has no {MANIFEST_NAME})",
+            where=part,
+            remedy="shards without a manifest are read from local files only, so fetch them",
+        )
     entries: list[ShardEntry] = []
     fields: set[str] = set()
-    for shard in find_shards(part):
+    for shard in find_shards(Path(part)):
         plain = plain_tar(shard)
-        modified = plain.stat().st_mtime_ns  # before the scan: a change meanwhile is noticed
+        version = LOCAL.stat(str(plain)).version  # before the scan: a change meanwhile is noticed
         path, index = _index_of(shard, plain)
         fields.update(index.fields)
         if not (index.has_end or index.shard_sha256):
@@ -432,14 +457,15 @@ def _open_foreign(part: Path, unmarked: list[str]) -> Catalog:
                 samples=len(index),
                 size=index.shard_size,
                 contents=_contents_of(index),
-                modified=None if index.checksums is not None else modified,
+                version=None if index.checksums is not None else version,
             )
         )
     return Catalog(shards=tuple(entries), fields=tuple(sorted(fields)), classes=None)
 
 
-def _open_packed(folder: Path) -> Catalog:
-    refuse_unfinished(folder)
+def _open_packed(folder: Location) -> Catalog:
+    if folder.is_local:  # elsewhere the manifest alone says that a pack has ended
+        refuse_unfinished(folder)
     manifest = read_manifest(folder)
     refuse_missing(folder, manifest)
     entries = tuple(
@@ -447,6 +473,7 @@ def _open_packed(folder: Path) -> Catalog:
             name=str(folder / shard.name),
             path=str(folder / shard.name),
             index=str(index_path(folder / shard.name)),
+            storage=folder.storage,
             samples=shard.samples,
             size=shard.size,
             contents=shard.sha256,

@@ -8,18 +8,18 @@ manifest says, however its JSON is spelled; a manifest without one is taken as i
 from __future__ import annotations
 
 import json
-import os
-import stat
 import zlib
 from collections import Counter
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from shardio.errors import IndexFileError
+from shardio.errors import IndexFileError, TarError
 from shardio.indexing.shard_index import ShardIndex, encode_index
 from shardio.storage.folder import Folder, is_plain_name
+from shardio.storage.location import Location, locate
+
+_Place = TypeVar("_Place", Path, Location)
 
 MANIFEST_NAME = "shardio.json"
 PACKING_NAME = ".shardio-pack"  # lies in a folder while it is packed
@@ -62,8 +62,8 @@ class Manifest:
     classes: tuple[str, ...] | None
 
 
-def index_path(shard: Path) -> Path:
-    """Where the index of a shard lies."""
+def index_path(shard: _Place) -> _Place:
+    """Return where the index of a shard lies."""
     return shard.parent / INDEX_FOLDER / f"{shard.name}{INDEX_SUFFIX}"
 
 
@@ -110,7 +110,12 @@ def write_manifest(folder: Folder, manifest: Manifest) -> None:
         OSError: it cannot be written.
     """
     with folder.write(MANIFEST_NAME) as stream:
-        stream.write(json.dumps(manifest_document(manifest), indent=1).encode() + b"\n")
+        stream.write(encode_manifest(manifest))
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Encode a manifest as the bytes of its file."""
+    return json.dumps(manifest_document(manifest), indent=1).encode() + b"\n"
 
 
 def manifest_document(manifest: Manifest) -> dict[str, Any]:
@@ -136,17 +141,18 @@ def manifest_document(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path | Location) -> Manifest:
     """Read the manifest of a folder.
 
     Raises:
         FileNotFoundError: the folder has none.
         IndexFileError: it is damaged or of a newer version.
+        OSError: the storage fails.
     """
-    path = folder / MANIFEST_NAME
+    path = locate(folder) / MANIFEST_NAME
     try:
         return _parse(json.loads(_read(path)))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, TarError) as error:
         raise IndexFileError(
             f"the manifest is damaged or of another version ({error!r})",
             where=path,
@@ -157,13 +163,11 @@ def read_manifest(folder: Path) -> Manifest:
         ) from error
 
 
-def _read(path: Path) -> bytes:
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # opening a pipe would wait
-    with FileIO(os.open(path, flags)) as stream:
-        status = os.fstat(stream.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
-            raise ValueError(f"it is no file, or larger than {_MOST_BYTES >> 20:,} MiB")
-        return stream.read()
+def _read(path: Location) -> bytes:
+    file = path.open()
+    if file.size > _MOST_BYTES:
+        raise ValueError(f"it is larger than {_MOST_BYTES >> 20:,} MiB")
+    return file.read(0, file.size)
 
 
 def _parse(document: dict[str, Any]) -> Manifest:

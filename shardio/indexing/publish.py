@@ -69,7 +69,7 @@ def index(
             written.
         OSError: a shard cannot be read or an index not written.
     """
-    found = {part: find_shards(part) for part in list_parts(source)}
+    found = {part: find_shards(part) for part in map(Path, list_parts(source))}
     folders = {shard.parent: None for shards in found.values() for shard in shards}
     packed = [folder for folder in folders if is_packed(folder)]
     digests = {

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from shardio.errors import TarError, quoted
 from shardio.indexing.shard_index import ShardIndex
 from shardio.naming import MemberName, split_member_name, why_no_sample
-from shardio.storage.local import FileBytes
+from shardio.storage.base import StoredBytes
+from shardio.storage.location import Location, locate
 from shardio.tar.reader import MISSING_END, Members, scan_members
 from shardio.tar.writer import Placed
 
@@ -147,7 +148,9 @@ class IndexBuilder:
         self._fields_of_sample = set()
 
 
-def index_shard(path: Path, *, name: str, checksums: bool, allow_empty: bool = False) -> ShardIndex:
+def index_shard(
+    path: Path | Location, *, name: str, checksums: bool, allow_empty: bool = False
+) -> ShardIndex:
     """Index a tar file.
 
     Args:
@@ -162,9 +165,8 @@ def index_shard(path: Path, *, name: str, checksums: bool, allow_empty: bool = F
         ShardioError: the file was cut off meanwhile.
         OSError: the file cannot be read.
     """
-    with path.open("rb") as stream:
-        data = FileBytes(stream, name)
-        index, members = _index_bytes(data, name=name, checksums=checksums)
+    data = StoredBytes(locate(path).open(name))
+    index, members = _index_bytes(data, name=name, checksums=checksums)
     if len(members) and not len(index) and not allow_empty:
         raise TarError(describe_no_samples(members), where=name, remedy=NAME_FIELDS, shard=name)
     return index
@@ -200,7 +202,7 @@ def warn_of_missing_ends(shards: Iterable[str]) -> None:
         _LOG.warning("%s: %s", shard, MISSING_END)
 
 
-def _index_bytes(data: FileBytes, *, name: str, checksums: bool) -> tuple[ShardIndex, Members]:
+def _index_bytes(data: StoredBytes, *, name: str, checksums: bool) -> tuple[ShardIndex, Members]:
     members = scan_members(data, shard=name)
     builder = IndexBuilder(name)
     places = zip(members.offsets.tolist(), members.sizes.tolist(), strict=True)
@@ -219,7 +221,7 @@ def _index_bytes(data: FileBytes, *, name: str, checksums: bool) -> tuple[ShardI
     return replace(index, has_end=members.has_end), members
 
 
-def _with_headers(index: ShardIndex, members: Members, data: FileBytes) -> ShardIndex:
+def _with_headers(index: ShardIndex, members: Members, data: StoredBytes) -> ShardIndex:
     """Add where the headers of each field are, and their checksums."""
     there = index.offsets >= 0
     ends: NDArray[np.int64] = index.offsets[there]

@@ -2,9 +2,9 @@
 
 On disk an index is a file in the safetensors layout (a 64-bit little-endian header length, a
 JSON header, then the arrays back to back), which other tools open too. Here the arrays of a small
-file lie in memory, and those of a large one are memory-mapped, so that all processes of a machine
-share them through the page cache. The header holds a CRC-32 of the whole file, taken with zeros in
-its place.
+file lie in memory, and those of a large local one are memory-mapped, so that all processes of a
+machine share them through the page cache. The header holds a CRC-32 of the whole file, taken with
+zeros in its place.
 
 shardio replaces an index by a rename, which leaves maps as they are. Others may write into the
 file or cut it off. What was read into memory does not change with it; a map does, and touching it
@@ -28,20 +28,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
-import stat
 import zlib
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import IndexFileError
-from shardio.storage.local import BLOCK, read_at
+from shardio.errors import IndexFileError, TarError
+from shardio.storage.base import StoredFile
+from shardio.storage.local import BLOCK, LocalShard, version_of
+from shardio.storage.location import Location, locate
 
 FORMAT = "shardio-index-v1"
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -70,7 +69,7 @@ _DAMAGED = (
     AttributeError,
     OverflowError,
     RecursionError,
-    IsADirectoryError,
+    TarError,
 )
 
 
@@ -79,7 +78,7 @@ class MappedFile(NamedTuple):
 
     path: Path
     inode: tuple[int, int]
-    state: tuple[int, int]
+    state: tuple[int, str]
 
     def verify_unchanged(self) -> None:
         """Compare the file, unless another has taken its place, which leaves the map as it is.
@@ -102,12 +101,16 @@ class MappedFile(NamedTuple):
             )
 
 
+def _mapped_file(file: LocalShard) -> MappedFile:
+    return MappedFile(Path(file.name), _inode_of(file.status()), (file.size, file.version))
+
+
 def _inode_of(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _state_of(status: os.stat_result) -> tuple[int, int]:
-    return status.st_size, status.st_mtime_ns
+def _state_of(status: os.stat_result) -> tuple[int, str]:
+    return status.st_size, version_of(status)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -196,14 +199,15 @@ def encode_index(index: ShardIndex) -> list[bytes]:
     return pieces
 
 
-def read_index(path: Path) -> ShardIndex:
+def read_index(path: Path | Location) -> ShardIndex:
     """Open an index file; its arrays are read-only.
 
     Raises:
         IndexFileError: the file is missing, damaged or of another version.
+        OSError: the storage fails.
     """
     try:
-        return _open_index(path)
+        return _decode_index(locate(path).open())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise IndexFileError(
             "the index is missing",
@@ -211,43 +215,36 @@ def read_index(path: Path) -> ShardIndex:
             remedy="run `shardio index` on the folder of its shard",
         ) from error
     except _DAMAGED as error:
+        reason = error.what if isinstance(error, TarError) else error
         raise IndexFileError(
-            f"the index is damaged or of another version ({error})",
+            f"the index is damaged or of another version ({reason})",
             where=path,
             remedy="delete it and run `shardio index` on the folder of its shard",
         ) from error
 
 
-def _open_index(path: Path) -> ShardIndex:
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # opening a pipe would wait
-    with FileIO(os.open(path, flags)) as stream:
-        file = stream.fileno()
-        status = os.fstat(file)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is not a file")
-        size = status.st_size
-        # Reading, unlike touching a map, lets other threads run while storage takes its time.
-        head = read_at(file, size if size <= _MOST_READ else _PIECE, 0)
-        start = 8 + int.from_bytes(head[:8], "little")
-        if start > size:
-            raise ValueError("its header is cut off")
-        if start > len(head):
-            head = read_at(file, start, 0)
-        header = json.loads(head[8:start])
-        metadata = header["__metadata__"]
-        if metadata["format"] != FORMAT:
-            raise ValueError(f"format {metadata['format']!r}, expected {FORMAT!r}")
-        checksum = metadata["crc32"].encode()
-        found = zlib.crc32(head[:start].replace(checksum, _NO_CHECKSUM, 1))
-        found = zlib.crc32(memoryview(head)[start:], found)
-        for offset in range(len(head), size, _PIECE):
-            found = zlib.crc32(read_at(file, min(_PIECE, size - offset), offset), found)
-        if b"%08x" % found != checksum:
-            raise ValueError("its checksum differs")
-        is_read = size <= _MOST_READ
-        data = np.frombuffer(
-            head if is_read else mmap.mmap(file, size, prot=mmap.PROT_READ), np.uint8
-        )
+def _decode_index(file: StoredFile) -> ShardIndex:
+    size = file.size
+    mappable = file if isinstance(file, LocalShard) and size > _MOST_READ else None
+    # Reading, unlike touching a map, lets other threads run while storage takes its time.
+    head = file.read(0, size if mappable is None else min(size, _PIECE))
+    start = 8 + int.from_bytes(head[:8], "little")
+    if start > size:
+        raise ValueError("its header is cut off")
+    if start > len(head):
+        head = file.read(0, start)
+    header = json.loads(head[8:start])
+    metadata = header["__metadata__"]
+    if metadata["format"] != FORMAT:
+        raise ValueError(f"format {metadata['format']!r}, expected {FORMAT!r}")
+    checksum = metadata["crc32"].encode()
+    found = zlib.crc32(head[:start].replace(checksum, _NO_CHECKSUM, 1))
+    found = zlib.crc32(memoryview(head)[start:], found)
+    for offset in range(len(head), size, _PIECE):
+        found = zlib.crc32(file.read(offset, min(_PIECE, size - offset)), found)
+    if b"%08x" % found != checksum:
+        raise ValueError("its checksum differs")
+    data = np.frombuffer(head if mappable is None else mappable.map(), np.uint8)
 
     def array(name: str) -> NDArray[Any]:
         entry = header[name]
@@ -270,7 +267,7 @@ def _open_index(path: Path) -> ShardIndex:
         starts=array("starts") if "starts" in header else None,
         headers=array("headers") if "headers" in header else None,
         has_end=metadata.get("end") != "missing",
-        file=None if is_read else MappedFile(path, _inode_of(status), _state_of(status)),
+        file=None if mappable is None else _mapped_file(mappable),
     )
     _verify(index)
     return index

@@ -26,8 +26,9 @@ from shardio.fields.arrays import decode_cls
 from shardio.fields.base import LABEL_FIELD
 from shardio.indexing.catalog import ShardEntry
 from shardio.indexing.shard_index import ShardIndex
+from shardio.storage.base import StoredFile
 from shardio.storage.copying import RowCopier
-from shardio.storage.local import BLOCK, LocalShard
+from shardio.storage.local import BLOCK
 
 _LEAST_PENDING = 1 << 17
 
@@ -151,7 +152,7 @@ class ClassCounter:
         tokens: NDArray[np.int64],
     ) -> None:
         """Count members by size and checksum; of those not seen before one is read."""
-        file: LocalShard | None = None
+        file: StoredFile | None = None
 
         def read(row: int) -> bytes:
             nonlocal file
@@ -208,7 +209,7 @@ def _number_in(text: bytes) -> int | None:
 
 
 def _read_texts(
-    file: LocalShard, offsets: NDArray[np.int64], sizes: NDArray[np.int64]
+    file: StoredFile, offsets: NDArray[np.int64], sizes: NDArray[np.int64]
 ) -> NDArray[np.uint8]:
     """Members of at most 64 bytes, uint8 [n, 65]: data, zeros, and the size last."""
     width = _MOST_TEXT + 1

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from shardio.errors import IndexFileError, ShardioError, counted, escaped, quoted
+from shardio.errors import (
+    IndexFileError,
+    ShardioError,
+    SituationError,
+    counted,
+    escaped,
+    quoted,
+)
 from shardio.indexing.catalog import SHARD_SUFFIXES, ShardPaths, find_shards, is_packed, list_parts
 from shardio.indexing.manifest import (
     INDEX_FOLDER,
@@ -27,7 +34,9 @@ from shardio.indexing.manifest import (
     read_manifest,
 )
 from shardio.packing.layout import WORK_FOLDER
+from shardio.storage.base import Storage
 from shardio.storage.folder import final_name
+from shardio.storage.location import Location
 
 Severity = Literal["problem", "note"]
 
@@ -171,13 +180,13 @@ class ScopedShard:
     """A shard.
 
     Attributes:
-        path: of its file.
+        path: location of its file.
         receipt: what a manifest says of it, if there is one.
         packed: it lies in a packed folder, so that it has an index.
         missing: there is no file, though the manifest names it.
     """
 
-    path: Path
+    path: Location
     receipt: ShardReceipt | None
     packed: bool
     missing: bool = False
@@ -188,56 +197,68 @@ class Part:
     """Shards that are one dataset.
 
     Attributes:
-        path: of the folder, or what the user named.
+        path: location of the folder, or what the user named.
         manifest: of the folder, if it has one that reads.
         shards: in order.
         findings: about the manifest and what lies in the folder.
     """
 
-    path: Path
+    path: Location
     manifest: Manifest | None
     shards: tuple[ScopedShard, ...]
     findings: tuple[Finding, ...]
 
 
-def find_parts(source: ShardPaths) -> list[Part]:
+def find_parts(source: ShardPaths, storage: Storage | None = None) -> list[Part]:
     """Find what a source names: packed folders, folders of splits, tars.
+
+    Args:
+        source: see shardio.indexing.catalog.open_catalog.
+        storage: see shardio.indexing.catalog.open_catalog.
 
     Raises:
         UsageError: nothing is there, or it is no source.
         OSError: a folder cannot be read.
     """
-    return [part for path in list_parts(source) for part in _parts_of(path)]
+    return [part for path in list_parts(source, storage) for part in _parts_of(path)]
 
 
-def _parts_of(path: Path) -> list[Part]:
-    if not path.is_dir():
+def _parts_of(path: Location) -> list[Part]:
+    if not path.is_folder():
         return [_named(path)]
     splits = [] if is_packed(path) or _shards_in(path) else _splits_of(path)
     if splits:
         above = Part(path=path, manifest=None, shards=(), findings=tuple(_leftovers(path, set())))
         return [above, *(_folder(split, is_split=True) for split in splits)]
     if not (is_packed(path) or _shards_in(path) or (path / PACKING_NAME).exists()):
-        find_shards(path)  # says that there are none
+        _find_shards(path)  # says that there are none
     return [_folder(path)]
 
 
-def _splits_of(folder: Path) -> list[Path]:
+def _splits_of(folder: Location) -> list[Location]:
     """Folders inside that are packed; with them, those that look as if they had been."""
-    inside = sorted(path for path in folder.iterdir() if path.is_dir())
-    inside = [path for path in inside if not path.name.startswith(".")]
+    inside = [folder / name for name in folder.names() if not name.startswith(".")]
     if not any(map(is_packed, inside)):
         return []
-    return [path for path in inside if is_packed(path) or (path / INDEX_FOLDER).is_dir()]
+    return [path for path in inside if is_packed(path) or (path / INDEX_FOLDER).is_folder()]
 
 
-def _named(path: Path) -> Part:
+def _find_shards(path: Location) -> list[Location]:
+    """List the shards that a path or pattern names; see shardio.indexing.catalog.find_shards."""
+    if path.is_local:
+        return [Location(path.storage, str(shard)) for shard in find_shards(Path(path))]
+    if path.is_file():
+        return [path]
+    raise SituationError("no such folder or shard", where=path)
+
+
+def _named(path: Location) -> Part:
     """Shards that are named one by one, or by a pattern."""
     findings: list[Finding] = []
     shards: list[ScopedShard] = []
-    receipts: dict[Path, dict[str, ShardReceipt]] = {}
+    receipts: dict[Location, dict[str, ShardReceipt]] = {}
     try:
-        found = find_shards(path)
+        found = _find_shards(path)
     except IndexFileError as error:
         return Part(path=path, manifest=None, shards=(), findings=(finding_of(error, str(path)),))
     for shard in found:
@@ -251,7 +272,7 @@ def _named(path: Path) -> Part:
     return Part(path=path, manifest=None, shards=tuple(shards), findings=tuple(findings))
 
 
-def _folder(folder: Path, *, is_split: bool = False) -> Part:
+def _folder(folder: Location, *, is_split: bool = False) -> Part:
     manifest, findings = _read_manifest(folder)
     if is_split and not (folder / MANIFEST_NAME).exists():
         found = Findings(str(folder))
@@ -283,10 +304,10 @@ def _folder(folder: Path, *, is_split: bool = False) -> Part:
     return Part(path=folder, manifest=manifest, shards=tuple(shards), findings=tuple(findings))
 
 
-def _shards_in(folder: Path) -> list[Path]:
+def _shards_in(folder: Location) -> list[Location]:
     """Files with names of shards, sorted."""
-    found = sorted(path for path in folder.iterdir() if path.name.endswith(SHARD_SUFFIXES))
-    return [path for path in found if not path.name.startswith(".")]
+    found = [name for name in folder.names() if name.endswith(SHARD_SUFFIXES)]
+    return [folder / name for name in found if not name.startswith(".")]
 
 
 def _receipts(manifest: Manifest | None) -> dict[str, ShardReceipt]:
@@ -306,7 +327,7 @@ def _missing(shards: list[ScopedShard]) -> list[Finding]:
     ]
 
 
-def _read_manifest(folder: Path) -> tuple[Manifest | None, list[Finding]]:
+def _read_manifest(folder: Location) -> tuple[Manifest | None, list[Finding]]:
     path = folder / MANIFEST_NAME
     if not path.exists():
         return None, []
@@ -321,9 +342,10 @@ def _read_manifest(folder: Path) -> tuple[Manifest | None, list[Finding]]:
     return manifest, _compare_document(path, manifest)
 
 
-def _compare_document(path: Path, manifest: Manifest) -> list[Finding]:
+def _compare_document(path: Location, manifest: Manifest) -> list[Finding]:
     """Find values that its checksum is not about, which other readers may look at."""
-    said, expected = json.loads(path.read_bytes()), manifest_document(manifest)
+    file = path.open()
+    said, expected = json.loads(file.read(0, file.size)), manifest_document(manifest)
     own, own_expected = said["shardio"], expected["shardio"]
     found = Findings(str(path))
     if "crc32" not in own and own.keys() < own_expected.keys():
@@ -342,15 +364,15 @@ def _compare_document(path: Path, manifest: Manifest) -> list[Finding]:
     return [*found.all()]
 
 
-def _leftovers(folder: Path, shards: set[str]) -> list[Finding]:
+def _leftovers(folder: Location, shards: set[str]) -> list[Finding]:
     """What a pack or a removed shard left in a folder."""
     found: list[Finding] = []
 
-    def add(path: Path, what: str, remedy: str) -> None:
+    def add(path: Location, what: str, remedy: str) -> None:
         found.append(Finding(shard=str(path), what=what, remedy=remedy))
 
     for name in (PACKING_NAME, WORK_FOLDER):
-        if (folder / name).exists():
+        if (folder / name).exists() or (folder / name).is_folder():
             add(
                 folder / name,
                 "a pack into this folder was interrupted or still runs",
@@ -358,17 +380,17 @@ def _leftovers(folder: Path, shards: set[str]) -> list[Finding]:
             )
             break
     indexes = {index_path(folder / name).name for name in shards}
-    for path in _files(folder) + _files(folder / INDEX_FOLDER):
-        if final_name(path.name) != path.name:
-            add(path, "a temporary file that an interrupted pack or index left", "remove it")
-        elif (
-            path.parent.name == INDEX_FOLDER
-            and path.name.endswith(_INDEX_SUFFIXES)
-            and path.name not in indexes
-        ):
-            add(path, "the index of a shard that is not there", "remove it, or get the shard again")
+    for inside in (folder, folder / INDEX_FOLDER):
+        for name in inside.names():
+            is_index = inside.name == INDEX_FOLDER and name.endswith(_INDEX_SUFFIXES)
+            if not (final_name(name) != name or (is_index and name not in indexes)):
+                continue
+            path = inside / name
+            if not path.is_file():
+                continue
+            if final_name(name) != name:
+                add(path, "a temporary file that an interrupted pack or index left", "remove it")
+            else:
+                what = "the index of a shard that is not there"
+                add(path, what, "remove it, or get the shard again")
     return found
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []

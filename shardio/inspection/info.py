@@ -298,7 +298,7 @@ def info(
     types = partial(type_of, max_pixels=max_pixels, given=given_types(fields))
     if preview is not None:
         _check_preview(fspath(preview), preview_count)
-    parts = list_parts(source)
+    parts = [*map(Path, list_parts(source))]
     folders = _find_splits(parts)
     named: Mapping[str, ShardPaths] = folders or {_WHOLE: source}
     catalogs = {name: open_catalog(part, allow_empty=allow_empty) for name, part in named.items()}

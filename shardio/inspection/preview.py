@@ -20,8 +20,8 @@ from shardio.fields.image import encode_image, one_opencv_thread
 from shardio.indexing.catalog import ShardEntry
 from shardio.indexing.shard_index import ShardIndex
 from shardio.inspection.counts import class_name
+from shardio.storage.base import StoredFile
 from shardio.storage.folder import atomic_file
-from shardio.storage.local import LocalShard
 
 COLUMNS = 8
 CELL_HEIGHT, CELL_WIDTH = 150, 200
@@ -118,7 +118,7 @@ class _Cells:
             else:
                 self.found.append((_fit(pixels), label))
 
-    def _class_of(self, file: LocalShard, stored: dict[str, tuple[int, int]]) -> str | None:
+    def _class_of(self, file: StoredFile, stored: dict[str, tuple[int, int]]) -> str | None:
         if LABEL_FIELD not in stored:
             return None
         try:

@@ -44,6 +44,7 @@ from shardio.packing.layout import DROPPED_NAME, WORK_FOLDER
 from shardio.packing.listing import SampleList, SampleListWriter
 from shardio.packing.plan import ImageEncoding, Sharding
 from shardio.packing.sources.base import FromRange, Problem, SourceField, SourceSample
+from shardio.storage.base import StoredBytes
 from shardio.storage.compression import decompress, find_compression
 from shardio.storage.folder import Folder
 from shardio.storage.local import FileBytes
@@ -103,7 +104,7 @@ def find_whole(task: RepairTask, ticker: Ticker) -> tuple[SampleList, list[Probl
 
 
 def _find(task: RepairTask, work: Folder) -> Iterator[SourceSample | Problem]:
-    name, path = str(task.shard.path), task.shard.path
+    name, path = str(task.shard.path), Path(task.shard.path)
     index = _open_index(task.shard)
     try:
         compression = find_compression(path)
@@ -151,7 +152,7 @@ class _Shard:
         data: of it.
     """
 
-    def __init__(self, task: RepairTask, path: Path, data: FileBytes) -> None:
+    def __init__(self, task: RepairTask, path: Path, data: StoredBytes) -> None:
         self._check = task.check
         self._shard = task.shard
         self._path = os.fsencode(path.absolute())
@@ -405,7 +406,7 @@ def repair(
 
 
 def _refuse_inside(out: Path, parts: Sequence[Part]) -> None:
-    folders = {part.path.resolve() for part in parts}
+    folders = {Path(part.path).resolve() for part in parts}
     if not folders.isdisjoint((out.resolve(), *out.resolve().parents)):
         raise PackError(
             "the output lies inside the source", where=out, remedy="name a folder outside it"

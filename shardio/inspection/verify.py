@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -30,6 +29,8 @@ from shardio.inspection.verify_shard import (
 )
 from shardio.packing.engine import Engine, Ticker, make_engine
 from shardio.packing.job import Progress
+from shardio.storage.base import Storage
+from shardio.storage.location import Location
 from shardio.tar.salvage import walk_members
 
 _MOST = 1000  # repeated keys that are named for one shard
@@ -38,6 +39,7 @@ _MOST = 1000  # repeated keys that are named for one shard
 def verify(
     source: ShardPaths,
     *,
+    storage: Storage | None = None,
     deep: bool = False,
     fields: Mapping[str, str | FieldType] | None = None,
     allow_empty: bool = False,
@@ -54,6 +56,7 @@ def verify(
     Args:
         source: a packed folder, a folder of splits, a folder of tars, a tar, a glob or a pattern,
             or a list of these.
+        storage: storage of the source, see shardio.storage.base; None reads local files.
         deep: decode every field, images and others, which notices most damage where there are
             no checksums.
         fields: field types, as ShardDataset takes them; other fields have their default types.
@@ -69,7 +72,7 @@ def verify(
     """
     engine = make_engine("local", jobs)
     check = FieldCheck(deep=deep, max_pixels=max_pixels, types=given_types(fields))
-    parts = find_parts(source)
+    parts = find_parts(source, storage)
     shards = [[each for each in part.shards if not each.missing] for part in parts]
     tasks = [task_of(shard, check, allow_empty=allow_empty) for some in shards for shard in some]
     advance = progress(sum(map(len, tasks))) if progress else None
@@ -108,7 +111,7 @@ def _manifest_fields(part: Part, reports: Sequence[ShardReport]) -> Iterable[Fin
         )
 
 
-def _lacking_fields(path: Path, reports: Sequence[ShardReport]) -> Iterable[Finding]:
+def _lacking_fields(path: Location, reports: Sequence[ShardReport]) -> Iterable[Finding]:
     """Count the samples that lack a field which others have."""
     samples: Counter[frozenset[str]] = Counter()
     first: dict[frozenset[str], str] = {}
@@ -135,11 +138,11 @@ class _KeysTask:
     """Samples whose keys are wanted.
 
     Attributes:
-        path: of their shard.
+        path: location of their shard.
         offsets: of their first members' data.
     """
 
-    path: Path
+    path: Location
     offsets: tuple[int, ...]
 
     def __len__(self) -> int:
@@ -157,7 +160,7 @@ def _read_keys(task: _KeysTask, ticker: Ticker) -> list[str]:
 
 
 def _repeated_keys(
-    names: Sequence[Path], reports: Sequence[ShardReport], engine: Engine
+    names: Sequence[Location], reports: Sequence[ShardReport], engine: Engine
 ) -> dict[int, list[Finding]]:
     """Find keys that an earlier shard has; findings by number of the later shard."""
     pairs = _equal_hashes(reports)

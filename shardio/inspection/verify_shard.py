@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,8 +43,10 @@ from shardio.naming import split_member_name
 from shardio.packing.engine import Ticker
 from shardio.packing.listing import hash_key
 from shardio.packing.task import decoding
+from shardio.storage.base import StoredBytes
 from shardio.storage.compression import decompress, find_compression
 from shardio.storage.local import FileBytes
+from shardio.storage.location import Location
 from shardio.storage.temporary import explained
 from shardio.tar.header import DIRECTORY, FILE, padded
 from shardio.tar.reader import Members
@@ -133,7 +134,7 @@ class Comparison:
             self._add(fault, key, field, offset)
         return fault is None
 
-    def finish(self, *, samples: int, data: FileBytes) -> None:
+    def finish(self, *, samples: int, data: StoredBytes) -> None:
         """Say what is left over on both sides.
 
         Args:
@@ -256,8 +257,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def open_plain(path: Path) -> Iterator[tuple[FileBytes, TarError | None]]:
-    """Open a shard as it is on disk now.
+def open_plain(place: Path | Location) -> Iterator[tuple[StoredBytes, TarError | None]]:
+    """Open a shard as it is now.
 
     Yields:
         The plain tar, and what is wrong with its compression, after which nothing follows.
@@ -267,6 +268,14 @@ def open_plain(path: Path) -> Iterator[tuple[FileBytes, TarError | None]]:
         ShardioError: there is no space for the decompressed tar, or what decompresses it is not
             installed.
     """
+    if isinstance(place, Location) and not place.is_local:
+        try:
+            file = place.open()
+        except TarError as error:
+            raise OSError(errno.EINVAL, error.what, str(place)) from error
+        yield StoredBytes(file), None
+        return
+    path = Path(place)
     compression = find_compression(path)
     if compression is None:
         with path.open("rb") as stream:
@@ -356,9 +365,10 @@ class ShardReport:
 def task_of(shard: ScopedShard, check: FieldCheck, *, allow_empty: bool) -> VerifyTask:
     """The task of a shard."""
     try:
-        size = os.stat(shard.path).st_size  # noqa: PTH116  as Path.stat
+        found = shard.path.find()
     except OSError:
-        size = 0
+        found = None
+    size = 0 if found is None else found.size
     return VerifyTask(shard=shard, check=check, allow_empty=allow_empty, size=size)
 
 
@@ -375,8 +385,8 @@ def verify_shard(task: VerifyTask, ticker: Ticker) -> ShardReport:
     found = Findings(str(task.shard.path))
     index = _read_index(task.shard, found)
     try:
-        if task.shard.packed:
-            _refuse_compressed(task.shard.path, found)
+        if task.shard.packed and task.shard.path.is_local:
+            _refuse_compressed(Path(task.shard.path), found)
         with open_plain(task.shard.path) as (data, fault), task.check.context():
             if fault is None:
                 try:
@@ -427,7 +437,7 @@ def _read_index(shard: ScopedShard, found: Findings) -> ShardIndex | None:
 
 
 def _verify_data(
-    task: VerifyTask, data: FileBytes, index: ShardIndex | None, found: Findings, ticker: Ticker
+    task: VerifyTask, data: StoredBytes, index: ShardIndex | None, found: Findings, ticker: Ticker
 ) -> ShardReport:
     walk = walk_members(data)
     last = [gap for gap in walk.gaps[-1:] if gap.end == len(data)]
@@ -525,7 +535,7 @@ def _verify_others(grouped: Grouped, members: Members, found: Findings) -> None:
 
 def _read_through(
     task: VerifyTask,
-    data: FileBytes,
+    data: StoredBytes,
     members: Members,
     grouped: Grouped,
     comparison: Comparison | None,
@@ -574,7 +584,7 @@ class _Hashing:
         ticker: hears of them.
     """
 
-    def __init__(self, data: FileBytes, ticks: int, ticker: Ticker) -> None:
+    def __init__(self, data: StoredBytes, ticks: int, ticker: Ticker) -> None:
         self._data = data
         self._left = ticks
         self._ticker = ticker

@@ -40,8 +40,10 @@ from shardio.packing.task import (
     pack_shard,
     refusal,
 )
+from shardio.packing.upload import claim_storage, publish_rest, refuse_others
+from shardio.storage.base import Storage
 from shardio.storage.folder import Folder
-from shardio.storage.local import refuse_url
+from shardio.storage.location import Location, locate
 
 Progress = Callable[[int], Advance]
 """Called with the number of samples; returns a callback for the number done since its last call.
@@ -70,6 +72,7 @@ class PackJob:
         engine: engine that runs the tasks.
         progress: callback for each pass over the samples; None for no reports.
         ledger: name of the file in the output that lists what was left out.
+        storage: storage of the output; None writes local files.
 
     Raises:
         UsageError: the sizes of samples are not known before they are encoded.
@@ -86,6 +89,7 @@ class PackJob:
     engine: Engine
     progress: Progress | None
     ledger: str = SKIPPED_NAME
+    storage: Storage | None = None
 
     def __post_init__(self) -> None:
         if self.sharding.shard_size is not None and self.images.decodes:
@@ -131,7 +135,8 @@ def run_job(
     """Make a packed folder.
 
     Args:
-        out: path of a folder that is new, empty, or that of the same job interrupted.
+        out: path of a folder in the job's storage that is new, empty, or that of the same job
+            interrupted.
         job: specification of the pack.
         open_source: function that opens the source; called with the work folder.
 
@@ -140,19 +145,52 @@ def run_job(
         OutputError, UsageError: the folder holds a link in the place of a file, or is a URL.
         OSError: the folder cannot be written.
     """
-    start, folder = time.monotonic(), Path(out)
+    start = time.monotonic()
     if not os.fspath(out):
         raise PackError("the name of the output folder is empty", remedy="name a folder")
-    refuse_url(out)
+    target = locate(os.fspath(out), job.storage)
     names = [*job.splits.fractions] if job.splits else [WHOLE]
+    if target.is_local:
+        plan, ended = _pack(Path(target), None, names, job, open_source)
+    elif job.engine.elsewhere:
+        raise UsageError("engine='ray' writes to a folder that all machines see, not to a storage")
+    else:
+        with claim_storage(target, names) as folder:
+            plan, ended = _pack(folder, target, names, job, open_source)
+    return _summarize(plan, ended, seconds=time.monotonic() - start)
+
+
+def _pack(
+    folder: Path,
+    target: Location | None,
+    names: Sequence[str],
+    job: PackJob,
+    open_source: Callable[[Folder], Source],
+) -> tuple[_Plan, Ended]:
+    """Pack into a local folder.
+
+    Args:
+        folder: output folder.
+        target: folder of a storage that everything is published to; None leaves it here.
+        names: names of the splits; WHOLE for none.
+        job: what to make.
+        open_source: gives the source; called with the work folder.
+
+    Returns:
+        What was planned, and what was made.
+    """
     with hold_folder(folder, names) as output:
-        plan = _plan(output, job, open_source(output.work))
+        plan = _plan(output, job, open_source(output.work), target)
         made = plan.digest(job)
         ended = output.ended
         if ended is None:
             _discard_others(output, plan.tasks)
+            if target is not None:
+                refuse_others(target, names, {task.shard for task in plan.tasks})
             packed = job.engine.run(pack_shard, plan.tasks, _advance(plan.listing, job))
             _publish(output.folder, job.ledger, plan, packed)
+            if target is not None:
+                publish_rest(target, folder, names)
             ended = _ended(made, packed)
             output.end(ended)
     if ended.made != made:
@@ -161,7 +199,7 @@ def run_job(
             where=folder,
             remedy="use the folder, or name another one",
         )
-    return _summarize(plan, ended, seconds=time.monotonic() - start)
+    return plan, ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -190,7 +228,7 @@ class _Plan:
         return hashlib.sha256(made.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _plan(output: Output, job: PackJob, source: Source) -> _Plan:
+def _plan(output: Output, job: PackJob, source: Source, target: Location | None) -> _Plan:
     """List the samples and divide them into shards."""
     output.work.remove(DUPLICATES_NAME)
     listing = Listing(output.work, source, sized=job.sharding.shard_size is not None)
@@ -208,7 +246,10 @@ def _plan(output: Output, job: PackJob, source: Source) -> _Plan:
     )
     tasks = [
         ShardTask(
-            **_of_samples(source, listing, job, shard.numbers), part=shard.part, name=shard.name
+            **_of_samples(source, listing, job, shard.numbers),
+            part=shard.part,
+            name=shard.name,
+            target=target,
         )
         for shard in planned
     ]

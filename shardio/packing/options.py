@@ -20,6 +20,7 @@ from shardio.packing.engine import EngineName, make_engine
 from shardio.packing.job import PackJob, Progress
 from shardio.packing.plan import ImageEncoding, ImageStorage, Sharding, Splits
 from shardio.packing.sources.rules import check_classes, parse_features, parse_fields
+from shardio.storage.base import Storage
 
 OnError = Literal["raise", "skip"]
 Predicate = Callable[[str, Mapping[str, Any]], Any]
@@ -47,6 +48,8 @@ class OutputOptions:
         engine: "local", or "ray" to run on a Ray cluster.
         progress: function that is called with the number of samples before each pass over them,
             and returns a function that is called with the number of those done since.
+        storage: storage of the output, see shardio.storage.base; None writes local files. Shards
+            are made in the temporary directory and published one by one, the manifest last.
 
     Raises:
         UsageError: a value is invalid.
@@ -64,6 +67,7 @@ class OutputOptions:
     jobs: int | None = None
     engine: EngineName = "local"
     progress: Progress | None = None
+    storage: Storage | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.seed, int):
@@ -107,6 +111,7 @@ class OutputOptions:
             dedupe=dedupe,
             engine=make_engine(self.engine, self.jobs),
             progress=self.progress,
+            storage=self.storage,
         )
 
 

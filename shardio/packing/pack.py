@@ -26,6 +26,7 @@ from shardio.packing.sources.table import TableSource
 from shardio.packing.sources.tars import TarSource
 from shardio.packing.sources.tfrecord import TFRecordSource
 from shardio.storage.local import refuse_url
+from shardio.storage.location import locate
 
 SOURCES: tuple[type[PathSource], ...] = (TableSource, TarSource, TFRecordSource, FolderSource)
 """Sources of paths, in the order in which they are asked; the last claims every path."""
@@ -62,7 +63,8 @@ def pack(
     job = options.make_pack_job()
     if isinstance(source, str | PathLike):
         root = fspath(source)
-        _refuse_inside(Path(root), Path(out), options)
+        if locate(out, options.storage).is_local:
+            _refuse_inside(Path(root), Path(out), options)
         return run_job(out, job, lambda _: open_source(root, options))
     if isinstance(source, Source):
         _refuse_others(options, "a Source", ())

@@ -43,7 +43,9 @@ from shardio.packing.sources.reader import (
     keeps_ctime,
     state_of,
 )
+from shardio.packing.upload import publish_shard
 from shardio.storage.folder import Folder, final_name
+from shardio.storage.location import Location
 from shardio.tar.writer import ArchiveWriter
 
 if TYPE_CHECKING:
@@ -303,10 +305,12 @@ class ShardTask(SampleTask):
     Attributes:
         part: name of its split.
         name: file name of the shard.
+        target: folder of a storage that the shard is published to; None leaves it where it is.
     """
 
     part: str
     name: str
+    target: Location | None = None
 
     @property
     def shard(self) -> str:
@@ -330,7 +334,8 @@ def pack_shard(task: ShardTask, ticker: Ticker) -> PackedShard:
         ticker: hears of every sample.
 
     Raises:
-        PackError: something of the source cannot be packed; names it.
+        PackError: something of the source cannot be packed, which it names, or another pack
+            writes to the storage.
         CancelledError: the ticker says so.
         OutputError: something else than a file or folder has a place in the output.
         OSError: the shard cannot be written.
@@ -342,6 +347,8 @@ def pack_shard(task: ShardTask, ticker: Ticker) -> PackedShard:
             ticker.tick(len(task))
             return found[0]
         packed, sources = _write_shard(task, ticker, shards)
+        if task.target is not None:
+            publish_shard(task.target, task.part, shards, task.name)
         write_receipt(work, shards, packed, task=digest, sources=sources)
         return packed
 

@@ -53,6 +53,7 @@ from shardio.reading.readahead import ReadAhead
 from shardio.reading.settings import check_plan, make_shuffle
 from shardio.reading.shards import ShardPool
 from shardio.reading.times import StageTimes, Stopwatch
+from shardio.storage.base import Storage
 
 Choice = ArrayLike | Callable[[str, int], Any]
 
@@ -214,6 +215,7 @@ class ShardDataset(ResumableDataset):
         max_pixels: greatest number of pixels of an image. Larger ones are bad samples, and so are
             files that ask for far more work than real images of their size; a greater number
             raises all these limits in proportion, see shardio.fields.limits.
+        storage: storage of the source, see shardio.storage.base; None reads local files.
 
     Attributes:
         catalog: the shards.
@@ -250,6 +252,7 @@ class ShardDataset(ResumableDataset):
         reduced_decoding: bool = True,
         allow_empty: bool = False,
         max_pixels: int = MAX_PIXELS,
+        storage: Storage | None = None,
     ) -> None:
         given = check_arguments(
             fields=fields,
@@ -268,12 +271,13 @@ class ShardDataset(ResumableDataset):
             reduced_decoding=reduced_decoding,
             allow_empty=allow_empty,
             max_pixels=max_pixels,
+            storage=storage,
         )
         sizes = given["batch_size"], given["global_batch_size"]
         super().__init__(batch_sizes=sizes, ranks=(rank, world_size))
-        self.catalog: Catalog = open_catalog(source, allow_empty=allow_empty)
+        self.catalog: Catalog = open_catalog(source, storage=storage, allow_empty=allow_empty)
         self.classes = self.catalog.classes
-        self._decode = decode
+        self._decode, self._transform, self._tail = decode, transform, tail
         self.fields = self._map_fields(fields)
         self.times = StageTimes()
         self.stopwatch: Callable[[], Stopwatch] = Stopwatch
@@ -281,11 +285,9 @@ class ShardDataset(ResumableDataset):
         self._arguments = given
         self.samples = Samples([shard.samples for shard in self.catalog.shards])
         self._default_fields = fields is None
-        self._transform = transform
         self.shuffle = make_shuffle(
             shuffle, seed=given["seed"], window=given["window"], streams=given["streams"]
         )
-        self._tail: Tail = tail
         self._digest = self.catalog.digest()
         self._open_shards: ShardPool | None = None  # those of ds[i]
         if len(self.samples):

@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 
 from shardio.processes import new_lock
 from shardio.reading.shards import OpenShard, Places, ShardPool, Wanted
+from shardio.storage.base import StoredFile
 from shardio.storage.copying import RowCopier
-from shardio.storage.local import BLOCK, LocalShard
+from shardio.storage.local import BLOCK
 
 MOST_SHORT = 24
 """Bytes of a member, up to which members may differ in size."""
@@ -148,7 +149,7 @@ class _Group(NamedTuple):
     """
 
     shard: OpenShard
-    file: LocalShard
+    file: StoredFile
     samples: NDArray[np.int64]
     rows: slice
 
@@ -266,7 +267,7 @@ class Gatherer:
 
     def _are_in_place(
         self,
-        files: list[LocalShard],
+        files: list[StoredFile],
         counts: list[int],
         places: Places,
         expected: NDArray[np.uint32],

@@ -23,7 +23,7 @@ from shardio.errors import SampleError, TarError, quoted
 from shardio.indexing.catalog import ShardEntry
 from shardio.indexing.shard_index import ShardIndex, decode_key
 from shardio.processes import new_lock
-from shardio.storage.local import LocalShard
+from shardio.storage.base import StoredFile
 
 _MOST_OPEN = 64
 _MOST_MAPPED = 128  # Python's mmap keeps a descriptor, of which a process often has 1,024
@@ -113,7 +113,7 @@ class OpenShard:
         self.bad: set[int] = set()
         self._entry = entry
         self._indexing, self._opening = new_lock(), new_lock()
-        self._kept: LocalShard | None = None
+        self._kept: StoredFile | None = None
         self._is_compared = self._is_indexed = False
         self._known: dict[Wanted, list[list[tuple[str, int]]]] = {}
         self._tables: dict[Wanted, _Table | None] = {}
@@ -249,7 +249,7 @@ class OpenShard:
         where = f" at offset {offset}" if offset >= 0 else ""
         return f"{self.name}: sample {quoted(self.index.key(sample))}, field {quoted(field)}{where}"
 
-    def file(self) -> LocalShard:
+    def file(self) -> StoredFile:
         """The file; opened for one use if another thread has just closed it."""
         return self._kept or self._entry.open_file()
 

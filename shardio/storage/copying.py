@@ -6,8 +6,8 @@ are never touched in the map: one call writes up to 1,024 of them into a file in
 to this process alone, and from there they are read. That takes as long as a gather from the map; a
 pread for each row takes twice as long, and hands over the interpreter's lock each time.
 
-Where files in memory are not to be had, or the kernel reports an error, rows are read with pread,
-which says what is wrong.
+Where files in memory are not to be had, a file is not local, or the kernel reports an error, rows
+are read one by one, which says what is wrong.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from shardio.storage.base import StoredFile
 from shardio.storage.local import LocalShard
 
 _AT_ONCE = 1024  # pieces in one call: IOV_MAX
@@ -36,7 +37,7 @@ class RowCopier:
 
     def copy(
         self,
-        files: Sequence[LocalShard],
+        files: Sequence[StoredFile],
         counts: Sequence[int],
         starts: NDArray[np.int64],
         width: int,
@@ -61,13 +62,15 @@ class RowCopier:
         ends = np.repeat([file.size - width for file in files], counts)
         if (starts < 0).any() or (starts > ends).any():
             return None
-        places = _places(files, counts, starts, width) if size <= _MOST_BYTES else None
+        local = [file for file in files if isinstance(file, LocalShard)]
+        mappable = len(local) == len(files) and size <= _MOST_BYTES
+        places = _places(local, counts, starts, width) if mappable else None
         if (
             places is not None
             and self._reserve(size)
             and self._write(places)
             # Behind a cut the rest of its page reads as zeros, so sizes are looked at afterwards.
-            and all(file.is_whole() for file in files)
+            and all(file.is_whole() for file in local)
         ):
             return self._memory[:size].reshape(len(starts), width)
         if size > self._plain.size:

@@ -33,13 +33,18 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
     """Write a file under a temporary name beside `path`, sync it, rename it.
 
     If the block raises, the temporary file is removed and `path` is as it was. What is neither a
     file nor a link stays: a device or a pipe is not replaced.
 
+    Args:
+        path: path of the file.
+        replace: take the place of a file that is there.
+
     Raises:
+        FileExistsError: something is there that is not replaced.
         OSError: the file cannot be written, synced or renamed; it names `path`.
     """
     try:
@@ -53,19 +58,20 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise at_path(error, path) from error
     try:
-        with atomic_file_in(descriptor, path) as stream:
+        with atomic_file_in(descriptor, path, replace=replace) as stream:
             yield stream
     finally:
         os.close(descriptor)
 
 
 @contextmanager
-def atomic_file_in(folder: int, path: Path) -> Iterator[BinaryIO]:
+def atomic_file_in(folder: int, path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
     """Write a file as atomic_file does, into a folder that is open.
 
     Args:
         folder: descriptor of the folder.
         path: path of the file, for its name and for errors.
+        replace: take the place of a file that is there.
 
     Raises:
         OSError: the file cannot be written, synced or renamed; it names `path`.
@@ -77,7 +83,11 @@ def atomic_file_in(folder: int, path: Path) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        if replace:
+            os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        else:  # a rename would take the place of a file that another has just put there
+            os.link(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+            os.unlink(temporary, dir_fd=folder)
     except BaseException as error:
         with suppress(FileNotFoundError):
             os.unlink(temporary, dir_fd=folder)

@@ -1,4 +1,4 @@
-"""Shards as local files.
+"""Local files, the storage of paths.
 
 Bytes are read with pread, not through a memory map: a file that shrinks or a disk that fails under
 a running epoch then is an error with a place, where a memory map would kill the process with
@@ -9,23 +9,26 @@ kernel, which reports the error too; see shardio.storage.copying.
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import mmap
 import os
 import re
+import shutil
 import stat
-import zlib
-from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from shardio.errors import ShardioError, TarError, UsageError
+from shardio.storage.base import FileStat, StoredBytes, outside_error, short_error
+from shardio.storage.folder import atomic_file
 
 BLOCK = 512
 """Bytes that tars are made of."""
 
-_PIECE = 1 << 20  # bytes of a file that are held at once
+_PIECE = 1 << 20  # bytes that are copied at once
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/|(pipe):")
 
@@ -58,20 +61,77 @@ def refuse_url(path: str | os.PathLike[str]) -> None:
         raise UsageError(fault)
 
 
+@dataclass(frozen=True, slots=True)
+class LocalFiles:
+    """The storage of local files; see shardio.storage.base.Storage.
+
+    A version is the time of change. Inode and ctime take no part: chmod, or a copy that keeps the
+    time of change, leaves the same file.
+    """
+
+    def names(self, folder: str, /) -> list[str]:
+        """List the files and folders in a folder."""
+        try:
+            return sorted(os.listdir(folder))  # noqa: PTH208  text is enough
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def stat(self, path: str, /) -> FileStat:
+        """Measure a file."""
+        status = os.stat(path)  # noqa: PTH116  a Path takes as long to make
+        if not stat.S_ISREG(status.st_mode):
+            code = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
+            raise OSError(code, os.strerror(code), path)
+        return FileStat(status.st_size, version_of(status))
+
+    def open(self, path: str, name: str, /) -> LocalShard:
+        """Open a file for reading."""
+        return LocalShard(path, name)
+
+    def publish(self, path: str, content: bytes | Path, /, *, only_if_absent: bool = False) -> None:
+        """Put a file in its place."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(target, replace=not only_if_absent) as stream:
+            if isinstance(content, bytes):
+                stream.write(content)
+            else:
+                with content.open("rb") as source:
+                    shutil.copyfileobj(source, stream, _PIECE)
+        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def remove(self, path: str, /) -> None:
+        """Remove a file, if it is there."""
+        Path(path).unlink(missing_ok=True)
+
+
+LOCAL = LocalFiles()
+"""The storage of paths that are no URLs."""
+
+
+def version_of(status: os.stat_result) -> str:
+    """Return the version of a local file, see FileStat."""
+    return str(status.st_mtime_ns)
+
+
 class LocalShard:
-    """One open shard file; safe to read from several threads.
+    """One open file; safe to read from several threads.
 
     Args:
-        path: the file.
-        name: what errors call it.
+        path: path of the file.
+        name: name of the file in errors.
 
     Attributes:
         name: as given.
-        size: in bytes.
-        modified: time of change (ns).
+        size: size in bytes.
+        version: see version_of.
     """
 
-    __slots__ = ("_address", "_descriptor", "_mapped", "modified", "name", "size")
+    __slots__ = ("_address", "_descriptor", "_mapped", "name", "size", "version")
 
     def __init__(self, path: str, name: str) -> None:
         self.name = name
@@ -83,7 +143,7 @@ class LocalShard:
                 "it is not a file", where=name, remedy="get or pack the shard again", shard=name
             )
         self.size = status.st_size
-        self.modified = status.st_mtime_ns
+        self.version = version_of(status)
         self._mapped: mmap.mmap | None = None
         self._address: int | None = None
 
@@ -95,24 +155,10 @@ class LocalShard:
             OSError: the storage fails.
         """
         if not 0 <= offset <= offset + size <= self.size:
-            raise TarError(
-                f"{size} bytes at offset {offset} lie outside the shard of {self.size} "
-                "bytes, so its index was changed while it was read",
-                where=self.name,
-                remedy="open the dataset again, or run `shardio index` on the folder of the shard",
-                shard=self.name,
-                offset=offset,
-            )
+            raise outside_error(self, offset, size)
         data = read_at(self._descriptor, size, offset)
         if len(data) < size:
-            raise TarError(
-                f"the file ends at byte {offset + len(data)}, inside a member of {size} "
-                f"bytes at offset {offset}, so it was cut off after it was indexed",
-                where=self.name,
-                remedy="get or pack it again",
-                shard=self.name,
-                offset=offset,
-            )
+            raise short_error(self, offset, size, len(data))
         return data
 
     def address(self) -> int | None:
@@ -122,11 +168,24 @@ class LocalShard:
         """
         if self._mapped is None:
             try:
-                mapped = mmap.mmap(self._descriptor, self.size, prot=mmap.PROT_READ)
+                mapped = self.map()
             except (ValueError, OSError):  # it was cut off, or its file system maps no files
                 return None
             self._address, self._mapped = np.frombuffer(mapped, np.uint8).ctypes.data, mapped
         return self._address
+
+    def map(self) -> mmap.mmap:
+        """Map the file, for all processes of a machine to share.
+
+        Raises:
+            ValueError: it was cut off.
+            OSError: its file system maps no files.
+        """
+        return mmap.mmap(self._descriptor, self.size, prot=mmap.PROT_READ)
+
+    def status(self) -> os.stat_result:
+        """Return the status of the open file as it is now."""
+        return os.fstat(self._descriptor)
 
     def is_whole(self) -> bool:
         """Whether the file still is as long as it was when it was opened."""
@@ -143,12 +202,12 @@ class LocalShard:
             os.close(self._descriptor)
 
 
-class FileBytes:
-    """The bytes of an open file, each read when it is asked for.
+class FileBytes(StoredBytes):
+    """The bytes of a file that somebody else opened and closes.
 
     Args:
-        stream: the file.
-        name: what errors call it.
+        stream: open file.
+        name: name of the file in errors.
 
     A slice is what it is of bytes; it raises ShardioError where the file was cut off since, and
     OSError where the storage fails.
@@ -176,32 +235,6 @@ class FileBytes:
                 offset=start + len(data),
             )
         return data
-
-    def crc32(self, start: int, size: int) -> int:
-        """CRC-32 of some of the bytes."""
-        checksum = 0
-        for piece in self._pieces(start, start + size):
-            checksum = zlib.crc32(piece, checksum)
-        return checksum
-
-    def sha256(self) -> str:
-        """Hexadecimal digest of all bytes."""
-        digest = hashlib.sha256()
-        for piece in self._pieces(0, self._size):
-            digest.update(piece)
-        return digest.hexdigest()
-
-    def _pieces(self, start: int, end: int) -> Iterator[bytes]:
-        for first in range(start, end, _PIECE):
-            yield self[first : min(first + _PIECE, end)]
-
-    def find(self, text: bytes, start: int) -> int:
-        """Where a text of a few bytes first occurs at or after an offset; -1 if it does not."""
-        for first in range(start, self._size, _PIECE):
-            at = self[first : first + _PIECE + len(text) - 1].find(text)
-            if at >= 0:
-                return first + at
-        return -1
 
 
 def read_at(descriptor: int, size: int, offset: int) -> bytes:

@@ -25,8 +25,8 @@ from shardio.inspection import counts as counting
 from shardio.inspection.counts import Tally
 from shardio.inspection.info import ClassCount
 from shardio.inspection.preview import CELL_HEIGHT, CELL_WIDTH, GAP, LABEL_HEIGHT, MARGIN
+from shardio.storage.base import StoredFile
 from shardio.storage.folder import Folder
-from shardio.storage.local import LocalShard
 from shardio.testing import make_images, make_shard
 
 Pixels = NDArray[np.uint8]
@@ -163,7 +163,7 @@ def test_no_shard_is_opened_to_count_what_checksums_tell(
     opened: list[str] = []
     real = ShardEntry.open_file
 
-    def open_file(entry: ShardEntry) -> LocalShard:
+    def open_file(entry: ShardEntry) -> StoredFile:
         opened.append(entry.name)
         return real(entry)
 

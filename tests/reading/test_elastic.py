@@ -15,7 +15,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 import shardio
-from shardio.storage.local import LocalShard
+from shardio.indexing.catalog import ShardEntry
 
 GLOBAL_BATCH_SIZE = 48  # 600 samples are 12 and a half
 TOPOLOGIES = ((1, 0), (1, 3), (2, 1), (3, 2), (4, 0), (8, 1))  # ranks, workers of each
@@ -135,9 +135,11 @@ def test_nodes_with_streams_open_few_shards_of_others(
     """Four nodes of two ranks; with whole shards cached, they fetch 1.1 times the bytes at most."""
     shardio.pack(images, tmp_path / "out", shards=30)
     opened: set[str] = set()
+    open_file = ShardEntry.open_file
     monkeypatch.setattr(
-        "shardio.indexing.catalog.LocalShard",
-        lambda path, name: opened.add(name) or LocalShard(path, name),  # type: ignore[func-returns-value]
+        ShardEntry,
+        "open_file",
+        lambda entry: opened.add(entry.name) or open_file(entry),  # type: ignore[func-returns-value]
     )
     fetched = []
     keys = []

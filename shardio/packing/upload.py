@@ -1,0 +1,150 @@
+"""Packing into a storage that is no local folder.
+
+Shards are made in a folder of the temporary directory, as in any output folder; each is published
+with its index as soon as it is whole, and removed here. The manifest comes last and only if none
+is there: that is the commit. Until then a note lies in the folder, so that nobody takes what is
+there for shards of others, and that a later pack may finish it.
+
+Nothing that is there is overwritten. A file of the same contents is taken as it is, as an
+interrupted run of the same pack left it; any other stops the pack. So of two packs of different
+things into one folder at once, one wins at most, and the other says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from shardio.errors import PackError
+from shardio.indexing.manifest import MANIFEST_NAME, PACKING_NAME, index_path
+from shardio.packing.layout import LEDGERS, WHOLE, find_foreign, is_ours, is_shard_name, path_in
+from shardio.storage.base import StoredBytes
+from shardio.storage.folder import Folder
+from shardio.storage.local import FileBytes
+from shardio.storage.location import Location
+from shardio.storage.temporary import temporary_folder
+
+_NOTE = b"A pack writes to this folder; if none runs, run the same pack again to finish it.\n"
+
+
+@contextmanager
+def claim_storage(out: Location, parts: Sequence[str]) -> Iterator[Path]:
+    """Claim a folder of a storage for a pack, and give it a local one to work in.
+
+    After an error the folder is left as it was, or, if something has been published, as an
+    interrupted pack leaves it.
+
+    Args:
+        out: output folder.
+        parts: names of the splits, each a folder inside; WHOLE for none.
+
+    Yields:
+        A local folder for the pack; it is removed afterwards.
+
+    Raises:
+        PackError: the output folder has files that a pack would overwrite.
+        OSError: the storage fails or refuses.
+    """
+    folders = [_folder(out, part) for part in dict.fromkeys((WHOLE, *parts))]
+    for folder in folders:
+        names = folder.names()
+        found = None if PACKING_NAME in names else find_foreign(names)
+        if found is not None:
+            what, name = found
+            raise PackError(
+                f"the folder has {what} already ({name})",
+                where=folder,
+                remedy="name another one, or remove them first",
+            )
+    for folder in folders:
+        folder.storage.publish((folder / PACKING_NAME).path, _NOTE)
+    try:
+        with temporary_folder() as local:
+            yield Path(local) / "out"
+    except BaseException:
+        if not any(is_ours("", name) for folder in folders for name in folder.names()):
+            _release(folders)
+        raise
+    _release(folders)
+
+
+def refuse_others(out: Location, parts: Sequence[str], wanted: set[str]) -> None:
+    """Raise PackError if a folder has shards, of an interrupted pack, that this one does not make.
+
+    Args:
+        out: output folder.
+        parts: names of the splits.
+        wanted: paths of the shards of this pack, relative to the output folder.
+    """
+    for part in dict.fromkeys((WHOLE, *parts)):
+        folder = _folder(out, part)
+        for name in filter(is_shard_name, folder.names()):
+            if path_in(part, name) not in wanted:
+                raise _other_pack(folder / name)
+
+
+def publish_shard(out: Location, part: str, shards: Folder, name: str) -> None:
+    """Publish a shard and its index, and remove the local shard.
+
+    Args:
+        out: output folder.
+        part: name of the split.
+        shards: local folder of the shard.
+        name: file name of the shard.
+
+    Raises:
+        PackError: another file is there.
+        OSError: the storage fails or refuses.
+    """
+    folder, local = _folder(out, part), shards.path / name
+    _publish(folder / name, local)
+    _publish(index_path(folder / name), index_path(local))
+    shards.remove(name)
+
+
+def publish_rest(out: Location, local: Path, parts: Sequence[str]) -> None:
+    """Publish the ledgers of a pack, then its manifests.
+
+    Args:
+        out: output folder.
+        local: local folder of the pack.
+        parts: names of the splits.
+
+    Raises:
+        PackError: another pack has finished there, or another file is there.
+        OSError: the storage fails or refuses.
+    """
+    for name in LEDGERS:
+        if (local / name).exists():
+            _publish(out / name, local / name)
+    for part in parts:
+        if (local / part / MANIFEST_NAME).exists():  # not of a split without samples
+            _publish(_folder(out, part) / MANIFEST_NAME, local / part / MANIFEST_NAME)
+
+
+def _publish(target: Location, local: Path) -> None:
+    try:
+        target.storage.publish(target.path, local, only_if_absent=True)
+    except FileExistsError as error:
+        with local.open("rb") as stream:
+            digest = FileBytes(stream, str(local)).sha256()
+        if StoredBytes(target.open()).sha256() != digest:
+            raise _other_pack(target) from error
+
+
+def _folder(out: Location, part: str) -> Location:
+    return out / part if part else out
+
+
+def _release(folders: Sequence[Location]) -> None:
+    for folder in reversed(folders):
+        folder.storage.remove((folder / PACKING_NAME).path)
+
+
+def _other_pack(path: Location) -> PackError:
+    return PackError(
+        "another pack, of something else, wrote this file or still runs",
+        where=path,
+        remedy="wait for it, name another folder, or remove what it left",
+    )

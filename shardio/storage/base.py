@@ -1,0 +1,212 @@
+"""What a storage is: the files of shards, indexes and manifests, wherever they lie.
+
+A storage lists, measures, opens, publishes and removes files by their paths. A path is a text as
+users write it, a local path or a whole URL such as `s3://bucket/out/shard-000000.tar`; what is
+below a folder is named by the folder's path, a slash, and a name. Nothing is ever changed in
+place: a file is published whole or is absent, so that a reader sees all of it or none.
+
+A storage is a value: it pickles, since worker processes and tasks get it, and equals another that
+reaches the same files. Connections are made when they are needed, for each process anew. Locks are
+none of its business; those of local folders are in shardio.packing.folder.
+
+`shardio.testing.StorageContract` tests an implementation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from shardio.errors import ShardioError, TarError
+
+_PIECE = 1 << 20  # bytes of a file that are held at once
+
+
+class FileStat(NamedTuple):
+    """What a storage knows of a file without reading it.
+
+    Attributes:
+        size: size in bytes.
+        version: text that differs when the contents do, as an ETag or a time of change.
+    """
+
+    size: int
+    version: str
+
+
+class StoredFile(Protocol):
+    """An open file; safe to read from several threads, and closed when nothing refers to it."""
+
+    @property
+    def name(self) -> str:
+        """Name of the file in errors."""
+
+    @property
+    def size(self) -> int:
+        """Size in bytes when it was opened."""
+
+    @property
+    def version(self) -> str:
+        """Version when it was opened, see FileStat."""
+
+    def read(self, offset: int, size: int, /) -> bytes:
+        """Read the bytes [offset, offset + size), all of them.
+
+        Raises:
+            TarError: the range lies outside the file (see outside_error), the file ends before it
+                does (see short_error), or another has taken its place.
+            OSError: the storage fails.
+        """
+
+    def read_ahead(self, start: int, end: int, /) -> None:
+        """Ask for the bytes [start, end) to be at hand soon; returns at once.
+
+        Raises:
+            OSError: the storage fails; whoever asks ignores that.
+        """
+
+
+@runtime_checkable
+class Storage(Protocol):
+    """A place for files; safe to use from several threads."""
+
+    def names(self, folder: str, /) -> list[str]:
+        """List the files and folders in a folder.
+
+        Returns:
+            Their names, sorted by code points; none where there is no such folder.
+
+        Raises:
+            OSError: the storage fails or refuses.
+        """
+
+    def stat(self, path: str, /) -> FileStat:
+        """Measure a file.
+
+        Raises:
+            FileNotFoundError: there is none.
+            OSError: it is something else than a file, or the storage fails or refuses.
+        """
+
+    def open(self, path: str, name: str, /) -> StoredFile:
+        """Open a file for reading.
+
+        Args:
+            path: path of the file.
+            name: name of the file in errors.
+
+        Raises:
+            FileNotFoundError: there is none.
+            TarError: it is something else than a file.
+            OSError: the storage fails or refuses.
+        """
+
+    def publish(self, path: str, content: bytes | Path, /, *, only_if_absent: bool = False) -> None:
+        """Put a file in its place, with the folders above it: whole and durable, or not at all.
+
+        Args:
+            path: path of the file.
+            content: bytes of the file, or the local file that holds them.
+            only_if_absent: leave a file that is there; of several that publish at once one wins.
+
+        Raises:
+            FileExistsError: a file is there, and only_if_absent is set.
+            OSError: the storage fails or refuses, or the local file cannot be read.
+        """
+
+    def remove(self, path: str, /) -> None:
+        """Remove a file, if it is there.
+
+        Raises:
+            OSError: the storage fails or refuses.
+        """
+
+
+class StoredBytes:
+    """The bytes of an open file, each read when it is asked for.
+
+    Args:
+        file: open file.
+
+    A slice is what it is of bytes; it raises ShardioError where the file was cut off since, and
+    OSError where the storage fails.
+    """
+
+    def __init__(self, file: StoredFile) -> None:
+        self._file = file
+
+    def __len__(self) -> int:
+        return self._file.size
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(len(self))
+        try:
+            return self._file.read(start, max(stop - start, 0))
+        except TarError as error:  # nothing that is wrong with the tar
+            raise ShardioError(
+                f"the file was cut off while it was read: it had {len(self)} bytes",
+                where=self._file.name,
+                remedy="get or pack it again",
+                shard=self._file.name,
+                offset=error.offset,
+            ) from error
+
+    def crc32(self, start: int, size: int) -> int:
+        """Return the CRC-32 of some of the bytes."""
+        checksum = 0
+        for piece in self._pieces(start, start + size):
+            checksum = zlib.crc32(piece, checksum)
+        return checksum
+
+    def sha256(self) -> str:
+        """Return the hexadecimal digest of all bytes."""
+        digest = hashlib.sha256()
+        for piece in self._pieces(0, len(self)):
+            digest.update(piece)
+        return digest.hexdigest()
+
+    def find(self, text: bytes, start: int) -> int:
+        """Find a text of a few bytes at or after an offset; -1 if it does not occur."""
+        for first in range(start, len(self), _PIECE):
+            at = self[first : first + _PIECE + len(text) - 1].find(text)
+            if at >= 0:
+                return first + at
+        return -1
+
+    def _pieces(self, start: int, end: int) -> Iterator[bytes]:
+        for first in range(start, end, _PIECE):
+            yield self[first : min(first + _PIECE, end)]
+
+
+def outside_error(file: StoredFile, offset: int, size: int) -> TarError:
+    """Make the error of a range that does not lie in a file."""
+    return TarError(
+        f"{size} bytes at offset {offset} lie outside the shard of {file.size} "
+        "bytes, so its index was changed while it was read",
+        where=file.name,
+        remedy="open the dataset again, or run `shardio index` on the folder of the shard",
+        shard=file.name,
+        offset=offset,
+    )
+
+
+def short_error(file: StoredFile, offset: int, size: int, found: int) -> TarError:
+    """Make the error of a file that ends before a range of it does.
+
+    Args:
+        file: open file.
+        offset: first byte of the range.
+        size: size of the range in bytes.
+        found: number of bytes that are there.
+    """
+    return TarError(
+        f"the file ends at byte {offset + found}, inside a member of {size} "
+        f"bytes at offset {offset}, so it was cut off after it was indexed",
+        where=file.name,
+        remedy="get or pack it again",
+        shard=file.name,
+        offset=offset,
+    )

@@ -1,0 +1,146 @@
+"""Where a file or folder is: a storage and a path in it.
+
+URLs choose their storage by their scheme, from a table with one line each; other texts are paths
+of local files. A storage that a caller passes takes the place of this choice.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from shardio.errors import SituationError, UsageError
+from shardio.storage.base import FileStat, Storage, StoredFile
+from shardio.storage.local import LOCAL, refuse_url
+
+STORAGES: Mapping[str, Callable[[], Storage]] = MappingProxyType({})
+"""What makes the storage of a URL, by scheme; local paths have none."""
+
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_NO_FILE = (errno.EISDIR, errno.EINVAL)  # but something else; see LocalFiles.stat
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A file or folder of a storage.
+
+    Attributes:
+        storage: storage of the file.
+        path: path of the file there.
+    """
+
+    storage: Storage
+    path: str
+
+    @property
+    def name(self) -> str:
+        """Last part of the path."""
+        return posixpath.basename(self.path.rstrip("/"))
+
+    @property
+    def parent(self) -> Location:
+        """Folder of the file."""
+        return Location(self.storage, posixpath.dirname(self.path.rstrip("/")) or ".")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on a local file system."""
+        return self.storage == LOCAL
+
+    def __truediv__(self, name: str) -> Location:
+        folder = "" if self.path == "." else self.path.rstrip("/") + "/"
+        return Location(self.storage, folder + name)
+
+    def __str__(self) -> str:
+        return self.path
+
+    def __fspath__(self) -> str:
+        """Return the path of a local file.
+
+        Raises:
+            UsageError: it is none.
+        """
+        if not self.is_local:
+            raise SituationError(
+                "only local files are read here", where=self, remedy="fetch them, and name the copy"
+            )
+        return self.path
+
+    def names(self) -> list[str]:
+        """List what is in the folder; see Storage.names."""
+        return self.storage.names(self.path)
+
+    def find(self) -> FileStat | None:
+        """Measure the file; None if there is none.
+
+        Raises:
+            OSError: it is something else than a file, or the storage fails or refuses.
+        """
+        try:
+            return self.storage.stat(self.path)
+        except ValueError:  # a local path with a zero byte
+            return None
+        except OSError as error:
+            if error.errno not in _ABSENT and not isinstance(error, FileNotFoundError):
+                raise
+            return None
+
+    def is_file(self) -> bool:
+        """Tell whether there is such a file."""
+        try:
+            return self.find() is not None
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
+            return False
+
+    def exists(self) -> bool:
+        """Tell whether there is such a file, or a local folder or device."""
+        try:
+            return self.find() is not None
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
+            return True
+
+    def is_folder(self) -> bool:
+        """Tell whether there is such a folder; where storage has none, whether files are in it."""
+        return os.path.isdir(self.path) if self.is_local else bool(self.names())  # noqa: PTH112
+
+    def open(self, name: str | None = None) -> StoredFile:
+        """Open the file; see Storage.open.
+
+        Args:
+            name: name of the file in errors; by default its path.
+        """
+        return self.storage.open(self.path, name or self.path)
+
+
+def locate(path: str | os.PathLike[str] | Location, storage: Storage | None = None) -> Location:
+    """Return where a path or URL is.
+
+    Args:
+        path: path, URL, or what is located already.
+        storage: storage of the path; None chooses it by the scheme.
+
+    Raises:
+        UsageError: the URL is of a scheme that no storage is for, or storage is none.
+    """
+    if isinstance(path, Location):
+        return path
+    if not isinstance(storage, Storage | None):
+        raise UsageError(f"storage={storage!r}: it must have the methods of shardio.Storage")
+    text = os.fspath(path)
+    if storage is not None and storage != LOCAL:
+        return Location(storage, text.rstrip("/"))
+    scheme, mark, _ = text.partition("://")
+    if mark and scheme.lower() in STORAGES:
+        return Location(STORAGES[scheme.lower()](), text.rstrip("/"))
+    if not isinstance(path, Path):
+        refuse_url(text)
+    return Location(LOCAL, str(Path(text)))

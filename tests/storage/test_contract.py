@@ -1,0 +1,36 @@
+"""Every storage keeps the contract that readers and writers of shards rely on."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from shardio.storage.base import Storage
+from shardio.storage.local import LocalFiles
+from shardio.testing import StorageContract
+from tests.storage.memory import MemoryStorage
+
+_buckets = count()
+
+
+class TestLocalFiles(StorageContract):
+    @pytest.fixture
+    def storage(self) -> Storage:
+        return LocalFiles()
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> str:
+        (tmp_path / "folder").mkdir()
+        return str(tmp_path / "folder")
+
+
+class TestMemory(StorageContract):
+    @pytest.fixture
+    def storage(self) -> Storage:
+        return MemoryStorage(f"contract {next(_buckets)}")
+
+    @pytest.fixture
+    def folder(self) -> str:
+        return "memory://bucket/folder"
