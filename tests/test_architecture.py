@@ -17,23 +17,27 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # What each part may import of shardio, besides itself.
 LAYERS = {
     "errors": set(),
+    "checks": {"errors"},
     "processes": set(),
     "naming": set(),
     "storage": {"errors"},
     "tar": {"errors"},
     "fields": {"errors", "processes"},
-    "transforms": {"errors", "fields"},
+    "transforms": {"errors", "checks", "fields"},
     "indexing": {"errors", "naming", "storage", "tar"},
     "planning": set(),
     "reading": {
-        *{"errors", "processes", "indexing", "storage", "planning", "fields", "transforms"},
+        *{"errors", "checks", "processes", "indexing"},
+        *{"storage", "planning", "fields", "transforms"},
     },
     "packing": {
-        *{"errors", "naming", "processes", "indexing", "storage", "tar", "planning", "fields"},
+        *{"errors", "checks", "naming", "processes", "indexing"},
+        *{"storage", "tar", "planning", "fields"},
     },
-    "conversion": {"errors", "naming", "storage", "tar", "indexing", "fields", "packing"},
+    "conversion": {"errors", "checks", "naming", "storage", "tar", "indexing", "fields", "packing"},
     "inspection": {
-        *{"errors", "naming", "storage", "tar", "fields", "indexing", "planning", "reading"},
+        *{"errors", "checks", "naming", "storage", "tar"},
+        *{"fields", "indexing", "planning", "reading"},
         "packing",
     },
     "profiling": {

@@ -32,9 +32,9 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from shardio.checks import whole_number
 from shardio.errors import CodecError, IndexFileError, ShardioError, counted, quoted
 from shardio.fields.base import IMAGE_FIELDS, decode_field, kind_of
-from shardio.fields.limits import check_max_pixels
 from shardio.fields.probe import check_complete, probe_image
 from shardio.indexing.manifest import index_path
 from shardio.indexing.scan import NAME_FIELDS, describe_no_samples
@@ -73,7 +73,7 @@ class FieldCheck:
     max_pixels: int
 
     def __post_init__(self) -> None:
-        check_max_pixels(self.max_pixels)
+        whole_number("max_pixels", self.max_pixels, least=1)
 
     def fault(self, field: str, data: memoryview) -> str | None:
         """Say why the data of a field are not sound; None if they are."""

@@ -12,8 +12,9 @@ from inspect import Parameter, signature
 from os import PathLike
 from typing import Concatenate, Literal, ParamSpec, TypeVar, get_args
 
+from shardio.checks import one_of, whole_number
 from shardio.errors import UsageError
-from shardio.fields.limits import MAX_PIXELS, check_max_pixels
+from shardio.fields.limits import MAX_PIXELS
 from shardio.packing.dedupe import Dedupe, Likeness
 from shardio.packing.engine import Engine, LocalEngine, RayEngine
 from shardio.packing.job import Job, Progress
@@ -72,10 +73,8 @@ class OutputOptions:
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.seed, int):
-            raise UsageError(f"seed={self.seed!r}: it must be a whole number")
-        if self.on_error not in get_args(OnError):
-            raise UsageError(f"on_error={self.on_error!r}: it must be 'raise' or 'skip'")
+        object.__setattr__(self, "seed", whole_number("seed", self.seed))
+        one_of("on_error", self.on_error, get_args(OnError))
         if self.stratify and self.split is None:
             raise UsageError(
                 "stratify is of splits", remedy="give split, as {'train': 0.9, 'val': 0.1}"
@@ -190,8 +189,8 @@ class PackOptions(OutputOptions):
             raise UsageError(
                 "a manifest names the files of a sample itself", remedy="leave fields out"
             )
-        if self.dedupe not in (None, *get_args(Likeness)):
-            raise UsageError(f"dedupe={self.dedupe!r}: it must be 'exact' or 'perceptual'")
+        if self.dedupe is not None:
+            one_of("dedupe", self.dedupe, get_args(Likeness))
         if self.dedupe is None and self.keep_duplicates:
             raise UsageError(
                 "keep_duplicates is of dedupe", remedy="say which samples are the same"
@@ -237,7 +236,7 @@ class ReshardOptions(OutputOptions):
 
     def __post_init__(self) -> None:
         OutputOptions.__post_init__(self)
-        check_max_pixels(self.max_pixels)
+        whole_number("max_pixels", self.max_pixels, least=1)
 
 
 def with_options(
@@ -272,10 +271,9 @@ def make_engine(name: EngineName, jobs: int | None) -> Engine:
     Raises:
         UsageError: there is no such engine, or no such number of jobs.
     """
-    if name not in get_args(EngineName):
-        raise UsageError(f"engine={name!r}: it must be 'local' or 'ray'")
-    if jobs is not None and (type(jobs) is not int or jobs < 1):
-        raise UsageError(f"jobs={jobs!r}: it must be a whole number, at least 1")
+    one_of("engine", name, get_args(EngineName))
+    if jobs is not None:
+        jobs = whole_number("jobs", jobs, least=1)
     if name == "ray" and jobs is not None:
         raise UsageError(
             "jobs is for engine='local'", remedy="a Ray cluster runs as many as it has cores"

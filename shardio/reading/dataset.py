@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import compress, islice
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from shardio.checks import flag, is_whole, one_of, require, seed_of_order, whole_number
 from shardio.errors import UsageError, counted
 from shardio.fields.limits import MAX_PIXELS
 from shardio.indexing.catalog import Catalog, ShardPaths, open_catalog
@@ -22,12 +23,6 @@ from shardio.indexing.shard_index import ShardIndex
 from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, References, Tail, count_steps
 from shardio.planning.order import Order, derive_key
 from shardio.planning.samples import Samples
-from shardio.reading.arguments import (
-    OnBadSample,
-    check_arguments,
-    check_seed,
-    whole_number,
-)
 from shardio.reading.batch import Delivery, SampleReader, describe_entry
 from shardio.reading.columns import Fields, Transform, default_fields, parse_fields
 from shardio.reading.handover import Allocate, Recycler
@@ -43,7 +38,9 @@ from shardio.reading.readahead import ReadAhead
 from shardio.reading.settings import check_plan, make_shuffle
 from shardio.reading.shards import ShardPool
 from shardio.reading.times import StageTimes, Stopwatch
+from shardio.transforms import SizedTransform
 
+OnBadSample = Literal["raise", "skip"]
 Choice = ArrayLike | Callable[[str, int], Any]
 
 
@@ -240,7 +237,7 @@ class ShardDataset(ResumableDataset):
         allow_empty: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        given = check_arguments(
+        given = _check_arguments(
             fields=fields,
             decode=decode,
             transform=transform,
@@ -295,7 +292,7 @@ class ShardDataset(ResumableDataset):
             UsageError: index is no whole number.
             SampleError: the sample cannot be delivered.
         """
-        if not isinstance(index, int | np.integer):
+        if not is_whole(index):
             raise UsageError(
                 f"ds[{index!r}]: give one whole number",
                 remedy="ds.subset(range(…)) takes several, ds.by_key(key) a key",
@@ -349,7 +346,7 @@ class ShardDataset(ResumableDataset):
         Raises:
             UsageError: the fractions are negative or do not add up to 1.
         """
-        parts = split(self.samples, fractions, check_seed(seed), self.contents)
+        parts = split(self.samples, fractions, seed_of_order(seed), self.contents)
         return tuple(self._with(part) for part in parts)
 
     def replace(self, **changes: Any) -> ShardDataset:
@@ -507,3 +504,40 @@ class ShardDataset(ResumableDataset):
         index = first.load_index()
         present = {(*row,) for row in (index.offsets[:_SAMPLES_LOOKED_AT] >= 0).tolist()}
         return default_fields(names, [[*compress(index.fields, row)] for row in present])
+
+
+def _check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[str, Any]:
+    """Refuse arguments of ShardDataset that are not of their type, or exclude each other.
+
+    Returns:
+        All of them, whole numbers as int.
+
+    Raises:
+        UsageError: an argument is refused.
+    """
+    for name in ("batch_size", "global_batch_size"):
+        if given[name] is not None:
+            given[name] = whole_number(name, given[name], least=1)
+    for name in ("window", "streams", "max_pixels"):
+        given[name] = whole_number(name, given[name], least=1)
+    given["seed"] = seed_of_order(given["seed"])
+    fields, shuffle, streams = given["fields"], given["shuffle"], given["streams"]
+    mapped = fields is None or (
+        isinstance(fields, Mapping) and all(isinstance(part, str) for part in fields.values())
+    )
+    require(mapped, "fields", fields, "a mapping such as {'image': 'jpg;png'}")
+    usable = callable(transform) or isinstance(transform, SizedTransform)
+    usable = transform is None or (usable and not isinstance(transform, type))
+    require(usable, "transform", transform, "callable, such as shardio.CenterCrop(224)")
+    unused = decode or transform is None
+    require(unused, "transform", transform, "left out with decode=False")
+    known = isinstance(shuffle, bool) or str(shuffle) == "full"
+    require(known, "shuffle", shuffle, "True, False or 'full'")
+    batched = given["batch_size"] or given["global_batch_size"]
+    wanted = "1 for a dataset of samples; give it batch_size or global_batch_size"
+    require(streams == 1 or batched, "streams", streams, wanted)
+    one_of("tail", given["tail"], get_args(Tail))
+    one_of("on_bad_sample", given["on_bad_sample"], get_args(OnBadSample))
+    for name in ("reduced_decoding", "allow_empty"):
+        flag(name, given[name])
+    return {"transform": transform, "decode": decode, **given}

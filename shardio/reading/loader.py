@@ -30,10 +30,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
+from shardio.checks import whole_number
 from shardio.errors import UsageError
 from shardio.fields.image import one_opencv_thread
 from shardio.processes import MOST_USEFUL_THREADS, Threads, count_cores
-from shardio.reading.arguments import whole_number
 from shardio.reading.handover import Recycler
 from shardio.reading.loop import Job, Jobs, ResumableDataset
 

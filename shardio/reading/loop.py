@@ -43,17 +43,16 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data._utils.collate import default_collate_fn_map
 
+from shardio.checks import is_whole, whole_number
 from shardio.errors import UsageError
 from shardio.fields.image import forbid_opencv_threads
 from shardio.planning.epoch import steps_of_worker
 from shardio.processes import is_alive
-from shardio.reading.arguments import whole_number
 from shardio.reading.handover import Allocate, Recycler, Sender
 from shardio.storage.temporary import locked_contents, path_of_process
 
@@ -87,11 +86,10 @@ def find_ranks(rank: int | None, world_size: int | None) -> Ranks:
             rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         else:
             rank, world_size = _ranks_of_environment()
-    if not (isinstance(rank, int | np.integer) and isinstance(world_size, int | np.integer)):
-        raise UsageError(f"rank={rank!r} and world_size={world_size!r} must be whole numbers")
+    rank, world_size = whole_number("rank", rank), whole_number("world_size", world_size)
     if not 0 <= rank < world_size:
         raise UsageError(f"rank {rank} is outside 0 to {world_size - 1} (world_size - 1)")
-    return Ranks(rank=int(rank), world_size=int(world_size))
+    return Ranks(rank=rank, world_size=world_size)
 
 
 def _ranks_of_environment() -> tuple[int, int]:
@@ -193,7 +191,7 @@ def read_state(
         )
     _check_worker(state.get("worker"), worker)
     epoch, step = state.get("epoch"), state.get("step")
-    if not (isinstance(epoch, int) and isinstance(step, int) and min(epoch, step) >= 0):
+    if not (is_whole(epoch, least=0) and is_whole(step, least=0)):
         raise UsageError(f"the state has epoch {epoch!r} and step {step!r}: it was changed")
     return Position(epoch, step)
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shardio.checks import one_of
 from shardio.errors import UsageError, quoted
 from shardio.planning.epoch import References
 from shardio.planning.mixture import LEAST_WEIGHT, Mixture
@@ -84,8 +85,7 @@ class Mix(ResumableDataset):
             raise UsageError(f"Mix takes a list of datasets, not {sources!r}")
         self.sources = tuple(sources)
         _check_weights(weights, len(self.sources))
-        if stop not in get_args(Stop):
-            raise UsageError(f"stop={stop!r}: it must be 'first' or 'all'")
+        one_of("stop", stop, get_args(Stop))
         _check_sources(self.sources)
         first = self.sources[0]
         super().__init__(batch_sizes=first._batch_sizes, ranks=first._ranks)
