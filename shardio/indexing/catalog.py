@@ -53,8 +53,8 @@ class ShardEntry:
 
     Attributes:
         name: path as the user knows it; errors use it.
-        path: of the uncompressed tar.
-        index: path of its index file.
+        path: absolute path of the uncompressed tar.
+        index: absolute path of its index file.
         samples: how many it holds.
         size: bytes of the uncompressed tar.
         contents: hexadecimal digest of it, or of its index where nobody has read it whole.
@@ -426,8 +426,8 @@ def _open_foreign(part: Path, unmarked: list[str]) -> Catalog:
         entries.append(
             ShardEntry(
                 name=str(shard),
-                path=str(plain),
-                index=str(path),
+                path=str(plain.absolute()),
+                index=str(path.absolute()),
                 samples=len(index),
                 size=index.shard_size,
                 contents=_contents_of(index),
@@ -444,8 +444,8 @@ def _open_packed(folder: Path) -> Catalog:
     entries = tuple(
         ShardEntry(
             name=str(folder / shard.name),
-            path=str(folder / shard.name),
-            index=str(index_path(folder / shard.name)),
+            path=str((folder / shard.name).absolute()),
+            index=str(index_path(folder / shard.name).absolute()),
             samples=shard.samples,
             size=shard.size,
             contents=shard.sha256,

@@ -1,15 +1,18 @@
-"""Choosing samples: by number, by predicate, by key, by fractions.
+"""ShardDataset: shards as a torch dataset, each sample exactly once an epoch.
 
-ShardDataset: shards as a torch dataset, each sample exactly once an epoch.
-
-The whole read pipe is `_read_steps`: plan → references → reader → batch. Everything that an
-epoch's order depends on is in the plan; the base class finds out which steps are this worker's.
+The dataset knows its shards, samples, order and arguments. Which steps of an epoch are read where
+is the matter of `ResumableDataset`; how a step becomes a batch is `SampleReader.read`. Samples are
+chosen by number, by predicate, by key or by fractions: a chosen part is a dataset with other
+`Samples`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import compress, islice
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import compress
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -18,9 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 from shardio.checks import flag, is_whole, one_of, require, seed_of_order, whole_number
 from shardio.errors import UsageError, counted
 from shardio.fields.limits import MAX_PIXELS
-from shardio.indexing.catalog import Catalog, ShardPaths, open_catalog
+from shardio.indexing.catalog import Catalog, ShardPaths, list_parts, open_catalog
 from shardio.indexing.shard_index import ShardIndex
-from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, References, Tail, count_steps
+from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, Shuffle, Tail, count_steps
 from shardio.planning.order import Order, derive_key
 from shardio.planning.samples import Samples
 from shardio.reading.batch import Delivery, SampleReader, describe_entry
@@ -28,10 +31,11 @@ from shardio.reading.columns import Fields, Transform, default_fields, parse_fie
 from shardio.reading.handover import Allocate, Recycler
 from shardio.reading.loop import (
     Identity,
-    Jobs,
+    Ranks,
     ResumableDataset,
+    UnfinishedBatches,
     find_worker,
-    run_in_turn,
+    finish_in_turn,
     to_sample,
 )
 from shardio.reading.readahead import ReadAhead
@@ -202,13 +206,13 @@ class ShardDataset(ResumableDataset):
             raises all these limits in proportion, see shardio.fields.limits.
 
     Attributes:
-        catalog: the shards.
+        catalog: shards.
         classes: class names by label; None where they are not known.
         fields: entries of a sample and the alternatives that fill them.
-        samples: which samples of the shards belong to it.
-        shuffle: their order.
-        times: where the time of reading went, in this process.
-        stopwatch: makes what measures that, for each chunk of samples.
+        samples: samples of the shards that belong to it.
+        shuffle: order of the samples.
+        times: totals of the time of reading, in this process.
+        stopwatch: makes the stopwatch of each chunk of samples; see timed_by.
 
     Raises:
         UsageError: an argument cannot be meant, or nothing is at the source.
@@ -263,7 +267,7 @@ class ShardDataset(ResumableDataset):
         self.fields = self._map_fields(fields)
         self.times = StageTimes()
         self.stopwatch: Callable[[], Stopwatch] = Stopwatch
-        self._source = source
+        self._source, self._parts = source, _absolute_parts(source)
         self._arguments = given
         self.samples = Samples([shard.samples for shard in self.catalog.shards])
         self._default_fields = fields is None
@@ -273,7 +277,7 @@ class ShardDataset(ResumableDataset):
         )
         self._tail: Tail = tail
         self._digest = self.catalog.digest()
-        self._open_shards: ShardPool | None = None  # those of ds[i]
+        self._singles: tuple[EpochPlan, ShardPool] | None = None  # for ds[i]
         if len(self.samples):
             self.num_steps()
 
@@ -300,16 +304,13 @@ class ShardDataset(ResumableDataset):
         total, number = len(self.samples), int(index)
         if not -total <= number < total:
             raise IndexError(f"{self}: index {number} is outside its {total} samples")
-        numbers = np.array([number % total])
-        shards, indices = self.samples.locate(numbers)
-        single = References(
-            positions=numbers, shards=shards, indices=indices, valid=np.array([True])
-        )
-        if self._open_shards is None:
-            self._open_shards = ShardPool(self.catalog.shards)
-        self._open_shards.compare_anew()
-        job = self.reader(self._open_shards, Recycler()).start(single, self.transform_key(0))
-        (batch,) = run_in_turn(iter([job]))
+        if self._singles is None:
+            packed = EpochPlan(self.samples, Shuffle(on=False), global_batch_size=1)
+            self._singles = packed, ShardPool(self.catalog.shards)
+        packed, pool = self._singles
+        pool.compare_anew()
+        shares, key = [np.array([number % total])], self.transform_key(0)
+        (batch,) = finish_in_turn(self.reader(pool, Recycler()).read(packed, shares, 1, key))
         return to_sample(batch)
 
     def by_key(self, key: str) -> dict[str, Any]:
@@ -363,12 +364,48 @@ class ShardDataset(ResumableDataset):
         unknown = changes.keys() - self._arguments.keys()
         if unknown:
             raise UsageError(f"replace: ShardDataset has no argument {', '.join(sorted(unknown))}")
-        other = ShardDataset(self._source, **{**self._arguments, **changes})
+        other = ShardDataset(self._parts, **{**self._arguments, **changes})
         if other._digest != self._digest:
             raise UsageError(
                 "the shards have changed since it was opened", where=self, remedy="open it again"
             )
+        other._source = self._source
         return other._with(self.samples)
+
+    def repeated(self, times: int) -> ShardDataset:
+        """The same samples, several times in an epoch, one after the other; for measuring.
+
+        Args:
+            times: number of times, at least 1.
+        """
+        times = whole_number("times", times, least=1)
+        shards, counts, chosen = self.catalog.shards * times, self.samples.counts, None
+        if self.samples.chosen is not None:
+            chosen = np.tile(self.samples.chosen, times)
+        part = self._with(Samples(np.tile(counts, times), chosen))
+        part.catalog = replace(self.catalog, shards=shards)
+        part._digest = part.catalog.digest()
+        return part
+
+    @contextmanager
+    def timed_by(self, stopwatch: Callable[[], Stopwatch]) -> Iterator[None]:
+        """Time the chunks that loops read inside the context by other stopwatches.
+
+        Args:
+            stopwatch: makes one for a chunk, in the thread that reads it; it goes to workers too.
+
+        Raises:
+            UsageError: they are timed by others already.
+        """
+        if self.stopwatch is not Stopwatch:
+            raise UsageError(
+                "the dataset is timed already", where=self, remedy="leave the other context first"
+            )
+        self.stopwatch = stopwatch
+        try:
+            yield
+        finally:
+            self.stopwatch = Stopwatch
 
     def read_batch(self, *, epoch: int, step: int) -> dict[str, Any]:
         """What this rank gets in one step of an epoch, whatever came before.
@@ -377,10 +414,11 @@ class ShardDataset(ResumableDataset):
             UsageError: there is no such epoch, or it has no such step.
         """
         epoch, step = self._check_epoch(epoch), whole_number("step", step, least=0)
-        steps = self.num_steps()
+        ranks = self.ranks
+        steps = self._count_steps(ranks)
         if step >= steps:
             raise UsageError(f"step {step} is outside the {steps} steps of an epoch")
-        (batch,) = run_in_turn(self._read_steps(epoch, [step], Recycler()))
+        (batch,) = finish_in_turn(self._read_steps(epoch, [step], ranks, Recycler()))
         return self._deliver(batch, epoch, step)
 
     @property
@@ -389,52 +427,50 @@ class ShardDataset(ResumableDataset):
         return self.samples.digest(self._digest)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_open_shards": None}
-
-    def num_steps(self) -> int:
-        """See ResumableDataset.
-
-        Raises:
-            UsageError: as plan does.
-        """
-        check_plan(
-            str(self),
-            self.samples,
-            self.shuffle,
-            tail=self._tail,
-            world_size=self.ranks.world_size,
-            global_batch_size=self.global_batch_size,
-        )
-        return count_steps(len(self.samples), self.global_batch_size, self._tail)
+        return {**super().__getstate__(), "_singles": None}
 
     def plan(self, epoch: int) -> EpochPlan:
-        """The plan of an epoch for the current number of ranks.
+        """Plan an epoch for the current number of ranks.
 
         Raises:
             UsageError: the dataset is empty, no step is left of it, or its arguments do not fit
                 the number of ranks.
         """
-        self.num_steps()
+        ranks = self.ranks
+        self._count_steps(ranks)
+        return self._plan(epoch, ranks)
+
+    def _plan(self, epoch: int, ranks: Ranks) -> EpochPlan:
+        size = self._divide(ranks) * ranks.world_size
         return EpochPlan(
-            self.samples,
-            self.shuffle,
-            global_batch_size=self.global_batch_size,
-            epoch=epoch,
-            tail=self._tail,
+            self.samples, self.shuffle, global_batch_size=size, epoch=epoch, tail=self._tail
         )
 
-    def _read_steps(self, epoch: int, steps: Sequence[int], allocate: Allocate) -> Jobs:
-        plan, ranks, rest = self.plan(epoch), self.ranks, iter(steps)
-        key, pool = self.transform_key(epoch), ShardPool(self.catalog.shards)
-        reader = self.reader(pool, allocate)
+    def _count_steps(self, ranks: Ranks) -> int:
+        size = self._divide(ranks) * ranks.world_size
+        check_plan(
+            self,
+            self.samples,
+            self.shuffle,
+            tail=self._tail,
+            world_size=ranks.world_size,
+            global_batch_size=size,
+        )
+        return count_steps(len(self.samples), size, self._tail)
+
+    def _read_steps(
+        self, epoch: int, steps: Sequence[int], ranks: Ranks, allocate: Allocate
+    ) -> UnfinishedBatches:
+        plan, pool = self._plan(epoch, ranks), ShardPool(self.catalog.shards)
+        at_once = 1 if self._makes_batches else _SAMPLES_PLANNED_AT_ONCE
+        shares = (
+            plan.share(steps[first : first + at_once], ranks.rank, ranks.world_size)
+            for first in range(0, len(steps), at_once)
+        )
+        reader, key = self.reader(pool, allocate), self.transform_key(epoch)
         with self.read_ahead(plan.orders, pool) as ahead:
-            while some := [*islice(rest, 1 if self.batch_size else _SAMPLES_PLANNED_AT_ONCE)]:
-                positions = plan.share(some, ranks.rank, ranks.world_size)
-                references = plan.references(positions)
-                if len(steps) > 1:
-                    ahead.enter(plan.first_places(positions), references)
-                parts = [references] if self.batch_size else references.split()
-                yield from (reader.start(part, key) for part in parts)
+            asked = ahead if len(steps) > 1 else None
+            yield from reader.read(plan, shares, self._divide(ranks), key, asked)
 
     def read_ahead(self, orders: Sequence[Order], pool: ShardPool) -> ReadAhead:
         """What asks for shards of this dataset before they are read."""
@@ -458,7 +494,7 @@ class ShardDataset(ResumableDataset):
         part = self._copy()
         part.times = StageTimes()
         part.samples = samples
-        part._open_shards = None
+        part._singles = None
         return part
 
     def describe_entries(self) -> dict[str, str]:
@@ -475,12 +511,13 @@ class ShardDataset(ResumableDataset):
     def reader(self, pool: ShardPool, allocate: Allocate) -> SampleReader:
         """What makes batches of this dataset's samples from a pool of its shards."""
         skip = self._arguments["on_bad_sample"] == "skip"
+        several = {name: found for name, found in self.fields.items() if len(found) > 1}
         delivery = Delivery(
             pool=pool,
             samples=self.samples,
             fields=self.fields,
-            missing_ok=self._default_fields and self.batch_size is None,
-            one_image=self._default_fields,
+            several=several if self._default_fields else {},
+            missing_ok=self._default_fields and not self._makes_batches,
             on_replaced=self._epochs.count_bad_sample if skip else None,
             times=self.times,
             stopwatch=self.stopwatch,
@@ -504,6 +541,15 @@ class ShardDataset(ResumableDataset):
         index = first.load_index()
         present = {(*row,) for row in (index.offsets[:_SAMPLES_LOOKED_AT] >= 0).tolist()}
         return default_fields(names, [[*compress(index.fields, row)] for row in present])
+
+
+def _absolute_parts(source: ShardPaths) -> list[Path]:
+    """Name the parts of a source so that they are found from any directory.
+
+    A pattern stays relative where the name of the current directory is one itself.
+    """
+    plain = not set(str(Path.cwd())) & set("*?[{")
+    return [part.absolute() if plain or part.exists() else part for part in list_parts(source)]
 
 
 def _check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from shardio.planning.epoch import References
 from shardio.processes import new_lock
 from shardio.reading.shards import OpenShard, Places, ShardPool, Wanted
 from shardio.storage.copying import RowCopier
@@ -206,14 +207,12 @@ class Gatherer:
         self._fields = [RowCopier() for _ in wanted]
         self._headers = RowCopier()
 
-    def gather(
-        self, shards: NDArray[np.int64], samples: NDArray[np.int64]
-    ) -> Iterator[Gathered | None]:
+    def gather(self, references: References, slots: range) -> Iterator[Gathered | None]:
         """Read samples, some at a time.
 
         Args:
-            shards: int64 [n], where each sample is.
-            samples: int64 [n], its position there.
+            references: samples of a batch.
+            slots: consecutive ones of them.
 
         Yields:
             None, and nothing more, if the samples are not alike, or not what the index recorded:
@@ -222,6 +221,8 @@ class Gatherer:
         Raises:
             TarError: a shard was changed or cut off.
         """
+        wanted = slice(slots.start, slots.stop)
+        shards, samples = references.shards[wanted], references.indices[wanted]
         order = np.argsort(shards, kind="stable")
         groups = self._group(shards[order], samples[order])
         places = _locate(groups, self._wanted)

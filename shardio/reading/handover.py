@@ -44,6 +44,8 @@ from shardio.storage.local import reserve
 Allocate = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 """Makes a contiguous tensor to fill, of a shape and dtype."""
 
+Batches = Generator[dict[str, Any], None, None]
+
 _LEAST_LENT = 1 << 16  # bytes; less is not worth the keeping
 
 
@@ -78,7 +80,6 @@ def _make(size: int) -> NDArray[np.uint8]:
     return np.empty(size, np.uint8)
 
 
-Loop = Generator[dict[str, Any], None, None]
 _HEADER = 64  # bytes of a segment before its data
 _HELD, _MAPPED, _ENDED = 0, 1, 2
 """Places in the header: the receiver holds tensors in it or will; has it mapped; nobody will fill
@@ -133,8 +134,8 @@ class Sender:
         ending.atexit = False  # type: ignore[misc]
         return torch.from_numpy(loan).view(dtype).view(shape)
 
-    def send(self, loop: Loop) -> Loop:
-        """The batches of a loop, so that its memory comes back from the training process."""
+    def send(self, loop: Batches) -> Batches:
+        """Yield the batches of a loop, so that memory comes back from the training process."""
         with closing(loop):
             for batch in loop:
                 place = [HandedOver(batch)]  # only the caller keeps a batch

@@ -34,8 +34,12 @@ from shardio.checks import whole_number
 from shardio.errors import UsageError
 from shardio.fields.image import one_opencv_thread
 from shardio.processes import MOST_USEFUL_THREADS, Threads, count_cores
-from shardio.reading.handover import Recycler
-from shardio.reading.loop import Job, Jobs, ResumableDataset
+from shardio.reading.handover import Batches, Recycler
+from shardio.reading.loop import (
+    ResumableDataset,
+    UnfinishedBatch,
+    UnfinishedBatches,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -214,7 +218,7 @@ class Loader(IterableDataset[dict[str, Any]]):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         allocate = self._transfer.allocate if self._transfer else None
-        loop = self.dataset.iterate(self._run, allocate)
+        loop = self.dataset.iterate(self._finish, allocate)
         self._loops.add(loop)
         return loop
 
@@ -251,11 +255,11 @@ class Loader(IterableDataset[dict[str, Any]]):
         """See ShardDataset.num_bad_samples."""
         return self.dataset.num_bad_samples
 
-    def _run(self, jobs: Jobs) -> Generator[dict[str, Any], None, None]:
+    def _finish(self, unfinished: UnfinishedBatches) -> Batches:
         threads = Threads("loader", self.threads)
         try:
             with one_opencv_thread():
-                ahead = _Ahead(threads, jobs, self._prefetch)
+                ahead = _Ahead(threads, unfinished, self._prefetch)
                 if self._transfer is not None:
                     yield from _transferred(ahead, self._transfer)
                 else:
@@ -266,14 +270,19 @@ class Loader(IterableDataset[dict[str, Any]]):
 
 
 class _Begun(NamedTuple):
-    """A batch in the making."""
+    """A batch that threads are filling.
 
-    job: Job
+    Attributes:
+        batch: batch in the making.
+        chunks: its slots, filled by one task each.
+    """
+
+    batch: UnfinishedBatch
     chunks: list[Future[None]]
 
 
 class _Failed:
-    """A batch that could not be planned; a Job that raises why.
+    """A batch that could not be planned; an UnfinishedBatch that raises why.
 
     Args:
         error: to raise.
@@ -300,14 +309,14 @@ class _Ahead:
 
     Args:
         threads: workers.
-        jobs: to be done.
-        prefetch: how many are begun beside the one that is due.
+        unfinished: batches to fill.
+        prefetch: number of batches begun beside the one that is due.
     """
 
-    def __init__(self, threads: Threads, jobs: Jobs, prefetch: int) -> None:
+    def __init__(self, threads: Threads, unfinished: UnfinishedBatches, prefetch: int) -> None:
         self._threads = threads
         self._process = os.getpid()
-        self._jobs: Jobs | None = jobs
+        self._unfinished: UnfinishedBatches | None = unfinished
         self._prefetch = prefetch
         self._begun = deque[_Begun]()
 
@@ -315,16 +324,16 @@ class _Ahead:
         """Begin as many as may be; False if there is none."""
         if self._process != os.getpid():  # a fork, which lacks the threads at work
             self._process = os.getpid()
-            self._begun = deque(self._begin(begun.job) for begun in self._begun)
-        while self._jobs is not None and len(self._begun) <= self._prefetch:
+            self._begun = deque(self._begin(begun.batch) for begun in self._begun)
+        while self._unfinished is not None and len(self._begun) <= self._prefetch:
             try:
-                job = next(self._jobs, None)
+                batch = next(self._unfinished, None)
             except Exception as error:  # whatever it is, it comes after the batches before it
-                job, self._jobs = _Failed(error), None
-            if job is None:
-                self._jobs = None
+                batch, self._unfinished = _Failed(error), None
+            if batch is None:
+                self._unfinished = None
                 break
-            self._begun.append(self._begin(job))
+            self._begun.append(self._begin(batch))
         return bool(self._begun)
 
     def is_finished(self) -> bool:
@@ -334,15 +343,15 @@ class _Ahead:
 
     def pop(self) -> dict[str, Any]:
         """Wait for the batch that is due; an error of a chunk is raised, the first in order."""
-        job, chunks = self._begun.popleft()
+        batch, chunks = self._begun.popleft()
         while chunks:  # no local name keeps a future, whose error would then keep this frame
             chunks.pop(0).result()
-        return job.finish()
+        return batch.finish()
 
-    def _begin(self, job: Job) -> _Begun:
-        starts = range(0, len(job), job.chunk)
-        slots = [range(start, min(start + job.chunk, len(job))) for start in starts]
-        return _Begun(job, [self._threads.submit(job.fill, part) for part in slots])
+    def _begin(self, batch: UnfinishedBatch) -> _Begun:
+        starts = range(0, len(batch), batch.chunk)
+        slots = [range(start, min(start + batch.chunk, len(batch))) for start in starts]
+        return _Begun(batch, [self._threads.submit(batch.fill, part) for part in slots])
 
 
 def _transferred(ahead: _Ahead, transfer: Transfer) -> Iterator[dict[str, Any]]:
