@@ -1,17 +1,15 @@
-"""CRC-32 of many members at once.
-
-Short members go through the table of the polynomial together, a byte of each at a time. Long ones
-of one size lie end to end in one block: zlib takes the checksum of the block in one call, and the
-checksums of its members say what that must be, because CRC-32 is linear: appending n bytes to A
-gives M(crc(A)) ^ crc(appended), where M is a matrix over GF(2) that depends on n alone
-(zlib's crc32_combine). The members are combined in pairs, then pairs of pairs.
-
-Fields of many samples at once, copied out of their shards.
+"""Fields of many samples at once, copied out of their shards and verified together.
 
 Where the members of a batch are alike, as arrays of one shape and class numbers are, one copy for
-each field takes the place of a system call and a dozen of Python's steps for each sample. Every
-byte still has its checksum verified; where none is known, the headers are copied too, and verified.
-Buffers are kept: new memory would cost page faults, more than the copying.
+each field replaces a system call and a dozen of Python's steps for each sample. Every byte still
+has its checksum verified; where none is known, the headers are copied too, and verified. Buffers
+are kept: new memory would cost page faults, more than the copying.
+
+The CRC-32 of short members is computed by the table of the polynomial, one byte of each member at a
+time. Long members of one size lie end to end in one block: zlib computes the checksum of the block
+in one call, and the checksums of the members say what that must be, because CRC-32 is linear.
+Appending n bytes to A gives M(crc(A)) ^ crc(appended), where M is a matrix over GF(2) that depends
+on n alone (zlib's crc32_combine). The members are combined in pairs, then pairs of pairs.
 """
 
 from __future__ import annotations

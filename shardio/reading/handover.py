@@ -1,22 +1,17 @@
-"""Memory for batches.
+"""Memory for batches, lent again and again, in one process and between two.
 
 New memory costs a page fault for each of its pages, and a batch of photos has thousands. So the
 memory of a batch that nobody holds any more is lent again: each tensor keeps a small array alive
-that stands for the loan, and its end gives the memory back. A batch may be kept as long as one
-likes.
+that stands for the loan, and its end gives the memory back. A batch may be kept for any time; then
+other memory is taken.
 
-Batches from a worker process to the training process, through memory that is lent again.
-
-torch gives each tensor of each batch a shared file of its own: its pages are new, so that both
-processes fault on them, and its descriptor goes through a socket. Here a worker keeps segments of
-shared memory. The first time that one is sent, torch sends its descriptor; the training process
-keeps it mapped, and later batches name its number alone. When the last tensor in it dies there,
-a byte in the segment says so, and the worker fills it again. A batch may be kept as long as one
-likes: the worker then takes another segment. What a process held when it forked is never filled
-again, since its fork holds it too.
-
-What a worker's own code has made of a batch, torch sends as ever: to torch the memory is not
-shared, so it sends a copy.
+For a batch of a worker process, torch gives each tensor a shared file of its own: its pages are
+new, so both processes fault on them, and its descriptor goes through a socket. Here a worker keeps
+segments of shared memory. The first time that one is sent, torch sends its descriptor; the training
+process keeps it mapped, and later batches name its number alone. When the last tensor in it dies
+there, a byte in the segment says so, and the worker fills it again. What a process held when it
+forked is never filled again, since its fork holds it too. Tensors that a worker's own code has made
+of a batch, torch sends as ever: to torch the memory is not shared, so it sends a copy.
 """
 
 from __future__ import annotations
@@ -245,8 +240,8 @@ class _Small(NamedTuple):
         return cls(tensor.permute(order).numpy(), axes)
 
 
-class _Place(NamedTuple):
-    """Where a tensor lies in a segment."""
+class _Location(NamedTuple):
+    """Location of a tensor in a segment."""
 
     segment: int
     dtype: torch.dtype
@@ -334,7 +329,7 @@ def _receive(
 def _unpack(value: Any, loans: dict[int, NDArray[np.uint8]]) -> Any:
     if isinstance(value, _Small):
         return torch.from_numpy(value.array).permute(value.axes)
-    if isinstance(value, _Place):
+    if isinstance(value, _Location):
         memory = torch.from_numpy(loans[value.segment]).view(value.dtype)
         return memory.as_strided(value.shape, value.strides, value.offset)
     return value
@@ -372,9 +367,9 @@ def _is_plain(value: Any) -> bool:
     )
 
 
-def _describe(tensor: torch.Tensor, segment: _Segment) -> _Place:
+def _describe(tensor: torch.Tensor, segment: _Segment) -> _Location:
     offset = tensor.data_ptr() - segment.storage.data_ptr() - _HEADER
-    return _Place(
+    return _Location(
         segment.number,
         tensor.dtype,
         tuple(tensor.shape),

@@ -1,18 +1,16 @@
-"""From host memory to a device, while the loop computes.
-
-A batch is made in page-locked memory, which a device copies from on its own. The copy runs on a
-stream of its own; the stream that the loop computes on waits for it, the loop's thread does not.
-The memory is lent again when the copy has ended, not before. On the CPU the same steps are taken,
-with nothing to copy.
-
-Loader: threads that decode straight into the batches' slots.
+"""Loader: threads that decode straight into the batches' slots, and copies to a device.
 
 The consumer's own thread plans: when it asks for a batch, the next one is cut into chunks and
-handed to the threads, then it waits for the chunks of the one that is due. So at most
-`prefetch` batches are in the making while the consumer works, they come in order, and nothing
-runs that nobody waits for. Leaving the loop, in whatever way, ends the generator that holds the
-threads: chunks that wait are dropped, those that run are awaited. For a device, a batch that is
-finished early starts its copy early, beside the step of the one before.
+handed to the threads, then it waits for the chunks of the one that is due. So at most `prefetch`
+batches are in the making while the consumer works, they come in order, and nothing runs that nobody
+waits for. Leaving the loop, in whatever way, ends the generator that holds the threads: chunks that
+wait are dropped, those that run are awaited.
+
+For a device, batches are made in page-locked memory, from which a device copies on its own. The
+copy runs on a stream of its own; the stream that the loop computes on waits for it, the loop's
+thread does not. A batch that is finished early starts its copy early, beside the step of the one
+before. The memory is lent again when the copy has ended. On the CPU the same steps are taken, with
+nothing to copy.
 """
 
 from __future__ import annotations
@@ -181,15 +179,15 @@ class Loader(IterableDataset[dict[str, Any]]):
 
     Args:
         dataset: a ShardDataset or Mix with a batch size.
-        threads: that read and decode; by default one for each core, but no more than 8. More
-            cores are for workers: `DataLoader(ds, batch_size=None, num_workers=16)`.
-        prefetch: batches that are made ahead of the loop.
-        device: where the batches' tensors shall be, as "cuda". They are copied from page-locked
-            memory on a stream of their own, and the current stream waits for them.
+        threads: number of threads that read and decode; by default one for each core, but no more
+            than 8. More cores are for workers: `DataLoader(ds, batch_size=None, num_workers=16)`.
+        prefetch: number of batches made ahead of the loop.
+        device: target device of the batches' tensors, such as "cuda". They are copied from
+            page-locked memory on a stream of their own, and the current stream waits for them.
 
     Attributes:
-        dataset: that the batches are of.
-        threads: how many read and decode.
+        dataset: dataset of the batches.
+        threads: number of threads.
 
     Raises:
         UsageError: the dataset yields samples, a number is below 1, or there is no such device.

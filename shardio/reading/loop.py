@@ -146,11 +146,11 @@ Identity = Mapping[str, str | int | bool | None]
 
 
 class Position(NamedTuple):
-    """Where a loop is.
+    """Position of a loop.
 
     Attributes:
-        epoch: from 0.
-        step: the next one, from 0.
+        epoch: epoch, counted from 0.
+        step: next step, counted from 0.
     """
 
     epoch: int
@@ -160,12 +160,12 @@ class Position(NamedTuple):
 def make_state(
     identity: Identity, position: Position, worker: tuple[int, int] | None
 ) -> dict[str, Any]:
-    """A state.
+    """Make a state.
 
     Args:
-        identity: of the dataset and plan.
-        position: of the next step.
-        worker: the worker and num_workers, if the position is of one worker's own steps.
+        identity: identity of the dataset and plan.
+        position: position of the next step.
+        worker: worker and num_workers, if the position is of one worker's own steps.
     """
     state = {"version": VERSION, **position._asdict(), **identity}
     return state if worker is None else {**state, "worker": list(worker)}
@@ -174,15 +174,15 @@ def make_state(
 def read_state(
     state: Mapping[str, Any], identity: Identity, worker: tuple[int, int] | None
 ) -> Position:
-    """The position of a state.
+    """Read the position of a state.
 
     Args:
-        state: from make_state.
-        identity: what the state should be of.
-        worker: what make_state was given.
+        state: state that make_state made.
+        identity: identity of the dataset and plan that the state must be of.
+        worker: worker and num_workers, as for make_state.
 
     Raises:
-        UsageError: it is no state, or of another version, dataset, plan or worker.
+        UsageError: the state is none, or of another version, dataset, plan or worker.
     """
     version = state.get("version") if isinstance(state, Mapping) else None
     if type(version) is not int:

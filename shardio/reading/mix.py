@@ -40,15 +40,15 @@ class _Draw(NamedTuple):
     """Samples that a batch takes of one epoch of one source.
 
     Attributes:
-        source: which.
-        epoch: of the source.
-        places: in that epoch, [n] int64.
-        slots: in the batch, [n] int64.
+        source: number of the source.
+        epoch: epoch of the source.
+        positions: positions of the samples in that epoch, [n] int64.
+        slots: slots of the samples in the batch, [n] int64.
     """
 
     source: int
     epoch: int
-    places: NDArray[np.int64]
+    positions: NDArray[np.int64]
     slots: NDArray[np.int64]
 
 
@@ -62,10 +62,10 @@ class Mix(ResumableDataset):
     [B], the position of each sample's source.
 
     Args:
-        sources: datasets with the same entries, batch size and ranks; with streams=1.
-        weights: share of each source; positive, adding up to 1; counted in 1/100,000.
-        stop: an epoch of the mixture is as long as the first epoch of the source that ends
-            "first", down to whole steps, or until "all" sources have ended one, up to whole steps.
+        sources: datasets with the same entries, batch size and ranks, and with streams=1.
+        weights: share of each source, positive; they add up to 1 and are counted in 1/100,000.
+        stop: end of an epoch of the mixture: with the first epoch of the source that ends "first",
+            down to whole steps, or when "all" sources have ended one, up to whole steps.
 
     Attributes:
         sources: as given.
@@ -133,7 +133,7 @@ class Mix(ResumableDataset):
                 stack.callback(reader.close)
             for step in steps:
                 draws = [*self._draw(start + step * taken, size)]
-                parts = [readers[draw.source].begin(draw.epoch, draw.places) for draw in draws]
+                parts = [readers[draw.source].begin(draw.epoch, draw.positions) for draw in draws]
                 yield _MixedBatch(draws, parts, size, allocate)
 
     def _draw(self, position: int, size: int) -> Iterator[_Draw]:
@@ -142,9 +142,9 @@ class Mix(ResumableDataset):
         for source, inside in grouped(taken):
             slots = np.arange(size)[inside]
             numbers = self._mixture.count(source, position) + np.arange(len(slots))
-            epochs, places = np.divmod(numbers, len(self.sources[source].samples))
+            epochs, positions = np.divmod(numbers, len(self.sources[source].samples))
             for epoch, now in grouped(epochs):
-                yield _Draw(source, epoch, places[now], slots[now])
+                yield _Draw(source, epoch, positions[now], slots[now])
 
     def _identity(self) -> Identity:
         return {
@@ -171,8 +171,8 @@ class _SourceReader:
         """End what runs beside it."""
         self._ahead.close()
 
-    def begin(self, epoch: int, places: NDArray[np.int64]) -> Batch:
-        """Begin a batch of the samples at some places of an epoch."""
+    def begin(self, epoch: int, positions: NDArray[np.int64]) -> Batch:
+        """Begin a batch of the samples at some positions of an epoch."""
         dataset = self._dataset
         if epoch != self._epoch:
             self._epoch = epoch
@@ -183,7 +183,7 @@ class _SourceReader:
             self._ahead.close()
             self._ahead = dataset.read_ahead(self._plan.orders, self._pool)
         key = dataset.transform_key(epoch)
-        return next(self._reader.read(self._plan, [places], len(places), key, self._ahead))
+        return next(self._reader.read(self._plan, [positions], len(positions), key, self._ahead))
 
 
 class _MixedBatch:

@@ -19,16 +19,16 @@ class PlanSettings:
     """What ShardDataset would be given.
 
     Attributes:
-        source: see shardio.indexing.catalog.open_catalog.
-        batch_size: samples of one rank in a step.
+        source: source of shards, see shardio.indexing.catalog.open_catalog.
+        batch_size: number of samples of one rank in a step.
         ranks: number of ranks.
-        shuffle: as ShardDataset takes it.
-        seed: of the shuffle.
-        window: shards in a window.
-        streams: canonical streams.
-        tail: see shardio.planning.epoch.
-        epoch: from 0.
-        allow_empty: as ShardDataset takes it.
+        shuffle: order, as ShardDataset takes it.
+        seed: seed of the shuffle.
+        window: number of shards in a window.
+        streams: number of canonical streams.
+        tail: rule for the end of an epoch, see shardio.planning.epoch.
+        epoch: epoch, counted from 0.
+        allow_empty: take tars without samples, as ShardDataset does.
     """
 
     source: str
@@ -44,7 +44,7 @@ class PlanSettings:
 
 
 def open_plan(settings: PlanSettings) -> tuple[Catalog, EpochPlan]:
-    """The shards of a source and the plan of an epoch.
+    """Open the shards of a source and plan an epoch.
 
     Raises:
         UsageError: nothing is at the source, or the settings do not fit together.
@@ -78,7 +78,7 @@ def open_plan(settings: PlanSettings) -> tuple[Catalog, EpochPlan]:
 def make_shuffle(
     shuffle: bool | Literal["full"], *, seed: int, window: int, streams: int
 ) -> Shuffle:
-    """The order that the arguments of ShardDataset ask for."""
+    """Make the order that the arguments of ShardDataset ask for."""
     return Shuffle(
         seed=seed,
         on=bool(shuffle),
