@@ -13,6 +13,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 import shardio
+from shardio.reading.readahead import ReadAhead
 from shardio.reading.times import Stopwatch
 from shardio.testing import make_images
 
@@ -33,17 +34,19 @@ def count_calls(dataset: shardio.ShardDataset) -> Counter[tuple[str, int]]:
     return calls
 
 
-def test_the_way_to_a_first_batch_is_short(tmp_path: Path) -> None:
-    """It was 620 to 660 calls; those of shardio.reading were 290, of 97 functions."""
+def test_the_way_to_a_first_batch_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All is read in this thread; most of the calls left are those of fields and planning."""
+    monkeypatch.setattr(ReadAhead, "_ask_for_samples", lambda *_: None)
+    monkeypatch.setattr(ReadAhead, "_ask_for_window", lambda *_: None)
     photos = make_images(tmp_path / "photos", classes=2, per_class=10, extension="jpg")
     shardio.pack(photos, tmp_path / "out", shards=2)
     crop = shardio.RandomResizedCrop(4)
     dataset = shardio.ShardDataset(tmp_path / "out", batch_size=4, transform=crop, shuffle=True)
     calls = count_calls(dataset)
-    assert calls.total() < 600
     own = {at: count for at, count in calls.items() if Path(at[0]).parent.name == "reading"}
-    assert sum(own.values()) < 195
-    assert len(own) < 92
+    assert calls.total() <= 580
+    assert sum(own.values()) <= 190
+    assert len(own) <= 95
 
 
 def test_counting_steps_formats_no_text(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
