@@ -1,17 +1,13 @@
-"""Locks in a process that forks.
+"""Locks, threads and other processes, where a process may fork.
 
 A forked child has its parent's memory and one of its threads. A lock that another thread held at
-that moment would be held in the child for ever, so every lock of shardio comes from here and is
-free in a child. What it guards is written so that an update that was cut short does no harm.
-Its executors are in shardio.processes, OpenCV's threads in shardio.fields.image.
+that moment would be held in the child for ever, so every lock of shardio is made here and is free
+in a child. What it guards is written so that an update that was cut short does no harm.
 
-Other processes of this machine.
-
-Threads of a loop, which end with it.
-
-A fork copies an executor with its locks, one of which a thread holds whenever it submits a task,
-and without its threads. A child that ends a loop of its parent would wait for that lock, so
-it lets go of the parent's executor without a word, and has one of its own if it goes on.
+An executor is copied with its locks, one of which a thread holds whenever it submits a task, and
+without its threads. A child that ends a loop of its parent would wait for that lock, so it leaves
+the parent's executor alone, and has one of its own if it goes on. OpenCV's threads are the matter
+of shardio.fields.image.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from shardio.checks import is_whole, probability, require, whole_number
 from shardio.errors import UsageError
 from shardio.fields.image import Crop
 
@@ -88,7 +89,7 @@ class RandomResizedCrop:
             size=_pair(size),
             scale=tuple(scale),
             ratio=tuple(ratio),
-            flip=_probability(flip),
+            flip=probability("flip", flip),
         )
 
     @property
@@ -146,9 +147,8 @@ class CenterCrop:
         pair = _pair(size)
         if resize is None:
             resize = round(max(pair) * 256 / 224)
-        if resize < max(pair):
-            raise UsageError(f"resize must be at least {max(pair)} for size {pair}, not {resize}")
-        _assign(self, size=pair, resize=resize, flip=_probability(flip))
+        resize = whole_number("resize", resize, least=max(pair))
+        _assign(self, size=pair, resize=resize, flip=probability("flip", flip))
 
     @property
     def draws(self) -> int:
@@ -183,7 +183,7 @@ class Resize:
     flip: float
 
     def __init__(self, size: int | tuple[int, int], *, flip: float = 0.0) -> None:
-        _assign(self, size=_pair(size), flip=_probability(flip))
+        _assign(self, size=_pair(size), flip=probability("flip", flip))
 
     @property
     def draws(self) -> int:
@@ -199,20 +199,12 @@ def _between(low: float, high: float, uniform: float) -> float:
     return low + (high - low) * uniform
 
 
-def _probability(flip: float) -> float:
-    if not 0 <= flip <= 1:
-        raise UsageError(f"flip must be a probability between 0 and 1, not {flip}")
-    return flip
-
-
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """Take one number for both height and width."""
     pair = size if isinstance(size, tuple | list) else (size, size)
-    if len(pair) != 2 or not all(isinstance(side, int) and side >= 1 for side in pair):
-        raise UsageError(
-            f"size must be positive, a whole number or a pair (height, width), not {size!r}"
-        )
-    return pair[0], pair[1]
+    good = len(pair) == 2 and all(is_whole(side, least=1) for side in pair)
+    require(good, "size", size, "a whole number or a pair (height, width), at least 1")
+    return int(pair[0]), int(pair[1])
 
 
 def _assign(transform: object, **values: object) -> None:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import subprocess
 import sys
+import textwrap
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
 
 import pytest
+from torch.utils.data import DataLoader
 
 import shardio
+from shardio.planning.epoch import EpochPlan
+from shardio.reading.batch import Batch, SampleReader
+from shardio.reading.readahead import ReadAhead
+from shardio.reading.shards import OpenShard
 
 ROOT = Path(shardio.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
@@ -24,20 +35,22 @@ LAYERS = {
     "storage": {"errors"},
     "tar": {"errors"},
     "fields": {"errors", "processes"},
-    "transforms": {"errors", "fields"},
+    "transforms": {"errors", "checks", "fields"},
     "indexing": {"errors", "naming", "storage", "tar"},
     "planning": set(),
     "reading": {
-        *{"errors", "processes", "indexing", "storage", "planning", "fields", "transforms"},
+        *{"errors", "checks", "processes", "indexing"},
+        *{"storage", "planning", "fields", "transforms"},
     },
     "packing": {
-        *{"errors", "naming", "processes", "indexing", "storage", "tar", "planning", "fields"},
-        "options",
+        *{"errors", "checks", "naming", "options", "processes", "indexing"},
+        *{"storage", "tar", "planning", "fields"},
     },
-    "conversion": {"errors", "naming", "storage", "tar", "indexing", "fields", "packing"},
+    "conversion": {"errors", "checks", "naming", "storage", "tar", "indexing", "fields", "packing"},
     "inspection": {
-        *{"errors", "naming", "storage", "tar", "fields", "indexing", "planning", "reading"},
-        *{"packing", "checks", "options"},
+        *{"errors", "checks", "naming", "options", "storage", "tar"},
+        *{"fields", "indexing", "planning", "reading"},
+        "packing",
     },
     "profiling": {
         *{"errors", "processes", "storage", "fields", "transforms", "indexing", "planning"},
@@ -164,11 +177,70 @@ def test_modules_and_functions_stay_short(path: Path) -> None:
 
 
 def test_the_read_pipe_is_one_short_function() -> None:
-    source = (ROOT / "reading" / "dataset.py").read_text("utf-8")
-    pipes = [
-        node
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.FunctionDef) and node.name == "_read_steps"
-    ]
-    assert len(pipes) == 1
-    assert len(pipes[0].body) <= 15
+    lines, _ = inspect.getsourcelines(SampleReader.read)
+    (function,) = ast.parse(textwrap.dedent("".join(lines))).body
+    assert isinstance(function, ast.FunctionDef)
+    first = function.body[1].lineno  # after the docstring
+    assert len([line for line in lines[first - 1 :] if line.strip()]) <= 15
+
+
+def is_in_the_pipe() -> bool:
+    """Tell whether the read pipe, or a function inside it, is among the callers."""
+    pipe = SampleReader.read.__code__
+    codes = {pipe, *(code for code in pipe.co_consts if isinstance(code, CodeType))}
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code not in codes:
+        frame = frame.f_back
+    return frame is not None
+
+
+def loop_over(dataset: shardio.ShardDataset, way: str) -> list[Any]:
+    if way == "single samples":
+        return [dataset[number] for number in range(len(dataset.samples))]
+    if way == "threads":
+        return [*shardio.Loader(dataset, threads=2)]
+    if way == "mixture":
+        return [*shardio.Mix([dataset, dataset.replace(seed=1)], weights=[0.5, 0.5], stop="all")]
+    if way == "workers":
+        return [*DataLoader(dataset, batch_size=None, num_workers=2)]
+    return [*dataset]
+
+
+@pytest.mark.parametrize("way", ["dataset", "threads", "workers", "mixture", "single samples"])
+@pytest.mark.parametrize("rows", [False, True])
+def test_every_sample_comes_through_the_read_pipe(
+    way: str, rows: bool, packed: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The short function is what runs: it plans each batch, and reads and fills each slot."""
+
+    def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any) -> Any:
+            with (tmp_path / "calls").open("a") as stream:  # of all processes
+                stream.write(f"{name} {is_in_the_pipe()}\n")
+            return function(*arguments)
+
+        return called
+
+    watched: dict[Any, tuple[str, ...]] = {
+        OpenShard: ("read", "file"),
+        Batch: ("put", "put_rows"),
+        EpochPlan: ("references",),
+    }
+    for owner, names in watched.items():
+        for name in names:
+            monkeypatch.setattr(owner, name, noted(name, getattr(owner, name)))
+    monkeypatch.setattr(ReadAhead, "_ask", lambda *_: None)  # which reads nothing
+    fields = {"label": "cls"} if rows else None
+    dataset = shardio.ShardDataset(packed, batch_size=50, fields=fields).subset(range(100))
+    batches = loop_over(dataset, way)
+    delivered = sum(1 if way == "single samples" else len(b["__key__"]) for b in batches)
+    assert delivered >= 100
+    calls = (tmp_path / "calls").read_text().split("\n")[:-1]
+    assert {call.partition(" ")[2] for call in calls} == {"True"}
+    counts = Counter(call.partition(" ")[0] for call in calls)
+    assert counts["references"] > 0
+    if rows:
+        assert counts["put_rows"] > 0
+        assert not counts["put"]
+    else:
+        assert counts["put"] == counts["read"] == delivered

@@ -26,6 +26,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from shardio.checks import one_of
 from shardio.conversion.indexes import dali_index, energon_index, wids_index
 from shardio.errors import (
     CodecError,
@@ -350,8 +351,7 @@ def check_arguments(
     pairs = parse_features(features)
     if out is not None:
         refuse_url(out)
-    if to not in get_args(Target):
-        raise UsageError(f"to={to!r}: it must be one of {', '.join(get_args(Target))}")
+    one_of("to", to, get_args(Target))
     if to == "tfrecord" and out is None:
         raise UsageError("TFRecord files need a folder of their own", remedy="name it as OUT")
     if to != "tfrecord" and pairs:

@@ -229,7 +229,8 @@ def decode_stored(
     Raises:
         CodecError: see decode_image.
     """
-    height, width = (-(-side // shrink) for side in info.stored_size)
+    stored_height, stored_width = info.stored_size
+    height, width = -(-stored_height // shrink), -(-stored_width // shrink)
     if info.format == "jpeg":
         buffer = scratch.take(height * width * 3) if scratch is not None else None
         pixels = decode_jpeg(view, info, buffer, shrink=shrink)
@@ -304,7 +305,8 @@ def decode_part(
     """
     view = memoryview(data).cast("B")
     shrink = _shrink(info, crop, size) if reduced and info.format == "jpeg" else 1
-    height, width = (-(-side // shrink) for side in info.stored_size)
+    stored_height, stored_width = info.stored_size
+    height, width = -(-stored_height // shrink), -(-stored_width // shrink)
     pixels = None
     if info.format == "jpeg" and verified:
         _, _, bottom, _ = _box_as_stored(info, crop)

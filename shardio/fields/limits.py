@@ -19,7 +19,7 @@ copies what it decoded, and a progressive JPEG keeps its coefficients.
 
 from __future__ import annotations
 
-from shardio.errors import CodecError, UsageError
+from shardio.errors import CodecError
 
 MAX_PIXELS = 178_956_970
 """Pillow's limit for its decompression bomb error: half a gigabyte of RGB."""
@@ -30,12 +30,6 @@ _SCANS = 12
 _EXPANSION = 2
 FREE_BYTES = 1 << 16
 """Bytes that compressed pixels may have at any rate."""
-
-
-def check_max_pixels(max_pixels: object) -> None:
-    """Raise UsageError for a value that max_pixels cannot have."""
-    if type(max_pixels) is not int or max_pixels < 1:
-        raise UsageError(f"max_pixels={max_pixels!r}: it must be a whole number, at least 1")
 
 
 def limit_pixels(height: int, width: int, *, size: int, max_pixels: int) -> None:

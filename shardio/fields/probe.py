@@ -62,6 +62,7 @@ _TEXT_MAGIC = (
 _SOI, _EOI, _SOS, _DRI, _APP1 = 0xD8, 0xD9, 0xDA, 0xDD, 0xE1
 _STAND_ALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 _FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA})
+_SAMPLINGS = frozenset(across << 4 | down for across in range(1, 5) for down in range(1, 5))
 _HUFFMAN_FRAMES = frozenset({0xC0, 0xC1})
 _PROGRESSIVE_FRAMES = frozenset({0xC2, 0xCA})
 _OTHER_FRAMES = frozenset({0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF})
@@ -265,7 +266,7 @@ def _jpeg_info(
     plain = view[frame - 1] in _HUFFMAN_FRAMES and not multiscan and components in {1, 3}
     plain = plain and frame_length == 8 + 3 * components
     samplings = view[frame + 9 : frame + 8 + 3 * components : 3]
-    plain = plain and all(1 <= factor >> 4 <= 4 and 1 <= factor & 15 <= 4 for factor in samplings)
+    plain = plain and _SAMPLINGS.issuperset(samplings)
     shown_height, shown_width = _as_shown((height, width), orientation)
     return ImageInfo(
         format="jpeg",

@@ -56,8 +56,8 @@ class ShardEntry:
 
     Attributes:
         name: path as the user knows it; errors use it.
-        path: path of the uncompressed tar.
-        index: path of its index file.
+        path: path of the uncompressed tar, absolute if it is local.
+        index: path of its index file, likewise.
         storage: storage of both.
         samples: number of samples.
         size: bytes of the uncompressed tar.
@@ -452,8 +452,8 @@ def _open_foreign(part: Location, unmarked: list[str]) -> Catalog:
         entries.append(
             ShardEntry(
                 name=str(shard),
-                path=str(plain),
-                index=str(path),
+                path=str(plain.absolute()),
+                index=str(path.absolute()),
                 samples=len(index),
                 size=index.shard_size,
                 contents=_contents_of(index),
@@ -471,8 +471,8 @@ def _open_packed(folder: Location) -> Catalog:
     entries = tuple(
         ShardEntry(
             name=str(folder / shard.name),
-            path=str(folder / shard.name),
-            index=str(index_path(folder / shard.name)),
+            path=str((folder / shard.name).absolute()),
+            index=str(index_path(folder / shard.name).absolute()),
             storage=folder.storage,
             samples=shard.samples,
             size=shard.size,

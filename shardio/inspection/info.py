@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from shardio.checks import is_whole, require, whole_number
 from shardio.errors import CodecError, SituationError, UsageError
 from shardio.fields.base import LABEL_FIELD, FieldType
 from shardio.fields.defaults import given_types, type_of
-from shardio.fields.limits import MAX_PIXELS, check_max_pixels
+from shardio.fields.limits import MAX_PIXELS
 from shardio.indexing.catalog import (
     SHARD_SUFFIXES,
     Catalog,
@@ -294,7 +295,7 @@ def info(
         TarError: a shard is damaged, missing or was changed.
         OSError: a shard cannot be read or the preview not written.
     """
-    check_max_pixels(max_pixels)
+    whole_number("max_pixels", max_pixels, least=1)
     types = partial(type_of, max_pixels=max_pixels, given=given_types(fields))
     if preview is not None:
         _check_preview(fspath(preview), preview_count)
@@ -521,5 +522,5 @@ def _check_preview(path: str, count: int) -> None:
     refuse_url(path)
     if not path.lower().endswith(".png"):
         raise UsageError("the preview is a PNG file", where=path, remedy="name it so, as sheet.png")
-    if type(count) is not int or not 1 <= count <= MOST_PREVIEWED:
-        raise UsageError(f"preview_count={count!r}: it must be 1 to {MOST_PREVIEWED} images")
+    good = is_whole(count, least=1, most=MOST_PREVIEWED)
+    require(good, "preview_count", count, f"1 to {MOST_PREVIEWED} images")

@@ -133,7 +133,7 @@ def _write_samples(
     references: References, pool: ShardPool, folder: Folder
 ) -> tuple[ReplayedSample, ...]:
     digits, samples = len(str(len(references) - 1)), []
-    for slot, single in enumerate(references.split()):
+    for slot, single in enumerate(references.split(1)):
         shard, index = pool.get(int(single.shards[0])), int(single.indices[0])
         files, problem = _write(shard, index, folder, f"{slot:0{digits}}")
         samples.append(

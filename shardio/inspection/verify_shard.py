@@ -31,10 +31,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from shardio.checks import whole_number
 from shardio.errors import CodecError, IndexFileError, ShardioError, TarError, counted, quoted
 from shardio.fields.base import IMAGE_FIELDS, FieldType
 from shardio.fields.defaults import type_of
-from shardio.fields.limits import check_max_pixels
 from shardio.indexing.manifest import index_path
 from shardio.indexing.scan import NAME_FIELDS, describe_no_samples
 from shardio.indexing.shard_index import ShardIndex, read_index
@@ -75,7 +75,7 @@ class FieldCheck:
     types: Mapping[str, FieldType] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_max_pixels(self.max_pixels)
+        whole_number("max_pixels", self.max_pixels, least=1)
 
     def fault(self, field: str, data: memoryview) -> str | None:
         """Say why the data of a field are not sound; None if they are."""

@@ -18,7 +18,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import CodecError, UsageError
+from shardio.checks import is_whole, require
+from shardio.errors import CodecError
 from shardio.fields.base import LABEL_FIELD
 from shardio.fields.defaults import type_of
 from shardio.fields.probe import probe_image
@@ -52,8 +53,12 @@ class Dedupe:
     keep: bool
 
     def __post_init__(self) -> None:
-        if type(self.distance) is not int or not 0 <= self.distance <= 16:
-            raise UsageError(f"dedupe_distance={self.distance!r}: it must be 0 to 16 bits")
+        require(
+            is_whole(self.distance, least=0, most=16),
+            "dedupe_distance",
+            self.distance,
+            "0 to 16 bits",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

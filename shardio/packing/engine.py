@@ -27,6 +27,7 @@ from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
+from shardio.checks import one_of, whole_number
 from shardio.errors import PackError, SituationError, UsageError
 from shardio.processes import count_cores
 
@@ -361,10 +362,9 @@ def make_engine(name: EngineName, jobs: int | None) -> Engine:
     Raises:
         UsageError: there is no such engine, or the number of jobs is invalid.
     """
-    if name not in get_args(EngineName):
-        raise UsageError(f"engine={name!r}: it must be 'local' or 'ray'")
-    if jobs is not None and (type(jobs) is not int or jobs < 1):
-        raise UsageError(f"jobs={jobs!r}: it must be a whole number, at least 1")
+    one_of("engine", name, get_args(EngineName))
+    if jobs is not None:
+        jobs = whole_number("jobs", jobs, least=1)
     if name == "ray" and jobs is not None:
         raise UsageError(
             "jobs is for engine='local'", remedy="a Ray cluster runs as many as it has cores"

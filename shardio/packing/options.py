@@ -11,10 +11,11 @@ from dataclasses import dataclass, fields
 from os import PathLike
 from typing import Any, ClassVar, Literal, get_args
 
+from shardio.checks import one_of, whole_number
 from shardio.errors import UsageError
 from shardio.fields.base import FieldType
 from shardio.fields.defaults import given_types
-from shardio.fields.limits import MAX_PIXELS, check_max_pixels
+from shardio.fields.limits import MAX_PIXELS
 from shardio.packing.dedupe import Dedupe, Likeness
 from shardio.packing.engine import EngineName, make_engine
 from shardio.packing.job import PackJob, Progress
@@ -70,10 +71,8 @@ class OutputOptions:
     storage: Storage | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.seed, int):
-            raise UsageError(f"seed={self.seed!r}: it must be a whole number")
-        if self.on_error not in get_args(OnError):
-            raise UsageError(f"on_error={self.on_error!r}: it must be 'raise' or 'skip'")
+        object.__setattr__(self, "seed", whole_number("seed", self.seed))
+        one_of("on_error", self.on_error, get_args(OnError))
         if self.stratify and self.split is None:
             raise UsageError(
                 "stratify requires split", remedy="give split, as {'train': 0.9, 'val': 0.1}"
@@ -204,8 +203,8 @@ class PackOptions(OutputOptions):
                 "manifest and fields exclude each other",
                 remedy="leave fields out; the table names the files of a sample",
             )
-        if self.dedupe not in (None, *get_args(Likeness)):
-            raise UsageError(f"dedupe={self.dedupe!r}: it must be 'exact' or 'perceptual'")
+        if self.dedupe is not None:
+            one_of("dedupe", self.dedupe, get_args(Likeness))
         if self.dedupe is None and self.keep_duplicates:
             raise UsageError(
                 "keep_duplicates requires dedupe", remedy="give dedupe='exact' or 'perceptual'"
@@ -262,4 +261,4 @@ class ReshardOptions(OutputOptions):
 
     def __post_init__(self) -> None:
         OutputOptions.__post_init__(self)
-        check_max_pixels(self.max_pixels)
+        whole_number("max_pixels", self.max_pixels, least=1)

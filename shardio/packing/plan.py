@@ -14,8 +14,9 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from shardio.checks import is_whole, one_of, whole_number
 from shardio.errors import PackError, UsageError
-from shardio.fields.limits import MAX_PIXELS, check_max_pixels
+from shardio.fields.limits import MAX_PIXELS
 from shardio.packing.layout import SHARD_PATTERN, WHOLE, is_split_name
 from shardio.planning.order import KeyedPermutation, derive_key
 from shardio.tar.writer import END_OF_ARCHIVE
@@ -52,8 +53,7 @@ class Sharding:
                 f"not {' and '.join(given) or 'none'}"
             )
         ((name, number),) = given.items()
-        if type(number) is not int or number < 1:
-            raise UsageError(f"{name}={number!r}: it must be a whole number, at least 1")
+        object.__setattr__(self, name, whole_number(name, number, least=1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,19 +284,16 @@ class ImageEncoding:
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
-        check_max_pixels(self.max_pixels)
-        if self.store not in get_args(ImageStorage):
-            raise UsageError(f"store={self.store!r}: it must be 'original' or 'raw'")
+        whole_number("max_pixels", self.max_pixels, least=1)
+        one_of("store", self.store, get_args(ImageStorage))
         if self.resize is not None:
             self._check_resize(self.resize)
-        if self.max_side is not None and (type(self.max_side) is not int or self.max_side < 1):
-            raise UsageError(f"max_side={self.max_side!r}: it must be a whole number, at least 1")
+        if self.max_side is not None:
+            whole_number("max_side", self.max_side, least=1)
         if self.resize is not None and self.max_side is not None:
             raise UsageError("resize and max_side exclude each other", remedy="give one of them")
-        if self.quality is not None and not (
-            type(self.quality) is int and 1 <= self.quality <= 100
-        ):
-            raise UsageError(f"quality={self.quality!r}: it must be a whole number from 1 to 100")
+        if self.quality is not None:
+            whole_number("quality", self.quality, least=1, most=100)
         if self.store == "raw" and self.quality is not None:
             raise UsageError(
                 "quality applies to image files", remedy="leave it out; store='raw' stores pixels"
@@ -325,7 +322,7 @@ class ImageEncoding:
 
     def _check_resize(self, resize: int | tuple[int, int]) -> None:
         sides = resize if isinstance(resize, tuple) else (resize, resize)
-        if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):
+        if len(sides) != 2 or not all(is_whole(side, least=1) for side in sides):
             raise UsageError(
                 f"resize={resize!r}: it must be a whole number for the shorter side, or a "
                 "tuple (height, width), all at least 1"

@@ -64,14 +64,18 @@ class References:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def split(self) -> Iterator[References]:
-        """One reference at a time."""
-        for i in range(len(self)):
+    def split(self, size: int) -> Iterator[References]:
+        """Yield at most that many references at a time."""
+        if len(self) <= size:
+            yield self
+            return
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
             yield References(
-                positions=self.positions[i : i + 1],
-                shards=self.shards[i : i + 1],
-                indices=self.indices[i : i + 1],
-                valid=self.valid[i : i + 1],
+                positions=self.positions[part],
+                shards=self.shards[part],
+                indices=self.indices[part],
+                valid=self.valid[part],
             )
 
 

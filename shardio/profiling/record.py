@@ -160,9 +160,11 @@ class _File:
         with suppress(OSError):
             self._schedule = os.open(f"/proc/self/task/{thread}/schedstat", os.O_RDONLY)
 
-    def __del__(self) -> None:
-        if self._schedule >= 0 and self.process == os.getpid():
-            os.close(self._schedule)
+    def __del__(
+        self, close: Callable[[int], None] = os.close, getpid: Callable[[], int] = os.getpid
+    ) -> None:
+        if self._schedule >= 0 and self.process == getpid():  # global names may be gone
+            close(self._schedule)
 
     def wants_samples(self) -> bool:
         """Tell whether the samples of the next chunk are to be recorded."""

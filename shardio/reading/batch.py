@@ -1,14 +1,14 @@
-"""A batch while it is filled: read the bytes, decode them into the slots.
+"""Batches: what reads the samples of a plan, and a batch while its slots are filled.
+
+`SampleReader.read` is the whole read pipe in one function, for every loop of every dataset: from
+the plan to references, bytes and fields, straight into the slots of a batch. Threads fill the slots
+in any order, each once.
 
 A sample that cannot be delivered raises an error that names it, or, under the user's policy, is
-replaced, marked as not valid and counted: steps stay as planned, whatever the topology. So is a
-sample whose arrays differ in shape or dtype from those of most samples of the batch.
-
-Samples are replaced when all slots have been tried, in the order of the slots, so that no thread's
-luck decides. The next good sample of the shard takes the place. Where the shard has none, or that
-one does not fit, a good sample of the batch does, and where the batch has none, of another shard.
-
-References to batches: which columns a batch has, and what fills them.
+replaced, marked as not valid and counted, so that steps stay as planned. So is a sample whose
+arrays differ in shape or dtype from those of most samples of the batch. Samples are replaced when
+all slots have been tried, in the order of the slots, so that threads have no say in it: by the next
+good sample of the shard, else by a good one of the batch, else by one of another shard.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import compress
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from shardio.errors import (
 )
 from shardio.fields.base import FieldType
 from shardio.fields.image import Scratch
-from shardio.planning.epoch import References
+from shardio.planning.epoch import EpochPlan, References
 from shardio.planning.order import uniform_numbers
 from shardio.planning.samples import Samples
 from shardio.processes import new_lock
@@ -50,8 +50,9 @@ from shardio.reading.columns import (
     Transform,
     column_maker,
 )
-from shardio.reading.gather import Gatherer
+from shardio.reading.gather import Gathered, Gatherer
 from shardio.reading.handover import Allocate
+from shardio.reading.readahead import ReadAhead
 from shardio.reading.shards import FieldBytes, OpenShard, ShardPool
 from shardio.reading.times import StageTimes, Stopwatch
 from shardio.transforms import SizedTransform
@@ -70,78 +71,67 @@ class Delivery:
     """What all batches of a loop are read from, and how.
 
     Attributes:
-        pool: of the dataset's shards.
-        samples: of the dataset, which alone may stand in for a bad one.
-        fields: see shardio.reading.columns.
+        pool: shards of the dataset.
+        samples: samples of the dataset, which alone may stand in for a bad one.
+        fields: entries of a sample; see shardio.reading.columns.
+        several: entries of which a sample must not have more than one alternative.
         missing_ok: leave out an entry that a sample has no field for.
-        one_image: refuse a sample that has several of an entry's alternatives.
         on_replaced: called for each bad sample that was replaced; None raises instead.
-        times: of the dataset, to which those of the batches are added.
+        times: totals of the dataset, to which those of the batches are added.
         stopwatch: makes one for each chunk.
-        lock: of the times.
+        lock: guards the times.
     """
 
     pool: ShardPool
     samples: Samples
     fields: Fields
+    several: Fields
     missing_ok: bool
-    one_image: bool
     on_replaced: Callable[[], None] | None
     times: StageTimes
     stopwatch: Callable[[], Stopwatch]
     lock: threading.Lock = field(default_factory=new_lock)
 
 
-class _Slot(NamedTuple):
-    """One place in a batch.
-
-    Attributes:
-        number: of the slot in each column.
-        uniforms: random numbers for its transform.
-        watch: of the thread that fills it.
-    """
-
-    number: int
-    uniforms: Sequence[float]
-    watch: Stopwatch
+FillSlot = Callable[["Batch", int, OpenShard, int, Stopwatch], None]
+FillRows = Callable[["Batch", range, Stopwatch], bool]
 
 
 class Batch:
-    """Slots to be filled in any order, by any threads, each once; a Job.
+    """A batch whose slots are to be filled; an UnfinishedBatch.
 
     Args:
         delivery: how its samples are read.
-        gatherer: of the wanted fields.
-        references: of n samples.
-        columns: with n slots, by entry.
-        numbers: random numbers for the transforms, float64 [n, draws].
+        references: its samples.
+        columns: its entries, empty.
+        uniforms: random numbers for the transforms, float64 [n, draws].
+        fill_slot: reads a sample of a shard into a slot of a batch.
+        fill_rows: reads the samples of some slots of a batch at once; False if they are not alike.
 
     Attributes:
-        chunk: how many slots to fill at once.
+        references: as given.
+        chunk: number of slots that one thread best fills at once.
     """
 
     def __init__(
         self,
         delivery: Delivery,
-        gatherer: Gatherer,
         references: References,
         columns: dict[str, Column],
-        numbers: NDArray[np.float64],
+        uniforms: NDArray[np.float64],
+        fill_slot: FillSlot,
+        fill_rows: FillRows,
     ) -> None:
+        self.references = references
         self._delivery = delivery
-        self._gatherer = gatherer
         self._columns = columns
-        self._references = references
-        self._numbers = numbers
+        self._uniforms: list[list[float]] = uniforms.tolist()
+        self._fill_slot, self._fill_rows = fill_slot, fill_rows
         self._valid = references.valid.copy()
-        self._keys = [""] * len(references)
+        self._keys = [""] * len(self._valid)
         self._missing: list[str] = []  # entries of the one sample where some may be missing
         self._bad: dict[int, str] = {}  # why the sample of a slot cannot be delivered
         self._misfits: dict[int, MisfitError] = {}  # why it does not fit with the others
-        fields = delivery.fields
-        self._wanted = tuple(fields[name] for name in columns)
-        several = {name: fields[name] for name in columns if len(fields[name]) > 1}
-        self._several = several if delivery.one_image else {}
         self._in_rows = all(hasattr(column, "place_rows") for column in columns.values())
         self.chunk = _ROWS if self._in_rows else _CHUNK
 
@@ -156,11 +146,7 @@ class Batch:
             TarError: a shard was changed or cut off.
         """
         watch = self._delivery.stopwatch()
-        at_once = False
-        if self._in_rows:
-            with self._gatherer.lock:
-                at_once = self._fill_at_once(slots, watch)
-        if not at_once:
+        if not (self._in_rows and self._fill_rows(self, slots, watch)):
             self._fill_one_by_one(slots, watch)
         self._add_times(watch)
 
@@ -187,13 +173,52 @@ class Batch:
         with self._delivery.lock:
             self._delivery.times.add(times)
 
-    def _fill_at_once(self, slots: range, watch: Stopwatch) -> bool:
-        """Gather all fields of the slots; False if the samples are not alike."""
+    def put(
+        self,
+        slot: int,
+        shard: OpenShard,
+        sample: int,
+        stored: Sequence[FieldBytes | None],
+        watch: Stopwatch,
+    ) -> None:
+        """Decode all fields of a sample, then place all of them in a slot.
+
+        Args:
+            slot: slot to fill.
+            shard: shard of the sample.
+            sample: position of the sample there.
+            stored: its fields, one for each entry; None for one that it lacks.
+            watch: stopwatch of the thread.
+
+        Raises:
+            SampleError: a field is missing, does not decode or does not fit.
+        """
+        size = 0
+        for found in stored:
+            size += 0 if found is None else len(found.data)
+        watch.read(size)
+        if self._delivery.several:
+            self._check_one(shard, sample)
+        if None in stored or self._missing:
+            self._check_missing(shard, sample, stored)
+        field, values = "", []
+        try:
+            for column, found in zip(self._columns.values(), stored, strict=True):
+                if found is not None:
+                    field = found.field
+                    value = column.decode(slot, found, self._uniforms[slot], watch)
+                    values.append((column, field, value))
+            for column, field, value in values:  # noqa: B007  the error below names the field
+                column.place(slot, value)
+        except (CodecError, TransformError, UsageError) as error:
+            raise self._located(error, shard, sample, field) from error
+
+    def put_rows(self, slots: range, gathered: Iterator[Gathered | None], watch: Stopwatch) -> bool:
+        """Place fields of many samples at once; False if the samples are not alike."""
         watch.start()
-        inside = slice(slots.start, slots.stop)
         columns = [cast("RowColumn", column) for column in self._columns.values()]
-        references, keys = self._references, np.empty(len(slots), object)
-        for found in self._gatherer.gather(references.shards[inside], references.indices[inside]):
+        keys = np.empty(len(slots), object)
+        for found in gathered:
             if found is None:
                 return False
             watch.read(sum(int(rows.sizes.sum()) for rows in found.fields))
@@ -203,51 +228,49 @@ class Batch:
                     return False
             keys[found.order] = found.keys
             watch.decoded()
-        self._keys[inside] = keys.tolist()
+        self._keys[slots.start : slots.stop] = keys.tolist()
         watch.stop(len(slots))
         return True
 
     def _fill_one_by_one(self, slots: range, watch: Stopwatch) -> None:
         inside = slice(slots.start, slots.stop)
-        shards = self._references.shards[inside].tolist()
-        samples = self._references.indices[inside].tolist()
-        numbers: list[list[float]] = self._numbers[inside].tolist()
-        for number, shard, sample, uniforms in zip(slots, shards, samples, numbers, strict=True):
-            self._fill(_Slot(number, uniforms, watch), shard, sample)
+        shards = self.references.shards[inside].tolist()
+        samples = self.references.indices[inside].tolist()
+        for slot, number, sample in zip(slots, shards, samples, strict=True):
+            shard = self._delivery.pool.get(number)
+            self._keys[slot] = shard.key(sample)
+            try:
+                self._fill_slot(self, slot, shard, sample, watch)
+            except TransformError:
+                raise
+            except SampleError as error:
+                self._note_fault(error, slot, shard, sample)
             watch.stop()
 
-    def _fill(self, slot: _Slot, shard_number: int, sample: int) -> None:
-        """Fill a slot, or note why its own sample cannot."""
-        shard = self._delivery.pool.get(shard_number)
-        self._keys[slot.number] = shard.key(sample)
-        try:
-            self._put(slot, shard, sample)
-        except TransformError:
-            raise
-        except SampleError as error:
-            if self._delivery.on_replaced is None:
-                raise
-            if isinstance(error.__cause__, MisfitError):
-                misfit = error.__cause__.at(  # anew, since a traceback would keep the batch
-                    error.where, MisfitError, shard=error.shard, key=error.key, field=error.field
-                )
-                self._misfits[slot.number] = misfit
-            else:
-                self._bad[slot.number] = str(error)
-                shard.bad.add(sample)
+    def _note_fault(self, error: SampleError, slot: int, shard: OpenShard, sample: int) -> None:
+        """Note why a slot's own sample cannot be delivered, or raise the error."""
+        if self._delivery.on_replaced is None:
+            raise error
+        if isinstance(error.__cause__, MisfitError):
+            self._misfits[slot] = error.__cause__.at(  # anew: a traceback would keep the batch
+                error.where, MisfitError, shard=error.shard, key=error.key, field=error.field
+            )
+        else:
+            self._bad[slot] = str(error)
+            shard.bad.add(sample)
 
     def _settle(self) -> None:
         """Replace the samples that are bad or of another kind than most of the batch."""
         watch = self._delivery.stopwatch()
-        sound = [number for number in range(len(self)) if number not in self._bad]
+        sound = [slot for slot in range(len(self)) if slot not in self._bad]
         if self._misfits and self._take_kind_of_most(sound):
             self._misfits.clear()
-            for number in sound:
-                self._fill(self._slot(number, watch), *self._place_of(number))
-        faults = self._bad | {number: str(error) for number, error in self._misfits.items()}
-        good = [self._place_of(number) for number in sound if number not in faults]
-        for number in sorted(faults):
-            good.append(self._replace(self._slot(number, watch), good, faults[number]))
+            for slot in sound:
+                self._fill_one_by_one(range(slot, slot + 1), watch)
+        faults = self._bad | {slot: str(error) for slot, error in self._misfits.items()}
+        good = [self._place_of(slot) for slot in sound if slot not in faults]
+        for slot in sorted(faults):
+            good.append(self._replace(slot, good, faults[slot], watch))
         self._add_times(watch)
 
     def _take_kind_of_most(self, sound: Sequence[int]) -> bool:
@@ -272,27 +295,27 @@ class Batch:
                 stack.begin_anew(kind)
         return True
 
-    def _slot(self, number: int, watch: Stopwatch) -> _Slot:
-        return _Slot(number, self._numbers[number].tolist(), watch)
+    def _place_of(self, slot: int) -> tuple[int, int]:
+        """Shard of a slot's own sample, and position there."""
+        return int(self.references.shards[slot]), int(self.references.indices[slot])
 
-    def _place_of(self, number: int) -> tuple[int, int]:
-        """Shard and position there of a slot's own sample."""
-        return int(self._references.shards[number]), int(self._references.indices[number])
-
-    def _replace(self, slot: _Slot, good: Sequence[tuple[int, int]], fault: str) -> tuple[int, int]:
+    def _replace(
+        self, slot: int, good: Sequence[tuple[int, int]], fault: str, watch: Stopwatch
+    ) -> tuple[int, int]:
         """Fill a slot with another sample than its own.
 
         Args:
-            slot: to fill.
+            slot: slot to fill.
             good: shards and positions of samples that other slots hold.
-            fault: why its own sample cannot be delivered.
+            fault: reason why its own sample cannot be delivered.
+            watch: stopwatch of the thread.
 
         Returns:
             Shard and position of the sample that it holds now.
         """
-        for number, sample in self._substitutes(slot.number, good):
+        for number, sample in self._substitutes(slot, good):
             shard = self._delivery.pool.get(number)
-            if sample not in shard.bad and self._try(slot, shard, sample):
+            if sample not in shard.bad and self._try(slot, shard, sample, watch):
                 break
         else:
             raise SampleError(
@@ -302,15 +325,15 @@ class Batch:
                     "can be delivered"
                 ),
             )
-        self._valid[slot.number] = False
+        self._valid[slot] = False
         _LOG.warning("%s; sample %s takes its place", fault, quoted(shard.key(sample)))
         if self._delivery.on_replaced is not None:
             self._delivery.on_replaced()
         return number, sample
 
-    def _try(self, slot: _Slot, shard: OpenShard, sample: int) -> bool:
+    def _try(self, slot: int, shard: OpenShard, sample: int, watch: Stopwatch) -> bool:
         try:
-            self._put(slot, shard, sample)
+            self._fill_slot(self, slot, shard, sample, watch)
         except TransformError:
             raise
         except SampleError as error:
@@ -319,12 +342,10 @@ class Batch:
             return False
         return True
 
-    def _substitutes(
-        self, number: int, good: Sequence[tuple[int, int]]
-    ) -> Iterator[tuple[int, int]]:
+    def _substitutes(self, slot: int, good: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         """What may take the place of a slot's own sample, in order."""
-        samples, (own, sample) = self._delivery.samples, self._place_of(number)
-        if number in self._bad:
+        samples, (own, sample) = self._delivery.samples, self._place_of(slot)
+        if slot in self._bad:
             positions = samples.in_shard(own).tolist()
             after = bisect_right(positions, sample)
             for position in [*positions[after:], *positions[: after - 1]]:
@@ -337,27 +358,10 @@ class Batch:
             for position in samples.in_shard(other).tolist():
                 yield other, position
 
-    def _put(self, slot: _Slot, shard: OpenShard, sample: int) -> None:
-        """Decode all of a sample, then place all of it."""
-        slot.watch.start()
-        stored = self._read(shard, sample)
-        slot.watch.read(sum(len(found.data) for found in stored if found is not None))
-        values, name = [], ""
-        try:
-            for column, found in zip(self._columns.values(), stored, strict=True):
-                if found is not None:
-                    name = found.field
-                    value = column.decode(slot.number, found, slot.uniforms, slot.watch)
-                    values.append((column, name, value))
-            for column, name, value in values:  # noqa: B007  the error below names the field
-                column.place(slot.number, value)
-        except (CodecError, TransformError, UsageError) as error:
-            raise self._located(error, shard, sample, name) from error
-
-    def _read(self, shard: OpenShard, sample: int) -> list[FieldBytes | None]:
-        if self._several:
-            self._check_one(shard, sample)
-        stored = shard.read(sample, self._wanted)
+    def _check_missing(
+        self, shard: OpenShard, sample: int, stored: Sequence[FieldBytes | None]
+    ) -> None:
+        """Note which entries a sample has no field for; raise SampleError if none may miss."""
         missing = [*compress(self._columns, [found is None for found in stored])]
         if self._delivery.missing_ok:
             self._missing = missing
@@ -371,10 +375,10 @@ class Batch:
             )
             wanted = ";".join(self._delivery.fields[missing[0]])
             raise self._located(error, shard, sample, wanted)
-        return stored
 
     def _check_one(self, shard: OpenShard, sample: int) -> None:
-        for name, alternatives in self._several.items():
+        """Raise UsageError for a sample with several of the alternatives of an entry."""
+        for name, alternatives in self._delivery.several.items():
             present = shard.present(sample, alternatives)
             if len(present) > 1:
                 error = UsageError(
@@ -434,7 +438,8 @@ class SampleReader:
     ) -> None:
         self._delivery = delivery
         self._draws = transform.draws if isinstance(transform, SizedTransform) else 0
-        self._gatherer = Gatherer(delivery.pool, tuple(delivery.fields.values()))
+        self._wanted = tuple(delivery.fields.values())
+        self._gatherer = Gatherer(delivery.pool, self._wanted)
         make = partial(
             column_maker,
             transform=transform,
@@ -444,21 +449,46 @@ class SampleReader:
         )
         self._makers = {name: make(of_entry) for name, of_entry in types.items()}
 
-    def start(self, references: References, key: int) -> Batch:
-        """A batch with empty slots.
+    def read(
+        self,
+        plan: EpochPlan,
+        shares: Iterable[NDArray[np.int64]],
+        size: int,
+        key: int,
+        ahead: ReadAhead | None = None,
+    ) -> Iterator[Batch]:
+        """Read batches: plan → references → bytes → fields, straight into the slots → batch.
+
+        This is the whole read pipe. The batches call its two inner functions, in any thread.
 
         Args:
-            references: of n samples.
-            key: of the random numbers for transforms, equal in all processes of an epoch.
+            plan: plan of an epoch.
+            shares: positions in the plan, int64 [n] each, in order.
+            size: maximum number of samples of a batch.
+            key: key of the random numbers for transforms, equal in all processes of an epoch.
+            ahead: asks for bytes before they are read.
         """
-        columns = self.columns(len(references))
-        numbers = self.numbers(references, key)
-        return Batch(self._delivery, self._gatherer, references, columns, numbers)
+
+        def fill(batch: Batch, slot: int, shard: OpenShard, sample: int, watch: Stopwatch) -> None:
+            watch.start()
+            batch.put(slot, shard, sample, shard.read(sample, self._wanted), watch)
+
+        def fill_rows(batch: Batch, slots: range, watch: Stopwatch) -> bool:
+            with self._gatherer.lock:
+                return batch.put_rows(slots, self._gatherer.gather(batch.references, slots), watch)
+
+        for positions in shares:
+            references = plan.references(positions)
+            if ahead is not None:
+                ahead.enter(plan.first_places(positions), references)
+            for part in references.split(size):
+                columns, draws = self.columns(len(part)), self.uniforms(part, key)
+                yield Batch(self._delivery, part, columns, draws, fill, fill_rows)
+
+    def uniforms(self, references: References, key: int) -> NDArray[np.float64]:
+        """Draw the random numbers of some samples for the transforms, float64 [n, draws]."""
+        return uniform_numbers(key, references.positions, self._draws)
 
     def columns(self, slots: int) -> dict[str, Column]:
-        """The entries of a batch, empty."""
+        """Make the entries of a batch, empty."""
         return {name: make(slots) for name, make in self._makers.items()}
-
-    def numbers(self, references: References, key: int) -> NDArray[np.float64]:
-        """Random numbers for the transforms, float64 [n, draws]; see start."""
-        return uniform_numbers(key, references.positions, self._draws)

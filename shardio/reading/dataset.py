@@ -1,9 +1,9 @@
-"""Choosing samples: by number, by predicate, by key, by fractions.
+"""ShardDataset: shards as a torch dataset, each sample exactly once an epoch.
 
-ShardDataset: shards as a torch dataset, each sample exactly once an epoch.
-
-The whole read pipe is `_read_steps`: plan → references → reader → batch. Everything that an
-epoch's order depends on is in the plan; the base class finds out which steps are this worker's.
+The dataset knows its shards, samples, order and arguments. Which steps of an epoch are read where
+is the matter of `ResumableDataset`; how a step becomes a batch is `SampleReader.read`. Samples are
+chosen by number, by predicate, by key or by fractions: a chosen part is a dataset with other
+`Samples`.
 """
 
 from __future__ import annotations
@@ -11,26 +11,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import compress, islice
-from typing import Any, Literal
+from itertools import compress
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from shardio.checks import flag, is_whole, one_of, require, seed_of_order, whole_number
 from shardio.errors import UsageError, counted
 from shardio.fields.base import BYTES, FieldType
 from shardio.fields.limits import MAX_PIXELS
-from shardio.indexing.catalog import Catalog, ShardPaths, open_catalog
+from shardio.indexing.catalog import Catalog, ShardPaths, list_parts, open_catalog
 from shardio.indexing.shard_index import ShardIndex
-from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, References, Tail, count_steps
+from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, Shuffle, Tail, count_steps
 from shardio.planning.order import Order, derive_key
 from shardio.planning.samples import Samples
-from shardio.reading.arguments import (
-    OnBadSample,
-    check_arguments,
-    check_seed,
-    whole_number,
-)
 from shardio.reading.batch import Delivery, SampleReader
 from shardio.reading.columns import (
     Fields,
@@ -43,10 +39,11 @@ from shardio.reading.columns import (
 from shardio.reading.handover import Allocate, Recycler
 from shardio.reading.loop import (
     Identity,
-    Jobs,
+    Ranks,
     ResumableDataset,
+    UnfinishedBatches,
     find_worker,
-    run_in_turn,
+    finish_in_turn,
     to_sample,
 )
 from shardio.reading.readahead import ReadAhead
@@ -54,7 +51,9 @@ from shardio.reading.settings import check_plan, make_shuffle
 from shardio.reading.shards import ShardPool
 from shardio.reading.times import StageTimes, Stopwatch
 from shardio.storage.base import Storage
+from shardio.transforms import SizedTransform
 
+OnBadSample = Literal["raise", "skip"]
 Choice = ArrayLike | Callable[[str, int], Any]
 
 
@@ -218,12 +217,12 @@ class ShardDataset(ResumableDataset):
         storage: storage of the source, see shardio.storage.base; None reads local files.
 
     Attributes:
-        catalog: the shards.
+        catalog: shards.
         classes: class names by label; None where they are not known.
         fields: entries of a sample and the alternatives that fill them.
-        samples: which samples of the shards belong to it.
-        shuffle: their order.
-        times: where the time of reading went, in this process.
+        samples: samples of the shards that belong to it.
+        shuffle: order of the samples.
+        times: totals of the time of reading, in this process.
         stopwatch: makes the stopwatch of each chunk of samples; see timed_by.
 
     Raises:
@@ -254,7 +253,7 @@ class ShardDataset(ResumableDataset):
         max_pixels: int = MAX_PIXELS,
         storage: Storage | None = None,
     ) -> None:
-        given = check_arguments(
+        given = _check_arguments(
             fields=fields,
             decode=decode,
             transform=transform,
@@ -281,7 +280,7 @@ class ShardDataset(ResumableDataset):
         self.fields = self._map_fields(fields)
         self.times = StageTimes()
         self.stopwatch: Callable[[], Stopwatch] = Stopwatch
-        self._source = source
+        self._source, self._parts = source, _absolute_parts(source, storage)
         self._arguments = given
         self.samples = Samples([shard.samples for shard in self.catalog.shards])
         self._default_fields = fields is None
@@ -289,7 +288,7 @@ class ShardDataset(ResumableDataset):
             shuffle, seed=given["seed"], window=given["window"], streams=given["streams"]
         )
         self._digest = self.catalog.digest()
-        self._open_shards: ShardPool | None = None  # those of ds[i]
+        self._singles: tuple[EpochPlan, ShardPool] | None = None  # for ds[i]
         if len(self.samples):
             self.num_steps()
 
@@ -308,7 +307,7 @@ class ShardDataset(ResumableDataset):
             UsageError: index is no whole number.
             SampleError: the sample cannot be delivered.
         """
-        if not isinstance(index, int | np.integer):
+        if not is_whole(index):
             raise UsageError(
                 f"ds[{index!r}]: give one whole number",
                 remedy="ds.subset(range(…)) takes several, ds.by_key(key) a key",
@@ -316,16 +315,13 @@ class ShardDataset(ResumableDataset):
         total, number = len(self.samples), int(index)
         if not -total <= number < total:
             raise IndexError(f"{self}: index {number} is outside its {total} samples")
-        numbers = np.array([number % total])
-        shards, indices = self.samples.locate(numbers)
-        single = References(
-            positions=numbers, shards=shards, indices=indices, valid=np.array([True])
-        )
-        if self._open_shards is None:
-            self._open_shards = ShardPool(self.catalog.shards)
-        self._open_shards.compare_anew()
-        job = self.reader(self._open_shards, Recycler()).start(single, self.transform_key(0))
-        (batch,) = run_in_turn(iter([job]))
+        if self._singles is None:
+            packed = EpochPlan(self.samples, Shuffle(on=False), global_batch_size=1)
+            self._singles = packed, ShardPool(self.catalog.shards)
+        packed, pool = self._singles
+        pool.compare_anew()
+        shares, key = [np.array([number % total])], self.transform_key(0)
+        (batch,) = finish_in_turn(self.reader(pool, Recycler()).read(packed, shares, 1, key))
         return to_sample(batch)
 
     def by_key(self, key: str) -> dict[str, Any]:
@@ -362,7 +358,7 @@ class ShardDataset(ResumableDataset):
         Raises:
             UsageError: the fractions are negative or do not add up to 1.
         """
-        parts = split(self.samples, fractions, check_seed(seed), self.contents)
+        parts = split(self.samples, fractions, seed_of_order(seed), self.contents)
         return tuple(self._with(part) for part in parts)
 
     def replace(self, **changes: Any) -> ShardDataset:
@@ -379,11 +375,12 @@ class ShardDataset(ResumableDataset):
         unknown = changes.keys() - self._arguments.keys()
         if unknown:
             raise UsageError(f"replace: ShardDataset has no argument {', '.join(sorted(unknown))}")
-        other = ShardDataset(self._source, **{**self._arguments, **changes})
+        other = ShardDataset(self._parts, **{**self._arguments, **changes})
         if other._digest != self._digest:
             raise UsageError(
                 "the shards have changed since it was opened", where=self, remedy="open it again"
             )
+        other._source = self._source
         return other._with(self.samples)
 
     def repeated(self, times: int) -> ShardDataset:
@@ -428,10 +425,11 @@ class ShardDataset(ResumableDataset):
             UsageError: there is no such epoch, or it has no such step.
         """
         epoch, step = self._check_epoch(epoch), whole_number("step", step, least=0)
-        steps = self.num_steps()
+        ranks = self.ranks
+        steps = self._count_steps(ranks)
         if step >= steps:
             raise UsageError(f"step {step} is outside the {steps} steps of an epoch")
-        (batch,) = run_in_turn(self._read_steps(epoch, [step], Recycler()))
+        (batch,) = finish_in_turn(self._read_steps(epoch, [step], ranks, Recycler()))
         return self._deliver(batch, epoch, step)
 
     @property
@@ -440,52 +438,50 @@ class ShardDataset(ResumableDataset):
         return self.samples.digest(self._digest)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_open_shards": None}
-
-    def num_steps(self) -> int:
-        """See ResumableDataset.
-
-        Raises:
-            UsageError: as plan does.
-        """
-        check_plan(
-            str(self),
-            self.samples,
-            self.shuffle,
-            tail=self._tail,
-            world_size=self.ranks.world_size,
-            global_batch_size=self.global_batch_size,
-        )
-        return count_steps(len(self.samples), self.global_batch_size, self._tail)
+        return {**super().__getstate__(), "_singles": None}
 
     def plan(self, epoch: int) -> EpochPlan:
-        """The plan of an epoch for the current number of ranks.
+        """Plan an epoch for the current number of ranks.
 
         Raises:
             UsageError: the dataset is empty, no step is left of it, or its arguments do not fit
                 the number of ranks.
         """
-        self.num_steps()
+        ranks = self.ranks
+        self._count_steps(ranks)
+        return self._plan(epoch, ranks)
+
+    def _plan(self, epoch: int, ranks: Ranks) -> EpochPlan:
+        size = self._divide(ranks) * ranks.world_size
         return EpochPlan(
-            self.samples,
-            self.shuffle,
-            global_batch_size=self.global_batch_size,
-            epoch=epoch,
-            tail=self._tail,
+            self.samples, self.shuffle, global_batch_size=size, epoch=epoch, tail=self._tail
         )
 
-    def _read_steps(self, epoch: int, steps: Sequence[int], allocate: Allocate) -> Jobs:
-        plan, ranks, rest = self.plan(epoch), self.ranks, iter(steps)
-        key, pool = self.transform_key(epoch), ShardPool(self.catalog.shards)
-        reader = self.reader(pool, allocate)
+    def _count_steps(self, ranks: Ranks) -> int:
+        size = self._divide(ranks) * ranks.world_size
+        check_plan(
+            self,
+            self.samples,
+            self.shuffle,
+            tail=self._tail,
+            world_size=ranks.world_size,
+            global_batch_size=size,
+        )
+        return count_steps(len(self.samples), size, self._tail)
+
+    def _read_steps(
+        self, epoch: int, steps: Sequence[int], ranks: Ranks, allocate: Allocate
+    ) -> UnfinishedBatches:
+        plan, pool = self._plan(epoch, ranks), ShardPool(self.catalog.shards)
+        at_once = 1 if self._makes_batches else _SAMPLES_PLANNED_AT_ONCE
+        shares = (
+            plan.share(steps[first : first + at_once], ranks.rank, ranks.world_size)
+            for first in range(0, len(steps), at_once)
+        )
+        reader, key = self.reader(pool, allocate), self.transform_key(epoch)
         with self.read_ahead(plan.orders, pool) as ahead:
-            while some := [*islice(rest, 1 if self.batch_size else _SAMPLES_PLANNED_AT_ONCE)]:
-                positions = plan.share(some, ranks.rank, ranks.world_size)
-                references = plan.references(positions)
-                if len(steps) > 1:
-                    ahead.enter(plan.first_places(positions), references)
-                parts = [references] if self.batch_size else references.split()
-                yield from (reader.start(part, key) for part in parts)
+            asked = ahead if len(steps) > 1 else None
+            yield from reader.read(plan, shares, self._divide(ranks), key, asked)
 
     def read_ahead(self, orders: Sequence[Order], pool: ShardPool) -> ReadAhead:
         """What asks for shards of this dataset before they are read."""
@@ -509,7 +505,7 @@ class ShardDataset(ResumableDataset):
         part = self._copy()
         part.times = StageTimes()
         part.samples = samples
-        part._open_shards = None
+        part._singles = None
         return part
 
     def describe_entries(self) -> dict[str, str]:
@@ -535,12 +531,13 @@ class ShardDataset(ResumableDataset):
     def reader(self, pool: ShardPool, allocate: Allocate) -> SampleReader:
         """What makes batches of this dataset's samples from a pool of its shards."""
         skip = self._arguments["on_bad_sample"] == "skip"
+        several = {name: found for name, found in self.fields.items() if len(found) > 1}
         delivery = Delivery(
             pool=pool,
             samples=self.samples,
             fields=self.fields,
-            missing_ok=self._default_fields and self.batch_size is None,
-            one_image=self._default_fields,
+            several=several if self._default_fields else {},
+            missing_ok=self._default_fields and not self._makes_batches,
             on_replaced=self._epochs.count_bad_sample if skip else None,
             times=self.times,
             stopwatch=self.stopwatch,
@@ -563,3 +560,52 @@ class ShardDataset(ResumableDataset):
         index = first.load_index()
         present = {(*row,) for row in (index.offsets[:_SAMPLES_LOOKED_AT] >= 0).tolist()}
         return default_fields(names, [[*compress(index.fields, row)] for row in present])
+
+
+def _absolute_parts(source: ShardPaths, storage: Storage | None) -> list[str]:
+    """Name the parts of a source so that they are found from any directory.
+
+    A pattern stays relative where the name of the current directory is one itself.
+    """
+    plain = not set(str(Path.cwd())) & set("*?[{")
+    parts = list_parts(source, storage)
+    return [str(part.absolute() if plain or part.exists() else part) for part in parts]
+
+
+def _check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[str, Any]:
+    """Refuse arguments of ShardDataset that are not of their type, or exclude each other.
+
+    Returns:
+        All of them, whole numbers as int.
+
+    Raises:
+        UsageError: an argument is refused.
+    """
+    for name in ("batch_size", "global_batch_size"):
+        if given[name] is not None:
+            given[name] = whole_number(name, given[name], least=1)
+    for name in ("window", "streams", "max_pixels"):
+        given[name] = whole_number(name, given[name], least=1)
+    given["seed"] = seed_of_order(given["seed"])
+    fields, shuffle, streams = given["fields"], given["shuffle"], given["streams"]
+    mapped = fields is None or (
+        isinstance(fields, Mapping)
+        and all(isinstance(part, str | FieldType) for part in fields.values())
+    )
+    given["fields"] = None if fields is None or not mapped else dict(fields)
+    require(mapped, "fields", fields, "a mapping such as {'image': 'jpg;png'}")
+    usable = callable(transform) or isinstance(transform, SizedTransform)
+    usable = transform is None or (usable and not isinstance(transform, type))
+    require(usable, "transform", transform, "callable, such as shardio.CenterCrop(224)")
+    unused = decode or transform is None
+    require(unused, "transform", transform, "left out with decode=False")
+    known = isinstance(shuffle, bool) or str(shuffle) == "full"
+    require(known, "shuffle", shuffle, "True, False or 'full'")
+    batched = given["batch_size"] or given["global_batch_size"]
+    wanted = "1 for a dataset of samples; give it batch_size or global_batch_size"
+    require(streams == 1 or batched, "streams", streams, wanted)
+    one_of("tail", given["tail"], get_args(Tail))
+    one_of("on_bad_sample", given["on_bad_sample"], get_args(OnBadSample))
+    for name in ("reduced_decoding", "allow_empty"):
+        flag(name, given[name])
+    return {"transform": transform, "decode": decode, **given}

@@ -1,17 +1,15 @@
-"""CRC-32 of many members at once.
-
-Short members go through the table of the polynomial together, a byte of each at a time. Long ones
-of one size lie end to end in one block: zlib takes the checksum of the block in one call, and the
-checksums of its members say what that must be, because CRC-32 is linear: appending n bytes to A
-gives M(crc(A)) ^ crc(appended), where M is a matrix over GF(2) that depends on n alone
-(zlib's crc32_combine). The members are combined in pairs, then pairs of pairs.
-
-Fields of many samples at once, copied out of their shards.
+"""Fields of many samples at once, copied out of their shards and verified together.
 
 Where the members of a batch are alike, as arrays of one shape and class numbers are, one copy for
-each field takes the place of a system call and a dozen of Python's steps for each sample. Every
-byte still has its checksum verified; where none is known, the headers are copied too, and verified.
-Buffers are kept: new memory would cost page faults, more than the copying.
+each field replaces a system call and a dozen of Python's steps for each sample. Every byte still
+has its checksum verified; where none is known, the headers are copied too, and verified. Buffers
+are kept: new memory would cost page faults, more than the copying.
+
+The CRC-32 of short members is computed by the table of the polynomial, one byte of each member at a
+time. Long members of one size lie end to end in one block: zlib computes the checksum of the block
+in one call, and the checksums of the members say what that must be, because CRC-32 is linear.
+Appending n bytes to A gives M(crc(A)) ^ crc(appended), where M is a matrix over GF(2) that depends
+on n alone (zlib's crc32_combine). The members are combined in pairs, then pairs of pairs.
 """
 
 from __future__ import annotations
@@ -26,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from shardio.planning.epoch import References
 from shardio.processes import new_lock
 from shardio.reading.shards import OpenShard, Places, ShardPool, Wanted
 from shardio.storage.base import StoredFile
@@ -207,14 +206,12 @@ class Gatherer:
         self._fields = [RowCopier() for _ in wanted]
         self._headers = RowCopier()
 
-    def gather(
-        self, shards: NDArray[np.int64], samples: NDArray[np.int64]
-    ) -> Iterator[Gathered | None]:
+    def gather(self, references: References, slots: range) -> Iterator[Gathered | None]:
         """Read samples, some at a time.
 
         Args:
-            shards: int64 [n], where each sample is.
-            samples: int64 [n], its position there.
+            references: samples of a batch.
+            slots: consecutive ones of them.
 
         Yields:
             None, and nothing more, if the samples are not alike, or not what the index recorded:
@@ -223,6 +220,8 @@ class Gatherer:
         Raises:
             TarError: a shard was changed or cut off.
         """
+        wanted = slice(slots.start, slots.stop)
+        shards, samples = references.shards[wanted], references.indices[wanted]
         order = np.argsort(shards, kind="stable")
         groups = self._group(shards[order], samples[order])
         places = _locate(groups, self._wanted)

@@ -1,22 +1,17 @@
-"""Memory for batches.
+"""Memory for batches, lent again and again, in one process and between two.
 
 New memory costs a page fault for each of its pages, and a batch of photos has thousands. So the
 memory of a batch that nobody holds any more is lent again: each tensor keeps a small array alive
-that stands for the loan, and its end gives the memory back. A batch may be kept as long as one
-likes.
+that stands for the loan, and its end gives the memory back. A batch may be kept for any time; then
+other memory is taken.
 
-Batches from a worker process to the training process, through memory that is lent again.
-
-torch gives each tensor of each batch a shared file of its own: its pages are new, so that both
-processes fault on them, and its descriptor goes through a socket. Here a worker keeps segments of
-shared memory. The first time that one is sent, torch sends its descriptor; the training process
-keeps it mapped, and later batches name its number alone. When the last tensor in it dies there,
-a byte in the segment says so, and the worker fills it again. A batch may be kept as long as one
-likes: the worker then takes another segment. What a process held when it forked is never filled
-again, since its fork holds it too.
-
-What a worker's own code has made of a batch, torch sends as ever: to torch the memory is not
-shared, so it sends a copy.
+For a batch of a worker process, torch gives each tensor a shared file of its own: its pages are
+new, so both processes fault on them, and its descriptor goes through a socket. Here a worker keeps
+segments of shared memory. The first time that one is sent, torch sends its descriptor; the training
+process keeps it mapped, and later batches name its number alone. When the last tensor in it dies
+there, a byte in the segment says so, and the worker fills it again. What a process held when it
+forked is never filled again, since its fork holds it too. Tensors that a worker's own code has made
+of a batch, torch sends as ever: to torch the memory is not shared, so it sends a copy.
 """
 
 from __future__ import annotations
@@ -43,6 +38,8 @@ from shardio.storage.local import reserve
 
 Allocate = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 """Makes a contiguous tensor to fill, of a shape and dtype."""
+
+Batches = Generator[dict[str, Any], None, None]
 
 _LEAST_LENT = 1 << 16  # bytes; less is not worth the keeping
 
@@ -78,7 +75,6 @@ def _make(size: int) -> NDArray[np.uint8]:
     return np.empty(size, np.uint8)
 
 
-Loop = Generator[dict[str, Any], None, None]
 _HEADER = 64  # bytes of a segment before its data
 _HELD, _MAPPED, _ENDED = 0, 1, 2
 """Places in the header: the receiver holds tensors in it or will; has it mapped; nobody will fill
@@ -133,8 +129,8 @@ class Sender:
         ending.atexit = False  # type: ignore[misc]
         return torch.from_numpy(loan).view(dtype).view(shape)
 
-    def send(self, loop: Loop) -> Loop:
-        """The batches of a loop, so that its memory comes back from the training process."""
+    def send(self, loop: Batches) -> Batches:
+        """Yield the batches of a loop, so that memory comes back from the training process."""
         with closing(loop):
             for batch in loop:
                 place = [HandedOver(batch)]  # only the caller keeps a batch
@@ -244,8 +240,8 @@ class _Small(NamedTuple):
         return cls(tensor.permute(order).numpy(), axes)
 
 
-class _Place(NamedTuple):
-    """Where a tensor lies in a segment."""
+class _Location(NamedTuple):
+    """Location of a tensor in a segment."""
 
     segment: int
     dtype: torch.dtype
@@ -333,7 +329,7 @@ def _receive(
 def _unpack(value: Any, loans: dict[int, NDArray[np.uint8]]) -> Any:
     if isinstance(value, _Small):
         return torch.from_numpy(value.array).permute(value.axes)
-    if isinstance(value, _Place):
+    if isinstance(value, _Location):
         memory = torch.from_numpy(loans[value.segment]).view(value.dtype)
         return memory.as_strided(value.shape, value.strides, value.offset)
     return value
@@ -371,9 +367,9 @@ def _is_plain(value: Any) -> bool:
     )
 
 
-def _describe(tensor: torch.Tensor, segment: _Segment) -> _Place:
+def _describe(tensor: torch.Tensor, segment: _Segment) -> _Location:
     offset = tensor.data_ptr() - segment.storage.data_ptr() - _HEADER
-    return _Place(
+    return _Location(
         segment.number,
         tensor.dtype,
         tuple(tensor.shape),

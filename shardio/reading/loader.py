@@ -1,18 +1,16 @@
-"""From host memory to a device, while the loop computes.
-
-A batch is made in page-locked memory, which a device copies from on its own. The copy runs on a
-stream of its own; the stream that the loop computes on waits for it, the loop's thread does not.
-The memory is lent again when the copy has ended, not before. On the CPU the same steps are taken,
-with nothing to copy.
-
-Loader: threads that decode straight into the batches' slots.
+"""Loader: threads that decode straight into the batches' slots, and copies to a device.
 
 The consumer's own thread plans: when it asks for a batch, the next one is cut into chunks and
-handed to the threads, then it waits for the chunks of the one that is due. So at most
-`prefetch` batches are in the making while the consumer works, they come in order, and nothing
-runs that nobody waits for. Leaving the loop, in whatever way, ends the generator that holds the
-threads: chunks that wait are dropped, those that run are awaited. For a device, a batch that is
-finished early starts its copy early, beside the step of the one before.
+handed to the threads, then it waits for the chunks of the one that is due. So at most `prefetch`
+batches are in the making while the consumer works, they come in order, and nothing runs that nobody
+waits for. Leaving the loop, in whatever way, ends the generator that holds the threads: chunks that
+wait are dropped, those that run are awaited.
+
+For a device, batches are made in page-locked memory, from which a device copies on its own. The
+copy runs on a stream of its own; the stream that the loop computes on waits for it, the loop's
+thread does not. A batch that is finished early starts its copy early, beside the step of the one
+before. The memory is lent again when the copy has ended. On the CPU the same steps are taken, with
+nothing to copy.
 """
 
 from __future__ import annotations
@@ -30,12 +28,16 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
+from shardio.checks import whole_number
 from shardio.errors import UsageError
 from shardio.fields.image import one_opencv_thread
 from shardio.processes import MOST_USEFUL_THREADS, Threads, count_cores
-from shardio.reading.arguments import whole_number
-from shardio.reading.handover import Recycler
-from shardio.reading.loop import Job, Jobs, ResumableDataset
+from shardio.reading.handover import Batches, Recycler
+from shardio.reading.loop import (
+    ResumableDataset,
+    UnfinishedBatch,
+    UnfinishedBatches,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -177,15 +179,15 @@ class Loader(IterableDataset[dict[str, Any]]):
 
     Args:
         dataset: a ShardDataset or Mix with a batch size.
-        threads: that read and decode; by default one for each core, but no more than 8. More
-            cores are for workers: `DataLoader(ds, batch_size=None, num_workers=16)`.
-        prefetch: batches that are made ahead of the loop.
-        device: where the batches' tensors shall be, as "cuda". They are copied from page-locked
-            memory on a stream of their own, and the current stream waits for them.
+        threads: number of threads that read and decode; by default one for each core, but no more
+            than 8. More cores are for workers: `DataLoader(ds, batch_size=None, num_workers=16)`.
+        prefetch: number of batches made ahead of the loop.
+        device: target device of the batches' tensors, such as "cuda". They are copied from
+            page-locked memory on a stream of their own, and the current stream waits for them.
 
     Attributes:
-        dataset: that the batches are of.
-        threads: how many read and decode.
+        dataset: dataset of the batches.
+        threads: number of threads.
 
     Raises:
         UsageError: the dataset yields samples, a number is below 1, or there is no such device.
@@ -214,7 +216,7 @@ class Loader(IterableDataset[dict[str, Any]]):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         allocate = self._transfer.allocate if self._transfer else None
-        loop = self.dataset.iterate(self._run, allocate)
+        loop = self.dataset.iterate(self._finish, allocate)
         self._loops.add(loop)
         return loop
 
@@ -251,11 +253,11 @@ class Loader(IterableDataset[dict[str, Any]]):
         """See ShardDataset.num_bad_samples."""
         return self.dataset.num_bad_samples
 
-    def _run(self, jobs: Jobs) -> Generator[dict[str, Any], None, None]:
+    def _finish(self, unfinished: UnfinishedBatches) -> Batches:
         threads = Threads("loader", self.threads)
         try:
             with one_opencv_thread():
-                ahead = _Ahead(threads, jobs, self._prefetch)
+                ahead = _Ahead(threads, unfinished, self._prefetch)
                 if self._transfer is not None:
                     yield from _transferred(ahead, self._transfer)
                 else:
@@ -266,14 +268,19 @@ class Loader(IterableDataset[dict[str, Any]]):
 
 
 class _Begun(NamedTuple):
-    """A batch in the making."""
+    """A batch that threads are filling.
 
-    job: Job
+    Attributes:
+        batch: batch in the making.
+        chunks: its slots, filled by one task each.
+    """
+
+    batch: UnfinishedBatch
     chunks: list[Future[None]]
 
 
 class _Failed:
-    """A batch that could not be planned; a Job that raises why.
+    """A batch that could not be planned; an UnfinishedBatch that raises why.
 
     Args:
         error: to raise.
@@ -300,14 +307,14 @@ class _Ahead:
 
     Args:
         threads: workers.
-        jobs: to be done.
-        prefetch: how many are begun beside the one that is due.
+        unfinished: batches to fill.
+        prefetch: number of batches begun beside the one that is due.
     """
 
-    def __init__(self, threads: Threads, jobs: Jobs, prefetch: int) -> None:
+    def __init__(self, threads: Threads, unfinished: UnfinishedBatches, prefetch: int) -> None:
         self._threads = threads
         self._process = os.getpid()
-        self._jobs: Jobs | None = jobs
+        self._unfinished: UnfinishedBatches | None = unfinished
         self._prefetch = prefetch
         self._begun = deque[_Begun]()
 
@@ -315,16 +322,16 @@ class _Ahead:
         """Begin as many as may be; False if there is none."""
         if self._process != os.getpid():  # a fork, which lacks the threads at work
             self._process = os.getpid()
-            self._begun = deque(self._begin(begun.job) for begun in self._begun)
-        while self._jobs is not None and len(self._begun) <= self._prefetch:
+            self._begun = deque(self._begin(begun.batch) for begun in self._begun)
+        while self._unfinished is not None and len(self._begun) <= self._prefetch:
             try:
-                job = next(self._jobs, None)
+                batch = next(self._unfinished, None)
             except Exception as error:  # whatever it is, it comes after the batches before it
-                job, self._jobs = _Failed(error), None
-            if job is None:
-                self._jobs = None
+                batch, self._unfinished = _Failed(error), None
+            if batch is None:
+                self._unfinished = None
                 break
-            self._begun.append(self._begin(job))
+            self._begun.append(self._begin(batch))
         return bool(self._begun)
 
     def is_finished(self) -> bool:
@@ -334,15 +341,15 @@ class _Ahead:
 
     def pop(self) -> dict[str, Any]:
         """Wait for the batch that is due; an error of a chunk is raised, the first in order."""
-        job, chunks = self._begun.popleft()
+        batch, chunks = self._begun.popleft()
         while chunks:  # no local name keeps a future, whose error would then keep this frame
             chunks.pop(0).result()
-        return job.finish()
+        return batch.finish()
 
-    def _begin(self, job: Job) -> _Begun:
-        starts = range(0, len(job), job.chunk)
-        slots = [range(start, min(start + job.chunk, len(job))) for start in starts]
-        return _Begun(job, [self._threads.submit(job.fill, part) for part in slots])
+    def _begin(self, batch: UnfinishedBatch) -> _Begun:
+        starts = range(0, len(batch), batch.chunk)
+        slots = [range(start, min(start + batch.chunk, len(batch))) for start in starts]
+        return _Begun(batch, [self._threads.submit(batch.fill, part) for part in slots])
 
 
 def _transferred(ahead: _Ahead, transfer: Transfer) -> Iterator[dict[str, Any]]:

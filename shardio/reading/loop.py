@@ -1,39 +1,32 @@
-"""Which rank and worker this process is, as torch and torchrun tell it.
-
-What is saved of a loop, and what refuses a state that belongs to another one.
-
-A state is a position (epoch and step) and the identity of what it is a position in: everything
-that the sequence of global batches depends on. The identity is compared entry by entry, so that
-a refusal says what differs. Payloads are never saved: a state has the same few hundred bytes
-wherever it is taken.
-
-Which epoch an iteration is and where it starts, agreed between a DataLoader's processes.
-
-A DataLoader starts an epoch by asking each worker's copy of the dataset for an iterator; nothing
-runs in the parent. So the copies share a small file, named after the dataset and the process
-that loads (a rank), not the worker: the first worker of an iteration takes the next epoch, or
-the position that was loaded, the others of the same iteration find it there. An iteration is
-recognised by the DataLoader's base seed, by how often this copy was iterated (persistent
-workers), and by its workers, which live as long as it does: even a script that resets torch's
-seed before every epoch gets a new epoch each time. The file holds the count of bad samples too.
-
-In the loading process itself every iteration is a new epoch.
-
-The one contract of everything that is looped over: epochs, steps, state.
+"""The one contract of everything that is looped over: epochs, steps, ranks, state.
 
 A loop is a range of steps of an epoch. The subclass knows how many steps an epoch has and how to
-read some of them; here is which steps those are, for this worker, and what is remembered of
-them. What a training loop has received is known from the batch it holds, since workers run
-ahead of it: batches carry their epoch and step.
+begin the batches of some of them; this module knows which steps those are, for this rank and
+worker, and what is remembered of them. Workers run ahead of a training loop, so what the loop has
+received is known from the batch that it holds: batches carry their epoch and step.
+
+The state of a loop is a position (epoch and step) and the identity of what it is a position in:
+everything that the sequence of global batches depends on. The identity is compared entry by entry,
+so that a refusal says what differs. A state holds no payload: it has a few hundred bytes.
+
+Every iteration is the next epoch. A DataLoader asks each worker's copy of the dataset for an
+iterator, and nothing runs in the parent. So the copies share a small file, named after the dataset
+and the process that loads (a rank), not the worker: the first worker of an iteration takes the next
+epoch, or the position that was loaded; the others of the same iteration find it there. An iteration
+is recognised by the DataLoader's base seed, by how often this copy was iterated (persistent
+workers), and by its workers, which live as long as it does: so even a script that resets torch's
+seed before every epoch gets a new epoch each time. The file holds the count of bad samples, too.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import multiprocessing
 import os
 import sys
 import uuid
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -43,23 +36,23 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 import torch.distributed
-from torch.utils.data import IterableDataset, get_worker_info
-from torch.utils.data._utils.collate import default_collate_fn_map
+from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
+from shardio.checks import is_whole, whole_number
 from shardio.errors import UsageError
 from shardio.fields.image import forbid_opencv_threads
 from shardio.planning.epoch import steps_of_worker
 from shardio.processes import is_alive
-from shardio.reading.arguments import whole_number
-from shardio.reading.handover import Allocate, Recycler, Sender
+from shardio.reading.handover import Allocate, Batches, Recycler, Sender
 from shardio.storage.temporary import locked_contents, path_of_process
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+_BATCHER = "_IterableDatasetFetcher"
+"""The class of torch that draws from an iterable dataset for a DataLoader, in workers too."""
 _DIVIDERS = frozenset({"IterableDatasetShard", "DataLoaderDispatcher"})
 """Classes of accelerate and transformers that give each rank a part of what a dataset yields."""
 _ENTRIES = frozenset({"__iter__", "set_epoch"})
@@ -75,23 +68,22 @@ class Ranks:
 
 
 def find_ranks(rank: int | None, world_size: int | None) -> Ranks:
-    """What the user gave, else torch.distributed, else torchrun's environment, else one rank.
+    """Find rank and world size: as given, else of torch.distributed, else of torchrun, else 0 of 1.
 
     Raises:
         UsageError: only one of the two is given, or rank is outside 0 to world_size - 1.
     """
     if (rank is None) != (world_size is None):
         raise UsageError("rank and world_size go together", remedy="give both or neither")
-    if rank is None or world_size is None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        else:
-            rank, world_size = _ranks_of_environment()
-    if not (isinstance(rank, int | np.integer) and isinstance(world_size, int | np.integer)):
-        raise UsageError(f"rank={rank!r} and world_size={world_size!r} must be whole numbers")
+    if rank is not None and world_size is not None:
+        rank, world_size = whole_number("rank", rank), whole_number("world_size", world_size)
+    elif torch.distributed.is_available() and torch.distributed.is_initialized():
+        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    else:
+        rank, world_size = _ranks_of_environment()
     if not 0 <= rank < world_size:
         raise UsageError(f"rank {rank} is outside 0 to {world_size - 1} (world_size - 1)")
-    return Ranks(rank=int(rank), world_size=int(world_size))
+    return Ranks(rank=rank, world_size=world_size)
 
 
 def _ranks_of_environment() -> tuple[int, int]:
@@ -124,6 +116,25 @@ def find_divider() -> str | None:
     return None
 
 
+def _refuse_second_batching() -> None:
+    """Raise UsageError if a DataLoader stacks what the calling generator yields.
+
+    A DataLoader with a batch size hands a list to its collate_fn, and asks the dataset nothing from
+    which it could know. Its own loop is among the callers' frames.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "fetch":
+            loader: Any = frame.f_locals.get("self")
+            batches = type(loader).__name__ == _BATCHER and loader.auto_collation
+            if batches and loader.collate_fn is default_collate:
+                raise UsageError(
+                    "the dataset makes batches already, and the DataLoader batches them again",
+                    remedy="pass batch_size=None to the DataLoader",
+                )
+        frame = frame.f_back
+
+
 def find_worker() -> tuple[int, int]:
     """Worker and num_workers of this process; the main process is worker 0 of 1."""
     info = get_worker_info()
@@ -135,11 +146,11 @@ Identity = Mapping[str, str | int | bool | None]
 
 
 class Position(NamedTuple):
-    """Where a loop is.
+    """Position of a loop.
 
     Attributes:
-        epoch: from 0.
-        step: the next one, from 0.
+        epoch: epoch, counted from 0.
+        step: next step, counted from 0.
     """
 
     epoch: int
@@ -149,12 +160,12 @@ class Position(NamedTuple):
 def make_state(
     identity: Identity, position: Position, worker: tuple[int, int] | None
 ) -> dict[str, Any]:
-    """A state.
+    """Make a state.
 
     Args:
-        identity: of the dataset and plan.
-        position: of the next step.
-        worker: the worker and num_workers, if the position is of one worker's own steps.
+        identity: identity of the dataset and plan.
+        position: position of the next step.
+        worker: worker and num_workers, if the position is of one worker's own steps.
     """
     state = {"version": VERSION, **position._asdict(), **identity}
     return state if worker is None else {**state, "worker": list(worker)}
@@ -163,15 +174,15 @@ def make_state(
 def read_state(
     state: Mapping[str, Any], identity: Identity, worker: tuple[int, int] | None
 ) -> Position:
-    """The position of a state.
+    """Read the position of a state.
 
     Args:
-        state: from make_state.
-        identity: what the state should be of.
-        worker: what make_state was given.
+        state: state that make_state made.
+        identity: identity of the dataset and plan that the state must be of.
+        worker: worker and num_workers, as for make_state.
 
     Raises:
-        UsageError: it is no state, or of another version, dataset, plan or worker.
+        UsageError: the state is none, or of another version, dataset, plan or worker.
     """
     version = state.get("version") if isinstance(state, Mapping) else None
     if type(version) is not int:
@@ -193,7 +204,7 @@ def read_state(
         )
     _check_worker(state.get("worker"), worker)
     epoch, step = state.get("epoch"), state.get("step")
-    if not (isinstance(epoch, int) and isinstance(step, int) and min(epoch, step) >= 0):
+    if not (is_whole(epoch, least=0) and is_whole(step, least=0)):
         raise UsageError(f"the state has epoch {epoch!r} and step {step!r}: it was changed")
     return Position(epoch, step)
 
@@ -349,56 +360,52 @@ def _take_next(state: dict[str, Any]) -> list[int]:
     return start
 
 
-class Job(Protocol):
-    """One batch to be made: its slots are filled, in any order and by any threads, then it is."""
+class UnfinishedBatch(Protocol):
+    """A batch in the making: its slots are filled, in any order, by any threads, then it ends."""
 
     @property
     def chunk(self) -> int:
-        """How many slots a thread best fills at once."""
+        """Number of slots that a thread best fills at once."""
 
     def __len__(self) -> int:
-        """How many slots it has."""
+        """Count the slots."""
 
     def fill(self, slots: range) -> None:
         """Read and decode the samples of some slots."""
 
     def finish(self) -> dict[str, Any]:
-        """The batch, when all slots are filled."""
+        """Return the batch, when all slots are filled."""
 
 
-class Place(int):
-    """An epoch or step in a batch: an int that refuses to be batched again.
-
-    Saved or sent elsewhere it is a plain int.
-    """
-
-    def __reduce__(self) -> tuple[type[int], tuple[str]]:
-        return int, (str(int(self)),)
-
-
-def _refuse_to_batch(batch: object, **_: object) -> None:
-    del batch
-    raise UsageError(
-        "the dataset makes batches already, and the DataLoader batches them again: pass "
-        "batch_size=None to the DataLoader"
-    )
-
-
-default_collate_fn_map[Place] = _refuse_to_batch
 _EPOCHS = 1 << 64  # the keys of their random numbers have 64 bits
-torch.serialization.add_safe_globals([int])  # for torch.load(weights_only=True) of a Place
-Jobs = Generator[Job, None, None]
-Loop = Generator[dict[str, Any], None, None]
-Run = Callable[[Jobs], Loop]
+UnfinishedBatches = Generator[UnfinishedBatch, None, None]
+Finish = Callable[[UnfinishedBatches], Batches]
+"""Fills and finishes batches, in order."""
 
 
-def run_in_turn(jobs: Iterator[Job]) -> Loop:
-    """Make one batch after the other in this thread."""
-    for job in jobs:
-        job.fill(range(len(job)))
-        place = [job]
-        del job  # as in ResumableDataset._loop
-        yield place.pop().finish()
+def finish_in_turn(batches: Iterator[UnfinishedBatch]) -> Batches:
+    """Finish one batch after the other in this thread."""
+    for batch in batches:
+        batch.fill(range(len(batch)))
+        only = [batch]
+        del batch  # only the caller keeps a batch, so that its memory is reused
+        yield only.pop().finish()
+
+
+_living: weakref.WeakSet[Batches] = weakref.WeakSet()
+
+
+def _ending_at_exit(loop: Batches) -> Batches:
+    """Have a loop end with the interpreter, before global names are gone that its end needs."""
+    _living.add(loop)
+    return loop
+
+
+@atexit.register
+def _end_loops() -> None:
+    for loop in [*_living]:
+        with suppress(ValueError):  # another thread is in it
+            loop.close()
 
 
 class ResumableDataset(IterableDataset[dict[str, Any]]):
@@ -429,29 +436,41 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         self._position: Position | None = None
         self._own_start: Position | None = None
         self._loop_number = 0  # of the loop that says where the dataset is
-        self._divide()
+        self._makes_batches = batch_sizes != (None, None)
+        self._divide(self.ranks)
 
     @abstractmethod
-    def num_steps(self) -> int:
-        """Steps of an epoch."""
+    def _count_steps(self, ranks: Ranks) -> int:
+        """Count the steps of an epoch, or raise UsageError for an epoch that cannot be."""
 
     @abstractmethod
     def _identity(self) -> Identity:
         """Everything that the sequence of global batches depends on."""
 
     @abstractmethod
-    def _read_steps(self, epoch: int, steps: Sequence[int], allocate: Allocate) -> Jobs:
-        """The batches, or samples, of this rank in some ascending steps of an epoch, to be made."""
+    def _read_steps(
+        self, epoch: int, steps: Sequence[int], ranks: Ranks, allocate: Allocate
+    ) -> UnfinishedBatches:
+        """Begin the batches, or samples, of a rank in some ascending steps of an epoch."""
+
+    def num_steps(self) -> int:
+        """Count the steps of an epoch.
+
+        Raises:
+            UsageError: no epoch can be made, or none with equal steps for the number of ranks.
+        """
+        return self._count_steps(self.ranks)
 
     @property
     def batch_size(self) -> int | None:
         """Samples of this rank in a step; None where samples are yielded."""
-        return None if self._batch_sizes == (None, None) else self._divide()
+        return self._divide(self.ranks) if self._makes_batches else None
 
     @property
     def global_batch_size(self) -> int:
         """Samples of all ranks in a step."""
-        return self._divide() * self.ranks.world_size
+        ranks = self.ranks
+        return self._divide(ranks) * ranks.world_size
 
     @property
     def ranks(self) -> Ranks:
@@ -463,44 +482,59 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         return self.num_steps()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return self.iterate(run_in_turn)
+        return self.iterate(finish_in_turn)
 
-    def iterate(self, run: Run, allocate: Allocate | None = None) -> Loop:
+    def iterate(self, finish: Finish, allocate: Allocate | None = None) -> Batches:
         """Begin a loop.
 
+        In the loading process it begins with the first batch, so that an iterator that nobody uses
+        takes no epoch; in a worker at once, so that a state asked for before the first batch is
+        that of its epoch.
+
         Args:
-            run: makes the batches, in order.
-            allocate: makes their arrays; by default memory that is lent again, in a worker
-                memory that it shares with the training process.
+            finish: finishes the batches, in order.
+            allocate: makes their arrays; by default memory that is lent again, in a worker memory
+                that it shares with the training process.
 
         Raises:
             UsageError: the batches of this rank would be divided among the ranks again.
         """
         self._refuse_second_division()
         if get_worker_info() is None:
-            return self._begin_late(run, allocate or Recycler())
+            return _ending_at_exit(self._loop(finish, allocate or Recycler()))
         forbid_opencv_threads()
-        if allocate is not None or self.batch_size is None:
-            return self._begin(run, allocate or Recycler())
+        if allocate is not None or not self._makes_batches:
+            return self._loop(finish, allocate or Recycler(), self._begin())
         sender = Sender()
-        return sender.send(self._begin(run, sender))
+        return sender.send(self._loop(finish, sender, self._begin()))
 
-    def _begin_late(self, run: Run, allocate: Allocate) -> Loop:
-        """Begin with the first batch, so that an iterator that nobody uses takes no epoch."""
-        yield from self._begin(run, allocate)
-
-    def _begin(self, run: Run, allocate: Allocate) -> Loop:
-        """Begin now: what asks a worker for its state before the first batch gets the epoch."""
-        num_steps, (worker, num_workers) = self.num_steps(), find_worker()
+    def _begin(self) -> tuple[int, range, Ranks]:
+        """Take the next epoch, and the steps of it that are this worker's."""
+        ranks = self.ranks
+        num_steps, (worker, num_workers) = self._count_steps(ranks), find_worker()
         own, self._own_start = self._own_start, None
-        start = self._epochs.begin(own)
-        steps = steps_of_worker(start.step, num_steps, worker, num_workers)
+        epoch, first = self._epochs.begin(own)
+        steps = steps_of_worker(first, num_steps, worker, num_workers)
         if own is not None:
             steps = range(own.step, num_steps, num_workers)
-        self._position = Position(start.epoch, steps.start)
+        self._position = Position(epoch, steps.start)
         self._loop_number += 1
-        jobs = self._read_steps(start.epoch, steps, allocate)
-        return self._loop(start.epoch, steps, run, jobs)
+        return epoch, steps, ranks
+
+    def _loop(
+        self, finish: Finish, allocate: Allocate, begun: tuple[int, range, Ranks] | None = None
+    ) -> Batches:
+        epoch, steps, ranks = begun or self._begin()
+        if self._makes_batches:
+            _refuse_second_batching()
+        loop = self._loop_number
+        unfinished = self._read_steps(epoch, steps, ranks, allocate)
+        with closing(unfinished), closing(finish(unfinished)) as batches:
+            for step in steps:
+                only = [next(batches)]  # only the caller keeps a batch, so that memory is reused
+                if loop == self._loop_number:
+                    self._position = Position(epoch, step + steps.step)
+                yield self._deliver(only.pop(), epoch, step)
 
     def __getstate__(self) -> dict[str, Any]:
         """What other processes get: a rank from torch.distributed, which workers do not know."""
@@ -602,20 +636,12 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         self._loop_number += 1
         self._epochs.set_next(position)
 
-    def _loop(self, epoch: int, steps: range, run: Run, jobs: Jobs) -> Loop:
-        loop = self._loop_number
-        with closing(jobs), closing(run(jobs)) as batches:
-            for step in steps:
-                place = [next(batches)]  # only the caller keeps a batch, so that memory is reused
-                if loop == self._loop_number:
-                    self._position = Position(epoch, step + steps.step)
-                yield self._deliver(place.pop(), epoch, step)
-
     def _deliver(self, batch: dict[str, Any], epoch: int, step: int) -> dict[str, Any]:
-        """A batch with its place, or the one sample of it."""
-        if self.batch_size is None:
+        """Return a batch with its epoch and step, or the one sample in it."""
+        if not self._makes_batches:
             return to_sample(batch)
-        return batch | {"__epoch__": Place(epoch), "__step__": Place(step)}
+        batch["__epoch__"], batch["__step__"] = epoch, step
+        return batch
 
     def _refuse_second_division(self) -> None:
         """Raise UsageError if another library divides the share of this rank among the ranks."""
@@ -627,8 +653,9 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
                 "DataLoader"
             )
 
-    def _divide(self) -> int:
-        ranks, (batch_size, global_batch_size) = self.ranks, self._batch_sizes
+    def _divide(self, ranks: Ranks) -> int:
+        """Return the samples of one rank in a step."""
+        batch_size, global_batch_size = self._batch_sizes
         if global_batch_size is None:
             return batch_size or 1
         share, rest = divmod(global_batch_size, ranks.world_size)

@@ -20,14 +20,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shardio.checks import one_of
 from shardio.errors import UsageError, quoted
-from shardio.planning.epoch import References
+from shardio.planning.epoch import EpochPlan
 from shardio.planning.mixture import LEAST_WEIGHT, Mixture
-from shardio.planning.order import Order, grouped
+from shardio.planning.order import grouped
 from shardio.reading.batch import Batch
 from shardio.reading.dataset import ShardDataset
 from shardio.reading.handover import Allocate
-from shardio.reading.loop import Identity, Jobs, ResumableDataset
+from shardio.reading.loop import Identity, Ranks, ResumableDataset, UnfinishedBatches
 from shardio.reading.shards import ShardPool
 
 Stop = Literal["first", "all"]
@@ -39,15 +40,15 @@ class _Draw(NamedTuple):
     """Samples that a batch takes of one epoch of one source.
 
     Attributes:
-        source: which.
-        epoch: of the source.
-        places: in that epoch, [n] int64.
-        slots: in the batch, [n] int64.
+        source: number of the source.
+        epoch: epoch of the source.
+        positions: positions of the samples in that epoch, [n] int64.
+        slots: slots of the samples in the batch, [n] int64.
     """
 
     source: int
     epoch: int
-    places: NDArray[np.int64]
+    positions: NDArray[np.int64]
     slots: NDArray[np.int64]
 
 
@@ -61,10 +62,10 @@ class Mix(ResumableDataset):
     [B], the position of each sample's source.
 
     Args:
-        sources: datasets with the same entries, batch size and ranks; with streams=1.
-        weights: share of each source; positive, adding up to 1; counted in 1/100,000.
-        stop: an epoch of the mixture is as long as the first epoch of the source that ends
-            "first", down to whole steps, or until "all" sources have ended one, up to whole steps.
+        sources: datasets with the same entries, batch size and ranks, and with streams=1.
+        weights: share of each source, positive; they add up to 1 and are counted in 1/100,000.
+        stop: end of an epoch of the mixture: with the first epoch of the source that ends "first",
+            down to whole steps, or when "all" sources have ended one, up to whole steps.
 
     Attributes:
         sources: as given.
@@ -84,8 +85,7 @@ class Mix(ResumableDataset):
             raise UsageError(f"Mix takes a list of datasets, not {sources!r}")
         self.sources = tuple(sources)
         _check_weights(weights, len(self.sources))
-        if stop not in get_args(Stop):
-            raise UsageError(f"stop={stop!r}: it must be 'first' or 'all'")
+        one_of("stop", stop, get_args(Stop))
         _check_sources(self.sources)
         first = self.sources[0]
         super().__init__(batch_sizes=first._batch_sizes, ranks=first._ranks)
@@ -94,44 +94,46 @@ class Mix(ResumableDataset):
         self._mixture = Mixture(self._weights)
         self._digests = _compact([_digest_of(source) for source in self.sources])
 
-    def num_steps(self) -> int:
-        """See ResumableDataset.
-
-        Raises:
-            UsageError: the source that ends first ends before one global batch is full.
-        """
-        sizes = [len(source.samples) for source in self.sources]
+    def _count_steps(self, ranks: Ranks) -> int:
+        sizes, taken = [len(source.samples) for source in self.sources], self._taken(ranks)
         if self._stop == "all":
             lasts = [self._mixture.position(s, size - 1) for s, size in enumerate(sizes)]
-            return -(-(max(lasts) + 1) // self.global_batch_size)
+            return -(-(max(lasts) + 1) // taken)
         ends = [self._mixture.position(s, size) for s, size in enumerate(sizes)]
-        steps = min(ends) // self.global_batch_size
+        steps = min(ends) // taken
         if not steps:
             raise UsageError(
                 f"the source that ends first gives {min(ends)} samples of the mixture, "
-                f"less than one global batch of {self.global_batch_size}",
+                f"less than one global batch of {taken}",
                 remedy="make the batch smaller, or pass stop='all'",
             )
         return steps
 
+    def _taken(self, ranks: Ranks) -> int:
+        """Count the samples that all ranks take in a step."""
+        return self._divide(ranks) * ranks.world_size
+
     def _count_epochs(self) -> int:
-        return _POSITIONS // (self.num_steps() * self.global_batch_size)
+        ranks = self.ranks
+        return _POSITIONS // (self._count_steps(ranks) * self._taken(ranks))
 
     @property
     def num_bad_samples(self) -> int:
         """Bad samples replaced so far in all sources, under on_bad_sample="skip"."""
         return sum(source.num_bad_samples for source in set(self.sources))
 
-    def _read_steps(self, epoch: int, steps: Sequence[int], allocate: Allocate) -> Jobs:
-        ranks, size = self.ranks, self.batch_size or 1
-        start = epoch * self.num_steps() * self.global_batch_size + ranks.rank * size
+    def _read_steps(
+        self, epoch: int, steps: Sequence[int], ranks: Ranks, allocate: Allocate
+    ) -> UnfinishedBatches:
+        size, taken = self._divide(ranks), self._taken(ranks)
+        start = epoch * self._count_steps(ranks) * taken + ranks.rank * size
         with ExitStack() as stack:
             readers = [_SourceReader(source, allocate) for source in self.sources]
             for reader in readers:
                 stack.callback(reader.close)
             for step in steps:
-                draws = [*self._draw(start + step * self.global_batch_size, size)]
-                parts = [readers[draw.source].start(draw.epoch, draw.places) for draw in draws]
+                draws = [*self._draw(start + step * taken, size)]
+                parts = [readers[draw.source].begin(draw.epoch, draw.positions) for draw in draws]
                 yield _MixedBatch(draws, parts, size, allocate)
 
     def _draw(self, position: int, size: int) -> Iterator[_Draw]:
@@ -140,9 +142,9 @@ class Mix(ResumableDataset):
         for source, inside in grouped(taken):
             slots = np.arange(size)[inside]
             numbers = self._mixture.count(source, position) + np.arange(len(slots))
-            epochs, places = np.divmod(numbers, len(self.sources[source].samples))
+            epochs, positions = np.divmod(numbers, len(self.sources[source].samples))
             for epoch, now in grouped(epochs):
-                yield _Draw(source, epoch, places[now], slots[now])
+                yield _Draw(source, epoch, positions[now], slots[now])
 
     def _identity(self) -> Identity:
         return {
@@ -162,35 +164,30 @@ class _SourceReader:
         self._pool = ShardPool(dataset.catalog.shards)
         self._reader = dataset.reader(self._pool, allocate)
         self._epoch = -1
-        self._order: Order
+        self._plan: EpochPlan
         self._ahead = dataset.read_ahead([], self._pool)
 
     def close(self) -> None:
         """End what runs beside it."""
         self._ahead.close()
 
-    def start(self, epoch: int, places: NDArray[np.int64]) -> Batch:
-        """A batch of samples at some places of an epoch, to be filled."""
+    def begin(self, epoch: int, positions: NDArray[np.int64]) -> Batch:
+        """Begin a batch of the samples at some positions of an epoch."""
         dataset = self._dataset
         if epoch != self._epoch:
             self._epoch = epoch
             self._pool.compare_anew()
-            (self._order,) = dataset.shuffle.order(dataset.samples, epoch)
+            self._plan = EpochPlan(
+                dataset.samples, dataset.shuffle, global_batch_size=1, epoch=epoch
+            )
             self._ahead.close()
-            self._ahead = dataset.read_ahead([self._order], self._pool)
-        shards, ordinals = self._order.locate(places)
-        references = References(
-            positions=places,
-            shards=shards,
-            indices=dataset.samples.place(shards, ordinals),
-            valid=np.ones(len(places), np.bool_),
-        )
-        self._ahead.enter([(0, int(places[0]))], references)
-        return self._reader.start(references, dataset.transform_key(epoch))
+            self._ahead = dataset.read_ahead(self._plan.orders, self._pool)
+        key = dataset.transform_key(epoch)
+        return next(self._reader.read(self._plan, [positions], len(positions), key, self._ahead))
 
 
 class _MixedBatch:
-    """A batch of parts, each of which fills some slots."""
+    """A batch of parts, each of which fills some slots; an UnfinishedBatch."""
 
     def __init__(
         self, draws: list[_Draw], parts: list[Batch], size: int, allocate: Allocate

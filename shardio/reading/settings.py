@@ -15,7 +15,7 @@ from shardio.planning.samples import Samples
 def make_shuffle(
     shuffle: bool | Literal["full"], *, seed: int, window: int, streams: int
 ) -> Shuffle:
-    """The order that the arguments of ShardDataset ask for."""
+    """Make the order that the arguments of ShardDataset ask for."""
     return Shuffle(
         seed=seed,
         on=bool(shuffle),
@@ -25,7 +25,7 @@ def make_shuffle(
 
 
 def check_plan(
-    name: str,
+    dataset: object,
     samples: Samples,
     shuffle: Shuffle,
     *,
@@ -36,10 +36,10 @@ def check_plan(
     """Refuse a plan that has no steps, or none that are equal for all ranks.
 
     Args:
-        name: of the dataset, for the message.
-        samples: of the dataset.
-        shuffle: their order.
-        tail: see shardio.planning.epoch.
+        dataset: dataset or its source, to be named by an error.
+        samples: samples of the dataset.
+        shuffle: order of the samples.
+        tail: rule for the end of an epoch, see shardio.planning.epoch.
         world_size: number of ranks.
         global_batch_size: samples of all ranks in a step.
 
@@ -48,7 +48,7 @@ def check_plan(
     """
     streams = shuffle.streams
     if not len(samples):
-        raise SituationError("the dataset has no samples", where=name)
+        raise SituationError("the dataset has no samples", where=dataset)
     if tail == "short" and world_size > 1:
         raise UsageError(
             f"tail='short' with {world_size} ranks would give them unequal steps, or "
@@ -68,13 +68,13 @@ def check_plan(
         )
     if streams > len(samples):
         raise SituationError(
-            f"streams={streams} are more than its {len(samples)} samples", where=name
+            f"streams={streams} are more than its {len(samples)} samples", where=dataset
         )
     if count_steps(len(samples), global_batch_size, tail) == 0:
         raise SituationError(
             f"{counted(len(samples), 'sample')} do not fill one global batch, which "
             "tail='drop' leaves out",
-            where=name,
+            where=dataset,
             remedy="make the batch smaller or pass tail='pad'",
         )
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
@@ -109,11 +109,12 @@ class RowCopier:
 
     def _close(self) -> None:
         self._memory = np.empty(0, np.uint8)
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self.__del__()
+        self._descriptor = -1
 
-    __del__ = _close
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        if self._descriptor >= 0:  # the interpreter may end, and global names be gone
+            close(self._descriptor)
 
 
 def _places(

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -196,10 +197,13 @@ class LocalShard:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._descriptor, start, end - start, os.POSIX_FADV_WILLNEED)
 
-    def __del__(self) -> None:
-        """Close the file when nothing refers to it, so that no thread still reads it."""
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        """Close the file when nothing refers to it, so that no thread still reads it.
+
+        At the end of the interpreter global names may be gone, so what it calls is an argument.
+        """
         if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
+            close(self._descriptor)
 
 
 class FileBytes(StoredBytes):

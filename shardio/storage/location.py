@@ -52,6 +52,12 @@ class Location:
         """Whether it is on a local file system."""
         return self.storage == LOCAL
 
+    def absolute(self) -> Location:
+        """Return the same place by a path that does not depend on the current folder."""
+        if not self.is_local:
+            return self
+        return Location(self.storage, str(Path(self.path).absolute()))
+
     def __truediv__(self, name: str) -> Location:
         folder = "" if self.path == "." else self.path.rstrip("/") + "/"
         return Location(self.storage, folder + name)

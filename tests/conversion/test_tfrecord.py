@@ -363,7 +363,7 @@ def test_a_shard_that_changed_after_it_was_indexed_is_noticed(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"to": "zip"}, "to='zip': it must be one of tfrecord, wids, dali, energon"),
+        ({"to": "zip"}, "to='zip': it must be 'tfrecord', 'wids', 'dali' or 'energon'"),
         ({"to": "tfrecord", "out": None}, "TFRecord files need a folder of their own"),
         ({"to": "dali", "features": ["jpg=x"]}, "features are of TFRecord files"),
         ({"to": "tfrecord", "features": ["png=x"]}, "no field 'png'; the fields are cls, jpg, "),

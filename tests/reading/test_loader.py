@@ -19,8 +19,9 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 import shardio
+from shardio.planning.epoch import EpochPlan, References
 from shardio.reading import shards
-from shardio.reading.batch import Batch, SampleReader
+from shardio.reading.batch import Batch
 from shardio.testing import make_shard
 
 
@@ -345,15 +346,15 @@ def test_an_error_of_planning_comes_after_the_batches_before_it(
     packed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = shardio.ShardDataset(packed, batch_size=20)
-    start, calls = SampleReader.start, []
+    references, calls = EpochPlan.references, []
 
-    def fail(*arguments: Any) -> Batch:
+    def fail(*arguments: Any) -> References:
         calls.append(1)
         if len(calls) == 3:
             raise OSError("the plan is gone")
-        return start(*arguments)
+        return references(*arguments)
 
-    monkeypatch.setattr(SampleReader, "start", fail)
+    monkeypatch.setattr(EpochPlan, "references", fail)
     loop = iter(shardio.Loader(dataset, threads=1, prefetch=5))
     assert len(next(loop)["__key__"]) == len(next(loop)["__key__"]) == 20
     with pytest.raises(OSError, match="the plan is gone"):

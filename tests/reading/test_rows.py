@@ -24,13 +24,13 @@ def npy(array: np.ndarray[Any, Any]) -> bytes:
 def gathered(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether each gathering succeeded."""
     outcomes: list[bool] = []
-    fill = batch_module.Batch._fill_at_once
+    fill = batch_module.Batch.put_rows
 
     def spy(*arguments: Any) -> bool:
         outcomes.append(fill(*arguments))
         return outcomes[-1]
 
-    monkeypatch.setattr(batch_module.Batch, "_fill_at_once", spy)
+    monkeypatch.setattr(batch_module.Batch, "put_rows", spy)
     return outcomes
 
 
@@ -62,7 +62,7 @@ def test_gathered_batches_are_those_read_one_by_one(
     assert outcomes == [True] * len(found)
     assert found[0]["image"].shape == (64, 3, 8, 8)
     assert found[0]["image"].is_contiguous(memory_format=torch.channels_last)
-    monkeypatch.setattr(batch_module.Batch, "_fill_at_once", lambda *_: False)
+    monkeypatch.setattr(batch_module.Batch, "put_rows", lambda *_: False)
     dataset.set_epoch(0)
     assert all(same(a, b) for a, b in zip(found, dataset, strict=True))
 
