@@ -279,7 +279,7 @@ class Normalize:
                 remedy="divide a mean on the scale of 0 to 255, and its std, by 255",
             )
         if not dtype.is_floating_point:
-            raise UsageError(f"dtype must be floating point, such as torch.float16, not {dtype}")
+            raise UsageError(f"dtype={dtype}: it must be floating point, such as torch.float16")
         for name, value in {"mean": tuple(mean), "std": tuple(std), "dtype": dtype}.items():
             object.__setattr__(self, name, value)
 

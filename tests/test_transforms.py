@@ -83,11 +83,11 @@ def test_one_number_is_both_height_and_width() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: RandomResizedCrop(0), "size must be positive, .* not 0"),
-        (lambda: Resize((1, -1)), r"size must be positive, .* not \(1, -1\)"),
-        (lambda: CenterCrop((1, 0)), "size must be positive"),
-        (lambda: Resize("64"), "a whole number or a pair .* not '64'"),  # type: ignore[arg-type]
-        (lambda: Resize(3.5), "a whole number or a pair .* not 3.5"),  # type: ignore[arg-type]
+        (lambda: RandomResizedCrop(0), "size must be a positive .* not 0"),
+        (lambda: Resize((1, -1)), r"size must be a positive .* not \(1, -1\)"),
+        (lambda: CenterCrop((1, 0)), "size must be a positive"),
+        (lambda: Resize("64"), "whole number or a pair .* not '64'"),  # type: ignore[arg-type]
+        (lambda: Resize(3.5), "whole number or a pair .* not 3.5"),  # type: ignore[arg-type]
         (lambda: CenterCrop(224, resize=223), "resize must be at least 224 .* not 223"),
         (lambda: RandomResizedCrop(8, scale=(0.5, 0.1)), "scale must be two numbers with 0 < min"),
         (lambda: RandomResizedCrop(8, scale=(0.0, 1.0)), "scale must be"),
