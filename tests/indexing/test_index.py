@@ -171,7 +171,7 @@ def test_a_field_of_an_unknown_type_is_refused(tmp_path: Path, kind: bytes) -> N
         member = tarfile.TarInfo("a.jpg")
         member.type = kind
         archive.addfile(member)
-    with pytest.raises(shardio.TarError, match=f"has the type '{kind.decode()}', which is no reg"):
+    with pytest.raises(shardio.TarError, match=f"has the type '{kind.decode()}' and is not a reg"):
         open_catalog(tmp_path / "a.tar")
 
 
