@@ -1,8 +1,8 @@
-"""One entry of each row, by its own index: loop, scripted loop, compiled, vectorised.
+"""Select one entry of each row by its own index: in a loop, scripted, compiled and vectorized.
 
-TorchScript was once the way to speed up such loops. It is deprecated, and `torch.compile` takes its
-place; but a loop over rows stays one, unrolled. What helps is to say it without a loop:
-`shardio.ops.batch_gather`, which refuses a wrong index with its place and takes negative ones.
+TorchScript was once the way to speed up such loops. It is deprecated in favour of `torch.compile`,
+which only unrolls a loop over rows. The remedy is to avoid the loop with
+`shardio.ops.batch_gather`. It accepts negative indices and names the position of a wrong one.
 """
 
 import shutil
@@ -38,7 +38,7 @@ def fastest(action: Callable[[Tensor, Tensor], Tensor], *inputs: Tensor) -> floa
 
 
 def scripted() -> Callable[[Tensor, Tensor], Tensor] | None:
-    """The loop as TorchScript, while torch has it."""
+    """Return the loop as TorchScript, or None if torch no longer has it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
@@ -49,7 +49,7 @@ def scripted() -> Callable[[Tensor, Tensor], Tensor] | None:
 
 
 def compiled() -> Callable[[Tensor, Tensor], Tensor] | None:
-    """The formula under torch.compile, which for the CPU needs a C++ compiler."""
+    """Return the formula under torch.compile, which needs a C++ compiler for the CPU."""
     function: Callable[[Tensor, Tensor], Tensor] = torch.compile(by_formula)
     return function if any(map(shutil.which, ("g++", "clang++"))) else None
 

@@ -1,7 +1,7 @@
-"""Broadcasting: its trap, a sum that is 12 and not 6, and its gain, Merge.
+"""Broadcasting: its trap, a sum of 12 instead of 6, and its gain, Merge.
 
-Shapes are aligned at the right, and a dimension of size 1, or a missing one, is repeated. Nothing
-is copied, and nothing is said when it was not meant.
+Shapes are aligned at the right, and dimensions that are missing or of size 1 are repeated. Nothing
+is copied, and there is no warning if it was not intended.
 """
 
 import time
@@ -31,14 +31,14 @@ def the_trap() -> None:
 
 
 def tiled(left: Tensor, right: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """What fuses features without broadcasting: copies of both, side by side."""
+    """Merge features without broadcasting, by concatenating copies of both."""
     leading = torch.broadcast_shapes(left.shape[:-1], right.shape[:-1])
     parts = [part.expand(*leading, part.shape[-1]) for part in (left, right)]
     return functional.linear(torch.cat(parts, -1), weight, bias)
 
 
 def the_gain() -> None:
-    """Every place of a picture with every word of a sentence."""
+    """Merge every position of an image with every word of a sentence."""
     torch.manual_seed(0)
     places, words = torch.randn(16, 64, 1, 256), torch.randn(16, 1, 64, 256)
     merge = ops.Merge([256, 256], 64)

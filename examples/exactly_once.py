@@ -1,8 +1,9 @@
-"""Reading tars with several workers: every sample twice, or once.
+"""Read tars with several workers: every sample twice, or once.
 
-An IterableDataset is copied into each worker. One that does not ask which worker it is reads all of
-it in each: two workers deliver everything twice, without an error. Splitting by hand loses nothing
-only if shards divide evenly. shardio's dataset splits by sample: each comes exactly once.
+An IterableDataset is copied to each worker. If it does not check which worker it is in, each worker
+reads everything, and two workers deliver every sample twice, without an error. Splitting the
+shards by hand loses nothing only if they divide evenly. shardio's dataset splits by sample, so each
+sample is delivered exactly once.
 """
 
 import io
@@ -23,7 +24,7 @@ SAMPLES, SHARDS, WORKERS = 30, 3, 2
 
 
 class NaiveTars(IterableDataset[dict[str, Any]]):
-    """Yields the keys in some tars, as tutorials do."""
+    """Iterable dataset of the keys in some tars, as seen in tutorials."""
 
     def __init__(self, tars: list[Path]) -> None:
         self.tars = tars
@@ -36,7 +37,7 @@ class NaiveTars(IterableDataset[dict[str, Any]]):
 
 
 def write_tars(folder: Path) -> list[Path]:
-    """Some shards, each with its share of the pictures."""
+    """Write some shards, each with its share of the images."""
     encoded, picture = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))
     assert encoded
     paths = []

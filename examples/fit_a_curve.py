@@ -1,7 +1,7 @@
 """Fit 5x² + 3 to noisy points by gradient descent: what autograd does, and what it does not.
 
-Autograd only derives. The step downhill, and forgetting the last gradients, are the loop's own:
-`backward()` adds to `.grad`, so that a loop which forgets to clear it steps by sums of gradients.
+Autograd only computes gradients. The loop itself must take the step and clear the gradients:
+`backward()` adds to `.grad`, so a loop that does not clear it takes steps by sums of gradients.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 
 def loss_of(parameters: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Mean squared error of a curve a·x² + b, whose parameters are [a, b]."""
+    """Return the mean squared error of a curve a·x² + b with the parameters [a, b]."""
     curve = parameters[0] * x**2 + parameters[1]
     return functional.mse_loss(curve, y)
 

@@ -1,7 +1,7 @@
-"""What float32 can hold, and four ways in which a training loop runs into its limits.
+"""Limits of float32, and four ways in which a training loop meets them.
 
-A float has a fixed number of bits for its digits, 24 in float32, and some for its size. So large
-numbers stand far apart, and a small one added to a large one may change nothing.
+A float has a fixed number of bits for its digits (24 in float32) and some for its magnitude. Large
+numbers are therefore far apart, and adding a small number to a large one may change nothing.
 """
 
 import torch

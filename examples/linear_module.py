@@ -1,8 +1,8 @@
 """A linear model as a Module: what its parameters are, and what follows from being one.
 
-A tensor becomes a parameter by being an `nn.Parameter` and an attribute of a Module. Then
-`parameters()` finds it, `state_dict()` saves it, `to()` moves it. A plain tensor, or Parameters
-hidden in a Python list, are overlooked by all three, without a word.
+A tensor becomes a parameter if it is an `nn.Parameter` and an attribute of a Module. Then
+`parameters()` finds it, `state_dict()` saves it, and `to()` moves it. All three silently overlook
+plain tensors, and Parameters in a Python list.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Line(nn.Module):
-    """y = x · weight + bias, and three tensors that are treated differently."""
+    """Model y = x · weight + bias, with three more tensors that are treated differently."""
 
     mean: Tensor
 
@@ -23,7 +23,7 @@ class Line(nn.Module):
         self.hidden = [nn.Parameter(torch.zeros(features))]  # neither: nn.ParameterList is
 
     def forward(self, x: Tensor) -> Tensor:
-        """From [N, features] to [N]."""
+        """Map [N, features] to [N]."""
         return (x - self.mean) @ self.weight + self.bias
 
 

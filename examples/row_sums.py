@@ -1,6 +1,7 @@
-"""Row sums four ways: every call from Python costs microseconds, whatever little it does.
+"""Row sums in four ways: every call from Python takes microseconds, however little it does.
 
-Indexing makes a tensor for each element, `unbind` all rows at once, `sum` none at all.
+Indexing creates a tensor for each element, `unbind` creates those of all rows at once, and `sum`
+creates none.
 """
 
 import time
@@ -27,7 +28,7 @@ def by_unbinding(x: Tensor) -> Tensor:
 
 
 def by_columns(x: Tensor) -> Tensor:
-    """Fewer calls: one for each column, each for all rows."""
+    """Sum with fewer calls: one per column, each for all rows."""
     total = torch.zeros(len(x))
     for column in x.unbind(1):
         total += column

@@ -1,7 +1,7 @@
-"""Softmax and cross entropy, naive and stable: the same formula, and what floats make of it.
+"""Naive and stable softmax and cross entropy: the same formula, with different results in floats.
 
 exp(1000) overflows, and inf / inf is NaN. Subtracting the largest logit of each row changes nothing
-in exact arithmetic and everything here. So does taking the logarithm before dividing, not after.
+in exact arithmetic, but everything here. So does taking the logarithm before the division.
 """
 
 import torch

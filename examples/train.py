@@ -22,7 +22,7 @@ from shardio import ops
 
 
 class Network(nn.Module):
-    """Image features on a grid, merged with the ink in each quadrant."""
+    """Network that merges image features on a grid with the amount of ink in each quadrant."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Network(nn.Module):
         self.classify = nn.Linear(4 * 4 * 32, 10)
 
     def forward(self, images: torch.Tensor) -> Any:
-        """From uint8 [B, 3, 8, 8] to logits, float32 [B, 10]."""
+        """Map uint8 [B, 3, 8, 8] to logits, float32 [B, 10]."""
         gray = images[:, :1].float() / 255
         grid = self.features(gray).permute(0, 2, 3, 1)  # [B, 4, 4, 64]
         ink = functional.adaptive_avg_pool2d(gray, 2).reshape(-1, 1, 1, 4)
@@ -43,7 +43,7 @@ class Network(nn.Module):
 
 
 def make_loaders(folder: Path) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Write, pack and open the digits; every fifth is held out."""
+    """Write, pack and open the digits; every fifth digit is held out."""
     digits = load_digits()
     for number, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         path = folder / "images" / ("train" if number % 5 else "test") / f"{label}/{number}.png"

@@ -1,7 +1,7 @@
-"""Train on several processes, be killed at any moment, and go on with more or fewer.
+"""Train on several processes, be killed at any moment, and resume with more or fewer.
 
-torchrun --nproc-per-node 2 examples/train_ddp.py FOLDER [EPOCHS]   makes, trains, saves in FOLDER
-torchrun --nproc-per-node 3 examples/train_ddp.py FOLDER [EPOCHS]   goes on where that one stopped
+torchrun --nproc-per-node 2 examples/train_ddp.py FOLDER [EPOCHS]   trains, with its files in FOLDER
+torchrun --nproc-per-node 3 examples/train_ddp.py FOLDER [EPOCHS]   resumes where that one stopped
 """
 
 import json
@@ -25,7 +25,7 @@ STEPS_BETWEEN_SAVES = 5
 
 
 def make_shards(folder: Path) -> None:
-    """Write the digits, every fifth held out, as 7 shards: no number of ranks has to divide it."""
+    """Write the digits as 7 shards, which the ranks need not divide; every fifth is held out."""
     digits = load_digits()
     for number, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         path = folder / "images" / ("train" if number % 5 else "test") / f"{label}/{number}.png"
@@ -37,7 +37,7 @@ def make_shards(folder: Path) -> None:
 
 
 def save(path: Path, network: nn.Module, optimizer: Any, data: dict[str, Any]) -> None:
-    """Write a checkpoint so that a kill leaves the old one or the new one."""
+    """Write a checkpoint, so that a kill leaves either the old or the new one."""
     state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "data": data}
     torch.save(state, path.with_suffix(".part"))
     path.with_suffix(".part").replace(path)
@@ -45,7 +45,7 @@ def save(path: Path, network: nn.Module, optimizer: Any, data: dict[str, Any]) -
 
 @torch.no_grad()
 def accuracy(network: nn.Module, folder: Path) -> float:
-    """Held-out accuracy over all ranks, the same for any number of them."""
+    """Compute the accuracy on held-out digits over all ranks, the same for any number of ranks."""
     mean = shardio.MaskedMean()
     dataset = shardio.ShardDataset(folder / "test", batch_size=64)
     for batch in DataLoader(dataset, batch_size=None):

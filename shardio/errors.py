@@ -1,25 +1,26 @@
-"""The errors of shardio, as a tree.
+"""The exception hierarchy of shardio.
 
     ShardioError
-    ├── UsageError      an argument that cannot be meant (also a ValueError)
-    │   └── SituationError  one that does not fit the files or the machine as they are
-    │       └── MisfitError     a sample of another shape or dtype than others of its batch
-    ├── TarError        a shard that is not a sound tar archive
-    ├── TFRecordError   a TFRecord file that is damaged or none
-    ├── IndexFileError  an index or manifest that is missing, damaged or stale
-    ├── CodecError      bytes that do not decode; knows no place (also a ValueError)
-    ├── SampleError     a sample that cannot be delivered; names shard, key and field
-    │   └── TransformError  the user's transform raised for that sample
-    └── PackError       a source or destination that cannot be packed
-        └── OutputError     a link, pipe or device where shardio writes a file or folder of its own
+    ├── UsageError          invalid argument (also a ValueError)
+    │   └── SituationError  valid argument that does not fit the files or the machine
+    │       └── MisfitError     sample whose shape or dtype differs from others of its batch
+    ├── TarError            corrupt or truncated tar archive
+    ├── TFRecordError       corrupt TFRecord file, or not a TFRecord file
+    ├── IndexFileError      missing, corrupt or stale index or manifest
+    ├── CodecError          data that cannot be decoded (also a ValueError)
+    ├── SampleError         sample that cannot be delivered
+    │   └── TransformError  exception in the user's transform
+    └── PackError           source or destination that cannot be packed
+        └── OutputError     link, pipe or device in place of an output file or folder
 
-An error carries as values what happened, where, and what to do; its sentence is made of them:
-"where: what; remedy". Code that meets an error reads these values, never the sentence. Every class
-can be made of one text alone, since a DataLoader raises a worker's error again from its text.
+An error carries three values: what happened, where, and what to do. Its message is composed of
+them as "where: what; remedy". Code that handles an error reads the values and never parses the
+message. Every class accepts a single string, because a DataLoader recreates a worker's error from
+its text.
 
-Names that messages show come from archives, so they may hold whatever a terminal obeys, and be
-long. What is shown of them is escaped and cut: by `shown` and `quoted` where a message is made, and
-once more in every message, for names that have passed both by.
+Names in messages come from archives. They may be long and may contain terminal control
+characters, so `shown` and `quoted` escape and shorten them. Every message is escaped once more, in
+case a name was inserted without either function.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ _LONG_WORD = re.compile(r"\S{1001,}")  # shorter paths are shown whole
 
 
 def escaped(text: str, *, kept: str = "") -> str:
-    """Escape what a terminal would not print as a character, or could not encode.
+    """Escape the characters that are not printable.
 
     Args:
-        text: any text.
-        kept: characters that stay as they are.
+        text: arbitrary text.
+        kept: characters to leave unescaped.
     """
     if text.isprintable():
         return text
@@ -48,17 +49,17 @@ def escaped(text: str, *, kept: str = "") -> str:
 
 
 def shown(name: str) -> str:
-    """Make a name fit for a message: on one line, escaped, without its middle if it is long."""
+    """Format a name for a message: escaped, on one line, and shortened in the middle if long."""
     return escaped(_cut(name))
 
 
 def quoted(name: object) -> str:
-    """Make a name fit for a message, in quotes."""
+    """Format a name for a message, in quotes; long names are shortened in the middle."""
     return _cut(repr(name))
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """Make a number of things fit for a message: "1 shard", "2,000 shards"."""
+    """Format a count for a message, as in "1 shard" or "2,000 shards"."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
@@ -70,25 +71,25 @@ def _cut(text: str) -> str:
 
 
 class ShardioError(Exception):
-    """Base of every error that shardio raises.
+    """Base class of all shardio errors.
 
     Args:
-        what: what happened.
-        where: file, sample or argument that it happened to, as a user knows it.
-        remedy: what to do about it.
+        what: description of what happened.
+        where: file, sample or argument at fault, as the user knows it.
+        remedy: advice to the user.
         shard: path of the shard.
         offset: byte offset in the shard.
         key: key of the sample.
         field: field of the sample.
 
     Attributes:
-        what: as given.
-        where: as given; None if there is no place.
-        remedy: as given; None if there is none.
-        shard: as given, or None.
-        offset: as given, or None.
-        key: as given, or None.
-        field: as given, or None.
+        what: description of what happened.
+        where: file, sample or argument at fault, or None.
+        remedy: advice to the user, or None.
+        shard: path of the shard, or None.
+        offset: byte offset in the shard, or None.
+        key: key of the sample, or None.
+        field: field of the sample, or None.
     """
 
     def __init__(
@@ -124,12 +125,13 @@ class ShardioError(Exception):
         key: str | None = None,
         field: str | None = None,
     ) -> _Error:
-        """Make an error that says the same of a place; see the class for the arguments.
+        """Return a copy of this error with a location.
 
         Args:
-            where: place that it happened to.
+            where: file, sample or argument at fault; an earlier location becomes part of the
+                description.
             kind: class of the new error.
-            remedy: what to do about it, besides what this error says.
+            remedy: additional advice, appended to that of this error.
             shard: path of the shard.
             offset: byte offset in the shard.
             key: key of the sample.
@@ -153,11 +155,11 @@ def _fit_for_terminals(text: str) -> str:
 
 
 class UsageError(ShardioError, ValueError):
-    """An argument that cannot be meant."""
+    """Invalid argument."""
 
 
 class SituationError(UsageError):
-    """An argument that could be meant, but does not fit the files or the machine as they are."""
+    """Valid argument that does not fit the files or the machine."""
 
 
 class MisfitError(SituationError):
@@ -165,32 +167,32 @@ class MisfitError(SituationError):
 
 
 class TarError(ShardioError):
-    """A shard that is not a sound tar archive; names shard and offset."""
+    """Corrupt or truncated tar archive; carries the shard and the offset."""
 
 
 class TFRecordError(ShardioError):
-    """A TFRecord file that is damaged, or no such file; names file (as shard) and offset."""
+    """Corrupt TFRecord file, or not a TFRecord file; carries the file as shard, and the offset."""
 
 
 class IndexFileError(ShardioError):
-    """An index or manifest that is missing, damaged or does not match its shards."""
+    """Missing or corrupt index or manifest, or one that does not match its shards."""
 
 
 class CodecError(ShardioError, ValueError):
-    """Bytes that do not decode; whoever knows the sample adds the place."""
+    """Data that cannot be decoded; the caller adds the location."""
 
 
 class SampleError(ShardioError):
-    """A sample that cannot be delivered; names shard, key and field."""
+    """Sample that cannot be delivered; carries the shard, the key and the field."""
 
 
 class TransformError(SampleError):
-    """The user's transform raised; no policy for bad samples hides it."""
+    """Exception in the user's transform, which no policy for bad samples suppresses."""
 
 
 class PackError(ShardioError):
-    """A source or destination that cannot be packed."""
+    """Source or destination that cannot be packed."""
 
 
 class OutputError(PackError):
-    """A link, pipe, device or the like in an output folder; nothing is written through it."""
+    """Link, pipe, device or the like in place of an output file or folder."""

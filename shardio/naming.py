@@ -1,8 +1,8 @@
-"""Key and field of a member name: the one rule.
+"""Split member names into key and field.
 
-The rule is WebDataset's: the first dot of the basename splits, the folder stays in the key,
-the field is lower-cased. Basenames that start with a dot, and members whose name or first folder
-is `__…__` (WebDataset's metadata), belong to no sample.
+The rule is WebDataset's: a name is split at the first dot of its basename, the folder is part of
+the key, and the field is lower-cased. Two kinds of members belong to no sample: those whose
+basename starts with a dot, and WebDataset's metadata, whose name or first folder is `__…__`.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ _KEY_AND_FIELD = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 
 
 class MemberName(NamedTuple):
-    """A member name, taken apart."""
+    """Key and field of a member name."""
 
     key: str
     field: str
 
 
 def split_member_name(name: str) -> MemberName | None:
-    """Take a member name apart into key and field.
+    """Split a member name into key and field.
 
     Returns:
-        Key and lower-cased field, or None when the member belongs to no sample: it is
+        Key and lower-cased field, or None if the member belongs to no sample: it is
         metadata, or its basename has no dot or starts with one.
     """
     if name[name.rfind("/") + 1 :].startswith(".") or _METADATA.match(name):
@@ -35,7 +35,7 @@ def split_member_name(name: str) -> MemberName | None:
 
 
 def why_no_sample(name: str) -> str:
-    """Say which members belong to no sample because of such a name, as in "3 members …"."""
+    """Describe members with such a name that belong to no sample, to follow "3 members"."""
     if name[name.rfind("/") + 1 :].startswith("."):
         return "with names that start with a dot"
     if _METADATA.match(name):
@@ -46,5 +46,5 @@ def why_no_sample(name: str) -> str:
 
 
 def join_member_name(key: str, field: str) -> str:
-    """Name the member that holds a field of a sample: the inverse of split_member_name."""
+    """Join key and field into a member name; the inverse of split_member_name."""
     return f"{key}.{field}"

@@ -1,13 +1,13 @@
-"""Locks, threads and other processes, where a process may fork.
+"""Locks, threads and processes, safe to use across a fork.
 
-A forked child has its parent's memory and one of its threads. A lock that another thread held at
-that moment would be held in the child for ever, so every lock of shardio is made here and is free
-in a child. What it guards is written so that an update that was cut short does no harm.
+A forked child has its parent's memory but only one of its threads. A lock that another thread held
+at the time of the fork would stay locked in the child for ever. All locks of shardio are therefore
+made by `new_lock`, and a child starts with all of them free. Data guarded by such a lock must
+tolerate an interrupted update.
 
-An executor is copied with its locks, one of which a thread holds whenever it submits a task, and
-without its threads. A child that ends a loop of its parent would wait for that lock, so it leaves
-the parent's executor alone, and has one of its own if it goes on. OpenCV's threads are the matter
-of shardio.fields.image.
+An executor is copied with its internal locks but without its threads, so shutting it down in a
+child could wait for ever. `Threads` abandons its parent's executor in a child and creates another
+one when it is needed.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _forked = False
 
 
 def new_lock() -> threading.Lock:
-    """Make a lock that is free in a forked child, whoever held it in the parent."""
+    """Create a lock that is free in a forked child, even if it was held in the parent."""
     lock = threading.Lock()
     _locks.add(lock)
     return lock
 
 
 def is_forked() -> bool:
-    """Tell whether this process was forked from one that had loaded shardio."""
+    """Return whether this process was forked from one that had imported shardio."""
     return _forked
 
 
 def _begin_child() -> None:
-    global _forked  # noqa: PLW0603  a fact about the process
+    global _forked  # noqa: PLW0603  state of the process
     _forked = True
     for lock in _locks:
         lock._at_fork_reinit()  # type: ignore[attr-defined]  # as logging does with its own
@@ -48,14 +48,14 @@ if hasattr(os, "register_at_fork"):
 
 
 def count_cores() -> int:
-    """Cores that this process may use."""
+    """Count the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def is_alive(process: int) -> bool:
-    """Tell whether a process of ours with that number runs, or has not been waited for."""
+    """Return whether a process of this user exists, running or not yet waited for."""
     try:
         os.kill(process, 0)
     except OSError:
@@ -68,15 +68,18 @@ T = TypeVar("T")
 _OURS = "shardio-"
 
 MOST_USEFUL_THREADS = 8
-"""For photos; of 12 and more, each waits so often for the interpreter's lock that all together are
-slower (measured on 16 cores: 5,800 images a second by 8 threads, 3,600 by 12 or 16)."""
+"""Maximum number of threads for decoding photos.
+
+With more threads, contention for the interpreter lock makes all of them slower. Measured on 16
+cores: 5,800 images a second with 8 threads, 3,600 with 12 or 16.
+"""
 
 
 class Threads:
-    """Threads for tasks of a loop; other ones in a forked child.
+    """Thread pool that replaces itself in a forked child.
 
     Args:
-        name: purpose of the threads, for their names.
+        name: purpose of the threads, used in their names.
         most: maximum number of threads.
     """
 
@@ -86,16 +89,16 @@ class Threads:
         self._begin()
 
     def submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Have a thread call a function."""
+        """Call a function in a thread."""
         if self._process != os.getpid():
             self._begin()
         return self._pool.submit(work, *arguments)
 
     def end(self) -> None:
-        """Drop tasks that wait, await those that run, and end the threads.
+        """Cancel pending tasks, wait for running ones, and end the threads.
 
-        A collection of garbage may end a loop in any thread and anywhere. It does not await
-        tasks, since they may need what the thread holds that it interrupts.
+        The garbage collector may call this in any thread, at any point. It then returns without
+        waiting, since a running task may need a lock that the interrupted thread holds.
         """
         if self._process != os.getpid():
             return
@@ -108,14 +111,14 @@ class Threads:
         self._pool = ThreadPoolExecutor(self._most, thread_name_prefix=self._name)
 
 
-_collector: int | None = None  # the thread that collects garbage
+_collector: int | None = None  # the thread that is collecting garbage
 
 
 def _note_collection(
     phase: str, _: dict[str, int], ident: Callable[[], int] = threading.get_ident
 ) -> None:
-    """Note which thread collects; at the interpreter's end, too, when global names are gone."""
-    global _collector  # noqa: PLW0603  a fact about the process
+    """Record which thread is collecting; works at interpreter exit, when globals are gone."""
+    global _collector  # noqa: PLW0603  state of the process
     _collector = ident() if phase == "start" else None
 
 

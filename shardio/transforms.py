@@ -1,13 +1,11 @@
-"""What is fused with decoding: which rectangle of a picture fills a slot of the batch.
+"""Transforms of images: crops that are fused with decoding, and normalization of batches.
 
-A transform is a value that turns a picture's size, and uniform numbers drawn elsewhere, into a
-crop; it never sees pixels. So the same sample of the same epoch gives the same crop on any thread,
-worker or machine, and the decoder knows the crop before it decodes.
+A crop transform maps the size of an image and some uniform random numbers to a rectangle. It never
+sees pixels, so the decoder knows the crop before it decodes. The random numbers are passed in, so
+a sample of an epoch gets the same crop in any thread, worker or machine.
 
-From uint8 batches to what a network takes: once a batch, on the batch's device.
-
-An image at a time on the CPU this costs nearly half as much as decoding; on a device, or fused
-into a compiled network, next to nothing.
+Batches are normalized as a whole, on their device. There, or compiled into the network, this
+costs almost nothing. Image by image on the CPU, it takes nearly half as long as decoding.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from shardio.checks import is_whole, probability, require, whole_number
-from shardio.errors import UsageError
+from shardio.errors import UsageError, counted
 from shardio.fields.image import Crop
 
 _TRIES = 10
@@ -29,42 +27,42 @@ _TRIES = 10
 
 @runtime_checkable
 class SizedTransform(Protocol):
-    """What makes pictures of any size fill slots of one size."""
+    """Transform of images of any size to one size."""
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of what comes out."""
+        """Height and width of the output."""
 
     @property
     def draws(self) -> int:
-        """How many uniform numbers a sample needs; 0 if nothing is random."""
+        """Number of uniform random numbers per sample; 0 if nothing is random."""
 
     def crop(self, height: int, width: int, uniforms: Sequence[float]) -> Crop:
-        """Choose the rectangle of a picture that fills the slot.
+        """Choose the rectangle of an image that fills the slot.
 
         Args:
-            height: rows of the picture as shown.
-            width: columns of the picture as shown.
+            height: height of the image, after its orientation is applied.
+            width: width of the image, after its orientation is applied.
             uniforms: `draws` numbers in [0, 1).
 
         Returns:
-            A crop inside the picture, of at least one pixel.
+            Crop of at least one pixel inside the image.
         """
 
 
 @dataclass(frozen=True, slots=True, init=False)
 class RandomResizedCrop:
-    """Crop a random part of a picture, resize it, mirror it or not.
+    """Crop a random part of an image, resize it, and randomly flip it.
 
-    Crops are distributed as those of torchvision's RandomResizedCrop followed by its
-    RandomHorizontalFlip: area uniform, aspect ratio log-uniform, ten tries, then the largest
-    central crop whose aspect ratio is allowed.
+    Crops have the same distribution as those of torchvision's RandomResizedCrop followed by
+    RandomHorizontalFlip: the area is uniform and the aspect ratio log-uniform. If no crop fits
+    in ten tries, the largest central crop with an allowed aspect ratio is used.
 
     Args:
-        size: height and width of what comes out, or one number for both.
-        scale: least and greatest part of the picture's area that is kept.
-        ratio: least and greatest width / height of the crop.
-        flip: probability of mirroring left to right.
+        size: height and width of the output, or one number for both.
+        scale: minimum and maximum of the crop's share of the image area.
+        ratio: minimum and maximum aspect ratio (width / height) of the crop.
+        flip: probability of a horizontal flip.
     """
 
     size: tuple[int, int]
@@ -94,11 +92,11 @@ class RandomResizedCrop:
 
     @property
     def draws(self) -> int:
-        """One for mirroring, two for the place, and for each try two for area and ratio."""
+        """Number of uniform random numbers: one for the flip, two for the position, two per try."""
         return 3 + 2 * _TRIES
 
     def crop(self, height: int, width: int, uniforms: Sequence[float]) -> Crop:
-        """Choose a random crop of a picture of height x width."""
+        """Choose a random crop of an image."""
         flip = uniforms[0] < self.flip
         log_ratio = math.log(self.ratio[0]), math.log(self.ratio[1])
         for at in range(3, 3 + 2 * _TRIES, 2):
@@ -113,7 +111,7 @@ class RandomResizedCrop:
         return self._central(height, width, flip=flip)
 
     def _central(self, height: int, width: int, *, flip: bool) -> Crop:
-        """The largest central crop whose aspect ratio is allowed."""
+        """Return the largest central crop with an allowed aspect ratio."""
         crop_height, crop_width = height, width
         if width / height < self.ratio[0]:
             crop_height = max(1, round(width / self.ratio[0]))
@@ -125,16 +123,16 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True, slots=True, init=False)
 class CenterCrop:
-    """Resize a picture's shorter side, keep the centre: torchvision's recipe for evaluation.
+    """Resize the shorter side of an image and crop the centre, as torchvision's evaluation does.
 
-    Both steps are one: the part of the source that would survive them is cropped, its edges
-    rounded to whole pixels, and resized once.
+    Both steps are done at once: the part of the source that would remain is cropped, with its
+    edges rounded to whole pixels, and resized.
 
     Args:
-        size: height and width of what comes out, or one number for both.
-        resize: what the shorter side would be resized to, at least the greater of height and
-            width; by default 256 / 224 times that.
-        flip: probability of mirroring left to right.
+        size: height and width of the output, or one number for both.
+        resize: length of the resized shorter side, at least the larger of height and width;
+            by default 256 / 224 times that.
+        flip: probability of a horizontal flip.
     """
 
     size: tuple[int, int]
@@ -152,18 +150,18 @@ class CenterCrop:
 
     @property
     def draws(self) -> int:
-        """One for mirroring, if that is random."""
+        """Number of uniform random numbers: one if the flip is random."""
         return int(self.flip > 0)
 
     def crop(self, height: int, width: int, uniforms: Sequence[float] = ()) -> Crop:
-        """Choose the central crop of a picture of height x width."""
+        """Choose the central crop of an image."""
         shorter = min(height, width)
         top, crop_height = self._span(self.size[0], height, shorter)
         left, crop_width = self._span(self.size[1], width, shorter)
         return Crop(top, left, crop_height, crop_width, self.draws > 0 and uniforms[0] < self.flip)
 
     def _span(self, kept: int, side: int, shorter: int) -> tuple[int, int]:
-        """Where the crop starts along one side of the source, and how long it is there."""
+        """Return the start and the length of the crop along one side of the source."""
         resized = self.resize * side // shorter
         start = round((resized - kept) / 2) * side / resized
         length = min(side, max(1, round(kept * side / resized)))
@@ -172,11 +170,11 @@ class CenterCrop:
 
 @dataclass(frozen=True, slots=True, init=False)
 class Resize:
-    """Squeeze or stretch the whole picture to one size.
+    """Resize the whole image to one size, without keeping its aspect ratio.
 
     Args:
-        size: height and width of what comes out, or one number for both.
-        flip: probability of mirroring left to right.
+        size: height and width of the output, or one number for both.
+        flip: probability of a horizontal flip.
     """
 
     size: tuple[int, int]
@@ -187,11 +185,11 @@ class Resize:
 
     @property
     def draws(self) -> int:
-        """One for mirroring, if that is random."""
+        """Number of uniform random numbers: one if the flip is random."""
         return int(self.flip > 0)
 
     def crop(self, height: int, width: int, uniforms: Sequence[float] = ()) -> Crop:
-        """Choose the whole picture."""
+        """Choose the whole image."""
         return Crop(0, 0, height, width, self.draws > 0 and uniforms[0] < self.flip)
 
 
@@ -200,7 +198,7 @@ def _between(low: float, high: float, uniform: float) -> float:
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """Take one number for both height and width."""
+    """Return height and width, given one number for both or a pair."""
     pair = size if isinstance(size, tuple | list) else (size, size)
     good = len(pair) == 2 and all(is_whole(side, least=1) for side in pair)
     require(good, "size", size, "a whole number or a pair (height, width), at least 1")
@@ -208,7 +206,7 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _assign(transform: object, **values: object) -> None:
-    """Set the fields of a frozen dataclass, as its own __init__ would."""
+    """Set the fields of a frozen dataclass, as the generated __init__ would."""
     for name, value in values.items():
         object.__setattr__(transform, name, value)
 
@@ -218,14 +216,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def to_float(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Scale images from 0 to 255 to 0 to 1, as torchvision's ToTensor does.
+    """Scale images from the range 0 to 255 to the range 0 to 1, as torchvision's ToTensor does.
 
     Args:
-        images: uint8, any shape.
-        dtype: of the result, a floating one.
+        images: uint8 tensor of any shape.
+        dtype: floating point dtype of the result.
 
     Returns:
-        The same shape, device and memory format.
+        Tensor of the same shape, device and memory format.
 
     Raises:
         UsageError: the images are not uint8.
@@ -236,21 +234,21 @@ def to_float(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.
 
 @dataclass(frozen=True, slots=True, init=False)
 class Normalize:
-    """Scale images to 0 to 1, subtract the mean of each channel, divide by its deviation.
+    """Scale images to the range 0 to 1, subtract the mean, and divide by the standard deviation.
 
         normalize = shardio.Normalize()
         output = network(normalize(batch["image"]))
 
-    The same as torchvision's ToTensor and Normalize, computed as one multiplication and addition.
+    Equivalent to torchvision's ToTensor and Normalize, as one multiplication and one addition.
 
     Args:
-        mean: of each channel, 0 to 1; by default ImageNet's.
+        mean: mean of each channel, from 0 to 1; by default ImageNet's.
         std: standard deviation of each channel, above 0; by default ImageNet's.
-        dtype: of the result, a floating one; it is computed in float32.
+        dtype: floating point dtype of the result, which is computed in float32.
 
     Raises:
-        UsageError: mean and std do not have one number a channel, a mean is not between 0 and 1,
-            or a std is not above 0.
+        UsageError: mean and std differ in length, a mean is not between 0 and 1, a std is not
+            above 0, or the dtype is not a floating point one.
     """
 
     mean: tuple[float, ...]
@@ -265,35 +263,36 @@ class Normalize:
     ) -> None:
         if len(mean) != len(std) or not all(deviation > 0 for deviation in std):
             raise UsageError(
-                f"mean={mean} and std={std}: give one number of each a channel, std above 0"
+                f"mean={mean} and std={std}: give one number of each per channel, std above 0"
             )
         if not all(0 <= value <= 1 for value in mean):
             raise UsageError(
-                f"mean={mean}: it is of channels scaled to 0 to 1",
-                remedy="divide means of 0 to 255, and their std, by 255",
+                f"mean={mean}: each mean must be between 0 and 1",
+                remedy="divide a mean on the scale of 0 to 255, and its std, by 255",
             )
         if not dtype.is_floating_point:
-            raise UsageError(f"dtype={dtype}: it must be a floating one, as torch.float16")
+            raise UsageError(f"dtype={dtype}: it must be floating point, such as torch.float16")
         for name, value in {"mean": tuple(mean), "std": tuple(std), "dtype": dtype}.items():
             object.__setattr__(self, name, value)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalize a batch.
+        """Normalize a batch of images.
 
         Args:
-            images: uint8 [B, C, H, W] or [C, H, W].
+            images: uint8 tensor of shape [B, C, H, W] or [C, H, W].
 
         Returns:
-            The same shape, device and memory format, of this dtype.
+            Tensor of the same shape, device and memory format, and of the given dtype.
 
         Raises:
-            UsageError: the images are not uint8, or have another number of channels.
+            UsageError: the images are not uint8, or their number of channels differs from that
+                of mean and std.
         """
         _check(images)
         if images.ndim < 3 or images.shape[-3] != len(self.mean):
             raise UsageError(
-                f"images of shape {list(images.shape)}: they must be [B, {len(self.mean)}, H, W], "
-                f"as mean and std have {len(self.mean)} numbers"
+                f"expected images of shape [B, {len(self.mean)}, H, W], as mean and std have "
+                f"{counted(len(self.mean), 'number')}, got {list(images.shape)}"
             )
         scale, shift = _scale_and_shift(self.mean, self.std, images.device)
         return images.to(torch.float32).mul_(scale).add_(shift).to(self.dtype)
@@ -301,7 +300,9 @@ class Normalize:
 
 def _check(images: torch.Tensor) -> None:
     if images.dtype != torch.uint8:
-        raise UsageError(f"images must be uint8, not {images.dtype}: they were scaled before?")
+        raise UsageError(
+            f"images must be uint8, not {images.dtype}", remedy="pass them before they are scaled"
+        )
 
 
 @lru_cache(maxsize=32)

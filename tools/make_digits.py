@@ -1,4 +1,4 @@
-"""Write scikit-learn's 1,797 real handwritten digits as PNG files, a folder a class.
+"""Write scikit-learn's 1,797 real handwritten digits as PNG files, with a subfolder for each class.
 
 Usage: python tools/make_digits.py FOLDER
 """

@@ -1,1 +1,1 @@
-"""Conversion to formats of other tools."""
+"""Conversion to the formats of other tools."""

@@ -1,15 +1,17 @@
-"""Indexes that other tools read, from the members of a shard.
+"""Write the indexes that other tools read.
 
-All three are of uncompressed tars:
+All three index uncompressed tars:
 
-- wids: a JSON document that lists shards and their sample counts, `wids-shard-index-v1`; see
-  wids_specs.py of webdataset. `shardio.json` of packed folders is one with more in it.
-- DALI: a text file a shard; the first line is "v1.2" and the number of samples, each other line
-  the members of a sample as `<ext> <offset of the data> <size> <name>`; see tools/wds2idx.py and
-  webdataset_loader.cc of NVIDIA DALI. Spaces separate all of these, so no name may have any.
-- Energon: a file a shard, little-endian uint64: where the header of each sample's first member
-  starts, and where the last member ends; see itar.py and prepare.py of NVIDIA Megatron-Energon,
-  which read the numbers in the machine's order, little-endian on all that it supports.
+- wids: one JSON document of kind `wids-shard-index-v1`, which lists the shards and their sample
+  counts; see wids_specs.py of webdataset. The `shardio.json` of a packed folder is an extended
+  form of it.
+- DALI: a text file for each shard. The first line is "v1.2" and the number of samples. Each other
+  line lists the members of a sample as `<ext> <offset of the data> <size> <name>`; see
+  tools/wds2idx.py and webdataset_loader.cc of NVIDIA DALI. Values are separated by spaces, so
+  names must not contain any.
+- Energon: a file of little-endian uint64 for each shard. It lists the start of each sample's first
+  header, and the end of the last member; see itar.py and prepare.py of NVIDIA Megatron-Energon.
+  They read the numbers in native byte order, which is little-endian on all supported machines.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shardio.errors import IndexFileError, quoted
+from shardio.errors import IndexFileError, counted, quoted
 from shardio.indexing.catalog import ShardEntry
 from shardio.naming import split_member_name
 from shardio.storage.local import FileBytes
@@ -35,14 +37,14 @@ _DALI_VERSION = "v1.2"
 
 
 class Member(NamedTuple):
-    """A member that is a field of a sample.
+    """Member that is a field of a sample.
 
     Attributes:
-        name: as the tar has it.
-        key: of its sample.
-        start: of its header, or of the first header that extends it.
-        offset: of its data.
-        size: of its data.
+        name: name of the member in the tar.
+        key: key of its sample.
+        start: offset of its first header, extension headers included.
+        offset: offset of its data.
+        size: size of its data in bytes.
     """
 
     name: str
@@ -53,11 +55,11 @@ class Member(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Where the samples of a tar lie.
+    """Layout of the samples in a tar.
 
     Attributes:
-        samples: the members of each.
-        end: where the last member of the tar ends, whatever it is.
+        samples: members of each sample.
+        end: offset after the last member of the tar, which may belong to no sample.
     """
 
     samples: list[list[Member]]
@@ -65,12 +67,12 @@ class Layout(NamedTuple):
 
 
 def read_layout(entry: ShardEntry) -> Layout:
-    """Find the members of the samples of a shard, by its headers.
+    """Find the members of a shard's samples from its headers.
 
     Raises:
-        TarError: the tar is damaged.
-        IndexFileError: it has another number of samples than its index.
-        OSError: it cannot be read.
+        TarError: the tar is corrupt.
+        IndexFileError: the number of samples differs from that of the index.
+        OSError: the tar cannot be read.
     """
     with Path(entry.path).open("rb") as stream:
         members = scan_members(FileBytes(stream, entry.name), shard=entry.name)
@@ -85,7 +87,8 @@ def read_layout(entry: ShardEntry) -> Layout:
     samples = [[*group] for _, group in groupby(found, lambda member: member.key)]
     if len(samples) != entry.samples:
         raise IndexFileError(
-            f"the index is stale: it has {entry.samples} samples, the shard {len(samples)}",
+            f"the index is stale: it lists {counted(entry.samples, 'sample')}, but the shard has "
+            f"{len(samples):,}",
             where=entry.name,
             remedy="run `shardio index` on it",
             shard=entry.name,
@@ -94,10 +97,11 @@ def read_layout(entry: ShardEntry) -> Layout:
 
 
 def dali_index(entry: ShardEntry) -> bytes:
-    """The index of a shard for DALI's fn.readers.webdataset.
+    """Create the index of a shard for DALI's fn.readers.webdataset.
 
     Raises:
-        IndexFileError: a name has white space, or the shard has no samples; see also read_layout.
+        IndexFileError: a name contains white space, or the shard has no samples; see also
+            read_layout.
         TarError: see read_layout.
         OSError: see read_layout.
     """
@@ -106,22 +110,24 @@ def dali_index(entry: ShardEntry) -> bytes:
         for member in sample:
             if member.name.split() != [member.name]:
                 raise IndexFileError(
-                    f"the member {quoted(member.name)} has white space in its name, which "
-                    "DALI's index cannot hold",
+                    f"the name of the member {quoted(member.name)} contains white space, which "
+                    "DALI's index does not support",
                     where=entry.name,
                     remedy="pack it under another name",
                 )
         lines.append(" ".join(map(_dali_entry, sample)))
     if not lines:
         raise IndexFileError(
-            "DALI takes no shard without samples", where=entry.name, remedy="leave it out"
+            "DALI does not support a shard without samples",
+            where=entry.name,
+            remedy="leave it out",
         )
     text = "\n".join([f"{_DALI_VERSION} {len(lines)}", *lines, ""])
     return text.encode("utf-8", "surrogateescape")
 
 
 def energon_index(entry: ShardEntry) -> bytes:
-    """The index of a shard for Megatron-Energon.
+    """Create the index of a shard for Megatron-Energon.
 
     Raises:
         IndexFileError: see read_layout.
@@ -134,11 +140,11 @@ def energon_index(entry: ShardEntry) -> bytes:
 
 
 def wids_index(entries: Sequence[ShardEntry], folder: Path) -> bytes:
-    """The index of shards for wids.
+    """Create the index of shards for wids.
 
     Args:
-        entries: the shards.
-        folder: where it will lie; paths in it start from there.
+        entries: shards to list.
+        folder: folder of the index; paths in the index are relative to it.
     """
     shards = [
         {

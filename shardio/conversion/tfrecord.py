@@ -1,13 +1,11 @@
-"""Writing shards as TFRecord files: one shard by a task, and the folder that holds them.
+"""Convert shards to TFRecord files, or index them for other tools.
 
-A task holds one sample at a time, and its file gets its name when it is whole. Until all are done
-the folder holds a lock that says what is made, so that the same conversion again makes what is
-missing, and nobody else's files are overwritten. Neither lock nor files are believed: what is there
-already is read, and compared with what would be written.
+Each shard is converted by a task of its own, one sample at a time. A file gets its final name when
+it is complete.
 
-Shards for other tools: TFRecord files made of them, and the indexes that others need.
-
-Each shard becomes one file, by a task of its own; a file gets its name when it is whole.
+While TFRecord files are written, their folder holds a lock with a digest of the conversion. The
+same conversion can therefore resume, and files of others are not overwritten. Existing files are
+not trusted: they are read and compared with what would be written.
 """
 
 from __future__ import annotations
@@ -72,13 +70,13 @@ RECORD_SUFFIX = ".tfrecord"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordTask:
-    """A shard to write as a TFRecord file.
+    """Shard to write as a TFRecord file.
 
     Attributes:
-        entry: the shard.
+        entry: shard to convert.
         out: folder of the file.
         name: name of the file.
-        names: of the features that fields become.
+        names: feature name for each field.
     """
 
     entry: ShardEntry
@@ -91,15 +89,15 @@ class RecordTask:
 
 
 def write_records(task: RecordTask, ticker: Ticker) -> int:
-    """Write the samples of a shard as a TFRecord file; returns its size.
+    """Write the samples of a shard as a TFRecord file and return its size.
 
-    A file that is there, of a conversion that was interrupted, is held against what it should be.
+    An existing file, left by an interrupted conversion, is compared with the expected contents.
 
     Raises:
-        PackError: another file is there.
-        SampleError: a member is not what was packed, or a class number is none.
-        OutputError: something else than a file has the name.
-        OSError: the shard cannot be read, or the file not written.
+        PackError: the existing file differs.
+        SampleError: a member differs from what was packed, or a class number is invalid.
+        OutputError: the name is taken by something other than a file.
+        OSError: the shard cannot be read, or the file cannot be written.
     """
     with Folder.open(Path(task.out)) as folder:
         if folder.find_file(task.name) is None:
@@ -128,16 +126,16 @@ def _records(task: RecordTask, ticker: Ticker) -> Iterator[Buffer]:
 
 def _other_file(folder: Folder, task: RecordTask) -> PackError:
     return PackError(
-        f"it is not what the conversion of {task.entry.name} makes",
+        f"the file differs from the result of converting {task.entry.name}",
         where=folder.path / task.name,
-        remedy="move it away, or remove it, and run the conversion again",
+        remedy="move or remove it, and run the conversion again",
     )
 
 
 def _features_of(
     sample: SourceSample, task: RecordTask, files: SourceReader
 ) -> dict[str, Sequence[Buffer] | Numbers]:
-    """The features of one sample, its members read and held against their checksums."""
+    """Return the features of one sample; its members are verified against their checksums."""
     found: dict[str, Sequence[Buffer] | Numbers] = {}
     if KEY in task.names:
         found[task.names[KEY]] = [sample.key.encode("utf-8", "surrogateescape")]
@@ -163,40 +161,41 @@ def _features_of(
 
 @contextmanager
 def hold_record_folder(path: Path, made: str) -> Iterator[Folder]:
-    """Hold a folder of TFRecord files while they are made.
+    """Create and lock a folder for TFRecord files.
 
-    After an error it is as it was, or, if files are finished, as an interrupted conversion leaves
-    it: locked, and to be taken up.
+    If the block raises, an empty folder is restored to its previous state. If files have been
+    finished, the lock stays, so that the same conversion can resume.
 
     Args:
         path: path of the folder.
-        made: hexadecimal digest of what is made.
+        made: hexadecimal digest of the conversion.
 
     Raises:
-        PackError: the folder has such files, or another conversion holds it or was interrupted.
-        OutputError: a link or the like lies where a file of the conversion belongs.
-        OSError: the folder cannot be made or written.
+        PackError: the folder already has TFRecord files, another conversion holds the lock, or
+            a different conversion was interrupted.
+        OutputError: a link or the like is in place of a file.
+        OSError: the folder cannot be created or written.
     """
     existed = path.exists()
     path.mkdir(parents=True, exist_ok=True)
     with Folder.open(path) as folder, open_lock(folder, LOCK_NAME) as lock:
         if not lock.take():
             raise PackError(
-                "another conversion writes to this folder", where=path, remedy="wait for it"
+                "another conversion is writing to this folder", where=path, remedy="wait for it"
             )
         mine, before = made.encode("ascii"), lock.read()
         if not re.fullmatch(rb"[0-9a-f]*", before) or len(before) > len(mine):
             raise PackError(
-                "it is no lock that a conversion wrote",
+                "the file was not written by a conversion",
                 where=lock.path,
                 remedy="remove it if no other program needs it, or name another folder",
             )
-        begun = len(before) == len(mine)  # what was cut off was never acted on
+        begun = len(before) == len(mine)  # nothing was done under a truncated digest
         if begun and before != mine:
             raise PackError(
-                "a conversion of something else into this folder was interrupted",
+                "a different conversion into this folder was interrupted",
                 where=path,
-                remedy="run it again, or name another folder",
+                remedy="run that one again, or name another folder",
             )
         try:
             if not begun:
@@ -221,14 +220,14 @@ def _record_files(folder: Folder) -> list[str]:
 def _refuse_files(folder: Folder) -> None:
     if found := _record_files(folder):
         raise PackError(
-            f"the folder has TFRecord files already ({found[0]})",
+            f"the folder already has TFRecord files ({found[0]})",
             where=folder.path,
-            remedy="name another one, or remove them first",
+            remedy="name another folder, or remove them first",
         )
 
 
 def _remove_temporary(folder: Folder) -> None:
-    """Remove what a conversion that was killed had not finished."""
+    """Remove the unfinished files of a killed conversion."""
     for name in folder.names():
         if name != (final := final_name(name)) and final.endswith(RECORD_SUFFIX):
             folder.remove(name)
@@ -245,14 +244,14 @@ _INDEXES: Mapping[Target, tuple[str, Callable[[ShardEntry], bytes]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertSummary:
-    """What was converted.
+    """Summary of a conversion.
 
     Attributes:
-        samples: in all shards.
-        shards: that were read.
-        files: that are written.
-        bytes: of these files.
-        seconds: it took.
+        samples: number of samples in all shards.
+        shards: number of shards read.
+        files: number of files written.
+        bytes: total size of these files.
+        seconds: duration in seconds.
     """
 
     samples: int
@@ -264,13 +263,13 @@ class ConvertSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexTask:
-    """A shard to index for another tool.
+    """Shard to index for another tool.
 
     Attributes:
-        entry: the shard.
+        entry: shard to index.
         out: folder of the index.
         name: file name of the index.
-        to: the tool.
+        to: target tool.
     """
 
     entry: ShardEntry
@@ -292,33 +291,36 @@ def convert(
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> ConvertSummary:
-    """Make TFRecord files of shards, or indexes of shards for other tools.
+    """Convert shards to TFRecord files, or index them for other tools.
 
-    From TFRecord files to shards is `shardio.pack`.
+    The opposite direction, from TFRecord files to shards, is `shardio.pack`.
 
     Args:
-        source: a packed folder, a folder of tars, a shard, a glob, a pattern, or a list of these.
-        out: folder for the files. TFRecord files need one without such files in it; indexes lie
-            beside their shards by default.
-        to: "tfrecord" writes `NAME.tfrecord` for each shard `NAME.tar`, a tf.train.Example a
-            sample: each field as bytes under its name, `cls` as int64 under `label`, the key under
-            `__key__`. "wids" writes one `shardindex.json`, "dali" `NAME.idx` and "energon"
-            `NAME.tar.idx` for each shard.
-        features: of "tfrecord", names for fields, as ["jpg=image/encoded"]; "jpg=" leaves a field
-            out.
-        allow_empty: take tars that have members, none of which is a field of a sample.
-        jobs: processes; by default one a core.
-        progress: called with the number of samples; what it returns is called with how many more
-            are done.
+        source: packed folder, folder of tars, shard, glob or pattern, or a list of these.
+        out: folder for the files. It is required for TFRecord files and must not contain any.
+            Indexes are written beside their shards by default.
+        to: target format. "tfrecord" writes `NAME.tfrecord` for each shard `NAME.tar`, with one
+            tf.train.Example per sample: each field as bytes under its name, `cls` as int64
+            under `label`, and the key under `__key__`. "wids" writes one `shardindex.json`;
+            "dali" writes `NAME.idx` and "energon" `NAME.tar.idx` for each shard.
+        features: feature names for fields, as in ["jpg=image/encoded"], for "tfrecord" only;
+            "jpg=" omits a field.
+        allow_empty: whether to accept tars whose members belong to no sample.
+        jobs: number of processes; by default one per core.
+        progress: callback for the number of samples; it returns a callback for the number of
+            samples just finished.
+
+    Returns:
+        Summary of the conversion.
 
     Raises:
-        UsageError: an argument cannot be meant, or nothing is at the source.
-        PackError: the output is taken.
-        OutputError: a link or the like lies where a file belongs.
-        SampleError: a member is not what was packed, or a class number is none.
-        IndexFileError: an index is missing, damaged or stale.
-        TarError: a shard is damaged.
-        OSError: a shard cannot be read, or a file not written.
+        UsageError: an argument is invalid, or the source does not exist.
+        PackError: the output is already taken.
+        OutputError: a link or the like is in place of a file.
+        SampleError: a member differs from what was packed, or a class number is invalid.
+        IndexFileError: an index is missing, corrupt or stale.
+        TarError: a shard is corrupt.
+        OSError: a shard cannot be read, or a file cannot be written.
     """
     start = time.monotonic()
     pairs = check_arguments(out, to=to, features=features)
@@ -346,29 +348,29 @@ def check_arguments(
     """The pairs of fields and features that arguments of convert say.
 
     Raises:
-        UsageError: an argument cannot be meant.
+        UsageError: an argument is invalid.
     """
     pairs = parse_features(features)
     if out is not None:
         refuse_url(out)
     one_of("to", to, get_args(Target))
     if to == "tfrecord" and out is None:
-        raise UsageError("TFRecord files need a folder of their own", remedy="name it as OUT")
+        raise UsageError("TFRecord files require an output folder", remedy="name it as OUT")
     if to != "tfrecord" and pairs:
-        raise UsageError("features are of TFRecord files", remedy="leave them out")
+        raise UsageError("features require to='tfrecord'", remedy="leave them out")
     if pair := next((pair for pair in pairs if not pair.field), None):
         raise UsageError(
-            f"features: '={pair.feature}' names no field", remedy="write it as jpg=image/encoded"
+            f"features: '={pair.feature}' has no field name", remedy="write it as jpg=image/encoded"
         )
     return pairs
 
 
 def write_index(task: IndexTask, ticker: Ticker) -> int:
-    """Write an index of a shard for another tool; returns its size.
+    """Write an index of a shard for another tool and return its size.
 
     Raises:
-        ShardioError: the shard is damaged or stale, or the tool cannot read it.
-        OSError: the shard cannot be read, or the index not written.
+        ShardioError: the shard is corrupt or stale, or the tool does not support it.
+        OSError: the shard cannot be read, or the index cannot be written.
     """
     _, index = _INDEXES[task.to]
     data = index(task.entry)
@@ -425,11 +427,11 @@ def _write_indexes(
             path.parent.name == INDEX_FOLDER and path.name.endswith(INDEX_SUFFIX)
         ):
             raise SituationError(
-                "shardio's own index lies there", where=path, remedy="name another folder as OUT"
+                "shardio's own index has this name", where=path, remedy="name another folder as OUT"
             )
         if path.resolve() in shards:
             raise SituationError(
-                "a shard has the name of the index", where=path, remedy="name a folder as OUT"
+                "a shard has this name", where=path, remedy="name a folder for the index as OUT"
             )
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
@@ -444,7 +446,7 @@ def _write_wids(catalog: Catalog, out: str | PathLike[str] | None) -> int:
     folders = {_beside(_plain(entry), out) for entry in catalog.shards}
     if len(folders) > 1:
         raise SituationError(
-            "the shards lie in several folders", remedy="name one for the index as OUT"
+            "the shards are in several folders", remedy="name one for the index as OUT"
         )
     folder = folders.pop()
     folder.mkdir(parents=True, exist_ok=True)
@@ -460,9 +462,9 @@ def _refuse_records(source: ShardPaths) -> None:
     path = os.fspath(source) if isinstance(source, str | PathLike) else None
     if path is not None and not has_tars(path) and find_files(path) is not None:
         raise PackError(
-            "these are TFRecord files",
+            "the source has TFRecord files, not shards",
             where=path,
-            remedy=f"`shardio pack {path} OUT --shards N` makes shards of them",
+            remedy=f"run `shardio pack {path} OUT --shards N` to make shards of them",
         )
 
 
@@ -479,7 +481,7 @@ def _plain(entry: ShardEntry) -> ShardEntry:
     compression = find_compression(Path(entry.name))
     if compression is not None:
         raise PackError(
-            "other tools find samples in uncompressed tars only",
+            "other tools can index uncompressed tars only",
             where=entry.name,
             remedy=f"decompress it with `{compression.name} -d`",
         )
@@ -491,7 +493,8 @@ def _refuse_equal(tasks: Sequence[RecordTask | IndexTask]) -> None:
     again = next((path for path, times in paths.items() if times > 1), None)
     if again is not None:
         raise SituationError(
-            f"two shards would become {again}", remedy="convert them into different folders"
+            f"two shards would be converted to {again}",
+            remedy="convert them into different folders",
         )
 
 

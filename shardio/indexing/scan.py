@@ -1,10 +1,10 @@
-"""Building an index: from the members of a tar, or member by member while packing.
+"""Build an index from the members of a tar, or member by member while packing.
 
-Adjacent members with one key are a sample. What would lose data quietly is refused: links and
-other members without data where a field is expected, a field twice in a sample, a key whose
-fields lie apart in the shard. So is a tar that has members of which none is a field, unless the
-user expects it: it is not the shard that was meant, or its names are not. A plain empty archive,
-as a writer leaves that was opened and given nothing, is a shard without samples.
+Adjacent members with the same key are a sample. Anything that would silently lose data is an error:
+a link or another member without data in place of a field, a repeated field, or a key whose fields
+are not adjacent. A tar whose members belong to no sample is an error too, unless the user allows
+it, because the wrong file was named or its members have wrong names. An archive without any
+members, as a writer leaves if nothing is added, is a shard without samples.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import TarError, quoted
+from shardio.errors import TarError, counted, quoted
 from shardio.indexing.shard_index import ShardIndex
 from shardio.naming import MemberName, split_member_name, why_no_sample
 from shardio.storage.base import StoredBytes
@@ -29,8 +29,8 @@ from shardio.tar.reader import MISSING_END, Members, scan_members
 from shardio.tar.writer import Placed
 
 NAME_FIELDS = (
-    "name members KEY.FIELD, as 0001.jpg, leave the shard out, or allow it with allow_empty=True "
-    "(--allow-empty)"
+    "name members KEY.FIELD, such as 0001.jpg, leave the shard out, or allow it with "
+    "allow_empty=True (--allow-empty)"
 )
 
 _KINDS = {
@@ -42,16 +42,16 @@ _KINDS = {
 }
 _FILE = ord("0")
 _DIRECTORY = ord("5")
-_MOST_NAMED = 10  # shards without an end mark that are named one by one
+_MOST_NAMED = 10  # shards without an end mark to list one by one
 _LOG = logging.getLogger("shardio")
 _warned: set[str] = set()
 
 
 class IndexBuilder:
-    """Collects the members of one shard, in order.
+    """Builder of the index of one shard, from its members in order.
 
     Args:
-        shard: what errors call the shard.
+        shard: name of the shard in errors.
     """
 
     def __init__(self, shard: str) -> None:
@@ -61,18 +61,18 @@ class IndexBuilder:
         self._rows, self._places, self._cells = array("q"), array("q"), array("q")
         self._fields_of_sample: set[str] = set()
         self._fields_of_key: dict[str, frozenset[str]] = {}
-        self._shapes: dict[frozenset[str], frozenset[str]] = {}  # most samples have the same
+        self._shapes: dict[frozenset[str], frozenset[str]] = {}  # shared, since few differ
 
     def add(self, key: str, field: str, placed: Placed) -> None:
         """Add a member.
 
         Args:
-            key: of its sample.
-            field: of its sample.
-            placed: where its data lies in the shard.
+            key: key of its sample.
+            field: field of the sample.
+            placed: location and checksum of its data.
 
         Raises:
-            TarError: the sample has that field already.
+            TarError: the sample already has that field, or an earlier sample has the same key.
         """
         offset = placed.offset
         if not self._keys or key != self._keys[-1]:
@@ -81,9 +81,9 @@ class IndexBuilder:
         elif field in self._fields_of_sample:
             raise TarError(
                 f"sample {quoted(key)} has the field {quoted(field)} twice, the second "
-                f"time with data at offset {offset}",
+                f"time at byte {offset}",
                 where=self._shard,
-                remedy="give one of the members another name",
+                remedy="rename one of the members",
                 shard=self._shard,
                 offset=offset,
                 key=key,
@@ -95,12 +95,15 @@ class IndexBuilder:
         self._cells.extend(placed)
 
     def build(self, *, shard_size: int, shard_sha256: str | None, checksums: bool) -> ShardIndex:
-        """The finished index.
+        """Build the index.
 
         Args:
-            shard_size: bytes of the shard.
-            shard_sha256: its digest, if known.
-            checksums: whether the members' checksums are known.
+            shard_size: size of the shard in bytes.
+            shard_sha256: digest of the shard, or None if unknown.
+            checksums: whether the checksums of the members are known.
+
+        Raises:
+            TarError: an earlier sample has the same key as the last one.
         """
         self._close_sample(shard_size)
         fields = tuple(sorted(self._columns))
@@ -135,8 +138,8 @@ class IndexBuilder:
         earlier = self._fields_of_key.get(key, frozenset())
         if earlier and fields.isdisjoint(earlier):
             raise TarError(
-                f"the members of sample {quoted(key)} are not adjacent, some lie just "
-                f"before offset {offset}",
+                f"the members of sample {quoted(key)} are not adjacent; some are just before "
+                f"byte {offset}",
                 where=self._shard,
                 remedy="repack the shard with its members sorted by name",
                 shard=self._shard,
@@ -154,15 +157,15 @@ def index_shard(
     """Index a tar file.
 
     Args:
-        path: an uncompressed tar.
-        name: what errors call it.
-        checksums: read the data too, for the checksums of members and shard; otherwise only
-            the headers are read, for checksums of their own.
-        allow_empty: take a tar that has members, none of which is a field of a sample.
+        path: path of an uncompressed tar.
+        name: name of the tar in errors.
+        checksums: whether to read the data for checksums of the members and the shard; if False,
+            only headers are read, and only they get checksums.
+        allow_empty: whether to accept a tar whose members belong to no sample.
 
     Raises:
-        TarError: the tar is damaged, holds nothing, or its members do not form samples.
-        ShardioError: the file was cut off meanwhile.
+        TarError: the tar is corrupt or empty, or its members do not form samples.
+        ShardioError: the file was truncated while it was read.
         OSError: the file cannot be read.
     """
     data = StoredBytes(locate(path).open(name))
@@ -173,7 +176,7 @@ def index_shard(
 
 
 def describe_no_samples(members: Members) -> str:
-    """Say of members that form no sample how many there are, and why none is a field."""
+    """Describe members that form no sample: how many there are, and why none is a field."""
     why: Counter[str] = Counter()
     first = ""
     for raw, kind in zip(members.names, members.kinds, strict=True):
@@ -182,16 +185,16 @@ def describe_no_samples(members: Members) -> str:
         first = first or name
     reasons = ", ".join(f"{count:,} {which}" for which, count in why.most_common())
     return (
-        f"none of its {len(members):,} members is a field of a sample: {reasons}, as "
+        f"it has {counted(len(members), 'member')} but no field of a sample: {reasons}, such as "
         f"{quoted(first)}"
     )
 
 
 def warn_of_missing_ends(shards: Iterable[str]) -> None:
-    """Log once in a process which shards end without an end-of-archive mark.
+    """Log a warning for shards without an end-of-archive mark, once per process and shard.
 
     Args:
-        shards: their names.
+        shards: names of the shards.
     """
     new = [shard for shard in dict.fromkeys(shards) if shard not in _warned]
     _warned.update(new)
@@ -222,7 +225,7 @@ def _index_bytes(data: StoredBytes, *, name: str, checksums: bool) -> tuple[Shar
 
 
 def _with_headers(index: ShardIndex, members: Members, data: StoredBytes) -> ShardIndex:
-    """Add where the headers of each field are, and their checksums."""
+    """Add the offsets and checksums of the headers of each field."""
     there = index.offsets >= 0
     ends: NDArray[np.int64] = index.offsets[there]
     starts = index.offsets.copy()
@@ -236,13 +239,12 @@ def _with_headers(index: ShardIndex, members: Members, data: StoredBytes) -> Sha
 def _no_file(shard: str, name: MemberName, kind: int, offset: int) -> TarError:
     what = _KINDS.get(chr(kind))
     reason = (
-        f"has the type {chr(kind)!r}, which is no regular file; pack the shard again"
+        f"has the type {chr(kind)!r} and is not a regular file; pack the shard again"
         if what is None
         else f"is {what} and has no data; make the tar with `tar --dereference --hard-dereference`"
     )
     return TarError(
-        f"field {quoted(name.field)} of sample {quoted(name.key)}, before offset "
-        f"{offset}, {reason}",
+        f"field {quoted(name.field)} of sample {quoted(name.key)}, before byte {offset}, {reason}",
         where=shard,
         shard=shard,
         offset=offset,

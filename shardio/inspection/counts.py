@@ -1,14 +1,11 @@
-"""How often whole numbers come, for medians of millions of sizes in little memory.
+"""Count sizes, for their medians, and class numbers, in little memory.
 
-Only numbers that differ take memory, and there are few: n sizes that all differ add up to n²/2
-bytes, so the members of a terabyte have at most 1.4 million.
+Sizes are counted by value. Only distinct sizes take memory, and there are few of them: n distinct
+sizes add up to at least n²/2 bytes, so the members of a terabyte have at most 1.4 million.
 
-Counting the samples of each class.
-
-Where an index has checksums no shard is read: CRC-32 has no two equal values among decimal numbers
-of one length up to seven digits, so size and checksum say which number a member holds. Other
-members are copied thousands at once, and each text that differs is parsed
-once.
+Class numbers are counted without reading the shard if its index has checksums. Decimal numbers of
+equal length up to seven digits have different CRC-32s, so size and checksum identify the number.
+Other members are read by the thousand, and each distinct text is parsed once.
 """
 
 from __future__ import annotations
@@ -34,7 +31,7 @@ _LEAST_PENDING = 1 << 17
 
 
 class Tally:
-    """Numbers with how often each came."""
+    """Multiset of whole numbers."""
 
     def __init__(self) -> None:
         self._numbers = np.empty(0, np.int64)
@@ -43,15 +40,15 @@ class Tally:
         self._waiting = 0
 
     def add(self, numbers: NDArray[np.int64]) -> None:
-        """Count numbers, int64 [n]."""
+        """Add numbers, int64 [n]."""
         self._add(numbers, np.ones(len(numbers), np.int64))
 
     def merge(self, other: Tally) -> None:
-        """Count what another tally counted."""
+        """Add the numbers of another tally."""
         self._add(*other.counts())
 
     def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The numbers that came, ascending, and how often each did, int64 [d] both."""
+        """Return the distinct numbers, ascending, and their counts, both int64 [d]."""
         if self._pending:
             numbers, counts = (
                 np.concatenate(arrays)
@@ -66,7 +63,7 @@ class Tally:
         return self._numbers, self._counts
 
     def median(self) -> int:
-        """The number in the middle, of two the lower; 0 if none came."""
+        """Return the median, the lower one of two; 0 if there are no numbers."""
         numbers, counts = self.counts()
         ends = np.cumsum(counts)
         return int(numbers[np.searchsorted(ends, (ends[-1] + 1) // 2)]) if len(ends) else 0
@@ -79,11 +76,11 @@ class Tally:
 
 
 MOST_CLASSES = 100_000
-"""Different numbers that are counted where classes have no names."""
+"""Maximum number of distinct class numbers to count if classes have no names."""
 TOLD_BY_CHECKSUM = 7
-"""Digits of numbers whose CRC-32 all differ; of 8 digits some have the same."""
+"""Maximum number of digits for which CRC-32s are distinct; with 8 digits, some collide."""
 
-_KNOWN = 10_000  # numbers whose checksums are worked out at least
+_KNOWN = 10_000  # numbers whose checksums are computed in advance, at least
 _MOST_TEXT = 64  # bytes of a number, with white space around it
 _AT_ONCE = 1 << 13
 
@@ -91,17 +88,16 @@ T = TypeVar("T", int, bytes)
 
 
 class ClassCounter:
-    """Counts class numbers, shard by shard.
+    """Counter of class numbers, shard by shard.
 
     Args:
-        classes: how many have names.
+        classes: number of classes with names.
 
     Attributes:
-        numbers: how often each came.
-        missing: samples without a class number.
-        unreadable: samples whose member holds something else.
-        complete: False if there were too many numbers, and those from some point on are not in
-            `numbers`.
+        numbers: number of samples by class number.
+        missing: number of samples without a class number.
+        unreadable: number of samples whose member is not a class number.
+        complete: whether `numbers` has all class numbers; False if there were too many.
     """
 
     def __init__(self, classes: int) -> None:
@@ -119,8 +115,8 @@ class ClassCounter:
         """Count the samples of a shard.
 
         Raises:
-            TarError: the shard has to be read, and is missing or not what was indexed.
-            OSError: it cannot be read.
+            TarError: the shard has to be read, and is missing or changed.
+            OSError: the shard cannot be read.
         """
         if LABEL_FIELD not in index.fields:
             self.missing += len(index)
@@ -138,7 +134,7 @@ class ClassCounter:
             self._count_read(entry, offsets[~told], sizes[~told])
 
     def merge(self, other: ClassCounter) -> None:
-        """Count what another counter counted."""
+        """Add the counts of another counter."""
         self.numbers += other.numbers
         self.missing += other.missing
         self.unreadable += other.unreadable
@@ -193,11 +189,11 @@ class ClassCounter:
             else:
                 self.complete = False
         if len(known) > 2 * self._most:
-            known.clear()  # what comes again is read again
+            known.clear()  # limits memory; texts are parsed again
 
 
 def class_name(number: int, classes: tuple[str, ...] | None) -> str | None:
-    """The name of a class; None if it has none."""
+    """Return the name of a class, or None."""
     return classes[number] if classes is not None and 0 <= number < len(classes) else None
 
 
@@ -211,9 +207,9 @@ def _number_in(text: bytes) -> int | None:
 def _read_texts(
     file: StoredFile, offsets: NDArray[np.int64], sizes: NDArray[np.int64]
 ) -> NDArray[np.uint8]:
-    """Members of at most 64 bytes, uint8 [n, 65]: data, zeros, and the size last."""
+    """Read members of at most 64 bytes as uint8 [n, 65]: data, zeros, and the size at the end."""
     width = _MOST_TEXT + 1
-    # What follows a member inside its block is padding.
+    # The rest of a member's block is padding.
     inside = not (offsets % BLOCK).any()
     rows = RowCopier().copy([file], [len(offsets)], offsets, width) if inside else None
     texts = np.zeros((len(offsets), width), np.uint8)
@@ -228,7 +224,7 @@ def _read_texts(
 
 
 def _unique_texts(rows: NDArray[np.uint8]) -> tuple[list[bytes], NDArray[np.int64]]:
-    """The texts that differ, and how often each comes."""
+    """Return the distinct texts and their counts."""
     unique, counts = np.unique(rows.view(f"S{rows.shape[1]}").ravel(), return_counts=True)
     padded = [text.ljust(rows.shape[1], b"\0") for text in unique.tolist()]
     return [text[: text[-1]] for text in padded], counts

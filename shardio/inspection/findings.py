@@ -1,9 +1,8 @@
-"""What a check finds: sentences with a place, and what they add up to.
+"""Findings of a verification, and the shards and folders to verify.
 
-What there is to verify: the shards that a source names, and what else lies beside them.
-
-Unlike the opening of a dataset this stops at nothing: a manifest that does not read, a shard that
-is missing, files that a pack left are findings, and the shards that are there are looked at.
+A finding says what is wrong, where, and what to do. Unlike opening a dataset, looking for the
+shards of a source does not stop at an error. An unreadable manifest, a missing shard or a leftover
+file is a finding, and the existing shards are verified.
 """
 
 from __future__ import annotations
@@ -40,22 +39,22 @@ from shardio.storage.location import Location
 
 Severity = Literal["problem", "note"]
 
-_MOST = 1000  # findings of each severity that are listed for one shard
+_MOST = 1000  # findings of each severity to list for one shard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was found.
+    """Single result of a verification.
 
     Attributes:
-        severity: "problem", or "note" for what readers take as it is: members that belong to no
-            sample, a field that only some samples have.
+        severity: "problem", or "note" for something that readers accept, such as members that
+            belong to no sample, or a field that some samples lack.
         shard: path of the shard, index, manifest or folder.
-        key: of the sample, if it is about one.
-        field: of the sample, if it is about one.
-        offset: in bytes in the shard, if there is one.
-        what: what was found.
-        remedy: the way out.
+        key: key of the sample, or None.
+        field: field of the sample, or None.
+        offset: byte offset in the shard, or None.
+        what: description of the finding.
+        remedy: advice to the user.
     """
 
     severity: Severity = "problem"
@@ -67,7 +66,7 @@ class Finding:
     remedy: str
 
     def __str__(self) -> str:
-        """All of it as one sentence."""
+        """Return the finding as one sentence."""
         place = [escaped(self.shard)]
         if self.offset is not None:
             place.append(f"byte {self.offset}")
@@ -81,14 +80,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What was checked, and what was found.
+    """Result of a verification.
 
     Attributes:
-        shards: read.
-        samples: in them.
-        members: in them, those of no sample included.
-        bytes: of their uncompressed tars.
-        findings: by shard.
+        shards: number of shards read.
+        samples: number of samples in them.
+        members: number of members in them, including those of no sample.
+        bytes: total size of the uncompressed tars.
+        findings: findings in the order of the shards.
     """
 
     shards: int
@@ -99,7 +98,7 @@ class Verification:
 
     @property
     def problems(self) -> tuple[Finding, ...]:
-        """The findings that are no notes."""
+        """Findings that are not notes."""
         return tuple(each for each in self.findings if each.severity == "problem")
 
     @property
@@ -109,7 +108,7 @@ class Verification:
 
 
 class Findings:
-    """Collects what is found in one shard, as much of it as anyone will read.
+    """Collection of the findings in one shard, limited to a readable number.
 
     Args:
         shard: path of the shard.
@@ -146,18 +145,19 @@ class Findings:
             )
 
     def add_error(self, error: ShardioError) -> None:
-        """Add what an error says, which names its place unless that is the shard."""
+        """Add an error as a finding; its location is part of the text unless it is the shard."""
         place = "" if error.where in (None, self._shard) else f"{error.where}: "
         self.add(place + error.what, error.remedy or "")
 
     def all(self) -> tuple[Finding, ...]:
-        """What was found; the last says how many are not listed."""
+        """Return the findings; the last ones say how many are not listed."""
         left = [
             Finding(
                 severity=severity,
                 shard=self._shard,
-                what=f"{count - _MOST:,} more {severity}s of this shard are not listed",
-                remedy="mend those that are, and verify again",
+                what=f"{counted(count - _MOST, f'more {severity}')} of this shard "
+                f"{'is' if count - _MOST == 1 else 'are'} not listed",
+                remedy="fix those listed, and verify again",
             )
             for severity, count in self._counts.items()
             if count > _MOST
@@ -166,7 +166,7 @@ class Findings:
 
 
 def finding_of(error: ShardioError, shard: str) -> Finding:
-    """A finding that says what an error says."""
+    """Convert an error to a finding."""
     found = Findings(shard)
     found.add_error(error)
     return found.all()[0]
@@ -177,13 +177,13 @@ _INDEX_SUFFIXES = tuple(suffix + INDEX_SUFFIX for suffix in SHARD_SUFFIXES)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScopedShard:
-    """A shard.
+    """Shard to verify.
 
     Attributes:
-        path: location of its file.
-        receipt: what a manifest says of it, if there is one.
-        packed: it lies in a packed folder, so that it has an index.
-        missing: there is no file, though the manifest names it.
+        path: path of the shard.
+        receipt: entry of the shard in the manifest, or None.
+        packed: whether the shard is in a packed folder and must have an index.
+        missing: whether the manifest lists the shard but the file does not exist.
     """
 
     path: Location
@@ -194,13 +194,13 @@ class ScopedShard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Shards that are one dataset.
+    """Shards of one dataset.
 
     Attributes:
-        path: location of the folder, or what the user named.
-        manifest: of the folder, if it has one that reads.
-        shards: in order.
-        findings: about the manifest and what lies in the folder.
+        path: path of the folder, or the path or pattern given by the user.
+        manifest: manifest of the folder; None if it is missing or unreadable.
+        shards: shards in order.
+        findings: findings about the manifest and the other files of the folder.
     """
 
     path: Location
@@ -210,14 +210,14 @@ class Part:
 
 
 def find_parts(source: ShardPaths, storage: Storage | None = None) -> list[Part]:
-    """Find what a source names: packed folders, folders of splits, tars.
+    """Find the packed folders, folders of splits and tars of a source.
 
     Args:
         source: see shardio.indexing.catalog.open_catalog.
         storage: see shardio.indexing.catalog.open_catalog.
 
     Raises:
-        UsageError: nothing is there, or it is no source.
+        UsageError: the source does not exist or is not supported.
         OSError: a folder cannot be read.
     """
     return [part for path in list_parts(source, storage) for part in _parts_of(path)]
@@ -236,7 +236,7 @@ def _parts_of(path: Location) -> list[Part]:
 
 
 def _splits_of(folder: Location) -> list[Location]:
-    """Folders inside that are packed; with them, those that look as if they had been."""
+    """Return the packed folders inside; if there are any, also those that seem to have been."""
     inside = [folder / name for name in folder.names() if not name.startswith(".")]
     if not any(map(is_packed, inside)):
         return []
@@ -253,7 +253,7 @@ def _find_shards(path: Location) -> list[Location]:
 
 
 def _named(path: Location) -> Part:
-    """Shards that are named one by one, or by a pattern."""
+    """Return the shards given one by one or by a pattern."""
     findings: list[Finding] = []
     shards: list[ScopedShard] = []
     receipts: dict[Location, dict[str, ShardReceipt]] = {}
@@ -276,7 +276,7 @@ def _folder(folder: Location, *, is_split: bool = False) -> Part:
     manifest, findings = _read_manifest(folder)
     if is_split and not (folder / MANIFEST_NAME).exists():
         found = Findings(str(folder))
-        found.add("the other splits have a manifest, this one has none", "get or pack it again")
+        found.add("the manifest is missing, though other splits have one", "fetch or pack it again")
         findings += found.all()
     there = _shards_in(folder)
     if manifest is None:
@@ -294,8 +294,8 @@ def _folder(folder: Location, *, is_split: bool = False) -> Part:
         findings += [
             Finding(
                 shard=str(path),
-                what="the manifest does not name this shard",
-                remedy="remove it, or run `shardio index --force` to take it in",
+                what="the manifest does not list this shard",
+                remedy="remove it, or run `shardio index --force` to include it",
             )
             for path in there
             if path.name not in receipts
@@ -305,7 +305,7 @@ def _folder(folder: Location, *, is_split: bool = False) -> Part:
 
 
 def _shards_in(folder: Location) -> list[Location]:
-    """Files with names of shards, sorted."""
+    """Return the files with names of shards, sorted."""
     found = [name for name in folder.names() if name.endswith(SHARD_SUFFIXES)]
     return [folder / name for name in found if not name.startswith(".")]
 
@@ -318,9 +318,9 @@ def _missing(shards: list[ScopedShard]) -> list[Finding]:
     return [
         Finding(
             shard=str(shard.path),
-            what=f"the shard is missing, with {counted(shard.receipt.samples, 'sample')} by the "
-            "manifest",
-            remedy="get or pack it again",
+            what="the shard is missing; the manifest lists "
+            f"{counted(shard.receipt.samples, 'sample')} in it",
+            remedy="fetch or pack it again",
         )
         for shard in shards
         if shard.missing and shard.receipt is not None
@@ -337,35 +337,35 @@ def _read_manifest(folder: Location) -> tuple[Manifest | None, list[Finding]]:
         return None, [finding_of(error, str(path))]
     except OSError as error:
         found = Findings(str(path))
-        found.add(f"the manifest cannot be read ({error.strerror})", "get or pack it again")
+        found.add(f"the manifest cannot be read ({error.strerror})", "fetch or pack it again")
         return None, [*found.all()]
     return manifest, _compare_document(path, manifest)
 
 
 def _compare_document(path: Location, manifest: Manifest) -> list[Finding]:
-    """Find values that its checksum is not about, which other readers may look at."""
+    """Find changed values that the checksum does not cover but other readers may use."""
     file = path.open()
     said, expected = json.loads(file.read(0, file.size)), manifest_document(manifest)
     own, own_expected = said["shardio"], expected["shardio"]
     found = Findings(str(path))
     if "crc32" not in own and own.keys() < own_expected.keys():
         found.add(
-            "the manifest has no checksum, so changes of it go unnoticed",
-            "run `shardio index --force` on the folder to write one",
+            "the manifest has no checksum, so changes to it go unnoticed",
+            "run `shardio index --force` on the folder to add one",
             severity="note",
         )
         own_expected.pop("crc32")
     changed = [name for name in expected if said.get(name) != expected[name]]
     if changed:
         found.add(
-            f"{' and '.join(map(repr, changed))} in the manifest are not what shardio writes",
-            "run `shardio index --force` on the folder to write it anew",
+            "the manifest was changed after shardio wrote it: " + ", ".join(map(repr, changed)),
+            "run `shardio index --force` on the folder to rewrite it",
         )
     return [*found.all()]
 
 
 def _leftovers(folder: Location, shards: set[str]) -> list[Finding]:
-    """What a pack or a removed shard left in a folder."""
+    """Find the files that a pack or a removed shard left in a folder."""
     found: list[Finding] = []
 
     def add(path: Location, what: str, remedy: str) -> None:
@@ -375,7 +375,7 @@ def _leftovers(folder: Location, shards: set[str]) -> list[Finding]:
         if (folder / name).exists() or (folder / name).is_folder():
             add(
                 folder / name,
-                "a pack into this folder was interrupted or still runs",
+                "a pack into this folder was interrupted or is still running",
                 "wait for it, or run the same `shardio pack` again",
             )
             break
@@ -389,8 +389,8 @@ def _leftovers(folder: Location, shards: set[str]) -> list[Finding]:
             if not path.is_file():
                 continue
             if final_name(name) != name:
-                add(path, "a temporary file that an interrupted pack or index left", "remove it")
+                add(path, "a temporary file is left from an interrupted pack or index", "remove it")
             else:
-                what = "the index of a shard that is not there"
-                add(path, what, "remove it, or get the shard again")
+                what = "the shard of this index is missing"
+                add(path, what, "remove it, or fetch the shard again")
     return found

@@ -1,6 +1,7 @@
-"""One sample: where it is, and a short look at what its fields hold.
+"""Describe shards: samples, fields, classes, and the contents of one sample.
 
-What shards hold: all of it from their indexes, a sample and class numbers from a few members.
+Counts and sizes are read from the indexes. Data are read only for the described sample, and for
+class numbers that do not follow from checksums.
 """
 
 from __future__ import annotations
@@ -38,16 +39,16 @@ TypeOf = Callable[[str], FieldType]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldValue:
-    """One field of a sample.
+    """Field of one sample.
 
     Attributes:
-        name: of the field.
-        kind: name of its type.
-        bytes: of its data.
-        offset: of its data in the shard.
-        value: preview of its type: format and height × width of an image, number and name of a
-            class, the first 60 characters of text, dtype and shape of an array, the first 16 bytes
-            of others; or why it does not decode.
+        name: name of the field.
+        kind: kind of the field; see shardio.fields.base.kind_of.
+        bytes: size of its data.
+        offset: offset of its data in the shard.
+        value: summary of the data: format and height × width of an image, number and name of a
+            class, first 60 characters of text, dtype and shape of an array, first 16 bytes of
+            others; or the reason why they cannot be decoded.
     """
 
     name: str
@@ -59,13 +60,13 @@ class FieldValue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleInfo:
-    """One sample.
+    """Description of one sample.
 
     Attributes:
-        key: of the sample.
-        number: its position in the dataset as packed.
+        key: key of the sample.
+        number: number of the sample in packed order.
         shard: path of its shard.
-        fields: in the order of their data.
+        fields: fields in the order of their data.
     """
 
     key: str
@@ -75,13 +76,13 @@ class SampleInfo:
 
 
 class KeyFinder:
-    """Looks for a key, shard by shard.
+    """Search for a key, shard by shard.
 
     Args:
-        key: of the sample.
+        key: key of the sample.
 
     Attributes:
-        number: of the first sample that has it, in the order of shards; None if none has.
+        number: number of the first sample with the key, or None.
     """
 
     def __init__(self, key: str) -> None:
@@ -90,11 +91,11 @@ class KeyFinder:
         self.number: int | None = None
 
     def add(self, index: ShardIndex) -> None:
-        """Look at the keys of the next shard."""
+        """Search the keys of the next shard."""
         if self.number is None:
             starts, ends = index.key_ends[:-1], index.key_ends[1:]
             rows = np.flatnonzero(ends - starts == len(self._key))
-            for place in reversed(range(len(self._key))):  # keys differ most at their ends
+            for place in reversed(range(len(self._key))):  # keys tend to differ at the end
                 rows = rows[index.keys[starts[rows] + place] == self._key[place]]
             if len(rows):
                 self.number = self._passed + int(rows[0])
@@ -109,19 +110,19 @@ def look_at(
     classes: tuple[str, ...] | None,
     types: TypeOf = type_of,
 ) -> SampleInfo:
-    """Look at a sample.
+    """Describe a sample.
 
     Args:
-        entry: of its shard.
-        row: its position there.
-        number: its position in the dataset.
-        classes: names by number.
+        entry: shard of the sample.
+        row: position of the sample in the shard.
+        number: number of the sample in packed order.
+        classes: class names by number.
         types: called with the name of a field, returns its type.
 
     Raises:
-        IndexFileError: the index is missing or damaged.
-        TarError: the shard is missing, cut off or changed.
-        OSError: it cannot be read.
+        IndexFileError: the index is missing or corrupt.
+        TarError: the shard is missing, truncated or changed.
+        OSError: the shard cannot be read.
     """
     index, file = entry.load_index(), entry.open_file()
     values = []
@@ -136,7 +137,7 @@ def look_at(
         try:
             value = type_.preview(data)
         except CodecError as error:
-            value = f"does not decode: {error}"
+            value = f"cannot be decoded: {error}"
         else:
             if name == LABEL_FIELD and classes is not None:
                 value += f" ({class_name(int(value), classes) or 'not in the list of classes'})"
@@ -154,18 +155,18 @@ def look_at(
 PREVIEW_COUNT = 48
 MOST_PREVIEWED = 960
 _PIECE = 1 << 20
-_WHOLE = ""  # name of what is no split
+_WHOLE = ""  # name of a source without splits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardInfo:
-    """One shard.
+    """Description of one shard.
 
     Attributes:
-        name: its path.
-        samples: how many it holds.
-        bytes: of its uncompressed tar.
-        checksums: its index has those of members.
+        name: path of the shard.
+        samples: number of samples.
+        bytes: size of the uncompressed tar.
+        checksums: whether the index has checksums of the members.
     """
 
     name: str
@@ -176,15 +177,15 @@ class ShardInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldInfo:
-    """One field of all samples.
+    """Description of one field over all samples.
 
     Attributes:
-        name: of the field.
-        kind: name of its type.
-        samples: that have it.
-        bytes: of its data in all of them.
-        median: bytes of the data in the middle, of two the smaller.
-        largest: bytes of the largest data.
+        name: name of the field.
+        kind: kind of the field; see shardio.fields.base.kind_of.
+        samples: number of samples with the field.
+        bytes: total size of its data.
+        median: median size of its data; the smaller one of two.
+        largest: maximum size of its data.
     """
 
     name: str
@@ -197,12 +198,12 @@ class FieldInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassCount:
-    """One class.
+    """Size of one class.
 
     Attributes:
-        number: of the class.
-        name: None without names, and for a number outside the list of them.
-        samples: of the class.
+        number: class number.
+        name: class name; None if there are no names or the number is not among them.
+        samples: number of samples.
     """
 
     number: int
@@ -212,16 +213,15 @@ class ClassCount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassesInfo:
-    """The class numbers, which are in the field `cls`.
+    """Statistics of the class numbers, which are in the field `cls`.
 
     Attributes:
-        named: how many classes have names; None where no manifest has a list.
-        counts: by number; a class with a name is among them without samples, too.
-        complete: False where more than 100,000 different numbers came, and not all are in
-            `counts`.
-        outside: samples whose number is not in the list of names.
-        unreadable: samples whose `cls` is no number.
-        missing: samples without `cls`.
+        named: number of classes with names; None if no manifest lists names.
+        counts: classes by number, including classes with a name but no samples.
+        complete: whether `counts` has all numbers; False if more than 100,000 occur.
+        outside: number of samples whose class number has no name.
+        unreadable: number of samples whose `cls` is not a number.
+        missing: number of samples without `cls`.
     """
 
     named: int | None
@@ -234,19 +234,19 @@ class ClassesInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Info:
-    """What a source holds.
+    """Description of a source.
 
     Attributes:
-        source: its paths.
-        samples: in all shards.
-        bytes: of all shards.
-        shards: in order.
-        fields: sorted by name.
-        classes: None where no sample has a class number.
-        sample: one of them; None if there is none, and for a split.
-        ledgers: lines of skipped.jsonl, renamed.jsonl and duplicates.jsonl, by file name, of
-            those that are there.
-        splits: by name; empty for a source that is no folder of splits.
+        source: paths of the source.
+        samples: number of samples in all shards.
+        bytes: total size of the shards.
+        shards: shards in order.
+        fields: fields sorted by name.
+        classes: statistics of the class numbers; None if no sample has one.
+        sample: description of one sample; None if there is none, and for a split.
+        ledgers: number of lines of each existing ledger (skipped.jsonl, renamed.jsonl and
+            duplicates.jsonl), by file name.
+        splits: splits by name; empty unless the source is a folder of splits.
     """
 
     source: tuple[str, ...]
@@ -271,29 +271,28 @@ def info(
     max_pixels: int = MAX_PIXELS,
     progress: Callable[[int], Callable[[int], None]] | None = None,
 ) -> Info:
-    """Say what shards hold: samples, shards, fields, classes, and the fields of one sample.
+    """Describe shards: samples, shards, fields, classes, and the fields of one sample.
 
     Counts and sizes are those of the indexes. Class numbers of up to seven digits follow from
-    checksums; where an index has none, and of longer ones, the members are read.
+    checksums. Longer ones are read from the members, and so are all if there are no checksums.
 
     Args:
-        source: see shardio.indexing.catalog.open_catalog; or a folder of packed folders, which
-            are its splits.
-        sample: the one to look at, by its position as packed or by its key; digits that are no
-            key are a position.
-        preview: a PNG file for a contact sheet, of images evenly spread over the samples.
-        preview_count: images on it, 1 to 960.
+        source: source as for shardio.indexing.catalog.open_catalog, or a folder of splits.
+        sample: number (in packed order) or key of the sample to describe; digits that match no
+            key are a number.
+        preview: path of a PNG file to write, with a grid of images from evenly spread samples.
+        preview_count: number of images in the preview, from 1 to 960.
         fields: field types, as ShardDataset takes them; other fields have their default types.
-        allow_empty: take tars that have members, none of which is a field of a sample.
-        max_pixels: greatest number of pixels of an image, see shardio.fields.limits.
-        progress: called with the number of shards; what it returns is called with how many more
-            are done.
+        allow_empty: whether to accept tars whose members belong to no sample.
+        max_pixels: maximum number of pixels of an image; see shardio.fields.limits.
+        progress: callback for the number of shards; it returns a callback for the number of
+            shards just finished.
 
     Raises:
-        UsageError: nothing is at the source, there is no such sample, or nothing to preview.
-        IndexFileError: a manifest or index is damaged or stale, or a pack is unfinished.
-        TarError: a shard is damaged, missing or was changed.
-        OSError: a shard cannot be read or the preview not written.
+        UsageError: the source or the sample does not exist, or there is nothing to preview.
+        IndexFileError: a manifest or index is corrupt or stale, or a pack is unfinished.
+        TarError: a shard is corrupt, missing or changed.
+        OSError: a shard cannot be read, or the preview cannot be written.
     """
     whole_number("max_pixels", max_pixels, least=1)
     types = partial(type_of, max_pixels=max_pixels, given=given_types(fields))
@@ -325,12 +324,12 @@ def info(
 def _look_through(
     catalogs: Mapping[str, Catalog], finder: KeyFinder | None, done: Callable[[int], None] | None
 ) -> dict[str, _Contents]:
-    """What the indexes of all shards say, by split."""
+    """Collect the contents of all indexes, by split."""
     found = {name: _Contents(catalog.classes) for name, catalog in catalogs.items()}
     for name, catalog in catalogs.items():
         for entry in catalog.shards:
             if not _is_whole(entry):
-                entry.open_file()  # raises what is wrong
+                entry.open_file()  # raises the error
             index = entry.load_index()
             found[name].add(entry, index)
             if finder is not None:
@@ -341,7 +340,7 @@ def _look_through(
 
 
 def _is_whole(entry: ShardEntry) -> bool:
-    """Whether the shard has the size that its index expects; on slow storage opening takes long."""
+    """Return whether a shard has the expected size, without opening it, which may be slow."""
     try:
         return Path(entry.path).stat().st_size == entry.size
     except OSError:
@@ -349,10 +348,10 @@ def _is_whole(entry: ShardEntry) -> bool:
 
 
 class _Contents:
-    """What the indexes of some shards say.
+    """Contents of the indexes of some shards.
 
     Args:
-        classes: names by number.
+        classes: class names by number.
     """
 
     def __init__(self, classes: tuple[str, ...] | None) -> None:
@@ -428,7 +427,7 @@ class _Contents:
 
 
 def _merge(parts: Sequence[_Contents]) -> _Contents:
-    """All of them together; with names of classes if they have the same."""
+    """Merge contents; class names are kept if they are the same in all."""
     if len(parts) == 1:
         return parts[0]
     names = {part.classes for part in parts}
@@ -451,7 +450,7 @@ def _field_info(name: str, type_: FieldType, sizes: Tally) -> FieldInfo:
 
 
 def _find_splits(parts: Sequence[Path]) -> dict[str, Path]:
-    """The packed folders in a folder that has no shards itself, by name."""
+    """Return the packed folders in a folder without shards of its own, by name."""
     folder = parts[0]
     if len(parts) > 1 or not folder.is_dir() or is_packed(folder):
         return {}
@@ -462,19 +461,20 @@ def _find_splits(parts: Sequence[Path]) -> dict[str, Path]:
 
 
 def _number_of(sample: int | str, finder: KeyFinder | None, samples: int) -> int | None:
-    """The position of the wanted sample; None if there is none at all and none is named."""
+    """Return the number of the requested sample; None for the default if there are no samples."""
     if finder is not None and finder.number is not None:
         return finder.number
     if isinstance(sample, str) and not (sample.isascii() and sample.isdecimal()):
         raise SituationError(
-            f"no sample has the key {sample!r}", remedy="give a key as it is, or a position"
+            f"no sample has the key {sample!r}", remedy="give an existing key, or a number"
         )
     number = int(sample)
     if not samples and not number:
         return None
     if not 0 <= number < samples:
         raise SituationError(
-            f"there is no sample {sample}: no key is so, and positions go from 0 to {samples - 1:,}"
+            f"there is no sample {sample}: it is not a key, and numbers are from 0 to "
+            f"{samples - 1:,}"
         )
     return number
 
@@ -496,7 +496,7 @@ def _look_at_number(
 
 
 def _count_ledgers(parts: Sequence[Path]) -> dict[str, int]:
-    """Lines of each ledger that lies in the folders."""
+    """Count the lines of each existing ledger in the folders."""
     found = {name: [part / name for part in parts if (part / name).is_file()] for name in LEDGERS}
     return {name: sum(map(_count_lines, paths)) for name, paths in found.items() if paths}
 
@@ -521,6 +521,10 @@ def _write_preview(
 def _check_preview(path: str, count: int) -> None:
     refuse_url(path)
     if not path.lower().endswith(".png"):
-        raise UsageError("the preview is a PNG file", where=path, remedy="name it so, as sheet.png")
+        raise UsageError(
+            "the preview must be a PNG file",
+            where=path,
+            remedy="give it a name such as sheet.png",
+        )
     good = is_whole(count, least=1, most=MOST_PREVIEWED)
     require(good, "preview_count", count, f"1 to {MOST_PREVIEWED} images")

@@ -1,7 +1,8 @@
-"""A contact sheet: a grid of images that are evenly spread over the samples, each with its class.
+"""Draw a contact sheet: a grid of images from samples spread evenly, labelled with their classes.
 
-Images keep their aspect ratio: large ones shrink into their cell by averaging, small ones grow by
-whole numbers with their pixels kept visible. The same shards give the same sheet.
+Images keep their aspect ratio. Large images are reduced to their cell by averaging, and small ones
+are enlarged by a whole factor so that their pixels stay visible. The same shards give the same
+sheet.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import CodecError, SituationError
+from shardio.errors import CodecError, SituationError, counted
 from shardio.fields.arrays import decode_cls
 from shardio.fields.base import LABEL_FIELD, FieldType
 from shardio.fields.image import encode_image, one_opencv_thread
@@ -44,17 +45,17 @@ def write_sheet(
     """Write a contact sheet.
 
     Args:
-        path: of the PNG.
-        entries: the shards.
-        classes: names by number; None labels images with their keys.
-        count: the most images on it.
+        path: path of the PNG file.
+        entries: shards in order.
+        classes: class names by number; if None, images are labelled with their keys.
+        count: maximum number of images.
         types: called with the name of a field, returns its type.
 
     Raises:
-        UsageError: no sample that was looked at has an image.
-        IndexFileError: an index is missing or damaged.
-        TarError: a shard is missing, cut off or changed.
-        OSError: a shard cannot be read or the sheet not written.
+        UsageError: none of the selected samples has an image.
+        IndexFileError: an index is missing or corrupt.
+        TarError: a shard is missing, truncated or changed.
+        OSError: a shard cannot be read, or the sheet cannot be written.
     """
     with one_opencv_thread():
         cells = _Cells(classes, types)
@@ -62,8 +63,8 @@ def write_sheet(
             cells.add(entry, rows)
         if not any(pixels is not None for pixels, _ in cells.found):
             raise SituationError(
-                f"no image in the {len(cells.found)} samples that the preview would show",
-                remedy="it shows jpg, png, webp, bmp and rgb.npy",
+                f"there is no image to preview in {counted(len(cells.found), 'sample')}",
+                remedy="pack samples with a field jpg, png, webp, bmp or rgb.npy",
             )
         encoded = encode_image(_draw(cells.found), "png", 0)
     with atomic_file(path) as stream:
@@ -71,7 +72,7 @@ def write_sheet(
 
 
 def _choose(entries: Sequence[ShardEntry], count: int) -> list[tuple[ShardEntry, list[int]]]:
-    """Positions of evenly spread samples, by shard."""
+    """Return the positions of evenly spread samples, by shard."""
     ends = np.cumsum([entry.samples for entry in entries], dtype=np.int64)
     samples = int(ends[-1]) if len(ends) else 0
     count = min(count, samples)
@@ -87,14 +88,15 @@ def _choose(entries: Sequence[ShardEntry], count: int) -> list[tuple[ShardEntry,
 
 
 class _Cells:
-    """Collects images, at the size of their cells, and labels.
+    """Collection of images, resized to their cells, and labels.
 
     Args:
-        classes: names by number.
+        classes: class names by number.
         types: called with the name of a field, returns its type.
 
     Attributes:
-        found: uint8 [h, w, 3] RGB, None for a sample without an image, and the label.
+        found: image as RGB uint8 [h, w, 3], or None for a sample without an image, and label
+            of each sample.
     """
 
     def __init__(self, classes: tuple[str, ...] | None, types: Callable[[str], FieldType]) -> None:
@@ -114,7 +116,7 @@ class _Cells:
             try:
                 pixels = self._types(field).decode(file.read(*stored[field]))
             except CodecError:
-                self.found.append((None, f"damaged: {label}"))
+                self.found.append((None, f"corrupt: {label}"))
             else:
                 self.found.append((_fit(pixels), label))
 
@@ -128,7 +130,7 @@ class _Cells:
 
 
 def _stored(index: ShardIndex, row: int) -> dict[str, tuple[int, int]]:
-    """Offset and size of the fields that a sample has."""
+    """Return offset and size of the fields of a sample."""
     offsets, sizes = index.offsets[row].tolist(), index.sizes[row].tolist()
     return {
         name: (offset, size)
@@ -138,7 +140,7 @@ def _stored(index: ShardIndex, row: int) -> dict[str, tuple[int, int]]:
 
 
 def _fit(pixels: Pixels) -> Pixels:
-    """The largest picture of the same aspect ratio that a cell holds, or a whole multiple."""
+    """Resize an image to its cell: reduced to fit, or enlarged by a whole factor."""
     height, width = pixels.shape[:2]
     scale = min(CELL_HEIGHT / height, CELL_WIDTH / width)
     if scale >= 1:
@@ -171,7 +173,7 @@ def _draw(cells: Sequence[tuple[Pixels | None, str]]) -> Pixels:
 
 
 def _shorten(label: str) -> str:
-    """A label in ASCII, without its middle if a cell is too narrow for it."""
+    """Return a label in ASCII, shortened in the middle to the width of a cell."""
     text = label.encode("unicode_escape").decode("ascii")
     kept = len(text)
     shown = text

@@ -1,14 +1,13 @@
-"""Finding the samples of one shard that are whole, whatever happened to it.
+"""Repair shards: copy every intact sample, byte for byte, to a new packed folder.
 
-An index that belongs to the shard says what its samples were, and CRC-32s tell whether their data
-are still there: where the index says, though headers may be damaged, or where a header says, as
-bytes before may be lost. Without such an index the headers that are left say what there is, and
-samples of which a part may be lost are not whole.
+Each shard is searched for intact samples by a task of its own. The samples found are then packed
+like those of any other source. The new folder is therefore complete or absent, and an interrupted
+repair can resume.
 
-Repairing shards: what is whole goes to a new packed folder, byte for byte.
-
-The shards are looked through first, each a task, and then their samples are packed as any others
-are, so that the new folder is published or absent, and an interrupted repair goes on.
+An index that belongs to the shard lists its samples, and CRC-32s show whether their data are still
+there. The data may be at the offset in the index, even if headers are corrupt, or at the offset of
+a header, if earlier bytes are lost. Without such an index, the remaining headers tell what is
+there, and a sample is not intact if a part of it may be lost.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import IndexFileError, PackError, ShardioError, TarError, quoted
+from shardio.errors import IndexFileError, PackError, ShardioError, TarError, counted, quoted
 from shardio.fields.limits import MAX_PIXELS
 from shardio.indexing.manifest import MANIFEST_NAME, index_path
 from shardio.indexing.shard_index import ShardIndex, read_index
@@ -53,14 +52,14 @@ from shardio.tar.salvage import Walk, walk_members
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairTask:
-    """One shard to look for whole samples in.
+    """Shard to search for intact samples.
 
     Attributes:
-        shard: which.
-        check: how closely fields are looked at.
-        out: output folder, in whose work folder the files lie.
-        lines: name of the file that the samples go to, a line each.
-        plain: name of the file that the tar goes to if it has to be decompressed.
+        shard: shard to search.
+        check: check of the fields.
+        out: output folder, whose work folder holds the files.
+        lines: name of the file for the samples, one per line.
+        plain: name of the file for the decompressed tar, if needed.
     """
 
     shard: ScopedShard
@@ -74,17 +73,17 @@ class RepairTask:
 
 
 def find_whole(task: RepairTask, ticker: Ticker) -> tuple[SampleList, list[Problem]]:
-    """List the samples that are whole in the task's file, in their order.
+    """Write the intact samples of a shard to the task's file, in their order.
 
     Args:
-        task: which shard.
-        ticker: hears of every sample.
+        task: shard to search.
+        ticker: progress counter, advanced by one for every sample.
 
     Returns:
-        The samples, and what is lost, and why.
+        Intact samples, and a problem for everything that is lost.
 
     Raises:
-        CancelledError: the ticker says so.
+        CancelledError: the ticker was cancelled.
         OSError: the file cannot be written.
     """
     problems: list[Problem] = []
@@ -120,7 +119,7 @@ def _find(task: RepairTask, work: Folder) -> Iterator[SourceSample | Problem]:
             try:
                 yield from _Shard(task, path, FileBytes(stream, str(path))).find(index)
             except ShardioError as error:
-                raise OSError(str(error)) from error  # it was cut off
+                raise OSError(str(error)) from error  # the shard is truncated
     except OSError as error:
         reason = f"the shard cannot be read ({error.strerror or error})"
         yield Problem(path=name, reason=reason)
@@ -130,26 +129,26 @@ def _find(task: RepairTask, work: Folder) -> Iterator[SourceSample | Problem]:
 
 
 def _open_index(shard: ScopedShard) -> ShardIndex | None:
-    """The index of a shard, if it reads."""
+    """Return the index of a shard, or None if it is missing or unreadable."""
     with suppress(IndexFileError, OSError):
         return read_index(index_path(shard.path))
     return None
 
 
 class _Field(NamedTuple):
-    """A field of a sample, and where its data are."""
+    """Field of a sample, and the location of its data."""
 
     name: str
     place: FromRange
 
 
 class _Shard:
-    """One shard.
+    """Search of one shard.
 
     Args:
-        task: what to look for.
-        path: of the plain tar.
-        data: of it.
+        task: shard to search.
+        path: path of the uncompressed tar.
+        data: contents of the uncompressed tar.
     """
 
     def __init__(self, task: RepairTask, path: Path, data: StoredBytes) -> None:
@@ -167,7 +166,7 @@ class _Shard:
             yield from self._by_names()
 
     def _trusts(self, index: ShardIndex) -> bool:
-        """Whether an index is of this shard, as it was before it was damaged."""
+        """Return whether an index belongs to this shard as it was before the corruption."""
         receipt = self._shard.receipt
         if receipt is not None:
             return index.shard_sha256 == receipt.sha256
@@ -191,9 +190,7 @@ class _Shard:
                 places = (offset, *elsewhere.pop((key, name), ()))
                 right = next((at for at in places if self._checksum(at, size) == checksum), None)
                 if right is None:
-                    reason = (
-                        f"the data of field {quoted(name)} at byte {offset} are not what was packed"
-                    )
+                    reason = f"the data of field {quoted(name)} at byte {offset} were changed"
                     break
                 fields.append(_Field(name, FromRange(self._path, right, size, checksum)))
             for _, column in columns:
@@ -202,8 +199,8 @@ class _Shard:
         for (key, name), (offset, *_) in elsewhere.items():
             yield self._problem(
                 key,
-                f"the index does not have the field {quoted(name)} at byte {offset}, so it is no "
-                "part",
+                f"the index does not list the field {quoted(name)} at byte {offset}, so it is left "
+                "out",
             )
 
     def _by_names(self) -> Iterator[SourceSample | Problem]:
@@ -221,7 +218,7 @@ class _Shard:
                 yield self._problem(
                     key,
                     f"another sample at byte {self._walk.members.offsets[number]} has this key "
-                    f"and a field {quoted(name)} with other data; the first is kept",
+                    f"and different data in the field {quoted(name)}; the first is kept",
                 )
 
     def _losses(self) -> Iterator[Problem]:
@@ -229,41 +226,40 @@ class _Shard:
         if receipt is not None and self._data.sha256() != receipt.sha256:
             yield Problem(
                 path=str(self._shard.path),
-                reason="the shard is not what was packed, and no index tells which samples still "
-                "are; those that look whole are kept",
+                reason="the shard differs from the one packed, and no index shows which samples "
+                "are intact; those that seem intact are kept",
             )
         for gap in self._walk.gaps:
             yield Problem(
                 path=str(self._shard.path),
-                reason=f"bytes {gap.start} to {gap.end} are in no member that is whole: "
+                reason=f"bytes {gap.start} to {gap.end} belong to no intact member: "
                 + gap.error.what,
             )
         files = [other.name for other in self._grouped.others if other.is_file]
         if files:
             yield Problem(
                 path=str(self._shard.path),
-                reason=f"{len(files)} members belong to no sample, the first is {quoted(files[0])}",
+                reason=f"{counted(len(files), 'member')} outside any sample, the first is "
+                f"{quoted(files[0])}",
             )
 
     def _broken_keys(self) -> dict[str, str]:
-        """Samples that have a member without sound data, and why."""
+        """Return the samples with a member whose data are missing or corrupt, and the reasons."""
         broken = {}
         for other in self._grouped.others:
             split = split_member_name(other.name)
             if split is not None and not other.is_file:
                 broken[split.key] = (
-                    f"its field {quoted(split.field)} is a link or device, without data"
+                    f"its field {quoted(split.field)} is a link or device and has no data"
                 )
         for run in self._grouped.runs:
             for name, number in run.members.items():
                 if number in self._walk.doubtful:
-                    broken[run.key] = (
-                        f"its field {quoted(name)} lies before bytes that are no header"
-                    )
+                    broken[run.key] = f"no valid header follows its field {quoted(name)}"
         return broken
 
     def _take(self, sample: Run, run: Run, broken: dict[str, str]) -> None:
-        """Put the members of a run to those of its key that came before."""
+        """Add the members of a run to the earlier ones with the same key."""
         for name, number in run.members.items():
             if not self._are_equal(sample.members.get(name, number), number):
                 sample.again.append((name, number))
@@ -275,11 +271,11 @@ class _Shard:
             sample.members.setdefault(name, number)
 
     def _are_equal(self, number: int, other: int) -> bool:
-        """Whether two members have the same data."""
+        """Return whether two members have the same data."""
         return number == other or self._place(number)[2:] == self._place(other)[2:]
 
     def _find_torn(self, samples: dict[str, Run], broken: dict[str, str]) -> None:
-        """Find samples beside a gap that lack a field which most have."""
+        """Find samples beside a gap that lack a field most other samples have."""
         counts = Counter(alike(name) for run in samples.values() for name in run.members)
         common = {name for name, count in counts.items() if count * 2 > len(samples)}
         keys = {number: run.key for run in self._grouped.runs for number in run.members.values()}
@@ -291,7 +287,8 @@ class _Shard:
                 key = keys.get(number)
                 if key is not None and not common <= {alike(name) for name in samples[key].members}:
                     broken.setdefault(
-                        key, f"members of it may have been in bytes {gap.start} to {gap.end}"
+                        key,
+                        f"some of its members may have been in bytes {gap.start} to {gap.end}",
                     )
 
     def _place(self, number: int) -> FromRange:
@@ -300,13 +297,13 @@ class _Shard:
         return FromRange(self._path, offset, size, self._checksum(offset, size))
 
     def _checksum(self, offset: int, size: int) -> int | None:
-        """CRC-32 of some bytes; None if they are not all there."""
+        """Return the CRC-32 of some bytes; None if the tar ends before them."""
         if offset + size > len(self._data):
             return None
         return self._data.crc32(offset, size)
 
     def _judge(self, key: str, fields: list[_Field], reason: str | None) -> SourceSample | Problem:
-        """The sample, if its fields are sound."""
+        """Return the sample if its fields are valid, otherwise the problem."""
         for name, place in fields if reason is None else ():
             data = self._data[place.offset : place.offset + place.size]
             fault = self._check.fault(name, memoryview(data))
@@ -327,14 +324,14 @@ class _Shard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairSummary:
-    """What was repaired.
+    """Summary of a repair.
 
     Attributes:
-        samples: that are whole.
-        shards: written.
-        bytes: of these.
-        dropped: entries of the ledgers dropped.jsonl: samples that are not whole, and bytes and
-            members of which no sample is known.
+        samples: number of intact samples.
+        shards: number of shards written.
+        bytes: total size of these shards.
+        dropped: number of entries in the dropped.jsonl files: samples that are not intact, and
+            bytes and members of no known sample.
     """
 
     samples: int
@@ -353,27 +350,27 @@ def repair(
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> RepairSummary:
-    """Write every sample that is whole to a new packed folder.
+    """Copy every intact sample to a new packed folder.
 
-    Data are never encoded anew. Members of a sample that are not adjacent are put together; where
-    headers are damaged, what follows is found again; indexes and manifest are made anew. What is
-    dropped is listed in dropped.jsonl, with the reason. Of samples with one key the first is kept;
-    a key in two splits stays, as only its owner knows where it belongs.
+    Data are never re-encoded. Members of a sample that are not adjacent are moved together, samples
+    after corrupt headers are found again, and indexes and manifest are rebuilt. Everything dropped
+    is listed in dropped.jsonl, with the reason. Of several samples with one key, the first is kept.
+    A key in two splits stays in both, because only the owner knows where it belongs. The same call
+    resumes an interrupted repair; for a folder of splits, repair the remaining ones one by one.
 
     Args:
-        source: see verify; the parts of a folder of splits become folders in `new`.
-        new: a new or empty folder outside the source. The same call again finishes a repair that
-            was interrupted; of a folder of splits, repair those that are left one by one.
-        shards: how many to write in each part; by default as many as it has.
-        deep: drop samples with a field that does not decode, too.
-        max_pixels: greatest number of pixels of an image, see shardio.fields.limits.
-        jobs: processes; by default one a core.
-        progress: called with the number of samples of a part; what it returns is called with how
-            many more are written.
+        source: source as for verify; each split of a folder of splits becomes a folder in `new`.
+        new: new or empty folder outside the source.
+        shards: number of shards to write for each split; by default as many as it has.
+        deep: whether to drop samples with a field that cannot be decoded.
+        max_pixels: maximum number of pixels of an image; see shardio.fields.limits.
+        jobs: number of processes; by default one per core.
+        progress: callback for the number of samples of a split; it returns a callback for the
+            number of samples just written.
 
     Raises:
-        UsageError: nothing is at the source, or an argument cannot be meant.
-        PackError: no sample of a part is whole, or the output is taken or inside the source.
+        UsageError: an argument is invalid, or the source does not exist.
+        PackError: a split has no intact samples, or the output is taken or inside the source.
         OSError: the output cannot be written.
     """
     engine = make_engine("local", jobs)
@@ -395,7 +392,7 @@ def repair(
     ]
     if not done:
         raise PackError(
-            "no shards are left in it", where=fspath(source), remedy="get or pack them again"
+            "no shards are left", where=fspath(source), remedy="fetch or pack them again"
         )
     return RepairSummary(
         samples=sum(each.samples for each in done),
@@ -409,7 +406,7 @@ def _refuse_inside(out: Path, parts: Sequence[Part]) -> None:
     folders = {Path(part.path).resolve() for part in parts}
     if not folders.isdisjoint((out.resolve(), *out.resolve().parents)):
         raise PackError(
-            "the output lies inside the source", where=out, remedy="name a folder outside it"
+            "the output is inside the source", where=out, remedy="name a folder outside it"
         )
 
 
@@ -442,15 +439,15 @@ class _Whole:
     """The samples of a part that are whole; see shardio.packing.sources.base.Source.
 
     Args:
-        part: to look through.
-        work: work folder, for lists of samples.
-        engine: runs the tasks.
-        check: how closely fields are looked at.
+        part: shards to search.
+        work: work folder for lists of samples.
+        engine: engine for the tasks.
+        check: check of the fields.
 
     Attributes:
-        name: what errors call it.
-        root: where relative paths would start; those of shards are absolute.
-        classes: names of the classes, if the manifest reads.
+        name: name of the source in errors.
+        root: base of relative paths; unused, since paths of shards are absolute.
+        classes: class names; None if the manifest is missing or unreadable.
     """
 
     def __init__(self, part: Part, work: Folder, engine: Engine, check: FieldCheck) -> None:
@@ -471,14 +468,14 @@ class _Whole:
         ]
 
     def samples(self) -> Iterator[SourceSample | Problem]:
-        """All samples that are whole, shard by shard, and what is lost.
+        """Yield all intact samples, shard by shard, and a problem for everything that is lost.
 
         Raises:
-            PackError: none is whole.
+            PackError: no sample is intact.
         """
         manifest = self._part.path / MANIFEST_NAME
         if self._part.manifest is None and manifest.exists():
-            reason = "the manifest is damaged, so names of classes in it are lost"
+            reason = "the manifest is corrupt, so its class names are lost"
             yield Problem(path=str(manifest), reason=reason)
         empty = True
         for samples, problems in self._engine.run(find_whole, self._tasks, None):
@@ -488,7 +485,7 @@ class _Whole:
                 yield sample
         if empty:
             raise PackError(
-                "no sample in it is whole",
+                "no sample is intact",
                 where=self._part.path,
-                remedy="get or pack the shards again",
+                remedy="fetch or pack the shards again",
             )

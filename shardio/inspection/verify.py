@@ -1,8 +1,8 @@
-"""Verifying shards: what users call.
+"""Verify shards, their indexes and their manifests.
 
-Each shard is a task. What no shard knows alone is put together here: keys that several shards
-have, and fields that only some samples have. Of a key 16 bytes are kept: a hash and a place. Keys
-with equal hashes are read again, and compared.
+Each shard is verified by a task of its own. The reports are then combined to find keys that several
+shards have, and fields that only some samples have. A key takes 16 bytes, for a hash and an offset.
+Keys with equal hashes are read again and compared.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from shardio.storage.base import Storage
 from shardio.storage.location import Location
 from shardio.tar.salvage import walk_members
 
-_MOST = 1000  # repeated keys that are named for one shard
+_MOST = 1000  # repeated keys to list for one shard
 
 
 def verify(
@@ -47,27 +47,27 @@ def verify(
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Verification:
-    """Check shards, their indexes and their manifest against each other, and read them whole.
+    """Read shards completely and check them against their indexes and their manifest.
 
-    Counts, sizes and checksums are compared where a manifest or an index has them. Headers, the
-    names of members, keys that are split or there twice, the header and end of each image, and
-    files that do not belong into the folder are looked at in any case.
+    Counts, sizes and checksums are compared if a manifest or an index has them. Tar headers, names
+    of members, split or repeated keys, the ends of images, and stray files are always checked.
 
     Args:
-        source: a packed folder, a folder of splits, a folder of tars, a tar, a glob or a pattern,
-            or a list of these.
+        source: packed folder, folder of splits or tars, tar, glob or pattern, or a list of these.
         storage: storage of the source, see shardio.storage.base; None reads local files.
-        deep: decode every field, images and others, which notices most damage where there are
-            no checksums.
+        deep: whether to decode every field, which detects most corruption without checksums.
         fields: field types, as ShardDataset takes them; other fields have their default types.
-        allow_empty: take tars that have members, none of which is a field of a sample.
-        max_pixels: greatest number of pixels of an image, see shardio.fields.limits.
-        jobs: processes; by default one a core. The findings are the same for any number.
-        progress: called with the number of megabytes; what it returns is called with how many
-            more are read.
+        allow_empty: whether to accept tars whose members belong to no sample.
+        max_pixels: maximum number of pixels of an image; see shardio.fields.limits.
+        jobs: number of processes, by default one per core; does not affect the findings.
+        progress: callback for the number of megabytes; it returns a callback for the number of
+            megabytes just read.
+
+    Returns:
+        Counts and findings.
 
     Raises:
-        UsageError: nothing is at the source, or an argument cannot be meant.
+        UsageError: an argument is invalid, or the source does not exist.
         OSError: a folder cannot be read.
     """
     engine = make_engine("local", jobs)
@@ -99,20 +99,20 @@ def verify(
 
 
 def _manifest_fields(part: Part, reports: Sequence[ShardReport]) -> Iterable[Finding]:
-    """Compare the fields of a manifest with those of its shards, if these are sound."""
+    """Compare the fields of a manifest with those of its shards, if these have no findings."""
     fields = sorted({field for report in reports for field in report.fields})
     whole = len(reports) == len(part.shards) and not any(report.findings for report in reports)
     if part.manifest is not None and whole and fields != [*part.manifest.fields]:
         yield Finding(
             shard=str(part.path),
-            what=f"the manifest says fields {', '.join(map(shown, part.manifest.fields))}, "
-            f"the shards have {', '.join(map(shown, fields))}",
+            what=f"the manifest lists the fields {', '.join(map(shown, part.manifest.fields))}, "
+            f"but the shards have {', '.join(map(shown, fields))}",
             remedy="run `shardio index --force` on the folder",
         )
 
 
 def _lacking_fields(path: Location, reports: Sequence[ShardReport]) -> Iterable[Finding]:
-    """Count the samples that lack a field which others have."""
+    """Count the samples that lack a field of other samples."""
     samples: Counter[frozenset[str]] = Counter()
     first: dict[frozenset[str], str] = {}
     for report in reports:
@@ -128,18 +128,18 @@ def _lacking_fields(path: Location, reports: Sequence[ShardReport]) -> Iterable[
                 key=first[lacking[0]],
                 field=field,
                 what=f"{sum(samples[shape] for shape in lacking):,} of {samples.total():,} samples "
-                "lack this field, which others have; this is the first",
-                remedy="readers raise or skip such a sample if they are asked for the field",
+                "lack this field; this is the first",
+                remedy="readers of this field raise an error for such a sample, or skip it",
             )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _KeysTask:
-    """Samples whose keys are wanted.
+    """Samples whose keys are to be read.
 
     Attributes:
-        path: location of their shard.
-        offsets: of their first members' data.
+        path: path of their shard.
+        offsets: offsets of their first members' data.
     """
 
     path: Location
@@ -162,7 +162,11 @@ def _read_keys(task: _KeysTask, ticker: Ticker) -> list[str]:
 def _repeated_keys(
     names: Sequence[Location], reports: Sequence[ShardReport], engine: Engine
 ) -> dict[int, list[Finding]]:
-    """Find keys that an earlier shard has; findings by number of the later shard."""
+    """Find keys that occur in an earlier shard.
+
+    Returns:
+        Findings by number of the later shard.
+    """
     pairs = _equal_hashes(reports)
     wanted: dict[int, set[int]] = defaultdict(set)
     for one, other in pairs:
@@ -187,7 +191,7 @@ def _repeated_keys(
                     shard=str(names[again[0]]),
                     key=keys[again],
                     offset=again[1],
-                    what=f"its key is that of a sample in {names[first[0]]}",
+                    what=f"a sample in {names[first[0]]} has the same key",
                     remedy="rename one, or use --fix to keep the first",
                 )
             )
@@ -198,7 +202,7 @@ _Place = tuple[int, int]  # number of the shard, offset of the first member's da
 
 
 def _equal_hashes(reports: Sequence[ShardReport]) -> list[tuple[_Place, _Place]]:
-    """Pairs of samples, the first of a hash and a later one, as many as are told for a shard."""
+    """Return pairs of samples with equal hashes, the first and a later one, up to the limit."""
     if not reports:
         return []
     hashes = np.concatenate([report.hashes for report in reports])

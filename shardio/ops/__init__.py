@@ -1,7 +1,7 @@
-"""Stable losses, vectorised gather and Merge: the numerics of a training loop.
+"""Numerics of a training loop: stable losses, vectorized gather and Merge.
 
-Everything here depends on torch alone, and works in eager mode, under ``torch.compile``,
-``torch.func.vmap`` and ``torch.func.grad``, and under autocast.
+All functions depend on torch alone. They work in eager mode, under `torch.compile`,
+`torch.func.vmap` and `torch.func.grad`, and under autocast.
 """
 
 from shardio.ops.binary import binary_focal_loss, sigmoid_cross_entropy

@@ -1,10 +1,10 @@
-"""Losses of independent yes-or-no decisions: one logit and one label each.
+"""Losses of binary classification, with one logit and one label per decision.
 
-With ``softplus(x) = log(1 + exp(x))`` a yes costs ``softplus(-x)`` and a no ``softplus(x)``.
-Neither subtracts large numbers from each other, so that losses of 1e-30 are as exact as those of
-1e4. A label between 0 and 1 mixes both; where it can be read that there is none, each logit needs
-one of them alone. Infinite logits are clipped first, which makes them constants; where one is
-wrong the loss is set to inf.
+With `softplus(x) = log(1 + exp(x))`, a positive label costs `softplus(-x)` and a negative label
+`softplus(x)`. Neither subtracts large numbers, so a loss of 1e-30 is as exact as one of 1e4. A
+label between 0 and 1 mixes the two costs. If all labels are known to be 0 or 1, only one cost per
+logit is computed. Infinite logits are clipped, which makes them constants. Where an infinite logit
+contradicts its label, the loss is set to inf.
 """
 
 from __future__ import annotations
@@ -31,33 +31,33 @@ def sigmoid_cross_entropy(
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Compare logits with labels: ``-y * log(sigmoid(x)) - (1 - y) * log(1 - sigmoid(x))``.
+    """Compute `-y * log(sigmoid(x)) - (1 - y) * log(1 - sigmoid(x))` of logits and labels.
 
-    Equal to ``torch.nn.functional.binary_cross_entropy_with_logits`` wherever that is finite,
-    but for rounding, which there loses losses below 1e-8. Beyond it: a logit of ±inf costs 0 if
-    the label agrees, else inf, with gradient 0. A NaN makes its loss NaN, with gradient 0.
+    Equal to `torch.nn.functional.binary_cross_entropy_with_logits` where that is finite, except
+    for rounding: torch loses losses below 1e-8. A logit of ±inf costs 0 if the label agrees and
+    inf otherwise, with gradient 0. A logit of NaN has a loss of NaN and gradient 0.
 
     Args:
-        logits: any shape, floating point.
-        labels: the shape of the logits, any dtype, from 0 to 1.
-        valid: bool, the leading dimensions of the logits, as ``[B]``; False where padded: loss
-            and gradient are 0 there, whatever logits and labels hold.
-        pos_weight: shape of the last dimension of the logits, or a scalar: factors of the
-            losses of a yes.
-        label_smoothing: from 0 to 1, the share of a label that is replaced by 1/2.
-        reduction: ``mean`` over the logits that count, 0 if none does, their ``sum``, or
-            ``none``.
+        logits: floating point tensor of any shape.
+        labels: tensor of the shape of the logits, of any dtype, with values from 0 to 1.
+        valid: bool tensor of leading dimensions of the logits, such as `[B]`; False marks
+            padding, where loss and gradient are 0 whatever the logits and labels are.
+        pos_weight: factor of the positive part of the loss; a scalar, or a tensor of the size
+            of the last dimension of the logits.
+        label_smoothing: share of each label that is replaced by 1/2, from 0 to 1.
+        reduction: `mean` or `sum` over the valid logits, or `none`; the mean of no valid
+            logits is 0.
 
     Returns:
-        A scalar, or with ``none`` the shape of the logits. float32 where these are narrower.
+        Scalar, or tensor of the shape of the logits with `none`; at least float32.
 
     Raises:
-        TypeError: a dtype that cannot be meant.
-        ValueError: shapes that do not fit, which nothing is broadcast to mend; a label outside 0
-            to 1 (found in eager mode on the CPU); a reduction or smoothing that does not exist.
+        TypeError: a dtype is not supported.
+        ValueError: a shape does not match, since nothing is broadcast; a label is outside the
+            range 0 to 1 (checked in eager mode on the CPU); reduction or smoothing is invalid.
     """
     if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing is from 0 to 1, not {label_smoothing}.")
+        raise ValueError(f"label_smoothing must be between 0 and 1, not {label_smoothing}")
     x, y, hard, counts = _prepared(logits, labels, valid, reduction)
     if label_smoothing:
         y, hard = y * (1 - label_smoothing) + label_smoothing / 2, False
@@ -74,32 +74,33 @@ def binary_focal_loss(
     valid: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Compare as sigmoid_cross_entropy does, with less weight for what is right already.
+    """Compute the focal loss, a binary cross entropy with less weight for correct predictions.
 
-    ``-alpha * y * (1 - p)**gamma * log(p) - (1 - alpha) * (1 - y) * p**gamma * log(1 - p)`` with
-    ``p = sigmoid(x)``: Lin et al., Focal Loss for Dense Object Detection, 2017, equation 5. The
-    same as ``torchvision.ops.sigmoid_focal_loss`` for labels of 0 and 1; between them linear.
-    Infinite logits and NaN are as in sigmoid_cross_entropy.
+    `-alpha * y * (1 - p)**gamma * log(p) - (1 - alpha) * (1 - y) * p**gamma * log(1 - p)` with
+    `p = sigmoid(x)`: Lin et al., Focal Loss for Dense Object Detection, 2017, equation 5. Equal
+    to `torchvision.ops.sigmoid_focal_loss` for labels of 0 and 1, and linear between them.
+    Infinities and NaN are handled as in `sigmoid_cross_entropy`.
 
     Args:
-        logits: any shape, floating point.
-        labels: the shape of the logits, any dtype, from 0 to 1.
-        alpha: from 0 to 1, the weight of a yes; None leaves weights out.
-        gamma: at least 0; the larger, the less counts what is right already. 0 is no focus.
-        valid: as in sigmoid_cross_entropy.
-        reduction: as in sigmoid_cross_entropy. The paper divides the sum by the number of yes.
+        logits: floating point tensor of any shape.
+        labels: tensor of the shape of the logits, of any dtype, with values from 0 to 1.
+        alpha: weight of the positive part, from 0 to 1; None for no weights.
+        gamma: focus on wrong predictions, at least 0; 0 gives the plain cross entropy.
+        valid: mask of valid samples; see `sigmoid_cross_entropy`.
+        reduction: `mean`, `sum` or `none`; see `sigmoid_cross_entropy`. The paper
+            divides the sum by the number of positive labels.
 
     Returns:
-        A scalar, or with ``none`` the shape of the logits. float32 where these are narrower.
+        Scalar, or tensor of the shape of the logits with `none`; at least float32.
 
     Raises:
-        TypeError: a dtype that cannot be meant.
-        ValueError: as sigmoid_cross_entropy; alpha or gamma out of range.
+        TypeError: a dtype is not supported.
+        ValueError: alpha or gamma is out of range; see also `sigmoid_cross_entropy`.
     """
     if alpha is not None and not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is from 0 to 1, or None, not {alpha}.")
+        raise ValueError(f"alpha must be between 0 and 1, or None, not {alpha}")
     if not 0 <= gamma < math.inf:
-        raise ValueError(f"gamma is at least 0 and finite, not {gamma}.")
+        raise ValueError(f"gamma must be finite and at least 0, not {gamma}")
     x, y, hard, counts = _prepared(logits, labels, valid, reduction)
 
     def cost(x: Tensor) -> Tensor:
@@ -112,7 +113,11 @@ def binary_focal_loss(
 def _prepared(
     logits: Tensor, labels: Tensor, valid: Tensor | None, reduction: Reduction
 ) -> tuple[Tensor, Tensor, bool, Tensor | None]:
-    """Check, and give logits, labels, whether these are known to be 0 or 1, and what counts."""
+    """Check the arguments and convert them.
+
+    Returns:
+        Logits; labels; whether the labels are known to be 0 or 1; mask of the valid logits.
+    """
     check_reduction(reduction)
     x = widen(logits)
     counts = None if valid is None else counting(valid, logits.shape, "logits")
@@ -123,7 +128,7 @@ def _prepared(
 
 
 def _softplus(x: Tensor) -> Tensor:
-    """``log(1 + exp(x))``, which beyond 40 is x in every dtype."""
+    """Compute `log(1 + exp(x))`, which equals x above 40 in every dtype."""
     return F.softplus(x, threshold=40)
 
 
@@ -136,7 +141,7 @@ def _mixed(
     *,
     hard: bool,
 ) -> Tensor:
-    """Mix what a no costs and a yes, which costs what a no does for the opposite logit."""
+    """Mix the costs of positive and negative labels; `cost(-x)` is that of a positive one."""
     finite = peek.known_finite(x)
     clipped = x
     if not finite:
@@ -161,7 +166,7 @@ def _mixed(
 def _weight(pos_weight: Tensor, x: Tensor) -> Tensor:
     if pos_weight.dim() and pos_weight.shape != x.shape[-1:]:
         raise ValueError(
-            f"pos_weight of shape {tuple(pos_weight.shape)} does not fit logits of shape "
-            f"{tuple(x.shape)}: it is a scalar, or has shape {tuple(x.shape[-1:])}."
+            f"pos_weight must be a scalar or have shape {tuple(x.shape[-1:])} for logits of shape "
+            f"{tuple(x.shape)}, got shape {tuple(pos_weight.shape)}"
         )
     return pos_weight.to(x)

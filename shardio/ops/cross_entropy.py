@@ -1,8 +1,9 @@
-"""Softmax cross entropy: right for masked classes, padded samples and logits of any size.
+"""Softmax cross entropy with masked classes, padded samples and logits of any magnitude.
 
-Both kinds of labels have two ways, as softmax has (see ``softmax.py``): torch's kernels where all
-losses turn out finite, else formulas that know what is infinite. A class weight is a factor of the
-label; label smoothing mixes the loss with the mean loss of all classes, for either kind alike.
+As in `softmax.py`, there are two ways for each kind of labels. torch's kernels are used if all
+their losses turn out finite. Otherwise the losses are computed by formulas that handle infinities.
+For both kinds of labels, a class weight multiplies the label, and label smoothing mixes the loss
+with the mean loss of all classes.
 """
 
 from __future__ import annotations
@@ -30,35 +31,36 @@ def softmax_cross_entropy(
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Compare logits with labels: ``-sum(labels * log_softmax(logits))`` for each sample.
+    """Compute `-sum(labels * log_softmax(logits))` for each sample.
 
-    Equal to ``torch.nn.functional.cross_entropy`` wherever that is finite. Beyond it: a label of 0
-    on a masked class (a logit of -inf) counts 0, a label on one costs inf with gradient 0, and
-    smoothing spreads over the other classes. Loss and gradient are 0 if all classes are masked,
-    and, whatever the logits hold, for samples that do not count (``valid`` is False, or the label
-    ``ignore_index``). A NaN makes the loss of its sample NaN, with gradient 0.
+    Equal to `torch.nn.functional.cross_entropy` where that is finite. A logit of -inf masks its
+    class. A masked class contributes 0 if its label is 0; otherwise the loss is inf, with gradient
+    0. Label smoothing spreads over the other classes only. If all classes are masked, loss and
+    gradient are 0. They are also 0 for samples that are not valid or have the label
+    `ignore_index`, whatever their logits are. A NaN makes the loss of its sample NaN, with
+    gradient 0.
 
     Args:
-        logits: shape ``[..., classes, ...]`` with the classes along ``dim``, floating point.
-        labels: class indices, any integer dtype, the shape of the logits without ``dim``; or
-            distributions along ``dim`` (not checked), floating point, the shape of the logits,
+        logits: floating point tensor of shape `[..., classes, ...]`, with classes along `dim`.
+        labels: class indices of any integer dtype, in the shape of the logits without `dim`; or
+            floating point distributions along `dim` (not checked), in the shape of the logits,
             differentiable where no class is masked.
-        dim: the dimension of the classes. torch's function has it at 1.
-        ignore_index: class indices of this value do not count.
-        valid: bool, the leading dimensions of the losses, as ``[B]``; False where padded.
-        class_weight: shape ``[classes]``, factors of the labels (torch's ``weight``).
-        label_smoothing: from 0 to 1, the share of a label that is spread over all classes.
-        reduction: ``sum``, ``mean`` or ``none``. As in torch the mean divides by the class
-            weights of class indices; it is 0 where nothing counts.
+        dim: dimension of the classes; torch's function always uses 1.
+        ignore_index: class index of samples to ignore.
+        valid: bool tensor of leading dimensions of the losses, as `[B]`; False marks padding.
+        class_weight: factor of each class, of shape `[classes]`; torch calls it `weight`.
+        label_smoothing: share of each label that is spread over all classes, from 0 to 1.
+        reduction: `mean`, `sum` or `none`. As in torch, the mean divides by the class weights if
+            labels are class indices. The mean of no samples is 0.
 
     Returns:
-        A scalar; with ``none`` the shape of the logits without ``dim``; at least float32.
+        Scalar, or with `none` a tensor of one loss per sample; at least float32.
 
     Raises:
-        TypeError: a dtype that cannot be meant.
-        ValueError: shapes that do not fit, which nothing is broadcast to mend; a dimension,
-            reduction or smoothing that does not exist; a class index out of range (in eager
-            mode on the CPU; elsewhere torch's gather refuses it).
+        TypeError: a dtype is not supported.
+        ValueError: a shape does not match (nothing is broadcast); dim, reduction or smoothing is
+            invalid; a class index is out of range (checked in eager mode on the CPU; elsewhere
+            by torch's gather).
     """
     check_reduction(reduction)
     x = widen(logits)
@@ -88,7 +90,7 @@ def _losses(
     weights: Tensor | None,
     smoothing: float,
 ) -> Tensor:
-    """Compute a loss for each sample, as torch does if all of its losses are known to be finite."""
+    """Compute a loss for each sample, by torch if all of its losses are known to be finite."""
     soft = labels.is_floating_point()
     if peek.reads_cheaply(x):
         losses = F.cross_entropy(
@@ -106,7 +108,7 @@ def _losses(
 
 
 def _classes_second(x: Tensor, dim: int) -> Tensor:
-    """Move the classes to where torch has them."""
+    """Move the classes to dimension 1, as torch expects them."""
     return x.movedim(dim, 1) if x.dim() > 1 else x
 
 
@@ -118,11 +120,11 @@ def _hard_losses(
     weights: Tensor | None,
     smoothing: float,
 ) -> Tensor:
-    """Compute a loss for each sample from class indices, and the weights of these."""
+    """Compute a loss for each sample from class indices and their weights."""
     peak = peak_of(x, dim)
     below = below_peak(x, peak)
     log_total = total_of(below, dim).log()
-    # A gather, but its gradient compiles without a scatter.
+    # This is a gather whose gradient compiles without a scatter.
     losses = log_total.squeeze(dim) + F.nll_loss(
         _classes_second(below, dim).contiguous(), labels, reduction="none"
     )
@@ -143,7 +145,7 @@ def _soft_losses(
     peak = peak_of(x, dim)
     below = below_peak(x, peak)
     log_total = total_of(below, dim).log()
-    # A finite number in place of -inf, so that a label of 0 makes 0 of it.
+    # Replace -inf by a finite number, whose product with a label of 0 is 0.
     picked = labels * below.clamp(min=torch.finfo(x.dtype).min)
     losses = log_total * labels.sum(dim, keepdim=True) - picked.sum(dim, keepdim=True)
     lost = (impossible(x, peak) & (labels != 0)).any(dim, keepdim=True)
@@ -162,7 +164,7 @@ def _smoothed(
     weights: Tensor | None,
     smoothing: float,
 ) -> Tensor:
-    """Mix the losses with the mean of what each possible class would cost."""
+    """Mix the losses with the mean cost of the classes that are not masked."""
     if not smoothing:
         return losses
     masked = impossible(x, peak)

@@ -1,4 +1,4 @@
-"""The Kullback-Leibler divergence of a softmax from a distribution."""
+"""Kullback-Leibler divergence of a softmax from a distribution."""
 
 from __future__ import annotations
 
@@ -22,43 +22,42 @@ def kl_divergence(
     valid: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Tell how far logits are from labels: ``sum(p * (log(p) - log_softmax(logits)))``.
+    """Compute `sum(p * (log(p) - log_softmax(logits)))` for each sample with the labels p.
 
-    The loss of distillation. Equal to ``torch.nn.functional.kl_div(log_softmax(logits, dim),
-    labels, reduction="batchmean")`` wherever that is finite, gradients included. Log-probabilities
-    may be given as logits: the softmax leaves them as they are. Beyond it: a label of exactly 0
-    counts 0, with gradient 0, also on a masked class (a logit of -inf); any other label on one
-    costs inf, with gradient 0. A sample that is masked whole has loss and gradient 0.
+    This is the loss of knowledge distillation. Equal to `torch.nn.functional.kl_div(log_softmax(
+    logits, dim), labels, reduction="batchmean")` where that is finite, gradients included. Logits
+    may be log-probabilities, which the softmax leaves unchanged. A label of exactly 0 contributes
+    0, with gradient 0. A logit of -inf masks its class; any other label of a masked class costs
+    inf, with gradient 0. Loss and gradient are 0 if all classes of a sample are masked.
 
     Args:
-        logits: shape ``[..., classes, ...]`` with the classes along ``dim``, floating point.
-        labels: the shape of the logits, floating point: distributions that add up to 1 along
-            ``dim`` (not checked). Differentiable in them too.
-        dim: the dimension of the classes.
-        log_labels: the labels are logits or log-probabilities: their softmax is meant.
-        valid: bool, the leading dimensions of the losses, as ``[B]``; False where padded.
-        reduction: ``mean`` over the samples that count, 0 if none does; ``sum``, or ``none``.
+        logits: floating point tensor of shape `[..., classes, ...]`, with classes along `dim`.
+        labels: floating point distributions along `dim` (not checked), in the shape of the
+            logits; differentiable.
+        dim: dimension of the classes.
+        log_labels: whether labels are logits or log-probabilities instead of probabilities.
+        valid: bool tensor of leading dimensions of the losses, as `[B]`; False marks padding.
+        reduction: `mean` (0 if no sample is valid) or `sum` over valid samples, or `none`.
 
     Returns:
-        A scalar; with ``none`` the shape of the logits without ``dim``; at least float32.
+        Scalar, or with `none` a tensor of one loss per sample; at least float32.
 
     Raises:
         TypeError: logits or labels are not floating point.
-        ValueError: shapes that do not fit, which nothing is broadcast to mend; a dimension or
-            reduction that does not exist.
+        ValueError: a shape does not match (nothing is broadcast); dim or reduction is invalid.
     """
     check_reduction(reduction)
     x = widen(logits)
     dim = class_dim(logits, dim)
     if not labels.is_floating_point():
         raise TypeError(
-            f"labels are distributions, floating point, not {labels.dtype}; for class indices "
-            "there is softmax_cross_entropy."
+            f"labels must be floating point distributions, not {labels.dtype}; for class indices, "
+            "use softmax_cross_entropy"
         )
     if labels.shape != logits.shape:
         raise ValueError(
-            f"labels of shape {tuple(labels.shape)} do not fit logits of shape "
-            f"{tuple(logits.shape)}: there is one for each logit, and nothing is broadcast."
+            f"labels must have the shape of the logits, {tuple(logits.shape)}, got "
+            f"{tuple(labels.shape)}; nothing is broadcast"
         )
     counts = None if valid is None else counting(valid, without(logits.shape, dim), "losses")
     y = labels.to(x.dtype)
@@ -76,7 +75,7 @@ def kl_divergence(
 
 
 def _careful(logarithms: Tensor, labels: Tensor, dim: int, *, log_labels: bool) -> Tensor:
-    """Leave out what is 0 or masked, from the values and the gradients."""
+    """Compute the losses with labels of 0 and masked classes left out, also from the gradients."""
     masked = logarithms == -math.inf
     never = labels == (-math.inf if log_labels else 0)
     log_p = labels.masked_fill(never, 0) if log_labels else labels.masked_fill(never, 1).log()

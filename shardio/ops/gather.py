@@ -1,12 +1,11 @@
-"""Gather along the second dimension, each row with its own indices.
+"""Gather along the second dimension, with separate indices for each row.
 
-Plain indexing, ``tensor[rows, indices]``, is right everywhere: it counts negative indices from
-the end, refuses others out of range, and runs on every device and under every transform. In
-eager mode on the CPU, where reading values costs next to nothing, more is to be had: an error
-that names the place, and faster kernels. Narrow entries go through ``torch.gather``, which
-checks its indices itself; only once it refuses them, being negative or out of range, are they
-looked at. Wide entries are rows of a flattened view, copied whole by ``index_select``, which
-must not see an index before it is known to lie in its own row.
+Plain indexing, `tensor[rows, indices]`, is correct everywhere. It supports negative indices,
+checks the range, and works on every device and under every transform. In eager mode on the CPU,
+reading values is cheap, which allows better error messages and faster kernels. Narrow entries use
+`torch.gather`. It checks its indices itself, and only if it raises an error are they inspected
+for negative ones. Wide entries are rows of a flattened view, copied whole by `index_select`.
+Their indices are checked first, because a wrong index could select an entry of another row.
 """
 
 from __future__ import annotations
@@ -18,31 +17,31 @@ from torch import Tensor
 
 from shardio.ops import peek
 
-# From this many trailing elements on, copying whole entries beats gathering single elements
-# (measured on the CPU, forward and backward together).
+# Number of trailing elements from which copying whole entries is faster than gathering single
+# elements, as measured on the CPU for the forward and backward pass together.
 _WIDE_ENTRY = 8
 
 
 def batch_gather(tensor: Tensor, indices: Tensor) -> Tensor:
-    """Take from each row the entries that the row's own indices name.
+    """Select entries of each row by separate indices for each row.
 
-    ``output[i] = tensor[i, indices[i]]`` for every row ``i``, without the loop. Differentiable
-    in ``tensor``; an entry that is taken twice gets the sum of both gradients.
+    Equal to `output[i] = tensor[i, indices[i]]` for every row `i`, without the loop.
+    Differentiable in `tensor`; the gradients of an entry that is selected repeatedly add up.
 
     Args:
-        tensor: shape ``[N, K, *rest]``, any dtype.
-        indices: shape ``[N, *any]``, an integer dtype, each from -K to K-1. Negative indices
-            count from the end, as in Python.
+        tensor: tensor of shape `[N, K, *rest]` and any dtype.
+        indices: integer tensor of shape `[N, *any]`, with values from -K to K-1; negative
+            indices count from the end, as in Python.
 
     Returns:
-        Shape ``[N, *any, *rest]``, the dtype of ``tensor``.
+        Tensor of shape `[N, *any, *rest]` and the dtype of `tensor`.
 
     Raises:
         TypeError: the indices are not integers.
-        ValueError: ``tensor`` has no second dimension, or the numbers of rows differ.
-        IndexError: an index is out of range. In eager mode on the CPU the message names its
-            position; elsewhere reading the indices would stall the device or break the
-            graph, and the refusal is that of torch's own indexing.
+        ValueError: `tensor` has no second dimension, or the numbers of rows differ.
+        IndexError: an index is out of range. In eager mode on the CPU, the message names its
+            position. Elsewhere, the error is that of torch's own indexing, because reading the
+            indices would stall the device or break the graph.
     """
     check_rows(tensor, indices, "batch_gather")
     indices = indices.long()
@@ -65,7 +64,7 @@ def batch_gather(tensor: Tensor, indices: Tensor) -> Tensor:
 
 
 def _rows(indices: Tensor) -> Tensor:
-    """Number the rows, in a shape that broadcasts against the indices."""
+    """Return the row numbers in a shape that broadcasts against the indices."""
     rows = torch.arange(indices.shape[0], device=indices.device)
     return rows.view(-1, *[1] * (indices.dim() - 1))
 
@@ -89,33 +88,33 @@ def _gather_wide(tensor: Tensor, indices: Tensor) -> Tensor:
 
 
 def check_rows(tensor: Tensor, indices: Tensor, name: str) -> None:
-    """Refuse what are no rows of entries and rows of indices, for the function of that name."""
+    """Raise an error unless tensor and indices have matching rows; `name` is the function's."""
     if indices.is_floating_point() or indices.is_complex() or indices.dtype is torch.bool:
         raise TypeError(
-            f"{name} takes integer indices, not {indices.dtype}: "
-            "convert positions with indices.long(), a mask with mask.nonzero()."
+            f"{name} takes integer indices, not {indices.dtype}; "
+            "convert positions with indices.long(), a mask with mask.nonzero()"
         )
     if tensor.dim() < 2 or indices.dim() < 1:
         raise ValueError(
             f"{name} takes a tensor of shape [N, K, ...] and indices of shape [N, ...], "
-            f"not {tuple(tensor.shape)} and {tuple(indices.shape)}."
+            f"not {tuple(tensor.shape)} and {tuple(indices.shape)}"
         )
     if tensor.shape[0] != indices.shape[0]:
         raise ValueError(
-            f"{name} needs one row of indices for each row of the tensor: the tensor of "
-            f"shape {tuple(tensor.shape)} has {tensor.shape[0]} rows, the indices of shape "
-            f"{tuple(indices.shape)} have {indices.shape[0]}."
+            f"{name} takes one row of indices for each row of the tensor, but the tensor of "
+            f"shape {tuple(tensor.shape)} has {tensor.shape[0]} rows, and the indices of shape "
+            f"{tuple(indices.shape)} have {indices.shape[0]}"
         )
 
 
 def counted_from_front(indices: Tensor, size: int) -> Tensor:
-    """Replace negative indices; refuse those out of range, where that can be read."""
+    """Replace negative indices; raise an error for those out of range if values can be read."""
     found = peek.first_outside(indices, -size, size - 1)
     if found is not None:
         place, index = found
         valid = f"rows of {size} entries take indices from {-size} to {size - 1}"
         raise IndexError(
             f"indices{place} is {index}, but "
-            f"{valid if size else 'the rows of the tensor are empty'}."
+            f"{valid if size else 'the rows of the tensor are empty'}"
         )
     return torch.where(indices < 0, indices + size, indices)

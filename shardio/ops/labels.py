@@ -1,6 +1,7 @@
-"""What labels may be: their shapes and dtypes are checked, and a wrong one is explained.
+"""Validate labels and class weights, with explanations of what is wrong.
 
-Nothing is broadcast: labels of shape [N, 1] beside [N] would silently make N × N losses.
+Nothing is broadcast, because labels of shape [N, 1] with logits of shape [N] would silently give
+N × N losses.
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ from shardio.ops import peek
 
 
 def class_dim(logits: Tensor, dim: int) -> int:
-    """Count the dimension of the classes from the front."""
+    """Return the dimension of the classes, counted from the front."""
     rank = logits.dim()
     if not -rank <= dim < rank:
-        raise ValueError(f"dim={dim} is no dimension of logits of shape {tuple(logits.shape)}.")
+        raise ValueError(f"dim={dim} is out of range for logits of shape {tuple(logits.shape)}")
     if logits.shape[dim] == 0:
-        raise ValueError(f"logits of shape {tuple(logits.shape)} have no classes along dim={dim}.")
+        raise ValueError(f"logits of shape {tuple(logits.shape)} have no classes along dim={dim}")
     return dim % rank
 
 
 def without(shape: Sequence[int], dim: int) -> tuple[int, ...]:
-    """Leave a dimension out."""
+    """Return a shape without one of its dimensions."""
     return (*shape[:dim], *shape[dim + 1 :])
 
 
 def check_labels(logits: Tensor, labels: Tensor, dim: int) -> None:
-    """Refuse labels that are neither class indices nor distributions, and say what was meant."""
+    """Raise an error for labels that are neither class indices nor distributions."""
     batch, whole = without(logits.shape, dim), tuple(logits.shape)
     soft = labels.is_floating_point()
     odd = labels.dtype is torch.bool or labels.is_complex()
@@ -41,18 +42,18 @@ def check_labels(logits: Tensor, labels: Tensor, dim: int) -> None:
         f"shape {batch}) or distributions (floating point, shape {whole})"
     )
     if soft and labels.shape == batch:
-        raise TypeError(f"{given} seem to be class indices: convert with labels.long(); {asked}.")
+        raise TypeError(f"{given} seem to be class indices: convert with labels.long(); {asked}")
     if not soft and labels.shape == whole:
         raise TypeError(
             f"{given} seem to be one-hot: convert with labels.float(), or to class indices with "
-            f"labels.argmax({dim}); {asked}."
+            f"labels.argmax({dim}); {asked}"
         )
     error = TypeError if odd else ValueError
-    raise error(f"{given} do not fit{_hint(logits, labels, dim)}: {asked}.")
+    raise error(f"{given} do not match the logits{_hint(logits, labels, dim)}: {asked}")
 
 
 def _hint(logits: Tensor, labels: Tensor, dim: int) -> str:
-    """Guess what labels of a wrong shape were meant to be."""
+    """Return a hint for labels whose wrong shape has a likely cause, else an empty string."""
     batch = without(logits.shape, dim)
     if labels.shape == (*batch[:dim], 1, *batch[dim:]):
         return f", unless their dimension of size 1 is dropped with labels.squeeze({dim})"
@@ -65,16 +66,16 @@ def _hint(logits: Tensor, labels: Tensor, dim: int) -> str:
 def check_weights(
     class_weight: Tensor | None, x: Tensor, dim: int, smoothing: float
 ) -> Tensor | None:
-    """Refuse a smoothing or class weights that cannot be meant; lay the weights along ``dim``."""
+    """Validate smoothing and class weights, and lay the weights along `dim`."""
     if not 0 <= smoothing <= 1:
-        raise ValueError(f"label_smoothing is from 0 to 1, not {smoothing}.")
+        raise ValueError(f"label_smoothing must be between 0 and 1, not {smoothing}")
     if class_weight is None:
         return None
     classes = x.shape[dim]
     if class_weight.shape != (classes,) or not class_weight.is_floating_point():
         raise ValueError(
-            f"class_weight has one floating point factor a class, shape ({classes},), not "
-            f"dtype {class_weight.dtype} and shape {tuple(class_weight.shape)}."
+            f"class_weight must have one floating point factor per class, shape ({classes},), got "
+            f"dtype {class_weight.dtype} and shape {tuple(class_weight.shape)}"
         )
     return class_weight.to(x).view(classes, *[1] * (x.dim() - dim - 1))
 
@@ -82,10 +83,13 @@ def check_weights(
 def class_indices(
     labels: Tensor, ignore_index: int, counts: Tensor | None, classes: int, where: str
 ) -> tuple[Tensor, Tensor]:
-    """Tell which class indices count, and give the others as 0.
+    """Replace ignored class indices by 0.
+
+    Returns:
+        Class indices, and the mask of those that are not ignored.
 
     Raises:
-        ValueError: one that counts is out of range, where that can be read.
+        ValueError: a class index that is not ignored is out of range; only if values can be read.
     """
     labels = labels.long()
     labelled = labels != ignore_index
@@ -96,23 +100,23 @@ def class_indices(
         place, label = found
         raise ValueError(
             f"labels{place or ''} is {label}, but logits with {classes} classes along {where} "
-            f"take 0 to {classes - 1}; labels that shall not count are marked with ignore_index."
+            f"take 0 to {classes - 1}; mark labels to ignore with ignore_index"
         )
     return labels, counts
 
 
 def check_targets(logits: Tensor, labels: Tensor) -> tuple[Tensor, bool]:
-    """Give labels from 0 to 1, one for each logit, in the dtype of the losses.
+    """Validate labels from 0 to 1, and convert them to the dtype of the losses.
 
     Returns:
-        The labels, and whether all of them are known to be 0 or 1.
+        Labels, and whether all of them are known to be 0 or 1.
 
     Raises:
-        TypeError: they are complex.
-        ValueError: the shapes differ, or a label is outside, where that can be read.
+        TypeError: the labels are complex.
+        ValueError: the shapes differ, or a label is out of range and can be read.
     """
     if labels.is_complex():
-        raise TypeError(f"labels are real, not {labels.dtype}.")
+        raise TypeError(f"labels must be real, not {labels.dtype}")
     if labels.shape != logits.shape:
         hint = ""
         if labels.shape == (*logits.shape, 1):
@@ -120,8 +124,8 @@ def check_targets(logits: Tensor, labels: Tensor) -> tuple[Tensor, bool]:
         elif logits.shape == (*labels.shape, 1):
             hint = "; drop the dimension of size 1 with logits.squeeze(-1)"
         raise ValueError(
-            f"labels of shape {tuple(labels.shape)} do not fit logits of shape "
-            f"{tuple(logits.shape)}: there is one for each logit, and nothing is broadcast{hint}."
+            f"labels must have the shape of the logits, {tuple(logits.shape)}, got "
+            f"{tuple(labels.shape)}; nothing is broadcast{hint}"
         )
     labels = labels.to(torch.float64 if logits.dtype is torch.float64 else torch.float32)
     if peek.reads_cheaply(labels) and peek.known_range(labels * (1 - labels)) == (0, 0):
@@ -130,7 +134,7 @@ def check_targets(logits: Tensor, labels: Tensor) -> tuple[Tensor, bool]:
     if found is not None:
         place, label = found
         raise ValueError(
-            f"labels{place or ''} is {label}, but labels are probabilities, from 0 to 1; for "
-            "class indices there is softmax_cross_entropy."
+            f"labels{place or ''} is {label}, but labels must be probabilities from 0 to 1; for "
+            "class indices, use softmax_cross_entropy"
         )
     return labels, False

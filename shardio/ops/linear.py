@@ -1,10 +1,10 @@
-"""The loss of a linear classifier, without ever holding all of its logits.
+"""Loss of a linear classifier, computed without holding all of its logits.
 
-With many classes the logits, their gradients and what lies between are larger than all else
-together. Each depends on its own row alone, so that a chunk of rows is made, used and dropped:
-forward for the losses, backward once more for the gradients. That is one multiplication more than
-holding on to them, four instead of three. The backward pass is made of differentiable operations,
-so that a second derivative is right, too (it holds on to the logits).
+With many classes, the logits, their gradients and the intermediate values take more memory than
+everything else. Each row of logits is independent, so chunks of rows are computed, used and
+dropped. The forward pass does so for the losses, and the backward pass again for the gradients.
+This takes four matrix multiplications instead of three. The backward pass consists of
+differentiable operations, so second derivatives are correct (but they keep the logits in memory).
 """
 
 from __future__ import annotations
@@ -35,29 +35,30 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Take ``softmax_cross_entropy(linear(features, weight, bias), labels)`` in little memory.
+    """Compute `softmax_cross_entropy(linear(features, weight, bias), labels)` in little memory.
 
-    Equal to it up to rounding, infinities and samples that do not count included: a bias of -inf
-    masks a class. Differentiable in features, weight and bias, twice, in reverse mode.
+    Equal to that expression up to rounding, including infinities and ignored samples; a bias of
+    -inf masks a class. Twice differentiable in features, weight and bias, in reverse mode.
 
     Args:
-        features: shape ``[*batch, D]``, floating point.
-        weight: shape ``[classes, D]``, the dtype of the features unless under autocast.
-        labels: class indices, any integer dtype, shape ``[*batch]``.
-        bias: shape ``[classes]``, or None.
-        ignore_index: as in softmax_cross_entropy.
-        valid: as in softmax_cross_entropy.
-        class_weight: as in softmax_cross_entropy.
-        label_smoothing: as in softmax_cross_entropy.
-        reduction: as in softmax_cross_entropy.
+        features: floating point tensor of shape `[*batch, D]`.
+        weight: tensor of shape `[classes, D]`, of the dtype of the features unless under
+            autocast.
+        labels: class indices of any integer dtype, of shape `[*batch]`.
+        bias: tensor of shape `[classes]`, or None.
+        ignore_index: class index of samples to ignore.
+        valid: mask of valid samples; see `softmax_cross_entropy`.
+        class_weight: factor of each class, of shape `[classes]`.
+        label_smoothing: share of each label that is spread over all classes, from 0 to 1.
+        reduction: `mean`, `sum` or `none`; see `softmax_cross_entropy`.
 
     Returns:
-        A scalar; with ``none`` shape ``[*batch]``. float32 where the features are narrower.
+        Scalar, or tensor of shape `[*batch]` with `none`; at least float32.
 
     Raises:
-        TypeError: labels are no class indices.
-        ValueError: shapes that do not fit, which nothing is broadcast to mend, and what
-            softmax_cross_entropy refuses.
+        TypeError: labels are not class indices.
+        ValueError: a shape does not match, since nothing is broadcast; see also
+            `softmax_cross_entropy`.
     """
     check_reduction(reduction)
     _check(features, weight, labels, bias)
@@ -81,7 +82,7 @@ def linear_cross_entropy(
 
 
 class _RowLosses(torch.autograd.Function):
-    """A loss for each row of features, 0 for those that do not count."""
+    """Loss of each row of features; 0 for ignored rows."""
 
     generate_vmap_rule = True
 
@@ -112,7 +113,7 @@ class _RowLosses(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         features, weight, bias, labels, counts, class_weight, ctx.smoothing = inputs
-        # A row that is lost, or has nothing to compare, has no gradient.
+        # Rows with an infinite or NaN loss, and ignored rows, have no gradient.
         counts = counts & output.isfinite()
         ctx.save_for_backward(features, weight, bias, labels, counts, class_weight)
 
@@ -149,9 +150,9 @@ def _slope(
     class_weight: Tensor | None,
     smoothing: float,
 ) -> Tensor:
-    """Derive scaled losses by the logits: of ``-sum(q * log(p))`` it is ``sum(q) * p - q``.
+    """Compute the gradient of scaled losses: `sum(q) * p - q` for `-sum(q * log(p))`.
 
-    Rows whose classes are all masked have none, nor has an infinite logit.
+    It is 0 in rows whose classes are all masked, and for infinite logits.
     """
     probabilities = softmax(logits)
     places = labels.unsqueeze(-1)
@@ -178,7 +179,7 @@ def _added(total: Tensor | None, part: Tensor) -> Tensor:
 
 
 def _chunks(features: Tensor, weight: Tensor) -> list[slice]:
-    """Cut the rows so that few logits exist at a time."""
+    """Divide the rows into chunks with a limited number of logits."""
     step = max(_LOGITS_AT_ONCE // max(weight.shape[0], 1), 1)
     return [slice(at, at + step) for at in range(0, max(features.shape[0], 1), step)]
 
@@ -186,7 +187,7 @@ def _chunks(features: Tensor, weight: Tensor) -> list[slice]:
 def _autocast(
     features: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Convert as torch's linear does under autocast, so that the backward pass does the same."""
+    """Convert as torch's linear does under autocast, for the forward and backward pass alike."""
     device = features.device.type
     if not torch.is_autocast_enabled(device) or features.dtype is torch.float64:
         return features, weight, bias
@@ -197,21 +198,21 @@ def _autocast(
 def _check(features: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None) -> None:
     shapes = f"features of shape {tuple(features.shape)} and weight of shape {tuple(weight.shape)}"
     if weight.dim() != 2 or not features.dim() or features.shape[-1] != weight.shape[1]:
-        raise ValueError(f"{shapes} do not fit: they are [*batch, D] and [classes, D].")
+        raise ValueError(f"{shapes} do not match: expected [*batch, D] and [classes, D]")
     if not weight.shape[0]:
-        raise ValueError(f"a weight of shape {tuple(weight.shape)} has no classes.")
+        raise ValueError(f"a weight of shape {tuple(weight.shape)} has no classes")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(
-            f"bias of shape {tuple(bias.shape)} does not fit a weight of shape "
-            f"{tuple(weight.shape)}: it has shape {tuple(weight.shape[:1])}."
+            f"bias must have shape {tuple(weight.shape[:1])} for a weight of shape "
+            f"{tuple(weight.shape)}, got {tuple(bias.shape)}"
         )
     if labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool:
         raise TypeError(
-            f"linear_cross_entropy takes class indices, not {labels.dtype}: convert with "
-            "labels.long(); for distributions there is softmax_cross_entropy."
+            f"linear_cross_entropy takes class indices, not {labels.dtype}; convert them with "
+            "labels.long(), or use softmax_cross_entropy for distributions"
         )
     if labels.shape != features.shape[:-1]:
         raise ValueError(
-            f"labels of shape {tuple(labels.shape)} do not fit {shapes}: there is one for each "
-            f"row, shape {tuple(features.shape[:-1])}, and nothing is broadcast."
+            f"labels must have shape {tuple(features.shape[:-1])} for {shapes}, got "
+            f"{tuple(labels.shape)}; nothing is broadcast"
         )

@@ -1,4 +1,4 @@
-"""What counts: masks of valid samples, and sums and means over them."""
+"""Masks of valid samples, and sums and means over them."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ def masked_mean(
     dim: int | tuple[int, ...] | None = None,
     keepdim: bool = False,
 ) -> Tensor:
-    """Take the mean of the values that count; what the others hold, NaN included, changes nothing.
+    """Compute the mean of the valid values; the others have no effect, even if they are NaN.
 
-    ``masked_mean(logits.argmax(-1) == batch["label"], batch["valid"])`` is the accuracy of a
+    `masked_mean(logits.argmax(-1) == batch["label"], batch["valid"])` is the accuracy of a
     batch without its padding.
 
     Args:
-        values: any shape; floating point, integer or bool.
-        valid: bool; its shape is that of the leading dimensions of ``values``, all or fewer.
-        dim: over which dimensions; None takes all.
-        keepdim: keep the dimensions, at size 1.
+        values: floating point, integer or bool tensor of any shape.
+        valid: bool tensor of leading dimensions of `values`.
+        dim: dimensions to reduce; None for all.
+        keepdim: whether to keep the reduced dimensions, with size 1.
 
     Returns:
-        The means; 0 where nothing counts, with gradient 0. float64 for float64, else float32.
+        Tensor of means; 0 with gradient 0 if no value is valid. float64 for float64, otherwise
+        float32.
 
     Raises:
-        TypeError: ``valid`` is not bool, or ``values`` is complex.
-        ValueError: the shape of ``valid`` is not that of leading dimensions of ``values``.
+        TypeError: `valid` is not bool, or `values` is complex.
+        ValueError: the shape of `valid` does not match leading dimensions of `values`.
     """
     if values.is_complex():
-        raise TypeError("masked_mean takes real values: give it values.real and values.imag.")
+        raise TypeError("masked_mean takes real values; pass values.real and values.imag")
     counts = counting(valid, values.shape, "values")
     wide = values if values.dtype is torch.float64 else values.float()
     dims = tuple(range(values.dim())) if dim is None else dim
@@ -46,28 +47,28 @@ def masked_mean(
 
 
 def check_reduction(reduction: str) -> None:
-    """Refuse a reduction that does not exist."""
+    """Raise an error for an unknown reduction."""
     if reduction not in get_args(Reduction):
-        raise ValueError(f"reduction is 'mean', 'sum' or 'none', not {reduction!r}.")
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
 
 
 def counting(valid: Tensor, shape: Sequence[int], what: str) -> Tensor:
-    """Give each element its sample's mark: a mask of leading dimensions, expanded to a shape.
+    """Expand a mask of leading dimensions to a full shape.
 
     Args:
-        valid: bool, of leading dimensions.
-        shape: of what is masked.
-        what: its name in messages.
+        valid: bool tensor of leading dimensions.
+        shape: full shape.
+        what: name of the masked tensor in messages.
     """
     if valid.dtype is not torch.bool:
         raise TypeError(
-            f"valid is a mask of dtype bool, not {valid.dtype}: convert with valid.bool(); to "
-            "weight samples, multiply the losses of reduction='none'."
+            f"valid must be a mask of dtype bool, not {valid.dtype}; convert it with valid.bool(), "
+            "or, to weight samples, multiply the losses of reduction='none'"
         )
     if valid.shape != tuple(shape[: valid.dim()]):
         raise ValueError(
-            f"valid of shape {tuple(valid.shape)} does not fit {what} of shape {tuple(shape)}: "
-            "it has their leading dimensions, as [B] for a batch of B samples."
+            f"valid must have leading dimensions of the {what}, such as [B] for a batch of B "
+            f"samples; got shape {tuple(valid.shape)} for {what} of shape {tuple(shape)}"
         )
     aligned = (*valid.shape, *[1] * (len(shape) - valid.dim()))
     return valid.reshape(aligned).expand(tuple(shape))
@@ -76,13 +77,14 @@ def counting(valid: Tensor, shape: Sequence[int], what: str) -> Tensor:
 def reduce(
     losses: Tensor, counts: Tensor | None, reduction: Reduction, shares: Tensor | None = None
 ) -> Tensor:
-    """Take the sum or mean of the losses that count; with none, put 0 for the others.
+    """Reduce the valid losses, and set the others to 0.
 
     Args:
-        losses: any shape.
-        counts: bool of that shape; None if all count.
-        reduction: which.
-        shares: of that shape, 0 where a loss does not count: the mean divides by their sum.
+        losses: tensor of any shape.
+        counts: bool tensor of that shape, True for valid losses; None if all are valid.
+        reduction: kind of reduction.
+        shares: weights of that shape, 0 for losses that are not valid; the mean divides by
+            their sum.
     """
     if counts is not None:
         losses = losses.masked_fill(~counts, 0)

@@ -1,8 +1,8 @@
-"""Scatter along the second dimension, each row to its own indices: the way back of gather.
+"""Scatter along the second dimension, with separate indices for each row; the inverse of gather.
 
-Where one entry is written twice the last one wins, as in the loop: for every entry its last
-writer is found, and gathered from. So value and gradients do not depend on the order in which a
-device happens to write.
+If an entry is written repeatedly, the last value prevails, as in a loop. The last writer of every
+entry is determined first, and its value is gathered. Values and gradients thus do not depend on
+the order in which a device writes.
 """
 
 from __future__ import annotations
@@ -21,40 +21,41 @@ Scattering = Literal["replace", "sum"]
 def batch_scatter(
     tensor: Tensor, indices: Tensor, values: Tensor, *, reduce: Scattering = "replace"
 ) -> Tensor:
-    """Write values into each row, at the places that the row's own indices name.
+    """Write values to entries of each row, by separate indices for each row.
 
-    ``output = tensor.clone(); output[i, indices[i]] = values[i]`` for every row ``i``, without the
-    loop; with ``reduce="sum"`` it is ``+=``. Differentiable in ``tensor`` and ``values``. Where an
-    index comes twice in a row, the last value replaces the others, which have gradient 0.
+    Equal to `output = tensor.clone()` and `output[i, indices[i]] = values[i]` for every row
+    `i`, without the loop; with `reduce="sum"`, to `+=`. Differentiable in `tensor` and
+    `values`. If an index occurs repeatedly in a row, the last value replaces the others, whose
+    gradient is 0.
 
     Args:
-        tensor: shape ``[N, K, *rest]``.
-        indices: shape ``[N, *any]``, an integer dtype, each from -K to K-1.
-        values: shape ``[N, *any, *rest]``, the dtype of ``tensor``.
-        reduce: ``replace`` entries, or ``sum`` values up on them.
+        tensor: tensor of shape `[N, K, *rest]`.
+        indices: integer tensor of shape `[N, *any]`, with values from -K to K-1.
+        values: tensor of shape `[N, *any, *rest]` and the dtype of `tensor`.
+        reduce: `replace` to overwrite entries, or `sum` to add to them.
 
     Returns:
-        The shape and dtype of ``tensor``, which is left as it is.
+        New tensor of the shape and dtype of `tensor`.
 
     Raises:
         TypeError: the indices are not integers, or the dtypes of tensor and values differ.
-        ValueError: shapes that do not fit; nothing is broadcast.
-        IndexError: an index is out of range; as in batch_gather.
+        ValueError: a shape does not match, since nothing is broadcast; reduce is invalid.
+        IndexError: an index is out of range; see `batch_gather`.
     """
     if reduce not in get_args(Scattering):
-        raise ValueError(f"reduce is 'replace' or 'sum', not {reduce!r}.")
+        raise ValueError(f"reduce must be 'replace' or 'sum', not {reduce!r}")
     check_rows(tensor, indices, "batch_scatter")
     rest = tensor.shape[2:]
     if values.shape != (*indices.shape, *rest):
         raise ValueError(
-            f"values of shape {tuple(values.shape)} do not fit indices of shape "
-            f"{tuple(indices.shape)} into a tensor of shape {tuple(tensor.shape)}: they have shape "
-            f"{(*indices.shape, *rest)}, and nothing is broadcast."
+            f"values must have shape {(*indices.shape, *rest)} for indices of shape "
+            f"{tuple(indices.shape)} and a tensor of shape {tuple(tensor.shape)}, got "
+            f"{tuple(values.shape)}; nothing is broadcast"
         )
     if values.dtype is not tensor.dtype:
         raise TypeError(
-            f"values are of dtype {values.dtype}, but the tensor of {tensor.dtype}: convert them "
-            "with values.to(tensor.dtype)."
+            f"values have dtype {values.dtype}, but the tensor has {tensor.dtype}; convert them "
+            "with values.to(tensor.dtype)"
         )
     rows, size = tensor.shape[:2]
     places = counted_from_front(indices.long(), size).reshape(rows, math.prod(indices.shape[1:]))
@@ -71,6 +72,6 @@ def batch_scatter(
 
 
 def _over_rest(marks: Tensor, like: Tensor) -> Tensor:
-    """Repeat along the trailing dimensions of another tensor."""
+    """Expand marks to the trailing dimensions of another tensor."""
     rest = like.shape[2:]
     return marks.view(*marks.shape, *[1] * len(rest)).expand(*marks.shape, *rest)

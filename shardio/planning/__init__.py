@@ -1,1 +1,1 @@
-"""The order of an epoch: pure arithmetic on counts, seed and topology."""
+"""Order of the samples in an epoch, as pure arithmetic on counts, seed and topology."""

@@ -1,22 +1,20 @@
-"""The end of an epoch: every rank takes the same number of steps.
+"""Plan one epoch: map steps and ranks to samples, by arithmetic and without I/O.
 
-A global batch is filled by all ranks together. Where the samples do not fill the last one,
-`pad` repeats samples from the epoch's start and marks them as not valid, `drop` leaves the
-incomplete batch out, and `short` makes it smaller, which only one rank alone can do.
+An epoch is one sequence of global batches of G samples each. Global batch b covers the positions
+[b·G, (b+1)·G). It consists of `world_size` equal slices, one for each rank. Of W workers, worker w
+takes steps w, w+W, w+2·W and so on, which is the order in which a DataLoader asks its workers.
 
-One epoch as arithmetic: from a step and a rank to samples, without I/O.
+The sequence depends only on the samples, the seed, the epoch, the shuffle, the streams and G.
+Ranks, workers and threads slice it.
 
-The epoch is one sequence of global batches. Global batch b is positions [b·G, (b+1)·G); rank r
-takes the r-th of its `world_size` equal slices; worker w takes steps w, w+W, w+2·W, which is the
-order in which a DataLoader asks its workers.
+The samples are divided evenly into canonical streams, and each stream fills its own slice of every
+global batch. A single stream shuffles best. With several, the ranks that read a stream read the
+same shards in every epoch and no others. If the world size divides the number of streams, each
+rank reads whole streams.
 
-The samples are divided evenly into canonical streams, each of which fills its own slice of
-every global batch: one stream shuffles finest; with more, whichever ranks read a stream read its
-shards and no others, in every epoch. World sizes that divide the number of streams give each
-rank whole streams.
-
-Nothing but the samples, the seed, the epoch, the shuffle, the streams and G enters the sequence,
-so ranks, workers and threads only slice it.
+Every rank takes the same number of steps. The tail policy says what happens to an incomplete last
+global batch. "pad" fills it with samples from the start of the epoch, marked as not valid. "drop"
+leaves it out. "short" makes it smaller, which requires a single rank.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ Tail = Literal["pad", "drop", "short"]
 
 
 def count_steps(num_samples: int, global_batch_size: int, tail: Tail) -> int:
-    """Steps of an epoch, the same for every rank."""
+    """Return the number of steps in an epoch, which is the same for every rank."""
     if tail == "drop":
         return num_samples // global_batch_size
     return -(-num_samples // global_batch_size)
@@ -47,13 +45,13 @@ _EVERY_EPOCH, _STREAM = -1, 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class References:
-    """Samples that a step asks for, in order; every array is [n].
+    """Samples of a step, in order; every array has shape [n].
 
     Attributes:
-        positions: int64, place in the epoch's endless sequence; random numbers belong to it.
+        positions: int64, position in the epoch, padding included; random numbers depend on it.
         shards: int64, position of the shard in the dataset.
         indices: int64, position of the sample in its shard.
-        valid: bool, False for the repeats that pad a tail.
+        valid: bool, False for padding.
     """
 
     positions: NDArray[np.int64]
@@ -65,7 +63,7 @@ class References:
         return len(self.positions)
 
     def split(self, size: int) -> Iterator[References]:
-        """Yield at most that many references at a time."""
+        """Yield the references one by one."""
         if len(self) <= size:
             yield self
             return
@@ -81,13 +79,14 @@ class References:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shuffle:
-    """How a dataset is ordered.
+    """Settings for the order of a dataset.
 
     Attributes:
-        seed: of the shuffle.
-        on: permute shards, then samples inside each window; otherwise the packed order.
-        window: shards in a window of a stream; None is all of them.
-        streams: canonical streams; at most as many as samples.
+        seed: random seed.
+        on: whether to permute the shards and the samples inside each window; packed order if
+            False.
+        window: number of shards in a window of a stream; None for all shards.
+        streams: number of canonical streams, at most the number of samples.
     """
 
     seed: int = 0
@@ -96,7 +95,7 @@ class Shuffle:
     streams: int = 1
 
     def order(self, samples: Samples, epoch: int) -> list[Order]:
-        """The order of each stream in an epoch."""
+        """Return the order of each stream in an epoch."""
         runs = Runs(
             shards=np.arange(len(samples.counts)),
             firsts=np.zeros_like(samples.counts),
@@ -121,20 +120,20 @@ class Shuffle:
 
 
 class EpochPlan:
-    """The plan of one epoch.
+    """Plan of one epoch.
 
     Args:
-        samples: of the dataset.
-        shuffle: their order.
-        global_batch_size: samples that all ranks together take in a step; a multiple of the
-            number of streams.
-        epoch: counted from 0; each has another order.
-        tail: see shardio.planning.epoch.
+        samples: samples of the dataset.
+        shuffle: settings for their order.
+        global_batch_size: number of samples per step over all ranks; a multiple of the number
+            of streams.
+        epoch: number of the epoch, from 0; each epoch has a different order.
+        tail: policy for an incomplete last global batch; see the module docstring.
 
     Attributes:
-        orders: of the streams.
-        num_samples: in the epoch, repeats not counted.
-        num_steps: the same for every rank.
+        orders: order of each stream.
+        num_samples: number of samples in the epoch, without padding.
+        num_steps: number of steps, the same for every rank.
     """
 
     def __init__(
@@ -156,12 +155,15 @@ class EpochPlan:
         self._short = tail == "short"
 
     def share(self, steps: Iterable[int], rank: int, world_size: int) -> NDArray[np.int64]:
-        """The positions of one rank's slices of some steps, in order, [n] int64.
+        """Return the positions of one rank's slices of some steps, in order.
 
         Args:
-            steps: each 0 to num_steps - 1.
-            rank: 0 to world_size - 1.
-            world_size: divides the global batch size.
+            steps: numbers of the steps, from 0 to num_steps - 1.
+            rank: number of the rank, from 0 to world_size - 1.
+            world_size: number of ranks, a divisor of the global batch size.
+
+        Returns:
+            int64 array of shape [n].
         """
         size = self._global_batch_size // world_size
         starts = np.fromiter(steps, np.int64) * self._global_batch_size + rank * size
@@ -172,7 +174,7 @@ class EpochPlan:
         return positions
 
     def references(self, positions: NDArray[np.int64]) -> References:
-        """The samples at some positions of the epoch, [n] int64, in order."""
+        """Return the samples at some positions of the epoch, int64 [n], in order."""
         streams, places = self._in_streams(positions)
         lengths = self._lengths[streams]
         shards, ordinals = np.empty_like(positions), np.empty_like(positions)
@@ -187,7 +189,7 @@ class EpochPlan:
         )
 
     def first_places(self, positions: NDArray[np.int64]) -> list[tuple[int, int]]:
-        """Each stream that some positions lie in, and the first place in it."""
+        """Return each stream that some positions belong to, and the first place in that stream."""
         streams, places = self._in_streams(positions)
         return [(stream, int(places[inside][0])) for stream, inside in grouped(streams)]
 
@@ -200,5 +202,5 @@ class EpochPlan:
 
 
 def steps_of_worker(first: int, num_steps: int, worker: int, num_workers: int) -> range:
-    """The steps of one worker from a first step on, in the order in which a DataLoader asks."""
+    """Return the steps of one worker from step `first` on, in the DataLoader's order."""
     return range(first + worker, num_steps, num_workers)

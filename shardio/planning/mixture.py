@@ -1,17 +1,16 @@
-"""Which source each sample of a mixture comes from, at any position at once.
+"""Schedule the sources of a mixture: map any position to its source, without those before it.
 
-The schedule is made of blocks of 1,000 positions. Weights are rounded to whole numbers of
-1/100,000, so that 100 blocks hold each source a whole number of times. Each block has a fixed
-word, in which every source is spread evenly with the whole part of its share of 1,000, and a few
-free positions for the fractions. Over the blocks, the sources move through the free positions
-from the last to the first, one hundredth of the way a block: systematic sampling (Madow and
-Madow, "On the theory of systematic sampling", 1944) with a start that advances evenly.
+The schedule consists of blocks of 1,000 positions. Weights are rounded to multiples of 1/100,000,
+so each source occurs a whole number of times in 100 blocks. The whole part of a source's share of
+1,000 has fixed positions, spread evenly over the block and the same in every block. A few free
+positions remain for the fractions. The sources move through them from the last to the first,
+by a hundredth of the way in each block. This is systematic sampling (Madow and Madow, "On the
+theory of systematic sampling", 1944) with a start that advances evenly.
 
-So a source comes either floor or ceil of its share in every block. It also does in every window
-of 1,000 positions across two blocks: a source that takes another free position in the next block
-takes an earlier one only after at least one block without, and a later one never twice in a
-window, since the window has the later positions of the first block and the earlier ones of the
-second.
+In every block, a source therefore occurs floor or ceil of its share of times. The same holds for
+every window of 1,000 positions across two blocks. Such a window has the later positions of the
+first block and the earlier positions of the second. A source moves to an earlier free position only
+after at least one block without it. If it moves to a later one, no window contains both.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ LEAST_WEIGHT = 1 / _UNITS
 
 
 class Mixture:
-    """A schedule of sources.
+    """Schedule of sources.
 
     Args:
-        weights: of the sources, each at least LEAST_WEIGHT; they add up to 1.
+        weights: weight of each source, at least LEAST_WEIGHT; the sum must be 1.
     """
 
     def __init__(self, weights: Sequence[float]) -> None:
         self._units = _apportion(np.asarray(weights, dtype=np.float64))
         self._whole, fractions = np.divmod(self._units, BLOCKS)
         self._ends = np.cumsum(fractions)
-        free = len(weights)  # the letter of free positions
+        free = len(weights)  # letter of the free positions
         counts = np.append(self._whole, int(self._ends[-1]) // BLOCKS)
         self._word = _spread(counts)
         self._free = np.flatnonzero(self._word == free)
@@ -46,7 +45,7 @@ class Mixture:
         self._before = np.concatenate([np.zeros((1, free), np.int64), np.cumsum(letters, axis=0)])
 
     def sources(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The source of each position, [n] int64 in and out."""
+        """Return the source at each position, int64 [n] for int64 [n]."""
         blocks, places = np.divmod(positions, BLOCK)
         found = self._word[places]
         free = np.flatnonzero(found == len(self._units))
@@ -55,7 +54,7 @@ class Mixture:
         return found
 
     def count(self, source: int, position: int) -> int:
-        """How often a source comes before a position."""
+        """Count the occurrences of a source before a position."""
         blocks, place = divmod(position, BLOCK)
         rounds, block = divmod(blocks, BLOCKS)
         taken = np.arange(int(np.searchsorted(self._free, place)))
@@ -68,7 +67,7 @@ class Mixture:
         )
 
     def position(self, source: int, number: int) -> int:
-        """The position where a source comes for the `number`-th time, counted from 0."""
+        """Return the position of a source's occurrence with the given number, from 0."""
         low, high = 0, (number // int(self._units[source]) + 1) * _UNITS
         while low < high:
             middle = (low + high) // 2
@@ -88,7 +87,7 @@ class Mixture:
 
 
 def _apportion(weights: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Whole units by largest remainder."""
+    """Round weights to whole units by the largest remainder method."""
     exact = np.round(weights * _UNITS, 6)
     units = np.floor(exact).astype(np.int64)
     by_remainder = np.argsort(units - exact, kind="stable")
@@ -97,7 +96,7 @@ def _apportion(weights: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def _spread(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """A word in which each letter comes so often, evenly spread."""
+    """Return a word with the given count of each letter, evenly spread."""
     letters = np.repeat(np.arange(len(counts)), counts)
     ordinals = np.concatenate([np.arange(count) for count in counts])
     places = (ordinals + 0.5) / counts[letters]

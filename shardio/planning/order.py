@@ -1,21 +1,19 @@
-"""Keyed permutations and keyed random numbers.
+"""Keyed random numbers and permutations, and the order of a sequence of samples.
 
-Everything random in shardio is a pure function of a key and a position, so that any process
-can compute any part of it alone. Numbers come from SplitMix64's finaliser (Steele, Lea and
-Flood, "Fast splittable pseudorandom number generators", 2014), not from numpy's generators,
-whose streams may change between numpy versions.
+All randomness in shardio is a pure function of a key and a position, so any process can compute
+any part of it independently. The numbers come from SplitMix64's finalizer (Steele, Lea and Flood,
+"Fast splittable pseudorandom number generators", 2014). numpy's generators are not used, because
+their streams may change between versions.
 
-A permutation of a small range is a table: the argsort of one random number per position, which
-is uniform over all orders. A large range would need a large table, so there it is a Feistel
-network over the next power of two, walked until the value falls inside the range (Black and
-Rogaway, "Ciphers with arbitrary finite domains", 2002): any position at once, O(1) memory.
+A permutation of a small range is a table, the argsort of one random number per position. It is
+uniform over all permutations. A permutation of a large range takes no memory: it is a Feistel
+network over the next power of two, applied repeatedly until the value falls inside the range
+(Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
 
-The order of one sequence of samples: runs of shards, permuted inside windows.
-
-To shuffle, the runs are permuted, then the samples inside each window of consecutive runs; a
-window of all runs is a global permutation. A position goes through the permutation of its
-window, then through a search in the cumulative lengths of the permuted runs: any position at
-once, without the positions before.
+A sequence of samples consists of runs, which are consecutive samples of a shard. A shuffle
+permutes the runs, and then the samples inside each window of consecutive runs. A single window of
+all runs gives a global permutation. Locating a position takes the permutation of its window and a
+search in the cumulative lengths of the runs; earlier positions are not needed.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ _ROUNDS = 8
 
 
 def derive_key(*parts: int) -> int:
-    """Mix integers into one 64-bit key; any change of any part changes every bit's odds."""
+    """Mix integers into one 64-bit key; a change of any part may change any bit."""
     key = 0
     for part in parts:
         key = _mix_int((key + _GOLDEN + (part & _MASK64)) & _MASK64)
@@ -42,15 +40,15 @@ def derive_key(*parts: int) -> int:
 
 
 def uniform_numbers(key: int, rows: NDArray[np.int64], columns: int) -> NDArray[np.float64]:
-    """Random numbers for each row, whatever other rows are asked for.
+    """Return random numbers for each row, independent of the other rows requested.
 
     Args:
-        key: from derive_key.
-        rows: [n] int64, what each row of numbers belongs to.
-        columns: how many numbers a row needs.
+        key: random key from derive_key.
+        rows: int64 [n], identifier of each row, such as its position.
+        columns: number of random numbers per row.
 
     Returns:
-        [n, columns] float64 in [0, 1).
+        float64 [n, columns], uniform in [0, 1).
     """
     if not columns:
         return np.empty((len(rows), 0))
@@ -61,11 +59,11 @@ def uniform_numbers(key: int, rows: NDArray[np.int64], columns: int) -> NDArray[
 
 
 class KeyedPermutation:
-    """A permutation of range(size) that is evaluated where it is asked.
+    """Permutation of range(size), evaluated on demand.
 
     Args:
-        size: how many values are permuted.
-        key: from derive_key; equal keys give equal permutations.
+        size: number of values.
+        key: random key from derive_key; equal keys give equal permutations.
     """
 
     __slots__ = ("_key", "_size", "_table")
@@ -79,7 +77,7 @@ class KeyedPermutation:
             self._table = np.argsort(order, kind="stable").astype(np.int64)
 
     def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Values at the given positions, [n] int64 in and out."""
+        """Return the values at the given positions, int64 [n] for int64 [n]."""
         if self._table is not None:
             return self._table[positions]
         values = self._feistel(positions.astype(np.uint64))
@@ -114,19 +112,19 @@ def _mix_int(value: int) -> int:
 
 
 Inside = NDArray[np.bool_] | slice
-"""An index of an array: some of its places."""
+"""Index of a subset of an array."""
 
 _SHARDS, _SAMPLES = 1, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Runs:
-    """Consecutive samples of shards; every array is int64 [n].
+    """Runs of consecutive samples; every array is int64 [n].
 
     Attributes:
-        shards: position of the shard in the dataset.
-        firsts: the first of the run among the dataset's samples in that shard.
-        lengths: how many samples.
+        shards: position of the run's shard in the dataset.
+        firsts: position of the run's first sample among the dataset's samples in that shard.
+        lengths: number of samples in the run.
     """
 
     shards: NDArray[np.int64]
@@ -137,13 +135,13 @@ class Runs:
         return len(self.shards)
 
     def take(self, which: NDArray[Any] | slice) -> Runs:
-        """Some of the runs."""
+        """Return a selection of the runs."""
         return Runs(
             shards=self.shards[which], firsts=self.firsts[which], lengths=self.lengths[which]
         )
 
     def cut(self, start: int, end: int) -> Runs:
-        """The runs of samples [start, end) when all runs are laid end to end."""
+        """Return the runs of the samples [start, end) in the concatenation of all runs."""
         ends = np.cumsum(self.lengths)
         starts = ends - self.lengths
         inside = np.flatnonzero((ends > start) & (starts < end))
@@ -156,12 +154,12 @@ class Runs:
 
 
 class Order:
-    """A sequence of samples.
+    """Order of a sequence of samples.
 
     Args:
-        runs: that hold them.
-        key: of the permutations; None keeps the runs as they are.
-        window: runs in a window.
+        runs: runs of the sequence, in packed order.
+        key: random key of the permutations; None keeps the packed order.
+        window: number of runs in a window.
     """
 
     def __init__(self, runs: Runs, *, key: int | None, window: int) -> None:
@@ -179,13 +177,14 @@ class Order:
         return int(self._starts[-1])
 
     def locate(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The samples at some positions of the sequence.
+        """Locate the samples at some positions of the sequence.
 
         Args:
-            positions: 0 to len(self) - 1, [n] int64.
+            positions: int64 [n], from 0 to len(self) - 1.
 
         Returns:
-            The shard of each and its ordinal among the dataset's samples there, [n] int64 both.
+            Shard of each sample, and its ordinal among the dataset's samples in that shard, both
+            int64 [n].
         """
         permuted = positions if self._key is None else self._permute(positions)
         slots = np.searchsorted(self._starts, permuted, side="right") - 1
@@ -193,11 +192,11 @@ class Order:
         return self._runs.shards[slots], ordinals
 
     def window_of(self, position: int) -> int:
-        """The window that a position lies in."""
+        """Return the window of a position."""
         return int(np.searchsorted(self._window_starts, position, side="right")) - 1
 
     def runs_of_window(self, window: int) -> Runs:
-        """The runs of a window, in reading order; empty past the last window."""
+        """Return the runs of a window, in reading order; empty after the last window."""
         return self._runs.take(slice(window * self._window, (window + 1) * self._window))
 
     def _permute(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -220,13 +219,13 @@ class Order:
 
 
 def grouped(numbers: NDArray[np.int64]) -> Iterator[tuple[int, Inside]]:
-    """Each number that occurs, ascending, with its places."""
+    """Yield each distinct number, ascending, with the index of its occurrences."""
     if not len(numbers):
         return
     least = int(numbers.min())
     if least == int(numbers.max()):
         yield least, slice(None)
         return
-    # np.unique would do, but its first call imports a tenth of a second's worth of modules.
+    # The first call of np.unique spends 0.1 s on imports.
     for number in (np.flatnonzero(np.bincount(numbers - least)) + least).tolist():
         yield number, numbers == number

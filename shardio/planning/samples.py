@@ -1,8 +1,7 @@
-"""The samples that a dataset consists of: all of its shards' samples, or chosen ones.
+"""Number the samples of a dataset: all samples of its shards, or a selection.
 
-The samples are numbered in packed order. Where all are taken, the counts of the shards say which
-shard a number falls into; where some were chosen, their places in the shards are one flat array
-of 4 bytes a sample beside the counts.
+Samples are numbered in packed order. For all samples, the counts of the shards are enough to
+locate a number. A selection also has a flat array of positions, with 4 bytes per sample.
 """
 
 from __future__ import annotations
@@ -20,17 +19,18 @@ _AT_ONCE = 1 << 20
 
 
 class Samples:
-    """Samples by number.
+    """Numbered samples of a dataset.
 
     Args:
-        counts: how many of each shard belong to it.
-        chosen: their positions in their shards, ascending in each, [sum(counts)] uint32; None
-            when they are the first `counts[shard]` of each shard.
-        origin: what the choice was made of, where that says all of it.
+        counts: number of samples in each shard.
+        chosen: uint32 [sum(counts)], position of each sample in its shard, ascending within a
+            shard; None for the first `counts[shard]` samples of each shard.
+        origin: complete description of the selection, from which its digest is derived; if
+            empty, the digest is that of the positions.
 
     Attributes:
-        counts: int64 [shards].
-        chosen: as given.
+        counts: int64 [shards], number of samples in each shard.
+        chosen: positions of the samples in their shards, or None.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class Samples:
         return int(self._starts[-1])
 
     def digest(self, of_all: str) -> str:
-        """16 hexadecimal digits that tell these samples from others.
+        """Return 16 hexadecimal digits that identify these samples.
 
         Args:
-            of_all: the digest of the dataset when all its samples are taken.
+            of_all: digest of the whole dataset.
         """
         if self.chosen is None:
             return of_all
@@ -64,25 +64,25 @@ class Samples:
         return self._digest
 
     def locate(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where samples are.
+        """Locate samples by number.
 
         Args:
-            numbers: 0 to len(self) - 1, [n] int64.
+            numbers: int64 [n], from 0 to len(self) - 1.
 
         Returns:
-            The shard of each and its position in that shard, [n] int64 both.
+            Shard of each sample, and its position in that shard, both int64 [n].
         """
         shards = np.searchsorted(self._starts, numbers, side="right") - 1
         return shards, self.place(shards, numbers - self._starts[shards])
 
     def place(self, shards: NDArray[np.int64], ordinals: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The position in its shard of the `ordinal`-th of the samples in a shard, [n] int64."""
+        """Return the positions in their shards of samples given by ordinal, int64 [n]."""
         if self.chosen is None:
             return ordinals
         return self.chosen[self._starts[shards] + ordinals].astype(np.int64)
 
     def number(self, shard: int, position: int) -> int | None:
-        """The number of the sample at a position of a shard; None if it does not belong."""
+        """Return the number of the sample at a position of a shard; None if not selected."""
         start, end = int(self._starts[shard]), int(self._starts[shard + 1])
         if self.chosen is None:
             return start + position if position < end - start else None
@@ -90,28 +90,28 @@ class Samples:
         return found if found < end and self.chosen[found] == position else None
 
     def in_shard(self, shard: int) -> NDArray[np.int64]:
-        """The positions of the samples in a shard, ascending, [n] int64."""
+        """Return the positions of the samples in a shard, ascending, int64 [n]."""
         ordinals = np.arange(self.counts[shard])
         return self.place(np.full_like(ordinals, shard), ordinals)
 
     def choose(self, numbers: NDArray[np.int64], *, origin: str = "") -> Samples:
-        """Some of the samples.
+        """Select some of the samples.
 
         Args:
-            numbers: distinct and ascending, [n] int64.
-            origin: see Samples.
+            numbers: int64 [n], distinct and ascending.
+            origin: complete description of the selection; see Samples.
         """
         shards, positions = self.locate(numbers)
         counts = np.bincount(shards, minlength=len(self.counts))
         return Samples(counts, positions.astype(np.uint32), origin=origin)
 
     def split(self, fractions: Sequence[float], seed: int, contents: str) -> list[Samples]:
-        """Disjoint random parts that together are all samples.
+        """Split the samples into disjoint random parts.
 
         Args:
-            fractions: of each part; they add up to 1.
-            seed: of the choice.
-            contents: the digest of the samples.
+            fractions: fraction of each part; the sum must be 1.
+            seed: random seed.
+            contents: digest of the samples.
         """
         ends = np.rint(np.cumsum(fractions) * len(self)).astype(np.int64)
         part_of = np.empty(len(self), np.uint8 if len(ends) < 256 else np.int64)

@@ -1,13 +1,13 @@
-"""Rows of files, copied by the kernel.
+"""Copy rows of files with the help of the kernel.
 
-A process that touches a mapped page ends with SIGBUS if the file was cut off before that page, or
-if the disk fails. The kernel, told to write the page somewhere, reports an error instead. So rows
-are never touched in the map: one call writes up to 1,024 of them into a file in memory that belongs
-to this process alone, and from there they are read. That takes as long as a gather from the map; a
-pread for each row takes twice as long, and hands over the interpreter's lock each time.
+A process that touches a mapped page gets a SIGBUS if the file was truncated before that page, or if
+the disk fails. If the kernel is told to write the page to another file, it returns an error
+instead. Rows are therefore never read from the map. A single system call writes up to 1,024 of them
+to a private file in memory, from which they are read. This is as fast as a gather from the map. A
+pread per row would take twice as long and release the interpreter lock each time.
 
-Where files in memory are not to be had, a file is not local, or the kernel reports an error, rows
-are read one by one, which says what is wrong.
+If files in memory are not supported, a file is not local, or the kernel returns an error, rows are
+read one by one, which raises the exact error.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from shardio.storage.base import StoredFile
 from shardio.storage.local import LocalShard
 
-_AT_ONCE = 1024  # pieces in one call: IOV_MAX
-_MOST_BYTES = 1 << 23  # of rows that the kernel copies; the calls for larger ones are few
+_AT_ONCE = 1024  # pieces per system call: IOV_MAX
+_MOST_BYTES = 1 << 23  # larger rows are few and are read with pread
 
 
 class RowCopier:
-    """Copies rows of shards into one block of memory; for one thread at a time."""
+    """Copier of rows of shards to one block of memory; not thread-safe."""
 
     def __init__(self) -> None:
         self._descriptor = self._process = -1
@@ -46,17 +46,17 @@ class RowCopier:
 
         Args:
             files: open shards.
-            counts: number of rows of each shard; they follow one another.
+            counts: number of consecutive rows of each shard.
             starts: int64 [n], offset of each row in its shard.
-            width: bytes of a row.
+            width: size of a row in bytes.
 
         Returns:
-            uint8 [n, width], valid until the next call; None where a row would reach out of its
-            shard as it was when it was opened.
+            uint8 [n, width], valid until the next call; None if a row is not entirely inside its
+            shard, as large as it was when it was opened.
 
         Raises:
-            TarError: a shard was cut off.
-            OSError: the storage fails.
+            TarError: a shard was truncated.
+            OSError: a shard cannot be read.
         """
         size = len(starts) * width
         ends = np.repeat([file.size - width for file in files], counts)
@@ -69,7 +69,7 @@ class RowCopier:
             places is not None
             and self._reserve(size)
             and self._write(places)
-            # Behind a cut the rest of its page reads as zeros, so sizes are looked at afterwards.
+            # The last page of a truncated file ends in zeros, so sizes are checked afterwards.
             and all(file.is_whole() for file in local)
         ):
             return self._memory[:size].reshape(len(starts), width)
@@ -82,8 +82,8 @@ class RowCopier:
         return rows
 
     def _reserve(self, size: int) -> bool:
-        """Have a file in memory of that size; False if there is none."""
-        # That of the parent process is shared with it.
+        """Ensure a file in memory of at least that size; return False if not supported."""
+        # A file of the parent process would be shared with it.
         if size > len(self._memory) or self._process != os.getpid():
             self._close()
             try:
@@ -97,7 +97,7 @@ class RowCopier:
         return True
 
     def _write(self, places: NDArray[np.uintp]) -> bool:
-        """Have the kernel write what lies at some places of memory; False if it does not all."""
+        """Write the given memory ranges to the file; return False if not all are written."""
         os.lseek(self._descriptor, 0, os.SEEK_SET)
         for first in range(0, len(places), _AT_ONCE):
             some = places[first : first + _AT_ONCE]
@@ -120,10 +120,11 @@ class RowCopier:
 def _places(
     files: Sequence[LocalShard], counts: Sequence[int], starts: NDArray[np.int64], width: int
 ) -> NDArray[np.uintp] | None:
-    """Where rows lie in memory, as the kernel's `struct iovec`: address and size, uintp [n, 2].
+    """Return the memory ranges of rows in mapped files.
 
     Returns:
-        None where a file cannot be mapped.
+        uintp [n, 2], address and size as in the kernel's `struct iovec`; None if a file cannot be
+        mapped.
     """
     mapped = [address for file in files if (address := file.address()) is not None]
     if len(mapped) < len(files):

@@ -1,13 +1,13 @@
-"""Published or absent: a file gets its final name only when it is whole and on disk.
+"""Write files and folders so that files are complete or absent, and nothing outside is touched.
 
-A folder that shardio writes to, held open, so that nothing inside leads out of it.
+A file is written under a temporary name. It gets its final name after it is complete and synced to
+disk.
 
-The folder that a user names may be a link. From there on every name is looked up in the open
-folder, by descriptor, and no link is followed: whatever takes the place of a file or folder while
-shardio works, only entries of the folder itself are written or removed. A link, pipe, device or
-folder in the place of a file is an error that names it. So is a lock that has a second name (a
-hard link), since writing to it would change the file of that name; other files are never written
-in place, so theirs does not matter.
+The folder that a user names may be a link. It is then held open, and every name is looked up by
+descriptor without following links. Even if a file or folder is replaced while shardio works, only
+entries of the folder itself are written or removed. A link, pipe, device or folder in place of a
+file is an error. So is a lock with a second name (a hard link), since writing to it would change
+the other file. Hard links to other files do no harm, because those are never written in place.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @contextmanager
 def atomic_file(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
-    """Write a file under a temporary name beside `path`, sync it, rename it.
+    """Write a file under a temporary name beside `path`, sync it and rename it.
 
-    If the block raises, the temporary file is removed and `path` is as it was. What is neither a
-    file nor a link stays: a device or a pipe is not replaced.
+    If the block raises, the temporary file is removed and `path` is unchanged. Only files and
+    links are replaced, not devices or pipes.
 
     Args:
         path: path of the file.
@@ -45,14 +45,14 @@ def atomic_file(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
 
     Raises:
         FileExistsError: something is there that is not replaced.
-        OSError: the file cannot be written, synced or renamed; it names `path`.
+        OSError: the file cannot be written, synced or renamed; the error names `path`.
     """
     try:
         mode = path.lstat().st_mode
-    except OSError:  # not there, or told below
+    except OSError:  # missing, or an error that is raised below
         mode = stat.S_IFREG
     if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
-        raise FileExistsError(errno.EEXIST, "something else than a file is there", str(path))
+        raise FileExistsError(errno.EEXIST, "something other than a file is there", str(path))
     try:
         descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -66,7 +66,7 @@ def atomic_file(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomic_file_in(folder: int, path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
-    """Write a file as atomic_file does, into a folder that is open.
+    """Write a file as atomic_file does, in an open folder.
 
     Args:
         folder: descriptor of the folder.
@@ -74,7 +74,7 @@ def atomic_file_in(folder: int, path: Path, *, replace: bool = True) -> Iterator
         replace: take the place of a file that is there.
 
     Raises:
-        OSError: the file cannot be written, synced or renamed; it names `path`.
+        OSError: the file cannot be written, synced or renamed; the error names `path`.
     """
     token = int.from_bytes(os.urandom(8), "little")
     temporary = f".{path.name}.{os.getpid()}-{token}{TEMPORARY_SUFFIX}"
@@ -98,17 +98,17 @@ def atomic_file_in(folder: int, path: Path, *, replace: bool = True) -> Iterator
 
 
 def create_in(folder: int, name: str) -> BinaryIO:
-    """Open a file that is not there yet for writing, in a folder that is open."""
+    """Create a file in an open folder and open it for writing."""
     return os.fdopen(os.open(name, _NEW, 0o666, dir_fd=folder), "wb")
 
 
 def at_path(error: OSError, path: Path) -> OSError:
-    """Make an error of the same kind that names a path."""
+    """Return an error of the same kind that names a path."""
     return OSError(error.errno, error.strerror, str(path))
 
 
 def final_name(name: str) -> str:
-    """The name that a temporary file was to get; any other name as it is."""
+    """Return the final name of a temporary file; other names are returned unchanged."""
     found = _TEMPORARY.fullmatch(name)
     return found[1] if found else name
 
@@ -126,7 +126,7 @@ _KINDS = {
 
 
 def is_plain_name(name: object) -> TypeGuard[str]:
-    """Whether a value is the name of an entry of a folder, and no path to anything else."""
+    """Return whether a value can be the name of an entry in a folder, rather than a path."""
     if not isinstance(name, str) or name in {"", ".", ".."} or {"/", "\0"} & {*name}:
         return False
     try:
@@ -137,14 +137,14 @@ def is_plain_name(name: object) -> TypeGuard[str]:
 
 
 class Folder:
-    """An open folder; as a context it is closed at the end.
+    """Open folder, usable as a context manager.
 
     Args:
         path: path of the folder, for errors.
-        descriptor: open descriptor of the folder, closed with this object.
+        descriptor: open descriptor of the folder, owned by this object.
 
     Attributes:
-        path: as given.
+        path: path of the folder.
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
@@ -156,12 +156,12 @@ class Folder:
         """Open a folder.
 
         Args:
-            path: path as the user named it, followed through links.
-            inside: names of folders below it, each in the one before, followed through none;
-                empty ones are left out.
+            path: path of the folder, which may be a link.
+            *inside: names of nested folders below it, which must not be links; empty names are
+                ignored.
 
         Raises:
-            OutputError: one of those inside is no real folder.
+            OutputError: a nested folder is not a real folder.
             OSError: a folder cannot be opened.
         """
         folder = cls(path, os.open(path, _FOLDER))
@@ -181,11 +181,11 @@ class Folder:
         os.close(self._descriptor)
 
     def names(self) -> list[str]:
-        """Names of all entries, sorted."""
-        return sorted(os.listdir(self._descriptor))  # noqa: PTH208  of a descriptor
+        """Return the names of all entries, sorted."""
+        return sorted(os.listdir(self._descriptor))  # noqa: PTH208  pathlib takes no descriptor
 
     def status(self, name: str) -> os.stat_result | None:
-        """Status of an entry, of a link itself; None if there is none."""
+        """Return the status of an entry, or None; links are not followed."""
         with self._naming(name):
             try:
                 return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
@@ -193,10 +193,10 @@ class Folder:
                 return None
 
     def find_file(self, name: str) -> os.stat_result | None:
-        """Status of a file; None if there is none.
+        """Return the status of a file, or None.
 
         Raises:
-            OutputError: the entry is no file.
+            OutputError: the entry is not a file.
         """
         status = self.status(name)
         if status is not None and not stat.S_ISREG(status.st_mode):
@@ -204,15 +204,15 @@ class Folder:
         return status
 
     def inside(self, name: str, *, make: bool = False) -> Folder:
-        """Open a folder inside; with an empty name this one again.
+        """Open a folder inside, or this folder again if the name is empty.
 
         Args:
             name: name of the folder.
-            make: make the folder if it is not there.
+            make: whether to create the folder if it is missing.
 
         Raises:
-            OutputError: the entry is no real folder.
-            OSError: the folder cannot be made or opened.
+            OutputError: the entry is not a real folder.
+            OSError: the folder cannot be created or opened.
         """
         if not name:
             return Folder(self.path, os.dup(self._descriptor))
@@ -231,10 +231,10 @@ class Folder:
 
     @contextmanager
     def write(self, name: str) -> Iterator[BinaryIO]:
-        """Write a file as shardio.storage.atomic.atomic_file does.
+        """Write a file as atomic_file does.
 
         Raises:
-            OutputError: something else than a file has the name.
+            OutputError: the name is taken by something other than a file.
             OSError: the file cannot be written.
         """
         self.find_file(name)
@@ -242,21 +242,22 @@ class Folder:
             yield stream
 
     def create(self, name: str) -> BinaryIO:
-        """Open a new file for writing, in place of a file that has the name.
+        """Open a new file for writing, replacing an existing file.
 
         Raises:
-            OutputError: something else than a file has the name.
-            OSError: the file cannot be made.
+            OutputError: the name is taken by something other than a file.
+            OSError: the file cannot be created.
         """
         self.remove(name)
         with self._naming(name):
             return create_in(self._descriptor, name)
 
     def open_lock(self, name: str) -> FileIO:
-        """Open a file to lock, read and append to, and make it if it is not there.
+        """Open a lock file for reading and appending; it is created if missing.
 
         Raises:
-            OutputError: something else than a file has the name, or the file has another name too.
+            OutputError: the name is taken by something other than a file, or the file has a
+                second name.
             OSError: the file cannot be opened.
         """
         self.find_file(name)
@@ -273,11 +274,11 @@ class Folder:
 
         Args:
             name: name of the file.
-            limit: bytes after which reading stops.
+            limit: maximum number of bytes to read.
 
         Raises:
-            OutputError: something else than a file has the name.
-            OSError: the file is not there or cannot be read.
+            OutputError: the name is taken by something other than a file.
+            OSError: the file is missing or cannot be read.
         """
         with self.open_file(name, buffering=0) as stream:
             return stream.read(limit)
@@ -287,11 +288,11 @@ class Folder:
 
         Args:
             name: name of the file.
-            buffering: bytes that are read ahead, see `open`.
+            buffering: buffering policy, as for the built-in `open`.
 
         Raises:
-            OutputError: something else than a file has the name.
-            OSError: the file is not there or cannot be read.
+            OutputError: the name is taken by something other than a file.
+            OSError: the file is missing or cannot be read.
         """
         self.find_file(name)
         with self._naming(name):
@@ -303,10 +304,10 @@ class Folder:
         raise self._refusal(name, status, "file")
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there.
+        """Remove a file if it exists.
 
         Raises:
-            OutputError: something else than a file has the name.
+            OutputError: the name is taken by something other than a file.
             OSError: the file cannot be removed.
         """
         if self.find_file(name) is not None:
@@ -314,20 +315,20 @@ class Folder:
                 os.unlink(name, dir_fd=self._descriptor)
 
     def remove_folder(self, name: str) -> None:
-        """Remove a folder that is empty.
+        """Remove an empty folder.
 
         Raises:
-            OSError: the folder is not there, or something is in it.
+            OSError: the folder is missing or not empty.
         """
         with self._naming(name):
             os.rmdir(name, dir_fd=self._descriptor)
 
     def move(self, name: str, target: Folder) -> None:
-        """Move a file into another folder, in place of a file that has the name there.
+        """Move a file to another folder, replacing an existing file.
 
         Raises:
-            OutputError: something else than a file has the name.
-            OSError: the file is not there or cannot be moved.
+            OutputError: the name is taken by something other than a file.
+            OSError: the file is missing or cannot be moved.
         """
         self.find_file(name)
         target.find_file(name)
@@ -335,7 +336,7 @@ class Folder:
             os.replace(name, name, src_dir_fd=self._descriptor, dst_dir_fd=target._descriptor)
 
     def sync(self) -> None:
-        """Make the renames inside durable."""
+        """Sync the folder to disk, so that renames inside are durable."""
         try:
             os.fsync(self._descriptor)
         except OSError as error:
@@ -343,11 +344,9 @@ class Folder:
 
     @contextmanager
     def _naming(self, name: str) -> Iterator[Path]:
-        """Let errors of the system name a whole path, and nothing leave the folder."""
+        """Check that a name stays inside the folder, and add its full path to system errors."""
         if not is_plain_name(name):
-            raise OutputError(
-                f"{name!r} cannot be the name of a file in this folder", where=self.path
-            )
+            raise OutputError(f"{name!r} is not a valid file name", where=self.path)
         try:
             yield self.path / name
         except OSError as error:
@@ -356,7 +355,7 @@ class Folder:
     def _refusal(self, name: str, status: os.stat_result, wanted: str) -> OutputError:
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
         if kind == "a file" and wanted == "file":
-            kind = "a file that has another name too (a hard link)"
+            kind = "a file with a second name (a hard link)"
         return OutputError(
             f"it is {kind}, where shardio writes a {wanted} of its own",
             where=self.path / name,

@@ -1,17 +1,16 @@
-"""Folders of one's own: what lies in them was put there by this user.
+"""Private folders, whose contents were written by this user.
 
-A folder is one's own if this user owns it and it is closed to everybody else (mode 0700). Where
-a folder is shared, such as /tmp, a subfolder `shardio-<uid>` of it is one's own, provided that
-nobody can put another in its place: the shared folder belongs to this user or to root, and others
-may not write to it, or it is sticky. The same holds for every folder above, since who may rename
-one of them may put another folder in its place; but nobody reaches what is below a folder that is
-closed to others, and a group named like its user has no other members. Links are followed to the
-shared folder, which the user names, and not below it. Permissions of folders that are there already
-are never changed.
+A folder is private if this user owns it and nobody else has access (mode 0700). In a shared folder,
+such as /tmp, the subfolder `shardio-<uid>` is used, provided that nobody can replace it. Therefore
+the shared folder must belong to this user or to root, and must be sticky if others can write to it.
+The same holds for every folder above, since a user who can rename one of them can replace it, up to
+a folder that is closed to others, which nobody can pass. Write access of a group with the name of
+its user is allowed, because it has no other members. Links are followed up to the shared folder,
+which the user names, but not below it. Permissions of existing folders are never changed.
 
-A folder of another user is never taken, root's included: who prepares data for others puts
-indexes beside the shards. On a file system that gives new files to another user (NFS with
-squashed root) or keeps no permissions no folder is one's own.
+A folder of another user is never accepted, not even root's. To prepare data for others, indexes are
+written beside the shards. No folder is private on a file system that assigns new files to another
+user (NFS with root squash) or has no permissions.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ _ROOT = 0
 
 
 def own_folder(folder: Path) -> Path:
-    """Return a folder if it is one's own, else the subfolder of it that is.
+    """Return the folder itself if it is private, else its private subfolder.
 
-    A folder that does not exist is made, with the parents that it lacks, all of mode 0700.
+    If the folder does not exist, it is created with its missing parents, all with mode 0700.
 
     Raises:
-        OSError: no folder there can be made or is one's own; `strerror` says why.
+        OSError: no private folder can be created; `strerror` has the reason.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     for path in reversed(missing):
-        with suppress(FileExistsError):  # another process has just made it
+        with suppress(FileExistsError):  # another process has just created it
             path.mkdir(0o700)
     if _fault(folder.stat()) is not None:
         return own_subfolder(folder)
@@ -49,10 +48,10 @@ def own_folder(folder: Path) -> Path:
 
 
 def own_subfolder(shared: Path) -> Path:
-    """Return the subfolder `shardio-<uid>` of a folder that others may write to; make it.
+    """Return the subfolder `shardio-<uid>` of a shared folder; create it if it is missing.
 
     Raises:
-        OSError: it cannot be made or is not one's own; `strerror` says why.
+        OSError: the subfolder cannot be created or is not private; `strerror` has the reason.
     """
     if reason := _fault_of_shared(shared.stat(), _OTHERS_WRITE):
         raise _refused(shared, reason)
@@ -66,7 +65,7 @@ def own_subfolder(shared: Path) -> Path:
 
 
 def entry_fault(path: Path) -> str | None:
-    """Say why a file of an own folder is not to be believed; None if it is, or is not there."""
+    """Return why a file in a private folder is not trusted; None if it is, or does not exist."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -77,7 +76,7 @@ def entry_fault(path: Path) -> str | None:
 
 
 def _refuse_open_above(folder: Path) -> None:
-    """Raise OSError if another user may put another folder in the place of one above a folder."""
+    """Raise OSError if another user can replace one of the folders above."""
     for above in reversed(folder.resolve().parents):
         status = above.stat()
         private = status.st_gid == os.getegid() and _is_private_group()
@@ -89,7 +88,7 @@ def _refuse_open_above(folder: Path) -> None:
 
 
 def _is_private_group() -> bool:
-    """Tell whether this process's group is named like its user, as one of that user alone is."""
+    """Return whether the group of this process has the name of its user, who is alone in it."""
     try:
         return grp.getgrgid(os.getegid()).gr_name == pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
@@ -97,17 +96,22 @@ def _is_private_group() -> bool:
 
 
 def _fault_of_shared(status: os.stat_result, others: int) -> str | None:
-    """Say why other users may replace what is in a folder; `others` are bits that let them."""
+    """Return why other users can replace the contents of a folder, or None.
+
+    Args:
+        status: status of the folder.
+        others: permission bits that let them.
+    """
     if status.st_uid not in (_ROOT, os.geteuid()):
         return f"it belongs to another user, number {status.st_uid}"
     if status.st_mode & others and not status.st_mode & stat.S_ISVTX:
         mode = stat.S_IMODE(status.st_mode)
-        return f"other users may replace what is in it: its mode is {mode:04o}"
+        return f"other users can replace its contents: its mode is {mode:04o}"
     return None
 
 
 def _fault(status: os.stat_result) -> str | None:
-    """Say why a folder is not one's own."""
+    """Return why a folder is not private, or None."""
     if not stat.S_ISDIR(status.st_mode):
         return "it is not a folder"
     return _fault_of_owner(status, _OTHERS)

@@ -1,14 +1,14 @@
-"""What processes of shardio put into the temporary directory, and its end.
+"""Files of shardio's processes in the temporary directory, and their removal.
 
-Everything lies in one folder of this user, `shardio-<uid>`, and is named after the process that
-it belongs to: where that runs (boot, and namespaces of process numbers and of time), its number,
-and when it started, since numbers are given again. A process that was killed leaves its own
-behind; the next one of the same user on the same machine takes that away when it first needs the
-folder. What belongs to a process elsewhere, on another host or in another container, stays: from
-here nobody can tell whether it lives.
+All files are in one private folder of the user, `shardio-<uid>`. A name identifies the process that
+owns the file: the place where it runs (the boot, and its namespaces of process ids and of time),
+its process id, and its start time, since process ids are reused. A killed process leaves its files
+behind. The next process of the same user in the same place removes them when it first needs the
+folder. Files of other places, such as another host or container, are left alone, because their
+processes may still be running.
 
-Where the folder cannot be one's own (see private) names start with `shardio-` in the temporary
-directory itself, and nothing there is taken away.
+If the folder cannot be private (see private), names start with `shardio-` in the temporary
+directory itself, and nothing there is removed.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from shardio.errors import ShardioError
 from shardio.storage.private import own_subfolder
 
 _NAME = re.compile(r"([0-9a-f]{8})-([0-9]+)-([0-9a-f]+)-.+")
-_MOST_LOOKED_AT = 4096  # names, so that the start of a process stays short
+_MOST_LOOKED_AT = 4096  # limits the time at the start of a process
 _ENDED = -1
 _looked: set[Path] = set()
-"""Folders in which this process has looked for what ended processes left."""
+"""Folders in which this process has removed the files of ended processes."""
 _locked: set[int] = set()
-"""Open files whose lock this process holds or waits for."""
+"""Descriptors of the files whose lock this process holds or waits for."""
 
 
 @dataclass
@@ -43,17 +43,17 @@ class Contents:
     """Contents of a file while its lock is held.
 
     Attributes:
-        data: bytes of the file; what is assigned is written when the lock is let go.
+        data: bytes of the file; an assigned value is written before the lock is released.
     """
 
     data: bytes
 
 
 def path_of_process(process: int, rest: str) -> Path:
-    """Return the path of a file that belongs to a process.
+    """Return a path for a file that belongs to a process.
 
     Args:
-        process: number of a running process of this user.
+        process: id of a running process of this user.
         rest: end of the file's name, unique in that process.
 
     Raises:
@@ -64,11 +64,11 @@ def path_of_process(process: int, rest: str) -> Path:
 
 
 def temporary_folder(longest: int | None = None) -> tempfile.TemporaryDirectory[str]:
-    """Make a folder that belongs to this process.
+    """Create a folder that belongs to this process.
 
     Args:
-        longest: bytes of the longest path that will do; where that of a folder that shows its
-            process is longer, the folder lies in the temporary directory itself.
+        longest: maximum length of the path in bytes; if the private folder would make it longer,
+            the folder is created in the temporary directory itself.
 
     Raises:
         ShardioError: the temporary directory cannot be written.
@@ -82,19 +82,20 @@ def temporary_folder(longest: int | None = None) -> tempfile.TemporaryDirectory[
 
 @contextmanager
 def locked_contents(path: Path) -> Iterator[Contents]:
-    """Read a file, made if need be, and write it again, all under its lock.
+    """Read a file and write it back while holding its lock; the file is created if missing.
 
-    A process that is forked meanwhile, by another thread, does not hold the lock.
+    A process that another thread forks meanwhile does not hold the lock.
 
     Raises:
-        ShardioError: the temporary directory cannot be written, or the file is another user's.
+        ShardioError: the temporary directory cannot be written, or the file belongs to another
+            user.
     """
     with explained():
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o600)
     _locked.add(descriptor)
     try:
-        if os.fstat(descriptor).st_uid != os.geteuid():  # who may hold the lock for ever
+        if os.fstat(descriptor).st_uid != os.geteuid():  # its owner could hold the lock for ever
             raise ShardioError(
                 "the file belongs to another user",
                 where=path,
@@ -109,15 +110,15 @@ def locked_contents(path: Path) -> Iterator[Contents]:
             with explained():
                 _overwrite(descriptor, contents.data, len(before))
     finally:
-        if descriptor in _locked:  # not so in a process that was forked here
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing would leave it to copies of forks
+        if descriptor in _locked:  # False in a process forked inside the block
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a copy in a fork would keep it after a close
             _locked.discard(descriptor)
             os.close(descriptor)
 
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn an error of the temporary directory into a sentence.
+    """Convert an OSError of the temporary directory to a ShardioError.
 
     Raises:
         ShardioError: the block raised an OSError.
@@ -134,14 +135,14 @@ def explained() -> Iterator[None]:
 
 
 def _overwrite(descriptor: int, data: bytes, size: int) -> None:
-    """Write a file of JSON without making it shorter: a process killed here leaves it whole."""
+    """Overwrite a JSON file without truncating it, so that it stays valid if killed here."""
     data = data.ljust(size)
     if os.pwrite(descriptor, data, 0) < len(data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _names_of(process: int) -> tuple[Path, str]:
-    """Return the folder of a process's files, and what their names start with."""
+    """Return the folder of a process's files, and the prefix of their names."""
     with explained():
         shared = Path(tempfile.gettempdir())
     start = f"{_place() or 'unknown'}-{process}-{max(_started(process) or 0, 0):x}-"
@@ -156,7 +157,7 @@ def _names_of(process: int) -> tuple[Path, str]:
 
 
 def _remove_of_ended(folder: Path) -> None:
-    """Remove what ended processes of this place left in a folder of one's own."""
+    """Remove the files of ended processes of this place from a private folder."""
     place = _place()
     with suppress(OSError), os.scandir(folder) as found:
         for entry in [*islice(found, _MOST_LOOKED_AT)]:
@@ -167,7 +168,7 @@ def _remove_of_ended(folder: Path) -> None:
                 shutil.rmtree(entry.path, ignore_errors=True)
             else:
                 with suppress(OSError):
-                    os.unlink(entry.path)  # noqa: PTH108  it is text already
+                    os.unlink(entry.path)  # noqa: PTH108  the path is a string
 
 
 def _runs(process: int, started: int) -> bool:
@@ -175,13 +176,13 @@ def _runs(process: int, started: int) -> bool:
     if found is not None:
         return found == started
     with suppress(ProcessLookupError, OverflowError):
-        os.kill(process, 0)  # where /proc shows little
+        os.kill(process, 0)  # /proc may hide the process
         return True
     return False
 
 
 def _started(process: int) -> int | None:
-    """Return when a process started, in ticks since boot, or _ENDED; None if nothing tells."""
+    """Return the start time of a process in ticks since boot, or _ENDED; None if unknown."""
     try:
         text = Path(f"/proc/{process}/stat").read_bytes()
     except OSError:
@@ -191,12 +192,12 @@ def _started(process: int) -> int | None:
 
 
 def _place() -> str | None:
-    """Return a digest of where numbers mean the same processes; None if /proc does not tell."""
+    """Return a digest of the place in which process ids are unique; None if /proc is missing."""
     try:
-        if Path("/proc/self").readlink().name != str(os.getpid()):  # /proc of other numbers
+        if Path("/proc/self").readlink().name != str(os.getpid()):  # /proc of another namespace
             return None
         parts = [Path("/proc/sys/kernel/random/boot_id").read_bytes()]
-        spaces = Path("/proc/self/ns/pid"), Path("/proc/self/ns/time")  # "time" is newer
+        spaces = Path("/proc/self/ns/pid"), Path("/proc/self/ns/time")  # old kernels lack "time"
         parts += [bytes(space.readlink()) for space in spaces if os.path.lexists(space)]
     except OSError:
         return None

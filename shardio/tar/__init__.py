@@ -1,1 +1,1 @@
-"""Tar archives as shards: read their members at speed, write them deterministically."""
+"""Fast reading and deterministic writing of tar archives."""

@@ -1,21 +1,20 @@
-"""One 512-byte header of a tar archive, pure: a block in, its fields out.
+"""Parse the 512-byte headers of tar archives, and the extension headers before them.
 
-The fields that matter to a reader of shards, by byte (POSIX.1-1988 "ustar", which extends v7):
+These fields matter to a reader of shards (POSIX.1-1988 "ustar", which extends v7); each is listed
+as offset, length and name:
 
     0    100  name        148    8  checksum      257    6  magic
     124   12  size        156    1  typeflag      345  155  prefix of the name, if ustar
 
-Strategy: the checksum is the guard of all other bits, so it is verified first, and exactly.
-Adler-32's low half is one more than the sum of the bytes, modulo 65,521; a sum of 256 bytes is
-at most 65,280, so zlib sums a header exactly in two pieces, ten times faster than sum() does.
+The checksum protects all other fields, so it is verified first. Summing the bytes with zlib is ten
+times faster than with sum(): the low half of an Adler-32 is the sum of the bytes plus one, modulo
+65,521. The sum of 256 bytes is at most 65,280, so two pieces give the exact sum of a header.
 
-Headers that extend the header after them: GNU long names and PAX records.
-
-GNU's "L" and "K" carry a long name or link target as text. PAX's "x" (Solaris: "X") carries
-records for the next member, "g" for all that follow, each `LENGTH KEYWORD=VALUE` and a newline,
-where LENGTH counts the whole record (POSIX.1-2001, pax interchange format). Only the keywords
-path and size change where a member is and what it is called; the rest is passed over, as are
-link targets, because links are no samples.
+Two formats extend the header that follows. GNU's "L" and "K" carry a long name or link target as
+text. PAX's "x" (Solaris: "X") carries records for the next member, and "g" for all members that
+follow. A record is `LENGTH KEYWORD=VALUE` and a newline, where LENGTH counts the whole record
+(POSIX.1-2001, pax interchange format). Only the keywords path and size are used. All others are
+ignored, and so are link targets, because links are not samples.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ USTAR_MAGIC = b"ustar\0"
 FILE = b"0"
 DIRECTORY = b"5"
 LABEL = b"V"
-"""The typeflag of GNU tar's volume label, which names the archive and is no member."""
+"""Typeflag of GNU tar's volume label, which names the archive and is not a member."""
 
 HEADER_PARTS = struct.Struct("148s 8s 100s 256s")
-"""A header as what is before the checksum, the checksum, what is after it, the second half."""
+"""Four parts of a header: before the checksum, the checksum, after it, and the second half."""
 
 EIGHT_SPACES = 8 * 0x20
 _WITHOUT_DATA = b"123456"
@@ -48,13 +47,13 @@ _TEXTS = slice(0, 100), slice(157, 257), slice(345, 500)  # name, link target, p
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What one header block says.
+    """Fields of one header block.
 
     Attributes:
-        name: the raw name, joined with the ustar prefix, up to its first NUL.
-        kind: the typeflag as one byte; v7's NUL and contiguous files ("7") read as "0",
-            v7's directories as "5".
-        size: the size field.
+        name: raw name up to its first NUL, joined with the ustar prefix.
+        kind: typeflag as one byte; "0" also for v7's NUL and for contiguous files ("7"), "5"
+            also for v7's directories.
+        size: value of the size field.
     """
 
     name: bytes
@@ -63,28 +62,28 @@ class Header:
 
     @property
     def has_data(self) -> bool:
-        """Whether `size` bytes follow; links, devices, directories and fifos have none."""
+        """Whether `size` bytes of data follow; not so for links, devices, directories and fifos."""
         return self.kind not in _WITHOUT_DATA
 
 
 def parse_header(block: bytes) -> Header:
-    """Read one header block.
+    """Parse one header block.
 
     Args:
-        block: the 512 bytes; fewer only where the archive ends.
+        block: 512 bytes, or fewer at the end of a truncated archive.
 
     Raises:
-        TarError: the block is cut off, its checksum is wrong, its size is no
-            number, or it starts a sparse member. The error knows no place.
+        TarError: the block is truncated, its checksum is wrong, its size field is not a number,
+            or it belongs to a sparse member. The error carries no location.
     """
     if len(block) < BLOCK:
         raise TarError(
-            f"only {len(block)} of a header's {BLOCK} bytes are left, so the shard is cut off",
+            f"the shard is truncated: it has only {len(block)} of the {BLOCK} bytes of a header",
             remedy="fetch or pack it again",
         )
     if not has_sound_checksum(block):
         raise TarError(
-            "the header's checksum does not match, so the shard is damaged or not a tar archive",
+            "the header's checksum does not match, so the shard is corrupt or not a tar archive",
             remedy="fetch or pack it again",
         )
     before, _, after, rest = HEADER_PARTS.unpack(block)
@@ -103,12 +102,12 @@ def parse_header(block: bytes) -> Header:
 
 
 def has_sound_checksum(block: bytes) -> bool:
-    """Tell whether a whole block states the sum of its bytes, in any spelling of the number.
+    """Return whether the checksum of a header matches, in any notation.
 
-    Sun's tar summed bytes with a sign. Its sum is taken only for headers that it can have written:
-    the bytes above 127 are all in the text of the name, link target or prefix. Elsewhere such a
-    byte is damage, which a second sum must not make sound: it counts as a small negative number
-    there, so that other small changes make up for it, which the unsigned sum does not allow.
+    Sun's tar summed signed bytes. Such a sum is accepted only for headers that Sun's tar can have
+    written, in which all bytes above 127 belong to the name, link target or prefix. Elsewhere such
+    a byte is corrupt. The signed sum would count it as a small negative number, which other small
+    changes could cancel out.
     """
     before, stated, after, rest = HEADER_PARTS.unpack(block)
     total = checksum(before, after, rest)
@@ -123,19 +122,19 @@ def has_sound_checksum(block: bytes) -> bool:
 
 
 def byte_sum(part: bytes, more: bytes = b"") -> int:
-    """Sum the bytes of one or two parts of a header, together at most 256 bytes long."""
+    """Sum the bytes of one or two parts of a header, 256 bytes in total at most."""
     return (adler32(more, adler32(part)) & 0xFFFF) - 1
 
 
 def checksum(before: bytes, after: bytes, rest: bytes) -> int:
-    """Sum the parts of a header (see HEADER_PARTS), with its checksum field read as spaces."""
+    """Compute the checksum of a header from its parts (see HEADER_PARTS)."""
     return byte_sum(before, after) + byte_sum(rest) + EIGHT_SPACES
 
 
 def folder_prefix(rest: bytes) -> bytes:
-    """Read from a header's second half what goes before its name: empty, or ends in a slash.
+    """Read the prefix of the name from a header's second half: empty, or ending in a slash.
 
-    Only ustar has it; GNU tar keeps times in its place, v7 nothing.
+    Only ustar has a prefix. GNU tar stores times in its place, and v7 nothing.
     """
     if rest[89] and rest[1:7] == USTAR_MAGIC:
         return until_nul(rest[89:244]) + b"/"
@@ -153,7 +152,7 @@ def padded(size: int) -> int:
 
 
 def sparse_error() -> TarError:
-    """Refuse a sparse member: its bytes in the archive are not the bytes of the file."""
+    """Create the error for a sparse member, whose data are not the bytes of the file."""
     return TarError(
         "the member is sparse, and sparse files are not supported",
         remedy="pack the shard again, without tar's --sparse",
@@ -168,14 +167,14 @@ def _parse_size(field: bytes) -> int:
     size = _parse_number(field)
     if size is None:
         raise TarError(
-            f"the header's size field {field!r} is not the size of a file",
+            f"the header's size field is not a valid file size: {field!r}",
             remedy="pack the shard again",
         )
     return size
 
 
 def _parse_number(field: bytes) -> int | None:
-    """Read octal digits or GNU's base-256, which 0x80 starts; None if it is neither or negative."""
+    """Parse octal digits, or GNU's base-256 after 0x80; return None if invalid or negative."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     digits = until_nul(field).strip(b" ")
@@ -194,13 +193,18 @@ _DIGITS_OF_SIZE = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overrides:
-    """What extension headers put in the place of a header's own fields; None leaves a field."""
+    """Values from extension headers that replace those of a header.
+
+    Attributes:
+        name: raw name of the member; None keeps the header's own.
+        size: size of its data in bytes; None keeps the header's own.
+    """
 
     name: bytes | None = None
     size: int | None = None
 
     def over(self, other: Overrides) -> Overrides:
-        """Combine two: the fields of this one, and the other's where this one has none."""
+        """Merge with other overrides; the values of this object take precedence."""
         if other is NO_OVERRIDES or self is NO_OVERRIDES:
             return self if other is NO_OVERRIDES else other
         return Overrides(
@@ -213,14 +217,15 @@ NO_OVERRIDES = Overrides()
 
 
 def parse_extension(kind: bytes, data: bytes) -> Overrides:
-    """Read the data of an extension header.
+    """Parse the data of an extension header.
 
     Args:
-        kind: the header's typeflag, one of EXTENSIONS.
-        data: the header's data, without padding.
+        kind: typeflag of the header, one of EXTENSIONS.
+        data: data of the header, without padding.
 
     Raises:
-        TarError: a PAX record is malformed or makes the member sparse. The error knows no place.
+        TarError: a PAX record is malformed or makes the member sparse. The error carries no
+            location.
     """
     if kind == b"L":
         return Overrides(name=until_nul(data))

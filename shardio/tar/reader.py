@@ -1,23 +1,21 @@
-"""Looking for headers that no walk leads to: behind damage or the end of an archive.
+"""Find the members of a tar archive by walking from header to header.
 
-Where the members of an archive are, found by walking from header to header.
+Most members of a shard are plain files with headers in a common format. A tight loop handles those
+and stops at the first header that differs in any way. The exact parser then reads that header or
+raises an error; the loop itself rejects nothing. Time is linear in the number of headers, and only
+the result takes memory.
 
-Strategy: most members of a shard are plain files, so one tight loop takes those for as long as
-each header is exactly what common tools write. Whatever is not stops the loop and goes, one
-header at a time, through the exact parser, which reads it or says what is wrong with it; the
-loop itself judges nothing. Time is linear in the headers, memory is that of the result.
+No member is silently lost. Two blocks of zeros end an archive. Zeros or a trailer may follow, and
+are skipped. They are an error if they could contain members: if one of the blocks is a header, or
+if the data end like an archive, with two blocks of zeros. This happens after concatenation, or if
+a part of the archive was zeroed. A single block of zeros ends an archive only if nothing but zeros
+follows; otherwise it is a zeroed header. (tarfile, GNU tar and bsdtar stop there and lose what
+follows, and only GNU tar prints a message; busybox continues.) An archive without an end mark is
+accepted, and `Members.has_end` is False. Callers must warn the user, since an archive truncated
+between two members looks the same.
 
-Nothing is silently lost. Two blocks of zeros end an archive. What follows is zeros or a trailer,
-which is passed over, unless it could be members: one of its blocks is a header, as of another
-archive or behind a part that was zeroed, or it ends as archives do, with two blocks of zeros. One
-block of zeros ends an archive only where nothing but zeros follows; before anything else it is a
-header that was zeroed. (tarfile, GNU tar and bsdtar stop at it, GNU tar with a message, and lose
-what follows; busybox reads on.) An archive that ends behind a member without any mark is read, and
-`Members.has_end` tells; whoever shows it to a user says so, since one that was cut off there looks
-the same.
-
-Where Python's tarfile reads a sound archive, the members are the same, but for GNU tar's volume
-label, which is none.
+For a valid archive, the members are those that Python's tarfile finds. The one exception is GNU
+tar's volume label, which is not a member.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import TarError
+from shardio.errors import TarError, counted
 from shardio.tar.header import (
     BLOCK,
     DIRECTORY,
@@ -56,7 +54,7 @@ from shardio.tar.header import (
 
 
 class Sliced(Protocol):
-    """Bytes that are read when a slice of them is asked for, as those of a file."""
+    """Bytes that are read by slicing, such as those of a file."""
 
     def __len__(self) -> int: ...
 
@@ -64,12 +62,12 @@ class Sliced(Protocol):
 
 
 class Searched(Sliced, Protocol):
-    """Sliced bytes in which a text can be found."""
+    """Sliced bytes that can be searched."""
 
     def __getitem__(self, part: slice, /) -> bytes: ...
 
     def find(self, text: bytes, start: int, /) -> int:
-        """Where a text first occurs at or after an offset; -1 if it does not."""
+        """Return the first offset of a text at or after `start`, or -1."""
         ...
 
 
@@ -77,21 +75,21 @@ Buffer: TypeAlias = bytes | bytearray | memoryview | mmap.mmap
 
 _PIECE = 1 << 20
 _CHECKSUM_AT = 148
-_STARTS = np.isin(np.arange(256), [*b" 01234567\x80"])  # of a number that is not 0
+_STARTS = np.isin(np.arange(256), [*b" 01234567\x80"])  # first byte of a number other than 0
 
 
 def find_headers(data: Sliced, start: int, end: int) -> Iterator[int]:
-    """Find the blocks that are headers by their checksums.
+    """Find headers by their checksums, without walking from one to the next.
 
-    Time is linear, and the memory that of a piece, whatever the bytes are.
+    Time is linear and memory constant, whatever the data.
 
     Args:
-        data: the archive, as bytes.
-        start: offset of the first block; the others follow at multiples of 512 from there.
-        end: offset that no block goes beyond.
+        data: archive.
+        start: offset of the first block; the others follow every 512 bytes.
+        end: offset after the last block.
 
     Yields:
-        Offsets in ascending order.
+        Offset of each header, in ascending order.
     """
     for first in range(start, end - BLOCK + 1, _PIECE):
         piece = bytes(data[first : min(first + _PIECE, end)])
@@ -103,30 +101,30 @@ def find_headers(data: Sliced, start: int, end: int) -> Iterator[int]:
 
 
 MISSING_END = TarError(
-    "the shard ends without an end-of-archive mark, so it may be cut off between two members",
+    "the shard has no end-of-archive mark, so it may be truncated between two members",
     remedy="fetch or pack it again, or append 1,024 zero bytes if it is known to be complete",
 )
 LARGEST_EMPTY = 20 * BLOCK
-"""Bytes of an archive without members at most: of GNU tar's, one record of 20 blocks."""
+"""Maximum size in bytes of an archive without members: GNU tar's, one record of 20 blocks."""
 
 _ZEROS = bytes(1 << 20)
-_WINDOW = 1 << 14  # bytes that are looked at together, where files are small
+_WINDOW = 1 << 14  # bytes to read at once; holds several headers if files are small
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Members:
-    """The members of one archive, in order, as columns.
+    """Members of one archive, in order, as columns.
 
     Attributes:
-        names: raw names, with ustar prefix, GNU long names and PAX paths resolved.
-        kinds: one byte a member: "0" file, "1" hard link, "2" symbolic link, "3" and "4"
-            devices, "5" directory, "6" fifo; other letters are vendors' own.
-        starts: int64 [members], the first byte of each member's headers, which reach to its data:
-            of the extension headers before its own, if it has some.
-        offsets: int64 [members], the first byte of each member's data.
-        sizes: int64 [members], the bytes of data; 0 for members that have none.
+        names: raw names, with ustar prefixes, GNU long names and PAX paths resolved.
+        kinds: one byte per member: "0" file, "1" hard link, "2" symbolic link, "3" and "4"
+            device, "5" directory, "6" fifo; other letters are specific to a vendor.
+        starts: int64 [members], offset of each member's first header, which is an extension
+            header if it has any.
+        offsets: int64 [members], offset of each member's data.
+        sizes: int64 [members], size of each member's data in bytes; 0 if it has none.
         has_end: whether an end-of-archive mark follows the members.
-        trailer: offset of the first byte behind the mark that is not zero, if there is one.
+        trailer: offset of the first non-zero byte after the mark, or None.
     """
 
     names: list[bytes]
@@ -142,11 +140,11 @@ class Members:
 
 
 class Fault(NamedTuple):
-    """Where a walk through an archive ended, and why.
+    """Error that stopped a walk through an archive.
 
     Attributes:
         offset: offset of the header or block at fault.
-        error: what is wrong with it, and the way out.
+        error: error without a location.
     """
 
     offset: int
@@ -157,13 +155,13 @@ def scan_members(buffer: Buffer | Sliced, *, shard: str) -> Members:
     """List the members of a tar archive: USTAR, v7, GNU or PAX.
 
     Args:
-        buffer: the whole archive, uncompressed.
-        shard: what errors call it.
+        buffer: whole archive, uncompressed.
+        shard: name of the shard in errors.
 
     Raises:
-        TarError: the archive is damaged, cut off inside a member, hostile, sparse, or has
-            neither members nor the size of an empty archive; the error has the shard and the
-            offset of the header or block at fault.
+        TarError: the archive is corrupt or truncated inside a member, contains a sparse member,
+            or has no members although it is larger than an empty archive. The error carries
+            the shard and the offset of the header or block at fault.
     """
     members, fault = scan_sound_part(buffer)
     if fault is not None:
@@ -173,11 +171,14 @@ def scan_members(buffer: Buffer | Sliced, *, shard: str) -> Members:
 
 
 def scan_sound_part(buffer: Buffer | Sliced, start: int = 0) -> tuple[Members, Fault | None]:
-    """List the members of a tar archive up to its end or the first fault.
+    """List the members of a tar archive up to its end or the first error.
 
     Args:
-        buffer: the whole archive, uncompressed.
+        buffer: whole archive, uncompressed.
         start: offset of the first header.
+
+    Returns:
+        The members, and the error that ended the walk, if any.
     """
     if not isinstance(buffer, Buffer):
         return _scan(buffer, start)
@@ -196,7 +197,7 @@ def _scan(view: Sliced, start: int) -> tuple[Members, Fault | None]:
 
 
 class _Scan:
-    """A walk through one archive; `position` is the header or block under the eye."""
+    """Walk through one archive; `position` is the offset of the current header or block."""
 
     def __init__(self, view: Sliced, start: int) -> None:
         self.position = start
@@ -207,7 +208,7 @@ class _Scan:
         self._sizes = array("q")
         self._for_all = NO_OVERRIDES
         self._for_next: Overrides | None = None
-        self._extended: dict[int, int] = {}  # by member, where its extension headers start
+        self._extended: dict[int, int] = {}  # offset of the extension headers, by member
         self._has_end = False
         self._trailer: int | None = None
 
@@ -221,15 +222,17 @@ class _Scan:
             self._take(parse_header(block))
         if self._for_next is not None:
             raise TarError(
-                "the archive ends between an extension header and its member, so the "
-                "shard is damaged",
+                "the shard is truncated between an extension header and its member",
                 remedy="fetch or pack it again",
             )
         if not self._names and not self._has_end:
-            raise TarError("the shard has no members and no end", remedy="fetch or pack it again")
+            raise TarError(
+                "the shard has no members and no end-of-archive mark",
+                remedy="fetch or pack it again",
+            )
         if self.position > len(self._view):
             raise TarError(
-                "the shard ends inside the padding of its last member, so it is cut off",
+                "the shard is truncated inside the padding of its last member",
                 remedy="fetch or pack it again",
             )
 
@@ -237,7 +240,7 @@ class _Scan:
         offsets = np.array(self._offsets, np.int64)
         starts = offsets - BLOCK
         for member, start in self._extended.items():
-            starts[member : member + 1] = start  # of the one that an archive ends before, none
+            starts[member : member + 1] = start  # empty if the archive ends before the member
         return Members(
             names=self._names,
             kinds=bytes(self._kinds),
@@ -249,7 +252,7 @@ class _Scan:
         )
 
     def _next_block(self) -> bytes:
-        """Take all plain files, then return the block that needs a closer look, if there is one."""
+        """Skip plain files and return the next block for the exact parser; empty at the end."""
         if (self._for_next or NO_OVERRIDES) is NO_OVERRIDES is self._for_all:
             self._take_plain_files()
         return bytes(self._view[self.position : self.position + BLOCK])
@@ -290,7 +293,7 @@ class _Scan:
         self.position = position
 
     def _take(self, header: Header) -> None:
-        """Take any member or extension whose header is sound, and step over its data."""
+        """Process the header of any member or extension, and skip its data."""
         data = self.position + BLOCK
         if header.kind in EXTENSIONS:
             size = header.size
@@ -304,8 +307,8 @@ class _Scan:
     def _extend(self, header: Header, data: int) -> None:
         if header.size > LONGEST_EXTENSION:
             raise TarError(
-                f"an extension header of {header.size} bytes is above the limit of "
-                f"{LONGEST_EXTENSION}",
+                f"an extension header has {header.size:,} bytes, more than the limit of "
+                f"{LONGEST_EXTENSION:,}",
                 remedy="pack the shard again with shorter names and attributes",
             )
         self._verify_inside(data, header.size)
@@ -313,8 +316,8 @@ class _Scan:
         rest = self._view[data + header.size : data + padded(header.size)]
         if header.kind == b"L" and b"\0" not in text and any(rest[:1]):
             raise TarError(
-                f"a long name goes on after the {header.size} bytes that its header says, "
-                "where tools read on",
+                f"a long name is not terminated within the {header.size} bytes of its data, and "
+                "other tools would read beyond them",
                 remedy="pack the shard again",
             )
         new = parse_extension(header.kind, text)
@@ -323,7 +326,7 @@ class _Scan:
         if header.kind == b"g":
             self._for_all = new.over(self._for_all)
             self._for_next = before
-        else:  # of two for one member the first prevails, as in tarfile
+        else:  # the first of two for one member takes precedence, as in tarfile
             self._for_next = before.over(new)
 
     def _add(self, header: Header, data: int) -> int:
@@ -346,8 +349,8 @@ class _Scan:
             return own.size
         if self._for_all.size not in {None, header.size}:
             raise TarError(
-                f"a global header says {self._for_all.size} bytes of data and the "
-                f"member's own {header.size}, which tools read differently",
+                f"a global header gives the member {self._for_all.size} bytes of data and its own "
+                f"header {header.size}, which tools read differently",
                 remedy="pack the shard again",
             )
         return header.size
@@ -356,48 +359,48 @@ class _Scan:
         left = len(self._view) - data
         if size > left:
             raise TarError(
-                f"the member has {size} bytes of data and the shard only {left} more, so "
-                "it is cut off or damaged",
+                f"the shard is truncated or corrupt: the member has {counted(size, 'byte')} of "
+                f"data, but only {left:,} are left",
                 remedy="fetch or pack it again",
             )
 
     def _take_end(self) -> None:
-        """Take the end-of-archive mark, and what follows it if that cannot be members."""
+        """Process the end-of-archive mark and a trailer, unless it could contain members."""
         mark, end = self.position, len(self._view)
         first = self._find_data(mark)
         if first is not None:
             self._refuse_members(mark, first)
         if not self._names and (first is not None or end > LARGEST_EMPTY):
-            what = f"{end:,} bytes of zeros" if first is None else f"data from byte {first} on"
+            what = f"{end:,} zero bytes" if first is None else f"data from byte {first} on"
             raise TarError(
-                f"the shard has no members, only {what}, so it was not written or was zeroed",
+                f"the shard has no members, only {what}, so it was never written or was zeroed",
                 remedy="fetch or pack it again, or leave it out",
             )
         self._has_end, self._trailer = True, first
 
     def _refuse_members(self, mark: int, first: int) -> None:
-        """Refuse data behind an end-of-archive mark that could be members."""
-        start = first - (first - mark) % BLOCK  # of the block that it is in
+        """Raise an error if the data after an end-of-archive mark could contain members."""
+        start = first - (first - mark) % BLOCK  # start of its block
         if start < mark + 2 * BLOCK:
             raise TarError(
-                "two blocks of zeros should end the archive, yet data follows one at "
-                f"byte {first}, so a header was zeroed",
+                f"a single block of zeros precedes the data at byte {first}, so a header was "
+                "zeroed",
                 remedy="fetch or pack the shard again",
             )
         header = next(find_headers(self._view, start, len(self._view)), None)
         if header is not None or not bytes(self._view[-2 * BLOCK :]).strip(b"\0"):
-            what = "an end of another" if header is None else f"a header at byte {header}"
+            what = "the end of another" if header is None else f"a header at byte {header}"
             raise TarError(
                 f"data and {what} follow the end of the archive at byte {first}, so "
                 "archives were concatenated or headers zeroed",
                 remedy=(
-                    "unpack it with `tar --ignore-zeros` and pack it again, or cut it "
-                    f"off at byte {start} if what follows is not wanted"
+                    "unpack it with `tar --ignore-zeros` and pack it again, or truncate it "
+                    f"to {start} bytes if what follows is not needed"
                 ),
             )
 
     def _find_data(self, start: int) -> int | None:
-        """Find the first byte from an offset on that is not zero."""
+        """Return the offset of the first non-zero byte at or after an offset."""
         for at in range(start, len(self._view), len(_ZEROS)):
             chunk = bytes(self._view[at : at + len(_ZEROS)])
             if chunk != _ZEROS[: len(chunk)]:

@@ -1,12 +1,12 @@
-"""Walking through a damaged archive: what is lost, and the members that are still there.
+"""Find the members that are left in a corrupt archive, and the gaps between them.
 
-Strategy: the exact walk goes as far as it can. Where it stops, the next header is looked for: a
-block whose checksum is right and that says "ustar", at any offset, since bytes may be lost or
-doubled, or one in the older v7 format, at a multiple of 512. The walk goes on there.
+The exact walk goes as far as it can, and continues at the next header after an error. That is a
+block with a matching checksum. It may start at any offset if it contains "ustar", since bytes may
+be lost or repeated; headers in the older v7 format are expected at a multiple of 512.
 
-Where it stops at a header that is damaged, the member before is whole, and the search starts
-behind. Where it stops at anything else, the data of the member before are shorter or longer than
-its header says, so the search starts with these data.
+If the walk stopped at a corrupt header, the member before it is complete, and the search starts
+after that header. If it stopped at anything else, the data of the member before it are shorter or
+longer than its header says, and the search starts within these data.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _DIGIT, _SIZE_AT = re.compile(b"[0-7]"), slice(124, 136)
 
 
 class Gap(NamedTuple):
-    """Bytes that belong to no member that could be found.
+    """Bytes that belong to no member found.
 
     Attributes:
         start: offset of the first byte.
         end: offset after the last byte.
-        error: what stopped the walk, and the way out.
+        error: error that stopped the walk.
     """
 
     start: int
@@ -44,14 +44,14 @@ class Gap(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Walk:
-    """What a walk found.
+    """Result of a walk through a corrupt archive.
 
     Attributes:
-        members: in order; those whose data another header cuts are not among them. What they
-            say of the archive's end is what the last part of the walk found.
-        gaps: in order; none in a sound archive.
-        doubtful: numbers of members before a gap that is no damaged header, so that their own
-            data may have lost or got bytes.
+        members: members in order, without those whose data are interrupted by another header;
+            `has_end` and `trailer` are those of the last part of the walk.
+        gaps: gaps in order; none in a valid archive.
+        doubtful: numbers of the members whose own data may have lost or gained bytes, since no
+            corrupt header follows them but other bytes do.
     """
 
     members: Members
@@ -60,10 +60,10 @@ class Walk:
 
 
 def walk_members(data: Searched) -> Walk:
-    """List the members of a tar archive, however damaged.
+    """List the members of a tar archive, however corrupt.
 
     Args:
-        data: the whole archive, uncompressed.
+        data: whole archive, uncompressed.
     """
     parts: list[Members] = []
     gaps: list[Gap] = []
@@ -92,7 +92,7 @@ def walk_members(data: Searched) -> Walk:
 
 
 def _looks_like_header(data: Searched, offset: int) -> bool:
-    """Whether a block was a header, though it may be damaged, zeroed or cut off."""
+    """Return whether a block was a header, which may be corrupt, zeroed or truncated."""
     block = data[offset : offset + BLOCK]
     return (
         len(block) < BLOCK
@@ -112,7 +112,7 @@ def _is_header(block: bytes) -> bool:
 
 
 def _next_header(data: Searched, start: int) -> int | None:
-    """Offset of the first header at or after an offset."""
+    """Return the offset of the first header at or after an offset."""
     modern = next(
         (at for at in _find_magic(data, start) if _is_header(data[at : at + BLOCK])), None
     )
@@ -130,8 +130,8 @@ def _find_magic(data: Searched, start: int) -> Iterator[int]:
 def _cut_member(members: Members, end: int) -> Gap:
     offset, name = int(members.offsets[-1]), members.names[-1].decode("utf-8", "replace")
     error = TarError(
-        f"the member {quoted(name)} has {int(members.sizes[-1])} bytes by its header, and the next "
-        f"header comes after {end - offset}, so bytes are lost",
+        f"bytes are lost: the member {quoted(name)} should have {int(members.sizes[-1])} bytes, "
+        f"but the next header follows after {end - offset}",
         remedy="fetch or pack the shard again",
     )
     return Gap(offset, end, error)

@@ -1,12 +1,11 @@
-"""What a shard is written with: USTAR headers (POSIX.1-1988) that depend on name and size alone.
+"""Write tar archives deterministically, in large pieces, with checksums.
 
-Owner, time and mode are constants, so the same members always give the same bytes. Nothing but
-plain USTAR is written, which every tool reads: what does not fit is refused, not extended.
+The same members always give the same bytes: headers depend on name and size alone, with constant
+owner, time and mode. Only plain USTAR headers (POSIX.1-1988) are written, because every tool reads
+them. Members that do not fit are an error.
 
-Writing a tar archive in large pieces, with its checksums.
-
-Members are laid out in one reused buffer, which goes to the digest and to the file whenever it
-is full: a file's data is copied once, from the page cache into its place in the archive.
+Members are assembled in one reused buffer. Whenever it is full, it is hashed and written to the
+file. A member's data are thus copied once, from the page cache to their place in the archive.
 """
 
 from __future__ import annotations
@@ -25,27 +24,27 @@ _SIZE_LIMIT = 8**11
 _MODE_UID_GID = b"%07o\0%07o\0%07o\0" % (0o644, 0, 0)
 _MTIME = b"%011o\0" % 0
 _AFTER_CHECKSUM = FILE.ljust(100, b"\0")
-# The last byte of the link, magic and version, user and group names, device numbers.
+# Last byte of the link target, magic and version, user and group names, device numbers.
 _BEFORE_PREFIX = b"\0" + USTAR_MAGIC + b"00" + bytes(64) + b"%07o\0%07o\0" % (0, 0)
 
 
 def header_block(name: bytes, size: int) -> bytes:
-    """Make the header of a regular file: mode 0644, owner 0, time 0.
+    """Create the header of a regular file with mode 0644, owner 0 and time 0.
 
     Args:
-        name: the member's name, 1 to 255 bytes. Above 100 bytes it is split at a slash.
-        size: the bytes of data that will follow, below 8 GiB.
+        name: name of the member, 1 to 255 bytes; split at a slash if longer than 100 bytes.
+        size: size of the data in bytes, below 8 GiB.
 
     Returns:
-        The 512 bytes of the header.
+        Header of 512 bytes.
 
     Raises:
         UsageError: USTAR cannot hold the name or the size.
     """
     if not 0 <= size < _SIZE_LIMIT:
         raise UsageError(
-            f"the member {quoted(name)} would have {size} bytes, and a tar header holds 0 "
-            f"to {_SIZE_LIMIT - 1}",
+            f"the member {quoted(name)} has {size:,} bytes, and a tar header allows 0 to "
+            f"{_SIZE_LIMIT - 1:,}",
             remedy="split the file",
         )
     prefix, last = _split_name(name)
@@ -56,15 +55,15 @@ def header_block(name: bytes, size: int) -> bytes:
 
 
 def padding(size: int) -> bytes:
-    """Make the zeros that follow `size` bytes of data up to the next block."""
+    """Return the zeros between `size` bytes of data and the next block."""
     return bytes(-size % BLOCK)
 
 
 def _split_name(name: bytes) -> tuple[bytes, bytes]:
-    """Split a name into prefix and rest, at the first slash that lets the rest fit."""
+    """Split a name into prefix and rest, at the first slash after which the rest fits."""
     if not name or b"\0" in name or name.endswith(b"/"):
         raise UsageError(
-            f"{quoted(name)} does not name a file in a tar archive",
+            f"{quoted(name)} is not a valid member name",
             remedy="use a name that is not empty, has no NUL and does not end in a slash",
         )
     if len(name) <= 100:
@@ -72,9 +71,8 @@ def _split_name(name: bytes) -> tuple[bytes, bytes]:
     cut = name.find(b"/", max(1, len(name) - 101), 156)
     if cut < 0 or len(name) > _LONGEST_NAME:
         raise UsageError(
-            f"the member name {quoted(name)} has {len(name)} bytes and does not fit into "
-            "a tar header",
-            remedy=(f"shorten it to 100 bytes, or to {_LONGEST_NAME} with folders to split it at"),
+            f"the member name {quoted(name)} has {len(name)} bytes, too many for a tar header",
+            remedy=f"shorten it to 100 bytes, or to {_LONGEST_NAME} bytes with folders in it",
         )
     return name[:cut], name[cut + 1 :]
 
@@ -83,11 +81,11 @@ _BUFFER = 1 << 20
 
 
 class Placed(NamedTuple):
-    """Where a member's data went.
+    """Location and checksum of a member's data.
 
     Attributes:
-        offset: of the data in the archive.
-        size: in bytes.
+        offset: offset of the data in the archive.
+        size: size of the data in bytes.
         checksum: CRC-32 (zlib) of the data.
     """
 
@@ -97,10 +95,10 @@ class Placed(NamedTuple):
 
 
 class ArchiveWriter:
-    """Appends members to an archive.
+    """Writer of one archive.
 
     Args:
-        stream: where the archive goes; opened for writing, unbuffered use is fine.
+        stream: binary stream open for writing; need not be buffered.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -113,14 +111,17 @@ class ArchiveWriter:
 
     @property
     def size(self) -> int:
-        """Bytes written so far."""
+        """Number of bytes written so far."""
         return self._flushed + self._used
 
     def reserve(self, size: int) -> memoryview:
-        """Where the data of the next member belongs; fill it, then commit the member.
+        """Reserve memory for the next member; fill it, then call commit.
 
         Args:
-            size: of the data in bytes.
+            size: size of the data in bytes.
+
+        Returns:
+            Writable memory of that size.
 
         Raises:
             OSError: the archive cannot be written.
@@ -133,7 +134,7 @@ class ArchiveWriter:
         """Append the reserved member under a name.
 
         Raises:
-            UsageError: tar cannot hold a member of that name or size.
+            UsageError: the name or the size does not fit into a tar header.
         """
         size, start = len(self._data), self._used + BLOCK
         end = start + size
@@ -144,7 +145,7 @@ class ArchiveWriter:
         return Placed(self._flushed + start, size, checksum)
 
     def finish(self) -> str:
-        """Write the end of the archive; returns the SHA-256 of the whole, hexadecimal."""
+        """Write the end of the archive and return its SHA-256 in hexadecimal."""
         self._make_room(len(END_OF_ARCHIVE))
         start, self._used = self._used, self._used + len(END_OF_ARCHIVE)
         self._buffer[start : self._used] = END_OF_ARCHIVE

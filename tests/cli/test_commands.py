@@ -138,8 +138,12 @@ def test_pack_stores_pixels_and_says_when_their_sizes_differ(tmp_path: Path) -> 
         (["index", "nothing"], 1, "shardio: nothing: no such folder or shard"),
         (["index", "in"], 1, "shardio: in: no shards"),
         (["profile", "nothing"], 1, "shardio: nothing: no such folder or shard"),
-        (["profile", "in", "--workers", "two"], 2, "'two' is no list of numbers"),
-        (["profile", "in", "--workers", "1,-2"], 2, "'1,-2': numbers are 0 or more"),
+        (["profile", "in", "--workers", "two"], 2, "'two' is not a list of numbers"),
+        (
+            ["profile", "in", "--workers", "1,-2"],
+            2,
+            "workers=-2: it must be a whole number from 0 to 32",
+        ),
         (["frobnicate"], 2, "No such command 'frobnicate'"),
     ],
 )

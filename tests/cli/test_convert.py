@@ -57,11 +57,11 @@ def test_the_summary_is_printed_as_json(folder: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["nothing", "out", "--to", "tfrecord"], 1, "shardio: nothing: no such folder or shard"),
-        (["a.tar", "--to", "tfrecord"], 2, "TFRecord files need a folder of their own"),
+        (["a.tar", "--to", "tfrecord"], 2, "TFRecord files require an output folder"),
         (["a.tar", "out"], 2, "Missing option '--to'"),
         (["a.tar", "out", "--to", "zip"], 2, "'zip' is not one of 'tfrecord', 'wids', 'dali'"),
         (["a.tar", "out", "--to", "tfrecord", "--feature", "x"], 2, "'x' is not a pair of a field"),
-        (["a.tar", "out", "--to", "dali", "--feature", "x=y"], 2, "features are of TFRecord"),
+        (["a.tar", "out", "--to", "dali", "--feature", "x=y"], 2, "features require to='tfrecord'"),
         (["a.tar", "a.tar", "--to", "tfrecord"], 1, "shardio: a.tar: "),
     ],
 )

@@ -120,7 +120,7 @@ def test_names_that_no_terminal_can_show_are_escaped(
     [
         (["nothing"], 1, "nothing: no such folder or shard"),
         (["out", "--sample", "key"], 1, "no sample has the key 'key'"),
-        (["out", "--preview", "a.jpg"], 2, "a.jpg: the preview is a PNG file"),
+        (["out", "--preview", "a.jpg"], 2, "a.jpg: the preview must be a PNG file"),
         (["out", "--preview-count", "0"], 2, "0 is not in the range"),
     ],
 )

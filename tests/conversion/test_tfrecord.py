@@ -180,7 +180,7 @@ def test_a_conversion_that_was_killed_is_finished_by_running_it_again(
         "shard-000000.tfrecord",
         "shard-000001.tfrecord",
     ]
-    with pytest.raises(shardio.PackError, match="of something else into this folder was"):
+    with pytest.raises(shardio.PackError, match="a different conversion into this folder was"):
         shardio.convert(packed, out, to="tfrecord", features=["cls="])
     before = (out / "shard-000000.tfrecord").stat().st_mtime_ns
     shardio.convert(packed, out, to="tfrecord")
@@ -190,7 +190,7 @@ def test_a_conversion_that_was_killed_is_finished_by_running_it_again(
 
 def test_files_that_are_there_are_not_overwritten(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.tfrecord").write_bytes(b"mine")
-    with pytest.raises(shardio.PackError, match=r"has TFRecord files already \(mine\.tfrecord\)"):
+    with pytest.raises(shardio.PackError, match=r"already has TFRecord files \(mine\.tfrecord\)"):
         shardio.convert(packed, tmp_path, to="tfrecord")
     assert digests(tmp_path) == {"mine.tfrecord": b"mine"}
 
@@ -207,7 +207,7 @@ def test_two_conversions_do_not_write_to_one_folder(packed: Path, tmp_path: Path
         while not any(path.name.startswith(".shard") for path in tmp_path.glob("out/*")):
             assert other.poll() is None
             time.sleep(0.02)
-        with pytest.raises(shardio.PackError, match="another conversion writes to this folder"):
+        with pytest.raises(shardio.PackError, match="another conversion is writing to this folder"):
             shardio.convert(packed, tmp_path / "out", to="tfrecord")
     finally:
         other.kill()
@@ -332,10 +332,12 @@ def test_indexes_of_compressed_shards_are_refused(tmp_path: Path, to: Any) -> No
 
 def test_what_dalis_index_cannot_hold_is_refused(tmp_path: Path) -> None:
     shard = make_shard(tmp_path / "a.tar", {"a b": {"txt": b""}})
-    with pytest.raises(shardio.IndexFileError, match=r"the member 'a b\.txt' has white space"):
+    with pytest.raises(shardio.IndexFileError, match=r"the member 'a b\.txt' contains white space"):
         shardio.convert(shard, to="dali")
     make_shard(shard, {})
-    with pytest.raises(shardio.IndexFileError, match="DALI takes no shard without samples"):
+    with pytest.raises(
+        shardio.IndexFileError, match="DALI does not support a shard without samples"
+    ):
         shardio.convert(shard, to="dali")
     assert not (tmp_path / "a.idx").exists()
 
@@ -344,7 +346,7 @@ def test_an_index_of_another_tool_never_replaces_shardios(tmp_path: Path) -> Non
     shard = make_shard(tmp_path / "a.tar", SAMPLES)
     shardio.index(shard)
     before = (tmp_path / "index/a.tar.idx").read_bytes()
-    with pytest.raises(shardio.UsageError, match="shardio's own index lies there"):
+    with pytest.raises(shardio.UsageError, match="shardio's own index has this name"):
         shardio.convert(shard, tmp_path / "index", to="energon")
     assert (tmp_path / "index/a.tar.idx").read_bytes() == before
 
@@ -356,7 +358,7 @@ def test_a_shard_that_changed_after_it_was_indexed_is_noticed(tmp_path: Path) ->
     make_shard(shard, {"one": {"txt": b"x"}})
     with shard.open("ab") as stream:
         stream.write(bytes(size - shard.stat().st_size))
-    with pytest.raises(shardio.IndexFileError, match="it has 2 samples, the shard 1"):
+    with pytest.raises(shardio.IndexFileError, match="it lists 2 samples, but the shard has 1"):
         shardio.convert(shard, to="dali")
 
 
@@ -364,11 +366,11 @@ def test_a_shard_that_changed_after_it_was_indexed_is_noticed(tmp_path: Path) ->
     ("options", "message"),
     [
         ({"to": "zip"}, "to='zip': it must be 'tfrecord', 'wids', 'dali' or 'energon'"),
-        ({"to": "tfrecord", "out": None}, "TFRecord files need a folder of their own"),
-        ({"to": "dali", "features": ["jpg=x"]}, "features are of TFRecord files"),
+        ({"to": "tfrecord", "out": None}, "TFRecord files require an output folder"),
+        ({"to": "dali", "features": ["jpg=x"]}, "features require to='tfrecord'"),
         ({"to": "tfrecord", "features": ["png=x"]}, "no field 'png'; the fields are cls, jpg, "),
         ({"to": "tfrecord", "features": ["jpg=label"]}, "would become the feature 'label'"),
-        ({"to": "tfrecord", "features": ["=x"]}, "'=x' names no field"),
+        ({"to": "tfrecord", "features": ["=x"]}, "'=x' has no field name"),
         ({"to": "tfrecord", "jobs": 0}, "jobs=0: it must be a whole number"),
     ],
 )
@@ -387,13 +389,13 @@ def test_shards_that_would_become_one_file_are_refused(tmp_path: Path) -> None:
         make_shard(tmp_path / folder / "x.tar", SAMPLES)
     parts = [tmp_path / "a", tmp_path / "b"]
     for to in ("tfrecord", "dali"):
-        with pytest.raises(shardio.UsageError, match="two shards would become"):
+        with pytest.raises(shardio.UsageError, match="two shards would be converted to"):
             shardio.convert(parts, tmp_path / "out", to=to)
-    with pytest.raises(shardio.UsageError, match="the shards lie in several folders"):
+    with pytest.raises(shardio.UsageError, match="the shards are in several folders"):
         shardio.convert(parts, to="wids")
 
 
 def test_tfrecord_files_are_for_pack(packed: Path, tmp_path: Path) -> None:
     shardio.convert(packed, tmp_path / "records", to="tfrecord")
-    with pytest.raises(shardio.PackError, match=r"`shardio pack .*records OUT --shards N` makes"):
+    with pytest.raises(shardio.PackError, match=r"`shardio pack .*records OUT --shards N` to make"):
         shardio.convert(tmp_path / "records", tmp_path / "out", to="tfrecord")

@@ -91,7 +91,7 @@ def test_bytes_that_a_type_of_a_user_does_not_decode_are_named(tmp_path: Path) -
     assert not shardio.verify(shard, deep=True).findings  # bytes to whoever gives no type
     found = shardio.info(shard, sample="2", fields=FIELDS).sample
     assert found is not None
-    assert found.fields[0].value.startswith("does not decode: ")
+    assert found.fields[0].value.startswith("cannot be decoded: ")
 
 
 def test_sounds_of_different_length_do_not_fit_into_one_batch(tmp_path: Path) -> None:

@@ -50,14 +50,17 @@ NOTHING = {
 }
 NO_SAMPLES = {
     "names": (tar_of("README", "data/LICENSE"), r"2 members .*: 2 without a dot in the name"),
-    "dots": (tar_of(".gitignore", "a/.x.jpg"), "2 with names that start with a dot, as '.gitig"),
-    "metadata": (tar_of("__key__/a.jpg"), "1 with names like __this__, as '__key__/a.jpg'"),
-    "folders": (tar_of("a/", "b.c/"), "2 that are folders, as 'a"),
-    "odd": (tar_of("a.\n/b.jpg"), r"with names that are not KEY.FIELD, as 'a\.\\n/b.jpg'"),
-    "long": (tar_of("\u202e" + "n" * 300), r"as '\\u202en+\.\.\.n+'; name members KEY.FIELD"),
+    "dots": (
+        tar_of(".gitignore", "a/.x.jpg"),
+        "2 with names that start with a dot, such as '.gitig",
+    ),
+    "metadata": (tar_of("__key__/a.jpg"), "1 with names like __this__, such as '__key__/a.jpg'"),
+    "folders": (tar_of("a/", "b.c/"), "2 that are folders, such as 'a"),
+    "odd": (tar_of("a.\n/b.jpg"), r"with names that are not KEY.FIELD, such as 'a\.\\n/b.jpg'"),
+    "long": (tar_of("\u202e" + "n" * 300), r"such as '\\u202en+\.\.\.n+'; name members KEY.FIELD"),
     "several": (
         tar_of("a/", "b", "c", ".d"),
-        "none of its 4 members is a field of a sample: 2 without a dot in the name, 1 that are "
+        "it has 4 members but no field of a sample: 2 without a dot in the name, 1 that are "
         "folders, 1 with names that start with a dot",
     ),
 }
@@ -121,7 +124,7 @@ def test_every_command_refuses_a_tar_without_samples_unless_it_is_allowed(
     arguments = COMMANDS[command](folder)
     done = run(*arguments)
     assert done.exit_code == 1
-    assert "odd.tar: none of its 2 members is a field of a sample" in said(done)
+    assert "odd.tar: it has 2 members but no field of a sample" in said(done)
     assert not (folder.parent / "out").exists()
     if command != "profile":  # takes seconds
         done = run(*arguments, "--allow-empty")
@@ -186,7 +189,9 @@ def test_an_index_from_before_hides_nothing(tmp_path: Path, data: bytes, place: 
         receipt = ShardReceipt(name="a.tar", samples=0, size=len(data), sha256="")
         with Folder.open(folder) as held:
             write_manifest(held, Manifest(shards=(receipt,), fields=(), classes=None))
-    with pytest.raises(shardio.TarError, match=r"a\.tar.*(no members|none of its 1 members)"):
+    with pytest.raises(
+        shardio.TarError, match=r"a\.tar.*(no members|it has 1 member but no field)"
+    ):
         shardio.ShardDataset(folder)
 
 
@@ -227,7 +232,7 @@ def test_a_shard_without_an_end_mark_is_read_with_one_warning_in_a_process(
     dataset = shardio.ShardDataset(folder)
     assert [dataset[number]["__key__"] for number in range(20)] == expected
     (message,) = logged(caplog)
-    assert message.startswith(f"{shard}: the shard ends without an end-of-archive mark, so it may")
+    assert message.startswith(f"{shard}: the shard has no end-of-archive mark, so it may")
     assert message.endswith("; fetch or pack it again, or append 1,024 zero bytes if it is known "
                             "to be complete")  # fmt: skip
     shardio.ShardDataset(folder)
@@ -268,7 +273,7 @@ def test_very_many_shards_without_an_end_mark_are_one_warning(
         cut_end(make_shard(tmp_path / f"{number:02d}.tar", SAMPLES))
     shardio.ShardDataset(tmp_path)
     (message,) = logged(caplog)
-    assert message.startswith(f"{tmp_path}/00.tar and 11 other shards: the shard ends without")
+    assert message.startswith(f"{tmp_path}/00.tar and 11 other shards: the shard has no end-of-")
 
 
 def test_a_shard_without_an_end_mark_is_a_problem_of_verify(folder: Path) -> None:
@@ -278,7 +283,7 @@ def test_a_shard_without_an_end_mark_is_a_problem_of_verify(folder: Path) -> Non
             shardio.index(folder)
         (found,) = shardio.verify(folder, jobs=1).problems
         assert found.offset == shard.stat().st_size
-        assert found.what.startswith("the shard ends without an end-of-archive mark")
+        assert found.what.startswith("the shard has no end-of-archive mark")
     done = run("verify", folder, "--jobs", "1", "--fix", folder.parent / "new")
     assert done.exit_code == 1
     assert shardio.verify(folder.parent / "new", jobs=1).sound
@@ -317,7 +322,7 @@ def refusal(path: Path) -> str:
 def test_no_tar_of_other_projects_opens_without_samples(shared_data: Path) -> None:
     refusals = [refusal(path) for path in sorted((shared_data / "tars").glob("*/*.t*"))]
     assert len(refusals) > 40
-    assert sum("is a field of a sample" in each for each in refusals) > 10
+    assert sum("but no field of a sample" in each for each in refusals) > 10
 
 
 def test_an_index_without_samples_of_a_shard_that_has_some_is_stale(tmp_path: Path) -> None:
@@ -334,5 +339,5 @@ def test_a_volume_label_without_an_end_is_no_archive(tmp_path: Path) -> None:
     label = tarfile.TarInfo("label")
     label.type = b"V"
     (tmp_path / "a.tar").write_bytes(label.tobuf(tarfile.GNU_FORMAT))
-    with pytest.raises(shardio.TarError, match="no members and no end"):
+    with pytest.raises(shardio.TarError, match="no members and no end-of-archive mark"):
         shardio.index(tmp_path / "a.tar")

@@ -170,7 +170,7 @@ def test_a_field_of_an_unknown_type_is_refused(tmp_path: Path, kind: bytes) -> N
         member = tarfile.TarInfo("a.jpg")
         member.type = kind
         archive.addfile(member)
-    with pytest.raises(shardio.TarError, match=f"has the type '{kind.decode()}', which is no reg"):
+    with pytest.raises(shardio.TarError, match=f"has the type '{kind.decode()}' and is not a reg"):
         open_catalog(tmp_path / "a.tar")
 
 
@@ -335,7 +335,7 @@ def test_gzip_shards_that_are_damaged_are_named(tmp_path: Path, shared_data: Pat
     damaged = {
         "the gzip data is cut off": [whole[:-9], whole[:1000]],
         "the gzip data is damaged": [whole[:500] + b"x" + whole[501:]],
-        "only 2 of a header.s 512 bytes are left": [
+        "it has only 2 of the 512 bytes of a header": [
             b"no"
         ],  # it is read as what it is, a plain file
     }

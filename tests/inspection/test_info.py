@@ -235,7 +235,7 @@ def test_a_sample_is_shown_with_a_look_at_each_field(tmp_path: Path) -> None:
         "cls": "12",
         "bin": "00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f",
     }
-    assert all(value.startswith("does not decode: ") for value in broken.values())
+    assert all(value.startswith("cannot be decoded: ") for value in broken.values())
     data = (tmp_path / "a.tar").read_bytes()
     assert [field.name for field in found.fields] == list(sample)
     for field in found.fields:
@@ -326,7 +326,7 @@ def test_a_shard_without_samples_is_no_error(tmp_path: Path) -> None:
     make_shard(tmp_path / "a.tar", {})
     found = shardio.info(tmp_path)
     assert (found.samples, found.fields, found.classes, found.sample) == (0, (), None, None)
-    with pytest.raises(shardio.UsageError, match="no image in the 0 samples"):
+    with pytest.raises(shardio.UsageError, match="no image to preview in 0 samples"):
         shardio.info(tmp_path, preview=tmp_path / "sheet.png")
 
 
@@ -456,7 +456,7 @@ def test_the_preview_labels_images_with_their_class(images: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "count", "message"),
     [
-        ("sheet.jpg", 48, r"sheet\.jpg: the preview is a PNG file"),
+        ("sheet.jpg", 48, r"sheet\.jpg: the preview must be a PNG file"),
         ("sheet.png", 0, "preview_count=0: it must be 1 to 960"),
         ("sheet.png", 961, "preview_count=961"),
     ],

@@ -159,7 +159,7 @@ def test_bytes_lost_within_a_member_lose_its_sample_alone(out: Path, tmp_path: P
         assert f"{shard_of(out)}: {index.key(row)}" in {row["path"] for row in rows}
         index_path(shard_of(out)).unlink(missing_ok=True)
     reasons = " ".join(row["reason"] for row in rows)
-    assert "the shard is not what was packed, and no index tells" in reasons
+    assert "the shard differs from the one packed, and no index shows" in reasons
     assert f"bytes {offset} to " in reasons
 
 
@@ -174,8 +174,8 @@ def test_a_damaged_header_without_an_index_loses_its_sample_alone(tmp_path: Path
         key: sample for key, sample in samples.items() if key != "a/004"
     }
     first, second = dropped(tmp_path / "new")
-    assert "are in no member that is whole: the header's checksum does not" in first["reason"]
-    assert second["reason"].startswith("members of it may have been in bytes ")
+    assert "belong to no intact member: the header's checksum does not" in first["reason"]
+    assert second["reason"].startswith("some of its members may have been in bytes ")
 
 
 def test_bytes_added_within_a_member_lose_its_sample_alone(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_bytes_added_within_a_member_lose_its_sample_alone(tmp_path: Path) -> No
         key: sample for key, sample in samples.items() if key != "a/004"
     }
     reasons = [row["reason"] for row in dropped(tmp_path / "new")]
-    assert "its field 'bin' lies before bytes that are no header" in reasons
+    assert "no valid header follows its field 'bin'" in reasons
 
 
 def test_names_of_classes_that_go_with_a_manifest_are_listed(out: Path, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_names_of_classes_that_go_with_a_manifest_are_listed(out: Path, tmp_path
     repair(out, tmp_path / "new")
     assert contents(tmp_path / "new") == whole
     (row,) = dropped(tmp_path / "new")
-    assert row["reason"] == "the manifest is damaged, so names of classes in it are lost"
+    assert row["reason"] == "the manifest is corrupt, so its class names are lost"
 
 
 def test_samples_of_a_missing_shard_are_listed_by_key(out: Path, tmp_path: Path) -> None:
@@ -233,8 +233,8 @@ def test_copies_are_one_sample_and_others_with_its_key_are_dropped(tmp_path: Pat
         "z": {"txt": b"4"},
     }
     assert {row["path"]: row["reason"] for row in dropped(tmp_path / "new")} == {
-        f"{shard}: y": "another sample at byte 5632 has this key and a field 'txt' with other "
-        "data; the first is kept",
+        f"{shard}: y": "another sample at byte 5632 has this key and different data in the "
+        "field 'txt'; the first is kept",
         f"{shard}: w": "it has the field 'txt' twice, with different data",
     }
 
@@ -294,7 +294,7 @@ def test_an_index_that_was_made_after_the_damage_vouches_for_nothing(
     repair(out, tmp_path / "new")
     (row,) = dropped(tmp_path / "new")
     assert row["path"] == str(shard)
-    assert row["reason"].startswith("the shard is not what was packed, and no index tells")
+    assert row["reason"].startswith("the shard differs from the one packed, and no index shows")
 
 
 def test_classes_and_splits_are_kept(images: Path, tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def test_an_interrupted_repair_goes_on(out: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_repaired_is_explained(out: Path, tmp_path: Path) -> None:
-    with pytest.raises(shardio.PackError, match="the output lies inside the source"):
+    with pytest.raises(shardio.PackError, match="the output is inside the source"):
         repair(out, out / "new")
     with pytest.raises(shardio.PackError, match="has shards already"):
         repair(shard_of(out), out)
@@ -350,7 +350,7 @@ def test_what_cannot_be_repaired_is_explained(out: Path, tmp_path: Path) -> None
         repair(shard_of(out), tmp_path / "new", shards=16)
     for number in range(2):
         shard_of(out, number).write_bytes(b"")
-    with pytest.raises(shardio.PackError, match="out: no sample in it is whole; get or pack"):
+    with pytest.raises(shardio.PackError, match="out: no sample is intact; fetch or pack"):
         repair(out, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 

@@ -198,11 +198,11 @@ def change_manifest(out: Path, change: Callable[[dict[str, object]], object]) ->
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a shard less": (
         lambda out: shard_of(out).unlink(),
-        r"shard-000000\.tar: the shard is missing, with 20 samples by the manifest; get or pack",
+        r"shard-000000\.tar: the shard is missing; the manifest lists 20 samples in it; fetch",
     ),
     "a shard more": (
         lambda out: shutil.copy(shard_of(out), out / "more.tar"),
-        r"more\.tar: the manifest does not name this shard; remove it",
+        r"more\.tar: the manifest does not list this shard; remove it",
     ),
     "no index": (
         lambda out: index_path(shard_of(out)).unlink(),
@@ -214,15 +214,15 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "an index more": (
         lambda out: shutil.copy(index_path(shard_of(out)), out / "index/more.tar.idx"),
-        r"more\.tar\.idx: the index of a shard that is not there; remove it",
+        r"more\.tar\.idx: the shard of this index is missing; remove it",
     ),
     "temporary file": (
         lambda out: (out / ".shard-000001.tar.12-34.tmp").touch(),
-        r"\.tmp: a temporary file that an interrupted pack or index left; remove it",
+        r"\.tmp: a temporary file is left from an interrupted pack or index; remove it",
     ),
     "lock": (
         lambda out: (out / ".shardio-pack").touch(),
-        r"\.shardio-pack: a pack into this folder was interrupted or still runs; wait",
+        r"\.shardio-pack: a pack into this folder was interrupted or is still running; wait",
     ),
     "work folder": (
         lambda out: (out / ".shardio-work").mkdir(),
@@ -234,13 +234,13 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "kind of manifest": (
         lambda out: change_manifest(out, lambda document: document.update(__kind__="other")),
-        r"shardio\.json: '__kind__' in the manifest are not what shardio writes",
+        r"shardio\.json: the manifest was changed after shardio wrote it: '__kind__'; run",
     ),
     "fields of manifest": (
         lambda out: change_manifest(
             out, lambda document: document.update(shardio={**NO_CHECKSUM, "fields": ["cls"]})
         ),
-        "the manifest says fields cls, the shards have cls, jpg, json, npy",
+        "the manifest lists the fields cls, but the shards have cls, jpg, json, npy",
     ),
     "a folder for a shard": (
         lambda out: put_folder(shard_of(out)),
@@ -315,7 +315,9 @@ def test_a_split_without_its_manifest_is_noticed(images: Path, tmp_path: Path) -
     shardio.pack(images, tmp_path / "a", shards=3, split={"train": 0.8, "val": 0.2}, jobs=1)
     (tmp_path / "a/val/shardio.json").unlink()
     found = verify(tmp_path / "a")
-    assert f"{tmp_path}/a/val: the other splits have a manifest" in sentence(found)
+    assert f"{tmp_path}/a/val: the manifest is missing, though other splits have one" in sentence(
+        found
+    )
     assert found.samples == 600
 
 
@@ -348,7 +350,7 @@ def test_keys_that_are_there_again_are_named_within_and_across_shards(tmp_path: 
     }
     text = sentence(verify(tmp_path))
     assert text.count("its key is that of another sample, at byte 512") == 3
-    assert text.count(f"its key is that of a sample in {tmp_path}/0.tar") == 2
+    assert text.count(f"a sample in {tmp_path}/0.tar has the same key") == 2
     assert verify(tmp_path).findings == shardio.verify(tmp_path, jobs=3).findings
 
 

@@ -72,8 +72,8 @@ def test_no_rows_give_no_rows() -> None:
 @pytest.mark.parametrize(
     ("indices", "message"),
     [
-        ([0, 4, 9], r"^indices\[1\] is 4, but rows of 4 entries take indices from -4 to 3\.$"),
-        ([0, 3, -5], r"^indices\[2\] is -5, but rows of 4 entries take indices from -4 to 3\.$"),
+        ([0, 4, 9], r"^indices\[1\] is 4, but rows of 4 entries take indices from -4 to 3$"),
+        ([0, 3, -5], r"^indices\[2\] is -5, but rows of 4 entries take indices from -4 to 3$"),
         ([[0, 1], [-1, 3], [2, 7]], r"^indices\[2, 1\] is 7, "),
     ],
 )
@@ -96,7 +96,12 @@ def test_empty_rows_take_no_index() -> None:
         ((3, 4), torch.ones(3, 4, dtype=torch.bool), TypeError, "a mask with mask.nonzero()"),
         ((3,), torch.zeros(3, dtype=torch.int64), ValueError, "shape [N, K, ...] and indices"),
         ((3, 4), torch.tensor(1), ValueError, "not (3, 4) and ()"),
-        ((3, 4), torch.tensor([1, 2]), ValueError, "has 3 rows, the indices of shape (2,) have 2"),
+        (
+            (3, 4),
+            torch.tensor([1, 2]),
+            ValueError,
+            "has 3 rows, and the indices of shape (2,) have 2",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_a_sentence(

@@ -298,20 +298,40 @@ def zeros(*shape: int) -> Tensor:
     [
         (torch.zeros(8, 4), zeros(8, 1), {}, "1 is dropped with labels.squeeze(1): logits of sha"),
         (torch.zeros(8, 4, 5), zeros(8, 5), {}, "unless dim=1 is passed, for classes along dim"),
-        (torch.zeros(8, 4), zeros(7), {}, "dtype torch.int64 and shape (7,) do not fit: logits"),
+        (
+            torch.zeros(8, 4),
+            zeros(7),
+            {},
+            "dtype torch.int64 and shape (7,) do not match the logits: logits",
+        ),
         (torch.zeros(8, 4), torch.zeros(8, 1), {}, "of dtype torch.float32 and shape (8, 1) do"),
         (torch.zeros(3, 4), torch.tensor([0, 4, 9]), {}, "labels[1] is 4, but logits with 4 clas"),
         (torch.zeros(4), torch.tensor(-1), {}, "labels is -1, but logits with 4 classes along dim"),
-        (torch.zeros(3, 0), zeros(3), {}, "logits of shape (3, 0) have no classes along dim=-1."),
-        (torch.zeros(3, 4), zeros(3), {"dim": 2}, "dim=2 is no dimension of logits of shape (3,"),
-        (torch.zeros(3, 4), zeros(3), {"reduction": "avg"}, "is 'mean', 'sum' or 'none', not 'avg"),
-        (torch.zeros(3, 4), zeros(3), {"valid": zeros(1, 3) == 0}, "valid of shape (1, 3) d"),
+        (torch.zeros(3, 0), zeros(3), {}, "logits of shape (3, 0) have no classes along dim=-1"),
+        (torch.zeros(3, 4), zeros(3), {"dim": 2}, "dim=2 is out of range for logits of shape (3,"),
+        (
+            torch.zeros(3, 4),
+            zeros(3),
+            {"reduction": "avg"},
+            "must be 'mean', 'sum' or 'none', not 'avg",
+        ),
+        (torch.zeros(3, 4), zeros(3), {"valid": zeros(1, 3) == 0}, "got shape (1, 3) for"),
         (torch.zeros(8, 4), zeros(8, 4), {}, "seem to be one-hot: convert with labels.float()"),
         (torch.zeros(8, 4), zeros(8, 4) == 0, {}, "to class indices with labels.argmax(1);"),
         (torch.zeros(8, 4), torch.zeros(8), {}, "seem to be class indices: convert with labels"),
-        (torch.zeros(8, 4), zeros(8) == 0, {}, "torch.bool and shape (8,) do not fit: logits"),
-        (torch.zeros(8, 4), zeros(8), {"valid": torch.ones(8)}, "convert with valid.bool(); to w"),
-        (zeros(8, 4), zeros(8), {}, "logits are floating point, not torch.int64: convert with"),
+        (
+            torch.zeros(8, 4),
+            zeros(8) == 0,
+            {},
+            "torch.bool and shape (8,) do not match the logits: logits",
+        ),
+        (
+            torch.zeros(8, 4),
+            zeros(8),
+            {"valid": torch.ones(8)},
+            "convert it with valid.bool(), or, to w",
+        ),
+        (zeros(8, 4), zeros(8), {}, "logits must be floating point, not torch.int64; convert them"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_a_sentence(
@@ -321,7 +341,7 @@ def test_what_cannot_be_meant_is_refused_in_a_sentence(
         softmax_cross_entropy(logits, labels, **options)
     sentence = str(caught.value)
     assert message in sentence
-    assert sentence.endswith(".")
+    assert not sentence.endswith(".")
     assert caught.type is (
         TypeError if {"convert", "torch.bool"} & {*sentence.split()} else ValueError
     )
@@ -329,7 +349,7 @@ def test_what_cannot_be_meant_is_refused_in_a_sentence(
 
 @of_both_functions
 def test_a_softmax_of_integers_is_refused(function: Callable[[Tensor], Tensor]) -> None:
-    with pytest.raises(TypeError, match=r"floating point, not torch.int64: convert with"):
+    with pytest.raises(TypeError, match=r"floating point, not torch.int64; convert them with"):
         function(torch.tensor([1, 2]))
 
 

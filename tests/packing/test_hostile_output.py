@@ -407,7 +407,9 @@ def test_what_is_no_lock_of_a_conversion_is_one_sentence_and_stays(
 ) -> None:
     (tmp_path / ".converting").write_bytes(text if text != b"5" else b"5 of mine")
     before = everything(tmp_path)
-    with pytest.raises(shardio.PackError, match=r"\.converting: it is no lock that a conversion"):
+    with pytest.raises(
+        shardio.PackError, match=r"\.converting: the file was not written by a conversion"
+    ):
         shardio.convert(finished, tmp_path, to="tfrecord", jobs=1)
     assert everything(tmp_path) == before
 
@@ -506,7 +508,7 @@ def test_a_finished_dataset_outlives_a_lock_that_claims_it(tmp_path: Path, packe
 
 def test_a_device_or_a_pipe_is_not_replaced_by_a_preview(tmp_path: Path, packed: Path) -> None:
     os.mkfifo(tmp_path / "a.png")
-    with pytest.raises(OSError, match="something else than a file"):
+    with pytest.raises(OSError, match="something other than a file"):
         shardio.info(packed, preview=tmp_path / "a.png")
     assert (tmp_path / "a.png").is_fifo()
 
@@ -527,7 +529,9 @@ def test_an_index_for_another_tool_takes_no_shards_place(tmp_path: Path) -> None
         make_shard(tmp_path / name, {name[0]: {"txt": b"a"}})
     (tmp_path / "b.tar").rename(tmp_path / "a.idx")
     before = (tmp_path / "a.idx").read_bytes()
-    with pytest.raises(shardio.UsageError, match="a shard has the name of the index"):
+    with pytest.raises(
+        shardio.UsageError, match="a shard has this name; name a folder for the index"
+    ):
         shardio.convert([tmp_path / "a.tar", tmp_path / "a.idx"], to="dali")
     assert (tmp_path / "a.idx").read_bytes() == before
 
@@ -718,7 +722,9 @@ def test_a_conversion_believes_no_file_that_it_would_not_write(
     data = (whole / "shard-000000.tfrecord").read_bytes()
     planted = {"other content": bytes(len(data)), "cut off": data[:-1], "longer": data + b"\0"}
     (out / "shard-000000.tfrecord").write_bytes(planted[how])
-    with pytest.raises(shardio.PackError, match=r"shard-000000\.tfrecord: it is not what the conv"):
+    with pytest.raises(
+        shardio.PackError, match=r"shard-000000\.tfrecord: the file differs from the res"
+    ):
         shardio.convert(finished, out, to="tfrecord", jobs=1)
     assert (out / "shard-000000.tfrecord").read_bytes() == planted[how]
     (out / "shard-000000.tfrecord").unlink()

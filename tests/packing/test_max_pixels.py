@@ -60,7 +60,7 @@ def test_info_says_that_an_image_is_larger(tmp_path: Path, shard: Path) -> None:
     found = shardio.info(shard, max_pixels=23).sample
     assert found is not None
     assert "max_pixels=24" in found.fields[0].value
-    with pytest.raises(shardio.UsageError, match="no image in the 1 samples"):
+    with pytest.raises(shardio.UsageError, match="no image to preview in 1 sample;"):
         shardio.info(shard, max_pixels=23, preview=sheet)
 
 

@@ -492,5 +492,5 @@ def test_a_conversion_of_a_tar_that_was_edited_is_not_taken_up(tmp_path: Path) -
             tmp_path / "in", tmp_path / "out", to="tfrecord", jobs=1, progress=stop_after(90)
         )
     edit(tmp_path / "in/a.tar", b"sample 03", b"SAMPLE 03")
-    with pytest.raises(shardio.PackError, match="a conversion of something else into this folder"):
+    with pytest.raises(shardio.PackError, match="a different conversion into this folder"):
         shardio.convert(tmp_path / "in", tmp_path / "out", to="tfrecord", jobs=1)

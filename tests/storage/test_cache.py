@@ -332,7 +332,7 @@ def _home_of_which_others_may_rename_folders(folder: Path, monkeypatch: pytest.M
     [
         (_no_home, "this user has no home folder"),
         (_home_that_is_no_folder, "Not a directory"),
-        (_home_of_which_others_may_rename_folders, "other users may replace what is in it"),
+        (_home_of_which_others_may_rename_folders, "other users can replace its contents"),
     ],
 )
 def test_without_a_usual_cache_folder_indexes_go_to_the_temporary_directory(
@@ -394,7 +394,7 @@ def _of_another_user(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (_open_to_all, "other users may replace what is in it: its mode is 0777"),
+        (_open_to_all, "other users can replace its contents: its mode is 0777"),
         pytest.param(_open_to_a_group, "others? .*: its mode is 0770", marks=as_root),
         pytest.param(_of_another_user, "another user, number 12345", marks=as_root),
     ],

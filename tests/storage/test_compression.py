@@ -199,7 +199,7 @@ def test_a_shard_that_is_compressed_twice_is_no_tar(tmp_path: Path, tar: bytes, 
     with pytest.raises(shardio.TarError, match=r"a\.tar"):
         read(path)
     assert not shardio.verify(path, jobs=1).sound
-    with pytest.raises(shardio.PackError, match="no sample in it is whole"):
+    with pytest.raises(shardio.PackError, match="no sample is intact"):
         shardio.repair(path, tmp_path / "new", jobs=1)
 
 

@@ -192,15 +192,19 @@ def test_of_two_extensions_for_one_member_the_first_prevails_as_in_tarfile(
 @pytest.mark.parametrize("kind", [b"L", b"K", b"x", b"X", b"g"])
 def test_an_extension_without_its_member_is_refused(kind: bytes) -> None:
     data = member(b"a", 1) + extension(kind, b"9 path=b\n")
-    fails(data + END_OF_ARCHIVE, 2048, "ends between an extension header and its member")
-    fails(data, 2048, "ends between an extension header and its member")
-    fails(data[: 1024 + 512 + 8], 1024, "has 9 bytes of data and the shard only 8 more")
+    fails(data + END_OF_ARCHIVE, 2048, "is truncated between an extension header and its member")
+    fails(data, 2048, "is truncated between an extension header and its member")
+    fails(data[: 1024 + 512 + 8], 1024, "has 9 bytes of data, but only 8 are left")
 
 
 @pytest.mark.parametrize("kind", [b"L", b"K", b"x", b"X", b"g"])
 def test_an_extension_above_a_mebibyte_is_refused(kind: bytes) -> None:
     data = extension(kind, b"1048577 path=".ljust((1 << 20) + 1, b"n"))
-    fails(data + member(b"a", 0) + END_OF_ARCHIVE, 0, "1048577 bytes is above the limit of 1048576")
+    fails(
+        data + member(b"a", 0) + END_OF_ARCHIVE,
+        0,
+        "1,048,577 bytes, more than the limit of 1,048,576",
+    )
 
 
 @pytest.mark.parametrize("data", [b"9 path=b", b"GNU.sparse.size=1\n", b"0 ", b"\0"])
@@ -218,7 +222,11 @@ def test_a_global_size_is_refused_where_tools_would_read_different_members() -> 
     own = extension(b"x", b"9 size=1\n") + member(b"b", 1)
     assert [size for _, _, size in scan(same + own + END_OF_ARCHIVE)] == [3, 1]
     different = same + member(b"c", 4) + END_OF_ARCHIVE
-    fails(different, len(same), "a global header says 3 bytes of data and the member's own 4")
+    fails(
+        different,
+        len(same),
+        "a global header gives the member 3 bytes of data and its own header 4",
+    )
 
 
 def test_a_member_cannot_be_smuggled_behind_a_pax_size() -> None:
@@ -242,4 +250,4 @@ def test_a_long_name_that_goes_on_after_its_size_is_refused() -> None:
     header[124:135] = size
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
-    fails(bytes(header) + whole[512:], 0, "a long name goes on after the 7 bytes")
+    fails(bytes(header) + whole[512:], 0, "a long name is not terminated within the 7 bytes")

@@ -83,7 +83,7 @@ def test_sizes_read_in_every_spelling_that_tools_use(field: bytes, size: int) ->
     ],
 )
 def test_a_size_that_is_no_size_is_refused(field: bytes) -> None:
-    with pytest.raises(TarError, match="is not the size of a file; pack the shard again"):
+    with pytest.raises(TarError, match=r"is not a valid file size: .*; pack the shard again"):
         parse_header(with_field(124, field))
 
 
@@ -188,7 +188,7 @@ def test_a_checksum_that_does_not_match_is_refused(field: bytes) -> None:
 
 @pytest.mark.parametrize("length", [0, 1, 511])
 def test_a_header_that_is_cut_off_is_refused(length: int) -> None:
-    with pytest.raises(TarError, match=f"only {length} of a header's 512 bytes are left"):
+    with pytest.raises(TarError, match=f"only {length} of the 512 bytes of a header"):
         parse_header(PLAIN[:length])
 
 

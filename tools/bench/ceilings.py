@@ -1,9 +1,10 @@
-"""What this machine could do at most, without any loader.
+"""Measure what this machine can do at most, without any loader.
 
-The decoding ceiling: two threads that decode, crop and resize images held in memory, each with
-one scratch buffer and slots to write to. Where Python code holds the GIL, two processes.
+The decoding ceiling is the rate of two threads that decode, crop and resize images in memory, each
+with a scratch buffer and slots for the results. If Python code holds the GIL, two processes are
+used.
 
-The mount's ceiling: the bytes of shards by large parallel reads.
+The ceiling of the mount is the rate of large parallel reads of the shards.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ READ_SIZES = {"1 MiB": 1 << 20, "128 KiB": 1 << 17}
 
 
 def decode_at_most(images: Path, workload: Workload, repeats: int) -> tuple[int, float]:
-    """Images and seconds."""
+    """Decode images at the highest rate; return their number and the seconds."""
     found = sorted((path for path, _ in files_and_labels(images)), key=os.path.getsize)
     parts = [found[start::CORES_USED] for start in range(CORES_USED)]
     pool: Executor
@@ -36,7 +37,7 @@ def decode_at_most(images: Path, workload: Workload, repeats: int) -> tuple[int,
 
 
 def decode_part(paths: list[str], workload: Workload, repeats: int) -> float:
-    """Decode what is in memory by then, and say how many seconds it took."""
+    """Decode what is in memory and return the seconds."""
     use_one_thread()
     part = [Path(path).read_bytes() for path in paths]
     sizes = [simplejpeg.decode_jpeg_header(data)[:2] for data in part]
@@ -53,7 +54,7 @@ def decode_part(paths: list[str], workload: Workload, repeats: int) -> float:
 
 
 def read_at_most(folder: Path, read_size: int) -> tuple[int, float]:
-    """Bytes and seconds of reading every shard of a folder once."""
+    """Read every shard of a folder once; return the bytes and the seconds."""
     shards = [os.open(path, os.O_RDONLY) for path in sorted(folder.glob("*.tar"))]
     reads = [
         (shard, offset)

@@ -1,7 +1,7 @@
-"""One run of one peer on one workload, in a process of its own; a JSON object on stdout.
+"""Run one peer on one workload in this process, and print a JSON object.
 
-It reads some pixels of every image and checks that batches are uint8 [B, 3, H, W] and that every
-class has as many samples as it should.
+Some pixels of every image are read. Batches must be uint8 [B, 3, H, W], and every class must have
+the expected number of samples.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def prepare(peer: str, workload: str, images: str, out: str) -> dict[str, str]:
-    """Convert the images; a folder that exists is complete and is taken as it is."""
+    """Convert the images; an existing folder is complete and is used as it is."""
     module, folder = importlib.import_module(f"peers.{PEERS[peer].module}"), Path(out)
     if not folder.exists():
         unfinished = folder.parent / "unfinished"
@@ -49,7 +49,7 @@ def prepare(peer: str, workload: str, images: str, out: str) -> dict[str, str]:
 
 
 def run(peer: str, workload: str, images: str, out: str, repeats: int) -> dict[str, float]:
-    """Read everything; `images` is where the expected labels are found."""
+    """Read everything; `images` is the folder of the expected labels."""
     wanted = np.bincount([label for _, label in files_and_labels(Path(images))]) * repeats
     task = WORKLOADS[workload]
     module = importlib.import_module(f"peers.{PEERS[peer].module}")
@@ -84,7 +84,7 @@ def check(pixels: Any, count: int, workload: Workload) -> None:
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of all that it started, ended or not."""
+    """Return the CPU time of this process and of all its children, running or not."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     return ended.ru_utime + ended.ru_stime + cpu_of_tree(os.getpid())
 
@@ -116,13 +116,13 @@ def mount_ceiling(out: str, read_size: int) -> dict[str, float]:
 
 
 def bare() -> dict[str, float]:
-    """Nothing but the imports, which every peer has."""
+    """Import what every peer imports, and do nothing else."""
     time.sleep(0.5)
     return {"modules": len((cv2.__name__, np.__name__, torch.__name__))}
 
 
 def sheet(peer: str, workload: str, out: str, picture: str) -> dict[str, Any]:
-    """Save the first batch as a contact sheet, and say its mean colour."""
+    """Save the first batch as a contact sheet and return its mean colour."""
     module = importlib.import_module(f"peers.{PEERS[peer].module}")
     pixels, _ = next(iter(getattr(module, PEERS[peer].reads)(Path(out), WORKLOADS[workload], 1)))
     shown = np.asarray(pixels)[:16].transpose(0, 2, 3, 1)

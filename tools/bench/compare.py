@@ -1,11 +1,12 @@
-"""Loaders side by side: what each delivers a second, and at what cost.
+"""Compare loaders: the rate of each, and its cost.
 
 Usage: python tools/bench/compare.py [--photos DIR] [--large DIR] [--workloads a,b] [--rounds 5]
 
-Needs the packages of tools/bench/requirements-peers.txt and an idle machine. Without --photos (a
-subfolder a class) and --large, images are made from scikit-learn's two photos. Data are made once
-and kept in --cache. Each peer runs in a process of its own, once a round, as often through its
-data as takes about three seconds. A peer that does not import or fails is listed with its reason.
+The packages of tools/bench/requirements-peers.txt and an idle machine are required. Without
+--photos (one subfolder per class) and --large, images are made from scikit-learn's two photos. Data
+are made once and kept in --cache. In each round, every peer runs once, in a process of its own. It
+repeats its data for about three seconds. A peer that cannot be imported or fails is listed with the
+reason.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Bench:
-    """One workload: where its data lie, and how often each peer goes through them."""
+    """Benchmark of one workload: the location of its data, and the repeats of each peer."""
 
     letter: str
     cache: Path
@@ -51,7 +52,7 @@ class Bench:
     repeats: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Make the images, and on the slow mount fewer for those who read single files."""
+        """Make the images; fewer on the slow mount for peers that read single files."""
         workload = self.workload
         count = workload.quick if self.quick else workload.count
         self.images = self._make(count)
@@ -60,12 +61,12 @@ class Bench:
 
     @property
     def workload(self) -> Workload:
-        """What is measured."""
+        """Workload to measure."""
         return WORKLOADS[self.letter]
 
     @property
     def backing(self) -> Path:
-        """The folder of everything that the peers read."""
+        """Folder of everything that the peers read."""
         return self.cache / f"{self.letter}-{self.images.name}"
 
     def _make(self, count: int) -> Path:
@@ -77,11 +78,11 @@ class Bench:
         return make_source(source, folder, count, given)
 
     def source(self, peer: str) -> Path:
-        """The images that a peer's data come from."""
+        """Return the images from which a peer's data are made."""
         return self.few if PEERS[peer].format == FILES else self.images
 
     def prepare(self, peer: str) -> None:
-        """Convert the images into what the peer reads."""
+        """Convert the images to the peer's format."""
         out = self.backing / PEERS[peer].format
         self.backing.mkdir(parents=True, exist_ok=True)
         if PEERS[peer].format != FILES:
@@ -92,7 +93,7 @@ class Bench:
 
     @contextlib.contextmanager
     def data(self, name: str) -> Iterator[str]:
-        """Where a run finds its data: on the slow mount, which starts cold, or on the disk."""
+        """Yield the path of a run's data, on the slow mount (cold at the start) or on the disk."""
         if not self.workload.slow:
             yield str((self.backing / name).resolve())
             return
@@ -101,12 +102,12 @@ class Bench:
             yield str(mount / backing.name)
 
     def request(self, peer: str) -> dict[str, Any]:
-        """What a child is asked for."""
+        """Return the request to a child process."""
         images, repeats = str(self.source(peer)), self.repeats.get(peer, 1)
         return {"peer": peer, "workload": self.letter, "images": images, "repeats": repeats}
 
     def run(self, peer: str) -> dict[str, float]:
-        """One run; the ceiling is one, too."""
+        """Run a peer, or a ceiling, once."""
         if peer == CEILING:
             request = {"workload": self.letter, "images": str(self.few)}
             return runs.run_child(
@@ -116,12 +117,12 @@ class Bench:
             return runs.run_child(job="run", out=out, **self.request(peer))
 
     def memory(self, peer: str) -> int:
-        """The peak memory of a run."""
+        """Measure the peak memory of a run."""
         with self.data(PEERS[peer].format) as out:
             return runs.peak_memory(job="run", out=out, **self.request(peer))
 
     def sheet(self, peer: str, folder: Path) -> None:
-        """Save the peer's first images as a picture, to look at."""
+        """Save the peer's first images as a contact sheet, for inspection."""
         folder.mkdir(parents=True, exist_ok=True)
         picture = folder / f"{self.letter} {peer}.png"
         with self.data(PEERS[peer].format) as out:
@@ -131,7 +132,7 @@ class Bench:
         say(f"({self.letter}) {peer}: mean colour {found['colour']}")
 
     def calibrate(self, peer: str) -> bool:
-        """Find how often to go through the data in three seconds; the peers once if slow."""
+        """Find the number of repeats for three seconds; on the slow mount, peers do not repeat."""
         if self.workload.slow and peer != CEILING:
             return True
         seconds, before = 0.3 if self.quick else SECONDS, 0
@@ -142,7 +143,7 @@ class Bench:
         return True
 
     def mount_ceiling(self) -> dict[str, float]:
-        """The better of the ways to read."""
+        """Return the better one of the two ways to read."""
         results = []
         for size in READ_SIZES.values():
             with self.data("shardio") as out:
@@ -151,7 +152,7 @@ class Bench:
 
 
 def measure(bench: Bench, arguments: argparse.Namespace) -> Table:
-    """All rounds of one workload."""
+    """Measure all rounds of one workload."""
     stored = [Path(path).stat().st_size for path, _ in files_and_labels(bench.images)]
     table = Table(bench.letter, len(stored), sum(stored) / len(stored))
     chosen = [name for name in arguments.peers if bench.letter in PEERS[name].workloads]
@@ -182,7 +183,7 @@ def measure(bench: Bench, arguments: argparse.Namespace) -> Table:
 
 
 def try_to(action: Callable[[], T]) -> T | None:
-    """Do something, or say why it fails."""
+    """Call a function; return the reason if it fails."""
     try:
         return action()
     except RunError as error:
@@ -191,7 +192,7 @@ def try_to(action: Callable[[], T]) -> T | None:
 
 
 def attempt(table: Table, name: str, action: Callable[[str], T]) -> T | None:
-    """Do something with a peer, or note why it fails; one that failed is left alone."""
+    """Call a function for a peer and note the reason if it fails; a failed peer is skipped."""
     result = table.peers[name]
     if result.absent is not None:
         return None
@@ -247,7 +248,7 @@ def main() -> None:
 
 
 def write(arguments: argparse.Namespace, measured: list[Table]) -> None:
-    """Write what is there so far."""
+    """Write the results so far."""
     if arguments.json:
         result = to_json(measured, {"rounds": arguments.rounds, "machine": tables.machine()})
         arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -1,9 +1,9 @@
-"""shardio.ops beside the naive formulas and torch.nn.functional: time, peak memory, accuracy.
+"""Compare shardio.ops with the naive formulas and torch.nn.functional: time, memory and accuracy.
 
-Each function runs forward and backward in turns with its peers; ratios are medians of the rounds,
-shardio's time or memory to the peer's: below 1 it is faster or smaller. Memory is what torch's
-allocator held at most beyond the inputs. The second table gives errors in units in the last place
-against the same formula in float64, the largest and the mean over all elements and gradients.
+Each function and its peers run forward and backward in turn. Ratios are medians over the rounds, of
+shardio's time or memory to the peer's; below 1, shardio is faster or smaller. Memory is the peak of
+torch's allocator beyond the inputs. The second table gives errors against the same formula in
+float64, in units in the last place: the maximum and the mean over all elements and gradients.
 
 Usage: python tools/bench/ops.py [--rounds 15] [--only NAME] [--compiled]
 """
@@ -28,14 +28,14 @@ Function = Callable[..., Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One job for several functions.
+    """Task for several functions.
 
     Attributes:
-        name: what is compared.
-        inputs: the first `learned` of them have gradients.
-        learned: how many.
-        versions: by name; "shardio" is the first, "torch" what torch offers.
-        rounds: share of the rounds that it takes; loops are slow.
+        name: name of the task.
+        inputs: arguments of the functions; the first `learned` ones have gradients.
+        learned: number of inputs with gradients.
+        versions: functions by name; "shardio" comes first, and "torch" is torch's own.
+        rounds: share of the rounds to run, since loops are slow.
     """
 
     name: str
@@ -52,7 +52,7 @@ def naive_focal(x: Tensor, y: Tensor) -> Tensor:
 
 
 def torchvision_focal(x: Tensor, y: Tensor) -> Tensor:
-    """The formula of torchvision.ops.sigmoid_focal_loss."""
+    """Compute the formula of torchvision.ops.sigmoid_focal_loss."""
     p = torch.sigmoid(x)
     cost = F.binary_cross_entropy_with_logits(x, y, reduction="none")
     likely = p * y + (1 - p) * (1 - y)
@@ -255,12 +255,12 @@ def indexing_cases() -> Iterator[Case]:
 
 @cache
 def seed_of(shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """The gradient of the result, the same for all; made once, outside what is measured."""
+    """Return the gradient of the result; created once, outside the measurement."""
     return torch.linspace(1, 2, shape.numel(), dtype=dtype).view(shape)
 
 
 def run(function: Function, case: Case, dtype: torch.dtype | None = None) -> list[Tensor]:
-    """The result and the gradients."""
+    """Compute the result and the gradients."""
     inputs = [x.to(dtype) if dtype and x.is_floating_point() else x for x in case.inputs]
     learned = [x.detach().requires_grad_() for x in inputs[: case.learned]]
     result = function(*learned, *inputs[case.learned :])

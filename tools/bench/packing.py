@@ -1,26 +1,26 @@
-"""Packing beside GNU tar, webdataset's TarWriter, and plain copying; compare.py measures reading.
+"""Compare packing with GNU tar, webdataset's TarWriter, and plain copying.
 
 Usage: python tools/bench/packing.py [--photos DIR] [--small] [--count N] [--rounds 5] [--json]
 
-Without --photos (a subfolder a class), crops of scikit-learn's two photos are packed; --small packs
-20,000 PNG files of 2 KB. The machine should be idle.
+Without --photos (one subfolder per class), crops of scikit-learn's two photos are packed; --small
+packs 20,000 PNG files of 2 KB. The machine should be idle. Reading is measured by compare.py.
 
 Held equal:
 
-- the same files, in the order of their paths (shardio with --no-shuffle), into 8 files of as many
-  images each, in a new folder of one file system, which is removed after each run
-- page cache warm; the ways run in turn in each round, in another order in each
-- seconds are those of the whole command, from its start to its end; beside them stand those that it
-  counts itself, without the start of Python and its imports
-- two processes get every second shard
+- the same files, in the order of their paths (shardio with --no-shuffle), are written to 8 files
+  with equal numbers of images, in a new folder of the same file system, removed after each run
+- the page cache is warm; the ways take turns in each round, in a different order in each
+- seconds are those of the whole command, from start to end; beside them are the seconds that the
+  command measured itself, without the start of Python and its imports
+- two processes write every second shard each
 
 What differs:
 
-- shardio looks at header and end of every image, writes class numbers, CRC-32, SHA-256, an index
-  and a manifest, and syncs every shard to disk (fsync)
-- GNU tar and plain copying write the images alone, webdataset images and class numbers; they sync
-  nothing, except in the rows that say so, where each shard is synced when it is written
-- plain copying, the floor, reads each file and appends its bytes to another, in Python
+- shardio checks header and end of every image, writes class numbers, CRC-32, SHA-256, an index and
+  a manifest, and syncs every shard to disk (fsync)
+- GNU tar and plain copying write only the images, webdataset images and class numbers; they sync
+  nothing, except in the rows that say so, where each shard is synced after it is written
+- plain copying, the lower bound, reads each file and appends its bytes to another, in Python
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ CHILD = Path(__file__).with_name("packing_child.py")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What is packed.
+    """Files to pack.
 
     Attributes:
         images: folder of the files.
-        lists: folder of their lists: `0.list` and so on for GNU tar, a file a shard, and
-            `2-0.json` and so on for children, the first of two.
-        count: how many images.
-        bytes: of all files.
+        lists: folder of the lists of files: `0.list` and so on for GNU tar, one file per shard, and
+            `2-0.json` and so on for children, where 2 is their number.
+        count: number of images.
+        bytes: total size of the files.
     """
 
     images: Path
@@ -71,12 +71,12 @@ class Load:
 
 @dataclass(slots=True)
 class Runs:
-    """The runs of one way of packing.
+    """Runs of one way of packing.
 
     Attributes:
-        seconds: of the whole command.
-        own: seconds that it counted itself, if it did.
-        cpu: seconds of all its processes.
+        seconds: duration of the whole command in each run.
+        own: duration that the command measured itself, if any.
+        cpu: CPU time of all its processes.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -169,7 +169,7 @@ def make_load(place: Path, photos: Path | None, count: int, *, small: bool) -> L
 
 
 def measure(name: str, load: Load, place: Path, runs: Runs) -> None:
-    """Pack once, and remove what was packed."""
+    """Pack once and remove the output."""
     out = place / "run"
     out.mkdir()
     before, start = cpu_of_children(), time.perf_counter()
@@ -189,7 +189,7 @@ def cpu_of_children() -> float:
 
 
 def table(load: Load, found: dict[str, Runs]) -> list[str]:
-    """One row a way; medians of all rounds, least to most in brackets."""
+    """Format one row per way, with the median, minimum and maximum of all rounds."""
     ours = [f"{name} takes × its time" for name in OURS]
     head = ("", "seconds", "own seconds", "img/s", "MB/s", "CPU s", *ours)
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]

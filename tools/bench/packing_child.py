@@ -1,8 +1,7 @@
-"""One process that packs a share of the shards; prints its own seconds, without its start.
+"""Pack a share of the shards in this process, and print the seconds without its start.
 
-Arguments: the way of packing, the folder of the images, that of the output, and a JSON file with
-the shards, each a name and its files with their class numbers. It imports little, so that its
-start costs little.
+Arguments: way of packing, folder of the images, output folder, and a JSON file with the shards,
+each with its name and its files with their class numbers. Imports are few, to keep the start short.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def main() -> None:
 
 
 def copy_bytes() -> Pack:
-    """The floor: read each file whole and append it to another, with five system calls."""
+    """Read each file whole and append it to another, with five system calls: the lower bound."""
 
     def pack(path: str, files: Files) -> None:
         out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -44,7 +43,7 @@ def copy_bytes() -> Pack:
 
 
 def write_with_webdataset() -> Pack:
-    """As webdataset's documentation does: bytes of the image, and the class number."""
+    """Write as in webdataset's documentation: the bytes of the image, and the class number."""
     import webdataset  # noqa: PLC0415  takes seconds, and the floor needs none
 
     def pack(path: str, files: Files) -> None:
@@ -58,7 +57,7 @@ def write_with_webdataset() -> Pack:
 
 
 def write_with_webdataset_and_sync() -> Pack:
-    """The same, with each shard on disk before the next one begins."""
+    """Write as write_with_webdataset does, and sync each shard to disk before the next one."""
     write = write_with_webdataset()
 
     def pack(path: str, files: Files) -> None:

@@ -1,4 +1,4 @@
-"""What was measured, and the figures that follow from it."""
+"""Results of the runs, and the figures derived from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Run = dict[str, float]
 
 @dataclass(slots=True)
 class Result:
-    """A peer on a workload: one run a round, or why there is none."""
+    """Result of a peer on a workload: one run per round, or the reason why there is none."""
 
     runs: list[Run] = field(default_factory=list)
     memory: int | None = None
@@ -20,7 +20,7 @@ class Result:
 
 @dataclass(slots=True)
 class Table:
-    """A workload: its peers, and the ceilings, in runs of the same rounds."""
+    """Results of a workload: its peers and the ceilings, in runs of the same rounds."""
 
     letter: str
     images: int
@@ -33,14 +33,14 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The median of some figures, the least and the greatest."""
+    """Median, minimum and maximum of some figures."""
 
     median: float
     least: float
     most: float
 
     def show(self, digits: str = ",.4g") -> str:
-        """As text."""
+        """Format the figures as text."""
         return (
             f"{format(self.median, digits)} ({format(self.least, digits)} to "
             f"{format(self.most, digits)})"
@@ -52,13 +52,13 @@ def spread(values: list[float]) -> Spread:
 
 
 def rate(run: Run, *, compiles: bool = False) -> float:
-    """Images a second of a run; after the first batch, if the peer compiles itself before that."""
+    """Return the images per second of a run, after the first batch if the peer compiles itself."""
     images, seconds = run["images"] - run["first_images"], run["seconds"] - run["first"]
     return images / seconds if compiles and images else run["images"] / run["seconds"]
 
 
 def ratios(ours: list[float], theirs: list[float]) -> Spread | None:
-    """The ratio within each round."""
+    """Return the ratios within each round."""
     pairs = [mine / other for mine, other in zip(ours, theirs, strict=False)]
     return spread(pairs) if pairs else None
 

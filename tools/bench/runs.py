@@ -1,4 +1,4 @@
-"""Starting the runs: a process each, its memory watched, the slow mount made anew for each."""
+"""Start the runs, each in its own process with its memory watched, and mount the slow mount."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ LONGEST_RUN = 1800.0
 
 
 class RunError(Exception):
-    """A run failed; the message is the last line of its error."""
+    """Failure of a run; the message is the last line of its error."""
 
 
 class Child:
-    """A process of child.py; what it prints goes to files, so that it never waits for a reader."""
+    """Process of child.py, whose output goes to files so that it never waits for a reader."""
 
     def __init__(self, **request: Any) -> None:
         command = [sys.executable, str(HERE / "child.py"), json.dumps(request)]
@@ -38,10 +38,10 @@ class Child:
         )
 
     def finish(self) -> dict[str, Any]:
-        """Wait for it, end what it left running, and take what it printed last.
+        """Wait for a child, end its leftover processes, and return the last line that it printed.
 
         Raises:
-            RunError: it failed or took too long.
+            RunError: the child failed or took too long.
         """
         with self.out, self.error:
             try:
@@ -69,7 +69,7 @@ def run_child(**request: Any) -> dict[str, Any]:
 
 
 def peak_memory(**request: Any) -> int:
-    """The most bytes that a run and its children held at once, page cache left out."""
+    """Return the peak memory of a run and its children, without the page cache."""
     child, peak = Child(**request), 0
     while child.process.poll() is None:
         peak = max(peak, tree_memory(child.process.pid) or 0)
@@ -80,10 +80,10 @@ def peak_memory(**request: Any) -> int:
 
 @contextlib.contextmanager
 def slow_mount(backing: Path, place: Path) -> Iterator[Path]:
-    """The folder as a slow mount, cold.
+    """Mount a folder as a slow mount, cold.
 
     Raises:
-        RunError: it cannot be mounted.
+        RunError: the folder cannot be mounted.
     """
     place.mkdir(exist_ok=True)
     command = [sys.executable, str(HERE / "slow_mount.py"), str(backing), str(place)]

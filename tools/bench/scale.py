@@ -1,10 +1,10 @@
-"""What a large dataset costs before the first sample: 1,000 shards with 10,000,000 samples.
+"""Measure the cost of a large dataset before the first sample: 1,000 shards, 10,000,000 samples.
 
-The shards are one file with a thousand names, so that they take 10 MB of disk. Fresh processes,
-which have imported torch, OpenCV and NumPy, open them, read a batch, take up a state near the
-end, and loop on. A pass of Python's garbage collector over the objects of torch, which may be
-due while they open and takes several times as long, is left out. Private memory is counted,
-since indexes are mapped and shared by all processes.
+The shards are one file with a thousand names, so they take 10 MB of disk. New processes, which have
+imported torch, OpenCV and NumPy, open them, read a batch, load a state near the end, and continue.
+A collection of torch's objects by Python's garbage collector may be due meanwhile. It takes several
+times as long and is left out. Private memory is counted, since indexes are mapped and shared by all
+processes.
 
 Usage: python tools/bench/scale.py [--json]
 """
@@ -56,7 +56,7 @@ def make_shards(folder: Path) -> None:
 
 
 def private_bytes() -> int:
-    """Memory of this process that no other shares."""
+    """Return the memory of this process that is not shared."""
     lines = Path("/proc/self/smaps_rollup").read_text("ascii").splitlines()
     sizes = {line.split()[0]: int(line.split()[1]) for line in lines if line.endswith("kB")}
     return (sizes["Private_Clean:"] + sizes["Private_Dirty:"]) * 1024

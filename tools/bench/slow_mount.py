@@ -1,14 +1,14 @@
-"""A folder mounted as if it lay on slow network storage: a read-only FUSE file system.
+"""Mount a folder as if it were on slow network storage: a read-only FUSE file system.
 
-Each open and each read request waits, many at a time as a file server serves them. Names and
-attributes are quick. Pages that were read stay in the kernel's cache until they are dropped
-(posix_fadvise with DONTNEED) or the folder is mounted anew, so the files must not change
-meanwhile. It prints "mounted" and serves until SIGTERM, SIGINT or `fusermount3 -u MOUNTPOINT`.
-It needs Linux, fuse3 and mfusepy.
+Each open and each read request is delayed, many at a time, as by a file server. Names and
+attributes are returned at once. Pages that were read stay in the kernel's cache until they are
+dropped (posix_fadvise with DONTNEED) or the folder is mounted again, so the files must not change.
+"mounted" is printed, and the folder is served until SIGTERM, SIGINT or `fusermount3 -u MOUNTPOINT`.
+Linux, fuse3 and mfusepy are required.
 
-What limits a reader is the number of requests and their sizes: a request is no larger than the
-kernel's read-ahead, 128 KiB at first (/sys/class/bdi/MAJOR:MINOR/read_ahead_kb), whatever size a
-program reads with, and one thread's reads go out one after the other.
+A reader is limited by the number of requests and their sizes. Whatever size a program reads, a
+request is no larger than the kernel's read-ahead, 128 KiB at first
+(/sys/class/bdi/MAJOR:MINOR/read_ahead_kb), and the requests of one thread are sequential.
 
 Usage: python tools/bench/slow_mount.py BACKING MOUNTPOINT [--delay-ms 20] [--mb-per-s 200]
                                         [--in-flight 64]
@@ -30,10 +30,10 @@ CACHED_SECONDS = 60  # how long the kernel may believe names and attributes
 
 
 class SlowFolder:
-    """The operations of a read-only folder whose files are slow to open and to read.
+    """Operations of a read-only folder whose files are slow to open and to read.
 
-    mfusepy looks the operations up by name. It calls them from many threads at once; waiting and
-    reading release Python's lock.
+    mfusepy finds the operations by name and calls them from many threads at once. Waiting and
+    reading release the interpreter lock.
     """
 
     use_ns = True  # attributes hold times in nanoseconds
@@ -45,33 +45,33 @@ class SlowFolder:
         self.in_flight = in_flight
 
     def init_with_config(self, conn: "mfusepy.fuse_conn_info", _config: object) -> None:
-        """The kernel's first message: the folder is mounted."""
+        """Handle the kernel's first message: the folder is mounted."""
         conn.max_background = self.in_flight
         conn.congestion_threshold = self.in_flight * 3 // 4  # as the kernel's defaults have it
         print("mounted", flush=True)
 
     def getattr(self, path: str, fh: int | None = None) -> dict[str, int]:
-        """A file's attributes, at once."""
+        """Return a file's attributes, without delay."""
         found = os.fstat(fh) if fh is not None else os.lstat(self.backing + path)
         stats = {name: int(getattr(found, name)) for name in STATS}
         return stats | {name: int(getattr(found, f"{name}_ns")) for name in STATS_NS}
 
     def readdir(self, path: str, _fh: int) -> Iterator[str]:
-        """The names in a folder, at once."""
+        """Return the names in a folder, without delay."""
         yield from (".", "..")
         yield from os.listdir(self.backing + path)  # noqa: PTH208  names are what is wanted
 
     def readlink(self, path: str) -> str:
-        """Where a link points, at once."""
+        """Return the target of a link, without delay."""
         return os.readlink(self.backing + path)  # noqa: PTH115  libfuse wants the text
 
     def open(self, path: str, flags: int) -> int:
-        """A descriptor of the real file, after the delay."""
+        """Open the real file after the delay."""
         time.sleep(self.delay)
         return os.open(self.backing + path, flags & os.O_ACCMODE | os.O_CLOEXEC)
 
     def read(self, _path: str, size: int, offset: int, fh: int) -> bytes:
-        """Bytes of a file, no sooner than the delay and the speed allow."""
+        """Return bytes of a file, limited by the delay and the rate."""
         due = time.monotonic() + self.delay
         data = os.pread(fh, size, offset)
         left = due + len(data) / self.bytes_per_s - time.monotonic()
@@ -105,7 +105,7 @@ def mount(folder: SlowFolder, mountpoint: str) -> None:
 
 
 def main() -> None:
-    """Read the arguments, mount, and serve."""
+    """Parse the arguments, mount the folder, and serve it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("backing", help="the real folder")
     parser.add_argument("mountpoint", help="an empty folder")

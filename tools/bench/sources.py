@@ -1,4 +1,4 @@
-"""The images of a workload: a folder a class, made the same way every time.
+"""Make the images of a workload: one folder per class, always the same.
 
 Given images are copied under as many names as the workload has samples, so they repeat. Without
 any, crops of scikit-learn's two photos are used.
@@ -27,10 +27,10 @@ def make_source(source: str, folder: Path, count: int, given: Path | None) -> Pa
     """Make `count` images of a kind in a new folder.
 
     Args:
-        source: "photos", "large" or "tiny".
-        folder: is made, once it is complete; one that exists is taken as it is.
-        count: how many.
-        given: images to use, for photos and large.
+        source: kind of images: "photos", "large" or "tiny".
+        folder: folder to create; an existing one is complete and is used as it is.
+        count: number of images.
+        given: images to use for photos and large ones.
 
     Returns:
         The folder.
@@ -47,7 +47,7 @@ def make_source(source: str, folder: Path, count: int, given: Path | None) -> Pa
 
 
 def copy_images(given: Path, folder: Path, count: int) -> None:
-    """Give each of the images as many names as it takes; copy what cannot be linked."""
+    """Link the images under as many names as needed; copy those that cannot be linked."""
     images = sorted(path for path in given.rglob("*") if path.suffix.lower() in EXTENSIONS)
     for number, image in zip(range(count), cycle(images), strict=False):
         name = image.parent.name if image.parent != given else "all"
@@ -57,7 +57,7 @@ def copy_images(given: Path, folder: Path, count: int) -> None:
 
 
 def write_images(folder: Path, count: int, extension: str, draw: Callable[..., Pixels]) -> None:
-    """Draw images from the two photos and encode them."""
+    """Cut images from the two photos and encode them."""
     numbers = np.random.default_rng(0)
     found = resources.files("sklearn.datasets.images")
     photos = [np.asarray(cv2.imread(str(found / f"{name}.jpg"))) for name in ("china", "flower")]
@@ -98,7 +98,7 @@ MAKERS: dict[str, tuple[str, Callable[..., Pixels]]] = {
 
 
 def files_and_labels(images: Path) -> list[tuple[str, int]]:
-    """Every image, and the number of its folder among the sorted folders."""
+    """Return every image with the number of its folder among the sorted folders."""
     classes = sorted(entry.name for entry in os.scandir(images) if entry.is_dir())
     return [
         (os.path.join(images, name, file), label)  # noqa: PTH118  100,000 of them

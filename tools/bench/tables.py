@@ -1,4 +1,4 @@
-"""The results as text: what was held equal, a table a workload, notes; all of it Markdown."""
+"""Format the results as Markdown: what was held equal, one table per workload, and notes."""
 
 from __future__ import annotations
 
@@ -26,28 +26,29 @@ OURS = "shardio Loader", "shardio DataLoader"
 
 
 def held_equal() -> list[str]:
-    """What is the same for all."""
+    """List what is the same for all peers."""
     return [
-        f"- {CORES_USED} threads or {CORES_USED} processes that decode, on {count_cores()} cores; "
+        f"- {CORES_USED} threads or {CORES_USED} processes decode, on {count_cores()} cores; "
         "OpenCV and torch start no threads of their own",
-        "- the same encoded bytes (or, in the raw workload, the same pixels), written in one "
-        f"random order; {SHARDS} shards where the number can be chosen",
-        "- batches of one size, uint8 [B, 3, H, W]; some pixels of every image are read, and every "
-        "class must come as often as it should",
-        "- torchvision's distribution of random crops and flips; linear interpolation, except "
-        "where a note says otherwise",
-        "- simplejpeg decodes where the user can choose, OpenCV what is not JPEG",
-        f"- shuffled: {SHUFFLE_BUFFER:,} samples or more, in the way of each peer",
-        "- a process for each run, peers in turn in each round; the page cache is warm, except on "
-        "the slow mount, which is mounted anew for each run",
-        "- img/s counts from the creation of the loader to its last batch, about three seconds (on "
-        f"the slow mount one pass); per core it is divided by {CORES_USED}",
+        "- the encoded bytes (in the raw workload, the pixels) and their random order are the "
+        f"same; {SHARDS} shards where the number can be chosen",
+        "- batches have the same size, uint8 [B, 3, H, W]; some pixels of every image are read, "
+        "and every class must have the expected number of samples",
+        "- random crops and flips have torchvision's distribution; interpolation is linear, unless "
+        "a note says otherwise",
+        "- JPEGs are decoded by simplejpeg where the user can choose, other images by OpenCV",
+        f"- {SHUFFLE_BUFFER:,} samples or more are shuffled, by each peer in its own way",
+        "- every run is a process of its own, and in each round the peers take turns; the page "
+        "cache is warm, except on the slow mount, which is mounted again for each run",
+        "- img/s is measured from the creation of the loader to its last batch, for about three "
+        f"seconds (on the slow mount, one pass); per core, it is divided by {CORES_USED}",
         "- peak memory is Pss_Anon + Pss_Shmem of all processes, less that of a process that "
-        "imports torch, cv2 and numpy, in a run of its own; what is mapped from files is in none",
-        "- without other images (--photos, --large) crops of scikit-learn's two photos are used",
-        "- the ceiling is two threads (with Python code, two processes) that decode, crop and "
-        "resize images in memory, with no loader at all, in the same rounds; on the slow mount the "
-        "lower of that and of reading the shards with 64 threads; who decodes less can exceed it",
+        "imports torch, cv2 and numpy, measured in a separate run; mapped files do not count",
+        "- without --photos and --large, crops of scikit-learn's two photos are used",
+        "- the ceiling is the rate of two threads (with Python code, two processes) that decode, "
+        "crop and resize images in memory without a loader, in the same rounds; on the slow mount, "
+        "it is the lower one of that and of reading the shards with 64 threads; a peer that "
+        "decodes less can exceed it",
     ]
 
 
@@ -56,7 +57,7 @@ def count_cores() -> int:
 
 
 def machine() -> list[str]:
-    """The machine and the versions."""
+    """Describe the machine and the versions."""
     lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     packages = sorted({"torch", "numpy", "simplejpeg", *(peer.package for peer in PEERS.values())})
@@ -77,7 +78,7 @@ def version(package: str) -> str:
 
 
 def show_table(table: Table) -> list[str]:
-    """A workload: one row a peer."""
+    """Format a workload, with one row per peer."""
     workload = WORKLOADS[table.letter]
     lines = [
         f"## ({table.letter}) {workload.title}",
@@ -98,7 +99,7 @@ def show_table(table: Table) -> list[str]:
 
 
 def strange_colours(table: Table) -> list[str]:
-    """Who delivers pixels that on average are not those of the others."""
+    """List the peers whose mean colour differs from that of the others."""
     colours = {
         name: [statistics.median([run[part] for run in result.runs]) for part in COLOURS]
         for name, result in table.peers.items()
@@ -114,7 +115,7 @@ def strange_colours(table: Table) -> list[str]:
 
 
 def ceilings(table: Table) -> list[str]:
-    """The ceilings, in images a second."""
+    """Format the ceilings, in images per second."""
     lines = []
     if table.ceiling:
         decoded = spread([rate(run) for run in table.ceiling])
@@ -128,7 +129,7 @@ def ceilings(table: Table) -> list[str]:
 
 
 def row(table: Table, name: str, result: Result) -> str:
-    """What one peer did."""
+    """Format the results of one peer."""
     runs, rates = result.runs, rates_of(name, result)
     memory = "" if result.memory is None else f"{(result.memory - table.bare_memory) / 1e6:,.0f}"
     share = ratios(rates, lowest_ceilings(table))
@@ -149,7 +150,7 @@ def row(table: Table, name: str, result: Result) -> str:
 
 
 def lowest_ceilings(table: Table) -> list[float]:
-    """Images a second that no loader exceeds unless it decodes less, in each round."""
+    """Return the lowest ceiling of each round, which a loader exceeds only by decoding less."""
     decoded = [rate(run) for run in table.ceiling]
     read = [run["bytes"] / run["seconds"] / table.mean_bytes for run in table.mount]
     return [*map(min, decoded, read)] if read else decoded
@@ -160,11 +161,16 @@ def rates_of(name: str, result: Result) -> list[float]:
 
 
 def page(tables: list[Table], command: str, rounds: int) -> str:
-    """The whole page."""
+    """Format the whole page."""
     names = list(dict.fromkeys(name for table in tables for name in table.peers))
     notes = [f"- {name}: {PEERS[name].note}." for name in names]
     parts = [
-        ["# Benchmarks", "", "shardio beside its peers. This page is written by a program:", ""],
+        [
+            "# Benchmarks",
+            "",
+            "shardio compared with its peers. This page is generated by a program:",
+            "",
+        ],
         ["```sh", command, "```", "", f"Rounds: {rounds}.", "", "Machine and versions:", ""],
         [*machine(), "", "Held equal:", "", *held_equal(), "", "What differs:", "", *notes, ""],
         *(show_table(table) for table in tables),

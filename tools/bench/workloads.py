@@ -1,4 +1,4 @@
-"""What is measured: the workloads, the same for every peer."""
+"""Workloads, the same for every peer."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ SHARDS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """Images and what becomes of them.
+    """Images and how they are processed.
 
     Attributes:
         title: one line for people.
-        source: which images: "photos", "large" or "tiny".
-        count: how many of them.
-        quick: how many with --quick.
-        batch: samples in a batch.
-        size: height and width of what comes out.
-        crop: a random resized crop and a flip; otherwise the image as it is.
-        raw: the pixels are stored without a codec, in each peer's own form.
-        busy: a Python function that holds the GIL for about 1 ms follows.
-        slow: the data lie on a slow mount, and every run starts cold.
-        single_files: on the slow mount, how many images those read who read single files.
+        source: kind of images: "photos", "large" or "tiny".
+        count: number of images.
+        quick: number of images with --quick.
+        batch: number of samples in a batch.
+        size: height and width of the output.
+        crop: whether to crop and flip at random; if False, images are used as they are.
+        raw: whether pixels are stored without a codec, in each peer's own form.
+        busy: whether a Python function follows that holds the GIL for about 1 ms.
+        slow: whether the data are on a slow mount, cold at the start of every run.
+        single_files: number of images on the slow mount for peers that read single files.
     """
 
     title: str

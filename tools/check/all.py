@@ -2,8 +2,8 @@
 
 Usage: python tools/check/all.py [CAMPAIGN ...] [--seconds SECONDS] [--seed SEED] ...
 
-Without names all campaigns run. Options are those of a campaign. A campaign that finds something
-wrong does not end the others; the exit code is 1 then, and the last line names it.
+Without names, all campaigns run. Options are those of a campaign. If a campaign finds something
+wrong, the others still run. The exit code is then 1, and the last line names the campaign.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ PRELOADED = ("torch.utils.data", "cv2", "PIL.Image")
 
 
 def names() -> list[str]:
-    """All campaigns."""
+    """Return the names of all campaigns."""
     paths = sorted(FOLDER.glob("*.py"))
     return [path.stem for path in paths if "\n    campaign.main(" in path.read_text("utf-8")]
 
 
 def fork(name: str, options: Sequence[str]) -> int:
-    """Run a campaign in a fork; returns its exit code."""
+    """Run a campaign in a fork and return its exit code."""
     print(f"\n== {name}", flush=True)
     child = os.fork()
     if child == 0:
@@ -59,7 +59,7 @@ def _run(name: str, options: Sequence[str]) -> NoReturn:
 
 
 def main(words: Sequence[str]) -> int:
-    """Run the campaigns that are named first, with the options that follow."""
+    """Run the campaigns that are named, with the options that follow."""
     first = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
     for module in PRELOADED:
         importlib.import_module(module)

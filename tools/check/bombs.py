@@ -1,11 +1,11 @@
-"""Do small inputs cost much?
+"""Can a small input cost much time or memory?
 
-Pictures, archives, patterns and documents announce or unpack to far more than they are.
+Images, archives, patterns and documents announce far more than they contain, or unpack to far more.
 
-Each is read in a child. Right: it is read, or refused with an error of shardio's own, while the
-child holds at most 256 MiB more than before and takes at most 8 times the CPU time of decoding a
-sound JPEG of 16 megapixels here and now, and the cache gets at most 1.25 GiB. Wrong: more than
-that, a MemoryError, a crash or a hang. The ideas are those of 42.zip, Pillow's decompression bombs,
+Each is read in a child. Right: it is read, or refused with an error of shardio, and the costs are
+limited: at most 256 MiB of memory above the start, at most 8 times the CPU time of decoding a valid
+JPEG of 16 megapixels, measured at the time, and at most 1.25 GiB in the cache. Wrong: higher costs,
+a MemoryError, a crash or a hang. The ideas are those of 42.zip, Pillow's decompression bombs,
 libjpeg-turbo's advice on scans (2014), and the billion laughs.
 """
 
@@ -56,7 +56,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def zeros(size: int) -> bytes:
-    """A zlib stream of so many MiB of zeros, made of one that is repeated."""
+    """Return a zlib stream of some MiB of zeros, in which one MiB is repeated."""
     packer = zlib.compressobj(9, wbits=-15)
     piece = packer.compress(bytes(campaign.MIB)) + packer.flush(zlib.Z_FULL_FLUSH)
     end = zlib.compressobj(9, wbits=-15).flush()
@@ -75,7 +75,7 @@ def empty_png() -> bytes:
 
 
 def bmp() -> bytes:
-    """Run-length coded, with an end at once."""
+    """Return a run-length coded BMP whose data end at once."""
     start = 54 + 1024
     header = struct.pack("<2sIHHI", b"BM", start + 2, 0, 0, start)
     header += struct.pack("<IiiHHIIiiII", 40, HUGE, HUGE, 1, 8, 1, 2, 0, 0, 256, 0)
@@ -83,7 +83,7 @@ def bmp() -> bytes:
 
 
 def jpeg(side: int, *, progressive: bool = False, scans: int = 0) -> bytes:
-    """A gray JPEG whose header announces a side, with its last scan repeated."""
+    """Return a gray JPEG whose header announces a side, with its last scan repeated."""
     flags = [cv2.IMWRITE_JPEG_PROGRESSIVE, int(progressive)]
     data = cv2.imencode(".jpg", np.full((64, 64), 99, np.uint8), flags)[1].tobytes()
     frame = data.index(b"\xff\xc2" if progressive else b"\xff\xc0")
@@ -98,7 +98,7 @@ def sound_jpeg() -> bytes:
 
 
 def webp() -> bytes:
-    """A lossless picture of one colour, whose pixels take no bits, with its sides made large."""
+    """Return a lossless WebP of one colour, whose pixels take no bits, with large sides."""
     flat = np.full((16, 16, 3), 77, np.uint8)
     data = bytearray(cv2.imencode(".webp", flat, [cv2.IMWRITE_WEBP_QUALITY, 101])[1].tobytes())
     at = data.index(b"VP8L") + 9
@@ -171,7 +171,7 @@ def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
 
 
 def records(number: int) -> bytes:
-    """An archive with a PAX header of so many records."""
+    """Return an archive with a PAX header of some number of records."""
     data = b"".join(b"%d a=%s\n" % (6, b"x") for _ in range(number))
     return tar_of(header("h", len(data), tarfile.XHDTYPE), data, header("a.txt", 1), b"1")
 
@@ -209,7 +209,7 @@ PATTERNS = (
 
 
 class Bounds:
-    """What a bomb may cost, with a unit of CPU time that is measured here and now."""
+    """Limits of what a bomb may cost; the unit of CPU time is measured at the start."""
 
     def __init__(self, folder: Path) -> None:
         self._sound = make_shard(folder / "sound.tar", {"a": {"jpg": sound_jpeg()}})
@@ -224,7 +224,7 @@ class Bounds:
         function: Callable[[], object],
         most_units: float = MOST_UNITS,
     ) -> None:
-        """Run a function in a child and hold what it costs against the bounds."""
+        """Run a function in a child and compare its costs with the limits."""
         most = most_units * self.unit
         ended = children.in_child(function, memory=6 * MOST_MEMORY, seconds=2 * most).check()
         units = ended.seconds / self.unit
@@ -276,7 +276,7 @@ def archive_bomb(bounds: Bounds, make: Make, trial: campaign.Trial) -> None:
 
 
 def compressed_bomb(bounds: Bounds, pack: Callable[[bytes], bytes], trial: campaign.Trial) -> None:
-    """A member of 2 GiB of zeros, as streams one after another."""
+    """Try a member of 2 GiB of zeros, as consecutive gzip members."""
     shard, piece = trial.folder / "bomb.tar", pack(bytes(64 * campaign.MIB))
     shard.write_bytes(pack(header("a.bin", 2 << 30)) + piece * 33)
     bounds.judge(trial, partial(read, shard), MOST_COMPRESSED_UNITS)

@@ -1,11 +1,11 @@
-"""Does the verdict name what limits a loop? Bottlenecks are planted, watched and judged.
+"""Does the verdict name what limits a loop? Bottlenecks are planted, measured and judged.
 
-Each is a loop over real pictures (--photos, or pictures made here) with one thing wrong: slow
-storage, slow decoding, a transform that holds the interpreter's lock or does not, a heavy
-hand-over, a slow consumer, one slow worker, too small a prefetch, too many workers, OpenCV's own
-threads, a cold page cache, a tiny dataset. A loop without anything wrong must be limited by
-decoding. The machine must be idle. A cold page cache needs a slow mount (Linux, root, fuse3 and
-mfusepy); without it that one is left out, and said to be.
+Each case is a loop over real photos (--photos, or photos made here) with one fault: slow storage,
+slow decoding, a transform that holds the interpreter lock or does not, an expensive hand-over, a
+slow consumer, one slow worker, a small prefetch, too many workers, OpenCV's own threads, a cold
+page cache, or a tiny dataset. A loop without a fault must be limited by decoding. The machine must
+be idle. The cold page cache needs a slow mount (Linux, root, fuse3 and mfusepy) and is otherwise
+reported as skipped.
 
 Usage: python tools/check/bottlenecks.py [--photos DIR] [--rounds 1] [--only NAME]
 """
@@ -40,7 +40,7 @@ Step = Callable[[Any], object]
 
 
 def make_pictures(folder: Path) -> Path:
-    """Photos of a kind: blurred noise of 500 x 375 pixels, as JPEG."""
+    """Make images like photos: blurred noise of 500 x 375 pixels, as JPEG."""
     numbers = np.random.default_rng(0)
     for number in range(400):
         noise = numbers.integers(0, 256, (375, 500, 3), np.uint8)
@@ -52,7 +52,7 @@ def make_pictures(folder: Path) -> Path:
 
 
 def several(source: Path, folder: Path) -> Path:
-    """Each picture four times, so that an epoch takes seconds."""
+    """Write each image four times, so that an epoch takes seconds."""
     for picture in sorted(source.rglob("*.jpg")):
         inside = folder / picture.parent.name
         inside.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def several(source: Path, folder: Path) -> Path:
 
 
 def make_progressive(folder: Path) -> Path:
-    """Large progressive JPEGs."""
+    """Make large progressive JPEGs."""
     numbers = np.random.default_rng(0)
     folder.mkdir()
     for number in range(20):
@@ -80,7 +80,7 @@ def photos(out: Path, transform: Any = None) -> shardio.ShardDataset:
 
 
 def workers(dataset: shardio.ShardDataset, number: int) -> DataLoader[Any]:
-    """They stay over epochs, so that starting them takes no part of the time."""
+    """Return a loader whose workers persist over epochs, so that starting them takes no time."""
     return DataLoader(dataset, batch_size=None, num_workers=number, persistent_workers=True)
 
 
@@ -99,7 +99,7 @@ def for_seconds(loader: Iterable[Any], step: Step) -> Verdict:
 
 
 def busy(seconds: float) -> None:
-    """Hold the interpreter's lock."""
+    """Hold the interpreter lock."""
     end = time.thread_time() + seconds
     while time.thread_time() < end:
         pass
@@ -127,7 +127,7 @@ def slow_in_one(image: torch.Tensor) -> torch.Tensor:
 
 
 class Heavy(Dataset[Any]):
-    """Large pictures as float, that need no making; the DataLoader makes batches of them."""
+    """Dataset of large float images that take no time to make; the DataLoader collates batches."""
 
     def __init__(self) -> None:
         self.picture = torch.ones(3, 448, 448)
@@ -140,7 +140,7 @@ class Heavy(Dataset[Any]):
 
 
 class ManyThreads(Dataset[Any]):
-    """Pictures that OpenCV works on with threads of its own."""
+    """Dataset of images that OpenCV processes with threads of its own."""
 
     def __init__(self) -> None:
         self.picture = np.random.default_rng(0).integers(0, 256, (1080, 1920, 3), np.uint8)

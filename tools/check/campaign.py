@@ -1,9 +1,9 @@
-"""Campaigns: attacks on shardio that are counted, can be repeated, and fail when it is wrong.
+"""Campaigns: attacks on shardio that are counted, repeatable, and fail if shardio is wrong.
 
 A campaign is a list of cases. Each case has a name, an empty folder, and random numbers that depend
-on the seed and its name alone, so that every case can be repeated by itself. For each thing that
-it tries it says whether shardio was right, refused (raised an error of its own), or was wrong.
-Anything that a case raises is wrong, too. Wrong is exit code 1.
+only on the seed and its name, so that every case can be repeated alone. For each attempt, a case
+counts whether shardio was right, refused (with an error of its own), or was wrong. An exception in
+a case counts as wrong, too. If anything was wrong, the exit code is 1.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _LONGEST = 600  # letters of the details of one
 
 
 class SkipCase(Exception):  # noqa: N818  it is no error
-    """Raised by a case that cannot be tried here; its text is the reason."""
+    """Exception of a case that cannot run here; its text is the reason."""
 
 
 class Wrong(Exception):  # noqa: N818  it ends a case
-    """Raised by a case that found shardio wrong: a kind, which is counted, and the details."""
+    """Exception of a case that found shardio wrong: a kind, which is counted, and the details."""
 
     def __init__(self, kind: str, detail: object = "") -> None:
         super().__init__(kind, detail)
@@ -49,7 +49,7 @@ class Wrong(Exception):  # noqa: N818  it ends a case
 
 
 class Trial:
-    """One case under way.
+    """Run of one case.
 
     Attributes:
         folder: empty folder of the case, removed afterwards.
@@ -64,7 +64,7 @@ class Trial:
         self.wrongs: list[Wrong] = []
 
     def right(self, reason: str = "", times: int = 1) -> None:
-        """Count attempts after which shardio did what it should."""
+        """Count attempts after which shardio was right."""
         self.counts["right"] += times
         if reason:
             self.reasons[f"right: {reason}"] += times
@@ -76,21 +76,21 @@ class Trial:
         self.reasons[f"refused: {text}"] += times
 
     def wrong(self, kind: str, detail: object = "") -> None:
-        """Count a wrong, and go on with the case."""
+        """Count a wrong result and continue with the case."""
         self.counts["wrong"] += 1
         self.wrongs.append(Wrong(kind, detail))
 
 
 @dataclass(frozen=True)
 class Case:
-    """Something to try."""
+    """Named attempt or series of attempts."""
 
     name: str
     run: Callable[[Trial], None]
 
 
 def skipped(reason: str) -> Case:
-    """A case in the place of those that cannot be tried here."""
+    """Return a case in place of those that cannot run here."""
 
     def skip(_: Trial) -> None:
         raise SkipCase(reason)
@@ -99,13 +99,13 @@ def skipped(reason: str) -> Case:
 
 
 def need_root() -> None:
-    """Skip a case that mounts file systems or runs as other users."""
+    """Skip a case that mounts file systems or runs as other users, unless root runs it."""
     if os.geteuid() != 0:
         raise SkipCase("needs root")
 
 
 def keep(data: bytes) -> Path:
-    """Write an input where it stays after the campaign, for the reader of the report."""
+    """Save an input for the reader of the report, where it stays after the campaign."""
     path = Path("/tmp", f"campaign-input-{zlib.crc32(data):08x}")  # noqa: S108
     path.write_bytes(data)
     return path
@@ -116,7 +116,7 @@ def main(document: str, cases: Callable[[Path], Iterable[Case]]) -> NoReturn:
 
     Args:
         document: docstring of the campaign.
-        cases: called with a folder for what the cases share; returns them all.
+        cases: function that is called with a shared folder and returns all cases.
     """
     parser = argparse.ArgumentParser(
         description=document, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -173,14 +173,14 @@ def _run(options: argparse.Namespace, work: Path, cases: Callable[[Path], Iterab
 
 
 class _Tally:
-    """What came of all cases."""
+    """Counts of the results of all cases."""
 
     def __init__(self, campaign: str, seed: int) -> None:
         self.campaign, self.seed = campaign, seed
         self.counts, self.reasons, self.kinds = Counter[str](), Counter[str](), Counter[str]()
 
     def add(self, case: Case, trial: Trial) -> None:
-        """Count a case, and print what is wrong of a kind, the first times."""
+        """Add the counts of a case, and print the first examples of each kind of wrong result."""
         self.counts += trial.counts
         self.reasons += trial.reasons
         for wrong in trial.wrongs:
@@ -191,7 +191,7 @@ class _Tally:
                 print(f"  {wrong.kind}: {detail}\n    {again} --only {case.name!r}", flush=True)
 
     def report(self, seconds: float) -> int:
-        """Print the counts; returns the exit code."""
+        """Print the counts and return the exit code."""
         for reason, times in sorted(self.reasons.items()):
             print(f"  {times:9,} {reason}")
         for kind, times in self.kinds.most_common():

@@ -1,13 +1,13 @@
-"""Do bytes run code or reach files? Shards, tables, manifests and indexes that would like to.
+"""Can bytes run code or reach files? Hostile shards, tables, manifests and indexes try to.
 
-Beside each input lies a folder with a canary: a file that must stay as it is, and the place where
-a payload would leave a mark. The inputs name it by absolute and relative paths, as members, keys,
-fields, shards, links and patterns, and carry pickles, object arrays, expressions, tags of YAML and
+Beside each input is a folder with a canary: a file that must not change, and the place where a
+payload would leave a mark. The inputs refer to it by absolute and relative paths, as members, keys,
+fields, shards, links and patterns. They contain pickles, object arrays, expressions, YAML tags and
 commands. Every command and the dataset read them, in a child.
 
-Right: the canary's folder is as before, whether the input is read or refused. Wrong: anything in it
-changed, or an error that is not shardio's own. The payloads are those of pickle's documentation,
-of WebDataset's `pipe:`, Zip Slip (2018) and of tarfile's CVE-2007-4559.
+Right: the canary's folder is unchanged, whether the input is read or refused. Wrong: any change in
+it, or an error that is not shardio's own. The payloads are those of pickle's documentation, of
+WebDataset's `pipe:`, of Zip Slip (2018) and of tarfile's CVE-2007-4559.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CANARY = "canary"
 
 
 class Payload:
-    """A value whose pickle runs a command."""
+    """Value whose pickle runs a command."""
 
     def __init__(self, mark: Path) -> None:
         self.command = f"touch {mark}"
@@ -46,7 +46,7 @@ class Payload:
 
 
 def payloads(mark: Path) -> dict[str, dict[str, bytes]]:
-    """Fields that would run a command, by their kind."""
+    """Return fields that would run a command, by kind."""
     evil = pickle.dumps(Payload(mark))
     array = io.BytesIO()
     np.save(array, np.array([Payload(mark)], dtype=object), allow_pickle=True)
@@ -65,7 +65,7 @@ def payloads(mark: Path) -> dict[str, dict[str, bytes]]:
 
 
 def names(canary: Path) -> list[str]:
-    """Names that would lead to the canary."""
+    """Return names that lead to the canary."""
     file = str(canary / "keep.txt")
     climb = "../" * 12 + file.lstrip("/")
     return [
@@ -90,7 +90,7 @@ def names(canary: Path) -> list[str]:
 
 
 def everything(source: Path | str, out: Path) -> None:
-    """Give a source to all that reads, writes or deletes; errors are fine."""
+    """Pass a source to everything that reads, writes or deletes; errors are allowed."""
     attempts: list[Callable[[], object]] = [
         lambda: [*shardio.ShardDataset(source)],
         lambda: [*shardio.ShardDataset(source, on_bad_sample="skip", decode=False)],
@@ -121,7 +121,7 @@ def everything(source: Path | str, out: Path) -> None:
 
 
 def judge(trial: campaign.Trial, canary: Path, function: Callable[[], object]) -> None:
-    """Run a function in a child and look at the canary."""
+    """Run a function in a child and check the canary."""
     before = children.tree(canary)
     ended = children.in_child(lambda: function() and None)
     after = children.tree(canary)
@@ -136,7 +136,7 @@ def judge(trial: campaign.Trial, canary: Path, function: Callable[[], object]) -
 
 
 def place(trial: campaign.Trial) -> tuple[Path, Path]:
-    """A canary's folder and one for output."""
+    """Make a folder with a canary, and one for output."""
     canary, out = trial.folder / CANARY, trial.folder / "out"
     canary.mkdir()
     out.mkdir()
@@ -202,7 +202,7 @@ def indexes(trial: campaign.Trial) -> None:
 
 
 def tables(number: int, trial: campaign.Trial) -> None:
-    """Labels and keys, not paths: a table is its user's, and may name any file to be packed."""
+    """Try tables with hostile labels and keys; paths are the user's own and may name any file."""
     canary, out = place(trial)
     name = names(canary)[number].replace("\n", " ")
     image = next(make_images(trial.folder / "images", classes=0, per_class=1).iterdir())

@@ -1,15 +1,15 @@
-"""Are samples right while their shards change? Shards are changed under running epochs.
+"""Are samples right while their shards change? Shards are changed during an epoch.
 
-Readers are the training process, threads and worker processes, over photos and over rows of equal
-size (an array of pixels), of packed folders and of tars of others without an index. After some
-batches a shard is overwritten in place with its samples in another order (its time of change
-restored or not), cut off, appended to, zeroed, replaced by a rename, removed, touched, or its mode
-is changed; or its index is cut off or zeroed.
+Readers are the training process, threads and worker processes. They read photos and rows of equal
+size (an array of pixels), from packed folders and from other tars without an index. After some
+batches, a shard is overwritten in place with its samples in another order (with its modification
+time restored or not), truncated, appended to, zeroed, replaced by a rename, removed, or touched, or
+its mode is changed; or its index is truncated or zeroed.
 
-Each sample carries its key in its class and its pixels. Right: every sample that arrives has the
-bytes of its key, or the epoch ends with an error of shardio's own. Wrong: bytes under another key,
-fewer samples in silence, another error, a crash (SIGBUS) or a hang; and an error where only the
-mode changed. The idea is that of rsync and of object stores: a name is no promise of contents.
+The class and the pixels of each sample identify its key. Right: every delivered sample has the
+bytes of its key, or the epoch ends with an error of shardio. Wrong: bytes under another key,
+silently fewer samples, another error, a crash (SIGBUS) or a hang; also an error if only the mode
+changed. The idea is that of rsync and of object stores: a name does not guarantee the contents.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ROUNDS = 2
 
 
 def samples(numbers: Iterable[int], kind: str) -> dict[str, dict[str, bytes]]:
-    """Samples whose class and pixels say their keys; all members of a kind have one size."""
+    """Make samples with keys in class and pixels; all members of a kind have the same size."""
     made = {}
     for number in numbers:
         pixels = np.full((16, 16, 3), number % 256, np.uint8)
@@ -57,7 +57,7 @@ def npy(pixels: np.ndarray[Any, Any]) -> bytes:
 
 
 def make(folder: Path, kind: str, origin: str) -> list[Path]:
-    """A dataset; returns its shards."""
+    """Make a dataset and return its shards."""
     tars = folder / "tars"
     tars.mkdir()
     each = SAMPLES // SHARDS
@@ -71,7 +71,7 @@ def make(folder: Path, kind: str, origin: str) -> list[Path]:
 
 
 def overwrite(path: Path, *, restore: bool) -> None:
-    """Exchange neighbouring samples in place, members, headers and all."""
+    """Exchange neighbouring samples in place, including their headers."""
     status, data = path.stat(), path.read_bytes()
     pairs = SAMPLES // SHARDS // 2 * 2
     order = np.arange(pairs).reshape(-1, 2)[:, ::-1].ravel()
@@ -136,7 +136,7 @@ def loaders(dataset: shardio.ShardDataset) -> dict[str, Callable[[], Iterable[An
 def epoch(
     folder: Path, reader: str, change: Callable[[], object], *, shuffle: bool, at: int
 ) -> int:
-    """Read an epoch with a change in it; returns the number of samples, all of them right."""
+    """Read an epoch with a change in it; return the number of samples, which must all be right."""
     dataset = shardio.ShardDataset(folder, batch_size=BATCH, shuffle=shuffle, window=1)
     got = 0
     for number, batch in enumerate(loaders(dataset)[reader]()):

@@ -1,7 +1,7 @@
-"""Running what may crash, hang or exhaust memory: in a child process, whose end is looked at.
+"""Run code that may crash, hang or exhaust memory in a child process, and report how it ended.
 
-A child is forked from a process that has imported everything, so that it costs milliseconds and
-not the seconds of an import.
+A child is forked from a process that has imported everything, so its start takes milliseconds
+instead of the seconds of an import.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ _mounted = set[Path]()  # by this process
 
 @dataclass(frozen=True)
 class Ended:
-    """How a child process ended.
+    """Result of a child process.
 
     Attributes:
         value: value that the function returned.
         error: class name of the exception that it raised, or empty.
-        refused: whether that is an error with which shardio may refuse.
+        refused: whether shardio may refuse an input with that exception.
         message: message of the exception.
         signal: number of the signal that killed the process, or 0.
-        hung: whether it had to be killed for its silence.
+        hung: whether the process was killed because it did not respond.
         output: text on its standard output and error.
-        memory: most bytes that it held beyond those of its start.
-        seconds: CPU time.
+        memory: peak memory in bytes above that at its start.
+        seconds: CPU time in seconds.
     """
 
     value: Any
@@ -62,7 +62,7 @@ class Ended:
     seconds: float
 
     def check(self) -> Ended:
-        """Raise Wrong if it ended in any way but by returning or refusing."""
+        """Raise Wrong unless the child returned or refused."""
         if self.error == "Wrong":
             raise Wrong(*self.value)
         if self.hung:
@@ -86,10 +86,10 @@ def in_child(
     """Run a function in a child process.
 
     Args:
-        function: function of no arguments, whose value can be pickled.
-        memory: most bytes of address space beyond those at its start.
+        function: function without arguments, whose value can be pickled.
+        memory: maximum address space in bytes above that at its start.
         seconds: CPU time after which the child is killed, rounded up.
-        user: user id to run as, for a parent that is root.
+        user: id of the user to run as, if the parent is root.
     """
     receiver, sender = multiprocessing.Pipe(duplex=False)
     with tempfile.TemporaryFile() as output, receiver:
@@ -123,7 +123,7 @@ def in_child(
 
 
 def stacks(group: int) -> str:
-    """Where the processes of a group stand: told by py-spy, or by themselves on their output."""
+    """Return the stacks of the processes of a group, from py-spy or from their own output."""
     said = ""
     for process in sorted(int(path.name) for path in Path("/proc").glob("[0-9]*")):
         with contextlib.suppress(OSError):
@@ -150,7 +150,7 @@ class _Limits:
     user: int | None
 
     def set(self) -> None:
-        """Set them for this process."""
+        """Set the limits for this process."""
         if self.user is not None:
             os.setgroups([])
             os.setgid(self.user)
@@ -199,22 +199,22 @@ _sayings: list[Callable[[Any, str, bool, str], NoReturn]] = []  # of this child,
 
 
 def end(value: Any) -> NoReturn:
-    """End the child as if its function returned a value, from below a caller that never returns."""
+    """End the child as if its function returned a value, from code that never returns."""
     _sayings[-1](value, "", False, "")
 
 
 def _spent() -> tuple[int, float]:
-    """Peak of memory in bytes and CPU seconds, of this process and its children."""
+    """Return peak memory in bytes and CPU seconds of this process and its children."""
     kinds = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     peak = max(usage.ru_maxrss for usage in kinds) * 1024
     return peak, sum(usage.ru_utime + usage.ru_stime for usage in kinds)
 
 
 def command(*words: object, user: int | None = None) -> Ended:
-    """Run a command of shardio in a child; its value is the exit code.
+    """Run a shardio command in a child; the result's value is the exit code.
 
     Raises:
-        Wrong: the command ended otherwise than with success or one line on why not.
+        Wrong: the command ended otherwise than with success or a one-line error.
     """
     ended = in_child(lambda: run_command([*map(str, words)]), user=user).check()
     if ended.error:
@@ -226,7 +226,7 @@ def command(*words: object, user: int | None = None) -> Ended:
 
 
 def run_command(words: list[str]) -> int:
-    """Run a command of shardio in this process; returns its exit code."""
+    """Run a shardio command in this process and return its exit code."""
     sys.argv = ["shardio", *words]
     try:
         shardio.cli.main()
@@ -239,11 +239,11 @@ def run_command(words: list[str]) -> int:
 
 
 def mount_privately(folder: Path, size: int) -> None:
-    """Put a small file system on a folder, which this process and its children alone see.
+    """Mount a small file system on a folder, visible only to this process and its children.
 
     Args:
-        folder: folder to be covered.
-        size: bytes of the file system; mounted there already, it gets that size.
+        folder: folder to cover.
+        size: size of the file system in bytes; an existing one is resized.
     """
     mounted = os.path.ismount(folder) and folder in _mounted
     if not _mounted and ctypes.CDLL(None, use_errno=True).unshare(_NEW_MOUNTS):
@@ -257,7 +257,7 @@ def mount_privately(folder: Path, size: int) -> None:
 
 
 def tree(folder: Path) -> dict[str, tuple[Any, ...]]:
-    """Everything below a folder, to compare: kind, mode, owner, contents and targets of links."""
+    """Return everything below a folder for comparison: kind, mode, owner, contents and targets."""
     found = dict[str, tuple[Any, ...]]()
     for path in sorted([folder, *folder.rglob("*")]):
         status = path.lstat()

@@ -1,14 +1,14 @@
-"""Does `shardio verify` find all damage? A campaign against a small packed folder.
+"""Does `shardio verify` find all corruption of a small packed folder?
 
-2,000 times one bit of a tar, an index or the manifest is flipped, 500 times one of these is cut
-off, and 200 times a block of 512 bytes of a tar is swapped with another, doubled, zeroed or
-dropped. After each the folder is verified. Every tenth time it is repaired, too.
+One bit of a tar, an index or the manifest is flipped 2,000 times, one of these files is truncated
+500 times, and a block of 512 bytes of a tar is swapped with another, doubled, zeroed or dropped 200
+times. The folder is verified after each change, and repaired after every tenth.
 
-Right: the damage is found, or changes nothing that the manifest says in JSON, such as white space;
-and what a repaired folder has is sound, and what was packed. Wrong: damage that is missed, a
-repaired folder with problems or other data. The same is done to one of the tars without its index,
-where nothing but headers and formats can tell; what goes unnoticed there is counted as right,
-apart. The idea is that of the fault injection of ZFS and of IRON file systems (SOSP 2005).
+Right: the corruption is found, or changes nothing that the manifest says in JSON, such as white
+space; a repaired folder is valid and has the original data. Wrong: corruption that is missed, or a
+repaired folder with problems or other data. The same changes are made to a tar without its index,
+where only headers and formats can reveal them. What is missed there counts as right, separately.
+The idea is that of the fault injection of ZFS and of IRON file systems (SOSP 2005).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def contents(folder: Path) -> dict[tuple[str, str], bytes]:
 
 
 def says_the_same(path: Path, before: bytes, after: bytes) -> bool:
-    """Whether a change of the manifest changes nothing that it says."""
+    """Return whether a changed manifest still says the same."""
     try:
         return path.name == MANIFEST_NAME and bool(json.loads(before) == json.loads(after))
     except ValueError:
@@ -91,7 +91,7 @@ def repair(trial: campaign.Trial, folder: Path, whole: dict[tuple[str, str], byt
 
 
 def change(path: Path, damage: Damage, trial: campaign.Trial) -> bytes:
-    """Damage a file; returns what it was."""
+    """Corrupt a file and return its original contents."""
     numbers = np.random.default_rng(trial.random.randrange(1 << 32))
     before = after = path.read_bytes()
     while after == before:

@@ -1,11 +1,11 @@
-"""What happens when a disk is full? Packs, indexes, caches and readers on small file systems.
+"""What happens if a disk is full? Packs, indexes, caches and readers run on small file systems.
 
-The output, the cache, the temporary directory or /dev/shm lies on a tmpfs of 1/10 to 9/10 of what
-is needed, in a mount namespace of its own (Linux, root). Right: one line that says so and exit code
-1, no file with its final name and other bytes than it should have; and after the disk has grown the
-same command ends with the bytes of one that nobody disturbed. Wrong: a traceback, a half-written
-file under its final name, a crash (SIGBUS on a full /dev/shm), a hang, or other bytes. The idea is
-that of SQLite's out-of-space tests.
+The output, the cache, the temporary directory or /dev/shm is a tmpfs of 1/10 to 9/10 of the
+required size, in a mount namespace of its own (Linux, root). Right: a one-line error and exit code
+1, and no file under its final name with wrong contents. After the disk has grown, the same command
+must give the same bytes as one that was not disturbed. Wrong: a traceback, a half-written file
+under its final name, a crash (SIGBUS on a full /dev/shm), a hang, or other bytes. The idea is that
+of SQLite's out-of-space tests.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ Words = Sequence[object]
 
 
 class Inputs:
-    """What the commands read, made once.
+    """Inputs of the commands, made once.
 
     Attributes:
-        images: class folders.
-        shards: tars of others, without an index.
-        packed: a packed folder.
-        damaged: a copy of it whose first index is lost, so that repair has work.
+        images: folder with one subfolder per class.
+        shards: other tars, without an index.
+        packed: packed folder.
+        damaged: copy of the packed folder without its first index, so that there is something to
+            repair.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -113,7 +114,7 @@ def write_on_full_disk(given: Inputs, name: str, tenths: int, trial: campaign.Tr
 
 
 def prepare(given: Inputs, name: str, out: Path) -> None:
-    """Put what a command finds beside its output there."""
+    """Put the files that a command expects beside its output there."""
     if name == "index":
         shutil.copytree(given.shards, out)
 

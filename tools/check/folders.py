@@ -1,13 +1,14 @@
-"""Does a hostile folder make shardio write, overwrite or delete anything elsewhere?
+"""Can a hostile folder make shardio write, overwrite or delete anything elsewhere?
 
-The output folder of each command that writes holds, before it runs, what an attacker or an accident
-may leave: in the place of each file and folder that a pack makes a symbolic link to a victim's file
-or folder or to nothing, a fifo, a device or a hard link; locks with claims that name other places;
-files of other owners; and in a shared cache, entries that another user planted or can change.
+Before a command runs, its output folder is filled with what an attacker or an accident may leave.
+In place of each file and folder that a pack makes, there are symbolic links to a victim's file or
+folder or to nothing, fifos, devices and hard links. There are locks with claims that name other
+places, files of other owners, and entries of a shared cache that another user planted or can
+change.
 
-Right: everything of the victim's is as before, byte for byte, mode and owner, whatever the command
-says. Wrong: anything there changed, was removed or added; a traceback, or a hang; samples of a
-planted cache entry. The ideas are those of CWE-59 (links followed), CWE-22 and CWE-379.
+Right: everything of the victim's has the same bytes, mode and owner as before, whatever the command
+says. Wrong: anything there was changed, removed or added; a traceback or a hang; samples from a
+planted cache entry. The ideas are those of CWE-59 (link following), CWE-22 and CWE-379.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ PLACES = (
 
 
 class Inputs:
-    """What the commands read, made once, with the text of a lock that a killed pack left."""
+    """Inputs of the commands, made once, with the text of a killed pack's lock."""
 
     def __init__(self, folder: Path) -> None:
         self.images = make_images(folder / "images", classes=2, per_class=4)
@@ -114,7 +115,7 @@ PLANTS = (link_to_file, link_to_folder, link_to_nothing, hard_link, fifo, device
 
 
 def claims(victim: Path) -> Iterator[bytes]:
-    """What may follow the claim in a lock."""
+    """Yield texts that may follow the claim in a lock."""
     for name in (
         str(victim / "packed"),
         "../victim/packed",
@@ -138,7 +139,7 @@ def claims(victim: Path) -> Iterator[bytes]:
 
 
 def make_victim(trial: campaign.Trial, given: Inputs) -> Path:
-    """A folder with another packed folder and a file, beside the output."""
+    """Make a folder with another packed folder and a file, beside the output."""
     victim = trial.folder / "victim"
     shutil.copytree(given.packed, victim / "packed")
     (victim / "keep.txt").write_text("keep", "ascii")
@@ -181,7 +182,7 @@ def planted(
 
 
 def claimed(given: Inputs, name: str, number: int, trial: campaign.Trial) -> None:
-    """A lock with a hostile claim, beside what a killed pack left."""
+    """Try a lock with a hostile claim, beside the files of a killed pack."""
     victim, out = make_victim(trial, given), trial.folder / "out"
     shutil.copytree(given.interrupted, out)
     claim = [*claims(victim)][number]
@@ -190,7 +191,7 @@ def claimed(given: Inputs, name: str, number: int, trial: campaign.Trial) -> Non
 
 
 def of_other_owner(given: Inputs, name: str, trial: campaign.Trial) -> None:
-    """An output folder that the user may not write, or may and another user owns."""
+    """Try an output folder that the user cannot write, or that another user owns."""
     campaign.need_root()
     victim, out = make_victim(trial, given), trial.folder / "out"
     out.mkdir(mode=0o755)
@@ -206,7 +207,7 @@ def of_other_owner(given: Inputs, name: str, trial: campaign.Trial) -> None:
 
 
 def planted_in_cache(owner: int, mode: int, trial: campaign.Trial) -> None:
-    """A cache that users share, with an entry that another one made of other samples."""
+    """Try a shared cache in which another user planted an entry with other samples."""
     campaign.need_root()
     trial.folder.chmod(0o755)
     cache, shard = trial.folder / "cache", trial.folder / "a.tar"

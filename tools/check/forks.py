@@ -1,13 +1,13 @@
-"""Do processes that fork after they have read give other batches, or hang?
+"""Do processes that fork after reading get other batches, or hang?
 
-Each of 200 starts is a process that has used the dataset, a Loader, OpenCV's threads or torch's,
-each or none of them, and then forks: children, a DataLoader's workers with and without threads,
-persistent ones, some that are killed and started again, and two ranks of torch.distributed with
-two workers each.
+Each of 200 starts is a process that has used the dataset, a Loader, or the threads of OpenCV or
+torch, in any combination. Then it forks: children, workers of a DataLoader with and without
+threads, persistent workers, workers that are killed and restarted, and two ranks of
+torch.distributed with two workers each.
 
-Right: the batches that a plain loop gives. Refused: a worker was killed, torch said so, and the
-next epoch was right. Wrong: other batches, another error, or a hang, of which all processes say
-where they stand.
+Right: the same batches as in a plain loop. Refused: a worker was killed, torch reported it, and the
+next epoch was right. Wrong: other batches, another error, or a hang, in which case the stacks of
+all processes are printed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def digest(batch: Batch) -> int:
 
 
 class Start:
-    """A process that reads and then forks.
+    """Process that reads and then forks.
 
     Args:
         packed: images to read.
@@ -107,7 +107,7 @@ class Start:
         return True
 
     def killed_workers(self) -> bool:
-        """Kill a worker in an epoch, and read the next epoch; False if torch raised an error."""
+        """Kill a worker in an epoch and read the next; return False if torch raised an error."""
         loader = load(self._dataset)
 
         def read_and_kill() -> None:
@@ -166,7 +166,7 @@ class Start:
             )
 
     def _other(self) -> shardio.ShardDataset:
-        """The same samples, counting epochs of its own."""
+        """Return a dataset of the same samples that counts epochs separately."""
         return self._dataset.replace()
 
     def _keep(self, steps: Any) -> None:
@@ -230,10 +230,10 @@ def wait(children: Iterable[int]) -> None:
 
 
 class Packed:
-    """Packed images, and what a plain loop over them gives in each epoch.
+    """Packed images, and the batches of a plain loop in each epoch.
 
     Attributes:
-        folder: of the images.
+        folder: folder of the images.
         wanted: digests of the batches by epoch.
         keys: keys of the batches by epoch.
     """

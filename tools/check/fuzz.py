@@ -1,13 +1,13 @@
-"""Do inputs that coverage guides, or else random ones, raise anything but shardio's own errors?
+"""Do inputs, guided by coverage or random, raise anything but shardio's own errors?
 
-Each target is a function that takes bytes which others made: members of a tar, the index of a
-shard, the manifest of a folder, the records of a TFRecord file, an Example in one, and a field of
-each kind. A case begins with sound inputs and changes them 4,000 times. Where atheris is
-installed, its libFuzzer keeps what reaches new code of shardio, and changes that; elsewhere the
-changes are random. Half of the inputs get the checksums that they should have.
+Each target is a function that takes untrusted bytes: members of a tar, the index of a shard, the
+manifest of a folder, the records of a TFRecord file, an Example in one, or a field of each kind. A
+case starts with valid inputs and changes them 4,000 times. If atheris is installed, its libFuzzer
+keeps and changes the inputs that reach new code of shardio. Otherwise the changes are random. Half
+of the inputs get valid checksums.
 
-Right: it is read. Refused: an error of shardio's. Wrong: any other exception, a crash, a hang, or
-more than 1 GiB of memory; the input is kept.
+Right: the input is read. Refused: an error of shardio. Wrong: any other exception, a crash, a hang,
+or more than 1 GiB of memory; the input is kept.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ CHECKSUM = re.compile(rb'"crc32": ?"([^"]{8})"')
 
 @dataclass(frozen=True)
 class Target:
-    """Something that reads bytes of others.
+    """Reader of untrusted bytes.
 
     Attributes:
-        seeds: sound inputs.
-        read: reads an input; a folder is at hand.
-        mend: gives an input the checksums that it should have.
+        seeds: valid inputs.
+        read: function that reads an input and may use a folder.
+        mend: function that gives an input valid checksums.
     """
 
     seeds: list[bytes]
@@ -83,7 +83,7 @@ class Target:
 
 @dataclass
 class Outcome:
-    """What came of the inputs of a case: counts, and of each kind of wrong one input."""
+    """Results of the inputs of a case: counts, and one input for each kind of wrong result."""
 
     right: int
     refused: Counter[str]
@@ -91,12 +91,12 @@ class Outcome:
 
 
 class Hunt:
-    """Inputs of a target in a child process.
+    """Series of inputs for a target in a child process.
 
     Args:
-        target: what is attacked.
+        target: target of the attack.
         folder: empty folder.
-        last: memory shared with the parent, for the input under way.
+        last: memory shared with the parent, for the current input.
     """
 
     def __init__(self, target: Target, folder: Path, last: mmap.mmap) -> None:
@@ -119,7 +119,7 @@ class Hunt:
             self._outcome.wrong.setdefault(f"raises {type(error).__name__}", (str(error), data))
 
     def at_random(self, random: Random) -> Outcome:
-        """Change sound inputs, each by itself."""
+        """Change valid inputs, each by itself."""
         seeds = self._target.seeds
         while self._left:
             self.attack(images.mutate(random, random.choice(seeds), random.choice(seeds)))
@@ -174,7 +174,7 @@ def read_last(last: mmap.mmap) -> bytes:
 
 
 def with_tar_checksums(data: bytes) -> bytes:
-    """An archive whose headers, found by their sizes, have the checksums that they should."""
+    """Return an archive with valid checksums in its headers, which are found by their sizes."""
     changed, at = bytearray(data), 0
     while at + BLOCK <= len(changed):
         block = bytearray(changed[at : at + BLOCK])
@@ -186,7 +186,7 @@ def with_tar_checksums(data: bytes) -> bytes:
 
 
 def with_index_checksum(data: bytes) -> bytes:
-    """An index with the checksum that it should have."""
+    """Return an index with a valid checksum."""
     found = CHECKSUM.search(data)
     if found is None:
         return data
@@ -199,7 +199,7 @@ def read_members(data: bytes, _: Path) -> None:
 
 
 def write_anew(path: Path, data: bytes) -> Path:
-    """Write a file, not into one that is there, which some file systems then send to the disk."""
+    """Write a new file; some file systems would sync an overwritten one to disk."""
     path.unlink(missing_ok=True)
     path.write_bytes(data)
     return path
@@ -231,7 +231,7 @@ def read_field(field: str, data: bytes, _: Path) -> None:
 
 
 def read_crop(data: bytes, _: Path) -> None:
-    """Decode the lower right of a picture, as a crop does."""
+    """Decode the lower right of an image, as for a crop."""
     info = probe_image(data)
     top, left = info.height // 2, info.width // 2
     crop = Crop(top, left, info.height - top, info.width - left)
@@ -255,7 +255,7 @@ def example() -> bytes:
 
 
 def fields() -> dict[str, list[bytes]]:
-    """Sound bytes by the name of a field."""
+    """Return valid bytes by the name of a field."""
     arrays = [np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros((2, 2, 3), np.uint8)]
     arrays += [
         np.array(b"abc"),

@@ -1,14 +1,14 @@
-"""Do damaged headers give wrong members? Every byte of a header takes every value.
+"""Do corrupt headers give wrong members? Every byte of a header takes every value.
 
-An archive of three members, the second with a header of some kind (v7, ustar with a prefix, GNU's
-long names and base-256 sizes, PAX records for one member and for all, a folder), is damaged in
-that header: each byte is set to each of its other values, and at random several bytes are set,
-with the checksum made right in half of the cases.
+An archive has three members. The header of the second one is of some kind: v7, ustar with a prefix,
+GNU's long names and base-256 sizes, PAX records for one member and for all, or a folder. Each of
+its bytes is set to each other value. At random, several bytes are set, with a valid checksum in
+half of the cases.
 
-Right: the members of the undamaged archive; or, where the checksum of the damaged header holds,
-those that Python's tarfile, GNU tar or bsdtar reads. Wrong: any other members, or any error but
-TarError. The idea is that of AFL's deterministic stage; a checksum holds as POSIX or as Sun's old
-tar sums bytes.
+Right: the members of the original archive; or, if the checksum of the changed header is valid, the
+members that Python's tarfile, GNU tar or bsdtar reads. Wrong: any other members, or any error but
+TarError. The idea is that of AFL's deterministic stage. A checksum is valid if it is the sum of
+POSIX or that of Sun's old tar.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def archive(form: int, second: tuple[tarfile.TarInfo, bytes]) -> bytes:
 
 
 def made() -> dict[str, bytes]:
-    """The archives by kind; the header to damage is always the second, at byte 1,024."""
+    """Return the archives by kind; the header to change is always the second, at byte 1,024."""
     long = "folder/" * 20 + "b.txt"
     plain = member("b.txt", b"x" * 700)
     ustar = archive(tarfile.USTAR_FORMAT, plain)
@@ -107,7 +107,7 @@ def judge(trial: campaign.Trial, sound: Files, data: bytes, changed: object) -> 
 
 
 def without_slashes(files: Files) -> Files:
-    """Files with their names as tarfile gives them, without slashes at the end."""
+    """Return files with their names as in tarfile, without slashes at the end."""
     return [(name.rstrip("/"), data) for name, data in files]
 
 

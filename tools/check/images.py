@@ -1,17 +1,18 @@
-"""Are damaged and odd pictures decoded as Pillow decodes them, or refused? Does nothing crash?
+"""Are corrupt and unusual images decoded as by Pillow, or refused? Does nothing crash?
 
-The pictures are those of ../shared/data/bad-images (of AFL, Pillow and libjpeg-turbo), where they
-are at hand, and small ones made here in the four formats and several kinds of each (progressive,
-gray, palette, alpha, 16 bits, lossless), whole and mutated: bits flipped, bytes set to values at
-the edges, pieces cut out, doubled, cut off, and parts of two pictures joined. PNGs get their
-checksums made right in half of the cases, so that damage reaches the decoder.
+The images are those of ../shared/data/bad-images (from AFL, Pillow and libjpeg-turbo), if they are
+available, and small ones made here in several kinds of the four formats (progressive, gray,
+palette, alpha, 16 bits, lossless). They are used unchanged and mutated: bits are flipped, bytes are
+set to extreme values, pieces are removed or doubled, files are truncated, and parts of two images
+are joined. PNGs get valid checksums in half of the cases, so that the corruption reaches the
+decoder.
 
-Each is read from a shard by the dataset, in a child whose address space is limited. Right: pixels
-like Pillow's, or a SampleError. Wrong: a crash, a hang, another exception, pixels unlike Pillow's
-where the picture is whole, or a word on standard output or error. What Pillow refuses, and how
-pixels of damaged pictures look, is nobody's standard; they count as right when the rest holds. The
-mutations are those of AFL's havoc stage; Pillow is the oracle, since it shares no code with
-OpenCV's readers but the libraries.
+Each is read from a shard by the dataset, in a child with a limited address space. Right: pixels
+like Pillow's, or a SampleError. Wrong: a crash, a hang, another exception, output on standard
+output or error, or pixels unlike Pillow's if the image is valid. There is no standard for images
+that Pillow refuses, nor for the pixels of corrupt images; they count as right if the rest holds.
+The mutations are those of AFL's havoc stage. Pillow is the oracle, since it shares no code with
+OpenCV's readers except the libraries.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ EDGES = (0, 1, 0x7F, 0x80, 0xFF)
 
 
 def judge(trial: campaign.Trial, pictures: list[bytes], *, whole: bool) -> None:
-    """Decode pictures in one child, and hold each against Pillow."""
+    """Decode images in one child and compare each with Pillow."""
     samples = {f"{number:04d}": {"jpg": data} for number, data in enumerate(pictures)}
     shard = make_shard(trial.folder / "pictures.tar", samples)
     read = partial(read_all, shard, trial.folder / "reached")
@@ -73,7 +74,7 @@ def judge(trial: campaign.Trial, pictures: list[bytes], *, whole: bool) -> None:
 
 
 def read_all(shard: Path, reached: Path) -> list[tuple[NDArray[np.uint8] | str, bool]]:
-    """Pixels of each sample, [H, W, 3], or the class name of its error; and whether it printed."""
+    """Return the pixels [H, W, 3] or the error of each sample, and whether anything was printed."""
     dataset = shardio.ShardDataset(shard)
     results: list[tuple[NDArray[np.uint8] | str, bool]] = []
     for number in range(len(dataset)):
@@ -108,7 +109,7 @@ def compare(trial: campaign.Trial, data: bytes, found: NDArray[np.uint8], *, who
 
 
 def with_pillow(data: bytes) -> NDArray[np.uint8] | None:
-    """RGB as shown, without alpha; None of what Pillow refuses, or converts by other rules."""
+    """Return RGB as shown, without alpha; None if Pillow refuses or converts by other rules."""
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         with warnings.catch_warnings():
@@ -132,7 +133,7 @@ def turned(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def with_opencv(data: bytes) -> tuple[int, ...] | None:
-    """Shape as shown by OpenCV, which reads EXIF with code of its own; None of what it refuses."""
+    """Return the shape as shown by OpenCV, which has its own EXIF code; None if it refuses."""
 
     def shape() -> tuple[int, ...] | None:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -143,7 +144,7 @@ def with_opencv(data: bytes) -> tuple[int, ...] | None:
 
 
 def made_pictures() -> dict[str, bytes]:
-    """Small pictures of many kinds."""
+    """Make small images of many kinds."""
     numbers = np.random.default_rng(0)
     small = Image.fromarray(numbers.integers(0, 256, (6, 5, 3), np.uint8))
     rgb = small.resize((37, 45), Image.Resampling.BICUBIC)
@@ -210,7 +211,7 @@ def mutate(random: Random, data: bytes, other: bytes) -> bytes:
 
 
 def with_png_checksums(data: bytes) -> bytes:
-    """A PNG with the checksums that its chunks should have; anything else as it is."""
+    """Return a PNG with valid checksums in its chunks; anything else is returned unchanged."""
     fixed, at = bytearray(data), 8
     while data.startswith(b"\x89PNG") and at + 12 <= len(data):
         length = int.from_bytes(data[at : at + 4], "big")

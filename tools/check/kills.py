@@ -1,17 +1,16 @@
-"""What do SIGKILL and failing system calls leave? Packs, workers and trainers are killed.
+"""What do SIGKILL and failing system calls leave behind? Packs, workers and trainers are killed.
 
 Packs are killed at random times, lose one of their processes, and are killed or get EIO or ENOSPC
 at each write, fsync and rename (needs strace). Right: no shard or index has its final name and
-other bytes than it should, and the same pack run again ends with the bytes of one that nobody
-disturbed.
+wrong contents, and the same pack, run again, gives the same bytes as one that was not disturbed.
 
-Workers of a DataLoader and processes of a pack are killed while they work. Right: an error, or
-everything, since the worker had done its part. Wrong: a hang, or fewer samples in silence. The
-error may be torch's: what it raises for the worker, or for the connection by which it asks the
-worker for the memory of a tensor, in code of torch and Python alone.
+Workers of a DataLoader and processes of a pack are killed while they work. Right: an error, or all
+samples, if the worker had finished its part. Wrong: a hang, or silently fewer samples. The error
+may be torch's, if it is raised by code of torch and Python alone, for the worker or for the
+connection over which the memory of a tensor is requested.
 
-Trainers with workers and threads are killed. Right: when the next trainer has ended, nothing that
-the killed one made is left in the temporary directory or in /dev/shm (a mount of its own; root).
+Trainers with workers and threads are killed. Right: after the next trainer has ended, nothing of
+the killed one is left in the temporary directory or in /dev/shm (a mount of its own; root).
 The idea is that of crash-only software and of ALICE (OSDI 2014), which fails every call.
 """
 
@@ -49,7 +48,7 @@ FORKING = multiprocessing.get_context("fork")
 
 
 class Packing:
-    """A pack as it should end, and how long that takes."""
+    """Pack with its expected result and duration."""
 
     def __init__(self, folder: Path, *, images: int, shards: int, jobs: int) -> None:
         self.source = make_images(folder / "images", classes=4, per_class=images, size=60)
@@ -64,7 +63,7 @@ class Packing:
         shardio.pack(self.source, out, shards=self.shards, jobs=self.jobs)
 
     def settle(self, trial: campaign.Trial, out: Path) -> None:
-        """Look at what an interruption left, run the pack again, and compare."""
+        """Check what an interruption left, run the pack again, and compare."""
         left = digests(out) if out.exists() else {}
         for name, digest in left.items():
             final = name.endswith((".tar", ".idx")) and not Path(name).name.startswith(".")

@@ -1,9 +1,9 @@
-"""Pack millions of files, and say how much memory that takes.
+"""Pack millions of files and print the peak memory.
 
 Usage: python tools/check/millions.py [--files 2000000] [--per-folder 1000] [--folder DIR]
 
-The files are links to one small image; the folder is best in memory (a tmpfs). Prints the peak of
-what all processes of the pack hold together (Pss_Anon + Pss_Shmem, page cache left out).
+The files are links to one small image; the folder should be in memory (a tmpfs). The peak is that
+of all processes of the pack together (Pss_Anon + Pss_Shmem, without the page cache).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SECONDS_BETWEEN_LOOKS = 0.2
 
 
 def make_links(folder: Path, files: int, per_folder: int) -> Path:
-    """A folder of subfolders with so many names of one image."""
+    """Make a folder of subfolders with many names of one image."""
     image = next(make_images(folder / "one", classes=0, per_class=1, size=4).iterdir())
     source = folder / "in"
     for first in range(0, files, per_folder):

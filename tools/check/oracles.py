@@ -1,9 +1,9 @@
 """Readers of tar archives: shardio, Python's tarfile, GNU tar and bsdtar (libarchive).
 
-Each lists the regular files of an archive as pairs of name and bytes, in order, or says why it
-does not read the archive to its end. None of the others is right by itself: tarfile
-stops in silence at a header that is damaged, GNU tar and bsdtar go on after errors and say so in
-their exit codes.
+Each lists the regular files of an archive as pairs of name and bytes, in order, and the fault if it
+does not read the archive to its end. None of the others is an authority by itself: tarfile silently
+stops at a corrupt header, and GNU tar and bsdtar continue after errors, which their exit codes
+tell.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _ENVIRONMENT = {**os.environ, "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reader makes of an archive.
+    """Result of reading an archive.
 
     Attributes:
-        files: names and bytes of its regular files; of what comes before a fault, if there is one.
-        fault: what the reader said against the archive, or empty.
+        files: names and bytes of its regular files, up to a fault.
+        fault: message of the reader about the archive, or empty.
     """
 
     files: Files
@@ -58,7 +58,7 @@ def read_with_shardio(data: bytes) -> Files:
     """Read the regular files of an archive with shardio.
 
     Raises:
-        TarError: shardio refuses the archive, or a member that would be a field and is no file.
+        TarError: shardio refuses the archive, or a member that would be a field is not a file.
     """
     found = scan_members(data, shard="an archive")
     files: Files = []
@@ -73,7 +73,7 @@ def read_with_shardio(data: bytes) -> Files:
 
 
 def plain_bytes(path: Path) -> bytes:
-    """Contents of an archive, decompressed."""
+    """Return the contents of an archive, decompressed."""
     data = path.read_bytes()
     found = (unpack for magic, unpack in _UNPACKERS.items() if data.startswith(magic))
     return next(found, bytes)(data)
@@ -117,7 +117,7 @@ def read_with_gnu_tar(path: Path) -> Reading:
 
 
 def read_with_bsdtar(path: Path) -> Reading:
-    """Read with bsdtar, which copies the archive into one that tarfile reads for sure."""
+    """Read with bsdtar, which converts the archive to one that tarfile certainly reads."""
     copy = ["bsdtar", "--create", "--file=-", "--format=gnutar", "-P", f"@{path.absolute()}"]
     data, fault = _run(copy)
     if not data:
@@ -159,7 +159,7 @@ for _name, _read in (("tar", read_with_gnu_tar), ("bsdtar", read_with_bsdtar)):
 
 
 def unescaped(name: bytes) -> bytes:
-    """A name without GNU tar's escapes."""
+    """Return a name without GNU tar's escapes."""
     return re.sub(
         rb"\\([0-7]{3}|.)",
         lambda found: bytes([int(found[1], 8)]) if len(found[1]) == 3 else _ESCAPES[found[1]],

@@ -1,9 +1,9 @@
-"""What watching a loop costs: the CPU time of a sample with and without, in turns.
+"""Measure the overhead of monitoring: CPU time per sample with and without it, in turn.
 
-The loop runs over photos (--photos, or pictures made here) with shardio.Loader and with
-DataLoader's workers, plain, under `shardio.profiling.monitor`, and with the recording that
-`shardio profile` does. Each is compared with the plain epochs just before and after it. CPU time
-is that of all processes: a machine whose rate drifts by a tenth still shows a hundredth of it.
+The loop runs over photos (--photos, or photos made here) with shardio.Loader and with workers of a
+DataLoader: plain, under `shardio.profiling.monitor`, and with the recording of `shardio profile`.
+Each is compared with the plain epochs just before and after it. The CPU time of all processes is
+used, because it shows a difference of one percent even if the machine's speed drifts by ten.
 
 Usage: python tools/check/overhead.py [--photos DIR] [--rounds 40]
 """
@@ -33,7 +33,7 @@ def loader_of(kind: str, out: Path) -> Iterable[Any]:
 
 
 def cpu_time(batches: Iterable[Any]) -> float:
-    """Seconds of CPU time of an epoch, in this process and in workers that have ended."""
+    """Return the CPU time of an epoch in seconds, in this process and in ended workers."""
     before = cpu_time_so_far()
     for _ in batches:
         pass

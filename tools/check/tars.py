@@ -1,17 +1,18 @@
-"""Does shardio read the tars of others as they are? Held against tarfile, GNU tar and bsdtar.
+"""Does shardio read other tars correctly? It is compared with tarfile, GNU tar and bsdtar.
 
-The archives are those of ../shared/data/tars and ../shared/data/shards, where they are at hand,
-and archives made here at random: by tarfile in all its formats and by GNU tar in all of its own,
-with names of all lengths and encodings, PAX records, empty members, links and folders, cut at the
-end, without an end mark, or followed by zeros, text or another archive; plain or compressed with
-gzip, xz or bzip2, whatever their names say.
+The archives are those of ../shared/data/tars and ../shared/data/shards, if they are available, and
+random ones made here by tarfile and GNU tar in all of their formats. They have names of all lengths
+and encodings, PAX records, empty members, links and folders. Some are truncated at the end, without
+an end mark, or followed by zeros, text or another archive; some are compressed with gzip, xz or
+bzip2, whatever their names say.
 
 Right: the names and bytes that the other readers agree on, in the archive and as samples of a
-dataset; or a refusal where the others disagree or complain, or for a reason that shardio states:
-sparse members, links and devices as fields, fields that come twice or apart, no samples at all,
+dataset; or a refusal if the others disagree or complain, or for a reason that shardio documents:
+sparse members, links and devices as fields, fields that are repeated or not adjacent, no samples,
 members after the end, an end inside a header, global sizes. Wrong: other names or bytes, an archive
-that all read and that shardio refuses without such a reason, a dataset of no samples in silence.
-The idea is differential testing (McKeeman 1998), as in the parser studies that found TARmageddon.
+that all others read and that shardio refuses without such a reason, or a dataset that silently has
+no samples. The idea is differential testing (McKeeman 1998), as in the parser studies that found
+TARmageddon.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def judge(trial: campaign.Trial, path: Path) -> None:
 
 
 def compare(found: Files, readings: dict[str, Reading]) -> None:
-    """Raise Wrong unless readers that read to the end say the same."""
+    """Raise Wrong unless the readers that reach the end agree."""
     content = without_slashes(found)
     whole = {name: reading for name, reading in readings.items() if not reading.fault}
     if not whole:
@@ -87,13 +88,13 @@ def judge_samples(trial: campaign.Trial, path: Path, readings: dict[str, Reading
 
 
 def keyed(files: Files) -> Files:
-    """Keys of the samples that files make, with the bytes of their fields."""
+    """Return the keys of the samples that files form, with the bytes of their fields."""
     names = [(split_member_name(name), data) for name, data in files]
     return sorted((split.key, data) for split, data in names if split is not None)
 
 
 def reason_to_refuse(path: Path, readings: dict[str, Reading], error: Exception) -> str:
-    """A reason that the archive gives, found without shardio; raises Wrong if it gives none."""
+    """Return the reason that an archive gives to refuse it, or raise Wrong if there is none."""
     faults = [name for name, reading in readings.items() if reading.fault]
     contents = {tuple(without_slashes(reading.files)) for reading in readings.values()}
     if faults or len(contents) > 1:
@@ -130,7 +131,7 @@ def with_members_after(path: Path) -> int:
 
 
 def ends_inside_a_header(path: Path) -> bool:
-    """Whether the last block is cut off, and holds something; bsdtar alone says so."""
+    """Return whether the last block is truncated and not empty, which only bsdtar reports."""
     data = plain_bytes(path)
     return any(data[len(data) // 512 * 512 :])
 
@@ -141,7 +142,7 @@ def is_huge(member: tarfile.TarInfo) -> bool:
 
 
 def without_slashes(files: Files) -> Files:
-    """Files with their names as tarfile gives them, without slashes at the end."""
+    """Return files with their names as in tarfile, without slashes at the end."""
     return [(name.rstrip("/"), data) for name, data in files]
 
 
@@ -190,7 +191,7 @@ def random_member(random: Random, number: int) -> tuple[tarfile.TarInfo, bytes]:
 
 
 def random_end(random: Random, archive: bytes) -> bytes:
-    """The archive with its end as it is, cut, without a mark, or with something after it."""
+    """Return the archive with its end unchanged, truncated, without a mark, or with an addition."""
     bare = archive.rstrip(b"\0")
     bare += bytes(-len(bare) % 512)
     ends = {

@@ -1,4 +1,4 @@
-"""What torch makes of a DataLoader's worker that was killed: which errors are its own."""
+"""Tell torch's own errors after the kill of a DataLoader worker from others."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _OF_SHARER = re.compile(
 
 
 def is_of_signal_handler(error: str, message: str) -> bool:
-    """Tell whether an error is that of torch's signal handler, which any code may meet."""
+    """Return whether an error is that of torch's signal handler, which may interrupt any code."""
     return error == "RuntimeError" and _KILLED.match(message) is not None
 
 
 def is_of_torch(error: BaseException) -> bool:
-    """Tell whether torch, and no code of shardio's, raised an error for a worker that was killed.
+    """Return whether torch, and not code of shardio, raised an error for a killed worker.
 
-    Its signal handler raises one. Others are of the connection by which this process asks the
-    worker for the memory of a tensor; what another worker met and passed on is none of them.
+    One comes from torch's signal handler. Others come from the connection over which this process
+    requests the memory of a tensor. An error that another worker passed on is not one of them.
     """
     if is_of_signal_handler(type(error).__name__, str(error)):
         return True

@@ -1,8 +1,8 @@
-"""The peers: which loader reads what, and in which module.
+"""Peers: the loaders to compare, what they read, and their modules.
 
-A module has `prepare(images, out, workload)`, which converts a folder of images once, and
-`batches(out, workload, repeats)`, which yields (images, labels) until every sample came `repeats`
-times: uint8 [B, 3, H, W] and B whole numbers.
+Each module has two functions. `prepare(images, out, workload)` converts a folder of images once.
+`batches(out, workload, repeats)` yields (images, labels), uint8 [B, 3, H, W] and B whole numbers,
+until every sample was delivered `repeats` times.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ FILES = "files"  # the format of those who read the folder of images itself
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """A loader in one configuration.
+    """Loader in one configuration.
 
     Attributes:
-        module: of this package.
-        package: the distribution whose version is reported.
-        format: the folder that holds its data; peers with one format share it.
-        workloads: letters of those it can run.
-        reads: the function that yields batches.
-        compiles: it compiles itself when it starts, which its rate leaves out.
-        note: what differs from the others.
+        module: module of this package.
+        package: distribution whose version is reported.
+        format: folder of its data, shared by peers with the same format.
+        workloads: letters of the supported workloads.
+        reads: function that yields batches.
+        compiles: whether the loader compiles itself at the start, which its rate leaves out.
+        note: differences from the other peers.
     """
 
     module: str
@@ -42,10 +42,9 @@ PEERS = {
         format="shardio",
         workloads="abcdef",
         reads="thread_batches",
-        note="two threads of one process; of a JPEG it decodes the rows down to the crop's end, "
-        "which gives the same pixels, and large ones at a part of their size, which gives pixels "
-        "nearer to an antialiased resize; on storage that is slow, up to 34 more threads ask for "
-        "data ahead",
+        note="two threads of one process; JPEG rows below the crop are not decoded, which gives "
+        "the same pixels; large JPEGs are decoded at a fraction of their size, which gives pixels "
+        "closer to an antialiased resize; on slow storage, up to 34 more threads read ahead",
     ),
     "shardio all pixels": Peer(
         module="shardio_peer",
@@ -68,7 +67,7 @@ PEERS = {
         package="webdataset",
         format="webdataset",
         workloads="abdef",
-        note="two workers that batch; a buffer of 1,000 samples in each shuffles",
+        note="two workers that batch, each with a shuffle buffer of 1,000 samples",
     ),
     "webdataset 8 workers": Peer(
         module="webdataset_peer",
@@ -76,29 +75,29 @@ PEERS = {
         format="webdataset",
         workloads="f",
         reads="many_worker_batches",
-        note="a worker a shard, which is as many as it can use: more wait for storage at a time",
+        note="one worker per shard, the maximum, so that more of them wait for storage at once",
     ),
     "webdataset PNG": Peer(
         module="webdataset_peer",
         package="webdataset",
         format="webdataset-png",
         workloads="c",
-        note="the PNG shards of workload b: what its users have",
+        note="the PNG shards of workload b, which its users would have",
     ),
     "webdataset raw": Peer(
         module="webdataset_peer",
         package="webdataset",
         format="webdataset-raw",
         workloads="c",
-        note="the pixels' bytes as a member",
+        note="shards with the bytes of the pixels as members",
     ),
     "torchvision ImageFolder": Peer(
         module="imagefolder",
         package="torchvision",
         format=FILES,
         workloads="abdef",
-        note="single files; Pillow decodes, and resizes with antialiasing, as torchvision does "
-        "for Pillow images whatever is asked; the whole dataset is shuffled",
+        note="single files; Pillow decodes, and resizes with antialiasing, which torchvision "
+        "always uses for Pillow images; the whole dataset is shuffled",
     ),
     "torchvision tensors": Peer(
         module="imagefolder",
@@ -107,7 +106,7 @@ PEERS = {
         workloads="abdef",
         reads="tensor_batches",
         note="ImageFolder with torchvision.io.decode_image and transforms of tensors; single "
-        "files; linear without antialiasing",
+        "files; linear interpolation without antialiasing",
     ),
     "cv2 Dataset": Peer(
         module="cv2_dataset",
@@ -122,7 +121,7 @@ PEERS = {
         format=FILES,
         workloads="f",
         reads="many_worker_batches",
-        note="as cv2 Dataset; more wait for storage at a time",
+        note="as cv2 Dataset, but more workers wait for storage at once",
     ),
     "LitData": Peer(
         module="litdata_peer",
@@ -175,8 +174,8 @@ PEERS = {
         format="beton",
         workloads="acd",
         compiles=True,
-        note="two threads; the same JPEGs in its own file; resizes by area where others "
-        "interpolate; it has no PNG; it compiles its pipeline for about ten seconds, which its "
-        "rate leaves out and its CPU time and first batch do not",
+        note="two threads; the same JPEGs in its own file format; resizes by area instead of "
+        "linearly; does not support PNG; compiles its pipeline for about ten seconds, which count "
+        "for its CPU time and first batch but not for its rate",
     ),
 }

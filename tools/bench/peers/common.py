@@ -1,7 +1,7 @@
-"""What a user writes around a loader: the same code for every peer that lets the user choose.
+"""Code around a loader, the same for every peer that lets the user choose.
 
-JPEG by simplejpeg, everything else by OpenCV, crops as torchvision's RandomResizedCrop chooses
-them, one bilinear resize.
+JPEGs are decoded by simplejpeg and everything else by OpenCV. Crops are those of torchvision's
+RandomResizedCrop, with one bilinear resize.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def crop_to(size: int) -> shardio.RandomResizedCrop:
 
 
 def random_crop(pixels: Pixels, size: int, out: Pixels | None = None) -> Pixels:
-    """A random part of a picture, resized and perhaps mirrored."""
+    """Crop a random part of an image, resize it, and perhaps flip it."""
     crop = crop_to(size)
     height, width, _ = pixels.shape
     box = crop.crop(height, width, [random.random() for _ in range(crop.draws)])  # noqa: S311
@@ -61,7 +61,7 @@ def random_crop(pixels: Pixels, size: int, out: Pixels | None = None) -> Pixels:
 
 
 def make_pixels(data: bytes, workload: Workload) -> Pixels:
-    """All that becomes of a sample's bytes, uint8 [H, W, 3]."""
+    """Convert a sample's bytes to its final pixels, uint8 [H, W, 3]."""
     if workload.raw:
         return np.frombuffer(data, np.uint8).reshape(workload.size, workload.size, 3)
     pixels = decode(data)
@@ -79,28 +79,28 @@ def collate(samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def repeat(loader: Iterable[Any], repeats: int) -> Iterator[Any]:
-    """Loop over a loader again and again."""
+    """Iterate over a loader again and again."""
     return itertools.chain.from_iterable(itertools.repeat(loader, repeats))
 
 
 def use_one_thread(_worker: int = 0) -> None:
-    """Let the threads of OpenCV and torch not multiply the workers."""
+    """Limit OpenCV and torch to one thread per worker."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
 
 def packed_order(images: Path) -> list[tuple[str, int]]:
-    """Files and labels in the random order in which every peer's data are written."""
+    """Return files and labels in the random order in which all peers' data are written."""
     found = files_and_labels(images)
     return [found[number] for number in np.random.default_rng(0).permutation(len(found))]
 
 
 def cut_shards(found: list[tuple[str, int]]) -> list[list[tuple[str, int]]]:
-    """Cut a list into the parts that become shards."""
+    """Divide a list into the contents of the shards."""
     return [found[len(found) * n // SHARDS : len(found) * (n + 1) // SHARDS] for n in range(SHARDS)]
 
 
 def stored_bytes(path: str | Path, workload: Workload) -> bytes:
-    """What a peer stores of an image file: the file, or its pixels."""
+    """Return what a peer stores of an image file: the file, or its pixels."""
     data = Path(path).read_bytes()
     return decode(data).tobytes() if workload.raw else data

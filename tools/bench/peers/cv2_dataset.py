@@ -1,4 +1,4 @@
-"""A plain torch Dataset over single files, with simplejpeg and OpenCV."""
+"""Plain torch Dataset over single files, with simplejpeg and OpenCV."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MANY = 16  # workers that wait for storage together
 
 
 class Files(Dataset[Sample]):
-    """The images of a folder, each `repeats` times."""
+    """Dataset of the images of a folder, each `repeats` times."""
 
     def __init__(self, images: Path, workload: Workload, repeats: int) -> None:
         self.found = files_and_labels(images) * repeats

@@ -1,4 +1,4 @@
-"""DALI on the CPU: its own file reader, decoder and resize."""
+"""DALI on the CPU, with its own file reader, decoder and resize."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""FFCV: its own file, compiled pipelines of threads.
+"""FFCV, with its own file format and compiled pipelines of threads.
 
-Its writer would encode photos anew; here the file holds the very JPEGs that the others read.
+FFCV's writer would re-encode photos; here, the file holds the same JPEGs that the others read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from workloads import CORES_USED, Workload
 
 
 class StoredJpegField(RGBImageField):  # type: ignore[misc]  # it ships no type information
-    """A JPEG as it is."""
+    """Field that stores a JPEG unchanged."""
 
     def encode(self, destination: Any, data: bytes, malloc: Callable[[int], Any]) -> None:
         """Store the file's bytes."""
@@ -35,7 +35,7 @@ class StoredJpegField(RGBImageField):  # type: ignore[misc]  # it ships no type 
 
 
 class Samples:
-    """What the writer takes: an image, as a file or as pixels, and its label by number."""
+    """Dataset for the writer: an image, as a file or as pixels, and its label."""
 
     def __init__(self, images: Path, workload: Workload) -> None:
         self.found = packed_order(images)

@@ -1,4 +1,4 @@
-"""Grain: ArrayRecord files, decoded by two threads, or processes where Python holds the GIL."""
+"""Grain, with ArrayRecord files decoded by two threads, or by processes if Python holds the GIL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torchvision's ImageFolder with torchvision's transforms: what most people start with."""
+"""torchvision's ImageFolder with torchvision's transforms, the usual starting point."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LitData: chunks of serialised samples, read in place."""
+"""LitData, with chunks of serialized samples that are read in place."""
 
 from __future__ import annotations
 

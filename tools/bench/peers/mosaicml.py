@@ -1,4 +1,4 @@
-"""MosaicML streaming: MDS shards, read from a local folder."""
+"""MosaicML streaming, with MDS shards read from a local folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def prepare(images: Path, out: Path, workload: Workload) -> None:
 
 
 class Samples(StreamingDataset):  # type: ignore[misc]  # it ships no type information
-    """Samples as pixels."""
+    """Dataset of samples as pixels."""
 
     def __init__(self, workload: Workload, **options: Any) -> None:
         super().__init__(batch_size=workload.batch, **options)

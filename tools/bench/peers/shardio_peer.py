@@ -1,4 +1,4 @@
-"""shardio: threads of one process, or workers of torch's DataLoader; the same shards."""
+"""shardio, with threads of one process or workers of torch's DataLoader on the same shards."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def deliver(loader: Iterable[dict[str, Any]]) -> Iterator[Batch]:
 
 
 class BusyCrop:
-    """A random resized crop, then Python code."""
+    """Random resized crop, followed by Python code."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """Transform uint8 [3, H, W]."""
+        """Transform an image, uint8 [3, H, W]."""
         pixels = random_crop(image.permute(1, 2, 0).numpy(), self.size)
         be_busy()
         return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -1,4 +1,4 @@
-"""SPDL: a pipeline of threads over lists of files; each task makes a whole batch."""
+"""SPDL, with a pipeline of threads over lists of files; each task makes a whole batch."""
 
 from __future__ import annotations
 
