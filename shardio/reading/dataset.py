@@ -281,9 +281,9 @@ class ShardDataset(ResumableDataset):
         self.times = StageTimes()
         self.stopwatch: Callable[[], Stopwatch] = Stopwatch
         self._source, self._parts = source, _absolute_parts(source, storage)
-        self._arguments = given
+        self._arguments, self._default_fields = given, fields is None
+        self._types = self._find_types()
         self.samples = Samples([shard.samples for shard in self.catalog.shards])
-        self._default_fields = fields is None
         self.shuffle = make_shuffle(
             shuffle, seed=given["seed"], window=given["window"], streams=given["streams"]
         )
@@ -510,10 +510,10 @@ class ShardDataset(ResumableDataset):
 
     def describe_entries(self) -> dict[str, str]:
         """Say what a batch holds for each entry."""
-        return {name: next(iter(types.values())).holds for name, types in self._types().items()}
+        return {name: next(iter(types.values())).holds for name, types in self._types.items()}
 
-    def _types(self) -> dict[str, Types]:
-        """The types of the alternatives of each entry, by field name."""
+    def _find_types(self) -> dict[str, Types]:
+        """Find the types of the alternatives of each entry, by field name."""
         if not self._decode:
             return {name: dict.fromkeys(some, BYTES) for name, some in self.fields.items()}
         given, most = self._arguments["fields"], self._arguments["max_pixels"]
@@ -544,7 +544,7 @@ class ShardDataset(ResumableDataset):
         )
         return SampleReader(
             delivery,
-            types=self._types(),
+            types=self._types,
             transform=self._transform,
             reduced=self._arguments["reduced_decoding"],
             allocate=allocate,

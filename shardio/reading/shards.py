@@ -165,23 +165,25 @@ class OpenShard:
             TarError: the shard ends inside the data, or another member lies there.
         """
         found = self._find(sample, wanted)
-        places = [place for _, place in filter(None, found)]
-        if not places:
+        spans = [
+            (self._firsts[place], self._offsets[place] + self._sizes[place])
+            for _, place in filter(None, found)
+        ]
+        if not spans:
             return [None] * len(found)
-        file, firsts = self.file(), [self._firsts[place] for place in places]
-        ends = [self._offsets[place] + self._sizes[place] for place in places]
+        file, (firsts, ends) = self.file(), zip(*spans, strict=True)
         start, end = min(firsts), max(ends)
         whole = None
-        if len(places) > 1 and end - start <= sum(ends) - sum(firsts) + GAP * len(places):
+        if len(spans) > 1 and end - start <= sum(ends) - sum(firsts) + GAP * len(spans):
             whole = memoryview(file.read(start, end - start))
         stored: list[FieldBytes | None] = []
         checksums, headers = self._checksums, self._headers
-        spans = zip(firsts, ends, strict=True)
+        left = iter(spans)
         for named in found:
             if named is None:
                 stored.append(None)
                 continue
-            (field, place), (first, last) = named, next(spans)
+            (field, place), (first, last) = named, next(left)
             data = (
                 file.read(first, last - first)
                 if whole is None
