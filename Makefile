@@ -1,6 +1,6 @@
 # make demo   sets up, then packs, profiles and trains on real images
 # make test   sets up, then runs format, lint, types and tests
-# make campaigns  sets up, then attacks shardio for hours; says what it leaves out (see docs)
+# make campaigns  sets up, then attacks shardio for about forty minutes (see docs/campaigns.md)
 # make bench  sets up the peers, then measures beside them and at scale (needs an idle machine)
 
 PYTHON ?= python3
