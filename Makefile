@@ -42,7 +42,7 @@ test: $(READY)
 	$(call timed,$(BIN)/ruff format --check . && $(BIN)/ruff check .)
 	$(call say,types)
 	$(call timed,$(BIN)/mypy)
-	$(call say,tests: about nine minutes)
+	$(call say,tests: about six minutes)
 	$(call timed,$(BIN)/python -m pytest -q -n 2)
 
 format: $(READY)

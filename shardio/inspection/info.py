@@ -43,7 +43,7 @@ class FieldValue:
 
     Attributes:
         name: name of the field.
-        kind: kind of the field; see shardio.fields.base.kind_of.
+        kind: name of the type of the field.
         bytes: size of its data.
         offset: offset of its data in the shard.
         value: summary of the data: format and height × width of an image, number and name of a
@@ -181,7 +181,7 @@ class FieldInfo:
 
     Attributes:
         name: name of the field.
-        kind: kind of the field; see shardio.fields.base.kind_of.
+        kind: name of the type of the field.
         samples: number of samples with the field.
         bytes: total size of its data.
         median: median size of its data; the smaller one of two.
