@@ -26,6 +26,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -64,7 +65,7 @@ class Packing:
 
     def settle(self, trial: campaign.Trial, out: Path) -> None:
         """Check what an interruption left, run the pack again, and compare."""
-        left = digests(out) if out.exists() else {}
+        left = found_in(out)
         for name, digest in left.items():
             final = name.endswith((".tar", ".idx")) and not Path(name).name.startswith(".")
             if final and digest != self.expected[name]:
@@ -79,6 +80,14 @@ class Packing:
             raise campaign.Wrong("other bytes after a rerun")
         finished = sum(name.endswith(".tar") for name in left if "/" not in name)
         trial.right(f"finished, {'some' if finished else 'no'} shards taken up")
+
+
+def found_in(out: Path) -> dict[str, str]:
+    """Return the digests of the files in a folder, to which a killed pack's processes may write."""
+    while out.exists():
+        with suppress(FileNotFoundError):  # a temporary file got its name meanwhile
+            return digests(out)
+    return {}
 
 
 def kill_pack(packing: Packing, trial: campaign.Trial) -> None:
