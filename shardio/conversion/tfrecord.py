@@ -201,7 +201,8 @@ def hold_record_folder(path: Path, made: str) -> Iterator[Folder]:
             if not begun:
                 _refuse_files(folder)
                 lock.write(mine, at=0)
-            _remove_temporary(folder)
+            else:
+                _remove_temporary(folder)
             yield folder
         except BaseException:
             if lock.read() != mine or not _record_files(folder):

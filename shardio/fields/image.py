@@ -1,29 +1,22 @@
-"""OpenCV: its threads, which would multiply ours, its messages, and its decoding.
+"""Decode an image to RGB pixels, whole or only what a crop needs, and encode one.
 
-Its threads are kept from work by the number 0. The number 1 would do the same, and would also end
-the threads; a forked child, which has OpenCV's records of them but not the threads, would wait for
-ever, or crash.
+Every image takes one path: probe the header, decode as stored, compare the shape with the header,
+turn by the EXIF orientation. simplejpeg decodes JPEG and OpenCV the other formats. A PNG is checked
+first and handed over without metadata and animation, so that OpenCV has nothing to print. WebP and
+BMP have no checksums, so only the checksums of an index detect changed bits.
 
-Decoding an image to RGB pixels as shown.
+Alpha is dropped, not composited. 16 bits per channel keep their high byte. Gray becomes three equal
+channels. Of an animation the default image of a PNG or the first frame of a WebP is decoded.
 
-Every image takes one path: probe the header, decode as stored, compare the shape with the probe's
-word, turn by the EXIF orientation. JPEG goes to simplejpeg, the rest to OpenCV, truncation looked
-for first. Of a PNG OpenCV sees a plain file that is known to be sound: no metadata to inflate, no
-animation to compose, nothing to print about. WebP and BMP have no checksums: changed bits can give
-other pixels, which only the index's checksums notice.
+The crop is known before decoding. If the checksum of a JPEG was verified, the rows below the crop
+are not decoded, which changes no pixel. If the crop is several times larger than the slot, the JPEG
+is decoded at 1/2, 1/4 or 1/8 of its size. That averages pixels where a plain bilinear resize would
+skip them, so the result is closer to an antialiased resize. The edges of the crop are exact to a
+fraction of a pixel.
 
-Alpha is dropped, not composited; 16 bits per channel keep their high byte; gray becomes three
-equal channels; of an animation the default image of a PNG or the first frame of a WebP is taken.
-
-From a picture's bytes to a slot of the batch: decode no more than the crop needs.
-
-The crop is known before decoding. Of a JPEG whose checksum was verified, the rows below it are not
-decoded, which changes no pixel. Where the crop is several times larger than the slot, the JPEG is
-decoded at 1/2, 1/4 or 1/8 of its size, at which the crop still covers the slot. Such reduced
-decoding averages pixels where a plain bilinear resize would skip them, so the result is nearer to
-an antialiased resize; the crop's edges are kept to a fraction of a pixel.
-
-Encoding pixels as image files.
+OpenCV's own threads would multiply those of a loader, so they are switched off while shardio
+decodes. This is done with the number 0. The number 1 would also end the threads, and a forked
+child, which has OpenCV's records of the threads but not the threads, would wait for ever or crash.
 """
 
 from __future__ import annotations

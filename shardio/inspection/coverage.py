@@ -29,6 +29,7 @@ from shardio.planning.samples import Samples
 from shardio.reading.settings import check_plan, make_shuffle
 
 _POSITIONS_AT_ONCE = 1 << 16
+_MOST_SAMPLES, _MOST_PROCESSES = 1 << 31, 1 << 20
 _BATCHES_LOOKED_AT = 100
 _WINDOWS_LOOKED_AT = 10
 _SAMPLES_OF_WINDOW = 200
@@ -122,7 +123,8 @@ class OrderOptions:
     allow_empty: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("ranks", "window", "streams"):
+        whole_number("ranks", self.ranks, least=1, most=_MOST_PROCESSES)
+        for name in ("window", "streams"):
             whole_number(name, getattr(self, name), least=1)
         seed_of_order(self.seed)
         whole_number("epoch", self.epoch, least=0)
@@ -152,8 +154,10 @@ class OrderOptions:
         if (self.batch_size is None) == (self.global_batch_size is None):
             raise UsageError("give either batch_size or global_batch_size")
         if self.batch_size is not None:
-            return whole_number("batch_size", self.batch_size, least=1)
-        size = whole_number("global_batch_size", self.global_batch_size, least=1)
+            return whole_number("batch_size", self.batch_size, least=1, most=_MOST_SAMPLES)
+        size = whole_number(
+            "global_batch_size", self.global_batch_size, least=1, most=_MOST_SAMPLES
+        )
         share, rest = divmod(size, self.ranks)
         if rest:
             raise UsageError(
@@ -182,8 +186,8 @@ class PlanOptions(OrderOptions):
 
     def __post_init__(self) -> None:
         OrderOptions.__post_init__(self)
-        whole_number("workers", self.workers, least=0)
-        whole_number("nodes", self.nodes, least=1)
+        whole_number("workers", self.workers, least=0, most=_MOST_PROCESSES)
+        whole_number("nodes", self.nodes, least=1, most=_MOST_PROCESSES)
         if self.ranks % self.nodes:
             raise UsageError(f"{self.ranks} ranks do not divide among {self.nodes} nodes")
 

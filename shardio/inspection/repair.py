@@ -308,7 +308,7 @@ class _Shard:
             data = self._data[place.offset : place.offset + place.size]
             fault = self._check.fault(name, memoryview(data))
             if fault is not None:
-                reason = f"field {quoted(name)} at byte {place.offset}: {fault}"
+                reason = f"field {quoted(name)} at byte {place.offset}: {fault.what}"
                 break
         if reason is not None:
             return self._problem(key, reason)

@@ -1,19 +1,11 @@
-"""Whether the data of a field are what its name says.
+"""Verify one shard: a function from a task to a report, run in any process.
 
-The members of a shard, held against its index.
+The headers are walked first. Then all bytes are read once, in order. Each member is compared with
+the index and with what the name of its field promises; the bytes between members must be zeros; and
+the SHA-256 of the whole must be that of the manifest. A compressed shard is decompressed first.
 
-The samples of a shard by the names of its members, however they lie.
-
-Adjacent members with one key are a run. In a sound shard each run is a sample: no key has two
-runs, and no run a field twice.
-
-A tar as bytes of a file, decompressed before if need be.
-
-Verifying one shard: a function from a task to a report, run anywhere.
-
-The headers are walked first, then all bytes are read once, in order: each member is held against
-the index and against what its field's name says, what lies between members must be zeros, and the
-SHA-256 of it all is that of the manifest.
+Adjacent members with one key are a run. In a sound shard each run is a sample: no key has two runs,
+and no run has a field twice. Everything else is a finding.
 """
 
 from __future__ import annotations
@@ -77,14 +69,14 @@ class FieldCheck:
     def __post_init__(self) -> None:
         whole_number("max_pixels", self.max_pixels, least=1)
 
-    def fault(self, field: str, data: memoryview) -> str | None:
-        """Say why the data of a field are not sound; None if they are."""
+    def fault(self, field: str, data: memoryview) -> CodecError | None:
+        """Return why the data of a field are not sound; None if they are."""
         try:
             type_of(field, self.max_pixels, self.types).check(data, deep=self.deep)
         except CodecError as error:
-            return str(error)
+            return error
         except MemoryError:
-            return "this machine does not have the memory to decode it"
+            return CodecError("this machine does not have the memory to decode it")
         return None
 
     def context(self) -> AbstractContextManager[None]:
@@ -562,7 +554,8 @@ def _read_through(
             continue
         fault = task.check.fault(name, content)
         if fault is not None:
-            found.add(fault, _AGAIN, key=key, field=name, offset=offset)
+            remedy = fault.remedy or _AGAIN
+            found.add(fault.what, remedy, key=key, field=name, offset=offset)
     hashing.go_to(len(data))
     digest = hashing.finish()
     if padding:

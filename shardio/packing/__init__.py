@@ -1,1 +1,4 @@
-"""Packing images into tar shards: sources, a plan of pure tasks, an engine that runs them."""
+"""Pack samples into tar shards: sources, a plan of pure tasks, and engines that run them.
+
+`pack` is the entry, `job` the sequence, `plan` the arithmetic; `task` writes one shard.
+"""

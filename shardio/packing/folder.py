@@ -1,21 +1,15 @@
-"""Lock files: who writes to a folder holds the lock of its file.
+"""Hold the output folder while a pack writes to it, and decide what may be removed from it.
 
-What a pack writes into its lock, and what a later one may believe of it.
+A lock file lies in the folder, and in the folder of each split. It tells a second pack that the
+folder is taken, a reader that shards may be missing, and a later pack that an interrupted one left
+files behind. A pack claims the folder by writing to the lock, after it has checked, with the lock
+held, that it would overwrite nothing. Files are removed only under a claim, only if a pack gives
+such names, and only where a pack has left its traces: the work folder, the locks of splits, or the
+note that all is finished. Anybody could have written a lock file, so a lock alone permits nothing.
 
-A sentence for people, then lines of JSON: for each run the names of the splits that it begins; when
-all that was begun is whole, what was made, and "finished". A line that was cut off was never acted
-on, and a lock without a whole line claims nothing. The lock in the folder of a split holds another
-sentence alone.
-
-Holding the output folder while a pack writes to it.
-
-A lock file lies in the folder meanwhile, and in the folder of each split. It tells a second pack
-that the folder is taken, a reader that shards may be missing, and a later pack that an
-interrupted one left files behind, which it takes up. A pack claims the folder by writing into the
-lock, after it has seen, with the lock held, that nothing is there that it would overwrite. Files
-are removed only under a claim, and only those with names that a pack gives, where a pack has left
-its traces: the work folder, the locks in the folders of splits, or the note that all is finished.
-A lock alone, which anybody could have put there, gives nothing away.
+A lock holds a sentence for people and then lines of JSON. There is a line for each run, with the
+names of its splits, and when everything is whole a line with what was made and "finished". A line
+that is incomplete was never acted on. The lock in the folder of a split holds another sentence.
 """
 
 from __future__ import annotations

@@ -1,19 +1,16 @@
-"""Images that are decoded at packing: stored as pixels, or encoded anew at another size.
+"""Images that are decoded while they are packed: stored as pixels, encoded anew, or compared.
 
-Pixels are `.npy` version 1.0: a header, the same for all images of one size, then uint8
-[H, W, 3] in RGB and C order. Images of one size are members of one size, at one stride where the
-other fields allow it, so that a reader may take the shard for an array.
+Pixels are `.npy` version 1.0: a header, the same for all images of one size, then uint8 [H, W, 3]
+in RGB and C order. Images of one size become members of one size, at one stride if the other fields
+allow it, so that a reader may treat the shard as an array.
 
-Files keep their format. The EXIF orientation is applied to the pixels; all metadata, colour
-profiles too, stay behind. Images that stay as large as they are, and get no other quality, are
-stored as they are.
+Image files keep their format. The EXIF orientation is applied to the pixels, and all metadata are
+dropped, colour profiles included. Images that keep their size and quality are stored as they are.
 
-A hash of what a picture looks like: alike pictures differ in few of its bits.
-
-The picture is shrunk to 32 x 32 gray pixels by averaging, so that size, compression and small
-noise hardly matter; of its discrete cosine transform the 8 x 8 lowest frequencies are taken, and
-each bit says whether one of them lies above their median (Zauner, "Implementation and
-benchmarking of perceptual image hash functions", 2010; known as pHash).
+Similar images differ in few bits of their perceptual hash. An image is averaged to 32 x 32 gray
+pixels, so that size, compression and noise hardly matter. Each bit says whether one of the 8 x 8
+lowest frequencies of the discrete cosine transform is above their median (Zauner, "Implementation
+and benchmarking of perceptual image hash functions", 2010; known as pHash).
 """
 
 from __future__ import annotations

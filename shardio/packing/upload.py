@@ -49,6 +49,8 @@ def claim_storage(out: Location, parts: Sequence[str]) -> Iterator[Path]:
     folders = [_folder(out, part) for part in dict.fromkeys((WHOLE, *parts))]
     for folder in folders:
         names = folder.names()
+        if PACKING_NAME in names:
+            _check_note(folder / PACKING_NAME)
         found = None if PACKING_NAME in names else find_foreign(names)
         if found is not None:
             what, name = found
@@ -57,16 +59,36 @@ def claim_storage(out: Location, parts: Sequence[str]) -> Iterator[Path]:
                 where=folder,
                 remedy="name another one, or remove them first",
             )
-    for folder in folders:
-        folder.storage.publish((folder / PACKING_NAME).path, _NOTE)
+    made = [folder for folder in folders if _publish_note(folder / PACKING_NAME)]
     try:
         with temporary_folder() as local:
             yield Path(local) / "out"
     except BaseException:
         if not any(is_ours("", name) for folder in folders for name in folder.names()):
-            _release(folders)
+            _release(made)
         raise
     _release(folders)
+
+
+def _publish_note(note: Location) -> bool:
+    """Mark a folder as unfinished; returns False if an interrupted or running pack has done so."""
+    try:
+        note.storage.publish(note.path, _NOTE, only_if_absent=True)
+    except FileExistsError:
+        _check_note(note)
+        return False
+    return True
+
+
+def _check_note(note: Location) -> None:
+    """Raise PackError if the file in the place of a note is not one that a pack wrote."""
+    file = note.open()
+    if file.size != len(_NOTE) or file.read(0, file.size) != _NOTE:
+        raise PackError(
+            "it is no note that a pack wrote, so nothing in the folder is touched",
+            where=note,
+            remedy="remove it if no other program needs it, or name another folder",
+        )
 
 
 def refuse_others(out: Location, parts: Sequence[str], wanted: set[str]) -> None:

@@ -351,7 +351,7 @@ class Transformed(Stack):
         self._prepare(value.shape, value.dtype)
         batch = self._batch
         if value.shape != batch.shape[1:] or value.dtype != batch.dtype:
-            raise _misfit((value.shape, value.dtype), (batch.shape[1:], batch.dtype))
+            raise _misfit((value.shape, value.dtype), (batch.shape[1:], batch.dtype), image=True)
         batch[slot] = value
 
     def collect(self) -> torch.Tensor | None:
@@ -402,6 +402,7 @@ class Arrays(Stack):
             raise _misfit(
                 (self._shown(value.shape), value.dtype),
                 (self._shown(self._slots.shape[1:]), self._slots.dtype),
+                image=self._image,
             )
         self._slots[slot] = value
 
@@ -650,13 +651,15 @@ def _torch_dtype(dtype: np.dtype[Any], dimensions: int) -> torch.dtype:
 
 
 def _misfit(
-    found: tuple[Sequence[int], object], wanted: tuple[Sequence[int], object]
+    found: tuple[Sequence[int], object], wanted: tuple[Sequence[int], object], *, image: bool
 ) -> MisfitError:
     (found_shape, found_dtype), (shape, dtype) = found, wanted
-    side = min(224, *shape[-2:]) if len(shape) > 1 else 224
+    way = "read the field with a type whose batching is 'list'"
+    if image:
+        side = min(224, *shape[-2:]) if len(shape) > 1 else 224
+        way = f"give a transform that makes them equal, such as shardio.RandomResizedCrop({side})"
     return MisfitError(
         f"it is {'×'.join(map(str, found_shape))} {found_dtype}, others of the batch are "
         f"{'×'.join(map(str, shape))} {dtype}",
-        remedy="give a transform that makes them equal, such as "
-        f"shardio.RandomResizedCrop({side}), or read samples without batch_size",
+        remedy=f"{way}, or read samples without batch_size",
     )

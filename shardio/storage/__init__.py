@@ -1,1 +1,1 @@
-"""Where the bytes of shards are: local files, the cache folder, atomic publishing."""
+"""Where bytes are: the storage protocol, local files, compression, cache and output folders."""

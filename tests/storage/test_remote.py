@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 import shardio
 from shardio.indexing import shard_index
+from shardio.packing import upload
 from shardio.storage import location
 from shardio.storage.base import FileStat, StoredFile
 from shardio.storage.local import LOCAL, LocalFiles
@@ -308,9 +309,8 @@ def test_a_pack_that_was_interrupted_is_finished_by_the_same_call(
     again = Watched(bucket)
     shardio.pack(images, OUT, storage=again, **OPTIONS)
     assert again.files == expected
-    assert {*again.noted} == {
-        path.removeprefix(f"{OUT}/") for path in expected if path not in before
-    } | {".shardio-pack"}
+    wanted = {*expected, f"{OUT}/.shardio-pack"} - {*before}
+    assert {*again.noted} == {path.removeprefix(f"{OUT}/") for path in wanted}
 
 
 def test_another_pack_does_not_take_up_what_was_interrupted(images: Path) -> None:
@@ -359,6 +359,24 @@ def test_a_folder_with_shards_is_not_packed_into(
     with pytest.raises(shardio.PackError, match=r"the folder has .* already"):
         shardio.pack(images, OUT, storage=memory, **OPTIONS)
     assert memory.files == {f"{OUT}/{name}": b"x"}
+
+
+def test_a_note_that_no_pack_wrote_is_neither_replaced_nor_removed(
+    memory: MemoryStorage, images: Path
+) -> None:
+    memory.publish("memory://bucket/out/.shardio-pack", b"precious")
+    memory.publish("memory://bucket/out/other.tar", b"x")
+    with pytest.raises(shardio.PackError, match="it is no note that a pack wrote"):
+        shardio.pack(images, "memory://bucket/out", storage=memory, shards=2, jobs=1)
+    found = memory.open("memory://bucket/out/.shardio-pack", "note")
+    assert found.read(0, found.size) == b"precious"
+
+
+def test_a_pack_that_fails_leaves_the_note_of_another(memory: MemoryStorage, images: Path) -> None:
+    memory.publish("memory://bucket/out/.shardio-pack", upload._NOTE)
+    with pytest.raises(shardio.PackError):
+        shardio.pack(images / "none", "memory://bucket/out", storage=memory, shards=2, jobs=1)
+    assert memory.names("memory://bucket/out") == [".shardio-pack"]
 
 
 def test_a_pack_that_fails_at_its_source_leaves_nothing(

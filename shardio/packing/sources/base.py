@@ -182,4 +182,6 @@ def key_fault(key: str) -> str | None:
         return f"{quoted(key)} has characters that no name can have"
     if split_member_name(join_member_name(key, "x")) != (key, "x"):
         return f"readers of shards pass over a member with the key {quoted(key)}"
+    if ".." in key.split("/"):
+        return f"tar unpacks no member with the key {quoted(key)}, since it has the part '..'"
     return None
