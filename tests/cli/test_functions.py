@@ -68,11 +68,11 @@ def test_every_command_is_a_function(name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ranks": 0}, "ranks=0: it must be a whole number, at least 1"),
+        ({"ranks": 0}, "ranks=0: it must be a whole number from 1 to 1048576"),
         ({"shuffle": "half"}, "shuffle='half': it must be True, False or 'full'"),
         ({"tail": "cut"}, "tail='cut': it must be 'pad', 'drop' or 'short'"),
         ({"epoch": -1}, "epoch=-1: it must be a whole number, at least 0"),
-        ({"workers": -1}, "workers=-1: it must be a whole number, at least 0"),
+        ({"workers": -1}, "workers=-1: it must be a whole number from 0 to 1048576"),
     ],
 )
 def test_a_plan_refuses_what_is_wrong(shards: Path, options: Any, message: str) -> None:
