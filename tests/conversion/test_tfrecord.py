@@ -399,3 +399,11 @@ def test_tfrecord_files_are_for_pack(packed: Path, tmp_path: Path) -> None:
     shardio.convert(packed, tmp_path / "records", to="tfrecord")
     with pytest.raises(shardio.PackError, match=r"`shardio pack .*records OUT --shards N` to make"):
         shardio.convert(tmp_path / "records", tmp_path / "out", to="tfrecord")
+
+
+def test_a_folder_that_no_conversion_has_begun_keeps_its_files(tmp_path: Path) -> None:
+    shard, out = make_shard(tmp_path / "a.tar", SAMPLES), tmp_path / "out"
+    out.mkdir()
+    (out / ".mine.tfrecord.1-2.tmp").write_text("mine")
+    shardio.convert(shard, out, to="tfrecord")
+    assert (out / ".mine.tfrecord.1-2.tmp").read_text() == "mine"

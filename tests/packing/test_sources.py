@@ -514,3 +514,9 @@ def test_hostile_names_are_packed_rightly_or_refused_by_name(tmp_path: Path, cas
     assert {*found.values()} == {PNG}
     dataset = shardio.ShardDataset(tmp_path / "out", decode=False)
     assert sorted(f"{sample['__key__']}.png" for sample in dataset) == names
+
+
+@pytest.mark.parametrize("key", ["../a", "a/../b", "a/.."])
+def test_keys_that_tar_does_not_unpack_are_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(shardio.PackError, match="__key__"):
+        shardio.pack([{"__key__": key, "txt": "x"}], tmp_path / "out", shards=1)
