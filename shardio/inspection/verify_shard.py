@@ -91,7 +91,7 @@ class Comparison:
     """Takes the members of a shard one by one.
 
     Args:
-        index: of the shard.
+        index: index of the shard.
         found: takes what differs.
 
     Attributes:
@@ -131,7 +131,7 @@ class Comparison:
 
         Args:
             samples: in the shard.
-            data: of the shard.
+            data: data of the shard.
         """
         moved: list[tuple[str, str, int]] = []
         behind: list[tuple[str, str, int]] = []
@@ -189,7 +189,7 @@ class Run(NamedTuple):
     """Adjacent members with one key.
 
     Attributes:
-        key: of the sample.
+        key: key of the sample.
         members: number of the member by field; of a field that is there twice, the first.
         again: fields that are there again, and the numbers of those members.
     """
@@ -203,7 +203,7 @@ class NoSample(NamedTuple):
     """A member that belongs to no sample.
 
     Attributes:
-        number: of the member.
+        number: number of the member in the shard.
         name: as text.
         is_file: False for links, devices and the like, whose data are elsewhere.
     """
@@ -303,10 +303,10 @@ class VerifyTask:
     """One shard to verify.
 
     Attributes:
-        shard: which.
-        check: how closely fields are looked at.
+        shard: shard to verify.
+        check: check of the data of fields.
         allow_empty: take members as they are if none is a field of a sample.
-        size: of the file in bytes, as far as it is known.
+        size: bytes of the file; 0 if they are not known.
     """
 
     shard: ScopedShard
@@ -323,8 +323,8 @@ class Shape(NamedTuple):
     """Samples that have the same fields.
 
     Attributes:
-        samples: how many.
-        key: of the first.
+        samples: number of samples.
+        key: key of the first sample.
     """
 
     samples: int
@@ -337,8 +337,8 @@ class ShardReport:
 
     Attributes:
         members: in the shard.
-        bytes: of the plain tar.
-        fields: that occur.
+        bytes: size of the plain tar in bytes.
+        fields: names of the fields that occur.
         shapes: samples by the fields they have; fields of images count as one.
         hashes: uint64 [samples], of their keys.
         offsets: int64 [samples], where the data of the first member of each start.
@@ -368,7 +368,7 @@ def verify_shard(task: VerifyTask, ticker: Ticker) -> ShardReport:
     """Verify a shard and its index.
 
     Args:
-        task: which.
+        task: shard to verify, and how.
         ticker: hears of every megabyte.
 
     Raises:
@@ -572,7 +572,7 @@ class _Hashing:
     """The SHA-256 of a shard as far as it was read.
 
     Args:
-        data: of the shard.
+        data: data of the shard.
         ticks: megabytes to count at most.
         ticker: hears of them.
     """
