@@ -20,7 +20,7 @@ import torch
 
 from shardio.checks import is_whole, probability, require, whole_number
 from shardio.errors import UsageError, counted
-from shardio.fields.image import Crop
+from shardio.fields.geometry import Crop
 
 _TRIES = 10
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardio.errors import UsageError
-from shardio.fields.image import Crop, write_crop
+from shardio.fields.geometry import Crop
+from shardio.fields.image import write_crop
 from shardio.transforms import CenterCrop, RandomResizedCrop, Resize, SizedTransform
 
 if TYPE_CHECKING:

@@ -44,6 +44,7 @@ from shardio.processes import is_forked, new_lock
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from shardio.fields.geometry import Crop
     from shardio.fields.probe import Buffer, ImageInfo
 
 _NATIVE_RGB: int | None = getattr(cv2, "IMREAD_COLOR_RGB", None)  # OpenCV 4.11 and later
@@ -244,17 +245,6 @@ _LEAST_RATIOS = ((8, 8.0), (4, 4.5), (2, 3.75))
 """How many times larger than the slot a crop must be to be shrunk; below, a plain linear resize of
 all pixels is nearer to an antialiased one, measured on blurred noise."""
 _SAMPLE = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-
-
-@dataclass(frozen=True, slots=True)
-class Crop:
-    """A rectangle of a picture as shown, and whether to mirror it left to right."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-    flip: bool = False
 
 
 @dataclass(frozen=True, slots=True)

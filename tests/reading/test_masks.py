@@ -15,7 +15,8 @@ from PIL import Image
 
 import shardio
 from shardio.fields.defaults import type_of
-from shardio.fields.image import Crop, write_crop
+from shardio.fields.geometry import Crop
+from shardio.fields.image import write_crop
 from shardio.testing import make_shard, read_members
 from shardio.transforms import SizedTransform
 
