@@ -27,6 +27,9 @@ class Resampling(NamedTuple):
     antialias: bool = False
 
 
+PLAIN = Resampling()
+
+
 @dataclass(frozen=True, slots=True)
 class Crop:
     """A rectangle of a picture as shown, and how it fills a slot.
@@ -49,4 +52,4 @@ class Crop:
     flip: bool = False
     resized: tuple[int, int] | None = None
     window: tuple[int, int] = (0, 0)
-    resampling: Resampling = Resampling()
+    resampling: Resampling = PLAIN
