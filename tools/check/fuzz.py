@@ -47,7 +47,7 @@ with watched:
     from shardio.fields.base import IMAGE_FIELDS
     from shardio.fields.defaults import decode_field
     from shardio.fields.geometry import Crop
-from shardio.fields.image import Scratch, decode_part, write_part
+    from shardio.fields.image import Scratch, decode_part, write_part
     from shardio.fields.probe import probe_image
     from shardio.indexing.manifest import MANIFEST_NAME, read_manifest
     from shardio.indexing.shard_index import read_index
