@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _INTEGER = re.compile(rb"\s*(-?[0-9]{1,19})\s*")
 _INT64 = np.iinfo(np.int64)
 
-_NPY_MAGIC = b"\x93NUMPY"
+NPY_MAGIC = b"\x93NUMPY"
 _NPY_VERSIONS = {1: ("<H", 10, "latin1"), 2: ("<I", 12, "latin1"), 3: ("<I", 12, "utf-8")}
 """How the header's length at offset 8 is coded, where the header starts, and its encoding."""
 _NPY_MAX_HEADER = 10_000  # NumPy's own limit: parsing a longer literal may exhaust memory
@@ -127,7 +127,7 @@ def npy_header(
     Raises:
         CodecError: the bytes do not start as a `.npy` file, or announce Python objects.
     """
-    coded = _NPY_VERSIONS.get(view[6]) if view[:6] == _NPY_MAGIC and len(view) >= 12 else None
+    coded = _NPY_VERSIONS.get(view[6]) if view[:6] == NPY_MAGIC and len(view) >= 12 else None
     if coded is None:
         raise CodecError(f"not a .npy file of version 1, 2 or 3: it starts {_excerpt(view)}")
     length_format, start, encoding = coded
@@ -275,7 +275,7 @@ class Array(FieldType):
 
     name = "npy"
     names = frozenset({"npy"})
-    magic: ClassVar[Mapping[bytes, str]] = {_NPY_MAGIC: "npy"}
+    magic: ClassVar[Mapping[bytes, str]] = {NPY_MAGIC: "npy"}
     batching = "stack"
     preview_bytes = 1 << 14  # headers are shorter
     decode = staticmethod(decode_npy)

@@ -1,8 +1,8 @@
 """Field types: values that say what the bytes of a field mean.
 
 A type is asked for everything that depends on the meaning of bytes: how they decode, what a batch
-of them holds, how values are encoded for packing, what `info` shows of them, whether a crop applies
-to them. No other part of shardio knows one type from another.
+of them holds, how values are encoded for packing, what `info` shows of them, what the crop of the
+sample's picture does to them. No other part of shardio knows one type from another.
 
 Which type a field has by default is a table by name, in shardio.fields.defaults. A user passes
 types of their own as values, which workers receive with the dataset. Types use NumPy alone: making
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import DTypeLike, NDArray
 
+    from shardio.fields.geometry import View
     from shardio.fields.probe import Buffer, ImageInfo
 
 IMAGE_FIELDS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp"})
@@ -37,7 +38,7 @@ PIXELS_FIELD = "rgb.npy"
 SHOWN_CHARACTERS = 60
 """Number of characters of a value that `info` shows."""
 
-Geometry = Literal["blended", "nearest"]
+Geometry = Literal["leads", "follows"]
 
 
 class Dense(NamedTuple):
@@ -52,8 +53,20 @@ class Dense(NamedTuple):
     shape: tuple[int, ...] = ()
 
 
-Batching = Literal["found", "stack", "list"] | Dense
-_LOOKING = ("decode", "decode_verified", "decode_rows", "probe", "check", "preview")
+Batching = Literal["found", "stack", "list", "padded"] | Dense
+_LOOKING = ("decode", "decode_verified", "decode_rows", "follow", "probe", "check", "preview")
+
+
+def split_names(fields: str) -> tuple[tuple[str, ...], bool]:
+    """Return the names of alternative fields, and whether a sample may lack all of them.
+
+    Args:
+        fields: names with semicolons between them, and a question mark at the end of those that
+            may be lacking, as "depth.png;depth.npy?".
+    """
+    text = fields.strip()
+    names = text.removesuffix("?").split(";")
+    return tuple(name for part in names if (name := part.strip().lower())), text.endswith("?")
 
 
 @dataclass(frozen=True)
@@ -74,19 +87,24 @@ class FieldType:
     for the bytes that they look at becomes a CodecError, which names shard, key and field.
 
     Attributes:
-        fields: names of the fields that are read, alternatives with semicolons between them.
+        fields: names of the fields that are read, alternatives with semicolons between them. A
+            question mark at the end means that a sample may lack them.
         name: name of the type, as `info` shows it; by default the name of the class.
         names: last dot components (or longer ends) of the names of fields that have this type by
             default; used for the types of shardio.fields.defaults alone.
         magic: field names by the bytes that data of this type start with.
         holds: description of what a batch holds.
         batching: how the values of a batch are put together. "stack" makes one tensor of arrays of
-            one shape and dtype, and Dense one of known shape and dtype; "list" makes a list.
-            "found" stacks arrays and tensors of numbers, and makes a list of anything else.
-        geometry: how the crop of a transform applies to the values, which are then uint8
-            [H, W, 3]: "blended" for colours, "nearest" for names of classes, None if it does not.
+            one shape and dtype, and Dense one of known shape and dtype; "list" makes a list;
+            "padded" makes a tensor of arrays that differ in their last axis, with zeros behind the
+            shorter ones, and adds their lengths as `NAME_lengths`. "found" stacks arrays and
+            tensors of numbers, does so for each value of a dictionary, and makes a list of
+            anything else.
+        geometry: part in the geometry of a sample. "leads" is for pictures, uint8 [H, W, 3]: the
+            first one of a sample decides its crop. "follows" is for values that `follow` crops.
         image_file: whether the data are a JPEG, PNG, WebP or BMP file that decodes as an image.
         preview_bytes: number of bytes that `preview` needs; None if it needs all.
+        mirrors: whether `follow` can mirror values.
     """
 
     fields: str = ""
@@ -99,6 +117,7 @@ class FieldType:
     geometry: ClassVar[Geometry | None] = None
     image_file: ClassVar[bool] = False
     preview_bytes: ClassVar[int | None] = None
+    mirrors: ClassVar[bool] = True
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -118,7 +137,12 @@ class FieldType:
     @property
     def alternatives(self) -> tuple[str, ...]:
         """The names of the fields that are read, in order of preference."""
-        return tuple(name for part in self.fields.split(";") if (name := part.strip().lower()))
+        return split_names(self.fields)[0]
+
+    @property
+    def optional(self) -> bool:
+        """Whether a sample may lack the field."""
+        return split_names(self.fields)[1]
 
     @property
     def in_rows(self) -> bool:
@@ -164,8 +188,21 @@ class FieldType:
         del block, sizes
         return None
 
+    def follow(self, value: Any, view: View) -> Any:
+        """Apply the crop of the sample's picture to a decoded value.
+
+        Args:
+            value: result of `decode`.
+            view: what is shown of the picture; whole pictures, without a crop, come here too.
+
+        Raises:
+            CodecError: the value does not belong to a picture of this size.
+        """
+        del view
+        return value
+
     def probe(self, data: Buffer) -> ImageInfo | None:
-        """Read height, width and orientation of an image from its header; None for other data.
+        """Read height, width and orientation of a picture from its header; None for other data.
 
         Raises:
             CodecError: the header is not sound.

@@ -13,7 +13,7 @@ from shardio.errors import UsageError
 from shardio.fields.arrays import Array, Label
 from shardio.fields.base import BYTES, FieldType
 from shardio.fields.limits import MAX_PIXELS
-from shardio.fields.pictures import Image, Mask, PixelMask, Pixels
+from shardio.fields.pictures import Depth, Image, Mask, PixelMask, Pixels
 from shardio.fields.text import Json, Text
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ IMAGE = Image()
 DEFAULTS: tuple[FieldType, ...] = (
     IMAGE,
     Mask(),
+    Depth(),
     Pixels(),
     PixelMask(),
     Label(),

@@ -1,41 +1,61 @@
-"""Field types of pictures: image files, and pixels stored as arrays.
+"""Field types of what is laid out in rows and columns: images, masks, depth, stored pixels.
 
-Both decode to uint8 [H, W, 3], and a crop applies to both. A picture whose name says that it is a
-mask holds names of classes, which must not be blended. OpenCV and simplejpeg load when the first
-image is decoded.
+The first image of a sample decides the crop of its transform. Masks and depth follow it: their
+values are names or measurements, which are never blended. A file that cannot hold such values, as a
+JPEG cannot hold class numbers, is refused. OpenCV and simplejpeg load when the first image is
+decoded.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from shardio.fields.arrays import Array, decode_pixels, is_picture
+import numpy as np
+
+from shardio.errors import CodecError, UsageError
+from shardio.fields.arrays import (
+    NPY_MAGIC,
+    Array,
+    decode_npy,
+    decode_pixels,
+    is_picture,
+    npy_header,
+)
 from shardio.fields.base import IMAGE_FIELDS, PIXELS_FIELD, FieldType, Geometry
 from shardio.fields.limits import MAX_PIXELS
 from shardio.fields.png import PNG_MAGIC
-from shardio.fields.probe import check_complete, probe_image
+from shardio.fields.probe import ImageInfo, check_complete, probe_image
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import numpy as np
     from numpy.typing import NDArray
 
-    from shardio.fields.probe import Buffer, ImageInfo
+    from shardio.fields.geometry import View
+    from shardio.fields.probe import Buffer
 
-_MASKS = ("mask", "seg", "label", "labels", "semantic", "instance", "panoptic")
+MASK_NAMES = ("mask", "seg", "label", "labels", "semantic", "instance", "panoptic")
+"""Last but one components of the names of images that are masks by default."""
+
+DEPTH_NAMES = ("depth", "disparity")
+"""Last but one components of the names of images that are depth by default."""
 
 
 @dataclass(frozen=True)
 class Image(FieldType):
-    """JPEG, PNG, WebP and BMP files, turned by their EXIF orientation.
+    """JPEG, PNG, WebP and BMP files in colour, turned by their EXIF orientation.
 
     Attributes:
         max_pixels: greatest number of pixels of an image, see shardio.fields.limits.
+        crop: "shared" gives all images of a sample the crop of the first one; "own" gives this
+            one a random crop of its own.
+        bits: 8 reduces images of 16 bits per channel to the high byte; None refuses them.
     """
 
     max_pixels: int = MAX_PIXELS
+    crop: Literal["shared", "own"] = "shared"
+    bits: Literal[8] | None = None
 
     names = IMAGE_FIELDS
     magic: ClassVar[Mapping[bytes, str]] = {
@@ -45,8 +65,14 @@ class Image(FieldType):
         b"BM": "bmp",
     }
     batching = "stack"
-    geometry: ClassVar[Geometry | None] = "blended"
+    geometry: ClassVar[Geometry | None] = "leads"
     image_file = True
+
+    def __post_init__(self) -> None:
+        if self.crop not in ("shared", "own"):
+            raise UsageError(f"Image: crop={self.crop!r}: it must be 'shared' or 'own'")
+        if self.bits not in (None, 8):
+            raise UsageError(f"Image: bits={self.bits!r}: it must be 8 or None")
 
     def limited(self, max_pixels: int) -> Image:
         """Return the type with a limit on the number of pixels."""
@@ -56,17 +82,23 @@ class Image(FieldType):
         """Decode to uint8 [H, W, 3]."""
         from shardio.fields.image import decode_image  # noqa: PLC0415  loads OpenCV
 
-        return decode_image(data, max_pixels=self.max_pixels)
+        return decode_image(data, self.probe(data))
 
     def decode_verified(self, data: Buffer) -> NDArray[np.uint8]:
         """Decode to uint8 [H, W, 3]."""
         from shardio.fields.image import decode_image  # noqa: PLC0415  loads OpenCV
 
-        return decode_image(data, max_pixels=self.max_pixels, verified=True)
+        return decode_image(data, self.probe(data), verified=True)
 
     def probe(self, data: Buffer) -> ImageInfo:
         """Read format, height, width and orientation from the header."""
-        return probe_image(data, max_pixels=self.max_pixels)
+        info = probe_image(data, max_pixels=self.max_pixels)
+        if info.bits > 8 and self.bits is None:
+            raise CodecError(
+                f"the image has {info.bits} bits per channel, and a batch of images holds 8",
+                remedy="read it as Depth or Mask, or reduce it to 8 bits with Image(…, bits=8)",
+            )
+        return info
 
     def check(self, data: Buffer, *, deep: bool) -> None:
         """Check header and end, or decode."""
@@ -82,20 +114,176 @@ class Image(FieldType):
         return f"{info.format}, {info.height} × {info.width}"
 
 
-class Mask(Image):
-    """Image files whose colours are names of classes."""
+@dataclass(frozen=True)
+class _Values(FieldType):
+    """Values in rows and columns: a PNG of one channel, or an array [H, W]."""
 
-    name = "image"
-    names = frozenset(f"{mask}.{last}" for mask in _MASKS for last in IMAGE_FIELDS)
-    geometry = "nearest"
+    max_pixels: int = MAX_PIXELS
+
+    batching = "stack"
+    geometry: ClassVar[Geometry | None] = "follows"
+
+    def limited(self, max_pixels: int) -> _Values:
+        """Return the type with a limit on the number of pixels."""
+        return replace(self, max_pixels=max_pixels)
+
+    def probe(self, data: Buffer) -> ImageInfo:
+        """Read height and width from the header."""
+        if not data[: len(NPY_MAGIC)] == NPY_MAGIC:
+            return probe_image(data, max_pixels=self.max_pixels)
+        _, shape, *_ = npy_header(memoryview(data))
+        height, width = _plane(shape)
+        return ImageInfo(format="npy", height=height, width=width)
+
+    def check(self, data: Buffer, *, deep: bool) -> None:
+        """Check header and end, or decode."""
+        info = self.probe(data)
+        if deep or info.format == "npy":
+            self.decode(data)
+        else:
+            check_complete(data, info)
+
+    def follow(self, value: NDArray[Any], view: View) -> NDArray[Any]:
+        """Take the values under the centres of the slot's pixels."""
+        return view.nearest(value)
+
+    def _stored(self, data: Buffer) -> NDArray[Any]:
+        """Decode to the values as stored, [H, W]."""
+        from shardio.fields.image import decode_values  # noqa: PLC0415  loads OpenCV
+
+        if data[: len(NPY_MAGIC)] == NPY_MAGIC:
+            values = decode_npy(data)
+            return values.reshape(_plane(values.shape))
+        return decode_values(data, max_pixels=self.max_pixels)
+
+
+def _plane(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return height and width of an array [H, W] or [1, H, W].
+
+    Raises:
+        CodecError: the array has another shape.
+    """
+    if len(shape) == 3 and shape[0] == 1:
+        shape = shape[1:]
+    if len(shape) != 2 or 0 in shape:
+        raise CodecError(f"the array is {[*shape]}, and must be [H, W]")
+    return shape[0], shape[1]
+
+
+@dataclass(frozen=True)
+class Mask(_Values):
+    """Class numbers of pixels, as stored: PNG of gray or palette, or an integer array [H, W].
+
+    The indices of a palette are the values; its colours are not looked at.
+
+    Attributes:
+        max_pixels: greatest number of pixels of a mask, see shardio.fields.limits.
+        dtype: dtype of the batch, "uint8" or "int32".
+    """
+
+    dtype: Literal["uint8", "int32"] = "uint8"
+
+    names = frozenset(f"{mask}.{last}" for mask in MASK_NAMES for last in IMAGE_FIELDS)
+    holds = "class numbers"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("uint8", "int32"):
+            raise UsageError(f"Mask: dtype={self.dtype!r}: it must be 'uint8' or 'int32'")
+
+    def decode(self, data: Buffer) -> NDArray[np.generic]:
+        """Decode to the values as stored, uint8 or int32 [H, W]."""
+        values = self._stored(data)
+        if values.dtype.kind not in "biu":
+            raise CodecError(f"a mask of {values.dtype}: class numbers are whole numbers")
+        wanted = np.dtype(self.dtype)
+        if values.dtype != wanted and not np.can_cast(values.dtype, wanted):
+            low, high = int(values.min()), int(values.max())
+            limits = np.iinfo(wanted)
+            if low < limits.min or high > limits.max:
+                raise CodecError(
+                    f"the mask has class numbers from {low} to {high}, and {wanted} holds "
+                    f"{limits.min} to {limits.max}",
+                    remedy="" if self.dtype == "int32" else "read it with Mask(…, dtype='int32')",
+                )
+        return values.astype(wanted, copy=False)
+
+    def encode(self, value: Any) -> bytes:
+        """Encode class numbers, an integer array [H, W], as a PNG."""
+        values = np.asarray(value)
+        if values.dtype.kind not in "biu":
+            raise TypeError(f"class numbers are whole numbers, not {values.dtype}")
+        return _encode_values(values)
+
+    def preview(self, data: Buffer) -> str:
+        """Show size and class numbers."""
+        values = self.decode(data)
+        found = np.unique(values)
+        shown = ", ".join(map(str, found[:8])) + (", …" if len(found) > 8 else "")
+        return f"mask, {values.shape[0]} × {values.shape[1]}, classes {shown}"
+
+
+@dataclass(frozen=True)
+class Depth(_Values):
+    """Depth or disparity, float32 [1, H, W]: PNG of gray, 8 or 16 bits, or an array [H, W].
+
+    Attributes:
+        max_pixels: greatest number of pixels of a file, see shardio.fields.limits.
+        scale: factor from stored values to units, such as 1 / 256 for KITTI's depth in metres.
+    """
+
+    scale: float = 1.0
+
+    names = frozenset(f"{depth}.{last}" for depth in DEPTH_NAMES for last in IMAGE_FIELDS)
+    holds = "depth"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.scale, bool) or not np.isfinite(self.scale) or not self.scale > 0:
+            raise UsageError(f"Depth: scale={self.scale!r}: it must be a number above 0")
+
+    def decode(self, data: Buffer) -> NDArray[np.float32]:
+        """Decode to scaled values, float32 [1, H, W]."""
+        values = self._stored(data)
+        if values.dtype.kind not in "iuf":
+            raise CodecError(f"depth of {values.dtype}: it must be numbers")
+        return (values.astype(np.float32) * np.float32(self.scale))[None]
+
+    def encode(self, value: Any) -> bytes:
+        """Encode stored values, an integer array [H, W] of at most 16 bits, as a PNG."""
+        return _encode_values(np.asarray(value))
+
+    def preview(self, data: Buffer) -> str:
+        """Show size and range."""
+        values = self.decode(data)[0]
+        low, high = np.nanmin(values), np.nanmax(values)
+        return f"depth, {values.shape[0]} × {values.shape[1]}, {low:g} to {high:g}"
+
+
+def _encode_values(values: NDArray[Any]) -> bytes:
+    """Encode whole numbers [H, W] or [1, H, W] as a gray PNG of 8 or 16 bits."""
+    from shardio.fields.image import encode_values  # noqa: PLC0415  loads OpenCV
+
+    values = values.reshape(_plane(values.shape))
+    if values.dtype.kind not in "biu":
+        raise TypeError(f"a PNG holds whole numbers, not {values.dtype}; pack it as npy")
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 0xFFFF:
+        raise ValueError(f"a PNG holds 0 to 65535, not {low} to {high}; pack it as npy")
+    return encode_values(values.astype(np.uint8 if high <= 0xFF else np.uint16))
 
 
 class Pixels(Array):
     """Decoded pictures, stored as `.npy` arrays, uint8 [H, W, 3]."""
 
     names = frozenset({PIXELS_FIELD})
-    geometry: ClassVar[Geometry | None] = "blended"
+    geometry: ClassVar[Geometry | None] = "leads"
     decode = staticmethod(decode_pixels)
+
+    def probe(self, data: Buffer) -> ImageInfo:
+        """Read height and width from the header."""
+        dtype, shape, *_ = npy_header(memoryview(data))
+        if not is_picture(dtype, shape):
+            decode_pixels(data)
+        return ImageInfo(format="npy", height=shape[0], width=shape[1])
 
     def decode_rows(
         self, block: NDArray[np.uint8], sizes: NDArray[np.int64]
@@ -111,9 +299,33 @@ class Pixels(Array):
         return data
 
 
-class PixelMask(Pixels):
-    """Decoded pictures whose colours are names of classes."""
+class PixelMask(FieldType):
+    """Decoded pictures whose colours are names of classes, uint8 [3, H, W] in a batch."""
 
     name = "pixels"
-    names = frozenset(f"{mask}.{PIXELS_FIELD}" for mask in _MASKS)
-    geometry = "nearest"
+    names = frozenset(f"{mask}.{PIXELS_FIELD}" for mask in MASK_NAMES)
+    batching = "stack"
+    geometry: ClassVar[Geometry | None] = "follows"
+
+    def decode(self, data: Buffer) -> NDArray[np.uint8]:
+        """Decode to uint8 [3, H, W]."""
+        return np.moveaxis(decode_pixels(data), -1, 0)
+
+    def probe(self, data: Buffer) -> ImageInfo:
+        """Read height and width from the header."""
+        return _PIXELS.probe(data)
+
+    def follow(self, value: NDArray[Any], view: View) -> NDArray[Any]:
+        """Take the colours under the centres of the slot's pixels."""
+        return view.nearest(value)
+
+    def encode(self, value: Any) -> bytes:
+        """Encode a picture, uint8 [H, W, 3]."""
+        return _PIXELS.encode(value)
+
+    def preview(self, data: Buffer) -> str:
+        """Show dtype and shape."""
+        return _PIXELS.preview(data)
+
+
+_PIXELS = Pixels()

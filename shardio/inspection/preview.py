@@ -108,7 +108,7 @@ class _Cells:
         index, file = entry.load_index(), entry.open_file()
         for row in rows:
             stored = _stored(index, row)
-            field = next((name for name in stored if self._types(name).geometry), None)
+            field = next((name for name in stored if self._types(name).geometry == "leads"), None)
             label = self._class_of(file, stored) or index.key(row)
             if field is None:
                 self.found.append((None, f"no image: {label}"))

@@ -448,8 +448,16 @@ class _Packer:
             if name is None or (self._check and type_.image_file):
                 images += 1
                 field = self._pack_image(name, data, is_only=images == 1)
-            elif type_.geometry and self._encoding.decodes:
+            elif type_.geometry == "leads" and self._encoding.decodes:
                 raise UsageError(f"{name} holds pixels, and only image files can become others")
+            elif type_.geometry == "follows" and self._encoding.decodes:
+                raise UsageError(
+                    f"{name} belongs to the picture as it is, which would be resized or encoded "
+                    "anew",
+                    remedy="pack it as it is",
+                )
+            elif type_.geometry == "follows" and self._check:
+                type_.check(data, deep=False)
             if field in taken:
                 raise UsageError(
                     f"the sample has the field {quoted(field)} twice", remedy="name one otherwise"
@@ -475,12 +483,6 @@ class _Packer:
                 raise UsageError(
                     f"{name} is the second image of the sample, and only one can be resized, "
                     "encoded anew or stored as pixels"
-                )
-            if name is not None and type_of(name).geometry == "nearest":
-                raise UsageError(
-                    f"{name} holds classes as pixels, which would change if it was "
-                    "resized or encoded anew",
-                    remedy="pack it as it is",
                 )
             self._pixels.reserve(data, info)
             if self._encoding.store == "raw":

@@ -42,20 +42,14 @@ from shardio.planning.epoch import EpochPlan, References
 from shardio.planning.order import uniform_numbers
 from shardio.planning.samples import Samples
 from shardio.processes import new_lock
-from shardio.reading.columns import (
-    Column,
-    Fields,
-    RowColumn,
-    Stack,
-    Transform,
-    column_maker,
-)
+from shardio.reading.columns import Column, RowColumn, Stack, Transform, column_maker
+from shardio.reading.entries import Fields
 from shardio.reading.gather import Gathered, Gatherer
+from shardio.reading.geometry import SampleGeometry, Views, describe_crops
 from shardio.reading.handover import Allocate
 from shardio.reading.readahead import ReadAhead
 from shardio.reading.shards import FieldBytes, OpenShard, ShardPool
 from shardio.reading.times import StageTimes, Stopwatch
-from shardio.transforms import SizedTransform
 
 if TYPE_CHECKING:
     import threading
@@ -76,6 +70,9 @@ class Delivery:
         fields: entries of a sample; see shardio.reading.columns.
         several: entries of which a sample must not have more than one alternative.
         missing_ok: leave out an entry that a sample has no field for.
+        optional: entries that a sample may lack; batches say which samples have them.
+        geometry: what is shown of the pictures of a sample.
+        crops: whether batches tell the crops of their samples.
         on_replaced: called for each bad sample that was replaced; None raises instead.
         times: totals of the dataset, to which those of the batches are added.
         stopwatch: makes one for each chunk.
@@ -87,6 +84,9 @@ class Delivery:
     fields: Fields
     several: Fields
     missing_ok: bool
+    optional: frozenset[str]
+    geometry: SampleGeometry
+    crops: bool
     on_replaced: Callable[[], None] | None
     times: StageTimes
     stopwatch: Callable[[], Stopwatch]
@@ -130,6 +130,10 @@ class Batch:
         self._valid = references.valid.copy()
         self._keys = [""] * len(self._valid)
         self._missing: list[str] = []  # entries of the one sample where some may be missing
+        self._absent: dict[str, set[int]] = {  # slots whose samples lack an optional entry
+            name: set() for name in columns if name in delivery.optional
+        }
+        self._views: list[Views] | None = [()] * len(self._valid) if delivery.crops else None
         self._bad: dict[int, str] = {}  # why the sample of a slot cannot be delivered
         self._misfits: dict[int, MisfitError] = {}  # why it does not fit with the others
         self._in_rows = all(hasattr(column, "place_rows") for column in columns.values())
@@ -159,13 +163,16 @@ class Batch:
         """
         if self._bad or self._misfits:
             self._settle()
-        batch = {
-            name: column.collect()
-            for name, column in self._columns.items()
-            if name not in self._missing
-        }
+        batch: dict[str, Any] = {}
+        for name, column in self._columns.items():
+            if name not in self._missing:
+                batch |= column.collect(name, sorted(self._absent.get(name, ())))
+        for name, slots in self._absent.items():
+            batch[f"has_{name}"] = torch.tensor([slot not in slots for slot in range(len(self))])
         batch["valid"] = torch.from_numpy(self._valid)
         batch["__key__"] = self._keys
+        if self._views is not None:
+            batch["__crop__"] = describe_crops(self._views)
         return batch
 
     def _add_times(self, watch: Stopwatch) -> None:
@@ -199,19 +206,21 @@ class Batch:
         watch.read(size)
         if self._delivery.several:
             self._check_one(shard, sample)
-        if None in stored or self._missing:
-            self._check_missing(shard, sample, stored)
+        if None in stored or self._missing or self._absent:
+            self._check_missing(slot, shard, sample, stored)
         field, values = "", []
         try:
-            for column, found in zip(self._columns.values(), stored, strict=True):
+            views = self._delivery.geometry.views(stored, self._uniforms[slot])
+            for column, found, view in zip(self._columns.values(), stored, views, strict=True):
                 if found is not None:
                     field = found.field
-                    value = column.decode(slot, found, self._uniforms[slot], watch)
-                    values.append((column, field, value))
+                    values.append((column, field, column.decode(slot, found, view, watch)))
             for column, field, value in values:  # noqa: B007  the error below names the field
                 column.place(slot, value)
         except (CodecError, TransformError, UsageError) as error:
-            raise self._located(error, shard, sample, field) from error
+            raise self._located(error, shard, sample, error.field or field) from error
+        if self._views is not None:
+            self._views[slot] = views
 
     def put_rows(self, slots: range, gathered: Iterator[Gathered | None], watch: Stopwatch) -> bool:
         """Place fields of many samples at once; False if the samples are not alike."""
@@ -283,7 +292,7 @@ class Batch:
             UsageError: at least half of the slots, and at least _MANY, do not fit with the others.
         """
         stacks = [column for column in self._columns.values() if isinstance(column, Stack)]
-        kinds = Counter(tuple(stack.kind_of(number) for stack in stacks) for number in sound)
+        kinds = Counter(tuple(stack.decoded_kind(number) for stack in stacks) for number in sound)
         most = max(kinds, key=kinds.__getitem__)
         odd = len(sound) - kinds[most]
         if odd >= _MANY and 2 * odd >= len(sound):
@@ -359,10 +368,16 @@ class Batch:
                 yield other, position
 
     def _check_missing(
-        self, shard: OpenShard, sample: int, stored: Sequence[FieldBytes | None]
+        self, slot: int, shard: OpenShard, sample: int, stored: Sequence[FieldBytes | None]
     ) -> None:
         """Note which entries a sample has no field for; raise SampleError if none may miss."""
         missing = [*compress(self._columns, [found is None for found in stored])]
+        for name, slots in self._absent.items():
+            if name in missing:
+                slots.add(slot)
+                missing.remove(name)
+            else:
+                slots.discard(slot)
         if self._delivery.missing_ok:
             self._missing = missing
         elif missing:
@@ -437,7 +452,7 @@ class SampleReader:
         allocate: Allocate,
     ) -> None:
         self._delivery = delivery
-        self._draws = transform.draws if isinstance(transform, SizedTransform) else 0
+        self._draws = delivery.geometry.draws
         self._wanted = tuple(delivery.fields.values())
         self._gatherer = Gatherer(delivery.pool, self._wanted)
         make = partial(

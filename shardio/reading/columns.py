@@ -1,15 +1,11 @@
-"""The entries of a batch: which fields fill them, and how their values are put together.
-
-A mapping names an entry and its alternatives as WebDataset writes them, "jpg;jpeg;png", or a field
-type with its alternatives. By default the images of a sample become `image`, `cls` becomes `label`,
-the rest keep their names; when samples hold several images, each keeps its own name.
+"""The entries of a batch while it is filled: how the values of its samples are put together.
 
 While a batch is filled, an entry is a column with a slot for each sample. The field type says how
 values are batched; the column turns that into tensors. Threads fill different slots at once. A
 sample is decoded whole before any of it is placed, so that a bad one leaves no trace. Pictures with
 a sized transform are the exception that nobody sees: they go straight from the decoder's scratch
-buffer into their slot. Other arrays set the column's kind, which is shape and dtype, with the first
-one that comes.
+buffer into their slot. Other values set the column's kind, which is shape and dtype, with the first
+one that comes. A slot may stay blank if its sample may lack the field: it holds zeros then.
 """
 
 from __future__ import annotations
@@ -26,16 +22,14 @@ from numpy.typing import NDArray
 from shardio.errors import (
     CodecError,
     MisfitError,
-    SituationError,
     TransformError,
-    UsageError,
     quoted,
-    shown,
 )
 from shardio.fields.arrays import NUMBERS
-from shardio.fields.base import LABEL_FIELD, Dense, FieldType
-from shardio.fields.defaults import check_type, type_of
-from shardio.fields.image import Scratch, decode_part, write_crop, write_part
+from shardio.fields.base import Dense, FieldType
+from shardio.fields.geometry import View
+from shardio.fields.image import DecodedPart, Scratch, decode_part, write_part
+from shardio.fields.probe import ImageInfo
 from shardio.processes import new_lock
 from shardio.reading.gather import Rows
 from shardio.reading.handover import Allocate
@@ -43,88 +37,8 @@ from shardio.reading.shards import FieldBytes
 from shardio.reading.times import Stopwatch
 from shardio.transforms import SizedTransform
 
-Fields = dict[str, tuple[str, ...]]
 Types = Mapping[str, FieldType]
 """The types of an entry's alternatives, by field name."""
-_RESERVED = ("__key__", "valid", "__epoch__", "__step__", "__source__")
-
-
-def default_fields(names: Sequence[str], together: Sequence[Sequence[str]]) -> Fields:
-    """The mapping when the user gives none.
-
-    Args:
-        names: all fields of the dataset.
-        together: sets of fields that occur in one sample.
-
-    Raises:
-        UsageError: two fields would fill one entry, or one has a name that shardio takes.
-    """
-    images = tuple(filter(_is_picture, names))
-    if any(sum(map(_is_picture, sample)) > 1 for sample in together):
-        images = ()
-    fields = {"image": images} if images else {}
-    if LABEL_FIELD in names:
-        fields["label"] = (LABEL_FIELD,)
-    rest = {name: (name,) for name in names if name not in images and name != LABEL_FIELD}
-    for name in rest:
-        if name in fields or name in _RESERVED:
-            raise SituationError(
-                f"the shards have a field {quoted(name)}, a name that "
-                f"{';'.join(fields.get(name, ['shardio itself']))} takes",
-                remedy=f"give it another with fields={{'other': {quoted(name)}, …}}",
-            )
-    return fields | rest
-
-
-def _is_picture(name: str) -> bool:
-    """Whether a field is a picture, and has no name beside that."""
-    found = type_of(name)
-    return name in found.names and found.geometry == "blended"
-
-
-def parse_fields(
-    fields: Mapping[str, str | FieldType], names: Sequence[str], *, decode: bool
-) -> Fields:
-    """The mapping that a user wrote, checked against the fields of the dataset.
-
-    Raises:
-        UsageError: a name is reserved, or its alternatives do not exist or decode differently.
-    """
-    if not fields:
-        raise UsageError("fields={}: it names no entry", remedy="leave it out, or name one")
-    parsed: Fields = {}
-    for name, given in fields.items():
-        if name in _RESERVED:
-            raise UsageError(f"fields: {name!r} is taken by shardio", remedy="choose another name")
-        alternatives = given if isinstance(given, str) else check_type(name, given).fields
-        parsed[name] = tuple(part.strip().lower() for part in alternatives.split(";"))
-        if not set(parsed[name]) & set(names):
-            raise UsageError(
-                f"fields: no sample has {alternatives!r} for {name!r}",
-                remedy=f"the dataset has the fields {', '.join(map(shown, names)) or 'none'}",
-            )
-        types = entry_types(name, parsed[name], fields).values()
-        kinds = {"image" if each.geometry else each.name for each in types}
-        if decode and len(kinds) > 1:
-            raise UsageError(
-                f"fields: {alternatives!r} for {name!r} decode to {' and '.join(sorted(kinds))}",
-                remedy="give alternatives of one kind, or read with decode=False",
-            )
-    return parsed
-
-
-def entry_types(
-    entry: str, alternatives: Sequence[str], given: Mapping[str, str | FieldType] | None
-) -> dict[str, FieldType]:
-    """The types of an entry's alternatives, by field name.
-
-    Args:
-        entry: name of the entry.
-        alternatives: fields that fill it.
-        given: mapping of a user, if there is one.
-    """
-    own = given[entry] if given is not None else None
-    return {each: own if isinstance(own, FieldType) else type_of(each) for each in alternatives}
 
 
 def column_maker(
@@ -145,41 +59,47 @@ def column_maker(
         allocate: makes the arrays.
     """
     first = next(iter(types.values()))
-    batching, picture = first.batching, first.geometry is not None
+    batching, picture = first.batching, first.geometry == "leads"
     if picture and transform is not None:
         if not isinstance(transform, SizedTransform):
             return partial(Transformed, types=types, transform=transform, allocate=allocate)
         return partial(
             SizedImages,
             types=types,
-            transform=transform,
+            size=transform.size,
             scratch=scratch,
             reduced=reduced,
             allocate=allocate,
         )
+    in_rows = first.in_rows and first.geometry != "follows"
     if isinstance(batching, Dense):
-        made = NumbersInRows if first.in_rows else Numbers
-        return partial(made, types=types, dense=batching)
+        return partial(NumbersInRows if in_rows else Numbers, types=types, dense=batching)
     if picture or batching == "stack":
-        stacked = ArraysInRows if first.in_rows else Arrays
+        stacked = ArraysInRows if in_rows else Arrays
         return partial(stacked, types=types, image=picture, allocate=allocate)
     if batching == "list":
         return partial(Listed, types=types)
+    if batching == "padded":
+        return partial(Padded, types=types, allocate=allocate)
     return partial(Found, types=types, image=False, allocate=allocate)
 
 
 Transform = SizedTransform | Callable[[torch.Tensor], Any]
-Kind = tuple[tuple[int, ...], Any]
-"""Shape and dtype of an array or tensor."""
+Kind = tuple[Any, Any]
+"""Shape and dtype of an array or tensor; or what a dictionary holds, with the type dict."""
 
 
 class Column(Protocol):
     """One entry of a batch."""
 
-    def decode(
-        self, slot: int, stored: FieldBytes, uniforms: Sequence[float], watch: Stopwatch
-    ) -> Any:
+    def decode(self, slot: int, stored: FieldBytes, view: View | None, watch: Stopwatch) -> Any:
         """Decode a field of a sample, and note when each stage of that ends.
+
+        Args:
+            slot: slot that the value is for.
+            stored: bytes of the field.
+            view: what is shown of the sample's picture, if it matters to the entry.
+            watch: stopwatch of the thread.
 
         Raises:
             CodecError: the bytes do not decode, or to what no batch can hold.
@@ -193,8 +113,13 @@ class Column(Protocol):
             MisfitError: the value is of another kind than the others.
         """
 
-    def collect(self) -> Any:
-        """The finished entry."""
+    def collect(self, name: str, blank: Sequence[int]) -> dict[str, Any]:
+        """Return the finished entry, and others that it brings along, by name.
+
+        Args:
+            name: name of the entry.
+            blank: slots whose samples lack the field.
+        """
 
 
 class RowColumn(Column, Protocol):
@@ -205,14 +130,12 @@ class RowColumn(Column, Protocol):
 
 
 class SizedImages:
-    """Images of one size, uint8 [B, 3, h, w] in channels-last memory.
-
-    Masks are decoded whole and cut without blending, so that no class appears that they lack.
+    """Pictures of one size, uint8 [B, 3, h, w] in channels-last memory.
 
     Args:
         slots: number of slots.
         types: see column_maker.
-        transform: transform of each image.
+        size: height and width of the slots.
         scratch: buffer where image files are decoded.
         reduced: let large JPEGs be decoded at a part of their size.
         allocate: makes the array.
@@ -223,52 +146,51 @@ class SizedImages:
         slots: int,
         *,
         types: Types,
-        transform: SizedTransform,
+        size: tuple[int, int],
         scratch: Scratch,
         reduced: bool,
         allocate: Allocate,
     ) -> None:
         self._types = types
-        self._transform = transform
-        self._size = transform.size
+        self._size = size
         self._scratch = scratch
         self._reduced = reduced
-        self._batch = allocate((slots, *transform.size, 3), torch.uint8)
+        self._batch = allocate((slots, *size, 3), torch.uint8)
         self._slots: NDArray[np.uint8] = self._batch.numpy()
 
-    def decode(
-        self, slot: int, stored: FieldBytes, uniforms: Sequence[float], watch: Stopwatch
-    ) -> None:
+    def decode(self, slot: int, stored: FieldBytes, view: View | None, watch: Stopwatch) -> None:
         """See Column."""
+        assert view is not None
+        assert view.crop is not None
         type_ = self._types[stored.field]
-        mask = type_.geometry == "nearest"
-        info = type_.probe(stored.data) if type_.image_file and not mask else None
-        if info is None:
-            pixels = _decode_picture(type_, stored)
-            watch.decoded()
-            crop = self._transform.crop(pixels.shape[0], pixels.shape[1], uniforms)
-            write_crop(pixels, crop, self._slots[slot], nearest=mask)
-        else:
-            crop = self._transform.crop(info.height, info.width, uniforms)
+        leads = view.field == stored.field
+        info = view.info if leads else type_.probe(stored.data)
+        reduction = 1 if leads or info is None else view.reduction(info.height, info.width)
+        if info is not None and type_.image_file and reduction == 1:
             part = decode_part(
                 stored.data,
                 info,
-                crop,
+                view.crop,
                 self._size,
                 scratch=self._scratch,
                 reduced=self._reduced,
                 verified=stored.verified,
             )
-            watch.decoded()
-            write_part(part, info, crop, self._slots[slot])
+        else:
+            pixels = _decode_picture(type_, stored)
+            part = DecodedPart(pixels, view.reduction(*pixels.shape[:2]))
+            info = ImageInfo(format=type_.name, height=view.height, width=view.width)
+        watch.decoded()
+        write_part(part, info, view.crop, self._slots[slot])
         watch.transformed()
 
     def place(self, slot: int, value: None) -> None:
         """See Column."""
 
-    def collect(self) -> torch.Tensor:
+    def collect(self, name: str, blank: Sequence[int]) -> dict[str, Any]:
         """See Column."""
-        return self._batch.permute(0, 3, 1, 2)
+        self._slots[blank] = 0
+        return {name: self._batch.permute(0, 3, 1, 2)}
 
 
 class Stack(ABC):
@@ -292,8 +214,14 @@ class Stack(ABC):
         self._kinds: dict[int, Kind] = {}  # of slots that were decoded one by one
         self._lock = new_lock()
 
-    def kind_of(self, slot: int) -> Kind | None:
-        """Kind of what was decoded for a slot; of the column if that was not done one by one."""
+    def decode(self, slot: int, stored: FieldBytes, view: View | None, watch: Stopwatch) -> Any:
+        """See Column."""
+        value: NDArray[Any] = np.asarray(_decode(self._types, stored, view, watch))
+        self._kinds[slot] = self._kind_of(value)
+        return value
+
+    def decoded_kind(self, slot: int) -> Kind | None:
+        """Return the kind decoded for a slot; that of the column for one in rows."""
         return self._kinds.get(slot, self.kind)
 
     def begin_anew(self, kind: Kind) -> None:
@@ -301,15 +229,32 @@ class Stack(ABC):
         self.kind = None
         self._prepare(*kind)
 
-    def _prepare(self, shape: tuple[int, ...], dtype: Any) -> None:
+    def _prepare(self, shape: Any, dtype: Any) -> None:
         """Make the tensor for values of a kind, if there is none."""
         with self._lock:
             if self.kind is None:
                 self._make(shape, dtype)
                 self.kind = (shape, dtype)
 
+    def collect(self, name: str, blank: Sequence[int]) -> dict[str, Any]:
+        """See Column."""
+        if self.kind is None:
+            return {name: torch.zeros(self._num_slots, 0)} if blank else {}
+        if blank:
+            self._batch[[*blank]] = 0
+        return {name: self._batch}
+
+    def _kind_of(self, value: Any) -> Kind:
+        """Return the kind of a decoded value.
+
+        Raises:
+            CodecError: no batch can hold it.
+        """
+        _torch_dtype(value.dtype, value.ndim)
+        return value.shape, value.dtype
+
     @abstractmethod
-    def _make(self, shape: tuple[int, ...], dtype: Any) -> None:
+    def _make(self, shape: Any, dtype: Any) -> None:
         """Make the tensor for values of a kind."""
 
 
@@ -335,10 +280,10 @@ class Transformed(Stack):
         self._transform = transform
 
     def decode(
-        self, slot: int, stored: FieldBytes, uniforms: Sequence[float], watch: Stopwatch
+        self, slot: int, stored: FieldBytes, view: View | None, watch: Stopwatch
     ) -> torch.Tensor:
         """See Column."""
-        del uniforms
+        del view
         pixels = _decode_picture(self._types[stored.field], stored)
         watch.decoded()
         value = _apply(self._transform, torch.from_numpy(pixels).permute(2, 0, 1))
@@ -353,10 +298,6 @@ class Transformed(Stack):
         if value.shape != batch.shape[1:] or value.dtype != batch.dtype:
             raise _misfit((value.shape, value.dtype), (batch.shape[1:], batch.dtype), image=True)
         batch[slot] = value
-
-    def collect(self) -> torch.Tensor | None:
-        """See Column."""
-        return None if self.kind is None else self._batch
 
     def _make(self, shape: tuple[int, ...], dtype: Any) -> None:
         if len(shape) == 3:  # pictures, in channels-last memory
@@ -382,19 +323,6 @@ class Arrays(Stack):
         self._image = image
         self._slots: NDArray[Any] = np.empty(0)
 
-    def decode(
-        self, slot: int, stored: FieldBytes, uniforms: Sequence[float], watch: Stopwatch
-    ) -> NDArray[Any]:
-        """See Column."""
-        del uniforms
-        type_ = self._types[stored.field]
-        decoded = (type_.decode_verified if stored.verified else type_.decode)(stored.data)
-        watch.decoded()
-        value: NDArray[Any] = np.asarray(decoded)
-        _torch_dtype(value.dtype, value.ndim)
-        self._kinds[slot] = (value.shape, value.dtype)
-        return value
-
     def place(self, slot: int, value: NDArray[Any]) -> None:
         """See Column."""
         self._prepare(value.shape, value.dtype)
@@ -406,11 +334,11 @@ class Arrays(Stack):
             )
         self._slots[slot] = value
 
-    def collect(self) -> torch.Tensor | None:
+    def collect(self, name: str, blank: Sequence[int]) -> dict[str, Any]:
         """See Column."""
-        if self.kind is None:
-            return None
-        return self._batch.permute(0, 3, 1, 2) if self._image else self._batch
+        found = super().collect(name, blank)
+        pictures = self._image and self.kind is not None
+        return {name: self._batch.permute(0, 3, 1, 2)} if pictures else found
 
     def _make(self, shape: tuple[int, ...], dtype: Any) -> None:
         self._batch = self._allocate((self._num_slots, *shape), _torch_dtype(dtype, len(shape)))
@@ -447,54 +375,177 @@ _LISTED: Kind = ((), None)
 class Found(Arrays):
     """Values of a type that does not say how they are batched.
 
-    Arrays and tensors of numbers are stacked, anything else is a list.
+    Arrays and tensors of numbers are stacked, also inside dictionaries; anything else is a list.
     """
 
     _values: list[Any]
 
-    def decode(
-        self, slot: int, stored: FieldBytes, uniforms: Sequence[float], watch: Stopwatch
-    ) -> Any:
+    def decode(self, slot: int, stored: FieldBytes, view: View | None, watch: Stopwatch) -> Any:
         """See Column."""
-        del uniforms
-        value = self._types[stored.field].decode(stored.data)
-        watch.decoded()
-        self._kinds[slot] = _LISTED
-        if isinstance(value, torch.Tensor):
-            value = _as_array(value)
-        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in NUMBERS:
-            value = np.asarray(value)
-            _torch_dtype(value.dtype, value.ndim)
-            self._kinds[slot] = (value.shape, value.dtype)
+        value = _numbers_as_arrays(_decode(self._types, stored, view, watch))
+        self._kinds[slot] = self._kind_of(value)
         return value
 
     def place(self, slot: int, value: Any) -> None:
         """See Column."""
-        listed = self._kinds[slot] is _LISTED
-        self._prepare(*self._kinds[slot])
-        if listed != self._is_listed():
+        kind = self._kinds[slot]
+        self._prepare(*kind)
+        assert self.kind is not None
+        if _is_array(kind) and _is_array(self.kind):
+            super().place(slot, value)
+        elif kind == self.kind:
+            self._values[slot] = value
+        elif kind[1] is dict and self.kind[1] is dict:
+            raise _nested_misfit(kind, self.kind)
+        else:
             raise MisfitError(
                 f"it is of the type {type(value).__name__}, others of the batch are "
-                f"{'' if listed else 'not '}arrays of numbers; set the field type's batching to "
-                "'list'"
+                f"{_named(self.kind)}",
+                remedy="set the field type's batching to 'list'",
             )
-        if listed:
-            self._values[slot] = value
-        else:
-            super().place(slot, value)
 
-    def collect(self) -> Any:
+    def collect(self, name: str, blank: Sequence[int]) -> dict[str, Any]:
         """See Column."""
-        return self._values if self._is_listed() else super().collect()
+        if self.kind is None or _is_array(self.kind):
+            return super().collect(name, blank)
+        absent = set(blank)
+        present = [value for at, value in enumerate(self._values) if at not in absent]
+        if self.kind[1] is dict:
+            empty = _zeros(self.kind)
+            values = [empty if at in absent else each for at, each in enumerate(self._values)]
+            return {name: self._join(values, self.kind)} if present else {}
+        return {name: [None if at in absent else each for at, each in enumerate(self._values)]}
 
-    def _is_listed(self) -> bool:
-        return self.kind is not None and self.kind[1] is None
+    def _join(self, values: Sequence[Any], kind: Kind) -> Any:
+        """Put values of one kind together: arrays stacked, dictionaries by name, others listed."""
+        if kind[1] is dict:
+            return {
+                key: self._join([value[key] for value in values], inner) for key, inner in kind[0]
+            }
+        if not _is_array(kind):
+            return [*values]
+        batch = self._allocate((len(values), *kind[0]), _torch_dtype(kind[1], len(kind[0])))
+        np.stack(values, out=batch.numpy())
+        return batch
+
+    def _kind_of(self, value: Any) -> Kind:
+        if isinstance(value, dict):
+            return tuple((key, self._kind_of(each)) for key, each in value.items()), dict
+        numbers = isinstance(value, np.ndarray) and value.dtype.kind in NUMBERS
+        return super()._kind_of(value) if numbers else _LISTED
+
+    def _make(self, shape: Any, dtype: Any) -> None:
+        if _is_array((shape, dtype)):
+            super()._make(shape, dtype)
+        else:
+            self._values = [None] * self._num_slots
+
+
+def _is_array(kind: Kind) -> bool:
+    return kind[1] is not None and kind[1] is not dict
+
+
+def _named(kind: Kind) -> str:
+    if kind[1] is dict:
+        return "dictionaries"
+    return "arrays of numbers" if _is_array(kind) else "not arrays of numbers"
+
+
+def _zeros(kind: Kind) -> Any:
+    """Return a value of zeros of a kind."""
+    if kind[1] is dict:
+        return {key: _zeros(inner) for key, inner in kind[0]}
+    return np.zeros(*kind) if _is_array(kind) else None
+
+
+def _nested_misfit(found: Kind, wanted: Kind, path: str = "") -> MisfitError:
+    """Describe the first difference between two kinds of dictionaries."""
+    ours, theirs = dict(found[0]), dict(wanted[0])
+    for key in {**ours, **theirs}:
+        at = f"{path}[{key!r:.60}]"
+        if key not in ours or key not in theirs:
+            fault = f"it has {'no ' if key not in ours else ''}{at}, unlike others of the batch"
+            return MisfitError(fault, remedy="set the field type's batching to 'list'")
+        if ours[key] == theirs[key]:
+            continue
+        if ours[key][1] is dict and theirs[key][1] is dict:
+            return _nested_misfit(ours[key], theirs[key], at)
+        kinds = [
+            f"{'×'.join(map(str, kind[0])) or 'one number'} {kind[1]}"
+            if _is_array(kind)
+            else _named(kind)
+            for kind in (ours[key], theirs[key])
+        ]
+        return MisfitError(
+            f"its {at} is {kinds[0]}, that of others of the batch {kinds[1]}",
+            remedy="set the field type's batching to 'list', or read without batch_size",
+        )
+    return MisfitError("its entries are in another order than those of others of the batch")
+
+
+def _numbers_as_arrays(value: Any) -> Any:
+    """Return a value with arrays for its tensors and NumPy numbers, also inside dictionaries."""
+    if isinstance(value, dict):
+        return {key: _numbers_as_arrays(each) for key, each in value.items()}
+    if isinstance(value, torch.Tensor):
+        value = _as_array(value)
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in NUMBERS:
+        return np.asarray(value)
+    return value
+
+
+class Padded(Stack):
+    """Arrays that differ in their last axis, a tensor [B, …, longest], and their lengths.
+
+    Args:
+        slots: number of slots.
+        types: see column_maker.
+        allocate: makes the tensor.
+    """
+
+    def __init__(self, slots: int, *, types: Types, allocate: Allocate) -> None:
+        super().__init__(slots, types=types, allocate=allocate)
+        self._values: list[NDArray[Any] | None] = [None] * slots
+
+    def place(self, slot: int, value: NDArray[Any]) -> None:
+        """See Column."""
+        kind = self._kind_of(value)
+        self._prepare(*kind)
+        if kind != self.kind:
+            assert self.kind is not None
+            raise _misfit(_open_ended(kind), _open_ended(self.kind), image=False)
+        self._values[slot] = value
+
+    def collect(self, name: str, blank: Sequence[int]) -> dict[str, Any]:
+        """See Column."""
+        for slot in blank:
+            self._values[slot] = None
+        lengths = [0 if value is None else value.shape[-1] for value in self._values]
+        counts = {f"{name}_lengths": torch.tensor(lengths)}
+        if self.kind is None:
+            return super().collect(name, blank) | (counts if blank else {})
+        shape, dtype = self.kind
+        size = (self._num_slots, *shape, max(lengths))
+        batch = self._allocate(size, _torch_dtype(dtype, len(shape) + 1))
+        slots = batch.numpy()
+        for slot, (value, length) in enumerate(zip(self._values, lengths, strict=True)):
+            slots[slot, ..., length:] = 0
+            if value is not None:
+                slots[slot, ..., :length] = value
+        return {name: batch, **counts}
+
+    def _kind_of(self, value: Any) -> Kind:
+        if not value.ndim:
+            raise CodecError(f"not an array that can be padded: {quoted(value)}")
+        _torch_dtype(value.dtype, value.ndim)
+        return value.shape[:-1], value.dtype
 
     def _make(self, shape: tuple[int, ...], dtype: Any) -> None:
-        if dtype is None:
-            self._values = [None] * self._num_slots
-        else:
-            super()._make(shape, dtype)
+        """See Stack; the tensor is made when the lengths are known."""
+
+
+def _open_ended(kind: Kind) -> tuple[tuple[Any, ...], Any]:
+    return (*kind[0], "…"), kind[1]
 
 
 class Numbers:
@@ -511,14 +562,10 @@ class Numbers:
         self._shape = dense.shape
         self._numbers: NDArray[Any] = np.zeros((slots, *dense.shape), dense.dtype)
 
-    def decode(
-        self, slot: int, stored: FieldBytes, uniforms: Sequence[float], watch: Stopwatch
-    ) -> Any:
+    def decode(self, slot: int, stored: FieldBytes, view: View | None, watch: Stopwatch) -> Any:
         """See Column."""
-        del slot, uniforms
-        value = self._types[stored.field].decode(stored.data)
-        watch.decoded()
-        return value
+        del slot
+        return _decode(self._types, stored, view, watch)
 
     def place(self, slot: int, value: Any) -> None:
         """See Column."""
@@ -531,9 +578,10 @@ class Numbers:
                 f"its field type says {self._numbers.dtype}, it is {quoted(value)}: {error}"
             ) from error
 
-    def collect(self) -> torch.Tensor:
+    def collect(self, name: str, blank: Sequence[int]) -> dict[str, Any]:
         """See Column."""
-        return torch.from_numpy(self._numbers)
+        self._numbers[[*blank]] = 0
+        return {name: torch.from_numpy(self._numbers)}
 
 
 class NumbersInRows(Numbers):
@@ -549,7 +597,7 @@ class NumbersInRows(Numbers):
 
 
 class Listed:
-    """Values of any kind, a list of B.
+    """Values of any kind, a list of B; arrays of numbers become tensors, also inside dictionaries.
 
     Args:
         slots: number of slots.
@@ -560,22 +608,40 @@ class Listed:
         self._values: list[Any] = [None] * slots
         self._types = types
 
-    def decode(
-        self, slot: int, stored: FieldBytes, uniforms: Sequence[float], watch: Stopwatch
-    ) -> Any:
+    def decode(self, slot: int, stored: FieldBytes, view: View | None, watch: Stopwatch) -> Any:
         """See Column."""
-        del slot, uniforms
-        value = self._types[stored.field].decode(stored.data)
-        watch.decoded()
-        return value
+        del slot
+        return _decode(self._types, stored, view, watch)
 
     def place(self, slot: int, value: Any) -> None:
         """See Column."""
         self._values[slot] = value
 
-    def collect(self) -> list[Any]:
+    def collect(self, name: str, blank: Sequence[int]) -> dict[str, Any]:
         """See Column."""
-        return self._values
+        for slot in blank:
+            self._values[slot] = None
+        return {name: [_arrays_as_tensors(value) for value in self._values]}
+
+
+def _arrays_as_tensors(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _arrays_as_tensors(each) for key, each in value.items()}
+    if isinstance(value, np.ndarray) and value.dtype.kind in NUMBERS:
+        _torch_dtype(value.dtype, value.ndim)
+        return torch.from_numpy(value)
+    return value
+
+
+def _decode(types: Types, stored: FieldBytes, view: View | None, watch: Stopwatch) -> Any:
+    """Decode a field, and apply the crop of the sample's picture if the field follows it."""
+    type_ = types[stored.field]
+    value = (type_.decode_verified if stored.verified else type_.decode)(stored.data)
+    watch.decoded()
+    if view is not None and type_.geometry == "follows":
+        value = type_.follow(value, view)
+        watch.transformed()
+    return value
 
 
 def _decode_rows(types: Types, rows: Rows) -> NDArray[np.generic] | None:

@@ -28,14 +28,15 @@ from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, Shuffle, Tail, cou
 from shardio.planning.order import Order, derive_key
 from shardio.planning.samples import Samples
 from shardio.reading.batch import Delivery, SampleReader
-from shardio.reading.columns import (
+from shardio.reading.columns import Transform, Types
+from shardio.reading.entries import (
     Fields,
-    Transform,
-    Types,
     default_fields,
     entry_types,
+    optional_entries,
     parse_fields,
 )
+from shardio.reading.geometry import SampleGeometry
 from shardio.reading.handover import Allocate, Recycler
 from shardio.reading.loop import (
     Identity,
@@ -214,6 +215,9 @@ class ShardDataset(ResumableDataset):
         max_pixels: greatest number of pixels of an image. Larger ones are bad samples, and so are
             files that ask for far more work than real images of their size; a greater number
             raises all these limits in proportion, see shardio.fields.limits.
+        crops: True adds the entry `__crop__`, which says for each sample which part of its picture
+            is shown: "box", float32 [B, 4] with its left, top, right and bottom in pixels, "flip",
+            bool [B], and "size", int64 [B, 2] with the picture's height and width.
         storage: storage of the source, see shardio.storage.base; None reads local files.
 
     Attributes:
@@ -251,6 +255,7 @@ class ShardDataset(ResumableDataset):
         reduced_decoding: bool = True,
         allow_empty: bool = False,
         max_pixels: int = MAX_PIXELS,
+        crops: bool = False,
         storage: Storage | None = None,
     ) -> None:
         given = _check_arguments(
@@ -270,6 +275,7 @@ class ShardDataset(ResumableDataset):
             reduced_decoding=reduced_decoding,
             allow_empty=allow_empty,
             max_pixels=max_pixels,
+            crops=crops,
             storage=storage,
         )
         sizes = given["batch_size"], given["global_batch_size"]
@@ -283,6 +289,7 @@ class ShardDataset(ResumableDataset):
         self._source, self._parts = source, _absolute_parts(source, storage)
         self._arguments, self._default_fields = given, fields is None
         self._types = self._find_types()
+        self._geometry = SampleGeometry(self._types, transform)
         self.samples = Samples([shard.samples for shard in self.catalog.shards])
         self.shuffle = make_shuffle(
             shuffle, seed=given["seed"], window=given["window"], streams=given["streams"]
@@ -538,6 +545,9 @@ class ShardDataset(ResumableDataset):
             fields=self.fields,
             several=several if self._default_fields else {},
             missing_ok=self._default_fields and not self._makes_batches,
+            optional=optional_entries(self._arguments["fields"]),
+            geometry=self._geometry,
+            crops=self._arguments["crops"],
             on_replaced=self._epochs.count_bad_sample if skip else None,
             times=self.times,
             stopwatch=self.stopwatch,
@@ -606,6 +616,6 @@ def _check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[s
     require(streams == 1 or batched, "streams", streams, wanted)
     one_of("tail", given["tail"], get_args(Tail))
     one_of("on_bad_sample", given["on_bad_sample"], get_args(OnBadSample))
-    for name in ("reduced_decoding", "allow_empty"):
+    for name in ("reduced_decoding", "allow_empty", "crops"):
         flag(name, given[name])
     return {"transform": transform, "decode": decode, **given}

@@ -1,0 +1,370 @@
+"""Field types of what is said about pictures: boxes, points, and sets of classes.
+
+Boxes and points follow the crop of the sample's picture. Coordinates are in pixels of the picture
+as it is shown, (0, 0) being the upper left corner of its first pixel. Formats of boxes have the
+names that torchvision.ops.box_convert and albumentations give them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+import numpy as np
+
+from shardio.errors import CodecError, TransformError, UsageError, quoted
+from shardio.fields.arrays import NPY_MAGIC, decode_npy
+from shardio.fields.base import Batching, FieldType, Geometry
+from shardio.fields.text import decode_json, decode_txt
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from shardio.fields.geometry import View
+    from shardio.fields.probe import Buffer
+
+BoxFormat = Literal["xyxy", "xywh", "cxcywh", "yolo"]
+_YOLO_LABELS = "labels"
+
+
+@dataclass(frozen=True)
+class Boxes(FieldType):
+    """Boxes in a picture, and what belongs to each: a dictionary of tensors a sample.
+
+        Boxes("json", boxes="boxes", format="xywh", also=["labels"])
+
+    The entry of a batch is a list of dictionaries, one for each sample. `boxes` is float32 [n, 4],
+    the left, top, right and bottom edges in pixels, whatever the format stored is. A crop clips
+    boxes; those of which less than a pixel of the slot is left in width or height leave, and what
+    `also` names leaves with them.
+
+    Data are a JSON object that holds lists, a JSON list of objects, one for each box, an array
+    [n, 4] in `.npy` format, or YOLO's lines of class, center, width and height.
+
+    Attributes:
+        boxes: name of the boxes in the JSON object or in the objects of the list.
+        format: "xyxy" for left, top, right, bottom; "xywh" for left, top, width, height;
+            "cxcywh" for center, width, height; all three in pixels. "yolo" is lines of text of a
+            class number and "cxcywh" as fractions of the picture's width and height; the class
+            numbers become `labels`.
+        also: names of other lists, with a value for each box. Numbers become tensors.
+    """
+
+    boxes: str = "boxes"
+    format: BoxFormat = "xyxy"
+    also: Sequence[str] = ()
+
+    holds = "boxes"
+    batching = "list"
+    geometry: ClassVar[Geometry | None] = "follows"
+
+    def __post_init__(self) -> None:
+        if self.format not in get_args(BoxFormat):
+            raise UsageError(
+                f"Boxes: format={self.format!r}: it must be one of "
+                f"{', '.join(map(repr, get_args(BoxFormat)))}"
+            )
+        if isinstance(self.also, str):
+            raise UsageError(f"Boxes: also={self.also!r}: write also=[{self.also!r}]")
+        object.__setattr__(self, "also", tuple(self.also))
+        if self.boxes in self.also:
+            raise UsageError(f"Boxes: also names {self.boxes!r}, which are the boxes")
+
+    def decode(self, data: Buffer) -> dict[str, Any]:
+        """Decode to `boxes`, float32 [n, 4] in the format stored, and the lists of `also`."""
+        if self.format == "yolo":
+            return _parse_yolo(decode_txt(data))
+        if data[: len(NPY_MAGIC)] == NPY_MAGIC:
+            found: Any = {self.boxes: decode_npy(data)}
+        else:
+            found = decode_json(data)
+        columns = _columns(found, (self.boxes, *self.also))
+        boxes = _numbers(columns[self.boxes], self.boxes)
+        if boxes.size == 0:
+            boxes = boxes.reshape(0, 4)
+        if boxes.ndim != 2 or boxes.shape[1] != 4:
+            raise CodecError(f"{quoted(self.boxes)} is {[*boxes.shape]}, and must be [n, 4]")
+        if not np.isfinite(boxes).all():
+            raise CodecError(f"{quoted(self.boxes)} holds a number that is not finite")
+        value: dict[str, Any] = {"boxes": boxes.astype(np.float32)}
+        for name in self.also:
+            if len(columns[name]) != len(boxes):
+                raise CodecError(
+                    f"{quoted(name)} has {len(columns[name])} values for {len(boxes)} boxes"
+                )
+            value[name] = _list_or_array(columns[name])
+        return value
+
+    def follow(self, value: dict[str, Any], view: View) -> dict[str, Any]:
+        """Move boxes with the crop, clip them, and drop those of which nothing is left."""
+        corners = _corners(value["boxes"].astype(np.float64), self.format, view)
+        if view.crop is None:
+            return {**value, "boxes": corners.astype(np.float32)}
+        moved = view.move(corners.reshape(-1, 2, 2))
+        height, width = view.size
+        low, high = moved.min(axis=1, initial=np.inf), moved.max(axis=1, initial=-np.inf)
+        sides = np.array([width, height], np.float32)
+        boxes = np.concatenate([low.clip(0, sides), high.clip(0, sides)], axis=1)
+        kept = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(axis=1)
+        rest = {name: _rows(each, kept) for name, each in value.items() if name != "boxes"}
+        return {"boxes": boxes[kept], **rest}
+
+    def encode(self, value: Any) -> bytes:
+        """Encode a mapping of `boxes` and the lists of `also`, or an array [n, 4], as JSON.
+
+        The boxes are those of the format, not yet "xyxy".
+        """
+        if self.format == "yolo":
+            raise NotImplementedError("YOLO's lines are packed as text")
+        given = value if isinstance(value, Mapping) else {self.boxes: value}
+        plain = {name: np.asarray(given[name]).tolist() for name in (self.boxes, *self.also)}
+        data = json.dumps(plain, ensure_ascii=False, allow_nan=False).encode()
+        self.decode(data)
+        return data
+
+    def preview(self, data: Buffer) -> str:
+        """Show the number of boxes."""
+        number = len(self.decode(data)["boxes"])
+        return f"{number} box{'' if number == 1 else 'es'}"
+
+
+def _columns(found: Any, names: Sequence[str]) -> dict[str, Sequence[Any]]:
+    """Take lists of values from a JSON object of lists, or from a list of JSON objects."""
+    if isinstance(found, list):
+        for number, row in enumerate(found):
+            lacking = [name for name in names if not isinstance(row, dict) or name not in row]
+            if lacking:
+                raise CodecError(f"item {number} of the list has no {quoted(lacking[0])}")
+        return {name: [row[name] for row in found] for name in names}
+    if not isinstance(found, dict):
+        raise CodecError(f"boxes are a JSON object or list, not {quoted(found)}")
+    for name in names:
+        if name not in found:
+            raise CodecError(
+                f"the JSON object has no {quoted(name)}",
+                remedy=f"it has {', '.join(map(quoted, found)) or 'nothing'}",
+            )
+        if not isinstance(found[name], list | np.ndarray):
+            raise CodecError(f"{quoted(name)} is no list: {quoted(found[name])}")
+    return {name: found[name] for name in names}
+
+
+def _numbers(values: Sequence[Any], name: str) -> NDArray[np.float64]:
+    try:
+        found = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise CodecError(f"{quoted(name)} is no list of lists of numbers of one length") from None
+    if _has_truth(values):
+        raise CodecError(f"{quoted(name)} holds true or false among its numbers")
+    return found
+
+
+def _has_truth(values: Any) -> bool:
+    if isinstance(values, list):
+        return any(map(_has_truth, values))
+    return isinstance(values, bool)
+
+
+def _list_or_array(values: Sequence[Any]) -> Any:
+    """Return an array of numbers of one shape; other values stay a list."""
+    if isinstance(values, np.ndarray):
+        return values
+    if not values:
+        return np.zeros(0, np.int64)
+    try:
+        found = np.asarray(values)
+    except ValueError:
+        return list(values)
+    if found.dtype.kind == "f":
+        return found.astype(np.float32)
+    return found if found.dtype.kind in "bi" else list(values)
+
+
+def _rows(values: Any, kept: NDArray[np.bool_]) -> Any:
+    if isinstance(values, np.ndarray):
+        return values[kept]
+    return [value for value, keep in zip(values, kept.tolist(), strict=True) if keep]
+
+
+def _parse_yolo(text: str) -> dict[str, Any]:
+    """Read YOLO's lines: class, center x, center y, width, height, the last four from 0 to 1."""
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.split()
+        if not words:
+            continue
+        try:
+            row = [float(word) for word in words]
+        except ValueError:
+            row = []
+        if len(row) != 5 or not np.isfinite(row).all() or row[0] != int(row[0]):
+            raise CodecError(
+                f"line {number} is not a class number and four numbers: {quoted(line)}"
+            )
+        rows.append(row)
+    found = np.array(rows, np.float64).reshape(-1, 5)
+    return {"boxes": found[:, 1:].astype(np.float32), _YOLO_LABELS: found[:, 0].astype(np.int64)}
+
+
+def _corners(boxes: NDArray[np.float64], format_: BoxFormat, view: View) -> NDArray[np.float64]:
+    """Return left, top, right and bottom in pixels."""
+    if format_ == "xyxy":
+        return boxes
+    start, size = boxes[:, :2], boxes[:, 2:]
+    if format_ != "xywh":
+        start = start - size / 2
+    corners = np.concatenate([start, start + size], axis=1)
+    if format_ == "yolo":
+        corners *= [view.width, view.height] * 2
+    return corners
+
+
+@dataclass(frozen=True)
+class Points(FieldType):
+    """Points in a picture, such as key points: float32 [..., n, 2], x and y in pixels.
+
+    Points that a crop leaves outside keep their place, below zero or beyond the slot's size, since
+    their order is what they mean. Further values of a point, such as COCO's visibility, are kept.
+
+    Data are a JSON list [..., n, 2 or more], a JSON object that holds it, or a `.npy` array.
+
+    Attributes:
+        points: name of the list in a JSON object; "" if the data are the list.
+        flip_pairs: pairs of points that change places when a picture is mirrored, such as left
+            and right eye; [] if none do. None, the default, refuses a transform that mirrors.
+        ragged: whether samples differ in their number of points; a batch is a list then.
+    """
+
+    points: str = ""
+    flip_pairs: Sequence[tuple[int, int]] | None = None
+    ragged: bool = False
+
+    holds = "points"
+    geometry: ClassVar[Geometry | None] = "follows"
+
+    def __post_init__(self) -> None:
+        if self.flip_pairs is not None:
+            pairs = tuple((int(one), int(other)) for one, other in self.flip_pairs)
+            flat = [place for pair in pairs for place in pair]
+            if len(set(flat)) < len(flat) or min(flat, default=0) < 0:
+                raise UsageError(f"Points: flip_pairs={self.flip_pairs!r}: a point stands in two")
+            object.__setattr__(self, "flip_pairs", pairs)
+
+    @property
+    def batching(self) -> Batching:  # type: ignore[override]  # it depends on the value
+        """How points are batched."""
+        return "list" if self.ragged else "stack"
+
+    @property
+    def mirrors(self) -> bool:  # type: ignore[override]  # it depends on the value
+        """Whether it is known which points change places."""
+        return self.flip_pairs is not None
+
+    def decode(self, data: Buffer) -> NDArray[np.float32]:
+        """Decode to float32 [..., n, 2 or more]."""
+        found: Any = decode_npy(data) if data[: len(NPY_MAGIC)] == NPY_MAGIC else decode_json(data)
+        if self.points and not isinstance(found, np.ndarray):
+            found = _columns(found, (self.points,))[self.points]
+        points = _numbers(found, self.points or "the data").astype(np.float32)
+        if points.size == 0 and points.ndim < 2:
+            points = points.reshape(0, 2)
+        if points.ndim < 2 or points.shape[-1] < 2:
+            raise CodecError(f"the points are {[*points.shape]}, and must be [..., n, 2 or more]")
+        most = max((place for pair in self.flip_pairs or () for place in pair), default=-1)
+        if points.size and points.shape[-2] <= most:
+            raise CodecError(f"there are {points.shape[-2]} points, but flip_pairs names {most}")
+        return points
+
+    def follow(self, value: NDArray[np.float32], view: View) -> NDArray[np.float32]:
+        """Move points with the crop."""
+        moved = np.concatenate([view.move(value[..., :2]), value[..., 2:]], axis=-1)
+        if view.flipped:
+            if self.flip_pairs is None:
+                raise TransformError(
+                    "the transform mirrors a picture with points",
+                    remedy=(
+                        "give Points flip_pairs=, the pairs of points that change places "
+                        "([] for none), or the transform flip=0"
+                    ),
+                )
+            for one, other in self.flip_pairs if value.size else ():
+                moved[..., [one, other], :] = moved[..., [other, one], :]
+        return moved
+
+    def encode(self, value: Any) -> bytes:
+        """Encode numbers [..., n, 2 or more] as JSON."""
+        points = np.asarray(value).tolist()
+        data = json.dumps({self.points: points} if self.points else points, allow_nan=False)
+        self.decode(data.encode())
+        return data.encode()
+
+
+@dataclass(frozen=True)
+class MultiLabel(FieldType):
+    """Sets of classes: float32 [classes], 1 for each class of the sample and 0 for the others.
+
+    Data are a JSON list of class numbers, class numbers in text with white space or commas between
+    them, or a `.npy` array [classes] of zeros and ones.
+
+    Attributes:
+        classes: number of classes.
+    """
+
+    classes: int = 0
+
+    name = "multilabel"
+    holds = "class sets"
+    batching = "stack"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.classes, bool) or not isinstance(self.classes, int) or self.classes < 1:
+            raise UsageError(
+                f"MultiLabel: classes={self.classes!r}: it must be the number of classes, at "
+                "least 1"
+            )
+
+    def decode(self, data: Buffer) -> NDArray[np.float32]:
+        """Decode to float32 [classes]."""
+        if data[: len(NPY_MAGIC)] == NPY_MAGIC:
+            given = decode_npy(data)
+            if given.shape != (self.classes,) or given.dtype.kind not in "biuf":
+                raise CodecError(
+                    f"the array is {given.dtype} {[*given.shape]}, and must be [{self.classes}]"
+                )
+            if not np.isin(given, (0, 1)).all():
+                raise CodecError("the array holds something else than 0 and 1")
+            return given.astype(np.float32)
+        labels = np.zeros(self.classes, np.float32)
+        for number in _class_numbers(data):
+            if not 0 <= number < self.classes:
+                raise CodecError(f"class {number} is not one of the {self.classes} classes")
+            labels[number] = 1
+        return labels
+
+    def encode(self, value: Any) -> bytes:
+        """Encode class numbers, or an array [classes] of zeros and ones, as a JSON list."""
+        given = np.asarray(value)
+        if given.dtype.kind in "bf" or (given.dtype.kind in "iu" and isinstance(value, np.ndarray)):
+            if given.shape != (self.classes,) or not np.isin(given, (0, 1)).all():
+                raise ValueError(f"it is no array [{self.classes}] of zeros and ones")
+            numbers = np.flatnonzero(given).tolist()
+        else:
+            numbers = [int(number) for number in value]
+        data = json.dumps(numbers).encode()
+        self.decode(data)
+        return data
+
+
+def _class_numbers(data: Buffer) -> list[int]:
+    text = decode_txt(data).strip()
+    if text.startswith("["):
+        found = decode_json(data)
+        if isinstance(found, list) and all(type(number) is int for number in found):
+            return found
+        raise CodecError(f"not a JSON list of class numbers: {quoted(text)}")
+    words = text.replace(",", " ").split()
+    if not all(word.isascii() and word.removeprefix("-").isdecimal() for word in words):
+        raise CodecError(f"not class numbers with white space or commas between: {quoted(text)}")
+    return [int(word) for word in words]

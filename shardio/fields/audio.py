@@ -1,0 +1,106 @@
+"""Field type of sound. It needs the extra `shardio[audio]`: soundfile, and soxr to change rates."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shardio.errors import CodecError, UsageError
+from shardio.fields.base import FieldType
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from shardio.fields.probe import Buffer
+
+MAX_SECONDS = 3600.0
+_MISSING = "pip install 'shardio[audio]'"
+
+
+@dataclass(frozen=True)
+class Audio(FieldType):
+    """Sound in any format that libsndfile reads (WAV, FLAC, Ogg, MP3): float32 [channels, T].
+
+    A batch is padded with zeros to its longest sample, [B, channels, T], and `NAME_lengths`,
+    int64 [B], has the number of values of each.
+
+    Attributes:
+        rate: samples per second of what a batch holds. Data of another rate are resampled. None
+            takes the rate of the data, which then may differ from sample to sample.
+        mono: whether channels are averaged to one.
+        max_seconds: length above which data are refused.
+    """
+
+    rate: int | None = None
+    mono: bool = True
+    max_seconds: float = MAX_SECONDS
+
+    holds = "sound"
+    batching = "padded"
+
+    def __post_init__(self) -> None:
+        if self.rate is not None and (isinstance(self.rate, bool) or not self.rate > 0):
+            raise UsageError(f"Audio: rate={self.rate!r}: it must be samples per second, above 0")
+        if not self.max_seconds > 0:
+            raise UsageError(f"Audio: max_seconds={self.max_seconds!r}: it must be above 0")
+
+    def decode(self, data: Buffer) -> NDArray[np.float32]:
+        """Decode to float32 [channels, T], from -1 to 1.
+
+        Raises:
+            UsageError: the extra is not installed.
+            CodecError: the bytes are no sound, or longer than max_seconds.
+        """
+        soundfile = _load("soundfile")
+        try:
+            with soundfile.SoundFile(io.BytesIO(data)) as file:
+                if file.frames > self.max_seconds * file.samplerate:
+                    raise CodecError(
+                        f"the sound is {file.frames / file.samplerate:.0f} seconds long, more than "
+                        f"{self.max_seconds:g}",
+                        remedy="raise max_seconds of its Audio",
+                    )
+                announced, found = file.frames, file.samplerate
+                sound: NDArray[np.float32] = file.read(dtype="float32", always_2d=True).T
+        except soundfile.LibsndfileError as error:
+            raise CodecError(f"libsndfile does not decode the sound: {error}") from None
+        if sound.shape[1] < announced:
+            raise CodecError(
+                f"truncated sound: its header announces {announced} values for a channel, but "
+                f"{sound.shape[1]} follow"
+            )
+        if self.mono and len(sound) > 1:
+            sound = sound.mean(axis=0, keepdims=True)
+        if self.rate is not None and found != self.rate:
+            sound = _load("soxr").resample(sound.T, found, self.rate).T
+        return np.ascontiguousarray(sound, np.float32)
+
+    def encode(self, value: Any) -> bytes:
+        """Encode float numbers [T] or [channels, T] as FLAC of 24 bits; needs `rate`."""
+        if self.rate is None:
+            raise ValueError("the rate is not known; give Audio rate=")
+        stream = io.BytesIO()
+        sound = np.atleast_2d(np.asarray(value, np.float32))
+        _load("soundfile").write(stream, sound.T, self.rate, format="FLAC", subtype="PCM_24")
+        return stream.getvalue()
+
+    def preview(self, data: Buffer) -> str:
+        """Show rate, channels and length."""
+        soundfile = _load("soundfile")
+        try:
+            with soundfile.SoundFile(io.BytesIO(data)) as file:
+                seconds = file.frames / file.samplerate
+                return f"{file.format}, {file.samplerate} Hz, {file.channels} ch., {seconds:.2f} s"
+        except soundfile.LibsndfileError as error:
+            raise CodecError(f"libsndfile does not decode the sound: {error}") from None
+
+
+def _load(name: str) -> Any:
+    """Import a package of the extra."""
+    try:
+        return __import__(name)
+    except ImportError as error:
+        raise UsageError(f"Audio needs the package {name}", remedy=_MISSING) from error

@@ -1,0 +1,110 @@
+"""Which fields fill the entries of a sample.
+
+A mapping names an entry and its alternatives as WebDataset writes them, "jpg;jpeg;png", or a field
+type with its alternatives. By default the images of a sample become `image`, `cls` becomes `label`,
+the rest keep their names; when samples hold several images, each keeps its own name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from shardio.errors import SituationError, UsageError, quoted, shown
+from shardio.fields.base import LABEL_FIELD, FieldType, split_names
+from shardio.fields.defaults import check_type, type_of
+
+Fields = dict[str, tuple[str, ...]]
+_RESERVED = ("__key__", "valid", "__epoch__", "__step__", "__source__", "__crop__")
+
+
+def default_fields(names: Sequence[str], together: Sequence[Sequence[str]]) -> Fields:
+    """The mapping when the user gives none.
+
+    Args:
+        names: all fields of the dataset.
+        together: sets of fields that occur in one sample.
+
+    Raises:
+        UsageError: two fields would fill one entry, or one has a name that shardio takes.
+    """
+    images = tuple(filter(_is_picture, names))
+    if any(sum(map(_is_picture, sample)) > 1 for sample in together):
+        images = ()
+    fields = {"image": images} if images else {}
+    if LABEL_FIELD in names:
+        fields["label"] = (LABEL_FIELD,)
+    rest = {name: (name,) for name in names if name not in images and name != LABEL_FIELD}
+    for name in rest:
+        if name in fields or name in _RESERVED:
+            raise SituationError(
+                f"the shards have a field {quoted(name)}, a name that "
+                f"{';'.join(fields.get(name, ['shardio itself']))} takes",
+                remedy=f"give it another with fields={{'other': {quoted(name)}, …}}",
+            )
+    return fields | rest
+
+
+def _is_picture(name: str) -> bool:
+    """Whether a field is a picture, and has no name beside that."""
+    found = type_of(name)
+    return name in found.names and found.geometry == "leads"
+
+
+def parse_fields(
+    fields: Mapping[str, str | FieldType], names: Sequence[str], *, decode: bool
+) -> Fields:
+    """The mapping that a user wrote, checked against the fields of the dataset.
+
+    Raises:
+        UsageError: a name is reserved, or its alternatives do not exist or decode differently.
+    """
+    if not fields:
+        raise UsageError("fields={}: it names no entry", remedy="leave it out, or name one")
+    parsed: Fields = {}
+    added = {f"has_{name}": name for name in optional_entries(fields)} | {
+        f"{name}_lengths": name
+        for name, given in fields.items()
+        if isinstance(given, FieldType) and given.batching == "padded"
+    }
+    for name, given in fields.items():
+        if name in _RESERVED or name in added:
+            taken = added.get(name, "shardio")
+            raise UsageError(f"fields: {name!r} is taken by {taken}", remedy="choose another name")
+        written = given if isinstance(given, str) else check_type(name, given).fields
+        parsed[name], optional = split_names(written)
+        if not set(parsed[name]) & set(names) and not optional:
+            raise UsageError(
+                f"fields: no sample has {written!r} for {name!r}",
+                remedy=f"the dataset has the fields {', '.join(map(shown, names)) or 'none'}",
+            )
+        types = entry_types(name, parsed[name], fields).values()
+        kinds = {"image" if each.geometry == "leads" else each.name for each in types}
+        if decode and len(kinds) > 1:
+            raise UsageError(
+                f"fields: {written!r} for {name!r} decode to {' and '.join(sorted(kinds))}",
+                remedy="give alternatives of one kind, or read with decode=False",
+            )
+    return parsed
+
+
+def optional_entries(fields: Mapping[str, str | FieldType] | None) -> frozenset[str]:
+    """Names of the entries that a sample may lack: those written with a question mark."""
+    return frozenset(
+        name
+        for name, given in (fields or {}).items()
+        if split_names(given if isinstance(given, str) else given.fields)[1]
+    )
+
+
+def entry_types(
+    entry: str, alternatives: Sequence[str], given: Mapping[str, str | FieldType] | None
+) -> dict[str, FieldType]:
+    """The types of an entry's alternatives, by field name.
+
+    Args:
+        entry: name of the entry.
+        alternatives: fields that fill it.
+        given: mapping of a user, if there is one.
+    """
+    own = given[entry] if given is not None else None
+    return {each: own if isinstance(own, FieldType) else type_of(each) for each in alternatives}
