@@ -25,7 +25,19 @@ if TYPE_CHECKING:
     from shardio.errors import TFRecordError as TFRecordError
     from shardio.errors import TransformError as TransformError
     from shardio.errors import UsageError as UsageError
+    from shardio.fields.annotations import Boxes as Boxes
+    from shardio.fields.annotations import MultiLabel as MultiLabel
+    from shardio.fields.annotations import Points as Points
+    from shardio.fields.arrays import Array as Array
+    from shardio.fields.arrays import Label as Label
+    from shardio.fields.audio import Audio as Audio
+    from shardio.fields.base import Bytes as Bytes
     from shardio.fields.base import FieldType as FieldType
+    from shardio.fields.pictures import Depth as Depth
+    from shardio.fields.pictures import Image as Image
+    from shardio.fields.pictures import Mask as Mask
+    from shardio.fields.text import Json as Json
+    from shardio.fields.text import Text as Text
     from shardio.indexing.publish import index as index
     from shardio.inspection.coverage import PlanOptions as PlanOptions
     from shardio.inspection.coverage import plan as plan
@@ -53,19 +65,30 @@ if TYPE_CHECKING:
     from shardio.transforms import to_float as to_float
 
 _HOMES = {
+    "Array": "shardio.fields.arrays",
+    "Audio": "shardio.fields.audio",
+    "Boxes": "shardio.fields.annotations",
+    "Bytes": "shardio.fields.base",
     "CenterCrop": "shardio.transforms",
     "CodecError": "shardio.errors",
+    "Depth": "shardio.fields.pictures",
     "FieldType": "shardio.fields.base",
+    "Image": "shardio.fields.pictures",
     "IndexFileError": "shardio.errors",
+    "Json": "shardio.fields.text",
+    "Label": "shardio.fields.arrays",
     "Loader": "shardio.reading.loader",
+    "Mask": "shardio.fields.pictures",
     "MaskedMean": "shardio.reading.metrics",
     "MisfitError": "shardio.errors",
     "Mix": "shardio.reading.mix",
+    "MultiLabel": "shardio.fields.annotations",
     "Normalize": "shardio.transforms",
     "OutputError": "shardio.errors",
     "PackError": "shardio.errors",
     "PackOptions": "shardio.packing.options",
     "PlanOptions": "shardio.inspection.coverage",
+    "Points": "shardio.fields.annotations",
     "ProfileOptions": "shardio.profiling.settings",
     "RandomResizedCrop": "shardio.transforms",
     "ReplayOptions": "shardio.inspection.replay",
@@ -79,6 +102,7 @@ _HOMES = {
     "Storage": "shardio.storage.base",
     "TFRecordError": "shardio.errors",
     "TarError": "shardio.errors",
+    "Text": "shardio.fields.text",
     "TransformError": "shardio.errors",
     "UsageError": "shardio.errors",
     "convert": "shardio.conversion.tfrecord",

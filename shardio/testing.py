@@ -30,6 +30,7 @@ import pytest
 
 from shardio.errors import CodecError, PackError, ShardioError, TarError
 from shardio.fields.base import Dense, FieldType
+from shardio.fields.geometry import Crop, View
 from shardio.packing.pack import pack
 from shardio.packing.sources import FromRange, Problem, Source, SourceSample
 from shardio.reading.dataset import ShardDataset
@@ -149,11 +150,13 @@ class FieldTypeContract:
         field_type: type to test, with the name of a field.
         values: two or more values that one batch can hold.
         files: data that decode to the values; needed only if the type encodes no values.
+        picture: height and width of the picture that values without a size of their own follow.
     """
 
     field_type: FieldType
     values: Sequence[Any]
     files: Sequence[bytes] = ()
+    picture: tuple[int, int] = (48, 64)
 
     def test_an_encoded_value_decodes_to_itself(self) -> None:
         """Whatever buffer holds the data, verified or not."""
@@ -228,9 +231,33 @@ class FieldTypeContract:
         if isinstance(batching, Dense):
             assert found.dtype == batching.dtype
             assert found.shape == (count, *batching.shape)
+        if batching == "padded":
+            lengths = batch["entry_lengths"].tolist()
+            found = [one[..., :length] for one, length in zip(found, lengths, strict=True)]
         for one, value in zip(found, self.values, strict=True):
-            expected = np.moveaxis(value, -1, 0) if type_.geometry else value
+            expected = np.moveaxis(value, -1, 0) if type_.geometry == "leads" else value
             assert _is_same(one, expected)
+
+    def test_values_follow_the_crop_of_a_picture(self) -> None:
+        """The whole picture changes nothing, and neither does mirroring it twice."""
+        type_ = self.field_type
+        if type_.geometry != "follows":
+            return
+        for data in self._data():
+            value, info = type_.decode(data), type_.probe(data)
+            height, width = (info.height, info.width) if info else self.picture
+            whole, mirrored = (
+                View(
+                    height=height,
+                    width=width,
+                    size=(height, width),
+                    crop=Crop(0, 0, height, width, flip=flip),
+                )
+                for flip in (False, True)
+            )
+            assert _is_same(type_.follow(value, whole), value)
+            if type_.mirrors:
+                assert _is_same(type_.follow(type_.follow(value, mirrored), mirrored), value)
 
     def _data(self) -> list[bytes]:
         return [*self.files] or [self.field_type.encode(value) for value in self.values]
@@ -261,6 +288,8 @@ class FieldTypeContract:
 
 def _is_same(one: Any, other: Any) -> bool:
     """Whether values are equal, arrays and tensors in shape and dtype too."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
     if not hasattr(one, "shape") and not hasattr(other, "shape"):
         return type(one) is type(other) and bool(one == other)
     first, second = np.asarray(one), np.asarray(other)

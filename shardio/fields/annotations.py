@@ -8,7 +8,7 @@ names that torchvision.ops.box_convert and albumentations give them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from shardio.fields.probe import Buffer
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh", "yolo"]
-_YOLO_LABELS = "labels"
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,10 @@ class Boxes(FieldType):
             raise UsageError(f"Boxes: also names {self.boxes!r}, which are the boxes")
 
     def decode(self, data: Buffer) -> dict[str, Any]:
-        """Decode to `boxes`, float32 [n, 4] in the format stored, and the lists of `also`."""
+        """Decode to `boxes`, float32 [n, 4] as edges, and the lists of `also`.
+
+        The edges of "yolo" are fractions of the picture's size until `follow` knows that.
+        """
         if self.format == "yolo":
             return _parse_yolo(decode_txt(data))
         if data[: len(NPY_MAGIC)] == NPY_MAGIC:
@@ -88,7 +90,7 @@ class Boxes(FieldType):
             raise CodecError(f"{quoted(self.boxes)} is {[*boxes.shape]}, and must be [n, 4]")
         if not np.isfinite(boxes).all():
             raise CodecError(f"{quoted(self.boxes)} holds a number that is not finite")
-        value: dict[str, Any] = {"boxes": boxes.astype(np.float32)}
+        value: dict[str, Any] = {"boxes": _edges(boxes, self.format).astype(np.float32)}
         for name in self.also:
             if len(columns[name]) != len(boxes):
                 raise CodecError(
@@ -97,29 +99,35 @@ class Boxes(FieldType):
             value[name] = _list_or_array(columns[name])
         return value
 
-    def follow(self, value: dict[str, Any], view: View) -> dict[str, Any]:
+    def follow(self, value: dict[str, Any], view: View | None) -> dict[str, Any]:
         """Move boxes with the crop, clip them, and drop those of which nothing is left."""
-        corners = _corners(value["boxes"].astype(np.float64), self.format, view)
-        if view.crop is None:
-            return {**value, "boxes": corners.astype(np.float32)}
-        moved = view.move(corners.reshape(-1, 2, 2))
-        height, width = view.size
-        low, high = moved.min(axis=1, initial=np.inf), moved.max(axis=1, initial=-np.inf)
-        sides = np.array([width, height], np.float32)
-        boxes = np.concatenate([low.clip(0, sides), high.clip(0, sides)], axis=1)
-        kept = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(axis=1)
+        boxes = value["boxes"]
+        if self.format == "yolo":
+            if view is None:
+                raise CodecError(
+                    "YOLO's boxes are fractions of a picture, and the sample has none",
+                    remedy="name a picture in fields=",
+                )
+            boxes = boxes * np.array([view.width, view.height] * 2, np.float32)
+        if view is None or view.crop is None:
+            return {**value, "boxes": boxes}
+        moved = view.move(boxes.reshape(-1, 2, 2))
+        sides = np.array(view.size[::-1], np.float32)
+        low, high = moved.min(axis=1).clip(0, sides), moved.max(axis=1).clip(0, sides)
+        kept = (high - low >= 1).all(axis=1)
         rest = {name: _rows(each, kept) for name, each in value.items() if name != "boxes"}
-        return {"boxes": boxes[kept], **rest}
+        return {"boxes": np.concatenate([low, high], axis=1)[kept], **rest}
 
     def encode(self, value: Any) -> bytes:
-        """Encode a mapping of `boxes` and the lists of `also`, or an array [n, 4], as JSON.
+        """Encode a mapping of `boxes` as edges and the lists of `also` as JSON.
 
-        The boxes are those of the format, not yet "xyxy".
+        Raises:
+            NotImplementedError: the format stored is not "xyxy"; such data are packed as they are.
         """
-        if self.format == "yolo":
-            raise NotImplementedError("YOLO's lines are packed as text")
-        given = value if isinstance(value, Mapping) else {self.boxes: value}
-        plain = {name: np.asarray(given[name]).tolist() for name in (self.boxes, *self.also)}
+        if self.format != "xyxy":
+            raise NotImplementedError(f"boxes are not encoded as {self.format!r}")
+        given = {self.boxes: value["boxes"], **{name: value[name] for name in self.also}}
+        plain = {name: np.asarray(each).tolist() for name, each in given.items()}
         data = json.dumps(plain, ensure_ascii=False, allow_nan=False).encode()
         self.decode(data)
         return data
@@ -205,20 +213,18 @@ def _parse_yolo(text: str) -> dict[str, Any]:
             )
         rows.append(row)
     found = np.array(rows, np.float64).reshape(-1, 5)
-    return {"boxes": found[:, 1:].astype(np.float32), _YOLO_LABELS: found[:, 0].astype(np.int64)}
+    boxes = _edges(found[:, 1:], "cxcywh").astype(np.float32)
+    return {"boxes": boxes, "labels": found[:, 0].astype(np.int64)}
 
 
-def _corners(boxes: NDArray[np.float64], format_: BoxFormat, view: View) -> NDArray[np.float64]:
-    """Return left, top, right and bottom in pixels."""
+def _edges(boxes: NDArray[np.float64], format_: BoxFormat) -> NDArray[np.float64]:
+    """Return left, top, right and bottom edges."""
     if format_ == "xyxy":
         return boxes
     start, size = boxes[:, :2], boxes[:, 2:]
-    if format_ != "xywh":
+    if format_ == "cxcywh":
         start = start - size / 2
-    corners = np.concatenate([start, start + size], axis=1)
-    if format_ == "yolo":
-        corners *= [view.width, view.height] * 2
-    return corners
+    return np.concatenate([start, start + size], axis=1)
 
 
 @dataclass(frozen=True)
@@ -277,8 +283,10 @@ class Points(FieldType):
             raise CodecError(f"there are {points.shape[-2]} points, but flip_pairs names {most}")
         return points
 
-    def follow(self, value: NDArray[np.float32], view: View) -> NDArray[np.float32]:
+    def follow(self, value: NDArray[np.float32], view: View | None) -> NDArray[np.float32]:
         """Move points with the crop."""
+        if view is None:
+            return value
         moved = np.concatenate([view.move(value[..., :2]), value[..., 2:]], axis=-1)
         if view.flipped:
             if self.flip_pairs is None:

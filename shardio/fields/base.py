@@ -188,12 +188,13 @@ class FieldType:
         del block, sizes
         return None
 
-    def follow(self, value: Any, view: View) -> Any:
+    def follow(self, value: Any, view: View | None) -> Any:
         """Apply the crop of the sample's picture to a decoded value.
 
         Args:
             value: result of `decode`.
-            view: what is shown of the picture; whole pictures, without a crop, come here too.
+            view: what is shown of the picture, which may be all of it; None if the sample has no
+                picture.
 
         Raises:
             CodecError: the value does not belong to a picture of this size.

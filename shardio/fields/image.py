@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, cast
 import cv2
 import numpy as np
 import simplejpeg
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from shardio.errors import CodecError, UsageError
 from shardio.fields.boundary import decoder
@@ -474,4 +474,15 @@ def encode_image(pixels: NDArray[np.uint8], format_: str, quality: int) -> bytes
         reason = "the encoder gave nothing"
     if not done:
         raise CodecError(f"the pixels cannot be encoded as {format_}: {reason}")
+    return encoded.tobytes()
+
+
+def encode_values(values: NDArray[np.generic], dtype: DTypeLike) -> bytes:
+    """Encode values as a gray PNG: the inverse of decode_values.
+
+    Args:
+        values: whole numbers [H, W].
+        dtype: uint8 or uint16, which must hold them.
+    """
+    _, encoded = cv2.imencode(".png", np.ascontiguousarray(values, dtype))
     return encoded.tobytes()

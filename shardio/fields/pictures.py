@@ -129,11 +129,20 @@ class _Values(FieldType):
 
     def probe(self, data: Buffer) -> ImageInfo:
         """Read height and width from the header."""
-        if not data[: len(NPY_MAGIC)] == NPY_MAGIC:
-            return probe_image(data, max_pixels=self.max_pixels)
-        _, shape, *_ = npy_header(memoryview(data))
-        height, width = _plane(shape)
-        return ImageInfo(format="npy", height=height, width=width)
+        if data[: len(NPY_MAGIC)] == NPY_MAGIC:
+            _, shape, *_ = npy_header(memoryview(data))
+            height, width = _plane(shape)
+            return ImageInfo(format="npy", height=height, width=width)
+        info = probe_image(data, max_pixels=self.max_pixels)
+        if info.format != "png" or info.channels != 1:
+            raise CodecError(
+                f"a {info.format.upper()} of colours holds no {self.holds} that stay exact",
+                remedy=(
+                    f"store {self.holds} as a PNG with a palette or in gray, or read the colours "
+                    "with Image(…)"
+                ),
+            )
+        return info
 
     def check(self, data: Buffer, *, deep: bool) -> None:
         """Check header and end, or decode."""
@@ -143,9 +152,9 @@ class _Values(FieldType):
         else:
             check_complete(data, info)
 
-    def follow(self, value: NDArray[Any], view: View) -> NDArray[Any]:
+    def follow(self, value: NDArray[Any], view: View | None) -> NDArray[Any]:
         """Take the values under the centres of the slot's pixels."""
-        return view.nearest(value)
+        return value if view is None else view.nearest(value)
 
     def _stored(self, data: Buffer) -> NDArray[Any]:
         """Decode to the values as stored, [H, W]."""
@@ -154,7 +163,8 @@ class _Values(FieldType):
         if data[: len(NPY_MAGIC)] == NPY_MAGIC:
             values = decode_npy(data)
             return values.reshape(_plane(values.shape))
-        return decode_values(data, max_pixels=self.max_pixels)
+        found: NDArray[Any] = decode_values(data, self.probe(data))
+        return found
 
 
 def _plane(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -268,7 +278,8 @@ def _encode_values(values: NDArray[Any]) -> bytes:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 0xFFFF:
         raise ValueError(f"a PNG holds 0 to 65535, not {low} to {high}; pack it as npy")
-    return encode_values(values.astype(np.uint8 if high <= 0xFF else np.uint16))
+    data: bytes = encode_values(values, np.uint8 if high <= 0xFF else np.uint16)
+    return data
 
 
 class Pixels(Array):
@@ -315,9 +326,9 @@ class PixelMask(FieldType):
         """Read height and width from the header."""
         return _PIXELS.probe(data)
 
-    def follow(self, value: NDArray[Any], view: View) -> NDArray[Any]:
+    def follow(self, value: NDArray[Any], view: View | None) -> NDArray[Any]:
         """Take the colours under the centres of the slot's pixels."""
-        return view.nearest(value)
+        return value if view is None else view.nearest(value)
 
     def encode(self, value: Any) -> bytes:
         """Encode a picture, uint8 [H, W, 3]."""

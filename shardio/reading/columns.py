@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -27,12 +27,24 @@ from shardio.errors import (
 )
 from shardio.fields.arrays import NUMBERS
 from shardio.fields.base import Dense, FieldType
-from shardio.fields.geometry import View
+from shardio.fields.geometry import Crop, View
 from shardio.fields.image import DecodedPart, Scratch, decode_part, write_part
 from shardio.fields.probe import ImageInfo
 from shardio.processes import new_lock
 from shardio.reading.gather import Rows
 from shardio.reading.handover import Allocate
+from shardio.reading.kinds import (
+    LISTED,
+    Kind,
+    arrays_as_tensors,
+    is_array,
+    kind_name,
+    misfit,
+    nested_misfit,
+    numbers_as_arrays,
+    torch_dtype,
+    zeros_of,
+)
 from shardio.reading.shards import FieldBytes
 from shardio.reading.times import Stopwatch
 from shardio.transforms import SizedTransform
@@ -79,14 +91,11 @@ def column_maker(
         return partial(stacked, types=types, image=picture, allocate=allocate)
     if batching == "list":
         return partial(Listed, types=types)
-    if batching == "padded":
-        return partial(Padded, types=types, allocate=allocate)
-    return partial(Found, types=types, image=False, allocate=allocate)
+    made = Padded if batching == "padded" else Found
+    return partial(made, types=types, allocate=allocate)
 
 
 Transform = SizedTransform | Callable[[torch.Tensor], Any]
-Kind = tuple[Any, Any]
-"""Shape and dtype of an array or tensor; or what a dictionary holds, with the type dict."""
 
 
 class Column(Protocol):
@@ -160,8 +169,8 @@ class SizedImages:
 
     def decode(self, slot: int, stored: FieldBytes, view: View | None, watch: Stopwatch) -> None:
         """See Column."""
-        assert view is not None
-        assert view.crop is not None
+        view = cast("View", view)
+        crop = cast("Crop", view.crop)
         type_ = self._types[stored.field]
         leads = view.field == stored.field
         info = view.info if leads else type_.probe(stored.data)
@@ -170,7 +179,7 @@ class SizedImages:
             part = decode_part(
                 stored.data,
                 info,
-                view.crop,
+                crop,
                 self._size,
                 scratch=self._scratch,
                 reduced=self._reduced,
@@ -181,7 +190,7 @@ class SizedImages:
             part = DecodedPart(pixels, view.reduction(*pixels.shape[:2]))
             info = ImageInfo(format=type_.name, height=view.height, width=view.width)
         watch.decoded()
-        write_part(part, info, view.crop, self._slots[slot])
+        write_part(part, info, crop, self._slots[slot])
         watch.transformed()
 
     def place(self, slot: int, value: None) -> None:
@@ -227,14 +236,15 @@ class Stack(ABC):
     def begin_anew(self, kind: Kind) -> None:
         """Empty all slots, for values of a kind that a slot has."""
         self.kind = None
-        self._prepare(*kind)
+        self._prepare(kind)
 
-    def _prepare(self, shape: Any, dtype: Any) -> None:
-        """Make the tensor for values of a kind, if there is none."""
+    def _prepare(self, kind: Kind) -> Kind:
+        """Make the tensor for values of a kind, if there is none; return the column's kind."""
         with self._lock:
             if self.kind is None:
-                self._make(shape, dtype)
-                self.kind = (shape, dtype)
+                self._make(*kind)
+                self.kind = kind
+            return self.kind
 
     def collect(self, name: str, blank: Sequence[int]) -> dict[str, Any]:
         """See Column."""
@@ -250,7 +260,7 @@ class Stack(ABC):
         Raises:
             CodecError: no batch can hold it.
         """
-        _torch_dtype(value.dtype, value.ndim)
+        torch_dtype(value.dtype, value.ndim)
         return value.shape, value.dtype
 
     @abstractmethod
@@ -293,10 +303,10 @@ class Transformed(Stack):
 
     def place(self, slot: int, value: torch.Tensor) -> None:
         """See Column."""
-        self._prepare(value.shape, value.dtype)
+        self._prepare((value.shape, value.dtype))
         batch = self._batch
         if value.shape != batch.shape[1:] or value.dtype != batch.dtype:
-            raise _misfit((value.shape, value.dtype), (batch.shape[1:], batch.dtype), image=True)
+            raise misfit((value.shape, value.dtype), (batch.shape[1:], batch.dtype), image=True)
         batch[slot] = value
 
     def _make(self, shape: tuple[int, ...], dtype: Any) -> None:
@@ -318,16 +328,18 @@ class Arrays(Stack):
         allocate: makes the tensor.
     """
 
-    def __init__(self, slots: int, *, types: Types, image: bool, allocate: Allocate) -> None:
+    def __init__(
+        self, slots: int, *, types: Types, allocate: Allocate, image: bool = False
+    ) -> None:
         super().__init__(slots, types=types, allocate=allocate)
         self._image = image
         self._slots: NDArray[Any] = np.empty(0)
 
     def place(self, slot: int, value: NDArray[Any]) -> None:
         """See Column."""
-        self._prepare(value.shape, value.dtype)
+        self._prepare((value.shape, value.dtype))
         if value.shape != self._slots.shape[1:] or value.dtype != self._slots.dtype:
-            raise _misfit(
+            raise misfit(
                 (self._shown(value.shape), value.dtype),
                 (self._shown(self._slots.shape[1:]), self._slots.dtype),
                 image=self._image,
@@ -341,7 +353,7 @@ class Arrays(Stack):
         return {name: self._batch.permute(0, 3, 1, 2)} if pictures else found
 
     def _make(self, shape: tuple[int, ...], dtype: Any) -> None:
-        self._batch = self._allocate((self._num_slots, *shape), _torch_dtype(dtype, len(shape)))
+        self._batch = self._allocate((self._num_slots, *shape), torch_dtype(dtype, len(shape)))
         self._slots = self._batch.numpy()
 
     def _shown(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -358,7 +370,7 @@ class ArraysInRows(Arrays):
             return False
         shape, dtype = found.shape[1:], found.dtype
         try:
-            self._prepare(shape, dtype)
+            self._prepare((shape, dtype))
         except CodecError:  # raised again, with its place, when the samples are read one by one
             return False
         if shape != self._slots.shape[1:] or dtype != self._slots.dtype:
@@ -366,10 +378,6 @@ class ArraysInRows(Arrays):
         flat = self._slots.reshape(self._num_slots, -1).view(np.uint8)
         flat[slots] = found.reshape(len(found), -1).view(np.uint8)
         return True
-
-
-_LISTED: Kind = ((), None)
-"""Kind of values that are not arrays of numbers."""
 
 
 class Found(Arrays):
@@ -382,36 +390,35 @@ class Found(Arrays):
 
     def decode(self, slot: int, stored: FieldBytes, view: View | None, watch: Stopwatch) -> Any:
         """See Column."""
-        value = _numbers_as_arrays(_decode(self._types, stored, view, watch))
+        value = numbers_as_arrays(_decode(self._types, stored, view, watch))
         self._kinds[slot] = self._kind_of(value)
         return value
 
     def place(self, slot: int, value: Any) -> None:
         """See Column."""
         kind = self._kinds[slot]
-        self._prepare(*kind)
-        assert self.kind is not None
-        if _is_array(kind) and _is_array(self.kind):
+        wanted = self._prepare(kind)
+        if is_array(kind) and is_array(wanted):
             super().place(slot, value)
-        elif kind == self.kind:
+        elif kind == wanted:
             self._values[slot] = value
-        elif kind[1] is dict and self.kind[1] is dict:
-            raise _nested_misfit(kind, self.kind)
+        elif kind[1] is dict and wanted[1] is dict:
+            raise nested_misfit(kind, wanted)
         else:
             raise MisfitError(
                 f"it is of the type {type(value).__name__}, others of the batch are "
-                f"{_named(self.kind)}",
+                f"{kind_name(wanted)}",
                 remedy="set the field type's batching to 'list'",
             )
 
     def collect(self, name: str, blank: Sequence[int]) -> dict[str, Any]:
         """See Column."""
-        if self.kind is None or _is_array(self.kind):
+        if self.kind is None or is_array(self.kind):
             return super().collect(name, blank)
         absent = set(blank)
         present = [value for at, value in enumerate(self._values) if at not in absent]
         if self.kind[1] is dict:
-            empty = _zeros(self.kind)
+            empty = zeros_of(self.kind)
             values = [empty if at in absent else each for at, each in enumerate(self._values)]
             return {name: self._join(values, self.kind)} if present else {}
         return {name: [None if at in absent else each for at, each in enumerate(self._values)]}
@@ -422,9 +429,9 @@ class Found(Arrays):
             return {
                 key: self._join([value[key] for value in values], inner) for key, inner in kind[0]
             }
-        if not _is_array(kind):
+        if not is_array(kind):
             return [*values]
-        batch = self._allocate((len(values), *kind[0]), _torch_dtype(kind[1], len(kind[0])))
+        batch = self._allocate((len(values), *kind[0]), torch_dtype(kind[1], len(kind[0])))
         np.stack(values, out=batch.numpy())
         return batch
 
@@ -432,66 +439,13 @@ class Found(Arrays):
         if isinstance(value, dict):
             return tuple((key, self._kind_of(each)) for key, each in value.items()), dict
         numbers = isinstance(value, np.ndarray) and value.dtype.kind in NUMBERS
-        return super()._kind_of(value) if numbers else _LISTED
+        return super()._kind_of(value) if numbers else LISTED
 
     def _make(self, shape: Any, dtype: Any) -> None:
-        if _is_array((shape, dtype)):
+        if is_array((shape, dtype)):
             super()._make(shape, dtype)
         else:
             self._values = [None] * self._num_slots
-
-
-def _is_array(kind: Kind) -> bool:
-    return kind[1] is not None and kind[1] is not dict
-
-
-def _named(kind: Kind) -> str:
-    if kind[1] is dict:
-        return "dictionaries"
-    return "arrays of numbers" if _is_array(kind) else "not arrays of numbers"
-
-
-def _zeros(kind: Kind) -> Any:
-    """Return a value of zeros of a kind."""
-    if kind[1] is dict:
-        return {key: _zeros(inner) for key, inner in kind[0]}
-    return np.zeros(*kind) if _is_array(kind) else None
-
-
-def _nested_misfit(found: Kind, wanted: Kind, path: str = "") -> MisfitError:
-    """Describe the first difference between two kinds of dictionaries."""
-    ours, theirs = dict(found[0]), dict(wanted[0])
-    for key in {**ours, **theirs}:
-        at = f"{path}[{key!r:.60}]"
-        if key not in ours or key not in theirs:
-            fault = f"it has {'no ' if key not in ours else ''}{at}, unlike others of the batch"
-            return MisfitError(fault, remedy="set the field type's batching to 'list'")
-        if ours[key] == theirs[key]:
-            continue
-        if ours[key][1] is dict and theirs[key][1] is dict:
-            return _nested_misfit(ours[key], theirs[key], at)
-        kinds = [
-            f"{'×'.join(map(str, kind[0])) or 'one number'} {kind[1]}"
-            if _is_array(kind)
-            else _named(kind)
-            for kind in (ours[key], theirs[key])
-        ]
-        return MisfitError(
-            f"its {at} is {kinds[0]}, that of others of the batch {kinds[1]}",
-            remedy="set the field type's batching to 'list', or read without batch_size",
-        )
-    return MisfitError("its entries are in another order than those of others of the batch")
-
-
-def _numbers_as_arrays(value: Any) -> Any:
-    """Return a value with arrays for its tensors and NumPy numbers, also inside dictionaries."""
-    if isinstance(value, dict):
-        return {key: _numbers_as_arrays(each) for key, each in value.items()}
-    if isinstance(value, torch.Tensor):
-        value = _as_array(value)
-    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in NUMBERS:
-        return np.asarray(value)
-    return value
 
 
 class Padded(Stack):
@@ -510,10 +464,9 @@ class Padded(Stack):
     def place(self, slot: int, value: NDArray[Any]) -> None:
         """See Column."""
         kind = self._kind_of(value)
-        self._prepare(*kind)
-        if kind != self.kind:
-            assert self.kind is not None
-            raise _misfit(_open_ended(kind), _open_ended(self.kind), image=False)
+        wanted = self._prepare(kind)
+        if kind != wanted:
+            raise misfit(_open_ended(kind), _open_ended(wanted), image=False)
         self._values[slot] = value
 
     def collect(self, name: str, blank: Sequence[int]) -> dict[str, Any]:
@@ -526,7 +479,7 @@ class Padded(Stack):
             return super().collect(name, blank) | (counts if blank else {})
         shape, dtype = self.kind
         size = (self._num_slots, *shape, max(lengths))
-        batch = self._allocate(size, _torch_dtype(dtype, len(shape) + 1))
+        batch = self._allocate(size, torch_dtype(dtype, len(shape) + 1))
         slots = batch.numpy()
         for slot, (value, length) in enumerate(zip(self._values, lengths, strict=True)):
             slots[slot, ..., length:] = 0
@@ -537,7 +490,7 @@ class Padded(Stack):
     def _kind_of(self, value: Any) -> Kind:
         if not value.ndim:
             raise CodecError(f"not an array that can be padded: {quoted(value)}")
-        _torch_dtype(value.dtype, value.ndim)
+        torch_dtype(value.dtype, value.ndim)
         return value.shape[:-1], value.dtype
 
     def _make(self, shape: tuple[int, ...], dtype: Any) -> None:
@@ -621,16 +574,7 @@ class Listed:
         """See Column."""
         for slot in blank:
             self._values[slot] = None
-        return {name: [_arrays_as_tensors(value) for value in self._values]}
-
-
-def _arrays_as_tensors(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _arrays_as_tensors(each) for key, each in value.items()}
-    if isinstance(value, np.ndarray) and value.dtype.kind in NUMBERS:
-        _torch_dtype(value.dtype, value.ndim)
-        return torch.from_numpy(value)
-    return value
+        return {name: [arrays_as_tensors(value) for value in self._values]}
 
 
 def _decode(types: Types, stored: FieldBytes, view: View | None, watch: Stopwatch) -> Any:
@@ -638,7 +582,7 @@ def _decode(types: Types, stored: FieldBytes, view: View | None, watch: Stopwatc
     type_ = types[stored.field]
     value = (type_.decode_verified if stored.verified else type_.decode)(stored.data)
     watch.decoded()
-    if view is not None and type_.geometry == "follows":
+    if type_.geometry == "follows":
         value = type_.follow(value, view)
         watch.transformed()
     return value
@@ -666,19 +610,6 @@ def _decode_picture(type_: FieldType, stored: FieldBytes) -> Any:
     return pixels
 
 
-def _as_array(value: torch.Tensor) -> NDArray[Any]:
-    """The array of a tensor.
-
-    Raises:
-        CodecError: NumPy has no such dtype or layout.
-    """
-    try:
-        found: NDArray[Any] = value.detach().cpu().numpy()
-    except (TypeError, RuntimeError) as error:
-        raise CodecError(f"no batch can hold a tensor of {value.dtype}: {error}") from error
-    return found
-
-
 def _apply(transform: Callable[[torch.Tensor], Any], value: torch.Tensor) -> torch.Tensor:
     try:
         found = transform(value)
@@ -691,41 +622,3 @@ def _apply(transform: Callable[[torch.Tensor], Any], value: torch.Tensor) -> tor
         raise TransformError(
             f"the transform returned a {kind}, not a tensor or an array of numbers"
         ) from error
-
-
-@lru_cache(maxsize=256)
-def _torch_dtype(dtype: np.dtype[Any], dimensions: int) -> torch.dtype:
-    """Return torch's dtype for one of NumPy.
-
-    Raises:
-        CodecError: torch has none, or no batch holds arrays of so many dimensions.
-    """
-    try:
-        found = torch.from_numpy(np.empty(0, dtype)).dtype
-    except TypeError as error:
-        raise CodecError(
-            f"torch has no dtype for {dtype}", remedy="read the field with decode=False"
-        ) from error
-    try:
-        torch.empty((0,) * (dimensions + 1), dtype=found).numpy()
-    except ValueError as error:
-        raise CodecError(
-            f"no batch can hold arrays of {dimensions} dimensions",
-            remedy="read the field with decode=False",
-        ) from error
-    return found
-
-
-def _misfit(
-    found: tuple[Sequence[int], object], wanted: tuple[Sequence[int], object], *, image: bool
-) -> MisfitError:
-    (found_shape, found_dtype), (shape, dtype) = found, wanted
-    way = "read the field with a type whose batching is 'list'"
-    if image:
-        side = min(224, *shape[-2:]) if len(shape) > 1 else 224
-        way = f"give a transform that makes them equal, such as shardio.RandomResizedCrop({side})"
-    return MisfitError(
-        f"it is {'×'.join(map(str, found_shape))} {found_dtype}, others of the batch are "
-        f"{'×'.join(map(str, shape))} {dtype}",
-        remedy=f"{way}, or read samples without batch_size",
-    )

@@ -278,8 +278,8 @@ class ShardDataset(ResumableDataset):
             crops=crops,
             storage=storage,
         )
-        sizes = given["batch_size"], given["global_batch_size"]
-        super().__init__(batch_sizes=sizes, ranks=(rank, world_size))
+        batch_sizes = given["batch_size"], given["global_batch_size"]
+        super().__init__(batch_sizes=batch_sizes, ranks=(rank, world_size))
         self.catalog: Catalog = open_catalog(source, storage=storage, allow_empty=allow_empty)
         self.classes = self.catalog.classes
         self._decode, self._transform, self._tail = decode, transform, tail

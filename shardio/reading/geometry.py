@@ -88,29 +88,26 @@ class SampleGeometry:
         """
         if self._idle:
             return self._none
-        lead = next((at for at in self._leads if stored[at] is not None), None)
+        lead = next(((at, found) for at in self._leads if (found := stored[at])), None)
         if lead is None:
-            if any(stored[at] is not None for at in self._followers):
+            if self._transform is not None and any(stored[at] for at in self._followers):
                 raise CodecError(
                     "the sample has no picture that decides the crop of its other fields",
                     remedy="name a picture in fields=",
                 )
             return self._none
-        view = self._view(lead, stored, uniforms[: self._draws])
+        view = self._view(*lead, uniforms[: self._draws])
         views: list[View | None] = [None] * len(stored)
         for at in (*self._pictures, *self._followers):
             views[at] = view
         for number, at in enumerate(self._own, 1):
-            if stored[at] is not None:
+            found = stored[at]
+            if found is not None:
                 first = number * self._draws
-                views[at] = self._view(at, stored, uniforms[first : first + self._draws])
+                views[at] = self._view(at, found, uniforms[first : first + self._draws])
         return views
 
-    def _view(
-        self, at: int, stored: Sequence[FieldBytes | None], uniforms: Sequence[float]
-    ) -> View:
-        found = stored[at]
-        assert found is not None
+    def _view(self, at: int, found: FieldBytes, uniforms: Sequence[float]) -> View:
         type_ = self._types[at][found.field]
         try:
             info = type_.probe(found.data)

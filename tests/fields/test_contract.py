@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 import shardio
+from shardio.fields.annotations import Boxes, MultiLabel, Points
 from shardio.fields.arrays import Array, Label
+from shardio.fields.audio import Audio
 from shardio.fields.base import Bytes, Dense
-from shardio.fields.pictures import Image, Mask, PixelMask, Pixels
+from shardio.fields.pictures import Depth, Image, Mask, PixelMask, Pixels
 from shardio.fields.text import Json, Text
 from shardio.testing import FieldTypeContract
 
@@ -29,10 +31,60 @@ class TestImage(FieldTypeContract):
     files = PNGS
 
 
+CLASSES = tuple(picture[:, :, 0] for picture in PICTURES)
+
+
 class TestMask(FieldTypeContract):
     field_type = Mask("mask.png", max_pixels=1 << 10)
-    values = PICTURES
-    files = PNGS
+    values = CLASSES
+
+
+class TestMaskOfManyClasses(FieldTypeContract):
+    field_type = Mask("mask.png", dtype="int32")
+    values = tuple(classes.astype(np.int32) * 200 for classes in CLASSES)
+
+
+class TestMaskInArray(FieldTypeContract):
+    field_type = Mask("mask.npy")
+    values = CLASSES
+    files = tuple(Array().encode(classes) for classes in CLASSES)
+
+
+class TestDepth(FieldTypeContract):
+    field_type = Depth("depth.png", scale=1 / 256)
+    values = tuple((classes[None] / np.float32(256)) for classes in CLASSES)
+    files = tuple(Depth().encode(classes) for classes in CLASSES)
+
+
+BOXES = (
+    {"boxes": np.array([[0, 1, 30, 40], [5, 5, 64, 48]], np.float32), "labels": np.array([3, 1])},
+    {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64)},
+)
+
+
+class TestBoxes(FieldTypeContract):
+    field_type = Boxes("json", also=["labels"])
+    values = BOXES
+
+
+class TestPoints(FieldTypeContract):
+    field_type = Points("json", flip_pairs=[(0, 2)])
+    values = (np.arange(6, dtype=np.float32).reshape(3, 2), np.ones((3, 2), np.float32))
+
+
+class TestPointsThatNothingMirrors(FieldTypeContract):
+    field_type = Points("json", points="keypoints", ragged=True)
+    values = (np.ones((2, 1, 3), np.float32), np.ones((5, 3), np.float32))
+
+
+class TestMultiLabel(FieldTypeContract):
+    field_type = MultiLabel("json", classes=4)
+    values = (np.array([0, 1, 1, 0], np.float32), np.zeros(4, np.float32))
+
+
+class TestAudio(FieldTypeContract):
+    field_type = Audio("flac", rate=8000)
+    values = tuple(np.arange(-n, n, dtype=np.float32)[None] / 1024 for n in (512, 90))
 
 
 class TestPixels(FieldTypeContract):
@@ -42,7 +94,8 @@ class TestPixels(FieldTypeContract):
 
 class TestPixelMask(FieldTypeContract):
     field_type = PixelMask("mask.rgb.npy")
-    values = PICTURES
+    values = tuple(np.moveaxis(picture, -1, 0) for picture in PICTURES)
+    files = tuple(Pixels().encode(picture) for picture in PICTURES)
 
 
 class TestLabel(FieldTypeContract):

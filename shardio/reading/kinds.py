@@ -1,0 +1,141 @@
+"""Kinds of values: what must be equal for the values of a batch to be put together.
+
+The kind of an array is its shape and dtype. That of a dictionary is the kinds of its values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shardio.errors import CodecError, MisfitError
+from shardio.fields.arrays import NUMBERS
+
+Kind = tuple[Any, Any]
+"""Shape and dtype of an array or tensor; or what a dictionary holds, with the type dict."""
+
+LISTED: Kind = ((), None)
+"""Kind of values that are not arrays of numbers."""
+
+
+def is_array(kind: Kind) -> bool:
+    """Tell whether a kind is that of arrays of numbers."""
+    return kind[1] is not None and kind[1] is not dict
+
+
+def kind_name(kind: Kind) -> str:
+    """Name a kind in an error."""
+    if kind[1] is dict:
+        return "dictionaries"
+    return "arrays of numbers" if is_array(kind) else "not arrays of numbers"
+
+
+def zeros_of(kind: Kind) -> Any:
+    """Return a value of zeros of a kind."""
+    if kind[1] is dict:
+        return {key: zeros_of(inner) for key, inner in kind[0]}
+    return np.zeros(*kind) if is_array(kind) else None
+
+
+def nested_misfit(found: Kind, wanted: Kind, path: str = "") -> MisfitError:
+    """Describe the first difference between two kinds of dictionaries."""
+    ours, theirs = dict(found[0]), dict(wanted[0])
+    for key in {**ours, **theirs}:
+        at = f"{path}[{key!r:.60}]"
+        if key not in ours or key not in theirs:
+            fault = f"it has {'no ' if key not in ours else ''}{at}, unlike others of the batch"
+            return MisfitError(fault, remedy="set the field type's batching to 'list'")
+        if ours[key] == theirs[key]:
+            continue
+        if ours[key][1] is dict and theirs[key][1] is dict:
+            return nested_misfit(ours[key], theirs[key], at)
+        kinds = [
+            f"{'×'.join(map(str, kind[0])) or 'one number'} {kind[1]}"
+            if is_array(kind)
+            else kind_name(kind)
+            for kind in (ours[key], theirs[key])
+        ]
+        return MisfitError(
+            f"its {at} is {kinds[0]}, that of others of the batch {kinds[1]}",
+            remedy="set the field type's batching to 'list', or read without batch_size",
+        )
+    return MisfitError("its entries are in another order than those of others of the batch")
+
+
+def numbers_as_arrays(value: Any) -> Any:
+    """Return a value with arrays for its tensors and NumPy numbers, also inside dictionaries."""
+    if isinstance(value, dict):
+        return {key: numbers_as_arrays(each) for key, each in value.items()}
+    if isinstance(value, torch.Tensor):
+        value = as_array(value)
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in NUMBERS:
+        return np.asarray(value)
+    return value
+
+
+def arrays_as_tensors(value: Any) -> Any:
+    """Return a value with tensors for its arrays of numbers, also inside dictionaries."""
+    if isinstance(value, dict):
+        return {key: arrays_as_tensors(each) for key, each in value.items()}
+    if isinstance(value, np.ndarray) and value.dtype.kind in NUMBERS:
+        torch_dtype(value.dtype, value.ndim)
+        own = value.base is None and value.flags.writeable
+        return torch.from_numpy(value if own else value.copy())
+    return value
+
+
+def as_array(value: torch.Tensor) -> NDArray[Any]:
+    """The array of a tensor.
+
+    Raises:
+        CodecError: NumPy has no such dtype or layout.
+    """
+    try:
+        found: NDArray[Any] = value.detach().cpu().numpy()
+    except (TypeError, RuntimeError) as error:
+        raise CodecError(f"no batch can hold a tensor of {value.dtype}: {error}") from error
+    return found
+
+
+@lru_cache(maxsize=256)
+def torch_dtype(dtype: np.dtype[Any], dimensions: int) -> torch.dtype:
+    """Return torch's dtype for one of NumPy.
+
+    Raises:
+        CodecError: torch has none, or no batch holds arrays of so many dimensions.
+    """
+    try:
+        found = torch.from_numpy(np.empty(0, dtype)).dtype
+    except TypeError as error:
+        raise CodecError(
+            f"torch has no dtype for {dtype}", remedy="read the field with decode=False"
+        ) from error
+    try:
+        torch.empty((0,) * (dimensions + 1), dtype=found).numpy()
+    except ValueError as error:
+        raise CodecError(
+            f"no batch can hold arrays of {dimensions} dimensions",
+            remedy="read the field with decode=False",
+        ) from error
+    return found
+
+
+def misfit(
+    found: tuple[Sequence[int], object], wanted: tuple[Sequence[int], object], *, image: bool
+) -> MisfitError:
+    """Describe how shape and dtype of an array differ from those of others of its batch."""
+    (found_shape, found_dtype), (shape, dtype) = found, wanted
+    way = "read the field with a type whose batching is 'list'"
+    if image:
+        side = min(224, *shape[-2:]) if len(shape) > 1 else 224
+        way = f"give a transform that makes them equal, such as shardio.RandomResizedCrop({side})"
+    return MisfitError(
+        f"it is {'×'.join(map(str, found_shape))} {found_dtype}, others of the batch are "
+        f"{'×'.join(map(str, shape))} {dtype}",
+        remedy=f"{way}, or read samples without batch_size",
+    )

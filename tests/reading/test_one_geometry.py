@@ -1,0 +1,209 @@
+"""One crop a sample: masks, depth, boxes, points and second pictures follow the first picture."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+from torch.utils.data import DataLoader
+
+import shardio
+from shardio.testing import make_shard
+
+HEIGHT, WIDTH = 60, 80
+CROP = shardio.RandomResizedCrop((33, 47), scale=(0.2, 1))
+
+
+def encode(pixels: NDArray[Any], mode: str | None = None, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    Pillow.fromarray(pixels, mode).save(stream, "PNG", **options)
+    return stream.getvalue()
+
+
+def places() -> NDArray[np.uint8]:
+    """A picture whose red is its row and whose green is its column."""
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    return np.stack([rows, columns, 0 * rows], axis=2).astype(np.uint8)
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH].astype(np.int32)
+    palette = Pillow.fromarray((rows // 3).astype(np.uint8), "P")
+    palette.putpalette(np.random.default_rng(0).integers(0, 256, 768, np.uint8).tobytes())
+    palette.save(stream := io.BytesIO(), "PNG")
+    points = [[10.0, 20.0], [70.0, 50.0]]
+    boxes = {"boxes": [[10, 20, 30, 10], [0, 0, 4, 3]], "labels": [7, 1], "names": ["a", "b"]}
+    fields = {
+        "png": encode(places()),
+        "mask.png": stream.getvalue(),
+        "depth.png": encode((rows * 256 + columns).astype(np.uint16)),
+        "small.mask.png": encode(((rows + columns) % 199)[::4, ::4].astype(np.uint8)),
+        "right.png": encode(places()),
+        "json": json.dumps(boxes).encode(),
+        "points.json": json.dumps(points).encode(),
+    }
+    samples = {f"{number}": dict(fields) for number in range(24)}
+    for number in range(0, 24, 3):
+        del samples[f"{number}"]["depth.png"]
+    return make_shard(tmp_path / "a.tar", samples)
+
+
+FIELDS: dict[str, Any] = {
+    "image": "png",
+    "mask": shardio.Mask("mask.png"),
+    "depth": shardio.Depth("depth.png?", scale=1 / 256),
+    "small": "small.mask.png",
+    "right": shardio.Image("right.png"),
+    "target": shardio.Boxes("json", format="xywh", also=["labels", "names"]),
+    "points": shardio.Points("points.json", flip_pairs=[(0, 1)]),
+}
+
+
+def batches(shard: Path, **options: Any) -> list[dict[str, Any]]:
+    arguments: dict[str, Any] = {"fields": FIELDS, "transform": CROP, "batch_size": 8, "seed": 3}
+    return [*shardio.ShardDataset(shard, **arguments | {"crops": True} | options)]
+
+
+def test_all_that_follows_a_picture_shows_the_same_part_of_it(shard: Path) -> None:
+    for batch in batches(shard):
+        rows, columns = batch["image"][:, 0].float(), batch["image"][:, 1].float()
+        assert torch.equal(batch["image"], batch["right"])
+        assert batch["mask"].dtype == torch.uint8
+        assert (batch["mask"] - rows / 3 + 0.5).abs().max() < 1.2
+        assert batch["depth"].dtype == torch.float32
+        assert batch["depth"].shape == (8, 1, *CROP.size)
+        has = batch["has_depth"]
+        assert has.tolist() == [int(key) % 3 > 0 for key in batch["__key__"]]
+        assert (batch["depth"][has, 0] - rows[has] - columns[has] / 256).abs().max() < 1.2
+        assert not batch["depth"][~has].any()
+        small = rows // 4 * 4 + columns // 4 * 4
+        assert ((batch["small"] - small).abs() <= 8).all()
+        boxes, flips = batch["__crop__"]["box"], batch["__crop__"]["flip"]
+        assert batch["__crop__"]["size"].tolist() == [[HEIGHT, WIDTH]] * 8
+        assert len({*map(tuple, boxes.tolist())}) > 1
+        for slot in range(8):
+            left, top, right, bottom = boxes[slot].tolist()
+            scale = np.array([CROP.size[1] / (right - left), CROP.size[0] / (bottom - top)])
+            points = (np.array([[10.0, 20], [70, 50]]) - [left, top]) * scale
+            corners = np.array([[10.0, 20, 40, 30], [0, 0, 4, 3]]) - [left, top] * 2
+            corners *= [*scale] * 2
+            if flips[slot]:
+                points[:, 0] = CROP.size[1] - points[:, 0]
+                points = points[::-1]
+                corners[:, [0, 2]] = CROP.size[1] - corners[:, [2, 0]]
+            assert np.allclose(batch["points"][slot], points, atol=1e-3)
+            corners = corners.clip(0, [*CROP.size[::-1]] * 2)
+            kept = (corners[:, 2:] - corners[:, :2] >= 1).all(axis=1)
+            target = batch["target"][slot]
+            assert np.allclose(target["boxes"], corners[kept], atol=1e-3)
+            assert target["labels"].tolist() == np.array([7, 1])[kept].tolist()
+            assert target["names"] == [name for name, keep in zip("ab", kept, strict=True) if keep]
+
+
+def test_threads_workers_and_resume_give_the_same_batches(shard: Path) -> None:
+    wanted = batches(shard)
+    dataset = shardio.ShardDataset(
+        shard, fields=FIELDS, transform=CROP, batch_size=8, seed=3, crops=True
+    )
+    loops: list[Any] = [
+        shardio.Loader(dataset, threads=2),
+        DataLoader(dataset.replace(), batch_size=None, num_workers=2),
+    ]
+    for loop in loops:
+        found = [*loop]
+        assert len(found) == len(wanted)
+        for one, other in zip(found, wanted, strict=True):
+            assert_same(one, other)
+    fresh = dataset.replace()
+    next(iter(fresh))
+    again = dataset.replace()
+    again.load_state_dict(fresh.state_dict())
+    for one, other in zip(again, wanted[1:], strict=True):
+        assert_same(one, other)
+
+
+def assert_same(one: Any, other: Any) -> None:
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for first, second in zip(one, other, strict=True):
+            assert_same(first, second)
+    elif isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    else:
+        assert one == other
+
+
+def test_a_crop_of_its_own_changes_no_other(shard: Path) -> None:
+    own = {**FIELDS, "right": shardio.Image("right.png", crop="own")}
+    for one, other in zip(batches(shard, fields=own), batches(shard), strict=True):
+        assert torch.equal(one["image"], other["image"])
+        assert torch.equal(one["mask"], other["mask"])
+        assert not torch.equal(one["right"], other["right"])
+
+
+def test_without_a_transform_pictures_are_whole_and_boxes_are_edges(shard: Path) -> None:
+    (sample, *_) = shardio.ShardDataset(shard, fields=FIELDS)
+    assert sample["image"].shape == (3, HEIGHT, WIDTH)
+    assert sample["mask"].tolist() == (np.mgrid[:HEIGHT, :WIDTH][0] // 3).tolist()
+    assert sample["target"]["boxes"].tolist() == [[10, 20, 40, 30], [0, 0, 4, 3]]
+    assert sample["has_depth"] is False
+
+
+@pytest.mark.parametrize("size", [(HEIGHT + 1, WIDTH), (HEIGHT // 2, WIDTH), (WIDTH, HEIGHT)])
+def test_sizes_that_do_not_fit_are_named(tmp_path: Path, size: tuple[int, int]) -> None:
+    fields = {"png": encode(places()), "mask.png": encode(np.zeros(size, np.uint8))}
+    shard = make_shard(tmp_path / "a.tar", {"a": fields})
+    for transform in (CROP, None):
+        dataset = shardio.ShardDataset(shard, transform=transform)
+        message = rf"'mask\.png'.*it is {size[0]} × {size[1]}, but the picture 'png' .* 60 × 80"
+        with pytest.raises(shardio.SampleError, match=message):
+            list(dataset)
+
+
+def test_exif_is_named_where_it_is_why_sizes_differ(tmp_path: Path) -> None:
+    exif = Pillow.Exif()
+    exif[0x0112] = 6
+    fields = {"png": encode(places(), exif=exif), "mask.png": encode(places()[:, :, 0])}
+    shard = make_shard(tmp_path / "a.tar", {"a": fields})
+    with pytest.raises(shardio.SampleError, match="80 × 60, which its EXIF orientation turned"):
+        list(shardio.ShardDataset(shard, transform=CROP))
+
+
+def test_what_cannot_follow_is_refused_before_reading(shard: Path) -> None:
+    points = {"image": "png", "points": shardio.Points("points.json")}
+    with pytest.raises(shardio.UsageError, match=r"mirrors pictures, and 'points' .* flip_pairs"):
+        batches(shard, fields=points)
+    assert batches(shard, fields=points, transform=shardio.RandomResizedCrop(9, flip=0))
+    with pytest.raises(shardio.UsageError, match="a function sees the picture alone, so 'mask'"):
+        batches(shard, transform=lambda image: image)
+    with pytest.raises(shardio.UsageError, match="'has_depth' is taken by depth"):
+        batches(shard, fields={**FIELDS, "has_depth": "json"})
+    with pytest.raises(shardio.SampleError, match="no picture that decides the crop"):
+        batches(shard, fields={"target": FIELDS["target"]})
+
+
+def test_sixteen_bits_and_jpeg_masks_are_no_images(tmp_path: Path) -> None:
+    shard = make_shard(tmp_path / "a.tar", {"a": {"png": encode(np.full((5, 5), 300, np.uint16))}})
+    with pytest.raises(shardio.SampleError, match=r"16 bits per channel.*Image\(…, bits=8\)"):
+        list(shardio.ShardDataset(shard))
+    (sample,) = shardio.ShardDataset(shard, fields={"image": shardio.Image("png", bits=8)})
+    assert sample["image"].unique().tolist() == [1]
+    (sample,) = shardio.ShardDataset(shard, fields={"d": shardio.Depth("png", scale=0.5)})
+    assert sample["d"].unique().tolist() == [150]
+    with pytest.raises(shardio.SampleError, match=r"300 to 300.*dtype='int32'"):
+        list(shardio.ShardDataset(shard, fields={"m": shardio.Mask("png")}))
+    (sample,) = shardio.ShardDataset(shard, fields={"m": shardio.Mask("png", dtype="int32")})
+    assert sample["m"].dtype == torch.int32
