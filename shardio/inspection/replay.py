@@ -14,7 +14,7 @@ from os import PathLike, fspath
 from pathlib import Path
 
 from shardio.checks import whole_number
-from shardio.errors import SampleError, SituationError, UsageError
+from shardio.errors import SampleError, SituationError, UsageError, quoted
 from shardio.inspection.coverage import OrderOptions, PlanSettings
 from shardio.options import with_options
 from shardio.planning.epoch import References
@@ -165,7 +165,7 @@ def _write(
         try:
             (stored,) = shard.read(index, ((field,),))
         except SampleError as error:
-            problem = str(error)
+            problem = f"field {quoted(field)}: {error.what}"
             continue
         if stored is not None:
             suffix = re.sub(r"[^A-Za-z0-9_.-]+", "_", field)[-_LONGEST_NAME:]
