@@ -237,7 +237,8 @@ def _sample_table(sample: SampleInfo) -> Table:
     table = _table("field", "size", "value")
     table.columns[2].justify, table.columns[2].overflow = "left", "fold"
     for field in sample.fields:
-        table.add_row(shown(field.name), _size(field.bytes), escaped(field.value))
+        value = "; ".join(filter(None, (field.value, field.remedy)))
+        table.add_row(shown(field.name), _size(field.bytes), escaped(value))
     return table
 
 

@@ -81,7 +81,7 @@ def index(
         receipts, fields = list[ShardReceipt](), set[str]()
         for shard in shards:
             if shard.parent in packed:
-                _refuse_compressed(shard)
+                refuse_compressed(shard)
             scanned = index_shard(
                 plain_tar(shard), name=str(shard), checksums=True, allow_empty=allow_empty
             )
@@ -113,7 +113,7 @@ def _packed_digests(folder: Path, *, whole: bool) -> dict[str, str]:
     return {receipt.name: receipt.sha256 for receipt in manifest.shards}
 
 
-def _refuse_compressed(shard: Path) -> None:
+def refuse_compressed(shard: Path) -> None:
     """Raise IndexFileError if a shard is compressed, which those of a manifest never are."""
     compression = find_compression(shard)
     if compression is not None:

@@ -49,6 +49,7 @@ class FieldValue:
         value: summary of the data: format and height × width of an image, number and name of a
             class, first 60 characters of text, dtype and shape of an array, first 16 bytes of
             others; or the reason why they cannot be decoded.
+        remedy: advice if they cannot be decoded, or None.
     """
 
     name: str
@@ -56,6 +57,7 @@ class FieldValue:
     bytes: int
     offset: int
     value: str
+    remedy: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,15 +136,23 @@ def look_at(
         type_ = types(name)
         needed = size if type_.preview_bytes is None else min(size, type_.preview_bytes)
         data = file.read(offset, needed)
+        remedy = None
         try:
             value = type_.preview(data)
         except CodecError as error:
-            value = f"cannot be decoded: {error}"
+            value, remedy = f"cannot be decoded: {error.what}", error.remedy
         else:
             if name == LABEL_FIELD and classes is not None:
                 value += f" ({class_name(int(value), classes) or 'not in the list of classes'})"
         values.append(
-            FieldValue(name=name, kind=type_.name, bytes=size, offset=offset, value=value)
+            FieldValue(
+                name=name,
+                kind=type_.name,
+                bytes=size,
+                offset=offset,
+                value=value,
+                remedy=remedy,
+            )
         )
     return SampleInfo(
         key=index.key(row),

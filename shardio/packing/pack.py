@@ -12,7 +12,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from shardio.errors import PackError, SituationError, UsageError
+from shardio.errors import SituationError, UsageError
 from shardio.fields.defaults import given_types
 from shardio.indexing.catalog import ShardPaths, open_catalog
 from shardio.options import with_options
@@ -25,6 +25,7 @@ from shardio.packing.sources.rules import check_classes
 from shardio.packing.sources.table import TableSource
 from shardio.packing.sources.tars import TarSource
 from shardio.packing.sources.tfrecord import TFRecordSource
+from shardio.storage.folder import refuse_inside
 from shardio.storage.local import refuse_url
 from shardio.storage.location import locate
 
@@ -64,7 +65,7 @@ def pack(
     if isinstance(source, str | PathLike):
         root = fspath(source)
         if locate(out, options.storage).is_local:
-            _refuse_inside(Path(root), Path(out), options)
+            refuse_inside(Path(out), [Path(root)], parts=options.split or ())
         return run_job(out, job, lambda _: open_source(root, options))
     if isinstance(source, Source):
         _refuse_others(options, "a Source", ())
@@ -135,13 +136,3 @@ def _refuse_others(
             where=where,
             remedy=f"leave {'it' if len(others) == 1 else 'them'} out{apply}",
         )
-
-
-def _refuse_inside(source: Path, out: Path, options: PackOptions) -> None:
-    """Raise PackError if the output, or a part of it, lies inside the source."""
-    real = source.resolve()
-    for target in (out, *(out / part for part in options.split or ())):
-        if real in (target.resolve(), *target.resolve().parents):
-            raise PackError(
-                "the output lies inside the source", where=out, remedy="name a folder outside it"
-            )

@@ -172,7 +172,7 @@ def test_braces_that_are_not_balanced_are_refused(
     with pytest.raises(shardio.UsageError, match="braces are no pattern"):
         open_catalog(pattern)
     shutil.copy(Path(__file__), pattern)
-    with pytest.raises(shardio.TarError, match="header's checksum does not match"):
+    with pytest.raises(shardio.TarError, match="neither a header nor the end of the archive"):
         open_catalog(pattern)
 
 
