@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 import shardio
 from shardio.profiling import monitor
 from shardio.profiling import system as watching
+from shardio.profiling.evidence import Recorder, ThreadRecords
 from shardio.profiling.monitoring import count_samples, look_at
-from shardio.profiling.record import Recorder, ThreadRecords
 from shardio.profiling.system import Moved, Use
 from shardio.reading.times import Stopwatch
 
@@ -250,7 +250,7 @@ def test_reading_the_records_for_the_line_keeps_to_the_budget(
 
 
 def test_records_of_ended_threads_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shardio.profiling.record._MOST_FILES", 3)
+    monkeypatch.setattr("shardio.profiling.evidence._MOST_FILES", 3)
     recorder = Recorder(budget=0.01)
     recorder().finish()  # of this thread, which lives
     for _ in range(8):

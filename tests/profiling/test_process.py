@@ -16,7 +16,7 @@ import pytest
 from shardio.errors import MisfitError, ShardioError, SituationError, TransformError
 from shardio.profiling.evidence import Evidence
 from shardio.profiling.measure import answer
-from shardio.profiling.process import ask
+from shardio.profiling.profile import ask
 from shardio.profiling.system import descendants, drop_from_cache
 from shardio.profiling.verdict import judge
 from shardio.testing import make_shard
@@ -254,7 +254,7 @@ def test_a_loader_that_ends_at_once_is_named(
     in_this_process: Answer,
 ) -> None:
     monkeypatch.setattr("shardio.profiling.measure.open_baseline", lambda *_: [[1, 2], [3, 4]])
-    with pytest.raises(SituationError, match="give more shards or more seconds"):
+    with pytest.raises(SituationError, match="give more shards, or measure for longer"):
         in_this_process({**request(packed), "baseline": "webdataset"})
 
 
