@@ -302,7 +302,7 @@ class _Child:
                 f"{argument('batch_size', 1)}"
             )
             raise MisfitError(error.what, where=error.where, remedy=equal) from error
-        for kind, about, text in answer.pop("warnings"):
+        for kind, about, text in answer.pop("warnings", ()):
             self._warnings.setdefault(kind, {}).setdefault(about, text)
         self._done(1)
         return answer

@@ -14,6 +14,7 @@ import pytest
 
 import shardio
 from shardio.cli import _COMMANDS, main
+from shardio.errors import argument, as_options
 
 ARGUMENTS = {
     "convert": ["out", "records", "--to", "tfrecord"],
@@ -116,3 +117,26 @@ def test_errors_name_options_for_a_command_and_arguments_in_python(
     with pytest.raises(shardio.UsageError) as caught:
         shardio.profile("out", **options)  # type: ignore[arg-type]
     assert in_python in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "option", "in_python"),
+    [
+        (("shuffle", False), "--no-shuffle", "shuffle=False"),
+        (("shuffle", True), "--shuffle", "shuffle=True"),
+        (("tail", "drop"), "--tail drop", "tail='drop'"),
+        (("tail", True), "--tail true", "tail=True"),
+        (("tail",), "--tail", "tail"),
+        (("where", 3), "where=3", "where=3"),
+    ],
+)
+def test_an_argument_is_an_option_or_a_flag_of_the_command_that_runs(
+    given: tuple[str, object], option: str, in_python: str
+) -> None:
+    assert argument(*given) == in_python
+    with as_options({"shuffle": ["--shuffle", "--no-shuffle"], "tail": ["--tail"]}):
+        assert argument(*given) == option
+        with as_options({}):
+            assert argument(*given) == in_python
+        assert argument(*given) == option
+    assert argument(*given) == in_python
