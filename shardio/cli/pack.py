@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
-from functools import reduce
 from typing import Any
 
 import click
 
 from shardio.cli.output import describe, output_options
 from shardio.cli.progress import progress_bar
-from shardio.cli.values import max_pixels_option, parse_sides, read_names
+from shardio.cli.text import say, say_json
+from shardio.cli.values import max_pixels_option, parse_sides, read_names, several
 from shardio.packing.pack import pack as pack_source
 
-_OPTIONS = (
+_source_options = several(
     click.option("--shuffle/--no-shuffle", default=True, help="Random order (default) or by path."),
     click.option(
         "--labels/--no-labels",
@@ -92,10 +88,6 @@ _OPTIONS = (
 )
 
 
-def _source_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    return reduce(lambda decorated, option: option(decorated), reversed(_OPTIONS), command)
-
-
 @click.command(epilog="Example: shardio pack images/ out/ --shards 8")
 @click.argument("src", type=click.Path())
 @click.argument("out", type=click.Path())
@@ -110,7 +102,9 @@ def pack(src: str, out: str, as_json: bool, **options: Any) -> None:
     a folder outside SRC, new or without shards. A pack that was interrupted is finished by the
     same command again.
     """
-    shown: AbstractContextManager[Any] = nullcontext() if as_json else progress_bar("packing")
-    with shown as progress:
+    with progress_bar("packing", hidden=as_json) as progress:
         summary = pack_source(src, out, progress=progress, **options)
-    click.echo(json.dumps(asdict(summary)) if as_json else describe(summary, out))
+    if as_json:
+        say_json(summary)
+    else:
+        say(describe(summary, out))

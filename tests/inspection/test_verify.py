@@ -496,7 +496,7 @@ def test_a_gzip_shard_that_is_cut_off_is_a_finding(tmp_path: Path) -> None:
     (tmp_path / "a.tgz").write_bytes(data)
     assert verify(tmp_path / "a.tgz").sound
     (tmp_path / "a.tgz").write_bytes(data[:-20])
-    assert "the gzip data is cut off" in sentence(verify(tmp_path / "a.tgz"))
+    assert "the gzip data is truncated" in sentence(verify(tmp_path / "a.tgz"))
 
 
 def test_a_shard_without_index_but_with_that_of_another_differs(tmp_path: Path) -> None:
