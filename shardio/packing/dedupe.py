@@ -133,7 +133,7 @@ def _fingerprint_of(
             if images and not number:
                 picture = hash_picture(data)
     except (UnpackableError, CodecError) as error:
-        return Problem(path=sample.path, reason=str(error))
+        return Problem.of(sample.path, error)
     halves = content.digest()
     return int.from_bytes(halves[:8], "little"), int.from_bytes(halves[8:], "little"), picture
 

@@ -30,12 +30,12 @@ from shardio.indexing.manifest import INDEX_FOLDER, INDEX_SUFFIX, MANIFEST_NAME,
 from shardio.packing.layout import (
     WHOLE,
     WORK_FOLDER,
-    find_foreign,
     is_ours,
     is_shard_name,
     is_split_name,
     is_work_name,
     path_in,
+    refuse_foreign,
 )
 from shardio.packing.task import check_work, finished_shards, remove_all_receipts, remove_receipts
 from shardio.storage.folder import Folder
@@ -470,13 +470,7 @@ def _refuse_output(folder: Folder, *parts: str) -> None:
         if part and folder.status(part) is None:
             continue
         with folder.inside(part) as inside:
-            if found := find_foreign(inside.names()):
-                what, name = found
-                raise PackError(
-                    f"the folder has {what} already ({name})",
-                    where=inside.path,
-                    remedy="name another one, or remove them first",
-                )
+            refuse_foreign(inside.names(), inside.path)
             if part:
                 is_claimed_part(inside)
 

@@ -30,7 +30,7 @@ from shardio.packing.folder import Ended, Output, hold_folder, remove_others
 from shardio.packing.layout import DUPLICATES_NAME, RENAMED_NAME, SKIPPED_NAME, WHOLE
 from shardio.packing.listing import Listing
 from shardio.packing.plan import ImageEncoding, Sharding, Splits, plan_shards, split_samples
-from shardio.packing.sources.base import Source
+from shardio.packing.sources.base import Source, remedy_for
 from shardio.packing.task import (
     PackedShard,
     SampleTask,
@@ -38,7 +38,6 @@ from shardio.packing.task import (
     find_problems,
     lost_shards,
     pack_shard,
-    refusal,
 )
 from shardio.packing.upload import claim_storage, publish_rest, refuse_others
 from shardio.storage.base import Storage
@@ -153,7 +152,10 @@ def run_job(
     if target.is_local:
         plan, ended = _pack(Path(target), None, names, job, open_source)
     elif job.engine.elsewhere:
-        raise UsageError("engine='ray' writes to a folder that all machines see, not to a storage")
+        raise UsageError(
+            "engine='ray' writes to a folder that all machines see, and not to a storage",
+            remedy="leave engine out, or pack into a folder and copy it",
+        )
     else:
         with claim_storage(target, names) as folder:
             plan, ended = _pack(folder, target, names, job, open_source)
@@ -302,7 +304,7 @@ def _summarize(plan: _Plan, ended: Ended, *, seconds: float) -> PackSummary:
 def _check(listing: Listing, source: Source, job: PackJob) -> None:
     """Stop because of the first problem, or leave out all of them."""
     if not job.skip and listing.problems:
-        raise refusal(listing.problems[0])
+        raise listing.problems[0].error(remedy_for(source))
     if job.skip:
         tasks = [SampleTask(**some) for some in _in_chunks(source, listing, job)]
         checked = job.engine.run(find_problems, tasks, _advance(listing, job))
@@ -336,7 +338,7 @@ def _find_duplicates(listing: Listing, source: Source, job: PackJob, dedupe: Ded
     tasks = [
         FingerprintTask(**some, perceptual=perceptual) for some in _in_chunks(source, listing, job)
     ]
-    prints = _fingerprints(listing, job, tasks)
+    prints = _fingerprints(listing, source, job, tasks)
     heads = group_alike(prints, dedupe.distance if perceptual else None)
     again = np.flatnonzero(heads != np.arange(len(heads)))
     chosen = (listing.samples.choose(numbers) for numbers in (again, heads[again]))
@@ -355,7 +357,7 @@ def _find_duplicates(listing: Listing, source: Source, job: PackJob, dedupe: Ded
 
 
 def _fingerprints(
-    listing: Listing, job: PackJob, tasks: Sequence[FingerprintTask]
+    listing: Listing, source: Source, job: PackJob, tasks: Sequence[FingerprintTask]
 ) -> NDArray[np.uint64]:
     """Fingerprint all samples; those whose images do not decode are left out, or an error."""
     done = job.engine.run(fingerprint, tasks, _advance(listing, job))
@@ -369,7 +371,7 @@ def _fingerprints(
     if not problems:
         return prints
     if not job.skip:
-        raise refusal(problems[min(problems)])
+        raise problems[min(problems)].error(remedy_for(source))
     listing.leave_out(problems)
     return np.delete(prints, [*problems], axis=0)
 
@@ -399,6 +401,7 @@ def _of_samples(
         "samples": listing.samples.choose(numbers, out=_path(listing.samples.out, job)),
         "images": job.images,
         "check": job.check,
+        "remedy": remedy_for(source),
     }
 
 
@@ -406,7 +409,8 @@ def _publish(folder: Folder, ledger: str, plan: _Plan, packed: Sequence[PackedSh
     """Write what belongs to the shards, the manifests last."""
     listing = plan.listing
     problems = sorted(listing.problems, key=lambda problem: problem.path)
-    write_ledger(folder, ledger, map(asdict, problems))
+    rows = ({k: v for k, v in asdict(each).items() if v is not None} for each in problems)
+    write_ledger(folder, ledger, rows)
     with suppress(FileNotFoundError):
         listing.work.move(DUPLICATES_NAME, folder)
     renamed = listing.samples.choose(listing.renamed)

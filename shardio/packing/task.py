@@ -23,7 +23,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from shardio.errors import CodecError, IndexFileError, PackError, UsageError, quoted, shown
+from shardio.errors import CodecError, IndexFileError, UsageError, quoted
 from shardio.fields.base import PIXELS_FIELD
 from shardio.fields.defaults import IMAGE, type_of
 from shardio.fields.probe import check_complete, probe_image
@@ -35,7 +35,7 @@ from shardio.packing.engine import Ticker
 from shardio.packing.layout import WHOLE, WORK_FOLDER, is_shard_name, path_in
 from shardio.packing.listing import SampleList
 from shardio.packing.plan import ImageEncoding
-from shardio.packing.sources.base import Problem, SourceSample, UnpackableError
+from shardio.packing.sources.base import FromFile, Problem, SourceSample, UnpackableError
 from shardio.packing.sources.reader import (
     FileVersions,
     SourceReader,
@@ -287,12 +287,14 @@ class SampleTask:
         samples: the list of them.
         images: how their images are stored.
         check: whether to look at images, whether they are some and whole.
+        remedy: advice for a sample that cannot be packed.
     """
 
     root: str
     samples: SampleList
     images: ImageEncoding
     check: bool
+    remedy: str
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -369,7 +371,7 @@ def _write_shard(
             try:
                 packer.pack(sample, builder)
             except _PROBLEMS as error:
-                raise refusal(_problem(sample, error)) from error
+                raise Problem.of(sample.path, error).error(task.remedy) from error
             ticker.tick(1)
         sha256 = packer.archive.finish()
     index = builder.build(shard_size=packer.archive.size, shard_sha256=sha256, checksums=True)
@@ -387,20 +389,11 @@ def find_problems(task: SampleTask, ticker: Ticker) -> list[Problem | None]:
             try:
                 packer.pack(sample, IndexBuilder(""))
             except _PROBLEMS as error:
-                problems.append(_problem(sample, error))
+                problems.append(Problem.of(sample.path, error))
             else:
                 problems.append(None)
             ticker.tick(1)
     return problems
-
-
-def refusal(problem: Problem) -> PackError:
-    """The error that stops a pack because of a problem."""
-    return PackError(
-        problem.reason,
-        where=shown(problem.path),
-        remedy=("mend, rename or remove the file, or pass --on-error skip to go on without it"),
-    )
 
 
 def decoding() -> AbstractContextManager[None]:
@@ -447,7 +440,9 @@ class _Packer:
             type_ = type_of(field)
             if name is None or (self._check and type_.image_file):
                 images += 1
-                field = self._pack_image(name, data, is_only=images == 1)
+                field = self._pack_image(
+                    name, data, is_only=images == 1, is_file=isinstance(origin, FromFile)
+                )
             elif type_.geometry and self._encoding.decodes:
                 raise UsageError(f"{name} holds pixels, and only image files can become others")
             if field in taken:
@@ -458,15 +453,18 @@ class _Packer:
             member = join_member_name(sample.key, field).encode("utf-8", "surrogateescape")
             builder.add(sample.key, field, self.archive.commit(member))
 
-    def _pack_image(self, name: str | None, data: memoryview, *, is_only: bool) -> str:
+    def _pack_image(
+        self, name: str | None, data: memoryview, *, is_only: bool, is_file: bool
+    ) -> str:
         """Look at an image in its place, or put another one there; returns its field."""
         try:
             info = probe_image(data, max_pixels=self._encoding.max_pixels)
         except CodecError as error:
-            if name is not None:
+            if name is not None or not is_file:
                 raise
             raise CodecError(
-                error.what, remedy="files beside images are packed with --fields"
+                error.what,
+                remedy="rename or remove it, or name the files of a sample with fields (--fields)",
             ) from error
         check_complete(data, info)
         field = name or IMAGE.name_of(data) or info.format
@@ -505,7 +503,3 @@ def _look_at_sources(task: SampleTask, since: int) -> SourceDigest | None:
         except UnpackableError:
             return None
     return SourceDigest(since=since, digest=versions.digest())
-
-
-def _problem(sample: SourceSample, error: Exception) -> Problem:
-    return Problem(path=sample.path, reason=str(error))

@@ -248,7 +248,7 @@ def test_an_image_that_does_not_decode_is_found_at_packing(tmp_path: Path) -> No
     source = make_images(tmp_path / "in", classes=2, per_class=90, size=160)
     spoil(source / "class01/image0070.png")
     assert shardio.pack(source, tmp_path / "files", shards=2).samples == 180
-    with pytest.raises(shardio.PackError, match=r"class01/image0070\.png: .*; mend, rename or"):
+    with pytest.raises(shardio.PackError, match=r"class01/image0070\.png: .*; fix, rename or"):
         shardio.pack(source, tmp_path / "out", shards=1, store="raw")
     assert not (tmp_path / "out").exists()
     summary = shardio.pack(source, tmp_path / "out", shards=2, store="raw", on_error="skip")

@@ -152,6 +152,7 @@ class TFRecordSource:
 
     described: ClassVar[str] = "TFRecord files"
     options: ClassVar[tuple[str, ...]] = ("labels", "classes", "features")
+    remedy: ClassVar[str] = "write the file again without the record"
 
     root: str
     files: tuple[Path, ...]
@@ -199,7 +200,7 @@ class TFRecordSource:
                     try:
                         yield self._sample(record, path, place, f"{stem}/{number:08d}")
                     except (CodecError, UnpackableError) as error:
-                        yield Problem(path=place, reason=str(error))
+                        yield Problem.of(place, error)
 
     def _sample(self, record: Record, path: Path, place: str, key: str) -> SourceSample:
         if not record.sound:
