@@ -169,18 +169,7 @@ def _pack(
     job: PackJob,
     open_source: Callable[[Folder], Source],
 ) -> tuple[_Plan, Ended]:
-    """Pack into a local folder.
-
-    Args:
-        folder: output folder.
-        target: folder of a storage that everything is published to; None leaves it here.
-        names: names of the splits; WHOLE for none.
-        job: what to make.
-        open_source: gives the source; called with the work folder.
-
-    Returns:
-        What was planned, and what was made.
-    """
+    """Pack into a local folder."""
     with hold_folder(folder, names) as output:
         plan = _plan(output, job, open_source(output.work), target)
         made = plan.digest(job)
@@ -193,7 +182,11 @@ def _pack(
             _publish(output.folder, job.ledger, plan, packed)
             if target is not None:
                 publish_rest(target, folder, names)
-            ended = _ended(made, packed)
+            ended = Ended(
+                made=made,
+                bytes=sum(shard.receipt.size for shard in packed),
+                image_sizes=len({size for shard in packed for size in shard.sizes}) or None,
+            )
             output.end(ended)
     if ended.made != made:
         raise PackError(
@@ -260,7 +253,7 @@ def _plan(output: Output, job: PackJob, source: Source, target: Location | None)
         parts=parts,
         tasks=tasks,
         classes=source.classes,
-        duplicates=None if groups is None else groups.duplicates,
+        duplicates=None if groups is None else groups.again,
     )
 
 
@@ -275,14 +268,6 @@ def _discard_others(output: Output, tasks: Sequence[ShardTask]) -> None:
             output.folder.path,
             f"{len(lost):,}",
         )
-
-
-def _ended(made: str, packed: Sequence[PackedShard]) -> Ended:
-    return Ended(
-        made=made,
-        bytes=sum(shard.receipt.size for shard in packed),
-        image_sizes=len({size for shard in packed for size in shard.sizes}) or None,
-    )
 
 
 def _summarize(plan: _Plan, ended: Ended, *, seconds: float) -> PackSummary:
@@ -320,19 +305,19 @@ def _check(listing: Listing, source: Source, job: PackJob) -> None:
         raise SituationError("stratify needs labels, and no sample has one", remedy="leave it out")
 
 
-class _Groups(NamedTuple):
+class _Duplicates(NamedTuple):
     """Samples that are the same.
 
     Attributes:
         heads: lowest number in the group of each sample, int64 [n].
-        duplicates: number of samples beside the first of each group.
+        again: number of samples beside the first of each group.
     """
 
     heads: NDArray[np.int64]
-    duplicates: int
+    again: int
 
 
-def _find_duplicates(listing: Listing, source: Source, job: PackJob, dedupe: Dedupe) -> _Groups:
+def _find_duplicates(listing: Listing, source: Source, job: PackJob, dedupe: Dedupe) -> _Duplicates:
     """List the samples that are the same as one before, and leave them out if so wanted."""
     perceptual = dedupe.likeness == "perceptual"
     tasks = [
@@ -351,9 +336,9 @@ def _find_duplicates(listing: Listing, source: Source, job: PackJob, dedupe: Ded
     )
     write_ledger(listing.work, DUPLICATES_NAME, rows)
     if dedupe.keep:
-        return _Groups(heads, len(again))
+        return _Duplicates(heads, len(again))
     listing.keep(heads == np.arange(len(heads)))
-    return _Groups(np.arange(len(listing)), len(again))
+    return _Duplicates(np.arange(len(listing)), len(again))
 
 
 def _fingerprints(

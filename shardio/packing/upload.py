@@ -81,7 +81,7 @@ def _check_note(note: Location) -> None:
     file = note.open()
     if file.size != len(_NOTE) or file.read(0, file.size) != _NOTE:
         raise PackError(
-            "it is no note that a pack wrote, so nothing in the folder is touched",
+            "it is not a note that a pack wrote, so nothing in the folder is touched",
             where=note,
             remedy="remove it if no other program needs it, or name another folder",
         )

@@ -235,7 +235,7 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a fifo": (lambda folder: os.mkfifo(folder / "x/a.png"), "neither a file nor a folder"),
     "a loose file": (
         lambda folder: write(folder, "loose.png"),
-        r"loose\.png: it lies beside the class",
+        r"loose\.png: it lies beside the class folders; move it into one, or pack without",
     ),
     "a link to itself": (
         lambda folder: (folder / "x/a.png").symlink_to("a.png"),

@@ -64,7 +64,7 @@ class FolderSource:
 
     Attributes:
         root: path of the folder.
-        rule: which of its files are which fields.
+        rule: rule by which files become fields.
         labels: labels of its subfolders; None leaves samples without label.
     """
 
@@ -199,10 +199,16 @@ class FolderSource:
         label = None
         if self.labels is not None:
             group, slash, _ = text_of(relative).partition("/")
-            label = self.labels.encode(group) if slash else None
+            if not slash:
+                yield Problem(
+                    path=first,
+                    reason="it lies beside the class folders",
+                    remedy="move it into one, or pack without classes (labels=False, --no-labels)",
+                )
+                return
+            label = self.labels.encode(group)
             if label is None:
-                beside = "it lies beside the class folders; --no-labels packs without classes"
-                yield Problem(path=first, reason=self.labels.fault(group) if slash else beside)
+                yield Problem(path=first, reason=self.labels.fault(group))
                 return
         fields: dict[str | None, bytes] = {}
         sample = self.rule.match(first)
