@@ -49,7 +49,7 @@ from shardio.packing.engine import Engine, Ticker, make_engine
 from shardio.packing.folder import open_lock
 from shardio.packing.job import Progress
 from shardio.packing.sources.base import SourceSample, UnpackableError
-from shardio.packing.sources.reader import SourceReader, in_memory, version_of
+from shardio.packing.sources.reader import SourceReader, file_version, in_memory
 from shardio.packing.sources.records import (
     Buffer,
     Numbers,
@@ -407,7 +407,7 @@ def _write_records(
     ]
     _refuse_equal(tasks)
     versions = [
-        version_of(Path(entry.name)) for entry in catalog.shards if entry.version is not None
+        file_version(Path(entry.name)) for entry in catalog.shards if entry.version is not None
     ]
     files = [task.name for task in tasks]
     made = f"{catalog.digest()} {versions} {sorted(names.items())} {files}"

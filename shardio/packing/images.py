@@ -26,7 +26,7 @@ from shardio.fields.boundary import decoder
 from shardio.fields.exif import UPRIGHT, apply_orientation
 from shardio.fields.image import LOSSY, Scratch, decode_image, decode_stored, encode_image
 from shardio.fields.probe import Buffer, ImageInfo
-from shardio.packing.plan import Crop, ImageEncoding
+from shardio.packing.plan import Cut, ImageEncoding
 from shardio.tar.writer import ArchiveWriter
 
 _QUALITY = 90
@@ -36,8 +36,8 @@ class PixelWriter:
     """Decodes images into an archive, with the memory of one decoded image.
 
     Args:
-        archive: where they go.
-        encoding: how images are stored, and at what size.
+        archive: archive to write to.
+        encoding: encoding of the images.
 
     Attributes:
         sizes: heights and widths stored as pixels so far.
@@ -54,7 +54,7 @@ class PixelWriter:
 
         Args:
             data: the image file; may lie where the archive reserved a member before.
-            info: what probe_image said about it.
+            info: result of probe_image.
 
         Raises:
             CodecError: the image does not decode.
@@ -70,12 +70,12 @@ class PixelWriter:
             encoded = encode_image(out, info.format, self._encoding.quality or _QUALITY)
             self._archive.reserve(len(encoded))[:] = encoded
 
-    def _changes(self, info: ImageInfo, crop: Crop) -> bool:
+    def _changes(self, info: ImageInfo, crop: Cut) -> bool:
         if crop.size != (info.height, info.width):
             return True
         return self._encoding.quality is not None and info.format in LOSSY
 
-    def _reserve_pixels(self, data: memoryview, info: ImageInfo, crop: Crop) -> None:
+    def _reserve_pixels(self, data: memoryview, info: ImageInfo, crop: Cut) -> None:
         pixels = decode_image(data, info, scratch=self._scratch)
         header = _npy_header(crop.size)
         place = self._archive.reserve(len(header) + crop.size[0] * crop.size[1] * 3)
@@ -85,7 +85,7 @@ class PixelWriter:
         self.sizes.add(crop.size)
 
 
-def _resize(pixels: NDArray[np.uint8], crop: Crop, out: NDArray[np.uint8]) -> None:
+def _resize(pixels: NDArray[np.uint8], crop: Cut, out: NDArray[np.uint8]) -> None:
     part = pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
     if part.shape == out.shape:
         out[:] = part
@@ -113,8 +113,8 @@ def perceptual_hash(data: Buffer, info: ImageInfo, scratch: Scratch) -> int:
 
     Args:
         data: the whole image file.
-        info: what probe_image said about it.
-        scratch: where it is decoded.
+        info: result of probe_image.
+        scratch: memory for decoding.
 
     Raises:
         CodecError: the image does not decode.

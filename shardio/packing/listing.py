@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.errors import PackError, quoted, shown
+from shardio.naming import join_member_name
 from shardio.packing.layout import LIST_NAME, WORK_FOLDER
 from shardio.packing.sources.base import (
     FromFile,
@@ -37,7 +38,8 @@ from shardio.packing.sources.base import (
     text_of,
 )
 from shardio.storage.folder import Folder
-from shardio.tar.header import BLOCK
+from shardio.tar.header import padded
+from shardio.tar.writer import header_size
 
 _encode = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 _NO_LABEL = -1
@@ -263,7 +265,7 @@ def packed_size(sample: SourceSample, root: str) -> int:
         root: folder that relative paths start from.
     """
     total = 0
-    for _, origin in sample.fields:
+    for field, origin in sample.fields:
         if isinstance(origin, FromMemory):
             size = len(origin.data)
         elif isinstance(origin, FromFile):
@@ -273,7 +275,8 @@ def packed_size(sample: SourceSample, root: str) -> int:
                 size = 0
         else:
             size = origin.size
-        total += BLOCK + size + -size % BLOCK
+        name = join_member_name(sample.key, field or "jpeg")
+        total += header_size(name.encode("utf-8", "surrogateescape")) + padded(size)
     return total
 
 

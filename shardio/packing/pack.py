@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from shardio.errors import SituationError, UsageError
-from shardio.fields.defaults import given_types
 from shardio.indexing.catalog import ShardPaths, open_catalog
 from shardio.options import with_options
 from shardio.packing.job import PackSummary, run_job
@@ -76,8 +75,8 @@ def pack(
             "fields as text does not apply to samples of a program",
             remedy="leave it out, or pass field types, as {'audio': Pcm('wav')}",
         )
-    classes, types = check_classes(options.classes), given_types(options.fields)
-    return run_job(out, job, lambda work: IterableSource(source, work, classes, types))
+    classes, entries = check_classes(options.classes), options.fields
+    return run_job(out, job, lambda work: IterableSource(source, work, classes, entries))
 
 
 @with_options(ReshardOptions)

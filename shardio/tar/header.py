@@ -33,6 +33,8 @@ USTAR_MAGIC = b"ustar\0"
 
 FILE = b"0"
 DIRECTORY = b"5"
+PAX = b"x"
+"""Typeflag of a PAX header, which holds records for the next member."""
 LABEL = b"V"
 """Typeflag of GNU tar's volume label, which names the archive and is not a member."""
 

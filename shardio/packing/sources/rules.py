@@ -22,7 +22,7 @@ from typing import NamedTuple
 from shardio.errors import SituationError, UsageError, quoted, shown
 from shardio.fields.base import IMAGE_FIELDS, LABEL_FIELD
 from shardio.indexing.manifest import INDEX_FOLDER
-from shardio.packing.sources.base import FromMemory, SourceField
+from shardio.packing.sources.base import FromMemory, SourceField, junk_in
 
 KEY = "__key__"
 """Stands for the key of a sample where else a field is named."""
@@ -286,6 +286,7 @@ def refuse_mixed_folder(path: str) -> None:
             each.name
             for each in entries
             if not each.name.startswith(".")
+            and not junk_in(each.name)
             and (
                 (each.is_dir() and each.name != INDEX_FOLDER)
                 or each.name.lower().rpartition(".")[2] in IMAGE_FIELDS

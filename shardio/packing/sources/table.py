@@ -243,6 +243,7 @@ class TableSource:
     """
 
     described: ClassVar[str] = "a table"
+    remedy: ClassVar[str] = "fix or remove the row, or the file that it names"
     options: ClassVar[tuple[str, ...]] = (
         *("labels", "classes", "manifest"),
         *("path_columns", "label_column", "key_column"),
