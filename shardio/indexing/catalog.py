@@ -95,7 +95,7 @@ class ShardEntry:
                 where=self.name,
                 remedy="run `shardio index` on the folder of the shard",
             )
-        if self.contents != _contents_of(index):
+        if self.contents != index.contents():
             raise IndexFileError(
                 "the index is of other contents: the shard was changed after the dataset "
                 "was opened",
@@ -456,7 +456,7 @@ def _open_foreign(part: Location, unmarked: list[str]) -> Catalog:
                 index=str(path.absolute()),
                 samples=len(index),
                 size=index.shard_size,
-                contents=_contents_of(index),
+                contents=index.contents(),
                 version=None if index.checksums is not None else version,
             )
         )
@@ -481,10 +481,6 @@ def _open_packed(folder: Location) -> Catalog:
         for shard in manifest.shards
     )
     return Catalog(shards=entries, fields=manifest.fields, classes=manifest.classes)
-
-
-def _contents_of(index: ShardIndex) -> str:
-    return index.shard_sha256 or index.digest()
 
 
 def _index_of(shard: Path, plain: Path) -> tuple[Path, ShardIndex]:

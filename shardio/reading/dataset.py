@@ -9,7 +9,7 @@ chosen by number, by predicate, by key or by fractions: a chosen part is a datas
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import compress
 from pathlib import Path
@@ -24,7 +24,7 @@ from shardio.fields.base import BYTES, FieldType
 from shardio.fields.limits import MAX_PIXELS
 from shardio.indexing.catalog import Catalog, ShardPaths, list_parts, open_catalog
 from shardio.indexing.shard_index import ShardIndex
-from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, Shuffle, Tail, count_steps
+from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, Shuffle, Tail
 from shardio.planning.order import Order, derive_key
 from shardio.planning.samples import Samples
 from shardio.reading.batch import Delivery, SampleReader
@@ -39,8 +39,8 @@ from shardio.reading.columns import (
 from shardio.reading.handover import Allocate, Recycler
 from shardio.reading.loop import (
     Identity,
-    Ranks,
     ResumableDataset,
+    Share,
     UnfinishedBatches,
     find_worker,
     finish_in_turn,
@@ -425,11 +425,11 @@ class ShardDataset(ResumableDataset):
             UsageError: there is no such epoch, or it has no such step.
         """
         epoch, step = self._check_epoch(epoch), whole_number("step", step, least=0)
-        ranks = self.ranks
-        steps = self._count_steps(ranks)
+        share = self.share
+        steps = self._count_steps(share)
         if step >= steps:
             raise UsageError(f"step {step} is outside the {steps} steps of an epoch")
-        (batch,) = finish_in_turn(self._read_steps(epoch, [step], ranks, Recycler()))
+        (batch,) = finish_in_turn(self._read_steps(epoch, [step], share, Recycler()))
         return self._deliver(batch, epoch, step)
 
     @property
@@ -447,44 +447,42 @@ class ShardDataset(ResumableDataset):
             UsageError: the dataset is empty, no step is left of it, or its arguments do not fit
                 the number of ranks.
         """
-        ranks = self.ranks
-        self._count_steps(ranks)
-        return self._plan(epoch, ranks)
+        share = self.share
+        self._count_steps(share)
+        return self._plan(epoch, share)
 
-    def _plan(self, epoch: int, ranks: Ranks) -> EpochPlan:
-        size = self._divide(ranks) * ranks.world_size
+    def _plan(self, epoch: int, share: Share) -> EpochPlan:
+        size = share.global_batch_size
         return EpochPlan(
             self.samples, self.shuffle, global_batch_size=size, epoch=epoch, tail=self._tail
         )
 
-    def _count_steps(self, ranks: Ranks) -> int:
-        size = self._divide(ranks) * ranks.world_size
-        check_plan(
+    def _count_steps(self, share: Share) -> int:
+        return check_plan(
             self,
             self.samples,
             self.shuffle,
             tail=self._tail,
-            world_size=ranks.world_size,
-            global_batch_size=size,
+            world_size=share.world_size,
+            global_batch_size=share.global_batch_size,
         )
-        return count_steps(len(self.samples), size, self._tail)
 
     def _read_steps(
-        self, epoch: int, steps: Sequence[int], ranks: Ranks, allocate: Allocate
+        self, epoch: int, steps: Sequence[int], share: Share, allocate: Allocate
     ) -> UnfinishedBatches:
-        plan, pool = self._plan(epoch, ranks), ShardPool(self.catalog.shards)
+        plan, pool = self._plan(epoch, share), ShardPool(self.catalog.shards)
         at_once = 1 if self._makes_batches else _SAMPLES_PLANNED_AT_ONCE
-        shares = (
-            plan.share(steps[first : first + at_once], ranks.rank, ranks.world_size)
+        positions = (
+            plan.share(steps[first : first + at_once], share.rank, share.world_size)
             for first in range(0, len(steps), at_once)
         )
         reader, key = self.reader(pool, allocate), self.transform_key(epoch)
-        with self.read_ahead(plan.orders, pool) as ahead:
+        with closing(self.read_ahead(plan.orders, pool)) as ahead:
             asked = ahead if len(steps) > 1 else None
-            yield from reader.read(plan, shares, self._divide(ranks), key, asked)
+            yield from reader.read(plan, positions, share.batch_size, key, asked)
 
     def read_ahead(self, orders: Sequence[Order], pool: ShardPool) -> ReadAhead:
-        """What asks for shards of this dataset before they are read."""
+        """Make what asks for shards of this dataset before they are read."""
         some = orders if self.shuffle.window is not None else ()
         return ReadAhead(some, self.samples, pool, find_worker(), self.times)
 

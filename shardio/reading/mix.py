@@ -28,7 +28,7 @@ from shardio.planning.order import grouped
 from shardio.reading.batch import Batch
 from shardio.reading.dataset import ShardDataset
 from shardio.reading.handover import Allocate
-from shardio.reading.loop import Identity, Ranks, ResumableDataset, UnfinishedBatches
+from shardio.reading.loop import Identity, ResumableDataset, Share, UnfinishedBatches
 from shardio.reading.shards import ShardPool
 
 Stop = Literal["first", "all"]
@@ -94,8 +94,8 @@ class Mix(ResumableDataset):
         self._mixture = Mixture(self._weights)
         self._digests = _compact([_digest_of(source) for source in self.sources])
 
-    def _count_steps(self, ranks: Ranks) -> int:
-        sizes, taken = [len(source.samples) for source in self.sources], self._taken(ranks)
+    def _count_steps(self, share: Share) -> int:
+        sizes, taken = [len(source.samples) for source in self.sources], share.global_batch_size
         if self._stop == "all":
             lasts = [self._mixture.position(s, size - 1) for s, size in enumerate(sizes)]
             return -(-(max(lasts) + 1) // taken)
@@ -109,13 +109,9 @@ class Mix(ResumableDataset):
             )
         return steps
 
-    def _taken(self, ranks: Ranks) -> int:
-        """Count the samples that all ranks take in a step."""
-        return self._divide(ranks) * ranks.world_size
-
     def _count_epochs(self) -> int:
-        ranks = self.ranks
-        return _POSITIONS // (self._count_steps(ranks) * self._taken(ranks))
+        share = self.share
+        return _POSITIONS // (self._count_steps(share) * share.global_batch_size)
 
     @property
     def num_bad_samples(self) -> int:
@@ -123,10 +119,10 @@ class Mix(ResumableDataset):
         return sum(source.num_bad_samples for source in set(self.sources))
 
     def _read_steps(
-        self, epoch: int, steps: Sequence[int], ranks: Ranks, allocate: Allocate
+        self, epoch: int, steps: Sequence[int], share: Share, allocate: Allocate
     ) -> UnfinishedBatches:
-        size, taken = self._divide(ranks), self._taken(ranks)
-        start = epoch * self._count_steps(ranks) * taken + ranks.rank * size
+        size, taken = share.batch_size, share.global_batch_size
+        start = epoch * self._count_steps(share) * taken + share.rank * size
         with ExitStack() as stack:
             readers = [_SourceReader(source, allocate) for source in self.sources]
             for reader in readers:
@@ -295,7 +291,7 @@ def _check_sources(sources: Sequence[ShardDataset]) -> None:
     facts: dict[str, list[Any]] = {
         "entries": [sorted(source.fields) for source in sources],
         "batch_size": [source.batch_size for source in sources],
-        "rank and world_size": [str(source.ranks) for source in sources],
+        "rank and world_size": [source.share[:2] for source in sources],
     }
     for name, values in facts.items():
         for number, value in enumerate(values):
