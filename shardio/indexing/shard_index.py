@@ -85,7 +85,7 @@ class MappedFile(NamedTuple):
         """Compare the file, unless another has taken its place, which leaves the map as it is.
 
         Raises:
-            IndexFileError: it was cut off or written to.
+            IndexFileError: it was truncated or written to.
             OSError: it cannot be looked at.
         """
         try:
@@ -123,7 +123,7 @@ class ShardIndex:
         shard_sha256: hexadecimal digest of that file, if it was read whole.
         fields: names of the F columns, sorted.
         has_end: whether an end-of-archive mark follows the members.
-        file: which the arrays are mapped from; None where they lie in memory.
+        file: file of the mapped arrays; None for arrays in memory.
     """
 
     shard_size: int
@@ -141,12 +141,12 @@ class ShardIndex:
 
     @property
     def verifies(self) -> bool:
-        """Whether it tells when other bytes lie where a field was."""
+        """Whether it has checksums, of the data or of headers."""
         return self.checksums is not None or self.headers is not None
 
     @property
     def firsts(self) -> NDArray[np.int64]:
-        """Where reading of each field starts: at its headers, if they are to be verified."""
+        """Offset where reading of each field starts: its headers, if they are to be verified."""
         return self.offsets if self.starts is None else self.starts
 
     def __len__(self) -> int:
@@ -161,14 +161,14 @@ class ShardIndex:
             known.update(np.ascontiguousarray(array).data)
         return known.hexdigest()
 
-    def key(self, index: int) -> str:
-        """The key of a sample."""
-        start, end = self.key_ends[index], self.key_ends[index + 1]
+    def key(self, sample: int) -> str:
+        """Return the key of a sample."""
+        start, end = self.key_ends[sample], self.key_ends[sample + 1]
         return decode_key(self.keys.data[start:end])
 
 
 def decode_key(data: memoryview) -> str:
-    """A key from its bytes."""
+    """Decode the bytes of a key."""
     return str(data, "utf-8", "surrogateescape")
 
 
@@ -233,7 +233,7 @@ def _decode_index(file: StoredFile) -> ShardIndex:
     head = file.read(0, size if mappable is None else min(size, _PIECE))
     start = 8 + int.from_bytes(head[:8], "little")
     if start > size:
-        raise ValueError("its header is cut off")
+        raise ValueError("its header is truncated")
     if start > len(head):
         head = file.read(0, start)
     header = json.loads(head[8:start])

@@ -1,9 +1,9 @@
-"""The one contract of everything that is looped over: epochs, steps, ranks, state.
+"""Loops over datasets: epochs, steps, ranks and state, one contract for all of them.
 
-A loop is a range of steps of an epoch. The subclass knows how many steps an epoch has and how to
-begin the batches of some of them; this module knows which steps those are, for this rank and
-worker, and what is remembered of them. Workers run ahead of a training loop, so what the loop has
-received is known from the batch that it holds: batches carry their epoch and step.
+A loop is a range of steps of an epoch. The subclass counts the steps of an epoch and begins the
+batches of some of them. This module decides which steps those are for this rank and worker, and
+keeps the position. Workers run ahead of a training loop, so its position is known from the last
+batch that it received: batches carry their epoch and step.
 
 The state of a loop is a position (epoch and step) and the identity of what it is a position in:
 everything that the sequence of global batches depends on. The identity is compared entry by entry,
@@ -104,8 +104,8 @@ def _ranks_of_environment() -> tuple[int, int]:
         return int(rank or ""), int(world_size or "")
     except ValueError as error:
         raise UsageError(
-            f"the environment has RANK={rank} and WORLD_SIZE={world_size}: set both to numbers, "
-            "unset both, or pass rank and world_size"
+            f"the environment has RANK={rank} and WORLD_SIZE={world_size}",
+            remedy="set both to numbers, unset both, or pass rank and world_size",
         ) from error
 
 
@@ -201,11 +201,13 @@ def read_state(
     """
     version = state.get("version") if isinstance(state, Mapping) else None
     if type(version) is not int:
-        raise UsageError(f"{_short(state)} is no state of a dataset: pass what state_dict() gave")
+        raise UsageError(
+            f"{_short(state)} is not a state of a dataset", remedy="pass a result of state_dict()"
+        )
     if version != VERSION:
         raise UsageError(
-            f"the state has version {version}, this shardio reads {VERSION}: install the shardio "
-            "that wrote it"
+            f"the state has version {version}, this shardio reads {VERSION}",
+            remedy="install the shardio that wrote it",
         )
     different = [
         f"{name} was {state.get(name)!r}, is {value!r}"
@@ -214,8 +216,11 @@ def read_state(
     ]
     if different:
         raise UsageError(
-            f"the state belongs to other batches: {'; '.join(different)}. Open the dataset as it "
-            "was when the state was saved, or start an epoch anew with set_epoch()"
+            f"the state belongs to other batches: {'; '.join(different)}",
+            remedy=(
+                "open the dataset as it was when the state was saved, or start an epoch anew with "
+                "set_epoch()"
+            ),
         )
     _check_worker(state.get("worker"), worker)
     epoch, step = state.get("epoch"), state.get("step")
@@ -230,8 +235,8 @@ def _check_worker(saved: object, worker: tuple[int, int] | None) -> None:
         return
     if saved is None:
         raise UsageError(
-            "a worker was given the state of a whole loop: load it into the dataset before the "
-            "DataLoader starts its workers"
+            "a worker was given the state of a whole loop",
+            remedy="load it into the dataset before the DataLoader starts its workers",
         )
     raise UsageError(
         f"the state is of worker and num_workers {saved}, here they are {here}",
@@ -585,10 +590,11 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
             position, worker = _position_after(batch), None
         elif worker is None and self._epochs.by_workers:
             raise UsageError(
-                "DataLoader workers read ahead of the loop: pass the last batch that it "
-                "received, state_dict(batch). A dataset without batch_size has no such "
-                "batch",
-                remedy="use torchdata's StatefulDataLoader, or num_workers=0",
+                "DataLoader workers read ahead of the loop, so its position is not known",
+                remedy=(
+                    "pass the last batch that it received, state_dict(batch); without batch_size, "
+                    "use torchdata's StatefulDataLoader or num_workers=0"
+                ),
             )
         else:
             position = self._position or self._epochs.next
@@ -674,6 +680,6 @@ def _position_after(batch: Mapping[str, Any]) -> Position:
         return Position(int(batch["__epoch__"]), int(batch["__step__"]) + 1)
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(
-            "the batch has no '__epoch__' and '__step__': pass one as a dataset with batch_size "
-            "yields it"
+            "the batch has no '__epoch__' and '__step__'",
+            remedy="pass a batch as a dataset with batch_size yields it",
         ) from error

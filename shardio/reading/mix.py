@@ -68,10 +68,10 @@ class Mix(ResumableDataset):
             down to whole steps, or when "all" sources have ended one, up to whole steps.
 
     Attributes:
-        sources: as given.
+        sources: datasets of the mixture.
 
     Raises:
-        UsageError: the weights are no shares, or the sources do not fit together.
+        UsageError: the weights are not shares, or the sources do not fit together.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Mix(ResumableDataset):
                 yield _MixedBatch(draws, parts, size, allocate)
 
     def _draw(self, position: int, size: int) -> Iterator[_Draw]:
-        """What some consecutive positions of the mixture take."""
+        """List the draws of some consecutive positions of the mixture."""
         taken = self._mixture.sources(np.arange(position, position + size))
         for source, inside in grouped(taken):
             slots = np.arange(size)[inside]
@@ -239,20 +239,20 @@ def _shown(value: torch.Tensor) -> str:
 
 
 def _scatter(values: list[Any], slots: list[NDArray[np.int64]], allocate: Allocate) -> Any:
-    """One entry of a batch from those of its parts."""
+    """Make an entry of a batch from those of its parts."""
     size = sum(map(len, slots))
     if not isinstance(values[0], torch.Tensor):
         entry = [None] * size
-        for value, places in zip(values, slots, strict=True):
-            for place, item in zip(places.tolist(), value, strict=True):
-                entry[place] = item
+        for value, some in zip(values, slots, strict=True):
+            for slot, item in zip(some.tolist(), value, strict=True):
+                entry[slot] = item
         return entry
     channels_last = values[0].ndim == 4 and values[0].permute(0, 2, 3, 1).is_contiguous()
     if channels_last:
         values = [value.permute(0, 2, 3, 1) for value in values]
     batch = allocate((size, *values[0].shape[1:]), values[0].dtype)
-    for value, places in zip(values, slots, strict=True):
-        batch[torch.from_numpy(places)] = value
+    for value, some in zip(values, slots, strict=True):
+        batch[torch.from_numpy(some)] = value
     return batch.permute(0, 3, 1, 2) if channels_last else batch
 
 
@@ -280,7 +280,7 @@ def _check_weights(weights: Sequence[float], sources: int) -> None:
 def _check_sources(sources: Sequence[ShardDataset]) -> None:
     for number, source in enumerate(sources):
         if not isinstance(source, ShardDataset):
-            raise UsageError(f"source {number} is no ShardDataset: {source!r}")
+            raise UsageError(f"source {number} is not a ShardDataset: {source!r}")
         if not len(source.samples):
             raise UsageError(f"source {number} has no samples")
         if source.shuffle.streams > 1:
