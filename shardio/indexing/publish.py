@@ -28,7 +28,7 @@ from shardio.storage.folder import Folder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexSummary:
-    """What was indexed.
+    """Totals of the indexed shards.
 
     Attributes:
         shards: number of shards.
@@ -131,7 +131,10 @@ def _compare(shard: Path, index: ShardIndex, digests: dict[str, str] | None) -> 
         raise IndexFileError(
             "the shard is not what was packed (its SHA-256 is not in the manifest)",
             where=shard,
-            remedy=("get it again, or pass --force to accept all shards of the folder as they are"),
+            remedy=(
+                "download it again, or accept all shards of the folder as they are with force=True "
+                "(--force)"
+            ),
             shard=str(shard),
         )
 

@@ -26,7 +26,7 @@ from shardio.options import with_options
 from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, References, Tail, steps_of_worker
 from shardio.planning.order import Order
 from shardio.planning.samples import Samples
-from shardio.reading.settings import check_plan, make_shuffle
+from shardio.reading.settings import check_plan, divide_batch, make_shuffle
 
 _POSITIONS_AT_ONCE = 1 << 16
 _MOST_SAMPLES, _MOST_PROCESSES = 1 << 31, 1 << 20
@@ -159,12 +159,7 @@ class OrderOptions:
         size = whole_number(
             "global_batch_size", self.global_batch_size, least=1, most=_MOST_SAMPLES
         )
-        share, rest = divmod(size, self.ranks)
-        if rest:
-            raise UsageError(
-                f"global_batch_size={size} does not divide among {counted(self.ranks, 'rank')}"
-            )
-        return share
+        return divide_batch(size, self.ranks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

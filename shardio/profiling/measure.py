@@ -466,7 +466,7 @@ def _in_memory(dataset: ShardDataset) -> tuple[list[Stored], MakeColumns]:
         return [], lambda: reader.columns(_SLOTS)
     plan = dataset.plan(0)
     steps = range(min(plan.num_steps, -(-_SAMPLES // dataset.global_batch_size)))
-    references = plan.references(plan.share(steps, 0, dataset.ranks.world_size))
+    references = plan.references(plan.share(steps, 0, dataset.share.world_size))
     wanted = tuple(dataset.fields.values())
     found: list[Stored] = []
     for shard, sample in zip(references.shards.tolist(), references.indices.tolist(), strict=True):
