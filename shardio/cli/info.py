@@ -221,8 +221,7 @@ def _sample_table(sample: SampleInfo) -> Table:
     made = table("field", "size", "value")
     made.columns[2].justify, made.columns[2].overflow = "left", "fold"
     for field in sample.fields:
-        value = "; ".join(filter(None, (field.value, field.remedy)))
-        made.add_row(shown(field.name), _size(field.bytes), escaped(value))
+        made.add_row(shown(field.name), _size(field.bytes), escaped(field.value))
     return made
 
 

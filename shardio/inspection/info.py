@@ -49,7 +49,6 @@ class FieldValue:
         value: summary of the data: format and height × width of an image, number and name of a
             class, first 60 characters of text, dtype and shape of an array, first 16 bytes of
             others; or the reason why they cannot be decoded.
-        remedy: advice if they cannot be decoded, or None.
     """
 
     name: str
@@ -57,7 +56,6 @@ class FieldValue:
     bytes: int
     offset: int
     value: str
-    remedy: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,23 +134,15 @@ def look_at(
         type_ = types(name)
         needed = size if type_.preview_bytes is None else min(size, type_.preview_bytes)
         data = file.read(offset, needed)
-        remedy = None
         try:
             value = type_.preview(data)
         except CodecError as error:
-            value, remedy = f"cannot be decoded: {error.what}", error.remedy
+            value = f"cannot be decoded: {error}"
         else:
             if name == LABEL_FIELD and classes is not None:
                 value += f" ({class_name(int(value), classes) or 'not in the list of classes'})"
         values.append(
-            FieldValue(
-                name=name,
-                kind=type_.name,
-                bytes=size,
-                offset=offset,
-                value=value,
-                remedy=remedy,
-            )
+            FieldValue(name=name, kind=type_.name, bytes=size, offset=offset, value=value)
         )
     return SampleInfo(
         key=index.key(row),
