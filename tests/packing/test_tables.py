@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 import shardio
-from shardio.packing.sources.table import read_rows
+from shardio.packing.sources.rows import Table
 from shardio.testing import read_members
 
 
@@ -167,7 +167,7 @@ class TestQuotes:
         path = tmp_path_factory.getbasetemp() / f"written.{kind}"
         text = written(rows, "," if kind == "csv" else "\t")
         path.write_bytes(text.encode())
-        found = [[*row.values.values()] for row in read_rows(path)]
+        found = [[*row.values.values()] for row in Table(path).rows()]
         assert found == rows[1:]
 
     @given(rows=tables(), data=st.data())
@@ -186,7 +186,7 @@ class TestQuotes:
         with pytest.raises(
             shardio.PackError, match=r"changed\.csv, row \d+: .*(quote|cells|same name)"
         ):
-            [*read_rows(path)]
+            [*Table(path).rows()]
 
     @pytest.mark.parametrize(
         "captions",
@@ -263,7 +263,7 @@ class TestText:
         ("kind", "text"),
         [
             ("csv", "path,label,caption\n0.bin,0,plain\n1.bin,1,café\n"),
-            ("jsonl", '{"path": "0.bin"}\n{"path": "1.bin", "caption": "café"}\n'),
+            ("jsonl", '{"path": "0.bin", "label": 0}\n{"path": "1.bin", "caption": "café"}\n'),
         ],
     )
     def test_text_that_is_not_utf_8_is_refused_with_row_and_byte(
