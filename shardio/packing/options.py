@@ -84,13 +84,16 @@ class OutputOptions:
         self,
         *,
         check: bool = False,
+        types: Mapping[str, FieldType] | None = None,
         images: ImageEncoding | None = None,
         dedupe: Dedupe | None = None,
     ) -> PackJob:
         """Make the job that they ask for.
 
         Args:
-            check: whether to look at images, whether they are some and whole.
+            check: whether to look at data: whether images are some and whole, and whether text,
+                JSON and class numbers decode.
+            types: types of a user by field name; other fields have their default types.
             images: encoding of the images; None stores them as they are.
             dedupe: treatment of duplicates; None does not look for any.
         """
@@ -108,6 +111,7 @@ class OutputOptions:
             seed=self.seed,
             images=images or ImageEncoding(),
             check=check,
+            types=types or {},
             skip=self.on_error == "skip",
             dedupe=dedupe,
             engine=make_engine(self.engine, self.jobs),
@@ -267,7 +271,8 @@ class PackOptions(OutputOptions):
             quality=self.quality,
             max_pixels=self.max_pixels,
         )
-        return self.make_job(check=True, images=images, dedupe=dedupe)
+        types = {} if isinstance(self.fields, str) else given_types(self.fields)
+        return self.make_job(check=True, types=types, images=images, dedupe=dedupe)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

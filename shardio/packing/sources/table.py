@@ -174,7 +174,7 @@ class TableSource:
             try:
                 sample: SourceSample | Problem = self._sample(row, place, rule)
             except UnpackableError as error:
-                sample = Problem(path=place, reason=str(error))
+                sample = Problem.of(place, error)
             yield sample
 
     def _refuse_rows_inside(self, row: Row, place: str) -> None:

@@ -133,7 +133,7 @@ class Targets:
         if number is None:
             raise UnpackableError(
                 f"its column {quoted(column)} holds {quoted(value)}, not a number",
-                remedy="mend the row, or pass --on-error skip to leave it out",
+                remedy="mend the row",
             )
         if self._changes(number):
             raise UnpackableError(
