@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.errors import PackError, SituationError, UsageError
+from shardio.fields.base import FieldType
 from shardio.indexing.manifest import INDEX_FOLDER, Manifest, write_manifest
 from shardio.packing.dedupe import Dedupe, FingerprintTask, fingerprint, group_alike, hamming
 from shardio.packing.engine import Advance, Engine
@@ -65,7 +66,8 @@ class PackJob:
         shuffle: whether to order the samples at random; otherwise they stay in the source's order.
         seed: seed of the order and the splits.
         images: encoding of the images.
-        check: whether to look at images, whether they are some and whole.
+        check: whether to look at data, see SampleTask.
+        types: types of a user by field name; other fields have their default types.
         skip: whether to leave out what cannot be packed, instead of stopping.
         dedupe: treatment of duplicates; None does not look for any.
         engine: engine that runs the tasks.
@@ -89,6 +91,7 @@ class PackJob:
     progress: Progress | None
     ledger: str = SKIPPED_NAME
     storage: Storage | None = None
+    types: Mapping[str, FieldType] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.sharding.shard_size is not None and self.images.decodes:
@@ -387,6 +390,7 @@ def _of_samples(
         "images": job.images,
         "check": job.check,
         "remedy": remedy_for(source),
+        "types": job.types,
     }
 
 

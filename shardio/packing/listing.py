@@ -50,15 +50,15 @@ _HASH = 16  # bytes
 def to_line(sample: SourceSample) -> bytes:
     """Write a sample as one line of JSON, in ASCII."""
     fields = [(name, *_to_json(origin)) for name, origin in sample.fields]
-    row = (sample.key, sample.path, sample.label, sample.renamed, fields)
+    row = (sample.key, sample.path, sample.label, sample.renamed, fields, sample.place)
     return _encode(row).encode("ascii") + b"\n"
 
 
 def from_line(line: bytes) -> SourceSample:
     """Read the sample that a line was made of."""
-    key, path, label, renamed, fields = json.loads(line)
+    key, path, label, renamed, fields, place = json.loads(line)
     found = [SourceField(field, _from_json(*origin)) for field, *origin in fields]
-    return SourceSample(key, path, tuple(found), label, renamed)
+    return SourceSample(key, path, tuple(found), label, renamed, place)
 
 
 def _to_json(origin: Origin) -> tuple[Any, ...]:
@@ -250,7 +250,9 @@ class Listing:
                         ": it comes twice, and all of a sample must be in one row of a table, or "
                         "side by side in one tar"
                     )
-                problems[number] = Problem(path=sample.path, reason=reason)
+                if sample.place:
+                    reason += f" (first in {shown(holder.place)})"
+                problems[number] = Problem(path=sample.place or sample.path, reason=reason)
         if problems:
             self.leave_out(problems)
 

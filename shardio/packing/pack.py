@@ -48,7 +48,8 @@ def pack(
             folders inside are searched too, dot files are left out. Or tars (a folder of them, one,
             a glob or a pattern), whose members are taken as they are. Or TFRecord files of
             tf.train.Example messages (a folder of them, one, a glob or a pattern); numbers and
-            texts that are not fields of their own go into the field json. Or an iterable of
+            texts that are not fields of their own go into the field json. Or a table, CSV, TSV,
+            JSON Lines or Parquet, with a row a sample. Or an iterable of
             samples, mappings from fields to bytes, paths or values, with their "__key__". Or any
             `shardio.Source`.
         out: path of a folder without shards.
@@ -117,6 +118,8 @@ def open_source(path: str, options: PackOptions) -> Source:
     """
     refuse_url(path)
     kind = next(each for each in SOURCES if each.claims(path, options))
+    if kind is not TableSource:
+        options.require_table()
     _refuse_others(options, kind.described, kind.options, where=path)
     return kind.open(path, options)
 

@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from shardio.errors import CodecError, IndexFileError, UsageError, quoted
-from shardio.fields.base import PIXELS_FIELD
+from shardio.fields.arrays import Label
+from shardio.fields.base import PIXELS_FIELD, FieldType
 from shardio.fields.defaults import IMAGE, type_of
 from shardio.fields.probe import check_complete, probe_image
+from shardio.fields.text import Json, Text
 from shardio.indexing.manifest import ShardReceipt, index_path, receipt_of, write_index
 from shardio.indexing.scan import IndexBuilder
 from shardio.indexing.shard_index import ShardIndex, read_index
@@ -259,6 +261,8 @@ def _is_receipt(name: str) -> bool:
 
 
 _PROBLEMS = (UnpackableError, CodecError, UsageError)
+_WORDS = (Text, Json, Label)
+"""Types whose data cost little to decode, so that a pack has none that do not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -269,8 +273,10 @@ class SampleTask:
         root: folder that their paths start from.
         samples: list of the samples.
         images: encoding of the images.
-        check: whether to look at images, whether they are some and whole.
+        check: whether to look at data: whether images are some and whole, and whether text, JSON
+            and class numbers decode.
         remedy: advice for a sample that cannot be packed.
+        types: types of a user by field name; other fields have their default types.
     """
 
     root: str
@@ -278,6 +284,7 @@ class SampleTask:
     images: ImageEncoding
     check: bool
     remedy: str
+    types: Mapping[str, FieldType]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -403,6 +410,7 @@ class _Packer:
         self.archive = ArchiveWriter(stream)
         self._encoding = task.images
         self._check = task.check or task.images.decodes
+        self._types = task.types
         self._files = files
         self._pixels: PixelWriter | None = None
         if task.images.decodes:
@@ -420,7 +428,7 @@ class _Packer:
         for name, origin in sample.fields:
             data = self._files.read(origin, self.archive.reserve)
             field = name or ""
-            type_ = type_of(field)
+            type_ = type_of(field, given=self._types)
             if name is None or (self._check and type_.image_file):
                 images += 1
                 field = self._pack_image(
@@ -428,6 +436,8 @@ class _Packer:
                 )
             elif type_.geometry and self._encoding.decodes:
                 raise UsageError(f"{name} holds pixels, and only image files can become others")
+            elif self._check and isinstance(type_, _WORDS):
+                _check_words(field, type_, data)
             if field in taken:
                 raise UsageError(
                     f"the sample has the field {quoted(field)} twice", remedy="name one otherwise"
@@ -457,7 +467,7 @@ class _Packer:
                     f"{name} is the second image of the sample, and only one can be resized, "
                     "encoded anew or stored as pixels"
                 )
-            if name is not None and type_of(name).geometry == "nearest":
+            if name is not None and type_of(name, given=self._types).geometry == "nearest":
                 raise UsageError(
                     f"{name} holds classes as pixels, which would change if it was "
                     "resized or encoded anew",
@@ -467,6 +477,16 @@ class _Packer:
             if self._encoding.store == "raw":
                 return PIXELS_FIELD
         return field
+
+
+def _check_words(field: str, type_: FieldType, data: memoryview) -> None:
+    try:
+        type_.decode(data)
+    except CodecError as error:
+        raise CodecError(
+            f"its field {quoted(field)} is {error.what}",
+            remedy="save text as UTF-8, or name a field of other bytes otherwise",
+        ) from error
 
 
 class _Nowhere(io.BytesIO):

@@ -77,11 +77,15 @@ def test_packing_what_was_converted_gives_the_same_shards(packed: Path, tmp_path
         assert (tmp_path / "out" / shard.name).read_bytes() == shard.read_bytes()
 
 
+WORDS = st.text(st.characters(codec="utf-8")).map(str.encode)
+JSON = st.dictionaries(st.text(), st.integers()).map(lambda value: json.dumps(value).encode())
+
+
 @settings(max_examples=20)
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z0-9_/]{0,6}[a-z0-9]", fullmatch=True).filter(lambda k: k[0] != "/"),
-        st.dictionaries(st.sampled_from(["npy", "x.txt", "json"]), st.binary(), min_size=1),
+        st.fixed_dictionaries({"npy": st.binary()}, optional={"x.txt": WORDS, "json": JSON}),
         min_size=1,
         max_size=5,
     ),

@@ -92,6 +92,7 @@ class SourceSample(NamedTuple):
         fields: fields in the order in which they are packed.
         label: number of its class; None without classes.
         renamed: whether the key is another than the path without its extension.
+        place: place that lists the sample, if another sample may have the same path.
     """
 
     key: str
@@ -99,6 +100,7 @@ class SourceSample(NamedTuple):
     fields: tuple[SourceField, ...]
     label: int | None = None
     renamed: bool = False
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

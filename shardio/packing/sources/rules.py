@@ -172,7 +172,7 @@ class LabelEncoder:
         others = f", as most labels are ({self.example})" if self.example else ""
         return (
             f"its label {quoted(name)} is not a {kind}{others}; --classes lists the names of all "
-            "classes, --no-labels packs the column as data"
+            "classes, --no-labels packs the column as data, --target-column as numbers to predict"
         )
 
 
@@ -228,12 +228,15 @@ def integer_in(text: str) -> int | None:
     """Parse a 64-bit integer, in whatever way it is spelled; None if the text spells none."""
     if text.isascii() and text.isdecimal() and len(text) < _DIGITS:
         return int(text)
-    if not _NUMBER.fullmatch(text):
-        return None
-    number = Decimal(text.strip())
-    if not -_LIMIT <= number < _LIMIT or number != number.to_integral_value():
+    number = number_in(text)
+    if number is None or not -_LIMIT <= number < _LIMIT or number != number.to_integral_value():
         return None
     return int(number)
+
+
+def number_in(text: str) -> Decimal | None:
+    """Parse a decimal number, in whatever way it is spelled; None if the text spells none."""
+    return Decimal(text.strip()) if _NUMBER.fullmatch(text) else None
 
 
 class FeaturePair(NamedTuple):
