@@ -202,7 +202,10 @@ def test_a_users_transform_and_step_are_measured(
     assert seen.stages.transform.wall > 1000 > seen.stages.transform.cpu
 
 
-def test_a_transform_with_threads_of_torch_does_not_hang(packed: Path, tmp_path: Path) -> None:
+def test_a_transform_with_threads_of_torch_does_not_hang(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # conftest.py has them off
     code = tmp_path / "mine.py"
     code.write_text(
         "import torch\ndef grow(image):\n"
