@@ -9,11 +9,12 @@ mean orientation 1: the picture is shown as it is stored. Turning is done on num
 from __future__ import annotations
 
 from struct import unpack_from
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
+
+T = TypeVar("T", bound=np.generic)
 
 ORIENTATION_TAG = 0x0112
 UPRIGHT = 1
@@ -58,15 +59,15 @@ def exif_orientation(exif: bytes | memoryview) -> int:
     return UPRIGHT
 
 
-def apply_orientation(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+def apply_orientation(pixels: NDArray[T], orientation: int) -> NDArray[T]:
     """Turn a picture from how it is stored to how it is shown.
 
     Args:
-        pixels: uint8 [H, W, C] as stored.
+        pixels: [H, W, C] as stored.
         orientation: EXIF orientation, 1 to 8.
 
     Returns:
-        A view of the same memory: uint8 [H, W, C] for orientations 1 to 4, [W, H, C] for 5 to 8.
+        A view of the same memory: [H, W, C] for orientations 1 to 4, [W, H, C] for 5 to 8.
     """
     if orientation >= FIRST_TURNED:
         pixels = pixels.transpose(1, 0, 2)

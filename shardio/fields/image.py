@@ -25,7 +25,7 @@ import os
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import cv2
 import numpy as np
@@ -37,7 +37,7 @@ from shardio.fields.boundary import decoder
 from shardio.fields.exif import UPRIGHT, apply_orientation, place_as_stored
 from shardio.fields.jpeg import LEAST_SHRUNK, decode_jpeg, decode_jpeg_top
 from shardio.fields.limits import MAX_PIXELS
-from shardio.fields.png import critical_chunks, is_tiny, plain_png
+from shardio.fields.png import critical_chunks, index_png, is_tiny, plain_png
 from shardio.fields.probe import check_complete, probe_image
 from shardio.processes import is_forked, new_lock
 
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 _NATIVE_RGB: int | None = getattr(cv2, "IMREAD_COLOR_RGB", None)  # OpenCV 4.11 and later
 _FLAGS = cv2.IMREAD_IGNORE_ORIENTATION | (_NATIVE_RGB or cv2.IMREAD_COLOR)
+_TITLES = {"jpeg": "JPEG", "webp": "WebP", "bmp": "BMP"}
 _LOG_LEVEL = "OPENCV_LOG_LEVEL"
 
 
@@ -108,17 +109,22 @@ def decode_with_opencv(data: Buffer, size: tuple[int, int]) -> NDArray[np.uint8]
         CodecError: OpenCV refuses the image.
         MemoryError: the machine does not have the memory that an image of this size takes.
     """
+    pixels = _with_opencv(data, size, _FLAGS)
+    if _NATIVE_RGB is None:
+        cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
+    return cast("NDArray[np.uint8]", pixels)
+
+
+def _with_opencv(data: Buffer, size: tuple[int, int], flags: int) -> NDArray[Any]:
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         _allocate_for_trial(size)
         raise CodecError(f"OpenCV refuses the image: {error.err or error}") from None
     if pixels is None:
         _allocate_for_trial(size)
         raise CodecError("OpenCV does not decode the image: its data are corrupt or of a rare kind")
-    if _NATIVE_RGB is None:
-        cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
-    return cast("NDArray[np.uint8]", pixels)
+    return pixels
 
 
 def _allocate_for_trial(size: tuple[int, int]) -> None:
@@ -239,6 +245,48 @@ def decode_stored(
             f"the pixels decode to {pixels.shape}, but the header announces {info.stored_size}"
         )
     return pixels
+
+
+@decoder
+def decode_values(
+    data: Buffer, info: ImageInfo | None = None, *, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8 | np.uint16]:
+    """Decode the values that a PNG of one channel stores, turned by its EXIF orientation.
+
+    Of a PNG with a palette the values are indices into it, and may lie beyond its end.
+
+    Args:
+        data: the whole file.
+        info: what probe_image said about it; probed here when not given.
+        max_pixels: see probe_image; only where info is not given.
+
+    Returns:
+        [H, W], contiguous; uint16 for values of 16 bits, else uint8.
+
+    Raises:
+        CodecError: the bytes are not a PNG of one channel, or not sound, or exceed a limit.
+        MemoryError: the machine does not have the memory that the image takes.
+    """
+    view = memoryview(data).cast("B")
+    if info is None:
+        info = probe_image(view, max_pixels=max_pixels)
+    if info.format != "png":
+        raise CodecError(
+            f"a {_TITLES[info.format]} holds colours, and no values to read exactly",
+            remedy="save it as a PNG with a palette or as gray",
+        )
+    values = _with_opencv(index_png(view, info.chunks), info.stored_size, cv2.IMREAD_UNCHANGED)
+    if values.shape != info.stored_size or values.dtype != (
+        np.uint16 if info.bits > 8 else np.uint8
+    ):
+        raise CodecError(
+            f"the values decode to {values.shape}, but the header announces {info.stored_size}"
+        )
+    if info.bits < 8:
+        values //= np.uint8(255 // (2**info.bits - 1))
+    if info.orientation != UPRIGHT:
+        values = apply_orientation(values[..., None], info.orientation)[..., 0]
+    return np.ascontiguousarray(values)
 
 
 _LEAST_RATIOS = ((8, 8.0), (4, 4.5), (2, 3.75))

@@ -36,7 +36,8 @@ _MAX_CHUNKS = 100_000
 _MAX_SIDE = 1_000_000  # libpng's own limit
 _DEPTHS = {0: {1, 2, 4, 8, 16}, 2: {8, 16}, 3: {1, 2, 4, 8}, 4: {8, 16}, 6: {8, 16}}
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-_PALETTE = 3  # type of colour
+_GRAY, _PALETTE = 0, 3  # types of colour
+_COLOUR_PLACE = 9  # in IHDR
 _PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2),
            (1, 0, 2, 1))  # fmt: skip
 """Of Adam7: first row and column, and the steps between rows and between columns."""
@@ -82,6 +83,11 @@ class PngHeader(NamedTuple):
     colour: int
     rows: tuple[Rows, ...]
     size: int
+
+    @property
+    def channels(self) -> int:
+        """Number of values of a pixel as stored; an index into a palette is one."""
+        return _CHANNELS[self.colour]
 
 
 def png_chunks(view: memoryview) -> Iterator[Chunk]:
@@ -154,6 +160,41 @@ def plain_png(view: memoryview, chunks: Sequence[Chunk]) -> Buffer:
         CodecError: a checksum is wrong, a chunk is missing or unknown, or the data are not
             exactly the rows that the header announces.
     """
+    header, palette, data = _sound_parts(view, chunks)
+    parts: list[Buffer] = [view[:_FIRST_CHUNK_END]]
+    if header.colour == _PALETTE:
+        parts += _chunk(b"PLTE", [palette])
+    return b"".join([*parts, *_chunk(b"IDAT", data), _IEND])
+
+
+def index_png(view: memoryview, chunks: Sequence[Chunk]) -> Buffer:
+    """Make a gray PNG whose values are those stored, which are indices if there is a palette.
+
+    Decoders scale values of 1, 2 and 4 bits by 255, 85 and 17.
+
+    Args:
+        view: the whole file.
+        chunks: all of its chunks.
+
+    Raises:
+        CodecError: the PNG holds colours or transparency of its own, or is not sound, see
+            plain_png.
+    """
+    if png_header(view).channels > 1:
+        raise CodecError(
+            "the PNG holds colours, not indices", remedy="save it with a palette or as gray"
+        )
+    _, _, data = _sound_parts(view, chunks)
+    ihdr = bytearray(view[_IHDR_START:_IHDR_END])
+    ihdr[_COLOUR_PLACE] = _GRAY
+    parts: list[Buffer] = [PNG_MAGIC, *_chunk(b"IHDR", [bytes(ihdr)])]
+    return b"".join([*parts, *_chunk(b"IDAT", data), _IEND])
+
+
+def _sound_parts(
+    view: memoryview, chunks: Sequence[Chunk]
+) -> tuple[PngHeader, bytes, Sequence[Buffer]]:
+    """Return header, palette if it has one, and stream of rows, all chunks checked."""
     header = png_header(view)
     palette, stream, previous = b"", list[memoryview](), b""
     for kind, start, end in chunks:
@@ -165,11 +206,10 @@ def plain_png(view: memoryview, chunks: Sequence[Chunk]) -> Buffer:
         elif kind[:1].isupper() and not _may_stand(kind, previous, header):
             raise CodecError(f"broken PNG: a chunk {kind!r} that no decoder knows in this place")
         previous = kind
-    parts: list[Buffer] = [view[:_FIRST_CHUNK_END]]
     if header.colour == _PALETTE:
-        parts += _chunk(b"PLTE", [_whole_palette(palette, header.depth)])
+        palette = _whole_palette(palette, header.depth)
     data = _plain_stream(stream[0] if len(stream) == 1 else b"".join(stream), header)
-    return b"".join([*parts, *_chunk(b"IDAT", data), _IEND])
+    return header, palette, data
 
 
 def is_tiny(view: memoryview) -> bool:

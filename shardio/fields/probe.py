@@ -80,6 +80,9 @@ class ImageInfo:
         height: rows of the picture as shown, after orientation.
         width: columns of the picture as shown, after orientation.
         orientation: EXIF orientation, 1 to 8.
+        bits: greatest number of bits of a channel: 8, or 1, 2, 4 or 16 in a PNG.
+        channels: number of values of a pixel as stored; an index into a PNG's palette is one. 3 for
+            WebP and BMP, whatever they hold.
         scan: JPEG only: offset of what follows the header of the first scan.
         multiscan: JPEG only: whether a pixel's data are spread over several scans.
         frame: JPEG only: offset of the frame header's length, where the height in it may be
@@ -92,6 +95,8 @@ class ImageInfo:
     height: int
     width: int
     orientation: int = UPRIGHT
+    bits: int = 8
+    channels: int = 3
     scan: int = 0
     multiscan: bool = False
     frame: int = 0
@@ -273,6 +278,7 @@ def _jpeg_info(
         height=shown_height,
         width=shown_width,
         orientation=orientation,
+        channels=components,
         scan=scan + scan_length,
         multiscan=multiscan,
         frame=frame if plain else 0,
@@ -291,7 +297,16 @@ def _probe_png(view: memoryview) -> ImageInfo:
             orientation = exif_orientation(view[start:end])
         chunks.append(chunk)
     header = png_header(view)
-    return _info("png", (header.height, header.width), orientation or UPRIGHT, tuple(chunks))
+    height, width = _as_shown((header.height, header.width), orientation)
+    return ImageInfo(
+        format="png",
+        height=height,
+        width=width,
+        orientation=orientation or UPRIGHT,
+        bits=header.depth,
+        channels=header.channels,
+        chunks=tuple(chunks),
+    )
 
 
 def _probe_webp(view: memoryview) -> ImageInfo:
@@ -330,14 +345,10 @@ def _probe_bmp(view: memoryview) -> ImageInfo:
     return _info("bmp", (abs(height), width), UPRIGHT)  # a negative height: first row on top
 
 
-def _info(
-    name: str, stored_size: tuple[int, int], orientation: int, chunks: tuple[Chunk, ...] = ()
-) -> ImageInfo:
+def _info(name: str, stored_size: tuple[int, int], orientation: int) -> ImageInfo:
     """Make an ImageInfo of the size as stored."""
     height, width = _as_shown(stored_size, orientation)
-    return ImageInfo(
-        format=name, height=height, width=width, orientation=orientation, chunks=chunks
-    )
+    return ImageInfo(format=name, height=height, width=width, orientation=orientation)
 
 
 def _as_shown(stored_size: tuple[int, int], orientation: int) -> tuple[int, int]:
