@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from shardio.checks import whole_number
 from shardio.errors import CodecError, IndexFileError, ShardioError, TarError, counted, quoted
-from shardio.fields.base import IMAGE_FIELDS, FieldType
+from shardio.fields.base import FieldType
 from shardio.fields.defaults import type_of
+from shardio.fields.formats import IMAGE_FIELDS
 from shardio.indexing.manifest import index_path
 from shardio.indexing.scan import NAME_FIELDS, describe_no_samples
 from shardio.indexing.shard_index import ShardIndex, read_index

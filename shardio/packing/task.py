@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from shardio.errors import CodecError, IndexFileError, PackError, UsageError, quoted, shown
 from shardio.fields.base import PIXELS_FIELD
 from shardio.fields.defaults import IMAGE, type_of
-from shardio.fields.probe import check_complete, probe_image
+from shardio.fields.formats import check_complete, probe_image
 from shardio.indexing.manifest import ShardReceipt, index_path, receipt_of, write_index
 from shardio.indexing.scan import IndexBuilder
 from shardio.indexing.shard_index import ShardIndex, read_index
@@ -461,7 +461,7 @@ class _Packer:
     def _pack_image(self, name: str | None, data: memoryview, *, is_only: bool) -> str:
         """Look at an image in its place, or put another one there; returns its field."""
         try:
-            info = probe_image(data, max_pixels=self._encoding.max_pixels)
+            info = probe_image(data, max_pixels=self._encoding.limit)
         except CodecError as error:
             if name is not None:
                 raise

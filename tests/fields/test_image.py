@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardio.errors import CodecError
+from shardio.fields.formats import probe_image
 from shardio.fields.image import Scratch, decode_image
-from shardio.fields.probe import probe_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
