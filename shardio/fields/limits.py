@@ -73,5 +73,5 @@ def _needed(work: int, allowed: int) -> int:
 
 
 def _refusal(what: str, needed: int) -> CodecError:
-    given = f"max_pixels={needed} (--max-pixels {needed})"
-    return CodecError(what, remedy=f"if the file is trusted, {given} lets it through")
+    given = f"max_pixels={needed} lets it through (--max-pixels {needed})"
+    return CodecError(what, remedy=f"if the file is trusted, {given}")

@@ -80,6 +80,14 @@ class FieldCheck:
             return CodecError("this machine does not have the memory to decode it")
         return None
 
+    def is_delivered(self, field: str, data: memoryview) -> bool:
+        """Tell whether readers deliver data that have their checksum and are not sound."""
+        try:
+            type_of(field, self.max_pixels, self.types).decode_verified(data)
+        except (CodecError, MemoryError):
+            return False
+        return True
+
     def context(self) -> AbstractContextManager[None]:
         """The context of checks, which decode images if they are deep."""
         return decoding() if self.deep else nullcontext()
@@ -176,6 +184,11 @@ class Comparison:
                 f"the shard has {counted(samples, 'sample')}, by the index {len(self._index):,}",
                 _GET_AGAIN,
             )
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether members that `look_at` accepts have the checksums of the index."""
+        return self._index.checksums is not None
 
     def _fits(self, row: int, column: int, data: memoryview) -> bool:
         sums = self._index.checksums
@@ -541,6 +554,8 @@ def _read_through(
         for name, number in (*run.members.items(), *run.again):
             names[number] = (run.key, name)
     padding: list[int] = []
+    delivered: list[int] = []
+    has_sums = comparison is not None and comparison.has_checksums
     hashing = _Hashing(data, len(task), ticker)
     places = zip(members.offsets.tolist(), members.sizes.tolist(), strict=True)
     for number, (offset, size) in enumerate(places):
@@ -554,11 +569,21 @@ def _read_through(
         if comparison is not None and not comparison.look_at(key, name, offset, content):
             continue
         fault = task.check.fault(name, content)
-        if fault is not None:
+        if fault is not None and has_sums and task.check.is_delivered(name, content):
+            delivered.append(offset)
+        elif fault is not None:
             remedy = fault.remedy or _AGAIN
             found.add(fault.what, remedy, key=key, field=name, offset=offset)
     hashing.go_to(len(data))
     digest = hashing.finish()
+    if delivered:
+        found.add(
+            f"{counted(len(delivered), 'field')} with bytes too many behind the data, as damaged "
+            "ones have them, but with the checksums of what was packed",
+            "they are delivered; compare them with their source if in doubt",
+            severity="note",
+            offset=delivered[0],
+        )
     if padding:
         found.add(
             f"what follows the data of {len(padding):,} members up to the next header is not zero",

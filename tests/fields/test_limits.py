@@ -92,9 +92,7 @@ def test_work_beyond_a_limit_is_refused_before_it_is_done_and_max_pixels_lifts_i
 def test_a_lower_max_pixels_refuses_pixels_and_leaves_the_other_limits() -> None:
     for data in (with_scans(64, 64, 127), empty_png(64, 64, depth=1)):
         assert probe_image(data, max_pixels=64 * 64).height == 64
-        with pytest.raises(
-            CodecError, match=r"the limit of 4095; .*max_pixels=4096 \(--max-pixels 4096\) lets"
-        ):
+        with pytest.raises(CodecError, match=r"the limit of 4095; .*max_pixels=4096 lets"):
             probe_image(data, max_pixels=64 * 64 - 1)
 
 
