@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from shardio.fields.arrays import Array, decode_pixels, is_picture
-from shardio.fields.base import IMAGE_FIELDS, PIXELS_FIELD, FieldType, Geometry
+from shardio.fields.base import PIXELS_FIELD, FieldType, Geometry
+from shardio.fields.formats import FORMATS, IMAGE_FIELDS, check_complete, probe_image
 from shardio.fields.limits import MAX_PIXELS
-from shardio.fields.png import PNG_MAGIC
-from shardio.fields.probe import check_complete, probe_image
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,10 +38,7 @@ class Image(FieldType):
 
     names = IMAGE_FIELDS
     magic: ClassVar[Mapping[bytes, str]] = {
-        b"\xff\xd8\xff": "jpg",
-        PNG_MAGIC: "png",
-        b"RIFF": "webp",
-        b"BM": "bmp",
+        format_.magic: format_.fields[0] for format_ in FORMATS.values()
     }
     batching = "stack"
     geometry: ClassVar[Geometry | None] = "blended"

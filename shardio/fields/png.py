@@ -21,9 +21,10 @@ from struct import pack, unpack, unpack_from
 from typing import TYPE_CHECKING, NamedTuple
 
 from shardio.errors import CodecError
+from shardio.fields.exif import is_xmp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from shardio.fields.probe import Buffer
 
@@ -36,7 +37,8 @@ _MAX_CHUNKS = 100_000
 _MAX_SIDE = 1_000_000  # libpng's own limit
 _DEPTHS = {0: {1, 2, 4, 8, 16}, 2: {8, 16}, 3: {1, 2, 4, 8}, 4: {8, 16}, 6: {8, 16}}
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-_PALETTE = 3  # type of colour
+_GRAY, _PALETTE = 0, 3  # types of colour
+_COLOUR_PLACE = 9  # in IHDR
 _PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2),
            (1, 0, 2, 1))  # fmt: skip
 """Of Adam7: first row and column, and the steps between rows and between columns."""
@@ -47,6 +49,11 @@ _STORED = 0xFFFF  # most bytes of a stored block
 _IHDR_START, _IHDR_END = 16, 29
 _FIRST_CHUNK_END = 33
 _ONE_PASS = ((0, 0, 1, 1),)
+TEXT_CHUNKS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
+_XMP_KEYWORD = b"XML:com.adobe.xmp"
+_RAW_PROFILES = frozenset({b"Raw profile type exif", b"Raw profile type APP1"})
+_MOST_KEYWORD = 80
+_MOST_TEXT = 1 << 20  # bytes that are looked at of a text
 _IEND = pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
 
 
@@ -83,13 +90,20 @@ class PngHeader(NamedTuple):
     rows: tuple[Rows, ...]
     size: int
 
+    @property
+    def channels(self) -> int:
+        """Number of values of a pixel as stored; an index into a palette is one."""
+        return _CHANNELS[self.colour]
 
-def png_chunks(view: memoryview) -> Iterator[Chunk]:
-    """Yield the chunks of a PNG, IEND last; a CRC of four bytes follows each one's data.
+
+def png_chunks(view: memoryview) -> list[Chunk]:
+    """Find the chunks of a PNG, IEND last; a CRC of four bytes follows each one's data.
 
     Raises:
-        CodecError: the file ends before IEND does, or has more chunks than any real one.
+        CodecError: the first chunk is no header, or the file ends before IEND does, or has more
+            chunks than any real one.
     """
+    found: list[Chunk] = []
     position = len(PNG_MAGIC)
     for _ in range(_MAX_CHUNKS):
         if position + 12 > len(view):
@@ -99,9 +113,11 @@ def png_chunks(view: memoryview) -> Iterator[Chunk]:
         position = start + length + 4
         if position > len(view):
             raise CodecError(f"truncated PNG: its chunk {kind!r} reaches past the end")
-        yield kind, start, start + length
+        if not found and (kind != b"IHDR" or length != 13):
+            raise CodecError(f"broken PNG header: its first chunk is {kind!r}, not a sound IHDR")
+        found.append((kind, start, start + length))
         if kind == b"IEND":
-            return
+            return found
     raise CodecError(f"broken PNG: more than {_MAX_CHUNKS} chunks")
 
 
@@ -143,6 +159,45 @@ def _rows_of(
     return tuple(found)
 
 
+def text_metadata(kind: bytes, data: memoryview) -> tuple[bytes | None, bytes | None]:
+    """Read the EXIF or XMP metadata that a chunk of text holds.
+
+    XMP has a keyword of its own. ImageMagick and others wrote EXIF, and the APP1 segments of JPEGs,
+    in hexadecimal, before there was a chunk for it.
+
+    Args:
+        kind: type of the chunk, one of TEXT_CHUNKS.
+        data: data of the chunk.
+
+    Returns:
+        EXIF and XMP; None for what is not there or is broken.
+    """
+    keyword, _, _ = bytes(data[:_MOST_KEYWORD]).partition(b"\0")
+    if keyword != _XMP_KEYWORD and keyword not in _RAW_PROFILES:
+        return None, None
+    text: Buffer = data[len(keyword) + 1 : len(keyword) + 1 + _MOST_TEXT]
+    is_packed = kind == b"zTXt"
+    if kind == b"iTXt":
+        is_packed = bytes(text[:1]) == b"\1"
+        text = bytes(text[2:]).split(b"\0", 2)[-1]  # behind the language and a translated keyword
+    elif is_packed:
+        text = text[1:]  # behind the method of compression
+    if is_packed:
+        try:
+            text = zlib.decompressobj().decompress(text, _MOST_TEXT)
+        except zlib.error:
+            return None, None
+    if keyword == _XMP_KEYWORD:
+        return None, bytes(text)
+    lines = bytes(text).split(b"\n", 3)  # an empty one, the name, the number of bytes, the digits
+    digits = lines[-1].translate(None, b" \r\n")
+    try:
+        profile = bytes.fromhex(digits[: len(digits) // 2 * 2].decode("ascii"))
+    except ValueError:
+        return None, None
+    return (None, profile) if is_xmp(profile) else (profile, None)
+
+
 def plain_png(view: memoryview, chunks: Sequence[Chunk]) -> Buffer:
     """Make a PNG of the same pixels that holds nothing else and is sound.
 
@@ -154,6 +209,41 @@ def plain_png(view: memoryview, chunks: Sequence[Chunk]) -> Buffer:
         CodecError: a checksum is wrong, a chunk is missing or unknown, or the data are not
             exactly the rows that the header announces.
     """
+    header, palette, data = _sound_parts(view, chunks)
+    parts: list[Buffer] = [view[:_FIRST_CHUNK_END]]
+    if header.colour == _PALETTE:
+        parts += _chunk(b"PLTE", [palette])
+    return b"".join([*parts, *_chunk(b"IDAT", data), _IEND])
+
+
+def index_png(view: memoryview, chunks: Sequence[Chunk]) -> Buffer:
+    """Make a gray PNG whose values are those stored, which are indices if there is a palette.
+
+    Decoders scale values of 1, 2 and 4 bits by 255, 85 and 17.
+
+    Args:
+        view: the whole file.
+        chunks: all of its chunks.
+
+    Raises:
+        CodecError: the PNG holds colours or transparency of its own, or is not sound, see
+            plain_png.
+    """
+    if png_header(view).channels > 1:
+        raise CodecError(
+            "the PNG holds colours, not indices", remedy="save it with a palette or as gray"
+        )
+    _, _, data = _sound_parts(view, chunks)
+    ihdr = bytearray(view[_IHDR_START:_IHDR_END])
+    ihdr[_COLOUR_PLACE] = _GRAY
+    parts: list[Buffer] = [PNG_MAGIC, *_chunk(b"IHDR", [bytes(ihdr)])]
+    return b"".join([*parts, *_chunk(b"IDAT", data), _IEND])
+
+
+def _sound_parts(
+    view: memoryview, chunks: Sequence[Chunk]
+) -> tuple[PngHeader, bytes, Sequence[Buffer]]:
+    """Return header, palette if it has one, and stream of rows, all chunks checked."""
     header = png_header(view)
     palette, stream, previous = b"", list[memoryview](), b""
     for kind, start, end in chunks:
@@ -165,11 +255,10 @@ def plain_png(view: memoryview, chunks: Sequence[Chunk]) -> Buffer:
         elif kind[:1].isupper() and not _may_stand(kind, previous, header):
             raise CodecError(f"broken PNG: a chunk {kind!r} that no decoder knows in this place")
         previous = kind
-    parts: list[Buffer] = [view[:_FIRST_CHUNK_END]]
     if header.colour == _PALETTE:
-        parts += _chunk(b"PLTE", [_whole_palette(palette, header.depth)])
+        palette = _whole_palette(palette, header.depth)
     data = _plain_stream(stream[0] if len(stream) == 1 else b"".join(stream), header)
-    return b"".join([*parts, *_chunk(b"IDAT", data), _IEND])
+    return header, palette, data
 
 
 def is_tiny(view: memoryview) -> bool:

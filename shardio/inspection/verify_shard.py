@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 
 from shardio.checks import whole_number
 from shardio.errors import CodecError, IndexFileError, ShardioError, TarError, counted, quoted
-from shardio.fields.base import IMAGE_FIELDS, FieldType
+from shardio.fields.base import FieldType
 from shardio.fields.defaults import type_of
+from shardio.fields.formats import IMAGE_FIELDS
 from shardio.indexing.manifest import index_path
 from shardio.indexing.publish import refuse_compressed
 from shardio.indexing.scan import NAME_FIELDS, describe_no_samples
@@ -86,6 +87,14 @@ class FieldCheck:
                 remedy="verify it on a machine with more memory",
             )
         return None
+
+    def is_delivered(self, field: str, data: memoryview) -> bool:
+        """Tell whether readers deliver data that have their checksum and are not sound."""
+        try:
+            type_of(field, self.max_pixels, self.types).decode_verified(data)
+        except (CodecError, MemoryError):
+            return False
+        return True
 
     def context(self) -> AbstractContextManager[None]:
         """Return the context to run checks in."""
@@ -206,6 +215,11 @@ class Comparison:
                 intact = self._fits(row, column, memoryview(data[offset:end]))
                 lost.append(_Lost(key, field, offset, intact))
         return moved, behind, lost
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether members that `look_at` accepts have the checksums of the index."""
+        return self._index.checksums is not None
 
     def _fits(self, row: int, column: int, data: memoryview) -> bool:
         sums = self._index.checksums
@@ -578,6 +592,8 @@ def _read_through(
         for name, number in (*group.members.items(), *group.repeated):
             names[number] = (group.key, name)
     padding: list[int] = []
+    delivered: list[int] = []
+    has_sums = comparison is not None and comparison.has_checksums
     hashing = _Hashing(data, len(task), ticker)
     places = zip(members.offsets.tolist(), members.sizes.tolist(), strict=True)
     for number, (offset, size) in enumerate(places):
@@ -591,11 +607,21 @@ def _read_through(
         if comparison is not None and not comparison.compare(key, name, offset, content):
             continue
         fault = task.check.fault(name, content)
-        if fault is not None:
+        if fault is not None and has_sums and task.check.is_delivered(name, content):
+            delivered.append(offset)
+        elif fault is not None:
             remedy = fault.remedy or _AGAIN
             found.add(fault.what, remedy, key=key, field=name, offset=offset)
     hashing.go_to(len(data))
     digest = hashing.finish()
+    if delivered:
+        found.add(
+            f"{counted(len(delivered), 'field')} with bytes too many behind the data, as damaged "
+            "ones have them, but with the checksums of what was packed",
+            "they are delivered; compare them with their source if in doubt",
+            severity="note",
+            offset=delivered[0],
+        )
     if padding:
         found.add(
             f"the padding after the data of {counted(len(padding), 'member')} is not zero",

@@ -22,7 +22,7 @@ from shardio.checks import whole_number
 from shardio.errors import CodecError
 from shardio.fields.base import LABEL_FIELD
 from shardio.fields.defaults import type_of
-from shardio.fields.probe import probe_image
+from shardio.fields.formats import probe_image
 from shardio.packing.engine import Ticker
 from shardio.packing.sources.base import Problem, SourceSample, UnpackableError
 from shardio.packing.sources.reader import SourceReader, in_memory
@@ -90,7 +90,7 @@ def fingerprint(task: FingerprintTask, ticker: Ticker) -> Fingerprints:
     scratch = Scratch()
 
     def look(data: memoryview) -> int:
-        return perceptual_hash(data, probe_image(data, max_pixels=task.images.max_pixels), scratch)
+        return perceptual_hash(data, probe_image(data, max_pixels=task.images.limit), scratch)
 
     with decoding():
         return _fingerprint(task, ticker, look)

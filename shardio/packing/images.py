@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from shardio.fields.boundary import decoder
 from shardio.fields.exif import UPRIGHT, apply_orientation
-from shardio.fields.image import LOSSY, Scratch, decode_image, decode_stored, encode_image
+from shardio.fields.formats import FORMATS, check_complete
+from shardio.fields.image import Scratch, decode_image, decode_stored, encode_image
 from shardio.fields.probe import Buffer, ImageInfo
 from shardio.packing.plan import Cut, ImageEncoding
 from shardio.tar.writer import ArchiveWriter
@@ -53,7 +54,8 @@ class PixelWriter:
         """Reserve a member in the archive and fill it with what is stored of an image.
 
         Args:
-            data: the image file; may lie where the archive reserved a member before.
+            data: the image file, which check_complete accepted; may lie where the archive reserved
+                a member before.
             info: result of probe_image.
 
         Raises:
@@ -64,7 +66,7 @@ class PixelWriter:
         if self._encoding.store == "raw":
             self._reserve_pixels(data, info, crop)
         elif self._changes(info, crop):
-            pixels = decode_image(data, info, scratch=self._scratch)
+            pixels = decode_image(data, info, scratch=self._scratch, verified=True)
             out = np.empty((*crop.size, 3), np.uint8)
             _resize(pixels, crop, out)
             encoded = encode_image(out, info.format, self._encoding.quality or _QUALITY)
@@ -73,10 +75,10 @@ class PixelWriter:
     def _changes(self, info: ImageInfo, crop: Cut) -> bool:
         if crop.size != (info.height, info.width):
             return True
-        return self._encoding.quality is not None and info.format in LOSSY
+        return self._encoding.quality is not None and FORMATS[info.format].is_lossy
 
     def _reserve_pixels(self, data: memoryview, info: ImageInfo, crop: Cut) -> None:
-        pixels = decode_image(data, info, scratch=self._scratch)
+        pixels = decode_image(data, info, scratch=self._scratch, verified=True)
         header = _npy_header(crop.size)
         place = self._archive.reserve(len(header) + crop.size[0] * crop.size[1] * 3)
         place[: len(header)] = header
@@ -121,8 +123,10 @@ def perceptual_hash(data: Buffer, info: ImageInfo, scratch: Scratch) -> int:
     """
     shorter = min(info.height, info.width)
     shrink = next((some for some in _SHRINKS if shorter >= some * 2 * _SIDE), 1)
-    shrink = shrink if info.format == "jpeg" else 1
-    pixels = decode_stored(memoryview(data).cast("B"), info, scratch, shrink=shrink)
+    shrink = shrink if FORMATS[info.format].shrinks else 1
+    check_complete(data, info)
+    view = memoryview(data).cast("B")
+    pixels = decode_stored(view, info, scratch, shrink=shrink, verified=True)
     if info.orientation != UPRIGHT:
         pixels = apply_orientation(pixels, info.orientation)
     small = cv2.resize(pixels, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)

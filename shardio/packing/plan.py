@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from shardio.checks import is_whole, one_of, whole_number
 from shardio.errors import PackError, UsageError
-from shardio.fields.limits import MAX_PIXELS
+from shardio.fields.limits import MAX_PIXELS, MAX_RESIZED_PIXELS
 from shardio.packing.layout import SHARD_PATTERN, WHOLE, is_split_name
 from shardio.planning.order import KeyedPermutation, derive_key
 from shardio.tar.writer import END_OF_ARCHIVE
@@ -271,7 +271,8 @@ class ImageEncoding:
         max_side: maximum length of the longer side; None for no resizing.
         quality: quality of JPEG and WebP files, which are all encoded anew; None encodes only
             resized images anew.
-        max_pixels: maximum number of pixels of an image, see shardio.fields.limits.
+        max_pixels: maximum number of pixels of an image, see shardio.fields.limits; as it is by
+            default, images that are resized may have more.
 
     Raises:
         UsageError: a value is invalid.
@@ -304,6 +305,13 @@ class ImageEncoding:
         """Tell whether images have to be decoded."""
         given = (self.resize, self.max_side, self.quality)
         return self.store == "raw" or any(value is not None for value in given)
+
+    @property
+    def limit(self) -> int:
+        """Maximum number of pixels of an image before it is resized."""
+        resizes = self.resize is not None or self.max_side is not None
+        is_default = self.max_pixels == MAX_PIXELS
+        return MAX_RESIZED_PIXELS if resizes and is_default else self.max_pixels
 
     def crop(self, height: int, width: int) -> Cut:
         """Choose the part of an image of height x width that is stored, and its size there."""

@@ -27,7 +27,7 @@ from shardio.errors import CodecError, IndexFileError, UsageError, quoted
 from shardio.fields.arrays import Label
 from shardio.fields.base import PIXELS_FIELD, FieldType
 from shardio.fields.defaults import IMAGE, type_of
-from shardio.fields.probe import check_complete, probe_image
+from shardio.fields.formats import check_complete, probe_image
 from shardio.fields.text import Json, Text
 from shardio.indexing.manifest import ShardReceipt, index_path, receipt_of, write_index
 from shardio.indexing.scan import IndexBuilder
@@ -451,7 +451,7 @@ class _Packer:
     ) -> str:
         """Look at an image in its place, or put another one there; returns its field."""
         try:
-            info = probe_image(data, max_pixels=self._encoding.max_pixels)
+            info = probe_image(data, max_pixels=self._encoding.limit)
         except CodecError as error:
             if name is not None or not is_file:
                 raise

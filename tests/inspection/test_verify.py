@@ -547,3 +547,34 @@ def test_a_shard_that_was_cut_off_is_one_problem(out: Path, left: float) -> None
     assert problem.what == (
         f"the shard is truncated at byte {size:,}, before the end of this member{more}"
     )
+
+
+def test_bytes_behind_the_data_of_a_jpeg_are_a_note_and_delivered_in_every_epoch(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    sound = cv2.imencode(".jpg", cv2.resize(pixels, (640, 480)))[1].tobytes()
+    for number in range(3):
+        (folder / f"{number}.jpg").write_bytes(sound[:-2] + b"\x12\x34\x56" * 40 + sound[-2:])
+    (folder / "3.jpg").write_bytes(sound.replace(b"JFIF\0\1\1", b"JFIF\0\0\0"))
+    out = tmp_path / "out"
+    shardio.pack(folder, out, shards=1, labels=False)
+    found = verify(out, deep=True)
+    assert found.sound
+    (note,) = found.findings
+    assert note.severity == "note"
+    assert "3 fields with bytes too many behind the data" in str(note)
+    for transform in (None, shardio.RandomResizedCrop(32)):
+        dataset = shardio.ShardDataset(out, transform=transform, batch_size=1)
+        for epoch in range(5):
+            dataset.set_epoch(epoch)
+            assert sum(int(batch["valid"].sum()) for batch in dataset) == 4
+    shardio.pack(folder, tmp_path / "small", shards=1, labels=False, resize=32)
+    assert shardio.repair(out, tmp_path / "repaired", deep=True).samples == 4
+    index_path(out / "shard-000000.tar").unlink()
+    (out / "shardio.json").unlink()
+    problems = verify(out, deep=True).problems
+    assert len(problems) == 3
+    assert "extraneous bytes before marker 0xd9" in str(problems[0])

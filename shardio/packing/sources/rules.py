@@ -20,7 +20,8 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from shardio.errors import SituationError, UsageError, quoted, shown
-from shardio.fields.base import IMAGE_FIELDS, LABEL_FIELD
+from shardio.fields.base import LABEL_FIELD
+from shardio.fields.formats import IMAGE_FIELDS
 from shardio.indexing.manifest import INDEX_FOLDER
 from shardio.packing.sources.base import FromMemory, SourceField, junk_in
 
