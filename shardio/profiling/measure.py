@@ -38,8 +38,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from shardio.errors import CodecError, ShardioError, SituationError, argument
-from shardio.fields.base import IMAGE_FIELDS
 from shardio.fields.defaults import type_of
+from shardio.fields.formats import IMAGE_FIELDS
 from shardio.fields.image import decode_image, forbid_opencv_threads, one_opencv_thread, write_crop
 from shardio.indexing.catalog import open_catalog
 from shardio.processes import count_cores

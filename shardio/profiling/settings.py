@@ -18,7 +18,7 @@ from typing import Any
 
 from shardio.checks import flag, one_of, require, whole_number
 from shardio.errors import SituationError, UsageError, argument, counted, quoted
-from shardio.fields.base import IMAGE_FIELDS
+from shardio.fields.formats import IMAGE_FIELDS
 from shardio.processes import count_cores
 from shardio.profiling.evidence import ProducerKind
 
