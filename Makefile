@@ -13,7 +13,7 @@ CAMPAIGNS := tars headers images bombs canaries damage kills changes disks folde
 say = @printf '\n== %s\n' "$(1)"
 timed = @bash -c 'start=$$SECONDS; $(1); status=$$?; echo "   ($$((SECONDS - start)) s)"; exit $$status'
 
-.PHONY: demo test format campaigns bench clean
+.PHONY: demo test types pytest format campaigns bench clean
 
 $(READY): pyproject.toml tools/requirements-dev.txt
 	$(call say,setting up $(VENV): about two minutes and 2 GB the first time)
@@ -40,10 +40,14 @@ demo: $(READY)
 test: $(READY)
 	$(call say,format and lint)
 	$(call timed,$(BIN)/ruff format --check . && $(BIN)/ruff check .)
-	$(call say,types)
+	$(call say,types and tests: about five minutes)
+	@$(MAKE) --no-print-directory --jobs 2 types pytest
+
+types: $(READY)
 	$(call timed,$(BIN)/mypy)
-	$(call say,tests: about six minutes)
-	$(call timed,$(BIN)/python -m pytest -q -n 2)
+
+pytest: $(READY)
+	$(call timed,$(BIN)/python -m pytest -q -n 2 --dist worksteal)
 
 format: $(READY)
 	$(BIN)/ruff format .

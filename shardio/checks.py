@@ -11,7 +11,7 @@ from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any, TypeGuard, TypeVar
 
-from shardio.errors import UsageError
+from shardio.errors import UsageError, argument
 
 T = TypeVar("T")
 
@@ -20,13 +20,13 @@ def require(good: object, name: str, value: object, wanted: str) -> None:
     """Raise UsageError unless an argument is good.
 
     Args:
-        good: whether it is.
+        good: whether the argument is good.
         name: name of the argument.
-        value: its value.
-        wanted: what it must be, as "True or False".
+        value: value of the argument.
+        wanted: description of good values, as "True or False".
     """
     if not good:
-        raise UsageError(f"{name}={value!r}: it must be {wanted}")
+        raise UsageError(f"it must be {wanted}", where=argument(name, value))
 
 
 def is_whole(value: object, *, least: int | None = None, most: int | None = None) -> TypeGuard[int]:
@@ -50,7 +50,7 @@ def whole_number(
 
     Args:
         name: name of the argument.
-        value: its value.
+        value: value of the argument.
         least: smallest number allowed.
         most: largest number allowed, where there is a smallest.
 

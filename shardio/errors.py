@@ -21,14 +21,22 @@ its text.
 Names in messages come from archives. They may be long and may contain terminal control
 characters, so `shown` and `quoted` escape and shorten them. Every message is escaped once more, in
 case a name was inserted without either function.
+
+An argument of a function is an option of a command. `argument` names it as the reader knows it:
+`on_error='skip'` in Python, `--on-error skip` while a command runs.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 _Error = TypeVar("_Error", bound="ShardioError")
+_OPTIONS = "SHARDIO_OPTIONS"  # of the running command, for its processes too
 _LONGEST = 200  # characters of a name
 _LONG_WORD = re.compile(r"\S{1001,}")  # shorter paths are shown whole
 
@@ -61,6 +69,41 @@ def quoted(name: object) -> str:
 def counted(number: int, noun: str, plural: str | None = None) -> str:
     """Format a count for a message, as in "1 shard" or "2,000 shards"."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+@contextmanager
+def as_options(options: Mapping[str, Sequence[str]]) -> Iterator[None]:
+    """Have `argument` name the options of a command, also in processes that start inside.
+
+    Args:
+        options: options by argument, as {"seed": ["--seed"]}; for a flag one that sets it and one
+            that clears it, or twice the same, as {"force": ["--force", "--force"]}.
+    """
+    before = os.environ.get(_OPTIONS)
+    os.environ[_OPTIONS] = json.dumps(dict(options))
+    try:
+        yield
+    finally:
+        del os.environ[_OPTIONS]
+        if before is not None:
+            os.environ[_OPTIONS] = before
+
+
+def argument(name: str, *value: object) -> str:
+    """Name an argument in a message, as "shards=8" in Python and "--shards 8" for a command.
+
+    Args:
+        name: name of the argument in Python.
+        *value: value of the argument; none to name the argument alone.
+    """
+    options = json.loads(os.environ.get(_OPTIONS, "{}")).get(name)
+    if not options:
+        return "=".join([name, *map(quoted, value)])
+    if value and isinstance(value[0], bool):
+        if len(options) == 2:
+            return str(options[0 if value[0] else 1])
+        value = (str(value[0]).lower(),)
+    return " ".join([options[0], *(shown(str(each)) for each in value)])
 
 
 def _cut(text: str) -> str:

@@ -5,6 +5,8 @@ A contract suite is a class of pytest tests. A subclass names what to test, and 
     class TestPcm(shardio.testing.FieldTypeContract):
         field_type = Pcm("wav")
         values = (np.arange(4, dtype=np.int16), np.ones(4, np.int16))
+
+Importing this module loads neither pytest nor torch nor OpenCV; the tests do that need them.
 """
 
 from __future__ import annotations
@@ -24,16 +26,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from unittest import mock
 
-import cv2
 import numpy as np
-import pytest
 
-from shardio.errors import CodecError, PackError, ShardioError, TarError
+from shardio.errors import CodecError, PackError, ShardioError, TarError, quoted
 from shardio.fields.base import Dense, FieldType
 from shardio.fields.geometry import Crop, View
 from shardio.packing.pack import pack
 from shardio.packing.sources import FromRange, Problem, Source, SourceSample
-from shardio.reading.dataset import ShardDataset
 from shardio.storage.base import Storage
 
 if TYPE_CHECKING:
@@ -61,6 +60,8 @@ def make_images(
     Returns:
         The folder.
     """
+    import cv2  # noqa: PLC0415  as above
+
     numbers = np.random.default_rng(0)
     for label in range(max(classes, 1)):
         inside = folder / f"class{label:02d}" if classes else folder
@@ -204,7 +205,7 @@ class FieldTypeContract:
             encoded = self.field_type.encode(object())
         except Exception:  # of whichever kind, it stops the pack with the sample's name
             return
-        raise AssertionError(f"an object is encoded as {encoded!r}")
+        raise AssertionError(f"an object is encoded as {quoted(encoded)}")
 
     def test_many_at_once_are_decoded_as_one_by_one(self) -> None:
         """Damaged members among them are not decoded, or as they are alone."""
@@ -218,6 +219,8 @@ class FieldTypeContract:
 
     def test_a_batch_holds_what_the_type_promises(self, tmp_path: Path) -> None:
         """In order, of the promised dtype and shape, without a change to any value."""
+        from shardio.reading.dataset import ShardDataset  # noqa: PLC0415  as above
+
         type_, count = self.field_type, len(self.values)
         field = type_.alternatives[0]
         samples = {f"{number:03d}": {field: data} for number, data in enumerate(self._data())}
@@ -429,6 +432,12 @@ def _sorted_listings(*, backwards: bool) -> Iterator[None]:
         yield
 
 
+def _raises(*kinds: type[Exception]) -> Any:
+    import pytest  # noqa: PLC0415  as above
+
+    return pytest.raises(kinds)
+
+
 class StorageContract:
     """Tests that every storage passes; a base class for pytest.
 
@@ -476,15 +485,13 @@ class StorageContract:
         for start, end in ((0, 1), (0, last), (last - 1, last), (511, 513), (last, last), (7, 7)):
             assert file.read(start, end - start) == _CONTENT[start:end]
 
-    @pytest.mark.parametrize(("offset", "size"), [(-1, 1), (0, -1), (0, 1 << 20), (1 << 20, 0)])
-    def test_a_range_outside_the_file_is_an_error(
-        self, storage: Storage, folder: str, offset: int, size: int
-    ) -> None:
+    def test_a_range_outside_the_file_is_an_error(self, storage: Storage, folder: str) -> None:
         storage.publish(f"{folder}/a.bin", _CONTENT)
-        with pytest.raises(TarError) as caught:
-            storage.open(f"{folder}/a.bin", "the name").read(offset, size)
-        assert (caught.value.where, caught.value.shard) == ("the name", "the name")
-        assert caught.value.offset == offset
+        for offset, size in ((-1, 1), (0, -1), (0, 1 << 20), (1 << 20, 0)):
+            with _raises(TarError) as caught:
+                storage.open(f"{folder}/a.bin", "the name").read(offset, size)
+            assert (caught.value.where, caught.value.shard) == ("the name", "the name")
+            assert caught.value.offset == offset
 
     def test_a_file_that_was_changed_or_removed_is_never_read_as_another(
         self, storage: Storage, folder: str
@@ -502,20 +509,21 @@ class StorageContract:
             with suppress(ShardioError, OSError):
                 assert file.read(10, 90) == _CONTENT[10:100]
 
-    @pytest.mark.parametrize("path", ["missing.bin", "a.bin/below", "none/below.bin"])
     def test_a_missing_file_is_told_from_failing_storage(
-        self, storage: Storage, folder: str, path: str
+        self, storage: Storage, folder: str
     ) -> None:
         storage.publish(f"{folder}/a.bin", _CONTENT)
-        for measure in (storage.stat, lambda path: storage.open(path, "a")):
-            with pytest.raises((FileNotFoundError, NotADirectoryError)):
-                measure(f"{folder}/{path}")
+        for path in ("missing.bin", "a.bin/below", "none/below.bin"):
+            for measure in (storage.stat, lambda path: storage.open(path, "a")):
+                with _raises(FileNotFoundError, NotADirectoryError):
+                    measure(f"{folder}/{path}")
 
     def test_a_folder_is_no_file(self, storage: Storage, folder: str) -> None:
         storage.publish(f"{folder}/inside/a.bin", _CONTENT)
-        with pytest.raises(OSError, match=r"."):
+        with _raises(OSError) as caught:
             storage.stat(f"{folder}/inside")
-        with pytest.raises((TarError, OSError)):
+        assert str(caught.value)
+        with _raises(TarError, OSError):
             storage.open(f"{folder}/inside", "inside")
 
     def test_names_are_sorted_and_of_one_folder(self, storage: Storage, folder: str) -> None:
@@ -552,7 +560,7 @@ class StorageContract:
 
     def test_a_file_that_is_there_stays_if_so_wanted(self, storage: Storage, folder: str) -> None:
         storage.publish(f"{folder}/a.bin", b"first", only_if_absent=True)
-        with pytest.raises(FileExistsError):
+        with _raises(FileExistsError):
             storage.publish(f"{folder}/a.bin", b"other", only_if_absent=True)
         assert storage.open(f"{folder}/a.bin", "a").read(0, 5) == b"first"
         assert storage.names(folder) == ["a.bin"]
@@ -581,7 +589,7 @@ class StorageContract:
     ) -> None:
         storage.publish(f"{folder}/a.bin", _CONTENT)
         for name in ("a.bin", "b.bin"):
-            with pytest.raises(FileNotFoundError):
+            with _raises(FileNotFoundError):
                 storage.publish(f"{folder}/{name}", tmp_path / "missing")
         assert storage.names(folder) == ["a.bin"]
         assert storage.open(f"{folder}/a.bin", "a").read(0, len(_CONTENT)) == _CONTENT

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import gc
 import gzip
+import multiprocessing
+import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
@@ -19,7 +23,22 @@ from shardio.testing import make_images, make_shard
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
+# There are as many pytest processes as cores. Threads of OpenMP would wait for each other by
+# spinning, which makes torch's operations on small tensors ten times as long.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
+# A process of the fork server has torch at once. Not shardio: that is imported as in training.
+multiprocessing.set_forkserver_preload(["cv2", "pytest", "torch.distributed", "torch.utils.data"])
+
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Keep collections off what stays anyway: in a fork they would copy all of its pages."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

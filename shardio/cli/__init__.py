@@ -9,8 +9,8 @@ from typing import NoReturn
 
 import click
 
-from shardio.cli.text import encodable
-from shardio.errors import ShardioError, SituationError, UsageError, escaped
+from shardio.cli.text import escape_output, say
+from shardio.errors import ShardioError, SituationError, UsageError, as_options, escaped
 
 _COMMANDS = (
     "convert",
@@ -39,6 +39,22 @@ class _Commands(click.Group):
         command: click.Command = getattr(import_module(f"shardio.cli.{cmd_name}"), cmd_name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command, and have errors name its options until it ends."""
+        name, command, rest = super().resolve_command(ctx, args)
+        options = {
+            str(option.name): [
+                option.opts[0],
+                *(option.secondary_opts or option.opts * option.is_flag),
+            ]
+            for option in (command.params if command else ())
+            if isinstance(option, click.Option)
+        }
+        ctx.with_resource(as_options(options))
+        return name, command, rest
+
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="shardio")
@@ -51,13 +67,14 @@ def main() -> None:
 
     Usage is wrong if the arguments alone tell, whatever lies on the disk.
     """
+    escape_output()
     try:
         commands(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        error.show(file=sys.stderr)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("shardio: interrupted", err=True)
+        say("shardio: interrupted", error=True)
         sys.exit(128 + signal.SIGINT)
     except ShardioError as error:
         is_usage = isinstance(error, UsageError) and not isinstance(error, SituationError)
@@ -72,5 +89,5 @@ def main() -> None:
 
 
 def _fail(text: str, *, code: int = 1) -> NoReturn:
-    click.echo(encodable(f"shardio: {escaped(text)}", sys.stderr), err=True)
+    say(f"shardio: {escaped(text)}", error=True)
     sys.exit(code)

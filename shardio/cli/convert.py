@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
-from typing import Any, get_args
+from typing import get_args
 
 import click
 
 from shardio.cli.progress import progress_bar
+from shardio.cli.text import say, say_json
 from shardio.cli.values import allow_empty_option
 from shardio.conversion.tfrecord import ConvertSummary, Target
 from shardio.conversion.tfrecord import convert as convert_source
@@ -58,12 +56,11 @@ def convert(
     TFRecord files go to folder OUT, one a shard; a conversion that was interrupted is finished by
     the same command again. Indexes go beside their shards, or to OUT: shardindex.json for wids;
     NAME.idx of each shard for DALI, whose reader takes them as index_paths; NAME.tar.idx for
-    Energon, which looks for them beside the shards.
+    Energon, which looks for them beside the shards. A file that differs is not replaced.
 
     From TFRecord files to shards is shardio pack FILES OUT --shards N.
     """
-    shown: AbstractContextManager[Any] = nullcontext() if as_json else progress_bar("converting")
-    with shown as progress:
+    with progress_bar("converting", hidden=as_json) as progress:
         summary = convert_source(
             src,
             out,
@@ -73,7 +70,10 @@ def convert(
             jobs=jobs,
             progress=progress,
         )
-    click.echo(json.dumps(asdict(summary)) if as_json else _sentence(summary, to))
+    if as_json:
+        say_json(summary)
+    else:
+        say(_sentence(summary, to))
 
 
 def _sentence(summary: ConvertSummary, to: Target) -> str:

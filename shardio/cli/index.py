@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
-
 import click
 
 from shardio.cli.progress import progress_bar
+from shardio.cli.text import say, say_json
 from shardio.cli.values import allow_empty_option
 from shardio.errors import counted, shown
 from shardio.indexing.publish import index as write_indexes
@@ -28,16 +24,13 @@ def index(path: str, force: bool, allow_empty: bool, as_json: bool) -> None:
     PATH is a folder of tars, one tar, a glob or a pattern like 'shard-{000000..000007}.tar'.
     The indexes go to the folder index/ beside the shards.
     """
-    bar: AbstractContextManager[Callable[[int], Callable[[int], None]] | None] = (
-        nullcontext() if as_json else progress_bar("indexing")
-    )
-    with bar as progress:
+    with progress_bar("indexing", hidden=as_json) as progress:
         summary = write_indexes(path, force=force, allow_empty=allow_empty, progress=progress)
     if as_json:
-        click.echo(json.dumps(asdict(summary)))
+        say_json(summary)
     else:
         fields = ", ".join(map(shown, summary.fields))
-        click.echo(
+        say(
             f"indexed {counted(summary.samples, 'sample')} with the fields {fields} "
             f"in {counted(summary.shards, 'shard')}, {summary.bytes / 1e6:,.1f} MB"
         )

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import json
 import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import click
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import RenderableType
 from rich.table import Table
 
 from shardio.cli.progress import progress_bar
-from shardio.cli.text import encodable
+from shardio.cli.text import page, say, say_json, table
 from shardio.cli.values import allow_empty_option, max_pixels_option
 from shardio.errors import counted, escaped, shown
 from shardio.inspection.info import (
@@ -31,7 +26,6 @@ from shardio.inspection.info import (
 )
 from shardio.inspection.info import info as inspect_source
 
-_WIDTH = 80
 _MOST_CLASSES = 20
 _MOST_SPLITS = 4  # with a column each
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -90,10 +84,7 @@ def info(
     PATH is a packed folder, a folder of its splits, or anything else that shardio reads. Counts and
     sizes come from the indexes; see `shardio verify` for what the shards themselves say.
     """
-    bar: AbstractContextManager[Callable[[int], Callable[[int], None]] | None] = (
-        nullcontext() if as_json else progress_bar("looking")
-    )
-    with bar as progress:
+    with progress_bar("looking", hidden=as_json) as progress:
         found = inspect_source(
             path,
             sample=sample,
@@ -104,42 +95,35 @@ def info(
             progress=progress,
         )
     if as_json:
-        click.echo(json.dumps(asdict(found)))
+        say_json(found)
         return
-    click.echo(encodable(_describe(found, all_shards=all_shards, all_classes=all_classes)))
+    text = page(_parts(found, all_shards=all_shards, all_classes=all_classes))
+    say(re.sub("\n{3,}", "\n\n", text).rstrip())
     if preview is not None:
-        click.echo(encodable(f"\nwrote the preview to {escaped(preview)}"))
+        say(f"\nwrote the preview to {escaped(preview)}")
 
 
-def _describe(found: Info, *, all_shards: bool, all_classes: bool) -> str:
-    """The whole report, in 80 columns."""
-    page = io.StringIO()
-    console = Console(
-        file=page, width=_WIDTH, highlight=False, markup=False, emoji=False, color_system=None
-    )
-    console.print(_sentence(found))
+def _parts(found: Info, *, all_shards: bool, all_classes: bool) -> Iterator[RenderableType]:
+    yield _sentence(found)
     if found.splits:
-        console.print(_splits_table(found))
+        yield _splits_table(found)
     for name, split in (found.splits or {"": found}).items():
-        console.print(escaped(f"{name}: " * bool(name) + _shards_sentence(split.shards)))
+        yield escaped(f"{name}: " * bool(name) + _shards_sentence(split.shards))
     if all_shards:
-        console.print(_shards_table(found.shards))
-    console.print(_fields_table(found.fields, found.samples))
+        yield _shards_table(found.shards)
+    yield _fields_table(found.fields, found.samples)
     if found.classes is not None:
-        for sentence in _classes_sentences(found.classes):
-            console.print(sentence)
+        yield from _classes_sentences(found.classes)
         some = found.classes.counts[: None if all_classes else _MOST_CLASSES]
-        console.print(_classes_table(found, some))
+        yield _classes_table(found, some)
         if len(some) < len(found.classes.counts):
             more = len(found.classes.counts) - len(some)
-            console.print(f"and {more:,} more classes; --classes shows all")
+            yield f"and {more:,} more classes; --classes shows all"
     if found.sample is not None:
-        console.print(f"sample {found.sample.number:,}: {shown(found.sample.key)}")
-        console.print(_sample_table(found.sample))
+        yield f"sample {found.sample.number:,}: {shown(found.sample.key)}"
+        yield _sample_table(found.sample)
     for name, lines in found.ledgers.items():
-        console.print(f"{name}: {counted(lines, 'line')}")
-    stripped = "\n".join(line.rstrip() for line in page.getvalue().splitlines())
-    return re.sub("\n{3,}", "\n\n", stripped).rstrip()
+        yield f"{name}: {counted(lines, 'line')}"
 
 
 def _sentence(found: Info) -> str:
@@ -155,10 +139,10 @@ def _sentence(found: Info) -> str:
 
 
 def _splits_table(found: Info) -> Table:
-    table = _table("split", "samples", "share", "shards", "size", "classes")
+    made = table("split", "samples", "share", "shards", "size", "classes")
     for name, split in found.splits.items():
         held = [] if split.classes is None else split.classes.counts
-        table.add_row(
+        made.add_row(
             shown(name),
             f"{split.samples:,}",
             f"{split.samples / max(found.samples, 1):.1%}",
@@ -166,7 +150,7 @@ def _splits_table(found: Info) -> Table:
             _size(split.bytes),
             f"{sum(count.samples > 0 for count in held):,}",
         )
-    return table
+    return made
 
 
 def _shards_sentence(shards: Sequence[ShardInfo]) -> str:
@@ -181,23 +165,23 @@ def _shards_sentence(shards: Sequence[ShardInfo]) -> str:
 
 
 def _shards_table(shards: Iterable[ShardInfo]) -> Table:
-    table = _table("shard", "samples", "size")
+    made = table("shard", "samples", "size")
     for shard in shards:
-        table.add_row(escaped(shard.name), f"{shard.samples:,}", _size(shard.bytes))
-    return table
+        made.add_row(escaped(shard.name), f"{shard.samples:,}", _size(shard.bytes))
+    return made
 
 
 def _fields_table(fields: Iterable[FieldInfo], samples: int) -> Table:
-    table = _table("field", "kind", "samples", "total", "median", "largest", left=2)
+    made = table("field", "kind", "samples", "total", "median", "largest", left=2)
     for field in fields:
         lacking = "" if field.samples == samples else f" of {samples:,}"
-        table.add_row(
+        made.add_row(
             shown(field.name),
             field.kind,
             f"{field.samples:,}{lacking}",
             *map(_size, (field.bytes, field.median, field.largest)),
         )
-    return table
+    return made
 
 
 def _classes_sentences(classes: ClassesInfo) -> list[str]:
@@ -218,36 +202,27 @@ def _classes_sentences(classes: ClassesInfo) -> list[str]:
 
 
 def _classes_table(found: Info, counts: Iterable[ClassCount]) -> Table:
-    """The samples of each class; of each split, too, if there are some and they fit."""
+    """Count the samples of each class, and of each split if there are few."""
     named = found.classes is not None and found.classes.named is not None
     splits = {
         name: {count.number: count.samples for count in split.classes.counts}
         for name, split in found.splits.items()
         if split.classes is not None and len(found.splits) <= _MOST_SPLITS
     }
-    table = _table("class", *["name"] * named, "samples", *map(shown, splits), left=1 + named)
+    made = table("class", *["name"] * named, "samples", *map(shown, splits), left=1 + named)
     for count in counts:
         name = "(not in the list)" if count.name is None else shown(count.name)
         inside = [f"{held.get(count.number, 0):,}" for held in splits.values()]
-        table.add_row(str(count.number), *[name] * named, f"{count.samples:,}", *inside)
-    return table
+        made.add_row(str(count.number), *[name] * named, f"{count.samples:,}", *inside)
+    return made
 
 
 def _sample_table(sample: SampleInfo) -> Table:
-    table = _table("field", "size", "value")
-    table.columns[2].justify, table.columns[2].overflow = "left", "fold"
+    made = table("field", "size", "value")
+    made.columns[2].justify, made.columns[2].overflow = "left", "fold"
     for field in sample.fields:
-        table.add_row(shown(field.name), _size(field.bytes), escaped(field.value))
-    return table
-
-
-def _table(*titles: str, left: int = 1) -> Table:
-    """A table whose first columns are text and whose others are numbers."""
-    table = Table(box=SIMPLE_HEAD)
-    for place, title in enumerate(titles):
-        text = place < left
-        table.add_column(title, justify="left" if text else "right", overflow="fold")
-    return table
+        made.add_row(shown(field.name), _size(field.bytes), escaped(field.value))
+    return made
 
 
 def _range(values: Sequence[int], show: Callable[[int], str]) -> str:
@@ -262,7 +237,7 @@ def _number(count: int) -> str:
 
 
 def _size(count: int) -> str:
-    """Bytes, as 57.9 kB."""
+    """Format bytes, as 57.9 kB."""
     value, unit = float(count), 0
     while value >= 999.95 and unit < len(_UNITS) - 1:
         value, unit = value / 1000, unit + 1

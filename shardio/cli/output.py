@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import reduce
 from pathlib import Path
-from typing import Any
 
 import click
 
-from shardio.cli.values import allow_empty_option, parse_size, parse_split
+from shardio.cli.values import allow_empty_option, parse_size, parse_split, several
 from shardio.errors import counted
 from shardio.packing.job import PackSummary
 from shardio.packing.layout import DUPLICATES_NAME, SKIPPED_NAME
 
-_OPTIONS = (
+output_options = several(
     click.option("--shards", type=click.IntRange(min=1), help="How many shards."),
     click.option(
         "--samples-per-shard", type=click.IntRange(min=1), help="Instead: at most so many in each."
@@ -55,13 +52,8 @@ _OPTIONS = (
 )
 
 
-def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of what it writes, and how."""
-    return reduce(lambda decorated, option: option(decorated), reversed(_OPTIONS), command)
-
-
 def describe(summary: PackSummary, out: str) -> str:
-    """What was packed, in sentences."""
+    """Describe what was packed, in sentences."""
     megabytes = summary.bytes / 1e6
     classes = (
         "" if summary.classes is None else f" of {counted(summary.classes, 'class', 'classes')}"

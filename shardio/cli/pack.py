@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
-from functools import reduce
 from typing import Any
 
 import click
 
 from shardio.cli.output import describe, output_options
 from shardio.cli.progress import progress_bar
-from shardio.cli.values import max_pixels_option, parse_sides, read_names
+from shardio.cli.text import say, say_json
+from shardio.cli.values import max_pixels_option, parse_sides, read_names, several
 from shardio.packing.pack import pack as pack_source
 
-_OPTIONS = (
+
+def _split_names(
+    _context: click.Context, _option: click.Parameter, text: str | None
+) -> list[str] | None:
+    """Names with commas between them."""
+    return None if text is None else [name for name in text.split(",") if name]
+
+
+_source_options = several(
     click.option("--shuffle/--no-shuffle", default=True, help="Random order (default) or by path."),
     click.option(
         "--labels/--no-labels",
@@ -40,6 +44,25 @@ _OPTIONS = (
         help="Table of the samples, .csv, .tsv, .jsonl or .parquet, whose paths start from SRC.",
     ),
     click.option(
+        "--encoding",
+        metavar="NAME",
+        help="Encoding of the table's text, as latin-1 or cp1252; by default UTF-8, or UTF-16 if "
+        "it starts so.",
+    ),
+    click.option(
+        "--delimiter",
+        metavar="CHARACTER",
+        help="Character between the cells of CSV and TSV, 'tab' for a tab; by default the comma, "
+        "semicolon, tab or pipe that the header has.",
+    ),
+    click.option(
+        "--columns",
+        metavar="COLUMN,...",
+        callback=_split_names,
+        help="Columns that become the field json; by default all that have no other use, and '' "
+        "for none.",
+    ),
+    click.option(
         "--path-column",
         "path_columns",
         metavar="[FIELD=]COLUMN",
@@ -48,6 +71,27 @@ _OPTIONS = (
     ),
     click.option("--label-column", metavar="COLUMN", help="Column of labels in the table."),
     click.option("--key-column", metavar="COLUMN", help="Column of keys in the table."),
+    click.option(
+        "--target-column",
+        "target_columns",
+        metavar="[FIELD=]COLUMN,...",
+        multiple=True,
+        help="Column of numbers to predict, which becomes an array; several make a vector.",
+    ),
+    click.option(
+        "--target-dtype",
+        type=click.Choice(["float32", "float64"]),
+        default="float32",
+        show_default=True,
+        help="Type of the numbers to predict.",
+    ),
+    click.option(
+        "--multilabel-column",
+        "multilabel_columns",
+        metavar="[FIELD=]COLUMN,...",
+        multiple=True,
+        help="Columns of 0 and 1, or one that lists classes, which become an array of 0 and 1.",
+    ),
     click.option(
         "--feature",
         "features",
@@ -92,10 +136,6 @@ _OPTIONS = (
 )
 
 
-def _source_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    return reduce(lambda decorated, option: option(decorated), reversed(_OPTIONS), command)
-
-
 @click.command(epilog="Example: shardio pack images/ out/ --shards 8")
 @click.argument("src", type=click.Path())
 @click.argument("out", type=click.Path())
@@ -106,11 +146,14 @@ def pack(src: str, out: str, as_json: bool, **options: Any) -> None:
     """Pack the images of folder SRC into tar shards in folder OUT.
 
     SRC has one subfolder a class, or is flat for images without labels; or it is a folder of
-    tars, whose members are taken as they are, or of TFRecord files (also one or a pattern). OUT is
+    tars, whose members are taken as they are, or of TFRecord files (also one or a pattern), or a
+    table (.csv, .tsv, .jsonl or .parquet), whose paths start from its folder. OUT is
     a folder outside SRC, new or without shards. A pack that was interrupted is finished by the
     same command again.
     """
-    shown: AbstractContextManager[Any] = nullcontext() if as_json else progress_bar("packing")
-    with shown as progress:
+    with progress_bar("packing", hidden=as_json) as progress:
         summary = pack_source(src, out, progress=progress, **options)
-    click.echo(json.dumps(asdict(summary)) if as_json else describe(summary, out))
+    if as_json:
+        say_json(summary)
+    else:
+        say(describe(summary, out))

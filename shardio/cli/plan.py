@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from collections.abc import Iterator
 from typing import Any
 
 import click
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from shardio.cli.progress import progress_bar
 from shardio.cli.settings import describe, plan_options
+from shardio.cli.text import page, say, say_json, table
 from shardio.errors import ShardioError, counted
 from shardio.inspection.coverage import Coverage
 from shardio.inspection.coverage import plan as plan_epoch
 
-_WIDTH = 80
 _MOST_ROWS = 16
 
 
@@ -46,47 +43,41 @@ def plan(path: str, as_json: bool, **options: Any) -> None:
     Every step of every rank and worker is worked out, and each sample counted. PATH is a packed
     folder, or anything else that shardio reads.
     """
-    shown: AbstractContextManager[Callable[[int], Callable[[int], None]] | None] = (
-        nullcontext() if as_json else progress_bar("planning")
-    )
-    with shown as progress:
+    with progress_bar("planning", hidden=as_json) as progress:
         coverage = plan_epoch(path, **options, progress=progress)
     if as_json:
-        click.echo(json.dumps(asdict(coverage) | {"exact": coverage.exact}))
+        say_json(coverage, exact=coverage.exact)
     else:
-        _show(coverage)
+        say(page(_parts(coverage)))
     if not coverage.exact:
         raise ShardioError(
             "the plan is not exact", where=path, remedy="this is a bug in shardio; report it"
         )
 
 
-def _show(coverage: Coverage) -> None:
-    console = Console(width=_WIDTH, highlight=False)
+def _parts(coverage: Coverage) -> Iterator[RenderableType]:
     settings = coverage.settings
     left_out = f", {coverage.left_out:,} left out by the tail" if coverage.left_out else ""
     pads = sum(share.pads for share in coverage.ranks)
-    console.print(
+    yield (
         f"{counted(coverage.steps, 'step')} of {settings.batch_size:,} × "
         f"{counted(settings.ranks, 'rank')}: "
         f"{coverage.delivered_once:,} of {coverage.samples:,} samples come exactly once, "
         f"{coverage.delivered_again:,} more often{left_out}; {pads:,} pads are not valid."
     )
-    console.print(_rank_table(coverage))
-    console.print(_node_table(coverage))
-    for sentence in _mixing(coverage):
-        console.print(sentence)
+    yield _rank_table(coverage)
+    yield _node_table(coverage)
+    yield from _mixing(coverage)
     for warning in coverage.warnings:
-        console.print(f"warning: {warning}", style="yellow")
-    console.print(describe(settings), style="dim")
+        yield Text(f"warning: {warning}", style="yellow")
+    yield Text(describe(settings), style="dim")
 
 
 def _rank_table(coverage: Coverage) -> Table:
-    table = Table(box=SIMPLE_HEAD)
-    for title in ("rank", "steps", "samples", "pads", "samples of a worker", "pads of a worker"):
-        table.add_column(title, justify="right")
+    titles = "rank", "steps", "samples", "pads", "samples of a worker", "pads of a worker"
+    made = table(*titles, left=0)
     for share in coverage.ranks[:_MOST_ROWS]:
-        table.add_row(
+        made.add_row(
             str(share.rank),
             f"{share.steps:,}",
             f"{share.samples:,}",
@@ -95,24 +86,22 @@ def _rank_table(coverage: Coverage) -> Table:
             _range(share.pads_of_workers),
         )
     if len(coverage.ranks) > _MOST_ROWS:
-        table.add_row("…", *[""] * 5)
-    return table
+        made.add_row("…", *[""] * 5)
+    return made
 
 
 def _node_table(coverage: Coverage) -> Table:
-    table = Table(box=SIMPLE_HEAD)
-    for title in ("node", "shards", "reads", "window memory"):
-        table.add_column(title, justify="right")
+    made = table("node", "shards", "reads", "window memory", left=0)
     for share in coverage.nodes[:_MOST_ROWS]:
-        table.add_row(
+        made.add_row(
             str(share.node),
             f"{share.shards:,}",
             f"{share.bytes / 1e6:,.1f} MB",
             f"{share.window_bytes / 1e6:,.1f} MB",
         )
     if len(coverage.nodes) > _MOST_ROWS:
-        table.add_row("…", *[""] * 3)
-    return table
+        made.add_row("…", *[""] * 3)
+    return made
 
 
 def _mixing(coverage: Coverage) -> list[str]:

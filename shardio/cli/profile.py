@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import click
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
 
 from shardio.cli.progress import progress_bar
-from shardio.cli.tables import show_profile
-from shardio.cli.values import allow_empty_option
-from shardio.errors import MisfitError, ShardioError
+from shardio.cli.text import page, say, say_json, table
+from shardio.cli.values import allow_empty_option, several
+from shardio.errors import ShardioError, counted, quoted
+from shardio.profiling.profile import Profile
 from shardio.profiling.profile import profile as measure
+from shardio.profiling.report import (
+    PREDICTION_TITLES,
+    RUN_LEGEND,
+    RUN_TITLES,
+    STAGE_TITLES,
+    change_rows,
+    compare,
+    conditions,
+    facts,
+    prediction_rows,
+    run_rows,
+    stage_note,
+    stage_rows,
+)
 from shardio.profiling.settings import BASELINES, ProfileOptions
 
-DEFAULTS = ProfileOptions()
-_EQUAL_SIZES = "give --size, a --transform that makes them equal, or --batch-size 1"
-F = TypeVar("F", bound=Callable[..., Any])
+_DEFAULTS = ProfileOptions()
 
 
 def _parse_numbers(
@@ -31,24 +45,26 @@ def _parse_numbers(
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise click.BadParameter(f"{text!r} is not a list of numbers such as 1,2,4") from error
+        raise click.BadParameter(
+            f"{quoted(text)} is not a list of numbers such as 1,2,4"
+        ) from error
 
 
 _number = partial(click.option, show_default=True)
 _place = partial(click.option, metavar="FILE:NAME")
 _file = partial(click.option, type=click.Path(dir_okay=False))
 
-_OPTIONS: Sequence[Callable[[Any], Any]] = (
+_options = several(
     click.option(
         "--workers",
-        metavar="N,N,…",
+        metavar="N,N,...",
         callback=_parse_numbers,
         help="Numbers of DataLoader workers to measure; 0 for none, only the loop's own thread.  "
         "[default: one per core, or none where --threads is given]",
     ),
     click.option(
         "--threads",
-        metavar="N,N,…",
+        metavar="N,N,...",
         callback=_parse_numbers,
         help="Numbers of shardio.Loader's threads to measure, likewise.  "
         "[default: one per core, or none where --workers is given]",
@@ -56,33 +72,33 @@ _OPTIONS: Sequence[Callable[[Any], Any]] = (
     _number(
         "--prefetch",
         type=click.IntRange(min=1),
-        default=DEFAULTS.prefetch,
+        default=_DEFAULTS.prefetch,
         help="Batches made ahead: by each worker, or by all threads together.",
     ),
     _number(
         "--batch-size",
         type=click.IntRange(min=1),
-        default=DEFAULTS.batch_size,
+        default=_DEFAULTS.batch_size,
         help="Samples in a batch.",
     ),
     _number(
         "--size",
         type=click.IntRange(min=0),
-        default=DEFAULTS.size,
+        default=_DEFAULTS.size,
         help="Crop and resize images to this height and width; 0 leaves them as they are, which "
         "needs images of one size or --batch-size 1.",
     ),
     _number(
         "--seconds",
         type=float,
-        default=DEFAULTS.seconds,
+        default=_DEFAULTS.seconds,
         help="Seconds that each loader is measured.",
     ),
     _place("--transform", help="Callable for images, in place of the crop."),
     _number(
         "--step-ms",
         type=float,
-        default=DEFAULTS.step_ms,
+        default=_DEFAULTS.step_ms,
         help="Milliseconds that a training step takes, to tell whether it waits.",
     ),
     _place("--train", help="Callable that takes a batch and makes a training step."),
@@ -98,15 +114,9 @@ _OPTIONS: Sequence[Callable[[Any], Any]] = (
 )
 
 
-def _with_options(command: F) -> F:
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
-
-
 @click.command(epilog="Example: shardio profile out/ --html report.html")
 @click.argument("path", type=click.Path())
-@_with_options
+@_options
 def profile(path: str, as_json: bool, **options: Any) -> None:
     """Say what limits how fast the shards of PATH reach a training loop.
 
@@ -114,13 +124,71 @@ def profile(path: str, as_json: bool, **options: Any) -> None:
     measured first, then some loaders; others are predicted. The machine should be idle.
     """
     with progress_bar("measuring") as progress:
-        try:
-            result = measure(path, **options, progress=progress)
-        except MisfitError as error:
-            raise MisfitError(error.what, where=error.where, remedy=_EQUAL_SIZES) from error
+        result = measure(path, **options, progress=progress)
     if as_json:
-        click.echo(json.dumps(asdict(result)))
+        say_json(result)
     else:
-        show_profile(result)
+        say(page(_parts(result)))
     if result.baseline_error is not None:
         raise ShardioError(f"the baseline failed: {result.baseline_error}")
+
+
+def _parts(result: Profile) -> Iterator[RenderableType]:
+    best = result.runs[result.best]
+    yield Text(result.verdict.sentence, style="bold")
+    yield Text(" ".join(facts(result)))
+    if result.verdict.changes:
+        titles, rows = change_rows(result)
+        yield ""
+        yield _table(titles, rows)
+    yield ""
+    yield _table(RUN_TITLES, run_rows(result))
+    yield Text(RUN_LEGEND, style="dim")
+    if result.baseline is not None:
+        yield compare(result)
+    yield ""
+    yield _table(PREDICTION_TITLES, prediction_rows(result))
+    if best.evidence.stages is not None:
+        yield f"\nA sample in {best.topology}, in µs:\n"
+        yield _table(STAGE_TITLES, stage_rows(best.evidence.stages))
+        yield Text(stage_note(best.evidence, best.evidence.stages), style="dim")
+    yield "\nThe limits of this machine with these shards:\n"
+    yield _table(("part", "limit"), _limits(result))
+    yield ""
+    yield Text(f"{result.settings.source}: {conditions(result)}.", style="dim")
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    made = table(*titles, tight=True)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def _limits(result: Profile) -> list[tuple[str, str]]:
+    limits = result.ceilings
+    cold = "not measured: the page cache cannot be dropped for these files"
+    rows = [
+        ("storage, cold", cold if limits.cold is None else _speed(limits.cold)),
+        ("page cache", _speed(limits.warm)),
+    ]
+    if limits.decode_one and limits.decode_all:
+        rows += [
+            ("decode and transform, one core", f"{limits.decode_one:,.0f} samples/s"),
+            (
+                f"decode and transform, {counted(result.cores, 'core')}",
+                f"{limits.decode_all:,.0f} samples/s",
+            ),
+        ]
+    size = result.settings.batch_size
+    rows += [
+        ("copy in memory, one core", _speed(limits.copy)),
+        ("hand-over from a worker", f"{limits.handover * size:,.0f} samples/s"),
+    ]
+    if limits.to_device is not None:
+        rows.append(("copy to the GPU", _speed(limits.to_device)))
+    return rows
+
+
+def _speed(bytes_per_second: float) -> str:
+    return f"{bytes_per_second / 1e6:,.0f} MB/s"

@@ -7,22 +7,29 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import click
-
+from shardio.cli.text import say
 from shardio.processes import new_lock
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_FRAMES = 0.1
 
 
+Progress = Callable[[int], Callable[[int], None]]
+"""Function that takes the total and returns the function to call with the number of items done
+since, from any thread."""
+
+
 @contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int], Callable[[int], None]]]:
+def progress_bar(title: str, *, hidden: bool = False) -> Iterator[Progress | None]:
     """Show progress on standard error.
 
-    Yields:
-        A function that takes the total and returns the function to call with the number of items
-        done since, from any thread.
+    Args:
+        title: description of the work.
+        hidden: whether nothing is shown.
     """
+    if hidden:
+        yield None
+        return
     if not sys.stderr.isatty():
         yield lambda total: _Counter(total, _SECONDS_BETWEEN_LINES, _line(title, total)).add
         return
@@ -65,4 +72,4 @@ class _Counter:
 
 
 def _line(title: str, total: int) -> Callable[[int], None]:
-    return lambda done: click.echo(f"{title}: {done:,} of {total:,}", err=True)
+    return lambda done: say(f"{title}: {done:,} of {total:,}", error=True)

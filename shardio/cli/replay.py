@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from typing import Any
 
 import click
 
 from shardio.cli.settings import describe, plan_options
+from shardio.cli.text import say, say_json
 from shardio.errors import ShardioError, counted
 from shardio.inspection.replay import LISTING_NAME, ReplayedBatch
 from shardio.inspection.replay import replay as write_batch
@@ -35,9 +34,9 @@ def replay(path: str, out: str, as_json: bool, **options: Any) -> None:
     batch = write_batch(path, out, **options)
     problems = [sample.problem for sample in batch.samples if sample.problem]
     if as_json:
-        click.echo(json.dumps(asdict(batch)))
+        say_json(batch)
     else:
-        click.echo(_sentence(batch, out))
+        say(_sentence(batch, out))
     if problems:
         raise ShardioError(
             f"members of {counted(len(problems), 'sample')} could not be written, of the first "

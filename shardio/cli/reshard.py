@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from typing import Any
 
 import click
 
 from shardio.cli.output import describe, output_options
 from shardio.cli.progress import progress_bar
+from shardio.cli.text import say, say_json
 from shardio.cli.values import read_names
-from shardio.errors import UsageError
+from shardio.errors import UsageError, argument
 from shardio.packing.pack import reshard as reshard_source
 
 
@@ -41,11 +39,13 @@ def reshard(
 
     IN are packed folders, tars or patterns of them. Members stay byte for byte what they are.
     """
-    shown: AbstractContextManager[Any] = nullcontext() if as_json else progress_bar("resharding")
-    with shown as progress:
+    with progress_bar("resharding", hidden=as_json) as progress:
         where = None if match is None else _matcher(match)
         summary = reshard_source([*sources], out, where=where, progress=progress, **options)
-    click.echo(json.dumps(asdict(summary)) if as_json else describe(summary, out))
+    if as_json:
+        say_json(summary)
+    else:
+        say(describe(summary, out))
 
 
 class _Matcher:
@@ -66,4 +66,6 @@ def _matcher(text: str) -> _Matcher:
     try:
         return _Matcher(re.compile(text))
     except re.error as error:
-        raise UsageError(f"--match {text!r}: it is not a regular expression ({error})") from error
+        raise UsageError(
+            f"it is not a regular expression ({error})", where=argument("match", text)
+        ) from error

@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 import click
 
-from shardio.cli.values import allow_empty_option
+from shardio.cli.values import allow_empty_option, several
 from shardio.inspection.coverage import OrderOptions, PlanSettings
 
 _DEFAULTS = OrderOptions(batch_size=1)
 _SHUFFLES: dict[str, bool | Literal["full"]] = {"true": True, "full": "full", "false": False}
 _AT_LEAST_ONE = click.IntRange(min=1)
-_OPTIONS = (
+_options = several(
+    click.argument("path", type=click.Path()),
     click.option("--batch-size", type=_AT_LEAST_ONE, help="Samples of one rank in a step."),
     click.option(
         "--global-batch-size",
@@ -77,9 +78,7 @@ def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def with_shuffle(shuffle: str, **options: Any) -> Any:
         return command(shuffle=_SHUFFLES[shuffle], **options)
 
-    decorated: Callable[..., Any] = click.argument("path", type=click.Path())(with_shuffle)
-    for option in reversed(_OPTIONS):
-        decorated = option(decorated)
+    decorated: Callable[..., Any] = _options(with_shuffle)
     return decorated
 
 

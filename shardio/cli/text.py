@@ -1,12 +1,86 @@
-"""Text that any terminal takes, whatever the names in it."""
+"""What commands print: sentences, tables and JSON, on any terminal."""
 
 from __future__ import annotations
 
+import codecs
+import io
+import json
 import sys
-from typing import TextIO
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+import click
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+_WIDTH = 80
+_ESCAPED = "shardio.escaped"
+_IN_ASCII = str.maketrans({"─": "-", "×": "x", "µ": "u", "±": "~", "…": "..."})
+"""What shardio itself prints beyond ASCII; other characters, as in names, are escaped."""
 
 
-def encodable(text: str, stream: TextIO | None = None) -> str:
-    """Text that a stream, by default standard output, takes: what it cannot encode is escaped."""
-    encoding = getattr(stream or sys.stdout, "encoding", None) or "utf-8"  # None if it is closed
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+def escape_output() -> None:
+    """Have standard output and error replace or escape what their encoding lacks."""
+    codecs.register_error(_ESCAPED, _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_ESCAPED)
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(_IN_ASCII)
+    return text.encode("ascii", "backslashreplace").decode("ascii"), error.end
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Print text; without a file, click would print UTF-8 where the encoding is ASCII."""
+    click.echo(text, file=sys.stderr if error else sys.stdout)
+
+
+def say_json(result: Any, **more: Any) -> None:
+    """Print a dataclass as JSON.
+
+    Args:
+        result: instance of a dataclass.
+        **more: further values.
+    """
+    say(json.dumps(asdict(result) | more))
+
+
+def table(*titles: str, left: int = 1, tight: bool = False) -> Table:
+    """Make a table of text and numbers.
+
+    Args:
+        *titles: titles of the columns.
+        left: number of columns of text; the others hold numbers, aligned to the right.
+        tight: whether the table begins at the left edge, for many columns.
+    """
+    made = Table(box=SIMPLE_HEAD)
+    if tight:
+        made = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for place, title in enumerate(titles):
+        made.add_column(title, justify="left" if place < left else "right", overflow="fold")
+    return made
+
+
+def page(parts: Iterable[RenderableType]) -> str:
+    """Lay out texts and tables in 80 columns; no line ends in blanks, which rich fills tables with.
+
+    Names in the texts are no markup of rich.
+    """
+    written = io.StringIO()
+    console = Console(
+        file=written,
+        force_terminal=sys.stdout.isatty(),
+        width=_WIDTH,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    for part in parts:
+        console.print(part)
+    return "\n".join(line.rstrip() for line in written.getvalue().splitlines())

@@ -1,24 +1,39 @@
-"""Values of options that are more than a number or a word, as callbacks of click."""
+"""Options that several commands have, and values that are more than a number or a word."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
-from shardio.errors import SituationError
+from shardio.errors import SituationError, quoted
 from shardio.fields.limits import MAX_PIXELS
 
 _SIDES = re.compile("([0-9]{1,9})(?:x([0-9]{1,9}))?")
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)(i?)B?", re.IGNORECASE)
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def several(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Join decorators that give a command options, in the order of its help."""
+
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
 
 allow_empty_option = click.option(
     "--allow-empty",
     is_flag=True,
     help="Take tars that have members, none of which is a field of a sample.",
 )
-
 
 max_pixels_option = click.option(
     "--max-pixels",
@@ -33,22 +48,22 @@ max_pixels_option = click.option(
 def parse_sides(
     _context: click.Context, _option: click.Parameter, text: str | None
 ) -> int | tuple[int, int] | None:
-    """A side, as 256, or height and width, as 224x224."""
+    """Parse a side, as 256, or height and width, as 224x224."""
     if text is None:
         return None
     found = _SIDES.fullmatch(text)
     if found is None:
-        raise click.BadParameter(f"{text!r} is neither a number, as 256, nor HxW, as 224x224")
+        raise click.BadParameter(f"{quoted(text)} is neither a number, as 256, nor HxW, as 224x224")
     return (int(found[1]), int(found[2])) if found[2] else int(found[1])
 
 
 def parse_size(_context: click.Context, _option: click.Parameter, text: str | None) -> int | None:
-    """Bytes, as 512MB or 1.5GiB."""
+    """Parse bytes, as 512MB or 1.5GiB."""
     if text is None:
         return None
     found = _SIZE.fullmatch(text)
     if found is None:
-        raise click.BadParameter(f"{text!r} is no size, as 512MB or 1GiB")
+        raise click.BadParameter(f"{quoted(text)} is not a size, as 512MB or 1GiB")
     number, unit, binary = found.groups()
     step = 1024 if binary else 1000
     return int(float(number) * step ** " KMGT".index(unit.upper() or " "))
@@ -57,25 +72,25 @@ def parse_size(_context: click.Context, _option: click.Parameter, text: str | No
 def parse_split(
     _context: click.Context, _option: click.Parameter, text: str | None
 ) -> dict[str, float] | None:
-    """Fractions by name, as train=0.9,val=0.1."""
+    """Parse fractions by name, as train=0.9,val=0.1."""
     if text is None:
         return None
     pairs = [part.partition("=")[::2] for part in text.split(",")]
     names = [name for name, _ in pairs]
     if again := next((name for name in names if names.count(name) > 1), None):
-        raise click.BadParameter(f"it names {again!r} twice")
+        raise click.BadParameter(f"it names {quoted(again)} twice")
     try:
         return {name: float(fraction) for name, fraction in pairs}
     except ValueError:
         raise click.BadParameter(
-            f"{text!r} is no list of fractions by name, as train=0.9,val=0.1"
+            f"{quoted(text)} is not a list of fractions by name, as train=0.9,val=0.1"
         ) from None
 
 
 def read_names(
     _context: click.Context, _option: click.Parameter, path: str | None
 ) -> list[str] | None:
-    """The lines of a file."""
+    """Read the lines of a file."""
     if path is None:
         return None
     if Path(path).exists() and not Path(path).is_file():

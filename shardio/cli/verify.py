@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from typing import Any
 
 import click
 
 from shardio.cli.progress import progress_bar
-from shardio.cli.text import encodable
+from shardio.cli.text import say, say_json
 from shardio.cli.values import allow_empty_option, max_pixels_option
 from shardio.errors import counted
 from shardio.inspection.findings import Verification
@@ -55,7 +52,7 @@ def verify(
     """
     if new is not None:
         refuse_url(new)
-    with _progress("verifying, MB", as_json) as progress:
+    with progress_bar("verifying, MB", hidden=as_json) as progress:
         found = verify_source(
             path,
             deep=deep,
@@ -68,30 +65,25 @@ def verify(
         _show_findings(found)
     fixed = None
     if new is not None and not found.sound:
-        with _progress("repairing", as_json) as progress:
+        with progress_bar("repairing", hidden=as_json) as progress:
             fixed = repair(
                 path, new, deep=deep, max_pixels=max_pixels, jobs=jobs, progress=progress
             )
     if as_json:
-        summary = asdict(found) | {"sound": found.sound, "fixed": fixed and asdict(fixed)}
-        click.echo(json.dumps(summary))
+        say_json(found, sound=found.sound, fixed=fixed and asdict(fixed))
     else:
         if new is not None:
-            click.echo(_repaired(fixed, new))
-        click.echo(_verdict(found))
+            say(_repaired(fixed, new))
+        say(_verdict(found))
     if not found.sound:
         sys.exit(1)
 
 
-def _progress(title: str, as_json: bool) -> AbstractContextManager[Any]:
-    return nullcontext() if as_json else progress_bar(title)
-
-
 def _show_findings(found: Verification) -> None:
     for finding in found.findings[:_MOST_LINES]:
-        click.echo(encodable(str(finding)))
+        say(str(finding))
     if len(found.findings) > _MOST_LINES:
-        click.echo(f"and {len(found.findings) - _MOST_LINES:,} more; --json has all")
+        say(f"and {len(found.findings) - _MOST_LINES:,} more; --json has all")
 
 
 def _repaired(fixed: RepairSummary | None, new: str) -> str:

@@ -49,7 +49,7 @@ from shardio.packing.engine import Engine, Ticker, make_engine
 from shardio.packing.folder import open_lock
 from shardio.packing.job import Progress
 from shardio.packing.sources.base import SourceSample, UnpackableError
-from shardio.packing.sources.reader import SourceReader, in_memory, version_of
+from shardio.packing.sources.reader import SourceReader, file_version, in_memory
 from shardio.packing.sources.records import (
     Buffer,
     Numbers,
@@ -108,14 +108,14 @@ def write_records(task: RecordTask, ticker: Ticker) -> int:
         with folder.open_file(task.name) as stream:
             for data in _records(task, ticker):
                 if stream.read(len(data)) != data:
-                    raise _other_file(folder, task)
+                    raise _differs(folder, task.name)
             if stream.read(1):
-                raise _other_file(folder, task)
+                raise _differs(folder, task.name)
             return stream.tell()
 
 
 def _records(task: RecordTask, ticker: Ticker) -> Iterator[Buffer]:
-    """The pieces of a TFRecord file, in order."""
+    """Yield the pieces of a TFRecord file, in order."""
     shard = TarSource(catalog=Catalog(shards=(task.entry,), fields=(), classes=None))
     with SourceReader(shard.root) as files:
         for sample in shard.samples():
@@ -124,11 +124,11 @@ def _records(task: RecordTask, ticker: Ticker) -> Iterator[Buffer]:
             ticker.tick(1)
 
 
-def _other_file(folder: Folder, task: RecordTask) -> PackError:
+def _differs(folder: Folder, name: str) -> PackError:
     return PackError(
-        f"the file differs from the result of converting {task.entry.name}",
-        where=folder.path / task.name,
-        remedy="move or remove it, and run the conversion again",
+        "the file differs from what this conversion writes, so it is not replaced",
+        where=folder.path / name,
+        remedy="move or remove it and convert again, or name another folder",
     )
 
 
@@ -151,7 +151,7 @@ def _features_of(
             raise error.at(
                 f"{shown(sample.path)}, field {quoted(field)}",
                 SampleError,
-                remedy="get or pack the shard again",
+                remedy="download or pack the shard again",
                 shard=task.entry.name,
                 key=sample.key,
                 field=field,
@@ -299,7 +299,8 @@ def convert(
     Args:
         source: packed folder, folder of tars, shard, glob or pattern, or a list of these.
         out: folder for the files. It is required for TFRecord files and must not contain any.
-            Indexes are written beside their shards by default.
+            Indexes are written beside their shards by default; a file that differs is not
+            replaced.
         to: target format. "tfrecord" writes `NAME.tfrecord` for each shard `NAME.tar`, with one
             tf.train.Example per sample: each field as bytes under its name, `cls` as int64
             under `label`, and the key under `__key__`. "wids" writes one `shardindex.json`;
@@ -316,7 +317,7 @@ def convert(
 
     Raises:
         UsageError: an argument is invalid, or the source does not exist.
-        PackError: the output is already taken.
+        PackError: the output is already taken, or a file there differs.
         OutputError: a link or the like is in place of a file.
         SampleError: a member differs from what was packed, or a class number is invalid.
         IndexFileError: an index is missing, corrupt or stale.
@@ -346,7 +347,7 @@ def convert(
 def check_arguments(
     out: str | PathLike[str] | None, *, to: Target, features: Sequence[str]
 ) -> tuple[FeaturePair, ...]:
-    """The pairs of fields and features that arguments of convert say.
+    """Check the arguments of convert, and return the pairs of fields and features.
 
     Raises:
         UsageError: an argument is invalid.
@@ -370,15 +371,25 @@ def write_index(task: IndexTask, ticker: Ticker) -> int:
     """Write an index of a shard for another tool and return its size.
 
     Raises:
+        PackError: a different file has the name of the index.
         ShardioError: the shard is corrupt or stale, or the tool does not support it.
         OSError: the shard cannot be read, or the index cannot be written.
     """
     _, index = _INDEXES[task.to]
     data = index(task.entry)
-    with Folder.open(Path(task.out)) as folder, folder.write(task.name) as stream:
-        stream.write(data)
+    with Folder.open(Path(task.out)) as folder:
+        _write_new(folder, task.name, data)
     ticker.tick(len(task))
     return len(data)
+
+
+def _write_new(folder: Folder, name: str, data: bytes) -> None:
+    """Write a file, unless it exists with the same data; one with other data is an error."""
+    if folder.find_file(name) is None:
+        with folder.write(name) as stream:
+            stream.write(data)
+    elif folder.read(name, len(data) + 1) != data:
+        raise _differs(folder, name)
 
 
 def _write_records(
@@ -396,7 +407,7 @@ def _write_records(
     ]
     _refuse_equal(tasks)
     versions = [
-        version_of(Path(entry.name)) for entry in catalog.shards if entry.version is not None
+        file_version(Path(entry.name)) for entry in catalog.shards if entry.version is not None
     ]
     files = [task.name for task in tasks]
     made = f"{catalog.digest()} {versions} {sorted(names.items())} {files}"
@@ -453,8 +464,7 @@ def _write_wids(catalog: Catalog, out: str | PathLike[str] | None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     data = wids_index(catalog.shards, folder)
     with Folder.open(folder) as held:
-        with held.write(WIDS_NAME) as stream:
-            stream.write(data)
+        _write_new(held, WIDS_NAME, data)
         held.sync()
     return len(data)
 

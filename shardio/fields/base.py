@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from shardio.fields.geometry import View
     from shardio.fields.probe import Buffer, ImageInfo
 
-IMAGE_FIELDS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp"})
-"""Last dot components of fields that hold images; which format, the bytes themselves say."""
-
 LABEL_FIELD = "cls"
 """Name of the field that holds the class number of a sample, in text."""
 

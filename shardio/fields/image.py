@@ -29,16 +29,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import cv2
 import numpy as np
-import simplejpeg
 from numpy.typing import DTypeLike, NDArray
 
 from shardio.errors import CodecError, UsageError
 from shardio.fields.boundary import decoder
 from shardio.fields.exif import UPRIGHT, apply_orientation, place_as_stored
-from shardio.fields.jpeg import LEAST_SHRUNK, decode_jpeg, decode_jpeg_top
+from shardio.fields.formats import FORMATS, probe_image
+from shardio.fields.jpeg import LEAST_SHRUNK, decode_jpeg_top
 from shardio.fields.limits import MAX_PIXELS
-from shardio.fields.png import critical_chunks, index_png, is_tiny, plain_png
-from shardio.fields.probe import check_complete, probe_image
+from shardio.fields.png import index_png
 from shardio.processes import is_forked, new_lock
 
 if TYPE_CHECKING:
@@ -184,7 +183,8 @@ def decode_image(
             and valid until the scratch's next use; without it, a contiguous array of its own.
         max_pixels: see probe_image; only where info is not given.
         verified: whether the data have the checksum that an index recorded. libpng then sees a tiny
-            PNG as it is, and may print a line about it if it was corrupt before that.
+            PNG as it is, and may print a line about it if it was corrupt before that. And a JPEG
+            may have bytes too many behind its data, see shardio.fields.jpeg.
 
     Returns:
         uint8 [H, W, 3].
@@ -231,15 +231,11 @@ def decode_stored(
     """
     stored_height, stored_width = info.stored_size
     height, width = -(-stored_height // shrink), -(-stored_width // shrink)
-    if info.format == "jpeg":
-        buffer = scratch.take(height * width * 3) if scratch is not None else None
-        pixels = decode_jpeg(view, info, buffer, shrink=shrink)
-    elif info.format == "png":
-        prepare = critical_chunks if verified and is_tiny(view) else plain_png
-        pixels = decode_with_opencv(prepare(view, info.chunks), info.stored_size)
-    else:
-        check_complete(view, info)
-        pixels = decode_with_opencv(view, info.stored_size)
+    format_ = FORMATS[info.format]
+    buffer = None
+    if format_.shrinks and scratch is not None:
+        buffer = scratch.take(height * width * 3)
+    pixels = format_.decode(view, info, buffer, shrink, verified)
     if pixels.shape != (height, width, 3) or pixels.dtype != np.uint8:
         raise CodecError(
             f"the pixels decode to {pixels.shape}, but the header announces {info.stored_size}"
@@ -270,9 +266,9 @@ def decode_values(
     view = memoryview(data).cast("B")
     if info is None:
         info = probe_image(view, max_pixels=max_pixels)
-    if info.format != "png":
+    if not FORMATS[info.format].holds_values:
         raise CodecError(
-            f"a {_TITLES[info.format]} holds colours, and no values to read exactly",
+            f"a {FORMATS[info.format].title} holds colours, and no values to read exactly",
             remedy="save it as a PNG with a palette or as gray",
         )
     values = _with_opencv(index_png(view, info.chunks), info.stored_size, cv2.IMREAD_UNCHANGED)
@@ -335,7 +331,7 @@ def decode_part(
         CodecError: see decode_image.
     """
     view = memoryview(data).cast("B")
-    shrink = _shrink(info, crop, size) if reduced and info.format == "jpeg" else 1
+    shrink = _shrink(info, crop, size) if reduced and FORMATS[info.format].shrinks else 1
     stored_height, stored_width = info.stored_size
     height, width = -(-stored_height // shrink), -(-stored_width // shrink)
     pixels = None
@@ -448,32 +444,39 @@ def _sampling(
     return np.stack([right - origin, down - origin, origin], axis=1)
 
 
-LOSSY = frozenset({"jpeg", "webp"})
-"""Formats that have a quality."""
-
-
 def encode_image(pixels: NDArray[np.uint8], format_: str, quality: int) -> bytes:
     """Make an image file without metadata.
 
     Args:
         pixels: uint8 [H, W, 3], RGB, in C order.
-        format_: "jpeg" (baseline, 4:2:0), "png", "webp" or "bmp".
-        quality: 1 to 100, of JPEG and WebP.
+        format_: name of a format of shardio.fields.formats.
+        quality: 1 to 100, of JPEG (baseline, 4:2:0) and WebP.
 
     Raises:
         CodecError: the format cannot hold such pixels, as WebP none with a side over 16,383.
     """
     try:
-        if format_ == "jpeg":
-            return bytes(simplejpeg.encode_jpeg(pixels, quality, "RGB", "420"))
-        options = [cv2.IMWRITE_WEBP_QUALITY, quality] if format_ == "webp" else []
-        done, encoded = cv2.imencode(f".{format_}", pixels[..., ::-1], options)
+        return FORMATS[format_].encode(pixels, quality)
     except (cv2.error, ValueError) as error:
-        done, reason = False, str(error)
-    else:
-        reason = "the encoder gave nothing"
+        raise CodecError(f"the pixels cannot be encoded as {format_}: {error}") from None
+
+
+def encode_with_opencv(pixels: NDArray[np.uint8], extension: str, quality: int) -> bytes:
+    """Encode RGB pixels with OpenCV.
+
+    Args:
+        pixels: uint8 [H, W, 3].
+        extension: end of a file name that names the format.
+        quality: 1 to 100, of WebP.
+
+    Raises:
+        cv2.error: OpenCV refuses the pixels.
+        ValueError: the encoder gives nothing.
+    """
+    options = [cv2.IMWRITE_WEBP_QUALITY, quality] if extension == ".webp" else []
+    done, encoded = cv2.imencode(extension, pixels[..., ::-1], options)
     if not done:
-        raise CodecError(f"the pixels cannot be encoded as {format_}: {reason}")
+        raise ValueError("the encoder gave nothing")
     return encoded.tobytes()
 
 

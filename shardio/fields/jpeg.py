@@ -1,11 +1,24 @@
 """Decoding JPEG, strictly.
 
 libjpeg-turbo decodes what it can of broken data and only warns; simplejpeg's strict mode turns
-each warning into an error, which is how truncated and corrupt files are noticed. It goes too far
-in one place: junk between the segments of the header harms no pixel. So a header that is refused
-is written anew from the segments that matter to pixels, and the scans behind it are decoded
-strictly again. Samplings of colour that TurboJPEG has no name for, as 4:1:0, are refused: no
-decoder at hand would notice when such files are corrupt.
+each warning into an error, which is how truncated and corrupt files are noticed. Of libjpeg's
+warnings (jerror.h, JWRN) some harm no pixel, and such files are delivered, whole or in part:
+
+- Bytes between the segments of the header (EXTRANEOUS_DATA), an unknown revision of JFIF
+  (JFIF_MAJOR), odd ICC profiles (BOGUS_ICC) and odd parameters of a sequential scan
+  (NOT_SEQUENTIAL, as Samsung's phones wrote): decoding does not use them. The header is written
+  anew without them, so that they hide no other warning.
+- Bytes between the end of the data and the end of the image (EXTRANEOUS_DATA before marker 0xd9):
+  every block was decoded before, from codes that exist. But nearly all flipped bits that
+  libjpeg notices give this warning, too. So such a file is delivered if a checksum says that its
+  bytes are those that were packed, and refused otherwise.
+
+All others are refused, in each reading alike: data end too early (HIT_MARKER, JPEG_EOF), have codes
+that do not exist (HUFF_BAD_CODE, ARITH_BAD_CODE), lack restart markers or have bytes too many
+before one (MUST_RESYNC, EXTRANEOUS_DATA), scans that refine what is not there (BOGUS_PROGRESSION),
+and colours that are coded in an unknown way (ADOBE_XFORM), where pixels would be a guess.
+Samplings of colour that TurboJPEG has no name for, as 4:1:0, are refused: no decoder at hand would
+notice when such files are corrupt.
 
 Of a crop, the rows below need no decoding: a lower height in the frame header ends the decoder's
 work early. It then finds the rest of the scan before the end of the image and says so; of several
@@ -30,7 +43,7 @@ import numpy as np
 import simplejpeg
 
 from shardio.errors import CodecError
-from shardio.fields.probe import jpeg_segments
+from shardio.fields.probe import jpeg_segments, probe_jpeg
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,7 +56,9 @@ LEAST_SHRUNK = 16
 _MARGIN = 4  # rows below, which upsampling of colours looks at: one of chroma is at most four
 _REST_IS_LEFT = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd9")
 _EOI = b"\xff\xd9"
-_JFIF, _ADOBE, _COMMENT = 0xE0, 0xEE, 0xFE
+_DRI = b"\xff\xdd"
+_JFIF, _ADOBE, _COMMENT, _SOS = 0xE0, 0xEE, 0xFE, 0xDA
+_SEQUENTIAL = frozenset({0xC0, 0xC1, 0xC9})
 _METADATA = frozenset({*range(0xE0, 0xF0), _COMMENT}) - {_JFIF, _ADOBE}
 """Segments that harm no pixel when they are missing; JFIF and Adobe say how colours are coded."""
 
@@ -54,6 +69,7 @@ def decode_jpeg(
     buffer: NDArray[np.uint8] | None = None,
     *,
     shrink: int = 1,
+    verified: bool = False,
 ) -> NDArray[np.uint8]:
     """Decode a JPEG to RGB as stored.
 
@@ -63,6 +79,7 @@ def decode_jpeg(
         buffer: uint8 [at least H * W * 3], where the pixels go; None for new memory.
         shrink: 1, 2, 4 or 8: divides height and width, rounded up; above 1 only for pictures of
             at least LEAST_SHRUNK rows and columns.
+        verified: whether the data have the checksum that they should.
 
     Returns:
         uint8 [ceil(H / shrink), ceil(W / shrink), 3], before orientation.
@@ -71,15 +88,20 @@ def decode_jpeg(
         CodecError: the data are truncated, corrupt or of a rare kind.
     """
     shape = _shape(*info.stored_size, shrink)
+    if buffer is None:
+        buffer = np.empty(prod(shape), np.uint8)
     try:
-        return _decode(data, shape, buffer)
+        return _decode_soundly(data, info, shape, buffer, verified=verified)
     except ValueError as error:
-        if _header_is_sound(data):
-            raise CodecError(_sentence(error)) from None
-    try:
-        return _decode(_with_new_header(data), shape, buffer)
-    except ValueError as error:
-        raise CodecError(_sentence(error)) from None
+        found = error
+    sound = _with_new_header(data)
+    if sound != data:
+        try:
+            view = memoryview(sound)
+            return _decode_soundly(view, probe_jpeg(view), shape, buffer, verified=verified)
+        except ValueError as error:
+            found = error
+    raise CodecError(_sentence(found)) from None
 
 
 def decode_jpeg_top(
@@ -114,17 +136,59 @@ def decode_jpeg_top(
     return buffer[: prod(shape)].reshape(shape)
 
 
+def encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
+    """Encode uint8 [H, W, 3] as a baseline JPEG with colours at half the resolution.
+
+    Raises:
+        ValueError: a JPEG cannot hold such pixels.
+    """
+    return bytes(simplejpeg.encode_jpeg(pixels, quality, "RGB", "420"))
+
+
 def _shape(height: int, width: int, shrink: int) -> tuple[int, int, int]:
     return -(-height // shrink), -(-width // shrink), 3
 
 
 def _decode(
-    data: memoryview | bytes, shape: tuple[int, int, int], buffer: NDArray[np.uint8] | None
+    data: memoryview | bytes, shape: tuple[int, int, int], buffer: NDArray[np.uint8]
 ) -> NDArray[np.uint8]:
     pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
         data, "RGB", min_height=shape[0], min_width=shape[1], buffer=buffer, strict=True
     )
     return pixels
+
+
+def _decode_soundly(
+    data: memoryview,
+    info: ImageInfo,
+    shape: tuple[int, int, int],
+    buffer: NDArray[np.uint8],
+    *,
+    verified: bool,
+) -> NDArray[np.uint8]:
+    """Decode a JPEG; verified data may be followed by bytes too many.
+
+    Raises:
+        ValueError: another warning, or an error.
+    """
+    try:
+        return _decode(data, shape, buffer)
+    except ValueError as error:
+        is_rest = verified and _REST_IS_LEFT.fullmatch(str(error))
+        if not is_rest or not _has_all_restarts(data, info):
+            raise
+    return buffer[: prod(shape)].reshape(shape)
+
+
+def _has_all_restarts(data: memoryview, info: ImageInfo) -> bool:
+    """Tell that bytes before the end of the image do not stand for a restart marker."""
+    if not info.frame:  # one that stands between scans would change what is expected
+        return not info.restart and _DRI not in bytes(data[info.scan :])
+    if not info.restart:
+        return True
+    rows, across = _mcus(data, info)
+    mcus = -(-info.stored_size[0] // rows) * across
+    return len(_restarts(data, info)) >= -(-mcus // info.restart) - 1
 
 
 def _lower(data: memoryview, info: ImageInfo, height: int) -> bytes:
@@ -157,27 +221,32 @@ def _end_of_rows(data: memoryview, info: ImageInfo, height: int) -> int | None:
     """Where the last restart interval of a height from above ends; None if markers are missing."""
     rows, across = _mcus(data, info)
     intervals = height // rows * across // info.restart
-    scan = np.frombuffer(data, np.uint8)[info.scan :]
-    marked = np.flatnonzero(scan[:-1] == 0xFF)
-    restarts = marked[(scan[marked + 1] & 0xF8) == 0xD0]
+    restarts = _restarts(data, info)
     return info.scan + int(restarts[intervals - 1]) if intervals <= len(restarts) else None
 
 
-def _header_is_sound(data: memoryview) -> bool:
-    try:
-        simplejpeg.decode_jpeg_header(data, strict=True)
-    except ValueError:
-        return False
-    return True
+def _restarts(data: memoryview, info: ImageInfo) -> NDArray[np.intp]:
+    """Find the restart markers behind the header of the first scan."""
+    scan = np.frombuffer(data, np.uint8)[info.scan :]
+    marked = np.flatnonzero(scan[:-1] == 0xFF)
+    restarts: NDArray[np.intp] = marked[(scan[marked + 1] & 0xF8) == 0xD0]
+    return restarts
 
 
 def _with_new_header(data: memoryview) -> bytes:
-    """Write the header anew, without junk and metadata; the scans stay as they are."""
+    """Write the header anew, without what harms no pixel; the data of the scans stay."""
     parts: list[bytes | memoryview] = [b"\xff\xd8"]
-    end = 0
+    frame, end = 0, 0
     for marker, start, end in jpeg_segments(data):
+        segment = bytes(data[start:end])
+        if marker == _JFIF and segment[2:7] == b"JFIF\0":
+            segment = segment[:7] + b"\1" + segment[8:]
+        elif marker in _SEQUENTIAL:
+            frame = marker
+        elif marker == _SOS and frame:
+            segment = segment[:-3] + b"\0\x3f\0"
         if marker not in _METADATA:
-            parts += [bytes((0xFF, marker)), data[start:end]]
+            parts += [bytes((0xFF, marker)), segment]
     return b"".join([*parts, data[end:]])
 
 

@@ -24,6 +24,9 @@ from shardio.errors import CodecError
 MAX_PIXELS = 178_956_970
 """Pillow's limit for its decompression bomb error: half a gigabyte of RGB."""
 
+MAX_RESIZED_PIXELS = 1 << 30
+"""Limit of pictures that are packed at another size, of which readers see few pixels; OpenCV's."""
+
 _FREE_PIXELS = 1 << 24
 _PIXELS_A_BYTE = 1024
 _SCANS = 12
@@ -70,4 +73,5 @@ def _needed(work: int, allowed: int) -> int:
 
 
 def _refusal(what: str, needed: int) -> CodecError:
-    return CodecError(what, remedy=f"if the file is trusted, max_pixels={needed} lets it through")
+    given = f"max_pixels={needed} lets it through (--max-pixels {needed})"
+    return CodecError(what, remedy=f"if the file is trusted, {given}")

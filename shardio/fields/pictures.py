@@ -22,10 +22,10 @@ from shardio.fields.arrays import (
     is_picture,
     npy_header,
 )
-from shardio.fields.base import IMAGE_FIELDS, PIXELS_FIELD, FieldType, Geometry
+from shardio.fields.base import PIXELS_FIELD, FieldType, Geometry
+from shardio.fields.formats import FORMATS, IMAGE_FIELDS, check_complete, probe_image
 from shardio.fields.limits import MAX_PIXELS
-from shardio.fields.png import PNG_MAGIC
-from shardio.fields.probe import ImageInfo, check_complete, probe_image
+from shardio.fields.probe import ImageInfo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,10 +59,7 @@ class Image(FieldType):
 
     names = IMAGE_FIELDS
     magic: ClassVar[Mapping[bytes, str]] = {
-        b"\xff\xd8\xff": "jpg",
-        PNG_MAGIC: "png",
-        b"RIFF": "webp",
-        b"BM": "bmp",
+        format_.magic: format_.fields[0] for format_ in FORMATS.values()
     }
     batching = "stack"
     geometry: ClassVar[Geometry | None] = "leads"
@@ -134,9 +131,10 @@ class _Values(FieldType):
             height, width = _plane(shape)
             return ImageInfo(format="npy", height=height, width=width)
         info = probe_image(data, max_pixels=self.max_pixels)
-        if info.format != "png" or info.channels != 1:
+        format_ = FORMATS[info.format]
+        if not format_.holds_values or info.channels != 1:
             raise CodecError(
-                f"a {info.format.upper()} of colours holds no {self.holds} that stay exact",
+                f"a {format_.title} of colours holds no {self.holds} that stay exact",
                 remedy=(
                     f"store {self.holds} as a PNG with a palette or in gray, or read the colours "
                     "with Image(…)"

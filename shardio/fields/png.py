@@ -21,9 +21,10 @@ from struct import pack, unpack, unpack_from
 from typing import TYPE_CHECKING, NamedTuple
 
 from shardio.errors import CodecError
+from shardio.fields.exif import is_xmp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from shardio.fields.probe import Buffer
 
@@ -48,6 +49,11 @@ _STORED = 0xFFFF  # most bytes of a stored block
 _IHDR_START, _IHDR_END = 16, 29
 _FIRST_CHUNK_END = 33
 _ONE_PASS = ((0, 0, 1, 1),)
+TEXT_CHUNKS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
+_XMP_KEYWORD = b"XML:com.adobe.xmp"
+_RAW_PROFILES = frozenset({b"Raw profile type exif", b"Raw profile type APP1"})
+_MOST_KEYWORD = 80
+_MOST_TEXT = 1 << 20  # bytes that are looked at of a text
 _IEND = pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
 
 
@@ -90,12 +96,14 @@ class PngHeader(NamedTuple):
         return _CHANNELS[self.colour]
 
 
-def png_chunks(view: memoryview) -> Iterator[Chunk]:
-    """Yield the chunks of a PNG, IEND last; a CRC of four bytes follows each one's data.
+def png_chunks(view: memoryview) -> list[Chunk]:
+    """Find the chunks of a PNG, IEND last; a CRC of four bytes follows each one's data.
 
     Raises:
-        CodecError: the file ends before IEND does, or has more chunks than any real one.
+        CodecError: the first chunk is no header, or the file ends before IEND does, or has more
+            chunks than any real one.
     """
+    found: list[Chunk] = []
     position = len(PNG_MAGIC)
     for _ in range(_MAX_CHUNKS):
         if position + 12 > len(view):
@@ -105,9 +113,11 @@ def png_chunks(view: memoryview) -> Iterator[Chunk]:
         position = start + length + 4
         if position > len(view):
             raise CodecError(f"truncated PNG: its chunk {kind!r} reaches past the end")
-        yield kind, start, start + length
+        if not found and (kind != b"IHDR" or length != 13):
+            raise CodecError(f"broken PNG header: its first chunk is {kind!r}, not a sound IHDR")
+        found.append((kind, start, start + length))
         if kind == b"IEND":
-            return
+            return found
     raise CodecError(f"broken PNG: more than {_MAX_CHUNKS} chunks")
 
 
@@ -147,6 +157,45 @@ def _rows_of(
             size = 1 + (columns * bits + 7) // 8
             found.append(Rows(start, start + total * size, size))
     return tuple(found)
+
+
+def text_metadata(kind: bytes, data: memoryview) -> tuple[bytes | None, bytes | None]:
+    """Read the EXIF or XMP metadata that a chunk of text holds.
+
+    XMP has a keyword of its own. ImageMagick and others wrote EXIF, and the APP1 segments of JPEGs,
+    in hexadecimal, before there was a chunk for it.
+
+    Args:
+        kind: type of the chunk, one of TEXT_CHUNKS.
+        data: data of the chunk.
+
+    Returns:
+        EXIF and XMP; None for what is not there or is broken.
+    """
+    keyword, _, _ = bytes(data[:_MOST_KEYWORD]).partition(b"\0")
+    if keyword != _XMP_KEYWORD and keyword not in _RAW_PROFILES:
+        return None, None
+    text: Buffer = data[len(keyword) + 1 : len(keyword) + 1 + _MOST_TEXT]
+    is_packed = kind == b"zTXt"
+    if kind == b"iTXt":
+        is_packed = bytes(text[:1]) == b"\1"
+        text = bytes(text[2:]).split(b"\0", 2)[-1]  # behind the language and a translated keyword
+    elif is_packed:
+        text = text[1:]  # behind the method of compression
+    if is_packed:
+        try:
+            text = zlib.decompressobj().decompress(text, _MOST_TEXT)
+        except zlib.error:
+            return None, None
+    if keyword == _XMP_KEYWORD:
+        return None, bytes(text)
+    lines = bytes(text).split(b"\n", 3)  # an empty one, the name, the number of bytes, the digits
+    digits = lines[-1].translate(None, b" \r\n")
+    try:
+        profile = bytes.fromhex(digits[: len(digits) // 2 * 2].decode("ascii"))
+    except ValueError:
+        return None, None
+    return (None, profile) if is_xmp(profile) else (profile, None)
 
 
 def plain_png(view: memoryview, chunks: Sequence[Chunk]) -> Buffer:

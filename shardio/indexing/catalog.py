@@ -95,7 +95,7 @@ class ShardEntry:
                 where=self.name,
                 remedy="run `shardio index` on the folder of the shard",
             )
-        if self.contents != _contents_of(index):
+        if self.contents != index.contents():
             raise IndexFileError(
                 "the index is of other contents: the shard was changed after the dataset "
                 "was opened",
@@ -135,16 +135,19 @@ class ShardEntry:
 
     def _missing(self) -> TarError:
         return TarError(
-            "the shard is missing", where=self.name, remedy="get or pack it again", shard=self.name
+            "the shard is missing",
+            where=self.name,
+            remedy="download or pack it again",
+            shard=self.name,
         )
 
     def _compare(self, size: int, version: str) -> None:
         if size != self.size:
             raise TarError(
                 f"the shard has {size} bytes, its index expects {self.size}, so it was changed or "
-                "cut off",
+                "truncated",
                 where=self.name,
-                remedy="get it again, or run `shardio index` on its folder if it is whole",
+                remedy="download it again, or run `shardio index` on its folder if it is whole",
                 shard=self.name,
             )
         if self.version not in (None, version):
@@ -161,7 +164,7 @@ class Catalog:
     """The shards of a dataset.
 
     Attributes:
-        shards: in order.
+        shards: shards in order.
         fields: names of all fields, sorted.
         classes: class names by label, where they are known.
     """
@@ -171,7 +174,7 @@ class Catalog:
     classes: tuple[str, ...] | None
 
     def digest(self) -> str:
-        """16 hexadecimal digits that tell these shards from others, wherever they lie."""
+        """Return 16 hexadecimal digits that identify these shards, wherever they lie."""
         known = hashlib.sha256()
         for shard in self.shards:
             known.update(f"{shard.samples} {shard.size} {shard.contents}\n".encode())
@@ -191,9 +194,9 @@ def open_catalog(
         allow_empty: take tars that have members, none of which is a field of a sample.
 
     Raises:
-        UsageError: nothing is there, or it is no source.
+        UsageError: nothing is there, or it is not a source.
         IndexFileError: a manifest or index is damaged or stale, or a pack is unfinished.
-        TarError: a shard without index is damaged, or one without samples is no empty archive.
+        TarError: a shard without index is damaged, or one without samples is not an empty archive.
     """
     parts = list_parts(source, storage)
     packed = {part: _open_packed(part) for part in parts if is_packed(part)}
@@ -213,7 +216,7 @@ def open_catalog(
 
 
 def _refuse_stale(shard: ShardEntry, *, allow_empty: bool) -> None:
-    """Raise IndexFileError if a shard has samples, of which its index knows none."""
+    """Raise IndexFileError if a shard has samples and its index has none."""
     found = index_shard(
         Location(shard.storage, shard.path),
         name=shard.name,
@@ -247,7 +250,7 @@ def list_parts(source: ShardPaths, storage: Storage | None = None) -> list[Locat
         return [part.parent if part.name == MANIFEST_NAME and part.is_file() else part]
     if not isinstance(named, Sequence) or isinstance(named, bytes | bytearray):
         raise UsageError(
-            f"{source!r} is no source of shards",
+            f"{source!r} is not a source of shards",
             remedy="give a path or pattern as text, or a list of them",
         )
     if not named:
@@ -261,7 +264,7 @@ def is_packed(part: Path | Location) -> bool:
 
 
 def find_shards(part: Path) -> list[Path]:
-    """The shard files of one part of a source, in order.
+    """Find the shard files of one part of a source, in order.
 
     Raises:
         UsageError: nothing is there, or something else than files.
@@ -321,7 +324,7 @@ def refuse_missing(folder: Path | Location, manifest: Manifest) -> None:
             f"{len(missing)} of {len(manifest.shards)} shards are missing, the first is "
             f"{missing[0]}",
             where=folder,
-            remedy="get or pack them again",
+            remedy="download or pack them again",
         )
 
 
@@ -336,11 +339,11 @@ def refuse_unfinished(folder: Path | Location) -> None:
 
 
 def expand_pattern(pattern: str) -> list[Path]:
-    """The files of a glob or a brace pattern, in order.
+    """Find the files of a glob or a brace pattern, in order.
 
     Raises:
-        UsageError: it is no pattern, its braces stand for more than a million files, one of these
-            does not exist, or none matches it.
+        UsageError: it is not a pattern, its braces stand for more than a million files, one of
+            these does not exist, or none matches it.
     """
     if "::" in pattern:
         raise UsageError(
@@ -355,7 +358,7 @@ def expand_pattern(pattern: str) -> list[Path]:
             names = [*braceexpand.braceexpand(pattern)]
     except (ValueError, RecursionError) as error:
         raise UsageError(
-            f"no such file, and its braces are no pattern ({error})",
+            f"no such file, and its braces are not a pattern ({error})",
             where=pattern,
             remedy="write them like shard-{000000..000007}.tar",
         ) from error
@@ -432,13 +435,13 @@ def _common_classes(packed: Iterable[Catalog]) -> tuple[str, ...] | None:
 
 
 def _open_foreign(part: Location, unmarked: list[str]) -> Catalog:
-    """Open shards that others made; names to a list those whose end nothing tells."""
+    """Open shards that others made; add the names of those without an end mark to `unmarked`."""
     if not part.is_local:
         refuse_unfinished(part)
         raise SituationError(
             f"no packed folder is there (it has no {MANIFEST_NAME})",
             where=part,
-            remedy="shards without a manifest are read from local files only, so fetch them",
+            remedy="download the shards; without a manifest they are read from local files only",
         )
     entries: list[ShardEntry] = []
     fields: set[str] = set()
@@ -456,7 +459,7 @@ def _open_foreign(part: Location, unmarked: list[str]) -> Catalog:
                 index=str(path.absolute()),
                 samples=len(index),
                 size=index.shard_size,
-                contents=_contents_of(index),
+                contents=index.contents(),
                 version=None if index.checksums is not None else version,
             )
         )
@@ -481,10 +484,6 @@ def _open_packed(folder: Location) -> Catalog:
         for shard in manifest.shards
     )
     return Catalog(shards=entries, fields=manifest.fields, classes=manifest.classes)
-
-
-def _contents_of(index: ShardIndex) -> str:
-    return index.shard_sha256 or index.digest()
 
 
 def _index_of(shard: Path, plain: Path) -> tuple[Path, ShardIndex]:

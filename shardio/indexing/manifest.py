@@ -32,11 +32,11 @@ _LIMIT = 1 << 63  # of counts and sizes, which are int64 in arrays
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardReceipt:
-    """What is known of a written shard.
+    """A written shard.
 
     Attributes:
         name: file name in the packed folder.
-        samples: how many it holds.
+        samples: number of samples.
         size: bytes of the file.
         sha256: hexadecimal digest of the file.
     """
@@ -52,8 +52,8 @@ class Manifest:
     """The shards of a packed folder.
 
     Attributes:
-        shards: in order.
-        fields: the names of all fields, sorted.
+        shards: shards in order.
+        fields: names of all fields, sorted.
         classes: class names by label; None where samples have no labels.
     """
 
@@ -63,12 +63,12 @@ class Manifest:
 
 
 def index_path(shard: _Place) -> _Place:
-    """Return where the index of a shard lies."""
+    """Return the path of a shard's index."""
     return shard.parent / INDEX_FOLDER / f"{shard.name}{INDEX_SUFFIX}"
 
 
 def receipt_of(name: str, index: ShardIndex) -> ShardReceipt:
-    """What is known of a shard by its index.
+    """Make the receipt of a shard from its index.
 
     Args:
         name: file name of the shard.
@@ -119,7 +119,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 
 def manifest_document(manifest: Manifest) -> dict[str, Any]:
-    """What the file of a manifest says, as JSON values."""
+    """Return the document of a manifest, as JSON values."""
     return {
         "__kind__": "wids-shard-index-v1",
         "wids_version": 1,
@@ -157,7 +157,7 @@ def read_manifest(folder: Path | Location) -> Manifest:
             f"the manifest is damaged or of another version ({error!r})",
             where=path,
             remedy=(
-                "get or pack the folder again, or delete it and run `shardio index` on "
+                "download or pack the folder again, or delete it and run `shardio index` on "
                 "the folder, without class names"
             ),
         ) from error
@@ -200,7 +200,7 @@ def _parse_shard(entry: dict[str, Any]) -> ShardReceipt:
 
 def _parse_names(names: Any) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{names!r} is no list of names")
+        raise TypeError(f"{names!r} is not a list of names")
     return tuple(names)
 
 

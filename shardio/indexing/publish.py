@@ -28,7 +28,7 @@ from shardio.storage.folder import Folder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexSummary:
-    """What was indexed.
+    """Totals of the indexed shards.
 
     Attributes:
         shards: number of shards.
@@ -81,7 +81,7 @@ def index(
         receipts, fields = list[ShardReceipt](), set[str]()
         for shard in shards:
             if shard.parent in packed:
-                _refuse_compressed(shard)
+                refuse_compressed(shard)
             scanned = index_shard(
                 plain_tar(shard), name=str(shard), checksums=True, allow_empty=allow_empty
             )
@@ -113,7 +113,7 @@ def _packed_digests(folder: Path, *, whole: bool) -> dict[str, str]:
     return {receipt.name: receipt.sha256 for receipt in manifest.shards}
 
 
-def _refuse_compressed(shard: Path) -> None:
+def refuse_compressed(shard: Path) -> None:
     """Raise IndexFileError if a shard is compressed, which those of a manifest never are."""
     compression = find_compression(shard)
     if compression is not None:
@@ -131,7 +131,10 @@ def _compare(shard: Path, index: ShardIndex, digests: dict[str, str] | None) -> 
         raise IndexFileError(
             "the shard is not what was packed (its SHA-256 is not in the manifest)",
             where=shard,
-            remedy=("get it again, or pass --force to accept all shards of the folder as they are"),
+            remedy=(
+                "download it again, or accept all shards of the folder as they are with force=True "
+                "(--force)"
+            ),
             shard=str(shard),
         )
 

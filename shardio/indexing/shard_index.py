@@ -50,6 +50,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _NO_CHECKSUM = b"00000000"
+_OPTIONAL = ("checksums", "starts", "headers")
 _ARRAYS = {
     "offsets": "I64",
     "sizes": "I64",
@@ -84,7 +85,7 @@ class MappedFile(NamedTuple):
         """Compare the file, unless another has taken its place, which leaves the map as it is.
 
         Raises:
-            IndexFileError: it was cut off or written to.
+            IndexFileError: it was truncated or written to.
             OSError: it cannot be looked at.
         """
         try:
@@ -122,7 +123,7 @@ class ShardIndex:
         shard_sha256: hexadecimal digest of that file, if it was read whole.
         fields: names of the F columns, sorted.
         has_end: whether an end-of-archive mark follows the members.
-        file: which the arrays are mapped from; None where they lie in memory.
+        file: file of the mapped arrays; None for arrays in memory.
     """
 
     shard_size: int
@@ -140,32 +141,34 @@ class ShardIndex:
 
     @property
     def verifies(self) -> bool:
-        """Whether it tells when other bytes lie where a field was."""
+        """Whether it has checksums, of the data or of headers."""
         return self.checksums is not None or self.headers is not None
 
     @property
     def firsts(self) -> NDArray[np.int64]:
-        """Where reading of each field starts: at its headers, if they are to be verified."""
+        """Offset where reading of each field starts: its headers, if they are to be verified."""
         return self.offsets if self.starts is None else self.starts
 
     def __len__(self) -> int:
         return len(self.offsets)
 
-    def digest(self) -> str:
-        """Hexadecimal digest of what the index says."""
+    def contents(self) -> str:
+        """Return the shard's hexadecimal digest; that of the index if the shard was not read."""
+        if self.shard_sha256:
+            return self.shard_sha256
         known = hashlib.sha256()
         for array in (self.offsets, self.sizes, self.key_ends, self.keys):
             known.update(np.ascontiguousarray(array).data)
         return known.hexdigest()
 
-    def key(self, index: int) -> str:
-        """The key of a sample."""
-        start, end = self.key_ends[index], self.key_ends[index + 1]
+    def key(self, sample: int) -> str:
+        """Return the key of a sample."""
+        start, end = self.key_ends[sample], self.key_ends[sample + 1]
         return decode_key(self.keys.data[start:end])
 
 
 def decode_key(data: memoryview) -> str:
-    """A key from its bytes."""
+    """Decode the bytes of a key."""
     return str(data, "utf-8", "surrogateescape")
 
 
@@ -230,7 +233,7 @@ def _decode_index(file: StoredFile) -> ShardIndex:
     head = file.read(0, size if mappable is None else min(size, _PIECE))
     start = 8 + int.from_bytes(head[:8], "little")
     if start > size:
-        raise ValueError("its header is cut off")
+        raise ValueError("its header is truncated")
     if start > len(head):
         head = file.read(0, start)
     header = json.loads(head[8:start])
@@ -245,44 +248,43 @@ def _decode_index(file: StoredFile) -> ShardIndex:
     if b"%08x" % found != checksum:
         raise ValueError("its checksum differs")
     data = np.frombuffer(head if mappable is None else mappable.map(), np.uint8)
-
-    def array(name: str) -> NDArray[Any]:
-        entry = header[name]
-        first, last = entry["data_offsets"]
-        if entry["dtype"] != _ARRAYS[name] or not 0 <= first <= last <= len(data) - start:
-            raise ValueError(f"the array {name} has another type or lies outside the file")
-        piece = data[start + first : start + last]
-        values: NDArray[Any] = np.frombuffer(piece, _DTYPES[entry["dtype"]])
-        return values.reshape(tuple(entry["shape"]))
-
     index = ShardIndex(
         shard_size=int(metadata["shard_size"]),
         shard_sha256=str(metadata["shard_sha256"]) or None,
         fields=tuple(json.loads(metadata["fields"])),
-        offsets=array("offsets"),
-        sizes=array("sizes"),
-        checksums=array("checksums") if "checksums" in header else None,
-        key_ends=array("key_ends"),
-        keys=array("keys"),
-        starts=array("starts") if "starts" in header else None,
-        headers=array("headers") if "headers" in header else None,
         has_end=metadata.get("end") != "missing",
         file=None if mappable is None else _mapped_file(mappable),
+        **_decode_arrays(header, data[start:]),
     )
     _verify(index)
     return index
 
 
+def _decode_arrays(header: dict[str, Any], data: NDArray[np.uint8]) -> dict[str, Any]:
+    arrays: dict[str, NDArray[Any] | None] = dict.fromkeys(_OPTIONAL)
+    for name, dtype in _ARRAYS.items():
+        if name in _OPTIONAL and name not in header:
+            continue
+        entry = header[name]
+        first, last = entry["data_offsets"]
+        if entry["dtype"] != dtype or not 0 <= first <= last <= len(data):
+            raise ValueError(f"the array {name} has another type or lies outside the file")
+        values: NDArray[Any] = np.frombuffer(data[first:last], _DTYPES[dtype])
+        arrays[name] = values.reshape(tuple(entry["shape"]))
+    return arrays
+
+
 def _verify(index: ShardIndex) -> None:
-    """Raise ValueError for what no shard can have, whatever the checksum says."""
+    """Raise ValueError for contents that no shard can have, whatever the checksum says."""
     fields, ends, size = index.fields, index.key_ends, index.shard_size
-    if not 0 <= size < _LIMIT or list(fields) != sorted({str(field) for field in fields}):
+    if not 0 <= size < _LIMIT or list(fields) != sorted(set(map(str, fields))):
         raise ValueError("no shard has such a size or such fields")
     for field in fields:
         field.encode("utf-8", "surrogateescape")  # UnicodeEncodeError is a ValueError
-    tables = (index.offsets, index.sizes, index.checksums, index.starts, index.headers)
-    shapes = {table.shape for table in tables if table is not None}
-    if shapes != {(len(ends) - 1, len(fields))} or (ends.ndim, index.keys.ndim) != (1, 1):
+    for table in (index.offsets, index.sizes, index.checksums, index.starts, index.headers):
+        if table is not None and table.shape != (len(ends) - 1, len(fields)):
+            raise ValueError("its arrays do not fit each other")
+    if (ends.ndim, index.keys.ndim) != (1, 1):
         raise ValueError("its arrays do not fit each other")
     if ends[0] != 0 or ends[-1] != len(index.keys) or (ends[1:] <= ends[:-1]).any():
         raise ValueError("its keys do not follow one another")

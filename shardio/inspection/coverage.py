@@ -1,8 +1,8 @@
-"""What an epoch delivers, proved by walking its plan: only counts and keys are read, no shard.
+"""Prove what an epoch delivers by walking its plan.
 
-Every rank and worker is asked for each of its steps, and each sample that they name is counted, so
-that "exactly once" is a finding and not a claim. The walk also shows which shards each node touches
-and how well the order is mixed.
+Each step of every rank and worker is planned, and its samples are counted, so "exactly once" is
+observed rather than assumed. The walk also shows which shards each node reads and how well the
+order is mixed. Only counts and keys are read, no shard.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from shardio.options import with_options
 from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, References, Tail, steps_of_worker
 from shardio.planning.order import Order
 from shardio.planning.samples import Samples
-from shardio.reading.settings import check_plan, make_shuffle
+from shardio.reading.settings import check_plan, divide_batch, make_shuffle
 
 _POSITIONS_AT_ONCE = 1 << 16
 _MOST_SAMPLES, _MOST_PROCESSES = 1 << 31, 1 << 20
@@ -43,15 +43,15 @@ class PlanSettings:
 
     Attributes:
         source: packed folder, or anything else that ShardDataset reads.
-        batch_size: samples of one rank in a step.
+        batch_size: number of samples of one rank in a step.
         ranks: number of ranks.
         shuffle: True, False or "full".
         seed: seed of the shuffle.
-        window: shards in a window.
-        streams: canonical streams.
+        window: number of shards in a window.
+        streams: number of canonical streams.
         tail: "pad", "drop" or "short".
         epoch: number of the epoch, from 0.
-        allow_empty: whether tars without fields of samples are accepted.
+        allow_empty: whether to accept tars whose members belong to no sample.
     """
 
     source: str
@@ -69,9 +69,9 @@ class PlanSettings:
         """Find the shards and plan the epoch.
 
         Raises:
-            UsageError: nothing is at the source, or the settings do not fit together.
-            IndexFileError: a manifest or index is damaged or stale.
-            TarError: a shard without index is damaged.
+            UsageError: the source does not exist, or the settings do not fit together.
+            IndexFileError: a manifest or index is corrupt or stale.
+            TarError: a shard without an index is corrupt.
         """
         catalog = open_catalog(self.source, allow_empty=self.allow_empty)
         samples = Samples([shard.samples for shard in catalog.shards])
@@ -96,16 +96,17 @@ class OrderOptions:
     """Order of a training run: the arguments that its ShardDataset was given.
 
     Attributes:
-        batch_size: samples of one rank in a step.
-        global_batch_size: samples of all ranks in a step, in place of batch_size.
+        batch_size: number of samples of one rank in a step.
+        global_batch_size: number of samples of all ranks in a step, in place of batch_size.
         ranks: number of ranks, world_size in torch.
         shuffle: True, False or "full".
         seed: seed of the shuffle.
-        window: shards in a window.
-        streams: canonical streams; with more than one, each node reads a share of the shards.
+        window: number of shards in a window.
+        streams: number of canonical streams; with more than one, each node reads a share of the
+            shards.
         tail: "pad", "drop" or "short", for the last step.
         epoch: number of the epoch, from 0.
-        allow_empty: whether tars without fields of samples are accepted.
+        allow_empty: whether to accept tars whose members belong to no sample.
 
     Raises:
         UsageError: a value is outside its bounds, or does not fit another.
@@ -158,23 +159,18 @@ class OrderOptions:
         size = whole_number(
             "global_batch_size", self.global_batch_size, least=1, most=_MOST_SAMPLES
         )
-        share, rest = divmod(size, self.ranks)
-        if rest:
-            raise UsageError(
-                f"global_batch_size={size} does not divide among {counted(self.ranks, 'rank')}"
-            )
-        return share
+        return divide_batch(size, self.ranks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions(OrderOptions):
-    """Options of `shardio.plan`: the order, see OrderOptions, and who reads it.
+    """Options of `shardio.plan`: the order (see OrderOptions) and its readers.
 
     Attributes:
-        workers: DataLoader workers of each rank; 0 for the training process itself.
+        workers: number of DataLoader workers of each rank; 0 for the training process itself.
         nodes: number of machines, over which the ranks are spread evenly and in order.
-        progress: function that takes the number of ranks and returns one that is called with the
-            number of further ranks done.
+        progress: callback for the number of ranks; it returns a callback for the number of ranks
+            just finished.
 
     Raises:
         UsageError: a value is outside its bounds, or does not fit another.
@@ -201,8 +197,8 @@ class RankShare:
         steps: number of steps.
         samples: number of valid samples.
         pads: number of repeats that fill the tail.
-        samples_of_workers: valid samples of each worker.
-        pads_of_workers: repeats of each worker.
+        samples_of_workers: number of valid samples by worker.
+        pads_of_workers: number of repeats by worker.
     """
 
     rank: int
@@ -219,7 +215,7 @@ class NodeShare:
 
     Attributes:
         node: number of the node.
-        shards: number of shards that it touches.
+        shards: number of shards it reads.
         bytes: size of these shards.
         window_bytes: size of the windows that are open at once, two of each stream.
     """
@@ -232,7 +228,7 @@ class NodeShare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
-    """What an epoch delivers.
+    """Contents of an epoch.
 
     Attributes:
         settings: source and order.
@@ -240,18 +236,18 @@ class Coverage:
         shards: number of shards in the dataset.
         bytes: size of the shards.
         steps: number of steps of every rank.
-        delivered_once: samples that come exactly once.
-        delivered_again: samples that come more than once, pads not counted.
-        left_out: samples that no rank gets.
+        delivered_once: number of samples delivered exactly once.
+        delivered_again: number of samples delivered more than once, apart from pads.
+        left_out: number of samples delivered to no rank.
         ranks: shares by rank.
         nodes: shares by node.
         bytes_read: bytes read by all nodes together, as a multiple of the dataset's size.
         neighbour_distance: mean distance in packed order of samples that follow one another in a
             batch, as a share of the dataset; 1/3 is a random order. None for batches of one.
-        batch_entropy: mean entropy of the classes in a batch, in bits; None where not known.
+        batch_entropy: mean entropy of the classes in a batch, in bits; None if unknown.
         classes_entropy: entropy of the classes of the same samples together, in bits.
         one_class_windows: number of windows, among the first ten, that hold one class only.
-        warnings: what is likely to hurt, in sentences.
+        warnings: likely problems, one sentence each.
     """
 
     settings: PlanSettings
@@ -290,9 +286,9 @@ def plan(source: str | PathLike[str], options: PlanOptions) -> Coverage:
         options: keywords, see PlanOptions.
 
     Raises:
-        UsageError: nothing is at the source, or the options do not fit together.
-        IndexFileError: a manifest or index is damaged or stale.
-        TarError: a shard without index is damaged.
+        UsageError: the source does not exist, or the options do not fit together.
+        IndexFileError: a manifest or index is corrupt or stale.
+        TarError: a shard without an index is corrupt.
     """
     settings = options.of(source)
     catalog, plan = settings.open()
@@ -333,10 +329,10 @@ def plan(source: str | PathLike[str], options: PlanOptions) -> Coverage:
 
 
 class _Walk:
-    """Counts the samples of every rank and worker.
+    """Walk through an epoch that counts the samples of every rank and worker.
 
     Attributes:
-        delivered: number of times that each sample came as a valid one, uint8 [samples].
+        delivered: number of times each sample was delivered as a valid one, uint8 [samples].
     """
 
     def __init__(
@@ -420,7 +416,7 @@ class _Walk:
 
 
 class _Classes:
-    """Classes of samples as their keys tell: the first folder of a key, as pack makes it."""
+    """Classes of samples, from the first folder of each key, where pack writes the class."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog

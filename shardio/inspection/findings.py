@@ -125,17 +125,18 @@ class Findings:
         remedy: str,
         *,
         severity: Severity = "problem",
+        shard: str | None = None,
         key: str | None = None,
         field: str | None = None,
         offset: int | None = None,
     ) -> None:
-        """Add a finding; see Finding."""
+        """Add a finding; see Finding. By default it is about the shard of the collection."""
         self._counts[severity] += 1
         if self._counts[severity] <= _MOST:
             self._found.append(
                 Finding(
                     severity=severity,
-                    shard=self._shard,
+                    shard=self._shard if shard is None else shard,
                     key=key,
                     field=field,
                     offset=offset,
@@ -145,9 +146,15 @@ class Findings:
             )
 
     def add_error(self, error: ShardioError) -> None:
-        """Add an error as a finding; its location is part of the text unless it is the shard."""
-        place = "" if error.where in (None, self._shard) else f"{error.where}: "
-        self.add(place + error.what, error.remedy or "")
+        """Add an error as a finding."""
+        self.add(
+            error.what,
+            error.remedy or "",
+            shard=error.where if error.shard is None else error.shard,
+            key=error.key,
+            field=error.field,
+            offset=error.offset,
+        )
 
     def all(self) -> tuple[Finding, ...]:
         """Return the findings; the last ones say how many are not listed."""

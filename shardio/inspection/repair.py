@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike, fspath
@@ -31,9 +31,8 @@ from shardio.indexing.shard_index import ShardIndex, read_index
 from shardio.inspection.findings import Part, ScopedShard, find_parts
 from shardio.inspection.verify_shard import (
     FieldCheck,
-    Grouped,
-    Run,
-    alike,
+    MemberGroup,
+    general_name,
     group_members,
 )
 from shardio.naming import split_member_name
@@ -45,7 +44,7 @@ from shardio.packing.plan import ImageEncoding, Sharding
 from shardio.packing.sources.base import FromRange, Problem, SourceField, SourceSample
 from shardio.storage.base import StoredBytes
 from shardio.storage.compression import decompress, find_compression
-from shardio.storage.folder import Folder
+from shardio.storage.folder import Folder, refuse_inside
 from shardio.storage.local import FileBytes
 from shardio.tar.salvage import Walk, walk_members
 
@@ -112,20 +111,23 @@ def _find(task: RepairTask, work: Folder) -> Iterator[SourceSample | Problem]:
                 with work.create(task.plain) as plain:
                     decompress(path, compression, plain)
             except TarError as error:
-                reason = f"{error.what}; what was there before it is looked at"
+                reason = f"{error.what}; the data before that are searched"
                 yield Problem(path=name, reason=reason)
             path = work.path / task.plain
         with path.open("rb") as stream:
             try:
                 yield from _Shard(task, path, FileBytes(stream, str(path))).find(index)
-            except ShardioError as error:
-                raise OSError(str(error)) from error  # the shard is truncated
+            except ShardioError as error:  # the shard was truncated just now
+                yield from _unreadable(name, index, error.what)
     except OSError as error:
-        reason = f"the shard cannot be read ({error.strerror or error})"
-        yield Problem(path=name, reason=reason)
-        keys = () if index is None else map(index.key, range(len(index)))
-        for key in keys:
-            yield Problem(path=f"{name}: {key}", reason=reason)
+        yield from _unreadable(name, index, f"the shard cannot be read ({error.strerror or error})")
+
+
+def _unreadable(name: str, index: ShardIndex | None, reason: str) -> Iterator[Problem]:
+    """Yield a problem for a shard and for each sample of its index."""
+    yield Problem(path=name, reason=reason)
+    for key in () if index is None else map(index.key, range(len(index))):
+        yield Problem(path=f"{name}: {key}", reason=reason)
 
 
 def _open_index(shard: ScopedShard) -> ShardIndex | None:
@@ -157,7 +159,7 @@ class _Shard:
         self._path = os.fsencode(path.absolute())
         self._data = data
         self._walk: Walk = walk_members(data)
-        self._grouped: Grouped = group_members(self._walk.members)
+        self._groups, self._others = group_members(self._walk.members)
 
     def find(self, index: ShardIndex | None) -> Iterator[SourceSample | Problem]:
         if index is not None and index.checksums is not None and self._trusts(index):
@@ -176,9 +178,9 @@ class _Shard:
         self, index: ShardIndex, checksums: NDArray[np.uint32]
     ) -> Iterator[SourceSample | Problem]:
         elsewhere: dict[tuple[str, str], list[int]] = defaultdict(list)
-        for run in self._grouped.runs:
-            for name, number in (*run.members.items(), *run.again):
-                elsewhere[run.key, name].append(int(self._walk.members.offsets[number]))
+        for group in self._groups:
+            for name, number in (*group.members.items(), *group.repeated):
+                elsewhere[group.key, name].append(int(self._walk.members.offsets[number]))
         for row in range(len(index)):
             key = index.key(row)
             offsets = index.offsets[row].tolist()
@@ -195,7 +197,7 @@ class _Shard:
                 fields.append(_Field(name, FromRange(self._path, right, size, checksum)))
             for _, column in columns:
                 elsewhere.pop((key, index.fields[column]), None)
-            yield self._judge(key, fields, reason)
+            yield self._judge(key, fields, reason, verified=True)
         for (key, name), (offset, *_) in elsewhere.items():
             yield self._problem(
                 key,
@@ -206,15 +208,15 @@ class _Shard:
     def _by_names(self) -> Iterator[SourceSample | Problem]:
         yield from self._losses()
         broken = self._broken_keys()
-        samples: dict[str, Run] = {}
-        for run in self._grouped.runs:
-            self._take(samples.setdefault(run.key, Run(run.key, {}, [])), run, broken)
+        samples: dict[str, MemberGroup] = {}
+        for group in self._groups:
+            self._take(samples.setdefault(group.key, MemberGroup(group.key, {}, [])), group, broken)
         self._find_torn(samples, broken)
-        for key, run in samples.items():
-            numbers = sorted(run.members.items(), key=lambda item: item[1])
+        for key, group in samples.items():
+            numbers = sorted(group.members.items(), key=lambda item: item[1])
             fields = [_Field(name, self._place(number)) for name, number in numbers]
             yield self._judge(key, fields, broken.get(key))
-            for name, number in run.again:
+            for name, number in group.repeated:
                 yield self._problem(
                     key,
                     f"another sample at byte {self._walk.members.offsets[number]} has this key "
@@ -235,7 +237,7 @@ class _Shard:
                 reason=f"bytes {gap.start} to {gap.end} belong to no intact member: "
                 + gap.error.what,
             )
-        files = [other.name for other in self._grouped.others if other.is_file]
+        files = [other.name for other in self._others if other.is_file]
         if files:
             yield Problem(
                 path=str(self._shard.path),
@@ -246,46 +248,48 @@ class _Shard:
     def _broken_keys(self) -> dict[str, str]:
         """Return the samples with a member whose data are missing or corrupt, and the reasons."""
         broken = {}
-        for other in self._grouped.others:
+        for other in self._others:
             split = split_member_name(other.name)
             if split is not None and not other.is_file:
                 broken[split.key] = (
                     f"its field {quoted(split.field)} is a link or device and has no data"
                 )
-        for run in self._grouped.runs:
-            for name, number in run.members.items():
+        for group in self._groups:
+            for name, number in group.members.items():
                 if number in self._walk.doubtful:
-                    broken[run.key] = f"no valid header follows its field {quoted(name)}"
+                    broken[group.key] = f"no valid header follows its field {quoted(name)}"
         return broken
 
-    def _take(self, sample: Run, run: Run, broken: dict[str, str]) -> None:
-        """Add the members of a run to the earlier ones with the same key."""
-        for name, number in run.members.items():
+    def _take(self, sample: MemberGroup, group: MemberGroup, broken: dict[str, str]) -> None:
+        """Add the members of a group to the earlier ones with the same key."""
+        for name, number in group.members.items():
             if not self._are_equal(sample.members.get(name, number), number):
-                sample.again.append((name, number))
+                sample.repeated.append((name, number))
                 return
-        for name, number in run.again:
-            if not self._are_equal(run.members[name], number):
-                broken[run.key] = f"it has the field {quoted(name)} twice, with different data"
-        for name, number in run.members.items():
+        for name, number in group.repeated:
+            if not self._are_equal(group.members[name], number):
+                broken[group.key] = f"it has the field {quoted(name)} twice, with different data"
+        for name, number in group.members.items():
             sample.members.setdefault(name, number)
 
     def _are_equal(self, number: int, other: int) -> bool:
         """Return whether two members have the same data."""
         return number == other or self._place(number)[2:] == self._place(other)[2:]
 
-    def _find_torn(self, samples: dict[str, Run], broken: dict[str, str]) -> None:
+    def _find_torn(self, samples: dict[str, MemberGroup], broken: dict[str, str]) -> None:
         """Find samples beside a gap that lack a field most other samples have."""
-        counts = Counter(alike(name) for run in samples.values() for name in run.members)
+        counts = Counter(general_name(name) for group in samples.values() for name in group.members)
         common = {name for name, count in counts.items() if count * 2 > len(samples)}
-        keys = {number: run.key for run in self._grouped.runs for number in run.members.values()}
+        keys = {number: group.key for group in self._groups for number in group.members.values()}
         offsets = self._walk.members.offsets
         for gap in self._walk.gaps:
             after = int(offsets.searchsorted(gap.end, side="left"))
             before = int(offsets.searchsorted(gap.start, side="right")) - 1
             for number in (before, after):
                 key = keys.get(number)
-                if key is not None and not common <= {alike(name) for name in samples[key].members}:
+                if key is not None and not common <= {
+                    general_name(name) for name in samples[key].members
+                }:
                     broken.setdefault(
                         key,
                         f"some of its members may have been in bytes {gap.start} to {gap.end}",
@@ -302,12 +306,14 @@ class _Shard:
             return None
         return self._data.crc32(offset, size)
 
-    def _judge(self, key: str, fields: list[_Field], reason: str | None) -> SourceSample | Problem:
+    def _judge(
+        self, key: str, fields: list[_Field], reason: str | None, *, verified: bool = False
+    ) -> SourceSample | Problem:
         """Return the sample if its fields are valid, otherwise the problem."""
         for name, place in fields if reason is None else ():
-            data = self._data[place.offset : place.offset + place.size]
-            fault = self._check.fault(name, memoryview(data))
-            if fault is not None:
+            data = memoryview(self._data[place.offset : place.offset + place.size])
+            fault = self._check.fault(name, data)
+            if fault is not None and not (verified and self._check.is_delivered(name, data)):
                 reason = f"field {quoted(name)} at byte {place.offset}: {fault.what}"
                 break
         if reason is not None:
@@ -377,7 +383,7 @@ def repair(
     check = FieldCheck(deep=deep, max_pixels=max_pixels)
     parts = find_parts(fspath(source))
     out = Path(new)
-    _refuse_inside(out, parts)
+    refuse_inside(out, (Path(part.path) for part in parts))
     done = [
         _repair_part(
             part,
@@ -400,14 +406,6 @@ def repair(
         bytes=sum(each.bytes for each in done),
         dropped=sum(each.skipped for each in done),
     )
-
-
-def _refuse_inside(out: Path, parts: Sequence[Part]) -> None:
-    folders = {Path(part.path).resolve() for part in parts}
-    if not folders.isdisjoint((out.resolve(), *out.resolve().parents)):
-        raise PackError(
-            "the output is inside the source", where=out, remedy="name a folder outside it"
-        )
 
 
 def _repair_part(

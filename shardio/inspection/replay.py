@@ -1,8 +1,7 @@
-"""One batch of a training run, written to a folder as it lies in the shards.
+"""Write one batch of a training run to a folder, as it is in the shards.
 
-The plan names the samples of the batch, and the members of each are copied without being decoded.
-Keys and fields come from shards that anyone may have made, so no file is named after them unless
-harmless characters are left.
+The plan gives the samples of the batch, and their members are copied without decoding. Keys and
+fields may come from untrusted shards, so only harmless characters of them get into file names.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from os import PathLike, fspath
 from pathlib import Path
 
 from shardio.checks import whole_number
-from shardio.errors import SampleError, SituationError, UsageError
+from shardio.errors import SampleError, SituationError, UsageError, quoted
 from shardio.inspection.coverage import OrderOptions, PlanSettings
 from shardio.options import with_options
 from shardio.planning.epoch import References
@@ -37,7 +36,7 @@ class ReplayedSample:
         shard: path of the shard.
         index: number of the sample in its shard.
         files: names of the written files, by field.
-        problem: reason why a member could not be written; None where all were.
+        problem: reason why a member could not be written; None if all were written.
     """
 
     slot: int
@@ -68,7 +67,7 @@ class ReplayedBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayOptions(OrderOptions):
-    """Options of `shardio.replay`: the order, see coverage.OrderOptions, and the batch.
+    """Options of `shardio.replay`: the order, see OrderOptions, and the batch.
 
     Attributes:
         step: step of the epoch, from 0; "__step__" of a batch.
@@ -104,8 +103,8 @@ def replay(
 
     Raises:
         UsageError: there is no such step or rank, or the folder is not empty.
-        TarError: a shard was changed or cut off.
-        OutputError: something other than a file took the place of one that was to be written.
+        TarError: a shard was changed or truncated.
+        OutputError: something other than a file has the name of a file to write.
         OSError: a file cannot be read or written.
     """
     settings, step, rank = options.of(source), options.step, options.rank
@@ -165,7 +164,7 @@ def _write(
         try:
             (stored,) = shard.read(index, ((field,),))
         except SampleError as error:
-            problem = str(error)
+            problem = f"field {quoted(field)}: {error.what}"
             continue
         if stored is not None:
             suffix = re.sub(r"[^A-Za-z0-9_.-]+", "_", field)[-_LONGEST_NAME:]

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shardio.errors import shown
+from shardio.errors import counted, shown
 from shardio.fields.base import FieldType
 from shardio.fields.defaults import given_types
 from shardio.fields.limits import MAX_PIXELS
 from shardio.indexing.catalog import ShardPaths
 from shardio.inspection.findings import Finding, Part, Verification, find_parts
 from shardio.inspection.verify_shard import (
+    KEEP_FIRST,
     FieldCheck,
     ShardReport,
     group_members,
@@ -112,23 +113,24 @@ def _manifest_fields(part: Part, reports: Sequence[ShardReport]) -> Iterable[Fin
 
 
 def _lacking_fields(path: Location, reports: Sequence[ShardReport]) -> Iterable[Finding]:
-    """Count the samples that lack a field of other samples."""
+    """Count the samples that lack a field of other samples, in shards without missing members."""
     samples: Counter[frozenset[str]] = Counter()
     first: dict[frozenset[str], str] = {}
     for report in reports:
-        for shape, (count, key) in report.shapes.items():
-            samples[shape] += count
-            first.setdefault(shape, key)
-    for field in sorted({field for shape in samples for field in shape}):
-        lacking = [shape for shape in samples if field not in shape]
+        for fields, (count, key) in report.field_sets.items() if report.complete else ():
+            samples[fields] += count
+            first.setdefault(fields, key)
+    scope = "" if all(report.complete for report in reports) else " in complete shards"
+    for field in sorted({field for fields in samples for field in fields}):
+        lacking = [fields for fields in samples if field not in fields]
         if lacking:
             yield Finding(
                 severity="note",
                 shard=str(path),
                 key=first[lacking[0]],
                 field=field,
-                what=f"{sum(samples[shape] for shape in lacking):,} of {samples.total():,} samples "
-                "lack this field; this is the first",
+                what=f"{sum(samples[fields] for fields in lacking):,} of "
+                f"{counted(samples.total(), 'sample')}{scope} lack this field, this one first",
                 remedy="readers of this field raise an error for such a sample, or skip it",
             )
 
@@ -153,8 +155,8 @@ def _read_keys(task: _KeysTask, ticker: Ticker) -> list[str]:
     with open_plain(task.path) as (data, _):
         members = walk_members(data).members
         keys: dict[int, str] = {}
-        for run in group_members(members).runs:
-            keys[int(members.offsets[min(run.members.values())])] = run.key
+        for group in group_members(members)[0]:
+            keys[int(members.offsets[min(group.members.values())])] = group.key
     ticker.tick(len(task))
     return [keys[offset] for offset in task.offsets]
 
@@ -192,7 +194,7 @@ def _repeated_keys(
                     key=keys[again],
                     offset=again[1],
                     what=f"a sample in {names[first[0]]} has the same key",
-                    remedy="rename one, or use --fix to keep the first",
+                    remedy=KEEP_FIRST,
                 )
             )
     return found

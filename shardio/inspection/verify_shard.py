@@ -1,11 +1,15 @@
 """Verify one shard: a function from a task to a report, run in any process.
 
 The headers are walked first. Then all bytes are read once, in order. Each member is compared with
-the index and with what the name of its field promises; the bytes between members must be zeros; and
-the SHA-256 of the whole must be that of the manifest. A compressed shard is decompressed first.
+the index, and its data are checked by the type of its field. The bytes between members must be
+zeros, and the SHA-256 of the shard that of the manifest. A compressed shard is decompressed first.
 
-Adjacent members with one key are a run. In a sound shard each run is a sample: no key has two runs,
-and no run has a field twice. Everything else is a finding.
+In a sound shard, each group of adjacent members with one key is a sample: no key has two groups,
+and no group has a field twice. Everything else is a finding.
+
+A corrupt byte is one finding. A SHA-256, size or sample count that differs is a finding of its own
+only if nothing else shows that the shard was changed, and members that the index lists inside a gap
+are part of the finding about the gap.
 """
 
 from __future__ import annotations
@@ -25,9 +29,11 @@ from numpy.typing import NDArray
 
 from shardio.checks import whole_number
 from shardio.errors import CodecError, IndexFileError, ShardioError, TarError, counted, quoted
-from shardio.fields.base import IMAGE_FIELDS, FieldType
+from shardio.fields.base import FieldType
 from shardio.fields.defaults import type_of
+from shardio.fields.formats import IMAGE_FIELDS
 from shardio.indexing.manifest import index_path
+from shardio.indexing.publish import refuse_compressed
 from shardio.indexing.scan import NAME_FIELDS, describe_no_samples
 from shardio.indexing.shard_index import ShardIndex, read_index
 from shardio.inspection.findings import Finding, Findings, ScopedShard
@@ -50,13 +56,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldCheck:
-    """How closely the data of fields are looked at.
+    """Check of the data of fields.
 
     Attributes:
-        deep: whether they are decoded whole; otherwise only the header and the end of images
-            are looked at.
-        max_pixels: greatest number of pixels of an image, see shardio.fields.limits.
-        types: types of a user by field name; other fields have their default types.
+        deep: whether to decode all data; otherwise only the header and the end of images are
+            checked.
+        max_pixels: maximum number of pixels of an image; see shardio.fields.limits.
+        types: field types given by the user, by field name; other fields have their defaults.
 
     Raises:
         UsageError: invalid max_pixels.
@@ -70,32 +76,54 @@ class FieldCheck:
         whole_number("max_pixels", self.max_pixels, least=1)
 
     def fault(self, field: str, data: memoryview) -> CodecError | None:
-        """Return why the data of a field are not sound; None if they are."""
+        """Return the error in the data of a field, or None."""
         try:
             type_of(field, self.max_pixels, self.types).check(data, deep=self.deep)
         except CodecError as error:
             return error
         except MemoryError:
-            return CodecError("this machine does not have the memory to decode it")
+            return CodecError(
+                "this machine has too little memory to decode it",
+                remedy="verify it on a machine with more memory",
+            )
         return None
 
+    def is_delivered(self, field: str, data: memoryview) -> bool:
+        """Tell whether readers deliver data that have their checksum and are not sound."""
+        try:
+            type_of(field, self.max_pixels, self.types).decode_verified(data)
+        except (CodecError, MemoryError):
+            return False
+        return True
+
     def context(self) -> AbstractContextManager[None]:
-        """The context of checks, which decode images if they are deep."""
+        """Return the context to run checks in."""
         return decoding() if self.deep else nullcontext()
 
 
-_GET_AGAIN = "get or pack the shard again, or write what is whole to a new folder with --fix"
+_SAVE = "write the intact samples to a new folder with `shardio verify --fix`"
+_AGAIN = f"download or pack it again, or {_SAVE}"
+KEEP_FIRST = "rename one, or keep the first with `shardio verify --fix`"
+
+
+class _Lost(NamedTuple):
+    """Member that the index lists and the headers do not."""
+
+    key: str
+    field: str
+    offset: int
+    intact: bool  # whether its data are as in the index
 
 
 class Comparison:
-    """Takes the members of a shard one by one.
+    """Comparison of the members of a shard with its index, one by one.
 
     Args:
         index: index of the shard.
-        found: takes what differs.
+        found: collection for the differences.
 
     Attributes:
-        cut: whether members are missing behind the end of the shard, known after `finish`.
+        differences: number of differences found.
     """
 
     def __init__(self, index: ShardIndex, found: Findings) -> None:
@@ -106,12 +134,11 @@ class Comparison:
         self._left = dict(
             zip(places, zip(rows.tolist(), columns.tolist(), strict=True), strict=True)
         )
-        self._differ = 0
-        self.cut = False
         self._strangers: dict[tuple[str, str], int] = {}
+        self.differences = 0
 
-    def look_at(self, key: str, field: str, offset: int, data: memoryview) -> bool:
-        """Compare a member; returns whether its data are what the index says, as far as it does."""
+    def compare(self, key: str, field: str, offset: int, data: memoryview) -> bool:
+        """Compare a member, and return whether its data do not contradict the index."""
         row, column = self._left.get(offset, (-1, -1))
         if row < 0 or (self._index.key(row), self._index.fields[column]) != (key, field):
             self._strangers[key, field] = offset
@@ -119,93 +146,133 @@ class Comparison:
         del self._left[offset]
         size, fault = int(self._index.sizes[row, column]), None
         if size != len(data):
-            fault = f"the member has {counted(len(data), 'byte')}, by the index {size:,}"
+            fault = f"the member has {counted(len(data), 'byte')}, but the index says {size:,}"
         elif not self._fits(row, column, data):
             fault = "the data are not what was packed (CRC-32 differs)"
         if fault is not None:
             self._add(fault, key, field, offset)
         return fault is None
 
-    def finish(self, *, samples: int, data: StoredBytes) -> None:
-        """Say what is left over on both sides.
-
-        Args:
-            samples: in the shard.
-            data: data of the shard.
-        """
-        moved: list[tuple[str, str, int]] = []
-        behind: list[tuple[str, str, int]] = []
-        for offset, (row, column) in self._left.items():
-            key, field = self._index.key(row), self._index.fields[column]
-            place = self._strangers.pop((key, field), None)
-            if place is not None:
-                moved.append((key, field, place))
-                continue
-            end = offset + int(self._index.sizes[row, column])
-            if end > len(data):
-                behind.append((key, field, offset))
-                continue
-            content = memoryview(data[offset:end])
-            still = ", though its data are" if self._fits(row, column, content) else ""
-            self._add(f"no header says that this member is there{still}", key, field, offset)
+    def finish(self, *, samples: int, data: StoredBytes, gaps: Sequence[Gap]) -> bool:
+        """Add the gaps and all other differences; return whether members are missing."""
+        moved, behind, lost = self._missing(data)
         if behind:
-            self.cut = True
             key, field, offset = behind[0]
             others = f" and {len(behind) - 1:,} more" if len(behind) > 1 else ""
             self._add(
-                f"the shard is cut off at byte {len(data):,}, before the end of this member"
+                f"the shard is truncated at byte {len(data):,}, before the end of this member"
                 f"{others}",
                 key,
                 field,
                 offset,
             )
+            gaps = [gap for gap in gaps if gap.end < len(data)]
+        self.differences += len(gaps)
+        for gap in gaps:
+            inside = [each for each in lost if gap.start <= each.offset <= gap.end]
+            lost = [each for each in lost if each not in inside]
+            _add_gap(gap, self._found, inside)
         if moved:
             key, field, offset = moved[0]
+            others = f" and {counted(len(moved) - 1, 'other member')}" if len(moved) > 1 else ""
             self._add(
-                f"this and {len(moved) - 1:,} more members are not where the index says, so bytes "
-                "were lost, added or moved",
+                f"this member{others} moved from the offset in the index, so bytes were lost, "
+                "added or moved",
                 key,
                 field,
                 offset,
             )
+        for key, field, offset, intact in lost:
+            still = ", though its data are intact" if intact else ""
+            self._add(f"this member has no header{still}", key, field, offset)
         for (key, field), offset in self._strangers.items():
             self._add("the index does not have this member", key, field, offset)
-        if not self._differ and samples != len(self._index):
+        if not self.differences and samples != len(self._index):
+            self.differences += 1
             self._found.add(
-                f"the shard has {counted(samples, 'sample')}, by the index {len(self._index):,}",
-                _GET_AGAIN,
+                f"the shard has {counted(samples, 'sample')}, but the index says "
+                f"{len(self._index):,}",
+                _AGAIN,
             )
+        return bool(behind or lost or gaps)
+
+    def _missing(
+        self, data: StoredBytes
+    ) -> tuple[list[tuple[str, str, int]], list[tuple[str, str, int]], list[_Lost]]:
+        """Return the members that moved, that are behind the end, and that have no header."""
+        moved: list[tuple[str, str, int]] = []
+        behind: list[tuple[str, str, int]] = []
+        lost: list[_Lost] = []
+        for offset, (row, column) in self._left.items():
+            key, field = self._index.key(row), self._index.fields[column]
+            place = self._strangers.pop((key, field), None)
+            end = offset + int(self._index.sizes[row, column])
+            if place is not None:
+                moved.append((key, field, place))
+            elif end > len(data):
+                behind.append((key, field, offset))
+            else:
+                intact = self._fits(row, column, memoryview(data[offset:end]))
+                lost.append(_Lost(key, field, offset, intact))
+        return moved, behind, lost
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether members that `look_at` accepts have the checksums of the index."""
+        return self._index.checksums is not None
 
     def _fits(self, row: int, column: int, data: memoryview) -> bool:
         sums = self._index.checksums
         return sums is None or int(sums[row, column]) == zlib.crc32(data)
 
     def _add(self, what: str, key: str, field: str, offset: int) -> None:
-        self._differ += 1
-        self._found.add(what, _GET_AGAIN, key=key, field=field, offset=offset)
+        self.differences += 1
+        self._found.add(what, _AGAIN, key=key, field=field, offset=offset)
 
 
-class Run(NamedTuple):
+def _add_gap(gap: Gap, found: Findings, lost: Sequence[_Lost] = ()) -> None:
+    """Add a finding about a gap and the members that the index lists in it."""
+    what, first = gap.error.what, lost[0] if lost else None
+    if first is not None:
+        intact = sum(each.intact for each in lost)
+        if len(lost) == 1:
+            what += ", and tar tools do not find this member"
+            what += ", though its data are intact" * intact
+        else:
+            what += f", and tar tools do not find this and {counted(len(lost) - 1, 'other member')}"
+            what += f", though the data of {intact:,} are intact" * bool(intact)
+    elif gap.end > gap.start:
+        what += f", and bytes {gap.start} to {gap.end} belong to no member"
+    found.add(
+        what,
+        f"{gap.error.remedy}, or {_SAVE}",
+        key=first and first.key,
+        field=first and first.field,
+        offset=gap.start,
+    )
+
+
+class MemberGroup(NamedTuple):
     """Adjacent members with one key.
 
     Attributes:
         key: key of the sample.
-        members: number of the member by field; of a field that is there twice, the first.
-        again: fields that are there again, and the numbers of those members.
+        members: number of the member by field; the first one if there are several.
+        repeated: fields that occur again, and the numbers of those members.
     """
 
     key: str
     members: dict[str, int]
-    again: list[tuple[str, int]]
+    repeated: list[tuple[str, int]]
 
 
 class NoSample(NamedTuple):
-    """A member that belongs to no sample.
+    """Member that belongs to no sample.
 
     Attributes:
         number: number of the member in the shard.
-        name: as text.
-        is_file: False for links, devices and the like, whose data are elsewhere.
+        name: name of the member as text.
+        is_file: whether the member has data; False for links and devices.
     """
 
     number: int
@@ -213,22 +280,13 @@ class NoSample(NamedTuple):
     is_file: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grouped:
-    """The members of a shard by sample.
+def group_members(members: Members) -> tuple[list[MemberGroup], list[NoSample]]:
+    """Group the members of a shard into samples.
 
-    Attributes:
-        runs: in order.
-        others: members of no sample, but for folders.
+    Returns:
+        The groups in order, and the members that belong to no sample, without folders.
     """
-
-    runs: list[Run]
-    others: list[NoSample]
-
-
-def group_members(members: Members) -> Grouped:
-    """Group members into samples, by the one rule of names."""
-    runs: list[Run] = []
+    groups: list[MemberGroup] = []
     others: list[NoSample] = []
     for number, (raw, kind) in enumerate(zip(members.names, members.kinds, strict=True)):
         if kind == DIRECTORY[0]:
@@ -238,11 +296,11 @@ def group_members(members: Members) -> Grouped:
         if split is None or kind != FILE[0]:
             others.append(NoSample(number, name, kind == FILE[0] or split is None))
             continue
-        if not runs or runs[-1].key != split.key:
-            runs.append(Run(split.key, {}, []))
-        if runs[-1].members.setdefault(split.field, number) != number:
-            runs[-1].again.append((split.field, number))
-    return Grouped(runs=runs, others=others)
+        if not groups or groups[-1].key != split.key:
+            groups.append(MemberGroup(split.key, {}, []))
+        if groups[-1].members.setdefault(split.field, number) != number:
+            groups[-1].repeated.append((split.field, number))
+    return groups, others
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -250,15 +308,15 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def open_plain(place: Path | Location) -> Iterator[tuple[StoredBytes, TarError | None]]:
-    """Open a shard as it is now.
+    """Open a shard, decompressed if necessary.
 
     Yields:
-        The plain tar, and what is wrong with its compression, after which nothing follows.
+        The uncompressed tar, and the error at which decompression stopped, or None.
 
     Raises:
-        OSError: it cannot be read.
-        ShardioError: there is no space for the decompressed tar, or what decompresses it is not
-            installed.
+        OSError: the shard cannot be read.
+        ShardioError: there is no space for the decompressed tar, or the library for its
+            compression is not installed.
     """
     if isinstance(place, Location) and not place.is_local:
         try:
@@ -291,22 +349,19 @@ def open_plain(place: Path | Location) -> Iterator[tuple[StoredBytes, TarError |
 
 
 _MEGABYTE = 1 << 20
-_MOST_SHAPES = 1000  # sets of fields that are told apart
-_FIX = "write what is whole to a new folder with --fix"
-_AGAIN = f"get or pack it again, or {_FIX}"
+_MOST_FIELD_SETS = 1000
 _INDEX_AGAIN = "run `shardio index` on the folder of the shard"
-_SORTED = "pack the shard again with its members sorted by name, or use --fix"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyTask:
-    """One shard to verify.
+    """Shard to verify.
 
     Attributes:
         shard: shard to verify.
         check: check of the data of fields.
-        allow_empty: take members as they are if none is a field of a sample.
-        size: bytes of the file; 0 if they are not known.
+        allow_empty: whether to accept a shard whose members belong to no sample.
+        size: size of the file in bytes; 0 if it is not known.
     """
 
     shard: ScopedShard
@@ -315,11 +370,11 @@ class VerifyTask:
     size: int
 
     def __len__(self) -> int:
-        """Megabytes to read."""
+        """Return the number of megabytes to read."""
         return (self.size + _MEGABYTE - 1) // _MEGABYTE
 
 
-class Shape(NamedTuple):
+class FieldSet(NamedTuple):
     """Samples that have the same fields.
 
     Attributes:
@@ -333,29 +388,31 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ShardReport:
-    """What was found in one shard.
+    """Result of verifying one shard.
 
     Attributes:
-        members: in the shard.
-        bytes: size of the plain tar in bytes.
+        members: number of members in the shard.
+        bytes: size of the uncompressed tar.
+        complete: whether no member is missing, as far as is known.
         fields: names of the fields that occur.
-        shapes: samples by the fields they have; fields of images count as one.
-        hashes: uint64 [samples], of their keys.
-        offsets: int64 [samples], where the data of the first member of each start.
-        findings: about the shard and its index.
+        field_sets: samples by the fields they have; fields of images count as one.
+        hashes: hashes of the keys, uint64 [samples].
+        offsets: offset of the data of each sample's first member, int64 [samples].
+        findings: findings about the shard and its index.
     """
 
     members: int = 0
     bytes: int = 0
+    complete: bool = False
     fields: frozenset[str] = frozenset()
-    shapes: Mapping[frozenset[str], Shape] = field(default_factory=dict)
+    field_sets: Mapping[frozenset[str], FieldSet] = field(default_factory=dict)
     hashes: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
     offsets: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     findings: tuple[Finding, ...]
 
 
 def task_of(shard: ScopedShard, check: FieldCheck, *, allow_empty: bool) -> VerifyTask:
-    """The task of a shard."""
+    """Return the task of a shard."""
     try:
         found = shard.path.find()
     except OSError:
@@ -368,42 +425,35 @@ def verify_shard(task: VerifyTask, ticker: Ticker) -> ShardReport:
     """Verify a shard and its index.
 
     Args:
-        task: shard to verify, and how.
-        ticker: hears of every megabyte.
+        task: shard to verify.
+        ticker: progress counter, advanced by one for every megabyte.
 
     Raises:
-        CancelledError: the ticker says so.
+        CancelledError: the ticker was cancelled.
     """
     found = Findings(str(task.shard.path))
     index = _read_index(task.shard, found)
     try:
         if task.shard.packed and task.shard.path.is_local:
-            _refuse_compressed(Path(task.shard.path), found)
+            try:
+                refuse_compressed(Path(task.shard.path))
+            except IndexFileError as error:
+                found.add(error.what, f"{error.remedy}, or {_SAVE}")
         with open_plain(task.shard.path) as (data, fault), task.check.context():
             if fault is None:
                 try:
                     return _verify_data(task, data, index, found, ticker)
-                except ShardioError as error:  # it was cut off
+                except ShardioError as error:  # the shard was truncated just now
                     found.add_error(error)
             else:
-                found.add(fault.what, f"{fault.remedy}, or {_FIX}")
+                found.add(fault.what, f"{fault.remedy}, or {_SAVE}")
     except OSError as error:
         found.add(f"the shard cannot be read ({error.strerror or error})", _AGAIN)
     return ShardReport(findings=found.all())
 
 
-def _refuse_compressed(path: Path, found: Findings) -> None:
-    compression = find_compression(path)
-    if compression is not None:
-        found.add(
-            f"the shard is compressed with {compression.name}, and the shards of a manifest are "
-            "plain tars",
-            f"decompress it with `{compression.name} -d`, or {_FIX}",
-        )
-
-
 def _read_index(shard: ScopedShard, found: Findings) -> ShardIndex | None:
-    """The index, held against the manifest."""
+    """Read the index; None if it is missing, corrupt, or that of another shard."""
     path = index_path(shard.path)
     if not (shard.packed or path.exists()):
         return None
@@ -416,60 +466,56 @@ def _read_index(shard: ScopedShard, found: Findings) -> ShardIndex | None:
         found.add(f"the index cannot be read ({error.strerror or error})", _INDEX_AGAIN)
         return None
     receipt = shard.receipt
-    if receipt is not None:
-        told = (index.shard_size, len(index), index.shard_sha256)
-        if told != (receipt.size, receipt.samples, receipt.sha256):
-            found.add(
-                f"the index is of another shard than the manifest: it says {told[1]:,} samples in "
-                f"{told[0]:,} bytes, the manifest {receipt.samples:,} in {receipt.size:,}, or "
-                "another SHA-256",
-                _INDEX_AGAIN,
-            )
-    return index
+    if receipt is None:
+        return index
+    stated = (index.shard_size, len(index), index.shard_sha256)
+    if stated == (receipt.size, receipt.samples, receipt.sha256):
+        return index
+    found.add(
+        "the index is of another shard than the manifest (its SHA-256 differs)",
+        _INDEX_AGAIN,
+    )
+    return None
 
 
 def _verify_data(
     task: VerifyTask, data: StoredBytes, index: ShardIndex | None, found: Findings, ticker: Ticker
 ) -> ShardReport:
     walk = walk_members(data)
-    last = [gap for gap in walk.gaps[-1:] if gap.end == len(data)]
-    _add_gaps(walk.gaps[: len(walk.gaps) - len(last)], found)
     if walk.members.trailer is not None and not walk.gaps:
         found.add(
             f"{len(data) - walk.members.trailer:,} bytes that are no members follow the end of "
             "the archive",
-            "readers pass over them; cut them off if they are not wanted",
+            "readers skip them; remove them if they are not needed",
             severity="note",
             offset=walk.members.trailer,
         )
-    grouped = group_members(walk.members)
-    samples = _verify_names(grouped, walk.members, found)
+    groups, others = group_members(walk.members)
+    samples = _verify_names(groups, walk.members, found)
+    _verify_others(others, walk.members, found)
     if len(walk.members) and not samples and not task.allow_empty:
         found.add(describe_no_samples(walk.members), NAME_FIELDS)
     comparison = None if index is None else Comparison(index, found)
-    digest = _read_through(task, data, walk.members, grouped, comparison, found, ticker)
+    digest, is_padded = _read_through(task, data, walk.members, groups, comparison, found, ticker)
     if comparison is not None:
-        comparison.finish(samples=len(samples), data=data)
-    if comparison is None or not comparison.cut:  # which is told, with what was lost
-        _add_gaps(last, found)
+        incomplete = comparison.finish(samples=len(samples), data=data, gaps=walk.gaps)
+        changed = comparison.differences > 0
+    else:
+        for gap in walk.gaps:
+            _add_gap(gap, found)
+        incomplete = changed = bool(walk.gaps)
+    if not changed and is_padded:
         _compare_whole(task.shard, index, len(data), digest, len(samples), found)
     return ShardReport(
         members=len(walk.members),
         bytes=len(data),
+        complete=not incomplete,
         fields=frozenset().union(*(sample.fields for sample in samples.values())),
-        shapes=_shapes(samples),
+        field_sets=_field_sets(samples),
         hashes=np.array([hash_key(key) for key in samples], np.uint64),
         offsets=np.array([sample.offset for sample in samples.values()], np.int64),
         findings=found.all(),
     )
-
-
-def _add_gaps(gaps: Sequence[Gap], found: Findings) -> None:
-    for gap in gaps:
-        what = gap.error.what
-        if gap.end > gap.start:
-            what += f", and {gap.end - gap.start:,} bytes from there on are in no member"
-        found.add(what, gap.error.remedy or "", offset=gap.start)
 
 
 class _Sample(NamedTuple):
@@ -477,51 +523,57 @@ class _Sample(NamedTuple):
     fields: set[str]
 
 
-def _verify_names(grouped: Grouped, members: Members, found: Findings) -> dict[str, _Sample]:
-    """Hold the names of members against the rules; returns the samples by key."""
+def _verify_names(
+    groups: Sequence[MemberGroup], members: Members, found: Findings
+) -> dict[str, _Sample]:
+    """Check the names of members, and return the samples by key."""
     samples: dict[str, _Sample] = {}
-    for run in grouped.runs:
-        offset = int(members.offsets[min(run.members.values())])
-        for name, number in run.again:
+    for group in groups:
+        offset = int(members.offsets[min(group.members.values())])
+        for name, number in group.repeated:
             found.add(
                 "the sample has this field twice",
-                "give one of the members another name, or use --fix",
-                key=run.key,
+                f"rename one of the members, or {_SAVE}",
+                key=group.key,
                 field=name,
                 offset=int(members.offsets[number]),
             )
-        earlier = samples.setdefault(run.key, _Sample(offset, set()))
-        if earlier.fields.isdisjoint(run.members):
+        earlier = samples.setdefault(group.key, _Sample(offset, set()))
+        if earlier.fields.isdisjoint(group.members):
             if earlier.fields:
-                found.add("its members are not adjacent", _SORTED, key=run.key, offset=offset)
+                found.add(
+                    "the members of this sample are not adjacent",
+                    f"pack the shard again with its members sorted by name, or {_SAVE}",
+                    key=group.key,
+                    offset=offset,
+                )
         else:
             found.add(
-                f"its key is that of another sample, at byte {earlier.offset}",
-                "rename one, or use --fix to keep the first",
-                key=run.key,
+                f"the sample at byte {earlier.offset} has the same key",
+                KEEP_FIRST,
+                key=group.key,
                 offset=offset,
             )
-        earlier.fields.update(run.members)
-    _verify_others(grouped, members, found)
+        earlier.fields.update(group.members)
     return samples
 
 
-def _verify_others(grouped: Grouped, members: Members, found: Findings) -> None:
-    for other in grouped.others:
+def _verify_others(others: Sequence[NoSample], members: Members, found: Findings) -> None:
+    for other in others:
         if not other.is_file:
             found.add(
                 f"the member {quoted(other.name)} is a link or device and has no data",
-                "make the tar with `tar --dereference --hard-dereference`",
+                "create the tar with `tar --dereference --hard-dereference`",
                 offset=int(members.offsets[other.number]),
             )
-    passed = [other for other in grouped.others if other.is_file]
-    if passed:
+    files = [other for other in others if other.is_file]
+    if files:
         found.add(
-            f"{len(passed):,} members belong to no sample, by their names; the first is "
-            f"{quoted(passed[0].name)}",
-            "readers pass over them; name members key.field if they are data",
+            f"{counted(len(files), 'member')} outside any sample, the first is "
+            f"{quoted(files[0].name)}",
+            "readers skip them; name members key.field if they are data",
             severity="note",
-            offset=int(members.offsets[passed[0].number]),
+            offset=int(members.offsets[files[0].number]),
         )
 
 
@@ -529,17 +581,19 @@ def _read_through(
     task: VerifyTask,
     data: StoredBytes,
     members: Members,
-    grouped: Grouped,
+    groups: Sequence[MemberGroup],
     comparison: Comparison | None,
     found: Findings,
     ticker: Ticker,
-) -> str:
-    """Read all bytes once; returns the SHA-256."""
+) -> tuple[str, bool]:
+    """Read all bytes once; return the SHA-256, and whether the padding is zeros."""
     names: dict[int, tuple[str, str]] = {}
-    for run in grouped.runs:
-        for name, number in (*run.members.items(), *run.again):
-            names[number] = (run.key, name)
+    for group in groups:
+        for name, number in (*group.members.items(), *group.repeated):
+            names[number] = (group.key, name)
     padding: list[int] = []
+    delivered: list[int] = []
+    has_sums = comparison is not None and comparison.has_checksums
     hashing = _Hashing(data, len(task), ticker)
     places = zip(members.offsets.tolist(), members.sizes.tolist(), strict=True)
     for number, (offset, size) in enumerate(places):
@@ -550,31 +604,42 @@ def _read_through(
             continue
         key, name = names[number]
         content = memoryview(data[offset : offset + size])
-        if comparison is not None and not comparison.look_at(key, name, offset, content):
+        if comparison is not None and not comparison.compare(key, name, offset, content):
             continue
         fault = task.check.fault(name, content)
-        if fault is not None:
+        if fault is not None and has_sums and task.check.is_delivered(name, content):
+            delivered.append(offset)
+        elif fault is not None:
             remedy = fault.remedy or _AGAIN
             found.add(fault.what, remedy, key=key, field=name, offset=offset)
     hashing.go_to(len(data))
     digest = hashing.finish()
+    if delivered:
+        found.add(
+            f"{counted(len(delivered), 'field')} with bytes too many behind the data, as damaged "
+            "ones have them, but with the checksums of what was packed",
+            "they are delivered; compare them with their source if in doubt",
+            severity="note",
+            offset=delivered[0],
+        )
     if padding:
         found.add(
-            f"what follows the data of {len(padding):,} members up to the next header is not zero",
-            "readers pass over it, but tools write zeros, so the shard may be damaged",
+            f"the padding after the data of {counted(len(padding), 'member')} is not zero",
+            "readers skip it, but no tool writes such bytes, so the shard may be corrupt; "
+            "download or pack it again",
             severity="note" if task.shard.receipt is None else "problem",
             offset=padding[0],
         )
-    return digest
+    return digest, not padding
 
 
 class _Hashing:
-    """The SHA-256 of a shard as far as it was read.
+    """SHA-256 of a shard, computed while it is read.
 
     Args:
         data: data of the shard.
-        ticks: megabytes to count at most.
-        ticker: hears of them.
+        ticks: maximum number of megabytes to report.
+        ticker: progress counter.
     """
 
     def __init__(self, data: StoredBytes, ticks: int, ticker: Ticker) -> None:
@@ -585,7 +650,6 @@ class _Hashing:
         self._position = 0
 
     def go_to(self, end: int) -> None:
-        """Read on up to an offset."""
         end = min(end, len(self._data))
         while self._position < end:
             step = min(_MEGABYTE, end - self._position)
@@ -596,7 +660,7 @@ class _Hashing:
                 self._tick(1)
 
     def finish(self) -> str:
-        """Count what is left; returns the digest, hexadecimal."""
+        """Report the remaining megabytes, and return the hexadecimal digest."""
         self._tick(self._left)
         return self._digest.hexdigest()
 
@@ -613,36 +677,42 @@ def _compare_whole(
     samples: int,
     found: Findings,
 ) -> None:
-    """Hold size, SHA-256 and count against the manifest, or else the index."""
-    if shard.receipt is not None:
-        told, by = (shard.receipt.size, shard.receipt.sha256), "manifest"
+    """Compare size, SHA-256 and number of samples with the manifest, or else with the index."""
+    receipt, intact = shard.receipt, ""
+    if receipt is not None:
+        expected, by = (receipt.size, receipt.sha256), "manifest"
     elif index is not None:
-        told, by = (index.shard_size, index.shard_sha256 or digest), "index"
+        expected, by = (index.shard_size, index.shard_sha256 or digest), "index"
     else:
         return
-    if size != told[0]:
-        found.add(f"the shard has {counted(size, 'byte')}, by the {by} {told[0]:,}", _AGAIN)
-    elif digest != told[1]:
-        found.add(f"the SHA-256 of the shard is not that in the {by}", _AGAIN)
-    if shard.receipt is not None and samples != shard.receipt.samples:
+    if index is not None and index.checksums is not None:
+        intact = ", though the data of all members are intact"
+    if size != expected[0]:
         found.add(
-            f"the shard has {counted(samples, 'sample')}, by the manifest "
-            f"{shard.receipt.samples:,}",
+            f"the shard has {counted(size, 'byte')}, but the {by} says {expected[0]:,}{intact}",
             _AGAIN,
+        )
+    elif digest != expected[1]:
+        found.add(f"the SHA-256 of the shard is not that in the {by}{intact}", _AGAIN)
+    elif receipt is not None and samples != receipt.samples:
+        found.add(
+            f"the shard has {counted(samples, 'sample')}, but the manifest says "
+            f"{receipt.samples:,}",
+            _INDEX_AGAIN,
         )
 
 
-def _shapes(samples: Mapping[str, _Sample]) -> dict[frozenset[str], Shape]:
-    shapes: dict[frozenset[str], Shape] = {}
+def _field_sets(samples: Mapping[str, _Sample]) -> dict[frozenset[str], FieldSet]:
+    found: dict[frozenset[str], FieldSet] = {}
     for key, sample in samples.items():
-        names = frozenset(map(alike, sample.fields))
-        if names in shapes or len(shapes) < _MOST_SHAPES:
-            before = shapes.get(names, Shape(0, key))
-            shapes[names] = Shape(before.samples + 1, before.key)
-    return shapes
+        names = frozenset(map(general_name, sample.fields))
+        if names in found or len(found) < _MOST_FIELD_SETS:
+            before = found.get(names, FieldSet(0, key))
+            found[names] = FieldSet(before.samples + 1, before.key)
+    return found
 
 
-def alike(name: str) -> str:
-    """The name of a field, the same for all formats of an image."""
-    head, dot, last = name.rpartition(".")
-    return f"{head}{dot}image" if last in IMAGE_FIELDS else name
+def general_name(field: str) -> str:
+    """Return the name of a field, with "image" in place of any image format."""
+    head, dot, last = field.rpartition(".")
+    return f"{head}{dot}image" if last in IMAGE_FIELDS else field

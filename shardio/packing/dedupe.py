@@ -18,11 +18,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.checks import is_whole, require
+from shardio.checks import whole_number
 from shardio.errors import CodecError
 from shardio.fields.base import LABEL_FIELD
 from shardio.fields.defaults import type_of
-from shardio.fields.probe import probe_image
+from shardio.fields.formats import probe_image
 from shardio.packing.engine import Ticker
 from shardio.packing.sources.base import Problem, SourceSample, UnpackableError
 from shardio.packing.sources.reader import SourceReader, in_memory
@@ -53,12 +53,7 @@ class Dedupe:
     keep: bool
 
     def __post_init__(self) -> None:
-        require(
-            is_whole(self.distance, least=0, most=16),
-            "dedupe_distance",
-            self.distance,
-            "0 to 16 bits",
-        )
+        whole_number("dedupe_distance", self.distance, least=0, most=16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -95,7 +90,7 @@ def fingerprint(task: FingerprintTask, ticker: Ticker) -> Fingerprints:
     scratch = Scratch()
 
     def look(data: memoryview) -> int:
-        return perceptual_hash(data, probe_image(data, max_pixels=task.images.max_pixels), scratch)
+        return perceptual_hash(data, probe_image(data, max_pixels=task.images.limit), scratch)
 
     with decoding():
         return _fingerprint(task, ticker, look)
@@ -133,7 +128,7 @@ def _fingerprint_of(
             if images and not number:
                 picture = hash_picture(data)
     except (UnpackableError, CodecError) as error:
-        return Problem(path=sample.path, reason=str(error))
+        return Problem.of(sample.path, error)
     halves = content.digest()
     return int.from_bytes(halves[:8], "little"), int.from_bytes(halves[8:], "little"), picture
 

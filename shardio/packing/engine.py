@@ -19,13 +19,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
-from typing import Any, Literal, Protocol, TypeVar, get_args
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 from shardio.checks import one_of, whole_number
 from shardio.errors import PackError, SituationError, UsageError
@@ -53,24 +53,10 @@ class Ticker(Protocol):
         """
 
 
-class Task(Protocol):
-    """Some samples to work on; it pickles."""
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-
-
-T = TypeVar("T", bound=Task)
-T_contra = TypeVar("T_contra", bound=Task, contravariant=True)
+T = TypeVar("T", bound=Sized)
 R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
-
-
-class Work(Protocol[T_contra, R_co]):
-    """A function of a module that does a task."""
-
-    def __call__(self, task: T_contra, ticker: Ticker, /) -> R_co:
-        """Do a task."""
+Work: TypeAlias = Callable[[T, Ticker], R]
+"""A function of a module that does a task: samples, as a value that pickles and has a length."""
 
 
 class Engine(Protocol):
@@ -137,11 +123,7 @@ def _without_opencv_threads() -> AbstractContextManager[None]:
 
 @contextmanager
 def _processes(jobs: int, counter: Synchronized[int], stop: Event) -> Iterator[ProcessPoolExecutor]:
-    """Start processes, which have ended in one way or another when the context ends.
-
-    Raises:
-        PackError: one of them was killed.
-    """
+    """Start processes, which have ended in one way or another when the context ends."""
     pool = ProcessPoolExecutor(
         jobs,
         mp_context=multiprocessing.get_context(),
@@ -155,7 +137,7 @@ def _processes(jobs: int, counter: Synchronized[int], stop: Event) -> Iterator[P
     except BrokenProcessPool as error:
         raise PackError(
             "a process was killed, perhaps for lack of memory",
-            remedy="run the same command again to go on, with fewer --jobs",
+            remedy="run the same command again to go on, with fewer jobs",
         ) from error
     finally:
         stop.set()
@@ -199,11 +181,7 @@ def _results(running: Sequence[Future[R]]) -> list[R]:
 
 
 class _Here:
-    """The ticker of tasks in this process.
-
-    Args:
-        advance: callback for the number of samples done.
-    """
+    """The ticker of tasks in this process."""
 
     def __init__(self, advance: Advance | None) -> None:
         self._advance = advance
@@ -214,16 +192,11 @@ class _Here:
 
 
 class _There:
-    """The ticker of tasks in another process.
-
-    Args:
-        counter: number of samples done, shared by all processes.
-        stop: event that stops all tasks.
-    """
+    """The ticker of tasks in another process, by a counter and an event that all share."""
 
     def __init__(self, counter: Synchronized[int], stop: Event) -> None:
         self._counter = counter
-        self._stop = stop
+        self.stop = stop
         self._kept = 0
 
     def tick(self, count: int) -> None:
@@ -233,11 +206,8 @@ class _There:
             self.check()
 
     def check(self) -> None:
-        if self._stop.is_set():
+        if self.stop.is_set():
             raise CancelledError
-
-    def stop(self) -> None:
-        self._stop.set()
 
     def flush(self) -> None:
         with self._counter.get_lock():
@@ -267,7 +237,7 @@ def _do(work: Work[T, R], task: T) -> R:
     try:
         return work(task, ticker)
     except BaseException:
-        ticker.stop()  # at once: the next task is in this process's queue already
+        ticker.stop.set()  # at once: the next task is in this process's queue already
         raise
     finally:
         ticker.flush()
@@ -329,16 +299,8 @@ def _run(ray: Any, work: Work[T, R], tasks: Sequence[T], advance: Advance | None
     return [results[place] for place in range(len(tasks))]
 
 
-class _Silent:
-    """Ray's tasks tell nothing until they are done; a task that must stop is cancelled."""
-
-    def tick(self, count: int) -> None:
-        """Do nothing."""
-
-
 def _do_on_ray(work: Work[T, R], task: T) -> R:
-    ticker: Ticker = _Silent()
-    return work(task, ticker)
+    return work(task, _Here(None))  # it is counted when it is done; to stop it is to cancel it
 
 
 def _import_ray() -> Any:

@@ -30,12 +30,12 @@ from shardio.indexing.manifest import INDEX_FOLDER, INDEX_SUFFIX, MANIFEST_NAME,
 from shardio.packing.layout import (
     WHOLE,
     WORK_FOLDER,
-    find_foreign,
     is_ours,
     is_shard_name,
     is_split_name,
     is_work_name,
     path_in,
+    refuse_foreign,
 )
 from shardio.packing.task import check_work, finished_shards, remove_all_receipts, remove_receipts
 from shardio.storage.folder import Folder
@@ -51,7 +51,7 @@ def open_lock(folder: Folder, name: str) -> Iterator[Lock]:
     """Open the lock file of a folder, and make it if it is not there.
 
     Raises:
-        OutputError: the file is none that shardio writes to.
+        OutputError: the file is not one that shardio writes to.
         OSError: the file cannot be opened.
     """
     with folder.open_lock(name) as held:
@@ -78,14 +78,14 @@ class Lock:
         return self._folder.path / self._name
 
     def take(self) -> bool:
-        """Lock the file; False if another has it, or removed it after it was opened here."""
+        """Lock the file; return False if another has it, or removed it since it was opened."""
         end = time.monotonic() + _PATIENCE
         while not (ours := self._try()) and time.monotonic() < end:
             time.sleep(0.02)
         return ours and self._is_there()
 
     def read(self) -> bytes:
-        """What is in the file, up to a byte more than LOCK_LIMIT."""
+        """Read the file, up to a byte more than LOCK_LIMIT."""
         return os.pread(self._held.fileno(), LOCK_LIMIT + 1, 0)
 
     def write(self, data: bytes, *, at: int | None = None) -> None:
@@ -203,12 +203,6 @@ def write_claim(lock: Lock, earlier: Claim | None, parts: Sequence[str]) -> None
         lock.write(text, at=earlier.size)
 
 
-def write_finished(lock: Lock, ended: Ended) -> None:
-    """Note that everything which was begun is whole, so that locks of splits may go."""
-    lines = (json.dumps(line).encode("ascii") + b"\n" for line in (asdict(ended), _FINISHED))
-    lock.write(b"".join(lines))
-
-
 def claim_part(folder: Folder) -> None:
     """Lock the folder of a split.
 
@@ -225,7 +219,7 @@ def claim_part(folder: Folder) -> None:
 
 
 def is_claimed_part(folder: Folder) -> bool:
-    """Whether the folder of a split has the lock that a pack into the folder above wrote.
+    """Tell whether the folder of a split has the lock that a pack into the folder above wrote.
 
     Raises:
         PackError: it has another lock.
@@ -240,7 +234,7 @@ def is_claimed_part(folder: Folder) -> bool:
 
 def _no_claim(lock: Lock) -> PackError:
     return PackError(
-        "it is no lock that a pack wrote, so nothing in the folder is touched",
+        "it is not a lock that a pack wrote, so nothing in the folder is touched",
         where=lock.path,
         remedy="remove it if no other program needs it, or name another output folder",
     )
@@ -255,7 +249,7 @@ def _other_pack(folder: Folder) -> PackError:
 
 
 def _parse_line(line: bytes) -> Any:
-    """The value of a line of JSON; None if it is none."""
+    """Parse a line of JSON; None if it is none."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError):
@@ -291,8 +285,9 @@ class Output:
     ended: Ended | None = None
 
     def end(self, ended: Ended) -> None:
-        """Note in the lock that everything is whole."""
-        write_finished(self.lock, ended)
+        """Note in the lock that everything is whole, so that locks of splits may go."""
+        lines = (json.dumps(line).encode("ascii") + b"\n" for line in (asdict(ended), _FINISHED))
+        self.lock.write(b"".join(lines))
 
 
 @contextmanager
@@ -349,7 +344,7 @@ def hold_folder(path: Path, parts: Sequence[str]) -> Iterator[Output]:
 def _left_as_before(
     lock: Lock, folder: Folder, parts: Sequence[str], *, is_new: bool
 ) -> Iterator[None]:
-    """After an error remove what this run made, if it is the first and no shard is finished."""
+    """Remove what the first run made if it fails before a shard is finished."""
     try:
         yield
     except BaseException:
@@ -387,7 +382,7 @@ def remove_others(output: Output, wanted: Collection[str]) -> None:
 def _unwanted(
     folder: Folder, parts: Collection[str], wanted: Collection[str]
 ) -> Iterator[tuple[Folder, str, str]]:
-    """Files with names that a pack gives: their open folder, their name, and their shard."""
+    """Yield files with names that a pack gives: their open folder, name and shard."""
     for part in parts:
         for inside, name in _pack_files(folder, part):
             shard = path_in(part, name.removesuffix(INDEX_SUFFIX))
@@ -410,13 +405,13 @@ def _made(folder: Path) -> Iterator[None]:
 
 
 def _has_ended(claim: Claim, folder: Folder) -> bool:
-    """Whether all that was claimed is packed, by a run that was killed as it let the folder go."""
+    """Tell whether all that was claimed is packed, by a run that was killed at its end."""
     done = claim.finished >= {*claim.parts}
     return done and all(_is_packed(folder, part) for part in claim.parts)
 
 
 def _is_packed(folder: Folder, part: str) -> bool:
-    """Whether the folder of a split has a manifest."""
+    """Tell whether the folder of a split has a manifest."""
     if part and folder.status(part) is None:
         return False
     with folder.inside(part) as inside:
@@ -443,7 +438,7 @@ def _claim(lock: Lock, claim: Claim | None, folder: Folder, parts: Sequence[str]
 
 
 def _has_traces(folder: Folder, part: str, claim: Claim) -> bool:
-    """Whether a folder of shards has what only a pack that wrote to it leaves."""
+    """Tell whether a folder of shards has what only a pack that wrote to it leaves."""
     has_work = folder.status(WORK_FOLDER) is not None
     if not part:
         if has_work and folder.status(MANIFEST_NAME) is not None:  # a pack wrote both, if receipts
@@ -470,13 +465,7 @@ def _refuse_output(folder: Folder, *parts: str) -> None:
         if part and folder.status(part) is None:
             continue
         with folder.inside(part) as inside:
-            if found := find_foreign(inside.names()):
-                what, name = found
-                raise PackError(
-                    f"the folder has {what} already ({name})",
-                    where=inside.path,
-                    remedy="name another one, or remove them first",
-                )
+            refuse_foreign(inside.names(), inside.path)
             if part:
                 is_claimed_part(inside)
 
@@ -493,7 +482,7 @@ def _prepare(folder: Folder, parts: Sequence[str]) -> None:
 
 
 def _has_finished(folder: Folder) -> bool:
-    """Whether shards are finished, or may be."""
+    """Tell whether shards are finished, or may be."""
     try:
         with folder.inside(WORK_FOLDER) as work:
             return bool(finished_shards(work))
@@ -534,7 +523,7 @@ def _leave_part(folder: Folder, part: str, *, keep: bool) -> None:
 
 
 def _pack_files(folder: Folder, part: str) -> Iterator[tuple[Folder, str]]:
-    """Files in a folder of shards that this pack holds, with names that a pack gives."""
+    """Yield files with names that a pack gives from a folder that this pack holds."""
     if part:
         with suppress(FileNotFoundError), folder.inside(part) as inside:
             if is_claimed_part(inside):
@@ -544,7 +533,7 @@ def _pack_files(folder: Folder, part: str) -> Iterator[tuple[Folder, str]]:
 
 
 def _named_files(folder: Folder, part: str) -> Iterator[tuple[Folder, str]]:
-    """Entries of a folder of shards with names that a pack gives, temporary ones too."""
+    """Yield entries of a folder of shards with names that a pack gives, temporary ones too."""
     for below in (INDEX_FOLDER, ""):
         with (
             suppress(FileNotFoundError),

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 
 from shardio.fields.boundary import decoder
 from shardio.fields.exif import UPRIGHT, apply_orientation
-from shardio.fields.image import LOSSY, Scratch, decode_image, decode_stored, encode_image
+from shardio.fields.formats import FORMATS, check_complete
+from shardio.fields.image import Scratch, decode_image, decode_stored, encode_image
 from shardio.fields.probe import Buffer, ImageInfo
-from shardio.packing.plan import Crop, ImageEncoding
+from shardio.packing.plan import Cut, ImageEncoding
 from shardio.tar.writer import ArchiveWriter
 
 _QUALITY = 90
@@ -36,8 +37,8 @@ class PixelWriter:
     """Decodes images into an archive, with the memory of one decoded image.
 
     Args:
-        archive: where they go.
-        encoding: how images are stored, and at what size.
+        archive: archive to write to.
+        encoding: encoding of the images.
 
     Attributes:
         sizes: heights and widths stored as pixels so far.
@@ -53,8 +54,9 @@ class PixelWriter:
         """Reserve a member in the archive and fill it with what is stored of an image.
 
         Args:
-            data: the image file; may lie where the archive reserved a member before.
-            info: what probe_image said about it.
+            data: the image file, which check_complete accepted; may lie where the archive reserved
+                a member before.
+            info: result of probe_image.
 
         Raises:
             CodecError: the image does not decode.
@@ -64,19 +66,19 @@ class PixelWriter:
         if self._encoding.store == "raw":
             self._reserve_pixels(data, info, crop)
         elif self._changes(info, crop):
-            pixels = decode_image(data, info, scratch=self._scratch)
+            pixels = decode_image(data, info, scratch=self._scratch, verified=True)
             out = np.empty((*crop.size, 3), np.uint8)
             _resize(pixels, crop, out)
             encoded = encode_image(out, info.format, self._encoding.quality or _QUALITY)
             self._archive.reserve(len(encoded))[:] = encoded
 
-    def _changes(self, info: ImageInfo, crop: Crop) -> bool:
+    def _changes(self, info: ImageInfo, crop: Cut) -> bool:
         if crop.size != (info.height, info.width):
             return True
-        return self._encoding.quality is not None and info.format in LOSSY
+        return self._encoding.quality is not None and FORMATS[info.format].is_lossy
 
-    def _reserve_pixels(self, data: memoryview, info: ImageInfo, crop: Crop) -> None:
-        pixels = decode_image(data, info, scratch=self._scratch)
+    def _reserve_pixels(self, data: memoryview, info: ImageInfo, crop: Cut) -> None:
+        pixels = decode_image(data, info, scratch=self._scratch, verified=True)
         header = _npy_header(crop.size)
         place = self._archive.reserve(len(header) + crop.size[0] * crop.size[1] * 3)
         place[: len(header)] = header
@@ -85,7 +87,7 @@ class PixelWriter:
         self.sizes.add(crop.size)
 
 
-def _resize(pixels: NDArray[np.uint8], crop: Crop, out: NDArray[np.uint8]) -> None:
+def _resize(pixels: NDArray[np.uint8], crop: Cut, out: NDArray[np.uint8]) -> None:
     part = pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
     if part.shape == out.shape:
         out[:] = part
@@ -113,16 +115,18 @@ def perceptual_hash(data: Buffer, info: ImageInfo, scratch: Scratch) -> int:
 
     Args:
         data: the whole image file.
-        info: what probe_image said about it.
-        scratch: where it is decoded.
+        info: result of probe_image.
+        scratch: memory for decoding.
 
     Raises:
         CodecError: the image does not decode.
     """
     shorter = min(info.height, info.width)
     shrink = next((some for some in _SHRINKS if shorter >= some * 2 * _SIDE), 1)
-    shrink = shrink if info.format == "jpeg" else 1
-    pixels = decode_stored(memoryview(data).cast("B"), info, scratch, shrink=shrink)
+    shrink = shrink if FORMATS[info.format].shrinks else 1
+    check_complete(data, info)
+    view = memoryview(data).cast("B")
+    pixels = decode_stored(view, info, scratch, shrink=shrink, verified=True)
     if info.orientation != UPRIGHT:
         pixels = apply_orientation(pixels, info.orientation)
     small = cv2.resize(pixels, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.errors import PackError, SituationError, UsageError
+from shardio.fields.base import FieldType
 from shardio.indexing.manifest import INDEX_FOLDER, Manifest, write_manifest
 from shardio.packing.dedupe import Dedupe, FingerprintTask, fingerprint, group_alike, hamming
 from shardio.packing.engine import Advance, Engine
@@ -30,7 +31,7 @@ from shardio.packing.folder import Ended, Output, hold_folder, remove_others
 from shardio.packing.layout import DUPLICATES_NAME, RENAMED_NAME, SKIPPED_NAME, WHOLE
 from shardio.packing.listing import Listing
 from shardio.packing.plan import ImageEncoding, Sharding, Splits, plan_shards, split_samples
-from shardio.packing.sources.base import Source
+from shardio.packing.sources.base import Source, remedy_for
 from shardio.packing.task import (
     PackedShard,
     SampleTask,
@@ -38,7 +39,6 @@ from shardio.packing.task import (
     find_problems,
     lost_shards,
     pack_shard,
-    refusal,
 )
 from shardio.packing.upload import claim_storage, publish_rest, refuse_others
 from shardio.storage.base import Storage
@@ -66,7 +66,8 @@ class PackJob:
         shuffle: whether to order the samples at random; otherwise they stay in the source's order.
         seed: seed of the order and the splits.
         images: encoding of the images.
-        check: whether to look at images, whether they are some and whole.
+        check: whether to look at data, see SampleTask.
+        types: types of a user by field name; other fields have their default types.
         skip: whether to leave out what cannot be packed, instead of stopping.
         dedupe: treatment of duplicates; None does not look for any.
         engine: engine that runs the tasks.
@@ -90,6 +91,7 @@ class PackJob:
     progress: Progress | None
     ledger: str = SKIPPED_NAME
     storage: Storage | None = None
+    types: Mapping[str, FieldType] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.sharding.shard_size is not None and self.images.decodes:
@@ -153,7 +155,10 @@ def run_job(
     if target.is_local:
         plan, ended = _pack(Path(target), None, names, job, open_source)
     elif job.engine.elsewhere:
-        raise UsageError("engine='ray' writes to a folder that all machines see, not to a storage")
+        raise UsageError(
+            "engine='ray' writes to a folder that all machines see, and not to a storage",
+            remedy="leave engine out, or pack into a folder and copy it",
+        )
     else:
         with claim_storage(target, names) as folder:
             plan, ended = _pack(folder, target, names, job, open_source)
@@ -167,18 +172,7 @@ def _pack(
     job: PackJob,
     open_source: Callable[[Folder], Source],
 ) -> tuple[_Plan, Ended]:
-    """Pack into a local folder.
-
-    Args:
-        folder: output folder.
-        target: folder of a storage that everything is published to; None leaves it here.
-        names: names of the splits; WHOLE for none.
-        job: what to make.
-        open_source: gives the source; called with the work folder.
-
-    Returns:
-        What was planned, and what was made.
-    """
+    """Pack into a local folder."""
     with hold_folder(folder, names) as output:
         plan = _plan(output, job, open_source(output.work), target)
         made = plan.digest(job)
@@ -191,7 +185,11 @@ def _pack(
             _publish(output.folder, job.ledger, plan, packed)
             if target is not None:
                 publish_rest(target, folder, names)
-            ended = _ended(made, packed)
+            ended = Ended(
+                made=made,
+                bytes=sum(shard.receipt.size for shard in packed),
+                image_sizes=len({size for shard in packed for size in shard.sizes}) or None,
+            )
             output.end(ended)
     if ended.made != made:
         raise PackError(
@@ -258,7 +256,7 @@ def _plan(output: Output, job: PackJob, source: Source, target: Location | None)
         parts=parts,
         tasks=tasks,
         classes=source.classes,
-        duplicates=None if groups is None else groups.duplicates,
+        duplicates=None if groups is None else groups.again,
     )
 
 
@@ -273,14 +271,6 @@ def _discard_others(output: Output, tasks: Sequence[ShardTask]) -> None:
             output.folder.path,
             f"{len(lost):,}",
         )
-
-
-def _ended(made: str, packed: Sequence[PackedShard]) -> Ended:
-    return Ended(
-        made=made,
-        bytes=sum(shard.receipt.size for shard in packed),
-        image_sizes=len({size for shard in packed for size in shard.sizes}) or None,
-    )
 
 
 def _summarize(plan: _Plan, ended: Ended, *, seconds: float) -> PackSummary:
@@ -302,7 +292,7 @@ def _summarize(plan: _Plan, ended: Ended, *, seconds: float) -> PackSummary:
 def _check(listing: Listing, source: Source, job: PackJob) -> None:
     """Stop because of the first problem, or leave out all of them."""
     if not job.skip and listing.problems:
-        raise refusal(listing.problems[0])
+        raise listing.problems[0].error(remedy_for(source))
     if job.skip:
         tasks = [SampleTask(**some) for some in _in_chunks(source, listing, job)]
         checked = job.engine.run(find_problems, tasks, _advance(listing, job))
@@ -318,25 +308,25 @@ def _check(listing: Listing, source: Source, job: PackJob) -> None:
         raise SituationError("stratify needs labels, and no sample has one", remedy="leave it out")
 
 
-class _Groups(NamedTuple):
+class _Duplicates(NamedTuple):
     """Samples that are the same.
 
     Attributes:
         heads: lowest number in the group of each sample, int64 [n].
-        duplicates: number of samples beside the first of each group.
+        again: number of samples beside the first of each group.
     """
 
     heads: NDArray[np.int64]
-    duplicates: int
+    again: int
 
 
-def _find_duplicates(listing: Listing, source: Source, job: PackJob, dedupe: Dedupe) -> _Groups:
+def _find_duplicates(listing: Listing, source: Source, job: PackJob, dedupe: Dedupe) -> _Duplicates:
     """List the samples that are the same as one before, and leave them out if so wanted."""
     perceptual = dedupe.likeness == "perceptual"
     tasks = [
         FingerprintTask(**some, perceptual=perceptual) for some in _in_chunks(source, listing, job)
     ]
-    prints = _fingerprints(listing, job, tasks)
+    prints = _fingerprints(listing, source, job, tasks)
     heads = group_alike(prints, dedupe.distance if perceptual else None)
     again = np.flatnonzero(heads != np.arange(len(heads)))
     chosen = (listing.samples.choose(numbers) for numbers in (again, heads[again]))
@@ -349,13 +339,13 @@ def _find_duplicates(listing: Listing, source: Source, job: PackJob, dedupe: Ded
     )
     write_ledger(listing.work, DUPLICATES_NAME, rows)
     if dedupe.keep:
-        return _Groups(heads, len(again))
+        return _Duplicates(heads, len(again))
     listing.keep(heads == np.arange(len(heads)))
-    return _Groups(np.arange(len(listing)), len(again))
+    return _Duplicates(np.arange(len(listing)), len(again))
 
 
 def _fingerprints(
-    listing: Listing, job: PackJob, tasks: Sequence[FingerprintTask]
+    listing: Listing, source: Source, job: PackJob, tasks: Sequence[FingerprintTask]
 ) -> NDArray[np.uint64]:
     """Fingerprint all samples; those whose images do not decode are left out, or an error."""
     done = job.engine.run(fingerprint, tasks, _advance(listing, job))
@@ -369,7 +359,7 @@ def _fingerprints(
     if not problems:
         return prints
     if not job.skip:
-        raise refusal(problems[min(problems)])
+        raise problems[min(problems)].error(remedy_for(source))
     listing.leave_out(problems)
     return np.delete(prints, [*problems], axis=0)
 
@@ -399,6 +389,8 @@ def _of_samples(
         "samples": listing.samples.choose(numbers, out=_path(listing.samples.out, job)),
         "images": job.images,
         "check": job.check,
+        "remedy": remedy_for(source),
+        "types": job.types,
     }
 
 
@@ -406,7 +398,8 @@ def _publish(folder: Folder, ledger: str, plan: _Plan, packed: Sequence[PackedSh
     """Write what belongs to the shards, the manifests last."""
     listing = plan.listing
     problems = sorted(listing.problems, key=lambda problem: problem.path)
-    write_ledger(folder, ledger, map(asdict, problems))
+    rows = ({k: v for k, v in asdict(each).items() if v is not None} for each in problems)
+    write_ledger(folder, ledger, rows)
     with suppress(FileNotFoundError):
         listing.work.move(DUPLICATES_NAME, folder)
     renamed = listing.samples.choose(listing.renamed)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 from typing import TypeGuard
 
+from shardio.errors import PackError
 from shardio.indexing.catalog import SHARD_SUFFIXES
 from shardio.indexing.manifest import INDEX_FOLDER, INDEX_SUFFIX, MANIFEST_NAME
 from shardio.storage.folder import TEMPORARY_SUFFIX, final_name, is_plain_name
@@ -57,7 +58,9 @@ def path_in(part: str, name: str) -> str:
 
 def is_split_name(name: object) -> TypeGuard[str]:
     """Tell whether a value can name a split, and so a folder beside files of a pack."""
-    return is_plain_name(name) and not name.startswith(".") and find_foreign([name]) is None
+    if not is_plain_name(name) or name.startswith("."):
+        return False
+    return not (_ANY_SHARDS.fullmatch(name) or _ANY_OTHERS.fullmatch(name))
 
 
 def is_shard_name(name: object) -> TypeGuard[str]:
@@ -81,16 +84,17 @@ def is_ours(folder: str, name: str) -> bool:
     return pattern.fullmatch(final_name(name)) is not None
 
 
-def find_foreign(names: Collection[str]) -> tuple[str, str] | None:
-    """Find an entry that a pack must not meet where none has written.
+def refuse_foreign(names: Collection[str], folder: object) -> None:
+    """Raise PackError if entries are there that a pack must not meet where none has written.
 
     Args:
         names: names of entries, sorted.
-
-    Returns:
-        What there is, as "shards", and the first such name; None if there is nothing.
+        folder: path of their folder, for the error.
     """
     for what, pattern in (("shards", _ANY_SHARDS), ("files of a pack", _ANY_OTHERS)):
         if found := next(filter(pattern.fullmatch, names), None):
-            return what, found
-    return None
+            raise PackError(
+                f"the folder has {what} already ({found})",
+                where=folder,
+                remedy="name another one, or remove them first",
+            )

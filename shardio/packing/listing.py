@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.errors import PackError, quoted, shown
+from shardio.naming import join_member_name
 from shardio.packing.layout import LIST_NAME, WORK_FOLDER
 from shardio.packing.sources.base import (
     FromFile,
@@ -37,7 +38,8 @@ from shardio.packing.sources.base import (
     text_of,
 )
 from shardio.storage.folder import Folder
-from shardio.tar.header import BLOCK
+from shardio.tar.header import padded
+from shardio.tar.writer import header_size
 
 _encode = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 _NO_LABEL = -1
@@ -48,15 +50,15 @@ _HASH = 16  # bytes
 def to_line(sample: SourceSample) -> bytes:
     """Write a sample as one line of JSON, in ASCII."""
     fields = [(name, *_to_json(origin)) for name, origin in sample.fields]
-    row = (sample.key, sample.path, sample.label, sample.renamed, fields)
+    row = (sample.key, sample.path, sample.label, sample.renamed, fields, sample.place)
     return _encode(row).encode("ascii") + b"\n"
 
 
 def from_line(line: bytes) -> SourceSample:
     """Read the sample that a line was made of."""
-    key, path, label, renamed, fields = json.loads(line)
+    key, path, label, renamed, fields, place = json.loads(line)
     found = [SourceField(field, _from_json(*origin)) for field, *origin in fields]
-    return SourceSample(key, path, tuple(found), label, renamed)
+    return SourceSample(key, path, tuple(found), label, renamed, place)
 
 
 def _to_json(origin: Origin) -> tuple[Any, ...]:
@@ -248,7 +250,9 @@ class Listing:
                         ": it comes twice, and all of a sample must be in one row of a table, or "
                         "side by side in one tar"
                     )
-                problems[number] = Problem(path=sample.path, reason=reason)
+                if sample.place:
+                    reason += f" (first in {shown(holder.place)})"
+                problems[number] = Problem(path=sample.place or sample.path, reason=reason)
         if problems:
             self.leave_out(problems)
 
@@ -263,7 +267,7 @@ def packed_size(sample: SourceSample, root: str) -> int:
         root: folder that relative paths start from.
     """
     total = 0
-    for _, origin in sample.fields:
+    for field, origin in sample.fields:
         if isinstance(origin, FromMemory):
             size = len(origin.data)
         elif isinstance(origin, FromFile):
@@ -273,7 +277,8 @@ def packed_size(sample: SourceSample, root: str) -> int:
                 size = 0
         else:
             size = origin.size
-        total += BLOCK + size + -size % BLOCK
+        name = join_member_name(sample.key, field or "jpeg")
+        total += header_size(name.encode("utf-8", "surrogateescape")) + padded(size)
     return total
 
 

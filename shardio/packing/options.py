@@ -20,7 +20,9 @@ from shardio.packing.dedupe import Dedupe, Likeness
 from shardio.packing.engine import EngineName, make_engine
 from shardio.packing.job import PackJob, Progress
 from shardio.packing.plan import ImageEncoding, ImageStorage, Sharding, Splits
+from shardio.packing.sources.rows import check_delimiter, check_encoding
 from shardio.packing.sources.rules import check_classes, parse_features, parse_fields
+from shardio.packing.sources.vectors import TargetType
 from shardio.storage.base import Storage
 
 OnError = Literal["raise", "skip"]
@@ -82,13 +84,16 @@ class OutputOptions:
         self,
         *,
         check: bool = False,
+        types: Mapping[str, FieldType] | None = None,
         images: ImageEncoding | None = None,
         dedupe: Dedupe | None = None,
     ) -> PackJob:
         """Make the job that they ask for.
 
         Args:
-            check: whether to look at images, whether they are some and whole.
+            check: whether to look at data: whether images are some and whole, and whether text,
+                JSON and class numbers decode.
+            types: types of a user by field name; other fields have their default types.
             images: encoding of the images; None stores them as they are.
             dedupe: treatment of duplicates; None does not look for any.
         """
@@ -106,6 +111,7 @@ class OutputOptions:
             seed=self.seed,
             images=images or ImageEncoding(),
             check=check,
+            types=types or {},
             skip=self.on_error == "skip",
             dedupe=dedupe,
             engine=make_engine(self.engine, self.jobs),
@@ -128,10 +134,20 @@ class PackOptions(OutputOptions):
             takes them, which encode the values of their fields; other fields have their default
             types.
         manifest: table of the samples, CSV, TSV, JSON Lines or Parquet, whose paths start
-            from the source.
-        path_columns: its columns of paths, each as "column" or "field=column".
+            from the source. A table may be the source itself; its paths start from its folder.
+        encoding: encoding of its text; by default UTF-8, or UTF-16 or UTF-32 if it starts so.
+        delimiter: character between the cells of CSV and TSV, "tab" for a tab; by default the
+            comma, semicolon, tab or pipe that the header has.
+        columns: columns that become the field json; by default all that have no other use.
+        path_columns: columns of paths, or of files as Parquet embeds them, each as "column" or
+            "field=column".
         label_column: its column of labels.
         key_column: its column of keys.
+        target_columns: columns of numbers to predict, each as "column" or "field=column,column";
+            they become arrays, scalars of one column and vectors of several.
+        target_dtype: dtype of these arrays, "float32" or "float64".
+        multilabel_columns: columns of sets of classes, each as "field=column,column", which hold
+            0 and 1, or as "column", which lists classes; they become arrays of 0 and 1, uint8.
         features: fields of features in TFRecord files, as ["jpg=image/encoded",
             "cls=image/class/label"]; "__key__=NAME" makes keys of a feature, "=NAME" leaves one
             out. By default image/encoded or image is the image, image/class/label or label the
@@ -157,18 +173,28 @@ class PackOptions(OutputOptions):
         UsageError: a value is invalid.
     """
 
+    TABLE_OPTIONS: ClassVar[tuple[str, ...]] = (
+        *("encoding", "delimiter", "columns", "target_columns", "target_dtype"),
+        *("multilabel_columns", "path_columns", "label_column", "key_column"),
+    )
     SOURCE_OPTIONS: ClassVar[tuple[str, ...]] = (
-        *("labels", "classes", "fields", "manifest"),
-        *("path_columns", "label_column", "key_column", "features"),
+        *("labels", "classes", "fields", "manifest", "features"),
+        *TABLE_OPTIONS,
     )
 
     labels: bool = True
     classes: Sequence[str] | None = None
     fields: str | Mapping[str, str | FieldType] | None = None
     manifest: str | PathLike[str] | None = None
+    encoding: str | None = None
+    delimiter: str | None = None
+    columns: Sequence[str] | None = None
     path_columns: Sequence[str] = ()
     label_column: str | None = None
     key_column: str | None = None
+    target_columns: Sequence[str] = ()
+    target_dtype: TargetType = "float32"
+    multilabel_columns: Sequence[str] = ()
     features: Sequence[str] = ()
     store: ImageStorage = "original"
     resize: int | tuple[int, int] | None = None
@@ -192,12 +218,12 @@ class PackOptions(OutputOptions):
                 f"features: '{pair.field}=' names no feature",
                 remedy="write it as jpg=image/encoded",
             )
-        columns = (*self.path_columns, self.label_column, self.key_column)
-        if self.manifest is None and any(columns):
-            raise UsageError(
-                "path_columns, label_column and key_column require manifest",
-                remedy="name the table with manifest (--manifest)",
-            )
+        for name in ("columns", "path_columns", "target_columns", "multilabel_columns"):
+            if isinstance(getattr(self, name), str):
+                raise UsageError(f"{name} must be a list of names", remedy="write it as ['a']")
+        check_encoding(self.encoding)
+        object.__setattr__(self, "delimiter", check_delimiter(self.delimiter))
+        one_of("target_dtype", self.target_dtype, get_args(TargetType))
         if self.manifest is not None and self.fields is not None:
             raise UsageError(
                 "manifest and fields exclude each other",
@@ -223,6 +249,15 @@ class PackOptions(OutputOptions):
             if (value := getattr(self, name)) != defaults[name] and value != []
         ]
 
+    def require_table(self) -> None:
+        """Raise UsageError if options of tables are given, as there is no table."""
+        if {*self.given_for_source()} & {*self.TABLE_OPTIONS}:
+            *names, last = self.TABLE_OPTIONS
+            raise UsageError(
+                f"{', '.join(names)} and {last} require manifest",
+                remedy="name the table with manifest (--manifest), or as the source",
+            )
+
     def make_pack_job(self) -> PackJob:
         """Make the job that they ask for."""
         dedupe = None
@@ -236,7 +271,8 @@ class PackOptions(OutputOptions):
             quality=self.quality,
             max_pixels=self.max_pixels,
         )
-        return self.make_job(check=True, images=images, dedupe=dedupe)
+        types = {} if isinstance(self.fields, str) else given_types(self.fields)
+        return self.make_job(check=True, types=types, images=images, dedupe=dedupe)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

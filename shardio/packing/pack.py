@@ -12,8 +12,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from shardio.errors import PackError, SituationError, UsageError
-from shardio.fields.defaults import given_types
+from shardio.errors import SituationError, UsageError
 from shardio.indexing.catalog import ShardPaths, open_catalog
 from shardio.options import with_options
 from shardio.packing.job import PackSummary, run_job
@@ -25,6 +24,7 @@ from shardio.packing.sources.rules import check_classes
 from shardio.packing.sources.table import TableSource
 from shardio.packing.sources.tars import TarSource
 from shardio.packing.sources.tfrecord import TFRecordSource
+from shardio.storage.folder import refuse_inside
 from shardio.storage.local import refuse_url
 from shardio.storage.location import locate
 
@@ -48,7 +48,8 @@ def pack(
             folders inside are searched too, dot files are left out. Or tars (a folder of them, one,
             a glob or a pattern), whose members are taken as they are. Or TFRecord files of
             tf.train.Example messages (a folder of them, one, a glob or a pattern); numbers and
-            texts that are not fields of their own go into the field json. Or an iterable of
+            texts that are not fields of their own go into the field json. Or a table, CSV, TSV,
+            JSON Lines or Parquet, with a row a sample. Or an iterable of
             samples, mappings from fields to bytes, paths or values, with their "__key__". Or any
             `shardio.Source`.
         out: path of a folder without shards.
@@ -64,7 +65,7 @@ def pack(
     if isinstance(source, str | PathLike):
         root = fspath(source)
         if locate(out, options.storage).is_local:
-            _refuse_inside(Path(root), Path(out), options)
+            refuse_inside(Path(out), [Path(root)], parts=options.split or ())
         return run_job(out, job, lambda _: open_source(root, options))
     if isinstance(source, Source):
         _refuse_others(options, "a Source", ())
@@ -75,8 +76,8 @@ def pack(
             "fields as text does not apply to samples of a program",
             remedy="leave it out, or pass field types, as {'audio': Pcm('wav')}",
         )
-    classes, types = check_classes(options.classes), given_types(options.fields)
-    return run_job(out, job, lambda work: IterableSource(source, work, classes, types))
+    classes, entries = check_classes(options.classes), options.fields
+    return run_job(out, job, lambda work: IterableSource(source, work, classes, entries))
 
 
 @with_options(ReshardOptions)
@@ -117,6 +118,8 @@ def open_source(path: str, options: PackOptions) -> Source:
     """
     refuse_url(path)
     kind = next(each for each in SOURCES if each.claims(path, options))
+    if kind is not TableSource:
+        options.require_table()
     _refuse_others(options, kind.described, kind.options, where=path)
     return kind.open(path, options)
 
@@ -135,13 +138,3 @@ def _refuse_others(
             where=where,
             remedy=f"leave {'it' if len(others) == 1 else 'them'} out{apply}",
         )
-
-
-def _refuse_inside(source: Path, out: Path, options: PackOptions) -> None:
-    """Raise PackError if the output, or a part of it, lies inside the source."""
-    real = source.resolve()
-    for target in (out, *(out / part for part in options.split or ())):
-        if real in (target.resolve(), *target.resolve().parents):
-            raise PackError(
-                "the output lies inside the source", where=out, remedy="name a folder outside it"
-            )

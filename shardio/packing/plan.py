@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from shardio.checks import is_whole, one_of, whole_number
 from shardio.errors import PackError, UsageError
-from shardio.fields.limits import MAX_PIXELS
+from shardio.fields.limits import MAX_PIXELS, MAX_RESIZED_PIXELS
 from shardio.packing.layout import SHARD_PATTERN, WHOLE, is_split_name
 from shardio.planning.order import KeyedPermutation, derive_key
 from shardio.tar.writer import END_OF_ARCHIVE
@@ -183,7 +183,7 @@ def plan_shards(
                 raise PackError(
                     f"no sample fits into shards of {sharding.shard_size:,} bytes: the "
                     f"smallest takes {least + len(END_OF_ARCHIVE):,}",
-                    remedy="give a larger --shard-size",
+                    remedy="give a larger shard_size (--shard-size)",
                 )
             pieces = _cut_by_size(order, sizes[order], limit)
         planned += [
@@ -198,11 +198,11 @@ def _share_shards(shards: int, counts: Mapping[str, int]) -> dict[str, int]:
     total = sum(counts.values())
     if shards > total:
         raise PackError(
-            f"{total} samples do not fill {shards} shards", remedy=f"pass --shards {total} or less"
+            f"{total} samples do not fill {shards} shards", remedy=f"give at most {total} shards"
         )
     if shards < len(counts):
         raise PackError(
-            f"{len(counts)} splits need as many shards", remedy=f"pass --shards {len(counts)}"
+            f"{len(counts)} splits need as many shards", remedy=f"give at least {len(counts)}"
         )
     shared = dict.fromkeys(counts, 1)
     for _ in range(shards - len(counts)):
@@ -243,7 +243,7 @@ def _cuts(ends: NDArray[np.int64], limit: int) -> list[int]:
 ImageStorage = Literal["original", "raw"]
 
 
-class Crop(NamedTuple):
+class Cut(NamedTuple):
     """A rectangle of an upright image, and the height and width at which it is stored.
 
     Attributes:
@@ -271,7 +271,8 @@ class ImageEncoding:
         max_side: maximum length of the longer side; None for no resizing.
         quality: quality of JPEG and WebP files, which are all encoded anew; None encodes only
             resized images anew.
-        max_pixels: maximum number of pixels of an image, see shardio.fields.limits.
+        max_pixels: maximum number of pixels of an image, see shardio.fields.limits; as it is by
+            default, images that are resized may have more.
 
     Raises:
         UsageError: a value is invalid.
@@ -305,20 +306,27 @@ class ImageEncoding:
         given = (self.resize, self.max_side, self.quality)
         return self.store == "raw" or any(value is not None for value in given)
 
-    def crop(self, height: int, width: int) -> Crop:
+    @property
+    def limit(self) -> int:
+        """Maximum number of pixels of an image before it is resized."""
+        resizes = self.resize is not None or self.max_side is not None
+        is_default = self.max_pixels == MAX_PIXELS
+        return MAX_RESIZED_PIXELS if resizes and is_default else self.max_pixels
+
+    def crop(self, height: int, width: int) -> Cut:
         """Choose the part of an image of height x width that is stored, and its size there."""
         if isinstance(self.resize, tuple):
             rows, columns = self.resize
             kept_height = min(height, max(1, round(width * rows / columns)))
             kept_width = min(width, max(1, round(height * columns / rows)))
             top, left = (height - kept_height) // 2, (width - kept_width) // 2
-            return Crop(top, left, kept_height, kept_width, self.resize)
+            return Cut(top, left, kept_height, kept_width, self.resize)
         wanted = self.resize if self.max_side is None else self.max_side
         side = min(height, width) if self.max_side is None else max(height, width)
         if wanted is None or side <= wanted:
-            return Crop(0, 0, height, width, (height, width))
+            return Cut(0, 0, height, width, (height, width))
         rows, columns = (max(1, round(length * wanted / side)) for length in (height, width))
-        return Crop(0, 0, height, width, (rows, columns))
+        return Cut(0, 0, height, width, (rows, columns))
 
     def _check_resize(self, resize: int | tuple[int, int]) -> None:
         sides = resize if isinstance(resize, tuple) else (resize, resize)

@@ -23,10 +23,12 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from shardio.errors import CodecError, IndexFileError, PackError, UsageError, quoted, shown
-from shardio.fields.base import PIXELS_FIELD
+from shardio.errors import CodecError, IndexFileError, UsageError, quoted
+from shardio.fields.arrays import Label
+from shardio.fields.base import PIXELS_FIELD, FieldType
 from shardio.fields.defaults import IMAGE, type_of
-from shardio.fields.probe import check_complete, probe_image
+from shardio.fields.formats import check_complete, probe_image
+from shardio.fields.text import Json, Text
 from shardio.indexing.manifest import ShardReceipt, index_path, receipt_of, write_index
 from shardio.indexing.scan import IndexBuilder
 from shardio.indexing.shard_index import ShardIndex, read_index
@@ -35,7 +37,7 @@ from shardio.packing.engine import Ticker
 from shardio.packing.layout import WHOLE, WORK_FOLDER, is_shard_name, path_in
 from shardio.packing.listing import SampleList
 from shardio.packing.plan import ImageEncoding
-from shardio.packing.sources.base import Problem, SourceSample, UnpackableError
+from shardio.packing.sources.base import FromFile, Problem, SourceSample, UnpackableError
 from shardio.packing.sources.reader import (
     FileVersions,
     SourceReader,
@@ -67,12 +69,12 @@ _LIMIT = 1 << 28  # bytes of a receipt; every size of the images of a shard is i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedShard:
-    """What a task did.
+    """The result of a task.
 
     Attributes:
         part: name of the split that the shard belongs to.
-        receipt: of the shard.
-        fields: that its samples have.
+        receipt: name, counts and digest of the shard.
+        fields: names of the fields of its samples.
         sizes: heights and widths of its images, if their pixels are stored.
     """
 
@@ -95,36 +97,23 @@ class SourceDigest:
     digest: str
 
 
-def packed_shard(
+def _packed_shard(
     part: str, name: str, index: ShardIndex, sizes: frozenset[tuple[int, int]]
 ) -> PackedShard:
-    """What a task did, as the index of its shard says it.
-
-    Args:
-        part: name of the split.
-        name: file name of the shard.
-        index: index of the shard.
-        sizes: heights and widths of its images, if their pixels are stored.
-    """
-    return PackedShard(
-        part=part,
-        receipt=receipt_of(name, index),
-        fields=index.fields,
-        sizes=sizes,
-    )
+    return PackedShard(part=part, receipt=receipt_of(name, index), fields=index.fields, sizes=sizes)
 
 
 def write_receipt(
     work: Folder, shards: Folder, packed: PackedShard, *, task: str, sources: SourceDigest
 ) -> None:
-    """Keep what a task did.
+    """Write the receipt of a shard.
 
     Args:
         work: work folder.
         shards: folder of the shard.
-        packed: what the task did.
-        task: digest of what it was to do.
-        sources: the files that it read.
+        packed: result of the task.
+        task: digest of the task.
+        sources: digest of the files that it read.
 
     Raises:
         OSError: the receipt cannot be written.
@@ -150,7 +139,7 @@ def write_receipt(
 def find_receipt(
     work: Folder, shards: Folder, part: str, name: str, *, task: str
 ) -> tuple[PackedShard, SourceDigest] | None:
-    """What an earlier run did of the same task, and the files that it read.
+    """Find the result of the same task in an earlier run, and the digest of the files it read.
 
     A receipt that is damaged, or of a shard that is not as it was written, counts for nothing, and
     the shard is made again.
@@ -160,7 +149,7 @@ def find_receipt(
         shards: folder of the shard.
         part: name of its split.
         name: file name of the shard.
-        task: digest of what is to be done.
+        task: digest of the task.
 
     Raises:
         OutputError: something else than a file has the place of the shard or its receipt.
@@ -179,11 +168,11 @@ def find_receipt(
             return None
     except _DAMAGED:
         return None
-    return packed_shard(part, name, index, sizes), sources
+    return _packed_shard(part, name, index, sizes), sources
 
 
 def finished_shards(work: Folder) -> list[str]:
-    """Paths, relative to the output folder, of shards that have a receipt.
+    """List the paths, relative to the output folder, of shards that have a receipt.
 
     Raises:
         OutputError: something else than a file has the place of a receipt.
@@ -192,11 +181,11 @@ def finished_shards(work: Folder) -> list[str]:
 
 
 def lost_shards(work: Folder, tasks: Mapping[str, str]) -> list[str]:
-    """Finished shards that a pack does not take up.
+    """List the finished shards that a pack does not take up.
 
     Args:
         work: work folder.
-        tasks: digests of what the pack is to do, by the paths of its shards.
+        tasks: digests of the tasks of the pack, by the paths of their shards.
 
     Returns:
         Paths relative to the output folder.
@@ -236,7 +225,7 @@ def remove_all_receipts(work: Folder) -> None:
 
 
 def check_work(work: Folder) -> None:
-    """Look at the work folder of an interrupted pack.
+    """Check the work folder of an interrupted pack.
 
     Raises:
         OutputError: something else than files lies in it.
@@ -248,7 +237,7 @@ def check_work(work: Folder) -> None:
 
 
 def _receipts(work: Folder) -> Iterator[tuple[str, str, Folder]]:
-    """Split and name of each shard with a receipt, and the folder that this lies in."""
+    """Yield the split and name of each shard with a receipt, and the folder of the receipt."""
     for part, receipts in _folders(work):
         for name in receipts.names():
             if _is_receipt(name) and receipts.find_file(name) and name == final_name(name):
@@ -256,11 +245,7 @@ def _receipts(work: Folder) -> Iterator[tuple[str, str, Folder]]:
 
 
 def _folders(work: Folder) -> Iterator[tuple[str, Folder]]:
-    """Folders of receipts by the names of splits.
-
-    Raises:
-        OutputError: one is no real folder.
-    """
+    """Yield the folders of receipts with the names of their splits."""
     with suppress(FileNotFoundError), work.inside(_RECEIPTS) as every:
         yield WHOLE, every
         for name in every.names():
@@ -270,12 +255,14 @@ def _folders(work: Folder) -> Iterator[tuple[str, Folder]]:
 
 
 def _is_receipt(name: str) -> bool:
-    """Whether a name is that of a receipt, or of one that is being written."""
+    """Tell whether a name is that of a receipt, or of one that is being written."""
     final = final_name(name)
     return final.endswith(_SUFFIX) and is_shard_name(final.removesuffix(_SUFFIX))
 
 
 _PROBLEMS = (UnpackableError, CodecError, UsageError)
+_WORDS = (Text, Json, Label)
+"""Types whose data cost little to decode, so that a pack has none that do not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -284,15 +271,20 @@ class SampleTask:
 
     Attributes:
         root: folder that their paths start from.
-        samples: the list of them.
-        images: how their images are stored.
-        check: whether to look at images, whether they are some and whole.
+        samples: list of the samples.
+        images: encoding of the images.
+        check: whether to look at data: whether images are some and whole, and whether text, JSON
+            and class numbers decode.
+        remedy: advice for a sample that cannot be packed.
+        types: types of a user by field name; other fields have their default types.
     """
 
     root: str
     samples: SampleList
     images: ImageEncoding
     check: bool
+    remedy: str
+    types: Mapping[str, FieldType]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -318,7 +310,7 @@ class ShardTask(SampleTask):
         return path_in(self.part, self.name)
 
     def digest(self) -> str:
-        """What the task is to do, told from what others are."""
+        """Compute a digest of the task, which differs from that of any other."""
         digest = hashlib.sha256()
         settings = f"{self.root} {astuple(self.images)} {self.check}\n"
         digest.update(settings.encode("utf-8", "surrogateescape"))
@@ -330,8 +322,8 @@ def pack_shard(task: ShardTask, ticker: Ticker) -> PackedShard:
     """Write a shard, its index and its receipt, if they are not there already.
 
     Args:
-        task: what to write.
-        ticker: hears of every sample.
+        task: shard to write.
+        ticker: counter of the samples.
 
     Raises:
         PackError: something of the source cannot be packed, which it names, or another pack
@@ -356,7 +348,7 @@ def pack_shard(task: ShardTask, ticker: Ticker) -> PackedShard:
 def _write_shard(
     task: ShardTask, ticker: Ticker, shards: Folder
 ) -> tuple[PackedShard, SourceDigest]:
-    """Write a shard and its index; returns the files that it was made of, too."""
+    """Write a shard and its index."""
     since = time.time_ns()
     builder, versions = IndexBuilder(str(shards.path / task.name)), FileVersions(since)
     with (
@@ -369,17 +361,17 @@ def _write_shard(
             try:
                 packer.pack(sample, builder)
             except _PROBLEMS as error:
-                raise refusal(_problem(sample, error)) from error
+                raise Problem.of(sample.path, error).error(task.remedy) from error
             ticker.tick(1)
         sha256 = packer.archive.finish()
     index = builder.build(shard_size=packer.archive.size, shard_sha256=sha256, checksums=True)
     write_index(shards, task.name, index)
-    packed = packed_shard(task.part, task.name, index, packer.sizes)
+    packed = _packed_shard(task.part, task.name, index, packer.sizes)
     return packed, SourceDigest(since=since, digest=versions.digest())
 
 
 def find_problems(task: SampleTask, ticker: Ticker) -> list[Problem | None]:
-    """Why each sample cannot be packed, or None: they are packed into nothing."""
+    """Find out why each sample cannot be packed, or None, by packing it into nothing."""
     problems: list[Problem | None] = []
     with _maybe_decoding(task.images), SourceReader(task.root) as files:
         packer = _Packer(_Nowhere(), task, files)
@@ -387,24 +379,15 @@ def find_problems(task: SampleTask, ticker: Ticker) -> list[Problem | None]:
             try:
                 packer.pack(sample, IndexBuilder(""))
             except _PROBLEMS as error:
-                problems.append(_problem(sample, error))
+                problems.append(Problem.of(sample.path, error))
             else:
                 problems.append(None)
             ticker.tick(1)
     return problems
 
 
-def refusal(problem: Problem) -> PackError:
-    """The error that stops a pack because of a problem."""
-    return PackError(
-        problem.reason,
-        where=shown(problem.path),
-        remedy=("mend, rename or remove the file, or pass --on-error skip to go on without it"),
-    )
-
-
 def decoding() -> AbstractContextManager[None]:
-    """The context of work that decodes: the cores are the engine's to share out."""
+    """Return the context of work that decodes: the engine alone shares out the cores."""
     from shardio.fields.image import one_opencv_thread  # noqa: PLC0415  loads OpenCV
 
     return one_opencv_thread()
@@ -418,15 +401,16 @@ class _Packer:
     """Appends samples to an archive.
 
     Args:
-        stream: where the archive goes.
-        task: how samples are packed.
-        files: reads them.
+        stream: file of the archive.
+        task: task of the samples.
+        files: reader of their data.
     """
 
     def __init__(self, stream: BinaryIO, task: SampleTask, files: SourceReader) -> None:
         self.archive = ArchiveWriter(stream)
         self._encoding = task.images
         self._check = task.check or task.images.decodes
+        self._types = task.types
         self._files = files
         self._pixels: PixelWriter | None = None
         if task.images.decodes:
@@ -444,20 +428,24 @@ class _Packer:
         for name, origin in sample.fields:
             data = self._files.read(origin, self.archive.reserve)
             field = name or ""
-            type_ = type_of(field)
+            type_ = type_of(field, given=self._types)
             if name is None or (self._check and type_.image_file):
                 images += 1
-                field = self._pack_image(name, data, is_only=images == 1)
-            elif type_.geometry == "leads" and self._encoding.decodes:
-                raise UsageError(f"{name} holds pixels, and only image files can become others")
-            elif type_.geometry == "follows" and self._encoding.decodes:
+                field = self._pack_image(
+                    name, data, is_only=images == 1, is_file=isinstance(origin, FromFile)
+                )
+            elif type_.geometry and self._encoding.decodes:
+                if type_.geometry == "leads":
+                    raise UsageError(f"{name} holds pixels, and only image files can become others")
                 raise UsageError(
                     f"{name} belongs to the picture as it is, which would be resized or encoded "
                     "anew",
                     remedy="pack it as it is",
                 )
-            elif type_.geometry == "follows" and self._check:
+            elif self._check and type_.geometry == "follows":
                 type_.check(data, deep=False)
+            elif self._check and isinstance(type_, _WORDS):
+                _check_words(field, type_, data)
             if field in taken:
                 raise UsageError(
                     f"the sample has the field {quoted(field)} twice", remedy="name one otherwise"
@@ -466,15 +454,18 @@ class _Packer:
             member = join_member_name(sample.key, field).encode("utf-8", "surrogateescape")
             builder.add(sample.key, field, self.archive.commit(member))
 
-    def _pack_image(self, name: str | None, data: memoryview, *, is_only: bool) -> str:
+    def _pack_image(
+        self, name: str | None, data: memoryview, *, is_only: bool, is_file: bool
+    ) -> str:
         """Look at an image in its place, or put another one there; returns its field."""
         try:
-            info = probe_image(data, max_pixels=self._encoding.max_pixels)
+            info = probe_image(data, max_pixels=self._encoding.limit)
         except CodecError as error:
-            if name is not None:
+            if name is not None or not is_file:
                 raise
             raise CodecError(
-                error.what, remedy="files beside images are packed with --fields"
+                error.what,
+                remedy="rename or remove it, or name the files of a sample with fields (--fields)",
             ) from error
         check_complete(data, info)
         field = name or IMAGE.name_of(data) or info.format
@@ -490,6 +481,16 @@ class _Packer:
         return field
 
 
+def _check_words(field: str, type_: FieldType, data: memoryview) -> None:
+    try:
+        type_.decode(data)
+    except CodecError as error:
+        raise CodecError(
+            f"its field {quoted(field)} is {error.what}",
+            remedy="save text as UTF-8, or name a field of other bytes otherwise",
+        ) from error
+
+
 class _Nowhere(io.BytesIO):
     """Takes all that is written, and keeps none of it."""
 
@@ -498,7 +499,7 @@ class _Nowhere(io.BytesIO):
 
 
 def _look_at_sources(task: SampleTask, since: int) -> SourceDigest | None:
-    """The files that samples are read from, as they are now; None if one cannot be looked at."""
+    """Digest the files of samples as they are now; None if one cannot be looked at."""
     versions = FileVersions(since)
     with SourceReader(task.root, versions) as files:
         try:
@@ -507,7 +508,3 @@ def _look_at_sources(task: SampleTask, since: int) -> SourceDigest | None:
         except UnpackableError:
             return None
     return SourceDigest(since=since, digest=versions.digest())
-
-
-def _problem(sample: SourceSample, error: Exception) -> Problem:
-    return Problem(path=sample.path, reason=str(error))

@@ -7,7 +7,9 @@ there for shards of others, and that a later pack may finish it.
 
 Nothing that is there is overwritten. A file of the same contents is taken as it is, as an
 interrupted run of the same pack left it; any other stops the pack. So of two packs of different
-things into one folder at once, one wins at most, and the other says so.
+things into one folder at once, one wins at most, and the other says so; two of the same thing make
+the same files, and both succeed. A run that goes on where another ended makes every shard again,
+since whether the sources are still the same is known of local files alone.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pathlib import Path
 
 from shardio.errors import PackError
 from shardio.indexing.manifest import MANIFEST_NAME, PACKING_NAME, index_path
-from shardio.packing.layout import LEDGERS, WHOLE, find_foreign, is_ours, is_shard_name, path_in
+from shardio.packing.layout import LEDGERS, WHOLE, is_ours, is_shard_name, path_in, refuse_foreign
 from shardio.storage.base import StoredBytes
 from shardio.storage.folder import Folder
 from shardio.storage.local import FileBytes
@@ -51,14 +53,8 @@ def claim_storage(out: Location, parts: Sequence[str]) -> Iterator[Path]:
         names = folder.names()
         if PACKING_NAME in names:
             _check_note(folder / PACKING_NAME)
-        found = None if PACKING_NAME in names else find_foreign(names)
-        if found is not None:
-            what, name = found
-            raise PackError(
-                f"the folder has {what} already ({name})",
-                where=folder,
-                remedy="name another one, or remove them first",
-            )
+        else:
+            refuse_foreign(names, folder)
     made = [folder for folder in folders if _publish_note(folder / PACKING_NAME)]
     try:
         with temporary_folder() as local:
@@ -85,7 +81,7 @@ def _check_note(note: Location) -> None:
     file = note.open()
     if file.size != len(_NOTE) or file.read(0, file.size) != _NOTE:
         raise PackError(
-            "it is no note that a pack wrote, so nothing in the folder is touched",
+            "it is not a note that a pack wrote, so nothing in the folder is touched",
             where=note,
             remedy="remove it if no other program needs it, or name another folder",
         )

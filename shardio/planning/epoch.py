@@ -19,7 +19,7 @@ leaves it out. "short" makes it smaller, which requires a single rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,12 +49,16 @@ class References:
 
     Attributes:
         positions: int64, position in the epoch, padding included; random numbers depend on it.
+        streams: int64, canonical stream.
+        inner: int64, position in the stream, padding included.
         shards: int64, position of the shard in the dataset.
         indices: int64, position of the sample in its shard.
         valid: bool, False for padding.
     """
 
     positions: NDArray[np.int64]
+    streams: NDArray[np.int64]
+    inner: NDArray[np.int64]
     shards: NDArray[np.int64]
     indices: NDArray[np.int64]
     valid: NDArray[np.bool_]
@@ -62,19 +66,23 @@ class References:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def split(self, size: int) -> Iterator[References]:
-        """Yield the references one by one."""
-        if len(self) <= size:
-            yield self
-            return
-        for start in range(0, len(self), size):
-            part = slice(start, start + size)
-            yield References(
+    def split(self, size: int) -> list[References]:
+        """Split the references into parts of at most `size` samples."""
+        count = len(self.positions)
+        if count <= size:
+            return [self]
+        parts = [slice(start, start + size) for start in range(0, count, size)]
+        return [
+            References(
                 positions=self.positions[part],
+                streams=self.streams[part],
+                inner=self.inner[part],
                 shards=self.shards[part],
                 indices=self.indices[part],
                 valid=self.valid[part],
             )
+            for part in parts
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +157,7 @@ class EpochPlan:
         self.num_samples = len(samples)
         self.num_steps = count_steps(self.num_samples, global_batch_size, tail)
         self._samples = samples
-        self._lengths = np.array([len(order) for order in self.orders])
+        self._lengths = np.array([*map(len, self.orders)])
         self._global_batch_size = global_batch_size
         self._slice = global_batch_size // shuffle.streams
         self._short = tail == "short"
@@ -169,33 +177,31 @@ class EpochPlan:
         starts = np.fromiter(steps, np.int64) * self._global_batch_size + rank * size
         positions: NDArray[np.int64] = (starts[:, None] + np.arange(size)).ravel()
         if self._short:
-            streams, places = self._in_streams(positions)
-            positions = positions[places < self._lengths[streams]]
+            streams, inner = self._in_streams(positions)
+            positions = positions[inner < self._lengths[streams]]
         return positions
 
     def references(self, positions: NDArray[np.int64]) -> References:
         """Return the samples at some positions of the epoch, int64 [n], in order."""
-        streams, places = self._in_streams(positions)
+        streams, inner = self._in_streams(positions)
         lengths = self._lengths[streams]
         shards, ordinals = np.empty_like(positions), np.empty_like(positions)
         for stream, inside in grouped(streams):
-            wrapped = places[inside] % lengths[inside]
+            wrapped = inner[inside] % lengths[inside]
             shards[inside], ordinals[inside] = self.orders[stream].locate(wrapped)
         return References(
             positions=positions,
+            streams=streams,
+            inner=inner,
             shards=shards,
-            indices=self._samples.place(shards, ordinals),
-            valid=places < lengths,
+            indices=self._samples.in_shards(shards, ordinals),
+            valid=inner < lengths,
         )
-
-    def first_places(self, positions: NDArray[np.int64]) -> list[tuple[int, int]]:
-        """Return each stream that some positions belong to, and the first place in that stream."""
-        streams, places = self._in_streams(positions)
-        return [(stream, int(places[inside][0])) for stream, inside in grouped(streams)]
 
     def _in_streams(
         self, positions: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the stream of some positions of the epoch, and the positions in that stream."""
         steps, offsets = np.divmod(positions, self._global_batch_size)
         streams, within = np.divmod(offsets, self._slice)
         return streams, steps * self._slice + within

@@ -46,23 +46,23 @@ class Mixture:
 
     def sources(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the source at each position, int64 [n] for int64 [n]."""
-        blocks, places = np.divmod(positions, BLOCK)
-        found = self._word[places]
+        blocks, inner = np.divmod(positions, BLOCK)
+        found = self._word[inner]
         free = np.flatnonzero(found == len(self._units))
-        numbers = np.searchsorted(self._free, places[free])
+        numbers = np.searchsorted(self._free, inner[free])
         found[free] = self._in_free(numbers, blocks[free] % BLOCKS)
         return found
 
     def count(self, source: int, position: int) -> int:
         """Count the occurrences of a source before a position."""
-        blocks, place = divmod(position, BLOCK)
+        blocks, inner = divmod(position, BLOCK)
         rounds, block = divmod(blocks, BLOCKS)
-        taken = np.arange(int(np.searchsorted(self._free, place)))
+        taken = np.arange(int(np.searchsorted(self._free, inner)))
         return int(
             rounds * self._units[source]
             + block * self._whole[source]
             + self._extra_before(source, block)
-            + self._before[place, source]
+            + self._before[inner, source]
             + np.count_nonzero(self._in_free(taken, np.full_like(taken, block)) == source)
         )
 
@@ -99,5 +99,5 @@ def _spread(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return a word with the given count of each letter, evenly spread."""
     letters = np.repeat(np.arange(len(counts)), counts)
     ordinals = np.concatenate([np.arange(count) for count in counts])
-    places = (ordinals + 0.5) / counts[letters]
-    return letters[np.lexsort((letters, places))]
+    even = (ordinals + 0.5) / counts[letters]
+    return letters[np.lexsort((letters, even))]

@@ -18,7 +18,6 @@ search in the cumulative lengths of the runs; earlier positions are not needed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +34,10 @@ def derive_key(*parts: int) -> int:
     """Mix integers into one 64-bit key; a change of any part may change any bit."""
     key = 0
     for part in parts:
-        key = _mix_int((key + _GOLDEN + (part & _MASK64)) & _MASK64)
+        key = (key + _GOLDEN + (part & _MASK64)) & _MASK64
+        key = ((key ^ (key >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+        key = ((key ^ (key >> 27)) * 0x94D049BB133111EB) & _MASK64
+        key ^= key >> 31
     return key
 
 
@@ -105,12 +107,6 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
-def _mix_int(value: int) -> int:
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK64
-    return value ^ (value >> 31)
-
-
 Inside = NDArray[np.bool_] | slice
 """Index of a subset of an array."""
 
@@ -123,7 +119,7 @@ class Runs:
 
     Attributes:
         shards: position of the run's shard in the dataset.
-        firsts: position of the run's first sample among the dataset's samples in that shard.
+        firsts: ordinal of the run's first sample in that shard, see shardio.planning.samples.
         lengths: number of samples in the run.
     """
 
@@ -183,13 +179,12 @@ class Order:
             positions: int64 [n], from 0 to len(self) - 1.
 
         Returns:
-            Shard of each sample, and its ordinal among the dataset's samples in that shard, both
-            int64 [n].
+            Shard of each sample, and its ordinal in that shard, both int64 [n].
         """
         permuted = positions if self._key is None else self._permute(positions)
-        slots = np.searchsorted(self._starts, permuted, side="right") - 1
-        ordinals = permuted - self._starts[slots] + self._runs.firsts[slots]
-        return self._runs.shards[slots], ordinals
+        runs = np.searchsorted(self._starts, permuted, side="right") - 1
+        ordinals = permuted - self._starts[runs] + self._runs.firsts[runs]
+        return self._runs.shards[runs], ordinals
 
     def window_of(self, position: int) -> int:
         """Return the window of a position."""
@@ -218,14 +213,13 @@ class Order:
         return self._permutations[window]
 
 
-def grouped(numbers: NDArray[np.int64]) -> Iterator[tuple[int, Inside]]:
-    """Yield each distinct number, ascending, with the index of its occurrences."""
+def grouped(numbers: NDArray[np.int64]) -> list[tuple[int, Inside]]:
+    """List each distinct number, ascending, with the index of its occurrences."""
     if not len(numbers):
-        return
+        return []
     least = int(numbers.min())
     if least == int(numbers.max()):
-        yield least, slice(None)
-        return
+        return [(least, slice(None))]
     # The first call of np.unique spends 0.1 s on imports.
-    for number in (np.flatnonzero(np.bincount(numbers - least)) + least).tolist():
-        yield number, numbers == number
+    distinct: list[int] = (np.flatnonzero(np.bincount(numbers - least)) + least).tolist()
+    return [(number, numbers == number) for number in distinct]

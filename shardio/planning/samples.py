@@ -1,7 +1,9 @@
 """Number the samples of a dataset: all samples of its shards, or a selection.
 
-Samples are numbered in packed order. For all samples, the counts of the shards are enough to
-locate a number. A selection also has a flat array of positions, with 4 bytes per sample.
+Samples are numbered in packed order. An ordinal counts the samples of one shard that belong to the
+dataset. For all samples, the counts of the shards are enough to locate a number, and ordinals are
+positions in the shard. A selection also has a flat array of these positions, with 4 bytes per
+sample.
 """
 
 from __future__ import annotations
@@ -73,9 +75,11 @@ class Samples:
             Shard of each sample, and its position in that shard, both int64 [n].
         """
         shards = np.searchsorted(self._starts, numbers, side="right") - 1
-        return shards, self.place(shards, numbers - self._starts[shards])
+        return shards, self.in_shards(shards, numbers - self._starts[shards])
 
-    def place(self, shards: NDArray[np.int64], ordinals: NDArray[np.int64]) -> NDArray[np.int64]:
+    def in_shards(
+        self, shards: NDArray[np.int64], ordinals: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
         """Return the positions in their shards of samples given by ordinal, int64 [n]."""
         if self.chosen is None:
             return ordinals
@@ -92,7 +96,7 @@ class Samples:
     def in_shard(self, shard: int) -> NDArray[np.int64]:
         """Return the positions of the samples in a shard, ascending, int64 [n]."""
         ordinals = np.arange(self.counts[shard])
-        return self.place(np.full_like(ordinals, shard), ordinals)
+        return self.in_shards(np.full_like(ordinals, shard), ordinals)
 
     def choose(self, numbers: NDArray[np.int64], *, origin: str = "") -> Samples:
         """Select some of the samples.

@@ -1,28 +1,58 @@
-"""What was observed of a loop and measured of a machine, as plain values, and what follows of them.
+"""What was observed of a loop and measured of a machine, as plain values.
 
 `Ceilings` are what a machine can do with some shards, each part alone: the limits of any loader.
-`Evidence` is what was observed of a loop. `SampleCosts`, made of both, predict how fast a loader
-would be with other threads, workers or cores:
-
-Each producer takes the CPU time of a sample, longer where several cores are busy, and the time that
-it only waits. All producers share the cores with the loop's own thread. Threads share the
-interpreter's lock, which a thread releases some six times per sample, and wait longer the more of
-them there are. The loop's thread takes the batches one after the other. The least of these limits
-is the rate. What was not measured is assumed: further cores are of the same kind, with the same
-loss for each that is busy, and storage keeps up.
+`Evidence` is what was observed of a loop. Its `Stages` come from what the threads of shardio's own
+reading record, chunk by chunk and sample by sample. Each thread of each process writes to a file of
+its own in one folder: fixed records in a memory map, so that nothing is lost when a worker is
+ended, and no thread waits for another. Every chunk has a record; samples have one in some chunks
+only, as many as a budget allows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+import mmap
+import os
+import struct
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from time import perf_counter, perf_counter_ns, thread_time_ns
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import SituationError
-from shardio.profiling.record import ThreadRecords, costs_of_recording
+from shardio.reading.times import StageTimes, Stopwatch
+from shardio.storage.local import reserve
+from shardio.storage.temporary import temporary_folder
+
+_FORMAT = struct.Struct("=12q")
+_MOST_RECORDS = 1 << 14  # kept of a thread, the last ones, 1.5 MB
+_MOST_FILES = 64  # read, the newest; each epoch may start threads
+_LEAST_DELAYED = 2_000_000  # ns; for shorter chunks, asking for the delay costs too much
+STAGES = "read", "decode", "transform"
+_CHUNK, _SAMPLE = 1, 2
+_TRIALS = 200
+_IN_A_LOOP = 3
+RECORD = np.dtype(
+    [
+        ("kind", np.int64),
+        ("start", np.int64),
+        ("samples", np.int64),
+        ("bytes", np.int64),
+        ("wall", np.int64, (4,)),
+        ("cpu", np.int64, (4,)),
+    ]
+)
+"""Times in ns. In a sample's record, wall and cpu are those of read, decode and transform. In a
+chunk's, wall is that of the whole, read, decode and transform; cpu is that of the whole, the run
+queue's delay, and the thread's CPU time when the chunk began."""
+
+ProducerKind = Literal["processes", "threads", "here"]
+"""Kind of what makes batches: worker processes, threads, or the loop's own thread."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,12 +104,6 @@ class Ceilings:
     def speedup(self) -> float:
         """Rate of all cores over that of one."""
         return max(self.loop_all / self.loop_one, 1.0)
-
-
-ProducerKind = Literal["processes", "threads", "here"]
-"""Kind of what makes batches: worker processes, threads, or the loop's own thread."""
-
-_STAGES = "read", "decode", "transform"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +193,7 @@ class Evidence:
     Attributes:
         cores: number of cores that the process may use.
         kind: kind of the producers.
-        producers: what made batches; none for the loop's own thread. Each epoch may have others.
+        producers: makers of batches; none for the loop's own thread. Each epoch may have others.
         number: number of producers at the same time.
         seconds: seconds observed.
         batches: batches received.
@@ -249,7 +273,7 @@ class Evidence:
         found["slices"], found["turns"] = tuple(found["slices"]), tuple(found["turns"])
         if found["stages"] is not None:
             parts = dict(found["stages"])
-            for name in (*_STAGES, "batch"):
+            for name in (*STAGES, "batch"):
                 parts[name] = Stage(**parts[name])
             found["stages"] = Stages(**parts)
         return cls(**found)
@@ -285,7 +309,7 @@ def stages_of(records: Sequence[ThreadRecords]) -> Stages | None:
     per_sample = walls / weights[:, None] / 1e3
     stages = {
         name: _stage(means[place + 1], cpu_means[place], per_sample[:, place])
-        for place, name in enumerate(_STAGES)
+        for place, name in enumerate(STAGES)
     }
     rest = chunks["wall"][:, 0] - chunks["wall"][:, 1:].sum(axis=1)
     whole_cpu, delay = (float(chunks["cpu"][:, at].sum()) / count / 1e3 for at in (0, 1))
@@ -336,124 +360,260 @@ def _gaps(records: Sequence[ThreadRecords]) -> tuple[float, float, float]:
     return outside, waiting, total
 
 
-_RELEASES = 6
-"""Releases of the interpreter's lock: read, checksum, decode (twice), resize, mirror."""
-
-
-_MOST_LOCKED = 0.25
-"""Share of a sample's CPU time; whatever two threads lose beyond it has another cause."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampleCosts:
-    """Costs of a sample on a machine, in microseconds.
+class ThreadRecords(NamedTuple):
+    """Records of one thread.
 
     Attributes:
-        cpu: CPU time of its producer, while one core is busy.
-        idle: time that its producer only waits, for storage or in a transform.
-        locked: CPU time of its producer that holds the interpreter's lock.
-        lock_bound: least time of the whole loader per sample with a thread on each of more than
-            two cores; 0 where not measured.
-        handoff: time until a thread runs that waited for the interpreter's lock.
-        sent: further CPU time of a worker, to plan it and hand it over.
-        received: CPU time of the loop's thread to take it from a worker.
-        planned: CPU time of the loop's thread to have threads make it.
-        step: time of the loop's own step.
-        cores: number of cores of the machine.
-        speedup: rate of all measured cores over that of one.
-        measured_cores: number of cores that the speed-up was measured on.
+        process: number of the process.
+        thread: number of the thread.
+        chunks: records of chunks, RECORD [n].
+        samples: records of samples, RECORD [m].
     """
 
-    cpu: float
-    idle: float
-    locked: float
-    lock_bound: float
-    handoff: float
-    sent: float
-    received: float
-    planned: float
-    step: float
-    cores: int
-    speedup: float
-    measured_cores: int
-
-    def with_cores(self, cores: int) -> SampleCosts:
-        """Return the costs on a machine with other cores."""
-        return replace(self, cores=cores)
-
-    def at_speed(self, factor: float) -> SampleCosts:
-        """Return the costs while the cores are faster by a factor."""
-        names = "cpu", "locked", "lock_bound", "sent", "received", "planned"
-        return replace(self, **{name: getattr(self, name) / factor for name in names})
-
-    def busy(self, cores: float) -> float:
-        """Return the rate of a number of busy cores over that of one."""
-        cores = min(max(cores, 1.0), float(self.cores))
-        if self.measured_cores == 1:
-            return cores
-        return 1 + (cores - 1) * (self.speedup - 1) / (self.measured_cores - 1)
+    process: int
+    thread: int
+    chunks: NDArray[Any]
+    samples: NDArray[Any]
 
 
-def costs_of(alone: Evidence, ceilings: Ceilings, batch_size: int) -> SampleCosts:
-    """Return the costs of a sample.
+class Recorder:
+    """Maker of stopwatches that record; for ShardDataset.timed_by.
 
     Args:
-        alone: observations of the loop's own thread.
-        ceilings: limits of the same machine.
-        batch_size: samples in a batch.
-
-    Raises:
-        UsageError: too little was observed.
+        budget: share of the reading's time that recording may take.
     """
-    stages = alone.stages
-    if stages is None:
-        raise SituationError(
-            "the measurements are too short to tell where time goes", remedy="give more seconds"
-        )
-    waited = alone.receiving * alone.seconds / alone.samples * 1e6
-    wall = sum(part.wall for part in (stages.read, stages.decode, stages.transform, stages.batch))
-    planned = max(waited - stages.cpu, 0.0)
-    idle = max(wall - stages.cpu - stages.delay, 0.0)
-    whole = max(1e6 / ceilings.loop_one - planned, 1.0)  # of shares: one loop alone may be off
-    cpu = whole * stages.cpu / (stages.cpu + idle)
-    return SampleCosts(
-        cpu=cpu,
-        idle=whole - cpu,
-        locked=min(ceilings.sharing / max(ceilings.handoff, 1e-3) / _RELEASES, _MOST_LOCKED) * cpu,
-        lock_bound=1e6 / ceilings.loop_threads if ceilings.loop_threads else 0.0,
-        handoff=ceilings.handoff,
-        sent=planned + ceilings.handover_worker / batch_size,
-        received=ceilings.handover_loop / batch_size,
-        planned=planned,
-        step=alone.step_seconds / batch_size * 1e6,
-        cores=alone.cores,
-        speedup=ceilings.speedup,
-        measured_cores=alone.cores,
-    )
+
+    def __init__(self, budget: float) -> None:
+        self._folder = temporary_folder()
+        self._path = Path(self._folder.name)
+        self._budget = budget
+        self._local = threading.local()
+        costs_of_recording()  # here, and not in each worker
+
+    def __call__(self) -> Stopwatch:
+        """Make a stopwatch for a chunk of this thread."""
+        file = getattr(self._local, "file", None)
+        if file is None or file.process != os.getpid():
+            try:
+                file = self._local.file = _File(self._path, self._budget)
+            except OSError:  # the watching has ended, or the disk is full, and workers go on
+                return Stopwatch()
+        return _SampleWatch(file) if file.wants_samples() else _ChunkWatch(file)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_path": self._path, "_budget": self._budget}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _local=threading.local())
+
+    def read(self, since: int = 0) -> list[ThreadRecords]:
+        """Return the records of all threads of all processes.
+
+        Args:
+            since: time by perf_counter_ns; records that began earlier are left out.
+        """
+        found = []
+        for path in _by_age(self._path)[-_MOST_FILES:]:
+            process, thread = map(int, path.name.split("-"))
+            try:
+                records = np.fromfile(path, RECORD)
+            except FileNotFoundError:  # a thread that has just begun removed it
+                continue
+            records = records[(records["kind"] > 0) & (records["start"] >= since)]
+            records = records[np.argsort(records["start"], kind="stable")]
+            chunks, samples = (records[records["kind"] == kind] for kind in (_CHUNK, _SAMPLE))
+            found.append(ThreadRecords(process, thread, chunks, samples))
+        return found
+
+    def close(self) -> None:
+        """Remove the records."""
+        self._folder.cleanup()
 
 
-def predict(costs: SampleCosts, kind: ProducerKind, producers: int) -> float:
-    """Predict samples per second.
+def _by_age(folder: Path) -> list[Path]:
+    """List record files, the oldest first."""
+    changed = {}
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # another process has just removed it
+            changed[path] = path.stat().st_ctime
+    return sorted(changed, key=lambda path: changed[path])
 
-    Args:
-        costs: costs of a sample on the machine.
-        kind: kind of the producers.
-        producers: number of producers; 0 for the loop's own thread.
+
+def _remove_old(folder: Path) -> None:
+    """Remove records of ended threads that nobody will read, since newer ones fill the limit."""
+    if not Path("/proc/self/task").exists():
+        return
+    for path in _by_age(folder)[: 1 - _MOST_FILES]:
+        process, _, thread = path.name.partition("-")
+        if not Path(f"/proc/{process}/task/{thread}").exists():
+            path.unlink(missing_ok=True)
+
+
+class _File:
+    """File that one thread writes to."""
+
+    def __init__(self, folder: Path, budget: float) -> None:
+        self.process = os.getpid()
+        self.slow = True
+        self._schedule = -1
+        thread = threading.get_native_id()
+        _remove_old(folder)
+        path = folder / f"{self.process}-{thread}"
+        with path.open("w+b") as stream:
+            try:
+                reserve(stream.fileno(), _MOST_RECORDS * _FORMAT.size)
+            except OSError:
+                path.unlink()
+                raise
+            self._memory = mmap.mmap(stream.fileno(), 0)
+        self._records = 0
+        self._budget = budget
+        self._cost, _ = costs_of_recording()
+        self._every, self._until = 1, 0
+        with suppress(OSError):
+            self._schedule = os.open(f"/proc/self/task/{thread}/schedstat", os.O_RDONLY)
+
+    def __del__(
+        self, close: Callable[[int], None] = os.close, getpid: Callable[[], int] = os.getpid
+    ) -> None:
+        if self._schedule >= 0 and self.process == getpid():  # global names may be gone
+            close(self._schedule)
+
+    def wants_samples(self) -> bool:
+        """Tell whether the samples of the next chunk are to be recorded."""
+        self._until = (self._until or self._every) - 1
+        return not self._until
+
+    def heed(self, wall: int, samples: int) -> None:
+        """Adapt to the budget, given the time that some samples took."""
+        self.slow = wall >= _LEAST_DELAYED
+        if samples and wall:
+            wanted = self._cost * 1e9 * samples / wall / self._budget
+            self._every = max(1, round(wanted))
+
+    def delay(self) -> int:
+        """Return the run queue's delay of this thread so far."""
+        if self._schedule < 0 or not self.slow:
+            return 0
+        return int(os.pread(self._schedule, 80, 0).split()[1])
+
+    def write(self, *record: int) -> None:
+        """Add a record, in place of the oldest if the file is full."""
+        at = self._records % _MOST_RECORDS
+        _FORMAT.pack_into(self._memory, at * _FORMAT.size, *record)
+        self._records += 1
+
+
+class _ChunkWatch(Stopwatch):
+    """Stopwatch that records a chunk."""
+
+    def __init__(self, file: _File) -> None:
+        super().__init__()
+        self._file = file
+        self._delay = file.delay()
+        self._cpu_before = thread_time_ns()
+        self._start = perf_counter_ns()
+
+    def finish(self) -> StageTimes:
+        """See Stopwatch."""
+        wall, cpu = perf_counter_ns() - self._start, thread_time_ns() - self._cpu_before
+        times, file = self.times, self._file
+        walls = wall, times.read, times.decode, times.transform
+        uses = cpu, file.delay() - self._delay, self._cpu_before, 0
+        file.write(_CHUNK, self._start, times.samples, times.bytes, *walls, *uses)
+        file.heed(wall, times.samples)
+        return times
+
+
+class _SampleWatch(_ChunkWatch):
+    """Stopwatch that records a chunk and its samples."""
+
+    def __init__(self, file: _File) -> None:
+        super().__init__(file)
+        self._cpu = [0, 0, 0, 0]
+        self._last_cpu = 0
+        self._began = 0
+        self._before = (0, 0, 0, 0)
+
+    def start(self) -> None:
+        """See Stopwatch."""
+        times = self.times
+        self._before = times.bytes, times.read, times.decode, times.transform
+        self._cpu = [0, 0, 0, 0]
+        self._last_cpu = thread_time_ns()
+        super().start()
+        self._began = self._last
+
+    def read(self, size: int) -> None:
+        """See Stopwatch."""
+        super().read(size)
+        self._count(0)
+
+    def decoded(self) -> None:
+        """See Stopwatch."""
+        super().decoded()
+        self._count(1)
+
+    def transformed(self) -> None:
+        """See Stopwatch."""
+        super().transformed()
+        self._count(2)
+
+    def stop(self, samples: int = 1) -> None:
+        """See Stopwatch."""
+        super().stop(samples)
+        size, read, decode, transform = self._before
+        times = self.times
+        walls = times.read - read, times.decode - decode, times.transform - transform, 0
+        self._file.write(_SAMPLE, self._began, samples, times.bytes - size, *walls, *self._cpu)
+
+    def _count(self, stage: int) -> None:
+        last, self._last_cpu = self._last_cpu, thread_time_ns()
+        self._cpu[stage] += self._last_cpu - last
+
+
+@cache
+def costs_of_recording() -> tuple[float, float]:
+    """Measure the seconds that recording a sample adds, and a chunk; once in a process.
+
+    Trials cannot show the whole: in a loop, where decoding has filled the caches of the core with
+    its own instructions and data, the CPU time of samples grows by some three times as much
+    (tools/check/overhead.py).
     """
-    if kind == "here":
-        return 1e6 / (costs.cpu + costs.idle + costs.planned + costs.step)
-    threads = kind == "threads"
-    own = costs.planned if threads else costs.received
-    cpu = costs.cpu if threads else costs.cpu + costs.sent
-    contended = min((producers - 1) * costs.locked / (costs.cpu + costs.idle), 1.0)
-    handing = _RELEASES * contended * costs.handoff if threads else 0.0
-    running = min(producers, costs.cores)
-    slowed = running / costs.busy(running)
-    limits = [
-        (cpu * slowed + costs.idle + handing) / producers,  # the producers
-        (cpu + own) / costs.busy(min(producers + 1, costs.cores)),  # the cores
-        own + costs.step,  # the loop's thread
-    ]
-    if threads:
-        limits.append(costs.lock_bound or costs.locked + handing + own)
-    return 1e6 / max(limits)
+    nowhere = _Nowhere()
+    watch, plain = _SampleWatch(nowhere), Stopwatch()
+    sample = _usual_time(lambda: _count_sample(watch)) - _usual_time(lambda: _count_sample(plain))
+    chunk = _usual_time(lambda: _ChunkWatch(nowhere).finish())
+    chunk -= _usual_time(lambda: Stopwatch().finish())
+    return max(_IN_A_LOOP * sample, 1e-7), max(_IN_A_LOOP * chunk, 1e-7)
+
+
+class _Nowhere(_File):
+    """File that keeps no records."""
+
+    def __init__(self) -> None:
+        self.process, self._schedule, self._records = os.getpid(), -1, 0
+        self.slow, self._budget, self._cost = False, 1.0, 0.0
+        self._memory = mmap.mmap(-1, _FORMAT.size)
+
+    def write(self, *record: int) -> None:
+        """See _File."""
+        _FORMAT.pack_into(self._memory, 0, *record)
+
+
+def _count_sample(watch: Stopwatch) -> None:
+    watch.start()
+    watch.read(1)
+    watch.decoded()
+    watch.transformed()
+    watch.stop()
+
+
+def _usual_time(action: Callable[[], object]) -> float:
+    """Return the median of some trials in seconds."""
+    seconds = []
+    for _ in range(_TRIALS):
+        start = perf_counter()
+        action()
+        seconds.append(perf_counter() - start)
+    return float(np.median(seconds))

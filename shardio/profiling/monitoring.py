@@ -28,8 +28,15 @@ from torch.utils.data import DataLoader
 
 from shardio.errors import UsageError, counted, quoted
 from shardio.processes import count_cores
-from shardio.profiling.evidence import Evidence, Producer, ProducerKind, filling_shares, stages_of
-from shardio.profiling.record import Recorder, ThreadRecords
+from shardio.profiling.evidence import (
+    Evidence,
+    Producer,
+    ProducerKind,
+    Recorder,
+    ThreadRecords,
+    filling_shares,
+    stages_of,
+)
 from shardio.profiling.system import Watcher, cached_share
 from shardio.profiling.verdict import Verdict, judge
 from shardio.reading.dataset import ShardDataset
@@ -41,11 +48,20 @@ if TYPE_CHECKING:
 
 _SHARDS_LOOKED_AT = 8
 _USUALLY_AHEAD = 3
+_SLICES = 5
+_AT_ONCE = 0.05  # of a mean batch's time; a shorter wait is none
+_BUDGET = 0.005  # share of the reading's time, for recording
+_MOST_BATCHES = 100_000  # remembered, the last ones
+_LEAST_BATCHES = 2  # of the steady state; with fewer, those made ahead count
+_WIDTH = 80  # columns
+_BATCHES_SHOWN = 200  # on a line
+_SECONDS_BETWEEN_LINES = 3.0
+_NOTHING = object()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderFacts:
-    """What a loader says of itself.
+    """A loader's description of itself.
 
     Attributes:
         datasets: datasets of shardio that it reads, which can be recorded.
@@ -174,10 +190,6 @@ def _cached_share(datasets: Sequence[ShardDataset]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-_SLICES = 5
-_AT_ONCE = 0.05  # of a mean batch's time; a shorter wait is none
-
-
 class Received(NamedTuple):
     """A received batch.
 
@@ -209,7 +221,7 @@ def observe(
     Args:
         received: batches, at least two; observing begins with the first.
         end: time when the last step ended, by perf_counter_ns.
-        facts: what the loader says of itself.
+        facts: description of the loader.
         records: records of shardio's own reading meanwhile.
         watcher: watcher of the processes.
         first_batch: seconds until the very first batch.
@@ -298,14 +310,6 @@ def _with_filling(
     return tuple(replace(one, filling=by_number.get(one.number)) for one in producers)
 
 
-_BUDGET = 0.005  # share of the reading's time, for recording
-_MOST_BATCHES = 100_000  # remembered, the last ones
-_LEAST_BATCHES = 2  # of the steady state; with fewer, those made ahead count
-_WIDTH = 80  # columns
-_BATCHES_SHOWN = 200  # on a line
-_SECONDS_BETWEEN_LINES = 3.0
-
-
 class Monitor:
     """Context that is looped over in place of a loader, and watches the loop.
 
@@ -313,7 +317,7 @@ class Monitor:
         loader: loader of batches.
         live: whether a line is shown while the loop runs; None for on a terminal.
         budget: share of the reading's time that recording its stages may take.
-        facts: what is known of the loader; None to ask it.
+        facts: description of the loader; None to ask it.
 
     Attributes:
         received: last received batches; all of them until two of the steady state have come.
@@ -541,6 +545,3 @@ def monitor(loader: Iterable[Any], *, live: bool | None = None, budget: float = 
 def _wrapped(line: str) -> str:
     rest = "  " if line.startswith("- ") else ""
     return textwrap.fill(line, _WIDTH, subsequent_indent=rest, break_on_hyphens=False)
-
-
-_NOTHING = object()

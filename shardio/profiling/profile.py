@@ -4,29 +4,43 @@ Everything is measured in processes of their own. First the limits of the machin
 own thread alone, which tells what a sample costs. From these follow predictions for threads,
 workers and other machines. Some of them are then measured, and how far off the predictions were is
 part of the result. The verdict is about the fastest loader that was measured.
+
+A request goes to a measuring process as JSON, an answer or an error comes out as JSON. Memory and
+start-up of a loader are its own only in a process of its own. Its standard output is the user's,
+whose transform or step may print, so the answer is a file. It leads a session of its own, so that
+it can be ended with all the workers that it forked, and it ends when its parent does. An error
+crosses as values: class, what happened, where, what to do. Whoever raises it again reads no
+sentence and no traceback. Warnings are collected, for the dataset is read many times: in the end
+the profile logs one of each kind, with the number of the others.
 """
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from shardio.errors import MisfitError, ShardioError, SituationError, UsageError, counted
+from shardio.errors import MisfitError, ShardioError, SituationError, UsageError, argument, counted
 from shardio.indexing.catalog import Catalog, open_catalog
 from shardio.options import with_options
 from shardio.profiling.evidence import (
     Ceilings,
     Evidence,
     ProducerKind,
-    SampleCosts,
-    costs_of,
-    predict,
 )
-from shardio.profiling.process import ask
 from shardio.profiling.report import check_plotting, write_html, write_png
 from shardio.profiling.settings import (
     ProfileOptions,
@@ -36,15 +50,33 @@ from shardio.profiling.settings import (
     load_callable,
     topologies_of,
 )
-from shardio.profiling.verdict import Verdict, advise
+from shardio.profiling.verdict import SampleCosts, Verdict, advise, costs_of, predict
+from shardio.storage.cache import fallback_folder
 from shardio.storage.local import refuse_url
+from shardio.storage.temporary import temporary_folder
 
+_LOG = logging.getLogger("shardio")
 _WARM_BYTES = 1 << 30
 _KINDS: tuple[ProducerKind, ...] = ("threads", "processes")
 _OF_THE_CORES = frozenset({"decode", "transform", "loader", "lock", "cores", "opencv"})
-_EQUAL_SIZES = "give size, a transform that makes them equal, or batch_size=1"
 _PREDICTED = (1, 2, 4, 8)
 _MACHINES = (2, 4, 8)  # times the cores of this one
+_SECONDS_BETWEEN_LOOKS = 0.5  # for the parent
+_MOST_WARNINGS = 1000  # of a process
+_VALUES = "what", "where", "remedy", "shard", "offset", "key", "field"
+
+_ROOT = str(Path(__file__).parents[2])
+_SAFE = ["-P"] if sys.version_info >= (3, 11) else []
+"""The current folder's queue.py is not the standard library's."""
+_LONGEST = 107 - len("/pymp-12345678/listener-12345678")
+"""Bytes of a folder's path in which multiprocessing has room for its sockets."""
+_CODE = """
+import sys
+if sys.argv[1] not in sys.path:
+    sys.path.insert(0, sys.argv[1])
+from shardio.profiling.profile import main
+main(*sys.argv[2:])
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +85,7 @@ class Measurement:
 
     Attributes:
         topology: producers of the batches.
-        evidence: what was observed.
+        evidence: observations of the loop.
         samples_per_second: samples per second.
         speed: samples per second of loops without hand-over just before and after; one loop for
             the loop's own thread, else one on each core.
@@ -106,7 +138,7 @@ class Profile:
         ceilings: limits of the machine with these shards.
         runs: measured loaders, in order; the first is the loop's own thread.
         best: position in runs of the loader that the verdict is about.
-        verdict: what limits that loader.
+        verdict: bottleneck of that loader, and changes.
         ceiling: samples per second that its bottleneck alone would allow, at the speed that the
             machine had then; None where not known.
         storage: samples per second that storage could deliver; None where not known.
@@ -194,6 +226,7 @@ def _measure(settings: ProfileSettings, options: ProfileOptions) -> Profile:
         where = str(Path(options.trace).absolute())
         child.ask({"topology": asdict(runs[best].topology), "trace": where})
     other, failure = _run_baseline(child, options.baseline, _workers(runs, settings))
+    child.warn()
     seen = runs[best].evidence
     stored = seen.stages.bytes if seen.stages else 0.0
     costs = _costs_of_best(costs, ceilings, runs[best], settings)
@@ -228,6 +261,7 @@ class _Child:
         self._settings = settings
         self._done = done
         self._known: tuple[SampleCosts, Ceilings] | None = None
+        self._warnings: dict[str, dict[str, str]] = {}  # texts, by kind and first argument
 
     def know(self, costs: SampleCosts, ceilings: Ceilings) -> None:
         """Predict the measurements that follow."""
@@ -263,9 +297,22 @@ class _Child:
         try:
             answer = ask({**request, "settings": asdict(self._settings)})
         except MisfitError as error:
-            raise MisfitError(error.what, where=error.where, remedy=_EQUAL_SIZES) from error
+            equal = (
+                f"give {argument('size')}, a {argument('transform')} that makes them equal, or "
+                f"{argument('batch_size', 1)}"
+            )
+            raise MisfitError(error.what, where=error.where, remedy=equal) from error
+        for kind, about, text in answer.pop("warnings", ()):
+            self._warnings.setdefault(kind, {}).setdefault(about, text)
         self._done(1)
         return answer
+
+    def warn(self) -> None:
+        """Log one warning of each kind, and how many others there were."""
+        for texts in self._warnings.values():
+            first, *others = texts.values()
+            more = f"; {counted(len(others), 'further warning')} of this kind" if others else ""
+            _LOG.warning("%s%s", first, more)
 
 
 def _check(settings: ProfileSettings, samples: int) -> None:
@@ -276,14 +323,14 @@ def _check(settings: ProfileSettings, samples: int) -> None:
         raise SituationError(
             f"the dataset has {counted(samples, 'sample')}, fewer than a batch",
             where=settings.source,
-            remedy=f"give batch_size={samples} or less",
+            remedy=f"give {argument('batch_size', samples)} or less",
         )
     for name in ("transform", "train"):
         if (place := getattr(settings, name)) is not None:
             try:
                 load_callable(place)
             except UsageError as error:
-                raise error.at(name, type(error)) from error
+                raise error.at(argument(name), type(error)) from error
 
 
 def check_writable(path: str) -> None:
@@ -400,3 +447,148 @@ def _prediction(costs: SampleCosts, topology: Topology) -> Prediction:
         rate=rate,
         waiting=max(1 - costs.step * rate / 1e6, 0.0) if costs.step else 1.0,
     )
+
+
+def ask(request: dict[str, Any]) -> dict[str, Any]:
+    """Have a new process measure something, and return its answer; see measure.answer.
+
+    Raises:
+        ShardioError: the process raised it, or ended without an answer.
+    """
+    with _end_in_order(), temporary_folder(_LONGEST) as place:
+        answer = Path(place, "answer.json")
+        words = _ROOT, json.dumps(request), str(answer), str(os.getpid())
+        cache = fallback_folder()  # TMPDIR is another one there
+        process = subprocess.Popen(  # noqa: S603  our own module
+            [sys.executable, *_SAFE, "-c", _CODE, *words],
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**os.environ, "TMPDIR": place} | ({"SHARDIO_CACHE": str(cache)} if cache else {}),
+        )
+        try:
+            code = process.wait()
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+        if not answer.exists():
+            raise ShardioError(f"the measuring process {_ending(code)} and gave no result")
+        found: dict[str, Any] = json.loads(answer.read_text("utf-8"))
+    if "error" in found:
+        raise _error_of(found["error"])
+    return found
+
+
+def main(request: str, place: str, parent: str) -> None:
+    """Measure what a request asks for, and write the answer.
+
+    Args:
+        request: JSON, see measure.answer.
+        place: path of the file to write, in a folder that is the parent's to remove.
+        parent: number of the parent process; this process and its workers end when it does.
+    """
+    folder = str(Path(place).parent)
+    threading.Thread(target=_end_with_parent, args=(int(parent), folder), daemon=True).start()
+    collected = _Warnings(Path(folder, "warnings"))
+    _LOG.addHandler(collected)
+    _LOG.propagate = False
+    try:
+        from shardio.profiling.measure import answer  # noqa: PLC0415  needs torch
+
+        found = answer(json.loads(request))
+        found["warnings"] = collected.read()
+    except Exception as error:  # of a user's code, too
+        found = {"error": _values_of(as_ours(error))}
+    written = Path(f"{place}.part")
+    written.write_text(json.dumps(found), "utf-8")
+    written.rename(place)
+
+
+class _Warnings(logging.Handler):
+    """Handler that collects the warnings of this process and its children.
+
+    Each process writes a warning once, whose kind and first argument, such as a sample, are new.
+
+    Args:
+        path: path of the file that takes them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(logging.WARNING)
+        self._path = path
+        self._seen: set[tuple[str, str]] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        arguments = record.args if isinstance(record.args, tuple) else ()
+        about = str(record.msg), "".join(map(str, arguments[:1]))
+        if about not in self._seen and len(self._seen) < _MOST_WARNINGS:
+            self._seen.add(about)
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps([*about, record.getMessage()]) + "\n")
+
+    def read(self) -> list[list[str]]:
+        """Return kind, first argument and text of each warning."""
+        if not self._path.exists():
+            return []
+        return [json.loads(line) for line in self._path.read_text("utf-8").splitlines()]
+
+
+def as_ours(error: Exception) -> ShardioError:
+    """Return an error of shardio as it is, and any other as one that names its class."""
+    if isinstance(error, ShardioError):
+        return error
+    text = " ".join(str(error).split())
+    return ShardioError(
+        f"the measuring process met {type(error).__name__}" + f": {text}" * bool(text)
+    )
+
+
+def _values_of(error: ShardioError) -> dict[str, Any]:
+    classes = [kind.__name__ for kind in type(error).__mro__]
+    return {"classes": classes, **{name: getattr(error, name) for name in _VALUES}}
+
+
+def _error_of(values: dict[str, Any]) -> ShardioError:
+    known = {kind.__name__: kind for kind in _tree(ShardioError)}
+    kind = next(known[name] for name in values.pop("classes") if name in known)
+    return kind(**values)
+
+
+def _tree(kind: type[ShardioError]) -> list[type[ShardioError]]:
+    return [kind, *(one for part in kind.__subclasses__() for one in _tree(part))]
+
+
+def _end_with_parent(parent: int, folder: str) -> None:
+    while os.getppid() == parent:
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.killpg(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def _end_in_order() -> Iterator[None]:
+    """Have SIGTERM unwind what is inside, unless the program handles it in its own way."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield
+        return
+
+    def leave(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one would interrupt the unwinding
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"ended with code {code}"
+    want = ", perhaps for want of memory," if code == -signal.SIGKILL else ""
+    return f"was ended by {signal.Signals(-code).name}{want}"

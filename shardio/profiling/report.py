@@ -17,8 +17,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardio.errors import SituationError, counted
-from shardio.profiling.evidence import Evidence, Stages
+from shardio.errors import SituationError, argument, counted
+from shardio.profiling.evidence import Evidence, ProducerKind, Stages
 
 if TYPE_CHECKING:
     from shardio.profiling.profile import Measurement, Profile
@@ -32,7 +32,65 @@ _SPREAD_MUCH = 0.25
 _ABOVE = 1.05  # times what limits it; a loop is measured, and so is its limit
 _SLICES_OF_HALF_A_BATCH = 2.5
 _OF_THE_PRODUCERS = frozenset({"decode", "transform", "loader", "lock"})
+_KINDS: tuple[tuple[ProducerKind, str, str], ...] = (
+    ("threads", "threads", "one"),
+    ("processes", "workers", "two"),
+)
+"""Producers, their name in charts, and the class of the page's style."""
+_COLOURS = {"one": "#1f6fb2", "two": "#b4540a"}
 _ALONE = {"storage": "storage", "cold": "cold storage", "handover": "the hand-over"}
+
+_WIDTH = 400
+_HEIGHT = 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 12, 28, 40
+_ROW = 27
+_AXIS = 24  # height of the labels below bars
+_LETTER = 7.2  # width, on average, of the page's letters
+_GAP = 8
+_TICKS = 4
+_LEAST_DECADES = 0.7  # between the ends, where a logarithmic scale begins to be clearer
+_STYLE = (
+    f":root {{ --one: {_COLOURS['one']}; --two: {_COLOURS['two']}; }}"
+    + """
+:root { color-scheme: light dark; --page: #fcfcfa; --ink: #1d2125; --soft: #5d6670;
+  --line: #d9dcdf; --card: #ffffff; --rest: #9aa3ab; }
+@media (prefers-color-scheme: dark) { :root { --page: #16191c; --ink: #e8eaec; --soft: #a2abb4;
+  --line: #383e44; --card: #1e2226; --one: #63aee8; --two: #eda45c; --rest: #6b747c; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 70rem; padding: 1.2rem; background: var(--page);
+  color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.45rem; line-height: 1.3; margin: 0.3rem 0 0.6rem; }
+h2 { font-size: 1rem; margin: 0 0 0.6rem; }
+p { margin: 0.3rem 0; } .soft { color: var(--soft); font-size: 0.9rem; }
+main { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); }
+section { background: var(--card); border: 1px solid var(--line); border-radius: 6px;
+  padding: 0.9rem 1rem; min-width: 0; }
+.wide { grid-column: 1 / -1; } .scroll { overflow-x: auto; } .hint { display: none; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.25rem 0 0.25rem 0.8rem; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { text-align: left; white-space: normal; padding-left: 0; }
+th { font-weight: 600; color: var(--soft); font-size: 0.85rem; }
+svg { display: block; width: 100%; max-width: 34rem; height: auto;
+  font: 13px system-ui, sans-serif; }
+svg text { fill: var(--ink); }
+svg .end { text-anchor: end; } svg .middle { text-anchor: middle; }
+svg .grid { stroke: var(--line); } svg .mark { stroke: var(--ink); stroke-dasharray: 4 3; }
+svg .line { fill: none; stroke-width: 2; } svg .curve.one { stroke: var(--one); }
+svg .curve.two { stroke: var(--two); } svg .fill.one { fill: var(--one); }
+svg .fill.two { fill: var(--two); } svg .fill.rest { fill: var(--rest); }
+@media (max-width: 40rem) { body { padding: 0.5rem; } section { padding: 0.7rem 0.6rem; }
+  .scroll { box-shadow: inset -1rem 0 0.8rem -1rem var(--soft); }
+  .scroll table { min-width: 34rem; }
+  .scroll th:first-child, .scroll td:first-child { position: sticky; left: 0; max-width: 8rem;
+    background: var(--card); }
+  .hint { display: block; } }
+.key::before { content: ""; display: inline-block; width: 0.7rem; height: 0.7rem;
+  margin: 0 0.35rem 0 0.8rem; border-radius: 2px; background: var(--rest); }
+.key.one::before { background: var(--one); } .key.two::before { background: var(--two); }
+"""
+)
 
 
 def ceiling_name(result: Profile) -> str:
@@ -169,17 +227,6 @@ def conditions(result: Profile) -> str:
         counted(result.cores, "core"),
     ]
     return ", ".join(parts)
-
-
-_WIDTH = 400
-_HEIGHT = 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 12, 28, 40
-_ROW = 27
-_AXIS = 24  # height of the labels below bars
-_LETTER = 7.2  # width, on average, of the page's letters
-_GAP = 8
-_TICKS = 4
-_LEAST_DECADES = 0.7  # between the ends, where a logarithmic scale begins to be clearer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -372,47 +419,6 @@ def _svg(title: str, height: float, parts: Sequence[str]) -> str:
     )
 
 
-_STYLE = """
-:root { color-scheme: light dark; --page: #fcfcfa; --ink: #1d2125; --soft: #5d6670;
-  --line: #d9dcdf; --card: #ffffff; --one: #1f6fb2; --two: #b4540a; --rest: #9aa3ab; }
-@media (prefers-color-scheme: dark) { :root { --page: #16191c; --ink: #e8eaec; --soft: #a2abb4;
-  --line: #383e44; --card: #1e2226; --one: #63aee8; --two: #eda45c; --rest: #6b747c; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 70rem; padding: 1.2rem; background: var(--page);
-  color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.45rem; line-height: 1.3; margin: 0.3rem 0 0.6rem; }
-h2 { font-size: 1rem; margin: 0 0 0.6rem; }
-p { margin: 0.3rem 0; } .soft { color: var(--soft); font-size: 0.9rem; }
-main { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 6px;
-  padding: 0.9rem 1rem; min-width: 0; }
-.wide { grid-column: 1 / -1; } .scroll { overflow-x: auto; } .hint { display: none; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.25rem 0 0.25rem 0.8rem; text-align: right; white-space: nowrap;
-  border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; white-space: normal; padding-left: 0; }
-th { font-weight: 600; color: var(--soft); font-size: 0.85rem; }
-svg { display: block; width: 100%; max-width: 34rem; height: auto;
-  font: 13px system-ui, sans-serif; }
-svg text { fill: var(--ink); }
-svg .end { text-anchor: end; } svg .middle { text-anchor: middle; }
-svg .grid { stroke: var(--line); } svg .mark { stroke: var(--ink); stroke-dasharray: 4 3; }
-svg .line { fill: none; stroke-width: 2; } svg .curve.one { stroke: var(--one); }
-svg .curve.two { stroke: var(--two); } svg .fill.one { fill: var(--one); }
-svg .fill.two { fill: var(--two); } svg .fill.rest { fill: var(--rest); }
-@media (max-width: 40rem) { body { padding: 0.5rem; } section { padding: 0.7rem 0.6rem; }
-  .scroll { box-shadow: inset -1rem 0 0.8rem -1rem var(--soft); }
-  .scroll table { min-width: 34rem; }
-  .scroll th:first-child, .scroll td:first-child { position: sticky; left: 0; max-width: 8rem;
-    background: var(--card); }
-  .hint { display: block; } }
-.key::before { content: ""; display: inline-block; width: 0.7rem; height: 0.7rem;
-  margin: 0 0.35rem 0 0.8rem; border-radius: 2px; background: var(--rest); }
-.key.one::before { background: var(--one); } .key.two::before { background: var(--two); }
-"""
-
-
 def write_html(result: Profile, path: str) -> None:
     """Write a profile as a page for browsers.
 
@@ -515,18 +521,26 @@ def _stage_bars(stages: Stages) -> str:
     return bar_chart("stages", bars) + _note(note)
 
 
+def _rates_by_producers(
+    result: Profile, kind: ProducerKind
+) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """Return pairs of number and rate, predicted and measured, on this machine."""
+    runs = [run for run in result.runs if run.topology.kind == kind]
+    predicted = [(float(run.topology.producers), run.predicted or 0.0) for run in runs]
+    predicted += [
+        (float(one.topology.producers), one.rate)
+        for one in result.predictions
+        if one.topology.kind == kind and one.cores == result.cores
+    ]
+    measured = [(float(run.topology.producers), run.evidence.rate) for run in runs]
+    return sorted(predicted), measured
+
+
 def _rates(result: Profile) -> str:
     series = []
-    for kind, style in (("threads", "one"), ("processes", "two")):
-        curve = [
-            (float(one.topology.producers), one.rate)
-            for one in result.predictions
-            if one.topology.kind == kind and one.cores == result.cores
-        ]
-        runs = [run for run in result.runs if run.topology.kind == kind]
-        curve += [(float(run.topology.producers), run.predicted or 0.0) for run in runs]
-        points = [(float(run.topology.producers), run.evidence.rate) for run in runs]
-        series.append(Series(style=f"curve {style}", points=sorted(curve)))
+    for kind, _, style in _KINDS:
+        curve, points = _rates_by_producers(result, kind)
+        series.append(Series(style=f"curve {style}", points=curve))
         series.append(Series(style=f"points {style}", points=points))
     series.sort(key=lambda one: "points" in one.style)
     chart = line_chart("rates", series, across="threads or workers", up="samples/s")
@@ -585,7 +599,7 @@ def check_plotting() -> None:
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise SituationError(
-            "a chart needs matplotlib", where="png", remedy="pip install 'shardio[plot]'"
+            "a chart needs matplotlib", where=argument("png"), remedy="pip install 'shardio[plot]'"
         )
 
 
@@ -600,22 +614,13 @@ def write_png(result: Profile, path: str) -> None:
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    for kind, name, colour in (
-        ("threads", "threads", "#1f6fb2"),
-        ("processes", "workers", "#b4540a"),
-    ):
-        runs = [run for run in result.runs if run.topology.kind == kind]
-        curve = [(run.topology.producers, run.predicted or 0.0) for run in runs]
-        curve += [
-            (one.topology.producers, one.rate)
-            for one in result.predictions
-            if one.topology.kind == kind and one.cores == result.cores
-        ]
+    for kind, name, style in _KINDS:
+        colour = _COLOURS[style]
+        curve, points = _rates_by_producers(result, kind)
         if curve:
-            axes.plot(*zip(*sorted(curve), strict=True), color=colour, label=f"{name}, predicted")
-        for number, run in enumerate(runs):
-            label = None if number else f"{name}, measured"
-            axes.plot(run.topology.producers, run.evidence.rate, "o", color=colour, label=label)
+            axes.plot(*zip(*curve, strict=True), color=colour, label=f"{name}, predicted")
+        if points:
+            axes.plot(*zip(*points, strict=True), "o", color=colour, label=f"{name}, measured")
     if result.ceiling:
         axes.axhline(result.ceiling, linestyle="--", color="0.5", label=ceiling_name(result))
     axes.set(xlabel="threads or workers", ylabel="samples/s", ylim=(0, None))

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from shardio.checks import flag, one_of, require, whole_number
-from shardio.errors import SituationError, UsageError, counted
+from shardio.errors import SituationError, UsageError, argument, counted, quoted
+from shardio.fields.formats import IMAGE_FIELDS
 from shardio.processes import count_cores
 from shardio.profiling.evidence import ProducerKind
 
-IMAGES = "jpg", "jpeg", "png", "webp", "bmp"
-"""Fields of images that other loaders decode."""
 BASELINES = ("webdataset",)
 """Other loaders that can be measured on the same shards."""
 
@@ -74,7 +73,10 @@ class MeasuringOptions:
         for name in ("cold", "allow_empty"):
             flag(name, getattr(self, name))
         if self.step_ms and self.train:
-            raise UsageError("step_ms and train exclude each other", remedy="give one of them")
+            raise UsageError(
+                f"{argument('step_ms')} and {argument('train')} exclude each other",
+                remedy="give one of them",
+            )
 
     @property
     def has_step(self) -> bool:
@@ -204,7 +206,7 @@ def load_callable(place: str) -> Callable[..., Any]:
         ) from error
     found = getattr(module, name, None)
     if not callable(found):
-        raise SituationError(f"{path} has no callable {name!r}")
+        raise SituationError(f"{path} has no callable {quoted(name)}")
     return found  # type: ignore[no-any-return]
 
 
@@ -217,8 +219,9 @@ def check_baseline(fields: Iterable[str]) -> None:
     Raises:
         UsageError: there is no image to decode.
     """
-    if not set(IMAGES) & set(fields):
+    if IMAGE_FIELDS.isdisjoint(fields):
+        names = ", ".join(sorted(IMAGE_FIELDS))
         raise SituationError(
-            f"the baseline decodes {', '.join(IMAGES)}, and the dataset has none of these fields",
-            remedy="leave out the baseline",
+            f"the baseline decodes {names}, and the dataset has none of these fields",
+            remedy=f"leave out {argument('baseline')}",
         )

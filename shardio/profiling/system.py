@@ -21,6 +21,12 @@ import numpy as np
 from shardio.profiling.evidence import Producer, ProducerKind
 
 _LEFT_IN_CACHE = 0.1  # share of a file, below which it counts as dropped
+_LEAST_BETWEEN, _MOST_BETWEEN = 0.1, 1.0  # seconds between looks, fewer at the beginning
+_COST_OF_MEMORY = 0.02  # seconds, at first; the kernel adds up the pages of each process
+_SECONDS_BETWEEN_TRIALS = 0.1
+_LEAST_CPU = 0.005  # share of the time; whatever runs less makes no batches
+_LEAST_SECONDS = 0.05  # of CPU time, where the loader does not say what makes batches
+_LEAST_OF_PROCESS = 0.05
 
 
 class Use(NamedTuple):
@@ -153,14 +159,6 @@ def _children(process: int) -> list[int]:
         return [int(child) for path in tasks for child in path.read_text("ascii").split()]
     except OSError:
         return []
-
-
-_LEAST_BETWEEN, _MOST_BETWEEN = 0.1, 1.0  # seconds between looks, fewer at the beginning
-_COST_OF_MEMORY = 0.02  # seconds, at first; the kernel adds up the pages of each process
-_SECONDS_BETWEEN_TRIALS = 0.1
-_LEAST_CPU = 0.005  # share of the time; whatever runs less makes no batches
-_LEAST_SECONDS = 0.05  # of CPU time, where the loader does not say what makes batches
-_LEAST_OF_PROCESS = 0.05
 
 
 class _Seen(NamedTuple):

@@ -4,6 +4,14 @@ Pure functions of what was observed. The rules are tried in order, and the first
 the bottleneck: what the loop does before what its producers do, a wrong number of producers before
 what each of them does. `judge` is for a loop of which nothing else is known. `advise` also knows
 what the machine can do, and gives changes with the gain that the costs of a sample let expect.
+
+`SampleCosts` predict how fast a loader would be with other threads, workers or cores: each producer
+takes the CPU time of a sample, longer where several cores are busy, and the time that it only
+waits. All producers share the cores with the loop's own thread. Threads share the interpreter's
+lock, which a thread releases some six times per sample, and wait longer the more of them there are.
+The loop's thread takes the batches one after the other. The least of these limits is the rate. What
+was not measured is assumed: further cores are of the same kind, with the same loss for each that is
+busy, and storage keeps up.
 """
 
 from __future__ import annotations
@@ -12,15 +20,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from shardio.errors import counted
+from shardio.errors import SituationError, argument, counted
 from shardio.profiling.evidence import (
     Ceilings,
     Evidence,
     Producer,
     ProducerKind,
-    SampleCosts,
     Stages,
-    predict,
 )
 from shardio.profiling.settings import ProfileSettings
 
@@ -45,6 +51,10 @@ _MARGIN = 8 / 7  # side that an image is packed with over that of its crop: 256 
 _TINY = 64  # pixels; smaller images can be stored raw without a thought
 _PLACE_BOUND = frozenset({"step", "start", "worker", "storage", "cold"})
 """Bottlenecks that other threads, workers or cores do not remove."""
+_RELEASES = 6
+"""Releases of the interpreter's lock: read, checksum, decode (twice), resize, mirror."""
+_MOST_LOCKED = 0.25
+"""Share of a sample's CPU time; whatever two threads lose beyond it has another cause."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +62,7 @@ class Change:
     """Something that may help.
 
     Attributes:
-        text: what to do, without a full stop.
+        text: instruction, without a full stop.
         gain: expected rate over the present one; None where not known.
     """
 
@@ -67,11 +77,11 @@ class Verdict:
     Attributes:
         bottleneck: name of it: step, start, handover, opencv, cores, worker, cold, storage, lock,
             prefetch, transform, decode, loader or workers.
-        sentence: what limits the loop, with figures.
-        short: what limits the loop, in a few words.
+        sentence: description of it, with figures.
+        short: description of it, in a few words.
         rate_without: samples per second without this bottleneck, if nothing else changed; None
             where not known.
-        changes: what may help, the most helpful first.
+        changes: changes that may help, the most helpful first.
     """
 
     bottleneck: str
@@ -109,7 +119,7 @@ def advise(
     verdict = _diagnose(seen)
     changes = [*verdict.changes]
     if verdict.bottleneck not in _PLACE_BOUND:
-        packing = [*_packing(verdict, costs, ceilings, settings)]
+        packing = [*_packing(verdict, seen.rate, costs, ceilings, settings)]
         general = () if packing else _GENERAL.get(verdict.bottleneck, ())
         changes += [*general, *_topologies(seen, costs, measured), *packing]
     most = 1e6 / costs.step if settings.has_step else math.inf
@@ -157,10 +167,8 @@ def _start(seen: Evidence) -> Verdict | None:
     ]
     after = _diagnose(replace(seen, starting=0.0)).short
     if seen.restarts:
-        keep = Change(
-            text="Use persistent_workers=True, which keeps workers across epochs", gain=None
-        )
-        changes.insert(0, keep)
+        text = "Use persistent_workers=True, which keeps workers across epochs"
+        changes.insert(0, Change(text=text, gain=without / seen.rate))
     return Verdict(
         bottleneck="start",
         sentence=f"The dataset is tiny: {what} takes {seen.starting:.0%} of an epoch{steps}, "
@@ -403,7 +411,8 @@ _RULES: tuple[Callable[[Evidence], Verdict | None], ...] = (
 _GENERAL = {
     "decode": (
         Change(
-            text="Pack with --resize, or small images with --store raw: less to decode", gain=None
+            text="Pack smaller images (shardio pack --resize), or tiny ones as pixels",
+            gain=None,
         ),
     ),
     "transform": (Change(text="Transform whole batches, on the device", gain=None),),
@@ -505,17 +514,135 @@ def _topologies(
 
 
 def _packing(
-    verdict: Verdict, costs: SampleCosts, ceilings: Ceilings, settings: ProfileSettings
+    verdict: Verdict, rate: float, costs: SampleCosts, ceilings: Ceilings, settings: ProfileSettings
 ) -> Iterator[Change]:
     if verdict.bottleneck != "decode" or not ceilings.side or not ceilings.decode_one:
         return
-    if ceilings.side <= _TINY:
-        text = f"Pack again: shardio pack --store raw --resize {ceilings.side:.0f}"
-        yield Change(text=text, gain=None)
-        return
+    share = (ceilings.decode_share or 0.0) * ceilings.loop_one / ceilings.decode_one
+    decoding = share * (costs.cpu + costs.idle + costs.planned)
     side = round(settings.size * _MARGIN)
-    if 0 < side < ceilings.side:
-        share = (ceilings.decode_share or 0.0) * ceilings.loop_one / ceilings.decode_one
-        saved = share * (costs.cpu + costs.idle + costs.planned) * (1 - (side / ceilings.side) ** 2)
-        gain = costs.cpu / max(costs.cpu - saved, 1e-9)
-        yield Change(text=f"Pack again: shardio pack --resize {side}", gain=gain)
+    if ceilings.side <= _TINY:
+        how, saved = f"--store raw --resize {ceilings.side:.0f}", decoding
+    elif 0 < side < ceilings.side:
+        how, saved = f"--resize {side}", decoding * (1 - (side / ceilings.side) ** 2)
+    else:
+        return
+    gain = costs.cpu / max(costs.cpu - saved, 1e-9)
+    most = (verdict.rate_without or rate) / rate  # seen in another measurement than the costs
+    yield Change(text=f"Pack again: shardio pack {how}", gain=min(gain, most))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleCosts:
+    """Costs of a sample on a machine, in microseconds.
+
+    Attributes:
+        cpu: CPU time of its producer, while one core is busy.
+        idle: time that its producer only waits, for storage or in a transform.
+        locked: CPU time of its producer that holds the interpreter's lock.
+        lock_bound: least time of the whole loader per sample with a thread on each of more than
+            two cores; 0 where not measured.
+        handoff: time until a thread runs that waited for the interpreter's lock.
+        sent: further CPU time of a worker, to plan it and hand it over.
+        received: CPU time of the loop's thread to take it from a worker.
+        planned: CPU time of the loop's thread to have threads make it.
+        step: time of the loop's own step.
+        cores: number of cores of the machine.
+        speedup: rate of all measured cores over that of one.
+        measured_cores: number of cores that the speed-up was measured on.
+    """
+
+    cpu: float
+    idle: float
+    locked: float
+    lock_bound: float
+    handoff: float
+    sent: float
+    received: float
+    planned: float
+    step: float
+    cores: int
+    speedup: float
+    measured_cores: int
+
+    def with_cores(self, cores: int) -> SampleCosts:
+        """Return the costs on a machine with other cores."""
+        return replace(self, cores=cores)
+
+    def at_speed(self, factor: float) -> SampleCosts:
+        """Return the costs while the cores are faster by a factor."""
+        names = "cpu", "locked", "lock_bound", "sent", "received", "planned"
+        return replace(self, **{name: getattr(self, name) / factor for name in names})
+
+    def busy(self, cores: float) -> float:
+        """Return the rate of a number of busy cores over that of one."""
+        cores = min(max(cores, 1.0), float(self.cores))
+        if self.measured_cores == 1:
+            return cores
+        return 1 + (cores - 1) * (self.speedup - 1) / (self.measured_cores - 1)
+
+
+def costs_of(alone: Evidence, ceilings: Ceilings, batch_size: int) -> SampleCosts:
+    """Return the costs of a sample.
+
+    Args:
+        alone: observations of the loop's own thread.
+        ceilings: limits of the same machine.
+        batch_size: samples in a batch.
+
+    Raises:
+        UsageError: too little was observed.
+    """
+    stages = alone.stages
+    if stages is None:
+        raise SituationError(
+            "the measurements are too short to tell where time goes",
+            remedy=f"give greater {argument('seconds')}",
+        )
+    waited = alone.receiving * alone.seconds / alone.samples * 1e6
+    wall = sum(part.wall for part in (stages.read, stages.decode, stages.transform, stages.batch))
+    planned = max(waited - stages.cpu, 0.0)
+    idle = max(wall - stages.cpu - stages.delay, 0.0)
+    whole = max(1e6 / ceilings.loop_one - planned, 1.0)  # of shares: one loop alone may be off
+    cpu = whole * stages.cpu / (stages.cpu + idle)
+    return SampleCosts(
+        cpu=cpu,
+        idle=whole - cpu,
+        locked=min(ceilings.sharing / max(ceilings.handoff, 1e-3) / _RELEASES, _MOST_LOCKED) * cpu,
+        lock_bound=1e6 / ceilings.loop_threads if ceilings.loop_threads else 0.0,
+        handoff=ceilings.handoff,
+        sent=planned + ceilings.handover_worker / batch_size,
+        received=ceilings.handover_loop / batch_size,
+        planned=planned,
+        step=alone.step_seconds / batch_size * 1e6,
+        cores=alone.cores,
+        speedup=ceilings.speedup,
+        measured_cores=alone.cores,
+    )
+
+
+def predict(costs: SampleCosts, kind: ProducerKind, producers: int) -> float:
+    """Predict samples per second.
+
+    Args:
+        costs: costs of a sample on the machine.
+        kind: kind of the producers.
+        producers: number of producers; 0 for the loop's own thread.
+    """
+    if kind == "here":
+        return 1e6 / (costs.cpu + costs.idle + costs.planned + costs.step)
+    threads = kind == "threads"
+    own = costs.planned if threads else costs.received
+    cpu = costs.cpu if threads else costs.cpu + costs.sent
+    contended = min((producers - 1) * costs.locked / (costs.cpu + costs.idle), 1.0)
+    handing = _RELEASES * contended * costs.handoff if threads else 0.0
+    running = min(producers, costs.cores)
+    slowed = running / costs.busy(running)
+    limits = [
+        (cpu * slowed + costs.idle + handing) / producers,  # the producers
+        (cpu + own) / costs.busy(min(producers + 1, costs.cores)),  # the cores
+        own + costs.step,  # the loop's thread
+    ]
+    if threads:
+        limits.append(costs.lock_bound or costs.locked + handing + own)
+    return 1e6 / max(limits)

@@ -495,7 +495,7 @@ class SampleReader:
         for positions in shares:
             references = plan.references(positions)
             if ahead is not None:
-                ahead.enter(plan.first_places(positions), references)
+                ahead.enter(references)
             for part in references.split(size):
                 columns, draws = self.columns(len(part)), self.uniforms(part, key)
                 yield Batch(self._delivery, part, columns, draws, fill, fill_rows)

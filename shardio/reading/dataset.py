@@ -9,7 +9,7 @@ chosen by number, by predicate, by key or by fractions: a chosen part is a datas
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import compress
 from pathlib import Path
@@ -24,7 +24,7 @@ from shardio.fields.base import BYTES, FieldType
 from shardio.fields.limits import MAX_PIXELS
 from shardio.indexing.catalog import Catalog, ShardPaths, list_parts, open_catalog
 from shardio.indexing.shard_index import ShardIndex
-from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, Shuffle, Tail, count_steps
+from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, Shuffle, Tail
 from shardio.planning.order import Order, derive_key
 from shardio.planning.samples import Samples
 from shardio.reading.batch import Delivery, SampleReader
@@ -40,8 +40,8 @@ from shardio.reading.geometry import SampleGeometry
 from shardio.reading.handover import Allocate, Recycler
 from shardio.reading.loop import (
     Identity,
-    Ranks,
     ResumableDataset,
+    Share,
     UnfinishedBatches,
     find_worker,
     finish_in_turn,
@@ -59,16 +59,16 @@ Choice = ArrayLike | Callable[[str, int], Any]
 
 
 def choose(catalog: Catalog, samples: Samples, choice: Choice) -> Samples:
-    """Some of the samples of a dataset.
+    """Select some of the samples of a dataset.
 
     Args:
-        catalog: the shards.
-        samples: of the dataset.
+        catalog: shards of the dataset.
+        samples: samples of the dataset.
         choice: distinct numbers in any order, negative ones counted from the end; or a predicate
             on key and number.
 
     Raises:
-        UsageError: the numbers are no whole numbers, repeat or lie outside the dataset.
+        UsageError: the numbers are not whole, repeat or lie outside the dataset.
     """
     if callable(choice):
         pairs = _keys(catalog, samples)
@@ -97,13 +97,13 @@ def choose(catalog: Catalog, samples: Samples, choice: Choice) -> Samples:
 
 
 def split(samples: Samples, fractions: Sequence[float], seed: int, contents: str) -> list[Samples]:
-    """Disjoint random parts.
+    """Split samples into disjoint random parts.
 
     Args:
-        samples: of the dataset.
-        fractions: of the parts; one alone leaves the rest to a second part.
-        seed: of the choice.
-        contents: the digest of the samples.
+        samples: samples of the dataset.
+        fractions: fraction of each part; a single one leaves the rest to a second part.
+        seed: random seed.
+        contents: digest of the samples.
 
     Raises:
         UsageError: the fractions are negative or do not add up to 1.
@@ -121,10 +121,10 @@ def split(samples: Samples, fractions: Sequence[float], seed: int, contents: str
 
 
 def find_key(catalog: Catalog, samples: Samples, key: str) -> int | None:
-    """The number of the first sample with a key; it looks through all indexes.
+    """Find the number of the first sample with a key, in all indexes.
 
     Raises:
-        UsageError: the key is no text.
+        UsageError: the key is not text.
     """
     if not isinstance(key, str):
         raise UsageError(f"by_key({key!r}): a key is text", remedy="ds[index] takes a number")
@@ -134,21 +134,21 @@ def find_key(catalog: Catalog, samples: Samples, key: str) -> int | None:
         return None
     for shard, entry in enumerate(catalog.shards):
         if samples.counts[shard]:
-            for position in _positions_of(entry.load_index(), wanted):
-                number = samples.number(shard, position)
+            for sample in _find_in_shard(entry.load_index(), wanted):
+                number = samples.number(shard, sample)
                 if number is not None:
                     return number
     return None
 
 
-def _positions_of(index: ShardIndex, wanted: NDArray[np.uint8]) -> list[int]:
-    """Keys of the right length are compared byte by byte from the end, where they differ most."""
+def _find_in_shard(index: ShardIndex, wanted: NDArray[np.uint8]) -> list[int]:
+    """Compare keys of the right length byte by byte from the end, where they differ most."""
     starts = index.key_ends[:-1]
     found = np.flatnonzero(np.diff(index.key_ends) == len(wanted))
     for byte in reversed(range(len(wanted))):
         found = found[index.keys[starts[found] + byte] == wanted[byte]]
-    positions: list[int] = found.tolist()
-    return positions
+    samples: list[int] = found.tolist()
+    return samples
 
 
 def _keys(catalog: Catalog, samples: Samples) -> Iterator[tuple[int, str]]:
@@ -157,10 +157,9 @@ def _keys(catalog: Catalog, samples: Samples) -> Iterator[tuple[int, str]]:
         numbers: NDArray[np.int64] = np.arange(starts[shard], starts[shard + 1])
         if numbers.size:
             index = entry.load_index()
-            for number, position in zip(
-                numbers.tolist(), samples.locate(numbers)[1].tolist(), strict=True
-            ):
-                yield number, index.key(position)
+            there = samples.locate(numbers)[1].tolist()
+            for number, sample in zip(numbers.tolist(), there, strict=True):
+                yield number, index.key(sample)
 
 
 _TRANSFORMS = 3
@@ -191,21 +190,21 @@ class ShardDataset(ResumableDataset):
             field types that name them, see shardio.FieldType. By default images become `image`,
             `cls` becomes `label`, the rest keep their names.
         decode: False leaves every field as bytes.
-        transform: for images: shardio.RandomResizedCrop and its like, or a callable from a
-            uint8 tensor [3, H, W] to a tensor.
+        transform: transform of images: shardio.RandomResizedCrop and its like, or a callable
+            from a uint8 tensor [3, H, W] to a tensor.
         batch_size: samples of one rank in a step. The global batch is batch_size × world_size.
         global_batch_size: samples of all ranks in a step, in place of batch_size: the batches
             are then the same for every world_size that divides it.
         shuffle: True permutes shards, then samples inside windows of shards; "full" permutes
             all samples; False keeps the packed order.
-        seed: of the shuffle and of random transforms.
+        seed: seed of the shuffle and of random transforms.
         window: shards in a window, of each stream.
         streams: canonical streams. With 1 every rank reads from every shard of a window. With
             more, each rank reads the same share of the shards in every epoch, for nodes that
             cache them; world_size must divide streams, and streams the global batch size.
         tail: "pad" repeats samples, marked in "valid", to fill the last step of every rank;
             "drop" leaves that step out; "short" makes it smaller, for one rank alone.
-        rank: of this process, by default from torch.distributed or torchrun.
+        rank: rank of this process, by default from torch.distributed or torchrun.
         world_size: number of ranks, like rank.
         on_bad_sample: "raise", or "skip" to put another sample with valid=False in its place.
         reduced_decoding: decode a JPEG whose crop is at least 3.75, 4.5 or 8 times as large as
@@ -230,7 +229,7 @@ class ShardDataset(ResumableDataset):
         stopwatch: makes the stopwatch of each chunk of samples; see timed_by.
 
     Raises:
-        UsageError: an argument cannot be meant, or nothing is at the source.
+        UsageError: an argument is invalid, or nothing is at the source.
         IndexFileError: a manifest or index is damaged or stale.
         TarError: a shard without index is damaged, or one holds no samples.
     """
@@ -307,11 +306,11 @@ class ShardDataset(ResumableDataset):
         return f"ShardDataset({source!r}: {some}{what} in {shards})"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One sample by its number in packed order; its random crop is always the same.
+        """Read a sample by its number in packed order; its random crop is always the same.
 
         Raises:
             IndexError: index is outside the dataset.
-            UsageError: index is no whole number.
+            UsageError: index is not a whole number.
             SampleError: the sample cannot be delivered.
         """
         if not is_whole(index):
@@ -332,7 +331,7 @@ class ShardDataset(ResumableDataset):
         return to_sample(batch)
 
     def by_key(self, key: str) -> dict[str, Any]:
-        """One sample by its key, like ds[index]; the first where shards share keys.
+        """Read a sample by its key, like ds[index]; the first one if shards share keys.
 
         Raises:
             KeyError: no sample has that key.
@@ -344,11 +343,10 @@ class ShardDataset(ResumableDataset):
         return self[number]
 
     def subset(self, choice: Choice) -> ShardDataset:
-        """A dataset of some of the samples, in packed order unless it shuffles.
+        """Make a dataset of some of the samples, in packed order unless it shuffles.
 
         Args:
-            choice: distinct indices as ds[index] takes them, or a predicate that is called with
-                key and index of each sample.
+            choice: distinct indices as in ds[index], or a predicate on key and index of a sample.
 
         Raises:
             UsageError: an index is outside the dataset or comes twice.
@@ -356,11 +354,11 @@ class ShardDataset(ResumableDataset):
         return self._with(choose(self.catalog, self.samples, choice))
 
     def split(self, *fractions: float, seed: int = 0) -> tuple[ShardDataset, ...]:
-        """Disjoint random parts, as large as asked to the sample.
+        """Make datasets of disjoint random parts, whose sizes are exact to the sample.
 
         Args:
-            fractions: of the parts: 0.9 gives 90 % and the rest; several add up to 1.
-            seed: of the choice, which depends on nothing else.
+            fractions: fraction of each part: 0.9 gives 90 % and the rest; several add up to 1.
+            seed: random seed; the parts depend on nothing else.
 
         Raises:
             UsageError: the fractions are negative or do not add up to 1.
@@ -369,7 +367,7 @@ class ShardDataset(ResumableDataset):
         return tuple(self._with(part) for part in parts)
 
     def replace(self, **changes: Any) -> ShardDataset:
-        """The same samples, opened with other arguments; epochs begin anew.
+        """Open the same samples with other arguments; epochs begin anew.
 
             held_out = held_out.replace(transform=shardio.CenterCrop(224), shuffle=False)
 
@@ -377,7 +375,7 @@ class ShardDataset(ResumableDataset):
             changes: arguments of ShardDataset, except source.
 
         Raises:
-            UsageError: an argument cannot be meant, or the shards have changed meanwhile.
+            UsageError: an argument is invalid, or the shards have changed meanwhile.
         """
         unknown = changes.keys() - self._arguments.keys()
         if unknown:
@@ -391,7 +389,7 @@ class ShardDataset(ResumableDataset):
         return other._with(self.samples)
 
     def repeated(self, times: int) -> ShardDataset:
-        """The same samples, several times in an epoch, one after the other; for measuring.
+        """Repeat the samples several times in an epoch, one after the other; for measuring.
 
         Args:
             times: number of times, at least 1.
@@ -410,10 +408,11 @@ class ShardDataset(ResumableDataset):
         """Time the chunks that loops read inside the context by other stopwatches.
 
         Args:
-            stopwatch: makes one for a chunk, in the thread that reads it; it goes to workers too.
+            stopwatch: function that makes one for a chunk, in the thread that reads it; it goes to
+                workers too.
 
         Raises:
-            UsageError: they are timed by others already.
+            UsageError: the dataset is timed already.
         """
         if self.stopwatch is not Stopwatch:
             raise UsageError(
@@ -426,17 +425,17 @@ class ShardDataset(ResumableDataset):
             self.stopwatch = Stopwatch
 
     def read_batch(self, *, epoch: int, step: int) -> dict[str, Any]:
-        """What this rank gets in one step of an epoch, whatever came before.
+        """Read this rank's batch of one step of an epoch, whatever came before.
 
         Raises:
             UsageError: there is no such epoch, or it has no such step.
         """
         epoch, step = self._check_epoch(epoch), whole_number("step", step, least=0)
-        ranks = self.ranks
-        steps = self._count_steps(ranks)
+        share = self.share
+        steps = self._count_steps(share)
         if step >= steps:
             raise UsageError(f"step {step} is outside the {steps} steps of an epoch")
-        (batch,) = finish_in_turn(self._read_steps(epoch, [step], ranks, Recycler()))
+        (batch,) = finish_in_turn(self._read_steps(epoch, [step], share, Recycler()))
         return self._deliver(batch, epoch, step)
 
     @property
@@ -454,44 +453,42 @@ class ShardDataset(ResumableDataset):
             UsageError: the dataset is empty, no step is left of it, or its arguments do not fit
                 the number of ranks.
         """
-        ranks = self.ranks
-        self._count_steps(ranks)
-        return self._plan(epoch, ranks)
+        share = self.share
+        self._count_steps(share)
+        return self._plan(epoch, share)
 
-    def _plan(self, epoch: int, ranks: Ranks) -> EpochPlan:
-        size = self._divide(ranks) * ranks.world_size
+    def _plan(self, epoch: int, share: Share) -> EpochPlan:
+        size = share.global_batch_size
         return EpochPlan(
             self.samples, self.shuffle, global_batch_size=size, epoch=epoch, tail=self._tail
         )
 
-    def _count_steps(self, ranks: Ranks) -> int:
-        size = self._divide(ranks) * ranks.world_size
-        check_plan(
+    def _count_steps(self, share: Share) -> int:
+        return check_plan(
             self,
             self.samples,
             self.shuffle,
             tail=self._tail,
-            world_size=ranks.world_size,
-            global_batch_size=size,
+            world_size=share.world_size,
+            global_batch_size=share.global_batch_size,
         )
-        return count_steps(len(self.samples), size, self._tail)
 
     def _read_steps(
-        self, epoch: int, steps: Sequence[int], ranks: Ranks, allocate: Allocate
+        self, epoch: int, steps: Sequence[int], share: Share, allocate: Allocate
     ) -> UnfinishedBatches:
-        plan, pool = self._plan(epoch, ranks), ShardPool(self.catalog.shards)
+        plan, pool = self._plan(epoch, share), ShardPool(self.catalog.shards)
         at_once = 1 if self._makes_batches else _SAMPLES_PLANNED_AT_ONCE
-        shares = (
-            plan.share(steps[first : first + at_once], ranks.rank, ranks.world_size)
+        positions = (
+            plan.share(steps[first : first + at_once], share.rank, share.world_size)
             for first in range(0, len(steps), at_once)
         )
         reader, key = self.reader(pool, allocate), self.transform_key(epoch)
-        with self.read_ahead(plan.orders, pool) as ahead:
+        with closing(self.read_ahead(plan.orders, pool)) as ahead:
             asked = ahead if len(steps) > 1 else None
-            yield from reader.read(plan, shares, self._divide(ranks), key, asked)
+            yield from reader.read(plan, positions, share.batch_size, key, asked)
 
     def read_ahead(self, orders: Sequence[Order], pool: ShardPool) -> ReadAhead:
-        """What asks for shards of this dataset before they are read."""
+        """Make a ReadAhead for a loop over this dataset."""
         some = orders if self.shuffle.window is not None else ()
         return ReadAhead(some, self.samples, pool, find_worker(), self.times)
 
@@ -532,11 +529,11 @@ class ShardDataset(ResumableDataset):
         }
 
     def transform_key(self, epoch: int) -> int:
-        """The key of the random numbers for transforms in an epoch."""
+        """Return the key of the random numbers for transforms in an epoch."""
         return derive_key(self.shuffle.seed, epoch, _TRANSFORMS)
 
     def reader(self, pool: ShardPool, allocate: Allocate) -> SampleReader:
-        """What makes batches of this dataset's samples from a pool of its shards."""
+        """Make a reader of this dataset's samples from a pool of its shards."""
         skip = self._arguments["on_bad_sample"] == "skip"
         several = {name: found for name, found in self.fields.items() if len(found) > 1}
         delivery = Delivery(

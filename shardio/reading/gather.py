@@ -15,6 +15,7 @@ on n alone (zlib's crc32_combine). The members are combined in pairs, then pairs
 from __future__ import annotations
 
 import zlib
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from shardio.planning.epoch import References
 from shardio.processes import new_lock
-from shardio.reading.shards import OpenShard, Places, ShardPool, Wanted
+from shardio.reading.shards import Entries, OpenShard, Places, ShardPool
 from shardio.storage.base import StoredFile
 from shardio.storage.copying import RowCopier
 from shardio.storage.local import BLOCK
@@ -61,14 +62,14 @@ def check_rows(
 def _crc_of_short(block: NDArray[np.uint8], sizes: NDArray[np.int64]) -> NDArray[np.uint32]:
     table = _byte_table()
     crc = np.full(len(block), 0xFFFFFFFF, np.uint32)
-    for place in range(block.shape[1]):
-        step = table[(crc ^ block[:, place]) & 0xFF] ^ (crc >> 8)
-        crc = np.where(place < sizes, step, crc)
+    for byte in range(block.shape[1]):
+        step = table[(crc ^ block[:, byte]) & 0xFF] ^ (crc >> 8)
+        crc = np.where(byte < sizes, step, crc)
     return ~crc
 
 
 def _crc_of_rows(rows: NDArray[np.uint32], width: int) -> int:
-    """CRC-32 of rows of one width laid end to end, of the CRC-32 of each."""
+    """Compute the CRC-32 of rows of one width laid end to end from the CRC-32 of each."""
     level = 0
     while len(rows) > 1:
         missing = -len(rows) % _JOINED
@@ -94,7 +95,7 @@ def _apply(operator: Operator, values: NDArray[np.uint32]) -> NDArray[np.uint32]
 
 @lru_cache(maxsize=64)
 def _joining(size: int) -> NDArray[np.uint32]:
-    """The maps of _JOINED pieces of a size to what they give when laid end to end.
+    """Make the maps of _JOINED pieces of a size to their part of the checksum of all.
 
     Returns:
         uint32 [_JOINED, 4, 256]; each piece has as many more appended as follow it.
@@ -109,7 +110,7 @@ def _joining(size: int) -> NDArray[np.uint32]:
 
 @lru_cache(maxsize=64)
 def _appending(size: int) -> Operator:
-    """What appending that many bytes does to the checksum of what comes before."""
+    """Make the map of a checksum to that after so many further zeros."""
     half = size // 2
     if half > _SHORT_RUN:
         once = _appending(half)
@@ -120,14 +121,14 @@ def _appending(size: int) -> Operator:
     bits = [zlib.crc32(zeros, 1 << bit) ^ start for bit in range(32)]
     operator = np.zeros((4, 256), np.uint32)
     for bit, image in enumerate(bits):
-        place, within = divmod(bit, 8)
-        operator[place, (np.arange(256) >> within & 1) == 1] ^= np.uint32(image)
+        byte, within = divmod(bit, 8)
+        operator[byte, (np.arange(256) >> within & 1) == 1] ^= np.uint32(image)
     return operator
 
 
 @lru_cache(maxsize=1)
 def _byte_table() -> NDArray[np.uint32]:
-    """The table of CRC-32 by bytes, polynomial 0xEDB88320 (ITU-T V.42, reflected)."""
+    """Make the table of CRC-32 by bytes, polynomial 0xEDB88320 (ITU-T V.42, reflected)."""
     table = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         table = np.where(table & 1, table >> 1 ^ np.uint32(0xEDB88320), table >> 1)
@@ -141,10 +142,10 @@ class _Group(NamedTuple):
     """Samples of one shard.
 
     Attributes:
-        shard: that they are in.
-        file: of the shard.
-        samples: int64 [k], their positions there.
-        rows: which rows of what is gathered are theirs.
+        shard: shard of the samples.
+        file: file of the shard.
+        samples: int64 [k], positions of the samples in the shard.
+        rows: rows of the samples in the gathered blocks.
     """
 
     shard: OpenShard
@@ -153,7 +154,7 @@ class _Group(NamedTuple):
     rows: slice
 
     def within(self, rows: slice) -> _Group:
-        """What of it is in some rows, which are counted from their first."""
+        """Return the part in some rows, with rows counted from the first of these."""
         start, stop = max(self.rows.start, rows.start), min(self.rows.stop, rows.stop)
         samples = self.samples[max(start - self.rows.start, 0) : max(stop - self.rows.start, 0)]
         return _Group(self.shard, self.file, samples, slice(start - rows.start, stop - rows.start))
@@ -163,9 +164,9 @@ class Rows(NamedTuple):
     """One field of several samples.
 
     Attributes:
-        field: its name.
-        block: uint8 [n, w], where w is the greatest size.
-        sizes: int64 [n], how many bytes of each row belong to it.
+        field: name of the field.
+        block: uint8 [n, w], with the greatest size as w.
+        sizes: int64 [n], number of bytes in each row.
     """
 
     field: str
@@ -177,9 +178,9 @@ class Gathered(NamedTuple):
     """Several fields of several samples.
 
     Attributes:
-        order: int64 [n], which sample each row is of.
-        keys: of the rows.
-        fields: one Rows a wanted field, valid until the next are gathered.
+        order: int64 [n], sample of each row.
+        keys: keys of the rows.
+        fields: rows of each entry's field, valid until the next are gathered.
     """
 
     order: NDArray[np.int64]
@@ -191,40 +192,39 @@ class Gatherer:
     """Reads fields of samples of several shards.
 
     Args:
-        pool: of the shards.
-        wanted: fields with their alternatives.
+        pool: pool of the shards.
+        entries: alternatives of each entry.
 
     Attributes:
-        lock: to be held while gathering. The steps are so short that two threads at once would
+        lock: lock to hold while gathering. The steps are so short that two threads at once would
             hand the interpreter's lock to each other at every one, and be slower than one.
     """
 
-    def __init__(self, pool: ShardPool, wanted: Wanted) -> None:
+    def __init__(self, pool: ShardPool, entries: Entries) -> None:
         self.lock = new_lock()
         self._pool = pool
-        self._wanted = wanted
-        self._fields = [RowCopier() for _ in wanted]
-        self._headers = RowCopier()
+        self._entries = entries
+        self._copiers = defaultdict[int | None, RowCopier](RowCopier)  # of entries, and of headers
 
     def gather(self, references: References, slots: range) -> Iterator[Gathered | None]:
         """Read samples, some at a time.
 
         Args:
             references: samples of a batch.
-            slots: consecutive ones of them.
+            slots: consecutive slots of the batch.
 
         Yields:
             None, and nothing more, if the samples are not alike, or not what the index recorded:
             reading them one by one tells.
 
         Raises:
-            TarError: a shard was changed or cut off.
+            TarError: a shard was changed or truncated.
         """
-        wanted = slice(slots.start, slots.stop)
-        shards, samples = references.shards[wanted], references.indices[wanted]
+        part = slice(slots.start, slots.stop)
+        shards, samples = references.shards[part], references.indices[part]
         order = np.argsort(shards, kind="stable")
         groups = self._group(shards[order], samples[order])
-        places = _locate(groups, self._wanted)
+        places = _locate(groups, self._entries)
         widths = _widths(places) if places is not None else []
         if places is None or not widths:
             yield None
@@ -232,7 +232,7 @@ class Gatherer:
         at_once = max(1, _MOST_AT_ONCE // sum(widths))
         for start in range(0, len(order), at_once):
             inside = slice(start, min(start + at_once, len(order)))
-            some = [part for group in groups if (part := group.within(inside)).samples.size]
+            some = [found for group in groups if (found := group.within(inside)).samples.size]
             fields = self._read(some, places.each(itemgetter((slice(None), inside))), widths)
             if fields is None:
                 yield None
@@ -249,11 +249,11 @@ class Gatherer:
         return groups
 
     def _read(self, groups: list[_Group], places: Places, widths: list[int]) -> list[Rows] | None:
-        """The bytes of all fields; None if they are not what the index recorded."""
+        """Read all fields; None if the bytes are not what the index recorded."""
         found: list[Rows] = []
         files, counts = [group.file for group in groups], [len(group.samples) for group in groups]
         for field, width in enumerate(widths):
-            block = self._fields[field].copy(files, counts, places.offsets[field], width)
+            block = self._copiers[field].copy(files, counts, places.offsets[field], width)
             sizes, sums = places.sizes[field], places.checksums
             if block is None or not (sums is None or check_rows(block, sizes, sums[field])):
                 return None
@@ -271,19 +271,19 @@ class Gatherer:
         places: Places,
         expected: NDArray[np.uint32],
     ) -> bool:
-        """Whether the headers of all fields, which reach to the data, are those of the index.
+        """Tell whether the headers of all fields, which end at the data, are those of the index.
 
         They are copied after the data: whoever overwrites a shard meets the headers first.
         """
         firsts, sizes = places.firsts.T, (places.offsets - places.firsts).T
         several = [count * sizes.shape[1] for count in counts]
-        block = self._headers.copy(files, several, firsts.reshape(-1), int(sizes[0, 0]))
+        block = self._copiers[None].copy(files, several, firsts.reshape(-1), int(sizes[0, 0]))
         return block is not None and check_rows(block, sizes.reshape(-1), expected.T.reshape(-1))
 
 
-def _locate(groups: list[_Group], wanted: Wanted) -> Places | None:
-    """Where the fields of all samples are; None if they are not alike."""
-    found = [group.shard.places(group.samples, wanted) for group in groups]
+def _locate(groups: list[_Group], entries: Entries) -> Places | None:
+    """Find the places of all samples' fields; None if they are not alike."""
+    found = [group.shard.places(group.samples, entries) for group in groups]
     parts = [part for part in found if part is not None]
     if len(parts) < len(found) or len({part.fields for part in parts}) > 1:
         return None
@@ -303,12 +303,12 @@ def _locate(groups: list[_Group], wanted: Wanted) -> Places | None:
 
 
 def _widths(places: Places) -> list[int]:
-    """Bytes to copy of each field.
+    """Find the greatest size of each field.
 
     Returns:
-        The greatest size of each; none if sizes differ that must not, or data start inside a block
-        (so that what follows a shorter member is no padding), or a field is empty in all samples,
-        or headers that are verified differ in size.
+        The sizes; none if sizes differ that must not, or data start inside a block (so that what
+        follows a shorter member is no padding), or a field is empty in all samples, or headers that
+        are verified differ in size.
     """
     most = places.sizes.max(axis=1)
     unlike = (most > MOST_SHORT) & (places.sizes.min(axis=1) < most)

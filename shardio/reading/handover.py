@@ -45,10 +45,10 @@ _LEAST_LENT = 1 << 16  # bytes; less is not worth the keeping
 
 
 class Recycler:
-    """Lends memory and takes it back; an Allocate, for any number of threads.
+    """Thread-safe pool of reusable memory; an Allocate.
 
     Args:
-        make: new memory, uint8 [size].
+        make: function that makes new memory, uint8 [size].
     """
 
     def __init__(self, make: Callable[[int], NDArray[np.uint8]] | None = None) -> None:
@@ -91,7 +91,7 @@ class HandedOver(dict[str, Any]):
     """A batch that a DataLoader's worker sends to the training process; there it is a dict.
 
     Attributes:
-        sender: of its memory.
+        sender: sender of its memory.
     """
 
     sender: Sender | None = None
@@ -139,7 +139,7 @@ class Sender:
                 yield place.pop()
 
     def pack(self, batch: dict[str, Any]) -> _Packed:
-        """A batch with its tensors described, to be pickled once."""
+        """Describe the tensors of a batch, to be pickled once."""
         segments: dict[int, torch.UntypedStorage | None] = {}
         values = dict(batch)
         for name, value in batch.items():
@@ -157,7 +157,7 @@ class Sender:
         return _Packed(self._name, segments, values)
 
     def _take(self, size: int) -> _Segment:
-        """A segment that nobody holds; of those that are not needed, few are kept."""
+        """Take or make a segment that nobody holds; few of the others are kept."""
         self._segments[:] = [part for part in self._segments if not part.memory[_ENDED]]
         free = [segment for segment in self._segments if segment.is_free()]
         fitting = [segment for segment in free if size <= segment.room <= 2 * size]
@@ -190,12 +190,12 @@ class _Segment:
     """Shared memory of a worker.
 
     Attributes:
-        number: tells it from others of the process.
-        storage: as torch sends it.
-        memory: the same, uint8 [64 + size].
-        filling: this process holds tensors in it.
-        sent: they were sent.
-        forked: a fork of this process holds them.
+        number: number of the segment in the process.
+        storage: torch's storage of the memory.
+        memory: same memory, uint8 [64 + size].
+        filling: whether this process holds tensors in it.
+        sent: whether these tensors were sent.
+        forked: whether a fork of this process holds them.
     """
 
     number: int
@@ -211,11 +211,11 @@ class _Segment:
         return len(self.memory) - _HEADER
 
     def is_free(self) -> bool:
-        """Nobody holds tensors in it."""
+        """Tell whether nobody holds tensors in it."""
         return not (self.filling or self.forked or self.memory[_HELD])
 
     def end_filling(self) -> None:
-        """No tensor of this process lies in it any more."""
+        """Note that no tensor of this process lies in it any more."""
         self.filling = False
         _used.discard(self)
 
@@ -224,8 +224,8 @@ class _Small(NamedTuple):
     """A tensor that is sent by value.
 
     Attributes:
-        array: with the axes in the order of memory.
-        axes: of the tensor, in the array.
+        array: array with the axes in the order of memory.
+        axes: axis in the array of each axis of the tensor.
     """
 
     array: NDArray[Any]
@@ -251,12 +251,12 @@ class _Location(NamedTuple):
 
 
 class _Packed(NamedTuple):
-    """What is pickled of a batch.
+    """Pickled form of a batch.
 
     Attributes:
-        sender: its process, and its number there.
-        segments: by number; None for those that the receiver has.
-        values: of the batch; tensors are described.
+        sender: process of the sender, and its number there.
+        segments: storage of each segment by number; None for those that the receiver has.
+        values: entries of the batch, with described tensors.
     """
 
     sender: tuple[int, int]
@@ -269,9 +269,9 @@ class _Loan:
     """A batch's memory in the process that received it.
 
     Attributes:
-        key: of the segment.
-        memory: the segment.
-        forked: a fork of this process holds it, too.
+        key: sender and number of the segment.
+        memory: memory of the segment.
+        forked: whether a fork of this process holds it, too.
     """
 
     key: tuple[tuple[int, int], int]
@@ -282,7 +282,7 @@ class _Loan:
 _mapped: dict[tuple[tuple[int, int], int], NDArray[np.uint8]] = {}
 """The memory that this process has received, by sender and number."""
 _used: set[_Loan | _Segment] = set()
-"""What this process holds tensors in, received or to be sent."""
+"""Memory that this process holds tensors in, received or to be sent."""
 
 
 def _before_fork() -> None:
@@ -357,7 +357,7 @@ def _end(segments: list[_Segment], worker: int) -> None:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is a tensor that its memory, shape and strides tell all about."""
+    """Tell whether a value is a tensor that its memory, shape and strides describe in full."""
     return (
         type(value) is torch.Tensor
         and value.dtype in _SENT

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 class Event(Protocol):
-    """What a stream reaches when the work that came before is done; as torch.cuda.Event."""
+    """Mark in a stream, reached when the work before it is done; as torch.cuda.Event."""
 
     def query(self) -> bool:
         """Tell whether it was reached."""
@@ -54,13 +54,13 @@ class Event(Protocol):
 
 
 class Stream(Protocol):
-    """A queue of work of a device."""
+    """Queue of work of a device."""
 
     def entered(self) -> AbstractContextManager[object]:
-        """A context in which work is put into it."""
+        """Return a context in which work is put into it."""
 
     def record(self) -> Event:
-        """What is reached when all work put into it so far is done."""
+        """Return a mark after all work put into it so far."""
 
 
 class Moving(NamedTuple):
@@ -68,7 +68,7 @@ class Moving(NamedTuple):
 
     Attributes:
         batch: entries on the device.
-        done: reached when their values are there.
+        done: mark that is reached when their values are there.
     """
 
     batch: dict[str, Any]
@@ -79,10 +79,10 @@ class Transfer:
     """Copies batches to a device.
 
     Args:
-        device: such as "cuda", "cuda:1" or "cpu".
+        device: device such as "cuda", "cuda:1" or "cpu".
 
     Attributes:
-        allocate: makes the host memory that batches are copied from.
+        allocate: function that makes the host memory to copy batches from.
 
     Raises:
         UsageError: there is no such device.
@@ -106,7 +106,7 @@ class Transfer:
         return Moving(moved, done)
 
     def deliver(self, moving: Moving) -> dict[str, Any]:
-        """The batch, for the stream that the loop computes on."""
+        """Return the batch to the stream that the loop computes on."""
         moving.done.wait()
         if self._device.type == "cuda":
             stream = torch.cuda.current_stream(self._device)
@@ -134,7 +134,7 @@ class _CudaStream:
 
 
 class _NoStream:
-    """Of a device whose copies have ended when they return."""
+    """Stream of a device whose copies have ended when they return."""
 
     def entered(self) -> AbstractContextManager[object]:
         return nullcontext()
@@ -237,11 +237,11 @@ class Loader(IterableDataset[dict[str, Any]]):
         return {**vars(self), "_loops": weakref.WeakSet()}
 
     def state_dict(self, batch: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Where the loop is, after the batches that it received; see ShardDataset.state_dict."""
+        """Save the position of the loop; see ShardDataset.state_dict."""
         return self.dataset.state_dict(batch)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Make the next loop go on there; see ShardDataset.load_state_dict."""
+        """Make the next loop continue at a position; see ShardDataset.load_state_dict."""
         self.dataset.load_state_dict(state)
 
     def set_epoch(self, epoch: int) -> None:
@@ -272,7 +272,7 @@ class _Begun(NamedTuple):
 
     Attributes:
         batch: batch in the making.
-        chunks: its slots, filled by one task each.
+        chunks: task of each chunk of its slots.
     """
 
     batch: UnfinishedBatch
@@ -280,10 +280,10 @@ class _Begun(NamedTuple):
 
 
 class _Failed:
-    """A batch that could not be planned; an UnfinishedBatch that raises why.
+    """A batch that could not be planned; an UnfinishedBatch that raises the reason.
 
     Args:
-        error: to raise.
+        error: error to raise.
     """
 
     chunk = 1

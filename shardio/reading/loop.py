@@ -1,9 +1,9 @@
-"""The one contract of everything that is looped over: epochs, steps, ranks, state.
+"""Loops over datasets: epochs, steps, ranks and state, one contract for all of them.
 
-A loop is a range of steps of an epoch. The subclass knows how many steps an epoch has and how to
-begin the batches of some of them; this module knows which steps those are, for this rank and
-worker, and what is remembered of them. Workers run ahead of a training loop, so what the loop has
-received is known from the batch that it holds: batches carry their epoch and step.
+A loop is a range of steps of an epoch. The subclass counts the steps of an epoch and begins the
+batches of some of them. This module decides which steps those are for this rank and worker, and
+keeps the position. Workers run ahead of a training loop, so its position is known from the last
+batch that it received: batches carry their epoch and step.
 
 The state of a loop is a position (epoch and step) and the identity of what it is a position in:
 everything that the sequence of global batches depends on. The identity is compared entry by entry,
@@ -30,9 +30,7 @@ import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from multiprocessing.util import Finalize, register_after_fork
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -46,6 +44,7 @@ from shardio.fields.image import forbid_opencv_threads
 from shardio.planning.epoch import steps_of_worker
 from shardio.processes import is_alive
 from shardio.reading.handover import Allocate, Batches, Recycler, Sender
+from shardio.reading.settings import divide_batch
 from shardio.storage.temporary import locked_contents, path_of_process
 
 if TYPE_CHECKING:
@@ -59,15 +58,26 @@ _ENTRIES = frozenset({"__iter__", "set_epoch"})
 """Their methods that call the dataset."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ranks:
-    """Rank of this process among world_size ranks."""
+class Share(NamedTuple):
+    """Share of one rank in every step.
+
+    Attributes:
+        rank: number of the rank.
+        world_size: number of ranks.
+        batch_size: samples of the rank in a step.
+    """
 
     rank: int
     world_size: int
+    batch_size: int
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples of all ranks in a step."""
+        return self.batch_size * self.world_size
 
 
-def find_ranks(rank: int | None, world_size: int | None) -> Ranks:
+def find_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
     """Find rank and world size: as given, else of torch.distributed, else of torchrun, else 0 of 1.
 
     Raises:
@@ -83,7 +93,7 @@ def find_ranks(rank: int | None, world_size: int | None) -> Ranks:
         rank, world_size = _ranks_of_environment()
     if not 0 <= rank < world_size:
         raise UsageError(f"rank {rank} is outside 0 to {world_size - 1} (world_size - 1)")
-    return Ranks(rank=rank, world_size=world_size)
+    return rank, world_size
 
 
 def _ranks_of_environment() -> tuple[int, int]:
@@ -94,33 +104,38 @@ def _ranks_of_environment() -> tuple[int, int]:
         return int(rank or ""), int(world_size or "")
     except ValueError as error:
         raise UsageError(
-            f"the environment has RANK={rank} and WORLD_SIZE={world_size}: set both to numbers, "
-            "unset both, or pass rank and world_size"
+            f"the environment has RANK={rank} and WORLD_SIZE={world_size}",
+            remedy="set both to numbers, unset both, or pass rank and world_size",
         ) from error
 
 
-def find_divider() -> str | None:
-    """Name the library that divides among the ranks what the calling method yields, if one does.
+def _refuse_second_division(share: Share) -> None:
+    """Raise UsageError if another library divides the share of a rank among the ranks.
 
     accelerate's prepare and transformers' Trainer wrap an iterable dataset and drop the share of
-    the other ranks. They ask it nothing from which it could know, so the frames of the callers are
-    looked at, which are the wrapper's own loop, in worker processes too.
+    the other ranks. They call no method that would tell it, so the callers' frames are searched for
+    the wrapper's own loop, in worker processes too.
     """
-    frame: FrameType | None = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1) if share.world_size > 1 else None
     while frame is not None:
-        if frame.f_code.co_name in _ENTRIES:
-            for kind in type(frame.f_locals.get("self")).__mro__:
-                if kind.__name__ in _DIVIDERS:
-                    return kind.__module__.partition(".")[0]
+        kinds = type(frame.f_locals.get("self")).__mro__ if frame.f_code.co_name in _ENTRIES else ()
+        if divider := next((kind for kind in kinds if kind.__name__ in _DIVIDERS), None):
+            raise UsageError(
+                f"{divider.__module__.partition('.')[0]} divides among the ranks what this dataset "
+                "has divided already, so that samples would be lost",
+                remedy=(
+                    "leave its loader out of prepare(), or give prepare() a shardio.Loader, or "
+                    "make the dataset with rank=0, world_size=1 and batch in the DataLoader"
+                ),
+            )
         frame = frame.f_back
-    return None
 
 
 def _refuse_second_batching() -> None:
     """Raise UsageError if a DataLoader stacks what the calling generator yields.
 
-    A DataLoader with a batch size hands a list to its collate_fn, and asks the dataset nothing from
-    which it could know. Its own loop is among the callers' frames.
+    A DataLoader with a batch size hands a list to its collate_fn, and calls no method of the
+    dataset that would tell it. Its own loop is among the callers' frames.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -136,7 +151,7 @@ def _refuse_second_batching() -> None:
 
 
 def find_worker() -> tuple[int, int]:
-    """Worker and num_workers of this process; the main process is worker 0 of 1."""
+    """Find worker and num_workers of this process; the main process is worker 0 of 1."""
     info = get_worker_info()
     return (0, 1) if info is None else (info.id, info.num_workers)
 
@@ -178,19 +193,21 @@ def read_state(
 
     Args:
         state: state that make_state made.
-        identity: identity of the dataset and plan that the state must be of.
+        identity: expected identity of the dataset and plan.
         worker: worker and num_workers, as for make_state.
 
     Raises:
-        UsageError: the state is none, or of another version, dataset, plan or worker.
+        UsageError: it is not a state, or one of another version, dataset, plan or worker.
     """
     version = state.get("version") if isinstance(state, Mapping) else None
     if type(version) is not int:
-        raise UsageError(f"{_short(state)} is no state of a dataset: pass what state_dict() gave")
+        raise UsageError(
+            f"{_short(state)} is not a state of a dataset", remedy="pass a result of state_dict()"
+        )
     if version != VERSION:
         raise UsageError(
-            f"the state has version {version}, this shardio reads {VERSION}: install the shardio "
-            "that wrote it"
+            f"the state has version {version}, this shardio reads {VERSION}",
+            remedy="install the shardio that wrote it",
         )
     different = [
         f"{name} was {state.get(name)!r}, is {value!r}"
@@ -199,8 +216,11 @@ def read_state(
     ]
     if different:
         raise UsageError(
-            f"the state belongs to other batches: {'; '.join(different)}. Open the dataset as it "
-            "was when the state was saved, or start an epoch anew with set_epoch()"
+            f"the state belongs to other batches: {'; '.join(different)}",
+            remedy=(
+                "open the dataset as it was when the state was saved, or start an epoch anew with "
+                "set_epoch()"
+            ),
         )
     _check_worker(state.get("worker"), worker)
     epoch, step = state.get("epoch"), state.get("step")
@@ -215,8 +235,8 @@ def _check_worker(saved: object, worker: tuple[int, int] | None) -> None:
         return
     if saved is None:
         raise UsageError(
-            "a worker was given the state of a whole loop: load it into the dataset before the "
-            "DataLoader starts its workers"
+            "a worker was given the state of a whole loop",
+            remedy="load it into the dataset before the DataLoader starts its workers",
         )
     raise UsageError(
         f"the state is of worker and num_workers {saved}, here they are {here}",
@@ -257,10 +277,11 @@ class EpochCounter:
         self._remove_at_end()
 
     def begin(self, own: Position | None = None) -> Position:
-        """Where the iteration that starts now in this process starts.
+        """Begin an iteration in this process, and return its first position.
 
         Args:
-            own: where this worker starts, if it knows; the next iteration is the epoch after.
+            own: first position of this worker, if it has one; the next iteration is the epoch
+                after.
         """
         self._iterations_here += 1
         worker = get_worker_info()
@@ -287,14 +308,14 @@ class EpochCounter:
             return Position(*start)
 
     def set_next(self, position: Position) -> None:
-        """Make the next iteration, in whatever process, start there."""
+        """Make the next iteration, in whatever process, start at a position."""
         with self._shared() as state:
             state["next"] = position
             state["by_workers"] = False
 
     @property
     def next(self) -> Position:
-        """Where the next iteration will start."""
+        """First position of the next iteration."""
         with self._shared() as state:
             return Position(*state["next"])
 
@@ -321,32 +342,29 @@ class EpochCounter:
         loading = os.getpid()
         if get_worker_info() is not None and parent is not None and parent.pid is not None:
             loading = parent.pid
-        with locked_contents(self._file_of(loading)) as contents:
+        with locked_contents(path_of_process(loading, self._token)) as contents:
             state = _parse(contents.data) or self._inherited()
             yield state
             contents.data = json.dumps(state).encode()
 
     def _inherited(self) -> dict[str, Any]:
-        """What a process that has counted nothing yet starts with: its parent's count."""
+        """Return the parent's count, with which a process starts that has counted nothing yet."""
         found = None
         if self._made_in != os.getpid():
             with suppress(OSError):
-                found = _parse(self._file_of(self._made_in).read_bytes())
+                found = _parse(path_of_process(self._made_in, self._token).read_bytes())
         return {**(found or self._start), "iterations": []}
-
-    def _file_of(self, loading: int) -> Path:
-        return path_of_process(loading, self._token)
 
     def _remove_at_end(self) -> None:
         """Have this process, and those that it forks, remove its file when the dataset goes."""
         # Unlike weakref.finalize, this also runs where a child of multiprocessing ends.
-        path = self._file_of(os.getpid())
+        path = path_of_process(os.getpid(), self._token)
         Finalize(self, path.unlink, kwargs={"missing_ok": True}, exitpriority=-1)
         register_after_fork(self, EpochCounter._remove_at_end)
 
 
 def _parse(data: bytes) -> dict[str, Any] | None:
-    """The state in a file; None where none was written, or a killed process wrote half of it."""
+    """Read the state in a file; None if nothing or, by a killed process, half of it was written."""
     try:
         state: dict[str, Any] = json.loads(data)
     except ValueError:
@@ -395,14 +413,9 @@ def finish_in_turn(batches: Iterator[UnfinishedBatch]) -> Batches:
 _living: weakref.WeakSet[Batches] = weakref.WeakSet()
 
 
-def _ending_at_exit(loop: Batches) -> Batches:
-    """Have a loop end with the interpreter, before global names are gone that its end needs."""
-    _living.add(loop)
-    return loop
-
-
 @atexit.register
 def _end_loops() -> None:
+    """End all loops before the global names are gone that they need for that."""
     for loop in [*_living]:
         with suppress(ValueError):  # another thread is in it
             loop.close()
@@ -414,7 +427,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
     Args:
         batch_sizes: samples of one rank in a step, and of all ranks; one is None, both to yield
             samples.
-        ranks: rank and world size as find_ranks takes them.
+        ranks: rank and world size, see find_ranks.
 
     Raises:
         UsageError: the global batch does not divide among the ranks, or rank is outside them.
@@ -437,10 +450,10 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         self._own_start: Position | None = None
         self._loop_number = 0  # of the loop that says where the dataset is
         self._makes_batches = batch_sizes != (None, None)
-        self._divide(self.ranks)
+        self.share  # noqa: B018  refuses a global batch that does not divide
 
     @abstractmethod
-    def _count_steps(self, ranks: Ranks) -> int:
+    def _count_steps(self, share: Share) -> int:
         """Count the steps of an epoch, or raise UsageError for an epoch that cannot be."""
 
     @abstractmethod
@@ -449,7 +462,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
 
     @abstractmethod
     def _read_steps(
-        self, epoch: int, steps: Sequence[int], ranks: Ranks, allocate: Allocate
+        self, epoch: int, steps: Sequence[int], share: Share, allocate: Allocate
     ) -> UnfinishedBatches:
         """Begin the batches, or samples, of a rank in some ascending steps of an epoch."""
 
@@ -459,23 +472,26 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         Raises:
             UsageError: no epoch can be made, or none with equal steps for the number of ranks.
         """
-        return self._count_steps(self.ranks)
+        return self._count_steps(self.share)
 
     @property
     def batch_size(self) -> int | None:
-        """Samples of this rank in a step; None where samples are yielded."""
-        return self._divide(self.ranks) if self._makes_batches else None
+        """Samples of this rank in a step; None if samples are yielded."""
+        return self.share.batch_size if self._makes_batches else None
 
     @property
     def global_batch_size(self) -> int:
         """Samples of all ranks in a step."""
-        ranks = self.ranks
-        return self._divide(ranks) * ranks.world_size
+        return self.share.global_batch_size
 
     @property
-    def ranks(self) -> Ranks:
-        """Rank and world size."""
-        return find_ranks(*self._ranks)
+    def share(self) -> Share:
+        """Share of this rank, by the environment as it is now."""
+        rank, world_size = find_ranks(*self._ranks)
+        batch_size, global_batch_size = self._batch_sizes
+        if global_batch_size is not None:
+            batch_size = divide_batch(global_batch_size, world_size)
+        return Share(rank, world_size, batch_size or 1)
 
     def __len__(self) -> int:
         """Batches that this rank takes in an epoch; samples if there is no batch_size."""
@@ -499,19 +515,21 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         Raises:
             UsageError: the batches of this rank would be divided among the ranks again.
         """
-        self._refuse_second_division()
+        share = self.share
+        _refuse_second_division(share)
         if get_worker_info() is None:
-            return _ending_at_exit(self._loop(finish, allocate or Recycler()))
+            loop = self._loop(finish, allocate or Recycler(), share)
+            _living.add(loop)
+            return loop
         forbid_opencv_threads()
         if allocate is not None or not self._makes_batches:
-            return self._loop(finish, allocate or Recycler(), self._begin())
+            return self._loop(finish, allocate or Recycler(), share, self._begin(share))
         sender = Sender()
-        return sender.send(self._loop(finish, sender, self._begin()))
+        return sender.send(self._loop(finish, sender, share, self._begin(share)))
 
-    def _begin(self) -> tuple[int, range, Ranks]:
-        """Take the next epoch, and the steps of it that are this worker's."""
-        ranks = self.ranks
-        num_steps, (worker, num_workers) = self._count_steps(ranks), find_worker()
+    def _begin(self, share: Share) -> tuple[int, range]:
+        """Take the next epoch, and this worker's steps of it."""
+        num_steps, (worker, num_workers) = self._count_steps(share), find_worker()
         own, self._own_start = self._own_start, None
         epoch, first = self._epochs.begin(own)
         steps = steps_of_worker(first, num_steps, worker, num_workers)
@@ -519,16 +537,20 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
             steps = range(own.step, num_steps, num_workers)
         self._position = Position(epoch, steps.start)
         self._loop_number += 1
-        return epoch, steps, ranks
+        return epoch, steps
 
     def _loop(
-        self, finish: Finish, allocate: Allocate, begun: tuple[int, range, Ranks] | None = None
+        self,
+        finish: Finish,
+        allocate: Allocate,
+        share: Share,
+        begun: tuple[int, range] | None = None,
     ) -> Batches:
-        epoch, steps, ranks = begun or self._begin()
+        epoch, steps = begun or self._begin(share)
         if self._makes_batches:
             _refuse_second_batching()
         loop = self._loop_number
-        unfinished = self._read_steps(epoch, steps, ranks, allocate)
+        unfinished = self._read_steps(epoch, steps, share, allocate)
         with closing(unfinished), closing(finish(unfinished)) as batches:
             for step in steps:
                 only = [next(batches)]  # only the caller keeps a batch, so that memory is reused
@@ -537,10 +559,9 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
                 yield self._deliver(only.pop(), epoch, step)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What other processes get: a rank from torch.distributed, which workers do not know."""
+        """Tell other processes a rank from torch.distributed, which workers do not know."""
         known = torch.distributed.is_available() and torch.distributed.is_initialized()
-        ranks = (self.ranks.rank, self.ranks.world_size) if known else self._ranks
-        return {**vars(self), "_ranks": ranks}
+        return {**vars(self), "_ranks": find_ranks(*self._ranks) if known else self._ranks}
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next loop that epoch; later loops count on from it.
@@ -548,31 +569,32 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         Raises:
             UsageError: it is not a whole number from 0, or too large.
         """
-        self._refuse_second_division()
+        _refuse_second_division(self.share)
         self._start_at(Position(self._check_epoch(epoch), 0))
 
     def state_dict(self, batch: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Where the loop is, in less than 1 KB, for load_state_dict on any number of ranks.
+        """Save the position of the loop, in less than 1 KB, for load_state_dict.
 
         Args:
-            batch: the last one that the loop received. It is needed where a DataLoader's workers
-                read, since they run ahead of the loop; without workers it may be left out.
+            batch: last batch that the loop received. It is needed if a DataLoader's workers read,
+                since they run ahead of the loop; without workers it may be left out.
 
         Returns:
-            Version, epoch, next step, and what identifies dataset and plan: values for JSON.
+            Version, epoch, next step, and identity of the dataset and plan: values for JSON.
 
         Raises:
-            UsageError: workers read and no batch is given, or it has no place.
+            UsageError: workers read and no batch is given, or it has no epoch and step.
         """
         worker = find_worker() if get_worker_info() is not None else None
         if batch is not None:
             position, worker = _position_after(batch), None
         elif worker is None and self._epochs.by_workers:
             raise UsageError(
-                "DataLoader workers read ahead of the loop: pass the last batch that it "
-                "received, state_dict(batch). A dataset without batch_size has no such "
-                "batch",
-                remedy="use torchdata's StatefulDataLoader, or num_workers=0",
+                "DataLoader workers read ahead of the loop, so its position is not known",
+                remedy=(
+                    "pass the last batch that it received, state_dict(batch); without batch_size, "
+                    "use torchdata's StatefulDataLoader or num_workers=0"
+                ),
             )
         else:
             position = self._position or self._epochs.next
@@ -581,14 +603,14 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         return make_state(self._identity(), position, worker)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Make the next loop go on where a state was taken; later loops are later epochs.
+        """Make the next loop continue at a saved position; later loops are later epochs.
 
         Args:
-            state: from state_dict of a dataset with the same shards, seed, shuffle and global
-                batch size; ranks, workers and transforms may differ.
+            state: state_dict of a dataset with the same shards, seed, shuffle and global batch
+                size; ranks, workers and transforms may differ.
 
         Raises:
-            UsageError: the state is of another dataset, plan or version; it says what differs.
+            UsageError: the state is of another dataset, plan or version.
         """
         worker = find_worker() if get_worker_info() is not None else None
         position = read_state(state, self._identity(), worker)
@@ -609,11 +631,11 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         return self._epochs.num_bad_samples
 
     def _count_epochs(self) -> int:
-        """How many epochs there are, of which each has an order of its own."""
+        """Count the epochs that have an order of their own."""
         return _EPOCHS
 
     def _check_epoch(self, epoch: object) -> int:
-        """An epoch as int.
+        """Return an epoch as int.
 
         Raises:
             UsageError: there is no such epoch.
@@ -624,7 +646,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         return number
 
     def _copy(self) -> Self:
-        """The same dataset, counting epochs of its own."""
+        """Copy the dataset; the copy counts epochs of its own."""
         copy = object.__new__(type(self))
         vars(copy).update(vars(self))
         copy._epochs = EpochCounter()
@@ -643,33 +665,9 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         batch["__epoch__"], batch["__step__"] = epoch, step
         return batch
 
-    def _refuse_second_division(self) -> None:
-        """Raise UsageError if another library divides the share of this rank among the ranks."""
-        if self.ranks.world_size > 1 and (divider := find_divider()) is not None:
-            raise UsageError(
-                f"{divider} divides among the ranks what this dataset has divided already, so that "
-                "samples would be lost: leave its loader out of prepare(), or give prepare() a "
-                "shardio.Loader, or make the dataset with rank=0, world_size=1 and batch in the "
-                "DataLoader"
-            )
-
-    def _divide(self, ranks: Ranks) -> int:
-        """Return the samples of one rank in a step."""
-        batch_size, global_batch_size = self._batch_sizes
-        if global_batch_size is None:
-            return batch_size or 1
-        share, rest = divmod(global_batch_size, ranks.world_size)
-        if rest:
-            raise UsageError(
-                f"global_batch_size={global_batch_size} does not divide among "
-                f"{ranks.world_size} ranks",
-                remedy=f"make it a multiple of {ranks.world_size}",
-            )
-        return share
-
 
 def to_sample(batch: dict[str, Any]) -> dict[str, Any]:
-    """The one sample of a batch of one."""
+    """Return the one sample of a batch of one."""
     sample = {name: value[0] for name, value in batch.items()}
     return {
         name: value.item() if isinstance(value, torch.Tensor) and value.ndim == 0 else value
@@ -682,6 +680,6 @@ def _position_after(batch: Mapping[str, Any]) -> Position:
         return Position(int(batch["__epoch__"]), int(batch["__step__"]) + 1)
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(
-            "the batch has no '__epoch__' and '__step__': pass one as a dataset with batch_size "
-            "yields it"
+            "the batch has no '__epoch__' and '__step__'",
+            remedy="pass a batch as a dataset with batch_size yields it",
         ) from error

@@ -1,4 +1,4 @@
-"""A mean over the samples of all ranks that counts each sample once."""
+"""The mean over the samples of all ranks, with each sample counted once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class MaskedMean:
             valid: [B] bool, as batch["valid"], on any device.
 
         Raises:
-            UsageError: they are no tensors, have other shapes, or valid is no bool.
+            UsageError: they are not tensors, have other shapes, or valid is not bool.
         """
         if not (isinstance(values, torch.Tensor) and isinstance(valid, torch.Tensor)):
             raise UsageError("values and valid must be tensors, as batch['valid'] is")
@@ -50,7 +50,7 @@ class MaskedMean:
         self._sum_and_count = both if self._sum_and_count is None else self._sum_and_count + both
 
     def result(self) -> float:
-        """The mean over all ranks; every rank of torch.distributed has to call it.
+        """Compute the mean over all ranks; every rank of torch.distributed has to call it.
 
         Returns:
             The mean; NaN if no valid sample was added.

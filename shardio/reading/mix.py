@@ -28,7 +28,7 @@ from shardio.planning.order import grouped
 from shardio.reading.batch import Batch
 from shardio.reading.dataset import ShardDataset
 from shardio.reading.handover import Allocate
-from shardio.reading.loop import Identity, Ranks, ResumableDataset, UnfinishedBatches
+from shardio.reading.loop import Identity, ResumableDataset, Share, UnfinishedBatches
 from shardio.reading.shards import ShardPool
 
 Stop = Literal["first", "all"]
@@ -68,10 +68,10 @@ class Mix(ResumableDataset):
             down to whole steps, or when "all" sources have ended one, up to whole steps.
 
     Attributes:
-        sources: as given.
+        sources: datasets of the mixture.
 
     Raises:
-        UsageError: the weights are no shares, or the sources do not fit together.
+        UsageError: the weights are not shares, or the sources do not fit together.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class Mix(ResumableDataset):
         self._mixture = Mixture(self._weights)
         self._digests = _compact([_digest_of(source) for source in self.sources])
 
-    def _count_steps(self, ranks: Ranks) -> int:
-        sizes, taken = [len(source.samples) for source in self.sources], self._taken(ranks)
+    def _count_steps(self, share: Share) -> int:
+        sizes, taken = [len(source.samples) for source in self.sources], share.global_batch_size
         if self._stop == "all":
             lasts = [self._mixture.position(s, size - 1) for s, size in enumerate(sizes)]
             return -(-(max(lasts) + 1) // taken)
@@ -109,13 +109,9 @@ class Mix(ResumableDataset):
             )
         return steps
 
-    def _taken(self, ranks: Ranks) -> int:
-        """Count the samples that all ranks take in a step."""
-        return self._divide(ranks) * ranks.world_size
-
     def _count_epochs(self) -> int:
-        ranks = self.ranks
-        return _POSITIONS // (self._count_steps(ranks) * self._taken(ranks))
+        share = self.share
+        return _POSITIONS // (self._count_steps(share) * share.global_batch_size)
 
     @property
     def num_bad_samples(self) -> int:
@@ -123,10 +119,10 @@ class Mix(ResumableDataset):
         return sum(source.num_bad_samples for source in set(self.sources))
 
     def _read_steps(
-        self, epoch: int, steps: Sequence[int], ranks: Ranks, allocate: Allocate
+        self, epoch: int, steps: Sequence[int], share: Share, allocate: Allocate
     ) -> UnfinishedBatches:
-        size, taken = self._divide(ranks), self._taken(ranks)
-        start = epoch * self._count_steps(ranks) * taken + ranks.rank * size
+        size, taken = share.batch_size, share.global_batch_size
+        start = epoch * self._count_steps(share) * taken + share.rank * size
         with ExitStack() as stack:
             readers = [_SourceReader(source, allocate) for source in self.sources]
             for reader in readers:
@@ -137,7 +133,7 @@ class Mix(ResumableDataset):
                 yield _MixedBatch(draws, parts, size, allocate)
 
     def _draw(self, position: int, size: int) -> Iterator[_Draw]:
-        """What some consecutive positions of the mixture take."""
+        """List the draws of some consecutive positions of the mixture."""
         taken = self._mixture.sources(np.arange(position, position + size))
         for source, inside in grouped(taken):
             slots = np.arange(size)[inside]
@@ -243,20 +239,20 @@ def _shown(value: torch.Tensor) -> str:
 
 
 def _scatter(values: list[Any], slots: list[NDArray[np.int64]], allocate: Allocate) -> Any:
-    """One entry of a batch from those of its parts."""
+    """Make an entry of a batch from those of its parts."""
     size = sum(map(len, slots))
     if not isinstance(values[0], torch.Tensor):
         entry = [None] * size
-        for value, places in zip(values, slots, strict=True):
-            for place, item in zip(places.tolist(), value, strict=True):
-                entry[place] = item
+        for value, some in zip(values, slots, strict=True):
+            for slot, item in zip(some.tolist(), value, strict=True):
+                entry[slot] = item
         return entry
     channels_last = values[0].ndim == 4 and values[0].permute(0, 2, 3, 1).is_contiguous()
     if channels_last:
         values = [value.permute(0, 2, 3, 1) for value in values]
     batch = allocate((size, *values[0].shape[1:]), values[0].dtype)
-    for value, places in zip(values, slots, strict=True):
-        batch[torch.from_numpy(places)] = value
+    for value, some in zip(values, slots, strict=True):
+        batch[torch.from_numpy(some)] = value
     return batch.permute(0, 3, 1, 2) if channels_last else batch
 
 
@@ -284,7 +280,7 @@ def _check_weights(weights: Sequence[float], sources: int) -> None:
 def _check_sources(sources: Sequence[ShardDataset]) -> None:
     for number, source in enumerate(sources):
         if not isinstance(source, ShardDataset):
-            raise UsageError(f"source {number} is no ShardDataset: {source!r}")
+            raise UsageError(f"source {number} is not a ShardDataset: {source!r}")
         if not len(source.samples):
             raise UsageError(f"source {number} has no samples")
         if source.shuffle.streams > 1:
@@ -295,7 +291,7 @@ def _check_sources(sources: Sequence[ShardDataset]) -> None:
     facts: dict[str, list[Any]] = {
         "entries": [sorted(source.fields) for source in sources],
         "batch_size": [source.batch_size for source in sources],
-        "rank and world_size": [str(source.ranks) for source in sources],
+        "rank and world_size": [source.share[:2] for source in sources],
     }
     for name, values in facts.items():
         for number, value in enumerate(values):

@@ -13,9 +13,9 @@ reading, which meets it again and tells.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +25,8 @@ from shardio.planning.epoch import References
 from shardio.planning.order import Order, Runs, grouped
 from shardio.planning.samples import Samples
 from shardio.processes import Threads
-from shardio.reading.shards import ShardPool
+from shardio.reading.shards import OpenShard, ShardPool
 from shardio.reading.times import StageTimes
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-T = TypeVar("T")
 
 _PIECE = 128 << 10  # bytes; of one larger request Linux reads no more, unless it is set to
 _OPENERS = 32  # shards that open at once, and their indexes
@@ -42,11 +37,11 @@ class ReadAhead:
     """Asks for what the batches of a loop will need.
 
     Args:
-        orders: of the streams; windows of them are asked for. Empty asks for batches alone.
-        samples: of the dataset.
-        pool: of the dataset's shards.
-        workers: the number of this process, and how many share the asking.
-        times: of the reading in this process.
+        orders: order of each stream, whose windows are asked for; if empty, only batches are.
+        samples: samples of the dataset.
+        pool: pool of the dataset's shards.
+        workers: number of this process, and of those that share the asking.
+        times: totals of the reading in this process.
     """
 
     def __init__(
@@ -70,45 +65,37 @@ class ReadAhead:
         self._batches = Threads("ahead", 1)
         self._asking = Threads("ahead", 1)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
         """Ask for nothing more, and end the threads."""
         self._closed = True
         for threads in (self._opening, self._batches, self._asking):
             threads.end()
 
-    def enter(self, places: Sequence[tuple[int, int]], references: References) -> None:
-        """Ask for what a batch needs, and for its windows and the windows after them.
-
-        Args:
-            places: each stream that the batch takes from, and its first place there.
-            references: of the batch.
-        """
-        runs = [run for stream, place in places for run in self._new_windows(stream, place)]
-        slow = self._may_be_slow()
-        if slow:
+    def enter(self, references: References) -> None:
+        """Ask for what a batch needs, and for its windows and the windows after them."""
+        runs = self._new_windows(references) if self._orders else []
+        if self._may_be_slow():
             batch = self._batches.submit(self._ask_for_samples, references)
             if runs:
                 self._asking.submit(batch.result)  # the batch comes first
         for part in runs:
             self._asking.submit(self._ask_for_window, part)
 
-    def _new_windows(self, stream: int, place: int) -> list[Runs]:
-        if not self._orders:
-            return []
-        order = self._orders[stream]
-        window = order.window_of(place)
-        if self._asked[stream] <= window:
-            self._pool.compare_anew()  # what was opened ahead may have changed since
-        wanted = range(max(window, self._asked[stream] + 1), window + 2)
-        self._asked[stream] = max(self._asked[stream], window + 1)
-        runs = [order.runs_of_window(number) for number in wanted]
-        return [some.take(some.lengths > 0).take(self._mine) for some in runs if len(some)]
+    def _new_windows(self, references: References) -> list[Runs]:
+        """List this worker's runs of each window that was not asked for before."""
+        found: list[Runs] = []
+        for stream, inside in grouped(references.streams):
+            order, asked = self._orders[stream], self._asked[stream]
+            window = order.window_of(int(references.inner[inside][0]))
+            if asked <= window:
+                self._pool.compare_anew()  # what was opened ahead may have changed since
+            for number in range(max(window, asked + 1), window + 2):
+                runs = order.runs_of_window(number)
+                mine = np.flatnonzero(runs.lengths)[self._mine]
+                if mine.size:
+                    found.append(runs.take(mine))
+            self._asked[stream] = max(asked, window + 1)
+        return found
 
     def _may_be_slow(self) -> bool:
         """Tell whether samples came slowly since the last batch, or none has come."""
@@ -118,8 +105,8 @@ class ReadAhead:
         )
 
     def _ask_for_window(self, runs: Runs) -> None:
-        firsts = self._samples.place(runs.shards, runs.firsts)
-        lasts = self._samples.place(runs.shards, runs.firsts + runs.lengths - 1)
+        firsts = self._samples.in_shards(runs.shards, runs.firsts)
+        lasts = self._samples.in_shards(runs.shards, runs.firsts + runs.lengths - 1)
         for shard, first, last, length in zip(
             runs.shards, firsts, lasts, runs.lengths, strict=True
         ):
@@ -129,15 +116,15 @@ class ReadAhead:
     def _ask_for_samples(self, references: References) -> None:
         for shard in set(references.shards.tolist()) - self._opened:
             self._opened.add(shard)  # not in the loop: starting threads takes long
-            self._opening.submit(self._try, self._pool.open_file, shard)
-            self._opening.submit(self._try, self._pool.get, shard)
+            self._opening.submit(partial(self._try, shard, file_only=True))
+            self._opening.submit(self._try, shard)
         for shard, inside in grouped(references.shards):
             samples = references.indices[inside]
             self._ask(shard, samples, samples)
 
     def _ask(self, shard: int, firsts: NDArray[np.int64], lasts: NDArray[np.int64]) -> None:
         """Ask for the data of some runs of samples of a shard."""
-        found = self._try(self._pool.get, shard)
+        found = self._try(shard)
         if found is None:
             return
         starts, ends = found.extents(firsts, lasts)
@@ -149,7 +136,7 @@ class ReadAhead:
                         return
                     file.read_ahead(at, min(at + _PIECE, end))
 
-    def _try(self, open_shard: Callable[[int], T], shard: int) -> T | None:
+    def _try(self, shard: int, *, file_only: bool = False) -> OpenShard | None:
         with suppress(ShardioError, OSError):
-            return open_shard(shard)
+            return self._pool.get(shard, file_only=file_only)
         return None

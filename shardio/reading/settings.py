@@ -24,6 +24,22 @@ def make_shuffle(
     )
 
 
+def divide_batch(global_batch_size: int, world_size: int) -> int:
+    """Return the samples of one rank in a step.
+
+    Raises:
+        UsageError: they are not a whole number.
+    """
+    share, rest = divmod(global_batch_size, world_size)
+    if rest:
+        raise UsageError(
+            f"global_batch_size={global_batch_size} does not divide among "
+            f"{counted(world_size, 'rank')}",
+            remedy=f"make it a multiple of {world_size}",
+        )
+    return share
+
+
 def check_plan(
     dataset: object,
     samples: Samples,
@@ -32,8 +48,8 @@ def check_plan(
     tail: Tail,
     world_size: int,
     global_batch_size: int,
-) -> None:
-    """Refuse a plan that has no steps, or none that are equal for all ranks.
+) -> int:
+    """Count the steps of an epoch; refuse one without steps, or with unequal ones for the ranks.
 
     Args:
         dataset: dataset or its source, to be named by an error.
@@ -44,10 +60,10 @@ def check_plan(
         global_batch_size: samples of all ranks in a step.
 
     Raises:
-        UsageError: always with the way out.
+        UsageError: there is no such plan.
     """
-    streams = shuffle.streams
-    if not len(samples):
+    count, streams = len(samples), shuffle.streams
+    if not count:
         raise SituationError("the dataset has no samples", where=dataset)
     if tail == "short" and world_size > 1:
         raise UsageError(
@@ -66,17 +82,17 @@ def check_plan(
             "each stream fills an equal part of it",
             remedy=f"make it a multiple of {streams}",
         )
-    if streams > len(samples):
+    if streams > count:
+        raise SituationError(f"streams={streams} are more than its {count} samples", where=dataset)
+    steps = count_steps(count, global_batch_size, tail)
+    if not steps:
         raise SituationError(
-            f"streams={streams} are more than its {len(samples)} samples", where=dataset
-        )
-    if count_steps(len(samples), global_batch_size, tail) == 0:
-        raise SituationError(
-            f"{counted(len(samples), 'sample')} do not fill one global batch, which "
+            f"{counted(count, 'sample')} do not fill one global batch, which "
             "tail='drop' leaves out",
             where=dataset,
             remedy="make the batch smaller or pass tail='pad'",
         )
+    return steps
 
 
 def _divisors(number: int) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,16 +33,17 @@ GAP = 2048
 """Bytes of headers and padding that are read along to get a further field with the same call."""
 
 Alternatives = tuple[str, ...]
-Wanted = tuple[Alternatives, ...]
+"""Fields that may fill one entry of a sample, the preferred one first."""
+Entries = tuple[Alternatives, ...]
 
 
 class FieldBytes(NamedTuple):
     """One field of one sample, as stored.
 
     Attributes:
-        field: its name.
-        data: its bytes.
-        verified: the index knows their checksum, and they have it.
+        field: name of the field.
+        data: bytes of the field.
+        verified: whether the bytes have the checksum that the index recorded.
     """
 
     field: str
@@ -50,13 +52,13 @@ class FieldBytes(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where F fields of n samples of a shard are.
+    """Places of F fields of n samples in a shard.
 
     Attributes:
-        fields: their names.
+        fields: names of the fields.
         offsets: int64 [F, n], -1 where a sample lacks the field.
         sizes: int64 [F, n].
-        firsts: int64 [F, n], where their headers start; the offsets where these are not known.
+        firsts: int64 [F, n], offsets of the headers; those of the data if headers are not known.
         checksums: uint32 [F, n], CRC-32 of the data; None where they are not known.
         headers: uint32 [F, n], CRC-32 of the headers; None where they are not known.
     """
@@ -82,7 +84,7 @@ class Places(NamedTuple):
 
 
 class _Table(NamedTuple):
-    """Where fields are in a shard's index.
+    """Fields in a shard's index.
 
     Attributes:
         columns: int64 [F, 1], columns of F fields.
@@ -93,17 +95,24 @@ class _Table(NamedTuple):
     places: Places
 
 
+@lru_cache(maxsize=256)
+def _columns(entries: Entries, names: tuple[str, ...]) -> list[list[tuple[str, int]]]:
+    """Find name and column of the alternatives of each entry that occur in a shard."""
+    return [[(name, names.index(name)) for name in some if name in names] for some in entries]
+
+
 class OpenShard:
     """A shard file with its index; opened when first needed, and again after `close`.
 
+    A sample is named by its position in the shard.
+
     Args:
-        entry: of the catalog.
+        entry: entry of the catalog.
 
     Attributes:
-        name: of the shard.
-        index: of the shard, once it is open.
-        bad: samples that were found not to be deliverable, so that none of them is tried again as a
-            substitute.
+        name: name of the shard.
+        index: index of the shard, once it is open.
+        bad: samples found not to be deliverable, so that none is tried again as a substitute.
     """
 
     index: ShardIndex
@@ -115,8 +124,7 @@ class OpenShard:
         self._indexing, self._opening = new_lock(), new_lock()
         self._kept: StoredFile | None = None
         self._is_compared = self._is_indexed = False
-        self._known: dict[Wanted, list[list[tuple[str, int]]]] = {}
-        self._tables: dict[Wanted, _Table | None] = {}
+        self._tables: dict[Entries, _Table | None] = {}
         self._text = ""  # all keys, if they are ASCII and not too many
 
     def open(self) -> None:
@@ -133,21 +141,21 @@ class OpenShard:
                     self._load()
         if self.index.file is not None:
             self.index.file.verify_unchanged()
-        self.open_file()
+        if self._kept is None or not self._is_compared:
+            self.open_file()
 
     def open_file(self) -> None:
-        """Open the file alone, if it is not, or compare it anew where a window began since.
+        """Open the file alone, if it is not, or compare it anew if a window began since.
 
         Raises:
             TarError, OSError: see open.
         """
-        if self._kept is None or not self._is_compared:
-            with self._opening:
-                if self._kept is None:
-                    self._kept = self._entry.open_file()
-                elif not self._is_compared:
-                    self._entry.verify_unchanged()
-                self._is_compared = True
+        with self._opening:
+            if self._kept is None:
+                self._kept = self._entry.open_file()
+            elif not self._is_compared:
+                self._entry.verify_unchanged()
+            self._is_compared = True
 
     def compare_anew(self) -> None:
         """Have the file compared with what was indexed before it is next read."""
@@ -157,63 +165,70 @@ class OpenShard:
         """Let go of the file; it closes when no thread reads from it any more."""
         self._kept = None
 
-    def read(self, sample: int, wanted: Wanted) -> list[FieldBytes | None]:
-        """Of each of the wanted fields the first alternative that a sample has, or None.
+    def read(self, sample: int, entries: Entries) -> list[FieldBytes | None]:
+        """Read the first alternative that a sample has for each entry; None if it has none.
 
         Raises:
             SampleError: the data does not have the checksum that the index recorded.
             TarError: the shard ends inside the data, or another member lies there.
         """
-        found = self._find(sample, wanted)
-        spans = [
-            (self._firsts[place], self._offsets[place] + self._sizes[place])
-            for _, place in filter(None, found)
-        ]
-        if not spans:
+        firsts, offsets, sizes = self._firsts, self._offsets, self._sizes
+        found: list[tuple[str, tuple[int, int]] | None] = []
+        starts, ends = [], []
+        for columns in _columns(entries, self.index.fields):
+            for field, column in columns:
+                cell = sample, column
+                if offsets[cell] >= 0:
+                    found.append((field, cell))
+                    starts.append(firsts[cell])
+                    ends.append(offsets[cell] + sizes[cell])
+                    break
+            else:
+                found.append(None)
+        if not starts:
             return [None] * len(found)
-        file, (firsts, ends) = self.file(), zip(*spans, strict=True)
-        start, end = min(firsts), max(ends)
+        file, start, end = self.file(), min(starts), max(ends)
         whole = None
-        if len(spans) > 1 and end - start <= sum(ends) - sum(firsts) + GAP * len(spans):
+        if len(starts) > 1 and end - start <= sum(ends) - sum(starts) + GAP * len(starts):
             whole = memoryview(file.read(start, end - start))
         stored: list[FieldBytes | None] = []
         checksums, headers = self._checksums, self._headers
-        left = iter(spans)
+        spans = zip(starts, ends, strict=True)
         for named in found:
             if named is None:
                 stored.append(None)
                 continue
-            (field, place), (first, last) = named, next(left)
+            (field, cell), (first, last) = named, next(spans)
             data = (
                 file.read(first, last - first)
                 if whole is None
                 else whole[first - start : last - start]
             )
             if headers is not None:
-                size = self._offsets[place] - first
-                # Of what was read at once the foremost header is read anew, after the data:
-                # whoever overwrites the shard meanwhile meets it first.
+                size = offsets[cell] - first
+                # After a read of several fields, the foremost header is read anew: whoever
+                # overwrites the shard meanwhile meets it first.
                 anew = whole is None or first == start
-                if zlib.crc32(file.read(first, size) if anew else data[:size]) != headers[place]:
+                if zlib.crc32(file.read(first, size) if anew else data[:size]) != headers[cell]:
                     raise self._changed(sample, field, first + size)
                 data = memoryview(data)[size:]
-            if checksums is not None and zlib.crc32(data) != checksums[place]:
-                raise self._damaged(sample, field, self._offsets[place])
+            if checksums is not None and zlib.crc32(data) != checksums[cell]:
+                raise self._damaged(sample, field, offsets[cell])
             stored.append(FieldBytes(field, data, checksums is not None))
         return stored
 
-    def places(self, samples: NDArray[np.int64], wanted: Wanted) -> Places | None:
-        """Where fields of several samples are; None if the shard has several alternatives."""
-        if wanted not in self._tables:
-            self._tables[wanted] = self._table(wanted)
-        table = self._tables[wanted]
+    def places(self, samples: NDArray[np.int64], entries: Entries) -> Places | None:
+        """Find the places of several samples' fields; None if an entry has several alternatives."""
+        if entries not in self._tables:
+            self._tables[entries] = self._table(entries)
+        table = self._tables[entries]
         if table is None:
             return None
         at = samples * len(self.index.fields) + table.columns
         return table.places.each(lambda array: array.take(at))
 
     def keys(self, samples: NDArray[np.int64]) -> list[str]:
-        """The keys of several samples."""
+        """Return the keys of several samples."""
         ends = self.index.key_ends
         spans = zip(ends.take(samples).tolist(), ends.take(samples + 1).tolist(), strict=True)
         if self._text:
@@ -222,53 +237,44 @@ class OpenShard:
         return [decode_key(self._keys[start:end]) for start, end in spans]
 
     def key(self, sample: int) -> str:
-        """The key of a sample."""
+        """Return the key of a sample."""
         start, end = self._ends[sample], self._ends[sample + 1]
         return self._text[start:end] if self._text else decode_key(self._keys[start:end])
 
     def present(self, sample: int, alternatives: Alternatives) -> list[str]:
-        """Which of the alternative fields a sample has."""
-        (columns,) = self._columns((alternatives,))
+        """List those of the alternatives that a sample has."""
+        (columns,) = _columns((alternatives,), self.index.fields)
         return [field for field, column in columns if self._offsets[sample, column] >= 0]
 
     def extents(
         self, firsts: NDArray[np.int64], lasts: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where runs of samples start and end in the file, int64 [n] both.
+        """Find where runs of samples start and end in the file.
 
         Args:
-            firsts: int64 [n], the first sample of each run.
-            lasts: int64 [n], the last one.
+            firsts: int64 [n], first sample of each run.
+            lasts: int64 [n], last sample of each run.
+
+        Returns:
+            Offsets of their first bytes, and those after their last bytes, int64 [n] both.
         """
         starts, ends = self.index.firsts[firsts], self.index.offsets[lasts]
         starts = np.where(starts < 0, self._entry.size, starts).min(axis=1)
         return starts, (ends + self.index.sizes[lasts]).max(axis=1)
 
     def place(self, sample: int, field: str) -> str:
-        """Where a field is, for the beginning of an error's sentence."""
-        (columns,) = self._columns(((field,),))
+        """Describe the place of a sample's field, for errors."""
+        (columns,) = _columns(((field,),), self.index.fields)
         offset = self._offsets[sample, columns[0][1]] if columns else -1
         where = f" at offset {offset}" if offset >= 0 else ""
         return f"{self.name}: sample {quoted(self.index.key(sample))}, field {quoted(field)}{where}"
 
     def file(self) -> StoredFile:
-        """The file; opened for one use if another thread has just closed it."""
+        """Return the file, opened for one use if another thread has just closed it."""
         return self._kept or self._entry.open_file()
 
-    def _columns(self, wanted: Wanted) -> list[list[tuple[str, int]]]:
-        """Name and column of those of the alternatives that occur in the shard."""
-        columns = self._known.get(wanted)
-        if columns is None:
-            names = self.index.fields
-            columns = [
-                [(name, names.index(name)) for name in alternatives if name in names]
-                for alternatives in wanted
-            ]
-            self._known[wanted] = columns
-        return columns
-
-    def _table(self, wanted: Wanted) -> _Table | None:
-        found = self._columns(wanted)
+    def _table(self, entries: Entries) -> _Table | None:
+        found = _columns(entries, self.index.fields)
         if any(len(columns) != 1 for columns in found):
             return None
         fields, columns = zip(*(some[0] for some in found), strict=True)
@@ -277,23 +283,11 @@ class OpenShard:
         flat = Places(fields, *tables).each(lambda array: array.reshape(-1))
         return _Table(np.array(columns)[:, None], flat)
 
-    def _find(self, sample: int, wanted: Wanted) -> list[tuple[str, tuple[int, int]] | None]:
-        """Of each of the wanted fields the first alternative that a sample has, and its place."""
-        found: list[tuple[str, tuple[int, int]] | None] = []
-        for columns in self._columns(wanted):
-            for field, column in columns:
-                if self._offsets[sample, column] >= 0:
-                    found.append((field, (sample, column)))
-                    break
-            else:
-                found.append(None)
-        return found
-
     def _damaged(self, sample: int, field: str, offset: int) -> SampleError:
         return SampleError(
             "the data is not what was packed (CRC-32 differs)",
             where=self.place(sample, field),
-            remedy="get or make the shard again",
+            remedy="download or pack the shard again",
             shard=self.name,
             offset=offset,
             key=self.index.key(sample),
@@ -302,8 +296,8 @@ class OpenShard:
 
     def _changed(self, sample: int, field: str, offset: int) -> TarError:
         return TarError(
-            "another header lies before it than was indexed, so the shard was changed "
-            "after the dataset was opened",
+            "its header is not the one that was indexed, so the shard was changed after the "
+            "dataset was opened",
             where=self.place(sample, field),
             remedy="open it again",
             shard=self.name,
@@ -328,7 +322,7 @@ class ShardPool:
     """Opens shards when they are needed, for any number of threads; they close with it.
 
     Args:
-        entries: of the catalog.
+        entries: entries of the catalog.
     """
 
     def __init__(self, entries: tuple[ShardEntry, ...]) -> None:
@@ -337,27 +331,16 @@ class ShardPool:
         self._lock = new_lock()
         self._mapped: OrderedDict[int, OpenShard] = OrderedDict()
 
-    def get(self, shard: int) -> OpenShard:
-        """The shard at a position of the catalog, open.
+    def get(self, shard: int, *, file_only: bool = False) -> OpenShard:
+        """Return the shard at a position of the catalog, open.
+
+        Args:
+            shard: position of the shard.
+            file_only: open the file alone, while others may read the index.
 
         Raises:
             IndexFileError, TarError, OSError: see OpenShard.open.
         """
-        found = self._find(shard)
-        found.open()
-        return found
-
-    def open_file(self, shard: int) -> None:
-        """Open a shard's file, while others may read its index."""
-        self._find(shard).open_file()
-
-    def compare_anew(self) -> None:
-        """Have each open shard compared with what was indexed before it is next read."""
-        with self._lock:
-            for shard in self._open.values():
-                shard.compare_anew()
-
-    def _find(self, shard: int) -> OpenShard:
         with self._lock:
             found = self._open.get(shard)
             if found is None:
@@ -369,4 +352,14 @@ class ShardPool:
                 if len(self._mapped) > _MOST_MAPPED:
                     self._mapped.popitem(last=False)
             self._open.move_to_end(shard)
+        if file_only:
+            found.open_file()
+        else:
+            found.open()
         return found
+
+    def compare_anew(self) -> None:
+        """Have each open shard compared with what was indexed before it is next read."""
+        with self._lock:
+            for shard in self._open.values():
+                shard.compare_anew()

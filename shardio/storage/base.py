@@ -1,4 +1,4 @@
-"""What a storage is: the files of shards, indexes and manifests, wherever they lie.
+"""The protocol of storage: the files of shards, indexes and manifests, wherever they lie.
 
 A storage lists, measures, opens, publishes and removes files by their paths. A path is a text as
 users write it, a local path or a whole URL such as `s3://bucket/out/shard-000000.tar`; what is
@@ -26,7 +26,7 @@ _PIECE = 1 << 20  # bytes of a file that are held at once
 
 
 class FileStat(NamedTuple):
-    """What a storage knows of a file without reading it.
+    """Size and version of a file, known without reading it.
 
     Attributes:
         size: size in bytes.
@@ -131,7 +131,7 @@ class StoredBytes:
     Args:
         file: open file.
 
-    A slice is what it is of bytes; it raises ShardioError where the file was cut off since, and
+    A slice is what it is of bytes; it raises ShardioError where the file was truncated since, and
     OSError where the storage fails.
     """
 
@@ -146,13 +146,7 @@ class StoredBytes:
         try:
             return self._file.read(start, max(stop - start, 0))
         except TarError as error:  # nothing that is wrong with the tar
-            raise ShardioError(
-                f"the file was cut off while it was read: it had {len(self)} bytes",
-                where=self._file.name,
-                remedy="get or pack it again",
-                shard=self._file.name,
-                offset=error.offset,
-            ) from error
+            raise truncated_error(self._file.name, len(self), error.offset) from error
 
     def crc32(self, start: int, size: int) -> int:
         """Return the CRC-32 of some of the bytes."""
@@ -181,6 +175,23 @@ class StoredBytes:
             yield self[first : min(first + _PIECE, end)]
 
 
+def truncated_error(name: str, size: int, offset: int | None) -> ShardioError:
+    """Make the error of a file that is shorter than it was when it was opened.
+
+    Args:
+        name: name of the file in errors.
+        size: size in bytes when it was opened.
+        offset: place of the bytes that are missing.
+    """
+    return ShardioError(
+        f"the file was truncated while it was read: it had {size} bytes",
+        where=name,
+        remedy="download or pack it again",
+        shard=name,
+        offset=offset,
+    )
+
+
 def outside_error(file: StoredFile, offset: int, size: int) -> TarError:
     """Make the error of a range that does not lie in a file."""
     return TarError(
@@ -204,9 +215,9 @@ def short_error(file: StoredFile, offset: int, size: int, found: int) -> TarErro
     """
     return TarError(
         f"the file ends at byte {offset + found}, inside a member of {size} "
-        f"bytes at offset {offset}, so it was cut off after it was indexed",
+        f"bytes at offset {offset}, so it was truncated after it was indexed",
         where=file.name,
-        remedy="get or pack it again",
+        remedy="download or pack it again",
         shard=file.name,
         offset=offset,
     )

@@ -76,7 +76,7 @@ def plain_tar(shard: Path) -> Path:
     """Return the uncompressed tar of a shard: the shard itself, or a copy in the cache folder.
 
     Raises:
-        TarError: a compressed shard is damaged, cut off, or larger inside than is believable.
+        TarError: a compressed shard is damaged, truncated, or larger inside than is believable.
         UsageError: the copy cannot be kept in the cache folder, or the library that decompresses
             the shard is not installed.
         OSError: the shard cannot be read.
@@ -89,6 +89,11 @@ def plain_tar(shard: Path) -> Path:
         with new_entry(copy) as plain:
             decompress(shard, compression, plain)
     return copy
+
+
+def fallback_folder() -> Path | None:
+    """Return the folder that this process uses in place of the usual one, if it does."""
+    return next(iter(_warned), None)
 
 
 def _folder_for(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Compressed shards: which compression a file has, and its plain data within limits.
+"""Compressed shards: the compression of a file, and its plain data within limits.
 
 `COMPRESSIONS` is the table: another compression is one line there and its opener. The first bytes
 of a file choose, never its name, so a gzip file called `.tar` reads, and so does a plain tar called
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
-from shardio.errors import SituationError, TarError, UsageError
+from shardio.errors import SituationError, TarError, UsageError, shown
 from shardio.storage.folder import at_path
 
 _RATIO = "SHARDIO_MAX_RATIO"
@@ -40,7 +40,7 @@ _LONGEST_MAGIC = 16
 
 
 class Decompressor(Protocol):
-    """What takes one stream apart, with the interface of bz2 and lzma.
+    """Decompressor of one stream, with the interface of bz2 and lzma.
 
     Attributes:
         eof: whether the end of the stream was reached.
@@ -184,7 +184,7 @@ def decompress(path: Path, compression: Compression, out: BinaryIO) -> None:
         out: open file that takes the plain data.
 
     Raises:
-        TarError: the shard is damaged, cut off, or larger inside than is believable.
+        TarError: the shard is damaged, truncated, or larger inside than is believable.
         UsageError: the library is not installed, or $SHARDIO_MAX_RATIO is not a positive number.
         OSError: the shard cannot be read, or the plain data not be written.
     """
@@ -219,7 +219,7 @@ def _plain_data(path: Path, compression: Compression) -> Iterator[bytes]:
             else:
                 left = b""
     if not stream.eof:
-        raise _damaged(path, f"the {compression.name} data is cut off")
+        raise _damaged(path, f"the {compression.name} data is truncated")
 
 
 def _load(path: Path, compression: Compression) -> Opened:
@@ -246,7 +246,7 @@ def _pieces(path: Path) -> Iterator[bytes]:
 
 
 def _damaged(path: Path, what: str) -> TarError:
-    return TarError(what, where=path, remedy="get or make the shard again", shard=str(path))
+    return TarError(what, where=path, remedy="download or make the shard again", shard=str(path))
 
 
 class _Expansion:
@@ -300,5 +300,5 @@ def _ratio() -> float:
     except ValueError:
         ratio = 0.0
     if not ratio > 0:
-        raise UsageError(f"{_RATIO} is {text!r}", remedy="it must be a number greater than 0")
+        raise UsageError("it must be a number greater than 0", where=f"{_RATIO}={shown(text)}")
     return ratio

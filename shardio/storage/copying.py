@@ -120,12 +120,7 @@ class RowCopier:
 def _places(
     files: Sequence[LocalShard], counts: Sequence[int], starts: NDArray[np.int64], width: int
 ) -> NDArray[np.uintp] | None:
-    """Return the memory ranges of rows in mapped files.
-
-    Returns:
-        uintp [n, 2], address and size as in the kernel's `struct iovec`; None if a file cannot be
-        mapped.
-    """
+    """Return addresses and sizes of rows, uintp [n, 2]; None if a file cannot be mapped."""
     mapped = [address for file in files if (address := file.address()) is not None]
     if len(mapped) < len(files):
         return None

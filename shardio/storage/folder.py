@@ -16,13 +16,13 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeGuard
 
-from shardio.errors import OutputError
+from shardio.errors import OutputError, PackError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -105,6 +105,25 @@ def create_in(folder: int, name: str) -> BinaryIO:
 def at_path(error: OSError, path: Path) -> OSError:
     """Return an error of the same kind that names a path."""
     return OSError(error.errno, error.strerror, str(path))
+
+
+def refuse_inside(out: Path, sources: Iterable[Path], *, parts: Iterable[str] = ()) -> None:
+    """Raise an error if an output folder, or a folder in it, is inside a source.
+
+    Args:
+        out: output folder.
+        sources: folders or files of the source.
+        parts: names of folders in the output folder, which may be links.
+
+    Raises:
+        PackError: the output is inside a source.
+    """
+    targets = [out.resolve(), *((out / part).resolve() for part in parts)]
+    above = {path for target in targets for path in (target, *target.parents)}
+    if not above.isdisjoint(source.resolve() for source in sources):
+        raise PackError(
+            "the output lies inside the source", where=out, remedy="name a folder outside it"
+        )
 
 
 def final_name(name: str) -> str:

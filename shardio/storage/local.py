@@ -22,8 +22,14 @@ from typing import BinaryIO
 
 import numpy as np
 
-from shardio.errors import ShardioError, TarError, UsageError
-from shardio.storage.base import FileStat, StoredBytes, outside_error, short_error
+from shardio.errors import TarError, UsageError
+from shardio.storage.base import (
+    FileStat,
+    StoredBytes,
+    outside_error,
+    short_error,
+    truncated_error,
+)
 from shardio.storage.folder import atomic_file
 
 BLOCK = 512
@@ -127,7 +133,7 @@ class LocalShard:
         name: name of the file in errors.
 
     Attributes:
-        name: as given.
+        name: name of the file in errors.
         size: size in bytes.
         version: see version_of.
     """
@@ -141,7 +147,10 @@ class LocalShard:
         status = os.fstat(self._descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise TarError(
-                "it is not a file", where=name, remedy="get or pack the shard again", shard=name
+                "it is not a file",
+                where=name,
+                remedy="download or pack the shard again",
+                shard=name,
             )
         self.size = status.st_size
         self.version = version_of(status)
@@ -149,7 +158,7 @@ class LocalShard:
         self._address: int | None = None
 
     def read(self, offset: int, size: int) -> bytes:
-        """Bytes [offset, offset + size).
+        """Read the bytes [offset, offset + size).
 
         Raises:
             TarError: the file ends earlier, or no such bytes can be in it.
@@ -163,14 +172,14 @@ class LocalShard:
         return data
 
     def address(self) -> int | None:
-        """Where the file is mapped, for the kernel alone to read from; None if it cannot be.
+        """Return where the file is mapped, for the kernel alone to read from; None if it cannot be.
 
-        Touching the memory ends the process with SIGBUS if the file was cut off.
+        Touching the memory ends the process with SIGBUS if the file was truncated.
         """
         if self._mapped is None:
             try:
                 mapped = self.map()
-            except (ValueError, OSError):  # it was cut off, or its file system maps no files
+            except (ValueError, OSError):  # it was truncated, or its file system maps no files
                 return None
             self._address, self._mapped = np.frombuffer(mapped, np.uint8).ctypes.data, mapped
         return self._address
@@ -179,7 +188,7 @@ class LocalShard:
         """Map the file, for all processes of a machine to share.
 
         Raises:
-            ValueError: it was cut off.
+            ValueError: it was truncated.
             OSError: its file system maps no files.
         """
         return mmap.mmap(self._descriptor, self.size, prot=mmap.PROT_READ)
@@ -189,7 +198,7 @@ class LocalShard:
         return os.fstat(self._descriptor)
 
     def is_whole(self) -> bool:
-        """Whether the file still is as long as it was when it was opened."""
+        """Tell whether the file still is as long as it was when it was opened."""
         return os.fstat(self._descriptor).st_size >= self.size
 
     def read_ahead(self, start: int, end: int) -> None:
@@ -213,8 +222,7 @@ class FileBytes(StoredBytes):
         stream: open file.
         name: name of the file in errors.
 
-    A slice is what it is of bytes; it raises ShardioError where the file was cut off since, and
-    OSError where the storage fails.
+    See StoredBytes for slices.
     """
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
@@ -230,19 +238,12 @@ class FileBytes(StoredBytes):
         size = max(stop - start, 0)
         data = read_at(self._descriptor, size, start)
         if len(data) < size:
-            raise ShardioError(
-                "the file was cut off while it was read: it ends at byte "
-                f"{start + len(data)} and had {self._size} bytes",
-                where=self._name,
-                remedy="get or pack it again",
-                shard=self._name,
-                offset=start + len(data),
-            )
+            raise truncated_error(self._name, self._size, start + len(data))
         return data
 
 
 def read_at(descriptor: int, size: int, offset: int) -> bytes:
-    """Bytes of a file, as many as asked for unless it ends, however few each read gives."""
+    """Read bytes of a file, all that are asked for unless it ends before."""
     data = os.pread(descriptor, size, offset)
     while len(data) < size:
         more = os.pread(descriptor, size - len(data), offset + len(data))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from shardio.errors import SituationError, UsageError
+from shardio.errors import SituationError, UsageError, argument
 from shardio.storage.base import FileStat, Storage, StoredFile
 from shardio.storage.local import LOCAL, refuse_url
 
@@ -131,7 +131,7 @@ def locate(path: str | os.PathLike[str] | Location, storage: Storage | None = No
     """Return where a path or URL is.
 
     Args:
-        path: path, URL, or what is located already.
+        path: path, URL or Location.
         storage: storage of the path; None chooses it by the scheme.
 
     Raises:
@@ -140,7 +140,9 @@ def locate(path: str | os.PathLike[str] | Location, storage: Storage | None = No
     if isinstance(path, Location):
         return path
     if not isinstance(storage, Storage | None):
-        raise UsageError(f"storage={storage!r}: it must have the methods of shardio.Storage")
+        raise UsageError(
+            "it must have the methods of shardio.Storage", where=argument("storage", storage)
+        )
     text = os.fspath(path)
     if storage is not None and storage != LOCAL:
         return Location(storage, text.rstrip("/"))

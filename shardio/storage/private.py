@@ -96,12 +96,7 @@ def _is_private_group() -> bool:
 
 
 def _fault_of_shared(status: os.stat_result, others: int) -> str | None:
-    """Return why other users can replace the contents of a folder, or None.
-
-    Args:
-        status: status of the folder.
-        others: permission bits that let them.
-    """
+    """Return why other users can replace the contents of a folder, or None."""
     if status.st_uid not in (_ROOT, os.geteuid()):
         return f"it belongs to another user, number {status.st_uid}"
     if status.st_mode & others and not status.st_mode & stat.S_ISVTX:

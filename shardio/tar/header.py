@@ -33,6 +33,8 @@ USTAR_MAGIC = b"ustar\0"
 
 FILE = b"0"
 DIRECTORY = b"5"
+PAX = b"x"
+"""Typeflag of a PAX header, which holds records for the next member."""
 LABEL = b"V"
 """Typeflag of GNU tar's volume label, which names the archive and is not a member."""
 
@@ -42,6 +44,7 @@ HEADER_PARTS = struct.Struct("148s 8s 100s 256s")
 EIGHT_SPACES = 8 * 0x20
 _WITHOUT_DATA = b"123456"
 _ASCII = bytes(range(128))
+_STATED, _DIGIT = re.compile(rb"[ 0-7]{6}[\0 ]{2}"), re.compile(b"[0-7]")
 _TEXTS = slice(0, 100), slice(157, 257), slice(345, 500)  # name, link target, prefix
 
 
@@ -83,7 +86,10 @@ def parse_header(block: bytes) -> Header:
         )
     if not has_sound_checksum(block):
         raise TarError(
-            "the header's checksum does not match, so the shard is corrupt or not a tar archive",
+            "the header's checksum does not match"
+            if resembles_header(block)
+            else "this block is neither a header nor the end of the archive, so the shard is "
+            "corrupt or not a tar archive",
             remedy="fetch or pack it again",
         )
     before, _, after, rest = HEADER_PARTS.unpack(block)
@@ -119,6 +125,13 @@ def has_sound_checksum(block: bytes) -> bool:
     high = _count_high(block)
     in_texts = sum(_count_high(until_nul(block[text])) for text in _TEXTS)
     return high == in_texts > 0 and number == total - 256 * high
+
+
+def resembles_header(block: bytes) -> bool:
+    """Return whether a block, though it may be corrupt, was written as a header."""
+    return block.startswith(b"ustar", 257) or (
+        _STATED.fullmatch(block[148:156]) is not None and _DIGIT.search(block, 124, 136) is not None
+    )
 
 
 def byte_sum(part: bytes, more: bytes = b"") -> int:

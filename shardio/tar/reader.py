@@ -384,7 +384,7 @@ class _Scan:
         if start < mark + 2 * BLOCK:
             raise TarError(
                 f"a single block of zeros precedes the data at byte {first}, so a header was "
-                "zeroed",
+                "zeroed or the end-of-archive mark is corrupt",
                 remedy="fetch or pack the shard again",
             )
         header = next(find_headers(self._view, start, len(self._view)), None)

@@ -11,7 +11,6 @@ longer than its header says, and the search starts within these data.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,12 +19,10 @@ from typing import NamedTuple
 import numpy as np
 
 from shardio.errors import TarError, quoted
-from shardio.tar.header import BLOCK, ZERO_BLOCK, parse_header
+from shardio.tar.header import BLOCK, ZERO_BLOCK, parse_header, resembles_header
 from shardio.tar.reader import MISSING_END, Members, Searched, find_headers, scan_sound_part
 
 _MAGIC, _MAGIC_AT = b"ustar", 257
-_STATED, _STATED_AT = re.compile(rb"[ 0-7]{6}[\0 ]{2}"), slice(148, 156)  # checksum of a header
-_DIGIT, _SIZE_AT = re.compile(b"[0-7]"), slice(124, 136)
 
 
 class Gap(NamedTuple):
@@ -94,15 +91,7 @@ def walk_members(data: Searched) -> Walk:
 def _looks_like_header(data: Searched, offset: int) -> bool:
     """Return whether a block was a header, which may be corrupt, zeroed or truncated."""
     block = data[offset : offset + BLOCK]
-    return (
-        len(block) < BLOCK
-        or block == ZERO_BLOCK
-        or block.startswith(_MAGIC, _MAGIC_AT)
-        or (
-            _STATED.fullmatch(block[_STATED_AT]) is not None
-            and _DIGIT.search(block, _SIZE_AT.start, _SIZE_AT.stop) is not None
-        )
-    )
+    return len(block) < BLOCK or block == ZERO_BLOCK or resembles_header(block)
 
 
 def _is_header(block: bytes) -> bool:

@@ -1,8 +1,8 @@
 """Write tar archives deterministically, in large pieces, with checksums.
 
 The same members always give the same bytes: headers depend on name and size alone, with constant
-owner, time and mode. Only plain USTAR headers (POSIX.1-1988) are written, because every tool reads
-them. Members that do not fit are an error.
+owner, time and mode. Headers are plain USTAR (POSIX.1-1988), because every tool reads them. Only a
+member whose name does not fit gets a PAX header (POSIX.1-2001) before it, with the name.
 
 Members are assembled in one reused buffer. Whenever it is full, it is hashed and written to the
 file. A member's data are thus copied once, from the page cache to their place in the archive.
@@ -15,7 +15,16 @@ import zlib
 from typing import BinaryIO, NamedTuple
 
 from shardio.errors import UsageError, quoted
-from shardio.tar.header import BLOCK, FILE, HEADER_PARTS, USTAR_MAGIC, checksum
+from shardio.tar.header import (
+    BLOCK,
+    FILE,
+    HEADER_PARTS,
+    LONGEST_EXTENSION,
+    PAX,
+    USTAR_MAGIC,
+    checksum,
+    padded,
+)
 
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 
@@ -23,35 +32,56 @@ _LONGEST_NAME = 255
 _SIZE_LIMIT = 8**11
 _MODE_UID_GID = b"%07o\0%07o\0%07o\0" % (0o644, 0, 0)
 _MTIME = b"%011o\0" % 0
-_AFTER_CHECKSUM = FILE.ljust(100, b"\0")
 # Last byte of the link target, magic and version, user and group names, device numbers.
 _BEFORE_PREFIX = b"\0" + USTAR_MAGIC + b"00" + bytes(64) + b"%07o\0%07o\0" % (0, 0)
+_PAX_NAME = b"././@PaxHeader"  # as Python's tarfile names them
 
 
 def header_block(name: bytes, size: int) -> bytes:
     """Create the header of a regular file with mode 0644, owner 0 and time 0.
 
     Args:
-        name: name of the member, 1 to 255 bytes; split at a slash if longer than 100 bytes.
+        name: name of the member; split at a slash if longer than 100 bytes.
         size: size of the data in bytes, below 8 GiB.
 
     Returns:
-        Header of 512 bytes.
+        Header of 512 bytes; if the name does not fit into it, a PAX header and the records with the
+        name come before it.
 
     Raises:
-        UsageError: USTAR cannot hold the name or the size.
+        UsageError: the name is none of a file or longer than readers accept, or the size does not
+            fit.
     """
+    if not name or b"\0" in name or name.endswith(b"/"):
+        raise UsageError(
+            f"{quoted(name)} is not a valid member name",
+            remedy="use a name that is not empty, has no NUL and does not end in a slash",
+        )
     if not 0 <= size < _SIZE_LIMIT:
         raise UsageError(
             f"the member {quoted(name)} has {size:,} bytes, and a tar header allows 0 to "
             f"{_SIZE_LIMIT - 1:,}",
             remedy="split the file",
         )
-    prefix, last = _split_name(name)
-    before = last.ljust(100, b"\0") + _MODE_UID_GID + b"%011o\0" % size + _MTIME
-    rest = (_BEFORE_PREFIX + prefix).ljust(256, b"\0")
-    stated = b"%06o\0 " % checksum(before, _AFTER_CHECKSUM, rest)
-    return HEADER_PARTS.pack(before, stated, _AFTER_CHECKSUM, rest)
+    split = _split_name(name)
+    if split is not None:
+        return _block(*split, size, FILE)
+    record = _pax_record(b"path", name)
+    if len(record) > LONGEST_EXTENSION:
+        raise UsageError(
+            f"the member name {quoted(name)} has {len(name):,} bytes", remedy="shorten it"
+        )
+    pax = _block(b"", _PAX_NAME, len(record), PAX) + record + padding(len(record))
+    # For programs that ignore PAX headers; without a slash at its end, which a folder would have.
+    short = name[:100].rstrip(b"/") or _PAX_NAME
+    return pax + _block(b"", short, size, FILE)
+
+
+def header_size(name: bytes) -> int:
+    """Return the size in bytes of what header_block creates for a name."""
+    if _split_name(name) is not None:
+        return BLOCK
+    return 2 * BLOCK + padded(len(_pax_record(b"path", name)))
 
 
 def padding(size: int) -> bytes:
@@ -59,22 +89,30 @@ def padding(size: int) -> bytes:
     return bytes(-size % BLOCK)
 
 
-def _split_name(name: bytes) -> tuple[bytes, bytes]:
+def _block(prefix: bytes, name: bytes, size: int, kind: bytes) -> bytes:
+    before = name.ljust(100, b"\0") + _MODE_UID_GID + b"%011o\0" % size + _MTIME
+    after, rest = kind.ljust(100, b"\0"), (_BEFORE_PREFIX + prefix).ljust(256, b"\0")
+    stated = b"%06o\0 " % checksum(before, after, rest)
+    return HEADER_PARTS.pack(before, stated, after, rest)
+
+
+def _split_name(name: bytes) -> tuple[bytes, bytes] | None:
     """Split a name into prefix and rest, at the first slash after which the rest fits."""
-    if not name or b"\0" in name or name.endswith(b"/"):
-        raise UsageError(
-            f"{quoted(name)} is not a valid member name",
-            remedy="use a name that is not empty, has no NUL and does not end in a slash",
-        )
     if len(name) <= 100:
         return b"", name
     cut = name.find(b"/", max(1, len(name) - 101), 156)
     if cut < 0 or len(name) > _LONGEST_NAME:
-        raise UsageError(
-            f"the member name {quoted(name)} has {len(name)} bytes, too many for a tar header",
-            remedy=f"shorten it to 100 bytes, or to {_LONGEST_NAME} bytes with folders in it",
-        )
+        return None
     return name[:cut], name[cut + 1 :]
+
+
+def _pax_record(keyword: bytes, value: bytes) -> bytes:
+    """Create a PAX record, which starts with its own length."""
+    rest = b" " + keyword + b"=" + value + b"\n"
+    length = len(rest)
+    while length != (more := len(rest) + len(str(length))):
+        length = more
+    return b"%d" % length + rest
 
 
 _BUFFER = 1 << 20
@@ -134,11 +172,19 @@ class ArchiveWriter:
         """Append the reserved member under a name.
 
         Raises:
-            UsageError: the name or the size does not fit into a tar header.
+            UsageError: a tar cannot hold the name or the size.
+            OSError: the archive cannot be written.
         """
-        size, start = len(self._data), self._used + BLOCK
+        size = len(self._data)
+        header = header_block(name, size)
+        if len(header) > BLOCK:  # the data lie where the header ends otherwise
+            data = bytes(self._data)
+            self._make_room(len(header) + padded(size))
+            self._data = memoryview(self._buffer)[self._used + len(header) :][:size]
+            self._data[:] = data
+        start = self._used + len(header)
         end = start + size
-        self._buffer[self._used : start] = header_block(name, size)
+        self._buffer[self._used : start] = header
         self._buffer[end : end + -size % BLOCK] = padding(size)
         self._used = end + -size % BLOCK
         checksum = zlib.crc32(self._data)

@@ -77,11 +77,15 @@ def test_packing_what_was_converted_gives_the_same_shards(packed: Path, tmp_path
         assert (tmp_path / "out" / shard.name).read_bytes() == shard.read_bytes()
 
 
+WORDS = st.text(st.characters(codec="utf-8")).map(str.encode)
+JSON = st.dictionaries(st.text(), st.integers()).map(lambda value: json.dumps(value).encode())
+
+
 @settings(max_examples=20)
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z0-9_/]{0,6}[a-z0-9]", fullmatch=True).filter(lambda k: k[0] != "/"),
-        st.dictionaries(st.sampled_from(["npy", "x.txt", "json"]), st.binary(), min_size=1),
+        st.fixed_dictionaries({"npy": st.binary()}, optional={"x.txt": WORDS, "json": JSON}),
         min_size=1,
         max_size=5,
     ),
@@ -311,14 +315,33 @@ def test_wids_opens_its_index(packed: Path, tmp_path: Path, capfd: Any) -> None:
     capfd.readouterr()
 
 
-def test_indexes_go_beside_their_shards_and_are_written_anew(tmp_path: Path) -> None:
+def test_indexes_go_beside_their_shards_and_can_be_written_again(tmp_path: Path) -> None:
     for folder in "ab":
         (tmp_path / folder).mkdir()
         make_shard(tmp_path / folder / "x.tar", SAMPLES)
-        (tmp_path / folder / "x.tar.idx").write_bytes(b"old")
-    shardio.convert([tmp_path / "a", tmp_path / "b"], to="energon")
-    assert (tmp_path / "a/x.tar.idx").read_bytes() == (tmp_path / "b/x.tar.idx").read_bytes()
-    assert len((tmp_path / "a/x.tar.idx").read_bytes()) == 24
+    for _ in range(2):
+        shardio.convert([tmp_path / "a", tmp_path / "b"], to="energon")
+        assert (tmp_path / "a/x.tar.idx").read_bytes() == (tmp_path / "b/x.tar.idx").read_bytes()
+        assert len((tmp_path / "a/x.tar.idx").read_bytes()) == 24
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize(
+    ("to", "name"), [("wids", "shardindex.json"), ("dali", "x.idx"), ("energon", "x.tar.idx")]
+)
+def test_an_index_never_replaces_a_file_that_differs(
+    tmp_path: Path, to: Any, name: str, inside: bool
+) -> None:
+    shard = make_shard(tmp_path / "x.tar", SAMPLES)
+    out = None if inside else tmp_path / "out"
+    shardio.convert(shard, out, to=to)
+    taken = (out or tmp_path) / name
+    for data in (b"mine", taken.read_bytes() + b"x", b""):
+        taken.write_bytes(data)
+        with pytest.raises(shardio.PackError, match="differs from what this conversion") as caught:
+            shardio.convert(shard, out, to=to)
+        assert (caught.value.where, taken.read_bytes()) == (str(taken), data)
+        assert caught.value.remedy is not None
 
 
 @pytest.mark.parametrize("to", ["wids", "dali", "energon"])

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from shardio.errors import CodecError
+from shardio.fields.formats import probe_image
 from shardio.fields.image import decode_image
-from shardio.fields.probe import probe_image
 
 FOLDER = Path(__file__).parents[2] / "../shared/data/bad-images"
 PILLOW = FOLDER / "pillow"

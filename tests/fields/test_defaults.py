@@ -12,11 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardio.errors import CodecError, UsageError
-from shardio.fields.base import IMAGE_FIELDS
 from shardio.fields.defaults import decode_field, type_of
+from shardio.fields.formats import IMAGE_FIELDS, probe_image
 from shardio.fields.geometry import Crop
 from shardio.fields.image import Scratch, decode_part, write_part
-from shardio.fields.probe import probe_image
 from shardio.transforms import CenterCrop, RandomResizedCrop
 
 

@@ -12,10 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardio.errors import CodecError
-from shardio.fields.image import Scratch, decode_image
-from shardio.fields.probe import probe_image
+from shardio.fields.formats import probe_image
+from shardio.fields.geometry import Crop
+from shardio.fields.image import Scratch, decode_image, decode_part
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     Pixels = NDArray[np.uint8]
@@ -178,6 +181,62 @@ def test_junk_between_the_segments_of_a_header_harms_no_pixel(name: str) -> None
     np.testing.assert_array_equal(decode_image(junked), decode_image(data))
     with pytest.raises(CodecError, match="Corrupt JPEG data"):
         decode_image(junked[:-2] + b"junk" * 20 + junked[-2:])
+
+
+def scan_header(data: bytes) -> int:
+    """Where the parameters of the first scan stand."""
+    return probe_image(data).scan - 3
+
+
+HARMLESS: dict[str, Callable[[bytes], bytes]] = {
+    "revision of JFIF": lambda data: data.replace(b"JFIF\0\1\1", b"JFIF\0\0\0"),
+    "parameters of a sequential scan": lambda data: (
+        data[: scan_header(data)] + b"\0\0\0" + data[scan_header(data) + 3 :]
+    ),
+    "bytes behind the data": lambda data: data[:-2] + b"\x12\x34\x56" * 40 + data[-2:],
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+@pytest.mark.parametrize("restarts", [0, 5])
+def test_warnings_that_harm_no_pixel_are_passed_over_whole_or_in_part(
+    name: str, restarts: int
+) -> None:
+    options = [cv2.IMWRITE_JPEG_RST_INTERVAL, restarts]
+    sound = encode(".jpg", smooth(320, 240), *options)
+    data = HARMLESS[name](sound)
+    with pytest.raises(ValueError, match=r"JFIF|SOS|extraneous"):
+        simplejpeg.decode_jpeg(data)
+    expected = decode_image(sound)
+    np.testing.assert_array_equal(decode_image(data, verified=True), expected)
+    info, scratch = probe_image(data), Scratch()
+    for crop in (Crop(0, 0, 60, 240), Crop(200, 10, 120, 200), Crop(0, 0, 320, 240)):
+        part = decode_part(
+            data, info, crop, (64, 64), scratch=scratch, reduced=False, verified=True
+        )
+        bottom = crop.top + crop.height
+        np.testing.assert_array_equal(part.pixels[:bottom], expected[:bottom])
+
+
+def test_a_harmless_warning_hides_no_other() -> None:
+    """TurboJPEG names the first warning alone."""
+    sound = encode(".jpg", smooth(320, 240))
+    for change in HARMLESS.values():
+        data = change(sound)
+        for end in (b"\xff\xd9", b"junk\xff\xd9"):
+            short = data[: len(sound) * 2 // 3] + end
+            with pytest.raises(CodecError, match="premature end of data segment"):
+                decode_image(short, verified=True)
+
+
+def test_bytes_before_the_end_that_stand_for_restart_markers_are_no_rest() -> None:
+    sound = encode(".jpg", smooth(320, 240), cv2.IMWRITE_JPEG_RST_INTERVAL, 15)
+    third = sound.index(b"\xff\xd2", probe_image(sound).scan)
+    short = sound[:third] + b"\x12\x34" * 9 + sound[-2:]
+    with pytest.raises(ValueError, match="extraneous bytes before marker 0xd9"):
+        simplejpeg.decode_jpeg(short)
+    with pytest.raises(CodecError, match="extraneous bytes before marker 0xd9"):
+        decode_image(short, verified=True)
 
 
 def test_another_images_header_is_noticed() -> None:

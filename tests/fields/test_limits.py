@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from shardio.errors import CodecError
+from shardio.fields.formats import probe_image
 from shardio.fields.image import decode_image
 from shardio.fields.limits import MAX_PIXELS
-from shardio.fields.probe import probe_image
 
 if TYPE_CHECKING:
     from pathlib import Path

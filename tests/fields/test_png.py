@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from shardio.errors import CodecError
 from shardio.fields import png as module
+from shardio.fields.formats import check_complete, probe_image
 from shardio.fields.image import decode_image
 from shardio.fields.png import plain_png
-from shardio.fields.probe import check_complete, probe_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -16,8 +16,8 @@ from PIL import Image
 
 from shardio.errors import CodecError
 from shardio.fields.exif import apply_orientation
+from shardio.fields.formats import probe_image
 from shardio.fields.image import decode_values
-from shardio.fields.probe import probe_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -333,7 +333,7 @@ def test_every_shard_of_other_tools_gives_what_webdataset_gives(
 def test_gzip_shards_that_are_damaged_are_named(tmp_path: Path, shared_data: Path) -> None:
     whole = (shared_data / "shards/webdataset/sample.tgz").read_bytes()
     damaged = {
-        "the gzip data is cut off": [whole[:-9], whole[:1000]],
+        "the gzip data is truncated": [whole[:-9], whole[:1000]],
         "the gzip data is damaged": [whole[:500] + b"x" + whole[501:]],
         "it has only 2 of the 512 bytes of a header": [
             b"no"

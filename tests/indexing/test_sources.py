@@ -151,11 +151,11 @@ def test_a_tilde_is_the_home_folder(packed: Path, monkeypatch: pytest.MonkeyPatc
     "source", [7, None, b"out", bytearray(b"out"), {"out"}, [b"out"], [["a"], 7]]
 )
 def test_what_is_no_path_and_no_list_of_paths_is_refused(source: Any, tmp_path: Path) -> None:
-    with pytest.raises(shardio.UsageError, match="is no source of shards; give a path"):
+    with pytest.raises(shardio.UsageError, match="is not a source of shards; give a path"):
         shardio.ShardDataset(source)
     with os.scandir(os.fsencode(tmp_path.parent)) as found:
         entry: Any = next(found)
-    with pytest.raises(shardio.UsageError, match="is no source of shards; give a path"):
+    with pytest.raises(shardio.UsageError, match="is not a source of shards; give a path"):
         open_catalog(entry)
 
 
@@ -169,10 +169,10 @@ def test_braces_that_are_not_balanced_are_refused(
     pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(shardio.UsageError, match="braces are no pattern"):
+    with pytest.raises(shardio.UsageError, match="braces are not a pattern"):
         open_catalog(pattern)
     shutil.copy(Path(__file__), pattern)
-    with pytest.raises(shardio.TarError, match="header's checksum does not match"):
+    with pytest.raises(shardio.TarError, match="neither a header nor the end of the archive"):
         open_catalog(pattern)
 
 
@@ -195,7 +195,7 @@ def test_braces_that_stand_for_too_many_files_are_refused_before_they_are_expand
 
 def test_braces_that_are_too_deep_are_refused() -> None:
     pattern = "/".join(["{" * 200] * 9 + ["}" * 200] * 9)
-    with pytest.raises(shardio.UsageError, match="its braces are no pattern"):
+    with pytest.raises(shardio.UsageError, match="its braces are not a pattern"):
         open_catalog(pattern)
 
 

@@ -480,3 +480,14 @@ def test_progress_counts_shards(packed: Path) -> None:
 
     shardio.info(packed, progress=start)
     assert sum(told) == 8
+
+
+def test_a_field_over_the_limit_is_described_with_its_remedy(tmp_path: Path) -> None:
+    image = cv2.imencode(".png", np.zeros((30, 40, 3), np.uint8))[1].tobytes()
+    shard = make_shard(tmp_path / "limit.tar", {"x": {"png": image, "txt": b"text"}})
+    sample = shardio.info(shard, max_pixels=100).sample
+    assert sample is not None
+    png, txt = sample.fields
+    assert png.value.startswith("cannot be decoded: ")
+    assert "max_pixels" in png.value
+    assert txt.value == "text"

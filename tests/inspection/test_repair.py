@@ -342,7 +342,7 @@ def test_an_interrupted_repair_goes_on(out: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_repaired_is_explained(out: Path, tmp_path: Path) -> None:
-    with pytest.raises(shardio.PackError, match="the output is inside the source"):
+    with pytest.raises(shardio.PackError, match="the output lies inside the source"):
         repair(out, out / "new")
     with pytest.raises(shardio.PackError, match="has shards already"):
         repair(shard_of(out), out)

@@ -252,7 +252,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "header": (
         lambda out: flip(shard_of(out), 3),
-        r"byte 0: the header's checksum does not match, .*, and [\d,]+ bytes from there on are",
+        r"byte 0, sample 'a/\d+', field 'jpg': the header's checksum does not match, and tar tools "
+        r"do not find this member, though its data are intact; fetch or pack it again, or write",
     ),
     "header with its checksum made right": (
         lambda out: set_mode(shard_of(out)),
@@ -260,7 +261,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "padding": (
         lambda out: flip(shard_of(out), second_member(shard_of(out)) - 513),
-        r"byte \d+: what follows the data of 1 members up to the next header is not zero",
+        r"byte \d+: the padding after the data of 1 member is not zero; readers skip it, but",
     ),
     "end": (
         lambda out: shard_of(out).write_bytes(shard_of(out).read_bytes() + b"x"),
@@ -268,7 +269,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "one zero more": (
         lambda out: shard_of(out).write_bytes(shard_of(out).read_bytes() + b"\0"),
-        r"the shard has [\d,]+ bytes, by the manifest ",
+        r"the shard has [\d,]+ bytes, but the manifest says ",
     ),
     "another shard": (
         lambda out: shutil.copy(shard_of(out, 1), shard_of(out)),
@@ -287,6 +288,72 @@ def test_each_fault_gets_a_sentence_with_place_and_remedy(out: Path, name: str) 
     assert not found.sound
     assert re.search(expected, sentence(found)), sentence(found)
     assert all(finding.remedy and finding.what for finding in found.findings)
+
+
+SAMPLE_IN_HEADERS = r"byte \d+, sample 'a/\d+', field '\w+': "
+ONE_BYTE = {
+    **dict.fromkeys(
+        (*range(0, 512, 9), 148, 153),
+        SAMPLE_IN_HEADERS
+        + "the header's checksum does not match, and tar tools do not find this member, though "
+        "its data are intact",
+    ),
+    155: r"\.tar: the SHA-256 of the shard is not that in the manifest, though the data of all",
+    512: SAMPLE_IN_HEADERS + r"the data are not what was packed \(CRC-32 differs\)",
+    -1025: r"byte \d+: the padding after the data of 1 member is not zero",
+    -1024: r"byte \d+: this block is neither a header nor the end of the archive",
+    -1: r"byte \d+: a single block of zeros precedes .* or the end-of-archive mark is corrupt",
+}
+
+
+@pytest.mark.parametrize("at", ONE_BYTE)
+def test_a_changed_byte_is_one_finding_with_its_place_and_remedy(out: Path, at: int) -> None:
+    start = second_member(shard_of(out)) - 512 if at >= 0 else shard_of(out).stat().st_size
+    flip(shard_of(out), start + at)
+    (found,) = verify(out).findings
+    assert (found.severity, found.shard) == ("problem", str(shard_of(out)))
+    assert re.search(ONE_BYTE[at] + r".*; .*(fetch|download) or pack", str(found)), str(found)
+
+
+@pytest.mark.parametrize("at", range(0, 512, 37))
+def test_a_changed_byte_of_a_foreign_header_is_one_finding(tmp_path: Path, at: int) -> None:
+    shard = make_shard(tmp_path / "a.tar", make_samples(3))
+    flip(shard, at)
+    (found,) = verify(tmp_path).findings
+    assert (found.severity, found.shard, found.offset) == ("problem", str(shard), 0)
+    assert re.match("the header's checksum does not match, and bytes 0 to 1[0-9]{3} ", found.what)
+
+
+def test_fields_are_not_said_to_lack_where_members_are_missing(tmp_path: Path) -> None:
+    shards = [tmp_path / "a.tar", tmp_path / "b.tar"]
+    for shard in shards:
+        add_members(shard, (f"{shard.stem}0.jpg", JPEG), (f"{shard.stem}0.cls", b"1"))
+        add_members(shard, (f"{shard.stem}1.jpg", JPEG))
+    flip(shards[0], 0)
+    (note,) = [finding for finding in verify(tmp_path).findings if finding.severity == "note"]
+    assert (note.key, note.field) == ("b1", "cls")
+    assert note.what.startswith("1 of 2 samples in complete shards lack this field")
+
+
+def test_members_without_headers_are_one_finding_a_gap(out: Path) -> None:
+    shard = shard_of(out)
+    data = bytearray(shard.read_bytes())
+    end = second_member(shard) + 600
+    data[:512], data[end - 1112 : end] = bytes(512), bytes(1112)
+    shard.write_bytes(data)
+    (found,) = verify(out).findings
+    assert found.offset == 0
+    assert re.search(
+        r"tar tools do not find this and \d+ other members?, though the data of \d+", found.what
+    )
+
+
+def test_a_damaged_index_is_named_as_the_file_at_fault(out: Path) -> None:
+    path = index_path(shard_of(out))
+    flip(path, path.stat().st_size // 2)
+    (found,) = verify(out).findings
+    assert found.shard == str(path)
+    assert str(found).startswith(f"{path}: the index is damaged")
 
 
 def test_a_broken_shard_does_not_stop_the_others(out: Path) -> None:
@@ -331,7 +398,11 @@ def messages(shard: Path, *, severity: str = "problem") -> list[Finding]:
 def test_members_that_are_not_adjacent_are_named(tmp_path: Path) -> None:
     shard = add_members(tmp_path / "a.tar", ("x.txt", b"1"), ("y.txt", b"2"), ("x.cls", b"3"))
     (found,) = messages(shard)
-    assert (found.key, found.offset, found.what) == ("x", 2560, "its members are not adjacent")
+    assert (found.key, found.offset, found.what) == (
+        "x",
+        2560,
+        "the members of this sample are not adjacent",
+    )
 
 
 def test_a_field_that_is_there_twice_is_named(tmp_path: Path) -> None:
@@ -349,7 +420,7 @@ def test_keys_that_are_there_again_are_named_within_and_across_shards(tmp_path: 
         (str(tmp_path / f"{number}.tar"), "x") for number in range(3)
     }
     text = sentence(verify(tmp_path))
-    assert text.count("its key is that of another sample, at byte 512") == 3
+    assert text.count("the sample at byte 512 has the same key") == 3
     assert text.count(f"a sample in {tmp_path}/0.tar has the same key") == 2
     assert verify(tmp_path).findings == shardio.verify(tmp_path, jobs=3).findings
 
@@ -386,7 +457,7 @@ def test_members_of_no_sample_and_lacking_fields_are_notes(tmp_path: Path) -> No
         (None, None),
         ("y", "cls"),
     ]
-    assert "2 members belong to no sample, by their names; the first is 'README'" in str(
+    assert "2 members outside any sample, the first is 'README'; readers skip" in str(
         found.findings[0]
     )
     assert str(found.findings[1]).startswith(f"note: {shard}, sample 'y', field 'cls': 1 of 3")
@@ -425,7 +496,7 @@ def test_a_gzip_shard_that_is_cut_off_is_a_finding(tmp_path: Path) -> None:
     (tmp_path / "a.tgz").write_bytes(data)
     assert verify(tmp_path / "a.tgz").sound
     (tmp_path / "a.tgz").write_bytes(data[:-20])
-    assert "the gzip data is cut off" in sentence(verify(tmp_path / "a.tgz"))
+    assert "the gzip data is truncated" in sentence(verify(tmp_path / "a.tgz"))
 
 
 def test_a_shard_without_index_but_with_that_of_another_differs(tmp_path: Path) -> None:
@@ -474,5 +545,36 @@ def test_a_shard_that_was_cut_off_is_one_problem(out: Path, left: float) -> None
     assert problem.shard == str(shard)
     more = f" and {lost - 1} more" if lost > 1 else ""
     assert problem.what == (
-        f"the shard is cut off at byte {size:,}, before the end of this member{more}"
+        f"the shard is truncated at byte {size:,}, before the end of this member{more}"
     )
+
+
+def test_bytes_behind_the_data_of_a_jpeg_are_a_note_and_delivered_in_every_epoch(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    sound = cv2.imencode(".jpg", cv2.resize(pixels, (640, 480)))[1].tobytes()
+    for number in range(3):
+        (folder / f"{number}.jpg").write_bytes(sound[:-2] + b"\x12\x34\x56" * 40 + sound[-2:])
+    (folder / "3.jpg").write_bytes(sound.replace(b"JFIF\0\1\1", b"JFIF\0\0\0"))
+    out = tmp_path / "out"
+    shardio.pack(folder, out, shards=1, labels=False)
+    found = verify(out, deep=True)
+    assert found.sound
+    (note,) = found.findings
+    assert note.severity == "note"
+    assert "3 fields with bytes too many behind the data" in str(note)
+    for transform in (None, shardio.RandomResizedCrop(32)):
+        dataset = shardio.ShardDataset(out, transform=transform, batch_size=1)
+        for epoch in range(5):
+            dataset.set_epoch(epoch)
+            assert sum(int(batch["valid"].sum()) for batch in dataset) == 4
+    shardio.pack(folder, tmp_path / "small", shards=1, labels=False, resize=32)
+    assert shardio.repair(out, tmp_path / "repaired", deep=True).samples == 4
+    index_path(out / "shard-000000.tar").unlink()
+    (out / "shardio.json").unlink()
+    problems = verify(out, deep=True).problems
+    assert len(problems) == 3
+    assert "extraneous bytes before marker 0xd9" in str(problems[0])

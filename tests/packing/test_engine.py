@@ -98,7 +98,7 @@ def test_a_process_that_is_killed_while_thousands_of_tasks_wait_is_one_error(
     sys.setswitchinterval(1e-6)  # so that the pool's thread and this one take turns
     try:
         for _ in range(5):
-            with pytest.raises(shardio.PackError, match="fewer --jobs"):
+            with pytest.raises(shardio.PackError, match="with fewer jobs"):
                 LocalEngine(2).run(kill_itself, tasks_of(1000), None)
     finally:
         sys.setswitchinterval(interval)

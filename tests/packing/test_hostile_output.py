@@ -89,7 +89,9 @@ def test_a_lock_that_names_a_folder_elsewhere_is_refused_and_nothing_is_removed(
     names = json.dumps([name.format(victim=victim)]).encode()
     (out / LOCK).write_bytes(CLAIM + names + b"\n")
     before = everything(tmp_path)
-    with pytest.raises(shardio.PackError, match=r"out/\.shardio-pack: it is no lock that a pack"):
+    with pytest.raises(
+        shardio.PackError, match=r"out/\.shardio-pack: it is not a lock that a pack"
+    ):
         shardio.pack(source, out, shards=2)
     assert everything(tmp_path) == before
 
@@ -173,7 +175,7 @@ def test_what_is_no_lock_of_a_pack_is_one_sentence_and_stays(
     (out / "shard-000000.tar").write_bytes(b"mine")
     (out / LOCK).write_bytes(text)
     before = everything(out)
-    with pytest.raises(shardio.PackError, match=r"\.shardio-pack: it is no lock") as caught:
+    with pytest.raises(shardio.PackError, match=r"\.shardio-pack: it is not a lock") as caught:
         shardio.pack(source, out, shards=2)
     assert "\n" not in str(caught.value)
     assert everything(out) == before

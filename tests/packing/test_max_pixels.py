@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,3 +109,23 @@ def test_verify_deep_finds_a_boolean_shape(tmp_path: Path) -> None:
     shard = make_shard(tmp_path / "b.tar", {"a": {"npy": data}})
     found = shardio.verify(shard, deep=True)
     assert "the shape is (True,)" in str(found.problems[0])
+
+
+def test_a_larger_image_packs_when_it_is_resized_or_the_limit_is_raised(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    scan = cv2.imencode(
+        ".png",
+        np.zeros((5000, 5000), np.uint8),
+        [cv2.IMWRITE_PNG_BILEVEL, 1, cv2.IMWRITE_PNG_COMPRESSION, 9],
+    )[1]
+    (images / "scan.png").write_bytes(scan.tobytes())
+    with pytest.raises(shardio.PackError) as refused:
+        shardio.pack(images, tmp_path / "a", shards=1, labels=False)
+    found = re.search(r"max_pixels=(\d+) lets it through \(--max-pixels \1\)", str(refused.value))
+    assert found is not None
+    shardio.pack(images, tmp_path / "b", shards=1, labels=False, max_pixels=int(found[1]))
+    shardio.pack(images, tmp_path / "c", shards=1, labels=False, resize=64)
+    assert next(iter(shardio.ShardDataset(tmp_path / "c")))["image"].shape == (3, 64, 64)
+    with pytest.raises(shardio.PackError, match="more than the limit of 4999"):
+        shardio.pack(images, tmp_path / "d", shards=1, labels=False, resize=64, max_pixels=4999)

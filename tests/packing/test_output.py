@@ -16,6 +16,7 @@ import pytest
 import shardio
 from shardio.storage.folder import Folder
 from shardio.testing import make_images
+from tests.storage.memory import MemoryStorage
 
 LOCK = ".shardio-pack"
 DYING_PACK = """
@@ -190,6 +191,42 @@ def test_a_pack_that_finishes_while_a_second_takes_the_folder_is_kept(
         assert left.pop(LOCK) == b"", "the third pack's lock is not ours to remove"
     assert left == expected
     assert os.path.lexists(out / LOCK) == (renewed and moment == "before the lock is held")
+
+
+def test_of_packs_of_the_same_thing_at_once_one_makes_it(source: Path, tmp_path: Path) -> None:
+    shardio.pack(source, tmp_path / "alone", shards=2)
+    command = [sys.executable, "-m", "shardio", "pack", str(source), str(tmp_path / "out")]
+    running = [
+        subprocess.Popen([*command, "--shards", "2"], stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    said = [process.communicate()[1] for process in running]
+    assert sorted(process.returncode for process in running) == [0, 1, 1]
+    for process, text in zip(running, said, strict=True):
+        refused = "another pack is writing" in text or "has shards already" in text
+        assert refused == bool(process.returncode), text
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
+
+
+def test_packs_of_the_same_thing_into_one_storage_at_once_make_the_same_files(
+    source: Path,
+) -> None:
+    alone, shared = MemoryStorage("alone of two packs"), MemoryStorage("shared by two packs")
+    shardio.pack(source, "memory://out", shards=3, storage=alone, jobs=1)
+    published: list[int] = []
+
+    def start(_: int) -> Callable[[int], None]:
+        def advance(_: int) -> None:
+            published.append(sum(path.endswith(".tar") for path in shared.files))
+            if len(published) == 5:  # the first pack is in its second shard
+                shardio.pack(source, "memory://out", shards=3, storage=shared, jobs=1)
+
+        return advance
+
+    shardio.pack(source, "memory://out", shards=3, storage=shared, jobs=1, progress=start)
+    assert published[4:6] == [1, 3]
+    assert shared.files == alone.files
+    assert len(shardio.ShardDataset("memory://out", storage=shared)) == 8
 
 
 def interrupt(source: Path, out: Path, **options: Any) -> None:

@@ -192,7 +192,7 @@ def test_a_lock_that_does_not_say_what_was_made_is_refused(
     lock = out / ".shardio-pack"
     lock.write_bytes(lock.read_bytes() + text + b"\n")
     before = digests(out)
-    with pytest.raises(shardio.PackError, match="it is no lock that a pack wrote"):
+    with pytest.raises(shardio.PackError, match="it is not a lock that a pack wrote"):
         shardio.pack(source, out, shards=6)
     assert digests(out) == before
 

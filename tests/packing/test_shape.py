@@ -291,7 +291,10 @@ def test_hamming_counts_the_bits_that_differ() -> None:
             "'index' cannot be the name of a folder of a split",
         ),
         ({"shards": 1, "dedupe": "nearly"}, "dedupe='nearly': it must be 'exact' or 'perceptual'"),
-        ({"shards": 1, "dedupe": "perceptual", "dedupe_distance": 17}, "must be 0 to 16 bits"),
+        (
+            {"shards": 1, "dedupe": "perceptual", "dedupe_distance": 17},
+            "must be a whole number from 0 to 16",
+        ),
         (
             {"shards": 1, "dedupe": "exact", "dedupe_distance": 1},
             "dedupe_distance requires dedupe='perceptual'",

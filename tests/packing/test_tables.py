@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 import shardio
-from shardio.packing.sources.table import read_rows
+from shardio.packing.sources.rows import Table
 from shardio.testing import read_members
 
 
@@ -167,7 +167,7 @@ class TestQuotes:
         path = tmp_path_factory.getbasetemp() / f"written.{kind}"
         text = written(rows, "," if kind == "csv" else "\t")
         path.write_bytes(text.encode())
-        found = [[*row.values.values()] for row in read_rows(path)]
+        found = [[*row.values.values()] for row in Table(path).rows()]
         assert found == rows[1:]
 
     @given(rows=tables(), data=st.data())
@@ -186,7 +186,7 @@ class TestQuotes:
         with pytest.raises(
             shardio.PackError, match=r"changed\.csv, row \d+: .*(quote|cells|same name)"
         ):
-            [*read_rows(path)]
+            [*Table(path).rows()]
 
     @pytest.mark.parametrize(
         "captions",
@@ -273,7 +273,7 @@ class TestText:
         table.write_bytes(text.encode("cp1252"))
         message = r"row 2: its column 'caption' is not UTF-8 text: 0xe9 at byte 3"
         with pytest.raises(shardio.PackError, match=message):
-            pack(source, table)
+            pack(source, table, labels=kind == "csv")
 
     @pytest.mark.parametrize(
         "text", ["path,label\n0.bin,chat\n1.bin,café\n", "path,été\n0.bin,1\n1.bin,2\n"]

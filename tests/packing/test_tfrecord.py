@@ -213,7 +213,7 @@ def test_labels_stratify(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("features", "options", "reason"),
     [
-        ({"x": [b"\xff\xfe"]}, {}, "its feature 'x' holds bytes that are not text; pass --feature"),
+        ({"x": [b"\xff\xfe"]}, {}, "its feature 'x' holds bytes that are not text; name its field"),
         ({"x": floats(math.inf)}, {}, "its feature 'x' has values that are not finite"),
         ({"image": [b"GIF89a.."]}, {}, "a GIF file, where a JPEG, PNG, WebP or BMP"),
         ({"x": [b"a", b"b"]}, {"features": ["txt=x"]}, "has 2 values, and the field txt holds one"),

@@ -1,249 +1,269 @@
-"""What is measured, and what follows from it: with answers that no process has to give."""
+"""What measures leaves nothing behind, and says in a sentence what went wrong."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shardio.errors import MisfitError, ShardioError, UsageError
-from shardio.profiling.evidence import Ceilings, Evidence, Stage, Stages
-from shardio.profiling.profile import Profile, profile
-from shardio.profiling.settings import ProfileSettings, Topology, topologies_of
+from shardio.errors import MisfitError, ShardioError, SituationError, TransformError
+from shardio.profiling.evidence import Evidence
+from shardio.profiling.measure import answer
+from shardio.profiling.profile import ask
+from shardio.profiling.system import descendants, drop_from_cache
+from shardio.profiling.verdict import judge
+from shardio.testing import make_shard
 
-BATCH = 10
-CEILINGS = Ceilings(
-    cold=None,
-    warm=2e9,
-    loop_one=1000.0,
-    loop_all=1800.0,
-    sharing=2.0,
-    loop_threads=None,
-    decode_one=1100.0,
-    decode_all=1980.0,
-    decode_share=0.8,
-    copy=1e10,
-    handoff=20.0,
-    handover=1000.0,
-    handover_loop=30.0,
-    handover_worker=30.0,
-    to_device=None,
-    side=512.0,
-)
+Answer = Callable[[dict[str, Any]], dict[str, Any]]
+LONG = 100.0  # seconds to wait at most, on however busy a machine
 
 
-def stage(wall: float) -> Stage:
-    return Stage(wall=wall, cpu=wall, p50=wall, p99=wall)
+def wait_for(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + LONG
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
-def stages(factor: float = 1.0) -> Stages:
-    """Of a machine that is so many times as fast."""
-    return Stages(
-        read=stage(50 / factor),
-        decode=stage(750 / factor),
-        transform=stage(150 / factor),
-        batch=stage(30 / factor),
-        outside=5.0,
-        waiting=15.0,
-        total=1000.0 / factor,
-        delay=0.0,
-        lock=0.0,
-        bytes=64_000.0,
-        recorded=1.0,
-        overhead=0.01,
+def runs(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def start(packed: Path, folder: Path) -> subprocess.Popen[bytes]:
+    arguments = [str(packed), "--seconds", "200", "--size", "16", "--workers", "1"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "shardio", "profile", *arguments],
+        env={**os.environ, "TMPDIR": str(folder)},
+        stderr=subprocess.DEVNULL,
     )
 
 
-SEEN = Evidence(
-    cores=2,
-    kind="here",
-    producers=(),
-    number=0,
-    seconds=4.0,
-    batches=400,
-    samples=400 * BATCH,
-    slices=(1000.0,) * 5,
-    waiting=0.99,
-    receiving=0.99,
-    ready=0.0,
-    turns=(),
-    first_batch=0.01,
-    starting=0.0,
-    restarts=False,
-    steps=60,
-    lock_wait=None,
-    cached=1.0,
-    from_disk=None,
-    sent=None,
-    faults=None,
-    memory=None,
-    watching=0.0,
-    stages=stages(),
-)
+def left_in(folder: Path) -> set[str]:
+    """What the profile has there, but for the folder in which its like lie."""
+    own = f"shardio-{os.geteuid()}"
+    return {*os.listdir(folder), *os.listdir(folder / own)} - {own}  # noqa: PTH208  names do
 
-Answer = Callable[[Topology, dict[str, Any]], tuple[Evidence, float]]
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_profile_that_is_ended_leaves_no_process_and_no_folder(
+    packed: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    with start(packed, tmp_path) as process:
+        try:
+            wait_for(lambda: len(descendants(process.pid)) > 1)  # the measuring one has forked
+            others = [*descendants(process.pid)]
+            assert left_in(tmp_path)
+        finally:
+            process.send_signal(number)
+    assert process.returncode == (128 + number if number == signal.SIGTERM else -number)
+    wait_for(lambda: not any(map(runs, others)))
+    wait_for(lambda: not left_in(tmp_path))
+
+
+def request(packed: Path, **changes: Any) -> dict[str, Any]:
+    settings = {"source": str(packed), "batch_size": 10, "size": 16, "seconds": 0.1, **changes}
+    return {"settings": settings, "topology": {"kind": "here", "producers": 0, "prefetch": 2}}
+
+
+def test_what_a_step_prints_at_the_end_is_no_answer_and_a_queue_py_is_not_imported(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("queue.py").write_text("raise SystemExit('the wrong queue')\n")
+    Path("besides.py").write_text("NOISE = 'noise'\n")
+    Path("mine.py").write_text(
+        "import atexit\nimport besides\n"
+        "atexit.register(print, besides.NOISE)\ndef step(batch):\n    pass\n"
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    assert ask(request(packed, train="mine.py:step"))["evidence"]["samples"] > 0
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_error_that_is_not_ours_and_an_ending_without_an_answer_are_sentences(
+    packed: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ShardioError, match=r"^the measuring process met TypeError: .*nonsense"):
+        ask(request(packed, nonsense=1))
+    code = tmp_path / "mine.py"
+    code.write_text("import os\ndef step(batch):\n    os._exit(5)\n")
+    with pytest.raises(ShardioError, match=r"^the measuring process ended with code 5 and gave no"):
+        ask(request(packed, train=f"{code}:step"))
+
+
+IN_A_WORKER = {"kind": "processes", "producers": 1, "prefetch": 2}
+FAILING = """
+from torch.utils.data import get_worker_info
+def fail(image):
+    if get_worker_info() is not None:
+        raise KeyError("mine")
+    return image
+def grow(image):
+    if get_worker_info() is None:
+        return image
+    grow.calls = getattr(grow, "calls", 0) + 1
+    return image.repeat(1, 1 + grow.calls % 2, 1)
+"""
 
 
 @pytest.fixture
-def measure(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Profile]:
-    """Profiles the packed images, with answers of a function in place of measurements."""
-
-    def measured(answer: Answer, *, baseline: str | None = None, **settings: Any) -> Profile:
-        def ask(request: dict[str, Any]) -> dict[str, Any]:
-            if "topology" not in request:
-                return asdict(CEILINGS)
-            seen, speed = answer(Topology(**request["topology"]), request)
-            return {"evidence": seen.to_json(), "waits": [], "speed": speed}
-
-        monkeypatch.setattr("shardio.profiling.profile.ask", ask)
-        monkeypatch.setattr("shardio.profiling.settings.count_cores", lambda: 2)
-        totals: list[int] = []
-        parts: list[int] = []
-
-        def progress(total: int) -> Callable[[int], None]:
-            totals.append(total)
-            return parts.append
-
-        found = profile(packed, batch_size=BATCH, baseline=baseline, progress=progress, **settings)
-        failed = found.baseline_error is not None
-        assert [sum(parts)] == [total - failed for total in totals]
-        return found
-
-    return measured
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Answer:
+    """Answers without a process of its own."""
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)
+    return answer
 
 
-def at_rate(rate: float, topology: Topology, waiting: float = 0.99) -> Evidence:
-    batches = round(rate * SEEN.seconds / BATCH)
-    return replace(
-        SEEN,
-        kind=topology.kind,
-        number=topology.producers,
-        batches=batches,
-        samples=batches * BATCH,
-        waiting=waiting,
-        receiving=min(waiting, 0.99 if topology.kind == "here" else 0.01),
+def test_an_error_in_a_worker_comes_as_values_without_a_traceback(
+    packed: Path, tmp_path: Path
+) -> None:
+    code = tmp_path / "mine.py"
+    code.write_text(FAILING)
+    asked = request(packed, transform=f"{code}:fail", size=0) | {"topology": IN_A_WORKER}
+    with pytest.raises(TransformError) as raised:
+        ask(asked)
+    error = raised.value
+    assert error.what == "the transform raised KeyError: 'mine'"
+    assert error.key is not None
+    assert error.field == "png"
+    assert f"sample {error.key!r}, field 'png'" in (error.where or "")
+    assert str(error) == f"{error.where}: {error.what}"
+
+
+def test_images_of_two_sizes_are_a_misfit_in_a_worker_too(
+    packed: Path, tmp_path: Path, in_this_process: Answer
+) -> None:
+    code = tmp_path / "mine.py"
+    code.write_text(FAILING)
+    asked = request(packed, transform=f"{code}:grow", size=0) | {"topology": IN_A_WORKER}
+    with pytest.raises(MisfitError) as raised:
+        in_this_process(asked)
+    assert "others of the batch are" in raised.value.what
+    assert "\n" not in str(raised.value)
+
+
+def test_an_error_of_a_baseline_is_a_sentence(
+    packed: Path, tmp_path: Path, in_this_process: Answer
+) -> None:
+    code = tmp_path / "mine.py"
+    code.write_text(FAILING)
+    asked = request(packed, transform=f"{code}:fail", size=0) | {"topology": IN_A_WORKER}
+    with pytest.raises(ShardioError, match=r"^the measuring process met KeyError: [^\n]*mine"):
+        in_this_process({**asked, "baseline": "webdataset"})
+
+
+def test_a_step_that_fails_is_named(packed: Path, tmp_path: Path, in_this_process: Answer) -> None:
+    code = tmp_path / "mine.py"
+    code.write_text("def step(batch):\n    raise KeyError('mine')\n")
+    with pytest.raises(SituationError, match=r"mine\.py:step: it raised KeyError for a batch"):
+        in_this_process(request(packed, train=f"{code}:step"))
+
+
+def test_a_transform_that_gives_no_tensor_is_named(
+    packed: Path, tmp_path: Path, in_this_process: Answer
+) -> None:
+    code = tmp_path / "mine.py"
+    code.write_text("def words(image):\n    return 'mine'\n")
+    asked = request(packed, transform=f"{code}:words")
+    del asked["topology"]
+    with pytest.raises(TransformError, match="the transform returned a str, not a tensor"):
+        in_this_process(asked)
+
+
+def test_a_users_transform_and_step_are_measured(
+    packed: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    in_this_process: Answer,
+) -> None:
+    code = tmp_path / "mine.py"
+    code.write_text(
+        "import time\n"
+        "def augment(image):\n    time.sleep(0.001)\n    return image.float()\n"
+        "def step(batch):\n    print('noise')\n    assert batch['image'].dtype.is_floating_point\n"
     )
+    asked = request(packed, transform=f"{code}:augment", train=f"{code}:step", seconds=0.4)
+    found = in_this_process(asked | {"topology": {"kind": "threads", "producers": 1}})
+    assert "noise" in capfd.readouterr().out
+    seen = Evidence.from_json(found["evidence"])
+    assert judge(seen).bottleneck == "transform"
+    assert seen.stages is not None
+    assert seen.stages.transform.wall > 1000 > seen.stages.transform.cpu
 
 
-def drifting(topology: Topology, _: dict[str, Any]) -> tuple[Evidence, float]:
-    """The machine is 0.7 times as fast in the runs as it was before."""
-    if topology.kind == "here":
-        return replace(at_rate(700, topology), stages=stages(0.7)), 700.0
-    return replace(at_rate(1240, topology), stages=stages(0.7)), 1260.0
-
-
-def test_a_machine_that_slows_down_promises_no_gain(measure: Callable[..., Profile]) -> None:
-    found = measure(drifting)
-    gains = {change.text: change.gain or 0 for change in found.verdict.changes}
-    assert 1.5 < gains["Use 4 such cores"] <= 2
-    twice = [one.rate for one in found.predictions if one.cores == 4]
-    assert len(twice) == 2
-    assert all(1.5 * 1260 < rate < 2.1 * 1260 for rate in twice)
-    assert found.ceiling == pytest.approx(0.7 * 1980)
-
-
-def test_the_loops_own_thread_has_the_ceiling_of_a_core(measure: Callable[..., Profile]) -> None:
-    found = measure(drifting, workers=(0,))
-    assert found.ceiling == pytest.approx(0.7 * 1100)
-
-
-def with_step(topology: Topology, _: dict[str, Any]) -> tuple[Evidence, float]:
-    """A step of 6.5 ms for 10 samples, which was 6.4 ms in the first run."""
-    if topology.kind == "here":
-        return at_rate(610, topology, waiting=1 - 610 * 640e-6), 1000.0
-    return at_rate(1350, topology, waiting=1 - 1350 * 650e-6), 1800.0
-
-
-def test_with_a_step_what_is_needed_is_the_most_that_is_expected(
-    measure: Callable[..., Profile],
+def test_a_transform_with_threads_of_torch_does_not_hang(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = measure(with_step, step_ms=6.5)
-    needed = found.needed or 0
-    assert needed == pytest.approx(1e6 / 650)
-    best = found.runs[found.best].samples_per_second
-    assert found.verdict.bottleneck != "step"
-    assert best < (found.verdict.rate_without or best + 1) <= needed * (1 + 1e-9)
-    for change in found.verdict.changes:
-        assert change.gain is None or 1.05 <= change.gain <= needed / best * (1 + 1e-9)
-    for one in found.predictions:
-        assert one.rate == pytest.approx(needed * (1 - one.waiting))
-    workers = [one for one in found.predictions if one.topology.kind == "processes"]
-    assert workers[-1].rate == max(one.rate for one in workers)
-    assert workers[-1].waiting < 0.02
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # conftest.py has them off
+    code = tmp_path / "mine.py"
+    code.write_text(
+        "import torch\ndef grow(image):\n"
+        "    return torch.nn.functional.interpolate(image[None].float(), size=(96, 96))[0]\n"
+    )
+    asked = request(packed, transform=f"{code}:grow")
+    found = ask(asked | {"topology": {"kind": "threads", "producers": 1}})
+    assert found["evidence"]["samples"] > 0
 
 
-def test_a_failing_baseline_leaves_the_runs(measure: Callable[..., Profile]) -> None:
-    def fails(topology: Topology, request: dict[str, Any]) -> tuple[Evidence, float]:
-        if request["baseline"]:
-            raise ShardioError("it broke")
-        return drifting(topology, request)
-
-    found = measure(fails, baseline="webdataset")
-    assert len(found.runs) == 3
-    assert (found.baseline, found.baseline_error) == (None, "it broke")
-
-
-def test_a_baseline_without_stages_has_no_megabytes_and_the_best_number_of_workers(
-    measure: Callable[..., Profile],
+def test_shards_are_dropped_from_the_cache_right_before_a_cold_run(
+    packed: Path, in_this_process: Answer
 ) -> None:
-    def more_is_better(topology: Topology, request: dict[str, Any]) -> tuple[Evidence, float]:
-        seen = at_rate(500 + 100 * topology.producers, topology)
-        return (replace(seen, stages=None) if request["baseline"] else seen), 1800.0
-
-    found = measure(more_is_better, baseline="webdataset", workers=(1, 4, 2), prefetch=5)
-    assert found.baseline is not None
-    assert found.baseline[1].topology == Topology(kind="processes", producers=4, prefetch=5)
-    assert found.baseline[1].megabytes_per_second is None
-    found = measure(more_is_better, baseline="webdataset", threads=(4,), prefetch=5)
-    assert found.baseline is not None
-    assert found.baseline[1].topology == Topology(kind="processes", producers=2, prefetch=5)
+    os.sync()
+    shards = [str(path) for path in packed.glob("*.tar")]
+    if not drop_from_cache(shards):
+        pytest.skip("the file system keeps them")
+    for path in shards:
+        Path(path).read_bytes()
+    found = in_this_process(request(packed, cold=True))
+    assert found["evidence"]["cached"] < 0.5
 
 
-def test_prefetch_and_numbers_say_what_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shardio.profiling.settings.count_cores", lambda: 2)
-
-    def kinds(**settings: Any) -> list[tuple[str, int]]:
-        found = topologies_of(ProfileSettings(source="out", prefetch=7, **settings))
-        assert {one.prefetch for one in found[1:]} <= {7}
-        return [(one.kind, one.producers) for one in found]
-
-    assert kinds() == [("here", 0), ("threads", 2), ("processes", 2)]
-    assert kinds(workers=(1, 0, 1)) == [("here", 0), ("processes", 1)]
-    assert kinds(threads=(0,), workers=(3,)) == [("here", 0), ("processes", 3)]
-    assert kinds(threads=(0,)) == [("here", 0)]
-    for numbers in ({"workers": (33,)}, {"threads": (-1,)}):
-        (name,) = numbers
-        with pytest.raises(UsageError, match=f"{name}=.* a whole number from 0 to 32"):
-            kinds(**numbers)
-
-
-def test_a_misfit_is_remedied_by_what_a_profile_takes(measure: Callable[..., Profile]) -> None:
-    def misfits(*_: object) -> tuple[Evidence, float]:
-        raise MisfitError("it is 3×8×8", where="a.tar", remedy="read samples")
-
-    with pytest.raises(MisfitError) as refused:
-        measure(misfits)
-    error = refused.value
-    assert (error.what, error.where) == ("it is 3×8×8", "a.tar")
-    assert error.remedy == "give size, a transform that makes them equal, or batch_size=1"
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"batch_size": 0}, "batch_size=0: it must be a whole number, at least 1"),
-        ({"seconds": 0.01}, "seconds=0.01: it must be a number, 0.1 or more"),
-        ({"step_ms": float("inf")}, "step_ms=inf: it must be a number, 0 or more"),
-        ({"cold": 1}, "cold=1: it must be True or False"),
-        ({"step_ms": 5, "train": "a.py:f"}, "step_ms and train exclude each other"),
-        ({"baseline": "nothing"}, "baseline='nothing': it must be 'webdataset'"),
-    ],
-)
-def test_options_that_are_wrong_are_refused(
-    packed: Path, options: dict[str, Any], message: str
+def test_an_epoch_of_two_steps_is_not_tiny_where_nothing_has_to_start(
+    packed: Path,
+    tmp_path: Path,
+    in_this_process: Answer,
 ) -> None:
-    with pytest.raises(UsageError, match=message):
-        profile(packed, **options)
+    code = tmp_path / "mine.py"
+    code.write_text("import time\ndef slow(image):\n    time.sleep(0.001)\n    return image\n")
+    asked = request(packed, batch_size=300, transform=f"{code}:slow")
+    seen = in_this_process(asked)["evidence"]
+    assert seen["steps"] == 2
+    assert seen["starting"] < 0.3
+
+
+def test_a_run_goes_on_until_something_can_be_told_of_it(
+    packed: Path, in_this_process: Answer
+) -> None:
+    workers = {"kind": "processes", "producers": 1, "prefetch": 4}
+    seen = in_this_process({**request(packed, step_ms=200), "topology": workers})["evidence"]
+    assert seen["batches"] >= 2
+    assert seen["seconds"] > 2 * 0.2
+
+
+def test_a_loader_that_ends_at_once_is_named(
+    packed: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    in_this_process: Answer,
+) -> None:
+    monkeypatch.setattr("shardio.profiling.measure.open_baseline", lambda *_: [[1, 2], [3, 4]])
+    with pytest.raises(SituationError, match="give more shards, or measure for longer"):
+        in_this_process({**request(packed), "baseline": "webdataset"})
+
+
+def test_a_baseline_skips_images_that_do_not_decode(images: Path, tmp_path: Path) -> None:
+    good = next(images.rglob("*.png")).read_bytes()
+    samples = {"a": {"png": good, "cls": b"1"}, "b": {"png": b"broken", "cls": b"2"}}
+    shard = make_shard(tmp_path / "a.tar", samples)
+    asked = {**request(shard, batch_size=1, size=8), "baseline": "webdataset"}
+    assert ask(asked)["evidence"]["samples"] > 0

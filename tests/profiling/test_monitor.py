@@ -16,10 +16,9 @@ import webdataset
 from torch.utils.data import DataLoader, Dataset
 
 import shardio
-from shardio.profiling import monitor
-from shardio.profiling import system as watching
+from shardio.profiling import monitor, system
+from shardio.profiling.evidence import Recorder, ThreadRecords
 from shardio.profiling.monitoring import count_samples, look_at
-from shardio.profiling.record import Recorder, ThreadRecords
 from shardio.profiling.system import Moved, Use
 from shardio.reading.times import Stopwatch
 
@@ -196,17 +195,17 @@ def test_a_webloader_is_the_dataloader_inside_it(packed: Path) -> None:
 def spent(since: float, until: float, cpu: float) -> Any:
     """What was seen of a thread, in seconds."""
     times = [round(value * 1e9) for value in (since, until, cpu)]
-    return watching._Seen(times[0], Use(0, 0), times[1], Use(times[2], 0))
+    return system._Seen(times[0], Use(0, 0), times[1], Use(times[2], 0))
 
 
 @pytest.fixture
-def watcher() -> watching.Watcher:
-    made = watching.Watcher(budget=0.01)
+def watcher() -> system.Watcher:
+    made = system.Watcher(budget=0.01)
     made.close()
     return made
 
 
-def test_producers_are_counted_by_how_many_live_at_once(watcher: watching.Watcher) -> None:
+def test_producers_are_counted_by_how_many_live_at_once(watcher: system.Watcher) -> None:
     epochs = [(0.0, 1.0), (1.1, 2.0), (2.1, 3.0)]
     watcher._threads = {
         (10 * epoch + worker, thread): spent(since, until, 0.5)
@@ -220,7 +219,7 @@ def test_producers_are_counted_by_how_many_live_at_once(watcher: watching.Watche
     assert watcher.at_once(kind, ()) == 0
 
 
-def test_who_runs_for_milliseconds_makes_no_batches(watcher: watching.Watcher) -> None:
+def test_who_runs_for_milliseconds_makes_no_batches(watcher: system.Watcher) -> None:
     pid = watcher._pid
     watcher._threads = {(pid, -1): spent(0, 0.1, 0.004), (-2, -3): spent(0, 0.1, 0.004)}
     assert watcher.producers(None) == ("here", ())
@@ -250,7 +249,7 @@ def test_reading_the_records_for_the_line_keeps_to_the_budget(
 
 
 def test_records_of_ended_threads_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shardio.profiling.record._MOST_FILES", 3)
+    monkeypatch.setattr("shardio.profiling.evidence._MOST_FILES", 3)
     recorder = Recorder(budget=0.01)
     recorder().finish()  # of this thread, which lives
     for _ in range(8):
@@ -312,12 +311,12 @@ def test_a_mixture_has_stages(packed: Path) -> None:
 def test_what_workers_move_does_not_add_up_over_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     workers = iter([[1], [1], [2], [2]])
     faults = iter([0, 1000, 0, 1000])
-    monkeypatch.setattr(watching, "thread_uses", lambda _: {})
-    watcher = watching.Watcher(budget=0.01)
+    monkeypatch.setattr(system, "thread_uses", lambda _: {})
+    watcher = system.Watcher(budget=0.01)
     watcher.close()
-    monkeypatch.setattr(watching, "descendants", lambda _: next(workers))
+    monkeypatch.setattr(system, "descendants", lambda _: next(workers))
     monkeypatch.setattr(
-        watching, "bytes_moved", lambda pid: Moved(0, 0, next(faults)) if pid < 3 else None
+        system, "bytes_moved", lambda pid: Moved(0, 0, next(faults)) if pid < 3 else None
     )
     start = time.perf_counter()
     watcher.restart()

@@ -34,6 +34,7 @@ from shardio.profiling.report import (
 from shardio.profiling.settings import ProfileOptions, Topology, load_callable
 from shardio.profiling.system import cached_share, drop_from_cache, tree_memory
 from shardio.profiling.verdict import Change
+from shardio.testing import make_shard
 
 
 def run(*arguments: object) -> Any:
@@ -349,12 +350,12 @@ def test_the_command_prints_the_verdict_then_tables_that_fit_a_terminal(
     [
         (["--html", "no/such/folder/a.html"], r"a\.html: it cannot be written: No such file"),
         (["--trace", "/proc/nothing"], r"/proc/nothing: it cannot be written"),
-        (["--transform", "nothing.py:f"], r"transform: nothing\.py:f: there is no file nothing"),
+        (["--transform", "nothing.py:f"], r"--transform: nothing\.py:f: there is no file nothing"),
         (
             ["--train", f"{__file__}:nothing"],
-            r"train: .*test_profile\.py has no callable 'nothing'",
+            r"--train: .*test_profile\.py has no callable 'nothing'",
         ),
-        (["--batch-size", "601"], r"has 600 samples, fewer than a batch; give batch_size=600 or"),
+        (["--batch-size", "601"], r"has 600 samples, fewer than a batch; give --batch-size 600 or"),
     ],
 )
 def test_what_does_not_fit_the_files_is_one_sentence(
@@ -388,6 +389,20 @@ def test_images_of_two_sizes_are_explained_in_the_words_of_the_command(
     assert done.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("bad", [1, 3])
+def test_bad_samples_are_warned_of_once_however_often_they_are_read(
+    images: Path, tmp_path: Path, bad: int
+) -> None:
+    good = next(images.rglob("*.png")).read_bytes()
+    samples = {f"{n}": {"png": b"broken" if n < bad else good, "cls": b"1"} for n in range(32)}
+    shard = make_shard(tmp_path / "a.tar", samples)
+    done = run(shard, "--seconds", "0.1", "--size", "8", "--batch-size", "8", "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    (warning,) = [line for line in done.stderr.splitlines() if "takes its place" in line]
+    others = {1: "", 3: "; 2 further warnings of this kind"}[bad]
+    assert warning.endswith(f"takes its place{others}")
+
+
 def test_a_module_that_prints_does_not_get_into_the_results(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -403,7 +418,7 @@ def test_a_module_that_prints_does_not_get_into_the_results(
 def test_no_baseline_without_images(tmp_path: Path) -> None:
     samples = [{"txt": b"some", "cls": 0} for _ in range(100)]
     shardio.pack(samples, tmp_path / "out", shards=1)
-    with pytest.raises(shardio.SituationError, match="the baseline decodes jpg, jpeg, png"):
+    with pytest.raises(shardio.SituationError, match="the baseline decodes bmp, jfif, jpe, jpeg"):
         shardio.profile(tmp_path / "out", baseline="webdataset")
 
 
@@ -413,12 +428,12 @@ def test_no_baseline_without_images(tmp_path: Path) -> None:
         (["--baseline", "nothing"], r"Invalid value for '--baseline'"),
         (["--workers", "two"], r"'--workers': 'two' is not a list of numbers such as 1,2,4"),
         (["--threads", ""], r"'--threads': '' is not a list of numbers such as 1,2,4"),
-        (["--workers", "-1"], r"workers=-1: it must be a whole number from 0 to \d+"),
-        (["--workers", "100000"], r"workers=100000: it must be a whole number from 0 to \d+"),
+        (["--workers", "-1"], r"--workers -1: it must be a whole number from 0 to \d+"),
+        (["--workers", "100000"], r"--workers 100000: it must be a whole number from 0 to \d+"),
         (["--step-ms", "abc"], r"'--step-ms': 'abc' is not a valid float"),
-        (["--seconds", "inf"], r"seconds=inf: it must be a number, 0.1 or more"),
+        (["--seconds", "inf"], r"--seconds inf: it must be a number, 0.1 or more"),
         (["--transform", "mine.py"], r"transform: mine\.py: it is not FILE:NAME"),
-        (["--step-ms", "1", "--train", "a.py:f"], r"step_ms and train exclude each other"),
+        (["--step-ms", "1", "--train", "a.py:f"], r"--step-ms and --train exclude each other"),
     ],
 )
 def test_wrong_usage_has_its_own_exit_code(

@@ -28,7 +28,7 @@ LOOPS: dict[str, Loop] = {
     "in threads": lambda dataset: iter(shardio.Loader(dataset, threads=2)),
     "in workers": lambda dataset: iter(DataLoader(dataset, batch_size=None, num_workers=2)),
 }
-HEADER = r"sample '\d+', field '\w+' at offset \d+: another header lies before it than was indexed"
+HEADER = r"sample '\d+', field '\w+' at offset \d+: its header is not the one that was indexed"
 
 
 def npy(number: int) -> bytes:
@@ -175,7 +175,7 @@ def test_members_with_long_names_that_change_places_are_noticed(
     (batch,) = dataset
     assert [key[-4:] for key in batch["__key__"]] == [str(number) for number in numbers]
     overwrite(shard, make(tmp_path / "b", numbers[::-1]).read_bytes())
-    with pytest.raises(shardio.TarError, match="another header lies before it"):
+    with pytest.raises(shardio.TarError, match="its header is not the one that was indexed"):
         list(dataset)
 
 

@@ -584,8 +584,8 @@ def _overwrite(shard: Path, other: Path) -> None:
     [
         (_replace_by_another, "the shard was changed after the dataset was opened; open it again"),
         (_overwrite, "the data is not what was packed"),
-        (lambda shard, _: shard.unlink(), "the shard is missing; get or pack it again"),
-        (lambda shard, _: os.truncate(shard, 5000), "it was changed or cut off"),
+        (lambda shard, _: shard.unlink(), "the shard is missing; download or pack it again"),
+        (lambda shard, _: os.truncate(shard, 5000), "it was changed or truncated"),
     ],
 )
 def test_shards_that_change_under_a_running_epoch_are_an_error(

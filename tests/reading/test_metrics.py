@@ -41,7 +41,6 @@ def test_validation_accuracy_is_the_same_on_any_number_of_ranks(
     assert alone == right / 600
     assert accuracy_of(shardio.ShardDataset(packed, batch_size=7, tail="short")) == alone
     context: Any = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "shardio.reading.dataset"])
     for ranks in (1, 2, 3, 8):
         processes = [
             context.Process(target=_run, args=(rank, ranks, packed, tmp_path))

@@ -181,7 +181,7 @@ def test_other_sources_that_cannot_be_mixed_are_refused(
         shardio.UsageError, match=r"Mix takes a list of datasets, not ShardDataset\("
     ):
         shardio.Mix(parts[0], weights=[1.0])  # type: ignore[arg-type]
-    with pytest.raises(shardio.UsageError, match="source 0 is no ShardDataset"):
+    with pytest.raises(shardio.UsageError, match="source 0 is not a ShardDataset"):
         shardio.Mix([str(packed)], weights=[1.0])  # type: ignore[list-item]
     with pytest.raises(shardio.UsageError, match="stop='last': it must be 'first' or 'all'"):
         shardio.Mix(parts, weights=[0.2, 0.3, 0.5], stop="last")  # type: ignore[arg-type]

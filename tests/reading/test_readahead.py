@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 
@@ -126,10 +127,9 @@ def test_workers_share_the_asking(packed: Path, asked: list[tuple[str, int, int]
     for worker in range(3):
         asked.clear()
         pool = ShardPool(dataset.catalog.shards)
-        with ReadAhead(
-            plan.orders, dataset.samples, pool, (worker, 3), dataset.times
-        ) as read_ahead:
-            read_ahead.enter([(0, 0)], references)
+        ahead = ReadAhead(plan.orders, dataset.samples, pool, (worker, 3), dataset.times)
+        with closing(ahead):
+            ahead.enter(references)
             wait_until(lambda: len(whole(asked)) >= 2 + (worker < 2))  # noqa: B023  at once
         shares.append(whole(asked))
     assert [len(names) for names in shares] == [3, 3, 2]
@@ -143,11 +143,11 @@ def test_batches_are_asked_for_until_reading_is_known_to_be_fast(
     plan, times = dataset.plan(0), StageTimes()
     references = plan.references(plan.share([0], 0, 1))
     pool = ShardPool(dataset.catalog.shards)
-    with ReadAhead([], dataset.samples, pool, (0, 1), times) as read_ahead:
+    with closing(ReadAhead([], dataset.samples, pool, (0, 1), times)) as ahead:
         for microseconds, expected in [(None, 20), (50, 20), (1000, 40), (50, 40)]:
             if microseconds is not None:
                 times.add(StageTimes(samples=20, read=20 * microseconds * 1000))
-            read_ahead.enter([(0, 0)], references)
+            ahead.enter(references)
             wait_until(lambda: len(asked) >= expected)  # noqa: B023  at once
     assert len(asked) == 40
 

@@ -254,11 +254,11 @@ def test_the_same_shards_elsewhere_take_a_state(packed: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({}, "is no state of a dataset"),
-        ([1], "is no state of a dataset"),
-        ({"version": 2}, "the state has version 2, this shardio reads 1: install"),
-        ({"version": 0}, "the state has version 0, this shardio reads 1: install"),
-        ({"version": True}, "is no state of a dataset"),
+        ({}, "is not a state of a dataset"),
+        ([1], "is not a state of a dataset"),
+        ({"version": 2}, "the state has version 2, this shardio reads 1; install"),
+        ({"version": 0}, "the state has version 0, this shardio reads 1; install"),
+        ({"version": True}, "is not a state of a dataset"),
         ({"epoch": -1}, "the state has epoch -1 and step 0: it was changed"),
         ({"step": 21}, "the state has step 21, an epoch has 20: it was changed"),
         ({"step": "1"}, "the state has epoch 0 and step '1': it was changed"),

@@ -252,7 +252,9 @@ def test_a_limit_that_is_no_number_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.setenv("SHARDIO_MAX_RATIO", text)
-    with pytest.raises(shardio.UsageError, match=r"SHARDIO_MAX_RATIO is .* greater than 0"):
+    with pytest.raises(
+        shardio.UsageError, match=r"SHARDIO_MAX_RATIO=.*: it must be a number greater than 0"
+    ):
         plain_tar(bomb(tmp_path / "a.tgz", 8))
 
 

@@ -179,7 +179,7 @@ def test_streams_one_after_another_are_one_shard(
         assert shardio.verify(path, jobs=1).findings == ()
         last = len(PACKERS[name](pieces[-1]) + zeros)
         cut = draw.draw(st.integers(len(data) - last + 1, len(data) - len(zeros) - 1))
-        with pytest.raises(shardio.TarError, match=r"a\.tar: the .* data is cut off"):
+        with pytest.raises(shardio.TarError, match=r"a\.tar: the .* data is truncated"):
             read(write(path, data[:cut]))
         garbage = draw.draw(st.binary(min_size=1).filter(lambda data: data.strip(b"\0")))
         with pytest.raises(shardio.TarError, match=rf"a\.tar: the {name} data is"):
@@ -211,7 +211,7 @@ def test_what_a_cut_off_shard_still_has_is_repaired(tmp_path: Path, tar: bytes, 
     kept = read(tmp_path / "new")
     assert 0 < len(kept) <= len(SAMPLES)
     assert kept.items() <= SAMPLES.items()
-    assert f"the {name} data is cut off" in (tmp_path / "new/dropped.jsonl").read_text()
+    assert f"the {name} data is truncated" in (tmp_path / "new/dropped.jsonl").read_text()
 
 
 @every_compression

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import count
 from pathlib import Path
 
@@ -34,3 +36,10 @@ class TestMemory(StorageContract):
     @pytest.fixture
     def folder(self) -> str:
         return "memory://bucket/folder"
+
+
+def test_the_contracts_are_imported_without_what_only_their_tests_need() -> None:
+    heavy = {"torch", "cv2", "pytest", "simplejpeg"}
+    code = f"import sys, shardio.testing; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -42,7 +42,7 @@ def test_rows_of_a_shard_that_is_cut_off_between_a_look_and_the_copy(tmp_path: P
     command = [sys.executable, "-c", ROWS, str(tmp_path / "out" / "shard-000000.tar")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "it was cut off after it was indexed" in done.stdout
+    assert "it was truncated after it was indexed" in done.stdout
 
 
 @pytest.mark.parametrize("memory", ["of the kernel", "missing"])
@@ -118,7 +118,7 @@ def test_a_file_that_is_cut_off_while_it_is_read_whole_is_told(
         return status
 
     monkeypatch.setattr(os, "fstat", cut)
-    with pytest.raises(shardio.ShardioError, match="cut off while it was read"):
+    with pytest.raises(shardio.ShardioError, match="truncated while it was read"):
         READERS[reader](path)
 
 

@@ -366,7 +366,7 @@ def test_a_note_that_no_pack_wrote_is_neither_replaced_nor_removed(
 ) -> None:
     memory.publish("memory://bucket/out/.shardio-pack", b"precious")
     memory.publish("memory://bucket/out/other.tar", b"x")
-    with pytest.raises(shardio.PackError, match="it is no note that a pack wrote"):
+    with pytest.raises(shardio.PackError, match="it is not a note that a pack wrote"):
         shardio.pack(images, "memory://bucket/out", storage=memory, shards=2, jobs=1)
     found = memory.open("memory://bucket/out/.shardio-pack", "note")
     assert found.read(0, found.size) == b"precious"

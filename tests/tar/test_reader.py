@@ -177,6 +177,7 @@ def test_random_headers_with_a_true_checksum_are_members_or_an_error(
 DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="../shared/data is absent")
 WRONG_SUM = "the header's checksum does not match"
+NO_HEADER = "neither a header nor the end of the archive, so the shard is corrupt or not a tar arch"
 SPARSE = "sparse files are not supported"
 REFUSED = {
     "tars/cpython/recursion.tar": (0, "PAX record b'0' is malformed"),
@@ -342,8 +343,8 @@ def test_a_zeroed_header_is_an_error_also_where_the_data_behind_it_begin_with_ze
         ),
         (END_OF_ARCHIVE + member("b") + END_OF_ARCHIVE, 0, "a header at byte 1024 follow"),
         (member("a") + bytes(2000) + b"x" + bytes(2000), 512, "data and the end of another follow"),
-        (b"not a tar archive".ljust(BLOCK), 0, WRONG_SUM),
-        (member("a") + b"\x89PNG".ljust(BLOCK), 512, WRONG_SUM),
+        (b"not a tar archive".ljust(BLOCK), 0, NO_HEADER),
+        (member("a") + b"\x89PNG".ljust(BLOCK), 512, NO_HEADER),
     ],
 )
 def test_what_is_no_whole_archive_is_refused(data: bytes, offset: int, message: str) -> None:

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import subprocess
 import tarfile
+import zlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,7 +14,13 @@ from hypothesis import strategies as st
 from shardio.errors import UsageError
 from shardio.tar.header import BLOCK
 from shardio.tar.reader import scan_members
-from shardio.tar.writer import END_OF_ARCHIVE, header_block, padding
+from shardio.tar.writer import (
+    END_OF_ARCHIVE,
+    ArchiveWriter,
+    header_block,
+    header_size,
+    padding,
+)
 
 Files = list[tuple[bytes, bytes]]
 
@@ -52,16 +61,16 @@ def test_names_of_every_length_to_255_read_back(stem: bytes) -> None:
 
 
 @given(st.lists(st.integers(1, 160), min_size=1, max_size=4))
-def test_a_name_is_refused_only_if_no_slash_splits_it(lengths: list[int]) -> None:
+def test_a_name_takes_a_pax_header_only_if_no_slash_splits_it(lengths: list[int]) -> None:
     name = b"/".join(b"n" * length for length in lengths)
     splits = [
         cut for cut in range(156) if name[cut : cut + 1] == b"/" and len(name) - cut - 1 <= 100
     ]
-    if len(name) <= 100 or (splits and len(name) <= 255):
-        assert scan_members(archive([(name, b"")]), shard="s").names == [name]
-    else:
-        with pytest.raises(UsageError):
-            header_block(name, 0)
+    header = header_block(name, 0)
+    fits = len(name) <= 100 or (splits and len(name) <= 255)
+    assert (len(header) == BLOCK) == bool(fits)
+    assert len(header) == header_size(name)
+    assert scan_members(archive([(name, b"")]), shard="s").names == [name]
 
 
 def test_a_header_says_mode_0644_and_nothing_of_owner_or_time() -> None:
@@ -95,23 +104,70 @@ def test_a_name_of_no_file_is_refused(name: bytes) -> None:
         header_block(name, 1)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        b"n" * 101,
-        b"/" + b"n" * 101,
-        b"d/" + b"n" * 101,
-        b"d" * 156 + b"/n",
-        b"d" * 156 + b"/" + b"n" * 98,
-        b"d" * 155 + b"/" + b"n" * 100,
-        b"d/" * 150 + b"n",
-    ],
-)
-def test_a_name_that_does_not_fit_is_refused(name: bytes) -> None:
-    with pytest.raises(
-        UsageError, match=f"has {len(name)} bytes, too many for a tar header; shorten it"
-    ):
-        header_block(name, 1)
+LONG_NAMES = [
+    b"n" * 101,
+    b"/" + b"n" * 101,
+    b"d/" + b"n" * 101,
+    b"d" * 156 + b"/n",
+    b"d" * 156 + b"/" + b"n" * 98,
+    b"d" * 155 + b"/" + b"n" * 101,
+    b"d/" * 150 + b"n",
+    b"n" * 980 + b".jpg",  # the length of the record has four digits from here on
+    b"n" * 1000 + b".jpg",
+    "é".encode() * 90 + b".jpg",
+    b"\xff" * 120 + b".jpg",
+]
+
+
+def test_names_that_do_not_fit_are_read_back_from_pax_headers() -> None:
+    files = [(name, b"%d" % number * 600) for number, name in enumerate(LONG_NAMES)]
+    files = [file for pair in zip(files, [(b"a", b"1")] * len(files), strict=True) for file in pair]
+    data = archive(files)
+    members = scan_members(data, shard="s")
+    assert members.names == [name for name, _ in files]
+    assert [data[at:][:size] for at, size in zip(members.offsets, members.sizes, strict=True)] == [
+        content for _, content in files
+    ]
+    assert read_with_tarfile(data) == files
+
+
+@pytest.mark.parametrize("length", range(101, 130))
+def test_the_length_of_a_record_counts_its_own_digits(length: int) -> None:
+    for name in (b"n" * length, b"n" * (length + 880)):
+        assert read_with_tarfile(archive([(name, b"x")])) == [(name, b"x")]
+
+
+def test_gnu_tar_unpacks_names_that_do_not_fit(tmp_path: Path) -> None:
+    names = ["d" * 156 + "/n.jpg", "n" * 101 + ".jpg", "d/" * 150 + "n.jpg", "short.jpg"]
+    shard = tmp_path / "a.tar"
+    shard.write_bytes(archive([(name.encode(), name.encode()) for name in names]))
+    command = ["tar", "-xf", str(shard), "-C", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, check=True)
+    assert not done.stderr
+    assert [(tmp_path / name).read_text() for name in names] == names
+
+
+def test_a_name_longer_than_readers_accept_is_refused() -> None:
+    with pytest.raises(UsageError, match="has 1,048,576 bytes; shorten it"):
+        header_block(b"n" * (1 << 20), 1)
+
+
+@pytest.mark.parametrize("size", [0, 1, 512, 1 << 20, (1 << 20) + 1])
+def test_data_move_where_a_long_name_needs_room(size: int) -> None:
+    content = bytes(range(256)) * (size // 256 + 1)
+    files = [(name, content[:size]) for name in (b"a", b"n" * 3000, b"b")] * 3
+    stream = io.BytesIO()
+    writer = ArchiveWriter(stream)
+    places = []
+    for name, data in files:
+        writer.reserve(len(data))[:] = data
+        places.append(writer.commit(name))
+    digest = writer.finish()
+    assert stream.getvalue() == archive(files)
+    assert digest == hashlib.sha256(stream.getvalue()).hexdigest()
+    for (_, data), placed in zip(files, places, strict=True):
+        assert stream.getvalue()[placed.offset :][: placed.size] == data
+        assert placed.checksum == zlib.crc32(data)
 
 
 @pytest.mark.parametrize("size", [-1, 8**11, 2**64])

@@ -6,7 +6,9 @@ A collection of torch's objects by Python's garbage collector may be due meanwhi
 times as long and is left out. Private memory is counted, since indexes are mapped and shared by all
 processes.
 
-Usage: python tools/bench/scale.py [--json]
+Usage: python tools/bench/scale.py [--json] [--once]
+
+With --once, each order is measured in one process instead of three.
 """
 
 import gc
@@ -107,6 +109,7 @@ def main() -> None:
     if sys.argv[1:] and sys.argv[1] in ORDERS:
         print(json.dumps(measure(sys.argv[2], sys.argv[1])))
         return
+    rounds = 1 if "--once" in sys.argv else ROUNDS
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         make_shards(Path(folder))
@@ -117,13 +120,13 @@ def main() -> None:
                         [sys.executable, __file__, order, folder], capture_output=True, check=True
                     ).stdout
                 )
-                for _ in range(ROUNDS)
+                for _ in range(rounds)
             ]
             found[order] = {name: median(run[name] for run in runs) for name in runs[0]}
     if "--json" in sys.argv:
         print(json.dumps(found))
         return
-    print(f"{SHARDS:,} shards, {SHARDS * SAMPLES:,} samples, medians of {ROUNDS} fresh processes")
+    print(f"{SHARDS:,} shards, {SHARDS * SAMPLES:,} samples, medians of {rounds} fresh processes")
     for order, figures in found.items():
         print(
             f"{order}: imported in {figures['imported_ms']:.0f} ms, opened in "

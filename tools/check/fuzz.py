@@ -44,11 +44,10 @@ with watched:
     import images
     import shardio
     from oracles import read_with_shardio
-    from shardio.fields.base import IMAGE_FIELDS
     from shardio.fields.defaults import decode_field
+    from shardio.fields.formats import IMAGE_FIELDS, probe_image
     from shardio.fields.geometry import Crop
     from shardio.fields.image import Scratch, decode_part, write_part
-    from shardio.fields.probe import probe_image
     from shardio.indexing.manifest import MANIFEST_NAME, read_manifest
     from shardio.indexing.shard_index import read_index
     from shardio.packing.sources.records import (

@@ -22,7 +22,7 @@ from random import Random
 
 import campaign
 import shardio
-from oracles import READERS, Files, read_with_shardio
+from oracles import READERS, Files, read_with_shardio, without_slashes
 
 BLOCK = 512
 RANDOM_ROUNDS = 200
@@ -104,11 +104,6 @@ def judge(trial: campaign.Trial, sound: Files, data: bytes, changed: object) -> 
                 trial.right(f"under a checksum that holds, the members that {name} reads")
                 return
     trial.wrong("other members", f"{changed}: {[(name, len(part)) for name, part in found]}")
-
-
-def without_slashes(files: Files) -> Files:
-    """Return files with their names as in tarfile, without slashes at the end."""
-    return [(name.rstrip("/"), data) for name, data in files]
 
 
 def every_value(kind: str, offset: int, trial: campaign.Trial) -> None:

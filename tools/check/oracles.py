@@ -54,6 +54,11 @@ class Reading:
     fault: str = ""
 
 
+def without_slashes(files: Files) -> Files:
+    """Return files with their names as in tarfile, without slashes at the end."""
+    return [(name.rstrip("/"), data) for name, data in files]
+
+
 def read_with_shardio(data: bytes) -> Files:
     """Read the regular files of an archive with shardio.
 

@@ -33,7 +33,15 @@ from random import Random
 
 import campaign
 import shardio
-from oracles import ABSENT, Files, Reading, plain_bytes, read_with_others, read_with_shardio
+from oracles import (
+    ABSENT,
+    Files,
+    Reading,
+    plain_bytes,
+    read_with_others,
+    read_with_shardio,
+    without_slashes,
+)
 from shardio.naming import split_member_name
 from shardio.tar.header import LONGEST_EXTENSION, MOST_RECORDS
 
@@ -139,11 +147,6 @@ def ends_inside_a_header(path: Path) -> bool:
 def is_huge(member: tarfile.TarInfo) -> bool:
     size = sum(map(len, member.pax_headers.values())) + len(member.name)
     return size > LONGEST_EXTENSION or len(member.pax_headers) > MOST_RECORDS
-
-
-def without_slashes(files: Files) -> Files:
-    """Return files with their names as in tarfile, without slashes at the end."""
-    return [(name.rstrip("/"), data) for name, data in files]
 
 
 def brief(files: Files) -> list[tuple[str, int]]:

@@ -6,17 +6,22 @@ them before its shard is written. `shardio.testing.SourceContract` tests what a 
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-from shardio.errors import ShardioError, quoted
+from shardio.errors import PackError, ShardioError, counted, quoted, shown
 from shardio.naming import join_member_name, split_member_name
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from shardio.packing.options import PackOptions
+
+
+_LOG = logging.getLogger("shardio")
 
 
 class FromFile(NamedTuple):
@@ -87,6 +92,7 @@ class SourceSample(NamedTuple):
         fields: fields in the order in which they are packed.
         label: number of its class; None without classes.
         renamed: whether the key is another than the path without its extension.
+        place: place that lists the sample, if another sample may have the same path.
     """
 
     key: str
@@ -94,6 +100,7 @@ class SourceSample(NamedTuple):
     fields: tuple[SourceField, ...]
     label: int | None = None
     renamed: bool = False
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,11 +109,32 @@ class Problem:
 
     Attributes:
         path: path that it was found at, or a place in a file.
-        reason: fault, perhaps with its remedy.
+        reason: fault.
+        remedy: advice to the user; None for the advice that fits all samples of the source.
     """
 
     path: str
     reason: str
+    remedy: str | None = None
+
+    @classmethod
+    def of(cls, path: str, error: ShardioError) -> Problem:
+        """Make a problem of an error."""
+        where = "" if error.where is None else f"{error.where}: "
+        return cls(path=path, reason=f"{where}{error.what}", remedy=error.remedy)
+
+    def error(self, remedy: str) -> PackError:
+        """Create the error that stops a pack because of the problem.
+
+        Args:
+            remedy: advice that fits all samples of the source.
+        """
+        return PackError(
+            self.reason,
+            where=shown(self.path),
+            remedy=f"{self.remedy or remedy}, or skip such samples with on_error='skip' "
+            "(--on-error skip)",
+        )
 
 
 class UnpackableError(ShardioError):
@@ -143,10 +171,12 @@ class PathSource(Source, Protocol):
     Attributes:
         described: description for errors, as in "does not apply to tars".
         options: names of the options that apply, of those in PackOptions.SOURCE_OPTIONS.
+        remedy: advice for a sample that cannot be packed.
     """
 
     described: ClassVar[str]
     options: ClassVar[tuple[str, ...]]
+    remedy: ClassVar[str]
 
     @classmethod
     def claims(cls, path: str, options: PackOptions) -> bool:
@@ -160,6 +190,50 @@ class PathSource(Source, Protocol):
             PackError: it is not there, or not readable.
             UsageError: an option does not fit it.
         """
+
+
+def remedy_for(source: Source) -> str:
+    """Return the advice for a sample of a source that cannot be packed."""
+    return getattr(source, "remedy", "fix the sample or leave it out")
+
+
+_JUNK = frozenset(
+    {
+        *("__macosx", ".appledouble", ".ds_store"),  # macOS
+        *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
+        *("@eadir", "#recycle", "@recycle"),  # Synology, QNAP
+        "lost+found",  # ext
+    }
+)
+
+
+def junk_in(path: str) -> str | None:
+    """Return the part of a path that names a file or folder of an operating system, or None.
+
+    Such files lie among those of a user without their doing: thumbnails, resource forks, icons.
+    """
+    for part in path.split("/"):
+        if part.startswith("._"):
+            return "._*"
+        if part.lower() in _JUNK:
+            return part
+    return None
+
+
+def log_junk(source: str, found: Counter[str]) -> None:
+    """Log once what a source leaves out.
+
+    Args:
+        source: name of the source.
+        found: number of files or folders by what junk_in returned.
+    """
+    if found:
+        _LOG.warning(
+            "%s: left out %s of operating systems (%s)",
+            source,
+            counted(found.total(), "file or folder", "files or folders"),
+            ", ".join(sorted(found)),
+        )
 
 
 def text_of(name: bytes) -> str:
@@ -180,6 +254,12 @@ def key_fault(key: str) -> str | None:
     """Explain why readers of shards would not find a key; None if they do."""
     if not is_name(key):
         return f"{quoted(key)} has characters that no name can have"
+    base = key.rpartition("/")[2]
+    if "." in base.lstrip("."):
+        return (
+            f"the key {quoted(key)} has a dot, at which readers of shards end a key: write it with "
+            "another character"
+        )
     if split_member_name(join_member_name(key, "x")) != (key, "x"):
         return f"readers of shards pass over a member with the key {quoted(key)}"
     if ".." in key.split("/"):

@@ -3,9 +3,10 @@
 Folders are walked in the order of their paths, which is that of the sorted list of all paths
 because a folder sorts with a slash at its end; only one folder's names are held at a time. Files
 whose names differ in their fields alone are one sample. Names are bytes, as the file system has
-them, so that the order does not depend on a locale. Dot files are left out. Links are followed,
-also to folders that were walked before; but few links, in folders that links lead to, can make
-billions of paths, so there is a limit on how often links may lead to one folder.
+them, so that the order does not depend on a locale. Dot files and files of operating systems are
+left out. Links are followed, also to folders that were walked before; but few links, in folders
+that links lead to, can make billions of paths, so there is a limit on how often links may lead to
+one folder.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from shardio.errors import PackError, UsageError, quoted, shown
+from shardio.indexing.catalog import SHARD_SUFFIXES
+from shardio.indexing.manifest import MANIFEST_NAME
 from shardio.packing.sources.base import (
     FromFile,
     Problem,
     SourceField,
     SourceSample,
+    junk_in,
     key_fault,
+    log_junk,
     text_of,
 )
 from shardio.packing.sources.rules import (
@@ -49,7 +54,7 @@ def find_classes(folder: str) -> tuple[str, ...] | None:
     Raises:
         PackError: the folder does not exist or cannot be read.
     """
-    names, _ = _listed(os.fsencode(folder), b"")
+    names = _listed(os.fsencode(folder), b"").names
     return tuple(sorted(text_of(name[:-1]) for name in names if name.endswith(b"/"))) or None
 
 
@@ -59,12 +64,13 @@ class FolderSource:
 
     Attributes:
         root: path of the folder.
-        rule: which of its files are which fields.
+        rule: rule by which files become fields.
         labels: labels of its subfolders; None leaves samples without label.
     """
 
     described: ClassVar[str] = "a folder of files"
     options: ClassVar[tuple[str, ...]] = ("labels", "classes", "fields")
+    remedy: ClassVar[str] = "fix, rename or remove the file"
 
     root: str
     rule: FieldRule
@@ -117,7 +123,8 @@ class FolderSource:
             PackError: a folder cannot be read, or a link leads back to one above, or links lead
                 to one too often.
         """
-        walks = [self._walk(b"", (), Counter())]  # no recursion: folders may be 2,000 deep
+        junk = Counter[str]()
+        walks = [self._walk(b"", (), Counter(), junk)]  # no recursion: folders may be 2,000 deep
         while walks:
             found = next(walks[-1], None)
             if found is None:
@@ -126,14 +133,21 @@ class FolderSource:
                 walks.append(found)
             else:
                 yield found
+        log_junk(self.root, junk)
 
     def _walk(
-        self, relative: bytes, parents: tuple[_Identity, ...], entered: Counter[_Identity]
+        self,
+        relative: bytes,
+        parents: tuple[_Identity, ...],
+        entered: Counter[_Identity],
+        junk: Counter[str],
     ) -> _Walk:
         """Yield what is in a folder, and for each folder inside its walk."""
         root = os.fsencode(self.root)
         folder = os.path.join(root, relative) if relative else root  # noqa: PTH118  bytes
-        names, problems = _listed(folder, relative)
+        names, problems, left_out = _listed(folder, relative)
+        self._refuse_shards(folder, names)
+        junk.update(left_out)
         yield from problems
         status = os.stat(folder)  # noqa: PTH116  bytes
         if (identity := (status.st_dev, status.st_ino)) in parents:
@@ -153,9 +167,22 @@ class FolderSource:
             names.sort(key=self._group_of)
         for group, files in groupby(names, self._group_of):
             if group.endswith(b"/"):
-                yield self._walk(relative + group, (*parents, identity), entered)
+                yield self._walk(relative + group, (*parents, identity), entered, junk)
             else:
                 yield from self._sample(relative, [*files])
+
+    def _refuse_shards(self, folder: bytes, names: list[bytes]) -> None:
+        """Raise PackError if a folder holds shards, and perhaps an index, instead of samples."""
+        found = [text_of(name) for name in names]
+        packed = [name for name in found if name.endswith((*SHARD_SUFFIXES, MANIFEST_NAME))]
+        if not packed or any(match.field for name in found if (match := self.rule.match(name))):
+            return
+        raise PackError(
+            f"the folder holds shards ({min(packed)}), not files of samples",
+            where=text_of(folder),
+            remedy="pack each folder of shards by itself, merge them with reshard, or move them "
+            "out of the source",
+        )
 
     def _group_of(self, name: bytes) -> bytes:
         """Return what the names of one sample's files have in common; for a folder its name."""
@@ -172,10 +199,16 @@ class FolderSource:
         label = None
         if self.labels is not None:
             group, slash, _ = text_of(relative).partition("/")
-            label = self.labels.encode(group) if slash else None
+            if not slash:
+                yield Problem(
+                    path=first,
+                    reason="it lies beside the class folders",
+                    remedy="move it into one, or pack without classes (labels=False, --no-labels)",
+                )
+                return
+            label = self.labels.encode(group)
             if label is None:
-                beside = "it lies beside the class folders; --no-labels packs without classes"
-                yield Problem(path=first, reason=self.labels.fault(group) if slash else beside)
+                yield Problem(path=first, reason=self.labels.fault(group))
                 return
         fields: dict[str | None, bytes] = {}
         sample = self.rule.match(first)
@@ -205,12 +238,27 @@ class FolderSource:
         )
 
 
-def _listed(folder: bytes, relative: bytes) -> tuple[list[bytes], list[Problem]]:
-    """List the names in a folder, those of folders with a slash at the end, and what is neither."""
-    names, problems = [], []
+class _Listed(NamedTuple):
+    """The entries of a folder.
+
+    Attributes:
+        names: names of files and folders, those of folders with a slash at the end.
+        problems: entries that are neither.
+        junk: entries of operating systems, see junk_in.
+    """
+
+    names: list[bytes]
+    problems: list[Problem]
+    junk: list[str]
+
+
+def _listed(folder: bytes, relative: bytes) -> _Listed:
+    names, problems, junk = list[bytes](), list[Problem](), list[str]()
     try:
         for entry in os.scandir(folder):
-            if entry.name.startswith(b"."):
+            if what := junk_in(text_of(entry.name)):
+                junk.append(what)
+            if what or entry.name.startswith(b"."):
                 continue
             try:
                 is_folder, is_file = entry.is_dir(), entry.is_file()
@@ -229,4 +277,4 @@ def _listed(folder: bytes, relative: bytes) -> tuple[list[bytes], list[Problem]]
             where=text_of(folder),
             remedy="name a folder that can be read",
         ) from error
-    return names, sorted(problems, key=lambda problem: problem.path)
+    return _Listed(names, sorted(problems, key=lambda problem: problem.path), junk)

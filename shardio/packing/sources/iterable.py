@@ -1,14 +1,16 @@
 """Samples that a Python program makes, one after another.
 
-Each is a mapping from fields to values, and "__key__". A value is bytes, a path of a file to be
-packed, or what the field's name says: an int for `cls`, a str for `txt`, an array for `npy`,
-anything that JSON holds for `json`. The bytes go to a file of the work folder as they come, so a
-generator of any length takes no memory.
+Each is a mapping from fields to values, and "__key__"; if no sample has one, keys are numbers. A
+value is bytes, a path of a file to be packed, or what the field's name says: an int for `cls`, a
+str for `txt`, an array for `npy`, anything that JSON holds for `json`. Other names like `__url__`
+are metadata, which webdataset adds and does not write. The bytes go to a file of the work folder as
+they come, so a generator of any length takes no memory.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -18,7 +20,7 @@ from typing import Any, ClassVar
 from shardio.errors import CodecError, PackError, quoted
 from shardio.fields.arrays import decode_cls
 from shardio.fields.base import LABEL_FIELD, FieldType
-from shardio.fields.defaults import type_of
+from shardio.fields.defaults import given_types, type_of
 from shardio.packing.layout import VALUES_NAME
 from shardio.packing.sources.base import (
     FromFile,
@@ -32,6 +34,8 @@ from shardio.packing.sources.base import (
 from shardio.packing.sources.rules import KEY, is_field_name
 from shardio.storage.folder import Folder
 
+_METADATA = re.compile("__.*__", re.DOTALL)
+
 
 class IterableSource:
     """The samples of an iterable.
@@ -40,7 +44,8 @@ class IterableSource:
         mappings: the samples.
         work: work folder, for their bytes.
         classes: names of the classes by number, for the manifest.
-        types: types of a user by field name; other fields have their default types.
+        entries: entries of a dataset, and the fields or types of fields that they are read from;
+            fields without a type there have their default types.
 
     Attributes:
         name: see Source.
@@ -50,19 +55,21 @@ class IterableSource:
 
     name = "the samples"
     options: ClassVar[tuple[str, ...]] = ("classes", "fields")
+    remedy: ClassVar[str] = "fix the sample or leave it out"
 
     def __init__(
         self,
         mappings: Iterable[Mapping[str, Any]],
         work: Folder,
         classes: tuple[str, ...] | None,
-        types: Mapping[str, FieldType],
+        entries: Mapping[str, str | FieldType] | None,
     ) -> None:
         self.root = str(Path.cwd())
         self.classes = classes
         self._mappings = mappings
         self._work = work
-        self._types = types
+        self._entries = entries or {}
+        self._types = given_types(entries)
 
     def samples(self) -> Iterator[SourceSample | Problem]:
         """Yield all samples, as they come.
@@ -71,6 +78,7 @@ class IterableSource:
             PackError: one is not a mapping, or a value is not one that its field can have.
         """
         path, end = os.fsencode(self._work.path.absolute() / VALUES_NAME), 0
+        keyed = True
         with self._work.create(VALUES_NAME) as stream:
             for number, mapping in enumerate(self._mappings):
                 if not isinstance(mapping, Mapping):
@@ -78,47 +86,63 @@ class IterableSource:
                         f"it must be a mapping from fields to values, not {type(mapping).__name__}",
                         where=f"sample {number}",
                     )
+                keyed = KEY in mapping if not number else keyed
+                if (KEY in mapping) != keyed:
+                    raise PackError(
+                        f"it has {'no' if keyed else 'a'} {KEY!r}, unlike those before it",
+                        where=f"sample {number}",
+                        remedy="give every sample a key, or none",
+                    )
                 key = mapping.get(KEY, f"{number:09d}")
-                place = f"sample {number} ({key!r})"
-                if not isinstance(key, str) or key_fault(key):
-                    raise PackError(f"its {KEY!r} is not a text that can be a key", where=place)
+                place = f"sample {number} ({quoted(key)})"
+                if not isinstance(key, str):
+                    raise PackError(f"its {KEY!r} is not a text", where=place)
+                if fault := key_fault(key):
+                    raise PackError(f"its {KEY!r} cannot be a key: {fault}", where=place)
                 fields: list[SourceField] = []
                 label = None
                 for field, value in mapping.items():
-                    if field == KEY:
+                    if _METADATA.fullmatch(str(field)):
                         continue
-                    origin, data = _encode(place, field, value, self._types)
+                    origin, data = self._encode(place, field, value)
                     if origin is None:
                         origin = FromRange(path, end, len(data), zlib.crc32(data))
                         end += stream.write(data)
                     if field.lower() == LABEL_FIELD:
                         label = _label_of(data)
                     fields.append(SourceField(field.lower(), origin))
+                if not fields:
+                    raise PackError("it has no fields", where=place)
                 yield SourceSample(key=key, path=place, fields=tuple(fields), label=label)
 
-
-def _encode(
-    place: str, field: object, value: Any, types: Mapping[str, FieldType]
-) -> tuple[Origin | None, bytes]:
-    """Return the place of a value's data, or the data."""
-    if not (isinstance(field, str) and is_field_name(field)):
-        raise PackError(f"{field!r} cannot be the name of a field", where=place)
-    if isinstance(value, os.PathLike):
-        return FromFile(os.fsencode(value)), b""
-    if isinstance(value, bytes | bytearray | memoryview):
-        return None, bytes(value)
-    try:
-        return None, type_of(field.lower(), given=types).encode(value)
-    except NotImplementedError:
-        raise PackError(
-            f"field {field!r} takes bytes or a path, not {type(value).__name__}",
-            where=place,
-            remedy="encode it, or name the field cls, txt, json or npy",
-        ) from None
-    except Exception as error:  # the type may be a user's, and raise anything
-        raise PackError(
-            f"field {field!r} cannot hold {quoted(value)}: {error}", where=place
-        ) from error
+    def _encode(self, place: str, field: object, value: Any) -> tuple[Origin | None, bytes]:
+        """Return the place of a value's data, or the data."""
+        if not (isinstance(field, str) and is_field_name(field)):
+            raise PackError(f"{field!r} cannot be the name of a field", where=place)
+        entry = self._entries.get(field)
+        if isinstance(entry, FieldType) and field.lower() not in self._types:
+            raise PackError(
+                f"{field!r} is an entry that is read from another field",
+                where=place,
+                remedy=f"name the value {' or '.join(map(repr, entry.alternatives))}, the field of "
+                "its type",
+            )
+        if isinstance(value, os.PathLike):
+            return FromFile(os.fsencode(value)), b""
+        if isinstance(value, bytes | bytearray | memoryview):
+            return None, bytes(value)
+        try:
+            return None, type_of(field.lower(), given=self._types).encode(value)
+        except NotImplementedError:
+            raise PackError(
+                f"field {field!r} takes bytes or a path, not {type(value).__name__}",
+                where=place,
+                remedy="encode it, or name the field cls, txt, json or npy",
+            ) from None
+        except Exception as error:  # the type may be a user's, and raise anything
+            raise PackError(
+                f"field {field!r} cannot hold {quoted(value)}: {error}", where=place
+            ) from error
 
 
 def _label_of(data: bytes) -> int | None:

@@ -91,7 +91,7 @@ def keeps_ctime(path: Path | bytes) -> bool:
     return kind & 0xFFFFFFFF in _KEEP_CTIME
 
 
-def version_of(path: Path) -> str:
+def file_version(path: Path) -> str:
     """Describe a file so that it differs after a change; its data are read where only they tell.
 
     Raises:

@@ -20,9 +20,10 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from shardio.errors import SituationError, UsageError, quoted, shown
-from shardio.fields.base import IMAGE_FIELDS, LABEL_FIELD
+from shardio.fields.base import LABEL_FIELD
+from shardio.fields.formats import IMAGE_FIELDS
 from shardio.indexing.manifest import INDEX_FOLDER
-from shardio.packing.sources.base import FromMemory, SourceField
+from shardio.packing.sources.base import FromMemory, SourceField, junk_in
 
 KEY = "__key__"
 """Stands for the key of a sample where else a field is named."""
@@ -172,7 +173,7 @@ class LabelEncoder:
         others = f", as most labels are ({self.example})" if self.example else ""
         return (
             f"its label {quoted(name)} is not a {kind}{others}; --classes lists the names of all "
-            "classes, --no-labels packs the column as data"
+            "classes, --no-labels packs the column as data, --target-column as numbers to predict"
         )
 
 
@@ -228,12 +229,15 @@ def integer_in(text: str) -> int | None:
     """Parse a 64-bit integer, in whatever way it is spelled; None if the text spells none."""
     if text.isascii() and text.isdecimal() and len(text) < _DIGITS:
         return int(text)
-    if not _NUMBER.fullmatch(text):
-        return None
-    number = Decimal(text.strip())
-    if not -_LIMIT <= number < _LIMIT or number != number.to_integral_value():
+    number = number_in(text)
+    if number is None or not -_LIMIT <= number < _LIMIT or number != number.to_integral_value():
         return None
     return int(number)
+
+
+def number_in(text: str) -> Decimal | None:
+    """Parse a decimal number, in whatever way it is spelled; None if the text spells none."""
+    return Decimal(text.strip()) if _NUMBER.fullmatch(text) else None
 
 
 class FeaturePair(NamedTuple):
@@ -286,6 +290,7 @@ def refuse_mixed_folder(path: str) -> None:
             each.name
             for each in entries
             if not each.name.startswith(".")
+            and not junk_in(each.name)
             and (
                 (each.is_dir() and each.name != INDEX_FOLDER)
                 or each.name.lower().rpartition(".")[2] in IMAGE_FIELDS

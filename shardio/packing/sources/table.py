@@ -1,32 +1,16 @@
-"""A table of paths and labels: CSV, TSV, JSON Lines or Parquet, a row a sample.
+"""A table of paths and labels: a row a sample.
 
-The columns that are neither paths nor label nor key become the field `json`. JSON Lines and Parquet
-have types, which rows keep; the cells of CSV are text. A table is read once for the names of
-classes, if labels are names and no list was given, and once for the samples; its rows are never
-held together.
-
-A stray quote in a CSV opens a cell that swallows the following rows, and Python's csv module
-accepts it as soon as some later quote closes the cell. Quoted line breaks are legal, so their
-presence proves nothing. Two rules keep rows from being lost:
-
-- Every record must follow the grammar of RFC 4180: a cell is either quoted as a whole, with the
-  quotes inside it doubled, or holds no quote. Each record then has an even number of quotes, so one
-  quote too many or too few, anywhere in a file, is always an error.
-- Two stray quotes may cancel each other. What they enclose are whole rows, so a line that lies
-  inside a record and has as many cells as the header is reported beside it (`Row.inside`). Whether
-  it is prose or a row depends on what the columns mean, which only the reader of the rows knows.
-
-Captions with line breaks are therefore read whatever they hold, and cells that some program
-wrote with quotes in the middle (`5" nails`, unquoted) are refused instead of guessed at.
+The columns that have no other use become the field `json`. A table is read once for the names of
+its columns, if they are not in its header, once for the names of classes, if labels are names and
+no list was given, and once for the samples; see shardio.packing.sources.rows.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
@@ -37,14 +21,15 @@ from shardio.errors import PackError, SituationError, UsageError, quoted
 from shardio.packing.sources.base import (
     FromFile,
     FromMemory,
+    Origin,
     Problem,
     SourceField,
     SourceSample,
     UnpackableError,
     is_name,
     key_fault,
-    text_of,
 )
+from shardio.packing.sources.rows import Row, Table, is_table
 from shardio.packing.sources.rules import (
     FieldRule,
     LabelEncoder,
@@ -53,150 +38,18 @@ from shardio.packing.sources.rules import (
     integer_in,
     label_fields,
 )
+from shardio.packing.sources.vectors import (
+    ClassSets,
+    Flags,
+    Targets,
+    Vector,
+    VectorColumns,
+    choose_vectors,
+)
 from shardio.storage.local import refuse_url, url_fault
 
 if TYPE_CHECKING:
     from shardio.packing.options import PackOptions
-
-_LIMIT = 1 << 27  # bytes of a cell
-
-
-class Row(NamedTuple):
-    """One row of a table.
-
-    Attributes:
-        number: number of the row, counted from 1.
-        values: cells by column.
-        inside: lines within quoted cells that have as many cells as the header, by line number.
-    """
-
-    number: int
-    values: dict[str, Any]
-    inside: dict[int, dict[str, str]]
-
-
-def read_rows(path: Path) -> Iterator[Row]:
-    """Read a table row by row.
-
-    Raises:
-        PackError: it cannot be read as what its extension says.
-        UsageError: the extension is unknown, or pyarrow is missing.
-    """
-    readers = {
-        ".csv": _read_csv,
-        ".tsv": _read_csv,
-        ".jsonl": _read_json_lines,
-        ".ndjson": _read_json_lines,
-        ".parquet": _read_parquet,
-    }
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise UsageError(f"a manifest is a file {', '.join(readers)}", where=path)
-    if path.exists() and not path.is_file():
-        raise PackError("it is not a file", where=path, remedy="name a table")
-    number = 0
-    try:
-        for row in reader(path):
-            number = row.number
-            yield row
-    except (ValueError, RecursionError, OverflowError, NotImplementedError) as error:
-        # JSONDecodeError is a ValueError, and so are most errors of pyarrow
-        raise PackError(
-            str(error), where=f"{path}, row {number + 1}", remedy="mend the row"
-        ) from error
-
-
-def _read_csv(path: Path) -> Iterator[Row]:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    number, names = 0, None
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        for first, lines, cells in _records(stream, delimiter):
-            if names is None:
-                names = _column_names(cells)
-                continue
-            if len(cells) != len(names):
-                raise ValueError(f"line {first} has {len(cells)} cells, the header {len(names)}")
-            inside: dict[int, dict[str, str]] = {}
-            for at, line in enumerate(lines[1:], start=first + 1):
-                parts = line.rstrip("\r\n").split(delimiter)
-                if len(parts) == len(names):
-                    inside[at] = dict(zip(names, parts, strict=True))
-            number += 1
-            yield Row(number, dict(zip(names, cells, strict=True)), inside)
-
-
-def _records(
-    stream: Iterable[str], delimiter: str
-) -> Iterator[tuple[int, tuple[str, ...], list[str]]]:
-    """Yield the number of a record's first line, its lines and its cells; skip empty lines.
-
-    Raises:
-        ValueError: the quotes do not follow the grammar.
-    """
-    lines: list[str] = []
-
-    def keep() -> Iterator[str]:
-        for line in stream:
-            lines.append(line)
-            yield line
-
-    csv.field_size_limit(_LIMIT)
-    records = csv.reader(keep(), delimiter=delimiter, strict=True)
-    cell = rf'(?:"[^"]*(?:""[^"]*)*"|[^"{delimiter}\r\n]*)'
-    grammar = re.compile(rf"{cell}(?:{delimiter}{cell})*[\r\n]*")
-    while True:
-        first = records.line_num + 1
-        lines.clear()
-        try:
-            cells = next(records, None)
-        except csv.Error as error:
-            raise ValueError(
-                f"the record that starts at line {first} does not read as CSV ({error}); a quote "
-                f"in the lines {first} to {first + len(lines) - 1} is missing or too many"
-            ) from None
-        if cells is None:
-            return
-        record = "".join(lines)
-        if '"' in record and not grammar.fullmatch(record):
-            raise ValueError(
-                f"line {first}: a quote stands inside a cell that does not begin with one; put "
-                "the whole cell in quotes, and write the quotes inside it twice"
-            )
-        if cells:
-            yield first, tuple(lines), cells
-
-
-def _column_names(cells: list[str]) -> list[str]:
-    again = next((name for name in cells if cells.count(name) > 1), None)
-    if again is not None:
-        raise ValueError(f"two columns have the same name {again!r}")
-    return cells
-
-
-def _read_json_lines(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as stream:
-        lines = (line for line in stream if line.strip())
-        for number, line in enumerate(lines, start=1):
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError("it is not a JSON object")  # noqa: TRY004  data, not an argument
-            yield Row(number, row, {})
-
-
-def _read_parquet(path: Path) -> Iterator[Row]:
-    try:
-        from pyarrow import parquet  # noqa: PLC0415  an extra
-    except ImportError as error:
-        raise SituationError(
-            "reading Parquet needs pyarrow", where=path, remedy="pip install 'shardio[parquet]'"
-        ) from error
-    number = 0
-    with parquet.ParquetFile(path) as table:
-        for batch in table.iter_batches(4096):
-            for row in batch.to_pylist():
-                number += 1
-                yield Row(number, row, {})
-
 
 _PATHS = ("path", "file_name", "filename", "file", "image")
 _LABELS = ("label", "class")
@@ -224,11 +77,23 @@ class Columns:
         paths: columns of paths, of which the first gives the key.
         label: column of class names or numbers; None for samples without label.
         key: column of keys; None makes them of the paths.
+        targets: columns of numbers to predict, which become arrays.
+        multilabel: columns of sets of classes, which become arrays.
+        extra: columns that become the field json.
     """
 
     paths: tuple[PathColumn, ...]
     label: str | None
     key: str | None
+    targets: tuple[VectorColumns, ...]
+    multilabel: tuple[VectorColumns, ...]
+    extra: frozenset[str]
+
+    def every(self) -> frozenset[str]:
+        """Names of all of them."""
+        vectors = (name for each in (*self.targets, *self.multilabel) for name in each.columns)
+        named = (*(column for _, column in self.paths), self.label, self.key)
+        return self.extra | {*vectors} | {name for name in named if name is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,40 +101,41 @@ class TableSource:
     """The samples that a table lists.
 
     Attributes:
-        path: path of the table.
+        table: the table.
         root: folder that its paths start from.
         columns: columns that are looked at.
         labels: meaning of the labels; None without a column of them.
+        vectors: fields that are arrays.
+        classes: names of the classes by number; None where labels are numbers.
     """
 
     described: ClassVar[str] = "a table"
+    remedy: ClassVar[str] = "fix or remove the row, or the file that it names"
     options: ClassVar[tuple[str, ...]] = (
-        *("labels", "classes", "manifest"),
+        *("labels", "classes", "manifest", "encoding", "delimiter", "columns"),
         *("path_columns", "label_column", "key_column"),
+        *("target_columns", "target_dtype", "multilabel_columns"),
     )
 
-    path: Path
+    table: Table
     root: str
     columns: Columns
     labels: LabelEncoder | None
+    vectors: tuple[Vector, ...]
+    classes: tuple[str, ...] | None
 
     @classmethod
-    def claims(cls, path: str, options: PackOptions) -> bool:  # noqa: ARG003  as all sources
+    def claims(cls, path: str, options: PackOptions) -> bool:
         """See PathSource."""
-        return options.manifest is not None
+        return options.manifest is not None or (is_table(path) and not Path(path).is_dir())
 
     @classmethod
     def open(cls, path: str, options: PackOptions) -> TableSource:
-        """See PathSource."""
-        manifest = os.fspath(options.manifest or "")  # it is given, or the table is not claimed
-        refuse_url(manifest)
-        table = Path(manifest)
-        first = next(read_rows(table), None)
-        if first is None:
-            raise PackError(
-                "the table has no rows", where=table, remedy="name one with a header and rows"
-            )
-        columns = _choose_columns(table, [*first.values], options)
+        """See PathSource; the paths of a table that is the source itself start from its folder."""
+        given = os.fspath(path if options.manifest is None else options.manifest)
+        refuse_url(given)
+        table = Table(Path(given), options.encoding, options.delimiter)
+        columns = _choose_columns(table, options)
         classes = check_classes(options.classes)
         labels = None
         if columns.label is not None:
@@ -278,17 +144,22 @@ class TableSource:
                 if classes
                 else infer_labels(_label_names(table, columns.label))
             )
-        return cls(path=table, root=path, columns=columns, labels=labels)
+        names = labels.classes if labels else None
+        if labels is None and columns.multilabel:
+            names = classes or _columns_as_classes(columns.multilabel)
+        return cls(
+            table=table,
+            root=path if options.manifest is not None else str(table.path.parent),
+            columns=columns,
+            labels=labels,
+            vectors=_make_vectors(table, columns, classes, options),
+            classes=names,
+        )
 
     @property
     def name(self) -> str:
         """See Source."""
-        return str(self.path)
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """See Source; None where labels are numbers."""
-        return self.labels.classes if self.labels else None
+        return str(self.table.path)
 
     def samples(self) -> Iterator[SourceSample | Problem]:
         """Yield all samples, in the order of the rows.
@@ -297,15 +168,16 @@ class TableSource:
             PackError: the table cannot be read.
         """
         rule = FieldRule()
-        for row in read_rows(self.path):
-            self._refuse_rows_inside(row)
+        for row in self.table.rows(self.columns.every()):
+            place = f"{self.name}, row {row.number}"
+            self._refuse_rows_inside(row, place)
             try:
-                sample: SourceSample | Problem = self._sample(row.values, rule)
+                sample: SourceSample | Problem = self._sample(row, place, rule)
             except UnpackableError as error:
-                sample = Problem(path=f"{self.path}, row {row.number}", reason=str(error))
+                sample = Problem.of(place, error)
             yield sample
 
-    def _refuse_rows_inside(self, row: Row) -> None:
+    def _refuse_rows_inside(self, row: Row, place: str) -> None:
         """Raise PackError if a quoted cell of a row holds a line that is a row itself.
 
         Such a line names a file of the source, or one of the same kind as the row's own.
@@ -319,46 +191,74 @@ class TableSource:
                 raise PackError(
                     f"its line {line} lies inside a quoted cell and is a row of its own, "
                     f"of {path!r}",
-                    where=f"{self.path}, row {row.number}",
+                    where=place,
                     remedy="a quote is missing or too many",
                 )
 
-    def _sample(self, row: dict[str, Any], rule: FieldRule) -> SourceSample:
-        fields: dict[str | None, bytes] = {}
-        key, renamed = "", False
+    def _sample(self, row: Row, place: str, rule: FieldRule) -> SourceSample:
+        fields: dict[str | None, Origin] = {}
+        key, path, renamed = "", "", False
         for given, column in self.columns.paths:
-            path = self._path(row, column, optional=bool(fields))
-            if path is None:
+            found = self._origin(row, column, optional=bool(fields))
+            if found is None:
                 continue
-            found = rule.match(path)
-            if found is None:  # a rule without specs matches every path
+            origin, name = found
+            match = rule.match(name or f"{row.number - 1:09d}")
+            if match is None:  # a rule without specs matches every path
                 continue
             if not fields:
-                key, renamed = found.key, found.renamed
-            field = given or found.field
+                key, renamed = match.key, match.renamed
+                path = name if isinstance(origin, FromFile) else place
+            field = given or (match.field if isinstance(origin, FromFile) else None)
             if field in fields:
                 raise UnpackableError(
                     f"two of its columns hold the field {field!r}", remedy="name it otherwise"
                 )
-            fields[field] = path.encode("utf-8", "surrogateescape")
+            fields[field] = origin
         if self.columns.key is not None:
-            key, renamed = _text(row, self.columns.key), True
+            key, renamed = _key(row, self.columns.key), True
         if fault := key_fault(key):
             raise UnpackableError(fault)
         label = self._label(row)
-        files = [SourceField(name, FromFile(path)) for name, path in fields.items()]
         return SourceSample(
             key=key,
-            path=text_of(next(iter(fields.values()))),
-            fields=(*label_fields(label), *files, *self._extra(row)),
+            path=path,
+            fields=(
+                *label_fields(label),
+                *(SourceField(name, origin) for name, origin in fields.items()),
+                *(vector.encode(row.values) for vector in self.vectors),
+                *self._extra(row),
+            ),
             label=label,
             renamed=renamed,
+            place=place,
         )
 
-    def _path(self, row: dict[str, Any], column: str, *, optional: bool) -> str | None:
-        if optional and row.get(column) in _NOTHING:
+    def _origin(self, row: Row, column: str, *, optional: bool) -> tuple[Origin, str] | None:
+        """Return the data that a column names or holds, and their path; None if it is empty.
+
+        Parquet files of the Hugging Face hub hold files as {bytes, path}, or the bytes alone. The
+        path of embedded bytes is only a name, and may be missing.
+        """
+        value = row.values.get(column)
+        if isinstance(value, Mapping) and value.keys() <= {"bytes", "path"}:
+            data, value = value.get("bytes"), value.get("path")
+        else:
+            data, value = (value, None) if isinstance(value, bytes) else (None, value)
+        if data is not None:
+            if not isinstance(data, bytes):
+                raise UnpackableError(f"its column {column!r} holds no bytes, but {quoted(data)}")
+            name = os.path.normpath(value) if value and isinstance(value, str) else ""
+            if os.path.isabs(name):  # noqa: PTH117  text
+                name = os.path.basename(name)  # noqa: PTH119  text
+            return FromMemory(data), name
+        if optional and value in _NOTHING:
             return None
-        text = _text(row, column)
+        path = self._path(value, column)
+        return FromFile(path.encode("utf-8", "surrogateescape")), path
+
+    def _path(self, value: Any, column: str) -> str:
+        text = _checked_text(value, column)
         if fault := url_fault(text):
             raise UnpackableError(fault)
         path = os.path.normpath(text)
@@ -375,7 +275,7 @@ class TableSource:
             )
         return path
 
-    def _label(self, row: dict[str, Any]) -> int | None:
+    def _label(self, row: Row) -> int | None:
         if self.labels is None or self.columns.label is None:
             return None
         name = _label_name(row, self.columns.label)
@@ -384,40 +284,102 @@ class TableSource:
             raise UnpackableError(self.labels.fault(name))
         return label
 
-    def _extra(self, row: dict[str, Any]) -> tuple[SourceField, ...]:
-        known: set[str | None] = {column for _, column in self.columns.paths}
-        known |= {self.columns.label, self.columns.key}
+    def _extra(self, row: Row) -> tuple[SourceField, ...]:
         rest = {
             name: value
-            for name, value in row.items()
-            if name not in known and (name or value not in _NOTHING)
+            for name, value in row.values.items()
+            if name in self.columns.extra and (name or value not in _NOTHING)
         }
         if not rest:
             return ()
         try:
-            text = json.dumps(rest, ensure_ascii=False, allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise UnpackableError(f"JSON cannot hold its other columns ({error})") from error
+            text = _to_json(rest)
+        except (TypeError, ValueError, RecursionError):
+            name = next(name for name, value in rest.items() if not _is_json(value))
+            raise UnpackableError(
+                f"its column {quoted(name)} holds {quoted(rest[name])}, which JSON cannot hold",
+                remedy="choose the columns that the field json has (--columns), name an image in "
+                "bytes with --path-column, or write it as text or null",
+            ) from None
         if not text.isascii():
-            _refuse_bytes(rest)
+            _refuse_bytes(rest, row.line)
         return (SourceField("json", FromMemory(text.encode())),)
 
 
-def _choose_columns(table: Path, present: list[str], options: PackOptions) -> Columns:
+def _to_json(value: Any) -> str:
+    """Write JSON.
+
+    Raises:
+        TypeError, ValueError, RecursionError: JSON cannot hold the value.
+    """
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_json_number)
+
+
+def _json_number(value: Any) -> int | float:
+    """Return the number of JSON that a decimal number is.
+
+    Raises:
+        TypeError: it is something else, or has more digits than numbers of JSON keep.
+    """
+    if isinstance(value, Decimal) and value.is_finite():
+        if value == value.to_integral_value():
+            return int(value)
+        if Decimal(repr(float(value))) == value:
+            return float(value)
+    raise TypeError
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        _to_json(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def _columns_as_classes(multilabel: tuple[VectorColumns, ...]) -> tuple[str, ...] | None:
+    """Name the classes of a single field after its columns; None if one column lists them."""
+    columns = multilabel[0].columns
+    return columns if len(multilabel) == 1 and len(columns) > 1 else None
+
+
+def _make_vectors(
+    table: Table, columns: Columns, classes: tuple[str, ...] | None, options: PackOptions
+) -> tuple[Vector, ...]:
+    vectors: list[Vector] = [
+        Targets(field=each.field, columns=each.columns, dtype=options.target_dtype)
+        for each in columns.targets
+    ]
+    for each in columns.multilabel:
+        if len(each.columns) > 1:
+            vectors.append(Flags(field=each.field, columns=each.columns))
+        else:
+            rows = (row.values for row in table.rows(each.columns))
+            vectors.append(ClassSets.of(each, classes, rows))
+    return tuple(vectors)
+
+
+def _choose_columns(table: Table, options: PackOptions) -> Columns:
     """Choose the columns that the options name, or those with usual names.
 
     Raises:
         UsageError: there is no such column, or it is not clear which is which.
     """
+    present = table.columns
     key, label = options.key_column, options.label_column
     paths = tuple(map(_parse_path_column, options.path_columns)) or _default_paths(table, present)
+    targets = choose_vectors("target_columns", options.target_columns, present)
+    multilabel = choose_vectors("multilabel_columns", options.multilabel_columns, present)
+    vectors = [*targets, *multilabel]
+    used = {column for _, column in paths} | {key, ""}
+    used |= {column for each in vectors for column in each.columns}
     if label is None and options.labels:
-        label = next((name for name in _LABELS if name in present), None)
-        others = set(present) - {column for _, column in paths} - {key, ""}
-        if label is None and (options.classes is not None or others):
+        label = next((name for name in _LABELS if name in present and name not in used), None)
+        others = {*present} - used
+        if label is None and not vectors and (options.classes is not None or others):
             raise SituationError(
                 f"which column holds the labels? It has {', '.join(present)}",
-                where=table,
+                where=table.path,
                 remedy="name it (--label-column), or pack without labels (--no-labels)",
             )
     if not options.labels and label is not None:
@@ -425,26 +387,40 @@ def _choose_columns(table: Path, present: list[str], options: PackOptions) -> Co
             "label_column names a column, but labels=False packs no labels",
             remedy="leave one of them out",
         )
-    for column in (*(column for _, column in paths), label, key):
+    for column in (*(column for _, column in paths), label, key, *(options.columns or ())):
         if column is not None and column not in present:
             raise SituationError(
                 f"there is no column {column!r}",
-                where=table,
+                where=table.path,
                 remedy=f"its columns are {', '.join(present)}",
             )
-    return Columns(paths=paths, label=label, key=key)
+    names = [*(field for field, _ in paths if field), *(each.field for each in vectors)]
+    if again := next((name for name in names if names.count(name) > 1), None):
+        raise UsageError(f"two options name the field {again!r}", remedy="name one otherwise")
+    extra = {*present} - used - {label} | {""} if options.columns is None else {*options.columns}
+    return Columns(
+        paths=paths,
+        label=label,
+        key=key,
+        targets=targets,
+        multilabel=multilabel,
+        extra=frozenset(extra),
+    )
 
 
-def _label_name(row: dict[str, Any], column: str) -> str:
+def _label_name(row: Row, column: str) -> str:
     """Return the label of a row as text, the same for each spelling and type of a number."""
-    value = row.get(column)
+    value = row.values.get(column)
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         number = integer_in(str(value))
         if number is None:
-            raise UnpackableError(f"its label {quoted(value)} is not a whole number of 64 bits")
+            raise UnpackableError(
+                f"its label {quoted(value)} is not a whole number of 64 bits",
+                remedy="--target-column packs numbers to predict",
+            )
         return str(number)
     name = _text(row, column)
-    _refuse_bytes({column: name})
+    _refuse_bytes({column: name}, row.line)
     return name
 
 
@@ -453,40 +429,51 @@ def _parse_path_column(text: str) -> PathColumn:
     return PathColumn(field.lower(), column) if equals else PathColumn(None, text)
 
 
-def _default_paths(path: Path, present: list[str]) -> tuple[PathColumn, ...]:
+def _default_paths(table: Table, present: tuple[str, ...]) -> tuple[PathColumn, ...]:
     for name in _PATHS:
         if name in present:
             return (PathColumn(None, name),)
     raise SituationError(
         f"which column holds paths? It has {', '.join(present)}",
-        where=path,
+        where=table.path,
         remedy=f"pass --path-column {present[0] if present else 'NAME'}",
     )
 
 
-def _label_names(path: Path, column: str) -> Iterator[tuple[int, str]]:
-    for row in read_rows(path):
+def _label_names(table: Table, column: str) -> Iterator[tuple[int, str]]:
+    for row in table.rows([column]):
         with suppress(UnpackableError):  # a problem of that row, which listing the samples tells
-            yield row.number, _label_name(row.values, column)
+            yield row.number, _label_name(row, column)
 
 
-def _text(row: dict[str, Any], column: str) -> str:
-    value = row.get(column)
+def _key(row: Row, column: str) -> str:
+    value = row.values.get(column)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return _text(row, column)
+
+
+def _text(row: Row, column: str) -> str:
+    return _checked_text(row.values.get(column), column)
+
+
+def _checked_text(value: Any, column: str) -> str:
     if not isinstance(value, str) or not value:
         raise UnpackableError(f"its column {column!r} holds {quoted(value)}, not a text")
     return value
 
 
-def _refuse_bytes(row: dict[str, Any]) -> None:
+def _refuse_bytes(cells: Mapping[str, Any], line: int | None) -> None:
     """Raise UnpackableError, with the first wrong byte, for a cell or column that is not UTF-8."""
-    for column, value in row.items():
-        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for text in (column, shown):
+    for column, value in cells.items():
+        for text in (column, value if isinstance(value, str) else _to_json(value)):
             if found := _SURROGATE.search(text):
                 place, code = len(text[: found.start()].encode()), ord(found[0])
                 is_byte = 0xDC80 <= code <= 0xDCFF  # as the error handler surrogateescape has it
                 what = f"0x{code - 0xDC00:02x}" if is_byte else f"U+{code:04X}"
                 raise UnpackableError(
-                    f"its column {quoted(column)} is not UTF-8 text: {what} at byte {place}",
-                    remedy="save the table as UTF-8",
+                    f"its column {quoted(column)} is not UTF-8 text: {what} at byte {place}"
+                    + (f" of the cell, in line {line} of the file" if line else ""),
+                    remedy="save the table as UTF-8"
+                    + (", or name its encoding (--encoding latin-1)" if is_byte else ""),
                 )

@@ -8,7 +8,8 @@ it has them, otherwise against those of their headers and the time of change.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,16 @@ from shardio.fields.defaults import decode_field
 from shardio.fields.limits import MAX_PIXELS
 from shardio.indexing.catalog import SHARD_SUFFIXES, Catalog, ShardEntry, open_catalog
 from shardio.indexing.shard_index import ShardIndex
+from shardio.naming import join_member_name
 from shardio.packing.sources.base import (
     FromRange,
     Problem,
     SourceField,
     SourceSample,
     UnpackableError,
+    junk_in,
     key_fault,
+    log_junk,
 )
 from shardio.packing.sources.reader import SourceReader, in_memory, stamp_of
 from shardio.packing.sources.rules import refuse_mixed_folder
@@ -46,16 +50,19 @@ class TarSource:
         keys: keys of the samples to take; None for all.
         where: predicate that chooses among these; None for all.
         max_pixels: maximum number of pixels of an image that `where` looks at.
+        junk: whether to take members of operating systems, see junk_in.
     """
 
     described: ClassVar[str] = "tars, whose members are packed as they are"
     options: ClassVar[tuple[str, ...]] = ()
+    remedy: ClassVar[str] = "write the tar again without it"
 
     catalog: Catalog
     read_labels: bool = False
     keys: frozenset[str] | None = None
     where: Predicate | None = None
     max_pixels: int = MAX_PIXELS
+    junk: bool = True
 
     @classmethod
     def claims(cls, path: str, options: PackOptions) -> bool:  # noqa: ARG003  as all sources
@@ -67,7 +74,7 @@ class TarSource:
         """See PathSource."""
         refuse_mixed_folder(path)
         catalog = open_catalog(path, allow_empty=options.allow_empty)
-        return cls(catalog=catalog, read_labels=options.stratify)
+        return cls(catalog=catalog, read_labels=options.stratify, junk=False)
 
     @property
     def name(self) -> str:
@@ -92,16 +99,18 @@ class TarSource:
             TarError: a shard was changed after it was looked through.
             PackError: what the predicate looks at cannot be read.
         """
-        missing = set(self.keys or ())
+        missing, junk = set(self.keys or ()), Counter[str]()
         for entry in self.catalog.shards:
-            for sample in self._of_shard(entry):
+            for sample in self._of_shard(entry, junk):
                 if isinstance(sample, SourceSample):
                     missing.discard(sample.key)
                 yield sample
         for key in sorted(missing):
-            yield Problem(path=key, reason="no shard has a sample with this key")
+            reason = "no shard has a sample with this key"
+            yield Problem(path=key, reason=reason, remedy="leave the key out")
+        log_junk(self.name, junk)
 
-    def _of_shard(self, entry: ShardEntry) -> Iterator[SourceSample | Problem]:
+    def _of_shard(self, entry: ShardEntry, junk: Counter[str]) -> Iterator[SourceSample | Problem]:
         index, path = entry.load_index(), os.fsencode(os.path.abspath(entry.path))  # noqa: PTH100
         stamp = stamp_of(Path(entry.path).stat())
         entry.verify_unchanged()  # it is still the file that was looked through
@@ -110,11 +119,16 @@ class TarSource:
                 key = index.key(number)
                 if self.keys is not None and key not in self.keys:
                     continue
+                fields = _fields_of(index, number, path, stamp)
+                if not self.junk and (left_out := _junk_of(key, fields)):
+                    junk.update(left_out.values())
+                    fields = {name: each for name, each in fields.items() if name not in left_out}
+                    if not fields:
+                        continue
                 place = f"{entry.name}: {key}"
                 if fault := key_fault(key):
                     yield Problem(path=place, reason=fault)
                     continue
-                fields = _fields_of(index, number, path, stamp)
                 values = _LazyFields(place, fields, reader, self.max_pixels)
                 if self.where is not None and not self.where(key, values):
                     continue
@@ -178,6 +192,12 @@ def _fields_of(index: ShardIndex, number: int, path: bytes, stamp: str) -> dict[
         for offset, field, size, checksum, *checks in sorted(places)
         if offset >= 0
     }
+
+
+def _junk_of(key: str, fields: Iterable[str]) -> dict[str, str]:
+    """Find the members of operating systems among the fields of a sample."""
+    names = {field: junk_in(join_member_name(key, field)) for field in fields}
+    return {field: found for field, found in names.items() if found is not None}
 
 
 def _label_of(fields: Mapping[str, FromRange], reader: SourceReader) -> int | None:

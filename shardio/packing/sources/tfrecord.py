@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from shardio.packing.options import PackOptions
 
 LABEL_FEATURE = "label"
-IMAGE = ""
+_UNNAMED = ""
 """Stands for the field of an image whose format is not known before it is read."""
 
 _IMAGES = ("image/encoded", "image")
@@ -82,9 +82,9 @@ def choose_fields(
     for name in free:
         known = type_of(name.lower()) != BYTES and is_field_name(name)
         chosen[name] = name.lower() if known and _is_single_bytes(example[name]) else None
-    taken = {*given.values()} - {IMAGE}
+    taken = {*given.values()} - {_UNNAMED}
     defaults = {
-        IMAGE: next((n for n in _IMAGES if n in free and _is_single_bytes(example[n])), None),
+        _UNNAMED: next((n for n in _IMAGES if n in free and _is_single_bytes(example[n])), None),
         LABEL_FIELD: next(
             (n for n in _LABELS if n in free and _is_single_integer(example[n])), None
         ),
@@ -152,6 +152,7 @@ class TFRecordSource:
 
     described: ClassVar[str] = "TFRecord files"
     options: ClassVar[tuple[str, ...]] = ("labels", "classes", "features")
+    remedy: ClassVar[str] = "write the file again without the record"
 
     root: str
     files: tuple[Path, ...]
@@ -199,7 +200,7 @@ class TFRecordSource:
                     try:
                         yield self._sample(record, path, place, f"{stem}/{number:08d}")
                     except (CodecError, UnpackableError) as error:
-                        yield Problem(path=place, reason=str(error))
+                        yield Problem.of(place, error)
 
     def _sample(self, record: Record, path: Path, place: str, key: str) -> SourceSample:
         if not record.sound:
@@ -284,7 +285,8 @@ class _FieldCollector:
             raise UnpackableError(
                 f"its feature {quoted(next(iter(rest)))} would go into the field json, which "
                 "another feature is",
-                remedy="pass --feature FIELD=NAME or, to leave it out, --feature =NAME",
+                remedy="name its field with features (--feature), as FIELD=NAME, or leave it out, "
+                "as =NAME",
             )
         fields = sorted(self.fields.items(), key=lambda field: (field[0] != LABEL_FIELD, field[0]))
         found = [SourceField(field or None, origin) for field, origin in fields]
@@ -318,7 +320,7 @@ class _FieldCollector:
                 raise UnpackableError(
                     f"its feature {quoted(name)} has values that are not finite, which JSON cannot "
                     "hold",
-                    remedy=f"pass --feature FIELD.npy={name}",
+                    remedy=f"pack it as an array with features (--feature), as FIELD.npy={name}",
                 )
             values: list[int] | list[float] = feature.tolist()
             return values
@@ -328,8 +330,8 @@ class _FieldCollector:
             raise UnpackableError(
                 f"its feature {quoted(name)} holds bytes that are not text",
                 remedy=(
-                    f"pass --feature FIELD={name} to pack it as a field, or --feature ={name} to "
-                    "leave it out"
+                    f"name its field with features (--feature), as FIELD={name}, or leave it out, "
+                    f"as ={name}"
                 ),
             ) from None
 
@@ -342,7 +344,8 @@ def _key_of(text: str) -> tuple[str, bool]:
     found = FieldRule().match(text.lstrip("/"))
     if found is None or ".." in text.split("/"):
         raise UnpackableError(
-            f"{quoted(text)} cannot be a key", remedy="choose another feature with --feature"
+            f"{quoted(text)} cannot be a key",
+            remedy="choose another feature for __key__ with features (--feature)",
         )
     return found.key, found.renamed
 

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardio.errors import CodecError
+from shardio.fields.formats import probe_image
 from shardio.fields.geometry import Crop
 from shardio.fields.image import Scratch, decode_image, decode_part, write_crop, write_part
-from shardio.fields.probe import probe_image
 from shardio.transforms import RandomResizedCrop
 
 if TYPE_CHECKING:

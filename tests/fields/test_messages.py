@@ -12,9 +12,9 @@ import pytest
 from shardio.errors import CodecError
 from shardio.fields.image import decode_image
 
-# A BMP of a kind that does not exist, about which OpenCV prints.
-BROKEN = b"BM" + struct.pack("<IHHI", 60, 0, 0, 54)
-BROKEN += struct.pack("<IiiHHIIiiII", 40, 1, 1, 1, 24, 5, 0, 0, 0, 0, 0) + bytes(6)
+# A BMP of more colours than 8 bits can name, about which OpenCV prints.
+BROKEN = b"BM" + struct.pack("<IHHI", 58, 0, 0, 54)
+BROKEN += struct.pack("<IiiHHIIiiII", 40, 1, 1, 1, 8, 0, 0, 0, 0, 300, 0) + bytes(4)
 
 
 def test_a_broken_image_is_an_error_and_no_message(capfd: pytest.CaptureFixture[str]) -> None:

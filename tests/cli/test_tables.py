@@ -1,0 +1,79 @@
+"""Tables on the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from shardio.testing import read_members
+
+
+def run(*arguments: object) -> Any:
+    return subprocess.run(
+        [sys.executable, "-m", "shardio", "pack", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A table in Latin-1 with semicolons, beside its image."""
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((2, 2, 3), np.uint8))
+    text = "path;label;price, EUR;x;y;cat;dog;note\na.png;2.0;0,5;1.5;2;1;0;café\n"
+    (tmp_path / "t.csv").write_bytes(text.encode("latin-1"))
+    return tmp_path / "t.csv"
+
+
+def test_a_table_is_packed_with_all_its_options(table: Path, tmp_path: Path) -> None:
+    dialect = ("--encoding", "latin-1", "--delimiter", ";", "--columns", "note")
+    vectors = ("--target-column", "at=x,y", "--multilabel-column", "tags=cat,dog")
+    done = run(table, tmp_path / "out", "--shards", 1, *dialect, *vectors)
+    assert done.returncode == 0, done.stderr
+    found = read_members(tmp_path / "out")
+    assert [*found] == ["a.cls", "a.png", "a.at.npy", "a.tags.npy", "a.json"]
+    assert found["a.cls"] == b"2"
+    assert json.loads(found["a.json"]) == {"note": "café"}
+    assert found["a.at.npy"].endswith(np.array([1.5, 2], np.float32).tobytes())
+    assert found["a.tags.npy"].endswith(bytes([1, 0]))
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        ([], 1, "its header has both comma and semicolon, and one of them is the delimiter"),
+        (["--delimiter", ";"], 1, "0xe9 at byte 3 of the cell, in line 2 of the file"),
+        (["--delimiter", ";;"], 2, "delimiter=';;': it must be one character"),
+        (["--encoding", "klingon"], 2, "encoding='klingon': there is no such encoding"),
+        (["--fields", "png"], 1, "fields does not apply to a table"),
+    ],
+)
+def test_mistakes_get_one_sentence(
+    table: Path, tmp_path: Path, options: list[str], code: int, message: str
+) -> None:
+    done = run(table, tmp_path / "out", "--shards", 1, *options)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
+    done = run(tmp_path / "no.csv", tmp_path / "out", "--shards", 1)
+    assert done.returncode == 1
+    assert "no.csv: No such file or directory" in done.stderr
+
+
+def test_options_of_tables_need_one(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for option in ("--encoding", "--columns", "--target-column", "--multilabel-column"):
+        done = run(tmp_path / "in", tmp_path / "out", "--shards", 1, option, "latin-1")
+        assert done.returncode == 2
+        assert "require manifest" in done.stderr

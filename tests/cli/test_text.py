@@ -1,0 +1,142 @@
+"""What commands print fits any terminal, and errors name arguments as their reader knows them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from io import BytesIO, TextIOWrapper
+from pathlib import Path
+
+import pytest
+
+import shardio
+from shardio.cli import _COMMANDS, main
+from shardio.errors import argument, as_options
+
+ARGUMENTS = {
+    "convert": ["out", "records", "--to", "tfrecord"],
+    "index": ["out"],
+    "info": ["out", "--shards", "--preview", "sheet.png"],
+    "pack": ["out", "again", "--shards", "2"],
+    "plan": ["out", "--batch-size", "4", "--ranks", "20", "--nodes", "20"],
+    "profile": ["out", "--seconds", "0.1", "--size", "8", "--batch-size", "8", "--workers", "0"],
+    "replay": ["out", "--batch-size", "4", "--step", "0", "--to", "batch"],
+    "reshard": ["out", "other", "--shards", "1"],
+    "verify": ["out"],
+}
+
+Run = Callable[..., tuple[object, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, packed: Path) -> Run:
+    """Runs a command beside a packed folder `out`; returns its exit code and what it printed."""
+    shutil.copytree(packed, tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, encoding: str = "ascii") -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", ["shardio", *arguments])
+        streams = BytesIO(), BytesIO()
+        for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+            monkeypatch.setattr(sys, name, TextIOWrapper(stream, encoding, write_through=True))
+        code: object = 0
+        try:
+            main()
+        except SystemExit as error:
+            code = error.code
+        return code, "".join(stream.getvalue().decode(encoding) for stream in streams)
+
+    return run
+
+
+@pytest.mark.parametrize("command", _COMMANDS)
+def test_every_command_prints_what_an_ascii_terminal_shows(command: str, run: Run) -> None:
+    code, printed = run(command, *ARGUMENTS[command])
+    assert code == 0, printed
+    assert printed
+    assert "\\x" not in printed
+    assert "\\u" not in printed
+    code, printed = run(command, "--help")
+    assert (code, printed.isascii()) == (0, True)
+
+
+@pytest.mark.parametrize("command", ["plan", "info"])
+def test_an_ascii_terminal_shows_the_figures_that_others_do(command: str, run: Run) -> None:
+    _, plain = run(command, *ARGUMENTS[command])
+    _, usual = run(command, *ARGUMENTS[command], encoding="utf-8")
+    assert "×" in usual
+    for one, other in (("×", "x"), ("─", "-"), ("…", "...")):
+        usual = usual.replace(one, other)
+    assert plain == usual
+
+
+def test_the_c_locale_without_utf_8_is_an_ascii_terminal(packed: Path) -> None:
+    command = [sys.executable, "-m", "shardio", "plan", str(packed), "--batch-size", "4"]
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        command, env={**os.environ, **locale}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii()
+    assert "1 x 4 samples a step" in " ".join(done.stdout.split())
+
+
+def test_names_of_shards_are_no_markup(run: Run, packed: Path) -> None:
+    shutil.copytree(packed, "[red]")
+    _, printed = run("plan", "[red]", "--batch-size", "4")
+    assert "[red]: shuffle" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "said", "in_python"),
+    [
+        (["--seconds", "0"], {"seconds": 0.0}, "--seconds 0.0: it must", "seconds=0.0: it must"),
+        (
+            ["--step-ms", "1", "--train", "a.py:f"],
+            {"step_ms": 1.0, "train": "a.py:f"},
+            "--step-ms and --train exclude",
+            "step_ms and train exclude",
+        ),
+        (
+            ["--batch-size", "9999"],
+            {"batch_size": 9999},
+            "give --batch-size 600 or less",
+            "give batch_size=600 or less",
+        ),
+    ],
+)
+def test_errors_name_options_for_a_command_and_arguments_in_python(
+    run: Run, arguments: list[str], options: dict[str, object], said: str, in_python: str
+) -> None:
+    code, printed = run("profile", "out", *arguments)
+    assert code in {1, 2}
+    assert said in printed
+    with pytest.raises(shardio.UsageError) as caught:
+        shardio.profile("out", **options)  # type: ignore[arg-type]
+    assert in_python in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "option", "in_python"),
+    [
+        (("shuffle", False), "--no-shuffle", "shuffle=False"),
+        (("shuffle", True), "--shuffle", "shuffle=True"),
+        (("tail", "drop"), "--tail drop", "tail='drop'"),
+        (("tail", True), "--tail true", "tail=True"),
+        (("tail",), "--tail", "tail"),
+        (("where", 3), "where=3", "where=3"),
+    ],
+)
+def test_an_argument_is_an_option_or_a_flag_of_the_command_that_runs(
+    given: tuple[str, object], option: str, in_python: str
+) -> None:
+    assert argument(*given) == in_python
+    with as_options({"shuffle": ["--shuffle", "--no-shuffle"], "tail": ["--tail"]}):
+        assert argument(*given) == option
+        with as_options({}):
+            assert argument(*given) == in_python
+        assert argument(*given) == option
+    assert argument(*given) == in_python
