@@ -134,9 +134,9 @@ class _Values(FieldType):
         format_ = FORMATS[info.format]
         if not format_.holds_values or info.channels != 1:
             raise CodecError(
-                f"a {format_.title} of colours holds no {self.holds} that stay exact",
+                f"the {format_.title} holds colours, not {self.holds}",
                 remedy=(
-                    f"store {self.holds} as a PNG with a palette or in gray, or read the colours "
+                    f"save {self.holds} as a gray PNG or one with a palette, or read the colours "
                     "with Image(…)"
                 ),
             )

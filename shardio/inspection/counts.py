@@ -6,14 +6,16 @@ sizes add up to at least n²/2 bytes, so the members of a terabyte have at most 
 Class numbers are counted without reading the shard if its index has checksums. Decimal numbers of
 equal length up to seven digits have different CRC-32s, so size and checksum identify the number.
 Other members are read by the thousand, and each distinct text is parsed once.
+
+Samples are counted by the fields that they have, the formats of images counting as one.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from shardio.errors import CodecError
 from shardio.fields.arrays import decode_cls
 from shardio.fields.base import LABEL_FIELD
+from shardio.fields.formats import IMAGE_FIELDS
 from shardio.indexing.catalog import ShardEntry
 from shardio.indexing.shard_index import ShardIndex
 from shardio.storage.base import StoredFile
@@ -28,6 +31,7 @@ from shardio.storage.copying import RowCopier
 from shardio.storage.local import BLOCK
 
 _LEAST_PENDING = 1 << 17
+_MOST_FIELD_SETS = 1000
 
 
 class Tally:
@@ -228,3 +232,36 @@ def _unique_texts(rows: NDArray[np.uint8]) -> tuple[list[bytes], NDArray[np.int6
     unique, counts = np.unique(rows.view(f"S{rows.shape[1]}").ravel(), return_counts=True)
     padded = [text.ljust(rows.shape[1], b"\0") for text in unique.tolist()]
     return [text[: text[-1]] for text in padded], counts
+
+
+class FieldSet(NamedTuple):
+    """Samples that have the same fields.
+
+    Attributes:
+        samples: number of samples.
+        key: key of the first sample.
+    """
+
+    samples: int
+    key: str
+
+
+def count_field_sets(samples: Mapping[str, set[str]]) -> dict[frozenset[str], FieldSet]:
+    """Count samples by the general names of their fields.
+
+    Args:
+        samples: names of the fields of each sample, by key.
+    """
+    found: dict[frozenset[str], FieldSet] = {}
+    for key, fields in samples.items():
+        names = frozenset(map(general_name, fields))
+        if names in found or len(found) < _MOST_FIELD_SETS:
+            before = found.get(names, FieldSet(0, key))
+            found[names] = FieldSet(before.samples + 1, before.key)
+    return found
+
+
+def general_name(field: str) -> str:
+    """Return the name of a field, with "image" in place of any image format."""
+    head, dot, last = field.rpartition(".")
+    return f"{head}{dot}image" if last in IMAGE_FIELDS else field

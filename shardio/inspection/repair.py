@@ -28,11 +28,11 @@ from shardio.errors import IndexFileError, PackError, ShardioError, TarError, co
 from shardio.fields.limits import MAX_PIXELS
 from shardio.indexing.manifest import MANIFEST_NAME, index_path
 from shardio.indexing.shard_index import ShardIndex, read_index
+from shardio.inspection.counts import general_name
 from shardio.inspection.findings import Part, ScopedShard, find_parts
 from shardio.inspection.verify_shard import (
     FieldCheck,
     MemberGroup,
-    general_name,
     group_members,
 )
 from shardio.naming import split_member_name

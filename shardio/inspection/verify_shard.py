@@ -31,11 +31,11 @@ from shardio.checks import whole_number
 from shardio.errors import CodecError, IndexFileError, ShardioError, TarError, counted, quoted
 from shardio.fields.base import FieldType
 from shardio.fields.defaults import type_of
-from shardio.fields.formats import IMAGE_FIELDS
 from shardio.indexing.manifest import index_path
 from shardio.indexing.publish import refuse_compressed
 from shardio.indexing.scan import NAME_FIELDS, describe_no_samples
 from shardio.indexing.shard_index import ShardIndex, read_index
+from shardio.inspection.counts import FieldSet, count_field_sets
 from shardio.inspection.findings import Finding, Findings, ScopedShard
 from shardio.naming import split_member_name
 from shardio.packing.engine import Ticker
@@ -349,7 +349,6 @@ def open_plain(place: Path | Location) -> Iterator[tuple[StoredBytes, TarError |
 
 
 _MEGABYTE = 1 << 20
-_MOST_FIELD_SETS = 1000
 _INDEX_AGAIN = "run `shardio index` on the folder of the shard"
 
 
@@ -372,18 +371,6 @@ class VerifyTask:
     def __len__(self) -> int:
         """Return the number of megabytes to read."""
         return (self.size + _MEGABYTE - 1) // _MEGABYTE
-
-
-class FieldSet(NamedTuple):
-    """Samples that have the same fields.
-
-    Attributes:
-        samples: number of samples.
-        key: key of the first sample.
-    """
-
-    samples: int
-    key: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -511,7 +498,7 @@ def _verify_data(
         bytes=len(data),
         complete=not incomplete,
         fields=frozenset().union(*(sample.fields for sample in samples.values())),
-        field_sets=_field_sets(samples),
+        field_sets=count_field_sets({key: each.fields for key, each in samples.items()}),
         hashes=np.array([hash_key(key) for key in samples], np.uint64),
         offsets=np.array([sample.offset for sample in samples.values()], np.int64),
         findings=found.all(),
@@ -700,19 +687,3 @@ def _compare_whole(
             f"{receipt.samples:,}",
             _INDEX_AGAIN,
         )
-
-
-def _field_sets(samples: Mapping[str, _Sample]) -> dict[frozenset[str], FieldSet]:
-    found: dict[frozenset[str], FieldSet] = {}
-    for key, sample in samples.items():
-        names = frozenset(map(general_name, sample.fields))
-        if names in found or len(found) < _MOST_FIELD_SETS:
-            before = found.get(names, FieldSet(0, key))
-            found[names] = FieldSet(before.samples + 1, before.key)
-    return found
-
-
-def general_name(field: str) -> str:
-    """Return the name of a field, with "image" in place of any image format."""
-    head, dot, last = field.rpartition(".")
-    return f"{head}{dot}image" if last in IMAGE_FIELDS else field

@@ -221,7 +221,6 @@ class ShardDataset(ResumableDataset):
 
     Attributes:
         catalog: shards.
-        classes: class names by label; None where they are not known.
         fields: entries of a sample and the alternatives that fill them.
         samples: samples of the shards that belong to it.
         shuffle: order of the samples.
@@ -233,6 +232,8 @@ class ShardDataset(ResumableDataset):
         IndexFileError: a manifest or index is damaged or stale.
         TarError: a shard without index is damaged, or one holds no samples.
     """
+
+    stopwatch: Callable[[], Stopwatch]
 
     def __init__(
         self,
@@ -277,16 +278,13 @@ class ShardDataset(ResumableDataset):
             crops=crops,
             storage=storage,
         )
-        batch_sizes = given["batch_size"], given["global_batch_size"]
-        super().__init__(batch_sizes=batch_sizes, ranks=(rank, world_size))
+        sizes = given["batch_size"], given["global_batch_size"]
+        super().__init__(batch_sizes=sizes, ranks=(rank, world_size))
         self.catalog: Catalog = open_catalog(source, storage=storage, allow_empty=allow_empty)
-        self.classes = self.catalog.classes
-        self._decode, self._transform, self._tail = decode, transform, tail
+        self._arguments, self._tail = given, tail
         self.fields = self._map_fields(fields)
-        self.times = StageTimes()
-        self.stopwatch: Callable[[], Stopwatch] = Stopwatch
+        self.times, self.stopwatch = StageTimes(), Stopwatch
         self._source, self._parts = source, _absolute_parts(source, storage)
-        self._arguments, self._default_fields = given, fields is None
         self._types = self._find_types()
         self._geometry = SampleGeometry(self._types, transform)
         self.samples = Samples([shard.samples for shard in self.catalog.shards])
@@ -297,6 +295,11 @@ class ShardDataset(ResumableDataset):
         self._singles: tuple[EpochPlan, ShardPool] | None = None  # for ds[i]
         if len(self.samples):
             self.num_steps()
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names by label; None where they are not known."""
+        return self.catalog.classes
 
     def __repr__(self) -> str:
         source = f"{self._source!s:.100}"
@@ -518,7 +521,7 @@ class ShardDataset(ResumableDataset):
 
     def _find_types(self) -> dict[str, Types]:
         """Find the types of the alternatives of each entry, by field name."""
-        if not self._decode:
+        if not self._arguments["decode"]:
             return {name: dict.fromkeys(some, BYTES) for name, some in self.fields.items()}
         given, most = self._arguments["fields"], self._arguments["max_pixels"]
         return {
@@ -540,8 +543,8 @@ class ShardDataset(ResumableDataset):
             pool=pool,
             samples=self.samples,
             fields=self.fields,
-            several=several if self._default_fields else {},
-            missing_ok=self._default_fields and not self._makes_batches,
+            several=several if self._arguments["fields"] is None else {},
+            missing_ok=self._arguments["fields"] is None and not self._makes_batches,
             optional=optional_entries(self._arguments["fields"]),
             geometry=self._geometry,
             crops=self._arguments["crops"],
@@ -552,7 +555,7 @@ class ShardDataset(ResumableDataset):
         return SampleReader(
             delivery,
             types=self._types,
-            transform=self._transform,
+            transform=self._arguments["transform"],
             reduced=self._arguments["reduced_decoding"],
             allocate=allocate,
         )
@@ -560,7 +563,7 @@ class ShardDataset(ResumableDataset):
     def _map_fields(self, fields: Mapping[str, str | FieldType] | None) -> Fields:
         names = self.catalog.fields
         if fields is not None:
-            return parse_fields(fields, names, decode=self._decode)
+            return parse_fields(fields, names, decode=self._arguments["decode"])
         first = next((shard for shard in self.catalog.shards if shard.samples), None)
         if first is None:
             return default_fields(names, [])

@@ -23,7 +23,8 @@ from shardio.transforms import CenterCrop, RandomResizedCrop
     ("field", "kind"),
     [
         *((field, "image") for field in sorted(IMAGE_FIELDS)),
-        ("seg.png", "image"),
+        ("seg.png", "mask"),
+        ("a.depth.png", "depth"),
         ("cls", "cls"),
         ("index", "cls"),
         ("caption.txt", "txt"),
@@ -46,7 +47,7 @@ def test_fields_are_decoded_by_their_kind() -> None:
     np.save(stream, np.arange(3))
     picture = np.zeros((2, 3, 3), np.uint8)
     picture[..., 0] = 255  # blue to OpenCV
-    pixels = decode_field("mask.png", cv2.imencode(".png", picture)[1].tobytes())
+    pixels = decode_field("left.png", cv2.imencode(".png", picture)[1].tobytes())
     np.testing.assert_array_equal(np.asarray(pixels), picture[..., ::-1])
     assert decode_field("cls", b"7\n") == 7
     assert decode_field("txt", memoryview(b"hello")) == "hello"

@@ -99,8 +99,9 @@ def test_photos_splits_pixels_and_single_shards_are_sound(images: Path, tmp_path
 def test_real_shards_are_sound(shared_data: Path) -> None:
     shards = [path for path in (shared_data / "shards").rglob("*.t*") if path.suffix != ".tfrecord"]
     assert len(shards) > 10
+    images = shardio.Image("png", bits=8)  # some have 16
     for shard in shards:
-        assert verify(shard, deep=True).findings == (), shard
+        assert verify(shard, deep=True, fields={"image": images}).findings == (), shard
 
 
 def test_what_tar_writes_is_sound_with_and_without_indexes(images: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from shardio.packing.sources.records import encode_example, frame_record
 from shardio.testing import make_images, make_shard, read_members
 
 PNG = cv2.imencode(".png", np.zeros((2, 2, 3), np.uint8))[1].tobytes()
+MASK = cv2.imencode(".png", np.zeros((4, 6), np.uint8))[1].tobytes()
 
 
 def write(folder: Path, **files: bytes | str) -> Path:
@@ -42,8 +43,8 @@ def ledger(path: Path) -> list[dict[str, Any]]:
 
 class TestFields:
     def test_files_side_by_side_are_one_sample(self, tmp_path: Path) -> None:
-        source = write(tmp_path / "in", a__jpg=PNG, a__json="{}", a__mask__png=PNG, b__x__jpg=PNG)
-        write(source, b__x__json="[1]", b__x__mask__png=PNG, b__x__txt="hello")
+        source = write(tmp_path / "in", a__jpg=PNG, a__json="{}", a__mask__png=MASK, b__x__jpg=PNG)
+        write(source, b__x__json="[1]", b__x__mask__png=MASK, b__x__txt="hello")
         summary = shardio.pack(
             source, tmp_path / "out", shards=1, shuffle=False, fields="jpg;png,json,mask.png,txt?"
         )
@@ -141,7 +142,7 @@ def make_csv(path: Path, rows: list[list[str]]) -> Path:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    return write(tmp_path / "in", x___a__png=PNG, x___b__png=PNG, m___a__png=PNG, c__c__png=PNG)
+    return write(tmp_path / "in", x___a__png=PNG, x___b__png=PNG, m___a__png=MASK, c__c__png=PNG)
 
 
 class TestTables:

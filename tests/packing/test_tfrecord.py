@@ -21,6 +21,7 @@ from shardio.packing.sources.records import encode_example, frame_record
 
 ReadSamples = Callable[[Path], list[dict[str, Any]]]
 PNG = cv2.imencode(".png", np.zeros((2, 2, 3), np.uint8))[1].tobytes()
+MASK = cv2.imencode(".png", np.zeros((4, 6), np.uint8))[1].tobytes()
 JPEG = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
 
 
@@ -132,7 +133,7 @@ def test_files_are_found_by_their_usual_names(tmp_path: Path, names: list[str]) 
 def test_features_become_the_fields_that_are_named(tmp_path: Path) -> None:
     features = {
         "photo": [JPEG],
-        "mask": [PNG],
+        "mask": [MASK],
         "category": ints(3),
         "vector": floats(1, math.nan),
         "words": [b"a", b"b"],
@@ -148,7 +149,7 @@ def test_features_become_the_fields_that_are_named(tmp_path: Path) -> None:
     ((key, sample),) = samples_of(source, tmp_path / "out", features=pairs).items()
     assert key == "folder/cat_1"
     assert sample["image"] == JPEG
-    assert sample["mask.png"] == PNG
+    assert sample["mask.png"] == MASK
     assert sample["label"] == b"3"
     assert np.load(io.BytesIO(sample["vec.npy"])).tolist() == [
         1,
@@ -160,10 +161,10 @@ def test_features_become_the_fields_that_are_named(tmp_path: Path) -> None:
 
 
 def test_features_that_are_called_like_fields_are_these_fields(tmp_path: Path) -> None:
-    features = {"jpg": [JPEG], "seg.png": [PNG], "txt": [b"hello"], "index": ints(3)}
+    features = {"jpg": [JPEG], "seg.png": [MASK], "txt": [b"hello"], "index": ints(3)}
     (sample,) = samples_of(write(tmp_path / "a.tfrecord", features), tmp_path / "out").values()
     rest = b'{"index": [3]}'
-    assert sample == {"image": JPEG, "seg.png": PNG, "txt": b"hello", "json": rest}
+    assert sample == {"image": JPEG, "seg.png": MASK, "txt": b"hello", "json": rest}
 
 
 def test_the_first_choice_of_names_is_taken_and_the_other_goes_into_json(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_an_error_in_a_transform_names_shard_and_key(packed: Path) -> None:
 
 def test_fields_decode_by_name_and_the_rest_stays_bytes(tmp_path: Path) -> None:
     sample = {
-        "seg.png": png(3),
+        "left.png": png(3),
         "cls": b"7",
         "txt": "grün".encode(),
         "json": b'{"a": [1]}',
@@ -105,7 +105,7 @@ def test_fields_decode_by_name_and_the_rest_stays_bytes(tmp_path: Path) -> None:
     }
     path = make_shard(tmp_path / "a.tar", {"k": sample, "l": sample})
     found = next(iter(shardio.ShardDataset(path)))
-    assert found["seg.png"].shape == (3, 4, 6)
+    assert found["left.png"].shape == (3, 4, 6)
     assert (found["label"], found["txt"], found["json"]) == (7, "grün", {"a": [1]})
     assert torch.equal(found["npy"], torch.arange(3.0))
     assert (found["weird"], found["__key__"], found["valid"]) == (b"\x00\x01", "k", True)

@@ -45,7 +45,7 @@ def test_the_way_to_a_first_batch_is_short(tmp_path: Path, monkeypatch: pytest.M
     calls = count_calls(dataset)
     own = {at: count for at, count in calls.items() if Path(at[0]).parent.name == "reading"}
     assert calls.total() <= 480
-    assert len(calls) <= 175
+    assert len(calls) <= 181
     assert sum(own.values()) <= 150
     assert len(own) <= 83
 

@@ -115,13 +115,13 @@ def test_a_mask_in_colours_is_refused(tmp_path: Path, extension: str) -> None:
     data = cv2.imencode(extension, np.zeros((9, 9, 3), np.uint8))[1].tobytes()
     field = f"mask{extension}"
     shard = make_shard(tmp_path / "a.tar", {"a": {field: data}})
-    with pytest.raises(shardio.SampleError, match=r"colours holds no class numbers.* a PNG with"):
+    with pytest.raises(shardio.SampleError, match=r"holds colours, not class numbers; save"):
         list(shardio.ShardDataset(shard))
     (sample,) = shardio.ShardDataset(shard, fields={"m": shardio.Image(field)})
     assert sample["m"].shape == (3, 9, 9)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / f"a.{field}").write_bytes(data)
-    with pytest.raises(shardio.PackError, match="holds no class numbers"):
+    with pytest.raises(shardio.PackError, match="not class numbers"):
         shardio.pack(tmp_path / "in", tmp_path / "out", shards=1, fields=field)
 
 
