@@ -28,9 +28,8 @@ from shardio.errors import IndexFileError, PackError, ShardioError, TarError, co
 from shardio.fields.limits import MAX_PIXELS
 from shardio.indexing.manifest import MANIFEST_NAME, index_path
 from shardio.indexing.shard_index import ShardIndex, read_index
-from shardio.inspection.findings import Part, ScopedShard, find_parts
+from shardio.inspection.findings import FieldCheck, Part, ScopedShard, find_parts
 from shardio.inspection.verify_shard import (
-    FieldCheck,
     MemberGroup,
     general_name,
     group_members,
