@@ -72,9 +72,11 @@ class ImageFormat:
         title: name of the format in messages.
         fields: last dot components of fields that hold it, the usual one first.
         magic: bytes that files start with.
-        form: bytes that follow eight bytes from the start.
+        form: four bytes that stand eight bytes from the start; empty for none.
         probe: reader of the header.
         check: check that a file reaches to its end, without decoding.
+        check_data: check of data that readers may decode in part, so that damage would be met in
+            some epochs only; None where they decode all.
         decode: decoder to uint8 [H, W, 3] as stored. Takes the whole file, what the prober said
             about it, a buffer for the pixels or None, and the arguments shrink and verified of
             shardio.fields.image.decode_stored.
@@ -92,6 +94,7 @@ class ImageFormat:
     check: Callable[[memoryview, ImageInfo], None]
     decode: Decode
     encode: Callable[[NDArray[np.uint8], int], bytes]
+    check_data: Callable[[memoryview, ImageInfo], None] | None = None
     is_lossy: bool = False
     shrinks: bool = False
     holds_values: bool = False
@@ -103,6 +106,12 @@ def _decode_jpeg(
     from shardio.fields.jpeg import decode_jpeg  # noqa: PLC0415  loads simplejpeg
 
     return decode_jpeg(view, info, buffer, shrink=shrink, verified=verified)
+
+
+def _check_jpeg_data(view: memoryview, info: ImageInfo) -> None:
+    from shardio.fields.jpeg import check_jpeg_data  # noqa: PLC0415  loads simplejpeg
+
+    check_jpeg_data(view, info)
 
 
 def _encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
@@ -151,6 +160,7 @@ FORMATS = {
         magic=b"\xff\xd8\xff",
         probe=probe_jpeg,
         check=check_jpeg,
+        check_data=_check_jpeg_data,
         decode=_decode_jpeg,
         encode=_encode_jpeg,
         is_lossy=True,
@@ -237,10 +247,26 @@ def check_complete(data: Buffer, info: ImageInfo) -> None:
     FORMATS[info.format].check(memoryview(data).cast("B"), info)
 
 
+@decoder
+def check_data(data: Buffer, info: ImageInfo) -> None:
+    """Check that readers can decode an image of any format alike in every epoch.
+
+    Args:
+        data: the whole file, which check_complete accepted.
+        info: what probe_image said about it.
+
+    Raises:
+        CodecError: the data are corrupt.
+    """
+    check = FORMATS[info.format].check_data
+    if check is not None:
+        check(memoryview(data).cast("B"), info)
+
+
 def _format_of(view: memoryview) -> ImageFormat:
     head = bytes(view[:16])
     for format_ in FORMATS.values():
-        if head.startswith(format_.magic) and head[8:].startswith(format_.form):
+        if head.startswith(format_.magic) and (not format_.form or head[8:12] == format_.form):
             return format_
     raise CodecError(_why_not(head, view))
 

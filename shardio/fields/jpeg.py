@@ -136,6 +136,22 @@ def decode_jpeg_top(
     return buffer[: prod(shape)].reshape(shape)
 
 
+def check_jpeg_data(data: memoryview, info: ImageInfo) -> None:
+    """Check what readers of a part of the picture may not see, in two thirds of a decode's time.
+
+    Raises:
+        CodecError: the data are truncated, corrupt or of a rare kind.
+    """
+    if info.channels in {1, 3} and min(info.stored_size) >= LEAST_SHRUNK:
+        try:
+            simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, strict=True)
+        except ValueError:
+            pass  # harmless or not: decided below
+        else:
+            return
+    decode_jpeg(data, info, verified=True)
+
+
 def encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
     """Encode uint8 [H, W, 3] as a baseline JPEG with colours at half the resolution.
 

@@ -8,11 +8,15 @@ file is a finding, and the existing shards are verified.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from shardio.checks import whole_number
 from shardio.errors import (
+    CodecError,
     IndexFileError,
     ShardioError,
     SituationError,
@@ -20,6 +24,8 @@ from shardio.errors import (
     escaped,
     quoted,
 )
+from shardio.fields.base import FieldType
+from shardio.fields.defaults import type_of
 from shardio.indexing.catalog import SHARD_SUFFIXES, ShardPaths, find_shards, is_packed, list_parts
 from shardio.indexing.manifest import (
     INDEX_FOLDER,
@@ -33,9 +39,13 @@ from shardio.indexing.manifest import (
     read_manifest,
 )
 from shardio.packing.layout import WORK_FOLDER
+from shardio.packing.task import decoding
 from shardio.storage.base import Storage
 from shardio.storage.folder import final_name
 from shardio.storage.location import Location
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
 
 Severity = Literal["problem", "note"]
 
@@ -401,3 +411,50 @@ def _leftovers(folder: Location, shards: set[str]) -> list[Finding]:
                 what = "the shard of this index is missing"
                 add(path, what, "remove it, or fetch the shard again")
     return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldCheck:
+    """Check of the data of fields.
+
+    Attributes:
+        deep: whether to decode all data; otherwise only the header and the end of images are
+            checked.
+        max_pixels: maximum number of pixels of an image; see shardio.fields.limits.
+        types: field types given by the user, by field name; other fields have their defaults.
+
+    Raises:
+        UsageError: invalid max_pixels.
+    """
+
+    deep: bool
+    max_pixels: int
+    types: Mapping[str, FieldType] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        whole_number("max_pixels", self.max_pixels, least=1)
+
+    def fault(self, field: str, data: memoryview) -> CodecError | None:
+        """Return the error in the data of a field, or None."""
+        try:
+            type_of(field, self.max_pixels, self.types).check(data, deep=self.deep)
+        except CodecError as error:
+            return error
+        except MemoryError:
+            return CodecError(
+                "this machine has too little memory to decode it",
+                remedy="verify it on a machine with more memory",
+            )
+        return None
+
+    def is_delivered(self, field: str, data: memoryview) -> bool:
+        """Tell whether readers deliver data that have their checksum and are not sound."""
+        try:
+            type_of(field, self.max_pixels, self.types).decode_verified(data)
+        except (CodecError, MemoryError):
+            return False
+        return True
+
+    def context(self) -> AbstractContextManager[None]:
+        """Return the context to run checks in."""
+        return decoding() if self.deep else nullcontext()

@@ -29,9 +29,8 @@ from shardio.fields.limits import MAX_PIXELS
 from shardio.indexing.manifest import MANIFEST_NAME, index_path
 from shardio.indexing.shard_index import ShardIndex, read_index
 from shardio.inspection.counts import general_name
-from shardio.inspection.findings import Part, ScopedShard, find_parts
+from shardio.inspection.findings import FieldCheck, Part, ScopedShard, find_parts
 from shardio.inspection.verify_shard import (
-    FieldCheck,
     MemberGroup,
     group_members,
 )

@@ -18,10 +18,9 @@ from shardio.fields.base import FieldType
 from shardio.fields.defaults import given_types
 from shardio.fields.limits import MAX_PIXELS
 from shardio.indexing.catalog import ShardPaths
-from shardio.inspection.findings import Finding, Part, Verification, find_parts
+from shardio.inspection.findings import FieldCheck, Finding, Part, Verification, find_parts
 from shardio.inspection.verify_shard import (
     KEEP_FIRST,
-    FieldCheck,
     ShardReport,
     group_members,
     open_plain,

@@ -19,28 +19,24 @@ import hashlib
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.checks import whole_number
-from shardio.errors import CodecError, IndexFileError, ShardioError, TarError, counted, quoted
-from shardio.fields.base import FieldType
-from shardio.fields.defaults import type_of
+from shardio.errors import IndexFileError, ShardioError, TarError, counted, quoted
 from shardio.indexing.manifest import index_path
 from shardio.indexing.publish import refuse_compressed
 from shardio.indexing.scan import NAME_FIELDS, describe_no_samples
 from shardio.indexing.shard_index import ShardIndex, read_index
 from shardio.inspection.counts import FieldSet, count_field_sets
-from shardio.inspection.findings import Finding, Findings, ScopedShard
+from shardio.inspection.findings import FieldCheck, Finding, Findings, ScopedShard
 from shardio.naming import split_member_name
 from shardio.packing.engine import Ticker
 from shardio.packing.listing import hash_key
-from shardio.packing.task import decoding
 from shardio.storage.base import StoredBytes
 from shardio.storage.compression import decompress, find_compression
 from shardio.storage.local import FileBytes
@@ -49,57 +45,6 @@ from shardio.storage.temporary import explained
 from shardio.tar.header import DIRECTORY, FILE, padded
 from shardio.tar.reader import Members
 from shardio.tar.salvage import Gap, walk_members
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FieldCheck:
-    """Check of the data of fields.
-
-    Attributes:
-        deep: whether to decode all data; otherwise only the header and the end of images are
-            checked.
-        max_pixels: maximum number of pixels of an image; see shardio.fields.limits.
-        types: field types given by the user, by field name; other fields have their defaults.
-
-    Raises:
-        UsageError: invalid max_pixels.
-    """
-
-    deep: bool
-    max_pixels: int
-    types: Mapping[str, FieldType] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        whole_number("max_pixels", self.max_pixels, least=1)
-
-    def fault(self, field: str, data: memoryview) -> CodecError | None:
-        """Return the error in the data of a field, or None."""
-        try:
-            type_of(field, self.max_pixels, self.types).check(data, deep=self.deep)
-        except CodecError as error:
-            return error
-        except MemoryError:
-            return CodecError(
-                "this machine has too little memory to decode it",
-                remedy="verify it on a machine with more memory",
-            )
-        return None
-
-    def is_delivered(self, field: str, data: memoryview) -> bool:
-        """Tell whether readers deliver data that have their checksum and are not sound."""
-        try:
-            type_of(field, self.max_pixels, self.types).decode_verified(data)
-        except (CodecError, MemoryError):
-            return False
-        return True
-
-    def context(self) -> AbstractContextManager[None]:
-        """Return the context to run checks in."""
-        return decoding() if self.deep else nullcontext()
-
 
 _SAVE = "write the intact samples to a new folder with `shardio verify --fix`"
 _AGAIN = f"download or pack it again, or {_SAVE}"

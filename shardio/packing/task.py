@@ -27,7 +27,7 @@ from shardio.errors import CodecError, IndexFileError, UsageError, quoted
 from shardio.fields.arrays import Label
 from shardio.fields.base import PIXELS_FIELD, FieldType
 from shardio.fields.defaults import IMAGE, type_of
-from shardio.fields.formats import check_complete, probe_image
+from shardio.fields.formats import check_complete, check_data, probe_image
 from shardio.fields.text import Json, Text
 from shardio.indexing.manifest import ShardReceipt, index_path, receipt_of, write_index
 from shardio.indexing.scan import IndexBuilder
@@ -468,6 +468,8 @@ class _Packer:
                 remedy="rename or remove it, or name the files of a sample with fields (--fields)",
             ) from error
         check_complete(data, info)
+        if self._pixels is None:
+            check_data(data, info)
         field = name or IMAGE.name_of(data) or info.format
         if self._pixels is not None:
             if not is_only:

@@ -42,7 +42,8 @@ class SampleGeometry:
         leads = [at for at, each in enumerate(firsts) if each.geometry == "leads"]
         follows = [at for at, each in enumerate(firsts) if each.geometry == "follows"]
         own = [at for at in leads if getattr(firsts[at], "crop", "shared") == "own"]
-        shared = [at for at in leads if at not in own]
+        shared = [at for at in leads if at not in own] or own[:1]
+        own = [at for at in own if at not in shared]
         self._transform = transform if isinstance(transform, SizedTransform) else None
         self._types = [*types.values()]
         self._own = own if self._transform is not None else []
@@ -88,15 +89,18 @@ class SampleGeometry:
         """
         if self._idle:
             return self._none
-        lead = next(((at, found) for at in self._leads if (found := stored[at])), None)
-        if lead is None:
+        for lead in self._leads:
+            found = stored[lead]
+            if found is not None:
+                break
+        else:
             if self._transform is not None and any(stored[at] for at in self._followers):
                 raise CodecError(
                     "the sample has no picture that decides the crop of its other fields",
                     remedy="name a picture in fields=",
                 )
             return self._none
-        view = self._view(*lead, uniforms[: self._draws])
+        view = self._view(lead, found, uniforms[: self._draws])
         views: list[View | None] = [None] * len(stored)
         for at in (*self._pictures, *self._followers):
             views[at] = view
@@ -117,22 +121,18 @@ class SampleGeometry:
         except CodecError as error:
             error.field = found.field
             raise
-        if self._transform is None:
-            return _view(found.field, info, (info.height, info.width), None)
-        crop = self._transform.crop(info.height, info.width, uniforms)
-        return _view(found.field, info, self._transform.size, crop)
-
-
-def _view(field: str, info: ImageInfo, size: tuple[int, int], crop: Any) -> View:
-    return View(
-        height=info.height,
-        width=info.width,
-        turned=info.orientation >= FIRST_TURNED,
-        field=field,
-        crop=crop,
-        size=size,
-        info=info,
-    )
+        transform, size, crop = self._transform, (info.height, info.width), None
+        if transform is not None:
+            crop, size = transform.crop(*size, uniforms), transform.size
+        return View(
+            height=info.height,
+            width=info.width,
+            size=size,
+            turned=info.orientation >= FIRST_TURNED,
+            field=found.field,
+            crop=crop,
+            info=info,
+        )
 
 
 def describe_crops(views: Sequence[Views]) -> dict[str, torch.Tensor]:

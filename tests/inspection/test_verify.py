@@ -101,7 +101,7 @@ def test_real_shards_are_sound(shared_data: Path) -> None:
     assert len(shards) > 10
     images = shardio.Image("png", bits=8)  # some have 16
     for shard in shards:
-        assert verify(shard, deep=True, fields={"image": images}).findings == (), shard
+        assert shardio.verify(shard, deep=True, fields={"image": images}).findings == (), shard
 
 
 def test_what_tar_writes_is_sound_with_and_without_indexes(images: Path, tmp_path: Path) -> None:

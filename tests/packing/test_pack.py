@@ -484,3 +484,17 @@ def test_a_large_file_is_packed_in_one_piece(tmp_path: Path) -> None:
         assert member.read() == data.getvalue()
         assert archive.getnames() == ["a.png", "large.png", "z.png"]
     assert len(keys_of(tmp_path / "out")) == 3
+
+
+def test_a_jpeg_that_some_epochs_would_refuse_is_refused_when_it_is_packed(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+    sound = cv2.imencode(".jpg", pixels)[1].tobytes()
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(sound)
+    (folder / "b.jpg").write_bytes(sound[: len(sound) * 9 // 10] + sound[-2:])
+    with pytest.raises(shardio.PackError, match=r"b\.jpg: .*premature end of data segment"):
+        shardio.pack(folder, tmp_path / "out", shards=1, labels=False)
+    shardio.pack(folder, tmp_path / "out", shards=1, labels=False, on_error="skip")
+    (sample,) = shardio.ShardDataset(tmp_path / "out")
+    assert sample["__key__"] == "a"
