@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from shardio.fields import resample
+from shardio.fields.formats import probe_image
 from shardio.fields.geometry import Crop, Resampling
 from shardio.fields.image import DecodedPart, encode_image, write_crop, write_part
-from shardio.fields.probe import probe_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,7 +22,7 @@ from shardio.transforms import SizedTransform
 
 HEIGHT, WIDTH = 96, 128
 TRANSFORMS: list[SizedTransform] = [
-    shardio.Resize(50),
+    shardio.Resize((50, 50)),
     shardio.Resize((300, 200), flip=1.0),
     shardio.CenterCrop(50),
     shardio.RandomResizedCrop(50),
@@ -71,7 +71,10 @@ def test_a_mask_is_cut_as_pillow_cuts_to_the_nearest_pixel(
     crop = transform.crop(HEIGHT, WIDTH, [0.0] * transform.draws)
     box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
     height, width = transform.size
-    expected = np.asarray(Image.fromarray(classes).crop(box).resize((width, height), 0))
+    rows, columns = crop.resized or (height, width)
+    resized = np.asarray(Image.fromarray(classes).crop(box).resize((columns, rows), 0))
+    top, left = crop.window
+    expected = resized[top : top + height, left : left + width]
     if crop.flip:
         expected = expected[:, ::-1]
     assert all(np.array_equal(found[0].numpy(), expected) for found in batch[field])
@@ -118,7 +121,9 @@ def test_a_large_mask_in_jpeg_is_decoded_whole(tmp_path: Path) -> None:
     mask[::2] = 200
     data = cv2.imencode(".jpg", mask, [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
     shard = make_shard(tmp_path / "a.tar", {"a": {"mask.jpg": data}})
-    dataset = shardio.ShardDataset(shard, transform=shardio.Resize(64), fields={"m": "mask.jpg"})
+    dataset = shardio.ShardDataset(
+        shard, transform=shardio.Resize((64, 64)), fields={"m": "mask.jpg"}
+    )
     (sample,) = dataset
     values = sample["m"].unique()
     assert ((values < 10) | (values > 190)).all()
