@@ -451,7 +451,7 @@ def test_pickles_and_object_arrays_are_never_loaded(tmp_path: Path) -> None:
             r"it must be callable, such as shardio.CenterCrop\(224",
         ),
         (
-            {"transform": shardio.Resize(4), "decode": False},
+            {"transform": shardio.Resize((4, 4)), "decode": False},
             "it must be left out with decode=False",
         ),
         ({"shuffle": "yes"}, "shuffle='yes': it must be True, False or 'full'"),
