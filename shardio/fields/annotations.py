@@ -181,6 +181,8 @@ def _list_or_array(values: Sequence[Any]) -> Any:
         return values
     if not values:
         return np.zeros(0, np.int64)
+    if len({isinstance(value, bool) for value in values}) > 1:
+        return list(values)
     try:
         found = np.asarray(values)
     except ValueError:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from shardio.fields.probe import Buffer
 
 MAX_SECONDS = 3600.0
+_BLOCK = 1 << 16  # values of a channel
 _MISSING = "pip install 'shardio[audio]'"
 
 
@@ -64,9 +65,14 @@ class Audio(FieldType):
                         remedy="raise max_seconds of its Audio",
                     )
                 announced, found = file.frames, file.samplerate
-                sound: NDArray[np.float32] = file.read(dtype="float32", always_2d=True).T
+                # In blocks, so that memory is taken for what is there and not for what the
+                # header announces.
+                blocks = [*file.blocks(_BLOCK, dtype="float32", always_2d=True)]
         except soundfile.LibsndfileError as error:
             raise CodecError(f"libsndfile does not decode the sound: {error}") from None
+        if not blocks:
+            raise CodecError("the sound is empty")
+        sound: NDArray[np.float32] = np.concatenate(blocks).T
         if sound.shape[1] < announced:
             raise CodecError(
                 f"truncated sound: its header announces {announced} values for a channel, but "
