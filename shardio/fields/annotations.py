@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 import numpy as np
 
 from shardio.errors import CodecError, TransformError, UsageError, quoted
-from shardio.fields.arrays import NPY_MAGIC, decode_npy
+from shardio.fields.arrays import NPY_MAGIC, as_array, decode_npy
 from shardio.fields.base import Batching, FieldType, Geometry
 from shardio.fields.text import decode_json, decode_txt
 
@@ -355,8 +355,8 @@ class MultiLabel(FieldType):
 
     def encode(self, value: Any) -> bytes:
         """Encode class numbers, or an array [classes] of zeros and ones, as a JSON list."""
-        given = np.asarray(value)
-        if given.dtype.kind in "bf" or (given.dtype.kind in "iu" and isinstance(value, np.ndarray)):
+        given = as_array(value)
+        if hasattr(value, "dtype") or (given.dtype.kind in "bf" and given.size):
             if given.shape != (self.classes,) or not np.isin(given, (0, 1)).all():
                 raise ValueError(f"it is no array [{self.classes}] of zeros and ones")
             numbers = np.flatnonzero(given).tolist()

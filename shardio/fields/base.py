@@ -221,6 +221,15 @@ class FieldType:
         if deep:
             self.decode(data)
 
+    def for_field(self, field: str) -> FieldType:
+        """Return the type as it encodes the values of one of its fields.
+
+        Args:
+            field: name of the field, whose end may choose the format of the data.
+        """
+        del field
+        return self
+
     def encode(self, value: Any) -> bytes:
         """Encode a value for packing: the inverse of `decode`.
 

@@ -17,6 +17,7 @@ from shardio.errors import CodecError, UsageError
 from shardio.fields.arrays import (
     NPY_MAGIC,
     Array,
+    as_array,
     decode_npy,
     decode_pixels,
     is_picture,
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
 MASK_NAMES = ("mask", "seg", "label", "labels", "semantic", "instance", "panoptic")
 """Last but one components of the names of images that are masks by default."""
+
+_PNG_FIELDS = frozenset(FORMATS["png"].fields)
+_INT32 = np.iinfo(np.int32)
 
 DEPTH_NAMES = ("depth", "disparity")
 """Last but one components of the names of images that are depth by default."""
@@ -104,6 +108,23 @@ class Image(FieldType):
         else:
             check_complete(data, self.probe(data))
 
+    def for_field(self, field: str) -> Image:
+        """Return the type for one field."""
+        return replace(self, fields=field)
+
+    def encode(self, value: Any) -> bytes:
+        """Encode a picture, uint8 [H, W, 3], as a PNG; other formats would change its colours."""
+        from shardio.fields.image import encode_image  # noqa: PLC0415  loads OpenCV
+
+        if (last := _last_part(self)) not in _PNG_FIELDS:
+            raise TypeError(f"{last} changes colours; encode it yourself, or name the field png")
+        pixels = as_array(value)
+        if not is_picture(pixels.dtype, pixels.shape):
+            raise TypeError(
+                f"a picture is uint8 [H, W, 3] in RGB, not {pixels.dtype} {[*pixels.shape]}"
+            )
+        return bytes(encode_image(np.ascontiguousarray(pixels), "png", 0))
+
     def preview(self, data: Buffer) -> str:
         """Show format, height and width."""
         info = self.probe(data)
@@ -150,9 +171,32 @@ class _Values(FieldType):
         else:
             check_complete(data, info)
 
+    def for_field(self, field: str) -> _Values:
+        """Return the type for one field."""
+        return replace(self, fields=field)
+
     def follow(self, value: NDArray[Any], view: View | None) -> NDArray[Any]:
         """Take the values under the centres of the slot's pixels."""
         return value if view is None else view.nearest(value)
+
+    def _encoded(self, values: NDArray[Any]) -> bytes:
+        """Encode values [H, W] or [1, H, W]: whole numbers as a gray PNG, or any as `.npy`."""
+        from shardio.fields.image import encode_values  # noqa: PLC0415  loads OpenCV
+
+        values = values.reshape(_plane(values.shape))
+        last = _last_part(self)
+        if last == "npy":
+            return Array().encode(values)
+        if last in IMAGE_FIELDS - _PNG_FIELDS:
+            raise TypeError(f"{last} does not keep {self.holds}; name the field png or npy")
+        kind = type(self).__name__
+        way = f"name the field x.npy, and give it the type {kind}('x.npy')"
+        if values.dtype.kind == "f":
+            raise TypeError(f"a PNG holds whole numbers, not {values.dtype}; {way}")
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > 0xFFFF:
+            raise ValueError(f"a PNG holds 0 to 65535, not {low} to {high}; {way}")
+        return bytes(encode_values(values, np.uint8 if high <= 0xFF else np.uint16))
 
     def _stored(self, data: Buffer) -> NDArray[Any]:
         """Decode to the values as stored, [H, W]."""
@@ -216,11 +260,14 @@ class Mask(_Values):
         return values.astype(wanted, copy=False)
 
     def encode(self, value: Any) -> bytes:
-        """Encode class numbers, an integer array [H, W], as a PNG."""
-        values = np.asarray(value)
+        """Encode class numbers, an integer array [H, W], as a PNG of 8 or 16 bits, or as `.npy`."""
+        values = as_array(value)
         if values.dtype.kind not in "biu":
             raise TypeError(f"class numbers are whole numbers, not {values.dtype}")
-        return _encode_values(values)
+        low, high = int(values.min(initial=0)), int(values.max(initial=0))
+        if low < _INT32.min or high > _INT32.max:
+            raise ValueError(f"class numbers are of 32 bits, not {low} to {high}")
+        return self._encoded(values)
 
     def preview(self, data: Buffer) -> str:
         """Show size and class numbers."""
@@ -256,8 +303,16 @@ class Depth(_Values):
         return (values.astype(np.float32) * np.float32(self.scale))[None]
 
     def encode(self, value: Any) -> bytes:
-        """Encode stored values, an integer array [H, W] of at most 16 bits, as a PNG."""
-        return _encode_values(np.asarray(value))
+        """Encode values as stored, before `scale`: whole numbers [H, W] as a PNG, any as `.npy`."""
+        values = as_array(value)
+        if values.dtype.kind not in "iuf":
+            raise TypeError(f"depth is numbers, not {values.dtype}")
+        if values.dtype.kind == "f" and self.scale != 1:
+            raise TypeError(
+                f"it is {values.dtype}, which readers would multiply by scale={self.scale:g}; give "
+                "whole numbers as stored, or no scale"
+            )
+        return self._encoded(values)
 
     def preview(self, data: Buffer) -> str:
         """Show size and range."""
@@ -266,18 +321,9 @@ class Depth(_Values):
         return f"depth, {values.shape[0]} × {values.shape[1]}, {low:g} to {high:g}"
 
 
-def _encode_values(values: NDArray[Any]) -> bytes:
-    """Encode whole numbers [H, W] or [1, H, W] as a gray PNG of 8 or 16 bits."""
-    from shardio.fields.image import encode_values  # noqa: PLC0415  loads OpenCV
-
-    values = values.reshape(_plane(values.shape))
-    if values.dtype.kind not in "biu":
-        raise TypeError(f"a PNG holds whole numbers, not {values.dtype}; pack it as npy")
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 0xFFFF:
-        raise ValueError(f"a PNG holds 0 to 65535, not {low} to {high}; pack it as npy")
-    data: bytes = encode_values(values, np.uint8 if high <= 0xFF else np.uint16)
-    return data
+def _last_part(type_: FieldType) -> str:
+    """Return the last component of the name of the field that a type encodes."""
+    return (type_.alternatives or ("png",))[0].rpartition(".")[2]
 
 
 class Pixels(Array):

@@ -23,7 +23,7 @@ import threading
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -38,6 +38,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from shardio.errors import CodecError, ShardioError, SituationError, argument
+from shardio.fields.base import FieldType
 from shardio.fields.defaults import type_of
 from shardio.fields.formats import IMAGE_FIELDS
 from shardio.fields.image import decode_image, forbid_opencv_threads, one_opencv_thread, write_crop
@@ -372,7 +373,7 @@ def measure_ceilings(dataset: ShardDataset, seconds: float) -> dict[str, Any]:
             copy=_copy(),
             **_hand_over(next(iter(dataset.replace(shuffle=False))), seconds),
             to_device=_to_device() if torch.cuda.is_available() else None,
-            side=_side(stored),
+            side=_side(stored, dataset.catalog.types),
         )
     )
 
@@ -478,14 +479,13 @@ def _in_memory(dataset: ShardDataset) -> tuple[list[Stored], MakeColumns]:
     return found[:_SAMPLES], lambda: reader.columns(_SLOTS)
 
 
-def _side(stored: list[Stored]) -> float | None:
+def _side(stored: list[Stored], types: Mapping[str, FieldType]) -> float | None:
     sides = []
-    for sample in stored:
-        for found in sample:
-            with suppress(CodecError):
-                info = None if found is None else type_of(found.field).probe(found.data)
-                if info is not None:
-                    sides.append(min(info.height, info.width))
+    for found in filter(None, chain.from_iterable(stored)):
+        with suppress(CodecError):
+            info = type_of(found.field, given=types).probe(found.data)
+            if info is not None:
+                sides.append(min(info.height, info.width))
     return sum(sides) / len(sides) if sides else None
 
 

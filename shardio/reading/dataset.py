@@ -22,6 +22,7 @@ from shardio.checks import flag, is_whole, one_of, require, seed_of_order, whole
 from shardio.errors import UsageError, counted
 from shardio.fields.base import BYTES, FieldType
 from shardio.fields.limits import MAX_PIXELS
+from shardio.fields.recorded import require_available
 from shardio.indexing.catalog import Catalog, ShardPaths, list_parts, open_catalog
 from shardio.indexing.shard_index import ShardIndex
 from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, Shuffle, Tail
@@ -187,8 +188,9 @@ class ShardDataset(ResumableDataset):
         source: a packed folder, a folder of tars, a shard, a glob, a brace pattern such as
             `out/shard-{000000..000007}.tar`, or a list of these.
         fields: entries of a sample and the fields that fill them, `{"image": "jpg;png"}`, or
-            field types that name them, see shardio.FieldType. By default images become `image`,
-            `cls` becomes `label`, the rest keep their names.
+            field types that name them, see shardio.FieldType. Text stands for the types that the
+            packed folder records. By default images become `image`, `cls` becomes `label`, the
+            rest keep their names.
         decode: False leaves every field as bytes.
         transform: transform of images: shardio.RandomResizedCrop and its like, or a callable
             from a uint8 tensor [3, H, W] to a tensor.
@@ -524,12 +526,13 @@ class ShardDataset(ResumableDataset):
         if not self._arguments["decode"]:
             return {name: dict.fromkeys(some, BYTES) for name, some in self.fields.items()}
         given, most = self._arguments["fields"], self._arguments["max_pixels"]
-        return {
-            name: {
-                field: each.limited(most) for field, each in entry_types(name, some, given).items()
-            }
-            for name, some in self.fields.items()
-        }
+        found: dict[str, Types] = {}
+        for name, some in self.fields.items():
+            types = entry_types(name, some, given, self.catalog.types)
+            for field, each in types.items():
+                require_available(field, each)
+            found[name] = {field: each.limited(most) for field, each in types.items()}
+        return found
 
     def transform_key(self, epoch: int) -> int:
         """Return the key of the random numbers for transforms in an epoch."""
@@ -561,15 +564,15 @@ class ShardDataset(ResumableDataset):
         )
 
     def _map_fields(self, fields: Mapping[str, str | FieldType] | None) -> Fields:
-        names = self.catalog.fields
+        types = {name: self.catalog.types[name] for name in self.catalog.fields}
         if fields is not None:
-            return parse_fields(fields, names, decode=self._arguments["decode"])
+            return parse_fields(fields, types, decode=self._arguments["decode"])
         first = next((shard for shard in self.catalog.shards if shard.samples), None)
         if first is None:
-            return default_fields(names, [])
+            return default_fields(types, [])
         index = first.load_index()
         present = {(*row,) for row in (index.offsets[:_SAMPLES_LOOKED_AT] >= 0).tolist()}
-        return default_fields(names, [[*compress(index.fields, row)] for row in present])
+        return default_fields(types, [[*compress(index.fields, row)] for row in present])
 
 
 def _absolute_parts(source: ShardPaths, storage: Storage | None) -> list[str]:
