@@ -51,7 +51,9 @@ class Dense(NamedTuple):
 
 
 Batching = Literal["found", "stack", "list", "padded"] | Dense
-_LOOKING = ("decode", "decode_verified", "decode_rows", "follow", "probe", "check", "preview")
+_LOOKING = (
+    *("decode", "decode_verified", "decode_rows", "follow", "probe", "check", "preview", "picture"),
+)
 
 
 def split_names(fields: str) -> tuple[tuple[str, ...], bool]:
@@ -252,6 +254,20 @@ class FieldType:
         if hasattr(value, "dtype") and hasattr(value, "shape"):
             return f"{value.dtype} {[*value.shape]}"
         return repr(value)[:SHOWN_CHARACTERS]
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether `picture` draws data."""
+        return self.geometry == "leads" or type(self).picture is not FieldType.picture
+
+    def picture(self, data: Buffer) -> NDArray[np.uint8]:
+        """Draw data as a picture, uint8 [H, W, 3], for the contact sheet of `info`.
+
+        Raises:
+            CodecError: the bytes do not decode.
+        """
+        found: NDArray[np.uint8] = self.decode(data)
+        return found
 
     @classmethod
     def name_of(cls, data: Buffer) -> str | None:

@@ -9,6 +9,7 @@ decoded.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -269,12 +270,26 @@ class Mask(_Values):
             raise ValueError(f"class numbers are of 32 bits, not {low} to {high}")
         return self._encoded(values)
 
+    def picture(self, data: Buffer) -> NDArray[np.uint8]:
+        """Give each class a colour of its own, up to 256 of them; 0 is black."""
+        return _colours()[self._stored(data).astype(np.int64) % 256]
+
     def preview(self, data: Buffer) -> str:
         """Show size and class numbers."""
         values = self.decode(data)
         found = np.unique(values)
         shown = ", ".join(map(str, found[:8])) + (", …" if len(found) > 8 else "")
         return f"mask, {values.shape[0]} × {values.shape[1]}, classes {shown}"
+
+
+@lru_cache(maxsize=1)
+def _colours() -> NDArray[np.uint8]:
+    """Return 256 colours, uint8 [256, 3]: those of Pascal VOC, whose bits the numbers spread."""
+    numbers = np.arange(256)
+    colours = np.zeros((256, 3), np.int64)
+    for bit in range(8):
+        colours[:, bit % 3] |= (numbers >> bit & 1) << (7 - bit // 3)
+    return colours.astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -313,6 +328,14 @@ class Depth(_Values):
                 "whole numbers as stored, or no scale"
             )
         return self._encoded(values)
+
+    def picture(self, data: Buffer) -> NDArray[np.uint8]:
+        """Draw the least value black and the greatest white; what is not finite is black."""
+        values = self.decode(data)[0].astype(np.float64)
+        finite = values[np.isfinite(values)]
+        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+        gray = np.nan_to_num((values - low) / ((high - low) or 1) * 255, posinf=0, neginf=0)
+        return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=-1)
 
     def preview(self, data: Buffer) -> str:
         """Show size and range."""
@@ -377,6 +400,10 @@ class PixelMask(FieldType):
     def encode(self, value: Any) -> bytes:
         """Encode a picture, uint8 [H, W, 3]."""
         return _PIXELS.encode(value)
+
+    def picture(self, data: Buffer) -> NDArray[np.uint8]:
+        """Decode the picture."""
+        return decode_pixels(data)
 
     def preview(self, data: Buffer) -> str:
         """Show dtype and shape."""
