@@ -290,7 +290,7 @@ class FieldTypeContract:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Whether values are equal, arrays and tensors in shape and dtype too."""
+    """Tell whether values are equal, arrays and tensors in shape and dtype too."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
     if not hasattr(one, "shape") and not hasattr(other, "shape"):

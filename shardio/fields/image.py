@@ -427,7 +427,7 @@ def _fill(
 
 
 def _shrink(info: ImageInfo, crop: Crop, size: tuple[int, int]) -> int:
-    """The greatest of 1, 2, 4 and 8 that costs no likeness to an antialiased resize."""
+    """Return the greatest of 1, 2, 4 and 8 that costs no likeness to an antialiased resize."""
     if min(info.height, info.width) >= LEAST_SHRUNK and crop.resampling == PLAIN:
         height, width = crop.resized or size
         ratio = min(crop.height / height, crop.width / width)

@@ -61,7 +61,7 @@ def column_maker(
     reduced: bool,
     allocate: Allocate,
 ) -> Callable[[int], Column]:
-    """What makes the column of an entry, of as many slots as it is called with.
+    """Return a function that makes the column of an entry from a number of slots.
 
     Args:
         types: types of the entry's alternatives, which are batched alike.

@@ -18,7 +18,7 @@ _RESERVED = ("__key__", "valid", "__epoch__", "__step__", "__source__", "__crop_
 
 
 def default_fields(names: Sequence[str], together: Sequence[Sequence[str]]) -> Fields:
-    """The mapping when the user gives none.
+    """Return the mapping for a user who gives none.
 
     Args:
         names: all fields of the dataset.
@@ -45,7 +45,7 @@ def default_fields(names: Sequence[str], together: Sequence[Sequence[str]]) -> F
 
 
 def _is_picture(name: str) -> bool:
-    """Whether a field is a picture, and has no name beside that."""
+    """Tell whether a field is a picture, and has no name beside that."""
     found = type_of(name)
     return name in found.names and found.geometry == "leads"
 
@@ -53,7 +53,7 @@ def _is_picture(name: str) -> bool:
 def parse_fields(
     fields: Mapping[str, str | FieldType], names: Sequence[str], *, decode: bool
 ) -> Fields:
-    """The mapping that a user wrote, checked against the fields of the dataset.
+    """Check a mapping that a user wrote against the fields of the dataset.
 
     Raises:
         UsageError: a name is reserved, or its alternatives do not exist or decode differently.
@@ -88,7 +88,7 @@ def parse_fields(
 
 
 def optional_entries(fields: Mapping[str, str | FieldType] | None) -> frozenset[str]:
-    """Names of the entries that a sample may lack: those written with a question mark."""
+    """Return the entries that a sample may lack: those written with a question mark."""
     return frozenset(
         name
         for name, given in (fields or {}).items()
@@ -99,7 +99,7 @@ def optional_entries(fields: Mapping[str, str | FieldType] | None) -> frozenset[
 def entry_types(
     entry: str, alternatives: Sequence[str], given: Mapping[str, str | FieldType] | None
 ) -> dict[str, FieldType]:
-    """The types of an entry's alternatives, by field name.
+    """Return the types of an entry's alternatives, by field name.
 
     Args:
         entry: name of the entry.
