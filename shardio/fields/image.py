@@ -181,8 +181,8 @@ def decode_image(
 
     Args:
         data: the whole file.
-        info: what probe_image said about it; probed here when not given.
-        scratch: where to put the pixels. With it, the result is a view, perhaps not contiguous,
+        info: result of probe_image; probed here when not given.
+        scratch: buffer for the pixels. With it, the result is a view, perhaps not contiguous,
             and valid until the scratch's next use; without it, a contiguous array of its own.
         max_pixels: see probe_image; only where info is not given.
         verified: whether the data have the checksum that an index recorded. libpng then sees a tiny
@@ -221,7 +221,7 @@ def decode_stored(
 
     Args:
         view: the whole file.
-        info: what probe_image said about it.
+        info: result of probe_image.
         scratch: see decode_image.
         shrink: see decode_jpeg; 1 for other formats.
         verified: see decode_image.
@@ -256,7 +256,7 @@ def decode_values(
 
     Args:
         data: the whole file.
-        info: what probe_image said about it; probed here when not given.
+        info: result of probe_image; probed here when not given.
         max_pixels: see probe_image; only where info is not given.
 
     Returns:
@@ -301,7 +301,7 @@ class DecodedPart:
 
     Attributes:
         pixels: uint8 [h, w, 3] as stored, from the first row and column on.
-        shrink: what the sides were divided by.
+        shrink: divisor of the sides.
     """
 
     pixels: NDArray[np.uint8]
@@ -323,10 +323,10 @@ def decode_part(
 
     Args:
         data: the whole file.
-        info: what probe_image said about it.
+        info: result of probe_image.
         crop: inside the picture as shown.
         size: height and width of the slot.
-        scratch: where the pixels go; they are valid until its next use.
+        scratch: buffer for the pixels, which are valid until its next use.
         reduced: let large JPEGs be decoded at a part of their size, if the crop is resampled
             plainly.
         verified: the data have the checksum that they should. Otherwise a JPEG is decoded to its
@@ -354,10 +354,10 @@ def write_part(part: DecodedPart, info: ImageInfo, crop: Crop, out: NDArray[np.u
     """Resize a crop into a slot, turned and mirrored as orientation and crop say.
 
     Args:
-        part: of the picture; if it is shrunk and the crop is not resampled plainly, its sides are
+        part: decoded part of the picture; if it is shrunk and the crop is not resampled plainly, its sides are
             whole fractions of the picture's.
-        info: of the picture.
-        crop: that the part was decoded for.
+        info: header of the picture.
+        crop: crop that the part was decoded for.
         out: uint8 [h, w, 3], contiguous, where the result goes.
     """
     size = out.shape[0], out.shape[1]
@@ -404,7 +404,7 @@ def _fill(
             rectangle on, at least as far as the slot needs.
         crop: rectangle of the picture.
         out: see write_part.
-        shrink: what the sides of the source were divided by.
+        shrink: divisor of the sides of the source.
     """
     if out.dtype != np.uint8 or out.ndim != 3 or out.shape[2] != 3:
         raise UsageError(f"the slot must be uint8 [h, w, 3], not {out.dtype} {list(out.shape)}")

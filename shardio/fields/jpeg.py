@@ -75,7 +75,7 @@ def decode_jpeg(
 
     Args:
         data: the whole file.
-        info: what probe_image said about it.
+        info: result of probe_image.
         buffer: uint8 [at least H * W * 3], where the pixels go; None for new memory.
         shrink: 1, 2, 4 or 8: divides height and width, rounded up; above 1 only for pictures of
             at least LEAST_SHRUNK rows and columns.
@@ -111,9 +111,9 @@ def decode_jpeg_top(
 
     Args:
         data: the whole file.
-        info: what probe_image said about it.
+        info: result of probe_image.
         buffer: see decode_jpeg.
-        rows: of the picture as stored that are needed.
+        rows: number of rows, as stored, that are needed.
         shrink: see decode_jpeg.
 
     Returns:
