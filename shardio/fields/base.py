@@ -91,8 +91,8 @@ class FieldType:
             default; used for the types of shardio.fields.defaults alone.
         magic: field names by the bytes that data of this type start with.
         holds: description of what a batch holds.
-        batching: way in which the values of a batch are joined. "stack" makes one tensor of arrays of
-            one shape and dtype, and Dense one of known shape and dtype; "list" makes a list;
+        batching: way in which the values of a batch are joined. "stack" makes one tensor of arrays
+            of one shape and dtype, and Dense one of known shape and dtype; "list" makes a list;
             "padded" makes a tensor of arrays that differ in their last axis, with zeros behind the
             shorter ones, and adds their lengths as `NAME_lengths`. "found" stacks arrays and
             tensors of numbers, does so for each value of a dictionary, and makes a list of

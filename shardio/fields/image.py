@@ -354,8 +354,8 @@ def write_part(part: DecodedPart, info: ImageInfo, crop: Crop, out: NDArray[np.u
     """Resize a crop into a slot, turned and mirrored as orientation and crop say.
 
     Args:
-        part: decoded part of the picture; if it is shrunk and the crop is not resampled plainly, its sides are
-            whole fractions of the picture's.
+        part: decoded part of the picture; if it is shrunk and the crop is not resampled plainly,
+            its sides are whole fractions of the picture's.
         info: header of the picture.
         crop: crop that the part was decoded for.
         out: uint8 [h, w, 3], contiguous, where the result goes.

@@ -147,7 +147,7 @@ class Batch:
 
         Raises:
             SampleError: a sample cannot be delivered.
-            TarError: a shard was changed or cut off.
+            TarError: a shard was changed or truncated.
         """
         watch = self._delivery.stopwatch()
         if not (self._in_rows and self._fill_rows(self, slots, watch)):
@@ -159,7 +159,7 @@ class Batch:
 
         Raises:
             SampleError: a sample is bad, and so are all others of the dataset.
-            TarError: a shard was changed or cut off.
+            TarError: a shard was changed or truncated.
         """
         if self._bad or self._misfits:
             self._settle()
