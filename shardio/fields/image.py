@@ -25,7 +25,7 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import cv2
@@ -389,7 +389,7 @@ def write_crop(
         nearest: take pixels as they are instead of blending them, the same ones as Pillow does.
     """
     if nearest:
-        crop = replace(crop, resampling=_NEAREST)
+        crop = crop._replace(resampling=_NEAREST)
     bottom, right = crop.top + crop.height, crop.left + crop.width
     _fill(pixels[crop.top : bottom, crop.left : right], crop, out)
 
