@@ -169,6 +169,15 @@ class FieldTypeContract:
                 assert _is_same(type_.decode_verified(buffer(data)), value)
             assert not type_.magic or type_.name_of(data) is not None
 
+    def test_a_value_keeps_nothing_of_the_buffer(self) -> None:
+        """The buffer belongs to the caller, who fills it anew while the value is in use."""
+        for value, data in zip(self.values, self._data(), strict=True):
+            for decode in (self.field_type.decode, self.field_type.decode_verified):
+                buffer = bytearray(data)
+                found = decode(memoryview(buffer).toreadonly())
+                buffer[:] = bytes(255 - byte for byte in data)
+                assert _is_same(found, value)
+
     def test_sound_data_pass_checks_and_have_a_preview(self) -> None:
         """The preview gets as many bytes as the type asks for."""
         for data in self._data():

@@ -155,7 +155,8 @@ class FieldType:
         """Decode one member.
 
         Args:
-            data: data of the member; a buffer that is valid during the call.
+            data: data of the member; a buffer that is valid during the call, so that the value must
+                not refer to it.
 
         Raises:
             CodecError: the bytes do not decode.
