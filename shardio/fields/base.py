@@ -93,8 +93,8 @@ class FieldType:
             default; used for the types of shardio.fields.defaults alone.
         magic: field names by the bytes that data of this type start with.
         holds: description of what a batch holds.
-        batching: how the values of a batch are put together. "stack" makes one tensor of arrays of
-            one shape and dtype, and Dense one of known shape and dtype; "list" makes a list;
+        batching: way in which the values of a batch are joined. "stack" makes one tensor of arrays
+            of one shape and dtype, and Dense one of known shape and dtype; "list" makes a list;
             "padded" makes a tensor of arrays that differ in their last axis, with zeros behind the
             shorter ones, and adds their lengths as `NAME_lengths`. "found" stacks arrays and
             tensors of numbers, does so for each value of a dictionary, and makes a list of
@@ -157,7 +157,8 @@ class FieldType:
         """Decode one member.
 
         Args:
-            data: data of the member; a buffer that is valid during the call.
+            data: data of the member; a buffer that is valid during the call, so that the value must
+                not refer to it.
 
         Raises:
             CodecError: the bytes do not decode.
@@ -192,8 +193,8 @@ class FieldType:
 
         Args:
             value: result of `decode`.
-            view: what is shown of the picture, which may be all of it; None if the sample has no
-                picture.
+            view: part of the picture that is shown, which may be all of it; None if the sample
+                has no picture.
 
         Raises:
             CodecError: the value does not belong to a picture of this size.

@@ -25,7 +25,7 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import cv2
@@ -36,7 +36,7 @@ from shardio.errors import CodecError, UsageError
 from shardio.fields.boundary import decoder
 from shardio.fields.exif import UPRIGHT, apply_orientation, place_as_stored
 from shardio.fields.formats import FORMATS, probe_image
-from shardio.fields.geometry import PLAIN, Resampling, axes
+from shardio.fields.geometry import PLAIN, axes
 from shardio.fields.jpeg import LEAST_SHRUNK, decode_jpeg_top
 from shardio.fields.limits import MAX_PIXELS
 from shardio.fields.png import index_png
@@ -181,8 +181,8 @@ def decode_image(
 
     Args:
         data: the whole file.
-        info: what probe_image said about it; probed here when not given.
-        scratch: where to put the pixels. With it, the result is a view, perhaps not contiguous,
+        info: result of probe_image; probed here when not given.
+        scratch: buffer for the pixels. With it, the result is a view, perhaps not contiguous,
             and valid until the scratch's next use; without it, a contiguous array of its own.
         max_pixels: see probe_image; only where info is not given.
         verified: whether the data have the checksum that an index recorded. libpng then sees a tiny
@@ -221,7 +221,7 @@ def decode_stored(
 
     Args:
         view: the whole file.
-        info: what probe_image said about it.
+        info: result of probe_image.
         scratch: see decode_image.
         shrink: see decode_jpeg; 1 for other formats.
         verified: see decode_image.
@@ -256,7 +256,7 @@ def decode_values(
 
     Args:
         data: the whole file.
-        info: what probe_image said about it; probed here when not given.
+        info: result of probe_image; probed here when not given.
         max_pixels: see probe_image; only where info is not given.
 
     Returns:
@@ -292,7 +292,6 @@ _LEAST_RATIOS = ((8, 8.0), (4, 4.5), (2, 3.75))
 """How many times larger than the slot a crop must be to be shrunk; below, a plain linear resize of
 all pixels is nearer to an antialiased one, measured on blurred noise."""
 _METHODS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
-_NEAREST = Resampling("nearest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +300,7 @@ class DecodedPart:
 
     Attributes:
         pixels: uint8 [h, w, 3] as stored, from the first row and column on.
-        shrink: what the sides were divided by.
+        shrink: divisor of the sides.
     """
 
     pixels: NDArray[np.uint8]
@@ -323,10 +322,10 @@ def decode_part(
 
     Args:
         data: the whole file.
-        info: what probe_image said about it.
+        info: result of probe_image.
         crop: inside the picture as shown.
         size: height and width of the slot.
-        scratch: where the pixels go; they are valid until its next use.
+        scratch: buffer for the pixels, which are valid until its next use.
         reduced: let large JPEGs be decoded at a part of their size, if the crop is resampled
             plainly.
         verified: the data have the checksum that they should. Otherwise a JPEG is decoded to its
@@ -354,10 +353,10 @@ def write_part(part: DecodedPart, info: ImageInfo, crop: Crop, out: NDArray[np.u
     """Resize a crop into a slot, turned and mirrored as orientation and crop say.
 
     Args:
-        part: of the picture; if it is shrunk and the crop is not resampled plainly, its sides are
-            whole fractions of the picture's.
-        info: of the picture.
-        crop: that the part was decoded for.
+        part: decoded part of the picture; if it is shrunk and the crop is not resampled plainly,
+            its sides are whole fractions of the picture's.
+        info: header of the picture.
+        crop: crop that the part was decoded for.
         out: uint8 [h, w, 3], contiguous, where the result goes.
     """
     size = out.shape[0], out.shape[1]
@@ -377,19 +376,14 @@ def write_part(part: DecodedPart, info: ImageInfo, crop: Crop, out: NDArray[np.u
 
 
 @decoder
-def write_crop(
-    pixels: NDArray[np.uint8], crop: Crop, out: NDArray[np.uint8], *, nearest: bool = False
-) -> None:
+def write_crop(pixels: NDArray[np.uint8], crop: Crop, out: NDArray[np.uint8]) -> None:
     """Resize a crop of a decoded picture into a slot, mirrored if the crop says so.
 
     Args:
         pixels: uint8 [H, W, 3], any view.
         crop: a rectangle inside the picture.
         out: uint8 [h, w, 3], contiguous, where the result goes.
-        nearest: take pixels as they are instead of blending them, the same ones as Pillow does.
     """
-    if nearest:
-        crop = replace(crop, resampling=_NEAREST)
     bottom, right = crop.top + crop.height, crop.left + crop.width
     _fill(pixels[crop.top : bottom, crop.left : right], crop, out)
 
@@ -404,7 +398,7 @@ def _fill(
             rectangle on, at least as far as the slot needs.
         crop: rectangle of the picture.
         out: see write_part.
-        shrink: what the sides of the source were divided by.
+        shrink: divisor of the sides of the source.
     """
     if out.dtype != np.uint8 or out.ndim != 3 or out.shape[2] != 3:
         raise UsageError(f"the slot must be uint8 [h, w, 3], not {out.dtype} {list(out.shape)}")
@@ -427,7 +421,7 @@ def _fill(
 
 
 def _shrink(info: ImageInfo, crop: Crop, size: tuple[int, int]) -> int:
-    """The greatest of 1, 2, 4 and 8 that costs no likeness to an antialiased resize."""
+    """Return the greatest of 1, 2, 4 and 8 that costs no likeness to an antialiased resize."""
     if min(info.height, info.width) >= LEAST_SHRUNK and crop.resampling == PLAIN:
         height, width = crop.resized or size
         ratio = min(crop.height / height, crop.width / width)

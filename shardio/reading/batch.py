@@ -71,7 +71,7 @@ class Delivery:
         several: entries of which a sample must not have more than one alternative.
         missing_ok: leave out an entry that a sample has no field for.
         optional: entries that a sample may lack; batches say which samples have them.
-        geometry: what is shown of the pictures of a sample.
+        geometry: chooser of the views of a sample.
         crops: whether batches tell the crops of their samples.
         on_replaced: called for each bad sample that was replaced; None raises instead.
         times: totals of the dataset, to which those of the batches are added.
@@ -101,15 +101,15 @@ class Batch:
     """A batch whose slots are to be filled; an UnfinishedBatch.
 
     Args:
-        delivery: how its samples are read.
-        references: its samples.
-        columns: its entries, empty.
+        delivery: settings for reading samples.
+        references: samples of the batch.
+        columns: entries of the batch, empty.
         uniforms: random numbers for the transforms, float64 [n, draws].
         fill_slot: reads a sample of a shard into a slot of a batch.
         fill_rows: reads the samples of some slots of a batch at once; False if they are not alike.
 
     Attributes:
-        references: as given.
+        references: samples of the batch.
         chunk: number of slots that one thread best fills at once.
     """
 
@@ -147,7 +147,7 @@ class Batch:
 
         Raises:
             SampleError: a sample cannot be delivered.
-            TarError: a shard was changed or cut off.
+            TarError: a shard was changed or truncated.
         """
         watch = self._delivery.stopwatch()
         if not (self._in_rows and self._fill_rows(self, slots, watch)):
@@ -159,7 +159,7 @@ class Batch:
 
         Raises:
             SampleError: a sample is bad, and so are all others of the dataset.
-            TarError: a shard was changed or cut off.
+            TarError: a shard was changed or truncated.
         """
         if self._bad or self._misfits:
             self._settle()
@@ -194,7 +194,7 @@ class Batch:
             slot: slot to fill.
             shard: shard of the sample.
             sample: position of the sample there.
-            stored: its fields, one for each entry; None for one that it lacks.
+            stored: fields of the sample, one for each entry; None for one that it lacks.
             watch: stopwatch of the thread.
 
         Raises:
@@ -435,9 +435,9 @@ class SampleReader:
     """Makes batches of references.
 
     Args:
-        delivery: how samples are read.
+        delivery: settings for reading samples.
         types: types of the alternatives of each entry, by field name.
-        transform: for images.
+        transform: transform of images.
         reduced: let large JPEGs be decoded at a part of their size.
         allocate: makes the arrays of batches.
     """

@@ -20,7 +20,7 @@ _RESERVED = ("__key__", "valid", "__epoch__", "__step__", "__source__", "__crop_
 
 
 def default_fields(types: Mapping[str, FieldType], together: Sequence[Sequence[str]]) -> Fields:
-    """The mapping when the user gives none.
+    """Return the mapping for a user who gives none.
 
     Args:
         types: types of all fields of the dataset.
@@ -47,14 +47,14 @@ def default_fields(types: Mapping[str, FieldType], together: Sequence[Sequence[s
 
 
 def _is_picture(name: str, found: FieldType) -> bool:
-    """Whether a field is a picture, and has no name beside that."""
+    """Tell whether a field is a picture, and has no name beside that."""
     return name in found.names and found.geometry == "leads"
 
 
 def parse_fields(
     fields: Mapping[str, str | FieldType], recorded: Mapping[str, FieldType], *, decode: bool
 ) -> Fields:
-    """The mapping that a user wrote, checked against the fields of the dataset.
+    """Check a mapping that a user wrote against the fields of the dataset.
 
     Args:
         fields: the mapping.
@@ -96,7 +96,7 @@ def parse_fields(
 
 
 def optional_entries(fields: Mapping[str, str | FieldType] | None) -> frozenset[str]:
-    """Names of the entries that a sample may lack: those written with a question mark."""
+    """Return the entries that a sample may lack: those written with a question mark."""
     return frozenset(
         name
         for name, given in (fields or {}).items()
@@ -110,7 +110,7 @@ def entry_types(
     given: Mapping[str, str | FieldType] | None,
     recorded: Mapping[str, FieldType],
 ) -> dict[str, FieldType]:
-    """The types of an entry's alternatives, by field name.
+    """Return the types of an entry's alternatives, by field name.
 
     Args:
         entry: name of the entry.
