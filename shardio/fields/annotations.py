@@ -118,6 +118,17 @@ class Boxes(FieldType):
         rest = {name: _rows(each, kept) for name, each in value.items() if name != "boxes"}
         return {"boxes": np.concatenate([low, high], axis=1)[kept], **rest}
 
+    def resized(self, data: Buffer, view: View) -> bytes | None:
+        """Keep fractions of a picture that is stored whole.
+
+        Raises:
+            NotImplementedError: they are pixels, of which others of the data may be, too.
+        """
+        whole = view.crop is None or view.crop[:4] == (0, 0, view.height, view.width)
+        if self.format == "yolo" and whole:
+            return None
+        return super().resized(data, view)
+
     def encode(self, value: Any) -> bytes:
         """Encode a mapping of `boxes` as edges and the lists of `also` as JSON.
 

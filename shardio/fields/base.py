@@ -202,6 +202,25 @@ class FieldType:
         del view
         return value
 
+    def resized(self, data: Buffer, view: View) -> bytes | None:
+        """Return what is stored instead of data whose picture is stored at another size.
+
+        Args:
+            data: data of a member.
+            view: what is stored of the picture; without a crop it keeps its size.
+
+        Returns:
+            The new data, or None if the data stay as they are.
+
+        Raises:
+            NotImplementedError: the data cannot follow exactly.
+            CodecError: they do not belong to a picture of this size.
+        """
+        del data
+        if self.geometry == "follows" and view.crop is not None:
+            raise NotImplementedError(f"{type(self).__name__} has no method resized")
+        return None
+
     def probe(self, data: Buffer) -> ImageInfo | None:
         """Read height, width and orientation of a picture from its header; None for other data.
 

@@ -180,6 +180,18 @@ class _Values(FieldType):
         """Take the values under the centres of the slot's pixels."""
         return value if view is None else view.nearest(value)
 
+    def resized(self, data: Buffer, view: View) -> bytes | None:
+        """Take the values under the centres of the picture's pixels, at the same bit depth."""
+        values = self._stored(data)
+        moved = np.ascontiguousarray(view.nearest(values))
+        if view.crop is None:
+            return None
+        if data[: len(NPY_MAGIC)] == NPY_MAGIC:
+            return Array().encode(moved)
+        from shardio.fields.image import encode_values  # noqa: PLC0415  loads OpenCV
+
+        return bytes(encode_values(moved, moved.dtype))
+
     def _encoded(self, values: NDArray[Any]) -> bytes:
         """Encode values [H, W] or [1, H, W]: whole numbers as a gray PNG, or any as `.npy`."""
         from shardio.fields.image import encode_values  # noqa: PLC0415  loads OpenCV
@@ -271,8 +283,10 @@ class Mask(_Values):
         return self._encoded(values)
 
     def picture(self, data: Buffer) -> NDArray[np.uint8]:
-        """Give each class a colour of its own, up to 256 of them; 0 is black."""
-        return _colours()[self._stored(data).astype(np.int64) % 256]
+        """Give each of the first 256 classes a colour of its own, and 0 alone black."""
+        numbers = self._stored(data).astype(np.int64)
+        few = (numbers >= 0) & (numbers < 256)
+        return _colours()[np.where(few, numbers, 1 + numbers % 251)]
 
     def preview(self, data: Buffer) -> str:
         """Show size and class numbers."""
@@ -404,6 +418,11 @@ class PixelMask(FieldType):
     def picture(self, data: Buffer) -> NDArray[np.uint8]:
         """Decode the picture."""
         return decode_pixels(data)
+
+    def resized(self, data: Buffer, view: View) -> bytes | None:
+        """Take the colours under the centres of the picture's pixels."""
+        moved = view.nearest(self.decode(data))
+        return None if view.crop is None else self.encode(np.moveaxis(moved, 0, -1))
 
     def preview(self, data: Buffer) -> str:
         """Show dtype and shape."""

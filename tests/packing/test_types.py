@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ import shardio
 from shardio.fields import recorded
 from shardio.fields.pictures import PixelMask, Pixels
 from shardio.indexing.manifest import read_manifest
-from shardio.testing import make_shard, read_members
+from shardio.testing import digests, make_shard, read_members
 
 COUNT, HEIGHT, WIDTH = 4, 9, 7
 
@@ -451,3 +451,118 @@ def test_types_are_part_of_what_is_packed(tmp_path: Path) -> None:
             data, tmp_path / "out", shards=1, fields={"x": shardio.Boxes("json", format="xywh")}
         )
     assert read_members(tmp_path / "out") == before
+
+
+def shown(pixels: np.ndarray[Any, Any], orientation: int = 1) -> bytes:
+    stream = io.BytesIO()
+    exif = Pillow.Exif()
+    exif[0x0112] = orientation
+    Pillow.fromarray(pixels).save(stream, "PNG", exif=exif)
+    return stream.getvalue()
+
+
+ROWS, COLUMNS = np.mgrid[:90, :140]
+PLACES = np.stack([ROWS, COLUMNS, 0 * ROWS], axis=2).astype(np.uint8)
+FAR = (ROWS * 256 + COLUMNS).astype(np.uint16)
+
+
+@pytest.mark.parametrize("options", [
+    {"resize": 40}, {"max_side": 70}, {"resize": (60, 33)}, {"resize": (200, 201)},
+    {"resize": (30, 40), "store": "raw"}, {"quality": 80}, {"store": "raw"},
+])  # fmt: skip
+def test_masks_and_depth_follow_a_picture_that_is_packed_at_another_size(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Whatever order fields have; Pillow is the oracle of nearest."""
+    names = (ROWS // 9 * 16 + COLUMNS // 9).astype(np.uint8)
+    sample = {
+        "depth.png": FAR,
+        "mask.png": names,
+        "mask.npy": FAR.astype(np.int32) - 1,
+        "small.mask.png": names[::2, ::2],
+        "mask.rgb.npy": PLACES,
+        "png": shown(PLACES.transpose(1, 0, 2)[::-1].copy(), 6),
+    }
+    fields = {"x": shardio.Mask("mask.npy", dtype="int32")}
+    shardio.pack([sample], tmp_path / "out", shards=1, fields=fields, jobs=1, **options)
+    (found,) = shardio.ShardDataset(tmp_path / "out")
+    picture = found["image"].numpy()
+    height, width = picture.shape[1:]
+    resize = options.get("resize")
+    if isinstance(resize, tuple):
+        assert (height, width) == resize
+    rows = min(90, max(1, round(140 * height / width))) if isinstance(resize, tuple) else 90
+    columns = min(140, max(1, round(90 * width / height))) if isinstance(resize, tuple) else 140
+    top, left = (90 - rows) // 2, (140 - columns) // 2
+
+    def nearest(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        part = Pillow.fromarray(values[top : top + rows, left : left + columns].astype(np.int32))
+        return np.asarray(part.resize((width, height), Pillow.Resampling.NEAREST))
+
+    assert np.array_equal(found["mask.png"].numpy(), nearest(names))
+    assert np.array_equal(found["depth.png"].numpy()[0], nearest(FAR).astype(np.float32))
+    assert np.array_equal(found["mask.npy"].numpy(), nearest(FAR.astype(np.int32) - 1))
+    assert found["small.mask.png"].shape == ((height, width) if "resize" in options
+                                             or "max_side" in options else (45, 70))  # fmt: skip
+    assert {*found["small.mask.png"].unique().tolist()} <= {*names.ravel().tolist()}
+    assert np.array_equal(found["mask.rgb.npy"].numpy()[1], nearest(COLUMNS))
+    assert abs(picture[0].astype(int) - nearest(ROWS)).max() <= 3
+    assert not shardio.verify(tmp_path / "out", deep=True).findings
+
+
+@pytest.mark.parametrize(
+    ("sample", "fields", "message"),
+    [
+        (
+            {"png": PLACES, "json": {"boxes": [[0, 0, 1, 1]]}},
+            {"x": shardio.Boxes("json")},
+            "json belongs to the picture as it is",
+        ),
+        ({"png": PLACES, "mask.png": MASK}, None, "'mask.png': it is 9 × 7, but the picture 'png'"),
+        ({"mask.png": MASK}, None, "it has no picture that its other fields belong to"),
+        ({"png": PLACES, "rgb.npy": PLACES}, None, "rgb.npy holds pixels"),
+    ],
+)
+def test_what_cannot_follow_a_picture_is_refused(
+    sample: dict[str, Any], fields: Any, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(shardio.PackError, match=message):
+        shardio.pack([sample], tmp_path / "out", shards=1, resize=20, fields=fields, jobs=1)
+    sample = {**sample, "__key__": "a"}
+    good = {"png": PLACES, "cls": 1, "__key__": "b"}
+    shardio.pack(
+        [good, sample], tmp_path / "out", shards=1, resize=20, fields=fields, on_error="skip"
+    )
+    (line,) = (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()
+    assert "'a'" in json.loads(line)["path"]
+
+
+def test_a_finished_pack_of_resized_masks_is_taken_up(tmp_path: Path) -> None:
+    for name in "abcd":
+        Pillow.fromarray(PLACES).save(tmp_path / f"{name}.png")
+        Pillow.fromarray(FAR).save(tmp_path / f"{name}.depth.png")
+    fields: Any = {"fields": "depth.png,png", "resize": 30, "shards": 4, "jobs": 1}
+    (tmp_path / "in").mkdir()
+    for path in tmp_path.glob("*.png"):
+        path.rename(tmp_path / "in" / path.name)
+    shardio.pack(tmp_path / "in", tmp_path / "whole", **fields)
+    stopped = tmp_path / "stopped"
+
+    def stop(_: int) -> Callable[[int], None]:
+        done = [0]
+
+        def tick(number: int) -> None:
+            done[0] += number
+            if done[0] == 3:
+                raise KeyboardInterrupt
+
+        return tick
+
+    with pytest.raises(KeyboardInterrupt):
+        shardio.pack(tmp_path / "in", stopped, **fields, progress=stop)
+    before = {path.name: path.stat().st_mtime_ns for path in stopped.glob("*.tar")}
+    assert before
+    shardio.pack(tmp_path / "in", stopped, **fields)
+    assert digests(stopped) == digests(tmp_path / "whole")
+    for name, written in before.items():
+        assert (stopped / name).stat().st_mtime_ns == written
