@@ -38,10 +38,11 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from shardio.errors import CodecError, ShardioError, SituationError, argument
-from shardio.fields.base import FieldType
+from shardio.fields.base import Bytes, FieldType
 from shardio.fields.defaults import type_of
 from shardio.fields.formats import IMAGE_FIELDS
 from shardio.fields.image import decode_image, forbid_opencv_threads, one_opencv_thread, write_crop
+from shardio.fields.recorded import Unavailable
 from shardio.indexing.catalog import open_catalog
 from shardio.processes import count_cores
 from shardio.profiling.evidence import STAGES, Ceilings, ThreadRecords
@@ -151,12 +152,27 @@ def _open(settings: ProfileSettings) -> ShardDataset:
         transform = load_callable(settings.transform)
     return ShardDataset(
         settings.source,
+        fields=_fields(settings),
         transform=transform,
         batch_size=settings.batch_size,
         shuffle=True,
         on_bad_sample="skip",
         allow_empty=settings.allow_empty,
     )
+
+
+def _fields(settings: ProfileSettings) -> dict[str, str | FieldType] | None:
+    """Return a mapping that reads fields as bytes whose types are not known; None without such."""
+    catalog = open_catalog(settings.source, allow_empty=settings.allow_empty)
+    unknown = {name for name, each in catalog.types.items() if isinstance(each, Unavailable)}
+    if not unknown:
+        return None
+    stored = ShardDataset(settings.source, decode=False, allow_empty=settings.allow_empty)
+    entries = {entry: ";".join(names) for entry, names in stored.fields.items()}
+    return {
+        entry: Bytes(names) if unknown & {*stored.fields[entry]} else names
+        for entry, names in entries.items()
+    }
 
 
 def _repeated(settings: ProfileSettings, topology: Topology) -> ShardDataset:

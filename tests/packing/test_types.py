@@ -290,6 +290,7 @@ def test_a_type_of_a_program_must_be_given_to_readers(tmp_path: Path) -> None:
         assert raw["text"] == b"cba"
         assert not shardio.verify(folder, deep=True).findings
         assert shardio.info(folder).fields[1].kind == "Reversed (not given)"
+    assert shardio.profile(out, seconds=0.1, workers=(0,), batch_size=1).runs
     with pytest.raises(shardio.PackError, match=r"field 'text'.*packed with the type Reversed"):
         shardio.reshard(out, tmp_path / "x", shards=1, where=lambda _, fields: fields["text"])
 
