@@ -209,7 +209,7 @@ def test_a_sample_is_shown_with_a_look_at_each_field(tmp_path: Path) -> None:
     long = "é" * 100
     sample = {
         "jpg": encode(plain((9, 9, 9), 30, 40), ".jpg"),
-        "left.png": encode(plain((9, 9, 9), 3, 5)),
+        "seg.png": encode(plain((9, 9, 9), 3, 5)[:, :, 0]),
         "rgb.npy": array(np.zeros((2, 4, 3), np.uint8)),
         "npy": array(np.zeros((0, 7), np.float32)),
         "txt": long.encode(),
@@ -228,7 +228,7 @@ def test_a_sample_is_shown_with_a_look_at_each_field(tmp_path: Path) -> None:
     broken = {name: shown.pop(name) for name in ("webp", "bad.npy", "bad.cls")}
     assert shown == {
         "jpg": "jpeg, 30 × 40",
-        "left.png": "png, 3 × 5",
+        "seg.png": "mask, 3 × 5, classes 9",
         "rgb.npy": "uint8 [2, 4, 3]",
         "npy": "float32 [0, 7]",
         "txt": long[:60],
