@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from shardio.fields.geometry import View
     from shardio.fields.probe import Buffer
 
+MAX_CLASSES = 1 << 24
+"""Greatest number of classes of MultiLabel: a sample takes 64 MiB then."""
+
 BoxFormat = Literal["xyxy", "xywh", "cxcywh", "yolo"]
 
 
@@ -68,6 +71,8 @@ class Boxes(FieldType):
         if isinstance(self.also, str):
             raise UsageError(f"Boxes: also={self.also!r}: write also=[{self.also!r}]")
         object.__setattr__(self, "also", tuple(self.also))
+        if not all(isinstance(name, str) for name in (self.boxes, *self.also)):
+            raise UsageError(f"Boxes: boxes={self.boxes!r}, also={self.also!r}: names are text")
         if self.boxes in self.also:
             raise UsageError(f"Boxes: also names {self.boxes!r}, which are the boxes")
 
@@ -264,6 +269,8 @@ class Points(FieldType):
     geometry: ClassVar[Geometry | None] = "follows"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.points, str):
+            raise UsageError(f"Points: points={self.points!r}: it must be text")
         if self.flip_pairs is not None:
             pairs = tuple((int(one), int(other)) for one, other in self.flip_pairs)
             flat = [place for pair in pairs for place in pair]
@@ -340,10 +347,11 @@ class MultiLabel(FieldType):
     batching = "stack"
 
     def __post_init__(self) -> None:
-        if isinstance(self.classes, bool) or not isinstance(self.classes, int) or self.classes < 1:
+        whole = isinstance(self.classes, int) and not isinstance(self.classes, bool)
+        if not whole or not 1 <= self.classes <= MAX_CLASSES:
             raise UsageError(
-                f"MultiLabel: classes={self.classes!r}: it must be the number of classes, at "
-                "least 1"
+                f"MultiLabel: classes={self.classes!r}: it must be the number of classes, 1 to "
+                f"{MAX_CLASSES:,}"
             )
 
     def decode(self, data: Buffer) -> NDArray[np.float32]:

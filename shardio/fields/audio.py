@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from shardio.fields.probe import Buffer
 
 MAX_SECONDS = 3600.0
+MAX_RATE = 1_000_000
+"""Greatest rate that sound is resampled to, which a manifest may ask for."""
+
 _BLOCK = 1 << 16  # values of a channel
 _FLOATS = 3  # format of WAV
 _MISSING = "pip install 'shardio[audio]'"
@@ -46,8 +49,12 @@ class Audio(FieldType):
     batching = "padded"
 
     def __post_init__(self) -> None:
-        if self.rate is not None and (isinstance(self.rate, bool) or not self.rate > 0):
-            raise UsageError(f"Audio: rate={self.rate!r}: it must be samples per second, above 0")
+        given = self.rate is not None and not isinstance(self.rate, bool)
+        if self.rate is not None and not (given and 0 < self.rate <= MAX_RATE):
+            raise UsageError(
+                f"Audio: rate={self.rate!r}: it must be samples per second, above 0 and up to "
+                f"{MAX_RATE:,}"
+            )
         if not self.max_seconds > 0:
             raise UsageError(f"Audio: max_seconds={self.max_seconds!r}: it must be above 0")
 

@@ -1,8 +1,8 @@
 """Field types as JSON, which the manifest of a packed folder records.
 
 A type of shardio is recorded by the name of its class and by its parameters, so that readers make
-it anew. Which names of fields it is for, and how many pixels an image may have, is a matter of
-whoever reads. A type of a user is recorded by name alone: data from elsewhere never say which code
+it anew. Which names of fields it is for, and how large data may be, is a matter of whoever reads. A
+type of a user is recorded by name alone: data from elsewhere never say which code
 runs.
 
 Version 1 of the manifest has no types. It stands for those that follow from the names of fields, in
@@ -31,7 +31,7 @@ _CLASSES: dict[str, type[FieldType]] = {
     each.__name__: each
     for each in (*map(type, DEFAULTS), type(BYTES), Boxes, Points, MultiLabel, Audio)
 }
-_OF_READERS = {"fields", "max_pixels"}
+_OF_READERS = {"fields", "max_pixels", "max_seconds"}
 _YOUNGER = (Mask, Depth)
 """Types by name that readers of version 1 alone do not know: to them these fields are images."""
 
@@ -172,7 +172,7 @@ def restore_type(field: str, record: object) -> FieldType:
         )
     try:
         return _CLASSES[name](**parameters)
-    except UsageError as error:
+    except (UsageError, TypeError, ValueError, OverflowError) as error:
         raise IndexFileError(
             f"{place} with a value that this version of shardio does not have ({error})",
             remedy="install a newer one",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 import shardio
@@ -89,7 +92,7 @@ CASES = {
     ),
     "sound": Case(shardio.Audio("wav", rate=8000), [sound[0] * 2 for sound in SOUNDS]),
     "sound of 24 bits": Case(
-        shardio.Audio("flac", rate=8000, max_seconds=7.5),
+        shardio.Audio("flac", rate=8000, mono=False),
         quiet := [np.clip(np.round(sound * 2**12) / 2**15, -1, 1) for sound in SOUNDS],
         quiet,
     ),
@@ -131,8 +134,8 @@ def pack(case: Case, out: Path) -> str:
 
 def check(case: Case, folder: Path, field: str) -> None:
     """Read without a word about types, and with the type given."""
-    for given in (field, case.type_):
-        entries: dict[str, Any] = {"x": given}
+    for asked in (field, case.type_):
+        entries: dict[str, Any] = {"x": asked}
         if field != "png" and case.type_.geometry == "follows":
             entries["image"] = "png"
         dataset = shardio.ShardDataset(folder, fields=entries)
@@ -326,13 +329,38 @@ def test_types_of_a_newer_version_are_refused_by_name(
     assert finding.severity == "problem"
 
 
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.text(max_size=4), inside),
+    max_leaves=6,
+)
+NAMES = ["type", "own", "dtype", "scale", "classes", "flip_pairs", "points", "boxes", "also",
+         "format", "rate", "mono", "bits", "crop", "ragged", "x"]  # fmt: skip
+
+
+@given(
+    name=st.sampled_from([*recorded._CLASSES]),
+    record=st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=3),
+)
+def test_no_record_of_a_type_does_more_than_be_refused(name: str, record: dict[str, Any]) -> None:
+    """What is made of it asks for little memory, can be recorded again, and tells its batches."""
+    try:
+        made = recorded.restore_type("x", {"type": name, **record})
+    except (shardio.IndexFileError, TypeError, KeyError):
+        return
+    assert recorded.restore_type("x", json.loads(json.dumps(recorded.record_type("x", made))))
+    assert hash(made) == hash(made)
+    with suppress(shardio.CodecError):
+        made.decode(b"[]")
+
+
 def test_folders_that_differ_in_a_type_are_not_merged(tmp_path: Path) -> None:
     one, other, third = (tmp_path / name for name in ("one", "other", "third"))
-    given = {"json": {"boxes": [[1, 2, 3, 4]]}, "cls": 3}
+    values = {"json": {"boxes": [[1, 2, 3, 4]]}, "cls": 3}
     formats: tuple[Any, ...] = ("xyxy", "xywh", "xyxy")
     for folder, format_ in zip((one, other, third), formats, strict=True):
         fields = {"x": shardio.Boxes("json", format=format_)}
-        data = {**given, "__key__": folder.name, "json": json.dumps(given["json"]).encode()}
+        data = {**values, "__key__": folder.name, "json": json.dumps(values["json"]).encode()}
         shardio.pack([data], folder, shards=1, fields=fields, jobs=1)
     shard = make_shard(tmp_path / "a.tar", {"z": {"json": b"[]", "cls": b"2"}})
     shardio.reshard([one, third], tmp_path / "same", shards=1, jobs=1)
