@@ -113,9 +113,9 @@ def test_tensors_in_lists_of_dictionaries_take_no_descriptor_each(tmp_path: Path
     path = make_shard(tmp_path / "a.tar", {f"{n}": {"json": boxes} for n in range(64)})
     types = {"target": shardio.Boxes("json", also=["labels"])}
     dataset = shardio.ShardDataset(path, fields=types, batch_size=16)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len([*Path("/proc/self/fd").iterdir()])
     kept = list(DataLoader(dataset, batch_size=None, num_workers=1))
-    assert len(os.listdir("/proc/self/fd")) - before < 16
+    assert len([*Path("/proc/self/fd").iterdir()]) - before < 16
     assert [one["labels"].tolist() for batch in kept for one in batch["target"]] == [[7]] * 64
 
 
