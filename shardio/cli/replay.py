@@ -8,7 +8,7 @@ import click
 
 from shardio.cli.settings import describe, plan_options
 from shardio.cli.text import say, say_json
-from shardio.errors import ShardioError, counted
+from shardio.errors import ShardioError, counted, quoted
 from shardio.inspection.replay import LISTING_NAME, ReplayedBatch
 from shardio.inspection.replay import replay as write_batch
 
@@ -32,7 +32,7 @@ def replay(path: str, out: str, as_json: bool, **options: Any) -> None:
     in its batches as "__step__" and "__epoch__".
     """
     batch = write_batch(path, out, **options)
-    problems = [sample.problem for sample in batch.samples if sample.problem]
+    problems = [sample for sample in batch.samples if sample.problem]
     if as_json:
         say_json(batch)
     else:
@@ -40,7 +40,7 @@ def replay(path: str, out: str, as_json: bool, **options: Any) -> None:
     if problems:
         raise ShardioError(
             f"members of {counted(len(problems), 'sample')} could not be written, of the first "
-            f"since {problems[0]}"
+            f"since sample {quoted(problems[0].key)}, {problems[0].problem}"
         )
 
 

@@ -32,9 +32,6 @@ from shardio.storage.base import (
 )
 from shardio.storage.folder import atomic_file
 
-BLOCK = 512
-"""Bytes that tars are made of."""
-
 _PIECE = 1 << 20  # bytes that are copied at once
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/|(pipe):")
