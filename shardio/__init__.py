@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from shardio.fields.pictures import Depth as Depth
     from shardio.fields.pictures import Image as Image
     from shardio.fields.pictures import Mask as Mask
+    from shardio.fields.summary import FieldSummary as FieldSummary
     from shardio.fields.text import Json as Json
     from shardio.fields.text import Text as Text
     from shardio.indexing.publish import index as index
@@ -72,6 +73,7 @@ _HOMES = {
     "CenterCrop": "shardio.transforms",
     "CodecError": "shardio.errors",
     "Depth": "shardio.fields.pictures",
+    "FieldSummary": "shardio.fields.summary",
     "FieldType": "shardio.fields.base",
     "Image": "shardio.fields.pictures",
     "IndexFileError": "shardio.errors",

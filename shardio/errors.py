@@ -106,6 +106,11 @@ def argument(name: str, *value: object) -> str:
     return " ".join([options[0], *(shown(str(each)) for each in value)])
 
 
+def in_words(python: str, command: str) -> str:
+    """Return the words that the reader knows: those of Python, or of a command while one runs."""
+    return command if _OPTIONS in os.environ else python
+
+
 def _cut(text: str) -> str:
     if len(text) <= _LONGEST:
         return text

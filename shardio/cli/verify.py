@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 import click
+from rich.console import RenderableType
+from rich.table import Table
 
 from shardio.cli.progress import progress_bar
-from shardio.cli.text import say, say_json
+from shardio.cli.text import page, say, say_json, table
 from shardio.cli.values import allow_empty_option, max_pixels_option
-from shardio.errors import counted
-from shardio.inspection.findings import Verification
+from shardio.errors import counted, shown
+from shardio.inspection.findings import ClassShare, FieldStatistics, Verification
 from shardio.inspection.repair import RepairSummary, repair
 from shardio.inspection.verify import verify as verify_source
 from shardio.packing.layout import DROPPED_NAME
 from shardio.storage.local import refuse_url
 
 _MOST_LINES = 50
+_MOST_CLASSES = 20  # of a field
 
 
 @click.command(epilog="Example: shardio verify out/ --deep --fix new/")
 @click.argument("path", type=click.Path())
-@click.option("--deep", is_flag=True, help="Decode every image and every other field.")
+@click.option(
+    "--deep",
+    is_flag=True,
+    help="Decode every field, compare masks, depth, boxes and points with the pictures, and show "
+    "classes and ranges.",
+)
 @click.option(
     "--fix",
     "new",
@@ -63,6 +73,9 @@ def verify(
         )
     if not as_json:
         _show_findings(found)
+        if found.statistics:
+            text = page(_statistics(found.statistics))
+            say(re.sub("\n{3,}", "\n\n", text).strip("\n") + "\n")
     fixed = None
     if new is not None and not found.sound:
         with progress_bar("repairing", hidden=as_json) as progress:
@@ -84,6 +97,58 @@ def _show_findings(found: Verification) -> None:
         say(str(finding))
     if len(found.findings) > _MOST_LINES:
         say(f"and {len(found.findings) - _MOST_LINES:,} more; --json has all")
+
+
+def _statistics(fields: Sequence[FieldStatistics]) -> Iterator[RenderableType]:
+    """Lay out a table of the fields, and one of the classes of each field that has them."""
+    made = table("field", "kind", "samples", "values", "contents", left=2)
+    made.columns[4].justify = "left"
+    for field in fields:
+        values = f"{field.values:,} {field.unit}"
+        made.add_row(
+            shown(field.name), field.kind, f"{field.samples:,}", values, ", ".join(_contents(field))
+        )
+    yield made
+    for field in fields:
+        if field.classes:
+            yield f"Classes of {shown(field.name)}:"
+            yield _classes(field, field.classes[:_MOST_CLASSES])
+            more = len(field.classes) - _MOST_CLASSES
+            if more > 0:
+                yield f"and {counted(more, 'more class', 'more classes')}; --json has all"
+
+
+def _contents(field: FieldStatistics) -> Iterator[str]:
+    if field.classes is not None:
+        least = "" if field.complete else "more than "
+        yield least + counted(len(field.classes), "class", "classes")
+    if field.low is not None and field.high is not None:
+        yield f"{field.low:g} to {field.high:g}"
+    for name, values in field.counts.items():
+        if values:
+            yield f"{_share(values, field.values)} {name}"
+
+
+def _classes(field: FieldStatistics, classes: Sequence[ClassShare]) -> Table:
+    """Show the samples of each class, and its values where a sample has several."""
+    several = field.values != field.samples
+    made = table("class", "samples", "share", *[field.unit, "share"] * several)
+    for each in classes:
+        values = [f"{each.values:,}", _share(each.values, field.values)]
+        made.add_row(
+            str(each.number),
+            f"{each.samples:,}",
+            _share(each.samples, field.samples),
+            *values * several,
+        )
+    return made
+
+
+def _share(part: int, whole: int) -> str:
+    """Format a share; one that is not zero is not shown as zero, and one not whole not as whole."""
+    if not part or part == whole:
+        return "100%" if part else "0%"
+    return f"{min(max(part / whole, 0.001), 0.999):.1%}"
 
 
 def _repaired(fixed: RepairSummary | None, new: str) -> str:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,12 +26,11 @@ import numpy as np
 
 from shardio.errors import IndexFileError, counted, quoted
 from shardio.indexing.catalog import ShardEntry
-from shardio.naming import split_member_name
+from shardio.indexing.scan import group_members
 from shardio.storage.local import FileBytes
 from shardio.tar.header import padded
 from shardio.tar.reader import scan_members
 
-_FILE = ord("0")
 _DALI_VERSION = "v1.2"
 
 
@@ -76,15 +74,20 @@ def read_layout(entry: ShardEntry) -> Layout:
     """
     with Path(entry.path).open("rb") as stream:
         members = scan_members(FileBytes(stream, entry.name), shard=entry.name)
-    end, found = 0, []
-    places = zip(members.offsets.tolist(), members.sizes.tolist(), strict=True)
-    for raw, kind, (offset, size) in zip(members.names, members.kinds, places, strict=True):
-        name = raw.decode("utf-8", "surrogateescape")
-        split = split_member_name(name)
-        if kind == _FILE and split is not None:
-            found.append(Member(name, split.key, end, offset, size))
-        end = offset + padded(size)
-    samples = [[*group] for _, group in groupby(found, lambda member: member.key)]
+    places = [*zip(members.offsets.tolist(), members.sizes.tolist(), strict=True)]
+    ends = [0, *(offset + padded(size) for offset, size in places)]
+    samples = [
+        [
+            Member(
+                members.names[at].decode("utf-8", "surrogateescape"),
+                group.key,
+                ends[at],
+                *places[at],
+            )
+            for at in sorted((*group.members.values(), *(again for _, again in group.repeated)))
+        ]
+        for group in group_members(members)[0]
+    ]
     if len(samples) != entry.samples:
         raise IndexFileError(
             f"the index is stale: it lists {counted(entry.samples, 'sample')}, but the shard has "
@@ -93,7 +96,7 @@ def read_layout(entry: ShardEntry) -> Layout:
             remedy="run `shardio index` on it",
             shard=entry.name,
         )
-    return Layout(samples, end)
+    return Layout(samples, ends[-1])
 
 
 def dali_index(entry: ShardEntry) -> bytes:

@@ -32,6 +32,8 @@ from shardio.errors import (
     SampleError,
     SituationError,
     UsageError,
+    argument,
+    in_words,
     quoted,
     shown,
 )
@@ -357,12 +359,17 @@ def check_arguments(
         refuse_url(out)
     one_of("to", to, get_args(Target))
     if to == "tfrecord" and out is None:
-        raise UsageError("TFRecord files require an output folder", remedy="name it as OUT")
+        raise UsageError("TFRecord files require an output folder", remedy="name one")
     if to != "tfrecord" and pairs:
-        raise UsageError("features require to='tfrecord'", remedy="leave them out")
+        raise UsageError(
+            f"{argument('features')} is for {argument('to', 'tfrecord')} only",
+            remedy="leave it out",
+        )
     if pair := next((pair for pair in pairs if not pair.field), None):
         raise UsageError(
-            f"features: '={pair.feature}' has no field name", remedy="write it as jpg=image/encoded"
+            "it has no field name",
+            where=argument("features", f"={pair.feature}"),
+            remedy="write it as jpg=image/encoded",
         )
     return pairs
 
@@ -439,11 +446,11 @@ def _write_indexes(
             path.parent.name == INDEX_FOLDER and path.name.endswith(INDEX_SUFFIX)
         ):
             raise SituationError(
-                "shardio's own index has this name", where=path, remedy="name another folder as OUT"
+                "shardio's own index has this name", where=path, remedy="name another folder for it"
             )
         if path.resolve() in shards:
             raise SituationError(
-                "a shard has this name", where=path, remedy="name a folder for the index as OUT"
+                "a shard has this name", where=path, remedy="name another folder for it"
             )
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
@@ -457,9 +464,7 @@ def _write_indexes(
 def _write_wids(catalog: Catalog, out: str | PathLike[str] | None) -> int:
     folders = {_beside(_plain(entry), out) for entry in catalog.shards}
     if len(folders) > 1:
-        raise SituationError(
-            "the shards are in several folders", remedy="name one for the index as OUT"
-        )
+        raise SituationError("the shards are in several folders", remedy="name one for the index")
     folder = folders.pop()
     folder.mkdir(parents=True, exist_ok=True)
     data = wids_index(catalog.shards, folder)
@@ -475,7 +480,10 @@ def _refuse_records(source: ShardPaths) -> None:
         raise PackError(
             "the source has TFRecord files, not shards",
             where=path,
-            remedy=f"run `shardio pack {path} OUT --shards N` to make shards of them",
+            remedy=in_words(
+                f"make shards of them with shardio.pack({quoted(path)}, OUT, shards=N)",
+                f"make shards of them with `shardio pack {shown(path)} OUT --shards N`",
+            ),
         )
 
 
@@ -494,7 +502,7 @@ def _plain(entry: ShardEntry) -> ShardEntry:
         raise PackError(
             "other tools can index uncompressed tars only",
             where=entry.name,
-            remedy=f"decompress it with `{compression.name} -d`",
+            remedy=compression.way_out,
         )
     return entry
 

@@ -17,6 +17,7 @@ import numpy as np
 from shardio.errors import CodecError, TransformError, UsageError, quoted
 from shardio.fields.arrays import NPY_MAGIC, as_array, decode_npy
 from shardio.fields.base import Batching, FieldType, Geometry
+from shardio.fields.summary import FieldSummary, count_classes
 from shardio.fields.text import decode_json, decode_txt
 
 if TYPE_CHECKING:
@@ -29,6 +30,17 @@ MAX_CLASSES = 1 << 24
 """Greatest number of classes of MultiLabel: a sample takes 64 MiB then."""
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh", "yolo"]
+
+_CHECK_FORMAT = "check the format of their Boxes, and the size and orientation of the pictures"
+_INVERTED = ("end before they begin", _CHECK_FORMAT)
+_EMPTY = ("have no width or no height", "a transform drops them")
+_BOX_OUTSIDE = ("lie outside their pictures", _CHECK_FORMAT)
+_REACHES_OUT = ("reach outside their pictures", "a transform clips them")
+_POINT_OUTSIDE = (
+    "lie outside their pictures",
+    "readers deliver them; check the size and orientation of the pictures",
+)
+_NO_NUMBER = ("have a coordinate that is not finite", "readers deliver them; mark them otherwise")
 
 
 @dataclass(frozen=True)
@@ -133,6 +145,33 @@ class Boxes(FieldType):
         if self.format == "yolo" and whole:
             return None
         return super().resized(data, view)
+
+    def summarize(self, value: dict[str, Any], view: View | None) -> FieldSummary:
+        """Count boxes, those that are odd, and their classes.
+
+        Each box has one note at most, the worst. A pixel more than the picture is left to rounding.
+        Classes are the integers named `labels`, or else the only integers of `also`.
+        """
+        boxes = value["boxes"]
+        low, high = boxes[:, :2], boxes[:, 2:]
+        odd = {_INVERTED: (high < low).any(axis=1), _EMPTY: (high == low).any(axis=1)}
+        if view is not None:
+            sides = np.array([view.width, view.height], np.float32)
+            odd[_BOX_OUTSIDE] = ((high <= 0) | (low >= sides)).any(axis=1)
+            odd[_REACHES_OUT] = ((low < -1) | (high > sides + 1)).any(axis=1)
+        notes, left = {}, np.ones(len(boxes), np.bool_)
+        for note, which in odd.items():
+            if number := int((left & which).sum()):
+                notes[note] = number
+            left &= ~which
+        whole = {
+            name: count_classes(each)
+            for name, each in value.items()
+            if name != "boxes" and isinstance(each, np.ndarray)
+            if each.ndim == 1 and each.dtype.kind == "i"
+        }
+        classes = whole.get("labels", next(iter(whole.values())) if len(whole) == 1 else None)
+        return FieldSummary(unit="boxes", values=len(boxes), classes=classes, notes=notes)
 
     def encode(self, value: Any) -> bytes:
         """Encode a mapping of `boxes` as edges and the lists of `also` as JSON.
@@ -321,6 +360,18 @@ class Points(FieldType):
                 moved[..., [one, other], :] = moved[..., [other, one], :]
         return moved
 
+    def summarize(self, value: NDArray[np.float32], view: View | None) -> FieldSummary:
+        """Count points and those outside the picture by more than a pixel, or not finite."""
+        places = value[..., :2].reshape(-1, 2)
+        notes = {_NO_NUMBER: int((~np.isfinite(places)).any(axis=1).sum())}
+        if view is not None:
+            sides = np.array([view.width, view.height], np.float32)
+            outside = ((places < -1) | (places > sides + 1)) & np.isfinite(places)
+            notes[_POINT_OUTSIDE] = int(outside.any(axis=1).sum())
+        return FieldSummary(
+            unit="points", values=len(places), notes={note: n for note, n in notes.items() if n}
+        )
+
     def encode(self, value: Any) -> bytes:
         """Encode numbers [..., n, 2 or more] as JSON."""
         points = np.asarray(value).tolist()
@@ -371,6 +422,12 @@ class MultiLabel(FieldType):
                 raise CodecError(f"class {number} is not one of the {self.classes} classes")
             labels[number] = 1
         return labels
+
+    def summarize(self, value: NDArray[np.float32], view: View | None) -> FieldSummary:
+        """Count the classes."""
+        del view
+        numbers = np.flatnonzero(value)
+        return FieldSummary(unit="labels", values=len(numbers), classes=count_classes(numbers))
 
     def encode(self, value: Any) -> bytes:
         """Encode class numbers, or an array [classes] of zeros and ones, as a JSON list."""

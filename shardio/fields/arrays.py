@@ -14,6 +14,7 @@ import ast
 import io
 import math
 import re
+from dataclasses import replace
 from functools import lru_cache
 from math import prod
 from struct import unpack_from
@@ -24,12 +25,14 @@ import numpy as np
 from shardio.errors import CodecError, quoted
 from shardio.fields.base import LABEL_FIELD, Dense, FieldType
 from shardio.fields.boundary import decoder
+from shardio.fields.summary import FieldSummary, summarize_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
+    from shardio.fields.geometry import View
     from shardio.fields.probe import Buffer
 
 _INTEGER = re.compile(rb"\s*(-?[0-9]{1,19})\s*")
@@ -193,6 +196,7 @@ def _excerpt(data: Buffer) -> str:
 NUMBERS = "biufc"
 """Kinds of dtype: booleans, integers, floats, complex numbers."""
 
+_NOT_FINITE = ("are not finite", "readers deliver them; compare them with their source")
 _MOST_DIGITS = 18  # that always fit into int64
 
 
@@ -280,6 +284,11 @@ class Label(FieldType):
         """Decode numbers without sign."""
         return parse_numbers(block, sizes)
 
+    def summarize(self, value: int, view: View | None) -> FieldSummary:
+        """Count the class."""
+        del view
+        return FieldSummary(unit="labels", classes={value: 1})
+
     def encode(self, value: Any) -> bytes:
         """Encode a whole number, or an array of one integer."""
         if isinstance(value, np.ndarray) and value.ndim:
@@ -310,6 +319,15 @@ class Array(FieldType):
     ) -> NDArray[np.generic] | None:
         """Decode arrays of numbers of one shape and dtype."""
         return split_npy(block) if int(sizes.min()) == block.shape[1] else None
+
+    def summarize(self, value: NDArray[np.generic], view: View | None) -> FieldSummary | None:
+        """Tell the range of numbers, and how many are zero or not finite."""
+        del view
+        if value.dtype.kind not in "biuf":
+            return None
+        found = summarize_numbers(value, "numbers")
+        bad = found.counts["not finite"]
+        return replace(found, notes={_NOT_FINITE: bad}) if bad else found
 
     def encode(self, value: Any) -> bytes:
         """Encode whatever makes an array."""

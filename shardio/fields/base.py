@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from shardio.fields.geometry import View
     from shardio.fields.probe import Buffer, ImageInfo
+    from shardio.fields.summary import FieldSummary
 
 LABEL_FIELD = "cls"
 """Name of the field that holds the class number of a sample, in text."""
@@ -53,6 +54,7 @@ class Dense(NamedTuple):
 Batching = Literal["found", "stack", "list", "padded"] | Dense
 _LOOKING = (
     *("decode", "decode_verified", "decode_rows", "follow", "probe", "check", "preview", "picture"),
+    "summarize",
 )
 
 
@@ -251,6 +253,25 @@ class FieldType:
         """
         del field
         return self
+
+    def summarize(self, value: Any, view: View | None) -> FieldSummary | None:
+        """Summarize a value for `verify --deep`.
+
+        If a type has this method, its data are checked without `deep`, decoded and summarized.
+
+        Args:
+            value: result of `decode`, or of `follow` with the whole picture.
+            view: whole picture of the sample; None if the sample has none, or one that is not
+                sound.
+
+        Returns:
+            Summary, or None if there is nothing to tell.
+
+        Raises:
+            CodecError: the value is not sound.
+        """
+        del value, view
+        return None
 
     def encode(self, value: Any) -> bytes:
         """Encode a value for packing: the inverse of `decode`.

@@ -28,6 +28,7 @@ from shardio.fields.base import PIXELS_FIELD, FieldType, Geometry
 from shardio.fields.formats import FORMATS, IMAGE_FIELDS, check_complete, probe_image
 from shardio.fields.limits import MAX_PIXELS
 from shardio.fields.probe import ImageInfo
+from shardio.fields.summary import FieldSummary, count_classes, summarize_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -272,6 +273,11 @@ class Mask(_Values):
                 )
         return values.astype(wanted, copy=False)
 
+    def summarize(self, value: NDArray[Any], view: View | None) -> FieldSummary:
+        """Count the pixels of each class."""
+        del view
+        return FieldSummary(unit="pixels", values=value.size, classes=count_classes(value))
+
     def encode(self, value: Any) -> bytes:
         """Encode class numbers, an integer array [H, W], as a PNG of 8 or 16 bits, or as `.npy`."""
         values = as_array(value)
@@ -331,6 +337,11 @@ class Depth(_Values):
             raise CodecError(f"depth of {values.dtype}: it must be numbers")
         return (values.astype(np.float32) * np.float32(self.scale))[None]
 
+    def summarize(self, value: NDArray[np.float32], view: View | None) -> FieldSummary:
+        """Tell the range, and how many pixels are zero or not finite."""
+        del view
+        return summarize_numbers(value, "pixels")
+
     def encode(self, value: Any) -> bytes:
         """Encode values as stored, before `scale`: whole numbers [H, W] as a PNG, any as `.npy`."""
         values = as_array(value)
@@ -383,6 +394,10 @@ class Pixels(Array):
         """Decode pictures of one size."""
         found = super().decode_rows(block, sizes)
         return found if found is not None and is_picture(found.dtype, found.shape[1:]) else None
+
+    def summarize(self, value: NDArray[Any], view: View | None) -> None:
+        """Tell nothing: the numbers are colours."""
+        del value, view
 
     def encode(self, value: Any) -> bytes:
         """Encode a picture."""

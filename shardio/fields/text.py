@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 from shardio.errors import CodecError, quoted
 from shardio.fields.base import SHOWN_CHARACTERS, FieldType
 from shardio.fields.boundary import decoder
+from shardio.fields.summary import FieldSummary
 
 if TYPE_CHECKING:
+    from shardio.fields.geometry import View
     from shardio.fields.probe import Buffer
 
 _MARK = "\ufeff"
@@ -113,6 +115,11 @@ class Text(_Characters):
     names = frozenset({"txt", "text"})
     holds = "text"
     decode = staticmethod(decode_txt)
+
+    def summarize(self, value: str, view: View | None) -> FieldSummary:
+        """Count empty texts."""
+        del view
+        return FieldSummary(unit="texts", counts={"empty": int(not value.strip())})
 
     def encode(self, value: Any) -> bytes:
         """Encode text."""

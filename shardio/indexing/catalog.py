@@ -274,6 +274,13 @@ def is_packed(part: Path | Location) -> bool:
     return (locate(part) / MANIFEST_NAME).is_file()
 
 
+def find_splits(folder: Path | Location) -> list[Location]:
+    """List the packed folders inside a folder, by name."""
+    inside = locate(folder)
+    paths = [inside / name for name in sorted(inside.names()) if not name.startswith(".")]
+    return [path for path in paths if is_packed(path)]
+
+
 def find_shards(part: Path) -> list[Path]:
     """Find the shard files of one part of a source, in order.
 
@@ -287,7 +294,7 @@ def find_shards(part: Path) -> list[Path]:
         shards = [path for path in shards if not path.name.startswith(".")]
         _refuse_twins(shards)
         if not shards:
-            splits = sorted(path.name for path in part.iterdir() if is_packed(path))
+            splits = [path.name for path in find_splits(part)]
             way = (
                 f"it has {', '.join(splits)}: name one"
                 if splits

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from shardio.errors import IndexFileError
+from shardio.errors import IndexFileError, argument
 from shardio.fields.recorded import types_to_record
 from shardio.indexing.catalog import ShardPaths, find_shards, is_packed, list_parts, refuse_missing
 from shardio.indexing.manifest import (
@@ -122,7 +122,7 @@ def refuse_compressed(shard: Path) -> None:
             f"the shard is compressed with {compression.name}, and the shards of a manifest are "
             "plain tars",
             where=shard,
-            remedy=f"decompress it with `{compression.name} -d`",
+            remedy=compression.way_out,
             shard=str(shard),
         )
 
@@ -133,8 +133,8 @@ def _compare(shard: Path, index: ShardIndex, digests: dict[str, str] | None) -> 
             "the shard is not what was packed (its SHA-256 is not in the manifest)",
             where=shard,
             remedy=(
-                "download it again, or accept all shards of the folder as they are with force=True "
-                "(--force)"
+                "download it again, or accept all shards of the folder as they are with "
+                f"{argument('force', True)}"
             ),
             shard=str(shard),
         )

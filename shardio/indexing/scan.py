@@ -16,22 +16,18 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import TarError, counted, quoted
+from shardio.errors import TarError, argument, counted, quoted
 from shardio.indexing.shard_index import ShardIndex
 from shardio.naming import MemberName, split_member_name, why_no_sample
 from shardio.storage.base import StoredBytes
 from shardio.storage.location import Location, locate
 from shardio.tar.reader import MISSING_END, Members, scan_members
 from shardio.tar.writer import Placed
-
-NAME_FIELDS = (
-    "name members KEY.FIELD, such as 0001.jpg, leave the shard out, or allow it with "
-    "allow_empty=True (--allow-empty)"
-)
 
 _KINDS = {
     "1": "a hard link",
@@ -171,8 +167,16 @@ def index_shard(
     data = StoredBytes(locate(path).open(name))
     index, members = _index_bytes(data, name=name, checksums=checksums)
     if len(members) and not len(index) and not allow_empty:
-        raise TarError(describe_no_samples(members), where=name, remedy=NAME_FIELDS, shard=name)
+        raise TarError(describe_no_samples(members), where=name, remedy=name_fields(), shard=name)
     return index
+
+
+def name_fields() -> str:
+    """Return the advice for a tar whose members belong to no sample."""
+    return (
+        "name members KEY.FIELD, such as 0001.jpg, leave the shard out, or allow it with "
+        f"{argument('allow_empty', True)}"
+    )
 
 
 def describe_no_samples(members: Members) -> str:
@@ -251,3 +255,54 @@ def _no_file(shard: str, name: MemberName, kind: int, offset: int) -> TarError:
         key=name.key,
         field=name.field,
     )
+
+
+class MemberGroup(NamedTuple):
+    """Adjacent members with one key.
+
+    Attributes:
+        key: key of the sample.
+        members: number of the member by field; the first one if there are several.
+        repeated: fields that occur again, and the numbers of those members.
+    """
+
+    key: str
+    members: dict[str, int]
+    repeated: list[tuple[str, int]]
+
+
+class NoSample(NamedTuple):
+    """Member that belongs to no sample.
+
+    Attributes:
+        number: number of the member in the shard.
+        name: name of the member as text.
+        is_file: whether the member has data; False for links and devices.
+    """
+
+    number: int
+    name: str
+    is_file: bool
+
+
+def group_members(members: Members) -> tuple[list[MemberGroup], list[NoSample]]:
+    """Group the members of a shard into samples.
+
+    Returns:
+        The groups in order, and the members that belong to no sample, without folders.
+    """
+    groups: list[MemberGroup] = []
+    others: list[NoSample] = []
+    for number, (raw, kind) in enumerate(zip(members.names, members.kinds, strict=True)):
+        if kind == _DIRECTORY:
+            continue
+        name = raw.decode("utf-8", "surrogateescape")
+        split = split_member_name(name)
+        if split is None or kind != _FILE:
+            others.append(NoSample(number, name, kind == _FILE or split is None))
+            continue
+        if not groups or groups[-1].key != split.key:
+            groups.append(MemberGroup(split.key, {}, []))
+        if groups[-1].members.setdefault(split.field, number) != number:
+            groups[-1].repeated.append((split.field, number))
+    return groups, others

@@ -39,8 +39,9 @@ from numpy.typing import NDArray
 
 from shardio.errors import IndexFileError, TarError
 from shardio.storage.base import StoredFile
-from shardio.storage.local import BLOCK, LocalShard, version_of
+from shardio.storage.local import LocalShard, version_of
 from shardio.storage.location import Location, locate
+from shardio.tar.header import BLOCK
 
 FORMAT = "shardio-index-v1"
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -298,3 +299,8 @@ def _verify(index: ShardIndex) -> None:
         bad = (index.starts < 0) | (sizes <= 0) | (sizes % BLOCK != 0)
         if np.where(index.offsets < 0, index.starts != -1, bad).any():
             raise ValueError("headers do not lie before their data")
+
+
+def are_aligned(offsets: NDArray[np.int64]) -> bool:
+    """Tell whether all data start at a block of the tar, so that padding follows them."""
+    return not (offsets % BLOCK).any()

@@ -25,10 +25,9 @@ from shardio.fields.arrays import decode_cls
 from shardio.fields.base import LABEL_FIELD
 from shardio.fields.formats import IMAGE_FIELDS
 from shardio.indexing.catalog import ShardEntry
-from shardio.indexing.shard_index import ShardIndex
+from shardio.indexing.shard_index import ShardIndex, are_aligned
 from shardio.storage.base import StoredFile
 from shardio.storage.copying import RowCopier
-from shardio.storage.local import BLOCK
 
 _LEAST_PENDING = 1 << 17
 _MOST_FIELD_SETS = 1000
@@ -214,7 +213,7 @@ def _read_texts(
     """Read members of at most 64 bytes as uint8 [n, 65]: data, zeros, and the size at the end."""
     width = _MOST_TEXT + 1
     # The rest of a member's block is padding.
-    inside = not (offsets % BLOCK).any()
+    inside = are_aligned(offsets)
     rows = RowCopier().copy([file], [len(offsets)], offsets, width) if inside else None
     texts = np.zeros((len(offsets), width), np.uint8)
     if rows is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from os import PathLike, fspath
 from typing import Any, Literal, get_args
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.checks import flag, one_of, require, seed_of_order, whole_number
-from shardio.errors import UsageError, counted
+from shardio.errors import UsageError, argument, counted
 from shardio.indexing.catalog import Catalog, open_catalog
 from shardio.indexing.shard_index import ShardIndex
 from shardio.options import with_options
@@ -38,32 +38,44 @@ _BATCHES_IN_WINDOW = 4  # fewer in a window and neighbours in packed order share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlanSettings:
-    """Source and order of a training run.
+class RunOrder:
+    """Order of a training run: the arguments that its ShardDataset was given.
 
     Attributes:
-        source: packed folder, or anything else that ShardDataset reads.
         batch_size: number of samples of one rank in a step.
-        ranks: number of ranks.
+        ranks: number of ranks, world_size in torch.
         shuffle: True, False or "full".
         seed: seed of the shuffle.
         window: number of shards in a window.
-        streams: number of canonical streams.
-        tail: "pad", "drop" or "short".
+        streams: number of canonical streams; with more than one, each node reads a share of the
+            shards.
+        tail: "pad", "drop" or "short", for the last step.
         epoch: number of the epoch, from 0.
         allow_empty: whether to accept tars whose members belong to no sample.
     """
 
+    batch_size: int | None = None
+    ranks: int = 1
+    shuffle: bool | Literal["full"] = False
+    seed: int = 0
+    window: int = DEFAULT_WINDOW
+    streams: int = 1
+    tail: Tail = "pad"
+    epoch: int = 0
+    allow_empty: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSettings(RunOrder):
+    """Source and order of a training run, see RunOrder.
+
+    Attributes:
+        source: packed folder, or anything else that ShardDataset reads.
+        batch_size: number of samples of one rank in a step.
+    """
+
     source: str
     batch_size: int
-    ranks: int
-    shuffle: bool | Literal["full"]
-    seed: int
-    window: int
-    streams: int
-    tail: Tail
-    epoch: int
-    allow_empty: bool
 
     def open(self) -> tuple[Catalog, EpochPlan]:
         """Find the shards and plan the epoch.
@@ -92,36 +104,17 @@ class PlanSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OrderOptions:
-    """Order of a training run: the arguments that its ShardDataset was given.
+class OrderOptions(RunOrder):
+    """Options of an order, see RunOrder.
 
     Attributes:
-        batch_size: number of samples of one rank in a step.
         global_batch_size: number of samples of all ranks in a step, in place of batch_size.
-        ranks: number of ranks, world_size in torch.
-        shuffle: True, False or "full".
-        seed: seed of the shuffle.
-        window: number of shards in a window.
-        streams: number of canonical streams; with more than one, each node reads a share of the
-            shards.
-        tail: "pad", "drop" or "short", for the last step.
-        epoch: number of the epoch, from 0.
-        allow_empty: whether to accept tars whose members belong to no sample.
 
     Raises:
         UsageError: a value is outside its bounds, or does not fit another.
     """
 
-    batch_size: int | None = None
     global_batch_size: int | None = None
-    ranks: int = 1
-    shuffle: bool | Literal["full"] = False
-    seed: int = 0
-    window: int = DEFAULT_WINDOW
-    streams: int = 1
-    tail: Tail = "pad"
-    epoch: int = 0
-    allow_empty: bool = False
 
     def __post_init__(self) -> None:
         whole_number("ranks", self.ranks, least=1, most=_MOST_PROCESSES)
@@ -137,23 +130,14 @@ class OrderOptions:
 
     def of(self, source: str | PathLike[str]) -> PlanSettings:
         """Return the settings of a run over a source."""
-        return PlanSettings(
-            source=fspath(source),
-            batch_size=self._share(),
-            ranks=self.ranks,
-            shuffle=self.shuffle,
-            seed=self.seed,
-            window=self.window,
-            streams=self.streams,
-            tail=self.tail,
-            epoch=self.epoch,
-            allow_empty=self.allow_empty,
-        )
+        given = {each.name: getattr(self, each.name) for each in fields(RunOrder)}
+        return PlanSettings(source=fspath(source), **given | {"batch_size": self._share()})
 
     def _share(self) -> int:
         """Return the samples of one rank in a step."""
         if (self.batch_size is None) == (self.global_batch_size is None):
-            raise UsageError("give either batch_size or global_batch_size")
+            names = argument("batch_size"), argument("global_batch_size")
+            raise UsageError(f"give either {' or '.join(names)}")
         if self.batch_size is not None:
             return whole_number("batch_size", self.batch_size, least=1, most=_MOST_SAMPLES)
         size = whole_number(
@@ -304,7 +288,10 @@ def plan(source: str | PathLike[str], options: PlanOptions) -> Coverage:
     bytes_read = sum(share.bytes for share in shares) / total
     warnings = _warnings(catalog, plan, settings, options)
     if mixing.get("one_class_windows") and len(catalog.classes or ()) > 1:
-        warnings.append('windows hold one class only; pack with shuffling, or use shuffle="full"')
+        warnings.append(
+            "windows hold one class only; pack with shuffling, or use "
+            f"{argument('shuffle', 'full')}"
+        )
     if settings.streams > 1 and bytes_read > _MOST_READ:
         warnings.append(
             f"nodes read {bytes_read:.2f} × the dataset, since shards that two of them share are "
@@ -473,7 +460,8 @@ def _warnings(
     found = []
     if nodes > 1 and streams == 1:
         found.append(
-            f"every node reads every shard; streams={settings.ranks} gives each node a share"
+            f"every node reads every shard; {argument('streams', settings.ranks)} gives each node "
+            "a share"
         )
     if shards < nodes:
         found.append(
@@ -486,7 +474,7 @@ def _warnings(
     if workers > plan.num_steps:
         found.append(f"{workers - plan.num_steps} of {workers} workers have no step to take")
     if settings.shuffle is False and len(catalog.classes or ()) > 1:
-        found.append("samples come in packed order; shuffle=True shuffles them")
+        found.append(f"samples come in packed order; {argument('shuffle', True)} shuffles them")
     pads = plan.num_steps * global_batch_size - plan.num_samples
     if settings.tail == "pad" and pads > plan.num_samples / 100:
         found.append(f"{counted(pads, 'pad')}, {pads / plan.num_samples:.0%} of the samples")

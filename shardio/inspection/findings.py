@@ -9,24 +9,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from shardio.checks import whole_number
 from shardio.errors import (
-    CodecError,
     IndexFileError,
     ShardioError,
     SituationError,
     counted,
     escaped,
+    in_words,
     quoted,
 )
 from shardio.fields.base import FieldType
-from shardio.fields.defaults import type_of
-from shardio.indexing.catalog import SHARD_SUFFIXES, ShardPaths, find_shards, is_packed, list_parts
+from shardio.indexing.catalog import (
+    SHARD_SUFFIXES,
+    ShardPaths,
+    find_shards,
+    find_splits,
+    is_packed,
+    list_parts,
+)
 from shardio.indexing.manifest import (
     INDEX_FOLDER,
     INDEX_SUFFIX,
@@ -39,13 +43,9 @@ from shardio.indexing.manifest import (
     read_manifest,
 )
 from shardio.packing.layout import WORK_FOLDER
-from shardio.packing.task import decoding
 from shardio.storage.base import Storage
 from shardio.storage.folder import final_name
 from shardio.storage.location import Location
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
 
 Severity = Literal["problem", "note"]
 
@@ -89,6 +89,51 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClassShare:
+    """Share of a class in a field.
+
+    Attributes:
+        number: class number.
+        values: number of values, such as pixels.
+        samples: number of samples that have any.
+    """
+
+    number: int
+    values: int
+    samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldStatistics:
+    """Statistics of a field.
+
+    Attributes:
+        name: name of the field.
+        kind: name of its type.
+        samples: number of samples with a sound value.
+        unit: plural name of what is counted in values, such as "pixels".
+        values: number of them in all samples.
+        low: smallest value; None if there is none.
+        high: largest value; None if there is none.
+        counts: number of values by property, such as "zero" and "not finite".
+        classes: classes by number; None if the values have no classes.
+        complete: whether `classes` has all class numbers; False if there are more than 10,000, of
+            which the smallest are listed.
+    """
+
+    name: str
+    kind: str
+    samples: int
+    unit: str
+    values: int
+    low: float | None
+    high: float | None
+    counts: Mapping[str, int]
+    classes: tuple[ClassShare, ...] | None
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
     """Result of a verification.
 
@@ -98,6 +143,7 @@ class Verification:
         members: number of members in them, including those of no sample.
         bytes: total size of the uncompressed tars.
         findings: findings in the order of the shards.
+        statistics: statistics of the fields by name, if their data were decoded.
     """
 
     shards: int
@@ -105,6 +151,7 @@ class Verification:
     members: int
     bytes: int
     findings: tuple[Finding, ...]
+    statistics: tuple[FieldStatistics, ...] = ()
 
     @property
     def problems(self) -> tuple[Finding, ...]:
@@ -189,6 +236,12 @@ def finding_of(error: ShardioError, shard: str) -> Finding:
     return found.all()[0]
 
 
+def rewrite_manifest(purpose: str) -> str:
+    """Return the advice to have a manifest follow its shards as they are."""
+    way = in_words("`shardio.index` with `force=True`", "`shardio index --force`")
+    return f"run {way} {purpose}"
+
+
 _INDEX_SUFFIXES = tuple(suffix + INDEX_SUFFIX for suffix in SHARD_SUFFIXES)
 
 
@@ -256,10 +309,11 @@ def _parts_of(path: Location) -> list[Part]:
 
 def _splits_of(folder: Location) -> list[Location]:
     """Return the packed folders inside; if there are any, also those that seem to have been."""
-    inside = [folder / name for name in folder.names() if not name.startswith(".")]
-    if not any(map(is_packed, inside)):
+    packed = find_splits(folder)
+    if not packed:
         return []
-    return [path for path in inside if is_packed(path) or (path / INDEX_FOLDER).is_folder()]
+    inside = [folder / name for name in folder.names() if not name.startswith(".")]
+    return [path for path in inside if path in packed or (path / INDEX_FOLDER).is_folder()]
 
 
 def _find_shards(path: Location) -> list[Location]:
@@ -322,7 +376,7 @@ def _folder(folder: Location, *, is_split: bool = False) -> Part:
             Finding(
                 shard=str(path),
                 what="the manifest does not list this shard",
-                remedy="remove it, or run `shardio index --force` to include it",
+                remedy=f"remove it, or {rewrite_manifest('to include it')}",
             )
             for path in there
             if path.name not in receipts
@@ -382,15 +436,15 @@ def _compare_document(path: Location, manifest: Manifest) -> list[Finding]:
     if "crc32" not in own and own.keys() < own_expected.keys():
         found.add(
             "the manifest has no checksum, so changes to it go unnoticed",
-            "run `shardio index --force` on the folder to add one",
+            rewrite_manifest("on the folder to add one"),
             severity="note",
         )
         own_expected.pop("crc32")
     changed = [name for name in expected if said.get(name) != expected[name]]
     if changed:
         found.add(
-            "the manifest was changed after shardio wrote it: " + ", ".join(map(repr, changed)),
-            "run `shardio index --force` on the folder to rewrite it",
+            "the manifest was changed after shardio wrote it: " + ", ".join(map(quoted, changed)),
+            rewrite_manifest("on the folder to rewrite it"),
         )
     return [*found.all()]
 
@@ -425,54 +479,3 @@ def _leftovers(folder: Location, shards: set[str]) -> list[Finding]:
                 what = "the shard of this index is missing"
                 add(path, what, "remove it, or fetch the shard again")
     return found
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FieldCheck:
-    """Check of the data of fields.
-
-    Attributes:
-        deep: whether to decode all data; otherwise only the header and the end of images are
-            checked.
-        max_pixels: maximum number of pixels of an image; see shardio.fields.limits.
-        types: field types by field name; other fields have their defaults.
-
-    Raises:
-        UsageError: invalid max_pixels.
-    """
-
-    deep: bool
-    max_pixels: int
-    types: Mapping[str, FieldType] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        whole_number("max_pixels", self.max_pixels, least=1)
-
-    def of(self, shard: ScopedShard) -> FieldCheck:
-        """Return the check of a shard, whose manifest may record types."""
-        return replace(self, types={**shard.types, **self.types})
-
-    def fault(self, field: str, data: memoryview) -> CodecError | None:
-        """Return the error in the data of a field, or None."""
-        try:
-            type_of(field, self.max_pixels, self.types).check(data, deep=self.deep)
-        except CodecError as error:
-            return error
-        except MemoryError:
-            return CodecError(
-                "this machine has too little memory to decode it",
-                remedy="verify it on a machine with more memory",
-            )
-        return None
-
-    def is_delivered(self, field: str, data: memoryview) -> bool:
-        """Tell whether readers deliver data that have their checksum and are not sound."""
-        try:
-            type_of(field, self.max_pixels, self.types).decode_verified(data)
-        except (CodecError, MemoryError):
-            return False
-        return True
-
-    def context(self) -> AbstractContextManager[None]:
-        """Return the context to run checks in."""
-        return decoding() if self.deep else nullcontext()

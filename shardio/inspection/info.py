@@ -25,6 +25,7 @@ from shardio.indexing.catalog import (
     Catalog,
     ShardEntry,
     ShardPaths,
+    find_splits,
     is_packed,
     list_parts,
     open_catalog,
@@ -467,7 +468,7 @@ def _find_splits(parts: Sequence[Path]) -> dict[str, Path]:
     refuse_unfinished(folder)
     if any(path.name.endswith(SHARD_SUFFIXES) for path in folder.iterdir()):
         return {}
-    return {path.name: path for path in sorted(folder.iterdir()) if is_packed(path)}
+    return {path.name: Path(path) for path in find_splits(folder)}
 
 
 def _number_of(sample: int | str, finder: KeyFinder | None, samples: int) -> int | None:

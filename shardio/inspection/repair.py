@@ -24,17 +24,23 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import IndexFileError, PackError, ShardioError, TarError, counted, quoted
+from shardio.errors import (
+    CodecError,
+    IndexFileError,
+    PackError,
+    ShardioError,
+    TarError,
+    counted,
+    quoted,
+)
 from shardio.fields.limits import MAX_PIXELS
 from shardio.fields.recorded import merge_types
 from shardio.indexing.manifest import MANIFEST_NAME, index_path
+from shardio.indexing.scan import MemberGroup, group_members
 from shardio.indexing.shard_index import ShardIndex, read_index
+from shardio.inspection.contents import FieldCheck
 from shardio.inspection.counts import general_name
-from shardio.inspection.findings import FieldCheck, Part, ScopedShard, find_parts
-from shardio.inspection.verify_shard import (
-    MemberGroup,
-    group_members,
-)
+from shardio.inspection.findings import Part, ScopedShard, find_parts
 from shardio.naming import split_member_name
 from shardio.packing.engine import Engine, Ticker, make_engine
 from shardio.packing.job import PackJob, PackSummary, Progress, run_job
@@ -310,12 +316,8 @@ class _Shard:
         self, key: str, fields: list[_Field], reason: str | None, *, verified: bool = False
     ) -> SourceSample | Problem:
         """Return the sample if its fields are valid, otherwise the problem."""
-        for name, place in fields if reason is None else ():
-            data = memoryview(self._data[place.offset : place.offset + place.size])
-            fault = self._check.fault(name, data)
-            if fault is not None and not (verified and self._check.is_delivered(name, data)):
-                reason = f"field {quoted(name)} at byte {place.offset}: {fault.what}"
-                break
+        if reason is None:
+            reason = self._fault(fields, verified=verified)
         if reason is not None:
             return self._problem(key, reason)
         return SourceSample(
@@ -323,6 +325,20 @@ class _Shard:
             path=f"{self._shard.path}: {key}",
             fields=tuple(SourceField(*field) for field in fields),
         )
+
+    def _fault(self, fields: list[_Field], *, verified: bool) -> str | None:
+        """Return why readers refuse a sample, or None."""
+        sample = self._check.sample(name for name, _ in fields)
+        offsets = {name: place.offset for name, place in fields}
+        for name, place in fields:
+            data = memoryview(self._data[place.offset : place.offset + place.size])
+            fault = sample.fault(name, data)
+            if fault is not None and not (verified and self._check.is_delivered(name, data)):
+                return f"field {quoted(name)} at byte {place.offset}: {fault.what}"
+        for name, result in sample.finish():
+            if isinstance(result, CodecError):
+                return f"field {quoted(name)} at byte {offsets[name]}: {result.what}"
+        return None
 
     def _problem(self, key: str, reason: str) -> Problem:
         return Problem(path=f"{self._shard.path}: {key}", reason=reason)

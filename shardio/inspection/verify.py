@@ -8,7 +8,7 @@ Keys with equal hashes are read again and compared.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +18,24 @@ from shardio.fields.base import FieldType
 from shardio.fields.defaults import given_types
 from shardio.fields.limits import MAX_PIXELS
 from shardio.indexing.catalog import ShardPaths
-from shardio.inspection.findings import FieldCheck, Finding, Part, Verification, find_parts
+from shardio.indexing.scan import group_members
+from shardio.inspection.contents import (
+    FieldCheck,
+    FieldTotals,
+    add_shards,
+    notes_of,
+    statistics_of,
+)
+from shardio.inspection.findings import (
+    Finding,
+    Part,
+    Verification,
+    find_parts,
+    rewrite_manifest,
+)
 from shardio.inspection.verify_shard import (
-    KEEP_FIRST,
     ShardReport,
-    group_members,
+    keep_first,
     open_plain,
     task_of,
     verify_shard,
@@ -55,7 +68,8 @@ def verify(
     Args:
         source: packed folder, folder of splits or tars, tar, glob or pattern, or a list of these.
         storage: storage of the source, see shardio.storage.base; None reads local files.
-        deep: whether to decode every field, which detects most corruption without checksums.
+        deep: whether to decode every field, which detects most corruption without checksums, and
+            to compare masks, depth, boxes and points with the picture of their sample.
         fields: field types, as ShardDataset takes them; other fields keep those of the folder.
         allow_empty: whether to accept tars whose members belong to no sample.
         max_pixels: maximum number of pixels of an image; see shardio.fields.limits.
@@ -64,7 +78,7 @@ def verify(
             megabytes just read.
 
     Returns:
-        Counts and findings.
+        Counts, findings, and statistics of the fields if `deep`.
 
     Raises:
         UsageError: an argument is invalid, or the source does not exist.
@@ -77,25 +91,39 @@ def verify(
     tasks = [task_of(shard, check, allow_empty=allow_empty) for some in shards for shard in some]
     advance = progress(sum(map(len, tasks))) if progress else None
     reports = engine.run(verify_shard, tasks, advance)
-    names = [task.shard.path for task in tasks]
-    repeated = _repeated_keys(names, reports, engine)
+    repeated = _repeated_keys([task.shard.path for task in tasks], reports, engine)
     findings: list[Finding] = []
+    totals: list[dict[str, FieldTotals]] = []
     done = 0
     for part, some in zip(parts, shards, strict=True):
-        own = range(done, done + len(some))
+        own = slice(done, done + len(some))
         done += len(some)
-        findings += part.findings
-        for number in own:
-            findings += [*reports[number].findings, *repeated[number]]
-        of_part = [reports[number] for number in own]
-        findings += [*_manifest_fields(part, of_part), *_lacking_fields(part.path, of_part)]
+        totals.append(add_shards(report.totals for report in reports[own]))
+        findings += _findings_of(part, reports[own], repeated[own], totals[-1])
     return Verification(
         shards=len(reports),
         samples=sum(len(report.hashes) for report in reports),
         members=sum(report.members for report in reports),
         bytes=sum(report.bytes for report in reports),
         findings=tuple(findings),
+        statistics=statistics_of(add_shards(totals), check),
     )
+
+
+def _findings_of(
+    part: Part,
+    reports: Sequence[ShardReport],
+    repeated: Sequence[Sequence[Finding]],
+    totals: Mapping[str, FieldTotals],
+) -> Iterator[Finding]:
+    """Yield the findings about a part, its shards in order, and what they hold together."""
+    yield from part.findings
+    for report, again in zip(reports, repeated, strict=True):
+        yield from report.findings
+        yield from again
+    yield from _manifest_fields(part, reports)
+    yield from _lacking_fields(part.path, reports)
+    yield from notes_of(totals)
 
 
 def _manifest_fields(part: Part, reports: Sequence[ShardReport]) -> Iterable[Finding]:
@@ -107,7 +135,7 @@ def _manifest_fields(part: Part, reports: Sequence[ShardReport]) -> Iterable[Fin
             shard=str(part.path),
             what=f"the manifest lists the fields {', '.join(map(shown, part.manifest.fields))}, "
             f"but the shards have {', '.join(map(shown, fields))}",
-            remedy="run `shardio index --force` on the folder",
+            remedy=rewrite_manifest("on the folder"),
         )
 
 
@@ -162,11 +190,11 @@ def _read_keys(task: _KeysTask, ticker: Ticker) -> list[str]:
 
 def _repeated_keys(
     names: Sequence[Location], reports: Sequence[ShardReport], engine: Engine
-) -> dict[int, list[Finding]]:
+) -> list[list[Finding]]:
     """Find keys that occur in an earlier shard.
 
     Returns:
-        Findings by number of the later shard.
+        Findings of each shard, the later one of two.
     """
     pairs = _equal_hashes(reports)
     wanted: dict[int, set[int]] = defaultdict(set)
@@ -184,7 +212,7 @@ def _repeated_keys(
         )
         for offset, key in zip(task.offsets, some, strict=True)
     }
-    found: dict[int, list[Finding]] = defaultdict(list)
+    found: list[list[Finding]] = [[] for _ in reports]
     for first, again in pairs:
         if keys[first] == keys[again]:
             found[again[0]].append(
@@ -193,7 +221,7 @@ def _repeated_keys(
                     key=keys[again],
                     offset=again[1],
                     what=f"a sample in {names[first[0]]} has the same key",
-                    remedy=KEEP_FIRST,
+                    remedy=keep_first(),
                 )
             )
     return found

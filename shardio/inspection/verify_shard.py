@@ -27,14 +27,28 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import IndexFileError, ShardioError, TarError, counted, quoted
+from shardio.errors import (
+    CodecError,
+    IndexFileError,
+    ShardioError,
+    TarError,
+    counted,
+    in_words,
+    quoted,
+)
 from shardio.indexing.manifest import index_path
 from shardio.indexing.publish import refuse_compressed
-from shardio.indexing.scan import NAME_FIELDS, describe_no_samples
+from shardio.indexing.scan import (
+    MemberGroup,
+    NoSample,
+    describe_no_samples,
+    group_members,
+    name_fields,
+)
 from shardio.indexing.shard_index import ShardIndex, read_index
+from shardio.inspection.contents import FieldCheck, FieldTotals, Place, Statistics
 from shardio.inspection.counts import FieldSet, count_field_sets
-from shardio.inspection.findings import FieldCheck, Finding, Findings, ScopedShard
-from shardio.naming import split_member_name
+from shardio.inspection.findings import Finding, Findings, ScopedShard
 from shardio.packing.engine import Ticker
 from shardio.packing.listing import hash_key
 from shardio.storage.base import StoredBytes
@@ -42,13 +56,26 @@ from shardio.storage.compression import decompress, find_compression
 from shardio.storage.local import FileBytes
 from shardio.storage.location import Location
 from shardio.storage.temporary import explained
-from shardio.tar.header import DIRECTORY, FILE, padded
+from shardio.tar.header import padded
 from shardio.tar.reader import Members
 from shardio.tar.salvage import Gap, walk_members
 
-_SAVE = "write the intact samples to a new folder with `shardio verify --fix`"
-_AGAIN = f"download or pack it again, or {_SAVE}"
-KEEP_FIRST = "rename one, or keep the first with `shardio verify --fix`"
+
+def _fix() -> str:
+    return in_words("`shardio.repair`", "`shardio verify --fix`")
+
+
+def keep_first() -> str:
+    """Return the advice for keys that occur twice."""
+    return f"rename one, or keep the first with {_fix()}"
+
+
+def _save() -> str:
+    return f"write the intact samples to a new folder with {_fix()}"
+
+
+def _again() -> str:
+    return f"download or pack it again, or {_save()}"
 
 
 class _Lost(NamedTuple):
@@ -137,7 +164,7 @@ class Comparison:
             self._found.add(
                 f"the shard has {counted(samples, 'sample')}, but the index says "
                 f"{len(self._index):,}",
-                _AGAIN,
+                _again(),
             )
         return bool(behind or lost or gaps)
 
@@ -172,7 +199,7 @@ class Comparison:
 
     def _add(self, what: str, key: str, field: str, offset: int) -> None:
         self.differences += 1
-        self._found.add(what, _AGAIN, key=key, field=field, offset=offset)
+        self._found.add(what, _again(), key=key, field=field, offset=offset)
 
 
 def _add_gap(gap: Gap, found: Findings, lost: Sequence[_Lost] = ()) -> None:
@@ -190,62 +217,11 @@ def _add_gap(gap: Gap, found: Findings, lost: Sequence[_Lost] = ()) -> None:
         what += f", and bytes {gap.start} to {gap.end} belong to no member"
     found.add(
         what,
-        f"{gap.error.remedy}, or {_SAVE}",
+        f"{gap.error.remedy}, or {_save()}",
         key=first and first.key,
         field=first and first.field,
         offset=gap.start,
     )
-
-
-class MemberGroup(NamedTuple):
-    """Adjacent members with one key.
-
-    Attributes:
-        key: key of the sample.
-        members: number of the member by field; the first one if there are several.
-        repeated: fields that occur again, and the numbers of those members.
-    """
-
-    key: str
-    members: dict[str, int]
-    repeated: list[tuple[str, int]]
-
-
-class NoSample(NamedTuple):
-    """Member that belongs to no sample.
-
-    Attributes:
-        number: number of the member in the shard.
-        name: name of the member as text.
-        is_file: whether the member has data; False for links and devices.
-    """
-
-    number: int
-    name: str
-    is_file: bool
-
-
-def group_members(members: Members) -> tuple[list[MemberGroup], list[NoSample]]:
-    """Group the members of a shard into samples.
-
-    Returns:
-        The groups in order, and the members that belong to no sample, without folders.
-    """
-    groups: list[MemberGroup] = []
-    others: list[NoSample] = []
-    for number, (raw, kind) in enumerate(zip(members.names, members.kinds, strict=True)):
-        if kind == DIRECTORY[0]:
-            continue
-        name = raw.decode("utf-8", "surrogateescape")
-        split = split_member_name(name)
-        if split is None or kind != FILE[0]:
-            others.append(NoSample(number, name, kind == FILE[0] or split is None))
-            continue
-        if not groups or groups[-1].key != split.key:
-            groups.append(MemberGroup(split.key, {}, []))
-        if groups[-1].members.setdefault(split.field, number) != number:
-            groups[-1].repeated.append((split.field, number))
-    return groups, others
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -330,6 +306,7 @@ class ShardReport:
         field_sets: samples by the fields they have; fields of images count as one.
         hashes: hashes of the keys, uint64 [samples].
         offsets: offset of the data of each sample's first member, int64 [samples].
+        totals: totals of the fields, by name.
         findings: findings about the shard and its index.
     """
 
@@ -340,6 +317,7 @@ class ShardReport:
     field_sets: Mapping[frozenset[str], FieldSet] = field(default_factory=dict)
     hashes: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
     offsets: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    totals: Mapping[str, FieldTotals] = field(default_factory=dict)
     findings: tuple[Finding, ...]
 
 
@@ -370,7 +348,7 @@ def verify_shard(task: VerifyTask, ticker: Ticker) -> ShardReport:
             try:
                 refuse_compressed(Path(task.shard.path))
             except IndexFileError as error:
-                found.add(error.what, f"{error.remedy}, or {_SAVE}")
+                found.add(error.what, f"{error.remedy}, or {_save()}")
         with open_plain(task.shard.path) as (data, fault), task.check.context():
             if fault is None:
                 try:
@@ -378,9 +356,9 @@ def verify_shard(task: VerifyTask, ticker: Ticker) -> ShardReport:
                 except ShardioError as error:  # the shard was truncated just now
                     found.add_error(error)
             else:
-                found.add(fault.what, f"{fault.remedy}, or {_SAVE}")
+                found.add(fault.what, f"{fault.remedy}, or {_save()}")
     except OSError as error:
-        found.add(f"the shard cannot be read ({error.strerror or error})", _AGAIN)
+        found.add(f"the shard cannot be read ({error.strerror or error})", _again())
     return ShardReport(findings=found.all())
 
 
@@ -426,9 +404,11 @@ def _verify_data(
     samples = _verify_names(groups, walk.members, found)
     _verify_others(others, walk.members, found)
     if len(walk.members) and not samples and not task.allow_empty:
-        found.add(describe_no_samples(walk.members), NAME_FIELDS)
+        found.add(describe_no_samples(walk.members), name_fields())
     comparison = None if index is None else Comparison(index, found)
-    digest, is_padded = _read_through(task, data, walk.members, groups, comparison, found, ticker)
+    contents = _Contents(task, comparison, found)
+    digest, padding = _read_through(task, data, walk.members, groups, contents, ticker)
+    _describe_padding(padding, task.shard, found)
     if comparison is not None:
         incomplete = comparison.finish(samples=len(samples), data=data, gaps=walk.gaps)
         changed = comparison.differences > 0
@@ -436,7 +416,7 @@ def _verify_data(
         for gap in walk.gaps:
             _add_gap(gap, found)
         incomplete = changed = bool(walk.gaps)
-    if not changed and is_padded:
+    if not changed and not padding:
         _compare_whole(task.shard, index, len(data), digest, len(samples), found)
     return ShardReport(
         members=len(walk.members),
@@ -446,6 +426,7 @@ def _verify_data(
         field_sets=count_field_sets({key: each.fields for key, each in samples.items()}),
         hashes=np.array([hash_key(key) for key in samples], np.uint64),
         offsets=np.array([sample.offset for sample in samples.values()], np.int64),
+        totals=contents.statistics.totals(),
         findings=found.all(),
     )
 
@@ -465,7 +446,7 @@ def _verify_names(
         for name, number in group.repeated:
             found.add(
                 "the sample has this field twice",
-                f"rename one of the members, or {_SAVE}",
+                f"rename one of the members, or {_save()}",
                 key=group.key,
                 field=name,
                 offset=int(members.offsets[number]),
@@ -475,14 +456,14 @@ def _verify_names(
             if earlier.fields:
                 found.add(
                     "the members of this sample are not adjacent",
-                    f"pack the shard again with its members sorted by name, or {_SAVE}",
+                    f"pack the shard again with its members sorted by name, or {_save()}",
                     key=group.key,
                     offset=offset,
                 )
         else:
             found.add(
                 f"the sample at byte {earlier.offset} has the same key",
-                KEEP_FIRST,
+                keep_first(),
                 key=group.key,
                 offset=offset,
             )
@@ -514,55 +495,108 @@ def _read_through(
     data: StoredBytes,
     members: Members,
     groups: Sequence[MemberGroup],
-    comparison: Comparison | None,
-    found: Findings,
+    contents: _Contents,
     ticker: Ticker,
-) -> tuple[str, bool]:
-    """Read all bytes once; return the SHA-256, and whether the padding is zeros."""
-    names: dict[int, tuple[str, str]] = {}
+) -> tuple[str, list[int]]:
+    """Read all bytes once; return the SHA-256, and the offsets of padding that is not zeros."""
+    names: dict[int, tuple[MemberGroup, str]] = {}
     for group in groups:
         for name, number in (*group.members.items(), *group.repeated):
-            names[number] = (group.key, name)
+            names[number] = (group, name)
     padding: list[int] = []
-    delivered: list[int] = []
-    has_sums = comparison is not None and comparison.has_checksums
     hashing = _Hashing(data, len(task), ticker)
     places = zip(members.offsets.tolist(), members.sizes.tolist(), strict=True)
     for number, (offset, size) in enumerate(places):
         hashing.go_to(offset + padded(size))
         if data[offset + size : offset + padded(size)].strip(b"\0"):
             padding.append(offset + size)
-        if number not in names:
-            continue
-        key, name = names[number]
-        content = memoryview(data[offset : offset + size])
-        if comparison is not None and not comparison.compare(key, name, offset, content):
-            continue
-        fault = task.check.fault(name, content)
-        if fault is not None and has_sums and task.check.is_delivered(name, content):
-            delivered.append(offset)
-        elif fault is not None:
-            remedy = fault.remedy or _AGAIN
-            found.add(fault.what, remedy, key=key, field=name, offset=offset)
+        if number in names:
+            content = memoryview(data[offset : offset + size])
+            contents.look_at(*names[number], offset, content)
     hashing.go_to(len(data))
-    digest = hashing.finish()
-    if delivered:
+    contents.finish()
+    return hashing.finish(), padding
+
+
+class _Contents:
+    """Check of the data of members, sample by sample.
+
+    Args:
+        task: shard to verify.
+        comparison: comparison with the index, if there is one.
+        found: collection for the findings.
+
+    Attributes:
+        statistics: statistics of the fields.
+    """
+
+    def __init__(self, task: VerifyTask, comparison: Comparison | None, found: Findings) -> None:
+        self._shard = str(task.shard.path)
+        self._check = task.check
+        self._comparison = comparison
+        self._found = found
+        self._group: MemberGroup | None = None
+        self._sample = task.check.sample(())
+        self._offsets: dict[str, int] = {}
+        self._delivered: list[int] = []
+        self.statistics = Statistics()
+
+    def look_at(self, group: MemberGroup, name: str, offset: int, content: memoryview) -> None:
+        """Check the data of a member."""
+        if group is not self._group:
+            self._end_sample()
+            self._group, self._sample = group, self._check.sample(group.members)
+        comparison = self._comparison
+        if comparison is not None and not comparison.compare(group.key, name, offset, content):
+            return
+        self._offsets[name] = offset
+        fault = self._sample.fault(name, content)
+        if fault is None:
+            return
+        has_sum = comparison is not None and comparison.has_checksums
+        if has_sum and self._check.is_delivered(name, content):
+            self._delivered.append(offset)
+        else:
+            self._add(fault, group.key, name, offset)
+
+    def finish(self) -> None:
+        """Check the last sample, and add what is said once for the shard."""
+        self._end_sample()
+        if self._delivered:
+            self._found.add(
+                f"{counted(len(self._delivered), 'field')} with bytes too many behind the data, as "
+                "damaged ones have them, but with the checksums of what was packed",
+                "they are delivered; compare them with their source if in doubt",
+                severity="note",
+                offset=self._delivered[0],
+            )
+
+    def _end_sample(self) -> None:
+        """Check the fields of the current sample together."""
+        if self._group is None:
+            return
+        key = self._group.key
+        for name, result in self._sample.finish():
+            if isinstance(result, CodecError):
+                self._add(result, key, name, self._offsets[name])
+            else:
+                self.statistics.add(name, result, Place(self._shard, key, self._offsets[name]))
+        self._offsets.clear()
+
+    def _add(self, fault: CodecError, key: str, name: str, offset: int) -> None:
+        remedy = fault.remedy or _again()
+        self._found.add(fault.what, remedy, key=key, field=name, offset=offset)
+
+
+def _describe_padding(offsets: Sequence[int], shard: ScopedShard, found: Findings) -> None:
+    if offsets:
         found.add(
-            f"{counted(len(delivered), 'field')} with bytes too many behind the data, as damaged "
-            "ones have them, but with the checksums of what was packed",
-            "they are delivered; compare them with their source if in doubt",
-            severity="note",
-            offset=delivered[0],
-        )
-    if padding:
-        found.add(
-            f"the padding after the data of {counted(len(padding), 'member')} is not zero",
+            f"the padding after the data of {counted(len(offsets), 'member')} is not zero",
             "readers skip it, but no tool writes such bytes, so the shard may be corrupt; "
             "download or pack it again",
-            severity="note" if task.shard.receipt is None else "problem",
-            offset=padding[0],
+            severity="note" if shard.receipt is None else "problem",
+            offset=offsets[0],
         )
-    return digest, not padding
 
 
 class _Hashing:
@@ -622,10 +656,10 @@ def _compare_whole(
     if size != expected[0]:
         found.add(
             f"the shard has {counted(size, 'byte')}, but the {by} says {expected[0]:,}{intact}",
-            _AGAIN,
+            _again(),
         )
     elif digest != expected[1]:
-        found.add(f"the SHA-256 of the shard is not that in the {by}{intact}", _AGAIN)
+        found.add(f"the SHA-256 of the shard is not that in the {by}{intact}", _again())
     elif receipt is not None and samples != receipt.samples:
         found.add(
             f"the shard has {counted(samples, 'sample')}, but the manifest says "

@@ -25,12 +25,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from shardio.indexing.shard_index import are_aligned
 from shardio.planning.epoch import References
 from shardio.processes import new_lock
 from shardio.reading.shards import Entries, OpenShard, Places, ShardPool
 from shardio.storage.base import StoredFile
 from shardio.storage.copying import RowCopier
-from shardio.storage.local import BLOCK
 
 MOST_SHORT = 24
 """Bytes of a member, up to which members may differ in size."""
@@ -312,7 +312,7 @@ def _widths(places: Places) -> list[int]:
     """
     most = places.sizes.max(axis=1)
     unlike = (most > MOST_SHORT) & (places.sizes.min(axis=1) < most)
-    if unlike.any() or (most <= 0).any() or (places.offsets % BLOCK).any():
+    if unlike.any() or (most <= 0).any() or not are_aligned(places.offsets):
         return []
     if places.headers is not None and np.ptp(places.offsets - places.firsts):
         return []

@@ -81,6 +81,11 @@ class Compression(NamedTuple):
     opener: Callable[[], Opened]
     extra: str | None = None
 
+    @property
+    def way_out(self) -> str:
+        """Advice to users whose file must not be compressed."""
+        return f"decompress it with `{self.name} -d`"
+
 
 def _open_gzip() -> Opened:
     import zlib  # noqa: PLC0415  as its peers

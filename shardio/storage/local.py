@@ -37,9 +37,6 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-BLOCK = 512
-"""Bytes that tars are made of."""
-
 _PIECE = 1 << 20  # bytes that are copied at once
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/|(pipe):")

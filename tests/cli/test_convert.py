@@ -61,7 +61,11 @@ def test_the_summary_is_printed_as_json(folder: Path) -> None:
         (["a.tar", "out"], 2, "Missing option '--to'"),
         (["a.tar", "out", "--to", "zip"], 2, "'zip' is not one of 'tfrecord', 'wids', 'dali'"),
         (["a.tar", "out", "--to", "tfrecord", "--feature", "x"], 2, "'x' is not a pair of a field"),
-        (["a.tar", "out", "--to", "dali", "--feature", "x=y"], 2, "features require to='tfrecord'"),
+        (
+            ["a.tar", "out", "--to", "dali", "--feature", "x=y"],
+            2,
+            "--feature is for --to tfrecord only",
+        ),
         (["a.tar", "a.tar", "--to", "tfrecord"], 1, "shardio: a.tar: "),
     ],
 )

@@ -85,7 +85,7 @@ def test_plan_counts_the_shards_of_each_node(packed: Path) -> None:
     assert own["bytes_read"] == pytest.approx(1.0)
     assert own["nodes"][0]["window_bytes"] == pytest.approx(size / 2, rel=0.01)
     assert shared["nodes"][0]["window_bytes"] == pytest.approx(size / 4, rel=0.01)
-    assert any("streams=4 gives each node a share" in text for text in shared["warnings"])
+    assert any("--streams 4 gives each node a share" in text for text in shared["warnings"])
     assert not any("streams" in text for text in own["warnings"])
 
 
@@ -148,11 +148,11 @@ def test_plan_warns_of_what_hurts(images: Path, tmp_path: Path) -> None:
     )
     warnings = plan(tmp_path / "sorted", *options)["warnings"]
     for wanted in (
-        "every node reads every shard; streams=12 gives each node a share",
+        "every node reads every shard; --streams 12 gives each node a share",
         "10 shards for 12 nodes are too few; pack at least 10 for each",
         "2 of 3 workers have no step to take",
         "a window holds 0.1 global batches; a larger window mixes better",
-        'windows hold one class only; pack with shuffling, or use shuffle="full"',
+        "windows hold one class only; pack with shuffling, or use --shuffle full",
     ):
         assert wanted in warnings
 
@@ -287,8 +287,8 @@ def test_options_and_defaults_are_those_of_the_dataset(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "give either batch_size or global_batch_size"),
-        (["--batch-size", "4", "--global-batch-size", "4"], "give either batch_size or global"),
+        ([], "give either --batch-size or --global-batch-size"),
+        (["--batch-size", "4", "--global-batch-size", "4"], "give either --batch-size or --global"),
         (["--global-batch-size", "10", "--ranks", "3"], "10 does not divide among 3 ranks"),
     ],
 )

@@ -30,8 +30,29 @@ def out(packed: Path, tmp_path: Path) -> Path:
 
 
 def test_a_sound_folder_gets_one_line_and_exit_code_0(packed: Path) -> None:
-    done = run(packed, "--deep", "--jobs", "1")
+    done = run(packed, "--jobs", "1")
     assert (done.exit_code, done.stdout) == (0, "8 shards, 600 samples, 1.2 MB: sound\n")
+
+
+def test_a_deep_look_shows_classes_and_ranges(packed: Path) -> None:
+    done = run(packed, "--deep", "--jobs", "1")
+    assert done.exit_code == 0
+    lines = done.stdout.splitlines()
+    assert lines[2].split() == ["cls", "cls", "600", "600", "labels", "10", "classes"]
+    assert lines[4] == "Classes of cls:"
+    assert lines[8].split() == ["0", "60", "10.0%"]
+    assert lines[-1] == "8 shards, 600 samples, 1.2 MB: sound"
+    (found,) = json.loads(run(packed, "--deep", "--json").stdout)["statistics"]
+    assert (found["name"], found["samples"], found["complete"]) == ("cls", 600, True)
+    assert found["classes"] == [{"number": n, "values": 60, "samples": 60} for n in range(10)]
+    assert json.loads(run(packed, "--json").stdout)["statistics"] == []
+
+
+def test_no_more_than_20_classes_of_a_field_are_shown(tmp_path: Path) -> None:
+    shard = make_shard(tmp_path / "a.tar", {f"{n}": {"cls": b"%d" % n} for n in range(23)})
+    lines = run(shard, "--deep").stdout.splitlines()
+    assert "and 3 more classes; --json has all" in lines
+    assert sum(line.endswith("4.3%") for line in lines) == 20
 
 
 def test_problems_get_a_line_each_and_exit_code_1(out: Path) -> None:

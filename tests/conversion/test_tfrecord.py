@@ -390,10 +390,10 @@ def test_a_shard_that_changed_after_it_was_indexed_is_noticed(tmp_path: Path) ->
     [
         ({"to": "zip"}, "to='zip': it must be 'tfrecord', 'wids', 'dali' or 'energon'"),
         ({"to": "tfrecord", "out": None}, "TFRecord files require an output folder"),
-        ({"to": "dali", "features": ["jpg=x"]}, "features require to='tfrecord'"),
+        ({"to": "dali", "features": ["jpg=x"]}, "features is for to='tfrecord' only"),
         ({"to": "tfrecord", "features": ["png=x"]}, "no field 'png'; the fields are cls, jpg, "),
         ({"to": "tfrecord", "features": ["jpg=label"]}, "would become the feature 'label'"),
-        ({"to": "tfrecord", "features": ["=x"]}, "'=x' has no field name"),
+        ({"to": "tfrecord", "features": ["=x"]}, "features='=x': it has no field name"),
         ({"to": "tfrecord", "jobs": 0}, "jobs=0: it must be a whole number"),
     ],
 )
@@ -420,7 +420,7 @@ def test_shards_that_would_become_one_file_are_refused(tmp_path: Path) -> None:
 
 def test_tfrecord_files_are_for_pack(packed: Path, tmp_path: Path) -> None:
     shardio.convert(packed, tmp_path / "records", to="tfrecord")
-    with pytest.raises(shardio.PackError, match=r"`shardio pack .*records OUT --shards N` to make"):
+    with pytest.raises(shardio.PackError, match=r"shardio\.pack\('.*records', OUT, shards=N\)"):
         shardio.convert(tmp_path / "records", tmp_path / "out", to="tfrecord")
 
 
