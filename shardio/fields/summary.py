@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MOST_CLASSES = 10_000
 """Number of class numbers, the smallest ones, that are counted for a field."""
 
-_AT_ONCE = 1 << 20  # values of one byte
+_AT_ONCE = 1 << 16  # values of one byte, which NumPy widens to count them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,8 @@ def summarize_numbers(values: NDArray[Any], unit: str) -> FieldSummary:
         values: real numbers or booleans of any shape.
         unit: plural name of a number.
     """
-    finite = values if values.dtype.kind != "f" else values[np.isfinite(values)]
+    sound = np.isfinite(values)
+    finite = values if sound.all() else values[sound]
     return FieldSummary(
         unit=unit,
         values=values.size,

@@ -223,6 +223,8 @@ class FieldTotals:
     """Sum of the summaries of a field.
 
     Attributes:
+        name: name of the field.
+        kind: name of its type.
         unit: plural name of what is counted.
         samples: number of samples.
         values: number of values.
@@ -234,6 +236,8 @@ class FieldTotals:
         notes: values with notes, by note.
     """
 
+    name: str
+    kind: str
     unit: str
     samples: int
     values: int
@@ -244,7 +248,7 @@ class FieldTotals:
     notes: Mapping[tuple[str, str], Noted]
 
 
-def totals_of(summary: FieldSummary, place: Place) -> FieldTotals:
+def totals_of(name: str, kind: str, summary: FieldSummary, place: Place) -> FieldTotals:
     """Return the totals of one value."""
     classes = None
     if summary.classes is not None:
@@ -252,6 +256,8 @@ def totals_of(summary: FieldSummary, place: Place) -> FieldTotals:
         values = np.array([summary.classes[number] for number in numbers.tolist()], np.int64)
         classes = np.stack([numbers, values, np.ones_like(numbers)])[:, :MOST_CLASSES]
     return FieldTotals(
+        name=name,
+        kind=kind,
         unit=summary.unit,
         samples=1,
         values=int(summary.values),
@@ -281,6 +287,8 @@ def add_totals(parts: Sequence[FieldTotals]) -> FieldTotals:
                 before.values + noted.values, before.samples + noted.samples, before.first
             )
     return FieldTotals(
+        name=parts[0].name,
+        kind=parts[0].kind,
         unit=parts[0].unit,
         samples=sum(part.samples for part in parts),
         values=sum(part.values for part in parts),
@@ -308,41 +316,38 @@ class Statistics:
     """Totals of the fields of a shard while it is read."""
 
     def __init__(self) -> None:
-        self._parts: dict[str, list[FieldTotals]] = {}
-        self._waiting: dict[str, int] = {}
+        self._parts: list[FieldTotals] = []
+        self._waiting = 0
 
-    def add(self, name: str, summary: FieldSummary, place: Place) -> None:
-        """Add the summary of a value."""
-        parts = self._parts.setdefault(name, [])
-        parts.append(totals_of(summary, place))
-        size = 1 + len(summary.classes or ()) * _AT_ONCE // MOST_CLASSES
-        self._waiting[name] = self._waiting.get(name, 0) + size
-        if self._waiting[name] > _AT_ONCE:
-            parts[:], self._waiting[name] = [add_totals(parts)], 0
+    def add(self, name: str, kind: str, summary: FieldSummary, place: Place) -> None:
+        """Add the summary of a value; see totals_of."""
+        self._parts.append(totals_of(name, kind, summary, place))
+        self._waiting += 1 + len(summary.classes or ()) * _AT_ONCE // MOST_CLASSES
+        if self._waiting > _AT_ONCE:
+            self._parts, self._waiting = [*self.totals()], 0
 
-    def totals(self) -> dict[str, FieldTotals]:
-        """Return the totals by field."""
-        return {name: add_totals(parts) for name, parts in self._parts.items()}
+    def totals(self) -> tuple[FieldTotals, ...]:
+        """Return the totals by name of the field."""
+        return add_up(self._parts)
 
 
-def add_shards(shards: Iterable[Mapping[str, FieldTotals]]) -> dict[str, FieldTotals]:
-    """Add up the totals of shards, by field."""
-    parts: dict[str, list[FieldTotals]] = {}
-    for totals in shards:
-        for name, each in totals.items():
-            parts.setdefault(name, []).append(each)
-    return {name: add_totals(each) for name, each in sorted(parts.items())}
+def add_up(parts: Iterable[FieldTotals]) -> tuple[FieldTotals, ...]:
+    """Add up totals of the same field, type and unit, in the order of their samples."""
+    alike: dict[tuple[str, str, str], list[FieldTotals]] = {}
+    for part in parts:
+        alike.setdefault((part.name, part.kind, part.unit), []).append(part)
+    return tuple(add_totals(each) for _, each in sorted(alike.items()))
 
 
-def notes_of(totals: Mapping[str, FieldTotals]) -> Iterator[Finding]:
+def notes_of(totals: Iterable[FieldTotals]) -> Iterator[Finding]:
     """Yield a finding for each note of each field."""
-    for name, each in totals.items():
+    for each in totals:
         for (what, remedy), noted in each.notes.items():
             yield Finding(
                 severity="note",
                 shard=noted.first.shard,
                 key=noted.first.key,
-                field=name,
+                field=each.name,
                 offset=noted.first.offset,
                 what=f"{noted.values:,} of {each.values:,} {each.unit}, in "
                 f"{counted(noted.samples, 'sample')}, {what}, this one first",
@@ -350,14 +355,12 @@ def notes_of(totals: Mapping[str, FieldTotals]) -> Iterator[Finding]:
             )
 
 
-def statistics_of(
-    totals: Mapping[str, FieldTotals], check: FieldCheck
-) -> tuple[FieldStatistics, ...]:
+def statistics_of(totals: Iterable[FieldTotals]) -> tuple[FieldStatistics, ...]:
     """Return the statistics of the fields that have any."""
     return tuple(
         FieldStatistics(
-            name=name,
-            kind=check.type_of(name).name,
+            name=each.name,
+            kind=each.kind,
             samples=each.samples,
             unit=each.unit,
             values=each.values,
@@ -367,7 +370,7 @@ def statistics_of(
             classes=_shares(each.classes),
             complete=each.classes is None or int(each.classes[1].sum()) == each.values,
         )
-        for name, each in totals.items()
+        for each in totals
         if each.classes is not None or each.low is not None or each.counts
     )
 

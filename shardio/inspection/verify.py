@@ -22,7 +22,7 @@ from shardio.indexing.scan import group_members
 from shardio.inspection.contents import (
     FieldCheck,
     FieldTotals,
-    add_shards,
+    add_up,
     notes_of,
     statistics_of,
 )
@@ -93,12 +93,12 @@ def verify(
     reports = engine.run(verify_shard, tasks, advance)
     repeated = _repeated_keys([task.shard.path for task in tasks], reports, engine)
     findings: list[Finding] = []
-    totals: list[dict[str, FieldTotals]] = []
+    totals: list[tuple[FieldTotals, ...]] = []
     done = 0
     for part, some in zip(parts, shards, strict=True):
         own = slice(done, done + len(some))
         done += len(some)
-        totals.append(add_shards(report.totals for report in reports[own]))
+        totals.append(add_up(each for report in reports[own] for each in report.totals))
         findings += _findings_of(part, reports[own], repeated[own], totals[-1])
     return Verification(
         shards=len(reports),
@@ -106,7 +106,7 @@ def verify(
         members=sum(report.members for report in reports),
         bytes=sum(report.bytes for report in reports),
         findings=tuple(findings),
-        statistics=statistics_of(add_shards(totals), check),
+        statistics=statistics_of(add_up(each for part in totals for each in part)),
     )
 
 
@@ -114,7 +114,7 @@ def _findings_of(
     part: Part,
     reports: Sequence[ShardReport],
     repeated: Sequence[Sequence[Finding]],
-    totals: Mapping[str, FieldTotals],
+    totals: Sequence[FieldTotals],
 ) -> Iterator[Finding]:
     """Yield the findings about a part, its shards in order, and what they hold together."""
     yield from part.findings

@@ -317,7 +317,7 @@ class ShardReport:
     field_sets: Mapping[frozenset[str], FieldSet] = field(default_factory=dict)
     hashes: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
     offsets: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    totals: Mapping[str, FieldTotals] = field(default_factory=dict)
+    totals: tuple[FieldTotals, ...] = ()
     findings: tuple[Finding, ...]
 
 
@@ -580,7 +580,8 @@ class _Contents:
             if isinstance(result, CodecError):
                 self._add(result, key, name, self._offsets[name])
             else:
-                self.statistics.add(name, result, Place(self._shard, key, self._offsets[name]))
+                kind, place = self._check.type_of(name).name, self._offsets[name]
+                self.statistics.add(name, kind, result, Place(self._shard, key, place))
         self._offsets.clear()
 
     def _add(self, fault: CodecError, key: str, name: str, offset: int) -> None:

@@ -21,6 +21,7 @@ from shardio.cli import commands
 from shardio.fields.annotations import Boxes, MultiLabel, Points
 from shardio.fields.pictures import Depth, Mask
 from shardio.fields.summary import MOST_CLASSES
+from shardio.inspection.contents import Place, add_up, notes_of, statistics_of, totals_of
 from shardio.inspection.findings import FieldStatistics, Verification
 from shardio.testing import make_shard
 
@@ -292,6 +293,30 @@ def test_a_type_of_a_user_contributes_in_all_processes(tmp_path: Path) -> None:
     assert (told.kind, told.low, told.high, told.counts) == ("celsius", -10, 150, {"freezing": 1})
     assert counts_of(told) == {0: (1, 1), 1: (2, 2)}
     assert json.dumps([told.low, told.counts])
+
+
+def test_totals_do_not_depend_on_how_they_are_divided() -> None:
+    numbers = np.random.default_rng(5)
+    parts = []
+    for place in range(300):
+        classes = dict.fromkeys(numbers.integers(0, 3 * MOST_CLASSES, 90).tolist(), 2)
+        summary = shardio.FieldSummary(
+            values=200,
+            classes=classes,
+            low=float(numbers.normal()),
+            counts={"odd": place % 3},
+            notes={("are odd", "look"): place % 5} if place % 5 else {},
+        )
+        parts.append(totals_of("f", "kind", summary, Place("shard", str(place), place)))
+    (whole,) = add_up(parts)
+    for size in (1, 7, 299):
+        groups = [add_up(parts[at : at + size]) for at in range(0, len(parts), size)]
+        (divided,) = add_up(each for group in groups for each in group)
+        assert statistics_of([divided]) == statistics_of([whole])
+        assert [*notes_of([divided])] == [*notes_of([whole])]
+    (note,) = notes_of([whole])
+    assert note.key == "1"
+    assert not statistics_of([whole])[0].complete
 
 
 # Words
