@@ -28,7 +28,7 @@ from shardio.indexing.shard_index import ShardIndex
 from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, Shuffle, Tail
 from shardio.planning.order import Order, derive_key
 from shardio.planning.samples import Samples
-from shardio.reading.batch import Delivery, SampleReader
+from shardio.reading.batch import Delivery, Replacements, SampleReader
 from shardio.reading.columns import Transform, Types
 from shardio.reading.entries import (
     Fields,
@@ -290,11 +290,11 @@ class ShardDataset(ResumableDataset):
         self._types = self._find_types()
         self._geometry = SampleGeometry(self._types, transform)
         self.samples = Samples([shard.samples for shard in self.catalog.shards])
-        self.shuffle = make_shuffle(
-            shuffle, seed=given["seed"], window=given["window"], streams=given["streams"]
-        )
+        orders = {name: given[name] for name in ("seed", "window", "streams")}
+        self.shuffle = make_shuffle(shuffle, **orders)
         self._digest = self.catalog.digest()
         self._singles: tuple[EpochPlan, ShardPool] | None = None  # for ds[i]
+        self._replacements = Replacements()
         if len(self.samples):
             self.num_steps()
 
@@ -333,6 +333,7 @@ class ShardDataset(ResumableDataset):
         pool.compare_anew()
         shares, key = [np.array([number % total])], self.transform_key(0)
         (batch,) = finish_in_turn(self.reader(pool, Recycler()).read(packed, shares, 1, key))
+        self._end_loop()
         return to_sample(batch)
 
     def by_key(self, key: str) -> dict[str, Any]:
@@ -441,6 +442,7 @@ class ShardDataset(ResumableDataset):
         if step >= steps:
             raise UsageError(f"step {step} is outside the {steps} steps of an epoch")
         (batch,) = finish_in_turn(self._read_steps(epoch, [step], share, Recycler()))
+        self._end_loop()
         return self._deliver(batch, epoch, step)
 
     @property
@@ -497,6 +499,9 @@ class ShardDataset(ResumableDataset):
         some = orders if self.shuffle.window is not None else ()
         return ReadAhead(some, self.samples, pool, find_worker(), self.times)
 
+    def _end_loop(self) -> None:
+        self._replacements.close()
+
     def _identity(self) -> Identity:
         return {
             "shards": len(self.catalog.shards),
@@ -516,6 +521,15 @@ class ShardDataset(ResumableDataset):
         part.samples = samples
         part._singles = None
         return part
+
+    def optional_entries(self) -> frozenset[str]:
+        """Names of the entries that samples may lack."""
+        return optional_entries(self._arguments["fields"])
+
+    def padded_entries(self) -> frozenset[str]:
+        """Names of the entries that are padded to the longest value of a batch."""
+        firsts = {name: next(iter(types.values())) for name, types in self._types.items()}
+        return frozenset(name for name, each in firsts.items() if each.batching == "padded")
 
     def describe_entries(self) -> dict[str, str]:
         """Say what a batch holds for each entry."""
@@ -548,10 +562,11 @@ class ShardDataset(ResumableDataset):
             fields=self.fields,
             several=several if self._arguments["fields"] is None else {},
             missing_ok=self._arguments["fields"] is None and not self._makes_batches,
-            optional=optional_entries(self._arguments["fields"]),
+            optional=self.optional_entries(),
             geometry=self._geometry,
             crops=self._arguments["crops"],
             on_replaced=self._epochs.count_bad_sample if skip else None,
+            replacements=self._replacements,
             times=self.times,
             stopwatch=self.stopwatch,
         )
