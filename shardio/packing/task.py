@@ -463,7 +463,7 @@ class _Packer:
         if type_.geometry == "leads":
             raise UsageError(f"{name} holds pixels, and only image files can become others")
         try:
-            made = type_.resized(data, self._view(sample))
+            made = type_.resized(data, self._view(name, sample))
         except NotImplementedError:
             raise UsageError(
                 f"{name} belongs to the picture as it is, which would be resized or encoded anew",
@@ -476,7 +476,7 @@ class _Packer:
         if made is not None:
             self.archive.reserve(len(made))[:] = made
 
-    def _view(self, sample: SourceSample) -> View:
+    def _view(self, field: str, sample: SourceSample) -> View:
         """Look at the header of the picture of a sample, and choose what is stored of it."""
         for name, origin in sample.fields:
             if name is None or type_of(name, given=self._types).image_file:
@@ -493,7 +493,7 @@ class _Packer:
                     crop=None if cut == (0, 0, *size, size) else crop,
                 )
         raise UsageError(
-            "it has no picture that its other fields belong to",
+            f"{field} belongs to a picture, and the sample has none",
             remedy="pack it as it is, without an option that resizes pictures",
         )
 

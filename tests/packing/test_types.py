@@ -548,7 +548,7 @@ def test_masks_and_depth_follow_a_picture_that_is_packed_at_another_size(
             "json belongs to the picture as it is",
         ),
         ({"png": PLACES, "mask.png": MASK}, None, "'mask.png': it is 9 × 7, but the picture 'png'"),
-        ({"mask.png": MASK}, None, "it has no picture that its other fields belong to"),
+        ({"mask.png": MASK}, None, "mask.png belongs to a picture, and the sample has none"),
         ({"png": PLACES, "rgb.npy": PLACES}, None, "rgb.npy holds pixels"),
     ],
 )
