@@ -62,14 +62,14 @@ class Boxes(FieldType):
     def __post_init__(self) -> None:
         if self.format not in get_args(BoxFormat):
             raise UsageError(
-                f"Boxes: format={self.format!r}: it must be one of "
+                f"Boxes: format={quoted(self.format)}: it must be one of "
                 f"{', '.join(map(repr, get_args(BoxFormat)))}"
             )
         if isinstance(self.also, str):
-            raise UsageError(f"Boxes: also={self.also!r}: write also=[{self.also!r}]")
+            raise UsageError(f"Boxes: also={quoted(self.also)}: write also=[{quoted(self.also)}]")
         object.__setattr__(self, "also", tuple(self.also))
         if self.boxes in self.also:
-            raise UsageError(f"Boxes: also names {self.boxes!r}, which are the boxes")
+            raise UsageError(f"Boxes: also names {quoted(self.boxes)}, which are the boxes")
 
     def decode(self, data: Buffer) -> dict[str, Any]:
         """Decode to `boxes`, float32 [n, 4] as edges, and the lists of `also`.
@@ -125,7 +125,7 @@ class Boxes(FieldType):
             NotImplementedError: the format stored is not "xyxy"; such data are packed as they are.
         """
         if self.format != "xyxy":
-            raise NotImplementedError(f"boxes are not encoded as {self.format!r}")
+            raise NotImplementedError(f"boxes are not encoded as {quoted(self.format)}")
         given = {self.boxes: value["boxes"], **{name: value[name] for name in self.also}}
         plain = {name: np.asarray(each).tolist() for name, each in given.items()}
         data = json.dumps(plain, ensure_ascii=False, allow_nan=False).encode()
@@ -255,7 +255,9 @@ class Points(FieldType):
             pairs = tuple((int(one), int(other)) for one, other in self.flip_pairs)
             flat = [place for pair in pairs for place in pair]
             if len(set(flat)) < len(flat) or min(flat, default=0) < 0:
-                raise UsageError(f"Points: flip_pairs={self.flip_pairs!r}: a point stands in two")
+                raise UsageError(
+                    f"Points: flip_pairs={quoted(self.flip_pairs)}: a point stands in two"
+                )
             object.__setattr__(self, "flip_pairs", pairs)
 
     @property
@@ -329,7 +331,7 @@ class MultiLabel(FieldType):
     def __post_init__(self) -> None:
         if isinstance(self.classes, bool) or not isinstance(self.classes, int) or self.classes < 1:
             raise UsageError(
-                f"MultiLabel: classes={self.classes!r}: it must be the number of classes, at "
+                f"MultiLabel: classes={quoted(self.classes)}: it must be the number of classes, at "
                 "least 1"
             )
 

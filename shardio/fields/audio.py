@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shardio.errors import CodecError, UsageError
+from shardio.errors import CodecError, UsageError, quoted
 from shardio.fields.base import FieldType
 
 if TYPE_CHECKING:
@@ -43,9 +43,11 @@ class Audio(FieldType):
 
     def __post_init__(self) -> None:
         if self.rate is not None and (isinstance(self.rate, bool) or not self.rate > 0):
-            raise UsageError(f"Audio: rate={self.rate!r}: it must be samples per second, above 0")
+            raise UsageError(
+                f"Audio: rate={quoted(self.rate)}: it must be samples per second, above 0"
+            )
         if not self.max_seconds > 0:
-            raise UsageError(f"Audio: max_seconds={self.max_seconds!r}: it must be above 0")
+            raise UsageError(f"Audio: max_seconds={quoted(self.max_seconds)}: it must be above 0")
 
     def decode(self, data: Buffer) -> NDArray[np.float32]:
         """Decode to float32 [channels, T], from -1 to 1.
