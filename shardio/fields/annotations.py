@@ -77,16 +77,16 @@ class Boxes(FieldType):
     def __post_init__(self) -> None:
         if self.format not in get_args(BoxFormat):
             raise UsageError(
-                f"Boxes: format={self.format!r}: it must be one of "
+                f"Boxes: format={quoted(self.format)}: it must be one of "
                 f"{', '.join(map(repr, get_args(BoxFormat)))}"
             )
         if isinstance(self.also, str):
-            raise UsageError(f"Boxes: also={self.also!r}: write also=[{self.also!r}]")
+            raise UsageError(f"Boxes: also={quoted(self.also)}: write also=[{quoted(self.also)}]")
         object.__setattr__(self, "also", tuple(self.also))
         if not all(isinstance(name, str) for name in (self.boxes, *self.also)):
             raise UsageError(f"Boxes: boxes={self.boxes!r}, also={self.also!r}: names are text")
         if self.boxes in self.also:
-            raise UsageError(f"Boxes: also names {self.boxes!r}, which are the boxes")
+            raise UsageError(f"Boxes: also names {quoted(self.boxes)}, which are the boxes")
 
     def decode(self, data: Buffer) -> dict[str, Any]:
         """Decode to `boxes`, float32 [n, 4] as edges, and the lists of `also`.
@@ -180,7 +180,7 @@ class Boxes(FieldType):
             NotImplementedError: the format stored is not "xyxy"; such data are packed as they are.
         """
         if self.format != "xyxy":
-            raise NotImplementedError(f"boxes are not encoded as {self.format!r}")
+            raise NotImplementedError(f"boxes are not encoded as {quoted(self.format)}")
         given = {self.boxes: value["boxes"], **{name: value[name] for name in self.also}}
         plain = {name: np.asarray(each).tolist() for name, each in given.items()}
         data = json.dumps(plain, ensure_ascii=False, allow_nan=False).encode()
@@ -314,7 +314,9 @@ class Points(FieldType):
             pairs = tuple((int(one), int(other)) for one, other in self.flip_pairs)
             flat = [place for pair in pairs for place in pair]
             if len(set(flat)) < len(flat) or min(flat, default=0) < 0:
-                raise UsageError(f"Points: flip_pairs={self.flip_pairs!r}: a point stands in two")
+                raise UsageError(
+                    f"Points: flip_pairs={quoted(self.flip_pairs)}: a point stands in two"
+                )
             object.__setattr__(self, "flip_pairs", pairs)
 
     @property
@@ -401,8 +403,8 @@ class MultiLabel(FieldType):
         whole = isinstance(self.classes, int) and not isinstance(self.classes, bool)
         if not whole or not 1 <= self.classes <= MAX_CLASSES:
             raise UsageError(
-                f"MultiLabel: classes={self.classes!r}: it must be the number of classes, 1 to "
-                f"{MAX_CLASSES:,}"
+                f"MultiLabel: classes={quoted(self.classes)}: it must be the number of classes, 1 "
+                f"to {MAX_CLASSES:,}"
             )
 
     def decode(self, data: Buffer) -> NDArray[np.float32]:

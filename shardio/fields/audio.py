@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shardio.errors import CodecError, UsageError
+from shardio.errors import CodecError, UsageError, quoted
 from shardio.fields.arrays import as_array
 from shardio.fields.base import FieldType
 
@@ -52,11 +52,11 @@ class Audio(FieldType):
         given = self.rate is not None and not isinstance(self.rate, bool)
         if self.rate is not None and not (given and 0 < self.rate <= MAX_RATE):
             raise UsageError(
-                f"Audio: rate={self.rate!r}: it must be samples per second, above 0 and up to "
-                f"{MAX_RATE:,}"
+                f"Audio: rate={quoted(self.rate)}: it must be samples per second, above 0 and up "
+                f"to {MAX_RATE:,}"
             )
         if not self.max_seconds > 0:
-            raise UsageError(f"Audio: max_seconds={self.max_seconds!r}: it must be above 0")
+            raise UsageError(f"Audio: max_seconds={quoted(self.max_seconds)}: it must be above 0")
 
     def decode(self, data: Buffer) -> NDArray[np.float32]:
         """Decode to float32 [channels, T], from -1 to 1.

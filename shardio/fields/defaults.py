@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from shardio.errors import UsageError
+from shardio.errors import UsageError, quoted
 from shardio.fields.arrays import Array, Label
 from shardio.fields.base import BYTES, FieldType
 from shardio.fields.limits import MAX_PIXELS
@@ -88,14 +88,16 @@ def given_types(fields: Mapping[str, str | FieldType] | None) -> dict[str, Field
     if fields is None:
         return {}
     if not isinstance(fields, Mapping):
-        raise UsageError(f"fields={fields!r}: it must be a mapping such as {{'audio': Pcm('wav')}}")
+        raise UsageError(
+            f"fields={quoted(fields)}: it must be a mapping such as {{'audio': Pcm('wav')}}"
+        )
     found: dict[str, FieldType] = {}
     for entry, each in fields.items():
         if isinstance(each, str):
             continue
         for name in check_type(entry, each).alternatives:
             if found.setdefault(name, each) != each:
-                raise UsageError(f"fields: {name!r} has two types, {found[name]} and {each}")
+                raise UsageError(f"fields: {quoted(name)} has two types, {found[name]} and {each}")
     return found
 
 
@@ -107,12 +109,13 @@ def check_type(entry: str, given: object) -> FieldType:
     """
     if not isinstance(given, FieldType):
         raise UsageError(
-            f"fields: {given!r} for {entry!r} is neither text nor a field type",
+            f"fields: {quoted(given)} for {quoted(entry)} is neither text nor a field type",
             remedy="pass the names of fields, as 'jpg;png', or a shardio.FieldType",
         )
     if not given.alternatives:
         kind = type(given).__name__
         raise UsageError(
-            f"fields: {kind}() for {entry!r} names no field", remedy=f"write {kind}('wav;flac')"
+            f"fields: {kind}() for {quoted(entry)} names no field",
+            remedy=f"write {kind}('wav;flac')",
         )
     return given

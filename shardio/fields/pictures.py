@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from shardio.errors import CodecError, UsageError
+from shardio.errors import CodecError, UsageError, quoted
 from shardio.fields.arrays import (
     NPY_MAGIC,
     Array,
@@ -73,9 +73,9 @@ class Image(FieldType):
 
     def __post_init__(self) -> None:
         if self.crop not in ("shared", "own"):
-            raise UsageError(f"Image: crop={self.crop!r}: it must be 'shared' or 'own'")
+            raise UsageError(f"Image: crop={quoted(self.crop)}: it must be 'shared' or 'own'")
         if self.bits not in (None, 8):
-            raise UsageError(f"Image: bits={self.bits!r}: it must be 8 or None")
+            raise UsageError(f"Image: bits={quoted(self.bits)}: it must be 8 or None")
 
     def limited(self, max_pixels: int) -> Image:
         """Return the type with a limit on the number of pixels."""
@@ -254,7 +254,7 @@ class Mask(_Values):
 
     def __post_init__(self) -> None:
         if self.dtype not in ("uint8", "int32"):
-            raise UsageError(f"Mask: dtype={self.dtype!r}: it must be 'uint8' or 'int32'")
+            raise UsageError(f"Mask: dtype={quoted(self.dtype)}: it must be 'uint8' or 'int32'")
 
     def decode(self, data: Buffer) -> NDArray[np.generic]:
         """Decode to the values as stored, uint8 or int32 [H, W]."""
@@ -328,7 +328,7 @@ class Depth(_Values):
 
     def __post_init__(self) -> None:
         if isinstance(self.scale, bool) or not np.isfinite(self.scale) or not self.scale > 0:
-            raise UsageError(f"Depth: scale={self.scale!r}: it must be a number above 0")
+            raise UsageError(f"Depth: scale={quoted(self.scale)}: it must be a number above 0")
 
     def decode(self, data: Buffer) -> NDArray[np.float32]:
         """Decode to scaled values, float32 [1, H, W]."""

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import braceexpand
 
-from shardio.errors import IndexFileError, SituationError, TarError, UsageError
+from shardio.errors import IndexFileError, SituationError, TarError, UsageError, quoted
 from shardio.fields.base import FieldType
 from shardio.fields.recorded import merge_types
 from shardio.indexing.manifest import (
@@ -36,7 +36,7 @@ from shardio.indexing.manifest import (
     index_path,
     read_manifest,
 )
-from shardio.indexing.scan import index_shard, warn_of_missing_ends
+from shardio.indexing.scan import index_shard, warn_of_dots, warn_of_missing_ends
 from shardio.indexing.shard_index import ShardIndex, encode_index, read_index
 from shardio.storage.base import Storage, StoredFile
 from shardio.storage.cache import cache_entry, new_entry, plain_tar
@@ -261,7 +261,7 @@ def list_parts(source: ShardPaths, storage: Storage | None = None) -> list[Locat
         return [part.parent if part.name == MANIFEST_NAME and part.is_file() else part]
     if not isinstance(named, Sequence) or isinstance(named, bytes | bytearray):
         raise UsageError(
-            f"{source!r} is not a source of shards",
+            f"{quoted(source)} is not a source of shards",
             remedy="give a path or pattern as text, or a list of them",
         )
     if not named:
@@ -491,6 +491,7 @@ def _open_foreign(part: Location, unmarked: list[str], beside: _Recorded) -> Cat
         (str(folder), some, _types_beside(folder, beside)) for folder, some in names.items()
     )
     fields = {field for some in names.values() for field in some}
+    warn_of_dots(part, fields)
     return Catalog(shards=tuple(entries), fields=tuple(sorted(fields)), classes=None, types=types)
 
 

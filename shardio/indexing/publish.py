@@ -20,7 +20,7 @@ from shardio.indexing.manifest import (
     write_index,
     write_manifest,
 )
-from shardio.indexing.scan import index_shard, warn_of_missing_ends
+from shardio.indexing.scan import index_shard, warn_of_dots, warn_of_missing_ends
 from shardio.indexing.shard_index import ShardIndex
 from shardio.storage.cache import plain_tar
 from shardio.storage.compression import find_compression
@@ -71,11 +71,10 @@ def index(
         OSError: a shard cannot be read or an index not written.
     """
     found = {part: find_shards(part) for part in map(Path, list_parts(source))}
-    folders = {shard.parent: None for shards in found.values() for shard in shards}
-    packed = [folder for folder in folders if is_packed(folder)]
-    digests = {
-        folder: _packed_digests(folder, whole=folder in found) for folder in packed if not force
-    }
+    folders = dict.fromkeys(shard.parent for shards in found.values() for shard in shards)
+    packed = [*filter(is_packed, folders)]
+    compared = [] if force else packed
+    digests = {folder: _packed_digests(folder, whole=folder in found) for folder in compared}
     done = progress(sum(map(len, found.values()))) if progress else None
     every, all_fields, unmarked = list[ShardReceipt](), set[str](), list[str]()
     for part, shards in found.items():
@@ -88,11 +87,12 @@ def index(
             )
             _compare(shard, scanned, digests.get(shard.parent))
             receipts.append(_publish(shard, scanned))
-            fields.update(scanned.fields)
+            fields |= {*scanned.fields}
             if not scanned.has_end:
                 unmarked.append(str(shard))
             if done is not None:
                 done(1)
+        warn_of_dots(part, fields)
         if force and part in packed:
             _update_manifest(part, receipts, fields)
         every += receipts

@@ -5,6 +5,10 @@ a link or another member without data in place of a field, a repeated field, or 
 are not adjacent. A tar whose members belong to no sample is an error too, unless the user allows
 it, because the wrong file was named or its members have wrong names. An archive without any
 members, as a writer leaves if nothing is added, is a shard without samples.
+
+An index is a table of samples and fields. Where names have dots before their extensions, each
+sample has fields of its own, and the table would grow with the square of the members. So a table
+with far more cells than members is an error, and many fields with one extension are a warning.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import logging
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import TarError, argument, counted, quoted
+from shardio.errors import TarError, argument, counted, quoted, shown
 from shardio.indexing.shard_index import ShardIndex
 from shardio.naming import MemberName, split_member_name, why_no_sample
 from shardio.storage.base import StoredBytes
@@ -38,6 +42,13 @@ _KINDS = {
 }
 _FILE = ord("0")
 _DIRECTORY = ord("5")
+_MOST_CELLS = 64  # of the table, a member
+_FEW_CELLS = 1 << 18  # which any index may have
+_MANY_ALIKE = 16  # fields with one extension
+_WITHOUT_DOTS = (
+    "name members KEY.FIELD without other dots in their last part, or unpack them and run "
+    "`shardio pack`, which puts underscores in place of such dots"
+)
 _MOST_NAMED = 10  # shards without an end mark to list one by one
 _LOG = logging.getLogger("shardio")
 _warned: set[str] = set()
@@ -103,6 +114,7 @@ class IndexBuilder:
         """
         self._close_sample(shard_size)
         fields = tuple(sorted(self._columns))
+        self._check_cells(fields)
         column = np.empty(len(fields), dtype=np.intp)
         for position, field in enumerate(fields):
             column[self._columns[field]] = position
@@ -125,6 +137,19 @@ class IndexBuilder:
             checksums=table[2].astype(np.uint32) if checksums else None,
             key_ends=np.cumsum([0, *map(len, keys)], dtype=np.int64),
             keys=np.frombuffer(b"".join(keys), dtype=np.uint8),
+        )
+
+    def _check_cells(self, fields: tuple[str, ...]) -> None:
+        """Raise TarError if most samples lack most fields, so that the table would be too large."""
+        cells, members = len(self._keys) * len(fields), len(self._rows)
+        if cells <= max(_MOST_CELLS * members, _FEW_CELLS):
+            return
+        raise TarError(
+            f"its {counted(len(self._keys), 'sample')} have {len(fields):,} different fields, of "
+            f"which few have the same; {_describe_dots(fields)}",
+            where=self._shard,
+            remedy=_WITHOUT_DOTS,
+            shard=self._shard,
         )
 
     def _close_sample(self, offset: int) -> None:
@@ -191,6 +216,38 @@ def describe_no_samples(members: Members) -> str:
     return (
         f"it has {counted(len(members), 'member')} but no field of a sample: {reasons}, such as "
         f"{quoted(first)}"
+    )
+
+
+def warn_of_dots(where: object, fields: Iterable[str]) -> None:
+    """Log a warning, once per process and place, if names have dots that split samples apart.
+
+    Args:
+        where: shard or folder.
+        fields: names of all fields there.
+    """
+    inner = sorted(field for field in fields if "." in field)
+    alike = Counter(field.rpartition(".")[2] for field in inner)
+    end, count = max(alike.items(), key=lambda item: item[1], default=("", 0))
+    if count <= _MANY_ALIKE or f"{where}, dots" in _warned:
+        return
+    _warned.add(f"{where}, dots")
+    some = [field for field in inner if field.endswith(f".{end}")]
+    _LOG.warning(
+        "%s: %s different fields end in %s; %s; if that is not meant, %s",
+        where,
+        f"{count:,}",
+        quoted(f".{end}"),
+        _describe_dots(some),
+        _WITHOUT_DOTS,
+    )
+
+
+def _describe_dots(fields: Sequence[str]) -> str:
+    """Say how names with dots are split, with the first of some fields."""
+    return (
+        f"a field begins at the first dot of a name, so that 'KEY.{shown(fields[0])}' is the field "
+        f"{quoted(fields[0])} of the sample 'KEY'"
     )
 
 

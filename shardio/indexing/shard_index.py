@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import IndexFileError, TarError
+from shardio.errors import IndexFileError, TarError, quoted
 from shardio.storage.base import StoredFile
 from shardio.storage.local import LocalShard, version_of
 from shardio.storage.location import Location, locate
@@ -240,7 +240,7 @@ def _decode_index(file: StoredFile) -> ShardIndex:
     header = json.loads(head[8:start])
     metadata = header["__metadata__"]
     if metadata["format"] != FORMAT:
-        raise ValueError(f"format {metadata['format']!r}, expected {FORMAT!r}")
+        raise ValueError(f"format {quoted(metadata['format'])}, expected {FORMAT!r}")
     checksum = metadata["crc32"].encode()
     found = zlib.crc32(head[:start].replace(checksum, _NO_CHECKSUM, 1))
     found = zlib.crc32(memoryview(head)[start:], found)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.checks import is_whole, one_of, whole_number
-from shardio.errors import PackError, UsageError
+from shardio.errors import PackError, UsageError, quoted
 from shardio.fields.limits import MAX_PIXELS, MAX_RESIZED_PIXELS
 from shardio.packing.layout import SHARD_PATTERN, WHOLE, is_split_name
 from shardio.planning.order import KeyedPermutation, derive_key
@@ -74,7 +74,7 @@ class Splits:
     def __post_init__(self) -> None:
         for name in self.fractions:
             if not is_split_name(name):
-                raise UsageError(f"split: {name!r} cannot be the name of a folder of a split")
+                raise UsageError(f"split: {quoted(name)} cannot be the name of a folder of a split")
         values = [*self.fractions.values()]
         if not values or min(values) <= 0 or abs(sum(values) - 1) > 1e-9:
             raise UsageError(
@@ -167,7 +167,8 @@ def plan_shards(
     for name, numbers in parts.items():
         if not len(numbers):
             raise PackError(
-                f"the split {name!r} would have no samples", remedy="give it a larger fraction"
+                f"the split {quoted(name)} would have no samples",
+                remedy="give it a larger fraction",
             )
         order = numbers
         if seed is not None:
@@ -332,10 +333,11 @@ class ImageEncoding:
         sides = resize if isinstance(resize, tuple) else (resize, resize)
         if len(sides) != 2 or not all(is_whole(side, least=1) for side in sides):
             raise UsageError(
-                f"resize={resize!r}: it must be a whole number for the shorter side, or a "
+                f"resize={quoted(resize)}: it must be a whole number for the shorter side, or a "
                 "tuple (height, width), all at least 1"
             )
         if isinstance(resize, tuple) and sides[0] * sides[1] > self.max_pixels:
             raise UsageError(
-                f"resize={resize!r}: more pixels than max_pixels={self.max_pixels} allows an image"
+                f"resize={quoted(resize)}: more pixels than max_pixels={self.max_pixels} allows "
+                "an image"
             )

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from shardio.checks import flag, is_whole, one_of, require, seed_of_order, whole_number
-from shardio.errors import UsageError, counted
+from shardio.errors import UsageError, counted, quoted
 from shardio.fields.base import BYTES, FieldType
 from shardio.fields.limits import MAX_PIXELS
 from shardio.fields.recorded import require_available
@@ -128,7 +128,7 @@ def find_key(catalog: Catalog, samples: Samples, key: str) -> int | None:
         UsageError: the key is not text.
     """
     if not isinstance(key, str):
-        raise UsageError(f"by_key({key!r}): a key is text", remedy="ds[index] takes a number")
+        raise UsageError(f"by_key({quoted(key)}): a key is text", remedy="ds[index] takes a number")
     try:
         wanted = np.frombuffer(key.encode("utf-8", "surrogateescape"), np.uint8)
     except UnicodeEncodeError:  # no member name can have it
@@ -308,7 +308,7 @@ class ShardDataset(ResumableDataset):
         held = sum(shard.samples for shard in self.catalog.shards)
         what, shards = counted(held, "sample"), counted(len(self.catalog.shards), "shard")
         some = f"{len(self.samples):,} of " if len(self.samples) < held else ""
-        return f"ShardDataset({source!r}: {some}{what} in {shards})"
+        return f"ShardDataset({quoted(source)}: {some}{what} in {shards})"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Read a sample by its number in packed order; its random crop is always the same.
@@ -320,7 +320,7 @@ class ShardDataset(ResumableDataset):
         """
         if not is_whole(index):
             raise UsageError(
-                f"ds[{index!r}]: give one whole number",
+                f"ds[{quoted(index)}]: give one whole number",
                 remedy="ds.subset(range(…)) takes several, ds.by_key(key) a key",
             )
         total, number = len(self.samples), int(index)
@@ -345,7 +345,7 @@ class ShardDataset(ResumableDataset):
         """
         number = find_key(self.catalog, self.samples, key)
         if number is None:
-            raise KeyError(f"{self}: no sample has the key {key!r}")
+            raise KeyError(f"{self}: no sample has the key {quoted(key)}")
         return self[number]
 
     def subset(self, choice: Choice) -> ShardDataset:

@@ -75,12 +75,14 @@ def parse_fields(
     for name, given in fields.items():
         if name in _RESERVED or name in added:
             taken = added.get(name, "shardio")
-            raise UsageError(f"fields: {name!r} is taken by {taken}", remedy="choose another name")
+            raise UsageError(
+                f"fields: {quoted(name)} is taken by {taken}", remedy="choose another name"
+            )
         written = given if isinstance(given, str) else check_type(name, given).fields
         parsed[name], optional = split_names(written)
         if not parsed[name] or not (set(parsed[name]) & set(recorded) or optional):
             raise UsageError(
-                f"fields: no sample has {written!r} for {name!r}",
+                f"fields: no sample has {quoted(written)} for {quoted(name)}",
                 remedy=f"the dataset has the fields {', '.join(map(shown, recorded)) or 'none'}",
             )
         types = entry_types(name, parsed[name], fields, recorded)
@@ -89,7 +91,8 @@ def parse_fields(
         kinds = {"image" if each.geometry == "leads" else each.name for each in types.values()}
         if decode and len(kinds) > 1:
             raise UsageError(
-                f"fields: {written!r} for {name!r} decode to {' and '.join(sorted(kinds))}",
+                f"fields: {quoted(written)} for {quoted(name)} decode to "
+                f"{' and '.join(sorted(kinds))}",
                 remedy="give alternatives of one kind, or read with decode=False",
             )
     return parsed

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
 from shardio.checks import whole_number
-from shardio.errors import UsageError
+from shardio.errors import UsageError, quoted, shown
 from shardio.fields.image import one_opencv_thread
 from shardio.processes import MOST_USEFUL_THREADS, Threads, count_cores
 from shardio.reading.handover import Batches, Recycler
@@ -165,8 +165,8 @@ def _find(device: torch.device | str) -> torch.device:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UsageError(f"device={str(device)!r} cannot be used here: {reason}") from error
+        reason = shown(str(error).partition("\n")[0])
+        raise UsageError(f"device={quoted(str(device))} cannot be used here: {reason}") from error
     return found
 
 

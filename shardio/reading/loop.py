@@ -39,7 +39,7 @@ import torch.distributed
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
 from shardio.checks import is_whole, whole_number
-from shardio.errors import UsageError
+from shardio.errors import UsageError, quoted
 from shardio.fields.image import forbid_opencv_threads
 from shardio.planning.epoch import steps_of_worker
 from shardio.processes import is_alive
@@ -202,7 +202,7 @@ def read_state(
     version = state.get("version") if isinstance(state, Mapping) else None
     if type(version) is not int:
         raise UsageError(
-            f"{_short(state)} is not a state of a dataset", remedy="pass a result of state_dict()"
+            f"{quoted(state)} is not a state of a dataset", remedy="pass a result of state_dict()"
         )
     if version != VERSION:
         raise UsageError(
@@ -210,7 +210,7 @@ def read_state(
             remedy="install the shardio that wrote it",
         )
     different = [
-        f"{name} was {state.get(name)!r}, is {value!r}"
+        f"{name} was {quoted(state.get(name))}, is {quoted(value)}"
         for name, value in identity.items()
         if state.get(name) != value
     ]
@@ -225,7 +225,9 @@ def read_state(
     _check_worker(state.get("worker"), worker)
     epoch, step = state.get("epoch"), state.get("step")
     if not (is_whole(epoch, least=0) and is_whole(step, least=0)):
-        raise UsageError(f"the state has epoch {epoch!r} and step {step!r}: it was changed")
+        raise UsageError(
+            f"the state has epoch {quoted(epoch)} and step {quoted(step)}: it was changed"
+        )
     return Position(epoch, step)
 
 
@@ -245,11 +247,6 @@ def _check_worker(saved: object, worker: tuple[int, int] | None) -> None:
             "save that of ds.state_dict(batch), which fits any number"
         ),
     )
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 _REMEMBERED = 64

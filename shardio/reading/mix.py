@@ -82,7 +82,7 @@ class Mix(ResumableDataset):
         stop: Stop = "first",
     ) -> None:
         if not isinstance(sources, list | tuple):
-            raise UsageError(f"Mix takes a list of datasets, not {sources!r}")
+            raise UsageError(f"Mix takes a list of datasets, not {quoted(sources)}")
         self.sources = tuple(sources)
         _check_weights(weights, len(self.sources))
         one_of("stop", stop, get_args(Stop))
@@ -337,21 +337,21 @@ def _shown(value: Any) -> str:
 
 def _check_weights(weights: Sequence[float], sources: int) -> None:
     if not isinstance(weights, list | tuple):
-        raise UsageError(f"weights={weights!r}: give a list, one for each source")
+        raise UsageError(f"weights={quoted(weights)}: give a list, one for each source")
     if not all(isinstance(weight, int | float) for weight in weights):
-        raise UsageError(f"weights {list(weights)}: each must be a number")
+        raise UsageError(f"weights {quoted([*weights])}: each must be a number")
     if len(weights) != sources or not sources:
         raise UsageError(
             f"{len(weights)} weights for {sources} sources", remedy="give one for each"
         )
     if not all(weight >= LEAST_WEIGHT for weight in weights):
         raise UsageError(
-            f"weights {list(weights)}: each must be at least {LEAST_WEIGHT}",
+            f"weights {quoted([*weights])}: each must be at least {LEAST_WEIGHT}",
             remedy="leave out a source that is to give nothing",
         )
     if abs(sum(weights) - 1) > 1e-6:
         raise UsageError(
-            f"weights {list(weights)} add up to {sum(weights):g}",
+            f"weights {quoted([*weights])} add up to {sum(weights):g}",
             remedy="divide each by that, so that they add up to 1",
         )
 
@@ -359,7 +359,7 @@ def _check_weights(weights: Sequence[float], sources: int) -> None:
 def _check_sources(sources: Sequence[ShardDataset]) -> None:
     for number, source in enumerate(sources):
         if not isinstance(source, ShardDataset):
-            raise UsageError(f"source {number} is not a ShardDataset: {source!r}")
+            raise UsageError(f"source {number} is not a ShardDataset: {quoted(source)}")
         if not len(source.samples):
             raise UsageError(f"source {number} has no samples")
         if source.shuffle.streams > 1:

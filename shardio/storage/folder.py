@@ -22,7 +22,7 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeGuard
 
-from shardio.errors import OutputError, PackError
+from shardio.errors import OutputError, PackError, quoted
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -365,7 +365,7 @@ class Folder:
     def _naming(self, name: str) -> Iterator[Path]:
         """Check that a name stays inside the folder, and add its full path to system errors."""
         if not is_plain_name(name):
-            raise OutputError(f"{name!r} is not a valid file name", where=self.path)
+            raise OutputError(f"{quoted(name)} is not a valid file name", where=self.path)
         try:
             yield self.path / name
         except OSError as error:

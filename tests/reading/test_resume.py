@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -307,3 +307,27 @@ def test_epoch_and_step_of_a_batch_are_saved_as_plain_numbers(packed: Path, tmp_
     ):
         assert found == {"__epoch__": 0, "__step__": 0}
         assert [*map(type, found.values())] == [int, int]
+
+
+def test_values_are_cut_short_in_every_refusal(packed: Path) -> None:
+    long: Any = {"a b": [b"\xff "] * 100_000}
+    dataset = shardio.ShardDataset(packed, batch_size=10)
+    refused: list[Callable[[], object]] = [
+        lambda: dataset.load_state_dict(long),
+        lambda: dataset.load_state_dict({**dataset.state_dict(), "epoch": long}),
+        lambda: dataset.load_state_dict({**dataset.state_dict(), "contents": long}),
+        lambda: dataset[long],
+        lambda: dataset.by_key(long),
+        lambda: shardio.Mix(long, weights=[1.0]),
+        lambda: shardio.Mix([dataset], weights=long),
+        lambda: shardio.Mix([long], weights=[1.0]),
+        lambda: shardio.Mix([dataset], weights=[long]),
+        lambda: dataset.replace(fields={"x": long}),
+        lambda: dataset.replace(fields={"x": str(long)}),
+        lambda: shardio.Loader(dataset, device=str(long)),
+        lambda: shardio.ShardDataset(long),
+    ]
+    for number, call in enumerate(refused):
+        with pytest.raises((shardio.UsageError, KeyError)) as caught:
+            call()
+        assert len(str(caught.value)) < 1500, number
