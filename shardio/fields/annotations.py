@@ -353,10 +353,15 @@ class MultiLabel(FieldType):
             labels[number] = 1
         return labels
 
+    def blank(self, view: View | None) -> NDArray[np.float32]:
+        """Return a set of no classes."""
+        del view
+        return np.zeros(self.classes, np.float32)
+
     def encode(self, value: Any) -> bytes:
         """Encode class numbers, or an array [classes] of zeros and ones, as a JSON list."""
         given = np.asarray(value)
-        if given.dtype.kind in "bf" or (given.dtype.kind in "iu" and isinstance(value, np.ndarray)):
+        if hasattr(value, "dtype") or (given.size and given.dtype.kind in "bf"):
             if given.shape != (self.classes,) or not np.isin(given, (0, 1)).all():
                 raise ValueError(f"it is no array [{self.classes}] of zeros and ones")
             numbers = np.flatnonzero(given).tolist()

@@ -14,6 +14,7 @@ from shardio.fields.base import FieldType
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from shardio.fields.geometry import View
     from shardio.fields.probe import Buffer
 
 MAX_SECONDS = 3600.0
@@ -83,6 +84,11 @@ class Audio(FieldType):
         if self.rate is not None and found != self.rate:
             sound = _load("soxr").resample(sound.T, found, self.rate).T
         return np.ascontiguousarray(sound, np.float32)
+
+    def blank(self, view: View | None) -> NDArray[np.float32] | None:
+        """Return silence of no length, if the number of channels is known."""
+        del view
+        return np.zeros((1, 0), np.float32) if self.mono else None
 
     def encode(self, value: Any) -> bytes:
         """Encode float numbers [T] or [channels, T] as FLAC of 24 bits; needs `rate`."""

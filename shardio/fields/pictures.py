@@ -215,6 +215,10 @@ class Mask(_Values):
                 )
         return values.astype(wanted, copy=False)
 
+    def blank(self, view: View | None) -> NDArray[np.generic] | None:
+        """Return zeros of the size of the slot."""
+        return None if view is None else np.zeros(view.size, self.dtype)
+
     def encode(self, value: Any) -> bytes:
         """Encode class numbers, an integer array [H, W], as a PNG."""
         values = np.asarray(value)
@@ -254,6 +258,10 @@ class Depth(_Values):
         if values.dtype.kind not in "iuf":
             raise CodecError(f"depth of {values.dtype}: it must be numbers")
         return (values.astype(np.float32) * np.float32(self.scale))[None]
+
+    def blank(self, view: View | None) -> NDArray[np.float32] | None:
+        """Return zeros of the size of the slot."""
+        return None if view is None else np.zeros((1, *view.size), np.float32)
 
     def encode(self, value: Any) -> bytes:
         """Encode stored values, an integer array [H, W] of at most 16 bits, as a PNG."""
