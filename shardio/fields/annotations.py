@@ -425,6 +425,11 @@ class MultiLabel(FieldType):
             labels[number] = 1
         return labels
 
+    def blank(self, view: View | None) -> NDArray[np.float32]:
+        """Return a set of no classes."""
+        del view
+        return np.zeros(self.classes, np.float32)
+
     def summarize(self, value: NDArray[np.float32], view: View | None) -> FieldSummary:
         """Count the classes."""
         del view

@@ -16,6 +16,7 @@ from shardio.fields.base import FieldType
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from shardio.fields.geometry import View
     from shardio.fields.probe import Buffer
 
 MAX_SECONDS = 3600.0
@@ -97,6 +98,11 @@ class Audio(FieldType):
     def for_field(self, field: str) -> Audio:
         """Return the type for one field."""
         return replace(self, fields=field)
+
+    def blank(self, view: View | None) -> NDArray[np.float32] | None:
+        """Return silence of no length, if the number of channels is known."""
+        del view
+        return np.zeros((1, 0), np.float32) if self.mono else None
 
     def encode(self, value: Any) -> bytes:
         """Encode floats from -1 to 1, [T] or [channels, T]; needs `rate`.

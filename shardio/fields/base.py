@@ -223,6 +223,18 @@ class FieldType:
             raise NotImplementedError(f"{type(self).__name__} has no method resized")
         return None
 
+    def blank(self, view: View | None) -> NDArray[np.generic] | None:
+        """Return zeros in place of the value of a sample that lacks the field.
+
+        A batch in which no sample has the field holds them. None if their shape is not known
+        without a value; the batch then holds an empty tensor, [B, 0].
+
+        Args:
+            view: see follow.
+        """
+        del view
+        return None
+
     def probe(self, data: Buffer) -> ImageInfo | None:
         """Read height, width and orientation of a picture from its header; None for other data.
 

@@ -223,12 +223,15 @@ class View(NamedTuple):
         reduction = self.reduction(*values.shape[-2:])
         if self.crop is None:
             return values
-        down, right = axes(self.crop, self.size, reduction)
-        columns = right.nearest()
+        rows, columns = (
+            (axis.nearest() + axis.first) // reduction for axis in axes(self.crop, self.size)
+        )
         if self.crop.flip:
             columns = columns[::-1]
-        part = values[..., down.first : down.first + down.reach, :]
-        return part.take(columns + right.first, axis=-1).take(down.nearest(), axis=-2)
+        first = rows[0]
+        part = values[..., first : rows[-1] + 1, :]
+        found: NDArray[Any] = part.take(columns, axis=-1).take(rows - first, axis=-2)
+        return found
 
     def move(self, points: NDArray[Any]) -> NDArray[np.float32]:
         """Move places in the picture to where they are in the slot, which may be outside it.

@@ -278,6 +278,10 @@ class Mask(_Values):
         del view
         return FieldSummary(unit="pixels", values=value.size, classes=count_classes(value))
 
+    def blank(self, view: View | None) -> NDArray[np.generic] | None:
+        """Return zeros of the size of the slot."""
+        return None if view is None else np.zeros(view.size, self.dtype)
+
     def encode(self, value: Any) -> bytes:
         """Encode class numbers, an integer array [H, W], as a PNG of 8 or 16 bits, or as `.npy`."""
         values = as_array(value)
@@ -341,6 +345,10 @@ class Depth(_Values):
         """Tell the range, and how many pixels are zero or not finite."""
         del view
         return summarize_numbers(value, "pixels")
+
+    def blank(self, view: View | None) -> NDArray[np.float32] | None:
+        """Return zeros of the size of the slot."""
+        return None if view is None else np.zeros((1, *view.size), np.float32)
 
     def encode(self, value: Any) -> bytes:
         """Encode values as stored, before `scale`: whole numbers [H, W] as a PNG, any as `.npy`."""

@@ -258,6 +258,8 @@ class Batch:
                 if found is not None:
                     field = found.field
                     values.append((column, field, column.decode(slot, found, view, watch)))
+                elif isinstance(column, Stack):
+                    column.lack(view)
             for column, field, value in values:  # noqa: B007  the error below names the field
                 column.place(slot, value)
         except (CodecError, TransformError, UsageError) as error:

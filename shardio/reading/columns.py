@@ -220,6 +220,7 @@ class Stack(ABC):
         self._allocate = allocate
         self._batch = torch.empty(0)
         self.kind: Kind | None = None
+        self._blank: Kind | None = None  # of what no slot may have
         self._kinds: dict[int, Kind] = {}  # of slots that were decoded one by one
         self._lock = new_lock()
 
@@ -232,6 +233,16 @@ class Stack(ABC):
     def decoded_kind(self, slot: int) -> Kind | None:
         """Return the kind decoded for a slot; that of the column for one in rows."""
         return self._kinds.get(slot, self.kind)
+
+    def lack(self, view: View | None) -> None:
+        """Note that a sample lacks the field.
+
+        Args:
+            view: see Column.decode.
+        """
+        blank = next(iter(self._types.values())).blank(view)
+        if blank is not None:
+            self._blank = self._kind_of(blank)
 
     def begin_anew(self, kind: Kind) -> None:
         """Empty all slots, for values of a kind that a slot has."""
@@ -248,6 +259,8 @@ class Stack(ABC):
 
     def collect(self, name: str, blank: Sequence[int]) -> dict[str, Any]:
         """See Column."""
+        if self.kind is None and self._blank is not None:
+            self._prepare(self._blank)
         if self.kind is None:
             return {name: torch.zeros(self._num_slots, 0)} if blank else {}
         if blank:
@@ -475,6 +488,8 @@ class Padded(Stack):
             self._values[slot] = None
         lengths = [0 if value is None else value.shape[-1] for value in self._values]
         counts = {f"{name}_lengths": torch.tensor(lengths)}
+        if self.kind is None and self._blank is not None:
+            self._prepare(self._blank)
         if self.kind is None:
             return super().collect(name, blank) | (counts if blank else {})
         shape, dtype = self.kind

@@ -33,6 +33,22 @@ def test_five_seconds_of_each_campaign_find_nothing_wrong() -> None:
     assert results == CAMPAIGNS, said
 
 
+@pytest.mark.parametrize(
+    "only",
+    [
+        "topology: *, 4 ranks, 1 workers, 3 threads",
+        "resume: *, step 3",
+        "identity: [MBD]*",
+    ],
+)
+def test_fields_mean_the_same_everywhere(only: str) -> None:
+    done = run("meaning", "--only", only)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = re.search(r"^meaning: (\d+) tried, \1 right, 0 refused", done.stdout, re.MULTILINE)
+    assert found is not None, done.stdout
+    assert int(found[1]) >= 4
+
+
 def test_campaigns_go_on_after_one_that_fails() -> None:
     done = run("all", "headers", "tars", "--only", "such a case")
     assert done.returncode == 1

@@ -113,6 +113,33 @@ def test_a_lesson_shows_what_it_is_about(name: str, shown: str) -> None:
     assert re.search(shown, done.stdout), done.stdout
 
 
+@pytest.mark.parametrize(
+    ("name", "form", "least"),
+    [
+        (
+            "segmentation",
+            r"epoch 4: .* of background [\d.]+%, bright ([\d.]+)%, dark ([\d.]+)%",
+            70,
+        ),
+        ("detection", r"epoch 7: ([\d.]+)% of all centres, true or found, are both", 40),
+    ],
+)
+def test_an_example_with_fields_that_follow_the_crop_learns(
+    name: str, form: str, least: float
+) -> None:
+    example = next(path for path in EXAMPLES if path.stem == name)
+    assert len(example.read_text("utf-8").splitlines()) <= 80
+    command = [sys.executable, "-W", "error", str(example)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=170, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    found = re.search(form, done.stdout)
+    assert found is not None, done.stdout
+    assert all(float(share) >= least for share in found.groups()), done.stdout
+
+
 def test_the_training_example_learns_to_read_digits() -> None:
     example = next(path for path in EXAMPLES if path.name == "train.py")
     command = [sys.executable, "-W", "error", str(example)]

@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 
 import shardio
 from shardio.fields.annotations import Boxes, MultiLabel, Points
@@ -80,6 +81,16 @@ class TestPointsThatNothingMirrors(FieldTypeContract):
 class TestMultiLabel(FieldTypeContract):
     field_type = MultiLabel("json", classes=4)
     values = (np.array([0, 1, 1, 0], np.float32), np.zeros(4, np.float32))
+
+
+def test_sets_of_classes_are_encoded_from_lists_of_numbers_and_from_zeros_and_ones() -> None:
+    type_ = MultiLabel("json", classes=4)
+    for value, ones in (([], []), ([1, 3], [1, 3]), ((), []), ([0.0, 1, 1, 0], [1, 2])):
+        assert np.flatnonzero(type_.decode(type_.encode(value))).tolist() == ones
+    for hot in (torch.tensor([0, 1, 1, 0]), np.array([0, 1, 1, 0]), [False, True, True, False]):
+        assert type_.decode(type_.encode(hot)).tolist() == [0, 1, 1, 0]
+    with pytest.raises(ValueError, match="no array"):
+        type_.encode(np.zeros(0))
 
 
 class TestAudio(FieldTypeContract):

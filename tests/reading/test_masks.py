@@ -93,6 +93,21 @@ def test_any_crop_is_cut_as_pillow_cuts(classes: NDArray[np.uint8], shape: tuple
         assert np.array_equal(view.nearest(classes), np.asarray(part.resize(shape[::-1], 0)))
 
 
+def test_a_small_mask_shows_what_it_shows_when_enlarged(classes: NDArray[np.uint8]) -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(3000):
+        reduction = int(rng.choice([2, 4]))
+        small = classes[: HEIGHT // reduction, : WIDTH // reduction]
+        whole = small.repeat(reduction, axis=0).repeat(reduction, axis=1)
+        top, left = int(rng.integers(0, HEIGHT)), int(rng.integers(0, WIDTH))
+        bottom = int(rng.integers(top, HEIGHT)) + 1
+        right = int(rng.integers(left, WIDTH)) + 1
+        crop = Crop(top, left, bottom - top, right - left)
+        size = (int(rng.integers(1, 100)), int(rng.integers(1, 100)))
+        view = View(height=HEIGHT, width=WIDTH, size=size, crop=crop)
+        assert np.array_equal(view.nearest(small), view.nearest(whole))
+
+
 def test_image_and_mask_of_one_size_have_one_crop(tmp_path: Path) -> None:
     """Each pixel of the image says where it lies, in steps that blending does not cross."""
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]

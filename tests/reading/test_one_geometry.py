@@ -67,6 +67,13 @@ FIELDS: dict[str, Any] = {
 }
 
 
+LACKING: dict[str, Any] = {
+    "no_mask": shardio.Mask("no.mask.png?", dtype="int32"),
+    "no_classes": shardio.MultiLabel("no.json?", classes=5),
+    "no_sound": shardio.Audio("no.wav?"),
+}
+
+
 def batches(shard: Path, **options: Any) -> list[dict[str, Any]]:
     arguments: dict[str, Any] = {"fields": FIELDS, "transform": CROP, "batch_size": 8, "seed": 3}
     return [*shardio.ShardDataset(shard, **arguments | {"crops": True} | options)]
@@ -106,6 +113,24 @@ def test_all_that_follows_a_picture_shows_the_same_part_of_it(shard: Path) -> No
             assert np.allclose(target["boxes"], corners[kept], atol=1e-3)
             assert target["labels"].tolist() == np.array([7, 1])[kept].tolist()
             assert target["names"] == [name for name, keep in zip("ab", kept, strict=True) if keep]
+
+
+def test_a_batch_in_which_no_sample_has_a_field_holds_zeros_of_the_same_shape(
+    shard: Path,
+) -> None:
+    for transform, size in ((CROP, CROP.size), (None, (HEIGHT, WIDTH))):
+        found = batches(shard, transform=transform, batch_size=1, fields={**FIELDS, **LACKING})
+        for batch in found:
+            has = int(batch["__key__"][0]) % 3 > 0
+            assert batch["has_depth"].tolist() == [has]
+            assert batch["depth"].shape == (1, 1, *size)
+            assert batch["depth"].dtype == torch.float32
+            assert has or not batch["depth"].any()
+            assert batch["no_mask"].shape == (1, *size)
+            assert batch["no_mask"].dtype == torch.int32
+            assert batch["no_classes"].tolist() == [[0] * 5]
+            assert batch["no_sound"].shape == (1, 1, 0)
+            assert batch["no_sound_lengths"].tolist() == [0]
 
 
 def test_threads_workers_and_resume_give_the_same_batches(shard: Path) -> None:

@@ -77,6 +77,43 @@ def run(peer: str, workload: str, images: str, out: str, repeats: int) -> dict[s
     }
 
 
+def prepare_task(task: str, loader: str, files: str, out: str) -> dict[str, str]:
+    """Convert the files of a task."""
+    from peers import tasks  # noqa: PLC0415  only where it is run
+
+    tasks.LOADERS[loader].prepare(tasks.TASKS[task], Path(files), Path(out))
+    return {}
+
+
+def run_task(task: str, loader: str, out: str, repeats: int, count: int) -> dict[str, float]:
+    """Read all samples of a task `repeats` times, which must be `count`."""
+    from peers import tasks  # noqa: PLC0415
+
+    sums: dict[str, float] = {}
+    cpu, start = cpu_seconds(), time.perf_counter()
+    images, seconds, first, first_images = 0, 0.0, 0.0, 0
+    chosen = tasks.TASKS[task]
+    step = chosen.transform.size[0] // LOOKED_AT
+    for batch in tasks.LOADERS[loader].batches(chosen, Path(out), repeats):
+        size = len(batch[next(iter(chosen.fields))])
+        for name in chosen.fields:
+            entry = batch[name]
+            if isinstance(entry, torch.Tensor):
+                mean = float(entry[..., ::step, ::step].double().mean())
+            else:
+                mean = sum(len(each["boxes"]) for each in entry) / size
+            sums[name] = sums.get(name, 0.0) + mean * size
+        images += size
+        seconds = time.perf_counter() - start
+        if not first:
+            first, first_images = seconds, images
+    if images != count:
+        raise ValueError(f"it gave {images} samples, not {count}")
+    means = {f"mean {name}": found / images for name, found in sums.items()}
+    found = {"images": images, "seconds": seconds, "first": first, "first_images": first_images}
+    return {**found, "cpu": cpu_seconds() - cpu, **means}
+
+
 def check(pixels: Any, count: int, workload: Workload) -> None:
     shape, dtype = tuple(pixels.shape), str(pixels.dtype).removeprefix("torch.")
     if (shape, dtype) != ((count, 3, workload.size, workload.size), "uint8"):
@@ -134,6 +171,8 @@ def sheet(peer: str, workload: str, out: str, picture: str) -> dict[str, Any]:
 JOBS: dict[str, Callable[..., dict[str, Any]]] = {
     "prepare": prepare,
     "run": run,
+    "prepare_task": prepare_task,
+    "run_task": run_task,
     "decode_ceiling": decode_ceiling,
     "mount_ceiling": mount_ceiling,
     "bare": bare,
