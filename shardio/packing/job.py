@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ from shardio.packing.folder import Ended, Output, hold_folder, remove_others
 from shardio.packing.layout import DUPLICATES_NAME, RENAMED_NAME, SKIPPED_NAME, WHOLE
 from shardio.packing.listing import Listing
 from shardio.packing.plan import ImageEncoding, Sharding, Splits, plan_shards, split_samples
-from shardio.packing.sources.base import Source, remedy_for
+from shardio.packing.sources.base import Source, remedy_for, types_of
 from shardio.packing.task import (
     PackedShard,
     SampleTask,
@@ -67,7 +67,8 @@ class PackJob:
         seed: seed of the order and the splits.
         images: encoding of the images.
         check: whether to look at data, see SampleTask.
-        types: types of a user by field name; other fields have their default types.
+        types: types of a user by field name; other fields have those that the source records, or
+            their default types.
         skip: whether to leave out what cannot be packed, instead of stopping.
         dedupe: treatment of duplicates; None does not look for any.
         engine: engine that runs the tasks.
@@ -174,7 +175,9 @@ def _pack(
 ) -> tuple[_Plan, Ended]:
     """Pack into a local folder."""
     with hold_folder(folder, names) as output:
-        plan = _plan(output, job, open_source(output.work), target)
+        source = open_source(output.work)
+        job = replace(job, types={**types_of(source), **job.types})
+        plan = _plan(output, job, source, target)
         made = plan.digest(job)
         ended = output.ended
         if ended is None:

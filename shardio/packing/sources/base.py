@@ -7,8 +7,9 @@ them before its shard is written. `shardio.testing.SourceContract` tests what a 
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -18,6 +19,7 @@ from shardio.naming import join_member_name, split_member_name
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from shardio.fields.base import FieldType
     from shardio.packing.options import PackOptions
 
 
@@ -143,7 +145,11 @@ class UnpackableError(ShardioError):
 
 @runtime_checkable
 class Source(Protocol):
-    """Samples to pack, in an order that depends on the source's data alone."""
+    """Samples to pack, in an order that depends on the source's data alone.
+
+    A source may have an attribute `types`, a mapping from names of fields to their types, by which
+    they are checked when they are packed.
+    """
 
     @property
     def name(self) -> str:
@@ -192,9 +198,20 @@ class PathSource(Source, Protocol):
         """
 
 
+def log_notice(path: str, what: str) -> None:
+    """Log what a source was taken for, or what it lacks, where the user did not say it."""
+    _LOG.warning("%s: %s", path, what)
+
+
 def remedy_for(source: Source) -> str:
     """Return the advice for a sample of a source that cannot be packed."""
     return getattr(source, "remedy", "fix the sample or leave it out")
+
+
+def types_of(source: Source) -> Mapping[str, FieldType]:
+    """Return the types that a source records for its fields; others follow from their names."""
+    types: Mapping[str, FieldType] = getattr(source, "types", {})
+    return types
 
 
 _JUNK = frozenset(
@@ -239,6 +256,16 @@ def log_junk(source: str, found: Counter[str]) -> None:
 def text_of(name: bytes) -> str:
     """Decode a name of the file system, the same way under every locale."""
     return name.decode("utf-8", "surrogateescape")
+
+
+def place_in(root: str, path: str) -> bytes:
+    """Return the path of a file below a folder, the same way under every locale.
+
+    Args:
+        root: path of the folder, as Python decoded it.
+        path: path from there, as text_of decodes it.
+    """
+    return os.path.join(os.fsencode(root), path.encode("utf-8", "surrogateescape"))  # noqa: PTH118  bytes
 
 
 def is_name(text: str) -> bool:
