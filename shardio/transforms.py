@@ -2,7 +2,11 @@
 
 A crop transform maps the size of an image and some uniform random numbers to a rectangle. It never
 sees pixels, so the decoder knows the crop before it decodes. The random numbers are passed in, so
-a sample of an epoch gets the same crop in any thread, worker or machine.
+a sample of an epoch gets the same crop in any thread, worker or machine. For a batch whose sizes
+are known, `crops` chooses all rectangles at once, in NumPy; they are those of `crop`.
+
+Names and arguments mean what they mean in torchvision's transforms (version 2, on uint8). With
+antialias=True, the pixels are the same too, to one grey level.
 
 Batches are normalized as a whole, on their device. There, or compiled into the network, this
 costs almost nothing. Image by image on the CPU, it takes nearly half as long as decoding.
@@ -14,13 +18,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, get_args, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from shardio.checks import is_whole, probability, require, whole_number
+from shardio.checks import flag, is_whole, one_of, probability, require, whole_number
 from shardio.errors import UsageError, counted
-from shardio.fields.geometry import Crop
+from shardio.fields.geometry import PLAIN, Crop, Interpolation, Resampling
+
+Whole = TypeVar("Whole", int, NDArray[np.int64])
+"""A whole number, or an array of them, one per sample."""
 
 _TRIES = 10
 
@@ -50,6 +59,65 @@ class SizedTransform(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class Crops:
+    """Crops of the samples of a batch. Item i is the Crop of sample i.
+
+    Attributes:
+        top: int64 [B], see Crop.
+        left: int64 [B].
+        height: int64 [B].
+        width: int64 [B].
+        flip: bool [B].
+        resized: int64 [B, 2]; None for the size of the slot.
+        window: int64 [B, 2]; None for (0, 0).
+        resampling: method of resizing, one for all.
+    """
+
+    top: NDArray[np.int64]
+    left: NDArray[np.int64]
+    height: NDArray[np.int64]
+    width: NDArray[np.int64]
+    flip: NDArray[np.bool_]
+    resized: NDArray[np.int64] | None = None
+    window: NDArray[np.int64] | None = None
+    resampling: Resampling = PLAIN
+
+    def __len__(self) -> int:
+        return len(self.top)
+
+    def __getitem__(self, index: int) -> Crop:
+        return Crop(
+            int(self.top[index]),
+            int(self.left[index]),
+            int(self.height[index]),
+            int(self.width[index]),
+            bool(self.flip[index]),
+            None if self.resized is None else _two(self.resized[index]),
+            (0, 0) if self.window is None else _two(self.window[index]),
+            self.resampling,
+        )
+
+
+@runtime_checkable
+class BatchedTransform(SizedTransform, Protocol):
+    """Transform that also chooses the rectangles of a whole batch at once."""
+
+    def crops(
+        self,
+        heights: NDArray[np.int64],
+        widths: NDArray[np.int64],
+        uniforms: NDArray[np.float64],
+    ) -> Crops:
+        """Choose the rectangles of the images of a batch, the same as `crop` chooses.
+
+        Args:
+            heights: int64 [B], see crop.
+            widths: int64 [B], see crop.
+            uniforms: float64 [B, draws], numbers in [0, 1).
+        """
+
+
 @dataclass(frozen=True, slots=True, init=False)
 class RandomResizedCrop:
     """Crop a random part of an image, resize it, and randomly flip it.
@@ -63,12 +131,19 @@ class RandomResizedCrop:
         scale: minimum and maximum of the crop's share of the image area.
         ratio: minimum and maximum aspect ratio (width / height) of the crop.
         flip: probability of a horizontal flip.
+        antialias: whether each pixel of the output averages all pixels under it, as torchvision's
+            does. Without it, which is the default, large JPEGs may be decoded at a part of their
+            size. With it, decoding and resizing photos of
+            64 KB takes about 1.15 times the time.
+        interpolation: "bilinear", "bicubic" or "nearest"; "nearest" never averages.
     """
 
     size: tuple[int, int]
     scale: tuple[float, float]
     ratio: tuple[float, float]
     flip: float
+    antialias: bool
+    interpolation: Interpolation
 
     def __init__(
         self,
@@ -77,6 +152,8 @@ class RandomResizedCrop:
         scale: tuple[float, float] = (0.08, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.5,
+        antialias: bool = False,
+        interpolation: Interpolation = "bilinear",
     ) -> None:
         if not 0 < scale[0] <= scale[1] <= 1:
             raise UsageError(f"scale must be two numbers with 0 < min <= max <= 1, not {scale}")
@@ -88,6 +165,7 @@ class RandomResizedCrop:
             scale=tuple(scale),
             ratio=tuple(ratio),
             flip=probability("flip", flip),
+            **_resampling(antialias=antialias, interpolation=interpolation),
         )
 
     @property
@@ -97,6 +175,7 @@ class RandomResizedCrop:
 
     def crop(self, height: int, width: int, uniforms: Sequence[float]) -> Crop:
         """Choose a random crop of an image."""
+        resampling = Resampling(self.interpolation, self.antialias)
         flip = uniforms[0] < self.flip
         log_ratio = math.log(self.ratio[0]), math.log(self.ratio[1])
         for at in range(3, 3 + 2 * _TRIES, 2):
@@ -107,46 +186,106 @@ class RandomResizedCrop:
             if 0 < crop_width <= width and 0 < crop_height <= height:
                 top = int(uniforms[1] * (height - crop_height + 1))
                 left = int(uniforms[2] * (width - crop_width + 1))
-                return Crop(top, left, crop_height, crop_width, flip)
-        return self._central(height, width, flip=flip)
-
-    def _central(self, height: int, width: int, *, flip: bool) -> Crop:
-        """Return the largest central crop with an allowed aspect ratio."""
-        crop_height, crop_width = height, width
-        if width / height < self.ratio[0]:
-            crop_height = max(1, round(width / self.ratio[0]))
-        elif width / height > self.ratio[1]:
-            crop_width = max(1, round(height * self.ratio[1]))
+                return Crop(top, left, crop_height, crop_width, flip, resampling=resampling)
+        crop_height, crop_width = self._central(height, width)
         top, left = (height - crop_height) // 2, (width - crop_width) // 2
-        return Crop(top, left, crop_height, crop_width, flip)
+        return Crop(top, left, crop_height, crop_width, flip, resampling=resampling)
+
+    def crops(
+        self,
+        heights: NDArray[np.int64],
+        widths: NDArray[np.int64],
+        uniforms: NDArray[np.float64],
+    ) -> Crops:
+        """Choose random crops of the images of a batch."""
+        crop_heights, crop_widths = np.zeros((2, len(heights)), np.int64)
+        log_ratio = math.log(self.ratio[0]), math.log(self.ratio[1])
+        left_over = np.arange(len(heights))
+        for at in range(3, 3 + 2 * _TRIES, 2):
+            rows, columns = heights[left_over], widths[left_over]
+            areas = rows * columns * _between(*self.scale, uniforms[left_over, at])
+            logs = _between(*log_ratio, uniforms[left_over, at + 1])
+            ratios = np.array(
+                [math.exp(log) for log in logs.tolist()]
+            )  # numpy.exp rounds otherwise
+            tried = np.rint(np.sqrt([areas / ratios, areas * ratios])).astype(np.int64)
+            fit = ((tried > 0) & (tried <= [rows, columns])).all(axis=0)
+            crop_heights[left_over[fit]], crop_widths[left_over[fit]] = tried[:, fit]
+            left_over = left_over[~fit]
+            if not left_over.size:
+                break
+        tops = (uniforms[:, 1] * (heights - crop_heights + 1)).astype(np.int64)
+        lefts = (uniforms[:, 2] * (widths - crop_widths + 1)).astype(np.int64)
+        for number in left_over.tolist():
+            height, width = int(heights[number]), int(widths[number])
+            crop_heights[number], crop_widths[number] = self._central(height, width)
+            tops[number] = (height - crop_heights[number]) // 2
+            lefts[number] = (width - crop_widths[number]) // 2
+        return Crops(
+            tops,
+            lefts,
+            crop_heights,
+            crop_widths,
+            uniforms[:, 0] < self.flip,
+            resampling=Resampling(self.interpolation, self.antialias),
+        )
+
+    def _central(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width of the largest central crop with an allowed aspect ratio."""
+        if width / height < self.ratio[0]:
+            return max(1, round(width / self.ratio[0])), width
+        if width / height > self.ratio[1]:
+            return height, max(1, round(height * self.ratio[1]))
+        return height, width
 
 
 @dataclass(frozen=True, slots=True, init=False)
 class CenterCrop:
-    """Resize the shorter side of an image and crop the centre, as torchvision's evaluation does.
+    """Resize the shorter side of an image and crop the centre, as evaluation does.
 
-    Both steps are done at once: the part of the source that would remain is cropped, with its
-    edges rounded to whole pixels, and resized.
+        shardio.CenterCrop(224, resize=256)
+
+    Equivalent to torchvision's Resize(256) followed by CenterCrop(224), in one step. Only what the
+    centre needs is computed.
 
     Args:
         size: height and width of the output, or one number for both.
         resize: length of the resized shorter side, at least the larger of height and width;
             by default 256 / 224 times that.
         flip: probability of a horizontal flip.
+        antialias: whether each pixel of the output averages all pixels under it, which makes it
+            torchvision's to one grey level. Without it, the edges of the crop are rounded to whole
+            pixels of the source, and large JPEGs may be decoded at a part of their size.
+            With averaging, decoding and resizing photos of 64 KB takes about 1.3 times the time.
+        interpolation: "bilinear", "bicubic" or "nearest"; "nearest" never averages.
     """
 
     size: tuple[int, int]
     resize: int
     flip: float
+    antialias: bool
+    interpolation: Interpolation
 
     def __init__(
-        self, size: int | tuple[int, int], *, resize: int | None = None, flip: float = 0.0
+        self,
+        size: int | tuple[int, int],
+        *,
+        resize: int | None = None,
+        flip: float = 0.0,
+        antialias: bool = True,
+        interpolation: Interpolation = "bilinear",
     ) -> None:
         pair = _pair(size)
         if resize is None:
             resize = round(max(pair) * 256 / 224)
         resize = whole_number("resize", resize, least=max(pair))
-        _assign(self, size=pair, resize=resize, flip=probability("flip", flip))
+        _assign(
+            self,
+            size=pair,
+            resize=resize,
+            flip=probability("flip", flip),
+            **_resampling(antialias=antialias, interpolation=interpolation),
+        )
 
     @property
     def draws(self) -> int:
@@ -155,33 +294,85 @@ class CenterCrop:
 
     def crop(self, height: int, width: int, uniforms: Sequence[float] = ()) -> Crop:
         """Choose the central crop of an image."""
-        shorter = min(height, width)
-        top, crop_height = self._span(self.size[0], height, shorter)
-        left, crop_width = self._span(self.size[1], width, shorter)
-        return Crop(top, left, crop_height, crop_width, self.draws > 0 and uniforms[0] < self.flip)
+        resampling = Resampling(self.interpolation, self.antialias)
+        flip = self.draws > 0 and uniforms[0] < self.flip
+        shorter = _least(height, width)
+        rows, columns = self._resized(height, shorter), self._resized(width, shorter)
+        window = _half(rows - self.size[0]), _half(columns - self.size[1])
+        if self.antialias:
+            return Crop(0, 0, height, width, flip, (rows, columns), window, resampling)
+        top, crop_height = _span(self.size[0], window[0], rows, height)
+        left, crop_width = _span(self.size[1], window[1], columns, width)
+        return Crop(top, left, crop_height, crop_width, flip, resampling=resampling)
 
-    def _span(self, kept: int, side: int, shorter: int) -> tuple[int, int]:
-        """Return the start and the length of the crop along one side of the source."""
-        resized = self.resize * side // shorter
-        start = round((resized - kept) / 2) * side / resized
-        length = min(side, max(1, round(kept * side / resized)))
-        return min(round(start), side - length), length
+    def crops(
+        self,
+        heights: NDArray[np.int64],
+        widths: NDArray[np.int64],
+        uniforms: NDArray[np.float64],
+    ) -> Crops:
+        """Choose the central crops of the images of a batch."""
+        resampling = Resampling(self.interpolation, self.antialias)
+        flips = _flips(len(heights), uniforms, self.flip)
+        shorter = _least(heights, widths)
+        rows, columns = self._resized(heights, shorter), self._resized(widths, shorter)
+        window = _half(rows - self.size[0]), _half(columns - self.size[1])
+        if self.antialias:
+            whole = np.zeros_like(heights)
+            resized = np.stack([rows, columns], axis=1)
+            windows = np.stack(window, axis=1)
+            return Crops(whole, whole, heights, widths, flips, resized, windows, resampling)
+        tops, crop_heights = _span(self.size[0], window[0], rows, heights)
+        lefts, crop_widths = _span(self.size[1], window[1], columns, widths)
+        return Crops(tops, lefts, crop_heights, crop_widths, flips, resampling=resampling)
+
+    def _resized(self, side: Whole, shorter: Whole) -> Whole:
+        return self.resize * side // shorter
 
 
 @dataclass(frozen=True, slots=True, init=False)
 class Resize:
     """Resize the whole image to one size, without keeping its aspect ratio.
 
+        shardio.Resize((224, 224))
+
     Args:
-        size: height and width of the output, or one number for both.
+        size: height and width of the output. One number is refused: with torchvision's Resize it
+            is the length of the shorter side, which gives images of several sizes.
         flip: probability of a horizontal flip.
+        antialias: whether each pixel of the output averages all pixels under it, which makes it
+            torchvision's to one grey level. Without it, large JPEGs may be decoded at a part of
+            their size. With averaging, decoding and resizing photos of 64 KB takes about 1.2 times
+            the time.
+        interpolation: "bilinear", "bicubic" or "nearest"; "nearest" never averages.
     """
 
     size: tuple[int, int]
     flip: float
+    antialias: bool
+    interpolation: Interpolation
 
-    def __init__(self, size: int | tuple[int, int], *, flip: float = 0.0) -> None:
-        _assign(self, size=_pair(size), flip=probability("flip", flip))
+    def __init__(
+        self,
+        size: tuple[int, int],
+        *,
+        flip: float = 0.0,
+        antialias: bool = True,
+        interpolation: Interpolation = "bilinear",
+    ) -> None:
+        if is_whole(size, least=1):
+            raise UsageError(
+                f"size={size}: torchvision's Resize({size}) gives images of several sizes, as "
+                f"{size} is the length of the shorter side, and the images of a batch have one",
+                remedy=f"write Resize(({size}, {size})), which does not keep the aspect ratio, or "
+                f"CenterCrop({size}, resize={size}), which does",
+            )
+        _assign(
+            self,
+            size=_pair(size),
+            flip=probability("flip", flip),
+            **_resampling(antialias=antialias, interpolation=interpolation),
+        )
 
     @property
     def draws(self) -> int:
@@ -190,11 +381,74 @@ class Resize:
 
     def crop(self, height: int, width: int, uniforms: Sequence[float] = ()) -> Crop:
         """Choose the whole image."""
-        return Crop(0, 0, height, width, self.draws > 0 and uniforms[0] < self.flip)
+        resampling = Resampling(self.interpolation, self.antialias)
+        flip = self.draws > 0 and uniforms[0] < self.flip
+        return Crop(0, 0, height, width, flip, resampling=resampling)
+
+    def crops(
+        self,
+        heights: NDArray[np.int64],
+        widths: NDArray[np.int64],
+        uniforms: NDArray[np.float64],
+    ) -> Crops:
+        """Choose the whole images of a batch."""
+        resampling = Resampling(self.interpolation, self.antialias)
+        flips = _flips(len(heights), uniforms, self.flip)
+        whole = np.zeros_like(heights)
+        return Crops(whole, whole, heights, widths, flips, resampling=resampling)
 
 
-def _between(low: float, high: float, uniform: float) -> float:
+Uniform = TypeVar("Uniform", float, NDArray[np.float64])
+
+
+def _between(low: float, high: float, uniform: Uniform) -> Uniform:
     return low + (high - low) * uniform
+
+
+def _least(one: Whole, other: Whole) -> Whole:
+    """Return the smaller of two whole numbers, or of each two."""
+    return one - (one > other) * (one - other)
+
+
+def _rounded(dividend: Whole, divisor: Whole) -> Whole:
+    """Return a quotient to the nearest whole number, halves to the even one, as Python rounds."""
+    quotient, rest = dividend // divisor, 2 * (dividend % divisor)
+    rounded: Whole = quotient + ((rest > divisor) | ((rest == divisor) & (quotient % 2 == 1)))
+    return rounded
+
+
+def _half(number: Whole) -> Whole:
+    return _rounded(number, number * 0 + 2)
+
+
+def _span(kept: int, window: Whole, resized: Whole, side: Whole) -> tuple[Whole, Whole]:
+    """Return the start and the length of a crop along one side of the source, in whole pixels.
+
+    Args:
+        kept: number of pixels in the slot.
+        window: first of the resized pixels that are kept.
+        resized: number of pixels that the side is resized to.
+        side: number of pixels of the source.
+    """
+    length = _rounded(kept * side, resized)
+    length = length + (length == 0)
+    return _least(_rounded(window * side, resized), side - length), length
+
+
+def _flips(count: int, uniforms: NDArray[np.float64], flip: float) -> NDArray[np.bool_]:
+    return uniforms[:, 0] < flip if flip > 0 else np.zeros(count, np.bool_)
+
+
+def _two(numbers: NDArray[np.int64]) -> tuple[int, int]:
+    return int(numbers[0]), int(numbers[1])
+
+
+def _resampling(*, antialias: bool, interpolation: Interpolation) -> dict[str, object]:
+    """Check the arguments that say how pixels are resampled."""
+    return {
+        "antialias": flag("antialias", antialias),
+        "interpolation": one_of("interpolation", interpolation, get_args(Interpolation)),
+    }
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -41,7 +41,7 @@ def test_whole_numbers_of_numpy_are_taken_everywhere(name: str, packed: Path) ->
 @pytest.mark.parametrize("flip", [-0.1, 1.1, float("nan"), "0.5", None])
 def test_what_is_not_a_probability_is_refused(flip: Any) -> None:
     with pytest.raises(shardio.UsageError, match=r"flip=.*: it must be a probability between 0 an"):
-        shardio.Resize(8, flip=flip)
+        shardio.Resize((8, 8), flip=flip)
 
 
 def test_a_choice_names_the_choices() -> None:

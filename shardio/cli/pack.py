@@ -16,7 +16,7 @@ from shardio.packing.pack import pack as pack_source
 def _split_names(
     _context: click.Context, _option: click.Parameter, text: str | None
 ) -> list[str] | None:
-    """Names with commas between them."""
+    """Split names with commas between them."""
     return None if text is None else [name for name in text.split(",") if name]
 
 

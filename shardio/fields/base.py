@@ -51,7 +51,9 @@ class Dense(NamedTuple):
 
 
 Batching = Literal["found", "stack", "list", "padded"] | Dense
-_LOOKING = ("decode", "decode_verified", "decode_rows", "follow", "probe", "check", "preview")
+_LOOKING = (
+    *("decode", "decode_verified", "decode_rows", "follow", "probe", "check", "preview", "picture"),
+)
 
 
 def split_names(fields: str) -> tuple[tuple[str, ...], bool]:
@@ -91,8 +93,8 @@ class FieldType:
             default; used for the types of shardio.fields.defaults alone.
         magic: field names by the bytes that data of this type start with.
         holds: description of what a batch holds.
-        batching: how the values of a batch are put together. "stack" makes one tensor of arrays of
-            one shape and dtype, and Dense one of known shape and dtype; "list" makes a list;
+        batching: way in which the values of a batch are joined. "stack" makes one tensor of arrays
+            of one shape and dtype, and Dense one of known shape and dtype; "list" makes a list;
             "padded" makes a tensor of arrays that differ in their last axis, with zeros behind the
             shorter ones, and adds their lengths as `NAME_lengths`. "found" stacks arrays and
             tensors of numbers, does so for each value of a dictionary, and makes a list of
@@ -155,7 +157,8 @@ class FieldType:
         """Decode one member.
 
         Args:
-            data: data of the member; a buffer that is valid during the call.
+            data: data of the member; a buffer that is valid during the call, so that the value must
+                not refer to it.
 
         Raises:
             CodecError: the bytes do not decode.
@@ -190,14 +193,33 @@ class FieldType:
 
         Args:
             value: result of `decode`.
-            view: what is shown of the picture, which may be all of it; None if the sample has no
-                picture.
+            view: part of the picture that is shown, which may be all of it; None if the sample
+                has no picture.
 
         Raises:
             CodecError: the value does not belong to a picture of this size.
         """
         del view
         return value
+
+    def resized(self, data: Buffer, view: View) -> bytes | None:
+        """Return what is stored instead of data whose picture is stored at another size.
+
+        Args:
+            data: data of a member.
+            view: what is stored of the picture; without a crop it keeps its size.
+
+        Returns:
+            The new data, or None if the data stay as they are.
+
+        Raises:
+            NotImplementedError: the data cannot follow exactly.
+            CodecError: they do not belong to a picture of this size.
+        """
+        del data
+        if self.geometry == "follows" and view.crop is not None:
+            raise NotImplementedError(f"{type(self).__name__} has no method resized")
+        return None
 
     def probe(self, data: Buffer) -> ImageInfo | None:
         """Read height, width and orientation of a picture from its header; None for other data.
@@ -221,6 +243,15 @@ class FieldType:
         if deep:
             self.decode(data)
 
+    def for_field(self, field: str) -> FieldType:
+        """Return the type as it encodes the values of one of its fields.
+
+        Args:
+            field: name of the field, whose end may choose the format of the data.
+        """
+        del field
+        return self
+
     def encode(self, value: Any) -> bytes:
         """Encode a value for packing: the inverse of `decode`.
 
@@ -243,6 +274,20 @@ class FieldType:
         if hasattr(value, "dtype") and hasattr(value, "shape"):
             return f"{value.dtype} {[*value.shape]}"
         return repr(value)[:SHOWN_CHARACTERS]
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether `picture` draws data."""
+        return self.geometry == "leads" or type(self).picture is not FieldType.picture
+
+    def picture(self, data: Buffer) -> NDArray[np.uint8]:
+        """Draw data as a picture, uint8 [H, W, 3], for the contact sheet of `info`.
+
+        Raises:
+            CodecError: the bytes do not decode.
+        """
+        found: NDArray[np.uint8] = self.decode(data)
+        return found
 
     @classmethod
     def name_of(cls, data: Buffer) -> str | None:

@@ -102,7 +102,7 @@ def apply_orientation(pixels: NDArray[T], orientation: int) -> NDArray[T]:
 def place_as_stored(
     row: float, column: float, *, orientation: int, height: int, width: int
 ) -> tuple[float, float]:
-    """Where a place in a picture as shown lies in the picture as stored.
+    """Convert a place in a picture as shown to one in the picture as stored.
 
     Args:
         row: 0 at the upper edge of the first row, height at the lower edge of the last.

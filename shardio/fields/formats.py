@@ -239,7 +239,7 @@ def check_complete(data: Buffer, info: ImageInfo) -> None:
 
     Args:
         data: the whole file.
-        info: what probe_image said about it.
+        info: result of probe_image.
 
     Raises:
         CodecError: the file is truncated.
@@ -253,7 +253,7 @@ def check_data(data: Buffer, info: ImageInfo) -> None:
 
     Args:
         data: the whole file, which check_complete accepted.
-        info: what probe_image said about it.
+        info: result of probe_image.
 
     Raises:
         CodecError: the data are corrupt.

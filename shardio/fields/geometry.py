@@ -9,7 +9,6 @@ under its centre. The positions are those of Pillow's nearest, to the last bit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -39,8 +38,7 @@ class Resampling(NamedTuple):
 PLAIN = Resampling()
 
 
-@dataclass(frozen=True, slots=True)
-class Crop:
+class Crop(NamedTuple):
     """A rectangle of a picture as shown, and how it fills a slot.
 
     Attributes:
@@ -64,8 +62,89 @@ class Crop:
     resampling: Resampling = PLAIN
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
+class Axis(NamedTuple):
+    """Which pixels of a picture fill a slot, along one of its sides.
+
+    The picture may be one at 1/shrink of the size that the crop was chosen for.
+
+    Attributes:
+        offset: first pixel of the crop's rectangle, before shrinking.
+        length: number of pixels of the rectangle, before shrinking.
+        resized: number of pixels that the rectangle is resized to.
+        window: first of those that are in the slot.
+        kept: number of pixels of the slot.
+        shrink: divisor of the picture's size.
+    """
+
+    offset: int
+    length: int
+    resized: int
+    window: int
+    kept: int
+    shrink: int
+
+    @property
+    def first(self) -> int:
+        """First pixel of the picture that the rectangle touches."""
+        return self.offset // self.shrink
+
+    @property
+    def reach(self) -> int:
+        """Number of pixels of the picture that the rectangle touches."""
+        return -(-(self.offset + self.length) // self.shrink) - self.first
+
+    @property
+    def start(self) -> float:
+        """Distance of the rectangle from the edge of the first pixel."""
+        return self.offset / self.shrink - self.first
+
+    @property
+    def scale(self) -> float:
+        """Pixels of the picture per pixel of the slot."""
+        return self.length / (self.resized * self.shrink)
+
+    @property
+    def in_slot(self) -> slice:
+        """Pixels of the resized rectangle that are in the slot."""
+        return slice(self.window, self.window + self.kept)
+
+    def needed(self, support: int) -> int:
+        """Return how many pixels from `first` on the slot needs.
+
+        Args:
+            support: reach of the filter to each side: 1 if linear, 2 if cubic.
+        """
+        centre = self.start + (self.window + self.kept - 0.5) * self.scale
+        return min(self.reach, int(centre + support * max(self.scale, 1.0) + 0.5))
+
+    def nearest(self) -> NDArray[np.int64]:
+        """Return the pixel, from `first` on, under the centre of each pixel of the slot.
+
+        A centre can lie on the edge between two pixels. Pillow, and OpenCV with it, takes the one
+        that its sum of steps comes to, so the same sum is formed here.
+        """
+        steps = np.full(self.window + self.kept, self.scale)
+        steps[0] = self.start + self.scale / 2
+        return np.add.accumulate(steps)[self.in_slot].astype(np.int64)
+
+
+def axes(crop: Crop, size: tuple[int, int], shrink: int = 1) -> tuple[Axis, Axis]:
+    """Return how a crop fills a slot, along the rows and along the columns.
+
+    Args:
+        crop: a rectangle of a picture as shown.
+        size: height and width of the slot.
+        shrink: divisor of the size of the picture that gives the pixels.
+    """
+    height, width = crop.resized or size
+    top, left = crop.window
+    return (
+        Axis(crop.top, crop.height, height, top, size[0], shrink),
+        Axis(crop.left, crop.width, width, left, size[1], shrink),
+    )
+
+
+class View(NamedTuple):
     """What is shown of a sample's picture, for the fields that follow it.
 
     Attributes:
@@ -96,11 +175,12 @@ class View:
         """Left, top, right and bottom of what is shown, in pixels of the picture."""
         if self.crop is None:
             return 0, 0, self.width, self.height
-        crop = self.crop
-        rows, columns = crop.resized or self.size
-        down, right = crop.height / rows, crop.width / columns
-        top, left = crop.top + crop.window[0] * down, crop.left + crop.window[1] * right
-        return left, top, left + self.size[1] * right, top + self.size[0] * down
+        down, right = axes(self.crop, self.size)
+        top, left = (
+            down.offset + down.window * down.scale,
+            right.offset + right.window * right.scale,
+        )
+        return left, top, left + right.kept * right.scale, top + down.kept * down.scale
 
     def reduction(self, height: int, width: int) -> int:
         """Return how many times smaller a field is than the picture that it belongs to.
@@ -143,24 +223,12 @@ class View:
         reduction = self.reduction(*values.shape[-2:])
         if self.crop is None:
             return values
-        crop = self.crop
-        resized = crop.resized or self.size
-        rows, columns = (
-            _nearest(start / reduction, length / reduction, total, first, kept, most)
-            for start, length, total, first, kept, most in zip(
-                (crop.top, crop.left),
-                (crop.height, crop.width),
-                resized,
-                crop.window,
-                self.size,
-                values.shape[-2:],
-                strict=True,
-            )
-        )
-        if crop.flip:
+        down, right = axes(self.crop, self.size, reduction)
+        columns = right.nearest()
+        if self.crop.flip:
             columns = columns[::-1]
-        top, bottom = int(rows.min()), int(rows.max()) + 1
-        return np.take(values[..., top:bottom, :], columns, axis=-1).take(rows - top, axis=-2)
+        part = values[..., down.first : down.first + down.reach, :]
+        return part.take(columns + right.first, axis=-1).take(down.nearest(), axis=-2)
 
     def move(self, points: NDArray[Any]) -> NDArray[np.float32]:
         """Move places in the picture to where they are in the slot, which may be outside it.
@@ -174,33 +242,10 @@ class View:
         """
         moved = np.array(points, np.float64)
         if self.crop is not None:
-            crop = self.crop
-            rows, columns = crop.resized or self.size
-            first_row, first_column = crop.window
-            moved[..., 0] = (moved[..., 0] - crop.left) * (columns / crop.width) - first_column
-            moved[..., 1] = (moved[..., 1] - crop.top) * (rows / crop.height) - first_row
-            if crop.flip:
+            for place, axis in zip((1, 0), axes(self.crop, self.size), strict=True):
+                moved[..., place] -= axis.offset
+                moved[..., place] /= axis.scale
+                moved[..., place] -= axis.window
+            if self.crop.flip:
                 moved[..., 0] = self.size[1] - moved[..., 0]
         return moved.astype(np.float32)
-
-
-def _nearest(
-    start: float, length: float, resized: int, first: int, kept: int, most: int
-) -> NDArray[np.int64]:
-    """Return the pixels of one side that lie under the centres of a slot's, as Pillow does.
-
-    Pillow adds up the step, so that its rounding is that of a running sum.
-
-    Args:
-        start: where the rectangle starts.
-        length: length of the rectangle.
-        resized: number of pixels that the rectangle is resized to.
-        first: first of these that is kept.
-        kept: number of these that are kept.
-        most: number of pixels of the side.
-    """
-    whole = int(start)
-    step = length / resized
-    steps = np.full(first + kept, step)
-    steps[0] = start - whole + 0.5 * step
-    return np.minimum(np.cumsum(steps).astype(np.int64)[first:] + whole, most - 1)

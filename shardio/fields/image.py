@@ -12,7 +12,8 @@ The crop is known before decoding. If the checksum of a JPEG was verified, the r
 are not decoded, which changes no pixel. If the crop is several times larger than the slot, the JPEG
 is decoded at 1/2, 1/4 or 1/8 of its size. That averages pixels where a plain bilinear resize would
 skip them, so the result is closer to an antialiased resize. The edges of the crop are exact to a
-fraction of a pixel.
+fraction of a pixel. A crop that asks for antialiasing, cubic interpolation or nearest pixels has
+them from all pixels.
 
 OpenCV's own threads would multiply those of a loader, so they are switched off while shardio
 decodes. This is done with the number 0. The number 1 would also end the threads, and a forked
@@ -35,9 +36,11 @@ from shardio.errors import CodecError, UsageError
 from shardio.fields.boundary import decoder
 from shardio.fields.exif import UPRIGHT, apply_orientation, place_as_stored
 from shardio.fields.formats import FORMATS, probe_image
+from shardio.fields.geometry import PLAIN, axes
 from shardio.fields.jpeg import LEAST_SHRUNK, decode_jpeg_top
 from shardio.fields.limits import MAX_PIXELS
 from shardio.fields.png import index_png
+from shardio.fields.resample import write_antialiased, write_nearest
 from shardio.processes import is_forked, new_lock
 
 if TYPE_CHECKING:
@@ -178,8 +181,8 @@ def decode_image(
 
     Args:
         data: the whole file.
-        info: what probe_image said about it; probed here when not given.
-        scratch: where to put the pixels. With it, the result is a view, perhaps not contiguous,
+        info: result of probe_image; probed here when not given.
+        scratch: buffer for the pixels. With it, the result is a view, perhaps not contiguous,
             and valid until the scratch's next use; without it, a contiguous array of its own.
         max_pixels: see probe_image; only where info is not given.
         verified: whether the data have the checksum that an index recorded. libpng then sees a tiny
@@ -218,7 +221,7 @@ def decode_stored(
 
     Args:
         view: the whole file.
-        info: what probe_image said about it.
+        info: result of probe_image.
         scratch: see decode_image.
         shrink: see decode_jpeg; 1 for other formats.
         verified: see decode_image.
@@ -253,7 +256,7 @@ def decode_values(
 
     Args:
         data: the whole file.
-        info: what probe_image said about it; probed here when not given.
+        info: result of probe_image; probed here when not given.
         max_pixels: see probe_image; only where info is not given.
 
     Returns:
@@ -288,7 +291,7 @@ def decode_values(
 _LEAST_RATIOS = ((8, 8.0), (4, 4.5), (2, 3.75))
 """How many times larger than the slot a crop must be to be shrunk; below, a plain linear resize of
 all pixels is nearer to an antialiased one, measured on blurred noise."""
-_SAMPLE = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+_METHODS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +300,7 @@ class DecodedPart:
 
     Attributes:
         pixels: uint8 [h, w, 3] as stored, from the first row and column on.
-        shrink: what the sides were divided by.
+        shrink: divisor of the sides.
     """
 
     pixels: NDArray[np.uint8]
@@ -319,11 +322,12 @@ def decode_part(
 
     Args:
         data: the whole file.
-        info: what probe_image said about it.
+        info: result of probe_image.
         crop: inside the picture as shown.
         size: height and width of the slot.
-        scratch: where the pixels go; they are valid until its next use.
-        reduced: let large JPEGs be decoded at a part of their size.
+        scratch: buffer for the pixels, which are valid until its next use.
+        reduced: let large JPEGs be decoded at a part of their size, if the crop is resampled
+            plainly.
         verified: the data have the checksum that they should. Otherwise a JPEG is decoded to its
             end, where decoders notice most damage.
 
@@ -336,7 +340,7 @@ def decode_part(
     height, width = -(-stored_height // shrink), -(-stored_width // shrink)
     pixels = None
     if info.format == "jpeg" and verified:
-        _, _, bottom, _ = _box_as_stored(info, crop)
+        _, _, bottom, _ = _box_as_stored(info, crop, size)
         buffer = scratch.take(height * width * 3)
         pixels = decode_jpeg_top(view, info, buffer, rows=bottom, shrink=shrink)
     if pixels is None:
@@ -346,70 +350,95 @@ def decode_part(
 
 @decoder
 def write_part(part: DecodedPart, info: ImageInfo, crop: Crop, out: NDArray[np.uint8]) -> None:
-    """Resize a crop into a slot, bilinearly, turned and mirrored as orientation and crop say.
+    """Resize a crop into a slot, turned and mirrored as orientation and crop say.
 
     Args:
-        part: of the picture.
-        info: of the picture.
-        crop: that the part was decoded for.
+        part: decoded part of the picture; if it is shrunk and the crop is not resampled plainly,
+            its sides are whole fractions of the picture's.
+        info: header of the picture.
+        crop: crop that the part was decoded for.
         out: uint8 [h, w, 3], contiguous, where the result goes.
     """
-    if part.shrink > 1:
-        matrix = _sampling(info, crop, (out.shape[0], out.shape[1]), part.shrink)
-        size = out.shape[1], out.shape[0]
-        cv2.warpAffine(part.pixels, matrix, size, out, _SAMPLE, cv2.BORDER_REPLICATE)
-        return
-    top, left, bottom, right = _box_as_stored(info, crop)
-    shown = part.pixels[top:bottom, left:right]
-    if info.orientation != UPRIGHT:
-        shown = apply_orientation(shown, info.orientation)
-    _fit(shown, out, flip=crop.flip)
+    size = out.shape[0], out.shape[1]
+    interpolation, antialias = crop.resampling
+    if part.shrink == 1:
+        top, left, bottom, right = _box_as_stored(info, crop, size)
+        shown = apply_orientation(part.pixels[top:bottom, left:right], info.orientation)
+        _fill(shown, crop, out)
+    elif not antialias and interpolation != "nearest":
+        matrix = _sampling(info, crop, size, part.shrink)
+        how = _METHODS[interpolation] | cv2.WARP_INVERSE_MAP
+        cv2.warpAffine(part.pixels, matrix, size[::-1], out, how, cv2.BORDER_REPLICATE)
+    else:
+        rows, columns = axes(crop, size, part.shrink)
+        shown = apply_orientation(part.pixels, info.orientation)[rows.first :, columns.first :]
+        _fill(shown, crop, out, shrink=part.shrink)
 
 
 @decoder
-def write_crop(
-    pixels: NDArray[np.uint8], crop: Crop, out: NDArray[np.uint8], *, nearest: bool = False
-) -> None:
-    """Resize a crop of a decoded picture into a slot, bilinearly, mirrored if the crop says so.
+def write_crop(pixels: NDArray[np.uint8], crop: Crop, out: NDArray[np.uint8]) -> None:
+    """Resize a crop of a decoded picture into a slot, mirrored if the crop says so.
 
     Args:
         pixels: uint8 [H, W, 3], any view.
         crop: a rectangle inside the picture.
         out: uint8 [h, w, 3], contiguous, where the result goes.
-        nearest: take pixels as they are instead of blending them, the same ones as Pillow does.
     """
     bottom, right = crop.top + crop.height, crop.left + crop.width
-    how = cv2.INTER_NEAREST_EXACT if nearest else cv2.INTER_LINEAR
-    _fit(pixels[crop.top : bottom, crop.left : right], out, flip=crop.flip, interpolation=how)
+    _fill(pixels[crop.top : bottom, crop.left : right], crop, out)
 
 
-def _fit(
-    source: NDArray[np.uint8],
-    out: NDArray[np.uint8],
-    *,
-    flip: bool,
-    interpolation: int = cv2.INTER_LINEAR,
+def _fill(
+    source: NDArray[np.uint8], crop: Crop, out: NDArray[np.uint8], *, shrink: int = 1
 ) -> None:
-    size = out.shape[1], out.shape[0]
-    if cv2.resize(source, size, dst=out, interpolation=interpolation) is not out:
+    """Resize what a crop needs of a picture into a slot, and mirror it if the crop says so.
+
+    Args:
+        source: uint8 [h, w, 3] as shown, any view: from the first row and column of the crop's
+            rectangle on, at least as far as the slot needs.
+        crop: rectangle of the picture.
+        out: see write_part.
+        shrink: divisor of the sides of the source.
+    """
+    if out.dtype != np.uint8 or out.ndim != 3 or out.shape[2] != 3:
         raise UsageError(f"the slot must be uint8 [h, w, 3], not {out.dtype} {list(out.shape)}")
-    if flip:
+    size = out.shape[0], out.shape[1]
+    interpolation, antialias = crop.resampling
+    if interpolation == "nearest":
+        write_nearest(source, *axes(crop, size, shrink), out)
+    elif antialias:
+        cubic = interpolation == "bicubic"
+        write_antialiased(source, *axes(crop, size, shrink), out, cubic=cubic)
+    elif crop.resized is not None:
+        height, width = crop.resized
+        whole = cv2.resize(source, (width, height), interpolation=_METHODS[interpolation])
+        top, left = crop.window
+        out[...] = whole[top : top + size[0], left : left + size[1]]
+    else:
+        cv2.resize(source, size[::-1], dst=out, interpolation=_METHODS[interpolation])
+    if crop.flip:
         cv2.flip(out, 1, dst=out)
 
 
 def _shrink(info: ImageInfo, crop: Crop, size: tuple[int, int]) -> int:
-    """The greatest of 1, 2, 4 and 8 that costs no likeness to an antialiased resize."""
-    if min(info.height, info.width) >= LEAST_SHRUNK:
-        ratio = min(crop.height / size[0], crop.width / size[1])
+    """Return the greatest of 1, 2, 4 and 8 that costs no likeness to an antialiased resize."""
+    if min(info.height, info.width) >= LEAST_SHRUNK and crop.resampling == PLAIN:
+        height, width = crop.resized or size
+        ratio = min(crop.height / height, crop.width / width)
         for shrink, least in _LEAST_RATIOS:
             if ratio >= least:
                 return shrink
     return 1
 
 
-def _box_as_stored(info: ImageInfo, crop: Crop) -> tuple[int, int, int, int]:
-    """Top, left, bottom and right of a crop in the picture as stored."""
+def _box_as_stored(info: ImageInfo, crop: Crop, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Top, left, bottom and right of what a slot needs of a crop, in the picture as stored."""
     bottom, right = crop.top + crop.height, crop.left + crop.width
+    interpolation, antialias = crop.resampling
+    if antialias or interpolation == "nearest":
+        down, across = axes(crop, size)
+        support = 2 if interpolation == "bicubic" else 1
+        bottom, right = crop.top + down.needed(support), crop.left + across.needed(support)
     if info.orientation == UPRIGHT:
         return crop.top, crop.left, bottom, right
     corners = [_as_stored(info, crop.top, crop.left), _as_stored(info, bottom, right)]
@@ -432,11 +461,13 @@ def _sampling(
 
     Columns come first in it, and pixel i reaches from i - 1/2 to i + 1/2, both as in OpenCV.
     """
-    step_down, step_right = crop.height / size[0], crop.width / size[1]
-    first = crop.left
+    rows, columns = axes(crop, size)
+    step_down, step_right, start = rows.scale, columns.scale, columns.window
     if crop.flip:
-        first, step_right = crop.left + crop.width, -step_right
-    top, left = crop.top + step_down / 2, first + step_right / 2
+        start, step_right = start + columns.kept, -step_right
+    upper = crop.top + crop.height * rows.window / rows.resized
+    first = crop.left + crop.width * start / columns.resized
+    top, left = upper + step_down / 2, first + step_right / 2
     origin, right, down = (
         np.array(_as_stored(info, row, column))[::-1] / shrink - 0.5
         for row, column in ((top, left), (top, left + step_right), (top + step_down, left))

@@ -75,7 +75,7 @@ def decode_jpeg(
 
     Args:
         data: the whole file.
-        info: what probe_image said about it.
+        info: result of probe_image.
         buffer: uint8 [at least H * W * 3], where the pixels go; None for new memory.
         shrink: 1, 2, 4 or 8: divides height and width, rounded up; above 1 only for pictures of
             at least LEAST_SHRUNK rows and columns.
@@ -111,9 +111,9 @@ def decode_jpeg_top(
 
     Args:
         data: the whole file.
-        info: what probe_image said about it.
+        info: result of probe_image.
         buffer: see decode_jpeg.
-        rows: of the picture as stored that are needed.
+        rows: number of rows, as stored, that are needed.
         shrink: see decode_jpeg.
 
     Returns:
@@ -208,7 +208,7 @@ def _has_all_restarts(data: memoryview, info: ImageInfo) -> bool:
 
 
 def _lower(data: memoryview, info: ImageInfo, height: int) -> bytes:
-    """The file with another height; of restart intervals those that are needed, and no more."""
+    """Give the file another height, and only the restart intervals that it then needs."""
     place = info.frame + 3
     parts: list[bytes | memoryview] = [data[:place], pack(">H", height)]
     end = _end_of_rows(data, info, height) if info.restart else None
@@ -217,7 +217,7 @@ def _lower(data: memoryview, info: ImageInfo, height: int) -> bytes:
 
 
 def _mcus(data: memoryview, info: ImageInfo) -> tuple[int, int]:
-    """How many rows an MCU has, and how many MCUs lie side by side."""
+    """Return the number of rows of an MCU, and of MCUs side by side."""
     components = data[info.frame + 7]
     factors = [data[info.frame + 9 + 3 * component] for component in range(components)]
     width: int = unpack_from(">H", data, info.frame + 5)[0]
@@ -227,14 +227,14 @@ def _mcus(data: memoryview, info: ImageInfo) -> tuple[int, int]:
 
 
 def _height_to_restart(data: memoryview, info: ImageInfo, height: int) -> int:
-    """The least height from this one on at which whole restart intervals end."""
+    """Return the least height, from this one on, at which whole restart intervals end."""
     rows, across = _mcus(data, info)
     step = info.restart // gcd(info.restart, across) * rows
     return -(-height // step) * step
 
 
 def _end_of_rows(data: memoryview, info: ImageInfo, height: int) -> int | None:
-    """Where the last restart interval of a height from above ends; None if markers are missing."""
+    """Find where the last restart interval of these rows ends; None if markers are missing."""
     rows, across = _mcus(data, info)
     intervals = height // rows * across // info.restart
     restarts = _restarts(data, info)

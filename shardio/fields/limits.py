@@ -68,7 +68,7 @@ def limit_packed(size: int, unpacked: int, *, max_pixels: int) -> None:
 
 
 def _needed(work: int, allowed: int) -> int:
-    """The max_pixels for which work is allowed, of which some is by default."""
+    """Return the max_pixels for which work is allowed, of which some is by default."""
     return -(-work * MAX_PIXELS // allowed)
 
 

@@ -294,7 +294,7 @@ def _may_stand(kind: bytes, previous: bytes, header: PngHeader) -> bool:
 
 
 def _chunk(kind: bytes, data: Sequence[Buffer]) -> list[Buffer]:
-    """A chunk, in parts."""
+    """Make a chunk, in parts."""
     checksum = zlib.crc32(kind)
     for part in data:
         checksum = zlib.crc32(part, checksum)
@@ -302,7 +302,7 @@ def _chunk(kind: bytes, data: Sequence[Buffer]) -> list[Buffer]:
 
 
 def _whole_palette(palette: bytes, depth: int) -> bytes:
-    """A palette of all colours that pixels of so many bits can name; those not there are black."""
+    """Extend a palette with black to all colours that pixels of so many bits can name."""
     if not palette or len(palette) % 3 or len(palette) > 3 * 256:
         raise CodecError(f"broken PNG: a palette of {len(palette)} bytes before its pixels")
     size = 3 << depth
@@ -310,7 +310,7 @@ def _whole_palette(palette: bytes, depth: int) -> bytes:
 
 
 def _plain_stream(stream: Buffer, header: PngHeader) -> Sequence[Buffer]:
-    """The rows of an image as a sound zlib stream, in parts.
+    """Make a sound zlib stream of the rows of an image, in parts.
 
     Raises:
         CodecError: the stream is corrupt, or does not hold exactly the rows.
@@ -346,7 +346,7 @@ def _check_filters(piece: bytes, position: int, rows: Rows) -> None:
 
 
 def _stored(rows: bytes) -> list[Buffer]:
-    """A zlib stream that holds bytes as they are."""
+    """Make a zlib stream that holds bytes as they are."""
     checksum = pack(">I", zlib.adler32(rows))
     if len(rows) <= _STORED:
         return [b"\x78\x01" + pack("<BHH", 1, len(rows), len(rows) ^ _STORED), rows, checksum]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shardio.errors import IndexFileError
+from shardio.fields.recorded import types_to_record
 from shardio.indexing.catalog import ShardPaths, find_shards, is_packed, list_parts, refuse_missing
 from shardio.indexing.manifest import (
     ShardReceipt,
@@ -147,6 +148,11 @@ def _publish(shard: Path, index: ShardIndex) -> ShardReceipt:
 
 def _update_manifest(folder: Path, receipts: list[ShardReceipt], fields: set[str]) -> None:
     manifest = read_manifest(folder)
-    updated = replace(manifest, shards=tuple(receipts), fields=tuple(sorted(fields)))
+    updated = replace(
+        manifest,
+        shards=tuple(receipts),
+        fields=tuple(sorted(fields)),
+        types=types_to_record(sorted(fields), manifest.types),
+    )
     with Folder.open(folder) as held:
         write_manifest(held, updated)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from shardio.errors import PackError, SituationError, UsageError
 from shardio.fields.base import FieldType
+from shardio.fields.recorded import record_type, types_to_record
 from shardio.indexing.manifest import INDEX_FOLDER, Manifest, write_manifest
 from shardio.packing.dedupe import Dedupe, FingerprintTask, fingerprint, group_alike, hamming
 from shardio.packing.engine import Advance, Engine
@@ -213,6 +214,7 @@ class _Plan:
         tasks: tasks that write the shards.
         classes: names of the classes; None without.
         duplicates: number of duplicates that were found; None if nobody looked.
+        types: types of fields by name; other fields have their default types.
     """
 
     listing: Listing
@@ -220,12 +222,15 @@ class _Plan:
     tasks: Sequence[ShardTask]
     classes: tuple[str, ...] | None
     duplicates: int | None
+    types: Mapping[str, FieldType]
 
     def digest(self, job: PackJob) -> str:
         """Compute a digest of what is made, which differs from that of other packs."""
         tasks = [(task.shard, task.digest()) for task in self.tasks]
         problems = [(each.path, each.reason) for each in self.listing.problems]
         made = f"{tasks} {self.classes} {problems} {job.dedupe} {job.ledger} {[*self.parts]}"
+        if recorded := types_to_record(sorted(self.types), self.types):
+            made += f" {[record_type(*each) for each in recorded.items()]}"
         return hashlib.sha256(made.encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -260,6 +265,7 @@ def _plan(output: Output, job: PackJob, source: Source, target: Location | None)
         tasks=tasks,
         classes=source.classes,
         duplicates=None if groups is None else groups.again,
+        types=job.types,
     )
 
 
@@ -410,10 +416,12 @@ def _publish(folder: Folder, ledger: str, plan: _Plan, packed: Sequence[PackedSh
     folder.sync()
     for part in dict.fromkeys(shard.part for shard in packed):
         shards = [shard for shard in packed if shard.part == part]
+        fields = sorted({field for shard in shards for field in shard.fields})
         manifest = Manifest(
             shards=tuple(shard.receipt for shard in shards),
-            fields=tuple(sorted({field for shard in shards for field in shard.fields})),
+            fields=tuple(fields),
             classes=plan.classes,
+            types=types_to_record(fields, plan.types),
         )
         with folder.inside(part) as inside:
             with inside.inside(INDEX_FOLDER) as indexes:

@@ -132,8 +132,8 @@ class PackOptions(OutputOptions):
             with alternatives after semicolons, and a question mark where samples may lack it. By
             default each image is a sample, with the files beside it if all images have files of the
             same fields, see shardio.packing.sources.neighbours. For samples of a program: field
-            types, as ShardDataset takes them, which encode the values of their fields; other fields
-            have their default types.
+            types, as ShardDataset takes them, which encode the values of their fields and stand in
+            the manifest; other fields have their default types.
         manifest: table of the samples, CSV, TSV, JSON Lines or Parquet, whose paths start
             from the source. A table may be the source itself; its paths start from its folder.
         coco: COCO's annotations of the images in the source, a JSON file; by default the file

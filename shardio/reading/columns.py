@@ -61,7 +61,7 @@ def column_maker(
     reduced: bool,
     allocate: Allocate,
 ) -> Callable[[int], Column]:
-    """What makes the column of an entry, of as many slots as it is called with.
+    """Return a function that makes the column of an entry from a number of slots.
 
     Args:
         types: types of the entry's alternatives, which are batched alike.
@@ -107,7 +107,7 @@ class Column(Protocol):
         Args:
             slot: slot that the value is for.
             stored: bytes of the field.
-            view: what is shown of the sample's picture, if it matters to the entry.
+            view: part of the sample's picture that is shown; None if it does not matter.
             watch: stopwatch of the thread.
 
         Raises:
@@ -211,7 +211,7 @@ class Stack(ABC):
         allocate: makes the tensor.
 
     Attributes:
-        kind: that all slots have, once there is one.
+        kind: kind that all slots have; None before the first one.
     """
 
     def __init__(self, slots: int, *, types: Types, allocate: Allocate) -> None:
@@ -274,7 +274,7 @@ class Transformed(Stack):
     Args:
         slots: number of slots.
         types: see column_maker.
-        transform: from uint8 [3, H, W] to a tensor.
+        transform: function from uint8 [3, H, W] to a tensor.
         allocate: makes the tensor.
     """
 
@@ -324,7 +324,7 @@ class Arrays(Stack):
     Args:
         slots: number of slots.
         types: see column_maker.
-        image: whether they are images.
+        image: True for images.
         allocate: makes the tensor.
     """
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from shardio.errors import CodecError
 from shardio.fields.formats import probe_image
-from shardio.fields.geometry import Crop
+from shardio.fields.geometry import Crop, Resampling
 from shardio.fields.image import Scratch, decode_image, decode_part, write_crop, write_part
-from shardio.transforms import RandomResizedCrop
+from shardio.transforms import CenterCrop, RandomResizedCrop
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,6 +75,11 @@ def from_whole(data: bytes, crop: Crop, size: tuple[int, int]) -> Pixels:
     return out
 
 
+resamplings = st.builds(
+    Resampling, st.sampled_from(["nearest", "bilinear", "bicubic"]), st.booleans()
+)
+
+
 @st.composite
 def pictures_and_crops(draw: st.DrawFn) -> tuple[bytes, Crop]:
     height, width = draw(st.integers(1, 150)), draw(st.integers(1, 90))
@@ -99,14 +104,23 @@ def pictures_and_crops(draw: st.DrawFn) -> tuple[bytes, Crop]:
         draw(st.integers(1, info.height - top)),
         draw(st.integers(1, info.width - left)),
         draw(st.booleans()),
+        resampling=draw(resamplings),
     )
 
 
-@given(pictures_and_crops(), st.tuples(st.integers(1, 40), st.integers(1, 40)))
+@given(
+    pictures_and_crops(),
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.none() | st.tuples(*[st.integers(0, 30)] * 4),
+)
 def test_without_reduced_decoding_a_crop_is_that_of_the_whole_picture_to_the_bit(
-    case: tuple[bytes, Crop], size: tuple[int, int]
+    case: tuple[bytes, Crop], size: tuple[int, int], around: tuple[int, int, int, int] | None
 ) -> None:
     data, crop = case
+    if around is not None:
+        above, before, below, behind = around
+        resized = size[0] + above + below, size[1] + before + behind
+        crop = crop._replace(resized=resized, window=(above, before))
     np.testing.assert_array_equal(
         fill(data, crop, size, reduced=False)[0], from_whole(data, crop, size)
     )
@@ -128,6 +142,23 @@ def test_rows_below_a_crop_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> N
     fill(encode(picture(400, 300)), Crop(10, 0, 90, 300), (64, 64), reduced=False, verified=False)
     assert heights.pop() == 400
     assert heights == [104, 94, 94, 112, 112, 112]  # whole restart intervals end at 112
+
+
+def test_rows_below_the_window_of_a_resized_picture_are_not_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heights: list[int] = []
+    decode = simplejpeg.decode_jpeg
+
+    def spy(data: bytes, *args: Any, **options: Any) -> Pixels:
+        heights.append(probe_image(bytes(data)).stored_size[0])
+        return decode(data, *args, **options)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", spy)
+    crop = CenterCrop(20, resize=40).crop(400, 300)
+    fill(encode(picture(400, 300)), crop, (20, 20), reduced=True)
+    # 400 x 300 becomes 53 x 40; rows 16 to 35 are kept, which average up to row 275 of the source.
+    assert heights == [275 + 4]
 
 
 def flipped(data: bytes, rng: np.random.Generator) -> bytes:
@@ -241,6 +272,9 @@ def test_a_crop_that_is_not_several_times_its_slot_is_not_reduced() -> None:
     for side, shrink in ((119, 1), (120, 2), (143, 2), (144, 4)):
         assert fill(data, Crop(0, 0, side, side + 1), (32, 32), reduced=True)[1] == shrink
     assert fill(data, Crop(0, 0, 144, 144), (32, 32), reduced=False)[1] == 1
+    for resampling in (Resampling(antialias=True), Resampling("bicubic"), Resampling("nearest")):
+        crop = Crop(0, 0, 144, 144, resampling=resampling)
+        assert fill(data, crop, (32, 32), reduced=True)[1] == 1
     png = cv2.imencode(".png", picture(200, 200))[1].tobytes()
     assert fill(png, Crop(0, 0, 144, 144), (32, 32), reduced=True)[1] == 1
 

@@ -88,6 +88,8 @@ def test_it_reads_back_as_boxes_with_their_categories(tmp_path: Path) -> None:
     assert targets[0]["boxes"].tolist() == [[1, 2, 4, 6.5], [0, 0, 1, 1]]
     assert targets[0]["labels"].tolist() == [90, 1]
     assert targets[1]["boxes"].shape == (0, 4)
+    plain = [sample["json"]["boxes"].tolist() for sample in shardio.ShardDataset(tmp_path / "out")]
+    assert plain == [target["boxes"].tolist() for target in targets]
     assert opened.classes is None  # 1 and 90 are no positions
 
 

@@ -86,7 +86,7 @@ def test_a_file_that_is_cut_off_is_found_unless_a_record_ends_there(
     if length in ends:
         assert len(scan(whole[:length])) == ends[length]
         return
-    with pytest.raises(shardio.TFRecordError, match="cut off"):
+    with pytest.raises(shardio.TFRecordError, match="truncated"):
         scan(whole[:length])
 
 
@@ -99,7 +99,7 @@ def test_errors_name_file_and_offset() -> None:
         scan(bytes(damaged))
     assert str(caught.value) == (
         f"x.tfrecord, byte {start}: the checksum of the record's length does not match, so the "
-        "file is damaged or not a TFRecord file; get it again"
+        "file is damaged or not a TFRecord file; download or write it again"
     )
     assert (caught.value.shard, caught.value.offset) == ("x.tfrecord", start)
 

@@ -101,6 +101,8 @@ def test_images_have_their_boxes_and_masks(
     assert first["target"]["boxes"].tolist() == [[0, 0, 10, 8], [1.5, 2, 4, 5]]
     assert first["mask"].unique().tolist() == [255]
     assert second["target"]["boxes"].shape == (0, 4)
+    only = shardio.ShardDataset(tmp_path / "out", fields={"image": "jpg", "target": "json"})
+    assert [sample["target"]["labels"].tolist() for sample in only] == [[1, 0], []]
 
 
 def test_a_list_of_images_chooses_them(tmp_path: Path) -> None:

@@ -60,6 +60,8 @@ def test_texts_are_packed_as_they_are_and_read_as_boxes(
     assert first["labels"].tolist() == [0, 1]
     assert second["boxes"].shape == (0, 4)
     assert opened.classes == ("cat", "dog")
+    plain = [sample["txt"]["boxes"].tolist() for sample in shardio.ShardDataset(tmp_path / "out")]
+    assert plain == [first["boxes"].tolist(), []]
     assert "taken for a YOLO dataset, images beside texts of boxes, with 2 classes" in caplog.text
     assert caplog.text.count("1 of 2 images have no text in labels") == 1
 

@@ -21,7 +21,7 @@ from shardio.transforms import SizedTransform
 
 HEIGHT, WIDTH = 96, 128
 TRANSFORMS: list[SizedTransform] = [
-    shardio.Resize(50),
+    shardio.Resize((50, 50)),
     shardio.Resize((300, 200), flip=1.0),
     shardio.CenterCrop(50),
     shardio.RandomResizedCrop(50),
@@ -70,7 +70,10 @@ def test_a_mask_is_cut_as_pillow_cuts_to_the_nearest_pixel(
     crop = transform.crop(HEIGHT, WIDTH, [0.0] * transform.draws)
     box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
     height, width = transform.size
-    expected = np.asarray(Image.fromarray(classes).crop(box).resize((width, height), 0))
+    rows, columns = crop.resized or (height, width)
+    resized = np.asarray(Image.fromarray(classes).crop(box).resize((columns, rows), 0))
+    top, left = crop.window
+    expected = resized[top : top + height, left : left + width]
     if crop.flip:
         expected = expected[:, ::-1]
     for found in batch[field].numpy():

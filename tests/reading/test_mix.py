@@ -199,7 +199,7 @@ def test_other_sources_that_cannot_be_mixed_are_refused(
 
 def test_images_of_two_sizes_are_refused_by_name(packed: Path) -> None:
     sources = [
-        shardio.ShardDataset(packed, batch_size=20, transform=shardio.Resize(size))
+        shardio.ShardDataset(packed, batch_size=20, transform=shardio.Resize((size, size)))
         for size in (4, 6)
     ]
     with pytest.raises(

@@ -226,7 +226,7 @@ def test_a_part_is_opened_with_other_arguments(packed: Path) -> None:
         packed, shuffle=True, batch_size=20, transform=shardio.RandomResizedCrop(4)
     )
     train, held_out = dataset.split(0.9)
-    plain = held_out.replace(shuffle=False, transform=shardio.Resize(6), batch_size=30)
+    plain = held_out.replace(shuffle=False, transform=shardio.Resize((6, 6)), batch_size=30)
     batches = [*plain]
     assert [batch["image"].shape for batch in batches] == [(30, 3, 6, 6)] * 2
     assert keys_of(batches) == [held_out[i]["__key__"] for i in range(60)]

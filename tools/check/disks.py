@@ -157,7 +157,9 @@ def read_with_full_memory(given: Inputs, size: int, trial: campaign.Trial) -> No
 
     def attempt() -> int:
         children.mount_privately(Path("/dev/shm"), size)  # noqa: S108
-        dataset = shardio.ShardDataset(given.packed, batch_size=50, transform=shardio.Resize(96))
+        dataset = shardio.ShardDataset(
+            given.packed, batch_size=50, transform=shardio.Resize((96, 96))
+        )
         for batch in DataLoader(dataset, batch_size=None, num_workers=2):
             batch["image"].sum()
         return 0

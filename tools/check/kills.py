@@ -181,7 +181,7 @@ def kill_worker(folder: Path, samples: int, threads: bool, trial: campaign.Trial
 def train_for_ever(folder: Path) -> None:
     warnings.simplefilter("ignore")
     dataset = shardio.ShardDataset(
-        folder, batch_size=32, shuffle=True, transform=shardio.Resize(64)
+        folder, batch_size=32, shuffle=True, transform=shardio.Resize((64, 64))
     )
     loader = DataLoader(dataset, batch_size=None, num_workers=2, persistent_workers=True)
     other = DataLoader(shardio.Loader(dataset, threads=2), batch_size=None, num_workers=1)

@@ -147,8 +147,8 @@ class UnpackableError(ShardioError):
 class Source(Protocol):
     """Samples to pack, in an order that depends on the source's data alone.
 
-    A source may have an attribute `types`, a mapping from names of fields to their types, by which
-    they are checked when they are packed.
+    A source may have an attribute `types`, a mapping from names of fields to their types, which
+    the manifest of the packed folder then records.
     """
 
     @property

@@ -76,7 +76,7 @@ def scan_records(file: Sliced, *, name: str) -> Generator[Record, None, None]:
         name: name of the file in errors.
 
     Raises:
-        TFRecordError: the file is cut off, the length of a record is damaged, or it is not a
+        TFRecordError: the file is truncated, the length of a record is damaged, or it is not a
             TFRecord file; the error has the file as `shard`, and the offset of the record.
         UsageError: the package crc32c is not installed.
     """
@@ -143,8 +143,8 @@ def _read_length(
         raise _error(
             name,
             position,
-            f"only {left} bytes are left where a record should start, so the file is cut off; "
-            "get it again",
+            f"only {left} bytes are left where a record should start, so the file is truncated; "
+            "download or write it again",
         )
     size, stated = _HEAD.unpack(head)
     if checksum_of([head[: _LENGTH.size]]) != stated:
@@ -152,7 +152,7 @@ def _read_length(
             name,
             position,
             "the checksum of the record's length does not match, so the file is damaged or not a "
-            "TFRecord file; get it again",
+            "TFRecord file; download or write it again",
         )
     left -= _HEAD.size + _CHECKSUM.size
     if size > left:
@@ -160,7 +160,7 @@ def _read_length(
             name,
             position,
             f"the record has {size} bytes of data and the file only {max(left, 0)} more, so it is "
-            "cut off; get it again",
+            "truncated; download or write it again",
         )
     return int(size)
 

@@ -145,7 +145,7 @@ class Table:
             if isinstance(error, UsageError):
                 raise
             raise PackError(
-                str(error), where=f"{self.path}, row {number + 1}", remedy="mend the row"
+                str(error), where=f"{self.path}, row {number + 1}", remedy="fix the row"
             ) from error
 
     def class_names(self, column: str) -> tuple[str, ...] | None:

@@ -6,7 +6,7 @@ its dots become underscores in the key, since the first dot of a member name end
 A text that spells an integer is that integer: 3, " 3", "+3", "003", "3.0" and "3e0" are one label,
 whatever wrote them, and -1 is a label too. Numbers are never renumbered as names would be. So a
 column holds either integers or names, whichever most of its rows have. A row of the other kind is a
-problem of that row, which the user mends, skips, or decides with a list of classes. A number that
+problem of that row, which the user fixes, skips, or decides with a list of classes. A number that
 is not an integer, or has more than 64 bits, is neither.
 """
 

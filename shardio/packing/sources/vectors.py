@@ -133,7 +133,7 @@ class Targets:
         if number is None:
             raise UnpackableError(
                 f"its column {quoted(column)} holds {quoted(value)}, not a number",
-                remedy="mend the row",
+                remedy="fix the row",
             )
         if self._changes(number):
             raise UnpackableError(
@@ -187,7 +187,7 @@ def _flag(column: str, value: Any) -> int:
     if not (_is_number(flag) and flag in (0, 1)):
         raise UnpackableError(
             f"its column {quoted(column)} holds {quoted(value)}, not 0 or 1",
-            remedy="mend the row; a column that lists classes is a field of its own",
+            remedy="fix the row; a column that lists classes is a field of its own",
         )
     return int(flag)
 
