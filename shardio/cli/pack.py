@@ -36,12 +36,19 @@ _source_options = several(
     click.option(
         "--fields",
         help="Files of one sample, as 'jpg;png,json,txt?': fields, each with alternatives, and a "
-        "question mark where samples may lack it. By default each image is a sample.",
+        "question mark where samples may lack it. By default each image is a sample, with the "
+        "files whose names begin with its stem and a dot (a.json, a.mask.png of a.jpg) if every "
+        "image has such files of the same fields; if only some have, they are refused.",
     ),
     click.option(
         "--manifest",
         type=click.Path(),
         help="Table of the samples, .csv, .tsv, .jsonl or .parquet, whose paths start from SRC.",
+    ),
+    click.option(
+        "--coco",
+        type=click.Path(),
+        help="COCO's annotations of the images in SRC, a JSON file (instances, key points).",
     ),
     click.option(
         "--encoding",
@@ -136,7 +143,17 @@ _source_options = several(
 )
 
 
-@click.command(epilog="Example: shardio pack images/ out/ --shards 8")
+_EXAMPLES = """\b
+Example: shardio pack images/ out/ --shards 8
+         shardio pack images/ out/ --shards 8 --fields 'jpg;png,mask.png?'
+         shardio pack train.csv out/ --shards 8
+         shardio pack train2017/ out/ --shards 8 --coco instances.json
+         shardio pack VOC2012/ImageSets/Main/train.txt out/ --shards 8
+         shardio pack yolo/images/train out/ --shards 8
+"""
+
+
+@click.command(epilog=_EXAMPLES)
 @click.argument("src", type=click.Path())
 @click.argument("out", type=click.Path())
 @output_options
@@ -147,7 +164,8 @@ def pack(src: str, out: str, as_json: bool, **options: Any) -> None:
 
     SRC has one subfolder a class, or is flat for images without labels; or it is a folder of
     tars, whose members are taken as they are, or of TFRecord files (also one or a pattern), or a
-    table (.csv, .tsv, .jsonl or .parquet), whose paths start from its folder. OUT is
+    table (.csv, .tsv, .jsonl or .parquet), whose paths start from its folder. Datasets of YOLO
+    (images beside labels), COCO and Pascal VOC are recognised, and the command says so. OUT is
     a folder outside SRC, new or without shards. A pack that was interrupted is finished by the
     same command again.
     """

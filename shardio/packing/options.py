@@ -130,11 +130,14 @@ class PackOptions(OutputOptions):
             occur, sorted. A class that is not among them is an error.
         fields: files of a sample, as "jpg;png,json,txt?": fields with commas between them, each
             with alternatives after semicolons, and a question mark where samples may lack it. By
-            default each image is a sample. For samples of a program: field types, as ShardDataset
-            takes them, which encode the values of their fields and stand in the manifest; other
-            fields have their default types.
+            default each image is a sample, with the files beside it if all images have files of the
+            same fields, see shardio.packing.sources.neighbours. For samples of a program: field
+            types, as ShardDataset takes them, which encode the values of their fields and stand in
+            the manifest; other fields have their default types.
         manifest: table of the samples, CSV, TSV, JSON Lines or Parquet, whose paths start
             from the source. A table may be the source itself; its paths start from its folder.
+        coco: COCO's annotations of the images in the source, a JSON file; by default the file
+            `_annotations.coco.json` in it, if there is one.
         encoding: encoding of its text; by default UTF-8, or UTF-16 or UTF-32 if it starts so.
         delimiter: character between the cells of CSV and TSV, "tab" for a tab; by default the
             comma, semicolon, tab or pipe that the header has.
@@ -178,7 +181,7 @@ class PackOptions(OutputOptions):
         *("multilabel_columns", "path_columns", "label_column", "key_column"),
     )
     SOURCE_OPTIONS: ClassVar[tuple[str, ...]] = (
-        *("labels", "classes", "fields", "manifest", "features"),
+        *("labels", "classes", "fields", "manifest", "coco", "features"),
         *TABLE_OPTIONS,
     )
 
@@ -186,6 +189,7 @@ class PackOptions(OutputOptions):
     classes: Sequence[str] | None = None
     fields: str | Mapping[str, str | FieldType] | None = None
     manifest: str | PathLike[str] | None = None
+    coco: str | PathLike[str] | None = None
     encoding: str | None = None
     delimiter: str | None = None
     columns: Sequence[str] | None = None

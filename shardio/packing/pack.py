@@ -18,17 +18,23 @@ from shardio.options import with_options
 from shardio.packing.job import PackSummary, run_job
 from shardio.packing.options import PackOptions, ReshardOptions
 from shardio.packing.sources.base import PathSource, Source
+from shardio.packing.sources.coco import CocoSource
 from shardio.packing.sources.folder import FolderSource
 from shardio.packing.sources.iterable import IterableSource
 from shardio.packing.sources.rules import check_classes
 from shardio.packing.sources.table import TableSource
 from shardio.packing.sources.tars import TarSource
 from shardio.packing.sources.tfrecord import TFRecordSource
+from shardio.packing.sources.voc import VocSource
+from shardio.packing.sources.yolo import YoloSource
 from shardio.storage.folder import refuse_inside
 from shardio.storage.local import refuse_url
 from shardio.storage.location import locate
 
-SOURCES: tuple[type[PathSource], ...] = (TableSource, TarSource, TFRecordSource, FolderSource)
+SOURCES: tuple[type[PathSource], ...] = (
+    *(TableSource, CocoSource, VocSource, YoloSource),
+    *(TarSource, TFRecordSource, FolderSource),
+)
 """Sources of paths, in the order in which they are asked; the last claims every path."""
 
 
@@ -49,9 +55,9 @@ def pack(
             a glob or a pattern), whose members are taken as they are. Or TFRecord files of
             tf.train.Example messages (a folder of them, one, a glob or a pattern); numbers and
             texts that are not fields of their own go into the field json. Or a table, CSV, TSV,
-            JSON Lines or Parquet, with a row a sample. Or an iterable of
-            samples, mappings from fields to bytes, paths or values, with their "__key__". Or any
-            `shardio.Source`.
+            JSON Lines or Parquet, with a row a sample. Or a dataset of YOLO, COCO or Pascal VOC,
+            which is recognised by its folders and logged. Or an iterable of samples, mappings from
+            fields to bytes, paths or values, with their "__key__". Or any `shardio.Source`.
         out: path of a folder without shards.
         options: keywords; PackOptions describes each.
 
@@ -110,7 +116,7 @@ def reshard(source: ShardPaths, out: str | PathLike[str], options: ReshardOption
 
 
 def open_source(path: str, options: PackOptions) -> Source:
-    """Open the source at a path: a table, tars, TFRecord files, or a folder of files.
+    """Open the source at a path: the first of SOURCES that claims it.
 
     Raises:
         PackError: it is not there, or not readable.

@@ -1,4 +1,4 @@
-"""Tables on the command line."""
+"""Tables and datasets of others on the command line."""
 
 from __future__ import annotations
 
@@ -77,3 +77,30 @@ def test_options_of_tables_need_one(tmp_path: Path) -> None:
         done = run(tmp_path / "in", tmp_path / "out", "--shards", 1, option, "latin-1")
         assert done.returncode == 2
         assert "require manifest" in done.stderr
+
+
+def test_what_a_folder_was_taken_for_is_said_beside_the_summary(tmp_path: Path) -> None:
+    (tmp_path / "in/images").mkdir(parents=True)
+    (tmp_path / "in/labels").mkdir()
+    cv2.imwrite(str(tmp_path / "in/images/a.png"), np.zeros((2, 2, 3), np.uint8))
+    (tmp_path / "in/labels/a.txt").write_text("0 .5 .5 1 1")
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    options = ("--shards", 1, "--classes", tmp_path / "names.txt", "--json")
+    done = run(tmp_path / "in", tmp_path / "out", *options)
+    assert done.returncode == 0, done.stderr
+    assert "taken for a YOLO dataset, images beside texts of boxes, with 2 classes" in done.stderr
+    assert json.loads(done.stdout)["samples"] == 1
+
+
+def test_annotations_of_coco_are_an_option(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    cv2.imwrite(str(tmp_path / "in/a.png"), np.zeros((2, 2, 3), np.uint8))
+    document = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [], "categories": []}
+    (tmp_path / "coco.json").write_text(json.dumps(document))
+    options = ("--shards", 1, "--coco", tmp_path / "coco.json")
+    done = run(tmp_path / "in", tmp_path / "out", *options)
+    assert (done.returncode, "taken for" in done.stderr) == (0, False), done.stderr
+    assert {*read_members(tmp_path / "out")} == {"a.png", "a.json"}
+    done = run(tmp_path / "in", tmp_path / "two", *options, "--no-labels")
+    assert done.returncode == 1
+    assert "does not apply to COCO annotations" in done.stderr

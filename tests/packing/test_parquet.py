@@ -199,3 +199,45 @@ def test_columns_with_one_name_are_refused(tmp_path: Path) -> None:
     parquet.write_table(table, tmp_path / "t.parquet")
     with pytest.raises(shardio.PackError, match="two columns have the same name 'path'"):
         pack(tmp_path / "t.parquet")
+
+
+def write_hub(folder: Path, labels: list[int], feature: Any) -> Path:
+    """A table as the library datasets writes it."""
+    images = [{"bytes": png(at), "path": f"{at}.png"} for at in range(len(labels))]
+    table = pa.table({"image": images, "label": labels})
+    about = {"info": {"features": {"image": {"_type": "Image"}, "label": feature}}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps(about)})
+    parquet.write_table(table, folder / "t.parquet")
+    return folder / "t.parquet"
+
+
+NAMES = {"_type": "ClassLabel", "names": ["dog", "cat", "ant"]}
+
+
+def test_the_hubs_class_names_are_the_names_of_the_numbers(tmp_path: Path) -> None:
+    """Also of classes that no row has; -1 stands for no class there."""
+    table = write_hub(tmp_path, [1, 0, -1], NAMES)
+    shardio.pack(table, tmp_path / "out", shards=1, shuffle=False)
+    opened = shardio.ShardDataset(tmp_path / "out")
+    assert opened.classes == ("dog", "cat", "ant")
+    assert [int(sample["label"]) for sample in opened] == [1, 0, -1]
+
+
+def test_a_number_without_one_of_the_hubs_names_is_refused(tmp_path: Path) -> None:
+    table = write_hub(tmp_path, [1, 3], NAMES)
+    with pytest.raises(shardio.PackError, match="row 2: its label '3' is not one of the 3 classes"):
+        shardio.pack(table, tmp_path / "out", shards=1)
+
+
+@pytest.mark.parametrize("feature", [{"_type": "Value", "dtype": "int64"}, None, 3, []])
+def test_other_features_of_the_hub_name_no_classes(feature: Any, tmp_path: Path) -> None:
+    table = write_hub(tmp_path, [1, 7], feature)
+    shardio.pack(table, tmp_path / "out", shards=1)
+    assert shardio.ShardDataset(tmp_path / "out").classes is None
+
+
+@pytest.mark.parametrize("names", [[], ["a", 3], "ab", ["a", "a"], None])
+def test_class_names_that_are_none_are_refused(names: Any, tmp_path: Path) -> None:
+    table = write_hub(tmp_path, [1, 0], {"_type": "ClassLabel", "names": names})
+    with pytest.raises(shardio.ShardioError, match=r"class"):
+        shardio.pack(table, tmp_path / "out", shards=1)

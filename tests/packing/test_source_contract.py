@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,108 @@ class TestFolder(SourceContract):
         self.write(folder)
         (folder / "beside.png").write_bytes(png(9))
         return "beside.png"
+
+    def open(self, folder: Path) -> Source:
+        return open_source(str(folder), PackOptions(shards=1))
+
+
+class TestNeighbours(SourceContract):
+    """Images with files beside them, which nobody named."""
+
+    def write(self, folder: Path) -> Mapping[str, bytes]:
+        members = {}
+        for number, name in enumerate(("B", "a", "b", "ü")):
+            (folder / f"{name}.png").write_bytes(png(number))
+            (folder / f"{name}.json").write_bytes(b"[%d]" % number)
+            members[f"{name}.json"] = b"[%d]" % number
+            members[f"{name}.png"] = png(number)
+        return members
+
+    def write_faulty(self, folder: Path) -> str:
+        self.write(folder)
+        (folder / "c.json").write_bytes(b"[]")
+        return "c.json"
+
+    def open(self, folder: Path) -> Source:
+        return open_source(str(folder), PackOptions(shards=1))
+
+
+class TestYolo(SourceContract):
+    def write(self, folder: Path) -> Mapping[str, bytes]:
+        members = {}
+        for number, name in enumerate(("train/B", "train/ü", "val/a")):
+            for path, data in (
+                (f"images/{name}.png", png(number)),
+                (f"labels/{name}.txt", b"%d 0.5 0.5 1 1\n" % number),
+            ):
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / path).write_bytes(data)
+            members[f"{name}.png"] = png(number)
+            members[f"{name}.txt"] = b"%d 0.5 0.5 1 1\n" % number
+        (folder / "data.yaml").write_text("names: [cat, dog, bird]\nnc: 3\n")
+        return members
+
+    def write_faulty(self, folder: Path) -> str:
+        self.write(folder)
+        (folder / "labels/val/a.txt").write_text("3 0.5 0.5 1 1\n")
+        return "labels/val/a.txt"
+
+    def open(self, folder: Path) -> Source:
+        return open_source(str(folder), PackOptions(shards=1))
+
+
+class TestVoc(SourceContract):
+    def write(self, folder: Path) -> Mapping[str, bytes]:
+        members = {}
+        for name in ("JPEGImages", "Annotations", "SegmentationClass"):
+            (folder / name).mkdir()
+        mask = cv2.imencode(".png", np.full((2, 2), 3, np.uint8))[1].tobytes()
+        for number, name in enumerate(("B", "a", "ü")):
+            (folder / f"JPEGImages/{name}.png").write_bytes(png(number))
+            (folder / f"Annotations/{name}.xml").write_text("<annotation/>")
+            (folder / f"SegmentationClass/{name}.png").write_bytes(mask)
+            members[f"{name}.png"] = png(number)
+            members[f"{name}.json"] = (
+                b'{"boxes": [], "names": [], "difficult": [], "truncated": [], "occluded": [], '
+                b'"image": {}, "labels": []}'
+            )
+            members[f"{name}.mask.png"] = mask
+        return members
+
+    def write_faulty(self, folder: Path) -> str:
+        self.write(folder)
+        (folder / "Annotations/a.xml").write_text("<annotation>")
+        return "Annotations/a.xml"
+
+    def open(self, folder: Path) -> Source:
+        return open_source(str(folder), PackOptions(shards=1))
+
+
+class TestCoco(SourceContract):
+    def write(self, folder: Path, **more: Any) -> Mapping[str, bytes]:
+        names = ("b", "ü", "B")
+        members = {}
+        for number, name in enumerate(names):
+            (folder / f"{name}.png").write_bytes(png(number))
+            members[f"{name}.png"] = png(number)
+            members[f"{name}.json"] = (
+                f'{{"image_id": {number}, "boxes": [[0, 0, 1, {number}]], "labels": [7], '
+                f'"names": ["é"], "image": {{"file_name": "{name}.png"}}}}'
+            ).encode()
+        document = {
+            "images": [{"id": at, "file_name": f"{name}.png"} for at, name in enumerate(names)],
+            "annotations": [
+                {"image_id": at, "bbox": [0, 0, 1, at], "category_id": 7} for at in (2, 0, 1)
+            ],
+            "categories": [{"id": 7, "name": "é"}],
+        } | more
+        text = json.dumps(document, ensure_ascii=False)
+        (folder / "_annotations.coco.json").write_text(text, "utf-8")
+        return members
+
+    def write_faulty(self, folder: Path) -> str:
+        self.write(folder, annotations=[{"image_id": 1, "bbox": [0, 0, 1, 1], "category_id": 8}])
+        return "_annotations.coco.json, image 1"
 
     def open(self, folder: Path) -> Source:
         return open_source(str(folder), PackOptions(shards=1))

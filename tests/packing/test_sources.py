@@ -95,12 +95,10 @@ class TestFields:
         assert (summary.samples, summary.skipped) == (1, 1)
         assert len(ledger(tmp_path / "out/skipped.jsonl")) == 1
 
-    def test_a_file_beside_an_image_is_refused_with_the_way_to_pack_it(
-        self, tmp_path: Path
-    ) -> None:
-        source = write(tmp_path / "in", a__png=PNG, a__json="{}")
+    def test_a_file_of_no_image_is_refused_with_the_way_to_pack_it(self, tmp_path: Path) -> None:
+        source = write(tmp_path / "in", a__png=PNG, b__json="{}")
         with pytest.raises(
-            shardio.PackError, match=r"a\.json: not a JPEG.*fields \(--fields\), or"
+            shardio.PackError, match=r"b\.json: not a JPEG.*fields \(--fields\), or"
         ):
             shardio.pack(source, tmp_path / "out", shards=1)
 

@@ -7,6 +7,7 @@ them before its shard is written. `shardio.testing.SourceContract` tests what a 
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -197,6 +198,11 @@ class PathSource(Source, Protocol):
         """
 
 
+def log_notice(path: str, what: str) -> None:
+    """Log what a source was taken for, or what it lacks, where the user did not say it."""
+    _LOG.warning("%s: %s", path, what)
+
+
 def remedy_for(source: Source) -> str:
     """Return the advice for a sample of a source that cannot be packed."""
     return getattr(source, "remedy", "fix the sample or leave it out")
@@ -250,6 +256,16 @@ def log_junk(source: str, found: Counter[str]) -> None:
 def text_of(name: bytes) -> str:
     """Decode a name of the file system, the same way under every locale."""
     return name.decode("utf-8", "surrogateescape")
+
+
+def place_in(root: str, path: str) -> bytes:
+    """Return the path of a file below a folder, the same way under every locale.
+
+    Args:
+        root: path of the folder, as Python decoded it.
+        path: path from there, as text_of decodes it.
+    """
+    return os.path.join(os.fsencode(root), path.encode("utf-8", "surrogateescape"))  # noqa: PTH118  bytes
 
 
 def is_name(text: str) -> bool:

@@ -2,7 +2,8 @@
 
 Folders are walked in the order of their paths, which is that of the sorted list of all paths
 because a folder sorts with a slash at its end; only one folder's names are held at a time. Files
-whose names differ in their fields alone are one sample. Names are bytes, as the file system has
+whose names differ in their fields alone are one sample; which fields there are is asked for, or
+found (see shardio.packing.sources.neighbours). Names are bytes, as the file system has
 them, so that the order does not depend on a locale. Dot files and files of operating systems are
 left out. Links are followed, also to folders that were walked before; but few links, in folders
 that links lead to, can make billions of paths, so there is a limit on how often links may lead to
@@ -12,13 +13,15 @@ one folder.
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from shardio.errors import PackError, UsageError, quoted, shown
+from shardio.errors import PackError, SituationError, UsageError, quoted, shown
 from shardio.indexing.catalog import SHARD_SUFFIXES
 from shardio.indexing.manifest import MANIFEST_NAME
 from shardio.packing.sources.base import (
@@ -29,8 +32,10 @@ from shardio.packing.sources.base import (
     junk_in,
     key_fault,
     log_junk,
+    place_in,
     text_of,
 )
+from shardio.packing.sources.neighbours import Neighbours, follows_an_image
 from shardio.packing.sources.rules import (
     FieldRule,
     LabelEncoder,
@@ -58,13 +63,34 @@ def find_classes(folder: str) -> tuple[str, ...] | None:
     return tuple(sorted(text_of(name[:-1]) for name in names if name.endswith(b"/"))) or None
 
 
+_PICTURES = frozenset({"image", "images", "img", "imgs", "jpegimages"})
+_ABOUT_PICTURES = re.compile(
+    r"(.*[_-])?(mask|label|annotation|ann|segmentation)s?([_-].*)?", re.IGNORECASE
+)
+
+
+def _refuse_parts(path: str, classes: Sequence[str]) -> None:
+    """Raise SituationError for folders that are parts of samples, such as images and masks."""
+    images = next((name for name in classes if name.lower() in _PICTURES), None)
+    about = next((name for name in classes if _ABOUT_PICTURES.fullmatch(name)), None)
+    if images is not None and about is not None:
+        raise SituationError(
+            f"its folders {quoted(images)} and {quoted(about)} look like parts of samples, not "
+            "like classes",
+            where=path,
+            remedy="pack a table of the files of each sample (--path-column image --path-column "
+            "mask.png=mask), a folder in which they lie side by side (--fields), or one of the "
+            "folders; if they are classes, list them (--classes)",
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderSource:
     """The files below a folder.
 
     Attributes:
         root: path of the folder.
-        rule: rule by which files become fields.
+        rule: rule by which files become fields; without specs it is found.
         labels: labels of its subfolders; None leaves samples without label.
     """
 
@@ -97,7 +123,11 @@ class FolderSource:
             raise PackError(
                 "no such folder", where=path, remedy="name the folder that holds the images"
             )
-        classes = check_classes(options.classes) or find_classes(path)
+        classes = check_classes(options.classes)
+        if classes is None:
+            classes = find_classes(path)
+            if options.labels:
+                _refuse_parts(path, classes or ())
         labels = LabelEncoder(classes) if options.labels and classes else None
         if not isinstance(options.fields, str | None):
             raise UsageError(
@@ -105,6 +135,17 @@ class FolderSource:
                 remedy="for files, pass names of fields, as 'jpg;png,json'",
             )
         return cls(root=path, rule=parse_fields(options.fields), labels=labels)
+
+    @classmethod
+    def below(cls, root: str, folder: str, rule: FieldRule) -> FolderSource:
+        """Make a source of the files below a folder of a dataset.
+
+        Args:
+            root: path of the dataset.
+            folder: path of the folder from the root.
+            rule: rule by which files become fields.
+        """
+        return cls(root=os.fsdecode(place_in(root, folder)), rule=rule, labels=None)
 
     @property
     def name(self) -> str:
@@ -123,8 +164,8 @@ class FolderSource:
             PackError: a folder cannot be read, or a link leads back to one above, or links lead
                 to one too often.
         """
-        junk = Counter[str]()
-        walks = [self._walk(b"", (), Counter(), junk)]  # no recursion: folders may be 2,000 deep
+        seen = _Seen(Counter(), Counter(), Neighbours(self.root))
+        walks = [self._walk(b"", (), seen)]  # no recursion: folders may be 2,000 deep
         while walks:
             found = next(walks[-1], None)
             if found is None:
@@ -133,21 +174,16 @@ class FolderSource:
                 walks.append(found)
             else:
                 yield found
-        log_junk(self.root, junk)
+        log_junk(self.root, seen.junk)
+        seen.neighbours.log()
 
-    def _walk(
-        self,
-        relative: bytes,
-        parents: tuple[_Identity, ...],
-        entered: Counter[_Identity],
-        junk: Counter[str],
-    ) -> _Walk:
+    def _walk(self, relative: bytes, parents: tuple[_Identity, ...], seen: _Seen) -> _Walk:
         """Yield what is in a folder, and for each folder inside its walk."""
         root = os.fsencode(self.root)
         folder = os.path.join(root, relative) if relative else root  # noqa: PTH118  bytes
         names, problems, left_out = _listed(folder, relative)
         self._refuse_shards(folder, names)
-        junk.update(left_out)
+        seen.junk.update(left_out)
         yield from problems
         status = os.stat(folder)  # noqa: PTH116  bytes
         if (identity := (status.st_dev, status.st_ino)) in parents:
@@ -155,21 +191,23 @@ class FolderSource:
                 "a link leads back to a folder above", where=text_of(folder), remedy="remove it"
             )
         if relative and os.path.islink(folder.rstrip(b"/")):  # noqa: PTH114  bytes
-            entered[identity] += 1
-            if entered[identity] > _MOST_ENTERED:
+            seen.entered[identity] += 1
+            if seen.entered[identity] > _MOST_ENTERED:
                 raise PackError(
                     f"links lead to this folder more than {_MOST_ENTERED} times",
                     where=text_of(folder),
                     remedy="remove some of them",
                 )
         names.sort()
-        if self.rule.specs:
-            names.sort(key=self._group_of)
-        for group, files in groupby(names, self._group_of):
+        rule = self.rule if self.rule.specs else seen.neighbours.rule_for(relative, names)
+        group_of = partial(_group_of, rule)
+        if rule.specs:
+            names.sort(key=group_of)
+        for group, files in groupby(names, group_of):
             if group.endswith(b"/"):
-                yield self._walk(relative + group, (*parents, identity), entered, junk)
+                yield self._walk(relative + group, (*parents, identity), seen)
             else:
-                yield from self._sample(relative, [*files])
+                yield from self._sample(rule, relative, [*files])
 
     def _refuse_shards(self, folder: bytes, names: list[bytes]) -> None:
         """Raise PackError if a folder holds shards, and perhaps an index, instead of samples."""
@@ -184,17 +222,9 @@ class FolderSource:
             "out of the source",
         )
 
-    def _group_of(self, name: bytes) -> bytes:
-        """Return what the names of one sample's files have in common; for a folder its name."""
-        if not self.rule.specs or name.endswith(b"/"):
-            return name
-        text = text_of(name)
-        found = self.rule.match(text)
-        if found is None or found.field is None:
-            return b"\0" + name  # no stem has a NUL
-        return text[: -len(found.field) - 1].encode("utf-8", "surrogateescape")
-
-    def _sample(self, relative: bytes, names: list[bytes]) -> Iterator[SourceSample | Problem]:
+    def _sample(
+        self, rule: FieldRule, relative: bytes, names: list[bytes]
+    ) -> Iterator[SourceSample | Problem]:
         first = text_of(relative + names[0])
         label = None
         if self.labels is not None:
@@ -211,21 +241,32 @@ class FolderSource:
                 yield Problem(path=first, reason=self.labels.fault(group))
                 return
         fields: dict[str | None, bytes] = {}
-        sample = self.rule.match(first)
+        sample = rule.match(first)
         if sample is None:
             reason = "its name ends in none of the fields that were asked for"
+            if not self.rule.specs:
+                reason = "it is no image, and belongs to none as files beside the others do"
             yield Problem(path=first, reason=reason)
+            return
+        if not rule.specs and follows_an_image(text_of(names[0])):
+            yield Problem(
+                path=first,
+                reason="its name says that it belongs to an image, and none of that name lies "
+                "beside it",
+                remedy="name the fields that are packed (--fields 'mask.png'), or rename or remove "
+                "the file",
+            )
             return
         for name in names:
             path = text_of(relative + name)
-            found = self.rule.match(path) or sample
+            found = rule.match(path) or sample
             if found.field in fields:
                 holder = text_of(fields[found.field])
                 reason = f"its key would be {quoted(found.key)}, as that of {shown(holder)}"
                 yield Problem(path=path, reason=reason)
                 continue
             fields[found.field] = relative + name
-        if fault := key_fault(sample.key) or self.rule.fault(fields):
+        if fault := key_fault(sample.key) or rule.fault(fields):
             yield Problem(path=first, reason=fault)
             return
         files = [SourceField(field, FromFile(place)) for field, place in fields.items()]
@@ -236,6 +277,53 @@ class FolderSource:
             label=label,
             renamed=sample.renamed,
         )
+
+
+def images_in(root: str, folder: str) -> Iterator[SourceSample | Problem]:
+    """Yield the images below a folder of a dataset, each with the files beside it.
+
+    Keys are paths from the folder, without extensions; paths start from the root.
+
+    Args:
+        root: path of the dataset.
+        folder: path of the folder from the root.
+    """
+    before = f"{folder}/"
+    for found in FolderSource.below(root, folder, FieldRule()).samples():
+        if isinstance(found, Problem):
+            yield replace(found, path=before + found.path)
+            continue
+        fields = tuple(
+            SourceField(name, FromFile(place_in("", before) + origin.path))
+            for name, origin in found.fields
+            if isinstance(origin, FromFile)
+        )
+        yield found._replace(path=before + found.path, fields=fields)
+
+
+def _group_of(rule: FieldRule, name: bytes) -> bytes:
+    """Return what the names of one sample's files have in common; for a folder its name."""
+    if not rule.specs or name.endswith(b"/"):
+        return name
+    text = text_of(name)
+    found = rule.match(text)
+    if found is None or found.field is None:
+        return b"\0" + name  # no stem has a NUL
+    return text[: -len(found.field) - 1].encode("utf-8", "surrogateescape")
+
+
+class _Seen(NamedTuple):
+    """What a walk has met so far.
+
+    Attributes:
+        entered: number of times that links led to a folder.
+        junk: number of entries of operating systems, see junk_in.
+        neighbours: files beside images.
+    """
+
+    entered: Counter[_Identity]
+    junk: Counter[str]
+    neighbours: Neighbours
 
 
 class _Listed(NamedTuple):

@@ -163,11 +163,36 @@ class FileVersions:
 _READING = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a fifo would keep others waiting
 _MOST_BYTES = 1 << 30
 _MOST_OPEN = 64
+_SMALL = 1 << 24
 
 
 def in_memory(size: int) -> memoryview:
     """Reserve memory for data that are not written to a shard; see SourceReader.read."""
     return memoryview(bytearray(size))
+
+
+def read_small(root: str, path: str, most: int = _SMALL) -> bytes:
+    """Read a file that is looked at while samples are listed.
+
+    Args:
+        root: folder that relative paths start from.
+        path: path of the file.
+        most: maximum size in bytes.
+
+    Raises:
+        UnpackableError: it is not there, not a regular file, too large, or cannot be read.
+        PackError: it changes meanwhile.
+    """
+
+    def reserve(size: int) -> memoryview:
+        if size > most:
+            raise UnpackableError(
+                f"{size:,} bytes, more than the limit of {most:,} for such a file"
+            )
+        return in_memory(size)
+
+    with SourceReader(root) as reader:
+        return bytes(reader.read(FromFile(path.encode("utf-8", "surrogateescape")), reserve))
 
 
 class SourceReader:

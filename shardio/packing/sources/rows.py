@@ -148,6 +148,39 @@ class Table:
                 str(error), where=f"{self.path}, row {number + 1}", remedy="fix the row"
             ) from error
 
+    def class_names(self, column: str) -> tuple[str, ...] | None:
+        """Names of the class numbers in a column; None if the table gives them none.
+
+        Parquet files of the Hugging Face hub have them, as the feature ClassLabel.
+
+        Raises:
+            PackError: the table cannot be read, or what it says of the column is not a list of
+                names.
+            UsageError: pyarrow is missing.
+        """
+        if self.path.suffix.lower() != ".parquet":
+            return None
+        self.columns  # noqa: B018  raises what reading raises
+        from pyarrow import parquet  # noqa: PLC0415  an extra
+
+        about = (parquet.read_schema(self.path).metadata or {}).get(b"huggingface")
+        if about is None:
+            return None
+        try:
+            feature = json.loads(about)["info"]["features"][column]
+            if feature.get("_type") != "ClassLabel":
+                return None
+            names = feature["names"]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None  # a column that was added since, or metadata of another version
+        if isinstance(names, list) and all(isinstance(name, str) for name in names) and names:
+            return tuple(names)
+        raise PackError(
+            f"the class names of its column {quoted(column)} are not a list of names",
+            where=self.path,
+            remedy="list them in a text file, one a line (--classes)",
+        )
+
     def lines(self) -> Iterator[str]:
         """Read the lines of the text, with their line breaks.
 
@@ -325,13 +358,13 @@ def _read_json_lines(table: Table, _columns: Collection[str] | None) -> Iterator
         if not text.strip():
             continue
         number += 1
-        row = json.loads(text, object_pairs_hook=_object)
+        row = json.loads(text, object_pairs_hook=unique_names)
         if not isinstance(row, dict):
             raise ValueError("it is not a JSON object")  # noqa: TRY004  data, not an argument
         yield Row(number, line, row, {})
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make an object of JSON, whose names must differ: of equal ones JSON keeps one in silence."""
     made = dict(pairs)
     if len(made) < len(pairs):

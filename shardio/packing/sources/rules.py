@@ -23,7 +23,13 @@ from shardio.errors import SituationError, UsageError, quoted, shown
 from shardio.fields.base import LABEL_FIELD
 from shardio.fields.formats import IMAGE_FIELDS
 from shardio.indexing.manifest import INDEX_FOLDER
-from shardio.packing.sources.base import FromMemory, SourceField, junk_in
+from shardio.packing.sources.base import (
+    FromMemory,
+    SourceField,
+    UnpackableError,
+    junk_in,
+    key_fault,
+)
 
 KEY = "__key__"
 """Stands for the key of a sample where else a field is named."""
@@ -80,6 +86,19 @@ class FieldRule:
         stem = base[: -len(field) - 1]
         key = folder + slash + stem.replace(".", "_")
         return PathMatch(key, field, "." in stem)
+
+    def name(self, path: str) -> PathMatch:
+        """Tell key and field from the path of a file that must make a sample.
+
+        Raises:
+            UnpackableError: it belongs to no field, or readers would not find its key.
+        """
+        match = self.match(path)
+        if match is None:
+            raise UnpackableError("its name ends in none of the fields that were asked for")
+        if fault := key_fault(match.key):
+            raise UnpackableError(fault)
+        return match
 
     def fault(self, fields: Container[str | None]) -> str | None:
         """Explain why these fields cannot make up a sample; None if they can."""
@@ -151,10 +170,13 @@ class LabelEncoder:
     Attributes:
         classes: names of the classes by number; None where the names are the numbers.
         example: row that shows what most labels of a column are; None for a given list.
+        named: names of the numbers, where names are the numbers and a table names these; -1 stands
+            for no class.
     """
 
     classes: tuple[str, ...] | None
     example: str | None = None
+    named: tuple[str, ...] | None = None
     _numbers: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -163,10 +185,16 @@ class LabelEncoder:
 
     def encode(self, name: str) -> int | None:
         """Return the number of a class; None if there is no such class."""
-        return integer_in(name) if self.classes is None else self._numbers.get(name)
+        if self.classes is not None:
+            return self._numbers.get(name)
+        number = integer_in(name)
+        is_known = number is None or self.named is None or -1 <= number < len(self.named)
+        return number if is_known else None
 
     def fault(self, name: str) -> str:
         """Explain why a name has no number."""
+        if self.named is not None and integer_in(name) is not None:
+            return f"its label {quoted(name)} is not one of the {len(self.named)} classes, from 0"
         if self.classes is not None and self.example is None:
             return f"its class {quoted(name)} is not one of the {len(self.classes)} classes"
         kind = "whole number" if self.classes is None else "name"

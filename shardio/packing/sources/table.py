@@ -139,12 +139,14 @@ class TableSource:
         classes = check_classes(options.classes)
         labels = None
         if columns.label is not None:
-            labels = (
-                LabelEncoder(classes)
-                if classes
-                else infer_labels(_label_names(table, columns.label))
-            )
-        names = labels.classes if labels else None
+            named = None if classes else table.class_names(columns.label)
+            if classes:
+                labels = LabelEncoder(classes)
+            elif named:
+                labels = LabelEncoder(None, named=check_classes(named))
+            else:
+                labels = infer_labels(_label_names(table, columns.label))
+        names = (labels.classes or labels.named) if labels else None
         if labels is None and columns.multilabel:
             names = classes or _columns_as_classes(columns.multilabel)
         return cls(
