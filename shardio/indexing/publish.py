@@ -50,7 +50,7 @@ def index(
     allow_empty: bool = False,
     progress: Callable[[int], Callable[[int], None]] | None = None,
 ) -> IndexSummary:
-    """Write an index with checksums for each shard, into the folder index/ beside it.
+    """Write an index with checksums and sizes of pictures for each shard, into index/ beside it.
 
     Every byte of the shards is read. Those that a manifest describes must be what was packed.
 

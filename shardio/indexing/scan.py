@@ -16,11 +16,14 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardio.errors import TarError, counted, quoted
+from shardio.fields.defaults import is_sized, size_of
+from shardio.fields.probe import PictureSize
 from shardio.indexing.shard_index import ShardIndex
 from shardio.naming import MemberName, split_member_name, why_no_sample
 from shardio.storage.base import StoredBytes
@@ -43,6 +46,7 @@ _KINDS = {
 _FILE = ord("0")
 _DIRECTORY = ord("5")
 _MOST_NAMED = 10  # shards without an end mark to list one by one
+_MOST_PROBED = 1 << 28  # bytes of a picture whose size is recorded; it is read whole
 _LOG = logging.getLogger("shardio")
 _warned: set[str] = set()
 
@@ -59,17 +63,19 @@ class IndexBuilder:
         self._keys: list[str] = []
         self._columns: dict[str, int] = {}
         self._rows, self._places, self._cells = array("q"), array("q"), array("q")
+        self._pictures: dict[str, array[int]] = {}  # row and size of each picture
         self._fields_of_sample: set[str] = set()
         self._fields_of_key: dict[str, frozenset[str]] = {}
         self._shapes: dict[frozenset[str], frozenset[str]] = {}  # shared, since few differ
 
-    def add(self, key: str, field: str, placed: Placed) -> None:
+    def add(self, key: str, field: str, placed: Placed, size: PictureSize | None = None) -> None:
         """Add a member.
 
         Args:
             key: key of its sample.
             field: field of the sample.
             placed: location and checksum of its data.
+            size: size of the picture that it is, if it is one.
 
         Raises:
             TarError: the sample already has that field, or an earlier sample has the same key.
@@ -93,6 +99,9 @@ class IndexBuilder:
         self._rows.append(len(self._keys) - 1)
         self._places.append(self._columns.setdefault(field, len(self._columns)))
         self._cells.extend(placed)
+        if size is not None:
+            known = self._pictures.setdefault(field, array("q"))
+            known.extend((len(self._keys) - 1, *size))
 
     def build(self, *, shard_size: int, shard_sha256: str | None, checksums: bool) -> ShardIndex:
         """Build the index.
@@ -129,7 +138,24 @@ class IndexBuilder:
             checksums=table[2].astype(np.uint32) if checksums else None,
             key_ends=np.cumsum([0, *map(len, keys)], dtype=np.int64),
             keys=np.frombuffer(b"".join(keys), dtype=np.uint8),
+            **self._build_pictures(),
         )
+
+    def _build_pictures(self) -> dict[str, Any]:
+        pictures = tuple(sorted(self._pictures))
+        if not pictures:
+            return {}
+        table = np.zeros((3, len(self._keys), len(pictures)), np.uint32)
+        for column, field in enumerate(pictures):
+            known = np.frombuffer(self._pictures[field], np.int64).reshape(-1, 4)
+            table[:, known[:, 0], column] = known[:, 1:].T
+        heights, widths, orientations = table
+        return {
+            "pictures": pictures,
+            "heights": heights,
+            "widths": widths,
+            "orientations": orientations.astype(np.uint8),
+        }
 
     def _close_sample(self, offset: int) -> None:
         if not self._keys:
@@ -159,8 +185,8 @@ def index_shard(
     Args:
         path: path of an uncompressed tar.
         name: name of the tar in errors.
-        checksums: whether to read the data for checksums of the members and the shard; if False,
-            only headers are read, and only they get checksums.
+        checksums: whether to read the data for checksums of the members and the shard, and for
+            the sizes of pictures; if False, only headers are read, and only they get checksums.
         allow_empty: whether to accept a tar whose members belong to no sample.
 
     Raises:
@@ -215,13 +241,23 @@ def _index_bytes(data: StoredBytes, *, name: str, checksums: bool) -> tuple[Shar
             continue
         if kind != _FILE:
             raise _no_file(name, split, kind, offset)
-        checksum = data.crc32(offset, size) if checksums else 0
-        builder.add(*split, Placed(offset, size, checksum))
+        checksum, shown = _look_at(data, split.field, offset, size) if checksums else (0, None)
+        builder.add(*split, Placed(offset, size, checksum), shown)
     digest = data.sha256() if checksums else None
     index = builder.build(shard_size=len(data), shard_sha256=digest, checksums=checksums)
     if not checksums:
         index = _with_headers(index, members, data)
     return replace(index, has_end=members.has_end), members
+
+
+def _look_at(
+    data: StoredBytes, field: str, offset: int, size: int
+) -> tuple[int, PictureSize | None]:
+    """Return the checksum of a member and, if it is a picture, its size."""
+    if size > _MOST_PROBED or not is_sized(field):
+        return data.crc32(offset, size), None
+    content = data[offset : offset + size]
+    return zlib.crc32(content), size_of(field, content)
 
 
 def _with_headers(index: ShardIndex, members: Members, data: StoredBytes) -> ShardIndex:

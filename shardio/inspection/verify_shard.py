@@ -28,6 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.errors import IndexFileError, ShardioError, TarError, counted, quoted
+from shardio.fields.defaults import size_of
+from shardio.fields.probe import PictureSize
 from shardio.indexing.manifest import index_path
 from shardio.indexing.publish import refuse_compressed
 from shardio.indexing.scan import NAME_FIELDS, describe_no_samples
@@ -48,6 +50,7 @@ from shardio.tar.salvage import Gap, walk_members
 
 _SAVE = "write the intact samples to a new folder with `shardio verify --fix`"
 _AGAIN = f"download or pack it again, or {_SAVE}"
+_INDEX_AGAIN = "run `shardio index` on the folder of the shard"
 KEEP_FIRST = "rename one, or keep the first with `shardio verify --fix`"
 
 
@@ -82,8 +85,18 @@ class Comparison:
         self._strangers: dict[tuple[str, str], int] = {}
         self.differences = 0
 
-    def compare(self, key: str, field: str, offset: int, data: memoryview) -> bool:
-        """Compare a member, and return whether its data do not contradict the index."""
+    def compare(
+        self, key: str, field: str, offset: int, data: memoryview, shown: PictureSize | None
+    ) -> bool:
+        """Compare a member, and return whether its data do not contradict the index.
+
+        Args:
+            key: key of its sample.
+            field: field of the sample.
+            offset: offset of its data in the shard.
+            data: data of the member.
+            shown: size of the picture that it is, if it is one.
+        """
         row, column = self._left.get(offset, (-1, -1))
         if row < 0 or (self._index.key(row), self._index.fields[column]) != (key, field):
             self._strangers[key, field] = offset
@@ -96,7 +109,12 @@ class Comparison:
             fault = "the data are not what was packed (CRC-32 differs)"
         if fault is not None:
             self._add(fault, key, field, offset)
-        return fault is None
+            return False
+        recorded = self._index.picture_size(row, field)
+        if None not in (recorded, shown) and recorded != shown:
+            what = f"the picture is {shown}, but the index says {recorded}"
+            self._found.add(what, _INDEX_AGAIN, key=key, field=field, offset=offset)
+        return True
 
     def finish(self, *, samples: int, data: StoredBytes, gaps: Sequence[Gap]) -> bool:
         """Add the gaps and all other differences; return whether members are missing."""
@@ -294,7 +312,6 @@ def open_plain(place: Path | Location) -> Iterator[tuple[StoredBytes, TarError |
 
 
 _MEGABYTE = 1 << 20
-_INDEX_AGAIN = "run `shardio index` on the folder of the shard"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -536,8 +553,10 @@ def _read_through(
             continue
         key, name = names[number]
         content = memoryview(data[offset : offset + size])
-        if comparison is not None and not comparison.compare(key, name, offset, content):
-            continue
+        if comparison is not None:
+            shown = size_of(name, content, task.check.types)
+            if not comparison.compare(key, name, offset, content, shown):
+                continue
         fault = task.check.fault(name, content)
         if fault is not None and has_sums and task.check.is_delivered(name, content):
             delivered.append(offset)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from shardio.errors import CodecError, IndexFileError, UsageError, quoted
 from shardio.fields.arrays import Label
 from shardio.fields.base import PIXELS_FIELD, FieldType
-from shardio.fields.defaults import IMAGE, type_of
+from shardio.fields.defaults import IMAGE, size_of, type_of
 from shardio.fields.formats import check_complete, check_data, probe_image
 from shardio.fields.text import Json, Text
 from shardio.indexing.manifest import ShardReceipt, index_path, receipt_of, write_index
@@ -314,6 +314,9 @@ class ShardTask(SampleTask):
         digest = hashlib.sha256()
         settings = f"{self.root} {astuple(self.images)} {self.check}\n"
         digest.update(settings.encode("utf-8", "surrogateescape"))
+        # Sizes of pictures are in the index, as the types of their fields find them.
+        sized = sorted((name, repr(each)) for name, each in self.types.items() if each.sized)
+        digest.update(f"sizes {sized}\n".encode("utf-8", "surrogateescape"))
         digest.update(self.samples.hashes.data)
         return digest.hexdigest()
 
@@ -452,7 +455,8 @@ class _Packer:
                 )
             taken.add(field)
             member = join_member_name(sample.key, field).encode("utf-8", "surrogateescape")
-            builder.add(sample.key, field, self.archive.commit(member))
+            placed = self.archive.commit(member)
+            builder.add(sample.key, field, placed, size_of(field, self.archive.data, self._types))
 
     def _pack_image(
         self, name: str | None, data: memoryview, *, is_only: bool, is_file: bool
