@@ -42,6 +42,7 @@ Damage = Literal["flip", "truncate", "swap", "double", "zero", "drop"]
 _BLOCK = 512
 _CONTENT = np.random.default_rng(0).bytes(10_000)
 _MANY = 8  # threads
+_CHANGES = 60  # of files, one after the other
 _TICK = 0.02  # seconds in which the clocks of file systems move on
 
 
@@ -168,6 +169,15 @@ class FieldTypeContract:
                 assert _is_same(type_.decode(buffer(data)), value)
                 assert _is_same(type_.decode_verified(buffer(data)), value)
             assert not type_.magic or type_.name_of(data) is not None
+
+    def test_a_value_keeps_nothing_of_the_buffer(self) -> None:
+        """The buffer belongs to the caller, who fills it anew while the value is in use."""
+        for value, data in zip(self.values, self._data(), strict=True):
+            for decode in (self.field_type.decode, self.field_type.decode_verified):
+                buffer = bytearray(data)
+                found = decode(memoryview(buffer).toreadonly())
+                buffer[:] = bytes(255 - byte for byte in data)
+                assert _is_same(found, value)
 
     def test_sound_data_pass_checks_and_have_a_preview(self) -> None:
         """The preview gets as many bytes as the type asks for."""
@@ -450,11 +460,34 @@ class StorageContract:
             @pytest.fixture
             def folder(self): return "mine://bucket/empty"
 
+            def put(self, path, data): client.upload(path, data)
+            def get(self, path): return client.download(path)
+
+    `put` and `get` reach the same files without the storage, which may agree with itself alone.
+
     Fixtures:
         storage: the storage.
         folder: path of a folder in it that is empty, as text.
         tmp_path: pytest's; takes local files.
     """
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write a file, with the folders above it, by other means than the storage."""
+        raise NotImplementedError
+
+    def get(self, path: str) -> bytes:
+        """Read a file by other means than the storage."""
+        raise NotImplementedError
+
+    def test_others_reach_the_same_files(self, storage: Storage, folder: str) -> None:
+        for path in (f"{folder}/{name}" for name in ("a.bin", "b #%41é.bin", "inside/deep/c.bin")):
+            storage.publish(path, _CONTENT)
+            assert self.get(path) == _CONTENT
+            storage.remove(path)
+            self.put(path, _CONTENT[::-1])
+            assert storage.stat(path).size == len(_CONTENT)
+            assert storage.open(path, "a").read(0, len(_CONTENT)) == _CONTENT[::-1]
+        assert storage.names(folder) == ["a.bin", "b #%41é.bin", "inside"]
 
     def test_a_published_file_reads_as_it_was_given(self, storage: Storage, folder: str) -> None:
         storage.publish(f"{folder}/a.bin", _CONTENT)
@@ -618,6 +651,36 @@ class StorageContract:
         storage.remove(f"{folder}/a.bin")
         storage.remove(f"{folder}/a.bin")
         assert storage.names(folder) == []
+
+    def test_any_sequence_of_changes_leaves_what_a_dictionary_would_hold(
+        self, storage: Storage, folder: str
+    ) -> None:
+        """A folder whose files are all gone may be listed or not."""
+        numbers, files = np.random.default_rng(0), dict[str, bytes]()
+        paths = [f"{folder}/{name}" for name in ("a", "a.b", "ab", "in/a", "in/b", "in.b/a", "é")]
+        for _ in range(_CHANGES):
+            path, kind = paths[numbers.integers(len(paths))], numbers.integers(3)
+            content = numbers.bytes(int(numbers.integers(100)))
+            if kind == 0:
+                storage.remove(path)
+                files.pop(path, None)
+            elif kind == 1 and path in files:
+                with _raises(FileExistsError):
+                    storage.publish(path, content, only_if_absent=True)
+            else:
+                storage.publish(path, content, only_if_absent=kind == 1)
+                files[path] = content
+            for start in (f"{folder}/", f"{folder}/in/", f"{folder}/in.b/"):
+                below = [path.removeprefix(start) for path in files if path.startswith(start)]
+                names = storage.names(start[:-1])
+                emptied = {"in", "in.b"}.intersection(names)
+                assert names == sorted(emptied | {name.partition("/")[0] for name in below})
+            for path, content in files.items():
+                size = storage.stat(path).size
+                assert storage.open(path, path).read(0, size) == content
+            for path in {*paths} - files.keys():
+                with _raises(FileNotFoundError, NotADirectoryError):
+                    storage.stat(path)
 
     def test_threads_share_an_open_file(self, storage: Storage, folder: str) -> None:
         storage.publish(f"{folder}/a.bin", _CONTENT)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import math
 import pickle
 from typing import TYPE_CHECKING, Any
@@ -231,7 +230,7 @@ def test_fixed_crops_are_mirrored_with_the_given_probability(
     plain, mirrored = kind((8, 8)), kind((8, 8), flip=0.3)
     assert (plain.draws, mirrored.draws) == (0, 1)
     assert not plain.crop(10, 12).flip
-    assert mirrored.crop(10, 12, [0.29]) == dataclasses.replace(plain.crop(10, 12), flip=True)
+    assert mirrored.crop(10, 12, [0.29]) == plain.crop(10, 12)._replace(flip=True)
     assert mirrored.crop(10, 12, [0.3]) == plain.crop(10, 12)
     with pytest.raises(UsageError, match=r"flip=.*: it must be a probability"):
         kind((8, 8), flip=-0.1)

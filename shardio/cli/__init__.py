@@ -11,6 +11,7 @@ import click
 
 from shardio.cli.text import escape_output, say
 from shardio.errors import ShardioError, SituationError, UsageError, as_options, escaped
+from shardio.storage.local import is_out_of_files, out_of_files
 
 _COMMANDS = (
     "convert",
@@ -84,6 +85,8 @@ def main() -> None:
     except MemoryError:
         _fail("this machine does not have the memory for it; use fewer jobs, or free some memory")
     except OSError as error:
+        if is_out_of_files(error):
+            _fail(str(out_of_files(error)))
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}")
 

@@ -8,7 +8,7 @@ import click
 
 from shardio.cli.settings import describe, plan_options
 from shardio.cli.text import say, say_json
-from shardio.errors import ShardioError, counted
+from shardio.errors import ShardioError, counted, quoted
 from shardio.inspection.replay import LISTING_NAME, ReplayedBatch
 from shardio.inspection.replay import replay as write_batch
 
@@ -32,15 +32,16 @@ def replay(path: str, out: str, as_json: bool, **options: Any) -> None:
     in its batches as "__step__" and "__epoch__".
     """
     batch = write_batch(path, out, **options)
-    problems = [sample.problem for sample in batch.samples if sample.problem]
+    damaged = [sample for sample in batch.samples if sample.problem]
     if as_json:
         say_json(batch)
     else:
         say(_sentence(batch, out))
-    if problems:
+    if damaged:
+        first = damaged[0]
         raise ShardioError(
-            f"members of {counted(len(problems), 'sample')} could not be written, of the first "
-            f"since {problems[0]}"
+            f"members of {counted(len(damaged), 'sample')} could not be written; the first is "
+            f"sample {quoted(first.key)}, {first.problem}"
         )
 
 

@@ -116,7 +116,7 @@ def write_records(task: RecordTask, ticker: Ticker) -> int:
 
 def _records(task: RecordTask, ticker: Ticker) -> Iterator[Buffer]:
     """Yield the pieces of a TFRecord file, in order."""
-    shard = TarSource(catalog=Catalog(shards=(task.entry,), fields=(), classes=None))
+    shard = TarSource(catalog=Catalog(shards=(task.entry,), fields=(), classes=None, types={}))
     with SourceReader(shard.root) as files:
         for sample in shard.samples():
             if isinstance(sample, SourceSample):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 import numpy as np
 
 from shardio.errors import CodecError, TransformError, UsageError, quoted
-from shardio.fields.arrays import NPY_MAGIC, decode_npy
+from shardio.fields.arrays import NPY_MAGIC, as_array, decode_npy
 from shardio.fields.base import Batching, FieldType, Geometry
 from shardio.fields.text import decode_json, decode_txt
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from shardio.fields.geometry import View
     from shardio.fields.probe import Buffer
+
+MAX_CLASSES = 1 << 24
+"""Greatest number of classes of MultiLabel: a sample takes 64 MiB then."""
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh", "yolo"]
 
@@ -68,6 +71,8 @@ class Boxes(FieldType):
         if isinstance(self.also, str):
             raise UsageError(f"Boxes: also={self.also!r}: write also=[{self.also!r}]")
         object.__setattr__(self, "also", tuple(self.also))
+        if not all(isinstance(name, str) for name in (self.boxes, *self.also)):
+            raise UsageError(f"Boxes: boxes={self.boxes!r}, also={self.also!r}: names are text")
         if self.boxes in self.also:
             raise UsageError(f"Boxes: also names {self.boxes!r}, which are the boxes")
 
@@ -117,6 +122,17 @@ class Boxes(FieldType):
         kept = (high - low >= 1).all(axis=1)
         rest = {name: _rows(each, kept) for name, each in value.items() if name != "boxes"}
         return {"boxes": np.concatenate([low, high], axis=1)[kept], **rest}
+
+    def resized(self, data: Buffer, view: View) -> bytes | None:
+        """Keep fractions of a picture that is stored whole.
+
+        Raises:
+            NotImplementedError: they are pixels, of which others of the data may be, too.
+        """
+        whole = view.crop is None or view.crop[:4] == (0, 0, view.height, view.width)
+        if self.format == "yolo" and whole:
+            return None
+        return super().resized(data, view)
 
     def encode(self, value: Any) -> bytes:
         """Encode a mapping of `boxes` as edges and the lists of `also` as JSON.
@@ -253,6 +269,8 @@ class Points(FieldType):
     geometry: ClassVar[Geometry | None] = "follows"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.points, str):
+            raise UsageError(f"Points: points={self.points!r}: it must be text")
         if self.flip_pairs is not None:
             pairs = tuple((int(one), int(other)) for one, other in self.flip_pairs)
             flat = [place for pair in pairs for place in pair]
@@ -329,10 +347,11 @@ class MultiLabel(FieldType):
     batching = "stack"
 
     def __post_init__(self) -> None:
-        if isinstance(self.classes, bool) or not isinstance(self.classes, int) or self.classes < 1:
+        whole = isinstance(self.classes, int) and not isinstance(self.classes, bool)
+        if not whole or not 1 <= self.classes <= MAX_CLASSES:
             raise UsageError(
-                f"MultiLabel: classes={self.classes!r}: it must be the number of classes, at "
-                "least 1"
+                f"MultiLabel: classes={self.classes!r}: it must be the number of classes, 1 to "
+                f"{MAX_CLASSES:,}"
             )
 
     def decode(self, data: Buffer) -> NDArray[np.float32]:
@@ -355,8 +374,8 @@ class MultiLabel(FieldType):
 
     def encode(self, value: Any) -> bytes:
         """Encode class numbers, or an array [classes] of zeros and ones, as a JSON list."""
-        given = np.asarray(value)
-        if given.dtype.kind in "bf" or (given.dtype.kind in "iu" and isinstance(value, np.ndarray)):
+        given = as_array(value)
+        if hasattr(value, "dtype") or (given.dtype.kind in "bf" and given.size):
             if given.shape != (self.classes,) or not np.isin(given, (0, 1)).all():
                 raise ValueError(f"it is no array [{self.classes}] of zeros and ones")
             numbers = np.flatnonzero(given).tolist()

@@ -240,6 +240,31 @@ def parse_numbers(block: NDArray[np.uint8], sizes: NDArray[np.int64]) -> NDArray
     return numbers
 
 
+_PILLOW_MODES = ("1", "L", "P", "I", "F", "RGB", "RGBA", "I;16", "I;16L", "I;16B")
+"""Modes of Pillow whose arrays hold what the image shows, or indices into its palette."""
+_ORIENTATION, _UPRIGHT = 0x0112, 1
+
+
+def as_array(value: Any) -> NDArray[Any]:
+    """Return the numbers of an array, tensor or Pillow image of a program.
+
+    The values of a Pillow image with a palette are its indices.
+
+    Raises:
+        TypeError: the array would be without something that is part of the value.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError("it is a masked array, whose mask would be lost; fill it")
+    if hasattr(value, "getexif") and hasattr(value, "mode"):
+        if value.mode not in _PILLOW_MODES:
+            raise TypeError(f"it is a Pillow image of mode {value.mode}; convert it to RGB")
+        if value.getexif().get(_ORIENTATION, _UPRIGHT) != _UPRIGHT:
+            raise TypeError(
+                "it is a Pillow image that its EXIF orientation turns; call ImageOps.exif_transpose"
+            )
+    return np.asarray(value)
+
+
 class Label(FieldType):
     """Class numbers, in text."""
 
@@ -289,7 +314,7 @@ class Array(FieldType):
     def encode(self, value: Any) -> bytes:
         """Encode whatever makes an array."""
         stream = io.BytesIO()
-        np.save(stream, np.asarray(value), allow_pickle=False)
+        np.save(stream, as_array(value), allow_pickle=False)
         return stream.getvalue()
 
     def preview(self, data: Buffer) -> str:

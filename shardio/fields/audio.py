@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from struct import pack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shardio.errors import CodecError, UsageError
+from shardio.fields.arrays import as_array
 from shardio.fields.base import FieldType
 
 if TYPE_CHECKING:
@@ -17,7 +19,11 @@ if TYPE_CHECKING:
     from shardio.fields.probe import Buffer
 
 MAX_SECONDS = 3600.0
+MAX_RATE = 1_000_000
+"""Greatest rate that sound is resampled to, which a manifest may ask for."""
+
 _BLOCK = 1 << 16  # values of a channel
+_FLOATS = 3  # format of WAV
 _MISSING = "pip install 'shardio[audio]'"
 
 
@@ -43,8 +49,12 @@ class Audio(FieldType):
     batching = "padded"
 
     def __post_init__(self) -> None:
-        if self.rate is not None and (isinstance(self.rate, bool) or not self.rate > 0):
-            raise UsageError(f"Audio: rate={self.rate!r}: it must be samples per second, above 0")
+        given = self.rate is not None and not isinstance(self.rate, bool)
+        if self.rate is not None and not (given and 0 < self.rate <= MAX_RATE):
+            raise UsageError(
+                f"Audio: rate={self.rate!r}: it must be samples per second, above 0 and up to "
+                f"{MAX_RATE:,}"
+            )
         if not self.max_seconds > 0:
             raise UsageError(f"Audio: max_seconds={self.max_seconds!r}: it must be above 0")
 
@@ -84,12 +94,32 @@ class Audio(FieldType):
             sound = _load("soxr").resample(sound.T, found, self.rate).T
         return np.ascontiguousarray(sound, np.float32)
 
+    def for_field(self, field: str) -> Audio:
+        """Return the type for one field."""
+        return replace(self, fields=field)
+
     def encode(self, value: Any) -> bytes:
-        """Encode float numbers [T] or [channels, T] as FLAC of 24 bits; needs `rate`."""
+        """Encode floats from -1 to 1, [T] or [channels, T]; needs `rate`.
+
+        A field wav keeps 32-bit floats as they are. All others are FLAC, which rounds to 24 bits.
+        """
         if self.rate is None:
             raise ValueError("the rate is not known; give Audio rate=")
+        given = as_array(value)
+        if given.dtype.kind != "f" or given.ndim not in (1, 2):
+            raise TypeError(
+                f"sound is floats [T] or [channels, T], from -1 to 1, not {given.dtype} "
+                f"{[*given.shape]}"
+            )
+        sound = np.atleast_2d(np.asarray(given, np.float32))
+        last = self.alternatives[0].rpartition(".")[2] if self.alternatives else "flac"
+        if last in ("wav", "wave"):
+            return _wav(sound, self.rate)
+        if last in ("mp3", "ogg", "oga", "opus"):
+            raise TypeError(f"{last} changes sound; encode it yourself, or name the field flac")
+        if not (np.abs(sound) <= 1).all():
+            raise ValueError("FLAC holds values from -1 to 1; name the field wav for others")
         stream = io.BytesIO()
-        sound = np.atleast_2d(np.asarray(value, np.float32))
         _load("soundfile").write(stream, sound.T, self.rate, format="FLAC", subtype="PCM_24")
         return stream.getvalue()
 
@@ -102,6 +132,16 @@ class Audio(FieldType):
                 return f"{file.format}, {file.samplerate} Hz, {file.channels} ch., {seconds:.2f} s"
         except soundfile.LibsndfileError as error:
             raise CodecError(f"libsndfile does not decode the sound: {error}") from None
+
+
+def _wav(sound: NDArray[np.float32], rate: int) -> bytes:
+    """Encode sound [channels, T] as a WAV of 32-bit floats, without the date of libsndfile's."""
+    channels, length = sound.shape
+    data = np.ascontiguousarray(sound.T, "<f4").tobytes()
+    form = pack("<HHIIHHH", _FLOATS, channels, rate, rate * channels * 4, channels * 4, 32, 0)
+    chunks = ((b"fmt ", form), (b"fact", pack("<I", length)), (b"data", data))
+    body = b"WAVE" + b"".join(name + pack("<I", len(each)) + each for name, each in chunks)
+    return b"RIFF" + pack("<I", len(body)) + body
 
 
 def _load(name: str) -> Any:

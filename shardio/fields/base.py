@@ -51,7 +51,9 @@ class Dense(NamedTuple):
 
 
 Batching = Literal["found", "stack", "list", "padded"] | Dense
-_LOOKING = ("decode", "decode_verified", "decode_rows", "follow", "probe", "check", "preview")
+_LOOKING = (
+    *("decode", "decode_verified", "decode_rows", "follow", "probe", "check", "preview", "picture"),
+)
 
 
 def split_names(fields: str) -> tuple[tuple[str, ...], bool]:
@@ -161,7 +163,8 @@ class FieldType:
         """Decode one member.
 
         Args:
-            data: data of the member; a buffer that is valid during the call.
+            data: data of the member; a buffer that is valid during the call, so that the value must
+                not refer to it.
 
         Raises:
             CodecError: the bytes do not decode.
@@ -205,6 +208,25 @@ class FieldType:
         del view
         return value
 
+    def resized(self, data: Buffer, view: View) -> bytes | None:
+        """Return what is stored instead of data whose picture is stored at another size.
+
+        Args:
+            data: data of a member.
+            view: what is stored of the picture; without a crop it keeps its size.
+
+        Returns:
+            The new data, or None if the data stay as they are.
+
+        Raises:
+            NotImplementedError: the data cannot follow exactly.
+            CodecError: they do not belong to a picture of this size.
+        """
+        del data
+        if self.geometry == "follows" and view.crop is not None:
+            raise NotImplementedError(f"{type(self).__name__} has no method resized")
+        return None
+
     def probe(self, data: Buffer) -> ImageInfo | None:
         """Read height, width and orientation of a picture from its header; None for other data.
 
@@ -226,6 +248,15 @@ class FieldType:
         """
         if deep:
             self.decode(data)
+
+    def for_field(self, field: str) -> FieldType:
+        """Return the type as it encodes the values of one of its fields.
+
+        Args:
+            field: name of the field, whose end may choose the format of the data.
+        """
+        del field
+        return self
 
     def encode(self, value: Any) -> bytes:
         """Encode a value for packing: the inverse of `decode`.
@@ -249,6 +280,20 @@ class FieldType:
         if hasattr(value, "dtype") and hasattr(value, "shape"):
             return f"{value.dtype} {[*value.shape]}"
         return repr(value)[:SHOWN_CHARACTERS]
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether `picture` draws data."""
+        return self.geometry == "leads" or type(self).picture is not FieldType.picture
+
+    def picture(self, data: Buffer) -> NDArray[np.uint8]:
+        """Draw data as a picture, uint8 [H, W, 3], for the contact sheet of `info`.
+
+        Raises:
+            CodecError: the bytes do not decode.
+        """
+        found: NDArray[np.uint8] = self.decode(data)
+        return found
 
     @classmethod
     def name_of(cls, data: Buffer) -> str | None:

@@ -1,6 +1,6 @@
 """The types that fields have by default, by the end of their names, as WebDataset decides.
 
-A field type of shardio is a module and a line in this table.
+Types that no name announces, such as Boxes and Audio, are not in the table; `fields=` takes them.
 """
 
 from __future__ import annotations

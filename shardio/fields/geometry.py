@@ -9,7 +9,6 @@ under its centre. The positions are those of Pillow's nearest, to the last bit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -39,8 +38,7 @@ class Resampling(NamedTuple):
 PLAIN = Resampling()
 
 
-@dataclass(frozen=True, slots=True)
-class Crop:
+class Crop(NamedTuple):
     """A rectangle of a picture as shown, and how it fills a slot.
 
     Attributes:
@@ -146,8 +144,7 @@ def axes(crop: Crop, size: tuple[int, int], shrink: int = 1) -> tuple[Axis, Axis
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
+class View(NamedTuple):
     """What is shown of a sample's picture, for the fields that follow it.
 
     Attributes:

@@ -25,7 +25,7 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import cv2
@@ -36,7 +36,7 @@ from shardio.errors import CodecError, UsageError
 from shardio.fields.boundary import decoder
 from shardio.fields.exif import UPRIGHT, apply_orientation, place_as_stored
 from shardio.fields.formats import FORMATS, probe_image
-from shardio.fields.geometry import PLAIN, Resampling, axes
+from shardio.fields.geometry import PLAIN, axes
 from shardio.fields.jpeg import LEAST_SHRUNK, decode_jpeg_top
 from shardio.fields.limits import MAX_PIXELS
 from shardio.fields.png import index_png
@@ -292,7 +292,6 @@ _LEAST_RATIOS = ((8, 8.0), (4, 4.5), (2, 3.75))
 """How many times larger than the slot a crop must be to be shrunk; below, a plain linear resize of
 all pixels is nearer to an antialiased one, measured on blurred noise."""
 _METHODS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
-_NEAREST = Resampling("nearest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,19 +376,14 @@ def write_part(part: DecodedPart, info: ImageInfo, crop: Crop, out: NDArray[np.u
 
 
 @decoder
-def write_crop(
-    pixels: NDArray[np.uint8], crop: Crop, out: NDArray[np.uint8], *, nearest: bool = False
-) -> None:
+def write_crop(pixels: NDArray[np.uint8], crop: Crop, out: NDArray[np.uint8]) -> None:
     """Resize a crop of a decoded picture into a slot, mirrored if the crop says so.
 
     Args:
         pixels: uint8 [H, W, 3], any view.
         crop: a rectangle inside the picture.
         out: uint8 [h, w, 3], contiguous, where the result goes.
-        nearest: take pixels as they are instead of blending them, the same ones as Pillow does.
     """
-    if nearest:
-        crop = replace(crop, resampling=_NEAREST)
     bottom, right = crop.top + crop.height, crop.left + crop.width
     _fill(pixels[crop.top : bottom, crop.left : right], crop, out)
 

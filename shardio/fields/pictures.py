@@ -9,6 +9,7 @@ decoded.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from shardio.errors import CodecError, UsageError
 from shardio.fields.arrays import (
     NPY_MAGIC,
     Array,
+    as_array,
     decode_npy,
     decode_pixels,
     is_picture,
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 
 MASK_NAMES = ("mask", "seg", "label", "labels", "semantic", "instance", "panoptic")
 """Last but one components of the names of images that are masks by default."""
+
+_PNG_FIELDS = frozenset(FORMATS["png"].fields)
+_INT32 = np.iinfo(np.int32)
 
 DEPTH_NAMES = ("depth", "disparity")
 """Last but one components of the names of images that are depth by default."""
@@ -105,6 +110,23 @@ class Image(FieldType):
         else:
             check_complete(data, self.probe(data))
 
+    def for_field(self, field: str) -> Image:
+        """Return the type for one field."""
+        return replace(self, fields=field)
+
+    def encode(self, value: Any) -> bytes:
+        """Encode a picture, uint8 [H, W, 3], as a PNG; other formats would change its colours."""
+        from shardio.fields.image import encode_image  # noqa: PLC0415  loads OpenCV
+
+        if (last := _last_part(self)) not in _PNG_FIELDS:
+            raise TypeError(f"{last} changes colours; encode it yourself, or name the field png")
+        pixels = as_array(value)
+        if not is_picture(pixels.dtype, pixels.shape):
+            raise TypeError(
+                f"a picture is uint8 [H, W, 3] in RGB, not {pixels.dtype} {[*pixels.shape]}"
+            )
+        return bytes(encode_image(np.ascontiguousarray(pixels), "png", 0))
+
     def preview(self, data: Buffer) -> str:
         """Show format, height and width."""
         info = self.probe(data)
@@ -152,9 +174,44 @@ class _Values(FieldType):
         else:
             check_complete(data, info)
 
+    def for_field(self, field: str) -> _Values:
+        """Return the type for one field."""
+        return replace(self, fields=field)
+
     def follow(self, value: NDArray[Any], view: View | None) -> NDArray[Any]:
         """Take the values under the centres of the slot's pixels."""
         return value if view is None else view.nearest(value)
+
+    def resized(self, data: Buffer, view: View) -> bytes | None:
+        """Take the values under the centres of the picture's pixels, at the same bit depth."""
+        values = self._stored(data)
+        moved = np.ascontiguousarray(view.nearest(values))
+        if view.crop is None:
+            return None
+        if data[: len(NPY_MAGIC)] == NPY_MAGIC:
+            return Array().encode(moved)
+        from shardio.fields.image import encode_values  # noqa: PLC0415  loads OpenCV
+
+        return bytes(encode_values(moved, moved.dtype))
+
+    def _encoded(self, values: NDArray[Any]) -> bytes:
+        """Encode values [H, W] or [1, H, W]: whole numbers as a gray PNG, or any as `.npy`."""
+        from shardio.fields.image import encode_values  # noqa: PLC0415  loads OpenCV
+
+        values = values.reshape(_plane(values.shape))
+        last = _last_part(self)
+        if last == "npy":
+            return Array().encode(values)
+        if last in IMAGE_FIELDS - _PNG_FIELDS:
+            raise TypeError(f"{last} does not keep {self.holds}; name the field png or npy")
+        kind = type(self).__name__
+        way = f"name the field x.npy, and give it the type {kind}('x.npy')"
+        if values.dtype.kind == "f":
+            raise TypeError(f"a PNG holds whole numbers, not {values.dtype}; {way}")
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > 0xFFFF:
+            raise ValueError(f"a PNG holds 0 to 65535, not {low} to {high}; {way}")
+        return bytes(encode_values(values, np.uint8 if high <= 0xFF else np.uint16))
 
     def _stored(self, data: Buffer) -> NDArray[Any]:
         """Decode to the values as stored, [H, W]."""
@@ -218,11 +275,20 @@ class Mask(_Values):
         return values.astype(wanted, copy=False)
 
     def encode(self, value: Any) -> bytes:
-        """Encode class numbers, an integer array [H, W], as a PNG."""
-        values = np.asarray(value)
+        """Encode class numbers, an integer array [H, W], as a PNG of 8 or 16 bits, or as `.npy`."""
+        values = as_array(value)
         if values.dtype.kind not in "biu":
             raise TypeError(f"class numbers are whole numbers, not {values.dtype}")
-        return _encode_values(values)
+        low, high = int(values.min(initial=0)), int(values.max(initial=0))
+        if low < _INT32.min or high > _INT32.max:
+            raise ValueError(f"class numbers are of 32 bits, not {low} to {high}")
+        return self._encoded(values)
+
+    def picture(self, data: Buffer) -> NDArray[np.uint8]:
+        """Give each of the first 256 classes a colour of its own, and 0 alone black."""
+        numbers = self._stored(data).astype(np.int64)
+        few = (numbers >= 0) & (numbers < 256)
+        return _colours()[np.where(few, numbers, 1 + numbers % 251)]
 
     def preview(self, data: Buffer) -> str:
         """Show size and class numbers."""
@@ -230,6 +296,16 @@ class Mask(_Values):
         found = np.unique(values)
         shown = ", ".join(map(str, found[:8])) + (", …" if len(found) > 8 else "")
         return f"mask, {values.shape[0]} × {values.shape[1]}, classes {shown}"
+
+
+@lru_cache(maxsize=1)
+def _colours() -> NDArray[np.uint8]:
+    """Return 256 colours, uint8 [256, 3]: those of Pascal VOC, whose bits the numbers spread."""
+    numbers = np.arange(256)
+    colours = np.zeros((256, 3), np.int64)
+    for bit in range(8):
+        colours[:, bit % 3] |= (numbers >> bit & 1) << (7 - bit // 3)
+    return colours.astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -258,8 +334,24 @@ class Depth(_Values):
         return (values.astype(np.float32) * np.float32(self.scale))[None]
 
     def encode(self, value: Any) -> bytes:
-        """Encode stored values, an integer array [H, W] of at most 16 bits, as a PNG."""
-        return _encode_values(np.asarray(value))
+        """Encode values as stored, before `scale`: whole numbers [H, W] as a PNG, any as `.npy`."""
+        values = as_array(value)
+        if values.dtype.kind not in "iuf":
+            raise TypeError(f"depth is numbers, not {values.dtype}")
+        if values.dtype.kind == "f" and self.scale != 1:
+            raise TypeError(
+                f"it is {values.dtype}, which readers would multiply by scale={self.scale:g}; give "
+                "whole numbers as stored, or no scale"
+            )
+        return self._encoded(values)
+
+    def picture(self, data: Buffer) -> NDArray[np.uint8]:
+        """Draw the least value black and the greatest white; what is not finite is black."""
+        values = self.decode(data)[0].astype(np.float64)
+        finite = values[np.isfinite(values)]
+        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+        gray = np.nan_to_num((values - low) / ((high - low) or 1) * 255, posinf=0, neginf=0)
+        return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=-1)
 
     def preview(self, data: Buffer) -> str:
         """Show size and range."""
@@ -268,18 +360,9 @@ class Depth(_Values):
         return f"depth, {values.shape[0]} × {values.shape[1]}, {low:g} to {high:g}"
 
 
-def _encode_values(values: NDArray[Any]) -> bytes:
-    """Encode whole numbers [H, W] or [1, H, W] as a gray PNG of 8 or 16 bits."""
-    from shardio.fields.image import encode_values  # noqa: PLC0415  loads OpenCV
-
-    values = values.reshape(_plane(values.shape))
-    if values.dtype.kind not in "biu":
-        raise TypeError(f"a PNG holds whole numbers, not {values.dtype}; pack it as npy")
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 0xFFFF:
-        raise ValueError(f"a PNG holds 0 to 65535, not {low} to {high}; pack it as npy")
-    data: bytes = encode_values(values, np.uint8 if high <= 0xFF else np.uint16)
-    return data
+def _last_part(type_: FieldType) -> str:
+    """Return the last component of the name of the field that a type encodes."""
+    return (type_.alternatives or ("png",))[0].rpartition(".")[2]
 
 
 class Pixels(Array):
@@ -335,6 +418,15 @@ class PixelMask(FieldType):
     def encode(self, value: Any) -> bytes:
         """Encode a picture, uint8 [H, W, 3]."""
         return _PIXELS.encode(value)
+
+    def picture(self, data: Buffer) -> NDArray[np.uint8]:
+        """Decode the picture."""
+        return decode_pixels(data)
+
+    def resized(self, data: Buffer, view: View) -> bytes | None:
+        """Take the colours under the centres of the picture's pixels."""
+        moved = view.nearest(self.decode(data))
+        return None if view.crop is None else self.encode(np.moveaxis(moved, 0, -1))
 
     def preview(self, data: Buffer) -> str:
         """Show dtype and shape."""

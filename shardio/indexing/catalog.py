@@ -18,7 +18,7 @@ import hashlib
 import os
 import re
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ from pathlib import Path
 import braceexpand
 
 from shardio.errors import IndexFileError, SituationError, TarError, UsageError
+from shardio.fields.base import FieldType
+from shardio.fields.recorded import merge_types
 from shardio.indexing.manifest import (
     INDEX_SUFFIX,
     MANIFEST_NAME,
@@ -47,6 +49,7 @@ _NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")  # ranges, as brace
 _LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])(?:\.\.-?(\d+))?")
 _ALPHABET = string.ascii_uppercase + string.ascii_lowercase
 SHARD_SUFFIXES = (".tar", *COMPRESSED_SUFFIXES)
+_Recorded = dict[Path, Mapping[str, FieldType] | None]
 ShardPaths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
@@ -168,11 +171,13 @@ class Catalog:
         shards: shards in order.
         fields: names of all fields, sorted.
         classes: class names by label, where they are known.
+        types: types of all fields, as packed folders record them, otherwise by their names.
     """
 
     shards: tuple[ShardEntry, ...]
     fields: tuple[str, ...]
     classes: tuple[str, ...] | None
+    types: Mapping[str, FieldType]
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits that identify these shards, wherever they lie."""
@@ -202,17 +207,23 @@ def open_catalog(
     parts = list_parts(source, storage)
     packed = {part: _open_packed(part) for part in parts if is_packed(part)}
     unmarked: list[str] = []
-    catalogs = [packed.get(part) or _open_foreign(part, unmarked) for part in parts]
+    beside: _Recorded = {}
+    catalogs = [packed.get(part) or _open_foreign(part, unmarked, beside) for part in parts]
     warn_of_missing_ends(unmarked)
     shards = tuple(shard for catalog in catalogs for shard in catalog.shards)
     for shard in shards:
         if not shard.samples:  # whoever made the index, the tar must say that there are none
             _refuse_stale(shard, allow_empty=allow_empty)
     classes = _common_classes(packed.values())
+    types = merge_types(
+        (str(part), catalog.types, catalog.types)
+        for part, catalog in zip(parts, catalogs, strict=True)
+    )
     return Catalog(
         shards=shards,
         fields=tuple(sorted({field for catalog in catalogs for field in catalog.fields})),
         classes=classes if packed.keys() >= set(parts) else None,
+        types=types,
     )
 
 
@@ -435,8 +446,14 @@ def _common_classes(packed: Iterable[Catalog]) -> tuple[str, ...] | None:
     return classes.pop() if classes else None
 
 
-def _open_foreign(part: Location, unmarked: list[str]) -> Catalog:
-    """Open shards that others made; add the names of those without an end mark to `unmarked`."""
+def _open_foreign(part: Location, unmarked: list[str], beside: _Recorded) -> Catalog:
+    """Open single shards, or those that others made.
+
+    Args:
+        part: part of a source.
+        unmarked: list to which the names of shards without an end mark are added.
+        beside: types that the manifests beside shards record, which is added to.
+    """
     if not part.is_local:
         refuse_unfinished(part)
         raise SituationError(
@@ -445,12 +462,12 @@ def _open_foreign(part: Location, unmarked: list[str]) -> Catalog:
             remedy="download the shards; without a manifest they are read from local files only",
         )
     entries: list[ShardEntry] = []
-    fields: set[str] = set()
+    names: dict[Path, set[str]] = {}
     for shard in find_shards(Path(part)):
         plain = plain_tar(shard)
         version = LOCAL.stat(str(plain)).version  # before the scan: a change meanwhile is noticed
         path, index = _index_of(shard, plain)
-        fields.update(index.fields)
+        names.setdefault(shard.parent, set()).update(index.fields)
         if not (index.has_end or index.shard_sha256):
             unmarked.append(str(shard))
         entries.append(
@@ -464,7 +481,18 @@ def _open_foreign(part: Location, unmarked: list[str]) -> Catalog:
                 version=None if index.checksums is not None else version,
             )
         )
-    return Catalog(shards=tuple(entries), fields=tuple(sorted(fields)), classes=None)
+    types = merge_types(
+        (str(folder), some, _types_beside(folder, beside)) for folder, some in names.items()
+    )
+    fields = {field for some in names.values() for field in some}
+    return Catalog(shards=tuple(entries), fields=tuple(sorted(fields)), classes=None, types=types)
+
+
+def _types_beside(folder: Path, beside: _Recorded) -> Mapping[str, FieldType] | None:
+    """Return the types that the manifest in the folder of single shards records."""
+    if folder not in beside:
+        beside[folder] = read_manifest(folder).types if is_packed(folder) else None
+    return beside[folder]
 
 
 def _open_packed(folder: Location) -> Catalog:
@@ -484,7 +512,12 @@ def _open_packed(folder: Location) -> Catalog:
         )
         for shard in manifest.shards
     )
-    return Catalog(shards=entries, fields=manifest.fields, classes=manifest.classes)
+    return Catalog(
+        shards=entries,
+        fields=manifest.fields,
+        classes=manifest.classes,
+        types=merge_types([(str(folder), manifest.fields, manifest.types)]),
+    )
 
 
 def _index_of(shard: Path, plain: Path) -> tuple[Path, ShardIndex]:

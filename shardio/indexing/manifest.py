@@ -3,6 +3,9 @@
 It is a wids index (`wids-shard-index-v1`, webdataset's format) with more in it: SHA-256 and size
 of each shard in its entry, everything else under "shardio". There also is a CRC-32 of what the
 manifest says, however its JSON is spelled; a manifest without one is taken as it is.
+
+Version 2 records the types of the fields, see shardio.fields.recorded. It is written only where
+readers of version 1 would take a field for something else, so that these refuse the folder.
 """
 
 from __future__ import annotations
@@ -10,11 +13,14 @@ from __future__ import annotations
 import json
 import zlib
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from shardio.errors import IndexFileError, TarError
+from shardio.fields.base import FieldType
+from shardio.fields.recorded import record_type, restore_type
 from shardio.indexing.shard_index import ShardIndex, encode_index
 from shardio.storage.folder import Folder, is_plain_name
 from shardio.storage.location import Location, locate
@@ -25,7 +31,7 @@ MANIFEST_NAME = "shardio.json"
 PACKING_NAME = ".shardio-pack"  # lies in a folder while it is packed
 INDEX_FOLDER = "index"
 INDEX_SUFFIX = ".idx"
-_VERSION = 1
+_VERSION, _WITH_TYPES = 1, 2
 _MOST_BYTES = 1 << 30  # of a manifest, which has some 200 bytes a shard
 _LIMIT = 1 << 63  # of counts and sizes, which are int64 in arrays
 
@@ -55,11 +61,13 @@ class Manifest:
         shards: shards in order.
         fields: names of all fields, sorted.
         classes: class names by label; None where samples have no labels.
+        types: types of all fields; None if they follow from the names of the fields.
     """
 
     shards: tuple[ShardReceipt, ...]
     fields: tuple[str, ...]
     classes: tuple[str, ...] | None
+    types: Mapping[str, FieldType] | None = None
 
 
 def index_path(shard: _Place) -> _Place:
@@ -133,12 +141,17 @@ def manifest_document(manifest: Manifest) -> dict[str, Any]:
             for shard in manifest.shards
         ],
         "shardio": {
-            "version": _VERSION,
+            "version": _VERSION if manifest.types is None else _WITH_TYPES,
             "crc32": _checksum(manifest),
             "fields": [*manifest.fields],
+            **({} if manifest.types is None else {"types": _record(manifest.types)}),
             "classes": None if manifest.classes is None else [*manifest.classes],
         },
     }
+
+
+def _record(types: Mapping[str, FieldType]) -> dict[str, Any]:
+    return {field: record_type(field, type_) for field, type_ in sorted(types.items())}
 
 
 def read_manifest(folder: Path | Location) -> Manifest:
@@ -146,12 +159,14 @@ def read_manifest(folder: Path | Location) -> Manifest:
 
     Raises:
         FileNotFoundError: the folder has none.
-        IndexFileError: it is damaged or of a newer version.
+        IndexFileError: it is damaged or of a newer version, or records a type of one.
         OSError: the storage fails.
     """
     path = locate(folder) / MANIFEST_NAME
     try:
         return _parse(json.loads(_read(path)))
+    except IndexFileError as error:
+        raise error.at(path, IndexFileError) from error
     except (ValueError, KeyError, TypeError, RecursionError, TarError) as error:
         raise IndexFileError(
             f"the manifest is damaged or of another version ({error!r})",
@@ -172,12 +187,13 @@ def _read(path: Location) -> bytes:
 
 def _parse(document: dict[str, Any]) -> Manifest:
     own = document["shardio"]
-    if own["version"] != _VERSION:
-        raise ValueError(f"version {own['version']}, expected {_VERSION}")
+    if own["version"] not in (_VERSION, _WITH_TYPES):
+        raise ValueError(f"version {own['version']}, expected {_VERSION} or {_WITH_TYPES}")
     manifest = Manifest(
         shards=tuple(_parse_shard(entry) for entry in document["shardlist"]),
         fields=_parse_names(own["fields"]),
         classes=None if own["classes"] is None else _parse_names(own["classes"]),
+        types=_parse_types(own) if own["version"] == _WITH_TYPES else None,
     )
     for name, times in Counter(shard.name for shard in manifest.shards).items():
         if times > 1:
@@ -204,7 +220,15 @@ def _parse_names(names: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _parse_types(own: dict[str, Any]) -> dict[str, FieldType]:
+    records = own["types"]
+    if not isinstance(records, dict) or records.keys() != {*own["fields"]}:
+        raise ValueError("its types are not those of its fields")
+    return {field: restore_type(field, record) for field, record in records.items()}
+
+
 def _checksum(manifest: Manifest) -> str:
     shards = [[shard.name, shard.samples, shard.size, shard.sha256] for shard in manifest.shards]
-    facts = json.dumps([shards, manifest.fields, manifest.classes])
+    types = [] if manifest.types is None else [_record(manifest.types)]
+    facts = json.dumps([shards, manifest.fields, manifest.classes, *types])
     return f"{zlib.crc32(facts.encode()):08x}"

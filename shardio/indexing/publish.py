@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shardio.errors import IndexFileError
+from shardio.fields.recorded import types_to_record
 from shardio.indexing.catalog import ShardPaths, find_shards, is_packed, list_parts, refuse_missing
 from shardio.indexing.manifest import (
+    Manifest,
     ShardReceipt,
     read_manifest,
     receipt_of,
@@ -72,9 +74,9 @@ def index(
     found = {part: find_shards(part) for part in map(Path, list_parts(source))}
     folders = {shard.parent: None for shards in found.values() for shard in shards}
     packed = [folder for folder in folders if is_packed(folder)]
-    digests = {
-        folder: _packed_digests(folder, whole=folder in found) for folder in packed if not force
-    }
+    manifests = {at: read_manifest(at) for at in packed if at in found or not force}
+    known = manifests.items() if not force else ()
+    digests = {at: _packed_digests(at, said, whole=at in found) for at, said in known}
     done = progress(sum(map(len, found.values()))) if progress else None
     every, all_fields, unmarked = list[ShardReceipt](), set[str](), list[str]()
     for part, shards in found.items():
@@ -82,9 +84,7 @@ def index(
         for shard in shards:
             if shard.parent in packed:
                 refuse_compressed(shard)
-            scanned = index_shard(
-                plain_tar(shard), name=str(shard), checksums=True, allow_empty=allow_empty
-            )
+            scanned = _scan(shard, manifests.get(shard.parent), allow_empty=allow_empty)
             _compare(shard, scanned, digests.get(shard.parent))
             receipts.append(_publish(shard, scanned))
             fields.update(scanned.fields)
@@ -105,9 +105,16 @@ def index(
     )
 
 
-def _packed_digests(folder: Path, *, whole: bool) -> dict[str, str]:
+def _scan(shard: Path, manifest: Manifest | None, *, allow_empty: bool) -> ShardIndex:
+    """Index a shard, with the types of fields that its manifest records."""
+    types = None if manifest is None else manifest.types
+    return index_shard(
+        plain_tar(shard), name=str(shard), checksums=True, allow_empty=allow_empty, types=types
+    )
+
+
+def _packed_digests(folder: Path, manifest: Manifest, *, whole: bool) -> dict[str, str]:
     """SHA-256 by name of the shards of a packed folder, which must be there if `whole`."""
-    manifest = read_manifest(folder)
     if whole:
         refuse_missing(folder, manifest)
     return {receipt.name: receipt.sha256 for receipt in manifest.shards}
@@ -147,6 +154,11 @@ def _publish(shard: Path, index: ShardIndex) -> ShardReceipt:
 
 def _update_manifest(folder: Path, receipts: list[ShardReceipt], fields: set[str]) -> None:
     manifest = read_manifest(folder)
-    updated = replace(manifest, shards=tuple(receipts), fields=tuple(sorted(fields)))
+    updated = replace(
+        manifest,
+        shards=tuple(receipts),
+        fields=tuple(sorted(fields)),
+        types=types_to_record(sorted(fields), manifest.types),
+    )
     with Folder.open(folder) as held:
         write_manifest(held, updated)

@@ -13,7 +13,7 @@ import logging
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.errors import TarError, counted, quoted
+from shardio.fields.base import FieldType
 from shardio.fields.defaults import is_sized, size_of
 from shardio.fields.probe import PictureSize
 from shardio.indexing.shard_index import ShardIndex
@@ -178,7 +179,12 @@ class IndexBuilder:
 
 
 def index_shard(
-    path: Path | Location, *, name: str, checksums: bool, allow_empty: bool = False
+    path: Path | Location,
+    *,
+    name: str,
+    checksums: bool,
+    allow_empty: bool = False,
+    types: Mapping[str, FieldType] | None = None,
 ) -> ShardIndex:
     """Index a tar file.
 
@@ -188,6 +194,7 @@ def index_shard(
         checksums: whether to read the data for checksums of the members and the shard, and for
             the sizes of pictures; if False, only headers are read, and only they get checksums.
         allow_empty: whether to accept a tar whose members belong to no sample.
+        types: types of fields by name; other fields have their default types.
 
     Raises:
         TarError: the tar is corrupt or empty, or its members do not form samples.
@@ -195,7 +202,7 @@ def index_shard(
         OSError: the file cannot be read.
     """
     data = StoredBytes(locate(path).open(name))
-    index, members = _index_bytes(data, name=name, checksums=checksums)
+    index, members = _index_bytes(data, name=name, checksums=checksums, types=types)
     if len(members) and not len(index) and not allow_empty:
         raise TarError(describe_no_samples(members), where=name, remedy=NAME_FIELDS, shard=name)
     return index
@@ -231,7 +238,9 @@ def warn_of_missing_ends(shards: Iterable[str]) -> None:
         _LOG.warning("%s: %s", shard, MISSING_END)
 
 
-def _index_bytes(data: StoredBytes, *, name: str, checksums: bool) -> tuple[ShardIndex, Members]:
+def _index_bytes(
+    data: StoredBytes, *, name: str, checksums: bool, types: Mapping[str, FieldType] | None
+) -> tuple[ShardIndex, Members]:
     members = scan_members(data, shard=name)
     builder = IndexBuilder(name)
     places = zip(members.offsets.tolist(), members.sizes.tolist(), strict=True)
@@ -241,7 +250,9 @@ def _index_bytes(data: StoredBytes, *, name: str, checksums: bool) -> tuple[Shar
             continue
         if kind != _FILE:
             raise _no_file(name, split, kind, offset)
-        checksum, shown = _look_at(data, split.field, offset, size) if checksums else (0, None)
+        checksum, shown = 0, None
+        if checksums:
+            checksum, shown = _look_at(data, split.field, offset, size, types)
         builder.add(*split, Placed(offset, size, checksum), shown)
     digest = data.sha256() if checksums else None
     index = builder.build(shard_size=len(data), shard_sha256=digest, checksums=checksums)
@@ -251,13 +262,17 @@ def _index_bytes(data: StoredBytes, *, name: str, checksums: bool) -> tuple[Shar
 
 
 def _look_at(
-    data: StoredBytes, field: str, offset: int, size: int
+    data: StoredBytes,
+    field: str,
+    offset: int,
+    size: int,
+    types: Mapping[str, FieldType] | None,
 ) -> tuple[int, PictureSize | None]:
     """Return the checksum of a member and, if it is a picture, its size."""
-    if size > _MOST_PROBED or not is_sized(field):
+    if size > _MOST_PROBED or not is_sized(field, types):
         return data.crc32(offset, size), None
     content = data[offset : offset + size]
-    return zlib.crc32(content), size_of(field, content)
+    return zlib.crc32(content), size_of(field, content, types)
 
 
 def _with_headers(index: ShardIndex, members: Members, data: StoredBytes) -> ShardIndex:

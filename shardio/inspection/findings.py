@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -201,12 +201,14 @@ class ScopedShard:
         receipt: entry of the shard in the manifest, or None.
         packed: whether the shard is in a packed folder and must have an index.
         missing: whether the manifest lists the shard but the file does not exist.
+        types: types of its fields that the manifest records; others follow from their names.
     """
 
     path: Location
     receipt: ShardReceipt | None
     packed: bool
     missing: bool = False
+    types: Mapping[str, FieldType] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,19 +275,23 @@ def _named(path: Location) -> Part:
     """Return the shards given one by one or by a pattern."""
     findings: list[Finding] = []
     shards: list[ScopedShard] = []
-    receipts: dict[Location, dict[str, ShardReceipt]] = {}
+    manifests: dict[Location, Manifest | None] = {}
     try:
         found = _find_shards(path)
     except IndexFileError as error:
         return Part(path=path, manifest=None, shards=(), findings=(finding_of(error, str(path)),))
     for shard in found:
         folder = shard.parent
-        if folder not in receipts:
-            manifest, wrong = _read_manifest(folder)
-            receipts[folder] = _receipts(manifest)
+        if folder not in manifests:
+            manifests[folder], wrong = _read_manifest(folder)
             findings += wrong
-        receipt = receipts[folder].get(shard.name)
-        shards.append(ScopedShard(path=shard, receipt=receipt, packed=receipt is not None))
+        manifest = manifests[folder]
+        receipt = _receipts(manifest).get(shard.name)
+        shards.append(
+            ScopedShard(
+                path=shard, receipt=receipt, packed=receipt is not None, types=_types(manifest)
+            )
+        )
     return Part(path=path, manifest=None, shards=tuple(shards), findings=tuple(findings))
 
 
@@ -303,7 +309,11 @@ def _folder(folder: Location, *, is_split: bool = False) -> Part:
         present, receipts = {path.name for path in there}, _receipts(manifest)
         shards = [
             ScopedShard(
-                path=folder / name, receipt=receipt, packed=True, missing=name not in present
+                path=folder / name,
+                receipt=receipt,
+                packed=True,
+                missing=name not in present,
+                types=_types(manifest),
             )
             for name, receipt in receipts.items()
         ]
@@ -329,6 +339,10 @@ def _shards_in(folder: Location) -> list[Location]:
 
 def _receipts(manifest: Manifest | None) -> dict[str, ShardReceipt]:
     return {receipt.name: receipt for receipt in (manifest.shards if manifest is not None else ())}
+
+
+def _types(manifest: Manifest | None) -> Mapping[str, FieldType]:
+    return (manifest.types if manifest is not None else None) or {}
 
 
 def _missing(shards: list[ScopedShard]) -> list[Finding]:
@@ -421,7 +435,7 @@ class FieldCheck:
         deep: whether to decode all data; otherwise only the header and the end of images are
             checked.
         max_pixels: maximum number of pixels of an image; see shardio.fields.limits.
-        types: field types given by the user, by field name; other fields have their defaults.
+        types: field types by field name; other fields have their defaults.
 
     Raises:
         UsageError: invalid max_pixels.
@@ -433,6 +447,10 @@ class FieldCheck:
 
     def __post_init__(self) -> None:
         whole_number("max_pixels", self.max_pixels, least=1)
+
+    def of(self, shard: ScopedShard) -> FieldCheck:
+        """Return the check of a shard, whose manifest may record types."""
+        return replace(self, types={**shard.types, **self.types})
 
     def fault(self, field: str, data: memoryview) -> CodecError | None:
         """Return the error in the data of a field, or None."""

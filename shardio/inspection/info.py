@@ -19,6 +19,7 @@ from shardio.errors import CodecError, SituationError, UsageError
 from shardio.fields.base import LABEL_FIELD, FieldType
 from shardio.fields.defaults import given_types, type_of
 from shardio.fields.limits import MAX_PIXELS
+from shardio.fields.recorded import describe_type, merge_types
 from shardio.indexing.catalog import (
     SHARD_SUFFIXES,
     Catalog,
@@ -43,7 +44,7 @@ class FieldValue:
 
     Attributes:
         name: name of the field.
-        kind: name of the type of the field.
+        kind: name of the type of the field, and its parameters in parentheses.
         bytes: size of its data.
         offset: offset of its data in the shard.
         value: summary of the data: format and height × width of an image, number and name of a
@@ -142,7 +143,7 @@ def look_at(
             if name == LABEL_FIELD and classes is not None:
                 value += f" ({class_name(int(value), classes) or 'not in the list of classes'})"
         values.append(
-            FieldValue(name=name, kind=type_.name, bytes=size, offset=offset, value=value)
+            FieldValue(name=name, kind=describe_type(type_), bytes=size, offset=offset, value=value)
         )
     return SampleInfo(
         key=index.key(row),
@@ -181,7 +182,7 @@ class FieldInfo:
 
     Attributes:
         name: name of the field.
-        kind: name of the type of the field.
+        kind: name of the type of the field, and its parameters in parentheses.
         samples: number of samples with the field.
         bytes: total size of its data.
         median: median size of its data; the smaller one of two.
@@ -282,7 +283,7 @@ def info(
             key are a number.
         preview: path of a PNG file to write, with a grid of images from evenly spread samples.
         preview_count: number of images in the preview, from 1 to 960.
-        fields: field types, as ShardDataset takes them; other fields have their default types.
+        fields: field types, as ShardDataset takes them; other fields keep those of the folder.
         allow_empty: whether to accept tars whose members belong to no sample.
         max_pixels: maximum number of pixels of an image; see shardio.fields.limits.
         progress: callback for the number of shards; it returns a callback for the number of
@@ -295,7 +296,7 @@ def info(
         OSError: a shard cannot be read, or the preview cannot be written.
     """
     whole_number("max_pixels", max_pixels, least=1)
-    types = partial(type_of, max_pixels=max_pixels, given=given_types(fields))
+    given = given_types(fields)
     if preview is not None:
         _check_preview(fspath(preview), preview_count)
     parts = [*map(Path, list_parts(source))]
@@ -303,6 +304,7 @@ def info(
     named: Mapping[str, ShardPaths] = folders or {_WHOLE: source}
     catalogs = {name: open_catalog(part, allow_empty=allow_empty) for name, part in named.items()}
     entries = [entry for catalog in catalogs.values() for entry in catalog.shards]
+    types = _choose_types(catalogs, given, max_pixels)
     finder = KeyFinder(sample) if isinstance(sample, str) else None
     found = _look_through(catalogs, finder, progress(len(entries)) if progress else None)
     whole = _merge([*found.values()])
@@ -319,6 +321,14 @@ def info(
             for name, contents in (found if folders else {}).items()
         },
     )
+
+
+def _choose_types(
+    catalogs: Mapping[str, Catalog], given: Mapping[str, FieldType], max_pixels: int
+) -> TypeOf:
+    """Return a function from the name of a field to its type: a given one, or that of the parts."""
+    recorded = merge_types((name, each.types, each.types) for name, each in catalogs.items())
+    return partial(type_of, max_pixels=max_pixels, given={**recorded, **given})
 
 
 def _look_through(
@@ -441,7 +451,7 @@ def _field_info(name: str, type_: FieldType, sizes: Tally) -> FieldInfo:
     numbers, counts = sizes.counts()
     return FieldInfo(
         name=name,
-        kind=type_.name,
+        kind=describe_type(type_),
         samples=int(counts.sum()),
         bytes=int((numbers * counts).sum()),
         median=sizes.median(),

@@ -1,13 +1,13 @@
 """Draw a contact sheet: a grid of images from samples spread evenly, labelled with their classes.
 
-Images keep their aspect ratio. Large images are reduced to their cell by averaging, and small ones
-are enlarged by a whole factor so that their pixels stay visible. The same shards give the same
-sheet.
+A sample without a picture is shown by its mask or depth, if it has one. Images keep their aspect
+ratio. Large images are reduced to their cell by averaging, and small ones are enlarged by a whole
+factor so that their pixels stay visible. The same shards give the same sheet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -64,7 +64,7 @@ def write_sheet(
         if not any(pixels is not None for pixels, _ in cells.found):
             raise SituationError(
                 f"there is no image to preview in {counted(len(cells.found), 'sample')}",
-                remedy="pack samples with a field jpg, png, webp, bmp or rgb.npy",
+                remedy="pack samples with a field such as jpg, png, rgb.npy, mask.png or depth.png",
             )
         encoded = encode_image(_draw(cells.found), "png", 0)
     with atomic_file(path) as stream:
@@ -95,7 +95,7 @@ class _Cells:
         types: called with the name of a field, returns its type.
 
     Attributes:
-        found: image as RGB uint8 [h, w, 3], or None for a sample without an image, and label
+        found: image as RGB uint8 [h, w, 3], or None for a sample without one, and label
             of each sample.
     """
 
@@ -108,17 +108,24 @@ class _Cells:
         index, file = entry.load_index(), entry.open_file()
         for row in rows:
             stored = _stored(index, row)
-            field = next((name for name in stored if self._types(name).geometry == "leads"), None)
+            field = self._choose(stored)
             label = self._class_of(file, stored) or index.key(row)
             if field is None:
                 self.found.append((None, f"no image: {label}"))
                 continue
             try:
-                pixels = self._types(field).decode(file.read(*stored[field]))
+                pixels = self._types(field).picture(file.read(*stored[field]))
             except CodecError:
                 self.found.append((None, f"corrupt: {label}"))
             else:
-                self.found.append((_fit(pixels), label))
+                blends = self._types(field).geometry == "leads"
+                self.found.append((_fit(pixels, blends=blends), label))
+
+    def _choose(self, fields: Iterable[str]) -> str | None:
+        """Return the picture of a sample, otherwise another field that can be drawn, or None."""
+        drawn = [name for name in fields if self._types(name).is_drawn]
+        pictures = (name for name in drawn if self._types(name).geometry == "leads")
+        return next(pictures, drawn[0] if drawn else None)
 
     def _class_of(self, file: StoredFile, stored: dict[str, tuple[int, int]]) -> str | None:
         if LABEL_FIELD not in stored:
@@ -139,14 +146,20 @@ def _stored(index: ShardIndex, row: int) -> dict[str, tuple[int, int]]:
     }
 
 
-def _fit(pixels: Pixels) -> Pixels:
-    """Resize an image to its cell: reduced to fit, or enlarged by a whole factor."""
+def _fit(pixels: Pixels, *, blends: bool) -> Pixels:
+    """Resize an image to its cell: reduced to fit, or enlarged by a whole factor.
+
+    Args:
+        pixels: image.
+        blends: whether its pixels may be averaged; those of masks have colours of classes.
+    """
     height, width = pixels.shape[:2]
     scale = min(CELL_HEIGHT / height, CELL_WIDTH / width)
     if scale >= 1:
         return pixels.repeat(int(scale), axis=0).repeat(int(scale), axis=1)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+    how = cv2.INTER_AREA if blends else cv2.INTER_NEAREST_EXACT
+    return np.asarray(cv2.resize(pixels, size, interpolation=how), np.uint8)
 
 
 def _draw(cells: Sequence[tuple[Pixels | None, str]]) -> Pixels:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from shardio.errors import IndexFileError, PackError, ShardioError, TarError, counted, quoted
 from shardio.fields.limits import MAX_PIXELS
+from shardio.fields.recorded import merge_types
 from shardio.indexing.manifest import MANIFEST_NAME, index_path
 from shardio.indexing.shard_index import ShardIndex, read_index
 from shardio.inspection.counts import general_name
@@ -445,18 +446,21 @@ class _Whole:
         name: name of the source in errors.
         root: base of relative paths; unused, since paths of shards are absolute.
         classes: class names; None if the manifest is missing or unreadable.
+        types: types of fields that manifests record.
     """
 
     def __init__(self, part: Part, work: Folder, engine: Engine, check: FieldCheck) -> None:
         self.name = str(part.path)
         self.root = "/"
         self.classes = part.manifest.classes if part.manifest is not None else None
+        named = {field for shard in part.shards for field in shard.types}
+        self.types = merge_types((str(each.path.parent), named, each.types) for each in part.shards)
         self._part = part
         self._engine = engine
         self._tasks = [
             RepairTask(
                 shard=shard,
-                check=check,
+                check=check.of(shard),
                 out=work.path.parent,
                 lines=f"whole-{number:06d}.jsonl",
                 plain=f"plain-{number:06d}.tar",
@@ -472,7 +476,7 @@ class _Whole:
         """
         manifest = self._part.path / MANIFEST_NAME
         if self._part.manifest is None and manifest.exists():
-            reason = "the manifest is corrupt, so its class names are lost"
+            reason = "the manifest is corrupt, so its class names and field types are lost"
             yield Problem(path=str(manifest), reason=reason)
         empty = True
         for samples, problems in self._engine.run(find_whole, self._tasks, None):

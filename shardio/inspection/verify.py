@@ -56,7 +56,7 @@ def verify(
         source: packed folder, folder of splits or tars, tar, glob or pattern, or a list of these.
         storage: storage of the source, see shardio.storage.base; None reads local files.
         deep: whether to decode every field, which detects most corruption without checksums.
-        fields: field types, as ShardDataset takes them; other fields have their default types.
+        fields: field types, as ShardDataset takes them; other fields keep those of the folder.
         allow_empty: whether to accept tars whose members belong to no sample.
         max_pixels: maximum number of pixels of an image; see shardio.fields.limits.
         jobs: number of processes, by default one per core; does not affect the findings.

@@ -367,7 +367,7 @@ def task_of(shard: ScopedShard, check: FieldCheck, *, allow_empty: bool) -> Veri
     except OSError:
         found = None
     size = 0 if found is None else found.size
-    return VerifyTask(shard=shard, check=check, allow_empty=allow_empty, size=size)
+    return VerifyTask(shard=shard, check=check.of(shard), allow_empty=allow_empty, size=size)
 
 
 def verify_shard(task: VerifyTask, ticker: Ticker) -> ShardReport:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from shardio.checks import whole_number
 from shardio.errors import CodecError
-from shardio.fields.base import LABEL_FIELD
+from shardio.fields.base import LABEL_FIELD, FieldType
 from shardio.fields.defaults import type_of
 from shardio.fields.formats import probe_image
 from shardio.packing.engine import Ticker
@@ -103,7 +103,7 @@ def _fingerprint(
     problems: dict[int, Problem] = {}
     with SourceReader(task.root) as files:
         for number, sample in enumerate(task.samples):
-            found = _fingerprint_of(sample, files, hash_picture)
+            found = _fingerprint_of(sample, files, task.types, hash_picture)
             if isinstance(found, Problem):
                 problems[number] = found
             else:
@@ -113,10 +113,15 @@ def _fingerprint(
 
 
 def _fingerprint_of(
-    sample: SourceSample, files: SourceReader, hash_picture: Callable[[memoryview], int]
+    sample: SourceSample,
+    files: SourceReader,
+    types: Mapping[str, FieldType],
+    hash_picture: Callable[[memoryview], int],
 ) -> tuple[int, int, int] | Problem:
     images = [
-        field for field in sample.fields if field.name is None or type_of(field.name).image_file
+        field
+        for field in sample.fields
+        if field.name is None or type_of(field.name, given=types).image_file
     ]
     others = [field for field in sample.fields if field.name != LABEL_FIELD]
     content, picture = blake2b(digest_size=16), 0

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from shardio.errors import PackError, SituationError, UsageError
 from shardio.fields.base import FieldType
+from shardio.fields.recorded import record_type, types_to_record
 from shardio.indexing.manifest import INDEX_FOLDER, Manifest, write_manifest
 from shardio.packing.dedupe import Dedupe, FingerprintTask, fingerprint, group_alike, hamming
 from shardio.packing.engine import Advance, Engine
@@ -31,7 +32,7 @@ from shardio.packing.folder import Ended, Output, hold_folder, remove_others
 from shardio.packing.layout import DUPLICATES_NAME, RENAMED_NAME, SKIPPED_NAME, WHOLE
 from shardio.packing.listing import Listing
 from shardio.packing.plan import ImageEncoding, Sharding, Splits, plan_shards, split_samples
-from shardio.packing.sources.base import Source, remedy_for
+from shardio.packing.sources.base import Source, remedy_for, types_of
 from shardio.packing.task import (
     PackedShard,
     SampleTask,
@@ -67,7 +68,8 @@ class PackJob:
         seed: seed of the order and the splits.
         images: encoding of the images.
         check: whether to look at data, see SampleTask.
-        types: types of a user by field name; other fields have their default types.
+        types: types of a user by field name; other fields have those that the source records, or
+            their default types.
         skip: whether to leave out what cannot be packed, instead of stopping.
         dedupe: treatment of duplicates; None does not look for any.
         engine: engine that runs the tasks.
@@ -174,7 +176,9 @@ def _pack(
 ) -> tuple[_Plan, Ended]:
     """Pack into a local folder."""
     with hold_folder(folder, names) as output:
-        plan = _plan(output, job, open_source(output.work), target)
+        source = open_source(output.work)
+        job = replace(job, types={**types_of(source), **job.types})
+        plan = _plan(output, job, source, target)
         made = plan.digest(job)
         ended = output.ended
         if ended is None:
@@ -210,6 +214,7 @@ class _Plan:
         tasks: tasks that write the shards.
         classes: names of the classes; None without.
         duplicates: number of duplicates that were found; None if nobody looked.
+        types: types of fields by name; other fields have their default types.
     """
 
     listing: Listing
@@ -217,12 +222,15 @@ class _Plan:
     tasks: Sequence[ShardTask]
     classes: tuple[str, ...] | None
     duplicates: int | None
+    types: Mapping[str, FieldType]
 
     def digest(self, job: PackJob) -> str:
         """Compute a digest of what is made, which differs from that of other packs."""
         tasks = [(task.shard, task.digest()) for task in self.tasks]
         problems = [(each.path, each.reason) for each in self.listing.problems]
         made = f"{tasks} {self.classes} {problems} {job.dedupe} {job.ledger} {[*self.parts]}"
+        if recorded := types_to_record(sorted(self.types), self.types):
+            made += f" {[record_type(*each) for each in recorded.items()]}"
         return hashlib.sha256(made.encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -257,6 +265,7 @@ def _plan(output: Output, job: PackJob, source: Source, target: Location | None)
         tasks=tasks,
         classes=source.classes,
         duplicates=None if groups is None else groups.again,
+        types=job.types,
     )
 
 
@@ -407,10 +416,12 @@ def _publish(folder: Folder, ledger: str, plan: _Plan, packed: Sequence[PackedSh
     folder.sync()
     for part in dict.fromkeys(shard.part for shard in packed):
         shards = [shard for shard in packed if shard.part == part]
+        fields = sorted({field for shard in shards for field in shard.fields})
         manifest = Manifest(
             shards=tuple(shard.receipt for shard in shards),
-            fields=tuple(sorted({field for shard in shards for field in shard.fields})),
+            fields=tuple(fields),
             classes=plan.classes,
+            types=types_to_record(fields, plan.types),
         )
         with folder.inside(part) as inside:
             with inside.inside(INDEX_FOLDER) as indexes:

@@ -131,8 +131,8 @@ class PackOptions(OutputOptions):
         fields: files of a sample, as "jpg;png,json,txt?": fields with commas between them, each
             with alternatives after semicolons, and a question mark where samples may lack it. By
             default each image is a sample. For samples of a program: field types, as ShardDataset
-            takes them, which encode the values of their fields; other fields have their default
-            types.
+            takes them, which encode the values of their fields and stand in the manifest; other
+            fields have their default types.
         manifest: table of the samples, CSV, TSV, JSON Lines or Parquet, whose paths start
             from the source. A table may be the source itself; its paths start from its folder.
         encoding: encoding of its text; by default UTF-8, or UTF-16 or UTF-32 if it starts so.

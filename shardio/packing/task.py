@@ -27,7 +27,10 @@ from shardio.errors import CodecError, IndexFileError, UsageError, quoted
 from shardio.fields.arrays import Label
 from shardio.fields.base import PIXELS_FIELD, FieldType
 from shardio.fields.defaults import IMAGE, size_of, type_of
+from shardio.fields.exif import FIRST_TURNED
 from shardio.fields.formats import check_complete, check_data, probe_image
+from shardio.fields.geometry import Crop, View
+from shardio.fields.recorded import record_type
 from shardio.fields.text import Json, Text
 from shardio.indexing.manifest import ShardReceipt, index_path, receipt_of, write_index
 from shardio.indexing.scan import IndexBuilder
@@ -42,6 +45,7 @@ from shardio.packing.sources.reader import (
     FileVersions,
     SourceReader,
     hash_file,
+    in_memory,
     keeps_ctime,
     state_of,
 )
@@ -313,6 +317,8 @@ class ShardTask(SampleTask):
         """Compute a digest of the task, which differs from that of any other."""
         digest = hashlib.sha256()
         settings = f"{self.root} {astuple(self.images)} {self.check}\n"
+        if self.images.decodes and self.types:
+            settings += f"{[record_type(*each) for each in sorted(self.types.items())]}\n"
         digest.update(settings.encode("utf-8", "surrogateescape"))
         # Sizes of pictures are in the index, as the types of their fields find them.
         sized = sorted((name, repr(each)) for name, each in self.types.items() if each.sized)
@@ -357,9 +363,10 @@ def _write_shard(
     with (
         _maybe_decoding(task.images),
         SourceReader(task.root, versions) as files,
+        SourceReader(task.root) as again,
         shards.write(task.name) as stream,
     ):
-        packer = _Packer(stream, task, files)
+        packer = _Packer(stream, task, files, again)
         for sample in task.samples:
             try:
                 packer.pack(sample, builder)
@@ -377,7 +384,7 @@ def find_problems(task: SampleTask, ticker: Ticker) -> list[Problem | None]:
     """Find out why each sample cannot be packed, or None, by packing it into nothing."""
     problems: list[Problem | None] = []
     with _maybe_decoding(task.images), SourceReader(task.root) as files:
-        packer = _Packer(_Nowhere(), task, files)
+        packer = _Packer(_Nowhere(), task, files, files)
         for sample in task.samples:
             try:
                 packer.pack(sample, IndexBuilder(""))
@@ -407,14 +414,17 @@ class _Packer:
         stream: file of the archive.
         task: task of the samples.
         files: reader of their data.
+        again: reader of data that were or will be read, of which no account is kept.
     """
 
-    def __init__(self, stream: BinaryIO, task: SampleTask, files: SourceReader) -> None:
+    def __init__(
+        self, stream: BinaryIO, task: SampleTask, files: SourceReader, again: SourceReader
+    ) -> None:
         self.archive = ArchiveWriter(stream)
         self._encoding = task.images
         self._check = task.check or task.images.decodes
         self._types = task.types
-        self._files = files
+        self._files, self._again = files, again
         self._pixels: PixelWriter | None = None
         if task.images.decodes:
             from shardio.packing.images import PixelWriter  # noqa: PLC0415  loads OpenCV
@@ -431,20 +441,14 @@ class _Packer:
         for name, origin in sample.fields:
             data = self._files.read(origin, self.archive.reserve)
             field = name or ""
-            type_ = type_of(field, given=self._types)
+            type_ = type_of(field, self._encoding.limit, self._types)
             if name is None or (self._check and type_.image_file):
                 images += 1
                 field = self._pack_image(
                     name, data, is_only=images == 1, is_file=isinstance(origin, FromFile)
                 )
             elif type_.geometry and self._encoding.decodes:
-                if type_.geometry == "leads":
-                    raise UsageError(f"{name} holds pixels, and only image files can become others")
-                raise UsageError(
-                    f"{name} belongs to the picture as it is, which would be resized or encoded "
-                    "anew",
-                    remedy="pack it as it is",
-                )
+                self._follow(name, type_, data, sample)
             elif self._check and type_.geometry == "follows":
                 type_.check(data, deep=False)
             elif self._check and isinstance(type_, _WORDS):
@@ -457,6 +461,45 @@ class _Packer:
             member = join_member_name(sample.key, field).encode("utf-8", "surrogateescape")
             placed = self.archive.commit(member)
             builder.add(sample.key, field, placed, size_of(field, self.archive.data, self._types))
+
+    def _follow(self, name: str, type_: FieldType, data: memoryview, sample: SourceSample) -> None:
+        """Put what belongs to the picture as it is stored in the place of a field's data."""
+        if type_.geometry == "leads":
+            raise UsageError(f"{name} holds pixels, and only image files can become others")
+        try:
+            made = type_.resized(data, self._view(sample))
+        except NotImplementedError:
+            raise UsageError(
+                f"{name} belongs to the picture as it is, which would be resized or encoded anew",
+                remedy="pack it as it is",
+            ) from None
+        except CodecError as error:
+            raise CodecError(
+                f"its field {quoted(name)}: {error.what}", remedy=error.remedy
+            ) from error
+        if made is not None:
+            self.archive.reserve(len(made))[:] = made
+
+    def _view(self, sample: SourceSample) -> View:
+        """Look at the header of the picture of a sample, and choose what is stored of it."""
+        for name, origin in sample.fields:
+            if name is None or type_of(name, given=self._types).image_file:
+                info = probe_image(
+                    self._again.read(origin, in_memory), max_pixels=self._encoding.limit
+                )
+                cut, size = self._encoding.crop(info.height, info.width), (info.height, info.width)
+                crop = Crop(cut.top, cut.left, cut.height, cut.width)
+                return View(
+                    *size,
+                    size=cut.size,
+                    turned=info.orientation >= FIRST_TURNED,
+                    field=name or info.format,
+                    crop=None if cut == (0, 0, *size, size) else crop,
+                )
+        raise UsageError(
+            "it has no picture that its other fields belong to",
+            remedy="pack it as it is, without an option that resizes pictures",
+        )
 
     def _pack_image(
         self, name: str | None, data: memoryview, *, is_only: bool, is_file: bool

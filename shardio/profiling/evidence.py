@@ -314,7 +314,9 @@ def stages_of(records: Sequence[ThreadRecords]) -> Stages | None:
     rest = chunks["wall"][:, 0] - chunks["wall"][:, 1:].sum(axis=1)
     whole_cpu, delay = (float(chunks["cpu"][:, at].sum()) / count / 1e3 for at in (0, 1))
     batch_cpu = max(whole_cpu - float(cpu_means.sum()), 0.0)
-    batch = _stage(float(rest.sum()) / count / 1e3, batch_cpu, rest / chunks["samples"] / 1e3)
+    some = chunks["samples"] > 0  # none in what replaces bad samples
+    each = rest[some] / chunks["samples"][some] / 1e3
+    batch = _stage(float(rest.sum()) / count / 1e3, batch_cpu, each)
     outside, waiting, total = (value / count / 1e3 for value in _gaps(records))
     cpu = stages["decode"].cpu + stages["transform"].cpu + batch.cpu
     wall = stages["decode"].wall + stages["transform"].wall + batch.wall

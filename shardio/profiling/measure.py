@@ -23,7 +23,7 @@ import threading
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -38,9 +38,11 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from shardio.errors import CodecError, ShardioError, SituationError, argument
+from shardio.fields.base import Bytes, FieldType
 from shardio.fields.defaults import type_of
 from shardio.fields.formats import IMAGE_FIELDS
 from shardio.fields.image import decode_image, forbid_opencv_threads, one_opencv_thread, write_crop
+from shardio.fields.recorded import Unavailable
 from shardio.indexing.catalog import open_catalog
 from shardio.processes import count_cores
 from shardio.profiling.evidence import STAGES, Ceilings, ThreadRecords
@@ -48,9 +50,10 @@ from shardio.profiling.monitoring import Monitor, Received, look_at
 from shardio.profiling.profile import as_ours
 from shardio.profiling.settings import ProfileSettings, Topology, load_callable
 from shardio.profiling.system import drop_from_cache, thread_uses
-from shardio.reading.columns import Column
+from shardio.reading.batch import SampleReader
 from shardio.reading.dataset import ShardDataset
 from shardio.reading.handover import Recycler, Sender
+from shardio.reading.kinds import map_values
 from shardio.reading.loader import Loader
 from shardio.reading.shards import FieldBytes, ShardPool
 from shardio.reading.times import Stopwatch
@@ -70,7 +73,6 @@ _BATCHES_SKIPPED = 8
 _HANDOFFS = 300
 
 Stored = list[FieldBytes | None]
-MakeColumns = Callable[[], dict[str, Column]]
 T = TypeVar("T")
 
 _MOST_SAMPLES_PER_SECOND = 200_000
@@ -150,12 +152,27 @@ def _open(settings: ProfileSettings) -> ShardDataset:
         transform = load_callable(settings.transform)
     return ShardDataset(
         settings.source,
+        fields=_fields(settings),
         transform=transform,
         batch_size=settings.batch_size,
         shuffle=True,
         on_bad_sample="skip",
         allow_empty=settings.allow_empty,
     )
+
+
+def _fields(settings: ProfileSettings) -> dict[str, str | FieldType] | None:
+    """Return a mapping that reads fields as bytes whose types are not known; None without such."""
+    catalog = open_catalog(settings.source, allow_empty=settings.allow_empty)
+    unknown = {name for name, each in catalog.types.items() if isinstance(each, Unavailable)}
+    if not unknown:
+        return None
+    stored = ShardDataset(settings.source, decode=False, allow_empty=settings.allow_empty)
+    entries = {entry: ";".join(names) for entry, names in stored.fields.items()}
+    return {
+        entry: Bytes(names) if unknown & {*stored.fields[entry]} else names
+        for entry, names in entries.items()
+    }
 
 
 def _repeated(settings: ProfileSettings, topology: Topology) -> ShardDataset:
@@ -363,16 +380,16 @@ def measure_ceilings(dataset: ShardDataset, seconds: float) -> dict[str, Any]:
             total += Path(path).stat().st_size
     cold = _read_all(some, seconds) if drop_from_cache(some) else None
     warm = max(_read_all(some, seconds) for _ in range(2))
-    stored, columns = _in_memory(dataset)
+    stored, reader = _in_memory(dataset)
     return asdict(
         Ceilings(
             cold=cold,
             warm=warm,
-            **_rates(dataset, stored, columns, seconds),
+            **_rates(dataset, stored, reader, seconds),
             copy=_copy(),
             **_hand_over(next(iter(dataset.replace(shuffle=False))), seconds),
             to_device=_to_device() if torch.cuda.is_available() else None,
-            side=_side(stored),
+            side=_side(stored, dataset.catalog.types),
         )
     )
 
@@ -392,7 +409,7 @@ def loop_speed(dataset: ShardDataset, cores: int, seconds: float) -> float:
 
 
 def _rates(
-    dataset: ShardDataset, stored: list[Stored], columns: MakeColumns, seconds: float
+    dataset: ShardDataset, stored: list[Stored], reader: SampleReader, seconds: float
 ) -> dict[str, Any]:
     """Measure loops, in turns, and bare decoding, on one core and on all."""
     cores, found, turn = count_cores(), defaultdict[str, list[float]](list), _SLICE * seconds
@@ -419,8 +436,8 @@ def _rates(
         "decode_share": None,
     }
     if stored:
-        rates["decode_one"], rates["decode_share"] = _decode_at_most(stored, columns, 1, seconds)
-        rates["decode_all"], _ = _decode_at_most(stored, columns, cores, seconds)
+        rates["decode_one"], rates["decode_share"] = _decode_at_most(stored, reader, 1, seconds)
+        rates["decode_all"], _ = _decode_at_most(stored, reader, cores, seconds)
     return rates
 
 
@@ -452,18 +469,18 @@ def _read_all(paths: list[str], seconds: float) -> float:
     return total / (time.perf_counter() - start)
 
 
-def _in_memory(dataset: ShardDataset) -> tuple[list[Stored], MakeColumns]:
+def _in_memory(dataset: ShardDataset) -> tuple[list[Stored], SampleReader]:
     """Read some samples into memory.
 
     Returns:
-        The stored bytes of the samples, none if fields are gathered as arrays, and a function that
-        makes columns to decode them into.
+        The stored bytes of the samples, none if fields are gathered as arrays, and what decodes
+        them.
     """
     pool = ShardPool(dataset.catalog.shards)
     reader = dataset.reader(pool, Recycler())
     columns = reader.columns(1)
     if all(hasattr(column, "place_rows") for column in columns.values()):
-        return [], lambda: reader.columns(_SLOTS)
+        return [], reader
     plan = dataset.plan(0)
     steps = range(min(plan.num_steps, -(-_SAMPLES // dataset.global_batch_size)))
     references = plan.references(plan.share(steps, 0, dataset.share.world_size))
@@ -475,25 +492,24 @@ def _in_memory(dataset: ShardDataset) -> tuple[list[Stored], MakeColumns]:
         except ShardioError:
             continue
         found.append([one and one._replace(data=bytes(one.data)) for one in fields])
-    return found[:_SAMPLES], lambda: reader.columns(_SLOTS)
+    return found[:_SAMPLES], reader
 
 
-def _side(stored: list[Stored]) -> float | None:
+def _side(stored: list[Stored], types: Mapping[str, FieldType]) -> float | None:
     sides = []
-    for sample in stored:
-        for found in sample:
-            with suppress(CodecError):
-                info = None if found is None else type_of(found.field).probe(found.data)
-                if info is not None:
-                    sides.append(min(info.height, info.width))
+    for found in filter(None, chain.from_iterable(stored)):
+        with suppress(CodecError):
+            info = type_of(found.field, given=types).probe(found.data)
+            if info is not None:
+                sides.append(min(info.height, info.width))
     return sum(sides) / len(sides) if sides else None
 
 
 def _decode_at_most(
-    stored: list[Stored], columns: MakeColumns, cores: int, seconds: float
+    stored: list[Stored], reader: SampleReader, cores: int, seconds: float
 ) -> tuple[float, float]:
     """Return samples per second, and the share of decoding in the time."""
-    found = _on_cores(partial(_decode, stored, columns, seconds), cores)
+    found = _on_cores(partial(_decode, stored, reader, seconds), cores)
     decode, transform = (sum(part[at] for part in found) for at in (1, 2))
     return sum(part[0] for part in found), decode / max(decode + transform, 1)
 
@@ -535,18 +551,20 @@ def _loop(dataset: ShardDataset, seconds: float, number: int) -> float:
 
 
 def _decode(
-    stored: list[Stored], columns: MakeColumns, seconds: float, number: int
+    stored: list[Stored], reader: SampleReader, seconds: float, number: int
 ) -> tuple[float, int, int]:
     """Return samples per second, and ns of decoding and of transforming."""
-    slots, watch = [*columns().values()], Stopwatch()
-    numbers = np.random.default_rng(0).random((len(stored), _MOST_DRAWS)).tolist()
+    slots, watch = [*reader.columns(_SLOTS).values()], Stopwatch()
+    numbers = np.random.default_rng(0).random((len(stored), _MOST_DRAWS))
     start, at = time.perf_counter(), number * len(stored) // 2
     while time.perf_counter() - start < seconds:
         watch.start()
         with suppress(CodecError):  # of a broken sample, which the runs replace
-            for column, found in zip(slots, stored[at % len(stored)], strict=True):
+            fields = stored[at % len(stored)]
+            views = reader.views(fields, numbers[at % len(stored)])
+            for column, found, view in zip(slots, fields, views, strict=True):
                 if found is not None:
-                    column.decode(at % _SLOTS, found, numbers[at % len(stored)], watch)
+                    column.decode(at % _SLOTS, found, view, watch)
             watch.stop()
         at += 1
     rate = watch.times.samples / (time.perf_counter() - start)
@@ -588,11 +606,11 @@ class _Ready(IterableDataset[dict[str, Any]]):
     """Dataset of batches that take no time to make.
 
     Args:
-        shapes: shape and dtype of each tensor of a batch.
+        batch: batch like which all are.
     """
 
-    def __init__(self, shapes: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
-        self._shapes = shapes
+    def __init__(self, batch: dict[str, Any]) -> None:
+        self._batch = batch
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         sender = Sender()
@@ -600,16 +618,16 @@ class _Ready(IterableDataset[dict[str, Any]]):
 
     def _make(self, sender: Sender) -> Any:
         while True:
-            yield {name: sender(shape, dtype) for name, (shape, dtype) in self._shapes.items()}
+            yield map_values(partial(_like, sender), self._batch)
+
+
+def _like(sender: Sender, value: Any) -> Any:
+    """Make a tensor of the same shape and dtype; a value of another kind stays as it is."""
+    return sender(value.shape, value.dtype) if isinstance(value, torch.Tensor) else value
 
 
 def _hand_over(batch: dict[str, Any], seconds: float) -> dict[str, float]:
-    shapes = {
-        name: (tuple(value.shape), value.dtype)
-        for name, value in batch.items()
-        if isinstance(value, torch.Tensor)
-    }
-    batches = iter(DataLoader(_Ready(shapes), batch_size=None, num_workers=1))
+    batches = iter(DataLoader(_Ready(batch), batch_size=None, num_workers=1))
     for _ in range(_BATCHES_SKIPPED):
         next(batches)
     (worker,) = batches._workers  # type: ignore[attr-defined]

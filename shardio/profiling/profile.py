@@ -50,7 +50,7 @@ from shardio.profiling.settings import (
     load_callable,
     topologies_of,
 )
-from shardio.profiling.verdict import SampleCosts, Verdict, advise, costs_of, predict
+from shardio.profiling.verdict import Bottleneck, SampleCosts, Verdict, advise, costs_of, predict
 from shardio.storage.cache import fallback_folder
 from shardio.storage.local import refuse_url
 from shardio.storage.temporary import temporary_folder
@@ -58,7 +58,9 @@ from shardio.storage.temporary import temporary_folder
 _LOG = logging.getLogger("shardio")
 _WARM_BYTES = 1 << 30
 _KINDS: tuple[ProducerKind, ...] = ("threads", "processes")
-_OF_THE_CORES = frozenset({"decode", "transform", "loader", "lock", "cores", "opencv"})
+_OF_THE_CORES: frozenset[Bottleneck] = frozenset(
+    {"decode", "transform", "loader", "lock", "cores", "opencv"}
+)
 _PREDICTED = (1, 2, 4, 8)
 _MACHINES = (2, 4, 8)  # times the cores of this one
 _SECONDS_BETWEEN_LOOKS = 0.5  # for the parent

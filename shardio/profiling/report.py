@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from shardio.errors import SituationError, argument, counted
 from shardio.profiling.evidence import Evidence, ProducerKind, Stages
+from shardio.profiling.verdict import Bottleneck
 
 if TYPE_CHECKING:
     from shardio.profiling.profile import Measurement, Profile
@@ -31,14 +32,18 @@ STAGE_TITLES = "stage", "wall", "CPU", "p50", "p99", "share"
 _SPREAD_MUCH = 0.25
 _ABOVE = 1.05  # times what limits it; a loop is measured, and so is its limit
 _SLICES_OF_HALF_A_BATCH = 2.5
-_OF_THE_PRODUCERS = frozenset({"decode", "transform", "loader", "lock"})
+_OF_THE_PRODUCERS: frozenset[Bottleneck] = frozenset({"decode", "transform", "loader", "lock"})
 _KINDS: tuple[tuple[ProducerKind, str, str], ...] = (
     ("threads", "threads", "one"),
     ("processes", "workers", "two"),
 )
 """Producers, their name in charts, and the class of the page's style."""
 _COLOURS = {"one": "#1f6fb2", "two": "#b4540a"}
-_ALONE = {"storage": "storage", "cold": "cold storage", "handover": "the hand-over"}
+_ALONE: Mapping[Bottleneck, str] = {
+    "storage": "storage",
+    "cold": "cold storage",
+    "handover": "the hand-over",
+}
 
 _WIDTH = 400
 _HEIGHT = 230

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from shardio.errors import SituationError, argument, counted
 from shardio.profiling.evidence import (
@@ -29,6 +30,24 @@ from shardio.profiling.evidence import (
     Stages,
 )
 from shardio.profiling.settings import ProfileSettings
+
+Bottleneck = Literal[
+    "step",
+    "start",
+    "handover",
+    "opencv",
+    "cores",
+    "worker",
+    "storage",
+    "cold",
+    "lock",
+    "prefetch",
+    "decode",
+    "transform",
+    "loader",
+    "workers",
+]
+"""What may limit a loop, in the order of the rules that name it; docs/profile.md describes each."""
 
 _WAITS_LITTLE = 0.05  # share of the time
 _STARTS_LONG = 0.3  # share of an epoch
@@ -49,7 +68,7 @@ _LOCK_HELD_LONG = 0.002  # seconds; half the interpreter's switch interval
 _LEAST_GAIN = 1.05
 _MARGIN = 8 / 7  # side that an image is packed with over that of its crop: 256 to 224
 _TINY = 64  # pixels; smaller images can be stored raw without a thought
-_PLACE_BOUND = frozenset({"step", "start", "worker", "storage", "cold"})
+_PLACE_BOUND: frozenset[Bottleneck] = frozenset({"step", "start", "worker", "storage", "cold"})
 """Bottlenecks that other threads, workers or cores do not remove."""
 _RELEASES = 6
 """Releases of the interpreter's lock: read, checksum, decode (twice), resize, mirror."""
@@ -75,8 +94,7 @@ class Verdict:
     """What limits a loop.
 
     Attributes:
-        bottleneck: name of it: step, start, handover, opencv, cores, worker, cold, storage, lock,
-            prefetch, transform, decode, loader or workers.
+        bottleneck: name of it.
         sentence: description of it, with figures.
         short: description of it, in a few words.
         rate_without: samples per second without this bottleneck, if nothing else changed; None
@@ -84,7 +102,7 @@ class Verdict:
         changes: changes that may help, the most helpful first.
     """
 
-    bottleneck: str
+    bottleneck: Bottleneck
     sentence: str
     short: str
     rate_without: float | None
@@ -355,7 +373,7 @@ def _stages(seen: Evidence) -> Verdict:
     if stages is None:
         return _without_stages(seen)
     where = counted(min(max(seen.number, 1), seen.cores), "core")
-    parts = {
+    parts: dict[Bottleneck, float] = {
         "decode": stages.decode.wall,
         "transform": stages.transform.wall,
         "loader": stages.read.wall + stages.batch.wall + stages.outside,
@@ -408,7 +426,7 @@ _RULES: tuple[Callable[[Evidence], Verdict | None], ...] = (
 )
 
 
-_GENERAL = {
+_GENERAL: Mapping[Bottleneck, tuple[Change, ...]] = {
     "decode": (
         Change(
             text="Pack smaller images (shardio pack --resize), or tiny ones as pixels",

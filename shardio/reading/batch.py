@@ -33,6 +33,7 @@ from shardio.errors import (
     SituationError,
     TransformError,
     UsageError,
+    counted,
     quoted,
     shown,
 )
@@ -55,9 +56,49 @@ if TYPE_CHECKING:
     import threading
 
 _LOG = logging.getLogger("shardio")
+_MOST_NAMED = 5  # bad samples of a loop that are told one by one
 _CHUNK = 16  # samples decoded by one task; one task an image costs 15 % of the rate
 _MANY = 4  # misfits that, if they are half of a batch, are the fault of the setup
 _ROWS = 1024  # samples gathered by one task
+
+
+class Replacements:
+    """Tells of the bad samples of a dataset that others replaced.
+
+    In one process each bad sample is told once, whatever the number of epochs: the first few of a
+    loop are named, the others counted when the loop ends.
+    """
+
+    def __init__(self) -> None:
+        self._told: set[tuple[str, int]] = set()  # shards, and positions there
+        self._named = self._unnamed = 0
+
+    def note(self, place: tuple[str, int], fault: str, substitute: str) -> None:
+        """Note a replacement.
+
+        Args:
+            place: shard of the bad sample, and position there.
+            fault: reason why the sample cannot be delivered.
+            substitute: key of the sample in its place.
+        """
+        if place in self._told:
+            return
+        self._told.add(place)
+        if self._named < _MOST_NAMED:
+            self._named += 1
+            _LOG.warning("%s; sample %s takes its place", fault, quoted(substitute))
+        else:
+            self._unnamed += 1
+
+    def close(self) -> None:
+        """End the loop: tell the number of samples that were not named."""
+        if self._unnamed:
+            _LOG.warning(
+                "%s could not be delivered either and had to be replaced; `shardio verify --deep` "
+                "lists all such samples, num_bad_samples counts the replacements",
+                counted(self._unnamed, "more sample"),
+            )
+        self._named = self._unnamed = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +115,7 @@ class Delivery:
         geometry: chooser of the views of a sample.
         crops: whether batches tell the crops of their samples.
         on_replaced: called for each bad sample that was replaced; None raises instead.
+        replacements: tells of them.
         times: totals of the dataset, to which those of the batches are added.
         stopwatch: makes one for each chunk.
         lock: guards the times.
@@ -88,6 +130,7 @@ class Delivery:
     geometry: SampleGeometry
     crops: bool
     on_replaced: Callable[[], None] | None
+    replacements: Replacements
     times: StageTimes
     stopwatch: Callable[[], Stopwatch]
     lock: threading.Lock = field(default_factory=new_lock)
@@ -350,7 +393,9 @@ class Batch:
                 ),
             )
         self._valid[slot] = False
-        _LOG.warning("%s; sample %s takes its place", fault, quoted(shard.key(sample)))
+        own, position = self._place_of(slot)
+        place = self._delivery.pool.get(own).name, position
+        self._delivery.replacements.note(place, fault, shard.key(sample))
         if self._delivery.on_replaced is not None:
             self._delivery.on_replaced()
         return number, sample
@@ -515,6 +560,10 @@ class SampleReader:
             for part in references.split(size):
                 columns, draws = self.columns(len(part)), self.uniforms(part, key)
                 yield Batch(self._delivery, part, columns, draws, choose, fill, fill_rows)
+
+    def views(self, stored: Sequence[FieldBytes | None], uniforms: NDArray[np.float64]) -> Views:
+        """Choose what is shown of the pictures of a sample; see SampleGeometry.views."""
+        return self._delivery.geometry.views(stored, uniforms)
 
     def uniforms(self, references: References, key: int) -> NDArray[np.float64]:
         """Draw the random numbers of some samples for the transforms, float64 [n, draws]."""

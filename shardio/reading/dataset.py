@@ -22,12 +22,13 @@ from shardio.checks import flag, is_whole, one_of, require, seed_of_order, whole
 from shardio.errors import UsageError, counted
 from shardio.fields.base import BYTES, FieldType
 from shardio.fields.limits import MAX_PIXELS
+from shardio.fields.recorded import require_available
 from shardio.indexing.catalog import Catalog, ShardPaths, list_parts, open_catalog
 from shardio.indexing.shard_index import ShardIndex
 from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, Shuffle, Tail
 from shardio.planning.order import Order, derive_key
 from shardio.planning.samples import Samples
-from shardio.reading.batch import Delivery, SampleReader
+from shardio.reading.batch import Delivery, Replacements, SampleReader
 from shardio.reading.columns import Transform, Types
 from shardio.reading.entries import (
     Fields,
@@ -187,8 +188,9 @@ class ShardDataset(ResumableDataset):
         source: a packed folder, a folder of tars, a shard, a glob, a brace pattern such as
             `out/shard-{000000..000007}.tar`, or a list of these.
         fields: entries of a sample and the fields that fill them, `{"image": "jpg;png"}`, or
-            field types that name them, see shardio.FieldType. By default images become `image`,
-            `cls` becomes `label`, the rest keep their names.
+            field types that name them, see shardio.FieldType. Text stands for the types that the
+            packed folder records. By default images become `image`, `cls` becomes `label`, the
+            rest keep their names.
         decode: False leaves every field as bytes.
         transform: transform of images: shardio.RandomResizedCrop and its like, or a callable
             from a uint8 tensor [3, H, W] to a tensor.
@@ -288,11 +290,11 @@ class ShardDataset(ResumableDataset):
         self._types = self._find_types()
         self._geometry = SampleGeometry(self._types, transform)
         self.samples = Samples([shard.samples for shard in self.catalog.shards])
-        self.shuffle = make_shuffle(
-            shuffle, seed=given["seed"], window=given["window"], streams=given["streams"]
-        )
+        orders = {name: given[name] for name in ("seed", "window", "streams")}
+        self.shuffle = make_shuffle(shuffle, **orders)
         self._digest = self.catalog.digest()
         self._singles: tuple[EpochPlan, ShardPool] | None = None  # for ds[i]
+        self._replacements = Replacements()
         if len(self.samples):
             self.num_steps()
 
@@ -331,6 +333,7 @@ class ShardDataset(ResumableDataset):
         pool.compare_anew()
         shares, key = [np.array([number % total])], self.transform_key(0)
         (batch,) = finish_in_turn(self.reader(pool, Recycler()).read(packed, shares, 1, key))
+        self._end_loop()
         return to_sample(batch)
 
     def by_key(self, key: str) -> dict[str, Any]:
@@ -439,6 +442,7 @@ class ShardDataset(ResumableDataset):
         if step >= steps:
             raise UsageError(f"step {step} is outside the {steps} steps of an epoch")
         (batch,) = finish_in_turn(self._read_steps(epoch, [step], share, Recycler()))
+        self._end_loop()
         return self._deliver(batch, epoch, step)
 
     @property
@@ -495,6 +499,9 @@ class ShardDataset(ResumableDataset):
         some = orders if self.shuffle.window is not None else ()
         return ReadAhead(some, self.samples, pool, find_worker(), self.times)
 
+    def _end_loop(self) -> None:
+        self._replacements.close()
+
     def _identity(self) -> Identity:
         return {
             "shards": len(self.catalog.shards),
@@ -515,6 +522,15 @@ class ShardDataset(ResumableDataset):
         part._singles = None
         return part
 
+    def optional_entries(self) -> frozenset[str]:
+        """Names of the entries that samples may lack."""
+        return optional_entries(self._arguments["fields"])
+
+    def padded_entries(self) -> frozenset[str]:
+        """Names of the entries that are padded to the longest value of a batch."""
+        firsts = {name: next(iter(types.values())) for name, types in self._types.items()}
+        return frozenset(name for name, each in firsts.items() if each.batching == "padded")
+
     def describe_entries(self) -> dict[str, str]:
         """Say what a batch holds for each entry."""
         return {name: next(iter(types.values())).holds for name, types in self._types.items()}
@@ -524,12 +540,13 @@ class ShardDataset(ResumableDataset):
         if not self._arguments["decode"]:
             return {name: dict.fromkeys(some, BYTES) for name, some in self.fields.items()}
         given, most = self._arguments["fields"], self._arguments["max_pixels"]
-        return {
-            name: {
-                field: each.limited(most) for field, each in entry_types(name, some, given).items()
-            }
-            for name, some in self.fields.items()
-        }
+        found: dict[str, Types] = {}
+        for name, some in self.fields.items():
+            types = entry_types(name, some, given, self.catalog.types)
+            for field, each in types.items():
+                require_available(field, each)
+            found[name] = {field: each.limited(most) for field, each in types.items()}
+        return found
 
     def transform_key(self, epoch: int) -> int:
         """Return the key of the random numbers for transforms in an epoch."""
@@ -545,10 +562,11 @@ class ShardDataset(ResumableDataset):
             fields=self.fields,
             several=several if self._arguments["fields"] is None else {},
             missing_ok=self._arguments["fields"] is None and not self._makes_batches,
-            optional=optional_entries(self._arguments["fields"]),
+            optional=self.optional_entries(),
             geometry=self._geometry,
             crops=self._arguments["crops"],
             on_replaced=self._epochs.count_bad_sample if skip else None,
+            replacements=self._replacements,
             times=self.times,
             stopwatch=self.stopwatch,
         )
@@ -561,15 +579,15 @@ class ShardDataset(ResumableDataset):
         )
 
     def _map_fields(self, fields: Mapping[str, str | FieldType] | None) -> Fields:
-        names = self.catalog.fields
+        types = {name: self.catalog.types[name] for name in self.catalog.fields}
         if fields is not None:
-            return parse_fields(fields, names, decode=self._arguments["decode"])
+            return parse_fields(fields, types, decode=self._arguments["decode"])
         first = next((shard for shard in self.catalog.shards if shard.samples), None)
         if first is None:
-            return default_fields(names, [])
+            return default_fields(types, [])
         index = first.load_index()
         present = {(*row,) for row in (index.offsets[:_SAMPLES_LOOKED_AT] >= 0).tolist()}
-        return default_fields(names, [[*compress(index.fields, row)] for row in present])
+        return default_fields(types, [[*compress(index.fields, row)] for row in present])
 
 
 def _absolute_parts(source: ShardPaths, storage: Storage | None) -> list[str]:

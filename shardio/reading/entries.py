@@ -2,7 +2,8 @@
 
 A mapping names an entry and its alternatives as WebDataset writes them, "jpg;jpeg;png", or a field
 type with its alternatives. By default the images of a sample become `image`, `cls` becomes `label`,
-the rest keep their names; when samples hold several images, each keeps its own name.
+the rest keep their names; when samples hold several images, each keeps its own name. Text stands
+for the types that the dataset records.
 """
 
 from __future__ import annotations
@@ -12,28 +13,29 @@ from collections.abc import Mapping, Sequence
 from shardio.errors import SituationError, UsageError, quoted, shown
 from shardio.fields.base import LABEL_FIELD, FieldType, split_names
 from shardio.fields.defaults import check_type, type_of
+from shardio.fields.recorded import require_available
 
 Fields = dict[str, tuple[str, ...]]
 _RESERVED = ("__key__", "valid", "__epoch__", "__step__", "__source__", "__crop__")
 
 
-def default_fields(names: Sequence[str], together: Sequence[Sequence[str]]) -> Fields:
+def default_fields(types: Mapping[str, FieldType], together: Sequence[Sequence[str]]) -> Fields:
     """Return the mapping for a user who gives none.
 
     Args:
-        names: all fields of the dataset.
+        types: types of all fields of the dataset.
         together: sets of fields that occur in one sample.
 
     Raises:
         UsageError: two fields would fill one entry, or one has a name that shardio takes.
     """
-    images = tuple(filter(_is_picture, names))
-    if any(sum(map(_is_picture, sample)) > 1 for sample in together):
+    images = tuple(name for name, each in types.items() if _is_picture(name, each))
+    if any(len({*sample} & {*images}) > 1 for sample in together):
         images = ()
     fields = {"image": images} if images else {}
-    if LABEL_FIELD in names:
+    if LABEL_FIELD in types:
         fields["label"] = (LABEL_FIELD,)
-    rest = {name: (name,) for name in names if name not in images and name != LABEL_FIELD}
+    rest = {name: (name,) for name in types if name not in images and name != LABEL_FIELD}
     for name in rest:
         if name in fields or name in _RESERVED:
             raise SituationError(
@@ -44,16 +46,20 @@ def default_fields(names: Sequence[str], together: Sequence[Sequence[str]]) -> F
     return fields | rest
 
 
-def _is_picture(name: str) -> bool:
+def _is_picture(name: str, found: FieldType) -> bool:
     """Tell whether a field is a picture, and has no name beside that."""
-    found = type_of(name)
     return name in found.names and found.geometry == "leads"
 
 
 def parse_fields(
-    fields: Mapping[str, str | FieldType], names: Sequence[str], *, decode: bool
+    fields: Mapping[str, str | FieldType], recorded: Mapping[str, FieldType], *, decode: bool
 ) -> Fields:
     """Check a mapping that a user wrote against the fields of the dataset.
+
+    Args:
+        fields: the mapping.
+        recorded: types of all fields of the dataset.
+        decode: whether fields are decoded.
 
     Raises:
         UsageError: a name is reserved, or its alternatives do not exist or decode differently.
@@ -72,13 +78,15 @@ def parse_fields(
             raise UsageError(f"fields: {name!r} is taken by {taken}", remedy="choose another name")
         written = given if isinstance(given, str) else check_type(name, given).fields
         parsed[name], optional = split_names(written)
-        if not set(parsed[name]) & set(names) and not optional:
+        if not parsed[name] or not (set(parsed[name]) & set(recorded) or optional):
             raise UsageError(
                 f"fields: no sample has {written!r} for {name!r}",
-                remedy=f"the dataset has the fields {', '.join(map(shown, names)) or 'none'}",
+                remedy=f"the dataset has the fields {', '.join(map(shown, recorded)) or 'none'}",
             )
-        types = entry_types(name, parsed[name], fields).values()
-        kinds = {"image" if each.geometry == "leads" else each.name for each in types}
+        types = entry_types(name, parsed[name], fields, recorded)
+        for field, each in types.items() if decode else ():
+            require_available(field, each)
+        kinds = {"image" if each.geometry == "leads" else each.name for each in types.values()}
         if decode and len(kinds) > 1:
             raise UsageError(
                 f"fields: {written!r} for {name!r} decode to {' and '.join(sorted(kinds))}",
@@ -97,7 +105,10 @@ def optional_entries(fields: Mapping[str, str | FieldType] | None) -> frozenset[
 
 
 def entry_types(
-    entry: str, alternatives: Sequence[str], given: Mapping[str, str | FieldType] | None
+    entry: str,
+    alternatives: Sequence[str],
+    given: Mapping[str, str | FieldType] | None,
+    recorded: Mapping[str, FieldType],
 ) -> dict[str, FieldType]:
     """Return the types of an entry's alternatives, by field name.
 
@@ -105,6 +116,10 @@ def entry_types(
         entry: name of the entry.
         alternatives: fields that fill it.
         given: mapping of a user, if there is one.
+        recorded: types of all fields of the dataset.
     """
     own = given[entry] if given is not None else None
-    return {each: own if isinstance(own, FieldType) else type_of(each) for each in alternatives}
+    return {
+        each: own if isinstance(own, FieldType) else type_of(each, given=recorded)
+        for each in alternatives
+    }

@@ -23,6 +23,7 @@ from collections import defaultdict
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ from torch.multiprocessing import get_sharing_strategy
 
 from shardio.errors import ShardioError, UsageError
 from shardio.processes import is_alive, new_lock
+from shardio.reading.kinds import map_values
 from shardio.storage.local import reserve
 
 Allocate = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
@@ -141,20 +143,23 @@ class Sender:
     def pack(self, batch: dict[str, Any]) -> _Packed:
         """Describe the tensors of a batch, to be pickled once."""
         segments: dict[int, torch.UntypedStorage | None] = {}
-        values = dict(batch)
-        for name, value in batch.items():
+
+        def pack(value: Any) -> Any:
             if not _is_plain(value):
-                continue
+                return value
             segment = self._find(value)
             if segment is None:
-                if value.nbytes < _LEAST_SHARED:
-                    values[name] = _Small.of(value)
-            elif segment.number in segments or not segment.sent:
-                known = bool(segment.memory[_MAPPED])
-                segments[segment.number] = None if known else segment.storage
-                segment.sent, segment.memory[_HELD] = True, 1
-                values[name] = _describe(value, segment)
-        return _Packed(self._name, segments, values)
+                return _Small.of(value) if value.nbytes < _LEAST_SHARED else value
+            if segment.sent and segment.number not in segments:
+                return value
+            known = bool(segment.memory[_MAPPED])
+            segments[segment.number] = None if known else segment.storage
+            segment.sent, segment.memory[_HELD] = True, 1
+            return _describe(value, segment)
+
+        values = {name: map_values(pack, value) for name, value in batch.items()}
+        changed = [name for name, value in batch.items() if values[name] is not value]
+        return _Packed(self._name, segments, values, changed)
 
     def _take(self, size: int) -> _Segment:
         """Take or make a segment that nobody holds; few of the others are kept."""
@@ -257,11 +262,13 @@ class _Packed(NamedTuple):
         sender: process of the sender, and its number there.
         segments: storage of each segment by number; None for those that the receiver has.
         values: entries of the batch, with described tensors.
+        described: names of the entries that have some.
     """
 
     sender: tuple[int, int]
     segments: dict[int, torch.UntypedStorage | None]
     values: dict[str, Any]
+    described: list[str]
 
 
 @dataclass(eq=False)
@@ -304,6 +311,7 @@ def _receive(
     sender: tuple[int, int],
     segments: dict[int, torch.UntypedStorage | None],
     values: dict[str, Any],
+    described: list[str],
 ) -> dict[str, Any]:
     """Unpack a batch in the process that receives it."""
     loans: dict[int, NDArray[np.uint8]] = {}
@@ -323,10 +331,11 @@ def _receive(
         loans[number] = loan.memory[_HEADER:]
         ending = weakref.finalize(loans[number], _give_back, loan)
         ending.atexit = False  # type: ignore[misc]
-    return {name: _unpack(value, loans) for name, value in values.items()}
+    unpack = partial(_unpack, loans)
+    return values | {name: map_values(unpack, values[name]) for name in described}
 
 
-def _unpack(value: Any, loans: dict[int, NDArray[np.uint8]]) -> Any:
+def _unpack(loans: dict[int, NDArray[np.uint8]], value: Any) -> Any:
     if isinstance(value, _Small):
         return torch.from_numpy(value.array).permute(value.axes)
     if isinstance(value, _Location):

@@ -1,12 +1,15 @@
 """Kinds of values: what must be equal for the values of a batch to be put together.
 
-The kind of an array is its shape and dtype. That of a dictionary is the kinds of its values.
+The kind of an array is its shape and dtype. That of a dictionary is the kinds of its values. The
+entries of a batch nest: dictionaries, lists and tuples hold tensors and other values, to any depth,
+and `map_values` is the one walk over them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,33 @@ Kind = tuple[Any, Any]
 
 LISTED: Kind = ((), None)
 """Kind of values that are not arrays of numbers."""
+
+
+_NESTING = (dict, list, tuple)
+_FLAT = frozenset({str, bytes, int, float, bool, type(None)})
+
+
+def map_values(function: Callable[[Any], Any], value: Any) -> Any:
+    """Apply a function to what an entry of a batch holds, inside dictionaries, lists and tuples.
+
+    Args:
+        function: function from one value to another; it never gets text, numbers or None, which
+            stay as they are.
+        value: entry, or a whole batch. Subclasses of dict, list and tuple are values.
+
+    Returns:
+        The same nesting with the results; the same object where the function changed nothing.
+    """
+    kind = type(value)
+    if kind not in _NESTING:
+        return value if kind in _FLAT else function(value)
+    held = [*value.values()] if kind is dict else value
+    if _FLAT.issuperset(map(type, held)):
+        return value
+    found = [map_values(function, each) for each in held]
+    if all(map(is_, found, held)):
+        return value
+    return dict(zip(value, found, strict=True)) if kind is dict else kind(found)
 
 
 def is_array(kind: Kind) -> bool:

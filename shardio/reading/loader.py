@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -33,6 +34,7 @@ from shardio.errors import UsageError
 from shardio.fields.image import one_opencv_thread
 from shardio.processes import MOST_USEFUL_THREADS, Threads, count_cores
 from shardio.reading.handover import Batches, Recycler
+from shardio.reading.kinds import map_values
 from shardio.reading.loop import (
     ResumableDataset,
     UnfinishedBatch,
@@ -100,7 +102,7 @@ class Transfer:
         while self._copying and self._copying[0][0].query():
             self._copying.popleft()
         with self._stream.entered():
-            moved = {name: self._move(value) for name, value in batch.items()}
+            moved = map_values(self._move, batch)
         done = self._stream.record()
         self._copying.append((done, batch))
         return Moving(moved, done)
@@ -110,15 +112,22 @@ class Transfer:
         moving.done.wait()
         if self._device.type == "cuda":
             stream = torch.cuda.current_stream(self._device)
-            for value in moving.batch.values():
-                if isinstance(value, torch.Tensor):
-                    value.record_stream(stream)
+            map_values(partial(_record, stream), moving.batch)
         return moving.batch
 
     def _move(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
+        if self._device.type == "cuda" and not value.is_pinned():
+            value = value.pin_memory()  # else the copy would wait for those before it
         return value.to(self._device, non_blocking=True)
+
+
+def _record(stream: Any, value: Any) -> Any:
+    """Tell a tensor's memory that a stream reads it."""
+    if isinstance(value, torch.Tensor):
+        value.record_stream(stream)
+    return value
 
 
 class _CudaStream:

@@ -466,6 +466,9 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
     ) -> UnfinishedBatches:
         """Begin the batches, or samples, of a rank in some ascending steps of an epoch."""
 
+    def _end_loop(self) -> None:
+        """Do what is due when a loop ends."""
+
     def num_steps(self) -> int:
         """Count the steps of an epoch.
 
@@ -551,12 +554,15 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
             _refuse_second_batching()
         loop = self._loop_number
         unfinished = self._read_steps(epoch, steps, share, allocate)
-        with closing(unfinished), closing(finish(unfinished)) as batches:
-            for step in steps:
-                only = [next(batches)]  # only the caller keeps a batch, so that memory is reused
-                if loop == self._loop_number:
-                    self._position = Position(epoch, step + steps.step)
-                yield self._deliver(only.pop(), epoch, step)
+        try:
+            with closing(unfinished), closing(finish(unfinished)) as batches:
+                for step in steps:
+                    only = [next(batches)]  # only the caller keeps a batch: memory is reused
+                    if loop == self._loop_number:
+                        self._position = Position(epoch, step + steps.step)
+                    yield self._deliver(only.pop(), epoch, step)
+        finally:
+            self._end_loop()
 
     def __getstate__(self) -> dict[str, Any]:
         """Tell other processes a rank from torch.distributed, which workers do not know."""
@@ -667,12 +673,16 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
 
 
 def to_sample(batch: dict[str, Any]) -> dict[str, Any]:
-    """Return the one sample of a batch of one."""
-    sample = {name: value[0] for name, value in batch.items()}
-    return {
-        name: value.item() if isinstance(value, torch.Tensor) and value.ndim == 0 else value
-        for name, value in sample.items()
-    }
+    """Return the one sample of a batch of one; dictionaries hold what a batch holds."""
+    return {name: _only(value) for name, value in batch.items()}
+
+
+def _only(entry: Any) -> Any:
+    """Return the value of the one slot of an entry; a number for a tensor of one."""
+    if isinstance(entry, dict):
+        return to_sample(entry)
+    value = entry[0]
+    return value.item() if isinstance(entry, torch.Tensor) and value.ndim == 0 else value
 
 
 def _position_after(batch: Mapping[str, Any]) -> Position:

@@ -93,6 +93,7 @@ class Mix(ResumableDataset):
         self._stop: Stop = stop
         self._mixture = Mixture(self._weights)
         self._digests = _compact([_digest_of(source) for source in self.sources])
+        self._padded = first.padded_entries()
 
     def _count_steps(self, share: Share) -> int:
         sizes, taken = [len(source.samples) for source in self.sources], share.global_batch_size
@@ -130,7 +131,7 @@ class Mix(ResumableDataset):
             for step in steps:
                 draws = [*self._draw(start + step * taken, size)]
                 parts = [readers[draw.source].begin(draw.epoch, draw.positions) for draw in draws]
-                yield _MixedBatch(draws, parts, size, allocate)
+                yield _MixedBatch(draws, parts, size, allocate, self._padded)
 
     def _draw(self, position: int, size: int) -> Iterator[_Draw]:
         """List the draws of some consecutive positions of the mixture."""
@@ -141,6 +142,10 @@ class Mix(ResumableDataset):
             epochs, positions = np.divmod(numbers, len(self.sources[source].samples))
             for epoch, now in grouped(epochs):
                 yield _Draw(source, epoch, positions[now], slots[now])
+
+    def _end_loop(self) -> None:
+        for source in self.sources:
+            source._end_loop()
 
     def _identity(self) -> Identity:
         return {
@@ -186,9 +191,15 @@ class _MixedBatch:
     """A batch of parts, each of which fills some slots; an UnfinishedBatch."""
 
     def __init__(
-        self, draws: list[_Draw], parts: list[Batch], size: int, allocate: Allocate
+        self,
+        draws: list[_Draw],
+        parts: list[Batch],
+        size: int,
+        allocate: Allocate,
+        padded: frozenset[str],
     ) -> None:
         self._draws = draws
+        self._padded = padded
         self._parts = parts
         self._size = size
         self._allocate = allocate
@@ -205,55 +216,123 @@ class _MixedBatch:
 
     def finish(self) -> dict[str, Any]:
         parts = [part.finish() for part in self._parts]
-        slots = [draw.slots for draw in self._draws]
         batch = parts[0]
         if len(parts) > 1:
-            _check_kinds([draw.source for draw in self._draws], parts)
-            batch = {
-                name: _scatter([part[name] for part in parts], slots, self._allocate)
-                for name in batch
-            }
+            batch = {name: self._join(name, parts) for name in batch}
         sources = torch.empty(self._size, dtype=torch.int64)
         for draw in self._draws:
             sources[torch.from_numpy(draw.slots)] = draw.source
         return batch | {"__source__": sources}
 
+    def _join(self, name: str, parts: list[dict[str, Any]]) -> Any:
+        """Make an entry of the batch from those of its parts.
 
-def _check_kinds(sources: list[int], parts: list[dict[str, Any]]) -> None:
-    """Raise UsageError if a tensor has another shape or dtype in one part of a batch."""
-    for name, first in parts[0].items():
-        if not isinstance(first, torch.Tensor):
-            continue
-        for source, part in zip(sources, parts, strict=True):
-            value = part[name]
-            if value.shape[1:] != first.shape[1:] or value.dtype != first.dtype:
-                raise UsageError(
-                    f"{quoted(name)} is {_shown(first)} in source {sources[0]} and "
-                    f"{_shown(value)} in source {source}",
-                    remedy="give the sources transforms that make them equal",
-                )
-
-
-def _shown(value: torch.Tensor) -> str:
-    return f"{'×'.join(map(str, value.shape[1:]))} {value.dtype}"
+        A part whose samples all lack the entry does not know what the others hold: its slots are
+        blank, as those of single samples that lack it.
+        """
+        has = [part.get(f"has_{name}") for part in parts]
+        pieces = [
+            _Piece(draw.source, draw.slots, part[name])
+            for draw, part, present in zip(self._draws, parts, has, strict=True)
+            if present is None or present.any()
+        ]
+        if not pieces:
+            pieces = [_Piece(self._draws[0].source, self._draws[0].slots, parts[0][name])]
+        return _scatter(name, pieces, self._size, self._allocate, padded=name in self._padded)
 
 
-def _scatter(values: list[Any], slots: list[NDArray[np.int64]], allocate: Allocate) -> Any:
-    """Make an entry of a batch from those of its parts."""
-    size = sum(map(len, slots))
-    if not isinstance(values[0], torch.Tensor):
-        entry = [None] * size
-        for value, some in zip(values, slots, strict=True):
-            for slot, item in zip(some.tolist(), value, strict=True):
-                entry[slot] = item
-        return entry
+class _Piece(NamedTuple):
+    """An entry in one part of a batch.
+
+    Attributes:
+        source: number of the source.
+        slots: slots of the samples in the batch, [n] int64.
+        value: entry of n samples.
+    """
+
+    source: int
+    slots: NDArray[np.int64]
+    value: Any
+
+
+def _scatter(
+    name: str, pieces: list[_Piece], size: int, allocate: Allocate, *, padded: bool = False
+) -> Any:
+    """Put the pieces of an entry together, blank where no piece has a slot.
+
+    Args:
+        name: name of the entry in errors.
+        pieces: one piece or more.
+        size: number of slots.
+        allocate: makes tensors.
+        padded: whether tensors are padded to the longest last axis.
+
+    Raises:
+        UsageError: the entry is of another kind in one of the pieces.
+    """
+    first = pieces[0]
+    for piece in pieces[1:]:
+        if _kind(piece.value, padded=padded) != _kind(first.value, padded=padded):
+            raise UsageError(
+                f"{name if '[' in name else quoted(name)} is {_shown(first.value)} in source "
+                f"{first.source} and {_shown(piece.value)} in source {piece.source}",
+                remedy="give the sources transforms and field types that make them equal",
+            )
+    if isinstance(first.value, dict):
+        path = name if "[" in name else quoted(name)
+        return {
+            key: _scatter(
+                f"{path}[{quoted(key)}]",
+                [piece._replace(value=piece.value[key]) for piece in pieces],
+                size,
+                allocate,
+            )
+            for key in first.value
+        }
+    if isinstance(first.value, torch.Tensor):
+        return _scatter_tensors(pieces, size, allocate, padded=padded)
+    entry: list[Any] = [None] * size
+    for piece in pieces:
+        for slot, item in zip(piece.slots.tolist(), piece.value, strict=True):
+            entry[slot] = item
+    return entry
+
+
+def _scatter_tensors(
+    pieces: list[_Piece], size: int, allocate: Allocate, *, padded: bool
+) -> torch.Tensor:
+    values: list[torch.Tensor] = [piece.value for piece in pieces]
     channels_last = values[0].ndim == 4 and values[0].permute(0, 2, 3, 1).is_contiguous()
-    if channels_last:
+    if channels_last and not padded:
         values = [value.permute(0, 2, 3, 1) for value in values]
-    batch = allocate((size, *values[0].shape[1:]), values[0].dtype)
-    for value, some in zip(values, slots, strict=True):
-        batch[torch.from_numpy(some)] = value
-    return batch.permute(0, 3, 1, 2) if channels_last else batch
+    shape = [size, *values[0].shape[1:]]
+    if padded:
+        shape[-1] = max(value.shape[-1] for value in values)
+    batch = allocate(tuple(shape), values[0].dtype)
+    if padded or sum(map(len, values)) < size:
+        batch.zero_()
+    for piece, value in zip(pieces, values, strict=True):
+        slots = torch.from_numpy(piece.slots)
+        if padded:
+            batch[slots, ..., : value.shape[-1]] = value
+        else:
+            batch[slots] = value
+    return batch.permute(0, 3, 1, 2) if channels_last and not padded else batch
+
+
+def _kind(value: Any, *, padded: bool) -> object:
+    """What must be equal for an entry of two parts to be put together."""
+    if isinstance(value, torch.Tensor):
+        return value.shape[1:-1] if padded else value.shape[1:], value.ndim, value.dtype
+    return {*value} if isinstance(value, dict) else type(value)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{'×'.join(map(str, value.shape[1:])) or 'one number'} {value.dtype}"
+    if isinstance(value, dict):
+        return f"a dictionary of {', '.join(map(quoted, value)) or 'nothing'}"
+    return "a list"
 
 
 def _check_weights(weights: Sequence[float], sources: int) -> None:
@@ -290,6 +369,8 @@ def _check_sources(sources: Sequence[ShardDataset]) -> None:
             )
     facts: dict[str, list[Any]] = {
         "entries": [sorted(source.fields) for source in sources],
+        "optional entries": [sorted(source.optional_entries()) for source in sources],
+        "crops": [source._arguments["crops"] for source in sources],
         "batch_size": [source.batch_size for source in sources],
         "rank and world_size": [source.share[:2] for source in sources],
     }

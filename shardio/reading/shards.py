@@ -1,9 +1,11 @@
 """The shards that a reader has open, and the bytes of fields in them.
 
 Of at most `_MOST_OPEN` shards the files are open at once, and of `_MOST_MAPPED` the indexes are
-kept; the least recently used go first. An index is checked whole when it is opened, so it stays
-when its file is closed; the file of one that is mapped is looked at before each use. Shards open
-outside the pool's lock, so that on slow storage many open at once.
+kept, or fewer where a process may open few files; the least recently used go first. When no file
+can be opened, since many loops have some open, all pools of the process let go of theirs. An index
+is checked whole when it is opened, so it stays when its file is closed; the file of one that is
+mapped is looked at before each use. Shards open outside the pool's lock, so that on slow storage
+many open at once.
 
 What is read is held against the index: data against their checksums or, where none are known,
 the headers before them, which are read along, so that no bytes come under another's name.
@@ -11,12 +13,14 @@ the headers before them, which are read along, so that no bytes come under anoth
 
 from __future__ import annotations
 
+import sys
+import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +31,13 @@ from shardio.indexing.catalog import ShardEntry
 from shardio.indexing.shard_index import ShardIndex, decode_key
 from shardio.processes import new_lock
 from shardio.storage.base import StoredFile
+from shardio.storage.local import is_out_of_files, most_open_files, out_of_files
+
+T = TypeVar("T")
 
 _MOST_OPEN = 64
 _MOST_MAPPED = 128  # Python's mmap keeps a descriptor, of which a process often has 1,024
+_OPEN_PART, _MAPPED_PART = 1 / 8, 1 / 4  # of the limit on open files, where that is lower
 _MOST_TEXT = 1 << 15  # bytes of keys that are kept as text
 GAP = 2048
 """Bytes of headers and padding that are read along to get a further field with the same call."""
@@ -157,7 +165,7 @@ class OpenShard:
         """
         with self._opening:
             if self._kept is None:
-                self._kept = self._entry.open_file()
+                self._kept = _opened(self._entry.open_file)
             elif not self._is_compared:
                 self._entry.verify_unchanged()
             self._is_compared = True
@@ -283,7 +291,7 @@ class OpenShard:
 
     def file(self) -> StoredFile:
         """Return the file, opened for one use if another thread has just closed it."""
-        return self._kept or self._entry.open_file()
+        return self._kept or _opened(self._entry.open_file)
 
     def _table(self, entries: Entries) -> _Table | None:
         found = _columns(entries, self.index.fields)
@@ -319,7 +327,7 @@ class OpenShard:
         )
 
     def _load(self) -> None:
-        self.index = index = self._entry.load_index()
+        self.index = index = _opened(self._entry.load_index)
         self._offsets, self._sizes = index.offsets.data, index.sizes.data
         self._firsts = index.firsts.data
         self._ends, self._keys = index.key_ends.data, index.keys.data
@@ -328,6 +336,28 @@ class OpenShard:
         self._checksums = None if index.checksums is None else index.checksums.data
         self._headers = None if index.headers is None else index.headers.data
         self._is_indexed = True
+
+
+def _opened(open_: Callable[[], T]) -> T:
+    """Open a file, for which all pools let go of theirs if there is no other way.
+
+    Raises:
+        UsageError: no more files can be opened all the same.
+        IndexFileError, TarError, OSError: the function raised it.
+    """
+    try:
+        return open_()
+    except OSError as error:
+        if not is_out_of_files(error):
+            raise
+    for pool in [*_pools]:
+        pool.let_go()
+    try:
+        return open_()
+    except OSError as error:
+        if not is_out_of_files(error):
+            raise
+        raise out_of_files(error) from error
 
 
 class ShardPool:
@@ -342,6 +372,10 @@ class ShardPool:
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = new_lock()
         self._mapped: OrderedDict[int, OpenShard] = OrderedDict()
+        limit = most_open_files() or sys.maxsize
+        self._most_open = max(1, min(_MOST_OPEN, int(limit * _OPEN_PART)))
+        self._most_mapped = max(1, min(_MOST_MAPPED, int(limit * _MAPPED_PART)))
+        _pools.add(self)
 
     def get(self, shard: int, *, only: Literal["file", "index"] | None = None) -> OpenShard:
         """Return the shard at a position of the catalog, open.
@@ -360,12 +394,12 @@ class ShardPool:
                 found = OpenShard(self._entries[shard])
             self._mapped[shard] = found
             self._mapped.move_to_end(shard)
-            if len(self._mapped) > _MOST_MAPPED:
+            if len(self._mapped) > self._most_mapped:
                 self._mapped.popitem(last=False)
             if only != "index":
                 self._open[shard] = found
                 self._open.move_to_end(shard)
-                if len(self._open) > _MOST_OPEN:
+                if len(self._open) > self._most_open:
                     self._open.popitem(last=False)[1].close()
         if only == "file":
             found.open_file()
@@ -380,13 +414,25 @@ class ShardPool:
             The shards whose indexes open; none if they are so many that others would be let go.
         """
         found: dict[int, OpenShard] = {}
-        for shard in shards if len(shards) <= _MOST_OPEN else ():
+        for shard in shards if 2 * len(shards) <= self._most_mapped else ():
             with suppress(ShardioError, OSError):  # which are met again when the data are read
                 found[shard] = self.get(shard, only="index")
         return found
+
+    def let_go(self) -> None:
+        """Close all shards that no thread reads from; they open again when they are needed."""
+        with self._lock:
+            for shard in self._open.values():
+                shard.close()
+            self._open.clear()
+            self._mapped.clear()
 
     def compare_anew(self) -> None:
         """Have each open shard compared with what was indexed before it is next read."""
         with self._lock:
             for shard in self._open.values():
                 shard.compare_anew()
+
+
+_pools: weakref.WeakSet[ShardPool] = weakref.WeakSet()
+"""Pools of this process."""

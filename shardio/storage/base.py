@@ -77,7 +77,8 @@ class Storage(Protocol):
         """List the files and folders in a folder.
 
         Returns:
-            Their names, sorted by code points; none where there is no such folder.
+            Their names, sorted by code points; none where there is no such folder. A folder whose
+            files were all removed may still be among them.
 
         Raises:
             OSError: the storage fails or refuses.

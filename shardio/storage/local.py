@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from shardio.errors import TarError, UsageError
+from shardio.errors import SituationError, TarError, UsageError
 from shardio.storage.base import (
     FileStat,
     StoredBytes,
@@ -32,12 +32,41 @@ from shardio.storage.base import (
 )
 from shardio.storage.folder import atomic_file
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 BLOCK = 512
 """Bytes that tars are made of."""
 
 _PIECE = 1 << 20  # bytes that are copied at once
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/|(pipe):")
+
+
+def most_open_files() -> int | None:
+    """Return how many files the system lets this process open; None if it sets no limit."""
+    if resource is None:
+        return None
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if most == resource.RLIM_INFINITY else most
+
+
+def is_out_of_files(error: OSError) -> bool:
+    """Tell whether an error says that no more files can be opened."""
+    return error.errno in (errno.EMFILE, errno.ENFILE)
+
+
+def out_of_files(error: OSError) -> SituationError:
+    """Return the error with the way out, for one of which is_out_of_files is true."""
+    most = most_open_files() if error.errno == errno.EMFILE else None
+    limit = "" if most is None else f" ({most} for one process)"
+    return SituationError(
+        f"the limit on open files{limit} is reached",
+        where=error.filename,
+        remedy="raise it before the start (ulimit -n 4096), or use fewer workers, threads or jobs",
+    )
 
 
 def url_fault(path: str) -> str | None:

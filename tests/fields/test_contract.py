@@ -182,6 +182,11 @@ def test_the_contract_notices_types_that_break_it(tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
         broken(decode=lambda *_: value.tolist()).test_an_encoded_value_decodes_to_itself()
     with pytest.raises(AssertionError):
+        broken(
+            encode=lambda _, value: value.tobytes(),
+            decode=lambda _, data: np.frombuffer(data, np.float32),
+        ).test_a_value_keeps_nothing_of_the_buffer()
+    with pytest.raises(AssertionError):
         broken(preview=lambda *_: 3).test_sound_data_pass_checks_and_have_a_preview()
     with pytest.raises((AttributeError, TypeError)):
         broken().test_workers_receive_an_equal_type()  # a local class does not pickle

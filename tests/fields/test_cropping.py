@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -121,7 +120,7 @@ def test_without_reduced_decoding_a_crop_is_that_of_the_whole_picture_to_the_bit
     if around is not None:
         above, before, below, behind = around
         resized = size[0] + above + below, size[1] + before + behind
-        crop = replace(crop, resized=resized, window=(above, before))
+        crop = crop._replace(resized=resized, window=(above, before))
     np.testing.assert_array_equal(
         fill(data, crop, size, reduced=False)[0], from_whole(data, crop, size)
     )

@@ -221,9 +221,9 @@ def test_info_verify_and_pack_refuse_what_is_no_mapping_of_types(packed: Path) -
         shardio.pack(packed / "index", packed / "x", shards=1, fields={"a": Pcm("wav")})
 
 
-def test_bytes_and_state_are_those_of_the_same_fields_as_text(packed: Path) -> None:
+def test_bytes_and_state_are_those_of_the_same_fields_as_bytes(packed: Path) -> None:
     own = shardio.ShardDataset(packed, fields={"audio": Pcm("wav")}, batch_size=4, decode=False)
-    text = shardio.ShardDataset(packed, fields={"audio": "wav"}, batch_size=4)
+    text = shardio.ShardDataset(packed, fields={"audio": shardio.Bytes("wav")}, batch_size=4)
     assert own.state_dict() == text.state_dict()
     batches = [[*each] for each in (own, text)]
     assert [each["audio"] for each in batches[0]] == [each["audio"] for each in batches[1]]

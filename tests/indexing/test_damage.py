@@ -56,11 +56,11 @@ def change_own(**values: Any) -> Callable[[Document], object]:
         (change_shard(url="../shard-000000.tar"), "no shard can be"),
         (change_shard(url=7), "no shard can be"),
         *((change_shard(url=name), "no shard can be") for name in ("", "..", "a\0b", "/a.tar")),
-        (change_own(fields=[1, "png"]), "no list of names"),
-        (change_own(fields=[["cls"], "png"]), "no list of names"),
-        (change_own(fields="png"), "no list of names"),
-        (change_own(classes=[0, 1]), "no list of names"),
-        (change_own(classes="cat"), "no list of names"),
+        (change_own(fields=[1, "png"]), "not a list of names"),
+        (change_own(fields=[["cls"], "png"]), "not a list of names"),
+        (change_own(fields="png"), "not a list of names"),
+        (change_own(classes=[0, 1]), "not a list of names"),
+        (change_own(classes="cat"), "not a list of names"),
     ],
 )
 def test_a_manifest_that_no_pack_writes_is_refused(

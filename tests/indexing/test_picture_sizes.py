@@ -159,6 +159,9 @@ def test_a_pack_that_is_taken_up_has_the_sizes_of_its_types(tmp_path: Path) -> N
     shardio.pack(rows, tmp_path / "again", shards=2, shuffle=False, fields=types)
     assert digests(tmp_path / "out") == digests(tmp_path / "again")
     (first, *_) = sorted((tmp_path / "out" / "index").iterdir())
+    kept = digests(tmp_path / "out")
+    shardio.index(tmp_path / "out")  # by the types that the manifest records
+    assert digests(tmp_path / "out") == kept
     assert sizes_of(read_index(first)) == {
         (f"{number}", "seg.npy"): (5, 6 + number, 1) for number in range(4)
     }

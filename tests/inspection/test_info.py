@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import shardio
+from shardio.fields.image import encode_values
 from shardio.indexing.catalog import ShardEntry
 from shardio.indexing.manifest import index_path, read_manifest, write_manifest
 from shardio.inspection import counts as counting
@@ -208,7 +209,7 @@ def test_a_sample_is_shown_with_a_look_at_each_field(tmp_path: Path) -> None:
     long = "é" * 100
     sample = {
         "jpg": encode(plain((9, 9, 9), 30, 40), ".jpg"),
-        "seg.png": encode(plain((9, 9, 9), 3, 5)),
+        "seg.png": encode(plain((9, 9, 9), 3, 5)[:, :, 0]),
         "rgb.npy": array(np.zeros((2, 4, 3), np.uint8)),
         "npy": array(np.zeros((0, 7), np.float32)),
         "txt": long.encode(),
@@ -227,7 +228,7 @@ def test_a_sample_is_shown_with_a_look_at_each_field(tmp_path: Path) -> None:
     broken = {name: shown.pop(name) for name in ("webp", "bad.npy", "bad.cls")}
     assert shown == {
         "jpg": "jpeg, 30 × 40",
-        "seg.png": "png, 3 × 5",
+        "seg.png": "mask, 3 × 5, classes 9",
         "rgb.npy": "uint8 [2, 4, 3]",
         "npy": "float32 [0, 7]",
         "txt": long[:60],
@@ -436,6 +437,34 @@ def test_the_preview_shows_pixels_and_goes_on_over_what_is_damaged(tmp_path: Pat
         assert (label < 128).any()
         assert (label[:, : GAP // 4] == 255).all()  # labels of neighbours do not touch
         assert (label[:, -GAP // 4 :] == 255).all()
+
+
+def test_the_preview_shows_masks_and_depth_of_samples_without_a_picture(tmp_path: Path) -> None:
+    """In colours of classes, which reducing does not blend, and in gray; a picture comes first."""
+    rows, columns = np.mgrid[:600, :800]
+    classes = (rows // 300 * 2 + columns // 400).astype(np.uint8)
+    depth = (columns * 80).astype(np.uint16)
+    samples = {
+        "a": {"mask.png": encode_values(classes, np.uint8), "txt": b"a"},
+        "b": {"depth.png": encode_values(depth, np.uint16)},
+        "c": {"mask.png": encode_values(classes, np.uint8), "png": encode(plain((0, 200, 0)))},
+        "d": {"mask.png": encode_values(depth, np.uint16)},
+        "e": {"mask.png": b"no mask"},
+    }
+    make_shard(tmp_path / "a.tar", samples)
+    sheet = sheet_of(tmp_path, tmp_path / "sheet.png")
+    mask, gray, picture, many, bad = (cell_of(sheet, 0, place) for place in range(5))
+    corners = [mask[row, column] for row in (3, -3) for column in (3, -3)]
+    colours = {tuple(corner.tolist()) for corner in corners}
+    assert len(colours) == 4
+    assert {tuple(pixel) for pixel in mask.reshape(-1, 3).tolist()} == colours
+    assert (gray == gray[..., :1]).all()
+    assert (np.diff(gray[0, :, 0].astype(int)) >= 0).all()
+    assert gray[0, 0, 0] <= 2
+    assert gray[0, -1, 0] >= 253
+    assert picture[CELL_HEIGHT // 2, CELL_WIDTH // 2].tolist() == [0, 200, 0]
+    assert len(np.unique(many.reshape(-1, 3), axis=0)) > 100
+    assert (bad == 238).all()
 
 
 def test_the_preview_labels_images_with_their_class(images: Path, tmp_path: Path) -> None:

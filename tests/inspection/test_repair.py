@@ -199,7 +199,7 @@ def test_names_of_classes_that_go_with_a_manifest_are_listed(out: Path, tmp_path
     repair(out, tmp_path / "new")
     assert contents(tmp_path / "new") == whole
     (row,) = dropped(tmp_path / "new")
-    assert row["reason"] == "the manifest is corrupt, so its class names are lost"
+    assert row["reason"] == "the manifest is corrupt, so its class names and field types are lost"
 
 
 def test_samples_of_a_missing_shard_are_listed_by_key(out: Path, tmp_path: Path) -> None:

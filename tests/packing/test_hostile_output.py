@@ -725,7 +725,8 @@ def test_a_conversion_believes_no_file_that_it_would_not_write(
     planted = {"other content": bytes(len(data)), "cut off": data[:-1], "longer": data + b"\0"}
     (out / "shard-000000.tfrecord").write_bytes(planted[how])
     with pytest.raises(
-        shardio.PackError, match=r"shard-000000\.tfrecord: the file differs from the res"
+        shardio.PackError,
+        match=r"shard-000000\.tfrecord: the file differs from what this conversion",
     ):
         shardio.convert(finished, out, to="tfrecord", jobs=1)
     assert (out / "shard-000000.tfrecord").read_bytes() == planted[how]

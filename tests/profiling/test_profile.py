@@ -401,6 +401,7 @@ def test_bad_samples_are_warned_of_once_however_often_they_are_read(
     (warning,) = [line for line in done.stderr.splitlines() if "takes its place" in line]
     others = {1: "", 3: "; 2 further warnings of this kind"}[bad]
     assert warning.endswith(f"takes its place{others}")
+    assert "RuntimeWarning" not in done.stderr
 
 
 def test_a_module_that_prints_does_not_get_into_the_results(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -19,7 +21,7 @@ from shardio.profiling.evidence import (
     Stages,
 )
 from shardio.profiling.settings import ProfileSettings
-from shardio.profiling.verdict import SampleCosts, Verdict, advise, judge, predict
+from shardio.profiling.verdict import Bottleneck, SampleCosts, Verdict, advise, judge, predict
 
 
 def stage(wall: float, cpu: float | None = None) -> Stage:
@@ -139,6 +141,15 @@ def test_the_bottleneck_is_named_with_figures_and_something_to_change(
     assert all(change.text[0].isupper() for change in verdict.changes)
     assert verdict.rate_without is None or verdict.rate_without >= seen(**changes).rate
     assert verdict.changes or name in {"decode", "transform", "loader", "workers"}
+
+
+def test_every_bottleneck_is_planted_and_described() -> None:
+    names = [*get_args(Bottleneck)]
+    assert {name for name, _ in PLANTED} == {*names}
+    text = (Path(__file__).parents[2] / "docs/profile.md").read_text("utf-8")
+    rows = text.partition("| bottleneck | when |")[2].partition("\n\n")[0].splitlines()
+    described = [re.findall(r"`(\w+)`", row.split("|")[1]) for row in rows if row.startswith("| `")]
+    assert [name for of_row in described for name in of_row] == names
 
 
 ALONE: dict[str, Any] = {"kind": "here", "producers": (), "stages": None}

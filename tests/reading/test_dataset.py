@@ -645,3 +645,34 @@ def test_no_bad_sample_is_tried_again_as_a_substitute(tmp_path: Path) -> None:
     )
     assert [label for batch in dataset for label in batch["label"].tolist()] == [7] * 100
     assert tried[b"x"] <= 2 * 99
+
+
+def test_bad_samples_are_named_once_and_many_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    samples = {f"{number:02}": {"png": b"no" if number % 2 else png(1)} for number in range(24)}
+    path = make_shard(tmp_path / "a.tar", samples)
+    for loop in (
+        shardio.ShardDataset(path, on_bad_sample="skip", batch_size=4),
+        shardio.Loader(shardio.ShardDataset(path, on_bad_sample="skip", batch_size=4), threads=2),
+    ):
+        caplog.clear()
+        for _ in range(3):
+            assert sum(len(batch["valid"]) for batch in loop) == 24
+        assert loop.num_bad_samples == 36
+        *named, counted = [record.getMessage() for record in caplog.records]
+        assert [
+            f"sample '{number:02}', field" in line
+            for number, line in zip(range(1, 10, 2), named, strict=True)
+        ] == [True] * 5
+        assert counted.startswith("7 more samples could not be delivered either")
+
+
+def test_bad_samples_read_one_by_one_are_each_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    samples = {f"{number:02}": {"png": b"no" if number else png(1)} for number in range(8)}
+    dataset = shardio.ShardDataset(make_shard(tmp_path / "a.tar", samples), on_bad_sample="skip")
+    for number in range(8):
+        dataset[number]
+    assert caplog.text.count("takes its place") == 7

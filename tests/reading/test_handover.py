@@ -107,6 +107,18 @@ class Changed(IterableDataset[dict[str, Any]]):
             before = batch
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+def test_tensors_in_lists_of_dictionaries_take_no_descriptor_each(tmp_path: Path) -> None:
+    boxes = b'{"boxes": [[1, 2, 3, 4]], "labels": [7]}'
+    path = make_shard(tmp_path / "a.tar", {f"{n}": {"json": boxes} for n in range(64)})
+    types = {"target": shardio.Boxes("json", also=["labels"])}
+    dataset = shardio.ShardDataset(path, fields=types, batch_size=16)
+    before = len([*Path("/proc/self/fd").iterdir()])
+    kept = list(DataLoader(dataset, batch_size=None, num_workers=1))
+    assert len([*Path("/proc/self/fd").iterdir()]) - before < 16
+    assert [one["labels"].tolist() for batch in kept for one in batch["target"]] == [[7]] * 64
+
+
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 def test_what_a_workers_code_makes_of_batches_arrives(packed: Path) -> None:
     expected = pixels(load(packed, workers=0)).split(20)

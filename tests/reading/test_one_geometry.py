@@ -115,6 +115,8 @@ def test_threads_workers_and_resume_give_the_same_batches(shard: Path) -> None:
     )
     loops: list[Any] = [
         shardio.Loader(dataset, threads=2),
+        shardio.Loader(dataset.replace(), threads=2, device="cpu"),
+        DataLoader(dataset.replace(), batch_size=None, num_workers=2, persistent_workers=True),
         DataLoader(dataset.replace(), batch_size=None, num_workers=2),
     ]
     for loop in loops:
@@ -144,6 +146,144 @@ def assert_same(one: Any, other: Any) -> None:
         assert torch.equal(one, other)
     else:
         assert one == other
+
+
+def test_samples_are_those_of_batches(shard: Path) -> None:
+    found = [*shardio.ShardDataset(shard, fields=FIELDS, transform=CROP, seed=3, crops=True)]
+    for number, sample in enumerate(found):
+        batch = batches(shard)[number // 8]
+        assert sample["__crop__"].keys() == batch["__crop__"].keys()
+        for name, value in batch["__crop__"].items():
+            assert torch.equal(torch.as_tensor(sample["__crop__"][name]), value[number % 8])
+        for name in FIELDS.keys() - ({"depth"} if not sample["has_depth"] else set()):
+            assert_same(sample[name], batch[name][number % 8])
+
+
+class Joint(shardio.FieldType):
+    """A dictionary, whose arrays are stacked and whose names are listed."""
+
+    holds = "one of many"
+
+    def decode(self, data: Any) -> dict[str, Any]:
+        number = int(bytes(data))
+        inner = {"odd": number % 2, "pair": np.array([number, -number], np.float32)}
+        return {"number": np.int64(number), "name": f"n{number}", "inner": inner}
+
+
+class Digits(shardio.FieldType):
+    """As many numbers as the text has digits."""
+
+    batching = "padded"
+
+    def decode(self, data: Any) -> Any:
+        return np.frombuffer(bytes(data), np.uint8) - ord("0")
+
+
+NESTED: dict[str, Any] = {
+    **FIELDS,
+    "joint": Joint("cls"),
+    "digits": Digits("txt?"),
+    "kind": Joint("id?"),
+}
+
+
+def sources(folder: Path, shard: Path) -> list[shardio.ShardDataset]:
+    """Two datasets with the same entries; the second lacks depth, digits and kind wholly."""
+    names = ("png", "mask.png", "small.mask.png", "right.png", "json", "points.json")
+    given: dict[str, Any] = {name: name for name in names}
+    stored = [*shardio.ShardDataset(shard, decode=False, fields=given)]
+    common = [{name: sample[name] for name in names} for sample in stored]
+    depth = encode(np.full((HEIGHT, WIDTH), 256, np.uint16))
+    made = []
+    for source in range(2):
+        samples = {}
+        for number in range(24):
+            fields = {**common[number], "cls": str(number + 100 * source).encode()}
+            if not source:
+                fields |= {"depth.png": depth, "txt": b"1" * (1 + number), "id": b"7"}
+            samples[f"{source}-{number}"] = fields
+        path = make_shard(folder / f"{source}.tar", samples)
+        made.append(
+            shardio.ShardDataset(
+                path, fields=NESTED, transform=CROP, batch_size=8, seed=3, crops=True
+            )
+        )
+    return made
+
+
+def test_mixtures_join_what_nests_what_is_padded_and_what_a_source_lacks(
+    shard: Path, tmp_path: Path
+) -> None:
+    alone = sources(tmp_path, shard)
+    wanted = {
+        key: {name: entry for name, entry in sample.items() if not name.startswith("__")}
+        for source in alone
+        for sample in source.replace(batch_size=None)
+        for key in [sample["__key__"]]
+    }
+    mixed = shardio.Mix(alone, weights=[0.5, 0.5])
+    loops: list[Any] = [
+        mixed,
+        shardio.Loader(shardio.Mix(alone, weights=[0.5, 0.5]), threads=2, device="cpu"),
+        DataLoader(shardio.Mix(alone, weights=[0.5, 0.5]), batch_size=None, num_workers=2),
+    ]
+    for loop in loops:
+        keys = []
+        for batch in loop:
+            assert batch["__source__"].unique().tolist() == [0, 1]
+            assert batch["depth"].shape == (8, 1, *CROP.size)
+            assert batch["digits"].shape == (8, batch["digits_lengths"].max())
+            for slot, key in enumerate(batch["__key__"]):
+                sample, source = wanted[key], int(key[0])
+                keys.append(key)
+                for name in ("image", "mask", "small", "right", "points", "target"):
+                    assert_same(batch[name][slot], sample[name])
+                joint = batch["joint"]
+                assert joint["number"][slot] == sample["joint"]["number"]
+                assert joint["name"][slot] == sample["joint"]["name"]
+                assert_same(joint["inner"]["pair"][slot], sample["joint"]["inner"]["pair"])
+                present = [
+                    batch[f"has_{name}"][slot].item() for name in ("depth", "digits", "kind")
+                ]
+                assert present == [not source] * 3
+                length = batch["digits_lengths"][slot]
+                assert batch["digits"][slot].sum() == length == sample["digits_lengths"]
+                assert batch["kind"]["number"][slot] == (0 if source else 7)
+                assert batch["kind"]["name"][slot] == (None if source else "n7")
+                assert bool(batch["depth"][slot].all()) is bool(batch["depth"][slot].any())
+                assert bool(batch["depth"][slot].any()) is not bool(source)
+        assert len(keys) == len({*keys}) == 48
+
+
+def test_mixtures_name_what_does_not_join(shard: Path, tmp_path: Path) -> None:
+    one, other = sources(tmp_path, shard)
+    for changes, message in (
+        ({"crops": False}, "other crops than"),
+        ({"fields": {**NESTED, "kind": Joint("cls")}}, "other optional entries than"),
+    ):
+        with pytest.raises(shardio.UsageError, match=message):
+            shardio.Mix([one, other.replace(**changes)], weights=[0.5, 0.5])
+
+    class Wide(Joint):
+        holds = Joint.holds
+
+        def decode(self, data: Any) -> dict[str, Any]:
+            found = super().decode(data)
+            return {**found, "inner": {**found["inner"], "pair": np.zeros(3)}}
+
+    class More(Joint):
+        holds = Joint.holds
+
+        def decode(self, data: Any) -> dict[str, Any]:
+            return {**super().decode(data), "more": 1}
+
+    for other_type, message in (
+        (Wide, r"'joint'\['inner'\]\['pair'\] is 2 torch.float32 in source 0 and 3 torch.float64"),
+        (More, "'joint' is a dictionary of 'number', 'name', 'inner' in source 0 and .* 'more'"),
+    ):
+        wide = other.replace(fields={**NESTED, "joint": other_type("cls")})
+        with pytest.raises(shardio.UsageError, match=message):
+            next(iter(shardio.Mix([one, wide], weights=[0.5, 0.5])))
 
 
 def test_a_crop_of_its_own_changes_no_other(shard: Path) -> None:

@@ -238,7 +238,7 @@ class Upper(shardio.RandomResizedCrop):
     """A user's transform, which has another crop and inherits the crops of a batch."""
 
     def crop(self, height: int, width: int, uniforms: Sequence[float]) -> Crop:
-        return replace(super().crop(height, width, uniforms), top=0)
+        return super().crop(height, width, uniforms)._replace(top=0)
 
 
 class Quarter:

@@ -12,7 +12,8 @@ from shardio.errors import TarError
 from shardio.storage.base import FileStat, StoredFile, outside_error, short_error
 
 _lock = threading.Lock()
-_FILES: dict[str, dict[str, bytes]] = defaultdict(dict)
+FILES: dict[str, dict[str, bytes]] = defaultdict(dict)
+"""Contents of all files, by bucket and path."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class MemoryStorage:
 
     @property
     def files(self) -> dict[str, bytes]:
-        return _FILES[self.bucket]
+        return FILES[self.bucket]
 
     def names(self, folder: str, /) -> list[str]:
         inside = folder.rstrip("/") + "/"

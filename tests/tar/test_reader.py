@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from shardio.errors import TarError
 from shardio.tar.header import BLOCK, HEADER_PARTS, checksum, padded
-from shardio.tar.reader import Buffer, scan_members
+from shardio.tar.reader import Buffer, Sliced, scan_members, scan_sound_part
 from shardio.tar.writer import END_OF_ARCHIVE, header_block, padding
 
 Form = Literal[0, 1, 2]
@@ -469,6 +470,47 @@ def test_every_kind_of_buffer_gives_the_same_members(tmp_path: Path, sound: byte
     for buffer in (bytearray(sound), mapped, *views):
         assert scan(buffer) == scan(sound)
     mapped.close()
+
+
+@pytest.mark.parametrize("form", [USTAR, GNU, PAX])
+@given(data=st.data())
+def test_members_do_not_depend_on_how_much_is_read_at_once(form: Form, data: st.DataObject) -> None:
+    """Also of what is damaged: the error is the same, at the same offset."""
+    sizes = st.sampled_from([0, 1, 512, 700])
+    parts = []
+    for number, size in enumerate(data.draw(st.lists(sizes, max_size=12))):
+        info = tarfile.TarInfo(f"{number}{'é' * 60 * (size == 700 and form != USTAR)}.x")
+        info.size = size
+        parts += [info.tobuf(form, "utf-8"), b"x" * size, padding(size)]
+    written = bytearray(b"".join(parts) + END_OF_ARCHIVE)
+    if data.draw(st.booleans()):
+        written[data.draw(st.integers(0, len(written) - 1))] ^= 1
+    whole = all_found(bytes(written))
+    for window in (BLOCK, BLOCK + 1, 3 * BLOCK, data.draw(st.integers(BLOCK, 1 << 13))):
+        with mock.patch("shardio.tar.reader._WINDOW", window):
+            assert all_found(bytes(written)) == whole
+            assert all_found(Slices(bytes(written))) == whole
+
+
+class Slices:
+    """Bytes that have nothing but slices."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, part: slice, /) -> bytes:
+        return self._data[part]
+
+
+def all_found(data: Buffer | Sliced) -> tuple[object, ...]:
+    """All that is said of an archive: its members up to the first fault, and the fault."""
+    members, fault = scan_sound_part(data)
+    columns = members.starts.tolist(), members.offsets.tolist(), members.sizes.tolist()
+    said = None if fault is None else (fault.offset, str(fault.error))
+    return members.names, members.kinds, *columns, members.has_end, members.trailer, said
 
 
 def test_no_buffer_is_held_after_an_error(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -18,6 +18,7 @@ from shardio.naming import join_member_name, split_member_name
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from shardio.fields.base import FieldType
     from shardio.packing.options import PackOptions
 
 
@@ -143,7 +144,11 @@ class UnpackableError(ShardioError):
 
 @runtime_checkable
 class Source(Protocol):
-    """Samples to pack, in an order that depends on the source's data alone."""
+    """Samples to pack, in an order that depends on the source's data alone.
+
+    A source may have an attribute `types`, a mapping from names of fields to their types, which
+    the manifest of the packed folder then records.
+    """
 
     @property
     def name(self) -> str:
@@ -195,6 +200,12 @@ class PathSource(Source, Protocol):
 def remedy_for(source: Source) -> str:
     """Return the advice for a sample of a source that cannot be packed."""
     return getattr(source, "remedy", "fix the sample or leave it out")
+
+
+def types_of(source: Source) -> Mapping[str, FieldType]:
+    """Return the types that a source records for its fields; others follow from their names."""
+    types: Mapping[str, FieldType] = getattr(source, "types", {})
+    return types
 
 
 _JUNK = frozenset(

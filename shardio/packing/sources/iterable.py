@@ -132,7 +132,8 @@ class IterableSource:
         if isinstance(value, bytes | bytearray | memoryview):
             return None, bytes(value)
         try:
-            return None, type_of(field.lower(), given=self._types).encode(value)
+            name = field.lower()
+            return None, type_of(name, given=self._types).for_field(name).encode(value)
         except NotImplementedError:
             raise PackError(
                 f"field {field!r} takes bytes or a path, not {type(value).__name__}",

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from shardio.errors import CodecError, PackError, quoted, shown
 from shardio.fields.arrays import decode_cls
-from shardio.fields.base import LABEL_FIELD
-from shardio.fields.defaults import decode_field
+from shardio.fields.base import LABEL_FIELD, FieldType
+from shardio.fields.defaults import type_of
 from shardio.fields.limits import MAX_PIXELS
 from shardio.indexing.catalog import SHARD_SUFFIXES, Catalog, ShardEntry, open_catalog
 from shardio.indexing.shard_index import ShardIndex
@@ -91,6 +92,11 @@ class TarSource:
         """See Source; a manifest has them."""
         return self.catalog.classes
 
+    @property
+    def types(self) -> Mapping[str, FieldType]:
+        """See Source; a manifest may record them."""
+        return self.catalog.types
+
     def samples(self) -> Iterator[SourceSample | Problem]:
         """Yield the samples, shard by shard, and the keys that no shard has.
 
@@ -114,6 +120,7 @@ class TarSource:
         index, path = entry.load_index(), os.fsencode(os.path.abspath(entry.path))  # noqa: PTH100
         stamp = stamp_of(Path(entry.path).stat())
         entry.verify_unchanged()  # it is still the file that was looked through
+        types = partial(type_of, max_pixels=self.max_pixels, given=self.types)
         with SourceReader(self.root) as reader:
             for number in range(len(index)):
                 key = index.key(number)
@@ -129,7 +136,7 @@ class TarSource:
                 if fault := key_fault(key):
                     yield Problem(path=place, reason=fault)
                     continue
-                values = _LazyFields(place, fields, reader, self.max_pixels)
+                values = _LazyFields(place, fields, reader, types)
                 if self.where is not None and not self.where(key, values):
                     continue
                 yield SourceSample(
@@ -147,7 +154,7 @@ class _LazyFields(Mapping[str, Any]):
         place: shard and key of the sample, for errors.
         fields: places of their data.
         reader: reader of the data.
-        max_pixels: maximum number of pixels of an image.
+        types: called with the name of a field, returns its type.
     """
 
     def __init__(
@@ -155,17 +162,17 @@ class _LazyFields(Mapping[str, Any]):
         place: str,
         fields: Mapping[str, FromRange],
         reader: SourceReader,
-        max_pixels: int,
+        types: Callable[[str], FieldType],
     ) -> None:
         self._place = place
         self._fields = fields
         self._reader = reader
-        self._max_pixels = max_pixels
+        self._types = types
 
     def __getitem__(self, field: str) -> Any:
         try:
             data = _read(self._fields[field], self._reader)
-            return decode_field(field, data, max_pixels=self._max_pixels)
+            return self._types(field).decode(data)
         except (UnpackableError, CodecError) as error:
             raise error.at(f"{shown(self._place)}, field {quoted(field)}", PackError) from error
 
