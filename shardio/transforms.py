@@ -250,8 +250,8 @@ class CenterCrop:
 
     Args:
         size: height and width of the output, or one number for both.
-        resize: length of the resized shorter side, at least the larger of height and width;
-            by default 256 / 224 times that.
+        resize: length of the resized shorter side, at least the larger of height and width. It must
+            be given, since torchvision's CenterCrop does not resize.
         flip: probability of a horizontal flip.
         antialias: whether each pixel of the output averages all pixels under it, which makes it
             torchvision's to one grey level. Without it, the edges of the crop are rounded to whole
@@ -277,7 +277,11 @@ class CenterCrop:
     ) -> None:
         pair = _pair(size)
         if resize is None:
-            resize = round(max(pair) * 256 / 224)
+            shown = pair[0] if pair[0] == pair[1] else pair
+            raise UsageError(
+                f"CenterCrop({shown}) does not say to what size images are resized before",
+                remedy=f"write CenterCrop({shown}, resize={round(max(pair) * 256 / 224)})",
+            )
         resize = whole_number("resize", resize, least=max(pair))
         _assign(
             self,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -46,7 +47,7 @@ def random_resized_crops(draw: st.DrawFn) -> RandomResizedCrop:
 @st.composite
 def center_crops(draw: st.DrawFn) -> CenterCrop:
     size = draw(sizes)
-    resize = draw(st.none() | st.integers(max(size), 4 * max(size)))
+    resize = draw(st.integers(max(size), 4 * max(size)))
     return CenterCrop(size, resize=resize, antialias=draw(st.booleans()))
 
 
@@ -88,7 +89,9 @@ def test_transforms_are_values(transform: SizedTransform) -> None:
 
 def test_one_number_is_both_height_and_width() -> None:
     assert RandomResizedCrop(224) == RandomResizedCrop((224, 224))
-    assert CenterCrop(224) == CenterCrop((224, 224), resize=256)
+    assert CenterCrop(224, resize=256) == CenterCrop((224, 224), resize=256)
+    with pytest.raises(UsageError, match=r"does not say .*; write CenterCrop\(224, resize=256\)"):
+        CenterCrop(224)
     assert Resize((1, 2)) != Resize((2, 1))
 
 
@@ -103,13 +106,13 @@ def test_resize_refuses_one_number_as_torchvision_means_the_shorter_side_by_it()
 
 
 def test_a_central_crop_says_what_it_resizes_and_how() -> None:
-    assert repr(CenterCrop(224)) == (
+    assert repr(CenterCrop(224, resize=256)) == (
         "CenterCrop(size=(224, 224), resize=256, flip=0.0, antialias=True, "
         "interpolation='bilinear')"
     )
 
 
-@pytest.mark.parametrize("kind", [CenterCrop, RandomResizedCrop, Resize])
+@pytest.mark.parametrize("kind", [partial(CenterCrop, resize=12), RandomResizedCrop, Resize])
 def test_crops_say_how_they_are_resampled(kind: Callable[..., Any]) -> None:
     uniforms = [0.5] * 23
     averages = kind is not RandomResizedCrop
@@ -123,9 +126,9 @@ CHOSEN: list[BatchedTransform] = [
     RandomResizedCrop(8, scale=(0.25, 0.25), ratio=(1.0, 1.0)),  # sides end in 1/2, positions tie
     RandomResizedCrop((30, 40), scale=(0.9, 1.0), ratio=(0.1, 9.0), flip=1.0, antialias=True),
     RandomResizedCrop(8, scale=(0.001, 0.002), ratio=(2.0, 2.0), interpolation="nearest"),
-    CenterCrop(224),
+    CenterCrop(224, resize=256),
     CenterCrop((7, 30), resize=31, flip=0.5),
-    CenterCrop(224, antialias=False),
+    CenterCrop(224, resize=256, antialias=False),
     CenterCrop((31, 8), resize=62, antialias=False, flip=0.5, interpolation="bicubic"),
     Resize((3, 5)),
     Resize((3, 5), flip=0.5, antialias=False),
@@ -153,14 +156,14 @@ def test_crops_of_a_batch_are_those_of_its_images(transform: BatchedTransform) -
     [
         (lambda: RandomResizedCrop(0), "size=0: it must be a whole number or a pair"),
         (lambda: Resize((1, -1)), r"size=\(1, -1\): it must be a whole number or a pair"),
-        (lambda: CenterCrop((1, 0)), r"size=\(1, 0\): it must be"),
+        (lambda: CenterCrop((1, 0), resize=1), r"size=\(1, 0\): it must be"),
         (lambda: Resize("64"), "size='64': it must be a whole number or a pair"),  # type: ignore[arg-type]
         (lambda: Resize(3.5), "size=3.5: it must be a whole number or a pair"),  # type: ignore[arg-type]
         (
-            lambda: CenterCrop(8, interpolation="lanczos"),  # type: ignore[arg-type]
+            lambda: CenterCrop(8, resize=9, interpolation="lanczos"),  # type: ignore[arg-type]
             "interpolation='lanczos': it must be 'nearest', 'bilinear' or 'bicubic'",
         ),
-        (lambda: CenterCrop(8, antialias=1), "antialias=1: it must be True or False"),  # type: ignore[arg-type]
+        (lambda: CenterCrop(8, resize=9, antialias=1), "antialias=1: it must be True or False"),  # type: ignore[arg-type]
         (lambda: CenterCrop(224, resize=223), "resize=223: it must be .*, at least 224"),
         (lambda: RandomResizedCrop(8, scale=(0.5, 0.1)), "scale must be two numbers with 0 < min"),
         (lambda: RandomResizedCrop(8, scale=(0.0, 1.0)), "scale must be"),
@@ -223,7 +226,7 @@ def test_flips_happen_with_the_given_probability() -> None:
     assert RandomResizedCrop(8, flip=1.0).crop(10, 10, [math.nextafter(1, 0), *uniforms[1:]]).flip
 
 
-@pytest.mark.parametrize("kind", [CenterCrop, Resize])
+@pytest.mark.parametrize("kind", [partial(CenterCrop, resize=9), Resize])
 def test_fixed_crops_are_mirrored_with_the_given_probability(
     kind: Callable[..., CenterCrop | Resize],
 ) -> None:
@@ -250,7 +253,7 @@ def test_the_central_crop_of_256_is_the_known_recipe() -> None:
 
 def test_without_averaging_its_edges_are_whole_pixels_of_the_source() -> None:
     scale = 375 / 256
-    assert CenterCrop(224, antialias=False).crop(375, 500) == Crop(
+    assert CenterCrop(224, resize=256, antialias=False).crop(375, 500) == Crop(
         round(16 * scale), round(58 * scale), round(224 * scale), round(224 * scale)
     )
     plain = CenterCrop(224, resize=224, antialias=False)
@@ -271,7 +274,8 @@ def test_a_central_crop_looks_like_resizing_then_cropping(shape: tuple[int, int]
     expected = resized[top : top + 224, left : left + 224]
     for antialias in (False, True):
         out = np.zeros((224, 224, 3), np.uint8)
-        write_crop(pixels, CenterCrop(224, antialias=antialias).crop(height, width), out)
+        transform = CenterCrop(224, resize=256, antialias=antialias)
+        write_crop(pixels, transform.crop(height, width), out)
         assert np.abs(out.astype(int) - expected).max() <= 3
 
 

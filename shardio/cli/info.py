@@ -36,9 +36,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 @click.option(
     "--sample",
     metavar="KEY|N",
-    default="0",
-    show_default=True,
-    help="Which sample to look at, by key or by position as packed.",
+    help="Sample to look at, by key or by position as packed.  [default: the first one]",
 )
 @click.option("--shards", "all_shards", is_flag=True, help="List every shard.")
 @click.option(
@@ -70,7 +68,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 )
 def info(
     path: str,
-    sample: str,
+    sample: str | None,
     all_shards: bool,
     all_classes: bool,
     preview: str | None,
@@ -87,7 +85,7 @@ def info(
     with progress_bar("looking", hidden=as_json) as progress:
         found = inspect_source(
             path,
-            sample=sample,
+            sample=0 if sample is None else sample,
             preview=preview,
             preview_count=preview_count,
             allow_empty=allow_empty,

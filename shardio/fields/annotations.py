@@ -116,6 +116,12 @@ class Boxes(FieldType):
             value[name] = _list_or_array(columns[name])
         return value
 
+    def contradiction(self, recorded: FieldType) -> str | None:
+        """Compare the format, which is that of the data and no choice of a reader."""
+        if not isinstance(recorded, Boxes) or recorded.format == self.format:
+            return None
+        return f"its boxes are recorded with format={recorded.format!r}, not {self.format!r}"
+
     def follow(self, value: dict[str, Any], view: View | None) -> dict[str, Any]:
         """Move boxes with the crop, clip them, and drop those of which nothing is left."""
         boxes = value["boxes"]
@@ -289,27 +295,32 @@ class Points(FieldType):
     """Points in a picture, such as key points: float32 [..., n, 2], x and y in pixels.
 
     Points that a crop leaves outside keep their place, below zero or beyond the slot's size, since
-    their order is what they mean. Further values of a point, such as COCO's visibility, are kept.
+    their order is what they mean. A third value of a point, as COCO's visibility, is kept.
 
-    Data are a JSON list [..., n, 2 or more], a JSON object that holds it, or a `.npy` array.
+    Data are a JSON list [..., n, 2 or 3], a JSON object that holds it, or a `.npy` array.
 
     Attributes:
         points: name of the list in a JSON object; "" if the data are the list.
         flip_pairs: pairs of points that change places when a picture is mirrored, such as left
             and right eye; [] if none do. None, the default, refuses a transform that mirrors.
         ragged: whether samples differ in their number of points; a batch is a list then.
+        width: number of values of a point in flat lists, [..., n x width], as COCO has key points
+            (3: x, y and visibility) and polygons (2). None if each point is a list of its own.
     """
 
     points: str = ""
     flip_pairs: Sequence[tuple[int, int]] | None = None
     ragged: bool = False
+    width: Literal[2, 3] | None = None
 
     holds = "points"
     geometry: ClassVar[Geometry | None] = "follows"
 
     def __post_init__(self) -> None:
         if not isinstance(self.points, str):
-            raise UsageError(f"Points: points={self.points!r}: it must be text")
+            raise UsageError(f"Points: points={quoted(self.points)}: it must be text")
+        if self.width not in (None, 2, 3):
+            raise UsageError(f"Points: width={quoted(self.width)}: it must be 2, 3 or None")
         if self.flip_pairs is not None:
             pairs = tuple((int(one), int(other)) for one, other in self.flip_pairs)
             flat = [place for pair in pairs for place in pair]
@@ -330,15 +341,24 @@ class Points(FieldType):
         return self.flip_pairs is not None
 
     def decode(self, data: Buffer) -> NDArray[np.float32]:
-        """Decode to float32 [..., n, 2 or more]."""
+        """Decode to float32 [..., n, 2 or 3]."""
         found: Any = decode_npy(data) if data[: len(NPY_MAGIC)] == NPY_MAGIC else decode_json(data)
         if self.points and not isinstance(found, np.ndarray):
             found = _columns(found, (self.points,))[self.points]
         points = _numbers(found, self.points or "the data").astype(np.float32)
         if points.size == 0 and points.ndim < 2:
             points = points.reshape(0, 2)
-        if points.ndim < 2 or points.shape[-1] < 2:
-            raise CodecError(f"the points are {[*points.shape]}, and must be [..., n, 2 or more]")
+        if self.width is not None and points.size:
+            if points.shape[-1] % self.width:
+                raise CodecError(
+                    f"lists of {points.shape[-1]} values do not divide into points of {self.width}"
+                )
+            points = points.reshape(*points.shape[:-1], -1, self.width)
+        if points.ndim < 2 or points.shape[-1] not in (2, 3):
+            raise CodecError(
+                f"the points are {[*points.shape]}, and must be [..., n, 2 or 3]",
+                remedy="for flat lists, as COCO has them, give Points width=3 (x, y, visibility)",
+            )
         most = max((place for pair in self.flip_pairs or () for place in pair), default=-1)
         if points.size and points.shape[-2] <= most:
             raise CodecError(f"there are {points.shape[-2]} points, but flip_pairs names {most}")
@@ -375,7 +395,13 @@ class Points(FieldType):
         )
 
     def encode(self, value: Any) -> bytes:
-        """Encode numbers [..., n, 2 or more] as JSON."""
+        """Encode numbers [..., n, 2 or 3] as JSON.
+
+        Raises:
+            NotImplementedError: the data are flat lists, which are packed as they are.
+        """
+        if self.width is not None:
+            raise NotImplementedError("points are not encoded as flat lists")
         points = np.asarray(value).tolist()
         data = json.dumps({self.points: points} if self.points else points, allow_nan=False)
         self.decode(data.encode())

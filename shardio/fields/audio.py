@@ -80,7 +80,7 @@ class Audio(FieldType):
                 # header announces.
                 blocks = [*file.blocks(_BLOCK, dtype="float32", always_2d=True)]
         except soundfile.LibsndfileError as error:
-            raise CodecError(f"libsndfile does not decode the sound: {error}") from None
+            raise _not_sound(error) from None
         if not blocks:
             raise CodecError("the sound is empty")
         sound: NDArray[np.float32] = np.concatenate(blocks).T
@@ -137,7 +137,7 @@ class Audio(FieldType):
                 seconds = file.frames / file.samplerate
                 return f"{file.format}, {file.samplerate} Hz, {file.channels} ch., {seconds:.2f} s"
         except soundfile.LibsndfileError as error:
-            raise CodecError(f"libsndfile does not decode the sound: {error}") from None
+            raise _not_sound(error) from None
 
 
 def _wav(sound: NDArray[np.float32], rate: int) -> bytes:
@@ -156,3 +156,8 @@ def _load(name: str) -> Any:
         return __import__(name)
     except ImportError as error:
         raise UsageError(f"Audio needs the package {name}", remedy=_MISSING) from error
+
+
+def _not_sound(error: Any) -> CodecError:
+    """Make the error for what libsndfile refuses, without the address of the buffer."""
+    return CodecError(f"libsndfile does not decode the sound: {error.error_string}")

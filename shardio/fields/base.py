@@ -12,13 +12,14 @@ tensors of what they decode is the task of shardio.reading.columns.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import wraps
 from inspect import isfunction
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from shardio.fields.boundary import decoder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import numpy as np
     from numpy.typing import DTypeLike, NDArray
@@ -56,6 +57,19 @@ _LOOKING = (
     *("decode", "decode_verified", "decode_rows", "follow", "probe", "check", "preview", "picture"),
     "summarize",
 )
+
+
+_OF_DATA = ("decode", "decode_verified", "probe", "check", "preview")
+
+
+def _given_bytes(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Pass data as bytes, whose methods a user knows, in place of a view of memory."""
+
+    @wraps(method)
+    def call(self: FieldType, data: Buffer, *args: Any, **options: Any) -> Any:
+        return method(self, data if isinstance(data, bytes) else bytes(data), *args, **options)
+
+    return call
 
 
 def split_names(fields: str) -> tuple[tuple[str, ...], bool]:
@@ -134,12 +148,14 @@ class FieldType:
             cls.holds = f"values of {cls.name}" if listed else "a tensor"
         if "probe" in own and "sized" not in own:
             cls.sized = False
+        ours = cls.__module__.partition(".")[0] == "shardio"
         for method in _LOOKING:
             found = own.get(method)
             if isinstance(found, staticmethod):
                 setattr(cls, method, staticmethod(decoder(found.__func__)))
             elif isfunction(found):
-                setattr(cls, method, decoder(found))
+                takes_bytes = not ours and method in _OF_DATA
+                setattr(cls, method, decoder(_given_bytes(found) if takes_bytes else found))
 
     @property
     def alternatives(self) -> tuple[str, ...]:
@@ -165,8 +181,8 @@ class FieldType:
         """Decode one member.
 
         Args:
-            data: data of the member; a buffer that is valid during the call, so that the value must
-                not refer to it.
+            data: data of the member. A type of yours gets bytes. A type of shardio gets a buffer
+                that is valid during the call, so that the value must not refer to it.
 
         Raises:
             CodecError: the bytes do not decode.
@@ -194,6 +210,18 @@ class FieldType:
             Values [n, …], with those of a member contiguous, or None if the members are not alike.
         """
         del block, sizes
+        return None
+
+    def contradiction(self, recorded: FieldType) -> str | None:
+        """Say why data that were packed with another type cannot be read with this one.
+
+        Args:
+            recorded: type that the manifest records.
+
+        Returns:
+            Reason, or None if the data can be read.
+        """
+        del recorded
         return None
 
     def follow(self, value: Any, view: View | None) -> Any:

@@ -105,6 +105,22 @@ def decode_field(
     return found.decode_verified(data) if verified else found.decode(data)
 
 
+def combined_types(
+    recorded: Mapping[str, FieldType] | None, given: Mapping[str, FieldType]
+) -> dict[str, FieldType]:
+    """Return the types that a manifest records, with those of a user in place of some.
+
+    Raises:
+        UsageError: a given type would read the data as something else than they are.
+    """
+    for field, each in given.items():
+        known = (recorded or {}).get(field)
+        reason = None if known is None else each.contradiction(known)
+        if reason is not None:
+            raise UsageError(f"fields: {quoted(field)}: {reason}")
+    return {**(recorded or {}), **given}
+
+
 def given_types(fields: Mapping[str, str | FieldType] | None) -> dict[str, FieldType]:
     """Return the types of a user by the names of the fields that have them.
 

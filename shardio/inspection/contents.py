@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from shardio.checks import whole_number
 from shardio.errors import CodecError, counted
 from shardio.fields.base import FieldType
-from shardio.fields.defaults import type_of
+from shardio.fields.defaults import combined_types, type_of
 from shardio.fields.exif import FIRST_TURNED
 from shardio.fields.geometry import View
 from shardio.fields.probe import ImageInfo
@@ -61,7 +61,7 @@ class FieldCheck:
 
     def of(self, shard: ScopedShard) -> FieldCheck:
         """Return the check of a shard, whose manifest may record types."""
-        return replace(self, types={**shard.types, **self.types})
+        return replace(self, types=combined_types(shard.types, self.types))
 
     def type_of(self, name: str) -> FieldType:
         """Return the type of a field."""

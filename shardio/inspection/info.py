@@ -17,7 +17,7 @@ import numpy as np
 from shardio.checks import is_whole, require, whole_number
 from shardio.errors import CodecError, SituationError, UsageError
 from shardio.fields.base import LABEL_FIELD, FieldType
-from shardio.fields.defaults import given_types, type_of
+from shardio.fields.defaults import combined_types, given_types, type_of
 from shardio.fields.limits import MAX_PIXELS
 from shardio.fields.recorded import describe_type, merge_types
 from shardio.indexing.catalog import (
@@ -329,7 +329,7 @@ def _choose_types(
 ) -> TypeOf:
     """Return a function from the name of a field to its type: a given one, or that of the parts."""
     recorded = merge_types((name, each.types, each.types) for name, each in catalogs.items())
-    return partial(type_of, max_pixels=max_pixels, given={**recorded, **given})
+    return partial(type_of, max_pixels=max_pixels, given=combined_types(recorded, given))
 
 
 def _look_through(

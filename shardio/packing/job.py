@@ -308,6 +308,13 @@ def _check(listing: Listing, source: Source, job: PackJob) -> None:
         found = [each for some in checked for each in some]
         listing.leave_out({number: each for number, each in enumerate(found) if each is not None})
     if not len(listing):
+        if listing.problems:
+            first = listing.problems[0]
+            raise PackError(
+                f"none of its samples can be packed; the first is {first.path}: {first.reason}",
+                where=source.name,
+                remedy=first.remedy,
+            )
         raise PackError(
             "nothing in it can be packed, or was chosen",
             where=source.name,

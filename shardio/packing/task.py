@@ -442,17 +442,24 @@ class _Packer:
             data = self._files.read(origin, self.archive.reserve)
             field = name or ""
             type_ = type_of(field, self._encoding.limit, self._types)
-            if name is None or (self._check and type_.image_file):
-                images += 1
-                field = self._pack_image(
-                    name, data, is_only=images == 1, is_file=isinstance(origin, FromFile)
-                )
-            elif type_.geometry and self._encoding.decodes:
-                self._follow(name, type_, data, sample)
-            elif self._check and type_.geometry == "follows":
-                type_.check(data, deep=False)
-            elif self._check and isinstance(type_, _WORDS):
-                _check_words(field, type_, data)
+            try:
+                if name is None or (self._check and type_.image_file):
+                    images += 1
+                    field = self._pack_image(
+                        name, data, is_only=images == 1, is_file=isinstance(origin, FromFile)
+                    )
+                elif type_.geometry and self._encoding.decodes:
+                    self._follow(name, type_, data, sample)
+                elif self._check and type_.geometry == "follows":
+                    type_.check(data, deep=False)
+                elif self._check and isinstance(type_, _WORDS):
+                    _check_words(field, type_, data)
+            except CodecError as error:
+                if name is None or len(sample.fields) == 1:
+                    raise
+                raise CodecError(
+                    f"its field {quoted(name)}: {error.what}", remedy=error.remedy
+                ) from error
             if field in taken:
                 raise UsageError(
                     f"the sample has the field {quoted(field)} twice", remedy="name one otherwise"
@@ -473,10 +480,6 @@ class _Packer:
                 f"{name} belongs to the picture as it is, which would be resized or encoded anew",
                 remedy="pack it as it is",
             ) from None
-        except CodecError as error:
-            raise CodecError(
-                f"its field {quoted(name)}: {error.what}", remedy=error.remedy
-            ) from error
         if made is not None:
             self.archive.reserve(len(made))[:] = made
 

@@ -443,14 +443,14 @@ class Batch:
         if self._delivery.missing_ok:
             self._missing = missing
         elif missing:
+            wanted = ";".join(self._delivery.fields[missing[0]])
             error = CodecError(
                 f"the sample has no such field, wanted for {quoted(missing[0])}",
                 remedy=(
-                    "name in fields= those that all samples have, or read samples "
-                    "without batch_size"
+                    f"write {quoted(wanted + '?')} in fields= if samples may lack it, which "
+                    f"{quoted('has_' + missing[0])} then tells"
                 ),
             )
-            wanted = ";".join(self._delivery.fields[missing[0]])
             raise self._located(error, shard, sample, wanted)
 
     def _check_one(self, shard: OpenShard, sample: int) -> None:

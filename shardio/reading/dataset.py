@@ -375,7 +375,8 @@ class ShardDataset(ResumableDataset):
     def replace(self, **changes: Any) -> ShardDataset:
         """Open the same samples with other arguments; epochs begin anew.
 
-            held_out = held_out.replace(transform=shardio.CenterCrop(224), shuffle=False)
+            central = shardio.CenterCrop(224, resize=256)
+            held_out = held_out.replace(transform=central, shuffle=False)
 
         Args:
             changes: arguments of ShardDataset, except source.
@@ -624,7 +625,7 @@ def _check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[s
     require(mapped, "fields", fields, "a mapping such as {'image': 'jpg;png'}")
     usable = callable(transform) or isinstance(transform, SizedTransform)
     usable = transform is None or (usable and not isinstance(transform, type))
-    require(usable, "transform", transform, "callable, such as shardio.CenterCrop(224)")
+    require(usable, "transform", transform, "callable, such as shardio.CenterCrop(224, resize=256)")
     unused = decode or transform is None
     require(unused, "transform", transform, "left out with decode=False")
     known = isinstance(shuffle, bool) or str(shuffle) == "full"

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from shardio.errors import SituationError, UsageError, quoted, shown
 from shardio.fields.base import LABEL_FIELD, FieldType, split_names
-from shardio.fields.defaults import check_type, type_of
+from shardio.fields.defaults import check_type, combined_types, type_of
 from shardio.fields.recorded import require_available
 
 Fields = dict[str, tuple[str, ...]]
@@ -122,7 +122,6 @@ def entry_types(
         recorded: types of all fields of the dataset.
     """
     own = given[entry] if given is not None else None
-    return {
-        each: own if isinstance(own, FieldType) else type_of(each, given=recorded)
-        for each in alternatives
-    }
+    chosen = dict.fromkeys(alternatives, own) if isinstance(own, FieldType) else {}
+    known = combined_types(recorded, chosen)
+    return {each: chosen.get(each) or type_of(each, given=known) for each in alternatives}

@@ -160,7 +160,8 @@ def test_whatever_the_bytes_are_a_crop_is_made_or_a_codec_error_raised(
     fractions = draw.draw(st.lists(st.floats(0, 0.999), min_size=50, max_size=50))
     with suppress(CodecError):
         info = probe_image(data, max_pixels=1 << 16)
-        transform = RandomResizedCrop(size) if draw.draw(st.booleans()) else CenterCrop(size)
+        central = CenterCrop(size, resize=max(size))
+        transform = RandomResizedCrop(size) if draw.draw(st.booleans()) else central
         crop = transform.crop(info.height, info.width, fractions)
         part = decode_part(
             data,

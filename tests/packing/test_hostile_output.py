@@ -532,7 +532,7 @@ def test_an_index_for_another_tool_takes_no_shards_place(tmp_path: Path) -> None
     (tmp_path / "b.tar").rename(tmp_path / "a.idx")
     before = (tmp_path / "a.idx").read_bytes()
     with pytest.raises(
-        shardio.UsageError, match="a shard has this name; name a folder for the index"
+        shardio.UsageError, match="a shard has this name; name another folder for it"
     ):
         shardio.convert([tmp_path / "a.tar", tmp_path / "a.idx"], to="dali")
     assert (tmp_path / "a.idx").read_bytes() == before

@@ -348,7 +348,7 @@ def test_no_jpeg_ends_a_loop_that_skips(tmp_path: Path) -> None:
     make_shard(tmp_path / "a.tar", {"a": {"jpg": bytes(bad)}, "b": {"jpg": good}})
     shardio.index(str(tmp_path))
     dataset = shardio.ShardDataset(
-        tmp_path, batch_size=2, on_bad_sample="skip", transform=shardio.CenterCrop(8)
+        tmp_path, batch_size=2, on_bad_sample="skip", transform=shardio.CenterCrop(8, resize=9)
     )
     (batch,) = dataset
     assert batch["valid"].tolist() == [False, True]
@@ -363,7 +363,7 @@ def test_an_error_of_a_transform_is_no_bad_sample(tmp_path: Path) -> None:
         list(shardio.ShardDataset(shard, transform=transform, on_bad_sample="skip"))
 
 
-@pytest.mark.parametrize("transform", [None, shardio.CenterCrop(2), lambda image: image])
+@pytest.mark.parametrize("transform", [None, shardio.CenterCrop(2, resize=2), lambda image: image])
 def test_max_pixels_refuses_larger_images(tmp_path: Path, transform: Any) -> None:
     shard = make_shard(tmp_path / "a.tar", {"a": {"png": png(1)}})
     dataset = shardio.ShardDataset(shard, transform=transform, max_pixels=24)

@@ -23,7 +23,7 @@ HEIGHT, WIDTH = 96, 128
 TRANSFORMS: list[SizedTransform] = [
     shardio.Resize((50, 50)),
     shardio.Resize((300, 200), flip=1.0),
-    shardio.CenterCrop(50),
+    shardio.CenterCrop(50, resize=57),
     shardio.RandomResizedCrop(50),
     shardio.RandomResizedCrop((7, 201), scale=(0.01, 0.2)),
 ]

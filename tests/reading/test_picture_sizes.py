@@ -70,7 +70,7 @@ FIELDS: dict[str, Any] = {
 }
 TRANSFORMS = (
     shardio.RandomResizedCrop((24, 20)),
-    shardio.CenterCrop((20, 24), flip=0.5),
+    shardio.CenterCrop((20, 24), resize=27, flip=0.5),
     shardio.Resize((16, 24), flip=0.5),
 )
 
