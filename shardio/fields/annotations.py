@@ -7,18 +7,19 @@ names that torchvision.ops.box_convert and albumentations give them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 
+from shardio.checks import flag
 from shardio.errors import CodecError, TransformError, UsageError, quoted
 from shardio.fields.arrays import NPY_MAGIC, as_array, decode_npy
 from shardio.fields.base import Batching, FieldType, Geometry
 from shardio.fields.summary import FieldSummary, count_classes
-from shardio.fields.text import decode_json, decode_txt
+from shardio.fields.text import decode_json, decode_txt, encode_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 MAX_CLASSES = 1 << 24
 """Greatest number of classes of MultiLabel: a sample takes 64 MiB then."""
+
+_MOST_EXACT = 1 << 53  # up to which floats tell all integers apart
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh", "yolo"]
 
@@ -181,9 +184,8 @@ class Boxes(FieldType):
         """
         if self.format != "xyxy":
             raise NotImplementedError(f"boxes are not encoded as {quoted(self.format)}")
-        given = {self.boxes: value["boxes"], **{name: value[name] for name in self.also}}
-        plain = {name: np.asarray(each).tolist() for name, each in given.items()}
-        data = json.dumps(plain, ensure_ascii=False, allow_nan=False).encode()
+        boxes = {self.boxes: as_array(value["boxes"])}
+        data = encode_json({**boxes, **{name: value[name] for name in self.also}})
         self.decode(data)
         return data
 
@@ -264,7 +266,7 @@ def _parse_yolo(text: str) -> dict[str, Any]:
             row = [float(word) for word in words]
         except ValueError:
             row = []
-        if len(row) != 5 or not np.isfinite(row).all() or row[0] != int(row[0]):
+        if len(row) != 5 or not np.isfinite(row).all() or not _is_class(row[0]):
             raise CodecError(
                 f"line {number} is not a class number and four numbers: {quoted(line)}"
             )
@@ -272,6 +274,10 @@ def _parse_yolo(text: str) -> dict[str, Any]:
     found = np.array(rows, np.float64).reshape(-1, 5)
     boxes = _edges(found[:, 1:], "cxcywh").astype(np.float32)
     return {"boxes": boxes, "labels": found[:, 0].astype(np.int64)}
+
+
+def _is_class(number: float) -> bool:
+    return number == int(number) and abs(number) <= _MOST_EXACT
 
 
 def _edges(boxes: NDArray[np.float64], format_: BoxFormat) -> NDArray[np.float64]:
@@ -310,14 +316,9 @@ class Points(FieldType):
     def __post_init__(self) -> None:
         if not isinstance(self.points, str):
             raise UsageError(f"Points: points={self.points!r}: it must be text")
+        flag("Points: ragged", self.ragged)
         if self.flip_pairs is not None:
-            pairs = tuple((int(one), int(other)) for one, other in self.flip_pairs)
-            flat = [place for pair in pairs for place in pair]
-            if len(set(flat)) < len(flat) or min(flat, default=0) < 0:
-                raise UsageError(
-                    f"Points: flip_pairs={quoted(self.flip_pairs)}: a point stands in two"
-                )
-            object.__setattr__(self, "flip_pairs", pairs)
+            object.__setattr__(self, "flip_pairs", _check_pairs(self.flip_pairs))
 
     @property
     def batching(self) -> Batching:  # type: ignore[override]  # it depends on the value
@@ -376,10 +377,29 @@ class Points(FieldType):
 
     def encode(self, value: Any) -> bytes:
         """Encode numbers [..., n, 2 or more] as JSON."""
-        points = np.asarray(value).tolist()
-        data = json.dumps({self.points: points} if self.points else points, allow_nan=False)
-        self.decode(data.encode())
-        return data.encode()
+        points = as_array(value)
+        data = encode_json({self.points: points} if self.points else points)
+        self.decode(data)
+        return data
+
+
+def _check_pairs(given: Any) -> tuple[tuple[int, int], ...]:
+    """Return pairs of points as tuples.
+
+    Raises:
+        UsageError: they are no such pairs, or a point stands in two.
+    """
+    try:
+        pairs = tuple((index(one), index(other)) for one, other in given)
+    except (TypeError, ValueError):
+        pairs = ((-1, -1),)
+    flat = [place for pair in pairs for place in pair]
+    if len({*flat}) < len(flat) or min(flat, default=0) < 0:
+        raise UsageError(
+            f"Points: flip_pairs={quoted(given)}: it must be pairs of point numbers from 0, as "
+            "[(0, 1), (2, 3)], and no point may stand in two"
+        )
+    return pairs
 
 
 @dataclass(frozen=True)
@@ -445,7 +465,7 @@ class MultiLabel(FieldType):
             numbers = np.flatnonzero(given).tolist()
         else:
             numbers = [int(number) for number in value]
-        data = json.dumps(numbers).encode()
+        data = encode_json(numbers)
         self.decode(data)
         return data
 
