@@ -19,7 +19,7 @@ from shardio.indexing.publish import index as write_indexes
 @allow_empty_option
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def index(path: str, force: bool, allow_empty: bool, as_json: bool) -> None:
-    """Write indexes with checksums for the shards of PATH.
+    """Write indexes with checksums and sizes of pictures for the shards of PATH.
 
     PATH is a folder of tars, one tar, a glob or a pattern like 'shard-{000000..000007}.tar'.
     The indexes go to the folder index/ beside the shards.

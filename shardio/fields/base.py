@@ -106,6 +106,9 @@ class FieldType:
         image_file: whether the data are a JPEG, PNG, WebP or BMP file that decodes as an image.
         preview_bytes: number of bytes that `preview` needs; None if it needs all.
         mirrors: whether `follow` can mirror values.
+        sized: whether indexes record what `probe` finds, so that crops are chosen before the data
+            are read. It must follow from the data alone, so a subclass with a `probe` of its own
+            is not sized unless it says so.
     """
 
     fields: str = ""
@@ -119,6 +122,7 @@ class FieldType:
     image_file: ClassVar[bool] = False
     preview_bytes: ClassVar[int | None] = None
     mirrors: ClassVar[bool] = True
+    sized: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -128,6 +132,8 @@ class FieldType:
         if "holds" not in own:
             listed = cls.batching in ("found", "list")
             cls.holds = f"values of {cls.name}" if listed else "a tensor"
+        if "probe" in own and "sized" not in own:
+            cls.sized = False
         for method in _LOOKING:
             found = own.get(method)
             if isinstance(found, staticmethod):

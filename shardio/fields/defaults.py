@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from shardio.errors import UsageError, quoted
+from shardio.errors import CodecError, UsageError, quoted
 from shardio.fields.arrays import Array, Label
 from shardio.fields.base import BYTES, FieldType
-from shardio.fields.limits import MAX_PIXELS
+from shardio.fields.limits import MAX_PIXELS, NO_LIMIT
 from shardio.fields.pictures import Depth, Image, Mask, PixelMask, Pixels
 from shardio.fields.text import Json, Text
 
 if TYPE_CHECKING:
-    from shardio.fields.probe import Buffer
+    from shardio.fields.probe import Buffer, PictureSize
 
 IMAGE = Image()
 DEFAULTS: tuple[FieldType, ...] = (
@@ -33,6 +33,7 @@ DEFAULTS: tuple[FieldType, ...] = (
 )
 
 _BY_NAME = {name: each for each in DEFAULTS for name in each.names}
+_MOST_RECORDED = (1 << 32) - 1  # rows or columns, which are uint32 in an index
 _MOST_PARTS = 1 + max(name.count(".") for name in _BY_NAME)
 
 
@@ -56,6 +57,34 @@ def _default_type(field: str, max_pixels: int) -> FieldType:
     parts = field.rsplit(".", _MOST_PARTS)
     ends = (".".join(parts[start:]) for start in range(len(parts)))
     return next((_BY_NAME[end] for end in ends if end in _BY_NAME), BYTES).limited(max_pixels)
+
+
+def is_sized(field: str, given: Mapping[str, FieldType] | None = None) -> bool:
+    """Tell whether an index records the sizes of the pictures of a field; see type_of."""
+    return type_of(field, given=given).sized
+
+
+def size_of(
+    field: str, data: Buffer, given: Mapping[str, FieldType] | None = None
+) -> PictureSize | None:
+    """Return what an index records of a picture, whatever its number of pixels.
+
+    Args:
+        field: name of the field, in lower case.
+        data: data of the field.
+        given: see type_of.
+
+    Returns:
+        The size, or None for what is not a picture or has a header that is not sound.
+    """
+    found = type_of(field, NO_LIMIT, given)
+    if not found.sized:
+        return None
+    try:
+        info = found.probe(data)
+    except CodecError:
+        return None
+    return None if info is None or max(info.size) > _MOST_RECORDED else info.size
 
 
 def decode_field(

@@ -27,6 +27,9 @@ MAX_PIXELS = 178_956_970
 MAX_RESIZED_PIXELS = 1 << 30
 """Limit of pictures that are packed at another size, of which readers see few pixels; OpenCV's."""
 
+NO_LIMIT = 1 << 62
+"""Limit that no image reaches, for what looks at headers alone."""
+
 _FREE_PIXELS = 1 << 24
 _PIXELS_A_BYTE = 1024
 _SCANS = 12

@@ -70,6 +70,7 @@ class Image(FieldType):
     batching = "stack"
     geometry: ClassVar[Geometry | None] = "leads"
     image_file = True
+    sized = True
 
     def __post_init__(self) -> None:
         if self.crop not in ("shared", "own"):
@@ -142,6 +143,7 @@ class _Values(FieldType):
 
     batching = "stack"
     geometry: ClassVar[Geometry | None] = "follows"
+    sized = True
 
     def limited(self, max_pixels: int) -> _Values:
         """Return the type with a limit on the number of pixels."""
@@ -391,6 +393,7 @@ class Pixels(Array):
 
     names = frozenset({PIXELS_FIELD})
     geometry: ClassVar[Geometry | None] = "leads"
+    sized = True
     decode = staticmethod(decode_pixels)
 
     def probe(self, data: Buffer) -> ImageInfo:
@@ -425,6 +428,7 @@ class PixelMask(FieldType):
     names = frozenset(f"{mask}.{PIXELS_FIELD}" for mask in MASK_NAMES)
     batching = "stack"
     geometry: ClassVar[Geometry | None] = "follows"
+    sized = True
 
     def decode(self, data: Buffer) -> NDArray[np.uint8]:
         """Decode to uint8 [3, H, W]."""

@@ -15,13 +15,20 @@ chunks). Metadata are dropped, and so are colour profiles and transparency.
 
 from __future__ import annotations
 
-import zlib
 from functools import lru_cache
 from struct import pack, unpack, unpack_from
 from typing import TYPE_CHECKING, NamedTuple
 
 from shardio.errors import CodecError
 from shardio.fields.exif import is_xmp
+
+if TYPE_CHECKING:
+    import zlib
+else:
+    try:  # two to three times as fast, and says the same of corrupt data
+        from zlib_ng import zlib_ng as zlib
+    except ImportError:
+        import zlib
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from struct import unpack_from
+from typing import NamedTuple
 
 from shardio.errors import CodecError
 from shardio.fields.exif import FIRST_TURNED, UPRIGHT, is_exif, is_xmp, orientation_of
@@ -44,6 +45,25 @@ _OTHER_FRAMES = frozenset({0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF})
 _FF, _FILL = 0xFF, frozenset({0x00, 0xFF})
 _MARKER = re.compile(rb"\xff[^\x00\xff]")  # passes over fill bytes and junk, as decoders do
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # and over restarts
+
+
+class PictureSize(NamedTuple):
+    """Size of a picture as an index records it.
+
+    Attributes:
+        height: rows of the picture as shown, after orientation.
+        width: columns of the picture as shown, after orientation.
+        orientation: EXIF orientation, 1 to 8.
+    """
+
+    height: int
+    width: int
+    orientation: int
+
+    def __str__(self) -> str:
+        """Return the size for a message."""
+        turned = "" if self.orientation == UPRIGHT else f", orientation {self.orientation}"
+        return f"{self.height} × {self.width}{turned}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +97,11 @@ class ImageInfo:
     frame: int = 0
     restart: int = 0
     chunks: tuple[Chunk, ...] = ()
+
+    @property
+    def size(self) -> PictureSize:
+        """What an index records of the picture."""
+        return PictureSize(self.height, self.width, self.orientation)
 
     @property
     def stored_size(self) -> tuple[int, int]:

@@ -85,9 +85,10 @@ class ShardEntry:
             IndexFileError: it is missing, damaged, or of another shard.
         """
         index = read_index(Location(self.storage, self.index))
-        if index.shard_size != self.size or len(index) != self.samples:
+        samples = len(index.offsets)
+        if index.shard_size != self.size or samples != self.samples:
             raise IndexFileError(
-                f"the index is stale: it describes {len(index)} samples in "
+                f"the index is stale: it describes {samples} samples in "
                 f"{index.shard_size} bytes, expected {self.samples} in {self.size}",
                 where=self.name,
                 remedy="run `shardio index` on the folder of the shard",

@@ -14,6 +14,7 @@ from shardio.errors import IndexFileError, argument
 from shardio.fields.recorded import types_to_record
 from shardio.indexing.catalog import ShardPaths, find_shards, is_packed, list_parts, refuse_missing
 from shardio.indexing.manifest import (
+    Manifest,
     ShardReceipt,
     read_manifest,
     receipt_of,
@@ -51,7 +52,7 @@ def index(
     allow_empty: bool = False,
     progress: Callable[[int], Callable[[int], None]] | None = None,
 ) -> IndexSummary:
-    """Write an index with checksums for each shard, into the folder index/ beside it.
+    """Write an index with checksums and sizes of pictures for each shard, into index/ beside it.
 
     Every byte of the shards is read. Those that a manifest describes must be what was packed.
 
@@ -71,10 +72,11 @@ def index(
         OSError: a shard cannot be read or an index not written.
     """
     found = {part: find_shards(part) for part in map(Path, list_parts(source))}
-    folders = dict.fromkeys(shard.parent for shards in found.values() for shard in shards)
-    packed = [*filter(is_packed, folders)]
-    compared = [] if force else packed
-    digests = {folder: _packed_digests(folder, whole=folder in found) for folder in compared}
+    folders = {shard.parent: None for shards in found.values() for shard in shards}
+    packed = [folder for folder in folders if is_packed(folder)]
+    manifests = {at: read_manifest(at) for at in packed if at in found or not force}
+    known = manifests.items() if not force else ()
+    digests = {at: _packed_digests(at, said, whole=at in found) for at, said in known}
     done = progress(sum(map(len, found.values()))) if progress else None
     every, all_fields, unmarked = list[ShardReceipt](), set[str](), list[str]()
     for part, shards in found.items():
@@ -82,9 +84,7 @@ def index(
         for shard in shards:
             if shard.parent in packed:
                 refuse_compressed(shard)
-            scanned = index_shard(
-                plain_tar(shard), name=str(shard), checksums=True, allow_empty=allow_empty
-            )
+            scanned = _scan(shard, manifests.get(shard.parent), allow_empty=allow_empty)
             _compare(shard, scanned, digests.get(shard.parent))
             receipts.append(_publish(shard, scanned))
             fields |= {*scanned.fields}
@@ -106,9 +106,16 @@ def index(
     )
 
 
-def _packed_digests(folder: Path, *, whole: bool) -> dict[str, str]:
+def _scan(shard: Path, manifest: Manifest | None, *, allow_empty: bool) -> ShardIndex:
+    """Index a shard, with the types of fields that its manifest records."""
+    types = None if manifest is None else manifest.types
+    return index_shard(
+        plain_tar(shard), name=str(shard), checksums=True, allow_empty=allow_empty, types=types
+    )
+
+
+def _packed_digests(folder: Path, manifest: Manifest, *, whole: bool) -> dict[str, str]:
     """SHA-256 by name of the shards of a packed folder, which must be there if `whole`."""
-    manifest = read_manifest(folder)
     if whole:
         refuse_missing(folder, manifest)
     return {receipt.name: receipt.sha256 for receipt in manifest.shards}

@@ -17,15 +17,18 @@ import logging
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardio.errors import TarError, argument, counted, quoted, shown
+from shardio.fields.base import FieldType
+from shardio.fields.defaults import is_sized, size_of
+from shardio.fields.probe import PictureSize
 from shardio.indexing.shard_index import ShardIndex
 from shardio.naming import MemberName, split_member_name, why_no_sample
 from shardio.storage.base import StoredBytes
@@ -50,6 +53,7 @@ _WITHOUT_DOTS = (
     "`shardio pack`, which puts underscores in place of such dots"
 )
 _MOST_NAMED = 10  # shards without an end mark to list one by one
+_MOST_PROBED = 1 << 28  # bytes of a picture whose size is recorded; it is read whole
 _LOG = logging.getLogger("shardio")
 _warned: set[str] = set()
 
@@ -66,17 +70,19 @@ class IndexBuilder:
         self._keys: list[str] = []
         self._columns: dict[str, int] = {}
         self._rows, self._places, self._cells = array("q"), array("q"), array("q")
+        self._pictures: dict[str, array[int]] = {}  # row and size of each picture
         self._fields_of_sample: set[str] = set()
         self._fields_of_key: dict[str, frozenset[str]] = {}
         self._shapes: dict[frozenset[str], frozenset[str]] = {}  # shared, since few differ
 
-    def add(self, key: str, field: str, placed: Placed) -> None:
+    def add(self, key: str, field: str, placed: Placed, size: PictureSize | None = None) -> None:
         """Add a member.
 
         Args:
             key: key of its sample.
             field: field of the sample.
             placed: location and checksum of its data.
+            size: size of the picture that it is, if it is one.
 
         Raises:
             TarError: the sample already has that field, or an earlier sample has the same key.
@@ -100,6 +106,9 @@ class IndexBuilder:
         self._rows.append(len(self._keys) - 1)
         self._places.append(self._columns.setdefault(field, len(self._columns)))
         self._cells.extend(placed)
+        if size is not None:
+            known = self._pictures.setdefault(field, array("q"))
+            known.extend((len(self._keys) - 1, *size))
 
     def build(self, *, shard_size: int, shard_sha256: str | None, checksums: bool) -> ShardIndex:
         """Build the index.
@@ -137,6 +146,7 @@ class IndexBuilder:
             checksums=table[2].astype(np.uint32) if checksums else None,
             key_ends=np.cumsum([0, *map(len, keys)], dtype=np.int64),
             keys=np.frombuffer(b"".join(keys), dtype=np.uint8),
+            **self._build_pictures(),
         )
 
     def _check_cells(self, fields: tuple[str, ...]) -> None:
@@ -151,6 +161,22 @@ class IndexBuilder:
             remedy=_WITHOUT_DOTS,
             shard=self._shard,
         )
+
+    def _build_pictures(self) -> dict[str, Any]:
+        pictures = tuple(sorted(self._pictures))
+        if not pictures:
+            return {}
+        table = np.zeros((3, len(self._keys), len(pictures)), np.uint32)
+        for column, field in enumerate(pictures):
+            known = np.frombuffer(self._pictures[field], np.int64).reshape(-1, 4)
+            table[:, known[:, 0], column] = known[:, 1:].T
+        heights, widths, orientations = table
+        return {
+            "pictures": pictures,
+            "heights": heights,
+            "widths": widths,
+            "orientations": orientations.astype(np.uint8),
+        }
 
     def _close_sample(self, offset: int) -> None:
         if not self._keys:
@@ -173,16 +199,22 @@ class IndexBuilder:
 
 
 def index_shard(
-    path: Path | Location, *, name: str, checksums: bool, allow_empty: bool = False
+    path: Path | Location,
+    *,
+    name: str,
+    checksums: bool,
+    allow_empty: bool = False,
+    types: Mapping[str, FieldType] | None = None,
 ) -> ShardIndex:
     """Index a tar file.
 
     Args:
         path: path of an uncompressed tar.
         name: name of the tar in errors.
-        checksums: whether to read the data for checksums of the members and the shard; if False,
-            only headers are read, and only they get checksums.
+        checksums: whether to read the data for checksums of the members and the shard, and for
+            the sizes of pictures; if False, only headers are read, and only they get checksums.
         allow_empty: whether to accept a tar whose members belong to no sample.
+        types: types of fields by name; other fields have their default types.
 
     Raises:
         TarError: the tar is corrupt or empty, or its members do not form samples.
@@ -190,7 +222,7 @@ def index_shard(
         OSError: the file cannot be read.
     """
     data = StoredBytes(locate(path).open(name))
-    index, members = _index_bytes(data, name=name, checksums=checksums)
+    index, members = _index_bytes(data, name=name, checksums=checksums, types=types)
     if len(members) and not len(index) and not allow_empty:
         raise TarError(describe_no_samples(members), where=name, remedy=name_fields(), shard=name)
     return index
@@ -266,7 +298,9 @@ def warn_of_missing_ends(shards: Iterable[str]) -> None:
         _LOG.warning("%s: %s", shard, MISSING_END)
 
 
-def _index_bytes(data: StoredBytes, *, name: str, checksums: bool) -> tuple[ShardIndex, Members]:
+def _index_bytes(
+    data: StoredBytes, *, name: str, checksums: bool, types: Mapping[str, FieldType] | None
+) -> tuple[ShardIndex, Members]:
     members = scan_members(data, shard=name)
     builder = IndexBuilder(name)
     places = zip(members.offsets.tolist(), members.sizes.tolist(), strict=True)
@@ -276,13 +310,29 @@ def _index_bytes(data: StoredBytes, *, name: str, checksums: bool) -> tuple[Shar
             continue
         if kind != _FILE:
             raise _no_file(name, split, kind, offset)
-        checksum = data.crc32(offset, size) if checksums else 0
-        builder.add(*split, Placed(offset, size, checksum))
+        checksum, shown = 0, None
+        if checksums:
+            checksum, shown = _look_at(data, split.field, offset, size, types)
+        builder.add(*split, Placed(offset, size, checksum), shown)
     digest = data.sha256() if checksums else None
     index = builder.build(shard_size=len(data), shard_sha256=digest, checksums=checksums)
     if not checksums:
         index = _with_headers(index, members, data)
     return replace(index, has_end=members.has_end), members
+
+
+def _look_at(
+    data: StoredBytes,
+    field: str,
+    offset: int,
+    size: int,
+    types: Mapping[str, FieldType] | None,
+) -> tuple[int, PictureSize | None]:
+    """Return the checksum of a member and, if it is a picture, its size."""
+    if size > _MOST_PROBED or not is_sized(field, types):
+        return data.crc32(offset, size), None
+    content = data[offset : offset + size]
+    return zlib.crc32(content), size_of(field, content, types)
 
 
 def _with_headers(index: ShardIndex, members: Members, data: StoredBytes) -> ShardIndex:

@@ -1,5 +1,7 @@
 """The index of one shard: key of each sample; offset, size and checksum of each field.
 
+Of pictures it has height, width and orientation too, so that crops are chosen before any is read.
+
 On disk an index is a file in the safetensors layout (a 64-bit little-endian header length, a
 JSON header, then the arrays back to back), which other tools open too. Here the arrays of a small
 file lie in memory, and those of a large local one are memory-mapped, so that all processes of a
@@ -17,11 +19,15 @@ sample; a cut in the microseconds after that still does harm.
     key_ends   int64  [n + 1]  where each key ends in `keys`, after a leading 0
     starts     int64  [n, F]   of the headers before the data, -1 where a sample lacks the field
     headers    uint32 [n, F]   CRC-32 of the bytes from there to the data
+    heights    uint32 [n, P]   rows of the picture as shown, 0 where they are not known
+    widths     uint32 [n, P]   columns of the picture as shown, 0 where they are not known
+    orientations uint8 [n, P]  EXIF orientation, 1 to 8, 0 where it is not known
     keys       uint8  [·]      all keys back to back, UTF-8 (surrogateescape)
 
 Where checksums of the data are not known, those of the headers tell whether what lies before
-the data is still the name that was indexed; `starts` and `headers` are absent otherwise. Readers
-pass over arrays that they do not know.
+the data is still the name that was indexed; `starts` and `headers` are absent otherwise. The P
+fields of which the sizes of pictures are known are in `pictures` of the header; where there are
+none, it is absent, and so are the three arrays. Readers pass over arrays that they do not know.
 """
 
 from __future__ import annotations
@@ -38,6 +44,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.errors import IndexFileError, TarError, quoted
+from shardio.fields.probe import PictureSize
 from shardio.storage.base import StoredFile
 from shardio.storage.local import LocalShard, version_of
 from shardio.storage.location import Location, locate
@@ -51,7 +58,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _NO_CHECKSUM = b"00000000"
-_OPTIONAL = ("checksums", "starts", "headers")
+_OPTIONAL = ("checksums", "starts", "headers", "heights", "widths", "orientations")
 _ARRAYS = {
     "offsets": "I64",
     "sizes": "I64",
@@ -59,11 +66,15 @@ _ARRAYS = {
     "starts": "I64",
     "checksums": "U32",
     "headers": "U32",
+    "heights": "U32",
+    "widths": "U32",
+    "orientations": "U8",
     "keys": "U8",
 }
 _MOST_READ = 1 << 16  # bytes of an index that is read: about 1,000 samples of two fields
 _PIECE = 1 << 16  # bytes that are read at once; more would stay with the thread's allocator
 _LIMIT = 1 << 63  # of the size of a shard: its offsets are int64
+_LAST_ORIENTATION = 8
 _DAMAGED = (
     ValueError,
     KeyError,
@@ -123,6 +134,7 @@ class ShardIndex:
         shard_size: bytes of the tar file that was indexed.
         shard_sha256: hexadecimal digest of that file, if it was read whole.
         fields: names of the F columns, sorted.
+        pictures: names of the P fields with sizes of pictures, sorted.
         has_end: whether an end-of-archive mark follows the members.
         file: file of the mapped arrays; None for arrays in memory.
     """
@@ -137,6 +149,10 @@ class ShardIndex:
     keys: NDArray[np.uint8]
     starts: NDArray[np.int64] | None = None
     headers: NDArray[np.uint32] | None = None
+    pictures: tuple[str, ...] = ()
+    heights: NDArray[np.uint32] | None = None
+    widths: NDArray[np.uint32] | None = None
+    orientations: NDArray[np.uint8] | None = None
     has_end: bool = True
     file: MappedFile | None = None
 
@@ -167,6 +183,15 @@ class ShardIndex:
         start, end = self.key_ends[sample], self.key_ends[sample + 1]
         return decode_key(self.keys.data[start:end])
 
+    def picture_size(self, sample: int, field: str) -> PictureSize | None:
+        """Return the size of the picture in a field of a sample; None if it is not known."""
+        heights, widths, orientations = self.heights, self.widths, self.orientations
+        if heights is None or widths is None or orientations is None or field not in self.pictures:
+            return None
+        at = sample, self.pictures.index(field)
+        size = PictureSize(int(heights[at]), int(widths[at]), int(orientations[at]))
+        return size if size.orientation else None
+
 
 def decode_key(data: memoryview) -> str:
     """Decode the bytes of a key."""
@@ -183,6 +208,7 @@ def encode_index(index: ShardIndex) -> list[bytes]:
             "shard_sha256": index.shard_sha256 or "",
             "fields": json.dumps(index.fields),
             **({} if index.has_end else {"end": "missing"}),
+            **({"pictures": json.dumps(index.pictures)} if index.pictures else {}),
         }
     }
     arrays = {name: getattr(index, name) for name in _ARRAYS}
@@ -254,6 +280,7 @@ def _decode_index(file: StoredFile) -> ShardIndex:
         shard_sha256=str(metadata["shard_sha256"]) or None,
         fields=tuple(json.loads(metadata["fields"])),
         has_end=metadata.get("end") != "missing",
+        pictures=tuple(json.loads(metadata.get("pictures", "[]"))),
         file=None if mappable is None else _mapped_file(mappable),
         **_decode_arrays(header, data[start:]),
     )
@@ -294,6 +321,8 @@ def _verify(index: ShardIndex) -> None:
         raise ValueError("a field lies outside the shard")
     if (index.starts is None) != (index.headers is None):
         raise ValueError("it has headers without checksums, or checksums without headers")
+    if index.pictures or not (index.heights is index.widths is index.orientations):
+        _verify_pictures(index)
     if index.starts is not None:
         sizes = index.offsets - index.starts
         bad = (index.starts < 0) | (sizes <= 0) | (sizes % BLOCK != 0)
@@ -304,3 +333,21 @@ def _verify(index: ShardIndex) -> None:
 def are_aligned(offsets: NDArray[np.int64]) -> bool:
     """Tell whether all data start at a block of the tar, so that padding follows them."""
     return not (offsets % BLOCK).any()
+
+
+def _verify_pictures(index: ShardIndex) -> None:
+    """Raise ValueError for sizes that no pictures of the shard can have."""
+    heights, widths, orientations = index.heights, index.widths, index.orientations
+    if heights is None or widths is None or orientations is None:
+        raise ValueError("it has pictures without sizes, or sizes without pictures")
+    pictures, shape = [*index.pictures], (len(index.offsets), len(index.pictures))
+    if not pictures or pictures != sorted({*pictures} & {*index.fields}):
+        raise ValueError("it has sizes of pictures in fields that the shard does not have")
+    if not heights.shape == widths.shape == orientations.shape == shape:
+        raise ValueError("its arrays do not fit each other")
+    known = index.offsets[:, np.searchsorted(index.fields, pictures)] >= 0
+    known &= orientations > 0
+    if ((heights > 0) != known).any() or ((widths > 0) != known).any():
+        raise ValueError("it has a size where there is no picture, or only a part of one")
+    if (orientations > _LAST_ORIENTATION).any():
+        raise ValueError("it has an orientation that no picture has")

@@ -36,6 +36,8 @@ from shardio.errors import (
     in_words,
     quoted,
 )
+from shardio.fields.defaults import size_of
+from shardio.fields.probe import PictureSize
 from shardio.indexing.manifest import index_path
 from shardio.indexing.publish import refuse_compressed
 from shardio.indexing.scan import (
@@ -59,6 +61,8 @@ from shardio.storage.temporary import explained
 from shardio.tar.header import padded
 from shardio.tar.reader import Members
 from shardio.tar.salvage import Gap, walk_members
+
+_INDEX_AGAIN = "run `shardio index` on the folder of the shard"
 
 
 def _fix() -> str:
@@ -109,8 +113,18 @@ class Comparison:
         self._strangers: dict[tuple[str, str], int] = {}
         self.differences = 0
 
-    def compare(self, key: str, field: str, offset: int, data: memoryview) -> bool:
-        """Compare a member, and return whether its data do not contradict the index."""
+    def compare(
+        self, key: str, field: str, offset: int, data: memoryview, shown: PictureSize | None
+    ) -> bool:
+        """Compare a member, and return whether its data do not contradict the index.
+
+        Args:
+            key: key of its sample.
+            field: field of the sample.
+            offset: offset of its data in the shard.
+            data: data of the member.
+            shown: size of the picture that it is, if it is one.
+        """
         row, column = self._left.get(offset, (-1, -1))
         if row < 0 or (self._index.key(row), self._index.fields[column]) != (key, field):
             self._strangers[key, field] = offset
@@ -123,7 +137,12 @@ class Comparison:
             fault = "the data are not what was packed (CRC-32 differs)"
         if fault is not None:
             self._add(fault, key, field, offset)
-        return fault is None
+            return False
+        recorded = self._index.picture_size(row, field)
+        if None not in (recorded, shown) and recorded != shown:
+            what = f"the picture is {shown}, but the index says {recorded}"
+            self._found.add(what, _INDEX_AGAIN, key=key, field=field, offset=offset)
+        return True
 
     def finish(self, *, samples: int, data: StoredBytes, gaps: Sequence[Gap]) -> bool:
         """Add the gaps and all other differences; return whether members are missing."""
@@ -270,7 +289,6 @@ def open_plain(place: Path | Location) -> Iterator[tuple[StoredBytes, TarError |
 
 
 _MEGABYTE = 1 << 20
-_INDEX_AGAIN = "run `shardio index` on the folder of the shard"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -547,8 +565,10 @@ class _Contents:
             self._end_sample()
             self._group, self._sample = group, self._check.sample(group.members)
         comparison = self._comparison
-        if comparison is not None and not comparison.compare(group.key, name, offset, content):
-            return
+        if comparison is not None:
+            shown = size_of(name, content, self._check.types)
+            if not comparison.compare(group.key, name, offset, content, shown):
+                return
         self._offsets[name] = offset
         fault = self._sample.fault(name, content)
         if fault is None:

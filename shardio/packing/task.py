@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from shardio.errors import CodecError, IndexFileError, UsageError, quoted
 from shardio.fields.arrays import Label
 from shardio.fields.base import PIXELS_FIELD, FieldType
-from shardio.fields.defaults import IMAGE, type_of
+from shardio.fields.defaults import IMAGE, size_of, type_of
 from shardio.fields.exif import FIRST_TURNED
 from shardio.fields.formats import check_complete, check_data, probe_image
 from shardio.fields.geometry import Crop, View
@@ -320,6 +320,9 @@ class ShardTask(SampleTask):
         if self.images.decodes and self.types:
             settings += f"{[record_type(*each) for each in sorted(self.types.items())]}\n"
         digest.update(settings.encode("utf-8", "surrogateescape"))
+        # Sizes of pictures are in the index, as the types of their fields find them.
+        sized = sorted((name, repr(each)) for name, each in self.types.items() if each.sized)
+        digest.update(f"sizes {sized}\n".encode("utf-8", "surrogateescape"))
         digest.update(self.samples.hashes.data)
         return digest.hexdigest()
 
@@ -456,7 +459,8 @@ class _Packer:
                 )
             taken.add(field)
             member = join_member_name(sample.key, field).encode("utf-8", "surrogateescape")
-            builder.add(sample.key, field, self.archive.commit(member))
+            placed = self.archive.commit(member)
+            builder.add(sample.key, field, placed, size_of(field, self.archive.data, self._types))
 
     def _follow(self, name: str, type_: FieldType, data: memoryview, sample: SourceSample) -> None:
         """Put what belongs to the picture as it is stored in the place of a field's data."""

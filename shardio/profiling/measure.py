@@ -555,7 +555,7 @@ def _decode(
 ) -> tuple[float, int, int]:
     """Return samples per second, and ns of decoding and of transforming."""
     slots, watch = [*reader.columns(_SLOTS).values()], Stopwatch()
-    numbers = np.random.default_rng(0).random((len(stored), _MOST_DRAWS)).tolist()
+    numbers = np.random.default_rng(0).random((len(stored), _MOST_DRAWS))
     start, at = time.perf_counter(), number * len(stored) // 2
     while time.perf_counter() - start < seconds:
         watch.start()

@@ -46,7 +46,7 @@ from shardio.processes import new_lock
 from shardio.reading.columns import Column, RowColumn, Stack, Transform, column_maker
 from shardio.reading.entries import Fields
 from shardio.reading.gather import Gathered, Gatherer
-from shardio.reading.geometry import SampleGeometry, Views, describe_crops
+from shardio.reading.geometry import SEVERAL, Choices, SampleGeometry, Views, describe_crops
 from shardio.reading.handover import Allocate
 from shardio.reading.readahead import ReadAhead
 from shardio.reading.shards import FieldBytes, OpenShard, ShardPool
@@ -138,6 +138,7 @@ class Delivery:
 
 FillSlot = Callable[["Batch", int, OpenShard, int, Stopwatch], None]
 FillRows = Callable[["Batch", range, Stopwatch], bool]
+Choose = Callable[[ShardPool, References, NDArray[np.float64]], Sequence[Choices]]
 
 
 class Batch:
@@ -148,6 +149,7 @@ class Batch:
         references: samples of the batch.
         columns: entries of the batch, empty.
         uniforms: random numbers for the transforms, float64 [n, draws].
+        choose: chooses the crops whose pictures the indexes know; see SampleGeometry.
         fill_slot: reads a sample of a shard into a slot of a batch.
         fill_rows: reads the samples of some slots of a batch at once; False if they are not alike.
 
@@ -162,15 +164,18 @@ class Batch:
         references: References,
         columns: dict[str, Column],
         uniforms: NDArray[np.float64],
+        choose: Choose,
         fill_slot: FillSlot,
         fill_rows: FillRows,
     ) -> None:
-        self.references = references
+        self.references, self._uniforms = references, uniforms
         self._delivery = delivery
         self._columns = columns
-        self._uniforms: list[list[float]] = uniforms.tolist()
         self._fill_slot, self._fill_rows = fill_slot, fill_rows
         self._valid = references.valid.copy()
+        self._choose = choose
+        self._choosing = new_lock() if len(self._valid) >= SEVERAL else None
+        self._choices: list[Choices] = [()] * len(self._valid)
         self._keys = [""] * len(self._valid)
         self._missing: list[str] = []  # entries of the one sample where some may be missing
         self._absent: dict[str, set[int]] = {  # slots whose samples lack an optional entry
@@ -253,7 +258,7 @@ class Batch:
             self._check_missing(slot, shard, sample, stored)
         field, values = "", []
         try:
-            views = self._delivery.geometry.views(stored, self._uniforms[slot])
+            views = self._delivery.geometry.views(stored, self._uniforms[slot], self._choices[slot])
             for column, found, view in zip(self._columns.values(), stored, views, strict=True):
                 if found is not None:
                     field = found.field
@@ -290,6 +295,8 @@ class Batch:
         inside = slice(slots.start, slots.stop)
         shards = self.references.shards[inside].tolist()
         samples = self.references.indices[inside].tolist()
+        if (choosing := self._choosing) is not None:
+            self._choose_crops(choosing)
         for slot, number, sample in zip(slots, shards, samples, strict=True):
             shard = self._delivery.pool.get(number)
             self._keys[slot] = shard.key(sample)
@@ -300,6 +307,13 @@ class Batch:
             except SampleError as error:
                 self._note_fault(error, slot, shard, sample)
             watch.stop()
+
+    def _choose_crops(self, lock: threading.Lock) -> None:
+        """Choose the crops of all slots, if no thread has done so; the others wait for it."""
+        with lock:
+            if self._choosing is not None:
+                found = self._choose(self._delivery.pool, self.references, self._uniforms)
+                self._choices, self._choosing = [*found], None
 
     def _note_fault(self, error: SampleError, slot: int, shard: OpenShard, sample: int) -> None:
         """Note why a slot's own sample cannot be delivered, or raise the error."""
@@ -367,6 +381,7 @@ class Batch:
         Returns:
             Shard and position of the sample that it holds now.
         """
+        self._choices[slot] = ()  # which are for its own sample
         for number, sample in self._substitutes(slot, good):
             shard = self._delivery.pool.get(number)
             if sample not in shard.bad and self._try(slot, shard, sample, watch):
@@ -499,7 +514,7 @@ class SampleReader:
         allocate: Allocate,
     ) -> None:
         self._delivery = delivery
-        self._draws = delivery.geometry.draws
+        self._geometry = delivery.geometry
         self._wanted = tuple(delivery.fields.values())
         self._gatherer = Gatherer(delivery.pool, self._wanted)
         make = partial(
@@ -521,7 +536,7 @@ class SampleReader:
     ) -> Iterator[Batch]:
         """Read batches: plan → references → bytes → fields, straight into the slots → batch.
 
-        This is the whole read pipe. The batches call its two inner functions, in any thread.
+        This is the whole read pipe. The batches call its inner functions, in any thread.
 
         Args:
             plan: plan of an epoch.
@@ -539,21 +554,22 @@ class SampleReader:
             with self._gatherer.lock:
                 return batch.put_rows(slots, self._gatherer.gather(batch.references, slots), watch)
 
+        choose = self._geometry.choose
         for positions in shares:
             references = plan.references(positions)
             if ahead is not None:
                 ahead.enter(references)
             for part in references.split(size):
                 columns, draws = self.columns(len(part)), self.uniforms(part, key)
-                yield Batch(self._delivery, part, columns, draws, fill, fill_rows)
+                yield Batch(self._delivery, part, columns, draws, choose, fill, fill_rows)
 
-    def views(self, stored: Sequence[FieldBytes | None], uniforms: Sequence[float]) -> Views:
+    def views(self, stored: Sequence[FieldBytes | None], uniforms: NDArray[np.float64]) -> Views:
         """Choose what is shown of the pictures of a sample; see SampleGeometry.views."""
         return self._delivery.geometry.views(stored, uniforms)
 
     def uniforms(self, references: References, key: int) -> NDArray[np.float64]:
         """Draw the random numbers of some samples for the transforms, float64 [n, draws]."""
-        return uniform_numbers(key, references.positions, self._draws)
+        return uniform_numbers(key, references.positions, self._geometry.draws)
 
     def columns(self, slots: int) -> dict[str, Column]:
         """Make the entries of a batch, empty."""

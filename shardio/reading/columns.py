@@ -264,7 +264,7 @@ class Stack(ABC):
         if self.kind is None:
             return {name: torch.zeros(self._num_slots, 0)} if blank else {}
         if blank:
-            self._batch[[*blank]] = 0
+            self._batch.numpy()[[*blank]] = 0  # torch would wait in a forked child
         return {name: self._batch}
 
     def _kind_of(self, value: Any) -> Kind:

@@ -3,24 +3,79 @@
 The first picture of a sample decides the crop of its transform, from its size and the sample's
 random numbers. Everything that follows it, masks, boxes, other pictures, gets the same view. An
 image whose type says crop="own" gets random numbers and a crop of its own.
+
+Where the indexes have the sizes of pictures, the crops of a batch are chosen at once, before a byte
+of it is read. They are the same crops: a picture whose header says another size is an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, takewhile
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from shardio.errors import CodecError, UsageError
 from shardio.fields.base import FieldType
 from shardio.fields.exif import FIRST_TURNED
-from shardio.fields.geometry import View
-from shardio.fields.probe import ImageInfo
-from shardio.reading.shards import FieldBytes
-from shardio.transforms import SizedTransform
+from shardio.fields.geometry import Crop, View
+from shardio.fields.probe import ImageInfo, PictureSize
+from shardio.planning.epoch import References
+from shardio.reading.shards import Alternatives, FieldBytes, ShardPool
+from shardio.transforms import BatchedTransform, Crops, SizedTransform
+
+SEVERAL = 16
+"""Samples whose crops are chosen at once; fewer are faster one by one."""
 
 Views = Sequence[View | None]
+
+
+class Choice(NamedTuple):
+    """Crop that was chosen before the picture was read.
+
+    Attributes:
+        size: size of the picture, as the index has it.
+        crop: crop of a picture of this size.
+    """
+
+    size: PictureSize
+    crop: Crop
+
+    def confirmed(self, info: ImageInfo) -> Crop:
+        """Return the crop, which fits no picture of another size.
+
+        Raises:
+            CodecError: the header says another size than the index.
+        """
+        if info.size != self.size:
+            raise CodecError(
+                f"the picture is {info.size}, but the index says {self.size}",
+                remedy="run `shardio index` on the folder of the shard",
+            )
+        return self.crop
+
+
+Choices = Sequence[Choice | None]
+"""Choices of a sample: for the crop that its pictures share, then for each one of its own."""
+
+ChooseCrops = Callable[[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]], Crops]
+
+
+def _batched(transform: object) -> ChooseCrops | None:
+    """Return the method `crops` of a transform; None if it may choose others than `crop`.
+
+    So it may where a subclass has another `crop` and inherits `crops`.
+    """
+    if isinstance(transform, BatchedTransform):
+        for owner in type(transform).__mro__:
+            if "crops" in vars(owner):
+                return transform.crops
+            if "crop" in vars(owner):
+                break
+    return None
 
 
 class SampleGeometry:
@@ -55,6 +110,8 @@ class SampleGeometry:
         self._idle = not follows and (self._transform is None or not leads)
         draws = 0 if self._transform is None else self._transform.draws
         self._draws, self.draws = draws, draws * (1 + len(self._own))
+        self._choose = _batched(transform)
+        self._decisive = [self._sized_of(self._leads), *(self._sized_of([at]) for at in self._own)]
         if transform is not None and self._transform is None and follows:
             name = [*types][follows[0]]
             raise UsageError(
@@ -77,15 +134,63 @@ class SampleGeometry:
                         ),
                     )
 
-    def views(self, stored: Sequence[FieldBytes | None], uniforms: Sequence[float]) -> Views:
+    def _sized_of(self, entries: Sequence[int]) -> Alternatives:
+        """Return fields whose sizes an index may have; the first that a sample has decides."""
+        every = chain.from_iterable(self._types[at].items() for at in entries)
+        return tuple(field for field, _ in takewhile(lambda each: each[1].sized, every))
+
+    def choose(
+        self, pool: ShardPool, references: References, uniforms: NDArray[np.float64]
+    ) -> Sequence[Choices]:
+        """Choose the crops of the samples of a batch as far as the indexes have their sizes.
+
+        Args:
+            pool: shards of the samples.
+            references: samples of the batch.
+            uniforms: random numbers of the samples, float64 [B, draws].
+
+        Returns:
+            Choices of each sample, which are empty if none can be made.
+        """
+        shards, samples = references.shards.tolist(), references.indices.tolist()
+        if self._choose is None or not self._decisive[0]:
+            return [()] * len(samples)
+        opened = pool.indexed({*shards})
+        chosen: list[list[Choice | None]] = [[None] * len(self._decisive) for _ in samples]
+        for role, fields in enumerate(self._decisive):
+            known: list[tuple[int, PictureSize]] = []
+            for slot, (number, sample) in enumerate(zip(shards, samples, strict=True)):
+                shard = opened.get(number)
+                size = None if shard is None else shard.picture_size(sample, fields)
+                if size is not None:
+                    known.append((slot, size))
+            if not known:
+                continue
+            slots, sizes = zip(*known, strict=True)
+            heights, widths, _ = np.array(sizes, np.int64).T
+            first = role * self._draws
+            own = uniforms[[*slots], first : first + self._draws]
+            crops = self._choose(heights, widths, own)
+            for at, (slot, size) in enumerate(known):
+                chosen[slot][role] = Choice(size, crops[at])
+        return chosen
+
+    def views(
+        self,
+        stored: Sequence[FieldBytes | None],
+        uniforms: NDArray[np.float64],
+        choices: Choices = (),
+    ) -> Views:
         """Choose what is shown of the pictures of a sample, entry by entry.
 
         Args:
             stored: fields of the sample, one for each entry.
-            uniforms: `draws` random numbers.
+            uniforms: random numbers, float64 [draws].
+            choices: what was chosen before, if anything was.
 
         Raises:
-            CodecError: the header of a picture is not sound, or no picture is there to follow.
+            CodecError: the header of a picture is not sound or not what its index says, or no
+                picture is there to follow.
         """
         if self._idle:
             return self._none
@@ -100,30 +205,41 @@ class SampleGeometry:
                     remedy="name a picture in fields=",
                 )
             return self._none
-        view = self._view(lead, found, uniforms[: self._draws])
+        view = self._view(lead, found, uniforms, 0, choices)
         views: list[View | None] = [None] * len(stored)
         for at in (*self._pictures, *self._followers):
             views[at] = view
-        for number, at in enumerate(self._own, 1):
+        for role, at in enumerate(self._own, 1):
             found = stored[at]
             if found is not None:
-                first = number * self._draws
-                views[at] = self._view(at, found, uniforms[first : first + self._draws])
+                views[at] = self._view(at, found, uniforms, role, choices)
         return views
 
-    def _view(self, at: int, found: FieldBytes, uniforms: Sequence[float]) -> View:
-        type_ = self._types[at][found.field]
+    def _view(
+        self,
+        at: int,
+        found: FieldBytes,
+        uniforms: NDArray[np.float64],
+        role: int,
+        choices: Choices,
+    ) -> View:
+        type_, choice = self._types[at][found.field], choices[role] if choices else None
         try:
             info = type_.probe(found.data)
             if info is None:  # as of a user's type, which has decode alone
                 height, width = type_.decode(found.data).shape[:2]
                 info = ImageInfo(format=type_.name, height=height, width=width)
+            transform, size, crop = self._transform, (info.height, info.width), None
+            if choice is not None:
+                crop = choice.confirmed(info)
+            elif transform is not None:
+                first = role * self._draws
+                crop = transform.crop(*size, uniforms[first : first + self._draws].tolist())
         except CodecError as error:
             error.field = found.field
             raise
-        transform, size, crop = self._transform, (info.height, info.width), None
         if transform is not None:
-            crop, size = transform.crop(*size, uniforms), transform.size
+            size = transform.size
         return View(
             height=info.height,
             width=info.width,

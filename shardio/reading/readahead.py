@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,7 +117,7 @@ class ReadAhead:
     def _ask_for_samples(self, references: References) -> None:
         for shard in set(references.shards.tolist()) - self._opened:
             self._opened.add(shard)  # not in the loop: starting threads takes long
-            self._opening.submit(partial(self._try, shard, file_only=True))
+            self._opening.submit(partial(self._try, shard, only="file"))
             self._opening.submit(self._try, shard)
         for shard, inside in grouped(references.shards):
             samples = references.indices[inside]
@@ -136,7 +137,7 @@ class ReadAhead:
                         return
                     file.read_ahead(at, min(at + _PIECE, end))
 
-    def _try(self, shard: int, *, file_only: bool = False) -> OpenShard | None:
+    def _try(self, shard: int, *, only: Literal["file"] | None = None) -> OpenShard | None:
         with suppress(ShardioError, OSError):
-            return self._pool.get(shard, file_only=file_only)
+            return self._pool.get(shard, only=only)
         return None

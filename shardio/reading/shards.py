@@ -18,13 +18,15 @@ import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import SampleError, TarError, quoted
+from shardio.errors import SampleError, ShardioError, TarError, quoted
+from shardio.fields.probe import PictureSize
 from shardio.indexing.catalog import ShardEntry
 from shardio.indexing.shard_index import ShardIndex, decode_key
 from shardio.processes import new_lock
@@ -135,8 +137,11 @@ class OpenShard:
         self._tables: dict[Entries, _Table | None] = {}
         self._text = ""  # all keys, if they are ASCII and not too many
 
-    def open(self) -> None:
+    def open(self, *, index_only: bool = False) -> None:
         """Open the file and map the index, if they are not.
+
+        Args:
+            index_only: leave the file closed.
 
         Raises:
             IndexFileError: the index is missing, does not fit the shard, or was changed since.
@@ -149,7 +154,7 @@ class OpenShard:
                     self._load()
         if self.index.file is not None:
             self.index.file.verify_unchanged()
-        if self._kept is None or not self._is_compared:
+        if not index_only and (self._kept is None or not self._is_compared):
             self.open_file()
 
     def open_file(self) -> None:
@@ -195,7 +200,7 @@ class OpenShard:
                 found.append(None)
         if not starts:
             return [None] * len(found)
-        file, start, end = self.file(), min(starts), max(ends)
+        file, start, end = self._kept or self.file(), min(starts), max(ends)
         whole = None
         if len(starts) > 1 and end - start <= sum(ends) - sum(starts) + GAP * len(starts):
             whole = memoryview(file.read(start, end - start))
@@ -253,6 +258,13 @@ class OpenShard:
         """List those of the alternatives that a sample has."""
         (columns,) = _columns((alternatives,), self.index.fields)
         return [field for field, column in columns if self._offsets[sample, column] >= 0]
+
+    def picture_size(self, sample: int, alternatives: Alternatives) -> PictureSize | None:
+        """Return the size of the first alternative that a sample has; None if it is not known."""
+        for field, column in _columns((alternatives,), self.index.fields)[0]:
+            if self._offsets[sample, column] >= 0:
+                return self.index.picture_size(sample, field)
+        return None
 
     def extents(
         self, firsts: NDArray[np.int64], lasts: NDArray[np.int64]
@@ -365,31 +377,46 @@ class ShardPool:
         self._most_mapped = max(1, min(_MOST_MAPPED, int(limit * _MAPPED_PART)))
         _pools.add(self)
 
-    def get(self, shard: int, *, file_only: bool = False) -> OpenShard:
+    def get(self, shard: int, *, only: Literal["file", "index"] | None = None) -> OpenShard:
         """Return the shard at a position of the catalog, open.
 
         Args:
             shard: position of the shard.
-            file_only: open the file alone, while others may read the index.
+            only: what is opened; "file" while others may read the index, "index" for what needs no
+                data.
 
         Raises:
             IndexFileError, TarError, OSError: see OpenShard.open.
         """
         with self._lock:
-            found = self._open.get(shard)
+            found = self._open.get(shard) or self._mapped.get(shard)
             if found is None:
-                found = self._mapped.get(shard) or OpenShard(self._entries[shard])
-                self._mapped[shard] = self._open[shard] = found
-                self._mapped.move_to_end(shard)
+                found = OpenShard(self._entries[shard])
+            self._mapped[shard] = found
+            self._mapped.move_to_end(shard)
+            if len(self._mapped) > self._most_mapped:
+                self._mapped.popitem(last=False)
+            if only != "index":
+                self._open[shard] = found
+                self._open.move_to_end(shard)
                 if len(self._open) > self._most_open:
                     self._open.popitem(last=False)[1].close()
-                if len(self._mapped) > self._most_mapped:
-                    self._mapped.popitem(last=False)
-            self._open.move_to_end(shard)
-        if file_only:
+        if only == "file":
             found.open_file()
         else:
-            found.open()
+            found.open(index_only=only == "index")
+        return found
+
+    def indexed(self, shards: set[int]) -> dict[int, OpenShard]:
+        """Return shards by their positions, with their indexes.
+
+        Returns:
+            The shards whose indexes open; none if they are so many that others would be let go.
+        """
+        found: dict[int, OpenShard] = {}
+        for shard in shards if 2 * len(shards) <= self._most_mapped else ():
+            with suppress(ShardioError, OSError):  # which are met again when the data are read
+                found[shard] = self.get(shard, only="index")
         return found
 
     def let_go(self) -> None:

@@ -152,6 +152,11 @@ class ArchiveWriter:
         """Number of bytes written so far."""
         return self._flushed + self._used
 
+    @property
+    def data(self) -> memoryview:
+        """Data of the last member, until another is reserved."""
+        return self._data
+
     def reserve(self, size: int) -> memoryview:
         """Reserve memory for the next member; fill it, then call commit.
 

@@ -212,3 +212,24 @@ def test_what_is_refused_is_refused_when_a_tiny_image_is_packed(case: str) -> No
     data, message = REFUSED[case]
     with pytest.raises(CodecError, match=message):
         check_complete(data, probe_image(data))
+
+
+def test_zlib_ng_says_what_zlib_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of sound and of corrupt streams: the same file, or the same sentence."""
+    libraries = [zlib, pytest.importorskip("zlib_ng").zlib_ng]
+    rng = np.random.default_rng(0)
+    rows = rows_of(picture(40, 40) // 64)
+    sound = zlib.compress(rows)
+    for _ in range(400):
+        packed = bytearray(sound)
+        for place in rng.integers(0, len(packed), int(rng.integers(0, 3))):
+            packed[place] ^= 1 << int(rng.integers(0, 8))
+        data = memoryview(png(40, 40, bytes(packed[: len(packed) - int(rng.integers(0, 2))])))
+        outcomes = []
+        for library in libraries:
+            monkeypatch.setattr(module, "zlib", library)
+            try:
+                outcomes.append(bytes(plain_png(data, module.png_chunks(data))))
+            except CodecError as error:
+                outcomes.append(str(error).encode())
+        assert outcomes[0] == outcomes[1]

@@ -437,6 +437,7 @@ def judge_identity(name: str, trial: campaign.Trial) -> None:
 
 
 def cases(work: Path) -> Iterator[campaign.Case]:
+    torch.set_num_threads(1)  # a forked child would wait for threads of OpenMP that it has not
     for name, installed in scenes.INSTALLED.items():
         if not installed:
             yield campaign.skipped(f"{name} is not installed, NumPy judges alone")
