@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 
-from shardio.checks import flag
 from shardio.errors import CodecError, TransformError, UsageError, quoted
 from shardio.fields.arrays import NPY_MAGIC, as_array, decode_npy
 from shardio.fields.base import Batching, FieldType, Geometry
@@ -316,7 +315,8 @@ class Points(FieldType):
     def __post_init__(self) -> None:
         if not isinstance(self.points, str):
             raise UsageError(f"Points: points={self.points!r}: it must be text")
-        flag("Points: ragged", self.ragged)
+        if not isinstance(self.ragged, bool):
+            raise UsageError(f"Points: ragged={quoted(self.ragged)}: it must be True or False")
         if self.flip_pairs is not None:
             object.__setattr__(self, "flip_pairs", _check_pairs(self.flip_pairs))
 
