@@ -109,13 +109,14 @@ class Boxes(FieldType):
             raise CodecError(f"{quoted(self.boxes)} is {[*boxes.shape]}, and must be [n, 4]")
         if not np.isfinite(boxes).all():
             raise CodecError(f"{quoted(self.boxes)} holds a number that is not finite")
-        value: dict[str, Any] = {"boxes": _edges(boxes, self.format).astype(np.float32)}
+        edges = _in_32_bits(_edges(boxes, self.format), self.boxes)
+        value: dict[str, Any] = {"boxes": edges}
         for name in self.also:
             if len(columns[name]) != len(boxes):
                 raise CodecError(
                     f"{quoted(name)} has {len(columns[name])} values for {len(boxes)} boxes"
                 )
-            value[name] = _list_or_array(columns[name])
+            value[name] = _list_or_array(columns[name], name)
         return value
 
     def follow(self, value: dict[str, Any], view: View | None) -> dict[str, Any]:
@@ -225,14 +226,23 @@ def _numbers(values: Sequence[Any], name: str) -> NDArray[np.float64]:
     return found
 
 
+def _in_32_bits(values: NDArray[Any], name: str) -> NDArray[np.float32]:
+    """Round numbers to 32-bit floats; none becomes infinite."""
+    with np.errstate(over="ignore"):
+        found = values.astype(np.float32)
+    if (np.isinf(found) & np.isfinite(values)).any():
+        raise CodecError(f"{quoted(name)} holds a number beyond those of 32-bit floats")
+    return found
+
+
 def _has_truth(values: Any) -> bool:
     if isinstance(values, list):
         return any(map(_has_truth, values))
     return isinstance(values, bool)
 
 
-def _list_or_array(values: Sequence[Any]) -> Any:
-    """Return an array of numbers of one shape; other values stay a list."""
+def _list_or_array(values: Sequence[Any], name: str) -> Any:
+    """Return an array of numbers of one shape; a list of others, and of integers beyond 64 bits."""
     if isinstance(values, np.ndarray):
         return values
     if not values:
@@ -244,7 +254,8 @@ def _list_or_array(values: Sequence[Any]) -> Any:
     except ValueError:
         return list(values)
     if found.dtype.kind == "f":
-        return found.astype(np.float32)
+        whole = all(isinstance(value, int) for value in values)  # beyond 64 bits
+        return list(values) if whole else _in_32_bits(found, name)
     return found if found.dtype.kind in "bi" else list(values)
 
 
@@ -335,7 +346,8 @@ class Points(FieldType):
         found: Any = decode_npy(data) if data[: len(NPY_MAGIC)] == NPY_MAGIC else decode_json(data)
         if self.points and not isinstance(found, np.ndarray):
             found = _columns(found, (self.points,))[self.points]
-        points = _numbers(found, self.points or "the data").astype(np.float32)
+        name = self.points or "the data"
+        points = _in_32_bits(_numbers(found, name), name)
         if points.size == 0 and points.ndim < 2:
             points = points.reshape(0, 2)
         if points.ndim < 2 or points.shape[-1] < 2:
@@ -464,7 +476,7 @@ class MultiLabel(FieldType):
                 raise ValueError(f"it is no array [{self.classes}] of zeros and ones")
             numbers = np.flatnonzero(given).tolist()
         else:
-            numbers = [int(number) for number in value]
+            numbers = [index(number) for number in value]
         data = encode_json(numbers)
         self.decode(data)
         return data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import wave
 from dataclasses import dataclass
+from decimal import Decimal
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,30 @@ def test_what_belongs_to_boxes_is_encoded_as_it_is(found: list[object]) -> None:
     boxes = np.array([[0, 0, 9, 9], [1, 1, 5, 5]])
     decoded = type_.decode(type_.encode({"boxes": boxes, "found": found}))["found"]
     assert [*map(repr, decoded)] == [*map(repr, found)]
+
+
+@pytest.mark.parametrize(
+    ("type_", "data"),
+    [
+        (Boxes("json"), b'{"boxes": [[0, 0, 1, 1e300]]}'),
+        (Boxes("json", also=["area"]), b'{"boxes": [[0, 0, 1, 1]], "area": [1e300]}'),
+        (Points("json"), b"[[1e300, 2]]"),
+    ],
+)
+def test_numbers_that_would_become_infinite_are_refused(type_: Any, data: bytes) -> None:
+    with np.errstate(all="ignore"), pytest.raises(CodecError, match="beyond those of 32-bit"):
+        type_.decode(data)
+
+
+def test_integers_beyond_64_bits_stay_what_they_are() -> None:
+    data = b'{"boxes": [[0, 0, 1, 1], [0, 0, 2, 2]], "id": [9223372036854775808, -1]}'
+    assert Boxes("json", also=["id"]).decode(data)["id"] == [2**63, -1]
+
+
+@pytest.mark.parametrize("value", [[Decimal("1.5")], ["1"]])
+def test_sets_of_classes_are_not_encoded_from_what_is_no_integer(value: Any) -> None:
+    with pytest.raises(TypeError):
+        MultiLabel("json", classes=4).encode(value)
 
 
 @pytest.mark.parametrize("number", ["1e30", "-1e30", str(2**53 + 2), "0.5"])
