@@ -7,9 +7,9 @@ names that torchvision.ops.box_convert and albumentations give them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -18,7 +18,7 @@ from shardio.errors import CodecError, TransformError, UsageError, quoted
 from shardio.fields.arrays import NPY_MAGIC, as_array, decode_npy
 from shardio.fields.base import Batching, FieldType, Geometry
 from shardio.fields.summary import FieldSummary, count_classes
-from shardio.fields.text import decode_json, decode_txt
+from shardio.fields.text import decode_json, decode_txt, encode_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 MAX_CLASSES = 1 << 24
 """Greatest number of classes of MultiLabel: a sample takes 64 MiB then."""
+
+_MOST_EXACT = 1 << 53  # up to which floats tell all integers apart
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh", "yolo"]
 
@@ -107,13 +109,14 @@ class Boxes(FieldType):
             raise CodecError(f"{quoted(self.boxes)} is {[*boxes.shape]}, and must be [n, 4]")
         if not np.isfinite(boxes).all():
             raise CodecError(f"{quoted(self.boxes)} holds a number that is not finite")
-        value: dict[str, Any] = {"boxes": _edges(boxes, self.format).astype(np.float32)}
+        edges = _in_32_bits(_edges(boxes, self.format), self.boxes)
+        value: dict[str, Any] = {"boxes": edges}
         for name in self.also:
             if len(columns[name]) != len(boxes):
                 raise CodecError(
                     f"{quoted(name)} has {len(columns[name])} values for {len(boxes)} boxes"
                 )
-            value[name] = _list_or_array(columns[name])
+            value[name] = _list_or_array(columns[name], name)
         return value
 
     def contradiction(self, recorded: FieldType) -> str | None:
@@ -187,9 +190,8 @@ class Boxes(FieldType):
         """
         if self.format != "xyxy":
             raise NotImplementedError(f"boxes are not encoded as {quoted(self.format)}")
-        given = {self.boxes: value["boxes"], **{name: value[name] for name in self.also}}
-        plain = {name: np.asarray(each).tolist() for name, each in given.items()}
-        data = json.dumps(plain, ensure_ascii=False, allow_nan=False).encode()
+        boxes = {self.boxes: as_array(value["boxes"])}
+        data = encode_json({**boxes, **{name: value[name] for name in self.also}})
         self.decode(data)
         return data
 
@@ -230,14 +232,23 @@ def _numbers(values: Sequence[Any], name: str) -> NDArray[np.float64]:
     return found
 
 
+def _in_32_bits(values: NDArray[Any], name: str) -> NDArray[np.float32]:
+    """Round numbers to 32-bit floats; none becomes infinite."""
+    with np.errstate(over="ignore"):
+        found = values.astype(np.float32)
+    if (np.isinf(found) & np.isfinite(values)).any():
+        raise CodecError(f"{quoted(name)} holds a number beyond those of 32-bit floats")
+    return found
+
+
 def _has_truth(values: Any) -> bool:
     if isinstance(values, list):
         return any(map(_has_truth, values))
     return isinstance(values, bool)
 
 
-def _list_or_array(values: Sequence[Any]) -> Any:
-    """Return an array of numbers of one shape; other values stay a list."""
+def _list_or_array(values: Sequence[Any], name: str) -> Any:
+    """Return an array of numbers of one shape; a list of others, and of integers beyond 64 bits."""
     if isinstance(values, np.ndarray):
         return values
     if not values:
@@ -249,7 +260,8 @@ def _list_or_array(values: Sequence[Any]) -> Any:
     except ValueError:
         return list(values)
     if found.dtype.kind == "f":
-        return found.astype(np.float32)
+        whole = all(isinstance(value, int) for value in values)  # beyond 64 bits
+        return list(values) if whole else _in_32_bits(found, name)
     return found if found.dtype.kind in "bi" else list(values)
 
 
@@ -270,7 +282,7 @@ def _parse_yolo(text: str) -> dict[str, Any]:
             row = [float(word) for word in words]
         except ValueError:
             row = []
-        if len(row) != 5 or not np.isfinite(row).all() or row[0] != int(row[0]):
+        if len(row) != 5 or not np.isfinite(row).all() or not _is_class(row[0]):
             raise CodecError(
                 f"line {number} is not a class number and four numbers: {quoted(line)}"
             )
@@ -278,6 +290,10 @@ def _parse_yolo(text: str) -> dict[str, Any]:
     found = np.array(rows, np.float64).reshape(-1, 5)
     boxes = _edges(found[:, 1:], "cxcywh").astype(np.float32)
     return {"boxes": boxes, "labels": found[:, 0].astype(np.int64)}
+
+
+def _is_class(number: float) -> bool:
+    return number == int(number) and abs(number) <= _MOST_EXACT
 
 
 def _edges(boxes: NDArray[np.float64], format_: BoxFormat) -> NDArray[np.float64]:
@@ -321,14 +337,10 @@ class Points(FieldType):
             raise UsageError(f"Points: points={quoted(self.points)}: it must be text")
         if self.width not in (None, 2, 3):
             raise UsageError(f"Points: width={quoted(self.width)}: it must be 2, 3 or None")
+        if not isinstance(self.ragged, bool):
+            raise UsageError(f"Points: ragged={quoted(self.ragged)}: it must be True or False")
         if self.flip_pairs is not None:
-            pairs = tuple((int(one), int(other)) for one, other in self.flip_pairs)
-            flat = [place for pair in pairs for place in pair]
-            if len(set(flat)) < len(flat) or min(flat, default=0) < 0:
-                raise UsageError(
-                    f"Points: flip_pairs={quoted(self.flip_pairs)}: a point stands in two"
-                )
-            object.__setattr__(self, "flip_pairs", pairs)
+            object.__setattr__(self, "flip_pairs", _check_pairs(self.flip_pairs))
 
     @property
     def batching(self) -> Batching:  # type: ignore[override]  # it depends on the value
@@ -345,7 +357,8 @@ class Points(FieldType):
         found: Any = decode_npy(data) if data[: len(NPY_MAGIC)] == NPY_MAGIC else decode_json(data)
         if self.points and not isinstance(found, np.ndarray):
             found = _columns(found, (self.points,))[self.points]
-        points = _numbers(found, self.points or "the data").astype(np.float32)
+        name = self.points or "the data"
+        points = _in_32_bits(_numbers(found, name), name)
         if points.size == 0 and points.ndim < 2:
             points = points.reshape(0, 2)
         if self.width is not None and points.size:
@@ -402,10 +415,29 @@ class Points(FieldType):
         """
         if self.width is not None:
             raise NotImplementedError("points are not encoded as flat lists")
-        points = np.asarray(value).tolist()
-        data = json.dumps({self.points: points} if self.points else points, allow_nan=False)
-        self.decode(data.encode())
-        return data.encode()
+        points = as_array(value)
+        data = encode_json({self.points: points} if self.points else points)
+        self.decode(data)
+        return data
+
+
+def _check_pairs(given: Any) -> tuple[tuple[int, int], ...]:
+    """Return pairs of points as tuples.
+
+    Raises:
+        UsageError: they are no such pairs, or a point stands in two.
+    """
+    try:
+        pairs = tuple((index(one), index(other)) for one, other in given)
+    except (TypeError, ValueError):
+        pairs = ((-1, -1),)
+    flat = [place for pair in pairs for place in pair]
+    if len({*flat}) < len(flat) or min(flat, default=0) < 0:
+        raise UsageError(
+            f"Points: flip_pairs={quoted(given)}: it must be pairs of point numbers from 0, as "
+            "[(0, 1), (2, 3)], and no point may stand in two"
+        )
+    return pairs
 
 
 @dataclass(frozen=True)
@@ -470,8 +502,8 @@ class MultiLabel(FieldType):
                 raise ValueError(f"it is no array [{self.classes}] of zeros and ones")
             numbers = np.flatnonzero(given).tolist()
         else:
-            numbers = [int(number) for number in value]
-        data = json.dumps(numbers).encode()
+            numbers = [index(number) for number in value]
+        data = encode_json(numbers)
         self.decode(data)
         return data
 

@@ -56,6 +56,8 @@ class Audio(FieldType):
                 f"Audio: rate={quoted(self.rate)}: it must be samples per second, above 0 and up "
                 f"to {MAX_RATE:,}"
             )
+        if not isinstance(self.mono, bool):
+            raise UsageError(f"Audio: mono={quoted(self.mono)}: it must be True or False")
         if not self.max_seconds > 0:
             raise UsageError(f"Audio: max_seconds={quoted(self.max_seconds)}: it must be above 0")
 

@@ -183,14 +183,14 @@ class View(NamedTuple):
         return left, top, left + right.kept * right.scale, top + down.kept * down.scale
 
     def reduction(self, height: int, width: int) -> int:
-        """Return how many times smaller a field is than the picture that it belongs to.
+        """Return how many times smaller a field is than the picture that it belongs to, 1 if equal.
 
         Args:
             height: rows of the field.
             width: columns of the field.
 
         Raises:
-            CodecError: the sizes are neither equal nor a whole fraction of each other.
+            CodecError: the field's size is neither the picture's nor a whole fraction of it.
         """
         reduction = self.height // max(height, 1)
         if (height * reduction, width * reduction) == (self.height, self.width):
@@ -204,7 +204,7 @@ class View(NamedTuple):
             remedy=(
                 "rotate one of them before packing"
                 if because
-                else "make the sizes equal, or one a whole fraction of the other"
+                else "make the sizes equal, or the field's a whole fraction of the picture's"
             ),
         )
 

@@ -336,13 +336,10 @@ def decode_part(
     """
     view = memoryview(data).cast("B")
     shrink = _shrink(info, crop, size) if reduced and FORMATS[info.format].shrinks else 1
-    stored_height, stored_width = info.stored_size
-    height, width = -(-stored_height // shrink), -(-stored_width // shrink)
     pixels = None
     if info.format == "jpeg" and verified:
         _, _, bottom, _ = _box_as_stored(info, crop, size)
-        buffer = scratch.take(height * width * 3)
-        pixels = decode_jpeg_top(view, info, buffer, rows=bottom, shrink=shrink)
+        pixels = decode_jpeg_top(view, info, scratch.take, rows=bottom, shrink=shrink)
     if pixels is None:
         pixels = decode_stored(view, info, scratch, shrink=shrink, verified=verified)
     return DecodedPart(pixels, shrink)

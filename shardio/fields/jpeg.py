@@ -46,6 +46,8 @@ from shardio.errors import CodecError
 from shardio.fields.probe import jpeg_segments, probe_jpeg
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from shardio.fields.probe import ImageInfo
@@ -105,14 +107,19 @@ def decode_jpeg(
 
 
 def decode_jpeg_top(
-    data: memoryview, info: ImageInfo, buffer: NDArray[np.uint8], *, rows: int, shrink: int = 1
+    data: memoryview,
+    info: ImageInfo,
+    take: Callable[[int], NDArray[np.uint8]],
+    *,
+    rows: int,
+    shrink: int = 1,
 ) -> NDArray[np.uint8] | None:
     """Decode the upper part of a JPEG, the same pixels as whole.
 
     Args:
         data: the whole file.
         info: result of probe_image.
-        buffer: see decode_jpeg.
+        take: function that lends a buffer of at least a number of bytes.
         rows: number of rows, as stored, that are needed.
         shrink: see decode_jpeg.
 
@@ -128,6 +135,7 @@ def decode_jpeg_top(
         return None
     lowered = _lower(data, info, height)
     shape = _shape(height, width, shrink)
+    buffer = take(prod(shape))
     try:
         return _decode(lowered, shape, buffer)
     except ValueError as error:

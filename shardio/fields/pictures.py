@@ -333,7 +333,10 @@ class Depth(_Values):
     holds = "depth"
 
     def __post_init__(self) -> None:
-        if isinstance(self.scale, bool) or not np.isfinite(self.scale) or not self.scale > 0:
+        number = isinstance(self.scale, int | float | np.number) and not isinstance(
+            self.scale, bool
+        )
+        if not (number and 0 < self.scale < float("inf")):
             raise UsageError(f"Depth: scale={quoted(self.scale)}: it must be a number above 0")
 
     def decode(self, data: Buffer) -> NDArray[np.float32]:
@@ -375,8 +378,9 @@ class Depth(_Values):
     def preview(self, data: Buffer) -> str:
         """Show size and range."""
         values = self.decode(data)[0]
-        low, high = np.nanmin(values), np.nanmax(values)
-        return f"depth, {values.shape[0]} × {values.shape[1]}, {low:g} to {high:g}"
+        found = summarize_numbers(values, "pixels")
+        span = "none finite" if found.low is None else f"{found.low:g} to {found.high:g}"
+        return f"depth, {values.shape[0]} × {values.shape[1]}, {span}"
 
 
 def _last_part(type_: FieldType) -> str:

@@ -25,7 +25,7 @@ from shardio.errors import (
     TransformError,
     quoted,
 )
-from shardio.fields.arrays import NUMBERS
+from shardio.fields.arrays import NUMBERS, is_picture
 from shardio.fields.base import Dense, FieldType
 from shardio.fields.geometry import Crop, View
 from shardio.fields.image import DecodedPart, Scratch, decode_part, write_part
@@ -618,7 +618,7 @@ def _decode_picture(type_: FieldType, stored: FieldBytes) -> Any:
         CodecError: the bytes do not decode, or to something else.
     """
     pixels = (type_.decode_verified if stored.verified else type_.decode)(stored.data)
-    if getattr(pixels, "ndim", 0) != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+    if not (isinstance(pixels, np.ndarray) and is_picture(pixels.dtype, pixels.shape)):
         raise CodecError(
             f"the field type {type_.name} decodes to no uint8 [H, W, 3], as crops need"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import wave
 from dataclasses import dataclass
+from decimal import Decimal
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 import shardio
+from shardio.errors import CodecError, UsageError
 from shardio.fields.annotations import Boxes, MultiLabel, Points
 from shardio.fields.arrays import Array, Label
 from shardio.fields.audio import Audio
@@ -66,6 +68,78 @@ BOXES = (
 class TestBoxes(FieldTypeContract):
     field_type = Boxes("json", also=["labels"])
     values = BOXES
+
+
+@pytest.mark.parametrize(
+    "found", [[1, "a"], [True, 2], [None, 3], [[1, 2], [1, 2, 3]], [{"a": 1}, {}], ["a", "b"]]
+)
+def test_what_belongs_to_boxes_is_encoded_as_it_is(found: list[object]) -> None:
+    type_ = Boxes("json", also=["found"])
+    boxes = np.array([[0, 0, 9, 9], [1, 1, 5, 5]])
+    decoded = type_.decode(type_.encode({"boxes": boxes, "found": found}))["found"]
+    assert [*map(repr, decoded)] == [*map(repr, found)]
+
+
+@pytest.mark.parametrize(
+    ("type_", "data"),
+    [
+        (Boxes("json"), b'{"boxes": [[0, 0, 1, 1e300]]}'),
+        (Boxes("json", also=["area"]), b'{"boxes": [[0, 0, 1, 1]], "area": [1e300]}'),
+        (Points("json"), b"[[1e300, 2]]"),
+    ],
+)
+def test_numbers_that_would_become_infinite_are_refused(type_: Any, data: bytes) -> None:
+    with np.errstate(all="ignore"), pytest.raises(CodecError, match="beyond those of 32-bit"):
+        type_.decode(data)
+
+
+def test_integers_beyond_64_bits_stay_what_they_are() -> None:
+    data = b'{"boxes": [[0, 0, 1, 1], [0, 0, 2, 2]], "id": [9223372036854775808, -1]}'
+    assert Boxes("json", also=["id"]).decode(data)["id"] == [2**63, -1]
+
+
+@pytest.mark.parametrize("value", [[Decimal("1.5")], ["1"]])
+def test_sets_of_classes_are_not_encoded_from_what_is_no_integer(value: Any) -> None:
+    with pytest.raises(TypeError):
+        MultiLabel("json", classes=4).encode(value)
+
+
+@pytest.mark.parametrize("number", ["1e30", "-1e30", str(2**53 + 2), "0.5"])
+def test_class_numbers_that_floats_do_not_hold_are_refused(number: str) -> None:
+    with pytest.raises(CodecError, match="line 2 is not a class number and four numbers"):
+        Boxes("txt", format="yolo").decode(f"1 .5 .5 .1 .1\n{number} .5 .5 .1 .1".encode())
+
+
+@pytest.mark.parametrize("pairs", [[0, 1], [(0, 1, 2)], [(0.5, 1)], [(0, 1), (1, 2)], [(-1, 0)], 3])
+def test_pairs_of_points_that_are_none_are_refused(pairs: Any) -> None:
+    with pytest.raises(UsageError, match=r"flip_pairs=.* must be pairs of point numbers"):
+        Points("json", flip_pairs=pairs)
+
+
+@pytest.mark.parametrize(
+    ("type_", "arguments"),
+    [
+        (Audio, {"mono": []}),
+        (Audio, {"mono": 1}),
+        (Points, {"ragged": []}),
+        (Depth, {"scale": "1"}),
+        (Depth, {"scale": [1.0]}),
+        (Depth, {"scale": float("nan")}),
+        (Depth, {"scale": float("inf")}),
+        (Depth, {"scale": True}),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(type_: Any, arguments: dict[str, Any]) -> None:
+    (name,) = arguments
+    with pytest.raises(UsageError, match=rf"{type_.__name__}: {name}="):
+        type_("x", **arguments)
+
+
+def test_depth_without_a_finite_value_has_a_preview() -> None:
+    for values in (np.full((2, 3), np.nan), np.full((2, 3), np.inf)):
+        assert Depth().preview(Array().encode(values)) == "depth, 2 × 3, none finite"
+    some = np.array([[np.nan, 1], [np.inf, 2]])
+    assert Depth().preview(Array().encode(some)) == "depth, 2 × 2, 1 to 2"
 
 
 class TestPoints(FieldTypeContract):

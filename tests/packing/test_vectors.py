@@ -52,7 +52,7 @@ def pack(source: Path, table: Path, **options: Any) -> Path:
     out = source.parent / f"out-{len([*source.parent.iterdir()])}"
     options = {"shards": 1, "shuffle": False, "path_columns": ["bin=path"], **options}
     shardio.pack(source, out, manifest=table, **options)
-    assert shardio.verify(out, deep=True).problems == 0
+    assert not shardio.verify(out, deep=True).problems
     return out
 
 
