@@ -281,7 +281,8 @@ def test_any_text_gives_an_orientation(kind: bytes, keyword: bytes, value: bytes
 
 def test_text_that_inflates_for_ever_is_inflated_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    inflater = png.zlib.decompressobj
+    library = vars(png)["zlib"]  # zlib, or what is installed in its place
+    inflater = library.decompressobj
 
     class Spy:
         def __init__(self) -> None:
@@ -293,6 +294,6 @@ def test_text_that_inflates_for_ever_is_inflated_in_part(monkeypatch: pytest.Mon
             return found
 
     bomb = png_of(packed_text(RAW, bytes(1 << 26)))
-    monkeypatch.setattr(png.zlib, "decompressobj", Spy)
+    monkeypatch.setattr(library, "decompressobj", Spy)
     assert probe_image(bomb).orientation == 1
     assert sizes == [1 << 20]
