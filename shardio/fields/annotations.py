@@ -8,7 +8,8 @@ names that torchvision.ops.box_convert and albumentations give them.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -18,7 +19,7 @@ from shardio.errors import CodecError, TransformError, UsageError, quoted
 from shardio.fields.arrays import NPY_MAGIC, as_array, decode_npy
 from shardio.fields.base import Batching, FieldType, Geometry
 from shardio.fields.summary import FieldSummary, count_classes
-from shardio.fields.text import decode_json, decode_txt
+from shardio.fields.text import decode_json, decode_txt, integer_in
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 MAX_CLASSES = 1 << 24
 """Greatest number of classes of MultiLabel: a sample takes 64 MiB then."""
+
+_MOST_WHOLE = 1 << 24  # float32 holds all whole numbers up to it
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh", "yolo"]
 
@@ -63,7 +66,8 @@ class Boxes(FieldType):
             "cxcywh" for center, width, height; all three in pixels. "yolo" is lines of text of a
             class number and "cxcywh" as fractions of the picture's width and height; the class
             numbers become `labels`.
-        also: names of other lists, with a value for each box. Numbers become tensors.
+        also: names of other lists, with a value for each box. Numbers become tensors; lists with
+            large whole numbers among fractions, which float32 would change, stay lists.
     """
 
     boxes: str = "boxes"
@@ -107,7 +111,7 @@ class Boxes(FieldType):
             raise CodecError(f"{quoted(self.boxes)} is {[*boxes.shape]}, and must be [n, 4]")
         if not np.isfinite(boxes).all():
             raise CodecError(f"{quoted(self.boxes)} holds a number that is not finite")
-        value: dict[str, Any] = {"boxes": _edges(boxes, self.format).astype(np.float32)}
+        value: dict[str, Any] = {"boxes": _float32(_edges(boxes, self.format), self.boxes)}
         for name in self.also:
             if len(columns[name]) != len(boxes):
                 raise CodecError(
@@ -214,20 +218,44 @@ def _columns(found: Any, names: Sequence[str]) -> dict[str, Sequence[Any]]:
     return {name: found[name] for name in names}
 
 
-def _numbers(values: Sequence[Any], name: str) -> NDArray[np.float64]:
+def _numbers(values: Sequence[Any] | NDArray[Any], name: str) -> NDArray[np.float64]:
+    """Return numbers; NumPy would make some of true and false, null, text, dates and complex ones.
+
+    Raises:
+        CodecError: the values are something else.
+    """
+    if isinstance(values, np.ndarray):
+        if values.dtype.kind not in "iuf":
+            raise CodecError(f"{quoted(name)} is {values.dtype}, and must be numbers")
+        return values.astype(np.float64)
     try:
         found = np.asarray(values, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise CodecError(f"{quoted(name)} is no list of lists of numbers of one length") from None
-    if _has_truth(values):
-        raise CodecError(f"{quoted(name)} holds true or false among its numbers")
+    if not _are_numbers(values):
+        raise CodecError(
+            f"{quoted(name)} holds something else among its numbers: true, false, null or text"
+        )
     return found
 
 
-def _has_truth(values: Any) -> bool:
+def _are_numbers(values: Any) -> bool:
     if isinstance(values, list):
-        return any(map(_has_truth, values))
-    return isinstance(values, bool)
+        return all(map(_are_numbers, values))
+    return type(values) in (int, float)
+
+
+def _float32(values: NDArray[np.float64], name: str) -> NDArray[np.float32]:
+    """Return numbers as float32.
+
+    Raises:
+        CodecError: one would become infinite.
+    """
+    try:
+        with np.errstate(over="raise"):
+            return values.astype(np.float32)
+    except FloatingPointError:
+        raise CodecError(f"{quoted(name)} holds a number that float32 cannot hold") from None
 
 
 def _list_or_array(values: Sequence[Any]) -> Any:
@@ -243,8 +271,20 @@ def _list_or_array(values: Sequence[Any]) -> Any:
     except ValueError:
         return list(values)
     if found.dtype.kind == "f":
-        return found.astype(np.float32)
+        return _float32_if_kept(found, values)
     return found if found.dtype.kind in "bi" else list(values)
+
+
+def _float32_if_kept(found: NDArray[Any], values: Sequence[Any]) -> Any:
+    """Return numbers as float32; their list if one is finite but beyond, or whole and beyond 2^24.
+
+    Such whole numbers may be ids, which float32 would change.
+    """
+    with np.errstate(over="ignore"):
+        made = found.astype(np.float32)
+    beyond = np.isinf(made) & np.isfinite(found)
+    large = (np.abs(found) > _MOST_WHOLE) & (found == np.trunc(found)) & np.isfinite(found)
+    return list(values) if (beyond | large).any() else made
 
 
 def _rows(values: Any, kept: NDArray[np.bool_]) -> Any:
@@ -255,23 +295,24 @@ def _rows(values: Any, kept: NDArray[np.bool_]) -> Any:
 
 def _parse_yolo(text: str) -> dict[str, Any]:
     """Read YOLO's lines: class, center x, center y, width, height, the last four from 0 to 1."""
-    rows = []
+    labels, rows = [], []
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
         if not words:
             continue
+        label = integer_in(words[0])
         try:
-            row = [float(word) for word in words]
+            row = [float(word) for word in words[1:]]
         except ValueError:
             row = []
-        if len(row) != 5 or not np.isfinite(row).all() or row[0] != int(row[0]):
+        if label is None or len(row) != 4 or not np.isfinite(row).all():
             raise CodecError(
                 f"line {number} is not a class number and four numbers: {quoted(line)}"
             )
+        labels.append(label)
         rows.append(row)
-    found = np.array(rows, np.float64).reshape(-1, 5)
-    boxes = _edges(found[:, 1:], "cxcywh").astype(np.float32)
-    return {"boxes": boxes, "labels": found[:, 0].astype(np.int64)}
+    boxes = _edges(np.array(rows, np.float64).reshape(-1, 4), "cxcywh")
+    return {"boxes": _float32(boxes, "boxes"), "labels": np.array(labels, np.int64)}
 
 
 def _edges(boxes: NDArray[np.float64], format_: BoxFormat) -> NDArray[np.float64]:
@@ -279,9 +320,10 @@ def _edges(boxes: NDArray[np.float64], format_: BoxFormat) -> NDArray[np.float64
     if format_ == "xyxy":
         return boxes
     start, size = boxes[:, :2], boxes[:, 2:]
-    if format_ == "cxcywh":
-        start = start - size / 2
-    return np.concatenate([start, start + size], axis=1)
+    with np.errstate(over="ignore"):  # such numbers are refused where they become float32
+        if format_ == "cxcywh":
+            start = start - size / 2
+        return np.concatenate([start, start + size], axis=1)
 
 
 @dataclass(frozen=True)
@@ -334,7 +376,8 @@ class Points(FieldType):
         found: Any = decode_npy(data) if data[: len(NPY_MAGIC)] == NPY_MAGIC else decode_json(data)
         if self.points and not isinstance(found, np.ndarray):
             found = _columns(found, (self.points,))[self.points]
-        points = _numbers(found, self.points or "the data").astype(np.float32)
+        name = self.points or "the data"
+        points = _float32(_numbers(found, name), name)
         if points.size == 0 and points.ndim < 2:
             points = points.reshape(0, 2)
         if points.ndim < 2 or points.shape[-1] < 2:
@@ -444,7 +487,9 @@ class MultiLabel(FieldType):
                 raise ValueError(f"it is no array [{self.classes}] of zeros and ones")
             numbers = np.flatnonzero(given).tolist()
         else:
-            numbers = [int(number) for number in value]
+            if isinstance(value, str | bytes | Mapping):
+                raise TypeError("it is not a list of class numbers")
+            numbers = [operator.index(number) for number in value]
         data = json.dumps(numbers).encode()
         self.decode(data)
         return data
