@@ -7,7 +7,7 @@ names that torchvision.ops.box_convert and albumentations give them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
@@ -18,7 +18,7 @@ from shardio.errors import CodecError, TransformError, UsageError, quoted
 from shardio.fields.arrays import NPY_MAGIC, as_array, decode_npy
 from shardio.fields.base import Batching, FieldType, Geometry
 from shardio.fields.summary import FieldSummary, count_classes
-from shardio.fields.text import decode_json, decode_txt, encode_json
+from shardio.fields.text import decode_json, decode_txt, encode_json, integer_in
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 MAX_CLASSES = 1 << 24
 """Greatest number of classes of MultiLabel: a sample takes 64 MiB then."""
 
-_MOST_EXACT = 1 << 53  # up to which floats tell all integers apart
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh", "yolo"]
 
@@ -65,7 +64,8 @@ class Boxes(FieldType):
             "cxcywh" for center, width, height; all three in pixels. "yolo" is lines of text of a
             class number and "cxcywh" as fractions of the picture's width and height; the class
             numbers become `labels`.
-        also: names of other lists, with a value for each box. Numbers become tensors.
+        also: names of other lists, with a value for each box. Whole numbers become int64 tensors and
+            fractions float64 ones; other lists stay lists.
     """
 
     boxes: str = "boxes"
@@ -109,14 +109,13 @@ class Boxes(FieldType):
             raise CodecError(f"{quoted(self.boxes)} is {[*boxes.shape]}, and must be [n, 4]")
         if not np.isfinite(boxes).all():
             raise CodecError(f"{quoted(self.boxes)} holds a number that is not finite")
-        edges = _in_32_bits(_edges(boxes, self.format), self.boxes)
-        value: dict[str, Any] = {"boxes": edges}
+        value: dict[str, Any] = {"boxes": _float32(_edges(boxes, self.format), self.boxes)}
         for name in self.also:
             if len(columns[name]) != len(boxes):
                 raise CodecError(
                     f"{quoted(name)} has {len(columns[name])} values for {len(boxes)} boxes"
                 )
-            value[name] = _list_or_array(columns[name], name)
+            value[name] = _list_or_array(columns[name])
         return value
 
     def contradiction(self, recorded: FieldType) -> str | None:
@@ -222,32 +221,47 @@ def _columns(found: Any, names: Sequence[str]) -> dict[str, Sequence[Any]]:
     return {name: found[name] for name in names}
 
 
-def _numbers(values: Sequence[Any], name: str) -> NDArray[np.float64]:
+def _numbers(values: Sequence[Any] | NDArray[Any], name: str) -> NDArray[np.float64]:
+    """Return numbers; NumPy would make some of true and false, null, text, dates and complex ones.
+
+    Raises:
+        CodecError: the values are something else.
+    """
+    if isinstance(values, np.ndarray):
+        if values.dtype.kind not in "iuf":
+            raise CodecError(f"{quoted(name)} is {values.dtype}, and must be numbers")
+        return values.astype(np.float64)
     try:
         found = np.asarray(values, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise CodecError(f"{quoted(name)} is no list of lists of numbers of one length") from None
-    if _has_truth(values):
-        raise CodecError(f"{quoted(name)} holds true or false among its numbers")
+    if not _are_numbers(values):
+        raise CodecError(
+            f"{quoted(name)} holds something else among its numbers: true, false, null or text"
+        )
     return found
 
 
-def _in_32_bits(values: NDArray[Any], name: str) -> NDArray[np.float32]:
-    """Round numbers to 32-bit floats; none becomes infinite."""
-    with np.errstate(over="ignore"):
-        found = values.astype(np.float32)
-    if (np.isinf(found) & np.isfinite(values)).any():
-        raise CodecError(f"{quoted(name)} holds a number beyond those of 32-bit floats")
-    return found
-
-
-def _has_truth(values: Any) -> bool:
+def _are_numbers(values: Any) -> bool:
     if isinstance(values, list):
-        return any(map(_has_truth, values))
-    return isinstance(values, bool)
+        return all(map(_are_numbers, values))
+    return type(values) in (int, float)
 
 
-def _list_or_array(values: Sequence[Any], name: str) -> Any:
+def _float32(values: NDArray[np.float64], name: str) -> NDArray[np.float32]:
+    """Return numbers as float32.
+
+    Raises:
+        CodecError: one would become infinite.
+    """
+    try:
+        with np.errstate(over="raise"):
+            return values.astype(np.float32)
+    except FloatingPointError:
+        raise CodecError(f"{quoted(name)} holds a number that float32 cannot hold") from None
+
+
+def _list_or_array(values: Sequence[Any]) -> Any:
     """Return an array of numbers of one shape; a list of others, and of integers beyond 64 bits."""
     if isinstance(values, np.ndarray):
         return values
@@ -261,7 +275,7 @@ def _list_or_array(values: Sequence[Any], name: str) -> Any:
         return list(values)
     if found.dtype.kind == "f":
         whole = all(isinstance(value, int) for value in values)  # beyond 64 bits
-        return list(values) if whole else _in_32_bits(found, name)
+        return list(values) if whole else found
     return found if found.dtype.kind in "bi" else list(values)
 
 
@@ -273,27 +287,24 @@ def _rows(values: Any, kept: NDArray[np.bool_]) -> Any:
 
 def _parse_yolo(text: str) -> dict[str, Any]:
     """Read YOLO's lines: class, center x, center y, width, height, the last four from 0 to 1."""
-    rows = []
+    labels, rows = [], []
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
         if not words:
             continue
+        label = integer_in(words[0])
         try:
-            row = [float(word) for word in words]
+            row = [float(word) for word in words[1:]]
         except ValueError:
             row = []
-        if len(row) != 5 or not np.isfinite(row).all() or not _is_class(row[0]):
+        if label is None or len(row) != 4 or not np.isfinite(row).all():
             raise CodecError(
                 f"line {number} is not a class number and four numbers: {quoted(line)}"
             )
+        labels.append(label)
         rows.append(row)
-    found = np.array(rows, np.float64).reshape(-1, 5)
-    boxes = _edges(found[:, 1:], "cxcywh").astype(np.float32)
-    return {"boxes": boxes, "labels": found[:, 0].astype(np.int64)}
-
-
-def _is_class(number: float) -> bool:
-    return number == int(number) and abs(number) <= _MOST_EXACT
+    boxes = _edges(np.array(rows, np.float64).reshape(-1, 4), "cxcywh")
+    return {"boxes": _float32(boxes, "boxes"), "labels": np.array(labels, np.int64)}
 
 
 def _edges(boxes: NDArray[np.float64], format_: BoxFormat) -> NDArray[np.float64]:
@@ -301,9 +312,10 @@ def _edges(boxes: NDArray[np.float64], format_: BoxFormat) -> NDArray[np.float64
     if format_ == "xyxy":
         return boxes
     start, size = boxes[:, :2], boxes[:, 2:]
-    if format_ == "cxcywh":
-        start = start - size / 2
-    return np.concatenate([start, start + size], axis=1)
+    with np.errstate(over="ignore"):  # such numbers are refused where they become float32
+        if format_ == "cxcywh":
+            start = start - size / 2
+        return np.concatenate([start, start + size], axis=1)
 
 
 @dataclass(frozen=True)
@@ -358,7 +370,7 @@ class Points(FieldType):
         if self.points and not isinstance(found, np.ndarray):
             found = _columns(found, (self.points,))[self.points]
         name = self.points or "the data"
-        points = _in_32_bits(_numbers(found, name), name)
+        points = _float32(_numbers(found, name), name)
         if points.size == 0 and points.ndim < 2:
             points = points.reshape(0, 2)
         if self.width is not None and points.size:
@@ -502,6 +514,8 @@ class MultiLabel(FieldType):
                 raise ValueError(f"it is no array [{self.classes}] of zeros and ones")
             numbers = np.flatnonzero(given).tolist()
         else:
+            if isinstance(value, str | bytes | Mapping):
+                raise TypeError("it is not a list of class numbers")
             numbers = [index(number) for number in value]
         data = encode_json(numbers)
         self.decode(data)

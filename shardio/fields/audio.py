@@ -23,6 +23,7 @@ MAX_SECONDS = 3600.0
 MAX_RATE = 1_000_000
 """Greatest rate that sound is resampled to, which a manifest may ask for."""
 
+_MOST_RAISED = 64  # times, of rates: from 8 kHz far beyond 192 kHz
 _BLOCK = 1 << 16  # values of a channel
 _FLOATS = 3  # format of WAV
 _MISSING = "pip install 'shardio[audio]'"
@@ -93,6 +94,11 @@ class Audio(FieldType):
             )
         if self.mono and len(sound) > 1:
             sound = sound.mean(axis=0, keepdims=True)
+        if self.rate is not None and self.rate > _MOST_RAISED * found:
+            raise CodecError(
+                f"the sound has {found} samples per second, and rate={self.rate} is more than "
+                f"{_MOST_RAISED} times that"
+            )
         if self.rate is not None and found != self.rate:
             sound = _load("soxr").resample(sound.T, found, self.rate).T
         return np.ascontiguousarray(sound, np.float32)

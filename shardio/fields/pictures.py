@@ -43,6 +43,7 @@ MASK_NAMES = ("mask", "seg", "label", "labels", "semantic", "instance", "panopti
 
 _PNG_FIELDS = frozenset(FORMATS["png"].fields)
 _INT32 = np.iinfo(np.int32)
+_LEAST, _GREATEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 DEPTH_NAMES = ("depth", "disparity")
 """Last but one components of the names of images that are depth by default."""
@@ -336,15 +337,21 @@ class Depth(_Values):
         number = isinstance(self.scale, int | float | np.number) and not isinstance(
             self.scale, bool
         )
-        if not (number and 0 < self.scale < float("inf")):
-            raise UsageError(f"Depth: scale={quoted(self.scale)}: it must be a number above 0")
+        if not (number and _LEAST <= self.scale <= _GREATEST):
+            raise UsageError(
+                f"Depth: scale={quoted(self.scale)}: it must be a number above 0 that float32 holds"
+            )
 
     def decode(self, data: Buffer) -> NDArray[np.float32]:
         """Decode to scaled values, float32 [1, H, W]."""
         values = self._stored(data)
         if values.dtype.kind not in "iuf":
             raise CodecError(f"depth of {values.dtype}: it must be numbers")
-        return (values.astype(np.float32) * np.float32(self.scale))[None]
+        try:
+            with np.errstate(over="raise"):
+                return (values.astype(np.float32) * np.float32(self.scale))[None]
+        except FloatingPointError:
+            raise CodecError("the depth has a value that float32 cannot hold") from None
 
     def summarize(self, value: NDArray[np.float32], view: View | None) -> FieldSummary:
         """Tell the range, and how many pixels are zero or not finite."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from shardio.errors import CodecError, quoted
@@ -31,7 +32,11 @@ _MARKS = (  # UTF-32's begins with UTF-16's
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _MOST_NESTED = 100
-_BRACKETS = re.compile(r'[\[\]{}]|"(?:[^"\\]|\\.)*"', re.DOTALL)  # strings hold no structure
+_BRACKETS = re.compile(r'[\[\]{}]|"(?:[^"\\]|\\.)*"?', re.DOTALL)
+"""Structure, and strings, which hold none; a string that does not end is one, too."""
+_NUMBER = re.compile(r"\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?\s*")  # of any script
+_LIMIT = 1 << 63
+_DIGITS = 19  # decimal numbers of fewer digits have less than 64 bits
 
 
 @decoder
@@ -90,6 +95,21 @@ def _check_depth(text: str) -> None:
                 raise CodecError(f"JSON nested more than {_MOST_NESTED} deep")
         elif found[0] in "]}":
             depth -= 1
+
+
+def integer_in(text: str) -> int | None:
+    """Parse a 64-bit integer, in whatever way it is spelled; None if the text spells none."""
+    if text.isascii() and text.isdecimal() and len(text) < _DIGITS:
+        return int(text)
+    number = number_in(text)
+    if number is None or not -_LIMIT <= number < _LIMIT or number != number.to_integral_value():
+        return None
+    return int(number)
+
+
+def number_in(text: str) -> Decimal | None:
+    """Parse a decimal number, in whatever way it is spelled; None if the text spells none."""
+    return Decimal(text.strip()) if _NUMBER.fullmatch(text) else None
 
 
 class _Characters(FieldType):

@@ -84,12 +84,11 @@ def test_what_belongs_to_boxes_is_encoded_as_it_is(found: list[object]) -> None:
     ("type_", "data"),
     [
         (Boxes("json"), b'{"boxes": [[0, 0, 1, 1e300]]}'),
-        (Boxes("json", also=["area"]), b'{"boxes": [[0, 0, 1, 1]], "area": [1e300]}'),
         (Points("json"), b"[[1e300, 2]]"),
     ],
 )
 def test_numbers_that_would_become_infinite_are_refused(type_: Any, data: bytes) -> None:
-    with np.errstate(all="ignore"), pytest.raises(CodecError, match="beyond those of 32-bit"):
+    with np.errstate(all="ignore"), pytest.raises(CodecError, match="that float32 cannot hold"):
         type_.decode(data)
 
 
@@ -104,8 +103,8 @@ def test_sets_of_classes_are_not_encoded_from_what_is_no_integer(value: Any) -> 
         MultiLabel("json", classes=4).encode(value)
 
 
-@pytest.mark.parametrize("number", ["1e30", "-1e30", str(2**53 + 2), "0.5"])
-def test_class_numbers_that_floats_do_not_hold_are_refused(number: str) -> None:
+@pytest.mark.parametrize("number", ["1e30", "-1e30", str(2**63), "0.5"])
+def test_class_numbers_that_int64_does_not_hold_are_refused(number: str) -> None:
     with pytest.raises(CodecError, match="line 2 is not a class number and four numbers"):
         Boxes("txt", format="yolo").decode(f"1 .5 .5 .1 .1\n{number} .5 .5 .1 .1".encode())
 

@@ -289,7 +289,7 @@ def test_text_that_inflates_for_ever_is_inflated_in_part(monkeypatch: pytest.Mon
             self._inflating = inflater()
 
         def decompress(self, data: bytes, most: int) -> bytes:
-            found = self._inflating.decompress(data, most)
+            found: bytes = self._inflating.decompress(data, most)
             sizes.append(len(found))
             return found
 

@@ -198,6 +198,13 @@ def test_ways_of_writing_names_in_yaml(text: str) -> None:
     assert names_in_yaml(text) == ("cat", "a dog", "b: c")
 
 
+def test_quotes_in_a_line_of_yaml_take_no_time() -> None:
+    about = "about: " + "it's what's " * 40 + '"'
+    assert names_in_yaml(f"names: ['it''s #1', \"b # c\"] # two\n{about}\n") == ("it's #1", "b # c")
+    with pytest.raises(ValueError, match="list of names"):
+        names_in_yaml(f"names: [a{' ' * 50_000}b:\n]")
+
+
 def test_links_that_lead_in_a_circle_are_refused(tmp_path: Path) -> None:
     source = dataset(tmp_path / "in")
     (source / "labels/train/loop").symlink_to(source / "labels")

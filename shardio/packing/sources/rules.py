@@ -16,12 +16,12 @@ import os
 import re
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import NamedTuple
 
 from shardio.errors import SituationError, UsageError, quoted, shown
 from shardio.fields.base import LABEL_FIELD
 from shardio.fields.formats import IMAGE_FIELDS
+from shardio.fields.text import integer_in, number_in
 from shardio.indexing.manifest import INDEX_FOLDER
 from shardio.packing.sources.base import (
     FromMemory,
@@ -158,11 +158,6 @@ def is_field_name(name: str) -> bool:
     return _FIELD.fullmatch(name) is not None
 
 
-_NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?\s*")  # of any script
-_LIMIT = 1 << 63
-_DIGITS = 19  # decimal numbers of fewer digits have less than 64 bits
-
-
 @dataclass(frozen=True, slots=True)
 class LabelEncoder:
     """Turns the names of classes into numbers.
@@ -241,7 +236,7 @@ def infer_labels(rows: Iterable[tuple[int, str]]) -> LabelEncoder:
     for row, label in rows:
         if integer_in(label) is not None:
             kind = "number"
-        elif _NUMBER.fullmatch(label):
+        elif number_in(label) is not None:
             continue
         else:
             kind = "name"
@@ -251,21 +246,6 @@ def infer_labels(rows: Iterable[tuple[int, str]]) -> LabelEncoder:
     if counts["number"] >= counts["name"]:
         return LabelEncoder(None, examples.get("number"))
     return LabelEncoder(tuple(sorted(names)), examples["name"])
-
-
-def integer_in(text: str) -> int | None:
-    """Parse a 64-bit integer, in whatever way it is spelled; None if the text spells none."""
-    if text.isascii() and text.isdecimal() and len(text) < _DIGITS:
-        return int(text)
-    number = number_in(text)
-    if number is None or not -_LIMIT <= number < _LIMIT or number != number.to_integral_value():
-        return None
-    return int(number)
-
-
-def number_in(text: str) -> Decimal | None:
-    """Parse a decimal number, in whatever way it is spelled; None if the text spells none."""
-    return Decimal(text.strip()) if _NUMBER.fullmatch(text) else None
 
 
 class FeaturePair(NamedTuple):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from shardio.errors import PackError, SituationError, UsageError, quoted
+from shardio.fields.text import integer_in
 from shardio.packing.sources.base import (
     FromFile,
     FromMemory,
@@ -35,7 +36,6 @@ from shardio.packing.sources.rules import (
     LabelEncoder,
     check_classes,
     infer_labels,
-    integer_in,
     label_fields,
 )
 from shardio.packing.sources.vectors import (

@@ -21,8 +21,9 @@ import numpy as np
 from shardio.errors import SituationError, UsageError, quoted
 from shardio.fields.arrays import Array
 from shardio.fields.defaults import type_of
+from shardio.fields.text import integer_in, number_in
 from shardio.packing.sources.base import FromMemory, SourceField, UnpackableError
-from shardio.packing.sources.rules import integer_in, is_field_name, number_in
+from shardio.packing.sources.rules import is_field_name
 
 TargetType = Literal["float32", "float64"]
 Number: TypeAlias = int | float | Decimal

@@ -22,6 +22,7 @@ from shardio.errors import PackError, SituationError, counted, quoted
 from shardio.fields.annotations import Boxes
 from shardio.fields.base import FieldType
 from shardio.fields.pictures import Mask
+from shardio.fields.text import integer_in
 from shardio.packing.sources.base import (
     FromFile,
     FromMemory,
@@ -35,7 +36,7 @@ from shardio.packing.sources.base import (
 )
 from shardio.packing.sources.folder import images_in
 from shardio.packing.sources.reader import read_small
-from shardio.packing.sources.rules import FieldRule, LabelEncoder, check_classes, integer_in
+from shardio.packing.sources.rules import FieldRule, LabelEncoder, check_classes
 
 if TYPE_CHECKING:
     from shardio.packing.options import PackOptions

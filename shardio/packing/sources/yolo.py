@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from shardio.errors import PackError, SituationError, counted, quoted
 from shardio.fields.annotations import Boxes
 from shardio.fields.base import FieldType
+from shardio.fields.text import integer_in
 from shardio.packing.sources.base import (
     FromMemory,
     Problem,
@@ -32,7 +33,7 @@ from shardio.packing.sources.base import (
 )
 from shardio.packing.sources.folder import FolderSource, find_classes, images_in
 from shardio.packing.sources.reader import read_small
-from shardio.packing.sources.rules import FieldRule, check_classes, integer_in, parse_fields
+from shardio.packing.sources.rules import FieldRule, check_classes, parse_fields
 
 if TYPE_CHECKING:
     from shardio.packing.options import PackOptions
@@ -297,14 +298,19 @@ def _checked(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 _SCALAR = (
-    r"""'(?:[^']|'')*'|"[^"\\]*"|[^\s'"\[\]{},&*!|>%@`#:-](?:[^:#,\[\]{}\n]|:(?=\S)|(?<=\S)\#)*"""
+    r"""'(?:[^']|'')*'|"[^"\\]*"|[^\s'"\[\]{},&*!|>%@`#:-](?:\s*[^\s:#,\[\]{}]|\s*:(?=\S)|\#)*"""
 )
 _IN_LIST = re.compile(rf"\s*({_SCALAR})\s*(,|$)")
 _IN_MAP = re.compile(rf"\s*(\d+)\s*:\s+({_SCALAR})\s*(,|$)")
 _ITEM = re.compile(rf"\s*-\s+({_SCALAR})\s*")
 _PAIR = re.compile(rf"\s+(\d+)\s*:\s+({_SCALAR})\s*")
 _ODD_SPACE = re.compile(r"[^\S \t\r\n]")
-_COMMENT = re.compile(r"""^((?:[^'"#]|'[^']*'|"[^"]*"|(?<=\S)['"#])*?)(?:(?:^|(?<=\s))#.*)?$""")
+_QUOTE = r"""'(?:[^']|'')*'(?!')|"(?:[^"\\]|\\.)*\""""
+_COMMENT = re.compile(
+    rf"""^((?:[^'"#]|(?<![^\s\[{{,:])(?:{_QUOTE})|(?<=[^\s\[{{,:])['"]|(?<=\S)\#)*?)"""
+    r"(?:(?:^|(?<=\s))#.*)?$"
+)
+"""Each character can be read in one way only, or lines with many quotes would take forever."""
 
 
 def names_in_yaml(text: str) -> tuple[str, ...] | None:
