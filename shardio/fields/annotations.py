@@ -64,8 +64,8 @@ class Boxes(FieldType):
             "cxcywh" for center, width, height; all three in pixels. "yolo" is lines of text of a
             class number and "cxcywh" as fractions of the picture's width and height; the class
             numbers become `labels`.
-        also: names of other lists, with a value for each box. Whole numbers become int64 tensors and
-            fractions float64 ones; other lists stay lists.
+        also: names of other lists, with a value for each box. Whole numbers become int64 tensors
+            and fractions float64 ones; other lists stay lists.
     """
 
     boxes: str = "boxes"
