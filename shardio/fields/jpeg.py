@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
     from shardio.fields.probe import ImageInfo
 
+_MOST_CHECKED = 1 << 24  # pixels of a JPEG of several scans that packing decodes
 LEAST_SHRUNK = 16
 """From this side on TurboJPEG's scaling factors give different sizes, which tell them apart."""
 
@@ -150,14 +151,18 @@ def check_jpeg_data(data: memoryview, info: ImageInfo) -> None:
     Raises:
         CodecError: the data are truncated, corrupt or of a rare kind.
     """
-    if info.channels in {1, 3} and min(info.stored_size) >= LEAST_SHRUNK:
+    height, width = info.stored_size
+    if info.multiscan and height * width > _MOST_CHECKED:
+        return  # readers decode it whole in every epoch, with memory for all of its scans
+    shrinks = min(height, width) >= LEAST_SHRUNK
+    if info.channels in {1, 3} and shrinks:
         try:
             simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, strict=True)
         except ValueError:
             pass  # harmless or not: decided below
         else:
             return
-    decode_jpeg(data, info, verified=True)
+    decode_jpeg(data, info, shrink=8 if shrinks else 1, verified=True)
 
 
 def encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:

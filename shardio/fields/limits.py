@@ -24,8 +24,9 @@ from shardio.errors import CodecError
 MAX_PIXELS = 178_956_970
 """Pillow's limit for its decompression bomb error: half a gigabyte of RGB."""
 
-MAX_RESIZED_PIXELS = 1 << 30
-"""Limit of pictures that are packed at another size, of which readers see few pixels; OpenCV's."""
+MAX_RESIZED_PIXELS = (1 << 30) - 1
+"""Limit of pictures that are packed at another size, of which readers see few pixels; OpenCV's. As
+nobody asked for it, it raises no other limit."""
 
 NO_LIMIT = 1 << 62
 """Limit that no image reaches, for what looks at headers alone."""
@@ -49,14 +50,14 @@ def limit_pixels(height: int, width: int, *, size: int, max_pixels: int) -> None
             f"the header announces {width} x {height} pixels, more than the limit of {max_pixels}",
             max(pixels, needed if needed > MAX_PIXELS else 0),
         )
-    if needed > max(max_pixels, MAX_PIXELS):
+    if needed > _raised(max_pixels):
         raise _refusal(f"only {size} bytes for {width} x {height} pixels", needed)
 
 
 def limit_scans(scans: int, height: int, width: int, *, max_pixels: int) -> None:
     """Raise CodecError for more scans of a JPEG than are allowed for so many pixels."""
     needed = _needed(scans * max(height * width, _FREE_PIXELS), _SCANS * MAX_PIXELS)
-    if needed > max(max_pixels, MAX_PIXELS):
+    if needed > _raised(max_pixels):
         raise _refusal(
             f"a JPEG of {scans} scans of {width} x {height} pixels, where real ones have about 10",
             needed,
@@ -66,8 +67,13 @@ def limit_scans(scans: int, height: int, width: int, *, max_pixels: int) -> None
 def limit_packed(size: int, unpacked: int, *, max_pixels: int) -> None:
     """Raise CodecError for compressed pixels that are far larger than the pixels themselves."""
     needed = _needed(size, _EXPANSION * unpacked + FREE_BYTES)
-    if needed > max(max_pixels, MAX_PIXELS):
+    if needed > _raised(max_pixels):
         raise _refusal(f"{size} bytes of compressed pixels for {unpacked} bytes of pixels", needed)
+
+
+def _raised(max_pixels: int) -> int:
+    """Return the number of pixels by which the limits other than that on pixels are raised."""
+    return MAX_PIXELS if max_pixels == MAX_RESIZED_PIXELS else max(max_pixels, MAX_PIXELS)
 
 
 def _needed(work: int, allowed: int) -> int:

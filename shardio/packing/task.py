@@ -455,7 +455,7 @@ class _Packer:
                 elif self._check and isinstance(type_, _WORDS):
                     _check_words(field, type_, data)
             except CodecError as error:
-                if name is None or len(sample.fields) == 1:
+                if name is None or _is_named(sample, origin):
                     raise
                 raise CodecError(
                     f"its field {quoted(name)}: {error.what}", remedy=error.remedy
@@ -541,6 +541,13 @@ def _check_words(field: str, type_: FieldType, data: memoryview) -> None:
             f"its field {quoted(field)} is {error.what}",
             remedy="save text as UTF-8, or name a field of other bytes otherwise",
         ) from error
+
+
+def _is_named(sample: SourceSample, origin: object) -> bool:
+    """Tell whether an error of a sample names the file that a field is from."""
+    if len(sample.fields) == 1 or not isinstance(origin, FromFile):
+        return len(sample.fields) == 1
+    return origin.path == sample.path.encode("utf-8", "surrogateescape")
 
 
 class _Nowhere(io.BytesIO):
