@@ -125,7 +125,18 @@ def test_a_larger_image_packs_when_it_is_resized_or_the_limit_is_raised(tmp_path
     found = re.search(r"max_pixels=(\d+) lets it through \(--max-pixels \1\)", str(refused.value))
     assert found is not None
     shardio.pack(images, tmp_path / "b", shards=1, labels=False, max_pixels=int(found[1]))
-    shardio.pack(images, tmp_path / "c", shards=1, labels=False, resize=64)
-    assert next(iter(shardio.ShardDataset(tmp_path / "c")))["image"].shape == (3, 64, 64)
+    with pytest.raises(shardio.PackError, match=r"only \d+ bytes for 5000 x 5000 pixels"):
+        shardio.pack(images, tmp_path / "c", shards=1, labels=False, resize=64)
     with pytest.raises(shardio.PackError, match="more than the limit of 4999"):
         shardio.pack(images, tmp_path / "d", shards=1, labels=False, resize=64, max_pixels=4999)
+
+
+def test_a_picture_beyond_the_limit_packs_when_it_is_resized(tmp_path: Path) -> None:
+    """180 megapixels, with the bytes that a picture of this size has."""
+    (tmp_path / "scans").mkdir()
+    scan = cv2.imencode(".jpg", np.zeros((12_000, 15_000), np.uint8))[1]
+    (tmp_path / "scans" / "scan.jpg").write_bytes(scan.tobytes())
+    with pytest.raises(shardio.PackError, match="more than the limit of 178956970"):
+        shardio.pack(tmp_path / "scans", tmp_path / "a", shards=1, labels=False)
+    shardio.pack(tmp_path / "scans", tmp_path / "b", shards=1, labels=False, resize=64)
+    assert next(iter(shardio.ShardDataset(tmp_path / "b")))["image"].shape == (3, 64, 80)
