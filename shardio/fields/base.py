@@ -243,7 +243,7 @@ class FieldType:
 
         Args:
             data: data of a member.
-            view: what is stored of the picture; without a crop it keeps its size.
+            view: part of the picture that is stored; without a crop it keeps its size.
 
         Returns:
             The new data, or None if the data stay as they are.

@@ -545,9 +545,8 @@ def _check_words(field: str, type_: FieldType, data: memoryview) -> None:
 
 def _is_named(sample: SourceSample, origin: object) -> bool:
     """Tell whether an error of a sample names the file that a field is from."""
-    if len(sample.fields) == 1 or not isinstance(origin, FromFile):
-        return len(sample.fields) == 1
-    return origin.path == sample.path.encode("utf-8", "surrogateescape")
+    path = sample.path.encode("utf-8", "surrogateescape")
+    return len(sample.fields) == 1 or (isinstance(origin, FromFile) and origin.path == path)
 
 
 class _Nowhere(io.BytesIO):

@@ -186,7 +186,7 @@ class SampleGeometry:
         Args:
             stored: fields of the sample, one for each entry.
             uniforms: random numbers, float64 [draws].
-            choices: what was chosen before, if anything was.
+            choices: crops chosen before, if any were.
 
         Raises:
             CodecError: the header of a picture is not sound or not what its index says, or no

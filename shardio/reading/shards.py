@@ -382,7 +382,7 @@ class ShardPool:
 
         Args:
             shard: position of the shard.
-            only: what is opened; "file" while others may read the index, "index" for what needs no
+            only: part to open; "file" while others may read the index, "index" for what needs no
                 data.
 
         Raises:

@@ -276,3 +276,13 @@ def test_coco_is_no_option_of_a_table(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_named(file: str, tmp_path: Path) -> None:
     with pytest.raises(shardio.PackError, match=r"(No such file|Is a directory).*--coco"):
         pack(write(tmp_path / "in"), tmp_path / "out", coco=tmp_path / file)
+
+
+def test_what_readers_refuse_as_too_deep_is_refused_when_packed(tmp_path: Path) -> None:
+    document = json.loads(json.dumps(DOCUMENT))
+    nested: Any = []
+    for _ in range(150):
+        nested = [nested]
+    document["annotations"][0]["extra"] = nested
+    with pytest.raises(shardio.PackError, match="JSON cannot hold what is said about it"):
+        pack(write(tmp_path / "in", document), tmp_path / "out")

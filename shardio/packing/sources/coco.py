@@ -28,6 +28,7 @@ import numpy as np
 from shardio.errors import PackError, SituationError, quoted
 from shardio.fields.annotations import Boxes
 from shardio.fields.base import FieldType
+from shardio.fields.text import encode_json
 from shardio.packing.sources.base import (
     FromFile,
     FromMemory,
@@ -72,7 +73,7 @@ class _Contents:
         images: offset and size of each image's element by its number; (-1, 0) if none lists it.
         owners: number of the image of each annotation.
         annotations: offset and size of each annotation.
-        columns: what annotations have beside boxes and labels.
+        columns: names of what annotations have beside boxes and labels.
     """
 
     categories: dict[int, str] = field(default_factory=dict)
@@ -138,7 +139,7 @@ class CocoSource:
     Attributes:
         root: path of the folder.
         file: path of the annotations.
-        contents: what lies where in them.
+        contents: places of images and annotations in them.
         stamp: stamp of the file when it was looked through.
         classes: names by category id, where the ids are 0, 1, 2 and so on; None otherwise.
         types: types of the fields.
@@ -256,8 +257,8 @@ class CocoSource:
             "image": {name: value for name, value in image.items() if name != "id"},
         }
         try:
-            return json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
-        except (ValueError, RecursionError) as error:
+            return encode_json(document)
+        except (TypeError, ValueError, RecursionError) as error:
             raise UnpackableError(f"JSON cannot hold what is said about it ({error})") from error
 
     def _category_fault(self, annotation: Mapping[str, Any]) -> str | None:

@@ -9,7 +9,6 @@ XML is read without document types: entities are neither declared nor loaded.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from shardio.errors import PackError, SituationError, counted, quoted
 from shardio.fields.annotations import Boxes
 from shardio.fields.base import FieldType
 from shardio.fields.pictures import Mask
-from shardio.fields.text import integer_in
+from shardio.fields.text import encode_json, integer_in
 from shardio.packing.sources.base import (
     FromFile,
     FromMemory,
@@ -184,8 +183,8 @@ class VocSource:
             if label is None:
                 raise UnpackableError(f"its class {quoted(name)} is not one of the classes")
             labels.append(label)
-        text = json.dumps({**document, "labels": labels}, ensure_ascii=False, allow_nan=False)
-        return (SourceField("json", FromMemory(text.encode())),)
+        data = encode_json({**document, "labels": labels})
+        return (SourceField("json", FromMemory(data)),)
 
 
 def _exists(root: str, path: str) -> bool:
