@@ -12,6 +12,7 @@ import numpy as np
 from shardio.errors import CodecError, UsageError, quoted
 from shardio.fields.arrays import as_array
 from shardio.fields.base import FieldType
+from shardio.fields.summary import FieldSummary
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -136,6 +137,18 @@ class Audio(FieldType):
         stream = io.BytesIO()
         _load("soundfile").write(stream, sound.T, self.rate, format="FLAC", subtype="PCM_24")
         return stream.getvalue()
+
+    def summarize(self, value: NDArray[np.float32], view: View | None) -> FieldSummary:
+        """Tell the length, in seconds where the rate is known, and whether all is silent."""
+        del view
+        length = value.shape[1]
+        return FieldSummary(
+            unit="sounds",
+            low=length if self.rate is None else length / self.rate,
+            high=length if self.rate is None else length / self.rate,
+            measure="values a channel" if self.rate is None else "s",
+            counts={"silent": int(not value.any())},
+        )
 
     def preview(self, data: Buffer) -> str:
         """Show rate, channels and length."""

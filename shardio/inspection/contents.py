@@ -24,12 +24,11 @@ from shardio.checks import whole_number
 from shardio.errors import CodecError, counted
 from shardio.fields.base import FieldType
 from shardio.fields.defaults import combined_types, type_of
-from shardio.fields.exif import FIRST_TURNED
 from shardio.fields.geometry import View
 from shardio.fields.probe import ImageInfo
 from shardio.fields.summary import MOST_CLASSES, FieldSummary
 from shardio.inspection.findings import ClassShare, FieldStatistics, Finding, ScopedShard
-from shardio.packing.task import decoding
+from shardio.packing.task import decoding, view_of
 
 _AT_ONCE = 256  # summaries to add up, unless their classes are many
 _OTHER_SIZE = (
@@ -132,14 +131,7 @@ class SampleCheck:
         info = None if first is None else self._sizes.get(first)
         view = None
         if first is not None and info is not None:
-            view = View(
-                height=info.height,
-                width=info.width,
-                size=(info.height, info.width),
-                turned=info.orientation >= FIRST_TURNED,
-                field=first,
-                info=info,
-            )
+            view = view_of(info, first)
         for name, value in self._values.items():
             type_ = self._types[name]
             try:
@@ -230,6 +222,7 @@ class FieldTotals:
         values: number of values.
         low: smallest value, or None.
         high: largest value, or None.
+        measure: unit of these two.
         counts: number of values by property.
         classes: class numbers, ascending, and their numbers of values and samples, int64 [3, n];
             None if the values have no classes.
@@ -243,6 +236,7 @@ class FieldTotals:
     values: int
     low: float | None
     high: float | None
+    measure: str
     counts: Mapping[str, int]
     classes: NDArray[np.int64] | None
     notes: Mapping[tuple[str, str], Noted]
@@ -263,6 +257,7 @@ def totals_of(name: str, kind: str, summary: FieldSummary, place: Place) -> Fiel
         values=int(summary.values),
         low=_plain(summary.low),
         high=_plain(summary.high),
+        measure=summary.measure,
         counts={name: int(values) for name, values in summary.counts.items()},
         classes=classes,
         notes={note: Noted(int(values), 1, place) for note, values in summary.notes.items()},
@@ -294,6 +289,7 @@ def add_totals(parts: Sequence[FieldTotals]) -> FieldTotals:
         values=sum(part.values for part in parts),
         low=min((part.low for part in parts if part.low is not None), default=None),
         high=max((part.high for part in parts if part.high is not None), default=None),
+        measure=parts[0].measure,
         counts=counts,
         classes=_add_classes([part.classes for part in parts if part.classes is not None]),
         notes=notes,
@@ -332,10 +328,10 @@ class Statistics:
 
 
 def add_up(parts: Iterable[FieldTotals]) -> tuple[FieldTotals, ...]:
-    """Add up totals of the same field, type and unit, in the order of their samples."""
-    alike: dict[tuple[str, str, str], list[FieldTotals]] = {}
+    """Add up totals of the same field, type and units, in the order of their samples."""
+    alike: dict[tuple[str, str, str, str], list[FieldTotals]] = {}
     for part in parts:
-        alike.setdefault((part.name, part.kind, part.unit), []).append(part)
+        alike.setdefault((part.name, part.kind, part.unit, part.measure), []).append(part)
     return tuple(add_totals(each) for _, each in sorted(alike.items()))
 
 
@@ -366,6 +362,7 @@ def statistics_of(totals: Iterable[FieldTotals]) -> tuple[FieldStatistics, ...]:
             values=each.values,
             low=each.low,
             high=each.high,
+            measure=each.measure,
             counts=each.counts,
             classes=_shares(each.classes),
             complete=each.classes is None or int(each.classes[1].sum()) == each.values,

@@ -80,10 +80,10 @@ def pack(
     if isinstance(options.fields, str):
         raise UsageError(
             "fields as text does not apply to samples of a program",
-            remedy="leave it out, or pass field types, as {'audio': Pcm('wav')}",
+            remedy="leave it out, or pass field types with types=, as {'wav': Audio(rate=16000)}",
         )
     classes, entries = check_classes(options.classes), options.fields
-    return run_job(out, job, lambda work: IterableSource(source, work, classes, entries))
+    return run_job(out, job, lambda work: IterableSource(source, work, classes, entries, job.types))
 
 
 @with_options(ReshardOptions)

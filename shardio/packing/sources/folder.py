@@ -15,13 +15,15 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from shardio.errors import PackError, SituationError, UsageError, quoted, shown
+from shardio.fields.base import FieldType
+from shardio.fields.formats import IMAGE_FIELDS
 from shardio.indexing.catalog import SHARD_SUFFIXES
 from shardio.indexing.manifest import MANIFEST_NAME
 from shardio.packing.sources.base import (
@@ -92,6 +94,7 @@ class FolderSource:
         root: path of the folder.
         rule: rule by which files become fields; without specs it is found.
         labels: labels of its subfolders; None leaves samples without label.
+        given: types of a user by field name, which tell what is a file of its own.
     """
 
     described: ClassVar[str] = "a folder of files"
@@ -101,6 +104,7 @@ class FolderSource:
     root: str
     rule: FieldRule
     labels: LabelEncoder | None
+    given: Mapping[str, FieldType] = field(default_factory=dict)
 
     @classmethod
     def claims(cls, path: str, options: PackOptions) -> bool:  # noqa: ARG003  as all sources
@@ -131,10 +135,12 @@ class FolderSource:
         labels = LabelEncoder(classes) if options.labels and classes else None
         if not isinstance(options.fields, str | None):
             raise UsageError(
-                "fields: field types are for samples of a program",
-                remedy="for files, pass names of fields, as 'jpg;png,json'",
+                "fields: a mapping is for samples of a program",
+                remedy="for files, pass names of fields, as 'jpg;png,json', and field types with "
+                "types=",
             )
-        return cls(root=path, rule=parse_fields(options.fields), labels=labels)
+        rule, types = parse_fields(options.fields), options.types_by_field()
+        return cls(root=path, rule=rule, labels=labels, given=types)
 
     @classmethod
     def below(cls, root: str, folder: str, rule: FieldRule) -> FolderSource:
@@ -164,7 +170,7 @@ class FolderSource:
             PackError: a folder cannot be read, or a link leads back to one above, or links lead
                 to one too often.
         """
-        seen = _Seen(Counter(), Counter(), Neighbours(self.root))
+        seen = _Seen(Counter(), Counter(), Neighbours(self.root, self.given))
         walks = [self._walk(b"", (), seen)]  # no recursion: folders may be 2,000 deep
         while walks:
             found = next(walks[-1], None)
@@ -245,10 +251,12 @@ class FolderSource:
         if sample is None:
             reason = "its name ends in none of the fields that were asked for"
             if not self.rule.specs:
-                reason = "it is no image, and belongs to none as files beside the others do"
+                own = "no image" + ", of no field with a given type" * bool(self.given)
+                reason = f"it is {own}, and belongs to none as files beside the others do"
             yield Problem(path=first, reason=reason)
             return
-        if not rule.specs and follows_an_image(text_of(names[0])):
+        is_image = len(rule.specs) < 2 and not self.rule.specs and sample.field in IMAGE_FIELDS
+        if is_image and follows_an_image(text_of(names[0]), self.given):
             yield Problem(
                 path=first,
                 reason="its name says that it belongs to an image, and none of that name lies "
