@@ -123,7 +123,7 @@ def _contents(field: FieldStatistics) -> Iterator[str]:
         least = "" if field.complete else "more than "
         yield least + counted(len(field.classes), "class", "classes")
     if field.low is not None and field.high is not None:
-        yield f"{field.low:g} to {field.high:g} {field.measure}".rstrip()
+        yield f"{field.low:g} to {field.high:g}"
     for name, values in field.counts.items():
         if values:
             yield f"{_share(values, field.values)} {name}"

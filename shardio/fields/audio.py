@@ -143,10 +143,9 @@ class Audio(FieldType):
         del view
         length = value.shape[1]
         return FieldSummary(
-            unit="sounds",
+            unit="sounds (values a channel)" if self.rate is None else "sounds (seconds)",
             low=length if self.rate is None else length / self.rate,
             high=length if self.rate is None else length / self.rate,
-            measure="values a channel" if self.rate is None else "s",
             counts={"silent": int(not value.any())},
         )
 

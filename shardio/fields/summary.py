@@ -35,7 +35,6 @@ class FieldSummary:
             leaves out large class numbers beyond the first 10,000.
         low: smallest value; None if there is none.
         high: largest value; None if there is none.
-        measure: unit of `low` and `high`, such as "s"; empty for numbers alone.
         counts: number of them by property, such as {"zero": 12}.
         notes: number of them by note, which is the end of a sentence and an advice to the user,
             such as {("are empty", "a crop drops them"): 2}.
@@ -46,7 +45,6 @@ class FieldSummary:
     classes: Mapping[int, int] | None = None
     low: float | None = None
     high: float | None = None
-    measure: str = ""
     counts: Mapping[str, int] = field(default_factory=dict)
     notes: Mapping[tuple[str, str], int] = field(default_factory=dict)
 

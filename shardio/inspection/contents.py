@@ -222,7 +222,6 @@ class FieldTotals:
         values: number of values.
         low: smallest value, or None.
         high: largest value, or None.
-        measure: unit of these two.
         counts: number of values by property.
         classes: class numbers, ascending, and their numbers of values and samples, int64 [3, n];
             None if the values have no classes.
@@ -236,7 +235,6 @@ class FieldTotals:
     values: int
     low: float | None
     high: float | None
-    measure: str
     counts: Mapping[str, int]
     classes: NDArray[np.int64] | None
     notes: Mapping[tuple[str, str], Noted]
@@ -257,7 +255,6 @@ def totals_of(name: str, kind: str, summary: FieldSummary, place: Place) -> Fiel
         values=int(summary.values),
         low=_plain(summary.low),
         high=_plain(summary.high),
-        measure=summary.measure,
         counts={name: int(values) for name, values in summary.counts.items()},
         classes=classes,
         notes={note: Noted(int(values), 1, place) for note, values in summary.notes.items()},
@@ -289,7 +286,6 @@ def add_totals(parts: Sequence[FieldTotals]) -> FieldTotals:
         values=sum(part.values for part in parts),
         low=min((part.low for part in parts if part.low is not None), default=None),
         high=max((part.high for part in parts if part.high is not None), default=None),
-        measure=parts[0].measure,
         counts=counts,
         classes=_add_classes([part.classes for part in parts if part.classes is not None]),
         notes=notes,
@@ -328,10 +324,10 @@ class Statistics:
 
 
 def add_up(parts: Iterable[FieldTotals]) -> tuple[FieldTotals, ...]:
-    """Add up totals of the same field, type and units, in the order of their samples."""
-    alike: dict[tuple[str, str, str, str], list[FieldTotals]] = {}
+    """Add up totals of the same field, type and unit, in the order of their samples."""
+    alike: dict[tuple[str, str, str], list[FieldTotals]] = {}
     for part in parts:
-        alike.setdefault((part.name, part.kind, part.unit, part.measure), []).append(part)
+        alike.setdefault((part.name, part.kind, part.unit), []).append(part)
     return tuple(add_totals(each) for _, each in sorted(alike.items()))
 
 
@@ -362,7 +358,6 @@ def statistics_of(totals: Iterable[FieldTotals]) -> tuple[FieldStatistics, ...]:
             values=each.values,
             low=each.low,
             high=each.high,
-            measure=each.measure,
             counts=each.counts,
             classes=_shares(each.classes),
             complete=each.classes is None or int(each.classes[1].sum()) == each.values,

@@ -115,7 +115,6 @@ class FieldStatistics:
         values: number of them in all samples.
         low: smallest value; None if there is none.
         high: largest value; None if there is none.
-        measure: unit of `low` and `high`, such as "s"; empty for numbers alone.
         counts: number of values by property, such as "zero" and "not finite".
         classes: classes by number; None if the values have no classes.
         complete: whether `classes` has all class numbers; False if there are more than 10,000, of
@@ -129,7 +128,6 @@ class FieldStatistics:
     values: int
     low: float | None
     high: float | None
-    measure: str
     counts: Mapping[str, int]
     classes: tuple[ClassShare, ...] | None
     complete: bool

@@ -91,8 +91,7 @@ class OutputOptions:
         """Make the job that they ask for.
 
         Args:
-            check: whether to look at data: whether images are some and whole, and whether text,
-                JSON and class numbers decode.
+            check: whether to look at data, see SampleTask.
             types: types of a user by field name; other fields have their default types.
             images: encoding of the images; None stores them as they are.
             dedupe: treatment of duplicates; None does not look for any.

@@ -82,11 +82,11 @@ def test_sounds_of_a_folder_are_packed_and_read_by_their_type(
     batch = next(iter(shardio.ShardDataset(out, batch_size=4)))
     assert sorted(batch["wav_lengths"].tolist()) == [16000, 32000, 48000, 64000]
     (found,) = (each for each in shardio.verify(out, deep=True).statistics if each.name == "wav")
-    assert (found.values, found.unit, found.low, found.high) == (4, "sounds", 1.0, 4.0)
-    assert (found.measure, found.counts) == ("s", {"silent": 0})
+    assert (found.values, found.unit, found.low, found.high) == (4, "sounds (seconds)", 1.0, 4.0)
+    assert found.counts == {"silent": 0}
     code, text = command("verify", "--deep", out)
     assert code == 0
-    assert "4 sounds   1 to 4 s" in text
+    assert "4 sounds (seconds)   1 to 4\n" in text
     code, text = command("info", out)
     assert code == 0
     assert "audio (rate=16000)" in text
@@ -104,6 +104,22 @@ def test_the_command_takes_the_words_of_python(
     )
     assert code == 0
     assert digests(tmp_path / "command") == digests(tmp_path / "python")
+
+
+def test_a_profile_decodes_sounds_by_their_recorded_type(speech: Path, tmp_path: Path) -> None:
+    shardio.pack(speech, tmp_path / "out", shards=2, types={"wav": shardio.Audio(rate=16000)})
+    found = shardio.profile(tmp_path / "out", seconds=0.1, workers=(0,), batch_size=2)
+    assert found.runs[0].samples_per_second > 0
+
+
+def test_a_preview_draws_pictures_by_their_recorded_type(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in", {"a.png": png(GRAY)})
+    shardio.pack(source, tmp_path / "bytes", shards=1, types={"png": shardio.Bytes()})
+    with pytest.raises(shardio.SituationError, match="no image to preview"):
+        shardio.info(tmp_path / "bytes", preview=tmp_path / "bytes.png")
+    shardio.pack(source, tmp_path / "depth", shards=1, types={"png": shardio.Depth()})
+    shardio.info(tmp_path / "depth", preview=tmp_path / "depth.png")
+    assert (tmp_path / "depth.png").exists()
 
 
 SPELLED = {
@@ -394,7 +410,7 @@ class TestOtherSources:
             )
 
     def test_a_mapping_of_fields_for_files_names_types(self, tmp_path: Path, speech: Path) -> None:
-        with pytest.raises(shardio.UsageError, match="field types with types="):
+        with pytest.raises(shardio.UsageError, match="and types with types="):
             shardio.pack(speech, tmp_path / "out", shards=1, fields={"audio": shardio.Audio("wav")})
 
 

@@ -135,9 +135,9 @@ class FolderSource:
         labels = LabelEncoder(classes) if options.labels and classes else None
         if not isinstance(options.fields, str | None):
             raise UsageError(
-                "fields: a mapping is for samples of a program",
-                remedy="for files, pass names of fields, as 'jpg;png,json', and field types with "
-                "types=",
+                "fields: field types are for samples of a program",
+                remedy="for files, pass names of fields, as 'jpg;png,json', and types with types=, "
+                "as {'wav': Audio()}",
             )
         rule, types = parse_fields(options.fields), options.types_by_field()
         return cls(root=path, rule=rule, labels=labels, given=types)
