@@ -31,10 +31,12 @@ class FileStat(NamedTuple):
     Attributes:
         size: size in bytes.
         version: text that differs when the contents do, as an ETag or a time of change.
+        sha256: hexadecimal digest of the contents, where the storage knows it; else None.
     """
 
     size: int
     version: str
+    sha256: str | None = None
 
 
 class StoredFile(Protocol):
