@@ -42,7 +42,7 @@ from shardio.storage.base import Storage, StoredFile
 from shardio.storage.cache import cache_entry, new_entry, plain_tar
 from shardio.storage.compression import COMPRESSED_SUFFIXES
 from shardio.storage.local import LOCAL
-from shardio.storage.location import Location, locate
+from shardio.storage.location import Location, Options, locate
 
 _MOST_NAMES = 1_000_000  # that braces may stand for
 _NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")  # ranges, as braceexpand has them
@@ -188,7 +188,11 @@ class Catalog:
 
 
 def open_catalog(
-    source: ShardPaths, *, storage: Storage | None = None, allow_empty: bool = False
+    source: ShardPaths,
+    *,
+    storage: Storage | None = None,
+    options: Options | None = None,
+    allow_empty: bool = False,
 ) -> Catalog:
     """Find the shards of a source.
 
@@ -196,7 +200,8 @@ def open_catalog(
         source: a packed folder or its manifest, a folder of tars, a shard, a glob, a brace
             pattern such as `out/shard-{000000..000007}.tar`, or a list of these; `~` is the
             home folder.
-        storage: storage of the source; None reads local files.
+        storage: storage of the source; None chooses it by the scheme of a URL.
+        options: options of a storage that the scheme chooses, by name.
         allow_empty: take tars that have members, none of which is a field of a sample.
 
     Raises:
@@ -204,7 +209,7 @@ def open_catalog(
         IndexFileError: a manifest or index is damaged or stale, or a pack is unfinished.
         TarError: a shard without index is damaged, or one without samples is not an empty archive.
     """
-    parts = list_parts(source, storage)
+    parts = list_parts(source, storage, options)
     packed = {part: _open_packed(part) for part in parts if is_packed(part)}
     unmarked: list[str] = []
     beside: _Recorded = {}
@@ -244,19 +249,24 @@ def _refuse_stale(shard: ShardEntry, *, allow_empty: bool) -> None:
         )
 
 
-def list_parts(source: ShardPaths, storage: Storage | None = None) -> list[Location]:
+def list_parts(
+    source: ShardPaths, storage: Storage | None = None, options: Options | None = None
+) -> list[Location]:
     """List what a source names: folders, files and patterns; a manifest is its folder.
 
     Args:
         source: see open_catalog.
         storage: see open_catalog.
+        options: see open_catalog.
 
     Raises:
         UsageError: it is neither a path nor a list of paths, or a URL, or the list is empty.
     """
-    named = os.fspath(source) if isinstance(source, os.PathLike) else source
-    if isinstance(named, str):
-        part = locate(named, storage)
+    named = source
+    if isinstance(source, os.PathLike) and not isinstance(source, Location):
+        named = os.fspath(source)
+    if isinstance(named, str | Location):
+        part = locate(named, storage, options)
         if part.is_local:
             part = Location(part.storage, os.path.expanduser(part.path))  # noqa: PTH111  an unknown ~user stays
         return [part.parent if part.name == MANIFEST_NAME and part.is_file() else part]
@@ -267,7 +277,7 @@ def list_parts(source: ShardPaths, storage: Storage | None = None) -> list[Locat
         )
     if not named:
         raise UsageError("the list of shards is empty", remedy="name a packed folder or shards")
-    return [part for element in named for part in list_parts(element, storage)]
+    return [part for element in named for part in list_parts(element, storage, options)]
 
 
 def is_packed(part: Path | Location) -> bool:
@@ -336,6 +346,8 @@ def _refuse_twins(shards: Sequence[Path]) -> None:
 
 def refuse_missing(folder: Path | Location, manifest: Manifest) -> None:
     """Raise IndexFileError if a shard of a manifest is not in its folder."""
+    if not locate(folder).can_list:  # then a missing shard is noticed when it is opened
+        return
     present = {*locate(folder).names()}
     missing = [shard.name for shard in manifest.shards if shard.name not in present]
     if missing:

@@ -22,9 +22,10 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from shardio.errors import (
     RemoteChanged,
@@ -32,6 +33,9 @@ from shardio.errors import (
     RemoteError,
     RemoteMissing,
     RemoteUnreachable,
+    UsageError,
+    argument,
+    quoted,
     shown,
 )
 from shardio.processes import new_lock
@@ -47,7 +51,18 @@ _SEQUENTIAL = 8 << 20  # bytes of a request where reading goes on where it ended
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 20.0  # seconds
 _LONGEST_WISH = 120.0  # seconds of a Retry-After that are waited
 
-Reason = Literal["missing", "denied", "expired", "exists", "changed", "busy", "broken", "refused"]
+Reason = Literal[
+    "missing",
+    "denied",
+    "expired",
+    "untrusted",
+    "unwritable",
+    "exists",
+    "changed",
+    "busy",
+    "broken",
+    "refused",
+]
 """Why a request failed: "expired" is worth a new client, "busy" and "broken" another attempt."""
 
 
@@ -134,6 +149,34 @@ class Client(Protocol):
         """Remove an object, if it is there."""
 
 
+def retry_seconds(text: str | None) -> float | None:
+    """Return the seconds that a header Retry-After names, by number or date; None if unknown."""
+    try:
+        return max(float(text or ""), 0.0)
+    except ValueError:
+        pass
+    try:
+        return max(parsedate_to_datetime(text or "").timestamp() - time.time(), 0.0)
+    except (ValueError, OverflowError):
+        return None
+
+
+def check_options(storage: type[RemoteStorage], options: Mapping[str, Any]) -> None:
+    """Raise UsageError for an option that a kind of storage does not have.
+
+    Args:
+        storage: kind of storage.
+        options: values by name.
+    """
+    known = [each.name for each in fields(storage)]
+    if unknown := [name for name in options if name not in known]:
+        raise UsageError(
+            f"there is no option {quoted(unknown[0])}",
+            where=argument("storage_options"),
+            remedy=f"the options here are {', '.join(known)}",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class RemoteStorage(ABC):
     """A storage that is reached by requests; see shardio.storage.base.Storage.
@@ -141,7 +184,10 @@ class RemoteStorage(ABC):
     Attributes:
         retries: number of further attempts after a request fails or a body breaks off.
         timeout: seconds without a byte after which a request has failed.
+        can_list: see shardio.storage.base.Storage.
     """
+
+    can_list: ClassVar[bool] = True
 
     retries: int = 6
     timeout: float = 30.0
@@ -305,6 +351,16 @@ _MEANINGS: Mapping[Reason, tuple[type[RemoteError], str, str | None]] = {
     "missing": (RemoteMissing, "no such object", "check the URL"),
     "denied": (RemoteDenied, "the store denies access", _CREDENTIALS),
     "expired": (RemoteDenied, "the credentials have expired", "renew them, and run it again"),
+    "untrusted": (
+        RemoteDenied,
+        "the server's certificate is not trusted",
+        "check the URL; ca_bundle in storage_options can name the certificates to trust",
+    ),
+    "unwritable": (
+        RemoteDenied,
+        "nothing is written there",
+        "write to a local folder, and upload it",
+    ),
     "changed": (
         RemoteChanged,
         "the object was replaced while it was read",
