@@ -123,8 +123,9 @@ class WebStorage(RemoteStorage):
 
     def secret_headers(self) -> dict[str, str]:
         """Return the headers that no other origin gets."""
-        found = {k: v for k, v in self._pairs() if k.lower() != "authorization"}
-        return found | {"Authorization": value for value in self.credentials()}
+        own = self.credentials()
+        others = {name: text for name, text in self._pairs() if name.lower() != "authorization"}
+        return {**others, "Authorization": own[0]} if own else others
 
     def _pairs(self) -> tuple[tuple[str, str], ...]:
         return cast(tuple[tuple[str, str], ...], self.headers)  # since it was made
@@ -424,15 +425,10 @@ class HttpClient:
                 raise RequestError("changed", "it is shorter", status=416) from error
             raise
         try:
+            total = answer.size()
             found = self.version_of(answer)
-            if version not in (None, found):
-                raise RequestError("changed", "it has another version")
-            first, stop, total = answer.range()
-            if (first, stop) != (start, total if end is None else end):
-                if answer.status == 200:
-                    raise RequestError("refused", "the server ignores ranges")
-                raise RequestError("refused", "the server sends other bytes than asked for")
-            answer.size()
+            stop = total if end is None else end
+            _compare(answer, found, version, start, stop)
         except BaseException:
             answer.close()
             raise
@@ -586,6 +582,17 @@ def _target(url: str, answer: Answer) -> str:
     if whole == url.partition("?")[0] + "/":
         raise RequestError("missing", "it is a folder", status=answer.status)
     return whole + (f"?{quote(parts.query, safe=_KEPT)}" if parts.query else "")
+
+
+def _compare(answer: Answer, found: str, version: str | None, start: int, stop: int) -> None:
+    """Raise RequestError if an answer is not of the version and the bytes that are wanted."""
+    if version not in (None, found):
+        raise RequestError("changed", "it has another version")
+    if answer.range()[:2] == (start, stop):
+        return
+    if answer.status == 200:
+        raise RequestError("refused", "the server ignores ranges")
+    raise RequestError("refused", "the server sends other bytes than asked for")
 
 
 class HttpBody:
