@@ -141,10 +141,14 @@ class RemoteStorage(ABC):
     Attributes:
         retries: number of further attempts after a request fails or a body breaks off.
         timeout: seconds without a byte after which a request has failed.
+        cache_dir: folder for whole shards; None for the usual cache folder.
+        cache_limit: bytes that they may take there; None for three quarters of the free space.
     """
 
     retries: int = 6
     timeout: float = 30.0
+    cache_dir: str | None = None
+    cache_limit: int | None = None
 
     @abstractmethod
     def connect(self) -> Client:
