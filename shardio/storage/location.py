@@ -38,7 +38,7 @@ def _in_module(name: str) -> OpenUrl:
     return open_url
 
 
-STORAGES: Mapping[str, OpenUrl] = MappingProxyType({})
+STORAGES: Mapping[str, OpenUrl] = MappingProxyType({"s3": _in_module("s3")})
 """What makes the storage of a URL, by scheme; local paths have none."""
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)

@@ -15,14 +15,16 @@ which holds its options and makes the client. Everything else is here and the sa
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, fields
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -32,6 +34,9 @@ from shardio.errors import (
     RemoteError,
     RemoteMissing,
     RemoteUnreachable,
+    UsageError,
+    argument,
+    quoted,
     shown,
 )
 from shardio.processes import new_lock
@@ -132,6 +137,33 @@ class Client(Protocol):
 
     def delete(self, path: str, /) -> None:
         """Remove an object, if it is there."""
+
+
+def retry_seconds(text: str | None) -> float | None:
+    """Return the seconds that a header Retry-After names, by number or date; None if unknown."""
+    with suppress(ValueError):
+        seconds = float(text or "")
+        return max(seconds, 0.0) if math.isfinite(seconds) else None
+    try:
+        return max(parsedate_to_datetime(text or "").timestamp() - time.time(), 0.0)
+    except (ValueError, OverflowError):
+        return None
+
+
+def check_options(storage: type[RemoteStorage], options: Mapping[str, Any]) -> None:
+    """Raise UsageError for an option that a kind of storage does not have.
+
+    Args:
+        storage: kind of storage.
+        options: values by name.
+    """
+    known = [each.name for each in fields(storage)]
+    if unknown := [name for name in options if name not in known]:
+        raise UsageError(
+            f"there is no option {quoted(unknown[0])}",
+            where=argument("storage_options"),
+            remedy=f"the options here are {', '.join(known)}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
