@@ -41,8 +41,11 @@ from shardio.indexing.shard_index import ShardIndex, encode_index, read_index
 from shardio.storage.base import Storage, StoredFile
 from shardio.storage.cache import cache_entry, new_entry, plain_tar
 from shardio.storage.compression import COMPRESSED_SUFFIXES
+from shardio.storage.downloads import RemoteShard
+from shardio.storage.folder import atomic_file
 from shardio.storage.local import LOCAL
 from shardio.storage.location import Location, Options, locate
+from shardio.storage.remote import RemoteStorage
 
 _MOST_NAMES = 1_000_000  # that braces may stand for
 _NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")  # ranges, as braceexpand has them
@@ -65,6 +68,7 @@ class ShardEntry:
         samples: number of samples.
         size: bytes of the uncompressed tar.
         contents: hexadecimal digest of it, or of its index where nobody has read it whole.
+        sha256: hexadecimal digest of the tar, where a manifest records it.
         version: version of the tar when it was indexed, see shardio.storage.base.FileStat; None
             where checksums of the data tell.
     """
@@ -77,14 +81,45 @@ class ShardEntry:
     contents: str
     version: str | None = None
     storage: Storage = LOCAL
+    sha256: str | None = None
+
+    @property
+    def remote(self) -> RemoteShard | None:
+        """The shard as one of a store, whose shards are fetched; None for any other."""
+        if not isinstance(self.storage, RemoteStorage):
+            return None
+        return RemoteShard(
+            storage=self.storage,
+            path=self.path,
+            name=self.name,
+            size=self.size,
+            sha256=self.sha256,
+            version=self.version,
+        )
 
     def load_index(self) -> ShardIndex:
-        """Map the shard's index.
+        """Map the shard's index, which is fetched if the shard is one of a store.
 
         Raises:
             IndexFileError: it is missing, damaged, or of another shard.
         """
-        index = read_index(Location(self.storage, self.index))
+        remote = self.remote
+        if remote is None:
+            return self._check(read_index(Location(self.storage, self.index)))
+        path = remote.cache.index_path(remote)
+        with suppress(IndexFileError, OSError):
+            return self._check(read_index(path))
+        file = Location(self.storage, self.index).open()
+        with atomic_file(path) as stream:
+            stream.write(file.read(0, file.size))
+        return self._check(read_index(path))
+
+    def _check(self, index: ShardIndex) -> ShardIndex:
+        """Return an index that is of this shard.
+
+        Raises:
+            IndexFileError: it is of another.
+        """
         samples = len(index.offsets)
         if index.shard_size != self.size or samples != self.samples:
             raise IndexFileError(
@@ -529,6 +564,7 @@ def _open_packed(folder: Location) -> Catalog:
             samples=shard.samples,
             size=shard.size,
             contents=shard.sha256,
+            sha256=shard.sha256,
         )
         for shard in manifest.shards
     )

@@ -268,6 +268,12 @@ class FileBytes(StoredBytes):
         return data
 
 
+def sha256_of(path: Path) -> str:
+    """Return the hexadecimal digest of a local file."""
+    with path.open("rb") as stream:
+        return FileBytes(stream, str(path)).sha256()
+
+
 def read_at(descriptor: int, size: int, offset: int) -> bytes:
     """Read bytes of a file, all that are asked for unless it ends before."""
     data = os.pread(descriptor, size, offset)

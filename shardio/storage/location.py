@@ -40,6 +40,7 @@ def _in_module(name: str) -> OpenUrl:
 
 STORAGES: Mapping[str, OpenUrl] = MappingProxyType(
     {
+        "s3": _in_module("s3"),
         "http": _in_module("http"),
         "https": _in_module("http"),
         "hf": _in_module("hub"),

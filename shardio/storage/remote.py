@@ -15,13 +15,14 @@ which holds its options and makes the client. Everything else is here and the sa
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -151,10 +152,9 @@ class Client(Protocol):
 
 def retry_seconds(text: str | None) -> float | None:
     """Return the seconds that a header Retry-After names, by number or date; None if unknown."""
-    try:
-        return max(float(text or ""), 0.0)
-    except ValueError:
-        pass
+    with suppress(ValueError):
+        seconds = float(text or "")
+        return max(seconds, 0.0) if math.isfinite(seconds) else None
     try:
         return max(parsedate_to_datetime(text or "").timestamp() - time.time(), 0.0)
     except (ValueError, OverflowError):
@@ -184,6 +184,8 @@ class RemoteStorage(ABC):
     Attributes:
         retries: number of further attempts after a request fails or a body breaks off.
         timeout: seconds without a byte after which a request has failed.
+        cache_dir: folder for whole shards; None for the usual cache folder.
+        cache_limit: bytes that they may take there; None for three quarters of the free space.
         can_list: see shardio.storage.base.Storage.
     """
 
@@ -191,6 +193,8 @@ class RemoteStorage(ABC):
 
     retries: int = 6
     timeout: float = 30.0
+    cache_dir: str | None = None
+    cache_limit: int | None = None
 
     @abstractmethod
     def connect(self) -> Client:
