@@ -41,9 +41,10 @@ from urllib3.exceptions import (
     ReadTimeoutError,
 )
 
-from shardio.checks import require, whole_number
+from shardio.checks import positive, whole_number
 from shardio.errors import UsageError, argument
 from shardio.storage.base import FileStat
+from shardio.storage.local import without_secrets
 from shardio.storage.remote import (
     Body,
     Client,
@@ -101,7 +102,7 @@ class WebStorage(RemoteStorage):
     def __post_init__(self) -> None:
         whole_number("retries", self.retries, least=0)
         whole_number("connections", self.connections, least=1)
-        require(self.timeout > 0, "timeout", self.timeout, "greater than 0")
+        positive("timeout", self.timeout)
         for each in fields(self):
             if str(each.type).startswith("str"):
                 check_text(each.name, getattr(self, each.name))
@@ -190,14 +191,16 @@ def split_url(url: str) -> tuple[str, dict[str, str]]:
         UsageError: it has no host, an invalid port, a fragment or an encoded slash.
     """
     scheme, _, rest = url.partition("://")
-    front, mark, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
-    shown_url = f"{scheme.lower()}://{front.rpartition('@')[2]}{mark}{path}"
+    shown_url = without_secrets(url)
+    _, mark, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
     try:
         parts = urlsplit(url)
         origin = _origin_of(url)
     except ValueError:  # whose text has the URL
         raise UsageError(
-            "the URL is not valid", where=shown_url, remedy="check its host and port"
+            "the URL is not valid",
+            where=f"{scheme}://…",  # a password with a slash makes the rest unclear
+            remedy="check its host and port, and write special characters of a password as %XX",
         ) from None
     if "#" in rest:
         raise UsageError("it must have no fragment", where=shown_url, remedy="write # as %23")
