@@ -48,6 +48,7 @@ PIECE = 1 << 20
 """Bytes of a body that are read at once."""
 
 _LOG = logging.getLogger("shardio")
+_FIRST = 256 << 10  # bytes that are read when a file is opened: indexes are smaller
 _SEQUENTIAL = 8 << 20  # bytes of a request where reading goes on where it ended
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 20.0  # seconds
 _LONGEST_WISH = 120.0  # seconds of a Retry-After that are waited
@@ -209,8 +210,15 @@ class RemoteStorage(ABC):
         return self._try(path, lambda client: client.stat(path))
 
     def open(self, path: str, name: str, /) -> RemoteFile:
-        """Open a file for reading."""
-        return RemoteFile(self, path, name, self.stat(path))
+        """Open a file for reading; one that is small is read at once."""
+        first = bytearray()
+        try:
+            stat = self.download(path, 0, _FIRST, None, first.extend)
+        except (RemoteMissing, RemoteDenied, RemoteUnreachable):
+            raise
+        except RemoteError:  # an empty file has no range, and some servers have none of any
+            stat = self.stat(path)
+        return RemoteFile(self, path, name, stat, bytes(first))
 
     def publish(self, path: str, content: bytes | Path, /, *, only_if_absent: bool = False) -> None:
         """Put a file in its place.
@@ -254,7 +262,7 @@ class RemoteStorage(ABC):
             with attempts.failing():
                 with closing(client.get(path, at, end, found and found.version)) as body:
                     found = FileStat(body.total, body.version)
-                    stop = body.total if end is None else end
+                    stop = body.total if end is None else min(end, body.total)
                     while at < stop:
                         size = body.readinto(buffer[: min(PIECE, stop - at)])
                         if not size:
@@ -390,6 +398,7 @@ class RemoteFile:
         path: path of the file.
         name: name of the file in errors.
         stat: size and version.
+        first: first bytes of the file, if they are known.
 
     Attributes:
         name: name of the file in errors.
@@ -397,12 +406,14 @@ class RemoteFile:
         version: see shardio.storage.base.FileStat.
     """
 
-    def __init__(self, storage: RemoteStorage, path: str, name: str, stat: FileStat) -> None:
+    def __init__(
+        self, storage: RemoteStorage, path: str, name: str, stat: FileStat, first: bytes = b""
+    ) -> None:
         self.name = name
         self.size, self.version = stat.size, stat.version
         self._storage = storage
         self._path = path
-        self._ahead = 0, b""  # where some bytes lie, and what they are
+        self._ahead = 0, first  # where some bytes lie, and what they are
         self._end = -1
 
     def read(self, offset: int, size: int, /) -> bytes:
@@ -432,7 +443,8 @@ class RemoteFile:
 
     def _fetch(self, start: int, end: int) -> bytes:
         found = bytearray()
-        stat = self._storage.download(self._path, start, end, self.version, found.extend)
+        last = None if (start, end) == (0, self.size) else end  # not every server has ranges
+        stat = self._storage.download(self._path, start, last, self.version, found.extend)
         if (stat.size, stat.version) != (self.size, self.version):
             changed = RequestError("changed", f"{self.size} bytes became {stat.size}")
             raise remote_error(changed, self._path)

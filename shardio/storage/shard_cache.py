@@ -184,7 +184,6 @@ class ShardCache:
         self.folder = cache_folder("remote", folder) / "remote"
         self._locks = True
         try:
-            self.folder.mkdir(0o700, exist_ok=True)
             with self._accounts() as accounts:
                 accounts.bytes = self._tidy()
                 free = os.statvfs(self.folder)
@@ -204,7 +203,7 @@ class ShardCache:
     def index_path(self, wanted: WantedShard) -> Path:
         """Return the path of the index of a shard; its folder exists afterwards."""
         path = self.path(wanted).with_suffix(".index")
-        path.parent.mkdir(0o700, exist_ok=True)
+        self._make_folder(path.parent)
         return path
 
     def part_path(self, wanted: WantedShard) -> Path:
@@ -265,7 +264,7 @@ class ShardCache:
                 if self._is_left(path):
                     path.unlink()
                     accounts.bytes -= wanted.size
-                path.parent.mkdir(0o700, exist_ok=True)
+                self._make_folder(path.parent)
                 try:
                     descriptor = os.open(path, _NEW, 0o600)
                 except FileExistsError:
@@ -396,9 +395,15 @@ class ShardCache:
         while not self._try_lock(descriptor) and time.monotonic() < latest:
             time.sleep(_PAUSE)
 
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder of the cache, which somebody may have removed."""
+        for each in (self.folder.parent, self.folder, folder):
+            each.mkdir(0o700, exist_ok=True)
+
     @contextmanager
     def _accounts(self) -> Iterator[_Accounts]:
         """Hold the lock of the folder, and change its sum."""
+        self._make_folder(self.folder)
         descriptor = os.open(self.folder / "usage", _OPEN_OR_NEW, 0o600)
         try:
             self._lock(descriptor)
