@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from shardio.errors import CodecError, IndexFileError, UsageError, quoted
+from shardio.errors import CodecError, IndexFileError, PackError, UsageError, quoted
 from shardio.fields.base import PIXELS_FIELD, FieldType
 from shardio.fields.defaults import IMAGE, size_of, type_of
 from shardio.fields.exif import FIRST_TURNED
@@ -492,6 +492,10 @@ class _Packer(ExitStack):
             type_.check(data, deep=deep)
         except NotImplementedError:
             return  # a user's type that encodes alone
+        except UsageError as error:  # as of a package that is missing: no fault of this sample
+            raise PackError(
+                f"the field {quoted(name)}: {error.what}", remedy=error.remedy
+            ) from error
         except CodecError as error:
             kept = f"types={{{name!r}: Bytes()}} (--type {quoted(f'{name}=Bytes')})"
             remedy = f"fix the data, save text as UTF-8, or keep bytes as they are with {kept}"
@@ -551,7 +555,7 @@ class _Packer(ExitStack):
         try:
             info = self._probe(field, data)
         except CodecError as error:
-            if name is not None or not is_file:
+            if name is not None or not is_file or error.remedy:
                 raise
             raise CodecError(
                 error.what,

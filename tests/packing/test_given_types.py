@@ -257,6 +257,29 @@ def test_data_that_the_type_does_not_decode_are_not_packed(tmp_path: Path, name:
     assert read_members(tmp_path / "out") == {f"a.{field}": good}
 
 
+def test_no_sample_is_skipped_for_want_of_a_package(
+    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    with pytest.raises(shardio.PackError, match=r"'wav': Audio needs the package soundfile; pip"):
+        shardio.pack(
+            *(speech, tmp_path / "out"),
+            shards=1,
+            jobs=1,
+            on_error="skip",
+            types={"wav": shardio.Audio()},
+        )
+
+
+def test_an_image_that_is_named_by_its_format_has_the_type_of_that_field(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in", {"a.picture": png(COLOURS)})
+    with pytest.raises(shardio.PackError, match=r"--type 'png=Image\(bits=8\)'"):
+        shardio.pack(source, tmp_path / "out", shards=1)
+    types = {"png": shardio.Image(bits=8)}
+    shardio.pack(source, tmp_path / "out", shards=1, types=types)
+    assert shardio.verify(tmp_path / "out", deep=True).sound
+
+
 def test_a_rerun_with_other_types_keeps_no_shard(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -255,7 +255,8 @@ class FolderSource:
                 reason = f"it is {own}, and belongs to none as files beside the others do"
             yield Problem(path=first, reason=reason)
             return
-        is_image = len(rule.specs) < 2 and not self.rule.specs and sample.field in IMAGE_FIELDS
+        is_found_alone = not self.rule.specs and len(rule.specs) < 2
+        is_image = is_found_alone and sample.field in IMAGE_FIELDS
         if is_image and follows_an_image(text_of(names[0]), self.given):
             yield Problem(
                 path=first,
