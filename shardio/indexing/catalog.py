@@ -120,7 +120,7 @@ class ShardEntry:
         Raises:
             IndexFileError: it is of another.
         """
-        samples = len(index.offsets)
+        samples = len(index)
         if index.shard_size != self.size or samples != self.samples:
             raise IndexFileError(
                 f"the index is stale: it describes {samples} samples in "
@@ -517,11 +517,13 @@ def _open_foreign(part: Location, unmarked: list[str], beside: _Recorded) -> Cat
         )
     entries: list[ShardEntry] = []
     names: dict[Path, set[str]] = {}
+    rare: set[str] = set()
     for shard in find_shards(Path(part)):
         plain = plain_tar(shard)
         version = LOCAL.stat(str(plain)).version  # before the scan: a change meanwhile is noticed
         path, index = _index_of(shard, plain)
         names.setdefault(shard.parent, set()).update(index.fields)
+        rare |= index.rare_fields()
         if not (index.has_end or index.shard_sha256):
             unmarked.append(str(shard))
         entries.append(
@@ -539,7 +541,7 @@ def _open_foreign(part: Location, unmarked: list[str], beside: _Recorded) -> Cat
         (str(folder), some, _types_beside(folder, beside)) for folder, some in names.items()
     )
     fields = {field for some in names.values() for field in some}
-    warn_of_dots(part, fields)
+    warn_of_dots(part, fields, rare)
     return Catalog(shards=tuple(entries), fields=tuple(sorted(fields)), classes=None, types=types)
 
 

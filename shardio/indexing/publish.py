@@ -80,7 +80,7 @@ def index(
     done = progress(sum(map(len, found.values()))) if progress else None
     every, all_fields, unmarked = list[ShardReceipt](), set[str](), list[str]()
     for part, shards in found.items():
-        receipts, fields = list[ShardReceipt](), set[str]()
+        receipts, fields, rare = list[ShardReceipt](), set[str](), set[str]()
         for shard in shards:
             if shard.parent in packed:
                 refuse_compressed(shard)
@@ -88,11 +88,12 @@ def index(
             _compare(shard, scanned, digests.get(shard.parent))
             receipts.append(_publish(shard, scanned))
             fields |= {*scanned.fields}
+            rare |= scanned.rare_fields()
             if not scanned.has_end:
                 unmarked.append(str(shard))
             if done is not None:
                 done(1)
-        warn_of_dots(part, fields)
+        warn_of_dots(part, fields, rare)
         if force and part in packed:
             _update_manifest(part, receipts, fields)
         every += receipts

@@ -130,11 +130,7 @@ def look_at(
     """
     index, file = entry.load_index(), entry.open_file()
     values = []
-    for name, offset, size in zip(
-        index.fields, index.offsets[row].tolist(), index.sizes[row].tolist(), strict=True
-    ):
-        if offset < 0:
-            continue
+    for name, (offset, size, *_) in index.members(row).items():
         type_ = types(name)
         needed = size if type_.preview_bytes is None else min(size, type_.preview_bytes)
         data = file.read(offset, needed)
@@ -383,9 +379,8 @@ class _Contents:
                 checksums=index.checksums is not None,
             )
         )
-        for column, name in enumerate(index.fields):
-            there = index.offsets[:, column] >= 0
-            self._sizes.setdefault(name, Tally()).add(index.sizes[there, column])
+        for name, cells in index.by_field():
+            self._sizes.setdefault(name, Tally()).add(index.sizes.take(cells))
         self._numbers.add(entry, index)
 
     def merge(self, other: _Contents) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import compress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -596,8 +595,8 @@ class ShardDataset(ResumableDataset):
         if first is None:
             return default_fields(types, [])
         index = first.load_index()
-        present = {(*row,) for row in (index.offsets[:_SAMPLES_LOOKED_AT] >= 0).tolist()}
-        return default_fields(types, [[*compress(index.fields, row)] for row in present])
+        some = range(min(len(index), _SAMPLES_LOOKED_AT))
+        return default_fields(types, [*{(*index.cells(sample),) for sample in some}])
 
 
 def _absolute_parts(

@@ -185,19 +185,17 @@ class _LazyFields(Mapping[str, Any]):
 
 def _fields_of(index: ShardIndex, number: int, path: bytes, stamp: str) -> dict[str, FromRange]:
     """Find the fields of a sample in its shard, in their order."""
-    offsets, sizes = index.offsets[number].tolist(), index.sizes[number].tolist()
-    sums: list[int | None] = [None] * len(sizes)
-    headers, before = [0] * len(sizes), [0] * len(sizes)
-    if index.checksums is not None:
-        sums = index.checksums[number].tolist()
-    if index.headers is not None:
-        headers = index.headers[number].tolist()
-        before = (index.offsets[number] - index.firsts[number]).tolist()
-    places = zip(offsets, index.fields, sizes, sums, before, headers, strict=True)
     return {
-        field: FromRange(path, offset, size, checksum, stamp, *checks)
-        for offset, field, size, checksum, *checks in sorted(places)
-        if offset >= 0
+        field: FromRange(
+            path,
+            each.offset,
+            each.size,
+            each.checksum,
+            stamp,
+            each.offset - each.first,
+            each.header or 0,
+        )
+        for field, each in index.members(number).items()
     }
 
 
