@@ -18,7 +18,7 @@ from shardio.errors import CodecError, SituationError, counted
 from shardio.fields.arrays import decode_cls
 from shardio.fields.base import LABEL_FIELD, FieldType
 from shardio.fields.image import encode_image, one_opencv_thread
-from shardio.indexing.catalog import ShardEntry
+from shardio.indexing.entry import ShardEntry
 from shardio.indexing.shard_index import ShardIndex
 from shardio.inspection.counts import class_name
 from shardio.storage.base import StoredFile

@@ -22,8 +22,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from shardio.errors import PackError, SituationError, UsageError, quoted, shown
-from shardio.indexing.catalog import SHARD_SUFFIXES
 from shardio.indexing.manifest import MANIFEST_NAME
+from shardio.indexing.parts import SHARD_SUFFIXES
 from shardio.packing.sources.base import (
     FromFile,
     Problem,
