@@ -253,12 +253,14 @@ class ShardIndex:
         return len(self.key_ends) - 1
 
     def contents(self) -> str:
-        """Return the shard's hexadecimal digest; that of the index if the shard was not read.
+        """Return the shard's hexadecimal digest; that of the index if the shard was not read."""
+        return self.shard_sha256 or self.layout()
+
+    def layout(self) -> str:
+        """Return the hexadecimal digest of keys and places, the same whoever made the index.
 
         Where some fields are no columns, it is a digest of the members, whichever fields these are.
         """
-        if self.shard_sha256:
-            return self.shard_sha256
         places: tuple[NDArray[np.int64], ...] = self.offsets, self.sizes
         if self.rare is not None:
             samples, numbers, cells = self.walk()

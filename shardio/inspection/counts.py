@@ -24,7 +24,7 @@ from shardio.errors import CodecError
 from shardio.fields.arrays import decode_cls
 from shardio.fields.base import LABEL_FIELD
 from shardio.fields.formats import IMAGE_FIELDS
-from shardio.indexing.catalog import ShardEntry
+from shardio.indexing.entry import ShardEntry
 from shardio.indexing.shard_index import ShardIndex, are_aligned
 from shardio.storage.base import StoredFile
 from shardio.storage.copying import RowCopier

@@ -20,15 +20,14 @@ from shardio.fields.base import LABEL_FIELD, FieldType
 from shardio.fields.defaults import combined_types, given_types, type_of
 from shardio.fields.limits import MAX_PIXELS
 from shardio.fields.recorded import describe_type, merge_types
-from shardio.indexing.catalog import (
+from shardio.indexing.catalog import Catalog, open_catalog
+from shardio.indexing.entry import ShardEntry
+from shardio.indexing.parts import (
     SHARD_SUFFIXES,
-    Catalog,
-    ShardEntry,
     ShardPaths,
     find_splits,
     is_packed,
     list_parts,
-    open_catalog,
     refuse_unfinished,
 )
 from shardio.indexing.shard_index import ShardIndex

@@ -18,7 +18,7 @@ from shardio.errors import CodecError, SituationError, counted
 from shardio.fields.arrays import decode_cls
 from shardio.fields.base import LABEL_FIELD, FieldType
 from shardio.fields.image import encode_image, one_opencv_thread
-from shardio.indexing.catalog import ShardEntry
+from shardio.indexing.entry import ShardEntry
 from shardio.inspection.counts import class_name
 from shardio.storage.base import StoredFile
 from shardio.storage.folder import atomic_file

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from shardio.errors import SituationError, UsageError
-from shardio.indexing.catalog import ShardPaths, open_catalog
+from shardio.indexing.catalog import open_catalog
+from shardio.indexing.parts import ShardPaths
 from shardio.options import with_options
 from shardio.packing.job import PackSummary, run_job
 from shardio.packing.options import PackOptions, ReshardOptions

@@ -24,7 +24,8 @@ from shardio.errors import UsageError, counted, quoted
 from shardio.fields.base import BYTES, FieldType
 from shardio.fields.limits import MAX_PIXELS
 from shardio.fields.recorded import require_available
-from shardio.indexing.catalog import Catalog, ShardPaths, list_parts, open_catalog
+from shardio.indexing.catalog import Catalog, open_catalog
+from shardio.indexing.parts import ShardPaths, list_parts
 from shardio.indexing.shard_index import ShardIndex
 from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, Shuffle, Tail
 from shardio.planning.order import Order, derive_key

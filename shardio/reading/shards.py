@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from shardio.errors import SampleError, ShardioError, TarError, quoted
 from shardio.fields.probe import PictureSize
-from shardio.indexing.catalog import ShardEntry
+from shardio.indexing.entry import ShardEntry
 from shardio.indexing.shard_index import ShardIndex, decode_key
 from shardio.processes import new_lock
 from shardio.storage.base import StoredFile

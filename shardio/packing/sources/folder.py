@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from shardio.errors import PackError, SituationError, UsageError, quoted, shown
 from shardio.fields.base import FieldType
 from shardio.fields.formats import IMAGE_FIELDS
-from shardio.indexing.catalog import SHARD_SUFFIXES
 from shardio.indexing.manifest import MANIFEST_NAME
+from shardio.indexing.parts import SHARD_SUFFIXES
 from shardio.packing.sources.base import (
     FromFile,
     Problem,

@@ -21,7 +21,9 @@ from shardio.fields.arrays import decode_cls
 from shardio.fields.base import LABEL_FIELD, FieldType
 from shardio.fields.defaults import type_of
 from shardio.fields.limits import MAX_PIXELS
-from shardio.indexing.catalog import SHARD_SUFFIXES, Catalog, ShardEntry, open_catalog
+from shardio.indexing.catalog import Catalog, open_catalog
+from shardio.indexing.entry import ShardEntry
+from shardio.indexing.parts import SHARD_SUFFIXES
 from shardio.indexing.shard_index import ShardIndex
 from shardio.naming import join_member_name
 from shardio.packing.sources.base import (
