@@ -25,8 +25,7 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -111,10 +110,10 @@ def decode_with_opencv(data: Buffer, size: tuple[int, int]) -> NDArray[np.uint8]
         CodecError: OpenCV refuses the image.
         MemoryError: the machine does not have the memory that an image of this size takes.
     """
-    pixels = _with_opencv(data, size, _FLAGS)
+    pixels: NDArray[np.uint8] = _with_opencv(data, size, _FLAGS)
     if _NATIVE_RGB is None:
         cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
-    return cast("NDArray[np.uint8]", pixels)
+    return pixels
 
 
 def _with_opencv(data: Buffer, size: tuple[int, int], flags: int) -> NDArray[Any]:
@@ -200,7 +199,7 @@ def decode_image(
     view = memoryview(data).cast("B")
     if info is None:
         info = probe_image(view, max_pixels=max_pixels)
-    pixels = decode_stored(view, info, scratch, verified=verified)
+    pixels = _decode_stored(view, info, scratch, 1, verified)
     if info.orientation != UPRIGHT:
         pixels = apply_orientation(pixels, info.orientation)
         if scratch is None:
@@ -232,12 +231,17 @@ def decode_stored(
     Raises:
         CodecError: see decode_image.
     """
-    stored_height, stored_width = info.stored_size
-    height, width = -(-stored_height // shrink), -(-stored_width // shrink)
-    format_ = FORMATS[info.format]
-    buffer = None
-    if format_.shrinks and scratch is not None:
-        buffer = scratch.take(height * width * 3)
+    return _decode_stored(view, info, scratch, shrink, verified)
+
+
+def _decode_stored(
+    view: memoryview, info: ImageInfo, scratch: Scratch | None, shrink: int, verified: bool
+) -> NDArray[np.uint8]:
+    height, width = stored_height, stored_width = info.stored_size
+    format_, buffer = FORMATS[info.format], None
+    if format_.shrinks:
+        height, width = -(-stored_height // shrink), -(-stored_width // shrink)
+        buffer = None if scratch is None else scratch.take(height * width * 3)
     pixels = format_.decode(view, info, buffer, shrink, verified)
     if pixels.shape != (height, width, 3) or pixels.dtype != np.uint8:
         raise CodecError(
@@ -294,8 +298,7 @@ all pixels is nearer to an antialiased one, measured on blurred noise."""
 _METHODS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 
-@dataclass(frozen=True, slots=True)
-class DecodedPart:
+class DecodedPart(NamedTuple):
     """What was decoded of a picture for a crop.
 
     Attributes:
@@ -341,7 +344,7 @@ def decode_part(
         _, _, bottom, _ = _box_as_stored(info, crop, size)
         pixels = decode_jpeg_top(view, info, scratch.take, rows=bottom, shrink=shrink)
     if pixels is None:
-        pixels = decode_stored(view, info, scratch, shrink=shrink, verified=verified)
+        pixels = _decode_stored(view, info, scratch, shrink, verified)
     return DecodedPart(pixels, shrink)
 
 

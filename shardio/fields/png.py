@@ -16,7 +16,7 @@ chunks). Metadata are dropped, and so are colour profiles and transparency.
 from __future__ import annotations
 
 from functools import lru_cache
-from struct import pack, unpack, unpack_from
+from struct import Struct, pack, unpack
 from typing import TYPE_CHECKING, NamedTuple
 
 from shardio.errors import CodecError
@@ -61,6 +61,7 @@ _XMP_KEYWORD = b"XML:com.adobe.xmp"
 _RAW_PROFILES = frozenset({b"Raw profile type exif", b"Raw profile type APP1"})
 _MOST_KEYWORD = 80
 _MOST_TEXT = 1 << 20  # bytes that are looked at of a text
+_CHUNK_START = Struct(">I4s")
 _IEND = pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
 
 
@@ -86,6 +87,7 @@ class PngHeader(NamedTuple):
         height: rows of the image.
         depth: bits of a channel.
         colour: type of colour.
+        channels: number of values of a pixel as stored; an index into a palette is one.
         rows: rows of the inflated data, pass by pass.
         size: bytes of the inflated data.
     """
@@ -94,13 +96,9 @@ class PngHeader(NamedTuple):
     height: int
     depth: int
     colour: int
+    channels: int
     rows: tuple[Rows, ...]
     size: int
-
-    @property
-    def channels(self) -> int:
-        """Number of values of a pixel as stored; an index into a palette is one."""
-        return _CHANNELS[self.colour]
 
 
 def png_chunks(view: memoryview) -> list[Chunk]:
@@ -115,7 +113,7 @@ def png_chunks(view: memoryview) -> list[Chunk]:
     for _ in range(_MAX_CHUNKS):
         if position + 12 > len(view):
             raise CodecError("truncated PNG: it ends before its IEND chunk")
-        length, kind = unpack_from(">I4s", view, position)
+        length, kind = _CHUNK_START.unpack_from(view, position)
         start = position + 8
         position = start + length + 4
         if position > len(view):
@@ -149,8 +147,9 @@ def _parse_header(data: bytes) -> PngHeader:
         raise CodecError(
             f"the header announces {width} x {height} pixels, more than {_MAX_SIDE} for a side"
         )
-    rows = _rows_of(width, height, depth * _CHANNELS[colour], _PASSES if interlace else _ONE_PASS)
-    return PngHeader(width, height, depth, colour, rows, rows[-1].end if rows else 0)
+    channels = _CHANNELS[colour]
+    rows = _rows_of(width, height, depth * channels, _PASSES if interlace else _ONE_PASS)
+    return PngHeader(width, height, depth, colour, channels, rows, rows[-1].end if rows else 0)
 
 
 def _rows_of(
@@ -268,9 +267,9 @@ def _sound_parts(
     return header, palette, data
 
 
-def is_tiny(view: memoryview) -> bool:
-    """Tell whether a PNG is so small that its data are looked at when it is packed."""
-    return png_header(view).size <= _TINY
+def is_tiny(unpacked: int) -> bool:
+    """Tell whether a PNG of so many bytes of rows has its data looked at when it is packed."""
+    return unpacked <= _TINY
 
 
 def critical_chunks(view: memoryview, chunks: Sequence[Chunk]) -> Buffer:
@@ -279,12 +278,14 @@ def critical_chunks(view: memoryview, chunks: Sequence[Chunk]) -> Buffer:
     Raises:
         CodecError: the checksum of a chunk is wrong.
     """
-    parts: list[Buffer] = [view[: len(PNG_MAGIC)]]
+    has_others = False
     for kind, start, end in chunks:
         _verify_chunk(view, kind, start, end)
-        if kind[:1].isupper():
-            parts.append(view[start - 8 : end + 4])
-    return view if len(parts) > len(chunks) else b"".join(parts)
+        has_others |= not kind[:1].isupper()
+    if not has_others:
+        return view
+    critical = [view[start - 8 : end + 4] for kind, start, end in chunks if kind[:1].isupper()]
+    return b"".join([PNG_MAGIC, *critical])
 
 
 def _verify_chunk(view: memoryview, kind: bytes, start: int, end: int) -> None:

@@ -12,7 +12,6 @@ a module of its own.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from struct import unpack_from
 from typing import NamedTuple
 
@@ -66,8 +65,7 @@ class PictureSize(NamedTuple):
         return f"{self.height} × {self.width}{turned}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageInfo:
+class ImageInfo(NamedTuple):
     """What the header of an image says.
 
     Attributes:
@@ -84,6 +82,7 @@ class ImageInfo:
             lowered to decode less: Huffman coding, one scan, gray or three colours; else 0.
         restart: JPEG only: restart interval in MCUs; 0 for none.
         chunks: PNG only: all of them.
+        unpacked: PNG only: bytes of the inflated data.
     """
 
     format: str
@@ -97,6 +96,7 @@ class ImageInfo:
     frame: int = 0
     restart: int = 0
     chunks: tuple[Chunk, ...] = ()
+    unpacked: int = 0
 
     @property
     def size(self) -> PictureSize:
@@ -238,14 +238,9 @@ def probe_png(view: memoryview) -> ImageInfo:
     orientation = _png_orientation(view, chunks)
     header = png_header(view)
     height, width = _as_shown((header.height, header.width), orientation)
+    of_pixels = header.depth, header.channels
     return ImageInfo(
-        format="png",
-        height=height,
-        width=width,
-        orientation=orientation,
-        bits=header.depth,
-        channels=header.channels,
-        chunks=tuple(chunks),
+        "png", height, width, orientation, *of_pixels, chunks=tuple(chunks), unpacked=header.size
     )
 
 
@@ -312,7 +307,7 @@ def check_jpeg(view: memoryview, info: ImageInfo) -> None:
 
 def check_png(view: memoryview, info: ImageInfo) -> None:
     """Look at the data of a tiny image; of others the probe has seen the last chunk."""
-    if is_tiny(view):
+    if is_tiny(info.unpacked):
         plain_png(view, info.chunks)
 
 
