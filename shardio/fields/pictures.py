@@ -43,6 +43,7 @@ MASK_NAMES = ("mask", "seg", "label", "labels", "semantic", "instance", "panopti
 
 _PNG_FIELDS = frozenset(FORMATS["png"].fields)
 _INT32 = np.iinfo(np.int32)
+_FLOAT32_BITS = np.uint64(24)  # of a whole number, from the first to the last that is set
 _LEAST, _GREATEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 DEPTH_NAMES = ("depth", "disparity")
@@ -350,6 +351,7 @@ class Depth(_Values):
         values = self._stored(data)
         if values.dtype.kind not in "iuf":
             raise CodecError(f"depth of {values.dtype}: it must be numbers")
+        _check_exact(values)
         try:
             with np.errstate(over="raise"):
                 return (values.astype(np.float32) * np.float32(self.scale))[None]
@@ -370,6 +372,7 @@ class Depth(_Values):
         values = as_array(value)
         if values.dtype.kind not in "iuf":
             raise TypeError(f"depth is numbers, not {values.dtype}")
+        _check_exact(values)
         if values.dtype.kind == "f" and self.scale != 1:
             raise TypeError(
                 f"it is {values.dtype}, which readers would multiply by scale={self.scale:g}; give "
@@ -391,6 +394,22 @@ class Depth(_Values):
         found = summarize_numbers(values, "pixels")
         span = "none finite" if found.low is None else f"{found.low:g} to {found.high:g}"
         return f"depth, {values.shape[0]} × {values.shape[1]}, {span}"
+
+
+def _check_exact(values: NDArray[Any]) -> None:
+    """Raise CodecError for whole numbers that change when they become float32."""
+    if values.dtype.kind == "f":
+        return
+    signed = values.dtype.kind == "i"
+    sizes = (np.abs(values.astype(np.int64)) if signed else values).astype(np.uint64)
+    last_bits = np.maximum(sizes & (~sizes + np.uint64(1)), 1)
+    changed = sizes >> _FLOAT32_BITS >= last_bits
+    if changed.any():
+        first = values[changed][0]
+        raise CodecError(
+            f"the depth {first} is {first.astype(np.float32):.0f} as float32",
+            remedy=f"store whole numbers up to {1 << 24:,}, or floating point numbers",
+        )
 
 
 def _last_part(type_: FieldType) -> str:
