@@ -15,7 +15,7 @@ from shardio.errors import CodecError
 from shardio.fields.bmp import check_bmp, decode_masked_bmp, probe_bmp
 from shardio.fields.boundary import decoder
 from shardio.fields.limits import FREE_BYTES, MAX_PIXELS, limit_packed, limit_pixels, limit_scans
-from shardio.fields.png import PNG_MAGIC, critical_chunks, is_tiny, plain_png
+from shardio.fields.png import PNG_MAGIC, TINY, critical_chunks, plain_png
 from shardio.fields.probe import (
     check_jpeg,
     check_png,
@@ -129,27 +129,23 @@ def _encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
 def _decode_png(
     view: memoryview, info: ImageInfo, _: object, _shrink: int, verified: bool
 ) -> NDArray[np.uint8]:
-    prepare = critical_chunks if verified and is_tiny(info.unpacked) else plain_png
-    return _with_opencv(prepare(view, info.chunks), info)
+    prepare = critical_chunks if verified and info.unpacked <= TINY else plain_png
+    return _opencv_decoder()(prepare(view, info.chunks), info)
 
 
 def _decode_webp(view: memoryview, info: ImageInfo, *_: object) -> NDArray[np.uint8]:
     check_webp(view, info)
-    return _with_opencv(view, info)
+    return _opencv_decoder()(view, info)
 
 
 def _decode_bmp(view: memoryview, info: ImageInfo, *_: object) -> NDArray[np.uint8]:
     check_bmp(view, info)
     pixels = decode_masked_bmp(view)
-    return _with_opencv(view, info) if pixels is None else pixels
-
-
-def _with_opencv(data: Buffer, info: ImageInfo) -> NDArray[np.uint8]:
-    return _opencv_decoder()(data, info.stored_size)
+    return _opencv_decoder()(view, info) if pixels is None else pixels
 
 
 @cache
-def _opencv_decoder() -> Callable[[Buffer, tuple[int, int]], NDArray[np.uint8]]:
+def _opencv_decoder() -> Callable[[Buffer, ImageInfo], NDArray[np.uint8]]:
     from shardio.fields.image import decode_with_opencv  # noqa: PLC0415  loads OpenCV
 
     return decode_with_opencv

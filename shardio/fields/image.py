@@ -97,40 +97,40 @@ def forbid_opencv_threads() -> None:
     cv2.setNumThreads(0)
 
 
-def decode_with_opencv(data: Buffer, size: tuple[int, int]) -> NDArray[np.uint8]:
+def decode_with_opencv(data: Buffer, info: ImageInfo) -> NDArray[np.uint8]:
     """Decode an image that is not a JPEG to RGB, without turning it.
 
     OpenCV copies the pixels once, from its own memory to NumPy's.
 
     Args:
         data: the whole file.
-        size: height and width of the image.
+        info: header of the image.
 
     Raises:
         CodecError: OpenCV refuses the image.
         MemoryError: the machine does not have the memory that an image of this size takes.
     """
-    pixels: NDArray[np.uint8] = _with_opencv(data, size, _FLAGS)
+    pixels: NDArray[np.uint8] = _with_opencv(data, info, _FLAGS)
     if _NATIVE_RGB is None:
         cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
     return pixels
 
 
-def _with_opencv(data: Buffer, size: tuple[int, int], flags: int) -> NDArray[Any]:
+def _with_opencv(data: Buffer, info: ImageInfo, flags: int) -> NDArray[Any]:
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
-        _allocate_for_trial(size)
+        _allocate_for_trial(info)
         raise CodecError(f"OpenCV refuses the image: {error.err or error}") from None
     if pixels is None:
-        _allocate_for_trial(size)
+        _allocate_for_trial(info)
         raise CodecError("OpenCV does not decode the image: its data are corrupt or of a rare kind")
     return pixels
 
 
-def _allocate_for_trial(size: tuple[int, int]) -> None:
+def _allocate_for_trial(info: ImageInfo) -> None:
     """Raise MemoryError if that is why OpenCV gave nothing, which it does not tell."""
-    np.empty((2, *size, 3), np.uint8)
+    np.empty((2, info.height, info.width, 3), np.uint8)
 
 
 def _hush() -> None:
@@ -278,7 +278,7 @@ def decode_values(
             f"a {FORMATS[info.format].title} holds colours, and no values to read exactly",
             remedy="save it as a PNG with a palette or as gray",
         )
-    values = _with_opencv(index_png(view, info.chunks), info.stored_size, cv2.IMREAD_UNCHANGED)
+    values = _with_opencv(index_png(view, info.chunks), info, cv2.IMREAD_UNCHANGED)
     if values.shape != info.stored_size or values.dtype != (
         np.uint16 if info.bits > 8 else np.uint8
     ):

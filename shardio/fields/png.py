@@ -50,7 +50,8 @@ _PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2),
            (1, 0, 2, 1))  # fmt: skip
 """Of Adam7: first row and column, and the steps between rows and between columns."""
 _LAST_FILTER = 4
-_TINY = 1 << 16  # bytes of rows
+TINY = 1 << 16
+"""Most bytes of rows of a PNG whose data are looked at when it is packed."""
 _AT_ONCE = 1 << 26  # bytes of rows that are inflated at once
 _STORED = 0xFFFF  # most bytes of a stored block
 _IHDR_START, _IHDR_END = 16, 29
@@ -252,8 +253,8 @@ def _sound_parts(
     """Return header, palette if it has one, and stream of rows, all chunks checked."""
     header = png_header(view)
     palette, stream, previous = b"", list[memoryview](), b""
+    _verify_chunks(view, chunks)
     for kind, start, end in chunks:
-        _verify_chunk(view, kind, start, end)
         if kind == b"IDAT" and (not stream or previous == b"IDAT"):
             stream.append(view[start:end])
         elif kind == b"PLTE" and not palette and not stream:
@@ -267,31 +268,22 @@ def _sound_parts(
     return header, palette, data
 
 
-def is_tiny(unpacked: int) -> bool:
-    """Tell whether a PNG of so many bytes of rows has its data looked at when it is packed."""
-    return unpacked <= _TINY
-
-
 def critical_chunks(view: memoryview, chunks: Sequence[Chunk]) -> Buffer:
     """Keep of a PNG what decoding needs: the chunks named in capitals.
 
     Raises:
         CodecError: the checksum of a chunk is wrong.
     """
-    has_others = False
-    for kind, start, end in chunks:
-        _verify_chunk(view, kind, start, end)
-        has_others |= not kind[:1].isupper()
-    if not has_others:
-        return view
+    _verify_chunks(view, chunks)
     critical = [view[start - 8 : end + 4] for kind, start, end in chunks if kind[:1].isupper()]
-    return b"".join([PNG_MAGIC, *critical])
+    return view if len(critical) == len(chunks) else b"".join([PNG_MAGIC, *critical])
 
 
-def _verify_chunk(view: memoryview, kind: bytes, start: int, end: int) -> None:
+def _verify_chunks(view: memoryview, chunks: Sequence[Chunk]) -> None:
     """Raise CodecError if the checksum of a chunk is wrong."""
-    if zlib.crc32(view[start - 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
-        raise CodecError(f"corrupt PNG: the checksum of its chunk {kind!r} is wrong")
+    for kind, start, end in chunks:
+        if zlib.crc32(view[start - 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            raise CodecError(f"corrupt PNG: the checksum of its chunk {kind!r} is wrong")
 
 
 def _may_stand(kind: bytes, previous: bytes, header: PngHeader) -> bool:

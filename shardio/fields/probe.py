@@ -19,8 +19,8 @@ from shardio.errors import CodecError
 from shardio.fields.exif import FIRST_TURNED, UPRIGHT, is_exif, is_xmp, orientation_of
 from shardio.fields.png import (
     TEXT_CHUNKS,
+    TINY,
     Chunk,
-    is_tiny,
     plain_png,
     png_chunks,
     png_header,
@@ -254,7 +254,7 @@ def _png_orientation(view: memoryview, chunks: list[Chunk]) -> int:
         elif kind in TEXT_CHUNKS and (raw is None or xmp is None):
             found_raw, found_xmp = text_metadata(kind, view[start:end])
             raw, xmp = raw or found_raw, xmp or found_xmp
-    return orientation_of(raw if exif is None else exif, xmp)
+    return orientation_of(raw if exif is None else exif, xmp) if exif or raw or xmp else UPRIGHT
 
 
 def probe_webp(view: memoryview) -> ImageInfo:
@@ -307,7 +307,7 @@ def check_jpeg(view: memoryview, info: ImageInfo) -> None:
 
 def check_png(view: memoryview, info: ImageInfo) -> None:
     """Look at the data of a tiny image; of others the probe has seen the last chunk."""
-    if is_tiny(info.unpacked):
+    if info.unpacked <= TINY:
         plain_png(view, info.chunks)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, takewhile
-from typing import Any, NamedTuple
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -32,30 +32,8 @@ SEVERAL = 16
 Views = Sequence[View | None]
 
 
-class Choice(NamedTuple):
-    """Crop that was chosen before the picture was read.
-
-    Attributes:
-        size: size of the picture, as the index has it.
-        crop: crop of a picture of this size.
-    """
-
-    size: PictureSize
-    crop: Crop
-
-    def confirmed(self, info: ImageInfo) -> Crop:
-        """Return the crop, which fits no picture of another size.
-
-        Raises:
-            CodecError: the header says another size than the index.
-        """
-        if (info.height, info.width, info.orientation) != self.size:
-            raise CodecError(
-                f"the picture is {info.size}, but the index says {self.size}",
-                remedy="run `shardio index` on the folder of the shard",
-            )
-        return self.crop
-
+Choice = tuple[PictureSize, Crop]
+"""Size of a picture, as the index has it, and the crop chosen for it before it was read."""
 
 Choices = Sequence[Choice | None]
 """Choices of a sample: for the crop that its pictures share, then for each one of its own."""
@@ -172,8 +150,8 @@ class SampleGeometry:
             first = role * self._draws
             own = uniforms[slots, first : first + self._draws]
             crops = self._choose(heights, widths, own)
-            for slot, size, crop in zip(slots, sizes, crops, strict=True):
-                chosen[slot][role] = Choice(size, crop)
+            for slot, choice in zip(slots, zip(sizes, crops, strict=True), strict=True):
+                chosen[slot][role] = choice
         return chosen
 
     def views(
@@ -228,7 +206,9 @@ class SampleGeometry:
         try:
             info, crop = picture_info(type_, found.data), None
             if choice is not None:
-                crop = choice.confirmed(info)
+                known, crop = choice
+                if (info.height, info.width, info.orientation) != known:
+                    _refuse_size(info, known)
             elif self._transform is not None:
                 first = role * self._draws
                 drawn = uniforms[first : first + self._draws].tolist()
@@ -237,6 +217,14 @@ class SampleGeometry:
             error.field = found.field
             raise
         return View.of(info, found.field, self._size, crop)
+
+
+def _refuse_size(info: ImageInfo, known: PictureSize) -> NoReturn:
+    """Raise CodecError for a picture whose header says another size than the index."""
+    raise CodecError(
+        f"the picture is {info.size}, but the index says {known}",
+        remedy="run `shardio index` on the folder of the shard",
+    )
 
 
 def describe_crops(views: Sequence[Views]) -> dict[str, torch.Tensor]:
