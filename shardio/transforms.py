@@ -185,9 +185,6 @@ class RandomResizedCrop:
 
     def crop(self, height: int, width: int, uniforms: Sequence[float]) -> Crop:
         """Choose a random crop of an image."""
-        return self._chosen(height, width, uniforms)
-
-    def _chosen(self, height: int, width: int, uniforms: Sequence[float]) -> Crop:
         resampling = Resampling(self.interpolation, self.antialias)
         flip = uniforms[0] < self.flip
         log_ratio = math.log(self.ratio[0]), math.log(self.ratio[1])
@@ -221,7 +218,8 @@ class RandomResizedCrop:
         lefts = (uniforms[:, 2] * (widths - crop_widths + 1)).astype(np.int64)
         fit = ((sides > 0) & (sides <= [heights, widths])).all(axis=0)
         for at in np.flatnonzero(~fit).tolist():  # few, for which further tries cost more in NumPy
-            crop = self._chosen(int(heights[at]), int(widths[at]), uniforms[at].tolist())
+            size = int(heights[at]), int(widths[at])  # of a subclass, crop may be another
+            crop = RandomResizedCrop.crop(self, *size, uniforms[at].tolist())
             tops[at], lefts[at], crop_heights[at], crop_widths[at] = crop[:4]
         return Crops(
             tops,

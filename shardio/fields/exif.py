@@ -90,8 +90,6 @@ def apply_orientation(pixels: NDArray[T], orientation: int) -> NDArray[T]:
     Returns:
         A view of the same memory: [H, W, C] for orientations 1 to 4, [W, H, C] for 5 to 8.
     """
-    if orientation == UPRIGHT:
-        return pixels
     if orientation >= FIRST_TURNED:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in {3, 4, 7, 8}:

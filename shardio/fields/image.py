@@ -363,7 +363,9 @@ def write_part(part: DecodedPart, info: ImageInfo, crop: Crop, out: NDArray[np.u
     interpolation, antialias = crop.resampling
     if part.shrink == 1:
         top, left, bottom, right = _box_as_stored(info, crop, size)
-        shown = apply_orientation(part.pixels[top:bottom, left:right], info.orientation)
+        shown = part.pixels[top:bottom, left:right]
+        if info.orientation != UPRIGHT:
+            shown = apply_orientation(shown, info.orientation)
         _fill(shown, crop, out)
     elif not antialias and interpolation != "nearest":
         matrix = _sampling(info, crop, size, part.shrink)

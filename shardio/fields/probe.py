@@ -194,7 +194,8 @@ def probe_jpeg(view: memoryview) -> ImageInfo:
         elif marker == _DRI and end - start == 4:
             restart = unpack_from(">H", view, start + 2)[0]
         elif marker == _SOS and frame:
-            return _jpeg_info(view, frame, start, orientation_of(exif, xmp), restart)
+            orientation = orientation_of(exif, xmp) if exif or xmp else UPRIGHT
+            return _jpeg_info(view, frame, start, orientation, restart)
     raise CodecError("broken JPEG header: no frame header before the first scan")
 
 
