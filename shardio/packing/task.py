@@ -40,7 +40,13 @@ from shardio.packing.engine import Ticker
 from shardio.packing.layout import WHOLE, WORK_FOLDER, is_shard_name, path_in
 from shardio.packing.listing import SampleList
 from shardio.packing.plan import ImageEncoding
-from shardio.packing.sources.base import FromFile, Problem, SourceSample, UnpackableError
+from shardio.packing.sources.base import (
+    NAME_COCO,
+    FromFile,
+    Problem,
+    SourceSample,
+    UnpackableError,
+)
 from shardio.packing.sources.reader import (
     FileVersions,
     SourceReader,
@@ -450,12 +456,12 @@ class _Packer:
                     )
                 elif type_.geometry and self._encoding.decodes:
                     self._follow(name, type_, data, sample)
-                elif self._check and type_.geometry == "follows":
-                    type_.check(data, deep=False)
                 elif self._check and isinstance(type_, _WORDS):
                     _check_words(field, type_, data)
+                elif self._check:
+                    type_.check(data, deep=False)
             except CodecError as error:
-                if name is None or _is_named(sample, origin):
+                if name is None or _is_named(sample, origin) or isinstance(type_, _WORDS):
                     raise
                 raise CodecError(
                     f"its field {quoted(name)}: {error.what}", remedy=error.remedy
@@ -477,8 +483,9 @@ class _Packer:
             made = type_.resized(data, self._view(name, sample))
         except NotImplementedError:
             raise UsageError(
-                f"{name} belongs to the picture as it is, which would be resized or encoded anew",
-                remedy="pack it as it is",
+                f"{name} belongs to the picture as it is, which would be resized",
+                remedy=f"pack without an option that resizes, or give {type(type_).__name__} a "
+                "method resized",
             ) from None
         if made is not None:
             self.archive.reserve(len(made))[:] = made
@@ -515,7 +522,8 @@ class _Packer:
                 raise
             raise CodecError(
                 error.what,
-                remedy="rename or remove it, or name the files of a sample with fields (--fields)",
+                remedy="rename or remove it, or name the files of a sample with fields (--fields)"
+                + (f", or {NAME_COCO}" if data[:1].tobytes() == b"{" else ""),
             ) from error
         check_complete(data, info)
         if self._pixels is None:
@@ -534,6 +542,11 @@ class _Packer:
 
 
 def _check_words(field: str, type_: FieldType, data: memoryview) -> None:
+    if not data and not isinstance(type_, Text):
+        raise CodecError(
+            f"its field {quoted(field)} is empty",
+            remedy="write what it says, or remove it where samples may lack it (--fields 'jpg,x?')",
+        )
     try:
         type_.decode(data)
     except CodecError as error:
