@@ -1,5 +1,6 @@
 # make demo   sets up, then packs, profiles and trains on real images
 # make test   sets up, then runs format, lint, types and tests
+# make servers  installs azurite, for tests of Azure, where npm is
 # make campaigns  sets up, then attacks shardio for about forty minutes (see docs/campaigns.md)
 # make bench  sets up the peers, then measures beside them and at scale (needs an idle machine)
 
@@ -7,13 +8,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SERVERS := .servers
+SERVERS_READY := $(SERVERS)/.ready
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
 CAMPAIGNS := tars headers images bombs canaries damage kills changes disks folders forks fuzz meaning
 say = @printf '\n== %s\n' "$(1)"
 timed = @bash -c 'start=$$SECONDS; $(1); status=$$?; echo "   ($$((SECONDS - start)) s)"; exit $$status'
 
-.PHONY: demo test types pytest format campaigns bench clean
+.PHONY: demo test types pytest format servers campaigns bench clean
 
 $(READY): pyproject.toml tools/requirements-dev.txt
 	$(call say,setting up $(VENV): about two minutes and 2 GB the first time)
@@ -26,6 +29,16 @@ $(PEERS_READY): pyproject.toml tools/bench/requirements-peers.txt tools/bench/re
 	-$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tools/bench/requirements-ffcv.txt
 	@touch $@
 
+# Tests that need azurite are skipped without it, so that nothing here fails.
+$(SERVERS_READY): tools/package.json
+	@mkdir -p $(SERVERS)
+	@if ! command -v npm >/dev/null; then echo "npm is not installed; what needs azurite is skipped"; \
+	elif cp tools/package.json $(SERVERS)/package.json && timeout 300 npm install --prefix $(SERVERS) \
+	  --no-audit --no-fund --no-package-lock --loglevel=error; then touch $@; \
+	else echo "azurite could not be installed; what needs it is skipped"; fi
+
+servers: $(SERVERS_READY)
+
 demo: $(READY)
 	$(call say,making images: 1797 real handwritten digits)
 	$(call timed,$(BIN)/python tools/make_digits.py demo/images)
@@ -37,7 +50,7 @@ demo: $(READY)
 	$(call say,python examples/train.py)
 	$(call timed,$(BIN)/python examples/train.py)
 
-test: $(READY)
+test: $(READY) servers
 	$(call say,format and lint)
 	$(call timed,$(BIN)/ruff format --check . && $(BIN)/ruff check .)
 	$(call say,types and tests: about five minutes)
@@ -46,7 +59,7 @@ test: $(READY)
 types: $(READY)
 	$(call timed,$(BIN)/mypy)
 
-pytest: $(READY)
+pytest: $(READY) servers
 	$(call timed,$(BIN)/python -m pytest -q -n 2 --dist worksteal)
 
 format: $(READY)
@@ -62,4 +75,4 @@ bench: $(PEERS_READY)
 	$(PEERS)/bin/python tools/bench/scale.py
 
 clean:
-	rm -rf $(VENV) $(PEERS) demo
+	rm -rf $(VENV) $(PEERS) $(SERVERS) demo

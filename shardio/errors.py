@@ -10,8 +10,13 @@
     ├── CodecError          data that cannot be decoded (also a ValueError)
     ├── SampleError         sample that cannot be delivered
     │   └── TransformError  exception in the user's transform
-    └── PackError           source or destination that cannot be packed
-        └── OutputError     link, pipe or device in place of an output file or folder
+    ├── PackError           source or destination that cannot be packed
+    │   └── OutputError     link, pipe or device in place of an output file or folder
+    └── RemoteError         store that does not do what it is asked (also an OSError)
+        ├── RemoteMissing       no such object (also a FileNotFoundError)
+        ├── RemoteDenied        credentials missing, wrong, expired or not sufficient
+        ├── RemoteChanged       object replaced while it was read
+        └── RemoteUnreachable   no answer, or none in time, after all attempts
 
 An error carries three values: what happened, where, and what to do. Its message is composed of
 them as "where: what; remedy". Code that handles an error reads the values and never parses the
@@ -244,3 +249,33 @@ class PackError(ShardioError):
 
 class OutputError(PackError):
     """Link, pipe, device or the like in place of an output file or folder."""
+
+
+class RemoteError(ShardioError, OSError):
+    """Store that does not do what it is asked.
+
+    The location is the URL without user name, password and query.
+
+    Attributes:
+        status: HTTP status of the answer; None if there was none.
+        request_id: the store's own name of the request, for its support; None if it gave none.
+    """
+
+    status: int | None = None
+    request_id: str | None = None
+
+
+class RemoteMissing(RemoteError, FileNotFoundError):  # noqa: N818  named as the others of its tree
+    """No such object."""
+
+
+class RemoteDenied(RemoteError, PermissionError):  # noqa: N818
+    """Credentials that are missing, wrong, expired or not sufficient."""
+
+
+class RemoteChanged(RemoteError):  # noqa: N818
+    """Object that was replaced while it was read."""
+
+
+class RemoteUnreachable(RemoteError, ConnectionError):  # noqa: N818
+    """Store that does not answer, or not in time, after all attempts."""

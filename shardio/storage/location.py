@@ -1,7 +1,8 @@
 """Where a file or folder is: a storage and a path in it.
 
 URLs choose their storage by their scheme, from a table with one line each; other texts are paths
-of local files. A storage that a caller passes takes the place of this choice.
+of local files. A storage that a caller passes takes the place of this choice. What is secret in a
+URL, as a user's password or a signed query, becomes part of the storage and not of the path.
 """
 
 from __future__ import annotations
@@ -11,14 +12,40 @@ import os
 import posixpath
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from shardio.errors import SituationError, UsageError, argument
 from shardio.storage.base import FileStat, Storage, StoredFile
 from shardio.storage.local import LOCAL, refuse_url
 
-STORAGES: Mapping[str, Callable[[], Storage]] = MappingProxyType({})
+Options = Mapping[str, Any]
+"""Credentials, endpoint and other settings of a store, by name."""
+OpenUrl = Callable[[str, Options], tuple[Storage, str]]
+"""Makes the storage of a URL, and the path there, from the URL and options."""
+
+
+def _in_module(name: str) -> OpenUrl:
+    """Return a function that calls open_url of a module, which is imported when it is needed."""
+
+    def open_url(url: str, options: Options) -> tuple[Storage, str]:
+        module = import_module(f"shardio.storage.{name}")
+        found: tuple[Storage, str] = module.open_url(url, options)
+        return found
+
+    return open_url
+
+
+STORAGES: Mapping[str, OpenUrl] = MappingProxyType(
+    {
+        "s3": _in_module("s3"),
+        "http": _in_module("http"),
+        "https": _in_module("http"),
+        "hf": _in_module("hub"),
+    }
+)
 """What makes the storage of a URL, by scheme; local paths have none."""
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
@@ -51,6 +78,11 @@ class Location:
     def is_local(self) -> bool:
         """Whether it is on a local file system."""
         return self.storage == LOCAL
+
+    @property
+    def can_list(self) -> bool:
+        """Whether the storage can list folders."""
+        return bool(getattr(self.storage, "can_list", True))
 
     def absolute(self) -> Location:
         """Return the same place by a path that does not depend on the current folder."""
@@ -115,8 +147,13 @@ class Location:
             return True
 
     def is_folder(self) -> bool:
-        """Tell whether there is such a folder; where storage has none, whether files are in it."""
-        return os.path.isdir(self.path) if self.is_local else bool(self.names())  # noqa: PTH112
+        """Tell whether there is such a folder; where storage has none, whether files are in it.
+
+        Where folders cannot be listed, there is none.
+        """
+        if self.is_local:
+            return os.path.isdir(self.path)  # noqa: PTH112  text is enough
+        return self.can_list and bool(self.names())
 
     def open(self, name: str | None = None) -> StoredFile:
         """Open the file; see Storage.open.
@@ -127,15 +164,21 @@ class Location:
         return self.storage.open(self.path, name or self.path)
 
 
-def locate(path: str | os.PathLike[str] | Location, storage: Storage | None = None) -> Location:
+def locate(
+    path: str | os.PathLike[str] | Location,
+    storage: Storage | None = None,
+    options: Options | None = None,
+) -> Location:
     """Return where a path or URL is.
 
     Args:
         path: path, URL or Location.
         storage: storage of the path; None chooses it by the scheme.
+        options: options of a storage that the scheme chooses, by name.
 
     Raises:
-        UsageError: the URL is of a scheme that no storage is for, or storage is none.
+        UsageError: the URL is of a scheme that no storage is for, storage is none, or an option
+            is invalid.
     """
     if isinstance(path, Location):
         return path
@@ -148,7 +191,8 @@ def locate(path: str | os.PathLike[str] | Location, storage: Storage | None = No
         return Location(storage, text.rstrip("/"))
     scheme, mark, _ = text.partition("://")
     if mark and scheme.lower() in STORAGES:
-        return Location(STORAGES[scheme.lower()](), text.rstrip("/"))
+        chosen, place = STORAGES[scheme.lower()](text, options or {})
+        return Location(chosen, place.rstrip("/"))
     if not isinstance(path, Path):
         refuse_url(text)
     return Location(LOCAL, str(Path(text)))

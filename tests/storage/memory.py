@@ -68,7 +68,7 @@ class MemoryStorage:
         return FileStat(len(data), hashlib.sha256(data).hexdigest()[:16])
 
     def open(self, path: str, name: str, /) -> StoredFile:
-        size, version = self.stat(path)
+        size, version, _ = self.stat(path)
         return MemoryFile(name, path, size, version, self.files, self.files[path])
 
     def publish(self, path: str, content: bytes | Path, /, *, only_if_absent: bool = False) -> None:

@@ -420,7 +420,7 @@ def test_ray_is_refused(memory: MemoryStorage, images: Path) -> None:
 def test_one_line_of_the_table_gives_a_scheme_its_storage(
     memory: MemoryStorage, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(location, "STORAGES", {"memory": lambda: memory})
+    monkeypatch.setattr(location, "STORAGES", {"memory": lambda url, _: (memory, url)})
     shardio.pack(images, OUT, **OPTIONS)
     assert shardio.verify(OUT, jobs=1).sound
     assert len(shardio.ShardDataset(OUT)) == 600

@@ -1,0 +1,474 @@
+"""Files of a store that is reached by requests: retries, resumption, versions, secrets.
+
+A kind of store is a `Client`, which makes one request each, and a subclass of `RemoteStorage`,
+which holds its options and makes the client. Everything else is here and the same for all:
+
+- A request that fails for a while is made again, after a pause that doubles, with jitter, or after
+  the time that the store asks for. A body that breaks off goes on at the next byte.
+- An open file has a version, its ETag. Every answer is compared with it, so that no bytes of two
+  objects are mixed.
+- No more is read than was asked for, and a body that is too short is never taken for data.
+- Clients belong to the process that made them. A forked child makes its own.
+- A path never holds a secret: user name, password and query of a URL are options of the storage.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import random
+import time
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, fields
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+from shardio.errors import (
+    RemoteChanged,
+    RemoteDenied,
+    RemoteError,
+    RemoteMissing,
+    RemoteUnreachable,
+    UsageError,
+    argument,
+    quoted,
+    shown,
+)
+from shardio.processes import new_lock
+from shardio.storage.base import FileStat, outside_error
+
+T = TypeVar("T")
+
+PIECE = 1 << 20
+"""Bytes of a body that are read at once."""
+
+_LOG = logging.getLogger("shardio")
+_FIRST = 256 << 10  # bytes that are read when a file is opened: indexes are smaller
+_SEQUENTIAL = 8 << 20  # bytes of a request where reading goes on where it ended
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 20.0  # seconds
+_LONGEST_WISH = 120.0  # seconds of a Retry-After that are waited
+
+Reason = Literal[
+    "missing",
+    "denied",
+    "expired",
+    "untrusted",
+    "unwritable",
+    "exists",
+    "changed",
+    "busy",
+    "broken",
+    "refused",
+]
+"""Why a request failed: "expired" is worth a new client, "busy" and "broken" another attempt."""
+
+
+class RequestError(Exception):
+    """One request that failed.
+
+    Args:
+        reason: see Reason.
+        detail: what the store or the library said, without secrets.
+        status: HTTP status of the answer.
+        request_id: the store's own name of the request.
+        retry_after: seconds that the store asks to wait.
+    """
+
+    def __init__(
+        self,
+        reason: Reason,
+        detail: str,
+        *,
+        status: int | None = None,
+        request_id: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+        self.status = status
+        self.request_id = request_id
+        self.retry_after = retry_after
+
+
+class Body(Protocol):
+    """The bytes of an answer, as they come."""
+
+    @property
+    def total(self) -> int:
+        """Size of the whole object in bytes."""
+
+    @property
+    def version(self) -> str:
+        """Version of the object, see FileStat."""
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Read some bytes; 0 at the end.
+
+        Raises:
+            RequestError: the connection broke, or no byte came in time.
+        """
+
+    def close(self) -> None:
+        """Give the connection back, or close it if bytes are left."""
+
+
+class Client(Protocol):
+    """What a kind of store must do: one request each, without retries; safe in several threads.
+
+    Every method raises RequestError. A path is a URL without user, password and query.
+    """
+
+    def stat(self, path: str, /) -> FileStat:
+        """Measure an object."""
+
+    def get(self, path: str, start: int, end: int | None, version: str | None, /) -> Body:
+        """Ask for the bytes [start, end) of an object; end None for all from start on.
+
+        Args:
+            path: URL of the object.
+            start: first byte.
+            end: end of the bytes, greater than start; None for the end of the object.
+            version: version that the object must have; None for any.
+
+        Raises:
+            RequestError: also "changed" if the object has another version, and "refused" if the
+                answer is not of these bytes, as where a server ignores ranges.
+        """
+
+    def names(self, folder: str, /) -> list[str]:
+        """List what is in a folder, see Storage.names."""
+
+    def put(self, path: str, content: bytes | Path, /, *, only_if_absent: bool) -> None:
+        """Store an object, whole or not at all; raises "exists", see Storage.publish."""
+
+    def delete(self, path: str, /) -> None:
+        """Remove an object, if it is there."""
+
+
+def retry_seconds(text: str | None) -> float | None:
+    """Return the seconds that a header Retry-After names, by number or date; None if unknown."""
+    with suppress(ValueError):
+        seconds = float(text or "")
+        return max(seconds, 0.0) if math.isfinite(seconds) else None
+    try:
+        return max(parsedate_to_datetime(text or "").timestamp() - time.time(), 0.0)
+    except (ValueError, OverflowError):
+        return None
+
+
+def check_options(storage: type[RemoteStorage], options: Mapping[str, Any]) -> None:
+    """Raise UsageError for an option that a kind of storage does not have.
+
+    Args:
+        storage: kind of storage.
+        options: values by name.
+    """
+    known = [each.name for each in fields(storage)]
+    if unknown := [name for name in options if name not in known]:
+        raise UsageError(
+            f"there is no option {quoted(unknown[0])}",
+            where=argument("storage_options"),
+            remedy=f"the options here are {', '.join(known)}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteStorage(ABC):
+    """A storage that is reached by requests; see shardio.storage.base.Storage.
+
+    Attributes:
+        retries: number of further attempts after a request fails or a body breaks off.
+        timeout: seconds without a byte after which a request has failed.
+        cache_dir: folder for whole shards; None for the usual cache folder.
+        cache_limit: bytes that they may take there; None for three quarters of the free space.
+        can_list: see shardio.storage.base.Storage.
+    """
+
+    can_list: ClassVar[bool] = True
+
+    retries: int = 6
+    timeout: float = 30.0
+    cache_dir: str | None = None
+    cache_limit: int | None = None
+
+    @abstractmethod
+    def connect(self) -> Client:
+        """Make a client; called once in each process, and again when credentials have expired."""
+
+    def names(self, folder: str, /) -> list[str]:
+        """List the files and folders in a folder."""
+        return sorted(set(self._try(folder, lambda client: client.names(folder))))
+
+    def stat(self, path: str, /) -> FileStat:
+        """Measure a file."""
+        return self._try(path, lambda client: client.stat(path))
+
+    def open(self, path: str, name: str, /) -> RemoteFile:
+        """Open a file for reading; one that is small is read at once."""
+        first = bytearray()
+        try:
+            stat = self.download(path, 0, _FIRST, None, first.extend)
+        except (RemoteMissing, RemoteDenied, RemoteUnreachable):
+            raise
+        except RemoteError:  # an empty file has no range, and some servers have none of any
+            stat = self.stat(path)
+        return RemoteFile(self, path, name, stat, bytes(first))
+
+    def publish(self, path: str, content: bytes | Path, /, *, only_if_absent: bool = False) -> None:
+        """Put a file in its place.
+
+        An attempt that broke off may have succeeded. A later one then finds a file; whoever
+        publishes with only_if_absent compares it.
+        """
+        self._try(path, lambda client: client.put(path, content, only_if_absent=only_if_absent))
+
+    def remove(self, path: str, /) -> None:
+        """Remove a file, if it is there."""
+        self._try(path, lambda client: client.delete(path))
+
+    def download(
+        self,
+        path: str,
+        start: int,
+        end: int | None,
+        version: str | None,
+        sink: Callable[[memoryview], object],
+    ) -> FileStat:
+        """Read bytes of a file from first to last; goes on where a body breaks off.
+
+        Args:
+            path: path of the file.
+            start: first byte.
+            end: end of the bytes; None for the end of the file.
+            version: version that the file must have; None for any, but one.
+            sink: takes the bytes in order, in pieces that it must not keep.
+
+        Returns:
+            Size and version of the whole file.
+
+        Raises:
+            RemoteError: the storage fails, or the file was replaced meanwhile.
+        """
+        attempts = self._attempts(path)
+        buffer = memoryview(bytearray(PIECE))
+        at, found = start, None if version is None or end is None else FileStat(end, version)
+        for client in attempts:
+            with attempts.failing():
+                with closing(client.get(path, at, end, found and found.version)) as body:
+                    found = FileStat(body.total, body.version)
+                    stop = body.total if end is None else min(end, body.total)
+                    while at < stop:
+                        size = body.readinto(buffer[: min(PIECE, stop - at)])
+                        if not size:
+                            raise RequestError("broken", f"the body ended {stop - at} bytes early")
+                        sink(buffer[:size])
+                        at += size
+                        attempts.begin_anew()
+                return found
+        raise AssertionError  # _attempts ends with an error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self)
+
+    def _try(self, path: str, request: Callable[[Client], T]) -> T:
+        attempts = self._attempts(path)
+        for client in attempts:
+            with attempts.failing():
+                return request(client)
+        raise AssertionError  # _attempts ends with an error
+
+    def _attempts(self, path: str) -> Attempts:
+        return Attempts(self, path)
+
+
+class Attempts:
+    """The attempts of one request, each with a client; ends with an error.
+
+    Args:
+        storage: storage of the file.
+        path: path of the file.
+    """
+
+    def __init__(self, storage: RemoteStorage, path: str) -> None:
+        self._storage = storage
+        self._path = path
+        self._failed = 0
+        self._renewed = False
+
+    def __iter__(self) -> Iterator[Client]:
+        while True:
+            yield _client_of(self._storage)
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Wait after a failure that may pass, so that another attempt follows.
+
+        Raises:
+            RemoteError: the failure does not pass, or there have been enough attempts.
+            FileExistsError: the file is there, and must not be.
+        """
+        try:
+            yield
+        except RequestError as error:
+            if error.reason == "expired" and not self._renewed:
+                self._renewed = True
+                _forget_client(self._storage)
+            elif error.reason in ("busy", "broken") and self._failed < self._storage.retries:
+                time.sleep(self._pause(error))
+                self._failed += 1
+            else:
+                raise remote_error(error, self._path, self._failed) from error
+
+    def begin_anew(self) -> None:
+        """Count attempts from here, since bytes have come."""
+        self._failed = 0
+        self._renewed = False
+
+    def _pause(self, error: RequestError) -> float:
+        if error.retry_after is not None:
+            return min(error.retry_after, _LONGEST_WISH) + random.uniform(0, _FIRST_PAUSE)  # noqa: S311
+        longest = min(_FIRST_PAUSE * 2**self._failed, _LONGEST_PAUSE)
+        return random.uniform(longest / 2, longest)  # noqa: S311  no secret
+
+
+def remote_error(error: RequestError, path: str, failed: int = 0) -> OSError:
+    """Make the error of a request that finally failed.
+
+    Args:
+        error: failure of the last attempt.
+        path: path of the file, which becomes the location.
+        failed: number of attempts before.
+    """
+    if error.reason == "exists":
+        return FileExistsError(17, "a file is there", path)
+    kind, what, remedy = _MEANINGS[error.reason]
+    again = f", {failed + 1} times in a row" if failed else ""
+    known = [f"HTTP {error.status}" if error.status else "", error.detail.rstrip(". ")]
+    if error.request_id:
+        known.append(f"request {error.request_id}")
+    told = ", ".join(shown(each) for each in known if each)
+    found = kind(f"{what}{again} ({told})", where=path, remedy=remedy)
+    found.status, found.request_id = error.status, error.request_id
+    return found
+
+
+_CREDENTIALS = "check the credentials in storage_options or in the environment of the store"
+_MEANINGS: Mapping[Reason, tuple[type[RemoteError], str, str | None]] = {
+    "missing": (RemoteMissing, "no such object", "check the URL"),
+    "denied": (RemoteDenied, "the store denies access", _CREDENTIALS),
+    "expired": (RemoteDenied, "the credentials have expired", "renew them, and run it again"),
+    "untrusted": (
+        RemoteDenied,
+        "the server's certificate is not trusted",
+        "check the URL; ca_bundle in storage_options can name the certificates to trust",
+    ),
+    "unwritable": (
+        RemoteDenied,
+        "nothing is written there",
+        "write to a local folder, and upload it",
+    ),
+    "changed": (
+        RemoteChanged,
+        "the object was replaced while it was read",
+        "open the dataset again",
+    ),
+    "busy": (RemoteUnreachable, "the store refuses for the time being", "run it again later"),
+    "broken": (
+        RemoteUnreachable,
+        "the store does not answer as it should",
+        "check network and endpoint, or raise download_timeout or download_retry",
+    ),
+    "refused": (RemoteError, "the store does not do what is needed", None),
+}
+
+
+class RemoteFile:
+    """An open file of a storage; safe to read from several threads.
+
+    Where reading goes on from where it ended, more is asked for at once.
+
+    Args:
+        storage: storage of the file.
+        path: path of the file.
+        name: name of the file in errors.
+        stat: size and version.
+        first: first bytes of the file, if they are known.
+
+    Attributes:
+        name: name of the file in errors.
+        size: size in bytes.
+        version: see shardio.storage.base.FileStat.
+    """
+
+    def __init__(
+        self, storage: RemoteStorage, path: str, name: str, stat: FileStat, first: bytes = b""
+    ) -> None:
+        self.name = name
+        self.size, self.version = stat.size, stat.version
+        self._storage = storage
+        self._path = path
+        self._ahead = 0, first  # where some bytes lie, and what they are
+        self._end = -1
+
+    def read(self, offset: int, size: int, /) -> bytes:
+        """Read the bytes [offset, offset + size).
+
+        Raises:
+            TarError: they lie outside the file.
+            RemoteError: the storage fails, or the file was replaced.
+        """
+        if not 0 <= offset <= offset + size <= self.size:
+            raise outside_error(self, offset, size)
+        if not size:  # stores take no empty range
+            return b""
+        first, known = self._ahead
+        if first <= offset and offset + size <= first + len(known):
+            self._end = offset + size
+            return known[offset - first : offset - first + size]
+        sequential, self._end = offset == self._end, offset + size
+        if not sequential or size >= _SEQUENTIAL:
+            return self._fetch(offset, offset + size)
+        found = self._fetch(offset, min(offset + _SEQUENTIAL, self.size))
+        self._ahead = offset, found
+        return found[:size]
+
+    def read_ahead(self, start: int, end: int, /) -> None:
+        """Do nothing: what is read is asked for when it is."""
+
+    def _fetch(self, start: int, end: int) -> bytes:
+        found = bytearray()
+        last = None if (start, end) == (0, self.size) else end  # not every server has ranges
+        stat = self._storage.download(self._path, start, last, self.version, found.extend)
+        if (stat.size, stat.version) != (self.size, self.version):
+            changed = RequestError("changed", f"{self.size} bytes became {stat.size}")
+            raise remote_error(changed, self._path)
+        return bytes(found)
+
+
+_MOST_CLIENTS = 16
+_clients: OrderedDict[tuple[int, RemoteStorage], Client] = OrderedDict()
+"""Clients of this process, and, unused, of the process that it was forked from."""
+_lock = new_lock()
+
+
+def _client_of(storage: RemoteStorage) -> Client:
+    key = os.getpid(), storage
+    with _lock:
+        found = _clients.get(key)
+        if found is None:
+            found = _clients[key] = storage.connect()
+            if len(_clients) > _MOST_CLIENTS:
+                _clients.popitem(last=False)
+        _clients.move_to_end(key)
+        return found
+
+
+def _forget_client(storage: RemoteStorage) -> None:
+    with _lock:
+        _clients.pop((os.getpid(), storage), None)
