@@ -59,6 +59,7 @@ def test_samples_without_sound_have_no_rate(tmp_path: Path) -> None:
         (Audio("wav", max_seconds=0.01), wav(8000), "seconds long, more than 0.01"),
         (Audio("wav", rate=1_000_000), wav(8000), "more than 64 times that"),
     ],
+    ids=["empty", "no sound", "long", "slow"],  # libsndfile's WAV has a date in it
 )
 @pytest.mark.parametrize("deep", [False, True])
 def test_every_check_finds_what_the_header_tells(
