@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 import numpy as np
 
 from shardio.errors import CodecError, quoted
-from shardio.fields.base import LABEL_FIELD, Dense, FieldType
+from shardio.fields.base import LABEL_FIELD, Batching, Dense, FieldType
 from shardio.fields.boundary import decoder
 from shardio.fields.summary import FieldSummary, summarize_numbers
 
@@ -315,7 +315,7 @@ class Array(FieldType):
     name = "npy"
     names = frozenset({"npy"})
     magic: ClassVar[Mapping[bytes, str]] = {NPY_MAGIC: "npy"}
-    batching = "stack"
+    batching: ClassVar[Batching] = "stack"
     preview_bytes = 1 << 14  # headers are shorter
     decode = staticmethod(decode_npy)
 

@@ -113,7 +113,8 @@ class FieldType:
         batching: way in which the values of a batch are joined. "stack" makes one tensor of arrays
             of one shape and dtype, and Dense one of known shape and dtype; "list" makes a list;
             "padded" makes a tensor of arrays that differ in their last axis, with zeros behind the
-            shorter ones, and adds their lengths as `NAME_lengths`. "found" stacks arrays and
+            shorter ones, and adds their lengths as `NAME_lengths`; arrays whose attributes `rate`
+            differ are refused. "found" stacks arrays and
             tensors of numbers, does so for each value of a dictionary, and makes a list of
             anything else.
         geometry: part in the geometry of a sample. "leads" is for pictures, uint8 [H, W, 3]: the

@@ -240,7 +240,9 @@ class Info:
         bytes: total size of the shards.
         shards: shards in order.
         fields: fields sorted by name.
-        classes: statistics of the class numbers; None if no sample has one.
+        classes: statistics of the class numbers in the field cls; None if no sample has one.
+        class_names: names of the classes by number, as ShardDataset has them; they may be those of
+            boxes. None if no manifest lists names.
         sample: description of one sample; None if there is none, and for a split.
         ledgers: number of lines of each existing ledger (skipped.jsonl, renamed.jsonl and
             duplicates.jsonl), by file name.
@@ -256,6 +258,7 @@ class Info:
     sample: SampleInfo | None
     ledgers: Mapping[str, int]
     splits: Mapping[str, Info] = field(default_factory=dict)
+    class_names: tuple[str, ...] | None = None
 
 
 def info(
@@ -410,6 +413,7 @@ class _Contents:
             sample=sample,
             ledgers=ledgers or {},
             splits=splits or {},
+            class_names=self.classes,
         )
 
     def _classes_info(self) -> ClassesInfo:

@@ -246,6 +246,11 @@ class PackOptions(OutputOptions):
                 "dedupe_distance requires dedupe='perceptual'", remedy="leave it out or give both"
             )
 
+    @property
+    def resizes(self) -> bool:
+        """Whether images may be stored at another size."""
+        return self.resize is not None or self.max_side is not None
+
     def given_for_source(self) -> list[str]:
         """List the options of sources that differ from their defaults."""
         defaults = {field.name: field.default for field in fields(self)}

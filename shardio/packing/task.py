@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from shardio.errors import CodecError, IndexFileError, PackError, UsageError, quoted
 from shardio.fields.base import PIXELS_FIELD, FieldType
 from shardio.fields.defaults import IMAGE, size_of, type_of
-from shardio.fields.exif import FIRST_TURNED
 from shardio.fields.formats import check_complete, check_data, probe_image
 from shardio.fields.geometry import Crop, View
 from shardio.fields.probe import ImageInfo
@@ -39,7 +38,13 @@ from shardio.packing.engine import Ticker
 from shardio.packing.layout import WHOLE, WORK_FOLDER, is_shard_name, path_in
 from shardio.packing.listing import SampleList
 from shardio.packing.plan import ImageEncoding
-from shardio.packing.sources.base import FromFile, Problem, SourceSample, UnpackableError
+from shardio.packing.sources.base import (
+    NAME_COCO,
+    FromFile,
+    Problem,
+    SourceSample,
+    UnpackableError,
+)
 from shardio.packing.sources.reader import (
     FileVersions,
     SourceReader,
@@ -398,22 +403,6 @@ def decoding() -> AbstractContextManager[None]:
     return one_opencv_thread()
 
 
-def view_of(info: ImageInfo, field: str) -> View:
-    """Return the whole of a picture, for the fields that follow it.
-
-    Args:
-        info: header of the picture.
-        field: name of its field.
-    """
-    return View(
-        *info.size[:2],
-        size=info.size[:2],
-        turned=info.orientation >= FIRST_TURNED,
-        field=field,
-        info=info,
-    )
-
-
 class _Packer(ExitStack):
     """Appends samples to an archive; as a context it may have OpenCV work in one thread.
 
@@ -497,6 +486,12 @@ class _Packer(ExitStack):
                 f"the field {quoted(name)}: {error.what}", remedy=error.remedy
             ) from error
         except CodecError as error:
+            if not data:
+                raise CodecError(
+                    "it is empty",
+                    remedy="write what it says, or remove it where samples may lack it "
+                    "(--fields 'jpg,x?')",
+                ) from error
             kept = f"types={{{name!r}: Bytes()}} (--type {quoted(f'{name}=Bytes')})"
             remedy = f"fix the data, save text as UTF-8, or keep bytes as they are with {kept}"
             raise CodecError(error.what, remedy=error.remedy or remedy) from error
@@ -524,8 +519,9 @@ class _Packer(ExitStack):
             made = type_.resized(data, self._view(name, sample))
         except NotImplementedError:
             raise UsageError(
-                f"{name} belongs to the picture as it is, which would be resized or encoded anew",
-                remedy="pack it as it is",
+                f"{name} belongs to the picture as it is, which would be resized",
+                remedy=f"pack without an option that resizes, or give {type(type_).__name__} a "
+                "method resized",
             ) from None
         if made is not None:
             self.archive.reserve(len(made))[:] = made
@@ -537,11 +533,11 @@ class _Packer(ExitStack):
                 info = probe_image(
                     self._again.read(origin, in_memory), max_pixels=self._encoding.limit
                 )
-                whole, cut = view_of(info, name or info.format), self._encoding.crop(*info.size[:2])
-                if cut == (0, 0, *whole.size, whole.size):
-                    return whole
+                cut, size = self._encoding.crop(*info.size[:2]), info.size[:2]
+                if cut == (0, 0, *size, size):
+                    return View.of(info, name or info.format)
                 crop = Crop(cut.top, cut.left, cut.height, cut.width)
-                return whole._replace(size=cut.size, crop=crop)
+                return View.of(info, name or info.format, cut.size, crop)
         raise UsageError(
             f"{field} belongs to a picture, and the sample has none",
             remedy="pack it as it is, without an option that resizes pictures",
@@ -559,7 +555,8 @@ class _Packer(ExitStack):
                 raise
             raise CodecError(
                 error.what,
-                remedy="rename or remove it, or name the files of a sample with fields (--fields)",
+                remedy="rename or remove it, or name the files of a sample with fields (--fields)"
+                + (f", or {NAME_COCO}" if data[:1].tobytes() == b"{" else ""),
             ) from error
         check_complete(data, info)
         if self._pixels is None:

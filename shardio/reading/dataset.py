@@ -654,6 +654,13 @@ def _check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[s
     )
     given["fields"] = None if fields is None or not mapped else dict(fields)
     require(mapped, "fields", fields, "a mapping such as {'image': 'jpg;png'}")
+    require(
+        not isinstance(transform, list | tuple),
+        "transform",
+        transform,
+        "one transform, such as shardio.RandomResizedCrop(224), or one function that "
+        "torchvision.transforms.v2.Compose makes of several; shardio.Normalize takes batches",
+    )
     usable = callable(transform) or isinstance(transform, SizedTransform)
     usable = transform is None or (usable and not isinstance(transform, type))
     require(usable, "transform", transform, "callable, such as shardio.CenterCrop(224, resize=256)")

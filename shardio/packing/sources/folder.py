@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ from shardio.fields.formats import IMAGE_FIELDS
 from shardio.indexing.manifest import MANIFEST_NAME
 from shardio.indexing.parts import SHARD_SUFFIXES
 from shardio.packing.sources.base import (
+    NAME_COCO,
     FromFile,
     Problem,
     SourceField,
@@ -86,6 +88,20 @@ def _refuse_parts(path: str, classes: Sequence[str]) -> None:
         )
 
 
+def _refuse_alike(path: str, classes: Sequence[str]) -> None:
+    """Raise SituationError for folders whose names look the same, since people mean one class."""
+    seen: dict[str, str] = {}
+    for name in classes:
+        first = seen.setdefault(unicodedata.normalize("NFC", name).strip(), name)
+        if first != name:
+            raise SituationError(
+                f"its folders {first!a} and {name!a} would be two classes, and differ "
+                "in white space or in the way of writing accents alone",
+                where=path,
+                remedy="join them, or list both if they are two classes (--classes)",
+            )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderSource:
     """The files below a folder.
@@ -132,6 +148,7 @@ class FolderSource:
             classes = find_classes(path)
             if options.labels:
                 _refuse_parts(path, classes or ())
+                _refuse_alike(path, classes or ())
         labels = LabelEncoder(classes) if options.labels and classes else None
         if not isinstance(options.fields, str | None):
             raise UsageError(
@@ -239,7 +256,8 @@ class FolderSource:
                 yield Problem(
                     path=first,
                     reason="it lies beside the class folders",
-                    remedy="move it into one, or pack without classes (labels=False, --no-labels)",
+                    remedy="move it into one, or pack without classes (labels=False, --no-labels)"
+                    + _coco_hint(first),
                 )
                 return
             label = self.labels.encode(group)
@@ -249,11 +267,12 @@ class FolderSource:
         fields: dict[str | None, bytes] = {}
         sample = rule.match(first)
         if sample is None:
-            reason = "its name ends in none of the fields that were asked for"
+            reason, hint = "its name ends in none of the fields that were asked for", ""
             if not self.rule.specs:
                 own = "no image" + ", of no field with a given type" * bool(self.given)
                 reason = f"it is {own}, and belongs to none as files beside the others do"
-            yield Problem(path=first, reason=reason)
+                hint = _coco_hint(first)
+            yield Problem(path=first, reason=reason, remedy=self.remedy + hint)
             return
         is_found_alone = not self.rule.specs and len(rule.specs) < 2
         is_image = is_found_alone and sample.field in IMAGE_FIELDS
@@ -286,6 +305,11 @@ class FolderSource:
             label=label,
             renamed=sample.renamed,
         )
+
+
+def _coco_hint(path: str) -> str:
+    """End the remedy for a file that may hold the annotations of all images."""
+    return f", or {NAME_COCO}" if path.lower().endswith(".json") else ""
 
 
 def images_in(root: str, folder: str) -> Iterator[SourceSample | Problem]:

@@ -143,8 +143,14 @@ class IterableSource:
             ) from None
         except Exception as error:  # the type may be a user's, and raise anything
             raise PackError(
-                f"field {field!r} cannot hold {quoted(value)}: {error}", where=place
+                f"field {field!r} cannot hold {_described(value)}: {error}", where=place
             ) from error
+
+
+def _described(value: Any) -> str:
+    """Describe a value in one line."""
+    is_array = hasattr(value, "dtype") and hasattr(value, "shape")
+    return f"{value.dtype} {[*value.shape]}" if is_array else quoted(value)
 
 
 def _label_of(data: bytes) -> int | None:
