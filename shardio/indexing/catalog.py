@@ -42,7 +42,6 @@ from shardio.storage.base import Storage, StoredFile
 from shardio.storage.cache import cache_entry, new_entry, plain_tar
 from shardio.storage.compression import COMPRESSED_SUFFIXES
 from shardio.storage.downloads import RemoteShard
-from shardio.storage.folder import atomic_file
 from shardio.storage.local import LOCAL
 from shardio.storage.location import Location, Options, locate
 from shardio.storage.remote import RemoteStorage
@@ -106,13 +105,14 @@ class ShardEntry:
         remote = self.remote
         if remote is None:
             return self._check(read_index(Location(self.storage, self.index)))
-        path = remote.cache.index_path(remote)
+        cache, there = remote.cache, Location(self.storage, self.index)
         with suppress(IndexFileError, OSError):
-            return self._check(read_index(path))
-        file = Location(self.storage, self.index).open()
-        with atomic_file(path) as stream:
-            stream.write(file.read(0, file.size))
-        return self._check(read_index(path))
+            return self._check(read_index(cache.index_path(remote)))
+        file = there.open()
+        content = file.read(0, file.size)
+        with suppress(IndexFileError, OSError):  # the cache may be full, or vanish
+            return self._check(read_index(cache.store_index(remote, content)))
+        return self._check(read_index(there))
 
     def _check(self, index: ShardIndex) -> ShardIndex:
         """Return an index that is of this shard.
