@@ -310,7 +310,8 @@ class ShardDataset(ResumableDataset):
         return self.catalog.classes
 
     def __repr__(self) -> str:
-        source = f"{self._source!s:.100}"
+        is_local = all(part.is_local for part in self._parts)  # a URL may have secrets
+        source = f"{self._source if is_local else ', '.join(map(str, self._parts))!s:.100}"
         held = sum(shard.samples for shard in self.catalog.shards)
         what, shards = counted(held, "sample"), counted(len(self.catalog.shards), "shard")
         some = f"{len(self.samples):,} of " if len(self.samples) < held else ""

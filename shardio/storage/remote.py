@@ -26,7 +26,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from shardio.errors import (
     RemoteChanged,
@@ -53,7 +53,18 @@ _SEQUENTIAL = 8 << 20  # bytes of a request where reading goes on where it ended
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 20.0  # seconds
 _LONGEST_WISH = 120.0  # seconds of a Retry-After that are waited
 
-Reason = Literal["missing", "denied", "expired", "exists", "changed", "busy", "broken", "refused"]
+Reason = Literal[
+    "missing",
+    "denied",
+    "expired",
+    "untrusted",
+    "unwritable",
+    "exists",
+    "changed",
+    "busy",
+    "broken",
+    "refused",
+]
 """Why a request failed: "expired" is worth a new client, "busy" and "broken" another attempt."""
 
 
@@ -176,7 +187,10 @@ class RemoteStorage(ABC):
         timeout: seconds without a byte after which a request has failed.
         cache_dir: folder for whole shards; None for the usual cache folder.
         cache_limit: bytes that they may take there; None for three quarters of the free space.
+        can_list: see shardio.storage.base.Storage.
     """
+
+    can_list: ClassVar[bool] = True
 
     retries: int = 6
     timeout: float = 30.0
@@ -355,6 +369,16 @@ _MEANINGS: Mapping[Reason, tuple[type[RemoteError], str, str | None]] = {
     "missing": (RemoteMissing, "no such object", "check the URL"),
     "denied": (RemoteDenied, "the store denies access", _CREDENTIALS),
     "expired": (RemoteDenied, "the credentials have expired", "renew them, and run it again"),
+    "untrusted": (
+        RemoteDenied,
+        "the server's certificate is not trusted",
+        "check the URL; ca_bundle in storage_options can name the certificates to trust",
+    ),
+    "unwritable": (
+        RemoteDenied,
+        "nothing is written there",
+        "write to a local folder, and upload it",
+    ),
     "changed": (
         RemoteChanged,
         "the object was replaced while it was read",
