@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -90,7 +91,10 @@ class RemoteShard:
 
 @lru_cache(maxsize=16)
 def _cache(folder: str | None, limit: int | None) -> ShardCache:
-    return ShardCache(None if folder is None else Path(folder), limit)
+    cache = ShardCache(None if folder is None else Path(folder), limit)
+    with suppress(OSError):  # whoever writes there meets it again
+        cache.prune(sys.maxsize)  # only what killed processes left
+    return cache
 
 
 @dataclass(eq=False)

@@ -28,7 +28,6 @@ import hashlib
 import os
 import re
 import stat
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -176,7 +175,6 @@ class ShardCache:
         self.folder = cache_folder("remote", folder) / "remote"
         self._locks = True
         try:
-            self.prune(sys.maxsize)
             with self._accounts() as accounts:
                 free = os.statvfs(self.folder)
                 available = free.f_bavail * free.f_frsize + accounts.bytes
@@ -346,10 +344,19 @@ class ShardCache:
                     entry.path.unlink(missing_ok=True)
                     accounts.bytes -= entry.size
                     removed.append(entry)
-            for folder in {entry.path.parent for entry in removed}:
-                with suppress(OSError):  # others are in it
-                    folder.rmdir()
+            self._remove_empty({entry.path.parent for entry in removed})
         return removed
+
+    def _remove_empty(self, folders: set[Path]) -> None:
+        """Remove folders that nothing is in any more, and with the last of them the sum."""
+        for folder in folders:
+            with suppress(OSError):  # others are in it
+                folder.rmdir()
+        usage = self.folder / "usage"
+        with suppress(OSError):
+            if [*self.folder.iterdir()] == [usage]:
+                usage.unlink()
+                self.folder.rmdir()
 
     def _entry(self, path: Path) -> Iterator[Entry]:
         """Describe a file, if it is one of the cache."""
