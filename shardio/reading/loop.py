@@ -391,6 +391,9 @@ class UnfinishedBatch(Protocol):
     def finish(self) -> dict[str, Any]:
         """Return the batch, when all slots are filled."""
 
+    def abandon(self) -> None:
+        """Have threads that fill it, or other batches of the loop, wait for no store any more."""
+
 
 _EPOCHS = 1 << 64  # the keys of their random numbers have 64 bits
 UnfinishedBatches = Generator[UnfinishedBatch, None, None]

@@ -430,7 +430,7 @@ class HttpClient:
         try:
             total = answer.size()
             found = self.version_of(answer)
-            stop = total if end is None else end
+            stop = total if end is None else min(end, total)
             _compare(answer, found, version, start, stop)
         except BaseException:
             answer.close()
