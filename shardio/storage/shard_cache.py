@@ -393,10 +393,12 @@ class ShardCache:
             use = next_use(entry.path.name.partition(".")[0])
             if entry.state == "left":
                 order.append((0, entry.used, entry))
-            elif use is None and entry.state in ("shard", "index"):
+            elif use is None and entry.state == "shard":
                 order.append((1, entry.used, entry))
             elif use is not None and entry.state == "shard" and (due is None or use > due):
                 order.append((2, -use, entry))
+            elif use is None and entry.state == "index":  # small, and dear to make again
+                order.append((3, entry.used, entry))
         if sum(entry.size for _, _, entry in order) < excess:
             return False
         most, removed = excess + self.limit // _SPARE, 0
