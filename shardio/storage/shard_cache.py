@@ -266,7 +266,7 @@ class ShardCache:
             if self.path(wanted).exists():
                 return True
             if not self._locks:
-                path = path.with_suffix(f"-{os.getpid()}-{time.monotonic_ns()}.part")
+                path = path.with_name(f"{path.stem}-{os.getpid()}-{time.monotonic_ns()}.part")
             if self._is_left(path):
                 path.unlink()
                 accounts.bytes -= wanted.size
@@ -344,7 +344,8 @@ class ShardCache:
                     entry.path.unlink(missing_ok=True)
                     accounts.bytes -= entry.size
                     removed.append(entry)
-            self._remove_empty({entry.path.parent for entry in removed})
+            if removed:
+                self._remove_empty({entry.path.parent for entry in removed})
         return removed
 
     def _remove_empty(self, folders: set[Path]) -> None:
@@ -477,11 +478,17 @@ class ShardCache:
             close_locked(descriptor)
 
     def _open_usage(self) -> int:
-        """Open and lock the file with the sum, also if it is removed meanwhile."""
+        """Open and lock the file with the sum, also if others remove it meanwhile."""
         path = self.folder / "usage"
+        latest = time.monotonic() + _LONGEST_WAIT
         while True:
-            self._make_folders(self.folder)
-            descriptor = open_for_lock(path, os.O_RDWR | os.O_CREAT)
+            try:
+                self._make_folders(self.folder)
+                descriptor = open_for_lock(path, os.O_RDWR | os.O_CREAT)
+            except FileNotFoundError:
+                if time.monotonic() < latest and self.folder.parent.parent.exists():
+                    continue
+                raise
             is_there = False
             try:
                 self._lock(descriptor)
