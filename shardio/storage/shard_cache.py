@@ -199,7 +199,7 @@ class ShardCache:
         return self._believed(self.path(wanted).with_suffix(".index"))
 
     def store_index(self, wanted: WantedShard, content: bytes) -> Path:
-        """Write the index of a shard, and return its path.
+        """Write the index of a shard, which always has room, and return its path.
 
         Raises:
             OSError: the cache cannot be written.
@@ -208,6 +208,8 @@ class ShardCache:
         with self._accounts() as accounts:
             self._make_folders(path.parent)
             before = _size_of(path)
+            if before == len(content) and path.read_bytes() == content:
+                return path  # another process was faster
             with atomic_file(path) as stream:
                 os.fchmod(stream.fileno(), 0o600)
                 stream.write(content)
