@@ -255,6 +255,19 @@ class Downloads:
             self._running += more
         self._start(more)
 
+    def add(self, shard: RemoteShard) -> bool:
+        """Fetch a shard that nobody wanted yet; False if it does not come."""
+        with self._changed:
+            task = self._tasks.get(shard.key)
+            if task is not None or self._closed or self.process != os.getpid():
+                return task is not None and task.state != "no room"
+            task = self._tasks[shard.key] = _Task(shard)
+            self._queue.appendleft(task)
+            more = int(self._running < self._connections)
+            self._running += more
+        self._start(more)
+        return True
+
     def _start(self, count: int) -> None:
         """Start threads, which are counted already."""
         try:
@@ -523,6 +536,12 @@ class ComingShard(ShardRanges):
                 with suppress(ShardioError, OSError):  # which is met again
                     return asked.result()[offset - start : offset - start + size]
         file = self._wait_for(offset + size)
+        try:
+            return super().read(offset, size) if file is None else file.read(offset, size)
+        except RemoteError as error:
+            if type(error) is not RemoteError or not self._downloads.add(self._shard):
+                raise
+        file = self._wait_for(offset + size)  # the store has no ranges
         return super().read(offset, size) if file is None else file.read(offset, size)
 
     def read_ahead(self, start: int, end: int, /) -> None:

@@ -1,13 +1,13 @@
-"""What the tests of the cache and of downloads share: sets of shards, and what a server was asked."""
+"""What the tests of the cache and of downloads share."""
 
 from __future__ import annotations
 
 import multiprocessing
-import os
 import random
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
@@ -83,14 +83,13 @@ def stored(cache: Path) -> list[Path]:
 
 def bytes_of(cache: Path) -> int:
     """Count the bytes of a cache, as du does."""
-    total = 0
-    for folder, _, names in os.walk(cache):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(folder, name)).st_size
-            except FileNotFoundError:
-                continue
-    return total
+    return sum(map(_size_of, cache.rglob("*.*"))) if cache.exists() else 0
+
+
+def _size_of(path: Path) -> int:
+    with suppress(FileNotFoundError):  # it was just removed
+        return path.lstat().st_size
+    return 0
 
 
 def start(function: Callable[..., object], *arguments: object) -> ForkProcess:

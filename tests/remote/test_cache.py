@@ -104,7 +104,7 @@ def test_half_of_the_set_in_the_cache_saves_half_of_the_bytes(serve: Serve, tmp_
         assert len(read(dataset, PACE)) == 40 * SAMPLES
         fetched = whole_gets(web).total() * shard_size(out) + ranges(web) * BYTES
         assert 1 - fetched / total >= 0.49
-        assert bytes_of(tmp_path / "cache" / "remote") <= limit + 32  # and the sum itself
+        assert bytes_of(tmp_path / "cache" / "remote") <= limit
 
 
 @pytest.mark.parametrize("limit", ["0", "below a shard", "below a window"])
@@ -122,7 +122,7 @@ def test_streaming_417_a_small_limit_is_no_deadlock(
     dataset = open_set(serve(folder=out), tmp_path / "cache", cache_limit=most)
     for _ in range(2):
         assert read(shardio.Loader(dataset, threads=2)) == expected
-    assert bytes_of(tmp_path / "cache" / "remote") <= max(most, index_bytes(out)) + 32
+    assert bytes_of(tmp_path / "cache" / "remote") <= max(most, index_bytes(out))
     said = [record.getMessage() for record in caplog.records if record.name == "shardio"]
     assert len(said) == 1
     assert f"(its limit is {most:,})" in said[0]
@@ -211,7 +211,7 @@ def test_litdata_512_the_limit_holds_with_four_processes(
         most = max(most, bytes_of(cache / "remote"))
         time.sleep(0.002)
     shards.end(*running)
-    assert 0 < most <= limit + 64  # the sum, and nothing else
+    assert 0 < most <= limit
 
 
 def test_four_processes_fetch_each_shard_once(
@@ -258,7 +258,7 @@ def test_s3fs_914_a_fork_amid_downloads_leaves_both_whole(
     found = [next(loop)]
 
     def child(answers: Any) -> None:
-        loop.close()  # type: ignore[attr-defined]  the parent's, whose parts must stay
+        loop.close()  # type: ignore[attr-defined]  # the parent's, whose parts must stay
         answers.put(read(open_set(web, tmp_path / "cache")) == expected)
 
     context = multiprocessing.get_context("fork")
@@ -368,7 +368,7 @@ def test_datasets_329_a_file_system_without_locks(
     flock = fcntl.flock
 
     def refuse(descriptor: int, operation: int) -> None:
-        if str(cache) in os.readlink(f"/proc/self/fd/{descriptor}"):
+        if str(cache) in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
             raise OSError(code, os.strerror(code))
         flock(descriptor, operation)
 
@@ -474,8 +474,7 @@ def test_an_object_that_is_not_what_was_packed_is_an_error_after_two_tries(
     with pytest.raises(
         shardio.TarError, match=r"SHA-256 differs, and did when it was fetched anew\); upload"
     ):
-        for _ in range(3):  # small shards may be read by ranges first
-            read(dataset, PACE)
+        until(lambda: not read(dataset, PACE))  # small shards may be read by ranges first
     assert whole_gets(web)[shard.name] % 2 == 0
 
 
