@@ -38,19 +38,15 @@ def ls(cache_dir: str | None, as_json: bool) -> None:
     if as_json:
         say_json(contents)
         return
-    rows = [_table(contents)] if contents.entries else []
-    others = len(contents.entries) - _MOST_ROWS
     say(
-        page(
-            [
-                f"{contents.folder}: {counted(contents.shards, 'shard')}, "
-                f"{contents.bytes / 1e6:,.1f} MB with indexes; at most "
-                f"{contents.limit / 1e6:,.1f} MB unless cache_limit says otherwise",
-                *rows,
-                *([f"and {counted(others, 'file')} more, which --json lists"] * (others > 0)),
-            ]
-        )
+        f"{contents.folder}: {counted(contents.shards, 'shard')}, {contents.bytes / 1e6:,.1f} MB "
+        f"with indexes; at most {contents.limit / 1e6:,.1f} MB unless cache_limit says otherwise"
     )
+    if contents.entries:
+        say(page([_table(contents)]))
+    others = len(contents.entries) - _MOST_ROWS
+    if others > 0:
+        say(f"and {counted(others, 'file')} more, which --json lists")
 
 
 @cache.command(epilog="Example: shardio cache prune --limit 100GB")

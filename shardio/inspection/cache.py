@@ -14,6 +14,7 @@ from pathlib import Path
 
 from shardio.checks import whole_number
 from shardio.errors import SituationError
+from shardio.storage.local import refuse_url
 from shardio.storage.shard_cache import Entry, ShardCache
 
 
@@ -130,6 +131,8 @@ def clear_cache(*, cache_dir: str | os.PathLike[str] | None = None) -> CacheRemo
 
 
 def _open(cache_dir: str | os.PathLike[str] | None) -> ShardCache:
+    if cache_dir is not None:
+        refuse_url(cache_dir)
     folder = None if cache_dir is None else Path(cache_dir)
     if folder is not None and not folder.is_dir():
         raise SituationError("there is no such folder", where=folder, remedy="check the path")

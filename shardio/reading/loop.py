@@ -25,6 +25,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 import uuid
 import weakref
 from abc import abstractmethod
@@ -419,6 +420,16 @@ def _end_loops() -> None:
     for loop in [*_living]:
         with suppress(ValueError):  # another thread is in it
             loop.close()
+
+
+def _end_loops_early(process: int = os.getpid()) -> None:
+    if process == os.getpid():
+        _end_loops()
+
+
+if hasattr(threading, "_register_atexit"):
+    # Executors register so, too, and then wait for threads that may wait for a store.
+    threading._register_atexit(_end_loops_early)
 
 
 class ResumableDataset(IterableDataset[dict[str, Any]]):

@@ -37,7 +37,7 @@ from shardio.processes import Daemons, new_lock, outside_collection
 from shardio.storage.base import FileStat, StoredFile, outside_error
 from shardio.storage.compression import LONGEST_MAGIC, compression_of, decompress_file
 from shardio.storage.local import LocalShard
-from shardio.storage.remote import RemoteStorage, RequestError, remote_error
+from shardio.storage.remote import LONGEST_PAUSE, RemoteStorage, RequestError, remote_error
 from shardio.storage.shard_cache import NextUse, Part, ShardCache, key_of
 
 _LOG = logging.getLogger("shardio")
@@ -46,6 +46,7 @@ _SPLIT = 8 << 20  # bytes of a piece of a shard
 _POLL = 0.01  # seconds between looks at a file that another process writes
 _STILL = 2.0  # seconds without growth, after which another process may have ended
 _LONGEST_RANGES = 5.0  # seconds that shards wait for the ranges of samples
+_NOW = -1.0  # next use of a shard, sooner than that of any other
 _LONGEST_END = 1.0  # seconds in which threads may end by themselves
 CONNECTIONS = 16
 """Number of shards that a process fetches at once."""
@@ -112,11 +113,19 @@ class _Task:
         state: "waiting" or "coming" in this process; "elsewhere" if another fetches it or it is
             there; "no room"; "failed".
         error: why it failed.
+        is_needed: whether it must come whatever leaves the cache, see Downloads.need.
     """
 
     shard: RemoteShard
     state: str = "waiting"
     error: Exception | None = None
+    is_needed: bool = False
+
+    def next_use(self, known: NextUse) -> NextUse:
+        """Return a function that tells of a shard that is needed that it is used at once."""
+        return (
+            (lambda key: _NOW if key == self.shard.key else known(key)) if self.is_needed else known
+        )
 
 
 class Downloads:
@@ -195,7 +204,7 @@ class Downloads:
         return shard.cache.open(shard, shard.name) or ComingShard(shard, self)
 
     def renew(self, shard: RemoteShard, *, discard: bool) -> StoredFile:
-        """Open a shard past the cache.
+        """Open a shard past the cache, or fetched anew if it cannot be read by ranges.
 
         Args:
             shard: the shard.
@@ -203,7 +212,7 @@ class Downloads:
         """
         if discard:
             shard.cache.discard(shard)
-        return ShardRanges(shard, self)
+        return ShardRanges(shard, self) if shard.stored is None else ComingShard(shard, self)
 
     def read(self, shard: RemoteShard, start: int, end: int, versions: set[str]) -> Future[bytes]:
         """Read a range of a shard, in a thread.
@@ -261,6 +270,28 @@ class Downloads:
             self._running += more
         self._start(more)
 
+    def need(self, shard: RemoteShard) -> bool:
+        """Fetch a shard that cannot be read by ranges, whatever leaves the cache for it.
+
+        Returns:
+            False if it does not come, since the cache is too small or the loop has ended.
+        """
+        with self._changed:
+            if self._closed or self.process != os.getpid() or shard.size > shard.cache.limit:
+                return False
+            task = self._tasks.setdefault(shard.key, _Task(shard))
+            is_new, task.is_needed = not task.is_needed, True
+            if task.state != "no room" and not (is_new and task.state == "waiting"):
+                return True
+            task.state = "waiting"
+            with suppress(ValueError):
+                self._queue.remove(task)
+            self._queue.appendleft(task)
+            more = int(self._running < self._connections)
+            self._running += more
+        self._start(more)
+        return True
+
     def _start(self, count: int) -> None:
         """Start threads, which are counted already."""
         try:
@@ -295,7 +326,7 @@ class Downloads:
         """Fetch a shard, and return the new state of its task."""
         shard = task.shard
         try:
-            part = shard.cache.claim(shard, self._next_use)
+            part = shard.cache.claim(shard, task.next_use(self._next_use))
             if isinstance(part, bool):
                 return "elsewhere" if part else _without_room(shard)
             task.state = "coming"
@@ -310,6 +341,8 @@ class Downloads:
         except RemoteError:
             raise
         except OSError as error:
+            if shard.stored is not None:
+                raise _not_come(shard, error) from error
             return _without_room(shard, error)
 
     def _fill(self, part: Part, shard: RemoteShard, connections: int) -> str:
@@ -362,7 +395,12 @@ class Downloads:
     ) -> None:
         """Fetch a compressed object, and give its plain data."""
         with TemporaryFile(dir=shard.cache.folder) as packed:
-            self._download(shard, 0, None, shard.version, packed.write)
+
+            def keep(data: memoryview) -> None:
+                packed.write(data)
+                part.touch()
+
+            self._download(shard, 0, None, shard.version, keep)
             packed.seek(0)
             compression = compression_of(packed.read(LONGEST_MAGIC))
             if compression is None:
@@ -451,6 +489,22 @@ def _without_room(shard: RemoteShard, error: OSError | None = None) -> str:
     return "no room"
 
 
+def _not_come(shard: RemoteShard, error: OSError | None = None) -> ShardioError:
+    """Make the error of a compressed shard that is not in the cache."""
+    cache, why = shard.cache, "another process fetches it, and does not go on"
+    remedy = "end that process"
+    if error is not None:
+        why, remedy = str(error.strerror or error), "free some space"
+    elif shard.size > cache.limit:
+        why, remedy = f"its limit is {cache.limit:,}", f"raise {argument('cache_limit')}"
+    return SituationError(
+        f"the cache has no room for this shard, which has {shard.size:,} bytes without its "
+        f"compression ({why}), and compressed shards are not read by ranges",
+        where=shard.name,
+        remedy=f"{remedy}, or decompress the shards",
+    )
+
+
 class _Taker(NamedTuple):
     """Gives plain data on; see shardio.storage.compression.Plain."""
 
@@ -533,6 +587,10 @@ class ComingShard(ShardRanges):
         self._asked: list[tuple[int, int, Future[bytes]]] = []
         self._coming: LocalShard | None = None
         self._whole: LocalShard | None = None
+        storage = shard.storage
+        # What cannot be read otherwise is waited for until whoever fetches it would give up.
+        attempts = 1 if shard.stored is None else storage.retries + 1
+        self._patience = attempts * storage.timeout + (attempts - 1) * LONGEST_PAUSE
 
     @property
     def whole(self) -> LocalShard | None:
@@ -559,14 +617,19 @@ class ComingShard(ShardRanges):
                 with suppress(ShardioError, OSError):  # which is met again
                     return asked.result()[offset - start : offset - start + size]
         file = self._wait_for(offset + size)
-        if file is None and self._shard.stored is not None:
-            raise SituationError(
-                f"the cache has no room for this shard, which has {self.size:,} bytes without its "
-                "compression, and compressed shards are not read by ranges",
-                where=self.name,
-                remedy=f"raise {argument('cache_limit')}, or decompress the shards",
-            )
-        return super().read(offset, size) if file is None else file.read(offset, size)
+        if file is None and self._shard.stored is None:
+            try:
+                return super().read(offset, size)
+            except RemoteError as error:
+                if type(error) is not RemoteError:
+                    raise
+                file = self._fetched(offset + size)  # the store has no ranges
+                if file is None:
+                    raise
+        file = file or self._fetched(offset + size)
+        if file is None:
+            raise _not_come(self._shard)
+        return file.read(offset, size)
 
     def read_ahead(self, start: int, end: int, /) -> None:
         """Ask for a range, before shards are fetched, unless it is there."""
@@ -577,7 +640,7 @@ class ComingShard(ShardRanges):
 
     def _wait_for(self, end: int) -> LocalShard | None:
         """Wait until the first bytes of the shard are in the cache; None if they do not come."""
-        grown, latest, known = time.monotonic(), 0.0, -1
+        grown, latest, known = time.monotonic(), 0.0, (-1, 0)
         while True:
             state = self._downloads.state_of(self._shard)
             file = self.whole or self._come()
@@ -585,15 +648,28 @@ class ComingShard(ShardRanges):
                 return file
             if state in (None, "no room"):
                 return None
-            now, size = time.monotonic(), -1 if file is None else file.status().st_size
+            now, status = time.monotonic(), None if file is None else file.status()
+            size = (-1, 0) if status is None else (status.st_size, status.st_mtime_ns)
             if size != known or state in ("waiting", "coming"):  # whose end this process notes
                 grown, known = now, size
-            if now - grown > self._shard.storage.timeout:
+            if now - grown > self._patience:
                 return None
             if state == "elsewhere" and (file is None or now - max(grown, latest) > _STILL):
                 latest = now
                 self._downloads.try_again(self._shard)
             self._downloads.wait()
+
+    def _fetched(self, end: int) -> LocalShard | None:
+        """Wait for the first bytes of a shard that cannot be read by ranges; None if none come."""
+        if self._downloads.process != os.getpid():  # those of the process that this is forked from
+            self._downloads = Downloads()
+        latest = time.monotonic() + self._patience
+        while self._downloads.need(self._shard):
+            file = self._wait_for(end)
+            if file is not None or time.monotonic() > latest:
+                return file
+            self._downloads.wait()
+        return None
 
     def _come(self) -> LocalShard | None:
         """Return the file of the cache that is being written, if there is one."""

@@ -129,6 +129,15 @@ class Part:
             self.size += written
             data = data[written:]
 
+    def touch(self) -> None:
+        """Tell other processes that it comes, though nothing is written to it yet.
+
+        Raises:
+            ValueError: it was abandoned.
+        """
+        with self._lock:
+            os.utime(self._open())
+
     def restart(self) -> None:
         """Throw away what was written."""
         with self._lock:
@@ -207,7 +216,7 @@ class ShardCache:
         return self._believed(self.path(wanted).with_suffix(".index"))
 
     def store_index(self, wanted: WantedShard, content: bytes) -> Path:
-        """Write the index of a shard, and return its path.
+        """Write the index of a shard, which always has room, and return its path.
 
         Raises:
             OSError: the cache cannot be written.
@@ -216,6 +225,8 @@ class ShardCache:
         with self._accounts() as accounts:
             self._make_folders(path.parent)
             before = _size_of(path)
+            if before == len(content) and path.read_bytes() == content:
+                return path  # another process was faster
             with atomic_file(path) as stream:
                 os.fchmod(stream.fileno(), 0o600)
                 stream.write(content)
@@ -274,7 +285,7 @@ class ShardCache:
             if self.path(wanted).exists():
                 return True
             if not self._locks:
-                path = path.with_suffix(f"-{os.getpid()}-{time.monotonic_ns()}.part")
+                path = path.with_name(f"{path.stem}-{os.getpid()}-{time.monotonic_ns()}.part")
             if self._is_left(path):
                 path.unlink()
                 accounts.bytes -= wanted.size
@@ -352,7 +363,8 @@ class ShardCache:
                     entry.path.unlink(missing_ok=True)
                     accounts.bytes -= entry.size
                     removed.append(entry)
-            self._remove_empty({entry.path.parent for entry in removed})
+            if removed:
+                self._remove_empty({entry.path.parent for entry in removed})
         return removed
 
     def _remove_empty(self, folders: set[Path]) -> None:
@@ -487,11 +499,17 @@ class ShardCache:
             close_locked(descriptor)
 
     def _open_usage(self) -> int:
-        """Open and lock the file with the sum, also if it is removed meanwhile."""
+        """Open and lock the file with the sum, also if others remove it meanwhile."""
         path = self.folder / "usage"
+        latest = time.monotonic() + _LONGEST_WAIT
         while True:
-            self._make_folders(self.folder)
-            descriptor = open_for_lock(path, os.O_RDWR | os.O_CREAT)
+            try:
+                self._make_folders(self.folder)
+                descriptor = open_for_lock(path, os.O_RDWR | os.O_CREAT)
+            except FileNotFoundError:
+                if time.monotonic() < latest and self.folder.parent.parent.exists():
+                    continue
+                raise
             is_there = False
             try:
                 self._lock(descriptor)

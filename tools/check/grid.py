@@ -144,18 +144,19 @@ class Combination:
     fault: str
 
     def __str__(self) -> str:
-        return ", ".join((self.store, self.kind, self.way, self.fault))
+        return f"{self.store}, {self.kind}, {self.way}, {self.fault}"
 
-    def run(self, folder: Path, sets: Sets, s3: Bucket | None) -> None:
+    def run(self, folder: Path, sets: Sets, s3: Bucket | None, most: int | None = None) -> None:
         """Read a set, and raise Wrong if something else comes than from local files.
 
         Args:
             folder: empty folder.
             sets: the sets.
             s3: the sets in S3; None where the store is another.
+            most: number of requests of each half among which some fail, or all.
         """
         with served(folder / "web", self.store, sets, s3, self.kind) as (web, url, options):
-            world = _World(self, folder, web, sets, url, options, s3)
+            world = _World(self, folder, web, sets, url, options, s3, most)
             world.read_whole()
             world.go_on_elsewhere()
 
@@ -233,20 +234,17 @@ class _World:
         url: str,
         store: Mapping[str, Any],
         s3: Bucket | None,
+        most: int | None,
     ) -> None:
         self._what, self._folder, self._web, self._s3 = what, folder, web, s3
+        self._most = most
         self._expected = sets.expected[what.kind]
         self._source = sets.source(url, what.kind)
         self._store = dict(store)
         self._options: dict[str, Any] = {}
         self._keys: list[Keys] = []
         web.pace(latency=0.01, rate=3e6)
-        if what.fault == "busy":
-            web.fail(status=503, probability=0.1, retry_after=1)
-        elif what.fault == "cut":
-            web.fail(cut=30_000, probability=0.3)
-        elif what.fault == "stall":
-            web.fail(stall=2.0, at=1000, probability=0.1)
+        if what.fault == "stall":
             self._options["download_timeout"] = 1
         elif what.fault == "small cache":
             self._options["cache_limit"] = int(2.3 * sets.shard_size)
@@ -258,6 +256,7 @@ class _World:
 
     def read_whole(self) -> None:
         """Read an epoch as one rank, in a process that has read before."""
+        self._begin_faults()
         cache = self._folder / "first"
         dataset = self._open(cache)
         dataset[17]
@@ -269,6 +268,7 @@ class _World:
 
     def go_on_elsewhere(self) -> None:
         """Leave an epoch in the middle, and go on with other ranks, workers, and another cache."""
+        self._begin_faults()
         number = [*all_combinations()].index(self._what)
         way = "fork" if self._what.way == "spawn" else self._what.way  # which is slow to start
         ranks, workers = TOPOLOGIES[number % len(TOPOLOGIES)]
@@ -289,6 +289,14 @@ class _World:
         for path in cache.rglob("*.tar"):  # shards of others have come to be indexed
             path.unlink()
         return dataset
+
+    def _begin_faults(self) -> None:
+        if self._what.fault == "busy":
+            self._web.fail(status=503, probability=0.1, retry_after=1, times=self._most)
+        elif self._what.fault == "cut":
+            self._web.fail(cut=30_000, probability=0.3, times=self._most)
+        elif self._what.fault == "stall":
+            self._web.fail(stall=2.0, at=1000, probability=0.1, times=self._most)
 
     def _trouble(self, step: int) -> None:
         """Have the fault happen that happens once, in mid-epoch."""
