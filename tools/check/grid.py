@@ -13,7 +13,6 @@ import gzip
 import hashlib
 import os
 import shutil
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from torch.utils.data import DataLoader
 
 import shardio
 from campaign import Wrong
-from servers import Keys, Nginx, SeaweedS3
+from servers import Keys, Nginx, Request, SeaweedS3
 from shardio.testing import make_images
 
 SHARDS, GLOBAL_BATCH_SIZE = 8, 24
@@ -78,8 +77,10 @@ class Sets:
         return f"{url}/{{{','.join(names)}}}"
 
 
-def open_set(source: str, rank: int = 0, ranks: int = 1, **options: Any) -> Any:
-    """Open a set for one rank."""
+def open_set(
+    source: str, rank: int | None = 0, ranks: int | None = 1, **options: Any
+) -> shardio.ShardDataset:
+    """Open a set for one rank; None for that of torch.distributed."""
     given: dict[str, Any] = {
         "transform": shardio.RandomResizedCrop(8),
         "global_batch_size": GLOBAL_BATCH_SIZE,
@@ -342,20 +343,18 @@ def _compare(found: Digests, expected: Digests) -> None:
 
 def whole_gets(web: Nginx) -> Counter[str]:
     """Count the requests for whole shards by name."""
-    return Counter(
-        request.target.rpartition("/")[2]
-        for request in web.requests()
-        if ".tar" in request.target
-        and not request.target.endswith(".idx")
-        and request.method == "GET"
-        and "range" not in request.headers
-    )
+    return Counter(_shard_of(each) for each in _gets(web) if "range" not in each.headers)
 
 
-def pause_until(done: Callable[[], object], seconds: float = 30.0) -> None:
-    """Wait until something is true; raise Wrong if it never is."""
-    latest = time.monotonic() + seconds
-    while not done():
-        if time.monotonic() > latest:
-            raise Wrong("hang", "what was waited for never came")
-        time.sleep(0.005)
+def shards_asked(web: Nginx) -> set[str]:
+    """Return the names of the shards of which anything was requested."""
+    return {*map(_shard_of, _gets(web))}
+
+
+def _gets(web: Nginx) -> list[Request]:
+    gets = [each for each in web.requests() if each.method == "GET" and "?" not in each.target]
+    return [each for each in gets if ".tar" in each.target and ".idx" not in each.target]
+
+
+def _shard_of(request: Request) -> str:
+    return request.target.rpartition("/")[2]
