@@ -52,6 +52,7 @@ from shardio.storage.base import StoredBytes
 from shardio.storage.compression import decompress, find_compression
 from shardio.storage.folder import Folder, refuse_inside
 from shardio.storage.local import FileBytes
+from shardio.storage.location import Location, locate
 from shardio.tar.salvage import Walk, walk_members
 
 
@@ -382,7 +383,7 @@ def repair(
 
     Args:
         source: source as for verify; each split of a folder of splits becomes a folder in `new`.
-        new: new or empty folder outside the source.
+        new: new or empty folder outside the source; a URL of a storage that is written, too.
         shards: number of shards to write for each split; by default as many as it has.
         deep: whether to drop samples with a field that cannot be decoded.
         max_pixels: maximum number of pixels of an image; see shardio.fields.limits.
@@ -398,8 +399,9 @@ def repair(
     engine = make_engine("local", jobs)
     check = FieldCheck(deep=deep, max_pixels=max_pixels)
     parts = find_parts(fspath(source))
-    out = Path(new)
-    refuse_inside(out, (Path(part.path) for part in parts))
+    out = locate(fspath(new))
+    if out.is_local:
+        refuse_inside(Path(out), (Path(part.path) for part in parts))
     done = [
         _repair_part(
             part,
@@ -426,7 +428,7 @@ def repair(
 
 def _repair_part(
     part: Part,
-    out: Path,
+    out: Location,
     sharding: Sharding,
     *,
     check: FieldCheck,

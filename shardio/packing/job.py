@@ -134,13 +134,13 @@ class PackSummary:
 
 
 def run_job(
-    out: str | PathLike[str], job: PackJob, open_source: Callable[[Folder], Source]
+    out: str | PathLike[str] | Location, job: PackJob, open_source: Callable[[Folder], Source]
 ) -> PackSummary:
     """Make a packed folder.
 
     Args:
-        out: path of a folder in the job's storage that is new, empty, or that of the same job
-            interrupted.
+        out: folder that is new, empty, or that of the same job interrupted; as a path, one in the
+            job's storage.
         job: specification of the pack.
         open_source: function that opens the source; called with the work folder.
 
@@ -150,9 +150,11 @@ def run_job(
         OSError: the folder cannot be written.
     """
     start = time.monotonic()
-    if not os.fspath(out):
-        raise PackError("the name of the output folder is empty", remedy="name a folder")
-    target = locate(os.fspath(out), job.storage)
+    if not isinstance(out, Location):
+        out = os.fspath(out)
+        if not out:
+            raise PackError("the name of the output folder is empty", remedy="name a folder")
+    target = locate(out, job.storage)
     names = [*job.splits.fractions] if job.splits else [WHOLE]
     if target.is_local:
         plan, ended = _pack(Path(target), None, names, job, open_source)

@@ -6,7 +6,8 @@ is there: that is the commit. Until then a note lies in the folder, so that nobo
 there for shards of others, and that a later pack may finish it.
 
 Nothing that is there is overwritten. A file of the same contents is taken as it is, as an
-interrupted run of the same pack left it; any other stops the pack. So of two packs of different
+interrupted run of the same pack left it; any other stops the pack. Size and digest tell which it
+is, so that nothing is read or sent again where the storage knows digests. So of two packs of different
 things into one folder at once, one wins at most, and the other says so; two of the same thing make
 the same files, and both succeed. A run that goes on where another ended makes every shard again,
 since whether the sources are still the same is known of local files alone.
@@ -15,15 +16,15 @@ since whether the sources are still the same is known of local files alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shardio.errors import PackError
 from shardio.indexing.manifest import MANIFEST_NAME, PACKING_NAME, index_path
 from shardio.packing.layout import LEDGERS, WHOLE, is_ours, is_shard_name, path_in, refuse_foreign
-from shardio.storage.base import StoredBytes
+from shardio.storage.base import FileStat, StoredBytes
 from shardio.storage.folder import Folder
-from shardio.storage.local import FileBytes
+from shardio.storage.local import sha256_of
 from shardio.storage.location import Location
 from shardio.storage.temporary import temporary_folder
 
@@ -60,8 +61,9 @@ def claim_storage(out: Location, parts: Sequence[str]) -> Iterator[Path]:
         with temporary_folder() as local:
             yield Path(local) / "out"
     except BaseException:
-        if not any(is_ours("", name) for folder in folders for name in folder.names()):
-            _release(made)
+        with suppress(OSError):  # the first error says more
+            if not any(is_ours("", name) for folder in folders for name in folder.names()):
+                _release(made)
         raise
     _release(folders)
 
@@ -142,13 +144,21 @@ def publish_rest(out: Location, local: Path, parts: Sequence[str]) -> None:
 
 
 def _publish(target: Location, local: Path) -> None:
-    try:
-        target.storage.publish(target.path, local, only_if_absent=True)
-    except FileExistsError as error:
-        with local.open("rb") as stream:
-            digest = FileBytes(stream, str(local)).sha256()
-        if StoredBytes(target.open()).sha256() != digest:
-            raise _other_pack(target) from error
+    there = target.find()
+    if there is None:
+        with suppress(FileExistsError):
+            target.storage.publish(target.path, local, only_if_absent=True)
+            return
+        there = target.storage.stat(target.path)
+    if not _is_same(target, there, local):
+        raise _other_pack(target)
+
+
+def _is_same(target: Location, there: FileStat, local: Path) -> bool:
+    """Tell whether a file is there already; it is read where the storage knows no digest."""
+    if there.size != local.stat().st_size:
+        return False
+    return (there.sha256 or StoredBytes(target.open()).sha256()) == sha256_of(local)
 
 
 def _folder(out: Location, part: str) -> Location:
