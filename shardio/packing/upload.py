@@ -7,10 +7,10 @@ there for shards of others, and that a later pack may finish it.
 
 Nothing that is there is overwritten. A file of the same contents is taken as it is, as an
 interrupted run of the same pack left it; any other stops the pack. Size and digest tell which it
-is, so that nothing is read or sent again where the storage knows digests. So of two packs of different
-things into one folder at once, one wins at most, and the other says so; two of the same thing make
-the same files, and both succeed. A run that goes on where another ended makes every shard again,
-since whether the sources are still the same is known of local files alone.
+is, so that nothing is read or sent again where the storage knows digests. So of two packs of
+different things into one folder at once, one wins at most, and the other says so; two of the same
+thing make the same files, and both succeed. A run that goes on where another ended makes every
+shard again, since whether the sources are still the same is known of local files alone.
 """
 
 from __future__ import annotations

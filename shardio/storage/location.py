@@ -38,8 +38,23 @@ def _in_module(name: str) -> OpenUrl:
     return open_url
 
 
-STORAGES: Mapping[str, OpenUrl] = MappingProxyType({"s3": _in_module("s3")})
+STORAGES: Mapping[str, OpenUrl] = MappingProxyType(
+    {
+        "s3": _in_module("s3"),
+        **dict.fromkeys(("gs", "gcs", "az", "abfs", "abfss"), _in_module("fsspec")),
+    }
+)
 """What makes the storage of a URL, by scheme; local paths have none."""
+
+
+def _find_storage(scheme: str) -> OpenUrl | None:
+    """Return what makes the storage of a scheme's URLs, by the table or as fsspec knows it."""
+    if scheme in STORAGES:
+        return STORAGES[scheme]
+    from shardio.storage.fsspec import is_known  # noqa: PLC0415  loads fsspec
+
+    return _in_module("fsspec") if is_known(scheme) else None
+
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _NO_FILE = (errno.EISDIR, errno.EINVAL)  # but something else; see LocalFiles.stat
@@ -173,8 +188,9 @@ def locate(
     if storage is not None and storage != LOCAL:
         return Location(storage, text.rstrip("/"))
     scheme, mark, _ = text.partition("://")
-    if mark and scheme.lower() in STORAGES:
-        chosen, place = STORAGES[scheme.lower()](text, options or {})
+    open_url = _find_storage(scheme.lower()) if mark else None
+    if open_url is not None:
+        chosen, place = open_url(text, options or {})
         return Location(chosen, place.rstrip("/"))
     if not isinstance(path, Path):
         refuse_url(text)

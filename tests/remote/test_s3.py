@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
-from servers import Nginx, SeaweedS3
+from servers import SeaweedS3
 from shardio.storage.base import Storage
 from shardio.storage.s3 import S3Storage
 from shardio.testing import StorageContract
