@@ -14,7 +14,7 @@ from shardio.storage.cache import cache_entry
 from shardio.storage.local import url_fault
 from shardio.testing import make_images
 
-REMOTE = "s3 storage is not read or written yet; name a local path"
+REMOTE = "s3 storage is not read or written here; name a local path"
 
 
 def run(*arguments: object) -> tuple[int, str]:
@@ -146,5 +146,5 @@ def test_a_url_is_refused_before_anything_is_done(
     monkeypatch.chdir(tmp_path)
     name, *rest = options
     done = CliRunner().invoke(commands, [name, str(packed), *rest])
-    assert "s3 storage is not read or written yet" in str(done.exception)
+    assert "s3 storage is not read or written here" in str(done.exception)
     assert not [*tmp_path.iterdir()]

@@ -147,7 +147,7 @@ def test_what_is_no_packed_folder_is_told(copied: MemoryStorage) -> None:
 
 
 def test_urls_without_a_storage_are_refused_as_ever() -> None:
-    with pytest.raises(shardio.UsageError, match="memory storage is not read or written yet"):
+    with pytest.raises(shardio.UsageError, match="memory storage is not read or written here"):
         shardio.ShardDataset(OUT)
 
 
