@@ -7,6 +7,7 @@ the argument, its value and what it must be. What only one module takes is check
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any, TypeGuard, TypeVar
@@ -83,6 +84,17 @@ def probability(name: str, value: object) -> float:
     """
     number = float(value) if isinstance(value, Real) else -1.0
     require(0 <= number <= 1, name, value, "a probability between 0 and 1")
+    return number
+
+
+def positive(name: str, value: object) -> float:
+    """Check a number above 0.
+
+    Raises:
+        UsageError: the value is not a number, not finite, or not above 0.
+    """
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else -1.0
+    require(0 < number < math.inf, name, value, "a number above 0")
     return number
 
 

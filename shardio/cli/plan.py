@@ -51,7 +51,9 @@ def plan(path: str, as_json: bool, **options: Any) -> None:
         say(page(_parts(coverage)))
     if not coverage.exact:
         raise ShardioError(
-            "the plan is not exact", where=path, remedy="this is a bug in shardio; report it"
+            "the plan is not exact",
+            where=coverage.settings.source,
+            remedy="this is a bug in shardio; report it",
         )
 
 

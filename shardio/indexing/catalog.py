@@ -41,8 +41,11 @@ from shardio.indexing.shard_index import ShardIndex, encode_index, read_index
 from shardio.storage.base import Storage, StoredFile
 from shardio.storage.cache import cache_entry, new_entry, plain_tar
 from shardio.storage.compression import COMPRESSED_SUFFIXES
+from shardio.storage.downloads import RemoteShard
+from shardio.storage.folder import atomic_file
 from shardio.storage.local import LOCAL
-from shardio.storage.location import Location, locate
+from shardio.storage.location import Location, Options, locate
+from shardio.storage.remote import RemoteStorage
 
 _MOST_NAMES = 1_000_000  # that braces may stand for
 _NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")  # ranges, as braceexpand has them
@@ -65,6 +68,7 @@ class ShardEntry:
         samples: number of samples.
         size: bytes of the uncompressed tar.
         contents: hexadecimal digest of it, or of its index where nobody has read it whole.
+        sha256: hexadecimal digest of the tar, where a manifest records it.
         version: version of the tar when it was indexed, see shardio.storage.base.FileStat; None
             where checksums of the data tell.
     """
@@ -77,14 +81,45 @@ class ShardEntry:
     contents: str
     version: str | None = None
     storage: Storage = LOCAL
+    sha256: str | None = None
+
+    @property
+    def remote(self) -> RemoteShard | None:
+        """The shard as one of a store, whose shards are fetched; None for any other."""
+        if not isinstance(self.storage, RemoteStorage):
+            return None
+        return RemoteShard(
+            storage=self.storage,
+            path=self.path,
+            name=self.name,
+            size=self.size,
+            sha256=self.sha256,
+            version=self.version,
+        )
 
     def load_index(self) -> ShardIndex:
-        """Map the shard's index.
+        """Map the shard's index, which is fetched if the shard is one of a store.
 
         Raises:
             IndexFileError: it is missing, damaged, or of another shard.
         """
-        index = read_index(Location(self.storage, self.index))
+        remote = self.remote
+        if remote is None:
+            return self._check(read_index(Location(self.storage, self.index)))
+        path = remote.cache.index_path(remote)
+        with suppress(IndexFileError, OSError):
+            return self._check(read_index(path))
+        file = Location(self.storage, self.index).open()
+        with atomic_file(path) as stream:
+            stream.write(file.read(0, file.size))
+        return self._check(read_index(path))
+
+    def _check(self, index: ShardIndex) -> ShardIndex:
+        """Return an index that is of this shard.
+
+        Raises:
+            IndexFileError: it is of another.
+        """
         samples = len(index.offsets)
         if index.shard_size != self.size or samples != self.samples:
             raise IndexFileError(
@@ -188,7 +223,11 @@ class Catalog:
 
 
 def open_catalog(
-    source: ShardPaths, *, storage: Storage | None = None, allow_empty: bool = False
+    source: ShardPaths,
+    *,
+    storage: Storage | None = None,
+    options: Options | None = None,
+    allow_empty: bool = False,
 ) -> Catalog:
     """Find the shards of a source.
 
@@ -196,7 +235,8 @@ def open_catalog(
         source: a packed folder or its manifest, a folder of tars, a shard, a glob, a brace
             pattern such as `out/shard-{000000..000007}.tar`, or a list of these; `~` is the
             home folder.
-        storage: storage of the source; None reads local files.
+        storage: storage of the source; None chooses it by the scheme of a URL.
+        options: options of a storage that the scheme chooses, by name.
         allow_empty: take tars that have members, none of which is a field of a sample.
 
     Raises:
@@ -204,7 +244,7 @@ def open_catalog(
         IndexFileError: a manifest or index is damaged or stale, or a pack is unfinished.
         TarError: a shard without index is damaged, or one without samples is not an empty archive.
     """
-    parts = list_parts(source, storage)
+    parts = list_parts(source, storage, options)
     packed = {part: _open_packed(part) for part in parts if is_packed(part)}
     unmarked: list[str] = []
     beside: _Recorded = {}
@@ -244,19 +284,24 @@ def _refuse_stale(shard: ShardEntry, *, allow_empty: bool) -> None:
         )
 
 
-def list_parts(source: ShardPaths, storage: Storage | None = None) -> list[Location]:
+def list_parts(
+    source: ShardPaths, storage: Storage | None = None, options: Options | None = None
+) -> list[Location]:
     """List what a source names: folders, files and patterns; a manifest is its folder.
 
     Args:
         source: see open_catalog.
         storage: see open_catalog.
+        options: see open_catalog.
 
     Raises:
         UsageError: it is neither a path nor a list of paths, or a URL, or the list is empty.
     """
-    named = os.fspath(source) if isinstance(source, os.PathLike) else source
-    if isinstance(named, str):
-        part = locate(named, storage)
+    named = source
+    if isinstance(source, os.PathLike) and not isinstance(source, Location):
+        named = os.fspath(source)
+    if isinstance(named, str | Location):
+        part = locate(named, storage, options)
         if part.is_local:
             part = Location(part.storage, os.path.expanduser(part.path))  # noqa: PTH111  an unknown ~user stays
         return [part.parent if part.name == MANIFEST_NAME and part.is_file() else part]
@@ -267,7 +312,7 @@ def list_parts(source: ShardPaths, storage: Storage | None = None) -> list[Locat
         )
     if not named:
         raise UsageError("the list of shards is empty", remedy="name a packed folder or shards")
-    return [part for element in named for part in list_parts(element, storage)]
+    return [part for element in named for part in list_parts(element, storage, options)]
 
 
 def is_packed(part: Path | Location) -> bool:
@@ -336,6 +381,8 @@ def _refuse_twins(shards: Sequence[Path]) -> None:
 
 def refuse_missing(folder: Path | Location, manifest: Manifest) -> None:
     """Raise IndexFileError if a shard of a manifest is not in its folder."""
+    if not locate(folder).can_list:  # then a missing shard is noticed when it is opened
+        return
     present = {*locate(folder).names()}
     missing = [shard.name for shard in manifest.shards if shard.name not in present]
     if missing:
@@ -517,6 +564,7 @@ def _open_packed(folder: Location) -> Catalog:
             samples=shard.samples,
             size=shard.size,
             contents=shard.sha256,
+            sha256=shard.sha256,
         )
         for shard in manifest.shards
     )

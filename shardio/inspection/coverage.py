@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from os import PathLike, fspath
 from typing import Any, Literal, get_args
@@ -27,6 +27,7 @@ from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, References, Tail, 
 from shardio.planning.order import Order
 from shardio.planning.samples import Samples
 from shardio.reading.settings import check_plan, divide_batch, make_shuffle
+from shardio.storage.local import without_secrets
 
 _POSITIONS_AT_ONCE = 1 << 16
 _MOST_SAMPLES, _MOST_PROCESSES = 1 << 31, 1 << 20
@@ -298,7 +299,7 @@ def plan(source: str | PathLike[str], options: PlanOptions) -> Coverage:
             "read twice; pack at least 10 shards for each node"
         )
     return Coverage(
-        settings=settings,
+        settings=replace(settings, source=without_secrets(settings.source)),
         samples=plan.num_samples,
         shards=len(catalog.shards),
         bytes=total,

@@ -296,6 +296,8 @@ def find_parts(source: ShardPaths, storage: Storage | None = None) -> list[Part]
 
 
 def _parts_of(path: Location) -> list[Part]:
+    if not path.can_list:
+        return [_folder(path) if is_packed(path) else _named(path)]
     if not path.is_folder():
         return [_named(path)]
     splits = [] if is_packed(path) or _shards_in(path) else _splits_of(path)
@@ -355,7 +357,7 @@ def _folder(folder: Location, *, is_split: bool = False) -> Part:
         found = Findings(str(folder))
         found.add("the manifest is missing, though other splits have one", "fetch or pack it again")
         findings += found.all()
-    there = _shards_in(folder)
+    there = _shards_in(folder, manifest)
     if manifest is None:
         packed = (folder / MANIFEST_NAME).exists()
         shards = [ScopedShard(path=path, receipt=None, packed=packed) for path in there]
@@ -385,8 +387,10 @@ def _folder(folder: Location, *, is_split: bool = False) -> Part:
     return Part(path=folder, manifest=manifest, shards=tuple(shards), findings=tuple(findings))
 
 
-def _shards_in(folder: Location) -> list[Location]:
-    """Return the files with names of shards, sorted."""
+def _shards_in(folder: Location, manifest: Manifest | None = None) -> list[Location]:
+    """Return the files with names of shards, sorted; if none are listed, those of a manifest."""
+    if not folder.can_list:
+        return [folder / name for name in _receipts(manifest) if (folder / name).is_file()]
     found = [name for name in folder.names() if name.endswith(SHARD_SUFFIXES)]
     return [folder / name for name in found if not name.startswith(".")]
 
@@ -465,7 +469,7 @@ def _leftovers(folder: Location, shards: set[str]) -> list[Finding]:
             )
             break
     indexes = {index_path(folder / name).name for name in shards}
-    for inside in (folder, folder / INDEX_FOLDER):
+    for inside in (folder, folder / INDEX_FOLDER) if folder.can_list else ():
         for name in inside.names():
             is_index = inside.name == INDEX_FOLDER and name.endswith(_INDEX_SUFFIXES)
             if not (final_name(name) != name or (is_index and name not in indexes)):

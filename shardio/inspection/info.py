@@ -34,7 +34,9 @@ from shardio.indexing.catalog import (
 from shardio.indexing.shard_index import ShardIndex
 from shardio.inspection.counts import ClassCounter, Tally, class_name
 from shardio.packing.layout import LEDGERS
+from shardio.storage.base import StoredBytes
 from shardio.storage.local import refuse_url
+from shardio.storage.location import Location
 
 TypeOf = Callable[[str], FieldType]
 
@@ -156,7 +158,6 @@ def look_at(
 
 PREVIEW_COUNT = 48
 MOST_PREVIEWED = 960
-_PIECE = 1 << 20
 _WHOLE = ""  # name of a source without splits
 
 
@@ -300,9 +301,9 @@ def info(
     given = given_types(fields)
     if preview is not None:
         _check_preview(fspath(preview), preview_count)
-    parts = [*map(Path, list_parts(source))]
+    parts = list_parts(source)
     folders = _find_splits(parts)
-    named: Mapping[str, ShardPaths] = folders or {_WHOLE: source}
+    named: Mapping[str, ShardPaths] = folders or {_WHOLE: parts}
     catalogs = {name: open_catalog(part, allow_empty=allow_empty) for name, part in named.items()}
     entries = [entry for catalog in catalogs.values() for entry in catalog.shards]
     types = _choose_types(catalogs, given, max_pixels)
@@ -460,15 +461,15 @@ def _field_info(name: str, type_: FieldType, sizes: Tally) -> FieldInfo:
     )
 
 
-def _find_splits(parts: Sequence[Path]) -> dict[str, Path]:
+def _find_splits(parts: Sequence[Location]) -> dict[str, Location]:
     """Return the packed folders in a folder without shards of its own, by name."""
     folder = parts[0]
-    if len(parts) > 1 or not folder.is_dir() or is_packed(folder):
+    if len(parts) > 1 or not folder.is_folder() or is_packed(folder):
         return {}
     refuse_unfinished(folder)
-    if any(path.name.endswith(SHARD_SUFFIXES) for path in folder.iterdir()):
+    if any(name.endswith(SHARD_SUFFIXES) for name in folder.names()):
         return {}
-    return {path.name: Path(path) for path in find_splits(folder)}
+    return {path.name: path for path in find_splits(folder)}
 
 
 def _number_of(sample: int | str, finder: KeyFinder | None, samples: int) -> int | None:
@@ -506,15 +507,15 @@ def _look_at_number(
     return look_at(entry, row, number=number, classes=classes, types=types)
 
 
-def _count_ledgers(parts: Sequence[Path]) -> dict[str, int]:
+def _count_ledgers(parts: Sequence[Location]) -> dict[str, int]:
     """Count the lines of each existing ledger in the folders."""
     found = {name: [part / name for part in parts if (part / name).is_file()] for name in LEDGERS}
-    return {name: sum(map(_count_lines, paths)) for name, paths in found.items() if paths}
+    return {name: sum(map(_count_lines, files)) for name, files in found.items() if files}
 
 
-def _count_lines(path: Path) -> int:
-    with path.open("rb") as stream:
-        return sum(piece.count(b"\n") for piece in iter(lambda: stream.read(_PIECE), b""))
+def _count_lines(file: Location) -> int:
+    data = StoredBytes(file.open())
+    return sum(piece.count(b"\n") for piece in data.pieces(0, len(data)))
 
 
 def _write_preview(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from shardio.options import with_options
 from shardio.planning.epoch import References
 from shardio.reading.shards import OpenShard, ShardPool
 from shardio.storage.folder import Folder
-from shardio.storage.local import refuse_url
+from shardio.storage.local import refuse_url, without_secrets
 
 LISTING_NAME = "batch.json"
 _LONGEST_NAME = 80
@@ -122,7 +122,12 @@ def replay(
     references = plan.references(positions)
     with Folder.open(folder) as held:
         samples = _write_samples(references, ShardPool(catalog.shards), held)
-        batch = ReplayedBatch(step=step, rank=rank, settings=settings, samples=samples)
+        batch = ReplayedBatch(
+            step=step,
+            rank=rank,
+            settings=replace(settings, source=without_secrets(settings.source)),
+            samples=samples,
+        )
         with held.create(LISTING_NAME) as stream:
             stream.write(json.dumps(asdict(batch), indent=1).encode() + b"\n")
     return batch

@@ -51,7 +51,7 @@ def claim_storage(out: Location, parts: Sequence[str]) -> Iterator[Path]:
     """
     folders = [_folder(out, part) for part in dict.fromkeys((WHOLE, *parts))]
     for folder in folders:
-        names = folder.names()
+        names = folder.names() if folder.can_list else []
         if PACKING_NAME in names:
             _check_note(folder / PACKING_NAME)
         else:

@@ -194,6 +194,12 @@ class Order:
         """Return the runs of a window, in reading order; empty after the last window."""
         return self._runs.take(slice(window * self._window, (window + 1) * self._window))
 
+    def window_of_shards(self, count: int) -> NDArray[np.int64]:
+        """Return the window of each shard, int64 [count]; the last one of several, -1 for none."""
+        windows = np.full(count, -1)
+        windows[self._runs.shards] = np.arange(len(self._runs)) // self._window
+        return windows
+
     def _permute(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         windows = np.searchsorted(self._window_starts, positions, side="right") - 1
         permuted = np.empty_like(positions)

@@ -52,7 +52,7 @@ from shardio.profiling.settings import (
 )
 from shardio.profiling.verdict import Bottleneck, SampleCosts, Verdict, advise, costs_of, predict
 from shardio.storage.cache import fallback_folder
-from shardio.storage.local import refuse_url
+from shardio.storage.local import refuse_url, without_secrets
 from shardio.storage.temporary import temporary_folder
 
 _LOG = logging.getLogger("shardio")
@@ -235,7 +235,7 @@ def _measure(settings: ProfileSettings, options: ProfileOptions) -> Profile:
     rates = {(run.topology.kind, run.topology.producers): run.evidence.rate for run in runs}
     verdict = advise(seen, costs, ceilings, settings, rates)
     return Profile(
-        settings=settings,
+        settings=replace(settings, source=without_secrets(settings.source)),
         cores=costs.cores,
         samples=samples,
         shards=len(catalog.shards),
@@ -320,11 +320,13 @@ class _Child:
 def _check(settings: ProfileSettings, samples: int) -> None:
     """Refuse what cannot be measured, before anything is."""
     if not samples:
-        raise SituationError("the dataset has no samples to measure", where=settings.source)
+        raise SituationError(
+            "the dataset has no samples to measure", where=without_secrets(settings.source)
+        )
     if settings.batch_size > samples:
         raise SituationError(
             f"the dataset has {counted(samples, 'sample')}, fewer than a batch",
-            where=settings.source,
+            where=without_secrets(settings.source),
             remedy=f"give {argument('batch_size', samples)} or less",
         )
     for name in ("transform", "train"):

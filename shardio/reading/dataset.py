@@ -8,9 +8,11 @@ chosen by number, by predicate, by key or by fractions: a chosen part is a datas
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import compress
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,7 +20,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shardio.checks import flag, is_whole, one_of, require, seed_of_order, whole_number
+from shardio.checks import flag, is_whole, one_of, positive, require, seed_of_order, whole_number
 from shardio.errors import UsageError, counted, quoted
 from shardio.fields.base import BYTES, FieldType
 from shardio.fields.limits import MAX_PIXELS
@@ -53,6 +55,7 @@ from shardio.reading.settings import check_plan, make_shuffle
 from shardio.reading.shards import ShardPool
 from shardio.reading.times import StageTimes, Stopwatch
 from shardio.storage.base import Storage
+from shardio.storage.location import Location, Options
 from shardio.transforms import SizedTransform
 
 OnBadSample = Literal["raise", "skip"]
@@ -219,7 +222,15 @@ class ShardDataset(ResumableDataset):
         crops: True adds the entry `__crop__`, which says for each sample which part of its picture
             is shown: "box", float32 [B, 4] with its left, top, right and bottom in pixels, "flip",
             bool [B], and "size", int64 [B, 2] with the picture's height and width.
-        storage: storage of the source, see shardio.storage.base; None reads local files.
+        storage: storage of the source, see shardio.storage.base; None chooses it by the scheme of
+            a URL.
+        storage_options: credentials and other settings of the store of a URL, by name; by default
+            those that its usual environment and files give.
+        cache_dir: folder for whole shards of stores, by default the usual cache folder.
+        cache_limit: bytes that they may take there, by default three quarters of the free space.
+        predownload: number of windows ahead whose shards are fetched from stores.
+        download_retry: number of further attempts after a request fails.
+        download_timeout: seconds without a byte after which a request has failed.
 
     Attributes:
         catalog: shards.
@@ -259,34 +270,29 @@ class ShardDataset(ResumableDataset):
         max_pixels: int = MAX_PIXELS,
         crops: bool = False,
         storage: Storage | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_limit: int | None = None,
+        predownload: int = 1,
+        download_retry: int = 6,
+        download_timeout: float = 30.0,
     ) -> None:
-        given = _check_arguments(
-            fields=fields,
-            decode=decode,
-            transform=transform,
-            batch_size=batch_size,
-            global_batch_size=global_batch_size,
-            shuffle=shuffle,
-            seed=seed,
-            window=window,
-            streams=streams,
-            tail=tail,
-            rank=rank,
-            world_size=world_size,
-            on_bad_sample=on_bad_sample,
-            reduced_decoding=reduced_decoding,
-            allow_empty=allow_empty,
-            max_pixels=max_pixels,
-            crops=crops,
-            storage=storage,
-        )
+        given = {
+            name: value
+            for name, value in locals().items()
+            if name not in ("self", "source", "__class__")
+        }
+        given = _check_arguments(**given)
+        options = _store_options(given)
         sizes = given["batch_size"], given["global_batch_size"]
         super().__init__(batch_sizes=sizes, ranks=(rank, world_size))
-        self.catalog: Catalog = open_catalog(source, storage=storage, allow_empty=allow_empty)
+        self.catalog: Catalog = open_catalog(
+            source, storage=storage, options=options, allow_empty=allow_empty
+        )
         self._arguments, self._tail = given, tail
         self.fields = self._map_fields(fields)
         self.times, self.stopwatch = StageTimes(), Stopwatch
-        self._source, self._parts = source, _absolute_parts(source, storage)
+        self._source, self._parts = source, _absolute_parts(source, storage, options)
         self._types = self._find_types()
         self._geometry = SampleGeometry(self._types, transform)
         self.samples = Samples([shard.samples for shard in self.catalog.shards])
@@ -304,7 +310,8 @@ class ShardDataset(ResumableDataset):
         return self.catalog.classes
 
     def __repr__(self) -> str:
-        source = f"{self._source!s:.100}"
+        is_local = all(part.is_local for part in self._parts)  # a URL may have secrets
+        source = f"{self._source if is_local else ', '.join(map(str, self._parts))!s:.100}"
         held = sum(shard.samples for shard in self.catalog.shards)
         what, shards = counted(held, "sample"), counted(len(self.catalog.shards), "shard")
         some = f"{len(self.samples):,} of " if len(self.samples) < held else ""
@@ -491,14 +498,16 @@ class ShardDataset(ResumableDataset):
             for first in range(0, len(steps), at_once)
         )
         reader, key = self.reader(pool, allocate), self.transform_key(epoch)
-        with closing(self.read_ahead(plan.orders, pool)) as ahead:
+        with closing(pool), closing(self.read_ahead(plan.orders, pool, epoch)) as ahead:
             asked = ahead if len(steps) > 1 else None
             yield from reader.read(plan, positions, share.batch_size, key, asked)
 
-    def read_ahead(self, orders: Sequence[Order], pool: ShardPool) -> ReadAhead:
-        """Make a ReadAhead for a loop over this dataset."""
+    def read_ahead(self, orders: Sequence[Order], pool: ShardPool, epoch: int) -> ReadAhead:
+        """Make a ReadAhead for a loop over an epoch of this dataset."""
         some = orders if self.shuffle.window is not None else ()
-        return ReadAhead(some, self.samples, pool, find_worker(), self.times)
+        later = partial(self.shuffle.order, self.samples, epoch + 1)
+        windows = self._arguments["predownload"]
+        return ReadAhead(some, self.samples, pool, find_worker(), self.times, later, windows)
 
     def _end_loop(self) -> None:
         self._replacements.close()
@@ -591,14 +600,28 @@ class ShardDataset(ResumableDataset):
         return default_fields(types, [[*compress(index.fields, row)] for row in present])
 
 
-def _absolute_parts(source: ShardPaths, storage: Storage | None) -> list[str]:
-    """Name the parts of a source so that they are found from any directory.
+def _absolute_parts(
+    source: ShardPaths, storage: Storage | None, options: Options
+) -> list[Location]:
+    """Locate the parts of a source so that they are found from any directory.
 
     A pattern stays relative where the name of the current directory is one itself.
     """
     plain = not set(str(Path.cwd())) & set("*?[{")
-    parts = list_parts(source, storage)
-    return [str(part.absolute() if plain or part.exists() else part) for part in parts]
+    parts = list_parts(source, storage, options)
+    return [part.absolute() if plain or part.exists() else part for part in parts]
+
+
+def _store_options(given: Mapping[str, Any]) -> Options:
+    """Return the options of a store that the arguments of a dataset are."""
+    folder = given["cache_dir"]
+    return {
+        **(given["storage_options"] or {}),
+        "cache_dir": None if folder is None else os.fspath(folder),
+        "cache_limit": given["cache_limit"],
+        "retries": given["download_retry"],
+        "timeout": given["download_timeout"],
+    }
 
 
 def _check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[str, Any]:
@@ -613,8 +636,16 @@ def _check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[s
     for name in ("batch_size", "global_batch_size"):
         if given[name] is not None:
             given[name] = whole_number(name, given[name], least=1)
-    for name in ("window", "streams", "max_pixels"):
+    for name in ("window", "streams", "max_pixels", "predownload"):
         given[name] = whole_number(name, given[name], least=1)
+    given["download_retry"] = whole_number("download_retry", given["download_retry"], least=0)
+    if given["cache_limit"] is not None:
+        given["cache_limit"] = whole_number("cache_limit", given["cache_limit"], least=0)
+    given["download_timeout"] = positive("download_timeout", given["download_timeout"])
+    options = given["storage_options"]
+    require(
+        options is None or isinstance(options, Mapping), "storage_options", options, "a mapping"
+    )
     given["seed"] = seed_of_order(given["seed"])
     fields, shuffle, streams = given["fields"], given["shuffle"], given["streams"]
     mapped = fields is None or (

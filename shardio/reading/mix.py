@@ -166,11 +166,12 @@ class _SourceReader:
         self._reader = dataset.reader(self._pool, allocate)
         self._epoch = -1
         self._plan: EpochPlan
-        self._ahead = dataset.read_ahead([], self._pool)
+        self._ahead = dataset.read_ahead([], self._pool, 0)
 
     def close(self) -> None:
         """End what runs beside it."""
         self._ahead.close()
+        self._pool.close()
 
     def begin(self, epoch: int, positions: NDArray[np.int64]) -> Batch:
         """Begin a batch of the samples at some positions of an epoch."""
@@ -182,7 +183,7 @@ class _SourceReader:
                 dataset.samples, dataset.shuffle, global_batch_size=1, epoch=epoch
             )
             self._ahead.close()
-            self._ahead = dataset.read_ahead(self._plan.orders, self._pool)
+            self._ahead = dataset.read_ahead(self._plan.orders, self._pool, epoch)
         key = dataset.transform_key(epoch)
         return next(self._reader.read(self._plan, [positions], len(positions), key, self._ahead))
 

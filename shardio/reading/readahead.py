@@ -9,11 +9,16 @@ beside it, all at once, so that the first batch waits for a few requests and not
 Asking only starts requests, and happens in threads of its own. The workers share the asking. Of a
 shard that two streams share, each asks for its own part. What goes wrong here is left to the
 reading, which meets it again and tells.
+
+Shards of stores are fetched whole, those of a window before it is entered; see
+shardio.storage.downloads. Every worker asks for all of them, each for another one first, and one
+process of the machine fetches each. Only the samples of the first batches are asked for one by one.
+Which of the fetched shards stay follows from the order of this epoch and the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Literal
@@ -28,10 +33,13 @@ from shardio.planning.samples import Samples
 from shardio.processes import Threads
 from shardio.reading.shards import OpenShard, ShardPool
 from shardio.reading.times import StageTimes
+from shardio.storage.downloads import ComingShard
+from shardio.storage.shard_cache import NextUse
 
 _PIECE = 128 << 10  # bytes; of one larger request Linux reads no more, unless it is set to
 _OPENERS = 32  # shards that open at once, and their indexes
 _SLOW_READ = 200_000  # ns for a sample; from memory it takes a tenth
+_FIRST_BATCHES = 2  # of which the samples in shards of stores are asked for one by one
 
 
 class ReadAhead:
@@ -43,6 +51,8 @@ class ReadAhead:
         pool: pool of the dataset's shards.
         workers: number of this process, and of those that share the asking.
         times: totals of the reading in this process.
+        later: returns the order of each stream in the next epoch; None if there is none.
+        windows: number of windows ahead whose shards are fetched from stores.
     """
 
     def __init__(
@@ -52,7 +62,14 @@ class ReadAhead:
         pool: ShardPool,
         workers: tuple[int, int],
         times: StageTimes,
+        later: Callable[[], Sequence[Order]] | None = None,
+        windows: int = 1,
     ) -> None:
+        self._later = later
+        self._ahead = windows
+        self._remote = pool.remote_keys()
+        self._stored = set(self._remote.values())
+        self._batches_asked = 0
         self._orders = orders
         self._samples = samples
         self._pool = pool
@@ -60,6 +77,7 @@ class ReadAhead:
         self._times = times
         self._seen = times.read, times.samples
         self._asked = [-1] * len(orders)
+        self._current: dict[int, int] = {}
         self._opened: set[int] = set()
         self._closed = False
         self._opening = Threads("ahead", _OPENERS)
@@ -74,29 +92,79 @@ class ReadAhead:
 
     def enter(self, references: References) -> None:
         """Ask for what a batch needs, and for its windows and the windows after them."""
-        runs = self._new_windows(references) if self._orders else []
-        if self._may_be_slow():
+        entered = {} if not self._orders else self._enter_windows(references)
+        if self._may_be_slow() or self._fetches_ranges:
             batch = self._batches.submit(self._ask_for_samples, references)
-            if runs:
+            if entered:
                 self._asking.submit(batch.result)  # the batch comes first
-        for part in runs:
-            self._asking.submit(self._ask_for_window, part)
-
-    def _new_windows(self, references: References) -> list[Runs]:
-        """List this worker's runs of each window that was not asked for before."""
-        found: list[Runs] = []
-        for stream, inside in grouped(references.streams):
-            order, asked = self._orders[stream], self._asked[stream]
-            window = order.window_of(int(references.inner[inside][0]))
-            if asked <= window:
-                self._pool.compare_anew()  # what was opened ahead may have changed since
-            for number in range(max(window, asked + 1), window + 2):
+        self._batches_asked += 1
+        for order, windows in entered.values():
+            for number in windows:
                 runs = order.runs_of_window(number)
                 mine = np.flatnonzero(runs.lengths)[self._mine]
                 if mine.size:
-                    found.append(runs.take(mine))
+                    self._asking.submit(self._ask_for_window, runs.take(mine))
+        if entered and self._remote:
+            self._asking.submit(self._fetch, dict(self._current))
+
+    @property
+    def _fetches_ranges(self) -> bool:
+        """Whether the samples of a batch in shards of stores are asked for one by one."""
+        return bool(self._remote) and self._batches_asked < _FIRST_BATCHES
+
+    def _enter_windows(self, references: References) -> dict[int, tuple[Order, range]]:
+        """Return the order, and the windows that were not asked for before, of each stream."""
+        found: dict[int, tuple[Order, range]] = {}
+        for stream, inside in grouped(references.streams):
+            order, asked = self._orders[stream], self._asked[stream]
+            window = order.window_of(int(references.inner[inside][0]))
+            self._current[stream] = window
+            if asked <= window:
+                self._pool.compare_anew()  # what was opened ahead may have changed since
+                found[stream] = order, range(max(window, asked + 1), window + 2)
             self._asked[stream] = max(asked, window + 1)
         return found
+
+    def _fetch(self, current: dict[int, int]) -> None:
+        """Have the shards of the current windows fetched, and of those after them."""
+        shards: list[int] = []
+        for ahead in range(self._ahead + 1):
+            for stream, window in current.items():
+                runs = self._orders[stream].runs_of_window(window + ahead)
+                due = self._mostly_needed(runs)
+                first = (len(due) * self._mine.start) // self._mine.step
+                shards += due[first:] + due[:first]
+        with suppress(ShardioError, OSError):
+            self._pool.fetch([*dict.fromkeys(shards)], self._next_use(current))
+
+    def _next_use(self, current: dict[int, int]) -> NextUse:
+        """Return a function that tells in how many windows a shard is next used."""
+        count = len(self._samples.counts)
+        beyond = np.iinfo(np.int64).max
+
+        def soonest(orders: Sequence[Order], *, now: bool) -> NDArray[np.int64]:
+            found = np.full(count, beyond)
+            for stream, order in enumerate(orders):
+                windows = order.window_of_shards(count)
+                if now:
+                    windows = windows - current.get(stream, min(current.values()))
+                found = np.where(windows >= 0, np.minimum(found, windows), found)
+            return found
+
+        first = soonest(self._orders, now=True)
+        then: list[NDArray[np.int64]] = []
+
+        def next_use(key: str) -> float | None:
+            shard = self._remote.get(key)
+            if shard is None:
+                return None
+            if first[shard] < beyond:
+                return float(first[shard])
+            if not then:
+                then.append(soonest(self._later() if self._later else [], now=False))
+            return float(count + then[0][shard])
+
+        return next_use
 
     def _may_be_slow(self) -> bool:
         """Tell whether samples came slowly since the last batch, or none has come."""
@@ -106,22 +174,31 @@ class ReadAhead:
         )
 
     def _ask_for_window(self, runs: Runs) -> None:
+        """Ask for the data of shards that are not of a store."""
         firsts = self._samples.in_shards(runs.shards, runs.firsts)
         lasts = self._samples.in_shards(runs.shards, runs.firsts + runs.lengths - 1)
-        for shard, first, last, length in zip(
-            runs.shards, firsts, lasts, runs.lengths, strict=True
-        ):
-            if 2 * length > last - first:  # of sparsely chosen samples most bytes are not needed
-                self._ask(int(shard), first[None], last[None])
+        needed = set(self._mostly_needed(runs))
+        for shard, first, last in zip(runs.shards.tolist(), firsts, lasts, strict=True):
+            if shard in needed and shard not in self._stored:
+                self._ask(shard, first[None], last[None])
+
+    def _mostly_needed(self, runs: Runs) -> list[int]:
+        """List the shards of runs, except those of which most bytes are not needed."""
+        firsts = self._samples.in_shards(runs.shards, runs.firsts)
+        lasts = self._samples.in_shards(runs.shards, runs.firsts + runs.lengths - 1)
+        chosen: list[int] = runs.shards[2 * runs.lengths > lasts - firsts].tolist()
+        return chosen
 
     def _ask_for_samples(self, references: References) -> None:
         for shard in set(references.shards.tolist()) - self._opened:
             self._opened.add(shard)  # not in the loop: starting threads takes long
             self._opening.submit(partial(self._try, shard, only="file"))
             self._opening.submit(self._try, shard)
+        first = self._batches_asked <= _FIRST_BATCHES
         for shard, inside in grouped(references.shards):
             samples = references.indices[inside]
-            self._ask(shard, samples, samples)
+            if first or shard not in self._stored:
+                self._ask(shard, samples, samples)
 
     def _ask(self, shard: int, firsts: NDArray[np.int64], lasts: NDArray[np.int64]) -> None:
         """Ask for the data of some runs of samples of a shard."""
@@ -132,7 +209,8 @@ class ReadAhead:
         with suppress(ShardioError, OSError):
             file = found.file()
             for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-                for at in range(start, end, _PIECE):
+                piece = end - start if isinstance(file, ComingShard) else _PIECE
+                for at in range(start, end, piece):
                     if self._closed:
                         return
                     file.read_ahead(at, min(at + _PIECE, end))

@@ -17,9 +17,9 @@ import sys
 import weakref
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -31,7 +31,9 @@ from shardio.indexing.catalog import ShardEntry
 from shardio.indexing.shard_index import ShardIndex, decode_key
 from shardio.processes import new_lock
 from shardio.storage.base import StoredFile
-from shardio.storage.local import is_out_of_files, most_open_files, out_of_files
+from shardio.storage.downloads import ComingShard, Downloads
+from shardio.storage.local import LOCAL, is_out_of_files, most_open_files, out_of_files
+from shardio.storage.shard_cache import NextUse
 
 T = TypeVar("T")
 
@@ -118,6 +120,7 @@ class OpenShard:
 
     Args:
         entry: entry of the catalog.
+        open_file: opens the file of the shard.
 
     Attributes:
         name: name of the shard.
@@ -127,8 +130,9 @@ class OpenShard:
 
     index: ShardIndex
 
-    def __init__(self, entry: ShardEntry) -> None:
+    def __init__(self, entry: ShardEntry, open_file: Callable[[], StoredFile]) -> None:
         self.name = entry.name
+        self._open_file = open_file
         self.bad: set[int] = set()
         self._entry = entry
         self._indexing, self._opening = new_lock(), new_lock()
@@ -165,7 +169,7 @@ class OpenShard:
         """
         with self._opening:
             if self._kept is None:
-                self._kept = _opened(self._entry.open_file)
+                self._kept = _opened(self._open_file)
             elif not self._is_compared:
                 self._entry.verify_unchanged()
             self._is_compared = True
@@ -291,7 +295,8 @@ class OpenShard:
 
     def file(self) -> StoredFile:
         """Return the file, opened for one use if another thread has just closed it."""
-        return self._kept or _opened(self._entry.open_file)
+        file = self._kept or _opened(self._open_file)
+        return file.whole or file if isinstance(file, ComingShard) else file
 
     def _table(self, entries: Entries) -> _Table | None:
         found = _columns(entries, self.index.fields)
@@ -369,6 +374,12 @@ class ShardPool:
 
     def __init__(self, entries: tuple[ShardEntry, ...]) -> None:
         self._entries = entries
+        self._remote = {
+            shard: remote
+            for shard, entry in enumerate(entries)
+            if entry.storage is not LOCAL and (remote := entry.remote) is not None
+        }
+        self._downloads: Downloads | None = None
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = new_lock()
         self._mapped: OrderedDict[int, OpenShard] = OrderedDict()
@@ -391,7 +402,7 @@ class ShardPool:
         with self._lock:
             found = self._open.get(shard) or self._mapped.get(shard)
             if found is None:
-                found = OpenShard(self._entries[shard])
+                found = OpenShard(self._entries[shard], self._opener(shard))
             self._mapped[shard] = found
             self._mapped.move_to_end(shard)
             if len(self._mapped) > self._most_mapped:
@@ -432,6 +443,38 @@ class ShardPool:
         with self._lock:
             for shard in self._open.values():
                 shard.compare_anew()
+
+    def close(self) -> None:
+        """End the fetching of shards."""
+        if self._downloads is not None:
+            self._downloads.close()
+
+    def fetch(self, shards: Sequence[int], next_use: NextUse) -> None:
+        """Fetch those of some shards that are of stores, and close all others of them.
+
+        Args:
+            shards: positions of the shards that are due, those needed first in front.
+            next_use: tells which shards stay in the cache.
+        """
+        with self._lock:
+            for shard in self._open.keys() & self._remote.keys() - set(shards):
+                self._open.pop(shard).close()  # the cache may need its room
+        due = [self._remote[shard] for shard in shards if shard in self._remote]
+        self._fetcher().want(due, next_use)
+
+    def remote_keys(self) -> dict[str, int]:
+        """Return the positions of the shards of stores, by their keys in the cache."""
+        return {remote.key: shard for shard, remote in self._remote.items()}
+
+    def _opener(self, shard: int) -> Callable[[], StoredFile]:
+        if shard in self._remote:
+            return partial(self._fetcher().open, self._remote[shard])
+        return self._entries[shard].open_file
+
+    def _fetcher(self) -> Downloads:
+        if self._downloads is None:
+            self._downloads = Downloads()
+        return self._downloads
 
 
 _pools: weakref.WeakSet[ShardPool] = weakref.WeakSet()

@@ -73,7 +73,11 @@ class StoredFile(Protocol):
 
 @runtime_checkable
 class Storage(Protocol):
-    """A place for files; safe to use from several threads."""
+    """A place for files; safe to use from several threads.
+
+    One that cannot list folders has a further attribute, `can_list = False`. It is never asked for
+    names, so that files which nothing refers to are not found.
+    """
 
     def names(self, folder: str, /) -> list[str]:
         """List the files and folders in a folder.
@@ -154,14 +158,14 @@ class StoredBytes:
     def crc32(self, start: int, size: int) -> int:
         """Return the CRC-32 of some of the bytes."""
         checksum = 0
-        for piece in self._pieces(start, start + size):
+        for piece in self.pieces(start, start + size):
             checksum = zlib.crc32(piece, checksum)
         return checksum
 
     def sha256(self) -> str:
         """Return the hexadecimal digest of all bytes."""
         digest = hashlib.sha256()
-        for piece in self._pieces(0, len(self)):
+        for piece in self.pieces(0, len(self)):
             digest.update(piece)
         return digest.hexdigest()
 
@@ -173,7 +177,8 @@ class StoredBytes:
                 return first + at
         return -1
 
-    def _pieces(self, start: int, end: int) -> Iterator[bytes]:
+    def pieces(self, start: int, end: int) -> Iterator[bytes]:
+        """Yield the bytes [start, end) in order, some at a time."""
         for first in range(start, end, _PIECE):
             yield self[first : min(first + _PIECE, end)]
 

@@ -45,7 +45,7 @@ def cache_entry(source: Path, suffix: str) -> Path:
     parts = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     identity = "\0".join([str(source.resolve()), *map(str, parts)])
     digest = hashlib.sha256(os.fsencode(identity)).hexdigest()[:32]
-    entry = _folder_for(f"{digest}{suffix}") / f"{digest}{suffix}"
+    entry = cache_folder(f"{digest}{suffix}") / f"{digest}{suffix}"
     if fault := entry_fault(entry):
         raise SituationError(
             f"this entry of the cache is not believed, since {fault}",
@@ -96,9 +96,17 @@ def fallback_folder() -> Path | None:
     return next(iter(_warned), None)
 
 
-def _folder_for(name: str) -> Path:
-    """Return the folder that has an entry, or that a new one can be written to."""
-    if named := os.environ.get("SHARDIO_CACHE"):
+def cache_folder(name: str, folder: str | os.PathLike[str] | None = None) -> Path:
+    """Return the folder that has an entry, or that a new one can be written to.
+
+    Args:
+        name: name of the entry.
+        folder: folder that the user named; None for the usual one.
+
+    Raises:
+        UsageError: the folder cannot be used.
+    """
+    if named := os.fspath(folder or os.environ.get("SHARDIO_CACHE", "")):
         refuse_url(named)
         try:
             return own_folder(Path(named))

@@ -76,7 +76,7 @@ def url_fault(path: str) -> str | None:
         A sentence with the way out; None for a path.
     """
     if found := _URL.match(path):
-        scheme = (found[1] or found[2]).lower()
+        scheme, path = (found[1] or found[2]).lower(), without_secrets(path)
         if scheme == "file":
             return f"{path}: a path is needed, not a URL; leave out what precedes it, file://"
         if scheme == "pipe":
@@ -86,6 +86,15 @@ def url_fault(path: str) -> str | None:
             "is to be read, upload what was written, or mount the storage"
         )
     return None
+
+
+def without_secrets(source: str) -> str:
+    """Return a source as it may be shown: a URL without user name, password and query."""
+    scheme, mark, rest = source.partition("://")
+    if not mark or not _URL.match(source):
+        return source
+    place, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
 
 
 def refuse_url(path: str | os.PathLike[str]) -> None:

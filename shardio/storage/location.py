@@ -41,6 +41,9 @@ def _in_module(name: str) -> OpenUrl:
 STORAGES: Mapping[str, OpenUrl] = MappingProxyType(
     {
         "s3": _in_module("s3"),
+        "http": _in_module("http"),
+        "https": _in_module("http"),
+        "hf": _in_module("hub"),
         **dict.fromkeys(("gs", "gcs", "az", "abfs", "abfss"), _in_module("fsspec")),
     }
 )
@@ -86,6 +89,11 @@ class Location:
     def is_local(self) -> bool:
         """Whether it is on a local file system."""
         return self.storage == LOCAL
+
+    @property
+    def can_list(self) -> bool:
+        """Whether the storage can list folders."""
+        return bool(getattr(self.storage, "can_list", True))
 
     def absolute(self) -> Location:
         """Return the same place by a path that does not depend on the current folder."""
@@ -150,8 +158,13 @@ class Location:
             return True
 
     def is_folder(self) -> bool:
-        """Tell whether there is such a folder; where storage has none, whether files are in it."""
-        return os.path.isdir(self.path) if self.is_local else bool(self.names())  # noqa: PTH112
+        """Tell whether there is such a folder; where storage has none, whether files are in it.
+
+        Where folders cannot be listed, there is none.
+        """
+        if self.is_local:
+            return os.path.isdir(self.path)  # noqa: PTH112  text is enough
+        return self.can_list and bool(self.names())
 
     def open(self, name: str | None = None) -> StoredFile:
         """Open the file; see Storage.open.

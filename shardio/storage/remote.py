@@ -26,7 +26,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from shardio.errors import (
     RemoteChanged,
@@ -48,11 +48,23 @@ PIECE = 1 << 20
 """Bytes of a body that are read at once."""
 
 _LOG = logging.getLogger("shardio")
+_FIRST = 256 << 10  # bytes that are read when a file is opened: indexes are smaller
 _SEQUENTIAL = 8 << 20  # bytes of a request where reading goes on where it ended
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 20.0  # seconds
 _LONGEST_WISH = 120.0  # seconds of a Retry-After that are waited
 
-Reason = Literal["missing", "denied", "expired", "exists", "changed", "busy", "broken", "refused"]
+Reason = Literal[
+    "missing",
+    "denied",
+    "expired",
+    "untrusted",
+    "unwritable",
+    "exists",
+    "changed",
+    "busy",
+    "broken",
+    "refused",
+]
 """Why a request failed: "expired" is worth a new client, "busy" and "broken" another attempt."""
 
 
@@ -173,10 +185,17 @@ class RemoteStorage(ABC):
     Attributes:
         retries: number of further attempts after a request fails or a body breaks off.
         timeout: seconds without a byte after which a request has failed.
+        cache_dir: folder for whole shards; None for the usual cache folder.
+        cache_limit: bytes that they may take there; None for three quarters of the free space.
+        can_list: see shardio.storage.base.Storage.
     """
+
+    can_list: ClassVar[bool] = True
 
     retries: int = 6
     timeout: float = 30.0
+    cache_dir: str | None = None
+    cache_limit: int | None = None
 
     @abstractmethod
     def connect(self) -> Client:
@@ -191,8 +210,15 @@ class RemoteStorage(ABC):
         return self._try(path, lambda client: client.stat(path))
 
     def open(self, path: str, name: str, /) -> RemoteFile:
-        """Open a file for reading."""
-        return RemoteFile(self, path, name, self.stat(path))
+        """Open a file for reading; one that is small is read at once."""
+        first = bytearray()
+        try:
+            stat = self.download(path, 0, _FIRST, None, first.extend)
+        except (RemoteMissing, RemoteDenied, RemoteUnreachable):
+            raise
+        except RemoteError:  # an empty file has no range, and some servers have none of any
+            stat = self.stat(path)
+        return RemoteFile(self, path, name, stat, bytes(first))
 
     def publish(self, path: str, content: bytes | Path, /, *, only_if_absent: bool = False) -> None:
         """Put a file in its place.
@@ -236,7 +262,7 @@ class RemoteStorage(ABC):
             with attempts.failing():
                 with closing(client.get(path, at, end, found and found.version)) as body:
                     found = FileStat(body.total, body.version)
-                    stop = body.total if end is None else end
+                    stop = body.total if end is None else min(end, body.total)
                     while at < stop:
                         size = body.readinto(buffer[: min(PIECE, stop - at)])
                         if not size:
@@ -337,6 +363,16 @@ _MEANINGS: Mapping[Reason, tuple[type[RemoteError], str, str | None]] = {
     "missing": (RemoteMissing, "no such object", "check the URL"),
     "denied": (RemoteDenied, "the store denies access", _CREDENTIALS),
     "expired": (RemoteDenied, "the credentials have expired", "renew them, and run it again"),
+    "untrusted": (
+        RemoteDenied,
+        "the server's certificate is not trusted",
+        "check the URL; ca_bundle in storage_options can name the certificates to trust",
+    ),
+    "unwritable": (
+        RemoteDenied,
+        "nothing is written there",
+        "write to a local folder, and upload it",
+    ),
     "changed": (
         RemoteChanged,
         "the object was replaced while it was read",
@@ -362,6 +398,7 @@ class RemoteFile:
         path: path of the file.
         name: name of the file in errors.
         stat: size and version.
+        first: first bytes of the file, if they are known.
 
     Attributes:
         name: name of the file in errors.
@@ -369,12 +406,14 @@ class RemoteFile:
         version: see shardio.storage.base.FileStat.
     """
 
-    def __init__(self, storage: RemoteStorage, path: str, name: str, stat: FileStat) -> None:
+    def __init__(
+        self, storage: RemoteStorage, path: str, name: str, stat: FileStat, first: bytes = b""
+    ) -> None:
         self.name = name
         self.size, self.version = stat.size, stat.version
         self._storage = storage
         self._path = path
-        self._ahead = 0, b""  # where some bytes lie, and what they are
+        self._ahead = 0, first  # where some bytes lie, and what they are
         self._end = -1
 
     def read(self, offset: int, size: int, /) -> bytes:
@@ -404,7 +443,8 @@ class RemoteFile:
 
     def _fetch(self, start: int, end: int) -> bytes:
         found = bytearray()
-        stat = self._storage.download(self._path, start, end, self.version, found.extend)
+        last = None if (start, end) == (0, self.size) else end  # not every server has ranges
+        stat = self._storage.download(self._path, start, last, self.version, found.extend)
         if (stat.size, stat.version) != (self.size, self.version):
             changed = RequestError("changed", f"{self.size} bytes became {stat.size}")
             raise remote_error(changed, self._path)

@@ -1,0 +1,448 @@
+"""Shards of stores, fetched whole, many at once, before they are needed.
+
+Whoever reads ahead says which shards its windows need, and in which order. Threads fetch them into
+the cache of the machine (see shard_cache) with one request each, and hash them as they come. Where
+fewer shards than connections are due, each is fetched in several pieces at once. A sample is read
+from the file as soon as its bytes have come, whichever process fetches them.
+
+The samples of the first batches do not wait for their shards: they are asked for by ranges, all at
+once, and nothing else is fetched until they have come. Later samples wait, since a request for each
+would cost more than the shard. A shard for which the cache has no room is read by ranges, too.
+
+Nothing waits for ever: a shard that another process fetches, and that does not grow, is read by
+ranges, and one whose process has ended is fetched here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from shardio.errors import RemoteError, ShardioError, TarError, argument
+from shardio.processes import Threads, new_lock
+from shardio.storage.base import StoredFile, outside_error
+from shardio.storage.local import LocalShard
+from shardio.storage.remote import RemoteStorage, RequestError, remote_error
+from shardio.storage.shard_cache import NextUse, Part, ShardCache, key_of
+
+_LOG = logging.getLogger("shardio")
+_RANGES = 64  # requests for samples at once
+_SPLIT = 8 << 20  # bytes of a piece of a shard
+_POLL = 0.01  # seconds between looks at a file that another process writes
+_STILL = 2.0  # seconds without growth, after which another process may have ended
+_LONGEST_RANGES = 5.0  # seconds that shards wait for the ranges of samples
+CONNECTIONS = 16
+"""Number of shards that a process fetches at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteShard:
+    """A shard of a store.
+
+    Attributes:
+        storage: storage of the shard.
+        path: URL of the shard.
+        name: name of the shard in errors.
+        size: size in bytes.
+        sha256: hexadecimal digest of the shard, where a manifest records it.
+        version: version of the object, see shardio.storage.base.FileStat; None for any, where the
+            digest tells.
+        key: name in the cache.
+    """
+
+    storage: RemoteStorage
+    path: str
+    name: str
+    size: int
+    sha256: str | None
+    version: str | None
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        key = self.sha256 or key_of(self.path, self.version or "", self.size)
+        object.__setattr__(self, "key", key)
+
+    @property
+    def cache(self) -> ShardCache:
+        """Cache of the shard.
+
+        Raises:
+            UsageError: its folder cannot be used.
+        """
+        return _cache(self.storage.cache_dir, self.storage.cache_limit)
+
+
+@lru_cache(maxsize=16)
+def _cache(folder: str | None, limit: int | None) -> ShardCache:
+    return ShardCache(None if folder is None else Path(folder), limit)
+
+
+@dataclass(eq=False)
+class _Task:
+    """A shard that is to be fetched.
+
+    Attributes:
+        shard: the shard.
+        state: "waiting" or "coming" in this process; "elsewhere" if another fetches it or it is
+            there; "no room"; "failed".
+        error: why it failed.
+    """
+
+    shard: RemoteShard
+    state: str = "waiting"
+    error: Exception | None = None
+
+
+class Downloads:
+    """The shards that a loop of this process has fetched, in threads; safe in several threads.
+
+    Args:
+        connections: number of shards that are fetched at once.
+    """
+
+    def __init__(self, connections: int = CONNECTIONS) -> None:
+        self._next_use: NextUse = _unknown
+        self._connections = connections
+        self._tasks: dict[str, _Task] = {}
+        self._queue: deque[_Task] = deque()
+        self._changed = threading.Condition(new_lock())
+        self._running = 0
+        self._closed = False
+        self._warned = False
+        self._fetching = Threads("fetch", connections)
+        self._pieces = Threads("piece", connections)
+        self._ranging = Threads("range", _RANGES)
+        self._ranges: set[Future[bytes]] = set()
+
+    def close(self) -> None:
+        """Fetch nothing more, and end the threads; what has come of shards is thrown away."""
+        self._closed = True
+        with self._changed:
+            self._queue.clear()
+            self._changed.notify_all()
+        for threads in (self._ranging, self._pieces, self._fetching):
+            threads.end()
+
+    def want(self, shards: Sequence[RemoteShard], next_use: NextUse) -> None:
+        """Fetch shards in this order; forget those that are not among them.
+
+        Args:
+            shards: shards of the windows that are due, those needed first in front.
+            next_use: tells which shards stay in the cache, see shard_cache.
+        """
+        with self._changed:
+            if self._closed:
+                return
+            self._next_use = next_use
+            tasks = {shard.key: self._tasks.get(shard.key) for shard in shards}
+            self._queue.clear()
+            self._tasks = {}
+            for shard in shards:
+                task = tasks[shard.key] or _Task(shard)
+                self._tasks[shard.key] = task
+                if task.state in ("waiting", "no room"):
+                    task.state = "waiting"
+                    self._queue.append(task)
+            new = min(len(self._queue), self._connections - self._running)
+            self._running += new
+        for _ in range(new):
+            self._fetching.submit(self._work)
+
+    def open(self, shard: RemoteShard) -> StoredFile:
+        """Open a shard: the file of the cache, or what reads it while it comes, or by ranges.
+
+        Raises:
+            UsageError: the cache folder cannot be used.
+        """
+        return shard.cache.open(shard, shard.name) or ComingShard(shard, self)
+
+    def ask(self, read: Callable[[int, int], bytes], start: int, end: int) -> Future[bytes]:
+        """Read a range in a thread, before shards are fetched."""
+        future = self._ranging.submit(read, start, end)
+        with self._changed:
+            self._ranges = {each for each in self._ranges if not each.done()} | {future}
+        return future
+
+    def state_of(self, shard: RemoteShard) -> str | None:
+        """Tell what is done about a shard, and put one that waits in front; None for nothing.
+
+        Raises:
+            RemoteError, TarError: it could not be fetched.
+        """
+        with self._changed:
+            task = self._tasks.get(shard.key)
+            if task is None:
+                return None
+            if task.error is not None:
+                raise task.error
+            if task.state == "waiting" and self._queue and self._queue[0] is not task:
+                with suppress(ValueError):
+                    self._queue.remove(task)
+                    self._queue.appendleft(task)
+            return None if self._closed else task.state
+
+    def wait(self) -> None:
+        """Wait until something may have come."""
+        with self._changed:
+            self._changed.wait(_POLL)
+
+    def try_again(self, shard: RemoteShard) -> None:
+        """Fetch a shard here that another process seemed to fetch."""
+        with self._changed:
+            task = self._tasks.get(shard.key)
+            if task is None or task.state != "elsewhere" or self._closed:
+                return
+            task.state = "waiting"
+            self._queue.appendleft(task)
+            more = self._running < self._connections
+            self._running += more
+        if more:
+            self._fetching.submit(self._work)
+
+    def _work(self) -> None:
+        """Fetch shards until none waits."""
+        wait(self._ranges, timeout=_LONGEST_RANGES)
+        while True:
+            with self._changed:
+                if not self._queue or self._closed:
+                    self._running -= 1
+                    return
+                task = self._queue.popleft()
+                due = len(self._queue) + self._running
+            state, error = "failed", None
+            try:
+                state = self._fetch(task, max(1, self._connections // due))
+            except (ShardioError, OSError) as failure:
+                error = failure
+            with self._changed:
+                task.state, task.error = state, error
+                self._changed.notify_all()
+
+    def _fetch(self, task: _Task, connections: int) -> str:
+        """Fetch a shard, and return the new state of its task."""
+        shard = task.shard
+        cache = shard.cache
+        part = cache.claim(shard, self._next_use)
+        if isinstance(part, bool):
+            return "elsewhere" if part else self._without_room(shard)
+        task.state = "coming"
+        is_whole = False
+        try:
+            for last in (False, True):
+                digest = self._receive(shard, part, connections)
+                if shard.sha256 in (None, digest):
+                    part.commit()
+                    is_whole = True
+                    return "elsewhere"
+                if not last:
+                    part.restart()
+        except RemoteError:
+            raise
+        except OSError:
+            return self._without_room(shard)
+        finally:
+            if not is_whole:
+                part.abandon()
+        raise TarError(
+            "the object is not what was packed (SHA-256 differs, and did when it was fetched anew)",
+            where=shard.name,
+            remedy="upload or pack it again",
+            shard=shard.name,
+        )
+
+    def _receive(self, shard: RemoteShard, part: Part, connections: int) -> str:
+        """Fetch the bytes of a shard, and return their SHA-256."""
+        digest = hashlib.sha256()
+
+        def take(data: memoryview) -> None:
+            if self._closed:
+                raise _EndedError("the loop has ended", where=shard.name)
+            if part.size + len(data) > shard.size:
+                raise _misfit(shard, part.size + len(data))
+            part.write(data)
+            digest.update(data)
+
+        if connections > 1 and shard.size > _SPLIT:
+            self._receive_pieces(shard, take, connections)
+        else:
+            stat = shard.storage.download(shard.path, 0, None, shard.version, take)
+            if stat.size != shard.size:
+                raise _misfit(shard, stat.size)
+        return digest.hexdigest()
+
+    def _receive_pieces(
+        self, shard: RemoteShard, take: Callable[[memoryview], None], connections: int
+    ) -> None:
+        versions: set[str] = set() if shard.version is None else {shard.version}
+
+        def read(start: int) -> bytes:
+            return read_range(shard, start, min(start + _SPLIT, shard.size), versions)
+
+        starts = iter(range(0, shard.size, _SPLIT))
+        coming = deque([self._pieces.submit(read, next(starts))])
+        coming[0].exception()  # so that all others ask for its version
+        while coming:
+            for start in starts:
+                coming.append(self._pieces.submit(read, start))
+                if len(coming) >= connections:
+                    break
+            take(memoryview(coming.popleft().result()))
+
+    def _without_room(self, shard: RemoteShard) -> str:
+        if not self._warned:
+            self._warned = True
+            limit = shard.cache.limit
+            _LOG.warning(
+                "%s: the cache in %s has no room for a shard of %s bytes (its limit is %s), so "
+                "that samples are read one by one, with a request for each; raise %s",
+                shard.name,
+                shard.cache.folder,
+                f"{shard.size:,}",
+                f"{limit:,}",
+                argument("cache_limit"),
+            )
+        return "no room"
+
+
+class _EndedError(ShardioError):
+    """The loop has ended while a shard came."""
+
+
+def _unknown(_: str) -> None:
+    """Know no next use of any shard."""
+
+
+def _misfit(shard: RemoteShard, size: int) -> TarError:
+    return TarError(
+        f"the shard has {size} bytes or more, its index expects {shard.size}, so it was changed",
+        where=shard.name,
+        remedy="open the dataset again, or upload the shard again",
+        shard=shard.name,
+    )
+
+
+def read_range(shard: RemoteShard, start: int, end: int, versions: set[str]) -> bytes:
+    """Read a range of a shard.
+
+    Args:
+        shard: the shard.
+        start: first byte.
+        end: end of the bytes.
+        versions: version that the shard must have, or none, to which the one found is added.
+
+    Raises:
+        RemoteError: the storage fails, or the shard was replaced.
+        TarError: the shard has another size.
+    """
+    found = bytearray()
+    expected = next(iter(versions), None)
+    stat = shard.storage.download(shard.path, start, end, expected, found.extend)
+    if stat.size != shard.size:
+        raise _misfit(shard, stat.size)
+    versions.add(stat.version)
+    if len(versions) > 1:
+        raise remote_error(RequestError("changed", "it has another version"), shard.path)
+    return bytes(found)
+
+
+class ComingShard:
+    """A shard of a store that is not in the cache, or not yet; safe in several threads.
+
+    Args:
+        shard: the shard.
+        downloads: fetches it, or not.
+
+    Attributes:
+        name: name of the shard in errors.
+        size: size in bytes.
+        version: version of the object; empty where the digest of the shard tells.
+    """
+
+    def __init__(self, shard: RemoteShard, downloads: Downloads) -> None:
+        self.name = shard.name
+        self.size = shard.size
+        self.version = shard.version or ""
+        self._shard = shard
+        self._downloads = downloads
+        self._versions: set[str] = set() if shard.version is None else {shard.version}
+        self._asked: list[tuple[int, int, Future[bytes]]] = []
+        self._coming: LocalShard | None = None
+        self._whole: LocalShard | None = None
+
+    @property
+    def whole(self) -> LocalShard | None:
+        """The file in the cache, once all of it is there."""
+        if self._whole is None:
+            self._whole = self._shard.cache.open(self._shard, self.name)
+            if self._whole is not None:
+                self._asked = []
+        return self._whole
+
+    def read(self, offset: int, size: int, /) -> bytes:
+        """Read the bytes [offset, offset + size), when they have come.
+
+        Raises:
+            TarError: they lie outside the shard, or it is not what was packed.
+            RemoteError: the storage fails.
+        """
+        if self._whole is not None:
+            return self._whole.read(offset, size)
+        if not 0 <= offset <= offset + size <= self.size:
+            raise outside_error(self, offset, size)
+        if not size:
+            return b""
+        for start, end, asked in self._asked:
+            if start <= offset and offset + size <= end:
+                with suppress(ShardioError, OSError):  # which is met again
+                    return asked.result()[offset - start : offset - start + size]
+        file = self._wait_for(offset + size)
+        if file is None:
+            return read_range(self._shard, offset, offset + size, self._versions)
+        return file.read(offset, size)
+
+    def read_ahead(self, start: int, end: int, /) -> None:
+        """Ask for a range, unless it is there."""
+        if self.whole is None and end > start:
+            asked = self._downloads.ask(self._read_range, start, end)
+            self._asked = [*self._asked, (start, end, asked)]
+
+    def _read_range(self, start: int, end: int) -> bytes:
+        return read_range(self._shard, start, end, self._versions)
+
+    def _wait_for(self, end: int) -> LocalShard | None:
+        """Wait until the first bytes of the shard are in the cache; None if they do not come."""
+        grown, latest, known = time.monotonic(), 0.0, -1
+        while True:
+            state = self._downloads.state_of(self._shard)
+            file = self.whole or self._come()
+            if file is not None and (file is self._whole or file.status().st_size >= end):
+                return file
+            if state in (None, "no room"):
+                return None
+            now, size = time.monotonic(), -1 if file is None else file.status().st_size
+            if size != known or state == "waiting":
+                grown, known = now, size
+            if now - grown > self._shard.storage.timeout:
+                return None
+            if state == "elsewhere" and (file is None or now - max(grown, latest) > _STILL):
+                latest = now
+                self._coming = None
+                self._downloads.try_again(self._shard)
+            self._downloads.wait()
+
+    def _come(self) -> LocalShard | None:
+        """Return the file of the cache that is being written, if there is one."""
+        if self._coming is None:
+            with suppress(FileNotFoundError):
+                self._coming = LocalShard(str(self._shard.cache.part_path(self._shard)), self.name)
+                self._coming.size = self.size
+        return self._coming

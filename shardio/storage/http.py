@@ -1,0 +1,753 @@
+"""Files behind HTTP and HTTPS, which are read only.
+
+A URL is split once: user name, password and query are secrets of the storage, and the rest is the
+path, decoded, so that names in a folder are appended as they are. Requests encode it again.
+
+Redirects are followed by hand, since a server must not choose where a request with credentials
+goes. Another origin (scheme, host and port) gets no headers but those that say which bytes are
+meant. Addresses that are not public are refused, unless the user named the host; the address that
+was checked is the one that is connected to.
+
+Bytes are those that the server stores: no compression is asked for, and none is undone. Pools of
+connections keep them open; `Client` says who makes attempts.
+"""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import logging
+import os
+import re
+import socket
+import ssl
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, fields
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, cast
+from urllib.parse import quote, unquote, urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import urllib3
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    NameResolutionError,
+    NewConnectionError,
+    ProxyError,
+    ReadTimeoutError,
+)
+
+from shardio.checks import positive, whole_number
+from shardio.errors import UsageError, argument
+from shardio.storage.base import FileStat
+from shardio.storage.local import without_secrets
+from shardio.storage.remote import (
+    Body,
+    Client,
+    Reason,
+    RemoteStorage,
+    RequestError,
+    check_options,
+    retry_seconds,
+)
+
+_LOG = logging.getLogger("urllib3.connectionpool")
+_MOST_REDIRECTS = 5
+_REDIRECTS = (301, 302, 303, 307, 308)
+_PORTS = {"http": 80, "https": 443}
+_REASONS: Mapping[int, Reason] = {
+    **dict.fromkeys((401, 403, 407), "denied"),
+    **dict.fromkeys((404, 410), "missing"),
+    **dict.fromkeys((408, 425, 429), "busy"),
+    412: "changed",
+}
+_REQUEST_IDS = ("X-Amz-Request-Id", "X-Ms-Request-Id", "X-Request-Id", "X-Amz-Cf-Id", "CF-Ray")
+_OWN_HEADERS = frozenset(
+    {
+        *("accept-encoding", "connection", "content-length", "expect", "host", "if-match", "range"),
+        *("if-range", "if-none-match", "te", "transfer-encoding", "upgrade"),
+    }
+)
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # its name
+_KEPT = "/%:@!$&'()*+,;=~?"  # what a redirect's path and query keep as it is
+_MOST_DRAINED = 1 << 16  # bytes that are read to keep a connection
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebStorage(RemoteStorage):
+    """A storage behind HTTP that is only read.
+
+    Attributes:
+        headers: further headers of every request.
+        token: token that the server gave ("Bearer").
+        ca_bundle: path of the certificates to trust instead of the system's; by default those of
+            SSL_CERT_FILE or REQUESTS_CA_BUNDLE.
+        connections: maximum number of connections to a server at once.
+        trusted_hosts: names of the hosts that a redirect may lead to though their addresses are
+            not public.
+    """
+
+    headers: Mapping[str, str] | tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    token: str | None = field(default=None, repr=False)
+    ca_bundle: str | None = None
+    connections: int = 64
+    trusted_hosts: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        whole_number("retries", self.retries, least=0)
+        whole_number("connections", self.connections, least=1)
+        positive("timeout", self.timeout)
+        for each in fields(self):
+            if str(each.type).startswith("str"):
+                check_text(each.name, getattr(self, each.name))
+        if isinstance(self.trusted_hosts, str):
+            raise UsageError("it must be a list of names", where=argument("trusted_hosts"))
+        hosts = tuple(sorted({str(host).lower() for host in self.trusted_hosts}))
+        object.__setattr__(self, "trusted_hosts", hosts)
+        object.__setattr__(self, "headers", _checked_headers(self.headers))
+        if len(self.credentials()) > 1:
+            raise UsageError(
+                "give one of a token, a user with a password, and a header Authorization",
+                where=argument("storage_options"),
+            )
+
+    def credentials(self) -> list[str]:
+        """Return the values of the header Authorization, of which there may be one."""
+        given = [value for name, value in self._pairs() if name.lower() == "authorization"]
+        return given if self.token is None else [*given, f"Bearer {self.token}"]
+
+    def secret_headers(self) -> dict[str, str]:
+        """Return the headers that no other origin gets."""
+        own = self.credentials()
+        others = {name: text for name, text in self._pairs() if name.lower() != "authorization"}
+        return {**others, "Authorization": own[0]} if own else others
+
+    def _pairs(self) -> tuple[tuple[str, str], ...]:
+        return cast(tuple[tuple[str, str], ...], self.headers)  # since it was made
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpStorage(WebStorage):
+    """Files by their URLs, which are only read; see WebStorage.
+
+    Attributes:
+        user: name of the user.
+        password: password of the user.
+        query: query that every URL ends with, as one that was signed.
+    """
+
+    can_list: ClassVar[bool] = False
+
+    user: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+    query: str = field(default="", repr=False)
+
+    def credentials(self) -> list[str]:
+        """Return the values of the header Authorization, of which there may be one."""
+        if self.user is None and self.password is None:
+            return super().credentials()
+        pair = base64.b64encode(f"{self.user or ''}:{self.password or ''}".encode())
+        return [*super().credentials(), f"Basic {pair.decode()}"]
+
+    def connect(self) -> Client:
+        """Make a client."""
+        return HttpClient(self)
+
+
+def open_url(url: str, options: Mapping[str, Any]) -> tuple[HttpStorage, str]:
+    """Return the storage of a URL, and the URL without its secrets.
+
+    Args:
+        url: URL as the user writes it.
+        options: attributes of HttpStorage.
+
+    Raises:
+        UsageError: the URL or an option is invalid.
+    """
+    path, found = split_url(url)
+    check_options(HttpStorage, options)
+    if twice := found.keys() & options.keys():
+        raise UsageError(
+            f"{' and '.join(sorted(twice))} stand both in the URL and in the options",
+            where=path,
+            remedy="leave one out",
+        )
+    return HttpStorage(**{**options, **found}), path
+
+
+def split_url(url: str) -> tuple[str, dict[str, str]]:
+    """Split a URL into what is secret and what is not.
+
+    Returns:
+        The URL without secrets, decoded; and those of user, password and query that it has.
+
+    Raises:
+        UsageError: it has no host, an invalid port, a fragment or an encoded slash.
+    """
+    scheme, _, rest = url.partition("://")
+    shown_url = without_secrets(url)
+    _, mark, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    try:
+        parts = urlsplit(url)
+        origin = _origin_of(url)
+    except ValueError:  # whose text has the URL
+        raise UsageError(
+            "the URL is not valid",
+            where=f"{scheme}://…",  # a password with a slash makes the rest unclear
+            remedy="check its host and port, and write special characters of a password as %XX",
+        ) from None
+    if "#" in rest:
+        raise UsageError("it must have no fragment", where=shown_url, remedy="write # as %23")
+    if "%2f" in path.lower():
+        raise UsageError("its path must have no encoded slash (%2F)", where=shown_url)
+    found = {"user": parts.username, "password": parts.password}
+    secrets = {name: unquote(value) for name, value in found.items() if value is not None}
+    if parts.query:
+        secrets["query"] = parts.query
+    return f"{origin.url}{mark}{unquote(path, errors='surrogateescape')}", secrets
+
+
+def check_text(name: str, value: object) -> None:
+    """Raise UsageError, which does not show the value, unless it is None or a text of one line."""
+    if value is not None and not (isinstance(value, str) and value.isprintable()):
+        raise UsageError("it must be a text of one line", where=argument(name))
+
+
+def _checked_headers(headers: object) -> tuple[tuple[str, str], ...]:
+    """Return headers in an order of their own; no error shows a value."""
+    wanted = UsageError("it must be a mapping of names to texts", where=argument("headers"))
+    if not isinstance(headers, tuple | Mapping):
+        raise wanted
+    pairs = tuple(headers.items()) if isinstance(headers, Mapping) else headers
+    for name, value in pairs:
+        good = isinstance(name, str) and _HEADER.fullmatch(name)
+        if not (good and isinstance(value, str) and value.isascii() and value.isprintable()):
+            raise wanted
+        if name.lower() in _OWN_HEADERS:
+            raise UsageError(f"shardio sets {name} itself", where=argument("headers"))
+    return tuple(sorted(pairs))
+
+
+class Origin(NamedTuple):
+    """Server that a request goes to.
+
+    Attributes:
+        scheme: "http" or "https".
+        host: name or address, in small letters.
+        port: port.
+    """
+
+    scheme: str
+    host: str
+    port: int
+
+    @property
+    def netloc(self) -> str:
+        """Return host and port as URLs have them."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """Return the URL without a path."""
+        return f"{self.scheme}://{self.netloc}"
+
+
+def _origin_of(url: str) -> Origin:
+    """Return the server of a URL; raises ValueError if there is none."""
+    parts = urlsplit(url)
+    scheme, port = parts.scheme.lower(), parts.port
+    if not parts.hostname or scheme not in _PORTS:
+        raise ValueError
+    host = parts.hostname.encode("idna").decode().lower()
+    return Origin(scheme, host, _PORTS[scheme] if port is None else port)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Answer to a request, whose body is not read.
+
+    Attributes:
+        status: HTTP status.
+        headers: headers.
+        hops: headers of the redirects before.
+        response: response; it must be closed.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    hops: tuple[Mapping[str, str], ...]
+    response: urllib3.BaseHTTPResponse
+
+    def size(self) -> int:
+        """Return the size of the whole object.
+
+        Raises:
+            RequestError: the server does not say it, or sends something else than its bytes.
+        """
+        encoding = self.headers.get("Content-Encoding", "identity")
+        if encoding.lower() != "identity":
+            raise RequestError("refused", f"the answer is compressed ({encoding}) unasked")
+        if self.status == 206:
+            return self.range()[2]
+        return _number(self.headers.get("Content-Length"), "how long the object is")
+
+    def range(self) -> tuple[int, int, int]:
+        """Return which bytes follow, as start and end, and the size of the whole object."""
+        if self.status == 200:
+            size = self.size()
+            return 0, size, size
+        found = _CONTENT_RANGE.fullmatch(self.headers.get("Content-Range", ""))
+        if found is None:
+            raise RequestError("refused", "the server does not say which bytes it sends")
+        start, last, size = map(int, found.groups())
+        return start, last + 1, size
+
+    def version(self) -> str:
+        """Return the version of the object.
+
+        Raises:
+            RequestError: nothing tells versions apart.
+        """
+        if etag := self.headers.get("ETag"):
+            return etag
+        if changed := self.headers.get("Last-Modified"):
+            return f"{changed}, {self.size()} bytes"
+        raise RequestError(
+            "refused",
+            "the server sends neither ETag nor Last-Modified, so that a file that is replaced "
+            "would go unnoticed",
+        )
+
+    def read(self, most: int) -> bytes:
+        """Read the body of an answer of the server itself, and close it.
+
+        Raises:
+            RequestError: it has more than `most` bytes, or the connection broke.
+        """
+        found = bytearray()
+        with closing(self), _failures(None):
+            while piece := self.response.read1(most + 1 - len(found)):
+                found += piece
+                if len(found) > most:
+                    raise RequestError("refused", f"an answer has more than {most} bytes")
+        return bytes(found)
+
+    def close(self) -> None:
+        """Give the connection back; if many bytes are left, close it."""
+        left = self.response.length_remaining
+        with suppress(HTTPError, OSError):
+            if left is not None and left <= _MOST_DRAINED:
+                self.response.drain_conn()
+            else:
+                self.response.close()
+        self.response.release_conn()
+
+
+def _number(text: str | None, what: str) -> int:
+    if text is None or not (text.isascii() and text.isdigit()):
+        raise RequestError("refused", f"the server does not say {what}")
+    return int(text)
+
+
+class HttpClient:
+    """Requests to the servers of a storage; see shardio.storage.remote.Client.
+
+    Args:
+        storage: options, and secrets for the servers that paths name.
+        query: query that every URL ends with.
+    """
+
+    asks_for_versions: ClassVar[bool] = True
+    """Whether If-Match is sent."""
+
+    def __init__(self, storage: WebStorage, query: str = "") -> None:
+        self._query = query
+        self._secret = storage.secret_headers()
+        self._trusted = frozenset(storage.trusted_hosts)
+        self._timeout = storage.timeout
+        options: dict[str, Any] = {
+            "maxsize": storage.connections,
+            "block": True,
+            "timeout": urllib3.Timeout(connect=storage.timeout, read=storage.timeout),
+            "ssl_context": _tls(storage.ca_bundle),
+        }
+        self._direct = urllib3.PoolManager(**options)
+        self._proxies = {
+            scheme: _proxy(url, options) for scheme, url in getproxies().items() if scheme in _PORTS
+        }
+
+    def url_of(self, path: str) -> str:
+        """Return the URL to request for a path."""
+        scheme, _, rest = path.partition("://")
+        place, mark, name = rest.partition("/")
+        url = f"{scheme}://{place}{mark}{quote(name, errors='surrogateescape')}"
+        return f"{url}?{self._query}" if self._query else url
+
+    def version_of(self, answer: Answer) -> str:
+        """Return the version of the object of an answer."""
+        return answer.version()
+
+    def stat(self, path: str, /) -> FileStat:
+        """Measure an object."""
+        # Signatures are for one method, and some servers know GET alone.
+        others = (405, 501, *((400, 403) if self._query else ()))
+        try:
+            with closing(self.ask("HEAD", self.url_of(path))) as answer:
+                if "Content-Length" in answer.headers:
+                    return FileStat(answer.size(), self.version_of(answer))
+        except RequestError as error:
+            if error.status not in others:
+                raise
+        try:
+            with closing(self.ask("GET", self.url_of(path), {"Range": "bytes=0-0"})) as answer:
+                return FileStat(answer.size(), self.version_of(answer))
+        except RequestError as error:
+            if error.status != 416:  # it is empty
+                raise
+        with closing(self.ask("GET", self.url_of(path))) as answer:
+            return FileStat(answer.size(), self.version_of(answer))
+
+    def get(self, path: str, start: int, end: int | None, version: str | None, /) -> Body:
+        """Ask for the bytes [start, end) of an object."""
+        headers = {}
+        if start or end is not None:
+            headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+        if self.asks_for_versions and version is not None and version.startswith('"'):
+            headers["If-Match"] = version
+        try:
+            answer = self.ask("GET", self.url_of(path), headers)
+        except RequestError as error:
+            if error.status == 416 and version is not None:
+                raise RequestError("changed", "it is shorter", status=416) from error
+            raise
+        try:
+            total = answer.size()
+            found = self.version_of(answer)
+            stop = total if end is None else end
+            _compare(answer, found, version, start, stop)
+        except BaseException:
+            answer.close()
+            raise
+        return HttpBody(answer, total, found, stop - start)
+
+    def names(self, folder: str, /) -> list[str]:
+        """Refuse to list: HTTP has no folders."""
+        raise RequestError("refused", f"{_kind(folder)} servers do not say what is in a folder")
+
+    def put(self, path: str, content: bytes | Path, /, *, only_if_absent: bool) -> None:
+        """Refuse to store."""
+        del content, only_if_absent
+        raise RequestError("unwritable", f"{_kind(path)} storages are read-only")
+
+    def delete(self, path: str, /) -> None:
+        """Refuse to remove."""
+        raise RequestError("unwritable", f"{_kind(path)} storages are read-only")
+
+    def ask(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        leaves: bool = True,
+    ) -> Answer:
+        """Send a request, and follow redirects.
+
+        Args:
+            method: "GET" or "HEAD".
+            url: URL of a server that the user named.
+            headers: further headers, which are not secret.
+            leaves: whether redirects to another origin are followed; else that is the answer.
+
+        Raises:
+            RequestError: the answer is none of the object, or a redirect is not followed.
+        """
+        named = at = _origin_of(url)
+        plain = {"User-Agent": "shardio", "Accept-Encoding": "identity", **(headers or {})}
+        secret = self._secret
+        hops = list[Mapping[str, str]]()
+        while True:
+            response = self._send(method, url, {**secret, **plain}, guarded=at.host != named.host)
+            answer = Answer(response.status, response.headers, tuple(hops), response)
+            if answer.status not in _REDIRECTS:
+                break
+            try:
+                target = _target(url, answer)
+            except BaseException:
+                answer.close()
+                raise
+            at = _origin_of(target)
+            if at != named and not leaves:
+                return answer
+            answer.close()
+            hops.append(answer.headers)
+            if len(hops) > _MOST_REDIRECTS:
+                raise RequestError("refused", f"it redirects more than {_MOST_REDIRECTS} times")
+            if at != named:
+                secret = {}
+            url = target
+        if answer.status in (200, 206):
+            return answer
+        answer.close()
+        raise self.fault(answer)
+
+    def fault(self, answer: Answer) -> RequestError:
+        """Make the error of a status."""
+        status = answer.status
+        known = status in HTTPStatus._value2member_map_
+        ids = (answer.headers[name] for name in _REQUEST_IDS if name in answer.headers)
+        return RequestError(
+            _REASONS.get(status, "busy" if status >= 500 else "refused"),
+            HTTPStatus(status).phrase if known else "",
+            status=status,
+            request_id=next(ids, None),
+            retry_after=retry_seconds(answer.headers.get("Retry-After")),
+        )
+
+    def _send(
+        self, method: str, url: str, headers: Mapping[str, str], *, guarded: bool
+    ) -> urllib3.BaseHTTPResponse:
+        """Send one request.
+
+        Args:
+            method: "GET" or "HEAD".
+            url: whole URL.
+            headers: headers.
+            guarded: whether the address must be public.
+        """
+        origin = _origin_of(url)
+        target = url.removeprefix(origin.url)
+        guarded = guarded and origin.host not in self._trusted
+        proxy = self._proxies.get(origin.scheme)
+        if proxy is not None and proxy_bypass(origin.netloc):
+            proxy = None
+        options: dict[str, Any] = {
+            "headers": headers,
+            "redirect": False,
+            "retries": False,
+            "preload_content": False,
+            "decode_content": False,
+        }
+        addresses = _public_addresses(origin, resolved=proxy is None) if guarded else []
+        with _failures(origin):
+            if proxy is not None:
+                return proxy.urlopen(method, url, **options)
+            if not guarded:
+                return self._direct.urlopen(method, url, **options)
+            options["headers"] = {**headers, "Host": origin.netloc}
+            for address in addresses:
+                pool = self._direct.connection_from_host(
+                    address, origin.port, origin.scheme, {"server_hostname": origin.host}
+                )
+                try:
+                    return pool.urlopen(method, target, **options)
+                except (ConnectTimeoutError, NewConnectionError):
+                    if address == addresses[-1]:
+                        raise
+        raise AssertionError  # there are addresses
+
+
+def _kind(path: str) -> str:
+    return path.partition(":")[0]
+
+
+def _target(url: str, answer: Answer) -> str:
+    """Return where a redirect leads.
+
+    Args:
+        url: URL that was asked for.
+        answer: answer to it.
+
+    Raises:
+        RequestError: it must not be followed. The message has nothing of its query.
+    """
+    try:
+        parts = urlsplit(urljoin(url, answer.headers.get("Location", "")))
+        scheme = parts.scheme.lower()
+        origin = _origin_of(parts.geturl()) if scheme in _PORTS else None
+    except ValueError:
+        raise RequestError(
+            "refused", "it redirects to something that is no URL", status=answer.status
+        ) from None
+    if origin is None:
+        what = f"it redirects to {scheme}:, which is not followed"
+        raise RequestError("refused", what, status=answer.status)
+    if scheme == "http" and url.startswith("https:"):
+        raise RequestError("refused", "it redirects from https to http", status=answer.status)
+    whole = origin.url + quote(parts.path or "/", safe=_KEPT)
+    if whole == url.partition("?")[0] + "/":
+        raise RequestError("missing", "it is a folder", status=answer.status)
+    return whole + (f"?{quote(parts.query, safe=_KEPT)}" if parts.query else "")
+
+
+def _compare(answer: Answer, found: str, version: str | None, start: int, stop: int) -> None:
+    """Raise RequestError if an answer is not of the version and the bytes that are wanted."""
+    if version not in (None, found):
+        raise RequestError("changed", "it has another version")
+    if answer.range()[:2] == (start, stop):
+        return
+    if answer.status == 200:
+        raise RequestError("refused", "the server ignores ranges")
+    raise RequestError("refused", "the server sends other bytes than asked for")
+
+
+class HttpBody:
+    """Bytes of an answer; see shardio.storage.remote.Body.
+
+    Args:
+        answer: answer with the bytes.
+        total: size of the whole object.
+        version: version of the object.
+        left: number of bytes to read; more are not read even if they come.
+    """
+
+    def __init__(self, answer: Answer, total: int, version: str, left: int) -> None:
+        self.total, self.version = total, version
+        self._answer = answer
+        self._left = left
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Read some bytes; 0 at the end."""
+        with _failures(None):
+            piece = self._answer.response.read1(min(len(buffer), self._left))
+        buffer[: len(piece)] = piece
+        self._left -= len(piece)
+        return len(piece)
+
+    def close(self) -> None:
+        """Give the connection back, or close it if bytes are left."""
+        self._answer.close()
+
+
+def _tls(ca_bundle: str | None) -> ssl.SSLContext:
+    named = ca_bundle or os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE")
+    is_folder = named is not None and Path(named).is_dir()
+    try:
+        return ssl.create_default_context(
+            cafile=None if is_folder else named, capath=named if is_folder else None
+        )
+    except OSError as error:
+        raise UsageError(
+            f"no certificates can be read there ({error.strerror or 'it holds none'})",
+            where=argument("ca_bundle", named),
+        ) from error
+
+
+def _proxy(url: str, options: Mapping[str, Any]) -> urllib3.ProxyManager:
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        user = ":".join(unquote(each) for each in (parts.username, parts.password) if each)
+        headers = urllib3.make_headers(proxy_basic_auth=user) if user else None
+        plain = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        return urllib3.ProxyManager(plain, proxy_headers=headers, **options)
+    except (ValueError, HTTPError):  # whose text may have a password
+        raise UsageError(
+            "the environment names a proxy that is no URL", remedy="check HTTPS_PROXY, HTTP_PROXY"
+        ) from None
+
+
+def _public_addresses(origin: Origin, *, resolved: bool) -> list[str]:
+    """Return the addresses of a host that a server chose.
+
+    Args:
+        origin: server.
+        resolved: whether the name must be known here, as it need not where there is a proxy.
+
+    Raises:
+        RequestError: one is not public, or there is none.
+    """
+    try:
+        found = socket.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        if not resolved:
+            return []
+        raise RequestError("broken", f"it redirects to {origin.host}, which is unknown") from error
+    addresses = list(dict.fromkeys(str(each[4][0]) for each in found))
+    if not all(map(_is_public, addresses)):
+        raise RequestError(
+            "refused",
+            f"it redirects to {origin.host}, whose address is not public; trusted_hosts can name "
+            "that host",
+        )
+    return addresses
+
+
+def _is_public(address: str) -> bool:
+    """Tell whether an address is of the public internet; one in another counts itself."""
+    found = ipaddress.ip_address(address)
+    if isinstance(found, ipaddress.IPv6Address):
+        inside = found.ipv4_mapped or found.sixtofour
+        if found in _NAT64:
+            inside = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+        if inside is not None:
+            return _is_public(str(inside))
+    return found.is_global and not found.is_multicast and not found.is_reserved
+
+
+@contextmanager
+def _failures(origin: Origin | None) -> Iterator[None]:
+    """Turn what urllib3 raises into a RequestError, without texts that hold URLs.
+
+    Args:
+        origin: server of a request; None while a body is read.
+    """
+    _own.asks = True
+    try:
+        yield
+    except (HTTPError, OSError) as error:
+        raise _failure(error, "" if origin is None else f" to {origin.host}") from error
+    finally:
+        _own.asks = False
+
+
+def _failure(error: Exception, there: str) -> RequestError:
+    causes = [*_causes(error)]
+    for cause in causes:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return RequestError("untrusted", cause.verify_message)
+    if isinstance(error, NameResolutionError):
+        return RequestError("broken", "the name of the host is unknown")
+    if isinstance(error, ProxyError):
+        return RequestError("broken", "the proxy does not do what it is asked")
+    if isinstance(error, ConnectTimeoutError):
+        return RequestError("broken", f"no connection{there} in time")
+    if isinstance(error, ReadTimeoutError):
+        return RequestError("broken", "no byte came in time")
+    said = next(
+        (each.strerror for each in causes if isinstance(each, OSError) and each.strerror), ""
+    )
+    if any(isinstance(cause, ssl.SSLError) for cause in causes):
+        said = "TLS fails"
+    return RequestError("broken", f"the connection{there} broke{said and ': ' + said}")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what lies in it."""
+    todo, seen = [error], set[int]()
+    while todo:
+        each = todo.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        yield each
+        inside = (each.__cause__, each.__context__, *each.args)
+        todo += [one for one in inside if isinstance(one, BaseException)]
+
+
+class _WithoutOurs(logging.Filter):
+    """Keep out what urllib3 logs about requests of this module: it logs whole queries."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        del record
+        return not getattr(_own, "asks", False)
+
+
+_own = threading.local()
+_LOG.addFilter(_WithoutOurs())
