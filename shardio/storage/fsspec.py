@@ -24,18 +24,19 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 from urllib.parse import quote
 
-from shardio.errors import RemoteError, SituationError, UsageError, argument, quoted, shown
+from shardio.errors import SituationError, UsageError, argument, quoted, shown
 from shardio.storage.base import FileStat
 from shardio.storage.remote import (
     Client,
     Reason,
     RemoteStorage,
     RequestError,
+    remote_error,
     retry_seconds,
 )
 
@@ -62,7 +63,7 @@ _OPTIONS: Mapping[str, Collection[str]] = {
     ),
 }
 """Arguments of gcsfs and adlfs that make a difference here."""
-_OWN = ("retries", "timeout")  # options that are attributes of every storage
+_OWN = [each.name for each in fields(RemoteStorage)]  # options of every storage
 _STATUSES: Mapping[int, Reason] = {
     **dict.fromkeys((401,), "expired"),
     **dict.fromkeys((403,), "denied"),
@@ -173,6 +174,7 @@ class FsspecStorage(RemoteStorage):
 
         Raises:
             UsageError: the file system refuses its options.
+            RemoteUnreachable: it connects at once, and cannot.
         """
         kind = _file_system(self.scheme)
         options = {**dict(self.options), "skip_instance_cache": True}
@@ -186,6 +188,9 @@ class FsspecStorage(RemoteStorage):
             }
         try:
             system = kind(**options)
+        except OSError as error:  # some connect at once
+            broken = RequestError("broken", self.harmless(error))
+            raise remote_error(broken, f"{self.scheme}://") from None
         except Exception as error:
             raise UsageError(
                 f"{self.scheme} storage cannot be opened ({self.harmless(error)})",
@@ -214,11 +219,7 @@ class FsspecStorage(RemoteStorage):
 
     def _refuse_writing(self, path: str) -> None:
         if self.scheme not in _EXTRAS:
-            raise RemoteError(
-                f"{self.scheme} storage is only read",
-                where=path,
-                remedy="write to s3, gs, az or a local folder, and copy it",
-            )
+            raise remote_error(RequestError("unwritable", f"{self.scheme} is only read"), path)
 
 
 def _texts(values: object) -> Iterator[str]:
@@ -335,12 +336,12 @@ class FsspecClient(ABC):
     def put(self, path: str, content: bytes | Path, /, *, only_if_absent: bool) -> None:
         """Refuse to store an object."""
         del path, content, only_if_absent
-        raise RequestError("refused", "it is only read")
+        raise RequestError("unwritable", "it is only read")
 
     def delete(self, path: str, /) -> None:
         """Refuse to remove an object."""
         del path
-        raise RequestError("refused", "it is only read")
+        raise RequestError("unwritable", "it is only read")
 
     def _run(self, coroutine: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a request in the thread of fsspec's loop."""
@@ -593,8 +594,8 @@ class GoogleClient(FsspecClient):
 
         try:
             yield
-        except aiohttp.ClientSSLError as error:
-            raise RequestError("refused", self._storage.harmless(error)) from None
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise RequestError("untrusted", self._storage.harmless(error)) from None
         except (aiohttp.ClientError, asyncio.TimeoutError, google.TransportError) as error:
             raise RequestError("broken", self._storage.harmless(error)) from None
         except google.GoogleAuthError as error:

@@ -489,9 +489,10 @@ def _explained(errors: Any, condition: Reason) -> Iterator[None]:
         *(errors.HTTPClientError, errors.ConnectionError),
         *(errors.IncompleteReadError, HTTPError),
     ) as error:
-        cause = getattr(error, "kwargs", {}).get("error", error)
-        reason: Reason = "refused" if _is_untrusted(cause) else "broken"
-        raise RequestError(reason, f"{type(error).__name__}: {_one_line(cause)}") from error
+        cause = _cause(error)
+        reason: Reason = "untrusted" if isinstance(cause, SSLCertVerificationError) else "broken"
+        told = cause.strerror if isinstance(cause, OSError) else None
+        raise RequestError(reason, f"{type(error).__name__}: {told or _one_line(cause)}") from error
     except errors.BotoCoreError as error:
         raise RequestError("refused", _one_line(error)) from error
 
@@ -523,14 +524,12 @@ def _without_credentials(error: Exception, errors: Any) -> str:
     return f"there are no credentials, because of {type(error).__name__}"
 
 
-def _is_untrusted(error: BaseException | None) -> bool:
-    """Tell whether a certificate is at fault, which no further attempt mends."""
-    while error is not None:
-        inner = [*error.args, getattr(error, "reason", None)]
-        if any(isinstance(each, SSLCertVerificationError) for each in (error, *inner)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _cause(error: BaseException) -> BaseException:
+    """Return the error that began it: botocore's and urllib3's have others inside."""
+    inner = [getattr(error, "kwargs", {}).get("error"), getattr(error, "reason", None)]
+    inner += [*error.args, error.__cause__, error.__context__]
+    found = next((each for each in inner if isinstance(each, BaseException)), None)
+    return error if found is None else _cause(found)
 
 
 def _one_line(error: object) -> str:
