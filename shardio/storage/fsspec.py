@@ -26,7 +26,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iter
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, ClassVar, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from shardio.errors import SituationError, UsageError, argument, quoted, shown
@@ -165,6 +165,8 @@ class FsspecStorage(RemoteStorage):
         scheme: scheme of the URLs.
         options: arguments of fsspec's file system, by name.
     """
+
+    environment: ClassVar[tuple[str, ...]] = ("AZURE_", "GOOGLE_", "STORAGE_EMULATOR_")
 
     scheme: str
     options: tuple[tuple[str, Any], ...] = field(default=(), repr=False, hash=False)

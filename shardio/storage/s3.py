@@ -19,8 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from ssl import SSLCertVerificationError
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 from urllib.parse import unquote
 
 from urllib3.exceptions import HTTPError
@@ -122,6 +121,8 @@ class S3Storage(RemoteStorage):
         ca_bundle: file with the certificates of authorities that are trusted.
         addressing: place of the bucket: "path" of the URL, "virtual" host, or "auto".
     """
+
+    environment: ClassVar[tuple[str, ...]] = ("AWS_",)
 
     key: str | None = field(default=None, repr=False)
     secret: str | None = field(default=None, repr=False)
@@ -490,7 +491,9 @@ def _explained(errors: Any, condition: Reason) -> Iterator[None]:
         *(errors.IncompleteReadError, HTTPError),
     ) as error:
         cause = _cause(error)
-        reason: Reason = "untrusted" if isinstance(cause, SSLCertVerificationError) else "broken"
+        # Python's error of a certificate is a ValueError, and so is urllib3's of a host's name.
+        untrusted = isinstance(error, errors.SSLError) and isinstance(cause, ValueError)
+        reason: Reason = "untrusted" if untrusted else "broken"
         told = cause.strerror if isinstance(cause, OSError) else None
         raise RequestError(reason, f"{type(error).__name__}: {told or _one_line(cause)}") from error
     except errors.BotoCoreError as error:
