@@ -70,7 +70,7 @@ def no_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setattr(remote.random, "uniform", lambda *_: 0.0)
+    monkeypatch.setattr(remote, "_LONGEST_PAUSE", 0.0)
 
 
 @pytest.mark.usefixtures("no_store")
