@@ -78,7 +78,8 @@ def is_known(scheme: str) -> bool:
         import fsspec  # noqa: PLC0415  not needed for local files
     except ImportError:
         return False
-    return scheme not in _REFUSED and scheme in fsspec.available_protocols()
+    known = scheme in fsspec.available_protocols() or scheme in fsspec.registry
+    return known and scheme not in _REFUSED
 
 
 def open_url(url: str, options: Mapping[str, Any]) -> tuple[FsspecStorage, str]:
@@ -721,7 +722,8 @@ class AzureClient(FsspecClient):
         try:
             return self._run(request)
         except azure.HttpResponseError as error:
-            status, code = error.status_code, str(getattr(error, "error_code", None) or "")
+            status, code = error.status_code, getattr(error, "error_code", None) or ""
+            code = str(getattr(code, "value", code))  # of an enumeration, if it is known
             reason = _STATUSES.get(status or 0, "refused")
             if status == 412 or code == "BlobAlreadyExists":
                 reason = condition
