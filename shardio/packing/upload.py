@@ -21,7 +21,7 @@ from pathlib import Path
 
 from shardio.errors import PackError
 from shardio.indexing.manifest import MANIFEST_NAME, PACKING_NAME, index_path
-from shardio.packing.layout import LEDGERS, WHOLE, is_ours, is_shard_name, path_in, refuse_foreign
+from shardio.packing.layout import LEDGERS, WHOLE, is_shard_name, path_in, refuse_foreign
 from shardio.storage.base import FileStat, StoredBytes
 from shardio.storage.folder import Folder
 from shardio.storage.local import sha256_of
@@ -49,23 +49,40 @@ def claim_storage(out: Location, parts: Sequence[str]) -> Iterator[Path]:
         PackError: the output folder has files that a pack would overwrite.
         OSError: the storage fails or refuses.
     """
-    folders = [_folder(out, part) for part in dict.fromkeys((WHOLE, *parts))]
-    for folder in folders:
+    folders = {part: _folder(out, part) for part in (WHOLE, *parts)}
+    for folder in folders.values():
         names = folder.names() if folder.can_list else []
         if PACKING_NAME in names:
             _check_note(folder / PACKING_NAME)
         else:
             refuse_foreign(names, folder)
-    made = [folder for folder in folders if _publish_note(folder / PACKING_NAME)]
-    try:
-        with temporary_folder() as local:
-            yield Path(local) / "out"
-    except BaseException:
-        with suppress(OSError):  # the first error says more
-            if not any(is_ours("", name) for folder in folders for name in folder.names()):
-                _release(made)
-        raise
-    _release(folders)
+    made = [folder for folder in folders.values() if _publish_note(folder / PACKING_NAME)]
+    with temporary_folder() as scratch:
+        local = Path(scratch) / "out"
+        try:
+            yield local
+        except BaseException:
+            with suppress(OSError):  # the first error says more
+                if not any(_is_noted(place, local / part) for part, place in folders.items()):
+                    _release(made)
+            raise
+    _release([*folders.values()])
+
+
+def _is_noted(folder: Location, local: Path) -> bool:
+    """Tell whether the note of a folder must stay after an error.
+
+    With another manifest than that of this pack, another one has ended since this one looked.
+
+    Args:
+        folder: folder of the storage.
+        local: folder that this pack works in.
+    """
+    names, mine = folder.names(), local / MANIFEST_NAME
+    if MANIFEST_NAME not in names:
+        return any(map(is_shard_name, names))
+    manifest = folder / MANIFEST_NAME
+    return mine.exists() and _is_same(manifest, manifest.storage.stat(manifest.path), mine)
 
 
 def _publish_note(note: Location) -> bool:
