@@ -375,7 +375,7 @@ def repair(
 
     Args:
         source: source as for verify; each split of a folder of splits becomes a folder in `new`.
-        new: new or empty folder outside the source; a URL of a storage that is written, too.
+        new: path or URL of a new or empty folder outside the source.
         shards: number of shards to write for each split; by default as many as it has.
         deep: whether to drop samples with a field that cannot be decoded.
         max_pixels: maximum number of pixels of an image; see shardio.fields.limits.
@@ -390,7 +390,8 @@ def repair(
     """
     engine = make_engine("local", jobs)
     check = FieldCheck(deep=deep, max_pixels=max_pixels)
-    parts = find_parts(fspath(source))
+    name = fspath(source)
+    parts = find_parts(name)
     out = locate(fspath(new))
     if out.is_local:
         refuse_inside(Path(out), (Path(part.path) for part in parts))
@@ -407,9 +408,7 @@ def repair(
         if part.shards
     ]
     if not done:
-        raise PackError(
-            "no shards are left", where=fspath(source), remedy="fetch or pack them again"
-        )
+        raise PackError("no shards are left", where=name, remedy="fetch or pack them again")
     return RepairSummary(
         samples=sum(each.samples for each in done),
         shards=sum(each.shards for each in done),

@@ -4,30 +4,23 @@ fsspec's file systems bring credentials, sessions and the thread of their event 
 makes one of its own, since none is safe across a fork. Bytes are asked for in ranges of at most
 8 MiB, because fsspec holds an answer whole.
 
-Google's and Azure's requests are made here, over the session of gcsfs and the client of adlfs:
-what these ask themselves has no condition on the version, and attempts of their own, which would
-multiply with those of shardio.storage.remote. So a range is of one version, and an object is stored
-only where none is, as whoever publishes wants. Other file systems compare the version before and
-after each range, and are read only.
-
-Azure's emulator keeps conditions, and tests hold that. Google's ignores them, so that the two
-(ifGenerationMatch when reading, ifGenerationMatch=0 when writing) are untested.
+Requests to Google and Azure are in shardio.storage.google and shardio.storage.azure, over the
+session of gcsfs and the client of adlfs: what these ask themselves has no condition on the version,
+and attempts of their own, which would multiply with those of shardio.storage.remote. So a range is
+of one version, and an object is stored only where none is, as whoever publishes wants. Other file
+systems compare the version before and after each range, and are read only.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
 import io
-import json
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, NamedTuple, TypeVar
-from urllib.parse import quote
 
 from shardio.errors import SituationError, UsageError, argument, quoted, shown
 from shardio.storage.base import FileStat
@@ -37,13 +30,11 @@ from shardio.storage.remote import (
     RemoteStorage,
     RequestError,
     remote_error,
-    retry_seconds,
 )
 
 T = TypeVar("T")
 
 _PIECE = 8 << 20  # bytes of one request
-_BLOCK = 64 << 20  # bytes of one request that stores a part of an object
 _EXTRAS = {"gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
 """Extra that installs what a scheme needs; all others are read only."""
 _REFUSED = frozenset(
@@ -64,7 +55,7 @@ _OPTIONS: Mapping[str, Collection[str]] = {
 }
 """Arguments of gcsfs and adlfs that make a difference here."""
 _OWN = [each.name for each in fields(RemoteStorage)]  # options of every storage
-_STATUSES: Mapping[int, Reason] = {
+STATUSES: Mapping[int, Reason] = {
     **dict.fromkeys((401,), "expired"),
     **dict.fromkeys((403,), "denied"),
     **dict.fromkeys((404, 410), "missing"),
@@ -200,8 +191,7 @@ class FsspecStorage(RemoteStorage):
                 where=argument("storage_options"),
                 remedy="correct them, or the environment of the store",
             ) from None  # the error itself may show a secret
-        clients = {"gs": GoogleClient, "az": AzureClient}
-        return clients.get(_EXTRAS.get(self.scheme, ""), OtherClient)(self, system)
+        return _client(self, system)
 
     def publish(self, path: str, content: bytes | Path, /, *, only_if_absent: bool = False) -> None:
         """Put a file in its place; only in Google's and Azure's stores."""
@@ -223,6 +213,19 @@ class FsspecStorage(RemoteStorage):
     def _refuse_writing(self, path: str) -> None:
         if self.scheme not in _EXTRAS:
             raise remote_error(RequestError("unwritable", f"{self.scheme} is only read"), path)
+
+
+def _client(storage: FsspecStorage, system: Any) -> FsspecClient:
+    extra = _EXTRAS.get(storage.scheme)
+    if extra is None:
+        return OtherClient(storage, system)
+    if extra == "gs":
+        from shardio.storage.google import GoogleClient  # noqa: PLC0415  they import this module
+
+        return GoogleClient(storage, system)
+    from shardio.storage.azure import AzureClient  # noqa: PLC0415
+
+    return AzureClient(storage, system)
 
 
 def _texts(values: object) -> Iterator[str]:
@@ -417,342 +420,9 @@ def _version_of(found: Mapping[str, Any]) -> str:
     return str(found["size"])
 
 
-class Answer(NamedTuple):
-    """An answer over HTTP.
-
-    Attributes:
-        headers: its headers.
-        content: its body.
-        status: its status.
-    """
-
-    headers: Mapping[str, str]
-    content: bytes
-    status: int
-
-
-class GoogleClient(FsspecClient):
-    """Requests to Google Cloud Storage, over the session of gcsfs."""
-
-    def stat(self, path: str, /) -> FileStat:
-        """Measure an object."""
-        found = self._json("GET", self._object(path))
-        return FileStat(int(found["size"]), str(found["generation"]))
-
-    def fetch(self, path: str, start: int, end: int, version: str | None) -> Piece:
-        """Read the bytes [start, end) of an object."""
-        answer = self._ask(
-            "GET",
-            self._object(path),
-            {"alt": "media", **({} if version is None else {"ifGenerationMatch": version})},
-            # The bytes as they are stored, though they be compressed.
-            headers={"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "gzip"},
-            most=end - start,
-            condition="changed",
-        )
-        total = answer.headers.get("Content-Range", "").rpartition("/")[2]
-        if answer.status != 206 or not total.isdecimal():
-            raise RequestError("refused", "a range was asked for, and not given")
-        found = answer.headers.get("X-Goog-Generation")
-        return Piece(answer.content, int(total), found or self.stat(path).version)
-
-    def names(self, folder: str, /) -> list[str]:
-        """List what is in a folder."""
-        bucket, prefix = _split(folder.rstrip("/") + "/")
-        names, more = list[str](), dict[str, str]()
-        while True:
-            asked = {"prefix": prefix, "delimiter": "/", **more}
-            found = self._json("GET", f"{self._system.base}b/{quote(bucket, safe='')}/o", asked)
-            keys = [each["name"] for each in found.get("items", ())]
-            keys += [each.rstrip("/") for each in found.get("prefixes", ())]
-            names += filter(None, (key[len(prefix) :] for key in keys))
-            if not found.get("nextPageToken"):
-                return names
-            more = {"pageToken": found["nextPageToken"]}
-
-    def put(self, path: str, content: bytes | Path, /, *, only_if_absent: bool) -> None:
-        """Store an object, and compare the store's digest of it."""
-        with _opened(content) as stream:
-            digest, size = hashlib.md5(usedforsecurity=False), 0
-            while piece := stream.read(1 << 20):
-                digest.update(piece)
-                size += len(piece)
-        bucket, key = _split(path)
-        place = f"{self._system.base.removesuffix('storage/v1/')}upload/storage/v1"
-        found = self._json(
-            "POST",
-            f"{place}/b/{quote(bucket, safe='')}/o",
-            {
-                "uploadType": "media",
-                "name": key,
-                **({"ifGenerationMatch": "0"} if only_if_absent else {}),
-            },
-            content=content,
-        )
-        expected = str(size), base64.b64encode(digest.digest()).decode()
-        if (str(found["size"]), found.get("md5Hash", expected[1])) != expected:
-            self.delete(path)
-            raise RequestError("broken", "an object was stored otherwise than it was sent")
-
-    def delete(self, path: str, /) -> None:
-        """Remove an object, if it is there."""
-        try:
-            self._ask("DELETE", self._object(path))
-        except RequestError as error:
-            if error.reason != "missing":
-                raise
-
-    def _object(self, path: str) -> str:
-        bucket, key = _split(path)
-        if not key:
-            raise RequestError("missing", "it is a bucket")
-        return f"{self._system.base}b/{quote(bucket, safe='')}/o/{quote(key, safe='')}"
-
-    def _json(
-        self,
-        method: str,
-        url: str,
-        query: Mapping[str, str] | None = None,
-        *,
-        content: bytes | Path | None = None,
-    ) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self._ask(method, url, query, content=content).content)
-        return found
-
-    def _ask(
-        self,
-        method: str,
-        url: str,
-        query: Mapping[str, str] | None = None,
-        *,
-        content: bytes | Path | None = None,
-        headers: Mapping[str, str] | None = None,
-        most: int | None = None,
-        condition: Reason = "exists",
-    ) -> Answer:
-        """Make a request.
-
-        Args:
-            method: method.
-            url: address without the query.
-            query: query.
-            content: body of the request.
-            headers: headers beside those of gcsfs.
-            most: maximum size of the body in bytes; None for any.
-            condition: reason of a condition that does not hold.
-        """
-
-        async def ask() -> Answer:
-            with _opened(content or b"") as stream:
-                return await self._send(
-                    method, url, query, headers, None if content is None else stream, most
-                )
-
-        with self._explained():
-            answer = self._run(ask)
-        if answer.status < 300:
-            return answer
-        said = _error_of(answer.content)
-        reason = condition if answer.status == 412 else _STATUSES.get(answer.status, "refused")
-        if answer.status == 401 and not self._system.credentials.credentials:
-            reason, said = "denied", f"there are no credentials: {said}"
-        raise RequestError(
-            reason,
-            said,
-            status=answer.status,
-            request_id=answer.headers.get("X-GUploader-UploadID"),
-            retry_after=retry_seconds(answer.headers.get("Retry-After")),
-        )
-
-    async def _send(
-        self,
-        method: str,
-        url: str,
-        query: Mapping[str, str] | None,
-        headers: Mapping[str, str] | None,
-        body: BinaryIO | None,
-        most: int | None,
-    ) -> Answer:
-        import aiohttp  # noqa: PLC0415  of gcsfs
-        from yarl import URL  # noqa: PLC0415
-
-        system, seconds = self._system, self._storage.timeout
-        await system._set_session()
-        async with system.session.request(
-            method,
-            URL(url, encoded=True),
-            params=system._get_params(dict(query or {})),
-            headers=system._get_headers({"Accept-Encoding": "identity", **(headers or {})}),
-            data=body,
-            timeout=aiohttp.ClientTimeout(sock_connect=seconds, sock_read=seconds),
-        ) as answer:
-            if most is not None and answer.status < 300 and (answer.content_length or 0) > most:
-                raise RequestError("refused", "more bytes were given than were asked for")
-            return Answer(answer.headers, await answer.read(), answer.status)
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        import aiohttp  # noqa: PLC0415  of gcsfs
-        import google.auth.exceptions as google  # noqa: PLC0415
-
-        try:
-            yield
-        except aiohttp.ClientConnectorCertificateError as error:
-            raise RequestError("untrusted", self._storage.harmless(error)) from None
-        except (aiohttp.ClientError, asyncio.TimeoutError, google.TransportError) as error:
-            raise RequestError("broken", self._storage.harmless(error)) from None
-        except google.GoogleAuthError as error:
-            raise RequestError("denied", self._storage.harmless(error)) from None
-
-
-def _error_of(content: bytes) -> str:
-    """Return the message of one of Google's errors."""
-    try:
-        return str(json.loads(content)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return ""
-
-
-class AzureClient(FsspecClient):
-    """Requests to Azure's blob storage, by the client of adlfs."""
-
-    def stat(self, path: str, /) -> FileStat:
-        """Measure an object."""
-
-        async def stat() -> FileStat:
-            async with self._blob(path) as (blob, once):
-                found = await blob.get_blob_properties(**once)
-            return FileStat(found.size, found.etag)
-
-        return self._try(stat)
-
-    def fetch(self, path: str, start: int, end: int, version: str | None) -> Piece:
-        """Read the bytes [start, end) of an object."""
-
-        async def fetch() -> Piece:
-            condition = {} if version is None else {"etag": version, **_match("IfNotModified")}
-            async with self._blob(path) as (blob, once):
-                found = await blob.download_blob(
-                    offset=start, length=end - start, max_concurrency=1, **condition, **once
-                )
-                data = await found.readall()
-            total = str(found.properties.content_range or "").rpartition("/")[2]
-            if not total.isdecimal():
-                raise RequestError("refused", "a range was asked for, and not given")
-            return Piece(data, int(total), found.properties.etag)
-
-        return self._try(fetch, "changed")
-
-    def names(self, folder: str, /) -> list[str]:
-        """List what is in a folder."""
-        bucket, prefix = _split(folder.rstrip("/") + "/")
-
-        async def names() -> list[str]:
-            async with self._system.service_client.get_container_client(bucket) as container:
-                found = container.walk_blobs(prefix, delimiter="/", **self._once())
-                return [each.name.rstrip("/")[len(prefix) :] async for each in found]
-
-        return [name for name in self._try(names) if name]
-
-    def put(self, path: str, content: bytes | Path, /, *, only_if_absent: bool) -> None:
-        """Store an object, and compare the size of what is stored; the store compares digests."""
-
-        async def put(stream: BinaryIO) -> tuple[str, int]:
-            async with self._blob(path) as (blob, once):
-                data = stream.read(_BLOCK)
-                if len(data) < _BLOCK:
-                    found = await blob.upload_blob(
-                        data, overwrite=not only_if_absent, validate_content=True, **once
-                    )
-                    return found["etag"], len(data)
-                names, size = list[str](), 0
-                while data:
-                    names.append(f"{len(names):06d}")
-                    size += len(data)
-                    await blob.stage_block(names[-1], data, validate_content=True, **once)
-                    data = stream.read(_BLOCK)
-                condition = _match("IfMissing") if only_if_absent else {}
-                found = await blob.commit_block_list(_blocks(names), **condition, **once)
-                return found["etag"], size
-
-        with _opened(content) as stream:
-            etag, size = self._try(lambda: put(stream))
-        stored = self.stat(path)
-        if stored.version == etag and stored.size != size:
-            self.delete(path)
-            raise RequestError("broken", "an object was stored otherwise than it was sent")
-
-    def delete(self, path: str, /) -> None:
-        """Remove an object, if it is there."""
-
-        async def delete() -> None:
-            async with self._blob(path) as (blob, once):
-                await blob.delete_blob(**once)
-
-        try:
-            self._try(delete)
-        except RequestError as error:
-            if error.reason != "missing":
-                raise
-
-    def _once(self) -> dict[str, Any]:
-        """Return the options of a request that is attempted once."""
-        seconds = self._storage.timeout
-        return {"retry_total": 0, "connection_timeout": seconds, "read_timeout": seconds}
-
-    @asynccontextmanager
-    async def _blob(self, path: str) -> AsyncIterator[tuple[Any, dict[str, Any]]]:
-        bucket, key = _split(path)
-        if not key:
-            raise RequestError("missing", "it is a container")
-        async with self._system.service_client.get_blob_client(bucket, key) as blob:
-            yield blob, self._once()
-
-    def _try(
-        self, request: Callable[[], Coroutine[Any, Any, T]], condition: Reason = "exists"
-    ) -> T:
-        """Make a request.
-
-        Args:
-            request: request.
-            condition: reason of a condition that does not hold.
-        """
-        import azure.core.exceptions as azure  # noqa: PLC0415  of adlfs
-
-        try:
-            return self._run(request)
-        except azure.HttpResponseError as error:
-            status, code = error.status_code, getattr(error, "error_code", None) or ""
-            code = str(getattr(code, "value", code))  # of an enumeration, if it is known
-            reason = _STATUSES.get(status or 0, "refused")
-            if status == 412 or code == "BlobAlreadyExists":
-                reason = condition
-            headers = getattr(error.response, "headers", {})
-            raise RequestError(
-                reason,
-                code or self._storage.harmless(error),
-                status=status,
-                request_id=headers.get("x-ms-request-id"),
-                retry_after=retry_seconds(headers.get("Retry-After")),
-            ) from None
-        except azure.AzureError as error:
-            raise RequestError("broken", self._storage.harmless(error)) from None
-
-
-def _match(name: str) -> dict[str, Any]:
-    from azure.core import MatchConditions  # noqa: PLC0415  of adlfs
-
-    return {"match_condition": MatchConditions[name]}
-
-
-def _blocks(names: list[str]) -> list[Any]:
-    from azure.storage.blob import BlobBlock  # noqa: PLC0415  of adlfs
-
-    return [BlobBlock(name) for name in names]
-
-
 @contextmanager
-def _opened(content: bytes | Path) -> Iterator[BinaryIO]:
+def opened(content: bytes | Path) -> Iterator[BinaryIO]:
+    """Open what is to be stored."""
     if isinstance(content, bytes):
         yield io.BytesIO(content)
         return
@@ -760,7 +430,7 @@ def _opened(content: bytes | Path) -> Iterator[BinaryIO]:
         yield stream
 
 
-def _split(path: str) -> tuple[str, str]:
+def split_path(path: str) -> tuple[str, str]:
     """Return bucket and key of a path."""
     bucket, _, key = path.partition("://")[2].partition("/")
     return bucket, key

@@ -17,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 import shardio
 from servers import Azurite, FakeGcs, get
 from shardio.errors import RemoteChanged, RemoteDenied, RemoteMissing
+from shardio.storage import azure as azure_module
 from shardio.storage import fsspec as module
 from shardio.storage.base import Storage
 from shardio.storage.location import Location, locate
@@ -161,7 +162,7 @@ def azure_options(azure: Azurite) -> dict[str, Any]:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PIECE", 100_000)
-    monkeypatch.setattr(module, "_BLOCK", 300_000)
+    monkeypatch.setattr(azure_module, "_BLOCK", 300_000)
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -304,6 +305,7 @@ def test_a_pack_goes_to_azure(
 
 def test_a_pack_goes_to_google(gcs: FakeGcs, images: Path) -> None:
     pytest.importorskip("gcsfs")
-    place = locate(f"gs://{gcs.bucket()}/out", options={"endpoint_url": gcs.url, "anon": True})
-    shardio.pack(images, place.path, shards=3, jobs=1, storage=place.storage)
-    assert shardio.verify(place.path, storage=place.storage, jobs=1).sound
+    options = {"endpoint_url": gcs.url, "anon": True}
+    folder = f"gs://{gcs.bucket()}/out"
+    shardio.pack(images, folder, shards=3, jobs=1, storage_options=options)
+    assert len(shardio.ShardDataset(folder, storage_options=options)) == 600
