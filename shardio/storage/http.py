@@ -56,6 +56,7 @@ from shardio.storage.remote import (
 )
 
 _LOG = logging.getLogger("urllib3.connectionpool")
+_NO_RETRIES = urllib3.Retry(total=False)
 _MOST_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PORTS = {"http": 80, "https": 443}
@@ -157,7 +158,7 @@ class HttpStorage(WebStorage):
 
     def connect(self) -> Client:
         """Make a client."""
-        return HttpClient(self)
+        return HttpClient(self, self.query)
 
 
 def open_url(url: str, options: Mapping[str, Any]) -> tuple[HttpStorage, str]:
@@ -430,7 +431,7 @@ class HttpClient:
         try:
             total = answer.size()
             found = self.version_of(answer)
-            stop = total if end is None else end
+            stop = total if end is None else min(end, total)
             _compare(answer, found, version, start, stop)
         except BaseException:
             answer.close()
@@ -531,7 +532,7 @@ class HttpClient:
         options: dict[str, Any] = {
             "headers": headers,
             "redirect": False,
-            "retries": False,
+            "retries": _NO_RETRIES,
             "preload_content": False,
             "decode_content": False,
         }
