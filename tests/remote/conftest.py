@@ -7,6 +7,7 @@ which `serve` starts in milliseconds.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from typing import Any
 import pytest
 
 from servers import Azurite, FakeGcs, Hub, Missing, Nginx, SeaweedS3, Server
+
+# gcsfs asks by gRPC what kind a bucket is, and waits for a minute before it goes on without an
+# answer. The emulator has no gRPC.
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
 
 @contextlib.contextmanager

