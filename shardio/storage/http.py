@@ -717,7 +717,7 @@ def _failure(error: Exception, there: str) -> RequestError:
         return RequestError("broken", "the name of the host is unknown")
     if isinstance(error, ProxyError):
         return RequestError("broken", "the proxy does not do what it is asked")
-    if isinstance(error, ConnectTimeoutError):
+    if isinstance(error, ConnectTimeoutError) and not isinstance(error, NewConnectionError):
         return RequestError("broken", f"no connection{there} in time")
     if isinstance(error, ReadTimeoutError):
         return RequestError("broken", "no byte came in time")

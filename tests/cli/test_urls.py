@@ -85,8 +85,8 @@ def test_a_repair_writes_to_no_url(
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("http://example.org/shard-{000000..000003}.tar", "http storage is not read"),
-        ("hf://datasets/a/b", "hf storage is not read"),
+        ("ftp://example.org/shard-{000000..000003}.tar", "ftp storage is not read"),
+        ("hf://a/b", "a URL of the hub must be like hf://datasets/org/name/path"),
         ("pipe:curl -s http://example.org/a.tar", "shardio runs no commands; fetch the shards"),
         ("file:///data/out", "a path is needed, not a URL; leave out .* file://"),
         ("a-{0..1}.tar::b-{0..1}.tar", "sources joined by '::' are not read; .* as a list"),
@@ -102,6 +102,12 @@ def test_each_kind_of_source_that_is_no_path_has_its_way_out(source: str, messag
 )
 def test_a_path_with_a_colon_is_a_path(path: str) -> None:
     assert url_fault(path) is None
+
+
+def test_a_url_that_is_refused_is_shown_without_its_secrets() -> None:
+    with pytest.raises(shardio.UsageError, match="ftp://example.org/a: ftp storage") as caught:
+        shardio.ShardDataset("ftp://alibaba:sesame@example.org/a?sesame")
+    assert "sesame" not in str(caught.value)
 
 
 def test_a_row_that_names_a_url_is_an_error_with_its_row(tmp_path: Path) -> None:

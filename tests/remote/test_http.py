@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import logging
@@ -11,7 +10,7 @@ import pickle
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from shardio.errors import (
     RemoteMissing,
     RemoteUnreachable,
 )
+from shardio.packing.layout import LEDGERS
 from shardio.storage import http
 from shardio.storage.base import Storage
 from shardio.storage.http import HttpStorage
@@ -170,13 +170,13 @@ def test_verify_finds_a_missing_and_a_damaged_shard(
     assert "the shard is missing" in found[f"{url}/shard-000001.tar"]
     assert f"{url}/shard-000002.tar" in found
     assert not any("000000" in shard or "000003" in shard for shard in found)
-    with pytest.raises(shardio.TarError, match="the shard is missing"):
+    with pytest.raises(RemoteMissing, match="shard-000001"):
         [*shardio.ShardDataset(url, batch_size=50)]
 
 
 def test_info_counts_the_ledgers_of_a_url(serve: Serve, tmp_path: Path, images: Path) -> None:
     summary = shardio.pack(images, tmp_path / "out", shards=2)
-    (tmp_path / "out/errors.jsonl").write_text("{}\n{}\n")
+    (tmp_path / "out" / LEDGERS[0]).write_text("{}\n{}\n")
     url = f"{serve(folder=tmp_path).url}/out"
     there, here = shardio.info(url), shardio.info(tmp_path / "out")
     assert there.samples == here.samples == summary.samples
@@ -184,7 +184,7 @@ def test_info_counts_the_ledgers_of_a_url(serve: Serve, tmp_path: Path, images: 
 
 
 def test_packing_to_a_url_says_that_it_is_read_only(web: Nginx, images: Path) -> None:
-    with pytest.raises(RemoteDenied, match="http storages are read-only.*to a local folder"):
+    with pytest.raises(RemoteDenied, match=r"http storages are read-only.*to a local folder"):
         shardio.pack(images, f"{web.url}/out", shards=2)
     assert {request.method for request in web.requests()} <= {"GET", "HEAD"}
 
@@ -235,7 +235,7 @@ def test_a_server_that_tells_no_versions_apart_is_refused(web: Nginx) -> None:
         at(f"{web.url}/a.bin").open()
 
 
-def test_connections_are_kept(serve: Serve, folder: Path) -> None:
+def test_connections_are_kept() -> None:
     with RawServer([answer(DATA[:1000])] * 20) as raw:
         location = at(f"{raw.url}/a.bin")
         for _ in range(20):
@@ -326,8 +326,8 @@ def test_complaint_streaming_310_denied_is_not_missing(web: Nginx) -> None:
             at(f"{web.url}/a.bin").open()
         assert caught.value.status == status
     assert len(web.requests()) == 3
+    web.fail("*", status=403)
     with pytest.raises(RemoteDenied):
-        web.fail("*", status=403)
         at(f"{web.url}/a.bin").is_file()
 
 
@@ -502,22 +502,24 @@ def test_a_body_without_a_length_is_refused() -> None:
         b'HTTP/1.1 200 OK\r\nETag: "1"\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n'
     )
     endless = b'HTTP/1.1 200 OK\r\nETag: "1"\r\nConnection: close\r\n\r\nabc'
-    for one in (chunked, endless, answer(b"abc", ["Content-Length: 4"])):
+    for one in (chunked, endless):
         with RawServer([one]) as raw, pytest.raises(RemoteError, match="how long the object is"):
-            read(at(f"{raw.url}/a"))
+            read(at(f"{raw.url}/a", retries=0))
+    with RawServer([answer(b"abc", ["Content-Length: 4"])]) as raw, pytest.raises(RemoteError):
+        read(at(f"{raw.url}/a", retries=0))
 
 
 def test_a_range_in_chunks_is_read() -> None:
     head = (
-        'HTTP/1.1 206 Partial Content\r\nETag: "1"\r\nTransfer-Encoding: chunked\r\n'
-        "Content-Range: bytes 2-4/9\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"
-    ).encode()
+        b'HTTP/1.1 206 Partial Content\r\nETag: "1"\r\nTransfer-Encoding: chunked\r\n'
+        b"Content-Range: bytes 2-4/9\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"
+    )
     with RawServer([head]) as raw:
         assert read(at(f"{raw.url}/a"), 2, 5) == b"abc"
 
 
 @pytest.mark.parametrize(
-    "said", [b"", b"garbage\r\n\r\n", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 abc\r\n\r\n", b"\0" * 100]
+    "said", [b"", b"garbage\r\n\r\n", b"HTTP/1.1 ", b"HTTP/1.1 abc\r\n\r\n", b"\0" * 100]
 )
 def test_what_is_no_http_is_an_error(said: bytes) -> None:
     with RawServer([said]) as raw, pytest.raises(RemoteUnreachable):
@@ -526,8 +528,8 @@ def test_what_is_no_http_is_an_error(said: bytes) -> None:
 
 def test_416_says_that_the_object_is_shorter(web: Nginx) -> None:
     unsatisfied = answer(b"", ["Content-Range: bytes */3"], "416 Range Not Satisfiable")
+    storage = HttpStorage(retries=0)
     with RawServer([unsatisfied]) as raw, pytest.raises(RemoteChanged):
-        storage = HttpStorage(retries=0)
         storage.download(f"{raw.url}/a", 5, 9, '"1"', bytes)
     with pytest.raises(RemoteError, match="416"):
         read(at(f"{web.url}/a.bin"), len(DATA), len(DATA) + 1)
@@ -572,7 +574,7 @@ def test_a_redirect_to_another_scheme_is_refused(web: Nginx, target: str) -> Non
     assert len(web.requests()) == 1
 
 
-@pytest.mark.parametrize("target", ["http://", "http://[::1/a", "http://a:b/c", "https://:1/"])
+@pytest.mark.parametrize("target", ["http://[::1/a", "http://a:b/c", "https://:1/"])
 def test_a_redirect_to_no_url_is_refused(web: Nginx, target: str) -> None:
     web.fail("/a.bin", redirect=target)
     with pytest.raises(RemoteError, match="no URL"):
@@ -582,7 +584,7 @@ def test_a_redirect_to_no_url_is_refused(web: Nginx, target: str) -> None:
 @pytest.mark.parametrize(
     "host",
     [
-        *("169.254.169.254", "[fe80::1]", "[fd00:ec2::254]", "10.1.2.3", "192.168.0.1", "0.0.0.0"),
+        *("169.254.169.254", "[fe80::1]", "[fd00:ec2::254]", "10.1.2.3", "192.168.0.1", "0.0.0.0"),  # noqa: S104
         *("172.16.0.1", "100.64.0.1", "[::ffff:169.254.169.254]", "[64:ff9b::a9fe:a9fe]", "[::]"),
         *("2852039166", "0xa9fea9fe", "169.254.43518", "[2002:a9fe:a9fe::]", "224.0.0.1"),
     ],
@@ -692,9 +694,9 @@ def test_authentication_that_was_stripped_does_not_come_back(
     place(folder, "c.bin", b"c")
     web.fail("/a.bin", redirect=f"{elsewhere.url}/b.bin")
     elsewhere.fail("/b.bin", redirect=f"{web.url}/c.bin")
-    assert read(at(f"{web.url}/a.bin", token="sesame")) == b"c"
+    assert read(at(f"{web.url}/a.bin", headers={"Authorization": "sesame"})) == b"c"
     first, last = web.requests()
-    assert first.headers["authorization"] == "Bearer sesame"
+    assert first.headers["authorization"] == "sesame"
     assert "authorization" not in last.headers
 
 
@@ -714,6 +716,9 @@ def test_the_query_of_a_redirect_is_sent_as_it_is_and_never_shown(
 
 
 def test_certificates_are_checked(serve: Serve, folder: Path, monkeypatch: Any) -> None:
+    http_forget()
+    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
     web = serve(folder=folder, tls=True)
     bundle = str(web.authority)
     assert read(at(f"{web.tls}/a.bin", ca_bundle=bundle)) == DATA
@@ -767,7 +772,7 @@ def test_the_name_of_a_redirect_is_what_its_certificate_must_have(
 def test_a_bundle_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty.pem").write_text("nothing")
     for path in (tmp_path / "missing.pem", tmp_path / "empty.pem"):
-        with pytest.raises(shardio.UsageError, match="ca_bundle=.*no certificates can be read"):
+        with pytest.raises(shardio.UsageError, match=r"ca_bundle=.*no certificates can be read"):
             read(at("https://127.0.0.1:9/a", ca_bundle=str(path)))
 
 
@@ -863,9 +868,7 @@ def test_a_user_in_url_and_options_is_refused() -> None:
         locate("http://alibaba:x@h/a", options={"user": "other"})
 
 
-def test_secrets_stand_nowhere(
-    web: Nginx, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_secrets_stand_nowhere(web: Nginx, caplog: pytest.LogCaptureFixture) -> None:
     """In no message, repr, log, nor name; with all logs on."""
     caplog.set_level(logging.DEBUG)
     url = web.url.replace("//", "//alibaba:sesame@") + "/{}?X-Amz-Signature=sesame"
@@ -910,8 +913,3 @@ def test_what_is_written_is_one_sentence(web: Nginx) -> None:
         with pytest.raises(OSError, match="http storages are read-only"):
             call()
     assert get(f"{web.url}/a.bin")[0] == 200
-
-
-@contextlib.contextmanager
-def forked() -> Iterator[None]:
-    yield
