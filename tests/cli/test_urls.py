@@ -14,7 +14,7 @@ from shardio.storage.cache import cache_entry
 from shardio.storage.local import url_fault
 from shardio.testing import make_images
 
-REMOTE = "s3 storage is not read or written yet; name a local path"
+REMOTE = "gopher storage is not read or written yet; name a local path"
 
 
 def run(*arguments: object) -> tuple[int, str]:
@@ -26,24 +26,24 @@ def run(*arguments: object) -> tuple[int, str]:
 @pytest.mark.parametrize(
     "command",
     [
-        ["pack", "{images}", "s3://bucket/out", "--shards", "2"],
-        ["pack", "s3://bucket/images", "{out}", "--shards", "2"],
-        ["pack", "s3://bucket/a.tar", "{out}", "--shards", "2"],
-        ["pack", "s3://bucket/a.tfrecord", "{out}", "--shards", "2"],
-        ["pack", "{images}", "{out}", "--shards", "2", "--manifest", "s3://bucket/t.csv"],
-        ["reshard", "s3://bucket/old", "{out}", "--shards", "2"],
-        ["reshard", "{packed}", "s3://bucket/new", "--shards", "2"],
-        ["index", "s3://bucket/a.tar"],
-        ["info", "s3://bucket/packed"],
-        ["verify", "s3://bucket/packed"],
-        ["convert", "s3://bucket/packed", "{out}", "--to", "tfrecord"],
-        ["convert", "{packed}", "s3://bucket/records", "--to", "tfrecord"],
-        ["convert", "{packed}", "s3://bucket/indexes", "--to", "dali"],
-        ["convert", "{packed}", "s3://bucket/indexes", "--to", "wids"],
-        ["plan", "s3://bucket/packed", "--batch-size", "4"],
-        ["replay", "s3://bucket/packed", "--batch-size", "4", "--step", "0", "--to", "{out}"],
-        ["replay", "{packed}", "--batch-size", "4", "--step", "0", "--to", "s3://bucket/batch"],
-        ["profile", "s3://bucket/packed"],
+        ["pack", "{images}", "gopher://bucket/out", "--shards", "2"],
+        ["pack", "gopher://bucket/images", "{out}", "--shards", "2"],
+        ["pack", "gopher://bucket/a.tar", "{out}", "--shards", "2"],
+        ["pack", "gopher://bucket/a.tfrecord", "{out}", "--shards", "2"],
+        ["pack", "{images}", "{out}", "--shards", "2", "--manifest", "gopher://bucket/t.csv"],
+        ["reshard", "gopher://bucket/old", "{out}", "--shards", "2"],
+        ["reshard", "{packed}", "gopher://bucket/new", "--shards", "2"],
+        ["index", "gopher://bucket/a.tar"],
+        ["info", "gopher://bucket/packed"],
+        ["verify", "gopher://bucket/packed"],
+        ["convert", "gopher://bucket/packed", "{out}", "--to", "tfrecord"],
+        ["convert", "{packed}", "gopher://bucket/records", "--to", "tfrecord"],
+        ["convert", "{packed}", "gopher://bucket/indexes", "--to", "dali"],
+        ["convert", "{packed}", "gopher://bucket/indexes", "--to", "wids"],
+        ["plan", "gopher://bucket/packed", "--batch-size", "4"],
+        ["replay", "gopher://bucket/packed", "--batch-size", "4", "--step", "0", "--to", "{out}"],
+        ["replay", "{packed}", "--batch-size", "4", "--step", "0", "--to", "gopher://bucket/batch"],
+        ["profile", "gopher://bucket/packed"],
     ],
     ids=" ".join,
 )
@@ -64,9 +64,9 @@ def test_every_command_refuses_a_url_and_writes_nothing(
 
 def test_python_refuses_urls_as_text_and_as_paths(tmp_path: Path) -> None:
     sources: list[str | Path | list[str]] = [
-        "s3://bucket/shard-{000000..000003}.tar",
-        Path("s3://bucket/packed"),
-        [str(tmp_path), "s3://bucket/packed"],
+        "gopher://bucket/shard-{000000..000003}.tar",
+        Path("gopher://bucket/packed"),
+        [str(tmp_path), "gopher://bucket/packed"],
     ]
     for source in sources:
         with pytest.raises(shardio.UsageError, match=REMOTE):
@@ -78,14 +78,14 @@ def test_a_repair_writes_to_no_url(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(shardio.UsageError, match=REMOTE):
-        shardio.repair(packed, "s3://bucket/new")
+        shardio.repair(packed, "gopher://bucket/new")
     assert [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("ftp://example.org/shard-{000000..000003}.tar", "ftp storage is not read"),
+        ("gopher://example.org/shard-{000000..000003}.tar", "gopher storage is not read"),
         ("hf://a/b", "a URL of the hub must be like hf://datasets/org/name/path"),
         ("pipe:curl -s http://example.org/a.tar", "shardio runs no commands; fetch the shards"),
         ("file:///data/out", "a path is needed, not a URL; leave out .* file://"),
@@ -105,8 +105,10 @@ def test_a_path_with_a_colon_is_a_path(path: str) -> None:
 
 
 def test_a_url_that_is_refused_is_shown_without_its_secrets() -> None:
-    with pytest.raises(shardio.UsageError, match="ftp://example.org/a: ftp storage") as caught:
-        shardio.ShardDataset("ftp://alibaba:sesame@example.org/a?sesame")
+    with pytest.raises(
+        shardio.UsageError, match=r"gopher://example\.org/a: gopher storage"
+    ) as caught:
+        shardio.ShardDataset("gopher://alibaba:sesame@example.org/a?sesame")
     assert "sesame" not in str(caught.value)
 
 
@@ -120,7 +122,7 @@ def test_a_row_that_names_a_url_is_an_error_with_its_row(tmp_path: Path) -> None
 
 
 def test_a_cache_folder_is_no_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SHARDIO_CACHE", "s3://bucket/cache")
+    monkeypatch.setenv("SHARDIO_CACHE", "gopher://bucket/cache")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a").touch()
     with pytest.raises(shardio.UsageError, match=REMOTE):
@@ -139,11 +141,11 @@ def test_an_archive_as_source_is_said_to_be_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        ["info", "--preview", "s3://bucket/sheet.png"],
-        ["profile", "--html", "s3://bucket/a.html"],
-        ["profile", "--png", "s3://bucket/a.png"],
-        ["profile", "--trace", "s3://bucket/a.json"],
-        ["verify", "--fix", "s3://bucket/new"],
+        ["info", "--preview", "gopher://bucket/sheet.png"],
+        ["profile", "--html", "gopher://bucket/a.html"],
+        ["profile", "--png", "gopher://bucket/a.png"],
+        ["profile", "--trace", "gopher://bucket/a.json"],
+        ["verify", "--fix", "gopher://bucket/new"],
     ],
 )
 def test_a_url_is_refused_before_anything_is_done(
@@ -152,5 +154,5 @@ def test_a_url_is_refused_before_anything_is_done(
     monkeypatch.chdir(tmp_path)
     name, *rest = options
     done = CliRunner().invoke(commands, [name, str(packed), *rest])
-    assert "s3 storage is not read or written yet" in str(done.exception)
+    assert "gopher storage is not read or written yet" in str(done.exception)
     assert not [*tmp_path.iterdir()]
