@@ -76,6 +76,7 @@ _OWN_HEADERS = frozenset(
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # its name
 _KEPT = "/%:@!$&'()*+,;=~?"  # what a redirect's path and query keep as it is
+_ENOUGH = 1 << 16  # bytes that are gathered: TLS gives 16 KB at a time
 _MOST_DRAINED = 1 << 16  # bytes that are read to keep a connection
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
@@ -616,11 +617,18 @@ class HttpBody:
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Read some bytes; 0 at the end."""
-        with _failures(None):
-            piece = self._answer.response.read1(min(len(buffer), self._left))
-        buffer[: len(piece)] = piece
-        self._left -= len(piece)
-        return len(piece)
+        most, size = min(len(buffer), self._left), 0
+        response, enough = self._answer.response, min(most, _ENOUGH)
+        try:
+            with _failures(None):
+                while size < enough and (piece := response.read1(most - size)):
+                    buffer[size : size + len(piece)] = piece
+                    size += len(piece)
+        except RequestError:
+            if not size:  # else the next call fails
+                raise
+        self._left -= size
+        return size
 
     def close(self) -> None:
         """Give the connection back, or close it if bytes are left."""
