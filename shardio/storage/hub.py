@@ -24,8 +24,9 @@ from urllib.parse import quote, unquote, urlsplit
 from shardio.checks import flag
 from shardio.errors import UsageError, argument
 from shardio.storage.base import FileStat
-from shardio.storage.http import Answer, HttpClient, WebStorage, check_text, split_url
+from shardio.storage.http import HttpClient, WebStorage, check_text, split_url
 from shardio.storage.remote import Client, RequestError, check_options
+from shardio.storage.web import Answer
 
 _ENDPOINT = "https://huggingface.co"
 _URL = re.compile(
