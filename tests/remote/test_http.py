@@ -406,10 +406,12 @@ def test_complaint_s3fs_422_and_725_an_object_that_is_overwritten_is_an_error(
             file.read(2_000_000, 100)
 
 
+@pytest.mark.parametrize("headers", [{}, {"ETag": ""}], ids=["ETag", "Last-Modified"])
 def test_an_object_that_is_overwritten_in_mid_download_is_an_error(
-    web: Nginx, folder: Path
+    web: Nginx, folder: Path, headers: dict[str, str]
 ) -> None:
-    web.fail("*.bin", cut=100_000, times=1)
+    web.fail("*.bin", headers=headers)
+    web.fail("/a.bin", cut=100_000, times=1)
     storage, found = at(f"{web.url}/a.bin").storage, bytearray()
     assert isinstance(storage, HttpStorage)
 
@@ -495,6 +497,17 @@ def test_a_range_whose_length_is_greater_than_the_range_is_capped() -> None:
         location = at(f"{raw.url}/a")
         assert read(location, 0, 100) == DATA[:100]
         assert read(location, 0, 100) == DATA[:100]
+
+
+def test_a_body_has_no_more_than_was_asked_for() -> None:
+    """Whoever reads it."""
+    head = answer(DATA[:5000], ["Content-Range: bytes 0-99/9000"], "206 Partial Content")
+    with RawServer([head]) as raw:
+        body = HttpStorage().connect().get(f"{raw.url}/a", 0, 100, None)
+        buffer = memoryview(bytearray(5000))
+        assert body.readinto(buffer) == 100
+        assert body.readinto(buffer) == 0
+        body.close()
 
 
 def test_a_body_without_a_length_is_refused() -> None:
