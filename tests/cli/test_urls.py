@@ -16,7 +16,7 @@ from shardio.storage.cache import cache_entry
 from shardio.storage.local import url_fault
 from shardio.testing import make_images
 
-REMOTE = "s3 storage is not read or written here; name a local path"
+REMOTE = "gopher storage is not read or written here; name a local path"
 
 
 def run(*arguments: object) -> tuple[int, str]:
@@ -28,18 +28,28 @@ def run(*arguments: object) -> tuple[int, str]:
 @pytest.mark.parametrize(
     "command",
     [
-        ["pack", "s3://bucket/images", "{out}", "--shards", "2"],
-        ["pack", "s3://bucket/a.tar", "{out}", "--shards", "2"],
-        ["pack", "s3://bucket/a.tfrecord", "{out}", "--shards", "2"],
-        ["pack", "{images}", "{out}", "--shards", "2", "--manifest", "s3://bucket/t.csv"],
-        ["convert", "{packed}", "s3://bucket/records", "--to", "tfrecord"],
-        ["convert", "{packed}", "s3://bucket/indexes", "--to", "dali"],
-        ["convert", "{packed}", "s3://bucket/indexes", "--to", "wids"],
-        ["replay", "{packed}", "--batch-size", "4", "--step", "0", "--to", "s3://bucket/batch"],
+        ["pack", "{images}", "gopher://bucket/out", "--shards", "2"],
+        ["pack", "gopher://bucket/images", "{out}", "--shards", "2"],
+        ["pack", "gopher://bucket/a.tar", "{out}", "--shards", "2"],
+        ["pack", "gopher://bucket/a.tfrecord", "{out}", "--shards", "2"],
+        ["pack", "{images}", "{out}", "--shards", "2", "--manifest", "gopher://bucket/t.csv"],
+        ["reshard", "gopher://bucket/old", "{out}", "--shards", "2"],
+        ["reshard", "{packed}", "gopher://bucket/new", "--shards", "2"],
+        ["index", "gopher://bucket/a.tar"],
+        ["info", "gopher://bucket/packed"],
+        ["verify", "gopher://bucket/packed"],
+        ["convert", "gopher://bucket/packed", "{out}", "--to", "tfrecord"],
+        ["convert", "{packed}", "gopher://bucket/records", "--to", "tfrecord"],
+        ["convert", "{packed}", "gopher://bucket/indexes", "--to", "dali"],
+        ["convert", "{packed}", "gopher://bucket/indexes", "--to", "wids"],
+        ["plan", "gopher://bucket/packed", "--batch-size", "4"],
+        ["replay", "gopher://bucket/packed", "--batch-size", "4", "--step", "0", "--to", "{out}"],
+        ["replay", "{packed}", "--batch-size", "4", "--step", "0", "--to", "gopher://bucket/batch"],
+        ["profile", "gopher://bucket/packed"],
     ],
     ids=" ".join,
 )
-def test_what_must_be_local_is_no_url_and_nothing_is_written(
+def test_every_command_refuses_a_url_and_writes_nothing(
     command: list[str],
     images: Path,
     packed: Path,
@@ -52,6 +62,102 @@ def test_what_must_be_local_is_no_url_and_nothing_is_written(
     assert code != 0
     assert REMOTE in " ".join(text.replace("\n", " ").split())
     assert [*tmp_path.iterdir()] == []
+
+
+def test_python_refuses_urls_as_text_and_as_paths(tmp_path: Path) -> None:
+    sources: list[str | Path | list[str]] = [
+        "gopher://bucket/shard-{000000..000003}.tar",
+        Path("gopher://bucket/packed"),
+        [str(tmp_path), "gopher://bucket/packed"],
+    ]
+    for source in sources:
+        with pytest.raises(shardio.UsageError, match=REMOTE):
+            shardio.ShardDataset(source)
+
+
+def test_a_repair_writes_to_no_url(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(shardio.UsageError, match=REMOTE):
+        shardio.repair(packed, "gopher://bucket/new")
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("gopher://example.org/shard-{000000..000003}.tar", "gopher storage is not read"),
+        ("hf://a/b", "a URL of the hub must be like hf://datasets/org/name/path"),
+        ("pipe:curl -s http://example.org/a.tar", "shardio runs no commands; fetch the shards"),
+        ("file:///data/out", "a path is needed, not a URL; leave out .* file://"),
+        ("a-{0..1}.tar::b-{0..1}.tar", "sources joined by '::' are not read; .* as a list"),
+    ],
+)
+def test_each_kind_of_source_that_is_no_path_has_its_way_out(source: str, message: str) -> None:
+    with pytest.raises(shardio.UsageError, match=message):
+        shardio.ShardDataset(source)
+
+
+@pytest.mark.parametrize(
+    "path", ["C:\\data\\out", "c:/data", "/s3://x", "./s3://x", "a:b/c", "12:30/x", "a b://c", ""]
+)
+def test_a_path_with_a_colon_is_a_path(path: str) -> None:
+    assert url_fault(path) is None
+
+
+def test_a_url_that_is_refused_is_shown_without_its_secrets() -> None:
+    with pytest.raises(
+        shardio.UsageError, match=r"gopher://example\.org/a: gopher storage"
+    ) as caught:
+        shardio.ShardDataset("gopher://alibaba:sesame@example.org/a?sesame")
+    assert "sesame" not in str(caught.value)
+
+
+def test_a_row_that_names_a_url_is_an_error_with_its_row(tmp_path: Path) -> None:
+    make_images(tmp_path / "in", classes=0, per_class=1)
+    (tmp_path / "t.csv").write_text("path\nhttps://example.org/a/0.jpg\n")
+    with pytest.raises(
+        shardio.PackError, match=r"row 1: https://example\.org/a/0\.jpg: https stor"
+    ):
+        shardio.pack(tmp_path / "in", tmp_path / "out", shards=1, manifest=tmp_path / "t.csv")
+
+
+def test_a_cache_folder_is_no_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHARDIO_CACHE", "gopher://bucket/cache")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").touch()
+    with pytest.raises(shardio.UsageError, match=REMOTE):
+        cache_entry(tmp_path / "a", ".x")
+
+
+def test_an_archive_as_source_is_said_to_be_a_file(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.writestr("cat/0.jpg", b"x")
+    with pytest.raises(
+        shardio.PackError, match=r"images\.zip: it is a file, not a folder; unpack it"
+    ):
+        shardio.pack(tmp_path / "images.zip", tmp_path / "out", shards=1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["info", "--preview", "gopher://bucket/sheet.png"],
+        ["profile", "--html", "gopher://bucket/a.html"],
+        ["profile", "--png", "gopher://bucket/a.png"],
+        ["profile", "--trace", "gopher://bucket/a.json"],
+        ["verify", "--fix", "gopher://bucket/new"],
+    ],
+)
+def test_a_url_is_refused_before_anything_is_done(
+    packed: Path, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, *rest = options
+    done = CliRunner().invoke(commands, [name, str(packed), *rest])
+    assert "gopher storage is not read or written here" in str(done.exception)
+    assert not [*tmp_path.iterdir()]
 
 
 # Where boto3 is missing, that is what is said; else nothing listens.
@@ -116,82 +222,28 @@ def test_a_list_of_urls_and_a_pattern_reach_for_the_store(packed: Path) -> None:
             shardio.ShardDataset(source)
 
 
-def test_a_path_object_is_no_url() -> None:
-    with pytest.raises(shardio.UsageError, match=REMOTE):
-        shardio.ShardDataset(Path("s3://bucket/packed"))
-
-
-def test_a_repair_writes_to_no_url_of_an_unknown_scheme(
-    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["pack", "s3://bucket/images", "{out}", "--shards", "2"],
+        ["pack", "{images}", "{out}", "--shards", "2", "--manifest", "s3://bucket/t.csv"],
+        ["convert", "{packed}", "s3://bucket/records", "--to", "tfrecord"],
+        ["convert", "{packed}", "s3://bucket/indexes", "--to", "wids"],
+        ["replay", "{packed}", "--batch-size", "4", "--step", "0", "--to", "s3://bucket/batch"],
+        ["profile", "{packed}", "--html", "s3://bucket/a.html"],
+    ],
+    ids=" ".join,
+)
+def test_what_must_be_local_is_no_url_of_a_store(
+    command: list[str],
+    images: Path,
+    packed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(shardio.UsageError, match="memory storage is not read or written here"):
-        shardio.repair(packed, "memory://bucket/new")
+    places = {"images": images, "packed": packed, "out": tmp_path / "out"}
+    code, text = run(*(part.format(**places) for part in command))
+    assert code != 0
+    assert "s3 storage is not read or written here" in " ".join(text.split())
     assert [*tmp_path.iterdir()] == []
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("rsync://example.org/a.tar", "rsync storage is not read or written here"),
-        ("pipe:curl -s http://example.org/a.tar", "shardio runs no commands; fetch the shards"),
-        ("file:///data/out", "a path is needed, not a URL; leave out .* file://"),
-        ("a-{0..1}.tar::b-{0..1}.tar", "sources joined by '::' are not read; .* as a list"),
-    ],
-)
-def test_each_kind_of_source_that_is_no_path_has_its_way_out(source: str, message: str) -> None:
-    with pytest.raises(shardio.UsageError, match=message):
-        shardio.ShardDataset(source)
-
-
-@pytest.mark.parametrize(
-    "path", ["C:\\data\\out", "c:/data", "/s3://x", "./s3://x", "a:b/c", "12:30/x", "a b://c", ""]
-)
-def test_a_path_with_a_colon_is_a_path(path: str) -> None:
-    assert url_fault(path) is None
-
-
-def test_a_row_that_names_a_url_is_an_error_with_its_row(tmp_path: Path) -> None:
-    make_images(tmp_path / "in", classes=0, per_class=1)
-    (tmp_path / "t.csv").write_text("path\nhttps://example.org/a/0.jpg\n")
-    with pytest.raises(
-        shardio.PackError, match=r"row 1: https://example\.org/a/0\.jpg: https stor"
-    ):
-        shardio.pack(tmp_path / "in", tmp_path / "out", shards=1, manifest=tmp_path / "t.csv")
-
-
-def test_a_cache_folder_is_no_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SHARDIO_CACHE", "s3://bucket/cache")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a").touch()
-    with pytest.raises(shardio.UsageError, match=REMOTE):
-        cache_entry(tmp_path / "a", ".x")
-
-
-def test_an_archive_as_source_is_said_to_be_a_file(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
-        archive.writestr("cat/0.jpg", b"x")
-    with pytest.raises(
-        shardio.PackError, match=r"images\.zip: it is a file, not a folder; unpack it"
-    ):
-        shardio.pack(tmp_path / "images.zip", tmp_path / "out", shards=1)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["info", "--preview", "s3://bucket/sheet.png"],
-        ["profile", "--html", "s3://bucket/a.html"],
-        ["profile", "--png", "s3://bucket/a.png"],
-        ["profile", "--trace", "s3://bucket/a.json"],
-        ["verify", "--fix", "memory://bucket/new"],
-    ],
-)
-def test_a_url_is_refused_before_anything_is_done(
-    packed: Path, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    name, *rest = options
-    done = CliRunner().invoke(commands, [name, str(packed), *rest])
-    assert "storage is not read or written here" in str(done.exception)
-    assert not [*tmp_path.iterdir()]
