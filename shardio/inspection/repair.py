@@ -21,9 +21,6 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from shardio.errors import (
     CodecError,
     IndexFileError,
@@ -52,6 +49,7 @@ from shardio.storage.base import StoredBytes
 from shardio.storage.compression import decompress, find_compression
 from shardio.storage.folder import Folder, refuse_inside
 from shardio.storage.local import FileBytes
+from shardio.storage.location import Location, locate
 from shardio.tar.salvage import Walk, walk_members
 
 
@@ -169,7 +167,7 @@ class _Shard:
 
     def find(self, index: ShardIndex | None) -> Iterator[SourceSample | Problem]:
         if index is not None and index.checksums is not None and self._trusts(index):
-            yield from self._by_index(index, index.checksums)
+            yield from self._by_index(index)
         else:
             yield from self._by_names()
 
@@ -180,29 +178,24 @@ class _Shard:
             return index.shard_sha256 == receipt.sha256
         return index.shard_size == len(self._data) or bool(self._walk.gaps)
 
-    def _by_index(
-        self, index: ShardIndex, checksums: NDArray[np.uint32]
-    ) -> Iterator[SourceSample | Problem]:
+    def _by_index(self, index: ShardIndex) -> Iterator[SourceSample | Problem]:
         elsewhere: dict[tuple[str, str], list[int]] = defaultdict(list)
         for group in self._groups:
             for name, number in (*group.members.items(), *group.repeated):
                 elsewhere[group.key, name].append(int(self._walk.members.offsets[number]))
         for row in range(len(index)):
             key = index.key(row)
-            offsets = index.offsets[row].tolist()
-            columns = sorted((each, column) for column, each in enumerate(offsets) if each >= 0)
+            members = index.members(row)
             fields, reason = list[_Field](), None
-            for offset, column in columns:
-                name, size = index.fields[column], int(index.sizes[row, column])
-                checksum = int(checksums[row, column])
+            for name, (offset, size, _, checksum, _) in members.items():
                 places = (offset, *elsewhere.pop((key, name), ()))
                 right = next((at for at in places if self._checksum(at, size) == checksum), None)
                 if right is None:
                     reason = f"the data of field {quoted(name)} at byte {offset} were changed"
                     break
                 fields.append(_Field(name, FromRange(self._path, right, size, checksum)))
-            for _, column in columns:
-                elsewhere.pop((key, index.fields[column]), None)
+            for name in members:
+                elsewhere.pop((key, name), None)
             yield self._judge(key, fields, reason, verified=True)
         for (key, name), (offset, *_) in elsewhere.items():
             yield self._problem(
@@ -382,7 +375,7 @@ def repair(
 
     Args:
         source: source as for verify; each split of a folder of splits becomes a folder in `new`.
-        new: new or empty folder outside the source.
+        new: path or URL of a new or empty folder outside the source.
         shards: number of shards to write for each split; by default as many as it has.
         deep: whether to drop samples with a field that cannot be decoded.
         max_pixels: maximum number of pixels of an image; see shardio.fields.limits.
@@ -397,9 +390,11 @@ def repair(
     """
     engine = make_engine("local", jobs)
     check = FieldCheck(deep=deep, max_pixels=max_pixels)
-    parts = find_parts(fspath(source))
-    out = Path(new)
-    refuse_inside(out, (Path(part.path) for part in parts))
+    name = fspath(source)
+    parts = find_parts(name)
+    out = locate(fspath(new))
+    if out.is_local:
+        refuse_inside(Path(out), (Path(part.path) for part in parts))
     done = [
         _repair_part(
             part,
@@ -413,9 +408,7 @@ def repair(
         if part.shards
     ]
     if not done:
-        raise PackError(
-            "no shards are left", where=fspath(source), remedy="fetch or pack them again"
-        )
+        raise PackError("no shards are left", where=name, remedy="fetch or pack them again")
     return RepairSummary(
         samples=sum(each.samples for each in done),
         shards=sum(each.shards for each in done),
@@ -426,7 +419,7 @@ def repair(
 
 def _repair_part(
     part: Part,
-    out: Path,
+    out: Location,
     sharding: Sharding,
     *,
     check: FieldCheck,

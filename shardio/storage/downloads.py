@@ -29,10 +29,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import NamedTuple
 
-from shardio.errors import RemoteError, ShardioError, TarError, argument
+from shardio.errors import RemoteError, ShardioError, SituationError, TarError, argument
 from shardio.processes import Daemons, new_lock, outside_collection
 from shardio.storage.base import FileStat, StoredFile, outside_error
+from shardio.storage.compression import LONGEST_MAGIC, compression_of, decompress_file
 from shardio.storage.local import LocalShard
 from shardio.storage.remote import RemoteStorage, RequestError, remote_error
 from shardio.storage.shard_cache import NextUse, Part, ShardCache, key_of
@@ -60,6 +63,7 @@ class RemoteShard:
         sha256: hexadecimal digest of the shard, where a manifest records it.
         version: version of the object, see shardio.storage.base.FileStat; None for any, where the
             digest tells.
+        stored: size of the object if it is compressed; None for a plain tar.
         key: name in the cache.
     """
 
@@ -69,10 +73,12 @@ class RemoteShard:
     size: int
     sha256: str | None
     version: str | None
+    stored: int | None = None
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
-        key = self.sha256 or key_of(self.path, self.version or "", self.size)
+        place = self.path if self.stored is None else f"{self.path} without its compression"
+        key = self.sha256 or key_of(place, self.version or "", self.stored or self.size)
         object.__setattr__(self, "key", key)
 
     def versions(self) -> set[str]:
@@ -154,7 +160,7 @@ class Downloads:
             self._changed.wait_for(lambda: not self._running, _LONGEST_END)
             parts = [*self._parts]
         for part in parts:
-            part.abandon()
+            part.close()
 
     def want(self, shards: Sequence[RemoteShard], next_use: NextUse) -> None:
         """Fetch shards in this order; forget those that are not among them.
@@ -197,7 +203,7 @@ class Downloads:
         """
         if discard:
             shard.cache.discard(shard)
-        return ShardRanges(shard, self)
+        return ShardRanges(shard, self) if shard.stored is None else ComingShard(shard, self)
 
     def read(self, shard: RemoteShard, start: int, end: int, versions: set[str]) -> Future[bytes]:
         """Read a range of a shard, in a thread.
@@ -311,7 +317,7 @@ class Downloads:
             try:
                 return self._fill(part, shard, connections)
             finally:
-                part.abandon()
+                part.close()
                 with self._changed:
                     self._parts.discard(part)
         except RemoteError:
@@ -346,6 +352,9 @@ class Downloads:
             part.write(data)
             digest.update(data)
 
+        if shard.stored is not None:
+            self._receive_compressed(shard, take, part)
+            return digest.hexdigest()
         if connections > 1 and shard.size > _SPLIT:
             try:
                 self._receive_pieces(shard, take, connections)
@@ -360,6 +369,20 @@ class Downloads:
         if stat.size != shard.size:
             raise _misfit(shard, stat.size)
         return digest.hexdigest()
+
+    def _receive_compressed(
+        self, shard: RemoteShard, take: Callable[[memoryview], None], part: Part
+    ) -> None:
+        """Fetch a compressed object, and give its plain data."""
+        with TemporaryFile(dir=shard.cache.folder) as packed:
+            self._download(shard, 0, None, shard.version, packed.write)
+            packed.seek(0)
+            compression = compression_of(packed.read(LONGEST_MAGIC))
+            if compression is None:
+                raise _misfit(shard, shard.size)
+            decompress_file(packed, compression, _Taker(part, take), name=shard.name)
+        if part.size != shard.size:
+            raise _misfit(shard, part.size)
 
     def _receive_pieces(
         self, shard: RemoteShard, take: Callable[[memoryview], None], connections: int
@@ -396,7 +419,7 @@ class Downloads:
         start: int,
         end: int | None,
         version: str | None,
-        take: Callable[[memoryview], None],
+        take: Callable[[memoryview], object],
     ) -> FileStat:
         """Read bytes of a shard from the store, until the loop ends."""
 
@@ -439,6 +462,19 @@ def _without_room(shard: RemoteShard, error: OSError | None = None) -> str:
             way,
         )
     return "no room"
+
+
+class _Taker(NamedTuple):
+    """Gives plain data on; see shardio.storage.compression.Plain."""
+
+    part: Part
+    take: Callable[[memoryview], None]
+
+    def fileno(self) -> int:
+        return self.part.fileno()
+
+    def write(self, data: bytes) -> None:
+        self.take(memoryview(data))
 
 
 class _EndedError(ShardioError):
@@ -536,20 +572,37 @@ class ComingShard(ShardRanges):
                 with suppress(ShardioError, OSError):  # which is met again
                     return asked.result()[offset - start : offset - start + size]
         file = self._wait_for(offset + size)
-        try:
-            return super().read(offset, size) if file is None else file.read(offset, size)
-        except RemoteError as error:
-            if type(error) is not RemoteError or not self._downloads.add(self._shard):
-                raise
-        file = self._wait_for(offset + size)  # the store has no ranges
-        return super().read(offset, size) if file is None else file.read(offset, size)
+        if file is not None:
+            return file.read(offset, size)
+        if self._shard.stored is None:
+            try:
+                return super().read(offset, size)
+            except RemoteError as error:
+                if type(error) is not RemoteError or not self._downloads.add(self._shard):
+                    raise
+        elif not self._downloads.add(self._shard):
+            raise self._without_room()
+        file = self._wait_for(offset + size)  # the store has no ranges of it
+        if file is None:
+            raise self._without_room()
+        return file.read(offset, size)
 
     def read_ahead(self, start: int, end: int, /) -> None:
         """Ask for a range, before shards are fetched, unless it is there."""
-        if self.whole is None and end > start:
+        if self.whole is None and end > start and self._shard.stored is None:
             asked = self._ask(start, end)
             self._downloads.fetch_after(asked)
             self._asked = [*self._asked, (start, end, asked)]
+
+    def _without_room(self) -> SituationError:
+        size, compressed = f"{self.size:,} bytes", self._shard.stored is not None
+        known = f"{size} without its compression" if compressed else size
+        return SituationError(
+            f"the cache has no room for this shard, which has {known}, and "
+            f"{'compressed shards are' if compressed else 'its store is'} not read by ranges",
+            where=self.name,
+            remedy=f"raise {argument('cache_limit')}" + ", or decompress the shards" * compressed,
+        )
 
     def _wait_for(self, end: int) -> LocalShard | None:
         """Wait until the first bytes of the shard are in the cache; None if they do not come."""

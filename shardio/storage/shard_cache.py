@@ -108,6 +108,10 @@ class Part:
         self._descriptor: int | None = descriptor
         self._lock = new_lock()
 
+    def fileno(self) -> int:
+        """Return the descriptor of the file."""
+        return self._open()
+
     def write(self, data: memoryview) -> None:
         """Append bytes.
 
@@ -139,7 +143,7 @@ class Part:
             self._cache.put(self._wanted, self._path, self._open())
             self._close()
 
-    def abandon(self) -> None:
+    def close(self) -> None:
         """Remove it, and give its room back, unless it is whole."""
         with self._lock:
             if self._descriptor is not None:
