@@ -315,10 +315,8 @@ class _StoredShard:
             cache.discard(self.raw)
             part = cache.claim(replace(shard, size=len(data)), lambda _: None)
             if isinstance(part, Part):
-                try:
+                with closing(part):
                     for start in range(0, len(data), PIECE):
                         part.write(memoryview(data[start : start + PIECE]))
                     part.commit()
-                finally:
-                    part.abandon()
         return index

@@ -414,7 +414,6 @@ def finish_in_turn(batches: Iterator[UnfinishedBatch]) -> Batches:
 _living: weakref.WeakSet[Batches] = weakref.WeakSet()
 
 
-@atexit.register
 def _end_loops() -> None:
     """End all loops before the global names are gone that they need for that."""
     for loop in [*_living]:
@@ -422,14 +421,9 @@ def _end_loops() -> None:
             loop.close()
 
 
-def _end_loops_early(process: int = os.getpid()) -> None:
-    if process == os.getpid():
-        _end_loops()
-
-
-if hasattr(threading, "_register_atexit"):
-    # Executors register so, too, and then wait for threads that may wait for a store.
-    threading._register_atexit(_end_loops_early)
+# Before executors, which register so, wait for threads that may wait for a store.
+getattr(threading, "_register_atexit", atexit.register)(_end_loops)
+os.register_at_fork(after_in_child=_living.clear)  # the parent's
 
 
 class ResumableDataset(IterableDataset[dict[str, Any]]):

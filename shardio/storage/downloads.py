@@ -169,7 +169,7 @@ class Downloads:
             self._changed.wait_for(lambda: not self._running, _LONGEST_END)
             parts = [*self._parts]
         for part in parts:
-            part.abandon()
+            part.close()
 
     def want(self, shards: Sequence[RemoteShard], next_use: NextUse) -> None:
         """Fetch shards in this order; forget those that are not among them.
@@ -335,7 +335,7 @@ class Downloads:
             try:
                 return self._fill(part, shard, connections)
             finally:
-                part.abandon()
+                part.close()
                 with self._changed:
                     self._parts.discard(part)
         except RemoteError:
@@ -490,18 +490,19 @@ def _without_room(shard: RemoteShard, error: OSError | None = None) -> str:
 
 
 def _not_come(shard: RemoteShard, error: OSError | None = None) -> ShardioError:
-    """Make the error of a compressed shard that is not in the cache."""
-    cache, why = shard.cache, "another process fetches it, and does not go on"
-    remedy = "end that process"
+    """Make the error of a shard that is not in the cache, and cannot be read otherwise."""
+    limit, compressed = shard.cache.limit, shard.stored is not None
+    why, remedy = "another process fetches it, and does not go on", "end that process"
     if error is not None:
         why, remedy = str(error.strerror or error), "free some space"
-    elif shard.size > cache.limit:
-        why, remedy = f"its limit is {cache.limit:,}", f"raise {argument('cache_limit')}"
+    elif shard.size > limit:
+        why, remedy = f"its limit is {limit:,}", f"raise {argument('cache_limit')}"
     return SituationError(
-        f"the cache has no room for this shard, which has {shard.size:,} bytes without its "
-        f"compression ({why}), and compressed shards are not read by ranges",
+        f"the cache has no room for this shard, which has {shard.size:,} bytes"
+        f"{' without its compression' * compressed} ({why}), and "
+        f"{'compressed shards are' if compressed else 'its store is'} not read by ranges",
         where=shard.name,
-        remedy=f"{remedy}, or decompress the shards",
+        remedy=remedy + ", or decompress the shards" * compressed,
     )
 
 
@@ -624,8 +625,6 @@ class ComingShard(ShardRanges):
                 if type(error) is not RemoteError:
                     raise
                 file = self._fetched(offset + size)  # the store has no ranges
-                if file is None:
-                    raise
         file = file or self._fetched(offset + size)
         if file is None:
             raise _not_come(self._shard)

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from shardio.errors import SituationError, argument
-from shardio.processes import close_locked, is_alive, new_lock, open_for_lock
+from shardio.processes import close_locked, new_lock, open_for_lock
 from shardio.storage.cache import cache_folder
 from shardio.storage.folder import atomic_file
 from shardio.storage.local import LocalShard
@@ -48,7 +48,7 @@ SHARE_OF_FREE = 0.75
 _OLD = 86400.0  # seconds after which a part is left where locks do not tell
 _NAME = re.compile(
     r"\.?[0-9a-f]{64}\."
-    r"(?:(?P<size>[0-9]+)(-[0-9]+)*\.part|(?P<whole>tar|index)|index\.(?P<process>[0-9]+)-[0-9]+\.tmp)"
+    r"(?:(?P<size>[0-9]+)(-[0-9]+)*\.part|(?P<whole>tar|index)|index\.[0-9]+-[0-9]+\.tmp)"
 )
 _DIGITS = 32  # of the sum, so that it is overwritten in place
 _LONGEST_WAIT, _PAUSE = 10.0, 0.005  # seconds for the lock of the folder
@@ -109,11 +109,7 @@ class Part:
         self._lock = new_lock()
 
     def fileno(self) -> int:
-        """Return the descriptor of the file.
-
-        Raises:
-            ValueError: it was abandoned.
-        """
+        """Return the descriptor of the file."""
         return self._open()
 
     def write(self, data: memoryview) -> None:
@@ -156,7 +152,7 @@ class Part:
             self._cache.put(self._wanted, self._path, self._open())
             self._close()
 
-    def abandon(self) -> None:
+    def close(self) -> None:
         """Remove it, and give its room back, unless it is whole."""
         with self._lock:
             if self._descriptor is not None:
@@ -387,8 +383,9 @@ class ShardCache:
         size, kind = status.st_size, found["whole"]
         if found["size"] is not None:
             size, kind = int(found["size"]), "left" if self._is_left(path) else "coming"
-        elif found["process"] is not None:
-            kind = "coming" if is_alive(int(found["process"])) else "left"
+        elif kind is None:  # of an index, which is written while the folder is locked
+            is_new = not self._locks and time.time() - status.st_mtime < _OLD
+            kind = "coming" if is_new else "left"
         yield Entry(path, size, status.st_mtime, {"tar": "shard"}.get(kind, kind))
 
     def _make_room(self, wanted: WantedShard, accounts: _Accounts, next_use: NextUse) -> bool:

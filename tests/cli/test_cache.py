@@ -33,7 +33,7 @@ def cache(tmp_path: Path) -> Path:
     index = folder / "remote" / "aa" / f"{'a' * 64}.index"
     index.write_bytes(bytes(10))
     (folder / "remote" / "aa" / f"{'d' * 64}.{SIZE}.part").write_bytes(bytes(500))
-    (folder / "remote" / "aa" / f".{'a' * 64}.index.{1 << 22}-7.tmp").write_bytes(bytes(5))
+    (folder / "remote" / "aa" / f".{'a' * 64}.index.1-7.tmp").write_bytes(bytes(5))
     (folder / "remote" / "cc" / "mine.tar").write_bytes(b"mine")
     (folder / f"{'e' * 32}.idx").write_bytes(b"of a local shard")
     for path in [folder, *folder.rglob("*")]:

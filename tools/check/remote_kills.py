@@ -36,12 +36,10 @@ FORKING = multiprocessing.get_context("fork")
 def pack(folder: Path) -> dict[str, bytes]:
     """Pack random bytes, and return their digests by key."""
     source = random.Random(0)  # noqa: S311
-    samples = [
-        {"__key__": f"{number:05d}", "bin": source.randbytes(BYTES)}
-        for number in range(SHARDS * SAMPLES)
-    ]
+    stored = {f"{number:05d}": source.randbytes(BYTES) for number in range(SHARDS * SAMPLES)}
+    samples = [{"__key__": key, "bin": data} for key, data in stored.items()]
     shardio.pack(samples, folder, shards=SHARDS, shuffle=False)
-    return {sample["__key__"]: hashlib.sha256(sample["bin"]).digest() for sample in samples}
+    return {key: hashlib.sha256(data).digest() for key, data in stored.items()}
 
 
 def read(url: str, cache: Path, limit: int, num_workers: int = 0) -> dict[str, bytes]:
