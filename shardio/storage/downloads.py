@@ -37,7 +37,7 @@ from shardio.processes import Daemons, new_lock, outside_collection
 from shardio.storage.base import FileStat, StoredFile, outside_error
 from shardio.storage.compression import LONGEST_MAGIC, compression_of, decompress_file
 from shardio.storage.local import LocalShard
-from shardio.storage.remote import LONGEST_PAUSE, RemoteStorage, RequestError, remote_error
+from shardio.storage.remote import RemoteStorage, RequestError, remote_error
 from shardio.storage.shard_cache import NextUse, Part, ShardCache, key_of
 
 _LOG = logging.getLogger("shardio")
@@ -170,6 +170,15 @@ class Downloads:
             parts = [*self._parts]
         for part in parts:
             part.close()
+
+    def finish(self) -> None:
+        """Wait for shards that come, as long as they do: other processes may need more of them."""
+        with self._changed:
+            while self._running and not self._closed and self.process == os.getpid():
+                grown = max((part.grown for part in self._parts), default=0.0)
+                if time.monotonic() - grown > _STILL:
+                    return
+                self._changed.wait(_POLL)
 
     def want(self, shards: Sequence[RemoteShard], next_use: NextUse) -> None:
         """Fetch shards in this order; forget those that are not among them.
@@ -588,10 +597,8 @@ class ComingShard(ShardRanges):
         self._asked: list[tuple[int, int, Future[bytes]]] = []
         self._coming: LocalShard | None = None
         self._whole: LocalShard | None = None
-        storage = shard.storage
-        # What cannot be read otherwise is waited for until whoever fetches it would give up.
-        attempts = 1 if shard.stored is None else storage.retries + 1
-        self._patience = attempts * storage.timeout + (attempts - 1) * LONGEST_PAUSE
+        storage = shard.storage  # what is not read by ranges is waited for longer
+        self._patience = storage.timeout if shard.stored is None else storage.patience
 
     @property
     def whole(self) -> LocalShard | None:

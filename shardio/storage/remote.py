@@ -46,13 +46,11 @@ T = TypeVar("T")
 
 PIECE = 1 << 20
 """Bytes of a body that are read at once."""
-LONGEST_PAUSE = 20.0
-"""Seconds before another attempt, unless the store asks for more."""
 
 _LOG = logging.getLogger("shardio")
 _FIRST = 256 << 10  # bytes that are read when a file is opened: indexes are smaller
 _SEQUENTIAL = 8 << 20  # bytes of a request where reading goes on where it ended
-_FIRST_PAUSE = 0.1  # seconds
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 20.0  # seconds
 _LONGEST_WISH = 120.0  # seconds of a Retry-After that are waited
 
 Reason = Literal[
@@ -202,6 +200,11 @@ class RemoteStorage(ABC):
     cache_dir: str | None = None
     cache_limit: int | None = None
 
+    @property
+    def patience(self) -> float:
+        """Seconds after which another process that gets nothing from the store has given up."""
+        return (self.retries + 1) * self.timeout + self.retries * _LONGEST_PAUSE
+
     @abstractmethod
     def connect(self) -> Client:
         """Make a client; called once in each process, and again when credentials have expired."""
@@ -347,7 +350,7 @@ class Attempts:
     def _pause(self, error: RequestError) -> float:
         if error.retry_after is not None:
             return min(error.retry_after, _LONGEST_WISH) + random.uniform(0, _FIRST_PAUSE)  # noqa: S311
-        longest = min(_FIRST_PAUSE * 2**self._failed, LONGEST_PAUSE)
+        longest = min(_FIRST_PAUSE * 2**self._failed, _LONGEST_PAUSE)
         return random.uniform(longest / 2, longest)  # noqa: S311  no secret
 
 

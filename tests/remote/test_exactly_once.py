@@ -122,7 +122,7 @@ def test_with_streams_each_shard_is_read_by_one_rank_alone(
     assert not first & second
     assert max(Counter(chain(*found)).values()) == 1
     assert len(first) == len(second) == 96
-    assert gets == dict.fromkeys(asked, 1)
+    assert {*gets.values()} == {1}
     assert len(asked) == grid.SHARDS
 
 
@@ -146,6 +146,5 @@ def test_four_processes_of_a_node_fetch_each_shard_once(
 
     keys = in_child(read)
     assert len({*keys}) == len(keys) == 192
-    asked = grid.shards_asked(web)
-    assert grid.whole_gets(web) == dict.fromkeys(asked, 1)
-    assert len(asked) == grid.SHARDS
+    assert {*grid.whole_gets(web).values()} == {1}  # the first batches may need ranges alone
+    assert len(grid.shards_asked(web)) == grid.SHARDS
