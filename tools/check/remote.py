@@ -1,9 +1,9 @@
 """Do datasets in stores come exactly once, whatever fails? And what do killed packs leave there?
 
-Every combination of grid.py reads an epoch in real processes, and goes on from the middle of another
-with other ranks and workers: two stores, three kinds of shards, three ways of reading, and stores
-that refuse, cut bodies, fall silent, restart, or let credentials expire. Right: the batches of local
-files, each once, and nothing but whole shards and indexes in the cache.
+Every combination of grid.py reads an epoch in real processes, and goes on from the middle of
+another with other ranks and workers: two stores, three kinds of shards, three ways of reading, and
+stores that refuse, cut bodies, fall silent, restart, or let credentials expire. Right: the batches
+of local files, each once, and nothing but whole shards and indexes in the cache.
 
 Packs to S3 are killed at random times. Right: no manifest, or all of it; the same pack, run again,
 makes the objects of a local pack, and leaves no others, and no unfinished upload.
@@ -163,7 +163,7 @@ def change(kind: str, how: str, sets: grid.Sets, trial: campaign.Trial) -> None:
                 return found, type(error).__name__
         return found, ""
 
-    reference = grid.read([grid.open_set(str(sets[kind]), window=1)])
+    reference = sets.expected[kind, 1]
     found, error = in_child(train)
     if other := [place for place in found if found[place] != reference[place]]:
         raise campaign.Wrong("other data than was indexed", other)
