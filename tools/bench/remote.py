@@ -9,8 +9,8 @@ round every way runs once, in a process of its own, with an empty cache.
 
 Held equal:
 
-- the server is nginx, 30 ms a request and 90 MB/s a connection, on the same two cores; it answers
-  S3 clients too, whose signatures it does not compare; rows that say "S3" go through it to SeaweedFS
+- the server is nginx, 30 ms a request and 90 MB/s a connection, on the same cores; it answers S3
+  clients too, without a look at their signatures; "cache, S3" goes through it to SeaweedFS
 - the rate by CPU divides by the CPU time of the reader and its children alone, not the server's
 - the same photos, repeated, in shards of 64 MB (MDS and LitData: their own shards of 64 MB)
 - photos become uint8 [64, 3, 224, 224] by RandomResizedCrop(224) and flip; two threads or two
@@ -47,8 +47,9 @@ from runs import RunError
 from sources import files_and_labels, make_source
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "check"))
-from servers import S3_LATENCY, S3_RATE, Missing, Nginx, SeaweedS3  # noqa: E402
-from shardio.packing.pack import pack  # noqa: E402
+from servers import S3_LATENCY, S3_RATE, Missing, Nginx, SeaweedS3
+from shardio.indexing.manifest import MANIFEST_NAME
+from shardio.packing.pack import pack
 
 SHARD_BYTES, SHARDS = 64 << 20, 24
 QUICK_SHARDS, QUICK_PHOTOS = 4, 256
@@ -145,7 +146,8 @@ def make_data(cache: Path, given: Path | None, *, quick: bool) -> Data:
     folder = cache / f"served-{count}"
     shards = folder / BUCKET / "shards"
     labels = [label for _, label in files_and_labels(images)]
-    pack(images, shards, shards=QUICK_SHARDS if quick else SHARDS)
+    if not (shards / MANIFEST_NAME).exists():
+        pack(images, shards, shards=QUICK_SHARDS if quick else SHARDS)
     sizes = {path.name: path.stat().st_size for path in sorted(shards.glob("*.tar"))}
     return Data(folder=folder, wanted=np.bincount(labels).tolist(), sizes=sizes)
 
@@ -170,10 +172,10 @@ class Servers:
         self._data = data
         self._work = work
         self._stack = ExitStack()
-        self._pace = {"latency": S3_LATENCY, "rate": S3_RATE}
-        self.web = self._stack.enter_context(
-            Nginx(work / "web", folder=data.folder, tls=True, **self._pace)
+        self.web = Nginx(
+            work / "web", folder=data.folder, tls=True, latency=S3_LATENCY, rate=S3_RATE
         )
+        self._stack.enter_context(self.web)
         self._s3: tuple[Nginx, dict[str, Any]] | None = None
 
     def place(self, source: str) -> tuple[Nginx, dict[str, Any]]:
@@ -195,9 +197,8 @@ class Servers:
     def _start_s3(self) -> tuple[Nginx, dict[str, Any]]:
         """Start an S3 store, and copy the shards into it."""
         store = self._stack.enter_context(SeaweedS3(self._work / "s3"))
-        front = self._stack.enter_context(
-            Nginx(self._work / "front", upstream=store.url, **self._pace)
-        )
+        front = Nginx(self._work / "front", upstream=store.url, latency=S3_LATENCY, rate=S3_RATE)
+        self._stack.enter_context(front)
         bucket = store.bucket()
         store.upload(self._data.shards, bucket)
         options = {
@@ -288,7 +289,7 @@ class Figure:
     def row(self) -> str:
         """Format it as a row of a table."""
         if self.found is None:
-            return f"| {self.what} | – | {self.goal} | absent | {self.beside} |"
+            return f"| {self.what} | | {self.goal} | absent | {self.beside} |"
         value = self.found.median
         good = value <= self.goal if self.most else value >= self.goal
         bound = "at most" if self.most else "at least"
@@ -532,8 +533,8 @@ def measure(arguments: argparse.Namespace, place: Path) -> list[str]:
                 if done is not None:
                     found[way].runs.append(done)
     return [
-        f"{sum(data.wanted):,} photos, {len(data.sizes)} shards, {data.bytes / 1e9:.3g} GB. Medians "
-        f"of {arguments.rounds} rounds, least to most in brackets.",
+        f"{sum(data.wanted):,} photos, {len(data.sizes)} shards, {data.bytes / 1e9:.3g} GB. "
+        f"Medians of {arguments.rounds} rounds, least to most in brackets.",
         *(line for section in chosen for line in show_section(section, found, data)),
         *show_ways(found),
     ]

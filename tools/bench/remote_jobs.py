@@ -270,7 +270,7 @@ def bare(place: dict[str, Any], *, hashed: bool) -> dict[str, float]:
         url = f"{here.source}/shard-{number:06d}.tar"
         answer = pool.request("GET", url, preload_content=False, decode_content=False)
         with (Path(here.cache) / f"{number}.tar").open("wb", buffering=0) as file:
-            while got := answer.readinto(buffer):  # type: ignore[arg-type]  it takes any buffer
+            while got := answer.readinto(buffer):
                 file.write(buffer[:got])
                 if hashed:
                     digest.update(buffer[:got])

@@ -47,7 +47,7 @@ def load(folder: str, workload: Workload, **options: Any) -> Iterable[Batch]:
     dataset = litdata.StreamingDataset(
         folder, shuffle=True, drop_last=False, transform=partial(make_sample, workload), **options
     )
-    return litdata.StreamingDataLoader(
+    loader: Iterable[Batch] = litdata.StreamingDataLoader(
         dataset,
         batch_size=workload.batch,
         num_workers=CORES_USED,
@@ -55,6 +55,7 @@ def load(folder: str, workload: Workload, **options: Any) -> Iterable[Batch]:
         collate_fn=collate,
         worker_init_fn=use_one_thread,
     )
+    return loader
 
 
 def make_sample(workload: Workload, item: dict[str, Any]) -> Sample:
