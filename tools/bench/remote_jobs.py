@@ -93,6 +93,8 @@ def with_mosaicml(place: Place, workload: Workload) -> Epoch:
 
 def with_litdata(place: Place, workload: Workload) -> Epoch:
     peer = importlib.import_module("peers.litdata_peer")
+    downloader = importlib.import_module("litdata.streaming.downloader")
+    downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # it has no option for that
     options = {"storage_options": place.options, "cache_dir": place.cache}
     loader = peer.load(place.source, workload, max_cache_size="100GB", **options)
     return lambda: iter(loader)
@@ -121,7 +123,7 @@ def with_datago(place: Place, workload: Workload) -> Epoch:
         samples = []
         while (sample := client.get_sample_auto_convert()) is not None:
             pixels = random_crop(np.asarray(sample["image"]), workload.size)
-            samples.append((pixels, int(sample["attributes"]["cls"])))
+            samples.append((pixels, int(json.loads(sample["attributes"]["cls"]))))
             if len(samples) == workload.batch:
                 yield collate(samples)
                 samples = []
