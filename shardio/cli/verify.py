@@ -19,7 +19,7 @@ from shardio.inspection.findings import ClassShare, FieldStatistics, Verificatio
 from shardio.inspection.repair import RepairSummary, repair
 from shardio.inspection.verify import verify as verify_source
 from shardio.packing.layout import DROPPED_NAME
-from shardio.storage.local import refuse_url
+from shardio.storage.location import locate
 
 _MOST_LINES = 50
 _MOST_CLASSES = 20  # of a field
@@ -61,7 +61,7 @@ def verify(
     there are problems, also if they were fixed in NEW; notes are no problems.
     """
     if new is not None:
-        refuse_url(new)
+        locate(new)  # refuses what cannot be written to, before anything is done
     with progress_bar("verifying, MB", hidden=as_json) as progress:
         found = verify_source(
             path,

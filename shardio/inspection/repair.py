@@ -49,6 +49,7 @@ from shardio.storage.base import StoredBytes
 from shardio.storage.compression import decompress, find_compression
 from shardio.storage.folder import Folder, refuse_inside
 from shardio.storage.local import FileBytes
+from shardio.storage.location import Location, locate
 from shardio.tar.salvage import Walk, walk_members
 
 
@@ -374,7 +375,7 @@ def repair(
 
     Args:
         source: source as for verify; each split of a folder of splits becomes a folder in `new`.
-        new: new or empty folder outside the source.
+        new: path or URL of a new or empty folder outside the source.
         shards: number of shards to write for each split; by default as many as it has.
         deep: whether to drop samples with a field that cannot be decoded.
         max_pixels: maximum number of pixels of an image; see shardio.fields.limits.
@@ -389,9 +390,11 @@ def repair(
     """
     engine = make_engine("local", jobs)
     check = FieldCheck(deep=deep, max_pixels=max_pixels)
-    parts = find_parts(fspath(source))
-    out = Path(new)
-    refuse_inside(out, (Path(part.path) for part in parts))
+    name = fspath(source)
+    parts = find_parts(name)
+    out = locate(fspath(new))
+    if out.is_local:
+        refuse_inside(Path(out), (Path(part.path) for part in parts))
     done = [
         _repair_part(
             part,
@@ -405,9 +408,7 @@ def repair(
         if part.shards
     ]
     if not done:
-        raise PackError(
-            "no shards are left", where=fspath(source), remedy="fetch or pack them again"
-        )
+        raise PackError("no shards are left", where=name, remedy="fetch or pack them again")
     return RepairSummary(
         samples=sum(each.samples for each in done),
         shards=sum(each.shards for each in done),
@@ -418,7 +419,7 @@ def repair(
 
 def _repair_part(
     part: Part,
-    out: Path,
+    out: Location,
     sharding: Sharding,
     *,
     check: FieldCheck,

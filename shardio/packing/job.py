@@ -78,7 +78,8 @@ class PackJob:
         engine: engine that runs the tasks.
         progress: callback for each pass over the samples; None for no reports.
         ledger: name of the file in the output that lists what was left out.
-        storage: storage of the output; None writes local files.
+        storage: storage of the output; None chooses it by the path.
+        storage_options: options of the storage that a URL chooses, by name.
 
     Raises:
         UsageError: the sizes of samples are not known before they are encoded.
@@ -96,6 +97,7 @@ class PackJob:
     progress: Progress | None
     ledger: str = SKIPPED_NAME
     storage: Storage | None = None
+    storage_options: Mapping[str, Any] | None = None
     types: Mapping[str, FieldType] = field(default_factory=dict)
     named: frozenset[str] = frozenset()
 
@@ -138,13 +140,13 @@ class PackSummary:
 
 
 def run_job(
-    out: str | PathLike[str], job: PackJob, open_source: Callable[[Folder], Source]
+    out: str | PathLike[str] | Location, job: PackJob, open_source: Callable[[Folder], Source]
 ) -> PackSummary:
     """Make a packed folder.
 
     Args:
-        out: path of a folder in the job's storage that is new, empty, or that of the same job
-            interrupted.
+        out: folder that is new, empty, or that of the same job interrupted; as a path, one in the
+            job's storage.
         job: specification of the pack.
         open_source: function that opens the source; called with the work folder.
 
@@ -154,9 +156,11 @@ def run_job(
         OSError: the folder cannot be written.
     """
     start = time.monotonic()
-    if not os.fspath(out):
-        raise PackError("the name of the output folder is empty", remedy="name a folder")
-    target = locate(os.fspath(out), job.storage)
+    if not isinstance(out, Location):
+        out = os.fspath(out)
+        if not out:
+            raise PackError("the name of the output folder is empty", remedy="name a folder")
+    target = locate(out, job.storage, job.storage_options)
     names = [*job.splits.fractions] if job.splits else [WHOLE]
     if target.is_local:
         plan, ended = _pack(Path(target), None, names, job, open_source)

@@ -51,8 +51,10 @@ class OutputOptions:
         engine: "local", or "ray" to run on a Ray cluster.
         progress: function that is called with the number of samples before each pass over them,
             and returns a function that is called with the number of those done since.
-        storage: storage of the output, see shardio.storage.base; None writes local files. Shards
-            are made in the temporary directory and published one by one, the manifest last.
+        storage: storage of the output, see shardio.storage.base; None chooses it by the path.
+            Shards are made in the temporary directory and published one by one, the manifest last.
+        storage_options: credentials and other settings of the store of a URL, by name; by default
+            those of its usual environment and files.
 
     Raises:
         UsageError: a value is invalid.
@@ -71,6 +73,7 @@ class OutputOptions:
     engine: EngineName = "local"
     progress: Progress | None = None
     storage: Storage | None = None
+    storage_options: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", whole_number("seed", self.seed))
@@ -116,6 +119,7 @@ class OutputOptions:
             engine=make_engine(self.engine, self.jobs),
             progress=self.progress,
             storage=self.storage,
+            storage_options=self.storage_options,
         )
 
 

@@ -71,7 +71,7 @@ def pack(
     job = options.make_pack_job()
     if isinstance(source, str | PathLike):
         root = fspath(source)
-        if locate(out, options.storage).is_local:
+        if locate(out, options.storage, options.storage_options).is_local:
             refuse_inside(Path(out), [Path(root)], parts=options.split or ())
         return run_job(out, job, lambda _: open_source(root, options))
     if isinstance(source, Source):

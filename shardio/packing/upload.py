@@ -6,24 +6,25 @@ is there: that is the commit. Until then a note lies in the folder, so that nobo
 there for shards of others, and that a later pack may finish it.
 
 Nothing that is there is overwritten. A file of the same contents is taken as it is, as an
-interrupted run of the same pack left it; any other stops the pack. So of two packs of different
-things into one folder at once, one wins at most, and the other says so; two of the same thing make
-the same files, and both succeed. A run that goes on where another ended makes every shard again,
-since whether the sources are still the same is known of local files alone.
+interrupted run of the same pack left it; any other stops the pack. Size and digest tell which it
+is, so that nothing is read or sent again where the storage knows digests. So of two packs of
+different things into one folder at once, one wins at most, and the other says so; two of the same
+thing make the same files, and both succeed. A run that goes on where another ended makes every
+shard again, since whether the sources are still the same is known of local files alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shardio.errors import PackError
 from shardio.indexing.manifest import MANIFEST_NAME, PACKING_NAME, index_path
-from shardio.packing.layout import LEDGERS, WHOLE, is_ours, is_shard_name, path_in, refuse_foreign
-from shardio.storage.base import StoredBytes
+from shardio.packing.layout import LEDGERS, WHOLE, is_shard_name, path_in, refuse_foreign
+from shardio.storage.base import FileStat, StoredBytes
 from shardio.storage.folder import Folder
-from shardio.storage.local import FileBytes
+from shardio.storage.local import sha256_of
 from shardio.storage.location import Location
 from shardio.storage.temporary import temporary_folder
 
@@ -48,22 +49,40 @@ def claim_storage(out: Location, parts: Sequence[str]) -> Iterator[Path]:
         PackError: the output folder has files that a pack would overwrite.
         OSError: the storage fails or refuses.
     """
-    folders = [_folder(out, part) for part in dict.fromkeys((WHOLE, *parts))]
-    for folder in folders:
+    folders = {part: _folder(out, part) for part in (WHOLE, *parts)}
+    for folder in folders.values():
         names = folder.names() if folder.can_list else []
         if PACKING_NAME in names:
             _check_note(folder / PACKING_NAME)
         else:
             refuse_foreign(names, folder)
-    made = [folder for folder in folders if _publish_note(folder / PACKING_NAME)]
-    try:
-        with temporary_folder() as local:
-            yield Path(local) / "out"
-    except BaseException:
-        if not any(is_ours("", name) for folder in folders for name in folder.names()):
-            _release(made)
-        raise
-    _release(folders)
+    made = [folder for folder in folders.values() if _publish_note(folder / PACKING_NAME)]
+    with temporary_folder() as scratch:
+        local = Path(scratch) / "out"
+        try:
+            yield local
+        except BaseException:
+            with suppress(OSError):  # the first error says more
+                if not any(_is_noted(place, local / part) for part, place in folders.items()):
+                    _release(made)
+            raise
+    _release([*folders.values()])
+
+
+def _is_noted(folder: Location, local: Path) -> bool:
+    """Tell whether the note of a folder must stay after an error.
+
+    With another manifest than that of this pack, another one has ended since this one looked.
+
+    Args:
+        folder: folder of the storage.
+        local: folder that this pack works in.
+    """
+    names, mine = folder.names(), local / MANIFEST_NAME
+    if MANIFEST_NAME not in names:
+        return any(map(is_shard_name, names))
+    manifest = folder / MANIFEST_NAME
+    return mine.exists() and _is_same(manifest, manifest.storage.stat(manifest.path), mine)
 
 
 def _publish_note(note: Location) -> bool:
@@ -142,13 +161,21 @@ def publish_rest(out: Location, local: Path, parts: Sequence[str]) -> None:
 
 
 def _publish(target: Location, local: Path) -> None:
-    try:
-        target.storage.publish(target.path, local, only_if_absent=True)
-    except FileExistsError as error:
-        with local.open("rb") as stream:
-            digest = FileBytes(stream, str(local)).sha256()
-        if StoredBytes(target.open()).sha256() != digest:
-            raise _other_pack(target) from error
+    there = target.find()
+    if there is None:
+        with suppress(FileExistsError):
+            target.storage.publish(target.path, local, only_if_absent=True)
+            return
+        there = target.storage.stat(target.path)
+    if not _is_same(target, there, local):
+        raise _other_pack(target)
+
+
+def _is_same(target: Location, there: FileStat, local: Path) -> bool:
+    """Tell whether a file is there already; it is read where the storage knows no digest."""
+    if there.size != local.stat().st_size:
+        return False
+    return (there.sha256 or StoredBytes(target.open()).sha256()) == sha256_of(local)
 
 
 def _folder(out: Location, part: str) -> Location:

@@ -15,30 +15,20 @@ connections keep them open; `Client` says who makes attempts.
 from __future__ import annotations
 
 import base64
-import ipaddress
-import logging
-import os
 import re
-import socket
-import ssl
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, fields
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, cast
-from urllib.parse import quote, unquote, urljoin, urlsplit
+from typing import Any, ClassVar, cast
+from urllib.parse import quote, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import urllib3
 from urllib3.exceptions import (
     ConnectTimeoutError,
-    HTTPError,
-    NameResolutionError,
     NewConnectionError,
-    ProxyError,
-    ReadTimeoutError,
 )
 
 from shardio.checks import positive, whole_number
@@ -54,11 +44,20 @@ from shardio.storage.remote import (
     check_options,
     retry_seconds,
 )
+from shardio.storage.web import (
+    PORTS,
+    Answer,
+    failures,
+    make_context,
+    make_proxy,
+    origin_of,
+    public_addresses,
+    redirected,
+)
 
-_LOG = logging.getLogger("urllib3.connectionpool")
+_NO_RETRIES = urllib3.Retry(total=False)
 _MOST_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
-_PORTS = {"http": 80, "https": 443}
 _REASONS: Mapping[int, Reason] = {
     **dict.fromkeys((401, 403, 407), "denied"),
     **dict.fromkeys((404, 410), "missing"),
@@ -72,11 +71,8 @@ _OWN_HEADERS = frozenset(
         *("if-range", "if-none-match", "te", "transfer-encoding", "upgrade"),
     }
 )
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # its name
-_KEPT = "/%:@!$&'()*+,;=~?"  # what a redirect's path and query keep as it is
-_MOST_DRAINED = 1 << 16  # bytes that are read to keep a connection
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_ENOUGH = 1 << 16  # bytes that are gathered: TLS gives 16 KB at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +153,7 @@ class HttpStorage(WebStorage):
 
     def connect(self) -> Client:
         """Make a client."""
-        return HttpClient(self)
+        return HttpClient(self, self.query)
 
 
 def open_url(url: str, options: Mapping[str, Any]) -> tuple[HttpStorage, str]:
@@ -195,7 +191,7 @@ def split_url(url: str) -> tuple[str, dict[str, str]]:
     _, mark, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
     try:
         parts = urlsplit(url)
-        origin = _origin_of(url)
+        origin = origin_of(url)
     except ValueError:  # whose text has the URL
         raise UsageError(
             "the URL is not valid",
@@ -234,128 +230,6 @@ def _checked_headers(headers: object) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(pairs))
 
 
-class Origin(NamedTuple):
-    """Server that a request goes to.
-
-    Attributes:
-        scheme: "http" or "https".
-        host: name or address, in small letters.
-        port: port.
-    """
-
-    scheme: str
-    host: str
-    port: int
-
-    @property
-    def netloc(self) -> str:
-        """Return host and port as URLs have them."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
-
-    @property
-    def url(self) -> str:
-        """Return the URL without a path."""
-        return f"{self.scheme}://{self.netloc}"
-
-
-def _origin_of(url: str) -> Origin:
-    """Return the server of a URL; raises ValueError if there is none."""
-    parts = urlsplit(url)
-    scheme, port = parts.scheme.lower(), parts.port
-    if not parts.hostname or scheme not in _PORTS:
-        raise ValueError
-    host = parts.hostname.encode("idna").decode().lower()
-    return Origin(scheme, host, _PORTS[scheme] if port is None else port)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Answer to a request, whose body is not read.
-
-    Attributes:
-        status: HTTP status.
-        headers: headers.
-        hops: headers of the redirects before.
-        response: response; it must be closed.
-    """
-
-    status: int
-    headers: Mapping[str, str]
-    hops: tuple[Mapping[str, str], ...]
-    response: urllib3.BaseHTTPResponse
-
-    def size(self) -> int:
-        """Return the size of the whole object.
-
-        Raises:
-            RequestError: the server does not say it, or sends something else than its bytes.
-        """
-        encoding = self.headers.get("Content-Encoding", "identity")
-        if encoding.lower() != "identity":
-            raise RequestError("refused", f"the answer is compressed ({encoding}) unasked")
-        if self.status == 206:
-            return self.range()[2]
-        return _number(self.headers.get("Content-Length"), "how long the object is")
-
-    def range(self) -> tuple[int, int, int]:
-        """Return which bytes follow, as start and end, and the size of the whole object."""
-        if self.status == 200:
-            size = self.size()
-            return 0, size, size
-        found = _CONTENT_RANGE.fullmatch(self.headers.get("Content-Range", ""))
-        if found is None:
-            raise RequestError("refused", "the server does not say which bytes it sends")
-        start, last, size = map(int, found.groups())
-        return start, last + 1, size
-
-    def version(self) -> str:
-        """Return the version of the object.
-
-        Raises:
-            RequestError: nothing tells versions apart.
-        """
-        if etag := self.headers.get("ETag"):
-            return etag
-        if changed := self.headers.get("Last-Modified"):
-            return f"{changed}, {self.size()} bytes"
-        raise RequestError(
-            "refused",
-            "the server sends neither ETag nor Last-Modified, so that a file that is replaced "
-            "would go unnoticed",
-        )
-
-    def read(self, most: int) -> bytes:
-        """Read the body of an answer of the server itself, and close it.
-
-        Raises:
-            RequestError: it has more than `most` bytes, or the connection broke.
-        """
-        found = bytearray()
-        with closing(self), _failures(None):
-            while piece := self.response.read1(most + 1 - len(found)):
-                found += piece
-                if len(found) > most:
-                    raise RequestError("refused", f"an answer has more than {most} bytes")
-        return bytes(found)
-
-    def close(self) -> None:
-        """Give the connection back; if many bytes are left, close it."""
-        left = self.response.length_remaining
-        with suppress(HTTPError, OSError):
-            if left is not None and left <= _MOST_DRAINED:
-                self.response.drain_conn()
-            else:
-                self.response.close()
-        self.response.release_conn()
-
-
-def _number(text: str | None, what: str) -> int:
-    if text is None or not (text.isascii() and text.isdigit()):
-        raise RequestError("refused", f"the server does not say {what}")
-    return int(text)
-
-
 class HttpClient:
     """Requests to the servers of a storage; see shardio.storage.remote.Client.
 
@@ -376,11 +250,13 @@ class HttpClient:
             "maxsize": storage.connections,
             "block": True,
             "timeout": urllib3.Timeout(connect=storage.timeout, read=storage.timeout),
-            "ssl_context": _tls(storage.ca_bundle),
+            "ssl_context": make_context(storage.ca_bundle),
         }
         self._direct = urllib3.PoolManager(**options)
         self._proxies = {
-            scheme: _proxy(url, options) for scheme, url in getproxies().items() if scheme in _PORTS
+            scheme: make_proxy(url, options)
+            for scheme, url in getproxies().items()
+            if scheme in PORTS
         }
 
     def url_of(self, path: str) -> str:
@@ -430,7 +306,7 @@ class HttpClient:
         try:
             total = answer.size()
             found = self.version_of(answer)
-            stop = total if end is None else end
+            stop = total if end is None else min(end, total)
             _compare(answer, found, version, start, stop)
         except BaseException:
             answer.close()
@@ -469,7 +345,7 @@ class HttpClient:
         Raises:
             RequestError: the answer is none of the object, or a redirect is not followed.
         """
-        named = at = _origin_of(url)
+        named = at = origin_of(url)
         plain = {"User-Agent": "shardio", "Accept-Encoding": "identity", **(headers or {})}
         secret = self._secret
         hops = list[Mapping[str, str]]()
@@ -479,11 +355,11 @@ class HttpClient:
             if answer.status not in _REDIRECTS:
                 break
             try:
-                target = _target(url, answer)
+                target = redirected(url, answer)
             except BaseException:
                 answer.close()
                 raise
-            at = _origin_of(target)
+            at = origin_of(target)
             if at != named and not leaves:
                 return answer
             answer.close()
@@ -522,7 +398,7 @@ class HttpClient:
             headers: headers.
             guarded: whether the address must be public.
         """
-        origin = _origin_of(url)
+        origin = origin_of(url)
         target = url.removeprefix(origin.url)
         guarded = guarded and origin.host not in self._trusted
         proxy = self._proxies.get(origin.scheme)
@@ -531,12 +407,12 @@ class HttpClient:
         options: dict[str, Any] = {
             "headers": headers,
             "redirect": False,
-            "retries": False,
+            "retries": _NO_RETRIES,
             "preload_content": False,
             "decode_content": False,
         }
-        addresses = _public_addresses(origin, resolved=proxy is None) if guarded else []
-        with _failures(origin):
+        addresses = public_addresses(origin, resolved=proxy is None) if guarded else []
+        with failures(origin):
             if proxy is not None:
                 return proxy.urlopen(method, url, **options)
             if not guarded:
@@ -556,35 +432,6 @@ class HttpClient:
 
 def _kind(path: str) -> str:
     return path.partition(":")[0]
-
-
-def _target(url: str, answer: Answer) -> str:
-    """Return where a redirect leads.
-
-    Args:
-        url: URL that was asked for.
-        answer: answer to it.
-
-    Raises:
-        RequestError: it must not be followed. The message has nothing of its query.
-    """
-    try:
-        parts = urlsplit(urljoin(url, answer.headers.get("Location", "")))
-        scheme = parts.scheme.lower()
-        origin = _origin_of(parts.geturl()) if scheme in _PORTS else None
-    except ValueError:
-        raise RequestError(
-            "refused", "it redirects to something that is no URL", status=answer.status
-        ) from None
-    if origin is None:
-        what = f"it redirects to {scheme}:, which is not followed"
-        raise RequestError("refused", what, status=answer.status)
-    if scheme == "http" and url.startswith("https:"):
-        raise RequestError("refused", "it redirects from https to http", status=answer.status)
-    whole = origin.url + quote(parts.path or "/", safe=_KEPT)
-    if whole == url.partition("?")[0] + "/":
-        raise RequestError("missing", "it is a folder", status=answer.status)
-    return whole + (f"?{quote(parts.query, safe=_KEPT)}" if parts.query else "")
 
 
 def _compare(answer: Answer, found: str, version: str | None, start: int, stop: int) -> None:
@@ -615,139 +462,19 @@ class HttpBody:
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Read some bytes; 0 at the end."""
-        with _failures(None):
-            piece = self._answer.response.read1(min(len(buffer), self._left))
-        buffer[: len(piece)] = piece
-        self._left -= len(piece)
-        return len(piece)
+        most, size = min(len(buffer), self._left), 0
+        response, enough = self._answer.response, min(most, _ENOUGH)
+        try:
+            with failures(None):
+                while size < enough and (piece := response.read1(most - size)):
+                    buffer[size : size + len(piece)] = piece
+                    size += len(piece)
+        except RequestError:
+            if not size:  # else the next call fails
+                raise
+        self._left -= size
+        return size
 
     def close(self) -> None:
         """Give the connection back, or close it if bytes are left."""
         self._answer.close()
-
-
-def _tls(ca_bundle: str | None) -> ssl.SSLContext:
-    named = ca_bundle or os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE")
-    is_folder = named is not None and Path(named).is_dir()
-    try:
-        return ssl.create_default_context(
-            cafile=None if is_folder else named, capath=named if is_folder else None
-        )
-    except OSError as error:
-        raise UsageError(
-            f"no certificates can be read there ({error.strerror or 'it holds none'})",
-            where=argument("ca_bundle", named),
-        ) from error
-
-
-def _proxy(url: str, options: Mapping[str, Any]) -> urllib3.ProxyManager:
-    try:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        user = ":".join(unquote(each) for each in (parts.username, parts.password) if each)
-        headers = urllib3.make_headers(proxy_basic_auth=user) if user else None
-        plain = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-        return urllib3.ProxyManager(plain, proxy_headers=headers, **options)
-    except (ValueError, HTTPError):  # whose text may have a password
-        raise UsageError(
-            "the environment names a proxy that is no URL", remedy="check HTTPS_PROXY, HTTP_PROXY"
-        ) from None
-
-
-def _public_addresses(origin: Origin, *, resolved: bool) -> list[str]:
-    """Return the addresses of a host that a server chose.
-
-    Args:
-        origin: server.
-        resolved: whether the name must be known here, as it need not where there is a proxy.
-
-    Raises:
-        RequestError: one is not public, or there is none.
-    """
-    try:
-        found = socket.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        if not resolved:
-            return []
-        raise RequestError("broken", f"it redirects to {origin.host}, which is unknown") from error
-    addresses = list(dict.fromkeys(str(each[4][0]) for each in found))
-    if not all(map(_is_public, addresses)):
-        raise RequestError(
-            "refused",
-            f"it redirects to {origin.host}, whose address is not public; trusted_hosts can name "
-            "that host",
-        )
-    return addresses
-
-
-def _is_public(address: str) -> bool:
-    """Tell whether an address is of the public internet; one in another counts itself."""
-    found = ipaddress.ip_address(address)
-    if isinstance(found, ipaddress.IPv6Address):
-        inside = found.ipv4_mapped or found.sixtofour
-        if found in _NAT64:
-            inside = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
-        if inside is not None:
-            return _is_public(str(inside))
-    return found.is_global and not found.is_multicast and not found.is_reserved
-
-
-@contextmanager
-def _failures(origin: Origin | None) -> Iterator[None]:
-    """Turn what urllib3 raises into a RequestError, without texts that hold URLs.
-
-    Args:
-        origin: server of a request; None while a body is read.
-    """
-    _own.asks = True
-    try:
-        yield
-    except (HTTPError, OSError) as error:
-        raise _failure(error, "" if origin is None else f" to {origin.host}") from error
-    finally:
-        _own.asks = False
-
-
-def _failure(error: Exception, there: str) -> RequestError:
-    causes = [*_causes(error)]
-    for cause in causes:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return RequestError("untrusted", cause.verify_message)
-    if isinstance(error, NameResolutionError):
-        return RequestError("broken", "the name of the host is unknown")
-    if isinstance(error, ProxyError):
-        return RequestError("broken", "the proxy does not do what it is asked")
-    if isinstance(error, ConnectTimeoutError):
-        return RequestError("broken", f"no connection{there} in time")
-    if isinstance(error, ReadTimeoutError):
-        return RequestError("broken", "no byte came in time")
-    said = next(
-        (each.strerror for each in causes if isinstance(each, OSError) and each.strerror), ""
-    )
-    if any(isinstance(cause, ssl.SSLError) for cause in causes):
-        said = "TLS fails"
-    return RequestError("broken", f"the connection{there} broke{said and ': ' + said}")
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what lies in it."""
-    todo, seen = [error], set[int]()
-    while todo:
-        each = todo.pop()
-        if id(each) in seen:
-            continue
-        seen.add(id(each))
-        yield each
-        inside = (each.__cause__, each.__context__, *each.args)
-        todo += [one for one in inside if isinstance(one, BaseException)]
-
-
-class _WithoutOurs(logging.Filter):
-    """Keep out what urllib3 logs about requests of this module: it logs whole queries."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        del record
-        return not getattr(_own, "asks", False)
-
-
-_own = threading.local()
-_LOG.addFilter(_WithoutOurs())

@@ -24,8 +24,9 @@ from urllib.parse import quote, unquote, urlsplit
 from shardio.checks import flag
 from shardio.errors import UsageError, argument
 from shardio.storage.base import FileStat
-from shardio.storage.http import Answer, HttpClient, WebStorage, check_text, split_url
+from shardio.storage.http import HttpClient, WebStorage, check_text, split_url
 from shardio.storage.remote import Client, RequestError, check_options
+from shardio.storage.web import Answer
 
 _ENDPOINT = "https://huggingface.co"
 _URL = re.compile(
@@ -121,7 +122,7 @@ class HubStorage(WebStorage):
         Raises:
             RemoteError: the hub does not answer, or there is no such dataset or revision.
         """
-        return self._try(path, lambda client: str(cast(HubClient, client).pinned(path)))
+        return self._try(path, lambda client: str(cast(HubClient, client).look_up(path)))
 
 
 def open_url(url: str, options: Mapping[str, Any]) -> tuple[HubStorage, str]:
@@ -159,17 +160,22 @@ class HubClient(HttpClient):
         if self._token:
             self._secret["Authorization"] = f"Bearer {self._token}"
 
-    def pinned(self, path: str) -> HubPath:
-        """Return a path whose revision is a commit; a branch is looked up once."""
+    def look_up(self, path: str) -> HubPath:
+        """Return a path whose revision is a commit, that of a branch as it is now."""
         repo, revision, name = parse(path)
         if _COMMIT.fullmatch(revision):
             return HubPath(repo, revision, name)
+        said = self._json(f"{self._api(repo)}/revision/{_quoted(revision)}?expand=sha")[0]
+        commit = said.get("sha") if isinstance(said, dict) else None
+        if not (isinstance(commit, str) and _COMMIT.fullmatch(commit)):
+            raise RequestError("refused", "the hub does not name the commit of the revision")
+        return HubPath(repo, commit, name)
+
+    def pinned(self, path: str) -> HubPath:
+        """Return a path whose revision is a commit; a branch is looked up once."""
+        repo, revision, name = parse(path)
         if (repo, revision) not in self._commits:
-            said = self._json(f"{self._api(repo)}/revision/{_quoted(revision)}?expand=sha")[0]
-            commit = said.get("sha") if isinstance(said, dict) else None
-            if not (isinstance(commit, str) and _COMMIT.fullmatch(commit)):
-                raise RequestError("refused", "the hub does not name the commit of the revision")
-            self._commits[repo, revision] = commit
+            self._commits[repo, revision] = self.look_up(path).revision
         return HubPath(repo, self._commits[repo, revision], name)
 
     def url_of(self, path: str) -> str:
@@ -207,7 +213,7 @@ class HubClient(HttpClient):
             try:
                 entries, answer = self._json(place + query)
             except RequestError as error:
-                if error.reason == "missing":
+                if error.reason == "missing" and not query:
                     return []
                 raise
             try:

@@ -82,7 +82,7 @@ def url_fault(path: str) -> str | None:
         if scheme == "pipe":
             return f"{path}: shardio runs no commands; fetch the shards, and name their folder"
         return (
-            f"{path}: {scheme} storage is not read or written yet; name a local path: fetch what "
+            f"{path}: {scheme} storage is not read or written here; name a local path: fetch what "
             "is to be read, upload what was written, or mount the storage"
         )
     return None

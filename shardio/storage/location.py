@@ -44,9 +44,20 @@ STORAGES: Mapping[str, OpenUrl] = MappingProxyType(
         "http": _in_module("http"),
         "https": _in_module("http"),
         "hf": _in_module("hub"),
+        **dict.fromkeys(("gs", "gcs", "az", "abfs", "abfss"), _in_module("fsspec")),
     }
 )
 """What makes the storage of a URL, by scheme; local paths have none."""
+
+
+def _find_storage(scheme: str) -> OpenUrl | None:
+    """Return what makes the storage of a scheme's URLs, by the table or as fsspec knows it."""
+    if scheme in STORAGES:
+        return STORAGES[scheme]
+    from shardio.storage.fsspec import is_known  # noqa: PLC0415  loads fsspec
+
+    return _in_module("fsspec") if is_known(scheme) else None
+
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _NO_FILE = (errno.EISDIR, errno.EINVAL)  # but something else; see LocalFiles.stat
@@ -190,8 +201,9 @@ def locate(
     if storage is not None and storage != LOCAL:
         return Location(storage, text.rstrip("/"))
     scheme, mark, _ = text.partition("://")
-    if mark and scheme.lower() in STORAGES:
-        chosen, place = STORAGES[scheme.lower()](text, options or {})
+    open_url = _find_storage(scheme.lower()) if mark else None
+    if open_url is not None:
+        chosen, place = open_url(text, options or {})
         return Location(chosen, place.rstrip("/"))
     if not isinstance(path, Path):
         refuse_url(text)

@@ -26,7 +26,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
 
 from shardio.errors import (
     RemoteChanged,
@@ -188,9 +188,12 @@ class RemoteStorage(ABC):
         cache_dir: folder for whole shards; None for the usual cache folder.
         cache_limit: bytes that they may take there; None for three quarters of the free space.
         can_list: see shardio.storage.base.Storage.
+        environment: how the names of environment variables begin that a client takes into account:
+            a process that changes one, as to other credentials, gets another client.
     """
 
     can_list: ClassVar[bool] = True
+    environment: ClassVar[tuple[str, ...]] = ()
 
     retries: int = 6
     timeout: float = 30.0
@@ -455,13 +458,20 @@ class RemoteFile:
 
 
 _MOST_CLIENTS = 16
-_clients: OrderedDict[tuple[int, RemoteStorage], Client] = OrderedDict()
+_Key: TypeAlias = tuple[int, RemoteStorage, tuple[tuple[str, str], ...]]
+_clients: OrderedDict[_Key, Client] = OrderedDict()
 """Clients of this process, and, unused, of the process that it was forked from."""
 _lock = new_lock()
 
 
+def _key_of(storage: RemoteStorage) -> _Key:
+    names = storage.environment
+    found = [each for each in os.environ.items() if each[0].startswith(names)] if names else []
+    return os.getpid(), storage, tuple(sorted(found))
+
+
 def _client_of(storage: RemoteStorage) -> Client:
-    key = os.getpid(), storage
+    key = _key_of(storage)
     with _lock:
         found = _clients.get(key)
         if found is None:
@@ -474,4 +484,4 @@ def _client_of(storage: RemoteStorage) -> Client:
 
 def _forget_client(storage: RemoteStorage) -> None:
     with _lock:
-        _clients.pop((os.getpid(), storage), None)
+        _clients.pop(_key_of(storage), None)

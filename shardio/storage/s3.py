@@ -19,8 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from ssl import SSLCertVerificationError
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 from urllib.parse import unquote
 
 from urllib3.exceptions import HTTPError
@@ -122,6 +121,8 @@ class S3Storage(RemoteStorage):
         ca_bundle: file with the certificates of authorities that are trusted.
         addressing: place of the bucket: "path" of the URL, "virtual" host, or "auto".
     """
+
+    environment: ClassVar[tuple[str, ...]] = ("AWS_",)
 
     key: str | None = field(default=None, repr=False)
     secret: str | None = field(default=None, repr=False)
@@ -489,9 +490,12 @@ def _explained(errors: Any, condition: Reason) -> Iterator[None]:
         *(errors.HTTPClientError, errors.ConnectionError),
         *(errors.IncompleteReadError, HTTPError),
     ) as error:
-        cause = getattr(error, "kwargs", {}).get("error", error)
-        reason: Reason = "refused" if _is_untrusted(cause) else "broken"
-        raise RequestError(reason, f"{type(error).__name__}: {_one_line(cause)}") from error
+        cause = _cause(error)
+        # Python's error of a certificate is a ValueError, and so is urllib3's of a host's name.
+        untrusted = isinstance(error, errors.SSLError) and isinstance(cause, ValueError)
+        reason: Reason = "untrusted" if untrusted else "broken"
+        told = cause.strerror if isinstance(cause, OSError) else None
+        raise RequestError(reason, f"{type(error).__name__}: {told or _one_line(cause)}") from error
     except errors.BotoCoreError as error:
         raise RequestError("refused", _one_line(error)) from error
 
@@ -523,14 +527,12 @@ def _without_credentials(error: Exception, errors: Any) -> str:
     return f"there are no credentials, because of {type(error).__name__}"
 
 
-def _is_untrusted(error: BaseException | None) -> bool:
-    """Tell whether a certificate is at fault, which no further attempt mends."""
-    while error is not None:
-        inner = [*error.args, getattr(error, "reason", None)]
-        if any(isinstance(each, SSLCertVerificationError) for each in (error, *inner)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _cause(error: BaseException) -> BaseException:
+    """Return the error that began it: botocore's and urllib3's have others inside."""
+    inner = [getattr(error, "kwargs", {}).get("error"), getattr(error, "reason", None)]
+    inner += [*error.args, error.__cause__, error.__context__]
+    found = next((each for each in inner if isinstance(each, BaseException)), None)
+    return error if found is None else _cause(found)
 
 
 def _one_line(error: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 
@@ -10,11 +11,12 @@ from click.testing import CliRunner
 
 import shardio
 from shardio.cli import commands
+from shardio.storage import remote
 from shardio.storage.cache import cache_entry
 from shardio.storage.local import url_fault
 from shardio.testing import make_images
 
-REMOTE = "s3 storage is not read or written yet; name a local path"
+REMOTE = "gopher storage is not read or written here; name a local path"
 
 
 def run(*arguments: object) -> tuple[int, str]:
@@ -26,24 +28,24 @@ def run(*arguments: object) -> tuple[int, str]:
 @pytest.mark.parametrize(
     "command",
     [
-        ["pack", "{images}", "s3://bucket/out", "--shards", "2"],
-        ["pack", "s3://bucket/images", "{out}", "--shards", "2"],
-        ["pack", "s3://bucket/a.tar", "{out}", "--shards", "2"],
-        ["pack", "s3://bucket/a.tfrecord", "{out}", "--shards", "2"],
-        ["pack", "{images}", "{out}", "--shards", "2", "--manifest", "s3://bucket/t.csv"],
-        ["reshard", "s3://bucket/old", "{out}", "--shards", "2"],
-        ["reshard", "{packed}", "s3://bucket/new", "--shards", "2"],
-        ["index", "s3://bucket/a.tar"],
-        ["info", "s3://bucket/packed"],
-        ["verify", "s3://bucket/packed"],
-        ["convert", "s3://bucket/packed", "{out}", "--to", "tfrecord"],
-        ["convert", "{packed}", "s3://bucket/records", "--to", "tfrecord"],
-        ["convert", "{packed}", "s3://bucket/indexes", "--to", "dali"],
-        ["convert", "{packed}", "s3://bucket/indexes", "--to", "wids"],
-        ["plan", "s3://bucket/packed", "--batch-size", "4"],
-        ["replay", "s3://bucket/packed", "--batch-size", "4", "--step", "0", "--to", "{out}"],
-        ["replay", "{packed}", "--batch-size", "4", "--step", "0", "--to", "s3://bucket/batch"],
-        ["profile", "s3://bucket/packed"],
+        ["pack", "{images}", "gopher://bucket/out", "--shards", "2"],
+        ["pack", "gopher://bucket/images", "{out}", "--shards", "2"],
+        ["pack", "gopher://bucket/a.tar", "{out}", "--shards", "2"],
+        ["pack", "gopher://bucket/a.tfrecord", "{out}", "--shards", "2"],
+        ["pack", "{images}", "{out}", "--shards", "2", "--manifest", "gopher://bucket/t.csv"],
+        ["reshard", "gopher://bucket/old", "{out}", "--shards", "2"],
+        ["reshard", "{packed}", "gopher://bucket/new", "--shards", "2"],
+        ["index", "gopher://bucket/a.tar"],
+        ["info", "gopher://bucket/packed"],
+        ["verify", "gopher://bucket/packed"],
+        ["convert", "gopher://bucket/packed", "{out}", "--to", "tfrecord"],
+        ["convert", "{packed}", "gopher://bucket/records", "--to", "tfrecord"],
+        ["convert", "{packed}", "gopher://bucket/indexes", "--to", "dali"],
+        ["convert", "{packed}", "gopher://bucket/indexes", "--to", "wids"],
+        ["plan", "gopher://bucket/packed", "--batch-size", "4"],
+        ["replay", "gopher://bucket/packed", "--batch-size", "4", "--step", "0", "--to", "{out}"],
+        ["replay", "{packed}", "--batch-size", "4", "--step", "0", "--to", "gopher://bucket/batch"],
+        ["profile", "gopher://bucket/packed"],
     ],
     ids=" ".join,
 )
@@ -64,9 +66,9 @@ def test_every_command_refuses_a_url_and_writes_nothing(
 
 def test_python_refuses_urls_as_text_and_as_paths(tmp_path: Path) -> None:
     sources: list[str | Path | list[str]] = [
-        "s3://bucket/shard-{000000..000003}.tar",
-        Path("s3://bucket/packed"),
-        [str(tmp_path), "s3://bucket/packed"],
+        "gopher://bucket/shard-{000000..000003}.tar",
+        Path("gopher://bucket/packed"),
+        [str(tmp_path), "gopher://bucket/packed"],
     ]
     for source in sources:
         with pytest.raises(shardio.UsageError, match=REMOTE):
@@ -78,15 +80,15 @@ def test_a_repair_writes_to_no_url(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(shardio.UsageError, match=REMOTE):
-        shardio.repair(packed, "s3://bucket/new")
+        shardio.repair(packed, "gopher://bucket/new")
     assert [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("http://example.org/shard-{000000..000003}.tar", "http storage is not read"),
-        ("hf://datasets/a/b", "hf storage is not read"),
+        ("gopher://example.org/shard-{000000..000003}.tar", "gopher storage is not read"),
+        ("hf://a/b", "a URL of the hub must be like hf://datasets/org/name/path"),
         ("pipe:curl -s http://example.org/a.tar", "shardio runs no commands; fetch the shards"),
         ("file:///data/out", "a path is needed, not a URL; leave out .* file://"),
         ("a-{0..1}.tar::b-{0..1}.tar", "sources joined by '::' are not read; .* as a list"),
@@ -104,6 +106,14 @@ def test_a_path_with_a_colon_is_a_path(path: str) -> None:
     assert url_fault(path) is None
 
 
+def test_a_url_that_is_refused_is_shown_without_its_secrets() -> None:
+    with pytest.raises(
+        shardio.UsageError, match=r"gopher://example\.org/a: gopher storage"
+    ) as caught:
+        shardio.ShardDataset("gopher://alibaba:sesame@example.org/a?sesame")
+    assert "sesame" not in str(caught.value)
+
+
 def test_a_row_that_names_a_url_is_an_error_with_its_row(tmp_path: Path) -> None:
     make_images(tmp_path / "in", classes=0, per_class=1)
     (tmp_path / "t.csv").write_text("path\nhttps://example.org/a/0.jpg\n")
@@ -114,7 +124,7 @@ def test_a_row_that_names_a_url_is_an_error_with_its_row(tmp_path: Path) -> None
 
 
 def test_a_cache_folder_is_no_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SHARDIO_CACHE", "s3://bucket/cache")
+    monkeypatch.setenv("SHARDIO_CACHE", "gopher://bucket/cache")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a").touch()
     with pytest.raises(shardio.UsageError, match=REMOTE):
@@ -133,11 +143,11 @@ def test_an_archive_as_source_is_said_to_be_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        ["info", "--preview", "s3://bucket/sheet.png"],
-        ["profile", "--html", "s3://bucket/a.html"],
-        ["profile", "--png", "s3://bucket/a.png"],
-        ["profile", "--trace", "s3://bucket/a.json"],
-        ["verify", "--fix", "s3://bucket/new"],
+        ["info", "--preview", "gopher://bucket/sheet.png"],
+        ["profile", "--html", "gopher://bucket/a.html"],
+        ["profile", "--png", "gopher://bucket/a.png"],
+        ["profile", "--trace", "gopher://bucket/a.json"],
+        ["verify", "--fix", "gopher://bucket/new"],
     ],
 )
 def test_a_url_is_refused_before_anything_is_done(
@@ -146,5 +156,94 @@ def test_a_url_is_refused_before_anything_is_done(
     monkeypatch.chdir(tmp_path)
     name, *rest = options
     done = CliRunner().invoke(commands, [name, str(packed), *rest])
-    assert "s3 storage is not read or written yet" in str(done.exception)
+    assert "gopher storage is not read or written here" in str(done.exception)
     assert not [*tmp_path.iterdir()]
+
+
+# Where boto3 is missing, that is what is said; else nothing listens.
+UNREACHABLE = (
+    r"s3://bucket/[a-z0-9./-]*: the store does not answer as it should, 7 times in a row "
+    r"\(EndpointConnectionError: Connection refused\); check network and endpoint, or raise "
+    r"download_timeout or download_retry|"
+    r"s3:// needs boto3, which is not installed; pip install 'shardio\[s3\]'|"
+    r"s3://bucket/[a-z.]*: only local files are read here; fetch them, and name the copy"
+)
+
+
+@pytest.fixture
+def no_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that does not answer, for which nobody waits."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setattr(remote, "_LONGEST_PAUSE", 0.0)
+
+
+@pytest.mark.usefixtures("no_store")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["pack", "{images}", "s3://bucket/out", "--shards", "2"],
+        ["reshard", "s3://bucket/old", "{out}", "--shards", "2"],
+        ["reshard", "{packed}", "s3://bucket/new", "--shards", "2"],
+        ["index", "s3://bucket/a.tar"],
+        ["info", "s3://bucket/packed"],
+        ["verify", "s3://bucket/packed"],
+        ["convert", "s3://bucket/packed", "{out}", "--to", "tfrecord"],
+        ["plan", "s3://bucket/packed", "--batch-size", "4"],
+        ["replay", "s3://bucket/packed", "--batch-size", "4", "--step", "0", "--to", "{out}"],
+        ["profile", "s3://bucket/packed"],
+    ],
+    ids=" ".join,
+)
+def test_a_store_that_does_not_answer_is_one_sentence_and_nothing_is_written(
+    command: list[str],
+    images: Path,
+    packed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = {"images": images, "packed": packed, "out": tmp_path / "out"}
+    done = CliRunner().invoke(commands, [part.format(**places) for part in command])
+    assert re.fullmatch(UNREACHABLE, str(done.exception)), done.exception
+    assert isinstance(done.exception, shardio.ShardioError)
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.usefixtures("no_store")
+def test_a_list_of_urls_and_a_pattern_reach_for_the_store(packed: Path) -> None:
+    sources: list[str | list[str]] = [
+        "s3://bucket/shard-{000000..000003}.tar",
+        [str(packed), "s3://bucket/packed"],
+    ]
+    for source in sources:
+        with pytest.raises(shardio.ShardioError, match=r"s3://bucket/|s3:// needs boto3"):
+            shardio.ShardDataset(source)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["pack", "s3://bucket/images", "{out}", "--shards", "2"],
+        ["pack", "{images}", "{out}", "--shards", "2", "--manifest", "s3://bucket/t.csv"],
+        ["convert", "{packed}", "s3://bucket/records", "--to", "tfrecord"],
+        ["convert", "{packed}", "s3://bucket/indexes", "--to", "wids"],
+        ["replay", "{packed}", "--batch-size", "4", "--step", "0", "--to", "s3://bucket/batch"],
+        ["profile", "{packed}", "--html", "s3://bucket/a.html"],
+    ],
+    ids=" ".join,
+)
+def test_what_must_be_local_is_no_url_of_a_store(
+    command: list[str],
+    images: Path,
+    packed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = {"images": images, "packed": packed, "out": tmp_path / "out"}
+    code, text = run(*(part.format(**places) for part in command))
+    assert code != 0
+    assert "s3 storage is not read or written here" in " ".join(text.split())
+    assert [*tmp_path.iterdir()] == []

@@ -147,7 +147,7 @@ def test_what_is_no_packed_folder_is_told(copied: MemoryStorage) -> None:
 
 
 def test_urls_without_a_storage_are_refused_as_ever() -> None:
-    with pytest.raises(shardio.UsageError, match="memory storage is not read or written yet"):
+    with pytest.raises(shardio.UsageError, match="memory storage is not read or written here"):
         shardio.ShardDataset(OUT)
 
 
@@ -349,6 +349,27 @@ def test_of_two_packs_at_once_the_second_says_so(images: Path) -> None:
     with pytest.raises(shardio.PackError, match=r"shardio\.json: another pack"):
         shardio.pack(images, OUT, storage=memory, **OPTIONS)
     assert memory.files[f"{OUT}/shardio.json"] == b"theirs"
+
+
+@dataclass(frozen=True)
+class Overtaken(MemoryStorage):
+    """A storage where another pack begins and ends between this one's look and its note."""
+
+    images: Path = field(default=Path(), compare=False)
+
+    def publish(self, path: str, content: bytes | Path, /, *, only_if_absent: bool = False) -> None:
+        if path.endswith(".shardio-pack"):
+            shardio.pack(self.images, OUT, storage=MemoryStorage(self.bucket), **OPTIONS)
+        super().publish(path, content, only_if_absent=only_if_absent)
+
+
+def test_a_pack_that_was_overtaken_leaves_the_others_folder_finished(
+    images: Path, expected: dict[str, bytes]
+) -> None:
+    memory = Overtaken(f"remote {next(_buckets)}", images)
+    with pytest.raises(shardio.PackError, match="another pack"):
+        shardio.pack(images, OUT, storage=memory, **OPTIONS | {"seed": 6})
+    assert memory.files == expected
 
 
 @pytest.mark.parametrize("name", ["shardio.json", "a.tar", "index/a.tar.idx"])

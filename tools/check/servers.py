@@ -632,7 +632,9 @@ class Nginx(Server):
             f"location / {{ access_by_lua_block {{ {access} }} {headers} {content} }}",
             f"location @gzip {{ {gzip} {headers} {content} }}",
             f"location @fault {{ {headers} content_by_lua_block {{ servers.fault() }} }}",
-            "location = /_raw { internal; proxy_pass http://upstream$request_uri; }",
+            # Buffers that are full would stall a subrequest that is captured.
+            "location = /_raw { internal; proxy_buffering off;",
+            "proxy_pass http://upstream$request_uri; }",
             "location /_control/ { content_by_lua_block { servers.control() } }",
             *self.more_locations(),
         ]
