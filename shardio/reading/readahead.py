@@ -78,6 +78,7 @@ class ReadAhead:
         self._seen = times.read, times.samples
         self._asked = [-1] * len(orders)
         self._current: dict[int, int] = {}
+        self._fetched: dict[int, int] | None = None  # the current windows when it was last done
         self._opened: set[int] = set()
         self._closed = False
         self._opening = Threads("ahead", _OPENERS)
@@ -105,7 +106,7 @@ class ReadAhead:
                 if mine.size:
                     self._asking.submit(self._ask_for_window, runs.take(mine))
         if entered and self._remote:
-            self._asking.submit(self._fetch, dict(self._current))
+            self._asking.submit(self._fetch)
 
     @property
     def _fetches_ranges(self) -> bool:
@@ -118,15 +119,19 @@ class ReadAhead:
         for stream, inside in grouped(references.streams):
             order, asked = self._orders[stream], self._asked[stream]
             window = order.window_of(int(references.inner[inside][0]))
-            self._current[stream] = window
+            self._current = {**self._current, stream: window}
             if asked <= window:
                 self._pool.compare_anew()  # what was opened ahead may have changed since
                 found[stream] = order, range(max(window, asked + 1), window + 2)
             self._asked[stream] = max(asked, window + 1)
         return found
 
-    def _fetch(self, current: dict[int, int]) -> None:
+    def _fetch(self) -> None:
         """Have the shards of the current windows fetched, and of those after them."""
+        current = self._current  # as it is now: reading may have gone on since it was entered
+        if current == self._fetched:
+            return
+        self._fetched = current
         shards: list[int] = []
         for ahead in range(self._ahead + 1):
             for stream, window in current.items():
