@@ -5,11 +5,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from servers import Nginx
 
 BENCH = Path(__file__).parents[2] / "tools" / "bench" / "remote.py"
 
 
+@pytest.mark.timeout(600)
 def test_each_shard_is_fetched_once_and_half_a_cache_serves_half_of_the_bytes(
     serve: Callable[..., Nginx], tmp_path: Path
 ) -> None:
@@ -23,9 +26,12 @@ def test_each_shard_is_fetched_once_and_half_a_cache_serves_half_of_the_bytes(
     assert text in done.stdout
     assert "Absent: " not in text, text
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    reached = {row[0]: row[3] for row in rows if len(row) >= 4}
-    requests = [row for what, row in reached.items() if what.startswith("GETs of whole shards")]
-    assert requests == ["yes", "yes"]
-    half = [row for what, row in reached.items() if what.startswith("share of bytes")]
-    assert half == ["yes"]
+    measured = {row[0]: float(row[1].split()[0]) for row in rows if row[2].startswith("at ")}
+    requests = [
+        found for what, found in measured.items() if what.startswith("GETs of whole shards")
+    ]
+    assert requests == [1, 1]
+    half = [found for what, found in measured.items() if what.startswith("share of bytes")]
+    assert len(half) == 2
+    assert min(half) > 0.4  # the shards differ in size; with the least recently used, 0.15
     assert not [*place.glob("run-*")]  # what was fetched is gone

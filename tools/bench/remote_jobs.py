@@ -25,6 +25,7 @@ import shardio
 import shardio.storage.http
 from child import LOOKED_AT, check, cpu_seconds
 from peers.common import Batch, collate, random_crop
+from shardio.planning.epoch import DEFAULT_WINDOW
 from shardio.storage.downloads import CONNECTIONS, Downloads, RemoteShard
 from workloads import CORES_USED, WORKLOADS, Workload
 
@@ -202,13 +203,18 @@ def photos(
 
 
 def fields(
-    place: dict[str, Any], epochs: int, limit: int | None, forget: str | None
+    place: dict[str, Any],
+    epochs: int,
+    window: int = DEFAULT_WINDOW,
+    limit: int | None = None,
+    forget: str | None = None,
 ) -> dict[str, float]:
     """Deliver fields as bytes, for some epochs.
 
     Args:
         place: attributes of the place.
         epochs: number of epochs.
+        window: shards in a window.
         limit: bytes that the cache may take.
         forget: URL to ask for after the first epoch, so that the server counts the others alone.
     """
@@ -219,6 +225,7 @@ def fields(
         decode=False,
         shuffle=True,
         batch_size=workload.batch,
+        window=window,
         cache_dir=here.cache,
         cache_limit=limit,
         storage_options=here.options,
