@@ -311,7 +311,11 @@ def test_webdataset_84_killed_readers_leave_nothing_behind(
     web.pace(latency=0.0, rate=200_000)
     for _ in range(3):
         process = shards.start(lambda: read(open_set(web, cache)))
-        until(lambda: [path for path in cache.rglob("*.part") if path.stat().st_size])
+        until(
+            lambda: any(path.stat().st_size for path in cache.rglob("*.part"))
+            or process.exitcode is not None  # noqa: B023  called here
+        )
+        assert process.exitcode is None  # it must not have ended
         process.kill()
         process.join()
         assert [*cache.rglob("*.part")]
