@@ -570,7 +570,8 @@ def show_section(section: Section, found: Found, data: Data) -> list[str]:
 
 def show_ways(found: Found) -> list[str]:
     """Format what every way took, and what is absent."""
-    names = ("seconds", "cpu", "first", "images", "bytes", "sent", "whole", "ranges", "others")
+    once = ("seconds", "cpu", "first", "images", "bytes", "sent", "whole", "ranges", "others")
+    names = [*once, "seconds 2", "cpu 2", "first 2"]
     lines = ["", "### All ways", "", "| way | " + " | ".join(names) + " |"]
     lines.append("|---" * (1 + len(names)) + "|")
     for way, result in found.items():
