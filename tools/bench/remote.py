@@ -473,6 +473,9 @@ def request_figures(found: Found, data: Data) -> list[Figure]:
         each = values(found, way, lambda run: run["whole"] / len(data.sizes))
         what = f"GETs of whole shards, a shard and epoch, {way}"
         rows.append(Figure(what, spread_of(each), 1.0, most=True, beside=beside))
+        sent = values(found, way, lambda run: run["sent"] / data.bytes)
+        what = f"bytes sent ÷ bytes of the shards, {way}"  # some shards may come in pieces
+        rows.append(Figure(what, spread_of(sent), 1.05, most=True))
     return rows
 
 
