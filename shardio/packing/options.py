@@ -7,7 +7,7 @@ Functions take them one by one, as keywords; see shardio.options.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from os import PathLike
 from typing import Any, ClassVar, Literal, get_args
 
@@ -24,6 +24,7 @@ from shardio.packing.sources.rows import check_delimiter, check_encoding
 from shardio.packing.sources.rules import check_classes, parse_features, parse_fields
 from shardio.packing.sources.vectors import TargetType
 from shardio.storage.base import Storage
+from shardio.storage.location import Options
 
 OnError = Literal["raise", "skip"]
 Predicate = Callable[[str, Mapping[str, Any]], Any]
@@ -73,7 +74,7 @@ class OutputOptions:
     engine: EngineName = "local"
     progress: Progress | None = None
     storage: Storage | None = None
-    storage_options: Mapping[str, Any] | None = None
+    storage_options: Options | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", whole_number("seed", self.seed))

@@ -42,6 +42,7 @@ from shardio.profiling.verdict import Verdict, judge
 from shardio.reading.dataset import ShardDataset
 from shardio.reading.loader import Loader
 from shardio.reading.mix import Mix
+from shardio.storage.remote import RemoteStorage
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -72,6 +73,7 @@ class LoaderFacts:
         restarts: whether each epoch starts workers.
         cached: share of some shards that is in the page cache; None where not known.
         torch: whether a DataLoader makes the batches.
+        remote: whether shards are of a store.
     """
 
     datasets: tuple[ShardDataset, ...]
@@ -82,6 +84,7 @@ class LoaderFacts:
     restarts: bool
     cached: float | None
     torch: bool
+    remote: bool = False
 
 
 def look_at(loader: Any, datasets: Sequence[ShardDataset] | None = None) -> LoaderFacts:
@@ -106,6 +109,11 @@ def look_at(loader: Any, datasets: Sequence[ShardDataset] | None = None) -> Load
         restarts=kind == "processes" and not getattr(inner, "persistent_workers", False),
         cached=_cached_share(datasets),
         torch=isinstance(inner, DataLoader),
+        remote=any(
+            isinstance(shard.storage, RemoteStorage)
+            for dataset in datasets
+            for shard in dataset.catalog.shards
+        ),
     )
 
 
@@ -263,6 +271,7 @@ def observe(
         unit="samples" if counted else "batches",
         ours=bool(facts.datasets),
         torch=facts.torch,
+        remote=facts.remote,
     )
 
 

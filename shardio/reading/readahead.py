@@ -12,7 +12,8 @@ reading, which meets it again and tells.
 
 Shards of stores are fetched whole, those of a window before it is entered; see
 shardio.storage.downloads. Every worker asks for all of them, each for another one first, and one
-process of the machine fetches each. Only the samples of the first batches are asked for one by one.
+process of the machine fetches each. Only the samples of the first batches are asked for one by one;
+where the whole dataset is one window, those of all batches, until their shards have come.
 Which of the fetched shards stay follows from the order of this epoch and the next.
 """
 
@@ -112,11 +113,20 @@ class ReadAhead:
                     self._asking.submit(self._ask_for_window, runs.take(mine))
         if entered and self._remote:
             self._asking.submit(self._fetch)
+        elif self._remote and not self._orders and self._batches_asked == 1:
+            self._asking.submit(self._fetch_all)
 
     @property
     def _fetches_ranges(self) -> bool:
         """Whether the samples of a batch in shards of stores are asked for one by one."""
-        return bool(self._remote) and self._batches_asked < _FIRST_BATCHES
+        return bool(self._remote) and (not self._orders or self._batches_asked < _FIRST_BATCHES)
+
+    def _fetch_all(self) -> None:
+        """Have all shards fetched that the cache has room for, since any may be needed next."""
+        shards = sorted(self._stored)
+        first = (len(shards) * self._mine.start) // self._mine.step
+        with suppress(ShardioError, OSError):
+            self._pool.fetch(shards[first:] + shards[:first], self._remote.get, waits=False)
 
     def _enter_windows(self, references: References) -> dict[int, tuple[Order, range]]:
         """Return the order, and the windows that were not asked for before, of each stream."""
@@ -204,7 +214,7 @@ class ReadAhead:
             self._opened.add(shard)  # not in the loop: starting threads takes long
             self._opening.submit(partial(self._try, shard, only="file"))
             self._opening.submit(self._try, shard)
-        first = self._batches_asked <= _FIRST_BATCHES
+        first = not self._orders or self._batches_asked <= _FIRST_BATCHES
         for shard, inside in grouped(references.shards):
             samples = references.indices[inside]
             if first or shard not in self._stored:
@@ -223,7 +233,7 @@ class ReadAhead:
                 for at in range(start, end, piece):
                     if self._closed:
                         return
-                    file.read_ahead(at, min(at + _PIECE, end))
+                    file.read_ahead(at, min(at + piece, end))
 
     def _try(self, shard: int, *, only: Literal["file"] | None = None) -> OpenShard | None:
         with suppress(ShardioError, OSError):

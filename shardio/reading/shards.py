@@ -500,18 +500,19 @@ class ShardPool:
         if self._downloads is not None:
             self._downloads.close()
 
-    def fetch(self, shards: Sequence[int], next_use: NextUse) -> None:
+    def fetch(self, shards: Sequence[int], next_use: NextUse, *, waits: bool = True) -> None:
         """Fetch those of some shards that are of stores, and close all others of them.
 
         Args:
             shards: positions of the shards that are due, those needed first in front.
             next_use: tells which shards stay in the cache.
+            waits: whether samples wait for their shards.
         """
         with self._lock:
             for shard in self._open.keys() & self._remote.keys() - set(shards):
                 self._open.pop(shard).close()  # the cache may need its room
         due = [self._remote[shard] for shard in shards if shard in self._remote]
-        self._fetcher().want(due, next_use)
+        self._fetcher().want(due, next_use, waits=waits)
 
     def remote_keys(self) -> dict[str, int]:
         """Return the positions of the shards of stores, by their keys in the cache."""

@@ -42,6 +42,7 @@ from shardio.storage.shard_cache import NextUse, Part, ShardCache, key_of
 
 _LOG = logging.getLogger("shardio")
 _RANGES = 64  # requests for samples at once
+_MOST_ASKED = 64  # ranges of a shard whose bytes are kept until they are read
 _SPLIT = 8 << 20  # bytes of a piece of a shard
 _POLL = 0.01  # seconds between looks at a file that another process writes
 _STILL = 2.0  # seconds without growth, after which another process may have ended
@@ -133,9 +134,13 @@ class Downloads:
 
     Args:
         connections: number of shards that are fetched at once.
+
+    Attributes:
+        waits: whether samples wait for their shards.
     """
 
     def __init__(self, connections: int = CONNECTIONS) -> None:
+        self.waits = True
         self.process = os.getpid()
         self._next_use: NextUse = _unknown
         self._connections = connections
@@ -180,17 +185,19 @@ class Downloads:
                     return
                 self._changed.wait(_POLL)
 
-    def want(self, shards: Sequence[RemoteShard], next_use: NextUse) -> None:
+    def want(self, shards: Sequence[RemoteShard], next_use: NextUse, *, waits: bool = True) -> None:
         """Fetch shards in this order; forget those that are not among them.
 
         Args:
             shards: shards of the windows that are due, those needed first in front.
             next_use: tells which shards stay in the cache, see shard_cache.
+            waits: whether samples wait for their shards; False to read them by ranges meanwhile.
         """
         with self._changed:
             if self._closed:
                 return
             self._next_use = next_use
+            self.waits = waits
             tasks = {shard.key: self._tasks.get(shard.key) for shard in shards}
             self._queue.clear()
             self._tasks = {}
@@ -642,7 +649,7 @@ class ComingShard(ShardRanges):
         if self.whole is None and end > start and self._shard.stored is None:
             asked = self._ask(start, end)
             self._downloads.fetch_after(asked)
-            self._asked = [*self._asked, (start, end, asked)]
+            self._asked = [*self._asked[-_MOST_ASKED:], (start, end, asked)]
 
     def _wait_for(self, end: int) -> LocalShard | None:
         """Wait until the first bytes of the shard are in the cache; None if they do not come."""
@@ -652,7 +659,8 @@ class ComingShard(ShardRanges):
             file = self.whole or self._come()
             if file is not None and (file is self._whole or file.status().st_size >= end):
                 return file
-            if state in (None, "no room"):
+            waits = self._downloads.waits or self._shard.stored is not None
+            if state in (None, "no room") or not waits:
                 return None
             now, status = time.monotonic(), None if file is None else file.status()
             size = (-1, 0) if status is None else (status.st_size, status.st_mtime_ns)

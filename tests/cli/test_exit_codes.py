@@ -20,7 +20,7 @@ OUT = {
 
 WRONG = [
     *[(command, "packed", ["--no-such-option"]) for command in _COMMANDS],
-    *[(command, "s3://bucket/x", []) for command in _COMMANDS],
+    *[(command, "gopher://host/x", []) for command in _COMMANDS],
     ("cache", "nothing", []),
     ("cache", "ls", ["--limit", "1GB"]),
     ("cache", "ls", ["--cache-dir", "s3://bucket/cache"]),
@@ -35,7 +35,7 @@ WRONG = [
     ("convert", "packed", ["--feature", "x"]),
     ("convert", "packed", ["--to", "dali", "--feature", "x=y"]),
     ("info", "packed", ["--preview", "sheet.jpg"]),
-    ("verify", "packed", ["--fix", "s3://bucket/new"]),
+    ("verify", "packed", ["--fix", "gopher://host/new"]),
     ("plan", "packed", ["--global-batch-size", "4"]),
     ("plan", "packed", ["--ranks", "3", "--nodes", "2"]),
     ("plan", "packed", ["--batch-size", str(1 << 63)]),

@@ -278,3 +278,30 @@ def test_a_process_with_no_more_threads_reads_ranges(
     monkeypatch.setattr(threading.Thread, "start", refuse)
     assert read(dataset) == expected
     assert files(tmp_path / "cache")[".tar"] == 0
+
+
+def test_a_full_shuffle_reads_ranges_until_the_shards_have_come(
+    serve: Serve, out: Path, tmp_path: Path
+) -> None:
+    web, cache = serve(folder=out, latency=0.01), tmp_path / "cache"
+    dataset = open_set(web, cache, shuffle="full")
+    here = shardio.ShardDataset(out, batch_size=8, shuffle="full", decode=False)
+    assert read(dataset) == read(here)
+    until(lambda: len(stored(cache)) == 8 or not read(dataset))
+    web.forget()
+    assert len(read(dataset)) == 64
+    assert whole_gets(web) == {}
+
+
+def test_a_full_shuffle_of_more_than_the_cache_holds_keeps_the_same_part(
+    serve: Serve, out: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    web, cache = serve(folder=out), tmp_path / "cache"
+    size = max(path.stat().st_size for path in out.glob("*.tar"))
+    dataset = open_set(web, cache, shuffle="full", cache_limit=3 * size)
+    for _ in range(3):
+        assert len(read(dataset)) == 64
+    kept = stored(cache)
+    assert len(read(dataset)) == 64
+    assert stored(cache) == kept
+    assert len([each for each in caplog.records if "has no room" in each.message]) == 1

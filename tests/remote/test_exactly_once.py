@@ -1,7 +1,7 @@
 """Every sample once, in one order and with its bytes, from stores that fail, in real processes.
 
 What is read, how, and what fails is in tools/check/grid.py. Here some combinations cover every pair
-of values; the campaign `remote` runs all. Each runs in a process of its own, with a limit of time.
+of values; the campaign `stores` runs all. Each runs in a process of its own, with a limit of time.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A combination is a store, a kind of shards, the way they are read, and a fault. It reads an epoch,
 then begins it anew, leaves it in the middle, and goes on with other ranks and workers. The batches
-must be those of local files, each once and in the same order. The campaign remote.py runs all
+must be those of local files, each once and in the same order. The campaign stores.py runs all
 combinations, tests/remote/test_exactly_once.py some that cover every pair.
 """
 
