@@ -557,8 +557,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         epoch, steps = begun or self._begin(share)
         if self._makes_batches:
             _refuse_second_batching()
-        loop = self._loop_number
-        unfinished = self._read_steps(epoch, steps, share, allocate)
+        loop, unfinished = self._loop_number, self._read_steps(epoch, steps, share, allocate)
         try:
             with closing(unfinished), closing(finish(unfinished)) as batches:
                 for step in steps:
@@ -566,7 +565,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
                     if loop == self._loop_number:
                         self._position = Position(epoch, step + steps.step)
                     yield self._deliver(only.pop(), epoch, step)
-                next(batches, None)  # so that they end, as those do not that are left
+                next(batches, None)  # they end, and are not left
         finally:
             self._end_loop()
 

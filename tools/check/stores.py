@@ -83,7 +83,8 @@ def read(what: grid.Combination, sets: grid.Sets, store: Store, trial: campaign.
 
 def kill_pack(images: Path, expected: dict[str, str], store: Store, trial: campaign.Trial) -> None:
     s3 = store.server
-    bucket, client = s3.bucket(), s3.client()
+    bucket, client = store.bucket.name, s3.client()  # one bucket: each takes volumes of the store
+    out = f"out-{trial.random.getrandbits(64):x}"
     options = {"key": s3.keys.access, "secret": s3.keys.secret, "region": "us-east-1"}
     spool = trial.folder / "spool"
     spool.mkdir()
@@ -91,12 +92,12 @@ def kill_pack(images: Path, expected: dict[str, str], store: Store, trial: campa
     def pack(url: str) -> None:
         tempfile.tempdir = str(spool)
         given = {**options, "endpoint_url": url}
-        shardio.pack(images, f"s3://{bucket}/out", shards=SHARDS, jobs=2, storage_options=given)
+        shardio.pack(images, f"s3://{bucket}/{out}", shards=SHARDS, jobs=2, storage_options=given)
 
     def objects() -> dict[str, str]:
-        found = client.list_objects_v2(Bucket=bucket).get("Contents", ())
+        found = client.list_objects_v2(Bucket=bucket, Prefix=f"{out}/").get("Contents", ())
         return {
-            each["Key"].removeprefix("out/"): hashlib.sha256(
+            each["Key"].removeprefix(f"{out}/"): hashlib.sha256(
                 client.get_object(Bucket=bucket, Key=each["Key"])["Body"].read()
             ).hexdigest()
             for each in found
@@ -118,7 +119,7 @@ def kill_pack(images: Path, expected: dict[str, str], store: Store, trial: campa
         in_child(partial(pack, web.url))
     if objects() != expected:
         raise campaign.Wrong("other objects after a rerun", sorted(objects()))
-    if uploads := client.list_multipart_uploads(Bucket=bucket).get("Uploads"):
+    if uploads := client.list_multipart_uploads(Bucket=bucket, Prefix=out).get("Uploads"):
         raise campaign.Wrong("unfinished uploads", uploads)
     if litter := [str(path) for path in spool.rglob("*") if path.is_file()]:
         raise campaign.Wrong("litter in the temporary directory", litter)
