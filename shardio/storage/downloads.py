@@ -594,6 +594,11 @@ class ComingShard(ShardRanges):
             raise self._without_room()
         return file.read(offset, size)
 
+    @property
+    def lacks_room(self) -> bool:
+        """Whether it does not come, since the cache has no room for it."""
+        return self._downloads.state_of(self._shard) == "no room"
+
     def read_ahead(self, start: int, end: int, /) -> None:
         """Ask for a range, before shards are fetched, unless it is there."""
         if self.whole is None and end > start and self._shard.stored is None:
