@@ -26,6 +26,7 @@ from shardio.indexing.shard_index import ShardIndex
 from shardio.storage.cache import plain_tar
 from shardio.storage.compression import find_compression
 from shardio.storage.folder import Folder
+from shardio.storage.location import Options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,7 @@ def index(
     *,
     force: bool = False,
     allow_empty: bool = False,
+    storage_options: Options | None = None,
     progress: Callable[[int], Callable[[int], None]] | None = None,
 ) -> IndexSummary:
     """Write an index with checksums and sizes of pictures for each shard, into index/ beside it.
@@ -60,6 +62,7 @@ def index(
         source: folder of tars, a tar, a glob, a pattern, or a list of these.
         force: whether packed shards are accepted as they are now; the manifest follows them.
         allow_empty: whether tars without fields of samples are accepted.
+        storage_options: settings of the store of a URL, see shardio.storage.location.Options.
         progress: function that takes the number of shards and returns one that is called with the
             number of further shards done.
 
@@ -71,7 +74,9 @@ def index(
             written.
         OSError: a shard cannot be read or an index not written.
     """
-    found = {part: find_shards(part) for part in map(Path, list_parts(source))}
+    found = {
+        part: find_shards(part) for part in map(Path, list_parts(source, options=storage_options))
+    }
     folders = {shard.parent: None for shards in found.values() for shard in shards}
     packed = [folder for folder in folders if is_packed(folder)]
     manifests = {at: read_manifest(at) for at in packed if at in found or not force}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from os import PathLike, fspath
 from typing import Any, Literal, get_args
@@ -28,6 +28,7 @@ from shardio.planning.order import Order
 from shardio.planning.samples import Samples
 from shardio.reading.settings import check_plan, divide_batch, make_shuffle
 from shardio.storage.local import without_secrets
+from shardio.storage.location import Options
 
 _POSITIONS_AT_ONCE = 1 << 16
 _MOST_SAMPLES, _MOST_PROCESSES = 1 << 31, 1 << 20
@@ -53,6 +54,8 @@ class RunOrder:
         tail: "pad", "drop" or "short", for the last step.
         epoch: number of the epoch, from 0.
         allow_empty: whether to accept tars whose members belong to no sample.
+        storage_options: settings of the store of a URL, see shardio.storage.location.Options; None
+            in results, since they may hold secrets.
     """
 
     batch_size: int | None = None
@@ -64,6 +67,7 @@ class RunOrder:
     tail: Tail = "pad"
     epoch: int = 0
     allow_empty: bool = False
+    storage_options: Options | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +90,9 @@ class PlanSettings(RunOrder):
             IndexFileError: a manifest or index is corrupt or stale.
             TarError: a shard without an index is corrupt.
         """
-        catalog = open_catalog(self.source, allow_empty=self.allow_empty)
+        catalog = open_catalog(
+            self.source, options=self.storage_options, allow_empty=self.allow_empty
+        )
         samples = Samples([shard.samples for shard in catalog.shards])
         shuffle = make_shuffle(
             self.shuffle, seed=self.seed, window=self.window, streams=self.streams
@@ -102,6 +108,10 @@ class PlanSettings(RunOrder):
         )
         plan = EpochPlan(samples, shuffle, global_batch_size=size, epoch=self.epoch, tail=self.tail)
         return catalog, plan
+
+    def as_shown(self) -> PlanSettings:
+        """Return the settings without secrets, for results."""
+        return replace(self, source=without_secrets(self.source), storage_options=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,7 +309,7 @@ def plan(source: str | PathLike[str], options: PlanOptions) -> Coverage:
             "read twice; pack at least 10 shards for each node"
         )
     return Coverage(
-        settings=replace(settings, source=without_secrets(settings.source)),
+        settings=settings.as_shown(),
         samples=plan.num_samples,
         shards=len(catalog.shards),
         bytes=total,

@@ -44,7 +44,7 @@ from shardio.packing.task import (
 from shardio.packing.upload import claim_storage, publish_rest, refuse_others
 from shardio.storage.base import Storage
 from shardio.storage.folder import Folder
-from shardio.storage.location import Location, locate
+from shardio.storage.location import Location, Options, locate
 
 Progress = Callable[[int], Advance]
 """Called with the number of samples; returns a callback for the number done since its last call.
@@ -75,7 +75,8 @@ class PackJob:
         engine: engine that runs the tasks.
         progress: callback for each pass over the samples; None for no reports.
         ledger: name of the file in the output that lists what was left out.
-        storage: storage of the output; None writes local files.
+        storage: storage of the output; None chooses it by the scheme of a URL.
+        storage_options: settings of the store of a URL.
 
     Raises:
         UsageError: the sizes of samples are not known before they are encoded.
@@ -93,6 +94,7 @@ class PackJob:
     progress: Progress | None
     ledger: str = SKIPPED_NAME
     storage: Storage | None = None
+    storage_options: Options | None = field(default=None, repr=False)
     types: Mapping[str, FieldType] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -152,7 +154,7 @@ def run_job(
     start = time.monotonic()
     if not os.fspath(out):
         raise PackError("the name of the output folder is empty", remedy="name a folder")
-    target = locate(os.fspath(out), job.storage)
+    target = locate(os.fspath(out), job.storage, job.storage_options)
     names = [*job.splits.fractions] if job.splits else [WHOLE]
     if target.is_local:
         plan, ended = _pack(Path(target), None, names, job, open_source)

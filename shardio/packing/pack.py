@@ -70,7 +70,7 @@ def pack(
     job = options.make_pack_job()
     if isinstance(source, str | PathLike):
         root = fspath(source)
-        if locate(out, options.storage).is_local:
+        if locate(out, options.storage, options.storage_options).is_local:
             refuse_inside(Path(out), [Path(root)], parts=options.split or ())
         return run_job(out, job, lambda _: open_source(root, options))
     if isinstance(source, Source):
@@ -106,7 +106,9 @@ def reshard(source: ShardPaths, out: str | PathLike[str], options: ReshardOption
     """
     job = options.make_job()
     tars = TarSource(
-        catalog=open_catalog(source, allow_empty=options.allow_empty),
+        catalog=open_catalog(
+            source, options=options.storage_options, allow_empty=options.allow_empty
+        ),
         read_labels=options.stratify,
         keys=None if options.keys is None else frozenset(options.keys),
         where=options.where,
