@@ -49,7 +49,13 @@ from shardio.profiling.evidence import STAGES, Ceilings, ThreadRecords
 from shardio.profiling.monitoring import Monitor, Received, look_at
 from shardio.profiling.profile import as_ours
 from shardio.profiling.settings import ProfileSettings, Topology, load_callable
-from shardio.profiling.store import count_loaded, is_remote, measure_store
+from shardio.profiling.store import (
+    count_loaded,
+    is_remote,
+    load_shards,
+    local_files,
+    measure_store,
+)
 from shardio.profiling.system import drop_from_cache, thread_uses
 from shardio.reading.batch import SampleReader
 from shardio.reading.dataset import ShardDataset
@@ -94,9 +100,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             another loader; "trace" to write a timeline.
 
     Returns:
-        The attributes of the ceilings or of StoreLimits; or of a loader its "evidence", "waits" (seconds since the
-        beginning, share of the time waited) and "speed" (rate of loops without hand-over around
-        it).
+        The attributes of the ceilings or of StoreLimits; or of a loader its "evidence", "waits"
+        (seconds since the beginning, share of the time waited) and "speed" (rate of loops without
+        hand-over around it).
 
     Raises:
         ShardioError: the dataset cannot be read, or a callable of the user failed.
@@ -177,14 +183,7 @@ def _store(settings: ProfileSettings) -> dict[str, Any]:
     catalog = _catalog(settings)
     loaded = count_loaded(catalog.shards, settings.batch_size)
     found = measure_store(catalog, loaded)
-    pool = ShardPool(catalog.shards)
-    try:
-        pool.fetch(range(loaded), lambda _: 0.0)
-        for shard in range(loaded):
-            file = pool.get(shard, only="file").file()
-            file.read(file.size - 1, 1)  # waits for all before it
-    finally:
-        pool.close()
+    load_shards(catalog, loaded)
     return found
 
 
@@ -192,17 +191,6 @@ def _catalog(settings: ProfileSettings) -> Catalog:
     return open_catalog(
         settings.source, options=settings.storage_options, allow_empty=settings.allow_empty
     )
-
-
-def local_files(catalog: Catalog) -> list[str]:
-    """List the local files of shards: of a store those in the cache."""
-    found = []
-    for shard in catalog.shards:
-        remote = shard.remote
-        path = Path(shard.path) if remote is None else remote.cache.path(remote)
-        if remote is None or path.exists():
-            found.append(str(path))
-    return found
 
 
 def _fields(settings: ProfileSettings) -> dict[str, str | FieldType] | None:

@@ -5,13 +5,13 @@ own thread alone, which tells what a sample costs. From these follow predictions
 workers and other machines. Some of them are then measured, and how far off the predictions were is
 part of the result. The verdict is about the fastest loader that was measured.
 
-A request goes to a measuring process as a file of JSON, an answer or an error comes out as JSON. Memory and
+A request goes to a measuring process as JSON, an answer or an error comes out as JSON. Memory and
 start-up of a loader are its own only in a process of its own. Its standard output is the user's,
-whose transform or step may print, so the answer is a file. It leads a session of its own, so that
-it can be ended with all the workers that it forked, and it ends when its parent does. An error
-crosses as values: class, what happened, where, what to do. Whoever raises it again reads no
-sentence and no traceback. Warnings are collected, for the dataset is read many times: in the end
-the profile logs one of each kind, with the number of the others.
+whose transform or step may print, and others see its arguments, so both are files. It leads a
+session of its own, so that it can be ended with all the workers that it forked, and it ends when
+its parent does. An error crosses as values: class, what happened, where, what to do. Whoever raises
+it again reads no sentence and no traceback. Warnings are collected, for the dataset is read many
+times: in the end the profile logs one of each kind, with the number of the others.
 """
 
 from __future__ import annotations

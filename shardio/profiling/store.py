@@ -14,12 +14,14 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from shardio.indexing.catalog import Catalog, ShardEntry
+from shardio.reading.shards import ShardPool
 from shardio.storage.downloads import CONNECTIONS, RemoteShard
-from shardio.storage.remote import RemoteStorage
+from shardio.storage.remote import PIECE, RemoteStorage
 
 MOST_SECONDS, MOST_BYTES = 5.0, 256 << 20
 """Bounds of what measuring a store takes."""
@@ -30,7 +32,7 @@ LARGE_SHARD = 256_000_000
 _PROBES, _PROBE = 8, 4096  # requests for the wait, and their bytes
 _PROBING = 0.15  # share of the time
 _LEVELS = ((1, 0.125), (4, 0.25), (CONNECTIONS, 0.625))  # connections, and share of the bytes
-_PIECE = 8 << 20  # bytes of a request
+_RANGE = 8 << 20  # bytes of a request
 _ENOUGH = 0.9  # of the highest rate
 _GROWS = 1.5  # times the rate, with four times the connections
 _LEAST_OF_TIME = 0.1  # share of the connections' time in which bytes come
@@ -132,6 +134,34 @@ def count_loaded(shards: Iterable[ShardEntry], batch_size: int) -> int:
     return number
 
 
+def load_shards(catalog: Catalog, number: int) -> None:
+    """Have the first shards of a dataset fetched into the cache, as far as it has room.
+
+    Raises:
+        RemoteError: the store fails or refuses.
+        TarError: a shard is not what was packed.
+    """
+    pool = ShardPool(catalog.shards)
+    try:
+        pool.fetch(range(number), lambda _: 0.0)
+        for shard in range(number):
+            file = pool.get(shard, only="file").file()
+            file.read(file.size - 1, 1)  # waits for all before it
+    finally:
+        pool.close()
+
+
+def local_files(catalog: Catalog) -> list[str]:
+    """List the local files of shards: of a store those in the cache."""
+    found = []
+    for shard in catalog.shards:
+        remote = shard.remote
+        path = Path(shard.path) if remote is None else remote.cache.path(remote)
+        if remote is None or path.exists():
+            found.append(str(path))
+    return found
+
+
 def measure_store(
     catalog: Catalog, loaded: int, seconds: float = MOST_SECONDS, most: int = MOST_BYTES
 ) -> dict[str, Any]:
@@ -153,7 +183,8 @@ def measure_store(
     rates = []
     for place, (connections, share) in enumerate(_LEVELS):
         rest = start + seconds - time.perf_counter()
-        level = _Level(shards, rest / (len(_LEVELS) - place), int(share * most) - _PROBE)
+        bound = int(share * most) - connections * PIECE  # each may take a piece more
+        level = _Level(shards, rest / (len(_LEVELS) - place), bound)
         rates.append((connections, level.rate(connections, first_byte)))
         taken += level.received
     total = sum(shard.size for shard in shards)
@@ -200,7 +231,7 @@ class _Level:
     Args:
         shards: shards to ask for.
         seconds: seconds that it may take, unless no byte came.
-        most: bytes that it may take, but for a piece of each connection.
+        most: bytes after which no more is read.
 
     Attributes:
         received: number of bytes that came.
@@ -231,11 +262,11 @@ class _Level:
     def _ask(self, _: int) -> None:
         """Make requests one after the other."""
         while not self._is_over():
-            shard, start = _somewhere(self._shards, _PIECE)
+            shard, start = _somewhere(self._shards, _RANGE)
             with self._lock:
                 self._requests += 1
             try:
-                stop = min(start + _PIECE, shard.size)
+                stop = min(start + _RANGE, shard.size)
                 shard.storage.download(shard.path, start, stop, shard.version, self._take)
             except _EnoughError:
                 return

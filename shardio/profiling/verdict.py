@@ -299,7 +299,7 @@ def _storage(seen: Evidence) -> Verdict | None:
     if stages.blocked_read < _BLOCKED * filling:
         return None
     if seen.remote:
-        return _fetching(seen, filling)
+        return _fetching(seen, stages, filling)
     megabytes = stages.bytes * seen.rate / 1e6
     gain = filling / max(filling - stages.blocked_read, 1e-9)
     cold = seen.cached is not None and seen.cached < 0.5
@@ -333,10 +333,8 @@ _STREAMS = Change(
 )
 
 
-def _fetching(seen: Evidence, filling: float) -> Verdict:
+def _fetching(seen: Evidence, stages: Stages, filling: float) -> Verdict:
     """Describe a loop that waits for a store, of which nothing else is known."""
-    stages = seen.stages
-    assert stages is not None
     gain = filling / max(filling - stages.blocked_read, 1e-9)
     return Verdict(
         bottleneck="store",

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shardio.profiling.costs import SampleCosts, predict
 from shardio.profiling.evidence import (
     Ceilings,
     Evidence,
@@ -21,7 +22,7 @@ from shardio.profiling.evidence import (
     Stages,
 )
 from shardio.profiling.settings import ProfileSettings
-from shardio.profiling.verdict import Bottleneck, SampleCosts, Verdict, advise, judge, predict
+from shardio.profiling.verdict import Bottleneck, Verdict, advise, judge
 
 
 def stage(wall: float, cpu: float | None = None) -> Stage:
