@@ -14,7 +14,11 @@ from shardio.errors import SituationError, quoted
 from shardio.fields.limits import MAX_PIXELS
 
 _FLAGS = {"true": True, "false": False}
-_NUMBERS: dict[str, type[int | float]] = {"retries": int, "timeout": float}
+_NUMBERS: dict[str, type[int | float]] = {
+    "retries": int,
+    "connections": int,
+    "timeout": float,
+}
 _SIDES = re.compile("([0-9]{1,9})(?:x([0-9]{1,9}))?")
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)(i?)B?", re.IGNORECASE)
 
