@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from shardio.errors import MisfitError as MisfitError
     from shardio.errors import OutputError as OutputError
     from shardio.errors import PackError as PackError
+    from shardio.errors import RemoteChanged as RemoteChanged
+    from shardio.errors import RemoteDenied as RemoteDenied
+    from shardio.errors import RemoteError as RemoteError
+    from shardio.errors import RemoteMissing as RemoteMissing
+    from shardio.errors import RemoteUnreachable as RemoteUnreachable
     from shardio.errors import SampleError as SampleError
     from shardio.errors import ShardioError as ShardioError
     from shardio.errors import SituationError as SituationError
@@ -93,6 +98,11 @@ _HOMES = {
     "Points": "shardio.fields.annotations",
     "ProfileOptions": "shardio.profiling.settings",
     "RandomResizedCrop": "shardio.transforms",
+    "RemoteChanged": "shardio.errors",
+    "RemoteDenied": "shardio.errors",
+    "RemoteError": "shardio.errors",
+    "RemoteMissing": "shardio.errors",
+    "RemoteUnreachable": "shardio.errors",
     "ReplayOptions": "shardio.inspection.replay",
     "ReshardOptions": "shardio.packing.options",
     "Resize": "shardio.transforms",

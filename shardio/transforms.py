@@ -15,10 +15,12 @@ costs almost nothing. Image by image on the CPU, it takes nearly half as long as
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol, TypeVar, get_args, runtime_checkable
+from itertools import repeat
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -85,6 +87,14 @@ class Crops:
 
     def __len__(self) -> int:
         return len(self.top)
+
+    def __iter__(self) -> Iterator[Crop]:
+        """Yield the crops of all samples, which costs half of what `self[index]` does."""
+        resized = repeat(None) if self.resized is None else map(tuple, _listed(self.resized))
+        window = repeat((0, 0)) if self.window is None else map(tuple, _listed(self.window))
+        edges = map(_listed, (self.top, self.left, self.height, self.width))
+        flip = np.asarray(self.flip, np.bool_).tolist()
+        return map(Crop, *edges, flip, resized, window, repeat(self.resampling))
 
     def __getitem__(self, index: int) -> Crop:
         return Crop(
@@ -198,29 +208,19 @@ class RandomResizedCrop:
         uniforms: NDArray[np.float64],
     ) -> Crops:
         """Choose random crops of the images of a batch."""
-        crop_heights, crop_widths = np.zeros((2, len(heights)), np.int64)
         log_ratio = math.log(self.ratio[0]), math.log(self.ratio[1])
-        left_over = np.arange(len(heights))
-        for at in range(3, 3 + 2 * _TRIES, 2):
-            rows, columns = heights[left_over], widths[left_over]
-            areas = rows * columns * _between(*self.scale, uniforms[left_over, at])
-            logs = _between(*log_ratio, uniforms[left_over, at + 1])
-            ratios = np.array(
-                [math.exp(log) for log in logs.tolist()]
-            )  # numpy.exp rounds otherwise
-            tried = np.rint(np.sqrt([areas / ratios, areas * ratios])).astype(np.int64)
-            fit = ((tried > 0) & (tried <= [rows, columns])).all(axis=0)
-            crop_heights[left_over[fit]], crop_widths[left_over[fit]] = tried[:, fit]
-            left_over = left_over[~fit]
-            if not left_over.size:
-                break
+        areas = heights * widths * _between(*self.scale, uniforms[:, 3])
+        logs = _between(*log_ratio, uniforms[:, 4])
+        ratios = np.array([math.exp(log) for log in logs.tolist()])  # numpy.exp rounds otherwise
+        sides = np.rint(np.sqrt([areas / ratios, areas * ratios])).astype(np.int64)
+        crop_heights, crop_widths = sides
         tops = (uniforms[:, 1] * (heights - crop_heights + 1)).astype(np.int64)
         lefts = (uniforms[:, 2] * (widths - crop_widths + 1)).astype(np.int64)
-        for number in left_over.tolist():
-            height, width = int(heights[number]), int(widths[number])
-            crop_heights[number], crop_widths[number] = self._central(height, width)
-            tops[number] = (height - crop_heights[number]) // 2
-            lefts[number] = (width - crop_widths[number]) // 2
+        fit = ((sides > 0) & (sides <= [heights, widths])).all(axis=0)
+        for at in np.flatnonzero(~fit).tolist():  # few, for which further tries cost more in NumPy
+            size = int(heights[at]), int(widths[at])  # of a subclass, crop may be another
+            crop = RandomResizedCrop.crop(self, *size, uniforms[at].tolist())
+            tops[at], lefts[at], crop_heights[at], crop_widths[at] = crop[:4]
         return Crops(
             tops,
             lefts,
@@ -239,8 +239,71 @@ class RandomResizedCrop:
         return height, width
 
 
+class _Place(NamedTuple, Generic[Whole]):
+    """Rectangle of an image, or rectangles of several; see Crop."""
+
+    top: Whole
+    left: Whole
+    height: Whole
+    width: Whole
+    resized: tuple[Whole, Whole] | None = None
+    window: tuple[Whole, Whole] | None = None
+
+
+class _Placed(ABC):
+    """Transform whose rectangle depends on the size of an image alone."""
+
+    __slots__ = ()
+
+    flip: float
+    antialias: bool
+    interpolation: Interpolation
+
+    @abstractmethod
+    def _place(self, height: Whole, width: Whole) -> _Place[Whole]:
+        """Return the rectangle of an image, or those of several."""
+
+    @property
+    def draws(self) -> int:
+        """Number of uniform random numbers: one if the flip is random."""
+        return int(self.flip > 0)
+
+    def crop(self, height: int, width: int, uniforms: Sequence[float] = ()) -> Crop:
+        """Choose the rectangle of an image."""
+        place = self._place(height, width)
+        return Crop(
+            place.top,
+            place.left,
+            place.height,
+            place.width,
+            self.draws > 0 and uniforms[0] < self.flip,
+            place.resized,
+            place.window or (0, 0),
+            Resampling(self.interpolation, self.antialias),
+        )
+
+    def crops(
+        self,
+        heights: NDArray[np.int64],
+        widths: NDArray[np.int64],
+        uniforms: NDArray[np.float64],
+    ) -> Crops:
+        """Choose the rectangles of the images of a batch."""
+        place = self._place(heights, widths)
+        return Crops(
+            place.top,
+            place.left,
+            place.height,
+            place.width,
+            uniforms[:, 0] < self.flip if self.draws else np.zeros(len(heights), np.bool_),
+            None if place.resized is None else np.stack(place.resized, axis=1),
+            None if place.window is None else np.stack(place.window, axis=1),
+            Resampling(self.interpolation, self.antialias),
+        )
+
+
 @dataclass(frozen=True, slots=True, init=False)
-class CenterCrop:
+class CenterCrop(_Placed):
     """Resize the shorter side of an image and crop the centre, as evaluation does.
 
         shardio.CenterCrop(224, resize=256)
@@ -291,51 +354,22 @@ class CenterCrop:
             **_resampling(antialias=antialias, interpolation=interpolation),
         )
 
-    @property
-    def draws(self) -> int:
-        """Number of uniform random numbers: one if the flip is random."""
-        return int(self.flip > 0)
-
-    def crop(self, height: int, width: int, uniforms: Sequence[float] = ()) -> Crop:
-        """Choose the central crop of an image."""
-        resampling = Resampling(self.interpolation, self.antialias)
-        flip = self.draws > 0 and uniforms[0] < self.flip
+    def _place(self, height: Whole, width: Whole) -> _Place[Whole]:
         shorter = _least(height, width)
         rows, columns = self._resized(height, shorter), self._resized(width, shorter)
         window = _half(rows - self.size[0]), _half(columns - self.size[1])
         if self.antialias:
-            return Crop(0, 0, height, width, flip, (rows, columns), window, resampling)
+            return _Place(0 * height, 0 * width, height, width, (rows, columns), window)
         top, crop_height = _span(self.size[0], window[0], rows, height)
         left, crop_width = _span(self.size[1], window[1], columns, width)
-        return Crop(top, left, crop_height, crop_width, flip, resampling=resampling)
-
-    def crops(
-        self,
-        heights: NDArray[np.int64],
-        widths: NDArray[np.int64],
-        uniforms: NDArray[np.float64],
-    ) -> Crops:
-        """Choose the central crops of the images of a batch."""
-        resampling = Resampling(self.interpolation, self.antialias)
-        flips = _flips(len(heights), uniforms, self.flip)
-        shorter = _least(heights, widths)
-        rows, columns = self._resized(heights, shorter), self._resized(widths, shorter)
-        window = _half(rows - self.size[0]), _half(columns - self.size[1])
-        if self.antialias:
-            whole = np.zeros_like(heights)
-            resized = np.stack([rows, columns], axis=1)
-            windows = np.stack(window, axis=1)
-            return Crops(whole, whole, heights, widths, flips, resized, windows, resampling)
-        tops, crop_heights = _span(self.size[0], window[0], rows, heights)
-        lefts, crop_widths = _span(self.size[1], window[1], columns, widths)
-        return Crops(tops, lefts, crop_heights, crop_widths, flips, resampling=resampling)
+        return _Place(top, left, crop_height, crop_width)
 
     def _resized(self, side: Whole, shorter: Whole) -> Whole:
         return self.resize * side // shorter
 
 
 @dataclass(frozen=True, slots=True, init=False)
-class Resize:
+class Resize(_Placed):
     """Resize the whole image to one size, without keeping its aspect ratio.
 
         shardio.Resize((224, 224))
@@ -378,28 +412,8 @@ class Resize:
             **_resampling(antialias=antialias, interpolation=interpolation),
         )
 
-    @property
-    def draws(self) -> int:
-        """Number of uniform random numbers: one if the flip is random."""
-        return int(self.flip > 0)
-
-    def crop(self, height: int, width: int, uniforms: Sequence[float] = ()) -> Crop:
-        """Choose the whole image."""
-        resampling = Resampling(self.interpolation, self.antialias)
-        flip = self.draws > 0 and uniforms[0] < self.flip
-        return Crop(0, 0, height, width, flip, resampling=resampling)
-
-    def crops(
-        self,
-        heights: NDArray[np.int64],
-        widths: NDArray[np.int64],
-        uniforms: NDArray[np.float64],
-    ) -> Crops:
-        """Choose the whole images of a batch."""
-        resampling = Resampling(self.interpolation, self.antialias)
-        flips = _flips(len(heights), uniforms, self.flip)
-        whole = np.zeros_like(heights)
-        return Crops(whole, whole, heights, widths, flips, resampling=resampling)
+    def _place(self, height: Whole, width: Whole) -> _Place[Whole]:
+        return _Place(0 * height, 0 * width, height, width)
 
 
 Uniform = TypeVar("Uniform", float, NDArray[np.float64])
@@ -439,8 +453,9 @@ def _span(kept: int, window: Whole, resized: Whole, side: Whole) -> tuple[Whole,
     return _least(_rounded(window * side, resized), side - length), length
 
 
-def _flips(count: int, uniforms: NDArray[np.float64], flip: float) -> NDArray[np.bool_]:
-    return uniforms[:, 0] < flip if flip > 0 else np.zeros(count, np.bool_)
+def _listed(numbers: NDArray[np.int64]) -> list[Any]:
+    listed: list[Any] = np.asarray(numbers, np.int64).tolist()
+    return listed
 
 
 def _two(numbers: NDArray[np.int64]) -> tuple[int, int]:

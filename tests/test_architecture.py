@@ -36,7 +36,7 @@ LAYERS = {
     "tar": {"errors"},
     "fields": {"errors", "processes"},
     "transforms": {"errors", "checks", "fields"},
-    "indexing": {"errors", "naming", "storage", "tar", "fields"},
+    "indexing": {"errors", "naming", "processes", "storage", "tar", "fields"},
     "planning": set(),
     "reading": {
         *{"errors", "checks", "processes", "indexing"},

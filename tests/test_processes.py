@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import shardio
-from shardio.indexing.catalog import ShardEntry
+from shardio.indexing.entry import ShardEntry
 from shardio.reading.columns import Arrays, Transformed
 from shardio.reading.gather import Gatherer
 from shardio.reading.handover import Sender

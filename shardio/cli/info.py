@@ -121,6 +121,8 @@ def _parts(found: Info, *, all_shards: bool, all_classes: bool) -> Iterator[Rend
         if len(some) < len(found.classes.counts):
             more = len(found.classes.counts) - len(some)
             yield f"and {more:,} more classes; --classes shows all"
+    elif found.class_names:
+        yield _names_sentence(found.class_names, None if all_classes else _MOST_CLASSES)
     if found.sample is not None:
         yield f"sample {found.sample.number:,}: {shown(found.sample.key)}"
         yield _sample_table(found.sample)
@@ -184,6 +186,13 @@ def _fields_table(fields: Iterable[FieldInfo], samples: int) -> Table:
             *map(_size, (field.bytes, field.median, field.largest)),
         )
     return made
+
+
+def _names_sentence(names: tuple[str, ...], most: int | None) -> str:
+    some = names[:most]
+    more = f" and {len(names) - len(some):,} more (--classes)" if len(some) < len(names) else ""
+    listed = ", ".join(f"{number} {shown(name)}" for number, name in enumerate(some))
+    return f"Names of {counted(len(names), 'class', 'classes')}: {listed}{more}."
 
 
 def _classes_sentences(classes: ClassesInfo) -> list[str]:

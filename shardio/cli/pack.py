@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
 from shardio.cli.output import describe, output_options
 from shardio.cli.progress import progress_bar
 from shardio.cli.text import say, say_json
-from shardio.cli.values import max_pixels_option, parse_sides, read_names, several
+from shardio.cli.values import max_pixels_option, parse_sides, parse_types, read_names, several
 from shardio.packing.pack import pack as pack_source
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def _repeated(name: str, metavar: str, help_: str, **more: Any) -> Callable[[F], F]:
+    """Return an option that may be repeated, whose values the plural of its name takes."""
+    plural = name.removeprefix("--").replace("-", "_") + "s"
+    return click.option(name, plural, metavar=metavar, multiple=True, help=help_, **more)
 
 
 def _split_names(
@@ -39,6 +48,14 @@ _source_options = several(
         "question mark where samples may lack it. By default each image is a sample, with the "
         "files whose names begin with its stem and a dot (a.json, a.mask.png of a.jpg) if every "
         "image has such files of the same fields; if only some have, they are refused.",
+    ),
+    _repeated(
+        "--type",
+        "FIELD=TYPE",
+        "Type of a field, which the manifest records and every command uses: "
+        "wav=Audio(rate=16000), depth.png=Depth(scale=1/256), png=Image(bits=8), mask.png=Mask; "
+        "repeat it for several fields. Types of your own are for Python.",
+        callback=parse_types,
     ),
     click.option(
         "--manifest",
@@ -69,21 +86,17 @@ _source_options = several(
         help="Columns that become the field json; by default all that have no other use, and '' "
         "for none.",
     ),
-    click.option(
+    _repeated(
         "--path-column",
-        "path_columns",
-        metavar="[FIELD=]COLUMN",
-        multiple=True,
-        help="Column of paths in the table; repeat it for several files a sample.",
+        "[FIELD=]COLUMN",
+        "Column of paths in the table; repeat it for several files a sample.",
     ),
     click.option("--label-column", metavar="COLUMN", help="Column of labels in the table."),
     click.option("--key-column", metavar="COLUMN", help="Column of keys in the table."),
-    click.option(
+    _repeated(
         "--target-column",
-        "target_columns",
-        metavar="[FIELD=]COLUMN,...",
-        multiple=True,
-        help="Column of numbers to predict, which becomes an array; several make a vector.",
+        "[FIELD=]COLUMN,...",
+        "Column of numbers to predict, which becomes an array; several make a vector.",
     ),
     click.option(
         "--target-dtype",
@@ -92,19 +105,15 @@ _source_options = several(
         show_default=True,
         help="Type of the numbers to predict.",
     ),
-    click.option(
+    _repeated(
         "--multilabel-column",
-        "multilabel_columns",
-        metavar="[FIELD=]COLUMN,...",
-        multiple=True,
-        help="Columns of 0 and 1, or one that lists classes, which become an array of 0 and 1.",
+        "[FIELD=]COLUMN,...",
+        "Columns of 0 and 1, or one that lists classes, which become an array of 0 and 1.",
     ),
-    click.option(
+    _repeated(
         "--feature",
-        "features",
-        metavar="FIELD=NAME",
-        multiple=True,
-        help="Feature of TFRecord files that becomes a field, as jpg=image/encoded; "
+        "FIELD=NAME",
+        "Feature of TFRecord files that becomes a field, as jpg=image/encoded; "
         "__key__=image/filename makes keys of one, =NAME leaves one out.",
     ),
     click.option(
@@ -146,6 +155,7 @@ _source_options = several(
 _EXAMPLES = """\b
 Example: shardio pack images/ out/ --shards 8
          shardio pack images/ out/ --shards 8 --fields 'jpg;png,mask.png?'
+         shardio pack audio/ out/ --shards 8 --type 'wav=Audio(rate=16000)'
          shardio pack train.csv out/ --shards 8
          shardio pack train2017/ out/ --shards 8 --coco instances.json
          shardio pack VOC2012/ImageSets/Main/train.txt out/ --shards 8

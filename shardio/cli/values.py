@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 import click
 
 from shardio.errors import SituationError, quoted
+from shardio.fields.base import FieldType
 from shardio.fields.limits import MAX_PIXELS
+from shardio.fields.recorded import parse_type
 
 _FLAGS = {"true": True, "false": False}
 _NUMBERS: dict[str, type[int | float]] = {
@@ -92,6 +94,20 @@ def parse_split(
         raise click.BadParameter(
             f"{quoted(text)} is not a list of fractions by name, as train=0.9,val=0.1"
         ) from None
+
+
+def parse_types(
+    _context: click.Context, _option: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, FieldType] | None:
+    """Parse types by field name, as wav=Audio(rate=16000)."""
+    types: dict[str, FieldType] = {}
+    for text in texts:
+        field, equals, spelled = text.partition("=")
+        if not (field and equals):
+            raise click.BadParameter(f"{quoted(text)} is not FIELD=TYPE, as mask.png=Mask")
+        if types.setdefault(field.lower(), made := parse_type(spelled)) != made:
+            raise click.BadParameter(f"it gives the field {quoted(field)} two types")
+    return types or None
 
 
 def read_names(

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from shardio.errors import IndexFileError, counted, quoted
-from shardio.indexing.catalog import ShardEntry
+from shardio.indexing.entry import ShardEntry
 from shardio.indexing.scan import group_members
 from shardio.storage.local import FileBytes
 from shardio.tar.header import padded

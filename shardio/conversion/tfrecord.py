@@ -39,14 +39,10 @@ from shardio.errors import (
 )
 from shardio.fields.arrays import decode_cls
 from shardio.fields.base import LABEL_FIELD
-from shardio.indexing.catalog import (
-    SHARD_SUFFIXES,
-    Catalog,
-    ShardEntry,
-    ShardPaths,
-    open_catalog,
-)
+from shardio.indexing.catalog import Catalog, open_catalog
+from shardio.indexing.entry import ShardEntry
 from shardio.indexing.manifest import INDEX_FOLDER, INDEX_SUFFIX, index_path
+from shardio.indexing.parts import SHARD_SUFFIXES, ShardPaths
 from shardio.packing.engine import Engine, Ticker, make_engine
 from shardio.packing.folder import open_lock
 from shardio.packing.job import Progress

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 import numpy as np
 
 from shardio.errors import CodecError, TransformError, UsageError, quoted
-from shardio.fields.arrays import NPY_MAGIC, as_array, decode_npy
+from shardio.fields.arrays import Array, as_array, decode_npy, is_npy
 from shardio.fields.base import Batching, FieldType, Geometry
 from shardio.fields.summary import FieldSummary, count_classes
-from shardio.fields.text import decode_json, decode_txt, encode_json, integer_in
+from shardio.fields.text import decode_json, decode_txt, encode_json
+from shardio.fields.yolo import YoloBox, may_be_yolo, parse_yolo
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,8 +45,17 @@ _POINT_OUTSIDE = (
 _NO_NUMBER = ("have a coordinate that is not finite", "readers deliver them; mark them otherwise")
 
 
+class _Small(FieldType):
+    """Data that cost so little to decode that no check leaves that out."""
+
+    def check(self, data: Buffer, *, deep: bool) -> None:
+        """Decode the data."""
+        del deep
+        self.decode(data)
+
+
 @dataclass(frozen=True)
-class Boxes(FieldType):
+class Boxes(_Small):
     """Boxes in a picture, and what belongs to each: a dictionary of tensors a sample.
 
         Boxes("json", boxes="boxes", format="xywh", also=["labels"])
@@ -96,11 +106,29 @@ class Boxes(FieldType):
         The edges of "yolo" are fractions of the picture's size until `follow` knows that.
         """
         if self.format == "yolo":
-            return _parse_yolo(decode_txt(data))
-        if data[: len(NPY_MAGIC)] == NPY_MAGIC:
-            found: Any = {self.boxes: decode_npy(data)}
-        else:
-            found = decode_json(data)
+            return _boxes_of_yolo(parse_yolo(data))
+        return self._value(self._found(data))
+
+    def _found(self, data: Buffer) -> Any:
+        """Return what data in pixels hold: an object of JSON, or a list of them."""
+        if is_npy(data):
+            return {self.boxes: decode_npy(data)}
+        try:
+            return decode_json(data)
+        except CodecError as error:
+            if not may_be_yolo(data):
+                raise
+            what = (
+                "is lines of a class number and four fractions"
+                if bytes(data).strip()
+                else "is empty"
+            )
+            raise CodecError(
+                f"{error.what}: the text {what}",
+                remedy=f"if it is YOLO's, write Boxes({self.fields!r}, format='yolo')",
+            ) from None
+
+    def _value(self, found: Any) -> dict[str, Any]:
         columns = _columns(found, (self.boxes, *self.also))
         boxes = _numbers(columns[self.boxes], self.boxes)
         if boxes.size == 0:
@@ -133,26 +161,54 @@ class Boxes(FieldType):
                     "YOLO's boxes are fractions of a picture, and the sample has none",
                     remedy="name a picture in fields=",
                 )
-            boxes = boxes * np.array([view.width, view.height] * 2, np.float32)
+            boxes = _in_pixels(boxes, view)
         if view is None or view.crop is None:
             return {**value, "boxes": boxes}
-        moved = view.move(boxes.reshape(-1, 2, 2))
-        sides = np.array(view.size[::-1], np.float32)
-        low, high = moved.min(axis=1).clip(0, sides), moved.max(axis=1).clip(0, sides)
-        kept = (high - low >= 1).all(axis=1)
+        boxes, kept = _in_slot(boxes, view)
         rest = {name: _rows(each, kept) for name, each in value.items() if name != "boxes"}
-        return {"boxes": np.concatenate([low, high], axis=1)[kept], **rest}
+        return {"boxes": boxes[kept], **rest}
 
     def resized(self, data: Buffer, view: View) -> bytes | None:
-        """Keep fractions of a picture that is stored whole.
+        """Write boxes as `follow` moves them, in the same form; those that leave are not written.
+
+        Everything else in the JSON keeps its value. Fractions of a picture that is stored whole
+        stay as they are.
 
         Raises:
-            NotImplementedError: they are pixels, of which others of the data may be, too.
+            CodecError: a box leaves, and with it perhaps a value of a list that `also` lacks.
         """
-        whole = view.crop is None or view.crop[:4] == (0, 0, view.height, view.width)
-        if self.format == "yolo" and whole:
+        if self.format == "yolo":
+            return _resized_yolo(parse_yolo(data), view)
+        found = self._found(data)
+        value = self._value(found)
+        if view.crop is None:
             return None
-        return super().resized(data, view)
+        edges, kept = _in_slot(value["boxes"], view)
+        boxes = _stored(edges[kept].astype(np.float64), self.format)
+        if is_npy(data):
+            return Array().encode(boxes.astype(np.float32))
+        numbers = _plain_numbers(boxes)
+        if isinstance(found, list):
+            rows = _rows(found, kept)
+            made = [{**row, self.boxes: box} for row, box in zip(rows, numbers, strict=True)]
+            return _encoded(made)
+        if not kept.all() and (others := self._perhaps_columns(found, len(kept))):
+            raise CodecError(
+                f"a box leaves with the part of the picture that is not stored, and "
+                f"{quoted(others[0])} has as many values as there are boxes",
+                remedy="name it in also= of its Boxes, so that its value leaves too",
+            )
+        rest = {name: _rows(found[name], kept) for name in self.also}
+        return _encoded({**found, self.boxes: numbers, **rest})
+
+    def _perhaps_columns(self, found: Mapping[str, Any], number: int) -> list[str]:
+        """List the entries that may have a value for each box, and are not known to."""
+        known = (self.boxes, *self.also)
+        return [
+            name
+            for name, each in found.items()
+            if name not in known and isinstance(each, list) and len(each) == number
+        ]
 
     def summarize(self, value: dict[str, Any], view: View | None) -> FieldSummary:
         """Count boxes, those that are odd, and their classes.
@@ -189,6 +245,8 @@ class Boxes(FieldType):
         """
         if self.format != "xyxy":
             raise NotImplementedError(f"boxes are not encoded as {quoted(self.format)}")
+        if others := [name for name in value if name not in ("boxes", *self.also)]:
+            raise ValueError(f"{quoted(others[0])} would be lost, since also= does not name it")
         boxes = {self.boxes: as_array(value["boxes"])}
         data = encode_json({**boxes, **{name: value[name] for name in self.also}})
         self.decode(data)
@@ -285,26 +343,61 @@ def _rows(values: Any, kept: NDArray[np.bool_]) -> Any:
     return [value for value, keep in zip(values, kept.tolist(), strict=True) if keep]
 
 
-def _parse_yolo(text: str) -> dict[str, Any]:
-    """Read YOLO's lines: class, center x, center y, width, height, the last four from 0 to 1."""
-    labels, rows = [], []
-    for number, line in enumerate(text.splitlines(), 1):
-        words = line.split()
-        if not words:
-            continue
-        label = integer_in(words[0])
-        try:
-            row = [float(word) for word in words[1:]]
-        except ValueError:
-            row = []
-        if label is None or len(row) != 4 or not np.isfinite(row).all():
-            raise CodecError(
-                f"line {number} is not a class number and four numbers: {quoted(line)}"
-            )
-        labels.append(label)
-        rows.append(row)
-    boxes = _edges(np.array(rows, np.float64).reshape(-1, 4), "cxcywh")
-    return {"boxes": _float32(boxes, "boxes"), "labels": np.array(labels, np.int64)}
+def _boxes_of_yolo(lines: Sequence[YoloBox]) -> dict[str, Any]:
+    """Return edges as fractions, and labels."""
+    boxes = _edges(np.array([each.box for each in lines], np.float64).reshape(-1, 4), "cxcywh")
+    labels = np.array([each.label for each in lines], np.int64)
+    return {"boxes": _float32(boxes, "boxes"), "labels": labels}
+
+
+def _resized_yolo(lines: Sequence[YoloBox], view: View) -> bytes | None:
+    """Write YOLO's lines for a part of their picture; None for the whole, as fractions stay."""
+    if view.crop is None or view.crop[:4] == (0, 0, view.height, view.width):
+        return None
+    value = _boxes_of_yolo(lines)
+    edges, kept = _in_slot(_in_pixels(value["boxes"], view), view)
+    boxes = _stored(edges[kept] / np.array([*view.size[::-1]] * 2, np.float64), "cxcywh")
+    rows = zip(value["labels"][kept].tolist(), boxes.tolist(), strict=True)
+    return "".join(f"{label} {' '.join(map(repr, box))}\n" for label, box in rows).encode()
+
+
+def _in_pixels(fractions: NDArray[np.float32], view: View) -> NDArray[np.float32]:
+    return fractions * np.array([view.width, view.height] * 2, np.float32)
+
+
+def _in_slot(
+    boxes: NDArray[np.float32], view: View
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Move boxes with the crop and clip them; tell which of them are left.
+
+    Args:
+        boxes: edges in pixels of the picture, [n, 4].
+        view: view with a crop.
+    """
+    moved = view.move(boxes.reshape(-1, 2, 2))
+    sides = np.array(view.size[::-1], np.float32)
+    low, high = moved.min(axis=1).clip(0, sides), moved.max(axis=1).clip(0, sides)
+    return np.concatenate([low, high], axis=1), (high - low >= 1).all(axis=1)
+
+
+def _plain_numbers(values: NDArray[Any]) -> Any:
+    """Return the numbers of an array as lists, whole ones as integers, as most data have them."""
+    if values.ndim:
+        return [_plain_numbers(each) for each in values]
+    number = float(values)
+    return int(number) if number.is_integer() else number
+
+
+def _encoded(value: Any) -> bytes:
+    """Encode what was decoded from JSON.
+
+    Raises:
+        CodecError: it holds what is no JSON, as NaN, which Python reads all the same.
+    """
+    try:
+        return encode_json(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CodecError(f"JSON cannot hold what it holds ({error})") from None
 
 
 def _edges(boxes: NDArray[np.float64], format_: BoxFormat) -> NDArray[np.float64]:
@@ -318,8 +411,16 @@ def _edges(boxes: NDArray[np.float64], format_: BoxFormat) -> NDArray[np.float64
         return np.concatenate([start, start + size], axis=1)
 
 
+def _stored(edges: NDArray[np.float64], format_: BoxFormat) -> NDArray[np.float64]:
+    """Return edges in the format of stored data: the inverse of _edges."""
+    if format_ == "xyxy":
+        return edges
+    start, size = edges[:, :2], edges[:, 2:] - edges[:, :2]
+    return np.concatenate([start + size / 2 if format_ == "cxcywh" else start, size], axis=1)
+
+
 @dataclass(frozen=True)
-class Points(FieldType):
+class Points(_Small):
     """Points in a picture, such as key points: float32 [..., n, 2], x and y in pixels.
 
     Points that a crop leaves outside keep their place, below zero or beyond the slot's size, since
@@ -366,7 +467,12 @@ class Points(FieldType):
 
     def decode(self, data: Buffer) -> NDArray[np.float32]:
         """Decode to float32 [..., n, 2 or 3]."""
-        found: Any = decode_npy(data) if data[: len(NPY_MAGIC)] == NPY_MAGIC else decode_json(data)
+        return self._value(self._found(data))
+
+    def _found(self, data: Buffer) -> Any:
+        return decode_npy(data) if is_npy(data) else decode_json(data)
+
+    def _value(self, found: Any) -> NDArray[np.float32]:
         if self.points and not isinstance(found, np.ndarray):
             found = _columns(found, (self.points,))[self.points]
         name = self.points or "the data"
@@ -406,6 +512,27 @@ class Points(FieldType):
             for one, other in self.flip_pairs if value.size else ():
                 moved[..., [one, other], :] = moved[..., [other, one], :]
         return moved
+
+    def resized(self, data: Buffer, view: View) -> bytes | None:
+        """Write points as `follow` moves them, in the same form; all else keeps its value."""
+        found = self._found(data)
+        value = self._value(found)
+        if view.crop is None:
+            return None
+        moved = self.follow(value, view)
+        if self.width is not None and value.size:
+            moved = moved.reshape(*moved.shape[:-2], -1)
+        if isinstance(found, np.ndarray):
+            return Array().encode(moved)
+        if not value.size:
+            return None
+        numbers = _plain_numbers(moved.astype(np.float64))
+        if not self.points:
+            return _encoded(numbers)
+        if isinstance(found, list):
+            rows = zip(found, numbers, strict=True)
+            return _encoded([{**row, self.points: each} for row, each in rows])
+        return _encoded({**found, self.points: numbers})
 
     def summarize(self, value: NDArray[np.float32], view: View | None) -> FieldSummary:
         """Count points and those outside the picture by more than a pixel, or not finite."""
@@ -453,7 +580,7 @@ def _check_pairs(given: Any) -> tuple[tuple[int, int], ...]:
 
 
 @dataclass(frozen=True)
-class MultiLabel(FieldType):
+class MultiLabel(_Small):
     """Sets of classes: float32 [classes], 1 for each class of the sample and 0 for the others.
 
     Data are a JSON list of class numbers, class numbers in text with white space or commas between
@@ -479,7 +606,7 @@ class MultiLabel(FieldType):
 
     def decode(self, data: Buffer) -> NDArray[np.float32]:
         """Decode to float32 [classes]."""
-        if data[: len(NPY_MAGIC)] == NPY_MAGIC:
+        if is_npy(data):
             given = decode_npy(data)
             if given.shape != (self.classes,) or given.dtype.kind not in "biuf":
                 raise CodecError(

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 import numpy as np
 
 from shardio.errors import CodecError, quoted
-from shardio.fields.base import LABEL_FIELD, Dense, FieldType
+from shardio.fields.base import LABEL_FIELD, Batching, Dense, FieldType
 from shardio.fields.boundary import decoder
 from shardio.fields.summary import FieldSummary, summarize_numbers
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from shardio.fields.probe import Buffer
 
 _INTEGER = re.compile(rb"\s*(-?[0-9]{1,19})\s*")
-_INT64 = np.iinfo(np.int64)
+_LEAST, _GREATEST = -(1 << 63), (1 << 63) - 1
 
 NPY_MAGIC = b"\x93NUMPY"
 _NPY_VERSIONS = {1: ("<H", 10, "latin1"), 2: ("<I", 12, "latin1"), 3: ("<I", 12, "utf-8")}
@@ -62,10 +62,15 @@ def decode_cls(data: Buffer) -> int:
         CodecError: the bytes are something else, or no 64-bit integer.
     """
     found = _INTEGER.fullmatch(data)
-    number = int(found[1]) if found else _INT64.max + 1
-    if not _INT64.min <= number <= _INT64.max:
+    number = int(found[1]) if found else _GREATEST + 1
+    if not _LEAST <= number <= _GREATEST:
         raise CodecError(f"not a 64-bit decimal integer: {_excerpt(data)}")
     return number
+
+
+def is_npy(data: Buffer) -> bool:
+    """Tell whether data are in NumPy's `.npy` format, by their first bytes."""
+    return data[: len(NPY_MAGIC)] == NPY_MAGIC
 
 
 @decoder
@@ -130,7 +135,7 @@ def npy_header(
     Raises:
         CodecError: the bytes do not start as a `.npy` file, or announce Python objects.
     """
-    coded = _NPY_VERSIONS.get(view[6]) if view[:6] == NPY_MAGIC and len(view) >= 12 else None
+    coded = _NPY_VERSIONS.get(view[6]) if is_npy(view) and len(view) >= 12 else None
     if coded is None:
         raise CodecError(f"not a .npy file of version 1, 2 or 3: it starts {_excerpt(view)}")
     length_format, start, encoding = coded
@@ -310,7 +315,7 @@ class Array(FieldType):
     name = "npy"
     names = frozenset({"npy"})
     magic: ClassVar[Mapping[bytes, str]] = {NPY_MAGIC: "npy"}
-    batching = "stack"
+    batching: ClassVar[Batching] = "stack"
     preview_bytes = 1 << 14  # headers are shorter
     decode = staticmethod(decode_npy)
 

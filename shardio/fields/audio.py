@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shardio.errors import CodecError, UsageError, quoted
+from shardio.errors import CodecError, UsageError, counted, quoted
 from shardio.fields.arrays import as_array
 from shardio.fields.base import FieldType
+from shardio.fields.summary import FieldSummary
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,6 +27,9 @@ MAX_RATE = 1_000_000
 _MOST_RAISED = 64  # times, of rates: from 8 kHz far beyond 192 kHz
 _BLOCK = 1 << 16  # values of a channel
 _FLOATS = 3  # format of WAV
+_FEW_CHANNELS = 8  # as FLAC has at most
+_MOST_CHANNELS = {"wav": 1024, "wave": 1024}  # that libsndfile reads
+_EMPTY = "the sound is empty"
 _MISSING = "pip install 'shardio[audio]'"
 
 
@@ -38,7 +42,7 @@ class Audio(FieldType):
 
     Attributes:
         rate: samples per second of what a batch holds. Data of another rate are resampled. None
-            takes the rate of the data, which then may differ from sample to sample.
+            takes the rate of the data, and refuses batches of several rates.
         mono: whether channels are averaged to one.
         max_seconds: length above which data are refused.
     """
@@ -72,12 +76,7 @@ class Audio(FieldType):
         soundfile = _load("soundfile")
         try:
             with soundfile.SoundFile(io.BytesIO(data)) as file:
-                if file.frames > self.max_seconds * file.samplerate:
-                    raise CodecError(
-                        f"the sound is {file.frames / file.samplerate:.0f} seconds long, more than "
-                        f"{self.max_seconds:g}",
-                        remedy="raise max_seconds of its Audio",
-                    )
+                self._check_header(file)
                 announced, found = file.frames, file.samplerate
                 # In blocks, so that memory is taken for what is there and not for what the
                 # header announces.
@@ -85,7 +84,7 @@ class Audio(FieldType):
         except soundfile.LibsndfileError as error:
             raise _not_sound(error) from None
         if not blocks:
-            raise CodecError("the sound is empty")
+            raise CodecError(_EMPTY)
         sound: NDArray[np.float32] = np.concatenate(blocks).T
         if sound.shape[1] < announced:
             raise CodecError(
@@ -94,14 +93,45 @@ class Audio(FieldType):
             )
         if self.mono and len(sound) > 1:
             sound = sound.mean(axis=0, keepdims=True)
-        if self.rate is not None and self.rate > _MOST_RAISED * found:
-            raise CodecError(
-                f"the sound has {found} samples per second, and rate={self.rate} is more than "
-                f"{_MOST_RAISED} times that"
-            )
-        if self.rate is not None and found != self.rate:
+        if self.rate is None:
+            kept = np.ascontiguousarray(sound, np.float32).view(_AtRate)
+            kept.rate = found
+            return kept
+        if found != self.rate:
             sound = _load("soxr").resample(sound.T, found, self.rate).T
         return np.ascontiguousarray(sound, np.float32)
+
+    def check(self, data: Buffer, *, deep: bool) -> None:
+        """Read the header and the first values; decode all if `deep`.
+
+        Raises:
+            UsageError: the extra is not installed.
+            CodecError: the bytes are no sound, or one that is empty or too long.
+        """
+        if deep:
+            self.decode(data)
+            return
+        soundfile = _load("soundfile")
+        try:
+            with soundfile.SoundFile(io.BytesIO(data)) as file:
+                self._check_header(file)
+                if not len(file.read(1)):
+                    raise CodecError(_EMPTY)
+        except soundfile.LibsndfileError as error:
+            raise _not_sound(error) from None
+
+    def _check_header(self, file: Any) -> None:
+        if file.frames > self.max_seconds * file.samplerate:
+            raise CodecError(
+                f"the sound is {file.frames / file.samplerate:.0f} seconds long, more than "
+                f"{self.max_seconds:g}",
+                remedy="raise max_seconds of its Audio",
+            )
+        if self.rate is not None and self.rate > _MOST_RAISED * file.samplerate:
+            raise CodecError(
+                f"the sound has {file.samplerate} samples per second, and rate={self.rate} is more "
+                f"than {_MOST_RAISED} times that"
+            )
 
     def for_field(self, field: str) -> Audio:
         """Return the type for one field."""
@@ -126,7 +156,15 @@ class Audio(FieldType):
                 f"{[*given.shape]}"
             )
         sound = np.atleast_2d(np.asarray(given, np.float32))
+        if not sound.size:
+            raise ValueError(_EMPTY)
         last = self.alternatives[0].rpartition(".")[2] if self.alternatives else "flac"
+        most = _MOST_CHANNELS.get(last, _FEW_CHANNELS)
+        if len(sound) > most or _FEW_CHANNELS < len(sound) > sound.shape[1]:
+            raise ValueError(
+                f"it is [{len(sound)}, {sound.shape[1]}], which is {len(sound):,} channels of "
+                f"{counted(sound.shape[1], 'value')}; if it is [T, channels], transpose it"
+            )
         if last in ("wav", "wave"):
             return _wav(sound, self.rate)
         if last in ("mp3", "ogg", "oga", "opus"):
@@ -137,6 +175,17 @@ class Audio(FieldType):
         _load("soundfile").write(stream, sound.T, self.rate, format="FLAC", subtype="PCM_24")
         return stream.getvalue()
 
+    def summarize(self, value: NDArray[np.float32], view: View | None) -> FieldSummary:
+        """Tell the length, in seconds where the rate is known, and whether all is silent."""
+        del view
+        length = value.shape[1]
+        return FieldSummary(
+            unit="sounds (values a channel)" if self.rate is None else "sounds (seconds)",
+            low=length if self.rate is None else length / self.rate,
+            high=length if self.rate is None else length / self.rate,
+            counts={"silent": int(not value.any())},
+        )
+
     def preview(self, data: Buffer) -> str:
         """Show rate, channels and length."""
         soundfile = _load("soundfile")
@@ -146,6 +195,12 @@ class Audio(FieldType):
                 return f"{file.format}, {file.samplerate} Hz, {file.channels} ch., {seconds:.2f} s"
         except soundfile.LibsndfileError as error:
             raise _not_sound(error) from None
+
+
+class _AtRate(np.ndarray):
+    """An array that knows its samples per second, by which batches of several rates are refused."""
+
+    rate: int | None = None
 
 
 def _wav(sound: NDArray[np.float32], rate: int) -> bytes:

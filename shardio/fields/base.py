@@ -17,6 +17,7 @@ from inspect import isfunction
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from shardio.fields.boundary import decoder
+from shardio.fields.probe import ImageInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
     from shardio.fields.geometry import View
-    from shardio.fields.probe import Buffer, ImageInfo
+    from shardio.fields.probe import Buffer
     from shardio.fields.summary import FieldSummary
 
 LABEL_FIELD = "cls"
@@ -112,11 +113,14 @@ class FieldType:
         batching: way in which the values of a batch are joined. "stack" makes one tensor of arrays
             of one shape and dtype, and Dense one of known shape and dtype; "list" makes a list;
             "padded" makes a tensor of arrays that differ in their last axis, with zeros behind the
-            shorter ones, and adds their lengths as `NAME_lengths`. "found" stacks arrays and
+            shorter ones, and adds their lengths as `NAME_lengths`; arrays whose attributes `rate`
+            differ are refused. "found" stacks arrays and
             tensors of numbers, does so for each value of a dictionary, and makes a list of
             anything else.
         geometry: part in the geometry of a sample. "leads" is for pictures, uint8 [H, W, 3]: the
             first one of a sample decides its crop. "follows" is for values that `follow` crops.
+        crop: "shared" gives pictures of the type the crop of the sample's first one; "own" gives
+            them a random crop of their own.
         image_file: whether the data are a JPEG, PNG, WebP or BMP file that decodes as an image.
         preview_bytes: number of bytes that `preview` needs; None if it needs all.
         mirrors: whether `follow` can mirror values.
@@ -133,6 +137,7 @@ class FieldType:
     holds: ClassVar[str] = "values"
     batching: ClassVar[Batching] = "found"
     geometry: ClassVar[Geometry | None] = None
+    crop: ClassVar[Literal["shared", "own"]] = "shared"
     image_file: ClassVar[bool] = False
     preview_bytes: ClassVar[int | None] = None
     mirrors: ClassVar[bool] = True
@@ -361,6 +366,22 @@ class FieldType:
         """Name the field that holds such data, by their magic bytes; None if they have none."""
         head = bytes(data[:16])
         return next((name for magic, name in cls.magic.items() if head.startswith(magic)), None)
+
+
+def picture_info(type_: FieldType, data: Buffer) -> ImageInfo:
+    """Read the size of a picture from its header, or decode one whose type has no `probe`.
+
+    Raises:
+        CodecError: the header is not sound, or the bytes do not decode to rows and columns.
+    """
+    info = type_.probe(data)
+    return _decoded_info(type_, data) if info is None else info
+
+
+@decoder
+def _decoded_info(type_: FieldType, data: Buffer) -> ImageInfo:
+    height, width = type_.decode(data).shape[:2]
+    return ImageInfo(format=type_.name, height=height, width=width)
 
 
 class Bytes(FieldType):

@@ -117,7 +117,7 @@ def combined_types(
         known = (recorded or {}).get(field)
         reason = None if known is None else each.contradiction(known)
         if reason is not None:
-            raise UsageError(f"fields: {quoted(field)}: {reason}")
+            raise UsageError(f"the field {quoted(field)}: {reason}")
     return {**(recorded or {}), **given}
 
 
@@ -143,6 +143,38 @@ def given_types(fields: Mapping[str, str | FieldType] | None) -> dict[str, Field
         for name in check_type(entry, each).alternatives:
             if found.setdefault(name, each) != each:
                 raise UsageError(f"fields: {quoted(name)} has two types, {found[name]} and {each}")
+    return found
+
+
+def named_types(types: Mapping[str, FieldType] | None) -> dict[str, FieldType]:
+    """Return the types of a user by the names of their fields.
+
+    Args:
+        types: types by field name; a type may leave out the names of its fields.
+
+    Raises:
+        UsageError: it is no such mapping, or a type is for other fields.
+    """
+    if types is None:
+        return {}
+    if not isinstance(types, Mapping):
+        raise UsageError(
+            f"types={quoted(types)}: it must be a mapping such as {{'wav': Audio(rate=16000)}}"
+        )
+    found: dict[str, FieldType] = {}
+    for given, each in types.items():
+        if not isinstance(each, FieldType):
+            raise UsageError(
+                f"types: {quoted(each)} for {quoted(given)} is not a field type",
+                remedy="pass one as shardio.Audio(rate=16000)",
+            )
+        if not isinstance(given, str):
+            raise UsageError(f"types: {quoted(given)} is not the name of a field")
+        name = given.lower()
+        if each.fields and name not in each.alternatives:
+            raise UsageError(f"types: the type for {quoted(given)} names {quoted(each.fields)}")
+        if found.setdefault(name, each) != each:
+            raise UsageError(f"types: {quoted(name)} has two types, {found[name]} and {each}")
     return found
 
 

@@ -8,13 +8,14 @@ headers are read without OpenCV.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from shardio.errors import CodecError
 from shardio.fields.bmp import check_bmp, decode_masked_bmp, probe_bmp
 from shardio.fields.boundary import decoder
 from shardio.fields.limits import FREE_BYTES, MAX_PIXELS, limit_packed, limit_pixels, limit_scans
-from shardio.fields.png import PNG_MAGIC, critical_chunks, is_tiny, plain_png, png_header
+from shardio.fields.png import PNG_MAGIC, TINY, critical_chunks, plain_png
 from shardio.fields.probe import (
     check_jpeg,
     check_png,
@@ -103,9 +104,14 @@ class ImageFormat:
 def _decode_jpeg(
     view: memoryview, info: ImageInfo, buffer: NDArray[np.uint8] | None, shrink: int, verified: bool
 ) -> NDArray[np.uint8]:
+    return _jpeg_decoder()(view, info, buffer, shrink=shrink, verified=verified)
+
+
+@cache  # an import statement costs a microsecond
+def _jpeg_decoder() -> Callable[..., NDArray[np.uint8]]:
     from shardio.fields.jpeg import decode_jpeg  # noqa: PLC0415  loads simplejpeg
 
-    return decode_jpeg(view, info, buffer, shrink=shrink, verified=verified)
+    return decode_jpeg
 
 
 def _check_jpeg_data(view: memoryview, info: ImageInfo) -> None:
@@ -123,25 +129,26 @@ def _encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
 def _decode_png(
     view: memoryview, info: ImageInfo, _: object, _shrink: int, verified: bool
 ) -> NDArray[np.uint8]:
-    prepare = critical_chunks if verified and is_tiny(view) else plain_png
-    return _with_opencv(prepare(view, info.chunks), info)
+    prepare = critical_chunks if verified and info.unpacked <= TINY else plain_png
+    return _opencv_decoder()(prepare(view, info.chunks), info)
 
 
 def _decode_webp(view: memoryview, info: ImageInfo, *_: object) -> NDArray[np.uint8]:
     check_webp(view, info)
-    return _with_opencv(view, info)
+    return _opencv_decoder()(view, info)
 
 
 def _decode_bmp(view: memoryview, info: ImageInfo, *_: object) -> NDArray[np.uint8]:
     check_bmp(view, info)
     pixels = decode_masked_bmp(view)
-    return _with_opencv(view, info) if pixels is None else pixels
+    return _opencv_decoder()(view, info) if pixels is None else pixels
 
 
-def _with_opencv(data: Buffer, info: ImageInfo) -> NDArray[np.uint8]:
+@cache
+def _opencv_decoder() -> Callable[[Buffer, ImageInfo], NDArray[np.uint8]]:
     from shardio.fields.image import decode_with_opencv  # noqa: PLC0415  loads OpenCV
 
-    return decode_with_opencv(data, info.stored_size)
+    return decode_with_opencv
 
 
 def _encoder(extension: str) -> Callable[[NDArray[np.uint8], int], bytes]:
@@ -229,7 +236,7 @@ def probe_image(data: Buffer, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
         limit_scans(count_scans(view, info.scan), height, width, max_pixels=max_pixels)
     if info.format == "png" and len(view) > FREE_BYTES:
         packed = sum(end - start for kind, start, end in info.chunks if kind == b"IDAT")
-        limit_packed(packed, png_header(view).size, max_pixels=max_pixels)
+        limit_packed(packed, info.unpacked, max_pixels=max_pixels)
     return info
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from shardio.errors import CodecError
+from shardio.fields.exif import FIRST_TURNED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -164,6 +165,25 @@ class View(NamedTuple):
     field: str = ""
     crop: Crop | None = None
     info: ImageInfo | None = None
+
+    @classmethod
+    def of(
+        cls,
+        info: ImageInfo,
+        field: str,
+        size: tuple[int, int] | None = None,
+        crop: Crop | None = None,
+    ) -> View:
+        """Return the view of a picture by its header.
+
+        Args:
+            info: header of the picture.
+            field: name of the picture's field.
+            size: height and width of the slot; None for those of the picture.
+            crop: crop that fills the slot; None for the whole picture as it is.
+        """
+        height, width, turned = info.height, info.width, info.orientation >= FIRST_TURNED
+        return cls(height, width, size or (height, width), turned, field, crop, info)
 
     @property
     def flipped(self) -> bool:

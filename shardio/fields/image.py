@@ -25,8 +25,7 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -98,40 +97,40 @@ def forbid_opencv_threads() -> None:
     cv2.setNumThreads(0)
 
 
-def decode_with_opencv(data: Buffer, size: tuple[int, int]) -> NDArray[np.uint8]:
+def decode_with_opencv(data: Buffer, info: ImageInfo) -> NDArray[np.uint8]:
     """Decode an image that is not a JPEG to RGB, without turning it.
 
     OpenCV copies the pixels once, from its own memory to NumPy's.
 
     Args:
         data: the whole file.
-        size: height and width of the image.
+        info: header of the image.
 
     Raises:
         CodecError: OpenCV refuses the image.
         MemoryError: the machine does not have the memory that an image of this size takes.
     """
-    pixels = _with_opencv(data, size, _FLAGS)
+    pixels: NDArray[np.uint8] = _with_opencv(data, info, _FLAGS)
     if _NATIVE_RGB is None:
         cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
-    return cast("NDArray[np.uint8]", pixels)
+    return pixels
 
 
-def _with_opencv(data: Buffer, size: tuple[int, int], flags: int) -> NDArray[Any]:
+def _with_opencv(data: Buffer, info: ImageInfo, flags: int) -> NDArray[Any]:
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
-        _allocate_for_trial(size)
+        _allocate_for_trial(info)
         raise CodecError(f"OpenCV refuses the image: {error.err or error}") from None
     if pixels is None:
-        _allocate_for_trial(size)
+        _allocate_for_trial(info)
         raise CodecError("OpenCV does not decode the image: its data are corrupt or of a rare kind")
     return pixels
 
 
-def _allocate_for_trial(size: tuple[int, int]) -> None:
+def _allocate_for_trial(info: ImageInfo) -> None:
     """Raise MemoryError if that is why OpenCV gave nothing, which it does not tell."""
-    np.empty((2, *size, 3), np.uint8)
+    np.empty((2, info.height, info.width, 3), np.uint8)
 
 
 def _hush() -> None:
@@ -200,7 +199,7 @@ def decode_image(
     view = memoryview(data).cast("B")
     if info is None:
         info = probe_image(view, max_pixels=max_pixels)
-    pixels = decode_stored(view, info, scratch, verified=verified)
+    pixels = _decode_stored(view, info, scratch, 1, verified)
     if info.orientation != UPRIGHT:
         pixels = apply_orientation(pixels, info.orientation)
         if scratch is None:
@@ -232,12 +231,17 @@ def decode_stored(
     Raises:
         CodecError: see decode_image.
     """
-    stored_height, stored_width = info.stored_size
-    height, width = -(-stored_height // shrink), -(-stored_width // shrink)
-    format_ = FORMATS[info.format]
-    buffer = None
-    if format_.shrinks and scratch is not None:
-        buffer = scratch.take(height * width * 3)
+    return _decode_stored(view, info, scratch, shrink, verified)
+
+
+def _decode_stored(
+    view: memoryview, info: ImageInfo, scratch: Scratch | None, shrink: int, verified: bool
+) -> NDArray[np.uint8]:
+    height, width = stored_height, stored_width = info.stored_size
+    format_, buffer = FORMATS[info.format], None
+    if format_.shrinks:
+        height, width = -(-stored_height // shrink), -(-stored_width // shrink)
+        buffer = None if scratch is None else scratch.take(height * width * 3)
     pixels = format_.decode(view, info, buffer, shrink, verified)
     if pixels.shape != (height, width, 3) or pixels.dtype != np.uint8:
         raise CodecError(
@@ -274,7 +278,7 @@ def decode_values(
             f"a {FORMATS[info.format].title} holds colours, and no values to read exactly",
             remedy="save it as a PNG with a palette or as gray",
         )
-    values = _with_opencv(index_png(view, info.chunks), info.stored_size, cv2.IMREAD_UNCHANGED)
+    values = _with_opencv(index_png(view, info.chunks), info, cv2.IMREAD_UNCHANGED)
     if values.shape != info.stored_size or values.dtype != (
         np.uint16 if info.bits > 8 else np.uint8
     ):
@@ -294,8 +298,7 @@ all pixels is nearer to an antialiased one, measured on blurred noise."""
 _METHODS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 
-@dataclass(frozen=True, slots=True)
-class DecodedPart:
+class DecodedPart(NamedTuple):
     """What was decoded of a picture for a crop.
 
     Attributes:
@@ -341,7 +344,7 @@ def decode_part(
         _, _, bottom, _ = _box_as_stored(info, crop, size)
         pixels = decode_jpeg_top(view, info, scratch.take, rows=bottom, shrink=shrink)
     if pixels is None:
-        pixels = decode_stored(view, info, scratch, shrink=shrink, verified=verified)
+        pixels = _decode_stored(view, info, scratch, shrink, verified)
     return DecodedPart(pixels, shrink)
 
 
@@ -360,7 +363,9 @@ def write_part(part: DecodedPart, info: ImageInfo, crop: Crop, out: NDArray[np.u
     interpolation, antialias = crop.resampling
     if part.shrink == 1:
         top, left, bottom, right = _box_as_stored(info, crop, size)
-        shown = apply_orientation(part.pixels[top:bottom, left:right], info.orientation)
+        shown = part.pixels[top:bottom, left:right]
+        if info.orientation != UPRIGHT:
+            shown = apply_orientation(shown, info.orientation)
         _fill(shown, crop, out)
     elif not antialias and interpolation != "nearest":
         matrix = _sampling(info, crop, size, part.shrink)

@@ -9,18 +9,18 @@ decoded.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from shardio.errors import CodecError, UsageError, quoted
 from shardio.fields.arrays import (
-    NPY_MAGIC,
     Array,
     as_array,
     decode_npy,
     decode_pixels,
+    is_npy,
     is_picture,
     npy_header,
 )
@@ -31,7 +31,7 @@ from shardio.fields.probe import ImageInfo
 from shardio.fields.summary import FieldSummary, count_classes, summarize_numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -43,6 +43,7 @@ MASK_NAMES = ("mask", "seg", "label", "labels", "semantic", "instance", "panopti
 
 _PNG_FIELDS = frozenset(FORMATS["png"].fields)
 _INT32 = np.iinfo(np.int32)
+_FLOAT32_BITS = np.uint64(24)  # of a whole number, from the first to the last that is set
 _LEAST, _GREATEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 DEPTH_NAMES = ("depth", "disparity")
@@ -61,7 +62,7 @@ class Image(FieldType):
     """
 
     max_pixels: int = MAX_PIXELS
-    crop: Literal["shared", "own"] = "shared"
+    crop: Literal["shared", "own"] = "shared"  # type: ignore[misc]  # it depends on the value
     bits: Literal[8] | None = None
 
     names = IMAGE_FIELDS
@@ -85,15 +86,11 @@ class Image(FieldType):
 
     def decode(self, data: Buffer) -> NDArray[np.uint8]:
         """Decode to uint8 [H, W, 3]."""
-        from shardio.fields.image import decode_image  # noqa: PLC0415  loads OpenCV
-
-        return decode_image(data, self.probe(data))
+        return _image_decoder()(data, self.probe(data))
 
     def decode_verified(self, data: Buffer) -> NDArray[np.uint8]:
         """Decode to uint8 [H, W, 3]."""
-        from shardio.fields.image import decode_image  # noqa: PLC0415  loads OpenCV
-
-        return decode_image(data, self.probe(data), verified=True)
+        return _image_decoder()(data, self.probe(data), verified=True)
 
     def probe(self, data: Buffer) -> ImageInfo:
         """Read format, height, width and orientation from the header."""
@@ -136,6 +133,13 @@ class Image(FieldType):
         return f"{info.format}, {info.height} × {info.width}"
 
 
+@cache  # an import statement costs a microsecond
+def _image_decoder() -> Callable[..., NDArray[np.uint8]]:
+    from shardio.fields.image import decode_image  # noqa: PLC0415  loads OpenCV
+
+    return decode_image
+
+
 @dataclass(frozen=True)
 class _Values(FieldType):
     """Values in rows and columns: a PNG of one channel, or an array [H, W]."""
@@ -152,7 +156,7 @@ class _Values(FieldType):
 
     def probe(self, data: Buffer) -> ImageInfo:
         """Read height and width from the header."""
-        if data[: len(NPY_MAGIC)] == NPY_MAGIC:
+        if is_npy(data):
             _, shape, *_ = npy_header(memoryview(data))
             height, width = _plane(shape)
             return ImageInfo(format="npy", height=height, width=width)
@@ -190,7 +194,7 @@ class _Values(FieldType):
         moved = np.ascontiguousarray(view.nearest(values))
         if view.crop is None:
             return None
-        if data[: len(NPY_MAGIC)] == NPY_MAGIC:
+        if is_npy(data):
             return Array().encode(moved)
         from shardio.fields.image import encode_values  # noqa: PLC0415  loads OpenCV
 
@@ -219,7 +223,7 @@ class _Values(FieldType):
         """Decode to the values as stored, [H, W]."""
         from shardio.fields.image import decode_values  # noqa: PLC0415  loads OpenCV
 
-        if data[: len(NPY_MAGIC)] == NPY_MAGIC:
+        if is_npy(data):
             values = decode_npy(data)
             return values.reshape(_plane(values.shape))
         found: NDArray[Any] = decode_values(data, self.probe(data))
@@ -309,7 +313,7 @@ class Mask(_Values):
         return f"mask, {values.shape[0]} × {values.shape[1]}, classes {shown}"
 
 
-@lru_cache(maxsize=1)
+@cache
 def _colours() -> NDArray[np.uint8]:
     """Return 256 colours, uint8 [256, 3]: those of Pascal VOC, whose bits the numbers spread."""
     numbers = np.arange(256)
@@ -347,6 +351,7 @@ class Depth(_Values):
         values = self._stored(data)
         if values.dtype.kind not in "iuf":
             raise CodecError(f"depth of {values.dtype}: it must be numbers")
+        _check_exact(values)
         try:
             with np.errstate(over="raise"):
                 return (values.astype(np.float32) * np.float32(self.scale))[None]
@@ -367,6 +372,7 @@ class Depth(_Values):
         values = as_array(value)
         if values.dtype.kind not in "iuf":
             raise TypeError(f"depth is numbers, not {values.dtype}")
+        _check_exact(values)
         if values.dtype.kind == "f" and self.scale != 1:
             raise TypeError(
                 f"it is {values.dtype}, which readers would multiply by scale={self.scale:g}; give "
@@ -388,6 +394,22 @@ class Depth(_Values):
         found = summarize_numbers(values, "pixels")
         span = "none finite" if found.low is None else f"{found.low:g} to {found.high:g}"
         return f"depth, {values.shape[0]} × {values.shape[1]}, {span}"
+
+
+def _check_exact(values: NDArray[Any]) -> None:
+    """Raise CodecError for whole numbers that change when they become float32."""
+    if values.dtype.kind == "f":
+        return
+    signed = values.dtype.kind == "i"
+    sizes = (np.abs(values.astype(np.int64)) if signed else values).astype(np.uint64)
+    last_bits = np.maximum(sizes & (~sizes + np.uint64(1)), 1)
+    changed = sizes >> _FLOAT32_BITS >= last_bits
+    if changed.any():
+        first = values[changed][0]
+        raise CodecError(
+            f"the depth {first} is {first.astype(np.float32):.0f} as float32",
+            remedy=f"store whole numbers up to {1 << 24:,}, or floating point numbers",
+        )
 
 
 def _last_part(type_: FieldType) -> str:

@@ -16,7 +16,7 @@ chunks). Metadata are dropped, and so are colour profiles and transparency.
 from __future__ import annotations
 
 from functools import lru_cache
-from struct import pack, unpack, unpack_from
+from struct import Struct, pack, unpack
 from typing import TYPE_CHECKING, NamedTuple
 
 from shardio.errors import CodecError
@@ -50,7 +50,8 @@ _PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2),
            (1, 0, 2, 1))  # fmt: skip
 """Of Adam7: first row and column, and the steps between rows and between columns."""
 _LAST_FILTER = 4
-_TINY = 1 << 16  # bytes of rows
+TINY = 1 << 16
+"""Most bytes of rows of a PNG whose data are looked at when it is packed."""
 _AT_ONCE = 1 << 26  # bytes of rows that are inflated at once
 _STORED = 0xFFFF  # most bytes of a stored block
 _IHDR_START, _IHDR_END = 16, 29
@@ -61,6 +62,7 @@ _XMP_KEYWORD = b"XML:com.adobe.xmp"
 _RAW_PROFILES = frozenset({b"Raw profile type exif", b"Raw profile type APP1"})
 _MOST_KEYWORD = 80
 _MOST_TEXT = 1 << 20  # bytes that are looked at of a text
+_CHUNK_START = Struct(">I4s")
 _IEND = pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
 
 
@@ -86,6 +88,7 @@ class PngHeader(NamedTuple):
         height: rows of the image.
         depth: bits of a channel.
         colour: type of colour.
+        channels: number of values of a pixel as stored; an index into a palette is one.
         rows: rows of the inflated data, pass by pass.
         size: bytes of the inflated data.
     """
@@ -94,13 +97,9 @@ class PngHeader(NamedTuple):
     height: int
     depth: int
     colour: int
+    channels: int
     rows: tuple[Rows, ...]
     size: int
-
-    @property
-    def channels(self) -> int:
-        """Number of values of a pixel as stored; an index into a palette is one."""
-        return _CHANNELS[self.colour]
 
 
 def png_chunks(view: memoryview) -> list[Chunk]:
@@ -115,7 +114,7 @@ def png_chunks(view: memoryview) -> list[Chunk]:
     for _ in range(_MAX_CHUNKS):
         if position + 12 > len(view):
             raise CodecError("truncated PNG: it ends before its IEND chunk")
-        length, kind = unpack_from(">I4s", view, position)
+        length, kind = _CHUNK_START.unpack_from(view, position)
         start = position + 8
         position = start + length + 4
         if position > len(view):
@@ -149,8 +148,9 @@ def _parse_header(data: bytes) -> PngHeader:
         raise CodecError(
             f"the header announces {width} x {height} pixels, more than {_MAX_SIDE} for a side"
         )
-    rows = _rows_of(width, height, depth * _CHANNELS[colour], _PASSES if interlace else _ONE_PASS)
-    return PngHeader(width, height, depth, colour, rows, rows[-1].end if rows else 0)
+    channels = _CHANNELS[colour]
+    rows = _rows_of(width, height, depth * channels, _PASSES if interlace else _ONE_PASS)
+    return PngHeader(width, height, depth, colour, channels, rows, rows[-1].end if rows else 0)
 
 
 def _rows_of(
@@ -253,8 +253,8 @@ def _sound_parts(
     """Return header, palette if it has one, and stream of rows, all chunks checked."""
     header = png_header(view)
     palette, stream, previous = b"", list[memoryview](), b""
+    _verify_chunks(view, chunks)
     for kind, start, end in chunks:
-        _verify_chunk(view, kind, start, end)
         if kind == b"IDAT" and (not stream or previous == b"IDAT"):
             stream.append(view[start:end])
         elif kind == b"PLTE" and not palette and not stream:
@@ -268,29 +268,22 @@ def _sound_parts(
     return header, palette, data
 
 
-def is_tiny(view: memoryview) -> bool:
-    """Tell whether a PNG is so small that its data are looked at when it is packed."""
-    return png_header(view).size <= _TINY
-
-
 def critical_chunks(view: memoryview, chunks: Sequence[Chunk]) -> Buffer:
     """Keep of a PNG what decoding needs: the chunks named in capitals.
 
     Raises:
         CodecError: the checksum of a chunk is wrong.
     """
-    parts: list[Buffer] = [view[: len(PNG_MAGIC)]]
-    for kind, start, end in chunks:
-        _verify_chunk(view, kind, start, end)
-        if kind[:1].isupper():
-            parts.append(view[start - 8 : end + 4])
-    return view if len(parts) > len(chunks) else b"".join(parts)
+    _verify_chunks(view, chunks)
+    critical = [view[start - 8 : end + 4] for kind, start, end in chunks if kind[:1].isupper()]
+    return view if len(critical) == len(chunks) else b"".join([PNG_MAGIC, *critical])
 
 
-def _verify_chunk(view: memoryview, kind: bytes, start: int, end: int) -> None:
+def _verify_chunks(view: memoryview, chunks: Sequence[Chunk]) -> None:
     """Raise CodecError if the checksum of a chunk is wrong."""
-    if zlib.crc32(view[start - 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
-        raise CodecError(f"corrupt PNG: the checksum of its chunk {kind!r} is wrong")
+    for kind, start, end in chunks:
+        if zlib.crc32(view[start - 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            raise CodecError(f"corrupt PNG: the checksum of its chunk {kind!r} is wrong")
 
 
 def _may_stand(kind: bytes, previous: bytes, header: PngHeader) -> bool:

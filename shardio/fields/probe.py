@@ -12,7 +12,6 @@ a module of its own.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from struct import unpack_from
 from typing import NamedTuple
 
@@ -20,8 +19,8 @@ from shardio.errors import CodecError
 from shardio.fields.exif import FIRST_TURNED, UPRIGHT, is_exif, is_xmp, orientation_of
 from shardio.fields.png import (
     TEXT_CHUNKS,
+    TINY,
     Chunk,
-    is_tiny,
     plain_png,
     png_chunks,
     png_header,
@@ -66,8 +65,7 @@ class PictureSize(NamedTuple):
         return f"{self.height} × {self.width}{turned}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageInfo:
+class ImageInfo(NamedTuple):
     """What the header of an image says.
 
     Attributes:
@@ -84,6 +82,7 @@ class ImageInfo:
             lowered to decode less: Huffman coding, one scan, gray or three colours; else 0.
         restart: JPEG only: restart interval in MCUs; 0 for none.
         chunks: PNG only: all of them.
+        unpacked: PNG only: bytes of the inflated data.
     """
 
     format: str
@@ -97,6 +96,7 @@ class ImageInfo:
     frame: int = 0
     restart: int = 0
     chunks: tuple[Chunk, ...] = ()
+    unpacked: int = 0
 
     @property
     def size(self) -> PictureSize:
@@ -194,7 +194,8 @@ def probe_jpeg(view: memoryview) -> ImageInfo:
         elif marker == _DRI and end - start == 4:
             restart = unpack_from(">H", view, start + 2)[0]
         elif marker == _SOS and frame:
-            return _jpeg_info(view, frame, start, orientation_of(exif, xmp), restart)
+            orientation = orientation_of(exif, xmp) if exif or xmp else UPRIGHT
+            return _jpeg_info(view, frame, start, orientation, restart)
     raise CodecError("broken JPEG header: no frame header before the first scan")
 
 
@@ -238,14 +239,9 @@ def probe_png(view: memoryview) -> ImageInfo:
     orientation = _png_orientation(view, chunks)
     header = png_header(view)
     height, width = _as_shown((header.height, header.width), orientation)
+    of_pixels = header.depth, header.channels
     return ImageInfo(
-        format="png",
-        height=height,
-        width=width,
-        orientation=orientation,
-        bits=header.depth,
-        channels=header.channels,
-        chunks=tuple(chunks),
+        "png", height, width, orientation, *of_pixels, chunks=tuple(chunks), unpacked=header.size
     )
 
 
@@ -259,7 +255,7 @@ def _png_orientation(view: memoryview, chunks: list[Chunk]) -> int:
         elif kind in TEXT_CHUNKS and (raw is None or xmp is None):
             found_raw, found_xmp = text_metadata(kind, view[start:end])
             raw, xmp = raw or found_raw, xmp or found_xmp
-    return orientation_of(raw if exif is None else exif, xmp)
+    return orientation_of(raw if exif is None else exif, xmp) if exif or raw or xmp else UPRIGHT
 
 
 def probe_webp(view: memoryview) -> ImageInfo:
@@ -312,7 +308,7 @@ def check_jpeg(view: memoryview, info: ImageInfo) -> None:
 
 def check_png(view: memoryview, info: ImageInfo) -> None:
     """Look at the data of a tiny image; of others the probe has seen the last chunk."""
-    if is_tiny(view):
+    if info.unpacked <= TINY:
         plain_png(view, info.chunks)
 
 

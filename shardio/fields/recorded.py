@@ -11,6 +11,7 @@ shardio today and in versions of it that had no masks and no depth.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from shardio.fields.annotations import Boxes, MultiLabel, Points
 from shardio.fields.audio import Audio
 from shardio.fields.base import BYTES, Bytes, FieldType
 from shardio.fields.defaults import DEFAULTS, type_of
-from shardio.fields.pictures import Depth, Mask
+from shardio.fields.pictures import Depth, Mask, PixelMask, Pixels
 
 if TYPE_CHECKING:
     from shardio.fields.probe import Buffer
@@ -31,6 +32,9 @@ _CLASSES: dict[str, type[FieldType]] = {
     each.__name__: each
     for each in (*map(type, DEFAULTS), type(BYTES), Boxes, Points, MultiLabel, Audio)
 }
+_SPELLED = {name: each for name, each in _CLASSES.items() if each not in (Pixels, PixelMask)}
+"""Types by their public names; the others follow from the names of fields alone."""
+
 _OF_READERS = {"fields", "max_pixels", "max_seconds"}
 _YOUNGER = (Mask, Depth)
 """Types by name that readers of version 1 alone do not know: to them these fields are images."""
@@ -163,8 +167,7 @@ def restore_type(field: str, record: object) -> FieldType:
         raise IndexFileError(
             f"{place}, which this version of shardio does not have", remedy="install a newer one"
         )
-    known = {each.name for each in fields(_CLASSES[name])} - _OF_READERS
-    if unknown := sorted(parameters.keys() - known):
+    if unknown := sorted(parameters.keys() - _parameter_names(_CLASSES[name])):
         raise IndexFileError(
             f"{place} with {', '.join(map(quoted, unknown))}, which this version of shardio does "
             "not have",
@@ -177,6 +180,68 @@ def restore_type(field: str, record: object) -> FieldType:
             f"{place} with a value that this version of shardio does not have ({error})",
             remedy="install a newer one",
         ) from error
+
+
+def parse_type(text: str) -> FieldType:
+    """Parse a type of shardio as Python spells it, such as `Depth(scale=1/256)` or `Mask`.
+
+    Args:
+        text: name of a type, with parameters that a manifest records, each by name: literals, or a
+            quotient of two numbers. No code runs.
+
+    Raises:
+        UsageError: the text is something else.
+    """
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        raise _no_type(text) from None
+    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+    if not isinstance(call.func, ast.Name) or call.args:
+        raise _no_type(text)
+    name = call.func.id
+    if name not in _SPELLED:
+        raise UsageError(
+            f"{quoted(name)} is not a type of shardio ({', '.join(sorted(_SPELLED))})",
+            remedy="pass a type of your own in Python, with types=",
+        )
+    parameters: dict[str, Any] = {}
+    for keyword in call.keywords:
+        if keyword.arg is None or keyword.arg in parameters:
+            raise _no_type(text)
+        if keyword.arg not in (known := _parameter_names(_SPELLED[name])):
+            raise UsageError(
+                f"{name} has no parameter {quoted(keyword.arg)} that a manifest records"
+                + (f" ({', '.join(sorted(known))})" if known else "")
+            )
+        parameters[keyword.arg] = _literal(keyword.value, text)
+    try:
+        return _SPELLED[name](**parameters)
+    except UsageError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UsageError(f"{quoted(text)}: {error}") from error
+
+
+def _literal(node: ast.expr, text: str) -> Any:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        above, below = _literal(node.left, text), _literal(node.right, text)
+        if all(type(each) in (int, float) for each in (above, below)) and below:
+            try:
+                return above / below
+            except OverflowError:
+                raise _no_type(text) from None
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        raise _no_type(text) from None
+
+
+def _no_type(text: str) -> UsageError:
+    return UsageError(
+        f"{quoted(text)} is not a type with parameters by name",
+        remedy="write it as Mask, Audio(rate=16000) or Depth(scale=1/256)",
+    )
 
 
 def types_to_record(
@@ -228,6 +293,11 @@ def describe_type(type_: FieldType) -> str:
         return type_.name
     parameters = ", ".join(f"{name}={value!r}" for name, value in _parameters(type_).items())
     return f"{type_.name} ({parameters})" if parameters else type_.name
+
+
+def _parameter_names(kind: type[FieldType]) -> set[str]:
+    """Return the names of the parameters of a type that a manifest records."""
+    return {each.name for each in fields(kind)} - _OF_READERS
 
 
 def _parameters(type_: FieldType) -> dict[str, Any]:

@@ -39,6 +39,25 @@ _LIMIT = 1 << 63
 _DIGITS = 19  # decimal numbers of fewer digits have less than 64 bits
 
 
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of JSON, whose names must differ: of equal ones JSON keeps one in silence.
+
+    Raises:
+        CodecError: a name is there twice.
+    """
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        again = next(name for name in names if names.count(name) > 1)
+        raise CodecError(
+            f"it has the name {quoted(again)} twice in one object", remedy="keep one of them"
+        )
+    return made
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_names)
+
+
 @decoder
 def decode_txt(data: Buffer) -> str:
     """Decode text, white space kept, in UTF-8 or in what a byte order mark names.
@@ -54,13 +73,15 @@ def decode_json(data: Buffer) -> object:
     """Decode JSON, in UTF-8 or, as its first bytes tell, in UTF-16 or UTF-32.
 
     Raises:
-        CodecError: the bytes are not JSON, or nested too deep.
+        CodecError: the bytes are not JSON, nested too deep, or have a name twice in one object.
     """
     text = _text(data, _encoding_of_json(data))
     if text.count("[") + text.count("{") > _MOST_NESTED:
         _check_depth(text)
     try:
-        return json.loads(text)
+        return _DECODER.decode(text)
+    except CodecError:
+        raise
     except ValueError as error:
         raise CodecError(f"not JSON: {error}") from None
 

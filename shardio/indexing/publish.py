@@ -6,13 +6,13 @@ it is finished, so that an interrupted run leaves the indexes of the shards befo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shardio.errors import IndexFileError, argument
 from shardio.fields.recorded import types_to_record
-from shardio.indexing.catalog import ShardPaths, find_shards, is_packed, list_parts, refuse_missing
+from shardio.indexing.foreign import publish_stored
 from shardio.indexing.manifest import (
     Manifest,
     ShardReceipt,
@@ -21,6 +21,7 @@ from shardio.indexing.manifest import (
     write_index,
     write_manifest,
 )
+from shardio.indexing.parts import ShardPaths, find_shards, is_packed, list_parts, refuse_missing
 from shardio.indexing.scan import index_shard, warn_of_dots, warn_of_missing_ends
 from shardio.indexing.shard_index import ShardIndex
 from shardio.storage.cache import plain_tar
@@ -62,7 +63,7 @@ def index(
         source: folder of tars, a tar, a glob, a pattern, or a list of these.
         force: whether packed shards are accepted as they are now; the manifest follows them.
         allow_empty: whether tars without fields of samples are accepted.
-        storage_options: settings of the store of a URL, see shardio.storage.location.Options.
+        storage_options: credentials and other settings of the store of a URL, by name.
         progress: function that takes the number of shards and returns one that is called with the
             number of further shards done.
 
@@ -74,9 +75,8 @@ def index(
             written.
         OSError: a shard cannot be read or an index not written.
     """
-    found = {
-        part: find_shards(part) for part in map(Path, list_parts(source, options=storage_options))
-    }
+    parts = list_parts(source, options=storage_options)
+    found = {Path(part): find_shards(Path(part)) for part in parts if part.is_local}
     folders = {shard.parent: None for shards in found.values() for shard in shards}
     packed = [folder for folder in folders if is_packed(folder)]
     manifests = {at: read_manifest(at) for at in packed if at in found or not force}
@@ -85,7 +85,7 @@ def index(
     done = progress(sum(map(len, found.values()))) if progress else None
     every, all_fields, unmarked = list[ShardReceipt](), set[str](), list[str]()
     for part, shards in found.items():
-        receipts, fields = list[ShardReceipt](), set[str]()
+        receipts, fields, rare = list[ShardReceipt](), set[str](), set[str]()
         for shard in shards:
             if shard.parent in packed:
                 refuse_compressed(shard)
@@ -93,21 +93,29 @@ def index(
             _compare(shard, scanned, digests.get(shard.parent))
             receipts.append(_publish(shard, scanned))
             fields |= {*scanned.fields}
+            rare |= scanned.rare_fields()
             if not scanned.has_end:
                 unmarked.append(str(shard))
             if done is not None:
                 done(1)
-        warn_of_dots(part, fields)
+        warn_of_dots(part, fields, rare)
         if force and part in packed:
             _update_manifest(part, receipts, fields)
         every += receipts
         all_fields |= fields
     warn_of_missing_ends(unmarked)
+    for foreign in (shard for part in parts if not part.is_local for shard in publish_stored(part)):
+        every.append(receipt_of(foreign.entry.name, foreign.entry.load_index()))
+        all_fields |= {*foreign.fields}
+    return _summary(every, all_fields)
+
+
+def _summary(shards: Sequence[ShardReceipt], fields: Iterable[str]) -> IndexSummary:
     return IndexSummary(
-        shards=len(every),
-        samples=sum(receipt.samples for receipt in every),
-        bytes=sum(receipt.size for receipt in every),
-        fields=tuple(sorted(all_fields)),
+        shards=len(shards),
+        samples=sum(receipt.samples for receipt in shards),
+        bytes=sum(receipt.size for receipt in shards),
+        fields=tuple(sorted(fields)),
     )
 
 

@@ -7,8 +7,9 @@ it, because the wrong file was named or its members have wrong names. An archive
 members, as a writer leaves if nothing is added, is a shard without samples.
 
 An index is a table of samples and fields. Where names have dots before their extensions, each
-sample has fields of its own, and the table would grow with the square of the members. So a table
-with far more cells than members is an error, and many fields with one extension are a warning.
+sample has fields of its own, and the table would grow with the square of the members. So where it
+would have far more cells than members, the fields that few samples have are kept apart from it.
+Many fields with one extension are a warning, and so are many that few samples have.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import logging
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ from shardio.errors import TarError, argument, counted, quoted, shown
 from shardio.fields.base import FieldType
 from shardio.fields.defaults import is_sized, size_of
 from shardio.fields.probe import PictureSize
-from shardio.indexing.shard_index import ShardIndex
+from shardio.indexing.shard_index import ShardIndex, make_rare
 from shardio.naming import MemberName, split_member_name, why_no_sample
 from shardio.storage.base import StoredBytes
 from shardio.storage.location import Location, locate
@@ -45,7 +46,7 @@ _KINDS = {
 }
 _FILE = ord("0")
 _DIRECTORY = ord("5")
-_MOST_CELLS = 64  # of the table, a member
+_MOST_CELLS = 64  # of the table, a member; of a column, a sample that has the field
 _FEW_CELLS = 1 << 18  # which any index may have
 _MANY_ALIKE = 16  # fields with one extension
 _WITHOUT_DOTS = (
@@ -123,47 +124,47 @@ class IndexBuilder:
         """
         self._close_sample(shard_size)
         fields = tuple(sorted(self._columns))
-        self._check_cells(fields)
-        column = np.empty(len(fields), dtype=np.intp)
-        for position, field in enumerate(fields):
-            column[self._columns[field]] = position
-        shape = (len(self._keys), len(fields))
-        table = np.zeros((3, *shape), dtype=np.int64)
-        table[0] = -1
-        if self._cells:
-            rows, places = (
-                np.frombuffer(self._rows, np.int64),
-                np.frombuffer(self._places, np.int64),
-            )
-            table[:, rows, column[places]] = np.frombuffer(self._cells, np.int64).reshape(-1, 3).T
+        number = {field: position for position, field in enumerate(fields)}
+        places = np.array([number[field] for field in self._columns], np.int64)
+        samples, numbers = np.asarray(self._rows), places[np.asarray(self._places)]
+        is_rare = self._are_rare(np.bincount(numbers, minlength=len(fields)))
+        width, columns = int((~is_rare).sum()), np.cumsum(~is_rare) - 1
+        cells = samples * width + columns[numbers]
+        others = np.flatnonzero(is_rare[numbers])
+        others = others[np.lexsort((numbers[others], samples[others]))]
+        cells[others] = len(self._keys) * width + np.arange(len(others))
+        flat = np.zeros((3, len(self._keys) * width + len(others)), np.int64)
+        flat[0] = -1
+        flat[:, cells] = np.asarray(self._cells).reshape(-1, 3).T
+        rare = make_rare(fields, samples[others], numbers[others]) if len(others) else None
+        table = flat.reshape(3, len(self._keys), width) if rare is None else flat
         keys = [key.encode("utf-8", "surrogateescape") for key in self._keys]
         return ShardIndex(
             shard_size=shard_size,
             shard_sha256=shard_sha256,
             fields=fields,
+            rare=rare,
             offsets=table[0],
             sizes=table[1],
             checksums=table[2].astype(np.uint32) if checksums else None,
             key_ends=np.cumsum([0, *map(len, keys)], dtype=np.int64),
             keys=np.frombuffer(b"".join(keys), dtype=np.uint8),
-            **self._build_pictures(),
+            **self._build_pictures({*(fields if rare is None else rare.columns)}),
         )
 
-    def _check_cells(self, fields: tuple[str, ...]) -> None:
-        """Raise TarError if most samples lack most fields, so that the table would be too large."""
-        cells, members = len(self._keys) * len(fields), len(self._rows)
-        if cells <= max(_MOST_CELLS * members, _FEW_CELLS):
-            return
-        raise TarError(
-            f"its {counted(len(self._keys), 'sample')} have {len(fields):,} different fields, of "
-            f"which few have the same; {_describe_dots(fields)}",
-            where=self._shard,
-            remedy=_WITHOUT_DOTS,
-            shard=self._shard,
-        )
+    def _are_rare(self, counts: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell which fields are kept apart: none, if the table of all is not too large.
 
-    def _build_pictures(self) -> dict[str, Any]:
-        pictures = tuple(sorted(self._pictures))
+        Args:
+            counts: number of samples that have each field.
+        """
+        samples = len(self._keys)
+        if samples * len(counts) <= max(_MOST_CELLS * len(self._rows), _FEW_CELLS):
+            return np.zeros(len(counts), np.bool_)
+        return counts * _MOST_CELLS < samples
+
+    def _build_pictures(self, columns: set[str]) -> dict[str, Any]:
+        pictures = tuple(sorted(columns & self._pictures.keys()))
         if not pictures:
             return {}
         table = np.zeros((3, len(self._keys), len(pictures)), np.uint32)
@@ -221,7 +222,35 @@ def index_shard(
         ShardioError: the file was truncated while it was read.
         OSError: the file cannot be read.
     """
-    data = StoredBytes(locate(path).open(name))
+    return index_data(
+        StoredBytes(locate(path).open(name)),
+        name=name,
+        checksums=checksums,
+        allow_empty=allow_empty,
+        types=types,
+    )
+
+
+def index_data(
+    data: StoredBytes,
+    *,
+    name: str,
+    checksums: bool,
+    allow_empty: bool = False,
+    types: Mapping[str, FieldType] | None = None,
+) -> ShardIndex:
+    """Index the bytes of a tar; see index_shard for the other arguments.
+
+    Args:
+        data: bytes of an uncompressed tar.
+        name: name of the tar in errors.
+        checksums: whether to read the data.
+        allow_empty: whether to accept a tar whose members belong to no sample.
+        types: types of fields by name.
+
+    Raises:
+        TarError, ShardioError, OSError: see index_shard.
+    """
     index, members = _index_bytes(data, name=name, checksums=checksums, types=types)
     if len(members) and not len(index) and not allow_empty:
         raise TarError(describe_no_samples(members), where=name, remedy=name_fields(), shard=name)
@@ -251,35 +280,34 @@ def describe_no_samples(members: Members) -> str:
     )
 
 
-def warn_of_dots(where: object, fields: Iterable[str]) -> None:
+def warn_of_dots(where: object, fields: Iterable[str], rare: set[str]) -> None:
     """Log a warning, once per process and place, if names have dots that split samples apart.
 
     Args:
         where: shard or folder.
         fields: names of all fields there.
+        rare: names of those that few samples have, so that an index keeps them apart.
     """
     inner = sorted(field for field in fields if "." in field)
     alike = Counter(field.rpartition(".")[2] for field in inner)
     end, count = max(alike.items(), key=lambda item: item[1], default=("", 0))
-    if count <= _MANY_ALIKE or f"{where}, dots" in _warned:
+    if max(count, len(rare)) <= _MANY_ALIKE or f"{where}, dots" in _warned:
         return
     _warned.add(f"{where}, dots")
-    some = [field for field in inner if field.endswith(f".{end}")]
+    if count > _MANY_ALIKE:
+        first = next(field for field in inner if field.endswith(f".{end}"))
+        what = f"{count:,} different fields end in {quoted(f'.{end}')}"
+    else:
+        first = min(rare)
+        what = f"few samples have any of {len(rare):,} different fields"
     _LOG.warning(
-        "%s: %s different fields end in %s; %s; if that is not meant, %s",
+        "%s: %s; a field begins at the first dot of a name, so that 'KEY.%s' is the field %s of "
+        "the sample 'KEY'; if that is not meant, %s",
         where,
-        f"{count:,}",
-        quoted(f".{end}"),
-        _describe_dots(some),
+        what,
+        shown(first),
+        quoted(first),
         _WITHOUT_DOTS,
-    )
-
-
-def _describe_dots(fields: Sequence[str]) -> str:
-    """Say how names with dots are split, with the first of some fields."""
-    return (
-        f"a field begins at the first dot of a name, so that 'KEY.{shown(fields[0])}' is the field "
-        f"{quoted(fields[0])} of the sample 'KEY'"
     )
 
 

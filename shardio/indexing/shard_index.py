@@ -28,6 +28,19 @@ Where checksums of the data are not known, those of the headers tell whether wha
 the data is still the name that was indexed; `starts` and `headers` are absent otherwise. The P
 fields of which the sizes of pictures are known are in `pictures` of the header; where there are
 none, it is absent, and so are the three arrays. Readers pass over arrays that they do not know.
+
+Such a table is large where most samples lack most fields. So an index may keep fields that few
+samples have apart from its columns. It then has the format `shardio-index-v2`, which readers of
+version 1 refuse. Of its F fields, C are columns, and m members are in the others. Its offsets,
+sizes, checksums, starts and headers are flat, [n · C + m]: the rows of the columns one after
+another, then the other members, by sample and field. Two more arrays tell whose these are, and
+the fields that `rare_fields` names are those that are no columns. There are no sizes of pictures
+in them.
+
+    rare_samples int64 [m]     sample, ascending
+    rare_fields  int64 [m]     number of the field in `fields` of the header, ascending in a sample
+
+A cell is the place of a member in the arrays of either format, laid flat.
 """
 
 from __future__ import annotations
@@ -36,7 +49,10 @@ import hashlib
 import json
 import os
 import zlib
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +67,7 @@ from shardio.storage.location import Location, locate
 from shardio.tar.header import BLOCK
 
 FORMAT = "shardio-index-v1"
+RARE_FORMAT = "shardio-index-v2"
 _DTYPES: dict[str, np.dtype[Any]] = {
     "I64": np.dtype("<i8"),
     "U32": np.dtype("<u4"),
@@ -71,6 +88,7 @@ _ARRAYS = {
     "orientations": "U8",
     "keys": "U8",
 }
+_RARE_ARRAYS = {"rare_samples": "I64", "rare_fields": "I64"}
 _MOST_READ = 1 << 16  # bytes of an index that is read: about 1,000 samples of two fields
 _PIECE = 1 << 16  # bytes that are read at once; more would stay with the thread's allocator
 _LIMIT = 1 << 63  # of the size of a shard: its offsets are int64
@@ -126,6 +144,60 @@ def _state_of(status: os.stat_result) -> tuple[int, str]:
     return status.st_size, version_of(status)
 
 
+class Member(NamedTuple):
+    """Place of a field of a sample.
+
+    Attributes:
+        offset: offset of its data in the shard.
+        size: bytes of its data.
+        first: offset where reading starts: of its headers, if they are to be verified.
+        checksum: CRC-32 of its data, if it is known.
+        header: CRC-32 of its headers, if they are to be verified.
+    """
+
+    offset: int
+    size: int
+    first: int
+    checksum: int | None
+    header: int | None
+
+
+class Rare(NamedTuple):
+    """The m members of fields that are no columns, by sample and field.
+
+    Attributes:
+        samples: int64 [m], sample of each member.
+        numbers: int64 [m], number of its field among all fields.
+        columns: names of the C fields that are columns, sorted.
+    """
+
+    samples: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+    columns: tuple[str, ...]
+
+
+def make_rare(
+    fields: tuple[str, ...], samples: NDArray[np.int64], numbers: NDArray[np.int64]
+) -> Rare:
+    """Tell apart the fields of rare members and the columns.
+
+    Args:
+        fields: names of all fields.
+        samples: see Rare.
+        numbers: see Rare.
+
+    Raises:
+        ValueError: there are no such members, or one is in no field.
+    """
+    if not (samples.ndim == numbers.ndim == 1 and 0 < len(samples) == len(numbers)):
+        raise ValueError("its arrays do not fit each other")
+    if ((numbers < 0) | (numbers >= len(fields))).any():
+        raise ValueError("a member is in no field")
+    is_column = np.ones(len(fields), np.bool_)
+    is_column[numbers] = False
+    return Rare(samples, numbers, tuple(compress(fields, is_column.tolist())))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ShardIndex:
     """The samples of one shard; see the module for the arrays.
@@ -133,7 +205,8 @@ class ShardIndex:
     Attributes:
         shard_size: bytes of the tar file that was indexed.
         shard_sha256: hexadecimal digest of that file, if it was read whole.
-        fields: names of the F columns, sorted.
+        fields: names of all F fields, sorted.
+        rare: members of fields that are no columns; None where all fields are columns.
         pictures: names of the P fields with sizes of pictures, sorted.
         has_end: whether an end-of-archive mark follows the members.
         file: file of the mapped arrays; None for arrays in memory.
@@ -155,6 +228,7 @@ class ShardIndex:
     orientations: NDArray[np.uint8] | None = None
     has_end: bool = True
     file: MappedFile | None = None
+    rare: Rare | None = None
 
     @property
     def verifies(self) -> bool:
@@ -166,17 +240,148 @@ class ShardIndex:
         """Offset where reading of each field starts: its headers, if they are to be verified."""
         return self.offsets if self.starts is None else self.starts
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the fields that have a cell in the row of each sample, sorted."""
+        return self.fields if self.rare is None else self.rare.columns
+
+    def rare_fields(self) -> set[str]:
+        """Return the names of the fields that are no columns."""
+        return {*self.fields}.difference(self.columns)
+
     def __len__(self) -> int:
-        return len(self.offsets)
+        return len(self.key_ends) - 1
 
     def contents(self) -> str:
         """Return the shard's hexadecimal digest; that of the index if the shard was not read."""
-        if self.shard_sha256:
-            return self.shard_sha256
+        return self.shard_sha256 or self.layout()
+
+    def layout(self) -> str:
+        """Return the hexadecimal digest of keys and places, the same whoever made the index.
+
+        Where some fields are no columns, it is a digest of the members, whichever fields these are.
+        """
+        places: tuple[NDArray[np.int64], ...] = self.offsets, self.sizes
+        if self.rare is not None:
+            samples, numbers, cells = self.walk()
+            places = samples, numbers, self.offsets[cells], self.sizes[cells]
         known = hashlib.sha256()
-        for array in (self.offsets, self.sizes, self.key_ends, self.keys):
+        for array in (*places, self.key_ends, self.keys):
             known.update(np.ascontiguousarray(array).data)
         return known.hexdigest()
+
+    def cells(self, sample: int) -> dict[str, int]:
+        """Return the cell of each field that a sample has, by the names of the fields."""
+        row = sample * len(self.columns)
+        offsets = self.offsets.reshape(-1)[row : row + len(self.columns)].tolist()
+        named = enumerate(zip(self.columns, offsets, strict=True), row)
+        found = {name: cell for cell, (name, offset) in named if offset >= 0}
+        if self.rare is None:
+            return found
+        first = bisect_left(self.rare.samples.data, sample)
+        last = bisect_right(self.rare.samples.data, sample, first)
+        numbers = self.rare.numbers[first:last].tolist()
+        others = enumerate(numbers, self._first_rare + first)
+        return dict(sorted((found | {self.fields[each]: cell for cell, each in others}).items()))
+
+    def member(self, cell: int) -> Member:
+        """Return the place of the member that has a cell."""
+        return Member(
+            self.offsets.item(cell),
+            self.sizes.item(cell),
+            self.firsts.item(cell),
+            None if self.checksums is None else self.checksums.item(cell),
+            None if self.headers is None else self.headers.item(cell),
+        )
+
+    def members(self, sample: int) -> dict[str, Member]:
+        """Return the place of each field that a sample has, in the order of their data."""
+        found = {name: self.member(cell) for name, cell in self.cells(sample).items()}
+        return dict(sorted(found.items(), key=lambda item: (item[1].offset, item[0])))
+
+    def walk(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Walk all members, by sample and field.
+
+        Returns:
+            The sample, the number of the field among all fields, and the cell of each member,
+            int64 [M].
+        """
+        samples, columns = np.nonzero(self.rows(self.offsets) >= 0)
+        cells = samples * len(self.columns) + columns
+        if self.rare is None:
+            return samples, columns, cells
+        others = self._first_rare + np.arange(len(self.rare.samples))
+        numbers = np.setdiff1d(np.arange(len(self.fields)), self.rare.numbers)[columns]
+        samples = np.concatenate([samples, self.rare.samples])
+        numbers = np.concatenate([numbers, self.rare.numbers])
+        order = np.lexsort((numbers, samples))
+        return samples[order], numbers[order], np.concatenate([cells, others])[order]
+
+    def cells_of(self, field: str) -> NDArray[np.int64]:
+        """Return the cells of the members of a field, by sample, int64 [s]."""
+        if field in self.columns:
+            return self._cells_in(self.columns.index(field))
+        if self.rare is None or field not in self.fields:
+            return np.empty(0, np.int64)
+        number = self.fields.index(field)
+        return self._first_rare + np.flatnonzero(self.rare.numbers == number)
+
+    def by_field(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
+        """Yield each field with the cells of its members, see cells_of."""
+        for column, name in enumerate(self.columns):
+            yield name, self._cells_in(column)
+        if self.rare is not None:
+            order = np.argsort(self.rare.numbers, kind="stable")
+            starts = np.flatnonzero(np.diff(self.rare.numbers[order])) + 1
+            for some in np.split(order, starts):
+                yield self.fields[self.rare.numbers[some[0]]], self._first_rare + some
+
+    def extents(
+        self, firsts: NDArray[np.int64], lasts: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Find where runs of samples start and end in the shard.
+
+        Args:
+            firsts: int64 [r], first sample of each run.
+            lasts: int64 [r], last sample of each run.
+
+        Returns:
+            Offsets of their first bytes, and those after their last bytes, int64 [r] both.
+        """
+        starts = self.rows(self.firsts)[firsts]
+        starts = np.where(starts < 0, self.shard_size, starts).min(axis=1, initial=self.shard_size)
+        ends = self.rows(self.offsets)[lasts] + self.rows(self.sizes)[lasts]
+        ends = ends.max(axis=1, initial=-1)
+        for run, cells in self._rare_cells(firsts):
+            starts[run] = min(starts[run], self.firsts[cells].min())
+        for run, cells in self._rare_cells(lasts):
+            ends[run] = max(ends[run], (self.offsets[cells] + self.sizes[cells]).max())
+        return starts, ends
+
+    def rows(self, array: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the cells of the columns from an array of all cells, [n, C]."""
+        return array.reshape(-1)[: self._first_rare].reshape(len(self), len(self.columns))
+
+    def _cells_in(self, column: int) -> NDArray[np.int64]:
+        there = np.flatnonzero(self.rows(self.offsets)[:, column] >= 0)
+        return there * len(self.columns) + column
+
+    @property
+    def _first_rare(self) -> int:
+        """Cell of the first member that is in no column."""
+        return len(self) * len(self.columns)
+
+    def _rare_cells(self, samples: NDArray[np.int64]) -> Iterator[tuple[int, slice]]:
+        """Yield the cells of members in no column, with the position of their sample in a list."""
+        if self.rare is None:
+            return
+        starts = np.searchsorted(self.rare.samples, samples)
+        ends = np.searchsorted(self.rare.samples, samples, side="right")
+        for position in np.flatnonzero(starts < ends).tolist():
+            yield (
+                position,
+                slice(self._first_rare + starts[position], self._first_rare + ends[position]),
+            )
 
     def key(self, sample: int) -> str:
         """Return the key of a sample."""
@@ -203,7 +408,7 @@ def encode_index(index: ShardIndex) -> list[bytes]:
     header: dict[str, Any] = {
         "__metadata__": {
             "crc32": _NO_CHECKSUM.decode(),
-            "format": FORMAT,
+            "format": FORMAT if index.rare is None else RARE_FORMAT,
             "shard_size": str(index.shard_size),
             "shard_sha256": index.shard_sha256 or "",
             "fields": json.dumps(index.fields),
@@ -211,7 +416,8 @@ def encode_index(index: ShardIndex) -> list[bytes]:
             **({"pictures": json.dumps(index.pictures)} if index.pictures else {}),
         }
     }
-    arrays = {name: getattr(index, name) for name in _ARRAYS}
+    rare = () if index.rare is None else zip(_RARE_ARRAYS, index.rare[:2], strict=True)
+    arrays = {**dict(rare), **{name: getattr(index, name) for name in _ARRAYS}}
     end = 0
     for name, array in arrays.items():
         if array is not None:
@@ -265,8 +471,10 @@ def _decode_index(file: StoredFile) -> ShardIndex:
         head = file.read(0, start)
     header = json.loads(head[8:start])
     metadata = header["__metadata__"]
-    if metadata["format"] != FORMAT:
-        raise ValueError(f"format {quoted(metadata['format'])}, expected {FORMAT!r}")
+    if metadata["format"] not in (FORMAT, RARE_FORMAT):
+        raise ValueError(
+            f"format {quoted(metadata['format'])}, expected {FORMAT!r} or {RARE_FORMAT!r}"
+        )
     checksum = metadata["crc32"].encode()
     found = zlib.crc32(head[:start].replace(checksum, _NO_CHECKSUM, 1))
     found = zlib.crc32(memoryview(head)[start:], found)
@@ -275,22 +483,28 @@ def _decode_index(file: StoredFile) -> ShardIndex:
     if b"%08x" % found != checksum:
         raise ValueError("its checksum differs")
     data = np.frombuffer(head if mappable is None else mappable.map(), np.uint8)
+    fields, rare = tuple(json.loads(metadata["fields"])), None
+    if metadata["format"] == RARE_FORMAT:
+        rare = make_rare(fields, *_decode_arrays(header, data[start:], _RARE_ARRAYS).values())
     index = ShardIndex(
         shard_size=int(metadata["shard_size"]),
         shard_sha256=str(metadata["shard_sha256"]) or None,
-        fields=tuple(json.loads(metadata["fields"])),
+        fields=fields,
+        rare=rare,
         has_end=metadata.get("end") != "missing",
         pictures=tuple(json.loads(metadata.get("pictures", "[]"))),
         file=None if mappable is None else _mapped_file(mappable),
-        **_decode_arrays(header, data[start:]),
+        **_decode_arrays(header, data[start:], _ARRAYS),
     )
     _verify(index)
     return index
 
 
-def _decode_arrays(header: dict[str, Any], data: NDArray[np.uint8]) -> dict[str, Any]:
-    arrays: dict[str, NDArray[Any] | None] = dict.fromkeys(_OPTIONAL)
-    for name, dtype in _ARRAYS.items():
+def _decode_arrays(
+    header: dict[str, Any], data: NDArray[np.uint8], types: dict[str, str]
+) -> dict[str, Any]:
+    arrays: dict[str, Any] = {name: None for name in types if name in _OPTIONAL}
+    for name, dtype in types.items():
         if name in _OPTIONAL and name not in header:
             continue
         entry = header[name]
@@ -298,7 +512,7 @@ def _decode_arrays(header: dict[str, Any], data: NDArray[np.uint8]) -> dict[str,
         if entry["dtype"] != dtype or not 0 <= first <= last <= len(data):
             raise ValueError(f"the array {name} has another type or lies outside the file")
         values: NDArray[Any] = np.frombuffer(data[first:last], _DTYPES[dtype])
-        arrays[name] = values.reshape(tuple(entry["shape"]))
+        arrays[name] = np.require(values.reshape(tuple(entry["shape"])), requirements="A")
     return arrays
 
 
@@ -309,11 +523,7 @@ def _verify(index: ShardIndex) -> None:
         raise ValueError("no shard has such a size or such fields")
     for field in fields:
         field.encode("utf-8", "surrogateescape")  # UnicodeEncodeError is a ValueError
-    for table in (index.offsets, index.sizes, index.checksums, index.starts, index.headers):
-        if table is not None and table.shape != (len(ends) - 1, len(fields)):
-            raise ValueError("its arrays do not fit each other")
-    if (ends.ndim, index.keys.ndim) != (1, 1):
-        raise ValueError("its arrays do not fit each other")
+    _verify_shapes(index)
     if ends[0] != 0 or ends[-1] != len(index.keys) or (ends[1:] <= ends[:-1]).any():
         raise ValueError("its keys do not follow one another")
     room = np.where(index.offsets < 0, 0, size - index.offsets)
@@ -330,6 +540,32 @@ def _verify(index: ShardIndex) -> None:
             raise ValueError("headers do not lie before their data")
 
 
+def _verify_shapes(index: ShardIndex) -> None:
+    """Raise ValueError for arrays that do not fit each other."""
+    shape: tuple[int, ...] = len(index), len(index.columns)
+    if index.rare is not None:
+        shape = (shape[0] * shape[1] + len(index.rare.samples),)
+    for table in (index.offsets, index.sizes, index.checksums, index.starts, index.headers):
+        if table is not None and table.shape != shape:
+            raise ValueError("its arrays do not fit each other")
+    if (index.key_ends.ndim, index.keys.ndim) != (1, 1):
+        raise ValueError("its arrays do not fit each other")
+    if index.rare is not None:
+        _verify_rare(index, index.rare)
+
+
+def _verify_rare(index: ShardIndex, rare: Rare) -> None:
+    """Raise ValueError for members that are in no sample, or not in order."""
+    samples, numbers = rare.samples, rare.numbers
+    if samples[0] < 0 or samples[-1] >= len(index):
+        raise ValueError("a member is in no sample")
+    again = (samples[1:] == samples[:-1]) & (numbers[1:] <= numbers[:-1])
+    if ((samples[1:] < samples[:-1]) | again).any():
+        raise ValueError("its members do not follow one another")
+    if (index.offsets[-len(samples) :] < 0).any():
+        raise ValueError("a member lies outside the shard")
+
+
 def are_aligned(offsets: NDArray[np.int64]) -> bool:
     """Tell whether all data start at a block of the tar, so that padding follows them."""
     return not (offsets % BLOCK).any()
@@ -340,12 +576,12 @@ def _verify_pictures(index: ShardIndex) -> None:
     heights, widths, orientations = index.heights, index.widths, index.orientations
     if heights is None or widths is None or orientations is None:
         raise ValueError("it has pictures without sizes, or sizes without pictures")
-    pictures, shape = [*index.pictures], (len(index.offsets), len(index.pictures))
-    if not pictures or pictures != sorted({*pictures} & {*index.fields}):
+    pictures, shape = [*index.pictures], (len(index), len(index.pictures))
+    if not pictures or pictures != sorted({*pictures} & {*index.columns}):
         raise ValueError("it has sizes of pictures in fields that the shard does not have")
     if not heights.shape == widths.shape == orientations.shape == shape:
         raise ValueError("its arrays do not fit each other")
-    known = index.offsets[:, np.searchsorted(index.fields, pictures)] >= 0
+    known = index.rows(index.offsets)[:, np.searchsorted(index.columns, pictures)] >= 0
     known &= orientations > 0
     if ((heights > 0) != known).any() or ((widths > 0) != known).any():
         raise ValueError("it has a size where there is no picture, or only a part of one")

@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 
 from shardio.checks import whole_number
 from shardio.errors import CodecError, counted
-from shardio.fields.base import FieldType
+from shardio.fields.base import FieldType, picture_info
 from shardio.fields.defaults import combined_types, type_of
-from shardio.fields.exif import FIRST_TURNED
 from shardio.fields.geometry import View
 from shardio.fields.probe import ImageInfo
 from shardio.fields.summary import MOST_CLASSES, FieldSummary
@@ -112,7 +111,7 @@ class SampleCheck:
         told = type(type_).summarize is not FieldType.summarize
         try:
             if self._needs_sizes and type_.geometry == "leads":
-                self._sizes[name] = _size_of(type_, data)
+                self._sizes[name] = picture_info(type_, data)
             type_.check(data, deep=deep and not told)
             if deep and (told or type_.geometry == "follows"):
                 self._values[name] = type_.decode(data)
@@ -132,14 +131,7 @@ class SampleCheck:
         info = None if first is None else self._sizes.get(first)
         view = None
         if first is not None and info is not None:
-            view = View(
-                height=info.height,
-                width=info.width,
-                size=(info.height, info.width),
-                turned=info.orientation >= FIRST_TURNED,
-                field=first,
-                info=info,
-            )
+            view = View.of(info, first)
         for name, value in self._values.items():
             type_ = self._types[name]
             try:
@@ -159,7 +151,7 @@ class SampleCheck:
     def _other_pictures(self, view: View) -> Iterator[tuple[str, FieldSummary]]:
         for name in self._pictures[1:]:
             info = self._sizes.get(name)
-            if info is None or getattr(self._types[name], "crop", "shared") == "own":
+            if info is None or self._types[name].crop == "own":
                 continue
             try:
                 view.reduction(info.height, info.width)
@@ -180,14 +172,6 @@ def _too_large() -> CodecError:
         "this machine has too little memory to decode it",
         remedy="verify it on a machine with more memory",
     )
-
-
-def _size_of(type_: FieldType, data: memoryview) -> ImageInfo:
-    info = type_.probe(data)
-    if info is None:  # as of a user's type, which has decode alone
-        height, width = type_.decode(data).shape[:2]
-        info = ImageInfo(format=type_.name, height=height, width=width)
-    return info
 
 
 class Place(NamedTuple):

@@ -24,7 +24,7 @@ from shardio.errors import CodecError
 from shardio.fields.arrays import decode_cls
 from shardio.fields.base import LABEL_FIELD
 from shardio.fields.formats import IMAGE_FIELDS
-from shardio.indexing.catalog import ShardEntry
+from shardio.indexing.entry import ShardEntry
 from shardio.indexing.shard_index import ShardIndex, are_aligned
 from shardio.storage.base import StoredFile
 from shardio.storage.copying import RowCopier
@@ -124,14 +124,13 @@ class ClassCounter:
         if LABEL_FIELD not in index.fields:
             self.missing += len(index)
             return
-        column = index.fields.index(LABEL_FIELD)
-        there = np.flatnonzero(index.offsets[:, column] >= 0)
-        self.missing += len(index) - len(there)
-        offsets, sizes = index.offsets[there, column], index.sizes[there, column]
-        told = np.zeros(len(there), np.bool_)
+        cells = index.cells_of(LABEL_FIELD)
+        self.missing += len(index) - len(cells)
+        offsets, sizes = index.offsets.take(cells), index.sizes.take(cells)
+        told = np.zeros(len(cells), np.bool_)
         if index.checksums is not None:
             told = sizes <= TOLD_BY_CHECKSUM
-            tokens = sizes[told] << 32 | index.checksums[there, column][told]
+            tokens = sizes[told] << 32 | index.checksums.take(cells)[told]
             self._count_told(entry, offsets[told], sizes[told], tokens)
         if not told.all():
             self._count_read(entry, offsets[~told], sizes[~told])

@@ -23,14 +23,6 @@ from shardio.errors import (
     quoted,
 )
 from shardio.fields.base import FieldType
-from shardio.indexing.catalog import (
-    SHARD_SUFFIXES,
-    ShardPaths,
-    find_shards,
-    find_splits,
-    is_packed,
-    list_parts,
-)
 from shardio.indexing.manifest import (
     INDEX_FOLDER,
     INDEX_SUFFIX,
@@ -41,6 +33,14 @@ from shardio.indexing.manifest import (
     index_path,
     manifest_document,
     read_manifest,
+)
+from shardio.indexing.parts import (
+    SHARD_SUFFIXES,
+    ShardPaths,
+    find_shards,
+    find_splits,
+    is_packed,
+    list_parts,
 )
 from shardio.packing.layout import WORK_FOLDER
 from shardio.storage.base import Storage

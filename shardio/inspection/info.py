@@ -20,15 +20,14 @@ from shardio.fields.base import LABEL_FIELD, FieldType
 from shardio.fields.defaults import combined_types, given_types, type_of
 from shardio.fields.limits import MAX_PIXELS
 from shardio.fields.recorded import describe_type, merge_types
-from shardio.indexing.catalog import (
+from shardio.indexing.catalog import Catalog, open_catalog
+from shardio.indexing.entry import ShardEntry
+from shardio.indexing.parts import (
     SHARD_SUFFIXES,
-    Catalog,
-    ShardEntry,
     ShardPaths,
     find_splits,
     is_packed,
     list_parts,
-    open_catalog,
     refuse_unfinished,
 )
 from shardio.indexing.shard_index import ShardIndex
@@ -130,11 +129,7 @@ def look_at(
     """
     index, file = entry.load_index(), entry.open_file()
     values = []
-    for name, offset, size in zip(
-        index.fields, index.offsets[row].tolist(), index.sizes[row].tolist(), strict=True
-    ):
-        if offset < 0:
-            continue
+    for name, (offset, size, *_) in index.members(row).items():
         type_ = types(name)
         needed = size if type_.preview_bytes is None else min(size, type_.preview_bytes)
         data = file.read(offset, needed)
@@ -245,7 +240,9 @@ class Info:
         bytes: total size of the shards.
         shards: shards in order.
         fields: fields sorted by name.
-        classes: statistics of the class numbers; None if no sample has one.
+        classes: statistics of the class numbers in the field cls; None if no sample has one.
+        class_names: names of the classes by number, as ShardDataset has them; they may be those of
+            boxes. None if no manifest lists names.
         sample: description of one sample; None if there is none, and for a split.
         ledgers: number of lines of each existing ledger (skipped.jsonl, renamed.jsonl and
             duplicates.jsonl), by file name.
@@ -261,6 +258,7 @@ class Info:
     sample: SampleInfo | None
     ledgers: Mapping[str, int]
     splits: Mapping[str, Info] = field(default_factory=dict)
+    class_names: tuple[str, ...] | None = None
 
 
 def info(
@@ -385,9 +383,8 @@ class _Contents:
                 checksums=index.checksums is not None,
             )
         )
-        for column, name in enumerate(index.fields):
-            there = index.offsets[:, column] >= 0
-            self._sizes.setdefault(name, Tally()).add(index.sizes[there, column])
+        for name, cells in index.by_field():
+            self._sizes.setdefault(name, Tally()).add(index.sizes.take(cells))
         self._numbers.add(entry, index)
 
     def merge(self, other: _Contents) -> None:
@@ -418,6 +415,7 @@ class _Contents:
             sample=sample,
             ledgers=ledgers or {},
             splits=splits or {},
+            class_names=self.classes,
         )
 
     def _classes_info(self) -> ClassesInfo:

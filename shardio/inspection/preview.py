@@ -18,8 +18,7 @@ from shardio.errors import CodecError, SituationError, counted
 from shardio.fields.arrays import decode_cls
 from shardio.fields.base import LABEL_FIELD, FieldType
 from shardio.fields.image import encode_image, one_opencv_thread
-from shardio.indexing.catalog import ShardEntry
-from shardio.indexing.shard_index import ShardIndex
+from shardio.indexing.entry import ShardEntry
 from shardio.inspection.counts import class_name
 from shardio.storage.base import StoredFile
 from shardio.storage.folder import atomic_file
@@ -107,7 +106,7 @@ class _Cells:
     def add(self, entry: ShardEntry, rows: Sequence[int]) -> None:
         index, file = entry.load_index(), entry.open_file()
         for row in rows:
-            stored = _stored(index, row)
+            stored = {name: each[:2] for name, each in index.members(row).items()}
             field = self._choose(stored)
             label = self._class_of(file, stored) or index.key(row)
             if field is None:
@@ -134,16 +133,6 @@ class _Cells:
             return class_name(decode_cls(file.read(*stored[LABEL_FIELD])), self._classes)
         except CodecError:
             return None
-
-
-def _stored(index: ShardIndex, row: int) -> dict[str, tuple[int, int]]:
-    """Return offset and size of the fields of a sample."""
-    offsets, sizes = index.offsets[row].tolist(), index.sizes[row].tolist()
-    return {
-        name: (offset, size)
-        for name, offset, size in zip(index.fields, offsets, sizes, strict=True)
-        if offset >= 0
-    }
 
 
 def _fit(pixels: Pixels, *, blends: bool) -> Pixels:

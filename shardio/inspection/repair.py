@@ -21,9 +21,6 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from shardio.errors import (
     CodecError,
     IndexFileError,
@@ -170,7 +167,7 @@ class _Shard:
 
     def find(self, index: ShardIndex | None) -> Iterator[SourceSample | Problem]:
         if index is not None and index.checksums is not None and self._trusts(index):
-            yield from self._by_index(index, index.checksums)
+            yield from self._by_index(index)
         else:
             yield from self._by_names()
 
@@ -181,29 +178,24 @@ class _Shard:
             return index.shard_sha256 == receipt.sha256
         return index.shard_size == len(self._data) or bool(self._walk.gaps)
 
-    def _by_index(
-        self, index: ShardIndex, checksums: NDArray[np.uint32]
-    ) -> Iterator[SourceSample | Problem]:
+    def _by_index(self, index: ShardIndex) -> Iterator[SourceSample | Problem]:
         elsewhere: dict[tuple[str, str], list[int]] = defaultdict(list)
         for group in self._groups:
             for name, number in (*group.members.items(), *group.repeated):
                 elsewhere[group.key, name].append(int(self._walk.members.offsets[number]))
         for row in range(len(index)):
             key = index.key(row)
-            offsets = index.offsets[row].tolist()
-            columns = sorted((each, column) for column, each in enumerate(offsets) if each >= 0)
+            members = index.members(row)
             fields, reason = list[_Field](), None
-            for offset, column in columns:
-                name, size = index.fields[column], int(index.sizes[row, column])
-                checksum = int(checksums[row, column])
+            for name, (offset, size, _, checksum, _) in members.items():
                 places = (offset, *elsewhere.pop((key, name), ()))
                 right = next((at for at in places if self._checksum(at, size) == checksum), None)
                 if right is None:
                     reason = f"the data of field {quoted(name)} at byte {offset} were changed"
                     break
                 fields.append(_Field(name, FromRange(self._path, right, size, checksum)))
-            for _, column in columns:
-                elsewhere.pop((key, index.fields[column]), None)
+            for name in members:
+                elsewhere.pop((key, name), None)
             yield self._judge(key, fields, reason, verified=True)
         for (key, name), (offset, *_) in elsewhere.items():
             yield self._problem(

@@ -165,7 +165,7 @@ def _write(
     key = re.sub(r"[^A-Za-z0-9_-]+", "_", shard.index.key(index))[-_LONGEST_NAME:]
     written: dict[str, str] = {}
     problem = None
-    for number, field in enumerate(shard.index.fields):
+    for number, field in enumerate(shard.index.cells(index)):
         try:
             (stored,) = shard.read(index, ((field,),))
         except SampleError as error:

@@ -17,7 +17,7 @@ from shardio.errors import counted, shown
 from shardio.fields.base import FieldType
 from shardio.fields.defaults import given_types
 from shardio.fields.limits import MAX_PIXELS
-from shardio.indexing.catalog import ShardPaths
+from shardio.indexing.parts import ShardPaths
 from shardio.indexing.scan import group_members
 from shardio.inspection.contents import (
     FieldCheck,

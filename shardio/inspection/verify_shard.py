@@ -103,13 +103,11 @@ class Comparison:
     """
 
     def __init__(self, index: ShardIndex, found: Findings) -> None:
-        rows, columns = np.nonzero(index.offsets >= 0)
-        places = index.offsets[rows, columns].tolist()
+        samples, numbers, cells = index.walk()
+        members = zip(samples.tolist(), numbers.tolist(), cells.tolist(), strict=True)
         self._index = index
         self._found = found
-        self._left = dict(
-            zip(places, zip(rows.tolist(), columns.tolist(), strict=True), strict=True)
-        )
+        self._left = dict(zip(index.offsets.take(cells).tolist(), members, strict=True))
         self._strangers: dict[tuple[str, str], int] = {}
         self.differences = 0
 
@@ -125,15 +123,15 @@ class Comparison:
             data: data of the member.
             shown: size of the picture that it is, if it is one.
         """
-        row, column = self._left.get(offset, (-1, -1))
-        if row < 0 or (self._index.key(row), self._index.fields[column]) != (key, field):
+        row, number, cell = self._left.get(offset, (-1, -1, -1))
+        if row < 0 or (self._index.key(row), self._index.fields[number]) != (key, field):
             self._strangers[key, field] = offset
             return True
         del self._left[offset]
-        size, fault = int(self._index.sizes[row, column]), None
+        size, fault = self._index.sizes.item(cell), None
         if size != len(data):
             fault = f"the member has {counted(len(data), 'byte')}, but the index says {size:,}"
-        elif not self._fits(row, column, data):
+        elif not self._fits(cell, data):
             fault = "the data are not what was packed (CRC-32 differs)"
         if fault is not None:
             self._add(fault, key, field, offset)
@@ -194,16 +192,16 @@ class Comparison:
         moved: list[tuple[str, str, int]] = []
         behind: list[tuple[str, str, int]] = []
         lost: list[_Lost] = []
-        for offset, (row, column) in self._left.items():
-            key, field = self._index.key(row), self._index.fields[column]
+        for offset, (row, number, cell) in self._left.items():
+            key, field = self._index.key(row), self._index.fields[number]
             place = self._strangers.pop((key, field), None)
-            end = offset + int(self._index.sizes[row, column])
+            end = offset + self._index.sizes.item(cell)
             if place is not None:
                 moved.append((key, field, place))
             elif end > len(data):
                 behind.append((key, field, offset))
             else:
-                intact = self._fits(row, column, memoryview(data[offset:end]))
+                intact = self._fits(cell, memoryview(data[offset:end]))
                 lost.append(_Lost(key, field, offset, intact))
         return moved, behind, lost
 
@@ -212,9 +210,9 @@ class Comparison:
         """Whether members that `look_at` accepts have the checksums of the index."""
         return self._index.checksums is not None
 
-    def _fits(self, row: int, column: int, data: memoryview) -> bool:
+    def _fits(self, cell: int, data: memoryview) -> bool:
         sums = self._index.checksums
-        return sums is None or int(sums[row, column]) == zlib.crc32(data)
+        return sums is None or sums.item(cell) == zlib.crc32(data)
 
     def _add(self, what: str, key: str, field: str, offset: int) -> None:
         self.differences += 1

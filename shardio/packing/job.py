@@ -22,8 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import PackError, SituationError, UsageError
+from shardio.errors import PackError, SituationError, UsageError, quoted, shown
 from shardio.fields.base import FieldType
+from shardio.fields.defaults import combined_types
+from shardio.fields.formats import IMAGE_FIELDS
 from shardio.fields.recorded import record_type, types_to_record
 from shardio.indexing.manifest import INDEX_FOLDER, Manifest, write_manifest
 from shardio.packing.dedupe import Dedupe, FingerprintTask, fingerprint, group_alike, hamming
@@ -70,6 +72,7 @@ class PackJob:
         check: whether to look at data, see SampleTask.
         types: types of a user by field name; other fields have those that the source records, or
             their default types.
+        named: names of fields that the samples must have, as the user named them.
         skip: whether to leave out what cannot be packed, instead of stopping.
         dedupe: treatment of duplicates; None does not look for any.
         engine: engine that runs the tasks.
@@ -96,6 +99,7 @@ class PackJob:
     storage: Storage | None = None
     storage_options: Options | None = field(default=None, repr=False)
     types: Mapping[str, FieldType] = field(default_factory=dict)
+    named: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if self.sharding.shard_size is not None and self.images.decodes:
@@ -179,7 +183,7 @@ def _pack(
     """Pack into a local folder."""
     with hold_folder(folder, names) as output:
         source = open_source(output.work)
-        job = replace(job, types={**types_of(source), **job.types})
+        job = replace(job, types=combined_types(types_of(source), job.types))
         plan = _plan(output, job, source, target)
         made = plan.digest(job)
         ended = output.ended
@@ -304,6 +308,7 @@ def _check(listing: Listing, source: Source, job: PackJob) -> None:
     """Stop because of the first problem, or leave out all of them."""
     if not job.skip and listing.problems:
         raise listing.problems[0].error(remedy_for(source))
+    _check_names(listing, source, job)
     if job.skip:
         tasks = [SampleTask(**some) for some in _in_chunks(source, listing, job)]
         checked = job.engine.run(find_problems, tasks, _advance(listing, job))
@@ -324,6 +329,18 @@ def _check(listing: Listing, source: Source, job: PackJob) -> None:
         )
     if job.splits is not None and job.splits.stratify and (listing.labels < 0).all():
         raise SituationError("stratify needs labels, and no sample has one", remedy="leave it out")
+
+
+def _check_names(listing: Listing, source: Source, job: PackJob) -> None:
+    """Raise SituationError if no sample has a field whose type the user gave."""
+    found = {name for name in listing.fields if name is not None}
+    unnamed = IMAGE_FIELDS if None in listing.fields else frozenset[str]()  # until they are read
+    if lacking := sorted(job.named - found - unnamed):
+        raise SituationError(
+            f"types: no sample has the field {quoted(lacking[0])}",
+            where=source.name,
+            remedy=f"name one of {', '.join(map(shown, sorted(found | unnamed)))}",
+        )
 
 
 class _Duplicates(NamedTuple):

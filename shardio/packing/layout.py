@@ -7,8 +7,8 @@ from collections.abc import Collection
 from typing import TypeGuard
 
 from shardio.errors import PackError
-from shardio.indexing.catalog import SHARD_SUFFIXES
 from shardio.indexing.manifest import INDEX_FOLDER, INDEX_SUFFIX, MANIFEST_NAME
+from shardio.indexing.parts import SHARD_SUFFIXES
 from shardio.storage.folder import TEMPORARY_SUFFIX, final_name, is_plain_name
 
 SHARD_PATTERN = "shard-*.tar"

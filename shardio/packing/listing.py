@@ -185,6 +185,7 @@ class Listing:
         labels: label of each sample, -1 for none, int64 [n].
         renamed: whether its key is another than the path without its extension, bool [n].
         sizes: bytes that it takes in a shard, int64 [n]; zeros if they do not matter.
+        fields: names of the fields of all samples; None among them for images without a name.
     """
 
     def __init__(self, work: Folder, source: Source, *, sized: bool) -> None:
@@ -192,6 +193,7 @@ class Listing:
         self.problems: list[Problem] = []
         labels, sizes = array("q"), array("q")
         renamed, keys = bytearray(), array("Q")
+        self.fields: set[str | None] = set()
         with work.create(LIST_NAME) as stream:
             writer = SampleListWriter(stream)
             for sample in source.samples():
@@ -203,6 +205,7 @@ class Listing:
                 if sized:
                     sizes.append(packed_size(sample, source.root))
                 keys.append(hash_key(sample.key))
+                self.fields.update(name for name, _ in sample.fields)
                 writer.write(sample)
         self.samples = writer.finish(work, LIST_NAME)
         self.labels = np.frombuffer(labels, np.int64)

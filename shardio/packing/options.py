@@ -7,14 +7,14 @@ Functions take them one by one, as keywords; see shardio.options.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from os import PathLike
 from typing import Any, ClassVar, Literal, get_args
 
 from shardio.checks import one_of, whole_number
-from shardio.errors import UsageError
+from shardio.errors import UsageError, quoted
 from shardio.fields.base import FieldType
-from shardio.fields.defaults import given_types
+from shardio.fields.defaults import given_types, named_types
 from shardio.fields.limits import MAX_PIXELS
 from shardio.packing.dedupe import Dedupe, Likeness
 from shardio.packing.engine import EngineName, make_engine
@@ -95,8 +95,7 @@ class OutputOptions:
         """Make the job that they ask for.
 
         Args:
-            check: whether to look at data: whether images are some and whole, and whether text,
-                JSON and class numbers decode.
+            check: whether to look at data, see SampleTask.
             types: types of a user by field name; other fields have their default types.
             images: encoding of the images; None stores them as they are.
             dedupe: treatment of duplicates; None does not look for any.
@@ -136,9 +135,12 @@ class PackOptions(OutputOptions):
         fields: files of a sample, as "jpg;png,json,txt?": fields with commas between them, each
             with alternatives after semicolons, and a question mark where samples may lack it. By
             default each image is a sample, with the files beside it if all images have files of the
-            same fields, see shardio.packing.sources.neighbours. For samples of a program: field
-            types, as ShardDataset takes them, which encode the values of their fields and stand in
-            the manifest; other fields have their default types.
+            same fields, see shardio.packing.sources.neighbours. For samples of a program: the
+            mapping that ShardDataset takes, whose field types count as `types`.
+        types: field types by field name, as {"wav": Audio(rate=16000)}, for any source; other
+            fields have those that the source records, or their default types. They decode the data
+            while these are packed, encode the values of a program, and stand in the manifest. A
+            field that no sample has is an error.
         manifest: table of the samples, CSV, TSV, JSON Lines or Parquet, whose paths start
             from the source. A table may be the source itself; its paths start from its folder.
         coco: COCO's annotations of the images in the source, a JSON file; by default the file
@@ -193,6 +195,7 @@ class PackOptions(OutputOptions):
     labels: bool = True
     classes: Sequence[str] | None = None
     fields: str | Mapping[str, str | FieldType] | None = None
+    types: Mapping[str, FieldType] | None = None
     manifest: str | PathLike[str] | None = None
     coco: str | PathLike[str] | None = None
     encoding: str | None = None
@@ -219,8 +222,7 @@ class PackOptions(OutputOptions):
         check_classes(self.classes)
         if isinstance(self.fields, str):
             parse_fields(self.fields)
-        else:
-            given_types(self.fields)
+        self.types_by_field()
         pairs = parse_features(self.features)
         if pair := next((pair for pair in pairs if not pair.feature), None):
             raise UsageError(
@@ -249,6 +251,11 @@ class PackOptions(OutputOptions):
                 "dedupe_distance requires dedupe='perceptual'", remedy="leave it out or give both"
             )
 
+    @property
+    def resizes(self) -> bool:
+        """Whether images may be stored at another size."""
+        return self.resize is not None or self.max_side is not None
+
     def given_for_source(self) -> list[str]:
         """List the options of sources that differ from their defaults."""
         defaults = {field.name: field.default for field in fields(self)}
@@ -257,6 +264,20 @@ class PackOptions(OutputOptions):
             for name in self.SOURCE_OPTIONS
             if (value := getattr(self, name)) != defaults[name] and value != []
         ]
+
+    def types_by_field(self) -> dict[str, FieldType]:
+        """Return the given types by field name, those of `fields` and of `types`.
+
+        Raises:
+            UsageError: they are not types, or a field has two.
+        """
+        entries = {} if isinstance(self.fields, str) else given_types(self.fields)
+        types = named_types(self.types)
+        if both := sorted(entries.keys() & types.keys()):
+            raise UsageError(
+                f"{quoted(both[0])} has a type in fields and one in types", remedy="leave one out"
+            )
+        return {**entries, **types}
 
     def require_table(self) -> None:
         """Raise UsageError if options of tables are given, as there is no table."""
@@ -280,8 +301,8 @@ class PackOptions(OutputOptions):
             quality=self.quality,
             max_pixels=self.max_pixels,
         )
-        types = {} if isinstance(self.fields, str) else given_types(self.fields)
-        return self.make_job(check=True, types=types, images=images, dedupe=dedupe)
+        job = self.make_job(check=True, types=self.types_by_field(), images=images, dedupe=dedupe)
+        return replace(job, named=frozenset(named_types(self.types)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

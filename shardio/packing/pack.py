@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from shardio.errors import SituationError, UsageError
-from shardio.indexing.catalog import ShardPaths, open_catalog
+from shardio.indexing.catalog import open_catalog
+from shardio.indexing.parts import ShardPaths
 from shardio.options import with_options
 from shardio.packing.job import PackSummary, run_job
 from shardio.packing.options import PackOptions, ReshardOptions
@@ -80,10 +81,10 @@ def pack(
     if isinstance(options.fields, str):
         raise UsageError(
             "fields as text does not apply to samples of a program",
-            remedy="leave it out, or pass field types, as {'audio': Pcm('wav')}",
+            remedy="leave it out, or pass field types with types=, as {'wav': Audio(rate=16000)}",
         )
     classes, entries = check_classes(options.classes), options.fields
-    return run_job(out, job, lambda work: IterableSource(source, work, classes, entries))
+    return run_job(out, job, lambda work: IterableSource(source, work, classes, entries, job.types))
 
 
 @with_options(ReshardOptions)

@@ -18,20 +18,18 @@ import io
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from shardio.errors import CodecError, IndexFileError, UsageError, quoted
-from shardio.fields.arrays import Label
+from shardio.errors import CodecError, IndexFileError, PackError, UsageError, quoted
 from shardio.fields.base import PIXELS_FIELD, FieldType
 from shardio.fields.defaults import IMAGE, size_of, type_of
-from shardio.fields.exif import FIRST_TURNED
 from shardio.fields.formats import check_complete, check_data, probe_image
 from shardio.fields.geometry import Crop, View
-from shardio.fields.recorded import record_type
-from shardio.fields.text import Json, Text
+from shardio.fields.probe import ImageInfo
 from shardio.indexing.manifest import ShardReceipt, index_path, receipt_of, write_index
 from shardio.indexing.scan import IndexBuilder
 from shardio.indexing.shard_index import ShardIndex, read_index
@@ -40,7 +38,13 @@ from shardio.packing.engine import Ticker
 from shardio.packing.layout import WHOLE, WORK_FOLDER, is_shard_name, path_in
 from shardio.packing.listing import SampleList
 from shardio.packing.plan import ImageEncoding
-from shardio.packing.sources.base import FromFile, Problem, SourceSample, UnpackableError
+from shardio.packing.sources.base import (
+    NAME_COCO,
+    FromFile,
+    Problem,
+    SourceSample,
+    UnpackableError,
+)
 from shardio.packing.sources.reader import (
     FileVersions,
     SourceReader,
@@ -265,8 +269,6 @@ def _is_receipt(name: str) -> bool:
 
 
 _PROBLEMS = (UnpackableError, CodecError, UsageError)
-_WORDS = (Text, Json, Label)
-"""Types whose data cost little to decode, so that a pack has none that do not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -277,10 +279,10 @@ class SampleTask:
         root: folder that their paths start from.
         samples: list of the samples.
         images: encoding of the images.
-        check: whether to look at data: whether images are some and whole, and whether text, JSON
-            and class numbers decode.
+        check: whether to look at data: whether pictures are some and whole, and whether other
+            data decode; pictures that are not images do so where their types are given.
         remedy: advice for a sample that cannot be packed.
-        types: types of a user by field name; other fields have their default types.
+        types: given types by field name; other fields have their default types.
     """
 
     root: str
@@ -316,13 +318,10 @@ class ShardTask(SampleTask):
     def digest(self) -> str:
         """Compute a digest of the task, which differs from that of any other."""
         digest = hashlib.sha256()
-        settings = f"{self.root} {astuple(self.images)} {self.check}\n"
-        if self.images.decodes and self.types:
-            settings += f"{[record_type(*each) for each in sorted(self.types.items())]}\n"
+        # Types check the data, resize them, and find the sizes of pictures for the index.
+        types = sorted((name, repr(each)) for name, each in self.types.items())
+        settings = f"{self.root} {astuple(self.images)} {self.check}\n{types}\n"
         digest.update(settings.encode("utf-8", "surrogateescape"))
-        # Sizes of pictures are in the index, as the types of their fields find them.
-        sized = sorted((name, repr(each)) for name, each in self.types.items() if each.sized)
-        digest.update(f"sizes {sized}\n".encode("utf-8", "surrogateescape"))
         digest.update(self.samples.hashes.data)
         return digest.hexdigest()
 
@@ -361,12 +360,11 @@ def _write_shard(
     since = time.time_ns()
     builder, versions = IndexBuilder(str(shards.path / task.name)), FileVersions(since)
     with (
-        _maybe_decoding(task.images),
         SourceReader(task.root, versions) as files,
         SourceReader(task.root) as again,
         shards.write(task.name) as stream,
+        _Packer(stream, task, files, again) as packer,
     ):
-        packer = _Packer(stream, task, files, again)
         for sample in task.samples:
             try:
                 packer.pack(sample, builder)
@@ -383,8 +381,10 @@ def _write_shard(
 def find_problems(task: SampleTask, ticker: Ticker) -> list[Problem | None]:
     """Find out why each sample cannot be packed, or None, by packing it into nothing."""
     problems: list[Problem | None] = []
-    with _maybe_decoding(task.images), SourceReader(task.root) as files:
-        packer = _Packer(_Nowhere(), task, files, files)
+    with (
+        SourceReader(task.root) as files,
+        _Packer(_Nowhere(), task, files, files) as packer,
+    ):
         for sample in task.samples:
             try:
                 packer.pack(sample, IndexBuilder(""))
@@ -403,12 +403,8 @@ def decoding() -> AbstractContextManager[None]:
     return one_opencv_thread()
 
 
-def _maybe_decoding(images: ImageEncoding) -> AbstractContextManager[None]:
-    return decoding() if images.decodes else nullcontext()
-
-
-class _Packer:
-    """Appends samples to an archive.
+class _Packer(ExitStack):
+    """Appends samples to an archive; as a context it may have OpenCV work in one thread.
 
     Args:
         stream: file of the archive.
@@ -420,13 +416,17 @@ class _Packer:
     def __init__(
         self, stream: BinaryIO, task: SampleTask, files: SourceReader, again: SourceReader
     ) -> None:
+        super().__init__()
         self.archive = ArchiveWriter(stream)
         self._encoding = task.images
         self._check = task.check or task.images.decodes
         self._types = task.types
+        self._type_of = partial(type_of, max_pixels=task.images.limit, given=task.types)
         self._files, self._again = files, again
         self._pixels: PixelWriter | None = None
+        self._decodes = False
         if task.images.decodes:
+            self._begin_to_decode()
             from shardio.packing.images import PixelWriter  # noqa: PLC0415  loads OpenCV
 
             self._pixels = PixelWriter(self.archive, task.images)
@@ -441,21 +441,19 @@ class _Packer:
         for name, origin in sample.fields:
             data = self._files.read(origin, self.archive.reserve)
             field = name or ""
-            type_ = type_of(field, self._encoding.limit, self._types)
+            type_ = self._type_of(field)
             try:
                 if name is None or (self._check and type_.image_file):
                     images += 1
                     field = self._pack_image(
                         name, data, is_only=images == 1, is_file=isinstance(origin, FromFile)
                     )
-                elif type_.geometry and self._encoding.decodes:
-                    self._follow(name, type_, data, sample)
-                elif self._check and type_.geometry == "follows":
-                    type_.check(data, deep=False)
-                elif self._check and isinstance(type_, _WORDS):
-                    _check_words(field, type_, data)
+                elif self._check:
+                    self._check_data(name, type_, data)
+                    if type_.geometry and self._encoding.decodes:
+                        self._follow(name, type_, data, sample)
             except CodecError as error:
-                if name is None or _is_named(sample, origin):
+                if name is None or (type_.image_file and _is_named(sample, origin)):
                     raise
                 raise CodecError(
                     f"its field {quoted(name)}: {error.what}", remedy=error.remedy
@@ -469,6 +467,50 @@ class _Packer:
             placed = self.archive.commit(member)
             builder.add(sample.key, field, placed, size_of(field, self.archive.data, self._types))
 
+    def _begin_to_decode(self) -> None:
+        if not self._decodes:
+            self._decodes = True
+            self.enter_context(decoding())
+
+    def _check_data(self, name: str, type_: FieldType, data: memoryview) -> None:
+        """Check data other than an image file: decode them, except for pictures by name alone."""
+        deep = name in self._types or not type_.sized
+        if deep and type_.sized:
+            self._begin_to_decode()
+        try:
+            type_.check(data, deep=deep)
+        except NotImplementedError:
+            return  # a user's type that encodes alone
+        except UsageError as error:  # as of a package that is missing: no fault of this sample
+            raise PackError(
+                f"the field {quoted(name)}: {error.what}", remedy=error.remedy
+            ) from error
+        except CodecError as error:
+            if not data:
+                raise CodecError(
+                    "it is empty",
+                    remedy="write what it says, or remove it where samples may lack it "
+                    "(--fields 'jpg,x?')",
+                ) from error
+            kept = f"types={{{name!r}: Bytes()}} (--type {quoted(f'{name}=Bytes')})"
+            remedy = f"fix the data, save text as UTF-8, or keep bytes as they are with {kept}"
+            raise CodecError(error.what, remedy=error.remedy or remedy) from error
+
+    def _probe(self, field: str, data: memoryview) -> ImageInfo:
+        """Read the header of an image file, which the type of its field must take."""
+        try:
+            info = self._type_of(field).probe(data)
+        except CodecError as error:
+            probe_image(data, max_pixels=self._encoding.limit)  # refuses what is no sound image
+            raise CodecError(
+                error.what,
+                remedy=f"say what it is: types={{{field!r}: Image(bits=8)}} "
+                f"(--type {quoted(f'{field}=Image(bits=8)')}) takes the high byte of each channel, "
+                "Depth() or Mask(dtype='int32') in its place the values of one channel, and "
+                "Bytes() the file as it is",
+            ) from error
+        return info or probe_image(data, max_pixels=self._encoding.limit)
+
     def _follow(self, name: str, type_: FieldType, data: memoryview, sample: SourceSample) -> None:
         """Put what belongs to the picture as it is stored in the place of a field's data."""
         if type_.geometry == "leads":
@@ -477,8 +519,9 @@ class _Packer:
             made = type_.resized(data, self._view(name, sample))
         except NotImplementedError:
             raise UsageError(
-                f"{name} belongs to the picture as it is, which would be resized or encoded anew",
-                remedy="pack it as it is",
+                f"{name} belongs to the picture as it is, which would be resized",
+                remedy=f"pack without an option that resizes, or give {type(type_).__name__} a "
+                "method resized",
             ) from None
         if made is not None:
             self.archive.reserve(len(made))[:] = made
@@ -490,15 +533,11 @@ class _Packer:
                 info = probe_image(
                     self._again.read(origin, in_memory), max_pixels=self._encoding.limit
                 )
-                cut, size = self._encoding.crop(info.height, info.width), (info.height, info.width)
+                cut, size = self._encoding.crop(*info.size[:2]), info.size[:2]
+                if cut == (0, 0, *size, size):
+                    return View.of(info, name or info.format)
                 crop = Crop(cut.top, cut.left, cut.height, cut.width)
-                return View(
-                    *size,
-                    size=cut.size,
-                    turned=info.orientation >= FIRST_TURNED,
-                    field=name or info.format,
-                    crop=None if cut == (0, 0, *size, size) else crop,
-                )
+                return View.of(info, name or info.format, cut.size, crop)
         raise UsageError(
             f"{field} belongs to a picture, and the sample has none",
             remedy="pack it as it is, without an option that resizes pictures",
@@ -508,19 +547,20 @@ class _Packer:
         self, name: str | None, data: memoryview, *, is_only: bool, is_file: bool
     ) -> str:
         """Look at an image in its place, or put another one there; returns its field."""
+        field = name or IMAGE.name_of(data) or ""
         try:
-            info = probe_image(data, max_pixels=self._encoding.limit)
+            info = self._probe(field, data)
         except CodecError as error:
-            if name is not None or not is_file:
+            if name is not None or not is_file or error.remedy:
                 raise
             raise CodecError(
                 error.what,
-                remedy="rename or remove it, or name the files of a sample with fields (--fields)",
+                remedy="rename or remove it, or name the files of a sample with fields (--fields)"
+                + (f", or {NAME_COCO}" if data[:1].tobytes() == b"{" else ""),
             ) from error
         check_complete(data, info)
         if self._pixels is None:
             check_data(data, info)
-        field = name or IMAGE.name_of(data) or info.format
         if self._pixels is not None:
             if not is_only:
                 raise UsageError(
@@ -531,16 +571,6 @@ class _Packer:
             if self._encoding.store == "raw":
                 return PIXELS_FIELD
         return field
-
-
-def _check_words(field: str, type_: FieldType, data: memoryview) -> None:
-    try:
-        type_.decode(data)
-    except CodecError as error:
-        raise CodecError(
-            f"its field {quoted(field)} is {error.what}",
-            remedy="save text as UTF-8, or name a field of other bytes otherwise",
-        ) from error
 
 
 def _is_named(sample: SourceSample, origin: object) -> bool:

@@ -18,7 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from shardio.indexing.catalog import Catalog, ShardEntry
+from shardio.indexing.catalog import Catalog
+from shardio.indexing.entry import ShardEntry
 from shardio.reading.shards import ShardPool
 from shardio.storage.downloads import CONNECTIONS, RemoteShard
 from shardio.storage.remote import PIECE, RemoteStorage

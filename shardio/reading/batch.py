@@ -248,17 +248,20 @@ class Batch:
         Raises:
             SampleError: a field is missing, does not decode or does not fit.
         """
-        size = 0
+        delivery, size, whole = self._delivery, 0, True
         for found in stored:
-            size += 0 if found is None else len(found.data)
+            if found is None:
+                whole = False
+            else:
+                size += len(found.data)
         watch.read(size)
-        if self._delivery.several:
+        if delivery.several:
             self._check_one(shard, sample)
-        if None in stored or self._missing or self._absent:
+        if not whole or self._missing or self._absent:
             self._check_missing(slot, shard, sample, stored)
         field, values = "", []
         try:
-            views = self._delivery.geometry.views(stored, self._uniforms[slot], self._choices[slot])
+            views = delivery.geometry.views(stored, self._uniforms[slot], self._choices[slot])
             for column, found, view in zip(self._columns.values(), stored, views, strict=True):
                 if found is not None:
                     field = found.field

@@ -474,12 +474,23 @@ class Padded(Stack):
         super().__init__(slots, types=types, allocate=allocate)
         self._values: list[NDArray[Any] | None] = [None] * slots
 
+    def decode(self, slot: int, stored: FieldBytes, view: View | None, watch: Stopwatch) -> Any:
+        """See Column."""
+        value = _decode(self._types, stored, view, watch)
+        self._kinds[slot] = self._kind_of(value)
+        return value
+
     def place(self, slot: int, value: NDArray[Any]) -> None:
         """See Column."""
-        kind = self._kind_of(value)
+        kind = self._kinds[slot]
         wanted = self._prepare(kind)
-        if kind != wanted:
+        if _open_ended(kind) != _open_ended(wanted):
             raise misfit(_open_ended(kind), _open_ended(wanted), image=False)
+        if kind != wanted:
+            raise MisfitError(
+                f"it has {kind[0][-1]} samples per second, others of the batch {wanted[0][-1]}",
+                remedy="give its Audio rate=, to which sound is resampled",
+            )
         self._values[slot] = value
 
     def collect(self, name: str, blank: Sequence[int]) -> dict[str, Any]:
@@ -492,7 +503,7 @@ class Padded(Stack):
             self._prepare(self._blank)
         if self.kind is None:
             return super().collect(name, blank) | (counts if blank else {})
-        shape, dtype = self.kind
+        (*shape, _), dtype = self.kind
         size = (self._num_slots, *shape, max(lengths))
         batch = self._allocate(size, torch_dtype(dtype, len(shape) + 1))
         slots = batch.numpy()
@@ -506,14 +517,14 @@ class Padded(Stack):
         if not value.ndim:
             raise CodecError(f"not an array that can be padded: {quoted(value)}")
         torch_dtype(value.dtype, value.ndim)
-        return value.shape[:-1], value.dtype
+        return (*value.shape[:-1], getattr(value, "rate", None)), value.dtype
 
-    def _make(self, shape: tuple[int, ...], dtype: Any) -> None:
+    def _make(self, shape: tuple[Any, ...], dtype: Any) -> None:
         """See Stack; the tensor is made when the lengths are known."""
 
 
 def _open_ended(kind: Kind) -> tuple[tuple[Any, ...], Any]:
-    return (*kind[0], "…"), kind[1]
+    return (*kind[0][:-1], "…"), kind[1]
 
 
 class Numbers:

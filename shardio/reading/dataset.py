@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import compress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,7 +24,8 @@ from shardio.errors import UsageError, counted, quoted
 from shardio.fields.base import BYTES, FieldType
 from shardio.fields.limits import MAX_PIXELS
 from shardio.fields.recorded import require_available
-from shardio.indexing.catalog import Catalog, ShardPaths, list_parts, open_catalog
+from shardio.indexing.catalog import Catalog, open_catalog
+from shardio.indexing.parts import ShardPaths, list_parts
 from shardio.indexing.shard_index import ShardIndex
 from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, Shuffle, Tail
 from shardio.planning.order import Order, derive_key
@@ -597,8 +597,8 @@ class ShardDataset(ResumableDataset):
         if first is None:
             return default_fields(types, [])
         index = first.load_index()
-        present = {(*row,) for row in (index.offsets[:_SAMPLES_LOOKED_AT] >= 0).tolist()}
-        return default_fields(types, [[*compress(index.fields, row)] for row in present])
+        some = range(min(len(index), _SAMPLES_LOOKED_AT))
+        return default_fields(types, [*{(*index.cells(sample),) for sample in some}])
 
 
 def _absolute_parts(
@@ -655,6 +655,13 @@ def _check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[s
     )
     given["fields"] = None if fields is None or not mapped else dict(fields)
     require(mapped, "fields", fields, "a mapping such as {'image': 'jpg;png'}")
+    require(
+        not isinstance(transform, list | tuple),
+        "transform",
+        transform,
+        "one transform, such as shardio.RandomResizedCrop(224), or one function that "
+        "torchvision.transforms.v2.Compose makes of several; shardio.Normalize takes batches",
+    )
     usable = callable(transform) or isinstance(transform, SizedTransform)
     usable = transform is None or (usable and not isinstance(transform, type))
     require(usable, "transform", transform, "callable, such as shardio.CenterCrop(224, resize=256)")

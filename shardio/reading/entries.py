@@ -16,6 +16,7 @@ from shardio.fields.defaults import check_type, combined_types, type_of
 from shardio.fields.recorded import require_available
 
 Fields = dict[str, tuple[str, ...]]
+_MANY_FIELDS, _MANY_IN_SAMPLE = 1000, 64  # entries of a dataset, and for each that a sample has
 _RESERVED = ("__key__", "valid", "__epoch__", "__step__", "__source__", "__crop__")
 
 
@@ -27,8 +28,17 @@ def default_fields(types: Mapping[str, FieldType], together: Sequence[Sequence[s
         together: sets of fields that occur in one sample.
 
     Raises:
-        UsageError: two fields would fill one entry, or one has a name that shardio takes.
+        UsageError: two fields would fill one entry, or one has a name that shardio takes, or there
+            are very many fields, of which each sample has few.
     """
+    most = max(map(len, together), default=0)
+    if len(types) > max(_MANY_FIELDS, _MANY_IN_SAMPLE * most):
+        some = min(types, key=lambda name: (len(name), name))
+        raise SituationError(
+            f"the shards have {len(types):,} different fields, of which samples have at most "
+            f"{most}",
+            remedy=f"name those to read with fields={{'image': {quoted(some)}, …}}",
+        )
     images = tuple(name for name, each in types.items() if _is_picture(name, each))
     if any(len({*sample} & {*images}) > 1 for sample in together):
         images = ()

@@ -12,15 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, takewhile
-from typing import Any, NamedTuple
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from shardio.errors import CodecError, UsageError
-from shardio.fields.base import FieldType
-from shardio.fields.exif import FIRST_TURNED
+from shardio.fields.base import FieldType, picture_info
 from shardio.fields.geometry import Crop, View
 from shardio.fields.probe import ImageInfo, PictureSize
 from shardio.planning.epoch import References
@@ -33,30 +32,8 @@ SEVERAL = 16
 Views = Sequence[View | None]
 
 
-class Choice(NamedTuple):
-    """Crop that was chosen before the picture was read.
-
-    Attributes:
-        size: size of the picture, as the index has it.
-        crop: crop of a picture of this size.
-    """
-
-    size: PictureSize
-    crop: Crop
-
-    def confirmed(self, info: ImageInfo) -> Crop:
-        """Return the crop, which fits no picture of another size.
-
-        Raises:
-            CodecError: the header says another size than the index.
-        """
-        if info.size != self.size:
-            raise CodecError(
-                f"the picture is {info.size}, but the index says {self.size}",
-                remedy="run `shardio index` on the folder of the shard",
-            )
-        return self.crop
-
+Choice = tuple[PictureSize, Crop]
+"""Size of a picture, as the index has it, and the crop chosen for it before it was read."""
 
 Choices = Sequence[Choice | None]
 """Choices of a sample: for the crop that its pictures share, then for each one of its own."""
@@ -96,10 +73,11 @@ class SampleGeometry:
         firsts = [next(iter(of_entry.values())) for of_entry in types.values()]
         leads = [at for at, each in enumerate(firsts) if each.geometry == "leads"]
         follows = [at for at, each in enumerate(firsts) if each.geometry == "follows"]
-        own = [at for at in leads if getattr(firsts[at], "crop", "shared") == "own"]
+        own = [at for at in leads if firsts[at].crop == "own"]
         shared = [at for at in leads if at not in own] or own[:1]
         own = [at for at in own if at not in shared]
         self._transform = transform if isinstance(transform, SizedTransform) else None
+        self._size = None if self._transform is None else self._transform.size
         self._types = [*types.values()]
         self._own = own if self._transform is not None else []
         self._followers = follows
@@ -158,21 +136,22 @@ class SampleGeometry:
         opened = pool.indexed({*shards})
         chosen: list[list[Choice | None]] = [[None] * len(self._decisive) for _ in samples]
         for role, fields in enumerate(self._decisive):
-            known: list[tuple[int, PictureSize]] = []
+            slots: list[int] = []
+            sizes: list[PictureSize] = []
             for slot, (number, sample) in enumerate(zip(shards, samples, strict=True)):
                 shard = opened.get(number)
                 size = None if shard is None else shard.picture_size(sample, fields)
                 if size is not None:
-                    known.append((slot, size))
-            if not known:
+                    slots.append(slot)
+                    sizes.append(size)
+            if not slots:
                 continue
-            slots, sizes = zip(*known, strict=True)
-            heights, widths, _ = np.array(sizes, np.int64).T
+            heights, widths, _ = (np.array(of_all, np.int64) for of_all in zip(*sizes, strict=True))
             first = role * self._draws
-            own = uniforms[[*slots], first : first + self._draws]
+            own = uniforms[slots, first : first + self._draws]
             crops = self._choose(heights, widths, own)
-            for at, (slot, size) in enumerate(known):
-                chosen[slot][role] = Choice(size, crops[at])
+            for slot, choice in zip(slots, zip(sizes, crops, strict=True), strict=True):
+                chosen[slot][role] = choice
         return chosen
 
     def views(
@@ -225,30 +204,27 @@ class SampleGeometry:
     ) -> View:
         type_, choice = self._types[at][found.field], choices[role] if choices else None
         try:
-            info = type_.probe(found.data)
-            if info is None:  # as of a user's type, which has decode alone
-                height, width = type_.decode(found.data).shape[:2]
-                info = ImageInfo(format=type_.name, height=height, width=width)
-            transform, size, crop = self._transform, (info.height, info.width), None
+            info, crop = picture_info(type_, found.data), None
             if choice is not None:
-                crop = choice.confirmed(info)
-            elif transform is not None:
+                known, crop = choice
+                if (info.height, info.width, info.orientation) != known:
+                    _refuse_size(info, known)
+            elif self._transform is not None:
                 first = role * self._draws
-                crop = transform.crop(*size, uniforms[first : first + self._draws].tolist())
+                drawn = uniforms[first : first + self._draws].tolist()
+                crop = self._transform.crop(info.height, info.width, drawn)
         except CodecError as error:
             error.field = found.field
             raise
-        if transform is not None:
-            size = transform.size
-        return View(
-            height=info.height,
-            width=info.width,
-            size=size,
-            turned=info.orientation >= FIRST_TURNED,
-            field=found.field,
-            crop=crop,
-            info=info,
-        )
+        return View.of(info, found.field, self._size, crop)
+
+
+def _refuse_size(info: ImageInfo, known: PictureSize) -> NoReturn:
+    """Raise CodecError for a picture whose header says another size than the index."""
+    raise CodecError(
+        f"the picture is {info.size}, but the index says {known}",
+        remedy="run `shardio index` on the folder of the shard",
+    )
 
 
 def describe_crops(views: Sequence[Views]) -> dict[str, torch.Tensor]:

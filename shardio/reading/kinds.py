@@ -160,7 +160,9 @@ def misfit(
 ) -> MisfitError:
     """Describe how shape and dtype of an array differ from those of others of its batch."""
     (found_shape, found_dtype), (shape, dtype) = found, wanted
-    way = "read the field with a type whose batching is 'list'"
+    way = (
+        "read the field with a type that makes lists (class Lists(shardio.Array): batching='list')"
+    )
     if image:
         side = min(224, *shape[-2:]) if len(shape) > 1 else 224
         way = f"give a transform that makes them equal, such as shardio.RandomResizedCrop({side})"

@@ -205,7 +205,7 @@ class ReadAhead:
         found = self._try(shard)
         if found is None:
             return
-        starts, ends = found.extents(firsts, lasts)
+        starts, ends = found.index.extents(firsts, lasts)
         with suppress(ShardioError, OSError):
             file = found.file()
             for start, end in zip(starts.tolist(), ends.tolist(), strict=True):

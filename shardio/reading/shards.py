@@ -20,6 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
+from itertools import chain
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 
 from shardio.errors import SampleError, ShardioError, TarError, quoted
 from shardio.fields.probe import PictureSize
-from shardio.indexing.catalog import ShardEntry
+from shardio.indexing.entry import ShardEntry
 from shardio.indexing.shard_index import ShardIndex, decode_key
 from shardio.processes import new_lock
 from shardio.storage.base import StoredFile
@@ -100,7 +101,7 @@ class _Table(NamedTuple):
 
     Attributes:
         columns: int64 [F, 1], columns of F fields.
-        places: all places of the index, flat, under the names of these fields.
+        places: places of all cells of the index, under the names of these fields.
     """
 
     columns: NDArray[np.int64]
@@ -139,6 +140,7 @@ class OpenShard:
         self._kept: StoredFile | None = None
         self._is_compared = self._is_indexed = False
         self._tables: dict[Entries, _Table | None] = {}
+        self._found: dict[Entries, list[list[tuple[str, int]]] | None] = {}
         self._text = ""  # all keys, if they are ASCII and not too many
 
     def open(self, *, index_only: bool = False) -> None:
@@ -190,11 +192,12 @@ class OpenShard:
             TarError: the shard ends inside the data, or another member lies there.
         """
         firsts, offsets, sizes = self._firsts, self._offsets, self._sizes
-        found: list[tuple[str, tuple[int, int]] | None] = []
+        found: list[tuple[str, int] | None] = []
         starts, ends = [], []
-        for columns in _columns(entries, self.index.fields):
+        row = sample * self._width
+        for columns in self._found.get(entries) or self._columns_of(sample, entries):
             for field, column in columns:
-                cell = sample, column
+                cell = row + column
                 if offsets[cell] >= 0:
                     found.append((field, cell))
                     starts.append(firsts[cell])
@@ -241,7 +244,7 @@ class OpenShard:
         table = self._tables[entries]
         if table is None:
             return None
-        at = samples * len(self.index.fields) + table.columns
+        at = samples * self._width + table.columns
         return table.places.each(lambda array: array.take(at))
 
     def keys(self, samples: NDArray[np.int64]) -> list[str]:
@@ -260,37 +263,22 @@ class OpenShard:
 
     def present(self, sample: int, alternatives: Alternatives) -> list[str]:
         """List those of the alternatives that a sample has."""
-        (columns,) = _columns((alternatives,), self.index.fields)
-        return [field for field, column in columns if self._offsets[sample, column] >= 0]
+        (columns,) = self._columns_of(sample, (alternatives,))
+        row = sample * self._width
+        return [field for field, column in columns if self._offsets[row + column] >= 0]
 
     def picture_size(self, sample: int, alternatives: Alternatives) -> PictureSize | None:
         """Return the size of the first alternative that a sample has; None if it is not known."""
-        for field, column in _columns((alternatives,), self.index.fields)[0]:
-            if self._offsets[sample, column] >= 0:
+        row = sample * self._width
+        for field, column in self._columns_of(sample, (alternatives,))[0]:
+            if self._offsets[row + column] >= 0:
                 return self.index.picture_size(sample, field)
         return None
 
-    def extents(
-        self, firsts: NDArray[np.int64], lasts: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Find where runs of samples start and end in the file.
-
-        Args:
-            firsts: int64 [n], first sample of each run.
-            lasts: int64 [n], last sample of each run.
-
-        Returns:
-            Offsets of their first bytes, and those after their last bytes, int64 [n] both.
-        """
-        starts, ends = self.index.firsts[firsts], self.index.offsets[lasts]
-        starts = np.where(starts < 0, self._entry.size, starts).min(axis=1)
-        return starts, (ends + self.index.sizes[lasts]).max(axis=1)
-
     def place(self, sample: int, field: str) -> str:
         """Describe the place of a sample's field, for errors."""
-        (columns,) = _columns(((field,),), self.index.fields)
-        offset = self._offsets[sample, columns[0][1]] if columns else -1
-        where = f" at offset {offset}" if offset >= 0 else ""
+        cell = self.index.cells(sample).get(field)
+        where = "" if cell is None else f" at offset {self._offsets[cell]}"
         return f"{self.name}: sample {quoted(self.index.key(sample))}, field {quoted(field)}{where}"
 
     def file(self) -> StoredFile:
@@ -299,14 +287,34 @@ class OpenShard:
         return file.whole or file if isinstance(file, ComingShard) else file
 
     def _table(self, entries: Entries) -> _Table | None:
-        found = _columns(entries, self.index.fields)
-        if any(len(columns) != 1 for columns in found):
+        found = None if self._have_rare(entries) else _columns(entries, self.index.columns)
+        if found is None or any(len(columns) != 1 for columns in found):
             return None
         fields, columns = zip(*(some[0] for some in found), strict=True)
         index = self.index
         tables = index.offsets, index.sizes, index.firsts, index.checksums, index.headers
         flat = Places(fields, *tables).each(lambda array: array.reshape(-1))
         return _Table(np.array(columns)[:, None], flat)
+
+    def _have_rare(self, entries: Entries) -> bool:
+        """Tell whether alternatives are fields that are no columns, so that each sample differs."""
+        return self.index.rare is not None and not self._rare.isdisjoint(chain(*entries))
+
+    def _columns_of(self, sample: int, entries: Entries) -> list[list[tuple[str, int]]]:
+        """Find name and column of the alternatives of each entry, as cells from a sample's row.
+
+        What is so for all samples is noted; of fields that are no columns, those of the sample
+        have cells elsewhere.
+        """
+        known = self._found.get(entries)
+        if known is None and entries not in self._found:
+            rare = self._have_rare(entries)
+            known = None if rare else _columns(entries, self.index.columns)
+            self._found[entries] = known
+        if known is not None:
+            return known
+        cells, row = self.index.cells(sample), sample * self._width
+        return [[(name, cells[name] - row) for name in some if name in cells] for some in entries]
 
     def _damaged(self, sample: int, field: str, offset: int) -> SampleError:
         return SampleError(
@@ -333,13 +341,14 @@ class OpenShard:
 
     def _load(self) -> None:
         self.index = index = _opened(self._entry.load_index)
-        self._offsets, self._sizes = index.offsets.data, index.sizes.data
-        self._firsts = index.firsts.data
+        self._offsets, self._sizes = index.offsets.reshape(-1).data, index.sizes.reshape(-1).data
+        self._firsts = index.firsts.reshape(-1).data
+        self._width, self._rare = len(index.columns), index.rare_fields()
         self._ends, self._keys = index.key_ends.data, index.keys.data
         if len(index.keys) <= _MOST_TEXT and not (index.keys & 0x80).any():
             self._text = str(self._keys, "ascii")
-        self._checksums = None if index.checksums is None else index.checksums.data
-        self._headers = None if index.headers is None else index.headers.data
+        self._checksums = None if index.checksums is None else index.checksums.reshape(-1).data
+        self._headers = None if index.headers is None else index.headers.reshape(-1).data
         self._is_indexed = True
 
 

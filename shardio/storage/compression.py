@@ -36,7 +36,8 @@ _PIECE = 1 << 12
 _BUFFER = 1 << 17
 _MOST_AT_ONCE = 1 << 20  # plain bytes
 _MOST_MEMORY = 1 << 28  # for the dictionary of an xz stream; `xz -9` needs a quarter
-_LONGEST_MAGIC = 16
+LONGEST_MAGIC = 16
+"""First bytes of a file that tell its compression."""
 
 
 class Decompressor(Protocol):
@@ -174,13 +175,18 @@ def find_compression(path: Path) -> Compression | None:
         raise OSError(errno.EINVAL, "it is not a file", str(path))
     try:
         with path.open("rb", buffering=0) as file:
-            head = file.read(_LONGEST_MAGIC)
+            head = file.read(LONGEST_MAGIC)
     except OSError as error:
         raise at_path(error, path) from error
+    return compression_of(head)
+
+
+def compression_of(head: bytes) -> Compression | None:
+    """Return the compression of a file by its first LONGEST_MAGIC bytes; None if it is plain."""
     return next((each for each in COMPRESSIONS if each.magic.match(head)), None)
 
 
-def decompress(path: Path, compression: Compression, out: BinaryIO) -> None:
+def decompress(path: Path, compression: Compression, out: Plain) -> None:
     """Write the plain data of a compressed shard; of a damaged one what comes before the damage.
 
     Args:
@@ -197,6 +203,35 @@ def decompress(path: Path, compression: Compression, out: BinaryIO) -> None:
     for data in _plain_data(path, compression):
         limits.grow(len(data))
         out.write(data)
+
+
+class Plain(Protocol):
+    """What takes plain data, on some disk."""
+
+    def fileno(self) -> int:
+        """Return the descriptor of a file on that disk."""
+
+    def write(self, data: bytes, /) -> object:
+        """Take some bytes."""
+
+
+def decompress_file(packed: BinaryIO, compression: Compression, out: Plain, *, name: str) -> None:
+    """Write the plain data of an open file that is compressed; see decompress.
+
+    Args:
+        packed: file that is compressed.
+        compression: compression of the file.
+        out: takes the plain data.
+        name: name of the file in errors.
+    """
+    packed.flush()
+    path = Path(f"/dev/fd/{packed.fileno()}")
+    try:
+        decompress(path, compression, out)
+    except (TarError, SituationError) as error:
+        raise type(error)(
+            error.what, where=name, remedy=error.remedy, shard=name, offset=error.offset
+        ) from error
 
 
 def _plain_data(path: Path, compression: Compression) -> Iterator[bytes]:

@@ -26,10 +26,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import NamedTuple
 
-from shardio.errors import RemoteError, ShardioError, TarError, argument
+from shardio.errors import RemoteError, ShardioError, SituationError, TarError, argument
 from shardio.processes import Threads, new_lock
 from shardio.storage.base import StoredFile, outside_error
+from shardio.storage.compression import LONGEST_MAGIC, compression_of, decompress_file
 from shardio.storage.local import LocalShard
 from shardio.storage.remote import RemoteStorage, RequestError, remote_error
 from shardio.storage.shard_cache import NextUse, Part, ShardCache, key_of
@@ -56,6 +59,7 @@ class RemoteShard:
         sha256: hexadecimal digest of the shard, where a manifest records it.
         version: version of the object, see shardio.storage.base.FileStat; None for any, where the
             digest tells.
+        stored: size of the object if it is compressed; None for a plain tar.
         key: name in the cache.
     """
 
@@ -65,10 +69,12 @@ class RemoteShard:
     size: int
     sha256: str | None
     version: str | None
+    stored: int | None = None
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
-        key = self.sha256 or key_of(self.path, self.version or "", self.size)
+        place = self.path if self.stored is None else f"{self.path} without its compression"
+        key = self.sha256 or key_of(place, self.version or "", self.stored or self.size)
         object.__setattr__(self, "key", key)
 
     @property
@@ -271,7 +277,9 @@ class Downloads:
             part.write(data)
             digest.update(data)
 
-        if connections > 1 and shard.size > _SPLIT:
+        if shard.stored is not None:
+            _receive_compressed(shard, take, part)
+        elif connections > 1 and shard.size > _SPLIT:
             self._receive_pieces(shard, take, connections)
         else:
             stat = shard.storage.download(shard.path, 0, None, shard.version, take)
@@ -311,6 +319,32 @@ class Downloads:
                 argument("cache_limit"),
             )
         return "no room"
+
+
+def _receive_compressed(shard: RemoteShard, take: Callable[[memoryview], None], part: Part) -> None:
+    """Fetch a compressed object, and give its plain data."""
+    with TemporaryFile(dir=shard.cache.folder) as packed:
+        shard.storage.download(shard.path, 0, None, shard.version, packed.write)
+        packed.seek(0)
+        compression = compression_of(packed.read(LONGEST_MAGIC))
+        if compression is None:
+            raise _misfit(shard, shard.size)
+        decompress_file(packed, compression, _Taker(part, take), name=shard.name)
+    if part.size != shard.size:
+        raise _misfit(shard, part.size)
+
+
+class _Taker(NamedTuple):
+    """Gives plain data on; see shardio.storage.compression.Plain."""
+
+    part: Part
+    take: Callable[[memoryview], None]
+
+    def fileno(self) -> int:
+        return self.part.fileno()
+
+    def write(self, data: bytes) -> None:
+        self.take(memoryview(data))
 
 
 class _EndedError(ShardioError):
@@ -405,13 +439,20 @@ class ComingShard:
                 with suppress(ShardioError, OSError):  # which is met again
                     return asked.result()[offset - start : offset - start + size]
         file = self._wait_for(offset + size)
+        if file is None and self._shard.stored is not None:
+            raise SituationError(
+                f"the cache has no room for this shard, which has {self.size:,} bytes without its "
+                "compression, and compressed shards are not read by ranges",
+                where=self.name,
+                remedy=f"raise {argument('cache_limit')}, or decompress the shards",
+            )
         if file is None:
             return read_range(self._shard, offset, offset + size, self._versions)
         return file.read(offset, size)
 
     def read_ahead(self, start: int, end: int, /) -> None:
         """Ask for a range, unless it is there."""
-        if self.whole is None and end > start:
+        if self.whole is None and end > start and self._shard.stored is None:
             asked = self._downloads.ask(self._read_range, start, end)
             self._asked = [*self._asked, (start, end, asked)]
 

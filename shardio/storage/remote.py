@@ -257,11 +257,14 @@ class RemoteStorage(ABC):
         """
         attempts = self._attempts(path)
         buffer = memoryview(bytearray(PIECE))
-        at, found = start, None if version is None or end is None else FileStat(end, version)
+        at = start
         for client in attempts:
             with attempts.failing():
-                with closing(client.get(path, at, end, found and found.version)) as body:
+                with closing(client.get(path, at, end, version)) as body:
                     found = FileStat(body.total, body.version)
+                    if version not in (None, found.version):
+                        raise RequestError("changed", "it has another version")
+                    version = found.version
                     stop = body.total if end is None else min(end, body.total)
                     while at < stop:
                         size = body.readinto(buffer[: min(PIECE, stop - at)])

@@ -107,6 +107,10 @@ class Part:
         self._process = os.getpid()
         _parts.add(self)
 
+    def fileno(self) -> int:
+        """Return the descriptor of the file."""
+        return self._descriptor
+
     def write(self, data: memoryview) -> None:
         """Append bytes.
 

@@ -211,6 +211,13 @@ def test_json_nested_more_than_a_hundred_deep_is_refused(text: str) -> None:
         decode_json(text.encode())
 
 
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 1}', '[{"b": {"a": 1, "é": 2, "a": 3}}]'])
+def test_json_with_a_name_twice_in_one_object_is_refused(text: str) -> None:
+    """JSON's readers differ in which of the two counts."""
+    with pytest.raises(CodecError, match=r"^it has the name 'a' twice in one object; keep one"):
+        decode_json(text.encode())
+
+
 def test_brackets_in_strings_and_side_by_side_are_not_nested() -> None:
     values: list[object] = [["[" * 500, '"\\[{' * 200], [[]] * 500, {"a": [{"b": {}}] * 300}]
     for value in values:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import shardio
 from shardio.errors import CodecError, UsageError
@@ -92,6 +94,32 @@ def test_depth_that_float32_does_not_hold_is_refused() -> None:
     for scale in (1e-50, 1e300):
         with pytest.raises(UsageError, match="float32"):
             shardio.Depth("depth.png", scale=scale)
+
+
+@given(
+    st.sampled_from(["u1", "i2", "i4", ">i4", "u4", "i8", "u8"]),
+    st.lists(st.tuples(st.integers(-(1 << 25), 1 << 25), st.integers(0, 40)), min_size=1),
+)
+def test_whole_numbers_of_depth_keep_their_value_or_are_refused(
+    dtype: str, drawn: list[tuple[int, int]]
+) -> None:
+    limits = np.iinfo(dtype)
+    numbers = [number << shift for number, shift in drawn]
+    numbers = [number for number in numbers if limits.min <= number <= limits.max] or [limits.min]
+    values, type_ = np.array([numbers], dtype), shardio.Depth("depth.npy")
+    if all(int(np.float32(number)) == number for number in numbers):
+        assert [*map(int, type_.decode(type_.encode(values)).ravel())] == numbers
+        return
+    for refused in (lambda: type_.decode(npy(values)), lambda: type_.encode(values)):
+        with pytest.raises(CodecError, match="as float32; store whole numbers up to 16,777,216"):
+            refused()
+
+
+def test_a_depth_of_32_bits_names_the_number_that_would_change() -> None:
+    type_ = shardio.Depth("depth.npy")
+    assert type_.decode(npy(np.array([[1 << 24, 1 << 25]], np.int32))).max() == 1 << 25
+    with pytest.raises(CodecError, match="the depth 2147483647 is 2147483648 as float32"):
+        type_.decode(npy(np.array([[5, 2**31 - 1]], np.int32)))
 
 
 def test_hostile_text_takes_no_time() -> None:

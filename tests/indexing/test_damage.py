@@ -229,6 +229,99 @@ def test_places_of_headers_that_would_harm_are_refused(tmp_path: Path, name: str
         read_index(tmp_path / "x.idx")
 
 
+def turn(name: str, first: int, last: int) -> Callable[[Document, Arrays], object]:
+    """Exchange two elements of an array."""
+
+    def change(_: Document, arrays: Arrays) -> None:
+        array = arrays[name]
+        array[[first, last]] = array[[last, first]]
+
+    return change
+
+
+def drop_last(name: str) -> Callable[[Document, Arrays], object]:
+    def change(header: Document, _: Arrays) -> None:
+        entry = header[name]
+        first, last = entry["data_offsets"]
+        entry.update(shape=[entry["shape"][0] - 1], data_offsets=[first, last - 8])
+
+    return change
+
+
+def drop_all(header: Document, _: Arrays) -> None:
+    for name in ("rare_samples", "rare_fields"):
+        first = header[name]["data_offsets"][0]
+        header[name].update(shape=[0], data_offsets=[first, first])
+
+
+HARMFUL_RARE: dict[str, Callable[[Document, Arrays], object]] = {
+    "sample negative": set_cell("rare_samples", -1),
+    "sample that does not exist": lambda _, arrays: arrays["rare_samples"].__setitem__(-1, 703),
+    "sample that wraps around": lambda _, arrays: arrays["rare_samples"].__setitem__(
+        slice(1, 4), [2**63 - 1, -(2**63), -1]
+    ),
+    "samples in another order": turn("rare_samples", 4, 5),
+    "fields in another order": turn("rare_fields", 0, 1),
+    "a member twice": lambda _, arrays: arrays["rare_fields"].__setitem__(
+        1, arrays["rare_fields"][0]
+    ),
+    "field negative": set_cell("rare_fields", -1),
+    "field that does not exist": set_cell("rare_fields", 702),
+    "field that is a column": set_cell("rare_fields", 701),
+    "member that is not there": lambda _, arrays: arrays["offsets"].__setitem__(-1, -1),
+    "member outside": lambda _, arrays: arrays["offsets"].__setitem__(-1, 2**40),
+    "size of a member huge": lambda _, arrays: arrays["sizes"].__setitem__(-1, 2**40),
+    "samples as a table": set_entry("rare_samples", shape=[1, 701]),
+    "samples of another type": set_entry("rare_samples", dtype="F64"),
+    "samples too few": drop_last("rare_samples"),
+    "fields too few": drop_last("rare_fields"),
+    "offsets too few": drop_last("offsets"),
+    "no members": drop_all,
+    "no samples of members": lambda header, _: header.pop("rare_samples"),
+    "no fields of members": lambda header, _: header.pop("rare_fields"),
+    "the format of a table": set_entry("__metadata__", format="shardio-index-v1"),
+    "a format to come": set_entry("__metadata__", format="shardio-index-v3"),
+    "sizes of pictures in a field that is no column": lambda header, _: header[
+        "__metadata__"
+    ].update(pictures='["v1.0.txt"]'),
+}
+
+
+@pytest.fixture(scope="module")
+def rare(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """An index with 701 members of 701 fields that are no columns, two of them of one sample."""
+    fields = [{f"v1.{n}.txt": b"a", "wav": b"b"} for n in range(700)]
+    fields[0]["v1.0000.txt"] = b"c"
+    samples = {f"{n:03}": each for n, each in enumerate(fields)}
+    path = tmp_path_factory.mktemp("rare") / "a.tar"
+    shardio.index(make_shard(path, samples | {"x": {"wav": b""}, "y": {"wav": b""}}))
+    return index_path(path).read_bytes()
+
+
+@pytest.mark.parametrize("name", HARMFUL_RARE)
+def test_members_outside_the_columns_that_would_harm_are_refused(
+    rare: bytes, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "x.idx"
+    header, arrays = taken_apart(rare)
+    path.write_bytes(sealed(header, arrays))
+    assert read_index(path).columns == ("wav",)
+    HARMFUL_RARE[name](header, arrays)
+    path.write_bytes(sealed(header, arrays))
+    with pytest.raises(shardio.IndexFileError, match=r"x\.idx: the index is damaged"):
+        read_index(path)
+
+
+def test_arrays_that_begin_at_any_byte_are_read(tmp_path: Path) -> None:
+    path = make_shard(tmp_path / "a.tar", {f"{n}": {"txt": b"%d" % n} for n in range(3)})
+    shardio.index(path)
+    for number in range(8):
+        header, arrays = taken_apart(index_path(path).read_bytes())
+        header["__metadata__"]["note"] = "." * number
+        index_path(path).write_bytes(sealed(header, arrays))
+        assert [sample["txt"] for sample in shardio.ShardDataset(path)] == ["0", "1", "2"]
+
+
 def test_arrays_that_are_not_known_are_passed_over(sound: bytes, tmp_path: Path) -> None:
     header, arrays = taken_apart(sound)
     end = sum(array.nbytes for array in arrays.values())
@@ -309,12 +402,13 @@ def test_a_changed_byte_of_an_index_is_noticed_or_changes_nothing(
 
 
 @settings(max_examples=300)
-@given(PLACES, FLIPS)
+@given(PLACES, FLIPS, st.booleans())
 def test_an_index_with_a_changed_byte_and_its_checksum_made_right_reads_or_is_refused(
-    folder: Path, sound: bytes, place: float, flip: int
+    folder: Path, sound: bytes, rare: bytes, place: float, flip: int, has_rare: bool
 ) -> None:
-    at = sound.index(b'"crc32":"') + 9
-    data = bytearray(changed(sound, place, flip))
+    whole = rare if has_rare else sound
+    at = whole.index(b'"crc32":"') + 9
+    data = bytearray(changed(whole, place, flip))
     data[at : at + 8] = b"00000000"
     data[at : at + 8] = b"%08x" % zlib.crc32(data)
     (folder / "x.idx").write_bytes(data)
@@ -324,6 +418,33 @@ def test_an_index_with_a_changed_byte_and_its_checksum_made_right_reads_or_is_re
         return
     assert all(found.key(number) for number in range(len(found)))
     assert (found.offsets + found.sizes).max() <= found.shard_size
+    walked = [each for number in range(len(found)) for each in found.members(number).items()]
+    assert len(walked) == len(found.walk()[0])
+    assert {name for name, _ in walked} <= {*found.fields}
+    assert all(0 <= each.offset <= found.shard_size for _, each in walked)
+
+
+@settings(max_examples=300)
+@given(PLACES, FLIPS)
+def test_a_changed_byte_of_an_index_with_rare_fields_is_noticed(
+    folder: Path, rare: bytes, place: float, flip: int
+) -> None:
+    (folder / "x.idx").write_bytes(changed(rare, place, flip))
+    try:
+        found = read_index(folder / "x.idx")
+    except shardio.IndexFileError:
+        return
+    (folder / "y.idx").write_bytes(rare)
+    right = read_index(folder / "y.idx")
+    assert facts(found) == facts(right)
+    assert found.members(0) == right.members(0)
+
+
+def test_an_index_with_rare_fields_that_was_cut_off_is_refused(rare: bytes, folder: Path) -> None:
+    for size in range(0, len(rare), 997):
+        (folder / "x.idx").write_bytes(rare[:size])
+        with pytest.raises(shardio.IndexFileError):
+            read_index(folder / "x.idx")
 
 
 def test_storage_that_gives_less_than_was_asked_for_is_asked_again(

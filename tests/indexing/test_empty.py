@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import tarfile
 from collections.abc import Callable
@@ -162,7 +163,7 @@ def test_a_packed_folder_may_have_a_shard_without_samples(folder: Path) -> None:
             name=entry.path.rpartition("/")[2],
             samples=entry.samples,
             size=entry.size,
-            sha256=entry.contents,
+            sha256=hashlib.sha256(Path(entry.path).read_bytes()).hexdigest(),
         )
         for entry in open_catalog(folder).shards
     ]
@@ -198,7 +199,7 @@ def test_an_index_from_before_hides_nothing(tmp_path: Path, data: bytes, place: 
 def test_only_shards_without_samples_are_looked_at_again(
     packed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shardio.indexing.catalog.index_shard", None)
+    monkeypatch.setattr("shardio.indexing.foreign.index_shard", None)
     assert len(open_catalog(packed).shards) == 8
 
 
@@ -246,7 +247,7 @@ def test_the_warning_comes_again_in_each_process_though_the_index_is_in_the_cach
     cut_end(folder / "good.tar")
     shardio.ShardDataset(folder)
     monkeypatch.setattr("shardio.indexing.scan._warned", set())
-    monkeypatch.setattr("shardio.indexing.catalog.index_shard", None)
+    monkeypatch.setattr("shardio.indexing.foreign.index_shard", None)
     logged(caplog)
     shardio.ShardDataset(folder)
     assert len(logged(caplog)) == 1

@@ -193,7 +193,7 @@ def test_shards_of_others_are_scanned_once_and_the_index_is_kept(
     first = open_catalog(path)
     assert Path(first.shards[0].index).parent == tmp_path / "cache"
     assert not index_path(path).exists()
-    monkeypatch.setattr("shardio.indexing.catalog.index_shard", None)
+    monkeypatch.setattr("shardio.indexing.foreign.index_shard", None)
     assert open_catalog(path) == first
 
 

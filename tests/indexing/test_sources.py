@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 import shardio
 from shardio.errors import UsageError
 from shardio.indexing import publish
-from shardio.indexing.catalog import ShardPaths, count_names, open_catalog
+from shardio.indexing.catalog import open_catalog
 from shardio.indexing.manifest import Manifest, index_path, read_manifest
+from shardio.indexing.parts import ShardPaths, count_names
 from shardio.testing import make_images, make_shard
 
 

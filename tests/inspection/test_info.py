@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import shardio
 from shardio.fields.image import encode_values
-from shardio.indexing.catalog import ShardEntry
+from shardio.indexing.entry import ShardEntry
 from shardio.indexing.manifest import index_path, read_manifest, write_manifest
 from shardio.inspection import counts as counting
 from shardio.inspection.counts import Tally

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import shardio
+from shardio.fields.geometry import Crop, View
 from shardio.packing.options import PackOptions
 from shardio.packing.pack import open_source
 from shardio.packing.sources import coco
@@ -262,9 +263,54 @@ def test_a_file_that_changes_while_it_is_listed_stops_the_pack(tmp_path: Path) -
         list(opened.samples())
 
 
-def test_boxes_in_pixels_are_not_packed_beside_resized_pictures(tmp_path: Path) -> None:
-    with pytest.raises(shardio.PackError, match="json belongs to the picture as it is"):
-        pack(write(tmp_path / "in"), tmp_path / "out", max_side=4)
+LEFT_OUT = {"area", "keypoints", "segmentation"}
+
+
+@pytest.mark.parametrize("options", [{"max_side": 5}, {"resize": (4, 4)}, {"resize": (16, 20)}])
+def test_boxes_follow_pictures_that_are_resized(
+    options: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are those that a reader makes of the boxes as they were; all else stays."""
+    source = write(tmp_path / "in")
+    before, after = pack(source, tmp_path / "a"), pack(source, tmp_path / "b", **options)
+    height, width = options.get("resize", (4, 5))
+    crop = Crop(0, 1, 8, 8) if height == width else Crop(0, 0, 8, 10)
+    view = View(8, 10, size=(height, width), crop=crop)
+    columns = [name for name in COLUMNS if name not in LEFT_OUT]
+    boxes = shardio.Boxes("json", format="xywh", also=columns)
+    for name in ("a.json", "s/b.json", "c_d.json"):
+        old, new = boxes.decode(before[name]), boxes.decode(after[name])
+        expected = boxes.follow(old, view)
+        assert expected.keys() == new.keys()
+        assert new["boxes"].tolist() == expected["boxes"].tolist()
+        assert [[*new[key]] for key in columns] == [[*expected[key]] for key in columns]
+        rest, whole = json.loads(after[name]), json.loads(before[name])
+        assert rest.keys() == whole.keys() - LEFT_OUT
+        sides = ("width", "height")
+        assert rest["image"] == {k: v for k, v in whole["image"].items() if k not in sides}
+    assert "area, keypoints, segmentation of annotations" in caplog.text
+    assert not shardio.verify(tmp_path / "b", deep=True).findings
+
+
+def test_where_names_of_ids_are_is_said_if_they_are_no_positions(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pack(write(tmp_path / "in"), tmp_path / "out")
+    said = "labels are the ids of its categories, 1 to 90, and no positions in a list of classes"
+    assert f"{said}; the field json has the name of each box in names" in caplog.text
+    (kind,) = (each.kind for each in shardio.info(tmp_path / "out").fields if each.name == "json")
+    assert "'labels', 'names'" in kind
+
+
+def test_lists_that_nobody_asked_for_are_not_held_in_memory(tmp_path: Path) -> None:
+    others = [{"id": at, "tags": [at, "x", {"y": at}]} for at in range(60_000)]
+    source = write(tmp_path / "in", {"videos": others, "more": {"deep": others}, **DOCUMENT})
+    del others
+    tracemalloc.start()
+    opened = open_source(str(source), PackOptions(shards=1))
+    assert sum(1 for _ in opened.samples()) == 3
+    assert tracemalloc.get_traced_memory()[1] < 12_000_000
+    tracemalloc.stop()
 
 
 def test_coco_is_no_option_of_a_table(tmp_path: Path) -> None:

@@ -498,3 +498,32 @@ def test_a_jpeg_that_some_epochs_would_refuse_is_refused_when_it_is_packed(tmp_p
     shardio.pack(folder, tmp_path / "out", shards=1, labels=False, on_error="skip")
     (sample,) = shardio.ShardDataset(tmp_path / "out")
     assert sample["__key__"] == "a"
+
+
+@pytest.mark.parametrize("other", ["cat ", " cat", "cat\N{NO-BREAK SPACE}"])
+def test_class_folders_that_differ_in_white_space_alone_are_refused(
+    other: str, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "in", "cat/a.png", f"{other}/b.png")
+    with pytest.raises(shardio.SituationError, match=r"'cat'.*would be two classes.*--classes"):
+        shardio.pack(source, tmp_path / "out", shards=1)
+    shardio.pack(source, tmp_path / "out", shards=1, classes=["cat", other])
+    assert shardio.ShardDataset(tmp_path / "out").classes == ("cat", other)
+    shardio.pack(source, tmp_path / "flat", shards=1, labels=False)
+
+
+def test_class_folders_of_one_name_in_two_normal_forms_are_refused(tmp_path: Path) -> None:
+    source = write(tmp_path / "in", "caf\u00e9/a.png", "cafe\u0301/b.png")
+    with pytest.raises(shardio.SituationError, match=r"'cafe\\u0301' and 'caf\\xe9' would be two"):
+        shardio.pack(source, tmp_path / "out", shards=1)
+
+
+@pytest.mark.parametrize("names", [("a/x.png", "b/x.png"), ("x.png", "y.png")])
+def test_json_that_may_be_of_coco_is_not_only_to_be_moved(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    source = write(write(tmp_path / "in", *names), "instances.json", data=b'{"images": []}')
+    with pytest.raises(
+        shardio.PackError, match=r"instances\.json: .*coco \(--coco\) if it has COC"
+    ):
+        shardio.pack(source, tmp_path / "out", shards=1)

@@ -184,7 +184,7 @@ class TestEmbeddedImages:
     @pytest.mark.parametrize("image", [None, {"bytes": None, "path": None}])
     def test_a_row_without_image_is_an_error(self, tmp_path: Path, image: Any) -> None:
         table = hub(tmp_path, [{"bytes": png(1), "path": "a.png"}, image])
-        with pytest.raises(shardio.PackError, match=r"row 2: its column 'image' holds None"):
+        with pytest.raises(shardio.PackError, match=r"row 2: its column 'image' is empty"):
             pack(table)
 
     def test_an_image_that_is_broken_names_its_row(self, tmp_path: Path) -> None:

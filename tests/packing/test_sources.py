@@ -218,7 +218,7 @@ class TestTables:
             ([["path"], ["x/none.png"]], r"x/none\.png: No such file or directory"),
             (
                 [["path", "label"], ["x/a.png", ""]],
-                "row 1: its column 'label' holds '', not a text",
+                "row 1: its column 'label' is empty",
             ),
             ([["path", "path"], ["x/a.png", "x"]], "two columns have the same name"),
         ],

@@ -9,6 +9,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import assume, given
@@ -99,7 +101,7 @@ class TestLabels:
         ("stray", "message"),
         [
             ("n/a", r"row 6: its label 'n/a' is not a whole number, .*row 1: '0'"),
-            ("", r"row 6: its column 'label' holds '', not a text"),
+            ("", r"row 6: its column 'label' is empty"),
             ("cat", r"row 6: its label 'cat' is not a whole number"),
             ("NaN", r"row 6: its label 'NaN' is not a whole number"),
             ("2.5", r"row 6: its label '2\.5' is not a whole number"),
@@ -118,6 +120,20 @@ class TestLabels:
             pack(source, table)
         members = pack(source, table, on_error="skip")
         assert labels_of(members) == [number for number in range(12) if number != 5]
+
+    @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+    @pytest.mark.parametrize("stray", [float(2**53), -1e17])
+    def test_a_float_that_may_stand_for_other_integers_is_an_error_with_its_row(
+        self, source: Path, tmp_path: Path, stray: float, kind: str
+    ) -> None:
+        table = write_labels(tmp_path / f"t.{kind}", [1.0, 2.0**53 - 1, stray])
+        with pytest.raises(shardio.PackError, match=r"row 3: its label .* is a floating-point"):
+            pack(source, table)
+        assert labels_of(pack(source, table, on_error="skip")) == [1, 2**53 - 1]
+
+    @pytest.mark.parametrize("number", [2**53 + 1, -(2**63)])
+    def test_an_integer_of_64_bits_is_kept(self, source: Path, tmp_path: Path, number: int) -> None:
+        assert labels_of(pack(source, write_labels(tmp_path / "t.jsonl", [number]))) == [number]
 
     @pytest.mark.parametrize("stray", [True, float("nan"), 0.5, None, [1]])
     def test_a_value_that_is_no_label_is_an_error_with_its_row(
@@ -298,3 +314,45 @@ class TestText:
         (source / "caf\udce9.bin").write_bytes(b"x")
         (tmp_path / "t.csv").write_bytes(b"path\ncaf\xe9.bin\n")
         assert [*pack(source, tmp_path / "t.csv").values()] == [b"x"]
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        (
+            "image,mask",
+            "0.bin,0.png",
+            r"name it \(--label-column\), pack both files \(--path-column image --path-column "
+            r"mask\.png=mask\), or pack without labels",
+        ),
+        (
+            "photo_path,depth_path",
+            "0.bin,0.npy",
+            r"pass --path-column photo_path --path-column depth\.npy=depth_path",
+        ),
+        ("photo_path,mask", "0.bin,yes", r"pass --path-column photo_path$"),
+    ],
+)
+def test_how_to_pack_images_and_masks_is_said(
+    header: str, row: str, message: str, source: Path
+) -> None:
+    (source / "t.csv").write_text(f"{header}\n{row}\n")
+    with pytest.raises(shardio.SituationError, match=message):
+        shardio.pack(source / "t.csv", source.parent / "out", shards=1)
+
+
+def test_a_mask_that_becomes_a_text_of_json_is_said(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    png = cv2.imencode(".png", np.zeros((4, 4), np.uint8))[1].tobytes()
+    for name in ("a.png", "m.png"):
+        (source / name).write_bytes(png)
+    (source / "t.csv").write_text("image,mask,label\na.png,m.png,1\n")
+    shardio.pack(source / "t.csv", tmp_path / "a", shards=1)
+    said = "only the files of its column image are packed"
+    assert f"{said}; --path-column image --path-column mask.png=mask packs both" in caplog.text
+    caplog.clear()
+    columns = ["image", "mask.png=mask"]
+    shardio.pack(source / "t.csv", tmp_path / "b", shards=1, path_columns=columns)
+    assert said not in caplog.text
+    assert read_members(tmp_path / "b")["a.mask.png"] == png

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -458,6 +459,19 @@ def test_values_that_would_change_are_refused(
         (shardio.Audio("flac", rate=8), np.full(5, 1.5), "FLAC holds values from -1 to 1"),
         (shardio.Audio("mp3", rate=8), np.zeros(5), "mp3 changes sound"),
         (shardio.Audio("wav"), np.zeros(5), "the rate is not known"),
+        (shardio.Audio("wav", rate=8), np.zeros(0), "wav' cannot hold float64 .0.: .*is empty"),
+        (shardio.Audio("flac", rate=8), np.zeros((1, 0)), "the sound is empty"),
+        (
+            shardio.Audio("wav", rate=8),
+            np.zeros((80_000, 2)),
+            r"it is \[80000, 2\], which is 80,000 channels of 2 values; if it is .* transpose it",
+        ),
+        (shardio.Audio("flac", rate=8), np.zeros((9, 50)), "9 channels of 50 values"),
+        (
+            shardio.Boxes("json"),
+            {"boxes": [[0, 0, 1, 1]], "kind": ["cat"]},
+            "'kind' would be lost, since also= does not name it",
+        ),
     ],
 )
 def test_values_that_do_not_fit_the_given_type_are_refused(
@@ -467,6 +481,41 @@ def test_values_that_do_not_fit_the_given_type_are_refused(
         shardio.pack(
             [{type_.fields: value}], tmp_path / "out", shards=1, fields={"x": type_}, jobs=1
         )
+
+
+def sound_of(length: int) -> bytes:
+    stream = io.BytesIO()
+    soundfile.write(stream, np.zeros((length, 1)), 8000, format="WAV")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("type_", "data", "message"),
+    [
+        (shardio.Boxes("json"), b'{"boxes": [[1, 2, 3]]}', r"'boxes' is \[1, 3\], and must be"),
+        (shardio.Boxes("json", also=["a"]), b'{"boxes": []}', "the JSON object has no 'a'"),
+        (shardio.Boxes("txt", format="yolo"), b"0 1 2", "line 1 has 3 numbers, and a box is five"),
+        (shardio.Boxes("txt"), b"0 .5 .5 .1 .1", r"write Boxes\('txt', format='yolo'\)"),
+        (shardio.Boxes("txt"), b"", r"the text is empty; .* write Boxes\('txt', format='yolo'\)"),
+        (shardio.Points("json"), b"[[1, 2, 3, 4]]", "the points are .*, and must be"),
+        (shardio.MultiLabel("txt", classes=3), b"7", "class 7 is not one of the 3 classes"),
+        (shardio.Audio("wav"), b"RIFF", "libsndfile does not decode the sound"),
+        (shardio.Audio("wav"), sound_of(0), "the sound is empty"),
+        (shardio.Audio("wav", rate=800_000), sound_of(800), "more than 64 times that"),
+        (shardio.Audio("wav", max_seconds=0.01), sound_of(800), "seconds long, more than 0.01"),
+        (shardio.Label("cls"), b"", "its field 'cls' is empty; write what it says"),
+        (shardio.Json("json"), b"", "its field 'json' is empty; write what it says"),
+    ],
+)
+def test_data_that_readers_would_refuse_are_refused_when_they_are_packed(
+    type_: shardio.FieldType, data: bytes, message: str, tmp_path: Path
+) -> None:
+    samples = [{"png": PICTURE, type_.fields: data}]
+    with pytest.raises(shardio.PackError, match=message) as caught:
+        shardio.pack(samples, tmp_path / "out", shards=1, fields={"x": type_}, jobs=1)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(shardio.CodecError):
+        type_.decode(data)
 
 
 def test_types_are_part_of_what_is_packed(tmp_path: Path) -> None:
@@ -488,6 +537,15 @@ def shown(pixels: np.ndarray[Any, Any], orientation: int = 1) -> bytes:
     exif[0x0112] = orientation
     Pillow.fromarray(pixels).save(stream, "PNG", exif=exif)
     return stream.getvalue()
+
+
+class Lines(shardio.FieldType):
+    """Says that it follows the picture, and not how it does when that is resized."""
+
+    geometry = "follows"
+
+    def decode(self, data: Any) -> str:
+        return str(data.decode())
 
 
 ROWS, COLUMNS = np.mgrid[:90, :140]
@@ -543,9 +601,14 @@ def test_masks_and_depth_follow_a_picture_that_is_packed_at_another_size(
     ("sample", "fields", "message"),
     [
         (
-            {"png": PLACES, "json": {"boxes": [[0, 0, 1, 1]]}},
+            {"png": PLACES, "lines": b"0 0 1 1"},
+            {"x": Lines("lines")},
+            "lines belongs to the picture as it is, .*without an option that resizes, or give Li",
+        ),
+        (
+            {"png": PLACES, "json": b'{"boxes": [[0, 0, 1, 1]], "kind": ["cat"]}'},
             {"x": shardio.Boxes("json")},
-            "json belongs to the picture as it is",
+            "a box leaves .* 'kind' has as many values as there are boxes; name it in also=",
         ),
         ({"png": PLACES, "mask.png": MASK}, None, "'mask.png': it is 9 × 7, but the picture 'png'"),
         ({"mask.png": MASK}, None, "mask.png belongs to a picture, and the sample has none"),

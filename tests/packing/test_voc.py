@@ -188,6 +188,31 @@ def test_a_line_of_a_list_that_names_no_image_is_refused(
         pack(source / "ImageSets/Main/val.txt", tmp_path / "out")
 
 
-def test_boxes_are_not_packed_beside_resized_pictures(tmp_path: Path) -> None:
-    with pytest.raises(shardio.PackError, match="json belongs to the picture as it is"):
-        pack(dataset(tmp_path / "in"), tmp_path / "out", resize=4)
+def test_boxes_and_masks_follow_pictures_that_are_resized(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = dataset(tmp_path / "in")
+    members = pack(source, tmp_path / "whole", resize=4)
+    assert json.loads(members["a.json"]) == {
+        "boxes": [[0, 0, 5, 4], [0.75, 1, 2, 2.5]],
+        "names": ["dog", "cat"],
+        "labels": [1, 0],
+        "difficult": [1, 0],
+        "truncated": [0, 1],
+        "occluded": [0, 0],
+        "pose": ["Left", None],
+        "image": {"filename": "x", "segmented": "1"},
+    }
+    assert json.loads(members["b.json"])["pose"] == []
+    assert "part, point, polygon of objects, size of images" in caplog.text
+    (first, _) = shardio.ShardDataset(tmp_path / "whole")
+    assert first["mask.png"].shape == first["image"].shape[1:]
+
+
+def test_what_objects_have_leaves_with_their_boxes(tmp_path: Path) -> None:
+    """Of 8 x 10 pixels columns 1 to 9 are kept; the bird lies in the first column."""
+    bird = box("bird", 1, 1, 1, 8, more="<pose>Rear</pose>")
+    source = dataset(tmp_path / "in", {"Annotations/a.xml": xml(bird, DOG)})
+    members = pack(source, tmp_path / "out", resize=(4, 4), classes=["dog", "bird"])
+    found = json.loads(members["a.json"])
+    assert (found["boxes"], found["labels"], found["pose"]) == ([[0, 0, 4, 4]], [0], ["Left"])

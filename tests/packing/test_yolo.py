@@ -97,7 +97,7 @@ def test_folders_of_splits_with_their_own_pairs(tmp_path: Path) -> None:
         ("0 1e999 .1 .2 .2", "not a fraction of the picture"),
         ("0 nan .1 .2 .2", "not a fraction of the picture"),
         ("cat .1 .1 .2 .2", "holds something else than numbers"),
-        (b"0 \xff", "it is not UTF-8 text: invalid start byte at byte 2"),
+        (b"0 \xff", "not UTF-8 text: invalid start byte at byte 2"),
     ],
 )
 def test_a_text_that_is_no_boxes_is_refused_or_skipped(
@@ -219,9 +219,45 @@ def test_a_pipe_in_place_of_a_text_is_refused(tmp_path: Path) -> None:
         pack(source, tmp_path / "out")
 
 
-def test_boxes_are_not_left_behind_when_pictures_become_others(tmp_path: Path) -> None:
-    with pytest.raises(shardio.PackError, match="txt belongs to the picture as it is"):
-        pack(dataset(tmp_path / "in"), tmp_path / "out", resize=(4, 4))
+@pytest.mark.parametrize("options", [{"resize": 4}, {"max_side": 5}, {"store": "raw"}])
+def test_fractions_of_a_picture_that_is_resized_whole_stay_as_they_are(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    members = pack(dataset(tmp_path / "in"), tmp_path / "out", **options)
+    assert members["train/a.txt"] == BOXES.encode()
+
+
+def test_boxes_follow_the_part_of_a_picture_that_is_stored(tmp_path: Path) -> None:
+    """Of 8 x 10 pixels columns 1 to 9 are kept; the last box lies in the first column."""
+    lines = f"{BOXES}1 0.05 0.5 0.1 1\n"
+    source = dataset(tmp_path / "in", labels___train___a__txt=lines)
+    members = pack(source, tmp_path / "out", resize=(4, 4))
+    assert members["train/a.txt"] == b"0 0.5 0.5 1.0 1.0\n1 0.25 0.75 0.5 0.5\n"
+    (first, _) = (sample["txt"] for sample in shardio.ShardDataset(tmp_path / "out"))
+    assert first["boxes"].tolist() == [[0, 0, 4, 4], [0, 2, 2, 4]]
+
+
+@pytest.mark.parametrize("name", ["train", "train/images"])
+def test_names_above_one_of_several_splits_are_found(name: str, tmp_path: Path) -> None:
+    files = {f"{s}/{k}": d for s in ("train", "valid") for k, d in
+             (("images/a.jpg", JPG), ("labels/a.txt", b"0 .5 .5 .1 .1"))}  # fmt: skip
+    source = write(tmp_path / "in", {**files, "data.yaml": "names: ['a b']\nnc: 1\n"})
+    pack(source / name, tmp_path / "out")
+    assert shardio.ShardDataset(tmp_path / "out").classes == ("a b",)
+    found = shardio.info(tmp_path / "out")
+    assert (found.class_names, found.classes) == (("a b",), None)
+
+
+def test_splits_that_become_one_dataset_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = dataset(tmp_path / "in")
+    pack(source, tmp_path / "one")
+    assert "as one dataset" not in caplog.text
+    write(source, {"images/val/c.jpg": JPG, "images/more/d.jpg": JPG})
+    pack(source, tmp_path / "out")
+    said = "images/train, images/val are packed as one dataset; to keep them apart pack each alone"
+    assert f"{source}: {said}, as {source}/images/train" in caplog.text
 
 
 def test_a_pack_after_a_text_has_changed_packs_the_new_text(tmp_path: Path) -> None:

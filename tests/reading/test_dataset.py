@@ -447,6 +447,10 @@ def test_pickles_and_object_arrays_are_never_loaded(tmp_path: Path) -> None:
         ({"fields": ["png"]}, "fields=.* it must be a mapping such as"),
         ({"transform": 224}, "transform=224: it must be callable"),
         (
+            {"transform": [shardio.Resize((4, 4))]},
+            r"it must be one transform, .*RandomResizedCrop.*v2\.Compose makes of several",
+        ),
+        (
             {"transform": shardio.CenterCrop},
             r"it must be callable, such as shardio.CenterCrop\(224",
         ),

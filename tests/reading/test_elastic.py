@@ -15,7 +15,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 import shardio
-from shardio.indexing.catalog import ShardEntry
+from shardio.indexing.entry import ShardEntry
 
 GLOBAL_BATCH_SIZE = 48  # 600 samples are 12 and a half
 TOPOLOGIES = ((1, 0), (1, 3), (2, 1), (3, 2), (4, 0), (8, 1))  # ranks, workers of each

@@ -120,11 +120,19 @@ def test_what_is_not_alike_is_read_one_by_one(
     assert batch["npy"].reshape(10, -1)[:, 0].tolist() == [*map(float, range(9)), 0.0]
 
 
+class Lists(shardio.Array):
+    batching = "list"
+
+
 def test_arrays_of_different_shapes_are_explained(tmp_path: Path) -> None:
     samples = {f"{i}": {"npy": npy(np.zeros(4 + i // 9))} for i in range(10)}
     shard = make_shard(tmp_path / "a.tar", samples)
-    with pytest.raises(shardio.UsageError, match=r"it is 5 float64, others of the batch are 4"):
+    advice = r"others of the batch are 4 float64; .*class Lists\(shardio\.Array\): batching='list'"
+    with pytest.raises(shardio.UsageError, match=f"it is 5 float64, {advice}"):
         [*shardio.ShardDataset(shard, batch_size=10)]
+    shardio.reshard(shard, tmp_path / "out", shards=1)
+    (batch,) = shardio.ShardDataset(tmp_path / "out", batch_size=10, fields={"npy": Lists("npy")})
+    assert [len(each) for each in batch["npy"]] == [4] * 9 + [5]
 
 
 def test_a_shard_that_was_cut_off_is_an_error(raw: Path) -> None:

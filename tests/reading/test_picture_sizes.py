@@ -267,7 +267,7 @@ class Half(shardio.FieldType):
 
     def probe(self, data: Buffer) -> ImageInfo:
         info = shardio.Image().probe(data)
-        return replace(info, height=info.height // 2, width=info.width // 2)
+        return info._replace(height=info.height // 2, width=info.width // 2)
 
     def decode(self, data: Buffer) -> NDArray[np.uint8]:
         info = self.probe(data)

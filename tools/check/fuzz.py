@@ -56,7 +56,7 @@ with watched:
         parse_example,
         scan_records,
     )
-    from shardio.testing import make_images
+    from shardio.testing import make_images, make_shard
 
 ROUNDS = 60  # of each target
 TIMES = 4_000
@@ -209,6 +209,8 @@ def read_keys(data: bytes, folder: Path) -> None:
     index = read_index(write_anew(folder / "shard.idx", data))
     for number in range(len(index)):
         index.key(number)
+        index.members(number)
+    index.walk()
 
 
 def read_shards(data: bytes, folder: Path) -> None:
@@ -288,7 +290,10 @@ def targets(folder: Path) -> dict[str, Target]:
     manifest = (folder / "packed" / MANIFEST_NAME).read_bytes()
     document = json.loads(manifest)
     del document["shardio"]["crc32"]
-    indexes = [path.read_bytes() for path in (folder / "packed" / "index").iterdir()]
+    made = {f"{n}": {f"v1.{n}.txt": b"", "txt": b""} for n in range(600)}
+    (folder / "rare").mkdir()
+    shardio.index(make_shard(folder / "rare" / "a.tar", made))
+    indexes = [path.read_bytes() for path in folder.glob("*/index/*")]
     record = frame(example())
     found = {
         "tar": Target([*headers.made().values()], read_members, with_tar_checksums),

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("shardio")
 
+NAME_COCO = "name it with coco (--coco) if it has COCO's annotations of the images"
+"""Advice for a JSON file that is no sample."""
+
 
 class FromFile(NamedTuple):
     """A whole file.

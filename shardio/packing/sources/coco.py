@@ -28,7 +28,7 @@ import numpy as np
 from shardio.errors import PackError, SituationError, quoted
 from shardio.fields.annotations import Boxes
 from shardio.fields.base import FieldType
-from shardio.fields.text import encode_json
+from shardio.fields.text import encode_json, unique_names
 from shardio.packing.sources.base import (
     FromFile,
     FromMemory,
@@ -40,7 +40,6 @@ from shardio.packing.sources.base import (
     log_notice,
 )
 from shardio.packing.sources.reader import has_stamp, stamp_of
-from shardio.packing.sources.rows import unique_names
 from shardio.packing.sources.rules import FieldRule
 from shardio.packing.sources.yolo import YoloSource
 from shardio.storage.local import refuse_url
@@ -56,8 +55,12 @@ BESIDE = "_annotations.coco.json"
 _FIELD = "json"
 _OF_ANNOTATION = frozenset({"bbox", "category_id", "image_id"})
 _OURS = frozenset({"boxes", "labels", "names", "image", "image_id"})
+_IN_PIXELS = frozenset({"area", "keypoints", "segmentation"})
+"""What annotations have that is true of the picture as it is, beside the box."""
+_SIDES = frozenset({"height", "width"})
 _PIECE = 1 << 20  # bytes that are read at once
 _LARGEST = 1 << 26  # characters of an element
+_DEEP = 2  # brackets inside others, what is in which is read and passed over bit by bit
 _MOST = 1 << 31  # pixels
 _INT64 = 1 << 63
 
@@ -73,9 +76,11 @@ class _Contents:
         images: offset and size of each image's element by its number; (-1, 0) if none lists it.
         owners: number of the image of each annotation.
         annotations: offset and size of each annotation.
-        columns: names of what annotations have beside boxes and labels.
+        left_out: names of what annotations have and samples do not get.
+        columns: names of what annotations have beside boxes and labels and samples get.
     """
 
+    left_out: frozenset[str] = frozenset()
     categories: dict[int, str] = field(default_factory=dict)
     numbers: dict[int | str, int] = field(default_factory=dict)
     order: array[int] = field(default_factory=lambda: array("q"))
@@ -105,7 +110,7 @@ class _Contents:
                 raise ValueError(f"{quoted(min(clash))} is a name that shardio gives")
             self.owners.append(self._number(element, "image_id"))
             self.annotations.extend((offset, size))
-            self.columns |= element.keys() - _OF_ANNOTATION
+            self.columns |= element.keys() - _OF_ANNOTATION - self.left_out
 
     def _number(self, element: Mapping[str, Any], name: str) -> int:
         given = element.get(name)
@@ -176,11 +181,25 @@ class CocoSource:
             raise PackError(
                 "no such folder", where=path, remedy="name the folder that holds the images"
             )
-        contents, stamp = _look_through(file)
+        contents = _Contents(left_out=_IN_PIXELS if options.resizes else frozenset())
+        stamp = _look_through(file, contents)
         ids = [*contents.categories]
         names = tuple(contents.categories[number] for number in sorted(ids))
         dense = sorted(ids) == [*range(len(ids))] and len({*names}) == len(names) > 0
         columns = ("labels", "names", *sorted(contents.columns))
+        if ids and not dense:
+            log_notice(
+                file,
+                f"labels are the ids of its categories, {min(ids)} to {max(ids)}, and no positions "
+                "in a list of classes; the field json has the name of each box in names",
+            )
+        if options.resizes:
+            log_notice(
+                file,
+                "boxes follow the pictures that are resized; what else is in pixels is left out: "
+                f"{', '.join(sorted(_IN_PIXELS))} of annotations, {' and '.join(sorted(_SIDES))} "
+                "of images",
+            )
         return cls(
             root=path,
             file=file,
@@ -248,13 +267,14 @@ class CocoSource:
             if fault := _box_fault(each) or self._category_fault(each):
                 raise UnpackableError(f"its annotation {quoted(each.get('id'))} {fault}")
         labels = [each["category_id"] for each in found]
+        left_out = {"id"} | (_SIDES if self.contents.left_out else frozenset())
         document = {
             "image_id": image["id"],
             "boxes": [each["bbox"] for each in found],
             "labels": labels,
             "names": [self.contents.categories[label] for label in labels],
             **{name: [each.get(name) for each in found] for name in sorted(self.contents.columns)},
-            "image": {name: value for name, value in image.items() if name != "id"},
+            "image": {name: value for name, value in image.items() if name not in left_out},
         }
         try:
             return encode_json(document)
@@ -359,13 +379,17 @@ def _unreadable(path: str, error: OSError) -> PackError:
     )
 
 
-def _look_through(path: str) -> tuple[_Contents, str]:
-    """Learn what lies where in a file of annotations.
+def _look_through(path: str, contents: _Contents) -> str:
+    """Learn what lies where in a file of annotations; return the stamp of the file.
+
+    Args:
+        path: path of the file.
+        contents: contents without elements, to which they are added.
 
     Raises:
         PackError: it cannot be read, or is none.
     """
-    contents, counts = _Contents(), dict.fromkeys(_LISTS, 0)
+    counts = dict.fromkeys(_LISTS, 0)
     try:
         with open(path, "rb") as stream:  # noqa: PTH123  text
             stamp = stamp_of(os.fstat(stream.fileno()))
@@ -391,7 +415,7 @@ def _look_through(path: str) -> tuple[_Contents, str]:
             where=path,
             remedy="name annotations of instances or key points",
         )
-    return contents, stamp
+    return stamp
 
 
 class _Element(NamedTuple):
@@ -451,7 +475,7 @@ class _Scanner:
             names.add(name)
             self._take(":")
             if name not in lists:
-                self._value()
+                self._pass_over(_DEEP)
                 continue
             self.inside = name
             self.met.add(name)
@@ -462,6 +486,21 @@ class _Scanner:
             self.inside = ""
         if self._peek():
             raise ValueError("more follows the object")
+
+    def _pass_over(self, depth: int) -> None:
+        """Pass over a value, with little of it in memory."""
+        opening = self._peek() if depth else ""
+        if opening == "[":
+            for _ in self._separated("[", "]"):
+                self._pass_over(depth - 1)
+        elif opening == "{":
+            for _ in self._separated("{", "}"):
+                if not isinstance(self._value(), str):
+                    raise ValueError("the name of a value is not a text")  # noqa: TRY004  data
+                self._take(":")
+                self._pass_over(depth - 1)
+        else:
+            self._value()
 
     def _separated(self, opening: str, closing: str) -> Iterator[None]:
         """Stop at each of the values between brackets."""

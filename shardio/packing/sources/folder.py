@@ -14,17 +14,21 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from shardio.errors import PackError, SituationError, UsageError, quoted, shown
-from shardio.indexing.catalog import SHARD_SUFFIXES
+from shardio.fields.base import FieldType
+from shardio.fields.formats import IMAGE_FIELDS
 from shardio.indexing.manifest import MANIFEST_NAME
+from shardio.indexing.parts import SHARD_SUFFIXES
 from shardio.packing.sources.base import (
+    NAME_COCO,
     FromFile,
     Problem,
     SourceField,
@@ -84,6 +88,20 @@ def _refuse_parts(path: str, classes: Sequence[str]) -> None:
         )
 
 
+def _refuse_alike(path: str, classes: Sequence[str]) -> None:
+    """Raise SituationError for folders whose names look the same, since people mean one class."""
+    seen: dict[str, str] = {}
+    for name in classes:
+        first = seen.setdefault(unicodedata.normalize("NFC", name).strip(), name)
+        if first != name:
+            raise SituationError(
+                f"its folders {first!a} and {name!a} would be two classes, and differ "
+                "in white space or in the way of writing accents alone",
+                where=path,
+                remedy="join them, or list both if they are two classes (--classes)",
+            )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderSource:
     """The files below a folder.
@@ -92,6 +110,7 @@ class FolderSource:
         root: path of the folder.
         rule: rule by which files become fields; without specs it is found.
         labels: labels of its subfolders; None leaves samples without label.
+        given: types of a user by field name, which tell what is a file of its own.
     """
 
     described: ClassVar[str] = "a folder of files"
@@ -101,6 +120,7 @@ class FolderSource:
     root: str
     rule: FieldRule
     labels: LabelEncoder | None
+    given: Mapping[str, FieldType] = field(default_factory=dict)
 
     @classmethod
     def claims(cls, path: str, options: PackOptions) -> bool:  # noqa: ARG003  as all sources
@@ -128,13 +148,16 @@ class FolderSource:
             classes = find_classes(path)
             if options.labels:
                 _refuse_parts(path, classes or ())
+                _refuse_alike(path, classes or ())
         labels = LabelEncoder(classes) if options.labels and classes else None
         if not isinstance(options.fields, str | None):
             raise UsageError(
                 "fields: field types are for samples of a program",
-                remedy="for files, pass names of fields, as 'jpg;png,json'",
+                remedy="for files, pass names of fields, as 'jpg;png,json', and types with types=, "
+                "as {'wav': Audio()}",
             )
-        return cls(root=path, rule=parse_fields(options.fields), labels=labels)
+        rule, types = parse_fields(options.fields), options.types_by_field()
+        return cls(root=path, rule=rule, labels=labels, given=types)
 
     @classmethod
     def below(cls, root: str, folder: str, rule: FieldRule) -> FolderSource:
@@ -164,7 +187,7 @@ class FolderSource:
             PackError: a folder cannot be read, or a link leads back to one above, or links lead
                 to one too often.
         """
-        seen = _Seen(Counter(), Counter(), Neighbours(self.root))
+        seen = _Seen(Counter(), Counter(), Neighbours(self.root, self.given))
         walks = [self._walk(b"", (), seen)]  # no recursion: folders may be 2,000 deep
         while walks:
             found = next(walks[-1], None)
@@ -233,7 +256,8 @@ class FolderSource:
                 yield Problem(
                     path=first,
                     reason="it lies beside the class folders",
-                    remedy="move it into one, or pack without classes (labels=False, --no-labels)",
+                    remedy="move it into one, or pack without classes (labels=False, --no-labels)"
+                    + _coco_hint(first),
                 )
                 return
             label = self.labels.encode(group)
@@ -243,12 +267,16 @@ class FolderSource:
         fields: dict[str | None, bytes] = {}
         sample = rule.match(first)
         if sample is None:
-            reason = "its name ends in none of the fields that were asked for"
+            reason, hint = "its name ends in none of the fields that were asked for", ""
             if not self.rule.specs:
-                reason = "it is no image, and belongs to none as files beside the others do"
-            yield Problem(path=first, reason=reason)
+                own = "no image" + ", of no field with a given type" * bool(self.given)
+                reason = f"it is {own}, and belongs to none as files beside the others do"
+                hint = _coco_hint(first)
+            yield Problem(path=first, reason=reason, remedy=self.remedy + hint)
             return
-        if not rule.specs and follows_an_image(text_of(names[0])):
+        is_found_alone = not self.rule.specs and len(rule.specs) < 2
+        is_image = is_found_alone and sample.field in IMAGE_FIELDS
+        if is_image and follows_an_image(text_of(names[0]), self.given):
             yield Problem(
                 path=first,
                 reason="its name says that it belongs to an image, and none of that name lies "
@@ -277,6 +305,11 @@ class FolderSource:
             label=label,
             renamed=sample.renamed,
         )
+
+
+def _coco_hint(path: str) -> str:
+    """End the remedy for a file that may hold the annotations of all images."""
+    return f", or {NAME_COCO}" if path.lower().endswith(".json") else ""
 
 
 def images_in(root: str, folder: str) -> Iterator[SourceSample | Problem]:

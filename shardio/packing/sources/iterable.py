@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from shardio.errors import CodecError, PackError, quoted
 from shardio.fields.arrays import decode_cls
 from shardio.fields.base import LABEL_FIELD, FieldType
-from shardio.fields.defaults import given_types, type_of
+from shardio.fields.defaults import type_of
 from shardio.packing.layout import VALUES_NAME
 from shardio.packing.sources.base import (
     FromFile,
@@ -44,8 +44,8 @@ class IterableSource:
         mappings: the samples.
         work: work folder, for their bytes.
         classes: names of the classes by number, for the manifest.
-        entries: entries of a dataset, and the fields or types of fields that they are read from;
-            fields without a type there have their default types.
+        entries: entries of a dataset, and the fields or types of fields that they are read from.
+        types: types by field name; other fields have their default types.
 
     Attributes:
         name: see Source.
@@ -63,13 +63,14 @@ class IterableSource:
         work: Folder,
         classes: tuple[str, ...] | None,
         entries: Mapping[str, str | FieldType] | None,
+        types: Mapping[str, FieldType] | None = None,
     ) -> None:
         self.root = str(Path.cwd())
         self.classes = classes
         self._mappings = mappings
         self._work = work
         self._entries = entries or {}
-        self._types = given_types(entries)
+        self._types = types or {}
 
     def samples(self) -> Iterator[SourceSample | Problem]:
         """Yield all samples, as they come.
@@ -142,8 +143,14 @@ class IterableSource:
             ) from None
         except Exception as error:  # the type may be a user's, and raise anything
             raise PackError(
-                f"field {field!r} cannot hold {quoted(value)}: {error}", where=place
+                f"field {field!r} cannot hold {_described(value)}: {error}", where=place
             ) from error
+
+
+def _described(value: Any) -> str:
+    """Describe a value in one line."""
+    is_array = hasattr(value, "dtype") and hasattr(value, "shape")
+    return f"{value.dtype} {[*value.shape]}" if is_array else quoted(value)
 
 
 def _label_of(data: bytes) -> int | None:

@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shardio.errors import PackError, SituationError, UsageError, quoted
+from shardio.fields.text import unique_names
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -362,16 +363,6 @@ def _read_json_lines(table: Table, _columns: Collection[str] | None) -> Iterator
         if not isinstance(row, dict):
             raise ValueError("it is not a JSON object")  # noqa: TRY004  data, not an argument
         yield Row(number, line, row, {})
-
-
-def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of JSON, whose names must differ: of equal ones JSON keeps one in silence."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        again = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"it has the name {again!r} twice in one object")
-    return made
 
 
 def _read_parquet(table: Table, columns: Collection[str] | None) -> Iterator[Row]:

@@ -29,6 +29,7 @@ from shardio.packing.sources.base import (
     UnpackableError,
     is_name,
     key_fault,
+    log_notice,
 )
 from shardio.packing.sources.rows import Row, Table, is_table
 from shardio.packing.sources.rules import (
@@ -54,6 +55,9 @@ if TYPE_CHECKING:
 _PATHS = ("path", "file_name", "filename", "file", "image")
 _LABELS = ("label", "class")
 _NOTHING = (None, "")
+_EXACT, _INT64 = 1 << 53, 1 << 63  # from _EXACT on floats skip whole numbers
+_BESIDE = re.compile(r"(?:.*_)?(mask|depth)(?:_.*)?", re.IGNORECASE)
+"""Names of columns that may name files beside the image's."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -379,10 +383,12 @@ def _choose_columns(table: Table, options: PackOptions) -> Columns:
         label = next((name for name in _LABELS if name in present and name not in used), None)
         others = {*present} - used
         if label is None and not vectors and (options.classes is not None or others):
+            both = _path_options(table, present, paths[0].column)
             raise SituationError(
                 f"which column holds the labels? It has {', '.join(present)}",
                 where=table.path,
-                remedy="name it (--label-column), or pack without labels (--no-labels)",
+                remedy=f"name it (--label-column), {f'pack both files ({both}), ' if both else ''}"
+                "or pack without labels (--no-labels)",
             )
     if not options.labels and label is not None:
         raise UsageError(
@@ -399,6 +405,13 @@ def _choose_columns(table: Table, options: PackOptions) -> Columns:
     names = [*(field for field, _ in paths if field), *(each.field for each in vectors)]
     if again := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(f"two options name the field {again!r}", remedy="name one otherwise")
+    if not options.path_columns and options.columns is None:
+        both = _path_options(table, present, paths[0].column)
+        if both:
+            log_notice(
+                str(table.path),
+                f"only the files of its column {paths[0].column} are packed; {both} packs both",
+            )
     extra = {*present} - used - {label} | {""} if options.columns is None else {*options.columns}
     return Columns(
         paths=paths,
@@ -413,6 +426,12 @@ def _choose_columns(table: Table, options: PackOptions) -> Columns:
 def _label_name(row: Row, column: str) -> str:
     """Return the label of a row as text, the same for each spelling and type of a number."""
     value = row.values.get(column)
+    if isinstance(value, float) and _EXACT <= abs(value) < _INT64:
+        raise UnpackableError(
+            f"its label {value!r} is a floating-point number, which does not hold every whole "
+            "number beyond 2**53",
+            remedy="write it as an integer, without a point or an exponent",
+        )
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         number = integer_in(str(value))
         if number is None:
@@ -435,11 +454,35 @@ def _default_paths(table: Table, present: tuple[str, ...]) -> tuple[PathColumn, 
     for name in _PATHS:
         if name in present:
             return (PathColumn(None, name),)
+    first = present[0] if present else "NAME"
     raise SituationError(
         f"which column holds paths? It has {', '.join(present)}",
         where=table.path,
-        remedy=f"pass --path-column {present[0] if present else 'NAME'}",
+        remedy=f"pass {_path_options(table, present, first) or f'--path-column {first}'}",
     )
+
+
+def _path_options(table: Table, present: tuple[str, ...], image: str) -> str:
+    """Return the options that pack the files of several columns; empty if only one names files.
+
+    Args:
+        table: the table.
+        present: names of its columns.
+        image: column of the images.
+    """
+    beside = {
+        name: found[1].lower()
+        for name in present
+        if name != image and (found := _BESIDE.fullmatch(name))
+    }
+    row = next(table.rows((*beside,)), None) if beside else None
+    values = {} if row is None else row.values
+    named = [
+        f" --path-column {field}{end}={name}"
+        for name, field in beside.items()
+        if (end := os.path.splitext(str(values.get(name)))[1].lower()) in (".png", ".npy")  # noqa: PTH122  text
+    ]
+    return f"--path-column {image}{''.join(named)}" if named else ""
 
 
 def _label_names(table: Table, column: str) -> Iterator[tuple[int, str]]:
@@ -460,6 +503,8 @@ def _text(row: Row, column: str) -> str:
 
 
 def _checked_text(value: Any, column: str) -> str:
+    if value in _NOTHING:
+        raise UnpackableError(f"its column {column!r} is empty")
     if not isinstance(value, str) or not value:
         raise UnpackableError(f"its column {column!r} holds {quoted(value)}, not a text")
     return value

@@ -21,7 +21,9 @@ from shardio.fields.arrays import decode_cls
 from shardio.fields.base import LABEL_FIELD, FieldType
 from shardio.fields.defaults import type_of
 from shardio.fields.limits import MAX_PIXELS
-from shardio.indexing.catalog import SHARD_SUFFIXES, Catalog, ShardEntry, open_catalog
+from shardio.indexing.catalog import Catalog, open_catalog
+from shardio.indexing.entry import ShardEntry
+from shardio.indexing.parts import SHARD_SUFFIXES
 from shardio.indexing.shard_index import ShardIndex
 from shardio.naming import join_member_name
 from shardio.packing.sources.base import (
@@ -187,19 +189,17 @@ class _LazyFields(Mapping[str, Any]):
 
 def _fields_of(index: ShardIndex, number: int, path: bytes, stamp: str) -> dict[str, FromRange]:
     """Find the fields of a sample in its shard, in their order."""
-    offsets, sizes = index.offsets[number].tolist(), index.sizes[number].tolist()
-    sums: list[int | None] = [None] * len(sizes)
-    headers, before = [0] * len(sizes), [0] * len(sizes)
-    if index.checksums is not None:
-        sums = index.checksums[number].tolist()
-    if index.headers is not None:
-        headers = index.headers[number].tolist()
-        before = (index.offsets[number] - index.firsts[number]).tolist()
-    places = zip(offsets, index.fields, sizes, sums, before, headers, strict=True)
     return {
-        field: FromRange(path, offset, size, checksum, stamp, *checks)
-        for offset, field, size, checksum, *checks in sorted(places)
-        if offset >= 0
+        field: FromRange(
+            path,
+            each.offset,
+            each.size,
+            each.checksum,
+            stamp,
+            each.offset - each.first,
+            each.header or 0,
+        )
+        for field, each in index.members(number).items()
     }
 
 

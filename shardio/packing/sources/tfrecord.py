@@ -26,7 +26,7 @@ from shardio.errors import CodecError, SituationError, quoted, shown
 from shardio.fields.arrays import decode_cls
 from shardio.fields.base import BYTES, LABEL_FIELD
 from shardio.fields.defaults import type_of
-from shardio.indexing.catalog import expand_pattern
+from shardio.indexing.parts import expand_pattern
 from shardio.packing.sources.base import (
     FromMemory,
     FromRange,

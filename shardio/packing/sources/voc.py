@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 from xml.etree import ElementTree as ET
 
@@ -46,6 +45,8 @@ _SETS = "ImageSets"
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _FLAGS = ("difficult", "truncated", "occluded")
 _OURS = frozenset({"name", "bndbox", "boxes", "labels", "names"})
+_IN_PIXELS = frozenset({"part", "point", "polygon"})
+"""What objects have that is true of the picture as it is, beside the box."""
 _MOST = 1 << 22  # bytes of an annotation
 
 
@@ -57,21 +58,18 @@ class VocSource:
         root: path of the folder that holds `JPEGImages`.
         images: path of a list in `ImageSets`; None for all images.
         labels: classes of boxes; None without annotations.
+        columns: names of what objects have and every sample gets, if pictures may be stored at
+            another size, so that they leave with their boxes; None for what each image has.
     """
 
     described: ClassVar[str] = "a Pascal VOC dataset"
     options: ClassVar[tuple[str, ...]] = ("classes",)
     remedy: ClassVar[str] = "fix or remove the file"
-    types: ClassVar[Mapping[str, FieldType]] = MappingProxyType(
-        {
-            "json": Boxes("json", format="xyxy", also=("labels", "names", *_FLAGS)),
-            **{name: Mask(f"{name}?") for name in _MASKS},
-        }
-    )
 
     root: str
     images: str | None
     labels: LabelEncoder | None
+    columns: tuple[str, ...] | None = None
 
     @classmethod
     def claims(cls, path: str, options: PackOptions) -> bool:
@@ -85,8 +83,17 @@ class VocSource:
         source = cls(root=root, images=None if root == path else path, labels=None)
         classes = check_classes(options.classes)
         has_boxes = _exists(root, _BOXES)
-        if has_boxes and classes is None:
-            classes = source._find_classes()
+        columns = None
+        if has_boxes and (classes is None or options.resizes):
+            names, others = source._look_through()
+            classes = classes or names
+            columns = others if options.resizes else None
+        if columns is not None:
+            log_notice(
+                path,
+                "boxes follow the pictures that are resized; what else is in pixels is left out: "
+                f"{', '.join(sorted(_IN_PIXELS))} of objects, size of images",
+            )
         masks = [folder for folder in _MASKS.values() if _exists(root, folder)]
         log_notice(
             path,
@@ -95,12 +102,21 @@ class VocSource:
             f"{_IMAGES} to pack images alone",
         )
         labels = LabelEncoder(classes) if has_boxes and classes else None
-        return cls(root=root, images=source.images, labels=labels)
+        return cls(root=root, images=source.images, labels=labels, columns=columns)
 
     @property
     def name(self) -> str:
         """See Source."""
         return self.images or self.root
+
+    @property
+    def types(self) -> Mapping[str, FieldType]:
+        """Types of the fields."""
+        also = ("labels", "names", *_FLAGS, *(self.columns or ()))
+        return {
+            "json": Boxes("json", format="xyxy", also=also),
+            **{name: Mask(f"{name}?") for name in _MASKS},
+        }
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -161,16 +177,19 @@ class VocSource:
             key=match.key, path=path, fields=(image,), renamed=match.renamed, place=place
         )
 
-    def _find_classes(self) -> tuple[str, ...] | None:
-        """Collect the names of all classes, sorted."""
-        names: set[str] = set()
+    def _look_through(self) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+        """Collect the names of all classes, and of what objects have, sorted."""
+        names, columns = set[str](), set[str]()
         for found in self._listed():
             if isinstance(found, SourceSample):
                 try:
-                    names |= {*_read_boxes(self.root, _stem(found))["names"]}
+                    document = _read_boxes(self.root, _stem(found))
                 except UnpackableError:
                     continue  # a problem of that sample, which listing tells
-        return tuple(sorted(names)) or None
+                names |= {*document["names"]}
+                columns |= document.keys()
+        others = columns - _OURS - {*_FLAGS, "image"} - _IN_PIXELS
+        return tuple(sorted(names)) or None, tuple(sorted(others))
 
     def _about(self, stem: str) -> tuple[SourceField, ...]:
         """Return the field json of an image; nothing if the dataset has no annotations."""
@@ -183,6 +202,8 @@ class VocSource:
             if label is None:
                 raise UnpackableError(f"its class {quoted(name)} is not one of the classes")
             labels.append(label)
+        if self.columns is not None:
+            document = _without_pixels(document, self.columns)
         data = encode_json({**document, "labels": labels})
         return (SourceField("json", FromMemory(data)),)
 
@@ -243,6 +264,14 @@ def _read_boxes(root: str, stem: str) -> dict[str, Any]:
         document[name] = [_flag(value, name) for value in values] if name in _FLAGS else values
     document["image"] = {each.tag: _plain(each) for each in tree if each.tag != "object"}
     return document
+
+
+def _without_pixels(document: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+    """Return boxes with some columns, without what is in pixels of the picture as it is."""
+    kept = {name: document[name] for name in ("boxes", "names", *_FLAGS)}
+    empty = [None] * len(document["boxes"])
+    image = {name: value for name, value in document["image"].items() if name != "size"}
+    return {**kept, **{name: document.get(name, empty) for name in columns}, "image": image}
 
 
 def _parse(data: bytes) -> ET.Element:

@@ -1,8 +1,7 @@
 """YOLO's datasets: a folder `images`, and a folder `labels` with a text file for each image.
 
-A line of text is a box: a class number, and center, width and height as fractions of the picture.
-The text is packed as it is. An image without a text file is one without boxes, as in YOLO's rules.
-Polygons, rotated boxes and key points have more numbers in a line, and are refused.
+The text is packed as it is; shardio.fields.yolo has the rule of its lines. An image without a text
+file is one without boxes, as in YOLO's rules.
 
 The names of classes come from `data.yaml` or `classes.txt`. Of YAML only a plain list or mapping of
 names is read, in one line or in several; anything else is refused.
@@ -10,7 +9,6 @@ names is read, in one line or in several; anything else is refused.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,10 +16,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from shardio.errors import PackError, SituationError, counted, quoted
+from shardio.errors import CodecError, PackError, SituationError, counted, quoted
 from shardio.fields.annotations import Boxes
 from shardio.fields.base import FieldType
-from shardio.fields.text import integer_in
+from shardio.fields.yolo import parse_yolo
 from shardio.packing.sources.base import (
     FromMemory,
     Problem,
@@ -41,7 +39,7 @@ if TYPE_CHECKING:
 _FIELD = "txt"
 _NAME_FILES = ("data.yaml", "data.yml", "classes.txt", "labels/classes.txt")
 _TEXTS = parse_fields(_FIELD)
-_SLACK = 0.01  # by which rounded fractions may leave the picture, as in Ultralytics' loader
+_SPLIT = re.compile(r"(train|val|valid|validation|test|dev)[_-]?\d*", re.IGNORECASE)
 
 
 class _Part(NamedTuple):
@@ -96,6 +94,7 @@ class YoloSource:
             if classes
             else "classes without names (--classes gives them)"
         )
+        _tell_splits(root, parts)
         folders = ", ".join(part.images for part in parts)
         log_notice(
             path,
@@ -126,7 +125,7 @@ class YoloSource:
                 path = _label_path(part, found.path)
                 try:
                     data = self._read(path)
-                except UnpackableError as error:
+                except (UnpackableError, CodecError) as error:
                     matched += 1
                     yield Problem.of(path, error)
                     continue
@@ -149,7 +148,12 @@ class YoloSource:
         if not os.path.lexists(place_in(self.root, path)):
             return None
         data = read_small(self.root, path)
-        _check_boxes(data, self.classes)
+        for box in parse_yolo(data):
+            if self.classes is not None and box.label >= len(self.classes):
+                raise UnpackableError(
+                    f"line {box.line} names class {box.label}, and there are "
+                    f"{len(self.classes)} classes, from 0"
+                )
         return data
 
     def _strays(self, part: _Part, files: Sequence[str]) -> Iterator[Problem]:
@@ -227,42 +231,37 @@ def _is_text(path: str) -> bool:
     return path.endswith(f".{_FIELD}")
 
 
-def _check_boxes(data: bytes, classes: tuple[str, ...] | None) -> None:
-    """Raise UnpackableError for a text that is not lines of a class number and four fractions."""
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UnpackableError(
-            f"it is not UTF-8 text: {error.reason} at byte {error.start}"
-        ) from None
-    for number, line in enumerate(text.splitlines(), start=1):
-        words = line.split()
-        if words and (fault := _line_fault(words, classes)):
-            raise UnpackableError(f"line {number} {fault}: {quoted(line)}")
-
-
-def _line_fault(words: Sequence[str], classes: tuple[str, ...] | None) -> str | None:
-    try:
-        numbers = [float(word) for word in words]
-    except ValueError:
-        return "holds something else than numbers"
-    if len(numbers) != 5:
-        return (
-            f"has {len(numbers)} numbers, and a box is five: a class number and four fractions; "
-            "polygons, rotated boxes, key points and confidences are not read"
+def _tell_splits(root: str, parts: Sequence[_Part]) -> None:
+    """Log that folders of splits become one dataset, and how each becomes one of its own."""
+    if len(parts) > 1:
+        splits = [part.prefix.rstrip("/") for part in parts]
+    else:
+        images = parts[0].images
+        inside = find_classes(os.fsdecode(place_in(root, images))) or ()
+        splits = [f"{images}/{name}" for name in inside]
+    splits = [each for each in splits if _SPLIT.fullmatch(each.rpartition("/")[2])]
+    if len(splits) > 1:
+        log_notice(
+            root,
+            f"{', '.join(splits)} are packed as one dataset; to keep them apart pack each alone, "
+            f"as {os.path.join(root, splits[0])}",  # noqa: PTH118  text
         )
-    label = integer_in(words[0])
-    if label is None or label < 0:
-        return "does not begin with a class number"
-    if classes is not None and label >= len(classes):
-        return f"names class {label}, and there are {len(classes)} classes, from 0"
-    if not all(math.isfinite(each) and -_SLACK <= each <= 1 + _SLACK for each in numbers[1:]):
-        return "holds a number that is not a fraction of the picture, from 0 to 1"
-    return None
 
 
 def _find_names(root: str) -> tuple[tuple[str, ...] | None, str]:
-    """Find the names of the classes, and the file that lists them."""
+    """Find the names of the classes, and the file that lists them.
+
+    They lie in the root, or above it if the root is one of several splits.
+    """
+    names, file = _names_in(root)
+    above, name = os.path.split(os.path.abspath(root))  # noqa: PTH100  text
+    if names is None and _SPLIT.fullmatch(name):
+        names, file = _names_in(above)
+        file = os.path.join(above, file)  # noqa: PTH118  text
+    return names, file
+
+
+def _names_in(root: str) -> tuple[tuple[str, ...] | None, str]:
     found: dict[str, tuple[str, ...]] = {}
     for file in _NAME_FILES:
         if not os.path.lexists(place_in(root, file)):

@@ -1,0 +1,167 @@
+"""One shard of a dataset: where it lies, what its index must say, and how both are opened."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from shardio.errors import IndexFileError, TarError
+from shardio.indexing.shard_index import ShardIndex, read_index
+from shardio.storage.base import Storage, StoredFile
+from shardio.storage.downloads import RemoteShard
+from shardio.storage.folder import atomic_file
+from shardio.storage.local import LOCAL
+from shardio.storage.location import Location
+from shardio.storage.remote import RemoteStorage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardEntry:
+    """One shard of a dataset.
+
+    Attributes:
+        name: path as the user knows it; errors use it.
+        path: path of the uncompressed tar, absolute if it is local.
+        index: path of its index file, likewise.
+        storage: storage of both.
+        samples: number of samples.
+        size: bytes of the uncompressed tar.
+        contents: hexadecimal digest of it, or of its index where nobody has read it whole.
+        sha256: hexadecimal digest of the tar, where a manifest records it.
+        stored: size of the compressed object of a store; None for a plain tar.
+        version: version of the tar when it was indexed, see shardio.storage.base.FileStat; None
+            where checksums of the data tell.
+    """
+
+    name: str
+    path: str
+    index: str
+    samples: int
+    size: int
+    contents: str
+    version: str | None = None
+    storage: Storage = LOCAL
+    sha256: str | None = None
+    stored: int | None = None
+
+    @property
+    def remote(self) -> RemoteShard | None:
+        """The shard as one of a store, whose shards are fetched; None for any other."""
+        if not isinstance(self.storage, RemoteStorage):
+            return None
+        return RemoteShard(
+            storage=self.storage,
+            path=self.path,
+            name=self.name,
+            size=self.size,
+            sha256=self.sha256,
+            version=self.version,
+            stored=self.stored,
+        )
+
+    def load_index(self) -> ShardIndex:
+        """Map the shard's index, which is fetched if the shard is one of a store.
+
+        Raises:
+            IndexFileError: it is missing, damaged, or of another shard.
+        """
+        remote = self.remote
+        if remote is None:
+            return self._check(read_index(Location(self.storage, self.index)))
+        path = remote.cache.index_path(remote)
+        with suppress(IndexFileError, OSError):
+            return self._check(read_index(path))
+        try:
+            file = Location(self.storage, self.index).open()
+        except FileNotFoundError as error:
+            raise IndexFileError(
+                "the index is neither beside the shard nor in the cache",
+                where=self.name,
+                remedy="open the dataset again, or run `shardio index` on the shard",
+            ) from error
+        with atomic_file(path) as stream:
+            stream.write(file.read(0, file.size))
+        return self._check(read_index(path))
+
+    def _check(self, index: ShardIndex) -> ShardIndex:
+        """Return an index that is of this shard.
+
+        Raises:
+            IndexFileError: it is of another.
+        """
+        samples = len(index)
+        if index.shard_size != self.size or samples != self.samples:
+            raise IndexFileError(
+                f"the index is stale: it describes {samples} samples in "
+                f"{index.shard_size} bytes, expected {self.samples} in {self.size}",
+                where=self.name,
+                remedy="run `shardio index` on the folder of the shard",
+            )
+        if self.version is None and index.checksums is None:
+            raise IndexFileError(
+                "the index has no checksums, which that of a packed shard has",
+                where=self.name,
+                remedy="run `shardio index` on the folder of the shard",
+            )
+        if self.contents != (index.contents() if self.sha256 else index.layout()):
+            raise IndexFileError(
+                "the index is of other contents: the shard was changed after the dataset "
+                "was opened",
+                where=self.name,
+                remedy="open it again, or run `shardio index`",
+            )
+        return index
+
+    def open_file(self) -> StoredFile:
+        """Open the shard's file.
+
+        Raises:
+            TarError: it is missing, or not the file that was indexed.
+            OSError: it cannot be opened.
+        """
+        try:
+            file = self.storage.open(self.path, self.name)
+        except FileNotFoundError as error:
+            raise self._missing() from error
+        self._compare(file.size, file.version)
+        return file
+
+    def verify_unchanged(self) -> None:
+        """Compare the file that lies at the path now, where checksums do not tell.
+
+        Raises:
+            TarError: it is missing, or not the file that was indexed.
+            OSError: it cannot be looked at.
+        """
+        if self.version is None or self.remote is not None:  # each answer of a store is compared
+            return
+        try:
+            found = self.storage.stat(self.path)
+        except FileNotFoundError as error:
+            raise self._missing() from error
+        self._compare(found.size, found.version)
+
+    def _missing(self) -> TarError:
+        return TarError(
+            "the shard is missing",
+            where=self.name,
+            remedy="download or pack it again",
+            shard=self.name,
+        )
+
+    def _compare(self, size: int, version: str) -> None:
+        if size != self.size:
+            raise TarError(
+                f"the shard has {size} bytes, its index expects {self.size}, so it was changed or "
+                "truncated",
+                where=self.name,
+                remedy="download it again, or run `shardio index` on its folder if it is whole",
+                shard=self.name,
+            )
+        if self.version not in (None, version):
+            raise TarError(
+                "the shard was changed after the dataset was opened",
+                where=self.name,
+                remedy="open it again",
+                shard=self.name,
+            )
