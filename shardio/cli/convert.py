@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import click
 
 from shardio.cli.progress import progress_bar
 from shardio.cli.text import say, say_json
-from shardio.cli.values import allow_empty_option
+from shardio.cli.values import allow_empty_option, store_options
 from shardio.conversion.tfrecord import ConvertSummary, Target
 from shardio.conversion.tfrecord import convert as convert_source
 from shardio.errors import counted
@@ -40,6 +40,7 @@ _WHAT = {
     "__key__.",
 )
 @allow_empty_option
+@store_options
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes; by default one a core.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def convert(
@@ -48,6 +49,7 @@ def convert(
     to: Target,
     features: tuple[str, ...],
     allow_empty: bool,
+    storage_options: dict[str, Any] | None,
     jobs: int | None,
     as_json: bool,
 ) -> None:
@@ -67,6 +69,7 @@ def convert(
             to=to,
             features=features,
             allow_empty=allow_empty,
+            storage_options=storage_options,
             jobs=jobs,
             progress=progress,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import click
 from rich.console import RenderableType
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from shardio.cli.progress import progress_bar
 from shardio.cli.text import page, say, say_json, table
-from shardio.cli.values import allow_empty_option, max_pixels_option
+from shardio.cli.values import allow_empty_option, max_pixels_option, store_options
 from shardio.errors import counted, escaped, shown
 from shardio.inspection.info import (
     MOST_PREVIEWED,
@@ -59,6 +60,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
     help="Images on it.",
 )
 @allow_empty_option
+@store_options
 @max_pixels_option
 @click.option(
     "--json",
@@ -75,6 +77,7 @@ def info(
     preview_count: int,
     allow_empty: bool,
     max_pixels: int,
+    storage_options: dict[str, Any] | None,
     as_json: bool,
 ) -> None:
     """Say what the shards of PATH hold.
@@ -90,6 +93,7 @@ def info(
             preview_count=preview_count,
             allow_empty=allow_empty,
             max_pixels=max_pixels,
+            storage_options=storage_options,
             progress=progress,
         )
     if as_json:

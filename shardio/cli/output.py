@@ -6,7 +6,13 @@ from pathlib import Path
 
 import click
 
-from shardio.cli.values import allow_empty_option, parse_size, parse_split, several
+from shardio.cli.values import (
+    allow_empty_option,
+    parse_size,
+    parse_split,
+    several,
+    store_options,
+)
 from shardio.errors import counted
 from shardio.packing.job import PackSummary
 from shardio.packing.layout import DUPLICATES_NAME, SKIPPED_NAME
@@ -41,6 +47,7 @@ output_options = several(
         "in OUT/skipped.jsonl.",
     ),
     allow_empty_option,
+    store_options,
     click.option("--jobs", type=click.IntRange(min=1), help="Processes; by default one a core."),
     click.option(
         "--engine",

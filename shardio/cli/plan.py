@@ -69,6 +69,7 @@ def _parts(coverage: Coverage) -> Iterator[RenderableType]:
     )
     yield _rank_table(coverage)
     yield _node_table(coverage)
+    yield from _traffic(coverage)
     yield from _mixing(coverage)
     for warning in coverage.warnings:
         yield Text(f"warning: {warning}", style="yellow")
@@ -93,17 +94,49 @@ def _rank_table(coverage: Coverage) -> Table:
 
 
 def _node_table(coverage: Coverage) -> Table:
-    made = table("node", "shards", "reads", "window memory", left=0)
+    later = ["later epochs"] if coverage.cache_limit is not None else []
+    made = table("node", "shards", "reads", "window memory", *later, left=0)
     for share in coverage.nodes[:_MOST_ROWS]:
         made.add_row(
             str(share.node),
             f"{share.shards:,}",
-            f"{share.bytes / 1e6:,.1f} MB",
-            f"{share.window_bytes / 1e6:,.1f} MB",
+            _megabytes(share.bytes),
+            _megabytes(share.window_bytes),
+            *[_megabytes(share.later_bytes or 0) for _ in later],
         )
     if len(coverage.nodes) > _MOST_ROWS:
-        made.add_row("…", *[""] * 3)
+        made.add_row("…", *[""] * (3 + len(later)))
     return made
+
+
+def _traffic(coverage: Coverage) -> Iterator[str]:
+    """Say what the nodes fetch from a store, if shards are of one or a cache is planned."""
+    if not (coverage.remote or coverage.cache_limit is not None):
+        return
+    nodes, ranks = len(coverage.nodes), coverage.settings.ranks
+    most = max(share.bytes for share in coverage.nodes)
+    whole = sum(share.bytes for share in coverage.nodes)
+    each = f"Each of {nodes} nodes" if nodes > 1 else "The node"
+    together = f", {_megabytes(whole)} together" if nodes > 1 else ""
+    yield (
+        f"{each}, with {counted(ranks // nodes, 'rank')}, fetches up to {_megabytes(most)} from "
+        f"the store in the first epoch{together}; without a cache in every epoch."
+    )
+    if coverage.cache_limit is None:
+        yield (
+            f"A cache of {_megabytes(most)} leaves nothing to fetch in later epochs; "
+            "--cache-limit says what a smaller one leaves."
+        )
+    else:
+        later = max(share.later_bytes or 0 for share in coverage.nodes)
+        yield (
+            f"A cache of {_megabytes(coverage.cache_limit)} leaves up to {_megabytes(later)} to "
+            "fetch in each later epoch."
+        )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
 
 
 def _mixing(coverage: Coverage) -> list[str]:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from shardio.cli.progress import progress_bar
 from shardio.cli.text import page, say, say_json, table
-from shardio.cli.values import allow_empty_option, several
+from shardio.cli.values import allow_empty_option, several, store_options
 from shardio.errors import ShardioError, counted, quoted
 from shardio.profiling.profile import Profile
 from shardio.profiling.profile import profile as measure
@@ -30,6 +30,7 @@ from shardio.profiling.report import (
     run_rows,
     stage_note,
     stage_rows,
+    store_rows,
 )
 from shardio.profiling.settings import BASELINES, ProfileOptions
 
@@ -106,6 +107,7 @@ _options = several(
         "--cold", is_flag=True, help="Drop the shards from the page cache before each loader."
     ),
     allow_empty_option,
+    store_options,
     click.option("--baseline", type=click.Choice(BASELINES), help="Measure another loader, too."),
     _file("--html", "html", help="Write a report for a browser."),
     _file("--png", "png", help="Write the chart of rates; needs shardio[plot]."),
@@ -167,8 +169,10 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
 def _limits(result: Profile) -> list[tuple[str, str]]:
     limits = result.ceilings
+    store = store_rows(result.store) if result.store is not None else []
     cold = "not measured: the page cache cannot be dropped for these files"
     rows = [
+        *store,
         ("storage, cold", cold if limits.cold is None else _speed(limits.cold)),
         ("page cache", _speed(limits.warm)),
     ]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import click
 
-from shardio.cli.values import allow_empty_option, several
+from shardio.cli.values import allow_empty_option, several, store_options
 from shardio.inspection.coverage import OrderOptions, PlanSettings
 
 _DEFAULTS = OrderOptions(batch_size=1)
@@ -68,6 +68,7 @@ _options = several(
         help="Number of the epoch, from 0.",
     ),
     allow_empty_option,
+    store_options,
 )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -14,6 +15,12 @@ from shardio.fields.base import FieldType
 from shardio.fields.limits import MAX_PIXELS
 from shardio.fields.recorded import parse_type
 
+_FLAGS = {"true": True, "false": False}
+_NUMBERS: dict[str, type[int | float]] = {
+    "retries": int,
+    "connections": int,
+    "timeout": float,
+}
 _SIDES = re.compile("([0-9]{1,9})(?:x([0-9]{1,9}))?")
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)(i?)B?", re.IGNORECASE)
 
@@ -116,3 +123,65 @@ def read_names(
     except (OSError, UnicodeError) as error:
         raise SituationError(f"it cannot be read as text ({error})", where=path) from error
     return [line for line in text.splitlines() if line]
+
+
+def _parse_storage(
+    _context: click.Context, _option: click.Parameter, pairs: tuple[str, ...]
+) -> dict[str, Any]:
+    """Parse options of a store, as anon=true; what is wrong is not shown, for it may be secret."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, mark, value = pair.partition("=")
+        if not (name and mark):
+            raise click.BadParameter("it is not KEY=VALUE, as anon=true")
+        try:
+            if name in _NUMBERS:
+                found[name] = _NUMBERS[name](value)
+            else:
+                found[name] = _FLAGS.get(value, value)
+        except ValueError:
+            raise click.BadParameter(f"{name} is a number, as {name}=3") from None
+    return found
+
+
+_store_options = several(
+    click.option(
+        "--storage-option",
+        "storage_options",
+        metavar="KEY=VALUE",
+        multiple=True,
+        callback=_parse_storage,
+        help="Setting of the store of a URL, as anon=true or endpoint_url=https://...; repeat it "
+        "for several. Others see what a command is given: leave secrets to the environment of the "
+        "store, as AWS_PROFILE or HF_TOKEN.",
+    ),
+    click.option(
+        "--cache-dir",
+        type=click.Path(file_okay=False),
+        help="Folder for whole shards of stores.  [default: the usual cache folder]",
+    ),
+    click.option(
+        "--cache-limit",
+        metavar="SIZE",
+        callback=parse_size,
+        help="What they may take there, as 500GB.  [default: three quarters of the free space]",
+    ),
+)
+
+
+def store_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of a store, as the one keyword storage_options."""
+
+    @wraps(command)
+    def with_store(
+        storage_options: dict[str, Any],
+        cache_dir: str | None,
+        cache_limit: int | None,
+        **options: Any,
+    ) -> Any:
+        cache = {"cache_dir": cache_dir, "cache_limit": cache_limit}
+        storage_options |= {name: value for name, value in cache.items() if value is not None}
+        return command(storage_options=storage_options or None, **options)
+
+    decorated: Callable[..., Any] = _store_options(with_store)
+    return decorated

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import click
 from rich.console import RenderableType
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from shardio.cli.progress import progress_bar
 from shardio.cli.text import page, say, say_json, table
-from shardio.cli.values import allow_empty_option, max_pixels_option
+from shardio.cli.values import allow_empty_option, max_pixels_option, store_options
 from shardio.errors import counted, shown
 from shardio.inspection.findings import ClassShare, FieldStatistics, Verification
 from shardio.inspection.repair import RepairSummary, repair
@@ -42,6 +43,7 @@ _MOST_CLASSES = 20  # of a field
     "others in NEW/dropped.jsonl.",
 )
 @allow_empty_option
+@store_options
 @max_pixels_option
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes; by default one a core.")
 @click.option("--json", "as_json", is_flag=True, help="Print all findings as JSON.")
@@ -51,6 +53,7 @@ def verify(
     new: str | None,
     allow_empty: bool,
     max_pixels: int,
+    storage_options: dict[str, Any] | None,
     jobs: int | None,
     as_json: bool,
 ) -> None:
@@ -68,6 +71,7 @@ def verify(
             deep=deep,
             allow_empty=allow_empty,
             max_pixels=max_pixels,
+            storage_options=storage_options,
             jobs=jobs,
             progress=progress,
         )
@@ -80,7 +84,13 @@ def verify(
     if new is not None and not found.sound:
         with progress_bar("repairing", hidden=as_json) as progress:
             fixed = repair(
-                path, new, deep=deep, max_pixels=max_pixels, jobs=jobs, progress=progress
+                path,
+                new,
+                deep=deep,
+                max_pixels=max_pixels,
+                storage_options=storage_options,
+                jobs=jobs,
+                progress=progress,
             )
     if as_json:
         say_json(found, sound=found.sound, fixed=fixed and asdict(fixed))

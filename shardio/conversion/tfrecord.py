@@ -61,6 +61,7 @@ from shardio.packing.sources.tfrecord import find_files, name_features
 from shardio.storage.compression import find_compression
 from shardio.storage.folder import Folder, final_name
 from shardio.storage.local import refuse_url
+from shardio.storage.location import Options
 
 LOCK_NAME = ".converting"
 RECORD_SUFFIX = ".tfrecord"
@@ -287,6 +288,7 @@ def convert(
     to: Target,
     features: Sequence[str] = (),
     allow_empty: bool = False,
+    storage_options: Options | None = None,
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> ConvertSummary:
@@ -306,6 +308,7 @@ def convert(
         features: feature names for fields, as in ["jpg=image/encoded"], for "tfrecord" only;
             "jpg=" omits a field.
         allow_empty: whether to accept tars whose members belong to no sample.
+        storage_options: settings of the store of a URL, see shardio.storage.location.Options.
         jobs: number of processes; by default one per core.
         progress: callback for the number of samples; it returns a callback for the number of
             samples just finished.
@@ -326,7 +329,7 @@ def convert(
     pairs = check_arguments(out, to=to, features=features)
     engine = make_engine("local", jobs)
     _refuse_records(source)
-    catalog = open_catalog(source, allow_empty=allow_empty)
+    catalog = open_catalog(source, options=storage_options, allow_empty=allow_empty)
     if to == "tfrecord" and out is not None:
         sizes = _write_records(catalog, Path(out), pairs, engine, progress)
     elif to == "wids":

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from itertools import islice
 from os import PathLike, fspath
 from typing import Any, Literal, get_args
@@ -23,11 +24,21 @@ from shardio.errors import UsageError, argument, counted
 from shardio.indexing.catalog import Catalog, open_catalog
 from shardio.indexing.shard_index import ShardIndex
 from shardio.options import with_options
-from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, References, Tail, steps_of_worker
+from shardio.planning.epoch import (
+    DEFAULT_WINDOW,
+    EpochPlan,
+    References,
+    Shuffle,
+    Tail,
+    steps_of_worker,
+)
 from shardio.planning.order import Order
 from shardio.planning.samples import Samples
+from shardio.planning.traffic import fetched_bytes, shards_by_window
 from shardio.reading.settings import check_plan, divide_batch, make_shuffle
 from shardio.storage.local import without_secrets
+from shardio.storage.location import Options
+from shardio.storage.remote import RemoteStorage
 
 _POSITIONS_AT_ONCE = 1 << 16
 _MOST_SAMPLES, _MOST_PROCESSES = 1 << 31, 1 << 20
@@ -35,6 +46,7 @@ _BATCHES_LOOKED_AT = 100
 _WINDOWS_LOOKED_AT = 10
 _SAMPLES_OF_WINDOW = 200
 _MOST_READ = 1.1
+_EPOCHS = 2  # after the first, of which the mean is taken
 _BATCHES_IN_WINDOW = 4  # fewer in a window and neighbours in packed order share batches
 
 
@@ -53,6 +65,8 @@ class RunOrder:
         tail: "pad", "drop" or "short", for the last step.
         epoch: number of the epoch, from 0.
         allow_empty: whether to accept tars whose members belong to no sample.
+        storage_options: settings of the store of a URL, see shardio.storage.location.Options; None
+            in results, since they may hold secrets.
     """
 
     batch_size: int | None = None
@@ -64,6 +78,7 @@ class RunOrder:
     tail: Tail = "pad"
     epoch: int = 0
     allow_empty: bool = False
+    storage_options: Options | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,11 +101,11 @@ class PlanSettings(RunOrder):
             IndexFileError: a manifest or index is corrupt or stale.
             TarError: a shard without an index is corrupt.
         """
-        catalog = open_catalog(self.source, allow_empty=self.allow_empty)
-        samples = Samples([shard.samples for shard in catalog.shards])
-        shuffle = make_shuffle(
-            self.shuffle, seed=self.seed, window=self.window, streams=self.streams
+        catalog = open_catalog(
+            self.source, options=self.storage_options, allow_empty=self.allow_empty
         )
+        samples = Samples([shard.samples for shard in catalog.shards])
+        shuffle = self.shuffling()
         size = self.batch_size * self.ranks
         check_plan(
             self.source,
@@ -102,6 +117,14 @@ class PlanSettings(RunOrder):
         )
         plan = EpochPlan(samples, shuffle, global_batch_size=size, epoch=self.epoch, tail=self.tail)
         return catalog, plan
+
+    def shuffling(self) -> Shuffle:
+        """Return what orders the samples of each epoch."""
+        return make_shuffle(self.shuffle, seed=self.seed, window=self.window, streams=self.streams)
+
+    def as_shown(self) -> PlanSettings:
+        """Return the settings without secrets, for results."""
+        return replace(self, source=without_secrets(self.source), storage_options=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,12 +226,16 @@ class NodeShare:
         shards: number of shards it reads.
         bytes: size of these shards.
         window_bytes: size of the windows that are open at once, two of each stream.
+        later_bytes: number of bytes that it fetches from a store in each later epoch, if its cache
+            has the cache_limit of storage_options; without a cache, and in the first epoch, that
+            is `bytes`. None if there is no limit.
     """
 
     node: int
     shards: int
     bytes: int
     window_bytes: int
+    later_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +254,8 @@ class Coverage:
         ranks: shares by rank.
         nodes: shares by node.
         bytes_read: bytes read by all nodes together, as a multiple of the dataset's size.
+        remote: whether shards are of a store.
+        cache_limit: bytes that shards may take in the cache of each node; None if not given.
         neighbour_distance: mean distance in packed order of samples that follow one another in a
             batch, as a share of the dataset; 1/3 is a random order. None for batches of one.
         batch_entropy: mean entropy of the classes in a batch, in bits; None if unknown.
@@ -251,6 +280,8 @@ class Coverage:
     classes_entropy: float | None = None
     one_class_windows: int | None = None
     warnings: tuple[str, ...]
+    remote: bool = False
+    cache_limit: int | None = None
 
     @property
     def exact(self) -> bool:
@@ -284,7 +315,8 @@ def plan(source: str | PathLike[str], options: PlanOptions) -> Coverage:
         ranks.append(walk.rank(rank, max(options.workers, 1)))
         done(1)
     mixing = _mixing(catalog, plan, settings.ranks)
-    shares = walk.nodes()
+    limit = (settings.storage_options or {}).get("cache_limit")
+    shares = walk.nodes(limit)
     total = sum(shard.size for shard in catalog.shards)
     bytes_read = sum(share.bytes for share in shares) / total
     warnings = _warnings(catalog, plan, settings, options)
@@ -299,7 +331,7 @@ def plan(source: str | PathLike[str], options: PlanOptions) -> Coverage:
             "read twice; pack at least 10 shards for each node"
         )
     return Coverage(
-        settings=replace(settings, source=without_secrets(settings.source)),
+        settings=settings.as_shown(),
         samples=plan.num_samples,
         shards=len(catalog.shards),
         bytes=total,
@@ -312,6 +344,8 @@ def plan(source: str | PathLike[str], options: PlanOptions) -> Coverage:
         bytes_read=bytes_read,
         neighbour_distance=walk.neighbour_distance(),
         warnings=tuple(warnings),
+        remote=any(isinstance(shard.storage, RemoteStorage) for shard in catalog.shards),
+        cache_limit=limit,
         **mixing,
     )
 
@@ -361,24 +395,37 @@ class _Walk:
             pads_of_workers=tuple(pads),
         )
 
-    def nodes(self) -> tuple[NodeShare, ...]:
-        """Return the shares of the nodes, after the walk."""
-        orders, nodes = self._plan.orders, len(self._touched)
-        windows = [self._window_bytes(order) for order in orders]
+    def nodes(self, limit: int | None) -> tuple[NodeShare, ...]:
+        """Return the shares of the nodes, after the walk.
+
+        Args:
+            limit: bytes that shards may take in the cache of each; None if that is not asked.
+        """
+        streams, nodes = len(self._plan.orders), len(self._touched)
+        windows = [self._window_bytes(order) for order in self._plan.orders]
+        fetched = lru_cache(maxsize=1)(self._fetched_later)  # nodes may share their streams
         found = []
         for node, touched in enumerate(self._touched):
-            mine = windows
-            if len(orders) > 1:
-                mine = windows[node * len(orders) // nodes : (node + 1) * len(orders) // nodes]
+            mine = slice(node * streams // nodes, -(-(node + 1) * streams // nodes))
             found.append(
                 NodeShare(
                     node=node,
                     shards=int(touched.sum()),
                     bytes=int(self._sizes[touched].sum()),
-                    window_bytes=sum(mine),
+                    window_bytes=sum(windows[mine]),
+                    later_bytes=None if limit is None else fetched(mine.start, mine.stop, limit),
                 )
             )
         return tuple(found)
+
+    def _fetched_later(self, first: int, end: int, limit: int) -> int:
+        """Return the mean of the bytes fetched in epochs after the first, of some streams."""
+        shuffle, samples = self._settings.shuffling(), Samples(self._counts)
+        epochs = [
+            shards_by_window(shuffle.order(samples, self._settings.epoch + later)[first:end])
+            for later in range(_EPOCHS + 2)
+        ]
+        return round(sum(fetched_bytes(epochs, self._sizes, limit)[1:]) / _EPOCHS)
 
     def neighbour_distance(self) -> float | None:
         """Return the distance that Coverage describes."""
@@ -462,7 +509,7 @@ def _warnings(
     if nodes > 1 and streams == 1:
         found.append(
             f"every node reads every shard; {argument('streams', settings.ranks)} gives each node "
-            "a share"
+            f"a share, about {sum(shard.size for shard in catalog.shards) / nodes / 1e6:,.1f} MB"
         )
     if shards < nodes:
         found.append(

@@ -45,7 +45,7 @@ from shardio.indexing.parts import (
 from shardio.packing.layout import WORK_FOLDER
 from shardio.storage.base import Storage
 from shardio.storage.folder import final_name
-from shardio.storage.location import Location
+from shardio.storage.location import Location, Options
 
 Severity = Literal["problem", "note"]
 
@@ -281,18 +281,21 @@ class Part:
     findings: tuple[Finding, ...]
 
 
-def find_parts(source: ShardPaths, storage: Storage | None = None) -> list[Part]:
+def find_parts(
+    source: ShardPaths, storage: Storage | None = None, options: Options | None = None
+) -> list[Part]:
     """Find the packed folders, folders of splits and tars of a source.
 
     Args:
         source: see shardio.indexing.catalog.open_catalog.
         storage: see shardio.indexing.catalog.open_catalog.
+        options: see shardio.indexing.catalog.open_catalog.
 
     Raises:
         UsageError: the source does not exist or is not supported.
         OSError: a folder cannot be read.
     """
-    return [part for path in list_parts(source, storage) for part in _parts_of(path)]
+    return [part for path in list_parts(source, storage, options) for part in _parts_of(path)]
 
 
 def _parts_of(path: Location) -> list[Part]:

@@ -35,7 +35,7 @@ from shardio.inspection.counts import ClassCounter, Tally, class_name
 from shardio.packing.layout import LEDGERS
 from shardio.storage.base import StoredBytes
 from shardio.storage.local import refuse_url
-from shardio.storage.location import Location
+from shardio.storage.location import Location, Options
 
 TypeOf = Callable[[str], FieldType]
 
@@ -270,6 +270,7 @@ def info(
     fields: Mapping[str, str | FieldType] | None = None,
     allow_empty: bool = False,
     max_pixels: int = MAX_PIXELS,
+    storage_options: Options | None = None,
     progress: Callable[[int], Callable[[int], None]] | None = None,
 ) -> Info:
     """Describe shards: samples, shards, fields, classes, and the fields of one sample.
@@ -286,6 +287,7 @@ def info(
         fields: field types, as ShardDataset takes them; other fields keep those of the folder.
         allow_empty: whether to accept tars whose members belong to no sample.
         max_pixels: maximum number of pixels of an image; see shardio.fields.limits.
+        storage_options: settings of the store of a URL, see shardio.storage.location.Options.
         progress: callback for the number of shards; it returns a callback for the number of
             shards just finished.
 
@@ -299,7 +301,7 @@ def info(
     given = given_types(fields)
     if preview is not None:
         _check_preview(fspath(preview), preview_count)
-    parts = list_parts(source)
+    parts = list_parts(source, options=storage_options)
     folders = _find_splits(parts)
     named: Mapping[str, ShardPaths] = folders or {_WHOLE: parts}
     catalogs = {name: open_catalog(part, allow_empty=allow_empty) for name, part in named.items()}

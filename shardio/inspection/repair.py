@@ -49,7 +49,7 @@ from shardio.storage.base import StoredBytes
 from shardio.storage.compression import decompress, find_compression
 from shardio.storage.folder import Folder, refuse_inside
 from shardio.storage.local import FileBytes
-from shardio.storage.location import Location, locate
+from shardio.storage.location import Location, Options, locate
 from shardio.tar.salvage import Walk, walk_members
 
 
@@ -362,6 +362,7 @@ def repair(
     shards: int | None = None,
     deep: bool = False,
     max_pixels: int = MAX_PIXELS,
+    storage_options: Options | None = None,
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> RepairSummary:
@@ -379,6 +380,7 @@ def repair(
         shards: number of shards to write for each split; by default as many as it has.
         deep: whether to drop samples with a field that cannot be decoded.
         max_pixels: maximum number of pixels of an image; see shardio.fields.limits.
+        storage_options: settings of the store of a URL, see shardio.storage.location.Options.
         jobs: number of processes; by default one per core.
         progress: callback for the number of samples of a split; it returns a callback for the
             number of samples just written.
@@ -391,8 +393,8 @@ def repair(
     engine = make_engine("local", jobs)
     check = FieldCheck(deep=deep, max_pixels=max_pixels)
     name = fspath(source)
-    parts = find_parts(name)
-    out = locate(fspath(new))
+    parts = find_parts(name, options=storage_options)
+    out = locate(fspath(new), options=storage_options)
     if out.is_local:
         refuse_inside(Path(out), (Path(part.path) for part in parts))
     done = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from os import PathLike, fspath
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from shardio.options import with_options
 from shardio.planning.epoch import References
 from shardio.reading.shards import OpenShard, ShardPool
 from shardio.storage.folder import Folder
-from shardio.storage.local import refuse_url, without_secrets
+from shardio.storage.local import refuse_url
 
 LISTING_NAME = "batch.json"
 _LONGEST_NAME = 80
@@ -125,7 +125,7 @@ def replay(
         batch = ReplayedBatch(
             step=step,
             rank=rank,
-            settings=replace(settings, source=without_secrets(settings.source)),
+            settings=settings.as_shown(),
             samples=samples,
         )
         with held.create(LISTING_NAME) as stream:

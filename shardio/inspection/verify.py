@@ -43,7 +43,7 @@ from shardio.inspection.verify_shard import (
 from shardio.packing.engine import Engine, Ticker, make_engine
 from shardio.packing.job import Progress
 from shardio.storage.base import Storage
-from shardio.storage.location import Location
+from shardio.storage.location import Location, Options
 from shardio.tar.salvage import walk_members
 
 _MOST = 1000  # repeated keys to list for one shard
@@ -53,6 +53,7 @@ def verify(
     source: ShardPaths,
     *,
     storage: Storage | None = None,
+    storage_options: Options | None = None,
     deep: bool = False,
     fields: Mapping[str, str | FieldType] | None = None,
     allow_empty: bool = False,
@@ -67,7 +68,9 @@ def verify(
 
     Args:
         source: packed folder, folder of splits or tars, tar, glob or pattern, or a list of these.
-        storage: storage of the source, see shardio.storage.base; None reads local files.
+        storage: storage of the source, see shardio.storage.base; None chooses it by the scheme of
+            a URL.
+        storage_options: settings of the store of a URL, see shardio.storage.location.Options.
         deep: whether to decode every field, which detects most corruption without checksums, and
             to compare masks, depth, boxes and points with the picture of their sample.
         fields: field types, as ShardDataset takes them; other fields keep those of the folder.
@@ -86,7 +89,7 @@ def verify(
     """
     engine = make_engine("local", jobs)
     check = FieldCheck(deep=deep, max_pixels=max_pixels, types=given_types(fields))
-    parts = find_parts(source, storage)
+    parts = find_parts(source, storage, storage_options)
     shards = [[each for each in part.shards if not each.missing] for part in parts]
     tasks = [task_of(shard, check, allow_empty=allow_empty) for some in shards for shard in some]
     advance = progress(sum(map(len, tasks))) if progress else None

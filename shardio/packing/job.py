@@ -46,7 +46,7 @@ from shardio.packing.task import (
 from shardio.packing.upload import claim_storage, publish_rest, refuse_others
 from shardio.storage.base import Storage
 from shardio.storage.folder import Folder
-from shardio.storage.location import Location, locate
+from shardio.storage.location import Location, Options, locate
 
 Progress = Callable[[int], Advance]
 """Called with the number of samples; returns a callback for the number done since its last call.
@@ -78,8 +78,8 @@ class PackJob:
         engine: engine that runs the tasks.
         progress: callback for each pass over the samples; None for no reports.
         ledger: name of the file in the output that lists what was left out.
-        storage: storage of the output; None chooses it by the path.
-        storage_options: options of the storage that a URL chooses, by name.
+        storage: storage of the output; None chooses it by the scheme of a URL.
+        storage_options: settings of the store of a URL.
 
     Raises:
         UsageError: the sizes of samples are not known before they are encoded.
@@ -97,7 +97,7 @@ class PackJob:
     progress: Progress | None
     ledger: str = SKIPPED_NAME
     storage: Storage | None = None
-    storage_options: Mapping[str, Any] | None = None
+    storage_options: Options | None = field(default=None, repr=False)
     types: Mapping[str, FieldType] = field(default_factory=dict)
     named: frozenset[str] = frozenset()
 

@@ -7,7 +7,7 @@ Functions take them one by one, as keywords; see shardio.options.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from os import PathLike
 from typing import Any, ClassVar, Literal, get_args
 
@@ -24,6 +24,7 @@ from shardio.packing.sources.rows import check_delimiter, check_encoding
 from shardio.packing.sources.rules import check_classes, parse_features, parse_fields
 from shardio.packing.sources.vectors import TargetType
 from shardio.storage.base import Storage
+from shardio.storage.location import Options
 
 OnError = Literal["raise", "skip"]
 Predicate = Callable[[str, Mapping[str, Any]], Any]
@@ -51,10 +52,10 @@ class OutputOptions:
         engine: "local", or "ray" to run on a Ray cluster.
         progress: function that is called with the number of samples before each pass over them,
             and returns a function that is called with the number of those done since.
-        storage: storage of the output, see shardio.storage.base; None chooses it by the path.
-            Shards are made in the temporary directory and published one by one, the manifest last.
-        storage_options: credentials and other settings of the store of a URL, by name; by default
-            those of its usual environment and files.
+        storage: storage of the output, see shardio.storage.base; None chooses it by the scheme of
+            a URL. Shards are made in the temporary directory and published one by one, the
+            manifest last.
+        storage_options: settings of the stores of URLs, see shardio.storage.location.Options.
 
     Raises:
         UsageError: a value is invalid.
@@ -73,7 +74,7 @@ class OutputOptions:
     engine: EngineName = "local"
     progress: Progress | None = None
     storage: Storage | None = None
-    storage_options: Mapping[str, Any] | None = None
+    storage_options: Options | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", whole_number("seed", self.seed))

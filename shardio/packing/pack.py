@@ -107,7 +107,9 @@ def reshard(source: ShardPaths, out: str | PathLike[str], options: ReshardOption
     """
     job = options.make_job()
     tars = TarSource(
-        catalog=open_catalog(source, allow_empty=options.allow_empty),
+        catalog=open_catalog(
+            source, options=options.storage_options, allow_empty=options.allow_empty
+        ),
         read_labels=options.stratify,
         keys=None if options.keys is None else frozenset(options.keys),
         where=options.where,

@@ -220,6 +220,7 @@ class Evidence:
         unit: "samples", or "batches" where nothing tells how many samples they hold.
         ours: whether shardio's datasets, whose stages can be recorded, are read.
         torch: whether a DataLoader makes the batches.
+        remote: whether shards are of a store.
     """
 
     cores: int
@@ -249,6 +250,7 @@ class Evidence:
     unit: str = "samples"
     ours: bool = True
     torch: bool = False
+    remote: bool = False
 
     @property
     def rate(self) -> float:

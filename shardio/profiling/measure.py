@@ -43,12 +43,19 @@ from shardio.fields.defaults import type_of
 from shardio.fields.formats import IMAGE_FIELDS
 from shardio.fields.image import decode_image, forbid_opencv_threads, one_opencv_thread, write_crop
 from shardio.fields.recorded import Unavailable
-from shardio.indexing.catalog import open_catalog
+from shardio.indexing.catalog import Catalog, open_catalog
 from shardio.processes import count_cores
 from shardio.profiling.evidence import STAGES, Ceilings, ThreadRecords
 from shardio.profiling.monitoring import Monitor, Received, look_at
 from shardio.profiling.profile import as_ours
 from shardio.profiling.settings import ProfileSettings, Topology, load_callable
+from shardio.profiling.store import (
+    count_loaded,
+    is_remote,
+    load_shards,
+    local_files,
+    measure_store,
+)
 from shardio.profiling.system import drop_from_cache, thread_uses
 from shardio.reading.batch import SampleReader
 from shardio.reading.dataset import ShardDataset
@@ -88,13 +95,14 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Measure what a request asks for.
 
     Args:
-        request: "settings"; "topology" of a loader, or none to measure the ceilings; "baseline" to
-            measure another loader; "trace" to write a timeline.
+        request: "settings"; "topology" of a loader, or none to measure the ceilings, or with
+            "store" those of a store, whose shards then are in the cache; "baseline" to measure
+            another loader; "trace" to write a timeline.
 
     Returns:
-        The attributes of the ceilings; or of a loader its "evidence", "waits" (seconds since the
-        beginning, share of the time waited) and "speed" (rate of loops without hand-over around
-        it).
+        The attributes of the ceilings or of StoreLimits; or of a loader its "evidence", "waits"
+        (seconds since the beginning, share of the time waited) and "speed" (rate of loops without
+        hand-over around it).
 
     Raises:
         ShardioError: the dataset cannot be read, or a callable of the user failed.
@@ -103,6 +111,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     # More workers than cores are measured to show what they cost.
     warnings.filterwarnings("ignore", "This DataLoader will create")
     torch.set_num_threads(1)  # as in workers; and a fork of torch's own threads would hang
+    if "store" in request:
+        return _store(settings)
     if "topology" not in request:
         return measure_ceilings(_open(settings), _PART * settings.seconds)
     return _run(settings, Topology(**request["topology"]), request)
@@ -121,12 +131,13 @@ def _run(settings: ProfileSettings, topology: Topology, request: dict[str, Any])
     cores = 1 if topology.kind == "here" else count_cores()
     beside = _PART * settings.seconds
     speed = loop_speed(dataset, cores, beside)
-    if settings.cold and not drop_from_cache([shard.path for shard in dataset.catalog.shards]):
+    if settings.cold and not drop_from_cache(local_files(dataset.catalog)):
         raise SituationError(
             "the shards cannot be dropped from the page cache here",
             remedy=f"leave out {argument('cold', True)}",
         )
-    facts = replace(look_at(loader, read), steps=len(dataset))
+    whole = sum(shard.samples for shard in dataset.catalog.shards)
+    facts = replace(look_at(loader, read), steps=-(-whole // settings.batch_size))
     with Monitor(loader, live=False, budget=_BUDGET, facts=facts) as seen:
         for batch in seen:
             if isinstance(batch, ShardioError):
@@ -150,8 +161,9 @@ def _open(settings: ProfileSettings) -> ShardDataset:
     transform: Any = RandomResizedCrop(settings.size) if settings.size else None
     if settings.transform is not None:
         transform = load_callable(settings.transform)
-    return ShardDataset(
+    dataset = ShardDataset(
         settings.source,
+        storage_options=settings.storage_options,
         fields=_fields(settings),
         transform=transform,
         batch_size=settings.batch_size,
@@ -159,15 +171,40 @@ def _open(settings: ProfileSettings) -> ShardDataset:
         on_bad_sample="skip",
         allow_empty=settings.allow_empty,
     )
+    shards = dataset.catalog.shards
+    if is_remote(dataset.catalog):
+        loaded = count_loaded(shards, settings.batch_size)
+        return dataset.subset(range(sum(shard.samples for shard in shards[:loaded])))
+    return dataset
+
+
+def _store(settings: ProfileSettings) -> dict[str, Any]:
+    """Measure a store, then have the shards fetched that the loaders are measured with."""
+    catalog = _catalog(settings)
+    loaded = count_loaded(catalog.shards, settings.batch_size)
+    found = measure_store(catalog, loaded)
+    load_shards(catalog, loaded)
+    return found
+
+
+def _catalog(settings: ProfileSettings) -> Catalog:
+    return open_catalog(
+        settings.source, options=settings.storage_options, allow_empty=settings.allow_empty
+    )
 
 
 def _fields(settings: ProfileSettings) -> dict[str, str | FieldType] | None:
     """Return a mapping that reads fields as bytes whose types are not known; None without such."""
-    catalog = open_catalog(settings.source, allow_empty=settings.allow_empty)
+    catalog = _catalog(settings)
     unknown = {name for name, each in catalog.types.items() if isinstance(each, Unavailable)}
     if not unknown:
         return None
-    stored = ShardDataset(settings.source, decode=False, allow_empty=settings.allow_empty)
+    stored = ShardDataset(
+        settings.source,
+        storage_options=settings.storage_options,
+        decode=False,
+        allow_empty=settings.allow_empty,
+    )
     entries = {entry: ";".join(names) for entry, names in stored.fields.items()}
     return {
         entry: Bytes(names) if unknown & {*stored.fields[entry]} else names
@@ -248,8 +285,7 @@ def open_baseline(settings: ProfileSettings, topology: Topology) -> Iterable[Any
     """Open webdataset, the only baseline, over the same shards."""
     import webdataset  # noqa: PLC0415  only a baseline needs it
 
-    catalog = open_catalog(settings.source, allow_empty=settings.allow_empty)
-    shards = [shard.path for shard in catalog.shards]
+    shards = local_files(_catalog(settings))
     dataset = (
         webdataset.WebDataset(
             shards, shardshuffle=len(shards), empty_check=False, nodesplitter=None
@@ -372,7 +408,7 @@ def measure_ceilings(dataset: ShardDataset, seconds: float) -> dict[str, Any]:
     Raises:
         ShardioError: the dataset cannot be read.
     """
-    shards = [shard.path for shard in dataset.catalog.shards]
+    shards = local_files(dataset.catalog)
     some, total = [], 0
     for path in dict.fromkeys(shards):
         if total < _MOST_READ:

@@ -42,6 +42,7 @@ from shardio.profiling.verdict import Verdict, judge
 from shardio.reading.dataset import ShardDataset
 from shardio.reading.loader import Loader
 from shardio.reading.mix import Mix
+from shardio.storage.remote import RemoteStorage
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -262,6 +263,11 @@ def observe(
         stages=stages,
         unit="samples" if counted else "batches",
         ours=bool(facts.datasets),
+        remote=any(
+            isinstance(shard.storage, RemoteStorage)
+            for dataset in facts.datasets
+            for shard in dataset.catalog.shards
+        ),
         torch=facts.torch,
     )
 

@@ -7,11 +7,11 @@ part of the result. The verdict is about the fastest loader that was measured.
 
 A request goes to a measuring process as JSON, an answer or an error comes out as JSON. Memory and
 start-up of a loader are its own only in a process of its own. Its standard output is the user's,
-whose transform or step may print, so the answer is a file. It leads a session of its own, so that
-it can be ended with all the workers that it forked, and it ends when its parent does. An error
-crosses as values: class, what happened, where, what to do. Whoever raises it again reads no
-sentence and no traceback. Warnings are collected, for the dataset is read many times: in the end
-the profile logs one of each kind, with the number of the others.
+whose transform or step may print, and others see its arguments, so both are files. It leads a
+session of its own, so that it can be ended with all the workers that it forked, and it ends when
+its parent does. An error crosses as values: class, what happened, where, what to do. Whoever raises
+it again reads no sentence and no traceback. Warnings are collected, for the dataset is read many
+times: in the end the profile logs one of each kind, with the number of the others.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from typing import Any
 from shardio.errors import MisfitError, ShardioError, SituationError, UsageError, argument, counted
 from shardio.indexing.catalog import Catalog, open_catalog
 from shardio.options import with_options
+from shardio.profiling.costs import SampleCosts, costs_of, predict
 from shardio.profiling.evidence import (
     Ceilings,
     Evidence,
@@ -50,7 +51,8 @@ from shardio.profiling.settings import (
     load_callable,
     topologies_of,
 )
-from shardio.profiling.verdict import Bottleneck, SampleCosts, Verdict, advise, costs_of, predict
+from shardio.profiling.store import StoreLimits, is_remote
+from shardio.profiling.verdict import Bottleneck, Verdict, advise
 from shardio.storage.cache import fallback_folder
 from shardio.storage.local import refuse_url, without_secrets
 from shardio.storage.temporary import temporary_folder
@@ -138,6 +140,8 @@ class Profile:
         samples: number of samples in the dataset.
         shards: number of shards in the dataset.
         ceilings: limits of the machine with these shards.
+        store: limits of the store of the shards; None where they are local. The loaders are
+            measured with some shards in the cache.
         runs: measured loaders, in order; the first is the loop's own thread.
         best: position in runs of the loader that the verdict is about.
         verdict: bottleneck of that loader, and changes.
@@ -154,6 +158,7 @@ class Profile:
     samples: int
     shards: int
     ceilings: Ceilings
+    store: StoreLimits | None
     runs: tuple[Measurement, ...]
     best: int
     verdict: Verdict
@@ -210,14 +215,19 @@ def profile(source: str | PathLike[str], options: ProfileOptions) -> Profile:
 
 def _measure(settings: ProfileSettings, options: ProfileOptions) -> Profile:
     topologies = topologies_of(settings)
-    catalog = open_catalog(settings.source, allow_empty=settings.allow_empty)
+    catalog = open_catalog(
+        settings.source, options=settings.storage_options, allow_empty=settings.allow_empty
+    )
     samples = sum(shard.samples for shard in catalog.shards)
     _check(settings, samples)
     if options.baseline is not None:
         check_baseline(catalog.fields)
-    _warm(catalog)
-    parts = 1 + len(topologies) + (options.baseline is not None) + (options.trace is not None)
+    stored_away = is_remote(catalog)
+    parts = 1 + stored_away + len(topologies)
+    parts += (options.baseline is not None) + (options.trace is not None)
     child = _Child(settings, options.progress(parts) if options.progress else lambda _: None)
+    store = StoreLimits.from_json(child.ask({"store": True})) if stored_away else None
+    _warm(catalog)
     ceilings = Ceilings(**child.ask({}))
     alone = child.run(topologies[0])
     costs = costs_of(alone.evidence, ceilings, settings.batch_size)
@@ -233,13 +243,14 @@ def _measure(settings: ProfileSettings, options: ProfileOptions) -> Profile:
     stored = seen.stages.bytes if seen.stages else 0.0
     costs = _costs_of_best(costs, ceilings, runs[best], settings)
     rates = {(run.topology.kind, run.topology.producers): run.evidence.rate for run in runs}
-    verdict = advise(seen, costs, ceilings, settings, rates)
+    verdict = advise(seen, costs, ceilings, settings, rates, store)
     return Profile(
-        settings=replace(settings, source=without_secrets(settings.source)),
+        settings=settings.as_shown(),
         cores=costs.cores,
         samples=samples,
         shards=len(catalog.shards),
         ceilings=ceilings,
+        store=store,
         runs=tuple(runs),
         best=best,
         verdict=verdict,
@@ -419,7 +430,7 @@ def _warm(catalog: Catalog) -> None:
     """Read shards into the page cache, so that the first run is not the slowest."""
     left = _WARM_BYTES
     for shard in catalog.shards:
-        if left <= 0:
+        if left <= 0 or shard.remote is not None:
             break
         with Path(shard.path).open("rb") as stream:
             while left > 0 and (piece := stream.read(1 << 20)):
@@ -460,8 +471,9 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
         ShardioError: the process raised it, or ended without an answer.
     """
     with _end_in_order(), temporary_folder(_LONGEST) as place:
-        answer = Path(place, "answer.json")
-        words = _ROOT, json.dumps(request), str(answer), str(os.getpid())
+        asked, answer = Path(place, "request.json"), Path(place, "answer.json")
+        asked.write_text(json.dumps(request), "utf-8")  # others see the words of a command
+        words = _ROOT, str(asked), str(answer), str(os.getpid())
         cache = fallback_folder()  # TMPDIR is another one there
         process = subprocess.Popen(  # noqa: S603  our own module
             [sys.executable, *_SAFE, "-c", _CODE, *words],
@@ -488,7 +500,7 @@ def main(request: str, place: str, parent: str) -> None:
     """Measure what a request asks for, and write the answer.
 
     Args:
-        request: JSON, see measure.answer.
+        request: path of a file with the request as JSON, see measure.answer.
         place: path of the file to write, in a folder that is the parent's to remove.
         parent: number of the parent process; this process and its workers end when it does.
     """
@@ -500,7 +512,7 @@ def main(request: str, place: str, parent: str) -> None:
     try:
         from shardio.profiling.measure import answer  # noqa: PLC0415  needs torch
 
-        found = answer(json.loads(request))
+        found = answer(json.loads(Path(request).read_text("utf-8")))
         found["warnings"] = collected.read()
     except Exception as error:  # of a user's code, too
         found = {"error": _values_of(as_ours(error))}

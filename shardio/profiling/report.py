@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from shardio.errors import SituationError, argument, counted
 from shardio.profiling.evidence import Evidence, ProducerKind, Stages
+from shardio.profiling.store import MOST_BYTES, MOST_SECONDS, StoreLimits
 from shardio.profiling.verdict import Bottleneck
 
 if TYPE_CHECKING:
@@ -117,6 +118,11 @@ def facts(result: Profile) -> list[str]:
     if result.storage is not None and verdict.bottleneck in _OF_THE_PRODUCERS:
         where = "Storage" if result.ceilings.cold else "The page cache"
         found.append(f"{where} could deliver {result.storage:,.0f} samples/s.")
+    if result.store is not None and verdict.bottleneck != "store":
+        found.append(
+            f"The store could deliver {result.store.samples_per_second:,.0f} samples/s, where an "
+            "epoch is fetched."
+        )
     found.append(f"{seen.ready:.0%} of the batches were ready when the loop asked for them.")
     if verdict.rate_without:
         found.append(
@@ -231,7 +237,26 @@ def conditions(result: Profile) -> str:
         f"{settings.seconds:g} s per loader",
         counted(result.cores, "core"),
     ]
+    store = result.store
+    if store is not None:
+        loaded = counted(store.loaded, "shard")
+        parts += [
+            f"the store measured without the cache by {store.measured_bytes / 1e6:,.1f} MB in "
+            f"{store.measured_seconds:.1f} s (at most {MOST_BYTES / 1e6:,.0f} MB and "
+            f"{MOST_SECONDS:g} s)",
+            f"the loaders with {loaded} of {store.loaded_bytes / 1e6:,.1f} MB in the cache",
+        ]
     return ", ".join(parts)
+
+
+def store_rows(store: StoreLimits) -> list[tuple[str, str]]:
+    """Return a row for each limit of a store: its name, and its value."""
+    rows = [("store, first byte", f"{store.first_byte * 1e3:,.0f} ms")]
+    rows += [
+        (f"store, {counted(number, 'connection')}", f"{rate / 1e6:,.0f} MB/s")
+        for number, rate in store.rates
+    ]
+    return [*rows, ("store, these shards", f"{store.samples_per_second:,.0f} samples/s")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -483,6 +508,7 @@ def _limits(result: Profile, best: Measurement) -> str:
     limits, size = result.ceilings, result.settings.batch_size
     stored = best.evidence.stages.bytes if best.evidence.stages else 0.0
     rates = [
+        ("store", result.store.samples_per_second if result.store else None),
         ("storage, cold", limits.cold / stored if limits.cold and stored else None),
         ("page cache", limits.warm / stored if stored else None),
         ("hand-over", limits.handover * size),

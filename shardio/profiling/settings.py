@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from shardio.errors import SituationError, UsageError, argument, counted, quoted
 from shardio.fields.formats import IMAGE_FIELDS
 from shardio.processes import count_cores
 from shardio.profiling.evidence import ProducerKind
+from shardio.storage.local import without_secrets
+from shardio.storage.location import Options
 
 BASELINES = ("webdataset",)
 """Other loaders that can be measured on the same shards."""
@@ -90,9 +92,16 @@ class ProfileSettings(MeasuringOptions):
 
     Attributes:
         source: packed folder or shards.
+        storage_options: settings of the store of a URL, see shardio.storage.location.Options; None
+            in results, since they may hold secrets.
     """
 
     source: str
+    storage_options: Options | None = field(default=None, repr=False)
+
+    def as_shown(self) -> ProfileSettings:
+        """Return the settings without secrets, for results."""
+        return replace(self, source=without_secrets(self.source), storage_options=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +113,7 @@ class ProfileOptions(MeasuringOptions):
         html: path of a report for a browser.
         png: path of a chart of the rates; needs shardio[plot].
         trace: path of a timeline of the fastest loader, for ui.perfetto.dev.
+        storage_options: settings of the store of a URL, see shardio.storage.location.Options.
         progress: function that takes the number of parts to measure and returns one that is called
             with the number of further parts done.
 
@@ -115,6 +125,7 @@ class ProfileOptions(MeasuringOptions):
     html: str | None = None
     png: str | None = None
     trace: str | None = None
+    storage_options: Options | None = field(default=None, repr=False)
     progress: Callable[[int], Callable[[int], None]] | None = None
 
     def __post_init__(self) -> None:
@@ -124,8 +135,8 @@ class ProfileOptions(MeasuringOptions):
 
     def of(self, source: str | PathLike[str]) -> ProfileSettings:
         """Return the settings of a profile of a source."""
-        own = {field.name: getattr(self, field.name) for field in fields(MeasuringOptions)}
-        return ProfileSettings(source=fspath(source), **own)
+        own = {each.name: getattr(self, each.name) for each in fields(MeasuringOptions)}
+        return ProfileSettings(source=fspath(source), storage_options=self.storage_options, **own)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

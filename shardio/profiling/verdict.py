@@ -4,14 +4,6 @@ Pure functions of what was observed. The rules are tried in order, and the first
 the bottleneck: what the loop does before what its producers do, a wrong number of producers before
 what each of them does. `judge` is for a loop of which nothing else is known. `advise` also knows
 what the machine can do, and gives changes with the gain that the costs of a sample let expect.
-
-`SampleCosts` predict how fast a loader would be with other threads, workers or cores: each producer
-takes the CPU time of a sample, longer where several cores are busy, and the time that it only
-waits. All producers share the cores with the loop's own thread. Threads share the interpreter's
-lock, which a thread releases some six times per sample, and wait longer the more of them there are.
-The loop's thread takes the batches one after the other. The least of these limits is the rate. What
-was not measured is assumed: further cores are of the same kind, with the same loss for each that is
-busy, and storage keeps up.
 """
 
 from __future__ import annotations
@@ -21,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from shardio.errors import SituationError, argument, counted
+from shardio.errors import counted
+from shardio.profiling.costs import SampleCosts, predict
 from shardio.profiling.evidence import (
     Ceilings,
     Evidence,
@@ -30,6 +23,8 @@ from shardio.profiling.evidence import (
     Stages,
 )
 from shardio.profiling.settings import ProfileSettings
+from shardio.profiling.store import LARGE_SHARD, StoreLimits
+from shardio.storage.downloads import CONNECTIONS
 
 Bottleneck = Literal[
     "step",
@@ -40,6 +35,7 @@ Bottleneck = Literal[
     "worker",
     "storage",
     "cold",
+    "store",
     "lock",
     "prefetch",
     "decode",
@@ -68,12 +64,10 @@ _LOCK_HELD_LONG = 0.002  # seconds; half the interpreter's switch interval
 _LEAST_GAIN = 1.05
 _MARGIN = 8 / 7  # side that an image is packed with over that of its crop: 256 to 224
 _TINY = 64  # pixels; smaller images can be stored raw without a thought
-_PLACE_BOUND: frozenset[Bottleneck] = frozenset({"step", "start", "worker", "storage", "cold"})
+_PLACE_BOUND: frozenset[Bottleneck] = frozenset(
+    {"step", "start", "worker", "storage", "cold", "store"}
+)
 """Bottlenecks that other threads, workers or cores do not remove."""
-_RELEASES = 6
-"""Releases of the interpreter's lock: read, checksum, decode (twice), resize, mirror."""
-_MOST_LOCKED = 0.25
-"""Share of a sample's CPU time; whatever two threads lose beyond it has another cause."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +118,7 @@ def advise(
     ceilings: Ceilings,
     settings: ProfileSettings,
     measured: Mapping[tuple[ProducerKind, int], float],
+    store: StoreLimits | None = None,
 ) -> Verdict:
     """Name what limits a measured loop, with the gains to expect of changes.
 
@@ -133,8 +128,12 @@ def advise(
         ceilings: limits of the machine.
         settings: settings of the measurement.
         measured: samples per second of all measured loops, by kind and number of producers.
+        store: limits of the store, if the shards are of one; the loops were measured with shards
+            in the cache.
     """
     verdict = _diagnose(seen)
+    if store is not None and store.samples_per_second < seen.rate:
+        return _first_epoch(verdict, seen, store)
     changes = [*verdict.changes]
     if verdict.bottleneck not in _PLACE_BOUND:
         packing = [*_packing(verdict, seen.rate, costs, ceilings, settings)]
@@ -299,6 +298,8 @@ def _storage(seen: Evidence) -> Verdict | None:
     filling = _sample_time(stages)
     if stages.blocked_read < _BLOCKED * filling:
         return None
+    if seen.remote:
+        return _fetching(seen, stages, filling)
     megabytes = stages.bytes * seen.rate / 1e6
     gain = filling / max(filling - stages.blocked_read, 1e-9)
     cold = seen.cached is not None and seen.cached < 0.5
@@ -318,6 +319,80 @@ def _storage(seen: Evidence) -> Verdict | None:
         short="cold storage limits" if cold else "storage limits",
         rate_without=seen.rate * gain,
         changes=tuple(changes),
+    )
+
+
+_MORE_CONNECTIONS = Change(
+    text=f"Use more workers, each of which fetches {CONNECTIONS} shards at once, and a greater "
+    "predownload",
+    gain=None,
+)
+_STREAMS = Change(
+    text="With several nodes, use streams, so that each fetches its own shards only",
+    gain=None,
+)
+
+
+def _fetching(seen: Evidence, stages: Stages, filling: float) -> Verdict:
+    """Describe a loop that waits for a store, of which nothing else is known."""
+    gain = filling / max(filling - stages.blocked_read, 1e-9)
+    return Verdict(
+        bottleneck="store",
+        sentence=f"Fetching from the store limits this loop to {_rate(seen)}, "
+        f"{stages.bytes * seen.rate / 1e6:,.1f} MB/s: a sample spends "
+        f"{stages.blocked_read / 1e3:,.2f} of its {filling / 1e3:,.2f} ms waiting for its bytes.",
+        short="the store limits",
+        rate_without=seen.rate * gain,
+        changes=(
+            Change(
+                text="Raise cache_limit to the size of the dataset: later epochs then fetch "
+                "nothing",
+                gain=gain,
+            ),
+            _MORE_CONNECTIONS,
+            _STREAMS,
+        ),
+    )
+
+
+def _first_epoch(verdict: Verdict, seen: Evidence, store: StoreLimits) -> Verdict:
+    """Describe a loop that is faster than the store delivers.
+
+    Args:
+        verdict: what limits the loop with shards in the cache.
+        seen: observations of that loop.
+        store: limits of the store.
+    """
+    rate, most = store.samples_per_second, seen.rate / store.samples_per_second
+    link = ""
+    if store.grows:
+        link = " (more would be faster)"
+    elif store.enough < store.connections:
+        link = f" ({store.enough} {'is' if store.enough == 1 else 'are'} as fast)"
+    changes = [_MORE_CONNECTIONS] if store.grows else []
+    larger = store.rate(max(LARGE_SHARD, store.shard_bytes)) / store.rate()
+    if larger >= _LEAST_GAIN:
+        text = (
+            f"Make larger shards, shardio reshard --shard-size 256MB: of a request for one of "
+            f"{store.shard_bytes / 1e6:,.2f} MB, {store.waiting:.0%} is the wait for its first byte"
+        )
+        changes.append(Change(text=text, gain=min(larger, most)))
+    if store.cached < 1:
+        text = (
+            f"Raise cache_limit to {store.total_bytes / 1e9:,.1f} GB: the cache may hold "
+            f"{store.cached:.0%} of the dataset, and later epochs fetch the rest again"
+        )
+        changes.append(Change(text=text, gain=most))
+    changes.sort(key=lambda change: -(change.gain or 0))
+    later = "later ones come" if store.cached == 1 else "what the cache holds comes"
+    return Verdict(
+        bottleneck="store",
+        sentence=f"The store limits the first epoch to {rate:,.0f} samples/s, "
+        f"{store.rate() / 1e6:,.0f} MB/s by {store.connections} connections{link}; {later} at "
+        f"{_rate(seen)}, where {verdict.short}.",
+        short="the store limits",
+        rate_without=seen.rate,
+        changes=(*changes, _STREAMS),
     )
 
 
@@ -548,119 +623,3 @@ def _packing(
     gain = costs.cpu / max(costs.cpu - saved, 1e-9)
     most = (verdict.rate_without or rate) / rate  # seen in another measurement than the costs
     yield Change(text=f"Pack again: shardio pack {how}", gain=min(gain, most))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampleCosts:
-    """Costs of a sample on a machine, in microseconds.
-
-    Attributes:
-        cpu: CPU time of its producer, while one core is busy.
-        idle: time that its producer only waits, for storage or in a transform.
-        locked: CPU time of its producer that holds the interpreter's lock.
-        lock_bound: least time of the whole loader per sample with a thread on each of more than
-            two cores; 0 where not measured.
-        handoff: time until a thread runs that waited for the interpreter's lock.
-        sent: further CPU time of a worker, to plan it and hand it over.
-        received: CPU time of the loop's thread to take it from a worker.
-        planned: CPU time of the loop's thread to have threads make it.
-        step: time of the loop's own step.
-        cores: number of cores of the machine.
-        speedup: rate of all measured cores over that of one.
-        measured_cores: number of cores that the speed-up was measured on.
-    """
-
-    cpu: float
-    idle: float
-    locked: float
-    lock_bound: float
-    handoff: float
-    sent: float
-    received: float
-    planned: float
-    step: float
-    cores: int
-    speedup: float
-    measured_cores: int
-
-    def with_cores(self, cores: int) -> SampleCosts:
-        """Return the costs on a machine with other cores."""
-        return replace(self, cores=cores)
-
-    def at_speed(self, factor: float) -> SampleCosts:
-        """Return the costs while the cores are faster by a factor."""
-        names = "cpu", "locked", "lock_bound", "sent", "received", "planned"
-        return replace(self, **{name: getattr(self, name) / factor for name in names})
-
-    def busy(self, cores: float) -> float:
-        """Return the rate of a number of busy cores over that of one."""
-        cores = min(max(cores, 1.0), float(self.cores))
-        if self.measured_cores == 1:
-            return cores
-        return 1 + (cores - 1) * (self.speedup - 1) / (self.measured_cores - 1)
-
-
-def costs_of(alone: Evidence, ceilings: Ceilings, batch_size: int) -> SampleCosts:
-    """Return the costs of a sample.
-
-    Args:
-        alone: observations of the loop's own thread.
-        ceilings: limits of the same machine.
-        batch_size: samples in a batch.
-
-    Raises:
-        UsageError: too little was observed.
-    """
-    stages = alone.stages
-    if stages is None:
-        raise SituationError(
-            "the measurements are too short to tell where time goes",
-            remedy=f"give greater {argument('seconds')}",
-        )
-    waited = alone.receiving * alone.seconds / alone.samples * 1e6
-    wall = sum(part.wall for part in (stages.read, stages.decode, stages.transform, stages.batch))
-    planned = max(waited - stages.cpu, 0.0)
-    idle = max(wall - stages.cpu - stages.delay, 0.0)
-    whole = max(1e6 / ceilings.loop_one - planned, 1.0)  # of shares: one loop alone may be off
-    cpu = whole * stages.cpu / (stages.cpu + idle)
-    return SampleCosts(
-        cpu=cpu,
-        idle=whole - cpu,
-        locked=min(ceilings.sharing / max(ceilings.handoff, 1e-3) / _RELEASES, _MOST_LOCKED) * cpu,
-        lock_bound=1e6 / ceilings.loop_threads if ceilings.loop_threads else 0.0,
-        handoff=ceilings.handoff,
-        sent=planned + ceilings.handover_worker / batch_size,
-        received=ceilings.handover_loop / batch_size,
-        planned=planned,
-        step=alone.step_seconds / batch_size * 1e6,
-        cores=alone.cores,
-        speedup=ceilings.speedup,
-        measured_cores=alone.cores,
-    )
-
-
-def predict(costs: SampleCosts, kind: ProducerKind, producers: int) -> float:
-    """Predict samples per second.
-
-    Args:
-        costs: costs of a sample on the machine.
-        kind: kind of the producers.
-        producers: number of producers; 0 for the loop's own thread.
-    """
-    if kind == "here":
-        return 1e6 / (costs.cpu + costs.idle + costs.planned + costs.step)
-    threads = kind == "threads"
-    own = costs.planned if threads else costs.received
-    cpu = costs.cpu if threads else costs.cpu + costs.sent
-    contended = min((producers - 1) * costs.locked / (costs.cpu + costs.idle), 1.0)
-    handing = _RELEASES * contended * costs.handoff if threads else 0.0
-    running = min(producers, costs.cores)
-    slowed = running / costs.busy(running)
-    limits = [
-        (cpu * slowed + costs.idle + handing) / producers,  # the producers
-        (cpu + own) / costs.busy(min(producers + 1, costs.cores)),  # the cores
-        own + costs.step,  # the loop's thread
-    ]
-    if threads:
-        limits.append(costs.lock_bound or costs.locked + handing + own)
-    return 1e6 / max(limits)

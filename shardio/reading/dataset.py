@@ -225,7 +225,8 @@ class ShardDataset(ResumableDataset):
         storage: storage of the source, see shardio.storage.base; None chooses it by the scheme of
             a URL.
         storage_options: credentials and other settings of the store of a URL, by name; by default
-            those that its usual environment and files give.
+            those that its usual environment and files give. What is given here precedes the
+            arguments that follow.
         cache_dir: folder for whole shards of stores, by default the usual cache folder.
         cache_limit: bytes that they may take there, by default three quarters of the free space.
         predownload: number of windows ahead whose shards are fetched from stores.
@@ -616,11 +617,11 @@ def _store_options(given: Mapping[str, Any]) -> Options:
     """Return the options of a store that the arguments of a dataset are."""
     folder = given["cache_dir"]
     return {
-        **(given["storage_options"] or {}),
         "cache_dir": None if folder is None else os.fspath(folder),
         "cache_limit": given["cache_limit"],
         "retries": given["download_retry"],
         "timeout": given["download_timeout"],
+        **(given["storage_options"] or {}),
     }
 
 

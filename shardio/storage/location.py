@@ -22,7 +22,8 @@ from shardio.storage.base import FileStat, Storage, StoredFile
 from shardio.storage.local import LOCAL, refuse_url
 
 Options = Mapping[str, Any]
-"""Credentials, endpoint and other settings of a store, by name."""
+"""Settings of a store by name: anon, endpoint_url, the cache_dir and cache_limit of its shards, and
+others. Credentials are better left to the environment of the store."""
 OpenUrl = Callable[[str, Options], tuple[Storage, str]]
 """Makes the storage of a URL, and the path there, from the URL and options."""
 
@@ -197,6 +198,8 @@ def locate(
         raise UsageError(
             "it must have the methods of shardio.Storage", where=argument("storage", storage)
         )
+    if not isinstance(options, Mapping | None):
+        raise UsageError("it must be a mapping", where=argument("storage_options"))
     text = os.fspath(path)
     if storage is not None and storage != LOCAL:
         return Location(storage, text.rstrip("/"))

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shardio.profiling.costs import SampleCosts, predict
 from shardio.profiling.evidence import (
     Ceilings,
     Evidence,
@@ -21,7 +22,8 @@ from shardio.profiling.evidence import (
     Stages,
 )
 from shardio.profiling.settings import ProfileSettings
-from shardio.profiling.verdict import Bottleneck, SampleCosts, Verdict, advise, judge, predict
+from shardio.profiling.store import StoreLimits
+from shardio.profiling.verdict import Bottleneck, Verdict, advise, judge
 
 
 def stage(wall: float, cpu: float | None = None) -> Stage:
@@ -110,6 +112,7 @@ PLANTED: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     ("storage", {"stages": stages(read=stage(2000, 40), total=3000.0)}),
+    ("store", {"stages": stages(read=stage(2000, 40), total=3000.0), "remote": True}),
     ("cold", {"stages": stages(read=stage(2000, 40), total=3000.0), "cached": 0.0}),
     (
         "lock",
@@ -314,3 +317,81 @@ def test_more_threads_are_no_advice_where_the_step_or_storage_limits() -> None:
         texts = " ".join(change.text for change in advice(seen(**changes)).changes)
         assert "such cores" not in texts
         assert "workers" not in texts.replace("threads or workers", "")
+
+
+def store(**changes: Any) -> StoreLimits:
+    """30 ms to the first byte, 50 MB/s in all, photos of 64 kB in shards of 64 MB."""
+    values: dict[str, Any] = {
+        "first_byte": 0.03,
+        "rates": ((1, 40e6), (4, 50e6), (16, 50e6)),
+        "shard_bytes": 64e6,
+        "sample_bytes": 64e3,
+        "total_bytes": 64_000_000_000,
+        "cache_bytes": 64_000_000_000,
+        "measured_bytes": 100_000_000,
+        "measured_seconds": 4.0,
+        "loaded": 4,
+        "loaded_bytes": 256_000_000,
+    }
+    return StoreLimits(**{**values, **changes})
+
+
+def limited(changes: dict[str, Any], step: float = 0.0) -> Verdict:
+    settings = ProfileSettings(source="s3://bucket/out", step_ms=step)
+    return advise(seen(), costs(), limits(), settings, {}, store(**changes))
+
+
+def test_a_store_that_is_slower_than_the_loop_is_named_with_what_it_delivers() -> None:
+    verdict = limited({})
+    assert verdict.bottleneck == "store"
+    rate = 16 * 64e6 / (0.03 + 16 * 64e6 / 50e6) / 64e3
+    assert rate == pytest.approx(store().samples_per_second)
+    assert verdict.sentence == (
+        f"The store limits the first epoch to {rate:,.0f} samples/s, 50 MB/s by 16 connections (4 "
+        "are as fast); later ones come at 1,600 samples/s, where decoding limits."
+    )
+    assert verdict.rate_without == seen().rate
+    assert [change.text.partition(",")[0] for change in verdict.changes] == ["With several nodes"]
+    assert advise(seen(), costs(), limits(), ProfileSettings(source="a"), {}).changes
+
+
+def test_a_store_that_is_faster_than_the_loop_changes_nothing() -> None:
+    fast = limited({"rates": ((1, 40e6), (4, 160e6), (16, 640e6))})
+    assert fast == advise(seen(), costs(), limits(), ProfileSettings(source="a"), {})
+
+
+def test_more_connections_are_advised_while_they_make_a_difference() -> None:
+    growing = {"rates": ((1, 5e6), (4, 20e6), (16, 80e6))}
+    verdict = limited(growing)
+    assert "(more would be faster)" in verdict.sentence
+    assert "Use more workers, each of which fetches 16 shards" in verdict.changes[0].text
+    assert not store(rates=((1, 5e6), (4, 60e6), (16, 80e6))).grows
+
+
+def test_larger_shards_are_advised_where_the_wait_before_the_first_byte_counts() -> None:
+    verdict = limited({"shard_bytes": 200e3, "rates": ((1, 50e6), (4, 200e6), (16, 400e6))})
+    first = verdict.changes[0]
+    share = 0.03 / (0.03 + 200e3 / 25e6)
+    assert (
+        f"Make larger shards, shardio reshard --shard-size 256MB: of a request for one of 0.20 "
+        f"MB, {share:.0%} is the wait" in first.text
+    )
+    rate = store(shard_bytes=200e3, rates=((16, 400e6),)).samples_per_second
+    assert first.gain == pytest.approx(min(1 / (1 - share), seen().rate / rate), rel=0.02)
+
+
+def test_a_larger_cache_is_advised_where_later_epochs_fetch_again() -> None:
+    verdict = limited({"cache_bytes": 16_000_000_000})
+    assert "what the cache holds comes at" in verdict.sentence
+    assert verdict.changes[0].text == (
+        "Raise cache_limit to 64.0 GB: the cache may hold 25% of the dataset, and later epochs "
+        "fetch the rest again"
+    )
+
+
+def test_a_loop_that_waits_for_a_store_is_told_so_where_nothing_else_is_known() -> None:
+    verdict = judge(seen(stages=stages(read=stage(2000, 40), total=3000.0), remote=True))
+    assert verdict.sentence.startswith("Fetching from the store limits this loop to 1,600 samples")
+    texts = " ".join(change.text for change in verdict.changes)
+    for word in ("cache_limit", "predownload", "streams"):
+        assert word in texts

@@ -76,7 +76,9 @@ class TarSource:
     def open(cls, path: str, options: PackOptions) -> TarSource:
         """See PathSource."""
         refuse_mixed_folder(path)
-        catalog = open_catalog(path, allow_empty=options.allow_empty)
+        catalog = open_catalog(
+            path, options=options.storage_options, allow_empty=options.allow_empty
+        )
         return cls(catalog=catalog, read_labels=options.stratify, junk=False)
 
     @property

@@ -1,0 +1,262 @@
+"""What `plan` and `profile` say of a store, and the options of stores that commands take."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import shardio
+from servers import S3_LATENCY, Nginx, SeaweedS3
+from shardio.cli import commands
+from shardio.profiling.profile import ask
+from shardio.profiling.store import MOST_BYTES, MOST_SECONDS
+from shardio.testing import make_images
+
+SHARDS, SAMPLES, SIZE = 20, 10, 10_000
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed folder of 20 shards of about 100 kB."""
+    samples = (
+        {"__key__": f"{number:03}", "bin": os.urandom(SIZE)} for number in range(SHARDS * SAMPLES)
+    )
+    out = tmp_path_factory.mktemp("noise") / "out"
+    shardio.pack(samples, out, shards=SHARDS, shuffle=False)
+    return out
+
+
+def bytes_of_shards(web: Nginx, folder: Path) -> int:
+    """Bytes of shards that a server was asked for."""
+    total = 0
+    for request in web.requests():
+        if request.method == "GET" and request.target.endswith(".tar"):
+            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("range", ""))
+            size = (folder / Path(request.target).name).stat().st_size
+            total += int(asked[2]) - int(asked[1]) + 1 if asked else size
+    return total
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 1.1])
+def test_plan_says_what_epochs_fetch(
+    noise: Path, share: float, serve: Callable[..., Nginx], tmp_path: Path
+) -> None:
+    web = serve(folder=noise)
+    order: dict[str, Any] = {"batch_size": 5, "shuffle": True, "window": 1}
+    limit = int(share * sum(path.stat().st_size for path in noise.glob("*.tar")))
+    found = shardio.plan(web.url, **order, storage_options={"cache_limit": limit})
+    (node,) = found.nodes
+    assert found.remote
+    assert found.cache_limit == limit
+    dataset = shardio.ShardDataset(
+        web.url, **order, cache_dir=tmp_path / "cache", cache_limit=limit
+    )
+    totals = [bytes_of_shards(web, noise)]
+    for epoch in range(3):
+        dataset.set_epoch(epoch)
+        assert sum(int(batch["valid"].sum()) for batch in dataset) == SHARDS * SAMPLES
+        totals.append(bytes_of_shards(web, noise))
+    first, *later = (after - before for before, after in pairwise(totals))
+    ranges = 2 * 5 * (SIZE + 2048)  # of the first batches, at most
+    shard = found.bytes / SHARDS  # one may be asked for by ranges before it is fetched
+    assert node.bytes <= first <= node.bytes + ranges + shard
+    assert node.later_bytes is not None
+    assert sum(later) / 2 == pytest.approx(node.later_bytes + ranges / 2, abs=ranges / 2 + shard)
+
+
+def test_plan_says_what_each_node_fetches_in_words(
+    noise: Path, serve: Callable[..., Nginx]
+) -> None:
+    web = serve(folder=noise)
+    order = ["--batch-size", "5", "--ranks", "4", "--nodes", "2", "--shuffle", "true"]
+    size = sum(path.stat().st_size for path in noise.glob("*.tar"))
+
+    def said(*options: str, source: str = web.url) -> str:
+        done = CliRunner().invoke(commands, ["plan", source, *order, *options])
+        assert done.exit_code == 0, done.output
+        return " ".join(done.output.split())
+
+    everything = said()
+    assert (
+        f"Each of 2 nodes, with 2 ranks, fetches up to {size / 1e6:,.1f} MB from the store in the "
+        f"first epoch, {2 * size / 1e6:,.1f} MB together; without a cache in every epoch."
+    ) in everything
+    assert f"A cache of {size / 1e6:,.1f} MB leaves nothing to fetch" in everything
+    half = f"about {size / 2 / 1e6:,.1f} MB"
+    assert f"--streams 4 gives each node a share, {half}" in everything
+    own = said("--streams", "4", "--cache-limit", "10MB")
+    assert f"fetches up to {size / 2 / 1e6:,.1f} MB from the store" in own
+    assert "A cache of 10.0 MB leaves up to 0.0 MB to fetch in each later epoch." in own
+    assert "from the store" not in said(source=str(noise))
+    assert "A cache of 1.0 MB leaves" in said("--cache-limit", "1MB", source=str(noise))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("photos")
+    make_images(root / "in", classes=2, per_class=60)
+    shardio.pack(root / "in", root / "out", shards=6)
+    return root / "out"
+
+
+def test_profile_measures_a_store_and_then_loaders_with_shards_in_the_cache(
+    photos: Path, serve: Callable[..., Nginx], tmp_path: Path
+) -> None:
+    web = serve(folder=photos, latency=S3_LATENCY)
+    web.fail("*.tar", rate=20_000)
+    options = {"cache_dir": str(tmp_path / "cache")}
+    found = shardio.profile(
+        web.url,
+        size=16,
+        seconds=0.3,
+        batch_size=20,
+        threads=[1],
+        html=str(tmp_path / "a.html"),
+        storage_options=options,
+    )
+    store = found.store
+    assert store is not None
+    assert S3_LATENCY <= store.first_byte < 20 * S3_LATENCY
+    assert [number for number, _ in store.rates] == [1, 4, 16]
+    assert 0 < store.measured_bytes <= MOST_BYTES
+    assert store.measured_seconds < 3 * MOST_SECONDS
+    assert store.total_bytes == sum(path.stat().st_size for path in photos.glob("*.tar"))
+    assert (store.loaded, store.loaded_bytes) == (6, store.total_bytes)
+    assert store.cached == 1
+    whole = [
+        request.target
+        for request in web.requests()
+        if request.target.endswith(".tar") and "range" not in request.headers
+    ]
+    assert sorted(whole) == sorted({*whole})  # and the loaders read what is in the cache
+    assert found.verdict.bottleneck == "store"
+    assert found.verdict.rate_without == found.runs[found.best].evidence.rate
+    assert found.verdict.sentence.startswith("The store limits the first epoch to ")
+    page = (tmp_path / "a.html").read_text("utf-8")
+    for words in (
+        "at most 268 MB and 5 s",
+        "the loaders with 6 shards of",
+        "store measured without the cache",
+    ):
+        assert words in page
+    assert found.settings.storage_options is None
+
+
+def test_a_profile_that_a_store_does_not_limit_says_what_it_could_deliver(
+    photos: Path, serve: Callable[..., Nginx]
+) -> None:
+    web = serve(folder=photos)
+    done = CliRunner().invoke(
+        commands,
+        ["profile", web.url, "--seconds", "0.3", "--threads", "1", "--workers", "1"],
+        catch_exceptions=False,
+    )
+    assert done.exit_code == 0
+    said = " ".join(done.stdout.split())
+    assert "store, first byte" in said
+    assert "store, 16 connections" in said
+    assert not said.startswith("Storage")
+    assert not said.startswith("Fetching")
+
+
+def test_what_a_profile_asks_of_a_process_is_not_in_its_arguments(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    start = subprocess.Popen
+
+    def noted(command: list[str], **options: Any) -> Any:
+        seen.extend(command)
+        return start(command, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", noted)
+    settings = {"source": str(photos), "storage_options": {"secret": "a password"}, "size": 0}
+    ask({"settings": {**settings, "seconds": 0.1, "batch_size": 2}})
+    assert seen
+    assert "password" not in " ".join(seen)
+
+
+def test_commands_take_options_of_a_store(
+    s3: SeaweedS3, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are all that says where the store is."""
+    pytest.importorskip("boto3")
+    for name in [each for each in os.environ if each.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3.upload(photos, "public", "figures/")
+    monkeypatch.chdir(tmp_path)
+    url, order = "s3://public/figures", ["--batch-size", "5"]
+    options = ["--storage-option", f"endpoint_url={s3.url}", "--storage-option", "anon=true"]
+    options += ["--storage-option", "retries=2", "--cache-dir", str(tmp_path / "cache")]
+    for command in (
+        ["info", url],
+        ["verify", url],
+        ["plan", url, *order, "--cache-limit", "1GB"],
+        ["replay", url, *order, "--step", "1", "--to", "batch"],
+    ):
+        done = CliRunner().invoke(commands, [*command, *options, "--json"])
+        assert done.exit_code == 0, (command, done.output, done.exception)
+        assert json.loads(done.stdout)
+        assert s3.url not in done.stdout
+    assert json.loads((tmp_path / "batch/batch.json").read_text())["settings"]["source"] == url
+    assert s3.url not in (tmp_path / "batch/batch.json").read_text()
+    assert [*(tmp_path / "cache").iterdir()]
+
+
+def test_a_pack_takes_options_of_the_store_that_it_writes_to(
+    s3: SeaweedS3, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("boto3")
+    for name in [each for each in os.environ if each.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    url = f"s3://{s3.bucket()}/out"
+    options = {"endpoint_url": s3.url, "key": s3.keys.access, "secret": s3.keys.secret}
+    pairs = [["--storage-option", f"{name}={value}"] for name, value in options.items()]
+    words = [word for pair in pairs for word in pair]
+    done = CliRunner().invoke(commands, ["pack", str(images), url, "--shards", "2", *words])
+    assert done.exit_code == 0, done.exception
+    assert s3.keys.secret not in done.output
+    assert shardio.info(url, storage_options=options).samples == 600
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("swordfish", "it is not KEY=VALUE, as anon=true"),
+        ("=swordfish", "it is not KEY=VALUE, as anon=true"),
+        ("retries=swordfish", "retries is a number, as retries=3"),
+        ("colour=swordfish", "--storage-option: there is no option 'colour'"),
+    ],
+)
+def test_an_option_that_is_wrong_is_refused_without_its_value(option: str, message: str) -> None:
+    words = ["info", "http://localhost:1/out", "--storage-option", option]
+    done = CliRunner().invoke(commands, words)
+    said = f"{done.output}{done.exception or ''}"
+    assert done.exit_code
+    assert message in said
+    assert "swordfish" not in said
+
+
+def test_options_are_a_mapping() -> None:
+    for function in (shardio.info, shardio.verify):
+        with pytest.raises(shardio.UsageError, match="storage_options: it must be a mapping"):
+            function("http://localhost:1/out", storage_options="anon")  # type: ignore[arg-type]
+
+
+def test_a_cache_named_among_the_options_is_used(
+    noise: Path, serve: Callable[..., Nginx], tmp_path: Path
+) -> None:
+    options = {"cache_dir": str(tmp_path / "cache")}
+    dataset = shardio.ShardDataset(serve(folder=noise).url, batch_size=50, storage_options=options)
+    assert len([*dataset]) == 4
+    assert [*(tmp_path / "cache").rglob("*.tar")]
