@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 
 from shardio.errors import IndexFileError, TarError
 from shardio.indexing.shard_index import ShardIndex, read_index
-from shardio.storage.base import Storage, StoredFile
-from shardio.storage.downloads import RemoteShard
+from shardio.storage.base import FileStat, Storage, StoredBytes, StoredFile
+from shardio.storage.downloads import Downloads, RemoteShard
 from shardio.storage.folder import atomic_file
-from shardio.storage.local import LOCAL
+from shardio.storage.local import LOCAL, FileBytes
 from shardio.storage.location import Location
-from shardio.storage.remote import RemoteStorage
+from shardio.storage.remote import RemoteFile, RemoteStorage
+from shardio.storage.temporary import local_copy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +127,50 @@ class ShardEntry:
             raise self._missing() from error
         self._compare(file.size, file.version)
         return file
+
+    def open_source(self) -> StoredFile:
+        """Open what reads the uncompressed shard from front to back, each byte once.
+
+        A shard of a store is read from the cache if it is there. Otherwise it is read from the
+        store, which is asked for nothing yet, and is not kept; a compressed one is fetched into the
+        cache.
+
+        Raises:
+            TarError: a shard that is no store's is missing, or not the file that was indexed.
+            UsageError: the cache cannot be used, or has no room for a compressed shard.
+            OSError: it cannot be opened or fetched.
+        """
+        remote = self.remote
+        if remote is None:
+            return self.open_file()
+        found = remote.cache.open(remote, self.name)
+        if found is not None:
+            return found
+        if remote.stored is None:
+            stat = FileStat(self.size, self.version or "")
+            return RemoteFile(remote.storage, self.path, self.name, stat)
+        with closing(Downloads()) as downloads:
+            downloads.want([remote], lambda _: None)
+            coming = downloads.open(remote)
+            coming.read(max(self.size - 1, 0), min(self.size, 1))  # waits for the end
+            return remote.cache.open(remote, self.name) or coming
+
+    @contextmanager
+    def data(self) -> Iterator[StoredBytes]:
+        """Give the bytes of the uncompressed shard, to be read in any order.
+
+        A shard of a store that is not in the cache is copied to the temporary directory.
+
+        Raises:
+            ShardioError: there is no space for a copy; see also open_source.
+            OSError: see open_source.
+        """
+        file = self.open_source()
+        if not isinstance(file, RemoteFile):
+            yield StoredBytes(file)
+            return
+        with local_copy(file.copy_to) as copy:
+            yield FileBytes(copy, self.name)
 
     def verify_unchanged(self) -> None:
         """Compare the file that lies at the path now, where checksums do not tell.

@@ -29,7 +29,6 @@ from shardio.packing.sources.tfrecord import TFRecordSource
 from shardio.packing.sources.voc import VocSource
 from shardio.packing.sources.yolo import YoloSource
 from shardio.storage.folder import refuse_inside
-from shardio.storage.local import refuse_url
 from shardio.storage.location import locate
 
 SOURCES: tuple[type[PathSource], ...] = (
@@ -123,10 +122,11 @@ def open_source(path: str, options: PackOptions) -> Source:
 
     Raises:
         PackError: it is not there, or not readable.
-        UsageError: an option does not fit it, or it is a URL.
+        UsageError: an option does not fit it, or it is a URL of what is not packed.
     """
-    refuse_url(path)
-    kind = next(each for each in SOURCES if each.claims(path, options))
+    kind: type[PathSource] = TarSource
+    if locate(path, options=options.storage_options).is_local:
+        kind = next(each for each in SOURCES if each.claims(path, options))
     if kind is not TableSource:
         options.require_table()
     _refuse_others(options, kind.described, kind.options, where=path)
