@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,9 @@ from click.testing import CliRunner
 
 import shardio
 from servers import Nginx, SeaweedS3
-from shardio.cli import commands
+from shardio.cli import commands, main
 from shardio.packing import job
+from shardio.storage import remote
 from shardio.testing import make_images, make_shard
 
 pytest.importorskip("boto3")
@@ -160,7 +162,7 @@ def test_what_is_packed_again_is_what_a_changed_shard_went_into(
 ) -> None:
     s3.upload(tars, bucket, "tars/")
     source, out = f"s3://{bucket}/tars", tmp_path / "new"
-    with _interrupted(monkeypatch, after=4):
+    with _interrupted(monkeypatch, after=4), pytest.raises(InterruptedError):
         shardio.reshard(source, out, samples_per_shard=15, jobs=1)
     made = {path.name: path.stat().st_mtime_ns for path in sorted(out.glob("*.tar"))}
     assert len(made) == 4
@@ -179,7 +181,7 @@ def test_an_interrupted_reshard_to_a_bucket_is_finished_by_the_same_command(
 ) -> None:
     s3.upload(packed, bucket, "packed/")
     source, out = f"s3://{bucket}/packed", f"s3://{bucket}/new"
-    with _interrupted(monkeypatch, after=3):
+    with _interrupted(monkeypatch, after=3), pytest.raises(InterruptedError):
         shardio.reshard(source, out, shards=6, jobs=1)
     left = stored_digests(s3, bucket, "new/")
     assert "shard-000002.tar" in left
@@ -202,7 +204,7 @@ def _interrupted(monkeypatch: pytest.MonkeyPatch, *, after: int) -> Iterator[Non
         done[0] += 1
         return real(*arguments)
 
-    with monkeypatch.context() as patched, pytest.raises(InterruptedError):
+    with monkeypatch.context() as patched:
         patched.setattr(job, "pack_shard", fail)
         yield
 
@@ -321,7 +323,7 @@ def test_a_repair_from_a_bucket_saves_what_a_local_one_saves(
     assert found == expected
     assert found.dropped > 0
     digests_of = stored_digests(s3, bucket, "new/") if to_bucket else digests(tmp_path / "new")
-    kept = {name: each for name, each in digests(tmp_path / "expected").items()}
+    kept = digests(tmp_path / "expected")
     assert digests_of.pop("dropped.jsonl")
     kept.pop("dropped.jsonl")
     assert digests_of == kept
@@ -337,12 +339,12 @@ def test_a_repair_of_compressed_tars_of_a_bucket(
 
 
 def test_a_repair_stops_where_the_store_fails_and_drops_nothing(
-    s3: SeaweedS3, serve: Callable[..., Nginx], packed: Path, tmp_path: Path
+    serve: Callable[..., Nginx], packed: Path, tmp_path: Path
 ) -> None:
     web = serve(folder=packed.parent)
     for place in ("*.tar", "*.idx"):
         web.fail(place, status=403, method="GET")
-        with pytest.raises(shardio.errors.RemoteDenied, match="shard-000000.tar"):
+        with pytest.raises(shardio.errors.RemoteDenied, match=r"shard-000000\.tar"):
             shardio.repair(f"{web.url}/packed", tmp_path / "new", jobs=1)
         assert not (tmp_path / "new").exists()
         web.heal()
@@ -371,7 +373,7 @@ def test_folders_of_splits_are_described_verified_and_repaired(
 
 
 def test_a_reshard_in_order_reads_each_byte_about_once(
-    s3: SeaweedS3, serve: Callable[..., Nginx], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., Nginx], tmp_path: Path
 ) -> None:
     big = {f"{number:03d}": {"bin": os.urandom(60_000), "cls": b"1"} for number in range(500)}
     (tmp_path / "tars").mkdir()
@@ -388,3 +390,87 @@ def test_a_reshard_in_order_reads_each_byte_about_once(
     size = (tmp_path / "packed/shard-000000.tar").stat().st_size
     assert sum(last + 1 - first for first, last in spans) < 1.05 * size
     assert len(spans) < 20
+
+
+FAULTS = {
+    "missing": (1, "s3://{bucket}", "no such object|no shards|none is there"),
+    "no bucket": (1, "s3://no-such-bucket", "no such object"),
+    "denied by S3": (1, "s3://{bucket}", "the store denies access"),
+    "missing behind HTTP": (1, "{web}", "no such object|no such shard|no packed|none is there"),
+    "denied by HTTP": (1, "{web}", "the store denies access"),
+    "down": (1, "http://127.0.0.1:1", "the store does not answer as it should"),
+    "unknown": (2, "gopher://bucket", "gopher storage is not read or written here"),
+}
+READ = [
+    "pack URL/tars {out} --shards 2",
+    "pack URL/a.tar {out} --shards 2",
+    "reshard URL/old {out} --shards 2",
+    "reshard {packed} URL/a-{{0..1}}.tar {out} --shards 2",
+    "index URL/a.tar",
+    "index URL/tars",
+    "info URL/packed",
+    "verify URL/packed",
+    "verify URL/a.tar --fix {out}",
+    "convert URL/packed {out} --to tfrecord",
+    "convert URL/packed {out} --to dali",
+    "convert URL/packed {out} --to wids",
+    "plan URL/packed --batch-size 4",
+    "replay URL/packed --batch-size 4 --step 0 --to {out}",
+    "profile URL/packed --seconds 0.1",
+]
+WRITTEN = ["pack {images} URL/out --shards 2", "reshard {packed} URL/out --shards 2"]
+LOCAL = [
+    "pack {images} {out} --shards 2 --manifest URL/t.csv",
+    "pack {images} {out} --shards 2 --coco URL/t.json",
+    "pack {images} {out} --shards 2 --classes URL/t.txt",
+    "reshard {packed} {out} --shards 2 --keys URL/keys.txt",
+    "info {packed} --preview URL/a.png",
+    "convert {packed} URL/records --to tfrecord",
+    "convert {packed} URL/records --to wids",
+    "convert {packed} URL/records --to energon",
+    "replay {packed} --batch-size 4 --step 0 --to URL/out",
+    "profile {packed} --html URL/a.html",
+    "profile {packed} --png URL/a.png",
+    "profile {packed} --trace URL/a.json",
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_fails_behind_a_url_is_one_sentence_of_every_command(
+    serve: Callable[..., Nginx],
+    bucket: str,
+    images: Path,
+    packed: Path,
+    tmp_path: Path,
+    fault: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(remote, "_LONGEST_PAUSE", 0.0)
+    (tmp_path / "empty").mkdir()
+    web = serve(folder=tmp_path / "empty")
+    if fault == "denied by S3":
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    if fault == "denied by HTTP":
+        web.fail("*", status=403)
+    expected, url, told = FAULTS[fault]
+    places = {"images": images, "packed": packed, "out": tmp_path / "out"}
+    url = url.format(bucket=bucket, web=web.url)
+    local = "[a-z0-9]+ storage is not read or written here; name a local path"
+    written = [] if fault == "missing" else WRITTEN
+    read_only = "nothing is written there" if url.startswith("http") else told
+    for some, code, sentence in (
+        (READ, expected, told),
+        (written, expected, read_only),
+        (LOCAL, 2, local),
+    ):
+        for command in some:
+            words = [word.format(**places).replace("URL", url) for word in command.split()]
+            monkeypatch.setattr("sys.argv", ["shardio", *words])
+            with pytest.raises(SystemExit) as ended:
+                main()
+            said = capsys.readouterr().err.strip().rpartition("\n")[2]
+            assert ended.value.code == code, (command, said)
+            assert re.match(f"shardio: .*({sentence})", said), (command, said)
+            assert "Errno" not in said, (command, said)
+            assert not (tmp_path / "out").exists(), command
