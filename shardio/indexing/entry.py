@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from shardio.storage.folder import atomic_file
 from shardio.storage.local import LOCAL, FileBytes
 from shardio.storage.location import Location
 from shardio.storage.remote import RemoteFile, RemoteStorage
+from shardio.storage.shard_cache import ShardCache
 from shardio.storage.temporary import local_copy
 
 
@@ -143,17 +145,13 @@ class ShardEntry:
         remote = self.remote
         if remote is None:
             return self.open_file()
+        if remote.stored is not None:
+            return _fetch(remote)
         found = remote.cache.open(remote, self.name)
         if found is not None:
             return found
-        if remote.stored is None:
-            stat = FileStat(self.size, self.version or "")
-            return RemoteFile(remote.storage, self.path, self.name, stat)
-        with closing(Downloads()) as downloads:
-            downloads.want([remote], lambda _: None)
-            coming = downloads.open(remote)
-            coming.read(max(self.size - 1, 0), min(self.size, 1))  # waits for the end
-            return remote.cache.open(remote, self.name) or coming
+        stat = FileStat(self.size, self.version or "")
+        return RemoteFile(remote.storage, self.path, self.name, stat)
 
     @contextmanager
     def data(self) -> Iterator[StoredBytes]:
@@ -211,3 +209,48 @@ class ShardEntry:
                 remedy="open it again",
                 shard=self.name,
             )
+
+
+@dataclass(frozen=True, slots=True)
+class KeptShard:
+    """A shard of a store that is fetched into the cache where it is read, in any order.
+
+    Attributes:
+        remote: the shard.
+    """
+
+    remote: RemoteShard
+
+    def open_source(self) -> StoredFile:
+        """Open the shard in the cache, to which one process of the machine fetches it.
+
+        Raises:
+            TarError: it is not what was packed.
+            UsageError: the cache cannot be used.
+            RemoteError: the store fails or refuses.
+        """
+        return _fetch(self.remote)
+
+
+def keep_shards(entries: Iterable[ShardEntry]) -> list[ShardEntry | KeptShard]:
+    """Have shards of stores kept where they are read, if the caches have room for all of them."""
+    shards = [*entries]
+    remotes = [each.remote for each in shards]
+    room: Counter[ShardCache] = Counter()
+    for each in remotes:
+        if each is not None:
+            room[each.cache] += each.size
+    fits = all(size <= cache.limit for cache, size in room.items())
+    return [
+        KeptShard(remote) if fits and remote is not None else shard
+        for shard, remote in zip(shards, remotes, strict=True)
+    ]
+
+
+def _fetch(remote: RemoteShard) -> StoredFile:
+    """Open a shard in the cache, once it is there."""
+    with closing(Downloads()) as downloads:
+        downloads.want([remote], lambda _: None)
+        coming = downloads.open(remote)
+        coming.read(max(remote.size - 1, 0), min(remote.size, 1))  # waits for the end
+    return remote.cache.open(remote, remote.name) or coming

@@ -84,6 +84,11 @@ class OutputOptions:
                 "stratify requires split", remedy="give split, as {'train': 0.9, 'val': 0.1}"
             )
 
+    @property
+    def rereads(self) -> bool:
+        """Whether files of a source are not read once each, from front to back."""
+        return self.shuffle or self.split is not None or self.on_error == "skip"
+
     def make_job(
         self,
         *,

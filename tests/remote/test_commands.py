@@ -18,7 +18,7 @@ from click.testing import CliRunner
 import shardio
 from servers import Nginx, SeaweedS3
 from shardio.cli import commands, main
-from shardio.packing import job
+from shardio.packing.task import pack_shard
 from shardio.storage import remote
 from shardio.testing import make_images, make_shard
 
@@ -196,7 +196,7 @@ def test_an_interrupted_reshard_to_a_bucket_is_finished_by_the_same_command(
 @contextmanager
 def _interrupted(monkeypatch: pytest.MonkeyPatch, *, after: int) -> Iterator[None]:
     """Have a pack fail after it has made some shards."""
-    real, done = job.pack_shard, [0]
+    real, done = pack_shard, [0]
 
     def fail(*arguments: Any) -> Any:
         if done[0] == after:
@@ -205,7 +205,7 @@ def _interrupted(monkeypatch: pytest.MonkeyPatch, *, after: int) -> Iterator[Non
         return real(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(job, "pack_shard", fail)
+        patched.setattr("shardio.packing.job.pack_shard", fail)
         yield
 
 
@@ -390,6 +390,25 @@ def test_a_reshard_in_order_reads_each_byte_about_once(
     size = (tmp_path / "packed/shard-000000.tar").stat().st_size
     assert sum(last + 1 - first for first, last in spans) < 1.05 * size
     assert len(spans) < 20
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_shuffled_reshard_fetches_each_shard_once_where_the_cache_has_room(
+    serve: Callable[..., Nginx], packed: Path, tmp_path: Path, room: bool
+) -> None:
+    shardio.reshard(packed, tmp_path / "expected", shards=4, shuffle=True)
+    sizes = [path.stat().st_size for path in packed.glob("*.tar")]
+    web = serve(folder=packed.parent)
+    options = {} if room else {"cache_limit": sum(sizes) - 1}
+    source, out = f"{web.url}/packed", tmp_path / "new"
+    shardio.reshard(source, out, shards=4, shuffle=True, jobs=2, storage_options=options)
+    assert digests(out) == digests(tmp_path / "expected")
+    asked = sum(
+        n for (how, path), n in web.counts().items() if how == "GET" and ".tar" in path[-4:]
+    )
+    assert asked == SHARDS if room else asked > SHARDS, [
+        (e.method, e.target, e.headers.get("range")) for e in web.requests()
+    ]
 
 
 FAULTS = {

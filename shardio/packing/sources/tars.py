@@ -23,7 +23,7 @@ from shardio.fields.base import LABEL_FIELD, FieldType
 from shardio.fields.defaults import type_of
 from shardio.fields.limits import MAX_PIXELS
 from shardio.indexing.catalog import Catalog, open_catalog
-from shardio.indexing.entry import ShardEntry
+from shardio.indexing.entry import ShardEntry, keep_shards
 from shardio.indexing.parts import SHARD_SUFFIXES, is_packed
 from shardio.indexing.shard_index import ShardIndex
 from shardio.naming import join_member_name
@@ -32,6 +32,7 @@ from shardio.packing.sources.base import (
     Problem,
     SourceField,
     SourceSample,
+    Stored,
     UnpackableError,
     junk_in,
     key_fault,
@@ -57,6 +58,8 @@ class TarSource:
         where: predicate that chooses among these; None for all.
         max_pixels: maximum number of pixels of an image that `where` looks at.
         junk: whether to take members of operating systems, see junk_in.
+        keep: whether shards of stores are fetched into the cache, if it has room for all, since
+            they are not read once, from front to back.
     """
 
     described: ClassVar[str] = "tars, whose members are packed as they are"
@@ -69,6 +72,7 @@ class TarSource:
     where: Predicate | None = None
     max_pixels: int = MAX_PIXELS
     junk: bool = True
+    keep: bool = False
 
     @classmethod
     def claims(cls, path: str, options: PackOptions) -> bool:  # noqa: ARG003  as all sources
@@ -90,7 +94,12 @@ class TarSource:
         catalog = open_catalog(
             path, options=options.storage_options, allow_empty=options.allow_empty
         )
-        return cls(catalog=catalog, read_labels=options.stratify, junk=False)
+        return cls(
+            catalog=catalog,
+            read_labels=options.stratify,
+            junk=False,
+            keep=options.rereads or options.dedupe is not None,
+        )
 
     @property
     def name(self) -> str:
@@ -114,9 +123,12 @@ class TarSource:
         return self.catalog.types
 
     @property
-    def stored(self) -> Mapping[bytes, ShardEntry]:
+    def stored(self) -> Mapping[bytes, Stored]:
         """See Source; shards of local files are read by their paths."""
-        return _stored_among(self.catalog.shards)
+        stored = [each for each in self.catalog.shards if each.storage != LOCAL]
+        return dict(
+            zip(map(_path_of, stored), keep_shards(stored) if self.keep else stored, strict=True)
+        )
 
     def samples(self) -> Iterator[SourceSample | Problem]:
         """Yield the samples, shard by shard, and the keys that no shard has.
@@ -126,9 +138,9 @@ class TarSource:
             TarError: a shard was changed after it was looked through.
             PackError: what the predicate looks at cannot be read.
         """
-        missing, junk = set(self.keys or ()), Counter[str]()
+        missing, junk, stored = set(self.keys or ()), Counter[str](), self.stored
         for entry in self.catalog.shards:
-            for sample in self._of_shard(entry, junk):
+            for sample in self._of_shard(entry, junk, stored):
                 if isinstance(sample, SourceSample):
                     missing.discard(sample.key)
                 yield sample
@@ -137,11 +149,13 @@ class TarSource:
             yield Problem(path=key, reason=reason, remedy="leave the key out")
         log_junk(self.name, junk)
 
-    def _of_shard(self, entry: ShardEntry, junk: Counter[str]) -> Iterator[SourceSample | Problem]:
+    def _of_shard(
+        self, entry: ShardEntry, junk: Counter[str], stored: Mapping[bytes, Stored]
+    ) -> Iterator[SourceSample | Problem]:
         index, path, stamp = entry.load_index(), _path_of(entry), _stamp_of(entry)
         entry.verify_unchanged()  # it is still the file that was looked through
         types = partial(type_of, max_pixels=self.max_pixels, given=self.types)
-        with SourceReader(self.root, stored=_stored_among([entry])) as reader:
+        with SourceReader(self.root, stored=stored) as reader:
             for number in range(len(index)):
                 key = index.key(number)
                 if self.keys is not None and key not in self.keys:
@@ -201,10 +215,6 @@ class _LazyFields(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._fields)
-
-
-def _stored_among(entries: Iterable[ShardEntry]) -> dict[bytes, ShardEntry]:
-    return {_path_of(each): each for each in entries if each.storage != LOCAL}
 
 
 def _path_of(entry: ShardEntry) -> bytes:
