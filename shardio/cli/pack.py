@@ -175,9 +175,9 @@ def pack(src: str, out: str, as_json: bool, **options: Any) -> None:
 
     SRC has one subfolder a class, or is flat for images without labels; or it is a folder of
     tars (also a URL of them), whose members are taken as they are, or of TFRecord files (also one
-    or a pattern), or a table (.csv, .tsv, .jsonl or .parquet), whose paths start from its folder. Datasets of YOLO
-    (images beside labels), COCO and Pascal VOC are recognised, and the command says so. OUT is
-    a folder outside SRC, new or without shards. A pack that was interrupted is finished by the
+    or a pattern), or a table (.csv, .tsv, .jsonl or .parquet), whose paths start from its folder.
+    Datasets of YOLO (images beside labels), COCO and Pascal VOC are recognised, and the command
+    says so. OUT is a folder outside SRC, new or without shards, or the URL of one. A pack that was interrupted is finished by the
     same command again.
     """
     with progress_bar("packing", hidden=as_json) as progress:

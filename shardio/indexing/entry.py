@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from shardio.errors import IndexFileError, TarError
 from shardio.indexing.shard_index import ShardIndex, read_index
 from shardio.storage.base import FileStat, Storage, StoredBytes, StoredFile
-from shardio.storage.downloads import Downloads, RemoteShard
+from shardio.storage.downloads import ComingShard, Downloads, RemoteShard
 from shardio.storage.folder import atomic_file
 from shardio.storage.local import LOCAL, FileBytes
 from shardio.storage.location import Location
@@ -147,11 +147,7 @@ class ShardEntry:
             return self.open_file()
         if remote.stored is not None:
             return _fetch(remote)
-        found = remote.cache.open(remote, self.name)
-        if found is not None:
-            return found
-        stat = FileStat(self.size, self.version or "")
-        return RemoteFile(remote.storage, self.path, self.name, stat)
+        return remote.cache.open(remote, self.name) or _in_store(remote)
 
     @contextmanager
     def data(self) -> Iterator[StoredBytes]:
@@ -248,9 +244,18 @@ def keep_shards(entries: Iterable[ShardEntry]) -> list[ShardEntry | KeptShard]:
 
 
 def _fetch(remote: RemoteShard) -> StoredFile:
-    """Open a shard in the cache, once it is there."""
+    """Open a shard in the cache, once it is there; without room, one that is read by ranges."""
     with closing(Downloads()) as downloads:
         downloads.want([remote], lambda _: None)
-        coming = downloads.open(remote)
-        coming.read(max(remote.size - 1, 0), min(remote.size, 1))  # waits for the end
-    return remote.cache.open(remote, remote.name) or coming
+        file: StoredFile | None = downloads.open(remote)
+        if isinstance(file, ComingShard):
+            coming, file = file, file.wait_for_all()
+            if file is None and remote.stored is not None:
+                coming.read(0, 1)  # says that there is no room
+    return remote.cache.open(remote, remote.name) or file or _in_store(remote)
+
+
+def _in_store(remote: RemoteShard) -> RemoteFile:
+    """Return what reads a shard from its store, which is asked for nothing yet."""
+    stat = FileStat(remote.size, remote.version or "")
+    return RemoteFile(remote.storage, remote.path, remote.name, stat)

@@ -52,8 +52,8 @@ def pack(
     Args:
         source: path of a folder with one subfolder a class, or of a flat folder without labels;
             folders inside are searched too, dot files are left out. Or tars (a folder of them, one,
-            a glob or a pattern; also behind a URL), whose members are taken as they are. Or TFRecord
-            files of tf.train.Example messages (a folder of them, one, a glob or a pattern); numbers and
+            a glob or a pattern; also a URL), whose members are taken as they are. Or TFRecord files
+            of tf.train.Example messages (a folder of them, one, a glob or a pattern); numbers and
             texts that are not fields of their own go into the field json. Or a table, CSV, TSV,
             JSON Lines or Parquet, with a row a sample. Or a dataset of YOLO, COCO or Pascal VOC,
             which is recognised by its folders and logged. Or an iterable of samples, mappings from

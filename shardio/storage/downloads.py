@@ -450,6 +450,15 @@ class ComingShard:
             return read_range(self._shard, offset, offset + size, self._versions)
         return file.read(offset, size)
 
+    def wait_for_all(self) -> LocalShard | None:
+        """Wait until the whole shard is in the cache; None if it does not come.
+
+        Raises:
+            TarError: it is not what was packed.
+            RemoteError: the storage fails.
+        """
+        return self._wait_for(self.size)
+
     def read_ahead(self, start: int, end: int, /) -> None:
         """Ask for a range, unless it is there."""
         if self.whole is None and end > start and self._shard.stored is None:
