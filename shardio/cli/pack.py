@@ -177,8 +177,8 @@ def pack(src: str, out: str, as_json: bool, **options: Any) -> None:
     tars (also a URL of them), whose members are taken as they are, or of TFRecord files (also one
     or a pattern), or a table (.csv, .tsv, .jsonl or .parquet), whose paths start from its folder.
     Datasets of YOLO (images beside labels), COCO and Pascal VOC are recognised, and the command
-    says so. OUT is a folder outside SRC, new or without shards, or the URL of one. A pack that was interrupted is finished by the
-    same command again.
+    says so. OUT is a folder outside SRC, new or without shards, or the URL of one. A pack
+    that was interrupted is finished by the same command again.
     """
     with progress_bar("packing", hidden=as_json) as progress:
         summary = pack_source(src, out, progress=progress, **options)
