@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from shardio.fields.text import Json as Json
     from shardio.fields.text import Text as Text
     from shardio.indexing.publish import index as index
+    from shardio.inspection.cache import clear_cache as clear_cache
+    from shardio.inspection.cache import list_cache as list_cache
+    from shardio.inspection.cache import prune_cache as prune_cache
     from shardio.inspection.coverage import PlanOptions as PlanOptions
     from shardio.inspection.coverage import plan as plan
     from shardio.inspection.info import info as info
@@ -117,14 +120,17 @@ _HOMES = {
     "Text": "shardio.fields.text",
     "TransformError": "shardio.errors",
     "UsageError": "shardio.errors",
+    "clear_cache": "shardio.inspection.cache",
     "convert": "shardio.conversion.tfrecord",
     "index": "shardio.indexing.publish",
     "info": "shardio.inspection.info",
+    "list_cache": "shardio.inspection.cache",
     "ops": "shardio",
     "pack": "shardio.packing.pack",
     "plan": "shardio.inspection.coverage",
     "profile": "shardio.profiling.profile",
     "profiling": "shardio",
+    "prune_cache": "shardio.inspection.cache",
     "repair": "shardio.inspection.repair",
     "replay": "shardio.inspection.replay",
     "reshard": "shardio.packing.pack",

@@ -7,17 +7,26 @@ tolerate an interrupted update.
 
 An executor is copied with its internal locks but without its threads, so shutting it down in a
 child could wait for ever. `Threads` abandons its parent's executor in a child and creates another
-one when it is needed.
+one when it is needed. `Daemons` are for work that may wait long for another machine: nothing waits
+for them, not even the end of the interpreter.
+
+A file lock belongs to the open file, which a child shares: it would keep the lock of a parent that
+was killed. Files are therefore opened for locking by `open_for_lock`, and a child closes them.
 """
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 _locks: weakref.WeakSet[threading.Lock] = weakref.WeakSet()
@@ -36,15 +45,51 @@ def is_forked() -> bool:
     return _forked
 
 
+_locked: set[int] = set()
+"""Descriptors of the files whose lock this process holds or waits for."""
+_opening = threading.RLock()  # since the collector may close a file at any point
+_locks.add(_opening)  # type: ignore[arg-type]
+
+
+def open_for_lock(path: str | Path, flags: int) -> int:
+    """Open a file whose lock is then taken; it is created for this user alone.
+
+    A process that another thread forks meanwhile does not hold the lock.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    with _opening:  # no fork comes between
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        _locked.add(descriptor)
+    return descriptor
+
+
+def close_locked(descriptor: int) -> None:
+    """Release the lock of a file, and close it; does nothing in a process forked since."""
+    with _opening:
+        if descriptor not in _locked:
+            return
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a copy in a fork would keep it after a close
+        _locked.discard(descriptor)
+        os.close(descriptor)
+
+
 def _begin_child() -> None:
     global _forked  # noqa: PLW0603  state of the process
     _forked = True
     for lock in _locks:
         lock._at_fork_reinit()  # type: ignore[attr-defined]  # as logging does with its own
+    for descriptor in _locked:
+        os.close(descriptor)
+    _locked.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_child)
+    os.register_at_fork(
+        before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_begin_child
+    )
 
 
 def count_cores() -> int:
@@ -111,6 +156,86 @@ class Threads:
         self._pool = ThreadPoolExecutor(self._most, thread_name_prefix=self._name)
 
 
+class Daemons:
+    """Threads that end with the process, whatever they wait for, and start when there is work.
+
+    Args:
+        name: purpose of the threads, used in their names.
+        most: maximum number of threads.
+    """
+
+    def __init__(self, name: str, most: int) -> None:
+        self._name = _OURS + name
+        self._most = most
+        self._lock = new_lock()
+        self._reason: Exception | None = None
+        self._begin()
+
+    def submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
+        """Call a function in a thread.
+
+        Raises:
+            RuntimeError: this process may start no thread.
+        """
+        if self._process != os.getpid():
+            self._begin()
+        future: Future[T] = Future()
+        with self._lock:
+            if self._reason is not None:
+                future.set_exception(self._reason)
+                return future
+            self._waiting.append((future, partial(work, *arguments)))
+            more = self._threads < self._most
+            self._threads += more
+        if more:
+            try:
+                threading.Thread(target=self._run, name=self._name, daemon=True).start()
+            except RuntimeError:
+                with self._lock:
+                    self._threads -= 1
+                raise
+        return future
+
+    def end(self, reason: Exception) -> None:
+        """Have all that is pending or running end with an error; returns without waiting."""
+        if self._process != os.getpid():
+            return
+        with self._lock:
+            self._reason = reason
+            futures = [*(future for future, _ in self._waiting), *self._running]
+            self._waiting.clear()
+        for future in futures:
+            with suppress(InvalidStateError):  # it has just ended
+                future.set_exception(reason)
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        self._waiting = deque[tuple[Future[Any], Callable[[], Any]]]()
+        self._running = set[Future[Any]]()
+        self._threads = 0
+        self._reason = None
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._threads -= 1
+                    return
+                future, work = self._waiting.popleft()
+                self._running.add(future)
+            with suppress(InvalidStateError):  # nobody waits for it any more
+                try:
+                    result = work()
+                except BaseException as error:
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)
+                    del result
+            with self._lock:
+                self._running.discard(future)
+            del future, work
+
+
 _collector: int | None = None  # the thread that is collecting garbage
 
 
@@ -120,6 +245,18 @@ def _note_collection(
     """Record which thread is collecting; works at interpreter exit, when globals are gone."""
     global _collector  # noqa: PLW0603  state of the process
     _collector = ident() if phase == "start" else None
+
+
+def outside_collection(work: Callable[[], None]) -> None:
+    """Call a function that takes locks, in a thread of its own where garbage is being collected.
+
+    The thread that is interrupted may hold these locks.
+    """
+    if _collector != threading.get_ident():
+        work()
+        return
+    with suppress(RuntimeError):  # the interpreter ends
+        threading.Thread(target=work, name=f"{_OURS}end", daemon=True).start()
 
 
 gc.callbacks.append(_note_collection)

@@ -14,6 +14,7 @@ from shardio.errors import ShardioError, SituationError, UsageError, as_options,
 from shardio.storage.local import is_out_of_files, out_of_files
 
 _COMMANDS = (
+    "cache",
     "convert",
     "index",
     "info",

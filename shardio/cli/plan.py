@@ -122,6 +122,9 @@ def _traffic(coverage: Coverage) -> Iterator[str]:
         f"{each}, with {counted(ranks // nodes, 'rank')}, fetches up to {_megabytes(most)} from "
         f"the store in the first epoch{together}; without a cache in every epoch."
     )
+    if nodes > 1 and coverage.settings.streams == 1:
+        share = _megabytes(coverage.bytes // nodes)
+        yield f"With --streams {ranks} each would fetch about {share}."
     if coverage.cache_limit is None:
         yield (
             f"A cache of {_megabytes(most)} leaves nothing to fetch in later epochs; "

@@ -311,11 +311,7 @@ def convert(
         allow_empty: whether to accept tars whose members belong to no sample.
         storage_options: settings of the store of a URL, see shardio.storage.location.Options.
         jobs: number of processes; by default one per core.
-        progress: callback for the number of samples; it returns a callback for the number of
-            samples just finished.
-
-    Returns:
-        Summary of the conversion.
+        progress: callback for the number of samples; it returns one for those just finished.
 
     Raises:
         UsageError: an argument is invalid, or the source does not exist.

@@ -11,7 +11,6 @@ from shardio.errors import IndexFileError, TarError
 from shardio.indexing.shard_index import ShardIndex, read_index
 from shardio.storage.base import FileStat, Storage, StoredBytes, StoredFile
 from shardio.storage.downloads import ComingShard, Downloads, RemoteShard
-from shardio.storage.folder import atomic_file
 from shardio.storage.local import LOCAL, FileBytes
 from shardio.storage.location import Location
 from shardio.storage.remote import RemoteFile, RemoteStorage
@@ -72,20 +71,21 @@ class ShardEntry:
         remote = self.remote
         if remote is None:
             return self._check(read_index(Location(self.storage, self.index)))
-        path = remote.cache.index_path(remote)
+        cache, there = remote.cache, Location(self.storage, self.index)
         with suppress(IndexFileError, OSError):
-            return self._check(read_index(path))
+            return self._check(read_index(cache.index_path(remote)))
         try:
-            file = Location(self.storage, self.index).open()
+            file = there.open()
         except FileNotFoundError as error:
             raise IndexFileError(
                 "the index is neither beside the shard nor in the cache",
                 where=self.name,
                 remedy="open the dataset again, or run `shardio index` on the shard",
             ) from error
-        with atomic_file(path) as stream:
-            stream.write(file.read(0, file.size))
-        return self._check(read_index(path))
+        content = file.read(0, file.size)
+        with suppress(IndexFileError, OSError):  # the cache may be full, or vanish
+            return self._check(read_index(cache.store_index(remote, content)))
+        return self._check(read_index(there))
 
     def _check(self, index: ShardIndex) -> ShardIndex:
         """Return an index that is of this shard.

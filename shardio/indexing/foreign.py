@@ -43,7 +43,6 @@ from shardio.storage.compression import (
     decompress_file,
 )
 from shardio.storage.downloads import Downloads, RemoteShard
-from shardio.storage.folder import atomic_file
 from shardio.storage.local import LOCAL, FileBytes
 from shardio.storage.location import Location
 from shardio.storage.remote import PIECE, RemoteStorage
@@ -273,8 +272,7 @@ class _StoredShard:
         elif index is None:
             data = StoredBytes(file)
             index = index_data(data, name=shard.name, checksums=True, allow_empty=True)
-        with atomic_file(shard.cache.index_path(shard)) as stream:
-            stream.writelines(encode_index(index))
+        shard.cache.store_index(shard, b"".join(encode_index(index)))
 
     def _index_beside(self, compression: Compression | None) -> ShardIndex | None:
         beside = index_path(self._shard)
@@ -317,7 +315,8 @@ class _StoredShard:
             cache.discard(self.raw)
             part = cache.claim(replace(shard, size=len(data)), lambda _: None)
             if isinstance(part, Part):
-                for start in range(0, len(data), PIECE):
-                    part.write(memoryview(data[start : start + PIECE]))
-                part.commit()
+                with closing(part):
+                    for start in range(0, len(data), PIECE):
+                        part.write(memoryview(data[start : start + PIECE]))
+                    part.commit()
         return index

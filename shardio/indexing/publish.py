@@ -64,8 +64,7 @@ def index(
         force: whether packed shards are accepted as they are now; the manifest follows them.
         allow_empty: whether tars without fields of samples are accepted.
         storage_options: credentials and other settings of the store of a URL, by name.
-        progress: function that takes the number of shards and returns one that is called with the
-            number of further shards done.
+        progress: callback for the number of shards; it returns one for those just finished.
 
     Raises:
         UsageError: nothing is at the source.

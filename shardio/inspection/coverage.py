@@ -316,6 +316,8 @@ def plan(source: str | PathLike[str], options: PlanOptions) -> Coverage:
         done(1)
     mixing = _mixing(catalog, plan, settings.ranks)
     limit = (settings.storage_options or {}).get("cache_limit")
+    if limit is not None:
+        limit = whole_number("cache_limit", limit, least=0)
     shares = walk.nodes(limit)
     total = sum(shard.size for shard in catalog.shards)
     bytes_read = sum(share.bytes for share in shares) / total
@@ -509,7 +511,7 @@ def _warnings(
     if nodes > 1 and streams == 1:
         found.append(
             f"every node reads every shard; {argument('streams', settings.ranks)} gives each node "
-            f"a share, about {sum(shard.size for shard in catalog.shards) / nodes / 1e6:,.1f} MB"
+            "a share"
         )
     if shards < nodes:
         found.append(

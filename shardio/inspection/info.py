@@ -280,16 +280,14 @@ def info(
 
     Args:
         source: source as for shardio.indexing.catalog.open_catalog, or a folder of splits.
-        sample: number (in packed order) or key of the sample to describe; digits that match no
-            key are a number.
+        sample: number in packed order, or key, of a sample to describe; keys come before numbers.
         preview: path of a PNG file to write, with a grid of images from evenly spread samples.
         preview_count: number of images in the preview, from 1 to 960.
         fields: field types, as ShardDataset takes them; other fields keep those of the folder.
         allow_empty: whether to accept tars whose members belong to no sample.
         max_pixels: maximum number of pixels of an image; see shardio.fields.limits.
         storage_options: settings of the store of a URL, see shardio.storage.location.Options.
-        progress: callback for the number of shards; it returns a callback for the number of
-            shards just finished.
+        progress: callback for the number of shards; it returns one for those just finished.
 
     Raises:
         UsageError: the source or the sample does not exist, or there is nothing to preview.

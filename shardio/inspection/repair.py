@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -407,8 +407,7 @@ def repair(
         max_pixels: maximum number of pixels of an image; see shardio.fields.limits.
         storage_options: settings of the store of a URL, see shardio.storage.location.Options.
         jobs: number of processes; by default one per core.
-        progress: callback for the number of samples of a split; it returns a callback for the
-            number of samples just written.
+        progress: callback for the number of samples of a split; it returns one for those written.
 
     Raises:
         UsageError: an argument is invalid, or the source does not exist.
@@ -436,11 +435,15 @@ def repair(
     ]
     if not done:
         raise PackError("no shards are left", where=name, remedy="fetch or pack them again")
+    return _add_up(done)
+
+
+def _add_up(parts: Sequence[PackSummary]) -> RepairSummary:
     return RepairSummary(
-        samples=sum(each.samples for each in done),
-        shards=sum(each.shards for each in done),
-        bytes=sum(each.bytes for each in done),
-        dropped=sum(each.skipped for each in done),
+        samples=sum(each.samples for each in parts),
+        shards=sum(each.shards for each in parts),
+        bytes=sum(each.bytes for each in parts),
+        dropped=sum(each.skipped for each in parts),
     )
 
 

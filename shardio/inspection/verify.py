@@ -68,8 +68,7 @@ def verify(
 
     Args:
         source: packed folder, folder of splits or tars, tar, glob or pattern, or a list of these.
-        storage: storage of the source, see shardio.storage.base; None chooses it by the scheme of
-            a URL.
+        storage: storage of the source, see shardio.storage.base; None chooses it by the URL.
         storage_options: settings of the store of a URL, see shardio.storage.location.Options.
         deep: whether to decode every field, which detects most corruption without checksums, and
             to compare masks, depth, boxes and points with the picture of their sample.
@@ -77,8 +76,7 @@ def verify(
         allow_empty: whether to accept tars whose members belong to no sample.
         max_pixels: maximum number of pixels of an image; see shardio.fields.limits.
         jobs: number of processes, by default one per core; does not affect the findings.
-        progress: callback for the number of megabytes; it returns a callback for the number of
-            megabytes just read.
+        progress: callback for the number of megabytes; it returns one for those just read.
 
     Returns:
         Counts, findings, and statistics of the fields if `deep`.

@@ -106,10 +106,9 @@ def reshard(source: ShardPaths, out: str | PathLike[str], options: ReshardOption
         OSError: the output cannot be written.
     """
     job = options.make_job()
+    catalog = open_catalog(source, options=options.storage_options, allow_empty=options.allow_empty)
     tars = TarSource(
-        catalog=open_catalog(
-            source, options=options.storage_options, allow_empty=options.allow_empty
-        ),
+        catalog=catalog,
         read_labels=options.stratify,
         keys=None if options.keys is None else frozenset(options.keys),
         where=options.where,

@@ -52,7 +52,6 @@ from shardio.profiling.settings import ProfileSettings, Topology, load_callable
 from shardio.profiling.store import (
     count_loaded,
     is_remote,
-    load_shards,
     local_files,
     measure_store,
 )
@@ -112,7 +111,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     warnings.filterwarnings("ignore", "This DataLoader will create")
     torch.set_num_threads(1)  # as in workers; and a fork of torch's own threads would hang
     if "store" in request:
-        return _store(settings)
+        catalog = _catalog(settings)
+        return measure_store(catalog, count_loaded(catalog.shards, settings.batch_size))
     if "topology" not in request:
         return measure_ceilings(_open(settings), _PART * settings.seconds)
     return _run(settings, Topology(**request["topology"]), request)
@@ -176,15 +176,6 @@ def _open(settings: ProfileSettings) -> ShardDataset:
         loaded = count_loaded(shards, settings.batch_size)
         return dataset.subset(range(sum(shard.samples for shard in shards[:loaded])))
     return dataset
-
-
-def _store(settings: ProfileSettings) -> dict[str, Any]:
-    """Measure a store, then have the shards fetched that the loaders are measured with."""
-    catalog = _catalog(settings)
-    loaded = count_loaded(catalog.shards, settings.batch_size)
-    found = measure_store(catalog, loaded)
-    load_shards(catalog, loaded)
-    return found
 
 
 def _catalog(settings: ProfileSettings) -> Catalog:

@@ -73,6 +73,7 @@ class LoaderFacts:
         restarts: whether each epoch starts workers.
         cached: share of some shards that is in the page cache; None where not known.
         torch: whether a DataLoader makes the batches.
+        remote: whether shards are of a store.
     """
 
     datasets: tuple[ShardDataset, ...]
@@ -83,6 +84,7 @@ class LoaderFacts:
     restarts: bool
     cached: float | None
     torch: bool
+    remote: bool = False
 
 
 def look_at(loader: Any, datasets: Sequence[ShardDataset] | None = None) -> LoaderFacts:
@@ -107,6 +109,11 @@ def look_at(loader: Any, datasets: Sequence[ShardDataset] | None = None) -> Load
         restarts=kind == "processes" and not getattr(inner, "persistent_workers", False),
         cached=_cached_share(datasets),
         torch=isinstance(inner, DataLoader),
+        remote=any(
+            isinstance(shard.storage, RemoteStorage)
+            for dataset in datasets
+            for shard in dataset.catalog.shards
+        ),
     )
 
 
@@ -263,12 +270,8 @@ def observe(
         stages=stages,
         unit="samples" if counted else "batches",
         ours=bool(facts.datasets),
-        remote=any(
-            isinstance(shard.storage, RemoteStorage)
-            for dataset in facts.datasets
-            for shard in dataset.catalog.shards
-        ),
         torch=facts.torch,
+        remote=facts.remote,
     )
 
 

@@ -242,7 +242,7 @@ def conditions(result: Profile) -> str:
         loaded = counted(store.loaded, "shard")
         parts += [
             f"the store measured without the cache by {store.measured_bytes / 1e6:,.1f} MB in "
-            f"{store.measured_seconds:.1f} s (at most {MOST_BYTES / 1e6:,.0f} MB and "
+            f"{store.measured_seconds:.1f} s (it stops at {MOST_BYTES / 1e6:,.0f} MB or "
             f"{MOST_SECONDS:g} s)",
             f"the loaders with {loaded} of {store.loaded_bytes / 1e6:,.1f} MB in the cache",
         ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ LARGE_SHARD = 256_000_000
 """Bytes of a shard, for which no store's wait before the first byte counts."""
 
 _PROBES, _PROBE = 8, 4096  # requests for the wait, and their bytes
-_PROBING = 0.15  # share of the time
+_PROBING, _ASKING = 0.15, 0.9  # shares of the time until no small, and no request is made
 _LEVELS = ((1, 0.125), (4, 0.25), (CONNECTIONS, 0.625))  # connections, and share of the bytes
 _RANGE = 8 << 20  # bytes of a request
 _ENOUGH = 0.9  # of the highest rate
@@ -47,9 +47,9 @@ class StoreLimits:
         first_byte: median seconds from a request to its first byte.
         rates: pairs of a number of connections, ascending, and the bytes per second that they
             deliver together once bytes come.
-        shard_bytes: mean size of a shard.
-        sample_bytes: mean bytes of a shard per sample.
-        total_bytes: size of all shards.
+        shard_bytes: mean size of a shard in the store, where it may be compressed.
+        sample_bytes: mean bytes of a shard there per sample.
+        total_bytes: size of all shards in the cache.
         cache_bytes: bytes that the cache of shards may take on this machine.
         measured_bytes: bytes that measuring took.
         measured_seconds: seconds that it took.
@@ -135,8 +135,8 @@ def count_loaded(shards: Iterable[ShardEntry], batch_size: int) -> int:
     return number
 
 
-def load_shards(catalog: Catalog, number: int) -> None:
-    """Have the first shards of a dataset fetched into the cache, as far as it has room.
+def load_shards(catalog: Catalog, number: int) -> list[ShardEntry]:
+    """Have the first shards of a dataset fetched into the cache, and return those that are there.
 
     Raises:
         RemoteError: the store fails or refuses.
@@ -150,6 +150,12 @@ def load_shards(catalog: Catalog, number: int) -> None:
             file.read(file.size - 1, 1)  # waits for all before it
     finally:
         pool.close()
+    return [entry for entry in catalog.shards[:number] if _is_cached(entry)]
+
+
+def _is_cached(entry: ShardEntry) -> bool:
+    remote = entry.remote
+    return remote is not None and remote.cache.path(remote).exists()
 
 
 def local_files(catalog: Catalog) -> list[str]:
@@ -164,13 +170,13 @@ def local_files(catalog: Catalog) -> list[str]:
 
 
 def measure_store(
-    catalog: Catalog, loaded: int, seconds: float = MOST_SECONDS, most: int = MOST_BYTES
+    catalog: Catalog, number: int, seconds: float = MOST_SECONDS, most: int = MOST_BYTES
 ) -> dict[str, Any]:
-    """Measure the StoreLimits of a dataset, as values for JSON.
+    """Measure the StoreLimits of a dataset, as values for JSON; then have shards fetched.
 
     Args:
         catalog: catalog of the dataset, whose shards are of a store.
-        loaded: number of shards that will be in the cache.
+        number: number of the shards, the first ones, that loaders are then measured with.
         seconds: seconds that it may take.
         most: bytes that it may take.
 
@@ -183,23 +189,24 @@ def measure_store(
     first_byte, taken = median(waits), len(waits) * _PROBE
     rates = []
     for place, (connections, share) in enumerate(_LEVELS):
-        rest = start + seconds - time.perf_counter()
+        rest = start + _ASKING * seconds - time.perf_counter()
         bound = int(share * most) - connections * PIECE  # each may take a piece more
         level = _Level(shards, rest / (len(_LEVELS) - place), bound)
         rates.append((connections, level.rate(connections, first_byte)))
         taken += level.received
-    total = sum(shard.size for shard in shards)
+    passed = time.perf_counter() - start
+    total, loaded = sum(map(_object_size, shards)), load_shards(catalog, number)
     limits = StoreLimits(
         first_byte=first_byte,
         rates=tuple(rates),
         shard_bytes=total / len(shards),
         sample_bytes=total / max(sum(entry.samples for entry in catalog.shards), 1),
-        total_bytes=total,
+        total_bytes=sum(entry.size for entry in catalog.shards),
         cache_bytes=shards[0].cache.limit,
         measured_bytes=taken,
-        measured_seconds=time.perf_counter() - start,
-        loaded=loaded,
-        loaded_bytes=sum(entry.size for entry in catalog.shards[:loaded]),
+        measured_seconds=passed,
+        loaded=len(loaded),
+        loaded_bytes=sum(entry.size for entry in loaded),
     )
     return asdict(limits)
 
@@ -210,7 +217,7 @@ def _waits(shards: Sequence[RemoteShard], end: float) -> list[float]:
     while len(found) <= _PROBES and (len(found) < 2 or time.perf_counter() < end):
         shard, start = _somewhere(shards, _PROBE)
         began = time.perf_counter()
-        stop = min(start + _PROBE, shard.size)
+        stop = min(start + _PROBE, _object_size(shard))
         shard.storage.download(shard.path, start, stop, shard.version, lambda _: None)
         found.append(time.perf_counter() - began)
     return found[1:]
@@ -219,7 +226,12 @@ def _waits(shards: Sequence[RemoteShard], end: float) -> list[float]:
 def _somewhere(shards: Sequence[RemoteShard], size: int) -> tuple[RemoteShard, int]:
     """Choose a shard, and the first of some bytes in it."""
     shard = random.choice(shards)  # noqa: S311  no secret
-    return shard, random.randrange(max(shard.size - size, 0) + 1)  # noqa: S311
+    return shard, random.randrange(max(_object_size(shard) - size, 0) + 1)  # noqa: S311
+
+
+def _object_size(shard: RemoteShard) -> int:
+    """Return the size of a shard in the store."""
+    return shard.size if shard.stored is None else shard.stored
 
 
 class _EnoughError(Exception):
@@ -241,7 +253,7 @@ class _Level:
     def __init__(self, shards: Sequence[RemoteShard], seconds: float, most: int) -> None:
         self.received = 0
         self._shards, self._most = shards, most
-        self._requests = 0
+        self._requests, self._waited, self._streamed = 0, 0.0, 0
         self._lock = threading.Lock()
         self._start = self._latest = time.perf_counter()
         self._end = self._start + seconds
@@ -249,14 +261,19 @@ class _Level:
     def rate(self, connections: int, first_byte: float) -> float:
         """Return the bytes per second of all connections while bytes come.
 
+        What comes after the first piece of each answer tells, unless answers are so short that
+        most have one piece.
+
         Args:
             connections: number of connections.
-            first_byte: seconds of each request before they do.
+            first_byte: seconds before a request's first byte.
         """
         with ThreadPoolExecutor(connections) as pool:
             for _ in pool.map(self._ask, range(connections)):
                 pass
         whole = connections * (self._latest - self._start)
+        if 2 * self._streamed > self.received:
+            return connections * self._streamed / max(whole - self._waited, _LEAST_OF_TIME * whole)
         coming = max(whole - self._requests * first_byte, _LEAST_OF_TIME * whole)
         return connections * self.received / coming
 
@@ -264,20 +281,33 @@ class _Level:
         """Make requests one after the other."""
         while not self._is_over():
             shard, start = _somewhere(self._shards, _RANGE)
-            with self._lock:
-                self._requests += 1
+            stop = min(start + _RANGE, _object_size(shard))
             try:
-                stop = min(start + _RANGE, shard.size)
-                shard.storage.download(shard.path, start, stop, shard.version, self._take)
+                shard.storage.download(shard.path, start, stop, shard.version, self._new_sink())
             except _EnoughError:
                 return
 
-    def _take(self, data: memoryview) -> None:
+    def _new_sink(self) -> Callable[[memoryview], None]:
+        """Return what counts the bytes of a request that begins now."""
+        began = time.perf_counter()
+        is_first = True
         with self._lock:
-            self.received += len(data)
-            self._latest = time.perf_counter()
-        if self._is_over():
-            raise _EnoughError
+            self._requests += 1
+
+        def take(data: memoryview) -> None:
+            nonlocal is_first
+            with self._lock:
+                self.received += len(data)
+                self._latest = time.perf_counter()
+                if is_first:
+                    self._waited += self._latest - began
+                else:
+                    self._streamed += len(data)
+            is_first = False
+            if self._is_over():
+                raise _EnoughError
+
+        return take
 
     def _is_over(self) -> bool:
         late = time.perf_counter() >= self._end

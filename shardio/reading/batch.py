@@ -223,6 +223,10 @@ class Batch:
             batch["__crop__"] = describe_crops(self._views)
         return batch
 
+    def abandon(self) -> None:
+        """Have threads that fill it, or other batches of the loop, wait for no store any more."""
+        self._delivery.pool.close()
+
     def _add_times(self, watch: Stopwatch) -> None:
         times = watch.finish()
         with self._delivery.lock:

@@ -499,9 +499,13 @@ class ShardDataset(ResumableDataset):
             for first in range(0, len(steps), at_once)
         )
         reader, key = self.reader(pool, allocate), self.transform_key(epoch)
-        with closing(pool), closing(self.read_ahead(plan.orders, pool, epoch)) as ahead:
-            asked = ahead if len(steps) > 1 else None
-            yield from reader.read(plan, positions, share.batch_size, key, asked)
+        try:
+            with closing(self.read_ahead(plan.orders, pool, epoch)) as ahead:
+                asked = ahead if len(steps) > 1 else None
+                yield from reader.read(plan, positions, share.batch_size, key, asked)
+        except BaseException:  # else the last batches may still be read
+            pool.close()
+            raise
 
     def read_ahead(self, orders: Sequence[Order], pool: ShardPool, epoch: int) -> ReadAhead:
         """Make a ReadAhead for a loop over an epoch of this dataset."""

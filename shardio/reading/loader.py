@@ -264,15 +264,16 @@ class Loader(IterableDataset[dict[str, Any]]):
 
     def _finish(self, unfinished: UnfinishedBatches) -> Batches:
         threads = Threads("loader", self.threads)
+        ahead = _Ahead(threads, unfinished, self._prefetch)
         try:
             with one_opencv_thread():
-                ahead = _Ahead(threads, unfinished, self._prefetch)
                 if self._transfer is not None:
                     yield from _transferred(ahead, self._transfer)
                 else:
                     while ahead.fill():
                         yield ahead.pop()
         finally:
+            ahead.abandon()
             threads.end()
 
 
@@ -309,6 +310,9 @@ class _Failed:
     def finish(self) -> dict[str, Any]:
         """Raise the error, when its turn has come."""
         raise self._error
+
+    def abandon(self) -> None:
+        """Do nothing, as nothing is read."""
 
 
 class _Ahead:
@@ -351,9 +355,18 @@ class _Ahead:
     def pop(self) -> dict[str, Any]:
         """Wait for the batch that is due; an error of a chunk is raised, the first in order."""
         batch, chunks = self._begun.popleft()
-        while chunks:  # no local name keeps a future, whose error would then keep this frame
-            chunks.pop(0).result()
+        try:
+            while chunks:  # no local name keeps a future, whose error would then keep this frame
+                chunks.pop(0).result()
+        except BaseException:
+            batch.abandon()
+            raise
         return batch.finish()
+
+    def abandon(self) -> None:
+        """Have the threads wait for no store any more."""
+        for begun in self._begun:
+            begun.batch.abandon()
 
     def _begin(self, batch: UnfinishedBatch) -> _Begun:
         starts = range(0, len(batch), batch.chunk)

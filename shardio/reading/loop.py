@@ -25,6 +25,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 import uuid
 import weakref
 from abc import abstractmethod
@@ -391,6 +392,9 @@ class UnfinishedBatch(Protocol):
     def finish(self) -> dict[str, Any]:
         """Return the batch, when all slots are filled."""
 
+    def abandon(self) -> None:
+        """Have threads that fill it, or other batches of the loop, wait for no store any more."""
+
 
 _EPOCHS = 1 << 64  # the keys of their random numbers have 64 bits
 UnfinishedBatches = Generator[UnfinishedBatch, None, None]
@@ -410,12 +414,16 @@ def finish_in_turn(batches: Iterator[UnfinishedBatch]) -> Batches:
 _living: weakref.WeakSet[Batches] = weakref.WeakSet()
 
 
-@atexit.register
 def _end_loops() -> None:
     """End all loops before the global names are gone that they need for that."""
     for loop in [*_living]:
         with suppress(ValueError):  # another thread is in it
             loop.close()
+
+
+# Before executors, which register so, wait for threads that may wait for a store.
+getattr(threading, "_register_atexit", atexit.register)(_end_loops)
+os.register_at_fork(after_in_child=_living.clear)  # the parent's
 
 
 class ResumableDataset(IterableDataset[dict[str, Any]]):

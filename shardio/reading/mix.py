@@ -127,7 +127,7 @@ class Mix(ResumableDataset):
         with ExitStack() as stack:
             readers = [_SourceReader(source, allocate) for source in self.sources]
             for reader in readers:
-                stack.callback(reader.close)
+                stack.push(reader.close)
             for step in steps:
                 draws = [*self._draw(start + step * taken, size)]
                 parts = [readers[draw.source].begin(draw.epoch, draw.positions) for draw in draws]
@@ -168,10 +168,11 @@ class _SourceReader:
         self._plan: EpochPlan
         self._ahead = dataset.read_ahead([], self._pool, 0)
 
-    def close(self) -> None:
-        """End what runs beside it."""
+    def close(self, error: object, *_: object) -> None:
+        """End what runs beside it; without an error the last batches may still be read."""
         self._ahead.close()
-        self._pool.close()
+        if error is not None:
+            self._pool.close()
 
     def begin(self, epoch: int, positions: NDArray[np.int64]) -> Batch:
         """Begin a batch of the samples at some positions of an epoch."""
@@ -214,6 +215,10 @@ class _MixedBatch:
             first, last = np.searchsorted(draw.slots, [slots.start, slots.stop]).tolist()
             if first < last:
                 part.fill(range(first, last))
+
+    def abandon(self) -> None:
+        for part in self._parts:
+            part.abandon()
 
     def finish(self) -> dict[str, Any]:
         parts = [part.finish() for part in self._parts]

@@ -12,7 +12,8 @@ reading, which meets it again and tells.
 
 Shards of stores are fetched whole, those of a window before it is entered; see
 shardio.storage.downloads. Every worker asks for all of them, each for another one first, and one
-process of the machine fetches each. Only the samples of the first batches are asked for one by one.
+process of the machine fetches each. Only the samples of the first batches are asked for one by one;
+where the whole dataset is one window, those of all batches, until their shards have come.
 Which of the fetched shards stay follows from the order of this epoch and the next.
 """
 
@@ -78,6 +79,7 @@ class ReadAhead:
         self._seen = times.read, times.samples
         self._asked = [-1] * len(orders)
         self._current: dict[int, int] = {}
+        self._fetched: dict[int, int] | None = None  # the current windows when it was last done
         self._opened: set[int] = set()
         self._closed = False
         self._opening = Threads("ahead", _OPENERS)
@@ -105,12 +107,21 @@ class ReadAhead:
                 if mine.size:
                     self._asking.submit(self._ask_for_window, runs.take(mine))
         if entered and self._remote:
-            self._asking.submit(self._fetch, dict(self._current))
+            self._asking.submit(self._fetch)
+        elif self._remote and not self._orders and self._batches_asked == 1:
+            self._asking.submit(self._fetch_all)
 
     @property
     def _fetches_ranges(self) -> bool:
         """Whether the samples of a batch in shards of stores are asked for one by one."""
-        return bool(self._remote) and self._batches_asked < _FIRST_BATCHES
+        return bool(self._remote) and (not self._orders or self._batches_asked < _FIRST_BATCHES)
+
+    def _fetch_all(self) -> None:
+        """Have all shards fetched that the cache has room for, since any may be needed next."""
+        shards = sorted(self._stored)
+        first = (len(shards) * self._mine.start) // self._mine.step
+        with suppress(ShardioError, OSError):
+            self._pool.fetch(shards[first:] + shards[:first], self._remote.get, waits=False)
 
     def _enter_windows(self, references: References) -> dict[int, tuple[Order, range]]:
         """Return the order, and the windows that were not asked for before, of each stream."""
@@ -118,15 +129,19 @@ class ReadAhead:
         for stream, inside in grouped(references.streams):
             order, asked = self._orders[stream], self._asked[stream]
             window = order.window_of(int(references.inner[inside][0]))
-            self._current[stream] = window
+            self._current = {**self._current, stream: window}
             if asked <= window:
                 self._pool.compare_anew()  # what was opened ahead may have changed since
                 found[stream] = order, range(max(window, asked + 1), window + 2)
             self._asked[stream] = max(asked, window + 1)
         return found
 
-    def _fetch(self, current: dict[int, int]) -> None:
+    def _fetch(self) -> None:
         """Have the shards of the current windows fetched, and of those after them."""
+        current = self._current  # as it is now: reading may have gone on since it was entered
+        if current == self._fetched:
+            return
+        self._fetched = current
         shards: list[int] = []
         for ahead in range(self._ahead + 1):
             for stream, window in current.items():
@@ -194,7 +209,7 @@ class ReadAhead:
             self._opened.add(shard)  # not in the loop: starting threads takes long
             self._opening.submit(partial(self._try, shard, only="file"))
             self._opening.submit(self._try, shard)
-        first = self._batches_asked <= _FIRST_BATCHES
+        first = not self._orders or self._batches_asked <= _FIRST_BATCHES
         for shard, inside in grouped(references.shards):
             samples = references.indices[inside]
             if first or shard not in self._stored:
@@ -213,7 +228,7 @@ class ReadAhead:
                 for at in range(start, end, piece):
                     if self._closed:
                         return
-                    file.read_ahead(at, min(at + _PIECE, end))
+                    file.read_ahead(at, min(at + piece, end))
 
     def _try(self, shard: int, *, only: Literal["file"] | None = None) -> OpenShard | None:
         with suppress(ShardioError, OSError):

@@ -13,6 +13,7 @@ the headers before them, which are read along, so that no bytes come under anoth
 
 from __future__ import annotations
 
+import os
 import sys
 import weakref
 import zlib
@@ -26,17 +27,18 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import SampleError, ShardioError, TarError, quoted
+from shardio.errors import RemoteError, SampleError, ShardioError, TarError, quoted
 from shardio.fields.probe import PictureSize
 from shardio.indexing.entry import ShardEntry
 from shardio.indexing.shard_index import ShardIndex, decode_key
 from shardio.processes import new_lock
 from shardio.storage.base import StoredFile
 from shardio.storage.downloads import ComingShard, Downloads
-from shardio.storage.local import LOCAL, is_out_of_files, most_open_files, out_of_files
+from shardio.storage.local import LOCAL, LocalShard, is_out_of_files, most_open_files, out_of_files
 from shardio.storage.shard_cache import NextUse
 
 T = TypeVar("T")
+_Renew = Callable[..., StoredFile]  # with the keyword discard, see Downloads.renew
 
 _MOST_OPEN = 64
 _MOST_MAPPED = 128  # Python's mmap keeps a descriptor, of which a process often has 1,024
@@ -122,6 +124,7 @@ class OpenShard:
     Args:
         entry: entry of the catalog.
         open_file: opens the file of the shard.
+        renew: opens a shard of a store past the cache, where it may be damaged; None for others.
 
     Attributes:
         name: name of the shard.
@@ -131,9 +134,15 @@ class OpenShard:
 
     index: ShardIndex
 
-    def __init__(self, entry: ShardEntry, open_file: Callable[[], StoredFile]) -> None:
+    def __init__(
+        self,
+        entry: ShardEntry,
+        open_file: Callable[[], StoredFile],
+        renew: _Renew | None = None,
+    ) -> None:
         self.name = entry.name
-        self._open_file = open_file
+        self._open_file, self._renew = open_file, renew
+        self._is_renewed = False
         self.bad: set[int] = set()
         self._entry = entry
         self._indexing, self._opening = new_lock(), new_lock()
@@ -187,10 +196,25 @@ class OpenShard:
     def read(self, sample: int, entries: Entries) -> list[FieldBytes | None]:
         """Read the first alternative that a sample has for each entry; None if it has none.
 
+        What the cache does not have as it was packed is read from the store once more.
+
         Raises:
             SampleError: the data does not have the checksum that the index recorded.
             TarError: the shard ends inside the data, or another member lies there.
+            RemoteError: the store fails.
         """
+        file = self._kept
+        try:
+            return self._read(sample, entries, file if type(file) is LocalShard else self.file())
+        except (SampleError, TarError, OSError) as error:
+            if self._renew is None or not _may_be_of_cache(error):
+                raise
+        discard, self._is_renewed = not self._is_renewed, True
+        if discard:
+            self._kept = None
+        return self._read(sample, entries, self._renew(discard=discard))
+
+    def _read(self, sample: int, entries: Entries, file: StoredFile) -> list[FieldBytes | None]:
         firsts, offsets, sizes = self._firsts, self._offsets, self._sizes
         found: list[tuple[str, int] | None] = []
         starts, ends = [], []
@@ -207,7 +231,7 @@ class OpenShard:
                 found.append(None)
         if not starts:
             return [None] * len(found)
-        file, start, end = self._kept or self.file(), min(starts), max(ends)
+        start, end = min(starts), max(ends)
         whole = None
         if len(starts) > 1 and end - start <= sum(ends) - sum(starts) + GAP * len(starts):
             whole = memoryview(file.read(start, end - start))
@@ -283,8 +307,14 @@ class OpenShard:
 
     def file(self) -> StoredFile:
         """Return the file, opened for one use if another thread has just closed it."""
-        file = self._kept or _opened(self._open_file)
-        return file.whole or file if isinstance(file, ComingShard) else file
+        kept = self._kept
+        file = kept or _opened(self._open_file)
+        if isinstance(file, ComingShard) and file.whole is not None:
+            whole = file.whole
+            if self._kept is kept and kept is not None:
+                self._kept = whole
+            return whole
+        return file
 
     def _table(self, entries: Entries) -> _Table | None:
         found = None if self._have_rare(entries) else _columns(entries, self.index.columns)
@@ -352,6 +382,13 @@ class OpenShard:
         self._is_indexed = True
 
 
+def _may_be_of_cache(error: Exception) -> bool:
+    """Tell whether an error is of bytes, or of the disk, and not of the store."""
+    if isinstance(error, ShardioError):
+        return not isinstance(error, RemoteError) and error.offset is not None
+    return not is_out_of_files(error) if isinstance(error, OSError) else True
+
+
 def _opened(open_: Callable[[], T]) -> T:
     """Open a file, for which all pools let go of theirs if there is no other way.
 
@@ -411,7 +448,7 @@ class ShardPool:
         with self._lock:
             found = self._open.get(shard) or self._mapped.get(shard)
             if found is None:
-                found = OpenShard(self._entries[shard], self._opener(shard))
+                found = OpenShard(self._entries[shard], *self._openers(shard))
             self._mapped[shard] = found
             self._mapped.move_to_end(shard)
             if len(self._mapped) > self._most_mapped:
@@ -458,30 +495,32 @@ class ShardPool:
         if self._downloads is not None:
             self._downloads.close()
 
-    def fetch(self, shards: Sequence[int], next_use: NextUse) -> None:
+    def fetch(self, shards: Sequence[int], next_use: NextUse, *, waits: bool = True) -> None:
         """Fetch those of some shards that are of stores, and close all others of them.
 
         Args:
             shards: positions of the shards that are due, those needed first in front.
             next_use: tells which shards stay in the cache.
+            waits: whether samples wait for their shards.
         """
         with self._lock:
             for shard in self._open.keys() & self._remote.keys() - set(shards):
                 self._open.pop(shard).close()  # the cache may need its room
         due = [self._remote[shard] for shard in shards if shard in self._remote]
-        self._fetcher().want(due, next_use)
+        self._fetcher().want(due, next_use, waits=waits)
 
     def remote_keys(self) -> dict[str, int]:
         """Return the positions of the shards of stores, by their keys in the cache."""
         return {remote.key: shard for shard, remote in self._remote.items()}
 
-    def _opener(self, shard: int) -> Callable[[], StoredFile]:
+    def _openers(self, shard: int) -> tuple[Callable[[], StoredFile], _Renew | None]:
         if shard in self._remote:
-            return partial(self._fetcher().open, self._remote[shard])
-        return self._entries[shard].open_file
+            downloads, remote = self._fetcher(), self._remote[shard]
+            return partial(downloads.open, remote), partial(downloads.renew, remote)
+        return self._entries[shard].open_file, None
 
     def _fetcher(self) -> Downloads:
-        if self._downloads is None:
+        if self._downloads is None or self._downloads.process != os.getpid():
             self._downloads = Downloads()
         return self._downloads
 

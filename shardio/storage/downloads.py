@@ -10,13 +10,16 @@ once, and nothing else is fetched until they have come. Later samples wait, sinc
 would cost more than the shard. A shard for which the cache has no room is read by ranges, too.
 
 Nothing waits for ever: a shard that another process fetches, and that does not grow, is read by
-ranges, and one whose process has ended is fetched here.
+ranges, and one whose process has ended is fetched here. Nothing waits for the threads either: they
+may hear from a store late or never, so a loop that is left takes their parts away from them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import sys
 import threading
 import time
 from collections import deque
@@ -30,8 +33,8 @@ from tempfile import TemporaryFile
 from typing import NamedTuple
 
 from shardio.errors import RemoteError, ShardioError, SituationError, TarError, argument
-from shardio.processes import Threads, new_lock
-from shardio.storage.base import StoredFile, outside_error
+from shardio.processes import Daemons, new_lock, outside_collection
+from shardio.storage.base import FileStat, StoredFile, outside_error
 from shardio.storage.compression import LONGEST_MAGIC, compression_of, decompress_file
 from shardio.storage.local import LocalShard
 from shardio.storage.remote import RemoteStorage, RequestError, remote_error
@@ -39,10 +42,12 @@ from shardio.storage.shard_cache import NextUse, Part, ShardCache, key_of
 
 _LOG = logging.getLogger("shardio")
 _RANGES = 64  # requests for samples at once
+_MOST_ASKED = 64  # ranges of a shard whose bytes are kept until they are read
 _SPLIT = 8 << 20  # bytes of a piece of a shard
 _POLL = 0.01  # seconds between looks at a file that another process writes
 _STILL = 2.0  # seconds without growth, after which another process may have ended
 _LONGEST_RANGES = 5.0  # seconds that shards wait for the ranges of samples
+_LONGEST_END = 1.0  # seconds in which threads may end by themselves
 CONNECTIONS = 16
 """Number of shards that a process fetches at once."""
 
@@ -77,6 +82,10 @@ class RemoteShard:
         key = self.sha256 or key_of(place, self.version or "", self.stored or self.size)
         object.__setattr__(self, "key", key)
 
+    def versions(self) -> set[str]:
+        """Return a new set of the version, or empty if any will do."""
+        return set() if self.version is None else {self.version}
+
     @property
     def cache(self) -> ShardCache:
         """Cache of the shard.
@@ -89,7 +98,10 @@ class RemoteShard:
 
 @lru_cache(maxsize=16)
 def _cache(folder: str | None, limit: int | None) -> ShardCache:
-    return ShardCache(None if folder is None else Path(folder), limit)
+    cache = ShardCache(None if folder is None else Path(folder), limit)
+    with suppress(OSError):  # whoever writes there meets it again
+        cache.prune(sys.maxsize)  # only what killed processes left
+    return cache
 
 
 @dataclass(eq=False)
@@ -113,9 +125,14 @@ class Downloads:
 
     Args:
         connections: number of shards that are fetched at once.
+
+    Attributes:
+        waits: whether samples wait for their shards.
     """
 
     def __init__(self, connections: int = CONNECTIONS) -> None:
+        self.waits = True
+        self.process = os.getpid()
         self._next_use: NextUse = _unknown
         self._connections = connections
         self._tasks: dict[str, _Task] = {}
@@ -123,32 +140,46 @@ class Downloads:
         self._changed = threading.Condition(new_lock())
         self._running = 0
         self._closed = False
-        self._warned = False
-        self._fetching = Threads("fetch", connections)
-        self._pieces = Threads("piece", connections)
-        self._ranging = Threads("range", _RANGES)
+        self._fetching = Daemons("fetch", connections)
+        self._pieces = Daemons("piece", connections)
+        self._ranging = Daemons("range", _RANGES)
         self._ranges: set[Future[bytes]] = set()
+        self._parts: set[Part] = set()
 
     def close(self) -> None:
-        """Fetch nothing more, and end the threads; what has come of shards is thrown away."""
-        self._closed = True
+        """Fetch nothing more; what has come of shards is thrown away, and who waits gets an error.
+
+        A process that was forked since does nothing, as all of that is its parent's.
+        """
+        if self.process == os.getpid():
+            outside_collection(self._close)
+
+    def _close(self) -> None:
         with self._changed:
+            self._closed = True
             self._queue.clear()
             self._changed.notify_all()
-        for threads in (self._ranging, self._pieces, self._fetching):
-            threads.end()
+        for threads in (self._ranging, self._pieces):
+            threads.end(_EndedError("the loop has ended"))
+        with self._changed:
+            self._changed.wait_for(lambda: not self._running, _LONGEST_END)
+            parts = [*self._parts]
+        for part in parts:
+            part.close()
 
-    def want(self, shards: Sequence[RemoteShard], next_use: NextUse) -> None:
+    def want(self, shards: Sequence[RemoteShard], next_use: NextUse, *, waits: bool = True) -> None:
         """Fetch shards in this order; forget those that are not among them.
 
         Args:
             shards: shards of the windows that are due, those needed first in front.
             next_use: tells which shards stay in the cache, see shard_cache.
+            waits: whether samples wait for their shards; False to read them by ranges meanwhile.
         """
         with self._changed:
             if self._closed:
                 return
             self._next_use = next_use
+            self.waits = waits
             tasks = {shard.key: self._tasks.get(shard.key) for shard in shards}
             self._queue.clear()
             self._tasks = {}
@@ -160,8 +191,7 @@ class Downloads:
                     self._queue.append(task)
             new = min(len(self._queue), self._connections - self._running)
             self._running += new
-        for _ in range(new):
-            self._fetching.submit(self._work)
+        self._start(new)
 
     def open(self, shard: RemoteShard) -> StoredFile:
         """Open a shard: the file of the cache, or what reads it while it comes, or by ranges.
@@ -171,12 +201,36 @@ class Downloads:
         """
         return shard.cache.open(shard, shard.name) or ComingShard(shard, self)
 
-    def ask(self, read: Callable[[int, int], bytes], start: int, end: int) -> Future[bytes]:
-        """Read a range in a thread, before shards are fetched."""
-        future = self._ranging.submit(read, start, end)
+    def renew(self, shard: RemoteShard, *, discard: bool) -> StoredFile:
+        """Open a shard past the cache.
+
+        Args:
+            shard: the shard.
+            discard: remove it from the cache, since it is damaged there.
+        """
+        if discard:
+            shard.cache.discard(shard)
+        return ShardRanges(shard, self) if shard.stored is None else ComingShard(shard, self)
+
+    def read(self, shard: RemoteShard, start: int, end: int, versions: set[str]) -> Future[bytes]:
+        """Read a range of a shard, in a thread.
+
+        Args:
+            shard: the shard.
+            start: first byte.
+            end: end of the bytes.
+            versions: version that the shard must have, or none, to which the one found is added.
+
+        Returns:
+            The bytes. The error is RemoteError if the storage fails or the shard was replaced,
+            TarError if it has another size.
+        """
+        return self._ranging.submit(self._read_range, shard, start, end, versions)
+
+    def fetch_after(self, range_: Future[bytes]) -> None:
+        """Have a range come before shards do that are not yet being fetched."""
         with self._changed:
-            self._ranges = {each for each in self._ranges if not each.done()} | {future}
-        return future
+            self._ranges = {each for each in self._ranges if not each.done()} | {range_}
 
     def state_of(self, shard: RemoteShard) -> str | None:
         """Tell what is done about a shard, and put one that waits in front; None for nothing.
@@ -185,8 +239,9 @@ class Downloads:
             RemoteError, TarError: it could not be fetched.
         """
         with self._changed:
+            self._refuse_closed()
             task = self._tasks.get(shard.key)
-            if task is None:
+            if task is None or self.process != os.getpid():
                 return None
             if task.error is not None:
                 raise task.error
@@ -194,7 +249,7 @@ class Downloads:
                 with suppress(ValueError):
                     self._queue.remove(task)
                     self._queue.appendleft(task)
-            return None if self._closed else task.state
+            return None if task.state == "waiting" and not self._running else task.state
 
     def wait(self) -> None:
         """Wait until something may have come."""
@@ -209,10 +264,32 @@ class Downloads:
                 return
             task.state = "waiting"
             self._queue.appendleft(task)
-            more = self._running < self._connections
+            more = int(self._running < self._connections)
             self._running += more
-        if more:
-            self._fetching.submit(self._work)
+        self._start(more)
+
+    def add(self, shard: RemoteShard) -> bool:
+        """Fetch a shard that nobody wanted yet; False if it does not come."""
+        with self._changed:
+            task = self._tasks.get(shard.key)
+            if task is not None or self._closed or self.process != os.getpid():
+                return task is not None and task.state != "no room"
+            task = self._tasks[shard.key] = _Task(shard)
+            self._queue.appendleft(task)
+            more = int(self._running < self._connections)
+            self._running += more
+        self._start(more)
+        return True
+
+    def _start(self, count: int) -> None:
+        """Start threads, which are counted already."""
+        try:
+            while count:
+                self._fetching.submit(self._work)
+                count -= 1
+        except RuntimeError:  # this process may have no more
+            with self._changed:
+                self._running -= count
 
     def _work(self) -> None:
         """Fetch shards until none waits."""
@@ -221,13 +298,14 @@ class Downloads:
             with self._changed:
                 if not self._queue or self._closed:
                     self._running -= 1
+                    self._changed.notify_all()
                     return
                 task = self._queue.popleft()
                 due = len(self._queue) + self._running
             state, error = "failed", None
             try:
                 state = self._fetch(task, max(1, self._connections // due))
-            except (ShardioError, OSError) as failure:
+            except Exception as failure:  # whatever it is, the loop must not wait
                 error = failure
             with self._changed:
                 task.state, task.error = state, error
@@ -236,64 +314,90 @@ class Downloads:
     def _fetch(self, task: _Task, connections: int) -> str:
         """Fetch a shard, and return the new state of its task."""
         shard = task.shard
-        cache = shard.cache
-        part = cache.claim(shard, self._next_use)
-        if isinstance(part, bool):
-            return "elsewhere" if part else self._without_room(shard)
-        task.state = "coming"
-        is_whole = False
         try:
-            for last in (False, True):
-                digest = self._receive(shard, part, connections)
-                if shard.sha256 in (None, digest):
-                    part.commit()
-                    is_whole = True
-                    return "elsewhere"
-                if not last:
-                    part.restart()
+            part = shard.cache.claim(shard, self._next_use)
+            if isinstance(part, bool):
+                return "elsewhere" if part else _without_room(shard)
+            task.state = "coming"
+            with self._changed:
+                self._parts.add(part)
+            try:
+                return self._fill(part, shard, connections)
+            finally:
+                part.close()
+                with self._changed:
+                    self._parts.discard(part)
         except RemoteError:
             raise
-        except OSError:
-            return self._without_room(shard)
-        finally:
-            if not is_whole:
-                part.abandon()
-        raise TarError(
-            "the object is not what was packed (SHA-256 differs, and did when it was fetched anew)",
-            where=shard.name,
-            remedy="upload or pack it again",
-            shard=shard.name,
-        )
+        except OSError as error:
+            return _without_room(shard, error)
+
+    def _fill(self, part: Part, shard: RemoteShard, connections: int) -> str:
+        for last in (False, True):
+            digest = self._receive(shard, part, connections)
+            if shard.sha256 in (None, digest):
+                part.commit()
+                break
+            if last:
+                raise TarError(
+                    "the object is not what was packed (SHA-256 differs, and did when it was "
+                    "fetched anew)",
+                    where=shard.name,
+                    remedy="upload or pack it again",
+                    shard=shard.name,
+                )
+            part.restart()
+        return "elsewhere"
 
     def _receive(self, shard: RemoteShard, part: Part, connections: int) -> str:
         """Fetch the bytes of a shard, and return their SHA-256."""
         digest = hashlib.sha256()
 
         def take(data: memoryview) -> None:
-            if self._closed:
-                raise _EndedError("the loop has ended", where=shard.name)
             if part.size + len(data) > shard.size:
                 raise _misfit(shard, part.size + len(data))
             part.write(data)
             digest.update(data)
 
         if shard.stored is not None:
-            _receive_compressed(shard, take, part)
-        elif connections > 1 and shard.size > _SPLIT:
-            self._receive_pieces(shard, take, connections)
-        else:
-            stat = shard.storage.download(shard.path, 0, None, shard.version, take)
-            if stat.size != shard.size:
-                raise _misfit(shard, stat.size)
+            self._receive_compressed(shard, take, part)
+            return digest.hexdigest()
+        if connections > 1 and shard.size > _SPLIT:
+            try:
+                self._receive_pieces(shard, take, connections)
+            except RemoteError as error:
+                if type(error) is not RemoteError:
+                    raise
+                part.restart()  # the store has no ranges
+                digest = hashlib.sha256()
+            else:
+                return digest.hexdigest()
+        stat = self._download(shard, 0, None, shard.version, take)
+        if stat.size != shard.size:
+            raise _misfit(shard, stat.size)
         return digest.hexdigest()
+
+    def _receive_compressed(
+        self, shard: RemoteShard, take: Callable[[memoryview], None], part: Part
+    ) -> None:
+        """Fetch a compressed object, and give its plain data."""
+        with TemporaryFile(dir=shard.cache.folder) as packed:
+            self._download(shard, 0, None, shard.version, packed.write)
+            packed.seek(0)
+            compression = compression_of(packed.read(LONGEST_MAGIC))
+            if compression is None:
+                raise _misfit(shard, shard.size)
+            decompress_file(packed, compression, _Taker(part, take), name=shard.name)
+        if part.size != shard.size:
+            raise _misfit(shard, part.size)
 
     def _receive_pieces(
         self, shard: RemoteShard, take: Callable[[memoryview], None], connections: int
     ) -> None:
-        versions: set[str] = set() if shard.version is None else {shard.version}
+        versions = shard.versions()
 
         def read(start: int) -> bytes:
-            return read_range(shard, start, min(start + _SPLIT, shard.size), versions)
+            return self._read_range(shard, start, min(start + _SPLIT, shard.size), versions)
 
         starts = iter(range(0, shard.size, _SPLIT))
         coming = deque([self._pieces.submit(read, next(starts))])
@@ -305,33 +409,66 @@ class Downloads:
                     break
             take(memoryview(coming.popleft().result()))
 
-    def _without_room(self, shard: RemoteShard) -> str:
-        if not self._warned:
-            self._warned = True
-            limit = shard.cache.limit
-            _LOG.warning(
-                "%s: the cache in %s has no room for a shard of %s bytes (its limit is %s), so "
-                "that samples are read one by one, with a request for each; raise %s",
-                shard.name,
-                shard.cache.folder,
-                f"{shard.size:,}",
-                f"{limit:,}",
-                argument("cache_limit"),
-            )
-        return "no room"
+    def _read_range(self, shard: RemoteShard, start: int, end: int, versions: set[str]) -> bytes:
+        found = bytearray()
+        expected = next(iter([*versions]), None)
+        stat = self._download(shard, start, end, expected, found.extend)
+        if stat.size != shard.size:
+            raise _misfit(shard, stat.size)
+        versions.add(stat.version)
+        if len(versions) > 1:
+            raise remote_error(RequestError("changed", "it has another version"), shard.path)
+        return bytes(found)
+
+    def _download(
+        self,
+        shard: RemoteShard,
+        start: int,
+        end: int | None,
+        version: str | None,
+        take: Callable[[memoryview], object],
+    ) -> FileStat:
+        """Read bytes of a shard from the store, until the loop ends."""
+
+        def sink(data: memoryview) -> None:
+            self._refuse_closed()
+            take(data)
+
+        def pause(seconds: float) -> None:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed, seconds)
+            self._refuse_closed()
+
+        return shard.storage.download(shard.path, start, end, version, sink, pause)
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise _EndedError("the loop has ended")
 
 
-def _receive_compressed(shard: RemoteShard, take: Callable[[memoryview], None], part: Part) -> None:
-    """Fetch a compressed object, and give its plain data."""
-    with TemporaryFile(dir=shard.cache.folder) as packed:
-        shard.storage.download(shard.path, 0, None, shard.version, packed.write)
-        packed.seek(0)
-        compression = compression_of(packed.read(LONGEST_MAGIC))
-        if compression is None:
-            raise _misfit(shard, shard.size)
-        decompress_file(packed, compression, _Taker(part, take), name=shard.name)
-    if part.size != shard.size:
-        raise _misfit(shard, part.size)
+_warned: set[Path] = set()
+"""Cache folders of which this process has said that they cannot take a shard."""
+
+
+def _without_room(shard: RemoteShard, error: OSError | None = None) -> str:
+    """Warn, once for a folder, that a shard is read by ranges; returns the state of its task."""
+    folder, limit = shard.cache.folder, shard.cache.limit
+    if folder not in _warned:
+        _warned.add(folder)
+        fault = f"has no room for a shard of {shard.size:,} bytes (its limit is {limit:,})"
+        way = f"raise {argument('cache_limit')}"
+        if error is not None:
+            fault = f"cannot take a shard of {shard.size:,} bytes ({error.strerror or error})"
+            way = f"free some space, or name another folder by {argument('cache_dir')}"
+        _LOG.warning(
+            "%s: the cache in %s %s, so that samples are read one by one, with a request for "
+            "each; %s",
+            shard.name,
+            folder,
+            fault,
+            way,
+        )
+    return "no room"
 
 
 class _Taker(NamedTuple):
@@ -364,36 +501,12 @@ def _misfit(shard: RemoteShard, size: int) -> TarError:
     )
 
 
-def read_range(shard: RemoteShard, start: int, end: int, versions: set[str]) -> bytes:
-    """Read a range of a shard.
+class ShardRanges:
+    """A shard of a store, read past the cache; safe in several threads.
 
     Args:
         shard: the shard.
-        start: first byte.
-        end: end of the bytes.
-        versions: version that the shard must have, or none, to which the one found is added.
-
-    Raises:
-        RemoteError: the storage fails, or the shard was replaced.
-        TarError: the shard has another size.
-    """
-    found = bytearray()
-    expected = next(iter(versions), None)
-    stat = shard.storage.download(shard.path, start, end, expected, found.extend)
-    if stat.size != shard.size:
-        raise _misfit(shard, stat.size)
-    versions.add(stat.version)
-    if len(versions) > 1:
-        raise remote_error(RequestError("changed", "it has another version"), shard.path)
-    return bytes(found)
-
-
-class ComingShard:
-    """A shard of a store that is not in the cache, or not yet; safe in several threads.
-
-    Args:
-        shard: the shard.
-        downloads: fetches it, or not.
+        downloads: reads the ranges.
 
     Attributes:
         name: name of the shard in errors.
@@ -407,7 +520,36 @@ class ComingShard:
         self.version = shard.version or ""
         self._shard = shard
         self._downloads = downloads
-        self._versions: set[str] = set() if shard.version is None else {shard.version}
+        self._versions = shard.versions()
+
+    def read(self, offset: int, size: int, /) -> bytes:
+        """Read the bytes [offset, offset + size).
+
+        Raises:
+            TarError: they lie outside the shard, or it has another size.
+            RemoteError: the storage fails, or the shard was replaced.
+        """
+        if not 0 <= offset <= offset + size <= self.size:
+            raise outside_error(self, offset, size)
+        return self._ask(offset, offset + size).result() if size else b""
+
+    def read_ahead(self, start: int, end: int, /) -> None:
+        """Do nothing: what is read is asked for when it is."""
+
+    def _ask(self, start: int, end: int) -> Future[bytes]:
+        return self._downloads.read(self._shard, start, end, self._versions)
+
+
+class ComingShard(ShardRanges):
+    """A shard of a store that is not in the cache, or not yet; safe in several threads.
+
+    Args:
+        shard: the shard.
+        downloads: fetches it, or not.
+    """
+
+    def __init__(self, shard: RemoteShard, downloads: Downloads) -> None:
+        super().__init__(shard, downloads)
         self._asked: list[tuple[int, int, Future[bytes]]] = []
         self._coming: LocalShard | None = None
         self._whole: LocalShard | None = None
@@ -430,24 +572,26 @@ class ComingShard:
         """
         if self._whole is not None:
             return self._whole.read(offset, size)
-        if not 0 <= offset <= offset + size <= self.size:
-            raise outside_error(self, offset, size)
-        if not size:
-            return b""
+        if not 0 <= offset <= offset + size <= self.size or not size:
+            return super().read(offset, size)
         for start, end, asked in self._asked:
             if start <= offset and offset + size <= end:
                 with suppress(ShardioError, OSError):  # which is met again
                     return asked.result()[offset - start : offset - start + size]
         file = self._wait_for(offset + size)
-        if file is None and self._shard.stored is not None:
-            raise SituationError(
-                f"the cache has no room for this shard, which has {self.size:,} bytes without its "
-                "compression, and compressed shards are not read by ranges",
-                where=self.name,
-                remedy=f"raise {argument('cache_limit')}, or decompress the shards",
-            )
+        if file is not None:
+            return file.read(offset, size)
+        if self._shard.stored is None:
+            try:
+                return super().read(offset, size)
+            except RemoteError as error:
+                if type(error) is not RemoteError or not self._downloads.add(self._shard):
+                    raise
+        elif not self._downloads.add(self._shard):
+            raise self._without_room()
+        file = self._wait_for(offset + size)  # the store has no ranges of it
         if file is None:
-            return read_range(self._shard, offset, offset + size, self._versions)
+            raise self._without_room()
         return file.read(offset, size)
 
     def wait_for_all(self) -> LocalShard | None:
@@ -460,13 +604,21 @@ class ComingShard:
         return self._wait_for(self.size)
 
     def read_ahead(self, start: int, end: int, /) -> None:
-        """Ask for a range, unless it is there."""
+        """Ask for a range, before shards are fetched, unless it is there."""
         if self.whole is None and end > start and self._shard.stored is None:
-            asked = self._downloads.ask(self._read_range, start, end)
-            self._asked = [*self._asked, (start, end, asked)]
+            asked = self._ask(start, end)
+            self._downloads.fetch_after(asked)
+            self._asked = [*self._asked[-_MOST_ASKED:], (start, end, asked)]
 
-    def _read_range(self, start: int, end: int) -> bytes:
-        return read_range(self._shard, start, end, self._versions)
+    def _without_room(self) -> SituationError:
+        size, compressed = f"{self.size:,} bytes", self._shard.stored is not None
+        known = f"{size} without its compression" if compressed else size
+        return SituationError(
+            f"the cache has no room for this shard, which has {known}, and "
+            f"{'compressed shards are' if compressed else 'its store is'} not read by ranges",
+            where=self.name,
+            remedy=f"raise {argument('cache_limit')}" + ", or decompress the shards" * compressed,
+        )
 
     def _wait_for(self, end: int) -> LocalShard | None:
         """Wait until the first bytes of the shard are in the cache; None if they do not come."""
@@ -476,23 +628,25 @@ class ComingShard:
             file = self.whole or self._come()
             if file is not None and (file is self._whole or file.status().st_size >= end):
                 return file
-            if state in (None, "no room"):
+            waits = self._downloads.waits or self._shard.stored is not None
+            if state in (None, "no room") or not waits:
                 return None
             now, size = time.monotonic(), -1 if file is None else file.status().st_size
-            if size != known or state == "waiting":
+            if size != known or state in ("waiting", "coming"):  # whose end this process notes
                 grown, known = now, size
             if now - grown > self._shard.storage.timeout:
                 return None
             if state == "elsewhere" and (file is None or now - max(grown, latest) > _STILL):
                 latest = now
-                self._coming = None
                 self._downloads.try_again(self._shard)
             self._downloads.wait()
 
     def _come(self) -> LocalShard | None:
         """Return the file of the cache that is being written, if there is one."""
-        if self._coming is None:
-            with suppress(FileNotFoundError):
-                self._coming = LocalShard(str(self._shard.cache.part_path(self._shard)), self.name)
-                self._coming.size = self.size
-        return self._coming
+        file = self._coming
+        if file is None or not file.status().st_nlink:  # whoever wrote to it gave it up
+            file = self._shard.cache.open_part(self._shard, self.name)
+            if file is not None:
+                file.size = self.size
+            self._coming = file
+        return file

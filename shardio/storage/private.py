@@ -57,11 +57,20 @@ def own_subfolder(shared: Path) -> Path:
         raise _refused(shared, reason)
     _refuse_open_above(shared)
     own = shared / f"shardio-{os.geteuid()}"
-    with suppress(FileExistsError):
-        own.mkdir(0o700)
-    if fault := _fault(own.lstat()):
-        raise _refused(own, fault)
+    make_private(own)
     return own
+
+
+def make_private(folder: Path) -> None:
+    """Create a folder inside a trusted one, unless it is there and private.
+
+    Raises:
+        OSError: it cannot be created or is not private; `strerror` has the reason.
+    """
+    with suppress(FileExistsError):
+        folder.mkdir(0o700)
+    if fault := _fault(folder.lstat()):
+        raise _refused(folder, fault)
 
 
 def entry_fault(path: Path) -> str | None:

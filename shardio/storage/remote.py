@@ -244,6 +244,7 @@ class RemoteStorage(ABC):
         end: int | None,
         version: str | None,
         sink: Callable[[memoryview], object],
+        pause: Callable[[float], object] = time.sleep,
     ) -> FileStat:
         """Read bytes of a file from first to last; goes on where a body breaks off.
 
@@ -253,6 +254,7 @@ class RemoteStorage(ABC):
             end: end of the bytes; None for the end of the file.
             version: version that the file must have; None for any, but one.
             sink: takes the bytes in order, in pieces that it must not keep.
+            pause: waits some seconds before another attempt.
 
         Returns:
             Size and version of the whole file.
@@ -260,7 +262,7 @@ class RemoteStorage(ABC):
         Raises:
             RemoteError: the storage fails, or the file was replaced meanwhile.
         """
-        attempts = self._attempts(path)
+        attempts = self._attempts(path, pause)
         buffer = memoryview(bytearray(PIECE))
         at = start
         for client in attempts:
@@ -291,8 +293,8 @@ class RemoteStorage(ABC):
                 return request(client)
         raise AssertionError  # _attempts ends with an error
 
-    def _attempts(self, path: str) -> Attempts:
-        return Attempts(self, path)
+    def _attempts(self, path: str, pause: Callable[[float], object] = time.sleep) -> Attempts:
+        return Attempts(self, path, pause)
 
 
 class Attempts:
@@ -301,11 +303,15 @@ class Attempts:
     Args:
         storage: storage of the file.
         path: path of the file.
+        pause: waits some seconds.
     """
 
-    def __init__(self, storage: RemoteStorage, path: str) -> None:
+    def __init__(
+        self, storage: RemoteStorage, path: str, pause: Callable[[float], object] = time.sleep
+    ) -> None:
         self._storage = storage
         self._path = path
+        self._wait = pause
         self._failed = 0
         self._renewed = False
 
@@ -328,7 +334,7 @@ class Attempts:
                 self._renewed = True
                 _forget_client(self._storage)
             elif error.reason in ("busy", "broken") and self._failed < self._storage.retries:
-                time.sleep(self._pause(error))
+                self._wait(self._pause(error))
                 self._failed += 1
             else:
                 raise remote_error(error, self._path, self._failed) from error

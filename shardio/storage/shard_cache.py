@@ -34,21 +34,23 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
-from weakref import WeakSet
 
 from shardio.errors import SituationError, argument
+from shardio.processes import close_locked, new_lock, open_for_lock
 from shardio.storage.cache import cache_folder
+from shardio.storage.folder import atomic_file
 from shardio.storage.local import LocalShard
-from shardio.storage.private import entry_fault
+from shardio.storage.private import entry_fault, make_private
 
 SHARE_OF_FREE = 0.75
 """Part of the free space that shards may take, where no limit is given."""
 
-_UNLOCKABLE = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 _OLD = 86400.0  # seconds after which a part is left where locks do not tell
-_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_NAME = re.compile(r"([0-9a-f]{64})\.(?:([0-9]+)(?:-[0-9]+-[0-9]+)?\.(part)|(tar|index))")
-_OPEN_OR_NEW = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_NAME = re.compile(
+    r"\.?[0-9a-f]{64}\."
+    r"(?:(?P<size>[0-9]+)(-[0-9]+)*\.part|(?P<whole>tar|index)|index\.[0-9]+-[0-9]+\.tmp)"
+)
+_DIGITS = 32  # of the sum, so that it is overwritten in place
 _LONGEST_WAIT, _PAUSE = 10.0, 0.005  # seconds for the lock of the folder
 _SPARE = 128  # of the limit one part is made room for at once, since listing all takes time
 
@@ -92,7 +94,7 @@ def key_of(path: str, version: str, size: int) -> str:
 
 
 class Part:
-    """A shard that comes, elected to be fetched by this process.
+    """A shard that comes, elected to be fetched by this process; may be abandoned in any thread.
 
     Attributes:
         size: number of bytes that have been written.
@@ -103,29 +105,31 @@ class Part:
         self._cache = cache
         self._wanted = wanted
         self._path = path
-        self._descriptor = descriptor
-        self._process = os.getpid()
-        _parts.add(self)
+        self._descriptor: int | None = descriptor
+        self._lock = new_lock()
 
     def fileno(self) -> int:
         """Return the descriptor of the file."""
-        return self._descriptor
+        return self._open()
 
     def write(self, data: memoryview) -> None:
         """Append bytes.
 
         Raises:
             OSError: the disk is full, or fails.
+            ValueError: it was abandoned.
         """
         while data:
-            written = os.write(self._descriptor, data)
+            with self._lock:
+                written = os.write(self._open(), data)
             self.size += written
             data = data[written:]
 
     def restart(self) -> None:
         """Throw away what was written."""
-        os.truncate(self._descriptor, 0)
-        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        with self._lock:
+            os.truncate(self._open(), 0)
+            os.lseek(self._open(), 0, os.SEEK_SET)
         self.size = 0
 
     def commit(self) -> None:
@@ -133,40 +137,27 @@ class Part:
 
         Raises:
             OSError: the cache was removed, or the disk fails.
+            ValueError: it was abandoned.
         """
-        try:
-            self._path.rename(self._cache.path(self._wanted))
-        finally:
-            self._release()
+        with self._lock:
+            self._cache.put(self._wanted, self._path, self._open())
+            self._close()
 
-    def abandon(self) -> None:
-        """Remove it, and give its room back."""
-        with suppress(OSError):
-            self._path.unlink()
-        self._release()
-        self._cache.give_back(self._wanted)
+    def close(self) -> None:
+        """Remove it, and give its room back, unless it is whole."""
+        with self._lock:
+            if self._descriptor is not None:
+                self._cache.give_back(self._wanted, self._path, self._descriptor)
+                self._close()
 
-    def _release(self) -> None:
-        _unlock(self._descriptor)
-        self.forget()
+    def _open(self) -> int:
+        if self._descriptor is None:
+            raise ValueError(f"{self._path} was abandoned")
+        return self._descriptor
 
-    def forget(self) -> None:
-        """Close the descriptor, without a change to the file."""
-        _parts.discard(self)
-        os.close(self._descriptor)
-
-
-_parts: WeakSet[Part] = WeakSet()
-"""Parts of this process; a forked child must not keep their locks alive."""
-
-
-def _forget_parts() -> None:
-    for part in [*_parts]:
-        part.forget()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_parts)
+    def _close(self) -> None:
+        close_locked(self._open())
+        self._descriptor = None
 
 
 class ShardCache:
@@ -189,7 +180,6 @@ class ShardCache:
         self._locks = True
         try:
             with self._accounts() as accounts:
-                accounts.bytes = self._tidy()
                 free = os.statvfs(self.folder)
                 available = free.f_bavail * free.f_frsize + accounts.bytes
         except OSError as error:
@@ -205,14 +195,41 @@ class ShardCache:
         return self.folder / wanted.key[:2] / f"{wanted.key}.tar"
 
     def index_path(self, wanted: WantedShard) -> Path:
-        """Return the path of the index of a shard; its folder exists afterwards."""
-        path = self.path(wanted).with_suffix(".index")
-        self._make_folder(path.parent)
+        """Return the path of the index of a shard, whether it is there or not.
+
+        Raises:
+            UsageError: something else than a file of this user has its name.
+        """
+        return self._believed(self.path(wanted).with_suffix(".index"))
+
+    def store_index(self, wanted: WantedShard, content: bytes) -> Path:
+        """Write the index of a shard, which always has room, and return its path.
+
+        Raises:
+            OSError: the cache cannot be written.
+        """
+        path = self.index_path(wanted)
+        with self._accounts() as accounts:
+            self._make_folders(path.parent)
+            before = _size_of(path)
+            if before == len(content) and path.read_bytes() == content:
+                return path  # another process was faster
+            with atomic_file(path) as stream:
+                os.fchmod(stream.fileno(), 0o600)
+                stream.write(content)
+            accounts.bytes += len(content) - before
         return path
 
     def part_path(self, wanted: WantedShard) -> Path:
         """Return the path of a shard that comes."""
         return self.path(wanted).with_suffix(f".{wanted.size}.part")
+
+    def open_part(self, wanted: WantedShard, name: str) -> LocalShard | None:
+        """Open a shard that comes; None if none comes. See open."""
+        try:
+            return LocalShard(str(self._believed(self.part_path(wanted))), name)
+        except FileNotFoundError:
+            return None
 
     def open(self, wanted: WantedShard, name: str) -> LocalShard | None:
         """Open a whole shard; None if it is not there.
@@ -224,17 +241,11 @@ class ShardCache:
         Raises:
             UsageError: something else than a file of this user has its name.
         """
-        path = self.path(wanted)
+        path = self._believed(self.path(wanted))
         try:
             file = LocalShard(str(path), name)
         except FileNotFoundError:
             return None
-        if fault := entry_fault(path):
-            raise SituationError(
-                f"this entry of the cache is not believed, since {fault}",
-                where=path,
-                remedy="remove it",
-            )
         if file.size != wanted.size:  # of a machine that stopped before its disk had it all
             self.discard(wanted)
             return None
@@ -257,55 +268,65 @@ class ShardCache:
             OSError: the cache cannot be written.
         """
         path = self.part_path(wanted)
-        if not self._locks:
-            path = path.with_suffix(f"-{os.getpid()}-{time.monotonic_ns()}.part")
-        part: Part | None = None
-        room = False
-        try:
-            with self._accounts() as accounts:
-                if self.path(wanted).exists():
-                    return True
-                if self._is_left(path):
-                    path.unlink()
-                    accounts.bytes -= wanted.size
-                self._make_folder(path.parent)
-                try:
-                    descriptor = os.open(path, _NEW, 0o600)
-                except FileExistsError:
-                    return True
-                part = Part(self, wanted, path, descriptor)
-                accounts.bytes += wanted.size
-                self._lock(descriptor)
-                room = self._make_room(wanted, accounts, next_use)
-        finally:
-            if part is not None and not room:
-                part.abandon()
-        return part if room and part is not None else False
+        with self._accounts() as accounts:
+            if self.path(wanted).exists():
+                return True
+            if not self._locks:
+                path = path.with_name(f"{path.stem}-{os.getpid()}-{time.monotonic_ns()}.part")
+            if self._is_left(path):
+                path.unlink()
+                accounts.bytes -= wanted.size
+            elif path.exists():
+                return True
+            if not self._make_room(wanted, accounts, next_use):
+                return False
+            self._make_folders(path.parent)
+            descriptor = open_for_lock(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            accounts.bytes += wanted.size
+            self._lock(descriptor)
+            return Part(self, wanted, path, descriptor)
 
-    def give_back(self, wanted: WantedShard) -> None:
-        """Note that a shard does not come after all."""
+    def put(self, wanted: WantedShard, path: Path, descriptor: int) -> None:
+        """Give a part that is whole the name of its shard.
+
+        Args:
+            wanted: shard.
+            path: path of the part.
+            descriptor: descriptor of the part.
+
+        Raises:
+            OSError: it is not there any more, or the disk fails.
+        """
+        with self._accounts() as accounts:
+            if not _is_file_of(descriptor, path):
+                raise FileNotFoundError(errno.ENOENT, "the cache was removed", str(path))
+            before = _size_of(self.path(wanted))
+            path.rename(self.path(wanted))
+            accounts.bytes -= before
+
+    def give_back(self, wanted: WantedShard, path: Path, descriptor: int) -> None:
+        """Remove a part that does not become whole; see put."""
         with suppress(OSError), self._accounts() as accounts:
-            accounts.bytes -= wanted.size
+            if _is_file_of(descriptor, path):
+                path.unlink()
+                accounts.bytes -= wanted.size
 
     def discard(self, wanted: WantedShard) -> None:
         """Remove a shard, as one that is damaged."""
-        with suppress(OSError):
+        with suppress(OSError), self._accounts() as accounts:
+            size = _size_of(self.path(wanted))
             self.path(wanted).unlink()
-            self.give_back(wanted)
+            accounts.bytes -= size
 
     def entries(self) -> Iterator[Entry]:
         """List all files of the cache."""
         for folder in sorted(self.folder.glob("[0-9a-f][0-9a-f]")):
-            for path in sorted(folder.iterdir()):
-                found = _NAME.fullmatch(path.name)
-                with suppress(FileNotFoundError):  # it was just renamed or removed
-                    status = path.lstat()
-                    if found is None or not stat.S_ISREG(status.st_mode):
-                        continue
-                    size, state = status.st_size, {"tar": "shard", "index": "index"}.get(found[4])
-                    if state is None:
-                        size, state = int(found[2]), "left" if self._is_left(path) else "coming"
-                    yield Entry(path, size, status.st_mtime, state)
+            if folder.is_symlink():
+                continue
+            with suppress(FileNotFoundError):  # it was just removed
+                for path in sorted(folder.iterdir()):
+                    with suppress(FileNotFoundError):
+                        yield from self._entry(path)
 
     def prune(self, limit: int) -> list[Entry]:
         """Remove what a killed process left, then shards, the longest unused first.
@@ -319,58 +340,84 @@ class ShardCache:
         Raises:
             OSError: the cache cannot be written.
         """
+        removed: list[Entry] = []
         with self._accounts() as accounts:
-            entries = sorted(self.entries(), key=lambda entry: entry.used)
+            entries = sorted(self.entries(), key=lambda entry: (entry.state != "left", entry.used))
             accounts.bytes = sum(entry.size for entry in entries)
-            removed: list[Entry] = []
-            for entry in sorted(entries, key=lambda entry: entry.state != "left"):
+            for entry in entries:
                 over = accounts.bytes > limit and entry.state != "coming"
                 if entry.state == "left" or over:
                     entry.path.unlink(missing_ok=True)
                     accounts.bytes -= entry.size
                     removed.append(entry)
+            if removed:
+                self._remove_empty({entry.path.parent for entry in removed})
         return removed
 
-    def _tidy(self) -> int:
-        """Remove what killed processes left; returns the bytes of the rest."""
-        total = 0
-        for entry in self.entries():
-            if entry.state == "left":
-                entry.path.unlink(missing_ok=True)
-            else:
-                total += entry.size
-        return total
+    def _remove_empty(self, folders: set[Path]) -> None:
+        """Remove folders that nothing is in any more, and with the last of them the sum."""
+        for folder in folders:
+            with suppress(OSError):  # others are in it
+                folder.rmdir()
+        usage = self.folder / "usage"
+        with suppress(OSError):
+            if [*self.folder.iterdir()] == [usage]:
+                usage.unlink()
+                self.folder.rmdir()
+
+    def _entry(self, path: Path) -> Iterator[Entry]:
+        """Describe a file, if it is one of the cache."""
+        status = path.lstat()
+        found = _NAME.fullmatch(path.name)
+        if found is None or not stat.S_ISREG(status.st_mode):
+            return
+        size, kind = status.st_size, found["whole"]
+        if found["size"] is not None:
+            size, kind = int(found["size"]), "left" if self._is_left(path) else "coming"
+        elif kind is None:  # of an index, which is written while the folder is locked
+            is_new = not self._locks and time.time() - status.st_mtime < _OLD
+            kind = "coming" if is_new else "left"
+        yield Entry(path, size, status.st_mtime, {"tar": "shard"}.get(kind, kind))
 
     def _make_room(self, wanted: WantedShard, accounts: _Accounts, next_use: NextUse) -> bool:
-        """Remove shards until the limit holds, if that can be."""
-        if accounts.bytes <= self.limit:
+        """Remove shards until another has room, if that can be."""
+        if self._excess(wanted, accounts) <= 0:
             return True
         if wanted.size > self.limit:
             return False
         entries = [*self.entries()]
         accounts.bytes = sum(entry.size for entry in entries)
-        due = next_use(wanted.key)
+        excess, due = self._excess(wanted, accounts), next_use(wanted.key)
         order: list[tuple[float, float, Entry]] = []
         for entry in entries:
             use = next_use(entry.path.name.partition(".")[0])
-            if use is None and entry.state in ("shard", "index"):
+            if entry.state == "left":
                 order.append((0, entry.used, entry))
+            elif use is None and entry.state in ("shard", "index"):
+                order.append((1, entry.used, entry))
             elif use is not None and entry.state == "shard" and (due is None or use > due):
-                order.append((1, -use, entry))
-        spare = self.limit // _SPARE
+                order.append((2, -use, entry))
+        if sum(entry.size for _, _, entry in order) < excess:
+            return False
+        most, removed = excess + self.limit // _SPARE, 0
         for _, _, entry in sorted(order):
-            if accounts.bytes <= self.limit - spare:
-                break
-            if accounts.bytes <= self.limit and accounts.bytes - entry.size < self.limit - spare:
+            if removed >= excess and removed + entry.size > most:
                 break
             entry.path.unlink(missing_ok=True)
             accounts.bytes -= entry.size
-        return accounts.bytes <= self.limit
+            removed += entry.size
+        return True
+
+    def _excess(self, wanted: WantedShard, accounts: _Accounts) -> int:
+        """Count the bytes that must be removed before another shard has room."""
+        status = os.statvfs(self.folder)
+        free = status.f_bavail * status.f_frsize
+        return max(accounts.bytes + wanted.size - self.limit, wanted.size - free)
 
     def _is_left(self, path: Path) -> bool:
         """Tell whether a part is there, and nobody writes to it."""
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = open_for_lock(path, os.O_RDONLY)
         except FileNotFoundError:
             return False
         try:
@@ -378,7 +425,7 @@ class ShardCache:
                 return False
             return self._locks or time.time() - os.fstat(descriptor).st_mtime > _OLD
         finally:
-            os.close(descriptor)
+            close_locked(descriptor)
 
     def _try_lock(self, descriptor: int) -> bool:
         """Lock a file where the file system has locks; False if another has locked it."""
@@ -387,9 +434,7 @@ class ShardCache:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
-            except OSError as error:
-                if error.errno not in _UNLOCKABLE:
-                    raise
+            except OSError:  # ENOLCK, EOPNOTSUPP and others: the file system has no locks
                 self._locks = False
         return True
 
@@ -399,31 +444,86 @@ class ShardCache:
         while not self._try_lock(descriptor) and time.monotonic() < latest:
             time.sleep(_PAUSE)
 
-    def _make_folder(self, folder: Path) -> None:
-        """Make a folder of the cache, which somebody may have removed."""
-        for each in (self.folder.parent, self.folder, folder):
-            each.mkdir(0o700, exist_ok=True)
+    def _believed(self, path: Path) -> Path:
+        """Return the path of an entry.
+
+        Raises:
+            UsageError: something else than a file of this user is there.
+        """
+        fault = "its folder is a symbolic link" if path.parent.is_symlink() else entry_fault(path)
+        if fault:
+            raise SituationError(
+                f"this entry of the cache is not believed, since {fault}",
+                where=path,
+                remedy="remove it",
+            )
+        return path
+
+    def _make_folders(self, folder: Path) -> None:
+        """Make folders of the cache, which somebody may have removed."""
+        if not self.folder.parent.exists():
+            self.folder.parent.mkdir(0o700, exist_ok=True)
+        make_private(self.folder)
+        if folder != self.folder:
+            make_private(folder)
 
     @contextmanager
     def _accounts(self) -> Iterator[_Accounts]:
-        """Hold the lock of the folder, and change its sum."""
-        self._make_folder(self.folder)
-        descriptor = os.open(self.folder / "usage", _OPEN_OR_NEW, 0o600)
+        """Hold the lock of the folder, and change its sum, which is counted where it is lost."""
+        descriptor = self._open_usage()
         try:
-            self._lock(descriptor)
-            text = os.pread(descriptor, 32, 0).strip()
-            accounts = _Accounts(int(text) if text.isdigit() else 0)
-            yield accounts
-            os.pwrite(descriptor, b"%-32d" % max(accounts.bytes, 0), 0)
+            text = os.pread(descriptor, _DIGITS, 0).strip()
+            accounts = _Accounts(int(text) if text.isdigit() else self._count())
+            try:
+                yield accounts
+            finally:
+                try:
+                    os.pwrite(descriptor, b"%-*d" % (_DIGITS, max(accounts.bytes, 0)), 0)
+                except OSError:  # the disk is full
+                    os.truncate(descriptor, 0)
         finally:
-            _unlock(descriptor)
-            os.close(descriptor)
+            close_locked(descriptor)
+
+    def _open_usage(self) -> int:
+        """Open and lock the file with the sum, also if others remove it meanwhile."""
+        path = self.folder / "usage"
+        latest = time.monotonic() + _LONGEST_WAIT
+        while True:
+            try:
+                self._make_folders(self.folder)
+                descriptor = open_for_lock(path, os.O_RDWR | os.O_CREAT)
+            except FileNotFoundError:
+                if time.monotonic() < latest and self.folder.parent.parent.exists():
+                    continue
+                raise
+            is_there = False
+            try:
+                self._lock(descriptor)
+                is_there = _is_file_of(descriptor, path)
+                if is_there:
+                    return descriptor
+            finally:
+                if not is_there:
+                    close_locked(descriptor)
+
+    def _count(self) -> int:
+        return sum(entry.size for entry in self.entries())
 
 
-def _unlock(descriptor: int) -> None:
-    """Free the lock of a file, also where a forked child has the descriptor too."""
-    with suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
+def _is_file_of(descriptor: int, path: Path) -> bool:
+    """Tell whether an open file still has its path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _size_of(path: Path) -> int:
+    """Return the size of a file; 0 if there is none."""
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 @dataclass

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shardio.errors import ShardioError
+from shardio.processes import close_locked, open_for_lock
 from shardio.storage.private import own_subfolder
 
 _NAME = re.compile(r"([0-9a-f]{8})-([0-9]+)-([0-9a-f]+)-.+")
@@ -35,8 +36,6 @@ _MOST_LOOKED_AT = 4096  # limits the time at the start of a process
 _ENDED = -1
 _looked: set[Path] = set()
 """Folders in which this process has removed the files of ended processes."""
-_locked: set[int] = set()
-"""Descriptors of the files whose lock this process holds or waits for."""
 
 
 @dataclass
@@ -92,9 +91,7 @@ def locked_contents(path: Path) -> Iterator[Contents]:
             user.
     """
     with explained():
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(path, flags, 0o600)
-    _locked.add(descriptor)
+        descriptor = open_for_lock(path, os.O_RDWR | os.O_CREAT)
     try:
         if os.fstat(descriptor).st_uid != os.geteuid():  # its owner could hold the lock for ever
             raise ShardioError(
@@ -111,10 +108,7 @@ def locked_contents(path: Path) -> Iterator[Contents]:
             with explained():
                 _overwrite(descriptor, contents.data, len(before))
     finally:
-        if descriptor in _locked:  # False in a process forked inside the block
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a copy in a fork would keep it after a close
-            _locked.discard(descriptor)
-            os.close(descriptor)
+        close_locked(descriptor)
 
 
 @contextmanager
@@ -230,12 +224,3 @@ def _place() -> str | None:
     except OSError:
         return None
     return blake2b(b"\0".join(parts), digest_size=4).hexdigest()
-
-
-def _close_in_child() -> None:
-    for descriptor in _locked:
-        os.close(descriptor)
-    _locked.clear()
-
-
-os.register_at_fork(after_in_child=_close_in_child)

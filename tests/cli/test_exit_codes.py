@@ -20,7 +20,11 @@ OUT = {
 
 WRONG = [
     *[(command, "packed", ["--no-such-option"]) for command in _COMMANDS],
-    *[(command, "s3://bucket/x", []) for command in _COMMANDS],
+    *[(command, "gopher://host/x", []) for command in _COMMANDS],
+    ("cache", "nothing", []),
+    ("cache", "ls", ["--limit", "1GB"]),
+    ("cache", "ls", ["--cache-dir", "s3://bucket/cache"]),
+    ("cache", "prune", ["--limit", "much"]),
     ("pack", "in", ["--split", "a=2"]),
     ("pack", "in", ["--shard-size", "5MB"]),
     ("pack", "in", ["--feature", "x"]),
@@ -31,7 +35,7 @@ WRONG = [
     ("convert", "packed", ["--feature", "x"]),
     ("convert", "packed", ["--to", "dali", "--feature", "x=y"]),
     ("info", "packed", ["--preview", "sheet.jpg"]),
-    ("verify", "packed", ["--fix", "s3://bucket/new"]),
+    ("verify", "packed", ["--fix", "gopher://host/new"]),
     ("plan", "packed", ["--global-batch-size", "4"]),
     ("plan", "packed", ["--ranks", "3", "--nodes", "2"]),
     ("plan", "packed", ["--batch-size", str(1 << 63)]),
@@ -44,8 +48,10 @@ WRONG = [
     ("profile", "packed", ["--html", "s3://bucket/report.html"]),
 ]
 MET = [
-    *[(command, "nothing", []) for command in _COMMANDS],
-    *[(command, "empty", []) for command in _COMMANDS if command != "pack"],
+    *[(command, "nothing", []) for command in _COMMANDS if command != "cache"],
+    *[(command, "empty", []) for command in _COMMANDS if command not in ("cache", "pack")],
+    *[("cache", each, ["--cache-dir", "nothing"]) for each in ("ls", "prune", "clear")],
+    ("cache", "ls", ["--cache-dir", "table.csv"]),
     ("pack", "in", ["--classes", "nothing"]),
     ("pack", "in", ["--manifest", "nothing.csv"]),
     ("pack", "in", ["--manifest", "table.csv", "--label-column", "none"]),

@@ -9,6 +9,7 @@ from dataclasses import FrozenInstanceError, asdict
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -56,13 +57,32 @@ def test_a_function_returns_what_its_command_prints(
         setattr(found, next(iter(printed)), None)
 
 
-@pytest.mark.parametrize("name", _COMMANDS)
-def test_every_command_is_a_function(name: str) -> None:
+FUNCTIONS = {
+    **{name: name for name in _COMMANDS if name != "cache"},
+    "cache ls": "list_cache",
+    "cache prune": "prune_cache",
+    "cache clear": "clear_cache",
+}
+
+
+@pytest.mark.parametrize("command", FUNCTIONS)
+def test_every_command_is_a_function(command: str) -> None:
+    name = FUNCTIONS[command]
     function = getattr(shardio, name)
     assert inspect.isfunction(function)
     assert name in shardio.__all__
     kinds = {parameter.kind for parameter in inspect.signature(function).parameters.values()}
     assert not kinds & {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
+
+
+def test_every_command_of_a_group_has_its_function() -> None:
+    (group,) = (command for command in _COMMANDS if command not in FUNCTIONS)
+    with click.Context(commands) as context:
+        found = commands.get_command(context, group)
+    assert isinstance(found, click.Group)
+    assert {f"{group} {name}" for name in found.commands} == {
+        command for command in FUNCTIONS if command.startswith(f"{group} ")
+    }
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ JSON = st.dictionaries(st.text(), st.integers()).map(lambda value: json.dumps(va
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z0-9_/]{0,6}[a-z0-9]", fullmatch=True).filter(lambda k: k[0] != "/"),
-        st.fixed_dictionaries({"npy": st.binary()}, optional={"x.txt": WORDS, "json": JSON}),
+        st.fixed_dictionaries({"bin": st.binary()}, optional={"x.txt": WORDS, "json": JSON}),
         min_size=1,
         max_size=5,
     ),

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -17,8 +18,9 @@ from click.testing import CliRunner
 import shardio
 from servers import S3_LATENCY, Nginx, SeaweedS3
 from shardio.cli import commands
+from shardio.indexing.catalog import open_catalog
 from shardio.profiling.profile import ask
-from shardio.profiling.store import MOST_BYTES, MOST_SECONDS
+from shardio.profiling.store import MOST_BYTES, MOST_SECONDS, StoreLimits, measure_store
 from shardio.testing import make_images
 
 SHARDS, SAMPLES, SIZE = 20, 10, 10_000
@@ -63,7 +65,11 @@ def test_plan_says_what_epochs_fetch(
     totals = [bytes_of_shards(web, noise)]
     for epoch in range(3):
         dataset.set_epoch(epoch)
-        assert sum(int(batch["valid"].sum()) for batch in dataset) == SHARDS * SAMPLES
+        samples = 0
+        for batch in dataset:
+            samples += int(batch["valid"].sum())
+            time.sleep(0.02)  # what is needed before it has been asked for comes by ranges
+        assert samples == SHARDS * SAMPLES
         totals.append(bytes_of_shards(web, noise))
     first, *later = (after - before for before, after in pairwise(totals))
     ranges = 2 * 5 * (SIZE + 2048)  # of the first batches, at most
@@ -91,13 +97,15 @@ def test_plan_says_what_each_node_fetches_in_words(
         f"first epoch, {2 * size / 1e6:,.1f} MB together; without a cache in every epoch."
     ) in everything
     assert f"A cache of {size / 1e6:,.1f} MB leaves nothing to fetch" in everything
-    half = f"about {size / 2 / 1e6:,.1f} MB"
-    assert f"--streams 4 gives each node a share, {half}" in everything
+    assert f"With --streams 4 each would fetch about {size / 2 / 1e6:,.1f} MB." in everything
     own = said("--streams", "4", "--cache-limit", "10MB")
     assert f"fetches up to {size / 2 / 1e6:,.1f} MB from the store" in own
+    assert "each would fetch" not in own
     assert "A cache of 10.0 MB leaves up to 0.0 MB to fetch in each later epoch." in own
     assert "from the store" not in said(source=str(noise))
     assert "A cache of 1.0 MB leaves" in said("--cache-limit", "1MB", source=str(noise))
+    with pytest.raises(shardio.UsageError, match="cache_limit='1MB': it must be a whole number"):
+        shardio.plan(noise, batch_size=5, storage_options={"cache_limit": "1MB"})
 
 
 @pytest.fixture(scope="module")
@@ -143,12 +151,30 @@ def test_profile_measures_a_store_and_then_loaders_with_shards_in_the_cache(
     assert found.verdict.sentence.startswith("The store limits the first epoch to ")
     page = (tmp_path / "a.html").read_text("utf-8")
     for words in (
-        "at most 268 MB and 5 s",
+        "it stops at 268 MB or 5 s",
         "the loaders with 6 shards of",
         "store measured without the cache",
     ):
         assert words in page
     assert found.settings.storage_options is None
+
+
+def test_the_wait_and_the_rate_of_a_store_are_told_apart(
+    serve: Callable[..., Nginx], tmp_path: Path
+) -> None:
+    """Within a factor of two, since the machine may be busy."""
+    samples = ({"__key__": f"{number:02}", "bin": os.urandom(500_000)} for number in range(32))
+    shardio.pack(samples, tmp_path / "out", shards=4, shuffle=False)
+    web = serve(folder=tmp_path / "out", latency=0.1, rate=4e6)
+    catalog = open_catalog(web.url, options={"cache_dir": str(tmp_path / "cache")})
+    store = StoreLimits.from_json(measure_store(catalog, 1))
+    assert store.first_byte >= 0.1
+    rates = dict(store.rates)
+    assert 2e6 < rates[1] < 8e6  # buffers on the way even out what comes
+    assert 2 * rates[1] < rates[16] < 16 * 8e6
+    assert store.loaded == 1
+    few = StoreLimits.from_json(measure_store(catalog, 0, seconds=0.5, most=20 << 20))
+    assert few.measured_bytes <= 20 << 20
 
 
 def test_a_profile_that_a_store_does_not_limit_says_what_it_could_deliver(
@@ -245,6 +271,21 @@ def test_an_option_that_is_wrong_is_refused_without_its_value(option: str, messa
     assert done.exit_code
     assert message in said
     assert "swordfish" not in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["reshard", "--shards", "2"], ["convert", "--to", "tfrecord"], ["convert", "--to", "dali"]],
+    ids=" ".join,
+)
+def test_what_reads_local_shards_only_says_so(
+    words: list[str], noise: Path, serve: Callable[..., Nginx], tmp_path: Path
+) -> None:
+    command, *options = words
+    web = serve(folder=noise)
+    done = CliRunner().invoke(commands, [command, web.url, str(tmp_path / "new"), *options])
+    assert "only local files are read here; fetch them, and name the copy" in str(done.exception)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_options_are_a_mapping() -> None:

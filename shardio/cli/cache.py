@@ -1,0 +1,83 @@
+"""shardio cache."""
+
+from __future__ import annotations
+
+import time
+
+import click
+from rich.table import Table
+
+from shardio.cli.text import page, say, say_json, table
+from shardio.cli.values import parse_size, several
+from shardio.errors import counted
+from shardio.inspection.cache import CacheContents, CacheRemoval, clear_cache, list_cache
+from shardio.inspection.cache import prune_cache as prune_entries
+
+_MOST_ROWS = 20
+_DIGITS = 12  # of a key, which tell it from others
+_options = several(
+    click.option("--cache-dir", type=click.Path(), help="Cache folder, by default the usual one."),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+)
+
+
+@click.group()
+def cache() -> None:
+    """List or remove the shards that were fetched from stores.
+
+    They are in the folder remote/ of the cache folder, which is that of --cache-dir,
+    $SHARDIO_CACHE or ~/.cache/shardio. Indexes of local shards are not touched.
+    """
+
+
+@cache.command(epilog="Example: shardio cache ls")
+@_options
+def ls(cache_dir: str | None, as_json: bool) -> None:
+    """List shards, bytes and last use, and the limit."""
+    contents = list_cache(cache_dir=cache_dir)
+    if as_json:
+        say_json(contents)
+        return
+    say(
+        f"{contents.folder}: {counted(contents.shards, 'shard')}, {contents.bytes / 1e6:,.1f} MB "
+        f"with indexes; at most {contents.limit / 1e6:,.1f} MB unless cache_limit says otherwise"
+    )
+    if contents.entries:
+        say(page([_table(contents)]))
+    others = len(contents.entries) - _MOST_ROWS
+    if others > 0:
+        say(f"and {counted(others, 'file')} more, which --json lists")
+
+
+@cache.command(epilog="Example: shardio cache prune --limit 100GB")
+@click.option("--limit", metavar="SIZE", callback=parse_size, help="Bytes that may stay, as 100GB.")
+@_options
+def prune(limit: int | None, cache_dir: str | None, as_json: bool) -> None:
+    """Remove what killed processes left, then what nobody has used longest."""
+    _report(prune_entries(limit, cache_dir=cache_dir), as_json=as_json)
+
+
+@cache.command(epilog="Example: shardio cache clear")
+@_options
+def clear(cache_dir: str | None, as_json: bool) -> None:
+    """Remove all that `ls` lists, except what is being fetched."""
+    _report(clear_cache(cache_dir=cache_dir), as_json=as_json)
+
+
+def _report(removal: CacheRemoval, *, as_json: bool) -> None:
+    if as_json:
+        say_json(removal)
+    else:
+        say(
+            f"{removal.folder}: removed {counted(len(removal.removed), 'file')}, "
+            f"{removal.bytes / 1e6:,.1f} MB; {removal.kept / 1e6:,.1f} MB stay"
+        )
+
+
+def _table(contents: CacheContents) -> Table:
+    made = table("key", "what", "last use", "MB", left=3)
+    for entry in contents.entries[:_MOST_ROWS]:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        key = entry.path.rpartition("/")[2].lstrip(".")[:_DIGITS]
+        made.add_row(key, entry.state, used, f"{entry.bytes / 1e6:,.1f}")
+    return made
