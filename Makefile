@@ -73,6 +73,7 @@ bench: $(PEERS_READY)
 	$(PEERS)/bin/python tools/bench/compare.py --markdown docs/benchmarks.md
 	$(PEERS)/bin/python tools/bench/packing.py
 	$(PEERS)/bin/python tools/bench/scale.py
+	$(PEERS)/bin/python tools/bench/remote.py
 
 clean:
 	rm -rf $(VENV) $(PEERS) $(SERVERS) demo

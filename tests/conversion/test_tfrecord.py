@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -78,6 +79,7 @@ def test_packing_what_was_converted_gives_the_same_shards(packed: Path, tmp_path
 
 
 WORDS = st.text(st.characters(codec="utf-8")).map(str.encode)
+ARRAYS = st.binary().map(lambda data: shardio.Array("npy").encode(np.frombuffer(data, np.uint8)))
 JSON = st.dictionaries(st.text(), st.integers()).map(lambda value: json.dumps(value).encode())
 
 
@@ -85,7 +87,7 @@ JSON = st.dictionaries(st.text(), st.integers()).map(lambda value: json.dumps(va
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z0-9_/]{0,6}[a-z0-9]", fullmatch=True).filter(lambda k: k[0] != "/"),
-        st.fixed_dictionaries({"bin": st.binary()}, optional={"x.txt": WORDS, "json": JSON}),
+        st.fixed_dictionaries({"npy": ARRAYS}, optional={"x.txt": WORDS, "json": JSON}),
         min_size=1,
         max_size=5,
     ),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import resource
 import shutil
 import sys
 import time
@@ -121,9 +120,8 @@ def check(pixels: Any, count: int, workload: Workload) -> None:
 
 
 def cpu_seconds() -> float:
-    """Return the CPU time of this process and of all its children, running or not."""
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return ended.ru_utime + ended.ru_stime + cpu_of_tree(os.getpid())
+    """Return the CPU time of this process and of all its descendants, running or not."""
+    return cpu_of_tree(os.getpid())
 
 
 def cpu_of_tree(process: int) -> float:
@@ -133,7 +131,7 @@ def cpu_of_tree(process: int) -> float:
         children = [int(child) for path in tasks for child in path.read_text("ascii").split()]
     except OSError:
         return 0.0
-    return (int(fields[11]) + int(fields[12])) / TICKS + sum(map(cpu_of_tree, children))
+    return sum(map(int, fields[11:15])) / TICKS + sum(map(cpu_of_tree, children))
 
 
 def decode_ceiling(workload: str, images: str, repeats: int) -> dict[str, float]:
@@ -150,6 +148,13 @@ def mount_ceiling(out: str, read_size: int) -> dict[str, float]:
 
     count, seconds = ceilings.read_at_most(Path(out), read_size)
     return {"bytes": count, "seconds": seconds}
+
+
+def remote(measure: str, **request: Any) -> dict[str, Any]:
+    """Measure reading from a store."""
+    import remote_jobs  # noqa: PLC0415
+
+    return remote_jobs.MEASURES[measure](**request)
 
 
 def bare() -> dict[str, float]:
@@ -175,6 +180,7 @@ JOBS: dict[str, Callable[..., dict[str, Any]]] = {
     "run_task": run_task,
     "decode_ceiling": decode_ceiling,
     "mount_ceiling": mount_ceiling,
+    "remote": remote,
     "bare": bare,
     "sheet": sheet,
 }

@@ -90,6 +90,11 @@ function M.access()
   end
 end
 
+-- Phase of logging: the bytes of the body are counted when all of them are sent.
+function M.sent()
+  log:incr("sent", tonumber(ngx.var.body_bytes_sent), 0)
+end
+
 -- Phase of access where URLs are signed: an expired one is refused.
 function M.signed()
   local expires = tonumber(ngx.var.arg_Expires or "")
@@ -181,6 +186,10 @@ end
 function controls.forget()
   counts:flush_all()
   log:flush_all()
+end
+
+function controls.sent()
+  ngx.say(log:get("sent") or 0)
 end
 
 function controls.counts()

@@ -565,6 +565,10 @@ class Nginx(Server):
             found[method, path] = int(number)
         return found
 
+    def sent(self) -> int:
+        """Return the number of bytes sent as bodies; those of a request count when it has ended."""
+        return int(self.control("sent"))
+
     def requests(self) -> list[Request]:
         """Return the last 20,000 requests, oldest first."""
         lines = (line.split(" ", 2) for line in self.control("requests").splitlines())
@@ -624,7 +628,8 @@ class Nginx(Server):
 
     def _locations(self, listen: Sequence[str]) -> list[str]:
         access, content = self.access(), self.content()
-        headers = "header_filter_by_lua_block { servers.headers() }"
+        headers = "header_filter_by_lua_block { servers.headers() } "
+        headers += "log_by_lua_block { servers.sent() }"
         gzip = "gzip on; gzip_types *; gzip_proxied any; gzip_min_length 0;"
         return [
             *listen,

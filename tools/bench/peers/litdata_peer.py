@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,14 @@ def store(workload: Workload, item: tuple[str, int]) -> dict[str, Any]:
 
 
 def batches(out: Path, workload: Workload, repeats: int) -> Iterator[Batch]:
+    return repeat(load(str(out), workload), repeats)
+
+
+def load(folder: str, workload: Workload, **options: Any) -> Iterable[Batch]:
     dataset = litdata.StreamingDataset(
-        str(out), shuffle=True, drop_last=False, transform=partial(make_sample, workload)
+        folder, shuffle=True, drop_last=False, transform=partial(make_sample, workload), **options
     )
-    loader = litdata.StreamingDataLoader(
+    loader: Iterable[Batch] = litdata.StreamingDataLoader(
         dataset,
         batch_size=workload.batch,
         num_workers=CORES_USED,
@@ -51,7 +55,7 @@ def batches(out: Path, workload: Workload, repeats: int) -> Iterator[Batch]:
         collate_fn=collate,
         worker_init_fn=use_one_thread,
     )
-    return repeat(loader, repeats)
+    return loader
 
 
 def make_sample(workload: Workload, item: dict[str, Any]) -> Sample:

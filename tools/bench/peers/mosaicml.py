@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +42,16 @@ class Samples(StreamingDataset):  # type: ignore[misc]  # it ships no type infor
 
 
 def batches(out: Path, workload: Workload, repeats: int) -> Iterator[Batch]:
+    return iter(load(Stream(local=str(out), repeat=repeats), workload))
+
+
+def load(stream: Stream, workload: Workload) -> Iterable[Batch]:
     clean_stale_shared_memory()
-    stream = Stream(local=str(out), repeat=repeats)
     dataset = Samples(workload, streams=[stream], shuffle=True, num_canonical_nodes=1)
-    return iter(
-        DataLoader(
-            dataset,
-            batch_size=workload.batch,
-            num_workers=CORES_USED,
-            collate_fn=collate,
-            worker_init_fn=use_one_thread,
-        )
+    return DataLoader(
+        dataset,
+        batch_size=workload.batch,
+        num_workers=CORES_USED,
+        collate_fn=collate,
+        worker_init_fn=use_one_thread,
     )

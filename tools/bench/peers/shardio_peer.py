@@ -33,7 +33,9 @@ def worker_batches(out: Path, workload: Workload, repeats: int) -> Iterator[Batc
     return deliver(DataLoader(dataset, batch_size=None, num_workers=CORES_USED))
 
 
-def open_dataset(out: Path, workload: Workload, repeats: int) -> shardio.ShardDataset:
+def open_dataset(
+    out: Path | str, workload: Workload, repeats: int = 1, **options: Any
+) -> shardio.ShardDataset:
     transform: Any = None
     if workload.busy:
         transform = BusyCrop(workload.size)
@@ -44,6 +46,7 @@ def open_dataset(out: Path, workload: Workload, repeats: int) -> shardio.ShardDa
         shuffle=True,
         transform=transform,
         batch_size=workload.batch,
+        **options,
     )
 
 

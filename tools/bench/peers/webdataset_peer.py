@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,19 +42,21 @@ def many_worker_batches(out: Path, workload: Workload, repeats: int) -> Iterator
 def batches(
     out: Path, workload: Workload, repeats: int, workers: int = CORES_USED
 ) -> Iterator[Batch]:
-    shards = sorted(str(path) for path in out.glob("*.tar")) * repeats
+    return iter(load(sorted(map(str, out.glob("*.tar"))) * repeats, workload, workers))
+
+
+def load(shards: list[str], workload: Workload, workers: int = CORES_USED) -> Iterable[Batch]:
     dataset = (
         webdataset.WebDataset(shards, shardshuffle=len(shards), empty_check=False)
         .shuffle(SHUFFLE_BUFFER)
         .map(partial(make_sample, workload))
         .batched(workload.batch, collation_fn=collate)
     )
-    return iter(
-        DataLoader(dataset, batch_size=None, num_workers=workers, worker_init_fn=use_one_thread)
-    )
+    return DataLoader(dataset, batch_size=None, num_workers=workers, worker_init_fn=use_one_thread)
 
 
 def make_sample(workload: Workload, sample: dict[str, Any]) -> Sample:
     if "image" in sample and workload.raw:
         return decode(sample["image"]), int(sample["cls"])
-    return make_pixels(sample["rgb" if workload.raw else "image"], workload), int(sample["cls"])
+    data = sample["rgb"] if workload.raw else sample.get("image") or sample["jpg"]
+    return make_pixels(data, workload), int(sample["cls"])
