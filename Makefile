@@ -12,7 +12,7 @@ SERVERS := .servers
 SERVERS_READY := $(SERVERS)/.ready
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
-CAMPAIGNS := tars headers images bombs canaries damage kills remote_kills changes disks folders forks fuzz meaning
+CAMPAIGNS := tars headers images bombs canaries damage kills stores remote_kills changes disks folders forks fuzz meaning
 say = @printf '\n== %s\n' "$(1)"
 timed = @bash -c 'start=$$SECONDS; $(1); status=$$?; echo "   ($$((SECONDS - start)) s)"; exit $$status'
 

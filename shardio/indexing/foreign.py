@@ -151,8 +151,10 @@ def open_stored(part: Location) -> list[ForeignShard]:
         missing = [shard for shard in stored if shard.cached() is None]
         _say_what_is_fetched(part, missing)
         for first in range(0, len(missing), _AT_ONCE):
-            some = missing[first : first + _AT_ONCE]
-            with closing(Downloads()) as downloads:
+            cache = missing[first].raw.cache
+            with cache.alone(part.storage.patience), closing(Downloads()) as downloads:
+                some = missing[first : first + _AT_ONCE]
+                some = [shard for shard in some if shard.cached() is None]  # by another process
                 downloads.want([shard.raw for shard in some], lambda _: None)
                 list(_each(threads, partial(_StoredShard.make, downloads=downloads), some))
     finally:

@@ -503,6 +503,8 @@ class ShardDataset(ResumableDataset):
             with closing(self.read_ahead(plan.orders, pool, epoch)) as ahead:
                 asked = ahead if len(steps) > 1 else None
                 yield from reader.read(plan, positions, share.batch_size, key, asked)
+                ahead.finish()
+                pool.finish()
         except BaseException:  # else the last batches may still be read
             pool.close()
             raise

@@ -566,6 +566,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
                     if loop == self._loop_number:
                         self._position = Position(epoch, step + steps.step)
                     yield self._deliver(only.pop(), epoch, step)
+                next(batches, None)  # so that they end, as those do not that are left
         finally:
             self._end_loop()
 

@@ -94,6 +94,11 @@ class ReadAhead:
         for threads in (self._opening, self._batches, self._asking):
             threads.end()
 
+    def finish(self) -> None:
+        """Have fetched what the last batches need, of which the threads may not have come yet."""
+        if self._current and self._remote:
+            self._fetch()
+
     def enter(self, references: References) -> None:
         """Ask for what a batch needs, and for its windows and the windows after them."""
         entered = {} if not self._orders else self._enter_windows(references)

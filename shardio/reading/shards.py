@@ -490,6 +490,11 @@ class ShardPool:
             for shard in self._open.values():
                 shard.compare_anew()
 
+    def finish(self) -> None:
+        """Wait for shards that come, see Downloads.finish."""
+        if self._downloads is not None:
+            self._downloads.finish()
+
     def close(self) -> None:
         """End the fetching of shards."""
         if self._downloads is not None:

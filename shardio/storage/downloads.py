@@ -47,6 +47,7 @@ _SPLIT = 8 << 20  # bytes of a piece of a shard
 _POLL = 0.01  # seconds between looks at a file that another process writes
 _STILL = 2.0  # seconds without growth, after which another process may have ended
 _LONGEST_RANGES = 5.0  # seconds that shards wait for the ranges of samples
+_NOW = -1.0  # next use of a shard, sooner than that of any other
 _LONGEST_END = 1.0  # seconds in which threads may end by themselves
 CONNECTIONS = 16
 """Number of shards that a process fetches at once."""
@@ -113,11 +114,19 @@ class _Task:
         state: "waiting" or "coming" in this process; "elsewhere" if another fetches it or it is
             there; "no room"; "failed".
         error: why it failed.
+        is_needed: whether it must come whatever leaves the cache, see Downloads.need.
     """
 
     shard: RemoteShard
     state: str = "waiting"
     error: Exception | None = None
+    is_needed: bool = False
+
+    def next_use(self, known: NextUse) -> NextUse:
+        """Return a function that tells of a shard that is needed that it is used at once."""
+        return (
+            (lambda key: _NOW if key == self.shard.key else known(key)) if self.is_needed else known
+        )
 
 
 class Downloads:
@@ -167,6 +176,15 @@ class Downloads:
         for part in parts:
             part.close()
 
+    def finish(self) -> None:
+        """Wait for shards that come, as long as they do: other processes may need more of them."""
+        with self._changed:
+            while self._running and not self._closed and self.process == os.getpid():
+                grown = max((part.grown for part in self._parts), default=0.0)
+                if time.monotonic() - grown > _STILL:
+                    return
+                self._changed.wait(_POLL)
+
     def want(self, shards: Sequence[RemoteShard], next_use: NextUse, *, waits: bool = True) -> None:
         """Fetch shards in this order; forget those that are not among them.
 
@@ -202,7 +220,7 @@ class Downloads:
         return shard.cache.open(shard, shard.name) or ComingShard(shard, self)
 
     def renew(self, shard: RemoteShard, *, discard: bool) -> StoredFile:
-        """Open a shard past the cache.
+        """Open a shard past the cache, or fetched anew if it cannot be read by ranges.
 
         Args:
             shard: the shard.
@@ -268,13 +286,22 @@ class Downloads:
             self._running += more
         self._start(more)
 
-    def add(self, shard: RemoteShard) -> bool:
-        """Fetch a shard that nobody wanted yet; False if it does not come."""
+    def need(self, shard: RemoteShard) -> bool:
+        """Fetch a shard that cannot be read by ranges, whatever leaves the cache for it.
+
+        Returns:
+            False if it does not come, since the cache is too small or the loop has ended.
+        """
         with self._changed:
-            task = self._tasks.get(shard.key)
-            if task is not None or self._closed or self.process != os.getpid():
-                return task is not None and task.state != "no room"
-            task = self._tasks[shard.key] = _Task(shard)
+            if self._closed or self.process != os.getpid() or shard.size > shard.cache.limit:
+                return False
+            task = self._tasks.setdefault(shard.key, _Task(shard))
+            is_new, task.is_needed = not task.is_needed, True
+            if task.state != "no room" and not (is_new and task.state == "waiting"):
+                return True
+            task.state = "waiting"
+            with suppress(ValueError):
+                self._queue.remove(task)
             self._queue.appendleft(task)
             more = int(self._running < self._connections)
             self._running += more
@@ -315,7 +342,7 @@ class Downloads:
         """Fetch a shard, and return the new state of its task."""
         shard = task.shard
         try:
-            part = shard.cache.claim(shard, self._next_use)
+            part = shard.cache.claim(shard, task.next_use(self._next_use))
             if isinstance(part, bool):
                 return "elsewhere" if part else _without_room(shard)
             task.state = "coming"
@@ -330,6 +357,8 @@ class Downloads:
         except RemoteError:
             raise
         except OSError as error:
+            if shard.stored is not None:
+                raise _not_come(shard, error) from error
             return _without_room(shard, error)
 
     def _fill(self, part: Part, shard: RemoteShard, connections: int) -> str:
@@ -382,7 +411,12 @@ class Downloads:
     ) -> None:
         """Fetch a compressed object, and give its plain data."""
         with TemporaryFile(dir=shard.cache.folder) as packed:
-            self._download(shard, 0, None, shard.version, packed.write)
+
+            def keep(data: memoryview) -> None:
+                packed.write(data)
+                part.touch()
+
+            self._download(shard, 0, None, shard.version, keep)
             packed.seek(0)
             compression = compression_of(packed.read(LONGEST_MAGIC))
             if compression is None:
@@ -471,6 +505,23 @@ def _without_room(shard: RemoteShard, error: OSError | None = None) -> str:
     return "no room"
 
 
+def _not_come(shard: RemoteShard, error: OSError | None = None) -> ShardioError:
+    """Make the error of a shard that is not in the cache, and cannot be read otherwise."""
+    limit, compressed = shard.cache.limit, shard.stored is not None
+    why, remedy = "another process fetches it, and does not go on", "end that process"
+    if error is not None:
+        why, remedy = str(error.strerror or error), "free some space"
+    elif shard.size > limit:
+        why, remedy = f"its limit is {limit:,}", f"raise {argument('cache_limit')}"
+    return SituationError(
+        f"the cache has no room for this shard, which has {shard.size:,} bytes"
+        f"{' without its compression' * compressed} ({why}), and "
+        f"{'compressed shards are' if compressed else 'its store is'} not read by ranges",
+        where=shard.name,
+        remedy=remedy + ", or decompress the shards" * compressed,
+    )
+
+
 class _Taker(NamedTuple):
     """Gives plain data on; see shardio.storage.compression.Plain."""
 
@@ -553,6 +604,8 @@ class ComingShard(ShardRanges):
         self._asked: list[tuple[int, int, Future[bytes]]] = []
         self._coming: LocalShard | None = None
         self._whole: LocalShard | None = None
+        storage = shard.storage  # what is not read by ranges is waited for longer
+        self._patience = storage.timeout if shard.stored is None else storage.patience
 
     @property
     def whole(self) -> LocalShard | None:
@@ -579,19 +632,16 @@ class ComingShard(ShardRanges):
                 with suppress(ShardioError, OSError):  # which is met again
                     return asked.result()[offset - start : offset - start + size]
         file = self._wait_for(offset + size)
-        if file is not None:
-            return file.read(offset, size)
-        if self._shard.stored is None:
+        if file is None and self._shard.stored is None:
             try:
                 return super().read(offset, size)
             except RemoteError as error:
-                if type(error) is not RemoteError or not self._downloads.add(self._shard):
+                if type(error) is not RemoteError:
                     raise
-        elif not self._downloads.add(self._shard):
-            raise self._without_room()
-        file = self._wait_for(offset + size)  # the store has no ranges of it
+                file = self._fetched(offset + size)  # the store has no ranges
+        file = file or self._fetched(offset + size)
         if file is None:
-            raise self._without_room()
+            raise _not_come(self._shard)
         return file.read(offset, size)
 
     @property
@@ -615,19 +665,9 @@ class ComingShard(ShardRanges):
             self._downloads.fetch_after(asked)
             self._asked = [*self._asked[-_MOST_ASKED:], (start, end, asked)]
 
-    def _without_room(self) -> SituationError:
-        size, compressed = f"{self.size:,} bytes", self._shard.stored is not None
-        known = f"{size} without its compression" if compressed else size
-        return SituationError(
-            f"the cache has no room for this shard, which has {known}, and "
-            f"{'compressed shards are' if compressed else 'its store is'} not read by ranges",
-            where=self.name,
-            remedy=f"raise {argument('cache_limit')}" + ", or decompress the shards" * compressed,
-        )
-
     def _wait_for(self, end: int) -> LocalShard | None:
         """Wait until the first bytes of the shard are in the cache; None if they do not come."""
-        grown, latest, known = time.monotonic(), 0.0, -1
+        grown, latest, known = time.monotonic(), 0.0, (-1, 0)
         while True:
             state = self._downloads.state_of(self._shard)
             file = self.whole or self._come()
@@ -636,15 +676,28 @@ class ComingShard(ShardRanges):
             waits = self._downloads.waits or self._shard.stored is not None
             if state in (None, "no room") or not waits:
                 return None
-            now, size = time.monotonic(), -1 if file is None else file.status().st_size
+            now, status = time.monotonic(), None if file is None else file.status()
+            size = (-1, 0) if status is None else (status.st_size, status.st_mtime_ns)
             if size != known or state in ("waiting", "coming"):  # whose end this process notes
                 grown, known = now, size
-            if now - grown > self._shard.storage.timeout:
+            if now - grown > self._patience:
                 return None
             if state == "elsewhere" and (file is None or now - max(grown, latest) > _STILL):
                 latest = now
                 self._downloads.try_again(self._shard)
             self._downloads.wait()
+
+    def _fetched(self, end: int) -> LocalShard | None:
+        """Wait for the first bytes of a shard that cannot be read by ranges; None if none come."""
+        if self._downloads.process != os.getpid():  # those of the process that this is forked from
+            self._downloads = Downloads()
+        latest = time.monotonic() + self._patience
+        while self._downloads.need(self._shard):
+            file = self._wait_for(end)
+            if file is not None or time.monotonic() > latest:
+                return file
+            self._downloads.wait()
+        return None
 
     def _come(self) -> LocalShard | None:
         """Return the file of the cache that is being written, if there is one."""

@@ -202,6 +202,11 @@ class RemoteStorage(ABC):
     cache_dir: str | None = None
     cache_limit: int | None = None
 
+    @property
+    def patience(self) -> float:
+        """Seconds after which another process that gets nothing from the store has given up."""
+        return (self.retries + 1) * self.timeout + self.retries * _LONGEST_PAUSE
+
     @abstractmethod
     def connect(self) -> Client:
         """Make a client; called once in each process, and again when credentials have expired."""

@@ -98,10 +98,12 @@ class Part:
 
     Attributes:
         size: number of bytes that have been written.
+        grown: monotonic time of the latest.
     """
 
     def __init__(self, cache: ShardCache, wanted: WantedShard, path: Path, descriptor: int) -> None:
         self.size = 0
+        self.grown = time.monotonic()
         self._cache = cache
         self._wanted = wanted
         self._path = path
@@ -123,7 +125,18 @@ class Part:
             with self._lock:
                 written = os.write(self._open(), data)
             self.size += written
+            self.grown = time.monotonic()
             data = data[written:]
+
+    def touch(self) -> None:
+        """Tell other processes that it comes, though nothing is written to it yet.
+
+        Raises:
+            ValueError: it was abandoned.
+        """
+        with self._lock:
+            os.utime(self._open())
+        self.grown = time.monotonic()
 
     def restart(self) -> None:
         """Throw away what was written."""
@@ -219,6 +232,18 @@ class ShardCache:
                 stream.write(content)
             accounts.bytes += len(content) - before
         return path
+
+    @contextmanager
+    def alone(self, longest: float) -> Iterator[None]:
+        """Keep other processes out of what one does for all, or go on after some seconds."""
+        self._make_folders(self.folder)
+        descriptor, locks = open_for_lock(self.folder, os.O_RDONLY | os.O_DIRECTORY), self._locks
+        try:
+            self._lock(descriptor, longest)
+            self._locks = locks  # that a folder has none says nothing of files
+            yield
+        finally:
+            close_locked(descriptor)
 
     def part_path(self, wanted: WantedShard) -> Path:
         """Return the path of a shard that comes."""
@@ -393,10 +418,12 @@ class ShardCache:
             use = next_use(entry.path.name.partition(".")[0])
             if entry.state == "left":
                 order.append((0, entry.used, entry))
-            elif use is None and entry.state in ("shard", "index"):
+            elif use is None and entry.state == "shard":
                 order.append((1, entry.used, entry))
             elif use is not None and entry.state == "shard" and (due is None or use > due):
                 order.append((2, -use, entry))
+            elif use is None and entry.state == "index":  # small, and dear to make again
+                order.append((3, entry.used, entry))
         if sum(entry.size for _, _, entry in order) < excess:
             return False
         most, removed = excess + self.limit // _SPARE, 0
@@ -438,9 +465,9 @@ class ShardCache:
                 self._locks = False
         return True
 
-    def _lock(self, descriptor: int) -> None:
+    def _lock(self, descriptor: int, longest: float = _LONGEST_WAIT) -> None:
         """Lock a file when another lets go of it; go on without if that takes too long."""
-        latest = time.monotonic() + _LONGEST_WAIT
+        latest = time.monotonic() + longest
         while not self._try_lock(descriptor) and time.monotonic() < latest:
             time.sleep(_PAUSE)
 

@@ -9,6 +9,7 @@ a case counts as wrong, too. If anything was wrong, the exit code is 1.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import importlib
 import logging
@@ -32,6 +33,8 @@ import shardio
 
 REFUSALS = (shardio.ShardioError, OSError)
 MIB = 1 << 20
+AT_END = contextlib.ExitStack()
+"""What a campaign enters here, such as a server, is left when it ends."""
 _EXAMPLES = 3  # of each kind of wrong
 _LONGEST = 600  # letters of the details of one
 
@@ -133,6 +136,7 @@ def main(document: str, cases: Callable[[Path], Iterable[Case]]) -> NoReturn:
         work.chmod(0o755)  # other users that a case runs as must reach what is theirs
         sys.exit(_run(options, work, cases))
     finally:
+        AT_END.close()
         shutil.rmtree(work, ignore_errors=True)
 
 

@@ -17,6 +17,9 @@ local function takes_effect(place, rule)
   if rule.method and not ("," .. rule.method .. ","):find("," .. ngx.req.get_method() .. ",", 1, true) then
     return false
   end
+  if rule.signed and not (ngx.var.http_authorization or ""):find(rule.signed, 1, true) then
+    return false
+  end
   if rule.after or rule.times then
     local number = rules:incr("met " .. place, 1, 0)
     local first = tonumber(rule.after or 0)

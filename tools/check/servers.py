@@ -484,6 +484,7 @@ class Nginx(Server):
         place: str = "*",
         *,
         method: str = "",
+        signed: str = "",
         probability: float = 1.0,
         after: int = 0,
         times: int | None = None,
@@ -506,6 +507,7 @@ class Nginx(Server):
         Args:
             place: path of a file, "*.tar" for all paths with an ending, or "*" for all.
             method: methods that fail, with commas between, or all.
+            signed: part of the header Authorization of the requests that fail, or all.
             probability: share of the requests that fail.
             after: number of requests that do not fail before.
             times: number of requests that fail, or no limit.
@@ -526,6 +528,7 @@ class Nginx(Server):
         """
         rule: dict[str, object] = {
             "method": method,
+            "signed": signed,
             "probability": probability if probability < 1 else None,
             "after": after,
             "times": times,
