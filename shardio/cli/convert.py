@@ -55,10 +55,11 @@ def convert(
 ) -> None:
     """Make TFRecord files of the shards SRC, or index them for other tools.
 
-    TFRecord files go to folder OUT, one a shard; a conversion that was interrupted is finished by
-    the same command again. Indexes go beside their shards, or to OUT: shardindex.json for wids;
-    NAME.idx of each shard for DALI, whose reader takes them as index_paths; NAME.tar.idx for
-    Energon, which looks for them beside the shards. A file that differs is not replaced.
+    SRC may be a URL; OUT is a local folder. TFRecord files go to OUT, one a shard; a conversion
+    that was interrupted is finished by the same command again. Indexes go beside their shards, or
+    to OUT: shardindex.json for wids; NAME.idx of each shard for DALI, whose reader takes them as
+    index_paths; NAME.tar.idx for Energon, which looks for them beside the shards. A file that
+    differs is not replaced.
 
     From TFRecord files to shards is shardio pack FILES OUT --shards N.
     """

@@ -160,6 +160,7 @@ Example: shardio pack images/ out/ --shards 8
          shardio pack train2017/ out/ --shards 8 --coco instances.json
          shardio pack VOC2012/ImageSets/Main/train.txt out/ --shards 8
          shardio pack yolo/images/train out/ --shards 8
+         shardio pack s3://bucket/tars s3://bucket/out --shards 64
 """
 
 
@@ -173,11 +174,11 @@ def pack(src: str, out: str, as_json: bool, **options: Any) -> None:
     """Pack the images of folder SRC into tar shards in folder OUT.
 
     SRC has one subfolder a class, or is flat for images without labels; or it is a folder of
-    tars, whose members are taken as they are, or of TFRecord files (also one or a pattern), or a
-    table (.csv, .tsv, .jsonl or .parquet), whose paths start from its folder. Datasets of YOLO
-    (images beside labels), COCO and Pascal VOC are recognised, and the command says so. OUT is
-    a folder outside SRC, new or without shards. A pack that was interrupted is finished by the
-    same command again.
+    tars (also a URL of them), whose members are taken as they are, or of TFRecord files (also one
+    or a pattern), or a table (.csv, .tsv, .jsonl or .parquet), whose paths start from its folder.
+    Datasets of YOLO (images beside labels), COCO and Pascal VOC are recognised, and the command
+    says so. OUT is a folder outside SRC, new or without shards, or the URL of one. A pack
+    that was interrupted is finished by the same command again.
     """
     with progress_bar("packing", hidden=as_json) as progress:
         summary = pack_source(src, out, progress=progress, **options)

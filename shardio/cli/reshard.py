@@ -15,8 +15,13 @@ from shardio.cli.values import read_names
 from shardio.errors import UsageError, argument
 from shardio.packing.pack import reshard as reshard_source
 
+_EXAMPLES = """\b
+Example: shardio reshard old/ more/ new/ --shard-size 512MB --shuffle
+         shardio reshard s3://bucket/old s3://bucket/new --shards 64
+"""
 
-@click.command(epilog="Example: shardio reshard old/ more/ new/ --shard-size 512MB --shuffle")
+
+@click.command(epilog=_EXAMPLES)
 @click.argument("sources", metavar="IN...", type=click.Path(), nargs=-1, required=True)
 @click.argument("out", type=click.Path())
 @output_options
@@ -37,7 +42,8 @@ def reshard(
 ) -> None:
     """Divide the samples of the shards IN, merged, into other shards in folder OUT.
 
-    IN are packed folders, tars or patterns of them. Members stay byte for byte what they are.
+    IN are packed folders, tars or patterns of them; IN and OUT may be URLs. Members
+    stay byte for byte what they are.
     """
     with progress_bar("resharding", hidden=as_json) as progress:
         where = None if match is None else _matcher(match)

@@ -14,6 +14,7 @@ from shardio.errors import SituationError, quoted
 from shardio.fields.base import FieldType
 from shardio.fields.limits import MAX_PIXELS
 from shardio.fields.recorded import parse_type
+from shardio.storage.local import refuse_url
 
 _FLAGS = {"true": True, "false": False}
 _NUMBERS: dict[str, type[int | float]] = {
@@ -116,6 +117,7 @@ def read_names(
     """Read the lines of a file."""
     if path is None:
         return None
+    refuse_url(path)
     if Path(path).exists() and not Path(path).is_file():
         raise SituationError("it is not a file", where=path)
     try:

@@ -59,7 +59,8 @@ def verify(
 ) -> None:
     """Check the shards of PATH, byte by byte.
 
-    PATH is a packed folder, a folder of splits, or tars of others, with an index or without.
+    PATH is a packed folder, a folder of splits, or tars of others, with an index or without; PATH
+    and NEW may be URLs.
     Manifest, indexes, tars, names and keys are held against each other. The exit code is 1 if
     there are problems, also if they were fixed in NEW; notes are no problems.
     """

@@ -27,7 +27,7 @@ import numpy as np
 from shardio.errors import IndexFileError, counted, quoted
 from shardio.indexing.entry import ShardEntry
 from shardio.indexing.scan import group_members
-from shardio.storage.local import FileBytes
+from shardio.storage.local import LOCAL
 from shardio.tar.header import padded
 from shardio.tar.reader import scan_members
 
@@ -72,8 +72,8 @@ def read_layout(entry: ShardEntry) -> Layout:
         IndexFileError: the number of samples differs from that of the index.
         OSError: the tar cannot be read.
     """
-    with Path(entry.path).open("rb") as stream:
-        members = scan_members(FileBytes(stream, entry.name), shard=entry.name)
+    with entry.data() as data:
+        members = scan_members(data, shard=entry.name)
     places = [*zip(members.offsets.tolist(), members.sizes.tolist(), strict=True)]
     ends = [0, *(offset + padded(size) for offset, size in places)]
     samples = [
@@ -147,11 +147,11 @@ def wids_index(entries: Sequence[ShardEntry], folder: Path) -> bytes:
 
     Args:
         entries: shards to list.
-        folder: folder of the index; paths in the index are relative to it.
+        folder: folder of the index; paths in the index are relative to it, and URLs are whole.
     """
     shards = [
         {
-            "url": os.path.relpath(entry.path, folder),
+            "url": (os.path.relpath(entry.path, folder) if entry.storage == LOCAL else entry.path),
             "nsamples": entry.samples,
             "filesize": entry.size,
         }

@@ -58,9 +58,9 @@ from shardio.packing.sources.records import (
 from shardio.packing.sources.rules import KEY, FeaturePair, parse_features
 from shardio.packing.sources.tars import TarSource, has_tars
 from shardio.packing.sources.tfrecord import find_files, name_features
-from shardio.storage.compression import find_compression
+from shardio.storage.compression import LONGEST_MAGIC, compression_of
 from shardio.storage.folder import Folder, final_name
-from shardio.storage.local import refuse_url
+from shardio.storage.local import LOCAL, refuse_url, url_fault
 from shardio.storage.location import Options
 
 LOCK_NAME = ".converting"
@@ -116,7 +116,7 @@ def write_records(task: RecordTask, ticker: Ticker) -> int:
 def _records(task: RecordTask, ticker: Ticker) -> Iterator[Buffer]:
     """Yield the pieces of a TFRecord file, in order."""
     shard = TarSource(catalog=Catalog(shards=(task.entry,), fields=(), classes=None, types={}))
-    with SourceReader(shard.root) as files:
+    with SourceReader(shard.root, stored=shard.stored) as files:
         for sample in shard.samples():
             if isinstance(sample, SourceSample):
                 yield from frame_record(encode_example(_features_of(sample, task, files)))
@@ -297,10 +297,11 @@ def convert(
     The opposite direction, from TFRecord files to shards, is `shardio.pack`.
 
     Args:
-        source: packed folder, folder of tars, shard, glob or pattern, or a list of these.
-        out: folder for the files. It is required for TFRecord files and must not contain any.
-            Indexes are written beside their shards by default; a file that differs is not
-            replaced.
+        source: packed folder, folder of tars, shard, glob or pattern, or a list of these; paths or
+            URLs.
+        out: local folder for the files. It is required for TFRecord files and must not contain
+            any. Indexes are written beside their shards by default, if these are local; a file that
+            differs is not replaced.
         to: target format. "tfrecord" writes `NAME.tfrecord` for each shard `NAME.tar`, with one
             tf.train.Example per sample: each field as bytes under its name, `cls` as int64
             under `label`, and the key under `__key__`. "wids" writes one `shardindex.json`;
@@ -326,7 +327,6 @@ def convert(
     engine = make_engine("local", jobs)
     _refuse_records(source)
     catalog = open_catalog(source, options=storage_options, allow_empty=allow_empty)
-    catalog.refuse_stored()
     if to == "tfrecord" and out is not None:
         sizes = _write_records(catalog, Path(out), pairs, engine, progress)
     elif to == "wids":
@@ -410,7 +410,9 @@ def _write_records(
     ]
     _refuse_equal(tasks)
     versions = [
-        file_version(Path(entry.name)) for entry in catalog.shards if entry.version is not None
+        file_version(Path(entry.name)) if entry.storage == LOCAL else entry.version
+        for entry in catalog.shards
+        if entry.version is not None
     ]
     files = [task.name for task in tasks]
     made = f"{catalog.digest()} {versions} {sorted(names.items())} {files}"
@@ -435,10 +437,11 @@ def _write_indexes(
         for entry in map(_plain, catalog.shards)
     ]
     _refuse_equal(tasks)
-    shards = {Path(entry.path).resolve() for entry in catalog.shards}
+    shards = {Path(each.path).resolve() for each in catalog.shards if each.storage == LOCAL}
+    indexes = {index_path(shard) for shard in shards}
     for task in tasks:
         path = Path(task.out, task.name)
-        if path.resolve() == index_path(Path(task.entry.path).resolve()) or (
+        if path.resolve() in indexes or (
             path.parent.name == INDEX_FOLDER and path.name.endswith(INDEX_SUFFIX)
         ):
             raise SituationError(
@@ -472,7 +475,9 @@ def _write_wids(catalog: Catalog, out: str | PathLike[str] | None) -> int:
 
 def _refuse_records(source: ShardPaths) -> None:
     path = os.fspath(source) if isinstance(source, str | PathLike) else None
-    if path is not None and not has_tars(path) and find_files(path) is not None:
+    if path is None or url_fault(path):
+        return
+    if not has_tars(path) and find_files(path) is not None:
         raise PackError(
             "the source has TFRecord files, not shards",
             where=path,
@@ -489,11 +494,18 @@ def _stem(entry: ShardEntry) -> str:
 
 
 def _beside(entry: ShardEntry, out: str | PathLike[str] | None) -> Path:
+    if out is None and entry.storage != LOCAL:
+        raise UsageError(
+            "indexes are written to local folders only, and the shards are in none",
+            where=entry.name,
+            remedy="name a folder for the indexes, and upload them",
+        )
     return Path(entry.name).parent if out is None else Path(out)
 
 
 def _plain(entry: ShardEntry) -> ShardEntry:
-    compression = find_compression(Path(entry.name))
+    file = entry.storage.open(entry.name if entry.storage == LOCAL else entry.path, entry.name)
+    compression = compression_of(file.read(0, min(file.size, LONGEST_MAGIC)))
     if compression is not None:
         raise PackError(
             "other tools can index uncompressed tars only",

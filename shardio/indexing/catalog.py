@@ -7,7 +7,6 @@ see shardio.indexing.foreign.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,11 +46,6 @@ class Catalog:
     fields: tuple[str, ...]
     classes: tuple[str, ...] | None
     types: Mapping[str, FieldType]
-
-    def refuse_stored(self) -> None:
-        """Raise UsageError if a shard is not a local file."""
-        for shard in self.shards:
-            os.fspath(Location(shard.storage, shard.path))
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits that identify these shards, wherever they lie."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 
 from shardio.errors import IndexFileError, TarError
 from shardio.indexing.shard_index import ShardIndex, read_index
-from shardio.storage.base import Storage, StoredFile
-from shardio.storage.downloads import RemoteShard
-from shardio.storage.local import LOCAL
+from shardio.storage.base import FileStat, Storage, StoredBytes, StoredFile
+from shardio.storage.downloads import ComingShard, Downloads, RemoteShard
+from shardio.storage.local import LOCAL, FileBytes
 from shardio.storage.location import Location
-from shardio.storage.remote import RemoteStorage
+from shardio.storage.remote import RemoteFile, RemoteStorage
+from shardio.storage.shard_cache import ShardCache
+from shardio.storage.temporary import local_copy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +130,42 @@ class ShardEntry:
         self._compare(file.size, file.version)
         return file
 
+    def open_source(self) -> StoredFile:
+        """Open what reads the uncompressed shard from front to back, each byte once.
+
+        A shard of a store is read from the cache if it is there. Otherwise it is read from the
+        store, which is asked for nothing yet, and is not kept; a compressed one is fetched into the
+        cache.
+
+        Raises:
+            TarError: a shard that is no store's is missing, or not the file that was indexed.
+            UsageError: the cache cannot be used, or has no room for a compressed shard.
+            OSError: it cannot be opened or fetched.
+        """
+        remote = self.remote
+        if remote is None:
+            return self.open_file()
+        if remote.stored is not None:
+            return _fetch(remote)
+        return remote.cache.open(remote, self.name) or _in_store(remote)
+
+    @contextmanager
+    def data(self) -> Iterator[StoredBytes]:
+        """Give the bytes of the uncompressed shard, to be read in any order.
+
+        A shard of a store that is not in the cache is copied to the temporary directory.
+
+        Raises:
+            ShardioError: there is no space for a copy; see also open_source.
+            OSError: see open_source.
+        """
+        file = self.open_source()
+        if not isinstance(file, RemoteFile):
+            yield StoredBytes(file)
+            return
+        with local_copy(file.copy_to) as copy:
+            yield FileBytes(copy, self.name)
+
     def verify_unchanged(self) -> None:
         """Compare the file that lies at the path now, where checksums do not tell.
 
@@ -165,3 +205,57 @@ class ShardEntry:
                 remedy="open it again",
                 shard=self.name,
             )
+
+
+@dataclass(frozen=True, slots=True)
+class KeptShard:
+    """A shard of a store that is fetched into the cache where it is read, in any order.
+
+    Attributes:
+        remote: the shard.
+    """
+
+    remote: RemoteShard
+
+    def open_source(self) -> StoredFile:
+        """Open the shard in the cache, to which one process of the machine fetches it.
+
+        Raises:
+            TarError: it is not what was packed.
+            UsageError: the cache cannot be used.
+            RemoteError: the store fails or refuses.
+        """
+        return _fetch(self.remote)
+
+
+def keep_shards(entries: Iterable[ShardEntry]) -> list[ShardEntry | KeptShard]:
+    """Have shards of stores kept where they are read, if the caches have room for all of them."""
+    shards = [*entries]
+    remotes = [each.remote for each in shards]
+    room: Counter[ShardCache] = Counter()
+    for each in remotes:
+        if each is not None:
+            room[each.cache] += each.size
+    fits = all(size <= cache.limit for cache, size in room.items())
+    return [
+        KeptShard(remote) if fits and remote is not None else shard
+        for shard, remote in zip(shards, remotes, strict=True)
+    ]
+
+
+def _fetch(remote: RemoteShard) -> StoredFile:
+    """Open a shard in the cache, once it is there; without room, one that is read by ranges."""
+    with closing(Downloads()) as downloads:
+        downloads.want([remote], lambda _: None)
+        file: StoredFile | None = downloads.open(remote)
+        if isinstance(file, ComingShard):
+            coming, file = file, file.wait_for_all()
+            if file is None and remote.stored is not None:
+                coming.read(0, 1)  # says that there is no room
+    return remote.cache.open(remote, remote.name) or file or _in_store(remote)
+
+
+def _in_store(remote: RemoteShard) -> RemoteFile:
+    """Return what reads a shard from its store, which is asked for nothing yet."""
+    stat = FileStat(remote.size, remote.version or "")
+    return RemoteFile(remote.storage, remote.path, remote.name, stat)

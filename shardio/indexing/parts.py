@@ -124,6 +124,8 @@ def find_stored(part: Location) -> list[Location]:
         if not is_pattern and part.is_file():
             return [part]
     folder = part.parent if is_pattern else part
+    if not folder.can_list and not is_pattern and part.path.endswith(SHARD_SUFFIXES):
+        raise SituationError("no such shard", where=part, remedy="check the URL")
     if not folder.can_list:
         raise SituationError(
             f"no packed folder is there (it has no {MANIFEST_NAME}), and this storage cannot list "

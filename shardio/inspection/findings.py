@@ -16,7 +16,6 @@ from typing import Literal
 from shardio.errors import (
     IndexFileError,
     ShardioError,
-    SituationError,
     counted,
     escaped,
     in_words,
@@ -39,6 +38,7 @@ from shardio.indexing.parts import (
     ShardPaths,
     find_shards,
     find_splits,
+    find_stored,
     is_packed,
     list_parts,
 )
@@ -325,9 +325,7 @@ def _find_shards(path: Location) -> list[Location]:
     """List the shards that a path or pattern names; see shardio.indexing.catalog.find_shards."""
     if path.is_local:
         return [Location(path.storage, str(shard)) for shard in find_shards(Path(path))]
-    if path.is_file():
-        return [path]
-    raise SituationError("no such folder or shard", where=path)
+    return find_stored(path)
 
 
 def _named(path: Location) -> Part:

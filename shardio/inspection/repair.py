@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -25,6 +24,8 @@ from shardio.errors import (
     CodecError,
     IndexFileError,
     PackError,
+    RemoteError,
+    RemoteMissing,
     ShardioError,
     TarError,
     counted,
@@ -62,6 +63,7 @@ class RepairTask:
         check: check of the fields.
         out: output folder, whose work folder holds the files.
         lines: name of the file for the samples, one per line.
+        fetched: name of the file for the copy of a shard that is not local.
         plain: name of the file for the decompressed tar, if needed.
     """
 
@@ -69,6 +71,7 @@ class RepairTask:
     check: FieldCheck
     out: Path
     lines: str
+    fetched: str
     plain: str
 
     def __len__(self) -> int:
@@ -87,6 +90,7 @@ def find_whole(task: RepairTask, ticker: Ticker) -> tuple[SampleList, list[Probl
 
     Raises:
         CancelledError: the ticker was cancelled.
+        RemoteError: a store fails or refuses.
         OSError: the file cannot be written.
     """
     problems: list[Problem] = []
@@ -106,8 +110,16 @@ def find_whole(task: RepairTask, ticker: Ticker) -> tuple[SampleList, list[Probl
 
 
 def _find(task: RepairTask, work: Folder) -> Iterator[SourceSample | Problem]:
-    name, path = str(task.shard.path), Path(task.shard.path)
+    place, name = task.shard.path, str(task.shard.path)
     index = _open_index(task.shard)
+    if place.is_local:
+        path = Path(place)
+    else:
+        try:
+            path = _fetch(task, work)
+        except FileNotFoundError:
+            yield from _unreadable(name, index, "the shard is missing")
+            return
     try:
         compression = find_compression(path)
         if compression is not None:
@@ -118,6 +130,7 @@ def _find(task: RepairTask, work: Folder) -> Iterator[SourceSample | Problem]:
                 reason = f"{error.what}; the data before that are searched"
                 yield Problem(path=name, reason=reason)
             path = work.path / task.plain
+            work.remove(task.fetched)
         with path.open("rb") as stream:
             try:
                 yield from _Shard(task, path, FileBytes(stream, str(path))).find(index)
@@ -125,6 +138,13 @@ def _find(task: RepairTask, work: Folder) -> Iterator[SourceSample | Problem]:
                 yield from _unreadable(name, index, error.what)
     except OSError as error:
         yield from _unreadable(name, index, f"the shard cannot be read ({error.strerror or error})")
+
+
+def _fetch(task: RepairTask, work: Folder) -> Path:
+    """Copy a shard that is not local to the work folder; its bytes are read there several times."""
+    with work.create(task.fetched) as stream:
+        task.shard.path.copy_to(stream.write)
+    return work.path / task.fetched
 
 
 def _unreadable(name: str, index: ShardIndex | None, reason: str) -> Iterator[Problem]:
@@ -136,8 +156,13 @@ def _unreadable(name: str, index: ShardIndex | None, reason: str) -> Iterator[Pr
 
 def _open_index(shard: ScopedShard) -> ShardIndex | None:
     """Return the index of a shard, or None if it is missing or unreadable."""
-    with suppress(IndexFileError, OSError):
+    try:
         return read_index(index_path(shard.path))
+    except RemoteError as error:  # what a store does not give now is not lost
+        if not isinstance(error, RemoteMissing):
+            raise
+    except (IndexFileError, OSError):
+        pass
     return None
 
 
@@ -395,7 +420,7 @@ def repair(
     parts = find_parts(name, options=storage_options)
     out = locate(fspath(new), options=storage_options)
     if out.is_local:
-        refuse_inside(Path(out), (Path(part.path) for part in parts))
+        refuse_inside(Path(out), (Path(part.path) for part in parts if part.path.is_local))
     done = [
         _repair_part(
             part,
@@ -477,6 +502,7 @@ class _Whole:
                 check=check.of(shard),
                 out=work.path.parent,
                 lines=f"whole-{number:06d}.jsonl",
+                fetched=f"fetched-{number:06d}.tar",
                 plain=f"plain-{number:06d}.tar",
             )
             for number, shard in enumerate(part.shards)

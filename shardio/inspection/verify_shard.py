@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,10 +55,10 @@ from shardio.inspection.findings import Finding, Findings, ScopedShard
 from shardio.packing.engine import Ticker
 from shardio.packing.listing import hash_key
 from shardio.storage.base import StoredBytes
-from shardio.storage.compression import decompress, find_compression
+from shardio.storage.compression import LONGEST_MAGIC, compression_of, decompress_file
 from shardio.storage.local import FileBytes
 from shardio.storage.location import Location
-from shardio.storage.temporary import explained
+from shardio.storage.temporary import explained, local_copy
 from shardio.tar.header import padded
 from shardio.tar.reader import Members
 from shardio.tar.salvage import Gap, walk_members
@@ -256,34 +257,33 @@ def open_plain(place: Path | Location) -> Iterator[tuple[StoredBytes, TarError |
         ShardioError: there is no space for the decompressed tar, or the library for its
             compression is not installed.
     """
+    with _opened(place) as stream:
+        compression = compression_of(os.pread(stream.fileno(), LONGEST_MAGIC, 0))
+        if compression is None:
+            yield FileBytes(stream, str(place)), None
+            return
+        with explained():
+            temporary = tempfile.TemporaryFile()  # noqa: SIM115  closed below
+        with temporary as plain:
+            fault = None
+            try:
+                decompress_file(stream, compression, plain, name=str(place))
+            except TarError as error:
+                fault = error
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                with explained():
+                    raise
+            plain.flush()
+            yield FileBytes(plain, str(place)), fault
+
+
+def _opened(place: Path | Location) -> AbstractContextManager[BinaryIO]:
+    """Open a shard; one of a store is copied to the temporary directory."""
     if isinstance(place, Location) and not place.is_local:
-        try:
-            file = place.open()
-        except TarError as error:
-            raise OSError(errno.EINVAL, error.what, str(place)) from error
-        yield StoredBytes(file), None
-        return
-    path = Path(place)
-    compression = find_compression(path)
-    if compression is None:
-        with path.open("rb") as stream:
-            yield FileBytes(stream, str(path)), None
-        return
-    with explained():
-        temporary = tempfile.TemporaryFile()  # noqa: SIM115  closed below
-    with temporary as plain:
-        fault = None
-        try:
-            decompress(path, compression, plain)
-        except TarError as error:
-            fault = error
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            with explained():
-                raise
-        plain.flush()
-        yield FileBytes(plain, str(path)), fault
+        return local_copy(place.copy_to)
+    return Path(place).open("rb")
 
 
 _MEGABYTE = 1 << 20

@@ -101,7 +101,7 @@ def _fingerprint(
 ) -> Fingerprints:
     prints = np.zeros((len(task), 3), np.uint64)
     problems: dict[int, Problem] = {}
-    with SourceReader(task.root) as files:
+    with SourceReader(task.root, stored=task.stored) as files:
         for number, sample in enumerate(task.samples):
             found = _fingerprint_of(sample, files, task.types, hash_picture)
             if isinstance(found, Problem):

@@ -428,6 +428,7 @@ def _of_samples(
         "check": job.check,
         "remedy": remedy_for(source),
         "types": job.types,
+        "stored": listing.stored(numbers),
     }
 
 

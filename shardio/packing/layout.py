@@ -34,7 +34,7 @@ _WORK = re.compile(
     "|".join(
         [
             *map(re.escape, (LIST_NAME, VALUES_NAME, *LEDGERS)),
-            r"(whole|plain)-[0-9]{6,}\.(jsonl|tar)",
+            r"(whole|plain|fetched)-[0-9]{6,}\.(jsonl|tar)",
         ]
     )
 )

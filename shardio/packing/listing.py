@@ -35,6 +35,8 @@ from shardio.packing.sources.base import (
     Source,
     SourceField,
     SourceSample,
+    Stored,
+    stored_of,
     text_of,
 )
 from shardio.storage.folder import Folder
@@ -191,7 +193,9 @@ class Listing:
     def __init__(self, work: Folder, source: Source, *, sized: bool) -> None:
         self.work = work
         self.problems: list[Problem] = []
-        labels, sizes = array("q"), array("q")
+        self._stored = stored_of(source)
+        self._paths: dict[bytes, int] = {}
+        labels, sizes, files = array("q"), array("q"), array("i")
         renamed, keys = bytearray(), array("Q")
         self.fields: set[str | None] = set()
         with work.create(LIST_NAME) as stream:
@@ -204,6 +208,8 @@ class Listing:
                 renamed.append(sample.renamed)
                 if sized:
                     sizes.append(packed_size(sample, source.root))
+                if self._stored:
+                    files.append(self._file_of(sample))
                 keys.append(hash_key(sample.key))
                 self.fields.update(name for name, _ in sample.fields)
                 writer.write(sample)
@@ -211,7 +217,27 @@ class Listing:
         self.labels = np.frombuffer(labels, np.int64)
         self.renamed = np.frombuffer(renamed, np.bool_)
         self.sizes = np.frombuffer(sizes, np.int64) if sizes else np.zeros(len(self), np.int64)
+        self._files = np.frombuffer(files, np.int32) if files else np.full(len(self), -1, np.int32)
         self._leave_out_equal_keys(np.frombuffer(keys, np.uint64))
+
+    def stored(self, numbers: NDArray[np.int64]) -> dict[bytes, Stored]:
+        """Return the files of samples that are not read by their paths, by these.
+
+        Args:
+            numbers: numbers of the samples.
+        """
+        if not self._paths:
+            return {}
+        paths = [*self._paths]
+        wanted = [paths[number] for number in np.unique(self._files[numbers]) if number >= 0]
+        return {path: self._stored[path] for path in wanted}
+
+    def _file_of(self, sample: SourceSample) -> int:
+        """Number the stored file that a sample lies in; -1 for none."""
+        for _, origin in sample.fields:
+            if isinstance(origin, FromRange) and origin.path in self._stored:
+                return self._paths.setdefault(origin.path, len(self._paths))
+        return -1
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -235,6 +261,7 @@ class Listing:
         """
         self.samples, self.labels = self.samples.choose(kept), self.labels[kept]
         self.renamed, self.sizes = self.renamed[kept], self.sizes[kept]
+        self._files = self._files[kept]
 
     def _leave_out_equal_keys(self, hashes: NDArray[np.uint64]) -> None:
         """Keep the first of the samples with one key."""

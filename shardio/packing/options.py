@@ -52,10 +52,10 @@ class OutputOptions:
         engine: "local", or "ray" to run on a Ray cluster.
         progress: function that is called with the number of samples before each pass over them,
             and returns a function that is called with the number of those done since.
-        storage: storage of the output, see shardio.storage.base; None chooses it by the path.
-            Shards are made in the temporary directory and published one by one, the manifest last.
-        storage_options: credentials and other settings of the store of a URL, by name; by default
-            those of its usual environment and files.
+        storage: storage of the output, see shardio.storage.base; None chooses it by the scheme of
+            a URL. Shards are made in the temporary directory and published one by one, the
+            manifest last.
+        storage_options: settings of the stores of URLs, see shardio.storage.location.Options.
 
     Raises:
         UsageError: a value is invalid.
@@ -83,6 +83,11 @@ class OutputOptions:
             raise UsageError(
                 "stratify requires split", remedy="give split, as {'train': 0.9, 'val': 0.1}"
             )
+
+    @property
+    def rereads(self) -> bool:
+        """Whether files of a source are not read once each, from front to back."""
+        return self.shuffle or self.split is not None or self.on_error == "skip"
 
     def make_job(
         self,

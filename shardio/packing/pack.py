@@ -29,7 +29,6 @@ from shardio.packing.sources.tfrecord import TFRecordSource
 from shardio.packing.sources.voc import VocSource
 from shardio.packing.sources.yolo import YoloSource
 from shardio.storage.folder import refuse_inside
-from shardio.storage.local import refuse_url
 from shardio.storage.location import locate
 
 SOURCES: tuple[type[PathSource], ...] = (
@@ -53,13 +52,13 @@ def pack(
     Args:
         source: path of a folder with one subfolder a class, or of a flat folder without labels;
             folders inside are searched too, dot files are left out. Or tars (a folder of them, one,
-            a glob or a pattern), whose members are taken as they are. Or TFRecord files of
-            tf.train.Example messages (a folder of them, one, a glob or a pattern); numbers and
+            a glob or a pattern; also a URL), whose members are taken as they are. Or TFRecord files
+            of tf.train.Example messages (a folder of them, one, a glob or a pattern); numbers and
             texts that are not fields of their own go into the field json. Or a table, CSV, TSV,
             JSON Lines or Parquet, with a row a sample. Or a dataset of YOLO, COCO or Pascal VOC,
             which is recognised by its folders and logged. Or an iterable of samples, mappings from
             fields to bytes, paths or values, with their "__key__". Or any `shardio.Source`.
-        out: path of a folder without shards.
+        out: path or URL of a folder without shards.
         options: keywords; PackOptions describes each.
 
     Raises:
@@ -94,8 +93,9 @@ def reshard(source: ShardPaths, out: str | PathLike[str], options: ReshardOption
     As with `shardio.reshard("old", "new", shards=8)`. Members stay byte for byte what they are.
 
     Args:
-        source: path of a packed folder, tars, a pattern, or a list of these, which are merged.
-        out: path of a folder without shards.
+        source: path or URL of a packed folder, tars, a pattern, or a list of these, which are
+            merged. Shards of stores are read in their order, or fetched into the cache for another.
+        out: path or URL of a folder without shards.
         options: keywords; ReshardOptions describes each.
 
     Raises:
@@ -107,13 +107,13 @@ def reshard(source: ShardPaths, out: str | PathLike[str], options: ReshardOption
     """
     job = options.make_job()
     catalog = open_catalog(source, options=options.storage_options, allow_empty=options.allow_empty)
-    catalog.refuse_stored()
     tars = TarSource(
         catalog=catalog,
         read_labels=options.stratify,
         keys=None if options.keys is None else frozenset(options.keys),
         where=options.where,
         max_pixels=options.max_pixels,
+        keep=options.rereads or options.where is not None,
     )
     return run_job(out, job, lambda _: tars)
 
@@ -123,10 +123,11 @@ def open_source(path: str, options: PackOptions) -> Source:
 
     Raises:
         PackError: it is not there, or not readable.
-        UsageError: an option does not fit it, or it is a URL.
+        UsageError: an option does not fit it, or it is a URL of what is not packed.
     """
-    refuse_url(path)
-    kind = next(each for each in SOURCES if each.claims(path, options))
+    kind: type[PathSource] = TarSource
+    if locate(path, options=options.storage_options).is_local:
+        kind = next(each for each in SOURCES if each.claims(path, options))
     if kind is not TableSource:
         options.require_table()
     _refuse_others(options, kind.described, kind.options, where=path)

@@ -19,7 +19,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -43,6 +43,7 @@ from shardio.packing.sources.base import (
     FromFile,
     Problem,
     SourceSample,
+    Stored,
     UnpackableError,
 )
 from shardio.packing.sources.reader import (
@@ -283,6 +284,7 @@ class SampleTask:
             data decode; pictures that are not images do so where their types are given.
         remedy: advice for a sample that cannot be packed.
         types: given types by field name; other fields have their default types.
+        stored: files that are not read by their paths, by these.
     """
 
     root: str
@@ -291,6 +293,7 @@ class SampleTask:
     check: bool
     remedy: str
     types: Mapping[str, FieldType]
+    stored: Mapping[bytes, Stored] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -360,8 +363,8 @@ def _write_shard(
     since = time.time_ns()
     builder, versions = IndexBuilder(str(shards.path / task.name)), FileVersions(since)
     with (
-        SourceReader(task.root, versions) as files,
-        SourceReader(task.root) as again,
+        SourceReader(task.root, versions, task.stored) as files,
+        SourceReader(task.root, stored=task.stored) as again,
         shards.write(task.name) as stream,
         _Packer(stream, task, files, again) as packer,
     ):
@@ -382,7 +385,7 @@ def find_problems(task: SampleTask, ticker: Ticker) -> list[Problem | None]:
     """Find out why each sample cannot be packed, or None, by packing it into nothing."""
     problems: list[Problem | None] = []
     with (
-        SourceReader(task.root) as files,
+        SourceReader(task.root, stored=task.stored) as files,
         _Packer(_Nowhere(), task, files, files) as packer,
     ):
         for sample in task.samples:
@@ -589,7 +592,7 @@ class _Nowhere(io.BytesIO):
 def _look_at_sources(task: SampleTask, since: int) -> SourceDigest | None:
     """Digest the files of samples as they are now; None if one cannot be looked at."""
     versions = FileVersions(since)
-    with SourceReader(task.root, versions) as files:
+    with SourceReader(task.root, versions, task.stored) as files:
         try:
             for sample in task.samples:
                 files.look_at(sample)

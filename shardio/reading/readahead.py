@@ -20,6 +20,7 @@ Which of the fetched shards stay follows from the order of this epoch and the ne
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import wait
 from contextlib import suppress
 from functools import partial
 from typing import Literal
@@ -40,6 +41,7 @@ from shardio.storage.shard_cache import NextUse
 _PIECE = 128 << 10  # bytes; of one larger request Linux reads no more, unless it is set to
 _OPENERS = 32  # shards that open at once, and their indexes
 _SLOW_READ = 200_000  # ns for a sample; from memory it takes a tenth
+_LONGEST_ASKING = 1.0  # seconds that the first batch waits for its samples to be asked for
 _FIRST_BATCHES = 2  # of which the samples in shards of stores are asked for one by one
 
 
@@ -100,10 +102,13 @@ class ReadAhead:
     def enter(self, references: References) -> None:
         """Ask for what a batch needs, and for its windows and the windows after them."""
         entered = {} if not self._orders else self._enter_windows(references)
-        if self._may_be_slow() or self._fetches_ranges:
-            batch = self._batches.submit(self._ask_for_samples, references)
+        first = self._fetches_ranges
+        if self._may_be_slow() or first:
+            batch = self._batches.submit(self._ask_for_samples, references, first)
             if entered:
                 self._asking.submit(batch.result)  # the batch comes first
+            if first and not self._batches_asked:
+                wait([batch], _LONGEST_ASKING)  # or readers would ask for the same, one by one
         self._batches_asked += 1
         for order, windows in entered.values():
             for number in windows:
@@ -209,27 +214,41 @@ class ReadAhead:
         chosen: list[int] = runs.shards[2 * runs.lengths > lasts - firsts].tolist()
         return chosen
 
-    def _ask_for_samples(self, references: References) -> None:
+    def _ask_for_samples(self, references: References, first: bool) -> None:
+        """Ask for the samples of a batch.
+
+        Args:
+            references: samples of the batch.
+            first: whether samples in shards of stores do not wait for these.
+        """
         for shard in set(references.shards.tolist()) - self._opened:
             self._opened.add(shard)  # not in the loop: starting threads takes long
             self._opening.submit(partial(self._try, shard, only="file"))
             self._opening.submit(self._try, shard)
-        first = not self._orders or self._batches_asked <= _FIRST_BATCHES
         for shard, inside in grouped(references.shards):
             samples = references.indices[inside]
-            if first or shard not in self._stored:
-                self._ask(shard, samples, samples)
+            self._ask(shard, samples, samples, first=first)
 
-    def _ask(self, shard: int, firsts: NDArray[np.int64], lasts: NDArray[np.int64]) -> None:
+    def _ask(
+        self,
+        shard: int,
+        firsts: NDArray[np.int64],
+        lasts: NDArray[np.int64],
+        *,
+        first: bool = False,
+    ) -> None:
         """Ask for the data of some runs of samples of a shard."""
         found = self._try(shard)
         if found is None:
             return
-        starts, ends = found.index.extents(firsts, lasts)
         with suppress(ShardioError, OSError):
             file = found.file()
+            coming = file if isinstance(file, ComingShard) else None
+            if shard in self._stored and (coming is None or not (first or coming.lacks_room)):
+                return
+            starts, ends = found.index.extents(firsts, lasts)
             for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-                piece = end - start if isinstance(file, ComingShard) else _PIECE
+                piece = _PIECE if coming is None else end - start
                 for at in range(start, end, piece):
                     if self._closed:
                         return

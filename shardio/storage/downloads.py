@@ -644,6 +644,20 @@ class ComingShard(ShardRanges):
             raise _not_come(self._shard)
         return file.read(offset, size)
 
+    @property
+    def lacks_room(self) -> bool:
+        """Whether it does not come, since the cache has no room for it."""
+        return self._downloads.state_of(self._shard) == "no room"
+
+    def wait_for_all(self) -> LocalShard | None:
+        """Wait until the whole shard is in the cache; None if it does not come.
+
+        Raises:
+            TarError: it is not what was packed.
+            RemoteError: the storage fails.
+        """
+        return self._wait_for(self.size)
+
     def read_ahead(self, start: int, end: int, /) -> None:
         """Ask for a range, before shards are fetched, unless it is there."""
         if self.whole is None and end > start and self._shard.stored is None:

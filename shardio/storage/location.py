@@ -18,8 +18,9 @@ from types import MappingProxyType
 from typing import Any
 
 from shardio.errors import SituationError, UsageError, argument
-from shardio.storage.base import FileStat, Storage, StoredFile
+from shardio.storage.base import FileStat, Storage, StoredBytes, StoredFile
 from shardio.storage.local import LOCAL, refuse_url
+from shardio.storage.remote import RemoteStorage
 
 Options = Mapping[str, Any]
 """Settings of a store by name: anon, endpoint_url, the cache_dir and cache_limit of its shards, and
@@ -174,6 +175,23 @@ class Location:
             name: name of the file in errors; by default its path.
         """
         return self.storage.open(self.path, name or self.path)
+
+    def copy_to(self, sink: Callable[[bytes | memoryview], object]) -> None:
+        """Read the whole file, by one request where the storage takes some.
+
+        Args:
+            sink: takes the bytes in order, in pieces that it must not keep.
+
+        Raises:
+            ShardioError: the file was truncated while it was read.
+            OSError: there is none, or the storage fails or refuses.
+        """
+        if isinstance(self.storage, RemoteStorage):
+            self.storage.download(self.path, 0, None, None, sink)
+            return
+        file = self.open()
+        for piece in StoredBytes(file).pieces(0, file.size):
+            sink(piece)
 
 
 def locate(

@@ -49,7 +49,9 @@ PIECE = 1 << 20
 
 _LOG = logging.getLogger("shardio")
 _FIRST = 256 << 10  # bytes that are read when a file is opened: indexes are smaller
-_SEQUENTIAL = 8 << 20  # bytes of a request where reading goes on where it ended
+_SEQUENTIAL = 8 << 20  # most bytes of a request where reading goes on where it ended
+_LEAST_AHEAD = 64 << 10  # bytes of the first such request; each further one has twice as many
+_SKIPPED = 16 << 10  # bytes that are passed over where reading goes on, as headers and padding
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 20.0  # seconds
 _LONGEST_WISH = 120.0  # seconds of a Retry-After that are waited
 
@@ -408,13 +410,13 @@ _MEANINGS: Mapping[Reason, tuple[type[RemoteError], str, str | None]] = {
 class RemoteFile:
     """An open file of a storage; safe to read from several threads.
 
-    Where reading goes on from where it ended, more is asked for at once.
+    Where reading goes on from where it ended, more is asked for at once, the longer the more.
 
     Args:
         storage: storage of the file.
         path: path of the file.
         name: name of the file in errors.
-        stat: size and version.
+        stat: size and version; without a version, that of the first answer counts.
         first: first bytes of the file, if they are known.
 
     Attributes:
@@ -431,7 +433,8 @@ class RemoteFile:
         self._storage = storage
         self._path = path
         self._ahead = 0, first  # where some bytes lie, and what they are
-        self._end = -1
+        self._end = -1 - _SKIPPED
+        self._more = 0
 
     def read(self, offset: int, size: int, /) -> bytes:
         """Read the bytes [offset, offset + size).
@@ -448,24 +451,42 @@ class RemoteFile:
         if first <= offset and offset + size <= first + len(known):
             self._end = offset + size
             return known[offset - first : offset - first + size]
-        sequential, self._end = offset == self._end, offset + size
-        if not sequential or size >= _SEQUENTIAL:
+        sequential, self._end = 0 <= offset - self._end <= _SKIPPED, offset + size
+        self._more = min(max(2 * self._more, _LEAST_AHEAD), _SEQUENTIAL) if sequential else 0
+        if size >= self._more:
             return self._fetch(offset, offset + size)
-        found = self._fetch(offset, min(offset + _SEQUENTIAL, self.size))
+        found = self._fetch(offset, min(offset + self._more, self.size))
         self._ahead = offset, found
         return found[:size]
 
     def read_ahead(self, start: int, end: int, /) -> None:
         """Do nothing: what is read is asked for when it is."""
 
+    def copy_to(self, sink: Callable[[memoryview], object]) -> None:
+        """Read the whole file by one request.
+
+        Args:
+            sink: takes the bytes in order, in pieces that it must not keep.
+
+        Raises:
+            RemoteError: the storage fails, or the file was replaced.
+        """
+        known = self.version or None
+        self._compare(self._storage.download(self._path, 0, None, known, sink))
+
     def _fetch(self, start: int, end: int) -> bytes:
         found = bytearray()
         last = None if (start, end) == (0, self.size) else end  # not every server has ranges
-        stat = self._storage.download(self._path, start, last, self.version, found.extend)
+        known = self.version or None
+        stat = self._storage.download(self._path, start, last, known, found.extend)
+        self._compare(stat)
+        return bytes(found)
+
+    def _compare(self, stat: FileStat) -> None:
+        self.version = self.version or stat.version
         if (stat.size, stat.version) != (self.size, self.version):
             changed = RequestError("changed", f"{self.size} bytes became {stat.size}")
             raise remote_error(changed, self._path)
-        return bytes(found)
 
 
 _MOST_CLIENTS = 16

@@ -19,12 +19,13 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 from shardio.errors import ShardioError
 from shardio.processes import close_locked, open_for_lock
@@ -126,6 +127,33 @@ def explained() -> Iterator[None]:
             where=place,
             remedy="set TMPDIR to a folder with free space",
         ) from error
+
+
+@contextmanager
+def local_copy(
+    copy_to: Callable[[Callable[[bytes | memoryview], object]], object],
+) -> Iterator[BinaryIO]:
+    """Copy bytes to a file without a name in the temporary directory, and open it.
+
+    Args:
+        copy_to: function that gives the bytes to what it is called with, in order.
+
+    Raises:
+        ShardioError: the temporary directory has no space, or cannot be written.
+        Exception: what `copy_to` raises.
+    """
+    with explained():
+        temporary = tempfile.TemporaryFile()  # noqa: SIM115  closed below
+    with temporary as stream:
+
+        def take(piece: bytes | memoryview) -> None:
+            with explained():
+                stream.write(piece)
+
+        copy_to(take)
+        with explained():
+            stream.flush()
+        yield stream
 
 
 def _overwrite(descriptor: int, data: bytes, size: int) -> None:

@@ -273,21 +273,6 @@ def test_an_option_that_is_wrong_is_refused_without_its_value(option: str, messa
     assert "swordfish" not in said
 
 
-@pytest.mark.parametrize(
-    "words",
-    [["reshard", "--shards", "2"], ["convert", "--to", "tfrecord"], ["convert", "--to", "dali"]],
-    ids=" ".join,
-)
-def test_what_reads_local_shards_only_says_so(
-    words: list[str], noise: Path, serve: Callable[..., Nginx], tmp_path: Path
-) -> None:
-    command, *options = words
-    web = serve(folder=noise)
-    done = CliRunner().invoke(commands, [command, web.url, str(tmp_path / "new"), *options])
-    assert "only local files are read here; fetch them, and name the copy" in str(done.exception)
-    assert not [*tmp_path.iterdir()]
-
-
 def test_options_are_a_mapping() -> None:
     for function in (shardio.info, shardio.verify):
         with pytest.raises(shardio.UsageError, match="storage_options: it must be a mapping"):

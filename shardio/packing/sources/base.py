@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from shardio.fields.base import FieldType
     from shardio.packing.options import PackOptions
+    from shardio.storage.base import StoredFile
 
 
 _LOG = logging.getLogger("shardio")
@@ -47,8 +48,9 @@ class FromRange(NamedTuple):
         offset: start of the part in bytes.
         size: bytes of the part.
         checksum: CRC-32 of the part; None if it is not known.
-        stamp: stamp of the file when the list was made (see shardio.packing.sources.reader); None
-            for a part that was read for the list, so that its checksum is known.
+        stamp: stamp of the file when the list was made (see shardio.packing.sources.reader; of a
+            file of a storage its digest or version); None for a part that was read for the list, so
+            that its checksum is known.
         before: bytes of headers directly before the part. Without a checksum they tell whether the
             part still is what was listed.
         headers: CRC-32 of these headers.
@@ -151,7 +153,9 @@ class Source(Protocol):
     """Samples to pack, in an order that depends on the source's data alone.
 
     A source may have an attribute `types`, a mapping from names of fields to their types, which
-    the manifest of the packed folder then records.
+    the manifest of the packed folder then records. One whose parts lie in files of a storage has an
+    attribute `stored`, a mapping from the paths of these files to what opens them, which pickles;
+    its stamps of them differ after a change.
     """
 
     @property
@@ -215,6 +219,24 @@ def types_of(source: Source) -> Mapping[str, FieldType]:
     """Return the types that a source records for its fields; others follow from their names."""
     types: Mapping[str, FieldType] = getattr(source, "types", {})
     return types
+
+
+class Stored(Protocol):
+    """A file that is not read by its path; a value that pickles."""
+
+    def open_source(self) -> StoredFile:
+        """Open the file, in any process.
+
+        Raises:
+            ShardioError: it is not what was listed.
+            OSError: it cannot be opened.
+        """
+
+
+def stored_of(source: Source) -> Mapping[bytes, Stored]:
+    """Return the files of a source that are not read by their paths, by these."""
+    stored: Mapping[bytes, Stored] = getattr(source, "stored", {})
+    return stored
 
 
 _JUNK = frozenset(

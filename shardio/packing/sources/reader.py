@@ -6,6 +6,9 @@ hold. The file system keeps one, which is known of those listed here and of no o
 and what lies behind FUSE, SMB or 9p may have none). And the file was not changed so shortly before
 it was read that another change could get the same time, however coarse the clock. Elsewhere the
 data are hashed.
+
+Files of a storage are opened by it. Digest or version tell one from what it becomes; they stand in
+the list of samples, so that no account of such files is kept here.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ import stat
 import sys
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from shardio.errors import PackError
@@ -28,12 +32,15 @@ from shardio.packing.sources.base import (
     FromRange,
     Origin,
     SourceSample,
+    Stored,
     UnpackableError,
     text_of,
 )
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from shardio.storage.base import StoredFile
 
 _KEEP_CTIME = {
     0xEF53: "ext2, ext3, ext4",
@@ -163,6 +170,7 @@ class FileVersions:
 _READING = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a fifo would keep others waiting
 _MOST_BYTES = 1 << 30
 _MOST_OPEN = 64
+_MOST_STORED = 16  # each may keep some megabytes that it read ahead
 _SMALL = 1 << 24
 
 
@@ -203,11 +211,19 @@ class SourceReader:
         versions: digest to which the versions of what is read are added; None for no digest. Parts
             of files whose data were read for the list of samples are not added: it has their
             checksums.
+        stored: files of the source that are not read by their paths, by these.
     """
 
-    def __init__(self, root: str, versions: FileVersions | None = None) -> None:
+    def __init__(
+        self,
+        root: str,
+        versions: FileVersions | None = None,
+        stored: Mapping[bytes, Stored] = MappingProxyType({}),
+    ) -> None:
         self._root = os.fsencode(root)
         self._versions = versions
+        self._stored = stored
+        self._stored_open: OrderedDict[bytes, StoredFile] = OrderedDict()
         self._open: OrderedDict[bytes, tuple[int, os.stat_result]] = OrderedDict()
 
     def __enter__(self) -> Self:
@@ -217,6 +233,7 @@ class SourceReader:
         for descriptor, _ in self._open.values():
             os.close(descriptor)
         self._open.clear()
+        self._stored_open.clear()
 
     def look_at(self, sample: SourceSample) -> None:
         """Add the versions of a sample's files as if it had been read.
@@ -227,7 +244,8 @@ class SourceReader:
         """
         for _, origin in sample.fields:
             if isinstance(origin, FromMemory) or (
-                isinstance(origin, FromRange) and origin.stamp is None
+                isinstance(origin, FromRange)
+                and (origin.stamp is None or origin.path in self._stored)
             ):
                 continue
             path = self._path(origin.path)
@@ -253,12 +271,16 @@ class SourceReader:
         Raises:
             UnpackableError: the data are too large, damaged, not there, or cannot be read.
             PackError: the file changes meanwhile.
-            OSError: there is no space.
+            ShardioError: a file of a storage is not what was listed.
+            OSError: there is no space, or a storage fails.
         """
         if isinstance(origin, FromMemory):
             place = reserve(len(origin.data))
             place[:] = origin.data
             return place
+        if origin.path in self._stored:
+            assert isinstance(origin, FromRange)  # noqa: S101  as sources promise
+            return self._read_stored(origin, reserve)
         path = self._path(origin.path)
         if isinstance(origin, FromFile):
             return self._read_file(path, reserve)
@@ -318,18 +340,28 @@ class SourceReader:
         # before it changes in the data.
         if unverified and not has_stamp(os.fstat(descriptor), origin.stamp or ""):
             raise _changed(path)
-        if zlib.crc32(headers) != origin.headers or (
-            origin.before and os.pread(descriptor, origin.before, start) != headers
-        ):
-            raise _changed(path, f", another header lies before offset {origin.offset}")
-        if origin.checksum not in (None, zlib.crc32(place)):
-            raise UnpackableError(
-                f"the data at offset {origin.offset} of {text_of(path)} is not what was packed "
-                "(CRC-32 differs)"
-            )
+        if origin.before and os.pread(descriptor, origin.before, start) != headers:
+            raise _moved(path, origin)
+        _check_range(path, origin, headers, place)
         if self._versions is not None and origin.stamp is not None:
             self._versions.add(path, status, place)
         return place
+
+    def _read_stored(self, origin: FromRange, reserve: Callable[[int], memoryview]) -> memoryview:
+        place = reserve(_limited(origin.size))
+        start, whole = origin.offset - origin.before, origin.before + origin.size
+        data = memoryview(self._stored_file(origin.path).read(start, whole))
+        place[:] = data[origin.before :]
+        _check_range(origin.path, origin, data[: origin.before], place)
+        return place
+
+    def _stored_file(self, path: bytes) -> StoredFile:
+        if path not in self._stored_open:
+            if len(self._stored_open) >= _MOST_STORED:
+                self._stored_open.popitem(last=False)
+            self._stored_open[path] = self._stored[path].open_source()
+        self._stored_open.move_to_end(path)
+        return self._stored_open[path]
 
     def _container(self, path: bytes) -> tuple[int, os.stat_result]:
         """Open a file of which parts are read, and keep it open; return its first status too."""
@@ -346,6 +378,21 @@ def _limited(size: int) -> int:
     if size > _MOST_BYTES:
         raise UnpackableError(f"{size:,} bytes, more than the limit of 1 GiB for a file")
     return size
+
+
+def _check_range(path: bytes, origin: FromRange, headers: memoryview, data: memoryview) -> None:
+    """Compare a part of a file, and the headers before it, with what was listed."""
+    if zlib.crc32(headers) != origin.headers:
+        raise _moved(path, origin)
+    if origin.checksum not in (None, zlib.crc32(data)):
+        raise UnpackableError(
+            f"the data at offset {origin.offset} of {text_of(path)} is not what was packed "
+            "(CRC-32 differs)"
+        )
+
+
+def _moved(path: bytes, origin: FromRange) -> PackError:
+    return _changed(path, f", another header lies before offset {origin.offset}")
 
 
 def _changed(path: bytes, seen: str = "") -> PackError:

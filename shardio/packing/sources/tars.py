@@ -2,7 +2,8 @@
 
 Their members are taken as they are, in their order; an index says where they lie, one that is
 there or one that a header scan makes. What is read is held against the checksums of the data where
-it has them, otherwise against those of their headers and the time of change.
+it has them, otherwise against those of their headers and the time of change. Shards of a store are
+read by it, and its version of the object takes the place of the time.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from shardio.errors import CodecError, PackError, quoted, shown
+from shardio.errors import CodecError, PackError, SituationError, quoted, shown
 from shardio.fields.arrays import decode_cls
 from shardio.fields.base import LABEL_FIELD, FieldType
 from shardio.fields.defaults import type_of
 from shardio.fields.limits import MAX_PIXELS
 from shardio.indexing.catalog import Catalog, open_catalog
-from shardio.indexing.entry import ShardEntry
-from shardio.indexing.parts import SHARD_SUFFIXES
+from shardio.indexing.entry import ShardEntry, keep_shards
+from shardio.indexing.parts import SHARD_SUFFIXES, is_packed
 from shardio.indexing.shard_index import ShardIndex
 from shardio.naming import join_member_name
 from shardio.packing.sources.base import (
@@ -31,6 +32,7 @@ from shardio.packing.sources.base import (
     Problem,
     SourceField,
     SourceSample,
+    Stored,
     UnpackableError,
     junk_in,
     key_fault,
@@ -38,6 +40,8 @@ from shardio.packing.sources.base import (
 )
 from shardio.packing.sources.reader import SourceReader, in_memory, stamp_of
 from shardio.packing.sources.rules import refuse_mixed_folder
+from shardio.storage.local import LOCAL
+from shardio.storage.location import Location, locate
 
 if TYPE_CHECKING:
     from shardio.packing.options import PackOptions, Predicate
@@ -54,6 +58,8 @@ class TarSource:
         where: predicate that chooses among these; None for all.
         max_pixels: maximum number of pixels of an image that `where` looks at.
         junk: whether to take members of operating systems, see junk_in.
+        keep: whether shards of stores are fetched into the cache, if it has room for all, since
+            they are not read once, from front to back.
     """
 
     described: ClassVar[str] = "tars, whose members are packed as they are"
@@ -66,6 +72,7 @@ class TarSource:
     where: Predicate | None = None
     max_pixels: int = MAX_PIXELS
     junk: bool = True
+    keep: bool = False
 
     @classmethod
     def claims(cls, path: str, options: PackOptions) -> bool:  # noqa: ARG003  as all sources
@@ -75,16 +82,30 @@ class TarSource:
     @classmethod
     def open(cls, path: str, options: PackOptions) -> TarSource:
         """See PathSource."""
-        refuse_mixed_folder(path)
+        place = locate(path, options=options.storage_options)
+        if place.is_local:
+            refuse_mixed_folder(path)
+        elif not _are_tars(place):
+            raise SituationError(
+                "of what is behind URLs only tars are packed, and none is there",
+                where=place,
+                remedy="fetch other files, and name their folder",
+            )
         catalog = open_catalog(
             path, options=options.storage_options, allow_empty=options.allow_empty
         )
-        return cls(catalog=catalog, read_labels=options.stratify, junk=False)
+        return cls(
+            catalog=catalog,
+            read_labels=options.stratify,
+            junk=False,
+            keep=options.rereads or options.dedupe is not None,
+        )
 
     @property
     def name(self) -> str:
         """See Source."""
-        return ", ".join(sorted({str(Path(entry.name).parent) for entry in self.catalog.shards}))
+        named = (Location(entry.storage, entry.name) for entry in self.catalog.shards)
+        return ", ".join(sorted({str(shard.parent) for shard in named}))
 
     @property
     def root(self) -> str:
@@ -101,6 +122,14 @@ class TarSource:
         """See Source; a manifest may record them."""
         return self.catalog.types
 
+    @property
+    def stored(self) -> Mapping[bytes, Stored]:
+        """See Source; shards of local files are read by their paths."""
+        stored = [each for each in self.catalog.shards if each.storage != LOCAL]
+        return dict(
+            zip(map(_path_of, stored), keep_shards(stored) if self.keep else stored, strict=True)
+        )
+
     def samples(self) -> Iterator[SourceSample | Problem]:
         """Yield the samples, shard by shard, and the keys that no shard has.
 
@@ -109,9 +138,9 @@ class TarSource:
             TarError: a shard was changed after it was looked through.
             PackError: what the predicate looks at cannot be read.
         """
-        missing, junk = set(self.keys or ()), Counter[str]()
+        missing, junk, stored = set(self.keys or ()), Counter[str](), self.stored
         for entry in self.catalog.shards:
-            for sample in self._of_shard(entry, junk):
+            for sample in self._of_shard(entry, junk, stored):
                 if isinstance(sample, SourceSample):
                     missing.discard(sample.key)
                 yield sample
@@ -120,12 +149,13 @@ class TarSource:
             yield Problem(path=key, reason=reason, remedy="leave the key out")
         log_junk(self.name, junk)
 
-    def _of_shard(self, entry: ShardEntry, junk: Counter[str]) -> Iterator[SourceSample | Problem]:
-        index, path = entry.load_index(), os.fsencode(os.path.abspath(entry.path))  # noqa: PTH100
-        stamp = stamp_of(Path(entry.path).stat())
+    def _of_shard(
+        self, entry: ShardEntry, junk: Counter[str], stored: Mapping[bytes, Stored]
+    ) -> Iterator[SourceSample | Problem]:
+        index, path, stamp = entry.load_index(), _path_of(entry), _stamp_of(entry)
         entry.verify_unchanged()  # it is still the file that was looked through
         types = partial(type_of, max_pixels=self.max_pixels, given=self.types)
-        with SourceReader(self.root) as reader:
+        with SourceReader(self.root, stored=stored) as reader:
             for number in range(len(index)):
                 key = index.key(number)
                 if self.keys is not None and key not in self.keys:
@@ -187,6 +217,18 @@ class _LazyFields(Mapping[str, Any]):
         return len(self._fields)
 
 
+def _path_of(entry: ShardEntry) -> bytes:
+    path = os.path.abspath(entry.path) if entry.storage == LOCAL else entry.path  # noqa: PTH100
+    return os.fsencode(path)
+
+
+def _stamp_of(entry: ShardEntry) -> str:
+    """Describe a shard so that it differs after a change."""
+    if entry.storage == LOCAL:
+        return stamp_of(Path(entry.path).stat())
+    return f"{entry.size} {entry.sha256 or entry.version}"
+
+
 def _fields_of(index: ShardIndex, number: int, path: bytes, stamp: str) -> dict[str, FromRange]:
     """Find the fields of a sample in its shard, in their order."""
     return {
@@ -218,6 +260,16 @@ def _label_of(fields: Mapping[str, FromRange], reader: SourceReader) -> int | No
 
 def _read(origin: FromRange, reader: SourceReader) -> memoryview:
     return reader.read(origin, in_memory)
+
+
+def _are_tars(place: Location) -> bool:
+    """Tell whether a place in a storage is that of a tar, a pattern of tars, or a folder of some.
+
+    Where folders cannot be listed, those with a manifest are known.
+    """
+    if place.path.endswith(SHARD_SUFFIXES) or is_packed(place):
+        return True
+    return place.can_list and any(name.endswith(SHARD_SUFFIXES) for name in place.names())
 
 
 def has_tars(path: str) -> bool:
