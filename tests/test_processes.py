@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 import shardio
 from shardio.indexing.entry import ShardEntry
+from shardio.processes import Daemons
 from shardio.reading.columns import Arrays, Transformed
 from shardio.reading.gather import Gatherer
 from shardio.reading.handover import Sender
@@ -260,3 +261,27 @@ def test_a_collection_does_not_wait_for_threads_that_wait_for_what_it_interrupts
             gc.collect()
 
     in_child(collect)
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_work_whose_thread_cannot_start_is_refused_or_done_but_not_both(
+    monkeypatch: pytest.MonkeyPatch, busy: bool
+) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    daemons, goes_on, done = Daemons("test", 2), threading.Event(), list[str]()
+    first = daemons.submit(goes_on.wait, PATIENCE) if busy else None
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        if busy:
+            later = daemons.submit(done.append, "later")
+        else:
+            with pytest.raises(RuntimeError):
+                daemons.submit(done.append, "later")
+    goes_on.set()
+    if first is not None:
+        assert first.result(PATIENCE)
+        later.result(PATIENCE)
+    daemons.submit(done.append, "last").result(PATIENCE)
+    assert done == (["later", "last"] if busy else ["last"])
