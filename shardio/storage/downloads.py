@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import sys
 import threading
 import time
 from collections import deque
@@ -101,7 +100,7 @@ class RemoteShard:
 def _cache(folder: str | None, limit: int | None) -> ShardCache:
     cache = ShardCache(None if folder is None else Path(folder), limit)
     with suppress(OSError):  # whoever writes there meets it again
-        cache.prune(sys.maxsize)  # only what killed processes left
+        cache.prune()
     return cache
 
 
@@ -132,25 +131,21 @@ class _Task:
 class Downloads:
     """The shards that a loop of this process has fetched, in threads; safe in several threads.
 
-    Args:
-        connections: number of shards that are fetched at once.
-
     Attributes:
         waits: whether samples wait for their shards.
     """
 
-    def __init__(self, connections: int = CONNECTIONS) -> None:
+    def __init__(self) -> None:
         self.waits = True
         self.process = os.getpid()
         self._next_use: NextUse = _unknown
-        self._connections = connections
         self._tasks: dict[str, _Task] = {}
         self._queue: deque[_Task] = deque()
         self._changed = threading.Condition(new_lock())
         self._running = 0
         self._closed = False
-        self._fetching = Daemons("fetch", connections)
-        self._pieces = Daemons("piece", connections)
+        self._fetching = Daemons("fetch", CONNECTIONS)
+        self._pieces = Daemons("piece", CONNECTIONS)
         self._ranging = Daemons("range", _RANGES)
         self._ranges: set[Future[bytes]] = set()
         self._parts: set[Part] = set()
@@ -207,7 +202,7 @@ class Downloads:
                 if task.state in ("waiting", "no room"):
                     task.state = "waiting"
                     self._queue.append(task)
-            new = min(len(self._queue), self._connections - self._running)
+            new = min(len(self._queue), CONNECTIONS - self._running)
             self._running += new
         self._start(new)
 
@@ -282,7 +277,7 @@ class Downloads:
                 return
             task.state = "waiting"
             self._queue.appendleft(task)
-            more = int(self._running < self._connections)
+            more = int(self._running < CONNECTIONS)
             self._running += more
         self._start(more)
 
@@ -303,7 +298,7 @@ class Downloads:
             with suppress(ValueError):
                 self._queue.remove(task)
             self._queue.appendleft(task)
-            more = int(self._running < self._connections)
+            more = int(self._running < CONNECTIONS)
             self._running += more
         self._start(more)
         return True
@@ -331,7 +326,7 @@ class Downloads:
                 due = len(self._queue) + self._running
             state, error = "failed", None
             try:
-                state = self._fetch(task, max(1, self._connections // due))
+                state = self._fetch(task, max(1, CONNECTIONS // due))
             except Exception as failure:  # whatever it is, the loop must not wait
                 error = failure
             with self._changed:
