@@ -17,8 +17,8 @@ from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import quote
 
 from shardio.storage.base import FileStat
-from shardio.storage.fsspec import STATUSES, FsspecClient, Piece, opened, split_path
-from shardio.storage.remote import Reason, RequestError, retry_seconds
+from shardio.storage.fsspec import FsspecClient, Piece, opened, reason_of_store
+from shardio.storage.remote import Reason, RequestError, retry_seconds, split_path
 
 
 class Answer(NamedTuple):
@@ -157,7 +157,7 @@ class GoogleClient(FsspecClient):
         if answer.status < 300:
             return answer
         said = _error_of(answer.content)
-        reason = condition if answer.status == 412 else STATUSES.get(answer.status, "refused")
+        reason = reason_of_store(answer.status, condition)
         if answer.status == 401 and not self._system.credentials.credentials:
             reason, said = "denied", f"there are no credentials: {said}"
         raise RequestError(
