@@ -275,10 +275,7 @@ class Downloads:
             task = self._tasks.get(shard.key)
             if task is None or task.state != "elsewhere" or self._closed:
                 return
-            task.state = "waiting"
-            self._queue.appendleft(task)
-            more = int(self._running < CONNECTIONS)
-            self._running += more
+            more = self._put_first(task)
         self._start(more)
 
     def need(self, shard: RemoteShard) -> bool:
@@ -294,14 +291,19 @@ class Downloads:
             is_new, task.is_needed = not task.is_needed, True
             if task.state != "no room" and not (is_new and task.state == "waiting"):
                 return True
-            task.state = "waiting"
-            with suppress(ValueError):
-                self._queue.remove(task)
-            self._queue.appendleft(task)
-            more = int(self._running < CONNECTIONS)
-            self._running += more
+            more = self._put_first(task)
         self._start(more)
         return True
+
+    def _put_first(self, task: _Task) -> int:
+        """Have a shard fetched next, and return how many threads to start; the lock is held."""
+        task.state = "waiting"
+        with suppress(ValueError):
+            self._queue.remove(task)
+        self._queue.appendleft(task)
+        more = int(self._running < CONNECTIONS)
+        self._running += more
+        return more
 
     def _start(self, count: int) -> None:
         """Start threads, which are counted already."""
