@@ -123,9 +123,9 @@ class _Task:
 
     def next_use(self, known: NextUse) -> NextUse:
         """Return a function that tells of a shard that is needed that it is used at once."""
-        return (
-            (lambda key: _NOW if key == self.shard.key else known(key)) if self.is_needed else known
-        )
+        if not self.is_needed:
+            return known
+        return lambda key: _NOW if key == self.shard.key else known(key)
 
 
 class Downloads:
@@ -138,7 +138,7 @@ class Downloads:
     def __init__(self) -> None:
         self.waits = True
         self.process = os.getpid()
-        self._next_use: NextUse = _unknown
+        self._next_use: NextUse = lambda _: None
         self._tasks: dict[str, _Task] = {}
         self._queue: deque[_Task] = deque()
         self._changed = threading.Condition(new_lock())
@@ -258,10 +258,9 @@ class Downloads:
                 return None
             if task.error is not None:
                 raise task.error
-            if task.state == "waiting" and self._queue and self._queue[0] is not task:
-                with suppress(ValueError):
-                    self._queue.remove(task)
-                    self._queue.appendleft(task)
+            if task in self._queue:
+                self._queue.remove(task)
+                self._queue.appendleft(task)
             return None if task.state == "waiting" and not self._running else task.state
 
     def wait(self) -> None:
@@ -359,21 +358,18 @@ class Downloads:
             return _without_room(shard, error)
 
     def _fill(self, part: Part, shard: RemoteShard, connections: int) -> str:
-        for last in (False, True):
+        for _ in range(2):
+            part.restart()
             digest = self._receive(shard, part, connections)
             if shard.sha256 in (None, digest):
                 part.commit()
-                break
-            if last:
-                raise TarError(
-                    "the object is not what was packed (SHA-256 differs, and did when it was "
-                    "fetched anew)",
-                    where=shard.name,
-                    remedy="upload or pack it again",
-                    shard=shard.name,
-                )
-            part.restart()
-        return "elsewhere"
+                return "elsewhere"
+        raise TarError(
+            "the object is not what was packed (SHA-256 differs, and did when it was fetched anew)",
+            where=shard.name,
+            remedy="upload or pack it again",
+            shard=shard.name,
+        )
 
     def _receive(self, shard: RemoteShard, part: Part, connections: int) -> str:
         """Fetch the bytes of a shard, and return their SHA-256."""
@@ -536,10 +532,6 @@ class _EndedError(ShardioError):
     """The loop has ended while a shard came."""
 
 
-def _unknown(_: str) -> None:
-    """Know no next use of any shard."""
-
-
 def _misfit(shard: RemoteShard, size: int) -> TarError:
     return TarError(
         f"the shard has {size} bytes or more, its index expects {shard.size}, so it was changed",
@@ -633,9 +625,8 @@ class ComingShard(ShardRanges):
             try:
                 return super().read(offset, size)
             except RemoteError as error:
-                if type(error) is not RemoteError:
+                if type(error) is not RemoteError:  # else the store has no ranges
                     raise
-                file = self._fetched(offset + size)  # the store has no ranges
         file = file or self._fetched(offset + size)
         if file is None:
             raise _not_come(self._shard)

@@ -14,6 +14,7 @@ which holds its options and makes the client. Everything else is here and the sa
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -396,7 +397,7 @@ def remote_error(error: RequestError, path: str, failed: int = 0) -> OSError:
         failed: number of attempts before.
     """
     if error.reason == "exists":
-        return FileExistsError(17, "a file is there", path)
+        return FileExistsError(errno.EEXIST, "a file is there", path)
     kind, what, remedy = _MEANINGS[error.reason]
     again = f", {failed + 1} times in a row" if failed else ""
     known = [f"HTTP {error.status}" if error.status else "", error.detail.rstrip(". ")]
