@@ -34,7 +34,10 @@ from shardio.storage.remote import (
     RemoteStorage,
     RequestError,
     check_options,
+    names_of_options,
+    reason_of,
     retry_seconds,
+    split_path,
 )
 
 _MOST_SINGLE = 5 * 10**9  # bytes of an object that is stored by one request
@@ -58,12 +61,6 @@ _REASONS: Mapping[str, Reason] = {
     "NoSuchUpload": "exists",  # who completes an object removes the uploads of others
 }
 """Why a request failed, by the store's code."""
-_STATUSES: Mapping[int, Reason] = {
-    **dict.fromkeys((401, 403), "denied"),
-    **dict.fromkeys((404, 410), "missing"),
-    **dict.fromkeys((408, 429, 500, 502, 503, 504), "busy"),
-}
-"""Why a request failed, by the status of an answer with another code, or without one."""
 _RANGE = re.compile(r"bytes ([0-9]+)-([0-9]+)/([0-9]+)")
 
 
@@ -86,7 +83,7 @@ def open_url(url: str, options: Mapping[str, Any]) -> tuple[S3Storage, str]:
         name, _, password = user.partition(":")
         options = {"key": unquote(name), "secret": unquote(password), **options}
     _load_botocore()
-    check_options(S3Storage, options)
+    check_options(names_of_options(S3Storage), options)
     return S3Storage(**options), path
 
 
@@ -136,6 +133,7 @@ class S3Storage(RemoteStorage):
     addressing: Literal["auto", "path", "virtual"] = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         one_of("addressing", self.addressing, ("auto", "path", "virtual"))
         if (self.key is None) != (self.secret is None):
             raise UsageError(
@@ -289,7 +287,7 @@ class S3Client:
 
     def names(self, folder: str, /) -> list[str]:
         """List what is in a folder."""
-        bucket, prefix = _split(folder.rstrip("/") + "/")
+        bucket, prefix = split_path(folder.rstrip("/") + "/")
         names, more = list[str](), dict[str, Any]()
         while True:
             found = self._request(
@@ -391,14 +389,14 @@ class S3Client:
 
     def abort_others(self, path: str) -> None:
         """Remove the parts that others have sent of an object."""
-        bucket, key = _split(path)
+        bucket, key = split_path(path)
         found = self._request("list_multipart_uploads", {"Bucket": bucket, "Prefix": key})
         for each in found.get("Uploads", ()):
             if each["Key"] == key:
                 self.abort(Upload(path, each["UploadId"]))
 
     def _ask(self, operation: str, path: str, **arguments: Any) -> Mapping[str, Any]:
-        bucket, key = _split(path)
+        bucket, key = split_path(path)
         if not key:
             raise RequestError("missing", "it is a bucket")
         return self._request(operation, {"Bucket": bucket, "Key": key, **self._always, **arguments})
@@ -505,11 +503,8 @@ def _of_store(error: Any, condition: Reason) -> RequestError:
     answer = error.response
     about, said = answer.get("ResponseMetadata", {}), answer.get("Error", {})
     code, status = str(said.get("Code", "")), about.get("HTTPStatusCode")
-    reason = _REASONS.get(code) or _STATUSES.get(status, "refused")
-    if status == 412:
-        reason = condition
     return RequestError(
-        reason,
+        _REASONS.get(code) or reason_of(status or 0, condition),
         ": ".join(filter(None, ("" if code == str(status) else code, said.get("Message")))),
         status=status,
         request_id=about.get("RequestId"),
@@ -542,12 +537,6 @@ def _one_line(error: object) -> str:
 def _ours(client: Client) -> S3Client:
     assert isinstance(client, S3Client)  # noqa: S101  of S3Storage.connect
     return client
-
-
-def _split(path: str) -> tuple[str, str]:
-    """Return bucket and key of a path."""
-    bucket, _, key = path.removeprefix("s3://").partition("/")
-    return bucket, key
 
 
 def _version(found: Mapping[str, Any]) -> str:

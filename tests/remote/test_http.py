@@ -352,6 +352,15 @@ def test_complaint_tensorflow_io_1953_what_passes_is_tried_again(web: Nginx, sta
     assert caught.value.status == status
 
 
+@pytest.mark.parametrize("status", [501, 505])
+def test_what_does_not_pass_is_not_tried_again(web: Nginx, status: int) -> None:
+    web.fail("*", status=status)
+    with pytest.raises(RemoteError) as caught:
+        at(f"{web.url}/a.bin").open()
+    assert type(caught.value) is RemoteError
+    assert "in a row" not in str(caught.value)
+
+
 def test_complaint_datasets_7440_a_stall_is_not_a_missing_file(web: Nginx) -> None:
     location = at(f"{web.url}/a.bin", timeout=0.3)
     web.fail("*", stall=3.0, times=1)
