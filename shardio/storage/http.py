@@ -31,7 +31,7 @@ from urllib3.exceptions import (
     NewConnectionError,
 )
 
-from shardio.checks import positive, whole_number
+from shardio.checks import whole_number
 from shardio.errors import UsageError, argument
 from shardio.storage.base import FileStat
 from shardio.storage.local import without_secrets
@@ -96,9 +96,8 @@ class WebStorage(RemoteStorage):
     trusted_hosts: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        whole_number("retries", self.retries, least=0)
+        super().__post_init__()
         whole_number("connections", self.connections, least=1)
-        positive("timeout", self.timeout)
         for each in fields(self):
             if str(each.type).startswith("str"):
                 check_text(each.name, getattr(self, each.name))
@@ -441,7 +440,7 @@ def _compare(answer: Answer, found: str, version: str | None, start: int, stop: 
     if answer.range()[:2] == (start, stop):
         return
     if answer.status == 200:
-        raise RequestError("refused", "the server ignores ranges")
+        raise RequestError("unranged", "the server ignores ranges")
     raise RequestError("refused", "the server sends other bytes than asked for")
 
 

@@ -28,6 +28,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
 
+from shardio.checks import positive, whole_number
 from shardio.errors import (
     RemoteChanged,
     RemoteDenied,
@@ -65,6 +66,7 @@ Reason = Literal[
     "changed",
     "busy",
     "broken",
+    "unranged",
     "refused",
 ]
 """Why a request failed: "expired" is worth a new client, "busy" and "broken" another attempt."""
@@ -201,6 +203,10 @@ class RemoteStorage(ABC):
     timeout: float = 30.0
     cache_dir: str | None = None
     cache_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        whole_number("retries", self.retries, least=0)
+        positive("timeout", self.timeout)
 
     @property
     def patience(self) -> float:
@@ -402,6 +408,11 @@ _MEANINGS: Mapping[Reason, tuple[type[RemoteError], str, str | None]] = {
         RemoteUnreachable,
         "the store does not answer as it should",
         "check network and endpoint, or raise download_timeout or download_retry",
+    ),
+    "unranged": (
+        RemoteError,
+        "parts of a file cannot be read",
+        "serve the files with a server that answers ranges, such as nginx",
     ),
     "refused": (RemoteError, "the store does not do what is needed", None),
 }
