@@ -20,6 +20,7 @@ from shardio.inspection.findings import ClassShare, FieldStatistics, Verificatio
 from shardio.inspection.repair import RepairSummary, repair
 from shardio.inspection.verify import verify as verify_source
 from shardio.packing.layout import DROPPED_NAME
+from shardio.storage.local import without_secrets
 from shardio.storage.location import locate
 
 _MOST_LINES = 50
@@ -163,6 +164,7 @@ def _share(part: int, whole: int) -> str:
 
 
 def _repaired(fixed: RepairSummary | None, new: str) -> str:
+    new = without_secrets(new)
     if fixed is None:
         return f"{new}: not written, as there is nothing to repair"
     losses = f"; {DROPPED_NAME} there lists what is lost ({fixed.dropped:,})" * bool(fixed.dropped)

@@ -482,7 +482,7 @@ def _without_room(shard: RemoteShard, error: OSError | None = None) -> str:
     folder, limit = shard.cache.folder, shard.cache.limit
     if folder not in _warned:
         _warned.add(folder)
-        fault = f"has no room for a shard of {shard.size:,} bytes (its limit is {limit:,})"
+        fault = f"has no room left for a shard of {shard.size:,} bytes (its limit is {limit:,})"
         way = f"raise {argument('cache_limit')}"
         if error is not None:
             fault = f"cannot take a shard of {shard.size:,} bytes ({error.strerror or error})"

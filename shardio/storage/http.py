@@ -435,7 +435,7 @@ def _compare(answer: Answer, found: str, version: str | None, start: int, stop: 
     if answer.range()[:2] == (start, stop):
         return
     if answer.status == 200:
-        raise RequestError("refused", "the server ignores ranges")
+        raise RequestError("unranged", "the server ignores ranges")
     raise RequestError("refused", "the server sends other bytes than asked for")
 
 

@@ -67,6 +67,7 @@ Reason = Literal[
     "changed",
     "busy",
     "broken",
+    "unranged",
     "refused",
 ]
 """Why a request failed: "expired" is worth a new client, "busy" and "broken" another attempt."""
@@ -434,6 +435,11 @@ _MEANINGS: Mapping[Reason, tuple[type[RemoteError], str, str | None]] = {
         RemoteUnreachable,
         "the store does not answer as it should",
         "check network and endpoint, or raise download_timeout or download_retry",
+    ),
+    "unranged": (
+        RemoteError,
+        "parts of a file cannot be read",
+        "serve the files with a server that answers ranges, such as nginx",
     ),
     "refused": (RemoteError, "the store does not do what is needed", None),
 }

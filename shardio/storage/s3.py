@@ -24,7 +24,7 @@ from urllib.parse import unquote
 
 from urllib3.exceptions import HTTPError
 
-from shardio.checks import one_of, require
+from shardio.checks import flag, one_of, require
 from shardio.errors import RemoteError, SituationError, UsageError, argument
 from shardio.storage.base import FileStat
 from shardio.storage.local import sha256_of
@@ -134,6 +134,8 @@ class S3Storage(RemoteStorage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        flag("anon", self.anon)
+        flag("requester_pays", self.requester_pays)
         one_of("addressing", self.addressing, ("auto", "path", "virtual"))
         if (self.key is None) != (self.secret is None):
             raise UsageError(
@@ -252,8 +254,8 @@ class S3Client:
         except (self._errors.BotoCoreError, ValueError) as error:
             raise UsageError(
                 f"the configuration of S3 is not valid ({_one_line(error)})",
-                where=argument("storage_options"),
-                remedy="correct it, or what AWS_PROFILE, AWS_ENDPOINT_URL and others say",
+                remedy=f"check {argument('storage_options')}, AWS_PROFILE, AWS_ENDPOINT_URL and "
+                "what else AWS takes from the environment",
             ) from error
         self._always = {"RequestPayer": "requester"} if storage.requester_pays else {}
 
