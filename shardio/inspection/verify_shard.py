@@ -283,7 +283,10 @@ def _opened(place: Path | Location) -> AbstractContextManager[BinaryIO]:
     """Open a shard; one of a store is copied to the temporary directory."""
     if isinstance(place, Location) and not place.is_local:
         return local_copy(place.copy_to)
-    return Path(place).open("rb")
+    path = Path(place)
+    if not (path.is_file() or path.is_dir()):  # opening a pipe would wait
+        raise OSError(errno.EINVAL, "it is not a file", str(path))
+    return path.open("rb")
 
 
 _MEGABYTE = 1 << 20

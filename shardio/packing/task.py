@@ -489,7 +489,7 @@ class _Packer(ExitStack):
                 f"the field {quoted(name)}: {error.what}", remedy=error.remedy
             ) from error
         except CodecError as error:
-            if not data:
+            if not data and not error.remedy:
                 raise CodecError(
                     "it is empty",
                     remedy="write what it says, or remove it where samples may lack it "

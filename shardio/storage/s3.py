@@ -498,6 +498,8 @@ def _explained(errors: Any, condition: Reason) -> Iterator[None]:
         raise RequestError(reason, f"{type(error).__name__}: {told or _one_line(cause)}") from error
     except errors.BotoCoreError as error:
         raise RequestError("refused", _one_line(error)) from error
+    except RecursionError as error:  # botocore follows a redirect by a request that is redirected
+        raise RequestError("refused", "it redirects every request") from error
 
 
 def _of_store(error: Any, condition: Reason) -> RequestError:

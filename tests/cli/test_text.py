@@ -17,6 +17,7 @@ from shardio.cli import _COMMANDS, main
 from shardio.errors import argument, as_options
 
 ARGUMENTS = {
+    "cache": ["ls"],
     "convert": ["out", "records", "--to", "tfrecord"],
     "index": ["out"],
     "info": ["out", "--shards", "--preview", "sheet.png"],

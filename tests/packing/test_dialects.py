@@ -228,7 +228,7 @@ class TestJsonLines:
         rows: list[dict[str, Any]] = [{"path": "0.bin", "a": 1}, {"path": "1.bin", "label": 3}]
         table = tmp_path / "t.jsonl"
         table.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        with pytest.raises(shardio.PackError, match="row 1: its column 'label' holds None"):
+        with pytest.raises(shardio.PackError, match="row 1: its column 'label' is empty"):
             pack(source, table)
         assert pack(source, table, on_error="skip") == {}
         assert read_members(tmp_path / "out-2")["1_bin.cls"] == b"3"

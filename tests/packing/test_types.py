@@ -503,8 +503,8 @@ def sound_of(length: int) -> bytes:
         (shardio.Audio("wav"), sound_of(0), "the sound is empty"),
         (shardio.Audio("wav", rate=800_000), sound_of(800), "more than 64 times that"),
         (shardio.Audio("wav", max_seconds=0.01), sound_of(800), "seconds long, more than 0.01"),
-        (shardio.Label("cls"), b"", "its field 'cls' is empty; write what it says"),
-        (shardio.Json("json"), b"", "its field 'json' is empty; write what it says"),
+        (shardio.Label("cls"), b"", "its field 'cls': it is empty; write what it says"),
+        (shardio.Json("json"), b"", "its field 'json': it is empty; write what it says"),
     ],
 )
 def test_data_that_readers_would_refuse_are_refused_when_they_are_packed(

@@ -153,7 +153,8 @@ def test_commands_read_urls_and_show_no_secrets(
     ]
     assert [done.exit_code for done in said] == [0] * 4
     assert not any(secret in done.output for done in said for secret in SECRETS)
-    assert len(said[0].output.splitlines()) == len(said[2].output.splitlines())
+    if name != "plan":  # which says what each node fetches from a store
+        assert len(said[0].output.splitlines()) == len(said[2].output.splitlines())
 
 
 def test_verify_finds_a_missing_and_a_damaged_shard(
