@@ -20,6 +20,7 @@ import fcntl
 import gc
 import os
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -140,7 +141,10 @@ class Threads:
         return self._pool.submit(work, *arguments)
 
     def end(self) -> None:
-        """Cancel pending tasks, wait for running ones, and end the threads.
+        """Cancel pending tasks, wait for running ones, and for the end of the threads.
+
+        Python's own waiting ends before the system's threads do. While they end, they hold locks of
+        C++ libraries such as OpenCV, which a child that is forked then would wait for for ever.
 
         The garbage collector may call this in any thread, at any point. It then returns without
         waiting, since a running task may need a lock that the interrupted thread holds.
@@ -150,10 +154,35 @@ class Threads:
         inside = threading.current_thread().name.startswith(_OURS)
         wait = not inside and _collector != threading.get_ident()
         self._pool.shutdown(wait=wait, cancel_futures=True)
+        if wait:
+            _wait_for_end(self._threads)
 
     def _begin(self) -> None:
         self._process = os.getpid()
-        self._pool = ThreadPoolExecutor(self._most, thread_name_prefix=self._name)
+        self._threads: list[int] = []
+        self._pool = ThreadPoolExecutor(
+            self._most,
+            thread_name_prefix=self._name,
+            initializer=_note_thread,
+            initargs=(self._threads,),
+        )
+
+
+_LONGEST_END, _POLL = 0.1, 0.0002  # seconds
+
+
+def _note_thread(threads: list[int]) -> None:
+    threads.append(threading.get_native_id())
+
+
+def _wait_for_end(threads: list[int]) -> None:
+    """Wait until threads have ended, where the system tells."""
+    latest = time.monotonic() + _LONGEST_END
+    for thread in threads:
+        while os.path.exists(f"/proc/self/task/{thread}"):  # noqa: PTH110  a Path takes longer
+            if time.monotonic() > latest:
+                return
+            time.sleep(_POLL)
 
 
 class Daemons:

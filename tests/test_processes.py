@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 import shardio
 from shardio.indexing.entry import ShardEntry
+from shardio.processes import Threads
 from shardio.reading.columns import Arrays, Transformed
 from shardio.reading.gather import Gatherer
 from shardio.reading.handover import Sender
@@ -260,3 +261,14 @@ def test_a_collection_does_not_wait_for_threads_that_wait_for_what_it_interrupts
             gc.collect()
 
     in_child(collect)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system lists no threads")
+def test_threads_that_were_ended_are_gone_so_that_a_fork_finds_none_of_their_locks() -> None:
+    for _ in range(100):
+        before = {*Path("/proc/self/task").iterdir()}
+        threads = Threads("test", 4)
+        for future in [threads.submit(sum, range(2000)) for _ in range(16)]:
+            future.result()
+        threads.end()
+        assert {*Path("/proc/self/task").iterdir()} <= before

@@ -18,6 +18,7 @@ import logging
 import math
 import os
 import random
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -151,6 +152,36 @@ class Client(Protocol):
 
     def delete(self, path: str, /) -> None:
         """Remove an object, if it is there."""
+
+
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Keep what libraries log in this thread out of logs, see keep_logs_out."""
+    before = getattr(_own, "asks", False)
+    _own.asks = True
+    try:
+        yield
+    finally:
+        _own.asks = before
+
+
+def keep_logs_out(library: str) -> None:
+    """Have a library log nothing about shardio's requests: it may log queries and tokens.
+
+    Args:
+        library: name of a package that is imported; what others ask of it is logged as before.
+    """
+    for name in [*logging.root.manager.loggerDict]:
+        if name.partition(".")[0] == library:
+            logging.getLogger(name).addFilter(_is_of_others)
+
+
+def _is_of_others(record: logging.LogRecord) -> bool:
+    del record
+    return not getattr(_own, "asks", False)
+
+
+_own = threading.local()
 
 
 def retry_seconds(text: str | None) -> float | None:

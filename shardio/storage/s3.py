@@ -34,7 +34,9 @@ from shardio.storage.remote import (
     RemoteStorage,
     RequestError,
     check_options,
+    keep_logs_out,
     retry_seconds,
+    unlogged,
 )
 
 _MOST_SINGLE = 5 * 10**9  # bytes of an object that is stored by one request
@@ -257,6 +259,8 @@ class S3Client:
                 where=argument("storage_options"),
                 remedy="correct it, or what AWS_PROFILE, AWS_ENDPOINT_URL and others say",
             ) from error
+        for library in ("botocore", "urllib3"):
+            keep_logs_out(library)  # which log signatures and session tokens
         self._always = {"RequestPayer": "requester"} if storage.requester_pays else {}
 
     def stat(self, path: str, /) -> FileStat:
@@ -404,7 +408,8 @@ class S3Client:
         return self._request(operation, {"Bucket": bucket, "Key": key, **self._always, **arguments})
 
     def _request(self, operation: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-        with _explained(self._errors, "changed" if operation == "get_object" else "exists"):
+        condition: Reason = "changed" if operation == "get_object" else "exists"
+        with unlogged(), _explained(self._errors, condition):
             found: Mapping[str, Any] = getattr(self._s3, operation)(**arguments)
             return found
 

@@ -6,8 +6,10 @@ import gzip
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tarfile
@@ -323,3 +325,73 @@ def test_a_bit_that_flips_in_a_body_once_is_not_seen_and_always_is_one_sentence(
     assert hashlib.sha256(sound).hexdigest() not in {path.stem for path in stored(cache)}
     shard.write_bytes(sound)
     assert read(open_set(web, cache)) == expected
+
+
+# The cache folder.
+
+
+@pytest.mark.parametrize("kind", ["remote", "usage", "usage elsewhere", "remote of another user"])
+def test_a_link_or_a_folder_of_others_in_the_cache_is_refused_and_left(
+    serve: Serve, out: Path, cache: Path, tmp_path: Path, kind: str
+) -> None:
+    web = serve(folder=out)
+    victim = tmp_path / "victim"
+    (cache / "remote").mkdir(parents=True, mode=0o700)
+    cache.chmod(0o700)
+    if kind == "remote":
+        victim.mkdir()
+        (cache / "remote").rmdir()
+        (cache / "remote").symlink_to(victim)
+    elif kind == "remote of another user":
+        if os.geteuid():
+            pytest.skip("only root may give folders away")
+        os.chown(cache / "remote", 12345, -1)
+    else:
+        if kind == "usage":
+            victim.write_text("123")
+        (cache / "remote" / "usage").symlink_to(victim)
+    with pytest.raises(shardio.UsageError, match="the cache folder cannot be used"):
+        open_set(web, cache)
+    if kind == "remote":
+        assert [*victim.iterdir()] == []
+    elif kind == "usage":
+        assert victim.read_text() == "123"
+    else:
+        assert not victim.exists()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777])
+def test_a_cache_folder_that_all_may_write_to_is_refused_or_has_an_own_one_inside(
+    serve: Serve, out: Path, cache: Path, mode: int
+) -> None:
+    cache.mkdir()
+    cache.chmod(mode)
+    if mode == 0o777:
+        with pytest.raises(shardio.UsageError, match="other users can replace its contents"):
+            open_set(serve(folder=out), cache)
+        assert [*cache.iterdir()] == []
+        return
+    read(open_set(serve(folder=out), cache), pause=0.01)
+    own = cache / f"shardio-{os.geteuid()}"
+    assert [*cache.iterdir()] == [own]
+    assert stat.S_IMODE(own.stat().st_mode) == 0o700
+
+
+# Secrets.
+
+
+def test_session_tokens_of_s3_are_not_logged_by_the_library_that_sends_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    secrets = {"key": "alibaba", "secret": "sesame", "token": "opensesame"}
+    for url in ("http://127.0.0.1:1", "http://nowhere.invalid"):
+        options = {"endpoint_url": url, "region": "us-east-1", "retries": 0, "timeout": 1.0}
+        with pytest.raises(shardio.RemoteError) as caught:
+            shardio.ShardDataset("s3://bucket/out", storage_options={**options, **secrets})
+        error: BaseException | None = caught.value
+        while error is not None:
+            assert "sesame" not in f"{error} {error!r} {vars(error)}"
+            error = error.__cause__ or error.__context__
+    said = [f"{record.getMessage()} {record.args}" for record in caplog.records]
+    assert not [text for text in said if "sesame" in text]

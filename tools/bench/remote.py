@@ -57,8 +57,13 @@ PEERS = ("webdataset", "MosaicML streaming", "LitData", "datago")
 OURS = ("shardio Loader", "shardio DataLoader")
 BUCKET = "bench"
 EPOCHS_OF_HALF = 4
-HALVES = {"half": 4, "half, wide window": 16}
-"""Windows in shards: one that fits in the cache, and the default, which does not."""
+SMALLER = 4  # times smaller than SHARD_BYTES are the shards of "small"
+HALVES = {
+    "half": ("small", 4),
+    "half, large shards": ("http", 4),
+    "half, wide window": ("http", 16),
+}
+"""Shards, and their number in a window: few of them, many, and more than the cache holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,11 +101,11 @@ WAYS: dict[str, Way] = {
     **{
         name: Way(
             measure="fields",
-            source="http",
+            source=source,
             request={"epochs": EPOCHS_OF_HALF, "limit": "half", "window": window},
             forgets=True,
         )
-        for name, window in HALVES.items()
+        for name, (source, window) in HALVES.items()
     },
     "cache": Way(measure="fetch", source="http"),
     "cache, TLS": Way(measure="fetch", source="tls"),
@@ -149,7 +154,9 @@ def make_data(cache: Path, given: Path | None, *, quick: bool) -> Data:
     shards = folder / BUCKET / "shards"
     labels = [label for _, label in files_and_labels(images)]
     if not (shards / MANIFEST_NAME).exists():
-        pack(images, shards, shards=QUICK_SHARDS if quick else SHARDS)
+        count = QUICK_SHARDS if quick else SHARDS
+        pack(images, folder / BUCKET / "small", shards=count * SMALLER)
+        pack(images, shards, shards=count)
     sizes = {path.name: path.stat().st_size for path in sorted(shards.glob("*.tar"))}
     return Data(folder=folder, wanted=np.bincount(labels).tolist(), sizes=sizes)
 
@@ -187,8 +194,8 @@ class Servers:
         if source == "S3":
             self._s3 = self._s3 or self._start_s3()
             return self._s3
-        path = f"{BUCKET}/shards"
-        if source == "http":
+        path = f"{BUCKET}/{'small' if source == 'small' else 'shards'}"
+        if source in ("http", "small"):
             return self.web, {"source": f"{self.web.url}/{path}"}
         if source == "tls":
             options = {"ca_bundle": str(self.web.authority)}
@@ -236,7 +243,8 @@ def run(way: Way, data: Data, servers: Servers, place: Path) -> Run:
     if way.forgets:
         request["forget"] = f"{server.url}/_control/forget"
     if request.get("limit") == "half":
-        request["limit"] = data.bytes // 2
+        files = data.shards.rglob("*")  # with the indexes
+        request["limit"] = sum(path.stat().st_size for path in files if path.is_file()) // 2
     where = {**where, "shards": len(data.sizes), "cache": str(cache)}
     server.forget()
     try:
@@ -414,11 +422,12 @@ def half_figures(found: Found, data: Data) -> list[Figure]:
     """Tell how much comes from a cache of half the set."""
     asked = data.bytes * (EPOCHS_OF_HALF - 1)
     rows = []
-    for way, window in HALVES.items():
+    for way, (source, window) in HALVES.items():
         shares = values(found, way, lambda run: 1 - run["sent"] / asked)
+        count = len(data.sizes) * (SMALLER if source == "small" else 1)
         what = (
-            f"share of bytes from a cache of half the set, epochs 2 to {EPOCHS_OF_HALF}, windows "
-            f"of {window} shards"
+            f"share of bytes from a cache of half the set, epochs 2 to {EPOCHS_OF_HALF}, {count} "
+            f"shards, {window} in a window"
         )
         rows.append(Figure(what, spread_of(shares), 0.49))
     return rows
