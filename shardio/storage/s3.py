@@ -503,6 +503,8 @@ def _explained(errors: Any, condition: Reason) -> Iterator[None]:
         raise RequestError(reason, f"{type(error).__name__}: {told or _one_line(cause)}") from error
     except errors.BotoCoreError as error:
         raise RequestError("refused", _one_line(error)) from error
+    except RecursionError:  # botocore asks for the region after each redirect, also of that request
+        raise RequestError("refused", "the store redirects without an end") from None
 
 
 def _of_store(error: Any, condition: Reason) -> RequestError:

@@ -22,7 +22,7 @@ import pytest
 import zstandard
 
 import shardio
-from servers import Nginx
+from servers import Nginx, SeaweedS3
 from shardio.indexing.manifest import index_path
 from shardio.storage import compression, remote
 from shardio.storage.location import locate
@@ -395,3 +395,35 @@ def test_session_tokens_of_s3_are_not_logged_by_the_library_that_sends_them(
             error = error.__cause__ or error.__context__
     said = [f"{record.getMessage()} {record.args}" for record in caplog.records]
     assert not [text for text in said if "sesame" in text]
+
+
+# Names of objects.
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a b+c%20d%2Fe", "ü/日本/\U0001f600", "a?b=c&d", "#a", "n" * 200 + "/" + "m" * 200],
+)
+def test_a_pack_to_any_name_of_s3_is_read_back(s3: SeaweedS3, cache: Path, name: str) -> None:
+    options = {
+        "endpoint_url": s3.url, "region": "us-east-1", "retries": 1,
+        "key": s3.keys.access, "secret": s3.keys.secret,
+    }  # fmt: skip
+    samples = [{"__key__": f"{n:03}", "bin": bytes([n])} for n in range(8)]
+    url = f"s3://{s3.bucket()}/{name}"
+    shardio.pack(samples, url, shards=2, storage_options=options)
+    dataset = shardio.ShardDataset(
+        url, cache_dir=cache, batch_size=8, decode=False, storage_options=options
+    )
+    assert sorted(next(iter(dataset))["bin"]) == [each["bin"] for each in samples]
+
+
+def test_control_characters_in_a_name_of_s3_are_escaped_in_messages(s3: SeaweedS3) -> None:
+    options = {
+        "endpoint_url": s3.url, "region": "us-east-1", "retries": 0,
+        "key": s3.keys.access, "secret": s3.keys.secret,
+    }  # fmt: skip
+    with pytest.raises(shardio.ShardioError) as caught:
+        shardio.ShardDataset(f"s3://{s3.bucket()}/a\x1b[2J\nb\x07", storage_options=options)
+    assert "\x1b" not in str(caught.value)
+    assert "\x07" not in str(caught.value)
