@@ -296,7 +296,7 @@ def test_shards_whose_etags_change_between_requests_are_read_or_refused(
     web = serve(folder=out)
     for etag in ('W/"a"', '"a"', "a", '"' + "a" * 5000 + '"'):
         shutil.rmtree(cache, ignore_errors=True)
-        web.fail("*.tar", headers={"ETag": etag})
+        web.fail("*.tar", headers={"ETag": etag}, ignore=["If-Match"])  # nginx has its own
         assert read(open_set(web, cache)) == local(out)
 
 
