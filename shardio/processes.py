@@ -213,7 +213,8 @@ class Daemons:
             if self._reason is not None:
                 future.set_exception(self._reason)
                 return future
-            self._waiting.append((future, partial(work, *arguments)))
+            task = future, partial(work, *arguments)
+            self._waiting.append(task)
             more = self._threads < self._most
             self._threads += more
         if more:
@@ -222,7 +223,9 @@ class Daemons:
             except RuntimeError:
                 with self._lock:
                     self._threads -= 1
-                raise
+                    if not self._threads and task in self._waiting:  # else another thread does it
+                        self._waiting.remove(task)
+                        raise
         return future
 
     def end(self, reason: Exception) -> None:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 import shardio
 from shardio.indexing.entry import ShardEntry
-from shardio.processes import Threads
+from shardio.processes import Daemons, Threads
 from shardio.reading.columns import Arrays, Transformed
 from shardio.reading.gather import Gatherer
 from shardio.reading.handover import Sender
@@ -272,3 +272,27 @@ def test_threads_that_were_ended_are_gone_so_that_a_fork_finds_none_of_their_loc
             future.result()
         threads.end()
         assert {*Path("/proc/self/task").iterdir()} <= before
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_work_whose_thread_cannot_start_is_refused_or_done_but_not_both(
+    monkeypatch: pytest.MonkeyPatch, busy: bool
+) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    daemons, goes_on, done = Daemons("test", 2), threading.Event(), list[str]()
+    first = daemons.submit(goes_on.wait, PATIENCE) if busy else None
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        if busy:
+            later = daemons.submit(done.append, "later")
+        else:
+            with pytest.raises(RuntimeError):
+                daemons.submit(done.append, "later")
+    goes_on.set()
+    if first is not None:
+        assert first.result(PATIENCE)
+        later.result(PATIENCE)
+    daemons.submit(done.append, "last").result(PATIENCE)
+    assert done == (["later", "last"] if busy else ["last"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from shardio.cli.values import (
@@ -16,6 +14,7 @@ from shardio.cli.values import (
 from shardio.errors import counted
 from shardio.packing.job import PackSummary
 from shardio.packing.layout import DUPLICATES_NAME, SKIPPED_NAME
+from shardio.storage.local import without_secrets
 
 output_options = several(
     click.option("--shards", type=click.IntRange(min=1), help="How many shards."),
@@ -62,6 +61,7 @@ output_options = several(
 def describe(summary: PackSummary, out: str) -> str:
     """Describe what was packed, in sentences."""
     megabytes = summary.bytes / 1e6
+    folder = without_secrets(out).rstrip("/")
     classes = (
         "" if summary.classes is None else f" of {counted(summary.classes, 'class', 'classes')}"
     )
@@ -71,12 +71,15 @@ def describe(summary: PackSummary, out: str) -> str:
         f"({megabytes / summary.seconds:,.0f} MB/s)"
     ]
     for name, samples in (summary.splits or {}).items():
-        lines.append(f"{Path(out, name)}: {counted(samples, 'sample')}")
+        lines.append(f"{folder}/{name}: {counted(samples, 'sample')}")
     if summary.skipped:
-        lines.append(f"left out {counted(summary.skipped, 'file')}, listed in {out}/{SKIPPED_NAME}")
+        lines.append(
+            f"left out {counted(summary.skipped, 'file')}, listed in {folder}/{SKIPPED_NAME}"
+        )
     if summary.duplicates:
         lines.append(
-            f"found {counted(summary.duplicates, 'duplicate')}, listed in {out}/{DUPLICATES_NAME}"
+            f"found {counted(summary.duplicates, 'duplicate')}, listed in "
+            f"{folder}/{DUPLICATES_NAME}"
         )
     if summary.image_sizes is not None and summary.image_sizes > 1:
         lines.append(

@@ -20,6 +20,7 @@ from shardio.inspection.findings import ClassShare, FieldStatistics, Verificatio
 from shardio.inspection.repair import RepairSummary, repair
 from shardio.inspection.verify import verify as verify_source
 from shardio.packing.layout import DROPPED_NAME
+from shardio.storage.local import without_secrets
 from shardio.storage.location import locate
 
 _MOST_LINES = 50
@@ -65,7 +66,7 @@ def verify(
     there are problems, also if they were fixed in NEW; notes are no problems.
     """
     if new is not None:
-        locate(new, options=storage_options)  # refuses what cannot be written to, at once
+        locate(new, options=storage_options)  # refuses a URL that no storage is for, at once
     with progress_bar("verifying, MB", hidden=as_json) as progress:
         found = verify_source(
             path,
@@ -163,6 +164,7 @@ def _share(part: int, whole: int) -> str:
 
 
 def _repaired(fixed: RepairSummary | None, new: str) -> str:
+    new = without_secrets(new)
     if fixed is None:
         return f"{new}: not written, as there is nothing to repair"
     losses = f"; {DROPPED_NAME} there lists what is lost ({fixed.dropped:,})" * bool(fixed.dropped)

@@ -219,7 +219,9 @@ def parse_type(text: str) -> FieldType:
         return _SPELLED[name](**parameters)
     except UsageError:
         raise
-    except (TypeError, ValueError, OverflowError) as error:
+    except TypeError as error:  # compared with a number, say; its words are those of Python
+        raise UsageError(f"{quoted(text)}: a parameter has a value of the wrong type") from error
+    except (ValueError, OverflowError) as error:
         raise UsageError(f"{quoted(text)}: {error}") from error
 
 

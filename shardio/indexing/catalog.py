@@ -27,6 +27,7 @@ from shardio.indexing.parts import (
 from shardio.indexing.scan import index_shard, warn_of_dots, warn_of_missing_ends
 from shardio.storage.base import Storage
 from shardio.storage.location import Location, Options
+from shardio.storage.remote import RemoteStorage
 
 _Recorded = dict[Location, Mapping[str, FieldType] | None]
 
@@ -46,6 +47,11 @@ class Catalog:
     fields: tuple[str, ...]
     classes: tuple[str, ...] | None
     types: Mapping[str, FieldType]
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether shards are of a store."""
+        return any(isinstance(shard.storage, RemoteStorage) for shard in self.shards)
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits that identify these shards, wherever they lie."""

@@ -109,13 +109,7 @@ def _index_of(shard: Path, plain: Path) -> tuple[Path, ShardIndex]:
     beside = index_path(shard)
     if beside.exists():
         index = read_index(beside)
-        size = plain.stat().st_size
-        if index.shard_size != size:
-            raise IndexFileError(
-                f"the index is stale: it describes {index.shard_size} bytes, the shard has {size}",
-                where=shard,
-                remedy="run `shardio index` on the shard",
-            )
+        _refuse_stale(shard, index, plain.stat().st_size)
         if index.verifies:
             return beside, index
     cached = cache_entry(plain, INDEX_SUFFIX)
@@ -127,6 +121,16 @@ def _index_of(shard: Path, plain: Path) -> tuple[Path, ShardIndex]:
     with new_entry(cached) as stream:
         stream.writelines(encode_index(index))
     return cached, read_index(cached)
+
+
+def _refuse_stale(shard: Path | Location, index: ShardIndex, size: int) -> None:
+    """Raise IndexFileError unless an index describes the bytes of an uncompressed shard."""
+    if index.shard_size != size:
+        raise IndexFileError(
+            f"the index is stale: it describes {index.shard_size} bytes, the shard has {size}",
+            where=shard,
+            remedy="run `shardio index` on the shard",
+        )
 
 
 def open_stored(part: Location) -> list[ForeignShard]:
@@ -288,13 +292,8 @@ class _StoredShard:
             return None
         size = self.raw.size if compression is None else None
         index = read_index(beside, shard_size=size)
-        if compression is None and index.shard_size != self.raw.size:
-            raise IndexFileError(
-                f"the index is stale: it describes {index.shard_size} bytes, the shard has "
-                f"{self.raw.size}",
-                where=self._shard,
-                remedy="run `shardio index` on the shard",
-            )
+        if compression is None:
+            _refuse_stale(self._shard, index, self.raw.size)
         return index if index.verifies else None
 
     def _unpack(
@@ -314,14 +313,9 @@ class _StoredShard:
             data = FileBytes(plain, shard.name)
             if index is None:
                 index = index_data(data, name=shard.name, checksums=True, allow_empty=True)
-            elif index.shard_size != len(data):
-                raise IndexFileError(
-                    f"the index is stale: it describes {index.shard_size} bytes, the shard has "
-                    f"{len(data)} without its compression",
-                    where=self._shard,
-                    remedy="run `shardio index` on the shard",
-                )
-            cache.discard(self.raw)  # which gives its room
+            else:
+                _refuse_stale(self._shard, index, len(data))
+            cache.discard(self.raw)
             part = cache.claim(replace(shard, size=len(data)), lambda _: None)
             if isinstance(part, Part):
                 with closing(part):

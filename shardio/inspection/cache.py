@@ -107,8 +107,7 @@ def prune_cache(
     """
     most = None if limit is None else whole_number("limit", limit, least=0)
     cache = _open(cache_dir)
-    held = sum(entry.size for entry in cache.entries())
-    removed = _described(cache.prune(held if most is None else most))
+    removed = _described(cache.prune(most))
     return CacheRemoval(
         folder=str(cache.folder),
         removed=removed,

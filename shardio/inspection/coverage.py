@@ -38,7 +38,6 @@ from shardio.planning.traffic import fetched_bytes, shards_by_window
 from shardio.reading.settings import check_plan, divide_batch, make_shuffle
 from shardio.storage.local import without_secrets
 from shardio.storage.location import Options
-from shardio.storage.remote import RemoteStorage
 
 _POSITIONS_AT_ONCE = 1 << 16
 _MOST_SAMPLES, _MOST_PROCESSES = 1 << 31, 1 << 20
@@ -346,7 +345,7 @@ def plan(source: str | PathLike[str], options: PlanOptions) -> Coverage:
         bytes_read=bytes_read,
         neighbour_distance=walk.neighbour_distance(),
         warnings=tuple(warnings),
-        remote=any(isinstance(shard.storage, RemoteStorage) for shard in catalog.shards),
+        remote=catalog.is_remote,
         cache_limit=limit,
         **mixing,
     )

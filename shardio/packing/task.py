@@ -558,7 +558,8 @@ class _Packer(ExitStack):
                 raise
             raise CodecError(
                 error.what,
-                remedy="rename or remove it, or name the files of a sample with fields (--fields)"
+                remedy="rename or remove it, or name the files of a sample with fields (--fields), "
+                "or the type of such files with types (--type wav=Audio)"
                 + (f", or {NAME_COCO}" if data[:1].tobytes() == b"{" else ""),
             ) from error
         check_complete(data, info)

@@ -34,8 +34,6 @@ def fetched_bytes(
     epochs: Sequence[Sequence[Sequence[int]]],
     sizes: NDArray[np.int64],
     limit: int,
-    *,
-    ahead: int = 1,
 ) -> list[int]:
     """Return the bytes that a node fetches in each epoch, the first with an empty cache.
 
@@ -43,7 +41,6 @@ def fetched_bytes(
         epochs: shards by window, of each epoch. The last one tells what is used next alone.
         sizes: int64 [shards], size of each shard.
         limit: bytes that shards may take in the cache.
-        ahead: number of windows ahead whose shards are fetched.
 
     Returns:
         A sum for each epoch but the last.
@@ -53,7 +50,7 @@ def fetched_bytes(
     for windows in epochs[:-1]:
         before = cache.fetched
         for number, window in enumerate(windows):
-            for later in windows[number : number + 1 + ahead]:
+            for later in windows[number : number + 2]:
                 for shard in later:
                     cache.want(shard)
             cache.read(window)

@@ -49,12 +49,7 @@ from shardio.profiling.evidence import STAGES, Ceilings, ThreadRecords
 from shardio.profiling.monitoring import Monitor, Received, look_at
 from shardio.profiling.profile import as_ours
 from shardio.profiling.settings import ProfileSettings, Topology, load_callable
-from shardio.profiling.store import (
-    count_loaded,
-    is_remote,
-    local_files,
-    measure_store,
-)
+from shardio.profiling.store import count_loaded, local_files, measure_store
 from shardio.profiling.system import drop_from_cache, thread_uses
 from shardio.reading.batch import SampleReader
 from shardio.reading.dataset import ShardDataset
@@ -172,7 +167,7 @@ def _open(settings: ProfileSettings) -> ShardDataset:
         allow_empty=settings.allow_empty,
     )
     shards = dataset.catalog.shards
-    if is_remote(dataset.catalog):
+    if dataset.catalog.is_remote:
         loaded = count_loaded(shards, settings.batch_size)
         return dataset.subset(range(sum(shard.samples for shard in shards[:loaded])))
     return dataset

@@ -42,7 +42,6 @@ from shardio.profiling.verdict import Verdict, judge
 from shardio.reading.dataset import ShardDataset
 from shardio.reading.loader import Loader
 from shardio.reading.mix import Mix
-from shardio.storage.remote import RemoteStorage
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -109,11 +108,7 @@ def look_at(loader: Any, datasets: Sequence[ShardDataset] | None = None) -> Load
         restarts=kind == "processes" and not getattr(inner, "persistent_workers", False),
         cached=_cached_share(datasets),
         torch=isinstance(inner, DataLoader),
-        remote=any(
-            isinstance(shard.storage, RemoteStorage)
-            for dataset in datasets
-            for shard in dataset.catalog.shards
-        ),
+        remote=any(dataset.catalog.is_remote for dataset in datasets),
     )
 
 

@@ -51,7 +51,7 @@ from shardio.profiling.settings import (
     load_callable,
     topologies_of,
 )
-from shardio.profiling.store import StoreLimits, is_remote
+from shardio.profiling.store import StoreLimits
 from shardio.profiling.verdict import Bottleneck, Verdict, advise
 from shardio.storage.cache import fallback_folder
 from shardio.storage.local import refuse_url, without_secrets
@@ -222,7 +222,7 @@ def _measure(settings: ProfileSettings, options: ProfileOptions) -> Profile:
     _check(settings, samples)
     if options.baseline is not None:
         check_baseline(catalog.fields)
-    stored_away = is_remote(catalog)
+    stored_away = catalog.is_remote
     parts = 1 + stored_away + len(topologies)
     parts += (options.baseline is not None) + (options.trace is not None)
     child = _Child(settings, options.progress(parts) if options.progress else lambda _: None)

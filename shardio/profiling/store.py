@@ -22,7 +22,7 @@ from shardio.indexing.catalog import Catalog
 from shardio.indexing.entry import ShardEntry
 from shardio.reading.shards import ShardPool
 from shardio.storage.downloads import CONNECTIONS, RemoteShard
-from shardio.storage.remote import PIECE, RemoteStorage
+from shardio.storage.remote import PIECE
 
 MOST_SECONDS, MOST_BYTES = 5.0, 256 << 20
 """Bounds of what measuring a store takes."""
@@ -115,11 +115,6 @@ class StoreLimits:
     def cached(self) -> float:
         """Share of the dataset that the cache may hold."""
         return min(self.cache_bytes / max(self.total_bytes, 1), 1.0)
-
-
-def is_remote(catalog: Catalog) -> bool:
-    """Tell whether shards are of a store."""
-    return any(isinstance(shard.storage, RemoteStorage) for shard in catalog.shards)
 
 
 def count_loaded(shards: Iterable[ShardEntry], batch_size: int) -> int:

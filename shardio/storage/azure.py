@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from shardio.storage.base import FileStat
-from shardio.storage.fsspec import STATUSES, FsspecClient, Piece, opened, split_path
-from shardio.storage.remote import Reason, RequestError, retry_seconds
+from shardio.storage.fsspec import FsspecClient, Piece, opened, reason_of_store
+from shardio.storage.remote import Reason, RequestError, retry_seconds, split_path
 
 T = TypeVar("T")
 
@@ -127,8 +127,8 @@ class AzureClient(FsspecClient):
         except azure.HttpResponseError as error:
             status, code = error.status_code, getattr(error, "error_code", None) or ""
             code = str(getattr(code, "value", code))  # of an enumeration, if it is known
-            reason = STATUSES.get(status or 0, "refused")
-            if status == 412 or code == "BlobAlreadyExists":
+            reason = reason_of_store(status or 0, condition)
+            if code == "BlobAlreadyExists":
                 reason = condition
             headers = getattr(error.response, "headers", {})
             raise RequestError(

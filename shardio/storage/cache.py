@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from shardio.errors import SituationError
+from shardio.errors import SituationError, argument
 from shardio.storage.compression import decompress, find_compression
 from shardio.storage.folder import atomic_file
 from shardio.storage.local import refuse_url
@@ -146,5 +146,6 @@ def _unusable(folder: Path | str, error: OSError) -> SituationError:
     return SituationError(
         f"the cache folder cannot be used ({error.strerror})",
         where=folder,
-        remedy="set SHARDIO_CACHE to a folder of your own with free space",
+        remedy=f"set SHARDIO_CACHE or {argument('cache_dir')} to a folder of your own with free "
+        "space",
     )

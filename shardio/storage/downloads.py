@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import sys
 import threading
 import time
 from collections import deque
@@ -101,7 +100,7 @@ class RemoteShard:
 def _cache(folder: str | None, limit: int | None) -> ShardCache:
     cache = ShardCache(None if folder is None else Path(folder), limit)
     with suppress(OSError):  # whoever writes there meets it again
-        cache.prune(sys.maxsize)  # only what killed processes left
+        cache.prune()
     return cache
 
 
@@ -124,33 +123,29 @@ class _Task:
 
     def next_use(self, known: NextUse) -> NextUse:
         """Return a function that tells of a shard that is needed that it is used at once."""
-        return (
-            (lambda key: _NOW if key == self.shard.key else known(key)) if self.is_needed else known
-        )
+        if not self.is_needed:
+            return known
+        return lambda key: _NOW if key == self.shard.key else known(key)
 
 
 class Downloads:
     """The shards that a loop of this process has fetched, in threads; safe in several threads.
 
-    Args:
-        connections: number of shards that are fetched at once.
-
     Attributes:
         waits: whether samples wait for their shards.
     """
 
-    def __init__(self, connections: int = CONNECTIONS) -> None:
+    def __init__(self) -> None:
         self.waits = True
         self.process = os.getpid()
-        self._next_use: NextUse = _unknown
-        self._connections = connections
+        self._next_use: NextUse = lambda _: None
         self._tasks: dict[str, _Task] = {}
         self._queue: deque[_Task] = deque()
         self._changed = threading.Condition(new_lock())
         self._running = 0
         self._closed = False
-        self._fetching = Daemons("fetch", connections)
-        self._pieces = Daemons("piece", connections)
+        self._fetching = Daemons("fetch", CONNECTIONS)
+        self._pieces = Daemons("piece", CONNECTIONS)
         self._ranging = Daemons("range", _RANGES)
         self._ranges: set[Future[bytes]] = set()
         self._parts: set[Part] = set()
@@ -207,7 +202,7 @@ class Downloads:
                 if task.state in ("waiting", "no room"):
                     task.state = "waiting"
                     self._queue.append(task)
-            new = min(len(self._queue), self._connections - self._running)
+            new = min(len(self._queue), CONNECTIONS - self._running)
             self._running += new
         self._start(new)
 
@@ -263,10 +258,9 @@ class Downloads:
                 return None
             if task.error is not None:
                 raise task.error
-            if task.state == "waiting" and self._queue and self._queue[0] is not task:
-                with suppress(ValueError):
-                    self._queue.remove(task)
-                    self._queue.appendleft(task)
+            if task in self._queue:
+                self._queue.remove(task)
+                self._queue.appendleft(task)
             return None if task.state == "waiting" and not self._running else task.state
 
     def wait(self) -> None:
@@ -280,10 +274,7 @@ class Downloads:
             task = self._tasks.get(shard.key)
             if task is None or task.state != "elsewhere" or self._closed:
                 return
-            task.state = "waiting"
-            self._queue.appendleft(task)
-            more = int(self._running < self._connections)
-            self._running += more
+            more = self._put_first(task)
         self._start(more)
 
     def need(self, shard: RemoteShard) -> bool:
@@ -299,14 +290,19 @@ class Downloads:
             is_new, task.is_needed = not task.is_needed, True
             if task.state != "no room" and not (is_new and task.state == "waiting"):
                 return True
-            task.state = "waiting"
-            with suppress(ValueError):
-                self._queue.remove(task)
-            self._queue.appendleft(task)
-            more = int(self._running < self._connections)
-            self._running += more
+            more = self._put_first(task)
         self._start(more)
         return True
+
+    def _put_first(self, task: _Task) -> int:
+        """Have a shard fetched next, and return how many threads to start; the lock is held."""
+        task.state = "waiting"
+        with suppress(ValueError):
+            self._queue.remove(task)
+        self._queue.appendleft(task)
+        more = int(self._running < CONNECTIONS)
+        self._running += more
+        return more
 
     def _start(self, count: int) -> None:
         """Start threads, which are counted already."""
@@ -331,7 +327,7 @@ class Downloads:
                 due = len(self._queue) + self._running
             state, error = "failed", None
             try:
-                state = self._fetch(task, max(1, self._connections // due))
+                state = self._fetch(task, max(1, CONNECTIONS // due))
             except Exception as failure:  # whatever it is, the loop must not wait
                 error = failure
             with self._changed:
@@ -362,21 +358,18 @@ class Downloads:
             return _without_room(shard, error)
 
     def _fill(self, part: Part, shard: RemoteShard, connections: int) -> str:
-        for last in (False, True):
+        for _ in range(2):
+            part.restart()
             digest = self._receive(shard, part, connections)
             if shard.sha256 in (None, digest):
                 part.commit()
-                break
-            if last:
-                raise TarError(
-                    "the object is not what was packed (SHA-256 differs, and did when it was "
-                    "fetched anew)",
-                    where=shard.name,
-                    remedy="upload or pack it again",
-                    shard=shard.name,
-                )
-            part.restart()
-        return "elsewhere"
+                return "elsewhere"
+        raise TarError(
+            "the object is not what was packed (SHA-256 differs, and did when it was fetched anew)",
+            where=shard.name,
+            remedy="upload or pack it again",
+            shard=shard.name,
+        )
 
     def _receive(self, shard: RemoteShard, part: Part, connections: int) -> str:
         """Fetch the bytes of a shard, and return their SHA-256."""
@@ -490,7 +483,7 @@ def _without_room(shard: RemoteShard, error: OSError | None = None) -> str:
     folder, limit = shard.cache.folder, shard.cache.limit
     if folder not in _warned:
         _warned.add(folder)
-        fault = f"has no room for a shard of {shard.size:,} bytes (its limit is {limit:,})"
+        fault = f"has no room left for a shard of {shard.size:,} bytes (its limit is {limit:,})"
         way = f"raise {argument('cache_limit')}"
         if error is not None:
             fault = f"cannot take a shard of {shard.size:,} bytes ({error.strerror or error})"
@@ -538,10 +531,6 @@ class _Taker(NamedTuple):
 
 class _EndedError(ShardioError):
     """The loop has ended while a shard came."""
-
-
-def _unknown(_: str) -> None:
-    """Know no next use of any shard."""
 
 
 def _misfit(shard: RemoteShard, size: int) -> TarError:
@@ -637,9 +626,8 @@ class ComingShard(ShardRanges):
             try:
                 return super().read(offset, size)
             except RemoteError as error:
-                if type(error) is not RemoteError:
+                if type(error) is not RemoteError:  # else the store has no ranges
                     raise
-                file = self._fetched(offset + size)  # the store has no ranges
         file = file or self._fetched(offset + size)
         if file is None:
             raise _not_come(self._shard)

@@ -22,13 +22,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, NamedTuple, TypeVar
 
-from shardio.errors import SituationError, UsageError, argument, quoted, shown
+from shardio.errors import SituationError, UsageError, argument, shown
 from shardio.storage.base import FileStat
 from shardio.storage.remote import (
     Client,
     Reason,
     RemoteStorage,
     RequestError,
+    check_options,
+    reason_of,
     remote_error,
 )
 
@@ -55,12 +57,6 @@ _OPTIONS: Mapping[str, Collection[str]] = {
 }
 """Arguments of gcsfs and adlfs that make a difference here."""
 _OWN = [each.name for each in fields(RemoteStorage)]  # options of every storage
-STATUSES: Mapping[int, Reason] = {
-    **dict.fromkeys((401,), "expired"),
-    **dict.fromkeys((403,), "denied"),
-    **dict.fromkeys((404, 410), "missing"),
-    **dict.fromkeys((408, 429, 500, 502, 503, 504), "busy"),
-}
 
 
 def is_known(scheme: str) -> bool:
@@ -139,14 +135,8 @@ def _file_system(scheme: str) -> Any:
 def _check_names(scheme: str, options: Mapping[str, Any]) -> None:
     """Refuse an option that gcsfs or adlfs would ignore; what others take is their own affair."""
     known = _OPTIONS.get(_EXTRAS.get(scheme, ""))
-    if known is None:
-        return
-    if unknown := [name for name in options if name not in known]:
-        raise UsageError(
-            f"there is no option {quoted(unknown[0])}",
-            where=argument("storage_options"),
-            remedy=f"the options here are {', '.join((*known, *_OWN))}",
-        )
+    if known is not None:
+        check_options([*known, *_OWN], options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,8 +178,7 @@ class FsspecStorage(RemoteStorage):
         except Exception as error:
             raise UsageError(
                 f"{self.scheme} storage cannot be opened ({self.harmless(error)})",
-                where=argument("storage_options"),
-                remedy="correct them, or the environment of the store",
+                remedy=f"check {argument('storage_options')} and the environment of the store",
             ) from None  # the error itself may show a secret
         return _client(self, system)
 
@@ -430,7 +419,6 @@ def opened(content: bytes | Path) -> Iterator[BinaryIO]:
         yield stream
 
 
-def split_path(path: str) -> tuple[str, str]:
-    """Return bucket and key of a path."""
-    bucket, _, key = path.partition("://")[2].partition("/")
-    return bucket, key
+def reason_of_store(status: int, condition: Reason) -> Reason:
+    """Return why a request to Google or Azure failed; see shardio.storage.remote.reason_of."""
+    return "expired" if status == 401 else reason_of(status, condition)

@@ -17,11 +17,11 @@ from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import quote
 
 from shardio.storage.base import FileStat
-from shardio.storage.fsspec import STATUSES, FsspecClient, Piece, opened, split_path
-from shardio.storage.remote import Reason, RequestError, retry_seconds
+from shardio.storage.fsspec import FsspecClient, Piece, opened, reason_of_store
+from shardio.storage.remote import Reason, RequestError, retry_seconds, split_path
 
 
-class Answer(NamedTuple):
+class _Answer(NamedTuple):
     """An answer over HTTP.
 
     Attributes:
@@ -133,7 +133,7 @@ class GoogleClient(FsspecClient):
         headers: Mapping[str, str] | None = None,
         most: int | None = None,
         condition: Reason = "exists",
-    ) -> Answer:
+    ) -> _Answer:
         """Make a request.
 
         Args:
@@ -146,7 +146,7 @@ class GoogleClient(FsspecClient):
             condition: reason of a condition that does not hold.
         """
 
-        async def ask() -> Answer:
+        async def ask() -> _Answer:
             with opened(content or b"") as stream:
                 return await self._send(
                     method, url, query, headers, None if content is None else stream, most
@@ -157,7 +157,7 @@ class GoogleClient(FsspecClient):
         if answer.status < 300:
             return answer
         said = _error_of(answer.content)
-        reason = condition if answer.status == 412 else STATUSES.get(answer.status, "refused")
+        reason = reason_of_store(answer.status, condition)
         if answer.status == 401 and not self._system.credentials.credentials:
             reason, said = "denied", f"there are no credentials: {said}"
         raise RequestError(
@@ -176,7 +176,7 @@ class GoogleClient(FsspecClient):
         headers: Mapping[str, str] | None,
         body: BinaryIO | None,
         most: int | None,
-    ) -> Answer:
+    ) -> _Answer:
         import aiohttp  # noqa: PLC0415  of gcsfs
         from yarl import URL  # noqa: PLC0415
 
@@ -192,7 +192,7 @@ class GoogleClient(FsspecClient):
         ) as answer:
             if most is not None and answer.status < 300 and (answer.content_length or 0) > most:
                 raise RequestError("refused", "more bytes were given than were asked for")
-            return Answer(answer.headers, await answer.read(), answer.status)
+            return _Answer(answer.headers, await answer.read(), answer.status)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -31,17 +31,18 @@ from urllib3.exceptions import (
     NewConnectionError,
 )
 
-from shardio.checks import positive, whole_number
+from shardio.checks import whole_number
 from shardio.errors import UsageError, argument
 from shardio.storage.base import FileStat
 from shardio.storage.local import without_secrets
 from shardio.storage.remote import (
     Body,
     Client,
-    Reason,
     RemoteStorage,
     RequestError,
     check_options,
+    names_of_options,
+    reason_of,
     retry_seconds,
 )
 from shardio.storage.web import (
@@ -58,12 +59,6 @@ from shardio.storage.web import (
 _NO_RETRIES = urllib3.Retry(total=False)
 _MOST_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
-_REASONS: Mapping[int, Reason] = {
-    **dict.fromkeys((401, 403, 407), "denied"),
-    **dict.fromkeys((404, 410), "missing"),
-    **dict.fromkeys((408, 425, 429), "busy"),
-    412: "changed",
-}
 _REQUEST_IDS = ("X-Amz-Request-Id", "X-Ms-Request-Id", "X-Request-Id", "X-Amz-Cf-Id", "CF-Ray")
 _OWN_HEADERS = frozenset(
     {
@@ -96,9 +91,8 @@ class WebStorage(RemoteStorage):
     trusted_hosts: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        whole_number("retries", self.retries, least=0)
+        super().__post_init__()
         whole_number("connections", self.connections, least=1)
-        positive("timeout", self.timeout)
         for each in fields(self):
             if str(each.type).startswith("str"):
                 check_text(each.name, getattr(self, each.name))
@@ -167,7 +161,7 @@ def open_url(url: str, options: Mapping[str, Any]) -> tuple[HttpStorage, str]:
         UsageError: the URL or an option is invalid.
     """
     path, found = split_url(url)
-    check_options(HttpStorage, options)
+    check_options(names_of_options(HttpStorage), options)
     if twice := found.keys() & options.keys():
         raise UsageError(
             f"{' and '.join(sorted(twice))} stand both in the URL and in the options",
@@ -380,7 +374,7 @@ class HttpClient:
         known = status in HTTPStatus._value2member_map_
         ids = (answer.headers[name] for name in _REQUEST_IDS if name in answer.headers)
         return RequestError(
-            _REASONS.get(status, "busy" if status >= 500 else "refused"),
+            reason_of(status, "changed"),
             HTTPStatus(status).phrase if known else "",
             status=status,
             request_id=next(ids, None),
@@ -441,7 +435,7 @@ def _compare(answer: Answer, found: str, version: str | None, start: int, stop: 
     if answer.range()[:2] == (start, stop):
         return
     if answer.status == 200:
-        raise RequestError("refused", "the server ignores ranges")
+        raise RequestError("unranged", "the server ignores ranges")
     raise RequestError("refused", "the server sends other bytes than asked for")
 
 

@@ -25,7 +25,7 @@ from shardio.checks import flag
 from shardio.errors import UsageError, argument
 from shardio.storage.base import FileStat
 from shardio.storage.http import HttpClient, WebStorage, check_text, split_url
-from shardio.storage.remote import Client, RequestError, check_options
+from shardio.storage.remote import Client, RequestError, check_options, names_of_options
 from shardio.storage.web import Answer
 
 _ENDPOINT = "https://huggingface.co"
@@ -137,7 +137,7 @@ def open_url(url: str, options: Mapping[str, Any]) -> tuple[HubStorage, str]:
         RemoteError: the hub does not answer, or there is no such dataset or revision.
     """
     path = str(parse(url))
-    check_options(HubStorage, options)
+    check_options(names_of_options(HubStorage), options)
     storage = HubStorage(**options)
     return storage, storage.pin(path)
 

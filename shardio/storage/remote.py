@@ -14,6 +14,7 @@ which holds its options and makes the client. Everything else is here and the sa
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -22,13 +23,14 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
+from typing import ClassVar, Literal, Protocol, TypeAlias, TypeVar
 
+from shardio.checks import positive, whole_number
 from shardio.errors import (
     RemoteChanged,
     RemoteDenied,
@@ -66,6 +68,7 @@ Reason = Literal[
     "changed",
     "busy",
     "broken",
+    "unranged",
     "refused",
 ]
 """Why a request failed: "expired" is worth a new client, "busy" and "broken" another attempt."""
@@ -195,14 +198,44 @@ def retry_seconds(text: str | None) -> float | None:
         return None
 
 
-def check_options(storage: type[RemoteStorage], options: Mapping[str, Any]) -> None:
-    """Raise UsageError for an option that a kind of storage does not have.
+_STATUSES: Mapping[int, Reason] = {
+    **dict.fromkeys((401, 403, 407), "denied"),
+    **dict.fromkeys((404, 410), "missing"),
+    **dict.fromkeys((408, 425, 429), "busy"),
+    **dict.fromkeys((501, 505), "refused"),  # and so it stays, unlike what else is from 500 on
+}
+
+
+def reason_of(status: int, condition: Reason) -> Reason:
+    """Return why a request failed.
 
     Args:
-        storage: kind of storage.
-        options: values by name.
+        status: HTTP status of the answer.
+        condition: reason of a condition that does not hold.
     """
-    known = [each.name for each in fields(storage)]
+    if status == 412:
+        return condition
+    return _STATUSES.get(status, "busy" if status >= 500 else "refused")
+
+
+def split_path(path: str) -> tuple[str, str]:
+    """Return bucket and key of a path."""
+    bucket, _, key = path.partition("://")[2].partition("/")
+    return bucket, key
+
+
+def names_of_options(storage: type[RemoteStorage]) -> list[str]:
+    """List the options of a kind of storage."""
+    return [each.name for each in fields(storage)]
+
+
+def check_options(known: Sequence[str], options: Iterable[str]) -> None:
+    """Raise UsageError for an option that a storage does not have.
+
+    Args:
+        known: names of its options.
+        options: names of the options that were given.
+    """
     if unknown := [name for name in options if name not in known]:
         raise UsageError(
             f"there is no option {quoted(unknown[0])}",
@@ -232,6 +265,12 @@ class RemoteStorage(ABC):
     timeout: float = 30.0
     cache_dir: str | None = None
     cache_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        whole_number("retries", self.retries, least=0)
+        positive("timeout", self.timeout)
+        if self.cache_limit is not None:
+            whole_number("cache_limit", self.cache_limit, least=0)
 
     @property
     def patience(self) -> float:
@@ -302,7 +341,7 @@ class RemoteStorage(ABC):
         Raises:
             RemoteError: the storage fails, or the file was replaced meanwhile.
         """
-        attempts = self._attempts(path, pause)
+        attempts = Attempts(self, path, pause)
         buffer = memoryview(bytearray(PIECE))
         at = start
         for client in attempts:
@@ -323,20 +362,14 @@ class RemoteStorage(ABC):
                         at += came
                         attempts.begin_anew()
                 return found
-        raise AssertionError  # _attempts ends with an error
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self)
+        raise AssertionError  # they end with an error
 
     def _try(self, path: str, request: Callable[[Client], T]) -> T:
-        attempts = self._attempts(path)
+        attempts = Attempts(self, path)
         for client in attempts:
             with attempts.failing():
                 return request(client)
-        raise AssertionError  # _attempts ends with an error
-
-    def _attempts(self, path: str, pause: Callable[[float], object] = time.sleep) -> Attempts:
-        return Attempts(self, path, pause)
+        raise AssertionError  # they end with an error
 
 
 class Attempts:
@@ -402,7 +435,7 @@ def remote_error(error: RequestError, path: str, failed: int = 0) -> OSError:
         failed: number of attempts before.
     """
     if error.reason == "exists":
-        return FileExistsError(17, "a file is there", path)
+        return FileExistsError(errno.EEXIST, "a file is there", path)
     kind, what, remedy = _MEANINGS[error.reason]
     again = f", {failed + 1} times in a row" if failed else ""
     known = [f"HTTP {error.status}" if error.status else "", error.detail.rstrip(". ")]
@@ -439,6 +472,11 @@ _MEANINGS: Mapping[Reason, tuple[type[RemoteError], str, str | None]] = {
         RemoteUnreachable,
         "the store does not answer as it should",
         "check network and endpoint, or raise download_timeout or download_retry",
+    ),
+    "unranged": (
+        RemoteError,
+        "parts of a file cannot be read",
+        "serve the files with a server that answers ranges, such as nginx",
     ),
     "refused": (RemoteError, "the store does not do what is needed", None),
 }

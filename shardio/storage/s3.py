@@ -24,7 +24,7 @@ from urllib.parse import unquote
 
 from urllib3.exceptions import HTTPError
 
-from shardio.checks import one_of, require
+from shardio.checks import flag, one_of, require
 from shardio.errors import RemoteError, SituationError, UsageError, argument
 from shardio.storage.base import FileStat
 from shardio.storage.local import sha256_of
@@ -35,7 +35,10 @@ from shardio.storage.remote import (
     RequestError,
     check_options,
     keep_logs_out,
+    names_of_options,
+    reason_of,
     retry_seconds,
+    split_path,
     unlogged,
 )
 
@@ -60,12 +63,6 @@ _REASONS: Mapping[str, Reason] = {
     "NoSuchUpload": "exists",  # who completes an object removes the uploads of others
 }
 """Why a request failed, by the store's code."""
-_STATUSES: Mapping[int, Reason] = {
-    **dict.fromkeys((401, 403), "denied"),
-    **dict.fromkeys((404, 410), "missing"),
-    **dict.fromkeys((408, 429, 500, 502, 503, 504), "busy"),
-}
-"""Why a request failed, by the status of an answer with another code, or without one."""
 _RANGE = re.compile(r"bytes ([0-9]+)-([0-9]+)/([0-9]+)")
 
 
@@ -88,7 +85,7 @@ def open_url(url: str, options: Mapping[str, Any]) -> tuple[S3Storage, str]:
         name, _, password = user.partition(":")
         options = {"key": unquote(name), "secret": unquote(password), **options}
     _load_botocore()
-    check_options(S3Storage, options)
+    check_options(names_of_options(S3Storage), options)
     return S3Storage(**options), path
 
 
@@ -138,6 +135,9 @@ class S3Storage(RemoteStorage):
     addressing: Literal["auto", "path", "virtual"] = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        flag("anon", self.anon)
+        flag("requester_pays", self.requester_pays)
         one_of("addressing", self.addressing, ("auto", "path", "virtual"))
         if (self.key is None) != (self.secret is None):
             raise UsageError(
@@ -256,8 +256,8 @@ class S3Client:
         except (self._errors.BotoCoreError, ValueError) as error:
             raise UsageError(
                 f"the configuration of S3 is not valid ({_one_line(error)})",
-                where=argument("storage_options"),
-                remedy="correct it, or what AWS_PROFILE, AWS_ENDPOINT_URL and others say",
+                remedy=f"check {argument('storage_options')}, AWS_PROFILE, AWS_ENDPOINT_URL and "
+                "what else AWS takes from the environment",
             ) from error
         for library in ("botocore", "urllib3"):
             keep_logs_out(library)  # which log signatures and session tokens
@@ -293,7 +293,7 @@ class S3Client:
 
     def names(self, folder: str, /) -> list[str]:
         """List what is in a folder."""
-        bucket, prefix = _split(folder.rstrip("/") + "/")
+        bucket, prefix = split_path(folder.rstrip("/") + "/")
         names, more = list[str](), dict[str, Any]()
         while True:
             found = self._request(
@@ -395,14 +395,14 @@ class S3Client:
 
     def abort_others(self, path: str) -> None:
         """Remove the parts that others have sent of an object."""
-        bucket, key = _split(path)
+        bucket, key = split_path(path)
         found = self._request("list_multipart_uploads", {"Bucket": bucket, "Prefix": key})
         for each in found.get("Uploads", ()):
             if each["Key"] == key:
                 self.abort(Upload(path, each["UploadId"]))
 
     def _ask(self, operation: str, path: str, **arguments: Any) -> Mapping[str, Any]:
-        bucket, key = _split(path)
+        bucket, key = split_path(path)
         if not key:
             raise RequestError("missing", "it is a bucket")
         return self._request(operation, {"Bucket": bucket, "Key": key, **self._always, **arguments})
@@ -512,11 +512,8 @@ def _of_store(error: Any, condition: Reason) -> RequestError:
     answer = error.response
     about, said = answer.get("ResponseMetadata", {}), answer.get("Error", {})
     code, status = str(said.get("Code", "")), about.get("HTTPStatusCode")
-    reason = _REASONS.get(code) or _STATUSES.get(status, "refused")
-    if status == 412:
-        reason = condition
     return RequestError(
-        reason,
+        _REASONS.get(code) or reason_of(status or 0, condition),
         ": ".join(filter(None, ("" if code == str(status) else code, said.get("Message")))),
         status=status,
         request_id=about.get("RequestId"),
@@ -549,12 +546,6 @@ def _one_line(error: object) -> str:
 def _ours(client: Client) -> S3Client:
     assert isinstance(client, S3Client)  # noqa: S101  of S3Storage.connect
     return client
-
-
-def _split(path: str) -> tuple[str, str]:
-    """Return bucket and key of a path."""
-    bucket, _, key = path.removeprefix("s3://").partition("/")
-    return bucket, key
 
 
 def _version(found: Mapping[str, Any]) -> str:

@@ -353,11 +353,11 @@ class ShardCache:
                     with suppress(FileNotFoundError):
                         yield from self._entry(path)
 
-    def prune(self, limit: int) -> list[Entry]:
+    def prune(self, limit: int | None = None) -> list[Entry]:
         """Remove what a killed process left, then shards, the longest unused first.
 
         Args:
-            limit: bytes that may stay.
+            limit: bytes that may stay; None for all that nobody left.
 
         Returns:
             What was removed.
@@ -370,8 +370,8 @@ class ShardCache:
             entries = sorted(self.entries(), key=lambda entry: (entry.state != "left", entry.used))
             accounts.bytes = sum(entry.size for entry in entries)
             for entry in entries:
-                over = accounts.bytes > limit and entry.state != "coming"
-                if entry.state == "left" or over:
+                over = limit is not None and accounts.bytes > limit
+                if entry.state == "left" or (over and entry.state != "coming"):
                     entry.path.unlink(missing_ok=True)
                     accounts.bytes -= entry.size
                     removed.append(entry)

@@ -222,6 +222,12 @@ def test_a_list_of_urls_and_a_pattern_reach_for_the_store(packed: Path) -> None:
             shardio.ShardDataset(source)
 
 
+def test_a_url_with_one_slash_is_refused_with_the_way_to_write_it() -> None:
+    for source in ("s3:/bucket/out", Path("s3://bucket/out")):
+        with pytest.raises(shardio.UsageError, match="or write the URL as text, with two slashes"):
+            shardio.ShardDataset(source)
+
+
 @pytest.mark.parametrize(
     "command",
     [

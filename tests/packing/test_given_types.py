@@ -161,6 +161,7 @@ WRONG = {
     "png=Depth(size=2)": r"Depth has no parameter 'size' that a manifest records \(scale\)",
     "png=Text(fields='a')": "Text has no parameter 'fields' that a manifest records",
     "png=Depth(scale=-1)": "Depth: scale=-1: it must be a number above 0",
+    "wav=Audio(rate='a')": "a parameter has a value of the wrong type",
     "png=Mask(dtype=[])": r"Mask: dtype=\[\]: it must be",
 }
 

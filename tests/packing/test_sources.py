@@ -647,6 +647,7 @@ class TestRemedies:
         assert found.value.what.startswith("not a JPEG, PNG, WebP or BMP: it starts with")
         assert found.value.where == "b.json"
         assert (found.value.remedy or "").startswith("rename or remove it, or name the files")
+        assert "the type of such files with types (--type wav=Audio)" in str(found.value)
         shardio.pack(source, tmp_path / "out", shards=1, on_error="skip")
         (row,) = ledger(tmp_path / "out/skipped.jsonl")
         assert row["path"] == "b.json"

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 import shardio
 from servers import Nginx
 from shardio.storage.downloads import ComingShard
+from shardio.storage.shard_cache import ShardCache
 from tests.remote import shards
 from tests.remote.shards import (
     BYTES,
@@ -147,6 +148,27 @@ def test_streaming_988_nothing_outside_the_cache_is_removed(
     assert {path.read_bytes() for path in kept} == {b"kept"}
     assert stored(cache) == []
     assert len([*out.glob("*.tar")]) == 8
+
+
+def test_what_others_add_meanwhile_makes_a_prune_without_a_limit_remove_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def add(name: str) -> None:
+        folder = tmp_path / "remote" / name[:2]
+        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        (folder / f"{name}.tar").write_bytes(b"a shard")
+
+    def prune_late(cache: ShardCache, limit: int | None = None) -> object:
+        add("b" * 64)
+        return prune(cache, limit)
+
+    tmp_path.chmod(0o700)
+    shardio.list_cache(cache_dir=tmp_path)
+    add("a" * 64)
+    prune = ShardCache.prune
+    monkeypatch.setattr(ShardCache, "prune", prune_late)
+    assert shardio.prune_cache(cache_dir=tmp_path).removed == ()
+    assert len(stored(tmp_path)) == 2
 
 
 def test_streaming_400_what_vanishes_is_fetched_again(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from click.testing import CliRunner
@@ -327,6 +328,22 @@ def test_a_repair_from_a_bucket_saves_what_a_local_one_saves(
     assert digests_of.pop("dropped.jsonl")
     kept.pop("dropped.jsonl")
     assert digests_of == kept
+
+
+def test_what_a_command_has_written_is_named_without_secrets(
+    s3: SeaweedS3, bucket: str, packed: Path
+) -> None:
+    there = f"s3://{bucket}"
+    secret = quote(s3.keys.secret)
+    given = f"s3://{quote(s3.keys.access)}:{secret}@{bucket}"
+    text = run("reshard", packed, f"{given}/parts/", "--split", "train=0.5,val=0.5", "--shards", 2)
+    assert f"{there}/parts/train: 30 samples" in text
+    assert secret not in text
+    assert f"{there}/new: not written" in run("verify", packed, "--fix", f"{given}/new")
+    damage(packed / "shard-000001.tar")
+    done = CliRunner().invoke(commands, ["verify", str(packed), "--fix", f"{given}/new"])
+    assert f"{there}/new: " in done.output
+    assert secret not in done.output
 
 
 def test_a_repair_of_compressed_tars_of_a_bucket(

@@ -352,6 +352,15 @@ def test_complaint_tensorflow_io_1953_what_passes_is_tried_again(web: Nginx, sta
     assert caught.value.status == status
 
 
+@pytest.mark.parametrize("status", [501, 505])
+def test_what_does_not_pass_is_not_tried_again(web: Nginx, status: int) -> None:
+    web.fail("*", status=status)
+    with pytest.raises(RemoteError) as caught:
+        at(f"{web.url}/a.bin").open()
+    assert type(caught.value) is RemoteError
+    assert "in a row" not in str(caught.value)
+
+
 def test_complaint_datasets_7440_a_stall_is_not_a_missing_file(web: Nginx) -> None:
     location = at(f"{web.url}/a.bin", timeout=0.3)
     web.fail("*", stall=3.0, times=1)
@@ -366,7 +375,7 @@ def test_complaint_datasets_7440_a_stall_is_not_a_missing_file(web: Nginx) -> No
 def test_complaint_fsspec_1140_a_200_to_a_range_is_refused(web: Nginx) -> None:
     file = at(f"{web.url}/a.bin").open()
     web.fail("*.bin", ignore=["Range"])
-    with pytest.raises(RemoteError, match="the server ignores ranges"):
+    with pytest.raises(RemoteError, match=r"the server ignores ranges\); serve the files with"):
         file.read(2_000_000, 100)
     assert read(at(f"{web.url}/a.bin")) == DATA
 

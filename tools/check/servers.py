@@ -256,7 +256,7 @@ class SeaweedS3(Server):
         return [
             *(program, "server", f"-dir={data}", f"-ip={_HOST}", f"-ip.bind={_HOST}", *ports),
             *("-filer", "-s3", f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0"),
-            *("-volume.max=200", "-master.volumeSizeLimitMB=1024", "-master.telemetry=false"),
+            *("-volume.max=2000", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"),
             # Without these an election after a restart takes 10 to 20 seconds.
             *("-master.resumeState=false", "-master.heartbeatInterval=50ms"),
         ]
@@ -311,7 +311,8 @@ class SeaweedS3(Server):
 
     def environment(self) -> Mapping[str, str]:
         """Return nothing of the user's own credentials."""
-        return {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
+        one = {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}  # volume at a time for each bucket
+        return {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", **one}
 
     def rotate(self) -> Keys:
         """Replace the owner's credentials, so that the old ones are refused, and return them."""
