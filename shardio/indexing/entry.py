@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 
 from shardio.errors import IndexFileError, TarError
-from shardio.indexing.shard_index import ShardIndex, read_index
+from shardio.indexing.shard_index import ShardIndex, fetch_index, read_index
 from shardio.storage.base import FileStat, Storage, StoredBytes, StoredFile
 from shardio.storage.downloads import ComingShard, Downloads, RemoteShard
 from shardio.storage.local import LOCAL, FileBytes
@@ -75,17 +75,24 @@ class ShardEntry:
         with suppress(IndexFileError, OSError):
             return self._check(read_index(cache.index_path(remote)))
         try:
-            file = there.open()
+            index, content = self._fetch_index(there)
         except FileNotFoundError as error:
             raise IndexFileError(
                 "the index is neither beside the shard nor in the cache",
                 where=self.name,
                 remedy="open the dataset again, or run `shardio index` on the shard",
             ) from error
-        content = file.read(0, file.size)
         with suppress(IndexFileError, OSError):  # the cache may be full, or vanish
             return self._check(read_index(cache.store_index(remote, content)))
-        return self._check(read_index(there))
+        return index
+
+    def _fetch_index(self, there: Location) -> tuple[ShardIndex, bytes]:
+        """Fetch the index, anew if it comes damaged; nothing else gets into the cache."""
+        with suppress(IndexFileError):
+            index, content = fetch_index(there, self.size)
+            return self._check(index), content
+        index, content = fetch_index(there, self.size)
+        return self._check(index), content
 
     def _check(self, index: ShardIndex) -> ShardIndex:
         """Return an index that is of this shard.

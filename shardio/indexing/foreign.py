@@ -42,7 +42,7 @@ from shardio.storage.compression import (
     compression_of,
     decompress_file,
 )
-from shardio.storage.downloads import Downloads, RemoteShard
+from shardio.storage.downloads import ComingShard, Downloads, RemoteShard
 from shardio.storage.local import LOCAL, FileBytes
 from shardio.storage.location import Location
 from shardio.storage.remote import PIECE, RemoteStorage
@@ -274,7 +274,13 @@ class _StoredShard:
         index = self._index_beside(compression)
         shard = self.raw if compression is None else replace(self.raw, stored=self.raw.size)
         if compression is not None:
-            index = self._unpack(shard, file, compression, index)
+            if isinstance(file, ComingShard):
+                file = file.wait_for_all() or file
+            try:
+                index = self._unpack(shard, file, compression, index)
+            except BaseException:
+                shard.cache.discard(self.raw)
+                raise
         elif index is None:
             data = StoredBytes(file)
             index = index_data(data, name=shard.name, checksums=True, allow_empty=True)
@@ -284,7 +290,8 @@ class _StoredShard:
         beside = index_path(self._shard)
         if beside.find() is None:
             return None
-        index = read_index(beside)
+        size = self.raw.size if compression is None else None
+        index = read_index(beside, shard_size=size)
         if compression is None:
             _refuse_stale(self._shard, index, self.raw.size)
         return index if index.verifies else None

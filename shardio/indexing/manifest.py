@@ -11,14 +11,15 @@ readers of version 1 would take a field for something else, so that these refuse
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
-from shardio.errors import IndexFileError, TarError
+from shardio.errors import IndexFileError, TarError, quoted
 from shardio.fields.base import FieldType
 from shardio.fields.recorded import record_type, restore_type
 from shardio.indexing.shard_index import ShardIndex, encode_index
@@ -32,7 +33,9 @@ PACKING_NAME = ".shardio-pack"  # lies in a folder while it is packed
 INDEX_FOLDER = "index"
 INDEX_SUFFIX = ".idx"
 _VERSION, _WITH_TYPES = 1, 2
-_MOST_BYTES = 1 << 30  # of a manifest, which has some 200 bytes a shard
+_MOST_BYTES = 1 << 28  # of a manifest, which has some 200 bytes a shard
+_UNFIT = frozenset("\\?#")  # characters of a name that servers take for something else
+_SHA256 = re.compile(r"(?:[0-9a-f]{64})?")
 _LIMIT = 1 << 63  # of counts and sizes, which are int64 in arrays
 
 
@@ -164,7 +167,7 @@ def read_manifest(folder: Path | Location) -> Manifest:
     """
     path = locate(folder) / MANIFEST_NAME
     try:
-        return _parse(json.loads(_read(path)))
+        return _parse(read_document(path))
     except IndexFileError as error:
         raise error.at(path, IndexFileError) from error
     except (ValueError, KeyError, TypeError, RecursionError, TarError) as error:
@@ -178,11 +181,17 @@ def read_manifest(folder: Path | Location) -> Manifest:
         ) from error
 
 
-def _read(path: Location) -> bytes:
+def read_document(path: Location) -> Any:
+    """Read the JSON of a manifest.
+
+    Raises:
+        ValueError: it is no JSON, or too large for a manifest.
+        OSError: the storage fails.
+    """
     file = path.open()
     if file.size > _MOST_BYTES:
         raise ValueError(f"it is larger than {_MOST_BYTES >> 20:,} MiB")
-    return file.read(0, file.size)
+    return json.loads(file.read(0, file.size))
 
 
 def _parse(document: dict[str, Any]) -> Manifest:
@@ -205,13 +214,19 @@ def _parse(document: dict[str, Any]) -> Manifest:
 
 def _parse_shard(entry: dict[str, Any]) -> ShardReceipt:
     name, samples, size = entry["url"], entry["nsamples"], entry["filesize"]
+    digest = entry["sha256"]  # names the shard in the cache, so it must be one
     if (
-        not is_plain_name(name)
+        not _is_shard_name(name)
         or any(type(count) is not int or not 0 <= count < _LIMIT for count in (samples, size))
-        or not isinstance(entry["sha256"], str)
+        or not (isinstance(digest, str) and _SHA256.fullmatch(digest))
     ):
-        raise ValueError(f"no shard can be {entry}")
-    return ShardReceipt(name=name, samples=samples, size=size, sha256=entry["sha256"])
+        raise ValueError(f"no shard can be {quoted(entry)}")
+    return ShardReceipt(name=name, samples=samples, size=size, sha256=digest)
+
+
+def _is_shard_name(name: object) -> TypeGuard[str]:
+    """Return whether a value names a file in the folder, in whatever storage the folder is."""
+    return is_plain_name(name) and name.isprintable() and not _UNFIT & {*name}
 
 
 def _parse_names(names: Any) -> tuple[str, ...]:

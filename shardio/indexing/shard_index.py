@@ -51,6 +51,7 @@ import os
 import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -61,7 +62,6 @@ from numpy.typing import NDArray
 
 from shardio.errors import IndexFileError, TarError, quoted
 from shardio.fields.probe import PictureSize
-from shardio.storage.base import StoredFile
 from shardio.storage.local import LocalShard, version_of
 from shardio.storage.location import Location, locate
 from shardio.tar.header import BLOCK
@@ -91,6 +91,8 @@ _ARRAYS = {
 _RARE_ARRAYS = {"rare_samples": "I64", "rare_fields": "I64"}
 _MOST_READ = 1 << 16  # bytes of an index that is read: about 1,000 samples of two fields
 _PIECE = 1 << 16  # bytes that are read at once; more would stay with the thread's allocator
+_MOST_FETCHED = 1 << 30  # bytes of an index of a store: about 20 million samples
+_MOST_SHARE, _MOST_FIXED = 8, 1 << 24  # of an index: bytes for each of its shard, and in any case
 _LIMIT = 1 << 63  # of the size of a shard: its offsets are int64
 _LAST_ORIENTATION = 8
 _DAMAGED = (
@@ -435,21 +437,65 @@ def encode_index(index: ShardIndex) -> list[bytes]:
     return pieces
 
 
-def read_index(path: Path | Location) -> ShardIndex:
+def read_index(path: Path | Location, *, shard_size: int | None = None) -> ShardIndex:
     """Open an index file; its arrays are read-only.
+
+    Args:
+        path: path of the file.
+        shard_size: size of its shard, if it is known; see fetch_index.
 
     Raises:
         IndexFileError: the file is missing, damaged or of another version.
         OSError: the storage fails.
     """
+    place = locate(path)
     try:
-        return _decode_index(locate(path).open())
+        if not place.is_local:
+            return fetch_index(place, shard_size)[0]
+        with _explained(path):
+            file = place.open()
+            assert isinstance(file, LocalShard)  # noqa: S101  of a local place
+            return _decode_index(file)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise IndexFileError(
             "the index is missing",
             where=path,
             remedy="run `shardio index` on the folder of its shard",
         ) from error
+
+
+def fetch_index(path: Location, shard_size: int | None) -> tuple[ShardIndex, bytes]:
+    """Read an index file into memory, whose size is looked at first.
+
+    Args:
+        path: path of the file.
+        shard_size: size of its shard, if it is known, to which an index is in proportion: each
+            member takes a block or more of a shard, and limited cells of a table.
+
+    Returns:
+        The index, and the bytes of its file.
+
+    Raises:
+        IndexFileError: the file is damaged, of another version, or too large for its shard.
+        FileNotFoundError: there is none.
+        OSError: the storage fails.
+    """
+    with _explained(path):
+        file = path.open()
+        most = _MOST_FETCHED
+        if shard_size is not None:
+            most = min(_MOST_SHARE * shard_size + _MOST_FIXED, most)
+        if file.size > most:
+            raise ValueError(f"it has {file.size:,} bytes, more than any of such a shard")
+        content = file.read(0, file.size)
+        return _decode_index(content), content
+
+
+@contextmanager
+def _explained(path: Path | Location) -> Iterator[None]:
+    """Raise IndexFileError for what an index file must not hold."""
+    try:
+        yield
     except _DAMAGED as error:
         reason = error.what if isinstance(error, TarError) else error
         raise IndexFileError(
@@ -459,16 +505,19 @@ def read_index(path: Path | Location) -> ShardIndex:
         ) from error
 
 
-def _decode_index(file: StoredFile) -> ShardIndex:
-    size = file.size
-    mappable = file if isinstance(file, LocalShard) and size > _MOST_READ else None
-    # Reading, unlike touching a map, lets other threads run while storage takes its time.
-    head = file.read(0, size if mappable is None else min(size, _PIECE))
+def _decode_index(file: LocalShard | bytes) -> ShardIndex:
+    size = len(file) if isinstance(file, bytes) else file.size
+    mappable = None if isinstance(file, bytes) or size <= _MOST_READ else file
+    if isinstance(file, bytes):
+        head = file
+    else:
+        # Reading, unlike touching a map, lets other threads run while storage takes its time.
+        head = file.read(0, size if mappable is None else min(size, _PIECE))
     start = 8 + int.from_bytes(head[:8], "little")
     if start > size:
         raise ValueError("its header is truncated")
-    if start > len(head):
-        head = file.read(0, start)
+    if mappable is not None and start > len(head):
+        head = mappable.read(0, start)
     header = json.loads(head[8:start])
     metadata = header["__metadata__"]
     if metadata["format"] not in (FORMAT, RARE_FORMAT):
@@ -478,8 +527,9 @@ def _decode_index(file: StoredFile) -> ShardIndex:
     checksum = metadata["crc32"].encode()
     found = zlib.crc32(head[:start].replace(checksum, _NO_CHECKSUM, 1))
     found = zlib.crc32(memoryview(head)[start:], found)
-    for offset in range(len(head), size, _PIECE):
-        found = zlib.crc32(file.read(offset, min(_PIECE, size - offset)), found)
+    if mappable is not None:
+        for offset in range(len(head), size, _PIECE):
+            found = zlib.crc32(mappable.read(offset, min(_PIECE, size - offset)), found)
     if b"%08x" % found != checksum:
         raise ValueError("its checksum differs")
     data = np.frombuffer(head if mappable is None else mappable.map(), np.uint8)

@@ -7,7 +7,6 @@ file is a finding, and the existing shards are verified.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from shardio.indexing.manifest import (
     ShardReceipt,
     index_path,
     manifest_document,
+    read_document,
     read_manifest,
 )
 from shardio.indexing.parts import (
@@ -434,8 +434,7 @@ def _read_manifest(folder: Location) -> tuple[Manifest | None, list[Finding]]:
 
 def _compare_document(path: Location, manifest: Manifest) -> list[Finding]:
     """Find changed values that the checksum does not cover but other readers may use."""
-    file = path.open()
-    said, expected = json.loads(file.read(0, file.size)), manifest_document(manifest)
+    said, expected = read_document(path), manifest_document(manifest)
     own, own_expected = said["shardio"], expected["shardio"]
     found = Findings(str(path))
     if "crc32" not in own and own.keys() < own_expected.keys():

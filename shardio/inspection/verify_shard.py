@@ -387,7 +387,8 @@ def _read_index(shard: ScopedShard, found: Findings) -> ShardIndex | None:
     if not (shard.packed or path.exists()):
         return None
     try:
-        index = read_index(path)
+        known = None if shard.receipt is None else shard.receipt.size
+        index = read_index(path, shard_size=known)
     except IndexFileError as error:
         found.add_error(error)
         return None

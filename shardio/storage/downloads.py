@@ -409,7 +409,7 @@ class Downloads:
                 packed.write(data)
                 part.touch()
 
-            self._download(shard, 0, None, shard.version, keep)
+            self._download(shard, 0, None, shard.version, keep, size=shard.stored)
             packed.seek(0)
             compression = compression_of(packed.read(LONGEST_MAGIC))
             if compression is None:
@@ -454,6 +454,7 @@ class Downloads:
         end: int | None,
         version: str | None,
         take: Callable[[memoryview], object],
+        size: int | None = None,
     ) -> FileStat:
         """Read bytes of a shard from the store, until the loop ends."""
 
@@ -466,7 +467,7 @@ class Downloads:
                 self._changed.wait_for(lambda: self._closed, seconds)
             self._refuse_closed()
 
-        return shard.storage.download(shard.path, start, end, version, sink, pause)
+        return shard.storage.download(shard.path, start, end, version, sink, pause, size=size)
 
     def _refuse_closed(self) -> None:
         if self._closed:

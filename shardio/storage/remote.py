@@ -19,6 +19,7 @@ import logging
 import math
 import os
 import random
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -156,6 +157,36 @@ class Client(Protocol):
         """Remove an object, if it is there."""
 
 
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Keep what libraries log in this thread out of logs, see keep_logs_out."""
+    before = getattr(_own, "asks", False)
+    _own.asks = True
+    try:
+        yield
+    finally:
+        _own.asks = before
+
+
+def keep_logs_out(library: str) -> None:
+    """Have a library log nothing about shardio's requests: it may log queries and tokens.
+
+    Args:
+        library: name of a package that is imported; what others ask of it is logged as before.
+    """
+    for name in [*logging.root.manager.loggerDict]:
+        if name.partition(".")[0] == library:
+            logging.getLogger(name).addFilter(_is_of_others)
+
+
+def _is_of_others(record: logging.LogRecord) -> bool:
+    del record
+    return not getattr(_own, "asks", False)
+
+
+_own = threading.local()
+
+
 def retry_seconds(text: str | None) -> float | None:
     """Return the seconds that a header Retry-After names, by number or date; None if unknown."""
     with suppress(ValueError):
@@ -289,6 +320,8 @@ class RemoteStorage(ABC):
         version: str | None,
         sink: Callable[[memoryview], object],
         pause: Callable[[float], object] = time.sleep,
+        *,
+        size: int | None = None,
     ) -> FileStat:
         """Read bytes of a file from first to last; goes on where a body breaks off.
 
@@ -299,6 +332,8 @@ class RemoteStorage(ABC):
             version: version that the file must have; None for any, but one.
             sink: takes the bytes in order, in pieces that it must not keep.
             pause: waits some seconds before another attempt.
+            size: size that the file must have, which is compared before anything is read; None
+                for any.
 
         Returns:
             Size and version of the whole file.
@@ -315,14 +350,16 @@ class RemoteStorage(ABC):
                     found = FileStat(body.total, body.version)
                     if version not in (None, found.version):
                         raise RequestError("changed", "it has another version")
+                    if size not in (None, found.size):
+                        raise RequestError("changed", f"{size} bytes became {found.size}")
                     version = found.version
                     stop = body.total if end is None else min(end, body.total)
                     while at < stop:
-                        size = body.readinto(buffer[: min(PIECE, stop - at)])
-                        if not size:
+                        came = body.readinto(buffer[: min(PIECE, stop - at)])
+                        if not came:
                             raise RequestError("broken", f"the body ended {stop - at} bytes early")
-                        sink(buffer[:size])
-                        at += size
+                        sink(buffer[:came])
+                        at += came
                         attempts.begin_anew()
                 return found
         raise AssertionError  # they end with an error
@@ -509,22 +546,18 @@ class RemoteFile:
         Raises:
             RemoteError: the storage fails, or the file was replaced.
         """
-        known = self.version or None
-        self._compare(self._storage.download(self._path, 0, None, known, sink))
+        self._download(0, None, sink)
 
     def _fetch(self, start: int, end: int) -> bytes:
         found = bytearray()
         last = None if (start, end) == (0, self.size) else end  # not every server has ranges
-        known = self.version or None
-        stat = self._storage.download(self._path, start, last, known, found.extend)
-        self._compare(stat)
+        self._download(start, last, found.extend)
         return bytes(found)
 
-    def _compare(self, stat: FileStat) -> None:
-        self.version = self.version or stat.version
-        if (stat.size, stat.version) != (self.size, self.version):
-            changed = RequestError("changed", f"{self.size} bytes became {stat.size}")
-            raise remote_error(changed, self._path)
+    def _download(self, start: int, end: int | None, sink: Callable[[memoryview], object]) -> None:
+        known = self.version or None
+        stat = self._storage.download(self._path, start, end, known, sink, size=self.size)
+        self.version = stat.version
 
 
 _MOST_CLIENTS = 16

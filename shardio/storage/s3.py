@@ -34,10 +34,12 @@ from shardio.storage.remote import (
     RemoteStorage,
     RequestError,
     check_options,
+    keep_logs_out,
     names_of_options,
     reason_of,
     retry_seconds,
     split_path,
+    unlogged,
 )
 
 _MOST_SINGLE = 5 * 10**9  # bytes of an object that is stored by one request
@@ -257,6 +259,8 @@ class S3Client:
                 remedy=f"check {argument('storage_options')}, AWS_PROFILE, AWS_ENDPOINT_URL and "
                 "what else AWS takes from the environment",
             ) from error
+        for library in ("botocore", "urllib3"):
+            keep_logs_out(library)  # which log signatures and session tokens
         self._always = {"RequestPayer": "requester"} if storage.requester_pays else {}
 
     def stat(self, path: str, /) -> FileStat:
@@ -404,7 +408,8 @@ class S3Client:
         return self._request(operation, {"Bucket": bucket, "Key": key, **self._always, **arguments})
 
     def _request(self, operation: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-        with _explained(self._errors, "changed" if operation == "get_object" else "exists"):
+        condition: Reason = "changed" if operation == "get_object" else "exists"
+        with unlogged(), _explained(self._errors, condition):
             found: Mapping[str, Any] = getattr(self._s3, operation)(**arguments)
             return found
 
@@ -498,8 +503,8 @@ def _explained(errors: Any, condition: Reason) -> Iterator[None]:
         raise RequestError(reason, f"{type(error).__name__}: {told or _one_line(cause)}") from error
     except errors.BotoCoreError as error:
         raise RequestError("refused", _one_line(error)) from error
-    except RecursionError as error:  # botocore follows a redirect by a request that is redirected
-        raise RequestError("refused", "it redirects every request") from error
+    except RecursionError:  # botocore asks for the region after each redirect, also of that request
+        raise RequestError("refused", "the store redirects without an end") from None
 
 
 def _of_store(error: Any, condition: Reason) -> RequestError:

@@ -8,12 +8,10 @@ urllib3 raises into the reasons that shardio.storage.remote knows.
 from __future__ import annotations
 
 import ipaddress
-import logging
 import os
 import re
 import socket
 import ssl
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -32,9 +30,8 @@ from urllib3.exceptions import (
 )
 
 from shardio.errors import UsageError, argument
-from shardio.storage.remote import RequestError
+from shardio.storage.remote import RequestError, keep_logs_out, unlogged
 
-_LOG = logging.getLogger("urllib3.connectionpool")
 PORTS = {"http": 80, "https": 443}
 """Ports of schemes that are followed."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
@@ -284,13 +281,11 @@ def failures(origin: Origin | None) -> Iterator[None]:
     Args:
         origin: server of a request; None while a body is read.
     """
-    _own.asks = True
-    try:
-        yield
-    except (HTTPError, OSError) as error:
-        raise _failure(error, "" if origin is None else f" to {origin.host}") from error
-    finally:
-        _own.asks = False
+    with unlogged():
+        try:
+            yield
+        except (HTTPError, OSError) as error:
+            raise _failure(error, "" if origin is None else f" to {origin.host}") from error
 
 
 def _failure(error: Exception, there: str) -> RequestError:
@@ -327,13 +322,4 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         todo += [one for one in inside if isinstance(one, BaseException)]
 
 
-class _WithoutOurs(logging.Filter):
-    """Keep out what urllib3 logs about requests of this module: it logs whole queries."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        del record
-        return not getattr(_own, "asks", False)
-
-
-_own = threading.local()
-_LOG.addFilter(_WithoutOurs())
+keep_logs_out("urllib3")  # it logs whole queries
