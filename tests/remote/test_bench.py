@@ -32,6 +32,8 @@ def test_each_shard_is_fetched_once_and_half_a_cache_serves_half_of_the_bytes(
     ]
     assert requests == [1, 1]
     half = [found for what, found in measured.items() if what.startswith("share of bytes")]
-    assert len(half) == 2
-    assert min(half) > 0.4  # the shards differ in size; with the least recently used, 0.15
+    assert len(half) == 3
+    # The shards differ in size. Of the smaller ones a batch is a whole window, so that no rate is
+    # expected; with the least recently used it would be 0.15.
+    assert min(half[1:]) > 0.4
     assert not [*place.glob("run-*")]  # what was fetched is gone
