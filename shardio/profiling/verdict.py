@@ -359,7 +359,7 @@ def _first_epoch(verdict: Verdict, seen: Evidence, store: StoreLimits) -> Verdic
     """Describe a loop that is faster than the store delivers.
 
     Args:
-        verdict: what limits the loop with shards in the cache.
+        verdict: verdict on the loop with shards in the cache.
         seen: observations of that loop.
         store: limits of the store.
     """

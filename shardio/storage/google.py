@@ -25,9 +25,9 @@ class _Answer(NamedTuple):
     """An answer over HTTP.
 
     Attributes:
-        headers: its headers.
-        content: its body.
-        status: its status.
+        headers: headers of the answer.
+        content: body of the answer.
+        status: HTTP status of the answer.
     """
 
     headers: Mapping[str, str]

@@ -79,7 +79,7 @@ class RequestError(Exception):
 
     Args:
         reason: see Reason.
-        detail: what the store or the library said, without secrets.
+        detail: message of the store or the library, without secrets.
         status: HTTP status of the answer.
         request_id: the store's own name of the request.
         retry_after: seconds that the store asks to wait.
@@ -254,8 +254,8 @@ class RemoteStorage(ABC):
         cache_dir: folder for whole shards; None for the usual cache folder.
         cache_limit: bytes that they may take there; None for three quarters of the free space.
         can_list: see shardio.storage.base.Storage.
-        environment: how the names of environment variables begin that a client takes into account:
-            a process that changes one, as to other credentials, gets another client.
+        environment: prefixes of the environment variables that a client takes into account. A
+            process that changes one, as to other credentials, gets another client.
     """
 
     can_list: ClassVar[bool] = True

@@ -110,7 +110,7 @@ class S3Storage(RemoteStorage):
 
     Attributes:
         key: name of the access key.
-        secret: its secret.
+        secret: secret of the access key.
         token: session token of temporary credentials.
         profile: profile of the files of AWS.
         endpoint_url: address of a store that is not Amazon's.
@@ -423,7 +423,7 @@ class S3Body:
 
     Attributes:
         total: size of the whole object in bytes.
-        version: its ETag.
+        version: ETag of the object.
     """
 
     def __init__(self, found: Mapping[str, Any], errors: Any) -> None:

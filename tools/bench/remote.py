@@ -74,7 +74,7 @@ class Way:
         measure: function of remote_jobs.
         source: "disk", "http", "tls", "S3", or the folder of a format that is read by S3's
             protocol.
-        request: its further arguments.
+        request: further arguments of the function.
         forgets: whether the server is to count from the second epoch on.
     """
 
@@ -173,7 +173,7 @@ class Servers:
     """The servers, and what they count.
 
     Args:
-        data: what is served.
+        data: photos that are served.
         work: folder for the servers' files.
     """
 
@@ -282,11 +282,11 @@ class Figure:
     """A figure to reach.
 
     Attributes:
-        what: what is measured.
+        what: description of the figure.
         found: values of the rounds; None where something was absent.
         goal: value to reach.
         most: whether the goal is the greatest value, not the least.
-        beside: what stands beside it.
+        beside: figures that explain it.
     """
 
     what: str
@@ -498,8 +498,8 @@ class Section:
 
     Attributes:
         title: one line for people.
-        ways: what must run.
-        figures: what follows from the runs.
+        ways: names of the ways to run.
+        figures: function that makes the figures of the runs.
     """
 
     title: str
