@@ -36,16 +36,11 @@ from shardio.indexing.shard_index import ShardIndex, encode_index, read_index
 from shardio.processes import Threads
 from shardio.storage.base import StoredBytes, StoredFile
 from shardio.storage.cache import cache_entry, new_entry, plain_tar
-from shardio.storage.compression import (
-    LONGEST_MAGIC,
-    Compression,
-    compression_of,
-    decompress_file,
-)
+from shardio.storage.compression import LONGEST_MAGIC, Compression, compression_of, unpack
 from shardio.storage.downloads import ComingShard, Downloads, RemoteShard
 from shardio.storage.local import LOCAL, FileBytes
 from shardio.storage.location import Location
-from shardio.storage.remote import PIECE, RemoteStorage
+from shardio.storage.remote import RemoteStorage
 from shardio.storage.shard_cache import Part
 
 S = TypeVar("S")
@@ -277,7 +272,7 @@ class _StoredShard:
             if isinstance(file, ComingShard):
                 file = file.wait_for_all() or file
             try:
-                index = self._unpack(shard, file, compression, index)
+                index = self._unpack(shard, file, index)
             except BaseException:
                 shard.cache.discard(self.raw)
                 raise
@@ -300,15 +295,18 @@ class _StoredShard:
         self,
         shard: RemoteShard,
         file: StoredFile,
-        compression: Compression,
         index: ShardIndex | None,
     ) -> ShardIndex:
         """Keep the plain tar of a compressed object in its place, and return its index."""
         cache = shard.cache
-        with TemporaryFile(dir=cache.folder) as packed, TemporaryFile(dir=cache.folder) as plain:
-            for start in range(0, self.raw.size, PIECE):
-                packed.write(file.read(start, min(PIECE, self.raw.size - start)))
-            decompress_file(packed, compression, plain, name=shard.name)
+        packed = StoredBytes(file)
+
+        def copy_to(sink: Callable[[bytes], object]) -> None:
+            for piece in packed.pieces(0, len(packed)):
+                sink(piece)
+
+        with TemporaryFile(dir=cache.folder) as plain:
+            unpack(copy_to, plain, folder=cache.folder, name=shard.name)
             plain.flush()
             data = FileBytes(plain, shard.name)
             if index is None:
@@ -319,7 +317,7 @@ class _StoredShard:
             part = cache.claim(replace(shard, size=len(data)), lambda _: None)
             if isinstance(part, Part):
                 with closing(part):
-                    for start in range(0, len(data), PIECE):
-                        part.write(memoryview(data[start : start + PIECE]))
+                    for piece in data.pieces(0, len(data)):
+                        part.write(memoryview(piece))
                     part.commit()
         return index

@@ -74,7 +74,7 @@ def index(
             written.
         OSError: a shard cannot be read or an index not written.
     """
-    parts = list_parts(source, options=storage_options)
+    parts = [part.for_writing() for part in list_parts(source, options=storage_options)]
     found = {Path(part): find_shards(Path(part)) for part in parts if part.is_local}
     folders = {shard.parent: None for shards in found.values() for shard in shards}
     packed = [folder for folder in folders if is_packed(folder)]

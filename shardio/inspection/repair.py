@@ -417,8 +417,8 @@ def repair(
     engine = make_engine("local", jobs)
     check = FieldCheck(deep=deep, max_pixels=max_pixels)
     name = fspath(source)
+    out = locate(fspath(new), options=storage_options).for_writing()
     parts = find_parts(name, options=storage_options)
-    out = locate(fspath(new), options=storage_options)
     if out.is_local:
         refuse_inside(Path(out), (Path(part.path) for part in parts if part.path.is_local))
     done = [

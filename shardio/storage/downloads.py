@@ -28,19 +28,23 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import NamedTuple
 
 from shardio.errors import RemoteError, ShardioError, SituationError, TarError, argument
 from shardio.processes import Daemons, new_lock, outside_collection
 from shardio.storage.base import FileStat, StoredFile, outside_error
-from shardio.storage.compression import LONGEST_MAGIC, compression_of, decompress_file
+from shardio.storage.compression import unpack
 from shardio.storage.local import LocalShard
-from shardio.storage.remote import RemoteStorage, RequestError, remote_error
+from shardio.storage.remote import (
+    MOST_REQUESTS,
+    OTHER_VERSION,
+    RemoteStorage,
+    RequestError,
+    remote_error,
+)
 from shardio.storage.shard_cache import NextUse, Part, ShardCache, key_of
 
 _LOG = logging.getLogger("shardio")
-_RANGES = 64  # requests for samples at once
 _MOST_ASKED = 64  # ranges of a shard whose bytes are kept until they are read
 _SPLIT = 8 << 20  # bytes of a piece of a shard
 _POLL = 0.01  # seconds between looks at a file that another process writes
@@ -146,7 +150,7 @@ class Downloads:
         self._closed = False
         self._fetching = Daemons("fetch", CONNECTIONS)
         self._pieces = Daemons("piece", CONNECTIONS)
-        self._ranging = Daemons("range", _RANGES)
+        self._ranging = Daemons("range", MOST_REQUESTS - 2 * CONNECTIONS)
         self._ranges: set[Future[bytes]] = set()
         self._parts: set[Part] = set()
 
@@ -403,18 +407,15 @@ class Downloads:
         self, shard: RemoteShard, take: Callable[[memoryview], None], part: Part
     ) -> None:
         """Fetch a compressed object, and give its plain data."""
-        with TemporaryFile(dir=shard.cache.folder) as packed:
 
+        def copy_to(sink: Callable[[memoryview], object]) -> None:
             def keep(data: memoryview) -> None:
-                packed.write(data)
+                sink(data)
                 part.touch()
 
             self._download(shard, 0, None, shard.version, keep, size=shard.stored)
-            packed.seek(0)
-            compression = compression_of(packed.read(LONGEST_MAGIC))
-            if compression is None:
-                raise _misfit(shard, shard.size)
-            decompress_file(packed, compression, _Taker(part, take), name=shard.name)
+
+        unpack(copy_to, _Taker(part, take), folder=shard.cache.folder, name=shard.name)
         if part.size != shard.size:
             raise _misfit(shard, part.size)
 
@@ -444,7 +445,7 @@ class Downloads:
             raise _misfit(shard, stat.size)
         versions.add(stat.version)
         if len(versions) > 1:
-            raise remote_error(RequestError("changed", "it has another version"), shard.path)
+            raise remote_error(RequestError("changed", OTHER_VERSION), shard.path)
         return bytes(found)
 
     def _download(

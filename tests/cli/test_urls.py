@@ -160,6 +160,28 @@ def test_a_url_is_refused_before_anything_is_done(
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["verify", "{packed}", "--fix", "URL"],
+        ["pack", "{missing}", "URL", "--shards", "2"],
+        ["reshard", "{missing}", "URL", "--shards", "2"],
+        ["index", "URL/a.tar"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/new", "webhdfs://127.0.0.1:1/new"])
+def test_a_storage_that_is_only_read_is_refused_before_anything_is_read(
+    packed: Path, command: list[str], url: str, tmp_path: Path
+) -> None:
+    if url.startswith("webhdfs"):
+        pytest.importorskip("fsspec.implementations.webhdfs")
+    places = {"packed": packed, "missing": tmp_path / "missing"}
+    code, text = run(*(part.format(**places).replace("URL", url) for part in command))
+    told = f"nothing is written there ({url.partition(':')[0]} storages are read-only)"
+    assert (code, told in text) == (1, True)
+
+
 # Where boto3 is missing, that is what is said; else nothing listens.
 UNREACHABLE = (
     r"s3://bucket/[a-z0-9./-]*: the store does not answer as it should, 7 times in a row "
