@@ -23,7 +23,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -109,6 +109,7 @@ def is_alive(process: int) -> bool:
     return True
 
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 _OURS = "shardio-"
@@ -156,6 +157,13 @@ class Threads:
         self._pool.shutdown(wait=wait, cancel_futures=True)
         if wait:
             _wait_for_end(self._threads)
+
+    def map(self, work: Callable[[S], T], values: Iterable[S]) -> list[T]:
+        """Call a function for each value, and return the results in order.
+
+        Of several errors that of the first value is raised.
+        """
+        return [each.result() for each in [self.submit(work, value) for value in values]]
 
     def _begin(self) -> None:
         self._process = os.getpid()

@@ -67,7 +67,7 @@ def verify(
     """
     if new is not None:
         locate(new, options=storage_options).for_writing()  # refuses others at once
-    with progress_bar("verifying, MB", hidden=as_json) as progress:
+    with progress_bar("verifying", hidden=as_json, of_bytes=True) as progress:
         found = verify_source(
             path,
             deep=deep,

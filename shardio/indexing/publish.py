@@ -103,7 +103,7 @@ def index(
         every += receipts
         all_fields |= fields
     warn_of_missing_ends(unmarked)
-    for foreign in (shard for part in parts if not part.is_local for shard in publish_stored(part)):
+    for foreign in publish_stored([part for part in parts if not part.is_local]):
         every.append(receipt_of(foreign.entry.name, foreign.entry.load_index()))
         all_fields |= {*foreign.fields}
     return _summary(every, all_fields)

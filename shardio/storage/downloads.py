@@ -114,8 +114,8 @@ class _Task:
 
     Attributes:
         shard: the shard.
-        state: "waiting" or "coming" in this process; "elsewhere" if another fetches it or it is
-            there; "no room"; "failed".
+        state: "waiting" or "coming" in this process; "done" if it is there or
+            another fetches it; "no room"; "failed".
         error: why it failed.
         is_needed: whether it must come whatever leaves the cache, see Downloads.need.
     """
@@ -276,7 +276,7 @@ class Downloads:
         """Fetch a shard here that another process seemed to fetch."""
         with self._changed:
             task = self._tasks.get(shard.key)
-            if task is None or task.state != "elsewhere" or self._closed:
+            if task is None or task.state != "done" or self._closed:
                 return
             more = self._put_first(task)
         self._start(more)
@@ -344,7 +344,7 @@ class Downloads:
         try:
             part = shard.cache.claim(shard, task.next_use(self._next_use))
             if isinstance(part, bool):
-                return "elsewhere" if part else _without_room(shard)
+                return "done" if part else _without_room(shard)
             task.state = "coming"
             with self._changed:
                 self._parts.add(part)
@@ -367,7 +367,7 @@ class Downloads:
             digest = self._receive(shard, part, connections)
             if shard.sha256 in (None, digest):
                 part.commit()
-                return "elsewhere"
+                return "done"
         raise TarError(
             "the object is not what was packed (SHA-256 differs, and did when it was fetched anew)",
             where=shard.name,
@@ -672,7 +672,7 @@ class ComingShard(ShardRanges):
                 grown, known = now, size
             if now - grown > self._patience:
                 return None
-            if state == "elsewhere" and (file is None or now - max(grown, latest) > _STILL):
+            if state == "done" and (file is None or now - max(grown, latest) > _STILL):
                 latest = now
                 self._downloads.try_again(self._shard)
             self._downloads.wait()

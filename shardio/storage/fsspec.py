@@ -47,6 +47,7 @@ _REFUSED = frozenset(
         *("blockcache", "cached", "filecache", "simplecache", "reference", "dask", "jlab"),
         *("jupyter", "git", "libarchive", "tar", "zip", "root"),
         *("http", "https", "hf", "s3", "s3a"),
+        "ftp",  # whose one connection no two threads may use
     }
 )
 """Protocols of fsspec that are no stores, that chain others or run code, or that others serve."""
@@ -116,7 +117,9 @@ def _without_query(scheme: str, rest: str) -> tuple[str, dict[str, Any]]:
     if _EXTRAS.get(scheme) == "az" and any(part.startswith("sig=") for part in query.split("&")):
         return name, {"sas_token": query}
     raise UsageError(
-        "the URL has a query", where=f"{scheme}://", remedy="pass what it says in storage_options"
+        "the URL has a query",
+        where=f"{scheme}://",
+        remedy=f"pass what it says in {argument('storage_options')}",
     )
 
 

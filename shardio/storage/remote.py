@@ -514,12 +514,13 @@ def remote_error(error: RequestError, path: str, failed: int = 0) -> OSError:
     if error.request_id:
         known.append(f"request {error.request_id}")
     told = ", ".join(shown(each) for each in known if each)
-    found = kind(f"{what}{again} ({told})", where=path, remedy=remedy)
+    way = remedy and remedy.format(options=argument("storage_options"))
+    found = kind(f"{what}{again} ({told})", where=path, remedy=way)
     found.status, found.request_id = error.status, error.request_id
     return found
 
 
-_CREDENTIALS = "check the credentials in storage_options or in the environment of the store"
+_CREDENTIALS = "check the credentials in {options} or in the environment of the store"
 _MEANINGS: Mapping[Reason, tuple[type[RemoteError], str, str | None]] = {
     "missing": (RemoteMissing, "no such object", "check the URL"),
     "denied": (RemoteDenied, "the store denies access", _CREDENTIALS),
@@ -527,7 +528,7 @@ _MEANINGS: Mapping[Reason, tuple[type[RemoteError], str, str | None]] = {
     "untrusted": (
         RemoteDenied,
         "the server's certificate is not trusted",
-        "check the URL; ca_bundle in storage_options can name the certificates to trust",
+        "check the URL; ca_bundle in {options} can name the certificates to trust",
     ),
     "unwritable": (
         RemoteDenied,
@@ -543,7 +544,7 @@ _MEANINGS: Mapping[Reason, tuple[type[RemoteError], str, str | None]] = {
     "broken": (
         RemoteUnreachable,
         "the store does not answer as it should",
-        "check network and endpoint, or raise download_timeout or download_retry",
+        "check network and endpoint, or raise timeout or retries in {options}",
     ),
     "unranged": (
         RemoteError,

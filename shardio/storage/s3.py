@@ -142,7 +142,8 @@ class S3Storage(RemoteStorage):
         one_of("addressing", self.addressing, ("auto", "path", "virtual"))
         if (self.key is None) != (self.secret is None):
             raise UsageError(
-                "key and secret belong together", remedy="give both in storage_options, or neither"
+                "key and secret belong together",
+                remedy=f"give both in {argument('storage_options')}, or neither",
             )
         if self.endpoint_url is not None:
             shown = self.endpoint_url.rpartition("@")[2]  # a password is never shown
@@ -196,7 +197,7 @@ class S3Storage(RemoteStorage):
             with suppress(RemoteError):  # who may write may not be allowed to list
                 self._try(path, lambda client: _ours(client).abort_others(path))
 
-    def _put_part(self, upload: Upload, file: Path, number: int, step: int) -> Part:
+    def _put_part(self, upload: Upload, file: Path, number: int, step: int) -> SentPart:
         with file.open("rb") as stream:
             stream.seek((number - 1) * step)
             data = stream.read(step)
@@ -215,7 +216,7 @@ class Upload(NamedTuple):
     name: str
 
 
-Part = Mapping[str, Any]
+SentPart = Mapping[str, Any]
 """What completes an upload, of one of its parts."""
 
 
@@ -345,7 +346,7 @@ class S3Client:
         found = self._ask("create_multipart_upload", path, ChecksumAlgorithm="SHA256")
         return Upload(path, found["UploadId"])
 
-    def put_part(self, upload: Upload, number: int, data: bytes) -> Part:
+    def put_part(self, upload: Upload, number: int, data: bytes) -> SentPart:
         """Store a part of an object.
 
         Args:
@@ -365,7 +366,7 @@ class S3Client:
         return {"PartNumber": number, "ETag": found["ETag"], "ChecksumSHA256": digest}
 
     def complete(
-        self, upload: Upload, parts: Sequence[Part], size: int, *, only_if_absent: bool
+        self, upload: Upload, parts: Sequence[SentPart], size: int, *, only_if_absent: bool
     ) -> None:
         """Make the object of its parts, and compare its size.
 

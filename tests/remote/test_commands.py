@@ -490,7 +490,7 @@ def test_what_fails_behind_a_url_is_one_sentence_of_every_command(
     expected, url, told = FAULTS[fault]
     places = {"images": images, "packed": packed, "out": tmp_path / "out"}
     url = url.format(bucket=bucket, web=web.url)
-    local = "[a-z0-9]+ storage is not read or written here; name a local path"
+    local = "[a-z0-9]+ storage is not read or written here; name a local path|to local folders only"
     written = INDEXED if fault == "missing" else INDEXED + WRITTEN
     read_only = "nothing is written there" if url.startswith("http") else told
     for some, code, sentence in (
