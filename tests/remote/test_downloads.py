@@ -301,7 +301,7 @@ def test_a_mixture_that_ends_waits_for_the_shards_that_come(
 ) -> None:
     """As a dataset does: other processes may need more of them, and this one's next epoch."""
     web, cache = serve(folder=out), tmp_path / "cache"
-    web.fail("*.tar", rate=200_000)
+    web.fail("*.tar", rate=50_000)
     mix = shardio.Mix(open_set(web, cache).split(0.2, 0.8), weights=[0.5, 0.5])
     assert len(read(mix)) == 8 * len(mix) < 64
     assert parts(cache) == []
