@@ -19,13 +19,13 @@ from shardio.indexing.foreign import ForeignShard, open_local, open_stored
 from shardio.indexing.manifest import index_path, read_manifest
 from shardio.indexing.parts import (
     ShardPaths,
-    each_part,
     is_packed,
     list_parts,
     refuse_missing,
     refuse_unfinished,
 )
 from shardio.indexing.scan import index_shard, warn_of_dots, warn_of_missing_ends
+from shardio.processes import in_threads
 from shardio.storage.base import Storage
 from shardio.storage.location import Location, Options
 from shardio.storage.remote import RemoteStorage
@@ -86,22 +86,20 @@ def open_catalog(
     """
     parts = list_parts(source, storage, options)
     places = [*dict.fromkeys(parts)]
-    opened = each_part(_open_packed, places, slow=not all(part.is_local for part in parts))
-    packed = {part: found for part, found in zip(places, opened, strict=True) if found}
-    others = [part for part in places if part not in packed and not part.is_local]
+    packed = dict(zip(places, in_threads(_open_packed, places), strict=True))
+    others = [part for part in places if packed[part] is None and not part.is_local]
     stored = dict(zip(others, open_stored(others), strict=True))
     unmarked: list[str] = []
     beside: _Recorded = {}
     catalogs = [
-        packed.get(part) or _open_foreign(part, stored.get(part), unmarked, beside)
-        for part in parts
+        packed[part] or _open_foreign(part, stored.get(part), unmarked, beside) for part in parts
     ]
     warn_of_missing_ends(unmarked)
     shards = tuple(shard for catalog in catalogs for shard in catalog.shards)
     for shard in shards:
         if not shard.samples:  # whoever made the index, the tar must say that there are none
             _refuse_stale(shard, allow_empty=allow_empty)
-    classes = _common_classes(packed.values())
+    classes = _common_classes(filter(None, packed.values()))
     types = merge_types(
         (str(part), catalog.types, catalog.types)
         for part, catalog in zip(parts, catalogs, strict=True)
@@ -109,7 +107,7 @@ def open_catalog(
     return Catalog(
         shards=shards,
         fields=tuple(sorted({field for catalog in catalogs for field in catalog.fields})),
-        classes=classes if packed.keys() >= set(parts) else None,
+        classes=classes if all(packed.values()) else None,
         types=types,
     )
 

@@ -34,7 +34,7 @@ from shardio.indexing.manifest import INDEX_SUFFIX, index_path
 from shardio.indexing.parts import find_shards, find_stored, is_packed
 from shardio.indexing.scan import index_shard
 from shardio.indexing.shard_index import ShardIndex, encode_index, read_index
-from shardio.processes import Threads
+from shardio.processes import in_threads
 from shardio.storage.base import StoredBytes, StoredFile
 from shardio.storage.cache import cache_entry, new_entry, plain_tar
 from shardio.storage.compression import LONGEST_MAGIC, Compression, compression_of, unpack
@@ -135,21 +135,17 @@ def open_stored(parts: Sequence[Location]) -> list[list[ForeignShard]]:
         TarError: a shard is damaged.
         OSError: the store fails or refuses.
     """
-    threads = Threads("index", _AT_ONCE)
-    try:
-        found = threads.map(_find, parts)
-        stored = threads.map(_StoredShard, [shard for some in found for shard in some])
-        missing = [shard for shard in stored if shard.cached() is None]
-        _say_what_is_fetched(missing)
-        for first in range(0, len(missing), _AT_ONCE):
-            some = missing[first : first + _AT_ONCE]
-            raw = some[0].raw
-            with raw.cache.alone(raw.storage.patience), closing(Downloads()) as downloads:
-                some = [shard for shard in some if shard.cached() is None]  # by another process
-                downloads.want([shard.raw for shard in some], lambda _: None)
-                threads.map(partial(_StoredShard.make, downloads=downloads), some)
-    finally:
-        threads.end()
+    found = in_threads(_find, parts)
+    stored = in_threads(_StoredShard, [shard for some in found for shard in some])
+    missing = [shard for shard in stored if shard.cached() is None]
+    _say_what_is_fetched(missing)
+    for first in range(0, len(missing), _AT_ONCE):
+        some = missing[first : first + _AT_ONCE]
+        raw = some[0].raw
+        with raw.cache.alone(raw.storage.patience), closing(Downloads()) as downloads:
+            some = [shard for shard in some if shard.cached() is None]  # by another process
+            downloads.want([shard.raw for shard in some], lambda _: None)
+            in_threads(partial(_StoredShard.make, downloads=downloads), some, _AT_ONCE)
     opened = iter([shard.opened() for shard in stored])
     return [[*islice(opened, len(some))] for some in found]
 

@@ -7,17 +7,16 @@ import glob
 import os
 import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import braceexpand
 
 from shardio.errors import IndexFileError, RemoteDenied, SituationError, UsageError, quoted
 from shardio.indexing.manifest import MANIFEST_NAME, PACKING_NAME, Manifest
-from shardio.processes import Threads
+from shardio.processes import in_threads
 from shardio.storage.base import Storage
 from shardio.storage.compression import COMPRESSED_SUFFIXES
 from shardio.storage.location import Location, Options, locate
@@ -26,9 +25,6 @@ _MOST_NAMES = 1_000_000  # that braces may stand for
 _NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")  # ranges, as braceexpand has them
 _LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])(?:\.\.-?(\d+))?")
 _MOST_SPLITS = 8  # that a message names
-_AT_ONCE = 16  # parts of a source in stores that are opened at once
-S = TypeVar("S")
-T = TypeVar("T")
 _ALPHABET = string.ascii_uppercase + string.ascii_lowercase
 SHARD_SUFFIXES = (".tar", *COMPRESSED_SUFFIXES)
 ShardPaths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -62,26 +58,8 @@ def list_parts(
         )
     if not named:
         raise UsageError("the list of shards is empty", remedy="name a packed folder or shards")
-    slow = storage is not None or any("://" in str(element) for element in named)
-    parts = each_part(partial(list_parts, storage=storage, options=options), named, slow=slow)
+    parts = in_threads(partial(list_parts, storage=storage, options=options), named)
     return [part for some in parts for part in some]
-
-
-def each_part(work: Callable[[S], T], parts: Sequence[S], *, slow: bool) -> list[T]:
-    """Call a function for each part of a source, and return the results in order.
-
-    Args:
-        work: function that opens the part, or finds what it names.
-        parts: parts of a source, or what names them.
-        slow: whether storages are waited for, so that threads ask them side by side.
-    """
-    if not slow or len(parts) < 2:
-        return [*map(work, parts)]
-    threads = Threads("part", _AT_ONCE)
-    try:
-        return threads.map(work, parts)
-    finally:
-        threads.end()
 
 
 def is_packed(part: Path | Location) -> bool:
@@ -207,7 +185,7 @@ def refuse_unfinished(folder: Path | Location) -> None:
     """Raise IndexFileError if a pack into the folder has begun and not ended."""
     if (locate(folder) / PACKING_NAME).exists():
         raise IndexFileError(
-            "writing into this folder was interrupted or still goes on, so shards may be missing",
+            "writing into this folder was interrupted or still runs, so shards may be missing",
             where=folder,
             remedy="wait for it, or run the same command again",
         )

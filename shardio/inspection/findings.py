@@ -470,7 +470,7 @@ def _leftovers(folder: Location, shards: set[str]) -> list[Finding]:
         if (folder / name).exists() or (folder / name).is_folder():
             add(
                 folder / name,
-                "writing into this folder was interrupted or still goes on",
+                "writing into this folder was interrupted or is still running",
                 "wait for it, or run the same command again",
             )
             break

@@ -223,7 +223,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "lock": (
         lambda out: (out / ".shardio-pack").touch(),
-        r"\.shardio-pack: writing into this folder was interrupted or still goes on; wait",
+        r"\.shardio-pack: writing into this folder was interrupted or is still running; wait",
     ),
     "work folder": (
         lambda out: (out / ".shardio-work").mkdir(),

@@ -307,7 +307,7 @@ def test_a_pack_that_was_interrupted_is_finished_by_the_same_call(
     elif point == "shard-000000.tar" and not after:
         assert broken.files == {}
     else:
-        with pytest.raises(shardio.IndexFileError, match="interrupted or still goes on"):
+        with pytest.raises(shardio.IndexFileError, match="interrupted or still runs"):
             shardio.ShardDataset(OUT, storage=broken)
     before = dict(broken.files)
     again = Watched(bucket)
