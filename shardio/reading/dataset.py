@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -417,15 +417,17 @@ class ShardDataset(ResumableDataset):
             for first in range(0, len(steps), at_once)
         )
         reader, key = self.reader(pool, allocate), self.transform_key(epoch)
+        ahead = self.read_ahead(plan.orders, pool, epoch)
         try:
-            with closing(self.read_ahead(plan.orders, pool, epoch)) as ahead:
-                asked = ahead if len(steps) > 1 else None
-                yield from reader.read(plan, positions, share.batch_size, key, asked)
-                ahead.finish()
-                pool.finish()
+            asked = ahead if len(steps) > 1 else None
+            yield from reader.read(plan, positions, share.batch_size, key, asked)
+            ahead.finish()
+            pool.finish()
         except BaseException:  # else the last batches may still be read
-            pool.close()
+            pool.close()  # before the threads of `ahead` end, which may wait for a store
             raise
+        finally:
+            ahead.close()
 
     def read_ahead(self, orders: Sequence[Order], pool: ShardPool, epoch: int) -> ReadAhead:
         """Make a ReadAhead for a loop over an epoch of this dataset."""

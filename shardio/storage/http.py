@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import base64
 import re
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields
@@ -69,7 +70,8 @@ _OWN_HEADERS = frozenset(
     }
 )
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # its name
-_ENOUGH = 1 << 16  # bytes that are gathered: TLS gives 16 KB at a time
+_LEAST = 1 << 16  # bytes that are waited for
+_GATHERING = 0.05  # seconds in which more are, as each piece that is given on costs time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -451,12 +453,14 @@ class HttpBody:
     def readinto(self, buffer: memoryview, /) -> int:
         """Read some bytes; 0 at the end."""
         most, size = min(len(buffer), self._left), 0
-        response, enough = self._answer.response, min(most, _ENOUGH)
+        latest = time.monotonic() + _GATHERING
         try:
             with failures(None):
-                while size < enough and (piece := response.read1(most - size)):
-                    buffer[size : size + len(piece)] = piece
-                    size += len(piece)
+                while size < most and (not size or time.monotonic() < latest):
+                    came = self._answer.readinto(buffer[size : min(size + _LEAST, most)])
+                    size += came
+                    if not came:
+                        break
         except RequestError:
             if not size:  # else the next call fails
                 raise
