@@ -173,9 +173,10 @@ class Downloads:
 
     def finish(self) -> None:
         """Wait for shards that come, as long as they do: other processes may need more of them."""
+        grown = time.monotonic()  # a thread that runs may have no part yet
         with self._changed:
             while self._running and not self._closed and self.process == os.getpid():
-                grown = max((part.grown for part in self._parts), default=0.0)
+                grown = max([grown, *(part.grown for part in self._parts)])
                 if time.monotonic() - grown > _STILL:
                     return
                 self._changed.wait(_POLL)
