@@ -7,10 +7,11 @@ from the file as soon as its bytes have come, whichever process fetches them.
 
 The samples of the first batches do not wait for their shards: they are asked for by ranges, all at
 once, and nothing else is fetched until they have come. Later samples wait, since a request for each
-would cost more than the shard. A shard for which the cache has no room is read by ranges, too. Nothing
-waits for ever: a shard that another process fetches, and that does not grow, is read by
+would cost more than the shard. A shard for which the cache has no room is read by ranges, too.
+
+Nothing waits for ever: a shard that another process fetches, and that does not grow, is read by
 ranges, and one whose process has ended is fetched here. Nothing waits for the threads either: they
-may hear from a store late or never, so a loop that is left takes their claimed parts from them.
+may hear late from a store, so a loop that is left takes their claimed parts from them.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _MOST_ASKED = 64  # ranges of a shard whose bytes are kept until they are read
 _SPLIT = 8 << 20  # bytes of a piece of a shard
 _POLL = 0.01  # seconds between looks at a file that another process writes
 _STILL = 2.0  # seconds without growth, after which another process may have ended
-_LONGEST_RANGES = 5.0  # seconds that shards wait for the ranges of samples
+_LONGEST_RANGES = 5.0  # seconds that shards wait for ranges
 _NOW = -1.0  # next use of a shard, sooner than that of any other
 _LONGEST_END = 1.0  # seconds in which threads may end by themselves
 CONNECTIONS = 16
@@ -112,8 +113,7 @@ class _Task:
 
     Attributes:
         shard: the shard.
-        state: "waiting" or "coming" in this process; "done" if it is there or
-            another fetches it; "no room"; "failed".
+        state: "waiting", "coming" here, "done" or another fetches it, "no room", "failed".
         error: why it failed.
         is_needed: whether it must come whatever leaves the cache, see Downloads.need.
     """
@@ -179,9 +179,10 @@ class Downloads:
 
     def finish(self) -> None:
         """Wait for shards that come, as long as they do: other processes may need more of them."""
+        grown = time.monotonic()  # a thread that runs may have no part yet
         with self._changed:
             while self._running and not self._closed and self.process == os.getpid():
-                grown = max((part.grown for part in self._parts), default=0.0)
+                grown = max([grown, *(part.grown for part in self._parts)])
                 if time.monotonic() - grown > _STILL:
                     return
                 self._changed.wait(_POLL)

@@ -34,7 +34,6 @@ from urllib3.exceptions import (
 from shardio.checks import whole_number
 from shardio.errors import UsageError, argument
 from shardio.storage.base import FileStat
-from shardio.storage.local import without_secrets
 from shardio.storage.remote import (
     MOST_REQUESTS,
     Body,
@@ -190,7 +189,6 @@ def split_url(url: str) -> tuple[str, dict[str, str]]:
         UsageError: it has no host, an invalid port, a fragment or an encoded slash.
     """
     scheme, _, rest = url.partition("://")
-    shown_url = without_secrets(url)
     _, mark, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
     try:
         parts = urlsplit(url)
@@ -202,9 +200,9 @@ def split_url(url: str) -> tuple[str, dict[str, str]]:
             remedy="check its host and port, and write special characters of a password as %XX",
         ) from None
     if "#" in rest:
-        raise UsageError("it must have no fragment", where=shown_url, remedy="write # as %23")
+        raise UsageError("it must have no fragment", where=url, remedy="write # as %23")
     if "%2f" in path.lower():
-        raise UsageError("its path must have no encoded slash (%2F)", where=shown_url)
+        raise UsageError("its path must have no encoded slash (%2F)", where=url)
     found = {"user": parts.username, "password": parts.password}
     secrets = {name: unquote(value) for name, value in found.items() if value is not None}
     if parts.query:

@@ -330,6 +330,21 @@ def test_a_full_shuffle_reads_ranges_until_the_shards_have_come(
     assert whole_gets(web) == {}
 
 
+def test_a_loop_that_ends_waits_for_shards_that_are_only_about_to_come(
+    serve: Serve, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when other processes hold the lock of the cache; a part would be left behind."""
+    claim = ShardCache.claim
+
+    def claim_late(*arguments: Any) -> Any:
+        time.sleep(0.5)
+        return claim(*arguments)
+
+    monkeypatch.setattr(ShardCache, "claim", claim_late)
+    assert len(read(open_set(serve(folder=out), tmp_path / "cache", shuffle="full"))) == 64
+    assert len(stored(tmp_path / "cache")) == 8
+
+
 def test_a_full_shuffle_of_more_than_the_cache_holds_keeps_the_same_part(
     serve: Serve, out: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
