@@ -12,6 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shardio import ops as ops
     from shardio import profiling as profiling
+    from shardio.batchwise import CutMix as CutMix
+    from shardio.batchwise import MixUp as MixUp
+    from shardio.batchwise import Normalize as Normalize
+    from shardio.batchwise import RandomChoice as RandomChoice
+    from shardio.batchwise import to_float as to_float
     from shardio.conversion.tfrecord import convert as convert
     from shardio.errors import CodecError as CodecError
     from shardio.errors import IndexFileError as IndexFileError
@@ -68,10 +73,8 @@ if TYPE_CHECKING:
     from shardio.reading.mix import Mix as Mix
     from shardio.storage.base import Storage as Storage
     from shardio.transforms import CenterCrop as CenterCrop
-    from shardio.transforms import Normalize as Normalize
     from shardio.transforms import RandomResizedCrop as RandomResizedCrop
     from shardio.transforms import Resize as Resize
-    from shardio.transforms import to_float as to_float
 
 _HOMES = {
     "Array": "shardio.fields.arrays",
@@ -80,6 +83,7 @@ _HOMES = {
     "Bytes": "shardio.fields.base",
     "CenterCrop": "shardio.transforms",
     "CodecError": "shardio.errors",
+    "CutMix": "shardio.batchwise",
     "Depth": "shardio.fields.pictures",
     "FieldSummary": "shardio.fields.summary",
     "FieldType": "shardio.fields.base",
@@ -92,14 +96,16 @@ _HOMES = {
     "MaskedMean": "shardio.reading.metrics",
     "MisfitError": "shardio.errors",
     "Mix": "shardio.reading.mix",
+    "MixUp": "shardio.batchwise",
     "MultiLabel": "shardio.fields.annotations",
-    "Normalize": "shardio.transforms",
+    "Normalize": "shardio.batchwise",
     "OutputError": "shardio.errors",
     "PackError": "shardio.errors",
     "PackOptions": "shardio.packing.options",
     "PlanOptions": "shardio.inspection.coverage",
     "Points": "shardio.fields.annotations",
     "ProfileOptions": "shardio.profiling.settings",
+    "RandomChoice": "shardio.batchwise",
     "RandomResizedCrop": "shardio.transforms",
     "RemoteChanged": "shardio.errors",
     "RemoteDenied": "shardio.errors",
@@ -134,7 +140,7 @@ _HOMES = {
     "repair": "shardio.inspection.repair",
     "replay": "shardio.inspection.replay",
     "reshard": "shardio.packing.pack",
-    "to_float": "shardio.transforms",
+    "to_float": "shardio.batchwise",
     "verify": "shardio.inspection.verify",
 }
 

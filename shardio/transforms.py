@@ -1,4 +1,4 @@
-"""Transforms of images: crops that are fused with decoding, and normalization of batches.
+"""Transforms of images: crops that are fused with decoding.
 
 A crop transform maps the size of an image and some uniform random numbers to a rectangle. It never
 sees pixels, so the decoder knows the crop before it decodes. The random numbers are passed in, so
@@ -7,9 +7,6 @@ are known, `crops` chooses all rectangles at once, in NumPy; they are those of `
 
 Names and arguments mean what they mean in torchvision's transforms (version 2, on uint8). With
 antialias=True, the pixels are the same too, to one grey level.
-
-Batches are normalized as a whole, on their device. There, or compiled into the network, this
-costs almost nothing. Image by image on the CPU, it takes nearly half as long as decoding.
 """
 
 from __future__ import annotations
@@ -18,16 +15,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import repeat
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, get_args, runtime_checkable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from shardio.checks import flag, is_whole, one_of, probability, require, whole_number
-from shardio.errors import UsageError, counted
+from shardio.errors import UsageError
 from shardio.fields.geometry import PLAIN, Crop, Interpolation, Resampling
 
 Whole = TypeVar("Whole", int, NDArray[np.int64])
@@ -482,108 +477,3 @@ def _assign(transform: object, **values: object) -> None:
     """Set the fields of a frozen dataclass, as the generated __init__ would."""
     for name, value in values.items():
         object.__setattr__(transform, name, value)
-
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-def to_float(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Scale images from the range 0 to 255 to the range 0 to 1, as torchvision's ToTensor does.
-
-    Args:
-        images: uint8 tensor of any shape.
-        dtype: floating point dtype of the result.
-
-    Returns:
-        Tensor of the same shape, device and memory format.
-
-    Raises:
-        UsageError: the images are not uint8.
-    """
-    _check(images)
-    return (images.to(torch.float32) / 255).to(dtype)
-
-
-@dataclass(frozen=True, slots=True, init=False)
-class Normalize:
-    """Scale images to the range 0 to 1, subtract the mean, and divide by the standard deviation.
-
-        normalize = shardio.Normalize()
-        output = network(normalize(batch["image"]))
-
-    Equivalent to torchvision's ToTensor and Normalize, as one multiplication and one addition.
-
-    Args:
-        mean: mean of each channel, from 0 to 1; by default ImageNet's.
-        std: standard deviation of each channel, above 0; by default ImageNet's.
-        dtype: floating point dtype of the result, which is computed in float32.
-
-    Raises:
-        UsageError: mean and std differ in length, a mean is not between 0 and 1, a std is not
-            above 0, or the dtype is not a floating point one.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    dtype: torch.dtype
-
-    def __init__(
-        self,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        if len(mean) != len(std) or not all(deviation > 0 for deviation in std):
-            raise UsageError(
-                f"mean={mean} and std={std}: give one number of each per channel, std above 0"
-            )
-        if not all(0 <= value <= 1 for value in mean):
-            raise UsageError(
-                f"mean={mean}: each mean must be between 0 and 1",
-                remedy="divide a mean on the scale of 0 to 255, and its std, by 255",
-            )
-        if not dtype.is_floating_point:
-            raise UsageError(f"dtype={dtype}: it must be floating point, such as torch.float16")
-        for name, value in {"mean": tuple(mean), "std": tuple(std), "dtype": dtype}.items():
-            object.__setattr__(self, name, value)
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalize a batch of images.
-
-        Args:
-            images: uint8 tensor of shape [B, C, H, W] or [C, H, W].
-
-        Returns:
-            Tensor of the same shape, device and memory format, and of the given dtype.
-
-        Raises:
-            UsageError: the images are not uint8, or their number of channels differs from that
-                of mean and std.
-        """
-        _check(images)
-        if images.ndim < 3 or images.shape[-3] != len(self.mean):
-            raise UsageError(
-                f"expected images of shape [B, {len(self.mean)}, H, W], as mean and std have "
-                f"{counted(len(self.mean), 'number')}, got {list(images.shape)}"
-            )
-        scale, shift = _scale_and_shift(self.mean, self.std, images.device)
-        return images.to(torch.float32).mul_(scale).add_(shift).to(self.dtype)
-
-
-def _check(images: torch.Tensor) -> None:
-    if images.dtype != torch.uint8:
-        raise UsageError(
-            f"images must be uint8, not {images.dtype}", remedy="pass them before they are scaled"
-        )
-
-
-@lru_cache(maxsize=32)
-def _scale_and_shift(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    means, deviations = (
-        torch.tensor(part, dtype=torch.float64)[:, None, None] for part in (mean, std)
-    )
-    scale, shift = 1 / (255 * deviations), -means / deviations
-    return scale.to(device, torch.float32), shift.to(device, torch.float32)

@@ -35,12 +35,14 @@ LAYERS = {
     "storage": {"errors", "checks", "processes"},
     "tar": {"errors"},
     "fields": {"errors", "processes"},
+    "ranks": {"errors", "checks"},
+    "batchwise": {"errors", "checks", "planning", "ranks"},
     "transforms": {"errors", "checks", "fields"},
     "indexing": {"errors", "naming", "processes", "storage", "tar", "fields"},
     "planning": set(),
     "reading": {
         *{"errors", "checks", "processes", "indexing"},
-        *{"storage", "planning", "fields", "transforms"},
+        *{"storage", "planning", "fields", "transforms", "ranks"},
     },
     "packing": {
         *{"errors", "checks", "naming", "options", "processes", "indexing"},
@@ -66,7 +68,7 @@ LAYERS = {
 }
 # Packages that only some parts may import.
 OUTSIDE = {
-    "torch": {"reading", "transforms", "ops", "profiling"},
+    "torch": {"reading", "batchwise", "ranks", "ops", "profiling"},
     "cv2": {"fields", "packing", "inspection", "testing"},
     "simplejpeg": {"fields"},
     "crc32c": {"packing"},
