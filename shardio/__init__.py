@@ -65,6 +65,9 @@ if TYPE_CHECKING:
     from shardio.packing.pack import pack as pack
     from shardio.packing.pack import reshard as reshard
     from shardio.packing.sources.base import Source as Source
+    from shardio.padded import Letterbox as Letterbox
+    from shardio.padded import RandomCrop as RandomCrop
+    from shardio.padded import ScaleJitter as ScaleJitter
     from shardio.profiling.profile import profile as profile
     from shardio.profiling.settings import ProfileOptions as ProfileOptions
     from shardio.reading.dataset import ShardDataset as ShardDataset
@@ -91,6 +94,7 @@ _HOMES = {
     "IndexFileError": "shardio.errors",
     "Json": "shardio.fields.text",
     "Label": "shardio.fields.arrays",
+    "Letterbox": "shardio.padded",
     "Loader": "shardio.reading.loader",
     "Mask": "shardio.fields.pictures",
     "MaskedMean": "shardio.reading.metrics",
@@ -106,6 +110,7 @@ _HOMES = {
     "Points": "shardio.fields.annotations",
     "ProfileOptions": "shardio.profiling.settings",
     "RandomChoice": "shardio.batchwise",
+    "RandomCrop": "shardio.padded",
     "RandomResizedCrop": "shardio.transforms",
     "RemoteChanged": "shardio.errors",
     "RemoteDenied": "shardio.errors",
@@ -116,6 +121,7 @@ _HOMES = {
     "ReshardOptions": "shardio.packing.options",
     "Resize": "shardio.transforms",
     "SampleError": "shardio.errors",
+    "ScaleJitter": "shardio.padded",
     "ShardDataset": "shardio.reading.dataset",
     "ShardioError": "shardio.errors",
     "SituationError": "shardio.errors",

@@ -16,14 +16,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, get_args, runtime_checkable
+from typing import (
+    Any,
+    ClassVar,
+    Generic,
+    NamedTuple,
+    Protocol,
+    TypeVar,
+    get_args,
+    runtime_checkable,
+)
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardio.checks import flag, is_whole, one_of, probability, require, whole_number
 from shardio.errors import UsageError
-from shardio.fields.geometry import PLAIN, Crop, Interpolation, Resampling
+from shardio.fields.geometry import PLAIN, Crop, Fill, Interpolation, Resampling
 
 Whole = TypeVar("Whole", int, NDArray[np.int64])
 """A whole number, or an array of them, one per sample."""
@@ -69,6 +78,7 @@ class Crops:
         resized: int64 [B, 2]; None for the size of the slot.
         window: int64 [B, 2]; None for (0, 0).
         resampling: method of resizing, one for all.
+        fill: value of what is outside of the picture, one for all.
     """
 
     top: NDArray[np.int64]
@@ -79,6 +89,7 @@ class Crops:
     resized: NDArray[np.int64] | None = None
     window: NDArray[np.int64] | None = None
     resampling: Resampling = PLAIN
+    fill: Fill = 0
 
     def __len__(self) -> int:
         return len(self.top)
@@ -89,7 +100,8 @@ class Crops:
         window = repeat((0, 0)) if self.window is None else map(tuple, _listed(self.window))
         edges = map(_listed, (self.top, self.left, self.height, self.width))
         flip = np.asarray(self.flip, np.bool_).tolist()
-        return map(Crop, *edges, flip, resized, window, repeat(self.resampling))
+        alike = repeat(self.resampling), repeat(self.fill)
+        return map(Crop, *edges, flip, resized, window, *alike)
 
     def __getitem__(self, index: int) -> Crop:
         return Crop(
@@ -101,6 +113,7 @@ class Crops:
             None if self.resized is None else _two(self.resized[index]),
             (0, 0) if self.window is None else _two(self.window[index]),
             self.resampling,
+            self.fill,
         )
 
 
@@ -164,13 +177,13 @@ class RandomResizedCrop:
             raise UsageError(f"scale must be two numbers with 0 < min <= max <= 1, not {scale}")
         if not 0 < ratio[0] <= ratio[1] < math.inf:
             raise UsageError(f"ratio must be two numbers with 0 < min <= max, not {ratio}")
-        _assign(
+        assign(
             self,
-            size=_pair(size),
+            size=size_pair(size),
             scale=tuple(scale),
             ratio=tuple(ratio),
             flip=probability("flip", flip),
-            **_resampling(antialias=antialias, interpolation=interpolation),
+            **resampling_arguments(antialias=antialias, interpolation=interpolation),
         )
 
     @property
@@ -184,8 +197,8 @@ class RandomResizedCrop:
         flip = uniforms[0] < self.flip
         log_ratio = math.log(self.ratio[0]), math.log(self.ratio[1])
         for at in range(3, 3 + 2 * _TRIES, 2):
-            area = height * width * _between(*self.scale, uniforms[at])
-            ratio = math.exp(_between(*log_ratio, uniforms[at + 1]))
+            area = height * width * between(*self.scale, uniforms[at])
+            ratio = math.exp(between(*log_ratio, uniforms[at + 1]))
             crop_width = round(math.sqrt(area * ratio))
             crop_height = round(math.sqrt(area / ratio))
             if 0 < crop_width <= width and 0 < crop_height <= height:
@@ -204,8 +217,8 @@ class RandomResizedCrop:
     ) -> Crops:
         """Choose random crops of the images of a batch."""
         log_ratio = math.log(self.ratio[0]), math.log(self.ratio[1])
-        areas = heights * widths * _between(*self.scale, uniforms[:, 3])
-        logs = _between(*log_ratio, uniforms[:, 4])
+        areas = heights * widths * between(*self.scale, uniforms[:, 3])
+        logs = between(*log_ratio, uniforms[:, 4])
         ratios = np.array([math.exp(log) for log in logs.tolist()])  # numpy.exp rounds otherwise
         sides = np.rint(np.sqrt([areas / ratios, areas * ratios])).astype(np.int64)
         crop_heights, crop_widths = sides
@@ -234,7 +247,7 @@ class RandomResizedCrop:
         return height, width
 
 
-class _Place(NamedTuple, Generic[Whole]):
+class Place(NamedTuple, Generic[Whole]):
     """Rectangle of an image, or rectangles of several; see Crop."""
 
     top: Whole
@@ -245,36 +258,46 @@ class _Place(NamedTuple, Generic[Whole]):
     window: tuple[Whole, Whole] | None = None
 
 
-class _Placed(ABC):
-    """Transform whose rectangle depends on the size of an image alone."""
+class PlacedTransform(ABC):
+    """Transform whose rectangle depends on the size of an image, and on `moves` random numbers."""
 
     __slots__ = ()
 
+    moves: ClassVar[int] = 0
     flip: float
-    antialias: bool
-    interpolation: Interpolation
 
     @abstractmethod
-    def _place(self, height: Whole, width: Whole) -> _Place[Whole]:
-        """Return the rectangle of an image, or those of several."""
+    def _place(self, height: Whole, width: Whole, drawn: Sequence[Any]) -> Place[Whole]:
+        """Return the rectangle of an image, or those of several.
+
+        Args:
+            height: height of the image, or heights of several.
+            width: width of the image, or widths of several.
+            drawn: `moves` random numbers, each one number or float64 [B].
+        """
+
+    @abstractmethod
+    def _how(self) -> Resampling:
+        """Return the method of resizing."""
 
     @property
     def draws(self) -> int:
-        """Number of uniform random numbers: one if the flip is random."""
-        return int(self.flip > 0)
+        """Number of uniform random numbers: one if the flip is random, and those of the place."""
+        return int(self.flip > 0) + self.moves
 
     def crop(self, height: int, width: int, uniforms: Sequence[float] = ()) -> Crop:
         """Choose the rectangle of an image."""
-        place = self._place(height, width)
+        place = self._place(height, width, uniforms[self.draws - self.moves :])
         return Crop(
             place.top,
             place.left,
             place.height,
             place.width,
-            self.draws > 0 and uniforms[0] < self.flip,
+            self.flip > 0 and uniforms[0] < self.flip,
             place.resized,
             place.window or (0, 0),
-            Resampling(self.interpolation, self.antialias),
+            self._how(),
+            getattr(self, "fill", 0),
         )
 
     def crops(
@@ -284,21 +307,34 @@ class _Placed(ABC):
         uniforms: NDArray[np.float64],
     ) -> Crops:
         """Choose the rectangles of the images of a batch."""
-        place = self._place(heights, widths)
+        place = self._place(heights, widths, [*uniforms.T[self.draws - self.moves :]])
         return Crops(
             place.top,
             place.left,
             place.height,
             place.width,
-            uniforms[:, 0] < self.flip if self.draws else np.zeros(len(heights), np.bool_),
+            uniforms[:, 0] < self.flip if self.flip > 0 else np.zeros(len(heights), np.bool_),
             None if place.resized is None else np.stack(place.resized, axis=1),
             None if place.window is None else np.stack(place.window, axis=1),
-            Resampling(self.interpolation, self.antialias),
+            self._how(),
+            getattr(self, "fill", 0),
         )
 
 
+class ResizedTransform(PlacedTransform):
+    """Transform that resizes by a method that its arguments say."""
+
+    __slots__ = ()
+
+    antialias: bool
+    interpolation: Interpolation
+
+    def _how(self) -> Resampling:
+        return Resampling(self.interpolation, self.antialias)
+
+
 @dataclass(frozen=True, slots=True, init=False)
-class CenterCrop(_Placed):
+class CenterCrop(ResizedTransform):
     """Resize the shorter side of an image and crop the centre, as evaluation does.
 
         shardio.CenterCrop(224, resize=256)
@@ -333,7 +369,7 @@ class CenterCrop(_Placed):
         antialias: bool = True,
         interpolation: Interpolation = "bilinear",
     ) -> None:
-        pair = _pair(size)
+        pair = size_pair(size)
         if resize is None:
             shown = pair[0] if pair[0] == pair[1] else pair
             raise UsageError(
@@ -341,30 +377,31 @@ class CenterCrop(_Placed):
                 remedy=f"write CenterCrop({shown}, resize={round(max(pair) * 256 / 224)})",
             )
         resize = whole_number("resize", resize, least=max(pair))
-        _assign(
+        assign(
             self,
             size=pair,
             resize=resize,
             flip=probability("flip", flip),
-            **_resampling(antialias=antialias, interpolation=interpolation),
+            **resampling_arguments(antialias=antialias, interpolation=interpolation),
         )
 
-    def _place(self, height: Whole, width: Whole) -> _Place[Whole]:
-        shorter = _least(height, width)
+    def _place(self, height: Whole, width: Whole, drawn: Sequence[Any] = ()) -> Place[Whole]:
+        del drawn
+        shorter = least(height, width)
         rows, columns = self._resized(height, shorter), self._resized(width, shorter)
         window = _half(rows - self.size[0]), _half(columns - self.size[1])
         if self.antialias:
-            return _Place(0 * height, 0 * width, height, width, (rows, columns), window)
-        top, crop_height = _span(self.size[0], window[0], rows, height)
-        left, crop_width = _span(self.size[1], window[1], columns, width)
-        return _Place(top, left, crop_height, crop_width)
+            return Place(0 * height, 0 * width, height, width, (rows, columns), window)
+        top, crop_height = span(self.size[0], window[0], rows, height)
+        left, crop_width = span(self.size[1], window[1], columns, width)
+        return Place(top, left, crop_height, crop_width)
 
     def _resized(self, side: Whole, shorter: Whole) -> Whole:
         return self.resize * side // shorter
 
 
 @dataclass(frozen=True, slots=True, init=False)
-class Resize(_Placed):
+class Resize(ResizedTransform):
     """Resize the whole image to one size, without keeping its aspect ratio.
 
         shardio.Resize((224, 224))
@@ -400,30 +437,32 @@ class Resize(_Placed):
                 remedy=f"write Resize(({size}, {size})), which does not keep the aspect ratio, or "
                 f"CenterCrop({size}, resize={size}), which does",
             )
-        _assign(
+        assign(
             self,
-            size=_pair(size),
+            size=size_pair(size),
             flip=probability("flip", flip),
-            **_resampling(antialias=antialias, interpolation=interpolation),
+            **resampling_arguments(antialias=antialias, interpolation=interpolation),
         )
 
-    def _place(self, height: Whole, width: Whole) -> _Place[Whole]:
-        return _Place(0 * height, 0 * width, height, width)
+    def _place(self, height: Whole, width: Whole, drawn: Sequence[Any] = ()) -> Place[Whole]:
+        del drawn
+        return Place(0 * height, 0 * width, height, width)
 
 
 Uniform = TypeVar("Uniform", float, NDArray[np.float64])
 
 
-def _between(low: float, high: float, uniform: Uniform) -> Uniform:
+def between(low: float, high: float, uniform: Uniform) -> Uniform:
+    """Return the number between two that a random number chooses."""
     return low + (high - low) * uniform
 
 
-def _least(one: Whole, other: Whole) -> Whole:
+def least(one: Whole, other: Whole) -> Whole:
     """Return the smaller of two whole numbers, or of each two."""
     return one - (one > other) * (one - other)
 
 
-def _rounded(dividend: Whole, divisor: Whole) -> Whole:
+def rounded(dividend: Whole, divisor: Whole) -> Whole:
     """Return a quotient to the nearest whole number, halves to the even one, as Python rounds."""
     quotient, rest = dividend // divisor, 2 * (dividend % divisor)
     rounded: Whole = quotient + ((rest > divisor) | ((rest == divisor) & (quotient % 2 == 1)))
@@ -431,10 +470,10 @@ def _rounded(dividend: Whole, divisor: Whole) -> Whole:
 
 
 def _half(number: Whole) -> Whole:
-    return _rounded(number, number * 0 + 2)
+    return rounded(number, number * 0 + 2)
 
 
-def _span(kept: int, window: Whole, resized: Whole, side: Whole) -> tuple[Whole, Whole]:
+def span(kept: int | Whole, window: Whole, resized: Whole, side: Whole) -> tuple[Whole, Whole]:
     """Return the start and the length of a crop along one side of the source, in whole pixels.
 
     Args:
@@ -443,9 +482,9 @@ def _span(kept: int, window: Whole, resized: Whole, side: Whole) -> tuple[Whole,
         resized: number of pixels that the side is resized to.
         side: number of pixels of the source.
     """
-    length = _rounded(kept * side, resized)
+    length = rounded(kept * side, resized)
     length = length + (length == 0)
-    return _least(_rounded(window * side, resized), side - length), length
+    return least(rounded(window * side, resized), side - length), length
 
 
 def _listed(numbers: NDArray[np.int64]) -> list[Any]:
@@ -457,7 +496,7 @@ def _two(numbers: NDArray[np.int64]) -> tuple[int, int]:
     return int(numbers[0]), int(numbers[1])
 
 
-def _resampling(*, antialias: bool, interpolation: Interpolation) -> dict[str, object]:
+def resampling_arguments(*, antialias: bool, interpolation: Interpolation) -> dict[str, object]:
     """Check the arguments that say how pixels are resampled."""
     return {
         "antialias": flag("antialias", antialias),
@@ -465,7 +504,7 @@ def _resampling(*, antialias: bool, interpolation: Interpolation) -> dict[str, o
     }
 
 
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+def size_pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """Return height and width, given one number for both or a pair."""
     pair = size if isinstance(size, tuple | list) else (size, size)
     good = len(pair) == 2 and all(is_whole(side, least=1) for side in pair)
@@ -473,7 +512,7 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return int(pair[0]), int(pair[1])
 
 
-def _assign(transform: object, **values: object) -> None:
+def assign(transform: object, **values: object) -> None:
     """Set the fields of a frozen dataclass, as the generated __init__ would."""
     for name, value in values.items():
         object.__setattr__(transform, name, value)

@@ -38,6 +38,7 @@ LAYERS = {
     "ranks": {"errors", "checks"},
     "batchwise": {"errors", "checks", "planning", "ranks"},
     "transforms": {"errors", "checks", "fields"},
+    "padded": {"errors", "checks", "fields", "transforms"},
     "indexing": {"errors", "naming", "processes", "storage", "tar", "fields"},
     "planning": set(),
     "reading": {

@@ -124,6 +124,7 @@ class FieldType:
         image_file: whether the data are a JPEG, PNG, WebP or BMP file that decodes as an image.
         preview_bytes: number of bytes that `preview` needs; None if it needs all.
         mirrors: whether `follow` can mirror values.
+        fills: whether `follow` has a value for the margin that a transform leaves beside a picture.
         sized: whether indexes record what `probe` finds, so that crops are chosen before the data
             are read. It must follow from the data alone, so a subclass with a `probe` of its own
             is not sized unless it says so.
@@ -141,6 +142,7 @@ class FieldType:
     image_file: ClassVar[bool] = False
     preview_bytes: ClassVar[int | None] = None
     mirrors: ClassVar[bool] = True
+    fills: ClassVar[bool] = True
     sized: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -35,10 +35,11 @@ from shardio.errors import CodecError, UsageError
 from shardio.fields.boundary import decoder
 from shardio.fields.exif import UPRIGHT, apply_orientation, place_as_stored
 from shardio.fields.formats import FORMATS, probe_image
-from shardio.fields.geometry import PLAIN, axes
+from shardio.fields.geometry import PLAIN, axes, placed
 from shardio.fields.jpeg import LEAST_SHRUNK, decode_jpeg_top
 from shardio.fields.limits import MAX_PIXELS
 from shardio.fields.png import index_png
+from shardio.fields.probe import ImageInfo
 from shardio.fields.resample import write_antialiased, write_nearest
 from shardio.processes import is_forked, new_lock
 
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from shardio.fields.geometry import Crop
-    from shardio.fields.probe import Buffer, ImageInfo
+    from shardio.fields.probe import Buffer
 
 _NATIVE_RGB: int | None = getattr(cv2, "IMREAD_COLOR_RGB", None)  # OpenCV 4.11 and later
 _FLAGS = cv2.IMREAD_IGNORE_ORIENTATION | (_NATIVE_RGB or cv2.IMREAD_COLOR)
@@ -360,6 +361,10 @@ def write_part(part: DecodedPart, info: ImageInfo, crop: Crop, out: NDArray[np.u
         out: uint8 [h, w, 3], contiguous, where the result goes.
     """
     size = out.shape[0], out.shape[1]
+    if (found := placed(crop, size)) is not None:
+        write_part(part, info, found.crop, out[found.place])
+        found.fill_margin(np.moveaxis(out, -1, 0), _margin(crop))
+        return
     interpolation, antialias = crop.resampling
     if part.shrink == 1:
         top, left, bottom, right = _box_as_stored(info, crop, size)
@@ -386,8 +391,13 @@ def write_crop(pixels: NDArray[np.uint8], crop: Crop, out: NDArray[np.uint8]) ->
         crop: a rectangle inside the picture.
         out: uint8 [h, w, 3], contiguous, where the result goes.
     """
-    bottom, right = crop.top + crop.height, crop.left + crop.width
-    _fill(pixels[crop.top : bottom, crop.left : right], crop, out)
+    info = ImageInfo(format="", height=pixels.shape[0], width=pixels.shape[1])
+    write_part(DecodedPart(pixels, 1), info, crop, out)
+
+
+def _margin(crop: Crop) -> NDArray[np.uint8]:
+    """Return the value of a margin as uint8 [C, H, W] takes it."""
+    return np.array(0 if crop.fill == "reflect" else crop.fill, np.uint8).reshape(-1, 1, 1)
 
 
 def _fill(

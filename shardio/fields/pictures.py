@@ -149,6 +149,7 @@ class _Values(FieldType):
     batching = "stack"
     geometry: ClassVar[Geometry | None] = "follows"
     sized = True
+    margin: ClassVar[int | None] = 0
 
     def limited(self, max_pixels: int) -> _Values:
         """Return the type with a limit on the number of pixels."""
@@ -186,7 +187,7 @@ class _Values(FieldType):
 
     def follow(self, value: NDArray[Any], view: View | None) -> NDArray[Any]:
         """Take the values under the centres of the slot's pixels."""
-        return value if view is None else view.nearest(value)
+        return value if view is None else view.nearest(value, self.margin)
 
     def resized(self, data: Buffer, view: View) -> bytes | None:
         """Take the values under the centres of the picture's pixels, at the same bit depth."""
@@ -252,9 +253,12 @@ class Mask(_Values):
     Attributes:
         max_pixels: greatest number of pixels of a mask, see shardio.fields.limits.
         dtype: dtype of the batch, "uint8" or "int32".
+        fill: class number of the margin that a transform leaves beside a picture, such as the 255
+            that a loss ignores. None, the default, refuses a transform that leaves one.
     """
 
     dtype: Literal["uint8", "int32"] = "uint8"
+    fill: int | None = None
 
     names = frozenset(f"{mask}.{last}" for mask in MASK_NAMES for last in IMAGE_FIELDS)
     holds = "class numbers"
@@ -262,6 +266,23 @@ class Mask(_Values):
     def __post_init__(self) -> None:
         if self.dtype not in ("uint8", "int32"):
             raise UsageError(f"Mask: dtype={quoted(self.dtype)}: it must be 'uint8' or 'int32'")
+        limits = np.iinfo(self.dtype)
+        whole = isinstance(self.fill, int | np.integer) and not isinstance(self.fill, bool)
+        if self.fill is not None and not (whole and limits.min <= self.fill <= limits.max):
+            raise UsageError(
+                f"Mask: fill={quoted(str(self.fill))}: it must be a class number that {self.dtype} "
+                f"holds, {limits.min} to {limits.max}"
+            )
+
+    @property
+    def margin(self) -> int | None:  # type: ignore[override]  # it depends on the value
+        """Class number of the margin."""
+        return self.fill
+
+    @property
+    def fills(self) -> bool:  # type: ignore[override]  # it depends on the value
+        """Whether there is a class number for the margin."""
+        return self.fill is not None
 
     def decode(self, data: Buffer) -> NDArray[np.generic]:
         """Decode to the values as stored, uint8 or int32 [H, W]."""
@@ -326,6 +347,8 @@ def _colours() -> NDArray[np.uint8]:
 @dataclass(frozen=True)
 class Depth(_Values):
     """Depth or disparity, float32 [1, H, W]: PNG of gray, 8 or 16 bits, or an array [H, W].
+
+    Where a transform leaves a margin beside a picture, depth is 0.
 
     Attributes:
         max_pixels: greatest number of pixels of a file, see shardio.fields.limits.
@@ -458,6 +481,7 @@ class PixelMask(FieldType):
     batching = "stack"
     geometry: ClassVar[Geometry | None] = "follows"
     sized = True
+    fills = False
 
     def decode(self, data: Buffer) -> NDArray[np.uint8]:
         """Decode to uint8 [3, H, W]."""

@@ -100,6 +100,14 @@ class SampleGeometry:
                     f"{name!r} out of fields="
                 ),
             )
+        if getattr(transform, "fill", "reflect") != "reflect":
+            for name, first in zip(types, firsts, strict=True):
+                if not first.fills:
+                    raise UsageError(
+                        f"the transform may leave a margin beside a picture, and {name!r} does not "
+                        "say which class it is",
+                        remedy=f"give its {type(first).__name__} fill=, such as fill=255",
+                    )
         if getattr(transform, "flip", 0):
             for name, first in zip(types, firsts, strict=True):
                 if not first.mirrors:
@@ -232,8 +240,9 @@ def describe_crops(views: Sequence[Views]) -> dict[str, torch.Tensor]:
 
     Returns:
         "box", float32 [B, 4]: left, top, right and bottom of what is shown, in pixels of the
-        sample's picture; "flip", bool [B]: whether it is mirrored; "size", int64 [B, 2]: height
-        and width of the picture. A sample without a picture has zeros.
+        sample's picture, outside of it where the slot has a margin; "flip", bool [B]: whether it
+        is mirrored; "size", int64 [B, 2]: height and width of the picture. A sample
+        without a picture has zeros.
     """
     boxes, flips = torch.zeros(len(views), 4), torch.zeros(len(views), dtype=torch.bool)
     sizes = torch.zeros(len(views), 2, dtype=torch.int64)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from shardio.errors import CodecError
@@ -111,16 +111,23 @@ def pictures_and_crops(draw: st.DrawFn) -> tuple[bytes, Crop]:
 @given(
     pictures_and_crops(),
     st.tuples(st.integers(1, 40), st.integers(1, 40)),
-    st.none() | st.tuples(*[st.integers(0, 30)] * 4),
+    st.none() | st.tuples(*[st.integers(-20, 30)] * 4),
+    st.sampled_from([7, (1, 2, 3), "reflect"]),
 )
 def test_without_reduced_decoding_a_crop_is_that_of_the_whole_picture_to_the_bit(
-    case: tuple[bytes, Crop], size: tuple[int, int], around: tuple[int, int, int, int] | None
+    case: tuple[bytes, Crop],
+    size: tuple[int, int],
+    around: tuple[int, int, int, int] | None,
+    outside: Any,
 ) -> None:
     data, crop = case
     if around is not None:
         above, before, below, behind = around
         resized = size[0] + above + below, size[1] + before + behind
-        crop = crop._replace(resized=resized, window=(above, before))
+        assume(min(resized) > 0)
+        assume(min(size[0] + below, size[0] + above, size[1] + behind, size[1] + before) > 0)
+        assume(outside != "reflect" or min(around) >= 0 or max(around) <= 0)
+        crop = crop._replace(resized=resized, window=(above, before), fill=outside)
     np.testing.assert_array_equal(
         fill(data, crop, size, reduced=False)[0], from_whole(data, crop, size)
     )
