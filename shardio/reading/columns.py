@@ -139,7 +139,7 @@ class RowColumn(Column, Protocol):
 
 
 class SizedImages:
-    """Pictures of one size, uint8 [B, 3, h, w] in channels-last memory.
+    """Pictures of one size, uint8 [B, channels, h, w] in channels-last memory.
 
     Args:
         slots: number of slots.
@@ -164,7 +164,8 @@ class SizedImages:
         self._size = size
         self._scratch = scratch
         self._reduced = reduced
-        self._batch = allocate((slots, *size, 3), torch.uint8)
+        self._channels = next(iter(types.values())).channels
+        self._batch = allocate((slots, *size, self._channels), torch.uint8)
         self._slots: NDArray[np.uint8] = self._batch.numpy()
 
     def decode(self, slot: int, stored: FieldBytes, view: View | None, watch: Stopwatch) -> None:
@@ -184,6 +185,7 @@ class SizedImages:
                 scratch=self._scratch,
                 reduced=self._reduced,
                 verified=stored.verified,
+                channels=self._channels,
             )
         else:
             pixels = _decode_picture(type_, stored)
@@ -287,7 +289,7 @@ class Transformed(Stack):
     Args:
         slots: number of slots.
         types: see column_maker.
-        transform: function from uint8 [3, H, W] to a tensor.
+        transform: function from uint8 [channels, H, W] to a tensor.
         allocate: makes the tensor.
     """
 
@@ -332,7 +334,7 @@ class Transformed(Stack):
 
 
 class Arrays(Stack):
-    """NumPy arrays of one kind, a tensor [B, …]; images are [B, 3, H, W].
+    """NumPy arrays of one kind, a tensor [B, …]; images are [B, channels, H, W].
 
     Args:
         slots: number of slots.
@@ -623,15 +625,16 @@ def _decode_rows(types: Types, rows: Rows) -> NDArray[np.generic] | None:
 
 
 def _decode_picture(type_: FieldType, stored: FieldBytes) -> Any:
-    """Decode a picture whole, uint8 [H, W, 3].
+    """Decode a picture whole, uint8 [H, W, channels].
 
     Raises:
         CodecError: the bytes do not decode, or to something else.
     """
     pixels = (type_.decode_verified if stored.verified else type_.decode)(stored.data)
-    if not (isinstance(pixels, np.ndarray) and is_picture(pixels.dtype, pixels.shape)):
+    channels = type_.channels
+    if not (isinstance(pixels, np.ndarray) and is_picture(pixels.dtype, pixels.shape, channels)):
         raise CodecError(
-            f"the field type {type_.name} decodes to no uint8 [H, W, 3], as crops need"
+            f"the field type {type_.name} decodes to no uint8 [H, W, {channels}], as crops need"
         )
     return pixels
 
