@@ -7,9 +7,11 @@ Mixing is that of two papers: mixup (Zhang and others, "mixup: Beyond Empirical 
 2018) and CutMix (Yun and others, "CutMix: Regularization Strategy to Train Strong Classifiers with
 Localizable Features", 2019). One share is drawn for a batch, as in torchvision and timm. Every
 sample is mixed with the one that stands a random number of places behind it, among those that are
-valid. Its random numbers follow from seed, epoch, step and rank, so that a run that was interrupted
-mixes as one that was not. They are drawn on the CPU as plain numbers, and where the valid samples
-are is computed on the device, so that the device never waits.
+valid. The random numbers of a batch follow from the seed, its epoch and step, and the keys of its
+samples. So a run that was interrupted mixes as one that was not, ranks with other samples mix
+otherwise, and those with the same samples, as of a tensor-parallel group, mix alike. The numbers
+are drawn on the CPU, and where the valid samples are is computed on the device, so that the device
+never waits.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -27,7 +30,6 @@ import torch
 from shardio.checks import positive, probability, require, seed_of_order, whole_number
 from shardio.errors import UsageError, counted, quoted
 from shardio.planning.order import derive_key
-from shardio.ranks import find_ranks
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -144,7 +146,6 @@ class _Mixing(ABC):
     p: float = 1.0
     label_smoothing: float = 0.0
     seed: int = 0
-    rank: int | None = None
     image: str = "image"
     label: str = "label"
 
@@ -154,8 +155,6 @@ class _Mixing(ABC):
         probability("p", self.p)
         probability("label_smoothing", self.label_smoothing)
         seed_of_order(self.seed)
-        if self.rank is not None:
-            whole_number("rank", self.rank, least=0)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Mix the samples of a batch.
@@ -233,7 +232,6 @@ class MixUp(_Mixing):
         p: probability that a batch is mixed. Labels become distributions in any case.
         label_smoothing: share of each label that is spread over all classes, from 0 to 1.
         seed: seed of the random numbers.
-        rank: number that ranks with other samples differ in, by default the rank of this process.
         image: name of the entry of images.
         label: name of the entry of labels.
 
@@ -261,7 +259,6 @@ class CutMix(_Mixing):
         p: probability that a batch is mixed. Labels become distributions in any case.
         label_smoothing: share of each label that is spread over all classes, from 0 to 1.
         seed: seed of the random numbers.
-        rank: number that ranks with other samples differ in, by default the rank of this process.
         image: name of the entry of images.
         label: name of the entry of labels.
 
@@ -286,7 +283,7 @@ class RandomChoice:
         mix = shardio.RandomChoice([shardio.MixUp(1000, 0.8), shardio.CutMix(1000)])
 
     Args:
-        operations: MixUp and CutMix operations. Seed and rank are those of the first one.
+        operations: MixUp and CutMix operations; the seed is that of the first one.
         p: weights of the operations; None for equal ones.
 
     Raises:
@@ -326,13 +323,14 @@ def _generator(
     """
     try:
         place = int(batch["__epoch__"]), int(batch["__step__"])
+        samples = crc32("\n".join(batch["__key__"]).encode("utf-8", "surrogateescape"))
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(
-            "the batch has no '__epoch__' and '__step__', from which its random numbers follow",
+            "the batch has no '__epoch__', '__step__' and '__key__', from which its random numbers "
+            "follow",
             remedy="pass a batch as a dataset with batch_size yields it",
         ) from error
-    rank = find_ranks(None, None)[0] if mixing.rank is None else mixing.rank
-    key = derive_key(mixing.seed, *place, rank, purpose)
+    key = derive_key(mixing.seed, *place, samples, purpose)
     return np.random.RandomState([key & 0xFFFFFFFF, key >> 32])
 
 

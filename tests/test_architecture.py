@@ -35,15 +35,14 @@ LAYERS = {
     "storage": {"errors", "checks", "processes"},
     "tar": {"errors"},
     "fields": {"errors", "processes"},
-    "ranks": {"errors", "checks"},
-    "batchwise": {"errors", "checks", "planning", "ranks"},
+    "batchwise": {"errors", "checks", "planning"},
     "transforms": {"errors", "checks", "fields"},
     "padded": {"errors", "checks", "fields", "transforms"},
     "indexing": {"errors", "naming", "processes", "storage", "tar", "fields"},
     "planning": set(),
     "reading": {
         *{"errors", "checks", "processes", "indexing"},
-        *{"storage", "planning", "fields", "transforms", "ranks"},
+        *{"storage", "planning", "fields", "transforms"},
     },
     "packing": {
         *{"errors", "checks", "naming", "options", "processes", "indexing"},
@@ -69,7 +68,7 @@ LAYERS = {
 }
 # Packages that only some parts may import.
 OUTSIDE = {
-    "torch": {"reading", "batchwise", "ranks", "ops", "profiling"},
+    "torch": {"reading", "batchwise", "ops", "profiling"},
     "cv2": {"fields", "packing", "inspection", "testing"},
     "simplejpeg": {"fields"},
     "crc32c": {"packing"},

@@ -133,14 +133,13 @@ def test_the_batch_that_is_given_stays_as_it_is(kind: Callable[..., Any]) -> Non
 
 
 @BOTH
-def test_random_numbers_follow_from_seed_epoch_step_and_rank(kind: Callable[..., Any]) -> None:
+def test_random_numbers_follow_from_seed_epoch_step_and_samples(kind: Callable[..., Any]) -> None:
     def digest(mix: Any = None, **changes: Any) -> bytes:
         torch.rand(1)  # which are not torch's
         return bytes((mix or kind(CLASSES))({**batch_of(), **changes})["image"].numpy().tobytes())
 
     assert digest() == digest() == digest(pickle.loads(pickle.dumps(kind(CLASSES))))  # noqa: S301
-    assert digest(kind(CLASSES, rank=0)) == digest()
-    others = [digest(kind(CLASSES, seed=1)), digest(kind(CLASSES, rank=1))]
+    others = [digest(kind(CLASSES, seed=1)), digest(__key__=[*"gfedcba"])]
     others += [digest(__epoch__=4), digest(__step__=1), digest()]
     assert len({*others}) == 5
 
@@ -240,7 +239,8 @@ def test_a_run_that_is_resumed_mixes_as_the_one_that_was_not(packed: Path) -> No
         ({"label": torch.zeros(6, dtype=torch.int64)}, r"whole numbers \[7\] or distributions"),
         ({"label": torch.full((7,), 12)}, "class numbers from 12 to 12, and num_classes=12"),
         ({"label": torch.full((7,), -1)}, "class numbers from -1 to -1"),
-        ({"__step__": None}, "no '__epoch__' and '__step__'"),
+        ({"__step__": None}, "no '__epoch__', '__step__' and '__key__'"),
+        ({"__key__": None}, "no '__epoch__', '__step__' and '__key__'"),
     ],
 )
 def test_batches_that_cannot_be_mixed_are_refused(batch: dict[str, Any], message: str) -> None:

@@ -390,7 +390,7 @@ def test_what_cannot_follow_is_refused_before_reading(shard: Path) -> None:
     assert batches(shard, fields=mask, transform=shardio.RandomCrop(70, fill="reflect"))
     with pytest.raises(shardio.TransformError, match=r"boxes and points cannot follow; .*fill=0"):
         batches(shard, transform=shardio.RandomCrop(70, fill="reflect"))
-    with pytest.raises(shardio.UsageError, match="a function sees the picture alone, so 'mask'"):
+    with pytest.raises(shardio.UsageError, match="a function sees one picture alone, so 'right'"):
         batches(shard, transform=lambda image: image)
     with pytest.raises(shardio.UsageError, match="'has_depth' is taken by depth"):
         batches(shard, fields={**FIELDS, "has_depth": "json"})
