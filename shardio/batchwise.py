@@ -167,7 +167,7 @@ class _Mixing(ABC):
         Returns:
             The batch with mixed images, of the same dtype, device and memory format, and with
             labels float32 [B, num_classes]. Mixed uint8 is rounded to the nearest. Samples that
-            are not valid stay as they are, and are nobody's partner.
+            are not valid, or lack the image or label, stay as they are, and are nobody's partner.
 
         Raises:
             UsageError: the batch lacks an entry, or one is not as described.
@@ -181,7 +181,7 @@ class _Mixing(ABC):
             )
         rng = _generator(self, batch)
         if rng.random_sample() < self.p:
-            partners = _partners(batch.get("valid"), images, int(rng.random_sample() * (1 << 31)))
+            partners = _partners(self._sound(batch), images, int(rng.random_sample() * (1 << 31)))
             images, kept = self._mix(images, partners, float(rng.beta(self.alpha, self.alpha)), rng)
             labels = _blend(labels, labels[partners], kept)
         return {**batch, self.image: images, self.label: labels}
@@ -191,6 +191,11 @@ class _Mixing(ABC):
         self, images: torch.Tensor, partners: torch.Tensor, kept: float, rng: np.random.RandomState
     ) -> tuple[torch.Tensor, float]:
         """Mix images with those of their partners; return them and the share that they keep."""
+
+    def _sound(self, batch: Mapping[str, Any]) -> list[torch.Tensor]:
+        """Return flags of the samples, bool [B] each: whether they are valid and lack no field."""
+        names = "valid", f"has_{self.image}", f"has_{self.label}"
+        return [batch[name] for name in names if name in batch]
 
     def _distributions(self, labels: torch.Tensor, count: int) -> torch.Tensor:
         """Return labels as distributions, float32 [B, num_classes], smoothed."""
@@ -351,18 +356,18 @@ def _cut(side: int, kept: float, rng: np.random.RandomState) -> tuple[int, int]:
     return max(centre - half, 0), min(centre + half, side)
 
 
-def _partners(valid: torch.Tensor | None, images: torch.Tensor, turn: int) -> torch.Tensor:
+def _partners(flags: Sequence[torch.Tensor], images: torch.Tensor, turn: int) -> torch.Tensor:
     """Return each sample's partner, int64 [B]: itself for one that is not valid, or the only one.
 
     Args:
-        valid: bool [B]; None if all samples are valid.
+        flags: bool [B] each, of which a sample needs all to be valid.
         images: images of the batch, which tell number and device.
         turn: random number, of which the distance of partners follows.
     """
     places = torch.arange(len(images), device=images.device)
-    if valid is None:
-        valid = torch.ones_like(places, dtype=torch.bool)
-    valid = valid.to(images.device, non_blocking=True)
+    valid = torch.ones_like(places, dtype=torch.bool)
+    for flag in flags:
+        valid &= flag.to(images.device, non_blocking=True)
     order = (~valid).to(torch.uint8).argsort(stable=True)  # those that are valid come first
     count = valid.sum()
     distance = 1 + turn % (count - 1).clamp(min=1)

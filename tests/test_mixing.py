@@ -91,15 +91,16 @@ def test_cutmix_pastes_a_box_of_exactly_the_area_that_its_labels_say(dtype: torc
 
 @BOTH
 @pytest.mark.parametrize("valid", ["1010110", "0000001", "0000000", "1111110"])
+@pytest.mark.parametrize("name", ["valid", "has_label"])
 def test_samples_that_are_not_valid_stay_as_they_are_and_are_nobodys_partner(
-    kind: Callable[..., Any], valid: str
+    kind: Callable[..., Any], name: str, valid: str
 ) -> None:
     flags = torch.tensor([flag == "1" for flag in valid])
     alone = int(flags.sum()) == 1
     for step in range(10):
-        batch = {**batch_of(7, step), "valid": flags}
+        batch = {**batch_of(7, step), name: flags}
         mixed = kind(CLASSES)(batch)
-        assert torch.equal(mixed["valid"], flags)
+        assert torch.equal(mixed[name], flags)
         for own in range(7):
             partner, _ = partner_and_share(mixed["label"][own], own)
             if flags[own] and not alone:
