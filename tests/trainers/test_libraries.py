@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import shardio
-from shardio.testing import make_shard
+from shardio.testing import check_map, make_shard
 
 pytest.importorskip("torchvision", reason="torchvision is in the trainers' environment alone")
 pytest.importorskip("albumentations", reason="albumentations is in the trainers' environment alone")
@@ -105,6 +105,7 @@ def test_batches_are_the_same_in_turn_by_workers_and_after_resuming(
     drawn: Path, transform: Any
 ) -> None:
     make = partial(opened, drawn, map=transform)
+    check_map(make())
     wanted = [values(batch) for batch in make()]
     assert wanted == [values(b) for b in DataLoader(make(), batch_size=None, num_workers=2)]
     assert wanted != [values(batch) for batch in make(seed=1)]
