@@ -16,6 +16,7 @@ from shardio.errors import CodecError
 from shardio.fields.formats import probe_image
 from shardio.fields.geometry import Crop, Resampling
 from shardio.fields.image import Scratch, decode_image, decode_part, write_crop, write_part
+from shardio.padded import Letterbox
 from shardio.transforms import CenterCrop, RandomResizedCrop
 
 if TYPE_CHECKING:
@@ -267,6 +268,30 @@ def test_reduced_decoding_is_nearer_to_an_antialiased_resize_than_linear(
             antialiased = antialiased[:, ::-1]
         assert psnr(found, antialiased) > psnr(from_whole(data, crop, size), antialiased)
         assert psnr(found, antialiased) > 29
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("flip", [False, True])
+def test_reduced_decoding_fills_the_part_of_a_slot_beside_a_margin(
+    orientation: int, flip: bool
+) -> None:
+    data = turned(encode(picture(643, 811)), orientation)
+    info = probe_image(data)
+    crop = Letterbox((100, 100), antialias=False, fill=7).crop(info.height, info.width)
+    crop = crop._replace(flip=flip)
+    assert crop.resized is not None
+    rows, columns = (
+        slice(-first, one - first) for first, one in zip(crop.window, crop.resized, strict=True)
+    )
+    if flip:  # the margin too
+        columns = slice(100 - columns.stop, 100 - columns.start)
+    found, shrink = fill(data, crop, (100, 100), reduced=True)
+    inner = crop._replace(resized=None, window=(0, 0))
+    expected, _ = fill(data, inner, crop.resized, reduced=True)
+    assert shrink == 8
+    np.testing.assert_array_equal(found[rows, columns], expected)
+    found[rows, columns] = 7
+    assert (found == 7).all()
 
 
 def test_reduced_decoding_of_real_photos_is_at_least_as_good_as_linear(shared_data: Path) -> None:
