@@ -35,7 +35,9 @@ LAYERS = {
     "storage": {"errors", "checks", "processes"},
     "tar": {"errors"},
     "fields": {"errors", "processes"},
+    "batchwise": {"errors", "checks", "planning"},
     "transforms": {"errors", "checks", "fields"},
+    "padded": {"errors", "checks", "fields", "transforms"},
     "indexing": {"errors", "naming", "processes", "storage", "tar", "fields"},
     "planning": set(),
     "reading": {
@@ -66,7 +68,7 @@ LAYERS = {
 }
 # Packages that only some parts may import.
 OUTSIDE = {
-    "torch": {"reading", "transforms", "ops", "profiling", "testing"},
+    "torch": {"reading", "batchwise", "ops", "profiling", "testing"},
     "cv2": {"fields", "packing", "inspection", "testing"},
     "simplejpeg": {"fields"},
     "crc32c": {"packing"},

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -53,14 +53,19 @@ from shardio.reading.mapping import Collate, Functions, MapFunctions, SampleMap
 from shardio.reading.picture_columns import Transform
 from shardio.reading.readahead import ReadAhead
 from shardio.reading.selection import Choice, choose, find_key, split
-from shardio.reading.settings import check_plan, make_shuffle
+from shardio.reading.settings import check_plan, make_shuffle, ranks_of
 from shardio.reading.shards import ShardPool
 from shardio.reading.times import StageTimes, Stopwatch
 from shardio.storage.base import Storage
 from shardio.storage.location import Location, Options
 from shardio.transforms import SizedTransform
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
 OnBadSample = Literal["raise", "skip"]
+_NO_ARGUMENTS = frozenset({"self", "source", "__class__"})
 _TRANSFORMS = 3
 _SAMPLES_PLANNED_AT_ONCE = 64
 _SAMPLES_LOOKED_AT = 1000
@@ -120,6 +125,9 @@ class ShardDataset(ResumableDataset):
             "drop" leaves that step out; "short" makes it smaller, for one rank alone.
         rank: rank of this process, by default from torch.distributed or torchrun.
         world_size: number of ranks, like rank.
+        group: data-parallel group in place of rank and world_size: a process group, or a device
+            mesh of one dimension, as mesh["dp"]. Ranks that are equal in it, as those of a tensor-
+            or pipeline-parallel group, get the same samples.
         on_bad_sample: "raise", or "skip" to put another sample with valid=False in its place.
         reduced_decoding: decode a JPEG whose crop is at least 3.75, 4.5 or 8 times as large as
             what it becomes at 1/2, 1/4 or 1/8 of its size: faster, and nearer to an antialiased
@@ -180,6 +188,7 @@ class ShardDataset(ResumableDataset):
         tail: Tail = "pad",
         rank: int | None = None,
         world_size: int | None = None,
+        group: ProcessGroup | DeviceMesh | None = None,
         on_bad_sample: OnBadSample = "raise",
         reduced_decoding: bool = True,
         allow_empty: bool = False,
@@ -194,15 +203,13 @@ class ShardDataset(ResumableDataset):
         download_retry: int = 6,
         download_timeout: float = 30.0,
     ) -> None:
-        given = {
-            name: value
-            for name, value in locals().items()
-            if name not in ("self", "source", "__class__")
-        }
+        given = {name: value for name, value in locals().items() if name not in _NO_ARGUMENTS}
         given = _check_arguments(**given)
         options = _store_options(given)
         sizes = given["batch_size"], given["global_batch_size"]
-        super().__init__(batch_sizes=sizes, ranks=(rank, world_size), as_tuple=as_tuple)
+        super().__init__(
+            batch_sizes=sizes, ranks=(given["rank"], given["world_size"]), as_tuple=as_tuple
+        )
         self.catalog: Catalog = open_catalog(
             source, storage=storage, options=options, allow_empty=allow_empty
         )
@@ -313,6 +320,8 @@ class ShardDataset(ResumableDataset):
         unknown = changes.keys() - self._arguments.keys()
         if unknown:
             raise UsageError(f"replace: ShardDataset has no argument {', '.join(sorted(unknown))}")
+        if changes.get("group") is not None:
+            changes = {"rank": None, "world_size": None, **changes}
         other = ShardDataset(self._parts, **{**self._arguments, **changes})
         if other._digest != self._digest:
             raise UsageError(
@@ -590,6 +599,9 @@ def _check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[s
     Raises:
         UsageError: an argument is refused.
     """
+    if given["group"] is not None:
+        ranks = ranks_of(given["group"], given["rank"], given["world_size"])
+        given |= {"rank": ranks[0], "world_size": ranks[1], "group": None}  # numbers pickle
     for name in ("batch_size", "global_batch_size"):
         if given[name] is not None:
             given[name] = whole_number(name, given[name], least=1)

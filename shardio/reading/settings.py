@@ -5,7 +5,7 @@ Nothing here needs torch, so that the command line plans what a training loop wo
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from shardio.errors import SituationError, UsageError, counted
 from shardio.planning.epoch import Shuffle, Tail, count_steps
@@ -22,6 +22,34 @@ def make_shuffle(
         window=None if shuffle == "full" else window,
         streams=streams,
     )
+
+
+def ranks_of(group: Any, rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Return rank and world size of this process in a group.
+
+    Args:
+        group: process group, or device mesh of one dimension, of torch.distributed.
+        rank: rank given beside it, which must be None.
+        world_size: world size given beside it, which must be None.
+
+    Raises:
+        UsageError: the group is none of these, or this process is not in it.
+    """
+    if rank is not None or world_size is not None:
+        raise UsageError("group says rank and world_size, which exclude it", remedy="give one")
+    if (dimensions := getattr(group, "ndim", 1)) != 1:
+        raise UsageError(
+            f"group={group}: the device mesh has {dimensions} dimensions",
+            remedy='give that of the ranks with different samples, as mesh["dp"]; several become '
+            'one by mesh["dp_replicate", "dp_shard"]._flatten("dp")',
+        )
+    rank_in = getattr(group, "get_local_rank", getattr(group, "rank", None))  # mesh or group
+    if not (callable(rank_in) and callable(getattr(group, "size", None))):
+        raise UsageError(
+            f"group={group!r}: it must be a process group or a device mesh of torch.distributed "
+            "that this process is in"
+        )
+    return int(rank_in()), int(group.size())
 
 
 def divide_batch(global_batch_size: int, world_size: int) -> int:
