@@ -63,7 +63,7 @@ LAYERS = {
         *{"inspection", "conversion", "profiling"},
     },
     "ops": set(),
-    "testing": {"errors", "fields", "packing", "reading", "storage"},
+    "testing": {"checks", "errors", "fields", "packing", "reading", "storage"},
     "__main__": {"cli"},
 }
 # Packages that only some parts may import.

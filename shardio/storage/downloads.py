@@ -51,8 +51,7 @@ _STILL = 2.0  # seconds without growth, after which another process may have end
 _LONGEST_RANGES = 5.0  # seconds that shards wait for ranges
 _NOW = -1.0  # next use of a shard, sooner than that of any other
 _LONGEST_END = 1.0  # seconds in which threads may end by themselves
-CONNECTIONS = 16
-"""Number of shards that a process fetches at once."""
+CONNECTIONS = 16  # shards that a process fetches at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
