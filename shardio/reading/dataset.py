@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from shardio.checks import flag, is_whole, one_of, positive, require, seed_of_order, whole_number
@@ -48,6 +50,7 @@ from shardio.reading.loop import (
     UnfinishedBatches,
     find_worker,
     finish_in_turn,
+    refuse_subset,
     to_sample,
 )
 from shardio.reading.readahead import ReadAhead
@@ -166,6 +169,11 @@ def _keys(catalog: Catalog, samples: Samples) -> Iterator[tuple[int, str]]:
                 yield number, index.key(sample)
 
 
+_OF_THE_SHARDS = frozenset(
+    {"allow_empty", "storage", "storage_options", "cache_dir", "cache_limit", "download_retry"}
+    | {"download_timeout", "predownload"}
+)
+"""Arguments of ShardDataset that say how its shards are found and read."""
 _TRANSFORMS = 3
 _SAMPLES_PLANNED_AT_ONCE = 64
 _SAMPLES_LOOKED_AT = 1000
@@ -209,7 +217,8 @@ class ShardDataset(ResumableDataset):
             cache them; world_size must divide streams, and streams the global batch size.
         tail: "pad" repeats samples, marked in "valid", to fill the last step of every rank;
             "drop" leaves that step out; "short" makes it smaller, for one rank alone.
-        rank: rank of this process, by default from torch.distributed or torchrun.
+        rank: rank of this process, by default from torch.distributed or torchrun when a loop
+            begins.
         world_size: number of ranks, like rank.
         on_bad_sample: "raise", or "skip" to put another sample with valid=False in its place.
         reduced_decoding: decode a JPEG whose crop is at least 3.75, 4.5 or 8 times as large as
@@ -302,13 +311,74 @@ class ShardDataset(ResumableDataset):
         self._digest = self.catalog.digest()
         self._singles: tuple[EpochPlan, ShardPool] | None = None  # for ds[i]
         self._replacements = Replacements()
-        if len(self.samples):
+        if len(self.samples) and rank is not None:
             self.num_steps()
+        elif len(self.samples) and streams == 1:  # else only some numbers of ranks fit
+            self._count_steps(self._share_of(0, 1))
+        self._targets: list[int] | None = None
+        self._seal(*given)
+
+    @property
+    def transform(self) -> Transform | None:
+        """Transform of images; one that is set takes effect in the next loop."""
+        transform: Transform | None = self._arguments["transform"]
+        return transform
+
+    @transform.setter
+    def transform(self, transform: Transform | None) -> None:
+        self._arguments = _check_arguments(**{**self._arguments, "transform": transform})
+        self._geometry = SampleGeometry(self._types, transform)
 
     @property
     def classes(self) -> tuple[str, ...] | None:
         """Class names by label; None where they are not known."""
         return self.catalog.classes
+
+    @property
+    def class_to_idx(self) -> dict[str, int] | None:
+        """Label of each class, by name; None where the names are not known."""
+        return None if self.classes is None else {name: i for i, name in enumerate(self.classes)}
+
+    @property
+    def targets(self) -> list[int]:
+        """Labels of the samples in packed order; read when first asked for.
+
+        Raises:
+            UsageError: there is no entry "label", it is not a number, or a sample lacks it.
+            SampleError: a label cannot be read.
+        """
+        if self._targets is None:
+            self._targets = self._read_targets()
+        return self._targets
+
+    def _read_targets(self) -> list[int]:
+        if "label" not in self.fields:
+            raise UsageError(
+                "targets are the entry 'label', which the dataset does not have",
+                where=self,
+                remedy="name its field, as fields={'image': 'jpg', 'label': 'cls'}",
+            )
+        given = self._arguments["fields"] or {"label": ";".join(self.fields["label"])}
+        default = {
+            name: parameter.default
+            for name, parameter in signature(ShardDataset).parameters.items()
+            if name in self._arguments and name not in _OF_THE_SHARDS
+        }
+        changes = {"fields": {"label": given["label"]}, "batch_size": 1 << 16, "tail": "short"}
+        alone = {"rank": 0, "world_size": 1}
+        dataset = self.replace(**{**default, **changes, **alone})
+        found: list[int] = []
+        for step in range(dataset.num_steps() if len(self.samples) else 0):
+            batch = dataset.read_batch(epoch=0, step=step)
+            labels, present = batch["label"], batch.get("has_label", batch["valid"])
+            numbers = isinstance(labels, torch.Tensor) and not labels.is_floating_point()
+            if not numbers or labels.ndim != 1 or not present.all():
+                raise UsageError(
+                    "targets are whole numbers, one for each sample, and the entry 'label' is not",
+                    where=self,
+                )
+            found += labels.tolist()
+        return found
 
     def __repr__(self) -> str:
         is_local = all(part.is_local for part in self._parts)  # a URL may have secrets
@@ -332,6 +402,7 @@ class ShardDataset(ResumableDataset):
                 remedy="ds.subset(range(…)) takes several, ds.by_key(key) a key",
             )
         total, number = len(self.samples), int(index)
+        refuse_subset(self, total)
         if not -total <= number < total:
             raise IndexError(f"{self}: index {number} is outside its {total} samples")
         if self._singles is None:
@@ -414,7 +485,7 @@ class ShardDataset(ResumableDataset):
         if self.samples.chosen is not None:
             chosen = np.tile(self.samples.chosen, times)
         part = self._with(Samples(np.tile(counts, times), chosen))
-        part.catalog = replace(self.catalog, shards=shards)
+        vars(part)["catalog"] = replace(self.catalog, shards=shards)
         part._digest = part.catalog.digest()
         return part
 
@@ -433,11 +504,11 @@ class ShardDataset(ResumableDataset):
             raise UsageError(
                 "the dataset is timed already", where=self, remedy="leave the other context first"
             )
-        self.stopwatch = stopwatch
+        vars(self)["stopwatch"] = stopwatch
         try:
             yield
         finally:
-            self.stopwatch = Stopwatch
+            vars(self)["stopwatch"] = Stopwatch
 
     def read_batch(self, *, epoch: int, step: int) -> dict[str, Any]:
         """Read this rank's batch of one step of an epoch, whatever came before.
@@ -460,7 +531,12 @@ class ShardDataset(ResumableDataset):
         return self.samples.digest(self._digest)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_singles": None}
+        return {**super().__getstate__(), "_singles": None, "_targets": None}
+
+    def _way_to_change(self, name: str) -> str:
+        if name in self._arguments:
+            return f"open the same samples with ds.replace({name}=…)"
+        return "ds.replace(…) opens the same samples with other arguments"
 
     def plan(self, epoch: int) -> EpochPlan:
         """Plan an epoch for the current number of ranks.
@@ -534,9 +610,8 @@ class ShardDataset(ResumableDataset):
 
     def _with(self, samples: Samples) -> ShardDataset:
         part = self._copy()
-        part.times = StageTimes()
-        part.samples = samples
-        part._singles = None
+        vars(part).update(times=StageTimes(), samples=samples)
+        part._singles = part._targets = None
         return part
 
     def optional_entries(self) -> frozenset[str]:

@@ -29,7 +29,7 @@ import threading
 import uuid
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Sized
 from contextlib import closing, contextmanager, suppress
 from multiprocessing.util import Finalize, register_after_fork
 from types import FrameType
@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed
-from torch.utils.data import IterableDataset, default_collate, get_worker_info
+from torch.utils.data import IterableDataset, Subset, default_collate, get_worker_info
 
 from shardio.checks import is_whole, whole_number
 from shardio.errors import UsageError, quoted
@@ -106,30 +106,40 @@ def _ranks_of_environment() -> tuple[int, int]:
     except ValueError as error:
         raise UsageError(
             f"the environment has RANK={rank} and WORLD_SIZE={world_size}",
-            remedy="set both to numbers, unset both, or pass rank and world_size",
+            remedy=(
+                "set both to numbers, unset both, pass rank and world_size, or begin the loop when "
+                "torch.distributed is initialised"
+            ),
         ) from error
 
 
-def _refuse_second_division(share: Share) -> None:
-    """Raise UsageError if another library divides the share of a rank among the ranks.
+def _refuse_second_division(share: Share, *, batches: bool) -> None:
+    """Raise UsageError if another library divides the share of a rank, or batches, among the ranks.
 
     accelerate's prepare and transformers' Trainer wrap an iterable dataset and drop the share of
     the other ranks. They call no method that would tell it, so the callers' frames are searched for
-    the wrapper's own loop, in worker processes too.
+    the wrapper's own loop, in worker processes too. They cannot divide batches that hold text.
     """
-    frame: FrameType | None = sys._getframe(1) if share.world_size > 1 else None
+    divided = share.world_size > 1
+    frame: FrameType | None = sys._getframe(1) if divided or (batches and _has_ranks()) else None
     while frame is not None:
         kinds = type(frame.f_locals.get("self")).__mro__ if frame.f_code.co_name in _ENTRIES else ()
         if divider := next((kind for kind in kinds if kind.__name__ in _DIVIDERS), None):
+            what = "this dataset has divided already, so that samples would be lost"
             raise UsageError(
-                f"{divider.__module__.partition('.')[0]} divides among the ranks what this dataset "
-                "has divided already, so that samples would be lost",
+                f"{divider.__module__.partition('.')[0]} divides among the ranks what "
+                f"{what if divided else 'are batches already, which it can only do with samples'}",
                 remedy=(
                     "leave its loader out of prepare(), or give prepare() a shardio.Loader, or "
                     "make the dataset with rank=0, world_size=1 and batch in the DataLoader"
                 ),
             )
         frame = frame.f_back
+
+
+def _has_ranks() -> bool:
+    known = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return known and torch.distributed.get_world_size() > 1
 
 
 def _refuse_second_batching() -> None:
@@ -149,6 +159,23 @@ def _refuse_second_batching() -> None:
                     remedy="pass batch_size=None to the DataLoader",
                 )
         frame = frame.f_back
+
+
+def refuse_subset(dataset: Sized, samples: int) -> None:
+    """Raise UsageError if a Subset of torch takes the steps of a dataset for its samples.
+
+    torch's random_split and Subset number the samples up to len(dataset), which counts what a loop
+    of this rank yields.
+    """
+    caller: FrameType | None = sys._getframe(2)
+    callers = [caller, caller and caller.f_back]  # Subset may fetch in a comprehension
+    for frame in filter(None, callers):
+        if isinstance(frame.f_locals.get("self"), Subset) and len(dataset) != samples:
+            raise UsageError(
+                f"torch's Subset and random_split number the {samples} samples by len(dataset), "
+                f"which is {len(dataset)}: it counts what a loop of this rank yields",
+                remedy="use ds.split(0.9, 0.1) and ds.subset(numbers)",
+            )
 
 
 def find_worker() -> tuple[int, int]:
@@ -274,17 +301,18 @@ class EpochCounter:
         self._made_in = os.getpid()
         self._remove_at_end()
 
-    def begin(self, own: Position | None = None) -> Position:
+    def begin(self, own: Position | None = None, *, followed: bool = False) -> Position:
         """Begin an iteration in this process, and return its first position.
 
         Args:
             own: first position of this worker, if it has one; the next iteration is the epoch
                 after.
+            followed: whether the loading process keeps the position of what workers make.
         """
         self._iterations_here += 1
         worker = get_worker_info()
         with self._shared() as state:
-            state["by_workers"] = worker is not None
+            state["by_workers"] = worker is not None and not followed
             if worker is None:
                 return Position(*_take_next(state))
             if own is not None:
@@ -429,14 +457,20 @@ os.register_at_fork(after_in_child=_living.clear)  # the parent's
 class ResumableDataset(IterableDataset[dict[str, Any]]):
     """A dataset whose loop can be left and taken up again at any step.
 
+    The number of ranks is asked for when a loop begins, so a dataset may be made before
+    torch.distributed is initialised.
+
     Args:
         batch_sizes: samples of one rank in a step, and of all ranks; one is None, both to yield
             samples.
         ranks: rank and world size, see find_ranks.
 
     Raises:
-        UsageError: the global batch does not divide among the ranks, or rank is outside them.
+        UsageError: the ranks that are given are invalid, or the global batch does not divide among
+            them.
     """
+
+    _sealed: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -455,7 +489,31 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         self._own_start: Position | None = None
         self._loop_number = 0  # of the loop that says where the dataset is
         self._makes_batches = batch_sizes != (None, None)
-        self.share  # noqa: B018  refuses a global batch that does not divide
+        if ranks != (None, None):
+            self.share  # noqa: B018  refuses a global batch that does not divide
+
+    def _seal(self, *arguments: str) -> None:
+        """Refuse from now on to set arguments, attributes, and names that nothing reads.
+
+        Args:
+            arguments: names of the arguments of the dataset.
+        """
+        self._sealed = frozenset({*arguments, *vars(self)})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A subclass of a user may have attributes of its own.
+        ours = name in self._sealed or type(self).__module__.startswith(f"{__package__}.")
+        settable = getattr(getattr(type(self), name, None), "fset", None) is not None
+        if self._sealed and ours and not settable and not name.startswith("_"):
+            raise UsageError(
+                f"{name} cannot be set, since a {type(self).__name__} keeps what it was made with",
+                remedy=self._way_to_change(name),
+            )
+        super().__setattr__(name, value)
+
+    def _way_to_change(self, name: str) -> str:  # noqa: ARG002  subclasses do
+        """Say how to get a dataset with another value of an attribute."""
+        return f"make another {type(self).__name__}"
 
     @abstractmethod
     def _count_steps(self, share: Share) -> int:
@@ -485,7 +543,8 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
     @property
     def batch_size(self) -> int | None:
         """Samples of this rank in a step; None if samples are yielded."""
-        return self.share.batch_size if self._makes_batches else None
+        given, of_all = self._batch_sizes
+        return given if of_all is None else self.share.batch_size
 
     @property
     def global_batch_size(self) -> int:
@@ -495,7 +554,9 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
     @property
     def share(self) -> Share:
         """Share of this rank, by the environment as it is now."""
-        rank, world_size = find_ranks(*self._ranks)
+        return self._share_of(*find_ranks(*self._ranks))
+
+    def _share_of(self, rank: int, world_size: int) -> Share:
         batch_size, global_batch_size = self._batch_sizes
         if global_batch_size is not None:
             batch_size = divide_batch(global_batch_size, world_size)
@@ -508,7 +569,9 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self.iterate(finish_in_turn)
 
-    def iterate(self, finish: Finish, allocate: Allocate | None = None) -> Batches:
+    def iterate(
+        self, finish: Finish, allocate: Allocate | None = None, *, followed: bool = False
+    ) -> Batches:
         """Begin a loop.
 
         In the loading process it begins with the first batch, so that an iterator that nobody uses
@@ -519,27 +582,56 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
             finish: finishes the batches, in order.
             allocate: makes their arrays; by default memory that is lent again, in a worker memory
                 that it shares with the training process.
+            followed: whether this is a worker of `follow`.
 
         Raises:
             UsageError: the batches of this rank would be divided among the ranks again.
         """
         share = self.share
-        _refuse_second_division(share)
+        _refuse_second_division(share, batches=self._makes_batches)
         if get_worker_info() is None:
             loop = self._loop(finish, allocate or Recycler(), share)
             _living.add(loop)
             return loop
         forbid_opencv_threads()
+        begun = self._begin(share, followed=followed)
         if allocate is not None or not self._makes_batches:
-            return self._loop(finish, allocate or Recycler(), share, self._begin(share))
+            return self._loop(finish, allocate or Recycler(), share, begun)
         sender = Sender()
-        return sender.send(self._loop(finish, sender, share, self._begin(share)))
+        return sender.send(self._loop(finish, sender, share, begun))
 
-    def _begin(self, share: Share) -> tuple[int, range]:
+    def follow(self, start: Callable[[], Iterator[dict[str, Any]]]) -> Batches:
+        """Begin a loop over batches that workers of this process make, and keep its position.
+
+        Args:
+            start: function that starts workers, which iterate with followed=True, and returns what
+                they make in order.
+
+        Raises:
+            UsageError: the batches of this rank would be divided among the ranks again.
+        """
+        share = self.share
+        _refuse_second_division(share, batches=self._makes_batches)
+        self._count_steps(share)  # an error of a worker would be longer
+        loop = self._follow(start)
+        _living.add(loop)
+        return loop
+
+    def _follow(self, start: Callable[[], Iterator[dict[str, Any]]]) -> Batches:
+        self._loop_number += 1
+        loop, self._position = self._loop_number, self._epochs.next
+        for batch in start():
+            only = [batch]
+            del batch  # only the caller keeps a batch: memory is reused
+            if loop == self._loop_number:
+                self._position = _position_after(only[0])
+            yield only.pop()
+
+    def _begin(self, share: Share, *, followed: bool = False) -> tuple[int, range]:
         """Take the next epoch, and this worker's steps of it."""
         num_steps, (worker, num_workers) = self._count_steps(share), find_worker()
         own, self._own_start = self._own_start, None
-        epoch, first = self._epochs.begin(own)
+        epoch, first = self._epochs.begin(own, followed=followed)
         steps = steps_of_worker(first, num_steps, worker, num_workers)
         if own is not None:
             steps = range(own.step, num_steps, num_workers)
@@ -577,11 +669,15 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
     def set_epoch(self, epoch: int) -> None:
         """Make the next loop that epoch; later loops count on from it.
 
+        A loop that continues a loaded state of that epoch keeps its step, since trainers that
+        resume set the epoch too.
+
         Raises:
             UsageError: it is not a whole number from 0, or too large.
         """
-        _refuse_second_division(self.share)
-        self._start_at(Position(self._check_epoch(epoch), 0))
+        _refuse_second_division(self.share, batches=self._makes_batches)
+        number, loaded = self._check_epoch(epoch), self._epochs.next
+        self._start_at(loaded if loaded.epoch == number else Position(number, 0))
 
     def state_dict(self, batch: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Save the position of the loop, in less than 1 KB, for load_state_dict.

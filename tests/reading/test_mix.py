@@ -134,10 +134,12 @@ def test_a_mixture_resumes_after_any_batch(parts: tuple[shardio.ShardDataset, ..
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ([0.5, 0.4], r"weights \[0.5, 0.4\] add up to 0.9; divide each by that"),
-        ([1.5, -0.5], "each must be at least 1e-05; leave out"),
+        ([0, 0], "each must be at least 1e-05 of their sum; leave out"),
+        ([float("inf"), 1], "each must be at least 1e-05"),
+        ([1.5, -0.5], "each must be at least 1e-05 of their sum; leave out"),
         ([1.0, 0.0], "leave out a source that is to give nothing"),
-        ([1 - 1e-6, 1e-6], "each must be at least 1e-05; leave out"),
+        ([1e6, 1], "each must be at least 1e-05 of their sum; leave out"),
+        ([1 - 1e-6, 1e-6], "each must be at least 1e-05 of their sum; leave out"),
         ([float("nan"), 1], "each must be at least 1e-05"),
         (None, "weights=None: give a list, one for each source"),
         ([1.0], "1 weights for 2 sources"),
