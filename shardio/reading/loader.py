@@ -21,9 +21,9 @@ from __future__ import annotations
 import os
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -242,8 +242,6 @@ class Loader(IterableDataset[dict[str, Any]]):
                     remedy="leave workers out, or the DataLoader around it",
                 )
             loop = self.dataset.follow(self._start_workers)
-            if self._transfer is not None:
-                loop = _transferred_in_turn(loop, self._transfer)
         else:
             allocate = self._transfer.allocate if self._transfer else None
             loop = self.dataset.iterate(self._finish, allocate)
@@ -261,15 +259,14 @@ class Loader(IterableDataset[dict[str, Any]]):
         finish: Finish = finish_in_turn
         if self.threads > 1:
             finish = Loader(self.dataset, threads=self.threads)._finish
-        return iter(
-            DataLoader(
-                _Work(self.dataset, finish),
-                batch_size=None,
-                num_workers=self.workers,
-                prefetch_factor=self._prefetch,
-                pin_memory=self._transfer is not None and self._transfer.pins,
-            )
+        batches = DataLoader(
+            _Work(self.dataset, finish),
+            batch_size=None,
+            num_workers=self.workers,
+            prefetch_factor=self._prefetch,
+            pin_memory=self._transfer is not None and self._transfer.pins,
         )
+        return iter(batches) if self._transfer is None else _in_turn(batches, self._transfer)
 
     def __getstate__(self) -> dict[str, Any]:
         if self._transfer is not None:
@@ -430,10 +427,10 @@ def _transferred(ahead: _Ahead, transfer: Transfer) -> Iterator[dict[str, Any]]:
         yield transfer.deliver(moving.popleft())
 
 
-def _transferred_in_turn(batches: Batches, transfer: Transfer) -> Batches:
+def _in_turn(batches: Iterable[dict[str, Any]], transfer: Transfer) -> Iterator[dict[str, Any]]:
     """Copy batches that others make; the copy runs beside what the device still computes."""
-    with closing(batches):
-        for batch in batches:
-            moving = transfer.begin(batch)
-            del batch
-            yield transfer.deliver(moving)
+    for batch in batches:
+        moving = transfer.begin(batch)
+        del batch
+        yield transfer.deliver(moving)
+        del moving

@@ -33,13 +33,13 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Si
 from contextlib import closing, contextmanager, suppress
 from multiprocessing.util import Finalize, register_after_fork
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.distributed
 from torch.utils.data import IterableDataset, Subset, default_collate, get_worker_info
 
-from shardio.checks import is_whole, whole_number
+from shardio.checks import is_whole, require, whole_number
 from shardio.errors import UsageError, quoted
 from shardio.fields.image import forbid_opencv_threads
 from shardio.planning.epoch import steps_of_worker
@@ -464,6 +464,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         batch_sizes: samples of one rank in a step, and of all ranks; one is None, both to yield
             samples.
         ranks: rank and world size, see find_ranks.
+        as_tuple: names of the entries of the tuples that it yields; None for dictionaries.
 
     Raises:
         UsageError: the ranks that are given are invalid, or the global batch does not divide among
@@ -477,6 +478,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         *,
         batch_sizes: tuple[int | None, int | None],
         ranks: tuple[int | None, int | None],
+        as_tuple: Sequence[str] | None = None,
     ) -> None:
         if None not in batch_sizes:
             raise UsageError(
@@ -484,10 +486,12 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
             )
         self._batch_sizes = batch_sizes
         self._ranks = ranks
+        self._as_tuple = _entry_names(as_tuple)
         self._epochs = EpochCounter()
         self._position: Position | None = None
         self._own_start: Position | None = None
         self._loop_number = 0  # of the loop that says where the dataset is
+        self._followed = False  # whether this copy is that of a worker of `follow`
         self._makes_batches = batch_sizes != (None, None)
         if ranks != (None, None):
             self.share  # noqa: B018  refuses a global batch that does not divide
@@ -594,11 +598,12 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
             _living.add(loop)
             return loop
         forbid_opencv_threads()
-        begun = self._begin(share, followed=followed)
+        self._followed, begun = followed, self._begin(share, followed=followed)
         if allocate is not None or not self._makes_batches:
             return self._loop(finish, allocate or Recycler(), share, begun)
         sender = Sender()
-        return sender.send(self._loop(finish, sender, share, begun))
+        loop = self._loop(finish, sender, share, begun)
+        return sender.send(loop, as_tuple=self._as_tuple is not None and not followed)
 
     def follow(self, start: Callable[[], Iterator[dict[str, Any]]]) -> Batches:
         """Begin a loop over batches that workers of this process make, and keep its position.
@@ -621,10 +626,12 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         self._loop_number += 1
         loop, self._position = self._loop_number, self._epochs.next
         for batch in start():
-            only = [batch]
+            only: list[Any] = [batch]
             del batch  # only the caller keeps a batch: memory is reused
             if loop == self._loop_number:
                 self._position = _position_after(only[0])
+            if self._as_tuple is not None:
+                only[0] = (*self._choose_entries(only[0]).values(),)
             yield only.pop()
 
     def _begin(self, share: Share, *, followed: bool = False) -> tuple[int, range]:
@@ -765,12 +772,43 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         self._loop_number += 1
         self._epochs.set_next(position)
 
-    def _deliver(self, batch: dict[str, Any], epoch: int, step: int) -> dict[str, Any]:
-        """Return a batch with its epoch and step, or the one sample in it."""
-        if not self._makes_batches:
-            return to_sample(batch)
-        batch["__epoch__"], batch["__step__"] = epoch, step
-        return batch
+    def _deliver(self, batch: dict[str, Any], epoch: int, step: int) -> Any:
+        """Return a batch with its epoch and step, or the one sample in it, or a tuple of either.
+
+        Where a worker sends a batch on, that makes the tuple; see Sender.send.
+        """
+        place = {"__epoch__": epoch, "__step__": step}
+        batch = {**batch, **place} if self._makes_batches else to_sample(batch)
+        sent_on = self._makes_batches and get_worker_info() is not None
+        chosen = self._choose_entries(batch)
+        if self._followed:
+            return {**chosen, **place}
+        return (*chosen.values(),) if self._as_tuple and not sent_on else chosen
+
+    def _choose_entries(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return the entries that the dataset yields, of a batch or a sample."""
+        if self._as_tuple is None:
+            return batch
+        lacking = [name for name in self._as_tuple if name not in batch]
+        if lacking:
+            raise UsageError(
+                f"as_tuple: there is no entry {quoted(lacking[0])}",
+                remedy=f"choose among {', '.join(map(quoted, batch))}",
+            )
+        return {name: batch[name] for name in self._as_tuple}
+
+
+def _entry_names(names: object) -> tuple[str, ...] | None:
+    """Return the names of entries, as ("image", "label").
+
+    Raises:
+        UsageError: they are not names.
+    """
+    if names is None:
+        return None
+    listed = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    require(listed and names, "as_tuple", names, 'names of entries, as ("image", "label")')
+    return (*cast("Sequence[str]", names),)
 
 
 def to_sample(batch: dict[str, Any]) -> dict[str, Any]:
@@ -792,5 +830,8 @@ def _position_after(batch: Mapping[str, Any]) -> Position:
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(
             "the batch has no '__epoch__' and '__step__'",
-            remedy="pass a batch as a dataset with batch_size yields it",
+            remedy=(
+                "pass a batch as a dataset with batch_size yields it, or with as_tuple= take the "
+                "state from a shardio.Loader"
+            ),
         ) from error

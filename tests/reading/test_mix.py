@@ -131,6 +131,12 @@ def test_a_mixture_resumes_after_any_batch(parts: tuple[shardio.ShardDataset, ..
         whole.load_state_dict(mix.state_dict(last))
 
 
+def test_weights_of_any_sum_are_shares(parts: tuple[shardio.ShardDataset, ...]) -> None:
+    mixed = [shardio.Mix(parts, weights=weights) for weights in ([0.2, 0.3, 0.5], [2, 3, 5])]
+    assert mixed[0].state_dict() == mixed[1].state_dict()
+    assert draws_of(mixed[0], 3) == draws_of(mixed[1], 3)
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
