@@ -41,6 +41,7 @@ from shardio.reading.entries import (
 )
 from shardio.reading.geometry import SampleGeometry
 from shardio.reading.handover import Allocate, Recycler
+from shardio.reading.libraries import is_known
 from shardio.reading.loop import (
     Identity,
     ResumableDataset,
@@ -98,16 +99,21 @@ class ShardDataset(ResumableDataset):
             rest keep their names.
         decode: False leaves every field as bytes.
         transform: transform of images: shardio.RandomResizedCrop and its like, or a callable
-            from a uint8 tensor [3, H, W] to a tensor.
+            from a uint8 tensor [3, H, W] to a tensor. torchvision's Compose with ToTensor gets PIL
+            images, and so does any function in shardio.FromPIL.
         map: function from a sample to a sample, `map(sample)` or `map(sample, rng)`, or a list of
             such functions, applied after transform and before samples are joined. A sample is
             what a dataset without batch_size yields. The function may add, change and remove
             entries. What it returns is joined as default_collate does: arrays, tensors and numbers
             are stacked, other values listed. `rng` is a numpy.random.Generator that depends on
             seed, epoch and position of the sample alone. `raise shardio.Skip("why")` puts another
-            sample with valid=False in the sample's place.
+            sample with valid=False in the sample's place. A transform of torchvision.transforms.v2
+            or albumentations may stand for a function: it gets pictures, masks, boxes and points
+            together, and its random numbers are seeded for each sample.
         collate: function from the list of a batch's samples to the entries of the batch, by name,
             in place of joining them by kind; "valid" and "__key__" are added.
+        nondeterministic: True lets the threads of a Loader run torchvision's random transforms,
+            whose generators they share, so that no two runs are the same.
         batch_size: samples of one rank in a step. The global batch is batch_size × world_size.
         global_batch_size: samples of all ranks in a step, in place of batch_size: the batches
             are then the same for every world_size that divides it.
@@ -173,6 +179,7 @@ class ShardDataset(ResumableDataset):
         transform: Transform | None = None,
         map: MapFunctions | None = None,  # noqa: A002  the field's word for it
         collate: Collate | None = None,
+        nondeterministic: bool = False,
         batch_size: int | None = None,
         global_batch_size: int | None = None,
         shuffle: bool | Literal["full"] = False,
@@ -214,7 +221,7 @@ class ShardDataset(ResumableDataset):
         self._source, self._parts = source, _absolute_parts(source, storage, options)
         self._types = self._find_types()
         self._geometry = SampleGeometry(self._types, transform)
-        self._functions = Functions(map=None if map is None else SampleMap(map), collate=collate)
+        self._functions = self._find_functions()
         self.samples = Samples([shard.samples for shard in self.catalog.shards])
         orders = {name: given[name] for name in ("seed", "window", "streams")}
         self.shuffle = make_shuffle(shuffle, **orders)
@@ -559,6 +566,7 @@ class ShardDataset(ResumableDataset):
     def reader(self, pool: ShardPool, allocate: Allocate) -> SampleReader:
         """Make a reader of this dataset's samples from a pool of its shards."""
         several = {name: found for name, found in self.fields.items() if len(found) > 1}
+        transform = self._arguments["transform"]
         delivery = Delivery(
             pool=pool,
             samples=self.samples,
@@ -578,10 +586,38 @@ class ShardDataset(ResumableDataset):
         return SampleReader(
             delivery,
             types=self._types,
-            transform=self._arguments["transform"],
+            transform=None if is_known(transform) else transform,
             reduced=self._arguments["reduced_decoding"],
             allocate=allocate,
         )
+
+    def _find_functions(self) -> Functions:
+        """Find the functions on whole samples, of which a library's transform of pictures is one.
+
+        Raises:
+            UsageError: one is no function, or cannot take an entry along.
+        """
+        given, transform = self._arguments["map"], self._arguments["transform"]
+        maps = [*given] if isinstance(given, list | tuple) else [] if given is None else [given]
+        named = [("map", function) for function in maps]
+        if is_known(transform):
+            named.insert(0, ("transform", transform))
+        firsts = {name: next(iter(types.values())) for name, types in self._types.items()}
+        steps = SampleMap(named, firsts, seeded=not self._arguments["nondeterministic"])
+        return Functions(map=steps if named else None, collate=self._arguments["collate"])
+
+    def check_threads(self) -> None:
+        """Refuse a function that draws from generators which the threads of a process share."""
+        steps = self._functions.map
+        if steps is not None and steps.shared and not self._arguments["nondeterministic"]:
+            raise UsageError(
+                f"{steps.shared} draws from generators that all threads of a process share, so "
+                "that its random numbers would depend on their turns",
+                remedy=(
+                    "use processes, Loader(ds, workers=n) or DataLoader(ds, batch_size=None, "
+                    "num_workers=n), or pass nondeterministic=True to the dataset"
+                ),
+            )
 
     def _map_fields(self, fields: Mapping[str, str | FieldType] | None) -> Fields:
         types = {name: self.catalog.types[name] for name in self.catalog.fields}
@@ -670,6 +706,6 @@ def _check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[s
     require(streams == 1 or batched, "streams", streams, wanted)
     one_of("tail", given["tail"], get_args(Tail))
     one_of("on_bad_sample", given["on_bad_sample"], get_args(OnBadSample))
-    for name in ("reduced_decoding", "allow_empty", "crops"):
+    for name in ("reduced_decoding", "allow_empty", "crops", "nondeterministic"):
         flag(name, given[name])
     return {"transform": transform, "decode": decode, **given}

@@ -222,6 +222,7 @@ class Loader(IterableDataset[dict[str, Any]]):
     ) -> None:
         if not isinstance(dataset, ResumableDataset) or not dataset._makes_batches:
             raise UsageError("Loader makes batches: give it a ShardDataset or Mix with batch_size")
+        dataset.check_threads()
         self.dataset = dataset
         self.workers = whole_number("workers", workers, least=0)
         default = 1 if self.workers else min(count_cores(), MOST_USEFUL_THREADS)

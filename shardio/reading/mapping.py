@@ -25,15 +25,16 @@ from numpy.typing import NDArray
 
 from shardio.errors import CodecError, MisfitError, Skip, TransformError, UsageError, quoted
 from shardio.fields.arrays import NUMBERS
+from shardio.fields.base import FieldType
 from shardio.planning.order import derive_key
 from shardio.processes import new_lock
 from shardio.reading.columns import Column, Found, Listed, Numbers, Padded
 from shardio.reading.entries import RESERVED
 from shardio.reading.handover import Allocate
 from shardio.reading.kinds import LISTED, Kind, arrays_as_tensors, as_array, numbers_as_arrays
+from shardio.reading.libraries import Key, Sample, Step, is_known, library_step, shares_generator
 from shardio.reading.picture_columns import SizedImages
 
-Sample = dict[str, Any]
 MapFunction = Callable[..., Sample]
 MapFunctions = MapFunction | Sequence[MapFunction]
 Collate = Callable[[list[Sample]], Mapping[str, Any]]
@@ -41,7 +42,6 @@ Collate = Callable[[list[Sample]], Mapping[str, Any]]
 _ADDED = frozenset(RESERVED) - {"__key__"}
 _Fault = MisfitError | CodecError
 
-_RANDOM = 6  # part of the keys of the functions' random numbers
 _WAY = "return values of one shape and dtype, or join the samples with collate="
 
 
@@ -57,49 +57,82 @@ class SampleMap:
     """Functions that are applied to a sample, one after the other.
 
     Args:
-        functions: one function or several, each `function(sample)` or `function(sample, rng)`.
+        functions: functions, each `function(sample)`, `function(sample, rng)` or a transform of a
+            library, with the argument that each was given as.
+        types: type of each entry of the sample as it was decoded.
+        seeded: whether the random numbers of libraries depend on the sample's key.
+
+    Attributes:
+        shared: name of a function that draws from generators of the process; None if none does.
 
     Raises:
-        UsageError: one is not callable.
+        UsageError: one is not callable, or cannot take an entry along.
     """
 
-    def __init__(self, functions: object) -> None:
-        steps = [*functions] if isinstance(functions, list | tuple) else [functions]
-        for step in steps:
-            if not callable(step) or isinstance(step, type):
+    def __init__(
+        self,
+        functions: Sequence[tuple[str, Any]],
+        types: Mapping[str, FieldType],
+        *,
+        seeded: bool,
+    ) -> None:
+        self._steps: list[tuple[str, Step]] = []
+        self.shared: str | None = None
+        for argument, function in functions:
+            if not callable(function) or isinstance(function, type):
                 raise UsageError(
-                    f"map={quoted(step)}: it must be a function from a sample to a sample, or a "
-                    "list of such functions"
+                    f"map={quoted(function)}: it must be a function from a sample to a sample, or "
+                    "a list of such functions"
                 )
-        self._steps = [(step, _draws(step)) for step in steps]
+            name = f"{argument} {name_of(function)}"
+            step: Step = _Plain(function)
+            if is_known(function):
+                step = library_step(function, types, seeded=seeded)
+                if shares_generator(step):
+                    self.shared = name
+            self._steps.append((name, step))
 
-    def __call__(self, sample: Sample, key: int) -> Sample:
+    def __call__(self, sample: Sample, epoch: int, place: Sequence[int]) -> Sample:
         """Apply the functions.
 
         Args:
             sample: entries of the sample by name.
-            key: key of its random numbers.
+            epoch: key of the random numbers of the epoch.
+            place: position of the sample there, and what else its random numbers depend on.
 
         Raises:
             Skip: a function leaves the sample out.
             TransformError: a function raised, or returned something else than a sample.
         """
-        for number, (function, draws) in enumerate(self._steps):
+        for number, (name, step) in enumerate(self._steps):
             try:
-                found = function(sample, generator(key, number)) if draws else function(sample)
+                found = step(sample, (epoch, number, *place))
             except Skip:
                 raise
+            except TransformError as error:
+                raise TransformError(f"{name}: {error.what}", remedy=error.remedy) from error
             except Exception as error:
-                raise TransformError(
-                    f"map {name_of(function)} raised {type(error).__name__}: {error}"
-                ) from error
+                raise TransformError(f"{name} raised {type(error).__name__}: {error}") from error
             if not isinstance(found, dict):
                 raise TransformError(
-                    f"map {name_of(function)} returned {_kind_of_result(found)}, not a sample",
+                    f"{name} returned {_kind_of_result(found)}, not a sample",
                     remedy="return a dictionary, or raise shardio.Skip to leave the sample out",
                 )
             sample = found
         return sample
+
+
+class _Plain:
+    """A function of the user as a step."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._draws = _draws(function)
+
+    def __call__(self, sample: Sample, key: Key) -> Any:
+        if not self._draws:
+            return self._function(sample)
+        return self._function(sample, np.random.Generator(np.random.Philox(key=derive_key(*key))))
 
 
 def _draws(function: Callable[..., Any]) -> bool:
@@ -111,16 +144,6 @@ def _draws(function: Callable[..., Any]) -> bool:
     plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     second = [each for each in parameters if each.kind in plain][1:2]
     return any(each.name == "rng" or each.default is each.empty for each in second)
-
-
-def generator(key: int, number: int) -> np.random.Generator:
-    """Make the random generator of a function for a sample.
-
-    Args:
-        key: key of the sample.
-        number: number of the function.
-    """
-    return np.random.Generator(np.random.Philox(key=derive_key(key, _RANDOM, number)))
 
 
 def _kind_of_result(value: object) -> str:
@@ -192,8 +215,8 @@ class MappedEntries:
         shown = {name: self._sources[name].shown(slot, value) for name, value in values.items()}
         sample = {**shown, "__key__": key}
         if self._functions.map is not None:
-            parts = [int(self._positions[slot]), *([] if substitute is None else [substitute])]
-            sample = self._functions.map(sample, derive_key(self._key, *parts))
+            place = [int(self._positions[slot]), *([] if substitute is None else [substitute])]
+            sample = self._functions.map(sample, self._key, place)
             _check_names(sample, key)
         if self._functions.collate is not None:
             self._samples[slot] = {**sample, "__key__": key}

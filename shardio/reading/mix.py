@@ -99,6 +99,11 @@ class Mix(ResumableDataset):
         self._padded = first.padded_entries()
         self._seal("weights", "stop")
 
+    def check_threads(self) -> None:
+        """See ShardDataset.check_threads."""
+        for source in self.sources:
+            source.check_threads()
+
     def _count_steps(self, share: Share) -> int:
         sizes, taken = [len(source.samples) for source in self.sources], share.global_batch_size
         if self._stop == "all":
