@@ -243,9 +243,10 @@ class ShardDataset(ResumableDataset):
 
     @transform.setter
     def transform(self, transform: Transform | None) -> None:
-        arguments = _check_arguments(**{**self._arguments, "transform": transform})
-        self._geometry = SampleGeometry(self._types, transform)
-        self._arguments = arguments
+        other = self._copy()  # this one stays as it is where the transform is refused
+        other._arguments = _check_arguments(**{**self._arguments, "transform": transform})
+        geometry, functions = SampleGeometry(self._types, transform), other._find_functions()
+        self._arguments, self._geometry, self._functions = other._arguments, geometry, functions
 
     @property
     def classes(self) -> tuple[str, ...] | None:

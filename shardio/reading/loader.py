@@ -222,11 +222,11 @@ class Loader(IterableDataset[dict[str, Any]]):
     ) -> None:
         if not isinstance(dataset, ResumableDataset) or not dataset._makes_batches:
             raise UsageError("Loader makes batches: give it a ShardDataset or Mix with batch_size")
-        dataset.check_threads()
         self.dataset = dataset
         self.workers = whole_number("workers", workers, least=0)
         default = 1 if self.workers else min(count_cores(), MOST_USEFUL_THREADS)
         self.threads = whole_number("threads", default if threads is None else threads, least=1)
+        self._check_threads()
         self._prefetch = whole_number("prefetch", prefetch, least=1)
         self._transfer = None if device is None else Transfer(device)
         self._loops = weakref.WeakSet[Generator[dict[str, Any], None, None]]()
@@ -235,7 +235,13 @@ class Loader(IterableDataset[dict[str, Any]]):
         """Batches that this rank takes in an epoch."""
         return len(self.dataset)
 
+    def _check_threads(self) -> None:
+        """Refuse a function of the dataset that draws from what its threads would share."""
+        if not self.workers or self.threads > 1:
+            self.dataset.check_threads()
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        self._check_threads()  # again, for a transform that was set meanwhile
         if self.workers:
             if get_worker_info() is not None:
                 raise UsageError(

@@ -372,4 +372,4 @@ def test_other_attributes_that_would_be_ignored_are_refused(packed: Path) -> Non
     named = Named(packed, "a")
     named.name = "b"
     with pytest.raises(shardio.UsageError, match="seed cannot be set, since a Named keeps"):
-        named.seed = 3  # type: ignore[attr-defined]
+        named.seed = 3
