@@ -27,7 +27,6 @@ from shardio.errors import CodecError, MisfitError, Skip, TransformError, UsageE
 from shardio.fields.arrays import NUMBERS
 from shardio.fields.base import FieldType
 from shardio.planning.order import derive_key
-from shardio.processes import new_lock
 from shardio.reading.columns import Column, Found, Listed, Numbers, Padded
 from shardio.reading.entries import RESERVED
 from shardio.reading.handover import Allocate
@@ -195,7 +194,6 @@ class MappedEntries:
         self._samples: list[Sample] = [{}] * len(self._positions)
         self._where = [""] * len(self._positions)
         self._own = [source for source in columns.values() if isinstance(source, SizedImages)]
-        self._lock = new_lock()
 
     def put(self, slot: int, key: str, values: Mapping[str, Any], substitute: int | None) -> None:
         """Apply the function to a sample, and put what it returns into its slot.
@@ -223,30 +221,31 @@ class MappedEntries:
             return
         self._samples[slot] = dict.fromkeys(sample)
         sample.pop("__key__", None)
-        memory = [source.slots[slot] for source in self._own]
-        found: dict[str, tuple[Stored, bool]] = {}
-        name, kept = "", True
+        name, kept, stored = "", True, dict[str, Stored]()
         try:
             for name, value in sample.items():
-                kept = value is shown.get(name)
-                stored = self._column(name).as_stored(value, shown.get(name))
-                if not kept and memory:
-                    stored = stored._replace(value=_apart(stored.value, memory))
-                found[name] = stored, kept
-            for name, (stored, kept) in found.items():
-                self._column(name).put(slot, stored, values.get(name), kept=kept)
+                kept, column = value is shown.get(name), self._column(name)
+                if not (kept and column.keep(slot, value)):
+                    stored[name] = column.as_stored(value, shown.get(name))
+            if stored and self._own:
+                memory = [source.slots[slot] for source in self._own]
+                stored = {name: each.apart(memory) for name, each in stored.items()}
+            for name, each in stored.items():
+                kept = sample[name] is shown.get(name)
+                self._column(name).put(slot, each, values.get(name))
         except (MisfitError, CodecError) as error:
             raise _of_entry(error, name, kept=kept) from error
 
     def _column(self, name: str) -> Mapped | MappedPadded:
-        with self._lock:
-            if name not in self.columns:
-                source, slots = self._sources.get(name), len(self._samples)
-                if isinstance(source, Padded):
-                    self.columns[name] = MappedPadded(slots, types={}, allocate=self._allocate)
-                else:
-                    self.columns[name] = Mapped(slots, source, self._allocate)
+        if name in self.columns:
             return self.columns[name]
+        source, slots = self._sources.get(name), len(self._samples)
+        made: Mapped | MappedPadded
+        if isinstance(source, Padded):
+            made = MappedPadded(slots, types={}, allocate=self._allocate)
+        else:
+            made = Mapped(slots, source, self._allocate)
+        return self.columns.setdefault(name, made)  # another thread may have been first
 
     def collect(self, place: Callable[[int], str]) -> dict[str, Any]:
         """Return the finished entries by name, without those that shardio adds.
@@ -352,6 +351,10 @@ class Stored(NamedTuple):
     value: Any
     kind: Kind
 
+    def apart(self, memory: Sequence[NDArray[np.uint8]]) -> Stored:
+        """Return the value with copies of its arrays in some memory, which is written before."""
+        return self._replace(value=_apart(self.value, memory))
+
 
 class Mapped(Found):
     """Values of one entry that a function of the user returned, or left as they were.
@@ -369,6 +372,23 @@ class Mapped(Found):
         self._number = source.dtype if isinstance(source, Numbers) else None
         self._lists_numbers = isinstance(source, Found | Listed)
         self._lists_arrays = isinstance(source, Listed)
+        self._kept: Kind | None = None  # of all values that a function leaves as they are
+        if isinstance(source, SizedImages):
+            self._kept = source.slots.shape[1:], source.slots.dtype
+        elif isinstance(source, Numbers) and source.is_scalar:
+            self._kept = (), source.dtype
+
+    def keep(self, slot: int, value: Any) -> bool:
+        """Put a value that a function left as it was into its slot; False if that takes `put`."""
+        kind = self._kept
+        if kind is None:
+            return False
+        self._kinds[slot] = kind
+        if self.kind is not kind and self._prepare(kind) != kind:
+            return False
+        if self._own is None:
+            self._slots[slot] = value
+        return True
 
     def as_stored(self, value: Any, before: Any) -> Stored:
         """Return a value as this column stores it.
@@ -391,23 +411,20 @@ class Mapped(Found):
             array = np.moveaxis(array, 0, -1)
         return Stored(array, self._kind_of(array))
 
-    def put(self, slot: int, stored: Stored, source: Any, *, kept: bool) -> None:
+    def put(self, slot: int, stored: Stored, source: Any) -> None:
         """Put a value into its slot.
 
         Args:
             slot: slot of the sample.
             stored: value.
             source: value as it was decoded.
-            kept: whether the function returned the value that it got.
 
         Raises:
             MisfitError: the value is of another kind than the others.
         """
         del source
         self._kinds[slot] = stored.kind
-        in_place = kept and self._own is not None
-        if not (in_place and self._prepare(stored.kind) == stored.kind):
-            self.place(slot, stored.value)
+        self.place(slot, stored.value)
 
     def collect(self, name: str, blank: Sequence[int]) -> dict[str, Any]:
         """See Column."""
@@ -419,7 +436,7 @@ class Mapped(Found):
 
     def _make(self, shape: Any, dtype: Any) -> None:
         own = self._own
-        if own is not None and (shape, dtype) == (own.slots.shape[1:], own.slots.dtype):
+        if own is not None and (shape, dtype) == self._kept:
             self._batch, self._slots = own.batch, own.slots
         else:
             super()._make(shape, dtype)
@@ -427,6 +444,11 @@ class Mapped(Found):
 
 class MappedPadded(Padded):
     """Arrays of one entry that differ in their last axis, after a function of the user."""
+
+    def keep(self, slot: int, value: Any) -> bool:
+        """See Mapped.keep."""
+        del slot, value
+        return False
 
     def as_stored(self, value: Any, before: Any) -> Stored:
         """See Mapped.as_stored."""
@@ -436,9 +458,8 @@ class MappedPadded(Padded):
             raise CodecError(f"not an array that can be padded: {quoted(value)}")
         return Stored(array, self._kind_of(array))
 
-    def put(self, slot: int, stored: Stored, source: Any, *, kept: bool) -> None:
+    def put(self, slot: int, stored: Stored, source: Any) -> None:
         """See Mapped.put."""
-        del kept
         shape, dtype = stored.kind
         self._kinds[slot] = (*shape[:-1], getattr(source, "rate", None)), dtype
         self.place(slot, stored.value)

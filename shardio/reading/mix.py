@@ -141,6 +141,8 @@ class Mix(ResumableDataset):
                 draws = [*self._draw(start + step * taken, size)]
                 parts = [readers[draw.source].begin(draw.epoch, draw.positions) for draw in draws]
                 yield _MixedBatch(draws, parts, size, allocate, self._padded)
+            for reader in readers:
+                reader.finish()
 
     def _draw(self, position: int, size: int) -> Iterator[_Draw]:
         """List the draws of some consecutive positions of the mixture."""
@@ -176,6 +178,11 @@ class _SourceReader:
         self._epoch = -1
         self._plan: EpochPlan
         self._ahead = dataset.read_ahead([], self._pool, 0)
+
+    def finish(self) -> None:
+        """Have fetched what the last batches need, and wait for shards that come."""
+        self._ahead.finish()
+        self._pool.finish()
 
     def close(self, error: object, *_: object) -> None:
         """End what runs beside it; without an error the last batches may still be read."""
