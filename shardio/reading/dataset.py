@@ -13,12 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
-from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 
 from shardio.checks import flag, is_whole, one_of, positive, require, seed_of_order, whole_number
 from shardio.errors import UsageError, counted, quoted
@@ -45,17 +43,15 @@ from shardio.reading.libraries import is_known
 from shardio.reading.loop import (
     Identity,
     ResumableDataset,
-    Share,
     UnfinishedBatches,
-    find_worker,
     finish_in_turn,
-    refuse_subset,
     to_sample,
 )
 from shardio.reading.mapping import Collate, Functions, MapFunctions, SampleMap
 from shardio.reading.picture_columns import Transform
+from shardio.reading.ranks import Share, find_worker, refuse_subset
 from shardio.reading.readahead import ReadAhead
-from shardio.reading.selection import Choice, choose, find_key, split
+from shardio.reading.selection import Choice, choose, find_key, list_labels, split
 from shardio.reading.settings import check_plan, make_shuffle
 from shardio.reading.shards import ShardPool
 from shardio.reading.times import StageTimes, Stopwatch
@@ -169,6 +165,7 @@ class ShardDataset(ResumableDataset):
     """
 
     stopwatch: Callable[[], Stopwatch]
+    _targets: list[int] | None = None
 
     def __init__(
         self,
@@ -228,12 +225,15 @@ class ShardDataset(ResumableDataset):
         self._digest = self.catalog.digest()
         self._singles: tuple[EpochPlan, ShardPool] | None = None  # for ds[i]
         self._replacements = Replacements()
-        if len(self.samples) and rank is not None:
-            self.num_steps()
-        elif len(self.samples) and streams == 1:  # else only some numbers of ranks fit
-            self._count_steps(self._share_of(0, 1))
-        self._targets: list[int] | None = None
+        self._check_early()
         self._seal(*given)
+
+    def _check_early(self) -> None:
+        """Refuse what does not fit the ranks that are given, or any number of ranks."""
+        if len(self.samples) and self._ranks != (None, None):
+            self.num_steps()
+        elif len(self.samples) and self.shuffle.streams == 1:  # else only some numbers fit
+            self._count_steps(self._share_of(0, 1))
 
     @property
     def transform(self) -> Transform | None:
@@ -278,26 +278,11 @@ class ShardDataset(ResumableDataset):
                 remedy="name its field, as fields={'image': 'jpg', 'label': 'cls'}",
             )
         given = self._arguments["fields"] or {"label": ";".join(self.fields["label"])}
-        default = {
-            name: parameter.default
-            for name, parameter in signature(ShardDataset).parameters.items()
-            if name in self._arguments and name not in _OF_THE_SHARDS
-        }
-        changes = {"fields": {"label": given["label"]}, "batch_size": 1 << 16, "tail": "short"}
-        alone = {"rank": 0, "world_size": 1}
-        dataset = self.replace(**{**default, **changes, **alone})
-        found: list[int] = []
-        for step in range(dataset.num_steps() if len(self.samples) else 0):
-            batch = dataset.read_batch(epoch=0, step=step)
-            labels, present = batch["label"], batch.get("has_label", batch["valid"])
-            numbers = isinstance(labels, torch.Tensor) and not labels.is_floating_point()
-            if not numbers or labels.ndim != 1 or not present.all():
-                raise UsageError(
-                    "targets are whole numbers, one for each sample, and the entry 'label' is not",
-                    where=self,
-                )
-            found += labels.tolist()
-        return found
+        shards = {name: self._arguments[name] for name in _OF_THE_SHARDS}
+        alone = {"batch_size": 1 << 16, "tail": "short", "rank": 0, "world_size": 1}
+        dataset = self._opened(fields={"label": given["label"]}, **alone, **shards)
+        steps = range(dataset.num_steps() if len(self.samples) else 0)
+        return list_labels(dataset.read_batch(epoch=0, step=step) for step in steps)
 
     def __repr__(self) -> str:
         is_local = all(part.is_local for part in self._parts)  # a URL may have secrets
@@ -386,7 +371,10 @@ class ShardDataset(ResumableDataset):
         unknown = changes.keys() - self._arguments.keys()
         if unknown:
             raise UsageError(f"replace: ShardDataset has no argument {', '.join(sorted(unknown))}")
-        other = ShardDataset(self._parts, **{**self._arguments, **changes})
+        return self._opened(**{**self._arguments, **changes})
+
+    def _opened(self, **arguments: Any) -> ShardDataset:
+        other = ShardDataset(self._parts, **arguments)
         if other._digest != self._digest:
             raise UsageError(
                 "the shards have changed since it was opened", where=self, remedy="open it again"

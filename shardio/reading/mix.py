@@ -29,7 +29,8 @@ from shardio.planning.order import grouped
 from shardio.reading.batch import Batch
 from shardio.reading.dataset import ShardDataset
 from shardio.reading.handover import Allocate
-from shardio.reading.loop import Identity, ResumableDataset, Share, UnfinishedBatches
+from shardio.reading.loop import Identity, ResumableDataset, UnfinishedBatches
+from shardio.reading.ranks import Share
 from shardio.reading.shards import ShardPool
 
 Stop = Literal["first", "all"]

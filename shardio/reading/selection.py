@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from shardio.errors import UsageError, quoted
@@ -97,6 +98,25 @@ def find_key(catalog: Catalog, samples: Samples, key: str) -> int | None:
                 if number is not None:
                     return number
     return None
+
+
+def list_labels(batches: Iterable[Mapping[str, Any]]) -> list[int]:
+    """List the entry "label" of the samples of some batches.
+
+    Raises:
+        UsageError: it is not a whole number, or a sample lacks it.
+    """
+    found: list[int] = []
+    for batch in batches:
+        labels, present = batch["label"], batch.get("has_label", batch["valid"])
+        numbers = isinstance(labels, torch.Tensor) and not labels.is_floating_point()
+        if not numbers or labels.ndim != 1 or not present.all():
+            raise UsageError(
+                "targets are whole numbers, one for each sample, and the entry 'label' is not",
+                remedy="name another field, as fields={'image': 'jpg', 'label': 'cls'}",
+            )
+        found += labels.tolist()
+    return found
 
 
 def _find_in_shard(index: ShardIndex, wanted: NDArray[np.uint8]) -> list[int]:
