@@ -35,7 +35,9 @@ LAYERS = {
     "storage": {"errors", "checks", "processes"},
     "tar": {"errors"},
     "fields": {"errors", "processes"},
+    "batchwise": {"errors", "checks", "planning"},
     "transforms": {"errors", "checks", "fields"},
+    "padded": {"errors", "checks", "fields", "transforms"},
     "indexing": {"errors", "naming", "processes", "storage", "tar", "fields"},
     "planning": set(),
     "reading": {
@@ -61,12 +63,12 @@ LAYERS = {
         *{"inspection", "conversion", "profiling"},
     },
     "ops": set(),
-    "testing": {"errors", "fields", "packing", "reading", "storage"},
+    "testing": {"checks", "errors", "fields", "packing", "reading", "storage"},
     "__main__": {"cli"},
 }
 # Packages that only some parts may import.
 OUTSIDE = {
-    "torch": {"reading", "transforms", "ops", "profiling", "testing"},
+    "torch": {"reading", "batchwise", "ops", "profiling", "testing"},
     "cv2": {"fields", "packing", "inspection", "testing"},
     "simplejpeg": {"fields"},
     "crc32c": {"packing"},

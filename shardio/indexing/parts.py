@@ -70,6 +70,16 @@ def list_parts(
     return [part for some in parts for part in some]
 
 
+def absolute_parts(source: ShardPaths, storage: Storage | None, options: Options) -> list[Location]:
+    """Locate the parts of a source so that they are found from any directory.
+
+    A pattern stays relative where the name of the current directory is one itself.
+    """
+    plain = not set(str(Path.cwd())) & set("*?[{")
+    parts = list_parts(source, storage, options)
+    return [part.absolute() if plain or part.exists() else part for part in parts]
+
+
 def is_packed(part: Path | Location) -> bool:
     """Tell whether a part of a source is a folder with a manifest."""
     return (locate(part) / MANIFEST_NAME).is_file()

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.checks import flag, one_of, require, seed_of_order, whole_number
-from shardio.errors import UsageError, argument, counted
+from shardio.errors import UsageError, argument, counted, without_secrets
 from shardio.indexing.catalog import Catalog, open_catalog
 from shardio.indexing.shard_index import ShardIndex
 from shardio.options import with_options
@@ -36,7 +36,6 @@ from shardio.planning.order import Order
 from shardio.planning.samples import Samples
 from shardio.planning.traffic import fetched_bytes, shards_by_window
 from shardio.reading.settings import check_plan, divide_batch, make_shuffle
-from shardio.storage.local import without_secrets
 from shardio.storage.location import Options
 
 _POSITIONS_AT_ONCE = 1 << 16

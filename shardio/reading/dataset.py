@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from shardio.fields.base import BYTES, FieldType
 from shardio.fields.limits import MAX_PIXELS
 from shardio.fields.recorded import require_available
 from shardio.indexing.catalog import Catalog, open_catalog
-from shardio.indexing.parts import ShardPaths, list_parts
+from shardio.indexing.parts import ShardPaths, absolute_parts
 from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, Shuffle, Tail
 from shardio.planning.order import Order, derive_key
 from shardio.planning.samples import Samples
@@ -52,12 +51,15 @@ from shardio.reading.picture_columns import Transform
 from shardio.reading.ranks import Share, find_worker, refuse_subset
 from shardio.reading.readahead import ReadAhead
 from shardio.reading.selection import Choice, choose, find_key, list_labels, split
-from shardio.reading.settings import check_plan, make_shuffle
+from shardio.reading.settings import check_plan, make_shuffle, ranks_of, store_options
 from shardio.reading.shards import ShardPool
 from shardio.reading.times import StageTimes, Stopwatch
 from shardio.storage.base import Storage
-from shardio.storage.location import Location, Options
 from shardio.transforms import SizedTransform
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 
 OnBadSample = Literal["raise", "skip"]
 _OF_THE_SHARDS = frozenset(
@@ -65,6 +67,7 @@ _OF_THE_SHARDS = frozenset(
     | {"download_timeout", "predownload"}
 )
 """Arguments of ShardDataset that say how its shards are found and read."""
+_NO_ARGUMENTS = frozenset({"self", "source", "__class__"})
 _TRANSFORMS = 3
 _SAMPLES_PLANNED_AT_ONCE = 64
 _SAMPLES_LOOKED_AT = 1000
@@ -125,6 +128,9 @@ class ShardDataset(ResumableDataset):
         rank: rank of this process, by default from torch.distributed or torchrun when a loop
             begins.
         world_size: number of ranks, like rank.
+        group: data-parallel group in place of rank and world_size: a process group, or a device
+            mesh of one dimension, as mesh["dp"]. Ranks that are equal in it, as those of a tensor-
+            or pipeline-parallel group, get the same samples.
         on_bad_sample: "raise", or "skip" to put another sample with valid=False in its place.
         reduced_decoding: decode a JPEG whose crop is at least 3.75, 4.5 or 8 times as large as
             what it becomes at 1/2, 1/4 or 1/8 of its size: faster, and nearer to an antialiased
@@ -186,6 +192,7 @@ class ShardDataset(ResumableDataset):
         tail: Tail = "pad",
         rank: int | None = None,
         world_size: int | None = None,
+        group: ProcessGroup | DeviceMesh | None = None,
         on_bad_sample: OnBadSample = "raise",
         reduced_decoding: bool = True,
         allow_empty: bool = False,
@@ -200,22 +207,20 @@ class ShardDataset(ResumableDataset):
         download_retry: int = 6,
         download_timeout: float = 30.0,
     ) -> None:
-        given = {
-            name: value
-            for name, value in locals().items()
-            if name not in ("self", "source", "__class__")
-        }
+        given = {name: value for name, value in locals().items() if name not in _NO_ARGUMENTS}
         given = _check_arguments(**given)
-        options = _store_options(given)
+        options = store_options(given)
         sizes = given["batch_size"], given["global_batch_size"]
-        super().__init__(batch_sizes=sizes, ranks=(rank, world_size), as_tuple=as_tuple)
+        super().__init__(
+            batch_sizes=sizes, ranks=(given["rank"], given["world_size"]), as_tuple=as_tuple
+        )
         self.catalog: Catalog = open_catalog(
             source, storage=storage, options=options, allow_empty=allow_empty
         )
         self._arguments, self._tail = given, tail
         self.fields = self._map_fields(fields)
         self.times, self.stopwatch = StageTimes(), Stopwatch
-        self._source, self._parts = source, _absolute_parts(source, storage, options)
+        self._source, self._parts = source, absolute_parts(source, storage, options)
         self._types = self._find_types()
         self._geometry = SampleGeometry(self._types, transform)
         self._functions = self._find_functions()
@@ -371,6 +376,8 @@ class ShardDataset(ResumableDataset):
         unknown = changes.keys() - self._arguments.keys()
         if unknown:
             raise UsageError(f"replace: ShardDataset has no argument {', '.join(sorted(unknown))}")
+        if changes.get("group") is not None:
+            changes = {"rank": None, "world_size": None, **changes}
         return self._opened(**{**self._arguments, **changes})
 
     def _opened(self, **arguments: Any) -> ShardDataset:
@@ -483,15 +490,17 @@ class ShardDataset(ResumableDataset):
             for first in range(0, len(steps), at_once)
         )
         reader, key = self.reader(pool, allocate), self.transform_key(epoch)
+        ahead = self.read_ahead(plan.orders, pool, epoch)
         try:
-            with closing(self.read_ahead(plan.orders, pool, epoch)) as ahead:
-                asked = ahead if len(steps) > 1 else None
-                yield from reader.read(plan, positions, share.batch_size, key, asked)
-                ahead.finish()
-                pool.finish()
+            asked = ahead if len(steps) > 1 else None
+            yield from reader.read(plan, positions, share.batch_size, key, asked)
+            ahead.finish()
+            pool.finish()
         except BaseException:  # else the last batches may still be read
-            pool.close()
+            pool.close()  # before the threads of `ahead` end, which may wait for a store
             raise
+        finally:
+            ahead.close()
 
     def read_ahead(self, orders: Sequence[Order], pool: ShardPool, epoch: int) -> ReadAhead:
         """Make a ReadAhead for a loop over an epoch of this dataset."""
@@ -620,30 +629,6 @@ class ShardDataset(ResumableDataset):
         return default_fields(types, [*{(*index.cells(sample),) for sample in some}])
 
 
-def _absolute_parts(
-    source: ShardPaths, storage: Storage | None, options: Options
-) -> list[Location]:
-    """Locate the parts of a source so that they are found from any directory.
-
-    A pattern stays relative where the name of the current directory is one itself.
-    """
-    plain = not set(str(Path.cwd())) & set("*?[{")
-    parts = list_parts(source, storage, options)
-    return [part.absolute() if plain or part.exists() else part for part in parts]
-
-
-def _store_options(given: Mapping[str, Any]) -> Options:
-    """Return the options of a store that the arguments of a dataset are."""
-    folder = given["cache_dir"]
-    return {
-        "cache_dir": None if folder is None else os.fspath(folder),
-        "cache_limit": given["cache_limit"],
-        "retries": given["download_retry"],
-        "timeout": given["download_timeout"],
-        **(given["storage_options"] or {}),
-    }
-
-
 def _check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[str, Any]:
     """Refuse arguments of ShardDataset that are not of their type, or exclude each other.
 
@@ -653,6 +638,9 @@ def _check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[s
     Raises:
         UsageError: an argument is refused.
     """
+    if given["group"] is not None:
+        ranks = ranks_of(given["group"], given["rank"], given["world_size"])
+        given |= {"rank": ranks[0], "world_size": ranks[1], "group": None}  # numbers pickle
     for name in ("batch_size", "global_batch_size"):
         if given[name] is not None:
             given[name] = whole_number(name, given[name], least=1)

@@ -1,15 +1,18 @@
-"""From the arguments of a dataset to its order; what does not fit together is refused.
+"""From the arguments of a dataset to its order and store; what does not fit together is refused.
 
 Nothing here needs torch, so that the command line plans what a training loop would read.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from shardio.errors import SituationError, UsageError, counted
 from shardio.planning.epoch import Shuffle, Tail, count_steps
 from shardio.planning.samples import Samples
+from shardio.storage.location import Options
 
 
 def make_shuffle(
@@ -22,6 +25,46 @@ def make_shuffle(
         window=None if shuffle == "full" else window,
         streams=streams,
     )
+
+
+def store_options(given: Mapping[str, Any]) -> Options:
+    """Return the options of a store that the arguments of a dataset are."""
+    folder = given["cache_dir"]
+    return {
+        "cache_dir": None if folder is None else os.fspath(folder),
+        "cache_limit": given["cache_limit"],
+        "retries": given["download_retry"],
+        "timeout": given["download_timeout"],
+        **(given["storage_options"] or {}),
+    }
+
+
+def ranks_of(group: Any, rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Return rank and world size of this process in a group.
+
+    Args:
+        group: process group, or device mesh of one dimension, of torch.distributed.
+        rank: rank given beside it, which must be None.
+        world_size: world size given beside it, which must be None.
+
+    Raises:
+        UsageError: the group is none of these, or this process is not in it.
+    """
+    if rank is not None or world_size is not None:
+        raise UsageError("group says rank and world_size, which exclude it", remedy="give one")
+    if (dimensions := getattr(group, "ndim", 1)) != 1:
+        raise UsageError(
+            f"group={group}: the device mesh has {dimensions} dimensions",
+            remedy='give that of the ranks with different samples, as mesh["dp"]; several become '
+            'one by mesh["dp_replicate", "dp_shard"]._flatten("dp")',
+        )
+    rank_in = getattr(group, "get_local_rank", getattr(group, "rank", None))  # mesh or group
+    if not (callable(rank_in) and callable(getattr(group, "size", None))):
+        raise UsageError(
+            f"group={group!r}: it must be a process group or a device mesh of torch.distributed "
+            "that this process is in"
+        )
+    return int(rank_in()), int(group.size())
 
 
 def divide_batch(global_batch_size: int, world_size: int) -> int:
