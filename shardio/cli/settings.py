@@ -55,7 +55,7 @@ _options = several(
     ),
     click.option(
         "--tail",
-        type=click.Choice(["pad", "drop", "short"]),
+        type=click.Choice(["pad", "even", "drop", "short"]),
         default=_DEFAULTS.tail,
         show_default=True,
         help="Treatment of the last step.",

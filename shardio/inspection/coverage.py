@@ -61,7 +61,7 @@ class RunOrder:
         window: number of shards in a window.
         streams: number of canonical streams; with more than one, each node reads a share of the
             shards.
-        tail: "pad", "drop" or "short", for the last step.
+        tail: "pad", "even", "drop" or "short", for the last step.
         epoch: number of the epoch, from 0.
         allow_empty: whether to accept tars whose members belong to no sample.
         storage_options: settings of the store of a URL, see shardio.storage.location.Options; None
@@ -526,5 +526,8 @@ def _warnings(
         found.append(f"samples come in packed order; {argument('shuffle', True)} shuffles them")
     pads = plan.num_steps * global_batch_size - plan.num_samples
     if settings.tail == "pad" and pads > plan.num_samples / 100:
-        found.append(f"{counted(pads, 'pad')}, {pads / plan.num_samples:.0%} of the samples")
+        found.append(
+            f"{counted(pads, 'pad')}, {pads / plan.num_samples:.0%} of the samples; "
+            f"{argument('tail', 'even')} has fewer than ranks"
+        )
     return found

@@ -12,9 +12,12 @@ global batch. A single stream shuffles best. With several, the ranks that read a
 same shards in every epoch and no others. If the world size divides the number of streams, each
 rank reads whole streams.
 
-Every rank takes the same number of steps. The tail policy says what happens to an incomplete last
-global batch. "pad" fills it with samples from the start of the epoch, marked as not valid. "drop"
-leaves it out. "short" makes it smaller, which requires a single rank.
+Every rank takes the same number of steps. The tail policy says what happens to an incomplete
+global batch. "pad" fills it with samples from the start of the epoch, marked as not valid. "even"
+shares its samples out, so that all ranks have a batch of one size, with at most one pad each: the
+shares differ by one sample at most, and a rank lacks a valid sample only where the batch has fewer
+samples than there are ranks. "drop" leaves it out. "short" makes it smaller, which requires a
+single rank.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from numpy.typing import NDArray
 from shardio.planning.order import KeyedPermutation, Order, Runs, derive_key, grouped
 from shardio.planning.samples import Samples
 
-Tail = Literal["pad", "drop", "short"]
+Tail = Literal["pad", "even", "drop", "short"]
 
 
 def count_steps(num_samples: int, global_batch_size: int, tail: Tail) -> int:
@@ -160,7 +163,7 @@ class EpochPlan:
         self._lengths = np.array([*map(len, self.orders)])
         self._global_batch_size = global_batch_size
         self._slice = global_batch_size // shuffle.streams
-        self._short = tail == "short"
+        self._shares_out = tail in ("even", "short")
 
     def share(self, steps: Iterable[int], rank: int, world_size: int) -> NDArray[np.int64]:
         """Return the positions of one rank's slices of some steps, in order.
@@ -174,12 +177,30 @@ class EpochPlan:
             int64 array of shape [n].
         """
         size = self._global_batch_size // world_size
-        starts = np.fromiter(steps, np.int64) * self._global_batch_size + rank * size
-        positions: NDArray[np.int64] = (starts[:, None] + np.arange(size)).ravel()
-        if self._short:
-            streams, inner = self._in_streams(positions)
-            positions = positions[inner < self._lengths[streams]]
-        return positions
+        which = np.fromiter(steps, np.int64)
+        starts = which * self._global_batch_size + rank * size
+        positions = starts[:, None] + np.arange(size)
+        filled = self.num_samples - which * self._global_batch_size
+        partial = np.flatnonzero(filled < self._global_batch_size) if self._shares_out else ()
+        if not len(partial):
+            return positions.ravel()
+        shares = [*positions]
+        for at in partial:
+            shares[at] = self._share_out(int(which[at]), rank, world_size)
+        return np.concatenate(shares)
+
+    def _share_out(self, step: int, rank: int, world_size: int) -> NDArray[np.int64]:
+        """Return the positions of one rank's even share of an incomplete global batch."""
+        size = self._global_batch_size
+        positions = step * size + np.arange(size)
+        streams, inner = self._in_streams(positions)
+        valid = inner < self._lengths[streams]
+        samples, pads = positions[valid], positions[~valid]
+        # The same borders divide the streams, so that a rank has the samples of its own.
+        start, end = (len(samples) * number // world_size for number in (rank, rank + 1))
+        lacks = -(-len(samples) // world_size) - (end - start)
+        pad = rank * size // world_size - start  # the first one of the rank's streams
+        return np.concatenate([samples[start:end], pads[pad : pad + lacks]])
 
     def references(self, positions: NDArray[np.int64]) -> References:
         """Return the samples at some positions of the epoch, int64 [n], in order."""

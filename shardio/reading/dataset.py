@@ -208,7 +208,8 @@ class ShardDataset(ResumableDataset):
             more, each rank reads the same share of the shards in every epoch, for nodes that
             cache them; world_size must divide streams, and streams the global batch size.
         tail: "pad" repeats samples, marked in "valid", to fill the last step of every rank;
-            "drop" leaves that step out; "short" makes it smaller, for one rank alone.
+            "even" makes it smaller, of one size for all ranks, with at most one pad each; "drop"
+            leaves it out; "short" makes it smaller, for one rank alone.
         rank: rank of this process, by default from torch.distributed or torchrun.
         world_size: number of ranks, like rank.
         on_bad_sample: "raise", or "skip" to put another sample with valid=False in its place.

@@ -69,7 +69,7 @@ def check_plan(
         raise UsageError(
             f"tail='short' with {world_size} ranks would give them unequal steps, or "
             "batches of unequal size",
-            remedy="pass tail='pad' and weigh by batch['valid'], or tail='drop'",
+            remedy="pass tail='even' and weigh by batch['valid'], or tail='drop'",
         )
     if streams > 1 and streams % world_size:
         raise UsageError(
