@@ -54,6 +54,16 @@ _options = several(
         help="Canonical streams; more than one gives each node a share of the shards.",
     ),
     click.option(
+        "--epoch-size",
+        type=_AT_LEAST_ONE,
+        help="Samples in an epoch, if not all: epochs follow one another through whole orders.",
+    ),
+    click.option(
+        "--weights",
+        metavar="LABEL=WEIGHT,…",
+        help="Draw samples by the weight of their label, a number or name; or 'balanced'.",
+    ),
+    click.option(
         "--tail",
         type=click.Choice(["pad", "even", "drop", "short"]),
         default=_DEFAULTS.tail,
@@ -76,18 +86,37 @@ def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command PATH and the options of an order, as keywords for OrderOptions."""
 
     @wraps(command)
-    def with_shuffle(shuffle: str, **options: Any) -> Any:
-        return command(shuffle=_SHUFFLES[shuffle], **options)
+    def with_shuffle(shuffle: str, weights: str | None, **options: Any) -> Any:
+        return command(shuffle=_SHUFFLES[shuffle], weights=_parse_weights(weights), **options)
 
     decorated: Callable[..., Any] = _options(with_shuffle)
     return decorated
 
 
+def _parse_weights(text: str | None) -> str | dict[str, float] | None:
+    """Read `--weights`: a weight for each label, by number or name."""
+    if text is None or text == "balanced":
+        return text
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        label, _, weight = part.rpartition("=")
+        try:
+            found[label] = float(weight)
+        except ValueError as error:
+            raise click.BadParameter(
+                f"{part!r} is not LABEL=WEIGHT, as in cat=2,dog=1", param_hint="--weights"
+            ) from error
+    return found
+
+
 def describe(settings: PlanSettings) -> str:
     """Describe a source and its order in a line, to compare with what a run was given."""
     shuffle = "shuffle=full" if settings.shuffle == "full" else f"shuffle={settings.shuffle}"
+    size = "" if settings.epoch_size is None else f"epoch_size={settings.epoch_size}, "
+    weights = "" if settings.weights is None else f"weights={settings.weights}, "
     return (
         f"{settings.source}: {shuffle}, seed={settings.seed}, epoch={settings.epoch}, "
-        f"window={settings.window}, streams={settings.streams}, tail={settings.tail}, "
+        f"window={settings.window}, streams={settings.streams}, {size}{weights}"
+        f"tail={settings.tail}, "
         f"{settings.ranks} × {settings.batch_size} samples a step"
     )

@@ -4,8 +4,8 @@ An epoch is one sequence of global batches of G samples each. Global batch b cov
 [b·G, (b+1)·G). It consists of `world_size` equal slices, one for each rank. Of W workers, worker w
 takes steps w, w+W, w+2·W and so on, which is the order in which a DataLoader asks its workers.
 
-The sequence depends only on the samples, the seed, the epoch, the shuffle, the streams and G.
-Ranks, workers and threads slice it.
+The sequence depends only on the samples, the seed, the epoch, the shuffle, the streams, the size
+of an epoch, the weights and G. Ranks, workers and threads slice it.
 
 The samples are divided evenly into canonical streams, and each stream fills its own slice of every
 global batch. A single stream shuffles best. With several, the ranks that read a stream read the
@@ -24,12 +24,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.planning.order import KeyedPermutation, Order, Runs, derive_key, grouped
+from shardio.planning.draws import Weights
+from shardio.planning.order import (
+    Count,
+    KeyedPermutation,
+    Order,
+    Passes,
+    Runs,
+    SampleSequence,
+    derive_key,
+    grouped,
+)
 from shardio.planning.samples import Samples
 
 Tail = Literal["pad", "even", "drop", "short"]
@@ -98,21 +110,62 @@ class Shuffle:
             False.
         window: number of shards in a window of a stream; None for all shards.
         streams: number of canonical streams, at most the number of samples.
+        epoch_size: number of samples in an epoch; None for all. Epochs of another size follow one
+            another through the orders that epochs have without it, so that each of these orders is
+            delivered whole before the next one begins.
+        weights: weights of the samples, which are drawn; None delivers each one once.
     """
 
     seed: int = 0
     on: bool = True
     window: int | None = DEFAULT_WINDOW
     streams: int = 1
+    epoch_size: int | None = None
+    weights: Weights | None = None
 
-    def order(self, samples: Samples, epoch: int) -> list[Order]:
-        """Return the order of each stream in an epoch."""
-        runs = Runs(
-            shards=np.arange(len(samples.counts)),
-            firsts=np.zeros_like(samples.counts),
-            lengths=samples.counts,
-        )
-        key = derive_key(self.seed, epoch)
+    def identity(self) -> dict[str, str | int | bool | None]:
+        """Return all that the order depends on beside the samples; entries in use alone."""
+        found: dict[str, str | int | bool | None] = {
+            "seed": self.seed,
+            "shuffle": self.on,
+            "window": self.window,
+            "streams": self.streams,
+        }
+        if self.epoch_size is not None:
+            found["epoch_size"] = self.epoch_size
+        if self.weights is not None:
+            found["weights"] = self.weights.digest()
+        return found
+
+    def epoch_length(self, samples: Samples) -> int:
+        """Return the number of samples in an epoch."""
+        if self.weights is not None:
+            return self.weights.draws
+        return len(samples) if self.epoch_size is None else self.epoch_size
+
+    def order(self, samples: Samples, epoch: int) -> list[SampleSequence]:
+        """Return the sequence of each stream in an epoch."""
+        if self.weights is not None:
+            key, runs = derive_key(self.seed, epoch), _all_runs(samples)
+            return [self.weights.order(runs, key, shuffled=self.on, window=self.window)]
+        if self.epoch_size is None:
+            return [*self._pass(samples, epoch)]
+        of_pass = lru_cache(maxsize=4)(partial(self._pass, samples))
+        ends = [self.epoch_size * stream // self.streams for stream in range(self.streams + 1)]
+        sizes = [end - start for start, end in pairwise(ends)]
+
+        def order_of(stream: int, number: int) -> Order:
+            return of_pass(number)[stream]
+
+        return [
+            Passes(partial(order_of, stream), first=epoch * size, length=size)
+            for stream, size in enumerate(sizes)
+        ]
+
+    def _pass(self, samples: Samples, number: int) -> list[Order]:
+        """Return the order of each stream in a pass, which has each sample once."""
+        runs = _all_runs(samples)
+        key = derive_key(self.seed, number)
         window = self.window or max(len(runs), 1)
         if self.streams == 1:
             return [Order(runs, key=key if self.on else None, window=window)]
@@ -130,6 +183,14 @@ class Shuffle:
         ]
 
 
+def _all_runs(samples: Samples) -> Runs:
+    return Runs(
+        shards=np.arange(len(samples.counts)),
+        firsts=np.zeros_like(samples.counts),
+        lengths=samples.counts,
+    )
+
+
 class EpochPlan:
     """Plan of one epoch.
 
@@ -142,7 +203,9 @@ class EpochPlan:
         tail: policy for an incomplete last global batch; see the module docstring.
 
     Attributes:
-        orders: order of each stream.
+        samples: samples of the dataset.
+        shuffle: settings for their order.
+        orders: sequence of each stream.
         num_samples: number of samples in the epoch, without padding.
         num_steps: number of steps, the same for every rank.
     """
@@ -156,10 +219,10 @@ class EpochPlan:
         epoch: int = 0,
         tail: Tail = "pad",
     ) -> None:
+        self.samples, self.shuffle = samples, shuffle
         self.orders = shuffle.order(samples, epoch)
-        self.num_samples = len(samples)
+        self.num_samples = shuffle.epoch_length(samples)
         self.num_steps = count_steps(self.num_samples, global_batch_size, tail)
-        self._samples = samples
         self._lengths = np.array([*map(len, self.orders)])
         self._global_batch_size = global_batch_size
         self._slice = global_batch_size // shuffle.streams
@@ -215,9 +278,14 @@ class EpochPlan:
             streams=streams,
             inner=inner,
             shards=shards,
-            indices=self._samples.in_shards(shards, ordinals),
+            indices=self.samples.in_shards(shards, ordinals),
             valid=inner < lengths,
         )
+
+    def bounds(self) -> tuple[Count, Count]:
+        """Return how often a sample comes at least, and at most, if no step is left out."""
+        least, most = zip(*(order.bounds() for order in self.orders), strict=True)
+        return (least[0], most[0]) if len(least) == 1 else (min(least), max(most))
 
     def _in_streams(
         self, positions: NDArray[np.int64]

@@ -21,14 +21,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from shardio.checks import flag, is_whole, one_of, positive, require, seed_of_order, whole_number
 from shardio.errors import UsageError, counted, quoted
-from shardio.fields.base import BYTES, FieldType
+from shardio.fields.arrays import Label
+from shardio.fields.base import BYTES, LABEL_FIELD, FieldType
 from shardio.fields.limits import MAX_PIXELS
 from shardio.fields.recorded import require_available
 from shardio.indexing.catalog import Catalog, open_catalog
 from shardio.indexing.parts import ShardPaths, list_parts
 from shardio.indexing.shard_index import ShardIndex
+from shardio.planning.draws import Weights
 from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, Shuffle, Tail
-from shardio.planning.order import Order, derive_key
+from shardio.planning.order import SampleSequence, derive_key
 from shardio.planning.samples import Samples
 from shardio.reading.batch import Delivery, Replacements, SampleReader
 from shardio.reading.columns import Transform, Types
@@ -51,7 +53,7 @@ from shardio.reading.loop import (
     to_sample,
 )
 from shardio.reading.readahead import ReadAhead
-from shardio.reading.settings import check_plan, make_shuffle
+from shardio.reading.settings import WeightsGiven, check_plan, list_keys, make_shuffle, weigh
 from shardio.reading.shards import ShardPool
 from shardio.reading.times import StageTimes, Stopwatch
 from shardio.storage.base import Storage
@@ -75,7 +77,7 @@ def choose(catalog: Catalog, samples: Samples, choice: Choice) -> Samples:
         UsageError: the numbers are not whole, repeat or lie outside the dataset.
     """
     if callable(choice):
-        pairs = _keys(catalog, samples)
+        pairs = enumerate(list_keys(catalog, samples))
         numbers = np.array([number for number, key in pairs if choice(key, number)], np.int64)
         return samples.choose(numbers)
     try:
@@ -155,17 +157,6 @@ def _find_in_shard(index: ShardIndex, wanted: NDArray[np.uint8]) -> list[int]:
     return samples
 
 
-def _keys(catalog: Catalog, samples: Samples) -> Iterator[tuple[int, str]]:
-    starts = np.concatenate([[0], np.cumsum(samples.counts)])
-    for shard, entry in enumerate(catalog.shards):
-        numbers: NDArray[np.int64] = np.arange(starts[shard], starts[shard + 1])
-        if numbers.size:
-            index = entry.load_index()
-            there = samples.locate(numbers)[1].tolist()
-            for number, sample in zip(numbers.tolist(), there, strict=True):
-                yield number, index.key(sample)
-
-
 _TRANSFORMS = 3
 _SAMPLES_PLANNED_AT_ONCE = 64
 _SAMPLES_LOOKED_AT = 1000
@@ -207,6 +198,17 @@ class ShardDataset(ResumableDataset):
         streams: canonical streams. With 1 every rank reads from every shard of a window. With
             more, each rank reads the same share of the shards in every epoch, for nodes that
             cache them; world_size must divide streams, and streams the global batch size.
+        epoch_size: samples in an epoch, by default all. Epochs of another size follow one another
+            through the orders that epochs have otherwise, each of which is delivered whole before
+            the next begins: no sample comes again before all others have come, and none is lost
+            between epochs, except to tail="drop".
+        weights: samples drawn instead of delivered once each: an epoch has `epoch_size` draws, by
+            default as many as samples, and a sample with 1.3 times the mean weight comes once or
+            twice in one of that default size. "balanced" gives all labels equal parts; a mapping
+            gives each label (number, or name in `classes`) the weight of its samples; a function
+            takes key and label (None where there is none); or give one number a sample, in packed
+            order. Labels are told by indexes with checksums, else read once when it is opened. It
+            takes 16 bytes a sample.
         tail: "pad" repeats samples, marked in "valid", to fill the last step of every rank;
             "even" makes it smaller, of one size for all ranks, with at most one pad each; "drop"
             leaves it out; "short" makes it smaller, for one rank alone.
@@ -263,6 +265,8 @@ class ShardDataset(ResumableDataset):
         seed: int = 0,
         window: int = DEFAULT_WINDOW,
         streams: int = 1,
+        epoch_size: int | None = None,
+        weights: WeightsGiven | None = None,
         tail: Tail = "pad",
         rank: int | None = None,
         world_size: int | None = None,
@@ -298,8 +302,8 @@ class ShardDataset(ResumableDataset):
         self._types = self._find_types()
         self._geometry = SampleGeometry(self._types, transform)
         self.samples = Samples([shard.samples for shard in self.catalog.shards])
-        orders = {name: given[name] for name in ("seed", "window", "streams")}
-        self.shuffle = make_shuffle(shuffle, **orders)
+        orders = {name: given[name] for name in ("seed", "window", "streams", "epoch_size")}
+        self.shuffle = make_shuffle(shuffle, **orders, weights=self._weigh(self.samples))
         self._digest = self.catalog.digest()
         self._singles: tuple[EpochPlan, ShardPool] | None = None  # for ds[i]
         self._replacements = Replacements()
@@ -317,7 +321,10 @@ class ShardDataset(ResumableDataset):
         held = sum(shard.samples for shard in self.catalog.shards)
         what, shards = counted(held, "sample"), counted(len(self.catalog.shards), "shard")
         some = f"{len(self.samples):,} of " if len(self.samples) < held else ""
-        return f"ShardDataset({quoted(source)}: {some}{what} in {shards})"
+        drawn, size = self.shuffle.weights is not None, self.shuffle.epoch_length(self.samples)
+        kind = ", weighted draws" if drawn else ""
+        epoch = f"; {size:,} an epoch{kind}" if drawn or size != len(self.samples) else ""
+        return f"ShardDataset({quoted(source)}: {some}{what} in {shards}{epoch})"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Read a sample by its number in packed order; its random crop is always the same.
@@ -366,7 +373,7 @@ class ShardDataset(ResumableDataset):
         Raises:
             UsageError: an index is outside the dataset or comes twice.
         """
-        return self._with(choose(self.catalog, self.samples, choice))
+        return self._part(choose(self.catalog, self.samples, choice))
 
     def split(self, *fractions: float, seed: int = 0) -> tuple[ShardDataset, ...]:
         """Make datasets of disjoint random parts, whose sizes are exact to the sample.
@@ -379,7 +386,7 @@ class ShardDataset(ResumableDataset):
             UsageError: the fractions are negative or do not add up to 1.
         """
         parts = split(self.samples, fractions, seed_of_order(seed), self.contents)
-        return tuple(self._with(part) for part in parts)
+        return tuple(map(self._part, parts))
 
     def replace(self, **changes: Any) -> ShardDataset:
         """Open the same samples with other arguments; epochs begin anew.
@@ -396,13 +403,15 @@ class ShardDataset(ResumableDataset):
         unknown = changes.keys() - self._arguments.keys()
         if unknown:
             raise UsageError(f"replace: ShardDataset has no argument {', '.join(sorted(unknown))}")
-        other = ShardDataset(self._parts, **{**self._arguments, **changes})
+        arguments = {**self._arguments, **changes}
+        weights = arguments.pop("weights")  # of the samples that are chosen
+        other = ShardDataset(self._parts, **arguments)
         if other._digest != self._digest:
             raise UsageError(
                 "the shards have changed since it was opened", where=self, remedy="open it again"
             )
         other._source = self._source
-        return other._with(self.samples)
+        return other._with(self.samples, weights)
 
     def repeated(self, times: int) -> ShardDataset:
         """Repeat the samples several times in an epoch, one after the other; for measuring.
@@ -414,7 +423,9 @@ class ShardDataset(ResumableDataset):
         shards, counts, chosen = self.catalog.shards * times, self.samples.counts, None
         if self.samples.chosen is not None:
             chosen = np.tile(self.samples.chosen, times)
-        part = self._with(Samples(np.tile(counts, times), chosen))
+        drawn = self.shuffle.weights
+        weights = None if drawn is None else np.tile(drawn.given, times)
+        part = self._with(Samples(np.tile(counts, times), chosen), weights)
         part.catalog = replace(self.catalog, shards=shards)
         part._digest = part.catalog.digest()
         return part
@@ -510,7 +521,9 @@ class ShardDataset(ResumableDataset):
             pool.close()
             raise
 
-    def read_ahead(self, orders: Sequence[Order], pool: ShardPool, epoch: int) -> ReadAhead:
+    def read_ahead(
+        self, orders: Sequence[SampleSequence], pool: ShardPool, epoch: int
+    ) -> ReadAhead:
         """Make a ReadAhead for a loop over an epoch of this dataset."""
         some = orders if self.shuffle.window is not None else ()
         later = partial(self.shuffle.order, self.samples, epoch + 1)
@@ -526,19 +539,43 @@ class ShardDataset(ResumableDataset):
             "samples": len(self.samples),
             "contents": self.contents,
             "global_batch_size": self.global_batch_size,
-            "seed": self.shuffle.seed,
-            "shuffle": self.shuffle.on,
-            "window": self.shuffle.window,
-            "streams": self.shuffle.streams,
+            **self.shuffle.identity(),
             "tail": self._tail,
         }
 
-    def _with(self, samples: Samples) -> ShardDataset:
+    def _part(self, samples: Samples) -> ShardDataset:
+        """Return a dataset of some of the samples, which keep the weights that are given by one."""
+        weights = self._arguments["weights"]
+        if weights is not None and not isinstance(weights, str | Mapping) and not callable(weights):
+            weights = np.asarray(weights)[self.samples.find(samples)]
+        return self._with(samples, weights)
+
+    def _with(self, samples: Samples, weights: WeightsGiven | None) -> ShardDataset:
         part = self._copy()
         part.times = StageTimes()
         part.samples = samples
         part._singles = None
+        part._arguments = {**self._arguments, "weights": weights}
+        part.shuffle = replace(self.shuffle, weights=part._weigh(samples))
         return part
+
+    def _weigh(self, samples: Samples) -> Weights | None:
+        """Find the weights of some samples, with labels where their type says."""
+        weights = self._arguments["weights"]
+        if weights is None:
+            return None
+        labels = (
+            name
+            for types in self._types.values()
+            for name, each in types.items()
+            if isinstance(each, Label)
+        )
+        field = next(labels, LABEL_FIELD)
+        draws = self._arguments["epoch_size"]
+        found = weigh(weights, self.catalog, samples, draws, field=field)
+        if callable(weights) and found is not None:  # which other processes need not know
+            self._arguments = {**self._arguments, "weights": found.given}
+        return found
 
     def optional_entries(self) -> frozenset[str]:
         """Names of the entries that samples may lack."""
@@ -647,6 +684,8 @@ def _check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[s
     for name in ("window", "streams", "max_pixels", "predownload"):
         given[name] = whole_number(name, given[name], least=1)
     given["download_retry"] = whole_number("download_retry", given["download_retry"], least=0)
+    if given["epoch_size"] is not None:
+        given["epoch_size"] = whole_number("epoch_size", given["epoch_size"], least=1)
     if given["cache_limit"] is not None:
         given["cache_limit"] = whole_number("cache_limit", given["cache_limit"], least=0)
     given["download_timeout"] = positive("download_timeout", given["download_timeout"])

@@ -5,15 +5,35 @@ Nothing here needs torch, so that the command line plans what a training loop wo
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
 
-from shardio.errors import SituationError, UsageError, counted
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from shardio.checks import require
+from shardio.errors import SituationError, UsageError, counted, quoted
+from shardio.fields.base import LABEL_FIELD
+from shardio.indexing.catalog import Catalog
+from shardio.indexing.labels import LabelReader
+from shardio.planning.draws import MOST_DRAWS, Weights
 from shardio.planning.epoch import Shuffle, Tail, count_steps
 from shardio.planning.samples import Samples
 
+WeightsGiven = (
+    Literal["balanced"] | Mapping[Any, float] | Callable[[str, int | None], float] | ArrayLike
+)
+"""Weights as ShardDataset takes them, see its `weights`."""
+
 
 def make_shuffle(
-    shuffle: bool | Literal["full"], *, seed: int, window: int, streams: int
+    shuffle: bool | Literal["full"],
+    *,
+    seed: int,
+    window: int,
+    streams: int,
+    epoch_size: int | None = None,
+    weights: Weights | None = None,
 ) -> Shuffle:
     """Make the order that the arguments of ShardDataset ask for."""
     return Shuffle(
@@ -21,7 +41,168 @@ def make_shuffle(
         on=bool(shuffle),
         window=None if shuffle == "full" else window,
         streams=streams,
+        epoch_size=epoch_size,
+        weights=weights,
     )
+
+
+def list_keys(catalog: Catalog, samples: Samples) -> Iterator[str]:
+    """Yield the key of each sample of a dataset, in packed order."""
+    for shard, entry in enumerate(catalog.shards):
+        if samples.counts[shard]:
+            index = entry.load_index()
+            yield from map(index.key, samples.in_shard(shard).tolist())
+
+
+def read_labels(
+    catalog: Catalog, samples: Samples, field: str = LABEL_FIELD
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Find the class numbers of the samples of a dataset, see shardio.indexing.labels.
+
+    Returns:
+        Class number of each sample, int64 [n], and whether it has one, bool [n].
+
+    Raises:
+        TarError: a shard has to be read, and is missing or changed.
+    """
+    reader = LabelReader(len(catalog.classes or ()), field=field)
+    numbers, known = np.zeros(len(samples), np.int64), np.zeros(len(samples), np.bool_)
+    at = 0
+    for shard, entry in enumerate(catalog.shards):
+        chosen = samples.in_shard(shard)
+        if chosen.size:
+            found, part = reader.read(entry, entry.load_index()), slice(at, at + chosen.size)
+            numbers[part], known[part] = found.numbers[chosen], found.known[chosen]
+            at += chosen.size
+    return numbers, known
+
+
+def weigh(
+    given: WeightsGiven,
+    catalog: Catalog,
+    samples: Samples,
+    draws: int | None,
+    *,
+    field: str = LABEL_FIELD,
+) -> Weights | None:
+    """Find the weight of each sample of a dataset.
+
+    Labels are told by the indexes where these have checksums, and otherwise read once, one small
+    read a sample. A function is called once for each sample, with keys from the indexes.
+
+    Args:
+        given: weights, see ShardDataset.
+        catalog: shards of the dataset.
+        samples: samples of the dataset.
+        draws: number of draws in an epoch; None for one a sample.
+        field: field that holds the class number.
+
+    Returns:
+        The weights; None for a dataset without samples.
+
+    Raises:
+        UsageError: they are not weights of these samples.
+    """
+    if isinstance(given, str | Mapping):
+        _check_kind(given)
+        weights = _by_label(given, catalog, samples, field) if len(samples) else np.empty(0)
+    elif callable(given):
+        numbers, known = read_labels(catalog, samples, field)
+        labels = [
+            label if has else None for label, has in zip(numbers.tolist(), known, strict=True)
+        ]
+        weights = _as_weights([*map(given, list_keys(catalog, samples), labels)])
+    else:
+        weights = _as_weights(given)
+    if weights.shape != (len(samples),):
+        raise UsageError(
+            f"weights has {counted(len(weights), 'number')} for {counted(len(samples), 'sample')}",
+            remedy="give one for each sample, in packed order",
+        )
+    wrong = np.flatnonzero(~np.isfinite(weights) | (weights < 0))
+    if wrong.size:
+        raise UsageError(
+            f"weights gives sample {wrong[0]} the weight {weights[wrong[0]]:g}",
+            remedy="a weight is a number, at least 0",
+        )
+    if not len(samples):
+        return None
+    if not weights.any():
+        raise UsageError("weights gives every sample the weight 0")
+    draws = len(samples) if draws is None else draws
+    if draws > MOST_DRAWS:
+        raise UsageError(f"weights draws at most {MOST_DRAWS:,} samples an epoch, not {draws:,}")
+    return Weights(samples, weights, draws)
+
+
+def _check_kind(given: str | Mapping[Any, float]) -> None:
+    wanted = "'balanced', a mapping of labels, a function or one number a sample"
+    require(given == "balanced" or isinstance(given, Mapping), "weights", given, wanted)
+
+
+def _as_weights(given: Any) -> NDArray[np.float64]:
+    try:
+        found = np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        found = np.empty((0, 0))
+    if found.ndim != 1:
+        raise UsageError(
+            "weights are not numbers",
+            remedy="give 'balanced', a mapping of labels, a function or one number a sample",
+        )
+    return found
+
+
+def _by_label(
+    given: str | Mapping[Any, float], catalog: Catalog, samples: Samples, field: str
+) -> NDArray[np.float64]:
+    numbers, known = read_labels(catalog, samples, field)
+    if not known.all():
+        without = int(np.flatnonzero(~known)[0])
+        raise SituationError(
+            f"sample {without} has no label in the field {quoted(field)}, by which weights "
+            "are given",
+            remedy="pass a function of key and label, or one number a sample",
+        )
+    labels, which, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+    if isinstance(given, str):
+        return (1 / counts)[which]
+    by_number = {_number_of(label, catalog.classes): each for label, each in given.items()}
+    missing = [label for label in labels.tolist() if label not in by_number]
+    if missing:
+        raise UsageError(
+            f"weights has none for the label {name_label(missing[0], catalog.classes)}",
+            remedy="give each label a weight; 0 leaves its samples out",
+        )
+    return _as_weights([by_number[label] for label in labels.tolist()])[which]
+
+
+def name_label(label: int, classes: tuple[str, ...] | None) -> str:
+    """Return a label for messages and tables, with the name of its class where it is known."""
+    known = classes is not None and 0 <= label < len(classes)
+    return str(label) if classes is None or not known else f"{label} ({quoted(classes[label])})"
+
+
+def _number_of(label: object, classes: tuple[str, ...] | None) -> int:
+    """Return the number of a label given by the name of its class, or by number, in text too."""
+    if label in (classes or ()):
+        return (classes or ()).index(str(label))
+    text = label if isinstance(label, str) else ""
+    if (isinstance(label, int | np.integer) and not isinstance(label, bool)) or text.isdecimal():
+        return int(str(label))
+    raise UsageError(
+        f"weights has the label {quoted(label)}, which is no class of the dataset",
+        remedy="use the numbers of batch['label'], or the names in ds.classes",
+    )
+
+
+def describe_weights(given: WeightsGiven) -> str:
+    """Describe weights in a few words, as given."""
+    if isinstance(given, str):
+        return given
+    if isinstance(given, Mapping):
+        return ",".join(f"{label}={weight:g}" for label, weight in given.items())
+    return "a function" if callable(given) else "one a sample"
 
 
 def divide_batch(global_batch_size: int, world_size: int) -> int:
@@ -62,8 +243,8 @@ def check_plan(
     Raises:
         UsageError: there is no such plan.
     """
-    count, streams = len(samples), shuffle.streams
-    if not count:
+    count, streams = shuffle.epoch_length(samples), shuffle.streams
+    if not len(samples):
         raise SituationError("the dataset has no samples", where=dataset)
     if tail == "short" and world_size > 1:
         raise UsageError(
@@ -82,8 +263,15 @@ def check_plan(
             "each stream fills an equal part of it",
             remedy=f"make it a multiple of {streams}",
         )
-    if streams > count:
-        raise SituationError(f"streams={streams} are more than its {count} samples", where=dataset)
+    if streams > 1 and shuffle.weights is not None:
+        raise UsageError(
+            f"weights with streams={streams}: each stream fills an equal part of a batch, whatever "
+            "the weights of its samples",
+            remedy="leave out one of the two",
+        )
+    if streams > min(count, len(samples)):
+        fewest = min(count, len(samples))
+        raise SituationError(f"streams={streams} are more than its {fewest} samples", where=dataset)
     steps = count_steps(count, global_batch_size, tail)
     if not steps:
         raise SituationError(

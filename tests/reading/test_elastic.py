@@ -25,6 +25,8 @@ ORDERS: dict[str, dict[str, Any]] = {
     "streams": {"shuffle": True, "window": 1, "streams": 24},
     "packed": {"shuffle": False},
     "even": {"shuffle": True, "window": 2, "tail": "even"},
+    "epoch_size": {"shuffle": True, "window": 2, "epoch_size": 620},
+    "weights": {"shuffle": True, "window": 2, "weights": {0: 5, **dict.fromkeys(range(1, 10), 1)}},
 }
 Digests = dict[tuple[int, int], str]
 
