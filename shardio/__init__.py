@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from shardio.errors import SampleError as SampleError
     from shardio.errors import ShardioError as ShardioError
     from shardio.errors import SituationError as SituationError
+    from shardio.errors import Skip as Skip
     from shardio.errors import TarError as TarError
     from shardio.errors import TFRecordError as TFRecordError
     from shardio.errors import TransformError as TransformError
@@ -113,6 +114,7 @@ _HOMES = {
     "ShardDataset": "shardio.reading.dataset",
     "ShardioError": "shardio.errors",
     "SituationError": "shardio.errors",
+    "Skip": "shardio.errors",
     "Source": "shardio.packing.sources.base",
     "Storage": "shardio.storage.base",
     "TFRecordError": "shardio.errors",

@@ -9,7 +9,8 @@
     ├── IndexFileError      missing, corrupt or stale index or manifest
     ├── CodecError          data that cannot be decoded (also a ValueError)
     ├── SampleError         sample that cannot be delivered
-    │   └── TransformError  exception in the user's transform
+    │   ├── TransformError  exception in the user's transform, map or collate
+    │   └── Skip            raised by the user's map to leave a sample out
     ├── PackError           source or destination that cannot be packed
     │   └── OutputError     link, pipe or device in place of an output file or folder
     └── RemoteError         store that does not do what it is asked (also an OSError)
@@ -240,7 +241,17 @@ class SampleError(ShardioError):
 
 
 class TransformError(SampleError):
-    """Exception in the user's transform, which no policy for bad samples suppresses."""
+    """Exception in a function of the user, which no policy for bad samples suppresses."""
+
+
+class Skip(SampleError):  # noqa: N818  what a function of the user raises
+    """Raised by a function given as `map=` to leave a sample out; the argument says why.
+
+    Another sample takes its place, marked with valid=False and counted in num_bad_samples.
+    """
+
+    def __init__(self, what: str = "left out by map", **details: str | None) -> None:
+        super().__init__(what, **details)  # type: ignore[arg-type]  # as those of the base class
 
 
 class PackError(ShardioError):

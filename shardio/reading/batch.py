@@ -31,6 +31,7 @@ from shardio.errors import (
     MisfitError,
     SampleError,
     SituationError,
+    Skip,
     TransformError,
     UsageError,
     counted,
@@ -43,11 +44,13 @@ from shardio.planning.epoch import EpochPlan, References
 from shardio.planning.order import uniform_numbers
 from shardio.planning.samples import Samples
 from shardio.processes import new_lock
-from shardio.reading.columns import Column, RowColumn, Stack, Transform, column_maker
+from shardio.reading.columns import Column, RowColumn, Stack
 from shardio.reading.entries import Fields
 from shardio.reading.gather import Gathered, Gatherer
 from shardio.reading.geometry import SEVERAL, Choices, SampleGeometry, Views, describe_crops
 from shardio.reading.handover import Allocate
+from shardio.reading.mapping import Functions, MappedEntries
+from shardio.reading.picture_columns import Transform, column_maker
 from shardio.reading.readahead import ReadAhead
 from shardio.reading.shards import FieldBytes, OpenShard, ShardPool
 from shardio.reading.times import StageTimes, Stopwatch
@@ -114,7 +117,9 @@ class Delivery:
         optional: entries that a sample may lack; batches say which samples have them.
         geometry: chooser of the views of a sample.
         crops: whether batches tell the crops of their samples.
-        on_replaced: called for each bad sample that was replaced; None raises instead.
+        functions: functions of the user on whole samples.
+        skip_bad: whether another sample takes the place of a bad one; otherwise an error is raised.
+        on_replaced: called for each sample that was replaced.
         replacements: tells of them.
         times: totals of the dataset, to which those of the batches are added.
         stopwatch: makes one for each chunk.
@@ -129,7 +134,9 @@ class Delivery:
     optional: frozenset[str]
     geometry: SampleGeometry
     crops: bool
-    on_replaced: Callable[[], None] | None
+    functions: Functions
+    skip_bad: bool
+    on_replaced: Callable[[], None]
     replacements: Replacements
     times: StageTimes
     stopwatch: Callable[[], Stopwatch]
@@ -149,6 +156,7 @@ class Batch:
         references: samples of the batch.
         columns: entries of the batch, empty.
         uniforms: random numbers for the transforms, float64 [n, draws].
+        mapped: entries that functions of the user make; None without such functions.
         choose: chooses the crops whose pictures the indexes know; see SampleGeometry.
         fill_slot: reads a sample of a shard into a slot of a batch.
         fill_rows: reads the samples of some slots of a batch at once; False if they are not alike.
@@ -163,6 +171,7 @@ class Batch:
         delivery: Delivery,
         references: References,
         columns: dict[str, Column],
+        mapped: MappedEntries | None,
         uniforms: NDArray[np.float64],
         choose: Choose,
         fill_slot: FillSlot,
@@ -170,7 +179,7 @@ class Batch:
     ) -> None:
         self.references, self._uniforms = references, uniforms
         self._delivery = delivery
-        self._columns = columns
+        self._columns, self._mapped = columns, mapped
         self._fill_slot, self._fill_rows = fill_slot, fill_rows
         self._valid = references.valid.copy()
         self._choose = choose
@@ -182,9 +191,11 @@ class Batch:
             name: set() for name in columns if name in delivery.optional
         }
         self._views: list[Views] | None = [()] * len(self._valid) if delivery.crops else None
+        self._stand_ins: dict[int, int] = {}  # samples in the places of slots' own
         self._bad: dict[int, str] = {}  # why the sample of a slot cannot be delivered
         self._misfits: dict[int, MisfitError] = {}  # why it does not fit with the others
-        self._in_rows = all(hasattr(column, "place_rows") for column in columns.values())
+        rows = (hasattr(column, "place_rows") for column in columns.values())
+        self._in_rows = mapped is None and all(rows)
         self.chunk = _ROWS if self._in_rows else _CHUNK
 
     def __len__(self) -> int:
@@ -211,17 +222,26 @@ class Batch:
         """
         if self._bad or self._misfits:
             self._settle()
+        batch = self._collect() if self._mapped is None else self._mapped.collect(self._describe)
+        batch["valid"] = torch.from_numpy(self._valid)
+        batch["__key__"] = self._keys
+        if self._views is not None:
+            batch["__crop__"] = describe_crops(self._views)
+        return batch
+
+    def _collect(self) -> dict[str, Any]:
         batch: dict[str, Any] = {}
         for name, column in self._columns.items():
             if name not in self._missing:
                 batch |= column.collect(name, sorted(self._absent.get(name, ())))
         for name, slots in self._absent.items():
             batch[f"has_{name}"] = torch.tensor([slot not in slots for slot in range(len(self))])
-        batch["valid"] = torch.from_numpy(self._valid)
-        batch["__key__"] = self._keys
-        if self._views is not None:
-            batch["__crop__"] = describe_crops(self._views)
         return batch
+
+    def _describe(self, slot: int) -> str:
+        """Describe the place of a slot's own sample, for errors."""
+        number, sample = self._place_of(slot)
+        return self._delivery.pool.get(number).place(sample)
 
     def abandon(self) -> None:
         """Have threads that fill it, or other batches of the loop, wait for no store any more."""
@@ -266,18 +286,37 @@ class Batch:
         field, values = "", []
         try:
             views = delivery.geometry.views(stored, self._uniforms[slot], self._choices[slot])
-            for column, found, view in zip(self._columns.values(), stored, views, strict=True):
+            for (name, column), found, view in zip(
+                self._columns.items(), stored, views, strict=True
+            ):
                 if found is not None:
                     field = found.field
-                    values.append((column, field, column.decode(slot, found, view, watch)))
+                    values.append((name, field, column.decode(slot, found, view, watch)))
                 elif isinstance(column, Stack):
                     column.lack(view)
-            for column, field, value in values:  # noqa: B007  the error below names the field
-                column.place(slot, value)
+            for name, field, value in values if self._mapped is None else ():  # noqa: B007  see below
+                self._columns[name].place(slot, value)
         except (CodecError, TransformError, UsageError) as error:
             raise self._located(error, shard, sample, error.field or field) from error
+        if self._mapped is not None:
+            self._map(self._mapped, slot, shard, sample, {name: value for name, _, value in values})
+            watch.transformed()
         if self._views is not None:
             self._views[slot] = views
+
+    def _map(
+        self,
+        mapped: MappedEntries,
+        slot: int,
+        shard: OpenShard,
+        sample: int,
+        values: Mapping[str, Any],
+    ) -> None:
+        """Apply the functions of the user to a decoded sample."""
+        try:
+            mapped.put(slot, shard.key(sample), values, self._stand_ins.get(slot))
+        except (CodecError, TransformError, UsageError, Skip) as error:
+            raise self._located(error, shard, sample, error.field or "") from error
 
     def put_rows(self, slots: range, gathered: Iterator[Gathered | None], watch: Stopwatch) -> bool:
         """Place fields of many samples at once; False if the samples are not alike."""
@@ -324,7 +363,8 @@ class Batch:
 
     def _note_fault(self, error: SampleError, slot: int, shard: OpenShard, sample: int) -> None:
         """Note why a slot's own sample cannot be delivered, or raise the error."""
-        if self._delivery.on_replaced is None:
+        skipped = isinstance(error, Skip)
+        if not (skipped or self._delivery.skip_bad):
             raise error
         if isinstance(error.__cause__, MisfitError):
             self._misfits[slot] = error.__cause__.at(  # anew: a traceback would keep the batch
@@ -332,7 +372,8 @@ class Batch:
             )
         else:
             self._bad[slot] = str(error)
-            shard.bad.add(sample)
+            if not skipped:  # which the next epoch may not
+                shard.bad.add(sample)
 
     def _settle(self) -> None:
         """Replace the samples that are bad or of another kind than most of the batch."""
@@ -357,7 +398,8 @@ class Batch:
         Raises:
             UsageError: at least half of the slots, and at least _MANY, do not fit with the others.
         """
-        stacks = [column for column in self._columns.values() if isinstance(column, Stack)]
+        columns = self._columns if self._mapped is None else self._mapped.columns
+        stacks = [column for column in columns.values() if isinstance(column, Stack)]
         kinds = Counter(tuple(stack.decoded_kind(number) for stack in stacks) for number in sound)
         most = max(kinds, key=kinds.__getitem__)
         odd = len(sound) - kinds[most]
@@ -391,6 +433,7 @@ class Batch:
         self._choices[slot] = ()  # which are for its own sample
         for number, sample in self._substitutes(slot, good):
             shard = self._delivery.pool.get(number)
+            self._stand_ins[slot] = sample
             if sample not in shard.bad and self._try(slot, shard, sample, watch):
                 break
         else:
@@ -405,8 +448,7 @@ class Batch:
         own, position = self._place_of(slot)
         place = self._delivery.pool.get(own).name, position
         self._delivery.replacements.note(place, fault, shard.key(sample))
-        if self._delivery.on_replaced is not None:
-            self._delivery.on_replaced()
+        self._delivery.on_replaced()
         return number, sample
 
     def _try(self, slot: int, shard: OpenShard, sample: int, watch: Stopwatch) -> bool:
@@ -414,7 +456,11 @@ class Batch:
             self._fill_slot(self, slot, shard, sample, watch)
         except TransformError:
             raise
+        except Skip:
+            return False
         except SampleError as error:
+            if not self._delivery.skip_bad:
+                raise
             if not isinstance(error.__cause__, MisfitError):
                 shard.bad.add(sample)
             return False
@@ -475,16 +521,16 @@ class Batch:
 
     def _located(
         self,
-        error: CodecError | TransformError | UsageError,
+        error: CodecError | TransformError | UsageError | Skip,
         shard: OpenShard,
         sample: int,
         field: str,
     ) -> SampleError | UsageError:
         kind: type[SampleError | UsageError] = SampleError
         remedy = None
-        if isinstance(error, TransformError):
-            kind = TransformError
-        elif self._delivery.on_replaced is not None:
+        if isinstance(error, TransformError | Skip):
+            kind = type(error)
+        elif self._delivery.skip_bad:
             kind = SampleError
         elif isinstance(error, UsageError):
             kind = MisfitError if isinstance(error, MisfitError) else SituationError
@@ -532,6 +578,7 @@ class SampleReader:
             allocate=allocate,
         )
         self._makers = {name: make(of_entry) for name, of_entry in types.items()}
+        self._allocate = allocate
 
     def read(
         self,
@@ -568,7 +615,8 @@ class SampleReader:
                 ahead.enter(references)
             for part in references.split(size):
                 columns, draws = self.columns(len(part)), self.uniforms(part, key)
-                yield Batch(self._delivery, part, columns, draws, choose, fill, fill_rows)
+                mapped = self._map_entries(columns, part, key)
+                yield Batch(self._delivery, part, columns, mapped, draws, choose, fill, fill_rows)
 
     def views(self, stored: Sequence[FieldBytes | None], uniforms: NDArray[np.float64]) -> Views:
         """Choose what is shown of the pictures of a sample; see SampleGeometry.views."""
@@ -577,6 +625,20 @@ class SampleReader:
     def uniforms(self, references: References, key: int) -> NDArray[np.float64]:
         """Draw the random numbers of some samples for the transforms, float64 [n, draws]."""
         return uniform_numbers(key, references.positions, self._geometry.draws)
+
+    def _map_entries(
+        self, columns: dict[str, Column], references: References, key: int
+    ) -> MappedEntries | None:
+        delivery = self._delivery
+        if delivery.functions.map is None and delivery.functions.collate is None:
+            return None
+        return MappedEntries(
+            delivery.functions,
+            columns,
+            optional=delivery.optional,
+            keys=(key, references.positions),
+            allocate=self._allocate,
+        )
 
     def columns(self, slots: int) -> dict[str, Column]:
         """Make the entries of a batch, empty."""

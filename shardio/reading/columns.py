@@ -11,9 +11,8 @@ one that comes. A slot may stay blank if its sample may lack the field: it holds
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, Protocol, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,14 +21,11 @@ from numpy.typing import NDArray
 from shardio.errors import (
     CodecError,
     MisfitError,
-    TransformError,
     quoted,
 )
-from shardio.fields.arrays import NUMBERS, is_picture
+from shardio.fields.arrays import NUMBERS
 from shardio.fields.base import Dense, FieldType
-from shardio.fields.geometry import Crop, View
-from shardio.fields.image import DecodedPart, Scratch, decode_part, write_part
-from shardio.fields.probe import ImageInfo
+from shardio.fields.geometry import View
 from shardio.processes import new_lock
 from shardio.reading.gather import Rows
 from shardio.reading.handover import Allocate
@@ -42,60 +38,15 @@ from shardio.reading.kinds import (
     misfit,
     nested_misfit,
     numbers_as_arrays,
+    shown_value,
     torch_dtype,
     zeros_of,
 )
 from shardio.reading.shards import FieldBytes
 from shardio.reading.times import Stopwatch
-from shardio.transforms import SizedTransform
 
 Types = Mapping[str, FieldType]
 """The types of an entry's alternatives, by field name."""
-
-
-def column_maker(
-    types: Types,
-    *,
-    transform: Transform | None,
-    scratch: Scratch,
-    reduced: bool,
-    allocate: Allocate,
-) -> Callable[[int], Column]:
-    """Return a function that makes the column of an entry from a number of slots.
-
-    Args:
-        types: types of the entry's alternatives, which are batched alike.
-        transform: transform of pictures.
-        scratch: buffer where image files are decoded.
-        reduced: let large JPEGs be decoded at a part of their size.
-        allocate: makes the arrays.
-    """
-    first = next(iter(types.values()))
-    batching, picture = first.batching, first.geometry == "leads"
-    if picture and transform is not None:
-        if not isinstance(transform, SizedTransform):
-            return partial(Transformed, types=types, transform=transform, allocate=allocate)
-        return partial(
-            SizedImages,
-            types=types,
-            size=transform.size,
-            scratch=scratch,
-            reduced=reduced,
-            allocate=allocate,
-        )
-    in_rows = first.in_rows and first.geometry != "follows"
-    if isinstance(batching, Dense):
-        return partial(NumbersInRows if in_rows else Numbers, types=types, dense=batching)
-    if picture or batching == "stack":
-        stacked = ArraysInRows if in_rows else Arrays
-        return partial(stacked, types=types, image=picture, allocate=allocate)
-    if batching == "list":
-        return partial(Listed, types=types)
-    made = Padded if batching == "padded" else Found
-    return partial(made, types=types, allocate=allocate)
-
-
-Transform = SizedTransform | Callable[[torch.Tensor], Any]
 
 
 class Column(Protocol):
@@ -113,6 +64,14 @@ class Column(Protocol):
         Raises:
             CodecError: the bytes do not decode, or to what no batch can hold.
             TransformError: the transform raised.
+        """
+
+    def shown(self, slot: int, value: Any) -> Any:
+        """Return what was decoded as a function of the user sees it, as a dataset of samples does.
+
+        Raises:
+            CodecError: torch has no such values.
+            MisfitError: the value is not what its field type says.
         """
 
     def place(self, slot: int, value: Any) -> None:
@@ -136,70 +95,6 @@ class RowColumn(Column, Protocol):
 
     def place_rows(self, slots: NDArray[np.int64], rows: Rows) -> bool:
         """Decode members into their slots; False, with nothing placed, if they are not alike."""
-
-
-class SizedImages:
-    """Pictures of one size, uint8 [B, 3, h, w] in channels-last memory.
-
-    Args:
-        slots: number of slots.
-        types: see column_maker.
-        size: height and width of the slots.
-        scratch: buffer where image files are decoded.
-        reduced: let large JPEGs be decoded at a part of their size.
-        allocate: makes the array.
-    """
-
-    def __init__(
-        self,
-        slots: int,
-        *,
-        types: Types,
-        size: tuple[int, int],
-        scratch: Scratch,
-        reduced: bool,
-        allocate: Allocate,
-    ) -> None:
-        self._types = types
-        self._size = size
-        self._scratch = scratch
-        self._reduced = reduced
-        self._batch = allocate((slots, *size, 3), torch.uint8)
-        self._slots: NDArray[np.uint8] = self._batch.numpy()
-
-    def decode(self, slot: int, stored: FieldBytes, view: View | None, watch: Stopwatch) -> None:
-        """See Column."""
-        view = cast("View", view)
-        crop = cast("Crop", view.crop)
-        type_ = self._types[stored.field]
-        leads = view.field == stored.field
-        info = view.info if leads else type_.probe(stored.data)
-        reduction = 1 if leads or info is None else view.reduction(info.height, info.width)
-        if info is not None and type_.image_file and reduction == 1:
-            part = decode_part(
-                stored.data,
-                info,
-                crop,
-                self._size,
-                scratch=self._scratch,
-                reduced=self._reduced,
-                verified=stored.verified,
-            )
-        else:
-            pixels = _decode_picture(type_, stored)
-            part = DecodedPart(pixels, view.reduction(*pixels.shape[:2]))
-            info = ImageInfo(format=type_.name, height=view.height, width=view.width)
-        watch.decoded()
-        write_part(part, info, crop, self._slots[slot])
-        watch.transformed()
-
-    def place(self, slot: int, value: None) -> None:
-        """See Column."""
-
-    def collect(self, name: str, blank: Sequence[int]) -> dict[str, Any]:
-        """See Column."""
-        self._slots[blank] = 0
-        return {name: self._batch.permute(0, 3, 1, 2)}
 
 
 class Stack(ABC):
@@ -229,6 +124,11 @@ class Stack(ABC):
         value: NDArray[Any] = np.asarray(_decode(self._types, stored, view, watch))
         self._kinds[slot] = self._kind_of(value)
         return value
+
+    def shown(self, slot: int, value: Any) -> Any:
+        """See Column."""
+        del slot
+        return shown_value(value)
 
     def decoded_kind(self, slot: int) -> Kind | None:
         """Return the kind decoded for a slot; that of the column for one in rows."""
@@ -281,56 +181,6 @@ class Stack(ABC):
         """Make the tensor for values of a kind."""
 
 
-class Transformed(Stack):
-    """What a callable makes of images: a tensor [B, …] of one kind.
-
-    Args:
-        slots: number of slots.
-        types: see column_maker.
-        transform: function from uint8 [3, H, W] to a tensor.
-        allocate: makes the tensor.
-    """
-
-    def __init__(
-        self,
-        slots: int,
-        *,
-        types: Types,
-        transform: Callable[[torch.Tensor], Any],
-        allocate: Allocate,
-    ) -> None:
-        super().__init__(slots, types=types, allocate=allocate)
-        self._transform = transform
-
-    def decode(
-        self, slot: int, stored: FieldBytes, view: View | None, watch: Stopwatch
-    ) -> torch.Tensor:
-        """See Column."""
-        del view
-        pixels = _decode_picture(self._types[stored.field], stored)
-        watch.decoded()
-        value = _apply(self._transform, torch.from_numpy(pixels).permute(2, 0, 1))
-        watch.transformed()
-        self._kinds[slot] = (value.shape, value.dtype)
-        return value
-
-    def place(self, slot: int, value: torch.Tensor) -> None:
-        """See Column."""
-        self._prepare((value.shape, value.dtype))
-        batch = self._batch
-        if value.shape != batch.shape[1:] or value.dtype != batch.dtype:
-            raise misfit((value.shape, value.dtype), (batch.shape[1:], batch.dtype), image=True)
-        batch[slot] = value
-
-    def _make(self, shape: tuple[int, ...], dtype: Any) -> None:
-        if len(shape) == 3:  # pictures, in channels-last memory
-            channels, height, width = shape
-            pictures = self._allocate((self._num_slots, height, width, channels), dtype)
-            self._batch = pictures.permute(0, 3, 1, 2)
-        else:
-            self._batch = self._allocate((self._num_slots, *shape), dtype)
-
-
 class Arrays(Stack):
     """NumPy arrays of one kind, a tensor [B, …]; images are [B, 3, H, W].
 
@@ -345,8 +195,13 @@ class Arrays(Stack):
         self, slots: int, *, types: Types, allocate: Allocate, image: bool = False
     ) -> None:
         super().__init__(slots, types=types, allocate=allocate)
-        self._image = image
+        self.picture = image
         self._slots: NDArray[Any] = np.empty(0)
+
+    def shown(self, slot: int, value: Any) -> Any:
+        """See Column."""
+        found = super().shown(slot, value)
+        return found.permute(2, 0, 1) if self.picture else found
 
     def place(self, slot: int, value: NDArray[Any]) -> None:
         """See Column."""
@@ -355,14 +210,14 @@ class Arrays(Stack):
             raise misfit(
                 (self._shown(value.shape), value.dtype),
                 (self._shown(self._slots.shape[1:]), self._slots.dtype),
-                image=self._image,
+                image=self.picture,
             )
         self._slots[slot] = value
 
     def collect(self, name: str, blank: Sequence[int]) -> dict[str, Any]:
         """See Column."""
         found = super().collect(name, blank)
-        pictures = self._image and self.kind is not None
+        pictures = self.kind is not None and self._is_picture(self.kind[0])
         return {name: self._batch.permute(0, 3, 1, 2)} if pictures else found
 
     def _make(self, shape: tuple[int, ...], dtype: Any) -> None:
@@ -370,7 +225,10 @@ class Arrays(Stack):
         self._slots = self._batch.numpy()
 
     def _shown(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (shape[2], *shape[:2]) if self._image else shape
+        return (shape[2], *shape[:2]) if self._is_picture(shape) else shape
+
+    def _is_picture(self, shape: Sequence[int]) -> bool:
+        return self.picture and len(shape) == 3
 
 
 class ArraysInRows(Arrays):
@@ -534,17 +392,27 @@ class Numbers:
         slots: number of slots.
         types: see column_maker.
         dense: shape and dtype.
+
+    Attributes:
+        dtype: dtype of the numbers.
     """
 
     def __init__(self, slots: int, *, types: Types, dense: Dense) -> None:
         self._types = types
         self._shape = dense.shape
         self._numbers: NDArray[Any] = np.zeros((slots, *dense.shape), dense.dtype)
+        self.dtype = self._numbers.dtype
 
     def decode(self, slot: int, stored: FieldBytes, view: View | None, watch: Stopwatch) -> Any:
         """See Column."""
         del slot
         return _decode(self._types, stored, view, watch)
+
+    def shown(self, slot: int, value: Any) -> Any:
+        """See Column."""
+        self.place(slot, value)
+        number = self._numbers[slot]
+        return torch.from_numpy(number) if self._shape else number.item()
 
     def place(self, slot: int, value: Any) -> None:
         """See Column."""
@@ -592,6 +460,11 @@ class Listed:
         del slot
         return _decode(self._types, stored, view, watch)
 
+    def shown(self, slot: int, value: Any) -> Any:
+        """See Column."""
+        del slot
+        return arrays_as_tensors(value)
+
     def place(self, slot: int, value: Any) -> None:
         """See Column."""
         self._values[slot] = value
@@ -620,31 +493,3 @@ def _decode_rows(types: Types, rows: Rows) -> NDArray[np.generic] | None:
         return types[rows.field].decode_rows(rows.block, rows.sizes)
     except CodecError:
         return None
-
-
-def _decode_picture(type_: FieldType, stored: FieldBytes) -> Any:
-    """Decode a picture whole, uint8 [H, W, 3].
-
-    Raises:
-        CodecError: the bytes do not decode, or to something else.
-    """
-    pixels = (type_.decode_verified if stored.verified else type_.decode)(stored.data)
-    if not (isinstance(pixels, np.ndarray) and is_picture(pixels.dtype, pixels.shape)):
-        raise CodecError(
-            f"the field type {type_.name} decodes to no uint8 [H, W, 3], as crops need"
-        )
-    return pixels
-
-
-def _apply(transform: Callable[[torch.Tensor], Any], value: torch.Tensor) -> torch.Tensor:
-    try:
-        found = transform(value)
-    except Exception as error:
-        raise TransformError(f"the transform raised {type(error).__name__}: {error}") from error
-    try:
-        return torch.as_tensor(found).detach()
-    except Exception as error:  # of whatever it is
-        kind = type(found).__name__
-        raise TransformError(
-            f"the transform returned a {kind}, not a tensor or an array of numbers"
-        ) from error

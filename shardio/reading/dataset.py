@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from shardio.checks import flag, is_whole, one_of, positive, require, seed_of_order, whole_number
 from shardio.errors import UsageError, counted, quoted
@@ -27,13 +26,12 @@ from shardio.fields.limits import MAX_PIXELS
 from shardio.fields.recorded import require_available
 from shardio.indexing.catalog import Catalog, open_catalog
 from shardio.indexing.parts import ShardPaths, list_parts
-from shardio.indexing.shard_index import ShardIndex
 from shardio.planning.draws import Weights
 from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, Shuffle, Tail
 from shardio.planning.order import SampleSequence, derive_key
 from shardio.planning.samples import Samples
 from shardio.reading.batch import Delivery, Replacements, SampleReader
-from shardio.reading.columns import Transform, Types
+from shardio.reading.columns import Types
 from shardio.reading.entries import (
     Fields,
     default_fields,
@@ -52,8 +50,11 @@ from shardio.reading.loop import (
     finish_in_turn,
     to_sample,
 )
+from shardio.reading.mapping import Collate, Functions, MapFunctions, SampleMap
+from shardio.reading.picture_columns import Transform
 from shardio.reading.readahead import ReadAhead
-from shardio.reading.settings import WeightsGiven, check_plan, list_keys, make_shuffle, weigh
+from shardio.reading.selection import Choice, choose, find_key, split
+from shardio.reading.settings import WeightsGiven, check_plan, make_shuffle, weigh
 from shardio.reading.shards import ShardPool
 from shardio.reading.times import StageTimes, Stopwatch
 from shardio.storage.base import Storage
@@ -61,102 +62,6 @@ from shardio.storage.location import Location, Options
 from shardio.transforms import SizedTransform
 
 OnBadSample = Literal["raise", "skip"]
-Choice = ArrayLike | Callable[[str, int], Any]
-
-
-def choose(catalog: Catalog, samples: Samples, choice: Choice) -> Samples:
-    """Select some of the samples of a dataset.
-
-    Args:
-        catalog: shards of the dataset.
-        samples: samples of the dataset.
-        choice: distinct numbers in any order, negative ones counted from the end; or a predicate
-            on key and number.
-
-    Raises:
-        UsageError: the numbers are not whole, repeat or lie outside the dataset.
-    """
-    if callable(choice):
-        pairs = enumerate(list_keys(catalog, samples))
-        numbers = np.array([number for number, key in pairs if choice(key, number)], np.int64)
-        return samples.choose(numbers)
-    try:
-        given = np.asarray(choice)
-    except ValueError:
-        given = np.empty((0, 0))
-    if given.ndim != 1 or (given.size and not np.issubdtype(given.dtype, np.integer)):
-        raise UsageError(
-            "subset takes a list of whole numbers, or a predicate on key and index",
-            remedy="for a mask, pass its flatnonzero",
-        )
-    outside = given[(given < -len(samples)) | (given >= len(samples))]
-    if outside.size:
-        raise UsageError(f"subset: index {outside[0]} is outside the {len(samples)} samples")
-    numbers = given.astype(np.int64)
-    numbers = np.sort(np.where(numbers < 0, numbers + len(samples), numbers))
-    again = numbers[1:][numbers[1:] == numbers[:-1]]
-    if again.size:
-        raise UsageError(
-            f"subset: index {again[0]} comes twice, but each sample is delivered once an epoch"
-        )
-    return samples.choose(numbers)
-
-
-def split(samples: Samples, fractions: Sequence[float], seed: int, contents: str) -> list[Samples]:
-    """Split samples into disjoint random parts.
-
-    Args:
-        samples: samples of the dataset.
-        fractions: fraction of each part; a single one leaves the rest to a second part.
-        seed: random seed.
-        contents: digest of the samples.
-
-    Raises:
-        UsageError: the fractions are negative or do not add up to 1.
-    """
-    numbers = all(isinstance(part, int | float) for part in fractions)
-    parts = list(fractions) if numbers else []
-    if len(parts) == 1:
-        parts.append(1 - parts[0])
-    if not (parts and min(parts) >= 0 and abs(sum(parts) - 1) <= 1e-9):
-        raise UsageError(
-            f"split({', '.join(map(repr, fractions))}): give one fraction between 0 and 1, or "
-            "several that add up to 1, as split(0.8, 0.1, 0.1)"
-        )
-    return samples.split(parts, seed, contents)
-
-
-def find_key(catalog: Catalog, samples: Samples, key: str) -> int | None:
-    """Find the number of the first sample with a key, in all indexes.
-
-    Raises:
-        UsageError: the key is not text.
-    """
-    if not isinstance(key, str):
-        raise UsageError(f"by_key({quoted(key)}): a key is text", remedy="ds[index] takes a number")
-    try:
-        wanted = np.frombuffer(key.encode("utf-8", "surrogateescape"), np.uint8)
-    except UnicodeEncodeError:  # no member name can have it
-        return None
-    for shard, entry in enumerate(catalog.shards):
-        if samples.counts[shard]:
-            for sample in _find_in_shard(entry.load_index(), wanted):
-                number = samples.number(shard, sample)
-                if number is not None:
-                    return number
-    return None
-
-
-def _find_in_shard(index: ShardIndex, wanted: NDArray[np.uint8]) -> list[int]:
-    """Compare keys of the right length byte by byte from the end, where they differ most."""
-    starts = index.key_ends[:-1]
-    found = np.flatnonzero(np.diff(index.key_ends) == len(wanted))
-    for byte in reversed(range(len(wanted))):
-        found = found[index.keys[starts[found] + byte] == wanted[byte]]
-    samples: list[int] = found.tolist()
-    return samples
-
-
 _TRANSFORMS = 3
 _SAMPLES_PLANNED_AT_ONCE = 64
 _SAMPLES_LOOKED_AT = 1000
@@ -188,6 +93,15 @@ class ShardDataset(ResumableDataset):
         decode: False leaves every field as bytes.
         transform: transform of images: shardio.RandomResizedCrop and its like, or a callable
             from a uint8 tensor [3, H, W] to a tensor.
+        map: function from a sample to a sample, `map(sample)` or `map(sample, rng)`, or a list of
+            such functions, applied after transform and before samples are joined. A sample is
+            what a dataset without batch_size yields. The function may add, change and remove
+            entries. What it returns is joined as default_collate does: arrays, tensors and numbers
+            are stacked, other values listed. `rng` is a numpy.random.Generator that depends on
+            seed, epoch and position of the sample alone. `raise shardio.Skip("why")` puts another
+            sample with valid=False in the sample's place.
+        collate: function from the list of a batch's samples to the entries of the batch, by name,
+            in place of joining them by kind; "valid" and "__key__" are added.
         batch_size: samples of one rank in a step. The global batch is batch_size × world_size.
         global_batch_size: samples of all ranks in a step, in place of batch_size: the batches
             are then the same for every world_size that divides it.
@@ -225,6 +139,9 @@ class ShardDataset(ResumableDataset):
         crops: True adds the entry `__crop__`, which says for each sample which part of its picture
             is shown: "box", float32 [B, 4] with its left, top, right and bottom in pixels, "flip",
             bool [B], and "size", int64 [B, 2] with the picture's height and width.
+        as_tuple: names of entries, such as ("image", "label"), of which batches and samples are
+            tuples then, as scripts for other datasets expect. The state is that of a
+            shardio.Loader, since such a batch does not tell its step.
         storage: storage of the source, see shardio.storage.base; None chooses it by the scheme of
             a URL.
         storage_options: credentials and other settings of the store of a URL, by name; by default
@@ -259,6 +176,8 @@ class ShardDataset(ResumableDataset):
         fields: Mapping[str, str | FieldType] | None = None,
         decode: bool = True,
         transform: Transform | None = None,
+        map: MapFunctions | None = None,  # noqa: A002  the field's word for it
+        collate: Collate | None = None,
         batch_size: int | None = None,
         global_batch_size: int | None = None,
         shuffle: bool | Literal["full"] = False,
@@ -275,6 +194,7 @@ class ShardDataset(ResumableDataset):
         allow_empty: bool = False,
         max_pixels: int = MAX_PIXELS,
         crops: bool = False,
+        as_tuple: Sequence[str] | None = None,
         storage: Storage | None = None,
         storage_options: Mapping[str, Any] | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -291,7 +211,7 @@ class ShardDataset(ResumableDataset):
         given = _check_arguments(**given)
         options = _store_options(given)
         sizes = given["batch_size"], given["global_batch_size"]
-        super().__init__(batch_sizes=sizes, ranks=(rank, world_size))
+        super().__init__(batch_sizes=sizes, ranks=(rank, world_size), as_tuple=as_tuple)
         self.catalog: Catalog = open_catalog(
             source, storage=storage, options=options, allow_empty=allow_empty
         )
@@ -301,6 +221,7 @@ class ShardDataset(ResumableDataset):
         self._source, self._parts = source, _absolute_parts(source, storage, options)
         self._types = self._find_types()
         self._geometry = SampleGeometry(self._types, transform)
+        self._functions = Functions(map=None if map is None else SampleMap(map), collate=collate)
         self.samples = Samples([shard.samples for shard in self.catalog.shards])
         orders = {name: given[name] for name in ("seed", "window", "streams", "epoch_size")}
         self.shuffle = make_shuffle(shuffle, **orders, weights=self._weigh(self.samples))
@@ -326,7 +247,7 @@ class ShardDataset(ResumableDataset):
         epoch = f"; {size:,} an epoch{kind}" if drawn or size != len(self.samples) else ""
         return f"ShardDataset({quoted(source)}: {some}{what} in {shards}{epoch})"
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Any:
         """Read a sample by its number in packed order; its random crop is always the same.
 
         Raises:
@@ -350,9 +271,10 @@ class ShardDataset(ResumableDataset):
         shares, key = [np.array([number % total])], self.transform_key(0)
         (batch,) = finish_in_turn(self.reader(pool, Recycler()).read(packed, shares, 1, key))
         self._end_loop()
-        return to_sample(batch)
+        sample = self._choose_entries(to_sample(batch))
+        return sample if self._as_tuple is None else (*sample.values(),)
 
-    def by_key(self, key: str) -> dict[str, Any]:
+    def by_key(self, key: str) -> Any:
         """Read a sample by its key, like ds[index]; the first one if shards share keys.
 
         Raises:
@@ -451,7 +373,7 @@ class ShardDataset(ResumableDataset):
         finally:
             self.stopwatch = Stopwatch
 
-    def read_batch(self, *, epoch: int, step: int) -> dict[str, Any]:
+    def read_batch(self, *, epoch: int, step: int) -> Any:
         """Read this rank's batch of one step of an epoch, whatever came before.
 
         Raises:
@@ -609,7 +531,6 @@ class ShardDataset(ResumableDataset):
 
     def reader(self, pool: ShardPool, allocate: Allocate) -> SampleReader:
         """Make a reader of this dataset's samples from a pool of its shards."""
-        skip = self._arguments["on_bad_sample"] == "skip"
         several = {name: found for name, found in self.fields.items() if len(found) > 1}
         delivery = Delivery(
             pool=pool,
@@ -620,7 +541,9 @@ class ShardDataset(ResumableDataset):
             optional=self.optional_entries(),
             geometry=self._geometry,
             crops=self._arguments["crops"],
-            on_replaced=self._epochs.count_bad_sample if skip else None,
+            functions=self._functions,
+            skip_bad=self._arguments["on_bad_sample"] == "skip",
+            on_replaced=self._epochs.count_bad_sample,
             replacements=self._replacements,
             times=self.times,
             stopwatch=self.stopwatch,
@@ -711,11 +634,13 @@ def _check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[s
     usable = callable(transform) or isinstance(transform, SizedTransform)
     usable = transform is None or (usable and not isinstance(transform, type))
     require(usable, "transform", transform, "callable, such as shardio.CenterCrop(224, resize=256)")
+    collate, batched = given["collate"], given["batch_size"] or given["global_batch_size"]
+    require(collate is None or callable(collate), "collate", collate, "a function of samples")
+    require(collate is None or batched, "collate", collate, "left out without batch_size")
     unused = decode or transform is None
     require(unused, "transform", transform, "left out with decode=False")
     known = isinstance(shuffle, bool) or str(shuffle) == "full"
     require(known, "shuffle", shuffle, "True, False or 'full'")
-    batched = given["batch_size"] or given["global_batch_size"]
     wanted = "1 for a dataset of samples; give it batch_size or global_batch_size"
     require(streams == 1 or batched, "streams", streams, wanted)
     one_of("tail", given["tail"], get_args(Tail))

@@ -17,7 +17,8 @@ from shardio.fields.recorded import require_available
 
 Fields = dict[str, tuple[str, ...]]
 _MANY_FIELDS, _MANY_IN_SAMPLE = 1000, 64  # entries of a dataset, and for each that a sample has
-_RESERVED = ("__key__", "valid", "__epoch__", "__step__", "__source__", "__crop__")
+RESERVED = ("__key__", "valid", "__epoch__", "__step__", "__source__", "__crop__")
+"""Names of the entries that shardio adds to samples and batches."""
 
 
 def default_fields(types: Mapping[str, FieldType], together: Sequence[Sequence[str]]) -> Fields:
@@ -47,7 +48,7 @@ def default_fields(types: Mapping[str, FieldType], together: Sequence[Sequence[s
         fields["label"] = (LABEL_FIELD,)
     rest = {name: (name,) for name in types if name not in images and name != LABEL_FIELD}
     for name in rest:
-        if name in fields or name in _RESERVED:
+        if name in fields or name in RESERVED:
             raise SituationError(
                 f"the shards have a field {quoted(name)}, a name that "
                 f"{';'.join(fields.get(name, ['shardio itself']))} takes",
@@ -83,7 +84,7 @@ def parse_fields(
         if isinstance(given, FieldType) and given.batching == "padded"
     }
     for name, given in fields.items():
-        if name in _RESERVED or name in added:
+        if name in RESERVED or name in added:
             taken = added.get(name, "shardio")
             raise UsageError(
                 f"fields: {quoted(name)} is taken by {taken}", remedy="choose another name"

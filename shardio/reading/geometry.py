@@ -90,14 +90,15 @@ class SampleGeometry:
         self._draws, self.draws = draws, draws * (1 + len(self._own))
         self._choose = _batched(transform)
         self._decisive = [self._sized_of(self._leads), *(self._sized_of([at]) for at in self._own)]
-        if transform is not None and self._transform is None and follows:
-            name = [*types][follows[0]]
+        beside = [*leads[1:], *follows]
+        if transform is not None and self._transform is None and leads and beside:
+            name = [*types][beside[0]]
             raise UsageError(
-                f"transform={transform!r}: a function sees the picture alone, so {name!r} cannot "
+                f"transform={transform!r}: a function sees one picture alone, so {name!r} cannot "
                 "follow it",
                 remedy=(
-                    "give a transform such as shardio.RandomResizedCrop(224), or leave "
-                    f"{name!r} out of fields="
+                    "give a transform such as shardio.RandomResizedCrop(224), a function on the "
+                    f"whole sample as map=, or leave {name!r} out of fields="
                 ),
             )
         if getattr(transform, "flip", 0):

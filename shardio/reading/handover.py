@@ -94,13 +94,15 @@ class HandedOver(dict[str, Any]):
 
     Attributes:
         sender: sender of its memory.
+        as_tuple: whether it becomes a tuple of its values there.
     """
 
     sender: Sender | None = None
+    as_tuple = False
 
     def __copy__(self) -> HandedOver:
         copied = HandedOver(self)
-        copied.sender = self.sender
+        copied.sender, copied.as_tuple = self.sender, self.as_tuple
         return copied
 
     def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
@@ -131,12 +133,17 @@ class Sender:
         ending.atexit = False  # type: ignore[misc]
         return torch.from_numpy(loan).view(dtype).view(shape)
 
-    def send(self, loop: Batches) -> Batches:
-        """Yield the batches of a loop, so that memory comes back from the training process."""
+    def send(self, loop: Batches, *, as_tuple: bool = False) -> Batches:
+        """Yield the batches of a loop, so that memory comes back from the training process.
+
+        Args:
+            loop: loop of this worker.
+            as_tuple: whether the batches become tuples in the training process.
+        """
         with closing(loop):
             for batch in loop:
                 place = [HandedOver(batch)]  # only the caller keeps a batch
-                place[0].sender = self
+                place[0].sender, place[0].as_tuple = self, as_tuple
                 del batch
                 yield place.pop()
 
@@ -304,7 +311,7 @@ if hasattr(os, "register_at_fork"):
 def _reduce(batch: HandedOver) -> tuple[Any, ...]:
     if batch.sender is None:
         return dict, (dict(batch),)
-    return _receive, tuple(batch.sender.pack(batch))
+    return _receive, (*batch.sender.pack(batch), batch.as_tuple)
 
 
 def _receive(
@@ -312,7 +319,8 @@ def _receive(
     segments: dict[int, torch.UntypedStorage | None],
     values: dict[str, Any],
     described: list[str],
-) -> dict[str, Any]:
+    as_tuple: bool,
+) -> dict[str, Any] | tuple[Any, ...]:
     """Unpack a batch in the process that receives it."""
     loans: dict[int, NDArray[np.uint8]] = {}
     for number, storage in segments.items():
@@ -332,7 +340,8 @@ def _receive(
         ending = weakref.finalize(loans[number], _give_back, loan)
         ending.atexit = False  # type: ignore[misc]
     unpack = partial(_unpack, loans)
-    return values | {name: map_values(unpack, values[name]) for name in described}
+    batch = values | {name: map_values(unpack, values[name]) for name in described}
+    return (*batch.values(),) if as_tuple else batch
 
 
 def _unpack(loans: dict[int, NDArray[np.uint8]], value: Any) -> Any:

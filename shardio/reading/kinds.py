@@ -22,8 +22,8 @@ from shardio.fields.arrays import NUMBERS
 Kind = tuple[Any, Any]
 """Shape and dtype of an array or tensor; or what a dictionary holds, with the type dict."""
 
-LISTED: Kind = ((), None)
-"""Kind of values that are not arrays of numbers."""
+LISTED: Kind = ((), list)
+"""Kind of values that are not arrays of numbers; not None, which equals NumPy's float64."""
 
 
 _NESTING = (dict, list, tuple)
@@ -55,7 +55,7 @@ def map_values(function: Callable[[Any], Any], value: Any) -> Any:
 
 def is_array(kind: Kind) -> bool:
     """Tell whether a kind is that of arrays of numbers."""
-    return kind[1] is not None and kind[1] is not dict
+    return kind[1] not in (list, dict)
 
 
 def kind_name(kind: Kind) -> str:
@@ -117,6 +117,18 @@ def arrays_as_tensors(value: Any) -> Any:
         own = value.base is None and value.flags.writeable
         return torch.from_numpy(value if own else value.copy())
     return value
+
+
+def shown_value(value: Any) -> Any:
+    """Return a value as a sample shows it: tensors for arrays, numbers for those of no dimension.
+
+    Raises:
+        CodecError: torch has no such dtype.
+    """
+    if isinstance(value, dict):
+        return {key: shown_value(each) for key, each in value.items()}
+    found = arrays_as_tensors(value)
+    return found.item() if isinstance(found, torch.Tensor) and found.ndim == 0 else found
 
 
 def as_array(value: torch.Tensor) -> NDArray[Any]:

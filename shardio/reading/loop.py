@@ -33,13 +33,13 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from multiprocessing.util import Finalize, register_after_fork
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.distributed
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
-from shardio.checks import is_whole, whole_number
+from shardio.checks import is_whole, require, whole_number
 from shardio.errors import UsageError, quoted
 from shardio.fields.image import forbid_opencv_threads
 from shardio.planning.epoch import steps_of_worker
@@ -433,6 +433,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         batch_sizes: samples of one rank in a step, and of all ranks; one is None, both to yield
             samples.
         ranks: rank and world size, see find_ranks.
+        as_tuple: names of the entries of the tuples that it yields; None for dictionaries.
 
     Raises:
         UsageError: the global batch does not divide among the ranks, or rank is outside them.
@@ -443,6 +444,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         *,
         batch_sizes: tuple[int | None, int | None],
         ranks: tuple[int | None, int | None],
+        as_tuple: Sequence[str] | None = None,
     ) -> None:
         if None not in batch_sizes:
             raise UsageError(
@@ -450,6 +452,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
             )
         self._batch_sizes = batch_sizes
         self._ranks = ranks
+        self._as_tuple = _entry_names(as_tuple)
         self._epochs = EpochCounter()
         self._position: Position | None = None
         self._own_start: Position | None = None
@@ -533,7 +536,8 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         if allocate is not None or not self._makes_batches:
             return self._loop(finish, allocate or Recycler(), share, self._begin(share))
         sender = Sender()
-        return sender.send(self._loop(finish, sender, share, self._begin(share)))
+        loop = self._loop(finish, sender, share, self._begin(share))
+        return sender.send(loop, as_tuple=self._as_tuple is not None)
 
     def _begin(self, share: Share) -> tuple[int, range]:
         """Take the next epoch, and this worker's steps of it."""
@@ -669,12 +673,43 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         self._loop_number += 1
         self._epochs.set_next(position)
 
-    def _deliver(self, batch: dict[str, Any], epoch: int, step: int) -> dict[str, Any]:
-        """Return a batch with its epoch and step, or the one sample in it."""
-        if not self._makes_batches:
-            return to_sample(batch)
-        batch["__epoch__"], batch["__step__"] = epoch, step
-        return batch
+    def _deliver(self, batch: dict[str, Any], epoch: int, step: int) -> Any:
+        """Return a batch with its epoch and step, or the one sample in it, or a tuple of either.
+
+        Where a worker sends a batch on, that makes the tuple; see Sender.send.
+        """
+        if self._makes_batches:
+            batch["__epoch__"], batch["__step__"] = epoch, step
+        else:
+            batch = to_sample(batch)
+        sent_on = self._makes_batches and get_worker_info() is not None
+        chosen = self._choose_entries(batch)
+        return (*chosen.values(),) if self._as_tuple and not sent_on else chosen
+
+    def _choose_entries(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return the entries that the dataset yields, of a batch or a sample."""
+        if self._as_tuple is None:
+            return batch
+        lacking = [name for name in self._as_tuple if name not in batch]
+        if lacking:
+            raise UsageError(
+                f"as_tuple: there is no entry {quoted(lacking[0])}",
+                remedy=f"choose among {', '.join(map(quoted, batch))}",
+            )
+        return {name: batch[name] for name in self._as_tuple}
+
+
+def _entry_names(names: object) -> tuple[str, ...] | None:
+    """Return the names of entries, as ("image", "label").
+
+    Raises:
+        UsageError: they are not names.
+    """
+    if names is None:
+        return None
+    listed = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    require(listed and names, "as_tuple", names, 'names of entries, as ("image", "label")')
+    return (*cast("Sequence[str]", names),)
 
 
 def to_sample(batch: dict[str, Any]) -> dict[str, Any]:
@@ -696,5 +731,8 @@ def _position_after(batch: Mapping[str, Any]) -> Position:
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(
             "the batch has no '__epoch__' and '__step__'",
-            remedy="pass a batch as a dataset with batch_size yields it",
+            remedy=(
+                "pass a batch as a dataset with batch_size yields it, or with as_tuple= take the "
+                "state from a shardio.Loader"
+            ),
         ) from error

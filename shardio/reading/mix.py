@@ -63,6 +63,7 @@ class Mix(ResumableDataset):
     Args:
         sources: datasets with the same entries, batch size and ranks, and with streams=1.
         weights: share of each source, positive; they add up to 1 and are counted in 1/100,000.
+        as_tuple: names of entries of which batches are tuples; see ShardDataset.
         stop: end of an epoch of the mixture: with the first epoch of the source that ends "first",
             down to whole steps, or when "all" sources have ended one, up to whole steps.
 
@@ -79,6 +80,7 @@ class Mix(ResumableDataset):
         *,
         weights: Sequence[float],
         stop: Stop = "first",
+        as_tuple: Sequence[str] | None = None,
     ) -> None:
         if not isinstance(sources, list | tuple):
             raise UsageError(f"Mix takes a list of datasets, not {quoted(sources)}")
@@ -87,7 +89,7 @@ class Mix(ResumableDataset):
         one_of("stop", stop, get_args(Stop))
         _check_sources(self.sources)
         first = self.sources[0]
-        super().__init__(batch_sizes=first._batch_sizes, ranks=first._ranks)
+        super().__init__(batch_sizes=first._batch_sizes, ranks=first._ranks, as_tuple=as_tuple)
         self._weights = tuple(map(float, weights))
         self._stop: Stop = stop
         self._mixture = Mixture(self._weights)
@@ -223,6 +225,13 @@ class _MixedBatch:
         parts = [part.finish() for part in self._parts]
         batch = parts[0]
         if len(parts) > 1:
+            for draw, part in zip(self._draws, parts, strict=True):
+                if other := sorted(part.keys() ^ batch.keys()):
+                    raise UsageError(
+                        f"{quoted(other[0])} is in the samples of source {draw.source} or of "
+                        f"source {self._draws[0].source}, not of both",
+                        remedy="give the sources maps that return the same entries",
+                    )
             batch = {name: self._join(name, parts) for name in batch}
         sources = torch.empty(self._size, dtype=torch.int64)
         for draw in self._draws:
@@ -361,12 +370,22 @@ def _check_weights(weights: Sequence[float], sources: int) -> None:
         )
 
 
+_OF_WHOLE_BATCHES = {
+    "as_tuple": "give it to Mix",
+    "collate": "join the samples of a mixture after it, or change them with map=",
+}
+"""Arguments of a source that the batches of a mixture cannot keep, and what to do instead."""
+
+
 def _check_sources(sources: Sequence[ShardDataset]) -> None:
     for number, source in enumerate(sources):
         if not isinstance(source, ShardDataset):
             raise UsageError(f"source {number} is not a ShardDataset: {quoted(source)}")
         if not len(source.samples):
             raise UsageError(f"source {number} has no samples")
+        for name, way in _OF_WHOLE_BATCHES.items():
+            if source._arguments[name] is not None:
+                raise UsageError(f"source {number} has {name}=", remedy=way)
         if source.shuffle.streams > 1:
             raise UsageError(
                 f"source {number} has streams={source.shuffle.streams}",

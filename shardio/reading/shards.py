@@ -299,11 +299,14 @@ class OpenShard:
                 return self.index.picture_size(sample, field)
         return None
 
-    def place(self, sample: int, field: str) -> str:
-        """Describe the place of a sample's field, for errors."""
+    def place(self, sample: int, field: str = "") -> str:
+        """Describe the place of a sample, or of one of its fields, for errors."""
+        place = f"{self.name}: sample {quoted(self.index.key(sample))}"
+        if not field:
+            return place
         cell = self.index.cells(sample).get(field)
         where = "" if cell is None else f" at offset {self._offsets[cell]}"
-        return f"{self.name}: sample {quoted(self.index.key(sample))}, field {quoted(field)}{where}"
+        return f"{place}, field {quoted(field)}{where}"
 
     def file(self) -> StoredFile:
         """Return the file, opened for one use if another thread has just closed it."""

@@ -352,7 +352,7 @@ def test_what_cannot_follow_is_refused_before_reading(shard: Path) -> None:
     with pytest.raises(shardio.UsageError, match=r"mirrors pictures, and 'points' .* flip_pairs"):
         batches(shard, fields=points)
     assert batches(shard, fields=points, transform=shardio.RandomResizedCrop(9, flip=0))
-    with pytest.raises(shardio.UsageError, match="a function sees the picture alone, so 'mask'"):
+    with pytest.raises(shardio.UsageError, match="a function sees one picture alone, so 'right'"):
         batches(shard, transform=lambda image: image)
     with pytest.raises(shardio.UsageError, match="'has_depth' is taken by depth"):
         batches(shard, fields={**FIELDS, "has_depth": "json"})

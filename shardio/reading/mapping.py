@@ -1,0 +1,446 @@
+"""Functions of the user on whole samples: what they get, and how their results make a batch.
+
+A `map` runs in the thread or worker that decoded a sample, after the crop and before the entries
+are put together. It gets what a dataset without batch size yields. A picture of a sized transform
+is a view of its slot in the batch, so that a function that changes it in place costs no copy. What
+the function returns is put together by its kind, as default_collate does, in columns of their own;
+or the samples wait for the user's `collate`.
+
+Random numbers come from a generator that is made when a function asks for one. Its key is that of
+the epoch, the position of the sample and the number of the function, so that threads, workers,
+ranks and a resumed loop see the same numbers.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shardio.errors import CodecError, MisfitError, Skip, TransformError, UsageError, quoted
+from shardio.fields.arrays import NUMBERS
+from shardio.planning.order import derive_key
+from shardio.processes import new_lock
+from shardio.reading.columns import Column, Found, Listed, Numbers, Padded
+from shardio.reading.entries import RESERVED
+from shardio.reading.handover import Allocate
+from shardio.reading.kinds import LISTED, Kind, arrays_as_tensors, as_array, numbers_as_arrays
+from shardio.reading.picture_columns import SizedImages
+
+Sample = dict[str, Any]
+MapFunction = Callable[..., Sample]
+MapFunctions = MapFunction | Sequence[MapFunction]
+Collate = Callable[[list[Sample]], Mapping[str, Any]]
+
+_ADDED = frozenset(RESERVED) - {"__key__"}
+_Fault = MisfitError | CodecError
+
+_RANDOM = 6  # part of the keys of the functions' random numbers
+_WAY = "return values of one shape and dtype, or join the samples with collate="
+
+
+def name_of(function: object) -> str:
+    """Name a function as its user knows it."""
+    if isinstance(function, partial):
+        return name_of(function.func)
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return str(name).rpartition("<locals>.")[2]
+
+
+class SampleMap:
+    """Functions that are applied to a sample, one after the other.
+
+    Args:
+        functions: one function or several, each `function(sample)` or `function(sample, rng)`.
+
+    Raises:
+        UsageError: one is not callable.
+    """
+
+    def __init__(self, functions: object) -> None:
+        steps = [*functions] if isinstance(functions, list | tuple) else [functions]
+        for step in steps:
+            if not callable(step) or isinstance(step, type):
+                raise UsageError(
+                    f"map={quoted(step)}: it must be a function from a sample to a sample, or a "
+                    "list of such functions"
+                )
+        self._steps = [(step, _draws(step)) for step in steps]
+
+    def __call__(self, sample: Sample, key: int) -> Sample:
+        """Apply the functions.
+
+        Args:
+            sample: entries of the sample by name.
+            key: key of its random numbers.
+
+        Raises:
+            Skip: a function leaves the sample out.
+            TransformError: a function raised, or returned something else than a sample.
+        """
+        for number, (function, draws) in enumerate(self._steps):
+            try:
+                found = function(sample, generator(key, number)) if draws else function(sample)
+            except Skip:
+                raise
+            except Exception as error:
+                raise TransformError(
+                    f"map {name_of(function)} raised {type(error).__name__}: {error}"
+                ) from error
+            if not isinstance(found, dict):
+                raise TransformError(
+                    f"map {name_of(function)} returned {_kind_of_result(found)}, not a sample",
+                    remedy="return a dictionary, or raise shardio.Skip to leave the sample out",
+                )
+            sample = found
+        return sample
+
+
+def _draws(function: Callable[..., Any]) -> bool:
+    """Tell whether a function takes a random generator beside the sample."""
+    try:
+        parameters = [*inspect.signature(function).parameters.values()]
+    except (TypeError, ValueError):
+        return False
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    second = [each for each in parameters if each.kind in plain][1:2]
+    return any(each.name == "rng" or each.default is each.empty for each in second)
+
+
+def generator(key: int, number: int) -> np.random.Generator:
+    """Make the random generator of a function for a sample.
+
+    Args:
+        key: key of the sample.
+        number: number of the function.
+    """
+    return np.random.Generator(np.random.Philox(key=derive_key(key, _RANDOM, number)))
+
+
+def _kind_of_result(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Functions:
+    """Functions of the user on the samples of a dataset.
+
+    Attributes:
+        map: function on each sample; None for none.
+        collate: function that joins the samples of a batch; None to join them by kind.
+    """
+
+    map: SampleMap | None = None
+    collate: Collate | None = None
+
+
+class MappedEntries:
+    """The entries of a batch whose samples functions of the user change or join.
+
+    Args:
+        functions: functions of the user.
+        columns: entries as they are decoded.
+        optional: entries that samples may lack.
+        keys: key of the random numbers of the epoch, and positions of the samples there.
+        allocate: makes arrays.
+
+    Attributes:
+        columns: entries as they are returned; empty with a collate.
+    """
+
+    def __init__(
+        self,
+        functions: Functions,
+        columns: Mapping[str, Column],
+        *,
+        optional: frozenset[str],
+        keys: tuple[int, NDArray[np.int64]],
+        allocate: Allocate,
+    ) -> None:
+        self.columns: dict[str, Mapped | MappedPadded] = {}
+        self._functions = functions
+        self._sources = columns
+        self._optional = optional
+        self._key, self._positions = keys
+        self._allocate = allocate
+        self._samples: list[Sample] = [{}] * len(self._positions)
+        self._where = [""] * len(self._positions)
+        self._own = [source for source in columns.values() if isinstance(source, SizedImages)]
+        self._lock = new_lock()
+
+    def put(self, slot: int, key: str, values: Mapping[str, Any], substitute: int | None) -> None:
+        """Apply the function to a sample, and put what it returns into its slot.
+
+        Args:
+            slot: slot of the sample.
+            key: key of the sample.
+            values: decoded values of the entries that the sample has.
+            substitute: number of a sample that is not the slot's own, which draws other random
+                numbers; None for the slot's own.
+
+        Raises:
+            Skip: the function leaves the sample out.
+            TransformError: the function raised, or its result is no sample.
+            MisfitError: a value is of another kind than those of others of the batch.
+        """
+        shown = {name: self._sources[name].shown(slot, value) for name, value in values.items()}
+        sample = {**shown, "__key__": key}
+        if self._functions.map is not None:
+            parts = [int(self._positions[slot]), *([] if substitute is None else [substitute])]
+            sample = self._functions.map(sample, derive_key(self._key, *parts))
+            _check_names(sample, key)
+        if self._functions.collate is not None:
+            self._samples[slot] = {**sample, "__key__": key}
+            return
+        self._samples[slot] = dict.fromkeys(sample)
+        sample.pop("__key__", None)
+        memory = [source.slots[slot] for source in self._own]
+        found: dict[str, tuple[Stored, bool]] = {}
+        name, kept = "", True
+        try:
+            for name, value in sample.items():
+                kept = value is shown.get(name)
+                stored = self._column(name).as_stored(value, shown.get(name))
+                if not kept and memory:
+                    stored = stored._replace(value=_apart(stored.value, memory))
+                found[name] = stored, kept
+            for name, (stored, kept) in found.items():
+                self._column(name).put(slot, stored, values.get(name), kept=kept)
+        except (MisfitError, CodecError) as error:
+            raise _of_entry(error, name, kept=kept) from error
+
+    def _column(self, name: str) -> Mapped | MappedPadded:
+        with self._lock:
+            if name not in self.columns:
+                source, slots = self._sources.get(name), len(self._samples)
+                if isinstance(source, Padded):
+                    self.columns[name] = MappedPadded(slots, types={}, allocate=self._allocate)
+                else:
+                    self.columns[name] = Mapped(slots, source, self._allocate)
+            return self.columns[name]
+
+    def collect(self, place: Callable[[int], str]) -> dict[str, Any]:
+        """Return the finished entries by name, without those that shardio adds.
+
+        Args:
+            place: describes the sample of a slot, for errors.
+
+        Raises:
+            TransformError: the map returned an entry for some samples only, or the collate raised
+                or returned no batch.
+        """
+        if self._functions.collate is not None:
+            return _collated(self._functions.collate, self._samples)
+        names = dict.fromkeys(name for sample in self._samples for name in sample)
+        names |= dict.fromkeys(name for name in self._sources if name in self._optional)
+        names.pop("__key__", None)
+        batch: dict[str, Any] = {}
+        for name in names:
+            blank = [slot for slot, sample in enumerate(self._samples) if name not in sample]
+            if blank and name not in self._optional:
+                raise TransformError(
+                    f"map returned no {quoted(name)} for it, unlike for others of the batch",
+                    where=place(blank[0]),
+                    remedy="return the same entries for every sample, or give collate=",
+                )
+            full = len(blank) < len(self._samples)
+            batch |= (self.columns if full else self._sources)[name].collect(name, blank)
+            if name in self._optional:
+                present = [name in sample for sample in self._samples]
+                batch[f"has_{name}"] = torch.tensor(present)
+        return batch
+
+
+def _of_entry(error: _Fault, name: str, *, kept: bool) -> _Fault:
+    """Return an error with the entry, and for a value of the user's function with a way out."""
+    what = error.what if kept else f"{quoted(name)} of map: {error.what}"
+    return type(error)(what, remedy=error.remedy if kept else _WAY, field=name)
+
+
+def _apart(value: Any, memory: Sequence[NDArray[np.uint8]]) -> Any:
+    """Return a value with copies of its arrays in some memory, which may be written before."""
+    if isinstance(value, dict):
+        return {key: _apart(each, memory) for key, each in value.items()}
+    if isinstance(value, torch.Tensor):
+        value = as_array(value)
+    within = isinstance(value, np.ndarray) and any(
+        np.may_share_memory(value, part) for part in memory
+    )
+    return value.copy() if within else value
+
+
+def _check_names(sample: Mapping[str, Any], key: str) -> None:
+    """Raise TransformError for entries that are not the user's to make."""
+    for name in sample:
+        if not isinstance(name, str):
+            raise TransformError(f"map returned an entry named {quoted(name)}, which is not text")
+        if name in _ADDED or (name == "__key__" and sample[name] != key):
+            raise TransformError(
+                f"map returned {quoted(name)}, which shardio adds to a batch",
+                remedy="give it another name",
+            )
+
+
+def _collated(collate: Collate, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Join samples by a function of the user.
+
+    Raises:
+        TransformError: it raised, or its result is no batch.
+    """
+    named = f"collate {name_of(collate)}"
+    where = f"the batch from {quoted(samples[0]['__key__'])} to {quoted(samples[-1]['__key__'])}"
+    try:
+        found = collate([*samples])
+    except Exception as error:
+        raise TransformError(
+            f"{named} raised {type(error).__name__}: {error}", where=where
+        ) from error
+    if not isinstance(found, Mapping):
+        raise TransformError(
+            f"{named} returned {_kind_of_result(found)}, not a dictionary",
+            where=where,
+            remedy="return the entries of the batch by name; as_tuple= makes tuples of them",
+        )
+    batch = {name: value for name, value in found.items() if name != "__key__"}
+    taken = sorted(_ADDED & batch.keys())
+    if taken:
+        raise TransformError(
+            f"{named} returned {quoted(taken[0])}, which shardio adds to a batch",
+            where=where,
+            remedy="give it another name",
+        )
+    return batch
+
+
+class Stored(NamedTuple):
+    """A value as a column stores it.
+
+    Attributes:
+        value: array, or a value that is listed.
+        kind: kind of the value.
+    """
+
+    value: Any
+    kind: Kind
+
+
+class Mapped(Found):
+    """Values of one entry that a function of the user returned, or left as they were.
+
+    Args:
+        slots: number of slots.
+        source: entry as it was decoded; None for a new one.
+        allocate: makes the tensor.
+    """
+
+    def __init__(self, slots: int, source: Column | None, allocate: Allocate) -> None:
+        picture = getattr(source, "picture", False)
+        super().__init__(slots, types={}, allocate=allocate, image=picture)
+        self._own = source if isinstance(source, SizedImages) else None
+        self._number = source.dtype if isinstance(source, Numbers) else None
+        self._lists_numbers = isinstance(source, Found | Listed)
+        self._lists_arrays = isinstance(source, Listed)
+
+    def as_stored(self, value: Any, before: Any) -> Stored:
+        """Return a value as this column stores it.
+
+        Args:
+            value: value that the function returned.
+            before: value that it got.
+
+        Raises:
+            CodecError: no batch can hold the value.
+        """
+        if type(value) in (bool, int, float):
+            if self._lists_numbers:
+                return Stored(value, LISTED)
+            value = _number(value, self._number)
+        elif self._lists_arrays and (_is_array(before) or not _is_array(value)):
+            return Stored(value, LISTED)
+        array = numbers_as_arrays(value)
+        if self.picture and isinstance(array, np.ndarray) and array.ndim == 3:
+            array = np.moveaxis(array, 0, -1)
+        return Stored(array, self._kind_of(array))
+
+    def put(self, slot: int, stored: Stored, source: Any, *, kept: bool) -> None:
+        """Put a value into its slot.
+
+        Args:
+            slot: slot of the sample.
+            stored: value.
+            source: value as it was decoded.
+            kept: whether the function returned the value that it got.
+
+        Raises:
+            MisfitError: the value is of another kind than the others.
+        """
+        del source
+        self._kinds[slot] = stored.kind
+        in_place = kept and self._own is not None
+        if not (in_place and self._prepare(stored.kind) == stored.kind):
+            self.place(slot, stored.value)
+
+    def collect(self, name: str, blank: Sequence[int]) -> dict[str, Any]:
+        """See Column."""
+        if self.kind == LISTED:
+            absent = set(blank)
+            values = (None if at in absent else each for at, each in enumerate(self._values))
+            return {name: [arrays_as_tensors(value) for value in values]}
+        return super().collect(name, blank)
+
+    def _make(self, shape: Any, dtype: Any) -> None:
+        own = self._own
+        if own is not None and (shape, dtype) == (own.slots.shape[1:], own.slots.dtype):
+            self._batch, self._slots = own.batch, own.slots
+        else:
+            super()._make(shape, dtype)
+
+
+class MappedPadded(Padded):
+    """Arrays of one entry that differ in their last axis, after a function of the user."""
+
+    def as_stored(self, value: Any, before: Any) -> Stored:
+        """See Mapped.as_stored."""
+        del before
+        array = numbers_as_arrays(value)
+        if not isinstance(array, np.ndarray):
+            raise CodecError(f"not an array that can be padded: {quoted(value)}")
+        return Stored(array, self._kind_of(array))
+
+    def put(self, slot: int, stored: Stored, source: Any, *, kept: bool) -> None:
+        """See Mapped.put."""
+        del kept
+        shape, dtype = stored.kind
+        self._kinds[slot] = (*shape[:-1], getattr(source, "rate", None)), dtype
+        self.place(slot, stored.value)
+
+
+def _is_array(value: object) -> bool:
+    """Tell whether a value is an array or a tensor of numbers."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.dtype.kind in NUMBERS
+    return isinstance(value, torch.Tensor)
+
+
+def _number(value: float, wanted: np.dtype[Any] | None) -> NDArray[Any]:
+    """Return a number of Python as an array of no dimension.
+
+    Args:
+        value: number.
+        wanted: dtype that it gets if that is of its kind; else that of default_collate.
+
+    Raises:
+        CodecError: the dtype does not hold it.
+    """
+    kinds = {bool: "b", int: "iu", float: "f"}[type(value)]
+    fits = wanted is not None and wanted.kind in kinds
+    try:
+        return np.asarray(value, wanted if fits else np.dtype(type(value)))
+    except OverflowError as error:
+        raise CodecError(f"no batch can hold the number {value}") from error
