@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shardio import ops as ops
     from shardio import profiling as profiling
+    from shardio.buckets import Buckets as Buckets
     from shardio.conversion.tfrecord import convert as convert
     from shardio.errors import CodecError as CodecError
     from shardio.errors import IndexFileError as IndexFileError
@@ -78,6 +79,7 @@ _HOMES = {
     "Array": "shardio.fields.arrays",
     "Audio": "shardio.fields.audio",
     "Boxes": "shardio.fields.annotations",
+    "Buckets": "shardio.buckets",
     "Bytes": "shardio.fields.base",
     "CenterCrop": "shardio.transforms",
     "CodecError": "shardio.errors",

@@ -36,11 +36,12 @@ LAYERS = {
     "tar": {"errors"},
     "fields": {"errors", "processes"},
     "transforms": {"errors", "checks", "fields"},
+    "buckets": {"checks", "fields", "transforms"},
     "indexing": {"errors", "naming", "processes", "storage", "tar", "fields"},
     "planning": set(),
     "reading": {
         *{"errors", "checks", "processes", "indexing"},
-        *{"storage", "planning", "fields", "transforms"},
+        *{"storage", "planning", "fields", "transforms", "buckets"},
     },
     "packing": {
         *{"errors", "checks", "naming", "options", "processes", "indexing"},
@@ -49,7 +50,7 @@ LAYERS = {
     "conversion": {"errors", "checks", "naming", "storage", "tar", "indexing", "fields", "packing"},
     "inspection": {
         *{"errors", "checks", "naming", "options", "storage", "tar"},
-        *{"fields", "indexing", "planning", "reading"},
+        *{"fields", "indexing", "planning", "reading", "buckets"},
         "packing",
     },
     "profiling": {

@@ -14,7 +14,7 @@ from shardio.cli.progress import progress_bar
 from shardio.cli.settings import describe, plan_options
 from shardio.cli.text import page, say, say_json, table
 from shardio.errors import ShardioError, counted
-from shardio.inspection.coverage import Coverage, DrawnClass
+from shardio.inspection.coverage import BucketShare, Coverage, DrawnClass
 from shardio.inspection.coverage import plan as plan_epoch
 
 _MOST_ROWS = 16
@@ -76,6 +76,8 @@ def _parts(coverage: Coverage) -> Iterator[RenderableType]:
     )
     if coverage.drawn_classes is not None:
         yield _class_table(coverage.drawn_classes)
+    if coverage.buckets is not None:
+        yield _bucket_table(coverage.buckets)
     yield _rank_table(coverage)
     yield _node_table(coverage)
     yield from _traffic(coverage)
@@ -93,6 +95,14 @@ def _class_table(classes: tuple[DrawnClass, ...]) -> Table:
         made.add_row(label, f"{each.samples:,}", f"{each.draws:,}", f"{often:.2f} ×")
     if len(classes) > _MOST_ROWS:
         made.add_row("…", *[""] * 3)
+    return made
+
+
+def _bucket_table(buckets: tuple[BucketShare, ...]) -> Table:
+    made = table("bucket", "samples", "steps", "pads", left=0)
+    for each in buckets:
+        shape = f"{each.height} × {each.width}"
+        made.add_row(shape, f"{each.samples:,}", f"{each.steps:,}", f"{each.pads:,}")
     return made
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import click
 
 from shardio.cli.values import allow_empty_option, several, store_options
-from shardio.inspection.coverage import OrderOptions, PlanSettings
+from shardio.inspection.coverage import OrderOptions, PlanSettings, make_buckets
 
 _DEFAULTS = OrderOptions(batch_size=1)
 _SHUFFLES: dict[str, bool | Literal["full"]] = {"true": True, "full": "full", "false": False}
@@ -64,6 +64,18 @@ _options = several(
         help="Draw samples by the weight of their label, a number or name; or 'balanced'.",
     ),
     click.option(
+        "--bucket-area",
+        type=_AT_LEAST_ONE,
+        help="Pixels of the buckets of transform=Buckets(area=…); each step then has one of them.",
+    ),
+    click.option(
+        "--bucket-step",
+        type=_AT_LEAST_ONE,
+        default=64,
+        show_default=True,
+        help="Number whose multiples the sides of buckets are.",
+    ),
+    click.option(
         "--tail",
         type=click.Choice(["pad", "even", "drop", "short"]),
         default=_DEFAULTS.tail,
@@ -86,8 +98,19 @@ def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command PATH and the options of an order, as keywords for OrderOptions."""
 
     @wraps(command)
-    def with_shuffle(shuffle: str, weights: str | None, **options: Any) -> Any:
-        return command(shuffle=_SHUFFLES[shuffle], weights=_parse_weights(weights), **options)
+    def with_shuffle(
+        shuffle: str,
+        weights: str | None,
+        bucket_area: int | None,
+        bucket_step: int,
+        **options: Any,
+    ) -> Any:
+        return command(
+            shuffle=_SHUFFLES[shuffle],
+            weights=_parse_weights(weights),
+            buckets=None if bucket_area is None else make_buckets(bucket_area, bucket_step),
+            **options,
+        )
 
     decorated: Callable[..., Any] = _options(with_shuffle)
     return decorated
@@ -114,9 +137,10 @@ def describe(settings: PlanSettings) -> str:
     shuffle = "shuffle=full" if settings.shuffle == "full" else f"shuffle={settings.shuffle}"
     size = "" if settings.epoch_size is None else f"epoch_size={settings.epoch_size}, "
     weights = "" if settings.weights is None else f"weights={settings.weights}, "
+    buckets = "" if settings.buckets is None else f"transform={settings.buckets}, "
     return (
         f"{settings.source}: {shuffle}, seed={settings.seed}, epoch={settings.epoch}, "
-        f"window={settings.window}, streams={settings.streams}, {size}{weights}"
+        f"window={settings.window}, streams={settings.streams}, {size}{weights}{buckets}"
         f"tail={settings.tail}, "
         f"{settings.ranks} × {settings.batch_size} samples a step"
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from itertools import islice
 from os import PathLike, fspath
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,11 +34,13 @@ from shardio.planning.epoch import (
 from shardio.planning.order import SampleSequence
 from shardio.planning.samples import Samples
 from shardio.planning.traffic import fetched_bytes, shards_by_window
+from shardio.reading.entries import deciding_pictures
 from shardio.reading.settings import (
     WeightsGiven,
     check_plan,
     describe_weights,
     divide_batch,
+    find_buckets,
     make_shuffle,
     name_label,
     read_labels,
@@ -46,6 +48,9 @@ from shardio.reading.settings import (
 )
 from shardio.storage.local import without_secrets
 from shardio.storage.location import Options
+
+if TYPE_CHECKING:
+    from shardio.buckets import Buckets
 
 _POSITIONS_AT_ONCE = 1 << 16
 _MOST_SAMPLES, _MOST_PROCESSES = 1 << 31, 1 << 20
@@ -72,6 +77,8 @@ class RunOrder:
         epoch_size: number of samples in an epoch; None for all.
         weights: weights of samples that are drawn, as ShardDataset takes them; None for each
             sample once. Text in results.
+        buckets: buckets of aspect ratios, the transform of the dataset; None for another. Text in
+            results.
         tail: "pad", "even", "drop" or "short", for the last step.
         epoch: number of the epoch, from 0.
         allow_empty: whether to accept tars whose members belong to no sample.
@@ -87,6 +94,7 @@ class RunOrder:
     streams: int = 1
     epoch_size: int | None = None
     weights: WeightsGiven | None = None
+    buckets: Buckets | str | None = None
     tail: Tail = "pad"
     epoch: int = 0
     allow_empty: bool = False
@@ -128,6 +136,12 @@ class PlanSettings(RunOrder):
             epoch_size=self.epoch_size,
             weights=weights,
         )
+        buckets = None
+        if self.buckets is not None and not isinstance(self.buckets, str):
+            pictures = deciding_pictures(
+                {name: {name: each} for name, each in catalog.types.items()}
+            )
+            buckets = find_buckets(self.buckets, catalog, samples, pictures)
         size = self.batch_size * self.ranks
         check_plan(
             self.source,
@@ -136,15 +150,24 @@ class PlanSettings(RunOrder):
             tail=self.tail,
             world_size=self.ranks,
             global_batch_size=size,
+            buckets=buckets,
         )
-        plan = EpochPlan(samples, shuffle, global_batch_size=size, epoch=self.epoch, tail=self.tail)
+        plan = EpochPlan(
+            samples,
+            shuffle,
+            global_batch_size=size,
+            epoch=self.epoch,
+            tail=self.tail,
+            buckets=buckets,
+        )
         return catalog, plan
 
     def as_shown(self) -> PlanSettings:
         """Return the settings without secrets, for results."""
         weights = None if self.weights is None else describe_weights(self.weights)
         source = without_secrets(self.source)
-        return replace(self, source=source, storage_options=None, weights=weights)
+        buckets = None if self.buckets is None else str(self.buckets)
+        return replace(self, source=source, storage_options=None, weights=weights, buckets=buckets)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,6 +300,25 @@ class DrawnClass:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BucketShare:
+    """Share of one bucket in an epoch.
+
+    Attributes:
+        height: height of its images in a batch.
+        width: width of its images in a batch.
+        samples: number of samples in the dataset.
+        steps: number of steps of every rank.
+        pads: number of repeats that fill its last step, on all ranks together.
+    """
+
+    height: int
+    width: int
+    samples: int
+    steps: int
+    pads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
     """Contents of an epoch.
 
@@ -294,6 +336,8 @@ class Coverage:
         unexpected: number of samples that come more often than the order says, or less often,
             unless tail="drop" leaves them out.
         drawn_classes: draws of each class, with weights; None without.
+        buckets: shares of the buckets that have samples, from the widest to the highest; None
+            without buckets.
         ranks: shares by rank.
         nodes: shares by node.
         bytes_read: bytes read by all nodes together, as a multiple of the dataset's size.
@@ -318,6 +362,7 @@ class Coverage:
     epoch_samples: int
     unexpected: int
     drawn_classes: tuple[DrawnClass, ...] | None = None
+    buckets: tuple[BucketShare, ...] | None = None
     ranks: tuple[RankShare, ...]
     nodes: tuple[NodeShare, ...]
     bytes_read: float
@@ -370,10 +415,8 @@ def plan(source: str | PathLike[str], options: PlanOptions) -> Coverage:
     bytes_read = sum(share.bytes for share in shares) / catalog.size
     warnings = _warnings(catalog, plan, settings, options)
     if mixing.get("one_class_windows") and len(catalog.classes or ()) > 1:
-        warnings.append(
-            "windows hold one class only; pack with shuffling, or use "
-            f"{argument('shuffle', 'full')}"
-        )
+        remedy = argument("shuffle", "full")
+        warnings.append(f"windows hold one class only; pack with shuffling, or use {remedy}")
     if settings.streams > 1 and bytes_read > _MOST_READ:
         warnings.append(
             f"nodes read {bytes_read:.2f} × the dataset, since shards that two of them share are "
@@ -391,6 +434,7 @@ def plan(source: str | PathLike[str], options: PlanOptions) -> Coverage:
         epoch_samples=plan.num_samples,
         unexpected=walk.count_unexpected(),
         drawn_classes=walk.drawn_classes(catalog),
+        buckets=walk.buckets(),
         ranks=tuple(ranks),
         nodes=shares,
         bytes_read=bytes_read,
@@ -420,6 +464,7 @@ class _Walk:
         self.delivered = np.zeros(len(plan.samples), np.int32)
         self._touched = np.zeros((nodes, len(self._counts)), np.bool_)
         self._distance = self._pairs = 0
+        self._pads_of_steps = np.zeros(plan.num_steps, np.int64)
 
     def rank(self, rank: int, workers: int) -> RankShare:
         """Walk the steps of one rank, worker by worker, and return its share."""
@@ -506,11 +551,33 @@ class _Walk:
             for label, of_class in [*found, *unknown]
         )
 
+    def buckets(self) -> tuple[BucketShare, ...] | None:
+        """Return the shares of the buckets, after the walk."""
+        bucketing, of = self._plan.bucketing, self._plan.buckets
+        given = self._settings.buckets
+        if bucketing is None or of is None or given is None or isinstance(given, str):
+            return None
+        pads = np.bincount(of, self._pads_of_steps, len(given.sizes)).astype(np.int64)
+        steps = np.bincount(of, minlength=len(given.sizes))
+        return tuple(
+            BucketShare(
+                height=given.sizes[bucket][0],
+                width=given.sizes[bucket][1],
+                samples=int(bucketing.counts[bucket]),
+                steps=int(steps[bucket]),
+                pads=int(pads[bucket]),
+            )
+            for bucket in np.flatnonzero(bucketing.counts).tolist()
+        )
+
     def neighbour_distance(self) -> float | None:
         """Return the distance that Coverage describes."""
         return self._distance / self._pairs / len(self.delivered) if self._pairs else None
 
     def _count(self, references: References, node: int) -> None:
+        pads = references.positions[~references.valid]
+        size = self._settings.batch_size * self._settings.ranks
+        np.add.at(self._pads_of_steps, pads // size, 1)
         numbers = self._starts[references.shards] + references.indices
         np.add.at(self.delivered, numbers[references.valid], 1)
         self._touched[node][references.shards] = True
@@ -527,6 +594,13 @@ class _Walk:
             shares = runs.lengths / np.maximum(self._counts[runs.shards], 1)
             sizes.append(int((shares * self._sizes[runs.shards]).sum()))
         return max(map(sum, zip(sizes, [*sizes[1:], 0], strict=True)), default=0)
+
+
+def make_buckets(area: int, step: int) -> Buckets:
+    """Make buckets of aspect ratios, see shardio.Buckets."""
+    from shardio.buckets import Buckets  # noqa: PLC0415  imports torch
+
+    return Buckets(area, step=step)
 
 
 class _Classes:

@@ -12,6 +12,8 @@ global batch. A single stream shuffles best. With several, the ranks that read a
 same shards in every epoch and no others. If the world size divides the number of streams, each
 rank reads whole streams.
 
+Where samples have buckets, each step has samples of one of them, see shardio.planning.buckets.
+
 Every rank takes the same number of steps. The tail policy says what happens to an incomplete
 global batch. "pad" fills it with samples from the start of the epoch, marked as not valid. "even"
 shares its samples out, so that all ranks have a batch of one size, with at most one pad each: the
@@ -26,11 +28,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shardio.planning.buckets import Bucketing
 from shardio.planning.draws import Weights
 from shardio.planning.order import (
     Count,
@@ -65,7 +68,7 @@ class References:
     Attributes:
         positions: int64, position in the epoch, padding included; random numbers depend on it.
         streams: int64, canonical stream.
-        inner: int64, position in the stream, padding included.
+        inner: int64, position in the stream's sequence.
         shards: int64, position of the shard in the dataset.
         indices: int64, position of the sample in its shard.
         valid: bool, False for padding.
@@ -191,6 +194,52 @@ def _all_runs(samples: Samples) -> Runs:
     )
 
 
+class Steps(Protocol):
+    """Steps of an epoch: from its positions, padding included, to places in its sequences."""
+
+    def __len__(self) -> int: ...
+
+    def filled(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the number of samples in some steps, at most the global batch size each."""
+
+    def places(
+        self, positions: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """Return stream, position in its sequence, and validity of some positions of the epoch."""
+
+
+class _PlainSteps:
+    """Steps that cut the sequences of the streams, one after another.
+
+    Args:
+        lengths: int64 [streams], number of samples in each stream.
+        global_batch_size: number of samples per step over all ranks.
+        tail: policy for the last step.
+    """
+
+    def __init__(self, lengths: NDArray[np.int64], global_batch_size: int, tail: Tail) -> None:
+        self._lengths, self._size = lengths, global_batch_size
+        self._slice = global_batch_size // len(lengths)
+        self._samples = int(lengths.sum())
+        self._steps = count_steps(self._samples, global_batch_size, tail)
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def filled(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """See Steps."""
+        return np.minimum(self._samples - steps * self._size, self._size)
+
+    def places(
+        self, positions: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """See Steps."""
+        steps, offsets = np.divmod(positions, self._size)
+        streams, within = np.divmod(offsets, self._slice)
+        inner, lengths = steps * self._slice + within, self._lengths[streams]
+        return streams, inner % lengths, inner < lengths
+
+
 class EpochPlan:
     """Plan of one epoch.
 
@@ -200,7 +249,8 @@ class EpochPlan:
         global_batch_size: number of samples per step over all ranks; a multiple of the number
             of streams.
         epoch: number of the epoch, from 0; each epoch has a different order.
-        tail: policy for an incomplete last global batch; see the module docstring.
+        tail: policy for an incomplete global batch; see the module docstring.
+        buckets: buckets of the samples; each step then has samples of one of them.
 
     Attributes:
         samples: samples of the dataset.
@@ -208,6 +258,8 @@ class EpochPlan:
         orders: sequence of each stream.
         num_samples: number of samples in the epoch, without padding.
         num_steps: number of steps, the same for every rank.
+        bucketing: buckets of the samples; None without buckets.
+        buckets: int64 [steps], bucket of each step; None without buckets.
     """
 
     def __init__(
@@ -218,14 +270,23 @@ class EpochPlan:
         global_batch_size: int,
         epoch: int = 0,
         tail: Tail = "pad",
+        buckets: Bucketing | None = None,
     ) -> None:
         self.samples, self.shuffle = samples, shuffle
         self.orders = shuffle.order(samples, epoch)
         self.num_samples = shuffle.epoch_length(samples)
-        self.num_steps = count_steps(self.num_samples, global_batch_size, tail)
-        self._lengths = np.array([*map(len, self.orders)])
         self._global_batch_size = global_batch_size
-        self._slice = global_batch_size // shuffle.streams
+        self.bucketing = buckets
+        self._steps: Steps
+        self.buckets: NDArray[np.int64] | None = None
+        if buckets is None:
+            lengths = np.array([*map(len, self.orders)])
+            self._steps = _PlainSteps(lengths, global_batch_size, tail)
+        else:
+            (sequence,) = self.orders
+            found = buckets.steps(sequence, global_batch_size, whole=tail == "drop")
+            self._steps, self.buckets = found, found.buckets
+        self.num_steps = len(self._steps)
         self._shares_out = tail in ("even", "short")
 
     def share(self, steps: Iterable[int], rank: int, world_size: int) -> NDArray[np.int64]:
@@ -243,21 +304,18 @@ class EpochPlan:
         which = np.fromiter(steps, np.int64)
         starts = which * self._global_batch_size + rank * size
         positions = starts[:, None] + np.arange(size)
-        filled = self.num_samples - which * self._global_batch_size
-        partial = np.flatnonzero(filled < self._global_batch_size) if self._shares_out else ()
-        if not len(partial):
+        if not self._shares_out:
             return positions.ravel()
         shares = [*positions]
-        for at in partial:
+        for at in np.flatnonzero(self._steps.filled(which) < self._global_batch_size):
             shares[at] = self._share_out(int(which[at]), rank, world_size)
-        return np.concatenate(shares)
+        return np.concatenate([np.empty(0, np.int64), *shares])
 
     def _share_out(self, step: int, rank: int, world_size: int) -> NDArray[np.int64]:
         """Return the positions of one rank's even share of an incomplete global batch."""
         size = self._global_batch_size
         positions = step * size + np.arange(size)
-        streams, inner = self._in_streams(positions)
-        valid = inner < self._lengths[streams]
+        valid = self._steps.places(positions)[2]
         samples, pads = positions[valid], positions[~valid]
         # The same borders divide the streams, so that a rank has the samples of its own.
         start, end = (len(samples) * number // world_size for number in (rank, rank + 1))
@@ -267,33 +325,29 @@ class EpochPlan:
 
     def references(self, positions: NDArray[np.int64]) -> References:
         """Return the samples at some positions of the epoch, int64 [n], in order."""
-        streams, inner = self._in_streams(positions)
-        lengths = self._lengths[streams]
+        streams, inner, valid = self._steps.places(positions)
         shards, ordinals = np.empty_like(positions), np.empty_like(positions)
         for stream, inside in grouped(streams):
-            wrapped = inner[inside] % lengths[inside]
-            shards[inside], ordinals[inside] = self.orders[stream].locate(wrapped)
+            shards[inside], ordinals[inside] = self.orders[stream].locate(inner[inside])
         return References(
             positions=positions,
             streams=streams,
             inner=inner,
             shards=shards,
             indices=self.samples.in_shards(shards, ordinals),
-            valid=inner < lengths,
+            valid=valid,
         )
+
+    def bucket_of(self, positions: NDArray[np.int64]) -> int | None:
+        """Return the bucket of the samples at some positions of one step; None without buckets."""
+        if self.buckets is None:
+            return None
+        return int(self.buckets[positions[0] // self._global_batch_size])
 
     def bounds(self) -> tuple[Count, Count]:
         """Return how often a sample comes at least, and at most, if no step is left out."""
         least, most = zip(*(order.bounds() for order in self.orders), strict=True)
         return (least[0], most[0]) if len(least) == 1 else (min(least), max(most))
-
-    def _in_streams(
-        self, positions: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the stream of some positions of the epoch, and the positions in that stream."""
-        steps, offsets = np.divmod(positions, self._global_batch_size)
-        streams, within = np.divmod(offsets, self._slice)
-        return streams, steps * self._slice + within
 
 
 def steps_of_worker(first: int, num_steps: int, worker: int, num_workers: int) -> range:

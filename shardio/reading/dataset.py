@@ -12,30 +12,33 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
+from functools import lru_cache, partial
 from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
+from shardio.buckets import Buckets
 from shardio.checks import flag, is_whole, one_of, positive, require, seed_of_order, whole_number
 from shardio.errors import UsageError, counted, quoted
-from shardio.fields.arrays import Label
-from shardio.fields.base import BYTES, LABEL_FIELD, FieldType
+from shardio.fields.base import BYTES, FieldType
 from shardio.fields.limits import MAX_PIXELS
 from shardio.fields.recorded import require_available
 from shardio.indexing.catalog import Catalog, open_catalog
-from shardio.indexing.parts import ShardPaths, list_parts
+from shardio.indexing.parts import ShardPaths, absolute_parts
+from shardio.planning.buckets import Bucketing
 from shardio.planning.draws import Weights
 from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, Shuffle, Tail
 from shardio.planning.order import SampleSequence, derive_key
 from shardio.planning.samples import Samples
-from shardio.reading.batch import Delivery, Replacements, SampleReader
+from shardio.reading.batch import Delivery, Replacements, SampleReader, Shared
 from shardio.reading.columns import Types
 from shardio.reading.entries import (
     Fields,
+    deciding_pictures,
     default_fields,
     entry_types,
+    label_field,
     optional_entries,
     parse_fields,
 )
@@ -54,11 +57,11 @@ from shardio.reading.mapping import Collate, Functions, MapFunctions, SampleMap
 from shardio.reading.picture_columns import Transform
 from shardio.reading.readahead import ReadAhead
 from shardio.reading.selection import Choice, choose, find_key, split
-from shardio.reading.settings import WeightsGiven, check_plan, make_shuffle, weigh
+from shardio.reading.settings import WeightsGiven, check_plan, find_buckets, make_shuffle, weigh
 from shardio.reading.shards import ShardPool
 from shardio.reading.times import StageTimes, Stopwatch
 from shardio.storage.base import Storage
-from shardio.storage.location import Location, Options
+from shardio.storage.location import Options
 from shardio.transforms import SizedTransform
 
 OnBadSample = Literal["raise", "skip"]
@@ -92,7 +95,8 @@ class ShardDataset(ResumableDataset):
             rest keep their names.
         decode: False leaves every field as bytes.
         transform: transform of images: shardio.RandomResizedCrop and its like, or a callable
-            from a uint8 tensor [3, H, W] to a tensor.
+            from a uint8 tensor [3, H, W] to a tensor. With shardio.Buckets the images of a step
+            have one of several sizes.
         map: function from a sample to a sample, `map(sample)` or `map(sample, rng)`, or a list of
             such functions, applied after transform and before samples are joined. A sample is
             what a dataset without batch_size yields. The function may add, change and remove
@@ -175,7 +179,7 @@ class ShardDataset(ResumableDataset):
         *,
         fields: Mapping[str, str | FieldType] | None = None,
         decode: bool = True,
-        transform: Transform | None = None,
+        transform: Transform | Buckets | None = None,
         map: MapFunctions | None = None,  # noqa: A002  the field's word for it
         collate: Collate | None = None,
         batch_size: int | None = None,
@@ -218,13 +222,12 @@ class ShardDataset(ResumableDataset):
         self._arguments, self._tail = given, tail
         self.fields = self._map_fields(fields)
         self.times, self.stopwatch = StageTimes(), Stopwatch
-        self._source, self._parts = source, _absolute_parts(source, storage, options)
+        self._source, self._parts = source, absolute_parts(source, storage, options)
         self._types = self._find_types()
-        self._geometry = SampleGeometry(self._types, transform)
+        SampleGeometry(self._types, self._transform(0))  # may refuse it
         self._functions = Functions(map=None if map is None else SampleMap(map), collate=collate)
         self.samples = Samples([shard.samples for shard in self.catalog.shards])
-        orders = {name: given[name] for name in ("seed", "window", "streams", "epoch_size")}
-        self.shuffle = make_shuffle(shuffle, **orders, weights=self._weigh(self.samples))
+        self.shuffle, self._buckets = self._make_shuffle(), self._find_buckets()
         self._digest = self.catalog.digest()
         self._singles: tuple[EpochPlan, ShardPool] | None = None  # for ds[i]
         self._replacements = Replacements()
@@ -264,12 +267,14 @@ class ShardDataset(ResumableDataset):
         if not -total <= number < total:
             raise IndexError(f"{self}: index {number} is outside its {total} samples")
         if self._singles is None:
-            packed = EpochPlan(self.samples, Shuffle(on=False), global_batch_size=1)
+            order, buckets = Shuffle(on=False), self._buckets
+            packed = EpochPlan(self.samples, order, global_batch_size=1, buckets=buckets)
             self._singles = packed, ShardPool(self.catalog.shards)
         packed, pool = self._singles
         pool.compare_anew()
         shares, key = [np.array([number % total])], self.transform_key(0)
-        (batch,) = finish_in_turn(self.reader(pool, Recycler()).read(packed, shares, 1, key))
+        reader = self.reader(pool, Recycler(), packed.bucket_of(shares[0]))
+        (batch,) = finish_in_turn(reader.read(packed, shares, 1, key))
         self._end_loop()
         sample = self._choose_entries(to_sample(batch))
         return sample if self._as_tuple is None else (*sample.values(),)
@@ -347,7 +352,8 @@ class ShardDataset(ResumableDataset):
             chosen = np.tile(self.samples.chosen, times)
         drawn = self.shuffle.weights
         weights = None if drawn is None else np.tile(drawn.given, times)
-        part = self._with(Samples(np.tile(counts, times), chosen), weights)
+        numbers = np.tile(np.arange(len(self.samples)), times)
+        part = self._with(Samples(np.tile(counts, times), chosen), weights, numbers)
         part.catalog = replace(self.catalog, shards=shards)
         part._digest = part.catalog.digest()
         return part
@@ -410,7 +416,12 @@ class ShardDataset(ResumableDataset):
     def _plan(self, epoch: int, share: Share) -> EpochPlan:
         size = share.global_batch_size
         return EpochPlan(
-            self.samples, self.shuffle, global_batch_size=size, epoch=epoch, tail=self._tail
+            self.samples,
+            self.shuffle,
+            global_batch_size=size,
+            epoch=epoch,
+            tail=self._tail,
+            buckets=self._buckets,
         )
 
     def _count_steps(self, share: Share) -> int:
@@ -421,6 +432,7 @@ class ShardDataset(ResumableDataset):
             tail=self._tail,
             world_size=share.world_size,
             global_batch_size=share.global_batch_size,
+            buckets=self._buckets,
         )
 
     def _read_steps(
@@ -432,11 +444,14 @@ class ShardDataset(ResumableDataset):
             plan.share(steps[first : first + at_once], share.rank, share.world_size)
             for first in range(0, len(steps), at_once)
         )
-        reader, key = self.reader(pool, allocate), self.transform_key(epoch)
+        key, shared = self.transform_key(epoch), Shared()
+        reader_of = lru_cache(None)(partial(self.reader, pool, allocate, shared=shared))
         try:
             with closing(self.read_ahead(plan.orders, pool, epoch)) as ahead:
                 asked = ahead if len(steps) > 1 else None
-                yield from reader.read(plan, positions, share.batch_size, key, asked)
+                for some in positions:
+                    reader = reader_of(plan.bucket_of(some))
+                    yield from reader.read(plan, [some], share.batch_size, key, asked)
                 ahead.finish()
                 pool.finish()
         except BaseException:  # else the last batches may still be read
@@ -463,6 +478,7 @@ class ShardDataset(ResumableDataset):
             "global_batch_size": self.global_batch_size,
             **self.shuffle.identity(),
             "tail": self._tail,
+            **({} if self._buckets is None else {"buckets": self._buckets.digest()}),
         }
 
     def _part(self, samples: Samples) -> ShardDataset:
@@ -472,13 +488,23 @@ class ShardDataset(ResumableDataset):
             weights = np.asarray(weights)[self.samples.find(samples)]
         return self._with(samples, weights)
 
-    def _with(self, samples: Samples, weights: WeightsGiven | None) -> ShardDataset:
+    def _with(
+        self,
+        samples: Samples,
+        weights: WeightsGiven | None,
+        numbers: NDArray[np.int64] | None = None,
+    ) -> ShardDataset:
+        """Return a dataset of other samples; their numbers in this one, if not chosen of it."""
         part = self._copy()
         part.times = StageTimes()
         part.samples = samples
         part._singles = None
         part._arguments = {**self._arguments, "weights": weights}
         part.shuffle = replace(self.shuffle, weights=part._weigh(samples))
+        if self._buckets is not None:
+            numbers = self.samples.find(samples) if numbers is None else numbers
+            of = self._buckets.numbers[numbers]
+            part._buckets = Bucketing(samples, of, self._buckets.origin)
         return part
 
     def _weigh(self, samples: Samples) -> Weights | None:
@@ -486,15 +512,8 @@ class ShardDataset(ResumableDataset):
         weights = self._arguments["weights"]
         if weights is None:
             return None
-        labels = (
-            name
-            for types in self._types.values()
-            for name, each in types.items()
-            if isinstance(each, Label)
-        )
-        field = next(labels, LABEL_FIELD)
         draws = self._arguments["epoch_size"]
-        found = weigh(weights, self.catalog, samples, draws, field=field)
+        found = weigh(weights, self.catalog, samples, draws, field=label_field(self._types))
         if callable(weights) and found is not None:  # which other processes need not know
             self._arguments = {**self._arguments, "weights": found.given}
         return found
@@ -529,8 +548,46 @@ class ShardDataset(ResumableDataset):
         """Return the key of the random numbers for transforms in an epoch."""
         return derive_key(self.shuffle.seed, epoch, _TRANSFORMS)
 
-    def reader(self, pool: ShardPool, allocate: Allocate) -> SampleReader:
-        """Make a reader of this dataset's samples from a pool of its shards."""
+    def _make_shuffle(self) -> Shuffle:
+        names = "shuffle", "seed", "window", "streams", "epoch_size"
+        orders = {name: self._arguments[name] for name in names}
+        return make_shuffle(**orders, weights=self._weigh(self.samples))
+
+    def _find_buckets(self) -> Bucketing | None:
+        """Find the buckets of the samples, if the transform has buckets."""
+        transform = self._arguments["transform"]
+        if not isinstance(transform, Buckets):
+            return None
+        pictures = deciding_pictures(self._types)
+        require(bool(pictures), "transform", transform, "left out where samples have no picture")
+        return find_buckets(transform, self.catalog, self.samples, pictures)
+
+    def _transform(self, bucket: int | None) -> Transform | None:
+        """Return the transform of the samples of a bucket, by default the largest one."""
+        transform: Transform | Buckets | None = self._arguments["transform"]
+        if not isinstance(transform, Buckets):
+            return transform
+        if bucket is None and self._buckets is not None:
+            bucket = int(np.argmax(self._buckets.counts))
+        return transform.of(bucket or 0)
+
+    def reader(
+        self,
+        pool: ShardPool,
+        allocate: Allocate,
+        bucket: int | None = None,
+        *,
+        shared: Shared | None = None,
+    ) -> SampleReader:
+        """Make a reader of this dataset's samples from a pool of its shards.
+
+        Args:
+            pool: pool of the shards.
+            allocate: makes the arrays of batches.
+            bucket: bucket of the samples; by default the largest one, if there are any.
+            shared: what it has in common with the readers of other buckets.
+        """
+        transform, shared = self._transform(bucket), shared or Shared()
         several = {name: found for name, found in self.fields.items() if len(found) > 1}
         delivery = Delivery(
             pool=pool,
@@ -539,7 +596,7 @@ class ShardDataset(ResumableDataset):
             several=several if self._arguments["fields"] is None else {},
             missing_ok=self._arguments["fields"] is None and not self._makes_batches,
             optional=self.optional_entries(),
-            geometry=self._geometry,
+            geometry=SampleGeometry(self._types, transform),
             crops=self._arguments["crops"],
             functions=self._functions,
             skip_bad=self._arguments["on_bad_sample"] == "skip",
@@ -547,13 +604,15 @@ class ShardDataset(ResumableDataset):
             replacements=self._replacements,
             times=self.times,
             stopwatch=self.stopwatch,
+            lock=shared.lock,
         )
         return SampleReader(
             delivery,
             types=self._types,
-            transform=self._arguments["transform"],
+            transform=transform,
             reduced=self._arguments["reduced_decoding"],
             allocate=allocate,
+            scratch=shared.scratch,
         )
 
     def _map_fields(self, fields: Mapping[str, str | FieldType] | None) -> Fields:
@@ -566,18 +625,6 @@ class ShardDataset(ResumableDataset):
         index = first.load_index()
         some = range(min(len(index), _SAMPLES_LOOKED_AT))
         return default_fields(types, [*{(*index.cells(sample),) for sample in some}])
-
-
-def _absolute_parts(
-    source: ShardPaths, storage: Storage | None, options: Options
-) -> list[Location]:
-    """Locate the parts of a source so that they are found from any directory.
-
-    A pattern stays relative where the name of the current directory is one itself.
-    """
-    plain = not set(str(Path.cwd())) & set("*?[{")
-    parts = list_parts(source, storage, options)
-    return [part.absolute() if plain or part.exists() else part for part in parts]
 
 
 def _store_options(given: Mapping[str, Any]) -> Options:
@@ -631,7 +678,7 @@ def _check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[s
         "one transform, such as shardio.RandomResizedCrop(224), or one function that "
         "torchvision.transforms.v2.Compose makes of several; shardio.Normalize takes batches",
     )
-    usable = callable(transform) or isinstance(transform, SizedTransform)
+    usable = callable(transform) or isinstance(transform, SizedTransform | Buckets)
     usable = transform is None or (usable and not isinstance(transform, type))
     require(usable, "transform", transform, "callable, such as shardio.CenterCrop(224, resize=256)")
     collate, batched = given["collate"], given["batch_size"] or given["global_batch_size"]
@@ -643,6 +690,8 @@ def _check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[s
     require(known, "shuffle", shuffle, "True, False or 'full'")
     wanted = "1 for a dataset of samples; give it batch_size or global_batch_size"
     require(streams == 1 or batched, "streams", streams, wanted)
+    alone = batched or not isinstance(transform, Buckets)
+    require(alone, "transform", transform, "given with batch_size or global_batch_size")
     one_of("tail", given["tail"], get_args(Tail))
     one_of("on_bad_sample", given["on_bad_sample"], get_args(OnBadSample))
     for name in ("reduced_decoding", "allow_empty", "crops"):

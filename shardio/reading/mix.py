@@ -391,6 +391,11 @@ def _check_sources(sources: Sequence[ShardDataset]) -> None:
                 f"source {number} has streams={source.shuffle.streams}",
                 remedy="a mixture slices its own sequence: open the sources with streams=1",
             )
+        if source._buckets is not None:
+            raise UsageError(
+                f"source {number} has transform=Buckets(…), whose sizes differ from step to step",
+                remedy="open the sources with a transform to one size",
+            )
     facts: dict[str, list[Any]] = {
         "entries": [sorted(source.fields) for source in sources],
         "optional entries": [sorted(source.optional_entries()) for source in sources],

@@ -138,7 +138,9 @@ class ReadAhead:
         found: dict[int, tuple[SampleSequence, range]] = {}
         for stream, inside in grouped(references.streams):
             order, asked = self._orders[stream], self._asked[stream]
-            window = order.window_of(int(references.inner[inside][0]))
+            # Pads, and batches of rare buckets, lie in windows that are over.
+            now = order.window_of(int(references.inner[inside][0]))
+            window = max(now, self._current.get(stream, now))
             self._current = {**self._current, stream: window}
             if asked <= window:
                 self._pool.compare_anew()  # what was opened ahead may have changed since

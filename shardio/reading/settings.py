@@ -5,20 +5,32 @@ Nothing here needs torch, so that the command line plans what a training loop wo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from shardio.checks import require
-from shardio.errors import SituationError, UsageError, counted, quoted
-from shardio.fields.base import LABEL_FIELD
+from shardio.errors import CodecError, SampleError, SituationError, UsageError, counted, quoted
+from shardio.fields.base import LABEL_FIELD, FieldType, picture_info
 from shardio.indexing.catalog import Catalog
 from shardio.indexing.labels import LabelReader
+from shardio.indexing.shard_index import ShardIndex
+from shardio.planning.buckets import Bucketing
 from shardio.planning.draws import MOST_DRAWS, Weights
 from shardio.planning.epoch import Shuffle, Tail, count_steps
 from shardio.planning.samples import Samples
+from shardio.processes import Threads
+from shardio.reading.shards import ShardPool
+
+if TYPE_CHECKING:
+    from shardio.buckets import Buckets
+
+_LOG = logging.getLogger("shardio")
+_PROBES = 16  # pictures that are read at once
 
 WeightsGiven = (
     Literal["balanced"] | Mapping[Any, float] | Callable[[str, int | None], float] | ArrayLike
@@ -196,6 +208,93 @@ def _number_of(label: object, classes: tuple[str, ...] | None) -> int:
     )
 
 
+def find_buckets(
+    buckets: Buckets, catalog: Catalog, samples: Samples, pictures: Mapping[str, FieldType]
+) -> Bucketing:
+    """Find the bucket of each sample of a dataset.
+
+    Sizes are those of the indexes. Pictures whose sizes are not there are read once, in threads;
+    `shardio index` writes them into the indexes. Samples without a picture, or with a damaged one,
+    are of the first bucket.
+
+    Args:
+        buckets: buckets of aspect ratios.
+        catalog: shards of the dataset.
+        samples: samples of the dataset.
+        pictures: types of the fields whose picture decides, by field name; the first that a sample
+            has.
+
+    Raises:
+        TarError: a shard has to be read, and is missing or changed.
+    """
+    small = len(buckets.sizes) <= 1 << 8
+    numbers: NDArray[Any] = np.zeros(len(samples), np.uint8 if small else np.uint16)
+    pool, read, at = ShardPool(catalog.shards), 0, 0
+    threads = Threads("probe", _PROBES)
+    try:
+        for shard, entry in enumerate(catalog.shards):
+            chosen = samples.in_shard(shard)
+            if not chosen.size:
+                continue
+            sizes, there = _known_sizes(entry.load_index(), pictures)
+            lacking = np.flatnonzero(there[chosen] & ~sizes[chosen].all(axis=1))
+            probe = partial(_probe, pool, shard, pictures)
+            asked = [threads.submit(probe, sample) for sample in chosen[lacking].tolist()]
+            found = [future.result() for future in asked]
+            sizes[chosen[lacking]] = np.array(found, np.int64).reshape(-1, 2)
+            known = np.flatnonzero(sizes[chosen].all(axis=1))
+            heights, widths = sizes[chosen[known]].T
+            numbers[at + known] = buckets.assign(heights, widths)
+            read += lacking.size
+            at += chosen.size
+    finally:
+        threads.end()
+    if read:
+        _LOG.warning(
+            "%s read for the size of the picture, which the index lacks; `shardio index` adds it",
+            counted(read, "sample was", "samples were"),
+        )
+    return Bucketing(samples, numbers, repr(buckets.sizes))
+
+
+def _known_sizes(
+    index: ShardIndex, pictures: Mapping[str, FieldType]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return what an index knows of the pictures of its samples.
+
+    Returns:
+        Height and width of each picture, int64 [n, 2], 0 where they are not known; and whether
+        there is a picture, bool [n].
+    """
+    sizes, there = np.zeros((len(index), 2), np.int64), np.zeros(len(index), np.bool_)
+    for name, type_ in pictures.items():
+        firsts = index.samples_of(name)
+        firsts = firsts[~there[firsts]]
+        there[firsts] = True
+        if type_.sized and name in index.pictures and index.heights is not None:
+            column = index.pictures.index(name)
+            assert index.widths is not None  # noqa: S101  an index has all three or none
+            assert index.orientations is not None  # noqa: S101
+            firsts = firsts[index.orientations[firsts, column] > 0]
+            sizes[firsts, 0] = index.heights[firsts, column]
+            sizes[firsts, 1] = index.widths[firsts, column]
+    return sizes, there
+
+
+def _probe(
+    pool: ShardPool, shard: int, pictures: Mapping[str, FieldType], sample: int
+) -> tuple[int, int]:
+    """Read the size of the picture of a sample; (0, 0) for a damaged one, which reading tells."""
+    try:
+        (stored,) = pool.get(shard).read(sample, ((*pictures,),))
+        if stored is not None:
+            info = picture_info(pictures[stored.field], stored.data)
+            return info.height, info.width
+    except (CodecError, SampleError):
+        pass
+    return 0, 0
+
+
 def describe_weights(given: WeightsGiven) -> str:
     """Describe weights in a few words, as given."""
     if isinstance(given, str):
@@ -229,6 +328,7 @@ def check_plan(
     tail: Tail,
     world_size: int,
     global_batch_size: int,
+    buckets: Bucketing | None = None,
 ) -> int:
     """Count the steps of an epoch; refuse one without steps, or with unequal ones for the ranks.
 
@@ -239,11 +339,12 @@ def check_plan(
         tail: rule for the end of an epoch, see shardio.planning.epoch.
         world_size: number of ranks.
         global_batch_size: samples of all ranks in a step.
+        buckets: buckets of the samples.
 
     Raises:
         UsageError: there is no such plan.
     """
-    count, streams = shuffle.epoch_length(samples), shuffle.streams
+    count = shuffle.epoch_length(samples)
     if not len(samples):
         raise SituationError("the dataset has no samples", where=dataset)
     if tail == "short" and world_size > 1:
@@ -252,6 +353,27 @@ def check_plan(
             "batches of unequal size",
             remedy="pass tail='even' and weigh by batch['valid'], or tail='drop'",
         )
+    _check_streams(dataset, shuffle, min(count, len(samples)), world_size, global_batch_size)
+    if buckets is None:
+        steps = count_steps(count, global_batch_size, tail)
+    else:
+        _check_order_of_buckets(shuffle)
+        steps = buckets.count_steps(global_batch_size, whole=tail == "drop")
+    if not steps:
+        raise SituationError(
+            f"{counted(count, 'sample')} do not fill one global batch, which "
+            "tail='drop' leaves out",
+            where=dataset,
+            remedy="make the batch smaller or pass tail='pad'",
+        )
+    return steps
+
+
+def _check_streams(
+    dataset: object, shuffle: Shuffle, count: int, world_size: int, global_batch_size: int
+) -> None:
+    """Refuse streams that do not divide among ranks, batches and samples."""
+    streams = shuffle.streams
     if streams > 1 and streams % world_size:
         raise UsageError(
             f"{world_size} ranks do not divide streams={streams}: each rank reads whole streams, "
@@ -269,18 +391,23 @@ def check_plan(
             "the weights of its samples",
             remedy="leave out one of the two",
         )
-    if streams > min(count, len(samples)):
-        fewest = min(count, len(samples))
-        raise SituationError(f"streams={streams} are more than its {fewest} samples", where=dataset)
-    steps = count_steps(count, global_batch_size, tail)
-    if not steps:
-        raise SituationError(
-            f"{counted(count, 'sample')} do not fill one global batch, which "
-            "tail='drop' leaves out",
-            where=dataset,
-            remedy="make the batch smaller or pass tail='pad'",
-        )
-    return steps
+    if streams > count:
+        raise SituationError(f"streams={streams} are more than its {count} samples", where=dataset)
+
+
+def _check_order_of_buckets(shuffle: Shuffle) -> None:
+    """Refuse orders that would have other numbers of steps in each epoch, or unequal streams."""
+    for name, used in (
+        ("streams", shuffle.streams > 1),
+        ("weights", shuffle.weights is not None),
+        ("epoch_size", shuffle.epoch_size is not None),
+    ):
+        if used:
+            raise UsageError(
+                f"{name} with transform=Buckets(…): the steps that buckets fill would differ from "
+                f"{'stream to stream' if name == 'streams' else 'epoch to epoch'}",
+                remedy="leave out one of the two",
+            )
 
 
 def _divisors(number: int) -> str:
