@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from shardio.profiling.profile import profile as profile
     from shardio.profiling.settings import ProfileOptions as ProfileOptions
     from shardio.reading.dataset import ShardDataset as ShardDataset
+    from shardio.reading.libraries import FromPIL as FromPIL
     from shardio.reading.loader import Loader as Loader
     from shardio.reading.metrics import MaskedMean as MaskedMean
     from shardio.reading.mix import Mix as Mix
@@ -86,6 +87,7 @@ _HOMES = {
     "Depth": "shardio.fields.pictures",
     "FieldSummary": "shardio.fields.summary",
     "FieldType": "shardio.fields.base",
+    "FromPIL": "shardio.reading.libraries",
     "Image": "shardio.fields.pictures",
     "IndexFileError": "shardio.errors",
     "Json": "shardio.fields.text",

@@ -23,7 +23,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -109,6 +109,7 @@ def is_alive(process: int) -> bool:
     return True
 
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 _OURS = "shardio-"
@@ -166,6 +167,20 @@ class Threads:
             initializer=_note_thread,
             initargs=(self._threads,),
         )
+
+
+def in_threads(work: Callable[[S], T], values: Sequence[S], most: int = 16) -> list[T]:
+    """Call a function for each value, several at once, and return the results in order.
+
+    Of several errors that of the first value is raised.
+    """
+    if len(values) < 2:
+        return [*map(work, values)]
+    threads = Threads("some", most)
+    try:
+        return [each.result() for each in [threads.submit(work, value) for value in values]]
+    finally:
+        threads.end()
 
 
 _LONGEST_END, _POLL = 0.1, 0.0002  # seconds

@@ -23,9 +23,10 @@ from torch.utils.data import DataLoader
 import shardio
 from shardio.indexing.entry import ShardEntry
 from shardio.processes import Daemons, Threads
-from shardio.reading.columns import Arrays, Transformed
+from shardio.reading.columns import Arrays
 from shardio.reading.gather import Gatherer
 from shardio.reading.handover import Sender
+from shardio.reading.picture_columns import Transformed
 from shardio.reading.times import StageTimes
 
 pytestmark = [

@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 
 import click
-from rich.table import Table
 
-from shardio.cli.text import page, say, say_json, table
+from shardio.cli.text import say, say_json, size_text
 from shardio.cli.values import parse_size, several
-from shardio.errors import counted
-from shardio.inspection.cache import CacheContents, CacheRemoval, clear_cache, list_cache
+from shardio.errors import counted, escaped
+from shardio.inspection.cache import CacheEntry, CacheRemoval, clear_cache, list_cache
 from shardio.inspection.cache import prune_cache as prune_entries
 
 _MOST_ROWS = 20
@@ -39,11 +38,11 @@ def ls(cache_dir: str | None, as_json: bool) -> None:
         say_json(contents)
         return
     say(
-        f"{contents.folder}: {counted(contents.shards, 'shard')}, {contents.bytes / 1e6:,.1f} MB "
-        f"with indexes; at most {contents.limit / 1e6:,.1f} MB unless cache_limit says otherwise"
+        f"{contents.folder}: {counted(contents.shards, 'shard')}, {size_text(contents.bytes)} with "
+        f"indexes; at most {size_text(contents.limit)} unless --cache-limit says otherwise"
     )
-    if contents.entries:
-        say(page([_table(contents)]))
+    for entry in contents.entries[:_MOST_ROWS]:
+        say(_line(entry))
     others = len(contents.entries) - _MOST_ROWS
     if others > 0:
         say(f"and {counted(others, 'file')} more, which --json lists")
@@ -70,14 +69,13 @@ def _report(removal: CacheRemoval, *, as_json: bool) -> None:
     else:
         say(
             f"{removal.folder}: removed {counted(len(removal.removed), 'file')}, "
-            f"{removal.bytes / 1e6:,.1f} MB; {removal.kept / 1e6:,.1f} MB stay"
+            f"{size_text(removal.bytes)}; {size_text(removal.kept)} stay"
         )
 
 
-def _table(contents: CacheContents) -> Table:
-    made = table("key", "what", "last use", "MB", left=3)
-    for entry in contents.entries[:_MOST_ROWS]:
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-        key = entry.path.rpartition("/")[2].lstrip(".")[:_DIGITS]
-        made.add_row(key, entry.state, used, f"{entry.bytes / 1e6:,.1f}")
-    return made
+def _line(entry: CacheEntry) -> str:
+    """Describe a file; the name comes last, as it may be long."""
+    used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+    key = entry.path.rpartition("/")[2].lstrip(".")[:_DIGITS]
+    name = escaped(entry.url or key)
+    return f"  {entry.state:6}  {used}  {size_text(entry.bytes):>8}  {name}"

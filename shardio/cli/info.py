@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from shardio.cli.progress import progress_bar
-from shardio.cli.text import page, say, say_json, table
+from shardio.cli.text import page, say, say_json, size_text, table
 from shardio.cli.values import allow_empty_option, max_pixels_option, store_options
 from shardio.errors import counted, escaped, shown
 from shardio.inspection.info import (
@@ -29,7 +29,6 @@ from shardio.inspection.info import info as inspect_source
 
 _MOST_CLASSES = 20
 _MOST_SPLITS = 4  # with a column each
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 @click.command(epilog="Example: shardio info out/ --preview sheet.png")
@@ -138,7 +137,7 @@ def _sentence(found: Info) -> str:
     fields = ", ".join(shown(field.name) for field in found.fields) or "none"
     return (
         f"{counted(found.samples, 'sample')}{of_classes} in {counted(len(found.shards), 'shard')}, "
-        f"{_size(found.bytes)}, with the fields {fields}."
+        f"{size_text(found.bytes)}, with the fields {fields}."
     )
 
 
@@ -151,7 +150,7 @@ def _splits_table(found: Info) -> Table:
             f"{split.samples:,}",
             f"{split.samples / max(found.samples, 1):.1%}",
             f"{len(split.shards):,}",
-            _size(split.bytes),
+            size_text(split.bytes),
             f"{sum(count.samples > 0 for count in held):,}",
         )
     return made
@@ -164,14 +163,14 @@ def _shards_sentence(shards: Sequence[ShardInfo]) -> str:
     hint = f" {counted(without, 'index', 'indexes')} without checksums." if without else ""
     return (
         f"Samples in a shard: {_range([shard.samples for shard in shards], _number)}; its size: "
-        f"{_range([shard.bytes for shard in shards], _size)}.{hint}"
+        f"{_range([shard.bytes for shard in shards], size_text)}.{hint}"
     )
 
 
 def _shards_table(shards: Iterable[ShardInfo]) -> Table:
     made = table("shard", "samples", "size")
     for shard in shards:
-        made.add_row(escaped(shard.name), f"{shard.samples:,}", _size(shard.bytes))
+        made.add_row(escaped(shard.name), f"{shard.samples:,}", size_text(shard.bytes))
     return made
 
 
@@ -183,7 +182,7 @@ def _fields_table(fields: Iterable[FieldInfo], samples: int) -> Table:
             shown(field.name),
             field.kind,
             f"{field.samples:,}{lacking}",
-            *map(_size, (field.bytes, field.median, field.largest)),
+            *map(size_text, (field.bytes, field.median, field.largest)),
         )
     return made
 
@@ -232,7 +231,7 @@ def _sample_table(sample: SampleInfo) -> Table:
     made = table("field", "size", "value")
     made.columns[2].justify, made.columns[2].overflow = "left", "fold"
     for field in sample.fields:
-        made.add_row(shown(field.name), _size(field.bytes), escaped(field.value))
+        made.add_row(shown(field.name), size_text(field.bytes), escaped(field.value))
     return made
 
 
@@ -245,11 +244,3 @@ def _range(values: Sequence[int], show: Callable[[int], str]) -> str:
 
 def _number(count: int) -> str:
     return f"{count:,}"
-
-
-def _size(count: int) -> str:
-    """Format bytes, as 57.9 kB."""
-    value, unit = float(count), 0
-    while value >= 999.95 and unit < len(_UNITS) - 1:
-        value, unit = value / 1000, unit + 1
-    return f"{value:,.1f} {_UNITS[unit]}" if unit else f"{count} B"

@@ -6,8 +6,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
-from shardio.cli.text import say
+from shardio.cli.text import say, size_text
 from shardio.processes import new_lock
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -20,18 +21,22 @@ since, from any thread."""
 
 
 @contextmanager
-def progress_bar(title: str, *, hidden: bool = False) -> Iterator[Progress | None]:
+def progress_bar(
+    title: str, *, hidden: bool = False, of_bytes: bool = False
+) -> Iterator[Progress | None]:
     """Show progress on standard error.
 
     Args:
         title: description of the work.
         hidden: whether nothing is shown.
+        of_bytes: whether the items are bytes.
     """
     if hidden:
         yield None
         return
     if not sys.stderr.isatty():
-        yield lambda total: _Counter(total, _SECONDS_BETWEEN_LINES, _line(title, total)).add
+        line = partial(_line, title, size_text if of_bytes else "{:,}".format)
+        yield lambda total: _Counter(total, _SECONDS_BETWEEN_LINES, partial(line, total)).add
         return
     from rich import progress  # noqa: PLC0415  only for a terminal
     from rich.console import Console  # noqa: PLC0415
@@ -39,7 +44,7 @@ def progress_bar(title: str, *, hidden: bool = False) -> Iterator[Progress | Non
     columns = (
         progress.TextColumn(title),
         progress.BarColumn(),
-        progress.MofNCompleteColumn(),
+        progress.DownloadColumn() if of_bytes else progress.MofNCompleteColumn(),
         progress.TimeRemainingColumn(),
     )
     with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -71,5 +76,5 @@ class _Counter:
                 self._show(self._done)
 
 
-def _line(title: str, total: int) -> Callable[[int], None]:
-    return lambda done: say(f"{title}: {done:,} of {total:,}", error=True)
+def _line(title: str, text: Callable[[int], str], total: int, done: int) -> None:
+    say(f"{title}: {text(done)} of {text(total)}", error=True)

@@ -16,6 +16,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 _WIDTH = 80
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _ESCAPED = "shardio.escaped"
 _IN_ASCII = str.maketrans({"─": "-", "×": "x", "µ": "u", "±": "~", "…": "..."})
 """What shardio itself prints beyond ASCII; other characters, as in names, are escaped."""
@@ -39,6 +40,14 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
 def say(text: str, *, error: bool = False) -> None:
     """Print text; without a file, click would print UTF-8 where the encoding is ASCII."""
     click.echo(text, file=sys.stderr if error else sys.stdout)
+
+
+def size_text(count: int) -> str:
+    """Format bytes, as 57.9 kB."""
+    value, unit = float(count), 0
+    while value >= 999.95 and unit < len(_UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:,.1f} {_UNITS[unit]}" if unit else f"{count} B"
 
 
 def say_json(result: Any, **more: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from shardio.errors import SituationError, quoted
+from shardio.errors import SituationError, UsageError, argument, quoted
 from shardio.fields.base import FieldType
 from shardio.fields.limits import MAX_PIXELS
 from shardio.fields.recorded import parse_type
@@ -181,6 +181,13 @@ def store_options(command: Callable[..., Any]) -> Callable[..., Any]:
         cache_limit: int | None,
         **options: Any,
     ) -> Any:
+        named = [each if isinstance(each, tuple) else (each,) for each in options.values()]
+        if storage_options and not any("://" in str(each) for some in named for each in some):
+            raise UsageError(
+                "it is for the store of a URL, and no URL is named",
+                where=argument("storage_options"),
+                remedy="leave it out",
+            )
         cache = {"cache_dir": cache_dir, "cache_limit": cache_limit}
         storage_options |= {name: value for name, value in cache.items() if value is not None}
         return command(storage_options=storage_options or None, **options)

@@ -66,8 +66,8 @@ def verify(
     there are problems, also if they were fixed in NEW; notes are no problems.
     """
     if new is not None:
-        locate(new, options=storage_options)  # refuses a URL that no storage is for, at once
-    with progress_bar("verifying, MB", hidden=as_json) as progress:
+        locate(new, options=storage_options).for_writing()  # refuses others at once
+    with progress_bar("verifying", hidden=as_json, of_bytes=True) as progress:
         found = verify_source(
             path,
             deep=deep,

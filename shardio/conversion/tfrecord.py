@@ -11,14 +11,13 @@ not trusted: they are read and compared with what would be written.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -60,7 +59,7 @@ from shardio.packing.sources.tars import TarSource, has_tars
 from shardio.packing.sources.tfrecord import find_files, name_features
 from shardio.storage.compression import LONGEST_MAGIC, compression_of
 from shardio.storage.folder import Folder, final_name
-from shardio.storage.local import LOCAL, refuse_url, url_fault
+from shardio.storage.local import LOCAL, url_fault, without_secrets
 from shardio.storage.location import Options
 
 LOCK_NAME = ".converting"
@@ -351,8 +350,8 @@ def check_arguments(
         UsageError: an argument is invalid.
     """
     pairs = parse_features(features)
-    if out is not None:
-        refuse_url(out)
+    if out is not None and url_fault(fspath(out)):
+        raise _local_only(without_secrets(fspath(out)))
     one_of("to", to, get_args(Target))
     if to == "tfrecord" and out is None:
         raise UsageError("TFRecord files require an output folder", remedy="name one")
@@ -474,7 +473,7 @@ def _write_wids(catalog: Catalog, out: str | PathLike[str] | None) -> int:
 
 
 def _refuse_records(source: ShardPaths) -> None:
-    path = os.fspath(source) if isinstance(source, str | PathLike) else None
+    path = fspath(source) if isinstance(source, str | PathLike) else None
     if path is None or url_fault(path):
         return
     if not has_tars(path) and find_files(path) is not None:
@@ -493,13 +492,17 @@ def _stem(entry: ShardEntry) -> str:
     return name.removesuffix(next(filter(name.endswith, SHARD_SUFFIXES), ""))
 
 
+def _local_only(where: str) -> UsageError:
+    return UsageError(
+        "records and indexes are written to local folders only",
+        where=where,
+        remedy="name a local folder as OUT, and upload what is in it",
+    )
+
+
 def _beside(entry: ShardEntry, out: str | PathLike[str] | None) -> Path:
     if out is None and entry.storage != LOCAL:
-        raise UsageError(
-            "indexes are written to local folders only, and the shards are in none",
-            where=entry.name,
-            remedy="name a folder for the indexes, and upload them",
-        )
+        raise _local_only(entry.name)
     return Path(entry.name).parent if out is None else Path(out)
 
 

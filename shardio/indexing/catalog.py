@@ -15,7 +15,7 @@ from shardio.errors import IndexFileError, SituationError
 from shardio.fields.base import FieldType
 from shardio.fields.recorded import merge_types
 from shardio.indexing.entry import ShardEntry
-from shardio.indexing.foreign import open_local, open_stored
+from shardio.indexing.foreign import ForeignShard, open_local, open_stored
 from shardio.indexing.manifest import index_path, read_manifest
 from shardio.indexing.parts import (
     ShardPaths,
@@ -25,6 +25,7 @@ from shardio.indexing.parts import (
     refuse_unfinished,
 )
 from shardio.indexing.scan import index_shard, warn_of_dots, warn_of_missing_ends
+from shardio.processes import in_threads
 from shardio.storage.base import Storage
 from shardio.storage.location import Location, Options
 from shardio.storage.remote import RemoteStorage
@@ -89,16 +90,21 @@ def open_catalog(
         TarError: a shard without index is damaged, or one without samples is not an empty archive.
     """
     parts = list_parts(source, storage, options)
-    packed = {part: _open_packed(part) for part in parts if is_packed(part)}
+    places = [*dict.fromkeys(parts)]
+    packed = dict(zip(places, in_threads(_open_packed, places), strict=True))
+    others = [part for part in places if packed[part] is None and not part.is_local]
+    stored = dict(zip(others, open_stored(others), strict=True))
     unmarked: list[str] = []
     beside: _Recorded = {}
-    catalogs = [packed.get(part) or _open_foreign(part, unmarked, beside) for part in parts]
+    catalogs = [
+        packed[part] or _open_foreign(part, stored.get(part), unmarked, beside) for part in parts
+    ]
     warn_of_missing_ends(unmarked)
     shards = tuple(shard for catalog in catalogs for shard in catalog.shards)
     for shard in shards:
         if not shard.samples:  # whoever made the index, the tar must say that there are none
             _refuse_stale(shard, allow_empty=allow_empty)
-    classes = _common_classes(packed.values())
+    classes = _common_classes(filter(None, packed.values()))
     types = merge_types(
         (str(part), catalog.types, catalog.types)
         for part, catalog in zip(parts, catalogs, strict=True)
@@ -106,7 +112,7 @@ def open_catalog(
     return Catalog(
         shards=shards,
         fields=tuple(sorted({field for catalog in catalogs for field in catalog.fields})),
-        classes=classes if packed.keys() >= set(parts) else None,
+        classes=classes if all(packed.values()) else None,
         types=types,
     )
 
@@ -139,15 +145,18 @@ def _common_classes(packed: Iterable[Catalog]) -> tuple[str, ...] | None:
     return classes.pop() if classes else None
 
 
-def _open_foreign(part: Location, unmarked: list[str], beside: _Recorded) -> Catalog:
+def _open_foreign(
+    part: Location, stored: list[ForeignShard] | None, unmarked: list[str], beside: _Recorded
+) -> Catalog:
     """Open single shards, or those that others made.
 
     Args:
         part: part of a source.
+        stored: its shards, if they are in a store.
         unmarked: list to which the names of shards without an end mark are added.
         beside: types that the manifests beside shards record, which is added to.
     """
-    found = open_local(Path(part)) if part.is_local else open_stored(part)
+    found = open_local(Path(part)) if stored is None else stored
     names: dict[Location, set[str]] = {}
     rare: set[str] = set()
     for shard in found:
@@ -171,7 +180,10 @@ def _types_beside(folder: Location, beside: _Recorded) -> Mapping[str, FieldType
     return beside[folder]
 
 
-def _open_packed(folder: Location) -> Catalog:
+def _open_packed(folder: Location) -> Catalog | None:
+    """Open a packed folder; None if it is none."""
+    if not is_packed(folder):
+        return None
     if folder.is_local:  # elsewhere the manifest alone says that a pack has ended
         refuse_unfinished(folder)
     manifest = read_manifest(folder)

@@ -19,37 +19,30 @@ made the index, or where the shards lie.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from shardio.errors import IndexFileError, SituationError, counted
 from shardio.indexing.entry import ShardEntry
 from shardio.indexing.manifest import INDEX_SUFFIX, index_path
 from shardio.indexing.parts import find_shards, find_stored, is_packed
-from shardio.indexing.scan import index_data, index_shard
+from shardio.indexing.scan import index_shard
 from shardio.indexing.shard_index import ShardIndex, encode_index, read_index
-from shardio.processes import Threads
+from shardio.processes import in_threads
 from shardio.storage.base import StoredBytes, StoredFile
 from shardio.storage.cache import cache_entry, new_entry, plain_tar
-from shardio.storage.compression import (
-    LONGEST_MAGIC,
-    Compression,
-    compression_of,
-    decompress_file,
-)
+from shardio.storage.compression import LONGEST_MAGIC, Compression, compression_of, unpack
 from shardio.storage.downloads import ComingShard, Downloads, RemoteShard
 from shardio.storage.local import LOCAL, FileBytes
 from shardio.storage.location import Location
-from shardio.storage.remote import PIECE, RemoteStorage
+from shardio.storage.remote import RemoteStorage
 from shardio.storage.shard_cache import Part
-
-S = TypeVar("S")
-T = TypeVar("T")
 
 _LOG = logging.getLogger("shardio")
 _AT_ONCE = 16  # shards of a store that are indexed at once
@@ -133,8 +126,8 @@ def _refuse_stale(shard: Path | Location, index: ShardIndex, size: int) -> None:
         )
 
 
-def open_stored(part: Location) -> list[ForeignShard]:
-    """Open the shards of one part of a source that is in a store.
+def open_stored(parts: Sequence[Location]) -> list[list[ForeignShard]]:
+    """Open the shards of parts of a source that are in stores, those of each part in order.
 
     Raises:
         UsageError: nothing is there, or the cache has no room for a compressed shard.
@@ -142,6 +135,22 @@ def open_stored(part: Location) -> list[ForeignShard]:
         TarError: a shard is damaged.
         OSError: the store fails or refuses.
     """
+    found = in_threads(_find, parts)
+    stored = in_threads(_StoredShard, [shard for some in found for shard in some])
+    missing = [shard for shard in stored if shard.cached() is None]
+    _say_what_is_fetched(missing)
+    for first in range(0, len(missing), _AT_ONCE):
+        some = missing[first : first + _AT_ONCE]
+        raw = some[0].raw
+        with raw.cache.alone(raw.storage.patience), closing(Downloads()) as downloads:
+            some = [shard for shard in some if shard.cached() is None]  # by another process
+            downloads.want([shard.raw for shard in some], lambda _: None)
+            in_threads(partial(_StoredShard.make, downloads=downloads), some, _AT_ONCE)
+    opened = iter([shard.opened() for shard in stored])
+    return [[*islice(opened, len(some))] for some in found]
+
+
+def _find(part: Location) -> list[Location]:
     shards = find_stored(part)
     if not isinstance(part.storage, RemoteStorage):
         raise SituationError(
@@ -149,57 +158,36 @@ def open_stored(part: Location) -> list[ForeignShard]:
             where=part,
             remedy="download the shards; from a storage of your own only packed folders are read",
         )
-    threads = Threads("index", _AT_ONCE)
-    try:
-        stored = [*_each(threads, _StoredShard, shards)]
-        missing = [shard for shard in stored if shard.cached() is None]
-        _say_what_is_fetched(part, missing)
-        for first in range(0, len(missing), _AT_ONCE):
-            cache = missing[first].raw.cache
-            with cache.alone(part.storage.patience), closing(Downloads()) as downloads:
-                some = missing[first : first + _AT_ONCE]
-                some = [shard for shard in some if shard.cached() is None]  # by another process
-                downloads.want([shard.raw for shard in some], lambda _: None)
-                list(_each(threads, partial(_StoredShard.make, downloads=downloads), some))
-    finally:
-        threads.end()
-    return [shard.opened() for shard in stored]
+    return shards
 
 
-def publish_stored(part: Location) -> list[ForeignShard]:
-    """Write the indexes of the shards of one part of a source beside them, in their store.
+def publish_stored(parts: Sequence[Location]) -> list[ForeignShard]:
+    """Write the indexes of the shards of parts of a source beside them, in their stores.
 
     Raises:
         IndexFileError: a manifest describes the shards, which have indexes then.
         UsageError, TarError, OSError: see open_stored.
     """
-    if is_packed(part):
+    if part := next(filter(is_packed, parts), None):
         raise IndexFileError(
             "a packed folder of a store has its indexes, and is not indexed anew there",
             where=part,
             remedy="check it with `shardio verify`, or pack it again",
         )
-    found = open_stored(part)
+    found = [shard for some in open_stored(parts) for shard in some]
     for shard in found:
         data = b"".join(encode_index(shard.entry.load_index()))
-        part.storage.publish(shard.entry.index, data)
+        shard.entry.storage.publish(shard.entry.index, data)
     return found
 
 
-def _each(threads: Threads, work: Callable[[S], T], values: Sequence[S]) -> Iterator[T]:
-    """Call a function for each value in threads, and yield the results in order."""
-    futures = [threads.submit(work, value) for value in values]
-    for future in futures:
-        yield future.result()
-
-
-def _say_what_is_fetched(part: Location, shards: Sequence[_StoredShard]) -> None:
+def _say_what_is_fetched(shards: Sequence[_StoredShard]) -> None:
     size = sum(shard.raw.size for shard in shards)
     if size > _WORTH_SAYING:
         _LOG.warning(
             "%s: %s without index (%.1f GB) are fetched to be indexed, once; `shardio index` on "
             "them writes the indexes beside them",
-            part,
+            shards[0].raw.name.rpartition("/")[0],
             counted(len(shards), "shard"),
             size / 1e9,
         )
@@ -277,13 +265,13 @@ class _StoredShard:
             if isinstance(file, ComingShard):
                 file = file.wait_for_all() or file
             try:
-                index = self._unpack(shard, file, compression, index)
+                index = self._unpack(shard, file, index)
             except BaseException:
                 shard.cache.discard(self.raw)
                 raise
         elif index is None:
             data = StoredBytes(file)
-            index = index_data(data, name=shard.name, checksums=True, allow_empty=True)
+            index = index_shard(data, name=shard.name, checksums=True, allow_empty=True)
         shard.cache.store_index(shard, b"".join(encode_index(index)))
 
     def _index_beside(self, compression: Compression | None) -> ShardIndex | None:
@@ -300,26 +288,29 @@ class _StoredShard:
         self,
         shard: RemoteShard,
         file: StoredFile,
-        compression: Compression,
         index: ShardIndex | None,
     ) -> ShardIndex:
         """Keep the plain tar of a compressed object in its place, and return its index."""
         cache = shard.cache
-        with TemporaryFile(dir=cache.folder) as packed, TemporaryFile(dir=cache.folder) as plain:
-            for start in range(0, self.raw.size, PIECE):
-                packed.write(file.read(start, min(PIECE, self.raw.size - start)))
-            decompress_file(packed, compression, plain, name=shard.name)
+        packed = StoredBytes(file)
+
+        def copy_to(sink: Callable[[bytes], object]) -> None:
+            for piece in packed.pieces(0, len(packed)):
+                sink(piece)
+
+        with TemporaryFile(dir=cache.folder) as plain:
+            unpack(copy_to, plain, folder=cache.folder, name=shard.name)
             plain.flush()
             data = FileBytes(plain, shard.name)
             if index is None:
-                index = index_data(data, name=shard.name, checksums=True, allow_empty=True)
+                index = index_shard(data, name=shard.name, checksums=True, allow_empty=True)
             else:
                 _refuse_stale(self._shard, index, len(data))
             cache.discard(self.raw)
             part = cache.claim(replace(shard, size=len(data)), lambda _: None)
             if isinstance(part, Part):
                 with closing(part):
-                    for start in range(0, len(data), PIECE):
-                        part.write(memoryview(data[start : start + PIECE]))
+                    for piece in data.pieces(0, len(data)):
+                        part.write(memoryview(piece))
                     part.commit()
         return index

@@ -9,12 +9,14 @@ import re
 import string
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import braceexpand
 
 from shardio.errors import IndexFileError, RemoteDenied, SituationError, UsageError, quoted
 from shardio.indexing.manifest import MANIFEST_NAME, PACKING_NAME, Manifest
+from shardio.processes import in_threads
 from shardio.storage.base import Storage
 from shardio.storage.compression import COMPRESSED_SUFFIXES
 from shardio.storage.location import Location, Options, locate
@@ -56,7 +58,8 @@ def list_parts(
         )
     if not named:
         raise UsageError("the list of shards is empty", remedy="name a packed folder or shards")
-    return [part for element in named for part in list_parts(element, storage, options)]
+    parts = in_threads(partial(list_parts, storage=storage, options=options), named)
+    return [part for some in parts for part in some]
 
 
 def is_packed(part: Path | Location) -> bool:
@@ -182,9 +185,9 @@ def refuse_unfinished(folder: Path | Location) -> None:
     """Raise IndexFileError if a pack into the folder has begun and not ended."""
     if (locate(folder) / PACKING_NAME).exists():
         raise IndexFileError(
-            "a pack into this folder was interrupted or still runs, so shards may be missing",
+            "writing into this folder was interrupted or still runs, so shards may be missing",
             where=folder,
-            remedy="wait for it, or run the same `shardio pack` again",
+            remedy="wait for it, or run the same command again",
         )
 
 

@@ -74,7 +74,7 @@ def index(
             written.
         OSError: a shard cannot be read or an index not written.
     """
-    parts = list_parts(source, options=storage_options)
+    parts = [part.for_writing() for part in list_parts(source, options=storage_options)]
     found = {Path(part): find_shards(Path(part)) for part in parts if part.is_local}
     folders = {shard.parent: None for shards in found.values() for shard in shards}
     packed = [folder for folder in folders if is_packed(folder)]
@@ -103,7 +103,7 @@ def index(
         every += receipts
         all_fields |= fields
     warn_of_missing_ends(unmarked)
-    for foreign in (shard for part in parts if not part.is_local for shard in publish_stored(part)):
+    for foreign in publish_stored([part for part in parts if not part.is_local]):
         every.append(receipt_of(foreign.entry.name, foreign.entry.load_index()))
         all_fields |= {*foreign.fields}
     return _summary(every, all_fields)

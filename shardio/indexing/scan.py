@@ -200,17 +200,17 @@ class IndexBuilder:
 
 
 def index_shard(
-    path: Path | Location,
+    tar: Path | Location | StoredBytes,
     *,
     name: str,
     checksums: bool,
     allow_empty: bool = False,
     types: Mapping[str, FieldType] | None = None,
 ) -> ShardIndex:
-    """Index a tar file.
+    """Index a tar.
 
     Args:
-        path: path of an uncompressed tar.
+        tar: path or bytes of an uncompressed tar.
         name: name of the tar in errors.
         checksums: whether to read the data for checksums of the members and the shard, and for
             the sizes of pictures; if False, only headers are read, and only they get checksums.
@@ -222,35 +222,7 @@ def index_shard(
         ShardioError: the file was truncated while it was read.
         OSError: the file cannot be read.
     """
-    return index_data(
-        StoredBytes(locate(path).open(name)),
-        name=name,
-        checksums=checksums,
-        allow_empty=allow_empty,
-        types=types,
-    )
-
-
-def index_data(
-    data: StoredBytes,
-    *,
-    name: str,
-    checksums: bool,
-    allow_empty: bool = False,
-    types: Mapping[str, FieldType] | None = None,
-) -> ShardIndex:
-    """Index the bytes of a tar; see index_shard for the other arguments.
-
-    Args:
-        data: bytes of an uncompressed tar.
-        name: name of the tar in errors.
-        checksums: whether to read the data.
-        allow_empty: whether to accept a tar whose members belong to no sample.
-        types: types of fields by name.
-
-    Raises:
-        TarError, ShardioError, OSError: see index_shard.
-    """
+    data = tar if isinstance(tar, StoredBytes) else StoredBytes(locate(tar).open(name))
     index, members = _index_bytes(data, name=name, checksums=checksums, types=types)
     if len(members) and not len(index) and not allow_empty:
         raise TarError(describe_no_samples(members), where=name, remedy=name_fields(), shard=name)

@@ -28,12 +28,15 @@ class CacheEntry:
         used: time of the last use, in seconds since 1970.
         state: "shard" or "index" if it is whole, "coming" if a process fetches it, "left" if a
             process was killed while it did.
+        url: URL of the shard without secrets, where it came from first; None where the file system
+            does not keep it.
     """
 
     path: str
     bytes: int
     used: float
     state: str
+    url: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +143,12 @@ def _open(cache_dir: str | os.PathLike[str] | None) -> ShardCache:
 
 def _described(entries: Sequence[Entry]) -> tuple[CacheEntry, ...]:
     return tuple(
-        CacheEntry(path=str(entry.path), bytes=entry.size, used=entry.used, state=entry.state)
+        CacheEntry(
+            path=str(entry.path),
+            bytes=entry.size,
+            used=entry.used,
+            state=entry.state,
+            url=entry.url,
+        )
         for entry in entries
     )

@@ -265,7 +265,7 @@ class ScopedShard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class SourcePart:
     """Shards of one dataset.
 
     Attributes:
@@ -283,7 +283,7 @@ class Part:
 
 def find_parts(
     source: ShardPaths, storage: Storage | None = None, options: Options | None = None
-) -> list[Part]:
+) -> list[SourcePart]:
     """Find the packed folders, folders of splits and tars of a source.
 
     Args:
@@ -298,14 +298,16 @@ def find_parts(
     return [part for path in list_parts(source, storage, options) for part in _parts_of(path)]
 
 
-def _parts_of(path: Location) -> list[Part]:
+def _parts_of(path: Location) -> list[SourcePart]:
     if not path.can_list:
         return [_folder(path) if is_packed(path) else _named(path)]
     if not path.is_folder():
         return [_named(path)]
     splits = [] if is_packed(path) or _shards_in(path) else _splits_of(path)
     if splits:
-        above = Part(path=path, manifest=None, shards=(), findings=tuple(_leftovers(path, set())))
+        above = SourcePart(
+            path=path, manifest=None, shards=(), findings=tuple(_leftovers(path, set()))
+        )
         return [above, *(_folder(split, is_split=True) for split in splits)]
     if not (is_packed(path) or _shards_in(path) or (path / PACKING_NAME).exists()):
         _find_shards(path)  # says that there are none
@@ -328,7 +330,7 @@ def _find_shards(path: Location) -> list[Location]:
     return find_stored(path)
 
 
-def _named(path: Location) -> Part:
+def _named(path: Location) -> SourcePart:
     """Return the shards given one by one or by a pattern."""
     findings: list[Finding] = []
     shards: list[ScopedShard] = []
@@ -336,7 +338,9 @@ def _named(path: Location) -> Part:
     try:
         found = _find_shards(path)
     except IndexFileError as error:
-        return Part(path=path, manifest=None, shards=(), findings=(finding_of(error, str(path)),))
+        return SourcePart(
+            path=path, manifest=None, shards=(), findings=(finding_of(error, str(path)),)
+        )
     for shard in found:
         folder = shard.parent
         if folder not in manifests:
@@ -349,10 +353,10 @@ def _named(path: Location) -> Part:
                 path=shard, receipt=receipt, packed=receipt is not None, types=_types(manifest)
             )
         )
-    return Part(path=path, manifest=None, shards=tuple(shards), findings=tuple(findings))
+    return SourcePart(path=path, manifest=None, shards=tuple(shards), findings=tuple(findings))
 
 
-def _folder(folder: Location, *, is_split: bool = False) -> Part:
+def _folder(folder: Location, *, is_split: bool = False) -> SourcePart:
     manifest, findings = _read_manifest(folder)
     if is_split and not (folder / MANIFEST_NAME).exists():
         found = Findings(str(folder))
@@ -385,7 +389,9 @@ def _folder(folder: Location, *, is_split: bool = False) -> Part:
             if path.name not in receipts
         ]
     findings += _leftovers(folder, {shard.path.name for shard in shards})
-    return Part(path=folder, manifest=manifest, shards=tuple(shards), findings=tuple(findings))
+    return SourcePart(
+        path=folder, manifest=manifest, shards=tuple(shards), findings=tuple(findings)
+    )
 
 
 def _shards_in(folder: Location, manifest: Manifest | None = None) -> list[Location]:
@@ -464,8 +470,8 @@ def _leftovers(folder: Location, shards: set[str]) -> list[Finding]:
         if (folder / name).exists() or (folder / name).is_folder():
             add(
                 folder / name,
-                "a pack into this folder was interrupted or is still running",
-                "wait for it, or run the same `shardio pack` again",
+                "writing into this folder was interrupted or is still running",
+                "wait for it, or run the same command again",
             )
             break
     indexes = {index_path(folder / name).name for name in shards}

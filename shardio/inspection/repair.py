@@ -38,7 +38,7 @@ from shardio.indexing.scan import MemberGroup, group_members
 from shardio.indexing.shard_index import ShardIndex, read_index
 from shardio.inspection.contents import FieldCheck
 from shardio.inspection.counts import general_name
-from shardio.inspection.findings import Part, ScopedShard, find_parts
+from shardio.inspection.findings import ScopedShard, SourcePart, find_parts
 from shardio.naming import split_member_name
 from shardio.packing.engine import Engine, Ticker, make_engine
 from shardio.packing.job import PackJob, PackSummary, Progress, run_job
@@ -417,8 +417,8 @@ def repair(
     engine = make_engine("local", jobs)
     check = FieldCheck(deep=deep, max_pixels=max_pixels)
     name = fspath(source)
+    out = locate(fspath(new), options=storage_options).for_writing()
     parts = find_parts(name, options=storage_options)
-    out = locate(fspath(new), options=storage_options)
     if out.is_local:
         refuse_inside(Path(out), (Path(part.path) for part in parts if part.path.is_local))
     done = [
@@ -448,7 +448,7 @@ def _add_up(parts: Sequence[PackSummary]) -> RepairSummary:
 
 
 def _repair_part(
-    part: Part,
+    part: SourcePart,
     out: Location,
     sharding: Sharding,
     *,
@@ -488,7 +488,7 @@ class _Whole:
         types: types of fields that manifests record.
     """
 
-    def __init__(self, part: Part, work: Folder, engine: Engine, check: FieldCheck) -> None:
+    def __init__(self, part: SourcePart, work: Folder, engine: Engine, check: FieldCheck) -> None:
         self.name = str(part.path)
         self.root = "/"
         self.classes = part.manifest.classes if part.manifest is not None else None

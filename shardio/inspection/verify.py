@@ -28,7 +28,7 @@ from shardio.inspection.contents import (
 )
 from shardio.inspection.findings import (
     Finding,
-    Part,
+    SourcePart,
     Verification,
     find_parts,
     rewrite_manifest,
@@ -76,7 +76,7 @@ def verify(
         allow_empty: whether to accept tars whose members belong to no sample.
         max_pixels: maximum number of pixels of an image; see shardio.fields.limits.
         jobs: number of processes, by default one per core; does not affect the findings.
-        progress: callback for the number of megabytes; it returns one for those just read.
+        progress: callback for the number of bytes; it returns one for those just read.
 
     Returns:
         Counts, findings, and statistics of the fields if `deep`.
@@ -112,7 +112,7 @@ def verify(
 
 
 def _findings_of(
-    part: Part,
+    part: SourcePart,
     reports: Sequence[ShardReport],
     repeated: Sequence[Sequence[Finding]],
     totals: Sequence[FieldTotals],
@@ -127,7 +127,7 @@ def _findings_of(
     yield from notes_of(totals)
 
 
-def _manifest_fields(part: Part, reports: Sequence[ShardReport]) -> Iterable[Finding]:
+def _manifest_fields(part: SourcePart, reports: Sequence[ShardReport]) -> Iterable[Finding]:
     """Compare the fields of a manifest with those of its shards, if these have no findings."""
     fields = sorted({field for report in reports for field in report.fields})
     whole = len(reports) == len(part.shards) and not any(report.findings for report in reports)

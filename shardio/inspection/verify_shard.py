@@ -309,8 +309,8 @@ class VerifyTask:
     size: int
 
     def __len__(self) -> int:
-        """Return the number of megabytes to read."""
-        return (self.size + _MEGABYTE - 1) // _MEGABYTE
+        """Return the number of bytes to read."""
+        return self.size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -627,13 +627,14 @@ class _Hashing:
 
     Args:
         data: data of the shard.
-        ticks: maximum number of megabytes to report.
+        ticks: number of bytes to report; of a compressed shard more are read.
         ticker: progress counter.
     """
 
     def __init__(self, data: StoredBytes, ticks: int, ticker: Ticker) -> None:
         self._data = data
-        self._left = ticks
+        self._ticks = ticks
+        self._told = 0
         self._ticker = ticker
         self._digest = hashlib.sha256()
         self._position = 0
@@ -643,19 +644,18 @@ class _Hashing:
         while self._position < end:
             step = min(_MEGABYTE, end - self._position)
             self._digest.update(self._data[self._position : self._position + step])
-            before = self._position // _MEGABYTE
             self._position += step
-            if self._position // _MEGABYTE > before and self._left:
-                self._tick(1)
+            if min(self._position, self._ticks) - self._told >= _MEGABYTE:
+                self._tell(min(self._position, self._ticks))
 
     def finish(self) -> str:
-        """Report the remaining megabytes, and return the hexadecimal digest."""
-        self._tick(self._left)
+        """Report the remaining bytes, and return the hexadecimal digest."""
+        self._tell(self._ticks)
         return self._digest.hexdigest()
 
-    def _tick(self, count: int) -> None:
-        self._left -= count
-        self._ticker.tick(count)
+    def _tell(self, position: int) -> None:
+        self._ticker.tick(position - self._told)
+        self._told = position
 
 
 def _compare_whole(

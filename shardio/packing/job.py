@@ -156,11 +156,7 @@ def run_job(
         OSError: the folder cannot be written.
     """
     start = time.monotonic()
-    if not isinstance(out, Location):
-        out = os.fspath(out)
-        if not out:
-            raise PackError("the name of the output folder is empty", remedy="name a folder")
-    target = locate(out, job.storage, job.storage_options)
+    target = locate_output(out, job)
     names = [*job.splits.fractions] if job.splits else [WHOLE]
     if target.is_local:
         plan, ended = _pack(Path(target), None, names, job, open_source)
@@ -173,6 +169,19 @@ def run_job(
         with claim_storage(target, names) as folder:
             plan, ended = _pack(folder, target, names, job, open_source)
     return _summarize(plan, ended, seconds=time.monotonic() - start)
+
+
+def locate_output(out: str | PathLike[str] | Location, job: PackJob) -> Location:
+    """Return where a packed folder goes.
+
+    Raises:
+        PackError: the name is empty.
+        UsageError: it is a URL of a scheme that no storage is for.
+        RemoteDenied: its storage is only read.
+    """
+    if not isinstance(out, Location) and not os.fspath(out):
+        raise PackError("the name of the output folder is empty", remedy="name a folder")
+    return locate(out, job.storage, job.storage_options).for_writing()
 
 
 def _pack(

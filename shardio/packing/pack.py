@@ -16,7 +16,7 @@ from shardio.errors import SituationError, UsageError
 from shardio.indexing.catalog import open_catalog
 from shardio.indexing.parts import ShardPaths
 from shardio.options import with_options
-from shardio.packing.job import PackSummary, run_job
+from shardio.packing.job import PackSummary, locate_output, run_job
 from shardio.packing.options import PackOptions, ReshardOptions
 from shardio.packing.sources.base import PathSource, Source
 from shardio.packing.sources.coco import CocoSource
@@ -106,6 +106,7 @@ def reshard(source: ShardPaths, out: str | PathLike[str], options: ReshardOption
         OSError: the output cannot be written.
     """
     job = options.make_job()
+    target = locate_output(out, job)  # before anything is read
     catalog = open_catalog(source, options=options.storage_options, allow_empty=options.allow_empty)
     tars = TarSource(
         catalog=catalog,
@@ -115,7 +116,7 @@ def reshard(source: ShardPaths, out: str | PathLike[str], options: ReshardOption
         max_pixels=options.max_pixels,
         keep=options.rereads or options.where is not None,
     )
-    return run_job(out, job, lambda _: tars)
+    return run_job(target, job, lambda _: tars)
 
 
 def open_source(path: str, options: PackOptions) -> Source:

@@ -395,13 +395,14 @@ class Numbers:
 
     Attributes:
         dtype: dtype of the numbers.
+        is_scalar: whether a slot holds one number.
     """
 
     def __init__(self, slots: int, *, types: Types, dense: Dense) -> None:
         self._types = types
         self._shape = dense.shape
         self._numbers: NDArray[Any] = np.zeros((slots, *dense.shape), dense.dtype)
-        self.dtype = self._numbers.dtype
+        self.dtype, self.is_scalar = self._numbers.dtype, not dense.shape
 
     def decode(self, slot: int, stored: FieldBytes, view: View | None, watch: Stopwatch) -> Any:
         """See Column."""

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardio.buckets import Buckets
-from shardio.checks import flag, is_whole, one_of, positive, require, seed_of_order, whole_number
+from shardio.checks import is_whole, require, seed_of_order, whole_number
 from shardio.errors import UsageError, counted, quoted
 from shardio.fields.base import BYTES, FieldType
 from shardio.fields.limits import MAX_PIXELS
@@ -31,6 +31,7 @@ from shardio.planning.draws import Weights
 from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, Shuffle, Tail
 from shardio.planning.order import SampleSequence, derive_key
 from shardio.planning.samples import Samples
+from shardio.reading.arguments import OnBadSample, check_arguments, store_options
 from shardio.reading.batch import Delivery, Replacements, SampleReader, Shared
 from shardio.reading.columns import Types
 from shardio.reading.entries import (
@@ -44,6 +45,7 @@ from shardio.reading.entries import (
 )
 from shardio.reading.geometry import SampleGeometry
 from shardio.reading.handover import Allocate, Recycler
+from shardio.reading.libraries import is_known
 from shardio.reading.loop import (
     Identity,
     ResumableDataset,
@@ -61,10 +63,7 @@ from shardio.reading.settings import WeightsGiven, check_plan, find_buckets, mak
 from shardio.reading.shards import ShardPool
 from shardio.reading.times import StageTimes, Stopwatch
 from shardio.storage.base import Storage
-from shardio.storage.location import Options
-from shardio.transforms import SizedTransform
 
-OnBadSample = Literal["raise", "skip"]
 _TRANSFORMS = 3
 _SAMPLES_PLANNED_AT_ONCE = 64
 _SAMPLES_LOOKED_AT = 1000
@@ -95,17 +94,22 @@ class ShardDataset(ResumableDataset):
             rest keep their names.
         decode: False leaves every field as bytes.
         transform: transform of images: shardio.RandomResizedCrop and its like, or a callable
-            from a uint8 tensor [3, H, W] to a tensor. With shardio.Buckets the images of a step
-            have one of several sizes.
+            from a uint8 tensor [3, H, W] to a tensor. torchvision's Compose with ToTensor gets PIL
+            images, and so does any function in shardio.FromPIL. With shardio.Buckets the images of
+            a step have one of several sizes.
         map: function from a sample to a sample, `map(sample)` or `map(sample, rng)`, or a list of
             such functions, applied after transform and before samples are joined. A sample is
             what a dataset without batch_size yields. The function may add, change and remove
             entries. What it returns is joined as default_collate does: arrays, tensors and numbers
             are stacked, other values listed. `rng` is a numpy.random.Generator that depends on
             seed, epoch and position of the sample alone. `raise shardio.Skip("why")` puts another
-            sample with valid=False in the sample's place.
+            sample with valid=False in the sample's place. A transform of torchvision.transforms.v2
+            or albumentations may stand for a function: it gets pictures, masks, boxes and points
+            together, and its random numbers are seeded for each sample.
         collate: function from the list of a batch's samples to the entries of the batch, by name,
             in place of joining them by kind; "valid" and "__key__" are added.
+        nondeterministic: True lets the threads of a Loader run torchvision's random transforms,
+            whose generators they share, so that no two runs are the same.
         batch_size: samples of one rank in a step. The global batch is batch_size × world_size.
         global_batch_size: samples of all ranks in a step, in place of batch_size: the batches
             are then the same for every world_size that divides it.
@@ -182,6 +186,7 @@ class ShardDataset(ResumableDataset):
         transform: Transform | Buckets | None = None,
         map: MapFunctions | None = None,  # noqa: A002  the field's word for it
         collate: Collate | None = None,
+        nondeterministic: bool = False,
         batch_size: int | None = None,
         global_batch_size: int | None = None,
         shuffle: bool | Literal["full"] = False,
@@ -212,8 +217,8 @@ class ShardDataset(ResumableDataset):
             for name, value in locals().items()
             if name not in ("self", "source", "__class__")
         }
-        given = _check_arguments(**given)
-        options = _store_options(given)
+        given = check_arguments(**given)
+        options = store_options(given)
         sizes = given["batch_size"], given["global_batch_size"]
         super().__init__(batch_sizes=sizes, ranks=(rank, world_size), as_tuple=as_tuple)
         self.catalog: Catalog = open_catalog(
@@ -221,16 +226,15 @@ class ShardDataset(ResumableDataset):
         )
         self._arguments, self._tail = given, tail
         self.fields = self._map_fields(fields)
-        self.times, self.stopwatch = StageTimes(), Stopwatch
+        self.times, self.stopwatch, self._replacements = StageTimes(), Stopwatch, Replacements()
         self._source, self._parts = source, absolute_parts(source, storage, options)
         self._types = self._find_types()
         SampleGeometry(self._types, self._transform(0))  # may refuse it
-        self._functions = Functions(map=None if map is None else SampleMap(map), collate=collate)
+        self._functions = self._find_functions()
         self.samples = Samples([shard.samples for shard in self.catalog.shards])
         self.shuffle, self._buckets = self._make_shuffle(), self._find_buckets()
         self._digest = self.catalog.digest()
         self._singles: tuple[EpochPlan, ShardPool] | None = None  # for ds[i]
-        self._replacements = Replacements()
         if len(self.samples):
             self.num_steps()
 
@@ -609,11 +613,39 @@ class ShardDataset(ResumableDataset):
         return SampleReader(
             delivery,
             types=self._types,
-            transform=transform,
+            transform=None if is_known(transform) else transform,
             reduced=self._arguments["reduced_decoding"],
             allocate=allocate,
             scratch=shared.scratch,
         )
+
+    def _find_functions(self) -> Functions:
+        """Find the functions on whole samples, of which a library's transform of pictures is one.
+
+        Raises:
+            UsageError: one is no function, or cannot take an entry along.
+        """
+        given, transform = self._arguments["map"], self._arguments["transform"]
+        maps = [*given] if isinstance(given, list | tuple) else [] if given is None else [given]
+        named = [("map", function) for function in maps]
+        if is_known(transform):
+            named.insert(0, ("transform", transform))
+        firsts = {name: next(iter(types.values())) for name, types in self._types.items()}
+        steps = SampleMap(named, firsts, seeded=not self._arguments["nondeterministic"])
+        return Functions(map=steps if named else None, collate=self._arguments["collate"])
+
+    def check_threads(self) -> None:
+        """Refuse a function that draws from generators which the threads of a process share."""
+        steps = self._functions.map
+        if steps is not None and steps.shared and not self._arguments["nondeterministic"]:
+            raise UsageError(
+                f"{steps.shared} draws from generators that all threads of a process share, so "
+                "that its random numbers would depend on their turns",
+                remedy=(
+                    "use processes, Loader(ds, workers=n) or DataLoader(ds, batch_size=None, "
+                    "num_workers=n), or pass nondeterministic=True to the dataset"
+                ),
+            )
 
     def _map_fields(self, fields: Mapping[str, str | FieldType] | None) -> Fields:
         types = {name: self.catalog.types[name] for name in self.catalog.fields}
@@ -625,75 +657,3 @@ class ShardDataset(ResumableDataset):
         index = first.load_index()
         some = range(min(len(index), _SAMPLES_LOOKED_AT))
         return default_fields(types, [*{(*index.cells(sample),) for sample in some}])
-
-
-def _store_options(given: Mapping[str, Any]) -> Options:
-    """Return the options of a store that the arguments of a dataset are."""
-    folder = given["cache_dir"]
-    return {
-        "cache_dir": None if folder is None else os.fspath(folder),
-        "cache_limit": given["cache_limit"],
-        "retries": given["download_retry"],
-        "timeout": given["download_timeout"],
-        **(given["storage_options"] or {}),
-    }
-
-
-def _check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[str, Any]:
-    """Refuse arguments of ShardDataset that are not of their type, or exclude each other.
-
-    Returns:
-        All of them, whole numbers as int.
-
-    Raises:
-        UsageError: an argument is refused.
-    """
-    for name in ("batch_size", "global_batch_size"):
-        if given[name] is not None:
-            given[name] = whole_number(name, given[name], least=1)
-    for name in ("window", "streams", "max_pixels", "predownload"):
-        given[name] = whole_number(name, given[name], least=1)
-    given["download_retry"] = whole_number("download_retry", given["download_retry"], least=0)
-    if given["epoch_size"] is not None:
-        given["epoch_size"] = whole_number("epoch_size", given["epoch_size"], least=1)
-    if given["cache_limit"] is not None:
-        given["cache_limit"] = whole_number("cache_limit", given["cache_limit"], least=0)
-    given["download_timeout"] = positive("download_timeout", given["download_timeout"])
-    options = given["storage_options"]
-    require(
-        options is None or isinstance(options, Mapping), "storage_options", options, "a mapping"
-    )
-    given["seed"] = seed_of_order(given["seed"])
-    fields, shuffle, streams = given["fields"], given["shuffle"], given["streams"]
-    mapped = fields is None or (
-        isinstance(fields, Mapping)
-        and all(isinstance(part, str | FieldType) for part in fields.values())
-    )
-    given["fields"] = None if fields is None or not mapped else dict(fields)
-    require(mapped, "fields", fields, "a mapping such as {'image': 'jpg;png'}")
-    require(
-        not isinstance(transform, list | tuple),
-        "transform",
-        transform,
-        "one transform, such as shardio.RandomResizedCrop(224), or one function that "
-        "torchvision.transforms.v2.Compose makes of several; shardio.Normalize takes batches",
-    )
-    usable = callable(transform) or isinstance(transform, SizedTransform | Buckets)
-    usable = transform is None or (usable and not isinstance(transform, type))
-    require(usable, "transform", transform, "callable, such as shardio.CenterCrop(224, resize=256)")
-    collate, batched = given["collate"], given["batch_size"] or given["global_batch_size"]
-    require(collate is None or callable(collate), "collate", collate, "a function of samples")
-    require(collate is None or batched, "collate", collate, "left out without batch_size")
-    unused = decode or transform is None
-    require(unused, "transform", transform, "left out with decode=False")
-    known = isinstance(shuffle, bool) or str(shuffle) == "full"
-    require(known, "shuffle", shuffle, "True, False or 'full'")
-    wanted = "1 for a dataset of samples; give it batch_size or global_batch_size"
-    require(streams == 1 or batched, "streams", streams, wanted)
-    alone = batched or not isinstance(transform, Buckets)
-    require(alone, "transform", transform, "given with batch_size or global_batch_size")
-    one_of("tail", given["tail"], get_args(Tail))
-    one_of("on_bad_sample", given["on_bad_sample"], get_args(OnBadSample))
-    for name in ("reduced_decoding", "allow_empty", "crops"):
-        flag(name, given[name])
-    return {"transform": transform, "decode": decode, **given}

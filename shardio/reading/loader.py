@@ -212,6 +212,7 @@ class Loader(IterableDataset[dict[str, Any]]):
     ) -> None:
         if not isinstance(dataset, ResumableDataset) or dataset.batch_size is None:
             raise UsageError("Loader makes batches: give it a ShardDataset or Mix with batch_size")
+        dataset.check_threads()
         self.dataset = dataset
         default = min(count_cores(), MOST_USEFUL_THREADS)
         self.threads = whole_number("threads", default if threads is None else threads, least=1)

@@ -477,6 +477,13 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
     def _end_loop(self) -> None:
         """Do what is due when a loop ends."""
 
+    def check_threads(self) -> None:
+        """Refuse what cannot run beside other threads.
+
+        Raises:
+            UsageError: a function of the user draws from generators that threads share.
+        """
+
     def num_steps(self) -> int:
         """Count the steps of an epoch.
 

@@ -25,15 +25,15 @@ from numpy.typing import NDArray
 
 from shardio.errors import CodecError, MisfitError, Skip, TransformError, UsageError, quoted
 from shardio.fields.arrays import NUMBERS
+from shardio.fields.base import FieldType
 from shardio.planning.order import derive_key
-from shardio.processes import new_lock
 from shardio.reading.columns import Column, Found, Listed, Numbers, Padded
 from shardio.reading.entries import RESERVED
 from shardio.reading.handover import Allocate
 from shardio.reading.kinds import LISTED, Kind, arrays_as_tensors, as_array, numbers_as_arrays
+from shardio.reading.libraries import Key, Sample, Step, is_known, library_step, shares_generator
 from shardio.reading.picture_columns import SizedImages
 
-Sample = dict[str, Any]
 MapFunction = Callable[..., Sample]
 MapFunctions = MapFunction | Sequence[MapFunction]
 Collate = Callable[[list[Sample]], Mapping[str, Any]]
@@ -41,7 +41,6 @@ Collate = Callable[[list[Sample]], Mapping[str, Any]]
 _ADDED = frozenset(RESERVED) - {"__key__"}
 _Fault = MisfitError | CodecError
 
-_RANDOM = 6  # part of the keys of the functions' random numbers
 _WAY = "return values of one shape and dtype, or join the samples with collate="
 
 
@@ -57,49 +56,82 @@ class SampleMap:
     """Functions that are applied to a sample, one after the other.
 
     Args:
-        functions: one function or several, each `function(sample)` or `function(sample, rng)`.
+        functions: functions, each `function(sample)`, `function(sample, rng)` or a transform of a
+            library, with the argument that each was given as.
+        types: type of each entry of the sample as it was decoded.
+        seeded: whether the random numbers of libraries depend on the sample's key.
+
+    Attributes:
+        shared: name of a function that draws from generators of the process; None if none does.
 
     Raises:
-        UsageError: one is not callable.
+        UsageError: one is not callable, or cannot take an entry along.
     """
 
-    def __init__(self, functions: object) -> None:
-        steps = [*functions] if isinstance(functions, list | tuple) else [functions]
-        for step in steps:
-            if not callable(step) or isinstance(step, type):
+    def __init__(
+        self,
+        functions: Sequence[tuple[str, Any]],
+        types: Mapping[str, FieldType],
+        *,
+        seeded: bool,
+    ) -> None:
+        self._steps: list[tuple[str, Step]] = []
+        self.shared: str | None = None
+        for argument, function in functions:
+            if not callable(function) or isinstance(function, type):
                 raise UsageError(
-                    f"map={quoted(step)}: it must be a function from a sample to a sample, or a "
-                    "list of such functions"
+                    f"map={quoted(function)}: it must be a function from a sample to a sample, or "
+                    "a list of such functions"
                 )
-        self._steps = [(step, _draws(step)) for step in steps]
+            name = f"{argument} {name_of(function)}"
+            step: Step = _Plain(function)
+            if is_known(function):
+                step = library_step(function, types, seeded=seeded)
+                if shares_generator(step):
+                    self.shared = name
+            self._steps.append((name, step))
 
-    def __call__(self, sample: Sample, key: int) -> Sample:
+    def __call__(self, sample: Sample, epoch: int, place: Sequence[int]) -> Sample:
         """Apply the functions.
 
         Args:
             sample: entries of the sample by name.
-            key: key of its random numbers.
+            epoch: key of the random numbers of the epoch.
+            place: position of the sample there, and what else its random numbers depend on.
 
         Raises:
             Skip: a function leaves the sample out.
             TransformError: a function raised, or returned something else than a sample.
         """
-        for number, (function, draws) in enumerate(self._steps):
+        for number, (name, step) in enumerate(self._steps):
             try:
-                found = function(sample, generator(key, number)) if draws else function(sample)
+                found = step(sample, (epoch, number, *place))
             except Skip:
                 raise
+            except TransformError as error:
+                raise TransformError(f"{name}: {error.what}", remedy=error.remedy) from error
             except Exception as error:
-                raise TransformError(
-                    f"map {name_of(function)} raised {type(error).__name__}: {error}"
-                ) from error
+                raise TransformError(f"{name} raised {type(error).__name__}: {error}") from error
             if not isinstance(found, dict):
                 raise TransformError(
-                    f"map {name_of(function)} returned {_kind_of_result(found)}, not a sample",
+                    f"{name} returned {_kind_of_result(found)}, not a sample",
                     remedy="return a dictionary, or raise shardio.Skip to leave the sample out",
                 )
             sample = found
         return sample
+
+
+class _Plain:
+    """A function of the user as a step."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._draws = _draws(function)
+
+    def __call__(self, sample: Sample, key: Key) -> Any:
+        if not self._draws:
+            return self._function(sample)
+        return self._function(sample, np.random.Generator(np.random.Philox(key=derive_key(*key))))
 
 
 def _draws(function: Callable[..., Any]) -> bool:
@@ -111,16 +143,6 @@ def _draws(function: Callable[..., Any]) -> bool:
     plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     second = [each for each in parameters if each.kind in plain][1:2]
     return any(each.name == "rng" or each.default is each.empty for each in second)
-
-
-def generator(key: int, number: int) -> np.random.Generator:
-    """Make the random generator of a function for a sample.
-
-    Args:
-        key: key of the sample.
-        number: number of the function.
-    """
-    return np.random.Generator(np.random.Philox(key=derive_key(key, _RANDOM, number)))
 
 
 def _kind_of_result(value: object) -> str:
@@ -172,7 +194,6 @@ class MappedEntries:
         self._samples: list[Sample] = [{}] * len(self._positions)
         self._where = [""] * len(self._positions)
         self._own = [source for source in columns.values() if isinstance(source, SizedImages)]
-        self._lock = new_lock()
 
     def put(self, slot: int, key: str, values: Mapping[str, Any], substitute: int | None) -> None:
         """Apply the function to a sample, and put what it returns into its slot.
@@ -192,38 +213,39 @@ class MappedEntries:
         shown = {name: self._sources[name].shown(slot, value) for name, value in values.items()}
         sample = {**shown, "__key__": key}
         if self._functions.map is not None:
-            parts = [int(self._positions[slot]), *([] if substitute is None else [substitute])]
-            sample = self._functions.map(sample, derive_key(self._key, *parts))
+            place = [int(self._positions[slot]), *([] if substitute is None else [substitute])]
+            sample = self._functions.map(sample, self._key, place)
             _check_names(sample, key)
         if self._functions.collate is not None:
             self._samples[slot] = {**sample, "__key__": key}
             return
         self._samples[slot] = dict.fromkeys(sample)
         sample.pop("__key__", None)
-        memory = [source.slots[slot] for source in self._own]
-        found: dict[str, tuple[Stored, bool]] = {}
-        name, kept = "", True
+        name, kept, stored = "", True, dict[str, Stored]()
         try:
             for name, value in sample.items():
-                kept = value is shown.get(name)
-                stored = self._column(name).as_stored(value, shown.get(name))
-                if not kept and memory:
-                    stored = stored._replace(value=_apart(stored.value, memory))
-                found[name] = stored, kept
-            for name, (stored, kept) in found.items():
-                self._column(name).put(slot, stored, values.get(name), kept=kept)
+                kept, column = value is shown.get(name), self._column(name)
+                if not (kept and column.keep(slot, value)):
+                    stored[name] = column.as_stored(value, shown.get(name))
+            if stored and self._own:
+                memory = [source.slots[slot] for source in self._own]
+                stored = {name: each.apart(memory) for name, each in stored.items()}
+            for name, each in stored.items():
+                kept = sample[name] is shown.get(name)
+                self._column(name).put(slot, each, values.get(name))
         except (MisfitError, CodecError) as error:
             raise _of_entry(error, name, kept=kept) from error
 
     def _column(self, name: str) -> Mapped | MappedPadded:
-        with self._lock:
-            if name not in self.columns:
-                source, slots = self._sources.get(name), len(self._samples)
-                if isinstance(source, Padded):
-                    self.columns[name] = MappedPadded(slots, types={}, allocate=self._allocate)
-                else:
-                    self.columns[name] = Mapped(slots, source, self._allocate)
+        if name in self.columns:
             return self.columns[name]
+        source, slots = self._sources.get(name), len(self._samples)
+        made: Mapped | MappedPadded
+        if isinstance(source, Padded):
+            made = MappedPadded(slots, types={}, allocate=self._allocate)
+        else:
+            made = Mapped(slots, source, self._allocate)
+        return self.columns.setdefault(name, made)  # another thread may have been first
 
     def collect(self, place: Callable[[int], str]) -> dict[str, Any]:
         """Return the finished entries by name, without those that shardio adds.
@@ -329,6 +351,10 @@ class Stored(NamedTuple):
     value: Any
     kind: Kind
 
+    def apart(self, memory: Sequence[NDArray[np.uint8]]) -> Stored:
+        """Return the value with copies of its arrays in some memory, which is written before."""
+        return self._replace(value=_apart(self.value, memory))
+
 
 class Mapped(Found):
     """Values of one entry that a function of the user returned, or left as they were.
@@ -346,6 +372,23 @@ class Mapped(Found):
         self._number = source.dtype if isinstance(source, Numbers) else None
         self._lists_numbers = isinstance(source, Found | Listed)
         self._lists_arrays = isinstance(source, Listed)
+        self._kept: Kind | None = None  # of all values that a function leaves as they are
+        if isinstance(source, SizedImages):
+            self._kept = source.slots.shape[1:], source.slots.dtype
+        elif isinstance(source, Numbers) and source.is_scalar:
+            self._kept = (), source.dtype
+
+    def keep(self, slot: int, value: Any) -> bool:
+        """Put a value that a function left as it was into its slot; False if that takes `put`."""
+        kind = self._kept
+        if kind is None:
+            return False
+        self._kinds[slot] = kind
+        if self.kind is not kind and self._prepare(kind) != kind:
+            return False
+        if self._own is None:
+            self._slots[slot] = value
+        return True
 
     def as_stored(self, value: Any, before: Any) -> Stored:
         """Return a value as this column stores it.
@@ -368,23 +411,20 @@ class Mapped(Found):
             array = np.moveaxis(array, 0, -1)
         return Stored(array, self._kind_of(array))
 
-    def put(self, slot: int, stored: Stored, source: Any, *, kept: bool) -> None:
+    def put(self, slot: int, stored: Stored, source: Any) -> None:
         """Put a value into its slot.
 
         Args:
             slot: slot of the sample.
             stored: value.
             source: value as it was decoded.
-            kept: whether the function returned the value that it got.
 
         Raises:
             MisfitError: the value is of another kind than the others.
         """
         del source
         self._kinds[slot] = stored.kind
-        in_place = kept and self._own is not None
-        if not (in_place and self._prepare(stored.kind) == stored.kind):
-            self.place(slot, stored.value)
+        self.place(slot, stored.value)
 
     def collect(self, name: str, blank: Sequence[int]) -> dict[str, Any]:
         """See Column."""
@@ -396,7 +436,7 @@ class Mapped(Found):
 
     def _make(self, shape: Any, dtype: Any) -> None:
         own = self._own
-        if own is not None and (shape, dtype) == (own.slots.shape[1:], own.slots.dtype):
+        if own is not None and (shape, dtype) == self._kept:
             self._batch, self._slots = own.batch, own.slots
         else:
             super()._make(shape, dtype)
@@ -404,6 +444,11 @@ class Mapped(Found):
 
 class MappedPadded(Padded):
     """Arrays of one entry that differ in their last axis, after a function of the user."""
+
+    def keep(self, slot: int, value: Any) -> bool:
+        """See Mapped.keep."""
+        del slot, value
+        return False
 
     def as_stored(self, value: Any, before: Any) -> Stored:
         """See Mapped.as_stored."""
@@ -413,9 +458,8 @@ class MappedPadded(Padded):
             raise CodecError(f"not an array that can be padded: {quoted(value)}")
         return Stored(array, self._kind_of(array))
 
-    def put(self, slot: int, stored: Stored, source: Any, *, kept: bool) -> None:
+    def put(self, slot: int, stored: Stored, source: Any) -> None:
         """See Mapped.put."""
-        del kept
         shape, dtype = stored.kind
         self._kinds[slot] = (*shape[:-1], getattr(source, "rate", None)), dtype
         self.place(slot, stored.value)

@@ -96,6 +96,11 @@ class Mix(ResumableDataset):
         self._digests = _compact([_digest_of(source) for source in self.sources])
         self._padded = first.padded_entries()
 
+    def check_threads(self) -> None:
+        """See ShardDataset.check_threads."""
+        for source in self.sources:
+            source.check_threads()
+
     def _count_steps(self, share: Share) -> int:
         sizes, taken = [*map(_epoch_length, self.sources)], share.global_batch_size
         if self._stop == "all":
@@ -133,6 +138,8 @@ class Mix(ResumableDataset):
                 draws = [*self._draw(start + step * taken, size)]
                 parts = [readers[draw.source].begin(draw.epoch, draw.positions) for draw in draws]
                 yield _MixedBatch(draws, parts, size, allocate, self._padded)
+            for reader in readers:
+                reader.finish()
 
     def _draw(self, position: int, size: int) -> Iterator[_Draw]:
         """List the draws of some consecutive positions of the mixture."""
@@ -168,6 +175,11 @@ class _SourceReader:
         self._epoch = -1
         self._plan: EpochPlan
         self._ahead = dataset.read_ahead([], self._pool, 0)
+
+    def finish(self) -> None:
+        """Have fetched what the last batches need, and wait for shards that come."""
+        self._ahead.finish()
+        self._pool.finish()
 
     def close(self, error: object, *_: object) -> None:
         """End what runs beside it; without an error the last batches may still be read."""

@@ -238,7 +238,13 @@ def _apply(transform: Callable[[torch.Tensor], Any], value: torch.Tensor) -> tor
     try:
         found = transform(value)
     except Exception as error:
-        raise TransformError(f"the transform raised {type(error).__name__}: {error}") from error
+        raise TransformError(
+            f"the transform raised {type(error).__name__}: {error}",
+            remedy=(
+                "it gets a uint8 tensor [3, H, W]; a function of PIL images is wrapped in "
+                "shardio.FromPIL(…)"
+            ),
+        ) from error
     try:
         return torch.as_tensor(found).detach()
     except Exception as error:  # of whatever it is

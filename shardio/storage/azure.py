@@ -9,7 +9,14 @@ from typing import Any, BinaryIO, TypeVar
 
 from shardio.storage.base import FileStat
 from shardio.storage.fsspec import FsspecClient, Piece, opened, reason_of_store
-from shardio.storage.remote import Reason, RequestError, retry_seconds, split_path
+from shardio.storage.remote import (
+    Reason,
+    RequestError,
+    parse_range,
+    refuse_altered,
+    retry_seconds,
+    split_path,
+)
 
 T = TypeVar("T")
 
@@ -39,10 +46,8 @@ class AzureClient(FsspecClient):
                     offset=start, length=end - start, max_concurrency=1, **condition, **once
                 )
                 data = await found.readall()
-            total = str(found.properties.content_range or "").rpartition("/")[2]
-            if not total.isdecimal():
-                raise RequestError("refused", "a range was asked for, and not given")
-            return Piece(data, int(total), found.properties.etag)
+            total = parse_range(found.properties.content_range)[2]
+            return Piece(data, total, found.properties.etag)
 
         return self._try(fetch, "changed")
 
@@ -81,9 +86,8 @@ class AzureClient(FsspecClient):
         with opened(content) as stream:
             etag, size = self._try(lambda: put(stream))
         stored = self.stat(path)
-        if stored.version == etag and stored.size != size:
-            self.delete(path)
-            raise RequestError("broken", "an object was stored otherwise than it was sent")
+        if stored.version == etag:  # else somebody has replaced it
+            refuse_altered(self, path, (size, None), (stored.size, None))
 
     def delete(self, path: str, /) -> None:
         """Remove an object, if it is there."""

@@ -76,7 +76,8 @@ class Storage(Protocol):
     """A place for files; safe to use from several threads.
 
     One that cannot list folders has a further attribute, `can_list = False`. It is never asked for
-    names, so that files which nothing refers to are not found.
+    names, so that files which nothing refers to are not found. One that is only read has
+    `can_write = False`: it is refused as an output before anything else is done.
     """
 
     def names(self, folder: str, /) -> list[str]:

@@ -20,6 +20,7 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from shardio.errors import SituationError, TarError, UsageError, shown
@@ -232,6 +233,33 @@ def decompress_file(packed: BinaryIO, compression: Compression, out: Plain, *, n
         raise type(error)(
             error.what, where=name, remedy=error.remedy, shard=name, offset=error.offset
         ) from error
+
+
+def unpack(
+    copy_to: Callable[[Callable[[bytes | memoryview], object]], object],
+    out: Plain,
+    *,
+    folder: Path,
+    name: str,
+) -> bool:
+    """Write the plain data of a file that comes in pieces; see decompress.
+
+    Args:
+        copy_to: function that gives the bytes of the file to what it is called with, in order.
+        out: takes the plain data.
+        folder: folder for a copy of the file, which has no name there.
+        name: name of the file in errors.
+
+    Returns:
+        Whether the file is compressed; of one that is not, nothing is written.
+    """
+    with TemporaryFile(dir=folder) as packed:
+        copy_to(packed.write)
+        packed.seek(0)
+        compression = compression_of(packed.read(LONGEST_MAGIC))
+        if compression is not None:
+            decompress_file(packed, compression, out, name=name)
+    return compression is not None
 
 
 def _plain_data(path: Path, compression: Compression) -> Iterator[bytes]:

@@ -28,19 +28,23 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import NamedTuple
 
 from shardio.errors import RemoteError, ShardioError, SituationError, TarError, argument
 from shardio.processes import Daemons, new_lock, outside_collection
 from shardio.storage.base import FileStat, StoredFile, outside_error
-from shardio.storage.compression import LONGEST_MAGIC, compression_of, decompress_file
+from shardio.storage.compression import unpack
 from shardio.storage.local import LocalShard
-from shardio.storage.remote import RemoteStorage, RequestError, remote_error
+from shardio.storage.remote import (
+    MOST_REQUESTS,
+    OTHER_VERSION,
+    RemoteStorage,
+    RequestError,
+    remote_error,
+)
 from shardio.storage.shard_cache import NextUse, Part, ShardCache, key_of
 
 _LOG = logging.getLogger("shardio")
-_RANGES = 64  # requests for samples at once
 _MOST_ASKED = 64  # ranges of a shard whose bytes are kept until they are read
 _SPLIT = 8 << 20  # bytes of a piece of a shard
 _POLL = 0.01  # seconds between looks at a file that another process writes
@@ -110,8 +114,8 @@ class _Task:
 
     Attributes:
         shard: the shard.
-        state: "waiting" or "coming" in this process; "elsewhere" if another fetches it or it is
-            there; "no room"; "failed".
+        state: "waiting" or "coming" in this process; "done" if it is there or
+            another fetches it; "no room"; "failed".
         error: why it failed.
         is_needed: whether it must come whatever leaves the cache, see Downloads.need.
     """
@@ -146,7 +150,7 @@ class Downloads:
         self._closed = False
         self._fetching = Daemons("fetch", CONNECTIONS)
         self._pieces = Daemons("piece", CONNECTIONS)
-        self._ranging = Daemons("range", _RANGES)
+        self._ranging = Daemons("range", MOST_REQUESTS - 2 * CONNECTIONS)
         self._ranges: set[Future[bytes]] = set()
         self._parts: set[Part] = set()
 
@@ -272,7 +276,7 @@ class Downloads:
         """Fetch a shard here that another process seemed to fetch."""
         with self._changed:
             task = self._tasks.get(shard.key)
-            if task is None or task.state != "elsewhere" or self._closed:
+            if task is None or task.state != "done" or self._closed:
                 return
             more = self._put_first(task)
         self._start(more)
@@ -340,7 +344,7 @@ class Downloads:
         try:
             part = shard.cache.claim(shard, task.next_use(self._next_use))
             if isinstance(part, bool):
-                return "elsewhere" if part else _without_room(shard)
+                return "done" if part else _without_room(shard)
             task.state = "coming"
             with self._changed:
                 self._parts.add(part)
@@ -363,7 +367,7 @@ class Downloads:
             digest = self._receive(shard, part, connections)
             if shard.sha256 in (None, digest):
                 part.commit()
-                return "elsewhere"
+                return "done"
         raise TarError(
             "the object is not what was packed (SHA-256 differs, and did when it was fetched anew)",
             where=shard.name,
@@ -403,18 +407,15 @@ class Downloads:
         self, shard: RemoteShard, take: Callable[[memoryview], None], part: Part
     ) -> None:
         """Fetch a compressed object, and give its plain data."""
-        with TemporaryFile(dir=shard.cache.folder) as packed:
 
+        def copy_to(sink: Callable[[memoryview], object]) -> None:
             def keep(data: memoryview) -> None:
-                packed.write(data)
+                sink(data)
                 part.touch()
 
             self._download(shard, 0, None, shard.version, keep, size=shard.stored)
-            packed.seek(0)
-            compression = compression_of(packed.read(LONGEST_MAGIC))
-            if compression is None:
-                raise _misfit(shard, shard.size)
-            decompress_file(packed, compression, _Taker(part, take), name=shard.name)
+
+        unpack(copy_to, _Taker(part, take), folder=shard.cache.folder, name=shard.name)
         if part.size != shard.size:
             raise _misfit(shard, part.size)
 
@@ -444,7 +445,7 @@ class Downloads:
             raise _misfit(shard, stat.size)
         versions.add(stat.version)
         if len(versions) > 1:
-            raise remote_error(RequestError("changed", "it has another version"), shard.path)
+            raise remote_error(RequestError("changed", OTHER_VERSION), shard.path)
         return bytes(found)
 
     def _download(
@@ -671,7 +672,7 @@ class ComingShard(ShardRanges):
                 grown, known = now, size
             if now - grown > self._patience:
                 return None
-            if state == "elsewhere" and (file is None or now - max(grown, latest) > _STILL):
+            if state == "done" and (file is None or now - max(grown, latest) > _STILL):
                 latest = now
                 self._downloads.try_again(self._shard)
             self._downloads.wait()

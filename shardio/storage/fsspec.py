@@ -26,11 +26,13 @@ from shardio.errors import SituationError, UsageError, argument, shown
 from shardio.storage.base import FileStat
 from shardio.storage.remote import (
     Client,
+    ReadOnlyClient,
     Reason,
     RemoteStorage,
     RequestError,
     check_options,
     reason_of,
+    refuse_other,
     remote_error,
 )
 
@@ -45,6 +47,7 @@ _REFUSED = frozenset(
         *("blockcache", "cached", "filecache", "simplecache", "reference", "dask", "jlab"),
         *("jupyter", "git", "libarchive", "tar", "zip", "root"),
         *("http", "https", "hf", "s3", "s3a"),
+        "ftp",  # whose one connection no two threads may use
     }
 )
 """Protocols of fsspec that are no stores, that chain others or run code, or that others serve."""
@@ -114,7 +117,9 @@ def _without_query(scheme: str, rest: str) -> tuple[str, dict[str, Any]]:
     if _EXTRAS.get(scheme) == "az" and any(part.startswith("sig=") for part in query.split("&")):
         return name, {"sas_token": query}
     raise UsageError(
-        "the URL has a query", where=f"{scheme}://", remedy="pass what it says in storage_options"
+        "the URL has a query",
+        where=f"{scheme}://",
+        remedy=f"pass what it says in {argument('storage_options')}",
     )
 
 
@@ -153,6 +158,11 @@ class FsspecStorage(RemoteStorage):
     scheme: str
     options: tuple[tuple[str, Any], ...] = field(default=(), repr=False, hash=False)
 
+    @property
+    def can_write(self) -> bool:
+        """Whether files are published and removed: in Google's and Azure's stores."""
+        return self.scheme in _EXTRAS
+
     def connect(self) -> Client:
         """Make a client, with a file system of its own.
 
@@ -182,16 +192,6 @@ class FsspecStorage(RemoteStorage):
             ) from None  # the error itself may show a secret
         return _client(self, system)
 
-    def publish(self, path: str, content: bytes | Path, /, *, only_if_absent: bool = False) -> None:
-        """Put a file in its place; only in Google's and Azure's stores."""
-        self._refuse_writing(path)
-        super().publish(path, content, only_if_absent=only_if_absent)
-
-    def remove(self, path: str, /) -> None:
-        """Remove a file, if it is there; only in Google's and Azure's stores."""
-        self._refuse_writing(path)
-        super().remove(path)
-
     def harmless(self, error: object) -> str:
         """Return the text of an error on one line, without the values of options."""
         text = " ".join(f"{type(error).__name__}: {error}".split())
@@ -199,12 +199,8 @@ class FsspecStorage(RemoteStorage):
             text = text.replace(value, "…")
         return text
 
-    def _refuse_writing(self, path: str) -> None:
-        if self.scheme not in _EXTRAS:
-            raise remote_error(RequestError("unwritable", f"{self.scheme} is only read"), path)
 
-
-def _client(storage: FsspecStorage, system: Any) -> FsspecClient:
+def _client(storage: FsspecStorage, system: Any) -> Client:
     extra = _EXTRAS.get(storage.scheme)
     if extra is None:
         return OtherClient(storage, system)
@@ -310,8 +306,7 @@ class FsspecClient(ABC):
 
         def fetch(first: int, stop: int, wanted: str | None) -> Piece:
             found = self.fetch(path, first, stop, wanted)
-            if wanted not in (None, found.version):
-                raise RequestError("changed", "it has another version")
+            refuse_other(wanted, found.version)
             if len(found.data) != min(stop, found.total) - first:
                 raise RequestError("refused", "other bytes were given than were asked for")
             return found
@@ -328,16 +323,6 @@ class FsspecClient(ABC):
             piece = Piece(b"", 0, found)
         return FsspecBody(fetch, piece, start, piece.total if end is None else end)
 
-    def put(self, path: str, content: bytes | Path, /, *, only_if_absent: bool) -> None:
-        """Refuse to store an object."""
-        del path, content, only_if_absent
-        raise RequestError("unwritable", "it is only read")
-
-    def delete(self, path: str, /) -> None:
-        """Refuse to remove an object."""
-        del path
-        raise RequestError("unwritable", "it is only read")
-
     def _run(self, coroutine: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a request in the thread of fsspec's loop."""
         from fsspec.asyn import sync  # noqa: PLC0415  loaded by now
@@ -346,7 +331,7 @@ class FsspecClient(ABC):
         return found
 
 
-class OtherClient(FsspecClient):
+class OtherClient(ReadOnlyClient, FsspecClient):
     """Requests that any file system of fsspec answers; read only."""
 
     def stat(self, path: str, /) -> FileStat:
@@ -360,13 +345,11 @@ class OtherClient(FsspecClient):
     def fetch(self, path: str, start: int, end: int, version: str | None) -> Piece:
         """Read the bytes [start, end) of an object, of one version as far as can be told."""
         before = self.stat(path)
-        if version not in (None, before.version):
-            raise RequestError("changed", "it has another version")
+        refuse_other(version, before.version)
         end = min(end, before.size)
         with self._explained():
             data = self._system.cat_file(path, start=start, end=end) if start < end else b""
-        if self.stat(path) != before:
-            raise RequestError("changed", "it has another version")
+        refuse_other(before.version, self.stat(path).version)
         return Piece(bytes(data), before.size, before.version)
 
     def names(self, folder: str, /) -> list[str]:

@@ -18,7 +18,14 @@ from urllib.parse import quote
 
 from shardio.storage.base import FileStat
 from shardio.storage.fsspec import FsspecClient, Piece, opened, reason_of_store
-from shardio.storage.remote import Reason, RequestError, retry_seconds, split_path
+from shardio.storage.remote import (
+    Reason,
+    RequestError,
+    parse_range,
+    refuse_altered,
+    retry_seconds,
+    split_path,
+)
 
 
 class _Answer(NamedTuple):
@@ -54,11 +61,9 @@ class GoogleClient(FsspecClient):
             most=end - start,
             condition="changed",
         )
-        total = answer.headers.get("Content-Range", "").rpartition("/")[2]
-        if answer.status != 206 or not total.isdecimal():
-            raise RequestError("refused", "a range was asked for, and not given")
+        total = parse_range(answer.headers.get("Content-Range"))[2]
         found = answer.headers.get("X-Goog-Generation")
-        return Piece(answer.content, int(total), found or self.stat(path).version)
+        return Piece(answer.content, total, found or self.stat(path).version)
 
     def names(self, folder: str, /) -> list[str]:
         """List what is in a folder."""
@@ -93,10 +98,8 @@ class GoogleClient(FsspecClient):
             },
             content=content,
         )
-        expected = str(size), base64.b64encode(digest.digest()).decode()
-        if (str(found["size"]), found.get("md5Hash", expected[1])) != expected:
-            self.delete(path)
-            raise RequestError("broken", "an object was stored otherwise than it was sent")
+        sent = size, base64.b64encode(digest.digest()).decode()
+        refuse_altered(self, path, sent, (int(found["size"]), found.get("md5Hash")))
 
     def delete(self, path: str, /) -> None:
         """Remove an object, if it is there."""

@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any, ClassVar, cast
 from urllib.parse import quote, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -36,13 +35,16 @@ from shardio.errors import UsageError, argument
 from shardio.storage.base import FileStat
 from shardio.storage.local import without_secrets
 from shardio.storage.remote import (
+    MOST_REQUESTS,
     Body,
     Client,
+    ReadOnlyClient,
     RemoteStorage,
     RequestError,
     check_options,
     names_of_options,
     reason_of,
+    refuse_other,
     retry_seconds,
 )
 from shardio.storage.web import (
@@ -87,7 +89,7 @@ class WebStorage(RemoteStorage):
     headers: Mapping[str, str] | tuple[tuple[str, str], ...] = field(default=(), repr=False)
     token: str | None = field(default=None, repr=False)
     ca_bundle: str | None = None
-    connections: int = 64
+    connections: int = MOST_REQUESTS
     trusted_hosts: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -106,6 +108,11 @@ class WebStorage(RemoteStorage):
                 "give one of a token, a user with a password, and a header Authorization",
                 where=argument("storage_options"),
             )
+
+    @property
+    def can_write(self) -> bool:
+        """Whether files are published and removed: never."""
+        return False
 
     def credentials(self) -> list[str]:
         """Return the values of the header Authorization, of which there may be one."""
@@ -224,7 +231,7 @@ def _checked_headers(headers: object) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(pairs))
 
 
-class HttpClient:
+class HttpClient(ReadOnlyClient):
     """Requests to the servers of a storage; see shardio.storage.remote.Client.
 
     Args:
@@ -309,16 +316,8 @@ class HttpClient:
 
     def names(self, folder: str, /) -> list[str]:
         """Refuse to list: HTTP has no folders."""
-        raise RequestError("refused", f"{_kind(folder)} servers do not say what is in a folder")
-
-    def put(self, path: str, content: bytes | Path, /, *, only_if_absent: bool) -> None:
-        """Refuse to store."""
-        del content, only_if_absent
-        raise RequestError("unwritable", f"{_kind(path)} storages are read-only")
-
-    def delete(self, path: str, /) -> None:
-        """Refuse to remove."""
-        raise RequestError("unwritable", f"{_kind(path)} storages are read-only")
+        kind = folder.partition(":")[0]
+        raise RequestError("refused", f"{kind} servers do not say what is in a folder")
 
     def ask(
         self,
@@ -424,14 +423,9 @@ class HttpClient:
         raise AssertionError  # there are addresses
 
 
-def _kind(path: str) -> str:
-    return path.partition(":")[0]
-
-
 def _compare(answer: Answer, found: str, version: str | None, start: int, stop: int) -> None:
     """Raise RequestError if an answer is not of the version and the bytes that are wanted."""
-    if version not in (None, found):
-        raise RequestError("changed", "it has another version")
+    refuse_other(version, found)
     if answer.range()[:2] == (start, stop):
         return
     if answer.status == 200:

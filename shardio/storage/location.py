@@ -20,7 +20,7 @@ from typing import Any
 from shardio.errors import SituationError, UsageError, argument
 from shardio.storage.base import FileStat, Storage, StoredBytes, StoredFile
 from shardio.storage.local import LOCAL, refuse_url
-from shardio.storage.remote import RemoteStorage
+from shardio.storage.remote import RemoteStorage, read_only, remote_error
 
 Options = Mapping[str, Any]
 """Settings of a store by name: anon, endpoint_url, the cache_dir and cache_limit of its shards, and
@@ -96,6 +96,16 @@ class Location:
     def can_list(self) -> bool:
         """Whether the storage can list folders."""
         return bool(getattr(self.storage, "can_list", True))
+
+    def for_writing(self) -> Location:
+        """Return the same place, where files can be published.
+
+        Raises:
+            RemoteDenied: its storage is only read.
+        """
+        if not getattr(self.storage, "can_write", True):
+            raise remote_error(read_only(self.path), self.path)
+        return self
 
     def absolute(self) -> Location:
         """Return the same place by a path that does not depend on the current folder."""

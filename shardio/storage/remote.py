@@ -19,6 +19,7 @@ import logging
 import math
 import os
 import random
+import re
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -49,6 +50,8 @@ T = TypeVar("T")
 
 PIECE = 1 << 20
 """Bytes of a body that are read at once."""
+MOST_REQUESTS = 96
+"""Number of requests that a process makes at once to a store, and of the connections it keeps."""
 
 _LOG = logging.getLogger("shardio")
 _FIRST = 256 << 10  # bytes that are read when a file is opened: indexes are smaller
@@ -218,6 +221,71 @@ def reason_of(status: int, condition: Reason) -> Reason:
     return _STATUSES.get(status, "busy" if status >= 500 else "refused")
 
 
+_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)", re.ASCII)
+
+
+def parse_range(text: str | None) -> tuple[int, int, int]:
+    """Return start and end of the bytes that a header Content-Range names, and the object's size.
+
+    Raises:
+        RequestError: it names none, since a server ignores ranges or does not know the size.
+    """
+    found = _RANGE.fullmatch(text or "")
+    if found is None:
+        raise RequestError("refused", "the server does not say which bytes it sends")
+    start, last, size = map(int, found.groups())
+    return start, last + 1, size
+
+
+OTHER_VERSION = "it has another version"
+"""Detail of a request of an object that was replaced."""
+
+
+def refuse_other(version: str | None, found: str) -> None:
+    """Raise RequestError if an object has another version than it must have; None is any."""
+    if version not in (None, found):
+        raise RequestError("changed", OTHER_VERSION)
+
+
+def read_only(path: str) -> RequestError:
+    """Make the error of writing to a storage that is only read."""
+    return RequestError("unwritable", f"{path.partition(':')[0]} storages are read-only")
+
+
+class ReadOnlyClient:
+    """What a client has of a storage that is only read, see Client."""
+
+    def put(self, path: str, content: bytes | Path, /, *, only_if_absent: bool) -> None:
+        """Refuse to store."""
+        del content, only_if_absent
+        raise read_only(path)
+
+    def delete(self, path: str, /) -> None:
+        """Refuse to remove."""
+        raise read_only(path)
+
+
+def refuse_altered(
+    client: Client, path: str, sent: tuple[int, str | None], stored: tuple[int, str | None]
+) -> None:
+    """Remove an object that is not what was sent, since a store may compare nothing.
+
+    Args:
+        client: client that has stored it.
+        path: path of the object.
+        sent: size and, where known, digest of what was sent.
+        stored: size and, where known, digest of what is stored.
+
+    Raises:
+        RequestError: the two differ.
+    """
+    if any(None not in pair and pair[0] != pair[1] for pair in zip(sent, stored, strict=True)):
+        client.delete(path)
+        raise RequestError(
+            "broken", f"{stored[0]} bytes were stored otherwise than the {sent[0]} that were sent"
+        )
+
+
 def split_path(path: str) -> tuple[str, str]:
     """Return bucket and key of a path."""
     bucket, _, key = path.partition("://")[2].partition("/")
@@ -271,6 +339,11 @@ class RemoteStorage(ABC):
         positive("timeout", self.timeout)
         if self.cache_limit is not None:
             whole_number("cache_limit", self.cache_limit, least=0)
+
+    @property
+    def can_write(self) -> bool:
+        """Whether files are published and removed, see shardio.storage.base.Storage."""
+        return True
 
     @property
     def patience(self) -> float:
@@ -348,8 +421,7 @@ class RemoteStorage(ABC):
             with attempts.failing():
                 with closing(client.get(path, at, end, version)) as body:
                     found = FileStat(body.total, body.version)
-                    if version not in (None, found.version):
-                        raise RequestError("changed", "it has another version")
+                    refuse_other(version, found.version)
                     if size not in (None, found.size):
                         raise RequestError("changed", f"{size} bytes became {found.size}")
                     version = found.version
@@ -442,12 +514,13 @@ def remote_error(error: RequestError, path: str, failed: int = 0) -> OSError:
     if error.request_id:
         known.append(f"request {error.request_id}")
     told = ", ".join(shown(each) for each in known if each)
-    found = kind(f"{what}{again} ({told})", where=path, remedy=remedy)
+    way = remedy and remedy.format(options=argument("storage_options"))
+    found = kind(f"{what}{again} ({told})", where=path, remedy=way)
     found.status, found.request_id = error.status, error.request_id
     return found
 
 
-_CREDENTIALS = "check the credentials in storage_options or in the environment of the store"
+_CREDENTIALS = "check the credentials in {options} or in the environment of the store"
 _MEANINGS: Mapping[Reason, tuple[type[RemoteError], str, str | None]] = {
     "missing": (RemoteMissing, "no such object", "check the URL"),
     "denied": (RemoteDenied, "the store denies access", _CREDENTIALS),
@@ -455,7 +528,7 @@ _MEANINGS: Mapping[Reason, tuple[type[RemoteError], str, str | None]] = {
     "untrusted": (
         RemoteDenied,
         "the server's certificate is not trusted",
-        "check the URL; ca_bundle in storage_options can name the certificates to trust",
+        "check the URL; ca_bundle in {options} can name the certificates to trust",
     ),
     "unwritable": (
         RemoteDenied,
@@ -471,7 +544,7 @@ _MEANINGS: Mapping[Reason, tuple[type[RemoteError], str, str | None]] = {
     "broken": (
         RemoteUnreachable,
         "the store does not answer as it should",
-        "check network and endpoint, or raise download_timeout or download_retry",
+        "check network and endpoint, or raise timeout or retries in {options}",
     ),
     "unranged": (
         RemoteError,
@@ -560,9 +633,22 @@ class RemoteFile:
         self.version = stat.version
 
 
+class _Connection:
+    """A client, which connects when it is first asked for; others do not wait for that."""
+
+    def __init__(self) -> None:
+        self._lock = new_lock()
+        self._client: Client | None = None
+
+    def client(self, storage: RemoteStorage) -> Client:
+        with self._lock:
+            self._client = self._client or storage.connect()
+            return self._client
+
+
 _MOST_CLIENTS = 16
 _Key: TypeAlias = tuple[int, RemoteStorage, tuple[tuple[str, str], ...]]
-_clients: OrderedDict[_Key, Client] = OrderedDict()
+_clients: OrderedDict[_Key, _Connection] = OrderedDict()
 """Clients of this process, and, unused, of the process that it was forked from."""
 _lock = new_lock()
 
@@ -576,13 +662,11 @@ def _key_of(storage: RemoteStorage) -> _Key:
 def _client_of(storage: RemoteStorage) -> Client:
     key = _key_of(storage)
     with _lock:
-        found = _clients.get(key)
-        if found is None:
-            found = _clients[key] = storage.connect()
-            if len(_clients) > _MOST_CLIENTS:
-                _clients.popitem(last=False)
+        found = _clients.setdefault(key, _Connection())
         _clients.move_to_end(key)
-        return found
+        if len(_clients) > _MOST_CLIENTS:
+            _clients.popitem(last=False)
+    return found.client(storage)
 
 
 def _forget_client(storage: RemoteStorage) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from shardio.errors import RemoteError, SituationError, UsageError, argument
 from shardio.storage.base import FileStat
 from shardio.storage.local import sha256_of
 from shardio.storage.remote import (
+    MOST_REQUESTS,
     Client,
     Reason,
     RemoteStorage,
@@ -36,7 +36,10 @@ from shardio.storage.remote import (
     check_options,
     keep_logs_out,
     names_of_options,
+    parse_range,
     reason_of,
+    refuse_altered,
+    refuse_other,
     retry_seconds,
     split_path,
     unlogged,
@@ -45,7 +48,6 @@ from shardio.storage.remote import (
 _MOST_SINGLE = 5 * 10**9  # bytes of an object that is stored by one request
 _PART = 64 << 20  # bytes of a part of a larger one
 _MOST_PARTS = 10_000
-_MOST_CONNECTIONS = 64
 
 _REASONS: Mapping[str, Reason] = {
     "ExpiredToken": "expired",
@@ -63,7 +65,6 @@ _REASONS: Mapping[str, Reason] = {
     "NoSuchUpload": "exists",  # who completes an object removes the uploads of others
 }
 """Why a request failed, by the store's code."""
-_RANGE = re.compile(r"bytes ([0-9]+)-([0-9]+)/([0-9]+)")
 
 
 def open_url(url: str, options: Mapping[str, Any]) -> tuple[S3Storage, str]:
@@ -141,7 +142,8 @@ class S3Storage(RemoteStorage):
         one_of("addressing", self.addressing, ("auto", "path", "virtual"))
         if (self.key is None) != (self.secret is None):
             raise UsageError(
-                "key and secret belong together", remedy="give both in storage_options, or neither"
+                "key and secret belong together",
+                remedy=f"give both in {argument('storage_options')}, or neither",
             )
         if self.endpoint_url is not None:
             shown = self.endpoint_url.rpartition("@")[2]  # a password is never shown
@@ -195,7 +197,7 @@ class S3Storage(RemoteStorage):
             with suppress(RemoteError):  # who may write may not be allowed to list
                 self._try(path, lambda client: _ours(client).abort_others(path))
 
-    def _put_part(self, upload: Upload, file: Path, number: int, step: int) -> Part:
+    def _put_part(self, upload: Upload, file: Path, number: int, step: int) -> SentPart:
         with file.open("rb") as stream:
             stream.seek((number - 1) * step)
             data = stream.read(step)
@@ -214,7 +216,7 @@ class Upload(NamedTuple):
     name: str
 
 
-Part = Mapping[str, Any]
+SentPart = Mapping[str, Any]
 """What completes an upload, of one of its parts."""
 
 
@@ -233,7 +235,7 @@ class S3Client:
             connect_timeout=storage.timeout,
             read_timeout=storage.timeout,
             retries={"total_max_attempts": 1, "mode": "standard"},
-            max_pool_connections=_MOST_CONNECTIONS,
+            max_pool_connections=MOST_REQUESTS,
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             # The checksum is signed, and the store compares it: no second pass over the file.
@@ -331,15 +333,9 @@ class S3Client:
         self._compare(path, stored, size, digest)
 
     def _compare(self, path: str, stored: Mapping[str, Any], size: int, digest: str | None) -> None:
-        """Remove an object that is not what was sent, since a store may compare nothing."""
         found = self._head(path)
-        if found.version != stored["ETag"]:  # somebody else has replaced it
-            return
-        if found.size != size or (digest and found.sha256 not in (None, digest)):
-            self.delete(path)
-            raise RequestError(
-                "broken", f"{found.size} bytes were stored otherwise than the {size} that were sent"
-            )
+        if found.version == stored["ETag"]:  # else somebody has replaced it
+            refuse_altered(self, path, (size, digest), (found.size, found.sha256))
 
     def delete(self, path: str, /) -> None:
         """Remove an object, if it is there."""
@@ -350,7 +346,7 @@ class S3Client:
         found = self._ask("create_multipart_upload", path, ChecksumAlgorithm="SHA256")
         return Upload(path, found["UploadId"])
 
-    def put_part(self, upload: Upload, number: int, data: bytes) -> Part:
+    def put_part(self, upload: Upload, number: int, data: bytes) -> SentPart:
         """Store a part of an object.
 
         Args:
@@ -370,7 +366,7 @@ class S3Client:
         return {"PartNumber": number, "ETag": found["ETag"], "ChecksumSHA256": digest}
 
     def complete(
-        self, upload: Upload, parts: Sequence[Part], size: int, *, only_if_absent: bool
+        self, upload: Upload, parts: Sequence[SentPart], size: int, *, only_if_absent: bool
     ) -> None:
         """Make the object of its parts, and compare its size.
 
@@ -448,16 +444,12 @@ class S3Body:
         status = self._found["ResponseMetadata"]["HTTPStatusCode"]
         if not self.version or self._left < 0:
             raise RequestError("refused", "the answer has no ETag or no length", status=status)
-        if version not in (None, self.version):
-            raise RequestError("changed", "its ETag is another one", status=status)
+        refuse_other(version, self.version)
         if start is None:
             return
-        place = _RANGE.fullmatch(self._found.get("ContentRange", ""))
-        if status != 206 or place is None:
-            raise RequestError("refused", "a range was asked for, and not given", status=status)
-        first, last, self.total = map(int, place.groups())
+        first, last, self.total = parse_range(self._found.get("ContentRange"))
         stop = self.total if end is None else min(end, self.total)
-        if (first, last + 1, self._left) != (start, stop, stop - start):
+        if (first, last, self._left) != (start, stop, stop - start):
             raise RequestError("refused", "another range was given", status=status)
 
     def readinto(self, buffer: memoryview, /) -> int:

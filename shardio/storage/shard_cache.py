@@ -50,6 +50,7 @@ _NAME = re.compile(
     r"\.?[0-9a-f]{64}\."
     r"(?:(?P<size>[0-9]+)(-[0-9]+)*\.part|(?P<whole>tar|index)|index\.[0-9]+-[0-9]+\.tmp)"
 )
+_URL = "user.xdg.origin.url"  # attribute of a file, as browsers and curl name it
 _DIGITS = 32  # of the sum, so that it is overwritten in place
 _LONGEST_WAIT, _PAUSE = 10.0, 0.005  # seconds for the lock of the folder
 _SPARE = 128  # of the limit one part is made room for at once, since listing all takes time
@@ -66,6 +67,10 @@ class WantedShard(Protocol):
     def size(self) -> int:
         """Size in bytes."""
 
+    @property
+    def path(self) -> str:
+        """URL without secrets."""
+
 
 class Entry(NamedTuple):
     """A file of the cache.
@@ -76,12 +81,14 @@ class Entry(NamedTuple):
         used: time of the last use, in seconds since the epoch.
         state: "shard" or "index" if it is whole, "coming" if a process fetches it, "left" if one
             was killed while it did.
+        url: URL of the shard without secrets; None where the file system does not keep it.
     """
 
     path: Path
     size: int
     used: float
     state: str
+    url: str | None
 
 
 NextUse = Callable[[str], float | None]
@@ -229,6 +236,7 @@ class ShardCache:
                 return path  # another process was faster
             with atomic_file(path) as stream:
                 os.fchmod(stream.fileno(), 0o600)
+                _keep_url(stream.fileno(), wanted)
                 stream.write(content)
             accounts.bytes += len(content) - before
         return path
@@ -308,6 +316,7 @@ class ShardCache:
             self._make_folders(path.parent)
             descriptor = open_for_lock(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             accounts.bytes += wanted.size
+            _keep_url(descriptor, wanted)
             self._lock(descriptor)
             return Part(self, wanted, path, descriptor)
 
@@ -402,7 +411,8 @@ class ShardCache:
         elif kind is None:  # of an index, which is written while the folder is locked
             is_new = not self._locks and time.time() - status.st_mtime < _OLD
             kind = "coming" if is_new else "left"
-        yield Entry(path, size, status.st_mtime, {"tar": "shard"}.get(kind, kind))
+        state = {"tar": "shard"}.get(kind, kind)
+        yield Entry(path, size, status.st_mtime, state, _url_of(path))
 
     def _make_room(self, wanted: WantedShard, accounts: _Accounts, next_use: NextUse) -> bool:
         """Remove shards until another has room, if that can be."""
@@ -535,6 +545,18 @@ class ShardCache:
 
     def _count(self) -> int:
         return sum(entry.size for entry in self.entries())
+
+
+def _keep_url(descriptor: int, wanted: WantedShard) -> None:
+    """Note where a file came from, for whoever lists it."""
+    with suppress(OSError, AttributeError):  # the system or file system has no such attributes
+        os.setxattr(descriptor, _URL, wanted.path.encode("utf-8", "surrogateescape"))
+
+
+def _url_of(path: Path) -> str | None:
+    with suppress(OSError, AttributeError):
+        return os.getxattr(path, _URL, follow_symlinks=False).decode("utf-8", "surrogateescape")
+    return None
 
 
 def _is_file_of(descriptor: int, path: Path) -> bool:

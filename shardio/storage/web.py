@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import re
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
@@ -30,11 +29,10 @@ from urllib3.exceptions import (
 )
 
 from shardio.errors import UsageError, argument
-from shardio.storage.remote import RequestError, keep_logs_out, unlogged
+from shardio.storage.remote import RequestError, keep_logs_out, parse_range, unlogged
 
 PORTS = {"http": 80, "https": 443}
 """Ports of schemes that are followed."""
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _KEPT = "/%:@!$&'()*+,;=~?"  # what a redirect's path and query keep as it is
 _MOST_DRAINED = 1 << 16  # bytes that are read to keep a connection
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -109,11 +107,7 @@ class Answer:
         if self.status == 200:
             size = self.size()
             return 0, size, size
-        found = _CONTENT_RANGE.fullmatch(self.headers.get("Content-Range", ""))
-        if found is None:
-            raise RequestError("refused", "the server does not say which bytes it sends")
-        start, last, size = map(int, found.groups())
-        return start, last + 1, size
+        return parse_range(self.headers.get("Content-Range"))
 
     def version(self) -> str:
         """Return the version of the object.

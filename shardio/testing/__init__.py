@@ -30,6 +30,7 @@ from shardio.fields.base import Dense, FieldType
 from shardio.fields.geometry import Crop, View
 from shardio.packing.pack import pack
 from shardio.packing.sources import FromRange, Problem, Source, SourceSample
+from shardio.testing.mapping import check_map as check_map
 from shardio.testing.storage import StorageContract as StorageContract
 
 if TYPE_CHECKING:

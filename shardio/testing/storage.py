@@ -44,8 +44,8 @@ class StorageContract:
 
     `put` and `get` reach the same files without the storage, which may agree with itself alone.
 
-    A storage that only reads has `writable = False` in its subclass; tests of writing are skipped
-    then, and `get` is not needed.
+    A storage that only reads has `can_write = False`, and its subclass `writable = False`; tests of
+    writing are skipped then, and `get` is not needed.
 
     Fixtures:
         storage: the storage.
@@ -296,6 +296,7 @@ class StorageContract:
     ) -> None:
         if self.writable:
             self._skip("it writes")
+        assert getattr(storage, "can_write", True) is False
         self.put(f"{folder}/a.bin", _CONTENT)
         (tmp_path / "local.bin").write_bytes(b"x")
         for content in (b"x", tmp_path / "local.bin"):

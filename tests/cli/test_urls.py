@@ -17,6 +17,9 @@ from shardio.storage.local import url_fault
 from shardio.testing import make_images
 
 REMOTE = "gopher storage is not read or written here; name a local path"
+LOCAL_ONLY = (
+    "are written to local folders only; name a local folder as OUT, and upload what is in it"
+)
 
 
 def run(*arguments: object) -> tuple[int, str]:
@@ -60,7 +63,8 @@ def test_every_command_refuses_a_url_and_writes_nothing(
     places = {"images": images, "packed": packed, "out": tmp_path / "out"}
     code, text = run(*(part.format(**places) for part in command))
     assert code != 0
-    assert REMOTE in " ".join(text.replace("\n", " ").split())
+    told = LOCAL_ONLY if command[:2] == ["convert", "{packed}"] else REMOTE
+    assert told in " ".join(text.replace("\n", " ").split())
     assert [*tmp_path.iterdir()] == []
 
 
@@ -160,11 +164,39 @@ def test_a_url_is_refused_before_anything_is_done(
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize("command", ["info", "verify"])
+def test_options_of_a_store_are_refused_where_no_url_is_named(packed: Path, command: str) -> None:
+    _, text = run(command, packed, "--storage-option", "anon=true")
+    assert "--storage-option: it is for the store of a URL, and no URL is named; leave it" in text
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["verify", "{packed}", "--fix", "URL"],
+        ["pack", "{missing}", "URL", "--shards", "2"],
+        ["reshard", "{missing}", "URL", "--shards", "2"],
+        ["index", "URL/a.tar"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/new", "webhdfs://127.0.0.1:1/new"])
+def test_a_storage_that_is_only_read_is_refused_before_anything_is_read(
+    packed: Path, command: list[str], url: str, tmp_path: Path
+) -> None:
+    if url.startswith("webhdfs"):
+        pytest.importorskip("fsspec.implementations.webhdfs")
+    places = {"packed": packed, "missing": tmp_path / "missing"}
+    code, text = run(*(part.format(**places).replace("URL", url) for part in command))
+    told = f"nothing is written there ({url.partition(':')[0]} storages are read-only)"
+    assert (code, told in text) == (1, True)
+
+
 # Where boto3 is missing, that is what is said; else nothing listens.
 UNREACHABLE = (
     r"s3://bucket/[a-z0-9./-]*: the store does not answer as it should, 7 times in a row "
     r"\(EndpointConnectionError: Connection refused\); check network and endpoint, or raise "
-    r"download_timeout or download_retry|"
+    r"timeout or retries in --storage-option|"
     r"s3:// needs boto3, which is not installed; pip install 'shardio\[s3\]'"
 )
 
@@ -253,5 +285,6 @@ def test_what_must_be_local_is_no_url_of_a_store(
     places = {"images": images, "packed": packed, "out": tmp_path / "out"}
     code, text = run(*(part.format(**places) for part in command))
     assert code != 0
-    assert "s3 storage is not read or written here" in " ".join(text.split())
+    told = LOCAL_ONLY if command[0] == "convert" else "s3 storage is not read or written here"
+    assert told in " ".join(text.split())
     assert [*tmp_path.iterdir()] == []

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from shardio.cli import commands
+from shardio.cli.text import size_text
 from shardio.errors import PackError, UsageError
 from shardio.testing import make_shard
 
@@ -111,3 +112,8 @@ def test_mistakes_are_explained(out: Path, tmp_path: Path) -> None:
     taken = run(out, "--fix", out)
     assert isinstance(taken.exception, PackError)
     assert "CRC-32 differs" in taken.stdout, "what was found is said before"
+
+
+def test_progress_is_told_in_bytes(packed: Path) -> None:
+    whole = size_text(sum(path.stat().st_size for path in packed.glob("*.tar")))
+    assert f"verifying: {whole} of {whole}\n" in run(packed, "--jobs", "1").output

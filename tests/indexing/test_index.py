@@ -301,7 +301,7 @@ def test_an_interrupted_pack_is_no_dataset(packed: Path, tmp_path: Path) -> None
     shutil.copytree(packed, folder)
     (folder / ".shardio-pack").touch()
     for _ in range(2):
-        with pytest.raises(shardio.IndexFileError, match="run the same `shardio pack` again"):
+        with pytest.raises(shardio.IndexFileError, match="run the same command again"):
             open_catalog(folder)
         (folder / "shardio.json").unlink(missing_ok=True)
     with pytest.raises(shardio.IndexFileError, match="was interrupted or still runs"):

@@ -48,9 +48,9 @@ def test_an_interrupted_pack_is_refused_however_it_is_named(
     source: ShardPaths = [str(foreign), named] if in_list else named
     open_catalog(source)
     (copy / ".shardio-pack").touch()
-    with pytest.raises(shardio.IndexFileError, match="copy: a pack into this folder was interr"):
+    with pytest.raises(shardio.IndexFileError, match="copy: writing into this folder was interr"):
         open_catalog(source)
-    with pytest.raises(shardio.IndexFileError, match="copy: a pack into this folder was interr"):
+    with pytest.raises(shardio.IndexFileError, match="copy: writing into this folder was interr"):
         shardio.index(source)
 
 

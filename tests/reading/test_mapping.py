@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import shardio
-from shardio.testing import make_shard
+from shardio.testing import check_map, make_shard
 
 CROP = shardio.RandomResizedCrop(12)
 Sample = dict[str, Any]
@@ -473,3 +473,25 @@ def test_numpy_seeds_of_workers_do_not_make_epochs_or_workers_equal(mixed: Path)
     loader = DataLoader(opened(mixed, map=drawn), batch_size=None, num_workers=2)
     numbers = [n for _ in range(2) for batch in loader for n in batch["number"].tolist()]
     assert len(set(numbers)) == len(numbers) == 96
+
+
+def drawing_from_numpy(sample: Sample) -> Sample:
+    return {**sample, "vec": sample["vec"] + np.random.random()}
+
+
+calls = iter(range(1_000_000))
+
+
+def counting(sample: Sample) -> Sample:
+    return {**sample, "tokens": {"at": torch.tensor([next(calls)])}}
+
+
+def test_check_map_tells_whether_a_map_depends_on_sample_and_rng_alone(mixed: Path) -> None:
+    check_map(opened(mixed, map=noisy))
+    check_map(opened(mixed, map=same, as_tuple=("image", "label")), batches=99)
+    with pytest.raises(AssertionError, match="in another order, 'vec' of sample 'k"):
+        check_map(opened(mixed, map=drawing_from_numpy))
+    with pytest.raises(AssertionError, match="in another order, 'tokens' of sample 'k"):
+        check_map(opened(mixed, map=counting))
+    with pytest.raises(shardio.UsageError, match="check_map compares batches; open the dataset"):
+        check_map(opened(mixed, map=same, batch_size=None))

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from servers import Azurite, FakeGcs, Hub, Missing, Nginx, SeaweedS3, Server
+from tests.remote import shards
 
 # gcsfs asks by gRPC what kind a bucket is, and waits for a minute before it goes on without an
 # answer. The emulator has no gRPC.
@@ -68,6 +69,18 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ng
                 return stack.enter_context(Nginx(tmp_path_factory.mktemp("web"), **options))
 
         yield start
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """8 shards of 8 samples of 20 KB."""
+    return shards.make_set(tmp_path_factory.mktemp("set") / "out")
+
+
+@pytest.fixture(scope="module")
+def expected(out: Path) -> shards.Read:
+    """The samples of that set."""
+    return shards.local(out)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from servers import Nginx
 
 BYTES = 20_000
 SAMPLES = 8  # in a shard
+PACE = 0.004  # seconds of a step of training
 
 Read = dict[str, bytes]
 _FORKING = multiprocessing.get_context("fork")

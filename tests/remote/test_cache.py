@@ -20,15 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from torch.utils.data import DataLoader
 
 import shardio
 from servers import Nginx
+from shardio.cli import commands
 from shardio.storage.downloads import ComingShard
 from shardio.storage.shard_cache import ShardCache
 from tests.remote import shards
 from tests.remote.shards import (
     BYTES,
+    PACE,
     SAMPLES,
     bytes_of,
     files,
@@ -43,18 +46,6 @@ from tests.remote.shards import (
 )
 
 Serve = Callable[..., Nginx]
-PACE = 0.004  # seconds of a step of training
-
-
-@pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """8 shards of 8 samples of 20 KB."""
-    return make_set(tmp_path_factory.mktemp("set") / "out")
-
-
-@pytest.fixture(scope="module")
-def expected(out: Path) -> shards.Read:
-    return local(out)
 
 
 def shard_size(out: Path) -> int:
@@ -597,3 +588,24 @@ def test_the_sum_is_counted_anew_where_it_is_lost(serve: Serve, out: Path, tmp_p
         read(dataset, PACE)
         (cache / "remote" / "usage").unlink()
     assert bytes_of(cache / "remote") <= limit
+
+
+def test_cache_ls_names_shards_by_their_urls_without_secrets(
+    serve: Serve, out: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a").touch()
+    try:
+        os.setxattr(tmp_path / "a", "user.a", b"")
+    except (OSError, AttributeError):
+        pytest.skip("this file system keeps no attributes")
+    web, cache = serve(folder=out), tmp_path / "cache"
+    url = web.url.replace("//", "//alibaba:sesame@")
+    read(shardio.ShardDataset(f"{url}/?sig=sesame", cache_dir=cache, batch_size=8, decode=False))
+    urls = [f"{web.url}/{path.name}" for path in out.glob("*.tar")]
+    entries = shardio.list_cache(cache_dir=cache).entries
+    assert sorted(each.url or "" for each in entries if each.state == "shard") == sorted(urls)
+    assert {each.url for each in entries} == {*urls}
+    said = CliRunner().invoke(commands, ["cache", "ls", "--cache-dir", str(cache)]).output
+    assert all(url in said for url in urls)
+    assert " kB" in said
+    assert "sesame" not in said

@@ -35,19 +35,7 @@ from tests.remote.shards import (
 )
 
 Serve = Callable[..., Nginx]
-PACE = 0.004  # seconds of a step of training
 LONG = 30.0  # seconds for which nobody waits
-
-
-@pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """8 shards of 8 samples of 20 KB."""
-    return make_set(tmp_path_factory.mktemp("set") / "out")
-
-
-@pytest.fixture(scope="module")
-def expected(out: Path) -> shards.Read:
-    return local(out)
 
 
 def parts(cache: Path) -> list[Path]:
@@ -306,3 +294,15 @@ def test_a_full_shuffle_of_more_than_the_cache_holds_keeps_the_same_part(
     assert stored(cache) == kept
     (message,) = [each.message for each in caplog.records if "has no room" in each.message]
     assert "has no room left for a shard of" in message
+
+
+def test_a_mixture_that_ends_waits_for_the_shards_that_come(
+    serve: Serve, out: Path, tmp_path: Path
+) -> None:
+    """As a dataset does: other processes may need more of them, and this one's next epoch."""
+    web, cache = serve(folder=out), tmp_path / "cache"
+    web.fail("*.tar", rate=50_000)
+    mix = shardio.Mix(open_set(web, cache).split(0.2, 0.8), weights=[0.5, 0.5])
+    assert len(read(mix)) == 8 * len(mix) < 64
+    assert parts(cache) == []
+    assert stored(cache)

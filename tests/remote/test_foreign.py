@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import shutil
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,8 @@ import shardio
 from servers import Nginx, SeaweedS3
 from shardio.cli import commands
 from shardio.indexing.manifest import index_path
+from shardio.storage.base import FileStat
+from shardio.storage.remote import RemoteStorage
 from shardio.testing import make_shard
 
 SAMPLES = 30
@@ -151,8 +155,9 @@ def test_the_index_written_beside_a_shard_is_used(
     names = s3.client().list_objects_v2(Bucket=bucket)["Contents"]
     beside = {str(index_path(Path(f"part-{number}.tar"))) for number in range(3)}
     assert beside <= {each["Key"] for each in names}
-    monkeypatch.setattr("shardio.indexing.foreign.index_data", None)
-    assert read(f"s3://{bucket}", **options) == read(tars)
+    expected = read(tars)
+    monkeypatch.setattr("shardio.indexing.foreign.index_shard", None)
+    assert read(f"s3://{bucket}", **options) == expected
 
 
 def test_a_stale_index_beside_a_shard_is_refused(
@@ -208,3 +213,37 @@ def test_the_command_indexes_shards_of_a_store(
     done = CliRunner().invoke(commands, ["index", f"s3://{bucket}"])
     assert done.exit_code == 0, done.output
     assert "90 samples" in done.output
+
+
+@pytest.mark.parametrize("missing", [(), (2, 1)])
+def test_a_list_of_urls_is_opened_side_by_side(
+    serve: Callable[..., Nginx],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    missing: tuple[int, ...],
+) -> None:
+    """Of several errors that of the first URL is raised, though another came before it."""
+    (tmp_path / "www").mkdir()
+    for number in range(4):
+        samples = {f"{number} {sample}": {"txt": b"x"} for sample in range(number + 1)}
+        make_shard(tmp_path / "www" / f"{number}.tar", samples)
+    for number in missing:
+        (tmp_path / "www" / f"{number}.tar").unlink()
+    together, measure = threading.Barrier(4), RemoteStorage.stat
+
+    def stat(storage: RemoteStorage, path: str) -> FileStat:
+        if ".tar" in path:
+            together.wait(30)
+        if missing and path.endswith("1.tar"):
+            time.sleep(0.2)
+        return measure(storage, path)
+
+    monkeypatch.setattr(RemoteStorage, "stat", stat)
+    web = serve(folder=tmp_path / "www")
+    urls = [f"{web.url}/{number}.tar" for number in range(4)]
+    if missing:
+        with pytest.raises(shardio.UsageError, match=r"/1\.tar: no such shard"):
+            shardio.ShardDataset(urls, batch_size=1, cache_dir=tmp_path / "cache")
+        return
+    dataset = shardio.ShardDataset(urls, batch_size=1, cache_dir=tmp_path / "cache")
+    assert [shard.samples for shard in dataset.catalog.shards] == [1, 2, 3, 4]

@@ -144,12 +144,13 @@ def test_what_fsspec_knows_is_read_and_not_written(packed: Path) -> None:
         "simplecache::shelf://root/a",
         "reference://a",
         "git://a",
+        "ftp://127.0.0.1:1/a",
         "jupyter://a",
         "zip://a",
     ],
 )
 def test_what_is_no_store_is_not_opened(url: str) -> None:
-    with pytest.raises(shardio.ShardioError):
+    with pytest.raises(shardio.UsageError):
         shardio.ShardDataset(url)
 
 

@@ -11,7 +11,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from shardio.storage import web as web_module
 from shardio.storage.base import Storage
 from shardio.storage.http import HttpStorage
 from shardio.storage.location import Location, locate
+from shardio.storage.remote import MOST_REQUESTS
 from shardio.testing import StorageContract
 from tests.remote.raw import RawServer
 
@@ -934,3 +937,33 @@ def test_what_is_written_is_one_sentence(web: Nginx) -> None:
     with pytest.raises(OSError, match="http storages are read-only"):
         storage.remove(f"{web.url}/a.bin")
     assert get(f"{web.url}/a.bin")[0] == 200
+
+
+def test_as_many_requests_as_a_process_makes_are_answered_at_once() -> None:
+    together = threading.Barrier(MOST_REQUESTS)
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            together.wait(60)
+            self.send_response(206)
+            self.send_header("ETag", '"1"')
+            self.send_header("Content-Range", "bytes 0-0/9")
+            self.send_header("Content-Length", "1")
+            self.end_headers()
+            self.wfile.write(b"x")
+
+        def log_message(self, *_: object) -> None: ...
+
+    class Server(ThreadingHTTPServer):
+        request_queue_size = MOST_REQUESTS
+
+    with Server(("127.0.0.1", 0), Answers) as server, ThreadPoolExecutor(MOST_REQUESTS) as threads:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url, found = f"http://127.0.0.1:{server.server_port}/a", bytearray()
+        storage = HttpStorage(retries=0, timeout=60)
+        asked = [
+            threads.submit(storage.download, url, 0, 1, None, found.extend)
+            for _ in range(MOST_REQUESTS)
+        ]
+        assert {each.result().size for each in asked} == {9}
+        server.shutdown()

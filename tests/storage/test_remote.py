@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ from shardio.packing import upload
 from shardio.storage import location
 from shardio.storage.base import FileStat, StoredFile
 from shardio.storage.local import LOCAL, LocalFiles
+from shardio.storage.remote import RemoteStorage
 from shardio.testing import digests
 from tests.storage.memory import MemoryStorage
 
@@ -445,3 +449,23 @@ def test_one_line_of_the_table_gives_a_scheme_its_storage(
     shardio.pack(images, OUT, **OPTIONS)
     assert shardio.verify(OUT, jobs=1).sound
     assert len(shardio.ShardDataset(OUT)) == 600
+
+
+_meeting = threading.Barrier(2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meeting(RemoteStorage):
+    """A storage whose client connects when that of another does."""
+
+    name: str
+
+    def connect(self) -> Any:
+        _meeting.wait(30)
+        return SimpleNamespace(stat=lambda path: FileStat(len(path), "1"))
+
+
+def test_two_stores_connect_without_waiting_for_each_other() -> None:
+    with ThreadPoolExecutor(2) as threads:
+        found = threads.map(lambda name: Meeting(name=name).stat("x"), ["one", "other"])
+        assert [each.size for each in found] == [1, 1]

@@ -1,0 +1,255 @@
+"""Transforms of torchvision and albumentations as map=: all of a sample together, reproducibly."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import shardio
+from shardio.testing import check_map, make_shard
+
+pytest.importorskip("torchvision", reason="torchvision is in the trainers' environment alone")
+pytest.importorskip("albumentations", reason="albumentations is in the trainers' environment alone")
+
+import albumentations
+import torchvision.transforms as first_version
+from PIL import Image
+from torchvision.transforms import v2
+
+HEIGHT, WIDTH = 24, 36
+POINTS = [[4.0, 6.0], [30.0, 6.0], [15.0, 20.0]]
+
+
+def png(array: Any) -> bytes:
+    return cv2.imencode(".png", array)[1].tobytes()
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 samples: a box of one grey in a picture and its mask, the box, and three points."""
+    samples = {}
+    for at in range(20):
+        left, top = 2 + at % 9, 3 + at % 5
+        mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+        mask[top : top + 9, left : left + 13] = 1
+        boxes = [[left, top, left + 13, top + 9], [0, 0, 2, 2]]
+        found = {"boxes": boxes, "labels": [at % 4, 7], "names": ["grey", "corner"]}
+        samples[f"{at:02}"] = {
+            "png": png(cv2.merge([200 * mask] * 3)),
+            "mask.png": png(mask),
+            "json": json.dumps(found).encode(),
+            "points.json": json.dumps(POINTS).encode(),
+            "cls": str(at % 4).encode(),
+        }
+    return make_shard(tmp_path_factory.mktemp("drawn") / "a.tar", samples)
+
+
+FIELDS: Mapping[str, Any] = {
+    "image": "png",
+    "mask": "mask.png",
+    "boxes": shardio.Boxes("json", also=["labels", "names"]),
+    "points": shardio.Points("points.json", flip_pairs=[(0, 1)]),
+    "label": "cls",
+}
+V2 = v2.Compose([v2.RandomHorizontalFlip(0.5), v2.RandomCrop((16, 20))])
+ALBUMENTATIONS = albumentations.Compose(
+    [albumentations.HorizontalFlip(p=0.5), albumentations.RandomCrop(16, 20)],
+    bbox_params=albumentations.BboxParams("pascal_voc"),
+    keypoint_params=albumentations.KeypointParams("xy", remove_invisible=False),
+)
+BOTH = pytest.mark.parametrize("transform", [V2, ALBUMENTATIONS], ids=["v2", "albumentations"])
+
+
+def opened(drawn: Path, **options: Any) -> shardio.ShardDataset:
+    return shardio.ShardDataset(
+        drawn, **{"fields": FIELDS, "batch_size": 5, "shuffle": True, **options}
+    )
+
+
+def values(batch: Mapping[str, Any]) -> bytes:
+    torch.save(dict(batch), stream := io.BytesIO())
+    return stream.getvalue()
+
+
+@BOTH
+def test_one_random_crop_moves_picture_mask_boxes_and_points(drawn: Path, transform: Any) -> None:
+    apart = set()
+    for batch in opened(drawn, map=transform):
+        assert batch["image"].shape == (5, 3, 16, 20)
+        assert torch.equal(batch["image"][:, 0] > 100, batch["mask"] == 1)
+        for mask, boxes, points in zip(batch["mask"], batch["boxes"], batch["points"], strict=True):
+            assert len(boxes["boxes"]) == len(boxes["labels"]) == len(boxes["names"])
+            rows, columns = np.nonzero(mask.numpy())
+            if "grey" in boxes["names"] and len(rows):
+                found = boxes["boxes"][boxes["names"].index("grey")].numpy().round()
+                inside = np.clip(found, 0, [20, 16, 20, 16])
+                edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+                assert inside.tolist() == edges
+            assert points[0, 0] < points[1, 0]  # left stays left
+            apart.add(round(float(points[2, 0] - points[0, 0])))
+    assert apart == {11, 15}  # as they are, and mirrored
+
+
+@BOTH
+def test_batches_are_the_same_in_turn_by_workers_and_after_resuming(
+    drawn: Path, transform: Any
+) -> None:
+    make = partial(opened, drawn, map=transform)
+    check_map(make())
+    wanted = [values(batch) for batch in make()]
+    assert wanted == [values(b) for b in DataLoader(make(), batch_size=None, num_workers=2)]
+    assert wanted != [values(batch) for batch in make(seed=1)]
+    resumed = make()
+    resumed.load_state_dict(resumed.state_dict() | {"step": 2})
+    assert [values(batch) for batch in resumed] == wanted[2:]
+    torch.manual_seed(3)
+    assert [values(batch) for batch in make()] == wanted
+
+
+def test_threads_have_albumentations_of_their_own(drawn: Path) -> None:
+    make = partial(opened, drawn, map=ALBUMENTATIONS)
+    assert [values(b) for b in make()] == [values(b) for b in shardio.Loader(make(), threads=4)]
+
+
+def test_the_training_loop_keeps_its_own_random_numbers(drawn: Path) -> None:
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    list(opened(drawn, map=V2))
+    assert torch.equal(torch.rand(3), wanted)
+
+
+@pytest.mark.parametrize("argument", ["map", "transform"])
+def test_threads_that_share_a_generator_are_refused(drawn: Path, argument: str) -> None:
+    options: dict[str, Any] = {"fields": {"image": "png"}, argument: v2.RandAugment()}
+    with pytest.raises(
+        shardio.UsageError,
+        match=rf"{argument} RandAugment draws from generators .* Loader\(ds, workers=n\)",
+    ):
+        shardio.Loader(opened(drawn, **options))
+    loader = shardio.Loader(opened(drawn, nondeterministic=True, **options), threads=2)
+    assert len([*loader]) == 4
+    still = {**options, argument: v2.Compose([v2.Resize((9, 9)), v2.ToDtype(torch.float32)])}
+    batches = [*shardio.Loader(opened(drawn, **still), threads=2)]
+    assert batches[0]["image"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("argument", ["map", "transform"])
+def test_a_pipeline_for_pil_images_gets_them(drawn: Path, argument: str) -> None:
+    pipeline = first_version.Compose(
+        [
+            first_version.Resize(16),
+            first_version.CenterCrop(16),
+            lambda image: image.convert("RGB"),
+            first_version.ToTensor(),
+            first_version.Normalize([0.5] * 3, [0.5] * 3),
+        ]
+    )
+    options: dict[str, Any] = {"fields": {"image": "png"}, "shuffle": False}
+    batch = next(iter(shardio.Loader(opened(drawn, **{argument: pipeline}, **options))))
+    plain = opened(drawn, **options)
+    for number, picture in enumerate(batch["image"]):
+        pixels = plain[number]["image"].permute(1, 2, 0).numpy()
+        assert torch.equal(picture, pipeline(Image.fromarray(pixels)))
+
+
+def test_any_function_of_a_pil_image_is_wrapped_by_one_name(drawn: Path) -> None:
+    def rotated(image: Any) -> Any:
+        return image.rotate(90, expand=True)
+
+    options: dict[str, Any] = {"fields": {"image": "png"}, "shuffle": False}
+    batch = next(iter(opened(drawn, transform=shardio.FromPIL(rotated), **options)))
+    assert torch.equal(
+        batch["image"][2], torch.rot90(opened(drawn, **options)[2]["image"], 1, (1, 2))
+    )
+    with pytest.raises(shardio.TransformError, match=r"AttributeError.*shardio\.FromPIL"):
+        next(iter(opened(drawn, transform=rotated, **options)))
+
+
+def test_a_transform_that_sees_the_picture_alone_is_refused_beside_a_mask(drawn: Path) -> None:
+    alone = first_version.RandomHorizontalFlip()
+    with pytest.raises(shardio.UsageError, match="RandomHorizontalFlip cannot take 'mask' along"):
+        opened(drawn, map=alone)
+
+
+def test_points_whose_pairs_are_not_known_are_refused_when_mirrored(drawn: Path) -> None:
+    fields = {"image": "png", "points": shardio.Points("points.json")}
+    for flip in (v2.RandomHorizontalFlip(1), ALBUMENTATIONS):
+        with pytest.raises(shardio.TransformError, match="mirrored a picture with points; give Po"):
+            list(opened(drawn, map=flip, fields=fields))
+    assert [*opened(drawn, map=v2.RandomCrop((16, 20)), fields=fields)]
+
+
+def test_points_that_a_transform_drops_are_refused(drawn: Path) -> None:
+    dropping = albumentations.Compose(
+        [albumentations.RandomCrop(5, 5)], keypoint_params=albumentations.KeypointParams("xy")
+    )
+    with pytest.raises(shardio.TransformError, match=r"of 3 points, and which .*remove_invisible"):
+        list(opened(drawn, map=dropping, fields={**FIELDS, "boxes": "json"}))
+
+
+def test_labels_do_not_outnumber_boxes(drawn: Path) -> None:
+    """albumentations#1999, vision#2240: labels without boxes, and boxes without area."""
+    fields = {"image": "png", "boxes": shardio.Boxes("json", also=["labels"])}
+    crop = v2.RandomCrop((16, 20))
+    sane = v2.Compose([crop, v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes()])
+    counts = set()
+    for batch in opened(drawn, map=sane, fields=fields):
+        for boxes in batch["boxes"]:
+            assert len(boxes["boxes"]) == len(boxes["labels"])
+            sides = boxes["boxes"][:, 2:] - boxes["boxes"][:, :2]
+            assert (sides >= 1).all()
+            counts.add(len(boxes["boxes"]))
+    assert len(counts) > 1
+    more = {**fields, "boxes": shardio.Boxes("json", also=["labels", "names"])}
+    with pytest.raises(shardio.TransformError, match=r"left 1 boxes and 2 values of 'names'; give"):
+        list(opened(drawn, map=sane, fields=more))
+
+
+def test_boxes_of_albumentations_may_be_those_of_coco(drawn: Path) -> None:
+    def boxes(format_: str, **more: Any) -> bytes:
+        transform = albumentations.Compose(
+            [albumentations.HorizontalFlip(p=1)],
+            bbox_params=albumentations.BboxParams(format_, **more),
+        )
+        fields = {"image": "png", "boxes": FIELDS["boxes"]}
+        found = [b for batch in opened(drawn, map=transform, fields=fields) for b in batch["boxes"]]
+        return json.dumps([[b["boxes"].round().tolist(), b["names"]] for b in found]).encode()
+
+    assert boxes("coco") == boxes("pascal_voc") == boxes("coco", label_fields=["labels"])
+    with pytest.raises(shardio.TransformError, match="boxes are in pixels, and BboxParams"):
+        boxes("yolo")
+
+
+def test_a_second_picture_needs_a_target_of_its_own(drawn: Path) -> None:
+    two = {"image": "png", "other": shardio.Image("png")}
+    flip = [albumentations.HorizontalFlip(p=0.5)]
+    with pytest.raises(shardio.TransformError, match=r"additional_targets=\{'other': 'image'\}"):
+        list(opened(drawn, map=albumentations.Compose(flip), fields=two))
+    together = albumentations.Compose(flip, additional_targets={"other": "image"})
+    for batch in opened(drawn, map=together, fields=two):
+        assert torch.equal(batch["image"], batch["other"])
+    for batch in opened(drawn, map=v2.RandomHorizontalFlip(), fields=two):
+        assert torch.equal(batch["image"], batch["other"])
+
+
+def test_randaugment_follows_the_fused_crop(drawn: Path) -> None:
+    crop = shardio.RandomResizedCrop(12)
+    options: dict[str, Any] = {"fields": {"image": "png", "label": "cls"}, "transform": crop}
+    batches = [*opened(drawn, map=v2.RandAugment(), **options)]
+    assert all(batch["image"].shape == (5, 3, 12, 12) for batch in batches)
+    assert values(batches[0]) != values(next(iter(opened(drawn, **options))))
+    workers = DataLoader(
+        opened(drawn, map=v2.RandAugment(), **options), batch_size=None, num_workers=2
+    )
+    assert [values(b) for b in workers] == [values(b) for b in batches]
