@@ -12,6 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shardio import ops as ops
     from shardio import profiling as profiling
+    from shardio.batchwise import CutMix as CutMix
+    from shardio.batchwise import MixUp as MixUp
+    from shardio.batchwise import Normalize as Normalize
+    from shardio.batchwise import RandomChoice as RandomChoice
+    from shardio.batchwise import to_float as to_float
     from shardio.buckets import Buckets as Buckets
     from shardio.conversion.tfrecord import convert as convert
     from shardio.errors import CodecError as CodecError
@@ -62,6 +67,9 @@ if TYPE_CHECKING:
     from shardio.packing.pack import pack as pack
     from shardio.packing.pack import reshard as reshard
     from shardio.packing.sources.base import Source as Source
+    from shardio.padded import Letterbox as Letterbox
+    from shardio.padded import RandomCrop as RandomCrop
+    from shardio.padded import ScaleJitter as ScaleJitter
     from shardio.profiling.profile import profile as profile
     from shardio.profiling.settings import ProfileOptions as ProfileOptions
     from shardio.reading.dataset import ShardDataset as ShardDataset
@@ -71,10 +79,8 @@ if TYPE_CHECKING:
     from shardio.reading.mix import Mix as Mix
     from shardio.storage.base import Storage as Storage
     from shardio.transforms import CenterCrop as CenterCrop
-    from shardio.transforms import Normalize as Normalize
     from shardio.transforms import RandomResizedCrop as RandomResizedCrop
     from shardio.transforms import Resize as Resize
-    from shardio.transforms import to_float as to_float
 
 _HOMES = {
     "Array": "shardio.fields.arrays",
@@ -84,6 +90,7 @@ _HOMES = {
     "Bytes": "shardio.fields.base",
     "CenterCrop": "shardio.transforms",
     "CodecError": "shardio.errors",
+    "CutMix": "shardio.batchwise",
     "Depth": "shardio.fields.pictures",
     "FieldSummary": "shardio.fields.summary",
     "FieldType": "shardio.fields.base",
@@ -92,19 +99,23 @@ _HOMES = {
     "IndexFileError": "shardio.errors",
     "Json": "shardio.fields.text",
     "Label": "shardio.fields.arrays",
+    "Letterbox": "shardio.padded",
     "Loader": "shardio.reading.loader",
     "Mask": "shardio.fields.pictures",
     "MaskedMean": "shardio.reading.metrics",
     "MisfitError": "shardio.errors",
     "Mix": "shardio.reading.mix",
+    "MixUp": "shardio.batchwise",
     "MultiLabel": "shardio.fields.annotations",
-    "Normalize": "shardio.transforms",
+    "Normalize": "shardio.batchwise",
     "OutputError": "shardio.errors",
     "PackError": "shardio.errors",
     "PackOptions": "shardio.packing.options",
     "PlanOptions": "shardio.inspection.coverage",
     "Points": "shardio.fields.annotations",
     "ProfileOptions": "shardio.profiling.settings",
+    "RandomChoice": "shardio.batchwise",
+    "RandomCrop": "shardio.padded",
     "RandomResizedCrop": "shardio.transforms",
     "RemoteChanged": "shardio.errors",
     "RemoteDenied": "shardio.errors",
@@ -115,6 +126,7 @@ _HOMES = {
     "ReshardOptions": "shardio.packing.options",
     "Resize": "shardio.transforms",
     "SampleError": "shardio.errors",
+    "ScaleJitter": "shardio.padded",
     "ShardDataset": "shardio.reading.dataset",
     "ShardioError": "shardio.errors",
     "SituationError": "shardio.errors",
@@ -140,7 +152,7 @@ _HOMES = {
     "repair": "shardio.inspection.repair",
     "replay": "shardio.inspection.replay",
     "reshard": "shardio.packing.pack",
-    "to_float": "shardio.transforms",
+    "to_float": "shardio.batchwise",
     "verify": "shardio.inspection.verify",
 }
 

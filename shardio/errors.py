@@ -26,7 +26,7 @@ its text.
 
 Names in messages come from archives. They may be long and may contain terminal control
 characters, so `shown` and `quoted` escape and shorten them. Every message is escaped once more, in
-case a name was inserted without either function.
+case a name was inserted without either function, and URLs in it lose their secrets.
 
 An argument of a function is an option of a command. `argument` names it as the reader knows it:
 `on_error='skip'` in Python, `--on-error skip` while a command runs.
@@ -44,6 +44,12 @@ from typing import TypeVar
 _Error = TypeVar("_Error", bound="ShardioError")
 _OPTIONS = "SHARDIO_OPTIONS"  # of the running command, for its processes too
 _LONGEST = 200  # characters of a name
+_USER = re.compile(r"\A(/?)[^/?#\n]*@")
+_UNCLEAR = re.compile(r"(/?)[^/\s@?#[:]*:(?!\d*(?:[^\w%+~!$&*=-]|$))")  # a colon without a port
+_QUERY = re.compile(r"[?#]")
+_BLANKS = re.compile(r"(\s+)")
+_WITH_PATTERNS = ("s3", "gs", "gcs", "az", "abfs", "abfss", "hf")
+_ENDS = ":;,.)'\""  # of a URL in a sentence
 _LONG_WORD = re.compile(r"\S{1001,}")  # shorter paths are shown whole
 
 
@@ -60,6 +66,42 @@ def escaped(text: str, *, kept: str = "") -> str:
         each if each.isprintable() or each in kept else each.encode("unicode_escape").decode()
         for each in text
     )
+
+
+def without_secrets(text: str) -> str:
+    """Return a text with its URLs as they may be shown: without user name, password and query.
+
+    It takes linear time. A `?` stays where it may be of a pattern. Only the scheme stays of a URL
+    whose password has a slash, so that its end is unclear.
+    """
+    first, *others = text.split(":/")  # pathlib takes the second slash away
+    before = [first, *others]
+    shown_parts = (
+        _without_secrets(part, has_patterns=previous.endswith(_WITH_PATTERNS))
+        for previous, part in zip(before, others, strict=False)
+    )
+    return ":/".join([first, *shown_parts])
+
+
+def _without_secrets(part: str, *, has_patterns: bool) -> str:
+    """Return what follows a scheme, up to the next one, without secrets."""
+    place, *others = _BLANKS.split(_USER.sub(r"\1", part, count=1))
+    if unclear := _UNCLEAR.match(place):
+        place = f"{unclear[1]}…{_ending(place)}"
+    return "".join(
+        [_without_query(place, not has_patterns), *(_without_query(each) for each in others)]
+    )
+
+
+def _without_query(word: str, always: bool = False) -> str:
+    found = _QUERY.search(word)
+    if found is None or not (always or "=" in word[found.end() :]):
+        return word
+    return word[: found.start()] + _ending(word[found.end() :])
+
+
+def _ending(word: str) -> str:
+    return word[len(word.rstrip(_ENDS)) :]
 
 
 def shown(name: str) -> str:
@@ -204,7 +246,7 @@ class ShardioError(Exception):
 
 
 def _fit_for_terminals(text: str) -> str:
-    whole = escaped(text, kept="\n")  # DataLoader puts a traceback into it
+    whole = escaped(without_secrets(text), kept="\n")  # DataLoader puts a traceback into it
     return _LONG_WORD.sub(lambda word: _cut(word[0]), whole)
 
 

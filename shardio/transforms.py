@@ -1,4 +1,4 @@
-"""Transforms of images: crops that are fused with decoding, and normalization of batches.
+"""Transforms of images: crops that are fused with decoding.
 
 A crop transform maps the size of an image and some uniform random numbers to a rectangle. It never
 sees pixels, so the decoder knows the crop before it decodes. The random numbers are passed in, so
@@ -7,9 +7,6 @@ are known, `crops` chooses all rectangles at once, in NumPy; they are those of `
 
 Names and arguments mean what they mean in torchvision's transforms (version 2, on uint8). With
 antialias=True, the pixels are the same too, to one grey level.
-
-Batches are normalized as a whole, on their device. There, or compiled into the network, this
-costs almost nothing. Image by image on the CPU, it takes nearly half as long as decoding.
 """
 
 from __future__ import annotations
@@ -18,17 +15,24 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import repeat
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, get_args, runtime_checkable
+from typing import (
+    Any,
+    ClassVar,
+    Generic,
+    NamedTuple,
+    Protocol,
+    TypeVar,
+    get_args,
+    runtime_checkable,
+)
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from shardio.checks import flag, is_whole, one_of, probability, require, whole_number
-from shardio.errors import UsageError, counted
-from shardio.fields.geometry import PLAIN, Crop, Interpolation, Resampling
+from shardio.errors import UsageError
+from shardio.fields.geometry import PLAIN, Crop, Fill, Interpolation, Resampling
 
 Whole = TypeVar("Whole", int, NDArray[np.int64])
 """A whole number, or an array of them, one per sample."""
@@ -74,6 +78,7 @@ class Crops:
         resized: int64 [B, 2]; None for the size of the slot.
         window: int64 [B, 2]; None for (0, 0).
         resampling: method of resizing, one for all.
+        fill: value of what is outside of the picture, one for all.
     """
 
     top: NDArray[np.int64]
@@ -84,6 +89,7 @@ class Crops:
     resized: NDArray[np.int64] | None = None
     window: NDArray[np.int64] | None = None
     resampling: Resampling = PLAIN
+    fill: Fill = 0
 
     def __len__(self) -> int:
         return len(self.top)
@@ -94,7 +100,8 @@ class Crops:
         window = repeat((0, 0)) if self.window is None else map(tuple, _listed(self.window))
         edges = map(_listed, (self.top, self.left, self.height, self.width))
         flip = np.asarray(self.flip, np.bool_).tolist()
-        return map(Crop, *edges, flip, resized, window, repeat(self.resampling))
+        alike = repeat(self.resampling), repeat(self.fill)
+        return map(Crop, *edges, flip, resized, window, *alike)
 
     def __getitem__(self, index: int) -> Crop:
         return Crop(
@@ -106,6 +113,7 @@ class Crops:
             None if self.resized is None else _two(self.resized[index]),
             (0, 0) if self.window is None else _two(self.window[index]),
             self.resampling,
+            self.fill,
         )
 
 
@@ -169,13 +177,13 @@ class RandomResizedCrop:
             raise UsageError(f"scale must be two numbers with 0 < min <= max <= 1, not {scale}")
         if not 0 < ratio[0] <= ratio[1] < math.inf:
             raise UsageError(f"ratio must be two numbers with 0 < min <= max, not {ratio}")
-        _assign(
+        assign(
             self,
-            size=_pair(size),
+            size=size_pair(size),
             scale=tuple(scale),
             ratio=tuple(ratio),
             flip=probability("flip", flip),
-            **_resampling(antialias=antialias, interpolation=interpolation),
+            **resampling_arguments(antialias=antialias, interpolation=interpolation),
         )
 
     @property
@@ -189,8 +197,8 @@ class RandomResizedCrop:
         flip = uniforms[0] < self.flip
         log_ratio = math.log(self.ratio[0]), math.log(self.ratio[1])
         for at in range(3, 3 + 2 * _TRIES, 2):
-            area = height * width * _between(*self.scale, uniforms[at])
-            ratio = math.exp(_between(*log_ratio, uniforms[at + 1]))
+            area = height * width * between(*self.scale, uniforms[at])
+            ratio = math.exp(between(*log_ratio, uniforms[at + 1]))
             crop_width = round(math.sqrt(area * ratio))
             crop_height = round(math.sqrt(area / ratio))
             if 0 < crop_width <= width and 0 < crop_height <= height:
@@ -209,8 +217,8 @@ class RandomResizedCrop:
     ) -> Crops:
         """Choose random crops of the images of a batch."""
         log_ratio = math.log(self.ratio[0]), math.log(self.ratio[1])
-        areas = heights * widths * _between(*self.scale, uniforms[:, 3])
-        logs = _between(*log_ratio, uniforms[:, 4])
+        areas = heights * widths * between(*self.scale, uniforms[:, 3])
+        logs = between(*log_ratio, uniforms[:, 4])
         ratios = np.array([math.exp(log) for log in logs.tolist()])  # numpy.exp rounds otherwise
         sides = np.rint(np.sqrt([areas / ratios, areas * ratios])).astype(np.int64)
         crop_heights, crop_widths = sides
@@ -239,7 +247,7 @@ class RandomResizedCrop:
         return height, width
 
 
-class _Place(NamedTuple, Generic[Whole]):
+class Place(NamedTuple, Generic[Whole]):
     """Rectangle of an image, or rectangles of several; see Crop."""
 
     top: Whole
@@ -250,36 +258,46 @@ class _Place(NamedTuple, Generic[Whole]):
     window: tuple[Whole, Whole] | None = None
 
 
-class _Placed(ABC):
-    """Transform whose rectangle depends on the size of an image alone."""
+class PlacedTransform(ABC):
+    """Transform whose rectangle depends on the size of an image, and on `moves` random numbers."""
 
     __slots__ = ()
 
+    moves: ClassVar[int] = 0
     flip: float
-    antialias: bool
-    interpolation: Interpolation
 
     @abstractmethod
-    def _place(self, height: Whole, width: Whole) -> _Place[Whole]:
-        """Return the rectangle of an image, or those of several."""
+    def _place(self, height: Whole, width: Whole, drawn: Sequence[Any]) -> Place[Whole]:
+        """Return the rectangle of an image, or those of several.
+
+        Args:
+            height: height of the image, or heights of several.
+            width: width of the image, or widths of several.
+            drawn: `moves` random numbers, each one number or float64 [B].
+        """
+
+    @abstractmethod
+    def _how(self) -> Resampling:
+        """Return the method of resizing."""
 
     @property
     def draws(self) -> int:
-        """Number of uniform random numbers: one if the flip is random."""
-        return int(self.flip > 0)
+        """Number of uniform random numbers: one if the flip is random, and those of the place."""
+        return int(self.flip > 0) + self.moves
 
     def crop(self, height: int, width: int, uniforms: Sequence[float] = ()) -> Crop:
         """Choose the rectangle of an image."""
-        place = self._place(height, width)
+        place = self._place(height, width, uniforms[self.draws - self.moves :])
         return Crop(
             place.top,
             place.left,
             place.height,
             place.width,
-            self.draws > 0 and uniforms[0] < self.flip,
+            self.flip > 0 and uniforms[0] < self.flip,
             place.resized,
             place.window or (0, 0),
-            Resampling(self.interpolation, self.antialias),
+            self._how(),
+            getattr(self, "fill", 0),
         )
 
     def crops(
@@ -289,21 +307,34 @@ class _Placed(ABC):
         uniforms: NDArray[np.float64],
     ) -> Crops:
         """Choose the rectangles of the images of a batch."""
-        place = self._place(heights, widths)
+        place = self._place(heights, widths, [*uniforms.T[self.draws - self.moves :]])
         return Crops(
             place.top,
             place.left,
             place.height,
             place.width,
-            uniforms[:, 0] < self.flip if self.draws else np.zeros(len(heights), np.bool_),
+            uniforms[:, 0] < self.flip if self.flip > 0 else np.zeros(len(heights), np.bool_),
             None if place.resized is None else np.stack(place.resized, axis=1),
             None if place.window is None else np.stack(place.window, axis=1),
-            Resampling(self.interpolation, self.antialias),
+            self._how(),
+            getattr(self, "fill", 0),
         )
 
 
+class ResizedTransform(PlacedTransform):
+    """Transform that resizes by a method that its arguments say."""
+
+    __slots__ = ()
+
+    antialias: bool
+    interpolation: Interpolation
+
+    def _how(self) -> Resampling:
+        return Resampling(self.interpolation, self.antialias)
+
+
 @dataclass(frozen=True, slots=True, init=False)
-class CenterCrop(_Placed):
+class CenterCrop(ResizedTransform):
     """Resize the shorter side of an image and crop the centre, as evaluation does.
 
         shardio.CenterCrop(224, resize=256)
@@ -338,7 +369,7 @@ class CenterCrop(_Placed):
         antialias: bool = True,
         interpolation: Interpolation = "bilinear",
     ) -> None:
-        pair = _pair(size)
+        pair = size_pair(size)
         if resize is None:
             shown = pair[0] if pair[0] == pair[1] else pair
             raise UsageError(
@@ -346,30 +377,31 @@ class CenterCrop(_Placed):
                 remedy=f"write CenterCrop({shown}, resize={round(max(pair) * 256 / 224)})",
             )
         resize = whole_number("resize", resize, least=max(pair))
-        _assign(
+        assign(
             self,
             size=pair,
             resize=resize,
             flip=probability("flip", flip),
-            **_resampling(antialias=antialias, interpolation=interpolation),
+            **resampling_arguments(antialias=antialias, interpolation=interpolation),
         )
 
-    def _place(self, height: Whole, width: Whole) -> _Place[Whole]:
-        shorter = _least(height, width)
+    def _place(self, height: Whole, width: Whole, drawn: Sequence[Any] = ()) -> Place[Whole]:
+        del drawn
+        shorter = least(height, width)
         rows, columns = self._resized(height, shorter), self._resized(width, shorter)
         window = _half(rows - self.size[0]), _half(columns - self.size[1])
         if self.antialias:
-            return _Place(0 * height, 0 * width, height, width, (rows, columns), window)
-        top, crop_height = _span(self.size[0], window[0], rows, height)
-        left, crop_width = _span(self.size[1], window[1], columns, width)
-        return _Place(top, left, crop_height, crop_width)
+            return Place(0 * height, 0 * width, height, width, (rows, columns), window)
+        top, crop_height = span(self.size[0], window[0], rows, height)
+        left, crop_width = span(self.size[1], window[1], columns, width)
+        return Place(top, left, crop_height, crop_width)
 
     def _resized(self, side: Whole, shorter: Whole) -> Whole:
         return self.resize * side // shorter
 
 
 @dataclass(frozen=True, slots=True, init=False)
-class Resize(_Placed):
+class Resize(ResizedTransform):
     """Resize the whole image to one size, without keeping its aspect ratio.
 
         shardio.Resize((224, 224))
@@ -405,30 +437,32 @@ class Resize(_Placed):
                 remedy=f"write Resize(({size}, {size})), which does not keep the aspect ratio, or "
                 f"CenterCrop({size}, resize={size}), which does",
             )
-        _assign(
+        assign(
             self,
-            size=_pair(size),
+            size=size_pair(size),
             flip=probability("flip", flip),
-            **_resampling(antialias=antialias, interpolation=interpolation),
+            **resampling_arguments(antialias=antialias, interpolation=interpolation),
         )
 
-    def _place(self, height: Whole, width: Whole) -> _Place[Whole]:
-        return _Place(0 * height, 0 * width, height, width)
+    def _place(self, height: Whole, width: Whole, drawn: Sequence[Any] = ()) -> Place[Whole]:
+        del drawn
+        return Place(0 * height, 0 * width, height, width)
 
 
 Uniform = TypeVar("Uniform", float, NDArray[np.float64])
 
 
-def _between(low: float, high: float, uniform: Uniform) -> Uniform:
+def between(low: float, high: float, uniform: Uniform) -> Uniform:
+    """Return the number between two that a random number chooses."""
     return low + (high - low) * uniform
 
 
-def _least(one: Whole, other: Whole) -> Whole:
+def least(one: Whole, other: Whole) -> Whole:
     """Return the smaller of two whole numbers, or of each two."""
     return one - (one > other) * (one - other)
 
 
-def _rounded(dividend: Whole, divisor: Whole) -> Whole:
+def rounded(dividend: Whole, divisor: Whole) -> Whole:
     """Return a quotient to the nearest whole number, halves to the even one, as Python rounds."""
     quotient, rest = dividend // divisor, 2 * (dividend % divisor)
     rounded: Whole = quotient + ((rest > divisor) | ((rest == divisor) & (quotient % 2 == 1)))
@@ -436,10 +470,10 @@ def _rounded(dividend: Whole, divisor: Whole) -> Whole:
 
 
 def _half(number: Whole) -> Whole:
-    return _rounded(number, number * 0 + 2)
+    return rounded(number, number * 0 + 2)
 
 
-def _span(kept: int, window: Whole, resized: Whole, side: Whole) -> tuple[Whole, Whole]:
+def span(kept: int | Whole, window: Whole, resized: Whole, side: Whole) -> tuple[Whole, Whole]:
     """Return the start and the length of a crop along one side of the source, in whole pixels.
 
     Args:
@@ -448,9 +482,9 @@ def _span(kept: int, window: Whole, resized: Whole, side: Whole) -> tuple[Whole,
         resized: number of pixels that the side is resized to.
         side: number of pixels of the source.
     """
-    length = _rounded(kept * side, resized)
+    length = rounded(kept * side, resized)
     length = length + (length == 0)
-    return _least(_rounded(window * side, resized), side - length), length
+    return least(rounded(window * side, resized), side - length), length
 
 
 def _listed(numbers: NDArray[np.int64]) -> list[Any]:
@@ -462,7 +496,7 @@ def _two(numbers: NDArray[np.int64]) -> tuple[int, int]:
     return int(numbers[0]), int(numbers[1])
 
 
-def _resampling(*, antialias: bool, interpolation: Interpolation) -> dict[str, object]:
+def resampling_arguments(*, antialias: bool, interpolation: Interpolation) -> dict[str, object]:
     """Check the arguments that say how pixels are resampled."""
     return {
         "antialias": flag("antialias", antialias),
@@ -470,7 +504,7 @@ def _resampling(*, antialias: bool, interpolation: Interpolation) -> dict[str, o
     }
 
 
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+def size_pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """Return height and width, given one number for both or a pair."""
     pair = size if isinstance(size, tuple | list) else (size, size)
     good = len(pair) == 2 and all(is_whole(side, least=1) for side in pair)
@@ -478,112 +512,7 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return int(pair[0]), int(pair[1])
 
 
-def _assign(transform: object, **values: object) -> None:
+def assign(transform: object, **values: object) -> None:
     """Set the fields of a frozen dataclass, as the generated __init__ would."""
     for name, value in values.items():
         object.__setattr__(transform, name, value)
-
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-def to_float(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Scale images from the range 0 to 255 to the range 0 to 1, as torchvision's ToTensor does.
-
-    Args:
-        images: uint8 tensor of any shape.
-        dtype: floating point dtype of the result.
-
-    Returns:
-        Tensor of the same shape, device and memory format.
-
-    Raises:
-        UsageError: the images are not uint8.
-    """
-    _check(images)
-    return (images.to(torch.float32) / 255).to(dtype)
-
-
-@dataclass(frozen=True, slots=True, init=False)
-class Normalize:
-    """Scale images to the range 0 to 1, subtract the mean, and divide by the standard deviation.
-
-        normalize = shardio.Normalize()
-        output = network(normalize(batch["image"]))
-
-    Equivalent to torchvision's ToTensor and Normalize, as one multiplication and one addition.
-
-    Args:
-        mean: mean of each channel, from 0 to 1; by default ImageNet's.
-        std: standard deviation of each channel, above 0; by default ImageNet's.
-        dtype: floating point dtype of the result, which is computed in float32.
-
-    Raises:
-        UsageError: mean and std differ in length, a mean is not between 0 and 1, a std is not
-            above 0, or the dtype is not a floating point one.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    dtype: torch.dtype
-
-    def __init__(
-        self,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        if len(mean) != len(std) or not all(deviation > 0 for deviation in std):
-            raise UsageError(
-                f"mean={mean} and std={std}: give one number of each per channel, std above 0"
-            )
-        if not all(0 <= value <= 1 for value in mean):
-            raise UsageError(
-                f"mean={mean}: each mean must be between 0 and 1",
-                remedy="divide a mean on the scale of 0 to 255, and its std, by 255",
-            )
-        if not dtype.is_floating_point:
-            raise UsageError(f"dtype={dtype}: it must be floating point, such as torch.float16")
-        for name, value in {"mean": tuple(mean), "std": tuple(std), "dtype": dtype}.items():
-            object.__setattr__(self, name, value)
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalize a batch of images.
-
-        Args:
-            images: uint8 tensor of shape [B, C, H, W] or [C, H, W].
-
-        Returns:
-            Tensor of the same shape, device and memory format, and of the given dtype.
-
-        Raises:
-            UsageError: the images are not uint8, or their number of channels differs from that
-                of mean and std.
-        """
-        _check(images)
-        if images.ndim < 3 or images.shape[-3] != len(self.mean):
-            raise UsageError(
-                f"expected images of shape [B, {len(self.mean)}, H, W], as mean and std have "
-                f"{counted(len(self.mean), 'number')}, got {list(images.shape)}"
-            )
-        scale, shift = _scale_and_shift(self.mean, self.std, images.device)
-        return images.to(torch.float32).mul_(scale).add_(shift).to(self.dtype)
-
-
-def _check(images: torch.Tensor) -> None:
-    if images.dtype != torch.uint8:
-        raise UsageError(
-            f"images must be uint8, not {images.dtype}", remedy="pass them before they are scaled"
-        )
-
-
-@lru_cache(maxsize=32)
-def _scale_and_shift(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    means, deviations = (
-        torch.tensor(part, dtype=torch.float64)[:, None, None] for part in (mean, std)
-    )
-    scale, shift = 1 / (255 * deviations), -means / deviations
-    return scale.to(device, torch.float32), shift.to(device, torch.float32)

@@ -35,8 +35,10 @@ LAYERS = {
     "storage": {"errors", "checks", "processes"},
     "tar": {"errors"},
     "fields": {"errors", "processes"},
+    "batchwise": {"errors", "checks", "planning"},
     "transforms": {"errors", "checks", "fields"},
     "buckets": {"checks", "fields", "transforms"},
+    "padded": {"errors", "checks", "fields", "transforms"},
     "indexing": {"errors", "naming", "processes", "storage", "tar", "fields"},
     "planning": set(),
     "reading": {
@@ -59,15 +61,15 @@ LAYERS = {
     },
     "cli": {
         *{"errors", "processes", "storage", "fields", "indexing", "reading", "packing"},
-        *{"inspection", "conversion", "profiling"},
+        *{"inspection", "conversion", "profiling", "buckets"},
     },
     "ops": set(),
-    "testing": {"errors", "fields", "packing", "reading", "storage"},
+    "testing": {"checks", "errors", "fields", "packing", "reading", "storage"},
     "__main__": {"cli"},
 }
 # Packages that only some parts may import.
 OUTSIDE = {
-    "torch": {"reading", "transforms", "ops", "profiling", "testing"},
+    "torch": {"reading", "batchwise", "ops", "profiling", "testing"},
     "cv2": {"fields", "packing", "inspection", "testing"},
     "simplejpeg": {"fields"},
     "crc32c": {"packing"},

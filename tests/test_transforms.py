@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from shardio.errors import UsageError
 from shardio.fields.geometry import Crop, Resampling
 from shardio.fields.image import write_crop
+from shardio.padded import Letterbox, RandomCrop, ScaleJitter
 from shardio.transforms import (
     BatchedTransform,
     CenterCrop,
@@ -68,12 +69,91 @@ def test_crops_lie_within_the_picture(
     assert transform.crop(height, width, uniforms) == crop
 
 
+def read(transform: SizedTransform, pixels: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+    uniforms = np.random.default_rng(seed).random(transform.draws).tolist()
+    out = np.full((*transform.size, 3), 99, np.uint8)
+    write_crop(pixels, transform.crop(pixels.shape[0], pixels.shape[1], uniforms), out)
+    return out
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (20, 50), (7, 9), (31, 24)])
+@pytest.mark.parametrize("fill", [0, (1, 200, 3), "reflect"])
+def test_a_padded_crop_is_part_of_the_padded_picture(shape: tuple[int, int], fill: Any) -> None:
+    """As of torchvision's RandomCrop(32, padding=4, pad_if_needed=True), anywhere in it."""
+    pixels = noise(*shape)
+    margins = [4 + max(32 - side - 8, 0) for side in shape]
+    around = [(margin, margin) for margin in margins] + [(0, 0)]
+    if fill == "reflect":
+        whole = np.pad(pixels, around, mode="reflect")
+    else:
+        whole = np.stack(
+            [
+                np.full([s + 2 * m for s, m in zip(shape, margins, strict=True)], value)
+                for value in np.broadcast_to(fill, 3)
+            ],
+            -1,
+        )
+        whole[margins[0] : margins[0] + shape[0], margins[1] : margins[1] + shape[1]] = pixels
+    views = np.lib.stride_tricks.sliding_window_view(whole, (32, 32), (0, 1)).transpose(
+        0, 1, 3, 4, 2
+    )
+    count, found = views.shape[0] * views.shape[1], set()
+    for seed in range(8 * count):
+        out = read(RandomCrop(32, padding=4, fill=fill, flip=seed % 2), pixels, seed)
+        out = out[:, ::-1] if seed % 2 else out
+        places = np.argwhere((views == out).all((2, 3, 4))).tolist()  # mirrored, it may recur
+        assert places
+        found |= {*map(tuple, places)}
+    assert len(found) > 0.95 * count
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (640, 427), (50, 20), (9, 2000)])
+@pytest.mark.parametrize("antialias", [False, True])
+def test_a_letterbox_is_the_whole_picture_in_the_middle(
+    shape: tuple[int, int], antialias: bool
+) -> None:
+    pixels = noise(*shape)
+    factor = min(96 / shape[0], 128 / shape[1])
+    height, width = (max(1, round(side * factor)) for side in shape)
+    top, left = (96 - height) // 2, (128 - width) // 2
+    expected = np.full((96, 128, 3), 114, np.uint8)
+    inner = read(Resize((height, width), antialias=antialias), pixels, 0)
+    expected[top : top + height, left : left + width] = inner
+    transform = Letterbox((96, 128), antialias=antialias)
+    np.testing.assert_array_equal(read(transform, pixels, 0), expected)
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (640, 427), (50, 20)])
+def test_jittered_pictures_are_resized_then_cut_or_filled_up(shape: tuple[int, int]) -> None:
+    """As torchvision's ScaleJitter and FixedSizeCrop do."""
+    pixels, factors = noise(*shape), []
+    for seed in range(60):
+        transform = ScaleJitter((96, 128), scale=(0.5, 2), flip=0, fill=7)
+        out = read(transform, pixels, seed)
+        drawn = np.random.default_rng(seed).random(3)
+        factor = (0.5 + 1.5 * drawn[0]) * min(96 / shape[0], 128 / shape[1])
+        height, width = int(shape[0] * factor), int(shape[1] * factor)
+        top, left = (
+            int(u * (max(one - kept, 0) + 1))
+            for u, one, kept in zip(drawn[1:], (height, width), (96, 128), strict=True)
+        )
+        expected = np.full((96, 128, 3), 7, np.uint8)
+        part = read(Resize((height, width)), pixels, 0)[top : top + 96, left : left + 128]
+        expected[: part.shape[0], : part.shape[1]] = part
+        np.testing.assert_array_equal(out, expected)
+        factors.append(factor)
+    assert max(factors) > 2.5 * min(factors)
+
+
 @pytest.mark.parametrize(
     "transform",
     [
         RandomResizedCrop(224, antialias=True),
         CenterCrop((96, 128), resize=150),
         Resize((32, 16), interpolation="bicubic"),
+        RandomCrop(32, padding=4, fill="reflect"),
+        Letterbox(64, fill=(1, 2, 3)),
+        ScaleJitter((32, 16), scale=(0.5, 1.5)),
     ],
     ids=lambda transform: type(transform).__name__,
 )
@@ -132,12 +212,19 @@ CHOSEN: list[BatchedTransform] = [
     CenterCrop((31, 8), resize=62, antialias=False, flip=0.5, interpolation="bicubic"),
     Resize((3, 5)),
     Resize((3, 5), flip=0.5, antialias=False),
+    RandomCrop(32, padding=4),
+    RandomCrop((40, 60), flip=0, fill=(1, 2, 3)),
+    RandomCrop(9, padding=4, fill="reflect"),
+    Letterbox(64),
+    Letterbox((30, 50), flip=0.5, antialias=False),
+    ScaleJitter(48),
+    ScaleJitter((20, 60), scale=(0.5, 3), antialias=False, flip=0),
 ]
 
 
 @pytest.mark.parametrize("transform", CHOSEN, ids=repr)
 def test_crops_of_a_batch_are_those_of_its_images(transform: BatchedTransform) -> None:
-    """Ten transforms of 10,000 images each; sides of up to 70 pixels meet all ties."""
+    """17 transforms of 10,000 images each; sides of up to 70 pixels meet all ties."""
     assert isinstance(transform, BatchedTransform)
     rng = np.random.default_rng(0)
     heights, widths = rng.integers(1, 70, (2, 10_000))
@@ -171,6 +258,11 @@ def test_crops_of_a_batch_are_those_of_its_images(transform: BatchedTransform) -
         (lambda: RandomResizedCrop(8, ratio=(2.0, 1.0)), "ratio must be two numbers with 0 < min"),
         (lambda: RandomResizedCrop(8, ratio=(0.0, 1.0)), "ratio must be"),
         (lambda: RandomResizedCrop(8, flip=1.5), r"flip=.*: it must be a probability"),
+        (lambda: RandomCrop(8, padding=8), "padding=8: it must be a whole number from 0 to 7"),
+        (lambda: RandomCrop(8, padding=4, fill="reflect"), "padding=4: it must be .* 0 to 3"),
+        (lambda: Letterbox(8, fill=256), "fill=256: it must be a number from 0 to 255, a tuple"),
+        (lambda: ScaleJitter(8, fill="mirror"), "fill='mirror': it must be"),  # type: ignore[arg-type]
+        (lambda: ScaleJitter(8, scale=(2.0, 1.0)), "scale must be two numbers with 0 < min"),
     ],
 )
 def test_arguments_that_cannot_be_meant_are_refused(build: Callable[[], Any], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from importlib import import_module
@@ -10,7 +11,14 @@ from typing import NoReturn
 import click
 
 from shardio.cli.text import escape_output, say
-from shardio.errors import ShardioError, SituationError, UsageError, as_options, escaped
+from shardio.errors import (
+    ShardioError,
+    SituationError,
+    UsageError,
+    as_options,
+    escaped,
+    without_secrets,
+)
 from shardio.storage.local import is_out_of_files, out_of_files
 
 _COMMANDS = (
@@ -73,7 +81,9 @@ def main() -> None:
     try:
         commands(standalone_mode=False)
     except click.ClickException as error:
-        error.show(file=sys.stderr)
+        written = io.StringIO()
+        error.show(file=written)
+        say(without_secrets(written.getvalue().rstrip()), error=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         say("shardio: interrupted", error=True)
@@ -93,5 +103,5 @@ def main() -> None:
 
 
 def _fail(text: str, *, code: int = 1) -> NoReturn:
-    say(f"shardio: {escaped(text)}", error=True)
+    say(f"shardio: {escaped(without_secrets(text))}", error=True)
     sys.exit(code)

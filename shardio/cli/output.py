@@ -11,10 +11,9 @@ from shardio.cli.values import (
     several,
     store_options,
 )
-from shardio.errors import counted
+from shardio.errors import counted, without_secrets
 from shardio.packing.job import PackSummary
 from shardio.packing.layout import DUPLICATES_NAME, SKIPPED_NAME
-from shardio.storage.local import without_secrets
 
 output_options = several(
     click.option("--shards", type=click.IntRange(min=1), help="How many shards."),

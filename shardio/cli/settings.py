@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import click
 
+from shardio.buckets import Buckets
 from shardio.cli.values import allow_empty_option, several, store_options
-from shardio.inspection.coverage import OrderOptions, PlanSettings, make_buckets
+from shardio.inspection.coverage import OrderOptions, PlanSettings
 
 _DEFAULTS = OrderOptions(batch_size=1)
 _SHUFFLES: dict[str, bool | Literal["full"]] = {"true": True, "full": "full", "false": False}
@@ -108,7 +109,7 @@ def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(
             shuffle=_SHUFFLES[shuffle],
             weights=_parse_weights(weights),
-            buckets=None if bucket_area is None else make_buckets(bucket_area, bucket_step),
+            buckets=None if bucket_area is None else Buckets(bucket_area, step=bucket_step),
             **options,
         )
 

@@ -15,12 +15,11 @@ from rich.table import Table
 from shardio.cli.progress import progress_bar
 from shardio.cli.text import page, say, say_json, table
 from shardio.cli.values import allow_empty_option, max_pixels_option, store_options
-from shardio.errors import counted, shown
+from shardio.errors import counted, shown, without_secrets
 from shardio.inspection.findings import ClassShare, FieldStatistics, Verification
 from shardio.inspection.repair import RepairSummary, repair
 from shardio.inspection.verify import verify as verify_source
 from shardio.packing.layout import DROPPED_NAME
-from shardio.storage.local import without_secrets
 from shardio.storage.location import locate
 
 _MOST_LINES = 50

@@ -35,6 +35,7 @@ from shardio.errors import (
     in_words,
     quoted,
     shown,
+    without_secrets,
 )
 from shardio.fields.arrays import decode_cls
 from shardio.fields.base import LABEL_FIELD
@@ -59,7 +60,7 @@ from shardio.packing.sources.tars import TarSource, has_tars
 from shardio.packing.sources.tfrecord import find_files, name_features
 from shardio.storage.compression import LONGEST_MAGIC, compression_of
 from shardio.storage.folder import Folder, final_name
-from shardio.storage.local import LOCAL, url_fault, without_secrets
+from shardio.storage.local import LOCAL, url_fault
 from shardio.storage.location import Options
 
 LOCK_NAME = ".converting"

@@ -375,8 +375,8 @@ def _in_slot(
         view: view with a crop.
     """
     moved = view.move(boxes.reshape(-1, 2, 2))
-    sides = np.array(view.size[::-1], np.float32)
-    low, high = moved.min(axis=1).clip(0, sides), moved.max(axis=1).clip(0, sides)
+    edges = np.array(view.covered, np.float32)
+    low, high = (each(axis=1).clip(edges[:2], edges[2:]) for each in (moved.min, moved.max))
     return np.concatenate([low, high], axis=1), (high - low >= 1).all(axis=1)
 
 

@@ -101,22 +101,22 @@ def decode_npy(data: Buffer) -> NDArray[np.generic]:
     return array if array.flags.writeable else array.copy(order="K")
 
 
-def is_picture(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
-    """Tell whether an array is a picture of at least one pixel, uint8 [H, W, 3]."""
-    return dtype == np.uint8 and len(shape) == 3 and shape[2] == 3 and 0 not in shape
+def is_picture(dtype: np.dtype[Any], shape: tuple[int, ...], channels: int = 3) -> bool:
+    """Tell whether an array is a picture of at least one pixel, uint8 [H, W, channels]."""
+    return dtype == np.uint8 and len(shape) == 3 and shape[2] == channels and 0 not in shape
 
 
 @decoder
-def decode_pixels(data: Buffer) -> NDArray[np.uint8]:
-    """Decode a picture stored as a `.npy` array, uint8 [H, W, 3] RGB.
+def decode_pixels(data: Buffer, channels: int = 3) -> NDArray[np.uint8]:
+    """Decode a picture stored as a `.npy` array, uint8 [H, W, channels].
 
     Raises:
         CodecError: see decode_npy; or the array is no such picture.
     """
     array = decode_npy(data)
-    if not is_picture(array.dtype, array.shape):
+    if not is_picture(array.dtype, array.shape, channels):
         raise CodecError(
-            f"a picture stored as pixels must be uint8 [H, W, 3], not {array.dtype} "
+            f"a picture stored as pixels must be uint8 [H, W, {channels}], not {array.dtype} "
             f"{list(array.shape)}",
             remedy="name the field otherwise if it is something else",
         )

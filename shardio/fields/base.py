@@ -117,13 +117,16 @@ class FieldType:
             differ are refused. "found" stacks arrays and
             tensors of numbers, does so for each value of a dictionary, and makes a list of
             anything else.
-        geometry: part in the geometry of a sample. "leads" is for pictures, uint8 [H, W, 3]: the
-            first one of a sample decides its crop. "follows" is for values that `follow` crops.
+        geometry: part in the geometry of a sample. "leads" is for pictures, uint8
+            [H, W, channels]: the first one of a sample decides its crop. "follows" is for values
+            that `follow` crops.
+        channels: channels of pictures: 1 for gray, 3 for RGB, 4 for RGBA.
         crop: "shared" gives pictures of the type the crop of the sample's first one; "own" gives
             them a random crop of their own.
         image_file: whether the data are a JPEG, PNG, WebP or BMP file that decodes as an image.
         preview_bytes: number of bytes that `preview` needs; None if it needs all.
         mirrors: whether `follow` can mirror values.
+        fills: whether `follow` has a value for the margin that a transform leaves beside a picture.
         sized: whether indexes record what `probe` finds, so that crops are chosen before the data
             are read. It must follow from the data alone, so a subclass with a `probe` of its own
             is not sized unless it says so.
@@ -137,10 +140,12 @@ class FieldType:
     holds: ClassVar[str] = "values"
     batching: ClassVar[Batching] = "found"
     geometry: ClassVar[Geometry | None] = None
+    channels: ClassVar[int] = 3
     crop: ClassVar[Literal["shared", "own"]] = "shared"
     image_file: ClassVar[bool] = False
     preview_bytes: ClassVar[int | None] = None
     mirrors: ClassVar[bool] = True
+    fills: ClassVar[bool] = True
     sized: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -359,7 +364,7 @@ class FieldType:
             CodecError: the bytes do not decode.
         """
         found: NDArray[np.uint8] = self.decode(data)
-        return found
+        return np.repeat(found, 3, axis=2) if self.channels == 1 else found[..., :3]
 
     @classmethod
     def name_of(cls, data: Buffer) -> str | None:

@@ -15,7 +15,13 @@ from shardio.errors import CodecError
 from shardio.fields.bmp import check_bmp, decode_masked_bmp, probe_bmp
 from shardio.fields.boundary import decoder
 from shardio.fields.limits import FREE_BYTES, MAX_PIXELS, limit_packed, limit_pixels, limit_scans
-from shardio.fields.png import PNG_MAGIC, TINY, critical_chunks, plain_png
+from shardio.fields.png import (
+    PNG_MAGIC,
+    TINY,
+    critical_chunks,
+    plain_png,
+    transparent_colour,
+)
 from shardio.fields.probe import (
     check_jpeg,
     check_png,
@@ -35,7 +41,7 @@ if TYPE_CHECKING:
     from shardio.fields.probe import Buffer, ImageInfo
 
     Decode = Callable[
-        [memoryview, ImageInfo, NDArray[np.uint8] | None, int, bool], NDArray[np.uint8]
+        [memoryview, ImageInfo, NDArray[np.uint8] | None, int, bool, int], NDArray[np.uint8]
     ]
 
 _OTHER_MAGIC = (
@@ -78,10 +84,11 @@ class ImageFormat:
         check: check that a file reaches to its end, without decoding.
         check_data: check of data that readers may decode in part, so that damage would be met in
             some epochs only; None where they decode all.
-        decode: decoder to uint8 [H, W, 3] as stored. Takes the whole file, what the prober said
-            about it, a buffer for the pixels or None, and the arguments shrink and verified of
+        decode: decoder to uint8 [H, W, channels] as stored, or [H, W, 3] for other channels that
+            follow from those. Takes the whole file, what the prober said about it, a buffer for
+            the pixels or None, and the arguments shrink, verified and channels of
             shardio.fields.image.decode_stored.
-        encode: encoder of uint8 [H, W, 3] at a quality.
+        encode: encoder of uint8 [H, W, 1, 3 or 4] at a quality.
         is_lossy: whether files have a quality.
         shrinks: whether the decoder takes a buffer, and shrinks.
         holds_values: whether shardio.fields.image.decode_values reads files.
@@ -102,9 +109,15 @@ class ImageFormat:
 
 
 def _decode_jpeg(
-    view: memoryview, info: ImageInfo, buffer: NDArray[np.uint8] | None, shrink: int, verified: bool
+    view: memoryview,
+    info: ImageInfo,
+    buffer: NDArray[np.uint8] | None,
+    shrink: int,
+    verified: bool,
+    channels: int,
 ) -> NDArray[np.uint8]:
-    return _jpeg_decoder()(view, info, buffer, shrink=shrink, verified=verified)
+    decode = _jpeg_decoder()
+    return decode(view, info, buffer, shrink=shrink, verified=verified, gray=channels == 1)
 
 
 @cache  # an import statement costs a microsecond
@@ -127,25 +140,31 @@ def _encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
 
 
 def _decode_png(
-    view: memoryview, info: ImageInfo, _: object, _shrink: int, verified: bool
+    view: memoryview, info: ImageInfo, _: object, _shrink: int, verified: bool, channels: int
 ) -> NDArray[np.uint8]:
+    if channels == 4:
+        colour = transparent_colour(view, info.chunks)
+        plain = plain_png(view, info.chunks, transparent=True)
+        return _opencv_decoder()(plain, info, alpha=True, transparent=colour)
     prepare = critical_chunks if verified and info.unpacked <= TINY else plain_png
     return _opencv_decoder()(prepare(view, info.chunks), info)
 
 
-def _decode_webp(view: memoryview, info: ImageInfo, *_: object) -> NDArray[np.uint8]:
+def _decode_webp(view: memoryview, info: ImageInfo, *rest: object) -> NDArray[np.uint8]:
     check_webp(view, info)
-    return _opencv_decoder()(view, info)
+    return _opencv_decoder()(view, info, alpha=rest[-1] == 4)
 
 
-def _decode_bmp(view: memoryview, info: ImageInfo, *_: object) -> NDArray[np.uint8]:
+def _decode_bmp(view: memoryview, info: ImageInfo, *rest: object) -> NDArray[np.uint8]:
     check_bmp(view, info)
+    if rest[-1] == 4:
+        raise CodecError("the alpha of a BMP is not read", remedy="save it as a PNG")
     pixels = decode_masked_bmp(view)
     return _opencv_decoder()(view, info) if pixels is None else pixels
 
 
 @cache
-def _opencv_decoder() -> Callable[[Buffer, ImageInfo], NDArray[np.uint8]]:
+def _opencv_decoder() -> Callable[..., NDArray[np.uint8]]:
     from shardio.fields.image import decode_with_opencv  # noqa: PLC0415  loads OpenCV
 
     return decode_with_opencv

@@ -1,7 +1,8 @@
 """Crops: which part of a picture fills a slot, and where its pixels, boxes and points come from.
 
 A crop is a rectangle of the picture as it is shown. The rectangle is resized, and a window of the
-result fills the slot, mirrored if the crop says so. One crop applies to all fields of a sample.
+result fills the slot, mirrored if the crop says so. A window may reach beyond the rectangle, which
+leaves a margin in the slot. One crop applies to all fields of a sample.
 
 Where values are names, such as class numbers, each pixel of the slot takes the value of the pixel
 under its centre. The positions are those of Pillow's nearest, to the last bit.
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from shardio.errors import CodecError
+from shardio.errors import CodecError, TransformError
 from shardio.fields.exif import FIRST_TURNED
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from shardio.fields.probe import ImageInfo
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+Fill = int | tuple[int, ...] | Literal["reflect"]
+"""Value of the pixels of a margin, for all channels or for each; "reflect" mirrors the picture."""
 
 
 class Resampling(NamedTuple):
@@ -49,8 +52,10 @@ class Crop(NamedTuple):
         width: number of columns.
         flip: whether to mirror the result left to right.
         resized: height and width that the rectangle is resized to; None for those of the slot.
-        window: first row and column, in the resized rectangle, of what fills the slot.
+        window: first row and column, in the resized rectangle, of what fills the slot; negative
+            where the slot begins with a margin.
         resampling: method of resizing.
+        fill: value of pixels of the slot outside of the resized rectangle.
     """
 
     top: int
@@ -61,6 +66,7 @@ class Crop(NamedTuple):
     resized: tuple[int, int] | None = None
     window: tuple[int, int] = (0, 0)
     resampling: Resampling = PLAIN
+    fill: Fill = 0
 
 
 class Axis(NamedTuple):
@@ -109,6 +115,17 @@ class Axis(NamedTuple):
         """Pixels of the resized rectangle that are in the slot."""
         return slice(self.window, self.window + self.kept)
 
+    @property
+    def covered(self) -> slice:
+        """Pixels of the slot that the resized rectangle reaches."""
+        return slice(max(0, -self.window), min(self.kept, self.resized - self.window))
+
+    def mirrored(self) -> NDArray[np.int64]:
+        """Return, for each pixel of the slot, one of those covered: itself, or its mirror image."""
+        period = max(2 * (self.resized - 1), 1)
+        places = (np.arange(self.kept) + self.window) % period
+        return np.minimum(places, period - places) - max(0, self.window)
+
     def needed(self, support: int) -> int:
         """Return how many pixels from `first` on the slot needs.
 
@@ -143,6 +160,61 @@ def axes(crop: Crop, size: tuple[int, int], shrink: int = 1) -> tuple[Axis, Axis
         Axis(crop.top, crop.height, height, top, size[0], shrink),
         Axis(crop.left, crop.width, width, left, size[1], shrink),
     )
+
+
+class Placed(NamedTuple):
+    """The part of a slot that a picture covers, and what is in the margin.
+
+    Attributes:
+        crop: crop that fills that part.
+        place: rows and columns of the part.
+        mirrored: for each row, and for each column, of the slot the one of the part that it
+            repeats; None if the margin has one value.
+    """
+
+    crop: Crop
+    place: tuple[slice, slice]
+    mirrored: tuple[NDArray[np.int64], NDArray[np.int64]] | None
+
+    def fill_margin(self, out: NDArray[Any], fill: Any) -> None:
+        """Fill the margin of a slot whose part is filled.
+
+        Args:
+            out: array [..., H, W], the slot.
+            fill: value that the array's margin takes, if it is not mirrored.
+        """
+        if self.mirrored is not None:
+            rows, columns = self.mirrored
+            out[...] = out[..., self.place[0], self.place[1]].take(rows, -2).take(columns, -1)
+            return
+        rows_, columns_ = self.place
+        out[..., : rows_.start, :] = fill
+        out[..., rows_.stop :, :] = fill
+        out[..., rows_, : columns_.start] = fill
+        out[..., rows_, columns_.stop :] = fill
+
+
+def placed(crop: Crop, size: tuple[int, int]) -> Placed | None:
+    """Return the part of a slot that a picture covers; None if that is all of it.
+
+    Args:
+        crop: crop that fills the slot.
+        size: height and width of the slot.
+    """
+    if crop.resized is None:
+        return None
+    down, across = axes(crop, size)
+    rows, columns = down.covered, across.covered
+    part = rows.stop - rows.start, columns.stop - columns.start
+    if part == size:
+        return None
+    window = max(0, down.window), max(0, across.window)
+    mirrored = (down.mirrored(), across.mirrored()) if crop.fill == "reflect" else None
+    if crop.flip:
+        columns = slice(size[1] - columns.stop, size[1] - columns.start)
+        mirrored = mirrored and (mirrored[0], part[1] - 1 - mirrored[1][::-1])
+    resized = None if crop.resized == part else crop.resized  # the usual one, which is faster
+    return Placed(crop._replace(resized=resized, window=window), (rows, columns), mirrored)
 
 
 class View(NamedTuple):
@@ -192,7 +264,7 @@ class View(NamedTuple):
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom of what is shown, in pixels of the picture."""
+        """Left, top, right and bottom of the slot, margin included, in pixels of the picture."""
         if self.crop is None:
             return 0, 0, self.width, self.height
         down, right = axes(self.crop, self.size)
@@ -228,30 +300,45 @@ class View(NamedTuple):
             ),
         )
 
-    def nearest(self, values: NDArray[Any]) -> NDArray[Any]:
+    @property
+    def covered(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of the picture in the slot, without a margin."""
+        found = None if self.crop is None else placed(self.crop, self.size)
+        rows, columns = (slice(0, side) for side in self.size) if found is None else found.place
+        return columns.start, rows.start, columns.stop, rows.stop
+
+    def nearest(self, values: NDArray[Any], fill: Any = None) -> NDArray[Any]:
         """Take the values of the slot's pixels, without blending any.
 
         Args:
             values: array [..., H, W], as large as the picture or smaller by a whole factor.
+            fill: value of the pixels of a margin.
 
         Returns:
             Array [..., h, w] of the size of the slot; the values themselves without a crop.
 
         Raises:
             CodecError: see reduction.
+            TransformError: the slot has a margin, and no value is given for it.
         """
         reduction = self.reduction(*values.shape[-2:])
         if self.crop is None:
             return values
-        rows, columns = (
-            (axis.nearest() + axis.first) // reduction for axis in axes(self.crop, self.size)
-        )
-        if self.crop.flip:
-            columns = columns[::-1]
-        first = rows[0]
-        part = values[..., first : rows[-1] + 1, :]
-        found: NDArray[Any] = part.take(columns, axis=-1).take(rows - first, axis=-2)
-        return found
+        found = placed(self.crop, self.size)
+        if found is None:
+            return _nearest(values, self.crop, self.size, reduction)
+        if fill is None and found.mirrored is None:
+            raise TransformError(
+                "the transform leaves a margin beside the picture, and the type of the field has "
+                "no value for it",
+                remedy="give one, as in Mask(…, fill=255)",
+            )
+        out = np.empty((*values.shape[:-2], *self.size), values.dtype)
+        rows, columns = found.place
+        size = rows.stop - rows.start, columns.stop - columns.start
+        out[..., rows, columns] = _nearest(values, found.crop, size, reduction)
+        found.fill_margin(out, fill)
+        return out
 
     def move(self, points: NDArray[Any]) -> NDArray[np.float32]:
         """Move places in the picture to where they are in the slot, which may be outside it.
@@ -262,9 +349,18 @@ class View(NamedTuple):
 
         Returns:
             x and y in pixels of the slot, float32 [..., 2].
+
+        Raises:
+            TransformError: margins mirror the picture.
         """
         moved = np.array(points, np.float64)
         if self.crop is not None:
+            if self.crop.fill == "reflect":
+                raise TransformError(
+                    "the transform mirrors pictures into their margin, where boxes and points "
+                    "cannot follow",
+                    remedy="fill it with a value, as in fill=0",
+                )
             for place, axis in zip((1, 0), axes(self.crop, self.size), strict=True):
                 moved[..., place] -= axis.offset
                 moved[..., place] /= axis.scale
@@ -272,3 +368,16 @@ class View(NamedTuple):
             if self.crop.flip:
                 moved[..., 0] = self.size[1] - moved[..., 0]
         return moved.astype(np.float32)
+
+
+def _nearest(
+    values: NDArray[Any], crop: Crop, size: tuple[int, int], reduction: int
+) -> NDArray[Any]:
+    """Take the values under the centres of pixels; see View.nearest."""
+    rows, columns = ((axis.nearest() + axis.first) // reduction for axis in axes(crop, size))
+    if crop.flip:
+        columns = columns[::-1]
+    first = rows[0]
+    part = values[..., first : rows[-1] + 1, :]
+    found: NDArray[Any] = part.take(columns, axis=-1).take(rows - first, axis=-2)
+    return found

@@ -1,12 +1,14 @@
-"""Decode an image to RGB pixels, whole or only what a crop needs, and encode one.
+"""Decode an image to RGB, gray or RGBA pixels, whole or only what a crop needs, and encode one.
 
 Every image takes one path: probe the header, decode as stored, compare the shape with the header,
 turn by the EXIF orientation. simplejpeg decodes JPEG and OpenCV the other formats. A PNG is checked
 first and handed over without metadata and animation, so that OpenCV has nothing to print. WebP and
 BMP have no checksums, so only the checksums of an index detect changed bits.
 
-Alpha is dropped, not composited. 16 bits per channel keep their high byte. Gray becomes three equal
-channels. Of an animation the default image of a PNG or the first frame of a WebP is decoded.
+Alpha is dropped, not composited. Where four channels are asked for it is kept, and is 255 in a
+picture without. 16 bits per channel keep their high byte. Gray becomes three equal channels.
+Colours that are read as gray become the luma of BT.601, which a JPEG stores. Of an animation the
+default image of a PNG or the first frame of a WebP is decoded.
 
 The crop is known before decoding. If the checksum of a JPEG was verified, the rows below the crop
 are not decoded, which changes no pixel. If the crop is several times larger than the slot, the JPEG
@@ -35,10 +37,11 @@ from shardio.errors import CodecError, UsageError
 from shardio.fields.boundary import decoder
 from shardio.fields.exif import UPRIGHT, apply_orientation, place_as_stored
 from shardio.fields.formats import FORMATS, probe_image
-from shardio.fields.geometry import PLAIN, axes
+from shardio.fields.geometry import PLAIN, axes, placed
 from shardio.fields.jpeg import LEAST_SHRUNK, decode_jpeg_top
 from shardio.fields.limits import MAX_PIXELS
 from shardio.fields.png import index_png
+from shardio.fields.probe import ImageInfo
 from shardio.fields.resample import write_antialiased, write_nearest
 from shardio.processes import is_forked, new_lock
 
@@ -46,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from shardio.fields.geometry import Crop
-    from shardio.fields.probe import Buffer, ImageInfo
+    from shardio.fields.probe import Buffer
 
 _NATIVE_RGB: int | None = getattr(cv2, "IMREAD_COLOR_RGB", None)  # OpenCV 4.11 and later
 _FLAGS = cv2.IMREAD_IGNORE_ORIENTATION | (_NATIVE_RGB or cv2.IMREAD_COLOR)
@@ -97,23 +100,59 @@ def forbid_opencv_threads() -> None:
     cv2.setNumThreads(0)
 
 
-def decode_with_opencv(data: Buffer, info: ImageInfo) -> NDArray[np.uint8]:
-    """Decode an image that is not a JPEG to RGB, without turning it.
+def decode_with_opencv(
+    data: Buffer,
+    info: ImageInfo,
+    *,
+    alpha: bool = False,
+    transparent: tuple[int, ...] | None = None,
+) -> NDArray[np.uint8]:
+    """Decode an image that is not a JPEG to RGB, or to RGBA, without turning it.
 
     OpenCV copies the pixels once, from its own memory to NumPy's.
 
     Args:
         data: the whole file.
         info: header of the image.
+        alpha: whether to decode to RGBA.
+        transparent: with alpha, the one transparent colour of a file that has no alpha.
 
     Raises:
         CodecError: OpenCV refuses the image.
         MemoryError: the machine does not have the memory that an image of this size takes.
     """
+    if alpha:
+        return _to_rgba(_with_opencv(data, info, cv2.IMREAD_UNCHANGED), info, transparent)
     pixels: NDArray[np.uint8] = _with_opencv(data, info, _FLAGS)
     if _NATIVE_RGB is None:
         cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
     return pixels
+
+
+_TO_RGBA = {1: cv2.COLOR_GRAY2RGBA, 3: cv2.COLOR_BGR2RGBA, 4: cv2.COLOR_BGRA2RGBA}
+
+
+def _to_rgba(
+    pixels: Any, info: ImageInfo, transparent: tuple[int, ...] | None
+) -> NDArray[np.uint8]:
+    """Turn what OpenCV decodes, 8 or 16 bits of gray, BGR or BGRA, into RGBA of 8 bits."""
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    found: Any = cv2.cvtColor(pixels, _TO_RGBA[channels])
+    if transparent is not None:
+        spread = 255 // (2**info.bits - 1) if info.bits < 8 else 1  # as OpenCV enlarges gray
+        hidden = (found[..., :3] == np.array(transparent) * spread).all(axis=2)
+        found[..., 3] = np.where(hidden, 0, np.iinfo(found.dtype).max)
+    eight: NDArray[np.uint8] = (found >> 8).astype(np.uint8) if found.itemsize > 1 else found
+    return eight
+
+
+def _with_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """Return pixels as they are, or RGB as gray or with an alpha of 255."""
+    if pixels.shape[2] == channels:
+        return pixels
+    how = cv2.COLOR_RGB2GRAY if channels == 1 else cv2.COLOR_RGB2RGBA
+    found: Any = cv2.cvtColor(pixels, how).reshape(*pixels.shape[:2], channels)
+    return found  # type: ignore[no-any-return]
 
 
 def _with_opencv(data: Buffer, info: ImageInfo, flags: int) -> NDArray[Any]:
@@ -173,6 +212,7 @@ def decode_image(
     scratch: Scratch | None = None,
     max_pixels: int = MAX_PIXELS,
     verified: bool = False,
+    channels: int = 3,
 ) -> NDArray[np.uint8]:
     """Decode a JPEG, PNG, WebP or BMP to RGB, turned by its EXIF orientation.
 
@@ -187,9 +227,10 @@ def decode_image(
         verified: whether the data have the checksum that an index recorded. libpng then sees a tiny
             PNG as it is, and may print a line about it if it was corrupt before that. And a JPEG
             may have bytes too many behind its data, see shardio.fields.jpeg.
+        channels: 1 for gray, 3 for RGB or 4 for RGBA.
 
     Returns:
-        uint8 [H, W, 3].
+        uint8 [H, W, channels].
 
     Raises:
         CodecError: the bytes are not an image of these formats, or truncated, or corrupt, or
@@ -199,7 +240,7 @@ def decode_image(
     view = memoryview(data).cast("B")
     if info is None:
         info = probe_image(view, max_pixels=max_pixels)
-    pixels = _decode_stored(view, info, scratch, 1, verified)
+    pixels = _decode_stored(view, info, scratch, 1, verified, channels)
     if info.orientation != UPRIGHT:
         pixels = apply_orientation(pixels, info.orientation)
         if scratch is None:
@@ -231,23 +272,28 @@ def decode_stored(
     Raises:
         CodecError: see decode_image.
     """
-    return _decode_stored(view, info, scratch, shrink, verified)
+    return _decode_stored(view, info, scratch, shrink, verified, 3)
 
 
 def _decode_stored(
-    view: memoryview, info: ImageInfo, scratch: Scratch | None, shrink: int, verified: bool
+    view: memoryview,
+    info: ImageInfo,
+    scratch: Scratch | None,
+    shrink: int,
+    verified: bool,
+    channels: int,
 ) -> NDArray[np.uint8]:
     height, width = stored_height, stored_width = info.stored_size
     format_, buffer = FORMATS[info.format], None
     if format_.shrinks:
         height, width = -(-stored_height // shrink), -(-stored_width // shrink)
         buffer = None if scratch is None else scratch.take(height * width * 3)
-    pixels = format_.decode(view, info, buffer, shrink, verified)
-    if pixels.shape != (height, width, 3) or pixels.dtype != np.uint8:
+    pixels = format_.decode(view, info, buffer, shrink, verified, channels)
+    if pixels.shape[:2] != (height, width) or pixels.dtype != np.uint8:
         raise CodecError(
             f"the pixels decode to {pixels.shape}, but the header announces {info.stored_size}"
         )
-    return pixels
+    return _with_channels(pixels, channels)
 
 
 @decoder
@@ -302,7 +348,7 @@ class DecodedPart(NamedTuple):
     """What was decoded of a picture for a crop.
 
     Attributes:
-        pixels: uint8 [h, w, 3] as stored, from the first row and column on.
+        pixels: uint8 [h, w, channels] as stored, from the first row and column on.
         shrink: divisor of the sides.
     """
 
@@ -320,6 +366,7 @@ def decode_part(
     scratch: Scratch,
     reduced: bool,
     verified: bool,
+    channels: int = 3,
 ) -> DecodedPart:
     """Decode what a crop of a JPEG, PNG, WebP or BMP needs.
 
@@ -333,6 +380,7 @@ def decode_part(
             plainly.
         verified: the data have the checksum that they should. Otherwise a JPEG is decoded to its
             end, where decoders notice most damage.
+        channels: see decode_image.
 
     Raises:
         CodecError: see decode_image.
@@ -342,10 +390,11 @@ def decode_part(
     pixels = None
     if info.format == "jpeg" and verified:
         _, _, bottom, _ = _box_as_stored(info, crop, size)
-        pixels = decode_jpeg_top(view, info, scratch.take, rows=bottom, shrink=shrink)
+        gray, take = channels == 1, scratch.take
+        pixels = decode_jpeg_top(view, info, take, rows=bottom, shrink=shrink, gray=gray)
     if pixels is None:
-        pixels = _decode_stored(view, info, scratch, shrink, verified)
-    return DecodedPart(pixels, shrink)
+        pixels = _decode_stored(view, info, scratch, shrink, verified, channels)
+    return DecodedPart(_with_channels(pixels, channels), shrink)
 
 
 @decoder
@@ -357,9 +406,13 @@ def write_part(part: DecodedPart, info: ImageInfo, crop: Crop, out: NDArray[np.u
             its sides are whole fractions of the picture's.
         info: header of the picture.
         crop: crop that the part was decoded for.
-        out: uint8 [h, w, 3], contiguous, where the result goes.
+        out: uint8 [h, w, channels], contiguous, where the result goes.
     """
     size = out.shape[0], out.shape[1]
+    if (found := placed(crop, size)) is not None:
+        write_part(part, info, found.crop, out[found.place])
+        found.fill_margin(np.moveaxis(out, -1, 0), _margin(crop))
+        return
     interpolation, antialias = crop.resampling
     if part.shrink == 1:
         top, left, bottom, right = _box_as_stored(info, crop, size)
@@ -382,12 +435,17 @@ def write_crop(pixels: NDArray[np.uint8], crop: Crop, out: NDArray[np.uint8]) ->
     """Resize a crop of a decoded picture into a slot, mirrored if the crop says so.
 
     Args:
-        pixels: uint8 [H, W, 3], any view.
+        pixels: uint8 [H, W, channels], any view.
         crop: a rectangle inside the picture.
-        out: uint8 [h, w, 3], contiguous, where the result goes.
+        out: uint8 [h, w, channels], contiguous, where the result goes.
     """
-    bottom, right = crop.top + crop.height, crop.left + crop.width
-    _fill(pixels[crop.top : bottom, crop.left : right], crop, out)
+    info = ImageInfo(format="", height=pixels.shape[0], width=pixels.shape[1])
+    write_part(DecodedPart(pixels, 1), info, crop, out)
+
+
+def _margin(crop: Crop) -> NDArray[np.uint8]:
+    """Return the value of a margin as uint8 [C, H, W] takes it."""
+    return np.array(0 if crop.fill == "reflect" else crop.fill, np.uint8).reshape(-1, 1, 1)
 
 
 def _fill(
@@ -396,14 +454,16 @@ def _fill(
     """Resize what a crop needs of a picture into a slot, and mirror it if the crop says so.
 
     Args:
-        source: uint8 [h, w, 3] as shown, any view: from the first row and column of the crop's
-            rectangle on, at least as far as the slot needs.
+        source: uint8 [h, w, channels] as shown, any view: from the first row and column of the
+            crop's rectangle on, at least as far as the slot needs.
         crop: rectangle of the picture.
         out: see write_part.
         shrink: divisor of the sides of the source.
     """
-    if out.dtype != np.uint8 or out.ndim != 3 or out.shape[2] != 3:
-        raise UsageError(f"the slot must be uint8 [h, w, 3], not {out.dtype} {list(out.shape)}")
+    if out.dtype != np.uint8 or out.shape[2:] != source.shape[2:]:
+        raise UsageError(
+            f"the slot must be uint8 [h, w, {source.shape[2]}], not {out.dtype} {list(out.shape)}"
+        )
     size = out.shape[0], out.shape[1]
     interpolation, antialias = crop.resampling
     if interpolation == "nearest":
@@ -415,7 +475,7 @@ def _fill(
         height, width = crop.resized
         whole = cv2.resize(source, (width, height), interpolation=_METHODS[interpolation])
         top, left = crop.window
-        out[...] = whole[top : top + size[0], left : left + size[1]]
+        out[...] = whole[top : top + size[0], left : left + size[1]].reshape(out.shape)
     else:
         cv2.resize(source, size[::-1], dst=out, interpolation=_METHODS[interpolation])
     if crop.flip:
@@ -481,7 +541,7 @@ def encode_image(pixels: NDArray[np.uint8], format_: str, quality: int) -> bytes
     """Make an image file without metadata.
 
     Args:
-        pixels: uint8 [H, W, 3], RGB, in C order.
+        pixels: uint8 [H, W, 1, 3 or 4], gray, RGB or RGBA, in C order.
         format_: name of a format of shardio.fields.formats.
         quality: 1 to 100, of JPEG (baseline, 4:2:0) and WebP.
 
@@ -495,10 +555,10 @@ def encode_image(pixels: NDArray[np.uint8], format_: str, quality: int) -> bytes
 
 
 def encode_with_opencv(pixels: NDArray[np.uint8], extension: str, quality: int) -> bytes:
-    """Encode RGB pixels with OpenCV.
+    """Encode gray, RGB or RGBA pixels with OpenCV.
 
     Args:
-        pixels: uint8 [H, W, 3].
+        pixels: uint8 [H, W, 1, 3 or 4].
         extension: end of a file name that names the format.
         quality: 1 to 100, of WebP.
 
@@ -507,7 +567,8 @@ def encode_with_opencv(pixels: NDArray[np.uint8], extension: str, quality: int) 
         ValueError: the encoder gives nothing.
     """
     options = [cv2.IMWRITE_WEBP_QUALITY, quality] if extension == ".webp" else []
-    done, encoded = cv2.imencode(extension, pixels[..., ::-1], options)
+    order = [2, 1, 0, 3][: pixels.shape[2]] if pixels.shape[2] > 1 else [0]
+    done, encoded = cv2.imencode(extension, np.ascontiguousarray(pixels[..., order]), options)
     if not done:
         raise ValueError("the encoder gave nothing")
     return encoded.tobytes()

@@ -73,8 +73,9 @@ def decode_jpeg(
     *,
     shrink: int = 1,
     verified: bool = False,
+    gray: bool = False,
 ) -> NDArray[np.uint8]:
-    """Decode a JPEG to RGB as stored.
+    """Decode a JPEG to RGB, or to gray, as stored.
 
     Args:
         data: the whole file.
@@ -83,14 +84,15 @@ def decode_jpeg(
         shrink: 1, 2, 4 or 8: divides height and width, rounded up; above 1 only for pictures of
             at least LEAST_SHRUNK rows and columns.
         verified: whether the data have the checksum that they should.
+        gray: whether to decode to gray, if the file is not CMYK.
 
     Returns:
-        uint8 [ceil(H / shrink), ceil(W / shrink), 3], before orientation.
+        uint8 [ceil(H / shrink), ceil(W / shrink), 3], or 1 channel in gray, before orientation.
 
     Raises:
         CodecError: the data are truncated, corrupt or of a rare kind.
     """
-    shape = _shape(*info.stored_size, shrink)
+    shape = _shape(*info.stored_size, shrink, 1 if gray and info.channels < 4 else 3)
     if buffer is None:
         buffer = np.empty(prod(shape), np.uint8)
     try:
@@ -114,6 +116,7 @@ def decode_jpeg_top(
     *,
     rows: int,
     shrink: int = 1,
+    gray: bool = False,
 ) -> NDArray[np.uint8] | None:
     """Decode the upper part of a JPEG, the same pixels as whole.
 
@@ -123,9 +126,10 @@ def decode_jpeg_top(
         take: function that lends a buffer of at least a number of bytes.
         rows: number of rows, as stored, that are needed.
         shrink: see decode_jpeg.
+        gray: see decode_jpeg.
 
     Returns:
-        uint8 [at least ceil(rows / shrink), ceil(W / shrink), 3]; the last rows may differ. None
+        uint8 [at least ceil(rows / shrink), ceil(W / shrink), …]; the last rows may differ. None
         where the file must be decoded whole, also to tell what is wrong with it.
     """
     stored_height, width = info.stored_size
@@ -135,7 +139,7 @@ def decode_jpeg_top(
     if not info.frame or height >= stored_height:
         return None
     lowered = _lower(data, info, height)
-    shape = _shape(height, width, shrink)
+    shape = _shape(height, width, shrink, 1 if gray else 3)
     buffer = take(prod(shape))
     try:
         return _decode(lowered, shape, buffer)
@@ -166,25 +170,31 @@ def check_jpeg_data(data: memoryview, info: ImageInfo) -> None:
 
 
 def encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
-    """Encode uint8 [H, W, 3] as a baseline JPEG with colours at half the resolution.
+    """Encode uint8 [H, W, 1, 3 or 4] as a baseline JPEG with colours at half the resolution.
+
+    A JPEG has no alpha: of four channels the last one is left out.
 
     Raises:
         ValueError: a JPEG cannot hold such pixels.
     """
+    if pixels.shape[2] == 1:
+        return bytes(simplejpeg.encode_jpeg(pixels, quality, "GRAY", "Gray"))
+    pixels = np.ascontiguousarray(pixels[..., :3])
     return bytes(simplejpeg.encode_jpeg(pixels, quality, "RGB", "420"))
 
 
-def _shape(height: int, width: int, shrink: int) -> tuple[int, int, int]:
-    return -(-height // shrink), -(-width // shrink), 3
+def _shape(height: int, width: int, shrink: int, channels: int) -> tuple[int, int, int]:
+    return -(-height // shrink), -(-width // shrink), channels
 
 
 def _decode(
     data: memoryview | bytes, shape: tuple[int, int, int], buffer: NDArray[np.uint8]
 ) -> NDArray[np.uint8]:
+    space = "RGB" if shape[2] == 3 else "GRAY"
     pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
-        data, "RGB", min_height=shape[0], min_width=shape[1], buffer=buffer, strict=True
+        data, space, min_height=shape[0], min_width=shape[1], buffer=buffer, strict=True
     )
-    return pixels
+    return pixels.reshape(shape)
 
 
 def _decode_soundly(

@@ -54,16 +54,21 @@ DEPTH_NAMES = ("depth", "disparity")
 class Image(FieldType):
     """JPEG, PNG, WebP and BMP files in colour, turned by their EXIF orientation.
 
+        ShardDataset("xrays", fields={"image": Image("png", channels=1)})   # uint8 [B, 1, H, W]
+
     Attributes:
         max_pixels: greatest number of pixels of an image, see shardio.fields.limits.
         crop: "shared" gives all images of a sample the crop of the first one; "own" gives this
             one a random crop of its own.
         bits: 8 reduces images of 16 bits per channel to the high byte; None refuses them.
+        channels: 3 for RGB, without alpha; 1 for gray, which takes the luma of colours, as a JPEG
+            stores it; 4 for RGBA, where images without alpha have 255, and BMP is refused.
     """
 
     max_pixels: int = MAX_PIXELS
     crop: Literal["shared", "own"] = "shared"  # type: ignore[misc]  # it depends on the value
     bits: Literal[8] | None = None
+    channels: int = 3  # type: ignore[misc]  # it depends on the value
 
     names = IMAGE_FIELDS
     magic: ClassVar[Mapping[bytes, str]] = {
@@ -79,18 +84,19 @@ class Image(FieldType):
             raise UsageError(f"Image: crop={quoted(self.crop)}: it must be 'shared' or 'own'")
         if self.bits not in (None, 8):
             raise UsageError(f"Image: bits={quoted(self.bits)}: it must be 8 or None")
+        _check_channels(self)
 
     def limited(self, max_pixels: int) -> Image:
         """Return the type with a limit on the number of pixels."""
         return replace(self, max_pixels=max_pixels)
 
     def decode(self, data: Buffer) -> NDArray[np.uint8]:
-        """Decode to uint8 [H, W, 3]."""
-        return _image_decoder()(data, self.probe(data))
+        """Decode to uint8 [H, W, channels]."""
+        return _image_decoder()(data, self.probe(data), channels=self.channels)
 
     def decode_verified(self, data: Buffer) -> NDArray[np.uint8]:
-        """Decode to uint8 [H, W, 3]."""
-        return _image_decoder()(data, self.probe(data), verified=True)
+        """Decode to uint8 [H, W, channels]."""
+        return _image_decoder()(data, self.probe(data), verified=True, channels=self.channels)
 
     def probe(self, data: Buffer) -> ImageInfo:
         """Read format, height, width and orientation from the header."""
@@ -114,15 +120,17 @@ class Image(FieldType):
         return replace(self, fields=field)
 
     def encode(self, value: Any) -> bytes:
-        """Encode a picture, uint8 [H, W, 3], as a PNG; other formats would change its colours."""
+        """Encode a picture, uint8 [H, W, channels], as a PNG; others would change its colours."""
         from shardio.fields.image import encode_image  # noqa: PLC0415  loads OpenCV
 
         if (last := _last_part(self)) not in _PNG_FIELDS:
             raise TypeError(f"{last} changes colours; encode it yourself, or name the field png")
         pixels = as_array(value)
-        if not is_picture(pixels.dtype, pixels.shape):
+        if not is_picture(pixels.dtype, pixels.shape, self.channels):
+            space = {1: "gray", 3: "RGB", 4: "RGBA"}[self.channels]
             raise TypeError(
-                f"a picture is uint8 [H, W, 3] in RGB, not {pixels.dtype} {[*pixels.shape]}"
+                f"a picture is uint8 [H, W, {self.channels}] in {space}, not {pixels.dtype} "
+                f"{[*pixels.shape]}"
             )
         return bytes(encode_image(np.ascontiguousarray(pixels), "png", 0))
 
@@ -131,6 +139,14 @@ class Image(FieldType):
         info = self.probe(data)
         check_complete(data, info)
         return f"{info.format}, {info.height} × {info.width}"
+
+
+def _check_channels(type_: Image | Pixels) -> None:
+    if type_.channels not in (1, 3, 4) or isinstance(type_.channels, bool):
+        raise UsageError(
+            f"{type(type_).__name__}: channels={quoted(str(type_.channels))}: it must be 1 (gray), "
+            "3 (RGB) or 4 (RGBA)"
+        )
 
 
 @cache  # an import statement costs a microsecond
@@ -149,6 +165,7 @@ class _Values(FieldType):
     batching = "stack"
     geometry: ClassVar[Geometry | None] = "follows"
     sized = True
+    margin: ClassVar[int | None] = 0
 
     def limited(self, max_pixels: int) -> _Values:
         """Return the type with a limit on the number of pixels."""
@@ -186,7 +203,7 @@ class _Values(FieldType):
 
     def follow(self, value: NDArray[Any], view: View | None) -> NDArray[Any]:
         """Take the values under the centres of the slot's pixels."""
-        return value if view is None else view.nearest(value)
+        return value if view is None else view.nearest(value, self.margin)
 
     def resized(self, data: Buffer, view: View) -> bytes | None:
         """Take the values under the centres of the picture's pixels, at the same bit depth."""
@@ -252,9 +269,12 @@ class Mask(_Values):
     Attributes:
         max_pixels: greatest number of pixels of a mask, see shardio.fields.limits.
         dtype: dtype of the batch, "uint8" or "int32".
+        fill: class number of the margin that a transform leaves beside a picture, such as the 255
+            that a loss ignores. None, the default, refuses a transform that leaves one.
     """
 
     dtype: Literal["uint8", "int32"] = "uint8"
+    fill: int | None = None
 
     names = frozenset(f"{mask}.{last}" for mask in MASK_NAMES for last in IMAGE_FIELDS)
     holds = "class numbers"
@@ -262,6 +282,23 @@ class Mask(_Values):
     def __post_init__(self) -> None:
         if self.dtype not in ("uint8", "int32"):
             raise UsageError(f"Mask: dtype={quoted(self.dtype)}: it must be 'uint8' or 'int32'")
+        limits = np.iinfo(self.dtype)
+        whole = isinstance(self.fill, int | np.integer) and not isinstance(self.fill, bool)
+        if self.fill is not None and not (whole and limits.min <= self.fill <= limits.max):
+            raise UsageError(
+                f"Mask: fill={quoted(str(self.fill))}: it must be a class number that {self.dtype} "
+                f"holds, {limits.min} to {limits.max}"
+            )
+
+    @property
+    def margin(self) -> int | None:  # type: ignore[override]  # it depends on the value
+        """Class number of the margin."""
+        return self.fill
+
+    @property
+    def fills(self) -> bool:  # type: ignore[override]  # it depends on the value
+        """Whether there is a class number for the margin."""
+        return self.fill is not None
 
     def decode(self, data: Buffer) -> NDArray[np.generic]:
         """Decode to the values as stored, uint8 or int32 [H, W]."""
@@ -326,6 +363,8 @@ def _colours() -> NDArray[np.uint8]:
 @dataclass(frozen=True)
 class Depth(_Values):
     """Depth or disparity, float32 [1, H, W]: PNG of gray, 8 or 16 bits, or an array [H, W].
+
+    Where a transform leaves a margin beside a picture, depth is 0.
 
     Attributes:
         max_pixels: greatest number of pixels of a file, see shardio.fields.limits.
@@ -417,19 +456,32 @@ def _last_part(type_: FieldType) -> str:
     return (type_.alternatives or ("png",))[0].rpartition(".")[2]
 
 
+@dataclass(frozen=True)
 class Pixels(Array):
-    """Decoded pictures, stored as `.npy` arrays, uint8 [H, W, 3]."""
+    """Decoded pictures, stored as `.npy` arrays, uint8 [H, W, channels].
+
+    Attributes:
+        channels: 1 for gray, 3 for RGB, 4 for RGBA.
+    """
+
+    channels: int = 3  # type: ignore[misc]  # it depends on the value
 
     names = frozenset({PIXELS_FIELD})
     geometry: ClassVar[Geometry | None] = "leads"
     sized = True
-    decode = staticmethod(decode_pixels)
+
+    def __post_init__(self) -> None:
+        _check_channels(self)
+
+    def decode(self, data: Buffer) -> NDArray[np.uint8]:
+        """Decode to uint8 [H, W, channels]."""
+        return decode_pixels(data, self.channels)
 
     def probe(self, data: Buffer) -> ImageInfo:
         """Read height and width from the header."""
         dtype, shape, *_ = npy_header(memoryview(data))
-        if not is_picture(dtype, shape):
-            decode_pixels(data)
+        if not is_picture(dtype, shape, self.channels):
+            self.decode(data)
         return ImageInfo(format="npy", height=shape[0], width=shape[1])
 
     def decode_rows(
@@ -437,7 +489,9 @@ class Pixels(Array):
     ) -> NDArray[np.generic] | None:
         """Decode pictures of one size."""
         found = super().decode_rows(block, sizes)
-        return found if found is not None and is_picture(found.dtype, found.shape[1:]) else None
+        if found is None or not is_picture(found.dtype, found.shape[1:], self.channels):
+            return None
+        return found
 
     def summarize(self, value: NDArray[Any], view: View | None) -> None:
         """Tell nothing: the numbers are colours."""
@@ -446,7 +500,7 @@ class Pixels(Array):
     def encode(self, value: Any) -> bytes:
         """Encode a picture."""
         data = super().encode(value)
-        decode_pixels(data)
+        self.decode(data)
         return data
 
 
@@ -458,6 +512,7 @@ class PixelMask(FieldType):
     batching = "stack"
     geometry: ClassVar[Geometry | None] = "follows"
     sized = True
+    fills = False
 
     def decode(self, data: Buffer) -> NDArray[np.uint8]:
         """Decode to uint8 [3, H, W]."""

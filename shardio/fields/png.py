@@ -44,7 +44,7 @@ _MAX_CHUNKS = 100_000
 _MAX_SIDE = 1_000_000  # libpng's own limit
 _DEPTHS = {0: {1, 2, 4, 8, 16}, 2: {8, 16}, 3: {1, 2, 4, 8}, 4: {8, 16}, 6: {8, 16}}
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-_GRAY, _PALETTE = 0, 3  # types of colour
+_GRAY, _RGB, _PALETTE = 0, 2, 3  # types of colour
 _COLOUR_PLACE = 9  # in IHDR
 _PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2),
            (1, 0, 2, 1))  # fmt: skip
@@ -205,12 +205,13 @@ def text_metadata(kind: bytes, data: memoryview) -> tuple[bytes | None, bytes | 
     return (None, profile) if is_xmp(profile) else (profile, None)
 
 
-def plain_png(view: memoryview, chunks: Sequence[Chunk]) -> Buffer:
+def plain_png(view: memoryview, chunks: Sequence[Chunk], *, transparent: bool = False) -> Buffer:
     """Make a PNG of the same pixels that holds nothing else and is sound.
 
     Args:
         view: the whole file.
         chunks: all of its chunks.
+        transparent: whether to keep the transparency of a palette.
 
     Raises:
         CodecError: a checksum is wrong, a chunk is missing or unknown, or the data are not
@@ -220,7 +221,32 @@ def plain_png(view: memoryview, chunks: Sequence[Chunk]) -> Buffer:
     parts: list[Buffer] = [view[:_FIRST_CHUNK_END]]
     if header.colour == _PALETTE:
         parts += _chunk(b"PLTE", [palette])
+        if transparent and (alphas := _transparency(view, chunks)):
+            parts += _chunk(b"tRNS", [alphas[: len(palette) // 3]])
     return b"".join([*parts, *_chunk(b"IDAT", data), _IEND])
+
+
+def transparent_colour(view: memoryview, chunks: Sequence[Chunk]) -> tuple[int, ...] | None:
+    """Return the one colour of a PNG that is transparent, as stored; None if there is none.
+
+    Args:
+        view: the whole file.
+        chunks: all of its chunks.
+
+    Raises:
+        CodecError: the colour is not whole.
+    """
+    header, data = png_header(view), _transparency(view, chunks)
+    if header.colour not in (_GRAY, _RGB) or not data:
+        return None
+    if len(data) != 2 * header.channels:
+        raise CodecError("broken PNG: the transparent colour in its chunk b'tRNS'")
+    return unpack(f">{header.channels}H", data)
+
+
+def _transparency(view: memoryview, chunks: Sequence[Chunk]) -> bytes:
+    found = next((chunk for chunk in chunks if chunk[0] in (b"tRNS", b"IDAT")), None)
+    return bytes(view[found[1] : found[2]]) if found and found[0] == b"tRNS" else b""
 
 
 def index_png(view: memoryview, chunks: Sequence[Chunk]) -> Buffer:

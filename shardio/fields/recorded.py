@@ -35,7 +35,7 @@ _CLASSES: dict[str, type[FieldType]] = {
 _SPELLED = {name: each for name, each in _CLASSES.items() if each not in (Pixels, PixelMask)}
 """Types by their public names; the others follow from the names of fields alone."""
 
-_OF_READERS = {"fields", "max_pixels", "max_seconds"}
+_OF_READERS = {"fields", "max_pixels", "max_seconds", "fill"}
 _YOUNGER = (Mask, Depth)
 """Types by name that readers of version 1 alone do not know: to them these fields are images."""
 

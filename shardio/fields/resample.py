@@ -66,10 +66,11 @@ def write_nearest(
     """Fill a slot with the pixels under the centres of its own.
 
     Args:
-        source: uint8 [h, w, 3], any view: the picture from the first row and column of the axes on.
+        source: uint8 [h, w, channels], any view: the picture from the first row and column of the
+            axes on.
         rows: axis down the picture.
         columns: axis across the picture.
-        out: uint8 [rows.kept, columns.kept, 3], where the result goes.
+        out: uint8 [rows.kept, columns.kept, channels], where the result goes.
     """
     taken = source.take(rows.nearest(), axis=0)
     taken.take(columns.nearest(), axis=1, out=out, mode="clip")
@@ -84,7 +85,7 @@ def write_antialiased(
         source: see write_nearest; at least as many rows and columns as are needed.
         rows: axis down the picture.
         columns: axis across the picture.
-        out: uint8 [rows.kept, columns.kept, 3], where the result goes.
+        out: uint8 [rows.kept, columns.kept, channels], where the result goes.
         cubic: whether to weight the pixels by a cubic filter, which sharpens, and not a linear one.
     """
     if (rows.length, columns.length) == (rows.resized, columns.resized) and rows.shrink == 1:
@@ -95,7 +96,7 @@ def write_antialiased(
     kernel = _torch_kernel(cubic) if suits else None
     if kernel is None:
         turned = _weighted_rows(cv2.transpose(source), columns, cubic=cubic)
-        out[...] = _weighted_rows(cv2.transpose(turned), rows, cubic=cubic)
+        out[...] = _weighted_rows(cv2.transpose(turned), rows, cubic=cubic).reshape(out.shape)
     else:
         out[...] = kernel(source, rows, columns)
 
@@ -152,10 +153,10 @@ def _torch_kernel(
         if not source.flags.c_contiguous:
             source = source[:, : columns.needed(support)]
         source = np.require(source, requirements=["C", "W"])
-        height, width = source.shape[:2]
+        height, width, channels = source.shape
         size = _computed(rows, height), _computed(columns, width)
         flat = torch.from_numpy(source.reshape(-1))  # sides of one pixel may have odd strides
-        images = flat.view(1, height, width, 3).permute(0, 3, 1, 2)
+        images = flat.view(1, height, width, channels).permute(0, 3, 1, 2)
         found = upsample(images, size, False, 1 / rows.scale, 1 / columns.scale)
         pixels: NDArray[np.uint8] = found.permute(0, 2, 3, 1).numpy()[0]
         return pixels[rows.in_slot, columns.in_slot]

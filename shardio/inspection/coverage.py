@@ -14,13 +14,14 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from itertools import islice
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shardio.buckets import Buckets
 from shardio.checks import flag, one_of, require, seed_of_order, whole_number
-from shardio.errors import UsageError, argument, counted
+from shardio.errors import UsageError, argument, counted, without_secrets
 from shardio.indexing.catalog import Catalog, open_catalog
 from shardio.indexing.shard_index import ShardIndex
 from shardio.options import with_options
@@ -46,11 +47,7 @@ from shardio.reading.settings import (
     read_labels,
     weigh,
 )
-from shardio.storage.local import without_secrets
 from shardio.storage.location import Options
-
-if TYPE_CHECKING:
-    from shardio.buckets import Buckets
 
 _POSITIONS_AT_ONCE = 1 << 16
 _MOST_SAMPLES, _MOST_PROCESSES = 1 << 31, 1 << 20
@@ -594,13 +591,6 @@ class _Walk:
             shares = runs.lengths / np.maximum(self._counts[runs.shards], 1)
             sizes.append(int((shares * self._sizes[runs.shards]).sum()))
         return max(map(sum, zip(sizes, [*sizes[1:], 0], strict=True)), default=0)
-
-
-def make_buckets(area: int, step: int) -> Buckets:
-    """Make buckets of aspect ratios, see shardio.Buckets."""
-    from shardio.buckets import Buckets  # noqa: PLC0415  imports torch
-
-    return Buckets(area, step=step)
 
 
 class _Classes:

@@ -1,8 +1,9 @@
 """Images that are decoded while they are packed: stored as pixels, encoded anew, or compared.
 
 Pixels are `.npy` version 1.0: a header, the same for all images of one size, then uint8 [H, W, 3]
-in RGB and C order. Images of one size become members of one size, at one stride if the other fields
-allow it, so that a reader may treat the shard as an array.
+in RGB and C order, or as many channels as the type of the field reads. Images of one size become
+members of one size, at one stride if the other fields allow it, so that a reader may treat the
+shard as an array.
 
 Image files keep their format. The EXIF orientation is applied to the pixels, and all metadata are
 dropped, colour profiles included. Images that keep their size and quality are stored as they are.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from io import BytesIO
+from math import prod
 
 import cv2
 import numpy as np
@@ -50,13 +52,14 @@ class PixelWriter:
         self._scratch = Scratch()
         self.sizes: set[tuple[int, int]] = set()
 
-    def reserve(self, data: memoryview, info: ImageInfo) -> None:
+    def reserve(self, data: memoryview, info: ImageInfo, channels: int) -> None:
         """Reserve a member in the archive and fill it with what is stored of an image.
 
         Args:
             data: the image file, which check_complete accepted; may lie where the archive reserved
                 a member before.
             info: result of probe_image.
+            channels: channels that the type of its field reads.
 
         Raises:
             CodecError: the image does not decode.
@@ -64,10 +67,10 @@ class PixelWriter:
         """
         crop = self._encoding.crop(info.height, info.width)
         if self._encoding.store == "raw":
-            self._reserve_pixels(data, info, crop)
+            self._reserve_pixels(self._decode(data, info, channels), crop)
         elif self._changes(info, crop):
-            pixels = decode_image(data, info, scratch=self._scratch, verified=True)
-            out = np.empty((*crop.size, 3), np.uint8)
+            pixels = self._decode(data, info, channels)
+            out = np.empty((*crop.size, channels), np.uint8)
             _resize(pixels, crop, out)
             encoded = encode_image(out, info.format, self._encoding.quality or _QUALITY)
             self._archive.reserve(len(encoded))[:] = encoded
@@ -77,12 +80,15 @@ class PixelWriter:
             return True
         return self._encoding.quality is not None and FORMATS[info.format].is_lossy
 
-    def _reserve_pixels(self, data: memoryview, info: ImageInfo, crop: Cut) -> None:
-        pixels = decode_image(data, info, scratch=self._scratch, verified=True)
-        header = _npy_header(crop.size)
-        place = self._archive.reserve(len(header) + crop.size[0] * crop.size[1] * 3)
+    def _decode(self, data: memoryview, info: ImageInfo, channels: int) -> NDArray[np.uint8]:
+        return decode_image(data, info, scratch=self._scratch, verified=True, channels=channels)
+
+    def _reserve_pixels(self, pixels: NDArray[np.uint8], crop: Cut) -> None:
+        shape = *crop.size, pixels.shape[2]
+        header = _npy_header(shape)
+        place = self._archive.reserve(len(header) + prod(shape))
         place[: len(header)] = header
-        out = np.frombuffer(place, np.uint8, offset=len(header)).reshape(*crop.size, 3)
+        out = np.frombuffer(place, np.uint8, offset=len(header)).reshape(shape)
         _resize(pixels, crop, out)
         self.sizes.add(crop.size)
 
@@ -98,9 +104,9 @@ def _resize(pixels: NDArray[np.uint8], crop: Cut, out: NDArray[np.uint8]) -> Non
 
 
 @lru_cache(maxsize=256)
-def _npy_header(size: tuple[int, int]) -> bytes:
+def _npy_header(shape: tuple[int, int, int]) -> bytes:
     stream = BytesIO()
-    header = {"descr": "|u1", "fortran_order": False, "shape": (*size, 3)}
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(stream, header)
     return stream.getvalue()
 

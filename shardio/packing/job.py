@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.errors import PackError, SituationError, UsageError, quoted, shown
-from shardio.fields.base import FieldType
+from shardio.fields.base import PIXELS_FIELD, FieldType
 from shardio.fields.defaults import combined_types
 from shardio.fields.formats import IMAGE_FIELDS
+from shardio.fields.pictures import Pixels
 from shardio.fields.recorded import record_type, types_to_record
 from shardio.indexing.manifest import INDEX_FOLDER, Manifest, write_manifest
 from shardio.packing.dedupe import Dedupe, FingerprintTask, fingerprint, group_alike, hamming
@@ -194,7 +195,8 @@ def _pack(
     """Pack into a local folder."""
     with hold_folder(folder, names) as output:
         source = open_source(output.work)
-        job = replace(job, types=combined_types(types_of(source), job.types))
+        types = combined_types(types_of(source), job.types)
+        job = replace(job, types=types | _type_of_pixels(types, job.images))
         plan = _plan(output, job, source, target)
         made = plan.digest(job)
         ended = output.ended
@@ -284,6 +286,14 @@ def _plan(output: Output, job: PackJob, source: Source, target: Location | None)
         duplicates=None if groups is None else groups.again,
         types=job.types,
     )
+
+
+def _type_of_pixels(types: Mapping[str, FieldType], images: ImageEncoding) -> dict[str, FieldType]:
+    """Return the type of images that are stored as pixels of other channels than RGB's."""
+    others = {each.channels for each in types.values() if each.image_file} - {3}
+    if images.store != "raw" or not others:
+        return {}
+    return {PIXELS_FIELD: Pixels(channels=min(others))}
 
 
 def _discard_others(output: Output, tasks: Sequence[ShardTask]) -> None:

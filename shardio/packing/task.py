@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from shardio.errors import CodecError, IndexFileError, PackError, UsageError, quoted
+from shardio.errors import CodecError, IndexFileError, PackError, UsageError, counted, quoted
 from shardio.fields.base import PIXELS_FIELD, FieldType
 from shardio.fields.defaults import IMAGE, size_of, type_of
 from shardio.fields.formats import check_complete, check_data, probe_image
@@ -571,7 +571,17 @@ class _Packer(ExitStack):
                     f"{name} is the second image of the sample, and only one can be resized, "
                     "encoded anew or stored as pixels"
                 )
-            self._pixels.reserve(data, info)
+            channels = self._type_of(field).channels
+            if self._encoding.store == "raw":
+                stored = self._type_of(PIXELS_FIELD).channels
+                if channels != stored:
+                    raise UsageError(
+                        f"{field} has {counted(channels, 'channel')}, and other images of the pack "
+                        f"{stored}",
+                        remedy="give all images that become pixels the same channels, with types "
+                        "(--type jpg=Image(channels=1))",
+                    )
+            self._pixels.reserve(data, info, channels)
             if self._encoding.store == "raw":
                 return PIXELS_FIELD
         return field

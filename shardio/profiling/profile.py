@@ -54,7 +54,7 @@ from shardio.profiling.settings import (
 from shardio.profiling.store import StoreLimits
 from shardio.profiling.verdict import Bottleneck, Verdict, advise
 from shardio.storage.cache import fallback_folder
-from shardio.storage.local import refuse_url, without_secrets
+from shardio.storage.local import refuse_url
 from shardio.storage.temporary import temporary_folder
 
 _LOG = logging.getLogger("shardio")
@@ -331,13 +331,11 @@ class _Child:
 def _check(settings: ProfileSettings, samples: int) -> None:
     """Refuse what cannot be measured, before anything is."""
     if not samples:
-        raise SituationError(
-            "the dataset has no samples to measure", where=without_secrets(settings.source)
-        )
+        raise SituationError("the dataset has no samples to measure", where=settings.source)
     if settings.batch_size > samples:
         raise SituationError(
             f"the dataset has {counted(samples, 'sample')}, fewer than a batch",
-            where=without_secrets(settings.source),
+            where=settings.source,
             remedy=f"give {argument('batch_size', samples)} or less",
         )
     for name in ("transform", "train"):

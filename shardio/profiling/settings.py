@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from shardio.checks import flag, one_of, require, whole_number
-from shardio.errors import SituationError, UsageError, argument, counted, quoted
+from shardio.errors import SituationError, UsageError, argument, counted, quoted, without_secrets
 from shardio.fields.formats import IMAGE_FIELDS
 from shardio.processes import count_cores
 from shardio.profiling.evidence import ProducerKind
-from shardio.storage.local import without_secrets
 from shardio.storage.location import Options
 
 BASELINES = ("webdataset",)

@@ -10,6 +10,7 @@ from shardio.buckets import Buckets
 from shardio.checks import flag, one_of, positive, require, seed_of_order, whole_number
 from shardio.fields.base import FieldType
 from shardio.planning.epoch import Tail
+from shardio.reading.settings import ranks_of
 from shardio.storage.location import Options
 from shardio.transforms import SizedTransform
 
@@ -37,22 +38,14 @@ def check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[st
     Raises:
         UsageError: an argument is refused.
     """
-    for name in ("batch_size", "global_batch_size"):
-        if given[name] is not None:
-            given[name] = whole_number(name, given[name], least=1)
-    for name in ("window", "streams", "max_pixels", "predownload"):
-        given[name] = whole_number(name, given[name], least=1)
-    given["download_retry"] = whole_number("download_retry", given["download_retry"], least=0)
-    if given["epoch_size"] is not None:
-        given["epoch_size"] = whole_number("epoch_size", given["epoch_size"], least=1)
-    if given["cache_limit"] is not None:
-        given["cache_limit"] = whole_number("cache_limit", given["cache_limit"], least=0)
-    given["download_timeout"] = positive("download_timeout", given["download_timeout"])
+    if given["group"] is not None:
+        ranks = ranks_of(given["group"], given["rank"], given["world_size"])
+        given |= {"rank": ranks[0], "world_size": ranks[1], "group": None}  # numbers pickle
+    given |= _numbers(given)
     options = given["storage_options"]
     require(
         options is None or isinstance(options, Mapping), "storage_options", options, "a mapping"
     )
-    given["seed"] = seed_of_order(given["seed"])
     fields, shuffle, streams = given["fields"], given["shuffle"], given["streams"]
     mapped = fields is None or (
         isinstance(fields, Mapping)
@@ -86,3 +79,22 @@ def check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[st
     for name in ("reduced_decoding", "allow_empty", "crops", "nondeterministic"):
         flag(name, given[name])
     return {"transform": transform, "decode": decode, **given}
+
+
+def _numbers(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that are numbers, whole ones as int; refuse what is no such number."""
+    least = {
+        **dict.fromkeys(("batch_size", "global_batch_size", "epoch_size"), 1),
+        **dict.fromkeys(("window", "streams", "max_pixels", "predownload"), 1),
+        **dict.fromkeys(("download_retry", "cache_limit"), 0),
+    }
+    absent = {"batch_size", "global_batch_size", "epoch_size", "cache_limit"}
+    return {
+        **{
+            name: whole_number(name, given[name], least=smallest)
+            for name, smallest in least.items()
+            if given[name] is not None or name not in absent
+        },
+        "download_timeout": positive("download_timeout", given["download_timeout"]),
+        "seed": seed_of_order(given["seed"]),
+    }

@@ -182,7 +182,7 @@ class Stack(ABC):
 
 
 class Arrays(Stack):
-    """NumPy arrays of one kind, a tensor [B, …]; images are [B, 3, H, W].
+    """NumPy arrays of one kind, a tensor [B, …]; images are [B, channels, H, W].
 
     Args:
         slots: number of slots.

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,11 @@ from shardio.reading.shards import ShardPool
 from shardio.reading.times import StageTimes, Stopwatch
 from shardio.storage.base import Storage
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+_NO_ARGUMENTS = frozenset({"self", "source", "__class__"})
 _TRANSFORMS = 3
 _SAMPLES_PLANNED_AT_ONCE = 64
 _SAMPLES_LOOKED_AT = 1000
@@ -136,6 +141,9 @@ class ShardDataset(ResumableDataset):
             leaves it out; "short" makes it smaller, for one rank alone.
         rank: rank of this process, by default from torch.distributed or torchrun.
         world_size: number of ranks, like rank.
+        group: data-parallel group in place of rank and world_size: a process group, or a device
+            mesh of one dimension, as mesh["dp"]. Ranks that are equal in it, as those of a tensor-
+            or pipeline-parallel group, get the same samples.
         on_bad_sample: "raise", or "skip" to put another sample with valid=False in its place.
         reduced_decoding: decode a JPEG whose crop is at least 3.75, 4.5 or 8 times as large as
             what it becomes at 1/2, 1/4 or 1/8 of its size: faster, and nearer to an antialiased
@@ -198,6 +206,7 @@ class ShardDataset(ResumableDataset):
         tail: Tail = "pad",
         rank: int | None = None,
         world_size: int | None = None,
+        group: ProcessGroup | DeviceMesh | None = None,
         on_bad_sample: OnBadSample = "raise",
         reduced_decoding: bool = True,
         allow_empty: bool = False,
@@ -212,15 +221,13 @@ class ShardDataset(ResumableDataset):
         download_retry: int = 6,
         download_timeout: float = 30.0,
     ) -> None:
-        given = {
-            name: value
-            for name, value in locals().items()
-            if name not in ("self", "source", "__class__")
-        }
+        given = {name: value for name, value in locals().items() if name not in _NO_ARGUMENTS}
         given = check_arguments(**given)
         options = store_options(given)
         sizes = given["batch_size"], given["global_batch_size"]
-        super().__init__(batch_sizes=sizes, ranks=(rank, world_size), as_tuple=as_tuple)
+        super().__init__(
+            batch_sizes=sizes, ranks=(given["rank"], given["world_size"]), as_tuple=as_tuple
+        )
         self.catalog: Catalog = open_catalog(
             source, storage=storage, options=options, allow_empty=allow_empty
         )
@@ -334,6 +341,8 @@ class ShardDataset(ResumableDataset):
         unknown = changes.keys() - self._arguments.keys()
         if unknown:
             raise UsageError(f"replace: ShardDataset has no argument {', '.join(sorted(unknown))}")
+        if changes.get("group") is not None:
+            changes = {"rank": None, "world_size": None, **changes}
         arguments = {**self._arguments, **changes}
         weights = arguments.pop("weights")  # of the samples that are chosen
         other = ShardDataset(self._parts, **arguments)
@@ -450,17 +459,19 @@ class ShardDataset(ResumableDataset):
         )
         key, shared = self.transform_key(epoch), Shared()
         reader_of = lru_cache(None)(partial(self.reader, pool, allocate, shared=shared))
+        ahead = self.read_ahead(plan.orders, pool, epoch)
         try:
-            with closing(self.read_ahead(plan.orders, pool, epoch)) as ahead:
-                asked = ahead if len(steps) > 1 else None
-                for some in positions:
-                    reader = reader_of(plan.bucket_of(some))
-                    yield from reader.read(plan, [some], share.batch_size, key, asked)
-                ahead.finish()
-                pool.finish()
+            asked = ahead if len(steps) > 1 else None
+            for some in positions:
+                reader = reader_of(plan.bucket_of(some))
+                yield from reader.read(plan, [some], share.batch_size, key, asked)
+            ahead.finish()
+            pool.finish()
         except BaseException:  # else the last batches may still be read
-            pool.close()
+            pool.close()  # before the threads of `ahead` end, which may wait for a store
             raise
+        finally:
+            ahead.close()
 
     def read_ahead(
         self, orders: Sequence[SampleSequence], pool: ShardPool, epoch: int

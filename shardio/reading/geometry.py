@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shardio.errors import CodecError, UsageError
+from shardio.errors import CodecError, UsageError, counted
 from shardio.fields.base import FieldType, picture_info
 from shardio.fields.geometry import Crop, View
 from shardio.fields.probe import ImageInfo, PictureSize
@@ -101,17 +101,7 @@ class SampleGeometry:
                     f"whole sample as map=, or leave {name!r} out of fields="
                 ),
             )
-        if getattr(transform, "flip", 0):
-            for name, first in zip(types, firsts, strict=True):
-                if not first.mirrors:
-                    raise UsageError(
-                        f"the transform mirrors pictures, and {name!r} does not say which of its "
-                        "points change places",
-                        remedy=(
-                            f"give its {type(first).__name__} flip_pairs=[(0, 1), …] ([] for "
-                            "none), or the transform flip=0"
-                        ),
-                    )
+        _check_types(types, transform)
 
     def _sized_of(self, entries: Sequence[int]) -> Alternatives:
         """Return fields whose sizes an index may have; the first that a sample has decides."""
@@ -220,6 +210,40 @@ class SampleGeometry:
         return View.of(info, found.field, self._size, crop)
 
 
+def _check_types(types: Mapping[str, Mapping[str, FieldType]], transform: Any) -> None:
+    """Raise UsageError for entries that a transform says too little or too much of."""
+    fill, flip = getattr(transform, "fill", "reflect"), getattr(transform, "flip", 0)
+    for name, of_entry in types.items():
+        first = next(iter(of_entry.values()))
+        channels = sorted({each.channels for each in of_entry.values()})
+        if len(channels) > 1:
+            raise UsageError(
+                f"the fields of {name!r} have {' and '.join(map(str, channels))} channels",
+                remedy="give all of them one type, as Image('jpg;png', channels=3)",
+            )
+        several = len(fill) if isinstance(fill, tuple) and first.geometry == "leads" else 1
+        if several not in (1, first.channels):
+            raise UsageError(
+                f"fill={fill}: {name!r} has {counted(first.channels, 'channel')}",
+                remedy="give a number for each, or one for all",
+            )
+        if fill != "reflect" and not first.fills:
+            raise UsageError(
+                f"the transform may leave a margin beside a picture, and {name!r} does not say "
+                "which class it is",
+                remedy=f"give its {type(first).__name__} fill=, such as fill=255",
+            )
+        if flip and not first.mirrors:
+            raise UsageError(
+                f"the transform mirrors pictures, and {name!r} does not say which of its points "
+                "change places",
+                remedy=(
+                    f"give its {type(first).__name__} flip_pairs=[(0, 1), …] ([] for none), or the "
+                    "transform flip=0"
+                ),
+            )
+
+
 def _refuse_size(info: ImageInfo, known: PictureSize) -> NoReturn:
     """Raise CodecError for a picture whose header says another size than the index."""
     raise CodecError(
@@ -233,8 +257,9 @@ def describe_crops(views: Sequence[Views]) -> dict[str, torch.Tensor]:
 
     Returns:
         "box", float32 [B, 4]: left, top, right and bottom of what is shown, in pixels of the
-        sample's picture; "flip", bool [B]: whether it is mirrored; "size", int64 [B, 2]: height
-        and width of the picture. A sample without a picture has zeros.
+        sample's picture, outside of it where the slot has a margin; "flip", bool [B]: whether it
+        is mirrored; "size", int64 [B, 2]: height and width of the picture. A sample
+        without a picture has zeros.
     """
     boxes, flips = torch.zeros(len(views), 4), torch.zeros(len(views), dtype=torch.bool)
     sizes = torch.zeros(len(views), 2, dtype=torch.int64)

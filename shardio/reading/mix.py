@@ -183,9 +183,9 @@ class _SourceReader:
 
     def close(self, error: object, *_: object) -> None:
         """End what runs beside it; without an error the last batches may still be read."""
-        self._ahead.close()
         if error is not None:
-            self._pool.close()
+            self._pool.close()  # before the threads of `_ahead` end, which may wait for a store
+        self._ahead.close()
 
     def begin(self, epoch: int, positions: NDArray[np.int64]) -> Batch:
         """Begin a batch of the samples at some positions of an epoch."""

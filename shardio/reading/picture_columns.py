@@ -84,7 +84,7 @@ def column_maker(
 
 
 class SizedImages:
-    """Pictures of one size, uint8 [B, 3, h, w] in channels-last memory.
+    """Pictures of one size, uint8 [B, channels, h, w] in channels-last memory.
 
     Args:
         slots: number of slots.
@@ -96,7 +96,7 @@ class SizedImages:
 
     Attributes:
         picture: whether an entry holds pictures.
-        batch: tensor of all slots, uint8 [B, h, w, 3].
+        batch: tensor of all slots, uint8 [B, h, w, channels].
         slots: the same memory as an array.
     """
 
@@ -116,7 +116,8 @@ class SizedImages:
         self._size = size
         self._scratch = scratch
         self._reduced = reduced
-        self.batch = allocate((slots, *size, 3), torch.uint8)
+        self._channels = next(iter(types.values())).channels
+        self.batch = allocate((slots, *size, self._channels), torch.uint8)
         self.slots: NDArray[np.uint8] = self.batch.numpy()
         self._pictures = self.batch.permute(0, 3, 1, 2)
 
@@ -137,6 +138,7 @@ class SizedImages:
                 scratch=self._scratch,
                 reduced=self._reduced,
                 verified=stored.verified,
+                channels=self._channels,
             )
         else:
             pixels = _decode_picture(type_, stored)
@@ -166,7 +168,7 @@ class Transformed(Stack):
     Args:
         slots: number of slots.
         types: see column_maker.
-        transform: function from uint8 [3, H, W] to a tensor.
+        transform: function from uint8 [channels, H, W] to a tensor.
         allocate: makes the tensor.
 
     Attributes:
@@ -221,15 +223,16 @@ class Transformed(Stack):
 
 
 def _decode_picture(type_: FieldType, stored: FieldBytes) -> Any:
-    """Decode a picture whole, uint8 [H, W, 3].
+    """Decode a picture whole, uint8 [H, W, channels].
 
     Raises:
         CodecError: the bytes do not decode, or to something else.
     """
     pixels = (type_.decode_verified if stored.verified else type_.decode)(stored.data)
-    if not (isinstance(pixels, np.ndarray) and is_picture(pixels.dtype, pixels.shape)):
+    channels = type_.channels
+    if not (isinstance(pixels, np.ndarray) and is_picture(pixels.dtype, pixels.shape, channels)):
         raise CodecError(
-            f"the field type {type_.name} decodes to no uint8 [H, W, 3], as crops need"
+            f"the field type {type_.name} decodes to no uint8 [H, W, {channels}], as crops need"
         )
     return pixels
 

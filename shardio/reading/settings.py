@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from shardio.buckets import Buckets
 from shardio.checks import require
 from shardio.errors import CodecError, SampleError, SituationError, UsageError, counted, quoted
 from shardio.fields.base import LABEL_FIELD, FieldType, picture_info
@@ -25,9 +26,6 @@ from shardio.planning.epoch import Shuffle, Tail, count_steps
 from shardio.planning.samples import Samples
 from shardio.processes import Threads
 from shardio.reading.shards import ShardPool
-
-if TYPE_CHECKING:
-    from shardio.buckets import Buckets
 
 _LOG = logging.getLogger("shardio")
 _PROBES = 16  # pictures that are read at once
@@ -302,6 +300,34 @@ def describe_weights(given: WeightsGiven) -> str:
     if isinstance(given, Mapping):
         return ",".join(f"{label}={weight:g}" for label, weight in given.items())
     return "a function" if callable(given) else "one a sample"
+
+
+def ranks_of(group: Any, rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Return rank and world size of this process in a group.
+
+    Args:
+        group: process group, or device mesh of one dimension, of torch.distributed.
+        rank: rank given beside it, which must be None.
+        world_size: world size given beside it, which must be None.
+
+    Raises:
+        UsageError: the group is none of these, or this process is not in it.
+    """
+    if rank is not None or world_size is not None:
+        raise UsageError("group says rank and world_size, which exclude it", remedy="give one")
+    if (dimensions := getattr(group, "ndim", 1)) != 1:
+        raise UsageError(
+            f"group={group}: the device mesh has {dimensions} dimensions",
+            remedy='give that of the ranks with different samples, as mesh["dp"]; several become '
+            'one by mesh["dp_replicate", "dp_shard"]._flatten("dp")',
+        )
+    rank_in = getattr(group, "get_local_rank", getattr(group, "rank", None))  # mesh or group
+    if not (callable(rank_in) and callable(getattr(group, "size", None))):
+        raise UsageError(
+            f"group={group!r}: it must be a process group or a device mesh of torch.distributed "
+            "that this process is in"
+        )
+    return int(rank_in()), int(group.size())
 
 
 def divide_batch(global_batch_size: int, world_size: int) -> int:

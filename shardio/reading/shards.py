@@ -123,6 +123,7 @@ class OpenShard:
 
     Args:
         entry: entry of the catalog.
+        load_index: loads the index of the shard.
         open_file: opens the file of the shard.
         renew: opens a shard of a store past the cache, where it may be damaged; None for others.
 
@@ -137,11 +138,12 @@ class OpenShard:
     def __init__(
         self,
         entry: ShardEntry,
+        load_index: Callable[[], ShardIndex],
         open_file: Callable[[], StoredFile],
         renew: _Renew | None = None,
     ) -> None:
         self.name = entry.name
-        self._open_file, self._renew = open_file, renew
+        self._load_index, self._open_file, self._renew = load_index, open_file, renew
         self._is_renewed = False
         self.bad: set[int] = set()
         self._entry = entry
@@ -373,7 +375,7 @@ class OpenShard:
         )
 
     def _load(self) -> None:
-        self.index = index = _opened(self._entry.load_index)
+        self.index = index = _opened(self._load_index)
         self._offsets, self._sizes = index.offsets.reshape(-1).data, index.sizes.reshape(-1).data
         self._firsts = index.firsts.reshape(-1).data
         self._width, self._rare = len(index.columns), index.rare_fields()
@@ -514,20 +516,30 @@ class ShardPool:
         with self._lock:
             for shard in self._open.keys() & self._remote.keys() - set(shards):
                 self._open.pop(shard).close()  # the cache may need its room
+            downloads = self._fetcher()
         due = [self._remote[shard] for shard in shards if shard in self._remote]
-        self._fetcher().want(due, next_use, waits=waits)
+        downloads.want(due, next_use, waits=waits)
 
     def remote_keys(self) -> dict[str, int]:
         """Return the positions of the shards of stores, by their keys in the cache."""
         return {remote.key: shard for shard, remote in self._remote.items()}
 
-    def _openers(self, shard: int) -> tuple[Callable[[], StoredFile], _Renew | None]:
-        if shard in self._remote:
-            downloads, remote = self._fetcher(), self._remote[shard]
-            return partial(downloads.open, remote), partial(downloads.renew, remote)
-        return self._entries[shard].open_file, None
+    def _openers(
+        self, shard: int
+    ) -> tuple[Callable[[], ShardIndex], Callable[[], StoredFile], _Renew | None]:
+        """Return what loads the index of a shard, what opens it, and what renews it."""
+        entry = self._entries[shard]
+        if shard not in self._remote:
+            return entry.load_index, entry.open_file, None
+        downloads, remote = self._fetcher(), self._remote[shard]
+        return (
+            partial(downloads.ask, entry.load_index),
+            partial(downloads.open, remote),
+            partial(downloads.renew, remote),
+        )
 
     def _fetcher(self) -> Downloads:
+        """Return what fetches shards for this process; the lock is held."""
         if self._downloads is None or self._downloads.process != os.getpid():
             self._downloads = Downloads()
         return self._downloads

@@ -11,13 +11,12 @@ would cost more than the shard. A shard for which the cache has no room is read 
 
 Nothing waits for ever: a shard that another process fetches, and that does not grow, is read by
 ranges, and one whose process has ended is fetched here. Nothing waits for the threads either: they
-may hear from a store late or never, so a loop that is left takes their parts away from them.
+may hear late from a store, so a loop that is left takes their claimed parts from them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import threading
 import time
@@ -28,7 +27,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from shardio.errors import RemoteError, ShardioError, SituationError, TarError, argument
 from shardio.processes import Daemons, new_lock, outside_collection
@@ -44,16 +43,15 @@ from shardio.storage.remote import (
 )
 from shardio.storage.shard_cache import NextUse, Part, ShardCache, key_of
 
-_LOG = logging.getLogger("shardio")
+T = TypeVar("T")
 _MOST_ASKED = 64  # ranges of a shard whose bytes are kept until they are read
 _SPLIT = 8 << 20  # bytes of a piece of a shard
 _POLL = 0.01  # seconds between looks at a file that another process writes
 _STILL = 2.0  # seconds without growth, after which another process may have ended
-_LONGEST_RANGES = 5.0  # seconds that shards wait for the ranges of samples
+_LONGEST_RANGES = 5.0  # seconds that shards wait for ranges
 _NOW = -1.0  # next use of a shard, sooner than that of any other
 _LONGEST_END = 1.0  # seconds in which threads may end by themselves
-CONNECTIONS = 16
-"""Number of shards that a process fetches at once."""
+CONNECTIONS = 16  # shards that a process fetches at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +112,7 @@ class _Task:
 
     Attributes:
         shard: the shard.
-        state: "waiting" or "coming" in this process; "done" if it is there or
-            another fetches it; "no room"; "failed".
+        state: "waiting", "coming" here, "done" or another fetches it, "no room", "failed".
         error: why it failed.
         is_needed: whether it must come whatever leaves the cache, see Downloads.need.
     """
@@ -151,8 +148,10 @@ class Downloads:
         self._fetching = Daemons("fetch", CONNECTIONS)
         self._pieces = Daemons("piece", CONNECTIONS)
         self._ranging = Daemons("range", MOST_REQUESTS - 2 * CONNECTIONS)
+        self._asking = Daemons("ask", MOST_REQUESTS - 2 * CONNECTIONS)
         self._ranges: set[Future[bytes]] = set()
         self._parts: set[Part] = set()
+        self._claiming = 0
 
     def close(self) -> None:
         """Fetch nothing more; what has come of shards is thrown away, and who waits gets an error.
@@ -164,22 +163,25 @@ class Downloads:
 
     def _close(self) -> None:
         with self._changed:
+            longest = 0.0 if self._closed else _LONGEST_END
             self._closed = True
             self._queue.clear()
             self._changed.notify_all()
-        for threads in (self._ranging, self._pieces):
+        for threads in (self._ranging, self._pieces, self._asking):
             threads.end(_EndedError("the loop has ended"))
         with self._changed:
-            self._changed.wait_for(lambda: not self._running, _LONGEST_END)
+            self._changed.wait_for(lambda: not self._running, longest)
+            self._changed.wait_for(lambda: not self._claiming)
             parts = [*self._parts]
         for part in parts:
             part.close()
 
     def finish(self) -> None:
         """Wait for shards that come, as long as they do: other processes may need more of them."""
+        grown = time.monotonic()  # a thread that runs may have no part yet
         with self._changed:
             while self._running and not self._closed and self.process == os.getpid():
-                grown = max((part.grown for part in self._parts), default=0.0)
+                grown = max([grown, *(part.grown for part in self._parts)])
                 if time.monotonic() - grown > _STILL:
                     return
                 self._changed.wait(_POLL)
@@ -243,6 +245,10 @@ class Downloads:
             TarError if it has another size.
         """
         return self._ranging.submit(self._read_range, shard, start, end, versions)
+
+    def ask(self, work: Callable[[], T]) -> T:
+        """Call a function that asks a store, in a thread; close ends the wait with an error."""
+        return self._asking.submit(work).result()
 
     def fetch_after(self, range_: Future[bytes]) -> None:
         """Have a range come before shards do that are not yet being fetched."""
@@ -342,12 +348,10 @@ class Downloads:
         """Fetch a shard, and return the new state of its task."""
         shard = task.shard
         try:
-            part = shard.cache.claim(shard, task.next_use(self._next_use))
-            if isinstance(part, bool):
+            part = self._claim(shard, task.next_use(self._next_use))
+            if not isinstance(part, Part):
                 return "done" if part else _without_room(shard)
             task.state = "coming"
-            with self._changed:
-                self._parts.add(part)
             try:
                 return self._fill(part, shard, connections)
             finally:
@@ -360,6 +364,22 @@ class Downloads:
             if shard.stored is not None:
                 raise _not_come(shard, error) from error
             return _without_room(shard, error)
+
+    def _claim(self, shard: RemoteShard, next_use: NextUse) -> Part | bool:
+        """Begin a part, see ShardCache.claim; who closes waits until it is known here."""
+        with self._changed:
+            self._refuse_closed()
+            self._claiming += 1
+        part: Part | bool = False
+        try:
+            part = shard.cache.claim(shard, next_use)
+        finally:
+            with self._changed:
+                if isinstance(part, Part):
+                    self._parts.add(part)
+                self._claiming -= 1
+                self._changed.notify_all()
+        return part
 
     def _fill(self, part: Part, shard: RemoteShard, connections: int) -> str:
         for _ in range(2):
@@ -475,28 +495,8 @@ class Downloads:
             raise _EndedError("the loop has ended")
 
 
-_warned: set[Path] = set()
-"""Cache folders of which this process has said that they cannot take a shard."""
-
-
 def _without_room(shard: RemoteShard, error: OSError | None = None) -> str:
-    """Warn, once for a folder, that a shard is read by ranges; returns the state of its task."""
-    folder, limit = shard.cache.folder, shard.cache.limit
-    if folder not in _warned:
-        _warned.add(folder)
-        fault = f"has no room left for a shard of {shard.size:,} bytes (its limit is {limit:,})"
-        way = f"raise {argument('cache_limit')}"
-        if error is not None:
-            fault = f"cannot take a shard of {shard.size:,} bytes ({error.strerror or error})"
-            way = f"free some space, or name another folder by {argument('cache_dir')}"
-        _LOG.warning(
-            "%s: the cache in %s %s, so that samples are read one by one, with a request for "
-            "each; %s",
-            shard.name,
-            folder,
-            fault,
-            way,
-        )
+    shard.cache.warn_of_no_room(shard, shard.name, error)
     return "no room"
 
 

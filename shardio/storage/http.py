@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import base64
 import re
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields
@@ -33,7 +34,6 @@ from urllib3.exceptions import (
 from shardio.checks import whole_number
 from shardio.errors import UsageError, argument
 from shardio.storage.base import FileStat
-from shardio.storage.local import without_secrets
 from shardio.storage.remote import (
     MOST_REQUESTS,
     Body,
@@ -69,7 +69,8 @@ _OWN_HEADERS = frozenset(
     }
 )
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # its name
-_ENOUGH = 1 << 16  # bytes that are gathered: TLS gives 16 KB at a time
+_LEAST = 1 << 16  # bytes that are waited for
+_GATHERING = 0.05  # seconds in which more are, as each piece that is given on costs time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +189,6 @@ def split_url(url: str) -> tuple[str, dict[str, str]]:
         UsageError: it has no host, an invalid port, a fragment or an encoded slash.
     """
     scheme, _, rest = url.partition("://")
-    shown_url = without_secrets(url)
     _, mark, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
     try:
         parts = urlsplit(url)
@@ -200,9 +200,9 @@ def split_url(url: str) -> tuple[str, dict[str, str]]:
             remedy="check its host and port, and write special characters of a password as %XX",
         ) from None
     if "#" in rest:
-        raise UsageError("it must have no fragment", where=shown_url, remedy="write # as %23")
+        raise UsageError("it must have no fragment", where=url, remedy="write # as %23")
     if "%2f" in path.lower():
-        raise UsageError("its path must have no encoded slash (%2F)", where=shown_url)
+        raise UsageError("its path must have no encoded slash (%2F)", where=url)
     found = {"user": parts.username, "password": parts.password}
     secrets = {name: unquote(value) for name, value in found.items() if value is not None}
     if parts.query:
@@ -451,12 +451,14 @@ class HttpBody:
     def readinto(self, buffer: memoryview, /) -> int:
         """Read some bytes; 0 at the end."""
         most, size = min(len(buffer), self._left), 0
-        response, enough = self._answer.response, min(most, _ENOUGH)
+        latest = time.monotonic() + _GATHERING
         try:
             with failures(None):
-                while size < enough and (piece := response.read1(most - size)):
-                    buffer[size : size + len(piece)] = piece
-                    size += len(piece)
+                while size < most and (not size or time.monotonic() < latest):
+                    came = self._answer.readinto(buffer[size : min(size + _LEAST, most)])
+                    size += came
+                    if not came:
+                        break
         except RequestError:
             if not size:  # else the next call fails
                 raise

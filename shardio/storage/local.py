@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from shardio.errors import SituationError, TarError, UsageError
+from shardio.errors import SituationError, TarError, UsageError, without_secrets
 from shardio.storage.base import (
     FileStat,
     StoredBytes,
@@ -87,15 +87,6 @@ def url_fault(path: str) -> str | None:
             f"is to be read, upload what was written, or mount the storage{slashes}"
         )
     return None
-
-
-def without_secrets(source: str) -> str:
-    """Return a source as it may be shown: a URL without user name, password and query."""
-    scheme, mark, rest = source.partition("://")
-    if not mark or not _URL.match(source):
-        return source
-    place, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
-    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
 
 
 def refuse_url(path: str | os.PathLike[str]) -> None:

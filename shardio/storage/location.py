@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from shardio.errors import SituationError, UsageError, argument
+from shardio.errors import SituationError, UsageError, argument, without_secrets
 from shardio.storage.base import FileStat, Storage, StoredBytes, StoredFile
 from shardio.storage.local import LOCAL, refuse_url
 from shardio.storage.remote import RemoteStorage, read_only, remote_error
@@ -234,6 +234,12 @@ def locate(
     scheme, mark, _ = text.partition("://")
     open_url = _find_storage(scheme.lower()) if mark else None
     if open_url is not None:
+        if without_secrets(text).startswith(f"{scheme}://…"):
+            raise UsageError(
+                "the URL is not valid",
+                where=f"{scheme}://…",
+                remedy="check its host and port, and write special characters of a password as %XX",
+            )
         chosen, place = open_url(text, options or {})
         return Location(chosen, place.rstrip("/"))
     if not isinstance(path, Path):

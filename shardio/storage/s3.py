@@ -146,9 +146,7 @@ class S3Storage(RemoteStorage):
                 remedy=f"give both in {argument('storage_options')}, or neither",
             )
         if self.endpoint_url is not None:
-            shown = self.endpoint_url.rpartition("@")[2]  # a password is never shown
-            good = shown == self.endpoint_url and shown.startswith(("http://", "https://"))
-            require(good, "endpoint_url", shown, "http:// or https:// with a host and no user")
+            _check_endpoint(self.endpoint_url)
         if self.ca_bundle is not None:
             good = Path(self.ca_bundle).is_file()
             require(good, "ca_bundle", self.ca_bundle, "a file of certificates")
@@ -261,6 +259,7 @@ class S3Client:
                 remedy=f"check {argument('storage_options')}, AWS_PROFILE, AWS_ENDPOINT_URL and "
                 "what else AWS takes from the environment",
             ) from error
+        _check_endpoint(self._s3.meta.endpoint_url)  # which may be of the environment
         for library in ("botocore", "urllib3"):
             keep_logs_out(library)  # which log signatures and session tokens
         self._always = {"RequestPayer": "requester"} if storage.requester_pays else {}
@@ -464,6 +463,13 @@ class S3Body:
     def close(self) -> None:
         """Give the connection back, or close it if bytes are left."""
         self._body.close()
+
+
+def _check_endpoint(url: str) -> None:
+    """Raise UsageError for an endpoint with a user, which errors of botocore would show."""
+    shown = url.rpartition("@")[2]
+    good = shown == url and shown.startswith(("http://", "https://"))
+    require(good, "endpoint_url", shown, "http:// or https:// with a host and no user")
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import stat
@@ -45,6 +46,7 @@ from shardio.storage.private import entry_fault, make_private
 SHARE_OF_FREE = 0.75
 """Part of the free space that shards may take, where no limit is given."""
 
+_LOG = logging.getLogger("shardio")
 _OLD = 86400.0  # seconds after which a part is left where locks do not tell
 _NAME = re.compile(
     r"\.?[0-9a-f]{64}\."
@@ -54,6 +56,9 @@ _URL = "user.xdg.origin.url"  # attribute of a file, as browsers and curl name i
 _DIGITS = 32  # of the sum, so that it is overwritten in place
 _LONGEST_WAIT, _PAUSE = 10.0, 0.005  # seconds for the lock of the folder
 _SPARE = 128  # of the limit one part is made room for at once, since listing all takes time
+
+_warned: set[Path] = set()
+"""Cache folders of which this process has said that they cannot take a shard."""
 
 
 class WantedShard(Protocol):
@@ -319,6 +324,33 @@ class ShardCache:
             _keep_url(descriptor, wanted)
             self._lock(descriptor)
             return Part(self, wanted, path, descriptor)
+
+    def warn_of_no_room(self, wanted: WantedShard, name: str, error: OSError | None = None) -> None:
+        """Warn, once in a process, that a shard is read by ranges.
+
+        Args:
+            wanted: shard.
+            name: name of the shard.
+            error: error of the disk; None if the limit leaves no room.
+        """
+        if self.folder in _warned:
+            return
+        _warned.add(self.folder)
+        fault = (
+            f"has no room left for a shard of {wanted.size:,} bytes (its limit is {self.limit:,})"
+        )
+        way = f"raise {argument('cache_limit')}"
+        if error is not None:
+            fault = f"cannot take a shard of {wanted.size:,} bytes ({error.strerror or error})"
+            way = f"free some space, or name another folder by {argument('cache_dir')}"
+        _LOG.warning(
+            "%s: the cache in %s %s, so that samples are read one by one, with a request for "
+            "each; %s",
+            name,
+            self.folder,
+            fault,
+            way,
+        )
 
     def put(self, wanted: WantedShard, path: Path, descriptor: int) -> None:
         """Give a part that is whole the name of its shard.

@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urljoin, urlsplit
@@ -124,6 +125,24 @@ class Answer:
             "the server sends neither ETag nor Last-Modified, so that a file that is replaced "
             "would go unnoticed",
         )
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Read bytes of the body until the buffer is full or the body ends; return their number.
+
+        They are read past urllib3 where that can be, as it makes a copy.
+
+        Raises:
+            HTTPError, OSError: the connection broke, or no byte came in time.
+        """
+        response = self.response
+        body = getattr(response, "_fp", None)
+        if not isinstance(body, HTTPResponse) or body.chunked or response.length_remaining is None:
+            piece = response.read1(len(buffer))
+            buffer[: len(piece)] = piece
+            return len(piece)
+        size = body.readinto(buffer)
+        response.length_remaining -= size
+        return size
 
     def read(self, most: int) -> bytes:
         """Read the body of an answer of the server itself, and close it.
@@ -293,7 +312,7 @@ def _failure(error: Exception, there: str) -> RequestError:
         return RequestError("broken", "the proxy does not do what it is asked")
     if isinstance(error, ConnectTimeoutError) and not isinstance(error, NewConnectionError):
         return RequestError("broken", f"no connection{there} in time")
-    if isinstance(error, ReadTimeoutError):
+    if isinstance(error, ReadTimeoutError | TimeoutError):
         return RequestError("broken", "no byte came in time")
     said = next(
         (each.strerror for each in causes if isinstance(each, OSError) and each.strerror), ""

@@ -9,13 +9,14 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from shardio.errors import CodecError
 from shardio.fields.formats import probe_image
 from shardio.fields.geometry import Crop, Resampling
 from shardio.fields.image import Scratch, decode_image, decode_part, write_crop, write_part
+from shardio.padded import Letterbox
 from shardio.transforms import CenterCrop, RandomResizedCrop
 
 if TYPE_CHECKING:
@@ -58,20 +59,33 @@ def turned(data: bytes, orientation: int) -> bytes:
 
 
 def fill(
-    data: bytes, crop: Crop, size: tuple[int, int], *, reduced: bool, verified: bool = True
+    data: bytes,
+    crop: Crop,
+    size: tuple[int, int],
+    *,
+    reduced: bool,
+    verified: bool = True,
+    channels: int = 3,
 ) -> tuple[Pixels, int]:
     info = probe_image(data)
-    out = np.zeros((*size, 3), np.uint8)
+    out = np.zeros((*size, channels), np.uint8)
     part = decode_part(
-        data, info, crop, size, scratch=Scratch(), reduced=reduced, verified=verified
+        data,
+        info,
+        crop,
+        size,
+        scratch=Scratch(),
+        reduced=reduced,
+        verified=verified,
+        channels=channels,
     )
     write_part(part, info, crop, out)
     return out, part.shrink
 
 
-def from_whole(data: bytes, crop: Crop, size: tuple[int, int]) -> Pixels:
-    out = np.zeros((*size, 3), np.uint8)
-    write_crop(decode_image(data), crop, out)
+def from_whole(data: bytes, crop: Crop, size: tuple[int, int], channels: int = 3) -> Pixels:
+    out = np.zeros((*size, channels), np.uint8)
+    write_crop(decode_image(data, channels=channels), crop, out)
     return out
 
 
@@ -111,18 +125,28 @@ def pictures_and_crops(draw: st.DrawFn) -> tuple[bytes, Crop]:
 @given(
     pictures_and_crops(),
     st.tuples(st.integers(1, 40), st.integers(1, 40)),
-    st.none() | st.tuples(*[st.integers(0, 30)] * 4),
+    st.none() | st.tuples(*[st.integers(-20, 30)] * 4),
+    st.sampled_from([7, 0, "reflect"]),
+    st.sampled_from([1, 3, 4]),
 )
 def test_without_reduced_decoding_a_crop_is_that_of_the_whole_picture_to_the_bit(
-    case: tuple[bytes, Crop], size: tuple[int, int], around: tuple[int, int, int, int] | None
+    case: tuple[bytes, Crop],
+    size: tuple[int, int],
+    around: tuple[int, int, int, int] | None,
+    outside: Any,
+    channels: int,
 ) -> None:
     data, crop = case
     if around is not None:
         above, before, below, behind = around
         resized = size[0] + above + below, size[1] + before + behind
-        crop = crop._replace(resized=resized, window=(above, before))
+        assume(min(resized) > 0)
+        assume(min(size[0] + below, size[0] + above, size[1] + behind, size[1] + before) > 0)
+        assume(outside != "reflect" or min(around) >= 0 or max(around) <= 0)
+        crop = crop._replace(resized=resized, window=(above, before), fill=outside)
     np.testing.assert_array_equal(
-        fill(data, crop, size, reduced=False)[0], from_whole(data, crop, size)
+        fill(data, crop, size, reduced=False, channels=channels)[0],
+        from_whole(data, crop, size, channels),
     )
 
 
@@ -244,6 +268,30 @@ def test_reduced_decoding_is_nearer_to_an_antialiased_resize_than_linear(
             antialiased = antialiased[:, ::-1]
         assert psnr(found, antialiased) > psnr(from_whole(data, crop, size), antialiased)
         assert psnr(found, antialiased) > 29
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("flip", [False, True])
+def test_reduced_decoding_fills_the_part_of_a_slot_beside_a_margin(
+    orientation: int, flip: bool
+) -> None:
+    data = turned(encode(picture(643, 811)), orientation)
+    info = probe_image(data)
+    crop = Letterbox((100, 100), antialias=False, fill=7).crop(info.height, info.width)
+    crop = crop._replace(flip=flip)
+    assert crop.resized is not None
+    rows, columns = (
+        slice(-first, one - first) for first, one in zip(crop.window, crop.resized, strict=True)
+    )
+    if flip:  # the margin too
+        columns = slice(100 - columns.stop, 100 - columns.start)
+    found, shrink = fill(data, crop, (100, 100), reduced=True)
+    inner = crop._replace(resized=None, window=(0, 0))
+    expected, _ = fill(data, inner, crop.resized, reduced=True)
+    assert shrink == 8
+    np.testing.assert_array_equal(found[rows, columns], expected)
+    found[rows, columns] = 7
+    assert (found == 7).all()
 
 
 def test_reduced_decoding_of_real_photos_is_at_least_as_good_as_linear(shared_data: Path) -> None:

@@ -58,9 +58,9 @@ def shard(tmp_path: Path) -> Path:
 
 FIELDS: dict[str, Any] = {
     "image": "png",
-    "mask": shardio.Mask("mask.png"),
+    "mask": shardio.Mask("mask.png", fill=255),
     "depth": shardio.Depth("depth.png?", scale=1 / 256),
-    "small": "small.mask.png",
+    "small": shardio.Mask("small.mask.png", fill=255),
     "right": shardio.Image("right.png"),
     "target": shardio.Boxes("json", format="xywh", also=["labels", "names"]),
     "points": shardio.Points("points.json", flip_pairs=[(0, 1)]),
@@ -79,40 +79,72 @@ def batches(shard: Path, **options: Any) -> list[dict[str, Any]]:
     return [*shardio.ShardDataset(shard, **arguments | {"crops": True} | options)]
 
 
-def test_all_that_follows_a_picture_shows_the_same_part_of_it(shard: Path) -> None:
-    for batch in batches(shard):
+def inside_of(crop: dict[str, torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+    """Which pixels of the slots have their centre in the picture, bool [B, h, w]."""
+    left, top, right, bottom = (crop["box"][:, edge, None] for edge in range(4))
+    x = left + (right - left) * (torch.arange(size[1]) + 0.5) / size[1]
+    x = torch.where(crop["flip"][:, None], x.flip(1), x)
+    y = top + (bottom - top) * (torch.arange(size[0]) + 0.5) / size[0]
+    return ((y > 0) & (y < HEIGHT))[:, :, None] & ((x > 0) & (x < WIDTH))[:, None, :]
+
+
+FOLLOWED: list[tuple[Any, bool]] = [
+    (CROP, False),
+    (shardio.RandomCrop((50, 70), padding=20, fill=9), True),
+    (shardio.RandomCrop((70, 60), fill=(9, 9, 9)), True),
+    (shardio.Letterbox((40, 33), fill=9, flip=0.5), True),
+    (shardio.Letterbox((31, 90), fill=9, antialias=False), True),
+    (shardio.ScaleJitter(48, scale=(0.5, 2), fill=9), True),
+    (shardio.ScaleJitter((70, 50), scale=(0.5, 2), fill=9, antialias=False), True),
+]
+
+
+@pytest.mark.parametrize(("transform", "margin"), FOLLOWED, ids=repr)
+def test_all_that_follows_a_picture_shows_the_same_part_of_it(
+    shard: Path, transform: Any, margin: bool
+) -> None:
+    size, outside = transform.size, 0
+    for batch in batches(shard, transform=transform):
+        inside = inside_of(batch["__crop__"], size)
+        outside += int((~inside).sum())
         rows, columns = batch["image"][:, 0].float(), batch["image"][:, 1].float()
         assert torch.equal(batch["image"], batch["right"])
+        assert (batch["image"].movedim(1, -1)[~inside] == 9).all()
         assert batch["mask"].dtype == torch.uint8
-        assert (batch["mask"] - rows / 3 + 0.5).abs().max() < 1.2
+        assert (batch["mask"] - rows / 3 + 0.5)[inside].abs().max() < 1.2
+        assert (batch["mask"][~inside] == 255).all()
         assert batch["depth"].dtype == torch.float32
-        assert batch["depth"].shape == (8, 1, *CROP.size)
+        assert batch["depth"].shape == (8, 1, *size)
         has = batch["has_depth"]
         assert has.tolist() == [int(key) % 3 > 0 for key in batch["__key__"]]
-        assert (batch["depth"][has, 0] - rows[has] - columns[has] / 256).abs().max() < 1.2
+        away = batch["depth"][has, 0] - rows[has] - columns[has] / 256
+        assert away[inside[has]].abs().max() < 1.2
+        assert not batch["depth"][:, 0][~inside].any()
         assert not batch["depth"][~has].any()
         small = rows // 4 * 4 + columns // 4 * 4
-        assert ((batch["small"] - small).abs() <= 8).all()
+        assert ((batch["small"] - small)[inside].abs() <= 8).all()
+        assert (batch["small"][~inside] == 255).all()
         boxes, flips = batch["__crop__"]["box"], batch["__crop__"]["flip"]
         assert batch["__crop__"]["size"].tolist() == [[HEIGHT, WIDTH]] * 8
-        assert len({*map(tuple, boxes.tolist())}) > 1
+        assert len({*map(tuple, boxes.tolist())}) > 1 or transform.draws < 2
         for slot in range(8):
             left, top, right, bottom = boxes[slot].tolist()
-            scale = np.array([CROP.size[1] / (right - left), CROP.size[0] / (bottom - top)])
+            scale = np.array([size[1] / (right - left), size[0] / (bottom - top)])
             points = (np.array([[10.0, 20], [70, 50]]) - [left, top]) * scale
             corners = np.array([[10.0, 20, 40, 30], [0, 0, 4, 3]]) - [left, top] * 2
             corners *= [*scale] * 2
             if flips[slot]:
-                points[:, 0] = CROP.size[1] - points[:, 0]
+                points[:, 0] = size[1] - points[:, 0]
                 points = points[::-1]
-                corners[:, [0, 2]] = CROP.size[1] - corners[:, [2, 0]]
+                corners[:, [0, 2]] = size[1] - corners[:, [2, 0]]
             assert np.allclose(batch["points"][slot], points, atol=1e-3)
-            corners = corners.clip(0, [*CROP.size[::-1]] * 2)
+            corners = corners.clip(0, [*size[::-1]] * 2)
             kept = (corners[:, 2:] - corners[:, :2] >= 1).all(axis=1)
             target = batch["target"][slot]
             assert np.allclose(target["boxes"], corners[kept], atol=1e-3)
             assert target["labels"].tolist() == np.array([7, 1])[kept].tolist()
             assert target["names"] == [name for name, keep in zip("ab", kept, strict=True) if keep]
+    assert (outside > 0) == margin
 
 
 def test_a_batch_in_which_no_sample_has_a_field_holds_zeros_of_the_same_shape(
@@ -352,6 +384,12 @@ def test_what_cannot_follow_is_refused_before_reading(shard: Path) -> None:
     with pytest.raises(shardio.UsageError, match=r"mirrors pictures, and 'points' .* flip_pairs"):
         batches(shard, fields=points)
     assert batches(shard, fields=points, transform=shardio.RandomResizedCrop(9, flip=0))
+    mask = {"image": "png", "mask": shardio.Mask("mask.png")}
+    with pytest.raises(shardio.UsageError, match=r"'mask' does not say which class it is; .*=255"):
+        batches(shard, fields=mask, transform=shardio.Letterbox(9))
+    assert batches(shard, fields=mask, transform=shardio.RandomCrop(70, fill="reflect"))
+    with pytest.raises(shardio.TransformError, match=r"boxes and points cannot follow; .*fill=0"):
+        batches(shard, transform=shardio.RandomCrop(70, fill="reflect"))
     with pytest.raises(shardio.UsageError, match="a function sees one picture alone, so 'right'"):
         batches(shard, transform=lambda image: image)
     with pytest.raises(shardio.UsageError, match="'has_depth' is taken by depth"):

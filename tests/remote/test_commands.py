@@ -265,7 +265,7 @@ def test_indexes_beside_shards_of_a_bucket_are_refused(
 ) -> None:
     s3.upload(packed, bucket, "packed/")
     for to in ("dali", "energon", "wids"):
-        with pytest.raises(shardio.UsageError, match="name a folder for the indexes"):
+        with pytest.raises(shardio.UsageError, match="name a local folder as OUT"):
             shardio.convert(f"s3://{bucket}/packed", to=to)
 
 

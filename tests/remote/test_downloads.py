@@ -20,6 +20,8 @@ import pytest
 import shardio
 from servers import Nginx
 from shardio.storage import downloads
+from shardio.storage.downloads import RemoteShard
+from shardio.storage.shard_cache import NextUse, Part, ShardCache
 from tests.remote import shards
 from tests.remote.shards import (
     BYTES,
@@ -79,6 +81,51 @@ def test_webdataset_411_a_loop_that_is_left_ends_at_once_and_in_silence(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
     web.heal()
     assert len(read(source)) == 64
+
+
+def test_a_part_that_is_claimed_while_its_loop_is_left_does_not_stay(
+    serve: Serve, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web, cache = serve(folder=out), tmp_path / "cache"
+    claim, may_claim = ShardCache.claim, threading.Event()
+    claims, claimed = list[str](), list[str]()
+
+    def claim_late(cache: ShardCache, wanted: RemoteShard, next_use: NextUse) -> Part | bool:
+        claims.append(wanted.key)
+        may_claim.wait(LONG)
+        try:
+            return claim(cache, wanted, next_use)
+        finally:
+            claimed.append(wanted.key)
+
+    monkeypatch.setattr(ShardCache, "claim", claim_late)
+    loop = iter(open_set(web, cache, window=1))
+    next(loop)
+    web.fail("*.tar", stall=LONG)
+    until(lambda: claims)
+    threading.Timer(downloads._LONGEST_END + 0.5, may_claim.set).start()
+    loop.close()  # type: ignore[attr-defined]
+    until(lambda: len(claimed) == len(claims))
+    assert parts(cache) == []
+
+
+@pytest.mark.parametrize("way", ["one dataset", "a mix"])
+def test_a_loop_that_is_left_does_not_wait_for_the_index_of_a_shard(
+    serve: Serve, out: Path, tmp_path: Path, way: str
+) -> None:
+    web = serve(folder=out)
+    dataset: Any = open_set(web, tmp_path / "cache", window=1)
+    (key, *_) = next(iter(open_set(web, tmp_path / "other", window=1)))["__key__"]
+    if way == "a mix":
+        dataset = shardio.Mix([dataset], weights=[1.0])
+    first = int(key) // shards.SAMPLES
+    for number in {*range(8)} - {first}:
+        web.fail(f"/index/shard-{number:06d}.tar.idx", stall=LONG)
+    loop = iter(shardio.Loader(dataset, threads=2))
+    next(loop)
+    start = time.monotonic()
+    loop.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - start < LONG / 3
 
 
 def run(code: str, web: Nginx, cache: Path) -> subprocess.Popen[str]:
@@ -243,7 +290,9 @@ def test_an_object_replaced_in_mid_epoch_is_an_error_or_the_old_bytes(
     for shard in out.glob("*.tar"):
         content = bytearray(shard.read_bytes())
         content[2000] ^= 1
-        shard.write_bytes(content)
+        replacement = tmp_path / "replacement"
+        replacement.write_bytes(content)
+        replacement.rename(shard)
     with pytest.raises(shardio.ShardioError, match=r"SHA-256 differs|CRC-32 differs|replaced"):
         next(batch for batch in loop if not batch)
 
@@ -279,6 +328,21 @@ def test_a_full_shuffle_reads_ranges_until_the_shards_have_come(
     web.forget()
     assert len(read(dataset)) == 64
     assert whole_gets(web) == {}
+
+
+def test_a_loop_that_ends_waits_for_shards_that_are_only_about_to_come(
+    serve: Serve, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when other processes hold the lock of the cache; a part would be left behind."""
+    claim = ShardCache.claim
+
+    def claim_late(*arguments: Any) -> Any:
+        time.sleep(0.5)
+        return claim(*arguments)
+
+    monkeypatch.setattr(ShardCache, "claim", claim_late)
+    assert len(read(open_set(serve(folder=out), tmp_path / "cache", shuffle="full"))) == 64
+    assert len(stored(tmp_path / "cache")) == 8
 
 
 def test_a_full_shuffle_of_more_than_the_cache_holds_keeps_the_same_part(

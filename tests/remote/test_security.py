@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 import tarfile
+import traceback
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +21,11 @@ from typing import Any
 
 import pytest
 import zstandard
+from torch.utils.data import DataLoader
 
 import shardio
 from servers import Nginx, SeaweedS3
+from shardio.cli import main
 from shardio.indexing.manifest import index_path
 from shardio.storage import compression, remote
 from shardio.storage.location import locate
@@ -395,6 +398,197 @@ def test_session_tokens_of_s3_are_not_logged_by_the_library_that_sends_them(
             error = error.__cause__ or error.__context__
     said = [f"{record.getMessage()} {record.args}" for record in caplog.records]
     assert not [text for text in said if "sesame" in text]
+
+
+SECRETS = ("sesame", "alibaba", "c2VzYW1l", "YWxpYmFiY")  # also in base64
+SIGNED = "X-Amz-Credential=alibaba&X-Amz-Signature=sesame&X-Amz-Security-Token=sesame"
+IN_URLS: dict[str, Callable[[str], str]] = {
+    "user": lambda url: url.replace("//", "//alibaba:%73esame@"),
+    "slash": lambda url: url.replace("//", "//alibaba:open/sesame@"),
+    "presigned": lambda url: f"{url}/?{SIGNED}",
+    "sas": lambda url: f"{url}/?sv=2024&se=2030&sig=sesame%3D",
+    "token": lambda url: url,
+}
+STATES = ("sound", "missing", "denied", "cut", "unreachable")
+
+
+def say_nothing(*texts: object) -> None:
+    """Raise AssertionError for a secret in a text."""
+    for text in map(str, texts):
+        assert not [each for each in SECRETS if each in text], text
+
+
+def of_error(error: BaseException) -> list[str]:
+    """What of an error is shown: its traceback with all causes, without lines of source."""
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    return [repr(error), *(line for line in lines if not line.startswith("    "))]
+
+
+def run_main(capfd: pytest.CaptureFixture[str]) -> int:
+    """Run a command, which may say no secret, and return its exit code."""
+    code = 0
+    try:
+        main()
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    said = capfd.readouterr()
+    say_nothing(*said)
+    assert "Traceback" not in said.err
+    return code
+
+
+def look_into(*folders: Path) -> None:
+    """Raise AssertionError for a secret in a file or its name."""
+    for path in [each for folder in folders for each in folder.rglob("*")]:
+        say_nothing(path)
+        if path.is_file() and path.suffix != ".tar":
+            say_nothing(path.read_bytes().decode("latin-1"))
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("kind", IN_URLS)
+def test_secrets_of_a_url_are_shown_and_kept_nowhere(
+    serve: Serve,
+    out: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    state: str,
+) -> None:
+    """By every command, in each state of the store, and by a loop with a process."""
+    caplog.set_level(logging.DEBUG)
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("SHARDIO_CACHE", str(tmp_path / "cache"))
+    web = serve(folder=out)
+    url = IN_URLS[kind]("http://127.0.0.1:1" if state == "unreachable" else web.url)
+    store = {"retries": "0", "timeout": "2", **({"token": "sesame"} if kind == "token" else {})}
+    given = [each for pair in store.items() for each in ("--storage-option", "=".join(pair))]
+    if state in ("missing", "denied"):
+        web.fail("*", status=404 if state == "missing" else 403, text="sesame")
+    elif state == "cut":
+        web.fail("*", cut=100)
+
+    def run(*arguments: str | Path) -> int:
+        monkeypatch.setattr(sys, "argv", ["shardio", *map(str, arguments)])
+        return run_main(capfd)
+
+    order = ["--batch-size", "4"]
+    profile = ["profile", *order, "--size", "0", "--seconds", "0.2", "--workers", "0"]
+    written = ["--html", "p.html", "--trace", "t.json"]
+    ended = [
+        run("info", url, "--json", *given),
+        run("plan", url, *order, *given),
+        run("verify", url, "--json", *given),
+        run("verify", url, "--fix", "fixed", *given),
+        run("replay", url, *order, "--step", "0", "--to", "batch", *given),
+        run("reshard", url, "new", "--shards", "1", *given),
+        run("convert", url, "records", "--to", "tfrecord", *given),
+    ]
+    if state == "sound" and kind == "presigned":  # it takes seconds
+        ended.append(run(*profile, url, *written, *given))
+    if state != "sound" or kind == "slash":
+        assert 0 not in ended
+    else:
+        assert [*filter(None, ended)] == []
+    refused = [
+        run("index", url, *given),
+        run("pack", url, "packed", "--shards", "1", *given) or 1,
+        run("pack", out, url, "--shards", "1", *given),
+        run("cache", "ls", "--cache-dir", url),
+        run(url),
+        run("info", url, url),
+        run("info", out, "--sample", url),
+        run("plan", url, "--batch-size", url),
+        run("plan", out, "--batch-size", "999", "--storage-option", "sesame"),
+        run("plan", url, "--batch-size", "999", "--tail", "drop", *given),
+        run("plan", url, *order, "--storage-option", "retries=sesame"),
+        run("info", f"{url}#a", *given),
+    ]
+    assert 0 not in refused
+    run("verify", out, "--fix", url)
+    with pytest.raises(shardio.UsageError) as told:
+        shardio.ShardDataset(Path(url))
+    if kind != "slash":  # pathlib leaves one slash, which leaves more unclear
+        say_nothing(*of_error(told.value))
+    options = {**store, "retries": 0, "timeout": 2.0}
+    try:
+        dataset = shardio.ShardDataset(
+            url, cache_dir=tmp_path / "own", batch_size=4, decode=False, storage_options=options
+        )
+        say_nothing(repr(dataset), dataset.state_dict(), dataset.catalog, dataset.contents)
+        web.fail("*.tar", status=403, text="sesame")
+        for _ in DataLoader(dataset, batch_size=None, num_workers=1):
+            pass
+    except (shardio.ShardioError, OSError) as error:
+        say_nothing(*of_error(error))
+    else:
+        pytest.fail("nothing was refused")
+    for record in caplog.records:
+        say_nothing(record.getMessage(), record.args, record.exc_text)
+    look_into(work, tmp_path / "cache", tmp_path / "own")
+
+
+IN_STORES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
+    "s3 url": ("s3://alibaba:sesame@bucket/out", {}, {}),
+    "s3 url, a slash": ("s3://alibaba:open/sesame@bucket/out", {}, {}),
+    "s3 options": (
+        "s3://bucket/out",
+        {"key": "alibaba", "secret": "sesame", "token": "sesame"},
+        {},
+    ),
+    "s3 endpoint": ("s3://bucket/out", {"endpoint_url": "http://alibaba:sesame@127.0.0.1:1"}, {}),
+    "s3 environment": (
+        "s3://bucket/out",
+        {"key": "k", "secret": "s"},
+        {"AWS_ENDPOINT_URL": "http://alibaba:sesame@127.0.0.1:1"},
+    ),
+    "hub token": ("hf://datasets/org/name", {"token": "hf_sesame"}, {}),
+    "hub environment": ("hf://datasets/org/name", {}, {"HF_TOKEN": "hf_sesame"}),
+    "hub endpoint": (
+        "hf://datasets/org/name",
+        {},
+        {"HF_ENDPOINT": "http://alibaba:sesame@127.0.0.1:1"},
+    ),
+    "sas": ("az://container/out?sv=1&sig=sesame", {"account_name": "mine"}, {}),
+    "sas option": ("az://c/out", {"account_name": "mine", "sas_token": "sig=sesame"}, {}),
+    "account key": ("az://c/out", {"account_name": "mine", "account_key": "opensesame"}, {}),
+    "connection": ("az://c/out", {"connection_string": "AccountKey=sesame"}, {}),
+    "google": ("gs://bucket/out?X-Goog-Signature=sesame", {}, {}),
+    "ftp": ("ftp://alibaba:sesame@127.0.0.1:1/out", {}, {}),
+    "proxy": ("http://127.0.0.1:1/out", {}, {"HTTP_PROXY": "http://alibaba:sesame@127.0.0.1:1"}),
+}
+
+
+@pytest.mark.parametrize("kind", IN_STORES)
+def test_secrets_of_a_store_that_does_not_answer_are_not_shown(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    url, options, environment = IN_STORES[kind]
+    dead = {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+        "AWS_REGION": "us-east-1",
+        "HF_ENDPOINT": "http://127.0.0.1:1",
+        "NO_PROXY": "" if kind == "proxy" else "*",
+    }
+    for name, value in {**dead, **environment}.items():
+        monkeypatch.setenv(name, value)
+    if url.startswith("az") and "connection_string" not in options:
+        options = {**options, "account_host": "127.0.0.1:1"}
+    given = {**options, "retries": 0, "timeout": 1.0}
+    with pytest.raises((shardio.ShardioError, OSError)) as caught:
+        shardio.ShardDataset(url, storage_options=given)
+    say_nothing(*of_error(caught.value), *capfd.readouterr())
+    for record in caplog.records:
+        if record.levelno >= logging.INFO or record.name == "shardio":
+            say_nothing(record.getMessage(), record.args, record.exc_text)
 
 
 # Names of objects.

@@ -97,6 +97,7 @@ WAYS: dict[str, Way] = {
     "http": read_photos(OURS[0], "http", epochs=2),
     "tls": read_photos(OURS[0], "tls"),
     "SHA-256": Way(measure="hashing", source="disk"),
+    "writing": Way(measure="writing", source="disk"),
     "fields": Way(measure="fields", source="http", request={"epochs": 1}),
     **{
         name: Way(
@@ -455,7 +456,8 @@ def cost_figures(found: Found, data: Data) -> list[Figure]:
     """Tell the CPU seconds a gigabyte fetched."""
     del data
     beside = "; ".join(
-        median_of(found, way, cost, "s") for way in ("SHA-256", "urllib3", "urllib3 and SHA-256")
+        median_of(found, way, cost, "s")
+        for way in ("SHA-256", "writing", "urllib3", "urllib3 and SHA-256")
     )
     goals = {"cache": 1.2, "cache, S3": 1.2, "cache, TLS": 2.0}
     return [
@@ -520,7 +522,15 @@ SECTIONS: dict[str, Section] = {
     "peers": Section("Cold epoch beside others", [*COLD.values()], cold_figures),
     "cost": Section(
         "CPU time of fetching",
-        ("cache", "cache, S3", "cache, TLS", "SHA-256", "urllib3", "urllib3 and SHA-256"),
+        (
+            "cache",
+            "cache, S3",
+            "cache, TLS",
+            "SHA-256",
+            "writing",
+            "urllib3",
+            "urllib3 and SHA-256",
+        ),
         cost_figures,
     ),
     "requests": Section("Requests", ("fields", COLD[OURS[1]]), request_figures),

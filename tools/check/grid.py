@@ -327,8 +327,7 @@ class _World:
         self._web.fail(signed=f"Credential={old.access}/", status=400, text=said)
 
     def _check_cache(self, cache: Path) -> None:
-        """Find what a loop leaves in the cache for good, beside whole shards and their indexes."""
-        shardio.prune_cache(cache_dir=cache)  # as the next process does
+        """Find what a loop leaves in the cache beside whole shards and their indexes."""
         found = [path for path in cache.rglob("*") if path.is_file() and path.name != "usage"]
         litter = [path.name for path in found if path.suffix not in (".tar", ".index")]
         if litter:
