@@ -70,16 +70,6 @@ def list_parts(
     return [part for some in parts for part in some]
 
 
-def absolute_parts(source: ShardPaths, storage: Storage | None, options: Options) -> list[Location]:
-    """Locate the parts of a source so that they are found from any directory.
-
-    A pattern stays relative where the name of the current directory is one itself.
-    """
-    plain = not set(str(Path.cwd())) & set("*?[{")
-    parts = list_parts(source, storage, options)
-    return [part.absolute() if plain or part.exists() else part for part in parts]
-
-
 def is_packed(part: Path | Location) -> bool:
     """Tell whether a part of a source is a folder with a manifest."""
     return (locate(part) / MANIFEST_NAME).is_file()
@@ -296,3 +286,15 @@ def _count_range(inside: str) -> int:
     else:
         return 0
     return abs(last - first) // (int(found[3] or 1) or 1) + 1
+
+
+def absolute_parts(
+    source: ShardPaths, storage: Storage | None, options: Options | None
+) -> list[Location]:
+    """Locate the parts of a source so that they are found from any directory.
+
+    A pattern stays relative where the name of the current directory is one itself.
+    """
+    plain = not set(str(Path.cwd())) & set("*?[{")
+    parts = list_parts(source, storage, options)
+    return [part.absolute() if plain or part.exists() else part for part in parts]

@@ -231,13 +231,13 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         if self._sealed and ours and not settable and not name.startswith("_"):
             raise UsageError(
                 f"{name} cannot be set, since a {type(self).__name__} keeps what it was made with",
-                remedy=self._way_to_change(name),
+                remedy=(
+                    "ds.replace(…) opens the same samples with other arguments"
+                    if hasattr(self, "replace")
+                    else f"make another {type(self).__name__}"
+                ),
             )
         super().__setattr__(name, value)
-
-    def _way_to_change(self, name: str) -> str:  # noqa: ARG002  subclasses do
-        """Say how to get a dataset with another value of an attribute."""
-        return f"make another {type(self).__name__}"
 
     @abstractmethod
     def _count_steps(self, share: Share) -> int:
@@ -331,6 +331,21 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         sender = Sender()
         loop = self._loop(finish, sender, share, begun)
         return sender.send(loop, as_tuple=self._as_tuple is not None and not followed)
+
+    def read_batch(self, *, epoch: int, step: int) -> Any:
+        """Read this rank's batch of one step of an epoch, whatever came before.
+
+        Raises:
+            UsageError: there is no such epoch, or it has no such step.
+        """
+        epoch, step = self._check_epoch(epoch), whole_number("step", step, least=0)
+        share = self.share
+        steps = self._count_steps(share)
+        if step >= steps:
+            raise UsageError(f"step {step} is outside the {steps} steps of an epoch")
+        (batch,) = finish_in_turn(self._read_steps(epoch, [step], share, Recycler()))
+        self._end_loop()
+        return self._deliver(batch, epoch, step)
 
     def follow(self, start: Callable[[], Iterator[dict[str, Any]]]) -> Batches:
         """Begin a loop over batches that workers of this process make, and keep its position.

@@ -13,7 +13,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from math import isfinite
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -106,7 +105,7 @@ class Mix(ResumableDataset):
             source.check_threads()
 
     def _count_steps(self, share: Share) -> int:
-        sizes, taken = [len(source.samples) for source in self.sources], share.global_batch_size
+        sizes, taken = [*map(_epoch_length, self.sources)], share.global_batch_size
         if self._stop == "all":
             lasts = [self._mixture.position(s, size - 1) for s, size in enumerate(sizes)]
             return -(-(max(lasts) + 1) // taken)
@@ -151,7 +150,7 @@ class Mix(ResumableDataset):
         for source, inside in grouped(taken):
             slots = np.arange(size)[inside]
             numbers = self._mixture.count(source, position) + np.arange(len(slots))
-            epochs, positions = np.divmod(numbers, len(self.sources[source].samples))
+            epochs, positions = np.divmod(numbers, _epoch_length(self.sources[source]))
             for epoch, now in grouped(epochs):
                 yield _Draw(source, epoch, positions[now], slots[now])
 
@@ -411,6 +410,11 @@ def _check_sources(sources: Sequence[ShardDataset]) -> None:
                 f"source {number} has streams={source.shuffle.streams}",
                 remedy="a mixture slices its own sequence: open the sources with streams=1",
             )
+        if source._buckets is not None:
+            raise UsageError(
+                f"source {number} has transform=Buckets(…), whose sizes differ from step to step",
+                remedy="open the sources with a transform to one size",
+            )
     facts: dict[str, list[Any]] = {
         "entries": [sorted(source.fields) for source in sources],
         "optional entries": [sorted(source.optional_entries()) for source in sources],
@@ -450,8 +454,14 @@ def _check_entries(entries: Sequence[dict[str, str]]) -> None:
                 )
 
 
+def _epoch_length(source: ShardDataset) -> int:
+    return source.shuffle.epoch_length(source.samples)
+
+
 def _digest_of(source: ShardDataset) -> str:
-    facts = [source.contents, asdict(source.shuffle)]
+    order = source.shuffle.identity()
+    renamed = {"on" if name == "shuffle" else name: value for name, value in order.items()}
+    facts = [source.contents, renamed]  # as they were named when states were first written
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from shardio.errors import UsageError, quoted
 from shardio.indexing.catalog import Catalog
 from shardio.indexing.shard_index import ShardIndex
 from shardio.planning.samples import Samples
+from shardio.reading.settings import list_keys
 
 Choice = ArrayLike | Callable[[str, int], Any]
 
@@ -30,7 +30,7 @@ def choose(catalog: Catalog, samples: Samples, choice: Choice) -> Samples:
         UsageError: the numbers are not whole, repeat or lie outside the dataset.
     """
     if callable(choice):
-        pairs = _keys(catalog, samples)
+        pairs = enumerate(list_keys(catalog, samples))
         numbers = np.array([number for number, key in pairs if choice(key, number)], np.int64)
         return samples.choose(numbers)
     try:
@@ -100,25 +100,6 @@ def find_key(catalog: Catalog, samples: Samples, key: str) -> int | None:
     return None
 
 
-def list_labels(batches: Iterable[Mapping[str, Any]]) -> list[int]:
-    """List the entry "label" of the samples of some batches.
-
-    Raises:
-        UsageError: it is not a whole number, or a sample lacks it.
-    """
-    found: list[int] = []
-    for batch in batches:
-        labels, present = batch["label"], batch.get("has_label", batch["valid"])
-        numbers = isinstance(labels, torch.Tensor) and not labels.is_floating_point()
-        if not numbers or labels.ndim != 1 or not present.all():
-            raise UsageError(
-                "targets are whole numbers, one for each sample, and the entry 'label' is not",
-                remedy="name another field, as fields={'image': 'jpg', 'label': 'cls'}",
-            )
-        found += labels.tolist()
-    return found
-
-
 def _find_in_shard(index: ShardIndex, wanted: NDArray[np.uint8]) -> list[int]:
     """Compare keys of the right length byte by byte from the end, where they differ most."""
     starts = index.key_ends[:-1]
@@ -127,14 +108,3 @@ def _find_in_shard(index: ShardIndex, wanted: NDArray[np.uint8]) -> list[int]:
         found = found[index.keys[starts[found] + byte] == wanted[byte]]
     samples: list[int] = found.tolist()
     return samples
-
-
-def _keys(catalog: Catalog, samples: Samples) -> Iterator[tuple[int, str]]:
-    starts = np.concatenate([[0], np.cumsum(samples.counts)])
-    for shard, entry in enumerate(catalog.shards):
-        numbers: NDArray[np.int64] = np.arange(starts[shard], starts[shard + 1])
-        if numbers.size:
-            index = entry.load_index()
-            there = samples.locate(numbers)[1].tolist()
-            for number, sample in zip(numbers.tolist(), there, strict=True):
-                yield number, index.key(sample)

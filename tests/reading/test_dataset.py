@@ -460,7 +460,7 @@ def test_pickles_and_object_arrays_are_never_loaded(tmp_path: Path) -> None:
         ),
         ({"shuffle": "yes"}, "shuffle='yes': it must be True, False or 'full'"),
         ({"window": 0}, "window=0: it must be a whole number, at least 1"),
-        ({"tail": "cut"}, "tail='cut': it must be 'pad', 'drop' or 'short'"),
+        ({"tail": "cut"}, "tail='cut': it must be 'pad', 'even', 'drop' or 'short'"),
         ({"max_pixels": 0}, "max_pixels=0: it must be a whole number, at least 1"),
         ({"on_bad_sample": "no"}, "on_bad_sample='no': it must be 'raise' or 'skip'"),
         ({"rank": 2, "world_size": 2}, "rank 2 is outside 0 to 1"),
