@@ -53,7 +53,7 @@ from shardio.reading.loop import (
     finish_in_turn,
     to_sample,
 )
-from shardio.reading.mapping import Collate, Functions, MapFunctions, SampleMap
+from shardio.reading.mapping import Collate, MapFunctions, find_functions
 from shardio.reading.picture_columns import Transform
 from shardio.reading.ranks import Share, find_worker, refuse_subset
 from shardio.reading.readahead import ReadAhead
@@ -245,7 +245,7 @@ class ShardDataset(ResumableDataset):
         self._source, self._parts = source, absolute_parts(source, storage, options)
         self._types = self._find_types()
         SampleGeometry(self._types, self._transform(0))  # may refuse it
-        self._functions = self._find_functions()
+        self._functions = find_functions(given, self._types)
         self.samples = Samples([shard.samples for shard in self.catalog.shards])
         self.shuffle, self._buckets = self._make_shuffle(), self._find_buckets()
         self._digest = self.catalog.digest()
@@ -267,10 +267,14 @@ class ShardDataset(ResumableDataset):
 
     @transform.setter
     def transform(self, transform: Transform | None) -> None:
-        other = self._copy()  # this one stays as it is where the transform is refused
-        other._arguments = check_arguments(**{**self._arguments, "transform": transform})
-        geometry, functions = SampleGeometry(self._types, transform), other._find_functions()
-        self._arguments, self._geometry, self._functions = other._arguments, geometry, functions
+        if isinstance(transform, Buckets) or self._buckets is not None:
+            raise UsageError(
+                "ds.transform: the sizes of Buckets decide the order of the samples",
+                remedy="make another dataset by ds.replace(transform=…)",
+            )
+        given = check_arguments(**{**self._arguments, "transform": transform})
+        SampleGeometry(self._types, transform)  # may refuse it
+        self._functions, self._arguments = find_functions(given, self._types), given
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -660,33 +664,10 @@ class ShardDataset(ResumableDataset):
             scratch=shared.scratch,
         )
 
-    def _find_functions(self) -> Functions:
-        """Find the functions on whole samples, of which a library's transform of pictures is one.
-
-        Raises:
-            UsageError: one is no function, or cannot take an entry along.
-        """
-        given, transform = self._arguments["map"], self._arguments["transform"]
-        maps = [*given] if isinstance(given, list | tuple) else [] if given is None else [given]
-        named = [("map", function) for function in maps]
-        if is_known(transform):
-            named.insert(0, ("transform", transform))
-        firsts = {name: next(iter(types.values())) for name, types in self._types.items()}
-        steps = SampleMap(named, firsts, seeded=not self._arguments["nondeterministic"])
-        return Functions(map=steps if named else None, collate=self._arguments["collate"])
-
     def check_threads(self) -> None:
         """Refuse a function that draws from generators which the threads of a process share."""
-        steps = self._functions.map
-        if steps is not None and steps.shared and not self._arguments["nondeterministic"]:
-            raise UsageError(
-                f"{steps.shared} draws from generators that all threads of a process share, so "
-                "that its random numbers would depend on their turns",
-                remedy=(
-                    "use processes, Loader(ds, workers=n) or DataLoader(ds, batch_size=None, "
-                    "num_workers=n), or pass nondeterministic=True to the dataset"
-                ),
-            )
+        if not self._arguments["nondeterministic"]:
+            self._functions.check_threads()
 
     def _map_fields(self, fields: Mapping[str, str | FieldType] | None) -> Fields:
         types = {name: self.catalog.types[name] for name in self.catalog.fields}
