@@ -257,7 +257,8 @@ class ShardDataset(ResumableDataset):
         """Refuse what does not fit the ranks that are given, or any number of ranks."""
         if len(self.samples) and self._ranks != (None, None):
             self.num_steps()
-        elif len(self.samples) and self.shuffle.streams == 1:  # else only some numbers fit
+        elif len(self.samples) and (self._buckets is not None or self.shuffle.streams == 1):
+            # Several streams only fit some numbers of ranks.
             self._count_steps(self._share_of(0, 1))
 
     @property
