@@ -60,6 +60,11 @@ class Catalog:
         if remote is not None:
             remote.cache  # noqa: B018  refuses it
 
+    @property
+    def size(self) -> int:
+        """Bytes of all shards."""
+        return sum(shard.size for shard in self.shards)
+
     def digest(self) -> str:
         """Return 16 hexadecimal digits that identify these shards, wherever they lie."""
         known = hashlib.sha256()
