@@ -49,8 +49,8 @@ def test_the_way_to_a_first_batch_is_short(tmp_path: Path, monkeypatch: pytest.M
         dataset = shardio.ShardDataset(tmp_path / "out", batch_size=4, transform=crop, shuffle=True)
         calls = count_calls(dataset)
     own = {at: count for at, count in calls.items() if Path(at[0]).parent.name == "reading"}
-    assert calls.total() <= 565
-    assert len(calls) <= 241
+    assert calls.total() <= 548
+    assert len(calls) <= 230
     assert sum(own.values()) <= 210
     assert len(own) <= 121
 
