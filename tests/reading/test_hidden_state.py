@@ -51,8 +51,8 @@ def test_the_way_to_a_first_batch_is_short(tmp_path: Path, monkeypatch: pytest.M
     own = {at: count for at, count in calls.items() if Path(at[0]).parent.name == "reading"}
     assert calls.total() <= 548
     assert len(calls) <= 230
-    assert sum(own.values()) <= 210
-    assert len(own) <= 121
+    assert sum(own.values()) <= 196
+    assert len(own) <= 110
 
 
 def test_counting_steps_formats_no_text(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
