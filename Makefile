@@ -1,6 +1,7 @@
 # make demo   sets up, then packs, profiles and trains on real images
 # make test   sets up, then runs format, lint, types and tests
 # make servers  installs azurite, for tests of Azure, where npm is
+# make test-trainers  sets up the trainers, then tests shardio under each of them on two ranks
 # make campaigns  sets up, then attacks shardio for about forty minutes (see docs/campaigns.md)
 # make bench  sets up the peers, then measures beside them and at scale (needs an idle machine)
 
@@ -12,11 +13,13 @@ SERVERS := .servers
 SERVERS_READY := $(SERVERS)/.ready
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
+TRAINERS := .venv-trainers
+TRAINERS_READY := $(TRAINERS)/.ready
 CAMPAIGNS := tars headers images bombs canaries damage kills stores remote_kills changes disks folders forks fuzz meaning
 say = @printf '\n== %s\n' "$(1)"
 timed = @bash -c 'start=$$SECONDS; $(1); status=$$?; echo "   ($$((SECONDS - start)) s)"; exit $$status'
 
-.PHONY: demo test types pytest format servers campaigns bench clean
+.PHONY: demo test test-trainers types pytest format servers campaigns bench clean
 
 $(READY): pyproject.toml tools/requirements-dev.txt
 	$(call say,setting up $(VENV): about two minutes and 2 GB the first time)
@@ -27,6 +30,11 @@ $(PEERS_READY): pyproject.toml tools/bench/requirements-peers.txt tools/bench/re
 	$(call say,setting up $(PEERS): several minutes and 8 GB the first time)
 	$(call timed,$(PYTHON) -m venv $(PEERS) && $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r tools/bench/requirements-peers.txt -e .)
 	-$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tools/bench/requirements-ffcv.txt
+	@touch $@
+
+$(TRAINERS_READY): pyproject.toml tools/requirements-trainers.txt
+	$(call say,setting up $(TRAINERS): several minutes and 7 GB the first time)
+	$(call timed,$(PYTHON) -m venv $(TRAINERS) && $(TRAINERS)/bin/python -m pip install --quiet --disable-pip-version-check -r tools/requirements-trainers.txt -e .)
 	@touch $@
 
 # Tests that need azurite are skipped without it, so that nothing here fails.
@@ -56,6 +64,10 @@ test: $(READY) servers
 	$(call say,types and tests: about five minutes)
 	@$(MAKE) --no-print-directory --jobs 2 types pytest
 
+test-trainers: $(TRAINERS_READY)
+	$(call say,tests under the trainers: about three minutes)
+	$(call timed,$(TRAINERS)/bin/python -m pytest -q tests/trainers)
+
 types: $(READY)
 	$(call timed,$(BIN)/mypy)
 
@@ -76,4 +88,4 @@ bench: $(PEERS_READY)
 	$(PEERS)/bin/python tools/bench/remote.py
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(SERVERS) demo
+	rm -rf $(VENV) $(PEERS) $(TRAINERS) $(SERVERS) demo

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from shardio.batchwise import Normalize as Normalize
     from shardio.batchwise import RandomChoice as RandomChoice
     from shardio.batchwise import to_float as to_float
+    from shardio.buckets import Buckets as Buckets
     from shardio.conversion.tfrecord import convert as convert
     from shardio.errors import CodecError as CodecError
     from shardio.errors import IndexFileError as IndexFileError
@@ -85,6 +86,7 @@ _HOMES = {
     "Array": "shardio.fields.arrays",
     "Audio": "shardio.fields.audio",
     "Boxes": "shardio.fields.annotations",
+    "Buckets": "shardio.buckets",
     "Bytes": "shardio.fields.base",
     "CenterCrop": "shardio.transforms",
     "CodecError": "shardio.errors",

@@ -37,12 +37,13 @@ LAYERS = {
     "fields": {"errors", "processes"},
     "batchwise": {"errors", "checks", "planning"},
     "transforms": {"errors", "checks", "fields"},
+    "buckets": {"checks", "fields", "transforms"},
     "padded": {"errors", "checks", "fields", "transforms"},
     "indexing": {"errors", "naming", "processes", "storage", "tar", "fields"},
     "planning": set(),
     "reading": {
         *{"errors", "checks", "processes", "indexing"},
-        *{"storage", "planning", "fields", "transforms"},
+        *{"storage", "planning", "fields", "transforms", "buckets"},
     },
     "packing": {
         *{"errors", "checks", "naming", "options", "processes", "indexing"},
@@ -51,7 +52,7 @@ LAYERS = {
     "conversion": {"errors", "checks", "naming", "storage", "tar", "indexing", "fields", "packing"},
     "inspection": {
         *{"errors", "checks", "naming", "options", "storage", "tar"},
-        *{"fields", "indexing", "planning", "reading"},
+        *{"fields", "indexing", "planning", "reading", "buckets"},
         "packing",
     },
     "profiling": {
@@ -60,7 +61,7 @@ LAYERS = {
     },
     "cli": {
         *{"errors", "processes", "storage", "fields", "indexing", "reading", "packing"},
-        *{"inspection", "conversion", "profiling"},
+        *{"inspection", "conversion", "profiling", "buckets"},
     },
     "ops": set(),
     "testing": {"checks", "errors", "fields", "packing", "reading", "storage"},

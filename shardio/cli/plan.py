@@ -14,7 +14,7 @@ from shardio.cli.progress import progress_bar
 from shardio.cli.settings import describe, plan_options
 from shardio.cli.text import page, say, say_json, table
 from shardio.errors import ShardioError, counted
-from shardio.inspection.coverage import Coverage
+from shardio.inspection.coverage import BucketShare, Coverage, DrawnClass
 from shardio.inspection.coverage import plan as plan_epoch
 
 _MOST_ROWS = 16
@@ -59,14 +59,25 @@ def plan(path: str, as_json: bool, **options: Any) -> None:
 
 def _parts(coverage: Coverage) -> Iterator[RenderableType]:
     settings = coverage.settings
-    left_out = f", {coverage.left_out:,} left out by the tail" if coverage.left_out else ""
+    whole = settings.weights is None and settings.epoch_size is None
+    why = " left out by the tail" if whole else " not in this epoch"
+    left_out = f", {coverage.left_out:,}{why}" if coverage.left_out else ""
     pads = sum(share.pads for share in coverage.ranks)
+    size = coverage.epoch_samples
+    drawn = "weighted draws" if coverage.drawn_classes is not None else "samples"
+    epoch = (
+        f"An epoch has {size:,} {drawn}. " if size != coverage.samples or settings.weights else ""
+    )
     yield (
-        f"{counted(coverage.steps, 'step')} of {settings.batch_size:,} × "
+        f"{epoch}{counted(coverage.steps, 'step')} of {settings.batch_size:,} × "
         f"{counted(settings.ranks, 'rank')}: "
         f"{coverage.delivered_once:,} of {coverage.samples:,} samples come exactly once, "
         f"{coverage.delivered_again:,} more often{left_out}; {pads:,} pads are not valid."
     )
+    if coverage.drawn_classes is not None:
+        yield _class_table(coverage.drawn_classes)
+    if coverage.buckets is not None:
+        yield _bucket_table(coverage.buckets)
     yield _rank_table(coverage)
     yield _node_table(coverage)
     yield from _traffic(coverage)
@@ -74,6 +85,25 @@ def _parts(coverage: Coverage) -> Iterator[RenderableType]:
     for warning in coverage.warnings:
         yield Text(f"warning: {warning}", style="yellow")
     yield Text(describe(settings), style="dim")
+
+
+def _class_table(classes: tuple[DrawnClass, ...]) -> Table:
+    made = table("class", "samples", "draws", "each", left=0)
+    for each in classes[:_MOST_ROWS]:
+        label = "no label" if each.label is None else each.label
+        often = each.draws / each.samples
+        made.add_row(label, f"{each.samples:,}", f"{each.draws:,}", f"{often:.2f} ×")
+    if len(classes) > _MOST_ROWS:
+        made.add_row("…", *[""] * 3)
+    return made
+
+
+def _bucket_table(buckets: tuple[BucketShare, ...]) -> Table:
+    made = table("bucket", "samples", "steps", "pads", left=0)
+    for each in buckets:
+        shape = f"{each.height} × {each.width}"
+        made.add_row(shape, f"{each.samples:,}", f"{each.steps:,}", f"{each.pads:,}")
+    return made
 
 
 def _rank_table(coverage: Coverage) -> Table:

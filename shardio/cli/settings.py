@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import click
 
+from shardio.buckets import Buckets
 from shardio.cli.values import allow_empty_option, several, store_options
 from shardio.inspection.coverage import OrderOptions, PlanSettings
 
@@ -54,8 +55,30 @@ _options = several(
         help="Canonical streams; more than one gives each node a share of the shards.",
     ),
     click.option(
+        "--epoch-size",
+        type=_AT_LEAST_ONE,
+        help="Samples in an epoch, if not all: epochs follow one another through whole orders.",
+    ),
+    click.option(
+        "--weights",
+        metavar="LABEL=WEIGHT,…",
+        help="Draw samples by the weight of their label, a number or name; or 'balanced'.",
+    ),
+    click.option(
+        "--bucket-area",
+        type=_AT_LEAST_ONE,
+        help="Pixels of the buckets of transform=Buckets(area=…); each step then has one of them.",
+    ),
+    click.option(
+        "--bucket-step",
+        type=_AT_LEAST_ONE,
+        default=64,
+        show_default=True,
+        help="Number whose multiples the sides of buckets are.",
+    ),
+    click.option(
         "--tail",
-        type=click.Choice(["pad", "drop", "short"]),
+        type=click.Choice(["pad", "even", "drop", "short"]),
         default=_DEFAULTS.tail,
         show_default=True,
         help="Treatment of the last step.",
@@ -76,18 +99,49 @@ def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command PATH and the options of an order, as keywords for OrderOptions."""
 
     @wraps(command)
-    def with_shuffle(shuffle: str, **options: Any) -> Any:
-        return command(shuffle=_SHUFFLES[shuffle], **options)
+    def with_shuffle(
+        shuffle: str,
+        weights: str | None,
+        bucket_area: int | None,
+        bucket_step: int,
+        **options: Any,
+    ) -> Any:
+        return command(
+            shuffle=_SHUFFLES[shuffle],
+            weights=_parse_weights(weights),
+            buckets=None if bucket_area is None else Buckets(bucket_area, step=bucket_step),
+            **options,
+        )
 
     decorated: Callable[..., Any] = _options(with_shuffle)
     return decorated
 
 
+def _parse_weights(text: str | None) -> str | dict[str, float] | None:
+    """Read `--weights`: a weight for each label, by number or name."""
+    if text is None or text == "balanced":
+        return text
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        label, _, weight = part.rpartition("=")
+        try:
+            found[label] = float(weight)
+        except ValueError as error:
+            raise click.BadParameter(
+                f"{part!r} is not LABEL=WEIGHT, as in cat=2,dog=1", param_hint="--weights"
+            ) from error
+    return found
+
+
 def describe(settings: PlanSettings) -> str:
     """Describe a source and its order in a line, to compare with what a run was given."""
     shuffle = "shuffle=full" if settings.shuffle == "full" else f"shuffle={settings.shuffle}"
+    size = "" if settings.epoch_size is None else f"epoch_size={settings.epoch_size}, "
+    weights = "" if settings.weights is None else f"weights={settings.weights}, "
+    buckets = "" if settings.buckets is None else f"transform={settings.buckets}, "
     return (
         f"{settings.source}: {shuffle}, seed={settings.seed}, epoch={settings.epoch}, "
-        f"window={settings.window}, streams={settings.streams}, tail={settings.tail}, "
+        f"window={settings.window}, streams={settings.streams}, {size}{weights}{buckets}"
+        f"tail={settings.tail}, "
         f"{settings.ranks} × {settings.batch_size} samples a step"
     )

@@ -54,6 +54,11 @@ class Catalog:
         """Whether shards are of a store."""
         return any(isinstance(shard.storage, RemoteStorage) for shard in self.shards)
 
+    @property
+    def size(self) -> int:
+        """Bytes of all shards."""
+        return sum(shard.size for shard in self.shards)
+
     def digest(self) -> str:
         """Return 16 hexadecimal digits that identify these shards, wherever they lie."""
         known = hashlib.sha256()

@@ -22,6 +22,7 @@ from shardio.storage.compression import COMPRESSED_SUFFIXES
 from shardio.storage.location import Location, Options, locate
 
 _MOST_NAMES = 1_000_000  # that braces may stand for
+_JOINT = re.compile(r"::(?![^\[\]]*\])")  # not those of an address in brackets
 _NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")  # ranges, as braceexpand has them
 _LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])(?:\.\.-?(\d+))?")
 _MOST_SPLITS = 8  # that a message names
@@ -35,6 +36,8 @@ def list_parts(
 ) -> list[Location]:
     """List what a source names: folders, files and patterns; a manifest is its folder.
 
+    Text may name several, joined by `::` as webdataset has it.
+
     Args:
         source: see open_catalog.
         storage: see open_catalog.
@@ -46,6 +49,11 @@ def list_parts(
     named = source
     if isinstance(source, os.PathLike) and not isinstance(source, Location):
         named = os.fspath(source)
+    joined = _JOINT.split(named) if isinstance(named, str) and storage is None else []
+    if len(joined) > 1 and not os.path.exists(named):  # type: ignore[arg-type]  # noqa: PTH110  any text
+        if not all(joined):
+            raise UsageError("nothing is named beside a '::'", where=named, remedy="leave it out")
+        named = joined
     if isinstance(named, str | Location):
         part = locate(named, storage, options)
         if part.is_local:
@@ -198,12 +206,6 @@ def expand_pattern(pattern: str) -> list[Path]:
         UsageError: it is not a pattern, its braces stand for more than a million files, one of
             these does not exist, or none matches it.
     """
-    if "::" in pattern:
-        raise UsageError(
-            "no such file, and sources joined by '::' are not read",
-            where=pattern,
-            remedy="give them one by one, as a list",
-        )
     names = _expand_braces(pattern)
     expanded = [Path(name) for name in names]
     missing = [str(path) for path in expanded if not path.exists()]
@@ -284,3 +286,15 @@ def _count_range(inside: str) -> int:
     else:
         return 0
     return abs(last - first) // (int(found[3] or 1) or 1) + 1
+
+
+def absolute_parts(
+    source: ShardPaths, storage: Storage | None, options: Options | None
+) -> list[Location]:
+    """Locate the parts of a source so that they are found from any directory.
+
+    A pattern stays relative where the name of the current directory is one itself.
+    """
+    plain = not set(str(Path.cwd())) & set("*?[{")
+    parts = list_parts(source, storage, options)
+    return [part.absolute() if plain or part.exists() else part for part in parts]

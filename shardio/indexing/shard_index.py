@@ -328,6 +328,14 @@ class ShardIndex:
         number = self.fields.index(field)
         return self._first_rare + np.flatnonzero(self.rare.numbers == number)
 
+    def samples_of(self, field: str) -> NDArray[np.int64]:
+        """Return the samples that have a field, int64 [s]."""
+        if field in self.columns:
+            return self.cells_of(field) // len(self.columns)
+        if self.rare is None or field not in self.fields:
+            return np.empty(0, np.int64)
+        return np.asarray(self.rare.samples[self.rare.numbers == self.fields.index(field)])
+
     def by_field(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
         """Yield each field with the cells of its members, see cells_of."""
         for column, name in enumerate(self.columns):

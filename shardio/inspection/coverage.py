@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from shardio.buckets import Buckets
 from shardio.checks import flag, one_of, require, seed_of_order, whole_number
 from shardio.errors import UsageError, argument, counted, without_secrets
 from shardio.indexing.catalog import Catalog, open_catalog
@@ -28,14 +29,24 @@ from shardio.planning.epoch import (
     DEFAULT_WINDOW,
     EpochPlan,
     References,
-    Shuffle,
     Tail,
     steps_of_worker,
 )
-from shardio.planning.order import Order
+from shardio.planning.order import SampleSequence
 from shardio.planning.samples import Samples
 from shardio.planning.traffic import fetched_bytes, shards_by_window
-from shardio.reading.settings import check_plan, divide_batch, make_shuffle
+from shardio.reading.entries import deciding_pictures
+from shardio.reading.settings import (
+    WeightsGiven,
+    check_plan,
+    describe_weights,
+    divide_batch,
+    find_buckets,
+    make_shuffle,
+    name_label,
+    read_labels,
+    weigh,
+)
 from shardio.storage.location import Options
 
 _POSITIONS_AT_ONCE = 1 << 16
@@ -60,7 +71,12 @@ class RunOrder:
         window: number of shards in a window.
         streams: number of canonical streams; with more than one, each node reads a share of the
             shards.
-        tail: "pad", "drop" or "short", for the last step.
+        epoch_size: number of samples in an epoch; None for all.
+        weights: weights of samples that are drawn, as ShardDataset takes them; None for each
+            sample once. Text in results.
+        buckets: buckets of aspect ratios, the transform of the dataset; None for another. Text in
+            results.
+        tail: "pad", "even", "drop" or "short", for the last step.
         epoch: number of the epoch, from 0.
         allow_empty: whether to accept tars whose members belong to no sample.
         storage_options: settings of the store of a URL, see shardio.storage.location.Options; None
@@ -73,6 +89,9 @@ class RunOrder:
     seed: int = 0
     window: int = DEFAULT_WINDOW
     streams: int = 1
+    epoch_size: int | None = None
+    weights: WeightsGiven | None = None
+    buckets: Buckets | str | None = None
     tail: Tail = "pad"
     epoch: int = 0
     allow_empty: bool = False
@@ -103,7 +122,23 @@ class PlanSettings(RunOrder):
             self.source, options=self.storage_options, allow_empty=self.allow_empty
         )
         samples = Samples([shard.samples for shard in catalog.shards])
-        shuffle = self.shuffling()
+        weights = None
+        if self.weights is not None:
+            weights = weigh(self.weights, catalog, samples, self.epoch_size)
+        shuffle = make_shuffle(
+            self.shuffle,
+            seed=self.seed,
+            window=self.window,
+            streams=self.streams,
+            epoch_size=self.epoch_size,
+            weights=weights,
+        )
+        buckets = None
+        if self.buckets is not None and not isinstance(self.buckets, str):
+            pictures = deciding_pictures(
+                {name: {name: each} for name, each in catalog.types.items()}
+            )
+            buckets = find_buckets(self.buckets, catalog, samples, pictures)
         size = self.batch_size * self.ranks
         check_plan(
             self.source,
@@ -112,17 +147,24 @@ class PlanSettings(RunOrder):
             tail=self.tail,
             world_size=self.ranks,
             global_batch_size=size,
+            buckets=buckets,
         )
-        plan = EpochPlan(samples, shuffle, global_batch_size=size, epoch=self.epoch, tail=self.tail)
+        plan = EpochPlan(
+            samples,
+            shuffle,
+            global_batch_size=size,
+            epoch=self.epoch,
+            tail=self.tail,
+            buckets=buckets,
+        )
         return catalog, plan
-
-    def shuffling(self) -> Shuffle:
-        """Return what orders the samples of each epoch."""
-        return make_shuffle(self.shuffle, seed=self.seed, window=self.window, streams=self.streams)
 
     def as_shown(self) -> PlanSettings:
         """Return the settings without secrets, for results."""
-        return replace(self, source=without_secrets(self.source), storage_options=None)
+        weights = None if self.weights is None else describe_weights(self.weights)
+        source = without_secrets(self.source)
+        buckets = None if self.buckets is None else str(self.buckets)
+        return replace(self, source=source, storage_options=None, weights=weights, buckets=buckets)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +184,8 @@ class OrderOptions(RunOrder):
         whole_number("ranks", self.ranks, least=1, most=_MOST_PROCESSES)
         for name in ("window", "streams"):
             whole_number(name, getattr(self, name), least=1)
+        if self.epoch_size is not None:
+            whole_number("epoch_size", self.epoch_size, least=1)
         seed_of_order(self.seed)
         whole_number("epoch", self.epoch, least=0)
         known = isinstance(self.shuffle, bool) or self.shuffle == "full"
@@ -237,6 +281,41 @@ class NodeShare:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DrawnClass:
+    """Draws of one class in an epoch with weights.
+
+    Attributes:
+        label: class number, with the name of the class where it is known; None for samples
+            without a class number.
+        samples: number of samples in the dataset.
+        draws: number of valid samples delivered.
+    """
+
+    label: str | None
+    samples: int
+    draws: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BucketShare:
+    """Share of one bucket in an epoch.
+
+    Attributes:
+        height: height of its images in a batch.
+        width: width of its images in a batch.
+        samples: number of samples in the dataset.
+        steps: number of steps of every rank.
+        pads: number of repeats that fill its last step, on all ranks together.
+    """
+
+    height: int
+    width: int
+    samples: int
+    steps: int
+    pads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
     """Contents of an epoch.
 
@@ -249,6 +328,13 @@ class Coverage:
         delivered_once: number of samples delivered exactly once.
         delivered_again: number of samples delivered more than once, apart from pads.
         left_out: number of samples delivered to no rank.
+        epoch_samples: number of samples in an epoch; others than `samples` with epoch_size or
+            weights.
+        unexpected: number of samples that come more often than the order says, or less often,
+            unless tail="drop" leaves them out.
+        drawn_classes: draws of each class, with weights; None without.
+        buckets: shares of the buckets that have samples, from the widest to the highest; None
+            without buckets.
         ranks: shares by rank.
         nodes: shares by node.
         bytes_read: bytes read by all nodes together, as a multiple of the dataset's size.
@@ -270,6 +356,10 @@ class Coverage:
     delivered_once: int
     delivered_again: int
     left_out: int
+    epoch_samples: int
+    unexpected: int
+    drawn_classes: tuple[DrawnClass, ...] | None = None
+    buckets: tuple[BucketShare, ...] | None = None
     ranks: tuple[RankShare, ...]
     nodes: tuple[NodeShare, ...]
     bytes_read: float
@@ -283,10 +373,12 @@ class Coverage:
 
     @property
     def exact(self) -> bool:
-        """Whether each sample comes once, unless tail="drop" leaves it out, in equal steps."""
-        equal = {share.steps for share in self.ranks} == {self.steps}
-        left_out = self.left_out == 0 or self.settings.tail == "drop"
-        return equal and left_out and not self.delivered_again
+        """Whether each sample comes as often as it should, which is once, in equal steps.
+
+        With epoch_size it may come once more or less in an epoch that begins inside an order, and
+        with weights as often as its share says, to within one; tail="drop" may leave it out.
+        """
+        return {share.steps for share in self.ranks} == {self.steps} and not self.unexpected
 
 
 @with_options(PlanOptions)
@@ -317,14 +409,11 @@ def plan(source: str | PathLike[str], options: PlanOptions) -> Coverage:
     if limit is not None:
         limit = whole_number("cache_limit", limit, least=0)
     shares = walk.nodes(limit)
-    total = sum(shard.size for shard in catalog.shards)
-    bytes_read = sum(share.bytes for share in shares) / total
+    bytes_read = sum(share.bytes for share in shares) / catalog.size
     warnings = _warnings(catalog, plan, settings, options)
     if mixing.get("one_class_windows") and len(catalog.classes or ()) > 1:
-        warnings.append(
-            "windows hold one class only; pack with shuffling, or use "
-            f"{argument('shuffle', 'full')}"
-        )
+        remedy = argument("shuffle", "full")
+        warnings.append(f"windows hold one class only; pack with shuffling, or use {remedy}")
     if settings.streams > 1 and bytes_read > _MOST_READ:
         warnings.append(
             f"nodes read {bytes_read:.2f} × the dataset, since shards that two of them share are "
@@ -332,13 +421,17 @@ def plan(source: str | PathLike[str], options: PlanOptions) -> Coverage:
         )
     return Coverage(
         settings=settings.as_shown(),
-        samples=plan.num_samples,
+        samples=len(plan.samples),
         shards=len(catalog.shards),
-        bytes=total,
+        bytes=catalog.size,
         steps=plan.num_steps,
         delivered_once=int(np.count_nonzero(walk.delivered == 1)),
         delivered_again=int(np.count_nonzero(walk.delivered > 1)),
         left_out=int(np.count_nonzero(walk.delivered == 0)),
+        epoch_samples=plan.num_samples,
+        unexpected=walk.count_unexpected(),
+        drawn_classes=walk.drawn_classes(catalog),
+        buckets=walk.buckets(),
         ranks=tuple(ranks),
         nodes=shares,
         bytes_read=bytes_read,
@@ -354,7 +447,7 @@ class _Walk:
     """Walk through an epoch that counts the samples of every rank and worker.
 
     Attributes:
-        delivered: number of times each sample was delivered as a valid one, uint8 [samples].
+        delivered: number of times each sample was delivered as a valid one, int32 [samples].
     """
 
     def __init__(
@@ -365,9 +458,10 @@ class _Walk:
         self._counts = np.array([shard.samples for shard in catalog.shards])
         self._sizes = np.array([shard.size for shard in catalog.shards])
         self._starts = np.cumsum(self._counts) - self._counts
-        self.delivered = np.zeros(plan.num_samples, np.uint8)
+        self.delivered = np.zeros(len(plan.samples), np.int32)
         self._touched = np.zeros((nodes, len(self._counts)), np.bool_)
         self._distance = self._pairs = 0
+        self._pads_of_steps = np.zeros(plan.num_steps, np.int64)
 
     def rank(self, rank: int, workers: int) -> RankShare:
         """Walk the steps of one rank, worker by worker, and return its share."""
@@ -420,18 +514,67 @@ class _Walk:
 
     def _fetched_later(self, first: int, end: int, limit: int) -> int:
         """Return the mean of the bytes fetched in epochs after the first, of some streams."""
-        shuffle, samples = self._settings.shuffling(), Samples(self._counts)
+        shuffle, samples = self._plan.shuffle, self._plan.samples
         epochs = [
             shards_by_window(shuffle.order(samples, self._settings.epoch + later)[first:end])
             for later in range(_EPOCHS + 2)
         ]
         return round(sum(fetched_bytes(epochs, self._sizes, limit)[1:]) / _EPOCHS)
 
+    def count_unexpected(self) -> int:
+        """Count the samples that Coverage describes, after the walk."""
+        least, most = self._plan.bounds()
+        wrong = self.delivered > most
+        if self._settings.tail != "drop":
+            wrong |= self.delivered < least
+        return int(np.count_nonzero(wrong))
+
+    def drawn_classes(self, catalog: Catalog) -> tuple[DrawnClass, ...] | None:
+        """Return the draws of each class, after the walk."""
+        if self._plan.shuffle.weights is None:
+            return None
+        numbers, known = read_labels(catalog, self._plan.samples)
+        found = []
+        for label in np.unique(numbers[known]).tolist():
+            of_class = known & (numbers == label)
+            found.append((name_label(label, catalog.classes), of_class))
+        unknown = [(None, ~known)] if not known.all() else []
+        return tuple(
+            DrawnClass(
+                label=label,
+                samples=int(of_class.sum()),
+                draws=int(self.delivered[of_class].sum()),
+            )
+            for label, of_class in [*found, *unknown]
+        )
+
+    def buckets(self) -> tuple[BucketShare, ...] | None:
+        """Return the shares of the buckets, after the walk."""
+        bucketing, of = self._plan.bucketing, self._plan.buckets
+        given = self._settings.buckets
+        if bucketing is None or of is None or given is None or isinstance(given, str):
+            return None
+        pads = np.bincount(of, self._pads_of_steps, len(given.sizes)).astype(np.int64)
+        steps = np.bincount(of, minlength=len(given.sizes))
+        return tuple(
+            BucketShare(
+                height=given.sizes[bucket][0],
+                width=given.sizes[bucket][1],
+                samples=int(bucketing.counts[bucket]),
+                steps=int(steps[bucket]),
+                pads=int(pads[bucket]),
+            )
+            for bucket in np.flatnonzero(bucketing.counts).tolist()
+        )
+
     def neighbour_distance(self) -> float | None:
         """Return the distance that Coverage describes."""
         return self._distance / self._pairs / len(self.delivered) if self._pairs else None
 
     def _count(self, references: References, node: int) -> None:
+        pads = references.positions[~references.valid]
+        size = self._settings.batch_size * self._settings.ranks
+        np.add.at(self._pads_of_steps, pads // size, 1)
         numbers = self._starts[references.shards] + references.indices
         np.add.at(self.delivered, numbers[references.valid], 1)
         self._touched[node][references.shards] = True
@@ -441,7 +584,7 @@ class _Walk:
             self._distance += int(distances.sum())
             self._pairs += distances.size
 
-    def _window_bytes(self, order: Order) -> int:
+    def _window_bytes(self, order: SampleSequence) -> int:
         """Return the largest size of two windows, one being read and one read ahead."""
         sizes: list[int] = []
         while runs := order.runs_of_window(len(sizes)):
@@ -523,7 +666,15 @@ def _warnings(
         found.append(f"{workers - plan.num_steps} of {workers} workers have no step to take")
     if settings.shuffle is False and len(catalog.classes or ()) > 1:
         found.append(f"samples come in packed order; {argument('shuffle', True)} shuffles them")
+    if settings.epoch_size is not None and settings.weights is None and settings.tail == "drop":
+        found.append(
+            "what the tail leaves out of an epoch comes in none of the same order; choose an "
+            f"{argument('epoch_size', 'N')} that is a multiple of the global batch size"
+        )
     pads = plan.num_steps * global_batch_size - plan.num_samples
     if settings.tail == "pad" and pads > plan.num_samples / 100:
-        found.append(f"{counted(pads, 'pad')}, {pads / plan.num_samples:.0%} of the samples")
+        found.append(
+            f"{counted(pads, 'pad')}, {pads / plan.num_samples:.0%} of the samples; "
+            f"{argument('tail', 'even')} has fewer than ranks"
+        )
     return found

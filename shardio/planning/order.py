@@ -14,12 +14,17 @@ A sequence of samples consists of runs, which are consecutive samples of a shard
 permutes the runs, and then the samples inside each window of consecutive runs. A single window of
 all runs gives a global permutation. Locating a position takes the permutation of its window and a
 search in the cumulative lengths of the runs; earlier positions are not needed.
+
+Whatever orders an epoch is a `SampleSequence`, from positions to samples, in windows of shards.
+`Order` has each sample once, `Passes` is a part of one order after another, and
+shardio.planning.draws has another.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,8 +154,43 @@ class Runs:
         )
 
 
+Count = int | NDArray[np.int64]
+"""Number of occurrences: of all samples, or of each one by its number, int64 [n]."""
+
+
+class SampleSequence(Protocol):
+    """Sequence of the samples of a stream in an epoch, in windows of shards that are read together.
+
+    It is a pure function of its arguments, and any position is found without those before it.
+    """
+
+    def __len__(self) -> int: ...
+
+    def locate(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Locate the samples at some positions of the sequence.
+
+        Args:
+            positions: int64 [n], from 0 to len(self) - 1.
+
+        Returns:
+            Shard of each sample, and its ordinal in that shard, both int64 [n].
+        """
+
+    def window_of(self, position: int) -> int:
+        """Return the window of a position."""
+
+    def runs_of_window(self, window: int) -> Runs:
+        """Return the runs of a window, in reading order; empty after the last window."""
+
+    def window_of_shards(self, count: int) -> NDArray[np.int64]:
+        """Return the window of each shard, int64 [count]; the last one of several, -1 for none."""
+
+    def bounds(self) -> tuple[Count, Count]:
+        """Return how often a sample comes at least, and at most."""
+
+
 class Order:
-    """Order of a sequence of samples.
+    """Order of a sequence of samples, each of which comes once; a SampleSequence.
 
     Args:
         runs: runs of the sequence, in packed order.
@@ -172,30 +212,37 @@ class Order:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    @property
+    def num_windows(self) -> int:
+        """Number of windows."""
+        return len(self._window_starts)
+
     def locate(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Locate the samples at some positions of the sequence.
-
-        Args:
-            positions: int64 [n], from 0 to len(self) - 1.
-
-        Returns:
-            Shard of each sample, and its ordinal in that shard, both int64 [n].
-        """
+        """See SampleSequence."""
         permuted = positions if self._key is None else self._permute(positions)
         runs = np.searchsorted(self._starts, permuted, side="right") - 1
         ordinals = permuted - self._starts[runs] + self._runs.firsts[runs]
         return self._runs.shards[runs], ordinals
 
     def window_of(self, position: int) -> int:
-        """Return the window of a position."""
+        """See SampleSequence."""
         return int(np.searchsorted(self._window_starts, position, side="right")) - 1
 
     def runs_of_window(self, window: int) -> Runs:
-        """Return the runs of a window, in reading order; empty after the last window."""
+        """See SampleSequence."""
         return self._runs.take(slice(window * self._window, (window + 1) * self._window))
 
+    def positions_of_window(self, window: int) -> NDArray[np.int64]:
+        """Return the positions of a window, int64 [n]."""
+        end = self._starts[min((window + 1) * self._window, len(self._runs))]
+        return np.arange(self._window_starts[window], end)
+
+    def bounds(self) -> tuple[int, int]:
+        """See SampleSequence."""
+        return 1, 1
+
     def window_of_shards(self, count: int) -> NDArray[np.int64]:
-        """Return the window of each shard, int64 [count]; the last one of several, -1 for none."""
+        """See SampleSequence."""
         windows = np.full(count, -1)
         windows[self._runs.shards] = np.arange(len(self._runs)) // self._window
         return windows
@@ -210,13 +257,72 @@ class Order:
 
     def _permutation(self, window: int) -> KeyedPermutation:
         if window not in self._permutations:
-            end = self._starts[min((window + 1) * self._window, len(self._runs))]
             key = derive_key(self._key or 0, _SAMPLES, window)
             while len(self._permutations) > 1:
                 del self._permutations[next(iter(self._permutations))]
-            size = int(end - self._window_starts[window])
+            size = len(self.positions_of_window(window))
             self._permutations[window] = KeyedPermutation(size, key)
         return self._permutations[window]
+
+
+class Passes:
+    """Part of an endless sequence of passes, each of which has every sample once; a SampleSequence.
+
+    Args:
+        order_of: returns the order of a pass; all passes have the same runs.
+        first: position of the first sample in the endless sequence.
+        length: number of samples, at least 1.
+    """
+
+    def __init__(self, order_of: Callable[[int], Order], *, first: int, length: int) -> None:
+        self._length, self._size = length, len(order_of(0))
+        self._first, self._offset = divmod(first, self._size)
+        self._order_of = order_of
+        self._num_windows = order_of(0).num_windows
+        self._skipped = 0
+        self._skipped = self.window_of(0)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def locate(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """See SampleSequence."""
+        passes, inner = np.divmod(positions + self._offset, self._size)
+        shards, ordinals = np.empty_like(positions), np.empty_like(positions)
+        for number, inside in grouped(passes):
+            shards[inside], ordinals[inside] = self._order(number).locate(inner[inside])
+        return shards, ordinals
+
+    def window_of(self, position: int) -> int:
+        """See SampleSequence."""
+        number, inner = divmod(position + self._offset, self._size)
+        before = number * self._num_windows - self._skipped
+        return before + self._order(number).window_of(inner)
+
+    def runs_of_window(self, window: int) -> Runs:
+        """See SampleSequence."""
+        number, inner = divmod(window + self._skipped, self._num_windows)
+        beyond = window > self.window_of(self._length - 1)
+        return self._order(number).runs_of_window(self._num_windows if beyond else inner)
+
+    def window_of_shards(self, count: int) -> NDArray[np.int64]:
+        """See SampleSequence."""
+        windows, last = np.full(count, -1), self.window_of(self._length - 1)
+        for number in range((self._length - 1 + self._offset) // self._size + 1):
+            found = self._order(number).window_of_shards(count)
+            shifted = found + number * self._num_windows - self._skipped
+            inside = (found >= 0) & (shifted >= 0) & (shifted <= last)
+            windows[inside] = shifted[inside]
+        return windows
+
+    def bounds(self) -> tuple[int, int]:
+        """See SampleSequence."""
+        end = self._offset + self._length
+        whole = end // self._size - -(-self._offset // self._size)
+        return max(whole, 0), -(-end // self._size)
+
+    def _order(self, number: int) -> Order:
+        return self._order_of(self._first + number)
 
 
 def grouped(numbers: NDArray[np.int64]) -> list[tuple[int, Inside]]:

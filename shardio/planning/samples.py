@@ -85,6 +85,10 @@ class Samples:
             return ordinals
         return self.chosen[self._starts[shards] + ordinals].astype(np.int64)
 
+    def numbers(self, shards: NDArray[np.int64], ordinals: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the numbers of samples given by ordinal, int64 [n]."""
+        return self._starts[shards] + ordinals
+
     def number(self, shard: int, position: int) -> int | None:
         """Return the number of the sample at a position of a shard; None if not selected."""
         start, end = int(self._starts[shard]), int(self._starts[shard + 1])
@@ -92,6 +96,14 @@ class Samples:
             return start + position if position < end - start else None
         found = start + int(np.searchsorted(self.chosen[start:end], position))
         return found if found < end and self.chosen[found] == position else None
+
+    def find(self, others: Samples) -> NDArray[np.int64]:
+        """Return the numbers of samples of the same shards that were chosen of these, int64 [n]."""
+        shards, positions = others.locate(np.arange(len(others)))
+        if self.chosen is None:
+            return self._starts[shards] + positions
+        own, wide = self.locate(np.arange(len(self)))[0], 1 << 32
+        return np.searchsorted(own * wide + self.chosen, shards * wide + positions)
 
     def in_shard(self, shard: int) -> NDArray[np.int64]:
         """Return the positions of the samples in a shard, ascending, int64 [n]."""

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.planning.order import Order
+from shardio.planning.order import SampleSequence
 
 _NEVER = np.iinfo(np.int64).max
 
 
-def shards_by_window(orders: Sequence[Order]) -> list[list[int]]:
+def shards_by_window(orders: Sequence[SampleSequence]) -> list[list[int]]:
     """List the shards that the windows of some streams need, by the windows' numbers."""
     found: list[list[int]] = []
     while True:

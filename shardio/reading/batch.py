@@ -140,6 +140,19 @@ class Delivery:
     replacements: Replacements
     times: StageTimes
     stopwatch: Callable[[], Stopwatch]
+    lock: threading.Lock
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the readers of a loop have in common, one of each bucket.
+
+    Attributes:
+        scratch: buffer where image files are decoded.
+        lock: guards the times.
+    """
+
+    scratch: Scratch = field(default_factory=Scratch)
     lock: threading.Lock = field(default_factory=new_lock)
 
 
@@ -555,6 +568,7 @@ class SampleReader:
         transform: transform of images.
         reduced: let large JPEGs be decoded at a part of their size.
         allocate: makes the arrays of batches.
+        scratch: buffer where image files are decoded.
     """
 
     def __init__(
@@ -565,6 +579,7 @@ class SampleReader:
         transform: Transform | None,
         reduced: bool,
         allocate: Allocate,
+        scratch: Scratch,
     ) -> None:
         self._delivery = delivery
         self._geometry = delivery.geometry
@@ -573,7 +588,7 @@ class SampleReader:
         make = partial(
             column_maker,
             transform=transform,
-            scratch=Scratch(),
+            scratch=scratch,
             reduced=reduced,
             allocate=allocate,
         )

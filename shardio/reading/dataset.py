@@ -12,28 +12,34 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-from shardio.checks import flag, is_whole, one_of, positive, require, seed_of_order, whole_number
+from shardio.buckets import Buckets
+from shardio.checks import is_whole, require, seed_of_order, whole_number
 from shardio.errors import UsageError, counted, quoted
 from shardio.fields.base import BYTES, FieldType
 from shardio.fields.limits import MAX_PIXELS
 from shardio.fields.recorded import require_available
 from shardio.indexing.catalog import Catalog, open_catalog
-from shardio.indexing.parts import ShardPaths, list_parts
+from shardio.indexing.parts import ShardPaths, absolute_parts
+from shardio.planning.buckets import Bucketing
+from shardio.planning.draws import Weights
 from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, Shuffle, Tail
-from shardio.planning.order import Order, derive_key
+from shardio.planning.order import SampleSequence, derive_key
 from shardio.planning.samples import Samples
-from shardio.reading.batch import Delivery, Replacements, SampleReader
+from shardio.reading.arguments import OnBadSample, check_arguments, store_options
+from shardio.reading.batch import Delivery, Replacements, SampleReader, Shared
 from shardio.reading.columns import Types
 from shardio.reading.entries import (
     Fields,
+    deciding_pictures,
     default_fields,
     entry_types,
+    label_field,
     optional_entries,
     parse_fields,
 )
@@ -43,28 +49,31 @@ from shardio.reading.libraries import is_known
 from shardio.reading.loop import (
     Identity,
     ResumableDataset,
-    Share,
     UnfinishedBatches,
-    find_worker,
     finish_in_turn,
     to_sample,
 )
-from shardio.reading.mapping import Collate, Functions, MapFunctions, SampleMap
+from shardio.reading.mapping import Collate, MapFunctions, find_functions
 from shardio.reading.picture_columns import Transform
+from shardio.reading.ranks import Share, find_worker, refuse_subset
 from shardio.reading.readahead import ReadAhead
 from shardio.reading.selection import Choice, choose, find_key, split
-from shardio.reading.settings import check_plan, make_shuffle, ranks_of
+from shardio.reading.settings import (
+    WeightsGiven,
+    check_plan,
+    find_buckets,
+    list_targets,
+    make_shuffle,
+    weigh,
+)
 from shardio.reading.shards import ShardPool
 from shardio.reading.times import StageTimes, Stopwatch
 from shardio.storage.base import Storage
-from shardio.storage.location import Location, Options
-from shardio.transforms import SizedTransform
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
-OnBadSample = Literal["raise", "skip"]
 _NO_ARGUMENTS = frozenset({"self", "source", "__class__"})
 _TRANSFORMS = 3
 _SAMPLES_PLANNED_AT_ONCE = 64
@@ -97,7 +106,8 @@ class ShardDataset(ResumableDataset):
         decode: False leaves every field as bytes.
         transform: transform of images: shardio.RandomResizedCrop and its like, or a callable
             from a uint8 tensor [3, H, W] to a tensor. torchvision's Compose with ToTensor gets PIL
-            images, and so does any function in shardio.FromPIL.
+            images, and so does any function in shardio.FromPIL. With shardio.Buckets the images of
+            a step have one of several sizes.
         map: function from a sample to a sample, `map(sample)` or `map(sample, rng)`, or a list of
             such functions, applied after transform and before samples are joined. A sample is
             what a dataset without batch_size yields. The function may add, change and remove
@@ -121,9 +131,22 @@ class ShardDataset(ResumableDataset):
         streams: canonical streams. With 1 every rank reads from every shard of a window. With
             more, each rank reads the same share of the shards in every epoch, for nodes that
             cache them; world_size must divide streams, and streams the global batch size.
+        epoch_size: samples in an epoch, by default all. Epochs of another size follow one another
+            through the orders that epochs have otherwise, each of which is delivered whole before
+            the next begins: no sample comes again before all others have come, and none is lost
+            between epochs, except to tail="drop".
+        weights: samples drawn instead of delivered once each: an epoch has `epoch_size` draws, by
+            default as many as samples, and a sample with 1.3 times the mean weight comes once or
+            twice in one of that default size. "balanced" gives all labels equal parts; a mapping
+            gives each label (number, or name in `classes`) the weight of its samples; a function
+            takes key and label (None where there is none); or give one number a sample, in packed
+            order. Labels are told by indexes with checksums, else read once when it is opened. It
+            takes 16 bytes a sample.
         tail: "pad" repeats samples, marked in "valid", to fill the last step of every rank;
-            "drop" leaves that step out; "short" makes it smaller, for one rank alone.
-        rank: rank of this process, by default from torch.distributed or torchrun.
+            "even" makes it smaller, of one size for all ranks, with at most one pad each; "drop"
+            leaves it out; "short" makes it smaller, for one rank alone.
+        rank: rank of this process, by default from torch.distributed or torchrun when a loop
+            begins.
         world_size: number of ranks, like rank.
         group: data-parallel group in place of rank and world_size: a process group, or a device
             mesh of one dimension, as mesh["dp"]. Ranks that are equal in it, as those of a tensor-
@@ -168,6 +191,7 @@ class ShardDataset(ResumableDataset):
     """
 
     stopwatch: Callable[[], Stopwatch]
+    _targets: list[int] | None = None
 
     def __init__(
         self,
@@ -175,7 +199,7 @@ class ShardDataset(ResumableDataset):
         *,
         fields: Mapping[str, str | FieldType] | None = None,
         decode: bool = True,
-        transform: Transform | None = None,
+        transform: Transform | Buckets | None = None,
         map: MapFunctions | None = None,  # noqa: A002  the field's word for it
         collate: Collate | None = None,
         nondeterministic: bool = False,
@@ -185,6 +209,8 @@ class ShardDataset(ResumableDataset):
         seed: int = 0,
         window: int = DEFAULT_WINDOW,
         streams: int = 1,
+        epoch_size: int | None = None,
+        weights: WeightsGiven | None = None,
         tail: Tail = "pad",
         rank: int | None = None,
         world_size: int | None = None,
@@ -204,8 +230,8 @@ class ShardDataset(ResumableDataset):
         download_timeout: float = 30.0,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in _NO_ARGUMENTS}
-        given = _check_arguments(**given)
-        options = _store_options(given)
+        given = check_arguments(**given)
+        options = store_options(given)
         sizes = given["batch_size"], given["global_batch_size"]
         super().__init__(
             batch_sizes=sizes, ranks=(given["rank"], given["world_size"]), as_tuple=as_tuple
@@ -215,24 +241,64 @@ class ShardDataset(ResumableDataset):
         )
         self._arguments, self._tail = given, tail
         self.fields = self._map_fields(fields)
-        self.times, self.stopwatch = StageTimes(), Stopwatch
-        self._source, self._parts = source, _absolute_parts(source, storage, options)
+        self.times, self.stopwatch, self._replacements = StageTimes(), Stopwatch, Replacements()
+        self._source, self._parts = source, absolute_parts(source, storage, options)
         self._types = self._find_types()
-        self._geometry = SampleGeometry(self._types, transform)
-        self._functions = self._find_functions()
+        SampleGeometry(self._types, self._transform(0))  # may refuse it
+        self._functions = find_functions(given, self._types)
         self.samples = Samples([shard.samples for shard in self.catalog.shards])
-        orders = {name: given[name] for name in ("seed", "window", "streams")}
-        self.shuffle = make_shuffle(shuffle, **orders)
+        self.shuffle, self._buckets = self._make_shuffle(), self._find_buckets()
         self._digest = self.catalog.digest()
         self._singles: tuple[EpochPlan, ShardPool] | None = None  # for ds[i]
-        self._replacements = Replacements()
-        if len(self.samples):
+        self._check_early()
+        self._seal(*given)
+
+    def _check_early(self) -> None:
+        """Refuse what does not fit the ranks that are given, or any number of ranks."""
+        if len(self.samples) and self._ranks != (None, None):
             self.num_steps()
+        elif len(self.samples) and (self._buckets is not None or self.shuffle.streams == 1):
+            # Several streams only fit some numbers of ranks.
+            self._count_steps(self._share_of(0, 1))
+
+    @property
+    def transform(self) -> Transform | None:
+        """Transform of images; one that is set takes effect in the next loop."""
+        return cast("Transform | None", self._arguments["transform"])
+
+    @transform.setter
+    def transform(self, transform: Transform | None) -> None:
+        if isinstance(transform, Buckets) or self._buckets is not None:
+            raise UsageError(
+                "ds.transform: the sizes of Buckets decide the order of the samples",
+                remedy="make another dataset by ds.replace(transform=…)",
+            )
+        given = check_arguments(**{**self._arguments, "transform": transform})
+        SampleGeometry(self._types, transform)  # may refuse it
+        self._functions, self._arguments = find_functions(given, self._types), given
 
     @property
     def classes(self) -> tuple[str, ...] | None:
         """Class names by label; None where they are not known."""
         return self.catalog.classes
+
+    @property
+    def class_to_idx(self) -> dict[str, int] | None:
+        """Label of each class, by name; None where the names are not known."""
+        return None if self.classes is None else {name: i for i, name in enumerate(self.classes)}
+
+    @property
+    def targets(self) -> list[int]:
+        """Labels of the samples in packed order; read when first asked for.
+
+        Raises:
+            UsageError: there is no entry "label", or a sample has no class number there.
+            TarError: a shard has to be read, and is missing or changed.
+        """
+        if self._targets is None:
+            named = self.fields.get("label", ())
+            self._targets = list_targets(self.catalog, self.samples, named)
+        return self._targets
 
     def __repr__(self) -> str:
         is_local = all(part.is_local for part in self._parts)  # a URL may have secrets
@@ -240,7 +306,10 @@ class ShardDataset(ResumableDataset):
         held = sum(shard.samples for shard in self.catalog.shards)
         what, shards = counted(held, "sample"), counted(len(self.catalog.shards), "shard")
         some = f"{len(self.samples):,} of " if len(self.samples) < held else ""
-        return f"ShardDataset({quoted(source)}: {some}{what} in {shards})"
+        drawn, size = self.shuffle.weights is not None, self.shuffle.epoch_length(self.samples)
+        kind = ", weighted draws" if drawn else ""
+        epoch = f"; {size:,} an epoch{kind}" if drawn or size != len(self.samples) else ""
+        return f"ShardDataset({quoted(source)}: {some}{what} in {shards}{epoch})"
 
     def __getitem__(self, index: int) -> Any:
         """Read a sample by its number in packed order; its random crop is always the same.
@@ -256,15 +325,18 @@ class ShardDataset(ResumableDataset):
                 remedy="ds.subset(range(…)) takes several, ds.by_key(key) a key",
             )
         total, number = len(self.samples), int(index)
+        refuse_subset(self, total)
         if not -total <= number < total:
             raise IndexError(f"{self}: index {number} is outside its {total} samples")
         if self._singles is None:
-            packed = EpochPlan(self.samples, Shuffle(on=False), global_batch_size=1)
+            order, buckets = Shuffle(on=False), self._buckets
+            packed = EpochPlan(self.samples, order, global_batch_size=1, buckets=buckets)
             self._singles = packed, ShardPool(self.catalog.shards)
         packed, pool = self._singles
         pool.compare_anew()
         shares, key = [np.array([number % total])], self.transform_key(0)
-        (batch,) = finish_in_turn(self.reader(pool, Recycler()).read(packed, shares, 1, key))
+        reader = self.reader(pool, Recycler(), packed.bucket_of(shares[0]))
+        (batch,) = finish_in_turn(reader.read(packed, shares, 1, key))
         self._end_loop()
         sample = self._choose_entries(to_sample(batch))
         return sample if self._as_tuple is None else (*sample.values(),)
@@ -290,7 +362,7 @@ class ShardDataset(ResumableDataset):
         Raises:
             UsageError: an index is outside the dataset or comes twice.
         """
-        return self._with(choose(self.catalog, self.samples, choice))
+        return self._part(choose(self.catalog, self.samples, choice))
 
     def split(self, *fractions: float, seed: int = 0) -> tuple[ShardDataset, ...]:
         """Make datasets of disjoint random parts, whose sizes are exact to the sample.
@@ -303,7 +375,7 @@ class ShardDataset(ResumableDataset):
             UsageError: the fractions are negative or do not add up to 1.
         """
         parts = split(self.samples, fractions, seed_of_order(seed), self.contents)
-        return tuple(self._with(part) for part in parts)
+        return tuple(map(self._part, parts))
 
     def replace(self, **changes: Any) -> ShardDataset:
         """Open the same samples with other arguments; epochs begin anew.
@@ -322,13 +394,15 @@ class ShardDataset(ResumableDataset):
             raise UsageError(f"replace: ShardDataset has no argument {', '.join(sorted(unknown))}")
         if changes.get("group") is not None:
             changes = {"rank": None, "world_size": None, **changes}
-        other = ShardDataset(self._parts, **{**self._arguments, **changes})
+        arguments = {**self._arguments, **changes}
+        weights = arguments.pop("weights")  # of the samples that are chosen
+        other = ShardDataset(self._parts, **arguments)
         if other._digest != self._digest:
             raise UsageError(
                 "the shards have changed since it was opened", where=self, remedy="open it again"
             )
         other._source = self._source
-        return other._with(self.samples)
+        return other._with(self.samples, weights)
 
     def repeated(self, times: int) -> ShardDataset:
         """Repeat the samples several times in an epoch, one after the other; for measuring.
@@ -340,8 +414,11 @@ class ShardDataset(ResumableDataset):
         shards, counts, chosen = self.catalog.shards * times, self.samples.counts, None
         if self.samples.chosen is not None:
             chosen = np.tile(self.samples.chosen, times)
-        part = self._with(Samples(np.tile(counts, times), chosen))
-        part.catalog = replace(self.catalog, shards=shards)
+        drawn = self.shuffle.weights
+        weights = None if drawn is None else np.tile(drawn.given, times)
+        numbers = np.tile(np.arange(len(self.samples)), times)
+        part = self._with(Samples(np.tile(counts, times), chosen), weights, numbers)
+        vars(part)["catalog"] = replace(self.catalog, shards=shards)
         part._digest = part.catalog.digest()
         return part
 
@@ -360,26 +437,11 @@ class ShardDataset(ResumableDataset):
             raise UsageError(
                 "the dataset is timed already", where=self, remedy="leave the other context first"
             )
-        self.stopwatch = stopwatch
+        vars(self)["stopwatch"] = stopwatch
         try:
             yield
         finally:
-            self.stopwatch = Stopwatch
-
-    def read_batch(self, *, epoch: int, step: int) -> Any:
-        """Read this rank's batch of one step of an epoch, whatever came before.
-
-        Raises:
-            UsageError: there is no such epoch, or it has no such step.
-        """
-        epoch, step = self._check_epoch(epoch), whole_number("step", step, least=0)
-        share = self.share
-        steps = self._count_steps(share)
-        if step >= steps:
-            raise UsageError(f"step {step} is outside the {steps} steps of an epoch")
-        (batch,) = finish_in_turn(self._read_steps(epoch, [step], share, Recycler()))
-        self._end_loop()
-        return self._deliver(batch, epoch, step)
+            vars(self)["stopwatch"] = Stopwatch
 
     @property
     def contents(self) -> str:
@@ -387,7 +449,7 @@ class ShardDataset(ResumableDataset):
         return self.samples.digest(self._digest)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_singles": None}
+        return {**super().__getstate__(), "_singles": None, "_targets": None}
 
     def plan(self, epoch: int) -> EpochPlan:
         """Plan an epoch for the current number of ranks.
@@ -403,7 +465,12 @@ class ShardDataset(ResumableDataset):
     def _plan(self, epoch: int, share: Share) -> EpochPlan:
         size = share.global_batch_size
         return EpochPlan(
-            self.samples, self.shuffle, global_batch_size=size, epoch=epoch, tail=self._tail
+            self.samples,
+            self.shuffle,
+            global_batch_size=size,
+            epoch=epoch,
+            tail=self._tail,
+            buckets=self._buckets,
         )
 
     def _count_steps(self, share: Share) -> int:
@@ -414,6 +481,7 @@ class ShardDataset(ResumableDataset):
             tail=self._tail,
             world_size=share.world_size,
             global_batch_size=share.global_batch_size,
+            buckets=self._buckets,
         )
 
     def _read_steps(
@@ -425,11 +493,14 @@ class ShardDataset(ResumableDataset):
             plan.share(steps[first : first + at_once], share.rank, share.world_size)
             for first in range(0, len(steps), at_once)
         )
-        reader, key = self.reader(pool, allocate), self.transform_key(epoch)
+        key, shared = self.transform_key(epoch), Shared()
+        reader_of = lru_cache(None)(partial(self.reader, pool, allocate, shared=shared))
         ahead = self.read_ahead(plan.orders, pool, epoch)
         try:
             asked = ahead if len(steps) > 1 else None
-            yield from reader.read(plan, positions, share.batch_size, key, asked)
+            for some in positions:
+                reader = reader_of(plan.bucket_of(some))
+                yield from reader.read(plan, [some], share.batch_size, key, asked)
             ahead.finish()
             pool.finish()
         except BaseException:  # else the last batches may still be read
@@ -438,7 +509,9 @@ class ShardDataset(ResumableDataset):
         finally:
             ahead.close()
 
-    def read_ahead(self, orders: Sequence[Order], pool: ShardPool, epoch: int) -> ReadAhead:
+    def read_ahead(
+        self, orders: Sequence[SampleSequence], pool: ShardPool, epoch: int
+    ) -> ReadAhead:
         """Make a ReadAhead for a loop over an epoch of this dataset."""
         some = orders if self.shuffle.window is not None else ()
         later = partial(self.shuffle.order, self.samples, epoch + 1)
@@ -454,19 +527,46 @@ class ShardDataset(ResumableDataset):
             "samples": len(self.samples),
             "contents": self.contents,
             "global_batch_size": self.global_batch_size,
-            "seed": self.shuffle.seed,
-            "shuffle": self.shuffle.on,
-            "window": self.shuffle.window,
-            "streams": self.shuffle.streams,
+            **self.shuffle.identity(),
             "tail": self._tail,
+            **({} if self._buckets is None else {"buckets": self._buckets.digest()}),
         }
 
-    def _with(self, samples: Samples) -> ShardDataset:
+    def _part(self, samples: Samples) -> ShardDataset:
+        """Return a dataset of some of the samples, which keep the weights that are given by one."""
+        weights = self._arguments["weights"]
+        if weights is not None and not isinstance(weights, str | Mapping) and not callable(weights):
+            weights = np.asarray(weights)[self.samples.find(samples)]
+        return self._with(samples, weights)
+
+    def _with(
+        self,
+        samples: Samples,
+        weights: WeightsGiven | None,
+        numbers: NDArray[np.int64] | None = None,
+    ) -> ShardDataset:
+        """Return a dataset of other samples; their numbers in this one, if not chosen of it."""
         part = self._copy()
-        part.times = StageTimes()
-        part.samples = samples
-        part._singles = None
+        vars(part).update(times=StageTimes(), samples=samples)
+        part._singles = part._targets = None
+        part._arguments = {**self._arguments, "weights": weights}
+        vars(part)["shuffle"] = replace(self.shuffle, weights=part._weigh(samples))
+        if self._buckets is not None:
+            numbers = self.samples.find(samples) if numbers is None else numbers
+            of = self._buckets.numbers[numbers]
+            part._buckets = Bucketing(samples, of, self._buckets.origin)
         return part
+
+    def _weigh(self, samples: Samples) -> Weights | None:
+        """Find the weights of some samples, with labels where their type says."""
+        weights = self._arguments["weights"]
+        if weights is None:
+            return None
+        draws = self._arguments["epoch_size"]
+        found = weigh(weights, self.catalog, samples, draws, field=label_field(self._types))
+        if callable(weights) and found is not None:  # which other processes need not know
+            self._arguments = {**self._arguments, "weights": found.given}
+        return found
 
     def optional_entries(self) -> frozenset[str]:
         """Names of the entries that samples may lack."""
@@ -498,10 +598,47 @@ class ShardDataset(ResumableDataset):
         """Return the key of the random numbers for transforms in an epoch."""
         return derive_key(self.shuffle.seed, epoch, _TRANSFORMS)
 
-    def reader(self, pool: ShardPool, allocate: Allocate) -> SampleReader:
-        """Make a reader of this dataset's samples from a pool of its shards."""
-        several = {name: found for name, found in self.fields.items() if len(found) > 1}
+    def _make_shuffle(self) -> Shuffle:
+        names = "shuffle", "seed", "window", "streams", "epoch_size"
+        orders = {name: self._arguments[name] for name in names}
+        return make_shuffle(**orders, weights=self._weigh(self.samples))
+
+    def _find_buckets(self) -> Bucketing | None:
+        """Find the buckets of the samples, if the transform has buckets."""
         transform = self._arguments["transform"]
+        if not isinstance(transform, Buckets):
+            return None
+        pictures = deciding_pictures(self._types)
+        require(bool(pictures), "transform", transform, "left out where samples have no picture")
+        return find_buckets(transform, self.catalog, self.samples, pictures)
+
+    def _transform(self, bucket: int | None) -> Transform | None:
+        """Return the transform of the samples of a bucket, by default the largest one."""
+        transform: Transform | Buckets | None = self._arguments["transform"]
+        if not isinstance(transform, Buckets):
+            return transform
+        if bucket is None and self._buckets is not None:
+            bucket = int(np.argmax(self._buckets.counts))
+        return transform.of(bucket or 0)
+
+    def reader(
+        self,
+        pool: ShardPool,
+        allocate: Allocate,
+        bucket: int | None = None,
+        *,
+        shared: Shared | None = None,
+    ) -> SampleReader:
+        """Make a reader of this dataset's samples from a pool of its shards.
+
+        Args:
+            pool: pool of the shards.
+            allocate: makes the arrays of batches.
+            bucket: bucket of the samples; by default the largest one, if there are any.
+            shared: what it has in common with the readers of other buckets.
+        """
+        transform, shared = self._transform(bucket), shared or Shared()
+        several = {name: found for name, found in self.fields.items() if len(found) > 1}
         delivery = Delivery(
             pool=pool,
             samples=self.samples,
@@ -509,7 +646,7 @@ class ShardDataset(ResumableDataset):
             several=several if self._arguments["fields"] is None else {},
             missing_ok=self._arguments["fields"] is None and not self._makes_batches,
             optional=self.optional_entries(),
-            geometry=self._geometry,
+            geometry=SampleGeometry(self._types, transform),
             crops=self._arguments["crops"],
             functions=self._functions,
             skip_bad=self._arguments["on_bad_sample"] == "skip",
@@ -517,6 +654,7 @@ class ShardDataset(ResumableDataset):
             replacements=self._replacements,
             times=self.times,
             stopwatch=self.stopwatch,
+            lock=shared.lock,
         )
         return SampleReader(
             delivery,
@@ -524,35 +662,13 @@ class ShardDataset(ResumableDataset):
             transform=None if is_known(transform) else transform,
             reduced=self._arguments["reduced_decoding"],
             allocate=allocate,
+            scratch=shared.scratch,
         )
-
-    def _find_functions(self) -> Functions:
-        """Find the functions on whole samples, of which a library's transform of pictures is one.
-
-        Raises:
-            UsageError: one is no function, or cannot take an entry along.
-        """
-        given, transform = self._arguments["map"], self._arguments["transform"]
-        maps = [*given] if isinstance(given, list | tuple) else [] if given is None else [given]
-        named = [("map", function) for function in maps]
-        if is_known(transform):
-            named.insert(0, ("transform", transform))
-        firsts = {name: next(iter(types.values())) for name, types in self._types.items()}
-        steps = SampleMap(named, firsts, seeded=not self._arguments["nondeterministic"])
-        return Functions(map=steps if named else None, collate=self._arguments["collate"])
 
     def check_threads(self) -> None:
         """Refuse a function that draws from generators which the threads of a process share."""
-        steps = self._functions.map
-        if steps is not None and steps.shared and not self._arguments["nondeterministic"]:
-            raise UsageError(
-                f"{steps.shared} draws from generators that all threads of a process share, so "
-                "that its random numbers would depend on their turns",
-                remedy=(
-                    "use processes, Loader(ds, workers=n) or DataLoader(ds, batch_size=None, "
-                    "num_workers=n), or pass nondeterministic=True to the dataset"
-                ),
-            )
+        if not self._arguments["nondeterministic"]:
+            self._functions.check_threads()
 
     def _map_fields(self, fields: Mapping[str, str | FieldType] | None) -> Fields:
         types = {name: self.catalog.types[name] for name in self.catalog.fields}
@@ -564,86 +680,3 @@ class ShardDataset(ResumableDataset):
         index = first.load_index()
         some = range(min(len(index), _SAMPLES_LOOKED_AT))
         return default_fields(types, [*{(*index.cells(sample),) for sample in some}])
-
-
-def _absolute_parts(
-    source: ShardPaths, storage: Storage | None, options: Options
-) -> list[Location]:
-    """Locate the parts of a source so that they are found from any directory.
-
-    A pattern stays relative where the name of the current directory is one itself.
-    """
-    plain = not set(str(Path.cwd())) & set("*?[{")
-    parts = list_parts(source, storage, options)
-    return [part.absolute() if plain or part.exists() else part for part in parts]
-
-
-def _store_options(given: Mapping[str, Any]) -> Options:
-    """Return the options of a store that the arguments of a dataset are."""
-    folder = given["cache_dir"]
-    return {
-        "cache_dir": None if folder is None else os.fspath(folder),
-        "cache_limit": given["cache_limit"],
-        "retries": given["download_retry"],
-        "timeout": given["download_timeout"],
-        **(given["storage_options"] or {}),
-    }
-
-
-def _check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[str, Any]:
-    """Refuse arguments of ShardDataset that are not of their type, or exclude each other.
-
-    Returns:
-        All of them, whole numbers as int.
-
-    Raises:
-        UsageError: an argument is refused.
-    """
-    if given["group"] is not None:
-        ranks = ranks_of(given["group"], given["rank"], given["world_size"])
-        given |= {"rank": ranks[0], "world_size": ranks[1], "group": None}  # numbers pickle
-    for name in ("batch_size", "global_batch_size"):
-        if given[name] is not None:
-            given[name] = whole_number(name, given[name], least=1)
-    for name in ("window", "streams", "max_pixels", "predownload"):
-        given[name] = whole_number(name, given[name], least=1)
-    given["download_retry"] = whole_number("download_retry", given["download_retry"], least=0)
-    if given["cache_limit"] is not None:
-        given["cache_limit"] = whole_number("cache_limit", given["cache_limit"], least=0)
-    given["download_timeout"] = positive("download_timeout", given["download_timeout"])
-    options = given["storage_options"]
-    require(
-        options is None or isinstance(options, Mapping), "storage_options", options, "a mapping"
-    )
-    given["seed"] = seed_of_order(given["seed"])
-    fields, shuffle, streams = given["fields"], given["shuffle"], given["streams"]
-    mapped = fields is None or (
-        isinstance(fields, Mapping)
-        and all(isinstance(part, str | FieldType) for part in fields.values())
-    )
-    given["fields"] = None if fields is None or not mapped else dict(fields)
-    require(mapped, "fields", fields, "a mapping such as {'image': 'jpg;png'}")
-    require(
-        not isinstance(transform, list | tuple),
-        "transform",
-        transform,
-        "one transform, such as shardio.RandomResizedCrop(224), or one function that "
-        "torchvision.transforms.v2.Compose makes of several; shardio.Normalize takes batches",
-    )
-    usable = callable(transform) or isinstance(transform, SizedTransform)
-    usable = transform is None or (usable and not isinstance(transform, type))
-    require(usable, "transform", transform, "callable, such as shardio.CenterCrop(224, resize=256)")
-    collate, batched = given["collate"], given["batch_size"] or given["global_batch_size"]
-    require(collate is None or callable(collate), "collate", collate, "a function of samples")
-    require(collate is None or batched, "collate", collate, "left out without batch_size")
-    unused = decode or transform is None
-    require(unused, "transform", transform, "left out with decode=False")
-    known = isinstance(shuffle, bool) or str(shuffle) == "full"
-    require(known, "shuffle", shuffle, "True, False or 'full'")
-    wanted = "1 for a dataset of samples; give it batch_size or global_batch_size"
-    require(streams == 1 or batched, "streams", streams, wanted)
-    one_of("tail", given["tail"], get_args(Tail))
-    one_of("on_bad_sample", given["on_bad_sample"], get_args(OnBadSample))
-    for name in ("reduced_decoding", "allow_empty", "crops", "nondeterministic"):
-        flag(name, given[name])
-    return {"transform": transform, "decode": decode, **given}

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from shardio.errors import SituationError, UsageError, quoted, shown
+from shardio.fields.arrays import Label
 from shardio.fields.base import LABEL_FIELD, FieldType, split_names
 from shardio.fields.defaults import check_type, combined_types, type_of
 from shardio.fields.recorded import require_available
@@ -136,3 +137,24 @@ def entry_types(
     chosen = dict.fromkeys(alternatives, own) if isinstance(own, FieldType) else {}
     known = combined_types(recorded, chosen)
     return {each: chosen.get(each) or type_of(each, given=known) for each in alternatives}
+
+
+def deciding_pictures(types: Mapping[str, Mapping[str, FieldType]]) -> dict[str, FieldType]:
+    """Return the fields of which the first that a sample has decides its crop, with their types.
+
+    Args:
+        types: types of the alternatives of each entry, by field name.
+    """
+    firsts = [(some, next(iter(some.values()))) for some in types.values()]
+    leads = [(some, first) for some, first in firsts if first.geometry == "leads"]
+    shared = [some for some, first in leads if first.crop != "own"]
+    chosen = shared or [some for some, _ in leads[:1]]
+    return {name: each for some in chosen for name, each in some.items()}
+
+
+def label_field(types: Mapping[str, Mapping[str, FieldType]]) -> str:
+    """Return the field that holds the class numbers of samples."""
+    names = (
+        name for some in types.values() for name, each in some.items() if isinstance(each, Label)
+    )
+    return next(names, LABEL_FIELD)

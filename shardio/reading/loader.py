@@ -1,4 +1,4 @@
-"""Loader: threads that decode straight into the batches' slots, and copies to a device.
+"""Loader: threads that decode straight into the batches' slots, or workers; copies to a device.
 
 The consumer's own thread plans: when it asks for a batch, the next one is cut into chunks and
 handed to the threads, then it waits for the chunks of the one that is due. So at most `prefetch`
@@ -11,6 +11,9 @@ copy runs on a stream of its own; the stream that the loop computes on waits for
 thread does not. A batch that is finished early starts its copy early, beside the step of the one
 before. The memory is lent again when the copy has ended. On the CPU the same steps are taken, with
 nothing to copy.
+
+With workers, torch's DataLoader starts processes, and the dataset keeps the position of what comes
+from them.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -27,7 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from shardio.checks import whole_number
 from shardio.errors import UsageError, quoted, shown
@@ -36,9 +39,11 @@ from shardio.processes import MOST_USEFUL_THREADS, Threads, count_cores
 from shardio.reading.handover import Batches, Recycler
 from shardio.reading.kinds import map_values
 from shardio.reading.loop import (
+    Finish,
     ResumableDataset,
     UnfinishedBatch,
     UnfinishedBatches,
+    finish_in_turn,
 )
 
 if TYPE_CHECKING:
@@ -84,6 +89,7 @@ class Transfer:
         device: device such as "cuda", "cuda:1" or "cpu".
 
     Attributes:
+        pins: whether batches are copied from page-locked memory.
         allocate: function that makes the host memory to copy batches from.
 
     Raises:
@@ -92,9 +98,9 @@ class Transfer:
 
     def __init__(self, device: torch.device | str) -> None:
         self._device = _find(device)
-        cuda = self._device.type == "cuda"
-        self.allocate = Recycler(_make_pinned if cuda else None)
-        self._stream: Stream = _CudaStream(self._device) if cuda else _NoStream()
+        self.pins = self._device.type == "cuda"
+        self.allocate = Recycler(_make_pinned if self.pins else None)
+        self._stream: Stream = _CudaStream(self._device) if self.pins else _NoStream()
         self._copying: deque[tuple[Event, dict[str, Any]]] = deque()
 
     def begin(self, batch: dict[str, Any]) -> Moving:
@@ -110,7 +116,7 @@ class Transfer:
     def deliver(self, moving: Moving) -> dict[str, Any]:
         """Return the batch to the stream that the loop computes on."""
         moving.done.wait()
-        if self._device.type == "cuda":
+        if self.pins:
             stream = torch.cuda.current_stream(self._device)
             map_values(partial(_record, stream), moving.batch)
         return moving.batch
@@ -118,7 +124,7 @@ class Transfer:
     def _move(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
-        if self._device.type == "cuda" and not value.is_pinned():
+        if self.pins and not value.is_pinned():
             value = value.pin_memory()  # else the copy would wait for those before it
         return value.to(self._device, non_blocking=True)
 
@@ -179,24 +185,27 @@ _DEFAULT_PREFETCH = 2
 
 
 class Loader(IterableDataset[dict[str, Any]]):
-    """Batches of a dataset, made by threads of this process.
+    """Batches of a dataset, made by threads of this process or by worker processes.
 
-    The batches are those of the dataset itself, whatever the number of threads; every loop is
-    the next epoch. A DataLoader takes it for a dataset, so that each of its workers has threads:
-    `DataLoader(Loader(ds, threads=2), batch_size=None, num_workers=2)`. As a context it ends its
-    loops, threads included, when the context ends.
+    The batches are those of the dataset itself, whatever the number of threads and workers; every
+    loop is the next epoch, and the state is that of the loop. A DataLoader takes it for a dataset,
+    so that each of its workers has threads. As a context it ends its loops, threads and workers
+    included, when the context ends.
 
     Args:
         dataset: a ShardDataset or Mix with a batch size.
         threads: number of threads that read and decode; by default one for each core, but no more
-            than 8. More cores are for workers: `DataLoader(ds, batch_size=None, num_workers=16)`.
-        prefetch: number of batches made ahead of the loop.
+            than 8. With workers, the number of threads of each, by default 1.
+        workers: number of processes that make the batches, for more than 8 cores or for functions
+            that hold the interpreter's lock; 0 for threads of this process.
+        prefetch: number of batches made ahead of the loop, by each worker.
         device: target device of the batches' tensors, such as "cuda". They are copied from
             page-locked memory on a stream of their own, and the current stream waits for them.
 
     Attributes:
         dataset: dataset of the batches.
-        threads: number of threads.
+        threads: number of threads, of each worker if there are any.
+        workers: number of processes.
 
     Raises:
         UsageError: the dataset yields samples, a number is below 1, or there is no such device.
@@ -207,15 +216,17 @@ class Loader(IterableDataset[dict[str, Any]]):
         dataset: ResumableDataset,
         *,
         threads: int | None = None,
+        workers: int = 0,
         prefetch: int = _DEFAULT_PREFETCH,
         device: torch.device | str | None = None,
     ) -> None:
-        if not isinstance(dataset, ResumableDataset) or dataset.batch_size is None:
+        if not isinstance(dataset, ResumableDataset) or not dataset._makes_batches:
             raise UsageError("Loader makes batches: give it a ShardDataset or Mix with batch_size")
-        dataset.check_threads()
         self.dataset = dataset
-        default = min(count_cores(), MOST_USEFUL_THREADS)
+        self.workers = whole_number("workers", workers, least=0)
+        default = 1 if self.workers else min(count_cores(), MOST_USEFUL_THREADS)
         self.threads = whole_number("threads", default if threads is None else threads, least=1)
+        self._check_threads()
         self._prefetch = whole_number("prefetch", prefetch, least=1)
         self._transfer = None if device is None else Transfer(device)
         self._loops = weakref.WeakSet[Generator[dict[str, Any], None, None]]()
@@ -224,9 +235,23 @@ class Loader(IterableDataset[dict[str, Any]]):
         """Batches that this rank takes in an epoch."""
         return len(self.dataset)
 
+    def _check_threads(self) -> None:
+        """Refuse a function of the dataset that draws from what its threads would share."""
+        if not self.workers or self.threads > 1:
+            self.dataset.check_threads()
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        allocate = self._transfer.allocate if self._transfer else None
-        loop = self.dataset.iterate(self._finish, allocate)
+        self._check_threads()  # again, for a transform that was set meanwhile
+        if self.workers:
+            if get_worker_info() is not None:
+                raise UsageError(
+                    "a Loader with workers is read by a worker of another loader",
+                    remedy="leave workers out, or the DataLoader around it",
+                )
+            loop = self.dataset.follow(self._start_workers)
+        else:
+            allocate = self._transfer.allocate if self._transfer else None
+            loop = self.dataset.iterate(self._finish, allocate)
         self._loops.add(loop)
         return loop
 
@@ -236,6 +261,19 @@ class Loader(IterableDataset[dict[str, Any]]):
     def __exit__(self, *_: object) -> None:
         for loop in [*self._loops]:
             loop.close()
+
+    def _start_workers(self) -> Iterator[dict[str, Any]]:
+        finish: Finish = finish_in_turn
+        if self.threads > 1:
+            finish = Loader(self.dataset, threads=self.threads)._finish
+        batches = DataLoader(
+            _Work(self.dataset, finish),
+            batch_size=None,
+            num_workers=self.workers,
+            prefetch_factor=self._prefetch,
+            pin_memory=self._transfer is not None and self._transfer.pins,
+        )
+        return iter(batches) if self._transfer is None else _in_turn(batches, self._transfer)
 
     def __getstate__(self) -> dict[str, Any]:
         if self._transfer is not None:
@@ -276,6 +314,17 @@ class Loader(IterableDataset[dict[str, Any]]):
         finally:
             ahead.abandon()
             threads.end()
+
+
+class _Work(IterableDataset[dict[str, Any]]):
+    """What the workers of a Loader read."""
+
+    def __init__(self, dataset: ResumableDataset, finish: Finish) -> None:
+        self._dataset = dataset
+        self._finish = finish
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self._dataset.iterate(self._finish, followed=True)
 
 
 class _Begun(NamedTuple):
@@ -383,3 +432,12 @@ def _transferred(ahead: _Ahead, transfer: Transfer) -> Iterator[dict[str, Any]]:
         if ahead.is_finished():
             moving.append(transfer.begin(ahead.pop()))
         yield transfer.deliver(moving.popleft())
+
+
+def _in_turn(batches: Iterable[dict[str, Any]], transfer: Transfer) -> Iterator[dict[str, Any]]:
+    """Copy batches that others make; the copy runs beside what the device still computes."""
+    for batch in batches:
+        moving = transfer.begin(batch)
+        del batch
+        yield transfer.deliver(moving)
+        del moving

@@ -8,169 +8,43 @@ batch that it received: batches carry their epoch and step.
 The state of a loop is a position (epoch and step) and the identity of what it is a position in:
 everything that the sequence of global batches depends on. The identity is compared entry by entry,
 so that a refusal says what differs. A state holds no payload: it has a few hundred bytes.
-
-Every iteration is the next epoch. A DataLoader asks each worker's copy of the dataset for an
-iterator, and nothing runs in the parent. So the copies share a small file, named after the dataset
-and the process that loads (a rank), not the worker: the first worker of an iteration takes the next
-epoch, or the position that was loaded; the others of the same iteration find it there. An iteration
-is recognised by the DataLoader's base seed, by how often this copy was iterated (persistent
-workers), and by its workers, which live as long as it does: so even a script that resets torch's
-seed before every epoch gets a new epoch each time. The file holds the count of bad samples, too.
 """
 
 from __future__ import annotations
 
 import atexit
-import json
-import multiprocessing
 import os
-import sys
 import threading
-import uuid
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
-from multiprocessing.util import Finalize, register_after_fork
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 import torch.distributed
-from torch.utils.data import IterableDataset, default_collate, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from shardio.checks import is_whole, require, whole_number
 from shardio.errors import UsageError, quoted
 from shardio.fields.image import forbid_opencv_threads
 from shardio.planning.epoch import steps_of_worker
-from shardio.processes import is_alive
+from shardio.reading.epochs import EpochCounter, Position
 from shardio.reading.handover import Allocate, Batches, Recycler, Sender
+from shardio.reading.ranks import (
+    Share,
+    find_ranks,
+    find_worker,
+    refuse_second_batching,
+    refuse_second_division,
+)
 from shardio.reading.settings import divide_batch
-from shardio.storage.temporary import locked_contents, path_of_process
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_BATCHER = "_IterableDatasetFetcher"
-"""The class of torch that draws from an iterable dataset for a DataLoader, in workers too."""
-_DIVIDERS = frozenset({"IterableDatasetShard", "DataLoaderDispatcher"})
-"""Classes of accelerate and transformers that give each rank a part of what a dataset yields."""
-_ENTRIES = frozenset({"__iter__", "set_epoch"})
-"""Their methods that call the dataset."""
-
-
-class Share(NamedTuple):
-    """Share of one rank in every step.
-
-    Attributes:
-        rank: number of the rank.
-        world_size: number of ranks.
-        batch_size: samples of the rank in a step.
-    """
-
-    rank: int
-    world_size: int
-    batch_size: int
-
-    @property
-    def global_batch_size(self) -> int:
-        """Samples of all ranks in a step."""
-        return self.batch_size * self.world_size
-
-
-def find_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Find rank and world size: as given, else of torch.distributed, else of torchrun, else 0 of 1.
-
-    Raises:
-        UsageError: only one of the two is given, or rank is outside 0 to world_size - 1.
-    """
-    if (rank is None) != (world_size is None):
-        raise UsageError("rank and world_size go together", remedy="give both or neither")
-    if rank is not None and world_size is not None:
-        rank, world_size = whole_number("rank", rank), whole_number("world_size", world_size)
-    elif torch.distributed.is_available() and torch.distributed.is_initialized():
-        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    else:
-        rank, world_size = _ranks_of_environment()
-    if not 0 <= rank < world_size:
-        raise UsageError(f"rank {rank} is outside 0 to {world_size - 1} (world_size - 1)")
-    return rank, world_size
-
-
-def _ranks_of_environment() -> tuple[int, int]:
-    rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
-    if rank is None and world_size in (None, "1"):
-        return 0, 1
-    try:
-        return int(rank or ""), int(world_size or "")
-    except ValueError as error:
-        raise UsageError(
-            f"the environment has RANK={rank} and WORLD_SIZE={world_size}",
-            remedy="set both to numbers, unset both, or pass rank and world_size",
-        ) from error
-
-
-def _refuse_second_division(share: Share) -> None:
-    """Raise UsageError if another library divides the share of a rank among the ranks.
-
-    accelerate's prepare and transformers' Trainer wrap an iterable dataset and drop the share of
-    the other ranks. They call no method that would tell it, so the callers' frames are searched for
-    the wrapper's own loop, in worker processes too.
-    """
-    frame: FrameType | None = sys._getframe(1) if share.world_size > 1 else None
-    while frame is not None:
-        kinds = type(frame.f_locals.get("self")).__mro__ if frame.f_code.co_name in _ENTRIES else ()
-        if divider := next((kind for kind in kinds if kind.__name__ in _DIVIDERS), None):
-            raise UsageError(
-                f"{divider.__module__.partition('.')[0]} divides among the ranks what this dataset "
-                "has divided already, so that samples would be lost",
-                remedy=(
-                    "leave its loader out of prepare(), or give prepare() a shardio.Loader, or "
-                    "make the dataset with rank=0, world_size=1 and batch in the DataLoader"
-                ),
-            )
-        frame = frame.f_back
-
-
-def _refuse_second_batching() -> None:
-    """Raise UsageError if a DataLoader stacks what the calling generator yields.
-
-    A DataLoader with a batch size hands a list to its collate_fn, and calls no method of the
-    dataset that would tell it. Its own loop is among the callers' frames.
-    """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "fetch":
-            loader: Any = frame.f_locals.get("self")
-            batches = type(loader).__name__ == _BATCHER and loader.auto_collation
-            if batches and loader.collate_fn is default_collate:
-                raise UsageError(
-                    "the dataset makes batches already, and the DataLoader batches them again",
-                    remedy="pass batch_size=None to the DataLoader",
-                )
-        frame = frame.f_back
-
-
-def find_worker() -> tuple[int, int]:
-    """Find worker and num_workers of this process; the main process is worker 0 of 1."""
-    info = get_worker_info()
-    return (0, 1) if info is None else (info.id, info.num_workers)
-
-
 VERSION = 1
 Identity = Mapping[str, str | int | bool | None]
-
-
-class Position(NamedTuple):
-    """Position of a loop.
-
-    Attributes:
-        epoch: epoch, counted from 0.
-        step: next step, counted from 0.
-    """
-
-    epoch: int
-    step: int
 
 
 def make_state(
@@ -250,132 +124,6 @@ def _check_worker(saved: object, worker: tuple[int, int] | None) -> None:
     )
 
 
-_REMEMBERED = 64
-
-
-class EpochCounter:
-    """Epochs and bad samples of a dataset, counted for each process that loads from it."""
-
-    def __init__(self) -> None:
-        self._token = uuid.uuid4().hex
-        self._made_in = os.getpid()
-        self._start = {"next": [0, 0], "by_workers": False, "bad": 0, "iterations": []}
-        self._iterations_here = 0
-        self._remove_at_end()
-
-    def __getstate__(self) -> dict[str, Any]:
-        with self._shared() as state:
-            return {**vars(self), "_start": {**state, "iterations": []}}
-
-    def __setstate__(self, attributes: dict[str, Any]) -> None:
-        vars(self).update(attributes)
-        if self._made_in == os.getpid():  # a copy beside the original counts alone
-            self._token = uuid.uuid4().hex
-        self._made_in = os.getpid()
-        self._remove_at_end()
-
-    def begin(self, own: Position | None = None) -> Position:
-        """Begin an iteration in this process, and return its first position.
-
-        Args:
-            own: first position of this worker, if it has one; the next iteration is the epoch
-                after.
-        """
-        self._iterations_here += 1
-        worker = get_worker_info()
-        with self._shared() as state:
-            state["by_workers"] = worker is not None
-            if worker is None:
-                return Position(*_take_next(state))
-            if own is not None:
-                state["next"] = [own.epoch + 1, 0]
-                return own
-            name = [worker.seed - worker.id, self._iterations_here]
-            for entry in reversed(state["iterations"]):
-                others = entry["workers"]
-                if (
-                    entry["name"] == name
-                    and str(worker.id) not in others
-                    and all(map(is_alive, others.values()))
-                ):
-                    others[str(worker.id)] = os.getpid()
-                    return Position(*entry["start"])
-            start = _take_next(state)
-            entry = {"name": name, "start": start, "workers": {str(worker.id): os.getpid()}}
-            state["iterations"] = [*state["iterations"], entry][-_REMEMBERED:]
-            return Position(*start)
-
-    def set_next(self, position: Position) -> None:
-        """Make the next iteration, in whatever process, start at a position."""
-        with self._shared() as state:
-            state["next"] = position
-            state["by_workers"] = False
-
-    @property
-    def next(self) -> Position:
-        """First position of the next iteration."""
-        with self._shared() as state:
-            return Position(*state["next"])
-
-    @property
-    def by_workers(self) -> bool:
-        """Whether the last iteration was one of a DataLoader's workers."""
-        with self._shared() as state:
-            return bool(state["by_workers"])
-
-    def count_bad_sample(self) -> None:
-        """Count one more sample that was replaced."""
-        with self._shared() as state:
-            state["bad"] += 1
-
-    @property
-    def num_bad_samples(self) -> int:
-        """Samples that were replaced so far, in all processes."""
-        with self._shared() as state:
-            return int(state["bad"])
-
-    @contextmanager
-    def _shared(self) -> Iterator[dict[str, Any]]:
-        parent = multiprocessing.parent_process()
-        loading = os.getpid()
-        if get_worker_info() is not None and parent is not None and parent.pid is not None:
-            loading = parent.pid
-        with locked_contents(path_of_process(loading, self._token)) as contents:
-            state = _parse(contents.data) or self._inherited()
-            yield state
-            contents.data = json.dumps(state).encode()
-
-    def _inherited(self) -> dict[str, Any]:
-        """Return the parent's count, with which a process starts that has counted nothing yet."""
-        found = None
-        if self._made_in != os.getpid():
-            with suppress(OSError):
-                found = _parse(path_of_process(self._made_in, self._token).read_bytes())
-        return {**(found or self._start), "iterations": []}
-
-    def _remove_at_end(self) -> None:
-        """Have this process, and those that it forks, remove its file when the dataset goes."""
-        # Unlike weakref.finalize, this also runs where a child of multiprocessing ends.
-        path = path_of_process(os.getpid(), self._token)
-        Finalize(self, path.unlink, kwargs={"missing_ok": True}, exitpriority=-1)
-        register_after_fork(self, EpochCounter._remove_at_end)
-
-
-def _parse(data: bytes) -> dict[str, Any] | None:
-    """Read the state in a file; None if nothing or, by a killed process, half of it was written."""
-    try:
-        state: dict[str, Any] = json.loads(data)
-    except ValueError:
-        return None
-    return state
-
-
-def _take_next(state: dict[str, Any]) -> list[int]:
-    start: list[int] = state["next"]
-    state["next"] = [start[0] + 1, 0]
-    return start
-
-
 class UnfinishedBatch(Protocol):
     """A batch in the making: its slots are filled, in any order, by any threads, then it ends."""
 
@@ -429,6 +177,9 @@ os.register_at_fork(after_in_child=_living.clear)  # the parent's
 class ResumableDataset(IterableDataset[dict[str, Any]]):
     """A dataset whose loop can be left and taken up again at any step.
 
+    The number of ranks is asked for when a loop begins, so a dataset may be made before
+    torch.distributed is initialised.
+
     Args:
         batch_sizes: samples of one rank in a step, and of all ranks; one is None, both to yield
             samples.
@@ -436,8 +187,11 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         as_tuple: names of the entries of the tuples that it yields; None for dictionaries.
 
     Raises:
-        UsageError: the global batch does not divide among the ranks, or rank is outside them.
+        UsageError: the ranks that are given are invalid, or the global batch does not divide among
+            them.
     """
+
+    _sealed: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -457,8 +211,33 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         self._position: Position | None = None
         self._own_start: Position | None = None
         self._loop_number = 0  # of the loop that says where the dataset is
+        self._followed = False  # whether this copy is that of a worker of `follow`
         self._makes_batches = batch_sizes != (None, None)
-        self.share  # noqa: B018  refuses a global batch that does not divide
+        if ranks != (None, None):
+            self.share  # noqa: B018  refuses a global batch that does not divide
+
+    def _seal(self, *arguments: str) -> None:
+        """Refuse from now on to set arguments, attributes, and names that nothing reads.
+
+        Args:
+            arguments: names of the arguments of the dataset.
+        """
+        self._sealed = frozenset({*arguments, *vars(self)})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A subclass of a user may have attributes of its own.
+        ours = name in self._sealed or type(self).__module__.startswith(f"{__package__}.")
+        settable = getattr(getattr(type(self), name, None), "fset", None) is not None
+        if self._sealed and ours and not settable and not name.startswith("_"):
+            raise UsageError(
+                f"{name} cannot be set, since a {type(self).__name__} keeps what it was made with",
+                remedy=(
+                    "ds.replace(…) opens the same samples with other arguments"
+                    if hasattr(self, "replace")
+                    else f"make another {type(self).__name__}"
+                ),
+            )
+        super().__setattr__(name, value)
 
     @abstractmethod
     def _count_steps(self, share: Share) -> int:
@@ -495,7 +274,8 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
     @property
     def batch_size(self) -> int | None:
         """Samples of this rank in a step; None if samples are yielded."""
-        return self.share.batch_size if self._makes_batches else None
+        given, of_all = self._batch_sizes
+        return given if of_all is None else self.share.batch_size
 
     @property
     def global_batch_size(self) -> int:
@@ -505,7 +285,9 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
     @property
     def share(self) -> Share:
         """Share of this rank, by the environment as it is now."""
-        rank, world_size = find_ranks(*self._ranks)
+        return self._share_of(*find_ranks(*self._ranks))
+
+    def _share_of(self, rank: int, world_size: int) -> Share:
         batch_size, global_batch_size = self._batch_sizes
         if global_batch_size is not None:
             batch_size = divide_batch(global_batch_size, world_size)
@@ -518,7 +300,9 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self.iterate(finish_in_turn)
 
-    def iterate(self, finish: Finish, allocate: Allocate | None = None) -> Batches:
+    def iterate(
+        self, finish: Finish, allocate: Allocate | None = None, *, followed: bool = False
+    ) -> Batches:
         """Begin a loop.
 
         In the loading process it begins with the first batch, so that an iterator that nobody uses
@@ -529,28 +313,74 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
             finish: finishes the batches, in order.
             allocate: makes their arrays; by default memory that is lent again, in a worker memory
                 that it shares with the training process.
+            followed: whether this is a worker of `follow`.
 
         Raises:
             UsageError: the batches of this rank would be divided among the ranks again.
         """
         share = self.share
-        _refuse_second_division(share)
+        refuse_second_division(share, batches=self._makes_batches)
         if get_worker_info() is None:
             loop = self._loop(finish, allocate or Recycler(), share)
             _living.add(loop)
             return loop
         forbid_opencv_threads()
+        self._followed, begun = followed, self._begin(share, followed=followed)
         if allocate is not None or not self._makes_batches:
-            return self._loop(finish, allocate or Recycler(), share, self._begin(share))
+            return self._loop(finish, allocate or Recycler(), share, begun)
         sender = Sender()
-        loop = self._loop(finish, sender, share, self._begin(share))
-        return sender.send(loop, as_tuple=self._as_tuple is not None)
+        loop = self._loop(finish, sender, share, begun)
+        return sender.send(loop, as_tuple=self._as_tuple is not None and not followed)
 
-    def _begin(self, share: Share) -> tuple[int, range]:
+    def read_batch(self, *, epoch: int, step: int) -> Any:
+        """Read this rank's batch of one step of an epoch, whatever came before.
+
+        Raises:
+            UsageError: there is no such epoch, or it has no such step.
+        """
+        epoch, step = self._check_epoch(epoch), whole_number("step", step, least=0)
+        share = self.share
+        steps = self._count_steps(share)
+        if step >= steps:
+            raise UsageError(f"step {step} is outside the {steps} steps of an epoch")
+        (batch,) = finish_in_turn(self._read_steps(epoch, [step], share, Recycler()))
+        self._end_loop()
+        return self._deliver(batch, epoch, step)
+
+    def follow(self, start: Callable[[], Iterator[dict[str, Any]]]) -> Batches:
+        """Begin a loop over batches that workers of this process make, and keep its position.
+
+        Args:
+            start: function that starts workers, which iterate with followed=True, and returns what
+                they make in order.
+
+        Raises:
+            UsageError: the batches of this rank would be divided among the ranks again.
+        """
+        share = self.share
+        refuse_second_division(share, batches=self._makes_batches)
+        self._count_steps(share)  # an error of a worker would be longer
+        loop = self._follow(start)
+        _living.add(loop)
+        return loop
+
+    def _follow(self, start: Callable[[], Iterator[dict[str, Any]]]) -> Batches:
+        self._loop_number += 1
+        loop, self._position = self._loop_number, self._epochs.next
+        for batch in start():
+            only: list[Any] = [batch]
+            del batch  # only the caller keeps a batch: memory is reused
+            if loop == self._loop_number:
+                self._position = _position_after(only[0])
+            if self._as_tuple is not None:
+                only[0] = (*self._choose_entries(only[0]).values(),)
+            yield only.pop()
+
+    def _begin(self, share: Share, *, followed: bool = False) -> tuple[int, range]:
         """Take the next epoch, and this worker's steps of it."""
         num_steps, (worker, num_workers) = self._count_steps(share), find_worker()
         own, self._own_start = self._own_start, None
-        epoch, first = self._epochs.begin(own)
+        epoch, first = self._epochs.begin(own, followed=followed)
         steps = steps_of_worker(first, num_steps, worker, num_workers)
         if own is not None:
             steps = range(own.step, num_steps, num_workers)
@@ -567,7 +397,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
     ) -> Batches:
         epoch, steps = begun or self._begin(share)
         if self._makes_batches:
-            _refuse_second_batching()
+            refuse_second_batching()
         loop, unfinished = self._loop_number, self._read_steps(epoch, steps, share, allocate)
         try:
             with closing(unfinished), closing(finish(unfinished)) as batches:
@@ -588,11 +418,15 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
     def set_epoch(self, epoch: int) -> None:
         """Make the next loop that epoch; later loops count on from it.
 
+        A loop that continues a loaded state of that epoch keeps its step, since trainers that
+        resume set the epoch too.
+
         Raises:
             UsageError: it is not a whole number from 0, or too large.
         """
-        _refuse_second_division(self.share)
-        self._start_at(Position(self._check_epoch(epoch), 0))
+        refuse_second_division(self.share, batches=self._makes_batches)
+        number, loaded = self._check_epoch(epoch), self._epochs.next
+        self._start_at(loaded if loaded.epoch == number else Position(number, 0))
 
     def state_dict(self, batch: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Save the position of the loop, in less than 1 KB, for load_state_dict.
@@ -685,12 +519,12 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
 
         Where a worker sends a batch on, that makes the tuple; see Sender.send.
         """
-        if self._makes_batches:
-            batch["__epoch__"], batch["__step__"] = epoch, step
-        else:
-            batch = to_sample(batch)
+        place = {"__epoch__": epoch, "__step__": step}
+        batch = {**batch, **place} if self._makes_batches else to_sample(batch)
         sent_on = self._makes_batches and get_worker_info() is not None
         chosen = self._choose_entries(batch)
+        if self._followed:
+            return {**chosen, **place}
         return (*chosen.values(),) if self._as_tuple and not sent_on else chosen
 
     def _choose_entries(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from math import isfinite
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -28,7 +28,8 @@ from shardio.planning.order import grouped
 from shardio.reading.batch import Batch
 from shardio.reading.dataset import ShardDataset
 from shardio.reading.handover import Allocate
-from shardio.reading.loop import Identity, ResumableDataset, Share, UnfinishedBatches
+from shardio.reading.loop import Identity, ResumableDataset, UnfinishedBatches
+from shardio.reading.ranks import Share
 from shardio.reading.shards import ShardPool
 
 Stop = Literal["first", "all"]
@@ -63,7 +64,8 @@ class Mix(ResumableDataset):
 
     Args:
         sources: datasets with the same entries, batch size and ranks, and with streams=1.
-        weights: share of each source, positive; they add up to 1 and are counted in 1/100,000.
+        weights: share of each source, positive and in proportion, as [0.7, 0.3] or [7, 3]; counted
+            in 1/100,000 of their sum.
         as_tuple: names of entries of which batches are tuples; see ShardDataset.
         stop: end of an epoch of the mixture: with the first epoch of the source that ends "first",
             down to whole steps, or when "all" sources have ended one, up to whole steps.
@@ -86,16 +88,16 @@ class Mix(ResumableDataset):
         if not isinstance(sources, list | tuple):
             raise UsageError(f"Mix takes a list of datasets, not {quoted(sources)}")
         self.sources = tuple(sources)
-        _check_weights(weights, len(self.sources))
+        self._weights = _shares(weights, len(self.sources))
         one_of("stop", stop, get_args(Stop))
         _check_sources(self.sources)
         first = self.sources[0]
         super().__init__(batch_sizes=first._batch_sizes, ranks=first._ranks, as_tuple=as_tuple)
-        self._weights = tuple(map(float, weights))
         self._stop: Stop = stop
         self._mixture = Mixture(self._weights)
         self._digests = _compact([_digest_of(source) for source in self.sources])
         self._padded = first.padded_entries()
+        self._seal("weights", "stop")
 
     def check_threads(self) -> None:
         """See ShardDataset.check_threads."""
@@ -103,7 +105,7 @@ class Mix(ResumableDataset):
             source.check_threads()
 
     def _count_steps(self, share: Share) -> int:
-        sizes, taken = [len(source.samples) for source in self.sources], share.global_batch_size
+        sizes, taken = [*map(_epoch_length, self.sources)], share.global_batch_size
         if self._stop == "all":
             lasts = [self._mixture.position(s, size - 1) for s, size in enumerate(sizes)]
             return -(-(max(lasts) + 1) // taken)
@@ -148,7 +150,7 @@ class Mix(ResumableDataset):
         for source, inside in grouped(taken):
             slots = np.arange(size)[inside]
             numbers = self._mixture.count(source, position) + np.arange(len(slots))
-            epochs, positions = np.divmod(numbers, len(self.sources[source].samples))
+            epochs, positions = np.divmod(numbers, _epoch_length(self.sources[source]))
             for epoch, now in grouped(epochs):
                 yield _Draw(source, epoch, positions[now], slots[now])
 
@@ -362,7 +364,12 @@ def _shown(value: Any) -> str:
     return "a list"
 
 
-def _check_weights(weights: Sequence[float], sources: int) -> None:
+def _shares(weights: Sequence[float], sources: int) -> tuple[float, ...]:
+    """Return the weights of some sources as shares that add up to 1.
+
+    Raises:
+        UsageError: they are not weights of these sources.
+    """
     if not isinstance(weights, list | tuple):
         raise UsageError(f"weights={quoted(weights)}: give a list, one for each source")
     if not all(isinstance(weight, int | float) for weight in weights):
@@ -371,16 +378,15 @@ def _check_weights(weights: Sequence[float], sources: int) -> None:
         raise UsageError(
             f"{len(weights)} weights for {sources} sources", remedy="give one for each"
         )
-    if not all(weight >= LEAST_WEIGHT for weight in weights):
+    total = sum(weights)
+    if abs(total - 1) <= 1e-6:  # as rounded shares do
+        total = 1
+    if not all(weight >= LEAST_WEIGHT * total > 0 for weight in weights) or not isfinite(total):
         raise UsageError(
-            f"weights {quoted([*weights])}: each must be at least {LEAST_WEIGHT}",
+            f"weights {quoted([*weights])}: each must be at least {LEAST_WEIGHT} of their sum",
             remedy="leave out a source that is to give nothing",
         )
-    if abs(sum(weights) - 1) > 1e-6:
-        raise UsageError(
-            f"weights {quoted([*weights])} add up to {sum(weights):g}",
-            remedy="divide each by that, so that they add up to 1",
-        )
+    return tuple(weight / total for weight in weights)
 
 
 _OF_WHOLE_BATCHES = {
@@ -404,12 +410,18 @@ def _check_sources(sources: Sequence[ShardDataset]) -> None:
                 f"source {number} has streams={source.shuffle.streams}",
                 remedy="a mixture slices its own sequence: open the sources with streams=1",
             )
+        if source._buckets is not None:
+            raise UsageError(
+                f"source {number} has transform=Buckets(…), whose sizes differ from step to step",
+                remedy="open the sources with a transform to one size",
+            )
     facts: dict[str, list[Any]] = {
         "entries": [sorted(source.fields) for source in sources],
         "optional entries": [sorted(source.optional_entries()) for source in sources],
         "crops": [source._arguments["crops"] for source in sources],
-        "batch_size": [source.batch_size for source in sources],
-        "rank and world_size": [source.share[:2] for source in sources],
+        "batch_size": [source._batch_sizes[0] for source in sources],
+        "global_batch_size": [source._batch_sizes[1] for source in sources],
+        "rank and world_size": [source._ranks for source in sources],
     }
     for name, values in facts.items():
         for number, value in enumerate(values):
@@ -442,8 +454,14 @@ def _check_entries(entries: Sequence[dict[str, str]]) -> None:
                 )
 
 
+def _epoch_length(source: ShardDataset) -> int:
+    return source.shuffle.epoch_length(source.samples)
+
+
 def _digest_of(source: ShardDataset) -> str:
-    facts = [source.contents, asdict(source.shuffle)]
+    order = source.shuffle.identity()
+    renamed = {"on" if name == "shuffle" else name: value for name, value in order.items()}
+    facts = [source.contents, renamed]  # as they were named when states were first written
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
 
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from shardio.errors import ShardioError
 from shardio.planning.epoch import References
-from shardio.planning.order import Order, Runs, grouped
+from shardio.planning.order import Runs, SampleSequence, grouped
 from shardio.planning.samples import Samples
 from shardio.processes import Threads
 from shardio.reading.shards import OpenShard, ShardPool
@@ -49,23 +49,23 @@ class ReadAhead:
     """Asks for what the batches of a loop will need.
 
     Args:
-        orders: order of each stream, whose windows are asked for; if empty, only batches are.
+        orders: sequence of each stream, whose windows are asked for; if empty, only batches are.
         samples: samples of the dataset.
         pool: pool of the dataset's shards.
         workers: number of this process, and of those that share the asking.
         times: totals of the reading in this process.
-        later: returns the order of each stream in the next epoch; None if there is none.
+        later: returns the sequence of each stream in the next epoch; None if there is none.
         windows: number of windows ahead whose shards are fetched from stores.
     """
 
     def __init__(
         self,
-        orders: Sequence[Order],
+        orders: Sequence[SampleSequence],
         samples: Samples,
         pool: ShardPool,
         workers: tuple[int, int],
         times: StageTimes,
-        later: Callable[[], Sequence[Order]] | None = None,
+        later: Callable[[], Sequence[SampleSequence]] | None = None,
         windows: int = 1,
     ) -> None:
         self._later = later
@@ -133,12 +133,14 @@ class ReadAhead:
         with suppress(ShardioError, OSError):
             self._pool.fetch(shards[first:] + shards[:first], self._remote.get, waits=False)
 
-    def _enter_windows(self, references: References) -> dict[int, tuple[Order, range]]:
+    def _enter_windows(self, references: References) -> dict[int, tuple[SampleSequence, range]]:
         """Return the order, and the windows that were not asked for before, of each stream."""
-        found: dict[int, tuple[Order, range]] = {}
+        found: dict[int, tuple[SampleSequence, range]] = {}
         for stream, inside in grouped(references.streams):
             order, asked = self._orders[stream], self._asked[stream]
-            window = order.window_of(int(references.inner[inside][0]))
+            # Pads, and batches of rare buckets, lie in windows that are over.
+            now = order.window_of(int(references.inner[inside][0]))
+            window = max(now, self._current.get(stream, now))
             self._current = {**self._current, stream: window}
             if asked <= window:
                 self._pool.compare_anew()  # what was opened ahead may have changed since
@@ -167,7 +169,7 @@ class ReadAhead:
         count = len(self._samples.counts)
         beyond = np.iinfo(np.int64).max
 
-        def soonest(orders: Sequence[Order], *, now: bool) -> NDArray[np.int64]:
+        def soonest(orders: Sequence[SampleSequence], *, now: bool) -> NDArray[np.int64]:
             found = np.full(count, beyond)
             for stream, order in enumerate(orders):
                 windows = order.window_of_shards(count)

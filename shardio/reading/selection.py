@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from shardio.errors import UsageError, quoted
 from shardio.indexing.catalog import Catalog
 from shardio.indexing.shard_index import ShardIndex
 from shardio.planning.samples import Samples
+from shardio.reading.settings import list_keys
 
 Choice = ArrayLike | Callable[[str, int], Any]
 
@@ -29,7 +30,7 @@ def choose(catalog: Catalog, samples: Samples, choice: Choice) -> Samples:
         UsageError: the numbers are not whole, repeat or lie outside the dataset.
     """
     if callable(choice):
-        pairs = _keys(catalog, samples)
+        pairs = enumerate(list_keys(catalog, samples))
         numbers = np.array([number for number, key in pairs if choice(key, number)], np.int64)
         return samples.choose(numbers)
     try:
@@ -107,14 +108,3 @@ def _find_in_shard(index: ShardIndex, wanted: NDArray[np.uint8]) -> list[int]:
         found = found[index.keys[starts[found] + byte] == wanted[byte]]
     samples: list[int] = found.tolist()
     return samples
-
-
-def _keys(catalog: Catalog, samples: Samples) -> Iterator[tuple[int, str]]:
-    starts = np.concatenate([[0], np.cumsum(samples.counts)])
-    for shard, entry in enumerate(catalog.shards):
-        numbers: NDArray[np.int64] = np.arange(starts[shard], starts[shard + 1])
-        if numbers.size:
-            index = entry.load_index()
-            there = samples.locate(numbers)[1].tolist()
-            for number, sample in zip(numbers.tolist(), there, strict=True):
-                yield number, index.key(sample)

@@ -63,6 +63,18 @@ def test_plan_says_what_a_dropped_tail_leaves_out(packed: Path) -> None:
     )
 
 
+def test_an_even_tail_has_a_pad_a_rank_at_most_and_is_replayed(
+    packed: Path, tmp_path: Path
+) -> None:
+    options = "--ranks", "7", "--batch-size", "100", "--tail", "even"
+    found = plan(packed, *options)
+    assert (found["exact"], found["delivered_once"], found["steps"]) == (True, 600, 1)
+    assert [share["samples"] for share in found["ranks"]] == [85, 86, 86, 85, 86, 86, 86]
+    assert sum(share["pads"] for share in found["ranks"]) == 2
+    done = run("replay", packed, *options, "--step", "0", "--rank", "3", "--to", tmp_path / "one")
+    assert "wrote the 86 samples (1 of them pads) of rank 3" in done.output
+
+
 def test_plan_counts_the_shards_of_each_node(packed: Path) -> None:
     options = (
         "--ranks",

@@ -69,6 +69,15 @@ def test_a_packed_folder_in_a_list_answers_from_its_manifest(copy: Path, foreign
             open_catalog(source)
 
 
+def test_sources_are_joined_by_colons_as_webdataset_has_it(copy: Path, foreign: Path) -> None:
+    joined = f"{copy}/shard-{{000000..000002}}.tar::{foreign}::{copy}"
+    alone = [f"{copy}/shard-{{000000..000002}}.tar", str(foreign), str(copy)]
+    for source in (joined, [joined]):
+        assert open_catalog(source).digest() == open_catalog(alone).digest()
+    whole = Path(shutil.copy(foreign, copy / "a::b.tar"))
+    assert len(open_catalog(str(whole)).shards) == 1
+
+
 def test_classes_of_a_list_are_known_if_those_of_each_element_are(
     packed: Path, copy: Path, foreign: Path
 ) -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 import shardio
 from shardio.fields.image import encode_values
 from shardio.indexing.entry import ShardEntry
+from shardio.indexing.labels import TOLD_BY_CHECKSUM
 from shardio.indexing.manifest import index_path, read_manifest, write_manifest
 from shardio.inspection import counts as counting
 from shardio.inspection.counts import Tally
@@ -143,7 +144,7 @@ def test_classes_are_counted_from_checksums_as_from_members(
     assert found.complete
 
 
-@pytest.mark.parametrize("digits", range(1, counting.TOLD_BY_CHECKSUM + 1))
+@pytest.mark.parametrize("digits", range(1, TOLD_BY_CHECKSUM + 1))
 def test_no_two_numbers_of_one_length_have_the_same_checksum(digits: int) -> None:
     """Digits differ in their low four bits, and CRC-32 is linear: on these its rank is full."""
     zeros = zlib.crc32(bytes(digits))

@@ -57,7 +57,7 @@ class Run:
 
 
 @st.composite
-def runs(draw: st.DrawFn, tails: tuple[Tail, ...] = ("pad", "drop", "short")) -> Run:
+def runs(draw: st.DrawFn, tails: tuple[Tail, ...] = ("pad", "even", "drop", "short")) -> Run:
     arguments: dict[str, Any] = draw(plans)
     tail = draw(st.sampled_from(tails))
     world_size = 1 if tail == "short" else draw(st.integers(1, 8))
@@ -164,6 +164,10 @@ def test_samples_stay_inside_their_window_of_shards(arguments: dict[str, Any]) -
         assert len(window) <= (arguments["window"] or len(arguments["counts"]))
 
 
+def everything_in(run: Run) -> set[Sample]:
+    return {(shard, i) for shard, count in enumerate(run.counts) for i in range(count)}
+
+
 def global_batches(run: Run, first: int = 0) -> dict[int, list[tuple[Sample, bool]]]:
     """Samples and validity of each step from a first one on, as ranks and workers read them."""
     found: dict[int, list[tuple[Sample, bool]]] = {}
@@ -181,7 +185,7 @@ def test_every_topology_delivers_each_sample_once_in_equal_steps(run: Run) -> No
     batches = global_batches(run)
     assert sorted(batches) == [*range(run.plan.num_steps)]
     counts = Counter(sample for batch in batches.values() for sample, valid in batch if valid)
-    everything = {(shard, i) for shard, count in enumerate(run.counts) for i in range(count)}
+    everything = everything_in(run)
     assert set(counts.values()) <= {1}
     assert counts.keys() <= everything
     delivered = sum(map(len, batches.values()))
@@ -201,7 +205,7 @@ def test_a_short_tail_has_no_pads(run: Run) -> None:
     assert sum(map(len, batches.values())) == run.samples
 
 
-@given(runs(), st.data())
+@given(runs(tails=("pad", "drop", "short")), st.data())
 def test_a_run_taken_up_at_any_step_on_another_topology_continues(
     run: Run, data: st.DataObject
 ) -> None:
@@ -215,6 +219,42 @@ def test_a_run_taken_up_at_any_step_on_another_topology_continues(
     )
     rest = global_batches(then, first)
     assert rest == {step: batch for step, batch in whole.items() if step >= first}
+
+
+@given(runs(tails=("even",)), st.data())
+def test_an_even_tail_gives_all_ranks_one_size_and_a_pad_at_most(
+    run: Run, data: st.DataObject
+) -> None:
+    """The steps before are those of "pad", and the last one has the same samples on any ranks."""
+    plan, ranks = run.plan, run.world_size
+    last = plan.num_steps - 1
+    parts = [plan.references(plan.share([last], rank, ranks)) for rank in range(ranks)]
+    left = run.samples - last * run.global_batch_size
+    assert {len(part) for part in parts} == {-(-left // ranks)}
+    valid = [int(part.valid.sum()) for part in parts]
+    assert sum(valid) == left
+    assert max(valid) - min(valid) <= 1
+    assert all(valid) or left < ranks
+    streams = len(plan.orders)
+    for rank, part in enumerate(parts):
+        own = {*range(streams * rank // ranks, max(streams * (rank + 1) // ranks, 1))}
+        assert streams == 1 or own.issuperset(part.streams.tolist())
+        assert set(samples_of(part)) <= everything_in(run)
+    positions = np.concatenate([part.positions for part in parts])
+    assert len(set(positions.tolist())) == len(positions)  # random numbers of their own
+    fewer = data.draw(st.sampled_from([n for n in range(1, ranks + 1) if ranks % n == 0]))
+    assert without_pads(replace(run, world_size=fewer)) == without_pads(run)
+    steps, first = [*range(last)], data.draw(st.integers(0, last))
+    together = [step for step in [*steps, last] if step >= first]
+    alone = [plan.share([step], ranks - 1, ranks) for step in together]
+    assert np.array_equal(plan.share(together, ranks - 1, ranks), np.concatenate(alone))
+
+
+def without_pads(run: Run) -> dict[int, list[Sample]]:
+    return {
+        step: [sample for sample, valid in batch if valid]
+        for step, batch in global_batches(run).items()
+    }
 
 
 @given(plans, st.integers(2, 12))

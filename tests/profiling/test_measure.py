@@ -138,7 +138,7 @@ def test_an_error_in_a_worker_comes_as_values_without_a_traceback(
     assert error.key is not None
     assert error.field == "png"
     assert f"sample {error.key!r}, field 'png'" in (error.where or "")
-    assert str(error) == f"{error.where}: {error.what}"
+    assert str(error) == f"{error.where}: {error.what}; {error.remedy}"
 
 
 def test_images_of_two_sizes_are_a_misfit_in_a_worker_too(

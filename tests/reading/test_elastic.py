@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
-from itertools import islice, product
+from itertools import compress, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ ORDERS: dict[str, dict[str, Any]] = {
     "full": {"shuffle": "full", "tail": "drop"},
     "streams": {"shuffle": True, "window": 1, "streams": 24},
     "packed": {"shuffle": False},
+    "even": {"shuffle": True, "window": 2, "tail": "even"},
+    "epoch_size": {"shuffle": True, "window": 2, "epoch_size": 620},
+    "weights": {"shuffle": True, "window": 2, "weights": {0: 5, **dict.fromkeys(range(1, 10), 1)}},
 }
 Digests = dict[tuple[int, int], str]
 
@@ -69,7 +72,10 @@ def read(
         loader = DataLoader(dataset, batch_size=None, num_workers=workers, **options)
         for batch in islice(loader, steps):
             place = batch["__epoch__"], batch["__step__"]
-            parts.setdefault(place, []).extend(samples_of(batch))
+            samples = samples_of(batch)
+            if order == "even":  # whose pads depend on the ranks
+                samples = [*compress(samples, batch["valid"].tolist())]
+            parts.setdefault(place, []).extend(samples)
             after = dataset.state_dict(batch)
     digests = {place: hashlib.sha256(b"".join(part)).hexdigest() for place, part in parts.items()}
     return digests, after

@@ -206,3 +206,56 @@ def test_a_transform_whose_result_needs_a_gradient_goes_through_workers(packed: 
     dataset = shardio.ShardDataset(packed, batch_size=300, transform=Brighten())
     loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="fork")
     assert [batch["image"].requires_grad for batch in loader] == [False, False]
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_setting_the_epoch_of_a_loaded_state_keeps_its_step(packed: Path, step: int) -> None:
+    """A trainer that resumes sets the epoch too, before every epoch."""
+    dataset = open_dataset(packed)
+    dataset.set_epoch(2)
+    state = dataset.state_dict() | {"step": step}
+    again = open_dataset(packed)
+    again.load_state_dict(state)
+    again.set_epoch(2)
+    assert [batch["__step__"] for batch in again] == [*range(step, 12)]
+    again.set_epoch(2)  # anew, since the state was taken up
+    assert next(iter(again))["__step__"] == 0
+    again.load_state_dict(state)
+    again.set_epoch(3)
+    assert again.state_dict() == state | {"epoch": 3, "step": 0}
+
+
+@pytest.mark.parametrize("kind", ["dataset", "Loader", "Mix"])
+def test_the_rank_is_asked_for_when_a_loop_begins(
+    packed: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Under Lightning's launcher there is WORLD_SIZE, and no RANK until the group is made."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    dataset = open_dataset(packed, batch_size=None, global_batch_size=50)
+    loop: Any = dataset
+    if kind == "Loader":
+        loop = shardio.Loader(dataset, threads=1)
+    elif kind == "Mix":
+        loop = shardio.Mix([dataset, dataset.replace(seed=1)], weights=[1, 1])
+    with pytest.raises(
+        shardio.UsageError, match=r"RANK=None and WORLD_SIZE=2; .*or begin the loop"
+    ):
+        iter(loop)
+    monkeypatch.setenv("RANK", "1")
+    assert len(next(iter(loop))["__key__"]) == 25
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(shardio.UsageError, match="global_batch_size=50 does not divide among 4"):
+        iter(loop)
+
+
+def test_streams_for_several_ranks_are_no_fault_of_a_dataset_made_before_them(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = open_dataset(packed, batch_size=15, streams=2)
+    with pytest.raises(
+        shardio.UsageError, match="streams=2 do not divide the global batch size 15"
+    ):
+        next(iter(dataset))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert len([*dataset]) == 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -378,3 +379,79 @@ def test_opencv_has_its_threads_back_after_the_loop(packed: Path) -> None:
     assert cv2.getNumThreads() == 1
     loop.close()  # type: ignore[attr-defined]
     assert cv2.getNumThreads() == before
+
+
+def loader_of(folder: Path, **options: Any) -> shardio.Loader:
+    names = {
+        name: options.pop(name) for name in ("workers", "threads", "device") if name in options
+    }
+    return shardio.Loader(open_dataset(folder, **options), **names)
+
+
+@pytest.mark.parametrize(
+    "options", [{"workers": 2}, {"workers": 3, "threads": 2}, {"workers": 1, "device": "cpu"}]
+)
+def test_workers_make_the_same_batches_and_the_loader_knows_where_it_is(
+    packed: Path, options: dict[str, Any]
+) -> None:
+    dataset = open_dataset(packed)
+    first, second, third = [*dataset], [*dataset], [*dataset]
+    loader = loader_of(packed, **options)
+    assert loader.state_dict()["step"] == 0
+    assert_equal(loader, first)
+    assert (loader.state_dict()["epoch"], loader.state_dict()["step"]) == (1, 0)
+    steps = iter(loader)
+    assert_equal(islice(steps, 6), second[:6])
+    state = loader.state_dict()
+    assert (state["epoch"], state["step"]) == (1, 6)
+    del steps
+    for again in (loader_of(packed, **options), loader_of(packed), loader):
+        again.load_state_dict(state)
+        assert again.state_dict() == state
+        assert_equal(again, second[6:])
+        assert_equal(again, third)
+
+
+def test_a_loop_that_a_state_has_replaced_does_not_move_the_place(packed: Path) -> None:
+    loader = loader_of(packed, workers=1)
+    steps = iter(loader)
+    next(steps)
+    loader.set_epoch(4)
+    next(steps)
+    assert (loader.state_dict()["epoch"], loader.state_dict()["step"]) == (4, 0)
+    assert next(iter(loader))["__epoch__"] == 4
+
+
+def test_tuples_come_from_workers_and_the_loader_has_the_state(packed: Path) -> None:
+    names = ("label", "image")
+    wanted = [(batch["label"], batch["image"]) for batch in open_dataset(packed)]
+    loader = loader_of(packed, workers=2, as_tuple=names)
+    steps = iter(loader)
+    found = [*islice(steps, 4)]
+    state = loader.state_dict()
+    del steps
+    again = loader_of(packed, workers=1, device="cpu", as_tuple=names)
+    again.load_state_dict(state)
+    for one, other in zip([*found, *again], wanted, strict=True):
+        assert [*map(torch.equal, one, other)] == [True, True]
+
+
+def test_workers_end_with_the_context_and_have_no_workers(packed: Path) -> None:
+    with loader_of(packed, workers=2) as loader:
+        steps = iter(loader)
+        next(steps)
+        assert len(multiprocessing.active_children()) == 2
+    assert not multiprocessing.active_children()
+    inside = DataLoader(loader, batch_size=None, num_workers=1)
+    with pytest.raises(shardio.UsageError, match="a Loader with workers is read by a worker of"):
+        next(iter(inside))
+
+
+def test_what_does_not_fit_the_ranks_is_said_before_workers_start(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = loader_of(packed, workers=1, tail="short")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(shardio.UsageError, match=r"^tail='short' with 2 ranks"):
+        iter(loader)

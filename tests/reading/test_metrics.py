@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import multiprocessing
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 import shardio
+from shardio.planning.epoch import Tail
 
 
 def accuracy_of(dataset: shardio.ShardDataset) -> float:
@@ -22,16 +24,19 @@ def accuracy_of(dataset: shardio.ShardDataset) -> float:
     return mean.result()
 
 
-def _run(rank: int, ranks: int, folder: Path, out: Path) -> None:
+def _run(rank: int, ranks: int, folder: Path, out: Path, size: int, tail: Tail) -> None:
     rendezvous = f"file://{out}/rendezvous-of-{ranks}"
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=ranks)
-    dataset = shardio.ShardDataset(folder, batch_size=7)
-    (out / f"{ranks}-{rank}").write_text(repr(accuracy_of(dataset)))
+    dataset = shardio.ShardDataset(folder, batch_size=size, tail=tail)
+    sizes = [len(batch["valid"]) for batch in dataset]
+    valid = [int(batch["valid"].sum()) for batch in dataset]
+    (out / f"{ranks}-{rank}").write_text(repr((accuracy_of(dataset), sizes, min(valid))))
     dist.destroy_process_group()
 
 
+@pytest.mark.parametrize(("size", "tail"), [(7, "pad"), (7, "even"), (598, "even")])
 def test_validation_accuracy_is_the_same_on_any_number_of_ranks(
-    packed: Path, tmp_path: Path
+    packed: Path, tmp_path: Path, size: int, tail: Tail
 ) -> None:
     everything = shardio.ShardDataset(packed, batch_size=600)
     (batch,) = everything
@@ -43,15 +48,21 @@ def test_validation_accuracy_is_the_same_on_any_number_of_ranks(
     context: Any = multiprocessing.get_context("forkserver")
     for ranks in (1, 2, 3, 8):
         processes = [
-            context.Process(target=_run, args=(rank, ranks, packed, tmp_path))
+            context.Process(target=_run, args=(rank, ranks, packed, tmp_path, size, tail))
             for rank in range(ranks)
         ]
         for process in processes:
             process.start()
         for process in processes:
             process.join()
-        found = {(tmp_path / f"{ranks}-{rank}").read_text() for rank in range(ranks)}
-        assert found == {repr(alone)}
+        found = [
+            ast.literal_eval((tmp_path / f"{ranks}-{rank}").read_text()) for rank in range(ranks)
+        ]
+        accuracies, sizes, least = zip(*found, strict=True)
+        assert {*accuracies} == {alone}
+        assert all(each == sizes[0] for each in sizes)
+        assert ranks * sum(sizes[0]) - 600 < (ranks if tail == "even" else ranks * size)
+        assert min(least) > 0 or tail == "pad"
 
 
 def test_a_mean_counts_valid_samples_of_any_dtype() -> None:

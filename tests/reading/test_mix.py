@@ -131,13 +131,21 @@ def test_a_mixture_resumes_after_any_batch(parts: tuple[shardio.ShardDataset, ..
         whole.load_state_dict(mix.state_dict(last))
 
 
+def test_weights_of_any_sum_are_shares(parts: tuple[shardio.ShardDataset, ...]) -> None:
+    mixed = [shardio.Mix(parts, weights=weights) for weights in ([0.2, 0.3, 0.5], [2, 3, 5])]
+    assert mixed[0].state_dict() == mixed[1].state_dict()
+    assert draws_of(mixed[0], 3) == draws_of(mixed[1], 3)
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ([0.5, 0.4], r"weights \[0.5, 0.4\] add up to 0.9; divide each by that"),
-        ([1.5, -0.5], "each must be at least 1e-05; leave out"),
+        ([0, 0], "each must be at least 1e-05 of their sum; leave out"),
+        ([float("inf"), 1], "each must be at least 1e-05"),
+        ([1.5, -0.5], "each must be at least 1e-05 of their sum; leave out"),
         ([1.0, 0.0], "leave out a source that is to give nothing"),
-        ([1 - 1e-6, 1e-6], "each must be at least 1e-05; leave out"),
+        ([1e6, 1], "each must be at least 1e-05 of their sum; leave out"),
+        ([1 - 1e-6, 1e-6], "each must be at least 1e-05 of their sum; leave out"),
         ([float("nan"), 1], "each must be at least 1e-05"),
         (None, "weights=None: give a list, one for each source"),
         ([1.0], "1 weights for 2 sources"),

@@ -8,12 +8,15 @@ from collections.abc import Callable
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import shardio
+from shardio.planning.epoch import EpochPlan, Shuffle
+from shardio.planning.samples import Samples
 from shardio.reading.readahead import ReadAhead
-from shardio.reading.shards import ShardPool
+from shardio.reading.shards import OpenShard, ShardPool
 from shardio.reading.times import StageTimes
 from shardio.storage.local import LocalShard
 from shardio.testing import make_shard
@@ -177,3 +180,36 @@ def test_shards_that_cannot_be_read_ahead_are_told_by_the_reading(
 
     monkeypatch.setattr(LocalShard, "read_ahead", fail)
     assert len([*shardio.ShardDataset(packed, batch_size=50)]) == 12
+
+
+def test_pads_of_the_first_window_do_not_fetch_it_again() -> None:
+    """The fifth of five ranks has samples of all shards but the first, and then a pad of that."""
+
+    class Pool:
+        fetched: list[list[int]] = []  # noqa: RUF012  of this test alone
+
+        def remote_keys(self) -> dict[str, int]:
+            return {str(shard): shard for shard in range(8)}
+
+        def get(self, shard: int, **_: Any) -> OpenShard:
+            raise OSError(shard)
+
+        def fetch(self, shards: list[int], _: Any) -> None:
+            self.fetched.append(shards)
+
+        def compare_anew(self) -> None:
+            pass
+
+    samples, order = Samples([4] * 8), Shuffle(on=False, window=1)
+    plan = EpochPlan(samples, order, global_batch_size=5)
+    pool: Any = Pool()
+    with closing(ReadAhead(plan.orders, samples, pool, (0, 1), StageTimes())) as ahead:
+        for step in range(plan.num_steps):
+            references = plan.references(plan.share([step], 4, 5))
+            ahead.enter(references)
+        assert references.shards.tolist() == [0]
+        assert not references.valid.any()
+        ahead.finish()
+    fetched = {shard for shards in pool.fetched for shard in shards}
+    assert 7 in fetched
+    assert 0 not in fetched

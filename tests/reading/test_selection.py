@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, random_split
 
 import shardio
 from shardio.reading import shards
@@ -294,3 +294,82 @@ def test_more_shards_than_files_may_be_open_are_read(images: Path, tmp_path: Pat
     command = [sys.executable, "-c", code, str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == "600\n", done.stderr
+
+
+@pytest.mark.parametrize("batch_size", [20, None])
+def test_subsets_of_torch_are_right_or_refused(packed: Path, batch_size: int | None) -> None:
+    """They number the samples by the length of the dataset, which counts what a loop yields."""
+    dataset = shardio.ShardDataset(packed, batch_size=batch_size)
+    parts = random_split(dataset, [0.7, 0.3])
+    if batch_size is None:
+        found = [part[i]["__key__"] for part in parts for i in range(len(part))]
+        assert sorted(found) == sorted(sample["__key__"] for sample in dataset)
+        return
+    sentence = r"number the 600 samples by len\(dataset\), which is 30.*use ds.split"
+    for batched in (None, 4):
+        with pytest.raises(shardio.UsageError, match=sentence):
+            next(iter(DataLoader(parts[0], batch_size=batched, collate_fn=list)))
+
+
+def test_targets_are_those_of_image_folder(images: Path, dataset: shardio.ShardDataset) -> None:
+    folders = sorted(path.name for path in images.iterdir())
+    assert dataset.class_to_idx == {name: number for number, name in enumerate(folders)}
+    keys = [key for batch in dataset for key in batch["__key__"]]
+    assert dataset.targets == [dataset.class_to_idx[Path(key).parent.name] for key in keys]
+    shuffled = dataset.replace(shuffle="full", seed=3, batch_size=None, as_tuple=("image", "label"))
+    part = shuffled.subset([599, 3, 70])
+    assert part.targets == [dataset.targets[i] for i in (3, 70, 599)]
+    assert part.targets == [part[i][1] for i in range(3)]
+    assert dataset.subset([]).targets == []
+
+
+def test_targets_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    samples = {
+        f"{i}": {"txt": b"a", "json": b"[1]"} | ({"cls": b"1"} if i else {}) for i in range(3)
+    }
+    shard = make_shard(tmp_path / "a.tar", samples)
+    assert shardio.ShardDataset(shard).class_to_idx is None
+    with pytest.raises(shardio.UsageError, match="in the field of the entry 'label'; name it"):
+        shardio.ShardDataset(shard, fields={"text": "txt"}).targets  # noqa: B018  it reads
+    for label in ("json", "cls?"):
+        with pytest.raises(shardio.UsageError, match="sample 0 has no class number in"):
+            shardio.ShardDataset(shard, fields={"label": label}).targets  # noqa: B018
+
+
+def test_a_transform_that_is_set_takes_effect_in_the_next_loop(packed: Path) -> None:
+    dataset = shardio.ShardDataset(packed, batch_size=20)
+    part, loop = dataset.subset(range(40)), iter(dataset)
+    assert next(loop)["image"].shape[2:] == (8, 8)
+    dataset.transform = shardio.Resize((4, 4))
+    assert next(loop)["image"].shape[2:] == (8, 8)
+    assert next(iter(dataset))["image"].shape[2:] == dataset[0]["image"].shape[1:] == (4, 4)
+    assert next(iter(part))["image"].shape[2:] == (8, 8)
+    with pytest.raises(shardio.UsageError, match="transform=3: it must be callable"):
+        dataset.transform = 3  # type: ignore[assignment]
+    assert isinstance(dataset.transform, shardio.Resize)
+
+
+class Named(shardio.ShardDataset):
+    """A dataset of a user's with an attribute of its own."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        super().__init__(folder, batch_size=20)
+        self.name = name
+
+
+def test_other_attributes_that_would_be_ignored_are_refused(packed: Path) -> None:
+    dataset = shardio.ShardDataset(packed, batch_size=20)
+    mix = shardio.Mix([dataset], weights=[1])
+    for owner, name, way in (
+        (dataset, "batch_size", r"ds.replace\(…\) opens the same samples"),
+        (dataset, "shuffle", r"ds.replace\(…\) opens the same samples"),
+        (dataset, "samples", r"ds.replace\(…\) opens the same samples with other arguments"),
+        (dataset, "target_transform", r"ds.replace\(…\) opens the same samples"),
+        (mix, "weights", "make another Mix"),
+    ):
+        with pytest.raises(shardio.UsageError, match=f"^{name} cannot be set.*{way}"):
+            setattr(owner, name, None)
+    named = Named(packed, "a")
+    named.name = "b"
+    with pytest.raises(shardio.UsageError, match="seed cannot be set, since a Named keeps"):
+        named.seed = 3

@@ -139,9 +139,22 @@ def test_threads_that_share_a_generator_are_refused(drawn: Path, argument: str) 
         shardio.Loader(opened(drawn, **options))
     loader = shardio.Loader(opened(drawn, nondeterministic=True, **options), threads=2)
     assert len([*loader]) == 4
+    in_turn = [values(batch) for batch in opened(drawn, **options)]
+    assert [values(b) for b in shardio.Loader(opened(drawn, **options), workers=2)] == in_turn
     still = {**options, argument: v2.Compose([v2.Resize((9, 9)), v2.ToDtype(torch.float32)])}
     batches = [*shardio.Loader(opened(drawn, **still), threads=2)]
     assert batches[0]["image"].dtype == torch.float32
+
+
+def test_a_transform_of_a_library_may_be_set(drawn: Path) -> None:
+    options: dict[str, Any] = {"fields": {"image": "png"}}
+    wanted = [values(batch) for batch in opened(drawn, transform=v2.RandAugment(), **options)]
+    dataset = opened(drawn, **options)
+    loader = shardio.Loader(dataset, threads=1)
+    dataset.transform = v2.RandAugment()
+    assert [values(batch) for batch in dataset] == wanted
+    with pytest.raises(shardio.UsageError, match="transform RandAugment draws from generators"):
+        iter(loader)
 
 
 @pytest.mark.parametrize("argument", ["map", "transform"])

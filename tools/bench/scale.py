@@ -88,7 +88,9 @@ def measure(folder: str, order: str) -> dict[str, float]:
     start = time.perf_counter()
     dataset.load_state_dict(state)
     loaded = time.perf_counter() - start
-    dataset.samples = Samples(np.full(SHARDS, 10**9 // SHARDS))  # as if the shards held so many
+    vars(dataset)["samples"] = Samples(
+        np.full(SHARDS, 10**9 // SHARDS)
+    )  # as if the shards held so many
     state = dataset.state_dict() | {"epoch": 7, "step": len(dataset) - 1}
     start = time.perf_counter()
     dataset.load_state_dict(state)

@@ -1,0 +1,100 @@
+"""Arguments of ShardDataset: checked, and divided among what takes them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from shardio.buckets import Buckets
+from shardio.checks import flag, one_of, positive, require, seed_of_order, whole_number
+from shardio.fields.base import FieldType
+from shardio.planning.epoch import Tail
+from shardio.reading.settings import ranks_of
+from shardio.storage.location import Options
+from shardio.transforms import SizedTransform
+
+OnBadSample = Literal["raise", "skip"]
+
+
+def store_options(given: Mapping[str, Any]) -> Options:
+    """Return the options of a store that the arguments of a dataset are."""
+    folder = given["cache_dir"]
+    return {
+        "cache_dir": None if folder is None else os.fspath(folder),
+        "cache_limit": given["cache_limit"],
+        "retries": given["download_retry"],
+        "timeout": given["download_timeout"],
+        **(given["storage_options"] or {}),
+    }
+
+
+def check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[str, Any]:
+    """Refuse arguments of ShardDataset that are not of their type, or exclude each other.
+
+    Returns:
+        All of them, whole numbers as int.
+
+    Raises:
+        UsageError: an argument is refused.
+    """
+    if given["group"] is not None:
+        ranks = ranks_of(given["group"], given["rank"], given["world_size"])
+        given |= {"rank": ranks[0], "world_size": ranks[1], "group": None}  # numbers pickle
+    given |= _numbers(given)
+    options = given["storage_options"]
+    require(
+        options is None or isinstance(options, Mapping), "storage_options", options, "a mapping"
+    )
+    fields, shuffle, streams = given["fields"], given["shuffle"], given["streams"]
+    mapped = fields is None or (
+        isinstance(fields, Mapping)
+        and all(isinstance(part, str | FieldType) for part in fields.values())
+    )
+    given["fields"] = None if fields is None or not mapped else dict(fields)
+    require(mapped, "fields", fields, "a mapping such as {'image': 'jpg;png'}")
+    require(
+        not isinstance(transform, list | tuple),
+        "transform",
+        transform,
+        "one transform, such as shardio.RandomResizedCrop(224), or one function that "
+        "torchvision.transforms.v2.Compose makes of several; shardio.Normalize takes batches",
+    )
+    usable = callable(transform) or isinstance(transform, SizedTransform | Buckets)
+    usable = transform is None or (usable and not isinstance(transform, type))
+    require(usable, "transform", transform, "callable, such as shardio.CenterCrop(224, resize=256)")
+    collate, batched = given["collate"], given["batch_size"] or given["global_batch_size"]
+    require(collate is None or callable(collate), "collate", collate, "a function of samples")
+    require(collate is None or batched, "collate", collate, "left out without batch_size")
+    unused = decode or transform is None
+    require(unused, "transform", transform, "left out with decode=False")
+    known = isinstance(shuffle, bool) or str(shuffle) == "full"
+    require(known, "shuffle", shuffle, "True, False or 'full'")
+    wanted = "1 for a dataset of samples; give it batch_size or global_batch_size"
+    require(streams == 1 or batched, "streams", streams, wanted)
+    alone = batched or not isinstance(transform, Buckets)
+    require(alone, "transform", transform, "given with batch_size or global_batch_size")
+    one_of("tail", given["tail"], get_args(Tail))
+    one_of("on_bad_sample", given["on_bad_sample"], get_args(OnBadSample))
+    for name in ("reduced_decoding", "allow_empty", "crops", "nondeterministic"):
+        flag(name, given[name])
+    return {"transform": transform, "decode": decode, **given}
+
+
+def _numbers(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that are numbers, whole ones as int; refuse what is no such number."""
+    least = {
+        **dict.fromkeys(("batch_size", "global_batch_size", "epoch_size"), 1),
+        **dict.fromkeys(("window", "streams", "max_pixels", "predownload"), 1),
+        **dict.fromkeys(("download_retry", "cache_limit"), 0),
+    }
+    absent = {"batch_size", "global_batch_size", "epoch_size", "cache_limit"}
+    return {
+        **{
+            name: whole_number(name, given[name], least=smallest)
+            for name, smallest in least.items()
+            if given[name] is not None or name not in absent
+        },
+        "download_timeout": positive("download_timeout", given["download_timeout"]),
+        "seed": seed_of_order(given["seed"]),
+    }

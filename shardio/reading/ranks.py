@@ -1,0 +1,152 @@
+"""Which share of the steps is this process's, and that nobody divides or batches it again.
+
+Other libraries wrap a dataset and call no method that would tell it, so the callers' frames are
+searched for them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sized
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed
+from torch.utils.data import Subset, default_collate, get_worker_info
+
+from shardio.checks import whole_number
+from shardio.errors import UsageError
+
+_BATCHER = "_IterableDatasetFetcher"
+"""The class of torch that draws from an iterable dataset for a DataLoader, in workers too."""
+_DIVIDERS = frozenset({"IterableDatasetShard", "DataLoaderDispatcher"})
+"""Classes of accelerate and transformers that give each rank a part of what a dataset yields."""
+_ENTRIES = frozenset({"__iter__", "set_epoch"})
+"""Their methods that call the dataset."""
+
+
+class Share(NamedTuple):
+    """Share of one rank in every step.
+
+    Attributes:
+        rank: number of the rank.
+        world_size: number of ranks.
+        batch_size: samples of the rank in a step.
+    """
+
+    rank: int
+    world_size: int
+    batch_size: int
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples of all ranks in a step."""
+        return self.batch_size * self.world_size
+
+
+def find_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Find rank and world size: as given, else of torch.distributed, else of torchrun, else 0 of 1.
+
+    Raises:
+        UsageError: only one of the two is given, or rank is outside 0 to world_size - 1.
+    """
+    if (rank is None) != (world_size is None):
+        raise UsageError("rank and world_size go together", remedy="give both or neither")
+    if rank is not None and world_size is not None:
+        rank, world_size = whole_number("rank", rank), whole_number("world_size", world_size)
+    elif torch.distributed.is_available() and torch.distributed.is_initialized():
+        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    else:
+        rank, world_size = _ranks_of_environment()
+    if not 0 <= rank < world_size:
+        raise UsageError(f"rank {rank} is outside 0 to {world_size - 1} (world_size - 1)")
+    return rank, world_size
+
+
+def _ranks_of_environment() -> tuple[int, int]:
+    rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if rank is None and world_size in (None, "1"):
+        return 0, 1
+    try:
+        return int(rank or ""), int(world_size or "")
+    except ValueError as error:
+        raise UsageError(
+            f"the environment has RANK={rank} and WORLD_SIZE={world_size}",
+            remedy=(
+                "set both to numbers, unset both, pass rank and world_size, or begin the loop when "
+                "torch.distributed is initialised"
+            ),
+        ) from error
+
+
+def refuse_second_division(share: Share, *, batches: bool) -> None:
+    """Raise UsageError if another library divides the share of a rank, or batches, among the ranks.
+
+    accelerate's prepare and transformers' Trainer wrap an iterable dataset and drop the share of
+    the other ranks. They call no method that would tell it, so the callers' frames are searched for
+    the wrapper's own loop, in worker processes too. They cannot divide batches that hold text.
+    """
+    divided = share.world_size > 1
+    frame: FrameType | None = sys._getframe(1) if divided or (batches and _has_ranks()) else None
+    while frame is not None:
+        kinds = type(frame.f_locals.get("self")).__mro__ if frame.f_code.co_name in _ENTRIES else ()
+        if divider := next((kind for kind in kinds if kind.__name__ in _DIVIDERS), None):
+            what = "this dataset has divided already, so that samples would be lost"
+            raise UsageError(
+                f"{divider.__module__.partition('.')[0]} divides among the ranks what "
+                f"{what if divided else 'are batches already, which it can only do with samples'}",
+                remedy=(
+                    "leave its loader out of prepare(), or give prepare() a shardio.Loader, or "
+                    "make the dataset with rank=0, world_size=1 and batch in the DataLoader"
+                ),
+            )
+        frame = frame.f_back
+
+
+def _has_ranks() -> bool:
+    known = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return known and torch.distributed.get_world_size() > 1
+
+
+def refuse_second_batching() -> None:
+    """Raise UsageError if a DataLoader stacks what the calling generator yields.
+
+    A DataLoader with a batch size hands a list to its collate_fn, and calls no method of the
+    dataset that would tell it. Its own loop is among the callers' frames.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "fetch":
+            loader: Any = frame.f_locals.get("self")
+            batches = type(loader).__name__ == _BATCHER and loader.auto_collation
+            if batches and loader.collate_fn is default_collate:
+                raise UsageError(
+                    "the dataset makes batches already, and the DataLoader batches them again",
+                    remedy="pass batch_size=None to the DataLoader",
+                )
+        frame = frame.f_back
+
+
+def refuse_subset(dataset: Sized, samples: int) -> None:
+    """Raise UsageError if a Subset of torch takes the steps of a dataset for its samples.
+
+    torch's random_split and Subset number the samples up to len(dataset), which counts what a loop
+    of this rank yields.
+    """
+    caller: FrameType | None = sys._getframe(2)
+    callers = [caller, caller and caller.f_back]  # Subset may fetch in a comprehension
+    for frame in filter(None, callers):
+        if isinstance(frame.f_locals.get("self"), Subset) and len(dataset) != samples:
+            raise UsageError(
+                f"torch's Subset and random_split number the {samples} samples by len(dataset), "
+                f"which is {len(dataset)}: it counts what a loop of this rank yields",
+                remedy="use ds.split(0.9, 0.1) and ds.subset(numbers)",
+            )
+
+
+def find_worker() -> tuple[int, int]:
+    """Find worker and num_workers of this process; the main process is worker 0 of 1."""
+    info = get_worker_info()
+    return (0, 1) if info is None else (info.id, info.num_workers)

@@ -1,0 +1,163 @@
+"""Trainers deliver each sample once an epoch on two ranks, or an error names the way out.
+
+`ways.py` reads 50 samples in batches of 4 under each trainer in every way that users would, and the
+name of a way says what it must give. `make test-trainers` has all trainers; elsewhere, those that
+are not installed are skipped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shardio.testing import make_shard
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = [*range(50)]
+WAY_OUT = r"UsageError: accelerate divides among the ranks .* give prepare\(\) a shardio.Loader, or"
+Found = dict[str, list[Any]]
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Found]:
+    """Runs a function of ways.py on two ranks, once, and returns what each found by way."""
+    folder = tmp_path_factory.mktemp("trainers")
+    members = {f"{i:02}": {"cls": b"%d" % i, "txt": b"%d" % i} for i in SAMPLES}
+    shard, known = make_shard(folder / "a.tar", members), dict[str, Found]()
+
+    def run(trainer: str) -> Found:
+        package = trainer.partition("_")[0]
+        if not importlib.util.find_spec(package):
+            pytest.skip(f"{package} is not installed; `make test-trainers` has it")
+        if trainer not in known:
+            out = folder / trainer
+            out.mkdir()
+            _run_ranks(trainer, shard, out)
+            known[trainer] = _read(out)
+        return known[trainer]
+
+    return run
+
+
+def _run_ranks(trainer: str, shard: Path, out: Path) -> None:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [{"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": "2"} for r in range(2)]
+    if trainer.endswith("_launches"):  # it starts the other rank itself
+        ranks = [{}]
+    script = Path(__file__).with_name("ways.py")
+    command = [sys.executable, *map(str, [script, trainer, shard, out])]
+    with (out / "log").open("w") as log:
+        running = [
+            subprocess.Popen(command, env={**os.environ, **own, **rank}, stdout=log, stderr=log)
+            for rank in ranks
+        ]
+    failed = [process.wait() for process in running]
+    assert not any(failed), (out / "log").read_text()[-3000:]
+
+
+def _read(out: Path) -> Found:
+    found: Found = {}
+    for rank in range(2):
+        for line in (out / str(rank)).read_text().splitlines():
+            name, result = json.loads(line)
+            found.setdefault(name, []).append(result)
+    return found
+
+
+def check(found: Found) -> None:
+    """Check that each way gave what its name says."""
+    for name, ranks in found.items():
+        expected = name.partition(":")[0]
+        assert len(ranks) == 2, name
+        if expected == "refused":
+            assert ranks[0] == ranks[1], name
+            assert isinstance(ranks[0], str), name
+            assert ranks[0].startswith("UsageError: accelerate divides among the ranks"), name
+            continue
+        assert all(isinstance(result, list) for result in ranks), (name, ranks)
+        for one, other in zip(*ranks, strict=True):
+            if expected == "everywhere":
+                assert sorted(one) == sorted(other) == SAMPLES, name
+            elif expected == "whole":
+                assert sorted([*one, *other]) == SAMPLES, name
+                assert abs(len(one) - len(other)) <= 4, name
+            else:  # accelerate fills its last batch with samples of the first
+                assert expected == "repeats", name
+                counts = Counter([*one, *other])
+                assert [*sorted(counts)] == SAMPLES, name
+                assert counts.total() < len(SAMPLES) + 8, name
+
+
+def chosen(found: Found, *parts: str) -> Found:
+    """Return the ways whose name has all parts."""
+    return {name: ranks for name, ranks in found.items() if all(part in name for part in parts)}
+
+
+def test_accelerate_delivers_each_sample_or_is_refused(launch: Callable[[str], Found]) -> None:
+    found = launch("accelerate")
+    assert len(found) == 18
+    check(found)
+
+
+@pytest.mark.parametrize("kind", ["samples", "batches"])  # accelerate#3547 and #4075
+def test_accelerate_3547_4075_a_double_division_is_no_silent_loss(
+    launch: Callable[[str], Found], kind: str
+) -> None:
+    found = chosen(launch("accelerate"), f"refused: {kind}")
+    assert len(found) >= 4
+    check(found)
+
+
+def test_ignite_delivers_each_sample_and_resumes(launch: Callable[[str], Found]) -> None:
+    found = launch("ignite")
+    assert len(found) == 5
+    check(found)
+
+
+def test_lightning_delivers_each_sample_and_resumes(launch: Callable[[str], Found]) -> None:
+    found = launch("lightning")
+    assert len(found) == 7
+    check(found)
+
+
+def test_streaming_767_lightning_20232_a_dataset_made_before_launch_finds_its_rank(
+    launch: Callable[[str], Found],
+) -> None:
+    """Lightning's launcher gives the other rank WORLD_SIZE and no RANK."""
+    found = launch("lightning_launches")
+    assert len(found) == 2
+    check(found)
+
+
+def test_datasets_7447_no_epoch_is_short_after_torchdata_resumes(
+    launch: Callable[[str], Found],
+) -> None:
+    found = launch("torchdata")
+    assert len(found) == 3
+    check(found)
+
+
+def test_transformers_delivers_each_sample_or_is_refused(launch: Callable[[str], Found]) -> None:
+    found = launch("transformers")
+    assert len(found) == 12
+    check(found)
+
+
+def test_transformers_22119_columns_are_removed_after_map(launch: Callable[[str], Found]) -> None:
+    found = chosen(launch("transformers"), "mapped before columns are removed")
+    assert found
+    check(found)
