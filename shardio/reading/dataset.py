@@ -239,6 +239,7 @@ class ShardDataset(ResumableDataset):
         self.catalog: Catalog = open_catalog(
             source, storage=storage, options=options, allow_empty=allow_empty
         )
+        self.catalog.check_cache()
         self._arguments, self._tail = given, tail
         self.fields = self._map_fields(fields)
         self.times, self.stopwatch, self._replacements = StageTimes(), Stopwatch, Replacements()
@@ -674,9 +675,13 @@ class ShardDataset(ResumableDataset):
         types = {name: self.catalog.types[name] for name in self.catalog.fields}
         if fields is not None:
             return parse_fields(fields, types, decode=self._arguments["decode"])
+        return default_fields(types, self._fields_together)
+
+    def _fields_together(self) -> list[tuple[str, ...]]:
+        """List sets of fields that occur in one of the first samples."""
         first = next((shard for shard in self.catalog.shards if shard.samples), None)
         if first is None:
-            return default_fields(types, [])
+            return []
         index = first.load_index()
         some = range(min(len(index), _SAMPLES_LOOKED_AT))
-        return default_fields(types, [*{(*index.cells(sample),) for sample in some}])
+        return [*{(*index.cells(sample),) for sample in some}]
