@@ -91,10 +91,12 @@ def test_a_dataset_is_read_from_another_directory(
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_dataloader_that_batches_again_is_refused(workers: int, packed: Path) -> None:
     dataset = shardio.ShardDataset(packed, batch_size=50)
+    again = iter(DataLoader(dataset, batch_size=2, num_workers=workers))
     with pytest.raises(shardio.UsageError, match=r"makes batches already.*pass batch_size=None"):
-        next(iter(DataLoader(dataset, batch_size=2, num_workers=workers)))
+        next(again)
+    threaded = iter(DataLoader(shardio.Loader(dataset, threads=1), num_workers=workers))
     with pytest.raises(shardio.UsageError, match="makes batches already"):
-        next(iter(DataLoader(shardio.Loader(dataset, threads=1), num_workers=workers)))
+        next(threaded)
     firsts = DataLoader(dataset, batch_size=1, collate_fn=lambda batches: batches[0])
     assert len(next(iter(firsts))["__key__"]) == 50
     single = shardio.ShardDataset(packed)
