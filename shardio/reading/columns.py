@@ -14,7 +14,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from shardio.errors import (
 from shardio.fields.arrays import NUMBERS
 from shardio.fields.base import Dense, FieldType
 from shardio.fields.geometry import View
+from shardio.fields.resample import copy_pixels
 from shardio.processes import new_lock
 from shardio.reading.gather import Rows
 from shardio.reading.handover import Allocate
@@ -45,8 +45,6 @@ from shardio.reading.kinds import (
 )
 from shardio.reading.shards import FieldBytes
 from shardio.reading.times import Stopwatch
-
-_MERGED = (np.dtype(np.uint8), np.dtype(np.float32))
 
 Types = Mapping[str, FieldType]
 """The types of an entry's alternatives, by field name."""
@@ -232,15 +230,6 @@ class Arrays(Stack):
 
     def _is_picture(self, shape: Sequence[int]) -> bool:
         return self.picture and len(shape) == 3
-
-
-def copy_pixels(value: NDArray[Any], out: NDArray[Any]) -> None:
-    """Copy an array; for a picture in planes, NumPy would take twenty times as long as OpenCV."""
-    planes = value.transpose(2, 0, 1) if value.ndim == 3 and value.dtype in _MERGED else None
-    if planes is not None and 1 < len(planes) < 5 and planes.flags.c_contiguous and value.size:
-        cv2.merge([*planes], out)
-    else:
-        out[...] = value
 
 
 class ArraysInRows(Arrays):

@@ -22,7 +22,6 @@ from importlib import import_module
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -32,6 +31,7 @@ from shardio.errors import TransformError, UsageError, quoted
 from shardio.fields.annotations import Boxes, Points
 from shardio.fields.base import FieldType
 from shardio.fields.pictures import Depth, Mask, PixelMask
+from shardio.fields.resample import in_planes
 from shardio.planning.order import derive_key
 
 Sample = dict[str, Any]
@@ -380,9 +380,7 @@ def _in_planes(picture: torch.Tensor) -> torch.Tensor:
     pixels = picture.permute(1, 2, 0)
     if picture.is_contiguous() or picture.dtype != torch.uint8 or not pixels.is_contiguous():
         return picture.contiguous()
-    planes = torch.empty(picture.shape, dtype=picture.dtype)
-    cv2.split(pixels.numpy(), [*planes.numpy()])
-    return planes
+    return torch.from_numpy(in_planes(pixels.numpy()))
 
 
 def _check_boxes(value: Mapping[str, Any]) -> None:
