@@ -259,7 +259,8 @@ class MappedEntries:
             return
         self._samples[slot] = dict.fromkeys(sample)
         sample.pop("__key__", None)
-        name, kept, stored = "", True, dict[str, Stored]()
+        name, kept = "", True
+        stored: dict[str, Stored] = {}
         try:
             for name, value in sample.items():
                 kept, column = value is shown.get(name), self._column(name)

@@ -266,3 +266,22 @@ def test_randaugment_follows_the_fused_crop(drawn: Path) -> None:
         opened(drawn, map=v2.RandAugment(), **options), batch_size=None, num_workers=2
     )
     assert [values(b) for b in workers] == [values(b) for b in batches]
+
+
+@pytest.mark.parametrize("library", [v2, first_version], ids=["v2", "first version"])
+def test_torchvision_gets_pictures_in_planes_and_the_batch_has_its_results(
+    drawn: Path, library: Any
+) -> None:
+    given: list[torch.Tensor] = []
+
+    def mirror(picture: torch.Tensor) -> torch.Tensor:
+        given.append(picture.clone())
+        return picture.flip(-1).contiguous()
+
+    lambda_ = library.Lambda(mirror)
+    fields = {"image": "png"}
+    batches = [*opened(drawn, map=lambda_, fields=fields, transform=shardio.Resize((7, 9)))]
+    assert all(picture.is_contiguous() for picture in given)
+    assert torch.equal(
+        torch.cat([batch["image"] for batch in batches]), torch.stack(given).flip(-1)
+    )
