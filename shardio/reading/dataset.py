@@ -239,12 +239,13 @@ class ShardDataset(ResumableDataset):
         self.catalog: Catalog = open_catalog(
             source, storage=storage, options=options, allow_empty=allow_empty
         )
+        self.catalog.check_cache()
         self._arguments, self._tail = given, tail
         self.fields = self._map_fields(fields)
         self.times, self.stopwatch, self._replacements = StageTimes(), Stopwatch, Replacements()
         self._source, self._parts = source, absolute_parts(source, storage, options)
         self._types = self._find_types()
-        SampleGeometry(self._types, self._transform(0))  # may refuse it
+        self._geometries = {0: SampleGeometry(self._types, self._transform(0))}
         self._functions = find_functions(given, self._types)
         self.samples = Samples([shard.samples for shard in self.catalog.shards])
         self.shuffle, self._buckets = self._make_shuffle(), self._find_buckets()
@@ -274,7 +275,7 @@ class ShardDataset(ResumableDataset):
                 remedy="make another dataset by ds.replace(transform=…)",
             )
         given = check_arguments(**{**self._arguments, "transform": transform})
-        SampleGeometry(self._types, transform)  # may refuse it
+        self._geometries = {0: SampleGeometry(self._types, transform)}
         self._functions, self._arguments = find_functions(given, self._types), given
 
     @property
@@ -612,14 +613,16 @@ class ShardDataset(ResumableDataset):
         require(bool(pictures), "transform", transform, "left out where samples have no picture")
         return find_buckets(transform, self.catalog, self.samples, pictures)
 
-    def _transform(self, bucket: int | None) -> Transform | None:
-        """Return the transform of the samples of a bucket, by default the largest one."""
+    def _transform(self, bucket: int) -> Transform | None:
+        """Return the transform of the samples of a bucket."""
         transform: Transform | Buckets | None = self._arguments["transform"]
-        if not isinstance(transform, Buckets):
-            return transform
-        if bucket is None and self._buckets is not None:
-            bucket = int(np.argmax(self._buckets.counts))
-        return transform.of(bucket or 0)
+        return transform.of(bucket) if isinstance(transform, Buckets) else transform
+
+    def _geometry(self, bucket: int) -> SampleGeometry:
+        """Return what chooses the crops of the samples of a bucket."""
+        if bucket not in self._geometries:
+            self._geometries[bucket] = SampleGeometry(self._types, self._transform(bucket))
+        return self._geometries[bucket]
 
     def reader(
         self,
@@ -637,6 +640,8 @@ class ShardDataset(ResumableDataset):
             bucket: bucket of the samples; by default the largest one, if there are any.
             shared: what it has in common with the readers of other buckets.
         """
+        if bucket is None:
+            bucket = 0 if self._buckets is None else int(np.argmax(self._buckets.counts))
         transform, shared = self._transform(bucket), shared or Shared()
         several = {name: found for name, found in self.fields.items() if len(found) > 1}
         delivery = Delivery(
@@ -646,7 +651,7 @@ class ShardDataset(ResumableDataset):
             several=several if self._arguments["fields"] is None else {},
             missing_ok=self._arguments["fields"] is None and not self._makes_batches,
             optional=self.optional_entries(),
-            geometry=SampleGeometry(self._types, transform),
+            geometry=self._geometry(bucket),
             crops=self._arguments["crops"],
             functions=self._functions,
             skip_bad=self._arguments["on_bad_sample"] == "skip",
@@ -674,9 +679,13 @@ class ShardDataset(ResumableDataset):
         types = {name: self.catalog.types[name] for name in self.catalog.fields}
         if fields is not None:
             return parse_fields(fields, types, decode=self._arguments["decode"])
+        return default_fields(types, self._fields_together)
+
+    def _fields_together(self) -> list[tuple[str, ...]]:
+        """List sets of fields that occur in one of the first samples."""
         first = next((shard for shard in self.catalog.shards if shard.samples), None)
         if first is None:
-            return default_fields(types, [])
+            return []
         index = first.load_index()
         some = range(min(len(index), _SAMPLES_LOOKED_AT))
-        return default_fields(types, [*{(*index.cells(sample),) for sample in some}])
+        return [*{(*index.cells(sample),) for sample in some}]
