@@ -74,6 +74,21 @@ def test_a_copy_takes_its_rank_from_the_environment_when_it_is_read(
     assert [len(some) for some in (dataset, *copies)] == [6, 6, 6]
 
 
+@pytest.mark.parametrize("persistent", [False, True])
+def test_every_loop_of_workers_is_the_next_epoch_or_the_one_that_is_set(
+    packed: Path, persistent: bool
+) -> None:
+    """webdataset#172: the epoch never counted on; datasets#6673: workers that stay did not hear."""
+    dataset = open_dataset(packed)
+    loader = DataLoader(dataset, batch_size=None, num_workers=2, persistent_workers=persistent)
+    wanted = [keys_of(epoch) for epoch in [open_dataset(packed)] for _ in range(4)]
+    assert [keys_of(loader), keys_of(loader)] == wanted[:2]
+    assert wanted[0] != wanted[1]
+    for epoch in (3, 0, 3):
+        dataset.set_epoch(epoch)
+        assert keys_of(loader) == wanted[epoch]
+
+
 def test_threads_that_load_at_once_get_whole_epochs(packed: Path) -> None:
     """Their workers start interleaved."""
     dataset = open_dataset(packed)

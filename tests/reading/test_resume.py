@@ -137,6 +137,8 @@ def test_torchdatas_stateful_loader_resumes(packed: Path, workers: int, step: in
 def test_torchdatas_stateful_loader_resumes_after_a_finished_epoch(
     packed: Path, workers: int, begun: int
 ) -> None:
+    """meta-pytorch/data#1437: a state that was loaded lost an epoch."""
+
     def stateful() -> StatefulDataLoader[Any]:
         dataset = open_dataset(packed)
         dataset.set_epoch(begun)
@@ -174,6 +176,22 @@ def test_a_resumed_stateful_loader_resumes_again_in_a_later_epoch(
     if workers:
         with pytest.raises(shardio.UsageError, match="pass the last batch that it received"):
             dataset.state_dict()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loops_that_break_early_after_a_loaded_state_go_on_from_each_other(
+    packed: Path, workers: int
+) -> None:
+    """litData#770: after a state was loaded, a loop that broke early was not resumed."""
+    received, state = [], None
+    for count in (3, 4, 2, BATCHES):
+        dataset = open_dataset(packed)
+        if state is not None:
+            dataset.load_state_dict(state)
+        for batch in islice(load(dataset, workers), count):
+            received += batch["__key__"]
+            state = dataset.state_dict(batch)
+    assert received == [key for keys in epochs_of(packed, 1)[0] for key in keys]
 
 
 def test_a_mixture_resumes_in_torchdatas_stateful_loader(packed: Path) -> None:
