@@ -143,8 +143,9 @@ class ShardDataset(ResumableDataset):
             order. Labels are told by indexes with checksums, else read once when it is opened. It
             takes 16 bytes a sample.
         tail: "pad" repeats samples, marked in "valid", to fill the last step of every rank;
-            "even" makes it smaller, of one size for all ranks, with at most one pad each; "drop"
-            leaves it out; "short" makes it smaller, for one rank alone.
+            "even" makes it smaller, of one size for all ranks, with at most one pad each; "exact"
+            makes the last two smaller, of ranks by one at most, without pads; "drop" leaves it
+            out; "short" makes it smaller, for one rank alone.
         rank: rank of this process, by default from torch.distributed or torchrun when a loop
             begins.
         world_size: number of ranks, like rank.

@@ -54,35 +54,56 @@ _WITHOUT_CHANCE = frozenset(
 
 
 class FromPIL:
-    """Function of a PIL image as a function of a tensor, for `transform=` or `map=`.
+    """Function of PIL images as a function of tensors, for `transform=` or `map=`.
 
         ShardDataset("out", transform=shardio.FromPIL(preprocess), batch_size=64)
+        ShardDataset("seg", map=shardio.FromPIL(augment, "image", "mask"), batch_size=16)
 
     torchvision's Compose with ToTensor, such as open_clip's preprocess, is known without it.
 
     Args:
-        function: function from a PIL image in mode RGB to a tensor, an array or a PIL image.
+        function: function from a PIL image in mode RGB to a tensor, an array or a PIL image; of
+            several entries, `function(image, mask)` from one for each to a tuple of as many.
+        entries: names of the entries, pictures or masks, that it gets together and returns; by
+            default each picture of a sample alone.
     """
 
-    def __init__(self, function: Callable[[Any], Any]) -> None:
+    def __init__(self, function: Callable[..., Any], *entries: str) -> None:
         if not callable(function):
             raise UsageError(f"FromPIL({quoted(function)}): it must be a function")
         self.function = function
+        self.entries = entries
 
-    def __call__(self, picture: torch.Tensor) -> torch.Tensor:
-        """Apply the function to a picture, uint8 [3, H, W].
+    def __call__(self, *pictures: torch.Tensor) -> Any:
+        """Apply the function to pictures, uint8 [3, H, W], or masks, [H, W].
 
         Returns:
-            Result as a tensor; [3, H, W] of a PIL image.
+            Result as a tensor, of several pictures a tuple of them; [3, H, W] of a PIL image,
+            [H, W] of one without colours for a mask.
         """
-        found = self.function(_to_pil(picture))
-        if hasattr(found, "getbands"):
-            found = torch.from_numpy(np.array(found.convert("RGB"))).permute(2, 0, 1)
-        return torch.as_tensor(found)
+        found = self.function(*map(_to_pil, pictures))
+        if len(pictures) == 1:
+            return _from_pil(found, pictures[0])
+        if not isinstance(found, list | tuple) or len(found) != len(pictures):
+            raise TransformError(
+                f"it returned {quoted(type(found).__name__)} for {len(pictures)} pictures",
+                remedy=f"return a tuple of {len(pictures)}",
+            )
+        return tuple(map(_from_pil, found, pictures))
 
 
 def _to_pil(picture: torch.Tensor) -> Any:
-    return import_module("PIL.Image").fromarray(picture.permute(1, 2, 0).contiguous().numpy())
+    shown = picture.permute(1, 2, 0) if picture.ndim == 3 else picture
+    return import_module("PIL.Image").fromarray(shown.contiguous().numpy())
+
+
+def _from_pil(found: Any, picture: torch.Tensor) -> torch.Tensor:
+    """Return a result as a tensor; a PIL image as what it was made of, a picture or a mask."""
+    if not hasattr(found, "getbands"):
+        return torch.as_tensor(found)
+    if picture.ndim == 2:
+        return torch.from_numpy(np.array(found))
+    return torch.from_numpy(np.array(found.convert("RGB"))).permute(2, 0, 1)
 
 
 def is_known(function: object) -> bool:
@@ -103,6 +124,8 @@ def library_step(function: Any, types: Mapping[str, FieldType], *, seeded: bool)
     """
     if _is_of(function, _ALBUMENTATIONS):
         return _Albumentations(function, _Entries(type(function).__name__, types), seeded=seeded)
+    if isinstance(function, FromPIL) and function.entries:
+        return _Several(function, types, seeded=seeded)
     alone = isinstance(function, FromPIL) or not _is_of(function, f"{_TORCHVISION}.v2")
     entries = _Entries(type(function).__name__, types, alone=alone)
     return (_Alone if alone else _Torchvision)(function, entries, seeded=seeded)
@@ -142,15 +165,8 @@ class _Entries:
         }
         taken = self.pictures[:1] if alone else [*self.pictures, *self.masks, *self.boxes]
         taken += [] if alone else self.points
-        left = [name for name, each in types.items() if each.geometry and name not in taken]
-        if left and self.pictures:
-            raise UsageError(
-                f"{function} cannot take {quoted(left[0])} along with the picture",
-                remedy=(
-                    "use a transform of torchvision.transforms.v2 or albumentations, which take "
-                    "masks, boxes and points along, or a function of your own as map="
-                ),
-            )
+        if self.pictures:
+            _refuse_left(function, types, taken)
 
     def size(self, sample: Sample) -> tuple[int, int]:
         """Return height and width of the picture of a sample.
@@ -165,6 +181,19 @@ class _Entries:
         raise TransformError("the sample has no picture for it")
 
 
+def _refuse_left(function: str, types: Mapping[str, FieldType], taken: Sequence[str]) -> None:
+    """Refuse a transform that leaves something that lies in the picture where it is."""
+    left = [name for name, each in types.items() if each.geometry and name not in taken]
+    if left:
+        raise UsageError(
+            f"{function} cannot take {quoted(left[0])} along with the picture",
+            remedy=(
+                "use a transform of torchvision.transforms.v2 or albumentations, which take "
+                "masks, boxes and points along, or a function of your own as map="
+            ),
+        )
+
+
 class _Shared:
     """A transform of torchvision, whose random numbers are those of the process.
 
@@ -172,40 +201,64 @@ class _Shared:
         draws: whether it draws any.
     """
 
-    def __init__(self, function: Any, entries: _Entries, *, seeded: bool) -> None:
+    def __init__(self, function: Any, *, seeded: bool) -> None:
         parts = [*_parts(function)]
         self.draws = any(map(_draws, parts))
         self._seeded = seeded and self.draws
         self._for_pil = any(map(_is_for_pil, parts))
         self._function = function
-        self._entries = entries
 
-    def _call(self, value: Any, key: Key) -> Any:
+    def _call(self, key: Key, *values: Any) -> Any:
         if not self._seeded:
-            return self._function(value)
+            return self._function(*values)
         with _seeded(derive_key(*key)):
-            return self._function(value)
+            return self._function(*values)
 
 
 class _Alone(_Shared):
     """A transform that sees the picture alone, as tensor or PIL image."""
 
     def __init__(self, function: Any, entries: _Entries, *, seeded: bool) -> None:
-        super().__init__(function, entries, seeded=seeded)
+        super().__init__(function, seeded=seeded)
+        self._entries = entries
         if self._for_pil:
             self._function = FromPIL(function)
 
     def __call__(self, sample: Sample, key: Key) -> Sample:
         found = {
-            name: _plain(self._call(sample[name], key))
+            name: _plain(self._call(key, sample[name]))
             for name in self._entries.pictures
             if name in sample
         }
         return {**sample, **found}
 
 
+class _Several(_Shared):
+    """A function that gets pictures and masks together, as PIL images."""
+
+    def __init__(self, function: FromPIL, types: Mapping[str, FieldType], *, seeded: bool) -> None:
+        super().__init__(function, seeded=seeded)
+        self._names = function.entries
+        for name in self._names:
+            if name not in types:
+                raise UsageError(
+                    f"FromPIL: there is no entry {quoted(name)}",
+                    remedy=f"choose among {', '.join(map(quoted, types))}",
+                )
+        _refuse_left("FromPIL", types, self._names)
+
+    def __call__(self, sample: Sample, key: Key) -> Sample:
+        found = self._call(key, *(sample[name] for name in self._names))
+        found = (found,) if len(self._names) == 1 else found
+        return {**sample, **dict(zip(self._names, map(_plain, found), strict=True))}
+
+
 class _Torchvision(_Shared):
     """A transform of torchvision.transforms.v2."""
+
+    def __init__(self, function: Any, entries: _Entries, *, seeded: bool) -> None:
+        super().__init__(function, seeded=seeded)
+        self._entries = entries
 
     def __call__(self, sample: Sample, key: Key) -> Sample:
         entries, kinds = self._entries, import_module("torchvision.tv_tensors")
@@ -230,7 +283,7 @@ class _Torchvision(_Shared):
         spread = given.pop(boxes[0]) if len(boxes) == 1 else {}
         if given.keys() & spread.keys():
             given[boxes[0]], spread = spread, {}
-        found = self._call({**given, **spread}, key)
+        found = self._call(key, {**given, **spread})
         if spread:
             found[boxes[0]] = {name: found[name] for name in spread}
         changed = {name: _plain(found[name]) for name in [*given, *boxes]}
