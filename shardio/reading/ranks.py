@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sized
+from collections.abc import Sized
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -114,11 +114,12 @@ def refuse_second_batching() -> None:
     A DataLoader with a batch size hands a list to its collate_fn, and calls no method of the
     dataset that would tell it. Its own loop is among the callers' frames.
     """
-    if any(loader.collate_fn is default_collate for loader, _ in _find_batchers()):
-        raise UsageError(
-            "the dataset makes batches already, and the DataLoader batches them again",
-            remedy="pass batch_size=None to the DataLoader",
-        )
+    for loader, _ in _find_batchers():
+        if loader.collate_fn is default_collate:
+            raise UsageError(
+                "the dataset makes batches already, and the DataLoader batches them again",
+                remedy="pass batch_size=None to the DataLoader",
+            )
 
 
 def find_batch_size() -> int:
@@ -129,24 +130,28 @@ def find_batch_size() -> int:
     """
     if any(frame.f_globals.get("__name__", "").startswith("torchdata.") for frame in _callers()):
         return 1
-    return next((size for _, size in _find_batchers()), 1)
+    return next(iter(_find_batchers()), (None, 1))[1]
 
 
-def _find_batchers() -> Iterator[tuple[Any, int]]:
+def _find_batchers() -> list[tuple[Any, int]]:
     """Find the objects of torch that draw batches from the calling generator, with their sizes."""
+    found = []
     for frame in _callers():
         if frame.f_code.co_name == "fetch":
             loader: Any = frame.f_locals.get("self")
             if type(loader).__name__ == _BATCHER and loader.auto_collation:
-                yield loader, len(frame.f_locals["possibly_batched_index"])
+                found.append((loader, len(frame.f_locals["possibly_batched_index"])))
+    return found
 
 
-def _callers() -> Iterator[FrameType]:
+def _callers() -> list[FrameType]:
     """List the callers' frames, the nearest first."""
     frame: FrameType | None = sys._getframe(1)
+    found = []
     while frame is not None:
-        yield frame
+        found.append(frame)
         frame = frame.f_back
+    return found
 
 
 def refuse_subset(dataset: Sized, samples: int) -> None:

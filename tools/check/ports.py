@@ -253,7 +253,7 @@ OPEN_CLIP = Port(
             "transform=preprocess_img,\n"
             "        map=lambda sample: {**sample, 'text': tokenizer(sample['text'])[0]}, "
             "shuffle=is_train, seed=args.seed,\n"
-            "        batch_size=args.batch_size, tail='even' if is_train else 'short', "
+            "        batch_size=args.batch_size, tail='pad' if is_train else 'short', "
             "**({} if is_train else {'rank': 0, 'world_size': 1}))\n"
             "    dataset.set_epoch(epoch)\n"
             "    dataloader = shardio.Loader(dataset, workers=args.workers)\n"
