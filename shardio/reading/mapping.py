@@ -161,6 +161,44 @@ class Functions:
     map: SampleMap | None = None
     collate: Collate | None = None
 
+    def check_threads(self) -> None:
+        """Refuse a function that draws from generators which the threads of a process share.
+
+        Raises:
+            UsageError: there is one.
+        """
+        if self.map is not None and self.map.shared:
+            raise UsageError(
+                f"{self.map.shared} draws from generators that all threads of a process share, so "
+                "that its random numbers would depend on their turns",
+                remedy=(
+                    "use processes, Loader(ds, workers=n) or DataLoader(ds, batch_size=None, "
+                    "num_workers=n), or pass nondeterministic=True to the dataset"
+                ),
+            )
+
+
+def find_functions(
+    arguments: Mapping[str, Any], types: Mapping[str, Mapping[str, FieldType]]
+) -> Functions:
+    """Find the functions on whole samples, of which a library's transform of pictures is one.
+
+    Args:
+        arguments: arguments of the dataset.
+        types: types of the alternatives of each entry.
+
+    Raises:
+        UsageError: one is no function, or cannot take an entry along.
+    """
+    given, transform = arguments["map"], arguments["transform"]
+    maps = [*given] if isinstance(given, list | tuple) else [] if given is None else [given]
+    named = [("map", function) for function in maps]
+    if is_known(transform):
+        named.insert(0, ("transform", transform))
+    firsts = {name: next(iter(of_entry.values())) for name, of_entry in types.items()}
+    steps = SampleMap(named, firsts, seeded=not arguments["nondeterministic"])
+    return Functions(map=steps if named else None, collate=arguments["collate"])
+
 
 class MappedEntries:
     """The entries of a batch whose samples functions of the user change or join.

@@ -221,6 +221,15 @@ def test_what_does_not_go_with_buckets_is_refused(art: Path, options: Any, messa
         open_dataset(art, **options)
 
 
+def test_buckets_that_are_set_are_refused_since_they_decide_the_order(art: Path) -> None:
+    bucketed, plain = open_dataset(art), open_dataset(art, transform=shardio.Resize((16, 16)))
+    for dataset, other in ((bucketed, plain), (plain, bucketed)):
+        kept = dataset.transform
+        with pytest.raises(shardio.UsageError, match="decide the order of the samples; make ano"):
+            dataset.transform = other.transform
+        assert dataset.transform == kept
+
+
 def test_a_mixture_refuses_buckets(art: Path) -> None:
     with pytest.raises(shardio.UsageError, match=r"source 0 has transform=Buckets"):
         shardio.Mix([open_dataset(art)], weights=[1])
