@@ -78,7 +78,7 @@ _options = several(
     ),
     click.option(
         "--tail",
-        type=click.Choice(["pad", "even", "drop", "short"]),
+        type=click.Choice(["pad", "even", "exact", "drop", "short"]),
         default=_DEFAULTS.tail,
         show_default=True,
         help="Treatment of the last step.",

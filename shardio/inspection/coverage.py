@@ -76,7 +76,7 @@ class RunOrder:
             sample once. Text in results.
         buckets: buckets of aspect ratios, the transform of the dataset; None for another. Text in
             results.
-        tail: "pad", "even", "drop" or "short", for the last step.
+        tail: "pad", "even", "exact", "drop" or "short", for the last step.
         epoch: number of the epoch, from 0.
         allow_empty: whether to accept tars whose members belong to no sample.
         storage_options: settings of the store of a URL, see shardio.storage.location.Options; None

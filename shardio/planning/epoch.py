@@ -18,17 +18,18 @@ Every rank takes the same number of steps. The tail policy says what happens to 
 global batch. "pad" fills it with samples from the start of the epoch, marked as not valid. "even"
 shares its samples out, so that all ranks have a batch of one size, with at most one pad each: the
 shares differ by one sample at most, and a rank lacks a valid sample only where the batch has fewer
-samples than there are ranks. "drop" leaves it out. "short" makes it smaller, which requires a
-single rank.
+samples than there are ranks. "exact" has no pads: the samples of the incomplete global batch and of
+the one before are halved between these two, and each half is shared out, so that every rank has
+samples in every step. "drop" leaves it out. "short" makes it smaller, which requires a single rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import pairwise
-from typing import Literal, Protocol
+from typing import Literal, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +48,7 @@ from shardio.planning.order import (
 )
 from shardio.planning.samples import Samples
 
-Tail = Literal["pad", "even", "drop", "short"]
+Tail = Literal["pad", "even", "exact", "drop", "short"]
 
 
 def count_steps(num_samples: int, global_batch_size: int, tail: Tail) -> int:
@@ -55,6 +56,21 @@ def count_steps(num_samples: int, global_batch_size: int, tail: Tail) -> int:
     if tail == "drop":
         return num_samples // global_batch_size
     return -(-num_samples // global_batch_size)
+
+
+def halve_rest(num_samples: int, global_batch_size: int) -> list[range]:
+    """Return the positions of the last steps under tail="exact", if they differ from full ones.
+
+    They depend on the global batch size and on no ranks, as all steps do.
+    """
+    steps, rest = divmod(num_samples, global_batch_size)
+    if not rest:
+        return []
+    if not steps:
+        return [range(num_samples)]
+    start = (steps - 1) * global_batch_size
+    middle = num_samples - (global_batch_size + rest) // 2
+    return [range(start, middle), range(middle, num_samples)]
 
 
 DEFAULT_WINDOW = 16
@@ -288,6 +304,10 @@ class EpochPlan:
             self._steps, self.buckets = found, found.buckets
         self.num_steps = len(self._steps)
         self._shares_out = tail in ("even", "short")
+        self._last: dict[int, range] = {}
+        if tail == "exact":
+            last = halve_rest(self.num_samples, global_batch_size)
+            self._last = dict(enumerate(last, self.num_steps - len(last)))
 
     def share(self, steps: Iterable[int], rank: int, world_size: int) -> NDArray[np.int64]:
         """Return the positions of one rank's slices of some steps, in order.
@@ -304,11 +324,16 @@ class EpochPlan:
         which = np.fromiter(steps, np.int64)
         starts = which * self._global_batch_size + rank * size
         positions = starts[:, None] + np.arange(size)
-        if not self._shares_out:
+        if not (self._shares_out or self._last):
             return positions.ravel()
         shares = [*positions]
-        for at in np.flatnonzero(self._steps.filled(which) < self._global_batch_size):
-            shares[at] = self._share_out(int(which[at]), rank, world_size)
+        for place, step in enumerate(which.tolist()):
+            if step in self._last:
+                start, end = _borders(len(self._last[step]), rank, world_size)
+                shares[place] = np.asarray(self._last[step][start:end], np.int64)
+        if self._shares_out:
+            for at in np.flatnonzero(self._steps.filled(which) < self._global_batch_size):
+                shares[at] = self._share_out(int(which[at]), rank, world_size)
         return np.concatenate([np.empty(0, np.int64), *shares])
 
     def _share_out(self, step: int, rank: int, world_size: int) -> NDArray[np.int64]:
@@ -318,7 +343,7 @@ class EpochPlan:
         valid = self._steps.places(positions)[2]
         samples, pads = positions[valid], positions[~valid]
         # The same borders divide the streams, so that a rank has the samples of its own.
-        start, end = (len(samples) * number // world_size for number in (rank, rank + 1))
+        start, end = _borders(len(samples), rank, world_size)
         lacks = -(-len(samples) // world_size) - (end - start)
         pad = rank * size // world_size - start  # the first one of the rank's streams
         return np.concatenate([samples[start:end], pads[pad : pad + lacks]])
@@ -350,6 +375,42 @@ class EpochPlan:
         return (least[0], most[0]) if len(least) == 1 else (min(least), max(most))
 
 
+def _borders(count: int, rank: int, world_size: int) -> tuple[int, int]:
+    """Return start and end of the share of a rank; shares differ by one at most."""
+    return count * rank // world_size, count * (rank + 1) // world_size
+
+
 def steps_of_worker(first: int, num_steps: int, worker: int, num_workers: int) -> range:
     """Return the steps of one worker from step `first` on, in the DataLoader's order."""
     return range(first + worker, num_steps, num_workers)
+
+
+class DealtSteps(Sequence[int]):
+    """Steps of one worker whose DataLoader joins several of them in a batch.
+
+    The workers take turns with the batches, so that these are the same for any number of workers.
+
+    Args:
+        steps: steps of the worker if a batch is one step, see steps_of_worker.
+        worker: number of the worker.
+        size: number of steps in a batch.
+    """
+
+    def __init__(self, steps: range, worker: int, size: int) -> None:
+        self._start = steps.start + worker * (size - 1)
+        self._size, self._stride = size, size * steps.step
+        rounds, rest = divmod(max(steps.stop - self._start, 0), self._stride)
+        self._count = rounds * size + min(rest, size)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(self._count)[index]]
+        turn, offset = divmod(range(self._count)[index], self._size)
+        return self._start + turn * self._stride + offset

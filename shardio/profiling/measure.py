@@ -16,6 +16,7 @@ Format of Chromium: complete events ("X"), times in microseconds.
 
 from __future__ import annotations
 
+import inspect
 import json
 import multiprocessing
 import os
@@ -272,10 +273,11 @@ def open_baseline(settings: ProfileSettings, topology: Topology) -> Iterable[Any
     import webdataset  # noqa: PLC0415  only a baseline needs it
 
     shards = local_files(_catalog(settings))
+    # Versions that know it refuse a worker without shards otherwise; older ones do not mind.
+    known = inspect.signature(webdataset.WebDataset).parameters
+    unchecked = {"empty_check": False} if "empty_check" in known else {}
     dataset = (
-        webdataset.WebDataset(
-            shards, shardshuffle=len(shards), empty_check=False, nodesplitter=None
-        )
+        webdataset.WebDataset(shards, shardshuffle=len(shards), nodesplitter=iter, **unchecked)
         .repeat()
         .shuffle(_BUFFER)
         .map(partial(_sample, _transform(settings)), handler=_skip_bad)

@@ -119,8 +119,8 @@ class ShardDataset(ResumableDataset):
             together, and its random numbers are seeded for each sample.
         collate: function from the list of a batch's samples to the entries of the batch, by name,
             in place of joining them by kind; "valid" and "__key__" are added.
-        nondeterministic: True lets the threads of a Loader run torchvision's random transforms,
-            whose generators they share, so that no two runs are the same.
+        nondeterministic: True lets a Loader's threads run torchvision's random transforms, which
+            share generators, so that no two runs are the same.
         batch_size: samples of one rank in a step. The global batch is batch_size × world_size.
         global_batch_size: samples of all ranks in a step, in place of batch_size: the batches
             are then the same for every world_size that divides it.
@@ -143,8 +143,9 @@ class ShardDataset(ResumableDataset):
             order. Labels are told by indexes with checksums, else read once when it is opened. It
             takes 16 bytes a sample.
         tail: "pad" repeats samples, marked in "valid", to fill the last step of every rank;
-            "even" makes it smaller, of one size for all ranks, with at most one pad each; "drop"
-            leaves it out; "short" makes it smaller, for one rank alone.
+            "even" makes it smaller, of one size for all ranks, with at most one pad each; "exact"
+            halves it and the one before, without pads, so that ranks differ by one sample at most;
+            "drop" leaves it out; "short" makes it smaller, for one rank alone.
         rank: rank of this process, by default from torch.distributed or torchrun when a loop
             begins.
         world_size: number of ranks, like rank.

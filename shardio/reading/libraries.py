@@ -55,38 +55,61 @@ _WITHOUT_CHANCE = frozenset(
 
 
 class FromPIL:
-    """Function of a PIL image as a function of a tensor, for `transform=` or `map=`.
+    """Function of PIL images as a function of tensors, for `transform=` or `map=`.
 
         ShardDataset("out", transform=shardio.FromPIL(preprocess), batch_size=64)
+        ShardDataset("seg", map=shardio.FromPIL(augment, "image", "mask"), batch_size=16)
 
     torchvision's Compose with ToTensor, such as open_clip's preprocess, is known without it.
 
     Args:
         function: function from a PIL image to a tensor, an array or a PIL image. The image has
-            the mode RGB; L where the entry has one channel, RGBA where it has four.
+            the mode RGB; L where the entry has one channel, RGBA where it has four. Of several
+            entries, `function(image, mask)` from one for each to a tuple of as many.
+        entries: names of the entries, pictures or masks, that it gets together and returns; by
+            default each picture of a sample alone.
     """
 
-    def __init__(self, function: Callable[[Any], Any]) -> None:
+    def __init__(self, function: Callable[..., Any], *entries: str) -> None:
         if not callable(function):
             raise UsageError(f"FromPIL({quoted(function)}): it must be a function")
         self.function = function
+        self.entries = entries
 
-    def __call__(self, picture: torch.Tensor) -> torch.Tensor:
-        """Apply the function to a picture, uint8 [channels, H, W].
+    def __call__(self, *pictures: torch.Tensor) -> Any:
+        """Apply the function to pictures, uint8 [channels, H, W], or masks, [H, W].
 
         Returns:
-            Result as a tensor; with the channels of the picture if it is a PIL image.
+            Result as a tensor, of several pictures a tuple of them; a PIL image as what it was
+            made of: with the channels of the picture, or [H, W] for a mask.
         """
-        given = _to_pil(picture)
-        found = self.function(given)
-        if hasattr(found, "getbands"):
-            found = _picture_of(np.array(found.convert(given.mode)))
-        return torch.as_tensor(found)
+        found = self.function(*map(_to_pil, pictures))
+        if len(pictures) == 1:
+            return _from_pil(found, pictures[0])
+        if not isinstance(found, list | tuple) or len(found) != len(pictures):
+            raise TransformError(
+                f"it returned {quoted(type(found).__name__)} for {len(pictures)} pictures",
+                remedy=f"return a tuple of {len(pictures)}",
+            )
+        return tuple(map(_from_pil, found, pictures))
+
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def _to_pil(picture: torch.Tensor) -> Any:
-    pixels = picture.permute(1, 2, 0).contiguous().numpy()
-    return import_module("PIL.Image").fromarray(pixels[..., 0] if len(picture) == 1 else pixels)
+    shown = picture.permute(1, 2, 0) if picture.ndim == 3 else picture
+    shown = shown[..., 0] if shown.ndim == 3 and shown.shape[2] == 1 else shown
+    return import_module("PIL.Image").fromarray(shown.contiguous().numpy())
+
+
+def _from_pil(found: Any, picture: torch.Tensor) -> torch.Tensor:
+    """Return a result as a tensor; a PIL image as what it was made of, a picture or a mask."""
+    if not hasattr(found, "getbands"):
+        return torch.as_tensor(found)
+    if picture.ndim == 2:
+        return torch.from_numpy(np.array(found))
+    return torch.as_tensor(_picture_of(np.array(found.convert(_MODES[len(picture)]))))
 
 
 def is_known(function: object) -> bool:
@@ -109,6 +132,8 @@ def library_step(function: Any, types: Mapping[str, FieldType], *, seeded: bool)
     """
     if _is_of(function, _ALBUMENTATIONS):
         return _Albumentations(function, _Entries(type(function).__name__, types), seeded=seeded)
+    if isinstance(function, FromPIL) and function.entries:
+        return _Several(function, types, seeded=seeded)
     parts = function if isinstance(function, torch.nn.Sequential) else [function]
     alone = not all(_is_of(part, f"{_TORCHVISION}.v2") for part in parts)
     entries = _Entries(type(function).__name__, types, alone=alone)
@@ -149,20 +174,12 @@ class _Entries:
         }
         taken = self.pictures[:1] if alone else [*self.pictures, *self.masks, *self.boxes]
         taken += [] if alone else self.points
-        left = [name for name, each in types.items() if each.geometry and name not in taken]
         if not self.pictures:
             raise UsageError(
                 f"{function} is for pictures, and samples have none",
                 remedy="leave it out, or choose other fields",
             )
-        if left:
-            raise UsageError(
-                f"{function} cannot take {quoted(left[0])} along with the picture",
-                remedy=(
-                    "use a transform of torchvision.transforms.v2 or albumentations, which take "
-                    "masks, boxes and points along, or a function of your own as map="
-                ),
-            )
+        _refuse_left(function, types, taken)
 
     def size(self, sample: Sample) -> tuple[int, int]:
         """Return height and width of the picture of a sample.
@@ -177,6 +194,19 @@ class _Entries:
         raise TransformError("the sample has no picture for it")
 
 
+def _refuse_left(function: str, types: Mapping[str, FieldType], taken: Sequence[str]) -> None:
+    """Refuse a transform that leaves something that lies in the picture where it is."""
+    left = [name for name, each in types.items() if each.geometry and name not in taken]
+    if left:
+        raise UsageError(
+            f"{function} cannot take {quoted(left[0])} along with the picture",
+            remedy=(
+                "use a transform of torchvision.transforms.v2 or albumentations, which take "
+                "masks, boxes and points along, or a function of your own as map="
+            ),
+        )
+
+
 class _Shared:
     """A transform of torchvision, whose random numbers are those of the process.
 
@@ -184,26 +214,26 @@ class _Shared:
         draws: whether it draws any.
     """
 
-    def __init__(self, function: Any, entries: _Entries, *, seeded: bool) -> None:
+    def __init__(self, function: Any, *, seeded: bool) -> None:
         parts = [*_parts(function)]
         self.draws = any(map(_draws, parts))
         self._seeded = seeded and self.draws
         self._for_pil = any(map(_is_for_pil, parts))
         self._function = function
-        self._entries = entries
 
-    def _call(self, value: Any, key: Key) -> Any:
+    def _call(self, key: Key, *values: Any) -> Any:
         if not self._seeded:
-            return self._function(value)
+            return self._function(*values)
         with _seeded(derive_key(*key)):
-            return self._function(value)
+            return self._function(*values)
 
 
 class _Alone(_Shared):
     """A transform that sees the picture alone, as tensor or PIL image."""
 
     def __init__(self, function: Any, entries: _Entries, *, seeded: bool) -> None:
-        super().__init__(function, entries, seeded=seeded)
+        super().__init__(function, seeded=seeded)
+        self._entries = entries
         if self._for_pil:
             self._function = FromPIL(function)
 
@@ -211,12 +241,36 @@ class _Alone(_Shared):
         given = {name: sample[name] for name in self._entries.pictures if name in sample}
         if not isinstance(self._function, FromPIL):
             given = {name: _in_planes(picture) for name, picture in given.items()}
-        found = {name: _plain(self._call(picture, key)) for name, picture in given.items()}
+        found = {name: _plain(self._call(key, picture)) for name, picture in given.items()}
         return {**sample, **found}
+
+
+class _Several(_Shared):
+    """A function that gets pictures and masks together, as PIL images."""
+
+    def __init__(self, function: FromPIL, types: Mapping[str, FieldType], *, seeded: bool) -> None:
+        super().__init__(function, seeded=seeded)
+        self._names = function.entries
+        for name in self._names:
+            if name not in types:
+                raise UsageError(
+                    f"FromPIL: there is no entry {quoted(name)}",
+                    remedy=f"choose among {', '.join(map(quoted, types))}",
+                )
+        _refuse_left("FromPIL", types, self._names)
+
+    def __call__(self, sample: Sample, key: Key) -> Sample:
+        found = self._call(key, *(sample[name] for name in self._names))
+        found = (found,) if len(self._names) == 1 else found
+        return {**sample, **dict(zip(self._names, map(_plain, found), strict=True))}
 
 
 class _Torchvision(_Shared):
     """A transform of torchvision.transforms.v2."""
+
+    def __init__(self, function: Any, entries: _Entries, *, seeded: bool) -> None:
+        super().__init__(function, seeded=seeded)
+        self._entries = entries
 
     def __call__(self, sample: Sample, key: Key) -> Any:
         entries = self._entries
@@ -226,7 +280,7 @@ class _Torchvision(_Shared):
         spread = given.pop(boxes[0]) if len(boxes) == 1 else {}
         if given.keys() & spread.keys():
             given[boxes[0]], spread = spread, {}
-        found = self._call({**given, **spread}, key)
+        found = self._call(key, {**given, **spread})
         if not isinstance(found, dict):
             return found  # which is refused as any other function's
         if spread:

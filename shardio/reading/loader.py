@@ -235,6 +235,15 @@ class Loader(IterableDataset[dict[str, Any]]):
         """Batches that this rank takes in an epoch."""
         return len(self.dataset)
 
+    @property
+    def sampler(self) -> ResumableDataset:
+        """The dataset, which says what this rank gets, for loops that look for a sampler."""
+        return self.dataset
+
+    @property
+    def batch_sampler(self) -> None:
+        """None, as that of a DataLoader without batch size."""
+
     def _check_threads(self) -> None:
         """Refuse a function of the dataset that draws from what its threads would share."""
         if not self.workers or self.threads > 1:

@@ -28,11 +28,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 from shardio.checks import is_whole, require, whole_number
 from shardio.errors import UsageError, quoted
 from shardio.fields.image import forbid_opencv_threads
-from shardio.planning.epoch import steps_of_worker
+from shardio.planning.epoch import DealtSteps, steps_of_worker
 from shardio.reading.epochs import EpochCounter, Position
 from shardio.reading.handover import Allocate, Batches, Recycler, Sender
 from shardio.reading.ranks import (
     Share,
+    find_batch_size,
     find_ranks,
     find_worker,
     refuse_second_batching,
@@ -395,16 +396,19 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         share: Share,
         begun: tuple[int, range] | None = None,
     ) -> Batches:
-        epoch, steps = begun or self._begin(share)
+        epoch, own = begun or self._begin(share)
+        steps: Sequence[int] = own
         if self._makes_batches:
             refuse_second_batching()
+        elif get_worker_info() is not None:
+            steps = DealtSteps(own, find_worker()[0], find_batch_size())
         loop, unfinished = self._loop_number, self._read_steps(epoch, steps, share, allocate)
         try:
             with closing(unfinished), closing(finish(unfinished)) as batches:
                 for step in steps:
                     only = [next(batches)]  # only the caller keeps a batch: memory is reused
                     if loop == self._loop_number:
-                        self._position = Position(epoch, step + steps.step)
+                        self._position = Position(epoch, step + own.step)
                     yield self._deliver(only.pop(), epoch, step)
                 next(batches, None)  # they end, and are not left
         finally:

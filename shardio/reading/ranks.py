@@ -89,8 +89,7 @@ def refuse_second_division(share: Share, *, batches: bool) -> None:
     the wrapper's own loop, in worker processes too. They cannot divide batches that hold text.
     """
     divided = share.world_size > 1
-    frame: FrameType | None = sys._getframe(1) if divided or (batches and _has_ranks()) else None
-    while frame is not None:
+    for frame in _callers() if divided or (batches and _has_ranks()) else ():
         kinds = type(frame.f_locals.get("self")).__mro__ if frame.f_code.co_name in _ENTRIES else ()
         if divider := next((kind for kind in kinds if kind.__name__ in _DIVIDERS), None):
             what = "this dataset has divided already, so that samples would be lost"
@@ -102,7 +101,6 @@ def refuse_second_division(share: Share, *, batches: bool) -> None:
                     "make the dataset with rank=0, world_size=1 and batch in the DataLoader"
                 ),
             )
-        frame = frame.f_back
 
 
 def _has_ranks() -> bool:
@@ -116,17 +114,44 @@ def refuse_second_batching() -> None:
     A DataLoader with a batch size hands a list to its collate_fn, and calls no method of the
     dataset that would tell it. Its own loop is among the callers' frames.
     """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
+    for loader, _ in _find_batchers():
+        if loader.collate_fn is default_collate:
+            raise UsageError(
+                "the dataset makes batches already, and the DataLoader batches them again",
+                remedy="pass batch_size=None to the DataLoader",
+            )
+
+
+def find_batch_size() -> int:
+    """Return how many samples a DataLoader joins that draws from the calling generator.
+
+    It is 1 if none does, and under torchdata's StatefulDataLoader, since the positions that its
+    workers save hold for batches of any size.
+    """
+    if any(frame.f_globals.get("__name__", "").startswith("torchdata.") for frame in _callers()):
+        return 1
+    return next(iter(_find_batchers()), (None, 1))[1]
+
+
+def _find_batchers() -> list[tuple[Any, int]]:
+    """Find the objects of torch that draw batches from the calling generator, with their sizes."""
+    found = []
+    for frame in _callers():
         if frame.f_code.co_name == "fetch":
             loader: Any = frame.f_locals.get("self")
-            batches = type(loader).__name__ == _BATCHER and loader.auto_collation
-            if batches and loader.collate_fn is default_collate:
-                raise UsageError(
-                    "the dataset makes batches already, and the DataLoader batches them again",
-                    remedy="pass batch_size=None to the DataLoader",
-                )
+            if type(loader).__name__ == _BATCHER and loader.auto_collation:
+                found.append((loader, len(frame.f_locals["possibly_batched_index"])))
+    return found
+
+
+def _callers() -> list[FrameType]:
+    """List the callers' frames, the nearest first."""
+    frame: FrameType | None = sys._getframe(1)
+    found = []
+    while frame is not None:
+        found.append(frame)
         frame = frame.f_back
+    return found
 
 
 def refuse_subset(dataset: Sized, samples: int) -> None:

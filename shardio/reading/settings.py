@@ -30,7 +30,7 @@ from shardio.indexing.labels import LabelReader
 from shardio.indexing.shard_index import ShardIndex
 from shardio.planning.buckets import Bucketing
 from shardio.planning.draws import MOST_DRAWS, Weights
-from shardio.planning.epoch import Shuffle, Tail, count_steps
+from shardio.planning.epoch import Shuffle, Tail, count_steps, halve_rest
 from shardio.planning.samples import Samples
 from shardio.processes import Threads
 from shardio.reading.shards import ShardPool
@@ -429,8 +429,10 @@ def check_plan(
         raise UsageError(
             f"tail='short' with {world_size} ranks would give them unequal steps, or "
             "batches of unequal size",
-            remedy="pass tail='even' and weigh by batch['valid'], or tail='drop'",
+            remedy="pass tail='exact', tail='even' and weigh by batch['valid'], or tail='drop'",
         )
+    if tail == "exact":
+        _check_exact(count, shuffle, world_size, global_batch_size, buckets)
     _check_streams(dataset, shuffle, min(count, len(samples)), world_size, global_batch_size)
     if buckets is None:
         steps = count_steps(count, global_batch_size, tail)
@@ -445,6 +447,29 @@ def check_plan(
             remedy="make the batch smaller or pass tail='pad'",
         )
     return steps
+
+
+def _check_exact(
+    count: int,
+    shuffle: Shuffle,
+    world_size: int,
+    global_batch_size: int,
+    buckets: Bucketing | None,
+) -> None:
+    """Refuse tail="exact" where a rank would have a step without a sample."""
+    if buckets is not None or shuffle.streams > 1:
+        raise UsageError(
+            "tail='exact' divides the last two steps of an epoch anew, and excludes "
+            f"{'streams' if buckets is None else 'buckets'}",
+            remedy="pass tail='even' and weigh by batch['valid']",
+        )
+    last = halve_rest(count, global_batch_size)
+    if last and len(last[-1]) < world_size:
+        raise UsageError(
+            f"tail='exact' leaves {counted(len(last[-1]), 'sample')} for the last step of "
+            f"{world_size} ranks",
+            remedy="pass a batch_size of 2 or more, or tail='even' and weigh by batch['valid']",
+        )
 
 
 def _check_streams(

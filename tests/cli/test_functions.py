@@ -90,7 +90,7 @@ def test_every_command_of_a_group_has_its_function() -> None:
     [
         ({"ranks": 0}, "ranks=0: it must be a whole number from 1 to 1048576"),
         ({"shuffle": "half"}, "shuffle='half': it must be True, False or 'full'"),
-        ({"tail": "cut"}, "tail='cut': it must be 'pad', 'even', 'drop' or 'short'"),
+        ({"tail": "cut"}, "tail='cut': it must be 'pad', 'even', 'exact', 'drop' or 'short'"),
         ({"epoch": -1}, "epoch=-1: it must be a whole number, at least 0"),
         ({"workers": -1}, "workers=-1: it must be a whole number from 0 to 1048576"),
     ],

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from shardio.planning.epoch import EpochPlan, References, Shuffle, Tail, steps_of_worker
@@ -338,3 +338,31 @@ def test_a_plan_of_a_billion_samples_needs_no_table(position: int) -> None:
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
         tracemalloc.stop()
         assert len(set(samples_of(references))) == 512
+
+
+@given(plans, st.integers(1, 8), st.integers(2, 6), st.data())
+def test_an_exact_tail_gives_every_rank_samples_in_every_step_and_no_pads(
+    arguments: dict[str, Any], ranks: int, share: int, data: st.DataObject
+) -> None:
+    """The steps have the same samples on any number of ranks, so that a loop can resume on any."""
+    counts, batch = arguments["counts"], ranks * share
+    assume(sum(counts) >= ranks)
+    plan = make_plan(**arguments, global_batch_size=batch, tail="exact")
+    parts = [
+        [plan.references(plan.share([step], rank, ranks)) for rank in range(ranks)]
+        for step in range(plan.num_steps)
+    ]
+    assert plan.num_steps == -(-sum(counts) // batch)
+    for of_ranks in parts:
+        sizes = [len(part) for part in of_ranks]
+        assert 1 <= min(sizes) <= max(sizes) <= min(min(sizes) + 1, share)
+        assert all(part.valid.all() for part in of_ranks)
+    found = [sample for of in parts for part in of for sample in samples_of(part)]
+    assert found == sequence(make_plan(**arguments, global_batch_size=batch))
+    fewer = data.draw(st.sampled_from([n for n in range(1, ranks + 1) if batch % n == 0]))
+    for step, of_ranks in enumerate(parts):
+        others = [plan.share([step], rank, fewer) for rank in range(fewer)]
+        positions = np.concatenate([part.positions for part in of_ranks])
+        assert np.array_equal(np.concatenate(others), positions)
+    several = plan.share(range(plan.num_steps), ranks - 1, ranks)
+    assert several.tolist() == [at for of in parts for at in of[-1].positions.tolist()]

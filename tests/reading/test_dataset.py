@@ -460,7 +460,7 @@ def test_pickles_and_object_arrays_are_never_loaded(tmp_path: Path) -> None:
         ),
         ({"shuffle": "yes"}, "shuffle='yes': it must be True, False or 'full'"),
         ({"window": 0}, "window=0: it must be a whole number, at least 1"),
-        ({"tail": "cut"}, "tail='cut': it must be 'pad', 'even', 'drop' or 'short'"),
+        ({"tail": "cut"}, "tail='cut': it must be 'pad', 'even', 'exact', 'drop' or 'short'"),
         ({"max_pixels": 0}, "max_pixels=0: it must be a whole number, at least 1"),
         ({"on_bad_sample": "no"}, "on_bad_sample='no': it must be 'raise' or 'skip'"),
         ({"rank": 2, "world_size": 2}, "rank 2 is outside 0 to 1"),
@@ -489,6 +489,37 @@ def test_an_epoch_without_a_step_is_an_error(packed: Path) -> None:
         shardio.ShardDataset(packed, batch_size=601, tail="drop")
     with pytest.raises(shardio.UsageError, match="streams=2: it must be 1 for a dataset of sampl"):
         shardio.ShardDataset(packed, streams=2)
+
+
+def test_an_exact_tail_needs_a_sample_for_every_rank_in_every_step(packed: Path) -> None:
+    def opened(**given: Any) -> shardio.ShardDataset:
+        return shardio.ShardDataset(packed, tail="exact", rank=6, world_size=7, **given)
+
+    steps = [*opened(batch_size=99)]  # 600 = 7 · 85 + 5
+    assert [len(batch["valid"]) for batch in steps] == [86]
+    with pytest.raises(shardio.UsageError, match="leaves 6 samples for the last step of 7 ranks"):
+        opened()
+    with pytest.raises(shardio.UsageError, match="excludes streams"):
+        opened(batch_size=10, streams=7)
+    with pytest.raises(shardio.UsageError, match="excludes buckets"):
+        opened(batch_size=10, transform=shardio.Buckets(area=64**2, step=32))
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_data_loader_of_samples_makes_the_same_batches_with_any_number_of_workers(
+    packed: Path, drop_last: bool
+) -> None:
+    def read(workers: int, rank: int) -> list[list[str]]:
+        dataset = shardio.ShardDataset(packed, shuffle=True, rank=rank, world_size=2)
+        loader = DataLoader(dataset, batch_size=23, num_workers=workers, drop_last=drop_last)
+        batches = [batch["__key__"] for batch in loader]
+        assert len(batches) == len(loader)
+        return batches
+
+    alone = [read(0, rank) for rank in (0, 1)]
+    assert [*map(len, alone[0])] == [23] * 13 + [1] * (not drop_last)
+    for workers in (1, 3, 20):
+        assert [read(workers, rank) for rank in (0, 1)] == alone
 
 
 def test_batching_twice_is_refused(packed: Path) -> None:

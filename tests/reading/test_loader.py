@@ -447,6 +447,15 @@ def test_workers_end_with_the_context_and_have_no_workers(packed: Path) -> None:
         next(iter(inside))
 
 
+def test_a_loop_that_sets_the_epoch_of_the_sampler_sets_that_of_the_loader(packed: Path) -> None:
+    loader, other = loader_of(packed, shuffle=True), loader_of(packed, shuffle=True)
+    loader.sampler.set_epoch(3)
+    other.set_epoch(3)
+    assert next(iter(loader))["__key__"] == next(iter(other))["__key__"]
+    assert loader.batch_sampler is None
+    assert len(loader.sampler) == len(loader.dataset)
+
+
 def test_what_does_not_fit_the_ranks_is_said_before_workers_start(
     packed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

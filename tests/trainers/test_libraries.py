@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -187,6 +188,47 @@ def test_any_function_of_a_pil_image_is_wrapped_by_one_name(drawn: Path) -> None
     )
     with pytest.raises(shardio.TransformError, match=r"AttributeError.*shardio\.FromPIL"):
         next(iter(opened(drawn, transform=rotated, **options)))
+
+
+def test_a_function_of_several_pil_images_gets_picture_and_mask_together(drawn: Path) -> None:
+    def turned(image: Any, mask: Any) -> Any:
+        assert (image.mode, mask.mode) == ("RGB", "L")
+        return image.rotate(90, expand=True), np.array(mask.rotate(90, expand=True))
+
+    fields = {name: FIELDS[name] for name in ("image", "mask", "label")}
+    options: dict[str, Any] = {"shuffle": False, "fields": fields}
+    both = shardio.FromPIL(turned, "image", "mask")
+    batch, plain = next(iter(opened(drawn, map=both, **options))), opened(drawn, **options)[2]
+    assert torch.equal(batch["image"][2], torch.rot90(plain["image"], 1, (1, 2)))
+    assert torch.equal(batch["mask"][2], torch.rot90(plain["mask"], 1))
+    with pytest.raises(shardio.UsageError, match="FromPIL: there is no entry 'seg'; choose among"):
+        opened(drawn, map=shardio.FromPIL(turned, "image", "seg"))
+    with pytest.raises(shardio.UsageError, match="FromPIL cannot take 'boxes' along"):
+        opened(drawn, map=both)
+    one = shardio.FromPIL(lambda *pictures: pictures[0], "image", "mask")
+    with pytest.raises(shardio.TransformError, match="returned 'Image' for 2 pictures; return a t"):
+        next(iter(opened(drawn, map=one, **options)))
+
+
+def test_a_function_of_several_pil_images_is_seeded_for_each_sample(drawn: Path) -> None:
+    class Pair:
+        def __call__(self, image: Any, mask: Any) -> Any:
+            angle = random.choice([0, 90, 180, 270])  # noqa: S311
+            return image.rotate(angle), mask.rotate(angle)
+
+    fields = {name: FIELDS[name] for name in ("image", "mask")}
+    pipeline = shardio.FromPIL(Pair(), "image", "mask")
+
+    def read(workers: int) -> list[torch.Tensor]:
+        dataset = opened(drawn, map=pipeline, fields=fields)
+        loader = DataLoader(dataset, batch_size=None, num_workers=workers)
+        return [batch["mask"] for batch in loader]
+
+    alone = read(0)
+    for workers in (1, 2):
+        assert all(map(torch.equal, read(workers), alone))
+    with pytest.raises(shardio.UsageError, match="draws from generators that all threads"):
+        shardio.Loader(opened(drawn, map=pipeline, fields=fields))
 
 
 def test_a_transform_that_sees_the_picture_alone_is_refused_beside_a_mask(drawn: Path) -> None:
