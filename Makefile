@@ -26,10 +26,11 @@ $(READY): pyproject.toml tools/requirements-dev.txt
 	$(call timed,$(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --disable-pip-version-check -r tools/requirements-dev.txt -e .)
 	@touch $@
 
-$(PEERS_READY): pyproject.toml tools/bench/requirements-peers.txt tools/bench/requirements-ffcv.txt
+$(PEERS_READY): pyproject.toml tools/bench/requirements-peers.txt tools/bench/requirements-ffcv.txt tools/bench/requirements-energon.txt
 	$(call say,setting up $(PEERS): several minutes and 8 GB the first time)
 	$(call timed,$(PYTHON) -m venv $(PEERS) && $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r tools/bench/requirements-peers.txt -e .)
 	-$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tools/bench/requirements-ffcv.txt
+	-$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tools/bench/requirements-energon.txt
 	@touch $@
 
 $(TRAINERS_READY): pyproject.toml tools/requirements-trainers.txt
@@ -83,6 +84,7 @@ campaigns: $(READY)
 
 bench: $(PEERS_READY)
 	$(PEERS)/bin/python tools/bench/compare.py --markdown docs/benchmarks.md
+	$(PEERS)/bin/python tools/bench/pipelines.py --markdown docs/pipelines-measured.md
 	$(PEERS)/bin/python tools/bench/packing.py
 	$(PEERS)/bin/python tools/bench/scale.py
 	$(PEERS)/bin/python tools/bench/remote.py

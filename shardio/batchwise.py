@@ -26,6 +26,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from shardio.checks import positive, probability, require, seed_of_order, whole_number
 from shardio.errors import UsageError, counted, quoted
@@ -181,7 +182,9 @@ class _Mixing(ABC):
             )
         rng = _generator(self, batch)
         if rng.random_sample() < self.p:
-            partners = _partners(self._sound(batch), images, int(rng.random_sample() * (1 << 31)))
+            partners = _partners(
+                self._sound(batch, len(images)), images, int(rng.random_sample() * (1 << 31))
+            )
             images, kept = self._mix(images, partners, float(rng.beta(self.alpha, self.alpha)), rng)
             labels = _blend(labels, labels[partners], kept)
         return {**batch, self.image: images, self.label: labels}
@@ -192,21 +195,28 @@ class _Mixing(ABC):
     ) -> tuple[torch.Tensor, float]:
         """Mix images with those of their partners; return them and the share that they keep."""
 
-    def _sound(self, batch: Mapping[str, Any]) -> list[torch.Tensor]:
+    def _sound(self, batch: Mapping[str, Any], count: int) -> list[torch.Tensor]:
         """Return flags of the samples, bool [B] each: whether they are valid and lack no field."""
         names = "valid", f"has_{self.image}", f"has_{self.label}"
-        return [batch[name] for name in names if name in batch]
+        flags = {name: _entry(batch, name) for name in names if name in batch}
+        for name, each in flags.items():
+            if each.dtype != torch.bool or each.shape != (count,):
+                raise UsageError(
+                    f"{quoted(name)} must be bool [{count}], not {each.dtype} {[*each.shape]}"
+                )
+        return [*flags.values()]
 
     def _distributions(self, labels: torch.Tensor, count: int) -> torch.Tensor:
         """Return labels as distributions, float32 [B, num_classes], smoothed."""
-        numbers = not (labels.is_floating_point() or labels.is_complex())
+        numbers = not labels.is_floating_point()
         wanted = (count,) if numbers else (count, self.num_classes)
-        if labels.shape != wanted or labels.dtype == torch.bool:
+        if labels.shape != wanted or labels.dtype == torch.bool or labels.is_complex():
             raise UsageError(
                 f"{quoted(self.label)} must be whole numbers [{count}] or distributions "
                 f"[{count}, {self.num_classes}], not {labels.dtype} {[*labels.shape]}"
             )
         if numbers:
+            labels = labels.long()
             if labels.device.type == "cpu" and count:  # elsewhere scatter_ checks it
                 low, high = (int(each) for each in torch.aminmax(labels))
                 if low < 0 or high >= self.num_classes:
@@ -215,7 +225,7 @@ class _Mixing(ABC):
                         f"num_classes={self.num_classes} stands for 0 to {self.num_classes - 1}"
                     )
             found = torch.zeros(count, self.num_classes, device=labels.device)
-            labels = found.scatter_(1, labels.long()[:, None], 1.0)
+            labels = found.scatter_(1, labels[:, None], 1.0)
         return labels.float() * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
 
 
@@ -299,11 +309,23 @@ class RandomChoice:
     p: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        good = len(self.operations) and all(isinstance(each, _Mixing) for each in self.operations)
-        require(good, "operations", self.operations, "MixUp and CutMix operations")
-        weights = (1,) * len(self.operations) if self.p is None else self.p
-        good = len(weights) == len(self.operations) and min(weights) >= 0 and sum(weights) > 0
+        given = self.operations if isinstance(self.operations, Sequence) else ()
+        mixing = given and all(isinstance(each, _Mixing) for each in given)
+        require(mixing, "operations", self.operations, "a list of MixUp and CutMix operations")
+        ends = self._ends()
+        good = ends.shape == (len(given),) and bool(np.all(np.diff(ends, prepend=0) >= 0))
+        good = good and bool(0 < ends[-1] < math.inf)
         require(good, "p", self.p, "one weight for each operation, none below 0, one above")
+
+    def _ends(self) -> NDArray[np.float64]:
+        """Return the sum of the weights up to each operation; none if they are not numbers."""
+        weights = (1,) * len(self.operations) if self.p is None else self.p
+        try:
+            found = np.asarray(weights, np.float64)
+        except (TypeError, ValueError, OverflowError):
+            return np.empty(0)
+        with np.errstate(over="ignore"):
+            return np.cumsum(found) if found.ndim == 1 else np.empty(0)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Mix the samples of a batch; see MixUp.
@@ -311,7 +333,7 @@ class RandomChoice:
         Raises:
             UsageError: the batch lacks an entry, or one is not as it should be.
         """
-        ends = np.cumsum((1,) * len(self.operations) if self.p is None else self.p)
+        ends = self._ends()
         drawn = _generator(self.operations[0], batch, _CHOICE).random_sample() * ends[-1]
         return self.operations[int(np.searchsorted(ends, drawn, side="right"))](batch)
 

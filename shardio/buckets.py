@@ -75,7 +75,8 @@ class Buckets:
         require(longest // step <= _MOST_SIZES, "step", step, "larger for so large an area")
         wide = {(area // side // step * step, side) for side in range(step, longest + 1, step)}
         both = wide | {(width, height) for height, width in wide}
-        sizes = (size for size in both if max(size) <= self.ratio * min(size))
+        sizes = [size for size in both if max(size) <= self.ratio * min(size)]
+        require(sizes, "ratio", self.ratio, f"larger, as no size with area={area} is so square")
         ordered = tuple(sorted(sizes, key=lambda size: (size[0] / size[1], size)))
         object.__setattr__(self, "sizes", ordered)
 

@@ -293,7 +293,7 @@ class Skip(SampleError):  # noqa: N818  what a function of the user raises
     """
 
     def __init__(self, what: str = "left out by map", **details: str | None) -> None:
-        super().__init__(what, **details)  # type: ignore[arg-type]  # as those of the base class
+        super().__init__(str(what), **details)  # type: ignore[arg-type]  # as those of the base class
 
 
 class PackError(ShardioError):

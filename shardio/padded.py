@@ -6,7 +6,6 @@ written, and everything that follows an image moves with it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,7 +13,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from shardio.checks import is_whole, probability, require, whole_number
-from shardio.errors import UsageError
 from shardio.fields.geometry import PLAIN, Fill, Interpolation, Resampling
 from shardio.transforms import (
     Place,
@@ -23,12 +21,15 @@ from shardio.transforms import (
     Whole,
     assign,
     between,
+    check_range,
     least,
     resampling_arguments,
     rounded,
     size_pair,
     span,
 )
+
+_MOST_SCALE = 1000  # of a picture, whose resized sides are whole numbers
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -182,8 +183,7 @@ class ScaleJitter(ResizedTransform):
         antialias: bool = True,
         interpolation: Interpolation = "bilinear",
     ) -> None:
-        if not 0 < scale[0] <= scale[1] < math.inf:
-            raise UsageError(f"scale must be two numbers with 0 < min <= max, not {scale}")
+        check_range("scale", scale, most=_MOST_SCALE)
         assign(
             self,
             size=size_pair(size),

@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
+from numbers import Real
 from typing import (
     Any,
     ClassVar,
@@ -173,10 +174,8 @@ class RandomResizedCrop:
         antialias: bool = False,
         interpolation: Interpolation = "bilinear",
     ) -> None:
-        if not 0 < scale[0] <= scale[1] <= 1:
-            raise UsageError(f"scale must be two numbers with 0 < min <= max <= 1, not {scale}")
-        if not 0 < ratio[0] <= ratio[1] < math.inf:
-            raise UsageError(f"ratio must be two numbers with 0 < min <= max, not {ratio}")
+        check_range("scale", scale, most=1)
+        check_range("ratio", ratio, most=10**6)
         assign(
             self,
             size=size_pair(size),
@@ -510,6 +509,14 @@ def size_pair(size: int | tuple[int, int]) -> tuple[int, int]:
     good = len(pair) == 2 and all(is_whole(side, least=1) for side in pair)
     require(good, "size", size, "a whole number or a pair (height, width), at least 1")
     return int(pair[0]), int(pair[1])
+
+
+def check_range(name: str, given: Any, *, most: float) -> None:
+    """Refuse what are not two numbers above 0, the smaller one first, up to the greatest."""
+    good = isinstance(given, tuple | list) and len(given) == 2
+    good = good and all(isinstance(each, Real) and not isinstance(each, bool) for each in given)
+    if not (good and 0 < given[0] <= given[1] <= most):
+        raise UsageError(f"{name} must be two numbers with 0 < min <= max <= {most}, not {given}")
 
 
 def assign(transform: object, **values: object) -> None:

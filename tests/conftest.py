@@ -5,12 +5,16 @@ import gzip
 import multiprocessing
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from torch.utils.data import DataLoader
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 import shardio
@@ -28,6 +32,10 @@ settings.load_profile("patient")
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
+# Tests start hundreds of processes, each of which would compile shardio.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # A process of the fork server has torch at once. Not shardio: that is imported as in training.
 multiprocessing.set_forkserver_preload(["cv2", "pytest", "torch.distributed", "torch.utils.data"])
 
@@ -39,6 +47,31 @@ def pytest_collection_finish() -> None:
     """Keep collections off what stays anyway: in a fork they would copy all of its pages."""
     gc.collect()
     gc.freeze()
+
+
+_LOOPS = WeakSet[Any]()
+_begin = DataLoader._get_iterator
+
+
+def _begin_known(loader: DataLoader[Any]) -> Any:
+    loop = _begin(loader)
+    if loader.num_workers:
+        _LOOPS.add(loop)
+    return loop
+
+
+DataLoader._get_iterator = _begin_known  # type: ignore[assignment, method-assign]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """End the workers of loops that a test left.
+
+    An error's traceback keeps a loop until the collector finds it, which closes the workers' queues
+    first. Then torch waits five seconds for each worker, in whatever test runs by then.
+    """
+    for loop in [*_LOOPS]:
+        loop._shutdown_workers()
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,10 @@ def test_mixup_blends_images_as_its_labels_say(dtype: torch.dtype, count: int) -
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_cutmix_pastes_a_box_of_exactly_the_area_that_its_labels_say(dtype: torch.dtype) -> None:
-    """The box of Yun and others (2019), as in torchvision's CutMix."""
+    """The box of Yun and others (2019), as in torchvision's CutMix.
+
+    CutMix-PyTorch#1: a box that the edges cut off was counted as the whole one.
+    """
     clipped = 0
     for step in range(40):
         batch = batch_of(7, step, dtype)
@@ -87,6 +91,22 @@ def test_cutmix_pastes_a_box_of_exactly_the_area_that_its_labels_say(dtype: torc
             clipped += top == 0 or left == 0
         assert len(boxes) <= 1  # one box for a batch
     assert clipped > 5
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_labels_are_exact_whatever_the_dtype_of_the_images(
+    kind: Callable[..., Any], dtype: torch.dtype
+) -> None:
+    """kornia#4657: labels took the dtype of the images, and 999 became 1000 in bfloat16."""
+    classes = [257, 999, 2049, 4097]
+    batch = {**batch_of(4, dtype=dtype), "label": torch.tensor(classes)}
+    for step in range(4):
+        mixed = kind(5000)({**batch, "__step__": step})
+        assert (mixed["image"].dtype, mixed["label"].dtype) == (dtype, torch.float32)
+        torch.testing.assert_close(mixed["label"][:, classes].sum(1), torch.ones(4))
+        own = mixed["label"][range(4), classes]
+        assert (mixed["label"] > 0).sum(1).tolist() == [1 if each in (0, 1) else 2 for each in own]
 
 
 @BOTH
@@ -240,6 +260,11 @@ def test_a_run_that_is_resumed_mixes_as_the_one_that_was_not(packed: Path) -> No
         ({"label": torch.zeros(6, dtype=torch.int64)}, r"whole numbers \[7\] or distributions"),
         ({"label": torch.full((7,), 12)}, "class numbers from 12 to 12, and num_classes=12"),
         ({"label": torch.full((7,), -1)}, "class numbers from -1 to -1"),
+        ({"label": torch.zeros(7, 12) * 1j}, r"distributions \[7, 12\], not torch.complex64"),
+        ({"label": torch.full((7,), 12, dtype=torch.uint64)}, "class numbers from 12 to 12"),
+        ({"valid": [True] * 7}, "no tensor 'valid'"),
+        ({"valid": torch.ones(7)}, r"'valid' must be bool \[7\], not torch.float32 \[7\]"),
+        ({"has_label": torch.ones(6, dtype=torch.bool)}, r"'has_label' must be bool \[7\]"),
         ({"__step__": None}, "no '__epoch__', '__step__' and '__key__'"),
         ({"__key__": None}, "no '__epoch__', '__step__' and '__key__'"),
     ],
@@ -257,7 +282,12 @@ def test_batches_that_cannot_be_mixed_are_refused(batch: dict[str, Any], message
         (lambda: shardio.MixUp(2, p=2), "p=2: it must be a probability"),
         (lambda: shardio.MixUp(2, label_smoothing=-1), "label_smoothing=-1: it must be"),
         (lambda: shardio.RandomChoice([]), "MixUp and CutMix operations"),
+        (lambda: shardio.RandomChoice(shardio.MixUp(2)), "a list of MixUp and CutMix"),  # type: ignore[arg-type]
         (lambda: shardio.RandomChoice([shardio.MixUp(2)], p=[1, 1]), "one weight for each"),
+        (lambda: shardio.RandomChoice([shardio.MixUp(2)], p=[math.inf]), "one weight for each"),
+        (lambda: shardio.RandomChoice([shardio.MixUp(2)] * 2, p=[1e308] * 2), "one weight for"),
+        (lambda: shardio.RandomChoice([shardio.MixUp(2)], p=1), "one weight for"),  # type: ignore[arg-type]
+        (lambda: shardio.RandomChoice([shardio.MixUp(2)] * 2, p=[3, -1]), "none below 0"),
     ],
 )
 def test_arguments_that_cannot_be_meant_are_refused(build: Callable[[], Any], message: str) -> None:

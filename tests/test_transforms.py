@@ -263,6 +263,10 @@ def test_crops_of_a_batch_are_those_of_its_images(transform: BatchedTransform) -
         (lambda: Letterbox(8, fill=256), "fill=256: it must be a number from 0 to 255, a tuple"),
         (lambda: ScaleJitter(8, fill="mirror"), "fill='mirror': it must be"),  # type: ignore[arg-type]
         (lambda: ScaleJitter(8, scale=(2.0, 1.0)), "scale must be two numbers with 0 < min"),
+        (lambda: ScaleJitter(8, scale=(1.0, 1e300)), "scale must be .* max <= 1000, not"),
+        (lambda: ScaleJitter(8, scale=2.0), "scale must be .*, not 2.0"),  # type: ignore[arg-type]
+        (lambda: RandomResizedCrop(8, scale=(1.0,)), "scale must be"),  # type: ignore[arg-type]
+        (lambda: RandomResizedCrop(8, ratio=("1", 1)), "ratio must be"),  # type: ignore[arg-type]
     ],
 )
 def test_arguments_that_cannot_be_meant_are_refused(build: Callable[[], Any], message: str) -> None:

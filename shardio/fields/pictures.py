@@ -148,7 +148,7 @@ class Image(FieldType):
 
 
 def _check_channels(type_: Image | Pixels) -> None:
-    if type_.channels not in (1, 3, 4) or isinstance(type_.channels, bool):
+    if type_.channels not in (1, 3, 4) or isinstance(type_.channels, bool | float):
         raise UsageError(
             f"{type(type_).__name__}: channels={quoted(str(type_.channels))}: it must be 1 (gray), "
             "3 (RGB) or 4 (RGBA)"

@@ -16,7 +16,7 @@ from shardio.fields.base import FieldType
 from shardio.fields.recorded import merge_types
 from shardio.indexing.entry import ShardEntry
 from shardio.indexing.foreign import ForeignShard, open_local, open_stored
-from shardio.indexing.manifest import index_path, read_manifest
+from shardio.indexing.manifest import find_manifest, index_path
 from shardio.indexing.parts import (
     ShardPaths,
     is_packed,
@@ -53,6 +53,12 @@ class Catalog:
     def is_remote(self) -> bool:
         """Whether shards are of a store."""
         return any(isinstance(shard.storage, RemoteStorage) for shard in self.shards)
+
+    def check_cache(self) -> None:
+        """Raise UsageError if shards are of a store, and the cache folder cannot be used."""
+        remote = next(filter(None, (shard.remote for shard in self.shards)), None)
+        if remote is not None:
+            remote.cache  # noqa: B018  refuses it
 
     @property
     def size(self) -> int:
@@ -176,17 +182,18 @@ def _open_foreign(
 def _types_beside(folder: Location, beside: _Recorded) -> Mapping[str, FieldType] | None:
     """Return the types that the manifest in the folder of single shards records."""
     if folder not in beside:
-        beside[folder] = read_manifest(folder).types if is_packed(folder) else None
+        manifest = find_manifest(folder)
+        beside[folder] = None if manifest is None else manifest.types
     return beside[folder]
 
 
 def _open_packed(folder: Location) -> Catalog | None:
     """Open a packed folder; None if it is none."""
-    if not is_packed(folder):
-        return None
-    if folder.is_local:  # elsewhere the manifest alone says that a pack has ended
+    if folder.is_local and is_packed(folder):  # elsewhere the manifest says that a pack has ended
         refuse_unfinished(folder)
-    manifest = read_manifest(folder)
+    manifest = find_manifest(folder)
+    if manifest is None:
+        return None
     refuse_missing(folder, manifest)
     entries = tuple(
         ShardEntry(

@@ -181,6 +181,20 @@ def read_manifest(folder: Path | Location) -> Manifest:
         ) from error
 
 
+def find_manifest(folder: Location) -> Manifest | None:
+    """Read the manifest of a folder, by one request if it is in a store; None if it has none.
+
+    Raises:
+        IndexFileError, OSError: see read_manifest.
+    """
+    if folder.is_local and not (folder / MANIFEST_NAME).is_file():
+        return None
+    try:
+        return read_manifest(folder)
+    except FileNotFoundError:
+        return None
+
+
 def read_document(path: Location) -> Any:
     """Read the JSON of a manifest.
 

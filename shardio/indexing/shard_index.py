@@ -52,7 +52,7 @@ import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -212,6 +212,7 @@ class ShardIndex:
         pictures: names of the P fields with sizes of pictures, sorted.
         has_end: whether an end-of-archive mark follows the members.
         file: file of the mapped arrays; None for arrays in memory.
+        columns: names of the fields that have a cell in the row of each sample, sorted.
     """
 
     shard_size: int
@@ -231,6 +232,11 @@ class ShardIndex:
     has_end: bool = True
     file: MappedFile | None = None
     rare: Rare | None = None
+    columns: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        columns = self.fields if self.rare is None else self.rare.columns
+        object.__setattr__(self, "columns", columns)
 
     @property
     def verifies(self) -> bool:
@@ -241,11 +247,6 @@ class ShardIndex:
     def firsts(self) -> NDArray[np.int64]:
         """Offset where reading of each field starts: its headers, if they are to be verified."""
         return self.offsets if self.starts is None else self.starts
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the fields that have a cell in the row of each sample, sorted."""
-        return self.fields if self.rare is None else self.rare.columns
 
     def rare_fields(self) -> set[str]:
         """Return the names of the fields that are no columns."""
@@ -579,8 +580,8 @@ def _verify(index: ShardIndex) -> None:
     fields, ends, size = index.fields, index.key_ends, index.shard_size
     if not 0 <= size < _LIMIT or list(fields) != sorted(set(map(str, fields))):
         raise ValueError("no shard has such a size or such fields")
-    for field in fields:
-        field.encode("utf-8", "surrogateescape")  # UnicodeEncodeError is a ValueError
+    for name in fields:
+        name.encode("utf-8", "surrogateescape")  # UnicodeEncodeError is a ValueError
     _verify_shapes(index)
     if ends[0] != 0 or ends[-1] != len(index.keys) or (ends[1:] <= ends[:-1]).any():
         raise ValueError("its keys do not follow one another")

@@ -234,8 +234,7 @@ class Order:
 
     def positions_of_window(self, window: int) -> NDArray[np.int64]:
         """Return the positions of a window, int64 [n]."""
-        end = self._starts[min((window + 1) * self._window, len(self._runs))]
-        return np.arange(self._window_starts[window], end)
+        return np.arange(*self._ends(window))
 
     def bounds(self) -> tuple[int, int]:
         """See SampleSequence."""
@@ -260,9 +259,13 @@ class Order:
             key = derive_key(self._key or 0, _SAMPLES, window)
             while len(self._permutations) > 1:
                 del self._permutations[next(iter(self._permutations))]
-            size = len(self.positions_of_window(window))
-            self._permutations[window] = KeyedPermutation(size, key)
+            start, end = self._ends(window)
+            self._permutations[window] = KeyedPermutation(end - start, key)
         return self._permutations[window]
+
+    def _ends(self, window: int) -> tuple[int, int]:
+        end = self._starts[min((window + 1) * self._window, len(self._runs))]
+        return int(self._window_starts[window]), int(end)
 
 
 class Passes:

@@ -42,6 +42,8 @@ def check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[st
         ranks = ranks_of(given["group"], given["rank"], given["world_size"])
         given |= {"rank": ranks[0], "world_size": ranks[1], "group": None}  # numbers pickle
     given |= _numbers(given)
+    size = given["epoch_size"]
+    require(size is None or size <= 1 << 48, "epoch_size", size, "at most 2**48")
     options = given["storage_options"]
     require(
         options is None or isinstance(options, Mapping), "storage_options", options, "a mapping"

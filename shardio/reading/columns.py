@@ -26,6 +26,7 @@ from shardio.errors import (
 from shardio.fields.arrays import NUMBERS
 from shardio.fields.base import Dense, FieldType
 from shardio.fields.geometry import View
+from shardio.fields.resample import copy_pixels
 from shardio.processes import new_lock
 from shardio.reading.gather import Rows
 from shardio.reading.handover import Allocate
@@ -212,7 +213,7 @@ class Arrays(Stack):
                 (self._shown(self._slots.shape[1:]), self._slots.dtype),
                 image=self.picture,
             )
-        self._slots[slot] = value
+        copy_pixels(value, self._slots[slot, ...])
 
     def collect(self, name: str, blank: Sequence[int]) -> dict[str, Any]:
         """See Column."""

@@ -53,7 +53,7 @@ from shardio.reading.loop import (
     finish_in_turn,
     to_sample,
 )
-from shardio.reading.mapping import Collate, Functions, MapFunctions, SampleMap
+from shardio.reading.mapping import Collate, MapFunctions, find_functions
 from shardio.reading.picture_columns import Transform
 from shardio.reading.ranks import Share, find_worker, refuse_subset
 from shardio.reading.readahead import ReadAhead
@@ -239,13 +239,14 @@ class ShardDataset(ResumableDataset):
         self.catalog: Catalog = open_catalog(
             source, storage=storage, options=options, allow_empty=allow_empty
         )
+        self.catalog.check_cache()
         self._arguments, self._tail = given, tail
         self.fields = self._map_fields(fields)
         self.times, self.stopwatch, self._replacements = StageTimes(), Stopwatch, Replacements()
         self._source, self._parts = source, absolute_parts(source, storage, options)
         self._types = self._find_types()
-        SampleGeometry(self._types, self._transform(0))  # may refuse it
-        self._functions = self._find_functions()
+        self._geometries = {0: SampleGeometry(self._types, self._transform(0))}
+        self._functions = find_functions(given, self._types)
         self.samples = Samples([shard.samples for shard in self.catalog.shards])
         self.shuffle, self._buckets = self._make_shuffle(), self._find_buckets()
         self._digest = self.catalog.digest()
@@ -257,7 +258,8 @@ class ShardDataset(ResumableDataset):
         """Refuse what does not fit the ranks that are given, or any number of ranks."""
         if len(self.samples) and self._ranks != (None, None):
             self.num_steps()
-        elif len(self.samples) and self.shuffle.streams == 1:  # else only some numbers fit
+        elif len(self.samples) and (self._buckets is not None or self.shuffle.streams == 1):
+            # Several streams only fit some numbers of ranks.
             self._count_steps(self._share_of(0, 1))
 
     @property
@@ -267,10 +269,14 @@ class ShardDataset(ResumableDataset):
 
     @transform.setter
     def transform(self, transform: Transform | None) -> None:
-        other = self._copy()  # this one stays as it is where the transform is refused
-        other._arguments = check_arguments(**{**self._arguments, "transform": transform})
-        geometry, functions = SampleGeometry(self._types, transform), other._find_functions()
-        self._arguments, self._geometry, self._functions = other._arguments, geometry, functions
+        if isinstance(transform, Buckets) or self._buckets is not None:
+            raise UsageError(
+                "ds.transform: the sizes of Buckets decide the order of the samples",
+                remedy="make another dataset by ds.replace(transform=…)",
+            )
+        given = check_arguments(**{**self._arguments, "transform": transform})
+        self._geometries = {0: SampleGeometry(self._types, transform)}
+        self._functions, self._arguments = find_functions(given, self._types), given
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -607,14 +613,16 @@ class ShardDataset(ResumableDataset):
         require(bool(pictures), "transform", transform, "left out where samples have no picture")
         return find_buckets(transform, self.catalog, self.samples, pictures)
 
-    def _transform(self, bucket: int | None) -> Transform | None:
-        """Return the transform of the samples of a bucket, by default the largest one."""
+    def _transform(self, bucket: int) -> Transform | None:
+        """Return the transform of the samples of a bucket."""
         transform: Transform | Buckets | None = self._arguments["transform"]
-        if not isinstance(transform, Buckets):
-            return transform
-        if bucket is None and self._buckets is not None:
-            bucket = int(np.argmax(self._buckets.counts))
-        return transform.of(bucket or 0)
+        return transform.of(bucket) if isinstance(transform, Buckets) else transform
+
+    def _geometry(self, bucket: int) -> SampleGeometry:
+        """Return what chooses the crops of the samples of a bucket."""
+        if bucket not in self._geometries:
+            self._geometries[bucket] = SampleGeometry(self._types, self._transform(bucket))
+        return self._geometries[bucket]
 
     def reader(
         self,
@@ -632,6 +640,8 @@ class ShardDataset(ResumableDataset):
             bucket: bucket of the samples; by default the largest one, if there are any.
             shared: what it has in common with the readers of other buckets.
         """
+        if bucket is None:
+            bucket = 0 if self._buckets is None else int(np.argmax(self._buckets.counts))
         transform, shared = self._transform(bucket), shared or Shared()
         several = {name: found for name, found in self.fields.items() if len(found) > 1}
         delivery = Delivery(
@@ -641,7 +651,7 @@ class ShardDataset(ResumableDataset):
             several=several if self._arguments["fields"] is None else {},
             missing_ok=self._arguments["fields"] is None and not self._makes_batches,
             optional=self.optional_entries(),
-            geometry=SampleGeometry(self._types, transform),
+            geometry=self._geometry(bucket),
             crops=self._arguments["crops"],
             functions=self._functions,
             skip_bad=self._arguments["on_bad_sample"] == "skip",
@@ -660,41 +670,22 @@ class ShardDataset(ResumableDataset):
             scratch=shared.scratch,
         )
 
-    def _find_functions(self) -> Functions:
-        """Find the functions on whole samples, of which a library's transform of pictures is one.
-
-        Raises:
-            UsageError: one is no function, or cannot take an entry along.
-        """
-        given, transform = self._arguments["map"], self._arguments["transform"]
-        maps = [*given] if isinstance(given, list | tuple) else [] if given is None else [given]
-        named = [("map", function) for function in maps]
-        if is_known(transform):
-            named.insert(0, ("transform", transform))
-        firsts = {name: next(iter(types.values())) for name, types in self._types.items()}
-        steps = SampleMap(named, firsts, seeded=not self._arguments["nondeterministic"])
-        return Functions(map=steps if named else None, collate=self._arguments["collate"])
-
     def check_threads(self) -> None:
         """Refuse a function that draws from generators which the threads of a process share."""
-        steps = self._functions.map
-        if steps is not None and steps.shared and not self._arguments["nondeterministic"]:
-            raise UsageError(
-                f"{steps.shared} draws from generators that all threads of a process share, so "
-                "that its random numbers would depend on their turns",
-                remedy=(
-                    "use processes, Loader(ds, workers=n) or DataLoader(ds, batch_size=None, "
-                    "num_workers=n), or pass nondeterministic=True to the dataset"
-                ),
-            )
+        if not self._arguments["nondeterministic"]:
+            self._functions.check_threads()
 
     def _map_fields(self, fields: Mapping[str, str | FieldType] | None) -> Fields:
         types = {name: self.catalog.types[name] for name in self.catalog.fields}
         if fields is not None:
             return parse_fields(fields, types, decode=self._arguments["decode"])
+        return default_fields(types, self._fields_together)
+
+    def _fields_together(self) -> list[tuple[str, ...]]:
+        """List sets of fields that occur in one of the first samples."""
         first = next((shard for shard in self.catalog.shards if shard.samples), None)
         if first is None:
-            return default_fields(types, [])
+            return []
         index = first.load_index()
         some = range(min(len(index), _SAMPLES_LOOKED_AT))
-        return default_fields(types, [*{(*index.cells(sample),) for sample in some}])
+        return [*{(*index.cells(sample),) for sample in some}]

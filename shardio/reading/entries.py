@@ -8,7 +8,7 @@ for the types that the dataset records.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from shardio.errors import SituationError, UsageError, quoted, shown
 from shardio.fields.arrays import Label
@@ -22,17 +22,21 @@ RESERVED = ("__key__", "valid", "__epoch__", "__step__", "__source__", "__crop__
 """Names of the entries that shardio adds to samples and batches."""
 
 
-def default_fields(types: Mapping[str, FieldType], together: Sequence[Sequence[str]]) -> Fields:
+def default_fields(
+    types: Mapping[str, FieldType], look: Callable[[], Sequence[Sequence[str]]]
+) -> Fields:
     """Return the mapping for a user who gives none.
 
     Args:
         types: types of all fields of the dataset.
-        together: sets of fields that occur in one sample.
+        look: lists sets of fields that occur in one sample, where the types do not tell enough.
 
     Raises:
         UsageError: two fields would fill one entry, or one has a name that shardio takes, or there
             are very many fields, of which each sample has few.
     """
+    images = tuple(name for name, each in types.items() if _is_picture(name, each))
+    together = look() if len(images) > 1 or len(types) > _MANY_FIELDS else ()
     most = max(map(len, together), default=0)
     if len(types) > max(_MANY_FIELDS, _MANY_IN_SAMPLE * most):
         some = min(types, key=lambda name: (len(name), name))
@@ -41,7 +45,6 @@ def default_fields(types: Mapping[str, FieldType], together: Sequence[Sequence[s
             f"{most}",
             remedy=f"name those to read with fields={{'image': {quoted(some)}, …}}",
         )
-    images = tuple(name for name, each in types.items() if _is_picture(name, each))
     if any(len({*sample} & {*images}) > 1 for sample in together):
         images = ()
     fields = {"image": images} if images else {}

@@ -150,9 +150,11 @@ class Sender:
     def pack(self, batch: dict[str, Any]) -> _Packed:
         """Describe the tensors of a batch, to be pickled once."""
         segments: dict[int, torch.UntypedStorage | None] = {}
+        others: list[Any] = []
 
         def pack(value: Any) -> Any:
             if not _is_plain(value):
+                others.append(value)
                 return value
             segment = self._find(value)
             if segment is None:
@@ -165,6 +167,8 @@ class Sender:
             return _describe(value, segment)
 
         values = {name: map_values(pack, value) for name, value in batch.items()}
+        for value in others:
+            _check_sendable(value)
         changed = [name for name, value in batch.items() if values[name] is not value]
         return _Packed(self._name, segments, values, changed)
 
@@ -311,7 +315,29 @@ if hasattr(os, "register_at_fork"):
 def _reduce(batch: HandedOver) -> tuple[Any, ...]:
     if batch.sender is None:
         return dict, (dict(batch),)
-    return _receive, (*batch.sender.pack(batch), batch.as_tuple)
+    try:
+        return _receive, (*batch.sender.pack(batch), batch.as_tuple)
+    except UsageError as error:
+        return _fail, (str(error),)
+
+
+def _check_sendable(value: Any) -> None:
+    """Raise UsageError for a value that torch's queue would drop, and its loop wait for."""
+    if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
+        return
+    try:
+        ForkingPickler.dumps(value)
+    except Exception as error:
+        raise UsageError(
+            f"a {type(value).__name__} of a batch cannot go from its worker to the training "
+            f"process: {type(error).__name__}: {error}",
+            remedy="return other values from map= or collate=, or read with threads, by a Loader",
+        ) from error
+
+
+def _fail(message: str) -> None:
+    """Raise in the training process what prevented a worker from sending a batch."""
+    raise UsageError(message)
 
 
 def _receive(

@@ -65,6 +65,11 @@ def kind_name(kind: Kind) -> str:
     return "arrays of numbers" if is_array(kind) else "not arrays of numbers"
 
 
+def shape_and_dtype(shape: Sequence[int], dtype: object) -> str:
+    """Describe an array in an error."""
+    return f"{'×'.join(map(str, shape)) or 'one number'} {dtype}"
+
+
 def zeros_of(kind: Kind) -> Any:
     """Return a value of zeros of a kind."""
     if kind[1] is dict:
@@ -85,9 +90,7 @@ def nested_misfit(found: Kind, wanted: Kind, path: str = "") -> MisfitError:
         if ours[key][1] is dict and theirs[key][1] is dict:
             return nested_misfit(ours[key], theirs[key], at)
         kinds = [
-            f"{'×'.join(map(str, kind[0])) or 'one number'} {kind[1]}"
-            if is_array(kind)
-            else kind_name(kind)
+            shape_and_dtype(*kind) if is_array(kind) else kind_name(kind)
             for kind in (ours[key], theirs[key])
         ]
         return MisfitError(
@@ -104,7 +107,7 @@ def numbers_as_arrays(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         value = as_array(value)
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in NUMBERS:
-        return np.asarray(value)
+        return np.asarray(value, None if value.dtype.isnative else value.dtype.newbyteorder("="))
     return value
 
 
@@ -139,7 +142,7 @@ def as_array(value: torch.Tensor) -> NDArray[Any]:
     """
     try:
         found: NDArray[Any] = value.detach().cpu().numpy()
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise CodecError(f"no batch can hold a tensor of {value.dtype}: {error}") from error
     return found
 
@@ -171,7 +174,7 @@ def misfit(
     found: tuple[Sequence[int], object], wanted: tuple[Sequence[int], object], *, image: bool
 ) -> MisfitError:
     """Describe how shape and dtype of an array differ from those of others of its batch."""
-    (found_shape, found_dtype), (shape, dtype) = found, wanted
+    shape = wanted[0]
     way = (
         "read the field with a type that makes lists (class Lists(shardio.Array): batching='list')"
     )
@@ -179,7 +182,6 @@ def misfit(
         side = min(224, *shape[-2:]) if len(shape) > 1 else 224
         way = f"give a transform that makes them equal, such as shardio.RandomResizedCrop({side})"
     return MisfitError(
-        f"it is {'×'.join(map(str, found_shape))} {found_dtype}, others of the batch are "
-        f"{'×'.join(map(str, shape))} {dtype}",
+        f"it is {shape_and_dtype(*found)}, others of the batch are {shape_and_dtype(*wanted)}",
         remedy=f"{way}, or read samples without batch_size",
     )

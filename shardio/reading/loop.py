@@ -550,7 +550,9 @@ def _entry_names(names: object) -> tuple[str, ...] | None:
         return None
     listed = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
     require(listed and names, "as_tuple", names, 'names of entries, as ("image", "label")')
-    return (*cast("Sequence[str]", names),)
+    found = (*cast("Sequence[str]", names),)
+    require(len({*found}) == len(found), "as_tuple", names, "names of entries, each once")
+    return found
 
 
 def to_sample(batch: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from shardio.planning.order import derive_key
 from shardio.reading.columns import Column, Found, Listed, Numbers, Padded
 from shardio.reading.entries import RESERVED
 from shardio.reading.handover import Allocate
-from shardio.reading.kinds import LISTED, Kind, arrays_as_tensors, as_array, numbers_as_arrays
+from shardio.reading.kinds import LISTED, Kind, arrays_as_tensors, map_values, numbers_as_arrays
 from shardio.reading.libraries import Key, Sample, Step, is_known, library_step, shares_generator
 from shardio.reading.picture_columns import SizedImages
 
@@ -39,6 +39,7 @@ MapFunctions = MapFunction | Sequence[MapFunction]
 Collate = Callable[[list[Sample]], Mapping[str, Any]]
 
 _ADDED = frozenset(RESERVED) - {"__key__"}
+_ABSENT = object()
 _Fault = MisfitError | CodecError
 
 _WAY = "return values of one shape and dtype, or join the samples with collate="
@@ -161,6 +162,44 @@ class Functions:
     map: SampleMap | None = None
     collate: Collate | None = None
 
+    def check_threads(self) -> None:
+        """Refuse a function that draws from generators which the threads of a process share.
+
+        Raises:
+            UsageError: there is one.
+        """
+        if self.map is not None and self.map.shared:
+            raise UsageError(
+                f"{self.map.shared} draws from generators that all threads of a process share, so "
+                "that its random numbers would depend on their turns",
+                remedy=(
+                    "use processes, Loader(ds, workers=n) or DataLoader(ds, batch_size=None, "
+                    "num_workers=n), or pass nondeterministic=True to the dataset"
+                ),
+            )
+
+
+def find_functions(
+    arguments: Mapping[str, Any], types: Mapping[str, Mapping[str, FieldType]]
+) -> Functions:
+    """Find the functions on whole samples, of which a library's transform of pictures is one.
+
+    Args:
+        arguments: arguments of the dataset.
+        types: types of the alternatives of each entry.
+
+    Raises:
+        UsageError: one is no function, or cannot take an entry along.
+    """
+    given, transform = arguments["map"], arguments["transform"]
+    maps = [*given] if isinstance(given, list | tuple) else [] if given is None else [given]
+    named = [("map", function) for function in maps]
+    if is_known(transform):
+        named.insert(0, ("transform", transform))
+    firsts = {name: next(iter(of_entry.values())) for name, of_entry in types.items()}
+    steps = SampleMap(named, firsts, seeded=not arguments["nondeterministic"])
+    return Functions(map=steps if named else None, collate=arguments["collate"])
+
 
 class MappedEntries:
     """The entries of a batch whose samples functions of the user change or join.
@@ -194,6 +233,10 @@ class MappedEntries:
         self._samples: list[Sample] = [{}] * len(self._positions)
         self._where = [""] * len(self._positions)
         self._own = [source for source in columns.values() if isinstance(source, SizedImages)]
+        padded = (name for name, source in columns.items() if isinstance(source, Padded))
+        self._added = _ADDED.union(
+            (f"has_{name}" for name in optional), (f"{name}_lengths" for name in padded)
+        )
 
     def put(self, slot: int, key: str, values: Mapping[str, Any], substitute: int | None) -> None:
         """Apply the function to a sample, and put what it returns into its slot.
@@ -215,26 +258,41 @@ class MappedEntries:
         if self._functions.map is not None:
             place = [int(self._positions[slot]), *([] if substitute is None else [substitute])]
             sample = self._functions.map(sample, self._key, place)
-            _check_names(sample, key)
+            self._check_names(sample, key)
         if self._functions.collate is not None:
             self._samples[slot] = {**sample, "__key__": key}
             return
         self._samples[slot] = dict.fromkeys(sample)
         sample.pop("__key__", None)
-        name, kept, stored = "", True, dict[str, Stored]()
+        name, kept = "", True
+        stored: dict[str, Stored] = {}
         try:
             for name, value in sample.items():
-                kept, column = value is shown.get(name), self._column(name)
+                kept, column = value is shown.get(name, _ABSENT), self._column(name)
                 if not (kept and column.keep(slot, value)):
                     stored[name] = column.as_stored(value, shown.get(name))
             if stored and self._own:
                 memory = [source.slots[slot] for source in self._own]
                 stored = {name: each.apart(memory) for name, each in stored.items()}
             for name, each in stored.items():
-                kept = sample[name] is shown.get(name)
+                kept = sample[name] is shown.get(name, _ABSENT)
                 self._column(name).put(slot, each, values.get(name))
         except (MisfitError, CodecError) as error:
             raise _of_entry(error, name, kept=kept) from error
+
+    def _check_names(self, sample: Mapping[str, Any], key: str) -> None:
+        """Raise TransformError for entries that are not the user's to make."""
+        added = _ADDED if self._functions.collate is not None else self._added
+        for name in sample:
+            if not isinstance(name, str):
+                raise TransformError(
+                    f"map returned an entry named {quoted(name)}, which is not text"
+                )
+            if name in added or (name == "__key__" and sample[name] != key):
+                raise TransformError(
+                    f"map returned {quoted(name)}, which shardio adds to a batch",
+                    remedy="give it another name",
+                )
 
     def _column(self, name: str) -> Mapped | MappedPadded:
         if name in self.columns:
@@ -285,28 +343,17 @@ def _of_entry(error: _Fault, name: str, *, kept: bool) -> _Fault:
     return type(error)(what, remedy=error.remedy if kept else _WAY, field=name)
 
 
-def _apart(value: Any, memory: Sequence[NDArray[np.uint8]]) -> Any:
-    """Return a value with copies of its arrays in some memory, which may be written before."""
-    if isinstance(value, dict):
-        return {key: _apart(each, memory) for key, each in value.items()}
-    if isinstance(value, torch.Tensor):
-        value = as_array(value)
-    within = isinstance(value, np.ndarray) and any(
-        np.may_share_memory(value, part) for part in memory
-    )
-    return value.copy() if within else value
-
-
-def _check_names(sample: Mapping[str, Any], key: str) -> None:
-    """Raise TransformError for entries that are not the user's to make."""
-    for name in sample:
-        if not isinstance(name, str):
-            raise TransformError(f"map returned an entry named {quoted(name)}, which is not text")
-        if name in _ADDED or (name == "__key__" and sample[name] != key):
-            raise TransformError(
-                f"map returned {quoted(name)}, which shardio adds to a batch",
-                remedy="give it another name",
-            )
+def _apart(memory: Sequence[NDArray[np.uint8]], value: Any) -> Any:
+    """Return an array or tensor, or a copy if it lies in memory that may be written before."""
+    if isinstance(value, torch.Tensor) and value.layout is torch.strided:
+        starts = (part.ctypes.data for part in memory)
+        ends = zip(starts, memory, strict=True)
+        inside = any(0 <= value.data_ptr() - start < part.nbytes for start, part in ends)
+        return value.clone() if inside else value
+    if isinstance(value, np.ndarray):
+        inside = any(np.may_share_memory(value, part) for part in memory)
+        return value.copy() if inside else value
+    return value
 
 
 def _collated(collate: Collate, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -353,7 +400,7 @@ class Stored(NamedTuple):
 
     def apart(self, memory: Sequence[NDArray[np.uint8]]) -> Stored:
         """Return the value with copies of its arrays in some memory, which is written before."""
-        return self._replace(value=_apart(self.value, memory))
+        return self._replace(value=map_values(partial(_apart, memory), self.value))
 
 
 class Mapped(Found):
@@ -383,6 +430,8 @@ class Mapped(Found):
         kind = self._kept
         if kind is None:
             return False
+        if self._own is not None and not value.is_set_to(self._own.shown(slot, None)):
+            return False  # its memory or shape was set to another one
         self._kinds[slot] = kind
         if self.kind is not kind and self._prepare(kind) != kind:
             return False

@@ -28,6 +28,7 @@ from shardio.planning.order import grouped
 from shardio.reading.batch import Batch
 from shardio.reading.dataset import ShardDataset
 from shardio.reading.handover import Allocate
+from shardio.reading.kinds import shape_and_dtype
 from shardio.reading.loop import Identity, ResumableDataset, UnfinishedBatches
 from shardio.reading.ranks import Share
 from shardio.reading.shards import ShardPool
@@ -358,7 +359,7 @@ def _kind(value: Any, *, padded: bool) -> object:
 
 def _shown(value: Any) -> str:
     if isinstance(value, torch.Tensor):
-        return f"{'×'.join(map(str, value.shape[1:])) or 'one number'} {value.dtype}"
+        return shape_and_dtype(value.shape[1:], value.dtype)
     if isinstance(value, dict):
         return f"a dictionary of {', '.join(map(quoted, value)) or 'nothing'}"
     return "a list"

@@ -12,13 +12,15 @@ reading, which meets it again and tells.
 
 Shards of stores are fetched whole, those of a window before it is entered; see
 shardio.storage.downloads. Every worker asks for all of them, each for another one first, and one
-process of the machine fetches each. Only the samples of the first batches are asked for one by one;
+process of the machine fetches each. Only the samples of the first batches are asked for one by one,
+and nothing else is fetched before the first has been read, which would take longer beside that;
 where the whole dataset is one window, those of all batches, until their shards have come.
 Which of the fetched shards stay follows from the order of this epoch and the next.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 from contextlib import suppress
@@ -42,6 +44,8 @@ _PIECE = 128 << 10  # bytes; of one larger request Linux reads no more, unless i
 _OPENERS = 32  # shards that open at once, and their indexes
 _SLOW_READ = 200_000  # ns for a sample; from memory it takes a tenth
 _LONGEST_ASKING = 1.0  # seconds that the first batch waits for its samples to be asked for
+_LONGEST_FIRST = 1.0  # seconds that shards of stores wait for the first batch
+_POLL = 0.005  # seconds between looks at what has been read
 _FIRST_BATCHES = 2  # of which the samples in shards of stores are asked for one by one
 
 
@@ -102,13 +106,18 @@ class ReadAhead:
     def enter(self, references: References) -> None:
         """Ask for what a batch needs, and for its windows and the windows after them."""
         entered = {} if not self._orders else self._enter_windows(references)
-        first = self._fetches_ranges
+        first, read = self._fetches_ranges, self._times.samples + len(references.shards)
         if self._may_be_slow() or first:
+            if self._remote and self._batches_asked == 1:
+                self._batches.submit(self._pool.wait_for_ranges)
             batch = self._batches.submit(self._ask_for_samples, references, first)
             if entered:
                 self._asking.submit(batch.result)  # the batch comes first
             if first and not self._batches_asked:
                 wait([batch], _LONGEST_ASKING)  # or readers would ask for the same, one by one
+        if self._remote and not self._batches_asked:
+            self._pool.hold()
+            self._opening.submit(self._go_on_after, read)
         self._batches_asked += 1
         for order, windows in entered.values():
             for number in windows:
@@ -125,6 +134,17 @@ class ReadAhead:
     def _fetches_ranges(self) -> bool:
         """Whether the samples of a batch in shards of stores are asked for one by one."""
         return bool(self._remote) and (not self._orders or self._batches_asked < _FIRST_BATCHES)
+
+    def _go_on_after(self, count: int) -> None:
+        """Have shards fetched when the first batch is read, or has not been for long.
+
+        Args:
+            count: samples that will have been read then.
+        """
+        latest = time.monotonic() + _LONGEST_FIRST
+        while self._times.samples < count and not self._closed and time.monotonic() < latest:
+            time.sleep(_POLL)
+        self._pool.hold(on=False)
 
     def _fetch_all(self) -> None:
         """Have all shards fetched that the cache has room for, since any may be needed next."""

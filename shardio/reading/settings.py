@@ -14,8 +14,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from shardio.buckets import Buckets
-from shardio.checks import require
-from shardio.errors import CodecError, SampleError, SituationError, UsageError, counted, quoted
+from shardio.checks import is_whole, require
+from shardio.errors import (
+    CodecError,
+    SampleError,
+    ShardioError,
+    SituationError,
+    UsageError,
+    counted,
+    quoted,
+)
 from shardio.fields.base import LABEL_FIELD, FieldType, picture_info
 from shardio.indexing.catalog import Catalog
 from shardio.indexing.labels import LabelReader
@@ -29,6 +37,7 @@ from shardio.reading.shards import ShardPool
 
 _LOG = logging.getLogger("shardio")
 _PROBES = 16  # pictures that are read at once
+_MOST_DIGITS = 20  # of a label in text; int64 has fewer
 
 WeightsGiven = (
     Literal["balanced"] | Mapping[Any, float] | Callable[[str, int | None], float] | ArrayLike
@@ -142,11 +151,7 @@ def weigh(
         _check_kind(given)
         weights = _by_label(given, catalog, samples, field) if len(samples) else np.empty(0)
     elif callable(given):
-        numbers, known = read_labels(catalog, samples, field)
-        labels = [
-            label if has else None for label, has in zip(numbers.tolist(), known, strict=True)
-        ]
-        weights = _as_weights([*map(given, list_keys(catalog, samples), labels)])
+        weights = _by_function(given, catalog, samples, field)
     else:
         weights = _as_weights(given)
     if weights.shape != (len(samples),):
@@ -178,7 +183,7 @@ def _check_kind(given: str | Mapping[Any, float]) -> None:
 def _as_weights(given: Any) -> NDArray[np.float64]:
     try:
         found = np.asarray(given, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last one of torch
         found = np.empty((0, 0))
     if found.ndim != 1:
         raise UsageError(
@@ -186,6 +191,22 @@ def _as_weights(given: Any) -> NDArray[np.float64]:
             remedy="give 'balanced', a mapping of labels, a function or one number a sample",
         )
     return found
+
+
+def _by_function(
+    given: Callable[[str, int | None], float], catalog: Catalog, samples: Samples, field: str
+) -> NDArray[np.float64]:
+    numbers, known = read_labels(catalog, samples, field)
+    labels = [label if has else None for label, has in zip(numbers.tolist(), known, strict=True)]
+    try:
+        return _as_weights([*map(given, list_keys(catalog, samples), labels)])
+    except ShardioError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"the function given as weights raised {type(error).__name__}: {error}",
+            remedy="it takes the key and the label of a sample",
+        ) from error
 
 
 def _by_label(
@@ -202,7 +223,13 @@ def _by_label(
     labels, which, counts = np.unique(numbers, return_inverse=True, return_counts=True)
     if isinstance(given, str):
         return (1 / counts)[which]
-    by_number = {_number_of(label, catalog.classes): each for label, each in given.items()}
+    by_number: dict[int, float] = {}
+    for given_label, each in given.items():
+        number = _number_of(given_label, catalog.classes)
+        if number in by_number:
+            name = name_label(number, catalog.classes)
+            raise UsageError(f"weights has two for the label {name}", remedy="give it one")
+        by_number[number] = each
     missing = [label for label in labels.tolist() if label not in by_number]
     if missing:
         raise UsageError(
@@ -223,7 +250,7 @@ def _number_of(label: object, classes: tuple[str, ...] | None) -> int:
     if label in (classes or ()):
         return (classes or ()).index(str(label))
     text = label if isinstance(label, str) else ""
-    if (isinstance(label, int | np.integer) and not isinstance(label, bool)) or text.isdecimal():
+    if is_whole(label) or (text.isdecimal() and len(text) < _MOST_DIGITS):
         return int(str(label))
     raise UsageError(
         f"weights has the label {quoted(label)}, which is no class of the dataset",

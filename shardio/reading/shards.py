@@ -500,6 +500,16 @@ class ShardPool:
         if self._downloads is not None:
             self._downloads.finish()
 
+    def wait_for_ranges(self) -> None:
+        """Wait for what was asked for of shards of stores, see Downloads.wait_for_ranges."""
+        if self._downloads is not None:
+            self._downloads.wait_for_ranges()
+
+    def hold(self, *, on: bool = True) -> None:
+        """Fetch no whole shard for now, or again, see Downloads.hold."""
+        with self._lock:
+            self._fetcher().hold(on=on)
+
     def close(self) -> None:
         """End the fetching of shards."""
         if self._downloads is not None:

@@ -29,7 +29,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from shardio.errors import RemoteError, ShardioError, SituationError, TarError, argument
+from shardio.errors import RemoteError, ShardioError, TarError
 from shardio.processes import Daemons, new_lock, outside_collection
 from shardio.storage.base import FileStat, StoredFile, outside_error
 from shardio.storage.compression import unpack
@@ -88,6 +88,10 @@ class RemoteShard:
         """Return a new set of the version, or empty if any will do."""
         return set() if self.version is None else {self.version}
 
+    def cannot_keep(self, error: OSError | None = None) -> ShardioError:
+        """Make the error of a shard that is not in the cache, see ShardCache.cannot_keep."""
+        return self.cache.cannot_keep(self, self.name, self.stored is not None, error)
+
     @property
     def cache(self) -> ShardCache:
         """Cache of the shard.
@@ -144,7 +148,7 @@ class Downloads:
         self._queue: deque[_Task] = deque()
         self._changed = threading.Condition(new_lock())
         self._running = 0
-        self._closed = False
+        self._closed = self._is_held = False
         self._fetching = Daemons("fetch", CONNECTIONS)
         self._pieces = Daemons("piece", CONNECTIONS)
         self._ranging = Daemons("range", MOST_REQUESTS - 2 * CONNECTIONS)
@@ -255,6 +259,16 @@ class Downloads:
         with self._changed:
             self._ranges = {each for each in self._ranges if not each.done()} | {range_}
 
+    def wait_for_ranges(self) -> None:
+        """Wait for the ranges that come before shards, though not for ever."""
+        wait(self._ranges, timeout=_LONGEST_RANGES)
+
+    def hold(self, *, on: bool = True) -> None:
+        """Fetch no whole shard until that is off, as it is where somebody waits for one."""
+        with self._changed:
+            self._is_held = on
+            self._changed.notify_all()
+
     def state_of(self, shard: RemoteShard) -> str | None:
         """Tell what is done about a shard, and put one that waits in front; None for nothing.
 
@@ -326,7 +340,9 @@ class Downloads:
 
     def _work(self) -> None:
         """Fetch shards until none waits."""
-        wait(self._ranges, timeout=_LONGEST_RANGES)
+        self.wait_for_ranges()
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not self._is_held, _LONGEST_RANGES)
         while True:
             with self._changed:
                 if not self._queue or self._closed:
@@ -362,7 +378,7 @@ class Downloads:
             raise
         except OSError as error:
             if shard.stored is not None:
-                raise _not_come(shard, error) from error
+                raise shard.cannot_keep(error) from error
             return _without_room(shard, error)
 
     def _claim(self, shard: RemoteShard, next_use: NextUse) -> Part | bool:
@@ -500,23 +516,6 @@ def _without_room(shard: RemoteShard, error: OSError | None = None) -> str:
     return "no room"
 
 
-def _not_come(shard: RemoteShard, error: OSError | None = None) -> ShardioError:
-    """Make the error of a shard that is not in the cache, and cannot be read otherwise."""
-    limit, compressed = shard.cache.limit, shard.stored is not None
-    why, remedy = "another process fetches it, and does not go on", "end that process"
-    if error is not None:
-        why, remedy = str(error.strerror or error), "free some space"
-    elif shard.size > limit:
-        why, remedy = f"its limit is {limit:,}", f"raise {argument('cache_limit')}"
-    return SituationError(
-        f"the cache has no room for this shard, which has {shard.size:,} bytes"
-        f"{' without its compression' * compressed} ({why}), and "
-        f"{'compressed shards are' if compressed else 'its store is'} not read by ranges",
-        where=shard.name,
-        remedy=remedy + ", or decompress the shards" * compressed,
-    )
-
-
 class _Taker(NamedTuple):
     """Gives plain data on; see shardio.storage.compression.Plain."""
 
@@ -631,7 +630,7 @@ class ComingShard(ShardRanges):
                     raise
         file = file or self._fetched(offset + size)
         if file is None:
-            raise _not_come(self._shard)
+            raise self._shard.cannot_keep()
         return file.read(offset, size)
 
     @property
@@ -658,6 +657,7 @@ class ComingShard(ShardRanges):
     def _wait_for(self, end: int) -> LocalShard | None:
         """Wait until the first bytes of the shard are in the cache; None if they do not come."""
         grown, latest, known = time.monotonic(), 0.0, (-1, 0)
+        self._downloads.hold(on=False)
         while True:
             state = self._downloads.state_of(self._shard)
             file = self.whole or self._come()

@@ -33,7 +33,7 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextmanager
-def atomic_file(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, replace: bool = True, durable: bool = True) -> Iterator[BinaryIO]:
     """Write a file under a temporary name beside `path`, sync it and rename it.
 
     If the block raises, the temporary file is removed and `path` is unchanged. Only files and
@@ -42,6 +42,7 @@ def atomic_file(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
     Args:
         path: path of the file.
         replace: take the place of a file that is there.
+        durable: sync it; without, a machine that stops may leave another file there.
 
     Raises:
         FileExistsError: something is there that is not replaced.
@@ -58,20 +59,23 @@ def atomic_file(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
     except OSError as error:
         raise at_path(error, path) from error
     try:
-        with atomic_file_in(descriptor, path, replace=replace) as stream:
+        with atomic_file_in(descriptor, path, replace=replace, durable=durable) as stream:
             yield stream
     finally:
         os.close(descriptor)
 
 
 @contextmanager
-def atomic_file_in(folder: int, path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
+def atomic_file_in(
+    folder: int, path: Path, *, replace: bool = True, durable: bool = True
+) -> Iterator[BinaryIO]:
     """Write a file as atomic_file does, in an open folder.
 
     Args:
         folder: descriptor of the folder.
         path: path of the file, for its name and for errors.
         replace: take the place of a file that is there.
+        durable: see atomic_file.
 
     Raises:
         OSError: the file cannot be written, synced or renamed; the error names `path`.
@@ -82,7 +86,8 @@ def atomic_file_in(folder: int, path: Path, *, replace: bool = True) -> Iterator
         with create_in(folder, temporary) as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         if replace:
             os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
         else:  # a rename would take the place of a file that another has just put there

@@ -247,18 +247,30 @@ class HttpClient(ReadOnlyClient):
         self._secret = storage.secret_headers()
         self._trusted = frozenset(storage.trusted_hosts)
         self._timeout = storage.timeout
-        options: dict[str, Any] = {
+        self._ca_bundle = storage.ca_bundle
+        self._options: dict[str, Any] = {
             "maxsize": storage.connections,
             "block": True,
             "timeout": urllib3.Timeout(connect=storage.timeout, read=storage.timeout),
-            "ssl_context": make_context(storage.ca_bundle),
         }
-        self._direct = urllib3.PoolManager(**options)
+        self._managers = dict[str, urllib3.PoolManager]()
         self._proxies = {
-            scheme: make_proxy(url, options)
+            scheme: make_proxy(url, self._options_of("https"))
             for scheme, url in getproxies().items()
             if scheme in PORTS
         }
+
+    def _options_of(self, scheme: str) -> dict[str, Any]:
+        """Return the options of pools; certificates, which take long to read, are for https."""
+        if scheme == "http":
+            return self._options
+        return {**self._options, "ssl_context": make_context(self._ca_bundle)}
+
+    def _direct(self, scheme: str) -> urllib3.PoolManager:
+        """Return the pools of the servers that are reached without a proxy."""
+        if scheme not in self._managers:
+            self._managers.setdefault(scheme, urllib3.PoolManager(**self._options_of(scheme)))
+        return self._managers[scheme]
 
     def url_of(self, path: str) -> str:
         """Return the URL to request for a path."""
@@ -405,14 +417,15 @@ class HttpClient(ReadOnlyClient):
             "decode_content": False,
         }
         addresses = public_addresses(origin, resolved=proxy is None) if guarded else []
+        direct = self._direct(origin.scheme)
         with failures(origin):
             if proxy is not None:
                 return proxy.urlopen(method, url, **options)
             if not guarded:
-                return self._direct.urlopen(method, url, **options)
+                return direct.urlopen(method, url, **options)
             options["headers"] = {**headers, "Host": origin.netloc}
             for address in addresses:
-                pool = self._direct.connection_from_host(
+                pool = direct.connection_from_host(
                     address, origin.port, origin.scheme, {"server_hostname": origin.host}
                 )
                 try:

@@ -415,7 +415,8 @@ class RemoteStorage(ABC):
             RemoteError: the storage fails, or the file was replaced meanwhile.
         """
         attempts = Attempts(self, path, pause)
-        buffer = memoryview(bytearray(PIECE))
+        piece = PIECE if end is None else min(PIECE, end - start)  # new memory costs time
+        buffer = memoryview(bytearray(piece))
         at = start
         for client in attempts:
             with attempts.failing():
@@ -427,7 +428,7 @@ class RemoteStorage(ABC):
                     version = found.version
                     stop = body.total if end is None else min(end, body.total)
                     while at < stop:
-                        came = body.readinto(buffer[: min(PIECE, stop - at)])
+                        came = body.readinto(buffer[: min(piece, stop - at)])
                         if not came:
                             raise RequestError("broken", f"the body ended {stop - at} bytes early")
                         sink(buffer[:came])

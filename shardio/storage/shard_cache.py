@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from shardio.errors import SituationError, argument
+from shardio.errors import ShardioError, SituationError, argument
 from shardio.processes import close_locked, new_lock, open_for_lock
 from shardio.storage.cache import cache_folder
 from shardio.storage.folder import atomic_file
@@ -239,7 +239,7 @@ class ShardCache:
             before = _size_of(path)
             if before == len(content) and path.read_bytes() == content:
                 return path  # another process was faster
-            with atomic_file(path) as stream:
+            with atomic_file(path, durable=False) as stream:  # it has a checksum
                 os.fchmod(stream.fileno(), 0o600)
                 _keep_url(stream.fileno(), wanted)
                 stream.write(content)
@@ -350,6 +350,30 @@ class ShardCache:
             self.folder,
             fault,
             way,
+        )
+
+    def cannot_keep(
+        self, wanted: WantedShard, name: str, compressed: bool, error: OSError | None
+    ) -> ShardioError:
+        """Make the error of a shard that is not here, and cannot be read otherwise.
+
+        Args:
+            wanted: shard.
+            name: name of the shard.
+            compressed: whether its object is compressed.
+            error: error of the disk, if there was one.
+        """
+        why, remedy = "another process fetches it, and does not go on", "end that process"
+        if error is not None:
+            why, remedy = str(error.strerror or error), "free some space"
+        elif wanted.size > self.limit:
+            why, remedy = f"its limit is {self.limit:,}", f"raise {argument('cache_limit')}"
+        return SituationError(
+            f"the cache has no room for this shard, which has {wanted.size:,} bytes"
+            f"{' without its compression' * compressed} ({why}), and "
+            f"{'compressed shards are' if compressed else 'its store is'} not read by ranges",
+            where=name,
+            remedy=remedy + ", or decompress the shards" * compressed,
         )
 
     def put(self, wanted: WantedShard, path: Path, descriptor: int) -> None:

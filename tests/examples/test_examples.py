@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from tests import programs
+
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+TRAIN_DDP = next(path for path in EXAMPLES if path.name == "train_ddp.py")
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
@@ -23,8 +26,7 @@ def test_an_example_has_at_most_a_hundred_lines(example: Path) -> None:
 
 
 def torchrun(processes: int, folder: Path) -> list[str]:
-    example = next(path for path in EXAMPLES if path.name == "train_ddp.py")
-    options = ["--nproc-per-node", str(processes), "--standalone", str(example), str(folder), "3"]
+    options = ["--nproc-per-node", str(processes), "--standalone", str(TRAIN_DDP), str(folder), "3"]
     return [sys.executable, "-m", "torch.distributed.run", *options]
 
 
@@ -53,19 +55,19 @@ def batches_in(folder: Path) -> dict[tuple[int, int], list[str]]:
     return found
 
 
-def test_a_distributed_run_is_killed_and_goes_on_with_more_processes(tmp_path: Path) -> None:
+def test_a_distributed_run_is_killed_and_goes_on_with_more_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Seven shards; two ranks, killed in mid-epoch; then three."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     killed.mkdir()
     whole.mkdir()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     log, output = killed / "batches-of-2-0.jsonl", tmp_path / "output"
     with output.open("w") as stream:
         process = subprocess.Popen(
             torchrun(2, killed),
             stdout=stream,
             stderr=stream,
-            env=environment,
         )
         while not (log.exists() and "\n[1, 7, " in log.read_text()):
             assert process.poll() is None, output.read_text()
@@ -75,15 +77,13 @@ def test_a_distributed_run_is_killed_and_goes_on_with_more_processes(tmp_path: P
     before = batches_in(killed)
     assert (1, 7) in before or (1, 6) in before
     assert (2, 29) not in before
-    for ranks, folder in ((3, killed), (1, whole)):
-        done = subprocess.run(
-            torchrun(ranks, folder),
-            capture_output=True,
-            text=True,
-            check=False,
-            env=environment,
-            timeout=150,
-        )
+    more = subprocess.run(
+        torchrun(3, killed), capture_output=True, text=True, check=False, timeout=150
+    )
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    for name, value in alone.items():  # as torchrun says it
+        monkeypatch.setenv(name, value)
+    for done in (more, programs.run(TRAIN_DDP, whole, 3)):
         assert done.returncode == 0, done.stderr
         assert float(done.stdout.rsplit(maxsplit=1)[-1].rstrip("%")) > 85
     after = batches_in(killed)
@@ -107,8 +107,7 @@ def test_a_distributed_run_is_killed_and_goes_on_with_more_processes(tmp_path: P
 )
 def test_a_lesson_shows_what_it_is_about(name: str, shown: str) -> None:
     example = next(path for path in EXAMPLES if path.stem == name)
-    command = [sys.executable, str(example)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=170)
+    done = programs.run(example)
     assert done.returncode == 0, done.stderr
     assert re.search(shown, done.stdout), done.stdout
 
@@ -129,11 +128,7 @@ def test_an_example_with_fields_that_follow_the_crop_learns(
 ) -> None:
     example = next(path for path in EXAMPLES if path.stem == name)
     assert len(example.read_text("utf-8").splitlines()) <= 80
-    command = [sys.executable, "-W", "error", str(example)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=170, env=environment
-    )
+    done = programs.run(example, strict=True)
     assert done.returncode == 0, done.stderr
     found = re.search(form, done.stdout)
     assert found is not None, done.stdout
@@ -142,8 +137,7 @@ def test_an_example_with_fields_that_follow_the_crop_learns(
 
 def test_the_training_example_learns_to_read_digits() -> None:
     example = next(path for path in EXAMPLES if path.name == "train.py")
-    command = [sys.executable, "-W", "error", str(example)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=170)
+    done = programs.run(example, strict=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     form = re.compile(

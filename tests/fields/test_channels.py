@@ -83,6 +83,7 @@ def test_rgba_of_a_png_is_that_of_pillow(kind: str, verified: bool) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_rgba_of_16_bits_keeps_the_high_bytes(channels: int) -> None:
+    """vision#2218: gray of 16 bits became white."""
     data, expected = deep(channels)
     np.testing.assert_array_equal(decode_image(data, channels=4), expected)
     with pytest.raises(shardio.CodecError, match="16 bits per channel"):
@@ -196,9 +197,23 @@ def test_a_packed_folder_says_how_many_channels_there_are(
             shardio.reshard(tmp_path / "out", tmp_path / "again", shards=2)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pictures_of_all_modes_make_one_batch(tmp_path: Path, channels: int) -> None:
+    """pybioclip#12: a PNG with alpha beside others had a channel too many."""
+    make_shard(tmp_path / "a.tar", {str(n): {"png": data} for n, data in enumerate(PNGS.values())})
+    fields = {"image": shardio.Image("png", channels=channels)}
+    (batch,) = shardio.ShardDataset(tmp_path, fields=fields, batch_size=len(PNGS))
+    assert batch["image"].shape == (len(PNGS), channels, HEIGHT, WIDTH)
+    for picture, data in zip(batch["image"], PNGS.values(), strict=True):
+        expected = decode_image(data, channels=channels)
+        np.testing.assert_array_equal(picture.permute(1, 2, 0), expected)
+
+
 def test_channels_that_do_not_fit_are_refused(images: Path, tmp_path: Path) -> None:
     with pytest.raises(shardio.UsageError, match=r"channels='2': it must be 1 \(gray\), 3 \(RGB\)"):
         shardio.Image("png", channels=2)
+    with pytest.raises(shardio.UsageError, match=r"channels='1.0': it must be 1"):
+        shardio.Image("png", channels=1.0)  # type: ignore[arg-type]
     cv2.imwrite(str(images / "9.jpg"), COLOURS)
     types = {"png": shardio.Image(channels=1)}
     with pytest.raises(

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 import shardio
 from shardio.indexing.manifest import read_manifest
 from shardio.testing import digests, make_images
+from tests import programs
 
 ReadSamples = Callable[[Path], list[dict[str, Any]]]
 PHOTO = cv2.imencode(".jpg", np.arange(192, dtype=np.uint8).reshape(8, 8, 3))[1].tobytes()
@@ -417,8 +418,7 @@ def test_a_pack_killed_at_any_sync_or_rename_and_run_again_ends_with_the_same_by
     expected = digests(tmp_path / "whole")
     for calls in range(100):
         out = tmp_path / f"out{calls}"
-        command = [sys.executable, "-c", DYING_PACK, str(images), str(out), str(calls)]
-        if subprocess.run(command, check=False).returncode == 0:
+        if programs.run(DYING_PACK, images, out, calls).returncode == 0:
             break
         left = digests(out)
         for name in left.keys() & expected.keys():

@@ -23,6 +23,7 @@ from shardio.packing import task as receipts
 from shardio.packing.listing import Listing
 from shardio.packing.sources import reader
 from shardio.testing import digests, make_images, make_shard, read_members
+from tests import programs
 
 OPTIONS: dict[str, Any] = {"shards": 6, "split": {"train": 0.75, "val": 0.25}, "dedupe": "exact"}
 PACK = "import sys, shardio; shardio.pack(*sys.argv[1:], **{options}, jobs={jobs})"
@@ -90,8 +91,7 @@ def test_an_error_at_any_sync_or_rename_is_a_sentence_and_can_be_taken_up(
     expected = digests(tmp_path / "whole")
     for calls in range(first, 100, 2):
         out = tmp_path / f"out{calls}"
-        command = [sys.executable, "-c", FAULTY, str(source), str(out), str(calls), str(code)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = programs.run(FAULTY, source, out, calls, code)
         if done.returncode == 0:
             break
         assert os.strerror(code) in done.stdout
@@ -130,8 +130,7 @@ def test_killed_while_it_lets_the_folder_go_it_is_finished(source: Path, tmp_pat
     for calls in range(100):
         out = tmp_path / f"out{calls}"
         code = UNLOCKING.format(options=OPTIONS)
-        command = [sys.executable, "-c", code, str(source), str(out), str(calls)]
-        if subprocess.run(command, check=False).returncode == 0:
+        if programs.run(code, source, out, calls).returncode == 0:
             break
         try:
             shardio.pack(source / "nothing", out, **OPTIONS)
@@ -150,8 +149,7 @@ def test_run_again_after_a_kill_at_its_end_a_pack_ends_as_it_would_have(
     for calls in range(100):
         out = tmp_path / f"out{calls}"
         code = UNLOCKING.format(options=OPTIONS)
-        command = [sys.executable, "-c", code, str(source), str(out), str(calls)]
-        if subprocess.run(command, check=False).returncode == 0:
+        if programs.run(code, source, out, calls).returncode == 0:
             break
         lock = out / ".shardio-pack"
         found += lock.exists() and b"finished" in lock.read_bytes()
@@ -171,8 +169,7 @@ def test_another_pack_leaves_what_is_finished_and_says_so(source: Path, tmp_path
     code = UNLOCKING.format(options=OPTIONS)
     for calls in range(100):
         out = tmp_path / f"out{calls}"
-        command = [sys.executable, "-c", code, str(source), str(out), str(calls)]
-        assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+        assert programs.run(code, source, out, calls).returncode == -signal.SIGKILL
         if b"finished" in (out / ".shardio-pack").read_bytes():
             break
     with pytest.raises(shardio.PackError, match="of something else, has just been found to be fin"):

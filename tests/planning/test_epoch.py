@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
@@ -332,5 +333,8 @@ def test_a_plan_of_a_billion_samples_needs_no_table(position: int) -> None:
     counts = np.full(1000, 1_000_000)
     for window in (16, 1000):
         plan = make_plan(counts, global_batch_size=512, window=window)
+        tracemalloc.start()
         references = plan.references(np.arange(position, position + 512))
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+        tracemalloc.stop()
         assert len(set(samples_of(references))) == 512

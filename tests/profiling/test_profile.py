@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -35,6 +35,7 @@ from shardio.profiling.settings import ProfileOptions, Topology, load_callable
 from shardio.profiling.system import cached_share, drop_from_cache, tree_memory
 from shardio.profiling.verdict import Change
 from shardio.testing import make_shard
+from tests import programs
 
 
 def run(*arguments: object) -> Any:
@@ -66,6 +67,12 @@ def type_in(
         return Done(code, *capsys.readouterr())
 
     return typed
+
+
+@pytest.fixture(autouse=True, scope="module")
+def in_forks() -> Iterator[None]:
+    with programs.profiles():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -389,14 +396,14 @@ def test_images_of_two_sizes_are_explained_in_the_words_of_the_command(
     assert done.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("bad", [1, 3])
+@pytest.mark.parametrize(("bad", "workers"), [(1, 0), (3, 1)])
 def test_bad_samples_are_warned_of_once_however_often_they_are_read(
-    images: Path, tmp_path: Path, bad: int
+    images: Path, tmp_path: Path, bad: int, workers: int
 ) -> None:
     good = next(images.rglob("*.png")).read_bytes()
     samples = {f"{n}": {"png": b"broken" if n < bad else good, "cls": b"1"} for n in range(32)}
     shard = make_shard(tmp_path / "a.tar", samples)
-    done = run(shard, "--seconds", "0.1", "--size", "8", "--batch-size", "8", "--workers", "1")
+    done = run(shard, "--seconds", "0.1", "--size", "8", "--batch-size", "8", "--workers", workers)
     assert done.returncode == 0, done.stderr
     (warning,) = [line for line in done.stderr.splitlines() if "takes its place" in line]
     others = {1: "", 3: "; 2 further warnings of this kind"}[bad]

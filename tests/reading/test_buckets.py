@@ -84,6 +84,7 @@ def read(
 
 
 def test_every_step_has_one_bucket_and_every_sample_comes_once(art: Path) -> None:
+    """sd-scripts#473: leftovers. novelai-aspect-ratio-bucketing#3: shapes that differ by rank."""
     expected = sizes_of(art)
     for tail in ("pad", "even"):
         found, _ = read(art, 3, 2, tail=tail)
@@ -139,6 +140,23 @@ def test_an_image_is_cropped_to_its_bucket_and_resized(art: Path) -> None:
         for key, image in zip(batch["__key__"], batch["image"], strict=True):
             difference = image.permute(1, 2, 0).numpy().astype(int) - expected[key]
             assert np.abs(difference).max() <= 1
+
+
+def test_an_image_that_has_the_size_of_a_bucket_stays_as_it_is(tmp_path: Path) -> None:
+    """sd-scripts#543: pictures of exactly a bucket's size were shrunk to another one."""
+    numbers = np.random.default_rng(0)
+    images = [numbers.integers(0, 256, (*size, 3), np.uint8) for size in BUCKETS.sizes * 2]
+    samples = {
+        f"{at:02}": {"png": cv2.imencode(".png", image[..., ::-1])[1].tobytes()}
+        for at, image in enumerate(images)
+    }
+    shardio.testing.make_shard(tmp_path / "a.tar", samples)
+    seen = 0
+    for batch in open_dataset(tmp_path, global_batch_size=2, tail="drop"):
+        for key, image in zip(batch["__key__"], batch["image"], strict=True):
+            assert torch.equal(image.permute(1, 2, 0), torch.from_numpy(images[int(key)]))
+            seen += 1
+    assert seen == len(images)
 
 
 def test_random_crops_move_along_the_side_that_is_too_long(art: Path) -> None:
@@ -221,6 +239,15 @@ def test_what_does_not_go_with_buckets_is_refused(art: Path, options: Any, messa
         open_dataset(art, **options)
 
 
+def test_buckets_that_are_set_are_refused_since_they_decide_the_order(art: Path) -> None:
+    bucketed, plain = open_dataset(art), open_dataset(art, transform=shardio.Resize((16, 16)))
+    for dataset, other in ((bucketed, plain), (plain, bucketed)):
+        kept = dataset.transform
+        with pytest.raises(shardio.UsageError, match="decide the order of the samples; make ano"):
+            dataset.transform = other.transform
+        assert dataset.transform == kept
+
+
 def test_a_mixture_refuses_buckets(art: Path) -> None:
     with pytest.raises(shardio.UsageError, match=r"source 0 has transform=Buckets"):
         shardio.Mix([open_dataset(art)], weights=[1])
@@ -232,6 +259,7 @@ def test_a_mixture_refuses_buckets(art: Path) -> None:
         ({"area": 63, "step": 8}, "area=63: it must be a whole number, at least 64"),
         ({"step": 0}, "step=0"),
         ({"ratio": 0.5}, "ratio=0.5: it must be a number, at least 1"),
+        ({"area": 192, "step": 8, "ratio": 1}, "ratio=1: it must be larger, as no size with area="),
         ({"place": "left"}, "place='left': it must be 'random' or 'center'"),
         ({"area": 10**9, "step": 1}, "step=1: it must be larger for so large an area"),
     ],

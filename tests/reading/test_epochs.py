@@ -8,8 +8,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 from collections import Counter
@@ -25,6 +23,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 import shardio
+from tests import programs
 
 
 def keys_of(batches: Iterable[dict[str, Any]]) -> list[str]:
@@ -46,7 +45,7 @@ def _keys_of_rank(rank: int, dataset: shardio.ShardDataset, out: Path, workers: 
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("method", "workers"), [("fork", 0), ("forkserver", 0), ("spawn", 1)])
+@pytest.mark.parametrize(("method", "workers"), [("fork", 0), ("forkserver", 1)])
 def test_a_dataset_handed_to_ranks_before_they_know_their_rank_serves_each_its_share(
     packed: Path, tmp_path: Path, method: str, workers: int
 ) -> None:
@@ -73,6 +72,21 @@ def test_a_copy_takes_its_rank_from_the_environment_when_it_is_read(
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert [len(some) for some in (dataset, *copies)] == [6, 6, 6]
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_every_loop_of_workers_is_the_next_epoch_or_the_one_that_is_set(
+    packed: Path, persistent: bool
+) -> None:
+    """webdataset#172: the epoch never counted on; datasets#6673: workers that stay did not hear."""
+    dataset = open_dataset(packed)
+    loader = DataLoader(dataset, batch_size=None, num_workers=2, persistent_workers=persistent)
+    wanted = [keys_of(epoch) for epoch in [open_dataset(packed)] for _ in range(4)]
+    assert [keys_of(loader), keys_of(loader)] == wanted[:2]
+    assert wanted[0] != wanted[1]
+    for epoch in (3, 0, 3):
+        dataset.set_epoch(epoch)
+        assert keys_of(loader) == wanted[epoch]
 
 
 def test_threads_that_load_at_once_get_whole_epochs(packed: Path) -> None:
@@ -113,7 +127,7 @@ def test_a_process_starts_with_the_epoch_of_its_parent(
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_processes_that_load_leave_no_files_behind(
-    packed: Path, tmp_path: Path, method: str
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     code = f"""
 import multiprocessing, sys, shardio
@@ -132,8 +146,9 @@ if __name__ == "__main__":
     script = tmp_path / "script.py"
     script.write_text(code)
     with tempfile.TemporaryDirectory() as folder:  # sockets lie there, so its path is short
-        environment = {**os.environ, "TMPDIR": folder}
-        subprocess.run([sys.executable, str(script), str(packed)], check=True, env=environment)
+        monkeypatch.setenv("TMPDIR", folder)
+        done = programs.run(script, packed)
+        assert done.returncode == 0, done.stderr
         assert not [*Path(folder).glob("shardio-*/*")]
 
 

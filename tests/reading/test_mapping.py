@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -247,6 +248,109 @@ def test_an_entry_may_hold_the_picture_that_another_one_replaces(
         assert torch.equal(batch["held"]["a"], plain["a"])
 
 
+def changed_in_place(how: str) -> Callable[[Sample], Sample]:
+    def change(sample: Sample) -> Sample:
+        picture = sample["image"]
+        if how == "transposed":
+            picture.transpose_(1, 2)
+        elif how == "one row":
+            picture.resize_(3, 1, 12)
+        else:
+            picture.data = 255 - picture
+        return sample
+
+    return change
+
+
+@pytest.mark.parametrize("how", ["transposed", "one row", "other memory"])
+def test_a_picture_whose_shape_or_memory_is_set_is_what_it_was_set_to(
+    mixed: Path, how: str
+) -> None:
+    plain, changed = ([*opened(mixed, map=m)] for m in (same, changed_in_place(how)))
+    for one, other in zip(plain, changed, strict=True):
+        wanted = {"transposed": one["image"].mT, "one row": one["image"].flatten(1)[:, :36]}
+        flat = wanted.get(how, 255 - one["image"])
+        if how != "one row":
+            assert torch.equal(other["image"], flat)
+        assert other["image"].shape == ((8, 3, 1, 12) if how == "one row" else (8, 3, 12, 12))
+
+
+def test_views_of_a_picture_in_lists_and_dictionaries_outlive_its_replacement(mixed: Path) -> None:
+    def change(sample: Sample) -> Sample:
+        old = sample["image"]
+        return {"image": 255 - old, "old": [old, {"row": (old[0],)}], "text": {"in": [old[:1]]}}
+
+    loaders: list[Any] = [
+        opened(mixed, map=change),
+        DataLoader(opened(mixed, map=change), batch_size=None, num_workers=1),
+    ]
+    for loader in loaders:
+        for batch, plain in zip(loader, opened(mixed), strict=True):
+            for slot, picture in enumerate(plain["image"]):
+                whole, parts = batch["old"][slot]
+                assert torch.equal(whole, picture)
+                assert torch.equal(parts["row"][0], picture[0])
+                assert torch.equal(batch["text"]["in"][slot][0], picture[:1])
+
+
+def test_arrays_of_another_byte_order_are_stacked(mixed: Path) -> None:
+    def change(sample: Sample) -> Sample:
+        return {"vec": sample["vec"].numpy().astype(">f4"), "one": np.array(7, ">i2")[()]}
+
+    batch = next(iter(opened(mixed, map=change)))
+    assert torch.equal(batch["vec"], next(iter(opened(mixed)))["vec"])
+    assert batch["one"].tolist() == [7] * 8
+
+
+def test_an_entry_that_a_sample_lacks_is_not_one_that_is_none(tmp_path: Path) -> None:
+    samples = {str(i): {"png": png(9, 9, i), **({"cls": b"1"} if i % 2 else {})} for i in range(4)}
+    make_shard(tmp_path / "a.tar", samples)
+
+    def label_or(other: Any) -> Callable[[Sample], Sample]:
+        return lambda sample: {**sample, "label": sample.get("label", other)}
+
+    make = partial(
+        shardio.ShardDataset, tmp_path, fields={"image": "png", "label": "cls?"}, batch_size=4
+    )
+    batch = next(iter(make(map=label_or(9))))
+    assert (batch["label"].tolist(), batch["has_label"].all()) == ([9, 1, 9, 1], True)
+    with pytest.raises(shardio.MisfitError, match="sample '1', field 'label': it is of"):
+        next(iter(make(map=label_or(None))))
+
+
+@pytest.mark.parametrize("reason", [3, None, shardio.Skip])
+def test_a_reason_to_skip_may_be_anything(
+    mixed: Path, reason: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def skip(sample: Sample) -> Sample:
+        if sample["__key__"] == "k00":
+            raise shardio.Skip(reason)
+        return sample
+
+    assert opened(mixed, map=skip)[0]["valid"] is False
+    assert f"sample 'k00': {reason}; sample 'k01' takes its place" in caplog.text
+
+
+class Unpicklable:
+    def __reduce__(self) -> Any:
+        raise TypeError("not this one")
+
+
+@pytest.mark.parametrize("argument", ["map", "collate"])
+def test_what_cannot_leave_a_worker_is_an_error_and_no_endless_wait(
+    mixed: Path, argument: str
+) -> None:
+    options: dict[str, Any] = {argument: lambda _: {"x": [Unpicklable()]}}
+    assert next(iter(opened(mixed, **options)))["x"]
+    wanted = "a Unpicklable of a batch cannot go .* process: TypeError: not this one; return other"
+    for loader in (
+        shardio.Loader(opened(mixed, **options), workers=1),
+        DataLoader(opened(mixed, **options), batch_size=None, num_workers=1, timeout=60),
+    ):
+        with pytest.raises(shardio.UsageError, match=wanted):
+            next(iter(loader))
+
+
 def skip_every_third(sample: Sample) -> Sample:
     if int(sample["__key__"][1:]) % 3 == 0:
         raise shardio.Skip("a third of them")
@@ -344,6 +448,19 @@ def ragged(sample: Sample) -> Sample:
         ),
         (returns({"__key__": "x"}), "map returned '__key__', which shardio adds to a batch"),
         (returns({1: 2}), "map returned an entry named 1, which is not text"),
+        (returns({"has_extra": 1}), "map returned 'has_extra', which shardio adds to a batch"),
+        (
+            returns({"x": torch.zeros((1,) * 65)}),
+            "'x' of map: no batch can hold a tensor of torch.float32: number of dimensions",
+        ),
+        (
+            lambda sample: {"x": None if sample["__key__"] == "k01" else 1},
+            "'x' of map: it is of the type NoneType, others of the batch are arrays of numbers",
+        ),
+        (
+            lambda sample: {"x": 1.5 if sample["__key__"] == "k01" else 1},
+            "'x' of map: it is one number float64, others of the batch are one number int64; ret",
+        ),
         (fails, "s-0.tar: sample 'k00': map fails raised KeyError: 'no such word'"),
         (lacks, "sample 'k03': map returned no 'x' for it, unlike for others of the batch"),
         (ragged, "'ids' of map: it is 1 float32, others of the batch are 0 float32; return values"),
@@ -353,12 +470,24 @@ def test_what_is_no_sample_is_an_error_that_names_sample_and_function(
     mixed: Path, function: Callable[[Sample], Any], message: str
 ) -> None:
     for skip in ("raise", "skip"):
-        if function is ragged and skip == "skip":
-            continue
+        if "others of the batch are" in message and skip == "skip":
+            continue  # one that does not fit is replaced
         with pytest.raises(shardio.ShardioError, match=message):
             next(iter(opened(mixed, map=function, shuffle=False, on_bad_sample=skip)))
     with pytest.raises(shardio.ShardioError, match=message):
         next(iter(shardio.Loader(opened(mixed, map=function, shuffle=False), threads=1)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_does_not_stack_is_named_in_a_worker_too(mixed: Path, workers: int) -> None:
+    """litData#472: "Trying to resize storage that is not resizable", and of which sample?"""
+    loader = DataLoader(
+        opened(mixed, map=ragged, shuffle=False), batch_size=None, num_workers=workers
+    )
+    with pytest.raises(
+        shardio.MisfitError, match=r"s-0\.tar: sample 'k0[01]'.*'ids' of map: it is"
+    ):
+        next(iter(loader))
 
 
 @pytest.mark.parametrize("function", [3, "flip", [same, None], shardio.Normalize])
@@ -373,6 +502,7 @@ def padded(samples: list[Sample]) -> Sample:
 
 
 def test_collate_joins_what_does_not_stack(mixed: Path) -> None:
+    """webdataset#316: arrays of other lengths do not stack."""
     make = partial(opened, mixed, transform=None, collate=padded)
     batches = [*make()]
     plain = {
@@ -443,7 +573,7 @@ def test_the_state_of_tuples_is_that_of_the_loader(mixed: Path) -> None:
     assert [*before, *(keys for (keys,) in other)] == wanted
 
 
-@pytest.mark.parametrize("names", ["image", (), ("image", 3)])
+@pytest.mark.parametrize("names", ["image", (), ("image", 3), ("image", "image")])
 def test_names_of_tuples_that_are_none_are_refused(mixed: Path, names: Any) -> None:
     with pytest.raises(shardio.UsageError, match="as_tuple"):
         opened(mixed, as_tuple=names)
@@ -473,6 +603,41 @@ def test_numpy_seeds_of_workers_do_not_make_epochs_or_workers_equal(mixed: Path)
     loader = DataLoader(opened(mixed, map=drawn), batch_size=None, num_workers=2)
     numbers = [n for _ in range(2) for batch in loader for n in batch["number"].tolist()]
     assert len(set(numbers)) == len(numbers) == 96
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_seeds_that_a_trainer_sets_before_every_epoch_do_not_repeat_augmentations(
+    mixed: Path, workers: int
+) -> None:
+    """pytorch-lightning#20412: seed_everything(workers=True) gave every epoch the same ones."""
+
+    def drawn(sample: Sample, rng: np.random.Generator) -> Sample:
+        return {"number": rng.random(), "image": sample["image"]}
+
+    def seed_all(_: int = 0) -> None:
+        random.seed(1)
+        np.random.seed(1)
+        torch.manual_seed(1)
+
+    dataset = opened(mixed, map=drawn, shuffle=False)
+    loader: Any = dataset
+    if workers:
+        loader = DataLoader(dataset, batch_size=None, num_workers=workers, worker_init_fn=seed_all)
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        epochs = []
+        for _ in range(2):
+            seed_all()
+            epochs.append([*loader])
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+    numbers = [n for epoch in epochs for batch in epoch for n in batch["number"].tolist()]
+    assert len({*numbers}) == len(numbers) == 96
+    for one, other in zip(*epochs, strict=True):
+        assert one["__key__"] == other["__key__"]
+        assert all((a != b).any() for a, b in zip(one["image"], other["image"], strict=True))
 
 
 def drawing_from_numpy(sample: Sample) -> Sample:

@@ -121,6 +121,23 @@ def test_image_and_mask_of_one_size_have_one_crop(tmp_path: Path) -> None:
     assert {*mask[:, 0].diff(dim=1).sign().unique().tolist()} <= {0, 1}
 
 
+def test_the_margin_of_a_mask_is_no_class(tmp_path: Path) -> None:
+    """pytorch-deeplab-xception#50: the margin of a mask was class 0, which the loss counted."""
+    zeros = np.zeros((20, 30), np.uint8)
+    sample = {"png": png(np.full((20, 30, 3), 9, np.uint8)), "mask.png": png(zeros)}
+    make_shard(tmp_path / "a.tar", {str(n): sample for n in range(4)})
+    fields: dict[str, Any] = {"image": "png", "mask": shardio.Mask("mask.png", fill=255)}
+    for transform in (
+        shardio.RandomCrop(40, padding=5, fill=200),
+        shardio.Letterbox((64, 32), fill=200),
+        shardio.ScaleJitter(40, scale=(0.3, 0.9), fill=200),
+    ):
+        dataset = shardio.ShardDataset(tmp_path, fields=fields, transform=transform, batch_size=4)
+        (batch,) = dataset
+        assert {*batch["mask"].flatten().tolist()} == {0, 255}
+        assert torch.equal(batch["mask"] == 255, (batch["image"] == 200).all(1))
+
+
 def test_which_fields_are_masks() -> None:
     for field in ("mask.png", "seg.jpg", "a.b.instance.png", "semantic.rgb.npy", "label.webp"):
         assert type_of(field).geometry == "follows"

@@ -343,6 +343,27 @@ def test_mixtures_name_what_does_not_join(shard: Path, tmp_path: Path) -> None:
             next(iter(shardio.Mix([one, wide], weights=[0.5, 0.5])))
 
 
+@pytest.mark.parametrize("size", [(90, 40), (40, 90), (64, 64), (21, 22)])
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_boxes_lie_where_their_object_is_in_a_letterbox(
+    tmp_path: Path, size: tuple[int, int], flip: float
+) -> None:
+    """viseron#379: boxes were off along the axis that had no margin."""
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    pixels[12:42, 8:32] = 255
+    boxes = json.dumps({"boxes": [[8, 12, 24, 30]]}).encode()
+    make_shard(tmp_path / "a.tar", {"a": {"png": encode(pixels), "json": boxes}})
+    fields: dict[str, Any] = {"image": "png", "boxes": shardio.Boxes("json", format="xywh")}
+    transform = shardio.Letterbox(size, fill=0, flip=flip)
+    (batch,) = shardio.ShardDataset(tmp_path, fields=fields, transform=transform, batch_size=1)
+    assert batch["image"].shape[2:] == size
+    rows, columns = np.nonzero(batch["image"][0, 0].numpy() > 127)
+    seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    found = batch["boxes"][0]["boxes"][0].numpy()
+    assert np.abs(found - seen).max() <= 0.76
+    assert (found[2] - found[0]) / (found[3] - found[1]) == pytest.approx(24 / 30, rel=0.05)
+
+
 def test_a_crop_of_its_own_changes_no_other(shard: Path) -> None:
     own = {**FIELDS, "right": shardio.Image("right.png", crop="own")}
     for one, other in zip(batches(shard, fields=own), batches(shard), strict=True):

@@ -200,6 +200,12 @@ def test_pads_of_the_first_window_do_not_fetch_it_again() -> None:
         def compare_anew(self) -> None:
             pass
 
+        def wait_for_ranges(self) -> None:
+            pass
+
+        def hold(self, *, on: bool = True) -> None:
+            pass
+
     samples, order = Samples([4] * 8), Shuffle(on=False, window=1)
     plan = EpochPlan(samples, order, global_batch_size=5)
     pool: Any = Pool()

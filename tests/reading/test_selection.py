@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -298,7 +299,10 @@ def test_more_shards_than_files_may_be_open_are_read(images: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("batch_size", [20, None])
 def test_subsets_of_torch_are_right_or_refused(packed: Path, batch_size: int | None) -> None:
-    """They number the samples by the length of the dataset, which counts what a loop yields."""
+    """They number the samples by the length of the dataset, which counts what a loop yields.
+
+    litData#145: a streaming dataset had no parts at all.
+    """
     dataset = shardio.ShardDataset(packed, batch_size=batch_size)
     parts = random_split(dataset, [0.7, 0.3])
     if batch_size is None:
@@ -321,6 +325,23 @@ def test_targets_are_those_of_image_folder(images: Path, dataset: shardio.ShardD
     assert part.targets == [dataset.targets[i] for i in (3, 70, 599)]
     assert part.targets == [part[i][1] for i in range(3)]
     assert dataset.subset([]).targets == []
+
+
+def test_labels_of_validation_are_those_of_training_where_a_class_has_no_image(
+    images: Path, dataset: shardio.ShardDataset, tmp_path: Path
+) -> None:
+    """ultralytics#13936: classes after the one without images had the labels of others."""
+    shutil.copytree(images, tmp_path / "val")
+    lacking, *_ = missing = [sorted(path.name for path in images.iterdir())[n] for n in (2, 6)]
+    shutil.rmtree(tmp_path / "val" / lacking)
+    for image in (tmp_path / "val" / missing[1]).iterdir():
+        image.unlink()
+    shardio.pack(tmp_path / "val", tmp_path / "out", shards=2, classes=dataset.classes)
+    found = shardio.ShardDataset(tmp_path / "out", batch_size=20)
+    assert found.class_to_idx == dataset.class_to_idx
+    folders = [Path(key).parent.name for batch in found for key in batch["__key__"]]
+    assert found.targets == [(dataset.class_to_idx or {})[folder] for folder in folders]
+    assert {*folders} == {*(dataset.classes or ())} - {*missing}
 
 
 def test_targets_that_are_not_there_are_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import pickle
 from collections import Counter
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,35 @@ def test_a_part_keeps_the_weights_of_its_samples(uneven: Path) -> None:
     assert count_keys(within.replace(epoch_size=7)) == {keys[51]: 7}
     assert count_keys(within.replace(weights=[1, 1])) == {keys[51]: 1, keys[52]: 1}
     assert count_keys(within.replace(weights=None, epoch_size=None)) == {keys[51]: 1, keys[52]: 1}
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_share_the_draws_of_one_rank(uneven: Path, ranks: int) -> None:
+    """accelerate#2865: with WeightedRandomSampler each rank drew for itself."""
+    options: dict[str, Any] = {"weights": "balanced", "epoch_size": 120, "global_batch_size": 8}
+    alone = [b["__key__"] for b in open_dataset(uneven, batch_size=None, **options)]
+    shares = [
+        [
+            batch["__key__"]
+            for batch in open_dataset(
+                uneven, **options | {"batch_size": None, "rank": n, "world_size": ranks}, tail="pad"
+            )
+        ]
+        for n in range(ranks)
+    ]
+    assert [sorted(chain(*parts)) for parts in zip(*shares, strict=True)] == [
+        sorted(step) for step in alone
+    ]
+    assert count_classes({"__key__": keys} for part in shares for keys in part) == {
+        "cat": 60,
+        "dog": 60,
+    }
+
+
+def test_weights_of_classes_in_place_of_samples_are_refused(uneven: Path) -> None:
+    """soundbay#49: two weights of classes drew the first two samples for ever."""
+    with pytest.raises(shardio.UsageError, match="weights has 2 numbers for 80 samples; give one"):
+        open_dataset(uneven, weights=[1 / 60, 1 / 20])
 
 
 def test_a_function_is_called_once_and_need_not_go_to_workers(uneven: Path) -> None:
@@ -151,6 +181,11 @@ def test_the_dataset_says_that_it_draws(uneven: Path) -> None:
         ({"weights": [float("nan")] * 80}, "weights gives sample 0 the weight nan"),
         ({"weights": [[1.0]] * 80}, "weights are not numbers"),
         ({"weights": lambda _key, _label: "much"}, "weights are not numbers"),
+        ({"weights": lambda _key: 1.0}, "function given as weights raised TypeError: .*; it takes"),
+        ({"weights": [10**400] * 80}, "weights are not numbers"),
+        ({"weights": {0: 1, "cat": 2, "dog": 1}}, r"weights has two for the label 0 \('cat'\)"),
+        ({"weights": {"1" * 5000: 1}}, "weights has the label '1+.*, which is no class"),
+        ({"epoch_size": 10**30}, r"epoch_size=10+: it must be at most 2\*\*48"),
         ({"weights": "balanced", "streams": 4}, "weights with streams=4: each stream fills an eq"),
         ({"epoch_size": 0}, "epoch_size=0: it must be a whole number, at least 1"),
         ({"epoch_size": 2, "streams": 4}, "streams=4 are more than its 2 samples"),

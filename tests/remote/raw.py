@@ -35,6 +35,7 @@ class RawServer:
 
     def __enter__(self) -> Self:
         self._listening = socket.create_server(("127.0.0.1", 0))
+        self._connection: socket.socket | None = None
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
         return self
@@ -42,16 +43,19 @@ class RawServer:
     def __exit__(self, *_: object) -> None:
         self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
+        if self._connection is not None:  # a client's pool may keep it open
+            with contextlib.suppress(OSError):  # it has ended
+                self._connection.shutdown(socket.SHUT_RDWR)
         self._thread.join()
 
     def _serve(self) -> None:
         while self._answers:
             try:
-                connection, _ = self._listening.accept()
+                self._connection, _ = self._listening.accept()
             except OSError:
                 return
             self.connections += 1
-            with connection, contextlib.suppress(OSError):
+            with self._connection as connection, contextlib.suppress(OSError):
                 connection.settimeout(10)
                 self._talk(connection)
 

@@ -38,6 +38,13 @@ from tests.remote.shards import (
 
 Serve = Callable[..., Nginx]
 LONG = 30.0  # seconds for which nobody waits
+ROUND = 3.0  # seconds of a request, long beside what else is done
+
+
+def asked(web: Nginx, suffix: str) -> set[tuple[str, str]]:
+    """Return name and range of the requests for files."""
+    found = [each for each in web.requests() if each.target.endswith(suffix)]
+    return {(each.target, each.headers.get("range", "")) for each in found}
 
 
 def parts(cache: Path) -> list[Path]:
@@ -370,3 +377,22 @@ def test_a_mixture_that_ends_waits_for_the_shards_that_come(
     assert len(read(mix)) == 8 * len(mix) < 64
     assert parts(cache) == []
     assert stored(cache)
+
+
+def test_a_first_batch_is_three_rounds_of_requests(serve: Serve, out: Path, tmp_path: Path) -> None:
+    """The manifest alone, then all indexes at once, then all samples at once, and no shard."""
+    web = serve(folder=out)
+    dataset = open_set(web, tmp_path / "cache", window=8, batch_size=32)
+    assert [each.method for each in web.requests()] == ["GET"]  # of the manifest
+    web.fail("*.idx", stall=ROUND)
+    web.fail("*.tar", stall=ROUND)
+    loop = iter(shardio.Loader(dataset, threads=2, prefetch=1))
+    first = threading.Thread(target=next, args=(loop,), daemon=True)
+    first.start()
+    until(lambda: len(asked(web, ".idx")) == 8)
+    assert asked(web, ".tar") == set()
+    until(lambda: len(asked(web, ".tar")) == 32)  # one after the other they would take minutes
+    assert whole_gets(web).total() == 0
+    first.join()
+    loop.close()  # type: ignore[attr-defined]
+    assert len(asked(web, ".json")) == 1

@@ -195,7 +195,54 @@ def test_a_transform_that_sees_the_picture_alone_is_refused_beside_a_mask(drawn:
         opened(drawn, map=alone)
 
 
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+def test_a_pil_image_has_the_channels_of_its_entry(drawn: Path, channels: int, mode: str) -> None:
+    modes = set()
+
+    def rotated(image: Any) -> Any:
+        modes.add(image.mode)
+        return image.rotate(90, expand=True)
+
+    options: dict[str, Any] = {"fields": {"image": shardio.Image("png", channels=channels)}}
+    plain = next(iter(opened(drawn, **options)))["image"]
+    for argument in ("map", "transform"):
+        batch = next(iter(opened(drawn, **{argument: shardio.FromPIL(rotated)}, **options)))
+        assert torch.equal(batch["image"], torch.rot90(plain, 1, (2, 3)))
+        scaled = next(iter(opened(drawn, **{argument: first_version.ToTensor()}, **options)))
+        assert torch.equal(scaled["image"], plain / 255)
+    assert modes == {mode}
+
+
+def test_a_gray_picture_of_albumentations_keeps_its_axis(drawn: Path) -> None:
+    gray = albumentations.ToGray(num_output_channels=1, p=1)
+    for batch in opened(drawn, map=gray, fields={"image": "png"}):
+        assert batch["image"].shape == (5, 1, HEIGHT, WIDTH)
+
+
+def test_a_transform_of_pictures_is_refused_where_samples_have_none(drawn: Path) -> None:
+    for transform in (V2, ALBUMENTATIONS, first_version.ToTensor(), shardio.FromPIL(lambda x: x)):
+        with pytest.raises(shardio.UsageError, match="is for pictures, and samples have none"):
+            opened(drawn, map=transform, fields={"label": "cls"})
+
+
+def test_a_sequence_of_modules_is_seeded_as_its_parts(drawn: Path) -> None:
+    chain = torch.nn.Sequential(v2.RandomHorizontalFlip(), v2.RandomCrop((16, 20)))
+    make = partial(opened, drawn, map=chain, fields={**FIELDS, "points": FIELDS["points"]})
+    check_map(make())
+    for batch in make():
+        assert torch.equal(batch["image"][:, 0] > 100, batch["mask"] == 1)
+    with pytest.raises(shardio.UsageError, match=r"map Sequential draws from .* workers=n"):
+        shardio.Loader(make())
+
+
+def test_a_compose_that_returns_no_sample_is_an_error_that_says_so(drawn: Path) -> None:
+    forgets = v2.Compose([lambda _: None])
+    with pytest.raises(shardio.TransformError, match="map Compose returned None, not a sample"):
+        next(iter(opened(drawn, map=forgets, fields={"image": "png"})))
+
+
 def test_points_whose_pairs_are_not_known_are_refused_when_mirrored(drawn: Path) -> None:
+    """albumentations#505: a mirrored left eye stayed a left eye."""
     fields = {"image": "png", "points": shardio.Points("points.json")}
     for flip in (v2.RandomHorizontalFlip(1), ALBUMENTATIONS):
         with pytest.raises(shardio.TransformError, match="mirrored a picture with points; give Po"):
@@ -245,6 +292,7 @@ def test_boxes_of_albumentations_may_be_those_of_coco(drawn: Path) -> None:
 
 
 def test_a_second_picture_needs_a_target_of_its_own(drawn: Path) -> None:
+    """albumentations#1511: a second picture was left as it was, without a word."""
     two = {"image": "png", "other": shardio.Image("png")}
     flip = [albumentations.HorizontalFlip(p=0.5)]
     with pytest.raises(shardio.TransformError, match=r"additional_targets=\{'other': 'image'\}"):
@@ -254,6 +302,30 @@ def test_a_second_picture_needs_a_target_of_its_own(drawn: Path) -> None:
         assert torch.equal(batch["image"], batch["other"])
     for batch in opened(drawn, map=v2.RandomHorizontalFlip(), fields=two):
         assert torch.equal(batch["image"], batch["other"])
+
+
+@pytest.mark.parametrize(
+    "colours",
+    [
+        v2.RandomChannelPermutation(),
+        v2.ColorJitter(0.5, 0.5, 0.5, 0.4),
+        albumentations.Compose(
+            [albumentations.ChannelShuffle(p=1), albumentations.RandomBrightnessContrast(p=1)],
+            additional_targets={"other": "image"},
+        ),
+    ],
+    ids=["permutation", "jitter", "albumentations"],
+)
+def test_two_pictures_of_a_sample_get_the_same_colours(tmp_path: Path, colours: Any) -> None:
+    """albumentations#204: each of the pictures had its channels shuffled for itself."""
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
+    make_shard(tmp_path / "a.tar", {str(n): {"png": png(pixels)} for n in range(12)})
+    two = {"image": "png", "other": shardio.Image("png")}
+    seen = set()
+    for batch in opened(tmp_path, map=colours, fields=two):
+        assert torch.equal(batch["image"], batch["other"])
+        seen |= {picture.numpy().tobytes() for picture in batch["image"]}
+    assert len(seen) > 3
 
 
 def test_randaugment_follows_the_fused_crop(drawn: Path) -> None:
@@ -266,3 +338,22 @@ def test_randaugment_follows_the_fused_crop(drawn: Path) -> None:
         opened(drawn, map=v2.RandAugment(), **options), batch_size=None, num_workers=2
     )
     assert [values(b) for b in workers] == [values(b) for b in batches]
+
+
+@pytest.mark.parametrize("library", [v2, first_version], ids=["v2", "first version"])
+def test_torchvision_gets_pictures_in_planes_and_the_batch_has_its_results(
+    drawn: Path, library: Any
+) -> None:
+    given: list[torch.Tensor] = []
+
+    def mirror(picture: torch.Tensor) -> torch.Tensor:
+        given.append(picture.clone())
+        return picture.flip(-1).contiguous()
+
+    lambda_ = library.Lambda(mirror)
+    fields = {"image": "png"}
+    batches = [*opened(drawn, map=lambda_, fields=fields, transform=shardio.Resize((7, 9)))]
+    assert all(picture.is_contiguous() for picture in given)
+    assert torch.equal(
+        torch.cat([batch["image"] for batch in batches]), torch.stack(given).flip(-1)
+    )

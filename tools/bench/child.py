@@ -38,13 +38,18 @@ def prepare(peer: str, workload: str, images: str, out: str) -> dict[str, str]:
     """Convert the images; an existing folder is complete and is used as it is."""
     module, folder = importlib.import_module(f"peers.{PEERS[peer].module}"), Path(out)
     if not folder.exists():
-        unfinished = folder.parent / "unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-        module.prepare(Path(images), unfinished / folder.name, WORKLOADS[workload])
-        (unfinished / folder.name).rename(folder)
-        unfinished.rmdir()
+        publish(folder, lambda place: module.prepare(Path(images), place, WORKLOADS[workload]))
     return {}
+
+
+def publish(folder: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder that is complete or absent."""
+    unfinished = folder.parent / "unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    write(unfinished / folder.name)
+    (unfinished / folder.name).rename(folder)
+    unfinished.rmdir()
 
 
 def run(peer: str, workload: str, images: str, out: str, repeats: int) -> dict[str, float]:
@@ -76,31 +81,32 @@ def run(peer: str, workload: str, images: str, out: str, repeats: int) -> dict[s
     }
 
 
-def prepare_task(task: str, loader: str, files: str, out: str) -> dict[str, str]:
+def prepare_task(module: str, task: str, loader: str, files: str, out: str) -> dict[str, str]:
     """Convert the files of a task."""
-    from peers import tasks  # noqa: PLC0415  only where it is run
+    from peers.tasks import LOADERS  # noqa: PLC0415  only where it is run
 
-    tasks.LOADERS[loader].prepare(tasks.TASKS[task], Path(files), Path(out))
+    chosen = importlib.import_module(f"peers.{module}").TASKS[task]
+    publish(Path(out), lambda place: LOADERS[loader].prepare(chosen, Path(files), place))
     return {}
 
 
-def run_task(task: str, loader: str, out: str, repeats: int, count: int) -> dict[str, float]:
+def run_task(
+    module: str, task: str, loader: str, out: str, repeats: int, count: int
+) -> dict[str, Any]:
     """Read all samples of a task `repeats` times, which must be `count`."""
-    from peers import tasks  # noqa: PLC0415
+    from peers.tasks import LOADERS  # noqa: PLC0415  as above
 
-    sums: dict[str, float] = {}
+    chosen = importlib.import_module(f"peers.{module}").TASKS[task]
+    forms, sums = dict[str, str](), dict[str, float]()
     cpu, start = cpu_seconds(), time.perf_counter()
     images, seconds, first, first_images = 0, 0.0, 0.0, 0
-    chosen = tasks.TASKS[task]
     step = chosen.transform.size[0] // LOOKED_AT
-    for batch in tasks.LOADERS[loader].batches(chosen, Path(out), repeats):
+    for batch in LOADERS[loader].batches(chosen, Path(out), repeats):
         size = len(batch[next(iter(chosen.fields))])
         for name in chosen.fields:
-            entry = batch[name]
-            if isinstance(entry, torch.Tensor):
-                mean = float(entry[..., ::step, ::step].double().mean())
-            else:
-                mean = sum(len(each["boxes"]) for each in entry) / size
+            form, mean = look_at(batch[name], step)
+            if forms.setdefault(name, form) != form:
+                raise ValueError(f"{name} is {form} after {forms[name]}")
             sums[name] = sums.get(name, 0.0) + mean * size
         images += size
         seconds = time.perf_counter() - start
@@ -108,9 +114,18 @@ def run_task(task: str, loader: str, out: str, repeats: int, count: int) -> dict
             first, first_images = seconds, images
     if images != count:
         raise ValueError(f"it gave {images} samples, not {count}")
-    means = {f"mean {name}": found / images for name, found in sums.items()}
+    entries = {name: (form, sums[name] / images) for name, form in forms.items()}
     found = {"images": images, "seconds": seconds, "first": first, "first_images": first_images}
-    return {**found, "cpu": cpu_seconds() - cpu, **means}
+    return {**found, "cpu": cpu_seconds() - cpu, "entries": entries}
+
+
+def look_at(entry: Any, step: int) -> tuple[str, float]:
+    """Return what a sample of an entry is, and the mean of some values; of boxes their number."""
+    if not isinstance(entry, torch.Tensor):
+        return "boxes", sum(len(each["boxes"]) for each in entry) / len(entry)
+    shape = "×".join(map(str, entry.shape[1:])) or "number"
+    some = entry[..., ::step, ::step] if entry.ndim > 2 else entry
+    return f"{shape} {str(entry.dtype).removeprefix('torch.')}", float(some.double().mean())
 
 
 def check(pixels: Any, count: int, workload: Workload) -> None:

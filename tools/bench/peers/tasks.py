@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 import shardio
+from peers import FILES
 from peers.common import Pixels, cut_shards, decode, repeat, use_one_thread
 from workloads import CORES_USED, SHARDS, SHUFFLE_BUFFER
 
@@ -36,7 +37,11 @@ class Task:
         transform: transform of shardio, whose crops the others take too.
         fields: entries of a batch of shardio.
         files: fields that are packed, as `shardio pack --fields` takes them.
-        make: function that makes a sample of the others from its bytes.
+        make: function that makes a sample of the others from its bytes; None if there are no
+            others.
+        loaders: names of the loaders to compare.
+        map: function of shardio on a sample.
+        whole: function of shardio on a sample that does the work of the transform too.
     """
 
     title: str
@@ -44,7 +49,10 @@ class Task:
     transform: Any
     fields: dict[str, Any]
     files: str
-    make: Callable[[Any, Stored], Sample]
+    make: Callable[[Any, Stored], Sample] | None
+    loaders: tuple[str, ...] = ("shardio Loader", "shardio DataLoader", "webdataset", "LitData")
+    map: Any = None
+    whole: Any = None
 
 
 def cut(pixels: Pixels, crop: Any, size: tuple[int, int], interpolation: int) -> Pixels:
@@ -131,17 +139,25 @@ TASKS = {
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Stack arrays, pictures to uint8 [B, 3, H, W] in channels-last memory; list the rest."""
+    """Stack arrays, pictures to uint8 [B, 3, H, W] in channels-last memory; list dictionaries."""
     batch: dict[str, Any] = {}
-    for name in samples[0]:
+    for name, first in samples[0].items():
         values = [sample[name] for sample in samples]
-        if isinstance(values[0], np.ndarray):
-            batch[name] = torch.from_numpy(np.stack(values))
-            if batch[name].shape[-1] == 3:
-                batch[name] = batch[name].permute(0, 3, 1, 2)
-        else:
-            batch[name] = values
+        batch[name] = values if isinstance(first, dict) else default_collate(values)
+        if isinstance(first, np.ndarray) and first.shape[-1] == 3:
+            batch[name] = batch[name].permute(0, 3, 1, 2)
     return batch
+
+
+def maker(task: Task) -> Callable[[Stored], Sample]:
+    """Return the function that makes a sample of the others.
+
+    Raises:
+        ValueError: the task is one of shardio alone.
+    """
+    if task.make is None:
+        raise ValueError("the task is one of shardio alone")
+    return partial(task.make, task.transform)
 
 
 def read_files(task: Task, files: Path, key: str) -> Stored:
@@ -172,14 +188,54 @@ def shardio_workers(task: Task, out: Path, repeats: int) -> Iterator[dict[str, A
     return iter(DataLoader(dataset, batch_size=None, num_workers=CORES_USED))
 
 
+def shardio_whole(task: Task, out: Path, repeats: int) -> Iterator[dict[str, Any]]:
+    return shardio_workers(replace(task, transform=None, map=task.whole), out, repeats)
+
+
+def shardio_unmapped(task: Task, out: Path, repeats: int) -> Iterator[dict[str, Any]]:
+    return shardio_workers(replace(task, map=None), out, repeats)
+
+
 def open_dataset(task: Task, out: Path, repeats: int) -> shardio.ShardDataset:
     return shardio.ShardDataset(
         [out] * repeats,
         shuffle=True,
         fields=task.fields,
         transform=task.transform,
+        map=task.map,
         batch_size=task.batch,
         tail="short",
+    )
+
+
+class Files(Dataset[Sample]):
+    """Dataset of the samples of a folder of files, each `repeats` times."""
+
+    def __init__(self, task: Task, files: Path, repeats: int) -> None:
+        self.keys = [key for key, _ in keys_of(files)] * repeats
+        self.task, self.files, self.make = task, files, maker(task)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.make(read_files(self.task, self.files, self.keys[index]))
+
+
+def prepare_nothing(task: Task, files: Path, out: Path) -> None:
+    """Leave the files as they are, which is what a Dataset of files reads."""
+
+
+def files_workers(task: Task, out: Path, repeats: int) -> Iterator[dict[str, Any]]:
+    return iter(
+        DataLoader(
+            Files(task, out, repeats),
+            batch_size=task.batch,
+            shuffle=True,
+            num_workers=CORES_USED,
+            collate_fn=collate,
+            worker_init_fn=use_one_thread,
+        )
     )
 
 
@@ -200,7 +256,7 @@ def webdataset_workers(task: Task, out: Path, repeats: int) -> Iterator[dict[str
     dataset = (
         webdataset.WebDataset(shards, shardshuffle=len(shards), empty_check=False)
         .shuffle(SHUFFLE_BUFFER)
-        .map(partial(task.make, task.transform))
+        .map(maker(task))
         .batched(task.batch, collation_fn=collate)
     )
     return iter(
@@ -230,7 +286,7 @@ def litdata_workers(task: Task, out: Path, repeats: int) -> Iterator[dict[str, A
     import litdata  # noqa: PLC0415  as above
 
     dataset = litdata.StreamingDataset(
-        str(out), shuffle=True, drop_last=False, transform=partial(task.make, task.transform)
+        str(out), shuffle=True, drop_last=False, transform=maker(task)
     )
     loader = litdata.StreamingDataLoader(
         dataset,
@@ -241,6 +297,63 @@ def litdata_workers(task: Task, out: Path, repeats: int) -> Iterator[dict[str, A
         worker_init_fn=use_one_thread,
     )
     return repeat(loader, repeats)
+
+
+def prepare_energon(task: Task, files: Path, out: Path) -> None:
+    from megatron.energon.flavors.webdataset.prepare import (  # noqa: PLC0415  as above
+        WebdatasetPreparator,
+    )
+
+    prepare_webdataset(task, files, out)
+    WebdatasetPreparator.prepare_dataset(
+        out,
+        sorted(path.name for path in out.glob("*.tar")),
+        split_parts_ratio=[("train", 1.0)],
+        workers=1,
+    )
+    text = "__module__: megatron.energon\n__class__: CrudeWebdataset\n"
+    (out / ".nv-meta" / "dataset.yaml").write_text(text, "utf-8")
+
+
+def energon_workers(task: Task, out: Path, repeats: int) -> Iterator[dict[str, Any]]:
+    from megatron import energon  # noqa: PLC0415  as above
+
+    blend = out / f"repeated-{repeats}.yaml"
+    blend.write_text(
+        "__module__: megatron.energon\n__class__: MetadatasetV2\nsplits:\n  train:\n"
+        f"    blend_epochized:\n      - repetitions: {repeats}\n        path: {out}\n",
+        "utf-8",
+    )
+    use_one_thread()  # its workers, which are forks of this process, too
+    workers = energon.WorkerConfig(rank=0, world_size=1, num_workers=CORES_USED)
+    dataset = energon.get_train_dataset(
+        blend,
+        worker_config=workers,
+        batch_size=task.batch,
+        shuffle_buffer_size=SHUFFLE_BUFFER,
+        max_samples_per_sequence=100,
+        task_encoder=energon_encoder(task),
+        repeat=False,
+    )
+    return iter(energon.get_loader(dataset))
+
+
+def energon_encoder(task: Task) -> Any:
+    """Make what Energon calls for each sample and batch."""
+    from megatron import energon  # noqa: PLC0415  as above
+
+    make = maker(task)
+
+    def encode_sample(_: Any, sample: Any) -> Sample:
+        return make(sample)
+
+    def batch(_: Any, samples: list[Sample]) -> dict[str, Any]:
+        return collate(samples)
+
+    own = {function.__name__: energon.stateless(function) for function in (encode_sample, batch)}
+    cookers = (energon.Cooker(energon.stateless(lambda sample: sample)),)
+    methods = {**own, "decoder": None, "cookers": cookers}
+    return type("Encoder", (energon.DefaultTaskEncoder,), methods)()
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,9 +371,15 @@ class Loading:
     batches: Callable[[Task, Path, int], Iterator[dict[str, Any]]]
 
 
+WHOLE, UNMAPPED = "shardio DataLoader, map alone", "shardio DataLoader, no map"
+
 LOADERS = {
     "shardio Loader": Loading("shardio", prepare_shardio, shardio_threads),
     "shardio DataLoader": Loading("shardio", prepare_shardio, shardio_workers),
+    WHOLE: Loading("shardio", prepare_shardio, shardio_whole),
+    UNMAPPED: Loading("shardio", prepare_shardio, shardio_unmapped),
     "webdataset": Loading("webdataset", prepare_webdataset, webdataset_workers),
     "LitData": Loading("litdata", prepare_litdata, litdata_workers),
+    "cv2 Dataset": Loading(FILES, prepare_nothing, files_workers),
+    "Energon": Loading("energon", prepare_energon, energon_workers),
 }

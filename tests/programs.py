@@ -1,0 +1,108 @@
+"""Python programs in forks of the fork server, which has torch, so that they start at once.
+
+What a test says of the start itself, such as what is imported, is for processes of their own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing import forkserver
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest import mock
+
+_FORKING = multiprocessing.get_context("forkserver")
+
+
+def run(
+    program: Path | str, *words: object, strict: bool = False, seconds: float = 170
+) -> subprocess.CompletedProcess[str]:
+    """Run a program as `python` would, and wait until it ends.
+
+    Args:
+        program: file, or code.
+        words: arguments of the program.
+        strict: whether warnings are errors.
+        seconds: limit of time.
+    """
+    command = [str(program) if isinstance(program, Path) else "-c", *map(str, words)]
+    code = program.read_text("utf-8") if isinstance(program, Path) else program
+    with tempfile.TemporaryDirectory() as place:
+        files = [Path(place, "out"), Path(place, "errors")]
+        process = _FORKING.Process(
+            target=_live, args=(code, command, [*map(str, files)], {**os.environ}, strict)
+        )
+        process.start()
+        process.join(seconds)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        assert process.exitcode is not None
+        said = [file.read_text("utf-8") if file.exists() else "" for file in files]
+        return subprocess.CompletedProcess(command, process.exitcode, *said)
+
+
+@contextmanager
+def profiles() -> Iterator[None]:
+    """Have `shardio.profile` measure in such processes."""
+    from shardio.profiling import profile  # not in every process
+
+    with mock.patch.object(profile, "subprocess", SimpleNamespace(Popen=_Measuring, DEVNULL=None)):
+        yield
+
+
+class _Measuring:
+    """Measuring process, as far as subprocess.Popen is needed."""
+
+    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], **_: Any) -> None:
+        code, *words = command[command.index("-c") + 1 :]
+        forkserver.ensure_running()
+        words[-1] = str(forkserver._forkserver._forkserver_pid)  # type: ignore[attr-defined]
+        files = [os.devnull, os.devnull]
+        self._process = _FORKING.Process(
+            target=_live, args=(code, ["-c", *words], files, {**env}, False, True)
+        )
+        self._process.start()
+        self.pid = self._process.pid
+
+    def wait(self) -> int | None:
+        self._process.join()
+        return self._process.exitcode
+
+
+def _live(
+    code: str,
+    words: Sequence[str],
+    files: Sequence[str],
+    environment: Mapping[str, str],
+    strict: bool,
+    leads: bool = False,
+) -> None:
+    gc.freeze()  # a collection would copy all pages
+    if leads:
+        os.setsid()
+    for descriptor, path in enumerate(files, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.environ.clear()
+    os.environ.update(environment)
+    multiprocessing.set_start_method(None, force=True)  # the default, not that of this process
+    sys.argv = [*words]
+    main = sys.modules["__main__"] = ModuleType("__main__")  # it stays until the end, as its loops
+    if words[0] != "-c":
+        sys.path[0], main.__file__ = str(Path(words[0]).parent), words[0]
+    if strict:
+        warnings.simplefilter("error")
+    try:
+        exec(compile(code, words[0], "exec"), main.__dict__)  # noqa: S102
+    finally:
+        atexit._run_exitfuncs()
