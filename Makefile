@@ -66,8 +66,8 @@ test: $(READY) servers
 	@$(MAKE) --no-print-directory --jobs 2 types pytest
 
 test-trainers: $(TRAINERS_READY)
-	$(call say,tests under the trainers: about three minutes)
-	$(call timed,$(TRAINERS)/bin/python -m pytest -q tests/trainers)
+	$(call say,tests under the trainers and of the recipes: about five minutes)
+	$(call timed,$(TRAINERS)/bin/python -m pytest -q tests/trainers tests/examples/test_recipes.py)
 
 types: $(READY)
 	$(call timed,$(BIN)/mypy)

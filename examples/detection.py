@@ -4,39 +4,39 @@ Squares are drawn, with boxes as COCO has them, x, y, width and height. A networ
 of a grid whether it has a square's centre. Usage: python examples/detection.py [EPOCHS]
 """
 
-import json
 import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import nn
 
 import shardio
+from shardio import ops
 
 SIDE, CELL = 64, 8
 
 
 def draw(count: int) -> Iterator[dict[str, Any]]:
-    """Yield samples with the fields jpg and json."""
+    """Yield samples with the fields png and json."""
     numbers = np.random.default_rng(0)
-    for number in range(count):
+    for _ in range(count):
         height, width = numbers.integers(150, 250, 2).tolist()
         picture, boxes = numbers.integers(0, 90, (height, width, 3), np.uint8), []
         for side in numbers.integers(24, 60, numbers.integers(1, 4)).tolist():
             x, y = int(numbers.integers(width - side)), int(numbers.integers(height - side))
             picture[y : y + side, x : x + side] = numbers.integers(140, 256, 3)
             boxes.append([x, y, side, side])
-        objects = {"boxes": boxes, "labels": [1] * len(boxes)}
-        jpeg = cv2.imencode(".jpg", picture)[1].tobytes()
-        yield {"__key__": f"{number}", "jpg": jpeg, "json": json.dumps(objects).encode()}
+        yield {"png": picture, "json": {"boxes": boxes, "labels": [1] * len(boxes)}}
 
 
 def centres(targets: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-    """Return which cells of the grid have a centre, float32 [B, n, n]."""
+    """Return which cells of the grid have a centre, float32 [B, n, n].
+
+    The targets are a list of B dictionaries with boxes, float32 [count, 4], and labels.
+    """
     has = torch.zeros(len(targets), SIDE // CELL, SIDE // CELL)
     for number, target in enumerate(targets):
         for left, top, right, bottom in target["boxes"].tolist():
@@ -56,7 +56,7 @@ def train(epochs: int) -> None:
         target = shardio.Boxes("json", format="xywh", also=["labels"])
         dataset = shardio.ShardDataset(
             folder,
-            fields={"image": "jpg", "target": target},
+            fields={"image": "png", "target": target},
             transform=shardio.Resize((SIDE, SIDE), flip=0.5),
             shuffle=True,
             batch_size=20,
@@ -64,14 +64,15 @@ def train(epochs: int) -> None:
         for epoch in range(epochs):
             right = total = 0
             for batch in shardio.Loader(dataset, threads=2):
-                has = centres(batch["target"])  # of a list of 20 {"boxes", "labels"}
+                valid, has = batch["valid"], centres(batch["target"])
                 found = network(shardio.to_float(batch["image"]))[:, 0]
-                loss = nn.functional.binary_cross_entropy_with_logits(found, has)
+                loss = ops.sigmoid_cross_entropy(found, has, valid=valid)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                right += int(((found > 0) & (has > 0)).sum())
-                total += int(((found > 0) | (has > 0)).sum())
+                ours, true = found[valid] > 0, has[valid] > 0
+                right += int((ours & true).sum())
+                total += int((ours | true).sum())
             print(f"epoch {epoch}: {right / total:.1%} of all centres, true or found, are both")
 
 

@@ -59,12 +59,11 @@ def make_loaders(folder: Path) -> tuple[DataLoader[Any], DataLoader[Any]]:
 
 @torch.no_grad()
 def accuracy(network: Network, loader: DataLoader[Any]) -> float:
-    right = total = 0
+    mean = shardio.MaskedMean()
     for batch in loader:
         hits = network(batch["image"]).argmax(1) == batch["label"]
-        right += int((hits & batch["valid"]).sum())  # a padded sample counts for nothing
-        total += int(batch["valid"].sum())
-    return right / total
+        mean.add(hits, batch["valid"])  # a padded sample counts for nothing
+    return mean.result()
 
 
 def train(epochs: int) -> None:

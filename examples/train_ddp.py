@@ -47,7 +47,7 @@ def save(path: Path, network: nn.Module, optimizer: Any, data: dict[str, Any]) -
 def accuracy(network: nn.Module, folder: Path) -> float:
     """Compute the accuracy on held-out digits over all ranks, the same for any number of ranks."""
     mean = shardio.MaskedMean()
-    dataset = shardio.ShardDataset(folder / "test", batch_size=64)
+    dataset = shardio.ShardDataset(folder / "test", batch_size=64, tail="even")
     for batch in DataLoader(dataset, batch_size=None):
         hits = network(batch["image"].float() / 255).argmax(1) == batch["label"]
         mean.add(hits, batch["valid"])
@@ -79,8 +79,9 @@ def train(folder: Path, epochs: int) -> None:
             logits, valid = network(batch["image"].float() / 255), batch["valid"]
             count = valid.sum()
             dist.all_reduce(count)  # the mean is over all ranks' valid samples, not each rank's
-            losses = ops.softmax_cross_entropy(logits, batch["label"], reduction="none")
-            loss = losses[valid].sum() / count * ranks  # times ranks: DDP averages over them
+            labels = batch["label"]
+            loss = ops.softmax_cross_entropy(logits, labels, valid=valid, reduction="sum")
+            loss = loss / count * ranks  # times ranks: DDP averages over them
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -120,17 +120,23 @@ class Image(FieldType):
         return replace(self, fields=field)
 
     def encode(self, value: Any) -> bytes:
-        """Encode a picture, uint8 [H, W, channels], as a PNG; others would change its colours."""
+        """Encode a picture, uint8 [H, W, channels], as a PNG; others would change its colours.
+
+        A gray picture may be [H, W].
+        """
         from shardio.fields.image import encode_image  # noqa: PLC0415  loads OpenCV
 
         if (last := _last_part(self)) not in _PNG_FIELDS:
             raise TypeError(f"{last} changes colours; encode it yourself, or name the field png")
         pixels = as_array(value)
+        if self.channels == 1 and pixels.ndim == 2:
+            pixels = pixels[..., None]
         if not is_picture(pixels.dtype, pixels.shape, self.channels):
             space = {1: "gray", 3: "RGB", 4: "RGBA"}[self.channels]
+            gray = "; Image(channels=1) takes gray" if pixels.ndim == 2 else ""
             raise TypeError(
                 f"a picture is uint8 [H, W, {self.channels}] in {space}, not {pixels.dtype} "
-                f"{[*pixels.shape]}"
+                f"{[*pixels.shape]}{gray}"
             )
         return bytes(encode_image(np.ascontiguousarray(pixels), "png", 0))
 

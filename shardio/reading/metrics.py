@@ -17,7 +17,7 @@ class MaskedMean:
         accuracy = shardio.MaskedMean()
         for batch in loader:
             accuracy.add(network(batch["image"]).argmax(1) == batch["label"], batch["valid"])
-        print(accuracy.result())
+        print(f"{accuracy.result():.2%} of {accuracy.count()} samples")
     """
 
     def __init__(self) -> None:
@@ -55,8 +55,16 @@ class MaskedMean:
         Returns:
             The mean; NaN if no valid sample was added.
         """
+        total = self._total()
+        return float(total[0] / total[1])
+
+    def count(self) -> int:
+        """Count the valid samples of all ranks; every rank of torch.distributed has to call it."""
+        return int(self._total()[1])
+
+    def _total(self) -> torch.Tensor:
         total = self._sum_and_count
         total = torch.zeros(2, dtype=torch.float64) if total is None else total.clone()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(total)
-        return float(total[0] / total[1])
+        return total

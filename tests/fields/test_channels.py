@@ -233,3 +233,11 @@ def test_channels_that_do_not_fit_are_refused(images: Path, tmp_path: Path) -> N
     assert batch["image"].shape == (5, 1, 8, 8)
     with pytest.raises(TypeError, match=r"a picture is uint8 \[H, W, 1\] in gray, not uint8"):
         shardio.Image("png", channels=1).encode(COLOURS)
+
+
+def test_a_gray_array_needs_no_dimension_of_channels(tmp_path: Path) -> None:
+    gray = COLOURS[..., 0]
+    types = {"png": shardio.Image(channels=1)}
+    shardio.pack([{"png": gray}, {"png": gray[..., None]}], tmp_path, shards=1, types=types)
+    for sample in shardio.ShardDataset(tmp_path):
+        assert np.array_equal(sample["image"][0], gray)

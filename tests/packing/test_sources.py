@@ -407,6 +407,10 @@ class TestValues:
             ({"json": {1, 2}}, "field 'json' cannot hold"),
             ({"npy": np.array([object()])}, "field 'npy' cannot hold"),
             ({"png": 3}, "field 'png' cannot hold 3: a picture is uint8"),
+            (
+                {"png": np.zeros((4, 4), np.uint8)},
+                r"not uint8 \[4, 4\]; Image\(channels=1\) takes gray",
+            ),
             ({"bin": 3}, "field 'bin' takes bytes or a path, not int"),
             ({"a/b": PNG}, "'a/b' cannot be the name of a field"),
             ({"png": b"no"}, "sample 0.*not a JPEG, PNG"),

@@ -16,11 +16,12 @@ from shardio.planning.epoch import Tail
 
 
 def accuracy_of(dataset: shardio.ShardDataset) -> float:
-    """Of a model that is right where an image is bright."""
+    """Of a model that is right where one of the 600 images is bright."""
     mean = shardio.MaskedMean()
     for batch in dataset:
         hits = batch["image"].float().mean(dim=(1, 2, 3)) > 127
         mean.add(hits, batch["valid"])
+    assert mean.count() == 600
     return mean.result()
 
 
@@ -68,9 +69,11 @@ def test_validation_accuracy_is_the_same_on_any_number_of_ranks(
 def test_a_mean_counts_valid_samples_of_any_dtype() -> None:
     mean = shardio.MaskedMean()
     assert torch.isnan(torch.tensor(mean.result()))
+    assert mean.count() == 0
     mean.add(torch.tensor([1.5, float("nan")]), torch.tensor([True, False]))
     mean.add(torch.tensor([3, 4]), torch.tensor([True, True]))
     assert mean.result() == pytest.approx(8.5 / 3)
+    assert mean.count() == 3
 
 
 def test_what_is_no_mask_is_refused() -> None:
