@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from os import PathLike
 from typing import Any, ClassVar, Literal, get_args
 
-from shardio.checks import one_of, whole_number
+from shardio.checks import one_of, require, whole_number
 from shardio.errors import UsageError, quoted
 from shardio.fields.base import FieldType
 from shardio.fields.defaults import given_types, named_types
@@ -79,6 +79,8 @@ class OutputOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", whole_number("seed", self.seed))
         one_of("on_error", self.on_error, get_args(OnError))
+        mapped = self.split is None or isinstance(self.split, Mapping)
+        require(mapped, "split", self.split, "a mapping, as {'train': 0.9, 'val': 0.1}")
         if self.stratify and self.split is None:
             raise UsageError(
                 "stratify requires split", remedy="give split, as {'train': 0.9, 'val': 0.1}"
