@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -259,9 +259,17 @@ class ShardDataset(ResumableDataset):
         """Refuse what does not fit the ranks that are given, or any number of ranks."""
         if len(self.samples) and self._ranks != (None, None):
             self.num_steps()
-        elif len(self.samples) and (self._buckets is not None or self.shuffle.streams == 1):
-            # Several streams only fit some numbers of ranks.
-            self._count_steps(self._share_of(0, 1))
+        elif len(self.samples):
+            streams = self.shuffle.streams
+            some = range(2, min(streams, len(self.samples)) + 1)
+            try:
+                self._count_steps(self._share_of(0, 1))
+            except UsageError:  # which is meant unless more ranks fit
+                for ranks in (each for each in some if streams % each == 0):
+                    with suppress(UsageError):
+                        self._count_steps(self._share_of(0, ranks))
+                        return
+                raise
 
     @property
     def transform(self) -> Transform | None:
