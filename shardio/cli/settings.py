@@ -61,13 +61,13 @@ _options = several(
     ),
     click.option(
         "--weights",
-        metavar="LABEL=WEIGHT,…",
+        metavar="LABEL=WEIGHT,...",
         help="Draw samples by the weight of their label, a number or name; or 'balanced'.",
     ),
     click.option(
         "--bucket-area",
         type=_AT_LEAST_ONE,
-        help="Pixels of the buckets of transform=Buckets(area=…); each step then has one of them.",
+        help="Pixels of the buckets of transform=Buckets(area=...); each step then has one of them.",
     ),
     click.option(
         "--bucket-step",

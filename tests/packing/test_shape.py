@@ -325,5 +325,7 @@ def test_a_split_without_samples_is_refused(tmp_path: Path) -> None:
 
 
 def test_fractions_as_text_are_refused_by_their_form(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(shardio.UsageError, match=r"split='train=0.8,val=0.2': it must be a mapping"):
+    with pytest.raises(
+        shardio.UsageError, match=r"split='train=0.8,val=0.2': it must be a mapping"
+    ):
         shardio.pack(images, tmp_path / "out", shards=2, split="train=0.8,val=0.2")  # type: ignore[arg-type]
