@@ -67,7 +67,7 @@ _options = several(
     click.option(
         "--bucket-area",
         type=_AT_LEAST_ONE,
-        help="Pixels of the buckets of transform=Buckets(area=...); each step then has one of them.",
+        help="Pixels of the buckets of Buckets(area=...); each step then has one of them.",
     ),
     click.option(
         "--bucket-step",
