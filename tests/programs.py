@@ -13,13 +13,9 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from multiprocessing import forkserver
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
-from unittest import mock
+from types import ModuleType
 
 _FORKING = multiprocessing.get_context("forkserver")
 
@@ -52,45 +48,14 @@ def run(
         return subprocess.CompletedProcess(command, process.exitcode, *said)
 
 
-@contextmanager
-def profiles() -> Iterator[None]:
-    """Have `shardio.profile` measure in such processes."""
-    from shardio.profiling import profile  # not in every process
-
-    with mock.patch.object(profile, "subprocess", SimpleNamespace(Popen=_Measuring, DEVNULL=None)):
-        yield
-
-
-class _Measuring:
-    """Measuring process, as far as subprocess.Popen is needed."""
-
-    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], **_: Any) -> None:
-        code, *words = command[command.index("-c") + 1 :]
-        forkserver.ensure_running()
-        words[-1] = str(forkserver._forkserver._forkserver_pid)  # type: ignore[attr-defined]
-        files = [os.devnull, os.devnull]
-        self._process = _FORKING.Process(
-            target=_live, args=(code, ["-c", *words], files, {**env}, False, True)
-        )
-        self._process.start()
-        self.pid = self._process.pid
-
-    def wait(self) -> int | None:
-        self._process.join()
-        return self._process.exitcode
-
-
 def _live(
     code: str,
     words: Sequence[str],
     files: Sequence[str],
     environment: Mapping[str, str],
     strict: bool,
-    leads: bool = False,
 ) -> None:
     gc.freeze()  # a collection would copy all pages
-    if leads:
-        os.setsid()
     for descriptor, path in enumerate(files, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
     os.environ.clear()

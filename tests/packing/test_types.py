@@ -23,7 +23,6 @@ from shardio.fields import recorded
 from shardio.fields.pictures import PixelMask, Pixels
 from shardio.indexing.manifest import read_manifest
 from shardio.testing import digests, make_shard, read_members
-from tests import programs
 
 COUNT, HEIGHT, WIDTH = 4, 9, 7
 
@@ -295,8 +294,7 @@ def test_a_type_of_a_program_must_be_given_to_readers(tmp_path: Path) -> None:
         assert raw["text"] == b"cba"
         assert not shardio.verify(folder, deep=True).findings
         assert shardio.info(folder).fields[1].kind == "Reversed (not given)"
-    with programs.profiles():
-        assert shardio.profile(out, seconds=0.1, workers=(0,), batch_size=1).runs
+    assert shardio.profile(out, seconds=0.1, workers=(0,), batch_size=1).runs
     with pytest.raises(shardio.PackError, match=r"field 'text'.*packed with the type Reversed"):
         shardio.reshard(out, tmp_path / "x", shards=1, where=lambda _, fields: fields["text"])
 

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -35,7 +35,6 @@ from shardio.profiling.settings import ProfileOptions, Topology, load_callable
 from shardio.profiling.system import cached_share, drop_from_cache, tree_memory
 from shardio.profiling.verdict import Change
 from shardio.testing import make_shard
-from tests import programs
 
 
 def run(*arguments: object) -> Any:
@@ -67,12 +66,6 @@ def type_in(
         return Done(code, *capsys.readouterr())
 
     return typed
-
-
-@pytest.fixture(autouse=True, scope="module")
-def in_forks() -> Iterator[None]:
-    with programs.profiles():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ from shardio.indexing.catalog import open_catalog
 from shardio.profiling.profile import ask
 from shardio.profiling.store import MOST_BYTES, MOST_SECONDS, StoreLimits, measure_store
 from shardio.testing import make_images
-from tests import programs
 
 SHARDS, SAMPLES, SIZE = 20, 10, 10_000
 
@@ -123,16 +122,15 @@ def test_profile_measures_a_store_and_then_loaders_with_shards_in_the_cache(
     web = serve(folder=photos, latency=S3_LATENCY)
     web.fail("*.tar", rate=20_000)
     options = {"cache_dir": str(tmp_path / "cache")}
-    with programs.profiles():
-        found = shardio.profile(
-            web.url,
-            size=16,
-            seconds=0.3,
-            batch_size=20,
-            threads=[1],
-            html=str(tmp_path / "a.html"),
-            storage_options=options,
-        )
+    found = shardio.profile(
+        web.url,
+        size=16,
+        seconds=0.3,
+        batch_size=20,
+        threads=[1],
+        html=str(tmp_path / "a.html"),
+        storage_options=options,
+    )
     store = found.store
     assert store is not None
     assert S3_LATENCY <= store.first_byte < 20 * S3_LATENCY
@@ -184,8 +182,7 @@ def test_a_profile_that_a_store_does_not_limit_says_what_it_could_deliver(
 ) -> None:
     web = serve(folder=photos)
     words = ["profile", web.url, "--seconds", "0.3", "--threads", "1", "--workers", "1"]
-    with programs.profiles():
-        done = CliRunner().invoke(commands, words, catch_exceptions=False)
+    done = CliRunner().invoke(commands, words, catch_exceptions=False)
     assert done.exit_code == 0
     said = " ".join(done.stdout.split())
     assert "store, first byte" in said

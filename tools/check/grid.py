@@ -359,7 +359,8 @@ def shards_asked(web: Nginx) -> set[str]:
 
 def _gets(web: Nginx) -> list[Request]:
     gets = [each for each in web.requests() if each.method == "GET" and "?" not in each.target]
-    return [each for each in gets if ".tar" in each.target and ".idx" not in each.target]
+    shards = [each for each in gets if ".tar" in each.target and ".idx" not in each.target]
+    return [each for each in shards if not each.target.endswith("shardio.json")]
 
 
 def _shard_of(request: Request) -> str:
