@@ -48,7 +48,7 @@ _MOST_ASKED = 64  # ranges of a shard whose bytes are kept until they are read
 _SPLIT = 8 << 20  # bytes of a piece of a shard
 _POLL = 0.01  # seconds between looks at a file that another process writes
 _STILL = 2.0  # seconds without growth, after which another process may have ended
-_LONGEST_RANGES = 5.0  # seconds that shards wait for ranges
+_LONGEST_WAIT = 5.0  # seconds that shards wait for ranges, and an end for claims
 _NOW = -1.0  # next use of a shard, sooner than that of any other
 _LONGEST_END = 1.0  # seconds in which threads may end by themselves
 CONNECTIONS = 16  # shards that a process fetches at once
@@ -175,7 +175,7 @@ class Downloads:
             threads.end(_EndedError("the loop has ended"))
         with self._changed:
             self._changed.wait_for(lambda: not self._running, longest)
-            self._changed.wait_for(lambda: not self._claiming)
+            self._changed.wait_for(lambda: not self._claiming, _LONGEST_WAIT)
             parts = [*self._parts]
         for part in parts:
             part.close()
@@ -261,7 +261,7 @@ class Downloads:
 
     def wait_for_ranges(self) -> None:
         """Wait for the ranges that come before shards, though not for ever."""
-        wait(self._ranges, timeout=_LONGEST_RANGES)
+        wait(self._ranges, timeout=_LONGEST_WAIT)
 
     def hold(self, *, on: bool = True) -> None:
         """Fetch no whole shard until that is off, as it is where somebody waits for one."""
@@ -342,7 +342,7 @@ class Downloads:
         """Fetch shards until none waits."""
         self.wait_for_ranges()
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or not self._is_held, _LONGEST_RANGES)
+            self._changed.wait_for(lambda: self._closed or not self._is_held, _LONGEST_WAIT)
         while True:
             with self._changed:
                 if not self._queue or self._closed:
