@@ -317,6 +317,7 @@ class Array(FieldType):
     magic: ClassVar[Mapping[bytes, str]] = {NPY_MAGIC: "npy"}
     batching: ClassVar[Batching] = "stack"
     preview_bytes = 1 << 14  # headers are shorter
+    native = "rows"
     decode = staticmethod(decode_npy)
 
     def decode_rows(

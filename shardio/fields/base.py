@@ -58,8 +58,7 @@ _LOOKING = (
     *("decode", "decode_verified", "decode_rows", "follow", "probe", "check", "preview", "picture"),
     "summarize",
 )
-
-
+_NATIVELY = ("decode", "decode_verified", "probe", "follow")
 _OF_DATA = ("decode", "decode_verified", "probe", "check", "preview")
 
 
@@ -130,6 +129,10 @@ class FieldType:
         sized: whether indexes record what `probe` finds, so that crops are chosen before the data
             are read. It must follow from the data alone, so a subclass with a `probe` of its own
             is not sized unless it says so.
+        native: kind of data that the native core decodes to what `decode` and `follow` make of
+            them: "picture" for image files, "values" for masks, "rows" for
+            arrays; None for others. A subclass with a method of its own for that has none unless
+            it says so.
     """
 
     fields: str = ""
@@ -147,6 +150,7 @@ class FieldType:
     mirrors: ClassVar[bool] = True
     fills: ClassVar[bool] = True
     sized: ClassVar[bool] = False
+    native: ClassVar[Literal["picture", "values", "rows"] | None] = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -158,6 +162,8 @@ class FieldType:
             cls.holds = f"values of {cls.name}" if listed else "a tensor"
         if "probe" in own and "sized" not in own:
             cls.sized = False
+        if "native" not in own and not own.keys().isdisjoint(_NATIVELY):
+            cls.native = None
         ours = cls.__module__.partition(".")[0] == "shardio"
         for method in _LOOKING:
             found = own.get(method)

@@ -48,7 +48,7 @@ from shardio.processes import is_forked, new_lock
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shardio.fields.geometry import Crop
+    from shardio.fields.geometry import Crop, Placed
     from shardio.fields.probe import Buffer
 
 _NATIVE_RGB: int | None = getattr(cv2, "IMREAD_COLOR_RGB", None)  # OpenCV 4.11 and later
@@ -338,9 +338,9 @@ def decode_values(
     return np.ascontiguousarray(values)
 
 
-_LEAST_RATIOS = ((8, 8.0), (4, 4.5), (2, 3.75))
-"""How many times larger than the slot a crop must be to be shrunk; below, a plain linear resize of
-all pixels is nearer to an antialiased one, measured on blurred noise."""
+_LEAST_RATIOS = (3.75, 4.5, 8.0)
+"""How many times larger than the slot a crop must be to be shrunk by 2, 4 and 8; below, a plain
+linear resize of all pixels is nearer to an antialiased one, measured on blurred noise."""
 _METHODS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 
@@ -411,7 +411,7 @@ def write_part(part: DecodedPart, info: ImageInfo, crop: Crop, out: NDArray[np.u
     size = out.shape[0], out.shape[1]
     if (found := placed(crop, size)) is not None:
         write_part(part, info, found.crop, out[found.place])
-        found.fill_margin(np.moveaxis(out, -1, 0), _margin(crop))
+        fill_margin(found, crop, out)
         return
     interpolation, antialias = crop.resampling
     if part.shrink == 1:
@@ -443,9 +443,16 @@ def write_crop(pixels: NDArray[np.uint8], crop: Crop, out: NDArray[np.uint8]) ->
     write_part(DecodedPart(pixels, 1), info, crop, out)
 
 
-def _margin(crop: Crop) -> NDArray[np.uint8]:
-    """Return the value of a margin as uint8 [C, H, W] takes it."""
-    return np.array(0 if crop.fill == "reflect" else crop.fill, np.uint8).reshape(-1, 1, 1)
+def fill_margin(part: Placed, crop: Crop, out: NDArray[np.uint8]) -> None:
+    """Fill the margin of a slot whose part is filled.
+
+    Args:
+        part: part of the slot.
+        crop: crop that fills the slot.
+        out: uint8 [h, w, channels], the slot.
+    """
+    fill = np.array(0 if crop.fill == "reflect" else crop.fill, np.uint8).reshape(-1, 1, 1)
+    part.fill_margin(np.moveaxis(out, -1, 0), fill)
 
 
 def _fill(
@@ -484,13 +491,23 @@ def _fill(
 
 def _shrink(info: ImageInfo, crop: Crop, size: tuple[int, int]) -> int:
     """Return the greatest of 1, 2, 4 and 8 that costs no likeness to an antialiased resize."""
-    if min(info.height, info.width) >= LEAST_SHRUNK and crop.resampling == PLAIN:
-        height, width = crop.resized or size
-        ratio = min(crop.height / height, crop.width / width)
-        for shrink, least in _LEAST_RATIOS:
-            if ratio >= least:
-                return shrink
-    return 1
+    if crop.resampling != PLAIN:
+        return 1
+    height, width = crop.resized or size
+    ratio = min(crop.height / height, crop.width / width)
+    found: int = shrink_of(min(info.height, info.width), ratio)
+    return found
+
+
+def shrink_of(side: Any, ratio: Any) -> Any:
+    """Return by what JPEGs are shrunk for plain resizing: 1, 2, 4 or 8.
+
+    Args:
+        side: shorter side of the picture, or those of several.
+        ratio: how many times larger than the slot a crop is, or crops are.
+    """
+    steps = sum((ratio >= least) * 1 for least in _LEAST_RATIOS)
+    return 1 << (side >= LEAST_SHRUNK) * steps
 
 
 def _box_as_stored(info: ImageInfo, crop: Crop, size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -78,6 +78,7 @@ class Image(FieldType):
     geometry: ClassVar[Geometry | None] = "leads"
     image_file = True
     sized = True
+    native = "picture"
 
     def __post_init__(self) -> None:
         if self.crop not in ("shared", "own"):
@@ -284,6 +285,7 @@ class Mask(_Values):
 
     names = frozenset(f"{mask}.{last}" for mask in MASK_NAMES for last in IMAGE_FIELDS)
     holds = "class numbers"
+    native = "values"
 
     def __post_init__(self) -> None:
         if self.dtype not in ("uint8", "int32"):
@@ -475,6 +477,7 @@ class Pixels(Array):
     names = frozenset({PIXELS_FIELD})
     geometry: ClassVar[Geometry | None] = "leads"
     sized = True
+    native = "rows"
 
     def __post_init__(self) -> None:
         _check_channels(self)

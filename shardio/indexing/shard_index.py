@@ -408,6 +408,24 @@ class ShardIndex:
         size = PictureSize(int(heights[at]), int(widths[at]), int(orientations[at]))
         return size if size.orientation else None
 
+    def picture_sizes(self, samples: NDArray[np.int64], field: str) -> NDArray[np.int64] | None:
+        """Return the sizes of the pictures in a field of some samples.
+
+        Args:
+            samples: int64 [s], samples.
+            field: name of the field.
+
+        Returns:
+            Height, width and orientation, int64 [s, 3], all 0 where they are not known; None where
+            none is.
+        """
+        tables = self.heights, self.widths, self.orientations
+        if field not in self.pictures or any(table is None for table in tables):
+            return None
+        column = self.pictures.index(field)
+        known = [table[samples, column] for table in tables if table is not None]
+        return np.stack(known, axis=1).astype(np.int64)
+
 
 def decode_key(data: memoryview) -> str:
     """Decode the bytes of a key."""

@@ -74,6 +74,33 @@ enum status png_pixels(const uint8_t *data, size_t size, const struct png *png, 
 enum status png_values(const uint8_t *data, size_t size, const struct png *png, uint8_t *out,
                        ptrdiff_t stride, struct buffer *scratch);
 
+/* jpeg.c: baseline and progressive JPEG of 8 bits, in gray or three colours. */
+struct jpeg; /* a decoder, for one thread at a time */
+struct jpeg *jpeg_new(void);
+void jpeg_free(struct jpeg *jpeg);
+
+struct jpeg_header {
+  int32_t height, width; /* as stored */
+  int32_t components, orientation;
+  size_t scans; /* at least as many as the file has */
+};
+
+enum status jpeg_probe(const uint8_t *data, size_t size, struct jpeg_header *header);
+
+/* What is needed of a picture as stored, at its full size. */
+struct jpeg_region {
+  int32_t top, left, bottom, right;
+  int32_t shrink;   /* 1, 2, 4 or 8: divides height and width, rounded up */
+  int32_t channels; /* 1 or 3 */
+  int32_t to_end;   /* whether to decode the rows below too, where damage is noticed */
+};
+
+/* Decodes a region into the buffer. out shows it; at a reduced size it has the sides of the whole
+ * picture, of which only the region and one pixel around it are filled. */
+enum status jpeg_pixels(struct jpeg *jpeg, const uint8_t *data, size_t size,
+                        const struct jpeg_header *header, const struct jpeg_region *region,
+                        struct picture *out, struct buffer *buffer);
+
 /* resample.c: the same pixels as shardio.fields.image.write_part makes, upright. Each fills out
  * (rows->kept x columns->kept pixels), mirrored left to right if flip. source holds the picture from
  * the axes' `first` pixels on, with at least as many rows and columns as are needed (Axis.needed). */
@@ -99,5 +126,59 @@ enum status resize_antialiased(const struct picture *source, const struct axis *
 enum status resize_nearest(const struct picture *source, const struct axis *rows,
                            const struct axis *columns, int flip, const struct picture *out,
                            struct buffer *scratch);
+
+/* fill.c: the entry points. */
+
+/* What a field of the samples of a batch becomes. */
+enum kind {
+  PICTURE = 0, /* pixels of an image file, in a slot: uint8 [height, width, channels] */
+  VALUES = 1,  /* values of a PNG of one channel by nearest pixels: uint8 [height, width] */
+  ROW = 2,     /* bytes after a prefix that all members share */
+  BYTES = 3,   /* the member as it is, and zeros up to the stride */
+};
+
+enum method { LINEAR = 0, ANTIALIASED = 1, CUBIC_ANTIALIASED = 2, NEAREST = 3 };
+
+struct field {
+  uint8_t *out;          /* slot of the first sample */
+  int64_t stride;        /* bytes from one slot to the next */
+  const uint8_t *prefix; /* of a ROW */
+  int64_t prefix_size, max_pixels;
+  int32_t kind, role; /* role: which views it has */
+  int32_t height, width, channels;
+  int32_t leads; /* whether the views have the orientation of this field's pictures */
+};
+
+/* How the picture of a sample fills its slot; shardio.fields.geometry.Crop and Placed. */
+struct view {
+  int32_t height, width, orientation; /* of the picture as shown */
+  int32_t top, left, crop_height, crop_width;
+  int32_t resized_height, resized_width, window_top, window_left;
+  int32_t place_top, place_left, place_height, place_width; /* part of the slot that is filled */
+  int32_t flip, method, shrink;
+};
+
+/* The samples of a batch: n samples with F fields and R roles. */
+struct samples {
+  int64_t count, num_fields;
+  const int32_t *files;                      /* [n] descriptors */
+  const int64_t *firsts, *offsets, *sizes;   /* [F, n] of headers, data, and bytes of data */
+  const uint32_t *checksums, *headers;       /* [F, n] CRC-32 of data and of headers, or NULL */
+  const struct view *views;                  /* [R, n] */
+  const struct field *fields;                /* [F] */
+  uint8_t *status; /* [n] DONE for those to read; what became of them */
+};
+
+struct worker; /* what one thread needs */
+
+#define EXPORTED __attribute__((visibility("default")))
+
+EXPORTED struct worker *shardio_worker_new(void);
+EXPORTED void shardio_worker_free(struct worker *worker);
+
+/* Reads, verifies and decodes the samples [start, stop) whose status is DONE, and adds the
+ * nanoseconds that reading, decoding and resizing took to times. */
+EXPORTED void shardio_fill(struct worker *worker, const struct samples *samples, int64_t start,
+                           int64_t stop, int64_t times[3]);
 
 #endif

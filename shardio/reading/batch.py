@@ -40,20 +40,23 @@ from shardio.errors import (
 )
 from shardio.fields.base import FieldType
 from shardio.fields.image import Scratch
+from shardio.native import is_active
 from shardio.planning.epoch import EpochPlan, References
 from shardio.planning.order import uniform_numbers
 from shardio.planning.samples import Samples
 from shardio.processes import new_lock
-from shardio.reading.columns import Column, RowColumn, Stack
+from shardio.reading.chunks import LEAST_SAMPLES, CoreChunks, CoreReader
+from shardio.reading.columns import Arrays, Column, RowColumn, Stack
 from shardio.reading.entries import Fields
 from shardio.reading.gather import Gathered, Gatherer
-from shardio.reading.geometry import SEVERAL, Choices, SampleGeometry, Views, describe_crops
+from shardio.reading.geometry import Choices, Known, SampleGeometry, Views, describe_crops
 from shardio.reading.handover import Allocate
 from shardio.reading.mapping import Functions, MappedEntries
 from shardio.reading.picture_columns import Transform, column_maker
 from shardio.reading.readahead import ReadAhead
 from shardio.reading.shards import FieldBytes, OpenShard, ShardPool
 from shardio.reading.times import StageTimes, Stopwatch
+from shardio.transforms import SizedTransform
 
 if TYPE_CHECKING:
     import threading
@@ -157,8 +160,7 @@ class Shared:
 
 
 FillSlot = Callable[["Batch", int, OpenShard, int, Stopwatch], None]
-FillRows = Callable[["Batch", range, Stopwatch], bool]
-Choose = Callable[[ShardPool, References, NDArray[np.float64]], Sequence[Choices]]
+FillMany = Callable[["Batch", range, Stopwatch], Sequence[int]]
 
 
 class Batch:
@@ -170,9 +172,9 @@ class Batch:
         columns: entries of the batch, empty.
         uniforms: random numbers for the transforms, float64 [n, draws].
         mapped: entries that functions of the user make; None without such functions.
-        choose: chooses the crops whose pictures the indexes know; see SampleGeometry.
+        core: native core's way to read batches; None if there is none.
         fill_slot: reads a sample of a shard into a slot of a batch.
-        fill_rows: reads the samples of some slots of a batch at once; False if they are not alike.
+        fill_many: reads the samples of some slots of a batch at once, and returns the slots left.
 
     Attributes:
         references: samples of the batch.
@@ -186,18 +188,20 @@ class Batch:
         columns: dict[str, Column],
         mapped: MappedEntries | None,
         uniforms: NDArray[np.float64],
-        choose: Choose,
+        core: CoreReader | None,
         fill_slot: FillSlot,
-        fill_rows: FillRows,
+        fill_many: FillMany,
     ) -> None:
         self.references, self._uniforms = references, uniforms
         self._delivery = delivery
         self._columns, self._mapped = columns, mapped
-        self._fill_slot, self._fill_rows = fill_slot, fill_rows
+        self._fill_slot, self._fill_many = fill_slot, fill_many
         self._valid = references.valid.copy()
-        self._choose = choose
-        self._choosing = new_lock() if len(self._valid) >= SEVERAL else None
-        self._choices: list[Choices] = [()] * len(self._valid)
+        self._core = core if len(self._valid) >= LEAST_SAMPLES and not delivery.several else None
+        self._lock = new_lock()
+        self._known: Sequence[Known] | None = None if len(self._valid) >= LEAST_SAMPLES else ()
+        self._choices: list[Choices] | None = None
+        self.chunks: CoreChunks | None = None
         self._keys = [""] * len(self._valid)
         self._missing: list[str] = []  # entries of the one sample where some may be missing
         self._absent: dict[str, set[int]] = {  # slots whose samples lack an optional entry
@@ -208,8 +212,8 @@ class Batch:
         self._bad: dict[int, str] = {}  # why the sample of a slot cannot be delivered
         self._misfits: dict[int, MisfitError] = {}  # why it does not fit with the others
         rows = (hasattr(column, "place_rows") for column in columns.values())
-        self._in_rows = mapped is None and all(rows)
-        self.chunk = _ROWS if self._in_rows else _CHUNK
+        self.in_rows = mapped is None and all(rows)
+        self.chunk = _ROWS if self.in_rows else _CHUNK if core is None else core.chunk
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -222,8 +226,8 @@ class Batch:
             TarError: a shard was changed or truncated.
         """
         watch = self._delivery.stopwatch()
-        if not (self._in_rows and self._fill_rows(self, slots, watch)):
-            self._fill_one_by_one(slots, watch)
+        self._begin()
+        self._fill_one_by_one(self._fill_many(self, slots, watch), watch)
         self._add_times(watch)
 
     def finish(self) -> dict[str, Any]:
@@ -298,7 +302,7 @@ class Batch:
             self._check_missing(slot, shard, sample, stored)
         field, values = "", []
         try:
-            views = delivery.geometry.views(stored, self._uniforms[slot], self._choices[slot])
+            views = delivery.geometry.views(stored, self._uniforms[slot], self._choices_of(slot))
             for (name, column), found, view in zip(
                 self._columns.items(), stored, views, strict=True
             ):
@@ -331,32 +335,88 @@ class Batch:
         except (CodecError, TransformError, UsageError, Skip) as error:
             raise self._located(error, shard, sample, error.field or "") from error
 
-    def put_rows(self, slots: range, gathered: Iterator[Gathered | None], watch: Stopwatch) -> bool:
-        """Place fields of many samples at once; False if the samples are not alike."""
+    def put_rows(
+        self, slots: range, gathered: Iterator[Gathered | None], watch: Stopwatch
+    ) -> Sequence[int]:
+        """Place fields of many samples at once; return all slots if the samples are not alike."""
         watch.start()
         columns = [cast("RowColumn", column) for column in self._columns.values()]
         keys = np.empty(len(slots), object)
         for found in gathered:
             if found is None:
-                return False
+                return slots
             watch.read(sum(int(rows.sizes.sum()) for rows in found.fields))
             numbers = found.order + slots.start
             for column, rows in zip(columns, found.fields, strict=True):
                 if not column.place_rows(numbers, rows):
-                    return False
+                    return slots
             keys[found.order] = found.keys
             watch.decoded()
         self._keys[slots.start : slots.stop] = keys.tolist()
         watch.stop(len(slots))
+        return ()
+
+    def put_chunk(self, chunks: CoreChunks, slots: range, watch: Stopwatch) -> Sequence[int]:
+        """Fill slots by the native core; return those that are left."""
+        done = chunks.fill(slots, watch)
+        filled = np.arange(slots.start, slots.stop)[done]
+        self._keys[slots.start : slots.stop] = chunks.keys[slots.start : slots.stop]
+        handed: list[tuple[int, str, Column]] = []  # entries that are decoded one by one
+        for entry, (name, column) in enumerate(self._columns.items()):
+            if chunks.is_decoded(entry):
+                continue
+            rows = chunks.rows(entry, filled) if self._mapped is None and len(filled) else None
+            place_rows = getattr(column, "place_rows", None)
+            if rows is None or place_rows is None or not place_rows(filled, rows):
+                handed.append((entry, name, column))
+        watch.decoded()
+        if not handed and self._mapped is None and self._views is None:
+            return (slots.start + np.flatnonzero(~done)).tolist()
+        return [
+            slot
+            for slot, is_done in zip(slots, done.tolist(), strict=True)
+            if not is_done or not self._complete(chunks, slot, handed, watch)
+        ]
+
+    def _complete(
+        self,
+        chunks: CoreChunks,
+        slot: int,
+        handed: Sequence[tuple[int, str, Column]],
+        watch: Stopwatch,
+    ) -> bool:
+        """Decode what the core handed over of a sample; False if it must be read again."""
+        views = chunks.views(slot)
+        values: dict[str, Any] = {}
+        try:
+            for entry, name, column in handed:
+                stored = chunks.stored(entry, slot)
+                values[name] = column.decode(slot, stored, views[entry], watch)
+            if self._mapped is None:
+                for name, value in values.items():
+                    self._columns[name].place(slot, value)
+        except (CodecError, TransformError, UsageError):
+            return False  # it is raised again, with its place
+        if self._mapped is not None:
+            number, sample = self._place_of(slot)
+            whole = {
+                name: values[name] if name in values else cast("Arrays", column).value_in(slot)
+                for name, column in self._columns.items()
+            }
+            try:
+                self._map(self._mapped, slot, self._delivery.pool.get(number), sample, whole)
+            except SampleError as error:
+                if isinstance(error, TransformError):
+                    raise
+                self._note_fault(error, slot, self._delivery.pool.get(number), sample)
+            watch.transformed()
+        if self._views is not None:
+            self._views[slot] = views
         return True
 
-    def _fill_one_by_one(self, slots: range, watch: Stopwatch) -> None:
-        inside = slice(slots.start, slots.stop)
-        shards = self.references.shards[inside].tolist()
-        samples = self.references.indices[inside].tolist()
-        if (choosing := self._choosing) is not None:
-            self._choose_crops(choosing)
-        for slot, number, sample in zip(slots, shards, samples, strict=True):
+    def _fill_one_by_one(self, slots: Sequence[int], watch: Stopwatch) -> None:
+        for slot in slots:
+            number, sample = self._place_of(slot)
             shard = self._delivery.pool.get(number)
             self._keys[slot] = shard.key(sample)
             try:
@@ -367,12 +427,24 @@ class Batch:
                 self._note_fault(error, slot, shard, sample)
             watch.stop()
 
-    def _choose_crops(self, lock: threading.Lock) -> None:
-        """Choose the crops of all slots, if no thread has done so; the others wait for it."""
-        with lock:
-            if self._choosing is not None:
-                found = self._choose(self._delivery.pool, self.references, self._uniforms)
-                self._choices, self._choosing = [*found], None
+    def _begin(self) -> None:
+        """Choose the crops of all slots, and make the core's tables, if no thread has done so."""
+        with self._lock:
+            if self._known is None:
+                delivery = self._delivery
+                known = delivery.geometry.know(delivery.pool, self.references, self._uniforms)
+                if self._core is not None:
+                    columns = [*self._columns.values()]
+                    self.chunks = self._core.begin(self.references, columns, known)
+                self._known = known
+
+    def _choices_of(self, slot: int) -> Choices:
+        """Return the crops that were chosen for a slot."""
+        with self._lock:
+            if self._choices is None:
+                geometry = self._delivery.geometry
+                self._choices = [*geometry.choices(self._known or (), len(self))]
+            return self._choices[slot]
 
     def _note_fault(self, error: SampleError, slot: int, shard: OpenShard, sample: int) -> None:
         """Note why a slot's own sample cannot be delivered, or raise the error."""
@@ -395,7 +467,7 @@ class Batch:
         if self._misfits and self._take_kind_of_most(sound):
             self._misfits.clear()
             for slot in sound:
-                self._fill_one_by_one(range(slot, slot + 1), watch)
+                self._fill_one_by_one([slot], watch)
         faults = self._bad | {slot: str(error) for slot, error in self._misfits.items()}
         good = [self._place_of(slot) for slot in sound if slot not in faults]
         for slot in sorted(faults):
@@ -443,7 +515,8 @@ class Batch:
         Returns:
             Shard and position of the sample that it holds now.
         """
-        self._choices[slot] = ()  # which are for its own sample
+        self._choices_of(slot)
+        cast("list[Choices]", self._choices)[slot] = ()  # as they are for its own sample
         for number, sample in self._substitutes(slot, good):
             shard = self._delivery.pool.get(number)
             self._stand_ins[slot] = sample
@@ -594,6 +667,15 @@ class SampleReader:
         )
         self._makers = {name: make(of_entry) for name, of_entry in types.items()}
         self._allocate = allocate
+        self._core: CoreReader | None = None
+        if is_active() and (transform is None or isinstance(transform, SizedTransform)):
+            self._core = CoreReader(
+                delivery.pool,
+                self._wanted,
+                [*types.values()],
+                delivery.geometry,
+                reduced=reduced,
+            )
 
     def read(
         self,
@@ -619,19 +701,22 @@ class SampleReader:
             watch.start()
             batch.put(slot, shard, sample, shard.read(sample, self._wanted), watch)
 
-        def fill_rows(batch: Batch, slots: range, watch: Stopwatch) -> bool:
+        def fill_many(batch: Batch, slots: range, watch: Stopwatch) -> Sequence[int]:
+            if batch.chunks is not None:
+                return batch.put_chunk(batch.chunks, slots, watch)
+            if not batch.in_rows:
+                return slots
             with self._gatherer.lock:
                 return batch.put_rows(slots, self._gatherer.gather(batch.references, slots), watch)
 
-        choose = self._geometry.choose
         for positions in shares:
             references = plan.references(positions)
             if ahead is not None:
                 ahead.enter(references)
             for part in references.split(size):
                 columns, draws = self.columns(len(part)), self.uniforms(part, key)
-                mapped = self._map_entries(columns, part, key)
-                yield Batch(self._delivery, part, columns, mapped, draws, choose, fill, fill_rows)
+                mapped, core = self._map_entries(columns, part, key), self._core
+                yield Batch(self._delivery, part, columns, mapped, draws, core, fill, fill_many)
 
     def views(self, stored: Sequence[FieldBytes | None], uniforms: NDArray[np.float64]) -> Views:
         """Choose what is shown of the pictures of a sample; see SampleGeometry.views."""

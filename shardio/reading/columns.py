@@ -215,6 +215,22 @@ class Arrays(Stack):
             )
         copy_pixels(value, self._slots[slot, ...])
 
+    def slots_for(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any] | None:
+        """Return all slots, for values that are put there directly; None if they are of another kind.
+
+        Args:
+            shape: shape of each value.
+            dtype: dtype of the values.
+        """
+        if self._prepare((shape, dtype)) != (shape, dtype):
+            return None
+        return self._slots
+
+    def value_in(self, slot: int) -> NDArray[Any]:
+        """Return the value that was put into a slot directly."""
+        found: NDArray[Any] = self._slots[slot, ...]
+        return found
+
     def collect(self, name: str, blank: Sequence[int]) -> dict[str, Any]:
         """See Column."""
         found = super().collect(name, blank)

@@ -138,7 +138,7 @@ def _byte_table() -> NDArray[np.uint32]:
 _MOST_AT_ONCE = 4 << 20  # bytes; they stay in the processor's cache while they are looked at
 
 
-class _Group(NamedTuple):
+class Group(NamedTuple):
     """Samples of one shard.
 
     Attributes:
@@ -153,11 +153,11 @@ class _Group(NamedTuple):
     samples: NDArray[np.int64]
     rows: slice
 
-    def within(self, rows: slice) -> _Group:
+    def within(self, rows: slice) -> Group:
         """Return the part in some rows, with rows counted from the first of these."""
         start, stop = max(self.rows.start, rows.start), min(self.rows.stop, rows.stop)
         samples = self.samples[max(start - self.rows.start, 0) : max(stop - self.rows.start, 0)]
-        return _Group(self.shard, self.file, samples, slice(start - rows.start, stop - rows.start))
+        return Group(self.shard, self.file, samples, slice(start - rows.start, stop - rows.start))
 
 
 class Rows(NamedTuple):
@@ -223,9 +223,10 @@ class Gatherer:
         part = slice(slots.start, slots.stop)
         shards, samples = references.shards[part], references.indices[part]
         order = np.argsort(shards, kind="stable")
-        groups = self._group(shards[order], samples[order])
-        places = _locate(groups, self._entries)
-        widths = _widths(places) if places is not None else []
+        groups = group_by_shard(self._pool, shards[order], samples[order])
+        places = locate(groups, self._entries)
+        are_there = places is not None and int(places.offsets.min()) >= 0
+        widths = _widths(places) if places is not None and are_there else []
         if places is None or not widths:
             yield None
             return
@@ -240,15 +241,7 @@ class Gatherer:
             keys = [key for group in some for key in group.shard.keys(group.samples)]
             yield Gathered(order[inside], keys, fields)
 
-    def _group(self, shards: NDArray[np.int64], samples: NDArray[np.int64]) -> list[_Group]:
-        bounds = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(shards)]
-        groups: list[_Group] = []
-        for start, end in pairwise(bounds):
-            shard = self._pool.get(int(shards[start]))
-            groups.append(_Group(shard, shard.file(), samples[start:end], slice(start, end)))
-        return groups
-
-    def _read(self, groups: list[_Group], places: Places, widths: list[int]) -> list[Rows] | None:
+    def _read(self, groups: list[Group], places: Places, widths: list[int]) -> list[Rows] | None:
         """Read all fields; None if the bytes are not what the index recorded."""
         found: list[Rows] = []
         files, counts = [group.file for group in groups], [len(group.samples) for group in groups]
@@ -281,8 +274,29 @@ class Gatherer:
         return block is not None and check_rows(block, sizes.reshape(-1), expected.T.reshape(-1))
 
 
-def _locate(groups: list[_Group], entries: Entries) -> Places | None:
-    """Find the places of all samples' fields; None if they are not alike."""
+def group_by_shard(
+    pool: ShardPool, shards: NDArray[np.int64], samples: NDArray[np.int64]
+) -> list[Group]:
+    """Group samples, of which those of a shard follow each other, and open their shards.
+
+    Args:
+        pool: pool of the shards.
+        shards: int64 [n], shard of each sample.
+        samples: int64 [n], position of each sample in its shard.
+
+    Raises:
+        IndexFileError, TarError, OSError: see OpenShard.open.
+    """
+    bounds = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(shards)]
+    groups: list[Group] = []
+    for start, end in pairwise(bounds):
+        shard = pool.get(int(shards[start]))
+        groups.append(Group(shard, shard.file(), samples[start:end], slice(start, end)))
+    return groups
+
+
+def locate(groups: list[Group], entries: Entries) -> Places | None:
+    """Find the places of all samples' fields, where they have them; None if they are not alike."""
     found = [group.shard.places(group.samples, entries) for group in groups]
     parts = [part for part in found if part is not None]
     if len(parts) < len(found) or len({part.fields for part in parts}) > 1:
@@ -290,7 +304,7 @@ def _locate(groups: list[_Group], entries: Entries) -> Places | None:
     sums = [part.checksums for part in parts if part.checksums is not None]
     headers = [part.headers for part in parts if part.headers is not None]
     offsets = np.concatenate([part.offsets for part in parts], axis=1)
-    if {len(sums), len(headers)} - {0, len(parts)} or int(offsets.min()) < 0:
+    if {len(sums), len(headers)} - {0, len(parts)}:
         return None
     return Places(
         parts[0].fields,

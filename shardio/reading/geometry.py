@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, takewhile
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -26,9 +26,6 @@ from shardio.planning.epoch import References
 from shardio.reading.shards import Alternatives, FieldBytes, ShardPool
 from shardio.transforms import BatchedTransform, Crops, SizedTransform
 
-SEVERAL = 16
-"""Samples whose crops are chosen at once; fewer are faster one by one."""
-
 Views = Sequence[View | None]
 
 
@@ -37,6 +34,32 @@ Choice = tuple[PictureSize, Crop]
 
 Choices = Sequence[Choice | None]
 """Choices of a sample: for the crop that its pictures share, then for each one of its own."""
+
+
+class Roles(NamedTuple):
+    """Which views there are of a sample: that which its pictures share, then those of its own.
+
+    Attributes:
+        of_entries: role of the view of each entry; None for an entry that has none.
+        leads: roles, each with the entry that decides it where a sample has all entries.
+    """
+
+    of_entries: Sequence[int | None]
+    leads: Sequence[tuple[int, int]]
+
+
+class Known(NamedTuple):
+    """What the indexes know of the pictures of a batch that decide a crop.
+
+    Attributes:
+        slots: int64 [k], slots of the samples whose pictures are known.
+        sizes: int64 [k, 3], height, width and orientation.
+        crops: crops that were chosen for them; None to show them whole.
+    """
+
+    slots: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    crops: Crops | None
 
 ChooseCrops = Callable[[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]], Crops]
 
@@ -64,6 +87,9 @@ class SampleGeometry:
 
     Attributes:
         draws: number of random numbers that a sample needs.
+        size: height and width of slots; None for those of pictures.
+        needs_views: whether there are views at all.
+        roles: roles of the views.
 
     Raises:
         UsageError: an entry cannot follow the transform.
@@ -77,7 +103,7 @@ class SampleGeometry:
         shared = [at for at in leads if at not in own] or own[:1]
         own = [at for at in own if at not in shared]
         self._transform = transform if isinstance(transform, SizedTransform) else None
-        self._size = None if self._transform is None else self._transform.size
+        self.size = None if self._transform is None else self._transform.size
         self._types = [*types.values()]
         self._own = own if self._transform is not None else []
         self._followers = follows
@@ -88,8 +114,16 @@ class SampleGeometry:
         self._idle = not follows and (self._transform is None or not leads)
         draws = 0 if self._transform is None else self._transform.draws
         self._draws, self.draws = draws, draws * (1 + len(self._own))
+        self.needs_views = not self._idle
+        self._uses_sizes = self.needs_views or "picture" in {each.native for each in firsts}
+        shown = dict.fromkeys((*self._pictures, *self._followers), 0)
+        shown |= {at: role for role, at in enumerate(self._own, 1)}
+        self.roles = Roles(
+            [shown.get(at) for at in range(len(firsts))],
+            [(0, lead) for lead in self._leads[:1]] + [(shown[at], at) for at in self._own],
+        )
         self._choose = _batched(transform)
-        self._decisive = [self._sized_of(self._leads), *(self._sized_of([at]) for at in self._own)]
+        self._decisive = [self.sized_of(self._leads), *(self.sized_of([at]) for at in self._own)]
         beside = [*leads[1:], *follows]
         if transform is not None and self._transform is None and leads and beside:
             name = [*types][beside[0]]
@@ -108,9 +142,9 @@ class SampleGeometry:
         every = chain.from_iterable(self._types[at].items() for at in entries)
         return tuple(field for field, _ in takewhile(lambda each: each[1].sized, every))
 
-    def choose(
+    def know(
         self, pool: ShardPool, references: References, uniforms: NDArray[np.float64]
-    ) -> Sequence[Choices]:
+    ) -> Sequence[Known]:
         """Choose the crops of the samples of a batch as far as the indexes have their sizes.
 
         Args:
@@ -119,29 +153,35 @@ class SampleGeometry:
             uniforms: random numbers of the samples, float64 [B, draws].
 
         Returns:
-            Choices of each sample, which are empty if none can be made.
+            What is known for the crop that the pictures of a sample share, then for each of its
+            own; nothing if no crop can be chosen.
         """
-        shards, samples = references.shards.tolist(), references.indices.tolist()
-        if self._choose is None or not self._decisive[0]:
-            return [()] * len(samples)
-        opened = pool.indexed({*shards})
-        chosen: list[list[Choice | None]] = [[None] * len(self._decisive) for _ in samples]
-        for role, fields in enumerate(self._decisive):
-            slots: list[int] = []
-            sizes: list[PictureSize] = []
-            for slot, (number, sample) in enumerate(zip(shards, samples, strict=True)):
-                shard = opened.get(number)
-                size = None if shard is None else shard.picture_size(sample, fields)
-                if size is not None:
-                    slots.append(slot)
-                    sizes.append(size)
-            if not slots:
-                continue
-            heights, widths, _ = (np.array(of_all, np.int64) for of_all in zip(*sizes, strict=True))
-            first = role * self._draws
-            own = uniforms[slots, first : first + self._draws]
-            crops = self._choose(heights, widths, own)
-            for slot, choice in zip(slots, zip(sizes, crops, strict=True), strict=True):
+        choosing = self._choose is not None or self._transform is None
+        if not (choosing and self._uses_sizes and self._decisive[0]):
+            return ()
+        sizes = np.zeros((len(self._decisive), len(references.shards), 3), np.int64)
+        for number, shard in pool.indexed({*references.shards.tolist()}).items():
+            slots = np.flatnonzero(references.shards == number)
+            for role, fields in enumerate(self._decisive):
+                sizes[role, slots] = shard.picture_sizes(references.indices[slots], fields)
+        found = []
+        for role, of_role in enumerate(sizes):
+            slots, crops = np.flatnonzero(of_role[:, 2]), None
+            if self._choose is not None and len(slots):
+                first = role * self._draws
+                own = uniforms[slots, first : first + self._draws]
+                crops = self._choose(of_role[slots, 0], of_role[slots, 1], own)
+            found.append(Known(slots, of_role[slots], crops))
+        return found
+
+    def choices(self, known: Sequence[Known], count: int) -> Sequence[Choices]:
+        """Return the choices of each sample of a batch, which are empty if none were made."""
+        if self._choose is None or not known:
+            return [()] * count
+        chosen: list[list[Choice | None]] = [[None] * len(known) for _ in range(count)]
+        for role, (slots, sizes, crops) in enumerate(known):
+            made = zip(map(PictureSize._make, sizes.tolist()), crops or (), strict=True)
+            for slot, choice in zip(slots.tolist(), made, strict=True):
                 chosen[slot][role] = choice
         return chosen
 
@@ -207,7 +247,7 @@ class SampleGeometry:
         except CodecError as error:
             error.field = found.field
             raise
-        return View.of(info, found.field, self._size, crop)
+        return View.of(info, found.field, self.size, crop)
 
 
 def _check_types(types: Mapping[str, Mapping[str, FieldType]], transform: Any) -> None:

@@ -156,6 +156,14 @@ class SizedImages:
     def place(self, slot: int, value: None) -> None:
         """See Column."""
 
+    def slots_for(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[np.uint8] | None:
+        """Return all slots, for pictures that are put there directly; see Arrays."""
+        return self.slots if (shape, dtype) == (self.slots.shape[1:], self.slots.dtype) else None
+
+    def value_in(self, slot: int) -> None:
+        """Return what stands for a picture in its slot."""
+        del slot
+
     def collect(self, name: str, blank: Sequence[int]) -> dict[str, Any]:
         """See Column."""
         self.slots[blank] = 0

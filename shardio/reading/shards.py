@@ -293,13 +293,32 @@ class OpenShard:
         row = sample * self._width
         return [field for field, column in columns if self._offsets[row + column] >= 0]
 
-    def picture_size(self, sample: int, alternatives: Alternatives) -> PictureSize | None:
-        """Return the size of the first alternative that a sample has; None if it is not known."""
-        row = sample * self._width
-        for field, column in self._columns_of(sample, (alternatives,))[0]:
-            if self._offsets[row + column] >= 0:
-                return self.index.picture_size(sample, field)
-        return None
+    def picture_sizes(
+        self, samples: NDArray[np.int64], alternatives: Alternatives
+    ) -> NDArray[np.int64]:
+        """Return the sizes of the first alternatives that some samples have.
+
+        Args:
+            samples: int64 [s], samples.
+            alternatives: fields that hold pictures, the preferred one first.
+
+        Returns:
+            Height, width and orientation, int64 [s, 3], all 0 where they are not known.
+        """
+        found = np.zeros((len(samples), 3), np.int64)
+        open_ = np.ones(len(samples), np.bool_)
+        offsets = self.index.rows(self.index.offsets)
+        for field in alternatives:
+            if field not in self.index.columns:
+                if self.index.rare is not None and field in self._rare:
+                    break
+                continue
+            have = open_ & (offsets[samples, self.index.columns.index(field)] >= 0)
+            sizes = self.index.picture_sizes(samples[have], field)
+            if sizes is not None:
+                found[have] = sizes
+            open_ &= ~have
+        return found
 
     def place(self, sample: int, field: str = "") -> str:
         """Describe the place of a sample, or of one of its fields, for errors."""

@@ -42,7 +42,10 @@ class Stopwatch:
 
     Attributes:
         times: totals so far.
+        one_by_one: whether it wants to see each sample alone.
     """
+
+    one_by_one = False
 
     def __init__(self) -> None:
         self.times = StageTimes()
@@ -67,6 +70,22 @@ class Stopwatch:
         """Record a picture transformed."""
         last, self._last = self._last, perf_counter_ns()
         self.times.transform += self._last - last
+
+    def add(self, read: int, decode: int, transform: int, size: int) -> None:
+        """Record the stages of samples that were read at once.
+
+        Args:
+            read: ns to get bytes and check them.
+            decode: ns from bytes to pixels or values.
+            transform: ns to crop and resize.
+            size: number of bytes read.
+        """
+        times = self.times
+        times.read += read
+        times.decode += decode
+        times.transform += transform
+        times.bytes += size
+        self._last = perf_counter_ns()
 
     def stop(self, samples: int = 1) -> None:
         """Record samples in their slots."""

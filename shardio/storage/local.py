@@ -184,6 +184,11 @@ class LocalShard:
         self._mapped: mmap.mmap | None = None
         self._address: int | None = None
 
+    @property
+    def descriptor(self) -> int:
+        """Descriptor of the open file, valid as long as this object."""
+        return self._descriptor
+
     def read(self, offset: int, size: int) -> bytes:
         """Read the bytes [offset, offset + size).
 

@@ -1,0 +1,187 @@
+"""Chunks of samples that the native core reads: its tables, and the call.
+
+The tables are NumPy arrays, laid out as the structures of core.h. A thread has a worker of its own,
+with the core's buffers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shardio.native import library
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+DONE, NOT_TAKEN = 0, 1
+PICTURE, VALUES, ROW, BYTES = range(4)
+"""What a field becomes; see `enum kind` of core.h."""
+LINEAR, ANTIALIASED, CUBIC_ANTIALIASED, NEAREST = range(4)
+"""How a picture is resized; see `enum method` of core.h."""
+
+VIEW = (
+    *("height", "width", "orientation", "top", "left", "crop_height", "crop_width"),
+    *("resized_height", "resized_width", "window_top", "window_left"),
+    *("place_top", "place_left", "place_height", "place_width", "flip", "method", "shrink"),
+)
+"""What says how the picture of a sample fills its slot; see `struct view` of core.h."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreField:
+    """What a field of the samples of a batch becomes.
+
+    Attributes:
+        kind: kind of the field.
+        out: uint8 [B, …], slots of the batch.
+        role: row of the views that is for it.
+        leads: whether those views have the orientation of its pictures.
+        prefix: first bytes that all members share and that are not copied, of a ROW.
+        max_pixels: greatest number of pixels of a picture.
+    """
+
+    kind: int
+    out: NDArray[np.uint8]
+    role: int = 0
+    leads: bool = False
+    prefix: bytes = b""
+    max_pixels: int = 0
+
+
+class _Field(ctypes.Structure):
+    _fields_ = (
+        ("out", ctypes.c_void_p),
+        ("stride", ctypes.c_int64),
+        ("prefix", ctypes.c_char_p),
+        ("prefix_size", ctypes.c_int64),
+        ("max_pixels", ctypes.c_int64),
+        ("kind", ctypes.c_int32),
+        ("role", ctypes.c_int32),
+        ("height", ctypes.c_int32),
+        ("width", ctypes.c_int32),
+        ("channels", ctypes.c_int32),
+        ("leads", ctypes.c_int32),
+    )
+
+
+class _Samples(ctypes.Structure):
+    _fields_ = (
+        ("count", ctypes.c_int64),
+        ("num_fields", ctypes.c_int64),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("files", "firsts", "offsets", "sizes", "checksums", "headers"),
+                *("views", "fields", "status"),
+            )
+        ),
+    )
+
+
+class SampleTable:
+    """The samples of a batch, as the core reads them.
+
+    Args:
+        files: int32 [B], descriptors of their shards, open as long as the table is in use.
+        places: firsts, offsets and sizes, int64 [F, B]; checksums and headers, uint32 [F, B], or
+            None where they are not known.
+        views: int32 [R, B, V], by the names of VIEW.
+        fields: what the F fields become.
+        status: uint8 [B]; DONE for those to read, anything else for those to leave.
+
+    Attributes:
+        status: DONE for those that were read, anything else for those left.
+    """
+
+    def __init__(
+        self,
+        files: NDArray[np.int32],
+        places: Sequence[NDArray[Any] | None],
+        views: NDArray[np.int32],
+        fields: Sequence[CoreField],
+        status: NDArray[np.uint8],
+    ) -> None:
+        self.status = status
+        records = (_Field * len(fields))(*(_record(field) for field in fields))
+        arrays = [None if each is None else np.ascontiguousarray(each) for each in places]
+        self._held = files, arrays, views, records, [*fields]
+        addresses = [None if each is None else each.ctypes.data for each in (files, *arrays, views)]
+        self._table = _Samples(
+            len(files), len(fields), *addresses, ctypes.addressof(records), status.ctypes.data
+        )
+
+    def fill(self, start: int, stop: int) -> tuple[int, int, int]:
+        """Read, verify and decode the samples [start, stop) into their slots, in this thread.
+
+        Returns:
+            Time in ns to read, to decode, and to resize.
+        """
+        times = (ctypes.c_int64 * 3)()
+        _worker().fill(self._table, start, stop, times)
+        return times[0], times[1], times[2]
+
+
+def _record(field: CoreField) -> _Field:
+    shape = field.out.shape
+    pixels = field.kind in (PICTURE, VALUES)
+    return _Field(
+        field.out.ctypes.data,
+        field.out.strides[0],
+        field.prefix,
+        len(field.prefix),
+        field.max_pixels,
+        field.kind,
+        field.role,
+        *(shape[1:3] if pixels else (0, 0)),
+        (shape[3] if len(shape) == 4 else 1),
+        field.leads,
+    )
+
+
+class _Worker:
+    """Buffers of one thread."""
+
+    def __init__(self) -> None:
+        core = library()
+        if core is None:
+            raise RuntimeError("there is no native core")
+        new = core.shardio_worker_new
+        new.restype = ctypes.c_void_p
+        self._free, self._fill = core.shardio_worker_free, core.shardio_fill
+        self._free.argtypes = (ctypes.c_void_p,)
+        self._free.restype = self._fill.restype = None
+        self._fill.argtypes = (
+            ctypes.c_void_p,
+            ctypes.POINTER(_Samples),
+            ctypes.c_int64,
+            ctypes.c_int64,
+            ctypes.POINTER(ctypes.c_int64),
+        )
+        self._worker = new()
+        if not self._worker:
+            raise MemoryError("no memory is left for the native core")
+
+    def fill(self, table: _Samples, start: int, stop: int, times: Any) -> None:
+        self._fill(self._worker, table, start, stop, times)
+
+    def __del__(self) -> None:
+        if getattr(self, "_worker", None):
+            self._free(self._worker)
+
+
+_local = threading.local()
+
+
+def _worker() -> _Worker:
+    try:
+        worker: _Worker = _local.worker
+    except AttributeError:
+        worker = _local.worker = _Worker()
+    return worker
