@@ -56,7 +56,9 @@ struct png {
   int32_t height, width;
   int32_t bits, colour;  /* as IHDR has them */
   int32_t orientation;   /* 1 to 8 */
+  int32_t is_transparent; /* whether it has a tRNS chunk */
   size_t palette, palette_entries; /* offset of PLTE's data, and number of its entries; 0 without */
+  size_t data, packed;   /* offset of the first IDAT chunk, and bytes of the compressed data */
 };
 
 /* Reads all chunks but the data, checking what shardio/fields/png.py checks of them. NOT_TAKEN also
