@@ -34,7 +34,8 @@ LAYERS = {
     "naming": set(),
     "storage": {"errors", "checks", "processes"},
     "tar": {"errors"},
-    "fields": {"errors", "processes"},
+    "native": {"errors", "processes", "fields"},
+    "fields": {"errors", "processes", "native"},
     "batchwise": {"errors", "checks", "planning"},
     "transforms": {"errors", "checks", "fields"},
     "buckets": {"checks", "fields", "transforms"},
@@ -42,7 +43,7 @@ LAYERS = {
     "indexing": {"errors", "naming", "processes", "storage", "tar", "fields"},
     "planning": set(),
     "reading": {
-        *{"errors", "checks", "processes", "indexing"},
+        *{"errors", "checks", "processes", "native", "indexing"},
         *{"storage", "planning", "fields", "transforms", "buckets"},
     },
     "packing": {
@@ -57,11 +58,11 @@ LAYERS = {
     },
     "profiling": {
         *{"errors", "processes", "storage", "fields", "transforms", "indexing", "planning"},
-        *{"reading", "checks", "options"},
+        *{"reading", "checks", "options", "native"},
     },
     "cli": {
         *{"errors", "processes", "storage", "fields", "indexing", "reading", "packing"},
-        *{"inspection", "conversion", "profiling", "buckets"},
+        *{"inspection", "conversion", "profiling", "buckets", "native"},
     },
     "ops": set(),
     "testing": {"checks", "errors", "fields", "packing", "reading", "storage"},
@@ -82,7 +83,7 @@ OUTSIDE = {
     "fsspec": {"storage"},
     "matplotlib": {"profiling"},
     "pickle": set(),
-    "subprocess": {"profiling"},
+    "subprocess": {"native", "profiling"},
 }
 # Functions that import what their part must not load: only they need it.
 WITHIN = {"fields/resample.py": {"torch"}}

@@ -1,0 +1,70 @@
+"""The native core: what is loaded, or why nothing is."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+VERSION = 1
+"""Version of what crosses to the library; `version.c` has the same."""
+
+_LIBRARY = Path(__file__).with_name("_core.so")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """What the native core does in this process.
+
+    Attributes:
+        active: whether it is used
+        reason: why it is not used, in a sentence; empty if it is
+        libraries: names and versions of the libraries that it was built with; empty if not loaded
+    """
+
+    active: bool
+    reason: str = ""
+    libraries: str = ""
+
+    def __str__(self) -> str:
+        return f"on, {self.libraries}" if self.active else f"off, {self.reason}"
+
+
+def status() -> Status:
+    """Return whether the native core is used, and why not.
+
+    `SHARDIO_NATIVE=0` switches it off. A path as the value of this variable names another library,
+    such as one with sanitizers.
+    """
+    return _load()[1]
+
+
+@cache
+def _load() -> tuple[ctypes.CDLL | None, Status]:
+    wish = os.environ.get("SHARDIO_NATIVE", "")
+    if wish not in {"", "1"} and os.sep not in wish:
+        return None, Status(active=False, reason=f"SHARDIO_NATIVE={wish}")
+    path = Path(wish) if os.sep in wish else _LIBRARY
+    if not path.exists():
+        return None, Status(active=False, reason=_why_missing(path))
+    try:
+        library = ctypes.CDLL(str(path))
+        version = library.shardio_core_version()
+    except (OSError, AttributeError) as error:  # which name the library
+        return None, Status(active=False, reason=str(error))
+    if version != VERSION:
+        reason = (
+            f"{path} has version {version}, and this shardio needs {VERSION}; install shardio again"
+        )
+        return None, Status(active=False, reason=reason)
+    library.shardio_core_libraries.restype = ctypes.c_char_p
+    return library, Status(active=True, libraries=library.shardio_core_libraries().decode())
+
+
+def _why_missing(path: Path) -> str:
+    try:
+        return path.with_suffix(".txt").read_text("utf-8").strip()
+    except OSError:
+        return f"{path} was not built; in a checkout, run make native"
