@@ -41,6 +41,16 @@ def status() -> Status:
     return _load()[1]
 
 
+def is_active() -> bool:
+    """Tell whether the native core is used."""
+    return _load()[1].active
+
+
+def library() -> ctypes.CDLL | None:
+    """Return the library of the core, if it is used."""
+    return _load()[0]
+
+
 @cache
 def _load() -> tuple[ctypes.CDLL | None, Status]:
     wish = os.environ.get("SHARDIO_NATIVE", "")

@@ -13,11 +13,9 @@ good sample of the shard, else by a good one of the batch, else by one of anothe
 
 from __future__ import annotations
 
-import logging
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import compress
 from typing import TYPE_CHECKING, Any, cast
@@ -34,7 +32,6 @@ from shardio.errors import (
     Skip,
     TransformError,
     UsageError,
-    counted,
     quoted,
     shown,
 )
@@ -43,120 +40,26 @@ from shardio.fields.image import Scratch
 from shardio.native import is_active
 from shardio.planning.epoch import EpochPlan, References
 from shardio.planning.order import uniform_numbers
-from shardio.planning.samples import Samples
 from shardio.processes import new_lock
 from shardio.reading.chunks import LEAST_SAMPLES, CoreChunks, CoreReader
 from shardio.reading.columns import Arrays, Column, RowColumn, Stack
-from shardio.reading.entries import Fields
+from shardio.reading.delivery import Delivery
 from shardio.reading.gather import Gathered, Gatherer
-from shardio.reading.geometry import Choices, Known, SampleGeometry, Views, describe_crops
+from shardio.reading.geometry import Choices, Known, Views, describe_crops
 from shardio.reading.handover import Allocate
-from shardio.reading.mapping import Functions, MappedEntries
+from shardio.reading.mapping import MappedEntries
 from shardio.reading.picture_columns import Transform, column_maker
 from shardio.reading.readahead import ReadAhead
-from shardio.reading.shards import FieldBytes, OpenShard, ShardPool
-from shardio.reading.times import StageTimes, Stopwatch
+from shardio.reading.shards import FieldBytes, OpenShard
+from shardio.reading.times import Stopwatch
 from shardio.transforms import SizedTransform
 
 if TYPE_CHECKING:
-    import threading
+    pass
 
-_LOG = logging.getLogger("shardio")
-_MOST_NAMED = 5  # bad samples of a loop that are told one by one
 _CHUNK = 16  # samples decoded by one task; one task an image costs 15 % of the rate
 _MANY = 4  # misfits that, if they are half of a batch, are the fault of the setup
 _ROWS = 1024  # samples gathered by one task
-
-
-class Replacements:
-    """Tells of the bad samples of a dataset that others replaced.
-
-    In one process each bad sample is told once, whatever the number of epochs: the first few of a
-    loop are named, the others counted when the loop ends.
-    """
-
-    def __init__(self) -> None:
-        self._told: set[tuple[str, int]] = set()  # shards, and positions there
-        self._named = self._unnamed = 0
-
-    def note(self, place: tuple[str, int], fault: str, substitute: str) -> None:
-        """Note a replacement.
-
-        Args:
-            place: shard of the bad sample, and position there.
-            fault: reason why the sample cannot be delivered.
-            substitute: key of the sample in its place.
-        """
-        if place in self._told:
-            return
-        self._told.add(place)
-        if self._named < _MOST_NAMED:
-            self._named += 1
-            _LOG.warning("%s; sample %s takes its place", fault, quoted(substitute))
-        else:
-            self._unnamed += 1
-
-    def close(self) -> None:
-        """End the loop: tell the number of samples that were not named."""
-        if self._unnamed:
-            _LOG.warning(
-                "%s could not be delivered either and had to be replaced; `shardio verify --deep` "
-                "lists all such samples, num_bad_samples counts the replacements",
-                counted(self._unnamed, "more sample"),
-            )
-        self._named = self._unnamed = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
-    """What all batches of a loop are read from, and how.
-
-    Attributes:
-        pool: shards of the dataset.
-        samples: samples of the dataset, which alone may stand in for a bad one.
-        fields: entries of a sample; see shardio.reading.columns.
-        several: entries of which a sample must not have more than one alternative.
-        missing_ok: leave out an entry that a sample has no field for.
-        optional: entries that a sample may lack; batches say which samples have them.
-        geometry: chooser of the views of a sample.
-        crops: whether batches tell the crops of their samples.
-        functions: functions of the user on whole samples.
-        skip_bad: whether another sample takes the place of a bad one; otherwise an error is raised.
-        on_replaced: called for each sample that was replaced.
-        replacements: tells of them.
-        times: totals of the dataset, to which those of the batches are added.
-        stopwatch: makes one for each chunk.
-        lock: guards the times.
-    """
-
-    pool: ShardPool
-    samples: Samples
-    fields: Fields
-    several: Fields
-    missing_ok: bool
-    optional: frozenset[str]
-    geometry: SampleGeometry
-    crops: bool
-    functions: Functions
-    skip_bad: bool
-    on_replaced: Callable[[], None]
-    replacements: Replacements
-    times: StageTimes
-    stopwatch: Callable[[], Stopwatch]
-    lock: threading.Lock
-
-
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """What the readers of a loop have in common, one of each bucket.
-
-    Attributes:
-        scratch: buffer where image files are decoded.
-        lock: guards the times.
-    """
-
-    scratch: Scratch = field(default_factory=Scratch)
-    lock: threading.Lock = field(default_factory=new_lock)
 
 
 FillSlot = Callable[["Batch", int, OpenShard, int, Stopwatch], None]
@@ -171,8 +74,8 @@ class Batch:
         references: samples of the batch.
         columns: entries of the batch, empty.
         uniforms: random numbers for the transforms, float64 [n, draws].
+        chunk: number of slots that one thread best fills at once, if they are not in rows.
         mapped: entries that functions of the user make; None without such functions.
-        core: native core's way to read batches; None if there is none.
         fill_slot: reads a sample of a shard into a slot of a batch.
         fill_many: reads the samples of some slots of a batch at once, and returns the slots left.
 
@@ -188,7 +91,7 @@ class Batch:
         columns: dict[str, Column],
         mapped: MappedEntries | None,
         uniforms: NDArray[np.float64],
-        core: CoreReader | None,
+        chunk: int,
         fill_slot: FillSlot,
         fill_many: FillMany,
     ) -> None:
@@ -197,11 +100,10 @@ class Batch:
         self._columns, self._mapped = columns, mapped
         self._fill_slot, self._fill_many = fill_slot, fill_many
         self._valid = references.valid.copy()
-        self._core = core if len(self._valid) >= LEAST_SAMPLES and not delivery.several else None
         self._lock = new_lock()
         self._known: Sequence[Known] | None = None if len(self._valid) >= LEAST_SAMPLES else ()
         self._choices: list[Choices] | None = None
-        self.chunks: CoreChunks | None = None
+        self._chunks: CoreChunks | None = None
         self._keys = [""] * len(self._valid)
         self._missing: list[str] = []  # entries of the one sample where some may be missing
         self._absent: dict[str, set[int]] = {  # slots whose samples lack an optional entry
@@ -212,8 +114,8 @@ class Batch:
         self._bad: dict[int, str] = {}  # why the sample of a slot cannot be delivered
         self._misfits: dict[int, MisfitError] = {}  # why it does not fit with the others
         rows = (hasattr(column, "place_rows") for column in columns.values())
-        self.in_rows = mapped is None and all(rows)
-        self.chunk = _ROWS if self.in_rows else _CHUNK if core is None else core.chunk
+        self._in_rows = mapped is None and all(rows)
+        self.chunk = _ROWS if self._in_rows else chunk
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -226,7 +128,6 @@ class Batch:
             TarError: a shard was changed or truncated.
         """
         watch = self._delivery.stopwatch()
-        self._begin()
         self._fill_one_by_one(self._fill_many(self, slots, watch), watch)
         self._add_times(watch)
 
@@ -339,6 +240,8 @@ class Batch:
         self, slots: range, gathered: Iterator[Gathered | None], watch: Stopwatch
     ) -> Sequence[int]:
         """Place fields of many samples at once; return all slots if the samples are not alike."""
+        if not self._in_rows:
+            return slots
         watch.start()
         columns = [cast("RowColumn", column) for column in self._columns.values()]
         keys = np.empty(len(slots), object)
@@ -371,7 +274,7 @@ class Batch:
                 handed.append((entry, name, column))
         watch.decoded()
         if not handed and self._mapped is None and self._views is None:
-            return (slots.start + np.flatnonzero(~done)).tolist()
+            return [slot for slot, is_done in zip(slots, done.tolist(), strict=True) if not is_done]
         return [
             slot
             for slot, is_done in zip(slots, done.tolist(), strict=True)
@@ -427,16 +330,16 @@ class Batch:
                 self._note_fault(error, slot, shard, sample)
             watch.stop()
 
-    def _begin(self) -> None:
-        """Choose the crops of all slots, and make the core's tables, if no thread has done so."""
+    def chunks(self, core: CoreReader | None) -> CoreChunks | None:
+        """Return the core's tables, for which the first thread chooses the crops of all slots."""
         with self._lock:
             if self._known is None:
-                delivery = self._delivery
-                known = delivery.geometry.know(delivery.pool, self.references, self._uniforms)
-                if self._core is not None:
-                    columns = [*self._columns.values()]
-                    self.chunks = self._core.begin(self.references, columns, known)
+                delivery, references = self._delivery, self.references
+                known = delivery.geometry.know(delivery.pool, references, self._uniforms)
+                if core is not None and not delivery.several:
+                    self._chunks = core.begin(references, [*self._columns.values()], known)
                 self._known = known
+            return self._chunks
 
     def _choices_of(self, slot: int) -> Choices:
         """Return the crops that were chosen for a slot."""
@@ -702,21 +605,25 @@ class SampleReader:
             batch.put(slot, shard, sample, shard.read(sample, self._wanted), watch)
 
         def fill_many(batch: Batch, slots: range, watch: Stopwatch) -> Sequence[int]:
-            if batch.chunks is not None:
-                return batch.put_chunk(batch.chunks, slots, watch)
-            if not batch.in_rows:
-                return slots
-            with self._gatherer.lock:
-                return batch.put_rows(slots, self._gatherer.gather(batch.references, slots), watch)
+            if (chunks := batch.chunks(self._core)) is not None:
+                return batch.put_chunk(chunks, slots, watch)
+            return batch.put_rows(slots, self._gatherer.gather(batch.references, slots), watch)
 
         for positions in shares:
             references = plan.references(positions)
             if ahead is not None:
                 ahead.enter(references)
             for part in references.split(size):
-                columns, draws = self.columns(len(part)), self.uniforms(part, key)
-                mapped, core = self._map_entries(columns, part, key), self._core
-                yield Batch(self._delivery, part, columns, mapped, draws, core, fill, fill_many)
+                yield self._batch(part, key, fill, fill_many)
+
+    def _batch(
+        self, references: References, key: int, fill: FillSlot, fill_many: FillMany
+    ) -> Batch:
+        """Make a batch of some samples, empty."""
+        columns, draws = self.columns(len(references)), self.uniforms(references, key)
+        mapped = self._map_entries(columns, references, key)
+        chunk = _CHUNK if self._core is None else self._core.chunk
+        return Batch(self._delivery, references, columns, mapped, draws, chunk, fill, fill_many)
 
     def views(self, stored: Sequence[FieldBytes | None], uniforms: NDArray[np.float64]) -> Views:
         """Choose what is shown of the pictures of a sample; see SampleGeometry.views."""

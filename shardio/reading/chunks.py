@@ -23,7 +23,16 @@ from shardio.fields.geometry import PLAIN, Crop, View, placed
 from shardio.fields.image import fill_margin, shrink_of
 from shardio.fields.probe import ImageInfo
 from shardio.native import table
-from shardio.native.table import BYTES, DONE, NOT_TAKEN, PICTURE, ROW, VALUES, CoreField, SampleTable
+from shardio.native.table import (
+    BYTES,
+    DONE,
+    NOT_TAKEN,
+    PICTURE,
+    ROW,
+    VALUES,
+    CoreField,
+    SampleTable,
+)
 from shardio.planning.epoch import References
 from shardio.reading.gather import MOST_SHORT, Group, Rows, group_by_shard, locate
 from shardio.reading.geometry import Known, SampleGeometry
@@ -91,7 +100,7 @@ class CoreReader:
         Raises:
             IndexFileError, TarError, OSError: a shard cannot be opened.
         """
-        if len(np.unique(references.shards)) > _MOST_SHARDS:
+        if len({*references.shards.tolist()}) > _MOST_SHARDS:
             return None
         order = np.argsort(references.shards, kind="stable")
         groups = group_by_shard(self._pool, references.shards[order], references.indices[order])
@@ -336,15 +345,19 @@ class CoreChunks:
         for part in parts:
             watch.start()
             times = self._table.fill(part.start, part.stop)
-            done = self._table.status[part.start : part.stop] == DONE
+            done = self._done(part)
             watch.add(*times, int(self._sums[part.start : part.stop][done].sum()))
             if watch.one_by_one and done[0]:
                 watch.stop()
-        done = self._table.status[slots.start : slots.stop] == DONE
+        done = self._done(slots)
         if self._views.any_margin():
             self._fill_margins(slots, done)
         if not watch.one_by_one:
             watch.stop(int(done.sum()))
+        return done
+
+    def _done(self, slots: range) -> NDArray[np.bool_]:
+        done: NDArray[np.bool_] = self._table.status[slots.start : slots.stop] == DONE
         return done
 
     def _fill_margins(self, slots: range, done: NDArray[np.bool_]) -> None:

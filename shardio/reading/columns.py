@@ -216,7 +216,7 @@ class Arrays(Stack):
         copy_pixels(value, self._slots[slot, ...])
 
     def slots_for(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any] | None:
-        """Return all slots, for values that are put there directly; None if they are of another kind.
+        """Return all slots, for values put there directly; None if slots are of another kind.
 
         Args:
             shape: shape of each value.

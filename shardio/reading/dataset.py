@@ -32,8 +32,9 @@ from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, Shuffle, Tail
 from shardio.planning.order import SampleSequence, derive_key
 from shardio.planning.samples import Samples
 from shardio.reading.arguments import OnBadSample, check_arguments, store_options
-from shardio.reading.batch import Delivery, Replacements, SampleReader, Shared
+from shardio.reading.batch import SampleReader
 from shardio.reading.columns import Types
+from shardio.reading.delivery import Delivery, Replacements, Shared
 from shardio.reading.entries import (
     Fields,
     deciding_pictures,

@@ -189,19 +189,18 @@ class Gathered(NamedTuple):
 
 
 class Gatherer:
-    """Reads fields of samples of several shards.
+    """Reads fields of samples of several shards, for one thread at a time.
+
+    The steps are so short that two threads at once would hand the interpreter's lock to each other
+    at every one, and be slower than one.
 
     Args:
         pool: pool of the shards.
         entries: alternatives of each entry.
-
-    Attributes:
-        lock: lock to hold while gathering. The steps are so short that two threads at once would
-            hand the interpreter's lock to each other at every one, and be slower than one.
     """
 
     def __init__(self, pool: ShardPool, entries: Entries) -> None:
-        self.lock = new_lock()
+        self._lock = new_lock()
         self._pool = pool
         self._entries = entries
         self._copiers = defaultdict[int | None, RowCopier](RowCopier)  # of entries, and of headers
@@ -220,26 +219,27 @@ class Gatherer:
         Raises:
             TarError: a shard was changed or truncated.
         """
-        part = slice(slots.start, slots.stop)
-        shards, samples = references.shards[part], references.indices[part]
-        order = np.argsort(shards, kind="stable")
-        groups = group_by_shard(self._pool, shards[order], samples[order])
-        places = locate(groups, self._entries)
-        are_there = places is not None and int(places.offsets.min()) >= 0
-        widths = _widths(places) if places is not None and are_there else []
-        if places is None or not widths:
-            yield None
-            return
-        at_once = max(1, _MOST_AT_ONCE // sum(widths))
-        for start in range(0, len(order), at_once):
-            inside = slice(start, min(start + at_once, len(order)))
-            some = [found for group in groups if (found := group.within(inside)).samples.size]
-            fields = self._read(some, places.each(itemgetter((slice(None), inside))), widths)
-            if fields is None:
+        with self._lock:
+            part = slice(slots.start, slots.stop)
+            shards, samples = references.shards[part], references.indices[part]
+            order = np.argsort(shards, kind="stable")
+            groups = group_by_shard(self._pool, shards[order], samples[order])
+            places = locate(groups, self._entries)
+            are_there = places is not None and int(places.offsets.min()) >= 0
+            widths = _widths(places) if places is not None and are_there else []
+            if places is None or not widths:
                 yield None
                 return
-            keys = [key for group in some for key in group.shard.keys(group.samples)]
-            yield Gathered(order[inside], keys, fields)
+            at_once = max(1, _MOST_AT_ONCE // sum(widths))
+            for start in range(0, len(order), at_once):
+                inside = slice(start, min(start + at_once, len(order)))
+                some = [found for group in groups if (found := group.within(inside)).samples.size]
+                fields = self._read(some, places.each(itemgetter((slice(None), inside))), widths)
+                if fields is None:
+                    yield None
+                    return
+                keys = [key for group in some for key in group.shard.keys(group.samples)]
+                yield Gathered(order[inside], keys, fields)
 
     def _read(self, groups: list[Group], places: Places, widths: list[int]) -> list[Rows] | None:
         """Read all fields; None if the bytes are not what the index recorded."""

@@ -61,6 +61,7 @@ class Known(NamedTuple):
     sizes: NDArray[np.int64]
     crops: Crops | None
 
+
 ChooseCrops = Callable[[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]], Crops]
 
 
@@ -123,7 +124,7 @@ class SampleGeometry:
             [(0, lead) for lead in self._leads[:1]] + [(shown[at], at) for at in self._own],
         )
         self._choose = _batched(transform)
-        self._decisive = [self.sized_of(self._leads), *(self.sized_of([at]) for at in self._own)]
+        self._decisive = [self._sized_of(self._leads), *(self._sized_of([at]) for at in self._own)]
         beside = [*leads[1:], *follows]
         if transform is not None and self._transform is None and leads and beside:
             name = [*types][beside[0]]

@@ -28,7 +28,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.errors import RemoteError, SampleError, ShardioError, TarError, quoted
-from shardio.fields.probe import PictureSize
 from shardio.indexing.entry import ShardEntry
 from shardio.indexing.shard_index import ShardIndex, decode_key
 from shardio.processes import new_lock
