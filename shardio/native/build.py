@@ -101,6 +101,7 @@ def _build(library: Path, folder: Path, *, sanitize: bool) -> None:
     names = [f'-DSHARDIO_BUILD="{known.hexdigest()}"', *map(str, sources), *libraries]
     if errors := _errors([*compiler, *_LINK, *flags, *names, "-o", str(built)]):
         raise _NotBuiltError(_explain(compiler, probe, errors))
+    library.parent.mkdir(parents=True, exist_ok=True)
     partial = library.with_name(f"{library.name}.{os.getpid()}")
     shutil.copyfile(built, partial)
     partial.replace(library)
