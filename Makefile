@@ -1,5 +1,7 @@
 # make demo   sets up, then packs, profiles and trains on real images
 # make test   sets up, then runs format, lint, types and tests
+# make native  compiles the native core again, if its sources have changed
+# make wheel  sets up, then builds dist/ and tries the wheel where no compiler is
 # make servers  installs azurite, for tests of Azure, where npm is
 # make test-trainers  sets up the trainers, then tests shardio under each of them on two ranks
 # make campaigns  sets up, then attacks shardio for about forty minutes (see docs/campaigns.md)
@@ -19,7 +21,7 @@ CAMPAIGNS := tars headers images bombs canaries damage kills stores remote_kills
 say = @printf '\n== %s\n' "$(1)"
 timed = @bash -c 'start=$$SECONDS; $(1); status=$$?; echo "   ($$((SECONDS - start)) s)"; exit $$status'
 
-.PHONY: demo test test-trainers types pytest format servers campaigns bench clean
+.PHONY: demo test test-trainers types pytest format native wheel servers campaigns bench clean
 
 $(READY): pyproject.toml tools/requirements-dev.txt
 	$(call say,setting up $(VENV): about two minutes and 2 GB the first time)
@@ -48,7 +50,18 @@ $(SERVERS_READY): tools/package.json
 
 servers: $(SERVERS_READY)
 
-demo: $(READY)
+# Without a compiler or a header this says so, and everything runs in Python.
+native:
+	@$(PYTHON) shardio/native/build.py
+
+wheel: $(READY)
+	$(call say,building dist/)
+	@rm -rf dist
+	$(call timed,$(BIN)/python -m build --no-isolation --outdir dist .)
+	$(call say,the wheel in a fresh environment)
+	$(call timed,$(BIN)/python tools/try_wheel.py dist/*.whl)
+
+demo: $(READY) native
 	$(call say,making images: 1797 real handwritten digits)
 	$(call timed,$(BIN)/python tools/make_digits.py demo/images)
 	$(call say,shardio pack demo/images demo/out --shards 8)
@@ -59,30 +72,30 @@ demo: $(READY)
 	$(call say,python examples/train.py)
 	$(call timed,$(BIN)/python examples/train.py)
 
-test: $(READY) servers
+test: $(READY) native servers
 	$(call say,format and lint)
 	$(call timed,$(BIN)/ruff format --check . && $(BIN)/ruff check .)
 	$(call say,types and tests: about five minutes)
 	@$(MAKE) --no-print-directory --jobs 2 types pytest
 
-test-trainers: $(TRAINERS_READY)
+test-trainers: $(TRAINERS_READY) native
 	$(call say,tests under the trainers and of the recipes: about five minutes)
 	$(call timed,$(TRAINERS)/bin/python -m pytest -q tests/trainers tests/examples/test_recipes.py)
 
 types: $(READY)
 	$(call timed,$(BIN)/mypy)
 
-pytest: $(READY) servers
+pytest: $(READY) native servers
 	$(call timed,$(BIN)/python -m pytest -q -n 2 --dist worksteal)
 
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-campaigns: $(READY)
+campaigns: $(READY) native
 	@$(BIN)/python tools/check/all.py $(CAMPAIGNS)
 
-bench: $(PEERS_READY)
+bench: $(PEERS_READY) native
 	$(PEERS)/bin/python tools/bench/compare.py --markdown docs/benchmarks.md
 	$(PEERS)/bin/python tools/bench/pipelines.py --markdown docs/pipelines-measured.md
 	$(PEERS)/bin/python tools/bench/packing.py
@@ -90,4 +103,4 @@ bench: $(PEERS_READY)
 	$(PEERS)/bin/python tools/bench/remote.py
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(TRAINERS) $(SERVERS) demo
+	rm -rf $(VENV) $(PEERS) $(TRAINERS) $(SERVERS) demo dist shardio/native/_core.*

@@ -29,6 +29,7 @@ class NativeCore(BuildHookInterface[Any]):
         if version != "editable":
             self._folder = tempfile.TemporaryDirectory()  # until the wheel is written
             library = Path(self._folder.name, library.name)
+        library.unlink(missing_ok=True)  # since what it is linked to may be another by now
         if reason := builder.build(library):
             self.app.display_warning(f"native core: not built, {reason}")
         else:

@@ -66,8 +66,23 @@ class _Commands(click.Group):
         return name, command, rest
 
 
+def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        native = import_module("shardio.native").status()
+        version = import_module("shardio").__version__
+        say(f"shardio, version {version}\nnative core: {native}")
+        context.exit()
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="shardio")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and what the native core is, and exit.",
+)
 def commands() -> None:
     """Pack images into tar shards, stream them into PyTorch, see what limits the loader."""
 

@@ -63,7 +63,7 @@ def _load() -> tuple[ctypes.CDLL | None, Status]:
         library = ctypes.CDLL(str(path))
         version = library.shardio_core_version()
     except (OSError, AttributeError) as error:  # which name the library
-        return None, Status(active=False, reason=str(error))
+        return None, Status(active=False, reason=f"{error}; install shardio again")
     if version != VERSION:
         reason = (
             f"{path} has version {version}, and this shardio needs {VERSION}; install shardio again"

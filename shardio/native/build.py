@@ -1,10 +1,8 @@
 """Compile the native core. This runs before anything is installed, so Python alone is enough.
 
-A library is known by a hash of all sources and flags, which is compiled into it. It is not built
-again while these are the same, whatever the times of the files say.
-
-Variables of the environment, beside CC, CFLAGS, LDFLAGS and macOS's ARCHFLAGS: SHARDIO_JPEG is the
-folder where a libjpeg-turbo is installed, whose libjpeg.a becomes part of the library.
+A hash of all sources and flags is compiled into the library, which is not built again while they
+are the same. The environment may set CC, CFLAGS, LDFLAGS and, on macOS, ARCHFLAGS; SHARDIO_JPEG is
+a folder with a libjpeg-turbo whose libjpeg.a becomes part of the library.
 """
 
 from __future__ import annotations
@@ -26,15 +24,17 @@ _SOURCES = Path(__file__).resolve().parent
 LIBRARY = _SOURCES / "_core.so"
 
 # Without contraction, compilers that fuse a product and a sum round as all others do.
-_COMPILE = ["-O3", "-std=c11", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
+_COMPILE = ["-O3", "-std=c11", "-D_GNU_SOURCE", "-Werror=implicit", "-fPIC"]
+_COMPILE += ["-fvisibility=hidden", "-ffp-contract=off"]
 # What another library of the process exports under the same name is never taken instead.
 _LINK = ["-shared", "-Wl,--exclude-libs,ALL", "-Wl,-Bsymbolic"]
 _COMPLETE = ["-Wl,-z,defs"]  # but for sanitizers, which are found when the library is loaded
+_MISSING = "apt install gcc libjpeg-dev zlib1g-dev"
 if sys.platform == "darwin":
     _LINK, _COMPLETE = ["-shared", "-Wl,-exported_symbol,_shardio_*"], []
+    _MISSING = 'brew install jpeg-turbo, export SHARDIO_JPEG="$(brew --prefix jpeg-turbo)"'
 _SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 _SANITIZE += ["-fno-omit-frame-pointer", "-g"]
-_HEADERS = "apt install gcc libjpeg-dev zlib1g-dev"
 
 
 class _NotBuiltError(Exception):
@@ -73,20 +73,15 @@ def build(library: Path = LIBRARY, *, sanitize: bool = False) -> str:
 
 
 def _build(library: Path, folder: Path, *, sanitize: bool) -> None:
-    compiler = [*_compiler(), *_COMPILE]
-    for name in ("ARCHFLAGS", "CFLAGS"):
-        compiler += shlex.split(os.environ.get(name, ""))
-    jpeg = os.environ.get("SHARDIO_JPEG", "")
-    archive = next(iter(sorted(Path(jpeg).glob("lib*/**/libjpeg.a"))), None) if jpeg else None
-    if jpeg and archive is None:
-        raise _NotBuiltError(f"SHARDIO_JPEG is {jpeg}, which has no libjpeg.a in lib")
-    compiler += [f"-I{jpeg}/include"] if jpeg else []
-    libraries = [
-        str(archive or "-ljpeg"),
-        "-lz",
-        "-lm",
-        *shlex.split(os.environ.get("LDFLAGS", "")),
-    ]
+    compiler = [*_compiler(), *_COMPILE, *_words("ARCHFLAGS"), *_words("CFLAGS")]
+    libraries = ["-ljpeg", "-lz", "-lm", *_words("LDFLAGS")]
+    archives: list[Path] = []
+    if jpeg := os.environ.get("SHARDIO_JPEG"):
+        archives = sorted(Path(jpeg).glob("lib*/**/libjpeg.a"))[:1]
+        if not archives:
+            raise _NotBuiltError(f"SHARDIO_JPEG is {jpeg}, which has no libjpeg.a in lib")
+        compiler += [f"-I{jpeg}/include"]
+        libraries[0] = str(archives[0])
     probe = folder / "probe.c"
     probe.write_text("#include <libdeflate.h>\nint main(void) { return !libdeflate_crc32; }\n")
     if not _errors([*compiler, str(probe), "-ldeflate", *libraries, "-o", str(folder / "probe")]):
@@ -94,9 +89,10 @@ def _build(library: Path, folder: Path, *, sanitize: bool) -> None:
         libraries += ["-ldeflate"]
     flags = _SANITIZE if sanitize else _COMPLETE
 
-    known = hashlib.sha256(repr([platform.uname()[::4], compiler, flags, libraries]).encode())
+    machine = [platform.system(), platform.machine()]
+    known = hashlib.sha256(repr([machine, compiler, flags, libraries]).encode())
     sources = sorted(_SOURCES.glob("*.c"))
-    for path in [*sources, *sorted(_SOURCES.glob("*.h")), *([archive] if archive else [])]:
+    for path in [*sources, *sorted(_SOURCES.glob("*.h")), *archives]:
         known.update(path.read_bytes())
     with suppress(FileNotFoundError):
         if known.hexdigest().encode() in library.read_bytes():
@@ -105,20 +101,25 @@ def _build(library: Path, folder: Path, *, sanitize: bool) -> None:
     names = [f'-DSHARDIO_BUILD="{known.hexdigest()}"', *map(str, sources), *libraries]
     if errors := _errors([*compiler, *_LINK, *flags, *names, "-o", str(built)]):
         raise _NotBuiltError(_explain(compiler, probe, errors))
+    library.parent.mkdir(parents=True, exist_ok=True)
     partial = library.with_name(f"{library.name}.{os.getpid()}")
     shutil.copyfile(built, partial)
     partial.replace(library)
 
 
 def _compiler() -> list[str]:
-    if named := shlex.split(os.environ.get("CC", "")):
+    if named := _words("CC"):
         if shutil.which(named[0]) is None:
-            raise _NotBuiltError(f"CC is {named[0]}, which was not found when shardio was built")
+            raise _NotBuiltError(f"the C compiler {named[0]}, which CC names, was not found")
         return named
     for name in ("cc", "gcc", "clang"):
         if shutil.which(name):
             return [name]
     raise _NotBuiltError(_not_found("C compiler"))
+
+
+def _words(variable: str) -> list[str]:
+    return shlex.split(os.environ.get(variable, ""))
 
 
 def _errors(command: list[str]) -> str:
@@ -144,7 +145,7 @@ def _explain(compiler: list[str], probe: Path, errors: str) -> str:
 
 
 def _not_found(what: str) -> str:
-    return f"no {what} was found when shardio was built; {_HEADERS}, then install shardio again"
+    return f"no {what} was found when shardio was built; {_MISSING}, then install shardio again"
 
 
 def main() -> None:

@@ -11,7 +11,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Marks the functions that Python calls; all others stay inside the library. */
+/* Marks the functions that Python calls, whose names begin with shardio_. All others stay inside the
+ * library. */
 #define EXPORTED __attribute__((visibility("default")))
 
 /* What became of a sample or of a part of one. Everything but DONE goes the Python way, which knows
