@@ -33,6 +33,8 @@
 enum {
   LONGEST = 65535,   /* most pixels of a side */
   MOST_CHANNELS = 4, /* of what is weighted */
+  WIDE_ROWS = 2,     /* of the source that take the first pass together */
+  NARROW_ROWS = 4,   /* the same for results of 8 bits */
   PADDING = 64,      /* bytes behind a row of a ring, which AVX2 code may read and write */
 };
 
@@ -114,6 +116,12 @@ static void find_loadable(struct taps *taps, int32_t width, int32_t channels, in
   while (taps->end > taps->begin && taps->places[taps->end - 1] > last) taps->end--;
 }
 
+/* Rows that take the first pass together, and where the results go. */
+struct rows {
+  const uint8_t *from[NARROW_ROWS];
+  uint8_t *to[NARROW_ROWS];
+};
+
 static uint8_t to_byte(int32_t value) {
   return (uint8_t)(value < 0 ? 0 : value > UINT8_MAX ? UINT8_MAX : value);
 }
@@ -153,6 +161,10 @@ AVX2 INLINE __m128i load_16(const void *from) { return _mm_loadu_si128(from); }
 
 AVX2 INLINE __m256i twice(__m128i half) { return _mm256_broadcastsi128_si256(half); }
 
+AVX2 INLINE __m256i two_rows(const uint8_t *upper, const uint8_t *lower) {
+  return _mm256_inserti128_si256(_mm256_castsi128_si256(load_16(upper)), load_16(lower), 1);
+}
+
 /* Two weights in all places. */
 AVX2 INLINE __m256i two_weights(const int16_t *weights) {
   int32_t both;
@@ -172,46 +184,63 @@ AVX2 INLINE __m256i pairing(int32_t channels, int32_t pixel) {
   return twice(load_16(order));
 }
 
-/* The sums of one pixel of the slot: four channels of the upper row, and four of the lower. */
-AVX2 INLINE __m256i sums_of(const struct taps *taps, int32_t channels, int32_t most, int32_t column,
-                            const uint8_t *upper, const uint8_t *lower) {
-  ptrdiff_t place = (ptrdiff_t)taps->places[column] * channels;
-  const int16_t *weights = taps->weights + (ptrdiff_t)column * taps->stride;
-  __m256i sums = _mm256_set1_epi32(taps->half);
-  for (int32_t tap = 0; tap < most; tap += 4, place += 4 * channels) {
-    __m256i pixels = _mm256_inserti128_si256(_mm256_castsi128_si256(load_16(upper + place)),
-                                             load_16(lower + place), 1);
-    __m256i pairs = _mm256_shuffle_epi8(pixels, pairing(channels, 0));
-    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, two_weights(weights + tap)));
-    if (tap + 2 >= most) break;
-    pairs = _mm256_shuffle_epi8(pixels, pairing(channels, 2));
-    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, two_weights(weights + tap + 2)));
-  }
-  return _mm256_sra_epi32(sums, _mm_cvtsi32_si128(taps->shift));
+/* Adds two taps of four channels, of an upper and of a lower row. */
+AVX2 INLINE __m256i add_taps(__m256i sums, __m256i pixels, __m256i order, __m256i weights) {
+  __m256i pairs = _mm256_shuffle_epi8(pixels, order);
+  return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, weights));
 }
 
-/* Weights the loadable pixels of two rows; returns where they end, as they are done by two. */
-AVX2 INLINE int32_t cross_colours(const struct taps *taps, int32_t channels, int32_t most, int wide,
-                                  const uint8_t *upper, const uint8_t *lower, uint8_t *out_upper,
-                                  uint8_t *out_lower) {
+/* Computes a pixel of the slot for pairs of rows: four channels of each. */
+AVX2 INLINE void sum_colours(struct taps taps, int32_t channels, int pairs, int32_t column,
+                             struct rows rows, __m256i *sums) {
+  const __m256i first = pairing(channels, 0), second = pairing(channels, 2);
+  const int32_t by_four = (taps.most + 1) / 4 * 4;
+  ptrdiff_t place = (ptrdiff_t)taps.places[column] * channels;
+  const int16_t *weights = taps.weights + (ptrdiff_t)column * taps.stride;
+  for (int pair = 0; pair < pairs; pair++) sums[pair] = _mm256_set1_epi32(taps.half);
+  for (int32_t tap = 0; tap < by_four; tap += 4, place += 4 * channels, weights += 4) {
+    for (int pair = 0; pair < pairs; pair++) {
+      __m256i pixels = two_rows(rows.from[2 * pair] + place, rows.from[2 * pair + 1] + place);
+      sums[pair] = add_taps(sums[pair], pixels, first, two_weights(weights));
+      sums[pair] = add_taps(sums[pair], pixels, second, two_weights(weights + 2));
+    }
+  }
+  for (int pair = 0; pair < pairs; pair++) {
+    if (by_four < taps.most)
+      sums[pair] = add_taps(
+          sums[pair], two_rows(rows.from[2 * pair] + place, rows.from[2 * pair + 1] + place),
+          first, two_weights(weights));
+    sums[pair] = _mm256_sra_epi32(sums[pair], _mm_cvtsi32_si128(taps.shift));
+  }
+}
+
+/* Weights the loadable pixels of rows; returns where they end, as they are done by two. */
+AVX2 INLINE int32_t cross_colours(struct taps taps, int32_t channels, int wide, struct rows rows) {
   const __m256i dense_words =
       twice(_mm_setr_epi8(0, 1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13, -1, -1, -1, -1));
   const __m256i dense_bytes =
       twice(_mm_setr_epi8(0, 1, 2, 4, 5, 6, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1));
-  int32_t column = taps->begin;
-  for (; column + 2 <= taps->end; column += 2) {
-    __m256i both = _mm256_packs_epi32(sums_of(taps, channels, most, column, upper, lower),
-                                      sums_of(taps, channels, most, column + 1, upper, lower));
-    ptrdiff_t at = (ptrdiff_t)column * channels;
-    if (wide) {
-      if (channels == 3) both = _mm256_shuffle_epi8(both, dense_words);
-      _mm_storeu_si128((void *)(out_upper + 2 * at), _mm256_castsi256_si128(both));
-      _mm_storeu_si128((void *)(out_lower + 2 * at), _mm256_extracti128_si256(both, 1));
-    } else {
-      both = _mm256_packus_epi16(both, both);
-      if (channels == 3) both = _mm256_shuffle_epi8(both, dense_bytes);
-      _mm_storel_epi64((void *)(out_upper + at), _mm256_castsi256_si128(both));
-      _mm_storel_epi64((void *)(out_lower + at), _mm256_extracti128_si256(both, 1));
+  const int pairs = wide ? WIDE_ROWS / 2 : NARROW_ROWS / 2;
+  if (wide) taps.most = taps.stride = 2, taps.half = 0, taps.shift = 4; /* tells the compiler */
+  int32_t column = taps.begin;
+  for (; column + 2 <= taps.end; column += 2) {
+    __m256i left[NARROW_ROWS / 2], right[NARROW_ROWS / 2];
+    sum_colours(taps, channels, pairs, column, rows, left);
+    sum_colours(taps, channels, pairs, column + 1, rows, right);
+    for (int pair = 0; pair < pairs; pair++) {
+      __m256i both = _mm256_packs_epi32(left[pair], right[pair]);
+      uint8_t *upper = rows.to[2 * pair] + ((ptrdiff_t)column * channels << wide);
+      uint8_t *lower = rows.to[2 * pair + 1] + ((ptrdiff_t)column * channels << wide);
+      if (wide) {
+        if (channels == 3) both = _mm256_shuffle_epi8(both, dense_words);
+        _mm_storeu_si128((void *)upper, _mm256_castsi256_si128(both));
+        _mm_storeu_si128((void *)lower, _mm256_extracti128_si256(both, 1));
+      } else {
+        both = _mm256_packus_epi16(both, both);
+        if (channels == 3) both = _mm256_shuffle_epi8(both, dense_bytes);
+        _mm_storel_epi64((void *)upper, _mm256_castsi256_si128(both));
+        _mm_storel_epi64((void *)lower, _mm256_extracti128_si256(both, 1));
+      }
     }
   }
   return column;
@@ -225,25 +254,25 @@ AVX2 INLINE long long four_pairs(const uint8_t *row, const int32_t *places) {
 }
 
 /* The same for one row of one channel and two taps. */
-AVX2 static int32_t cross_gray_pairs(const struct taps *taps, const uint8_t *row, int16_t *out) {
-  int32_t column = taps->begin;
-  for (; column + 8 <= taps->end; column += 8) {
-    const int32_t *places = taps->places + column;
+AVX2 INLINE int32_t cross_gray_pairs(struct taps taps, const uint8_t *row, uint8_t *out) {
+  int32_t column = taps.begin;
+  for (; column + 8 <= taps.end; column += 8) {
+    const int32_t *places = taps.places + column;
     __m256i pairs = _mm256_cvtepu8_epi16(
         _mm_set_epi64x(four_pairs(row, places + 4), four_pairs(row, places)));
-    __m256i weights = _mm256_loadu_si256((const void *)(taps->weights + 2 * column));
+    __m256i weights = _mm256_loadu_si256((const void *)(taps.weights + 2 * column));
     __m256i sums = _mm256_srai_epi32(_mm256_madd_epi16(pairs, weights), 4);
-    _mm_storeu_si128((void *)(out + column), _mm_packs_epi32(_mm256_castsi256_si128(sums),
-                                                              _mm256_extracti128_si256(sums, 1)));
+    _mm_storeu_si128((void *)(out + 2 * column),
+                     _mm_packs_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1)));
   }
   return column;
 }
 
-AVX2 INLINE __m128i gray_sums(const struct taps *taps, int32_t column, const uint8_t *row) {
-  const uint8_t *pixels = row + taps->places[column];
-  const int16_t *weights = taps->weights + (ptrdiff_t)column * taps->stride;
+AVX2 INLINE __m128i gray_sums(struct taps taps, int32_t column, const uint8_t *row) {
+  const uint8_t *pixels = row + taps.places[column];
+  const int16_t *weights = taps.weights + (ptrdiff_t)column * taps.stride;
   __m128i sums = _mm_setzero_si128();
-  for (int32_t tap = 0; tap < taps->most; tap += 8) {
+  for (int32_t tap = 0; tap < taps.most; tap += 8) {
     __m128i eight = _mm_cvtepu8_epi16(_mm_loadl_epi64((const void *)(pixels + tap)));
     sums = _mm_add_epi32(sums, _mm_madd_epi16(eight, load_16(weights + tap)));
   }
@@ -251,14 +280,14 @@ AVX2 INLINE __m128i gray_sums(const struct taps *taps, int32_t column, const uin
 }
 
 /* The same for one row of one channel and any number of taps. */
-AVX2 static int32_t cross_gray(const struct taps *taps, const uint8_t *row, uint8_t *out) {
-  int32_t column = taps->begin;
-  for (; column + 4 <= taps->end; column += 4) {
+AVX2 INLINE int32_t cross_gray(struct taps taps, const uint8_t *row, uint8_t *out) {
+  int32_t column = taps.begin;
+  for (; column + 4 <= taps.end; column += 4) {
     __m128i left = _mm_hadd_epi32(gray_sums(taps, column, row), gray_sums(taps, column + 1, row));
     __m128i right =
         _mm_hadd_epi32(gray_sums(taps, column + 2, row), gray_sums(taps, column + 3, row));
-    __m128i sums = _mm_add_epi32(_mm_hadd_epi32(left, right), _mm_set1_epi32(taps->half));
-    sums = _mm_sra_epi32(sums, _mm_cvtsi32_si128(taps->shift));
+    __m128i sums = _mm_add_epi32(_mm_hadd_epi32(left, right), _mm_set1_epi32(taps.half));
+    sums = _mm_sra_epi32(sums, _mm_cvtsi32_si128(taps.shift));
     sums = _mm_packs_epi32(sums, sums);
     int32_t four = _mm_cvtsi128_si32(_mm_packus_epi16(sums, sums));
     memcpy(out + column, &four, sizeof four);
@@ -267,16 +296,22 @@ AVX2 static int32_t cross_gray(const struct taps *taps, const uint8_t *row, uint
 }
 
 AVX2 static int32_t cross_avx2(const struct taps *taps, int32_t channels, int wide,
-                               const uint8_t *upper, const uint8_t *lower, void *out_upper,
-                               void *out_lower) {
+                               const struct rows *rows) {
+  int32_t done = taps->begin;
   switch (2 * channels + wide) { /* what is known to the compiler */
-    case 2: cross_gray(taps, upper, out_upper); return cross_gray(taps, lower, out_lower);
-    case 3: cross_gray_pairs(taps, upper, out_upper); return cross_gray_pairs(taps, lower, out_lower);
-    case 6: return cross_colours(taps, 3, taps->most, 0, upper, lower, out_upper, out_lower);
-    case 7: return cross_colours(taps, 3, 2, 1, upper, lower, out_upper, out_lower);
-    case 8: return cross_colours(taps, 4, taps->most, 0, upper, lower, out_upper, out_lower);
-    case 9: return cross_colours(taps, 4, 2, 1, upper, lower, out_upper, out_lower);
-    default: return taps->begin;
+    case 2:
+      for (int row = 0; row < NARROW_ROWS; row++)
+        done = cross_gray(*taps, rows->from[row], rows->to[row]);
+      return done;
+    case 3:
+      for (int row = 0; row < WIDE_ROWS; row++)
+        done = cross_gray_pairs(*taps, rows->from[row], rows->to[row]);
+      return done;
+    case 6: return cross_colours(*taps, 3, 0, *rows);
+    case 7: return cross_colours(*taps, 3, 1, *rows);
+    case 8: return cross_colours(*taps, 4, 0, *rows);
+    case 9: return cross_colours(*taps, 4, 1, *rows);
+    default: return done;
   }
 }
 
@@ -291,27 +326,33 @@ struct ring {
   int64_t made; /* rows below this one are in the ring, or not needed */
 };
 
-static void *in_ring(const struct ring *ring, int64_t row) {
+static uint8_t *in_ring(const struct ring *ring, int64_t row) {
   return ring->bytes + (size_t)(row % ring->rows) * ring->stride;
 }
 
-/* Has the rows from first to end take the first pass. */
+/* Has the rows from first to end take the first pass, and a few more. */
 static void make_rows(struct ring *ring, const struct picture *source, const struct taps *across,
                       int64_t first, int64_t end) {
+  const int32_t channels = source->channels;
+  const int together = ring->wide ? WIDE_ROWS : NARROW_ROWS;
   if (ring->made < first) ring->made = first;
-  for (; ring->made < end; ring->made += 2) {
-    int64_t below = ring->made + 1 < source->height ? ring->made + 1 : ring->made;
-    const uint8_t *upper = row_of(source, ring->made), *lower = row_of(source, below);
-    void *out_upper = in_ring(ring, ring->made), *out_lower = in_ring(ring, ring->made + 1);
-    int32_t channels = source->channels, done = across->begin;
+  for (; ring->made < end; ring->made += together) {
+    struct rows rows;
+    for (int row = 0; row < together; row++) {
+      int64_t at = ring->made + row;
+      rows.from[row] = row_of(source, at < source->height ? at : source->height - 1);
+      rows.to[row] = in_ring(ring, at);
+    }
+    int32_t done = across->begin;
 #if HAS_AVX2_CODE
-    if (use_avx2())
-      done = cross_avx2(across, channels, ring->wide, upper, lower, out_upper, out_lower);
+    if (use_avx2()) done = cross_avx2(across, channels, ring->wide, &rows);
 #endif
-    cross(across, channels, ring->wide, 0, across->begin, upper, out_upper);
-    cross(across, channels, ring->wide, 0, across->begin, lower, out_lower);
-    cross(across, channels, ring->wide, done, across->count, upper, out_upper);
-    cross(across, channels, ring->wide, done, across->count, lower, out_lower);
+    for (int row = 0; row < together; row++) {
+      cross(across, channels, ring->wide, 0, across->begin, rows.from[row],
+            rows.to[row]);
+      cross(across, channels, ring->wide, done, across->count, rows.from[row],
+            rows.to[row]);
+    }
   }
 }
 
@@ -422,7 +463,8 @@ static enum status resize_two_tap(const struct picture *source, const struct lin
   for (int32_t row = 0; row < rows->kept; row++) {
     struct neighbours found = neighbours_of(down, (int64_t)rows->window + row);
     make_rows(&ring, source, &taps, found.first, (int64_t)found.second + 1);
-    blend(in_ring(&ring, found.first), in_ring(&ring, found.second), found.weights, values,
+    blend((const void *)in_ring(&ring, found.first), (const void *)in_ring(&ring, found.second),
+          found.weights, values,
           out->pixels + row * out->stride);
   }
   return DONE;
@@ -663,7 +705,7 @@ enum status resize_antialiased(const struct picture *source, const struct axis *
                           filter_of(columns, cubic, source->width, like_torch)};
   struct taps taps[] = {{.count = rows->kept}, {.count = columns->kept}};
   struct ring ring = {.stride = padded((size_t)columns->kept * (size_t)source->channels)};
-  ring.rows = over[0].most + 2;
+  ring.rows = over[0].most + NARROW_ROWS;
   size_t for_ring = ring.stride * (size_t)ring.rows;
   size_t for_lines = padded(((size_t)over[0].most + 1) * sizeof(uint8_t *));
   size_t for_exact = 0, total = for_ring + for_lines;
