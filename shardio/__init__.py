@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shardio import ops as ops
     from shardio import profiling as profiling
+    from shardio import testing as testing
     from shardio.batchwise import CutMix as CutMix
     from shardio.batchwise import MixUp as MixUp
     from shardio.batchwise import Normalize as Normalize
@@ -152,6 +153,7 @@ _HOMES = {
     "repair": "shardio.inspection.repair",
     "replay": "shardio.inspection.replay",
     "reshard": "shardio.packing.pack",
+    "testing": "shardio",
     "to_float": "shardio.batchwise",
     "verify": "shardio.inspection.verify",
 }
@@ -162,10 +164,10 @@ __all__ = [*_HOMES]  # noqa: PLE0604  every entry is a string
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return import_module("importlib.metadata").version("shardio")
-    if name in {"ops", "profiling"}:
-        return import_module(f"shardio.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'shardio' has no attribute {name!r}")
+    if _HOMES[name] == "shardio":
+        return import_module(f"shardio.{name}")
     return getattr(import_module(_HOMES[name]), name)
 
 

@@ -186,6 +186,14 @@ def test_public_names_are_sorted_documented_and_importable() -> None:
         shardio.nothing  # noqa: B018  reading it is the test
 
 
+@pytest.mark.parametrize(
+    "name", ["ops.softmax_cross_entropy", "profiling.monitor", "testing.check_map"]
+)
+def test_packages_need_no_import_but_that_of_shardio(name: str) -> None:
+    command = [sys.executable, "-c", f"import shardio; shardio.{name}"]
+    subprocess.run(command, check=True)
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_modules_and_functions_stay_short(path: Path) -> None:
     text = path.read_text("utf-8")

@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -140,13 +141,14 @@ def cpu_seconds() -> float:
 
 
 def cpu_of_tree(process: int) -> float:
-    try:
+    own, children = 0.0, list[str]()
+    with suppress(OSError):  # the process has ended
         fields = Path(f"/proc/{process}/stat").read_text("ascii").rpartition(")")[2].split()
-        tasks = [*Path(f"/proc/{process}/task").glob("*/children")]
-        children = [int(child) for path in tasks for child in path.read_text("ascii").split()]
-    except OSError:
-        return 0.0
-    return sum(map(int, fields[11:15])) / TICKS + sum(map(cpu_of_tree, children))
+        own = sum(map(int, fields[11:15])) / TICKS
+        for path in Path(f"/proc/{process}/task").glob("*/children"):
+            with suppress(OSError):  # the thread has ended
+                children += path.read_text("ascii").split()
+    return own + sum(cpu_of_tree(int(child)) for child in children)
 
 
 def decode_ceiling(workload: str, images: str, repeats: int) -> dict[str, float]:

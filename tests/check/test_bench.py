@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+BENCH = Path(__file__).parents[2] / "tools" / "bench"
+
+CPU_TIMES = """
+import threading
+from child import cpu_seconds
+
+def end_at_once():
+    while running:
+        threading.Thread(target=int).start()
+
+running = True
+threads = [threading.Thread(target=end_at_once) for _ in range(2)]
+for thread in threads:
+    thread.start()
+times = [cpu_seconds() for _ in range(300)]
+running = False
+assert times == sorted(times), times
+"""
+
+
+def test_the_cpu_time_of_a_process_counts_while_its_threads_end() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CPU_TIMES], cwd=BENCH, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
