@@ -42,6 +42,12 @@ multiprocessing.set_forkserver_preload(["cv2", "pytest", "torch.distributed", "t
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
+@pytest.fixture
+def python_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have batches read without the native core."""
+    monkeypatch.setattr("shardio.reading.batch.is_active", lambda: False)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
     """Keep collections off what stays anyway: in a fork they would copy all of its pages."""

@@ -234,6 +234,7 @@ def loop_over(dataset: shardio.ShardDataset, way: str) -> list[Any]:
     return [*dataset]
 
 
+@pytest.mark.usefixtures("python_path")
 @pytest.mark.parametrize("way", ["dataset", "threads", "workers", "mixture", "single samples"])
 @pytest.mark.parametrize("rows", [False, True])
 def test_every_sample_comes_through_the_read_pipe(

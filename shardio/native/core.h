@@ -177,10 +177,13 @@ struct samples {
 
 struct worker; /* what one thread needs */
 
-#define EXPORTED __attribute__((visibility("default")))
-
 EXPORTED struct worker *shardio_worker_new(void);
 EXPORTED void shardio_worker_free(struct worker *worker);
+
+/* Reads the headers of the pictures in a field of the samples [start, stop) whose status is DONE.
+ * sizes, [n, 3], gets height and width as shown, and orientation; 0 for what the core does not take. */
+EXPORTED void shardio_probe(struct worker *worker, const struct samples *samples, int64_t field,
+                            int64_t start, int64_t stop, int32_t *sizes);
 
 /* Reads, verifies and decodes the samples [start, stop) whose status is DONE, and adds the
  * nanoseconds that reading, decoding and resizing took to times. */

@@ -379,6 +379,40 @@ static enum status fill_field(struct worker *worker, const struct samples *all, 
   return DONE;
 }
 
+/* Reads the header of a picture file; 0 for one that the core does not take. */
+static int probe(const uint8_t *data, size_t size, int32_t *height, int32_t *width,
+                 int32_t *orientation) {
+  struct jpeg_header header;
+  struct png png;
+  if (jpeg_probe(data, size, &header) == DONE) {
+    *height = header.height;
+    *width = header.width;
+    *orientation = header.orientation;
+    return 1;
+  }
+  if (png_probe(data, size, &png) != DONE) return 0;
+  *height = png.height;
+  *width = png.width;
+  *orientation = png.orientation;
+  return 1;
+}
+
+void shardio_probe(struct worker *worker, const struct samples *all, int64_t field, int64_t start,
+                   int64_t stop, int32_t *sizes) {
+  for (int64_t index = start; index < stop; index++) {
+    int64_t cell = field * all->count + index, size = all->sizes[cell];
+    int32_t height, width, orientation, *out = sizes + 3 * index;
+    out[0] = out[1] = out[2] = 0;
+    if (all->status[index] != DONE || size < 1 || size > MOST_READ) continue;
+    uint8_t *data = buffer_take(&worker->file, (size_t)size);
+    if (data == NULL || read_at(all->files[index], data, size, all->offsets[cell]) != DONE) continue;
+    if (!probe(data, (size_t)size, &height, &width, &orientation)) continue;
+    out[0] = orientation >= 5 ? width : height;
+    out[1] = orientation >= 5 ? height : width;
+    out[2] = orientation;
+  }
+}
+
 void shardio_fill(struct worker *worker, const struct samples *all, int64_t start, int64_t stop,
                   int64_t times[3]) {
   struct member members[MOST_FIELDS];

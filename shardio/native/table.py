@@ -117,6 +117,17 @@ class SampleTable:
             len(files), len(fields), *addresses, ctypes.addressof(records), status.ctypes.data
         )
 
+    def probe(self, field: int, slots: range) -> NDArray[np.int32]:
+        """Read the headers of the pictures in a field of some samples that are to be read.
+
+        Returns:
+            Height and width as shown, and orientation, int32 [n, 3], 0 for what the core does not
+            take.
+        """
+        sizes = np.zeros((len(self.status), 3), np.int32)
+        _worker().probe(self._table, field, slots.start, slots.stop, sizes.ctypes.data)
+        return sizes[slots.start : slots.stop]
+
     def fill(self, start: int, stop: int) -> tuple[int, int, int]:
         """Read, verify and decode the samples [start, stop) into their slots, in this thread.
 
@@ -155,21 +166,21 @@ class _Worker:
         new = core.shardio_worker_new
         new.restype = ctypes.c_void_p
         self._free, self._fill = core.shardio_worker_free, core.shardio_fill
+        self._probe = core.shardio_probe
+        self._free.restype = self._fill.restype = self._probe.restype = None
         self._free.argtypes = (ctypes.c_void_p,)
-        self._free.restype = self._fill.restype = None
-        self._fill.argtypes = (
-            ctypes.c_void_p,
-            ctypes.POINTER(_Samples),
-            ctypes.c_int64,
-            ctypes.c_int64,
-            ctypes.POINTER(ctypes.c_int64),
-        )
+        table, number = (ctypes.c_void_p, ctypes.POINTER(_Samples)), ctypes.c_int64
+        self._fill.argtypes = (*table, number, number, ctypes.POINTER(number))
+        self._probe.argtypes = (*table, number, number, number, ctypes.c_void_p)
         self._worker = new()
         if not self._worker:
             raise MemoryError("no memory is left for the native core")
 
     def fill(self, table: _Samples, start: int, stop: int, times: Any) -> None:
         self._fill(self._worker, table, start, stop, times)
+
+    def probe(self, table: _Samples, field: int, start: int, stop: int, sizes: int) -> None:
+        self._probe(self._worker, table, field, start, stop, sizes)
 
     def __del__(self) -> None:
         if getattr(self, "_worker", None):

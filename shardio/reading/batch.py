@@ -337,7 +337,8 @@ class Batch:
                 delivery, references = self._delivery, self.references
                 known = delivery.geometry.know(delivery.pool, references, self._uniforms)
                 if core is not None and not delivery.several:
-                    self._chunks = core.begin(references, [*self._columns.values()], known)
+                    columns = [*self._columns.values()]
+                    self._chunks = core.begin(references, columns, known, self._uniforms)
                 self._known = known
             return self._chunks
 

@@ -12,16 +12,19 @@ which is the reference and raises the errors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shardio.errors import CodecError, ShardioError
 from shardio.fields.base import FieldType
 from shardio.fields.geometry import PLAIN, Crop, View, placed
 from shardio.fields.image import fill_margin, shrink_of
-from shardio.fields.probe import ImageInfo
+from shardio.fields.probe import Buffer, ImageInfo
 from shardio.native import table
 from shardio.native.table import (
     BYTES,
@@ -39,6 +42,7 @@ from shardio.reading.geometry import Known, SampleGeometry
 from shardio.reading.shards import Entries, FieldBytes, Places, ShardPool
 from shardio.reading.times import Stopwatch
 from shardio.storage.local import LocalShard
+from shardio.transforms import Crops
 
 if TYPE_CHECKING:
     from shardio.reading.columns import Column
@@ -88,7 +92,11 @@ class CoreReader:
         self._prefixes: dict[tuple[int, int], tuple[bytes, NDArray[Any]] | None] = {}
 
     def begin(
-        self, references: References, columns: Sequence[Column], known: Sequence[Known]
+        self,
+        references: References,
+        columns: Sequence[Column],
+        known: Sequence[Known],
+        uniforms: NDArray[np.float64],
     ) -> CoreChunks | None:
         """Put the samples of a batch into tables; None if the core cannot take them.
 
@@ -96,6 +104,7 @@ class CoreReader:
             references: samples of the batch.
             columns: entries of the batch, empty.
             known: what the indexes know of the pictures, see SampleGeometry.know.
+            uniforms: random numbers of the samples, float64 [B, draws].
 
         Raises:
             IndexFileError, TarError, OSError: a shard cannot be opened.
@@ -109,9 +118,9 @@ class CoreReader:
             return None
         back = np.argsort(order)
         places = found.each(lambda array: array[:, back])
-        count, size = len(order), int(places.sizes.sum())
-        self.chunk = min(max(_LEAST_CHUNK, _CHUNK_BYTES * count // max(size, 1)), _MOST_CHUNK)
-        views = _Views(known, count, self._geometry, reduced=self._reduced)
+        samples, size = len(order), int(places.sizes.sum())
+        self.chunk = min(max(_LEAST_CHUNK, _CHUNK_BYTES * samples // max(size, 1)), _MOST_CHUNK)
+        views = _Views(known, uniforms, self._geometry, reduced=self._reduced)
         fields = [
             self._field(entry, column, places, views, groups)
             for entry, column in enumerate(columns)
@@ -121,13 +130,13 @@ class CoreReader:
         made = [cast("CoreField", field) for field in fields]
         if all(field.kind == BYTES for field in made):
             return None
-        files, keys = np.full(count, -1, np.int32), np.empty(count, object)
+        files, keys = np.full(samples, -1, np.int32), np.empty(samples, object)
         for group in groups:
             slots = order[group.rows]
             if type(group.file) is LocalShard:
                 files[slots] = group.file.descriptor
             keys[slots] = group.shard.keys(group.samples)
-        fits = (places.offsets >= 0).all(axis=0) & (files >= 0) & views.fit(made)
+        fits = (places.offsets >= 0).all(axis=0) & (files >= 0)
         status = np.where(fits, DONE, NOT_TAKEN).astype(np.uint8)
         return CoreChunks(groups, keys.tolist(), places, views, made, files, status)
 
@@ -146,9 +155,9 @@ class CoreReader:
         leads = (role, entry) in self._geometry.roles.leads
         if type_.native == "picture" or (type_.native == "values" and _is_uint8(type_)):
             picture = type_.native == "picture"
-            size = self._geometry.size or views.size
+            size = self._geometry.size or views.size or self._first_size(entry, type_, groups[0])
             shape = (*size, type_.channels) if picture else size
-            out = column.slots_for(shape, _UINT8) if size[0] else None
+            out = column.slots_for(shape, _UINT8) if views.can_be_known else None
             if out is not None:
                 return CoreField(
                     kind=PICTURE if picture else VALUES,
@@ -170,6 +179,21 @@ class CoreReader:
             return None
         return CoreField(kind=BYTES, out=np.empty((len(sizes), room), np.uint8))
 
+    def _first_size(self, entry: int, type_: FieldType, group: Group) -> tuple[int, int]:
+        """Read the size of the picture in an entry of the first sample of a group."""
+        with suppress(CodecError):
+            info = type_.probe(self._first(entry, group))
+            if info is not None:
+                return info.height, info.width
+        return 0, 0
+
+    def _first(self, entry: int, group: Group) -> Buffer:
+        """Read an entry of the first sample of a group; nothing if that is not sound."""
+        with suppress(ShardioError, OSError):  # which are met again when all samples are read
+            found = group.shard.read(int(group.samples[0]), (self._entries[entry],))[0]
+            return found.data if found else b""
+        return b""
+
     def _prefix(
         self, entry: int, type_: FieldType, size: int, group: Group
     ) -> tuple[bytes, NDArray[np.generic]] | None:
@@ -181,8 +205,7 @@ class CoreReader:
         """
         at = entry, size
         if at not in self._prefixes:
-            found = group.shard.read(int(group.samples[0]), (self._entries[entry],))[0]
-            block = np.frombuffer(found.data if found else b"", np.uint8)[None]
+            block = np.frombuffer(self._first(entry, group), np.uint8)[None]
             if block.size != size:
                 return None
             arrays = type_.decode_rows(block, np.array([size]))
@@ -202,32 +225,43 @@ class _Views:
 
     Args:
         known: what the indexes know of the pictures.
-        count: number of samples.
+        uniforms: random numbers of the samples, float64 [B, draws].
         geometry: chooser of the views.
         reduced: let large JPEGs be decoded at a part of their size.
 
     Attributes:
-        rows: table of the core, int32 [R, count, …].
-        size: height and width of the first picture that is known; 0 if none is.
+        rows: table of the core, int32 [R, B, …].
+        size: height and width of the first picture that is known; None if none is.
+        can_be_known: whether crops can be chosen for pictures when their headers are read.
     """
 
     def __init__(
-        self, known: Sequence[Known], count: int, geometry: SampleGeometry, *, reduced: bool
+        self,
+        known: Sequence[Known],
+        uniforms: NDArray[np.float64],
+        geometry: SampleGeometry,
+        *,
+        reduced: bool,
     ) -> None:
-        self._known, self._geometry, self._reduced = known, geometry, reduced
-        self.rows = np.zeros((max(1, len(known)), count, len(table.VIEW)), np.int32)
+        self._geometry, self._reduced, self._uniforms = geometry, reduced, uniforms
+        self.can_be_known = geometry.knows_crops
+        num_roles, slots = max(1, len(geometry.roles.leads)), len(uniforms)
+        self.rows = np.zeros((num_roles, slots, len(table.VIEW)), np.int32)
         self.rows[..., table.VIEW.index("shrink")] = 1
-        self._are_known = np.zeros(self.rows.shape[:2], np.bool_)
-        self._have_margin = np.zeros(count, np.bool_)
-        self._places = np.zeros(self.rows.shape[:2], np.int64)
+        self._are_known = np.zeros((num_roles, slots), np.bool_)
+        self._have_margin = np.zeros(slots, np.bool_)
+        self._crops: dict[int, Crops] = {}
+        self._numbers = count()  # of crops, for any thread
+        self._places = np.zeros((num_roles, slots, 2), np.int64)  # which crops, and which of them
         for role, each in enumerate(known):
-            if len(each.slots):
-                self._add(role, each)
+            self._add(role, each)
         first = known[0].sizes[:1].tolist() if known else []
-        self.size: tuple[int, int] = (first[0][0], first[0][1]) if first else (0, 0)
+        self.size: tuple[int, int] | None = (first[0][0], first[0][1]) if first else None
 
     def _add(self, role: int, known: Known) -> None:
         slots, sizes, crops = known
+        if not len(slots):
+            return
         height, width, _ = sizes.T
         zero, size = 0 * height, self._geometry.size or (0, 0)
         box, resized, window = (zero, zero, height, width), (height, width), (zero, zero)
@@ -254,28 +288,52 @@ class _Views:
             if self._reduced and crops.resampling == PLAIN:
                 ratio = np.minimum(box[2] / resized[0], box[3] / resized[1])
                 shrink = shrink_of(np.minimum(height, width), ratio)
+            number = next(self._numbers)
+            self._crops[number] = crops
+            self._places[role, slots] = np.stack([zero + number, np.arange(len(slots))], axis=1)
         columns = *sizes.T, *box, *resized, *window, *place, flip, zero + method, shrink
         self.rows[role, slots] = np.stack(columns, axis=1)
         self._are_known[role, slots] = (place[2] > 0) & (place[3] > 0)
-        self._places[role, slots] = np.arange(len(slots))
 
-    def fit(self, fields: Sequence[CoreField]) -> NDArray[np.bool_]:
-        """Tell for each sample whether its pictures can be shown as some fields are, bool [B]."""
-        fits = np.ones(self.rows.shape[1], np.bool_)
+    def unknown(self, slots: range) -> Iterator[tuple[int, int]]:
+        """Yield the roles whose pictures are not all known, each with the entry that decides."""
+        for role, lead in self._geometry.roles.leads:
+            if self.can_be_known and not self._are_known[role, slots.start : slots.stop].all():
+                yield role, lead
+
+    def add(self, role: int, slots: range, sizes: NDArray[np.int32]) -> None:
+        """Choose the crops of pictures whose headers were read.
+
+        Args:
+            role: role of the view.
+            slots: slots of the samples.
+            sizes: height, width and orientation, int32 [n, 3], 0 where they are not known.
+        """
+        part = slice(slots.start, slots.stop)
+        wanted = np.where(self._are_known[role, part, None], 0, sizes).astype(np.int64)
+        known = self._geometry.choose(role, wanted, self._uniforms[part])
+        self._add(role, known._replace(slots=known.slots + slots.start))
+
+    def fit(self, fields: Sequence[CoreField], slots: range) -> NDArray[np.bool_]:
+        """Tell for some samples whether their pictures can be shown as fields are, bool [n]."""
+        part = slice(slots.start, slots.stop)
+        fits = np.ones(len(slots), np.bool_)
         shown = any(field.kind in (PICTURE, VALUES) for field in fields)
         if shown or self._geometry.needs_views:
-            fits &= self._are_known.all(axis=0)
+            fits &= self._are_known[:, part].all(axis=0)
         for field in fields:
             if field.kind == VALUES:
-                fits &= ~self._have_margin
+                fits &= ~self._have_margin[part]
             if field.kind in (PICTURE, VALUES) and self._geometry.size is None:
-                fits &= (self.rows[field.role, :, :2] == field.out.shape[1:3]).all(axis=1)
+                fits &= (self.rows[field.role, part, :2] == field.out.shape[1:3]).all(axis=1)
         return fits
 
     def crop(self, role: int, slot: int) -> Crop | None:
-        """Return the crop of a sample whose picture is known."""
-        crops = self._known[role].crops
-        return None if crops is None else crops[int(self._places[role, slot])]
+        """Return the crop of a sample whose picture is known; None if it is shown whole."""
+        if not self._crops:
+            return None
+        number, place = (int(each) for each in self._places[role, slot])
+        return self._crops[number][place]
 
     def has_margin(self, slot: int) -> bool:
         """Tell whether a picture leaves a margin in a slot."""
@@ -341,6 +399,7 @@ class CoreChunks:
         Returns:
             Whether each sample is there, bool [n].
         """
+        self._know(slots)
         parts = [range(slot, slot + 1) for slot in slots] if watch.one_by_one else [slots]
         for part in parts:
             watch.start()
@@ -355,6 +414,13 @@ class CoreChunks:
         if not watch.one_by_one:
             watch.stop(int(done.sum()))
         return done
+
+    def _know(self, slots: range) -> None:
+        """Read the headers of pictures that the indexes do not know."""
+        for role, lead in self._views.unknown(slots):
+            self._views.add(role, slots, self._table.probe(lead, slots))
+        status = self._table.status[slots.start : slots.stop]
+        status[~self._views.fit(self._fields, slots)] = NOT_TAKEN
 
     def _done(self, slots: range) -> NDArray[np.bool_]:
         done: NDArray[np.bool_] = self._table.status[slots.start : slots.stop] == DONE

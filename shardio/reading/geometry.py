@@ -90,6 +90,7 @@ class SampleGeometry:
         draws: number of random numbers that a sample needs.
         size: height and width of slots; None for those of pictures.
         needs_views: whether there are views at all.
+        knows_crops: whether crops can be chosen for several samples at once.
         roles: roles of the views.
 
     Raises:
@@ -116,7 +117,6 @@ class SampleGeometry:
         draws = 0 if self._transform is None else self._transform.draws
         self._draws, self.draws = draws, draws * (1 + len(self._own))
         self.needs_views = not self._idle
-        self._uses_sizes = self.needs_views or "picture" in {each.native for each in firsts}
         shown = dict.fromkeys((*self._pictures, *self._followers), 0)
         shown |= {at: role for role, at in enumerate(self._own, 1)}
         self.roles = Roles(
@@ -124,6 +124,8 @@ class SampleGeometry:
             [(0, lead) for lead in self._leads[:1]] + [(shown[at], at) for at in self._own],
         )
         self._choose = _batched(transform)
+        shown_at_all = self.needs_views or "picture" in {each.native for each in firsts}
+        self.knows_crops = shown_at_all and (self._choose is not None or transform is None)
         self._decisive = [self._sized_of(self._leads), *(self._sized_of([at]) for at in self._own)]
         beside = [*leads[1:], *follows]
         if transform is not None and self._transform is None and leads and beside:
@@ -157,23 +159,29 @@ class SampleGeometry:
             What is known for the crop that the pictures of a sample share, then for each of its
             own; nothing if no crop can be chosen.
         """
-        choosing = self._choose is not None or self._transform is None
-        if not (choosing and self._uses_sizes and self._decisive[0]):
+        if not (self.knows_crops and self._decisive[0]):
             return ()
         sizes = np.zeros((len(self._decisive), len(references.shards), 3), np.int64)
         for number, shard in pool.indexed({*references.shards.tolist()}).items():
             slots = np.flatnonzero(references.shards == number)
             for role, fields in enumerate(self._decisive):
                 sizes[role, slots] = shard.picture_sizes(references.indices[slots], fields)
-        found = []
-        for role, of_role in enumerate(sizes):
-            slots, crops = np.flatnonzero(of_role[:, 2]), None
-            if self._choose is not None and len(slots):
-                first = role * self._draws
-                own = uniforms[slots, first : first + self._draws]
-                crops = self._choose(of_role[slots, 0], of_role[slots, 1], own)
-            found.append(Known(slots, of_role[slots], crops))
-        return found
+        return [self.choose(role, of_role, uniforms) for role, of_role in enumerate(sizes)]
+
+    def choose(self, role: int, sizes: NDArray[np.int64], uniforms: NDArray[np.float64]) -> Known:
+        """Choose the crops of the samples of a batch whose sizes are not 0.
+
+        Args:
+            role: role of the view.
+            sizes: int64 [B, 3], height, width and orientation.
+            uniforms: see know.
+        """
+        slots, crops = np.flatnonzero(sizes[:, 2]), None
+        if self._choose is not None and len(slots):
+            first = role * self._draws
+            own = uniforms[slots, first : first + self._draws]
+            crops = self._choose(sizes[slots, 0], sizes[slots, 1], own)
+        return Known(slots, sizes[slots], crops)
 
     def choices(self, known: Sequence[Known], count: int) -> Sequence[Choices]:
         """Return the choices of each sample of a batch, which are empty if none were made."""

@@ -133,6 +133,7 @@ def test_a_member_that_is_overwritten_between_its_header_and_its_data_is_noticed
         dataset[3]
 
 
+@pytest.mark.usefixtures("python_path")
 def test_rows_that_are_overwritten_while_they_are_gathered_are_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

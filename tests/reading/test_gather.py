@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,18 @@ def npy(array: np.ndarray[Any, Any]) -> bytes:
     return stream.getvalue()
 
 
+pytestmark = pytest.mark.usefixtures("python_path")  # the core gathers without these steps
+
+
 def gathered(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether each gathering succeeded."""
     outcomes: list[bool] = []
     fill = batch_module.Batch.put_rows
 
-    def spy(*arguments: Any) -> bool:
-        outcomes.append(fill(*arguments))
-        return outcomes[-1]
+    def spy(*arguments: Any) -> Sequence[int]:
+        left = fill(*arguments)
+        outcomes.append(not left)
+        return left
 
     monkeypatch.setattr(batch_module.Batch, "put_rows", spy)
     return outcomes
@@ -62,7 +67,7 @@ def test_gathered_batches_are_those_read_one_by_one(
     assert outcomes == [True] * len(found)
     assert found[0]["image"].shape == (64, 3, 8, 8)
     assert found[0]["image"].is_contiguous(memory_format=torch.channels_last)
-    monkeypatch.setattr(batch_module.Batch, "put_rows", lambda *_: False)
+    monkeypatch.setattr(batch_module.Batch, "put_rows", lambda _, slots, *rest: slots)
     dataset.set_epoch(0)
     assert all(same(a, b) for a, b in zip(found, dataset, strict=True))
 

@@ -155,6 +155,7 @@ def test_batches_are_asked_for_until_reading_is_known_to_be_fast(
     assert len(asked) == 40
 
 
+@pytest.mark.usefixtures("python_path")
 def test_where_reading_is_slow_each_batch_is_asked_for(
     packed: Path, asked: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
