@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 _CHUNK = 16  # samples decoded by one task; one task an image costs 15 % of the rate
 _MANY = 4  # misfits that, if they are half of a batch, are the fault of the setup
 _ROWS = 1024  # samples gathered by one task
+_SEVERAL = 16  # samples whose crops are chosen at once; fewer are faster one by one
 
 
 FillSlot = Callable[["Batch", int, OpenShard, int, Stopwatch], None]
@@ -101,7 +102,7 @@ class Batch:
         self._fill_slot, self._fill_many = fill_slot, fill_many
         self._valid = references.valid.copy()
         self._lock = new_lock()
-        self._known: Sequence[Known] | None = None if len(self._valid) >= LEAST_SAMPLES else ()
+        self._known: Sequence[Known] | None = None
         self._choices: list[Choices] | None = None
         self._chunks: CoreChunks | None = None
         self._keys = [""] * len(self._valid)
@@ -273,13 +274,13 @@ class Batch:
             if rows is None or place_rows is None or not place_rows(filled, rows):
                 handed.append((entry, name, column))
         watch.decoded()
+        found = [*zip(slots, done.tolist(), strict=True)]
         if not handed and self._mapped is None and self._views is None:
-            return [slot for slot, is_done in zip(slots, done.tolist(), strict=True) if not is_done]
-        return [
-            slot
-            for slot, is_done in zip(slots, done.tolist(), strict=True)
-            if not is_done or not self._complete(chunks, slot, handed, watch)
-        ]
+            return [slot for slot, is_done in found if not is_done]
+        for slot, is_done in found:  # in order, so that the first fault is that of the first sample
+            if not is_done or not self._complete(chunks, slot, handed, watch):
+                self._fill_one_by_one([slot], watch)
+        return ()
 
     def _complete(
         self,
@@ -334,11 +335,13 @@ class Batch:
         """Return the core's tables, for which the first thread chooses the crops of all slots."""
         with self._lock:
             if self._known is None:
+                known: Sequence[Known] = ()
                 delivery, references = self._delivery, self.references
-                known = delivery.geometry.know(delivery.pool, references, self._uniforms)
-                if core is not None and not delivery.several:
-                    columns = [*self._columns.values()]
-                    self._chunks = core.begin(references, columns, known, self._uniforms)
+                if len(self) >= (_SEVERAL if core is None else LEAST_SAMPLES):
+                    known = delivery.geometry.know(delivery.pool, references, self._uniforms)
+                    if core is not None and not delivery.several:
+                        columns = [*self._columns.values()]
+                        self._chunks = core.begin(references, columns, known, self._uniforms)
                 self._known = known
             return self._chunks
 
