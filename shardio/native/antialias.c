@@ -113,8 +113,8 @@ static int find_taps(const struct filter *filter, const struct axis *axis, int f
 }
 
 INLINE void mix_plainly(const uint8_t *const *lines, const struct taps *taps,
-                        const int16_t *weights, int32_t begin, int32_t count, uint8_t *out) {
-  for (int32_t at = begin; at < count; at++) {
+                        const int16_t *weights, int32_t count, uint8_t *out) {
+  for (int32_t at = 0; at < count; at++) {
     int32_t sum = taps->half;
     for (int32_t tap = 0; tap < taps->most; tap++) sum += lines[tap][at] * weights[tap];
     out[at] = to_byte(sum >> taps->shift);
@@ -158,7 +158,7 @@ static void mix(const uint8_t *const *lines, const struct taps *taps, const int1
     return;
   }
 #endif
-  mix_plainly(lines, taps, weights, 0, count, out);
+  mix_plainly(lines, taps, weights, count, out);
 }
 
 static void fill_antialiased(const struct picture *source, const struct taps *down,
@@ -184,7 +184,8 @@ enum status resize_antialiased(const struct picture *source, const struct axis *
   if (!are_sound(source, rows, columns, out, MOST_CHANNELS)) return NOT_TAKEN;
   if (rows->length == rows->resized && columns->length == columns->resized && rows->shrink == 1)
     return resize_nearest(source, rows, columns, flip, out, scratch);
-  int64_t computed = ((int64_t)rows->window + rows->kept) * ((int64_t)columns->window + columns->kept);
+  int64_t computed =
+      ((int64_t)rows->window + rows->kept) * ((int64_t)columns->window + columns->kept);
   int like_torch = rows->shrink == 1 &&
                    computed <= MOST_COMPUTED * (int64_t)rows->kept * columns->kept;
   struct filter over[] = {filter_of(rows, cubic, source->height, like_torch),

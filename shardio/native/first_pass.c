@@ -146,10 +146,10 @@ AVX2 INLINE int32_t cross_gray_pairs(struct taps taps, const uint8_t *row, uint8
     __m256i pairs = _mm256_cvtepu8_epi16(
         _mm_set_epi64x(four_pairs(row, places + 4), four_pairs(row, places)));
     __m256i weights = _mm256_loadu_si256((const void *)(taps.weights + 2 * column));
-    __m256i sums = _mm256_add_epi32(_mm256_madd_epi16(pairs, weights), _mm256_set1_epi32(taps.half));
-    sums = _mm256_srai_epi32(sums, 4);
-    _mm_storeu_si128((void *)(out + 2 * column),
-                     _mm_packs_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1)));
+    __m256i sums = _mm256_madd_epi16(pairs, weights);
+    sums = _mm256_srai_epi32(_mm256_add_epi32(sums, _mm256_set1_epi32(taps.half)), 4);
+    __m128i left = _mm256_castsi256_si128(sums), right = _mm256_extracti128_si256(sums, 1);
+    _mm_storeu_si128((void *)(out + 2 * column), _mm_packs_epi32(left, right));
   }
   return column;
 }
@@ -221,10 +221,8 @@ void make_rows(struct ring *ring, const struct picture *source, const struct tap
     if (use_avx2()) done = cross_avx2(across, channels, ring->wide, &rows);
 #endif
     for (int row = 0; row < together; row++) {
-      cross(across, channels, ring->wide, 0, across->begin, rows.from[row],
-            rows.to[row]);
-      cross(across, channels, ring->wide, done, across->count, rows.from[row],
-            rows.to[row]);
+      cross(across, channels, ring->wide, 0, across->begin, rows.from[row], rows.to[row]);
+      cross(across, channels, ring->wide, done, across->count, rows.from[row], rows.to[row]);
     }
   }
 }
