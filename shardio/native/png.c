@@ -9,8 +9,8 @@
  * refuses.
  *
  * Sections of the W3C's PNG specification, third edition: 5 (chunks), 9 (filtering), 11 (chunks'
- * content). The test that Paeth's predictor makes is in the form of Fabian Giesen's in stb_image,
- * where little depends on the pixel before.
+ * content). Paeth's predictor is chosen by two comparisons with one threshold, as in stb_image, so
+ * that little waits for the pixel before.
  */
 #define ZLIB_CONST
 #include <string.h>
