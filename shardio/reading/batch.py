@@ -42,7 +42,7 @@ from shardio.planning.epoch import EpochPlan, References
 from shardio.planning.order import uniform_numbers
 from shardio.processes import new_lock
 from shardio.reading.chunks import LEAST_SAMPLES, CoreChunks, CoreReader
-from shardio.reading.columns import Arrays, Column, RowColumn, Stack
+from shardio.reading.columns import Column, InPlace, RowColumn, Stack
 from shardio.reading.delivery import Delivery
 from shardio.reading.gather import Gathered, Gatherer
 from shardio.reading.geometry import Choices, Known, Views, describe_crops
@@ -264,12 +264,12 @@ class Batch:
         """Fill slots by the native core; return those that are left."""
         done = chunks.fill(slots, watch)
         filled = np.arange(slots.start, slots.stop)[done]
-        self._keys[slots.start : slots.stop] = chunks.keys[slots.start : slots.stop]
+        self._keys[slots.start : slots.stop] = chunks.opened.keys[slots.start : slots.stop]
         handed: list[tuple[int, str, Column]] = []  # entries that are decoded one by one
         for entry, (name, column) in enumerate(self._columns.items()):
             if chunks.is_decoded(entry):
                 continue
-            rows = chunks.rows(entry, filled) if self._mapped is None and len(filled) else None
+            rows = chunks.rows(entry, filled) if len(filled) else None
             place_rows = getattr(column, "place_rows", None)
             if rows is None or place_rows is None or not place_rows(filled, rows):
                 handed.append((entry, name, column))
@@ -290,7 +290,9 @@ class Batch:
         watch: Stopwatch,
     ) -> bool:
         """Decode what the core handed over of a sample; False if it must be read again."""
-        views = chunks.views(slot)
+        roles = self._delivery.geometry.roles.of_entries
+        seen = self._views is not None or any(roles[entry] is not None for entry, *_ in handed)
+        views = chunks.views(slot) if seen else [None] * len(roles)
         values: dict[str, Any] = {}
         try:
             for entry, name, column in handed:
@@ -302,17 +304,17 @@ class Batch:
         except (CodecError, TransformError, UsageError):
             return False  # it is raised again, with its place
         if self._mapped is not None:
-            number, sample = self._place_of(slot)
+            sample, shard = int(self.references.indices[slot]), chunks.opened.shards[slot]
             whole = {
-                name: values[name] if name in values else cast("Arrays", column).value_in(slot)
+                name: values[name] if name in values else cast("InPlace", column).value_in(slot)
                 for name, column in self._columns.items()
             }
             try:
-                self._map(self._mapped, slot, self._delivery.pool.get(number), sample, whole)
+                self._map(self._mapped, slot, shard, sample, whole)
+            except TransformError:
+                raise
             except SampleError as error:
-                if isinstance(error, TransformError):
-                    raise
-                self._note_fault(error, slot, self._delivery.pool.get(number), sample)
+                self._note_fault(error, slot, shard, sample)
             watch.transformed()
         if self._views is not None:
             self._views[slot] = views

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ from shardio.native.table import (
 from shardio.planning.epoch import References
 from shardio.reading.gather import MOST_SHORT, Group, Rows, group_by_shard, locate
 from shardio.reading.geometry import Known, SampleGeometry
-from shardio.reading.shards import Entries, FieldBytes, Places, ShardPool
+from shardio.reading.shards import Entries, FieldBytes, OpenShard, Places, ShardPool
 from shardio.reading.times import Stopwatch
 from shardio.storage.local import LocalShard
 from shardio.transforms import Crops
@@ -130,15 +130,17 @@ class CoreReader:
         made = [cast("CoreField", field) for field in fields]
         if all(field.kind == BYTES for field in made):
             return None
-        files, keys = np.full(samples, -1, np.int32), np.empty(samples, object)
+        files = np.full(samples, -1, np.int32)
+        keys, shards = np.empty((2, samples), object)
         for group in groups:
             slots = order[group.rows]
             if type(group.file) is LocalShard:
                 files[slots] = group.file.descriptor
-            keys[slots] = group.shard.keys(group.samples)
+            keys[slots], shards[slots] = group.shard.keys(group.samples), group.shard
         fits = (places.offsets >= 0).all(axis=0) & (files >= 0)
         status = np.where(fits, DONE, NOT_TAKEN).astype(np.uint8)
-        return CoreChunks(groups, keys.tolist(), places, views, made, files, status)
+        opened = Opened(groups, shards.tolist(), keys.tolist())
+        return CoreChunks(opened, places, views, made, files, status)
 
     def _field(
         self,
@@ -361,12 +363,25 @@ class _Views:
         return view._replace(info=None)
 
 
+class Opened(NamedTuple):
+    """The samples of a batch whose shards are open.
+
+    Attributes:
+        groups: samples by shard, whose files stay open.
+        shards: shard of each sample.
+        keys: key of each sample.
+    """
+
+    groups: Sequence[Group]
+    shards: Sequence[OpenShard]
+    keys: list[str]
+
+
 class CoreChunks:
     """The samples of a batch in the tables of the core, while threads fill their slots.
 
     Args:
-        groups: samples by shard, whose files stay open.
-        keys: keys of the samples.
+        opened: samples, whose shards are open.
         places: places of the fields of each sample.
         views: how their pictures are shown.
         fields: what their fields become.
@@ -374,21 +389,20 @@ class CoreChunks:
         status: uint8 [B], see SampleTable.
 
     Attributes:
-        keys: keys of the samples.
+        opened: samples, whose shards are open.
     """
 
     def __init__(
         self,
-        groups: Sequence[Group],
-        keys: list[str],
+        opened: Opened,
         places: Places,
         views: _Views,
         fields: Sequence[CoreField],
         files: NDArray[np.int32],
         status: NDArray[np.uint8],
     ) -> None:
-        self.keys = keys
-        self._groups, self._places, self._views, self._fields = groups, places, views, fields
+        self.opened = opened
+        self._places, self._views, self._fields = places, views, fields
         arrays = places.firsts, places.offsets, places.sizes, places.checksums, places.headers
         self._table = SampleTable(files, arrays, views.rows, fields, status)
         self._sums = places.sizes.sum(axis=0)
