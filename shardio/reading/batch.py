@@ -341,7 +341,7 @@ class Batch:
                 delivery, references = self._delivery, self.references
                 if len(self) >= (_SEVERAL if core is None else LEAST_SAMPLES):
                     known = delivery.geometry.know(delivery.pool, references, self._uniforms)
-                    if core is not None and not delivery.several:
+                    if core is not None:
                         columns = [*self._columns.values()]
                         self._chunks = core.begin(references, columns, known, self._uniforms)
                 self._known = known
@@ -583,6 +583,7 @@ class SampleReader:
                 self._wanted,
                 [*types.values()],
                 delivery.geometry,
+                strict=[at for at, name in enumerate(types) if name in delivery.several],
                 reduced=reduced,
             )
 
