@@ -18,7 +18,7 @@ from shardio.profiling.verdict import judge
 from shardio.storage.local import LocalShard
 
 
-def bottleneck(loader: Iterable[Any]) -> str:
+def bottleneck(loader: Iterable[Any]) -> str | None:
     """What limits the loop once it has started, which takes long where much else runs."""
     with monitor(loader, live=False) as seen:
         for _ in seen:
