@@ -543,6 +543,8 @@ class _ChunkWatch(Stopwatch):
 class _SampleWatch(_ChunkWatch):
     """Stopwatch that records a chunk and its samples."""
 
+    one_by_one = True
+
     def __init__(self, file: _File) -> None:
         super().__init__(file)
         self._cpu = [0, 0, 0, 0]
@@ -573,6 +575,14 @@ class _SampleWatch(_ChunkWatch):
         """See Stopwatch."""
         super().transformed()
         self._count(2)
+
+    def add(self, read: int, decode: int, transform: int, size: int) -> None:
+        """See Stopwatch; what waits in the native core is reading."""
+        super().add(read, decode, transform, size)
+        self._count(0)
+        for stage, wall in ((1, decode), (2, transform)):
+            self._cpu[stage] += min(wall, self._cpu[0])
+            self._cpu[0] -= min(wall, self._cpu[0])
 
     def stop(self, samples: int = 1) -> None:
         """See Stopwatch."""

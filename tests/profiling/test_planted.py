@@ -42,6 +42,7 @@ def opened(packed: Path, transform: Any = None) -> shardio.ShardDataset:
     return shardio.ShardDataset(packed, batch_size=10, shuffle=True, transform=transform)
 
 
+@pytest.mark.usefixtures("python_path")
 @pytest.mark.parametrize("cached", [1.0, 0.0, None])
 def test_slow_storage_is_named_and_whether_it_was_cold(
     packed: Path, monkeypatch: pytest.MonkeyPatch, cached: float | None
