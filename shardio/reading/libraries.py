@@ -130,6 +130,12 @@ def library_step(function: Any, types: Mapping[str, FieldType], *, seeded: bool)
     Raises:
         UsageError: the transform cannot take along an entry that lies in the picture.
     """
+    for part in _parts(function):
+        if type(part).__name__ in ("MixUp", "CutMix") and _is_of(part, _TORCHVISION):
+            raise UsageError(
+                f"{type(part).__name__} mixes the samples of a batch, and a map sees one",
+                remedy="give the batches of the loop to shardio.MixUp or shardio.CutMix",
+            )
     if _is_of(function, _ALBUMENTATIONS):
         return _Albumentations(function, _Entries(type(function).__name__, types), seeded=seeded)
     if isinstance(function, FromPIL) and function.entries:
@@ -507,7 +513,7 @@ def _without_corners(
             "it mirrored a picture with points",
             remedy="give Points flip_pairs=, the pairs of points that change places",
         )
-    for one, other in pairs or ():
+    for one, other in pairs:
         points[..., [one, other], :] = points[..., [other, one], :]
     return points
 
