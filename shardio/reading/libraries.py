@@ -303,25 +303,21 @@ class _Torchvision(_Shared):
         """Return the entries that lie in the picture, each as torchvision's own type."""
         entries, kinds = self._entries, import_module("torchvision.tv_tensors")
         size = entries.size(sample)
-        given: Sample = {}
-        for name in entries.pictures:
-            if name in sample:
-                picture = sample[name]
-                given[name] = (
-                    _to_pil(picture) if self._for_pil else kinds.Image(_in_planes(picture))
-                )
-        for name in entries.masks:
-            if name in sample:
-                given[name] = kinds.Mask(sample[name])
-        for name in entries.points:
-            if name in sample:
-                given[name] = kinds.KeyPoints(_with_corners(sample[name], size), canvas_size=size)
-        for name in entries.boxes:
-            if name in sample:
-                edges = sample[name]["boxes"]
-                edges = kinds.BoundingBoxes(edges, format="XYXY", canvas_size=size)
-                given[name] = {**sample[name], "boxes": edges}
-        return given
+
+        def picture(value: torch.Tensor) -> Any:
+            return _to_pil(value) if self._for_pil else kinds.Image(_in_planes(value))
+
+        def points(value: torch.Tensor) -> Any:
+            return kinds.KeyPoints(_with_corners(value, size), canvas_size=size)
+
+        def boxes(value: Sample) -> Sample:
+            edges = kinds.BoundingBoxes(value["boxes"], format="XYXY", canvas_size=size)
+            return {**value, "boxes": edges}
+
+        types: dict[str, Callable[[Any], Any]] = dict.fromkeys(entries.pictures, picture)
+        types |= dict.fromkeys(entries.masks, kinds.Mask) | dict.fromkeys(entries.points, points)
+        types |= dict.fromkeys(entries.boxes, boxes)
+        return {name: typed(sample[name]) for name, typed in types.items() if name in sample}
 
 
 class _Albumentations:
