@@ -632,10 +632,6 @@ class SampleReader:
         chunk = _CHUNK if self._core is None else self._core.chunk
         return Batch(self._delivery, references, columns, mapped, draws, chunk, fill, fill_many)
 
-    def views(self, stored: Sequence[FieldBytes | None], uniforms: NDArray[np.float64]) -> Views:
-        """Choose what is shown of the pictures of a sample; see SampleGeometry.views."""
-        return self._delivery.geometry.views(stored, uniforms)
-
     def uniforms(self, references: References, key: int) -> NDArray[np.float64]:
         """Draw the random numbers of some samples for the transforms, float64 [n, draws]."""
         return uniform_numbers(key, references.positions, self._geometry.draws)
