@@ -128,14 +128,19 @@ class SampleTable:
         _worker().probe(self._table, field, slots.start, slots.stop, sizes.ctypes.data)
         return sizes[slots.start : slots.stop]
 
-    def fill(self, start: int, stop: int) -> tuple[int, int, int]:
+    def fill(self, start: int, stop: int, worker: Worker | None = None) -> tuple[int, int, int]:
         """Read, verify and decode the samples [start, stop) into their slots, in this thread.
+
+        Args:
+            start: first sample.
+            stop: sample behind the last one.
+            worker: worker to use; None for that of this thread.
 
         Returns:
             Time in ns to read, to decode, and to resize.
         """
         times = (ctypes.c_int64 * 3)()
-        _worker().fill(self._table, start, stop, times)
+        (worker or _worker()).fill(self._table, start, stop, times)
         return times[0], times[1], times[2]
 
 
@@ -156,13 +161,14 @@ def _record(field: CoreField) -> _Field:
     )
 
 
-class _Worker:
-    """Buffers of one thread."""
+class Worker:
+    """Buffers of one thread.
 
-    def __init__(self) -> None:
-        core = library()
-        if core is None:
-            raise RuntimeError("there is no native core")
+    Args:
+        core: library of the core.
+    """
+
+    def __init__(self, core: ctypes.CDLL) -> None:
         new = core.shardio_worker_new
         new.restype = ctypes.c_void_p
         self._free, self._fill = core.shardio_worker_free, core.shardio_fill
@@ -177,9 +183,11 @@ class _Worker:
             raise MemoryError("no memory is left for the native core")
 
     def fill(self, table: _Samples, start: int, stop: int, times: Any) -> None:
+        """Call shardio_fill of core.h."""
         self._fill(self._worker, table, start, stop, times)
 
     def probe(self, table: _Samples, field: int, start: int, stop: int, sizes: int) -> None:
+        """Call shardio_probe of core.h."""
         self._probe(self._worker, table, field, start, stop, sizes)
 
     def __del__(self) -> None:
@@ -190,9 +198,12 @@ class _Worker:
 _local = threading.local()
 
 
-def _worker() -> _Worker:
+def _worker() -> Worker:
     try:
-        worker: _Worker = _local.worker
+        worker: Worker = _local.worker
     except AttributeError:
-        worker = _local.worker = _Worker()
+        core = library()
+        if core is None:
+            raise RuntimeError("there is no native core") from None
+        worker = _local.worker = Worker(core)
     return worker
