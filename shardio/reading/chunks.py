@@ -457,6 +457,7 @@ class CoreChunks:
         arrays = places.firsts, places.offsets, places.sizes, places.checksums, places.headers
         self._table = SampleTable(files, arrays, views.rows, fields, status)
         self._sums = places.sizes.sum(axis=0)
+        self._files: list[LocalShard] = []  # that were opened since
 
     def fill(self, slots: range, watch: Stopwatch) -> NDArray[np.bool_]:
         """Read and decode the samples of some slots.
@@ -464,6 +465,7 @@ class CoreChunks:
         Returns:
             Whether each sample is there, bool [n].
         """
+        self._look_for_files(slots)
         self._know(slots)
         parts = [range(slot, slot + 1) for slot in slots] if watch.one_by_one else [slots]
         for part in parts:
@@ -479,6 +481,19 @@ class CoreChunks:
         if not watch.one_by_one:
             watch.stop(int(done.sum()))
         return done
+
+    def _look_for_files(self, slots: range) -> None:
+        """Look whether shards that were still being fetched are there."""
+        part = slice(slots.start, slots.stop)
+        missing = slots.start + np.flatnonzero(
+            (self._table.files[part] < 0) & self._located.fit[part]
+        )
+        for shard in {self.opened.shards[slot] for slot in missing.tolist()}:
+            file = shard.file()
+            if type(file) is LocalShard:
+                self._files.append(file)
+                own = [slot for slot in missing.tolist() if self.opened.shards[slot] is shard]
+                self._table.files[own], self._table.status[own] = file.descriptor, DONE
 
     def _know(self, slots: range) -> None:
         """Read the headers of pictures that the indexes do not know."""
