@@ -46,6 +46,14 @@ PEERS = {
         "the same pixels; large JPEGs are decoded at a fraction of their size, which gives pixels "
         "closer to an antialiased resize; on slow storage, up to 34 more threads read ahead",
     ),
+    "shardio without the native core": Peer(
+        module="shardio_peer",
+        package="shardio",
+        format="shardio",
+        workloads="abc",
+        reads="python_batches",
+        note="as shardio Loader, with SHARDIO_NATIVE=0",
+    ),
     "shardio all pixels": Peer(
         module="shardio_peer",
         package="shardio",
