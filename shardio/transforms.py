@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from shardio.checks import flag, is_whole, one_of, probability, require, whole_number
 from shardio.errors import UsageError
 from shardio.fields.geometry import PLAIN, Crop, Fill, Interpolation, Resampling
+from shardio.fields.limits import MAX_RESIZED_PIXELS
 
 Whole = TypeVar("Whole", int, NDArray[np.int64])
 """A whole number, or an array of them, one per sample."""
@@ -533,7 +534,9 @@ def size_pair(size: int | tuple[int, int]) -> tuple[int, int]:
     pair = size if isinstance(size, tuple | list) else (size, size)
     good = len(pair) == 2 and all(is_whole(side, least=1) for side in pair)
     require(good, "size", size, "a whole number or a pair (height, width), at least 1")
-    return int(pair[0]), int(pair[1])
+    height, width = map(int, pair)
+    require(height * width <= MAX_RESIZED_PIXELS, "size", size, "at most 2**30 - 1 pixels")
+    return height, width
 
 
 def check_range(name: str, given: Any, *, most: float) -> None:

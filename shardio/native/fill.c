@@ -18,6 +18,7 @@ enum {
   MOST_FIELDS = 32,
   GAP = 2048,          /* bytes between members that are read along */
   MOST_READ = 1 << 27, /* bytes of a sample */
+  MOST_KEPT = 1 << 26, /* bytes of a buffer between samples */
   FREE_PIXELS = 1 << 24,
   PIXELS_A_BYTE = 1024,
   MOST_SCANS = 100,
@@ -431,6 +432,13 @@ void shardio_probe(struct worker *worker, const struct samples *all, int64_t fie
   }
 }
 
+/* Lets go of buffers that a huge picture has made large. */
+static void shrink_buffers(struct worker *worker) {
+  struct buffer *buffers[] = {&worker->file, &worker->pixels, &worker->turned, &worker->scratch};
+  for (size_t each = 0; each < sizeof buffers / sizeof *buffers; each++)
+    if (buffers[each]->size > MOST_KEPT) buffer_free(buffers[each]);
+}
+
 void shardio_fill(struct worker *worker, const struct samples *all, int64_t start, int64_t stop,
                   int64_t times[3]) {
   struct member members[MOST_FIELDS];
@@ -443,5 +451,6 @@ void shardio_fill(struct worker *worker, const struct samples *all, int64_t star
     for (int64_t field = 0; field < all->num_fields && status == DONE; field++)
       status = fill_field(worker, all, field, index, members[field], times);
     all->status[index] = (uint8_t)status;
+    shrink_buffers(worker);
   }
 }

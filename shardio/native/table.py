@@ -97,6 +97,7 @@ class SampleTable:
         status: uint8 [B]; DONE for those to read, anything else for those to leave.
 
     Attributes:
+        files: see above.
         status: DONE for those that were read, anything else for those left.
     """
 
@@ -108,10 +109,10 @@ class SampleTable:
         fields: Sequence[CoreField],
         status: NDArray[np.uint8],
     ) -> None:
-        self.status = status
+        self.files, self.status = files, status
         records = (_Field * len(fields))(*(_record(field) for field in fields))
         arrays = [None if each is None else np.ascontiguousarray(each) for each in places]
-        self._held = files, arrays, views, records, [*fields]
+        self._held = arrays, views, records, [*fields]
         addresses = [None if each is None else each.ctypes.data for each in (files, *arrays, views)]
         self._table = _Samples(
             len(files), len(fields), *addresses, ctypes.addressof(records), status.ctypes.data

@@ -32,7 +32,7 @@ from functools import partial
 from itertools import chain, pairwise, repeat
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ from shardio.errors import CodecError, ShardioError, SituationError, argument
 from shardio.fields.base import Bytes, FieldType
 from shardio.fields.defaults import type_of
 from shardio.fields.formats import IMAGE_FIELDS
-from shardio.fields.image import decode_image, forbid_opencv_threads, one_opencv_thread, write_crop
+from shardio.fields.image import forbid_opencv_threads, one_opencv_thread, write_crop
 from shardio.fields.recorded import Unavailable
 from shardio.indexing.catalog import Catalog, open_catalog
 from shardio.processes import count_cores
@@ -51,22 +51,18 @@ from shardio.profiling.monitoring import Monitor, Received, look_at
 from shardio.profiling.profile import as_ours
 from shardio.profiling.settings import ProfileSettings, Topology, load_callable
 from shardio.profiling.store import count_loaded, local_files, measure_store
-from shardio.profiling.system import drop_from_cache, thread_uses
-from shardio.reading.batch import SampleReader
+from shardio.profiling.system import OtherLoad, drop_from_cache, thread_uses
 from shardio.reading.dataset import ShardDataset
 from shardio.reading.handover import Recycler, Sender
 from shardio.reading.kinds import map_values
 from shardio.reading.loader import Loader
 from shardio.reading.shards import FieldBytes, ShardPool
-from shardio.reading.times import Stopwatch
 from shardio.transforms import RandomResizedCrop, SizedTransform
 
 _SLICE = 0.3  # of the seconds, for each turn of what is measured in turns
 _ROUNDS = 7
 _PAIR = 2
 _SAMPLES = 256
-_SLOTS = 64
-_MOST_DRAWS = 64  # random numbers of a sample's transform
 _READERS = 8
 _PIECE = 1 << 20
 _MOST_READ = 256 << 20
@@ -96,8 +92,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         The attributes of the ceilings or of StoreLimits; or of a loader its "evidence", "waits"
-        (seconds since the beginning, share of the time waited) and "speed" (rate of loops without
-        hand-over around it).
+        (seconds since the beginning, share of the time waited), "speed" (rate of loops without
+        hand-over around it) and "others" (see Ceilings).
 
     Raises:
         ShardioError: the dataset cannot be read, or a callable of the user failed.
@@ -109,9 +105,12 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     if "store" in request:
         catalog = _catalog(settings)
         return measure_store(catalog, count_loaded(catalog.shards, settings.batch_size))
-    if "topology" not in request:
-        return measure_ceilings(_open(settings), _PART * settings.seconds)
-    return _run(settings, Topology(**request["topology"]), request)
+    load = OtherLoad()
+    if "topology" in request:
+        found = _run(settings, Topology(**request["topology"]), request)
+    else:
+        found = measure_ceilings(_open(settings), _PART * settings.seconds)
+    return {**found, "others": load.cores()}
 
 
 def _run(settings: ProfileSettings, topology: Topology, request: dict[str, Any]) -> dict[str, Any]:
@@ -272,7 +271,8 @@ def open_baseline(settings: ProfileSettings, topology: Topology) -> Iterable[Any
     """Open webdataset, the only baseline, over the same shards."""
     import webdataset  # noqa: PLC0415  only a baseline needs it
 
-    shards = local_files(_catalog(settings))
+    catalog = _catalog(settings)
+    shards = local_files(catalog)
     # Versions that know it refuse a worker without shards otherwise; older ones do not mind.
     known = inspect.signature(webdataset.WebDataset).parameters
     unchecked = {"empty_check": False} if "empty_check" in known else {}
@@ -280,7 +280,7 @@ def open_baseline(settings: ProfileSettings, topology: Topology) -> Iterable[Any
         webdataset.WebDataset(shards, shardshuffle=len(shards), nodesplitter=iter, **unchecked)
         .repeat()
         .shuffle(_BUFFER)
-        .map(partial(_sample, _transform(settings)), handler=_skip_bad)
+        .map(partial(_sample, _transform(settings), catalog.types), handler=_skip_bad)
         .batched(settings.batch_size)
     )
     workers = topology.producers if topology.kind == "processes" else 0
@@ -311,16 +311,19 @@ def _transform(settings: ProfileSettings) -> Any:
     return RandomResizedCrop(settings.size) if settings.size else None
 
 
-def _sample(transform: Any, sample: dict[str, Any]) -> tuple[torch.Tensor, int]:
+def _sample(
+    transform: Any, types: Mapping[str, FieldType], sample: dict[str, Any]
+) -> tuple[torch.Tensor, int]:
     name = next(field for field in sample if field in IMAGE_FIELDS)
-    return _image(transform, sample[name]), int(sample.get("cls", 0))
+    type_ = type_of(name, given=types)
+    return _image(transform, type_, sample[name]), int(sample.get("cls", 0))
 
 
-def _image(transform: Any, data: bytes) -> torch.Tensor:
-    pixels = decode_image(data)
+def _image(transform: Any, type_: FieldType, data: bytes) -> torch.Tensor:
+    pixels = type_.decode(data)
     if isinstance(transform, SizedTransform):
         uniforms = torch.rand(transform.draws).tolist()
-        out = np.empty((*transform.size, 3), np.uint8)
+        out = np.empty((*transform.size, type_.channels), np.uint8)
         write_crop(pixels, transform.crop(pixels.shape[0], pixels.shape[1], uniforms), out)
         return torch.from_numpy(out)
     image = torch.from_numpy(pixels).permute(2, 0, 1)
@@ -404,12 +407,12 @@ def measure_ceilings(dataset: ShardDataset, seconds: float) -> dict[str, Any]:
             total += Path(path).stat().st_size
     cold = _read_all(some, seconds) if drop_from_cache(some) else None
     warm = max(_read_all(some, seconds) for _ in range(2))
-    stored, reader = _in_memory(dataset)
+    stored = _in_memory(dataset)
     return asdict(
         Ceilings(
             cold=cold,
             warm=warm,
-            **_rates(dataset, stored, reader, seconds),
+            **_rates(dataset, seconds, decodes=bool(stored)),
             copy=_copy(),
             **_hand_over(next(iter(dataset.replace(shuffle=False))), seconds),
             to_device=_to_device() if torch.cuda.is_available() else None,
@@ -429,16 +432,19 @@ def loop_speed(dataset: ShardDataset, cores: int, seconds: float) -> float:
         cores: number of loops.
         seconds: length of each loop.
     """
-    return sum(_on_cores(partial(_loop, dataset, seconds), cores))
+    return sum(loop.rate for loop in _loops(dataset, cores, seconds))
 
 
-def _rates(
-    dataset: ShardDataset, stored: list[Stored], reader: SampleReader, seconds: float
-) -> dict[str, Any]:
-    """Measure loops, in turns, and bare decoding, on one core and on all."""
+def _loops(dataset: ShardDataset, cores: int, seconds: float) -> list[_Loop]:
+    return _on_cores(partial(_loop, dataset, seconds), cores)
+
+
+def _rates(dataset: ShardDataset, seconds: float, *, decodes: bool) -> dict[str, Any]:
+    """Measure loops, in turns, and the decoding in them, on one core and on all."""
     cores, found, turn = count_cores(), defaultdict[str, list[float]](list), _SLICE * seconds
     for _ in range(_ROUNDS):
-        one, every = (loop_speed(dataset, number, turn) for number in (1, cores))
+        (alone,), loops = _loops(dataset, 1, turn), _loops(dataset, cores, turn)
+        one, every = alone.rate, sum(loop.rate for loop in loops)
         found["one"].append(one)
         found["handoff"].append(_hand_on())
         found["speedup"].append(every / one)
@@ -448,6 +454,10 @@ def _rates(
             found["sharing"].append((_PAIR / together - _PAIR / apart) * 1e6)
         if cores > _PAIR:
             found["threads"].append(_loops_in_threads(dataset, cores, turn))
+        if decodes:
+            found["decode_one"].append(alone.decoding)
+            found["decode_all"].append(sum(loop.decoding for loop in loops))
+            found["decode_share"].append(alone.decode_share)
     one = median(found["one"])
     rates: dict[str, Any] = {
         "loop_one": one,
@@ -455,21 +465,26 @@ def _rates(
         "loop_all": one * median(found["speedup"]),
         "sharing": max(median(found["sharing"] or [0.0]), 0.0),
         "loop_threads": median(found["threads"]) if found["threads"] else None,
-        "decode_one": None,
-        "decode_all": None,
-        "decode_share": None,
+        "spread": max(_spread(found["one"]), _spread(found["speedup"])),
     }
-    if stored:
-        rates["decode_one"], rates["decode_share"] = _decode_at_most(stored, reader, 1, seconds)
-        rates["decode_all"], _ = _decode_at_most(stored, reader, cores, seconds)
-    return rates
+    names = "decode_one", "decode_all", "decode_share"
+    return rates | {name: median(found[name]) if decodes else None for name in names}
+
+
+def _spread(rounds: Sequence[float]) -> float:
+    """Return the spread of rounds, see Ceilings."""
+    _, slow, *_, fast, _ = sorted(rounds)
+    return (fast - slow) / 2 / median(rounds)
 
 
 def _loops_in_threads(dataset: ShardDataset, threads: int, seconds: float) -> float:
     """Return samples per second of several loops in threads of this process."""
     datasets = [dataset.replace() for _ in range(threads)]
     return sum(
-        _on_cores(lambda number: _loop(datasets[number], seconds, number), threads, forks=False)
+        loop.rate
+        for loop in _on_cores(
+            lambda number: _loop(datasets[number], seconds, number), threads, forks=False
+        )
     )
 
 
@@ -493,18 +508,12 @@ def _read_all(paths: list[str], seconds: float) -> float:
     return total / (time.perf_counter() - start)
 
 
-def _in_memory(dataset: ShardDataset) -> tuple[list[Stored], SampleReader]:
-    """Read some samples into memory.
-
-    Returns:
-        The stored bytes of the samples, none if fields are gathered as arrays, and what decodes
-        them.
-    """
+def _in_memory(dataset: ShardDataset) -> list[Stored]:
+    """Read the stored bytes of some samples, of none if all fields are gathered as arrays."""
     pool = ShardPool(dataset.catalog.shards)
-    reader = dataset.reader(pool, Recycler())
-    columns = reader.columns(1)
+    columns = dataset.reader(pool, Recycler()).columns(1)
     if all(hasattr(column, "place_rows") for column in columns.values()):
-        return [], reader
+        return []
     plan = dataset.plan(0)
     steps = range(min(plan.num_steps, -(-_SAMPLES // dataset.global_batch_size)))
     references = plan.references(plan.share(steps, 0, dataset.share.world_size))
@@ -516,7 +525,7 @@ def _in_memory(dataset: ShardDataset) -> tuple[list[Stored], SampleReader]:
         except ShardioError:
             continue
         found.append([one and one._replace(data=bytes(one.data)) for one in fields])
-    return found[:_SAMPLES], reader
+    return found[:_SAMPLES]
 
 
 def _side(stored: list[Stored], types: Mapping[str, FieldType]) -> float | None:
@@ -527,15 +536,6 @@ def _side(stored: list[Stored], types: Mapping[str, FieldType]) -> float | None:
             if info is not None:
                 sides.append(min(info.height, info.width))
     return sum(sides) / len(sides) if sides else None
-
-
-def _decode_at_most(
-    stored: list[Stored], reader: SampleReader, cores: int, seconds: float
-) -> tuple[float, float]:
-    """Return samples per second, and the share of decoding in the time."""
-    found = _on_cores(partial(_decode, stored, reader, seconds), cores)
-    decode, transform = (sum(part[at] for part in found) for at in (1, 2))
-    return sum(part[0] for part in found), decode / max(decode + transform, 1)
 
 
 def _on_cores(work: Callable[[int], T], cores: int, *, forks: bool = True) -> list[T]:
@@ -563,36 +563,33 @@ def _do(number: int) -> Any:
     return _work[-1](number)
 
 
-def _loop(dataset: ShardDataset, seconds: float, number: int) -> float:
-    """Return samples per second of a loop over an epoch of its own."""
+class _Loop(NamedTuple):
+    """Speed of a loop in a process of its own.
+
+    Attributes:
+        rate: samples per second.
+        decoding: samples per second if nothing but decoding and transforming took time.
+        decode_share: share of decoding in the time of both.
+    """
+
+    rate: float
+    decoding: float
+    decode_share: float
+
+
+def _loop(dataset: ShardDataset, seconds: float, number: int) -> _Loop:
+    """Measure a loop over an epoch of its own."""
     batches = chain.from_iterable(iter(dataset) for _ in repeat(None))
     dataset.set_epoch(number)
     next(batches)
+    times, before = dataset.times, replace(dataset.times)
     start, count = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
         count += len(next(batches)["__key__"])
-    return count / (time.perf_counter() - start)
-
-
-def _decode(
-    stored: list[Stored], reader: SampleReader, seconds: float, number: int
-) -> tuple[float, int, int]:
-    """Return samples per second, and ns of decoding and of transforming."""
-    slots, watch = [*reader.columns(_SLOTS).values()], Stopwatch()
-    numbers = np.random.default_rng(0).random((len(stored), _MOST_DRAWS))
-    start, at = time.perf_counter(), number * len(stored) // 2
-    while time.perf_counter() - start < seconds:
-        watch.start()
-        with suppress(CodecError):  # of a broken sample, which the runs replace
-            fields = stored[at % len(stored)]
-            views = reader.views(fields, numbers[at % len(stored)])
-            for column, found, view in zip(slots, fields, views, strict=True):
-                if found is not None:
-                    column.decode(at % _SLOTS, found, view, watch)
-            watch.stop()
-        at += 1
-    rate = watch.times.samples / (time.perf_counter() - start)
-    return rate, watch.times.decode, watch.times.transform
+    rate = count / (time.perf_counter() - start)
+    decode = times.decode - before.decode
+    both = max(decode + times.transform - before.transform, 1)
+    return _Loop(rate, (times.samples - before.samples) / both * 1e9, decode / both)
 
 
 def _copy() -> float:

@@ -5,14 +5,15 @@ tables once, for all of its slots; then each thread hands slots to the core, whi
 without the interpreter's lock. It reads all fields of a sample. Pictures, masks and arrays it puts
 into their slots; of other fields it hands over the bytes, which their types decode as ever.
 
-The core takes what is common: local shards, one field for each entry, crops whose pictures the
-indexes know. Whatever it does not take or finds unsound is left, and is read by the Python path,
-which is the reference and raises the errors.
+The core takes what is common: local shards, and crops that can be chosen for many pictures at once.
+Where the indexes do not have their sizes, the core reads their headers first. Whatever it does not
+take or finds unsound is left, and is read by the Python path, which is the reference and raises the
+errors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -37,7 +38,7 @@ from shardio.native.table import (
     SampleTable,
 )
 from shardio.planning.epoch import References
-from shardio.reading.gather import MOST_SHORT, Group, Rows, group_by_shard, locate
+from shardio.reading.gather import MOST_SHORT, Group, Rows, group_by_shard, join_places
 from shardio.reading.geometry import Known, SampleGeometry
 from shardio.reading.shards import Entries, FieldBytes, OpenShard, Places, ShardPool
 from shardio.reading.times import Stopwatch
@@ -60,6 +61,7 @@ _MOST_SHARDS = 64  # of a batch: their files stay open while it is filled
 _MOST_ROOM = 1 << 24  # bytes of fields that the core hands over
 _CHUNK_BYTES = 1 << 20  # that one task reads
 _LEAST_CHUNK, _MOST_CHUNK = 16, 512
+_MOST_RESIZED = 1 << 24  # rows and columns of a picture that is resized
 _UINT8 = np.dtype(np.uint8)
 
 
@@ -70,6 +72,7 @@ class CoreReader:
         pool: shards of the dataset.
         entries: alternatives of each entry.
         types: types of the alternatives of each entry, by field name.
+        strict: entries of which a sample must not have more than one alternative.
         geometry: chooser of the views of a sample.
         reduced: let large JPEGs be decoded at a part of their size.
 
@@ -84,10 +87,12 @@ class CoreReader:
         types: Sequence[Mapping[str, FieldType]],
         geometry: SampleGeometry,
         *,
+        strict: Collection[int],
         reduced: bool,
     ) -> None:
         self.chunk = _LEAST_CHUNK
         self._pool, self._entries, self._types = pool, entries, types
+        self._strict = strict
         self._geometry, self._reduced = geometry, reduced
         self._prefixes: dict[tuple[int, int], tuple[bytes, NDArray[Any]] | None] = {}
 
@@ -113,16 +118,14 @@ class CoreReader:
             return None
         order = np.argsort(references.shards, kind="stable")
         groups = group_by_shard(self._pool, references.shards[order], references.indices[order])
-        found = locate(groups, self._entries)
-        if found is None or (found.checksums is None and found.headers is None):
+        located = self._locate(groups, np.argsort(order))
+        if located is None:
             return None
-        back = np.argsort(order)
-        places = found.each(lambda array: array[:, back])
-        samples, size = len(order), int(places.sizes.sum())
+        samples, size = len(order), int(located.places.sizes.sum())
         self.chunk = min(max(_LEAST_CHUNK, _CHUNK_BYTES * samples // max(size, 1)), _MOST_CHUNK)
         views = _Views(known, uniforms, self._geometry, reduced=self._reduced)
         fields = [
-            self._field(entry, column, places, views, groups)
+            self._field(entry, column, located, views, groups)
             for entry, column in enumerate(columns)
         ]
         if any(field is None for field in fields):
@@ -137,47 +140,74 @@ class CoreReader:
             if type(group.file) is LocalShard:
                 files[slots] = group.file.descriptor
             keys[slots], shards[slots] = group.shard.keys(group.samples), group.shard
-        fits = (places.offsets >= 0).all(axis=0) & (files >= 0)
-        status = np.where(fits, DONE, NOT_TAKEN).astype(np.uint8)
+        status = np.where(located.fit & (files >= 0), DONE, NOT_TAKEN).astype(np.uint8)
         opened = Opened(groups, shards.tolist(), keys.tolist())
-        return CoreChunks(opened, places, views, made, files, status)
+        return CoreChunks(opened, located, views, made, files, status)
+
+    def _locate(self, groups: list[Group], back: NDArray[np.int64]) -> Located | None:
+        """Find the fields of samples, in the order of their slots; None if no checksum is known.
+
+        Args:
+            groups: samples by shard.
+            back: int64 [B], place of each slot's sample in the groups.
+        """
+        names = [name for some in self._entries for name in some]
+        found = join_places([group.shard.places_of(group.samples, names) for group in groups])
+        if found is None or (found.checksums is None and found.headers is None):
+            return None
+        found = found.each(lambda array: array[:, back])
+        rare = [group.shard.have_rare(group.samples) for group in groups]
+        fit = ~np.concatenate(rare)[back]
+        rows = np.empty((len(self._entries), len(back)), np.int64)
+        end = 0
+        for entry, some in enumerate(self._entries):
+            start, end = end, end + len(some)
+            present = found.offsets[start:end] >= 0
+            counts = present.sum(axis=0)
+            fit &= (counts == 1) if entry in self._strict else (counts > 0)
+            rows[entry] = start + present.argmax(axis=0)
+        if len(names) == len(rows):
+            return Located(found, names, rows, self._entries, fit)
+        slots = np.arange(len(back))
+        used = [[names[row] for row in sorted({*of_entry})] for of_entry in rows.tolist()]
+        return Located(found.each(lambda array: array[rows, slots]), names, rows, used, fit)
 
     def _field(
         self,
         entry: int,
         column: Any,
-        places: Places,
+        located: Located,
         views: _Views,
         groups: Sequence[Group],
     ) -> CoreField | None:
         """Return what the field of an entry becomes; None if the batch is not for the core."""
-        type_ = self._types[entry][places.fields[entry]]
-        sizes = places.sizes[entry]
-        role = self._geometry.roles.of_entries[entry] or 0
-        leads = (role, entry) in self._geometry.roles.leads
-        if type_.native == "picture" or (type_.native == "values" and _is_uint8(type_)):
-            picture = type_.native == "picture"
-            size = self._geometry.size or views.size or self._first_size(entry, type_, groups[0])
-            shape = (*size, type_.channels) if picture else size
-            out = column.slots_for(shape, _UINT8) if views.can_be_known else None
+        sizes, names = located.places.sizes[entry], located.used[entry]
+        types = [self._types[entry][name] for name in names]
+        first = types[0]
+        native = first.native if {each.native for each in types} == {first.native} else None
+        if native == "picture" or (native == "values" and all(map(_is_uint8, types))):
+            size = self._geometry.size or views.size or self._first_size(entry, first, groups[0])
+            shape = (*size, first.channels) if native == "picture" else size
+            out = column.slots_for(shape, _UINT8) if views.can_be_known and size[0] else None
             if out is not None:
+                role = self._geometry.roles.of_entries[entry] or 0
                 return CoreField(
-                    kind=PICTURE if picture else VALUES,
+                    kind=PICTURE if native == "picture" else VALUES,
                     out=out,
                     role=role,
-                    leads=leads,
-                    max_pixels=type_.max_pixels,  # type: ignore[attr-defined]  # of these types
+                    leads=(role, entry) in self._geometry.roles.leads,
+                    max_pixels=min(getattr(each, "max_pixels", 0) for each in types),
                 )
-        if type_.native == "rows" and hasattr(column, "place_rows"):
-            prefixed = self._prefix(entry, type_, int(sizes[0]), groups[0])
+        if native == "rows" and len(names) == 1 and hasattr(column, "place_rows"):
+            prefixed = self._prefix(entry, first, int(sizes[0]), groups[0])
             if prefixed is not None:
                 prefix, like = prefixed
                 out = column.slots_for(like.shape, like.dtype)
                 if out is not None:
                     flat = out.reshape(len(sizes), -1).view(np.uint8)
                     return CoreField(kind=ROW, out=flat, prefix=prefix)
-        room = int(sizes.max())
-        if room < 1 or room * len(sizes) > _MOST_ROOM:
+        room = max(int(sizes.max()), 1)
+        if room * len(sizes) > _MOST_ROOM:
             return None
         return CoreField(kind=BYTES, out=np.empty((len(sizes), room), np.uint8))
 
@@ -272,6 +302,7 @@ class _Views:
         if crops is not None:
             how = _METHODS.get((crops.resampling.interpolation, crops.resampling.antialias))
             if how is None:
+                self.can_be_known = False
                 return
             flip, method = crops.flip * 1, how
             box = crops.top, crops.left, crops.height, crops.width
@@ -295,7 +326,13 @@ class _Views:
             self._places[role, slots] = np.stack([zero + number, np.arange(len(slots))], axis=1)
         columns = *sizes.T, *box, *resized, *window, *place, flip, zero + method, shrink
         self.rows[role, slots] = np.stack(columns, axis=1)
-        self._are_known[role, slots] = (place[2] > 0) & (place[3] > 0)
+        # The core does not look whether a crop of a user's transform is inside of the picture.
+        sound = (place[2] > 0) & (place[3] > 0) & (np.minimum(*resized) > 0)
+        sound &= (np.maximum(*resized) <= _MOST_RESIZED) & (np.minimum(*box[:2]) >= 0)
+        sound &= (
+            (np.minimum(*box[2:]) > 0) & (box[0] + box[2] <= height) & (box[1] + box[3] <= width)
+        )
+        self._are_known[role, slots] = sound
 
     def unknown(self, slots: range) -> Iterator[tuple[int, int]]:
         """Yield the roles whose pictures are not all known, each with the entry that decides."""
@@ -363,6 +400,28 @@ class _Views:
         return view._replace(info=None)
 
 
+class Located(NamedTuple):
+    """Where the fields of the samples of a batch are.
+
+    Attributes:
+        places: places of the alternative that fills each entry.
+        names: names of all alternatives, entry by entry.
+        rows: int64 [F, B], number of the alternative among the names.
+        used: names of the alternatives that fill each entry of any sample.
+        fit: bool [B], whether a sample has all entries.
+    """
+
+    places: Places
+    names: Sequence[str]
+    rows: NDArray[np.int64]
+    used: Sequence[Sequence[str]]
+    fit: NDArray[np.bool_]
+
+    def name(self, entry: int, slot: int) -> str:
+        """Return the name of the field that fills an entry of a sample."""
+        return self.names[int(self.rows[entry, slot])]
+
+
 class Opened(NamedTuple):
     """The samples of a batch whose shards are open.
 
@@ -382,7 +441,7 @@ class CoreChunks:
 
     Args:
         opened: samples, whose shards are open.
-        places: places of the fields of each sample.
+        located: places of the fields of each sample.
         views: how their pictures are shown.
         fields: what their fields become.
         files: int32 [B], descriptor of each sample's shard.
@@ -395,17 +454,19 @@ class CoreChunks:
     def __init__(
         self,
         opened: Opened,
-        places: Places,
+        located: Located,
         views: _Views,
         fields: Sequence[CoreField],
         files: NDArray[np.int32],
         status: NDArray[np.uint8],
     ) -> None:
         self.opened = opened
-        self._places, self._views, self._fields = places, views, fields
+        self._located, self._views, self._fields = located, views, fields
+        places = located.places
         arrays = places.firsts, places.offsets, places.sizes, places.checksums, places.headers
         self._table = SampleTable(files, arrays, views.rows, fields, status)
         self._sums = places.sizes.sum(axis=0)
+        self._files: list[LocalShard] = []  # that were opened since
 
     def fill(self, slots: range, watch: Stopwatch) -> NDArray[np.bool_]:
         """Read and decode the samples of some slots.
@@ -413,6 +474,7 @@ class CoreChunks:
         Returns:
             Whether each sample is there, bool [n].
         """
+        self._look_for_files(slots)
         self._know(slots)
         parts = [range(slot, slot + 1) for slot in slots] if watch.one_by_one else [slots]
         for part in parts:
@@ -428,6 +490,19 @@ class CoreChunks:
         if not watch.one_by_one:
             watch.stop(int(done.sum()))
         return done
+
+    def _look_for_files(self, slots: range) -> None:
+        """Look whether shards that were still being fetched are there."""
+        part = slice(slots.start, slots.stop)
+        missing = slots.start + np.flatnonzero(
+            (self._table.files[part] < 0) & self._located.fit[part]
+        )
+        for shard in {self.opened.shards[slot] for slot in missing.tolist()}:
+            file = shard.file()
+            if type(file) is LocalShard:
+                self._files.append(file)
+                own = [slot for slot in missing.tolist() if self.opened.shards[slot] is shard]
+                self._table.files[own], self._table.status[own] = file.descriptor, DONE
 
     def _know(self, slots: range) -> None:
         """Read the headers of pictures that the indexes do not know."""
@@ -454,16 +529,19 @@ class CoreChunks:
 
     def rows(self, entry: int, slots: NDArray[np.int64]) -> Rows | None:
         """Return the bytes of an entry in some slots; None if they are not short or of one size."""
-        block, sizes = self._fields[entry].out[slots], self._places.sizes[entry, slots]
+        block, sizes = self._fields[entry].out[slots], self._located.places.sizes[entry, slots]
         alike = block.shape[1] <= MOST_SHORT or int(sizes.min()) == block.shape[1]
-        return Rows(self._places.fields[entry], block, sizes) if alike else None
+        names = self._located.used[entry]
+        return Rows(names[0], block, sizes) if alike and len(names) == 1 else None
 
     def stored(self, entry: int, slot: int) -> FieldBytes:
         """Return the bytes of an entry in a slot."""
-        size = int(self._places.sizes[entry, slot])
-        data = self._fields[entry].out[slot, :size].data
-        return FieldBytes(self._places.fields[entry], data, self._places.checksums is not None)
+        places = self._located.places
+        data = self._fields[entry].out[slot, : int(places.sizes[entry, slot])].data
+        return FieldBytes(self._located.name(entry, slot), data, places.checksums is not None)
 
     def views(self, slot: int) -> Sequence[View | None]:
         """Return what is shown of the pictures of a sample, entry by entry."""
-        return self._views.of(slot, self._places.fields)
+        return self._views.of(
+            slot, [self._located.name(entry, slot) for entry in range(len(self._fields))]
+        )
