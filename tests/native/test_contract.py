@@ -579,7 +579,7 @@ def test_other_choices_of_fields(name: str, shelf: Any, compare: Compare) -> Non
         compare(source, decode=False, fields=fields, left=any_key)
     elif name == "alternatives":
         fields = {"image": shardio.Image("seg.png;right.png;jpg"), "label": "cls"}
-        compare(source, fields=fields, transform=crop, left=any_key)
+        compare(source, fields=fields, transform=crop)
     else:
         compare(source, fields={"x": "rgb.npy", "y": "jpg"}, transform=crop)
 
