@@ -89,6 +89,7 @@ struct jpeg_header {
   int32_t height, width; /* as stored */
   int32_t components, orientation;
   size_t scans; /* at least as many as the file has */
+  int32_t has_plain_end; /* whether nothing but restarts lies between the first scan and the end */
 };
 
 enum status jpeg_probe(const uint8_t *data, size_t size, struct jpeg_header *header);

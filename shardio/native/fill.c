@@ -305,11 +305,6 @@ static struct picture part_of_slot(const struct field *field, const struct view 
   return part;
 }
 
-/* Tells whether a JPEG seems to be whole. Of another the rows below a crop are decoded, too. */
-static int has_end(const uint8_t *data, size_t size) {
-  return size >= 2 && data[size - 2] == 0xFF && data[size - 1] == 0xD9;
-}
-
 static enum status decode_jpeg(struct worker *worker, const uint8_t *data, size_t size,
                                const struct field *field, const struct view *view, int to_end,
                                struct picture *found, int32_t *shrink) {
@@ -323,7 +318,7 @@ static enum status decode_jpeg(struct worker *worker, const uint8_t *data, size_
     return NOT_TAKEN; /* where a turned picture at a part of its size begins is no whole pixel */
   struct box box = as_stored(needed_box(view), header.orientation, view->height, view->width);
   struct jpeg_region region = {box.top, box.left, box.bottom,      box.right,
-                               *shrink, field->channels, to_end || !has_end(data, size)};
+                               *shrink, field->channels, to_end || !header.has_plain_end};
   enum status status =
       jpeg_pixels(worker->jpeg, data, size, &header, &region, found, &worker->pixels);
   if (status == DONE && header.orientation != 1)

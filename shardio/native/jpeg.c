@@ -2,9 +2,9 @@
  *
  * The header is walked here first, so that libjpeg sees only files whose size, coding and sampling
  * of colours are of the common kinds. Columns beside the crop are neither transformed nor
- * converted (jpeg_crop_scanline), nor are rows above it (jpeg_skip_scanlines). Rows below are not
- * decoded where a checksum says that the data are those that were packed; otherwise they are, since
- * that is where most damage is noticed. Any warning of libjpeg gives the file back.
+ * converted (jpeg_crop_scanline), nor are rows above it (jpeg_skip_scanlines). Where a checksum says
+ * that the data are those that were packed, the rows below are decoded as far as the Python path
+ * does, and it notices damage there; otherwise all are. Any warning of libjpeg gives the file back.
  *
  * Upsampling of colours looks at neighbours, so a margin is decoded beside the crop: the pixels are
  * those of the whole picture. The settings are TurboJPEG's own: accurate DCT, fancy upsampling.
@@ -18,7 +18,7 @@
 
 #include <jpeglib.h>
 
-enum { MARGIN = 8, MOST_SEGMENTS = 1000, MOST_SIDE = 65500, LINES = 16 };
+enum { MARGIN = 8, BELOW = 4, MOST_SEGMENTS = 1000, MOST_SIDE = 65500, LINES = 16 };
 
 struct failure {
   struct jpeg_error_mgr base;
@@ -84,6 +84,19 @@ static size_t count_scans(const uint8_t *data, size_t size, size_t at) {
   return scans;
 }
 
+/* Tells whether the end of the image is the first marker in a scan, but for restarts where there are
+ * any. Another is a sign of damage, which may lie in rows that are not decoded. */
+static int has_plain_end(const uint8_t *data, size_t size, size_t at, int restarts) {
+  const uint8_t *found;
+  while (at + 1 < size && (found = memchr(data + at, 0xFF, size - at - 1)) != NULL) {
+    int marker = found[1];
+    at = (size_t)(found - data) + (marker == 0xFF ? 1 : 2);
+    if (marker == 0 || marker == 0xFF || (restarts && (marker & 0xF8) == 0xD0)) continue;
+    return marker == 0xD9;
+  }
+  return 0;
+}
+
 /* Reads what a segment of kind SOF says. */
 static enum status read_frame(const uint8_t *frame, uint32_t length, struct jpeg_header *header) {
   if (length < 8 || frame[2] != 8) return NOT_TAKEN;
@@ -102,7 +115,7 @@ static enum status read_frame(const uint8_t *frame, uint32_t length, struct jpeg
 enum status jpeg_probe(const uint8_t *data, size_t size, struct jpeg_header *header) {
   size_t at = 2;
   int64_t orientation = -1;
-  int has_exif = 0, has_xmp = 0, multiscan = 0;
+  int has_exif = 0, has_xmp = 0, multiscan = 0, restarts = 0;
   memset(header, 0, sizeof *header);
   if (!begins(data, size, "\xff\xd8\xff", 3)) return NOT_TAKEN;
   for (int segment = 0; segment < MOST_SEGMENTS; segment++) {
@@ -125,11 +138,14 @@ enum status jpeg_probe(const uint8_t *data, size_t size, struct jpeg_header *hea
       if (!header->components || length < 3) return NOT_TAKEN;
       multiscan |= body[2] < header->components;
       header->scans = multiscan ? count_scans(data, size, at + 2 + length) : 1;
+      header->has_plain_end = has_plain_end(data, size, at + 2 + length, restarts);
       /* Only the Python path looks for the orientation in XMP. */
       if (orientation < 0 && has_xmp) return NOT_TAKEN;
       header->orientation = orientation >= 1 && orientation <= 8 ? (int32_t)orientation : 1;
       return DONE;
-    } else if (marker != 0xC4 && marker != 0xDB && marker != 0xDD && marker != 0xFE &&
+    } else if (marker == 0xDD) {
+      restarts = length == 4 && two_bytes(body + 2) != 0;
+    } else if (marker != 0xC4 && marker != 0xDB && marker != 0xFE &&
                (marker < 0xE0 || marker > 0xEF)) {
       return NOT_TAKEN;
     }
@@ -170,6 +186,21 @@ static void start(struct jpeg_decompress_struct *reader, const uint8_t *data, si
   jpeg_start_decompress(reader);
 }
 
+/* Returns up to which row, at full size, the Python path decodes for the rows of a region; after
+ * restart markers one row of blocks more, in which what lies before the next marker is noticed. */
+static JDIMENSION checked_rows(const struct jpeg_decompress_struct *reader,
+                               const struct jpeg_region *region) {
+  JDIMENSION rows = (JDIMENSION)(region->bottom + BELOW * region->shrink);
+  JDIMENSION interval = reader->restart_interval;
+  if (interval == 0) return rows;
+  int is_one = reader->num_components == 1; /* whose blocks are not interleaved */
+  JDIMENSION down = 8 * (JDIMENSION)(is_one ? 1 : reader->max_v_samp_factor);
+  JDIMENSION wide = 8 * (JDIMENSION)(is_one ? 1 : reader->max_h_samp_factor);
+  JDIMENSION across = (reader->image_width - 1) / wide + 1, step = down;
+  while (step / down * across % interval != 0) step += down;
+  return ((rows - 1) / step + 1) * step + down;
+}
+
 /* Decodes a region; an error or a warning leaves by longjmp. */
 static enum status decode(struct jpeg_decompress_struct *reader, const struct jpeg_region *region,
                           struct picture *out, struct buffer *buffer) {
@@ -195,8 +226,10 @@ static enum status decode(struct jpeg_decompress_struct *reader, const struct jp
   if (top > 0 && jpeg_skip_scanlines(reader, top) != top) give_up((j_common_ptr)reader);
   uint8_t *place = whole ? room + top * stride + first * channels : room;
   read_rows(reader, place, (ptrdiff_t)stride, bottom);
-  if (region->to_end || bottom == height) {
-    read_rows(reader, room + rows * stride, 0, height);
+  JDIMENSION last = smaller((checked_rows(reader, region) - 1) / shrink + 1, height);
+  if (region->to_end || bottom == height) last = height;
+  read_rows(reader, room + rows * stride, 0, last);
+  if (last == height) {
     jpeg_finish_decompress(reader);
   } else {
     jpeg_abort_decompress(reader);
