@@ -19,9 +19,9 @@ class Status:
     """What the native core does in this process.
 
     Attributes:
-        active: whether it is used
-        reason: why it is not used, in a sentence; empty if it is
-        libraries: names and versions of the libraries that it was built with; empty if not loaded
+        active: whether the core is used.
+        reason: reason why the core is not used, a sentence; empty if it is used.
+        libraries: names and versions of the libraries in the core; empty if it is not loaded.
     """
 
     active: bool

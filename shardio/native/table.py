@@ -89,15 +89,15 @@ class SampleTable:
     """The samples of a batch, as the core reads them.
 
     Args:
-        files: int32 [B], descriptors of their shards, open as long as the table is in use.
+        files: descriptors of the samples' shards, int32 [B], open as long as the table is in use.
         places: firsts, offsets and sizes, int64 [F, B]; checksums and headers, uint32 [F, B], or
             None where they are not known.
         views: int32 [R, B, V], by the names of VIEW.
-        fields: what the F fields become.
+        fields: form that each of the F fields takes in the batch.
         status: uint8 [B]; DONE for those to read, anything else for those to leave.
 
     Attributes:
-        files: see above.
+        files: descriptors of the samples' shards, int32 [B].
         status: DONE for those that were read, anything else for those left.
     """
 

@@ -79,7 +79,7 @@ class Batch:
         chunk: number of slots that one thread best fills at once, if they are not in rows.
         mapped: entries that functions of the user make; None without such functions.
         fill_slot: reads a sample of a shard into a slot of a batch.
-        fill_many: reads the samples of some slots of a batch at once, and returns the slots left.
+        fill_many: reader of many slots of a batch at once, which returns the slots left.
 
     Attributes:
         references: samples of the batch.

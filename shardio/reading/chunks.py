@@ -61,7 +61,6 @@ _MOST_SHARDS = 64  # of a batch: their files stay open while it is filled
 _MOST_ROOM = 1 << 24  # bytes of fields that the core hands over
 _CHUNK_BYTES = 1 << 20  # that one task reads
 _LEAST_CHUNK, _MOST_CHUNK = 16, 512
-_MOST_RESIZED = 1 << 24  # rows and columns of a picture that is resized
 _UINT8 = np.dtype(np.uint8)
 
 
@@ -108,7 +107,7 @@ class CoreReader:
         Args:
             references: samples of the batch.
             columns: entries of the batch, empty.
-            known: what the indexes know of the pictures, see SampleGeometry.know.
+            known: sizes and crops of the pictures that the indexes know, see SampleGeometry.know.
             uniforms: random numbers of the samples, float64 [B, draws].
 
         Raises:
@@ -256,7 +255,7 @@ class _Views:
     """How the pictures of a batch are shown, as the core's table and as views of samples.
 
     Args:
-        known: what the indexes know of the pictures.
+        known: sizes and crops of the pictures that the indexes know.
         uniforms: random numbers of the samples, float64 [B, draws].
         geometry: chooser of the views.
         reduced: let large JPEGs be decoded at a part of their size.
@@ -326,13 +325,7 @@ class _Views:
             self._places[role, slots] = np.stack([zero + number, np.arange(len(slots))], axis=1)
         columns = *sizes.T, *box, *resized, *window, *place, flip, zero + method, shrink
         self.rows[role, slots] = np.stack(columns, axis=1)
-        # The core does not look whether a crop of a user's transform is inside of the picture.
-        sound = (place[2] > 0) & (place[3] > 0) & (np.minimum(*resized) > 0)
-        sound &= (np.maximum(*resized) <= _MOST_RESIZED) & (np.minimum(*box[:2]) >= 0)
-        sound &= (
-            (np.minimum(*box[2:]) > 0) & (box[0] + box[2] <= height) & (box[1] + box[3] <= width)
-        )
-        self._are_known[role, slots] = sound
+        self._are_known[role, slots] = True
 
     def unknown(self, slots: range) -> Iterator[tuple[int, int]]:
         """Yield the roles whose pictures are not all known, each with the entry that decides."""
@@ -442,8 +435,8 @@ class CoreChunks:
     Args:
         opened: samples, whose shards are open.
         located: places of the fields of each sample.
-        views: how their pictures are shown.
-        fields: what their fields become.
+        views: tables of how the pictures are shown.
+        fields: form that each field takes in the batch.
         files: int32 [B], descriptor of each sample's shard.
         status: uint8 [B], see SampleTable.
 

@@ -78,7 +78,6 @@ if TYPE_CHECKING:
 _NO_ARGUMENTS = frozenset({"self", "source", "__class__"})
 _TRANSFORMS = 3
 _SAMPLES_PLANNED_AT_ONCE = 64
-_SAMPLES_LOOKED_AT = 1000
 
 
 class ShardDataset(ResumableDataset):
@@ -689,12 +688,4 @@ class ShardDataset(ResumableDataset):
         types = {name: self.catalog.types[name] for name in self.catalog.fields}
         if fields is not None:
             return parse_fields(fields, types, decode=self._arguments["decode"])
-        return default_fields(types, self._fields_together)
-
-    def _fields_together(self) -> list[tuple[str, ...]]:
-        """List sets of fields that occur in one of the first samples."""
-        first = next((shard for shard in self.catalog.shards if shard.samples), None)
-        if first is None:
-            return []
-        index = first.load_index()
-        return [*{(*index.cells(at),) for at in range(min(len(index), _SAMPLES_LOOKED_AT))}]
+        return default_fields(types, self.catalog.shards)

@@ -8,35 +8,46 @@ for the types that the dataset records.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from shardio.errors import SituationError, UsageError, quoted, shown
 from shardio.fields.arrays import Label
 from shardio.fields.base import LABEL_FIELD, FieldType, split_names
 from shardio.fields.defaults import check_type, combined_types, type_of
 from shardio.fields.recorded import require_available
+from shardio.indexing.entry import ShardEntry
 
 Fields = dict[str, tuple[str, ...]]
 _MANY_FIELDS, _MANY_IN_SAMPLE = 1000, 64  # entries of a dataset, and for each that a sample has
+_SAMPLES_LOOKED_AT = 1000
 RESERVED = ("__key__", "valid", "__epoch__", "__step__", "__source__", "__crop__")
 """Names of the entries that shardio adds to samples and batches."""
 
 
-def default_fields(
-    types: Mapping[str, FieldType], look: Callable[[], Sequence[Sequence[str]]]
-) -> Fields:
+def _fields_together(shards: Sequence[ShardEntry]) -> list[tuple[str, ...]]:
+    """List sets of fields that occur in one of the first samples."""
+    first = next((shard for shard in shards if shard.samples), None)
+    if first is None:
+        return []
+    index = first.load_index()
+    return [*{(*index.cells(at),) for at in range(min(len(index), _SAMPLES_LOOKED_AT))}]
+
+
+def default_fields(types: Mapping[str, FieldType], shards: Sequence[ShardEntry]) -> Fields:
     """Return the mapping for a user who gives none.
 
     Args:
         types: types of all fields of the dataset.
-        look: lists sets of fields that occur in one sample, where the types do not tell enough.
+        shards: shards of the dataset, whose first samples are looked at where the types do not tell
+            enough.
 
     Raises:
         UsageError: two fields would fill one entry, or one has a name that shardio takes, or there
             are very many fields, of which each sample has few.
     """
     images = tuple(name for name, each in types.items() if _is_picture(name, each))
-    together = look() if len(images) > 1 or len(types) > _MANY_FIELDS else ()
+    unclear = len(images) > 1 or len(types) > _MANY_FIELDS
+    together = _fields_together(shards) if unclear else []
     most = max(map(len, together), default=0)
     if len(types) > max(_MANY_FIELDS, _MANY_IN_SAMPLE * most):
         some = min(types, key=lambda name: (len(name), name))

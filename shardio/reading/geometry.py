@@ -174,7 +174,7 @@ class SampleGeometry:
         Args:
             role: role of the view.
             sizes: int64 [B, 3], height, width and orientation.
-            uniforms: see know.
+            uniforms: random numbers of the samples, float64 [B, draws].
         """
         slots, crops = np.flatnonzero(sizes[:, 2]), None
         if self._choose is not None and len(slots):

@@ -39,7 +39,7 @@ class Singles:
 
         Args:
             references: samples.
-            make: makes a batch, empty.
+            make: maker of an empty batch.
         """
         for part in references.split(AT_ONCE):
             if len(part) < _LEAST or self._failures >= _MOST_FAILURES:
@@ -55,7 +55,7 @@ class Together:
 
     Args:
         references: samples.
-        make: makes a batch, empty.
+        make: maker of an empty batch.
     """
 
     def __init__(self, references: References, make: MakeBatch) -> None:
@@ -92,8 +92,8 @@ class Single:
 
     Args:
         together: the samples.
-        at: which of them it is.
-        make: makes a batch of the sample alone.
+        at: position of the sample among them.
+        make: maker of a batch of the sample alone.
     """
 
     chunk = 1

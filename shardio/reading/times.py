@@ -42,7 +42,7 @@ class Stopwatch:
 
     Attributes:
         times: totals so far.
-        one_by_one: whether it wants to see each sample alone.
+        one_by_one: whether each sample is to be timed alone.
     """
 
     one_by_one = False

@@ -64,8 +64,7 @@ class RemoteShard:
         name: name of the shard in errors.
         size: size in bytes.
         sha256: hexadecimal digest of the shard, where a manifest records it.
-        version: version of the object, see shardio.storage.base.FileStat; None for any, where the
-            digest tells.
+        version: version of the object, see FileStat; None for any, where the digest tells.
         stored: size of the object if it is compressed; None for a plain tar.
         key: name in the cache.
     """
