@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from shardio.checks import flag, one_of, probability, require, whole_number
 from shardio.fields.geometry import Crop, Interpolation, Resampling
+from shardio.fields.limits import MAX_RESIZED_PIXELS
 from shardio.transforms import Crops, SizedTransform
 
 Place = Literal["random", "center"]
@@ -60,11 +61,12 @@ class Buckets:
     flip: float = 0.0
     antialias: bool = True
     interpolation: Interpolation = "bilinear"
-    sizes: tuple[tuple[int, int], ...] = field(init=False)
+    sizes: tuple[tuple[int, int], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         step = whole_number("step", self.step, least=1)
         area = whole_number("area", self.area, least=step * step)
+        require(area <= MAX_RESIZED_PIXELS, "area", area, "at most 2**30 - 1")
         good = isinstance(self.ratio, int | float) and 1 <= self.ratio < math.inf
         require(good, "ratio", self.ratio, "a number, at least 1")
         one_of("place", self.place, get_args(Place))

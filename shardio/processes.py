@@ -114,12 +114,27 @@ T = TypeVar("T")
 
 _OURS = "shardio-"
 
-MOST_USEFUL_THREADS = 8
-"""Maximum number of threads for decoding photos.
+_MOST_WITH_LOCK = 8
+"""Most threads that help where each sample takes the interpreter's lock several times.
 
-With more threads, contention for the interpreter lock makes all of them slower. Measured on 16
-cores: 5,800 images a second with 8 threads, 3,600 with 12 or 16.
+With more, contention for it makes all of them slower. Measured on 16 cores, with photos: 5,800
+images a second with 8 threads, 3,600 with 12 or 16.
 """
+
+
+def count_threads(*, without_lock: bool) -> int:
+    """Return how many threads this process should decode with.
+
+    That is one for each core that it may use, shared among the processes of the machine that
+    torchrun started, by LOCAL_WORLD_SIZE.
+
+    Args:
+        without_lock: whether the threads seldom need the interpreter's lock.
+    """
+    given = os.environ.get("LOCAL_WORLD_SIZE", "")
+    ranks = int(given) if given.isdecimal() and int(given) > 0 else 1
+    threads = max(1, count_cores() // ranks)
+    return threads if without_lock else min(threads, _MOST_WITH_LOCK)
 
 
 class Threads:

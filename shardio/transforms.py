@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from shardio.checks import flag, is_whole, one_of, probability, require, whole_number
 from shardio.errors import UsageError
 from shardio.fields.geometry import PLAIN, Crop, Fill, Interpolation, Resampling
+from shardio.fields.limits import MAX_RESIZED_PIXELS
 
 Whole = TypeVar("Whole", int, NDArray[np.int64])
 """A whole number, or an array of them, one per sample."""
@@ -205,7 +206,7 @@ class RandomResizedCrop:
                 left = int(uniforms[2] * (width - crop_width + 1))
                 return Crop(top, left, crop_height, crop_width, flip, resampling=resampling)
         crop_height, crop_width = self._central(height, width)
-        top, left = (height - crop_height) // 2, (width - crop_width) // 2
+        top, left = _start(height, crop_height), _start(width, crop_width)
         return Crop(top, left, crop_height, crop_width, flip, resampling=resampling)
 
     def crops(
@@ -215,27 +216,47 @@ class RandomResizedCrop:
         uniforms: NDArray[np.float64],
     ) -> Crops:
         """Choose random crops of the images of a batch."""
-        log_ratio = math.log(self.ratio[0]), math.log(self.ratio[1])
-        areas = heights * widths * between(*self.scale, uniforms[:, 3])
-        logs = between(*log_ratio, uniforms[:, 4])
-        ratios = np.array([math.exp(log) for log in logs.tolist()])  # numpy.exp rounds otherwise
-        sides = np.rint(np.sqrt([areas / ratios, areas * ratios])).astype(np.int64)
-        crop_heights, crop_widths = sides
-        tops = (uniforms[:, 1] * (heights - crop_heights + 1)).astype(np.int64)
-        lefts = (uniforms[:, 2] * (widths - crop_widths + 1)).astype(np.int64)
-        fit = ((sides > 0) & (sides <= [heights, widths])).all(axis=0)
-        for at in np.flatnonzero(~fit).tolist():  # few, for which further tries cost more in NumPy
-            size = int(heights[at]), int(widths[at])  # of a subclass, crop may be another
-            crop = RandomResizedCrop.crop(self, *size, uniforms[at].tolist())
-            tops[at], lefts[at], crop_heights[at], crop_widths[at] = crop[:4]
+        found = np.zeros((4, len(heights)), np.int64)
+        open_ = np.arange(len(heights))  # images that no crop of a try has fitted yet
+        for at in range(3, 3 + 2 * _TRIES, 2):
+            sides = heights[open_], widths[open_]
+            crops = self._try(*sides, uniforms[open_, at], uniforms[open_, at + 1])
+            fit = ((crops > 0) & (crops <= sides)).all(axis=0)
+            found[2:, open_[fit]] = crops[:, fit]
+            open_ = open_[~fit]
+            if not len(open_):
+                break
+        found[0] = (uniforms[:, 1] * (heights - found[2] + 1)).astype(np.int64)
+        found[1] = (uniforms[:, 2] * (widths - found[3] + 1)).astype(np.int64)
+        for at in open_.tolist():
+            size = int(heights[at]), int(widths[at])
+            crop_size = self._central(*size)
+            found[:, at] = (
+                *(_start(*both) for both in zip(size, crop_size, strict=True)),
+                *crop_size,
+            )
+        top, left, crop_heights, crop_widths = found
         return Crops(
-            tops,
-            lefts,
+            top,
+            left,
             crop_heights,
             crop_widths,
             uniforms[:, 0] < self.flip,
             resampling=Resampling(self.interpolation, self.antialias),
         )
+
+    def _try(
+        self,
+        heights: NDArray[np.int64],
+        widths: NDArray[np.int64],
+        areas: NDArray[np.float64],
+        ratios: NDArray[np.float64],
+    ) -> NDArray[np.int64]:
+        """Return heights and widths of crops that may not fit, int64 [2, B], by random numbers."""
+        area = heights * widths * between(*self.scale, areas)
+        logs = between(math.log(self.ratio[0]), math.log(self.ratio[1]), ratios)
+        ratio = np.array([math.exp(log) for log in logs.tolist()])  # numpy.exp rounds otherwise
+        return np.rint(np.sqrt([area / ratio, area * ratio])).astype(np.int64)
 
     def _central(self, height: int, width: int) -> tuple[int, int]:
         """Return height and width of the largest central crop with an allowed aspect ratio."""
@@ -244,6 +265,11 @@ class RandomResizedCrop:
         if width / height > self.ratio[1]:
             return height, max(1, round(height * self.ratio[1]))
         return height, width
+
+
+def _start(side: int, kept: int) -> int:
+    """Return where a central crop starts along a side."""
+    return (side - kept) // 2
 
 
 class Place(NamedTuple, Generic[Whole]):
@@ -508,7 +534,9 @@ def size_pair(size: int | tuple[int, int]) -> tuple[int, int]:
     pair = size if isinstance(size, tuple | list) else (size, size)
     good = len(pair) == 2 and all(is_whole(side, least=1) for side in pair)
     require(good, "size", size, "a whole number or a pair (height, width), at least 1")
-    return int(pair[0]), int(pair[1])
+    height, width = map(int, pair)
+    require(height * width <= MAX_RESIZED_PIXELS, "size", size, "at most 2**30 - 1 pixels")
+    return height, width
 
 
 def check_range(name: str, given: Any, *, most: float) -> None:

@@ -242,6 +242,10 @@ def test_crops_of_a_batch_are_those_of_its_images(transform: BatchedTransform) -
     ("build", "message"),
     [
         (lambda: RandomResizedCrop(0), "size=0: it must be a whole number or a pair"),
+        (
+            lambda: RandomResizedCrop(10**9),
+            r"size=1000000000: it must be at most 2\*\*30 - 1 pixels",
+        ),
         (lambda: Resize((1, -1)), r"size=\(1, -1\): it must be a whole number or a pair"),
         (lambda: CenterCrop((1, 0), resize=1), r"size=\(1, 0\): it must be"),
         (lambda: Resize("64"), "size='64': it must be a whole number or a pair"),  # type: ignore[arg-type]

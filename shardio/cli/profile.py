@@ -138,7 +138,8 @@ def profile(path: str, as_json: bool, **options: Any) -> None:
 def _parts(result: Profile) -> Iterator[RenderableType]:
     best = result.runs[result.best]
     yield Text(result.verdict.sentence, style="bold")
-    yield Text(" ".join(facts(result)))
+    if said := facts(result):
+        yield Text(" ".join(said))
     if result.verdict.changes:
         titles, rows = change_rows(result)
         yield ""
@@ -146,16 +147,18 @@ def _parts(result: Profile) -> Iterator[RenderableType]:
     yield ""
     yield _table(RUN_TITLES, run_rows(result))
     yield Text(RUN_LEGEND, style="dim")
-    if result.baseline is not None:
-        yield compare(result)
-    yield ""
-    yield _table(PREDICTION_TITLES, prediction_rows(result))
+    if compared := compare(result):
+        yield compared
+    if predicted := prediction_rows(result):
+        yield ""
+        yield _table(PREDICTION_TITLES, predicted)
     if best.evidence.stages is not None:
         yield f"\nA sample in {best.topology}, in µs:\n"
         yield _table(STAGE_TITLES, stage_rows(best.evidence.stages))
         yield Text(stage_note(best.evidence, best.evidence.stages), style="dim")
-    yield "\nThe limits of this machine with these shards:\n"
-    yield _table(("part", "limit"), _limits(result))
+    if "limit" not in result.withheld:
+        yield "\nThe limits of this machine with these shards:\n"
+        yield _table(("part", "limit"), _limits(result))
     yield ""
     yield Text(f"{result.settings.source}: {conditions(result)}.", style="dim")
 

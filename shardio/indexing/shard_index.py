@@ -423,8 +423,11 @@ class ShardIndex:
         if field not in self.pictures or any(table is None for table in tables):
             return None
         column = self.pictures.index(field)
-        known = [table[samples, column] for table in tables if table is not None]
-        return np.stack(known, axis=1).astype(np.int64)
+        found = np.empty((len(samples), 3), np.int64)
+        for place, table in enumerate(tables):
+            if table is not None:
+                found[:, place] = table[:, column].take(samples)
+        return found
 
 
 def decode_key(data: memoryview) -> str:

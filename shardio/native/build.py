@@ -82,11 +82,6 @@ def _build(library: Path, folder: Path, *, sanitize: bool) -> None:
             raise _NotBuiltError(f"SHARDIO_JPEG is {jpeg}, which has no libjpeg.a in lib")
         compiler += [f"-I{jpeg}/include"]
         libraries[0] = str(archives[0])
-    probe = folder / "probe.c"
-    probe.write_text("#include <libdeflate.h>\nint main(void) { return !libdeflate_crc32; }\n")
-    if not _errors([*compiler, str(probe), "-ldeflate", *libraries, "-o", str(folder / "probe")]):
-        compiler += ["-DSHARDIO_LIBDEFLATE"]
-        libraries += ["-ldeflate"]
     flags = _SANITIZE if sanitize else _COMPLETE
 
     machine = [platform.system(), platform.machine()]
@@ -100,7 +95,7 @@ def _build(library: Path, folder: Path, *, sanitize: bool) -> None:
     built = folder / library.name
     names = [f'-DSHARDIO_BUILD="{known.hexdigest()}"', *map(str, sources), *libraries]
     if errors := _errors([*compiler, *_LINK, *flags, *names, "-o", str(built)]):
-        raise _NotBuiltError(_explain(compiler, probe, errors))
+        raise _NotBuiltError(_explain(compiler, folder / "probe.c", errors))
     library.parent.mkdir(parents=True, exist_ok=True)
     partial = library.with_name(f"{library.name}.{os.getpid()}")
     shutil.copyfile(built, partial)

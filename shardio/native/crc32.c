@@ -1,11 +1,10 @@
 /* CRC-32 of zlib, gzip and PNG: polynomial 0xEDB88320, lowest bit first.
  *
  * Where the processor multiplies without carries, 64 bytes at a time are folded onto the next 64:
- * V. Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ Instruction", Intel
- * 2009; the constants are those of its section "bit-reflected". ARMv8 has instructions for this very
- * polynomial. Elsewhere, and for what is left over, a step of eight bytes takes eight tables: M. E.
- * Kounavis and F. L. Berry, "A Systematic Approach to Building High Performance Software-based CRC
- * Generators", Intel 2005.
+ * V. Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ Instruction",
+ * Intel 2009. ARMv8 has instructions for this very polynomial. Elsewhere, and for what is left
+ * over, a step of eight bytes takes eight tables: M. E. Kounavis and F. L. Berry, "A Systematic
+ * Approach to Building High Performance Software-based CRC Generators", Intel 2005.
  */
 #include "core.h"
 
@@ -30,8 +29,8 @@ uint32_t crc32_of(uint32_t crc, const uint8_t *data, size_t size)
 
 #define POLYNOMIAL 0xEDB88320u
 
-/* What a byte adds to the checksum if `ahead` zero bytes follow it: ahead[byte]. Written once, when
- * the library is loaded. */
+/* What a byte adds to the checksum if `ahead` zero bytes follow it: tables[ahead][byte]. Written
+ * once, when the library is loaded. */
 static uint32_t tables[8][256];
 
 __attribute__((constructor)) static void fill_tables(void)

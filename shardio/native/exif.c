@@ -1,5 +1,6 @@
 /* Orientation in EXIF, by the rules of shardio/fields/exif.py: tag 0x0112 of the first image file
- * directory of a TIFF structure (EXIF 2.32 and TIFF 6.0), found by offset with a bound on the work.
+ * directory of a TIFF structure (EXIF 2.32 and TIFF 6.0), found by offset with a bound on the
+ * work.
  */
 #include <string.h>
 

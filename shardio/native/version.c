@@ -3,9 +3,6 @@
 
 #include <jpeglib.h>
 #include <zlib.h>
-#ifdef SHARDIO_LIBDEFLATE
-#include <libdeflate.h>
-#endif
 
 #include "core.h"
 
@@ -27,9 +24,5 @@ const char shardio_core_build[] = SHARDIO_BUILD;
 int shardio_core_version(void) { return 1; }
 
 const char *shardio_core_libraries(void) {
-  return "libjpeg-turbo " TEXT_OF(LIBJPEG_TURBO_VERSION) ", zlib " ZLIB_VERSION
-#ifdef SHARDIO_LIBDEFLATE
-         ", libdeflate " LIBDEFLATE_VERSION_STRING
-#endif
-      ;
+  return "libjpeg-turbo " TEXT_OF(LIBJPEG_TURBO_VERSION) ", zlib " ZLIB_VERSION;
 }

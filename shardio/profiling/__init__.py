@@ -3,7 +3,8 @@
 `shardio.profile` measures a dataset: `settings` say what, `process` starts each measurement,
 `ceilings` measures the machine and `measure` a loader. `monitor` watches a user's own loop; it is
 imported when first used, since it needs torch. Both come to `evidence`, from which `verdict`
-follows; `report` shows the results.
+follows. `claims` concludes from all measurements of a profile, and decides what is withheld;
+`report` shows the results.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 `SampleCosts` predict how fast a loader would be: each producer takes the CPU time of a sample,
 longer where several cores are busy, and the time that it only waits. All producers share the cores
 with the loop's own thread. Threads share the interpreter's lock, which a thread releases some six
-times per sample, and wait longer the more of them there are. The loop's thread takes the batches
+times per sample, with the native core a few times per chunk, and wait longer the more of them there
+are. The loop's thread takes the batches
 one after the other. The least of these limits is the rate. What was not measured is assumed:
 further cores are of the same kind, with the same loss for each that is busy, and storage keeps up.
 """
@@ -13,12 +14,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from shardio.errors import SituationError, argument
+from shardio.native import is_active
 from shardio.profiling.evidence import Ceilings, Evidence, ProducerKind
 
 _RELEASES = 6
 """Releases of the interpreter's lock: read, checksum, decode (twice), resize, mirror."""
+_RELEASES_OF_CORE = 1 / 4
+"""Releases with the native core: some four a chunk of 16 samples."""
 _MOST_LOCKED = 0.25
-"""Share of a sample's CPU time; whatever two threads lose beyond it has another cause."""
+"""Share of a sample's CPU time; what two threads lose beyond it has another cause."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +43,9 @@ class SampleCosts:
         cores: number of cores of the machine.
         speedup: rate of all measured cores over that of one.
         measured_cores: number of cores that the speed-up was measured on.
+        releases: releases of the interpreter's lock per sample.
+        crowded: time that a sample takes longer in each of several threads, for other reasons than
+            the wait for the interpreter's lock.
     """
 
     cpu: float
@@ -53,6 +60,8 @@ class SampleCosts:
     cores: int
     speedup: float
     measured_cores: int
+    releases: float = _RELEASES
+    crowded: float = 0.0
 
     def with_cores(self, cores: int) -> SampleCosts:
         """Return the costs on a machine with other cores."""
@@ -60,7 +69,7 @@ class SampleCosts:
 
     def at_speed(self, factor: float) -> SampleCosts:
         """Return the costs while the cores are faster by a factor."""
-        names = "cpu", "locked", "lock_bound", "sent", "received", "planned"
+        names = "cpu", "locked", "lock_bound", "sent", "received", "planned", "crowded"
         return replace(self, **{name: getattr(self, name) / factor for name in names})
 
     def busy(self, cores: float) -> float:
@@ -94,10 +103,16 @@ def costs_of(alone: Evidence, ceilings: Ceilings, batch_size: int) -> SampleCost
     idle = max(wall - stages.cpu - stages.delay, 0.0)
     whole = max(1e6 / ceilings.loop_one - planned, 1.0)  # of shares: one loop alone may be off
     cpu = whole * stages.cpu / (stages.cpu + idle)
+    releases = _RELEASES_OF_CORE if is_active() else _RELEASES
+    handing = releases * max(ceilings.handoff, 1e-3)
+    share = ceilings.sharing / handing
+    if is_active():  # which has the lock in no other stage
+        share = stages.batch.cpu / max(stages.cpu, 1e-3)
+    locked = min(share, _MOST_LOCKED) * cpu
     return SampleCosts(
         cpu=cpu,
         idle=whole - cpu,
-        locked=min(ceilings.sharing / max(ceilings.handoff, 1e-3) / _RELEASES, _MOST_LOCKED) * cpu,
+        locked=locked,
         lock_bound=1e6 / ceilings.loop_threads if ceilings.loop_threads else 0.0,
         handoff=ceilings.handoff,
         sent=planned + ceilings.handover_worker / batch_size,
@@ -107,6 +122,8 @@ def costs_of(alone: Evidence, ceilings: Ceilings, batch_size: int) -> SampleCost
         cores=alone.cores,
         speedup=ceilings.speedup,
         measured_cores=alone.cores,
+        releases=releases,
+        crowded=max(ceilings.sharing - handing * locked / whole, 0.0),
     )
 
 
@@ -124,11 +141,12 @@ def predict(costs: SampleCosts, kind: ProducerKind, producers: int) -> float:
     own = costs.planned if threads else costs.received
     cpu = costs.cpu if threads else costs.cpu + costs.sent
     contended = min((producers - 1) * costs.locked / (costs.cpu + costs.idle), 1.0)
-    handing = _RELEASES * contended * costs.handoff if threads else 0.0
+    handing = costs.releases * contended * costs.handoff if threads else 0.0
+    crowded = costs.crowded if threads and producers > 1 else 0.0
     running = min(producers, costs.cores)
     slowed = running / costs.busy(running)
     limits = [
-        (cpu * slowed + costs.idle + handing) / producers,  # the producers
+        (cpu * slowed + costs.idle + handing + crowded) / producers,  # the producers
         (cpu + own) / costs.busy(min(producers + 1, costs.cores)),  # the cores
         own + costs.step,  # the loop's thread
     ]

@@ -81,6 +81,9 @@ class Ceilings:
         handover_worker: microseconds of CPU time per batch in the worker.
         to_device: bytes per second to a CUDA device; None without one.
         side: mean length of the images' shorter side in pixels; None without images.
+        spread: half the distance between the second slowest and the second fastest round, over
+            the median, of loops on one core or of the speed-up by all, whichever is more.
+        others: mean number of cores that others kept busy meanwhile; None where not known.
     """
 
     cold: float | None
@@ -99,6 +102,8 @@ class Ceilings:
     handover_worker: float
     to_device: float | None
     side: float | None
+    spread: float = 0.0
+    others: float | None = None
 
     @property
     def speedup(self) -> float:
@@ -259,8 +264,14 @@ class Evidence:
 
     @property
     def spread(self) -> float:
-        """Half the difference between the fastest and the slowest slice, over the rate."""
-        return (max(self.slices) - min(self.slices)) / 2 / self.rate
+        """Half the difference between the fastest and the slowest slice, over the rate.
+
+        A batch more or less in a slice is no difference. A batch of each producer more or less in
+        the whole is the least that the rate is uncertain by.
+        """
+        whole = max(self.number, 1) / self.batches
+        apart = (max(self.slices) - min(self.slices)) / 2 / self.rate
+        return max(apart - len(self.slices) / 2 * whole, whole)
 
     @property
     def step_seconds(self) -> float:
@@ -532,6 +543,8 @@ class _ChunkWatch(Stopwatch):
 class _SampleWatch(_ChunkWatch):
     """Stopwatch that records a chunk and its samples."""
 
+    one_by_one = True
+
     def __init__(self, file: _File) -> None:
         super().__init__(file)
         self._cpu = [0, 0, 0, 0]
@@ -562,6 +575,14 @@ class _SampleWatch(_ChunkWatch):
         """See Stopwatch."""
         super().transformed()
         self._count(2)
+
+    def add(self, read: int, decode: int, transform: int, size: int) -> None:
+        """See Stopwatch; what waits in the native core is reading."""
+        super().add(read, decode, transform, size)
+        self._count(0)
+        for stage, wall in ((1, decode), (2, transform)):
+            self._cpu[stage] += min(wall, self._cpu[0])
+            self._cpu[0] -= min(wall, self._cpu[0])
 
     def stop(self, samples: int = 1) -> None:
         """See Stopwatch."""

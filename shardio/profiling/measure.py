@@ -42,7 +42,7 @@ from shardio.errors import CodecError, ShardioError, SituationError, argument
 from shardio.fields.base import Bytes, FieldType
 from shardio.fields.defaults import type_of
 from shardio.fields.formats import IMAGE_FIELDS
-from shardio.fields.image import decode_image, forbid_opencv_threads, one_opencv_thread, write_crop
+from shardio.fields.image import forbid_opencv_threads, one_opencv_thread, write_crop
 from shardio.fields.recorded import Unavailable
 from shardio.indexing.catalog import Catalog, open_catalog
 from shardio.processes import count_cores
@@ -51,7 +51,7 @@ from shardio.profiling.monitoring import Monitor, Received, look_at
 from shardio.profiling.profile import as_ours
 from shardio.profiling.settings import ProfileSettings, Topology, load_callable
 from shardio.profiling.store import count_loaded, local_files, measure_store
-from shardio.profiling.system import drop_from_cache, thread_uses
+from shardio.profiling.system import OtherLoad, drop_from_cache, thread_uses
 from shardio.reading.batch import SampleReader
 from shardio.reading.dataset import ShardDataset
 from shardio.reading.handover import Recycler, Sender
@@ -96,8 +96,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         The attributes of the ceilings or of StoreLimits; or of a loader its "evidence", "waits"
-        (seconds since the beginning, share of the time waited) and "speed" (rate of loops without
-        hand-over around it).
+        (seconds since the beginning, share of the time waited), "speed" (rate of loops without
+        hand-over around it) and "others" (see Ceilings).
 
     Raises:
         ShardioError: the dataset cannot be read, or a callable of the user failed.
@@ -109,9 +109,12 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     if "store" in request:
         catalog = _catalog(settings)
         return measure_store(catalog, count_loaded(catalog.shards, settings.batch_size))
-    if "topology" not in request:
-        return measure_ceilings(_open(settings), _PART * settings.seconds)
-    return _run(settings, Topology(**request["topology"]), request)
+    load = OtherLoad()
+    if "topology" in request:
+        found = _run(settings, Topology(**request["topology"]), request)
+    else:
+        found = measure_ceilings(_open(settings), _PART * settings.seconds)
+    return {**found, "others": load.cores()}
 
 
 def _run(settings: ProfileSettings, topology: Topology, request: dict[str, Any]) -> dict[str, Any]:
@@ -272,7 +275,8 @@ def open_baseline(settings: ProfileSettings, topology: Topology) -> Iterable[Any
     """Open webdataset, the only baseline, over the same shards."""
     import webdataset  # noqa: PLC0415  only a baseline needs it
 
-    shards = local_files(_catalog(settings))
+    catalog = _catalog(settings)
+    shards = local_files(catalog)
     # Versions that know it refuse a worker without shards otherwise; older ones do not mind.
     known = inspect.signature(webdataset.WebDataset).parameters
     unchecked = {"empty_check": False} if "empty_check" in known else {}
@@ -280,7 +284,7 @@ def open_baseline(settings: ProfileSettings, topology: Topology) -> Iterable[Any
         webdataset.WebDataset(shards, shardshuffle=len(shards), nodesplitter=iter, **unchecked)
         .repeat()
         .shuffle(_BUFFER)
-        .map(partial(_sample, _transform(settings)), handler=_skip_bad)
+        .map(partial(_sample, _transform(settings), catalog.types), handler=_skip_bad)
         .batched(settings.batch_size)
     )
     workers = topology.producers if topology.kind == "processes" else 0
@@ -311,16 +315,19 @@ def _transform(settings: ProfileSettings) -> Any:
     return RandomResizedCrop(settings.size) if settings.size else None
 
 
-def _sample(transform: Any, sample: dict[str, Any]) -> tuple[torch.Tensor, int]:
+def _sample(
+    transform: Any, types: Mapping[str, FieldType], sample: dict[str, Any]
+) -> tuple[torch.Tensor, int]:
     name = next(field for field in sample if field in IMAGE_FIELDS)
-    return _image(transform, sample[name]), int(sample.get("cls", 0))
+    type_ = type_of(name, given=types)
+    return _image(transform, type_, sample[name]), int(sample.get("cls", 0))
 
 
-def _image(transform: Any, data: bytes) -> torch.Tensor:
-    pixels = decode_image(data)
+def _image(transform: Any, type_: FieldType, data: bytes) -> torch.Tensor:
+    pixels = type_.decode(data)
     if isinstance(transform, SizedTransform):
         uniforms = torch.rand(transform.draws).tolist()
-        out = np.empty((*transform.size, 3), np.uint8)
+        out = np.empty((*transform.size, type_.channels), np.uint8)
         write_crop(pixels, transform.crop(pixels.shape[0], pixels.shape[1], uniforms), out)
         return torch.from_numpy(out)
     image = torch.from_numpy(pixels).permute(2, 0, 1)
@@ -437,7 +444,7 @@ def _rates(
 ) -> dict[str, Any]:
     """Measure loops, in turns, and bare decoding, on one core and on all."""
     cores, found, turn = count_cores(), defaultdict[str, list[float]](list), _SLICE * seconds
-    for _ in range(_ROUNDS):
+    for turns in range(_ROUNDS):
         one, every = (loop_speed(dataset, number, turn) for number in (1, cores))
         found["one"].append(one)
         found["handoff"].append(_hand_on())
@@ -448,6 +455,12 @@ def _rates(
             found["sharing"].append((_PAIR / together - _PAIR / apart) * 1e6)
         if cores > _PAIR:
             found["threads"].append(_loops_in_threads(dataset, cores, turn))
+        if stored:
+            decode = partial(_decode, stored, reader, seconds / _ROUNDS, turns)
+            ((rate, decoding, transforming),) = _on_cores(decode, 1)
+            found["decode_one"].append(rate)
+            found["decode_all"].append(sum(rate for rate, *_ in _on_cores(decode, cores)))
+            found["decode_share"].append(decoding / max(decoding + transforming, 1))
     one = median(found["one"])
     rates: dict[str, Any] = {
         "loop_one": one,
@@ -455,14 +468,16 @@ def _rates(
         "loop_all": one * median(found["speedup"]),
         "sharing": max(median(found["sharing"] or [0.0]), 0.0),
         "loop_threads": median(found["threads"]) if found["threads"] else None,
-        "decode_one": None,
-        "decode_all": None,
-        "decode_share": None,
+        "spread": max(_spread(found["one"]), _spread(found["speedup"])),
     }
-    if stored:
-        rates["decode_one"], rates["decode_share"] = _decode_at_most(stored, reader, 1, seconds)
-        rates["decode_all"], _ = _decode_at_most(stored, reader, cores, seconds)
-    return rates
+    names = "decode_one", "decode_all", "decode_share"
+    return rates | {name: median(found[name]) if stored else None for name in names}
+
+
+def _spread(rounds: Sequence[float]) -> float:
+    """Return the spread of rounds, see Ceilings."""
+    _, slow, *_, fast, _ = sorted(rounds)
+    return (fast - slow) / 2 / median(rounds)
 
 
 def _loops_in_threads(dataset: ShardDataset, threads: int, seconds: float) -> float:
@@ -529,15 +544,6 @@ def _side(stored: list[Stored], types: Mapping[str, FieldType]) -> float | None:
     return sum(sides) / len(sides) if sides else None
 
 
-def _decode_at_most(
-    stored: list[Stored], reader: SampleReader, cores: int, seconds: float
-) -> tuple[float, float]:
-    """Return samples per second, and the share of decoding in the time."""
-    found = _on_cores(partial(_decode, stored, reader, seconds), cores)
-    decode, transform = (sum(part[at] for part in found) for at in (1, 2))
-    return sum(part[0] for part in found), decode / max(decode + transform, 1)
-
-
 def _on_cores(work: Callable[[int], T], cores: int, *, forks: bool = True) -> list[T]:
     """Call a function in several processes at once, with their numbers, and return the results.
 
@@ -575,12 +581,15 @@ def _loop(dataset: ShardDataset, seconds: float, number: int) -> float:
 
 
 def _decode(
-    stored: list[Stored], reader: SampleReader, seconds: float, number: int
+    stored: list[Stored], reader: SampleReader, seconds: float, turn: int, number: int
 ) -> tuple[float, int, int]:
-    """Return samples per second, and ns of decoding and of transforming."""
+    """Return samples per second, and ns of decoding and of transforming.
+
+    Each turn begins at other samples, and so does each process.
+    """
     slots, watch = [*reader.columns(_SLOTS).values()], Stopwatch()
     numbers = np.random.default_rng(0).random((len(stored), _MOST_DRAWS))
-    start, at = time.perf_counter(), number * len(stored) // 2
+    start, at = time.perf_counter(), turn * len(stored) // _ROUNDS + number * len(stored) // 2
     while time.perf_counter() - start < seconds:
         watch.start()
         with suppress(CodecError):  # of a broken sample, which the runs replace

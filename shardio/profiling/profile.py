@@ -26,22 +26,27 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from shardio.errors import MisfitError, ShardioError, SituationError, UsageError, argument, counted
 from shardio.indexing.catalog import Catalog, open_catalog
 from shardio.options import with_options
-from shardio.profiling.costs import SampleCosts, costs_of, predict
-from shardio.profiling.evidence import (
-    Ceilings,
-    Evidence,
-    ProducerKind,
+from shardio.profiling.claims import (
+    Claim,
+    Measurement,
+    Prediction,
+    best_of,
+    conclude,
+    relative_speed,
 )
+from shardio.profiling.costs import SampleCosts, costs_of, predict
+from shardio.profiling.evidence import Ceilings, Evidence
 from shardio.profiling.report import check_plotting, write_html, write_png
 from shardio.profiling.settings import (
     ProfileOptions,
@@ -52,19 +57,13 @@ from shardio.profiling.settings import (
     topologies_of,
 )
 from shardio.profiling.store import StoreLimits
-from shardio.profiling.verdict import Bottleneck, Verdict, advise
+from shardio.profiling.verdict import Verdict
 from shardio.storage.cache import fallback_folder
 from shardio.storage.local import refuse_url
 from shardio.storage.temporary import temporary_folder
 
 _LOG = logging.getLogger("shardio")
 _WARM_BYTES = 1 << 30
-_KINDS: tuple[ProducerKind, ...] = ("threads", "processes")
-_OF_THE_CORES: frozenset[Bottleneck] = frozenset(
-    {"decode", "transform", "loader", "lock", "cores", "opencv"}
-)
-_PREDICTED = (1, 2, 4, 8)
-_MACHINES = (2, 4, 8)  # times the cores of this one
 _SECONDS_BETWEEN_LOOKS = 0.5  # for the parent
 _MOST_WARNINGS = 1000  # of a process
 _VALUES = "what", "where", "remedy", "shard", "offset", "key", "field"
@@ -84,53 +83,6 @@ main(*sys.argv[2:])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement:
-    """One measured loader.
-
-    Attributes:
-        topology: producers of the batches.
-        evidence: observations of the loop.
-        samples_per_second: samples per second.
-        speed: samples per second of loops without hand-over just before and after; one loop for
-            the loop's own thread, else one on each core.
-        predicted: samples per second expected from other measurements and this speed; None where
-            nothing was known yet.
-        error: measured over predicted rate, less 1.
-        megabytes_per_second: stored bytes read, 10^6 per second; None where the stages are not
-            known.
-        waits: seconds since the beginning, and share of the time waited from there on.
-        peak_memory: bytes held by the process and its workers; None where not known.
-    """
-
-    topology: Topology
-    evidence: Evidence
-    samples_per_second: float
-    speed: float
-    predicted: float | None
-    error: float | None
-    megabytes_per_second: float | None
-    waits: tuple[tuple[float, float], ...]
-    peak_memory: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """Expected rate of a topology that was not measured, on this machine or a larger one.
-
-    Attributes:
-        topology: producers of the batches.
-        cores: cores of the machine.
-        rate: samples per second.
-        waiting: share of the time that a loop with this step would wait.
-    """
-
-    topology: Topology
-    cores: int
-    rate: float
-    waiting: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
     """Result of a profile.
 
@@ -145,10 +97,13 @@ class Profile:
         runs: measured loaders, in order; the first is the loop's own thread.
         best: position in runs of the loader that the verdict is about.
         verdict: bottleneck of that loader, and changes.
+        withheld: claims that the measurements do not allow, with reason and remedy; what they would
+            say is None below.
         ceiling: samples per second that its bottleneck alone would allow, at the speed that the
             machine had then; None where not known.
         storage: samples per second that storage could deliver; None where not known.
-        predictions: expected rates of what was not measured.
+        predictions: expected rates of what was not measured; None where all are withheld.
+        ratio: rate of that loader over that of the baseline; None where not known.
         baseline: name and measurement of another loader; None if none was asked for, or it failed.
         baseline_error: reason why the baseline failed; None if it did not.
     """
@@ -162,9 +117,11 @@ class Profile:
     runs: tuple[Measurement, ...]
     best: int
     verdict: Verdict
+    withheld: Mapping[Claim, str]
     ceiling: float | None
     storage: float | None
-    predictions: tuple[Prediction, ...]
+    predictions: tuple[Prediction, ...] | None
+    ratio: float | None
     baseline: tuple[str, Measurement] | None
     baseline_error: str | None
 
@@ -233,17 +190,13 @@ def _measure(settings: ProfileSettings, options: ProfileOptions) -> Profile:
     costs = costs_of(alone.evidence, ceilings, settings.batch_size)
     child.know(costs, ceilings)
     runs = [alone, *(child.run(one) for one in topologies[1:])]
-    best = _best(runs, settings)
+    best = best_of(runs, settings)
     if options.trace is not None:
         where = str(Path(options.trace).absolute())
         child.ask({"topology": asdict(runs[best].topology), "trace": where})
     other, failure = _run_baseline(child, options.baseline, _workers(runs, settings))
     child.warn()
-    seen = runs[best].evidence
-    stored = seen.stages.bytes if seen.stages else 0.0
-    costs = _costs_of_best(costs, ceilings, runs[best], settings)
-    rates = {(run.topology.kind, run.topology.producers): run.evidence.rate for run in runs}
-    verdict = advise(seen, costs, ceilings, settings, rates, store)
+    concluded = conclude(settings, ceilings, costs, runs, other and other[1], store)
     return Profile(
         settings=settings.as_shown(),
         cores=costs.cores,
@@ -251,14 +204,9 @@ def _measure(settings: ProfileSettings, options: ProfileOptions) -> Profile:
         shards=len(catalog.shards),
         ceilings=ceilings,
         store=store,
-        runs=tuple(runs),
-        best=best,
-        verdict=verdict,
-        ceiling=_ceiling(verdict, ceilings, runs[best], stored),
-        storage=(ceilings.cold or ceilings.warm) / stored if stored else None,
-        predictions=_predictions(costs, runs),
         baseline=other,
         baseline_error=failure,
+        **concluded,
     )
 
 
@@ -271,7 +219,9 @@ class _Child:
     """
 
     def __init__(self, settings: ProfileSettings, done: Callable[[int], None]) -> None:
-        self._settings = settings
+        place = Path(settings.source)  # as datasets name it that are made from others
+        source = str(place.absolute()) if place.exists() else settings.source
+        self._settings = replace(settings, source=source)
         self._done = done
         self._known: tuple[SampleCosts, Ceilings] | None = None
         self._warnings: dict[str, dict[str, str]] = {}  # texts, by kind and first argument
@@ -293,6 +243,8 @@ class _Child:
             speed=speed,
             predicted=predicted,
             error=evidence.rate / predicted - 1 if predicted else None,
+            spread=evidence.spread,
+            others=found["others"],
             megabytes_per_second=None if stored is None else evidence.rate * stored / 1e6,
             waits=tuple((second, share) for second, share in found["waits"]),
             peak_memory=evidence.memory,
@@ -302,7 +254,7 @@ class _Child:
         if self._known is None:
             return None
         costs, ceilings = self._known
-        scaled = costs.at_speed(_relative(speed, topology.kind, ceilings))
+        scaled = costs.at_speed(relative_speed(speed, topology.kind, ceilings))
         return predict(scaled, topology.kind, topology.producers)
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -366,42 +318,6 @@ def check_writable(path: str) -> None:
         raise SituationError(f"it cannot be written: {error.strerror}", where=path) from error
 
 
-def _relative(speed: float, kind: ProducerKind, ceilings: Ceilings) -> float:
-    """Return the speed of the machine beside a run, over that when its limits were measured."""
-    return speed / (ceilings.loop_one if kind == "here" else ceilings.loop_all)
-
-
-def _costs_of_best(
-    costs: SampleCosts, ceilings: Ceilings, run: Measurement, settings: ProfileSettings
-) -> SampleCosts:
-    """Return the costs at the speed that the machine had in a run, with the step of that run."""
-    costs = costs.at_speed(_relative(run.speed, run.topology.kind, ceilings))
-    if not settings.has_step:
-        return costs
-    return replace(costs, step=run.evidence.step_seconds / settings.batch_size * 1e6)
-
-
-def _ceiling(verdict: Verdict, ceilings: Ceilings, run: Measurement, stored: float) -> float | None:
-    """Return the rate that the named bottleneck alone would allow."""
-    batch, kind = run.evidence.samples / run.evidence.batches, run.topology.kind
-    decode = ceilings.decode_one if kind == "here" else ceilings.decode_all
-    if verdict.bottleneck in {"storage", "cold"} and stored:
-        return (ceilings.cold or ceilings.warm) / stored
-    if verdict.bottleneck == "handover":
-        return ceilings.handover * batch
-    if verdict.bottleneck in _OF_THE_CORES and decode:
-        return decode * _relative(run.speed, kind, ceilings)
-    return None
-
-
-def _best(runs: Sequence[Measurement], settings: ProfileSettings) -> int:
-    """Return the position of the fastest run among those that were asked for."""
-    numbers = settings.workers, settings.threads
-    alone = numbers == (None, None) or any(0 in (several or ()) for several in numbers)
-    asked = runs if alone else runs[1:] or runs
-    return [*runs].index(max(asked, key=lambda run: run.evidence.rate))
-
-
 def _workers(runs: Sequence[Measurement], settings: ProfileSettings) -> Topology:
     """Return the fastest topology of a DataLoader among those that were asked for."""
     kinds = {"processes", "here"} if 0 in (settings.workers or ()) else {"processes"}
@@ -433,33 +349,6 @@ def _warm(catalog: Catalog) -> None:
         with Path(shard.path).open("rb") as stream:
             while left > 0 and (piece := stream.read(1 << 20)):
                 left -= len(piece)
-
-
-def _predictions(costs: SampleCosts, runs: Sequence[Measurement]) -> tuple[Prediction, ...]:
-    """Predict other numbers of threads and workers, and machines with more cores."""
-    ran = {(run.topology.kind, run.topology.producers) for run in runs}
-    found = []
-    for kind in _KINDS:
-        found += [
-            _prediction(costs, Topology(kind=kind, producers=number))
-            for number in _PREDICTED
-            if (kind, number) not in ran
-        ]
-        for times in _MACHINES if costs.cores > 1 else ():  # one core says nothing of several
-            cores = times * costs.cores
-            topology = Topology(kind=kind, producers=cores)
-            found.append(_prediction(costs.with_cores(cores), topology))
-    return tuple(found)
-
-
-def _prediction(costs: SampleCosts, topology: Topology) -> Prediction:
-    rate = predict(costs, topology.kind, topology.producers)
-    return Prediction(
-        topology=topology,
-        cores=costs.cores,
-        rate=rate,
-        waiting=max(1 - costs.step * rate / 1e6, 0.0) if costs.step else 1.0,
-    )
 
 
 def ask(request: dict[str, Any]) -> dict[str, Any]:
@@ -507,6 +396,7 @@ def main(request: str, place: str, parent: str) -> None:
     collected = _Warnings(Path(folder, "warnings"))
     _LOG.addHandler(collected)
     _LOG.propagate = False
+    warnings.showwarning = collected.note
     try:
         from shardio.profiling.measure import answer  # noqa: PLC0415  needs torch
 
@@ -534,12 +424,30 @@ class _Warnings(logging.Handler):
         self._seen: set[tuple[str, str]] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Collect a warning of shardio."""
         arguments = record.args if isinstance(record.args, tuple) else ()
-        about = str(record.msg), "".join(map(str, arguments[:1]))
-        if about not in self._seen and len(self._seen) < _MOST_WARNINGS:
-            self._seen.add(about)
+        self._collect(str(record.msg), "".join(map(str, arguments[:1])), record.getMessage())
+
+    def note(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        """Collect a warning of Python's, one of each process, as warnings.showwarning."""
+        del file, line
+        words = " ".join(str(message).split())
+        text = f"{filename}:{lineno}: {category.__name__}: {words}"
+        self._collect(text, str(os.getpid()), text)
+
+    def _collect(self, kind: str, about: str, text: str) -> None:
+        if (kind, about) not in self._seen and len(self._seen) < _MOST_WARNINGS:
+            self._seen.add((kind, about))
             with self._path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps([*about, record.getMessage()]) + "\n")
+                stream.write(json.dumps([kind, about, text]) + "\n")
 
     def read(self) -> list[list[str]]:
         """Return kind, first argument and text of each warning."""

@@ -18,21 +18,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardio.errors import SituationError, argument, counted
+from shardio.profiling.claims import Measurement
+from shardio.profiling.claims import notices as notices_of
 from shardio.profiling.evidence import Evidence, ProducerKind, Stages
 from shardio.profiling.store import MOST_BYTES, MOST_SECONDS, StoreLimits
 from shardio.profiling.verdict import Bottleneck
 
 if TYPE_CHECKING:
-    from shardio.profiling.profile import Measurement, Profile
+    from shardio.profiling.profile import Profile
 
 RUN_TITLES = "measured", "samples/s", "±", "predicted", "off", "waits", "first", "memory"
 RUN_LEGEND = "±: spread; off: from predicted; waits: share of time; first: time to first batch"
 PREDICTION_TITLES = "predicted", "cores", "samples/s", "waits"
 STAGE_TITLES = "stage", "wall", "CPU", "p50", "p99", "share"
 
-_SPREAD_MUCH = 0.25
-_ABOVE = 1.05  # times what limits it; a loop is measured, and so is its limit
-_SLICES_OF_HALF_A_BATCH = 2.5
 _OF_THE_PRODUCERS: frozenset[Bottleneck] = frozenset({"decode", "transform", "loader", "lock"})
 _KINDS: tuple[tuple[ProducerKind, str, str], ...] = (
     ("threads", "threads", "one"),
@@ -40,7 +39,7 @@ _KINDS: tuple[tuple[ProducerKind, str, str], ...] = (
 )
 """Producers, their name in charts, and the class of the page's style."""
 _COLOURS = {"one": "#1f6fb2", "two": "#b4540a"}
-_ALONE: Mapping[Bottleneck, str] = {
+_ALONE: Mapping[Bottleneck | None, str] = {
     "storage": "storage",
     "cold": "cold storage",
     "handover": "the hand-over",
@@ -104,20 +103,33 @@ def ceiling_name(result: Profile) -> str:
     return f"{_ALONE.get(result.verdict.bottleneck, 'decoding and transforming')} alone"
 
 
+def notices(result: Profile) -> list[str]:
+    """List the sentences, besides the verdict's, that say what is withheld, and why."""
+    said = notices_of(result.withheld)
+    return [sentence for sentence in said if sentence != result.verdict.sentence]
+
+
 def facts(result: Profile) -> list[str]:
     """List the sentences that belong beside the verdict."""
     best, verdict = result.runs[result.best], result.verdict
     seen = best.evidence
-    found = []
-    if result.ceiling:
-        share = min(seen.rate / result.ceiling, 1.0)
+    if verdict.bottleneck is None:
+        return notices(result)
+    found = notices(result)
+    if result.ceiling and seen.rate > result.ceiling:
+        found.append(f"This loop reaches what {ceiling_name(result)} would reach.")
+    elif result.ceiling:
         found.append(
-            f"This loop reaches {share:.0%} of the {result.ceiling:,.0f} samples/s that "
-            f"{ceiling_name(result)} would reach."
+            f"This loop reaches {seen.rate / result.ceiling:.0%} of the {result.ceiling:,.0f} "
+            f"samples/s that {ceiling_name(result)} would reach."
         )
     if result.storage is not None and verdict.bottleneck in _OF_THE_PRODUCERS:
-        where = "Storage" if result.ceilings.cold else "The page cache"
-        found.append(f"{where} could deliver {result.storage:,.0f} samples/s.")
+        where, what = "The page cache", f"{result.storage:,.0f} samples/s"
+        if result.ceilings.cold:
+            where = "Storage"
+            what += " to an epoch that is not cached" * (result.storage < seen.rate)
+        if result.ceilings.cold or result.storage >= seen.rate:
+            found.append(f"{where} could deliver {what}.")
     if result.store is not None and verdict.bottleneck != "store":
         found.append(
             f"The store could deliver {result.store.samples_per_second:,.0f} samples/s, where an "
@@ -134,26 +146,7 @@ def facts(result: Profile) -> list[str]:
         if best.predicted is not None:
             waits += f", where {max(1 - best.predicted / result.needed, 0):.1%} was predicted"
         found.append(f"{waits}.")
-    if was_disturbed(result):
-        found.append("The machine was not idle: run again.")
     return found
-
-
-def was_disturbed(result: Profile) -> bool:
-    """Tell whether figures contradict each other, as they do where something else runs."""
-    limits = result.ceilings
-    decode_all = limits.decode_all or 0.0
-    less_on_all = limits.loop_all < limits.loop_one or decode_all < (limits.decode_one or 0.0)
-    rate = result.runs[result.best].evidence.rate
-    above = result.ceiling is not None and rate > _ABOVE * result.ceiling
-    varied = any(_varied(run.evidence) for _, run in result.named_runs())
-    return (result.cores > 1 and less_on_all) or above or varied
-
-
-def _varied(seen: Evidence) -> bool:
-    """Tell whether the rate changed by more than whole batches in short slices explain."""
-    whole = _SLICES_OF_HALF_A_BATCH * max(seen.number, 1) / seen.batches
-    return seen.spread > _SPREAD_MUCH + whole
 
 
 def change_rows(result: Profile) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -171,7 +164,7 @@ def run_rows(result: Profile) -> list[tuple[str, ...]]:
         (
             name,
             f"{run.evidence.rate:,.0f}",
-            f"{run.evidence.spread:.0%}",
+            f"{run.spread:.0%}",
             f"{run.predicted:,.0f}" if run.predicted else "",
             f"{run.error:+.0%}" if run.error is not None else "",
             f"{run.evidence.waiting:.0%}",
@@ -186,7 +179,7 @@ def prediction_rows(result: Profile) -> list[tuple[str, ...]]:
     """Return a row for each prediction, under PREDICTION_TITLES."""
     return [
         (str(one.topology), str(one.cores), f"{one.rate:,.0f}", f"{one.waiting:.0%}")
-        for one in result.predictions
+        for one in result.predictions or ()
     ]
 
 
@@ -216,12 +209,10 @@ def stage_note(seen: Evidence, stages: Stages) -> str:
 
 
 def compare(result: Profile) -> str:
-    """Compare the best loader with the baseline; empty without one."""
-    if result.baseline is None:
+    """Compare the best loader with the baseline; empty where that cannot be done."""
+    if result.baseline is None or result.ratio is None:
         return ""
-    name, run = result.baseline
-    ratio = result.runs[result.best].evidence.rate / run.evidence.rate
-    return f"{ratio:.2f} × {name}, on the same shards with the same crop."
+    return f"{result.ratio:.2f} × {result.baseline[0]}, on the same shards with the same crop."
 
 
 def conditions(result: Profile) -> str:
@@ -463,10 +454,9 @@ def write_html(result: Profile, path: str) -> None:
 
 def _page(result: Profile) -> str:
     best = result.runs[result.best]
-    cards = [
-        _card("What to change", _changes(result)),
-        _card("The limits, in samples per second", _limits(result, best)),
-    ]
+    cards = [_card("What to change", _changes(result))] if result.verdict.changes else []
+    if "limit" not in result.withheld:
+        cards.append(_card("The limits, in samples per second", _limits(result, best)))
     stages = best.evidence.stages
     if stages is not None:
         cards.append(_card(f"A sample's time, {best.topology}", _stage_bars(stages)))
@@ -480,7 +470,8 @@ def _page(result: Profile) -> str:
         note = _note(stage_note(best.evidence, stages))
         table = _scrolled(_table(STAGE_TITLES, stage_rows(stages)))
         cards.append(_card(f"Stages of a sample, {best.topology}, in µs", table + note))
-    cards.append(_card("Predicted", _table(PREDICTION_TITLES, prediction_rows(result))))
+    if rows := prediction_rows(result):
+        cards.append(_card("Predicted", _table(PREDICTION_TITLES, rows)))
     title = f"shardio profile of {result.settings.source}"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -500,8 +491,7 @@ def _card(title: str, content: str, *, wide: bool = False) -> str:
 
 
 def _changes(result: Profile) -> str:
-    titles, rows = change_rows(result)
-    return _table(titles, rows) if rows else "<p>Nothing.</p>"
+    return _table(*change_rows(result))
 
 
 def _limits(result: Profile, best: Measurement) -> str:
@@ -557,10 +547,12 @@ def _rates_by_producers(
 ) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
     """Return pairs of number and rate, predicted and measured, on this machine."""
     runs = [run for run in result.runs if run.topology.kind == kind]
-    predicted = [(float(run.topology.producers), run.predicted or 0.0) for run in runs]
+    predicted = [
+        (float(run.topology.producers), run.predicted) for run in runs if run.predicted is not None
+    ]
     predicted += [
         (float(one.topology.producers), one.rate)
-        for one in result.predictions
+        for one in result.predictions or ()
         if one.topology.kind == kind and one.cores == result.cores
     ]
     measured = [(float(run.topology.producers), run.evidence.rate) for run in runs]
@@ -600,7 +592,7 @@ def _memory(result: Profile) -> str:
 
 
 def _runs(result: Profile) -> str:
-    note = f"<p>{escape(compare(result))}</p>" if result.baseline else ""
+    note = f"<p>{escape(compare(result))}</p>" if result.ratio else ""
     return _scrolled(_table(RUN_TITLES, run_rows(result))) + _note(f"{RUN_LEGEND}.") + note
 
 

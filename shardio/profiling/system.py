@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,8 @@ _SECONDS_BETWEEN_TRIALS = 0.1
 _LEAST_CPU = 0.005  # share of the time; whatever runs less makes no batches
 _LEAST_SECONDS = 0.05  # of CPU time, where the loader does not say what makes batches
 _LEAST_OF_PROCESS = 0.05
+_BUSY = 1, 2, 3, 8  # user, nice, system and steal of a core; interrupts are nobody's
+_OF_A_PROCESS = slice(11, 15)  # user and system, its own and of children that have ended
 
 
 class Use(NamedTuple):
@@ -59,6 +62,40 @@ def thread_uses(process: int) -> dict[int, Use]:
     except (OSError, ValueError):
         pass
     return uses
+
+
+class OtherLoad:
+    """CPU time that others take, from now on, of the cores that this process may use.
+
+    Others are all but this process and those that it starts: other programs, and the host of a
+    virtual machine, whose time is "steal".
+    """
+
+    def __init__(self) -> None:
+        self._start, self._before = time.perf_counter(), _seconds_of_others()
+
+    def cores(self) -> float | None:
+        """Return the mean number of cores that others kept busy; None where not known."""
+        seconds, after = time.perf_counter() - self._start, _seconds_of_others()
+        if self._before is None or after is None:
+            return None
+        return max(after - self._before, 0.0) / max(seconds, 1e-9)
+
+
+def _seconds_of_others() -> float | None:
+    if not Path("/proc/self/task", str(os.getpid()), "children").exists():
+        return None
+    try:
+        names = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+        lines = map(str.split, Path("/proc/stat").read_text("ascii").splitlines())
+        busy = sum(int(line[at]) for line in lines if line[0] in names for at in _BUSY)
+    except (OSError, ValueError, IndexError):
+        return None
+    for process in [os.getpid(), *descendants(os.getpid())]:
+        with suppress(OSError):  # it has ended, and is among its parent's
+            status = Path(f"/proc/{process}/stat").read_text("utf-8").rpartition(")")[2]
+            busy -= sum(map(int, status.split()[_OF_A_PROCESS]))
+    return busy / os.sysconf("SC_CLK_TCK")
 
 
 class Moved(NamedTuple):

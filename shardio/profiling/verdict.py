@@ -9,9 +9,9 @@ what the machine can do, and gives changes with the gain that the costs of a sam
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from shardio.errors import counted
 from shardio.profiling.costs import SampleCosts, predict
@@ -45,7 +45,7 @@ Bottleneck = Literal[
 ]
 """What may limit a loop, in the order of the rules that name it; docs/profile.md describes each."""
 
-_WAITS_LITTLE = 0.05  # share of the time
+WAITS_LITTLE = 0.05  # share of the time
 _STARTS_LONG = 0.3  # share of an epoch
 _RECEIVES_LONG = 0.4  # share of the time
 _SENDS_MUCH = 3e8  # bytes a second; a core pickles, writes and reads about three times that
@@ -70,6 +70,9 @@ _PLACE_BOUND: frozenset[Bottleneck] = frozenset(
 """Bottlenecks that other threads, workers or cores do not remove."""
 
 
+_KINDS: tuple[ProducerKind, ...] = get_args(ProducerKind)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """Something that may help.
@@ -88,19 +91,26 @@ class Verdict:
     """What limits a loop.
 
     Attributes:
-        bottleneck: name of it.
-        sentence: description of it, with figures.
+        bottleneck: name of it; None where the measurements do not tell.
+        sentence: description of it, with figures; or why there is none, and what to do.
         short: description of it, in a few words.
         rate_without: samples per second without this bottleneck, if nothing else changed; None
             where not known.
         changes: changes that may help, the most helpful first.
     """
 
-    bottleneck: Bottleneck
+    bottleneck: Bottleneck | None
     sentence: str
     short: str
     rate_without: float | None
     changes: tuple[Change, ...]
+
+    @classmethod
+    def withheld(cls, sentence: str) -> Verdict:
+        """Make a verdict that says why there is none."""
+        return cls(
+            bottleneck=None, sentence=sentence, short="not known", rate_without=None, changes=()
+        )
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -119,6 +129,7 @@ def advise(
     settings: ProfileSettings,
     measured: Mapping[tuple[ProducerKind, int], float],
     store: StoreLimits | None = None,
+    predictable: Collection[ProducerKind] = _KINDS,
 ) -> Verdict:
     """Name what limits a measured loop, with the gains to expect of changes.
 
@@ -130,15 +141,20 @@ def advise(
         measured: samples per second of all measured loops, by kind and number of producers.
         store: limits of the store, if the shards are of one; the loops were measured with shards
             in the cache.
+        predictable: kinds of producers whose rates can be predicted; no other gain is promised.
     """
-    verdict = _diagnose(seen)
+    verdict, known = _diagnose(seen), seen.kind in predictable
     if store is not None and store.samples_per_second < seen.rate:
-        return _first_epoch(verdict, seen, store)
+        found = _first_epoch(verdict, seen, store)
+        return found if known else _without_gains(found)
+    if not known:
+        return _without_gains(judge(seen))
     changes = [*verdict.changes]
     if verdict.bottleneck not in _PLACE_BOUND:
         packing = [*_packing(verdict, seen.rate, costs, ceilings, settings)]
         general = () if packing else _GENERAL.get(verdict.bottleneck, ())
-        changes += [*general, *_topologies(seen, costs, measured), *packing]
+        topologies = _topologies(seen, costs, measured, predictable)
+        changes += [*general, *topologies, *packing]
     most = 1e6 / costs.step if settings.has_step else math.inf
     changes = [_limited(change, most / seen.rate) for change in changes]
     changes = [change for change in changes if change.gain is None or change.gain >= _LEAST_GAIN]
@@ -159,7 +175,7 @@ def _diagnose(evidence: Evidence) -> Verdict:
 
 
 def _step(seen: Evidence) -> Verdict | None:
-    if seen.waiting >= _WAITS_LITTLE:
+    if seen.waiting >= WAITS_LITTLE:
         return None
     busiest = max((_filling(one) for one in seen.producers), default=None)
     spare = f"; the loader is busy {busiest:.0%} of the time" if busiest is not None else ""
@@ -425,7 +441,7 @@ def _prefetch(seen: Evidence) -> Verdict | None:
         return None
     filling = sum(_filling(one) for one in seen.producers) / len(seen.producers)
     working = 1 - seen.waiting
-    if filling > 1 - _IDLE or seen.waiting < 2 * _WAITS_LITTLE or working < 2 * _WAITS_LITTLE:
+    if filling > 1 - _IDLE or seen.waiting < 2 * WAITS_LITTLE or working < 2 * WAITS_LITTLE:
         return None
     gain = min(1 / max(filling, 0.05), 1 / working)
     are = "is" if seen.number == 1 else "are"
@@ -501,7 +517,7 @@ _RULES: tuple[Callable[[Evidence], Verdict | None], ...] = (
 )
 
 
-_GENERAL: Mapping[Bottleneck, tuple[Change, ...]] = {
+_GENERAL: Mapping[Bottleneck | None, tuple[Change, ...]] = {
     "decode": (
         Change(
             text="Pack smaller images (shardio pack --resize), or tiny ones as pixels",
@@ -583,13 +599,22 @@ def _count(number: int, seen: Evidence) -> str:
     return f"{number} {_name(seen, number)}"
 
 
+def _without_gains(verdict: Verdict) -> Verdict:
+    """Promise nothing."""
+    changes = tuple(replace(change, gain=None) for change in verdict.changes)
+    return replace(verdict, rate_without=None, changes=changes)
+
+
 def _limited(change: Change, most: float) -> Change:
     """Limit the gain of a change to what the step allows."""
     return change if change.gain is None else replace(change, gain=min(change.gain, most))
 
 
 def _topologies(
-    seen: Evidence, costs: SampleCosts, measured: Mapping[tuple[ProducerKind, int], float]
+    seen: Evidence,
+    costs: SampleCosts,
+    measured: Mapping[tuple[ProducerKind, int], float],
+    predictable: Collection[ProducerKind],
 ) -> Iterator[Change]:
     kinds: tuple[tuple[ProducerKind, str], ...] = (
         ("threads", f"Use shardio.Loader with {counted(costs.cores, 'thread')}"),
@@ -597,8 +622,11 @@ def _topologies(
     )
     for kind, text in kinds:
         if kind != seen.kind or seen.number < costs.cores:
-            rate = measured.get((kind, costs.cores)) or predict(costs, kind, costs.cores)
-            yield Change(text=text, gain=rate / seen.rate)
+            rate = measured.get((kind, costs.cores))
+            if rate is None and kind in predictable:
+                rate = predict(costs, kind, costs.cores)
+            if rate is not None:
+                yield Change(text=text, gain=rate / seen.rate)
     if seen.kind != "here":
         cores = 2 * costs.cores
         gain = predict(costs.with_cores(cores), seen.kind, cores) / seen.rate

@@ -42,8 +42,9 @@ def check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[st
         ranks = ranks_of(given["group"], given["rank"], given["world_size"])
         given |= {"rank": ranks[0], "world_size": ranks[1], "group": None}  # numbers pickle
     given |= _numbers(given)
-    size = given["epoch_size"]
-    require(size is None or size <= 1 << 48, "epoch_size", size, "at most 2**48")
+    for name, bits in {"epoch_size": 48, "batch_size": 31, "global_batch_size": 31}.items():
+        good = given[name] is None or given[name] <= 1 << bits
+        require(good, name, given[name], f"at most 2**{bits}")
     options = given["storage_options"]
     require(
         options is None or isinstance(options, Mapping), "storage_options", options, "a mapping"

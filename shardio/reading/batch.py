@@ -42,7 +42,7 @@ from shardio.planning.epoch import EpochPlan, References
 from shardio.planning.order import uniform_numbers
 from shardio.processes import new_lock
 from shardio.reading.chunks import LEAST_SAMPLES, CoreChunks, CoreReader
-from shardio.reading.columns import Arrays, Column, RowColumn, Stack
+from shardio.reading.columns import Column, InPlace, RowColumn, Stack
 from shardio.reading.delivery import Delivery
 from shardio.reading.gather import Gathered, Gatherer
 from shardio.reading.geometry import Choices, Known, Views, describe_crops
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 _CHUNK = 16  # samples decoded by one task; one task an image costs 15 % of the rate
 _MANY = 4  # misfits that, if they are half of a batch, are the fault of the setup
 _ROWS = 1024  # samples gathered by one task
+_SEVERAL = 16  # samples whose crops are chosen at once; fewer are faster one by one
 
 
 FillSlot = Callable[["Batch", int, OpenShard, int, Stopwatch], None]
@@ -101,7 +102,7 @@ class Batch:
         self._fill_slot, self._fill_many = fill_slot, fill_many
         self._valid = references.valid.copy()
         self._lock = new_lock()
-        self._known: Sequence[Known] | None = None if len(self._valid) >= LEAST_SAMPLES else ()
+        self._known: Sequence[Known] | None = None
         self._choices: list[Choices] | None = None
         self._chunks: CoreChunks | None = None
         self._keys = [""] * len(self._valid)
@@ -263,23 +264,23 @@ class Batch:
         """Fill slots by the native core; return those that are left."""
         done = chunks.fill(slots, watch)
         filled = np.arange(slots.start, slots.stop)[done]
-        self._keys[slots.start : slots.stop] = chunks.keys[slots.start : slots.stop]
+        self._keys[slots.start : slots.stop] = chunks.opened.keys[slots.start : slots.stop]
         handed: list[tuple[int, str, Column]] = []  # entries that are decoded one by one
         for entry, (name, column) in enumerate(self._columns.items()):
             if chunks.is_decoded(entry):
                 continue
-            rows = chunks.rows(entry, filled) if self._mapped is None and len(filled) else None
+            rows = chunks.rows(entry, filled) if len(filled) else None
             place_rows = getattr(column, "place_rows", None)
             if rows is None or place_rows is None or not place_rows(filled, rows):
                 handed.append((entry, name, column))
         watch.decoded()
+        found = [*zip(slots, done.tolist(), strict=True)]
         if not handed and self._mapped is None and self._views is None:
-            return [slot for slot, is_done in zip(slots, done.tolist(), strict=True) if not is_done]
-        return [
-            slot
-            for slot, is_done in zip(slots, done.tolist(), strict=True)
-            if not is_done or not self._complete(chunks, slot, handed, watch)
-        ]
+            return [slot for slot, is_done in found if not is_done]
+        for slot, is_done in found:  # in order, so that the first fault is that of the first sample
+            if not is_done or not self._complete(chunks, slot, handed, watch):
+                self._fill_one_by_one([slot], watch)
+        return ()
 
     def _complete(
         self,
@@ -289,7 +290,9 @@ class Batch:
         watch: Stopwatch,
     ) -> bool:
         """Decode what the core handed over of a sample; False if it must be read again."""
-        views = chunks.views(slot)
+        roles = self._delivery.geometry.roles.of_entries
+        seen = self._views is not None or any(roles[entry] is not None for entry, *_ in handed)
+        views = chunks.views(slot) if seen else [None] * len(roles)
         values: dict[str, Any] = {}
         try:
             for entry, name, column in handed:
@@ -301,17 +304,17 @@ class Batch:
         except (CodecError, TransformError, UsageError):
             return False  # it is raised again, with its place
         if self._mapped is not None:
-            number, sample = self._place_of(slot)
+            sample, shard = int(self.references.indices[slot]), chunks.opened.shards[slot]
             whole = {
-                name: values[name] if name in values else cast("Arrays", column).value_in(slot)
+                name: values[name] if name in values else cast("InPlace", column).value_in(slot)
                 for name, column in self._columns.items()
             }
             try:
-                self._map(self._mapped, slot, self._delivery.pool.get(number), sample, whole)
+                self._map(self._mapped, slot, shard, sample, whole)
+            except TransformError:
+                raise
             except SampleError as error:
-                if isinstance(error, TransformError):
-                    raise
-                self._note_fault(error, slot, self._delivery.pool.get(number), sample)
+                self._note_fault(error, slot, shard, sample)
             watch.transformed()
         if self._views is not None:
             self._views[slot] = views
@@ -334,11 +337,13 @@ class Batch:
         """Return the core's tables, for which the first thread chooses the crops of all slots."""
         with self._lock:
             if self._known is None:
+                known: Sequence[Known] = ()
                 delivery, references = self._delivery, self.references
-                known = delivery.geometry.know(delivery.pool, references, self._uniforms)
-                if core is not None and not delivery.several:
-                    columns = [*self._columns.values()]
-                    self._chunks = core.begin(references, columns, known, self._uniforms)
+                if len(self) >= (_SEVERAL if core is None else LEAST_SAMPLES):
+                    known = delivery.geometry.know(delivery.pool, references, self._uniforms)
+                    if core is not None:
+                        columns = [*self._columns.values()]
+                        self._chunks = core.begin(references, columns, known, self._uniforms)
                 self._known = known
             return self._chunks
 
@@ -578,6 +583,7 @@ class SampleReader:
                 self._wanted,
                 [*types.values()],
                 delivery.geometry,
+                strict=[at for at, name in enumerate(types) if name in delivery.several],
                 reduced=reduced,
             )
 

@@ -12,10 +12,10 @@ which is the reference and raises the errors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,9 +37,9 @@ from shardio.native.table import (
     SampleTable,
 )
 from shardio.planning.epoch import References
-from shardio.reading.gather import MOST_SHORT, Group, Rows, group_by_shard, locate
+from shardio.reading.gather import MOST_SHORT, Group, Rows, group_by_shard, join_places
 from shardio.reading.geometry import Known, SampleGeometry
-from shardio.reading.shards import Entries, FieldBytes, Places, ShardPool
+from shardio.reading.shards import Entries, FieldBytes, OpenShard, Places, ShardPool
 from shardio.reading.times import Stopwatch
 from shardio.storage.local import LocalShard
 from shardio.transforms import Crops
@@ -70,6 +70,7 @@ class CoreReader:
         pool: shards of the dataset.
         entries: alternatives of each entry.
         types: types of the alternatives of each entry, by field name.
+        strict: entries of which a sample must not have more than one alternative.
         geometry: chooser of the views of a sample.
         reduced: let large JPEGs be decoded at a part of their size.
 
@@ -84,10 +85,12 @@ class CoreReader:
         types: Sequence[Mapping[str, FieldType]],
         geometry: SampleGeometry,
         *,
+        strict: Collection[int],
         reduced: bool,
     ) -> None:
         self.chunk = _LEAST_CHUNK
         self._pool, self._entries, self._types = pool, entries, types
+        self._strict = strict
         self._geometry, self._reduced = geometry, reduced
         self._prefixes: dict[tuple[int, int], tuple[bytes, NDArray[Any]] | None] = {}
 
@@ -113,16 +116,14 @@ class CoreReader:
             return None
         order = np.argsort(references.shards, kind="stable")
         groups = group_by_shard(self._pool, references.shards[order], references.indices[order])
-        found = locate(groups, self._entries)
-        if found is None or (found.checksums is None and found.headers is None):
+        located = self._locate(groups, np.argsort(order))
+        if located is None:
             return None
-        back = np.argsort(order)
-        places = found.each(lambda array: array[:, back])
-        samples, size = len(order), int(places.sizes.sum())
+        samples, size = len(order), int(located.places.sizes.sum())
         self.chunk = min(max(_LEAST_CHUNK, _CHUNK_BYTES * samples // max(size, 1)), _MOST_CHUNK)
         views = _Views(known, uniforms, self._geometry, reduced=self._reduced)
         fields = [
-            self._field(entry, column, places, views, groups)
+            self._field(entry, column, located, views, groups)
             for entry, column in enumerate(columns)
         ]
         if any(field is None for field in fields):
@@ -130,44 +131,73 @@ class CoreReader:
         made = [cast("CoreField", field) for field in fields]
         if all(field.kind == BYTES for field in made):
             return None
-        files, keys = np.full(samples, -1, np.int32), np.empty(samples, object)
+        files = np.full(samples, -1, np.int32)
+        keys, shards = np.empty((2, samples), object)
         for group in groups:
             slots = order[group.rows]
             if type(group.file) is LocalShard:
                 files[slots] = group.file.descriptor
-            keys[slots] = group.shard.keys(group.samples)
-        fits = (places.offsets >= 0).all(axis=0) & (files >= 0)
-        status = np.where(fits, DONE, NOT_TAKEN).astype(np.uint8)
-        return CoreChunks(groups, keys.tolist(), places, views, made, files, status)
+            keys[slots], shards[slots] = group.shard.keys(group.samples), group.shard
+        status = np.where(located.fit & (files >= 0), DONE, NOT_TAKEN).astype(np.uint8)
+        opened = Opened(groups, shards.tolist(), keys.tolist())
+        return CoreChunks(opened, located, views, made, files, status)
+
+    def _locate(self, groups: list[Group], back: NDArray[np.int64]) -> Located | None:
+        """Find the fields of samples, in the order of their slots; None if they are verified not.
+
+        Args:
+            groups: samples by shard.
+            back: int64 [B], place of each slot's sample in the groups.
+        """
+        names = [name for some in self._entries for name in some]
+        found = join_places([group.shard.places_of(group.samples, names) for group in groups])
+        if found is None or (found.checksums is None and found.headers is None):
+            return None
+        found = found.each(lambda array: array[:, back])
+        rare = [group.shard.have_rare(group.samples) for group in groups]
+        fit = ~np.concatenate(rare)[back]
+        rows = np.empty((len(self._entries), len(back)), np.int64)
+        end = 0
+        for entry, some in enumerate(self._entries):
+            start, end = end, end + len(some)
+            present = found.offsets[start:end] >= 0
+            counts = present.sum(axis=0)
+            fit &= (counts == 1) if entry in self._strict else (counts > 0)
+            rows[entry] = start + present.argmax(axis=0)
+        if len(names) == len(rows):
+            return Located(found, names, rows, self._entries, fit)
+        slots = np.arange(len(back))
+        used = [[names[row] for row in sorted({*of_entry})] for of_entry in rows.tolist()]
+        return Located(found.each(lambda array: array[rows, slots]), names, rows, used, fit)
 
     def _field(
         self,
         entry: int,
         column: Any,
-        places: Places,
+        located: Located,
         views: _Views,
         groups: Sequence[Group],
     ) -> CoreField | None:
         """Return what the field of an entry becomes; None if the batch is not for the core."""
-        type_ = self._types[entry][places.fields[entry]]
-        sizes = places.sizes[entry]
-        role = self._geometry.roles.of_entries[entry] or 0
-        leads = (role, entry) in self._geometry.roles.leads
-        if type_.native == "picture" or (type_.native == "values" and _is_uint8(type_)):
-            picture = type_.native == "picture"
-            size = self._geometry.size or views.size or self._first_size(entry, type_, groups[0])
-            shape = (*size, type_.channels) if picture else size
+        sizes, names = located.places.sizes[entry], located.used[entry]
+        types = [self._types[entry][name] for name in names]
+        first = types[0]
+        native = first.native if {each.native for each in types} == {first.native} else None
+        if native == "picture" or (native == "values" and all(map(_is_uint8, types))):
+            size = self._geometry.size or views.size or self._first_size(entry, first, groups[0])
+            shape = (*size, first.channels) if native == "picture" else size
             out = column.slots_for(shape, _UINT8) if views.can_be_known else None
             if out is not None:
+                role = self._geometry.roles.of_entries[entry] or 0
                 return CoreField(
-                    kind=PICTURE if picture else VALUES,
+                    kind=PICTURE if native == "picture" else VALUES,
                     out=out,
                     role=role,
-                    leads=leads,
-                    max_pixels=type_.max_pixels,  # type: ignore[attr-defined]  # of these types
+                    leads=(role, entry) in self._geometry.roles.leads,
+                    max_pixels=min(getattr(each, "max_pixels", 0) for each in types),
                 )
-        if type_.native == "rows" and hasattr(column, "place_rows"):
-            prefixed = self._prefix(entry, type_, int(sizes[0]), groups[0])
+        if native == "rows" and len(names) == 1 and hasattr(column, "place_rows"):
+            prefixed = self._prefix(entry, first, int(sizes[0]), groups[0])
             if prefixed is not None:
                 prefix, like = prefixed
                 out = column.slots_for(like.shape, like.dtype)
@@ -361,34 +391,69 @@ class _Views:
         return view._replace(info=None)
 
 
+class Located(NamedTuple):
+    """Where the fields of the samples of a batch are.
+
+    Attributes:
+        places: places of the alternative that fills each entry.
+        names: names of all alternatives, entry by entry.
+        rows: int64 [F, B], number of the alternative among the names.
+        used: names of the alternatives that fill each entry of any sample.
+        fit: bool [B], whether a sample has all entries.
+    """
+
+    places: Places
+    names: Sequence[str]
+    rows: NDArray[np.int64]
+    used: Sequence[Sequence[str]]
+    fit: NDArray[np.bool_]
+
+    def name(self, entry: int, slot: int) -> str:
+        """Return the name of the field that fills an entry of a sample."""
+        return self.names[int(self.rows[entry, slot])]
+
+
+class Opened(NamedTuple):
+    """The samples of a batch whose shards are open.
+
+    Attributes:
+        groups: samples by shard, whose files stay open.
+        shards: shard of each sample.
+        keys: key of each sample.
+    """
+
+    groups: Sequence[Group]
+    shards: Sequence[OpenShard]
+    keys: list[str]
+
+
 class CoreChunks:
     """The samples of a batch in the tables of the core, while threads fill their slots.
 
     Args:
-        groups: samples by shard, whose files stay open.
-        keys: keys of the samples.
-        places: places of the fields of each sample.
+        opened: samples, whose shards are open.
+        located: places of the fields of each sample.
         views: how their pictures are shown.
         fields: what their fields become.
         files: int32 [B], descriptor of each sample's shard.
         status: uint8 [B], see SampleTable.
 
     Attributes:
-        keys: keys of the samples.
+        opened: samples, whose shards are open.
     """
 
     def __init__(
         self,
-        groups: Sequence[Group],
-        keys: list[str],
-        places: Places,
+        opened: Opened,
+        located: Located,
         views: _Views,
         fields: Sequence[CoreField],
         files: NDArray[np.int32],
         status: NDArray[np.uint8],
     ) -> None:
-        self.keys = keys
-        self._groups, self._places, self._views, self._fields = groups, places, views, fields
+        self.opened = opened
+        self._located, self._views, self._fields = located, views, fields
+        places = located.places
         arrays = places.firsts, places.offsets, places.sizes, places.checksums, places.headers
         self._table = SampleTable(files, arrays, views.rows, fields, status)
         self._sums = places.sizes.sum(axis=0)
@@ -440,16 +505,19 @@ class CoreChunks:
 
     def rows(self, entry: int, slots: NDArray[np.int64]) -> Rows | None:
         """Return the bytes of an entry in some slots; None if they are not short or of one size."""
-        block, sizes = self._fields[entry].out[slots], self._places.sizes[entry, slots]
+        block, sizes = self._fields[entry].out[slots], self._located.places.sizes[entry, slots]
         alike = block.shape[1] <= MOST_SHORT or int(sizes.min()) == block.shape[1]
-        return Rows(self._places.fields[entry], block, sizes) if alike else None
+        names = self._located.used[entry]
+        return Rows(names[0], block, sizes) if alike and len(names) == 1 else None
 
     def stored(self, entry: int, slot: int) -> FieldBytes:
         """Return the bytes of an entry in a slot."""
-        size = int(self._places.sizes[entry, slot])
-        data = self._fields[entry].out[slot, :size].data
-        return FieldBytes(self._places.fields[entry], data, self._places.checksums is not None)
+        places = self._located.places
+        data = self._fields[entry].out[slot, : int(places.sizes[entry, slot])].data
+        return FieldBytes(self._located.name(entry, slot), data, places.checksums is not None)
 
     def views(self, slot: int) -> Sequence[View | None]:
         """Return what is shown of the pictures of a sample, entry by entry."""
-        return self._views.of(slot, self._places.fields)
+        return self._views.of(
+            slot, [self._located.name(entry, slot) for entry in range(len(self._fields))]
+        )

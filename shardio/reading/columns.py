@@ -91,6 +91,13 @@ class Column(Protocol):
         """
 
 
+class InPlace(Protocol):
+    """An entry whose slots may be filled directly."""
+
+    def value_in(self, slot: int) -> Any:
+        """Return the value that was put into a slot, as `decode` would have."""
+
+
 class RowColumn(Column, Protocol):
     """An entry that may be filled many slots at once."""
 
@@ -227,7 +234,7 @@ class Arrays(Stack):
         return self._slots
 
     def value_in(self, slot: int) -> NDArray[Any]:
-        """Return the value that was put into a slot directly."""
+        """See InPlace."""
         found: NDArray[Any] = self._slots[slot, ...]
         return found
 
@@ -459,6 +466,10 @@ class NumbersInRows(Numbers):
             return False
         self._numbers[slots] = numbers
         return True
+
+    def value_in(self, slot: int) -> Any:
+        """See InPlace."""
+        return self._numbers[slot]
 
 
 class Listed:

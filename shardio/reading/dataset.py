@@ -429,8 +429,8 @@ class ShardDataset(ResumableDataset):
         weights = None if drawn is None else np.tile(drawn.given, times)
         numbers = np.tile(np.arange(len(self.samples)), times)
         part = self._with(Samples(np.tile(counts, times), chosen), weights, numbers)
-        vars(part)["catalog"] = replace(self.catalog, shards=shards)
-        part._digest = part.catalog.digest()
+        vars(part)["catalog"] = catalog = replace(self.catalog, shards=shards)
+        part._digest = catalog.digest()
         return part
 
     @contextmanager
@@ -697,5 +697,4 @@ class ShardDataset(ResumableDataset):
         if first is None:
             return []
         index = first.load_index()
-        some = range(min(len(index), _SAMPLES_LOOKED_AT))
-        return [*{(*index.cells(sample),) for sample in some}]
+        return [*{(*index.cells(at),) for at in range(min(len(index), _SAMPLES_LOOKED_AT))}]

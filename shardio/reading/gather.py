@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from operator import itemgetter
@@ -301,6 +301,11 @@ def locate(groups: list[Group], entries: Entries) -> Places | None:
     parts = [part for part in found if part is not None]
     if len(parts) < len(found) or len({part.fields for part in parts}) > 1:
         return None
+    return join_places(parts)
+
+
+def join_places(parts: Sequence[Places]) -> Places | None:
+    """Join places of the same fields in several shards; None if not all are verified alike."""
     sums = [part.checksums for part in parts if part.checksums is not None]
     headers = [part.headers for part in parts if part.headers is not None]
     offsets = np.concatenate([part.offsets for part in parts], axis=1)

@@ -130,6 +130,12 @@ def library_step(function: Any, types: Mapping[str, FieldType], *, seeded: bool)
     Raises:
         UsageError: the transform cannot take along an entry that lies in the picture.
     """
+    for part in _parts(function):
+        if type(part).__name__ in ("MixUp", "CutMix") and _is_of(part, _TORCHVISION):
+            raise UsageError(
+                f"{type(part).__name__} mixes the samples of a batch, and a map sees one",
+                remedy="give the batches of the loop to shardio.MixUp or shardio.CutMix",
+            )
     if _is_of(function, _ALBUMENTATIONS):
         return _Albumentations(function, _Entries(type(function).__name__, types), seeded=seeded)
     if isinstance(function, FromPIL) and function.entries:
@@ -297,25 +303,21 @@ class _Torchvision(_Shared):
         """Return the entries that lie in the picture, each as torchvision's own type."""
         entries, kinds = self._entries, import_module("torchvision.tv_tensors")
         size = entries.size(sample)
-        given: Sample = {}
-        for name in entries.pictures:
-            if name in sample:
-                picture = sample[name]
-                given[name] = (
-                    _to_pil(picture) if self._for_pil else kinds.Image(_in_planes(picture))
-                )
-        for name in entries.masks:
-            if name in sample:
-                given[name] = kinds.Mask(sample[name])
-        for name in entries.points:
-            if name in sample:
-                given[name] = kinds.KeyPoints(_with_corners(sample[name], size), canvas_size=size)
-        for name in entries.boxes:
-            if name in sample:
-                edges = sample[name]["boxes"]
-                edges = kinds.BoundingBoxes(edges, format="XYXY", canvas_size=size)
-                given[name] = {**sample[name], "boxes": edges}
-        return given
+
+        def picture(value: torch.Tensor) -> Any:
+            return _to_pil(value) if self._for_pil else kinds.Image(_in_planes(value))
+
+        def points(value: torch.Tensor) -> Any:
+            return kinds.KeyPoints(_with_corners(value, size), canvas_size=size)
+
+        def boxes(value: Sample) -> Sample:
+            edges = kinds.BoundingBoxes(value["boxes"], format="XYXY", canvas_size=size)
+            return {**value, "boxes": edges}
+
+        types: dict[str, Callable[[Any], Any]] = dict.fromkeys(entries.pictures, picture)
+        types |= dict.fromkeys(entries.masks, kinds.Mask) | dict.fromkeys(entries.points, points)
+        types |= dict.fromkeys(entries.boxes, boxes)
+        return {name: typed(sample[name]) for name, typed in types.items() if name in sample}
 
 
 class _Albumentations:
@@ -507,7 +509,7 @@ def _without_corners(
             "it mirrored a picture with points",
             remedy="give Points flip_pairs=, the pairs of points that change places",
         )
-    for one, other in pairs or ():
+    for one, other in pairs:
         points[..., [one, other], :] = points[..., [other, one], :]
     return points
 

@@ -35,7 +35,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from shardio.checks import whole_number
 from shardio.errors import UsageError, quoted, shown
 from shardio.fields.image import one_opencv_thread
-from shardio.processes import MOST_USEFUL_THREADS, Threads, count_cores
+from shardio.native import is_active
+from shardio.processes import Threads, count_threads
 from shardio.reading.handover import Batches, Recycler
 from shardio.reading.kinds import map_values
 from shardio.reading.loop import (
@@ -194,10 +195,11 @@ class Loader(IterableDataset[dict[str, Any]]):
 
     Args:
         dataset: a ShardDataset or Mix with a batch size.
-        threads: number of threads that read and decode; by default one for each core, but no more
-            than 8. With workers, the number of threads of each, by default 1.
-        workers: number of processes that make the batches, for more than 8 cores or for functions
-            that hold the interpreter's lock; 0 for threads of this process.
+        threads: number of threads that read and decode; by default one for each core that this
+            process may use, divided by LOCAL_WORLD_SIZE, and without the native core no more than
+            8. With workers, the number of threads of each, by default 1.
+        workers: number of processes that make the batches, for functions that hold the
+            interpreter's lock; 0 for threads of this process.
         prefetch: number of batches made ahead of the loop, by each worker.
         device: target device of the batches' tensors, such as "cuda". They are copied from
             page-locked memory on a stream of their own, and the current stream waits for them.
@@ -224,7 +226,7 @@ class Loader(IterableDataset[dict[str, Any]]):
             raise UsageError("Loader makes batches: give it a ShardDataset or Mix with batch_size")
         self.dataset = dataset
         self.workers = whole_number("workers", workers, least=0)
-        default = 1 if self.workers else min(count_cores(), MOST_USEFUL_THREADS)
+        default = 1 if self.workers else count_threads(without_lock=is_active())
         self.threads = whole_number("threads", default if threads is None else threads, least=1)
         self._check_threads()
         self._prefetch = whole_number("prefetch", prefetch, least=1)

@@ -42,7 +42,7 @@ _ADDED = frozenset(RESERVED) - {"__key__"}
 _ABSENT = object()
 _Fault = MisfitError | CodecError
 
-_WAY = "return values of one shape and dtype, or join the samples with collate="
+_WAY = "return values of one shape and of a dtype that NumPy and torch have, or use collate="
 
 
 def name_of(function: object) -> str:
@@ -111,7 +111,7 @@ class SampleMap:
                 raise
             except TransformError as error:
                 raise TransformError(f"{name}: {error.what}", remedy=error.remedy) from error
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise TransformError(f"{name} raised {type(error).__name__}: {error}") from error
             if not isinstance(found, dict):
                 raise TransformError(
@@ -279,6 +279,8 @@ class MappedEntries:
                 self._column(name).put(slot, each, values.get(name))
         except (MisfitError, CodecError) as error:
             raise _of_entry(error, name, kept=kept) from error
+        except RecursionError as error:
+            raise _of_entry(CodecError("it holds itself"), name, kept=False) from error
 
     def _check_names(self, sample: Mapping[str, Any], key: str) -> None:
         """Raise TransformError for entries that are not the user's to make."""
@@ -366,7 +368,7 @@ def _collated(collate: Collate, samples: Sequence[Sample]) -> dict[str, Any]:
     where = f"the batch from {quoted(samples[0]['__key__'])} to {quoted(samples[-1]['__key__'])}"
     try:
         found = collate([*samples])
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TransformError(
             f"{named} raised {type(error).__name__}: {error}", where=where
         ) from error
@@ -376,7 +378,10 @@ def _collated(collate: Collate, samples: Sequence[Sample]) -> dict[str, Any]:
             where=where,
             remedy="return the entries of the batch by name; as_tuple= makes tuples of them",
         )
-    batch = {name: value for name, value in found.items() if name != "__key__"}
+    try:
+        batch = {name: _held(value) for name, value in found.items() if name != "__key__"}
+    except (CodecError, RecursionError) as error:
+        raise TransformError(f"{named}: {error}", where=where) from error
     taken = sorted(_ADDED & batch.keys())
     if taken:
         raise TransformError(
@@ -453,7 +458,10 @@ class Mapped(Found):
             if self._lists_numbers:
                 return Stored(value, LISTED)
             value = _number(value, self._number)
-        elif self._lists_arrays and (_is_array(before) or not _is_array(value)):
+        lists = self._lists_arrays and (_is_array(before) or not _is_array(value))
+        if lists or not _is_array(value):
+            value = _held(value)
+        if lists:
             return Stored(value, LISTED)
         array = numbers_as_arrays(value)
         if self.picture and isinstance(array, np.ndarray) and array.ndim == 3:
@@ -474,14 +482,6 @@ class Mapped(Found):
         del source
         self._kinds[slot] = stored.kind
         self.place(slot, stored.value)
-
-    def collect(self, name: str, blank: Sequence[int]) -> dict[str, Any]:
-        """See Column."""
-        if self.kind == LISTED:
-            absent = set(blank)
-            values = (None if at in absent else each for at, each in enumerate(self._values))
-            return {name: [arrays_as_tensors(value) for value in values]}
-        return super().collect(name, blank)
 
     def _make(self, shape: Any, dtype: Any) -> None:
         own = self._own
@@ -512,6 +512,25 @@ class MappedPadded(Padded):
         shape, dtype = stored.kind
         self._kinds[slot] = (*shape[:-1], getattr(source, "rate", None)), dtype
         self.place(slot, stored.value)
+
+
+def _held(value: Any) -> Any:
+    """Return what a batch holds as it is, with tensors for arrays, as any DataLoader delivers them.
+
+    Raises:
+        CodecError: torch has none for an array or number of NumPy.
+    """
+    return map_values(_as_tensor, value)
+
+
+def _as_tensor(value: Any) -> Any:
+    if not isinstance(value, np.ndarray | np.generic):
+        return value
+    if value.dtype.kind in NUMBERS:
+        return arrays_as_tensors(numbers_as_arrays(value))
+    if value.dtype.kind not in ("OSU" if isinstance(value, np.ndarray) else "U"):
+        raise CodecError(f"torch has no dtype for {value.dtype}")
+    return value
 
 
 def _is_array(value: object) -> bool:

@@ -161,7 +161,7 @@ class SizedImages:
         return self.slots if (shape, dtype) == (self.slots.shape[1:], self.slots.dtype) else None
 
     def value_in(self, slot: int) -> None:
-        """Return what stands for a picture in its slot."""
+        """See InPlace: nothing stands for a picture in its slot."""
         del slot
 
     def collect(self, name: str, blank: Sequence[int]) -> dict[str, Any]:

@@ -182,7 +182,7 @@ def _check_kind(given: str | Mapping[Any, float]) -> None:
 
 def _as_weights(given: Any) -> NDArray[np.float64]:
     try:
-        found = np.asarray(given, np.float64)
+        found = np.asarray(given.detach().cpu() if hasattr(given, "detach") else given, np.float64)
     except (TypeError, ValueError, OverflowError, RuntimeError):  # the last one of torch
         found = np.empty((0, 0))
     if found.ndim != 1:
@@ -225,7 +225,7 @@ def _by_label(
         return (1 / counts)[which]
     by_number: dict[int, float] = {}
     for given_label, each in given.items():
-        number = _number_of(given_label, catalog.classes)
+        number = _number_of(given_label, catalog.classes, labels)
         if number in by_number:
             name = name_label(number, catalog.classes)
             raise UsageError(f"weights has two for the label {name}", remedy="give it one")
@@ -245,13 +245,15 @@ def name_label(label: int, classes: tuple[str, ...] | None) -> str:
     return str(label) if classes is None or not known else f"{label} ({quoted(classes[label])})"
 
 
-def _number_of(label: object, classes: tuple[str, ...] | None) -> int:
+def _number_of(label: object, classes: tuple[str, ...] | None, labels: NDArray[np.int64]) -> int:
     """Return the number of a label given by the name of its class, or by number, in text too."""
     if label in (classes or ()):
         return (classes or ()).index(str(label))
     text = label if isinstance(label, str) else ""
     if is_whole(label) or (text.isdecimal() and len(text) < _MOST_DIGITS):
-        return int(str(label))
+        number = int(str(label))
+        if classes is None or 0 <= number < len(classes) or number in labels:
+            return number
     raise UsageError(
         f"weights has the label {quoted(label)}, which is no class of the dataset",
         remedy="use the numbers of batch['label'], or the names in ds.classes",

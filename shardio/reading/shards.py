@@ -272,6 +272,24 @@ class OpenShard:
         at = samples * self._width + table.columns
         return table.places.each(lambda array: array.take(at))
 
+    def places_of(self, samples: NDArray[np.int64], fields: Sequence[str]) -> Places:
+        """Find the places of fields of several samples, -1 in fields that are no columns."""
+        index = self.index
+        tables = index.offsets, index.sizes, index.firsts, index.checksums, index.headers
+        flat = Places((*fields,), *tables).each(lambda array: array.reshape(-1))
+        columns = [index.columns.index(name) if name in index.columns else 0 for name in fields]
+        at = samples * self._width + np.array(columns)[:, None]
+        found = flat.each(lambda array: array.take(at))
+        for row, name in enumerate(fields):
+            if name not in index.columns:
+                found.offsets[row] = -1
+        return found
+
+    def have_rare(self, samples: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell which samples have members in fields that are no columns, bool [s]."""
+        rare = self.index.rare
+        return np.zeros(len(samples), np.bool_) if rare is None else np.isin(samples, rare.samples)
+
     def keys(self, samples: NDArray[np.int64]) -> list[str]:
         """Return the keys of several samples."""
         ends = self.index.key_ends

@@ -130,15 +130,6 @@ def test_without_a_compiler_or_header_the_reason_is_kept(
     assert {path.name for path in sources.glob("_core*")} == {"_core.so"}
 
 
-def test_libdeflate_is_used_where_it_is(core: Path, tmp_path: Path) -> None:
-    library = tmp_path / "core.so"
-    done = compile_in(SOURCES, "--require", "--out", library, **without(tmp_path, "libdeflate.h"))
-    assert done.stderr == "", core
-    shown = second_line(library)
-    assert shown.startswith("native core: on, ")
-    assert "libdeflate" not in shown
-
-
 def test_an_error_of_the_compiler_is_named(sources: Path) -> None:
     (sources / "version.c").write_text("int a = b;\n")
     done = compile_in(sources)

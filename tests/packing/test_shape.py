@@ -302,7 +302,10 @@ def test_hamming_counts_the_bits_that_differ() -> None:
         ({"shards": 1, "jobs": 0}, "jobs=0: it must be a whole number, at least 1"),
         ({"shards": 1, "engine": "spark"}, "engine='spark': it must be 'local' or 'ray'"),
         ({"shards": 1, "classes": ["a", "a"]}, "'a' comes twice"),
-        ({"shards": 1, "classes": "ab"}, "it must be a list of names"),
+        *(
+            ({"shards": 1, "classes": classes}, "it must be a list of names")
+            for classes in ("ab", Path, Path("names.txt"), 3, {"a", "b"})
+        ),
         ({"shard_size": 9, "resize": 8}, "shard_size needs to know what samples take"),
     ],
 )

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+import shardio
 from shardio.errors import MisfitError, ShardioError, SituationError, TransformError
+from shardio.fields.pictures import Image
 from shardio.profiling.evidence import Evidence
 from shardio.profiling.measure import answer
 from shardio.profiling.profile import ask
@@ -267,3 +269,16 @@ def test_a_baseline_skips_images_that_do_not_decode(images: Path, tmp_path: Path
     shard = make_shard(tmp_path / "a.tar", samples)
     asked = {**request(shard, batch_size=1, size=8), "baseline": "webdataset"}
     assert ask(asked)["evidence"]["samples"] > 0
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (4, 0)])
+def test_a_baseline_decodes_the_channels_that_the_dataset_does(
+    images: Path, tmp_path: Path, channels: int, size: int
+) -> None:
+    samples = [{"png": path.read_bytes(), "cls": 0} for path in [*images.rglob("*.png")][:30]]
+    types: dict[str, Any] = {"image": Image("png", channels=channels), "label": "cls"}
+    shardio.pack(samples, tmp_path / "out", shards=1, fields=types)
+    code = tmp_path / "mine.py"
+    code.write_text(f"def step(batch):\n    assert min(batch[0].shape[1:]) == {channels}\n")
+    asked = request(tmp_path / "out", train=f"{code}:step", size=size)
+    assert ask({**asked, "baseline": "webdataset"})["evidence"]["samples"] > 0

@@ -18,7 +18,7 @@ from shardio.profiling.verdict import judge
 from shardio.storage.local import LocalShard
 
 
-def bottleneck(loader: Iterable[Any]) -> str:
+def bottleneck(loader: Iterable[Any]) -> str | None:
     """What limits the loop once it has started, which takes long where much else runs."""
     with monitor(loader, live=False) as seen:
         for _ in seen:
@@ -42,6 +42,7 @@ def opened(packed: Path, transform: Any = None) -> shardio.ShardDataset:
     return shardio.ShardDataset(packed, batch_size=10, shuffle=True, transform=transform)
 
 
+@pytest.mark.usefixtures("python_path")
 @pytest.mark.parametrize("cached", [1.0, 0.0, None])
 def test_slow_storage_is_named_and_whether_it_was_cold(
     packed: Path, monkeypatch: pytest.MonkeyPatch, cached: float | None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from typing import Any
 import pytest
 
 from shardio.errors import MisfitError, ShardioError, UsageError
+from shardio.profiling.claims import NEEDS
+from shardio.profiling.costs import costs_of, predict
 from shardio.profiling.evidence import Ceilings, Evidence, Stage, Stages
 from shardio.profiling.profile import Profile, profile
+from shardio.profiling.report import compare, facts
 from shardio.profiling.settings import ProfileSettings, Topology, topologies_of
 
 BATCH = 10
@@ -91,12 +95,22 @@ Answer = Callable[[Topology, dict[str, Any]], tuple[Evidence, float]]
 def measure(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Profile]:
     """Profiles the packed images, with answers of a function in place of measurements."""
 
-    def measured(answer: Answer, *, baseline: str | None = None, **settings: Any) -> Profile:
+    def measured(
+        answer: Answer,
+        *,
+        baseline: str | None = None,
+        ceilings: Ceilings = CEILINGS,
+        others: Mapping[str, float] | None = None,
+        **settings: Any,
+    ) -> Profile:
         def ask(request: dict[str, Any]) -> dict[str, Any]:
             if "topology" not in request:
-                return asdict(CEILINGS)
-            seen, speed = answer(Topology(**request["topology"]), request)
-            return {"evidence": seen.to_json(), "waits": [], "speed": speed}
+                return asdict(ceilings)
+            topology = Topology(**request["topology"])
+            seen, speed = answer(topology, request)
+            name = request["baseline"] or str(topology)
+            load = (others or {}).get(name, 0.01)
+            return {"evidence": seen.to_json(), "waits": [], "speed": speed, "others": load}
 
         monkeypatch.setattr("shardio.profiling.profile.ask", ask)
         monkeypatch.setattr("shardio.profiling.settings.count_cores", lambda: 2)
@@ -139,7 +153,7 @@ def test_a_machine_that_slows_down_promises_no_gain(measure: Callable[..., Profi
     found = measure(drifting)
     gains = {change.text: change.gain or 0 for change in found.verdict.changes}
     assert 1.5 < gains["Use 4 such cores"] <= 2
-    twice = [one.rate for one in found.predictions if one.cores == 4]
+    twice = [one.rate for one in found.predictions or () if one.cores == 4]
     assert len(twice) == 2
     assert all(1.5 * 1260 < rate < 2.1 * 1260 for rate in twice)
     assert found.ceiling == pytest.approx(0.7 * 1980)
@@ -154,7 +168,7 @@ def with_step(topology: Topology, _: dict[str, Any]) -> tuple[Evidence, float]:
     """A step of 6.5 ms for 10 samples, which was 6.4 ms in the first run."""
     if topology.kind == "here":
         return at_rate(610, topology, waiting=1 - 610 * 640e-6), 1000.0
-    return at_rate(1350, topology, waiting=1 - 1350 * 650e-6), 1800.0
+    return at_rate(1440, topology, waiting=1 - 1440 * 650e-6), 1800.0
 
 
 def test_with_a_step_what_is_needed_is_the_most_that_is_expected(
@@ -168,9 +182,9 @@ def test_with_a_step_what_is_needed_is_the_most_that_is_expected(
     assert best < (found.verdict.rate_without or best + 1) <= needed * (1 + 1e-9)
     for change in found.verdict.changes:
         assert change.gain is None or 1.05 <= change.gain <= needed / best * (1 + 1e-9)
-    for one in found.predictions:
+    for one in found.predictions or ():
         assert one.rate == pytest.approx(needed * (1 - one.waiting))
-    workers = [one for one in found.predictions if one.topology.kind == "processes"]
+    workers = [one for one in found.predictions or () if one.topology.kind == "processes"]
     assert workers[-1].rate == max(one.rate for one in workers)
     assert workers[-1].waiting < 0.02
 
@@ -200,6 +214,173 @@ def test_a_baseline_without_stages_has_no_megabytes_and_the_best_number_of_worke
     found = measure(more_is_better, baseline="webdataset", threads=(4,), prefetch=5)
     assert found.baseline is not None
     assert found.baseline[1].topology == Topology(kind="processes", producers=2, prefetch=5)
+
+
+def steady(topology: Topology, request: dict[str, Any]) -> tuple[Evidence, float]:
+    """An idle machine, on which predictions are right."""
+    if request["baseline"]:
+        return at_rate(1180, topology), 1800.0
+    rates = {"here": (970, 1000.0), "threads": (1760, 1800.0), "processes": (1720, 1800.0)}
+    rate, speed = rates[topology.kind]
+    return at_rate(rate, topology), speed
+
+
+def vary(by: float, kind: str, *, baseline: bool = False) -> Answer:
+    """Have the rate of one kind of loader vary by a share of it."""
+
+    def varied(topology: Topology, request: dict[str, Any]) -> tuple[Evidence, float]:
+        seen, speed = steady(topology, request)
+        if topology.kind != kind or bool(request["baseline"]) != baseline:
+            return seen, speed
+        rates = tuple(seen.rate * (1 + by * step / 2) for step in range(-2, 3))
+        return replace(seen, slices=rates), speed
+
+    return varied
+
+
+def faster(rate: float, kind: str) -> Answer:
+    """Have one kind of loader reach another rate."""
+
+    def reached(topology: Topology, request: dict[str, Any]) -> tuple[Evidence, float]:
+        seen, speed = steady(topology, request)
+        return (at_rate(rate, topology) if topology.kind == kind else seen), speed
+
+    return reached
+
+
+PREDICTIONS = {"threads", "processes"}
+ALL = {"verdict", "limit", *PREDICTIONS, "ratio"}
+BUSY = "other programs, or the host of a virtual machine, took "
+
+
+@pytest.mark.parametrize(
+    ("answer", "conditions", "claims", "reason"),
+    [
+        (steady, {}, set(), ""),
+        (steady, {"others": {"2 threads": 0.15, "webdataset": 0.15}}, set(), ""),
+        (
+            steady,
+            {"others": {"2 threads": 0.3}},
+            ALL - {"verdict"},
+            f"No limits, predictions or ratio to the baseline: {BUSY}0.3 of the 2 cores during the "
+            "measurement of 2 threads; close them and run again.",
+        ),
+        (
+            steady,
+            {"others": {"2 workers": 1.1, "2 threads": 0.9}},
+            ALL,
+            f"No verdict, limits, predictions or ratio to the baseline: {BUSY}1.1 of the 2 cores "
+            "during the measurement of 2 workers; close them and run again.",
+        ),
+        (
+            steady,
+            {"ceilings": replace(CEILINGS, others=0.5)},
+            {"limit", *PREDICTIONS},
+            f"No limits or predictions: {BUSY}0.5 of the 2 cores during the measurement of the "
+            "machine's limits; close them and run again.",
+        ),
+        (
+            steady,
+            {"others": {"webdataset": 0.7}},
+            {"ratio"},
+            f"No ratio to the baseline: {BUSY}0.7 of the 2 cores during the measurement of the "
+            "baseline; close them and run again.",
+        ),
+        (
+            steady,
+            {"ceilings": replace(CEILINGS, spread=0.3)},
+            {"limit", *PREDICTIONS},
+            "No limits or predictions: the measurement of the machine's limits varied by ±30%; "
+            "measure for longer (seconds=16.0) on an idle machine.",
+        ),
+        (vary(0.14, "threads"), {}, set(), ""),
+        (
+            vary(0.2, "threads"),
+            {},
+            ALL - {"verdict"},
+            "the measurement of 2 threads varied by ±19%",
+        ),
+        (vary(0.5, "threads"), {}, ALL, "No verdict, limits, predictions or ratio to the baseline"),
+        (vary(0.5, "here"), {}, PREDICTIONS, "the measurement of the loop's own thread varied by"),
+        (
+            vary(0.6, "processes", baseline=True),
+            {},
+            {"ratio"},
+            "No ratio to the baseline: the measurement of the baseline varied by ±59%",
+        ),
+        (
+            faster(2300, "threads"),
+            {},
+            {"limit", *PREDICTIONS},
+            "No limits or predictions: 2 threads reached 16% more than was measured as the most "
+            "possible; run again on an idle machine.",
+        ),
+        (
+            steady,
+            {"ceilings": replace(CEILINGS, loop_all=900.0)},
+            {"limit", *PREDICTIONS},
+            "No limits or predictions: 2 cores together were slower than one of them; run again",
+        ),
+        (
+            faster(1300, "processes"),
+            {},
+            {"processes"},
+            "No predictions for workers: 2 workers were 27% slower than predicted; measure the "
+            "numbers that matter (workers).",
+        ),
+    ],
+)
+def test_what_the_measurements_do_not_allow_is_withheld_with_the_reason(
+    measure: Callable[..., Profile],
+    answer: Answer,
+    conditions: dict[str, Any],
+    claims: set[str],
+    reason: str,
+) -> None:
+    found = measure(answer, baseline="webdataset", **conditions)
+    assert {*found.withheld} == claims
+    assert (found.verdict.bottleneck is None) == ("verdict" in claims)
+    assert (found.ceiling is None, found.storage is None) == ("limit" in claims,) * 2
+    assert (found.ratio is None) == ("ratio" in claims)
+    kinds = {one.topology.kind for one in found.predictions or ()}
+    assert kinds == PREDICTIONS - claims
+    assert (found.predictions is None) == (not kinds)
+    promises = [found.verdict.rate_without, *(change.gain for change in found.verdict.changes)]
+    assert any(promises) == ("threads" not in claims)  # which are the fastest
+    said = " ".join([found.verdict.sentence, *facts(found)])
+    assert reason in said
+    assert said.count("No ") == len({*found.withheld.values()})
+    for claim, word in (("ratio", " ×"), ("limit", "could deliver"), ("verdict", "limits this")):
+        assert not (claim in claims and word in said + compare(found)), claim
+
+
+def test_the_page_has_what_each_claim_needs() -> None:
+    text = (Path(__file__).parents[2] / "docs/profile.md").read_text("utf-8")
+    table = text.partition("| claim | rests on |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)`.*\| (\d+) % \| (\d+) % \|$", table, re.MULTILINE)
+    needs = {
+        name: (round(100 * need.others), round(100 * need.spread)) for name, need in NEEDS.items()
+    }
+    assert {name: (int(others), int(spread)) for name, others, spread in rows} == needs
+
+
+def test_a_step_that_limits_both_loaders_allows_no_ratio(measure: Callable[..., Profile]) -> None:
+    def waits(topology: Topology, _: dict[str, Any]) -> tuple[Evidence, float]:
+        return at_rate(500, topology, waiting=0.01), 1800.0
+
+    found = measure(waits, baseline="webdataset", step_ms=20)
+    assert (found.ratio, found.verdict.bottleneck) == (None, "step")
+    assert "the step limits both loaders; measure without a step" in found.withheld["ratio"]
+
+
+@pytest.mark.parametrize("sharing", [0.0, 20.0, 400.0, 3000.0])
+def test_two_threads_are_predicted_as_two_were_measured(sharing: float) -> None:
+    limits = replace(CEILINGS, sharing=sharing)
+    costs = costs_of(at_rate(970, Topology(kind="here")), limits, BATCH)
+    apart = 1e6 * 2 / limits.loop_all
+    assert predict(costs, "threads", 2) == pytest.approx(2e6 / (apart + sharing), rel=0.1)
+    assert predict(costs, "threads", 1) == pytest.approx(limits.loop_one, rel=0.1)
+    assert predict(costs, "processes", 2) == pytest.approx(limits.loop_all, rel=0.1)
 
 
 def test_prefetch_and_numbers_say_what_is_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -261,6 +261,7 @@ def test_a_mixture_refuses_buckets(art: Path) -> None:
         ({"ratio": 0.5}, "ratio=0.5: it must be a number, at least 1"),
         ({"area": 192, "step": 8, "ratio": 1}, "ratio=1: it must be larger, as no size with area="),
         ({"place": "left"}, "place='left': it must be 'random' or 'center'"),
+        ({"area": 10**10}, r"area=10000000000: it must be at most 2\*\*30 - 1"),
         ({"area": 10**9, "step": 1}, "step=1: it must be larger for so large an area"),
     ],
 )

@@ -441,6 +441,8 @@ def test_pickles_and_object_arrays_are_never_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"batch_size": 10**13}, r"batch_size=10000000000000: it must be at most 2\*\*31"),
+        ({"global_batch_size": 10**30}, r"it must be at most 2\*\*31"),
         ({"batch_size": 0}, "batch_size=0: it must be a whole number, at least 1"),
         ({"batch_size": 2.0}, r"batch_size=2\.0: it must be a whole number"),
         ({"seed": None}, "seed=None: it must be a whole number"),

@@ -67,7 +67,7 @@ def test_gathered_batches_are_those_read_one_by_one(
     assert outcomes == [True] * len(found)
     assert found[0]["image"].shape == (64, 3, 8, 8)
     assert found[0]["image"].is_contiguous(memory_format=torch.channels_last)
-    monkeypatch.setattr(batch_module.Batch, "put_rows", lambda _, slots, *rest: slots)
+    monkeypatch.setattr(batch_module.Batch, "put_rows", lambda _, slots, *__: slots)
     dataset.set_epoch(0)
     assert all(same(a, b) for a, b in zip(found, dataset, strict=True))
 

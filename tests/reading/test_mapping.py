@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -476,6 +477,66 @@ def test_what_is_no_sample_is_an_error_that_names_sample_and_function(
             next(iter(opened(mixed, map=function, shuffle=False, on_bad_sample=skip)))
     with pytest.raises(shardio.ShardioError, match=message):
         next(iter(shardio.Loader(opened(mixed, map=function, shuffle=False), threads=1)))
+
+
+def leaves(_: Sample) -> Sample:
+    sys.exit(3)
+
+
+def circular(_: Sample) -> Sample:
+    held: list[Any] = []
+    held.append(held)
+    return {"x": held}
+
+
+def dated(_: Sample) -> Sample:
+    return {"x": [np.datetime64("2020-01-01")]}
+
+
+def halves(_: Sample) -> Sample:
+    return {"x": torch.ones(2, dtype=torch.bfloat16)}
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (leaves, "sample 'k00': map leaves raised SystemExit: 3"),
+        (circular, "'x' of map: it holds itself"),
+        (dated, "'x' of map: torch has no dtype for datetime64"),
+        (
+            halves,
+            "torch.bfloat16: .* return values of one shape and of a dtype that NumPy and torch",
+        ),
+    ],
+)
+def test_what_no_batch_can_be_made_of_is_an_error_in_workers_too(
+    mixed: Path, function: Callable[[Sample], Any], message: str
+) -> None:
+    dataset = opened(mixed, map=function, shuffle=False)
+    for loader in (dataset, DataLoader(dataset, batch_size=None, num_workers=1)):
+        with pytest.raises(shardio.ShardioError, match=message):
+            next(iter(loader))
+
+
+@pytest.mark.parametrize("argument", ["map", "collate"])
+def test_arrays_in_lists_and_dictionaries_are_tensors_wherever_a_function_runs(
+    mixed: Path, argument: str
+) -> None:
+    def arrays(_: Any) -> Sample:
+        backwards = np.arange(3)[::-1]
+        return {"x": [backwards, {"y": np.ones(2, ">f4")}, np.float32(2)], "z": {"w": [backwards]}}
+
+    make = partial(opened, mixed, **{argument: arrays})
+    wanted = [*DataLoader(make(), batch_size=None, num_workers=1)]
+    assert digest(wanted) == digest(shardio.Loader(make(), threads=2)) == digest(make())
+    assert isinstance(
+        wanted[0]["x"][0] if argument == "collate" else wanted[0]["x"][0][0], torch.Tensor
+    )
+
+
+def test_the_end_of_a_collate_is_an_error(mixed: Path) -> None:
+    with pytest.raises(shardio.TransformError, match="collate leaves raised SystemExit: 3"):
+        next(iter(shardio.Loader(opened(mixed, collate=leaves), threads=1)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

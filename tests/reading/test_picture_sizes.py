@@ -158,6 +158,7 @@ def test_batches_are_the_same_in_threads_and_processes(
             assert_same(batches, wanted)
 
 
+@pytest.mark.usefixtures("python_path")
 def test_the_crops_of_a_batch_are_chosen_at_once_before_a_byte_is_read(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from torch.utils.data import DataLoader
 
@@ -102,6 +103,13 @@ def test_ranks_share_the_draws_of_one_rank(uneven: Path, ranks: int) -> None:
     }
 
 
+def test_losses_of_a_network_are_weights(uneven: Path) -> None:
+    losses = [1.0 + at for at in range(80)]
+    tensor = torch.tensor(losses, requires_grad=True)
+    drawn = [open_dataset(uneven, weights=weights) for weights in (losses, tensor)]
+    assert [batch["__key__"] for batch in drawn[0]] == [batch["__key__"] for batch in drawn[1]]
+
+
 def test_weights_of_classes_in_place_of_samples_are_refused(uneven: Path) -> None:
     """soundbay#49: two weights of classes drew the first two samples for ever."""
     with pytest.raises(shardio.UsageError, match="weights has 2 numbers for 80 samples; give one"):
@@ -174,6 +182,7 @@ def test_the_dataset_says_that_it_draws(uneven: Path) -> None:
             "weights='equal': it must be 'balanced', a mapping of labels, a fun",
         ),
         ({"weights": {"cat": 1}}, r"weights has none for the label 1 \('dog'\)"),
+        ({"weights": {0: 1, 1: 1, 77: 1}}, "weights has the label 77, which is no class of"),
         ({"weights": {"cat": 1, "dgo": 1}}, "weights has the label 'dgo', which is no class of"),
         ({"weights": {"cat": 1, "dog": -1}}, "weights gives sample .* the weight -1"),
         ({"weights": {"cat": 0, "dog": 0}}, "weights gives every sample the weight 0"),

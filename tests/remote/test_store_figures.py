@@ -116,6 +116,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "out"
 
 
+@pytest.mark.usefixtures("as_if_idle")
 def test_profile_measures_a_store_and_then_loaders_with_shards_in_the_cache(
     photos: Path, serve: Callable[..., Nginx], tmp_path: Path
 ) -> None:
@@ -177,6 +178,7 @@ def test_the_wait_and_the_rate_of_a_store_are_told_apart(
     assert few.measured_bytes <= 32 << 20  # of which 16 connections take a piece of 1 MB each
 
 
+@pytest.mark.usefixtures("as_if_idle")
 def test_a_profile_that_a_store_does_not_limit_says_what_it_could_deliver(
     photos: Path, serve: Callable[..., Nginx]
 ) -> None:

@@ -267,6 +267,14 @@ def test_a_transform_of_pictures_is_refused_where_samples_have_none(drawn: Path)
             opened(drawn, map=transform, fields={"label": "cls"})
 
 
+@pytest.mark.parametrize(
+    "mix", [v2.MixUp(num_classes=4), v2.RandomChoice([v2.CutMix(num_classes=4)])]
+)
+def test_mixing_of_batches_is_refused_for_samples(drawn: Path, mix: Any) -> None:
+    with pytest.raises(shardio.UsageError, match=r"mixes the samples of a batch.*shardio\.MixUp"):
+        shardio.ShardDataset(drawn, fields={"image": "png"}, map=mix, batch_size=4)
+
+
 def test_a_sequence_of_modules_is_seeded_as_its_parts(drawn: Path) -> None:
     chain = torch.nn.Sequential(v2.RandomHorizontalFlip(), v2.RandomCrop((16, 20)))
     make = partial(opened, drawn, map=chain, fields={**FIELDS, "points": FIELDS["points"]})

@@ -215,7 +215,8 @@ def check_classes(classes: Sequence[str] | None) -> tuple[str, ...] | None:
     """
     if classes is None:
         return None
-    names = tuple(classes) if not isinstance(classes, str) else ()
+    ordered = isinstance(classes, Iterable) and not isinstance(classes, str | set | frozenset)
+    names = tuple(classes) if ordered else ()
     if not names or not all(isinstance(name, str) and name for name in names):
         raise UsageError(f"classes={classes!r}: it must be a list of names")
     if len({*names}) < len(names):
