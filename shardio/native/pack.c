@@ -15,14 +15,14 @@
 
 #include "core.h"
 
-#define LOOK 12          /* bits that a table of AC codes is asked by */
+#define LOOK 13          /* bits that a table of AC codes is asked by */
 #define LOOK_DC 9
 #define LONGEST 16       /* bits of a code */
 #define MOST_BITS 28     /* of a step: two follow each other without new bits */
 #define SPARE 1024       /* bytes behind the data that a block may run over before it is noticed */
 #define MOST_BLOCKS (1 << 20) /* of a picture: the sum of so many differences fits 32 bits */
 #define SPEC (16 + 256)  /* counts of codes by length, and their symbols */
-#define END 256          /* what the end of a block adds to the number of coefficients */
+#define END 512          /* what the end of a block adds to the number of coefficients */
 
 enum { DC, AC };
 
@@ -52,9 +52,9 @@ void shardio_checker_free(struct checker *checker)
     free(checker);
 }
 
-/* A step: from bit 5 on the coefficients that it fills, below the bits that it takes. */
-static unsigned bits_of(unsigned step) { return step & 31; }
-static unsigned fills_of(unsigned step) { return step >> 5; }
+/* A step: from bit 6 on the coefficients that it fills, below the bits that it takes. */
+static unsigned bits_of(unsigned step) { return step & 63; }
+static unsigned fills_of(unsigned step) { return step >> 6; }
 
 /* The step over one symbol and its value; 0 if there is no such symbol. */
 static uint16_t step_of(int kind, int length, int symbol)
@@ -65,7 +65,7 @@ static uint16_t step_of(int kind, int length, int symbol)
     if (size == 0 && zeros != 0 && zeros != 15)
         return 0;
     int fills = symbol == 0 ? END : zeros + 1;
-    return (uint16_t)(fills << 5 | (length + size));
+    return (uint16_t)(fills << 6 | (length + size));
 }
 
 /* Fills the steps for codes of some bits from those for fewer. */
@@ -77,7 +77,7 @@ static void fill_steps(struct codes *codes, int kind, int look)
         for (int count = codes->spec[length - 1]; count > 0; count--) {
             uint16_t step = step_of(kind, length, *symbol++);
             int takes = (int)bits_of(step);
-            if (takes >= look || step >> 5 & END || kind == DC) {
+            if (takes >= look || step >> 6 & END || kind == DC) {
                 for (int each = 0; each < 1 << (look - length); each++)
                     *out++ = step;
                 continue;
@@ -279,7 +279,7 @@ static inline void refill(struct bits *bits)
 
 static inline void pass(struct bits *bits, unsigned count)
 {
-    bits->held <<= count;
+    bits->held <<= count & 63;
     bits->count -= count;
 }
 
