@@ -35,8 +35,9 @@ class Status:
 def status() -> Status:
     """Return whether the native core is used, and why not.
 
-    `SHARDIO_NATIVE=0` switches it off. A path as the value of this variable names another library,
-    such as one with sanitizers.
+    When it is first asked for, the core decodes a few small pictures, and is not used if they are
+    not those that Python decodes. `SHARDIO_NATIVE=0` switches it off. A path as the value of this
+    variable names another library, such as one with sanitizers.
     """
     return _load()[1]
 
@@ -61,16 +62,30 @@ def _load() -> tuple[ctypes.CDLL | None, Status]:
         return None, Status(active=False, reason=_why_missing(path))
     try:
         library = ctypes.CDLL(str(path))
-        version = library.shardio_core_version()
+        if reason := _fault(library, path):
+            return None, Status(active=False, reason=reason)
+        return library, Status(active=True, libraries=_libraries(library))
     except (OSError, AttributeError) as error:  # which name the library
         return None, Status(active=False, reason=f"{error}; install shardio again")
+
+
+def _fault(library: ctypes.CDLL, path: Path) -> str:
+    """Return why a library is not used, in a sentence; empty if it may be."""
+    version = library.shardio_core_version()
     if version != VERSION:
-        reason = (
+        return (
             f"{path} has version {version}, and this shardio needs {VERSION}; install shardio again"
         )
-        return None, Status(active=False, reason=reason)
+    from shardio.native.trial import find_fault  # noqa: PLC0415  loads decoders
+
+    fault = find_fault(library)
+    return fault and f"{path}, built with {_libraries(library)}, {fault}"
+
+
+def _libraries(library: ctypes.CDLL) -> str:
     library.shardio_core_libraries.restype = ctypes.c_char_p
-    return library, Status(active=True, libraries=library.shardio_core_libraries().decode())
+    names: bytes = library.shardio_core_libraries()
+    return names.decode()
 
 
 def _why_missing(path: Path) -> str:

@@ -18,6 +18,7 @@ enum {
   MOST_FIELDS = 32,
   GAP = 2048,          /* bytes between members that are read along */
   MOST_READ = 1 << 27, /* bytes of a sample */
+  MOST_KEPT = 1 << 26, /* bytes of a buffer between samples */
   FREE_PIXELS = 1 << 24,
   PIXELS_A_BYTE = 1024,
   MOST_SCANS = 100,
@@ -148,6 +149,18 @@ static int is_as_known(const struct view *view, const struct field *field, int32
   int turned = orientation >= 5;
   return (turned ? width : height) == view->height && (turned ? height : width) == view->width &&
          (!field->leads || orientation == view->orientation);
+}
+
+/* A transform of the user may choose anything. */
+static int is_sound(const struct view *view, const struct field *field) {
+  return view->height > 0 && view->width > 0 && view->top >= 0 && view->left >= 0 &&
+         view->crop_height > 0 && view->crop_height <= view->height - view->top &&
+         view->crop_width > 0 && view->crop_width <= view->width - view->left &&
+         view->place_top >= 0 && view->place_left >= 0 && view->place_height > 0 &&
+         view->place_height <= field->height - view->place_top && view->place_width > 0 &&
+         view->place_width <= field->width - view->place_left && view->window_top >= 0 &&
+         view->window_left >= 0 && view->place_height <= view->resized_height - view->window_top &&
+         view->place_width <= view->resized_width - view->window_left;
 }
 
 static int is_within_limits(const struct field *field, int64_t height, int64_t width, size_t size,
@@ -292,6 +305,11 @@ static struct picture part_of_slot(const struct field *field, const struct view 
   return part;
 }
 
+/* Tells whether a JPEG seems to be whole. Of another the rows below a crop are decoded, too. */
+static int has_end(const uint8_t *data, size_t size) {
+  return size >= 2 && data[size - 2] == 0xFF && data[size - 1] == 0xD9;
+}
+
 static enum status decode_jpeg(struct worker *worker, const uint8_t *data, size_t size,
                                const struct field *field, const struct view *view, int to_end,
                                struct picture *found, int32_t *shrink) {
@@ -305,7 +323,7 @@ static enum status decode_jpeg(struct worker *worker, const uint8_t *data, size_
     return NOT_TAKEN; /* where a turned picture at a part of its size begins is no whole pixel */
   struct box box = as_stored(needed_box(view), header.orientation, view->height, view->width);
   struct jpeg_region region = {box.top, box.left, box.bottom,      box.right,
-                               *shrink, field->channels, to_end};
+                               *shrink, field->channels, to_end || !has_end(data, size)};
   enum status status =
       jpeg_pixels(worker->jpeg, data, size, &header, &region, found, &worker->pixels);
   if (status == DONE && header.orientation != 1)
@@ -349,6 +367,7 @@ static enum status fill_picture(struct worker *worker, const struct samples *all
   int64_t began = now();
   int is_png = size > 4 && memcmp(data, "\x89PNG", 4) == 0;
   enum status status = NOT_TAKEN;
+  if (!is_sound(view, field)) return status;
   if (is_png)
     status = decode_png(worker, data, size, field, view, &found);
   else if (field->kind == PICTURE)
@@ -413,6 +432,13 @@ void shardio_probe(struct worker *worker, const struct samples *all, int64_t fie
   }
 }
 
+/* Lets go of buffers that a huge picture has made large. */
+static void shrink_buffers(struct worker *worker) {
+  struct buffer *buffers[] = {&worker->file, &worker->pixels, &worker->turned, &worker->scratch};
+  for (size_t each = 0; each < sizeof buffers / sizeof *buffers; each++)
+    if (buffers[each]->size > MOST_KEPT) buffer_free(buffers[each]);
+}
+
 void shardio_fill(struct worker *worker, const struct samples *all, int64_t start, int64_t stop,
                   int64_t times[3]) {
   struct member members[MOST_FIELDS];
@@ -425,5 +451,6 @@ void shardio_fill(struct worker *worker, const struct samples *all, int64_t star
     for (int64_t field = 0; field < all->num_fields && status == DONE; field++)
       status = fill_field(worker, all, field, index, members[field], times);
     all->status[index] = (uint8_t)status;
+    shrink_buffers(worker);
   }
 }

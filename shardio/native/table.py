@@ -97,6 +97,7 @@ class SampleTable:
         status: uint8 [B]; DONE for those to read, anything else for those to leave.
 
     Attributes:
+        files: see above.
         status: DONE for those that were read, anything else for those left.
     """
 
@@ -108,10 +109,10 @@ class SampleTable:
         fields: Sequence[CoreField],
         status: NDArray[np.uint8],
     ) -> None:
-        self.status = status
+        self.files, self.status = files, status
         records = (_Field * len(fields))(*(_record(field) for field in fields))
         arrays = [None if each is None else np.ascontiguousarray(each) for each in places]
-        self._held = files, arrays, views, records, [*fields]
+        self._held = arrays, views, records, [*fields]
         addresses = [None if each is None else each.ctypes.data for each in (files, *arrays, views)]
         self._table = _Samples(
             len(files), len(fields), *addresses, ctypes.addressof(records), status.ctypes.data
@@ -128,14 +129,19 @@ class SampleTable:
         _worker().probe(self._table, field, slots.start, slots.stop, sizes.ctypes.data)
         return sizes[slots.start : slots.stop]
 
-    def fill(self, start: int, stop: int) -> tuple[int, int, int]:
+    def fill(self, start: int, stop: int, worker: Worker | None = None) -> tuple[int, int, int]:
         """Read, verify and decode the samples [start, stop) into their slots, in this thread.
+
+        Args:
+            start: first sample.
+            stop: sample behind the last one.
+            worker: worker to use; None for that of this thread.
 
         Returns:
             Time in ns to read, to decode, and to resize.
         """
         times = (ctypes.c_int64 * 3)()
-        _worker().fill(self._table, start, stop, times)
+        (worker or _worker()).fill(self._table, start, stop, times)
         return times[0], times[1], times[2]
 
 
@@ -156,13 +162,14 @@ def _record(field: CoreField) -> _Field:
     )
 
 
-class _Worker:
-    """Buffers of one thread."""
+class Worker:
+    """Buffers of one thread.
 
-    def __init__(self) -> None:
-        core = library()
-        if core is None:
-            raise RuntimeError("there is no native core")
+    Args:
+        core: library of the core.
+    """
+
+    def __init__(self, core: ctypes.CDLL) -> None:
         new = core.shardio_worker_new
         new.restype = ctypes.c_void_p
         self._free, self._fill = core.shardio_worker_free, core.shardio_fill
@@ -177,9 +184,11 @@ class _Worker:
             raise MemoryError("no memory is left for the native core")
 
     def fill(self, table: _Samples, start: int, stop: int, times: Any) -> None:
+        """Call shardio_fill of core.h."""
         self._fill(self._worker, table, start, stop, times)
 
     def probe(self, table: _Samples, field: int, start: int, stop: int, sizes: int) -> None:
+        """Call shardio_probe of core.h."""
         self._probe(self._worker, table, field, start, stop, sizes)
 
     def __del__(self) -> None:
@@ -190,9 +199,12 @@ class _Worker:
 _local = threading.local()
 
 
-def _worker() -> _Worker:
+def _worker() -> Worker:
     try:
-        worker: _Worker = _local.worker
+        worker: Worker = _local.worker
     except AttributeError:
-        worker = _local.worker = _Worker()
+        core = library()
+        if core is None:
+            raise RuntimeError("there is no native core") from None
+        worker = _local.worker = Worker(core)
     return worker

@@ -32,7 +32,7 @@ from functools import partial
 from itertools import chain, pairwise, repeat
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -52,21 +52,17 @@ from shardio.profiling.profile import as_ours
 from shardio.profiling.settings import ProfileSettings, Topology, load_callable
 from shardio.profiling.store import count_loaded, local_files, measure_store
 from shardio.profiling.system import OtherLoad, drop_from_cache, thread_uses
-from shardio.reading.batch import SampleReader
 from shardio.reading.dataset import ShardDataset
 from shardio.reading.handover import Recycler, Sender
 from shardio.reading.kinds import map_values
 from shardio.reading.loader import Loader
 from shardio.reading.shards import FieldBytes, ShardPool
-from shardio.reading.times import Stopwatch
 from shardio.transforms import RandomResizedCrop, SizedTransform
 
 _SLICE = 0.3  # of the seconds, for each turn of what is measured in turns
 _ROUNDS = 7
 _PAIR = 2
 _SAMPLES = 256
-_SLOTS = 64
-_MOST_DRAWS = 64  # random numbers of a sample's transform
 _READERS = 8
 _PIECE = 1 << 20
 _MOST_READ = 256 << 20
@@ -411,12 +407,12 @@ def measure_ceilings(dataset: ShardDataset, seconds: float) -> dict[str, Any]:
             total += Path(path).stat().st_size
     cold = _read_all(some, seconds) if drop_from_cache(some) else None
     warm = max(_read_all(some, seconds) for _ in range(2))
-    stored, reader = _in_memory(dataset)
+    stored = _in_memory(dataset)
     return asdict(
         Ceilings(
             cold=cold,
             warm=warm,
-            **_rates(dataset, stored, reader, seconds),
+            **_rates(dataset, seconds, decodes=bool(stored)),
             copy=_copy(),
             **_hand_over(next(iter(dataset.replace(shuffle=False))), seconds),
             to_device=_to_device() if torch.cuda.is_available() else None,
@@ -436,16 +432,19 @@ def loop_speed(dataset: ShardDataset, cores: int, seconds: float) -> float:
         cores: number of loops.
         seconds: length of each loop.
     """
-    return sum(_on_cores(partial(_loop, dataset, seconds), cores))
+    return sum(loop.rate for loop in _loops(dataset, cores, seconds))
 
 
-def _rates(
-    dataset: ShardDataset, stored: list[Stored], reader: SampleReader, seconds: float
-) -> dict[str, Any]:
-    """Measure loops, in turns, and bare decoding, on one core and on all."""
+def _loops(dataset: ShardDataset, cores: int, seconds: float) -> list[_Loop]:
+    return _on_cores(partial(_loop, dataset, seconds), cores)
+
+
+def _rates(dataset: ShardDataset, seconds: float, *, decodes: bool) -> dict[str, Any]:
+    """Measure loops, in turns, and the decoding in them, on one core and on all."""
     cores, found, turn = count_cores(), defaultdict[str, list[float]](list), _SLICE * seconds
-    for turns in range(_ROUNDS):
-        one, every = (loop_speed(dataset, number, turn) for number in (1, cores))
+    for _ in range(_ROUNDS):
+        (alone,), loops = _loops(dataset, 1, turn), _loops(dataset, cores, turn)
+        one, every = alone.rate, sum(loop.rate for loop in loops)
         found["one"].append(one)
         found["handoff"].append(_hand_on())
         found["speedup"].append(every / one)
@@ -455,12 +454,10 @@ def _rates(
             found["sharing"].append((_PAIR / together - _PAIR / apart) * 1e6)
         if cores > _PAIR:
             found["threads"].append(_loops_in_threads(dataset, cores, turn))
-        if stored:
-            decode = partial(_decode, stored, reader, seconds / _ROUNDS, turns)
-            ((rate, decoding, transforming),) = _on_cores(decode, 1)
-            found["decode_one"].append(rate)
-            found["decode_all"].append(sum(rate for rate, *_ in _on_cores(decode, cores)))
-            found["decode_share"].append(decoding / max(decoding + transforming, 1))
+        if decodes:
+            found["decode_one"].append(alone.decoding)
+            found["decode_all"].append(sum(loop.decoding for loop in loops))
+            found["decode_share"].append(alone.decode_share)
     one = median(found["one"])
     rates: dict[str, Any] = {
         "loop_one": one,
@@ -471,7 +468,7 @@ def _rates(
         "spread": max(_spread(found["one"]), _spread(found["speedup"])),
     }
     names = "decode_one", "decode_all", "decode_share"
-    return rates | {name: median(found[name]) if stored else None for name in names}
+    return rates | {name: median(found[name]) if decodes else None for name in names}
 
 
 def _spread(rounds: Sequence[float]) -> float:
@@ -484,7 +481,10 @@ def _loops_in_threads(dataset: ShardDataset, threads: int, seconds: float) -> fl
     """Return samples per second of several loops in threads of this process."""
     datasets = [dataset.replace() for _ in range(threads)]
     return sum(
-        _on_cores(lambda number: _loop(datasets[number], seconds, number), threads, forks=False)
+        loop.rate
+        for loop in _on_cores(
+            lambda number: _loop(datasets[number], seconds, number), threads, forks=False
+        )
     )
 
 
@@ -508,18 +508,12 @@ def _read_all(paths: list[str], seconds: float) -> float:
     return total / (time.perf_counter() - start)
 
 
-def _in_memory(dataset: ShardDataset) -> tuple[list[Stored], SampleReader]:
-    """Read some samples into memory.
-
-    Returns:
-        The stored bytes of the samples, none if fields are gathered as arrays, and what decodes
-        them.
-    """
+def _in_memory(dataset: ShardDataset) -> list[Stored]:
+    """Read the stored bytes of some samples, of none if all fields are gathered as arrays."""
     pool = ShardPool(dataset.catalog.shards)
-    reader = dataset.reader(pool, Recycler())
-    columns = reader.columns(1)
+    columns = dataset.reader(pool, Recycler()).columns(1)
     if all(hasattr(column, "place_rows") for column in columns.values()):
-        return [], reader
+        return []
     plan = dataset.plan(0)
     steps = range(min(plan.num_steps, -(-_SAMPLES // dataset.global_batch_size)))
     references = plan.references(plan.share(steps, 0, dataset.share.world_size))
@@ -531,7 +525,7 @@ def _in_memory(dataset: ShardDataset) -> tuple[list[Stored], SampleReader]:
         except ShardioError:
             continue
         found.append([one and one._replace(data=bytes(one.data)) for one in fields])
-    return found[:_SAMPLES], reader
+    return found[:_SAMPLES]
 
 
 def _side(stored: list[Stored], types: Mapping[str, FieldType]) -> float | None:
@@ -569,39 +563,33 @@ def _do(number: int) -> Any:
     return _work[-1](number)
 
 
-def _loop(dataset: ShardDataset, seconds: float, number: int) -> float:
-    """Return samples per second of a loop over an epoch of its own."""
+class _Loop(NamedTuple):
+    """Speed of a loop in a process of its own.
+
+    Attributes:
+        rate: samples per second.
+        decoding: samples per second if nothing but decoding and transforming took time.
+        decode_share: share of decoding in the time of both.
+    """
+
+    rate: float
+    decoding: float
+    decode_share: float
+
+
+def _loop(dataset: ShardDataset, seconds: float, number: int) -> _Loop:
+    """Measure a loop over an epoch of its own."""
     batches = chain.from_iterable(iter(dataset) for _ in repeat(None))
     dataset.set_epoch(number)
     next(batches)
+    times, before = dataset.times, replace(dataset.times)
     start, count = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
         count += len(next(batches)["__key__"])
-    return count / (time.perf_counter() - start)
-
-
-def _decode(
-    stored: list[Stored], reader: SampleReader, seconds: float, turn: int, number: int
-) -> tuple[float, int, int]:
-    """Return samples per second, and ns of decoding and of transforming.
-
-    Each turn begins at other samples, and so does each process.
-    """
-    slots, watch = [*reader.columns(_SLOTS).values()], Stopwatch()
-    numbers = np.random.default_rng(0).random((len(stored), _MOST_DRAWS))
-    start, at = time.perf_counter(), turn * len(stored) // _ROUNDS + number * len(stored) // 2
-    while time.perf_counter() - start < seconds:
-        watch.start()
-        with suppress(CodecError):  # of a broken sample, which the runs replace
-            fields = stored[at % len(stored)]
-            views = reader.views(fields, numbers[at % len(stored)])
-            for column, found, view in zip(slots, fields, views, strict=True):
-                if found is not None:
-                    column.decode(at % _SLOTS, found, view, watch)
-            watch.stop()
-        at += 1
-    rate = watch.times.samples / (time.perf_counter() - start)
-    return rate, watch.times.decode, watch.times.transform
+    rate = count / (time.perf_counter() - start)
+    decode = times.decode - before.decode
+    both = max(decode + times.transform - before.transform, 1)
+    return _Loop(rate, (times.samples - before.samples) / both * 1e9, decode / both)
 
 
 def _copy() -> float:

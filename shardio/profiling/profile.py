@@ -36,6 +36,7 @@ from typing import Any, TextIO
 
 from shardio.errors import MisfitError, ShardioError, SituationError, UsageError, argument, counted
 from shardio.indexing.catalog import Catalog, open_catalog
+from shardio.native import status
 from shardio.options import with_options
 from shardio.profiling.claims import (
     Claim,
@@ -89,6 +90,7 @@ class Profile:
     Attributes:
         settings: source, and what was held equal between the loaders.
         cores: number of cores of this machine.
+        native: whether the native core decodes, or why not; see shardio.native.Status.
         samples: number of samples in the dataset.
         shards: number of shards in the dataset.
         ceilings: limits of the machine with these shards.
@@ -110,6 +112,7 @@ class Profile:
 
     settings: ProfileSettings
     cores: int
+    native: str
     samples: int
     shards: int
     ceilings: Ceilings
@@ -200,6 +203,7 @@ def _measure(settings: ProfileSettings, options: ProfileOptions) -> Profile:
     return Profile(
         settings=settings.as_shown(),
         cores=costs.cores,
+        native=str(status()),
         samples=samples,
         shards=len(catalog.shards),
         ceilings=ceilings,

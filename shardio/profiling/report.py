@@ -227,6 +227,7 @@ def conditions(result: Profile) -> str:
         f"page cache {cache}",
         f"{settings.seconds:g} s per loader",
         counted(result.cores, "core"),
+        f"native core {result.native}",
     ]
     store = result.store
     if store is not None:

@@ -51,6 +51,7 @@ from shardio.reading.mapping import MappedEntries
 from shardio.reading.picture_columns import Transform, column_maker
 from shardio.reading.readahead import ReadAhead
 from shardio.reading.shards import FieldBytes, OpenShard
+from shardio.reading.singles import Single, Singles
 from shardio.reading.times import Stopwatch
 from shardio.transforms import SizedTransform
 
@@ -131,6 +132,12 @@ class Batch:
         watch = self._delivery.stopwatch()
         self._fill_one_by_one(self._fill_many(self, slots, watch), watch)
         self._add_times(watch)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the core took it, and all slots have their own samples with all entries."""
+        faults = self._bad or self._misfits or self._missing or any(self._absent.values())
+        return self._chunks is not None and not faults
 
     def finish(self) -> dict[str, Any]:
         """Entries by name, with n slots each, and "valid" (bool [n]) and "__key__".
@@ -577,6 +584,7 @@ class SampleReader:
         self._makers = {name: make(of_entry) for name, of_entry in types.items()}
         self._allocate = allocate
         self._core: CoreReader | None = None
+        self._singles: Singles | None = None
         if is_active() and (transform is None or isinstance(transform, SizedTransform)):
             self._core = CoreReader(
                 delivery.pool,
@@ -586,6 +594,9 @@ class SampleReader:
                 strict=[at for at, name in enumerate(types) if name in delivery.several],
                 reduced=reduced,
             )
+            firsts = [next(iter(of_entry.values())) for of_entry in types.values()]
+            if transform is not None and "padded" not in {each.batching for each in firsts}:
+                self._singles = Singles()
 
     def read(
         self,
@@ -594,7 +605,7 @@ class SampleReader:
         size: int,
         key: int,
         ahead: ReadAhead | None = None,
-    ) -> Iterator[Batch]:
+    ) -> Iterator[Batch | Single]:
         """Read batches: plan → references → bytes → fields, straight into the slots → batch.
 
         This is the whole read pipe. The batches call its inner functions, in any thread.
@@ -620,21 +631,25 @@ class SampleReader:
             references = plan.references(positions)
             if ahead is not None:
                 ahead.enter(references)
-            for part in references.split(size):
-                yield self._batch(part, key, fill, fill_many)
+            make = partial(self._batch, key, fill, fill_many)
+            yield from self._parts(references, size, make)
+
+    def _parts(
+        self, references: References, size: int, make: Callable[[References], Batch]
+    ) -> Iterator[Batch | Single]:
+        """Divide samples into batches, empty, of at most a size."""
+        if size == 1 and self._singles is not None:
+            return self._singles.read(references, make)
+        return map(make, references.split(size))
 
     def _batch(
-        self, references: References, key: int, fill: FillSlot, fill_many: FillMany
+        self, key: int, fill: FillSlot, fill_many: FillMany, references: References
     ) -> Batch:
         """Make a batch of some samples, empty."""
         columns, draws = self.columns(len(references)), self.uniforms(references, key)
         mapped = self._map_entries(columns, references, key)
         chunk = _CHUNK if self._core is None else self._core.chunk
         return Batch(self._delivery, references, columns, mapped, draws, chunk, fill, fill_many)
-
-    def views(self, stored: Sequence[FieldBytes | None], uniforms: NDArray[np.float64]) -> Views:
-        """Choose what is shown of the pictures of a sample; see SampleGeometry.views."""
-        return self._delivery.geometry.views(stored, uniforms)
 
     def uniforms(self, references: References, key: int) -> NDArray[np.float64]:
         """Draw the random numbers of some samples for the transforms, float64 [n, draws]."""

@@ -5,9 +5,10 @@ tables once, for all of its slots; then each thread hands slots to the core, whi
 without the interpreter's lock. It reads all fields of a sample. Pictures, masks and arrays it puts
 into their slots; of other fields it hands over the bytes, which their types decode as ever.
 
-The core takes what is common: local shards, one field for each entry, crops whose pictures the
-indexes know. Whatever it does not take or finds unsound is left, and is read by the Python path,
-which is the reference and raises the errors.
+The core takes what is common: local shards, and crops that can be chosen for many pictures at once.
+Where the indexes do not have their sizes, the core reads their headers first. Whatever it does not
+take or finds unsound is left, and is read by the Python path, which is the reference and raises the
+errors.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ _MOST_SHARDS = 64  # of a batch: their files stay open while it is filled
 _MOST_ROOM = 1 << 24  # bytes of fields that the core hands over
 _CHUNK_BYTES = 1 << 20  # that one task reads
 _LEAST_CHUNK, _MOST_CHUNK = 16, 512
+_MOST_RESIZED = 1 << 24  # rows and columns of a picture that is resized
 _UINT8 = np.dtype(np.uint8)
 
 
@@ -143,7 +145,7 @@ class CoreReader:
         return CoreChunks(opened, located, views, made, files, status)
 
     def _locate(self, groups: list[Group], back: NDArray[np.int64]) -> Located | None:
-        """Find the fields of samples, in the order of their slots; None if they are verified not.
+        """Find the fields of samples, in the order of their slots; None if no checksum is known.
 
         Args:
             groups: samples by shard.
@@ -186,7 +188,7 @@ class CoreReader:
         if native == "picture" or (native == "values" and all(map(_is_uint8, types))):
             size = self._geometry.size or views.size or self._first_size(entry, first, groups[0])
             shape = (*size, first.channels) if native == "picture" else size
-            out = column.slots_for(shape, _UINT8) if views.can_be_known else None
+            out = column.slots_for(shape, _UINT8) if views.can_be_known and size[0] else None
             if out is not None:
                 role = self._geometry.roles.of_entries[entry] or 0
                 return CoreField(
@@ -204,8 +206,8 @@ class CoreReader:
                 if out is not None:
                     flat = out.reshape(len(sizes), -1).view(np.uint8)
                     return CoreField(kind=ROW, out=flat, prefix=prefix)
-        room = int(sizes.max())
-        if room < 1 or room * len(sizes) > _MOST_ROOM:
+        room = max(int(sizes.max()), 1)
+        if room * len(sizes) > _MOST_ROOM:
             return None
         return CoreField(kind=BYTES, out=np.empty((len(sizes), room), np.uint8))
 
@@ -300,6 +302,7 @@ class _Views:
         if crops is not None:
             how = _METHODS.get((crops.resampling.interpolation, crops.resampling.antialias))
             if how is None:
+                self.can_be_known = False
                 return
             flip, method = crops.flip * 1, how
             box = crops.top, crops.left, crops.height, crops.width
@@ -323,7 +326,13 @@ class _Views:
             self._places[role, slots] = np.stack([zero + number, np.arange(len(slots))], axis=1)
         columns = *sizes.T, *box, *resized, *window, *place, flip, zero + method, shrink
         self.rows[role, slots] = np.stack(columns, axis=1)
-        self._are_known[role, slots] = (place[2] > 0) & (place[3] > 0)
+        # The core does not look whether a crop of a user's transform is inside of the picture.
+        sound = (place[2] > 0) & (place[3] > 0) & (np.minimum(*resized) > 0)
+        sound &= (np.maximum(*resized) <= _MOST_RESIZED) & (np.minimum(*box[:2]) >= 0)
+        sound &= (
+            (np.minimum(*box[2:]) > 0) & (box[0] + box[2] <= height) & (box[1] + box[3] <= width)
+        )
+        self._are_known[role, slots] = sound
 
     def unknown(self, slots: range) -> Iterator[tuple[int, int]]:
         """Yield the roles whose pictures are not all known, each with the entry that decides."""
@@ -457,6 +466,7 @@ class CoreChunks:
         arrays = places.firsts, places.offsets, places.sizes, places.checksums, places.headers
         self._table = SampleTable(files, arrays, views.rows, fields, status)
         self._sums = places.sizes.sum(axis=0)
+        self._files: list[LocalShard] = []  # that were opened since
 
     def fill(self, slots: range, watch: Stopwatch) -> NDArray[np.bool_]:
         """Read and decode the samples of some slots.
@@ -464,6 +474,7 @@ class CoreChunks:
         Returns:
             Whether each sample is there, bool [n].
         """
+        self._look_for_files(slots)
         self._know(slots)
         parts = [range(slot, slot + 1) for slot in slots] if watch.one_by_one else [slots]
         for part in parts:
@@ -479,6 +490,19 @@ class CoreChunks:
         if not watch.one_by_one:
             watch.stop(int(done.sum()))
         return done
+
+    def _look_for_files(self, slots: range) -> None:
+        """Look whether shards that were still being fetched are there."""
+        part = slice(slots.start, slots.stop)
+        missing = slots.start + np.flatnonzero(
+            (self._table.files[part] < 0) & self._located.fit[part]
+        )
+        for shard in {self.opened.shards[slot] for slot in missing.tolist()}:
+            file = shard.file()
+            if type(file) is LocalShard:
+                self._files.append(file)
+                own = [slot for slot in missing.tolist() if self.opened.shards[slot] is shard]
+                self._table.files[own], self._table.status[own] = file.descriptor, DONE
 
     def _know(self, slots: range) -> None:
         """Read the headers of pictures that the indexes do not know."""

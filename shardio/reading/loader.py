@@ -44,6 +44,7 @@ from shardio.reading.loop import (
     ResumableDataset,
     UnfinishedBatch,
     UnfinishedBatches,
+    chunks_of,
     finish_in_turn,
 )
 
@@ -430,9 +431,8 @@ class _Ahead:
             begun.batch.abandon()
 
     def _begin(self, batch: UnfinishedBatch) -> _Begun:
-        starts = range(0, len(batch), batch.chunk)
-        slots = [range(start, min(start + batch.chunk, len(batch))) for start in starts]
-        return _Begun(batch, [self._threads.submit(batch.fill, part) for part in slots])
+        chunks = [self._threads.submit(batch.fill, slots) for slots in chunks_of(batch)]
+        return _Begun(batch, chunks)
 
 
 def _transferred(ahead: _Ahead, transfer: Transfer) -> Iterator[dict[str, Any]]:

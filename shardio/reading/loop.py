@@ -151,10 +151,17 @@ Finish = Callable[[UnfinishedBatches], Batches]
 """Fills and finishes batches, in order."""
 
 
+def chunks_of(batch: UnfinishedBatch) -> list[range]:
+    """Divide the slots of a batch into chunks."""
+    starts = range(0, len(batch), batch.chunk)
+    return [range(start, min(start + batch.chunk, len(batch))) for start in starts]
+
+
 def finish_in_turn(batches: Iterator[UnfinishedBatch]) -> Batches:
     """Finish one batch after the other in this thread."""
     for batch in batches:
-        batch.fill(range(len(batch)))
+        for slots in chunks_of(batch):  # between which an interrupt is heard
+            batch.fill(slots)
         only = [batch]
         del batch  # only the caller keeps a batch, so that its memory is reused
         yield only.pop().finish()

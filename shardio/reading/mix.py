@@ -25,11 +25,15 @@ from shardio.errors import UsageError, quoted
 from shardio.planning.epoch import EpochPlan
 from shardio.planning.mixture import LEAST_WEIGHT, Mixture
 from shardio.planning.order import grouped
-from shardio.reading.batch import Batch
 from shardio.reading.dataset import ShardDataset
 from shardio.reading.handover import Allocate
 from shardio.reading.kinds import shape_and_dtype
-from shardio.reading.loop import Identity, ResumableDataset, UnfinishedBatches
+from shardio.reading.loop import (
+    Identity,
+    ResumableDataset,
+    UnfinishedBatch,
+    UnfinishedBatches,
+)
 from shardio.reading.ranks import Share
 from shardio.reading.shards import ShardPool
 
@@ -191,7 +195,7 @@ class _SourceReader:
             self._pool.close()  # before the threads of `_ahead` end, which may wait for a store
         self._ahead.close()
 
-    def begin(self, epoch: int, positions: NDArray[np.int64]) -> Batch:
+    def begin(self, epoch: int, positions: NDArray[np.int64]) -> UnfinishedBatch:
         """Begin a batch of the samples at some positions of an epoch."""
         dataset = self._dataset
         if epoch != self._epoch:
@@ -212,7 +216,7 @@ class _MixedBatch:
     def __init__(
         self,
         draws: list[_Draw],
-        parts: list[Batch],
+        parts: list[UnfinishedBatch],
         size: int,
         allocate: Allocate,
         padded: frozenset[str],

@@ -273,7 +273,7 @@ class OpenShard:
         return table.places.each(lambda array: array.take(at))
 
     def places_of(self, samples: NDArray[np.int64], fields: Sequence[str]) -> Places:
-        """Find the places of fields of several samples, -1 in fields that are no columns."""
+        """Find the places of fields of several samples; fields that are no columns have none."""
         index = self.index
         tables = index.offsets, index.sizes, index.firsts, index.checksums, index.headers
         flat = Places((*fields,), *tables).each(lambda array: array.reshape(-1))
@@ -282,7 +282,7 @@ class OpenShard:
         found = flat.each(lambda array: array.take(at))
         for row, name in enumerate(fields):
             if name not in index.columns:
-                found.offsets[row] = -1
+                found.offsets[row], found.sizes[row] = -1, 0
         return found
 
     def have_rare(self, samples: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from shardio import native
+
 BENCH = Path(__file__).parents[2] / "tools" / "bench"
 
 CPU_TIMES = """
@@ -29,3 +31,12 @@ def test_the_cpu_time_of_a_process_counts_while_its_threads_end() -> None:
         [sys.executable, "-c", CPU_TIMES], cwd=BENCH, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_comparison_says_which_core_is_on_and_runs_without_it() -> None:
+    peer = "shardio without the native core"
+    command = [sys.executable, "compare.py", "--quick", "--workloads", "c", "--peers", peer]
+    done = subprocess.run(command, cwd=BENCH, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"- shardio's native core: {native.status()}\n" in done.stdout
+    assert f"| {peer} | " in done.stdout, done.stdout

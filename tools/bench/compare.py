@@ -236,7 +236,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     arguments = parse()
     given, measured = {"photos": arguments.photos, "large": arguments.large}, []
-    print("Held equal:\n\n" + "\n".join(tables.held_equal()) + "\n")
+    print("Held equal:\n\n" + "\n".join([*tables.held_equal(), tables.native_core()]) + "\n")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TMPDIR"] = folder  # some peers leave lock files there
         cache = (arguments.cache or Path(folder)).resolve()

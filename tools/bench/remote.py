@@ -14,7 +14,7 @@ Held equal:
 - the rate by CPU divides by the CPU time of the reader and its children alone, not the server's
 - the same photos, repeated, in shards of 64 MB (MDS and LitData: their own shards of 64 MB)
 - photos become uint8 [64, 3, 224, 224] by RandomResizedCrop(224) and flip; two threads or two
-  processes decode by simplejpeg (datago decodes itself, in as many threads as there are cores)
+  processes decode by simplejpeg (two tasks of datago by its own decoder)
 - the local shards and those of the server are in memory; what is fetched is written to the same
   disk
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ import urllib3
 import shardio
 import shardio.storage.http
 from child import LOOKED_AT, check, cpu_seconds
-from peers.common import Batch, collate, random_crop
+from peers.common import Batch
 from shardio.planning.epoch import DEFAULT_WINDOW
 from shardio.storage.downloads import CONNECTIONS, Downloads, RemoteShard
 from workloads import CORES_USED, WORKLOADS, Workload
@@ -102,37 +101,8 @@ def with_litdata(place: Place, workload: Workload) -> Epoch:
 
 
 def with_datago(place: Place, workload: Workload) -> Epoch:
-    datago = importlib.import_module("datago")
-    pattern = f"shard-{{000000..{place.shards - 1:06d}}}.tar"
-    config = {
-        "source_type": "webdataset",
-        "source_config": {
-            "url": f"{place.source}/{pattern}",
-            "random_sampling": True,
-            "concurrent_downloads": 8,
-            "rank": 0,
-            "world_size": 1,
-        },
-        "prefetch_buffer_size": 128,
-        "samples_buffer_size": 64,
-        "limit": 1_000_000_000,
-    }
-
-    def epoch() -> Iterator[Batch]:
-        client = datago.DatagoClient(json.dumps(config))
-        client.start()
-        samples = []
-        while (sample := client.get_sample_auto_convert()) is not None:
-            pixels = random_crop(np.asarray(sample["image"]), workload.size)
-            samples.append((pixels, int(json.loads(sample["attributes"]["cls"]))))
-            if len(samples) == workload.batch:
-                yield collate(samples)
-                samples = []
-        if samples:
-            yield collate(samples)
-        client.stop()
-
-    return epoch
+    peer = importlib.import_module("peers.datago_peer")
+    return lambda: peer.load(place.source, place.shards, workload)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +124,7 @@ READERS = {
     "webdataset": Reader("peers.webdataset_peer", with_webdataset),
     "MosaicML streaming": Reader("peers.mosaicml", with_mosaicml),
     "LitData": Reader("peers.litdata_peer", with_litdata),
-    "datago": Reader("datago", with_datago),
+    "datago": Reader("peers.datago_peer", with_datago),
 }
 
 

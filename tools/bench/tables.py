@@ -10,6 +10,7 @@ from pathlib import Path
 
 from peers import PEERS
 from results import Result, Spread, Table, rate, ratios, spread
+from shardio import native
 from workloads import CORES_USED, SHARDS, SHUFFLE_BUFFER, WORKLOADS
 
 HEAD = (
@@ -67,7 +68,13 @@ def machine() -> list[str]:
         f"Linux {platform.release().partition('-')[0]}; load average at the end "
         f"{os.getloadavg()[2]:.1f}",
         f"- Python {platform.python_version()}, {versions}",
+        native_core(),
     ]
+
+
+def native_core() -> str:
+    """Say whether shardio's native core is used where it is not switched off."""
+    return f"- shardio's native core: {native.status()}"
 
 
 def version(package: str) -> str:

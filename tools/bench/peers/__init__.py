@@ -46,6 +46,14 @@ PEERS = {
         "the same pixels; large JPEGs are decoded at a fraction of their size, which gives pixels "
         "closer to an antialiased resize; on slow storage, up to 34 more threads read ahead",
     ),
+    "shardio without the native core": Peer(
+        module="shardio_peer",
+        package="shardio",
+        format="shardio",
+        workloads="abc",
+        reads="python_batches",
+        note="as shardio Loader, with SHARDIO_NATIVE=0",
+    ),
     "shardio all pixels": Peer(
         module="shardio_peer",
         package="shardio",
@@ -90,6 +98,43 @@ PEERS = {
         format="webdataset-raw",
         workloads="c",
         note="shards with the bytes of the pixels as members",
+    ),
+    "webshart": Peer(
+        module="webshart_peer",
+        package="webshart",
+        format="webshart",
+        workloads="abcde",
+        note="tars with its own indexes, two workers; it leaves decoding to others, so they decode "
+        "as those of cv2 Dataset; the whole dataset is shuffled; the slow mount is left out, where "
+        "it reads samples one by one, as cv2 Dataset reads files",
+    ),
+    "datago": Peer(
+        module="datago_peer",
+        package="datago",
+        format="shardio",
+        workloads="abde",
+        note="shardio's tars by HTTP, as it does not read local ones, from a server on the same "
+        "cores whose CPU time and memory count; two tasks at a time decode by its own decoder, and "
+        "the thread that takes the samples crops; it shuffles shards and mixes eight, but does not "
+        "shuffle inside; does not support raw pixels; the slow mount is left out because of the "
+        "server",
+    ),
+    "datago own crop": Peer(
+        module="datago_peer",
+        package="datago",
+        format="shardio",
+        workloads="ad",
+        reads="own_crop_batches",
+        note="as datago, but it crops itself, which is always in the centre and never flipped, "
+        "after it resized the whole image by Lanczos",
+    ),
+    "datago files": Peer(
+        module="datago_peer",
+        package="datago",
+        format=FILES,
+        workloads="abde",
+        reads="file_batches",
+        note="as datago, but single files without a server; the whole dataset is shuffled",
     ),
     "torchvision ImageFolder": Peer(
         module="imagefolder",

@@ -64,7 +64,11 @@ def make_pixels(data: bytes, workload: Workload) -> Pixels:
     """Convert a sample's bytes to its final pixels, uint8 [H, W, 3]."""
     if workload.raw:
         return np.frombuffer(data, np.uint8).reshape(workload.size, workload.size, 3)
-    pixels = decode(data)
+    return transform(decode(data), workload)
+
+
+def transform(pixels: Pixels, workload: Workload) -> Pixels:
+    """Crop decoded pixels and run Python code, if the workload does."""
     if workload.crop:
         pixels = random_crop(pixels, workload.size)
     if workload.busy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 
 import shardio
 from peers.common import Batch, be_busy, random_crop
+from shardio.native import is_active
 from shardio.packing.pack import pack
 from workloads import CORES_USED, SHARDS, Workload
 
@@ -21,6 +23,13 @@ def prepare(images: Path, out: Path, workload: Workload) -> None:
 
 def thread_batches(out: Path, workload: Workload, repeats: int) -> Iterator[Batch]:
     return deliver(shardio.Loader(open_dataset(out, workload, repeats), threads=CORES_USED))
+
+
+def python_batches(out: Path, workload: Workload, repeats: int) -> Iterator[Batch]:
+    os.environ["SHARDIO_NATIVE"] = "0"
+    if is_active():
+        raise RuntimeError("the native core was loaded before it was switched off")
+    return thread_batches(out, workload, repeats)
 
 
 def all_pixel_batches(out: Path, workload: Workload, repeats: int) -> Iterator[Batch]:
