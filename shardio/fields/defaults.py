@@ -17,7 +17,7 @@ from shardio.fields.pictures import Depth, Image, Mask, PixelMask, Pixels
 from shardio.fields.text import Json, Text
 
 if TYPE_CHECKING:
-    from shardio.fields.probe import Buffer, PictureSize
+    from shardio.fields.probe import Buffer, ImageInfo, PictureSize
 
 IMAGE = Image()
 DEFAULTS: tuple[FieldType, ...] = (
@@ -84,7 +84,12 @@ def size_of(
         info = found.probe(data)
     except CodecError:
         return None
-    return None if info is None or max(info.size) > _MOST_RECORDED else info.size
+    return None if info is None else recorded_size(info)
+
+
+def recorded_size(info: ImageInfo) -> PictureSize | None:
+    """Return what an index records of a picture with a sound header; None if it is too large."""
+    return None if max(info.size) > _MOST_RECORDED else info.size
 
 
 def decode_field(

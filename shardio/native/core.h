@@ -191,4 +191,15 @@ EXPORTED void shardio_probe(struct worker *worker, const struct samples *samples
 EXPORTED void shardio_fill(struct worker *worker, const struct samples *samples, int64_t start,
                            int64_t stop, int64_t times[3]);
 
+/* pack.c */
+
+struct checker; /* tables and memory that one thread uses for one picture after another */
+
+EXPORTED struct checker *shardio_checker_new(void);
+EXPORTED void shardio_checker_free(struct checker *checker);
+
+/* Tells whether the whole of a JPEG decodes without a warning of libjpeg, from its codes alone; 0
+ * also where that takes more than a look at the codes. */
+EXPORTED int shardio_jpeg_is_sound(struct checker *checker, const uint8_t *data, size_t size);
+
 #endif

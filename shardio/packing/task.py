@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from shardio.errors import CodecError, IndexFileError, PackError, UsageError, counted, quoted
 from shardio.fields.base import PIXELS_FIELD, FieldType
-from shardio.fields.defaults import IMAGE, size_of, type_of
+from shardio.fields.defaults import IMAGE, recorded_size, size_of, type_of
 from shardio.fields.formats import check_complete, check_data, probe_image
 from shardio.fields.geometry import Crop, View
 from shardio.fields.probe import ImageInfo
@@ -444,13 +444,14 @@ class _Packer(ExitStack):
         for name, origin in sample.fields:
             data = self._files.read(origin, self.archive.reserve)
             field = name or ""
-            type_ = self._type_of(field)
+            type_, info = self._type_of(field), None
             try:
                 if name is None or (self._check and type_.image_file):
                     images += 1
-                    field = self._pack_image(
+                    field, info = self._pack_image(
                         name, data, is_only=images == 1, is_file=isinstance(origin, FromFile)
                     )
+                    type_ = self._type_of(field)
                 elif self._check:
                     self._check_data(name, type_, data)
                     if type_.geometry and self._encoding.decodes:
@@ -468,7 +469,11 @@ class _Packer(ExitStack):
             taken.add(field)
             member = join_member_name(sample.key, field).encode("utf-8", "surrogateescape")
             placed = self.archive.commit(member)
-            builder.add(sample.key, field, placed, size_of(field, self.archive.data, self._types))
+            if info is not None and type_.sized:
+                size = recorded_size(info)
+            else:
+                size = size_of(field, self.archive.data, self._types)
+            builder.add(sample.key, field, placed, size)
 
     def _begin_to_decode(self) -> None:
         if not self._decodes:
@@ -499,10 +504,10 @@ class _Packer(ExitStack):
             remedy = f"fix the data, save text as UTF-8, or keep bytes as they are with {kept}"
             raise CodecError(error.what, remedy=error.remedy or remedy) from error
 
-    def _probe(self, field: str, data: memoryview) -> ImageInfo:
-        """Read the header of an image file, which the type of its field must take."""
+    def _probe(self, field: str, data: memoryview) -> ImageInfo | None:
+        """Read the header of an image file by the type of its field, which must take it."""
         try:
-            info = self._type_of(field).probe(data)
+            return self._type_of(field).probe(data)
         except CodecError as error:
             probe_image(data, max_pixels=self._encoding.limit)  # refuses what is no sound image
             raise CodecError(
@@ -512,7 +517,6 @@ class _Packer(ExitStack):
                 "Depth() or Mask(dtype='int32') in its place the values of one channel, and "
                 "Bytes() the file as it is",
             ) from error
-        return info or probe_image(data, max_pixels=self._encoding.limit)
 
     def _follow(self, name: str, type_: FieldType, data: memoryview, sample: SourceSample) -> None:
         """Put what belongs to the picture as it is stored in the place of a field's data."""
@@ -548,11 +552,16 @@ class _Packer(ExitStack):
 
     def _pack_image(
         self, name: str | None, data: memoryview, *, is_only: bool, is_file: bool
-    ) -> str:
-        """Look at an image in its place, or put another one there; returns its field."""
+    ) -> tuple[str, ImageInfo | None]:
+        """Look at an image in its place, or put another one there.
+
+        Returns:
+            Its field, and what the type of the field says of the header, if that is still known.
+        """
         field = name or IMAGE.name_of(data) or ""
         try:
-            info = self._probe(field, data)
+            found = self._probe(field, data)
+            info = found or probe_image(data, max_pixels=self._encoding.limit)
         except CodecError as error:
             if name is not None or not is_file or error.remedy:
                 raise
@@ -565,26 +574,24 @@ class _Packer(ExitStack):
         check_complete(data, info)
         if self._pixels is None:
             check_data(data, info)
-        if self._pixels is not None:
-            if not is_only:
+            return field, found
+        if not is_only:
+            raise UsageError(
+                f"{name} is the second image of the sample, and only one can be resized, "
+                "encoded anew or stored as pixels"
+            )
+        channels = self._type_of(field).channels
+        if self._encoding.store == "raw":
+            stored = self._type_of(PIXELS_FIELD).channels
+            if channels != stored:
                 raise UsageError(
-                    f"{name} is the second image of the sample, and only one can be resized, "
-                    "encoded anew or stored as pixels"
+                    f"{field} has {counted(channels, 'channel')}, and other images of the pack "
+                    f"{stored}",
+                    remedy="give all images that become pixels the same channels, with types "
+                    "(--type jpg=Image(channels=1))",
                 )
-            channels = self._type_of(field).channels
-            if self._encoding.store == "raw":
-                stored = self._type_of(PIXELS_FIELD).channels
-                if channels != stored:
-                    raise UsageError(
-                        f"{field} has {counted(channels, 'channel')}, and other images of the pack "
-                        f"{stored}",
-                        remedy="give all images that become pixels the same channels, with types "
-                        "(--type jpg=Image(channels=1))",
-                    )
-            self._pixels.reserve(data, info, channels)
-            if self._encoding.store == "raw":
-                return PIXELS_FIELD
-        return field
+        self._pixels.reserve(data, info, channels)
+        return PIXELS_FIELD if self._encoding.store == "raw" else field, None
 
 
 def _is_named(sample: SourceSample, origin: object) -> bool:
