@@ -2,6 +2,7 @@
 # make test   sets up, then runs format, lint, types and tests
 # make native  compiles the native core again, if its sources have changed
 # make wheel  sets up, then builds dist/ and tries the wheel where no compiler is
+# make release-check  sets up, then installs sdist and wheel as users would and runs the three uses
 # make servers  installs azurite, for tests of Azure, where npm is
 # make test-trainers  sets up the trainers, then tests shardio under each of them on two ranks
 # make campaigns  sets up, then attacks shardio for about forty minutes (see docs/campaigns.md)
@@ -18,26 +19,30 @@ PEERS_READY := $(PEERS)/.ready
 TRAINERS := .venv-trainers
 TRAINERS_READY := $(TRAINERS)/.ready
 CAMPAIGNS := tars headers images bombs canaries damage kills stores remote_kills changes disks folders forks fuzz meaning
+comma := ,
 say = @printf '\n== %s\n' "$(1)"
+# pip says what it fetches; while it unpacks it says nothing, so the seconds are shown.
+pip_install = -m pip install --disable-pip-version-check --progress-bar off
+patiently = @bash -c 'start=$$SECONDS; (while sleep 10 >/dev/null 2>&1; do echo "   ... $$((SECONDS - start)) s"; done) & trap "kill $$!" EXIT; $(1); status=$$?; echo "   ($$((SECONDS - start)) s)"; exit $$status'
 timed = @bash -c 'start=$$SECONDS; $(1); status=$$?; echo "   ($$((SECONDS - start)) s)"; exit $$status'
 
-.PHONY: demo test test-trainers types pytest format native wheel servers campaigns bench clean
+.PHONY: demo test test-trainers types pytest format native wheel release-check servers campaigns bench clean
 
 $(READY): pyproject.toml tools/requirements-dev.txt
-	$(call say,setting up $(VENV): about two minutes and 2 GB the first time)
-	$(call timed,$(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --disable-pip-version-check -r tools/requirements-dev.txt -e .)
+	$(call say,setting up $(VENV): several minutes and 3 GB the first time$(comma) more where torch comes with CUDA)
+	$(call patiently,$(PYTHON) -m venv $(VENV) && $(BIN)/python $(pip_install) -r tools/requirements-dev.txt -e .)
 	@touch $@
 
 $(PEERS_READY): pyproject.toml tools/bench/requirements-peers.txt tools/bench/requirements-ffcv.txt tools/bench/requirements-energon.txt
 	$(call say,setting up $(PEERS): several minutes and 8 GB the first time)
-	$(call timed,$(PYTHON) -m venv $(PEERS) && $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r tools/bench/requirements-peers.txt -e .)
-	-$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tools/bench/requirements-ffcv.txt
-	-$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tools/bench/requirements-energon.txt
+	$(call patiently,$(PYTHON) -m venv $(PEERS) && $(PEERS)/bin/python $(pip_install) -r tools/bench/requirements-peers.txt -e .)
+	-$(PEERS)/bin/python $(pip_install) --no-deps -r tools/bench/requirements-ffcv.txt
+	-$(PEERS)/bin/python $(pip_install) --no-deps -r tools/bench/requirements-energon.txt
 	@touch $@
 
 $(TRAINERS_READY): pyproject.toml tools/requirements-trainers.txt
 	$(call say,setting up $(TRAINERS): several minutes and 7 GB the first time)
-	$(call timed,$(PYTHON) -m venv $(TRAINERS) && $(TRAINERS)/bin/python -m pip install --quiet --disable-pip-version-check -r tools/requirements-trainers.txt -e .)
+	$(call patiently,$(PYTHON) -m venv $(TRAINERS) && $(TRAINERS)/bin/python $(pip_install) -r tools/requirements-trainers.txt -e .)
 	@touch $@
 
 # Tests that need azurite are skipped without it, so that nothing here fails.
@@ -60,6 +65,13 @@ wheel: $(READY)
 	$(call timed,$(BIN)/python -m build --no-isolation --outdir dist .)
 	$(call say,the wheel in a fresh environment)
 	$(call timed,$(BIN)/python tools/try_wheel.py dist/*.whl)
+
+release-check: $(READY)
+	$(call say,building dist/)
+	@rm -rf dist
+	$(call timed,$(BIN)/python -m build --no-isolation --outdir dist .)
+	$(call say,each in a fresh environment: several minutes)
+	$(call timed,$(BIN)/python tools/release_check.py dist/*)
 
 demo: $(READY) native
 	$(call say,making images: 1797 real handwritten digits)

@@ -1,8 +1,7 @@
 """Train a small CLIP on pictures and captions, then find the captions of held-out pictures.
 
-Coloured shapes are drawn, each with a sentence about it. The sentences are tokenized where the
-pictures are decoded, in threads. It needs `pip install open_clip_torch`, whose tokenizer and model
-it uses. Usage: python examples/captions.py [EPOCHS]
+Coloured shapes are drawn, each with a sentence about it, which open_clip tokenizes where the
+pictures are decoded, in threads. Usage: python examples/captions.py [EPOCHS]
 """
 
 import sys
@@ -13,15 +12,18 @@ from typing import Any
 
 import cv2
 import numpy as np
-import open_clip
 import torch
 
 import shardio
 from shardio import ops
 
-SIDE, WORDS = 32, 16
+try:
+    import open_clip
+except ModuleNotFoundError:
+    sys.exit("this example needs open_clip_torch: pip install open_clip_torch")
+
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 80, 230), "white": (240,) * 3}
-WIDTHS = {"disc": -1, "ring": 4}
+SIDE, WORDS, WIDTHS = 32, 16, {"disc": -1, "ring": 4}
 PLACES = {"top left": (16, 16), "top right": (48, 16), "bottom left": (16, 48), "centre": (32, 32)}
 CAPTIONS = {
     f"a {colour} {shape} at the {place}": (COLOURS[colour], WIDTHS[shape], PLACES[place])
@@ -34,8 +36,7 @@ def draw(count: int) -> Iterator[dict[str, Any]]:
     """Yield samples with the fields png and txt."""
     numbers = np.random.default_rng(0)
     for number in range(count):
-        caption = list(CAPTIONS)[number % len(CAPTIONS)]
-        colour, width, place = CAPTIONS[caption]
+        caption, (colour, width, place) = [*CAPTIONS.items()][number % len(CAPTIONS)]
         picture = numbers.integers(0, 60, (64, 64, 3), np.uint8)
         cv2.circle(picture, place, int(numbers.integers(9, 14)), colour, width)
         yield {"png": picture, "txt": caption}
@@ -53,9 +54,8 @@ def accuracy(model: open_clip.CLIP, loader: shardio.Loader, normalize: shardio.N
     mean = shardio.MaskedMean()
     texts = model.encode_text(tokenizer([*CAPTIONS]), normalize=True)
     for batch in loader:
-        pictures = model.encode_image(normalize(batch["image"]), normalize=True)
-        found = [[*CAPTIONS][best] for best in (pictures @ texts.T).argmax(1)]
-        right = [one == other for one, other in zip(found, batch["caption"], strict=True)]
+        best = (model.encode_image(normalize(batch["image"]), normalize=True) @ texts.T).argmax(1)
+        right = [[*CAPTIONS][one] == own for one, own in zip(best, batch["caption"], strict=True)]
         mean.add(torch.tensor(right), batch["valid"])
     return mean.result()
 

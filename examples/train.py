@@ -1,6 +1,5 @@
-"""Train a small network on real handwritten digits: from image files to accuracy.
+"""Train a small network on scikit-learn's handwritten digits: from image files to accuracy.
 
-scikit-learn's digits are written as PNG files, packed into shards and streamed into a network.
 Usage: python examples/train.py [EPOCHS]
 """
 
@@ -12,13 +11,16 @@ from typing import Any
 
 import cv2
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
-from torch.nn import functional
 from torch.utils.data import DataLoader
 
 import shardio
 from shardio import ops
+
+try:
+    from sklearn.datasets import load_digits
+except ModuleNotFoundError:
+    sys.exit("this example needs scikit-learn: pip install scikit-learn")
 
 
 class Network(nn.Module):
@@ -37,9 +39,8 @@ class Network(nn.Module):
         """Map uint8 [B, 3, 8, 8] to logits, float32 [B, 10]."""
         gray = images[:, :1].float() / 255
         grid = self.features(gray).permute(0, 2, 3, 1)  # [B, 4, 4, 64]
-        ink = functional.adaptive_avg_pool2d(gray, 2).reshape(-1, 1, 1, 4)
-        fused = self.merge(grid, ink)  # the ink is broadcast over the grid: [B, 4, 4, 32]
-        return self.classify(fused.flatten(1))
+        ink = nn.functional.adaptive_avg_pool2d(gray, 2).reshape(-1, 1, 1, 4)
+        return self.classify(self.merge(grid, ink).flatten(1))  # ink is broadcast over the grid
 
 
 def make_loaders(folder: Path) -> tuple[DataLoader[Any], DataLoader[Any]]:

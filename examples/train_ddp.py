@@ -12,13 +12,16 @@ from typing import Any
 import cv2
 import torch
 import torch.distributed as dist
-from sklearn.datasets import load_digits
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 import shardio
 from shardio import ops
+
+try:
+    from sklearn.datasets import load_digits
+except ModuleNotFoundError:
+    sys.exit("this example needs scikit-learn: pip install scikit-learn")
 
 GLOBAL_BATCH = 48  # divides among 1, 2, 3, 4, 6, 8 … ranks; every one gives the same batches
 STEPS_BETWEEN_SAVES = 5
@@ -26,11 +29,10 @@ STEPS_BETWEEN_SAVES = 5
 
 def make_shards(folder: Path) -> None:
     """Write the digits as 7 shards, which the ranks need not divide; every fifth is held out."""
-    digits = load_digits()
-    for number, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+    for number, (image, label) in enumerate(zip(*load_digits(return_X_y=True), strict=True)):
         path = folder / "images" / ("train" if number % 5 else "test") / f"{label}/{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), (image * (255 / 16)).astype("uint8"))
+        cv2.imwrite(str(path), (image.reshape(8, 8) * (255 / 16)).astype("uint8"))
     for part in ("train", "test"):
         if not (folder / part / "shardio.json").exists():  # a pack that was killed is done again
             shardio.pack(folder / "images" / part, folder / part, shards=7)
@@ -61,7 +63,7 @@ def train(folder: Path, epochs: int) -> None:
     dist.barrier()
     torch.manual_seed(0)
     layers = nn.Flatten(), nn.Linear(3 * 8 * 8, 256), nn.ReLU(), nn.Linear(256, 10)
-    network = DistributedDataParallel(nn.Sequential(*layers))
+    network = nn.parallel.DistributedDataParallel(nn.Sequential(*layers))
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
     dataset = shardio.ShardDataset(folder / "train", shuffle=True, global_batch_size=GLOBAL_BATCH)
     checkpoint, first_epoch = folder / "checkpoint.pt", 0
@@ -79,11 +81,9 @@ def train(folder: Path, epochs: int) -> None:
             logits, valid = network(batch["image"].float() / 255), batch["valid"]
             count = valid.sum()
             dist.all_reduce(count)  # the mean is over all ranks' valid samples, not each rank's
-            labels = batch["label"]
-            loss = ops.softmax_cross_entropy(logits, labels, valid=valid, reduction="sum")
-            loss = loss / count * ranks  # times ranks: DDP averages over them
+            loss = ops.softmax_cross_entropy(logits, batch["label"], valid=valid, reduction="sum")
             optimizer.zero_grad()
-            loss.backward()
+            (loss / count * ranks).backward()  # times ranks: DDP averages over them
             optimizer.step()
             step = batch["__step__"] + 1
             if rank == 0 and (step % STEPS_BETWEEN_SAVES == 0 or step == len(dataset)):

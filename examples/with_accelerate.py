@@ -13,12 +13,16 @@ from itertools import compress
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import nn
 
 import shardio
 from shardio import ops
+
+try:
+    from accelerate import Accelerator
+    from accelerate.utils import gather_object
+except ModuleNotFoundError:
+    sys.exit("this example needs accelerate: pip install accelerate")
 
 SIDE = 8
 

@@ -15,12 +15,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning import LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 import shardio
 from shardio import ops
+
+try:
+    from lightning import LightningModule, Trainer, seed_everything
+    from lightning.pytorch.callbacks import ModelCheckpoint
+except ModuleNotFoundError:
+    sys.exit("this example needs lightning: pip install lightning")
 
 SIDE = 8
 

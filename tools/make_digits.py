@@ -10,7 +10,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from sklearn.datasets import load_digits
+
+try:
+    from sklearn.datasets import load_digits
+except ModuleNotFoundError:
+    sys.exit("this script needs scikit-learn: pip install scikit-learn")
 
 
 def main(folder: Path) -> None:

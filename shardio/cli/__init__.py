@@ -74,7 +74,38 @@ def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> N
         context.exit()
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+_USES = """\
+Pack images into tar shards:
+
+  shardio pack images/ out/ --shards 8
+
+Read them in training:
+
+  dataset = shardio.ShardDataset("out", shuffle=True, batch_size=64,
+                                 transform=shardio.RandomResizedCrop(224))
+  for batch in shardio.Loader(dataset):
+      batch["image"], batch["label"]
+
+See what limits the loader:
+
+  shardio profile out/
+
+shardio --help lists all commands."""
+
+_COMPLETION = """\b
+Completion of commands and options, a line for the start file of your shell:
+  bash  eval "$(_SHARDIO_COMPLETE=bash_source shardio)"
+  zsh   eval "$(_SHARDIO_COMPLETE=zsh_source shardio)"
+  fish  _SHARDIO_COMPLETE=fish_source shardio | source
+"""
+
+
+@click.group(
+    cls=_Commands,
+    invoke_without_command=True,
+    epilog=_COMPLETION,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.option(
     "--version",
     is_flag=True,
@@ -83,8 +114,11 @@ def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> N
     callback=_show_version,
     help="Show the version and what the native core is, and exit.",
 )
-def commands() -> None:
+@click.pass_context
+def commands(context: click.Context) -> None:
     """Pack images into tar shards, stream them into PyTorch, see what limits the loader."""
+    if context.invoked_subcommand is None:
+        say(_USES)
 
 
 def main() -> None:
@@ -100,8 +134,9 @@ def main() -> None:
         error.show(file=written)
         say(without_secrets(written.getvalue().rstrip()), error=True)
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        say("shardio: interrupted", error=True)
+    except (click.Abort, KeyboardInterrupt) as interrupt:
+        said = interrupt.args if isinstance(interrupt, click.Abort) else ()
+        say("; ".join(["shardio: interrupted", *said]), error=True)
         sys.exit(128 + signal.SIGINT)
     except ShardioError as error:
         is_usage = isinstance(error, UsageError) and not isinstance(error, SituationError)

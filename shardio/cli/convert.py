@@ -8,7 +8,7 @@ import click
 
 from shardio.cli.progress import progress_bar
 from shardio.cli.text import say, say_json
-from shardio.cli.values import allow_empty_option, store_options
+from shardio.cli.values import Command, allow_empty_option, store_options
 from shardio.conversion.tfrecord import ConvertSummary, Target
 from shardio.conversion.tfrecord import convert as convert_source
 from shardio.errors import counted
@@ -21,7 +21,9 @@ _WHAT = {
 }
 
 
-@click.command(epilog="Example: shardio convert out/ records/ --to tfrecord")
+@click.command(
+    cls=Command, goes_on=True, epilog="Example: shardio convert out/ records/ --to tfrecord"
+)
 @click.argument("src", type=click.Path())
 @click.argument("out", type=click.Path(), required=False)
 @click.option(

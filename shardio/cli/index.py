@@ -8,12 +8,12 @@ import click
 
 from shardio.cli.progress import progress_bar
 from shardio.cli.text import say, say_json
-from shardio.cli.values import allow_empty_option, store_options
+from shardio.cli.values import Command, allow_empty_option, store_options
 from shardio.errors import counted, shown
 from shardio.indexing.publish import index as write_indexes
 
 
-@click.command(epilog="Example: shardio index shards/")
+@click.command(cls=Command, epilog="Example: shardio index shards/")
 @click.argument("path", type=click.Path())
 @click.option(
     "--force", is_flag=True, help="Accept packed shards as they are, also changed or fewer."

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from shardio.cli.progress import progress_bar
 from shardio.cli.text import page, say, say_json, size_text, table
-from shardio.cli.values import allow_empty_option, max_pixels_option, store_options
+from shardio.cli.values import Command, allow_empty_option, max_pixels_option, store_options
 from shardio.errors import counted, escaped, shown
 from shardio.inspection.info import (
     MOST_PREVIEWED,
@@ -31,7 +31,7 @@ _MOST_CLASSES = 20
 _MOST_SPLITS = 4  # with a column each
 
 
-@click.command(epilog="Example: shardio info out/ --preview sheet.png")
+@click.command(cls=Command, epilog="Example: shardio info out/ --preview sheet.png")
 @click.argument("path", type=click.Path())
 @click.option(
     "--sample",

@@ -75,7 +75,9 @@ def describe(summary: PackSummary, out: str) -> str:
         lines.append(
             f"left out {counted(summary.skipped, 'file')}, listed in {folder}/{SKIPPED_NAME}"
         )
-    if summary.duplicates:
+    if summary.duplicates == 0:
+        lines.append("found no duplicates")
+    elif summary.duplicates:
         lines.append(
             f"found {counted(summary.duplicates, 'duplicate')}, listed in "
             f"{folder}/{DUPLICATES_NAME}"

@@ -10,7 +10,15 @@ import click
 from shardio.cli.output import describe, output_options
 from shardio.cli.progress import progress_bar
 from shardio.cli.text import say, say_json
-from shardio.cli.values import max_pixels_option, parse_sides, parse_types, read_names, several
+from shardio.cli.values import (
+    Command,
+    ShuffleOption,
+    max_pixels_option,
+    parse_sides,
+    parse_types,
+    read_names,
+    several,
+)
 from shardio.packing.pack import pack as pack_source
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -30,7 +38,13 @@ def _split_names(
 
 
 _source_options = several(
-    click.option("--shuffle/--no-shuffle", default=True, help="Random order (default) or by path."),
+    click.option(
+        "--shuffle",
+        cls=ShuffleOption,
+        default="true",
+        show_default=True,
+        help="Random order, or by path.",
+    ),
     click.option(
         "--labels/--no-labels",
         default=True,
@@ -164,7 +178,7 @@ Example: shardio pack images/ out/ --shards 8
 """
 
 
-@click.command(epilog=_EXAMPLES)
+@click.command(cls=Command, goes_on=True, epilog=_EXAMPLES)
 @click.argument("src", type=click.Path())
 @click.argument("out", type=click.Path())
 @output_options

@@ -13,6 +13,7 @@ from rich.text import Text
 from shardio.cli.progress import progress_bar
 from shardio.cli.settings import describe, plan_options
 from shardio.cli.text import page, say, say_json, table
+from shardio.cli.values import Command
 from shardio.errors import ShardioError, counted
 from shardio.inspection.coverage import BucketShare, Coverage, DrawnClass
 from shardio.inspection.coverage import plan as plan_epoch
@@ -20,7 +21,7 @@ from shardio.inspection.coverage import plan as plan_epoch
 _MOST_ROWS = 16
 
 
-@click.command(epilog="Example: shardio plan out/ --ranks 8 --workers 4 --batch-size 64")
+@click.command(cls=Command, epilog="Example: shardio plan out/ --ranks 8 --batch-size 64 --shuffle")
 @plan_options
 @click.option(
     "--workers",

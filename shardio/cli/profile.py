@@ -13,7 +13,7 @@ from rich.text import Text
 
 from shardio.cli.progress import progress_bar
 from shardio.cli.text import page, say, say_json, table
-from shardio.cli.values import allow_empty_option, several, store_options
+from shardio.cli.values import Command, allow_empty_option, several, store_options
 from shardio.errors import ShardioError, counted, quoted
 from shardio.profiling.profile import Profile
 from shardio.profiling.profile import profile as measure
@@ -116,7 +116,7 @@ _options = several(
 )
 
 
-@click.command(epilog="Example: shardio profile out/ --html report.html")
+@click.command(cls=Command, epilog="Example: shardio profile out/ --html report.html")
 @click.argument("path", type=click.Path())
 @_options
 def profile(path: str, as_json: bool, **options: Any) -> None:

@@ -8,13 +8,15 @@ import click
 
 from shardio.cli.settings import describe, plan_options
 from shardio.cli.text import say, say_json
+from shardio.cli.values import Command
 from shardio.errors import ShardioError, counted, quoted
 from shardio.inspection.replay import LISTING_NAME, ReplayedBatch
 from shardio.inspection.replay import replay as write_batch
 
 
 @click.command(
-    epilog="Example: shardio replay out/ --batch-size 64 --shuffle true --step 117 --to batch/"
+    cls=Command,
+    epilog="Example: shardio replay out/ --batch-size 64 --shuffle --step 3 --to batch/",
 )
 @plan_options
 @click.option("--step", type=click.IntRange(min=0), required=True, help="Step of the epoch.")

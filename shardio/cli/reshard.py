@@ -11,7 +11,7 @@ import click
 from shardio.cli.output import describe, output_options
 from shardio.cli.progress import progress_bar
 from shardio.cli.text import say, say_json
-from shardio.cli.values import read_names
+from shardio.cli.values import Command, ShuffleOption, read_names
 from shardio.errors import UsageError, argument
 from shardio.packing.pack import reshard as reshard_source
 
@@ -21,12 +21,16 @@ Example: shardio reshard old/ more/ new/ --shard-size 512MB --shuffle
 """
 
 
-@click.command(epilog=_EXAMPLES)
+@click.command(cls=Command, goes_on=True, epilog=_EXAMPLES)
 @click.argument("sources", metavar="IN...", type=click.Path(), nargs=-1, required=True)
 @click.argument("out", type=click.Path())
 @output_options
 @click.option(
-    "--shuffle/--no-shuffle", default=False, help="Random order, or the order of IN (default)."
+    "--shuffle",
+    cls=ShuffleOption,
+    default="false",
+    show_default=True,
+    help="Random order, or the order of IN.",
 )
 @click.option(
     "--keys",

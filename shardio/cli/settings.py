@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Literal
+from typing import Any
 
 import click
 
 from shardio.buckets import Buckets
-from shardio.cli.values import allow_empty_option, several, store_options
+from shardio.cli.values import ShuffleOption, allow_empty_option, several, store_options
 from shardio.inspection.coverage import OrderOptions, PlanSettings
 
 _DEFAULTS = OrderOptions(batch_size=1)
-_SHUFFLES: dict[str, bool | Literal["full"]] = {"true": True, "full": "full", "false": False}
 _AT_LEAST_ONE = click.IntRange(min=1)
 _options = several(
     click.argument("path", type=click.Path()),
@@ -28,10 +27,11 @@ _options = several(
     ),
     click.option(
         "--shuffle",
-        type=click.Choice([*_SHUFFLES]),
+        cls=ShuffleOption,
+        full=True,
         default="false",
         show_default=True,
-        help="Order of the samples, as ShardDataset takes it.",
+        help="Order of the samples, as ShardDataset takes it; alone it means true.",
     ),
     click.option(
         "--seed",
@@ -100,14 +100,12 @@ def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def with_shuffle(
-        shuffle: str,
         weights: str | None,
         bucket_area: int | None,
         bucket_step: int,
         **options: Any,
     ) -> Any:
         return command(
-            shuffle=_SHUFFLES[shuffle],
             weights=_parse_weights(weights),
             buckets=None if bucket_area is None else Buckets(bucket_area, step=bucket_step),
             **options,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import re
+import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -16,6 +18,9 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 _WIDTH = 80
+_BLANKS = re.compile(
+    r" +(?=(?:\x1b\[[0-9;]*m| )*$)", re.MULTILINE
+)  # also before an escape sequence
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _ESCAPED = "shardio.escaped"
 _IN_ASCII = str.maketrans({"─": "-", "×": "x", "µ": "u", "±": "~", "…": "..."})
@@ -77,19 +82,20 @@ def table(*titles: str, left: int = 1, tight: bool = False) -> Table:
 
 
 def page(parts: Iterable[RenderableType]) -> str:
-    """Lay out texts and tables in 80 columns; no line ends in blanks, which rich fills tables with.
+    """Lay out texts and tables in 80 columns, or those of a narrower terminal.
 
-    Names in the texts are no markup of rich.
+    No line ends in blanks, which rich fills tables with. Names in the texts are no markup of rich.
     """
     written = io.StringIO()
+    is_terminal = sys.stdout.isatty()
     console = Console(
         file=written,
-        force_terminal=sys.stdout.isatty(),
-        width=_WIDTH,
+        force_terminal=is_terminal,
+        width=min(shutil.get_terminal_size().columns, _WIDTH) if is_terminal else _WIDTH,
         highlight=False,
         markup=False,
         emoji=False,
     )
     for part in parts:
         console.print(part)
-    return "\n".join(line.rstrip() for line in written.getvalue().splitlines())
+    return _BLANKS.sub("", written.getvalue()).rstrip("\n")

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from shardio.errors import SituationError, UsageError, argument, quoted
+from shardio.errors import SituationError, UsageError, argument, quoted, shown
 from shardio.fields.base import FieldType
 from shardio.fields.limits import MAX_PIXELS
 from shardio.fields.recorded import parse_type
 from shardio.storage.local import refuse_url
 
 _FLAGS = {"true": True, "false": False}
+_SHUFFLES = {"true": True, "full": "full", "false": False}
 _NUMBERS: dict[str, type[int | float]] = {
     "retries": int,
     "connections": int,
@@ -37,6 +39,89 @@ def several(*options: Callable[[F], F]) -> Callable[[F], F]:
         return command
 
     return decorate
+
+
+class Command(click.Command):
+    """Command that says what to do if a shell expanded a pattern, or if it is interrupted.
+
+    Args:
+        goes_on: whether the same command goes on where it was interrupted.
+        **options: see click.Command.
+    """
+
+    allow_extra_args = True
+
+    def __init__(self, *, goes_on: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self._goes_on = goes_on
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse arguments, and refuse superfluous ones."""
+        for option in self.params:
+            if isinstance(option, ShuffleOption) and not ctx.resilient_parsing:
+                args = option.completed(args)
+        superfluous = super().parse_args(ctx, args)
+        if superfluous and not ctx.resilient_parsing:
+            arguments = [each for each in self.params if isinstance(each, click.Argument)]
+            taken = [str(ctx.params[str(each.name)]) for each in arguments]
+            wanted = " and ".join(each.human_readable_name for each in arguments)
+            raise click.UsageError(_superfluous(wanted, taken, superfluous), ctx)
+        return superfluous
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            said = ["the same command goes on where it stopped"] if self._goes_on else []
+            raise click.Abort(*said) from error
+
+
+def _superfluous(wanted: str, taken: Sequence[str], others: Sequence[str]) -> str:
+    """Describe arguments that a command does not take, which a shell may have made of a pattern."""
+    where = Counter(
+        (slash.join([folder, ""]), Path(name).suffix)
+        for folder, slash, name in (path.rpartition("/") for path in [*taken, *others])
+    )
+    (folder, suffix), count = where.most_common(1)[0]
+    said = f"{len(taken) + len(others)} arguments in place of {wanted}"
+    if count < 2 or not suffix:
+        return f"{said}; leave out {shown(' '.join(others))}"
+    pattern = f"{folder}*{suffix}"
+    return f"{said}; if the shell made them of a pattern, quote it, as {quoted(pattern)}"
+
+
+class ShuffleOption(click.Option):
+    """Option `--shuffle`, with a value or without one, and `--no-shuffle`.
+
+    Args:
+        *arguments: see click.Option.
+        full: whether its value may be "full".
+        **options: see click.Option.
+    """
+
+    def __init__(self, *arguments: Any, full: bool = False, **options: Any) -> None:
+        self._values = [value for value in _SHUFFLES if full or value != "full"]
+        options["type"] = click.Choice(self._values)
+        options["callback"] = lambda _context, _option, value: _SHUFFLES[value]
+        super().__init__(*arguments, **options)
+        self.secondary_opts = ["--no-shuffle"]
+
+    def completed(self, args: Sequence[str]) -> list[str]:
+        """Return the arguments of a command with the value that each --shuffle alone means."""
+        done = list[str]()
+        for at, word in enumerate(args):
+            if word == "--":
+                return [*done, *args[at:]]
+            is_alone = word == "--shuffle" and not {*args[at + 1 : at + 2]} & {*self._values}
+            done.append("--shuffle=false" if word == "--no-shuffle" else word + "=true" * is_alone)
+        return done
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Write --no-shuffle without a value."""
+        record = super().get_help_record(ctx)
+        spelled = f"--shuffle [{'|'.join(self._values)}], --no-shuffle"
+        return None if record is None else (spelled, record[1])
 
 
 allow_empty_option = click.option(

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from shardio.cli.progress import progress_bar
 from shardio.cli.text import page, say, say_json, table
-from shardio.cli.values import allow_empty_option, max_pixels_option, store_options
+from shardio.cli.values import Command, allow_empty_option, max_pixels_option, store_options
 from shardio.errors import counted, shown, without_secrets
 from shardio.inspection.findings import ClassShare, FieldStatistics, Verification
 from shardio.inspection.repair import RepairSummary, repair
@@ -26,7 +26,7 @@ _MOST_LINES = 50
 _MOST_CLASSES = 20  # of a field
 
 
-@click.command(epilog="Example: shardio verify out/ --deep --fix new/")
+@click.command(cls=Command, epilog="Example: shardio verify out/ --deep --fix new/")
 @click.argument("path", type=click.Path())
 @click.option(
     "--deep",

@@ -289,12 +289,24 @@ def check_data(data: Buffer, info: ImageInfo) -> None:
         check(memoryview(data).cast("B"), info)
 
 
-def _format_of(view: memoryview) -> ImageFormat:
-    head = bytes(view[:16])
+def is_image(head: bytes) -> bool:
+    """Tell whether the first 16 bytes of a file are those of an image."""
+    return _find_format(head) is not None
+
+
+def _find_format(head: bytes) -> ImageFormat | None:
     for format_ in FORMATS.values():
         if head.startswith(format_.magic) and (not format_.form or head[8:12] == format_.form):
             return format_
-    raise CodecError(_why_not(head, view))
+    return None
+
+
+def _format_of(view: memoryview) -> ImageFormat:
+    head = bytes(view[:16])
+    found = _find_format(head)
+    if found is None:
+        raise CodecError(_why_not(head, view))
+    return found
 
 
 def _why_not(head: bytes, view: memoryview) -> str:

@@ -13,7 +13,7 @@ from os import PathLike, fspath
 from pathlib import Path
 
 from shardio.checks import whole_number
-from shardio.errors import SampleError, SituationError, UsageError, quoted
+from shardio.errors import SampleError, SituationError, UsageError, counted, quoted
 from shardio.inspection.coverage import OrderOptions, PlanSettings
 from shardio.options import with_options
 from shardio.planning.epoch import References
@@ -110,7 +110,11 @@ def replay(
     settings, step, rank = options.of(source), options.step, options.rank
     catalog, plan = settings.open()
     if step >= plan.num_steps:
-        raise SituationError(f"step {step} is outside the {plan.num_steps} steps of an epoch")
+        raise SituationError(
+            f"step {step} is outside the {counted(plan.num_steps, 'step')} of an epoch",
+            where=source,
+            remedy=f"give a step from 0 to {plan.num_steps - 1}",
+        )
     refuse_url(fspath(out))
     folder = Path(out)
     if folder.exists() and not folder.is_dir():

@@ -50,6 +50,9 @@ def check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[st
         options is None or isinstance(options, Mapping), "storage_options", options, "a mapping"
     )
     fields, shuffle, streams = given["fields"], given["shuffle"], given["streams"]
+    parts = fields.values() if isinstance(fields, Mapping) else ()
+    wanted = "a mapping to instances, not to classes; call them, as {'mask': shardio.Mask('png')}"
+    require(not any(isinstance(part, type) for part in parts), "fields", fields, wanted)
     mapped = fields is None or (
         isinstance(fields, Mapping)
         and all(isinstance(part, str | FieldType) for part in fields.values())
@@ -63,8 +66,10 @@ def check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[st
         "one transform, such as shardio.RandomResizedCrop(224), or one function that "
         "torchvision.transforms.v2.Compose makes of several; shardio.Normalize takes batches",
     )
+    wanted = "an instance, not the class; call it, as shardio.RandomResizedCrop(224)"
+    require(not isinstance(transform, type), "transform", transform, wanted)
     usable = callable(transform) or isinstance(transform, SizedTransform | Buckets)
-    usable = transform is None or (usable and not isinstance(transform, type))
+    usable = transform is None or usable
     require(usable, "transform", transform, "callable, such as shardio.CenterCrop(224, resize=256)")
     collate, batched = given["collate"], given["batch_size"] or given["global_batch_size"]
     require(collate is None or callable(collate), "collate", collate, "a function of samples")

@@ -73,6 +73,13 @@ def test_pack_prints_its_summary_as_json(images: Path, tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+def test_pack_says_that_it_found_no_duplicates(tmp_path: Path) -> None:
+    source = make_images(tmp_path / "in", classes=1, per_class=4)
+    pack = ("pack", source, tmp_path / "out", "--shards", 2)
+    done = run(*pack, "--dedupe", "exact")
+    assert done.stdout.endswith("\nfound no duplicates\n")
+
+
 def test_pack_lists_what_it_skipped(tmp_path: Path) -> None:
     source = make_images(tmp_path / "in", classes=1, per_class=4)
     (source / "class00/readme.txt").write_text("hello")
@@ -224,3 +231,69 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     assert done.returncode == 0
     assert (f"Example: shardio {command}" if command else "Commands:") in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_without_arguments_the_three_uses_are_shown() -> None:
+    done = run()
+    assert (done.returncode, done.stderr) == (0, "")
+    for use in ("shardio pack images/ out/", 'ShardDataset("out"', "shardio profile out/"):
+        assert use in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    "command", [["pack", "out"], ["info"], ["plan"], ["convert", "out", "--to", "dali"]]
+)
+def test_a_pattern_that_the_shell_expanded_is_to_be_quoted(command: list[str]) -> None:
+    name, *out = command
+    done = run(name, "my tars/a.tar", "my tars/b.tar", "my tars/c.tar", *out)
+    assert done.returncode == 2
+    assert done.stderr.endswith("quote it, as 'my tars/*.tar'\n")
+
+
+def test_an_argument_too_many_is_named() -> None:
+    done = run("pack", "images", "out", "8")
+    assert done.returncode == 2
+    assert done.stderr.endswith("Error: 3 arguments in place of SRC and OUT; leave out 8\n")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_help_says_how_a_shell_completes_commands_and_options(shell: str, tmp_path: Path) -> None:
+    script = tmp_path / "shardio"
+    script.write_text(
+        f"#!{sys.executable}\nimport sys\nfrom shardio.cli import main\n"
+        "sys.argv[0] = 'shardio'\nmain()\n"
+    )
+    script.chmod(0o755)
+    (line,) = (
+        words[1].strip()
+        for text in run("--help").stdout.splitlines()
+        if (words := text.strip().partition(" ")[::2])[0] == shell
+    )
+    assert f"_SHARDIO_COMPLETE={shell}_source shardio" in line
+    source = line.removeprefix('eval "$(').removesuffix(')"').removesuffix(" | source")
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    made = subprocess.run(
+        ["/bin/sh", "-c", source], capture_output=True, text=True, check=True, env=path
+    )
+    assert f"{shell}_complete" in made.stdout
+    for typed, last, expected in (
+        ("shardio pl", "pl", {"plan"}),
+        ("shardio pack in out --eng", "--eng", {"--engine"}),
+        ("shardio plan out --shuffle f", "f", {"full", "false"}),
+    ):
+        place = last if shell == "fish" else str(len(typed.split()) - 1)
+        done = run_as_shell(script, shell, typed, place)
+        assert expected == {name for name in expected if name in done.split()}, done
+
+
+def run_as_shell(script: Path, shell: str, typed: str, place: str) -> str:
+    """Ask for completions as the function of a shell does."""
+    asked = {
+        "_SHARDIO_COMPLETE": f"{shell}_complete",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": place,
+        "PATH": os.environ["PATH"],
+    }
+    done = subprocess.run([script], capture_output=True, text=True, check=True, env=asked)
+    return done.stdout.replace(",", " ")

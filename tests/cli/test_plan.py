@@ -248,7 +248,7 @@ def test_replay_prints_the_listing_for_programs(packed: Path, tmp_path: Path) ->
 def test_replay_refuses_what_it_cannot_do(packed: Path, tmp_path: Path) -> None:
     order = ("replay", packed, "--batch-size", "60", "--to", tmp_path)
     for options, message in {
-        ("--step", "10"): "step 10 is outside the 10 steps of an epoch",
+        ("--step", "10"): "step 10 is outside the 10 steps of an epoch; give a step from 0 to 9",
         ("--step", "0", "--rank", "1"): "rank 1 is outside 0 to 0 (ranks - 1)",
     }.items():
         assert message in str(run(*order, *options).exception)
@@ -294,6 +294,51 @@ def test_options_and_defaults_are_those_of_the_dataset(
     )
     wanted = dataset.read_batch(epoch=0, step=3)["__key__"]
     assert [sample["key"] for sample in listing["samples"]] == wanted
+
+
+@pytest.mark.parametrize(
+    ("words", "shuffle"),
+    [
+        (["--batch-size", "9", "--shuffle"], True),
+        (["--shuffle", "--batch-size", "9"], True),
+        (["--batch-size", "9", "--shuffle=full"], "full"),
+        (["--batch-size", "9", "--shuffle", "false"], False),
+        (["--batch-size", "9", "--shuffle", "--no-shuffle"], False),
+    ],
+)
+def test_shuffle_is_a_flag_or_takes_a_value(packed: Path, words: list[str], shuffle: Any) -> None:
+    assert plan(packed, *words)["settings"]["shuffle"] == shuffle
+    done = run("plan", "--json", *words, "--", packed)
+    assert json.loads(done.output)["settings"]["shuffle"] == shuffle
+
+
+def test_shuffle_before_a_path_is_a_flag(packed: Path) -> None:
+    assert plan("--shuffle", packed, "--batch-size", "9")["settings"]["shuffle"] is True
+
+
+@pytest.mark.parametrize("command", ["pack", "reshard"])
+def test_what_writes_shards_takes_shuffle_in_the_same_forms(
+    command: str, packed: Path, tmp_path: Path
+) -> None:
+    orders = []
+    for words in (["--shuffle"], ["--shuffle", "true"], ["--no-shuffle"], ["--shuffle", "false"]):
+        out = tmp_path / "-".join(words)
+        done = run(command, packed, out, "--shards", "1", *words)
+        assert done.exit_code == 0, done.output
+        dataset = shardio.ShardDataset(out, decode=False)
+        orders.append([sample["__key__"] for sample in dataset])
+    assert orders[0] == orders[1] != orders[2] == orders[3]
+
+
+def test_the_example_of_replay_is_a_step_of_a_small_dataset(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").symlink_to(packed)
+    monkeypatch.chdir(tmp_path)
+    example = run("replay", "--help").output.rpartition("Example: shardio ")[2]
+    done = run(*example.split())
+    assert done.exit_code == 0, done.exception
+    assert "wrote the 64 samples (0 of them pads)" in done.output
 
 
 @pytest.mark.parametrize(

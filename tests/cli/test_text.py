@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
+import re
 import shutil
+import signal
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
@@ -72,6 +79,69 @@ def test_an_ascii_terminal_shows_the_figures_that_others_do(command: str, run: R
     for one, other in (("×", "x"), ("─", "-"), ("…", "...")):
         usual = usual.replace(one, other)
     assert plain == usual
+
+
+def on_terminal(
+    *arguments: str | Path, columns: int, interrupt_at: bytes | None = None
+) -> tuple[int, str]:
+    """Run a command on a terminal; returns its exit code and all that it shows."""
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("4H", 40, columns, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shardio", *map(str, arguments)],
+        stdin=child,
+        stdout=child,
+        stderr=child,
+        env={**environment, "TERM": "xterm"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+        start_new_session=True,
+    )
+    os.close(child)
+    shown = b""
+    with suppress(OSError):  # which ends it
+        while piece := os.read(parent, 4096):
+            shown += piece
+            if interrupt_at is not None and interrupt_at in shown:
+                interrupt_at = None
+                os.killpg(process.pid, signal.SIGINT)
+    os.close(parent)
+    return process.wait(), shown.decode().replace("\r\n", "\n")
+
+
+SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize("command", ["plan", "info"])
+def test_what_is_laid_out_fits_the_terminal_and_has_no_trailing_blanks(
+    command: str, columns: int, packed: Path
+) -> None:
+    options = ["--batch-size", "4"] if command == "plan" else []
+    code, shown = on_terminal(command, packed, *options, columns=columns)
+    assert code == 0, shown
+    lines = [SEQUENCE.sub("", line) for line in shown.rpartition("\x1b[2K")[2].split("\n")]
+    assert len(lines) > 10
+    widest = max(map(len, lines))
+    assert min(columns, 80) - 15 < widest <= min(columns, 80)
+    assert not [line for line in lines if line != line.rstrip()]
+
+
+def test_an_interrupted_pack_says_that_the_same_command_goes_on(
+    images: Path, tmp_path: Path
+) -> None:
+    pack = ("pack", images, tmp_path / "out", "--shards", "100", "--jobs", "1")
+    code, shown = on_terminal(*pack, columns=80, interrupt_at=b"packing")
+    assert code == 128 + signal.SIGINT, shown
+    assert shown.endswith("shardio: interrupted; the same command goes on where it stopped\n")
+    code, shown = on_terminal(*pack, columns=80)
+    assert code == 0, shown
+
+
+def test_an_interrupted_profile_says_no_more_than_that(packed: Path) -> None:
+    code, shown = on_terminal("profile", packed, columns=80, interrupt_at=b"measuring")
+    assert code == 128 + signal.SIGINT
+    assert shown.endswith("shardio: interrupted\n")
 
 
 def test_the_c_locale_without_utf_8_is_an_ascii_terminal(packed: Path) -> None:

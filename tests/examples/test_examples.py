@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -23,6 +24,38 @@ TRAIN_DDP = next(path for path in EXAMPLES if path.name == "train_ddp.py")
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_has_at_most_a_hundred_lines(example: Path) -> None:
     assert len(example.read_text("utf-8").splitlines()) <= 100
+
+
+DEPENDENCIES = {"cv2", "numpy", "shardio", "torch", "webdataset"}
+TAKEN_IF_THERE = {"torchvision"}
+
+
+def others_of(example: Path) -> set[str]:
+    """Names of the modules that an example imports beyond those that shardio brings."""
+    tree = ast.parse(example.read_text("utf-8"))
+    names = {
+        name.partition(".")[0]
+        for node in ast.walk(tree)
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    return names - DEPENDENCIES - TAKEN_IF_THERE - sys.stdlib_module_names
+
+
+WITH_OTHERS = [example for example in EXAMPLES if others_of(example)]
+
+
+@pytest.mark.parametrize("example", WITH_OTHERS, ids=lambda path: path.name)
+def test_an_example_says_what_to_install(example: Path) -> None:
+    block = f"import runpy, sys; sys.modules.update(dict.fromkeys({others_of(example)}))"
+    done = programs.run(f"{block}; runpy.run_path({str(example)!r}, run_name='__main__')")
+    assert done.returncode == 1
+    assert re.fullmatch(r"this example needs ([\w-]+): pip install \1\n", done.stderr), done.stderr
 
 
 def torchrun(processes: int, folder: Path) -> list[str]:

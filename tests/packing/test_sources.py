@@ -6,8 +6,10 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -662,3 +664,59 @@ class TestRemedies:
         found = rf"{remedy}.*, or skip such samples with on_error='skip' \(--on-error skip\)$"
         with pytest.raises(shardio.PackError, match=found):
             shardio.pack(source, tmp_path / "out", shards=1, **options)
+
+
+@pytest.mark.parametrize("names", [["train", "val"], ["Train", "test", "notes"], ["training"]])
+def test_splits_are_no_classes_unless_they_are_said_to_be(names: list[str], tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    for name in names:
+        make_images(source / name, classes=2, per_class=2)
+    first = source / min(names)
+    with pytest.raises(
+        shardio.SituationError,
+        match=rf"{re.escape(str(source))}: its '{min(names)}'.* would be classes, and their names "
+        rf"are those of splits; pack {re.escape(str(first))} by itself",
+    ):
+        shardio.pack(source, tmp_path / "out", shards=1)
+    assert shardio.pack(first, tmp_path / "one", shards=1).classes == 2
+    assert shardio.pack(source, tmp_path / "all", shards=1, labels=False).classes is None
+    packed = shardio.pack(source, tmp_path / "named", shards=1, classes=sorted(names))
+    assert packed.classes == len(names)
+
+
+def test_a_class_may_have_the_name_of_a_split(tmp_path: Path) -> None:
+    source = write(tmp_path / "in", car___1__png=PNG, plane___1__png=PNG, train___1__png=PNG)
+    assert shardio.pack(source, tmp_path / "out", shards=1).classes == 3
+    source = write(tmp_path / "one", train___1__png=PNG)
+    assert shardio.pack(source, tmp_path / "alone", shards=1).classes == 1
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+@pytest.mark.parametrize("folder", ["", "a___"])
+def test_a_folder_without_images_is_said_to_have_none(
+    folder: str, on_error: Any, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "in", **{f"{folder}b__txt": "hi", f"{folder}c__csv": "x"})
+    with pytest.raises(
+        shardio.PackError,
+        match=rf"{re.escape(str(source))}: it has no images; the first of its files is .*b\.txt; ",
+    ):
+        shardio.pack(source, tmp_path / "out", shards=1, on_error=on_error)
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_without_an_extension_are_images(tmp_path: Path) -> None:
+    source = write(tmp_path / "in", one=PNG, two=PNG)
+    assert shardio.pack(source, tmp_path / "out", shards=1).samples == 2
+
+
+def test_reading_parquet_without_pyarrow_blames_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parquet.write_table(pa.table({"path": ["a.png"]}), tmp_path / "t.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(shardio.SituationError) as caught:
+        shardio.pack(tmp_path / "t.parquet", tmp_path / "out", shards=1)
+    assert str(caught.value) == (
+        f"{tmp_path / 't.parquet'}: reading Parquet needs pyarrow; pip install 'shardio[parquet]'"
+    )

@@ -449,12 +449,13 @@ def test_pickles_and_object_arrays_are_never_loaded(tmp_path: Path) -> None:
         ({"fields": ["png"]}, "fields=.* it must be a mapping such as"),
         ({"transform": 224}, "transform=224: it must be callable"),
         (
+            {"transform": shardio.CenterCrop},
+            r"it must be an instance, not the class; call it, as shardio.RandomResizedCrop\(224\)",
+        ),
+        ({"fields": {"image": shardio.Image}}, "it must be a mapping to instances, not to classes"),
+        (
             {"transform": [shardio.Resize((4, 4))]},
             r"it must be one transform, .*RandomResizedCrop.*v2\.Compose makes of several",
-        ),
-        (
-            {"transform": shardio.CenterCrop},
-            r"it must be callable, such as shardio.CenterCrop\(224",
         ),
         (
             {"transform": shardio.Resize((4, 4)), "decode": False},

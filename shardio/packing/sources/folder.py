@@ -17,14 +17,16 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from shardio.errors import PackError, SituationError, UsageError, quoted, shown
 from shardio.fields.base import FieldType
-from shardio.fields.formats import IMAGE_FIELDS
+from shardio.fields.formats import IMAGE_FIELDS, is_image
 from shardio.indexing.manifest import MANIFEST_NAME
 from shardio.indexing.parts import SHARD_SUFFIXES
 from shardio.packing.sources.base import (
@@ -88,6 +90,28 @@ def _refuse_parts(path: str, classes: Sequence[str]) -> None:
         )
 
 
+_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
+
+
+def _refuse_splits(path: str, classes: Sequence[str]) -> None:
+    """Raise SituationError for folders that are parts of a dataset, such as train and val."""
+    splits = [name for name in classes if name.lower() in _SPLITS]
+    if not splits or (len(splits) == 1 < len(classes)):
+        return
+    names = [text_of(name) for name in _listed(place_in(path, splits[0]), b"").names]
+    if any(name.endswith((*SHARD_SUFFIXES, MANIFEST_NAME)) for name in names):
+        return  # the walk says what that is
+    if len(splits) > 1 or any(name.endswith("/") for name in names):
+        first = shown(os.fsdecode(place_in(path, splits[0])))
+        raise SituationError(
+            f"its {' and '.join(map(quoted, splits))} would be classes, and their names are those "
+            "of splits",
+            where=path,
+            remedy=f"pack {first} by itself, and any other one likewise; if they are classes, list "
+            "them (--classes), or pack without classes (labels=False, --no-labels)",
+        )
+
+
 def _refuse_alike(path: str, classes: Sequence[str]) -> None:
     """Raise SituationError for folders whose names look the same, since people mean one class."""
     seen: dict[str, str] = {}
@@ -148,6 +172,7 @@ class FolderSource:
             classes = find_classes(path)
             if options.labels:
                 _refuse_parts(path, classes or ())
+                _refuse_splits(path, classes or ())
                 _refuse_alike(path, classes or ())
         labels = LabelEncoder(classes) if options.labels and classes else None
         if not isinstance(options.fields, str | None):
@@ -189,6 +214,8 @@ class FolderSource:
         """
         seen = _Seen(Counter(), Counter(), Neighbours(self.root, self.given))
         walks = [self._walk(b"", (), seen)]  # no recursion: folders may be 2,000 deep
+        is_other = bool(self.rule.specs or self.given)
+        first, has_images = None, is_other
         while walks:
             found = next(walks[-1], None)
             if found is None:
@@ -196,7 +223,16 @@ class FolderSource:
             elif isinstance(found, Iterator):
                 walks.append(found)
             else:
+                first = first or found.path
+                has_images = has_images or _may_be_image(self.root, found)
                 yield found
+        if first is not None and not has_images:
+            raise PackError(
+                f"it has no images; the first of its files is {shown(first)}",
+                where=self.root,
+                remedy="name the folder that holds the images, or say what the files are, with "
+                "fields (--fields) or types (--type wav=Audio)",
+            )
         log_junk(self.root, seen.junk)
         seen.neighbours.log()
 
@@ -305,6 +341,19 @@ class FolderSource:
             label=label,
             renamed=sample.renamed,
         )
+
+
+def _may_be_image(root: str, found: SourceSample | Problem) -> bool:
+    """Tell whether a file has the name or the first bytes of an image, or cannot be read."""
+    names = {name for name, _ in found.fields} if isinstance(found, SourceSample) else set()
+    if names & IMAGE_FIELDS or found.path.rpartition(".")[2].lower() in IMAGE_FIELDS:
+        return True
+    place = Path(os.fsdecode(place_in(root, found.path)))
+    try:
+        with place.open("rb") if place.is_file() else nullcontext() as stream:  # no pipe
+            return stream is None or is_image(stream.read(16))
+    except OSError:
+        return True
 
 
 def _coco_hint(path: str) -> str:
