@@ -2,9 +2,10 @@
 # make test   sets up, then runs format, lint, types and tests
 # make native  compiles the native core again, if its sources have changed
 # make wheel  sets up, then builds dist/ and tries the wheel where no compiler is
+# make docs  sets up, then builds the site into build/docs; make docs-serve shows it
 # make servers  installs azurite, for tests of Azure, where npm is
 # make test-trainers  sets up the trainers, then tests shardio under each of them on two ranks
-# make campaigns  sets up, then attacks shardio for about forty minutes (see docs/campaigns.md)
+# make campaigns  sets up, then attacks shardio for about forty minutes (see docs/pages/campaigns.md)
 # make bench  sets up the peers, then measures beside them and at scale (needs an idle machine)
 
 PYTHON ?= python3
@@ -21,7 +22,7 @@ CAMPAIGNS := tars headers images bombs canaries damage kills stores remote_kills
 say = @printf '\n== %s\n' "$(1)"
 timed = @bash -c 'start=$$SECONDS; $(1); status=$$?; echo "   ($$((SECONDS - start)) s)"; exit $$status'
 
-.PHONY: demo test test-trainers types pytest format native wheel servers campaigns bench clean
+.PHONY: demo test test-trainers types pytest format native wheel docs docs-serve servers campaigns bench clean
 
 $(READY): pyproject.toml tools/requirements-dev.txt
 	$(call say,setting up $(VENV): about two minutes and 2 GB the first time)
@@ -49,6 +50,13 @@ $(SERVERS_READY): tools/package.json
 	else echo "azurite could not be installed; what needs it is skipped"; fi
 
 servers: $(SERVERS_READY)
+
+# Signatures are formatted by ruff, which is where the Python of $(VENV) is.
+docs: $(READY)
+	PATH="$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -f docs/mkdocs.yml
+
+docs-serve: $(READY)
+	PATH="$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve -f docs/mkdocs.yml
 
 # Without a compiler or a header this says so, and everything runs in Python.
 native:
@@ -96,8 +104,8 @@ campaigns: $(READY) native
 	@$(BIN)/python tools/check/all.py $(CAMPAIGNS)
 
 bench: $(PEERS_READY) native
-	$(PEERS)/bin/python tools/bench/compare.py --markdown docs/benchmarks.md
-	$(PEERS)/bin/python tools/bench/pipelines.py --markdown docs/pipelines-measured.md
+	$(PEERS)/bin/python tools/bench/compare.py --markdown docs/pages/benchmarks.md
+	$(PEERS)/bin/python tools/bench/pipelines.py --markdown docs/pages/benchmarks-pipelines.md
 	$(PEERS)/bin/python tools/bench/packing.py
 	$(PEERS)/bin/python tools/bench/scale.py
 	$(PEERS)/bin/python tools/bench/remote.py
