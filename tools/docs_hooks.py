@@ -73,8 +73,9 @@ def describe(command: click.Command, name: str) -> Iterator[str]:
     for option, text in rows:
         yield f"| `{_plain(option).replace('|', chr(92) + '|')}` | {_plain(text)} |"
     yield ""
-    if command.epilog:
-        yield _plain(command.epilog) + "\n"
+    examples = (command.epilog or "").replace("\b", "").strip().removeprefix("Example: ")
+    if examples:
+        yield "Example:\n\n```sh\n" + "\n".join(map(str.strip, examples.splitlines())) + "\n```\n"
 
 
 def _plain(text: str) -> str:

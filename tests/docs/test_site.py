@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(place)]
     done = subprocess.run(
         [*command, "-f", str(ROOT / "docs" / "mkdocs.yml")],
+        cwd=ROOT,
         env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
@@ -61,3 +63,9 @@ def test_pages_ask_nothing_of_the_network(built: Path) -> None:
     for path in built.rglob("*.html"):
         found = [one for one in asked.findall(path.read_text("utf-8")) if "canonical" not in one]
         assert not found, path
+
+
+def test_the_pictures_are_those_that_the_program_draws() -> None:
+    drawn = runpy.run_path(str(ROOT / "tools" / "make_pictures.py"))["pictures"]()
+    kept = {path.name: path.read_text("utf-8") for path in (SITE / "pictures").iterdir()}
+    assert kept == drawn
