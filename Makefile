@@ -3,9 +3,10 @@
 # make native  compiles the native core again, if its sources have changed
 # make wheel  sets up, then builds dist/ and tries the wheel where no compiler is
 # make release-check  sets up, then installs sdist and wheel as users would and runs the three uses
+# make docs  sets up, then builds the site into build/docs; make docs-serve shows it
 # make servers  installs azurite, for tests of Azure, where npm is
 # make test-trainers  sets up the trainers, then tests shardio under each of them on two ranks
-# make campaigns  sets up, then attacks shardio for about forty minutes (see docs/campaigns.md)
+# make campaigns  sets up, then attacks shardio for about forty minutes (see docs/pages/campaigns.md)
 # make bench  sets up the peers, then measures beside them and at scale (needs an idle machine)
 
 PYTHON ?= python3
@@ -26,7 +27,7 @@ pip_install = -m pip install --disable-pip-version-check --progress-bar off
 patiently = @bash -c 'start=$$SECONDS; (while sleep 10 >/dev/null 2>&1; do echo "   ... $$((SECONDS - start)) s"; done) & trap "kill $$!" EXIT; $(1); status=$$?; echo "   ($$((SECONDS - start)) s)"; exit $$status'
 timed = @bash -c 'start=$$SECONDS; $(1); status=$$?; echo "   ($$((SECONDS - start)) s)"; exit $$status'
 
-.PHONY: demo test test-trainers types pytest format native wheel release-check servers campaigns bench clean
+.PHONY: demo test test-trainers types pytest format native wheel release-check docs docs-serve servers campaigns bench clean
 
 $(READY): pyproject.toml tools/requirements-dev.txt
 	$(call say,setting up $(VENV): several minutes and 3 GB the first time$(comma) more where torch comes with CUDA)
@@ -54,6 +55,13 @@ $(SERVERS_READY): tools/package.json
 	else echo "azurite could not be installed; what needs it is skipped"; fi
 
 servers: $(SERVERS_READY)
+
+# Signatures are formatted by ruff, which is where the Python of $(VENV) is.
+docs: $(READY)
+	PATH="$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -f docs/mkdocs.yml
+
+docs-serve: $(READY)
+	PATH="$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve -f docs/mkdocs.yml
 
 # Without a compiler or a header this says so, and everything runs in Python.
 native:
@@ -108,8 +116,8 @@ campaigns: $(READY) native
 	@$(BIN)/python tools/check/all.py $(CAMPAIGNS)
 
 bench: $(PEERS_READY) native
-	$(PEERS)/bin/python tools/bench/compare.py --markdown docs/benchmarks.md
-	$(PEERS)/bin/python tools/bench/pipelines.py --markdown docs/pipelines-measured.md
+	$(PEERS)/bin/python tools/bench/compare.py --markdown docs/pages/benchmarks.md
+	$(PEERS)/bin/python tools/bench/pipelines.py --markdown docs/pages/benchmarks-pipelines.md
 	$(PEERS)/bin/python tools/bench/packing.py
 	$(PEERS)/bin/python tools/bench/scale.py
 	$(PEERS)/bin/python tools/bench/remote.py

@@ -57,7 +57,7 @@ def pack(
             texts that are not fields of their own go into the field json. Or a table, CSV, TSV,
             JSON Lines or Parquet, with a row a sample. Or a dataset of YOLO, COCO or Pascal VOC,
             which is recognised by its folders and logged. Or an iterable of samples, mappings from
-            fields to bytes, paths or values, with their "__key__". Or any `shardio.Source`.
+            fields to bytes, paths or values, with their `__key__`. Or any `shardio.Source`.
         out: path or URL of a folder without shards.
         options: keywords; PackOptions describes each.
 

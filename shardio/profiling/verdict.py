@@ -43,7 +43,7 @@ Bottleneck = Literal[
     "loader",
     "workers",
 ]
-"""What may limit a loop, in the order of the rules that name it; docs/profile.md describes each."""
+"""What may limit a loop, in the order of the rules; docs/pages/explanation/profile.md has them."""
 
 WAITS_LITTLE = 0.05  # share of the time
 _STARTS_LONG = 0.3  # share of an epoch

@@ -90,8 +90,8 @@ class ShardDataset(ResumableDataset):
     An entry is uint8 [B, 3, H, W] (channels-last memory) for images, int64 [B] for labels, a
     tensor [B, …] for npy, a list of B values otherwise (str for txt, bytes where no decoder is
     known). Images of several sizes need a transform that makes them equal. "valid" is bool [B]:
-    False for repeats that pad the last step and for replaced bad samples. "__key__" is a list of
-    B str; "__epoch__" and "__step__" are int. A sample has the same entries without B, and
+    False for repeats that pad the last step and for replaced bad samples. `__key__` is a list of
+    B str; `__epoch__` and `__step__` are int. A sample has the same entries without B, and
     without the last two.
 
     Every loop over it is the next epoch, in another order if shuffled, also inside a DataLoader.
@@ -118,7 +118,7 @@ class ShardDataset(ResumableDataset):
             or albumentations may stand for a function: it gets pictures, masks, boxes and points
             together, and its random numbers are seeded for each sample.
         collate: function from the list of a batch's samples to the entries of the batch, by name,
-            in place of joining them by kind; "valid" and "__key__" are added.
+            in place of joining them by kind; `valid` and `__key__` are added.
         nondeterministic: True lets a Loader's threads run torchvision's random transforms, which
             share generators, so that no two runs are the same.
         batch_size: samples of one rank in a step. The global batch is batch_size × world_size.

@@ -64,7 +64,7 @@ class Mix(ResumableDataset):
     Every batch holds samples of all sources, in the proportion of the weights: in any 1,000
     consecutive samples of the mixture, each source has its share to within one sample. Each
     source delivers its samples exactly once in each of its own epochs, which follow one another
-    through the epochs of the mixture; nothing is padded. A batch also has "__source__", int64
+    through the epochs of the mixture; nothing is padded. A batch also has `__source__`, int64
     [B], the position of each sample's source.
 
     Args:

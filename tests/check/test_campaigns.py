@@ -53,12 +53,12 @@ def test_campaigns_go_on_after_one_that_fails() -> None:
 
 
 def test_the_page_and_make_know_every_campaign() -> None:
-    page = (CHECK.parents[1] / "docs" / "campaigns.md").read_text("utf-8")
+    page = (CHECK.parents[1] / "docs" / "pages" / "campaigns.md").read_text("utf-8")
     makefile = (CHECK.parents[1] / "Makefile").read_text("utf-8")
     listed = next(line for line in makefile.splitlines() if line.startswith("CAMPAIGNS :="))
     names = listed.split()[2:]
     assert {*names} == {*CAMPAIGNS}
-    assert [name for name in names if f"(../tools/check/{name}.py) |" in page] == names
+    assert [name for name in names if f"| `{name}` |" in page] == names
 
 
 def test_a_campaign_that_finds_a_wrong_fails_and_says_how_to_repeat_it(tmp_path: Path) -> None:

@@ -355,7 +355,7 @@ def test_what_the_measurements_do_not_allow_is_withheld_with_the_reason(
 
 
 def test_the_page_has_what_each_claim_needs() -> None:
-    text = (Path(__file__).parents[2] / "docs/profile.md").read_text("utf-8")
+    text = (Path(__file__).parents[2] / "docs/pages/explanation/profile.md").read_text("utf-8")
     table = text.partition("| claim | rests on |")[2].partition("\n\n")[0]
     rows = re.findall(r"^\| `(\w+)`.*\| (\d+) % \| (\d+) % \|$", table, re.MULTILINE)
     needs = {

@@ -149,7 +149,7 @@ def test_the_bottleneck_is_named_with_figures_and_something_to_change(
 def test_every_bottleneck_is_planted_and_described() -> None:
     names = [*get_args(Bottleneck)]
     assert {name for name, _ in PLANTED} == {*names}
-    text = (Path(__file__).parents[2] / "docs/profile.md").read_text("utf-8")
+    text = (Path(__file__).parents[2] / "docs/pages/explanation/profile.md").read_text("utf-8")
     rows = text.partition("| bottleneck | when |")[2].partition("\n\n")[0].splitlines()
     described = [re.findall(r"`(\w+)`", row.split("|")[1]) for row in rows if row.startswith("| `")]
     assert [name for of_row in described for name in of_row] == names

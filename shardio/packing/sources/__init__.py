@@ -1,6 +1,6 @@
 """Sources of samples: each module reads one kind, by the protocol that is here.
 
-A source of one's own is made of these names; see "Your own source" in the README.
+A source of one's own is made of these names; see docs/pages/guides/own-source.md.
 """
 
 from shardio.packing.sources.base import FromFile as FromFile
