@@ -138,7 +138,8 @@ def test_a_loop_that_is_left_does_not_wait_for_the_index_of_a_shard(
 def run(code: str, web: Nginx, cache: Path) -> subprocess.Popen[str]:
     """Start a script of a user, which has `dataset`."""
     head = f"""
-    import sys, time, shardio
+    import signal, sys, time, shardio
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     dataset = shardio.ShardDataset({f"{web.url}/"!r}, cache_dir={str(cache)!r}, batch_size=8,
                                    shuffle=True, window=2, decode=False)
     """
