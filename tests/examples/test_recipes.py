@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests import programs
+
 ROOT = Path(__file__).parents[2]
 TRAIN, HELD_OUT = 1438, 359  # of the 1,797 digits
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
@@ -27,7 +29,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 RECIPES = sorted((ROOT / "examples").glob("*.py"))
-WITH_FOLDER = [path.stem for path in RECIPES if "Path(sys.argv[1])" in path.read_text("utf-8")]
+WITH_FOLDER = [path for path in RECIPES if "Path(sys.argv[1])" in path.read_text("utf-8")]
 
 
 def needs(package: str, name: str) -> None:
@@ -88,12 +90,11 @@ def kill_after_saving(checkpoint: Path, *words: object) -> Any:
 
 
 @pytest.mark.parametrize("words", [(), ("nowhere",)], ids=["none", "one that is not there"])
-@pytest.mark.parametrize("name", WITH_FOLDER)
+@pytest.mark.parametrize("recipe", WITH_FOLDER, ids=lambda path: path.name)
 def test_without_its_folder_a_recipe_says_in_a_sentence_what_to_give(
-    name: str, words: tuple[str, ...], tmp_path: Path
+    recipe: Path, words: tuple[str, ...]
 ) -> None:
-    command = [sys.executable, example(name), *words]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = programs.run(recipe, *words)
     assert done.returncode == 1
     assert re.fullmatch(r"(give|this example needs) [^\n]+\n", done.stderr), done.stderr
 
