@@ -182,14 +182,14 @@ def numbers_of(name: str, form: str) -> list[list[float]]:
 
 def test_depth_is_measured_far_better_than_it_is_guessed() -> None:
     off, guessed = numbers_of("stereo", r"([\d.]+) m off, ([\d.]+) m by guessing")[-1]
-    assert off < guessed / 5
+    assert off < guessed / 8  # mirrored pairs would make it more
 
 
 def test_sounds_of_several_rates_and_lengths_are_told_apart() -> None:
     pytest.importorskip("soundfile", reason="soundfile, which decodes sound, is not installed")
     found = numbers_of("audio", r"([\d.]+)% of (\d+) held-out clips")
     assert all(clips == 120 for _, clips in found)
-    assert found[-1][0] > 80  # and 33 % by chance
+    assert found[-1][0] > 90  # and 33 % by chance; silence behind a clip would make it less
 
 
 def test_a_table_gives_sets_of_labels_and_numbers() -> None:
