@@ -24,7 +24,8 @@ try:
 except ImportError:
     v2 = None
 
-DEVICE = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else "cpu")
+LOCAL_RANK = int(os.environ.get("LOCAL_RANK", "0"))
+DEVICE = torch.device("cuda", LOCAL_RANK) if torch.cuda.is_available() else torch.device("cpu")
 normalize = shardio.Normalize()
 
 
@@ -62,18 +63,15 @@ def train(folder: Path, epochs: int) -> None:
     classes = len(dataset.classes or ())
     mix = shardio.RandomChoice([shardio.MixUp(classes, 0.2), shardio.CutMix(classes, p=0.5)])
     torch.manual_seed(0)
-    layers: list[nn.Module] = []
-    for before, after, stride in ((3, 32, 1), (32, 64, 2), (64, 128, 2)):
-        layers += [nn.Conv2d(before, after, 3, stride, 1), Residual(after)]
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, classes)]
-    network = nn.Sequential(*layers).to(DEVICE)
-    model = nn.parallel.DistributedDataParallel(network)
+    sizes = (3, 32, 1), (32, 64, 2), (64, 128, 2)
+    layers = [nn.Sequential(nn.Conv2d(a, b, 3, stride, 1), Residual(b)) for a, b, stride in sizes]
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, classes))
+    model = nn.parallel.DistributedDataParallel(network.to(DEVICE))
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.97))
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, epochs * len(loader))
     parts: list[Any] = [network, average, optimizer, schedule, loader]
-    checkpoint = folder / "checkpoint.pt"
-    if checkpoint.exists():
+    if (checkpoint := folder / "checkpoint.pt").exists():
         for part, state in zip(parts, torch.load(checkpoint, weights_only=True), strict=True):
             part.load_state_dict(state)
     for epoch in range(loader.state_dict()["epoch"], epochs):  # from 0, or where it was killed
@@ -95,6 +93,8 @@ def train(folder: Path, epochs: int) -> None:
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:] or not Path(sys.argv[1], "train").is_dir() or "RANK" not in os.environ:
+        sys.exit("give torchrun this file and a folder with the packed train and val, see its top")
     dist.init_process_group()
     train(Path(sys.argv[1]), epochs=int(sys.argv[2]) if sys.argv[2:] else 5)
     dist.destroy_process_group()

@@ -5,6 +5,7 @@ torchrun --nproc-per-node 3 examples/train_ddp.py FOLDER [EPOCHS]   resumes wher
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -66,16 +67,14 @@ def train(folder: Path, epochs: int) -> None:
     network = nn.parallel.DistributedDataParallel(nn.Sequential(*layers))
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
     dataset = shardio.ShardDataset(folder / "train", shuffle=True, global_batch_size=GLOBAL_BATCH)
-    checkpoint, first_epoch = folder / "checkpoint.pt", 0
-    if checkpoint.exists():
+    if (checkpoint := folder / "checkpoint.pt").exists():
         saved = torch.load(checkpoint, weights_only=True)
         network.module.load_state_dict(saved["network"])
         optimizer.load_state_dict(saved["optimizer"])
         dataset.load_state_dict(saved["data"])
-        first_epoch = saved["data"]["epoch"]
     loader = DataLoader(dataset, batch_size=None, num_workers=1)
     log = (folder / f"batches-of-{ranks}-{rank}.jsonl").open("a", buffering=1)
-    for epoch in range(first_epoch, epochs):
+    for epoch in range(dataset.state_dict()["epoch"], epochs):  # from 0, or where it was killed
         for batch in loader:
             log.write(json.dumps([epoch, batch["__step__"], batch["__key__"]]) + "\n")
             logits, valid = network(batch["image"].float() / 255), batch["valid"]
@@ -85,16 +84,17 @@ def train(folder: Path, epochs: int) -> None:
             optimizer.zero_grad()
             (loss / count * ranks).backward()  # times ranks: DDP averages over them
             optimizer.step()
-            step = batch["__step__"] + 1
-            if rank == 0 and (step % STEPS_BETWEEN_SAVES == 0 or step == len(dataset)):
-                # After this batch, however far the worker has read ahead.
-                save(checkpoint, network.module, optimizer, dataset.state_dict(batch))
+            state = dataset.state_dict(batch)  # after it, however far the worker has read ahead
+            if rank == 0 and state["step"] % STEPS_BETWEEN_SAVES == 0:  # 0 after the last
+                save(checkpoint, network.module, optimizer, state)
         held_out = accuracy(network, folder)
         if rank == 0:
             print(f"epoch {epoch}: held-out accuracy {held_out:.2%}", flush=True)
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:] or "RANK" not in os.environ:
+        sys.exit("give torchrun this file and a folder for its files, as its first lines show")
     dist.init_process_group("gloo")
     train(Path(sys.argv[1]), epochs=int(sys.argv[2]) if sys.argv[2:] else 3)
     dist.destroy_process_group()

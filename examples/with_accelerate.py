@@ -74,4 +74,6 @@ def train(folder: Path, epochs: int) -> None:
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:] or not Path(sys.argv[1], "train").is_dir():
+        sys.exit("give a folder with the packed train and val, as the first lines of this file do")
     train(Path(sys.argv[1]), epochs=int(sys.argv[2]) if sys.argv[2:] else 5)

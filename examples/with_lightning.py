@@ -93,4 +93,6 @@ def train(folder: Path, epochs: int = 5, processes: int = 1) -> None:
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:] or not Path(sys.argv[1], "train").is_dir():
+        sys.exit("give a folder with the packed train and val, as the first lines of this file do")
     train(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -55,7 +55,9 @@ def test_an_example_says_what_to_install(example: Path) -> None:
     block = f"import runpy, sys; sys.modules.update(dict.fromkeys({others_of(example)}))"
     done = programs.run(f"{block}; runpy.run_path({str(example)!r}, run_name='__main__')")
     assert done.returncode == 1
-    assert re.fullmatch(r"this example needs ([\w-]+): pip install \1\n", done.stderr), done.stderr
+    assert re.fullmatch(
+        r"this example needs ([\w-]+|\w+\[\w+\]): pip install (')?\1(?(2)')\n", done.stderr
+    ), done.stderr
 
 
 def torchrun(processes: int, folder: Path) -> list[str]:
@@ -166,6 +168,60 @@ def test_an_example_with_fields_that_follow_the_crop_learns(
     found = re.search(form, done.stdout)
     assert found is not None, done.stdout
     assert all(float(share) >= least for share in found.groups()), done.stdout
+
+
+def numbers_of(name: str, form: str) -> list[list[float]]:
+    """Run an example, and return the numbers in what it prints, for each match of the form."""
+    example = next(path for path in EXAMPLES if path.stem == name)
+    done = programs.run(example, strict=True)
+    assert done.returncode == 0, done.stderr
+    found = re.findall(form, done.stdout)
+    assert found, done.stdout
+    return [[float(number) for number in groups] for groups in found]
+
+
+def test_depth_is_measured_far_better_than_it_is_guessed() -> None:
+    off, guessed = numbers_of("stereo", r"([\d.]+) m off, ([\d.]+) m by guessing")[-1]
+    assert off < guessed / 8  # mirrored pairs would make it more
+
+
+def test_sounds_of_several_rates_and_lengths_are_told_apart() -> None:
+    pytest.importorskip("soundfile", reason="soundfile, which decodes sound, is not installed")
+    found = numbers_of("audio", r"([\d.]+)% of (\d+) held-out clips")
+    assert all(clips == 120 for _, clips in found)
+    assert found[-1][0] > 90  # and 33 % by chance; silence behind a clip would make it less
+
+
+def test_a_table_gives_sets_of_labels_and_numbers() -> None:
+    form = r"right of ([\d.]+)% of (\d+) held-out pictures, ([-\d.]+)% of the variance"
+    colours, pictures, explained = numbers_of("table", form)[-1]
+    assert pictures == 200
+    assert colours > 75  # and 13 % by chance
+    assert explained > 85
+
+
+def test_balanced_sampling_and_class_weights_find_rare_classes() -> None:
+    form = r"an epoch: \[(\d+), (\d+), (\d+)\].*; mean ([\d.]+)%"
+    (*plain, found), (*weighted, more), (*balanced, most) = numbers_of("imbalanced", form)
+    assert plain == weighted == [1800, 180, 20]
+    assert sum(balanced) == pytest.approx(2000, abs=2)  # each is a mean, rounded down
+    assert max(balanced) - min(balanced) < 20
+    assert min(more, most) > found + 20
+
+
+def test_a_network_is_surer_of_what_is_right_after_mixing() -> None:
+    form = r"accuracy ([\d.]+)% of (\d+), held-out loss ([\d.]+)"
+    plain, *mixed = numbers_of("mixing", form)
+    assert len(mixed) == 3
+    assert all(count == 1597 and accuracy > 70 for accuracy, count, _ in (plain, *mixed))
+    assert all(loss < 0.9 * plain[2] for _, _, loss in mixed)
+
+
+def test_buckets_show_pictures_of_any_shape_whole_and_once() -> None:
+    form = r"(\d+) samples, (\d+) different, of (\d+) shapes; ([\d.]+)% of (\d+) counted right"
+    found = numbers_of("buckets", form)
+    assert all((*row[:3], row[4]) == (960, 960, 3, 240) for row in found)
+    assert found[-1][3] > 70  # and 17 % by chance
 
 
 def test_the_training_example_learns_to_read_digits() -> None:

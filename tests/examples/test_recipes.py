@@ -8,18 +8,28 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
+
+from tests import programs
 
 ROOT = Path(__file__).parents[2]
 TRAIN, HELD_OUT = 1438, 359  # of the 1,797 digits
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+RECIPES = sorted((ROOT / "examples").glob("*.py"))
+WITH_FOLDER = [path for path in RECIPES if "Path(sys.argv[1])" in path.read_text("utf-8")]
 
 
 def needs(package: str, name: str) -> None:
@@ -52,9 +62,41 @@ def packed_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def digits(packed_digits: Path, tmp_path: Path) -> Path:
     """The packed digits in a folder of its own, where checkpoints go."""
+    return linked(packed_digits, tmp_path / "digits")
+
+
+@pytest.fixture
+def other_digits(packed_digits: Path, tmp_path: Path) -> Path:
+    """The same in another one."""
+    return linked(packed_digits, tmp_path / "other")
+
+
+def linked(packed: Path, place: Path) -> Path:
+    place.mkdir()
     for part in ("train", "val"):
-        (tmp_path / part).symlink_to(packed_digits / part)
-    return tmp_path
+        (place / part).symlink_to(packed / part)
+    return place
+
+
+def kill_after_saving(checkpoint: Path, *words: object) -> Any:
+    """Start a recipe, kill it when it has saved its first checkpoint, and return that."""
+    started = subprocess.Popen([sys.executable, *map(str, words)], env=ENVIRONMENT)
+    while not checkpoint.exists():
+        assert started.poll() is None
+        time.sleep(0.005)
+    started.terminate()  # torchrun then ends its processes
+    started.wait()
+    return torch.load(checkpoint, weights_only=True)
+
+
+@pytest.mark.parametrize("words", [(), ("nowhere",)], ids=["none", "one that is not there"])
+@pytest.mark.parametrize("recipe", WITH_FOLDER, ids=lambda path: path.name)
+def test_without_its_folder_a_recipe_says_in_a_sentence_what_to_give(
+    recipe: Path, words: tuple[str, ...]
+) -> None:
+    done = programs.run(recipe, *words)
+    assert done.returncode == 1
+    assert re.fullmatch(r"(give|this example needs) [^\n]+\n", done.stderr), done.stderr
 
 
 def test_captions_are_found_for_pictures() -> None:
@@ -65,21 +107,12 @@ def test_captions_are_found_for_pictures() -> None:
 
 
 def test_a_classification_that_was_killed_ends_as_one_that_was_not(
-    packed_digits: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory
+    digits: Path, other_digits: Path
 ) -> None:
-    whole = tmp_path_factory.mktemp("whole")
-    for part in ("train", "val"):
-        (whole / part).symlink_to(packed_digits / part)
-    command = [*TORCHRUN, "1", example("classification")]
-    checkpoint = digits / "checkpoint.pt"
-    started = subprocess.Popen([sys.executable, *command, str(digits), "2"], env=ENVIRONMENT)
-    while not checkpoint.exists():
-        assert started.poll() is None
-        time.sleep(0.005)
-    started.terminate()
-    started.wait()
-    assert torch.load(checkpoint, weights_only=True)[-1]["step"] > 0, "it was not in mid-epoch"
-    lines = [run(*command, folder, 2).splitlines()[-1] for folder in (whole, digits)]
+    command = *TORCHRUN, "1", example("classification")
+    saved = kill_after_saving(digits / "checkpoint.pt", *command, digits, 2)
+    assert saved[-1]["step"] > 0, "it was not in mid-epoch"
+    lines = [run(*command, folder, 2).splitlines()[-1] for folder in (other_digits, digits)]
     assert lines[0].startswith("epoch 1: last loss")
     assert lines[0] == lines[1]
 
@@ -89,6 +122,44 @@ def test_classification_is_measured_exactly_on_two_ranks(digits: Path) -> None:
     found = re.findall(r"held-out accuracy ([\d.]+)% of (\d+) samples", said)
     assert [int(count) for _, count in found] == [HELD_OUT] * 3
     assert float(found[-1][0]) > 60  # and 10 % by chance
+
+
+def test_a_folder_of_images_becomes_a_network_and_a_killed_run_goes_on(
+    packed_digits: Path, tmp_path: Path
+) -> None:
+    command = example("imagenet"), packed_digits / "images"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    saved = kill_after_saving(killed / "checkpoint.pt", *command, killed, 3, 16)
+    assert saved[-1]["step"] > 0, "it was not in mid-epoch"
+    lines = [run(*command, folder, 3, 16).splitlines()[-1] for folder in (whole, killed)]
+    assert lines[0] == lines[1]
+    accuracy, held_out = found_on_held_out(lines[0])
+    assert held_out == 179  # a tenth of each class
+    assert accuracy > 85
+
+
+def found_on_held_out(line: str) -> tuple[float, int]:
+    found = re.fullmatch(r"epoch 2: last loss [\d.]+, ([\d.]+)% of (\d+) held-out images", line)
+    assert found, line
+    return float(found[1]), int(found[2])
+
+
+def test_photos_in_folders_as_those_of_imagenet_become_a_network(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    """Dark and bright ones are told apart; a fifth is in the folder val."""
+    photos = sorted((shared_data / "photos").rglob("*.jpg"))
+    grays = [cv2.imread(str(path), cv2.IMREAD_REDUCED_GRAYSCALE_8) for path in photos]
+    brightness = [gray.mean() for gray in grays if gray is not None]
+    for number, (path, mean) in enumerate(zip(photos, brightness, strict=True)):
+        kind = "bright" if mean > np.median(brightness) else "dark"
+        place = tmp_path / "images" / ("train" if number % 5 else "val") / kind
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.jpg").symlink_to(path)
+    said = run(example("imagenet"), tmp_path / "images", tmp_path / "data", 3, 32)
+    accuracy, held_out = found_on_held_out(said.splitlines()[-1])
+    assert held_out == len(photos) // 5
+    assert accuracy > 75  # and 50 % by chance
 
 
 COUNTED = re.compile(
@@ -121,3 +192,25 @@ def test_lightning_gets_each_sample_once_and_resumes(digits: Path, ranks: int) -
     assert counted(run(*command, 1, ranks)) == {0: TRAIN}
     rest = TRAIN - 40 * 32  # its checkpoint is from step 40
     assert counted(run(*command, 3, ranks)) == {0: rest, 1: TRAIN, 2: TRAIN}
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_transformers_get_each_sample_once_and_resume(digits: Path, ranks: int) -> None:
+    needs("transformers", "transformers")
+    command = *TORCHRUN, ranks, example("with_transformers"), digits
+    assert counted(run(*command, 1)) == {0: TRAIN}
+    last = max((digits / "transformers").iterdir(), key=lambda path: int(path.name.split("-")[1]))
+    shutil.rmtree(last)  # as if it was killed before the end of the epoch
+    rest = TRAIN - 40 * 32
+    assert counted(run(*command, 3)) == {0: rest, 1: TRAIN, 2: TRAIN}
+
+
+def test_torchdata_gets_each_sample_once_and_resumes(digits: Path, other_digits: Path) -> None:
+    needs("torchdata", "torchdata")
+    command = "-W", "ignore", example("with_torchdata")
+    saved = kill_after_saving(digits / "torchdata.pt", *command, digits, 2)
+    assert saved["epoch"] == 0, "it was not in mid-epoch"
+    whole, resumed = (run(*command, folder, 2) for folder in (other_digits, digits))
+    assert counted(whole) == {0: TRAIN, 1: TRAIN}
+    assert 0 < counted(resumed)[0] < TRAIN
+    assert whole.splitlines()[-1] == resumed.splitlines()[-1]
