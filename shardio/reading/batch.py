@@ -28,6 +28,7 @@ from shardio.errors import (
     CodecError,
     MisfitError,
     SampleError,
+    ShardioError,
     SituationError,
     Skip,
     TransformError,
@@ -46,7 +47,7 @@ from shardio.reading.columns import Column, InPlace, RowColumn, Stack
 from shardio.reading.delivery import Delivery
 from shardio.reading.gather import Gathered, Gatherer
 from shardio.reading.geometry import Choices, Known, Views, describe_crops
-from shardio.reading.handover import Allocate
+from shardio.reading.handover import Allocate, allocate_entry
 from shardio.reading.mapping import MappedEntries
 from shardio.reading.picture_columns import Transform, column_maker
 from shardio.reading.readahead import ReadAhead
@@ -338,6 +339,12 @@ class Batch:
                 raise
             except SampleError as error:
                 self._note_fault(error, slot, shard, sample)
+            except MemoryError as error:
+                raise ShardioError(
+                    f"there is no memory to decode it: {error}",
+                    where=shard.place(sample),
+                    remedy="read with fewer threads or workers, or a smaller max_pixels",
+                ) from error
             watch.stop()
 
     def chunks(self, core: CoreReader | None) -> CoreChunks | None:
@@ -579,9 +586,11 @@ class SampleReader:
             transform=transform,
             scratch=scratch,
             reduced=reduced,
-            allocate=allocate,
         )
-        self._makers = {name: make(of_entry) for name, of_entry in types.items()}
+        self._makers = {
+            name: make(of_entry, allocate=allocate_entry(name, allocate))
+            for name, of_entry in types.items()
+        }
         self._allocate = allocate
         self._core: CoreReader | None = None
         self._singles: Singles | None = None

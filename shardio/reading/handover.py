@@ -21,7 +21,7 @@ import os
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -33,9 +33,9 @@ import torch
 from numpy.typing import NDArray
 from torch.multiprocessing import get_sharing_strategy
 
-from shardio.errors import ShardioError, UsageError
+from shardio.errors import ShardioError, UsageError, counted, quoted
 from shardio.processes import is_alive, new_lock
-from shardio.reading.kinds import map_values
+from shardio.reading.kinds import BITS, as_array, as_tensor, map_values
 from shardio.storage.local import reserve
 
 Allocate = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
@@ -44,6 +44,58 @@ Allocate = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 Batches = Generator[dict[str, Any], None, None]
 
 _LEAST_LENT = 1 << 16  # bytes; less is not worth the keeping
+_OF_A_SAMPLE = 100  # bytes that a sample of a batch takes at least: its key and its places
+_MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def allocate_entry(name: str, allocate: Allocate) -> Allocate:
+    """Return an Allocate for an entry of batches, whose errors say which and how large it is.
+
+    Args:
+        name: name of the entry.
+        allocate: makes the tensors.
+    """
+
+    def allocate_named(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        size = prod(shape) * dtype.itemsize
+        try:
+            _require(size)
+            return allocate(shape, dtype)
+        except (MemoryError, RuntimeError) as error:  # torch's, of page-locked memory
+            raise ShardioError(
+                f"{quoted(name)} of a batch of {counted(shape[0], 'sample')} takes {size:,} bytes, "
+                "for which there is no memory",
+                remedy="give a smaller batch_size or a transform to a smaller size",
+            ) from error
+
+    return allocate_named
+
+
+def _require(size: int) -> None:
+    """Raise MemoryError for a size at which the process would end by a signal later."""
+    if size > _MEMORY:
+        raise MemoryError(f"{size:,} bytes are wanted, the machine has {_MEMORY:,}")
+
+
+@contextmanager
+def within_memory(samples: int) -> Generator[None, None, None]:
+    """Say in a sentence if there is no memory for a batch.
+
+    Args:
+        samples: number of samples of the batch.
+
+    Raises:
+        ShardioError: there is no memory.
+    """
+    try:
+        _require(samples * _OF_A_SAMPLE)
+        yield
+    except MemoryError as error:
+        raise ShardioError(
+            f"there is no memory for a batch of {counted(samples, 'sample')}"
+            + (f": {error}" if str(error) else ""),
+            remedy="give a smaller batch_size",
+        ) from error
 
 
 class Recycler:
@@ -84,7 +136,7 @@ it again."""
 _LEAST_SHARED = 1 << 16  # bytes; less is quicker sent than shared
 _MOST_FREE = 8  # segments that nobody holds, and that are kept
 _SENT = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool})
-_SENT |= {torch.float16, torch.float32, torch.float64}
+_SENT |= {torch.float16, torch.float32, torch.float64, *BITS}
 _numbers = itertools.count()
 _untyped: Any = torch.UntypedStorage  # torch's types lack what its own reductions call
 
@@ -253,7 +305,7 @@ class _Small(NamedTuple):
         strides = tensor.stride()
         order = sorted(range(tensor.ndim), key=lambda axis: -strides[axis])
         axes = tuple(order.index(axis) for axis in range(tensor.ndim))
-        return cls(tensor.permute(order).numpy(), axes)
+        return cls(as_array(tensor.permute(order)), axes)
 
 
 class _Location(NamedTuple):
@@ -372,7 +424,7 @@ def _receive(
 
 def _unpack(loans: dict[int, NDArray[np.uint8]], value: Any) -> Any:
     if isinstance(value, _Small):
-        return torch.from_numpy(value.array).permute(value.axes)
+        return as_tensor(value.array).permute(value.axes)
     if isinstance(value, _Location):
         memory = torch.from_numpy(loans[value.segment]).view(value.dtype)
         return memory.as_strided(value.shape, value.strides, value.offset)

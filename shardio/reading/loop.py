@@ -30,7 +30,7 @@ from shardio.errors import UsageError, quoted
 from shardio.fields.image import forbid_opencv_threads
 from shardio.planning.epoch import DealtSteps, steps_of_worker
 from shardio.reading.epochs import EpochCounter, Position
-from shardio.reading.handover import Allocate, Batches, Recycler, Sender
+from shardio.reading.handover import Allocate, Batches, Recycler, Sender, within_memory
 from shardio.reading.ranks import (
     Share,
     find_batch_size,
@@ -351,7 +351,8 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         steps = self._count_steps(share)
         if step >= steps:
             raise UsageError(f"step {step} is outside the {steps} steps of an epoch")
-        (batch,) = finish_in_turn(self._read_steps(epoch, [step], share, Recycler()))
+        with within_memory(share.batch_size):
+            (batch,) = finish_in_turn(self._read_steps(epoch, [step], share, Recycler()))
         self._end_loop()
         return self._deliver(batch, epoch, step)
 
@@ -411,7 +412,11 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
             steps = DealtSteps(own, find_worker()[0], find_batch_size())
         loop, unfinished = self._loop_number, self._read_steps(epoch, steps, share, allocate)
         try:
-            with closing(unfinished), closing(finish(unfinished)) as batches:
+            with (
+                within_memory(share.batch_size),
+                closing(unfinished),
+                closing(finish(unfinished)) as batches,
+            ):
                 for step in steps:
                     only = [next(batches)]  # only the caller keeps a batch: memory is reused
                     if loop == self._loop_number:

@@ -26,7 +26,7 @@ from shardio.planning.epoch import EpochPlan
 from shardio.planning.mixture import LEAST_WEIGHT, Mixture
 from shardio.planning.order import grouped
 from shardio.reading.dataset import ShardDataset
-from shardio.reading.handover import Allocate
+from shardio.reading.handover import Allocate, allocate_entry
 from shardio.reading.kinds import shape_and_dtype
 from shardio.reading.loop import (
     Identity,
@@ -272,7 +272,8 @@ class _MixedBatch:
         ]
         if not pieces:
             pieces = [_Piece(self._draws[0].source, self._draws[0].slots, parts[0][name])]
-        return _scatter(name, pieces, self._size, self._allocate, padded=name in self._padded)
+        allocate = allocate_entry(name, self._allocate)
+        return _scatter(name, pieces, self._size, allocate, padded=name in self._padded)
 
 
 class _Piece(NamedTuple):
