@@ -455,8 +455,13 @@ class Batch:
             )
         self._valid[slot] = False
         own, position = self._place_of(slot)
-        place = self._delivery.pool.get(own).name, position
-        self._delivery.replacements.note(place, fault, shard.key(sample))
+        own_shard = self._delivery.pool.get(own)
+        self._delivery.replacements.note(
+            (own_shard.name, position),
+            fault,
+            shard.key(sample),
+            damaged=position in own_shard.bad,
+        )
         self._delivery.on_replaced()
         return number, sample
 

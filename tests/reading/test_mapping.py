@@ -368,6 +368,15 @@ def test_a_reason_to_skip_may_be_anything(
     assert f"sample 'k00': {reason}; sample 'k01' takes its place" in caplog.text
 
 
+def test_many_skipped_samples_are_counted_and_not_sought_by_verify(
+    mixed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    list(opened(mixed, map=skip_every_third))
+    counted = caplog.records[-1].getMessage()
+    assert counted.startswith("11 more samples could not be delivered either")
+    assert "verify" not in counted
+
+
 class Unpicklable:
     def __reduce__(self) -> Any:
         raise TypeError("not this one")
