@@ -47,7 +47,7 @@ from shardio.reading.columns import Column, InPlace, RowColumn, Stack
 from shardio.reading.delivery import Delivery
 from shardio.reading.gather import Gathered, Gatherer
 from shardio.reading.geometry import Choices, Known, Views, describe_crops
-from shardio.reading.handover import Allocate, allocate_entry
+from shardio.reading.handover import Allocate
 from shardio.reading.mapping import MappedEntries
 from shardio.reading.picture_columns import Transform, column_maker
 from shardio.reading.readahead import ReadAhead
@@ -593,7 +593,7 @@ class SampleReader:
             reduced=reduced,
         )
         self._makers = {
-            name: make(of_entry, allocate=allocate_entry(name, allocate))
+            name: make(of_entry, allocate=partial(allocate, entry=name))
             for name, of_entry in types.items()
         }
         self._allocate = allocate

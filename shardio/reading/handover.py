@@ -21,12 +21,12 @@ import os
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from math import prod
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -38,64 +38,38 @@ from shardio.processes import is_alive, new_lock
 from shardio.reading.kinds import BITS, as_array, as_tensor, map_values
 from shardio.storage.local import reserve
 
-Allocate = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
-"""Makes a contiguous tensor to fill, of a shape and dtype."""
-
 Batches = Generator[dict[str, Any], None, None]
 
-_LEAST_LENT = 1 << 16  # bytes; less is not worth the keeping
-_OF_A_SAMPLE = 100  # bytes that a sample of a batch takes at least: its key and its places
 _MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+MOST_SAMPLES = _MEMORY // 100
+"""Samples whose keys and places alone take more memory than the machine has."""
+_LEAST_LENT = 1 << 16  # bytes; less is not worth the keeping
 
 
-def allocate_entry(name: str, allocate: Allocate) -> Allocate:
-    """Return an Allocate for an entry of batches, whose errors say which and how large it is.
+class Allocate(Protocol):
+    """Makes contiguous tensors to fill."""
 
-    Args:
-        name: name of the entry.
-        allocate: makes the tensors.
-    """
+    def __call__(
+        self, shape: tuple[int, ...], dtype: torch.dtype, *, entry: str = ""
+    ) -> torch.Tensor:
+        """Make a tensor.
 
-    def allocate_named(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        size = prod(shape) * dtype.itemsize
-        try:
-            _require(size)
-            return allocate(shape, dtype)
-        except (MemoryError, RuntimeError) as error:  # torch's, of page-locked memory
-            raise ShardioError(
-                f"{quoted(name)} of a batch of {counted(shape[0], 'sample')} takes {size:,} bytes, "
-                "for which there is no memory",
-                remedy="give a smaller batch_size or a transform to a smaller size",
-            ) from error
+        Args:
+            shape: shape of the tensor.
+            dtype: dtype of the tensor.
+            entry: entry of a batch that the tensor is for.
 
-    return allocate_named
+        Raises:
+            ShardioError: there is no memory for it.
+        """
 
 
-def _require(size: int) -> None:
-    """Raise MemoryError for a size at which the process would end by a signal later."""
-    if size > _MEMORY:
-        raise MemoryError(f"{size:,} bytes are wanted, the machine has {_MEMORY:,}")
-
-
-@contextmanager
-def within_memory(samples: int) -> Generator[None, None, None]:
-    """Say in a sentence if there is no memory for a batch.
-
-    Args:
-        samples: number of samples of the batch.
-
-    Raises:
-        ShardioError: there is no memory.
-    """
-    try:
-        _require(samples * _OF_A_SAMPLE)
-        yield
-    except MemoryError as error:
-        raise ShardioError(
-            f"there is no memory for a batch of {counted(samples, 'sample')}"
-            + (f": {error}" if str(error) else ""),
-            remedy="give a smaller batch_size",
-        ) from error
+def _no_memory(entry: str, samples: int, size: int) -> ShardioError:
+    return ShardioError(
+        f"there is no memory for the {size:,} bytes of {quoted(entry)} in a batch of "
+        f"{counted(samples, 'sample')}",
+        remedy="give a smaller batch_size, or a transform to a smaller size",
+    )
 
 
 class Recycler:
@@ -109,7 +83,9 @@ class Recycler:
         self._make = make or _make
         self._free: defaultdict[int, list[NDArray[np.uint8]]] = defaultdict(list)
 
-    def __call__(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    def __call__(
+        self, shape: tuple[int, ...], dtype: torch.dtype, *, entry: str = ""
+    ) -> torch.Tensor:
         """See Allocate."""
         size = prod(shape) * dtype.itemsize
         if size < _LEAST_LENT:
@@ -118,11 +94,19 @@ class Recycler:
         try:
             memory = free.pop()
         except IndexError:
-            memory = self._make(size)
+            memory = self._new(size, entry, shape[0])
         loan = memory[:]
         ending = weakref.finalize(loan, free.append, memory)
         ending.atexit = False  # type: ignore[misc]  # typeshed takes it for read-only
         return torch.from_numpy(loan).view(dtype).view(shape)
+
+    def _new(self, size: int, entry: str, samples: int) -> NDArray[np.uint8]:
+        if size > _MEMORY:  # which would end the process by a signal when it is filled
+            raise _no_memory(entry, samples, size)
+        try:
+            return self._make(size)
+        except (MemoryError, RuntimeError) as error:  # torch's, of page-locked memory
+            raise _no_memory(entry, samples, size) from error
 
 
 def _make(size: int) -> NDArray[np.uint8]:
@@ -171,11 +155,15 @@ class Sender:
         ending = weakref.finalize(self, _end, self._segments, os.getpid())
         ending.atexit = False  # type: ignore[misc]  # typeshed takes it for read-only
 
-    def __call__(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    def __call__(
+        self, shape: tuple[int, ...], dtype: torch.dtype, *, entry: str = ""
+    ) -> torch.Tensor:
         """See Allocate."""
         size = prod(shape) * dtype.itemsize
         if size < _LEAST_SHARED:
             return torch.empty(shape, dtype=dtype)
+        if size > _MEMORY:
+            raise _no_memory(entry, shape[0], size)
         with self._lock:
             segment = self._take(size)
             segment.filling, segment.sent = True, False

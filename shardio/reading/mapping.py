@@ -28,7 +28,7 @@ from shardio.fields.base import FieldType
 from shardio.planning.order import derive_key
 from shardio.reading.columns import Column, Found, Listed, Numbers, Padded
 from shardio.reading.entries import RESERVED
-from shardio.reading.handover import Allocate, allocate_entry
+from shardio.reading.handover import Allocate
 from shardio.reading.kinds import (
     LISTED,
     Kind,
@@ -311,7 +311,7 @@ class MappedEntries:
         if name in self.columns:
             return self.columns[name]
         source, slots = self._sources.get(name), len(self._samples)
-        allocate = allocate_entry(name, self._allocate)
+        allocate = partial(self._allocate, entry=name)
         made: Mapped | MappedPadded
         if isinstance(source, Padded):
             made = MappedPadded(slots, types={}, allocate=allocate)

@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from math import isfinite
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -26,7 +27,7 @@ from shardio.planning.epoch import EpochPlan
 from shardio.planning.mixture import LEAST_WEIGHT, Mixture
 from shardio.planning.order import grouped
 from shardio.reading.dataset import ShardDataset
-from shardio.reading.handover import Allocate, allocate_entry
+from shardio.reading.handover import Allocate
 from shardio.reading.kinds import shape_and_dtype
 from shardio.reading.loop import (
     Identity,
@@ -272,7 +273,7 @@ class _MixedBatch:
         ]
         if not pieces:
             pieces = [_Piece(self._draws[0].source, self._draws[0].slots, parts[0][name])]
-        allocate = allocate_entry(name, self._allocate)
+        allocate = partial(self._allocate, entry=name)
         return _scatter(name, pieces, self._size, allocate, padded=name in self._padded)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,23 +78,23 @@ def endless(sample: dict[str, Any]) -> dict[str, Any]:
     [
         (
             {"batch_size": 2**31},
-            "no memory for a batch of 2,147,483,648 samples: .*; give a smaller batch_size",
+            "no memory for a batch of 2,147,483,648 samples; give a smaller batch_size",
         ),
         (
             {"batch_size": 10**7, "transform": shardio.Resize((10_000, 10_000))},
-            "'image' of a batch of 10,000,000 samples takes 3,000,000,000,000,000 bytes, .*smaller",
+            "the 3,000,000,000,000,000 bytes of 'image' in a batch of 10,000,000 samples; give",
         ),
-        ({"map": endless}, "'x' of a batch of 4 samples takes 16,000,000,000,000,000 bytes"),
+        ({"map": endless}, "the 16,000,000,000,000,000 bytes of 'x' in a batch of 4 samples"),
     ],
 )
 def test_a_batch_for_which_there_is_no_memory_is_one_sentence(
     photos: Path, arguments: dict[str, Any], message: str, reading: str, skip: Any
 ) -> None:
     given = {"transform": shardio.CenterCrop(8, resize=8), "batch_size": 4, **arguments}
-    dataset = shardio.ShardDataset(photos, on_bad_sample=skip, **given)
-    loader = {"dataset": dataset, "threads": shardio.Loader(dataset)}.get(reading)
+    ways: dict[str, Any] = {"dataset": iter, "threads": shardio.Loader}
+    read = ways.get(reading, partial(shardio.Loader, workers=1))
     with pytest.raises(shardio.ShardioError, match=message):
-        next(iter(loader or shardio.Loader(dataset, workers=1)))
+        next(iter(read(shardio.ShardDataset(photos, on_bad_sample=skip, **given))))
 
 
 def test_an_image_for_which_there_is_no_memory_is_named(tmp_path: Path) -> None:
