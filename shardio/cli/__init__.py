@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import signal
 import sys
+from collections.abc import Iterable
 from importlib import import_module
 from typing import NoReturn
 
 import click
 
-from shardio.cli.text import escape_output, say
+from shardio.cli.text import escape_output, say, terminal_width
 from shardio.errors import (
     ShardioError,
     SituationError,
@@ -35,8 +36,30 @@ _COMMANDS = (
 )
 
 
+_WIDTH = 78  # columns of help, as click has them
+_SHORT = 12  # names of this length leave room beside them
+
+
+class _Help(click.HelpFormatter):
+    """Help in lines that fit the terminal; on a narrow one, each option has lines of its own."""
+
+    def write_dl(
+        self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2
+    ) -> None:
+        """Write names and what they mean."""
+        found = [*rows]
+        beside = self.width >= _WIDTH or max(len(name) for name, _ in found) < _SHORT
+        super().write_dl(found, col_max if beside else 2, col_spacing)
+
+
+class _Context(click.Context):
+    formatter_class = _Help
+
+
 class _Commands(click.Group):
     """Group of commands that are loaded when used, since each needs other libraries."""
+
+    context_class = _Context
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
@@ -47,6 +70,7 @@ class _Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         command: click.Command = getattr(import_module(f"shardio.cli.{cmd_name}"), cmd_name)
+        command.context_class = _Context
         return command
 
     def resolve_command(
@@ -118,7 +142,7 @@ Completion of commands and options, a line for the start file of your shell:
 def commands(context: click.Context) -> None:
     """Pack images into tar shards, stream them into PyTorch, see what limits the loader."""
     if context.invoked_subcommand is None:
-        say(_USES)
+        say(_USES, as_it_is=True)
 
 
 def main() -> None:
@@ -128,7 +152,7 @@ def main() -> None:
     """
     escape_output()
     try:
-        commands(standalone_mode=False)
+        commands(standalone_mode=False, terminal_width=min(terminal_width() - 2, _WIDTH))
     except click.ClickException as error:
         written = io.StringIO()
         error.show(file=written)

@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import click
-from rich.console import RenderableType
 from rich.table import Table
 
 from shardio.cli.progress import progress_bar
-from shardio.cli.text import page, say, say_json, size_text, table
+from shardio.cli.text import Part, page, say, say_json, size_text, table
 from shardio.cli.values import Command, allow_empty_option, max_pixels_option, store_options
 from shardio.errors import counted, escaped, shown
 from shardio.inspection.info import (
@@ -99,12 +98,12 @@ def info(
         say_json(found)
         return
     text = page(_parts(found, all_shards=all_shards, all_classes=all_classes))
-    say(re.sub("\n{3,}", "\n\n", text).rstrip())
+    say(re.sub("\n{3,}", "\n\n", text).rstrip(), as_it_is=True)
     if preview is not None:
         say(f"\nwrote the preview to {escaped(preview)}")
 
 
-def _parts(found: Info, *, all_shards: bool, all_classes: bool) -> Iterator[RenderableType]:
+def _parts(found: Info, *, all_shards: bool, all_classes: bool) -> Iterator[Part]:
     yield _sentence(found)
     if found.splits:
         yield _splits_table(found)

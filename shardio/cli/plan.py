@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
-from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from shardio.cli.progress import progress_bar
 from shardio.cli.settings import describe, plan_options
-from shardio.cli.text import page, say, say_json, table
+from shardio.cli.text import Part, page, say, say_json, table
 from shardio.cli.values import Command
 from shardio.errors import ShardioError, counted
 from shardio.inspection.coverage import BucketShare, Coverage, DrawnClass
@@ -49,7 +48,7 @@ def plan(path: str, as_json: bool, **options: Any) -> None:
     if as_json:
         say_json(coverage, exact=coverage.exact)
     else:
-        say(page(_parts(coverage)))
+        say(page(_parts(coverage)), as_it_is=True)
     if not coverage.exact:
         raise ShardioError(
             "the plan is not exact",
@@ -58,7 +57,7 @@ def plan(path: str, as_json: bool, **options: Any) -> None:
         )
 
 
-def _parts(coverage: Coverage) -> Iterator[RenderableType]:
+def _parts(coverage: Coverage) -> Iterator[Part]:
     settings = coverage.settings
     whole = settings.weights is None and settings.epoch_size is None
     why = " left out by the tail" if whole else " not in this epoch"

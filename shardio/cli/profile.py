@@ -7,12 +7,11 @@ from functools import partial
 from typing import Any
 
 import click
-from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from shardio.cli.progress import progress_bar
-from shardio.cli.text import page, say, say_json, table
+from shardio.cli.text import Part, page, say, say_json, table
 from shardio.cli.values import Command, allow_empty_option, several, store_options
 from shardio.errors import ShardioError, counted, quoted
 from shardio.profiling.profile import Profile
@@ -130,12 +129,12 @@ def profile(path: str, as_json: bool, **options: Any) -> None:
     if as_json:
         say_json(result)
     else:
-        say(page(_parts(result)))
+        say(page(_parts(result)), as_it_is=True)
     if result.baseline_error is not None:
         raise ShardioError(f"the baseline failed: {result.baseline_error}")
 
 
-def _parts(result: Profile) -> Iterator[RenderableType]:
+def _parts(result: Profile) -> Iterator[Part]:
     best = result.runs[result.best]
     yield Text(result.verdict.sentence, style="bold")
     if said := facts(result):

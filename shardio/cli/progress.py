@@ -11,6 +11,7 @@ from functools import partial
 from shardio.cli.text import say, size_text
 from shardio.processes import new_lock
 
+_NARROW = 50  # columns of a terminal without room for the time
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_FRAMES = 0.1
 
@@ -41,13 +42,14 @@ def progress_bar(
     from rich import progress  # noqa: PLC0415  only for a terminal
     from rich.console import Console  # noqa: PLC0415
 
+    console = Console(stderr=True)
     columns = (
         progress.TextColumn(title),
         progress.BarColumn(),
         progress.DownloadColumn() if of_bytes else progress.MofNCompleteColumn(),
-        progress.TimeRemainingColumn(),
+        *([progress.TimeRemainingColumn()] if console.width > _NARROW else []),
     )
-    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with progress.Progress(*columns, console=console, transient=True) as bar:
 
         def start(total: int) -> Callable[[int], None]:
             task = bar.add_task(title, total=total)

@@ -9,11 +9,10 @@ from dataclasses import asdict
 from typing import Any
 
 import click
-from rich.console import RenderableType
 from rich.table import Table
 
 from shardio.cli.progress import progress_bar
-from shardio.cli.text import page, say, say_json, table
+from shardio.cli.text import Part, page, say, say_json, table
 from shardio.cli.values import Command, allow_empty_option, max_pixels_option, store_options
 from shardio.errors import counted, shown, without_secrets
 from shardio.inspection.findings import ClassShare, FieldStatistics, Verification
@@ -80,7 +79,7 @@ def verify(
         _show_findings(found)
         if found.statistics:
             text = page(_statistics(found.statistics))
-            say(re.sub("\n{3,}", "\n\n", text).strip("\n") + "\n")
+            say(re.sub("\n{3,}", "\n\n", text).strip("\n") + "\n", as_it_is=True)
     fixed = None
     if new is not None and not found.sound:
         with progress_bar("repairing", hidden=as_json) as progress:
@@ -110,7 +109,7 @@ def _show_findings(found: Verification) -> None:
         say(f"and {len(found.findings) - _MOST_LINES:,} more; --json has all")
 
 
-def _statistics(fields: Sequence[FieldStatistics]) -> Iterator[RenderableType]:
+def _statistics(fields: Sequence[FieldStatistics]) -> Iterator[Part]:
     """Lay out a table of the fields, and one of the classes of each field that has them."""
     made = table("field", "kind", "samples", "values", "contents", left=2)
     made.columns[4].justify = "left"

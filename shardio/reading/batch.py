@@ -28,6 +28,7 @@ from shardio.errors import (
     CodecError,
     MisfitError,
     SampleError,
+    ShardioError,
     SituationError,
     Skip,
     TransformError,
@@ -338,6 +339,12 @@ class Batch:
                 raise
             except SampleError as error:
                 self._note_fault(error, slot, shard, sample)
+            except MemoryError as error:
+                raise ShardioError(
+                    f"there is no memory to decode it: {error}",
+                    where=shard.place(sample),
+                    remedy="read with fewer threads or workers, or a smaller max_pixels",
+                ) from error
             watch.stop()
 
     def chunks(self, core: CoreReader | None) -> CoreChunks | None:
@@ -448,8 +455,13 @@ class Batch:
             )
         self._valid[slot] = False
         own, position = self._place_of(slot)
-        place = self._delivery.pool.get(own).name, position
-        self._delivery.replacements.note(place, fault, shard.key(sample))
+        own_shard = self._delivery.pool.get(own)
+        self._delivery.replacements.note(
+            (own_shard.name, position),
+            fault,
+            shard.key(sample),
+            damaged=position in own_shard.bad,
+        )
         self._delivery.on_replaced()
         return number, sample
 
@@ -579,9 +591,11 @@ class SampleReader:
             transform=transform,
             scratch=scratch,
             reduced=reduced,
-            allocate=allocate,
         )
-        self._makers = {name: make(of_entry) for name, of_entry in types.items()}
+        self._makers = {
+            name: make(of_entry, allocate=partial(allocate, entry=name))
+            for name, of_entry in types.items()
+        }
         self._allocate = allocate
         self._core: CoreReader | None = None
         self._singles: Singles | None = None

@@ -23,7 +23,6 @@ from shardio.errors import (
     MisfitError,
     quoted,
 )
-from shardio.fields.arrays import NUMBERS
 from shardio.fields.base import Dense, FieldType
 from shardio.fields.geometry import View
 from shardio.fields.resample import copy_pixels
@@ -34,7 +33,9 @@ from shardio.reading.kinds import (
     LISTED,
     Kind,
     arrays_as_tensors,
+    as_array,
     is_array,
+    is_number,
     kind_name,
     misfit,
     nested_misfit,
@@ -129,7 +130,8 @@ class Stack(ABC):
 
     def decode(self, slot: int, stored: FieldBytes, view: View | None, watch: Stopwatch) -> Any:
         """See Column."""
-        value: NDArray[Any] = np.asarray(_decode(self._types, stored, view, watch))
+        found = numbers_as_arrays(_decode(self._types, stored, view, watch))
+        value: NDArray[Any] = np.asarray(found)
         self._kinds[slot] = self._kind_of(value)
         return value
 
@@ -172,7 +174,7 @@ class Stack(ABC):
         if self.kind is None:
             return {name: torch.zeros(self._num_slots, 0)} if blank else {}
         if blank:
-            self._batch.numpy()[[*blank]] = 0  # torch would wait in a forked child
+            as_array(self._batch)[[*blank]] = 0  # torch would wait in a forked child
         return {name: self._batch}
 
     def _kind_of(self, value: Any) -> Kind:
@@ -246,7 +248,7 @@ class Arrays(Stack):
 
     def _make(self, shape: tuple[int, ...], dtype: Any) -> None:
         self._batch = self._allocate((self._num_slots, *shape), torch_dtype(dtype, len(shape)))
-        self._slots = self._batch.numpy()
+        self._slots = as_array(self._batch)
 
     def _shown(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (shape[2], *shape[:2]) if self._is_picture(shape) else shape
@@ -327,13 +329,13 @@ class Found(Arrays):
         if not is_array(kind):
             return [*values]
         batch = self._allocate((len(values), *kind[0]), torch_dtype(kind[1], len(kind[0])))
-        np.stack(values, out=batch.numpy())
+        np.stack(values, out=as_array(batch))
         return batch
 
     def _kind_of(self, value: Any) -> Kind:
         if isinstance(value, dict):
             return tuple((key, self._kind_of(each)) for key, each in value.items()), dict
-        numbers = isinstance(value, np.ndarray) and value.dtype.kind in NUMBERS
+        numbers = isinstance(value, np.ndarray) and is_number(value.dtype)
         return super()._kind_of(value) if numbers else LISTED
 
     def _make(self, shape: Any, dtype: Any) -> None:
@@ -358,7 +360,7 @@ class Padded(Stack):
 
     def decode(self, slot: int, stored: FieldBytes, view: View | None, watch: Stopwatch) -> Any:
         """See Column."""
-        value = _decode(self._types, stored, view, watch)
+        value = numbers_as_arrays(_decode(self._types, stored, view, watch))
         self._kinds[slot] = self._kind_of(value)
         return value
 
@@ -388,7 +390,7 @@ class Padded(Stack):
         (*shape, _), dtype = self.kind
         size = (self._num_slots, *shape, max(lengths))
         batch = self._allocate(size, torch_dtype(dtype, len(shape) + 1))
-        slots = batch.numpy()
+        slots = as_array(batch)
         for slot, (value, length) in enumerate(zip(self._values, lengths, strict=True)):
             slots[slot, ..., length:] = 0
             if value is not None:
@@ -416,16 +418,19 @@ class Numbers:
         slots: number of slots.
         types: see column_maker.
         dense: shape and dtype.
+        allocate: makes the tensor.
 
     Attributes:
         dtype: dtype of the numbers.
         is_scalar: whether a slot holds one number.
     """
 
-    def __init__(self, slots: int, *, types: Types, dense: Dense) -> None:
+    def __init__(self, slots: int, *, types: Types, dense: Dense, allocate: Allocate) -> None:
         self._types = types
         self._shape = dense.shape
-        self._numbers: NDArray[Any] = np.zeros((slots, *dense.shape), dense.dtype)
+        dtype = torch_dtype(np.dtype(dense.dtype), len(dense.shape))
+        self._numbers: NDArray[Any] = allocate((slots, *dense.shape), dtype).numpy()
+        self._numbers.fill(0)
         self.dtype, self.is_scalar = self._numbers.dtype, not dense.shape
 
     def decode(self, slot: int, stored: FieldBytes, view: View | None, watch: Stopwatch) -> Any:

@@ -34,14 +34,16 @@ class Replacements:
     def __init__(self) -> None:
         self._told: set[tuple[str, int]] = set()  # shards, and positions there
         self._named = self._unnamed = 0
+        self._listed = False  # whether `verify` would list one that was not named
 
-    def note(self, place: tuple[str, int], fault: str, substitute: str) -> None:
+    def note(self, place: tuple[str, int], fault: str, substitute: str, *, damaged: bool) -> None:
         """Note a replacement.
 
         Args:
             place: shard of the bad sample, and position there.
             fault: reason why the sample cannot be delivered.
             substitute: key of the sample in its place.
+            damaged: whether its data are the reason.
         """
         if place in self._told:
             return
@@ -51,16 +53,18 @@ class Replacements:
             _LOG.warning("%s; sample %s takes its place", fault, quoted(substitute))
         else:
             self._unnamed += 1
+            self._listed |= damaged
 
     def close(self) -> None:
         """End the loop: tell the number of samples that were not named."""
         if self._unnamed:
             _LOG.warning(
-                "%s could not be delivered either and had to be replaced; `shardio verify --deep` "
-                "lists all such samples, num_bad_samples counts the replacements",
+                "%s could not be delivered either and had to be replaced; %snum_bad_samples counts "
+                "the replacements",
                 counted(self._unnamed, "more sample"),
+                "`shardio verify --deep` lists damaged ones, " if self._listed else "",
             )
-        self._named = self._unnamed = 0
+        self._named, self._unnamed, self._listed = 0, 0, False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

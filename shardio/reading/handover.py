@@ -26,24 +26,50 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.multiprocessing import get_sharing_strategy
 
-from shardio.errors import ShardioError, UsageError
+from shardio.errors import ShardioError, UsageError, counted, quoted
 from shardio.processes import is_alive, new_lock
-from shardio.reading.kinds import map_values
+from shardio.reading.kinds import BITS, as_array, as_tensor, map_values
 from shardio.storage.local import reserve
-
-Allocate = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
-"""Makes a contiguous tensor to fill, of a shape and dtype."""
 
 Batches = Generator[dict[str, Any], None, None]
 
+_MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+MOST_SAMPLES = _MEMORY // 100
+"""Samples whose keys and places alone take more memory than the machine has."""
 _LEAST_LENT = 1 << 16  # bytes; less is not worth the keeping
+
+
+class Allocate(Protocol):
+    """Makes contiguous tensors to fill."""
+
+    def __call__(
+        self, shape: tuple[int, ...], dtype: torch.dtype, *, entry: str = ""
+    ) -> torch.Tensor:
+        """Make a tensor.
+
+        Args:
+            shape: shape of the tensor.
+            dtype: dtype of the tensor.
+            entry: entry of a batch that the tensor is for.
+
+        Raises:
+            ShardioError: there is no memory for it.
+        """
+
+
+def _no_memory(entry: str, samples: int, size: int) -> ShardioError:
+    return ShardioError(
+        f"there is no memory for the {size:,} bytes of {quoted(entry)} in a batch of "
+        f"{counted(samples, 'sample')}",
+        remedy="give a smaller batch_size, or a transform to a smaller size",
+    )
 
 
 class Recycler:
@@ -57,7 +83,9 @@ class Recycler:
         self._make = make or _make
         self._free: defaultdict[int, list[NDArray[np.uint8]]] = defaultdict(list)
 
-    def __call__(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    def __call__(
+        self, shape: tuple[int, ...], dtype: torch.dtype, *, entry: str = ""
+    ) -> torch.Tensor:
         """See Allocate."""
         size = prod(shape) * dtype.itemsize
         if size < _LEAST_LENT:
@@ -66,11 +94,19 @@ class Recycler:
         try:
             memory = free.pop()
         except IndexError:
-            memory = self._make(size)
+            memory = self._new(size, entry, shape[0])
         loan = memory[:]
         ending = weakref.finalize(loan, free.append, memory)
         ending.atexit = False  # type: ignore[misc]  # typeshed takes it for read-only
         return torch.from_numpy(loan).view(dtype).view(shape)
+
+    def _new(self, size: int, entry: str, samples: int) -> NDArray[np.uint8]:
+        if size > _MEMORY:  # which would end the process by a signal when it is filled
+            raise _no_memory(entry, samples, size)
+        try:
+            return self._make(size)
+        except (MemoryError, RuntimeError) as error:  # torch's, of page-locked memory
+            raise _no_memory(entry, samples, size) from error
 
 
 def _make(size: int) -> NDArray[np.uint8]:
@@ -84,7 +120,7 @@ it again."""
 _LEAST_SHARED = 1 << 16  # bytes; less is quicker sent than shared
 _MOST_FREE = 8  # segments that nobody holds, and that are kept
 _SENT = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool})
-_SENT |= {torch.float16, torch.float32, torch.float64}
+_SENT |= {torch.float16, torch.float32, torch.float64, *BITS}
 _numbers = itertools.count()
 _untyped: Any = torch.UntypedStorage  # torch's types lack what its own reductions call
 
@@ -119,11 +155,15 @@ class Sender:
         ending = weakref.finalize(self, _end, self._segments, os.getpid())
         ending.atexit = False  # type: ignore[misc]  # typeshed takes it for read-only
 
-    def __call__(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    def __call__(
+        self, shape: tuple[int, ...], dtype: torch.dtype, *, entry: str = ""
+    ) -> torch.Tensor:
         """See Allocate."""
         size = prod(shape) * dtype.itemsize
         if size < _LEAST_SHARED:
             return torch.empty(shape, dtype=dtype)
+        if size > _MEMORY:
+            raise _no_memory(entry, shape[0], size)
         with self._lock:
             segment = self._take(size)
             segment.filling, segment.sent = True, False
@@ -253,7 +293,7 @@ class _Small(NamedTuple):
         strides = tensor.stride()
         order = sorted(range(tensor.ndim), key=lambda axis: -strides[axis])
         axes = tuple(order.index(axis) for axis in range(tensor.ndim))
-        return cls(tensor.permute(order).numpy(), axes)
+        return cls(as_array(tensor.permute(order)), axes)
 
 
 class _Location(NamedTuple):
@@ -372,7 +412,7 @@ def _receive(
 
 def _unpack(loans: dict[int, NDArray[np.uint8]], value: Any) -> Any:
     if isinstance(value, _Small):
-        return torch.from_numpy(value.array).permute(value.axes)
+        return as_tensor(value.array).permute(value.axes)
     if isinstance(value, _Location):
         memory = torch.from_numpy(loans[value.segment]).view(value.dtype)
         return memory.as_strided(value.shape, value.strides, value.offset)

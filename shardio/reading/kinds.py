@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from operator import is_
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,15 @@ LISTED: Kind = ((), list)
 
 
 _NESTING = (dict, list, tuple)
+_IN_BOTH = {torch.float16, torch.float32, torch.float64, torch.complex64, torch.complex128}
+BITS: dict[torch.dtype, np.dtype[Any]] = {
+    dtype: np.dtype([(str(dtype), f"i{dtype.itemsize}")])
+    for dtype in {each for each in vars(torch).values() if isinstance(each, torch.dtype)} - _IN_BOTH
+    if dtype.is_floating_point or dtype.is_complex
+}
+"""Stand-ins for dtypes that NumPy lacks, as bfloat16: records of their bits."""
+_OF_BITS = {bits: dtype for dtype, bits in BITS.items()}
+_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
 _FLAT = frozenset({str, bytes, int, float, bool, type(None)})
 
 
@@ -58,6 +67,11 @@ def is_array(kind: Kind) -> bool:
     return kind[1] not in (list, dict)
 
 
+def is_number(dtype: np.dtype[Any]) -> bool:
+    """Tell whether a dtype is one of numbers, or stands for one of torch."""
+    return dtype.kind in NUMBERS or dtype in _OF_BITS
+
+
 def kind_name(kind: Kind) -> str:
     """Name a kind in an error."""
     if kind[1] is dict:
@@ -65,9 +79,9 @@ def kind_name(kind: Kind) -> str:
     return "arrays of numbers" if is_array(kind) else "not arrays of numbers"
 
 
-def shape_and_dtype(shape: Sequence[int], dtype: object) -> str:
+def shape_and_dtype(shape: Sequence[int], dtype: Any) -> str:
     """Describe an array in an error."""
-    return f"{'×'.join(map(str, shape)) or 'one number'} {dtype}"
+    return f"{'×'.join(map(str, shape)) or 'one number'} {_OF_BITS.get(dtype, dtype)}"
 
 
 def zeros_of(kind: Kind) -> Any:
@@ -106,7 +120,7 @@ def numbers_as_arrays(value: Any) -> Any:
         return {key: numbers_as_arrays(each) for key, each in value.items()}
     if isinstance(value, torch.Tensor):
         value = as_array(value)
-    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in NUMBERS:
+    if isinstance(value, np.ndarray | np.generic) and is_number(value.dtype):
         return np.asarray(value, None if value.dtype.isnative else value.dtype.newbyteorder("="))
     return value
 
@@ -115,10 +129,10 @@ def arrays_as_tensors(value: Any) -> Any:
     """Return a value with tensors for its arrays of numbers, also inside dictionaries."""
     if isinstance(value, dict):
         return {key: arrays_as_tensors(each) for key, each in value.items()}
-    if isinstance(value, np.ndarray) and value.dtype.kind in NUMBERS:
+    if isinstance(value, np.ndarray) and is_number(value.dtype):
         torch_dtype(value.dtype, value.ndim)
         own = value.base is None and value.flags.writeable
-        return torch.from_numpy(value if own else value.copy())
+        return as_tensor(value if own else value.copy())
     return value
 
 
@@ -135,16 +149,32 @@ def shown_value(value: Any) -> Any:
 
 
 def as_array(value: torch.Tensor) -> NDArray[Any]:
-    """The array of a tensor.
+    """Return the array of a tensor; of a dtype that NumPy lacks, one of its bits.
 
     Raises:
         CodecError: NumPy has no such dtype or layout.
     """
+    bits = BITS.get(value.dtype)
     try:
-        found: NDArray[Any] = value.detach().cpu().numpy()
+        plain = value.detach().cpu().resolve_conj().resolve_neg()
+        if bits is None:
+            found: NDArray[Any] = plain.numpy()
+            return found
+        return cast("NDArray[Any]", plain.view(_WORDS[bits.itemsize]).numpy().view(bits))
     except (TypeError, ValueError, RuntimeError) as error:
         raise CodecError(f"no batch can hold a tensor of {value.dtype}: {error}") from error
-    return found
+
+
+def as_tensor(value: NDArray[Any]) -> torch.Tensor:
+    """Return the tensor that shares its memory with an array, which may be one of bits.
+
+    Raises:
+        TypeError: torch has no such dtype.
+    """
+    dtype = _OF_BITS.get(value.dtype)
+    if dtype is None:
+        return torch.from_numpy(value)
+    return torch.from_numpy(value.view(f"i{dtype.itemsize}")).view(dtype)
 
 
 @lru_cache(maxsize=256)
@@ -155,14 +185,14 @@ def torch_dtype(dtype: np.dtype[Any], dimensions: int) -> torch.dtype:
         CodecError: torch has none, or no batch holds arrays of so many dimensions.
     """
     try:
-        found = torch.from_numpy(np.empty(0, dtype)).dtype
+        found = as_tensor(np.empty(0, dtype)).dtype
     except TypeError as error:
         raise CodecError(
             f"torch has no dtype for {dtype}", remedy="read the field with decode=False"
         ) from error
     try:
-        torch.empty((0,) * (dimensions + 1), dtype=found).numpy()
-    except ValueError as error:
+        as_array(torch.empty((0,) * (dimensions + 1), dtype=found))
+    except CodecError as error:
         raise CodecError(
             f"no batch can hold arrays of {dimensions} dimensions",
             remedy="read the field with decode=False",

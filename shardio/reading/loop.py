@@ -26,11 +26,11 @@ import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
 from shardio.checks import is_whole, require, whole_number
-from shardio.errors import UsageError, quoted
+from shardio.errors import SituationError, UsageError, counted, quoted
 from shardio.fields.image import forbid_opencv_threads
 from shardio.planning.epoch import DealtSteps, steps_of_worker
 from shardio.reading.epochs import EpochCounter, Position
-from shardio.reading.handover import Allocate, Batches, Recycler, Sender
+from shardio.reading.handover import MOST_SAMPLES, Allocate, Batches, Recycler, Sender
 from shardio.reading.ranks import (
     Share,
     find_batch_size,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 Identity = Mapping[str, str | int | bool | None]
+_PLACE = frozenset({"version", "worker", *Position._fields})
 
 
 def make_state(
@@ -86,9 +87,9 @@ def read_state(
             remedy="install the shardio that wrote it",
         )
     different = [
-        f"{name} was {quoted(state.get(name))}, is {quoted(value)}"
-        for name, value in identity.items()
-        if state.get(name) != value
+        f"{name} was {quoted(state.get(name))}, is {quoted(identity.get(name))}"
+        for name in {**identity, **state}  # either may have names that the other lacks
+        if name not in _PLACE and state.get(name) != identity.get(name)
     ]
     if different:
         raise UsageError(
@@ -143,6 +144,13 @@ class UnfinishedBatch(Protocol):
 
     def abandon(self) -> None:
         """Have threads that fill it, or other batches of the loop, wait for no store any more."""
+
+
+def _no_memory(samples: int) -> SituationError:
+    return SituationError(
+        f"there is no memory for a batch of {counted(samples, 'sample')}",
+        remedy="give a smaller batch_size",
+    )
 
 
 _EPOCHS = 1 << 64  # the keys of their random numbers have 64 bits
@@ -299,6 +307,8 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         batch_size, global_batch_size = self._batch_sizes
         if global_batch_size is not None:
             batch_size = divide_batch(global_batch_size, world_size)
+        if batch_size is not None and batch_size > MOST_SAMPLES:
+            raise _no_memory(batch_size)
         return Share(rank, world_size, batch_size or 1)
 
     def __len__(self) -> int:
@@ -418,6 +428,8 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
                         self._position = Position(epoch, step + own.step)
                     yield self._deliver(only.pop(), epoch, step)
                 next(batches, None)  # they end, and are not left
+        except MemoryError as error:
+            raise _no_memory(share.batch_size) from error
         finally:
             self._end_loop()
 

@@ -24,13 +24,19 @@ import torch
 from numpy.typing import NDArray
 
 from shardio.errors import CodecError, MisfitError, Skip, TransformError, UsageError, quoted
-from shardio.fields.arrays import NUMBERS
 from shardio.fields.base import FieldType
 from shardio.planning.order import derive_key
 from shardio.reading.columns import Column, Found, Listed, Numbers, Padded
 from shardio.reading.entries import RESERVED
 from shardio.reading.handover import Allocate
-from shardio.reading.kinds import LISTED, Kind, arrays_as_tensors, map_values, numbers_as_arrays
+from shardio.reading.kinds import (
+    LISTED,
+    Kind,
+    arrays_as_tensors,
+    is_number,
+    map_values,
+    numbers_as_arrays,
+)
 from shardio.reading.libraries import Key, Sample, Step, is_known, library_step, shares_generator
 from shardio.reading.picture_columns import SizedImages
 
@@ -42,7 +48,10 @@ _ADDED = frozenset(RESERVED) - {"__key__"}
 _ABSENT = object()
 _Fault = MisfitError | CodecError
 
-_WAY = "return values of one shape and of a dtype that NumPy and torch have, or use collate="
+_WAY = "return values of one shape and of a dtype that torch has, or use collate="
+_LEAVE_OUT = (
+    'raise shardio.Skip("why") in it to leave the sample out, which on_bad_sample does not do'
+)
 
 
 def name_of(function: object) -> str:
@@ -112,7 +121,9 @@ class SampleMap:
             except TransformError as error:
                 raise TransformError(f"{name}: {error.what}", remedy=error.remedy) from error
             except (Exception, SystemExit) as error:
-                raise TransformError(f"{name} raised {type(error).__name__}: {error}") from error
+                raise TransformError(
+                    f"{name} raised {type(error).__name__}: {error}", remedy=_LEAVE_OUT
+                ) from error
             if not isinstance(found, dict):
                 raise TransformError(
                     f"{name} returned {_kind_of_result(found)}, not a sample",
@@ -300,11 +311,12 @@ class MappedEntries:
         if name in self.columns:
             return self.columns[name]
         source, slots = self._sources.get(name), len(self._samples)
+        allocate = partial(self._allocate, entry=name)
         made: Mapped | MappedPadded
         if isinstance(source, Padded):
-            made = MappedPadded(slots, types={}, allocate=self._allocate)
+            made = MappedPadded(slots, types={}, allocate=allocate)
         else:
-            made = Mapped(slots, source, self._allocate)
+            made = Mapped(slots, source, allocate)
         return self.columns.setdefault(name, made)  # another thread may have been first
 
     def collect(self, place: Callable[[int], str]) -> dict[str, Any]:
@@ -339,10 +351,12 @@ class MappedEntries:
         return batch
 
 
-def _of_entry(error: _Fault, name: str, *, kept: bool) -> _Fault:
+def _of_entry(error: _Fault, name: str, *, kept: bool) -> _Fault | TransformError:
     """Return an error with the entry, and for a value of the user's function with a way out."""
-    what = error.what if kept else f"{quoted(name)} of map: {error.what}"
-    return type(error)(what, remedy=error.remedy if kept else _WAY, field=name)
+    if kept:
+        return type(error)(error.what, remedy=error.remedy, field=name)
+    kind = MisfitError if isinstance(error, MisfitError) else TransformError
+    return kind(f"{quoted(name)} of map: {error.what}", remedy=_WAY, field=name)
 
 
 def _apart(memory: Sequence[NDArray[np.uint8]], value: Any) -> Any:
@@ -526,7 +540,7 @@ def _held(value: Any) -> Any:
 def _as_tensor(value: Any) -> Any:
     if not isinstance(value, np.ndarray | np.generic):
         return value
-    if value.dtype.kind in NUMBERS:
+    if is_number(value.dtype):
         return arrays_as_tensors(numbers_as_arrays(value))
     if value.dtype.kind not in ("OSU" if isinstance(value, np.ndarray) else "U"):
         raise CodecError(f"torch has no dtype for {value.dtype}")
@@ -536,7 +550,7 @@ def _as_tensor(value: Any) -> Any:
 def _is_array(value: object) -> bool:
     """Tell whether a value is an array or a tensor of numbers."""
     if isinstance(value, np.ndarray | np.generic):
-        return value.dtype.kind in NUMBERS
+        return is_number(value.dtype)
     return isinstance(value, torch.Tensor)
 
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from math import isfinite
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -272,7 +273,8 @@ class _MixedBatch:
         ]
         if not pieces:
             pieces = [_Piece(self._draws[0].source, self._draws[0].slots, parts[0][name])]
-        return _scatter(name, pieces, self._size, self._allocate, padded=name in self._padded)
+        allocate = partial(self._allocate, entry=name)
+        return _scatter(name, pieces, self._size, allocate, padded=name in self._padded)
 
 
 class _Piece(NamedTuple):

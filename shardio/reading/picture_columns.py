@@ -73,7 +73,9 @@ def column_maker(
         )
     in_rows = first.in_rows and first.geometry != "follows"
     if isinstance(batching, Dense):
-        return partial(NumbersInRows if in_rows else Numbers, types=types, dense=batching)
+        return partial(
+            NumbersInRows if in_rows else Numbers, types=types, dense=batching, allocate=allocate
+        )
     if picture or batching == "stack":
         stacked = ArraysInRows if in_rows else Arrays
         return partial(stacked, types=types, image=picture, allocate=allocate)

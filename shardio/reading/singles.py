@@ -17,6 +17,7 @@ import torch
 
 from shardio.errors import ShardioError
 from shardio.planning.epoch import References
+from shardio.reading.kinds import as_array, as_tensor
 
 if TYPE_CHECKING:
     from shardio.reading.batch import Batch
@@ -127,7 +128,7 @@ def _one(value: Any, at: int) -> Any:
     """Return a part of an entry of a batch, with memory of its own."""
     if isinstance(value, torch.Tensor):
         # torch's own copy would start threads, which wait for each other by spinning.
-        return torch.from_numpy(value.numpy()[at : at + 1].copy(order="K"))
+        return as_tensor(as_array(value)[at : at + 1].copy(order="K"))
     if isinstance(value, dict):
         return {name: _one(each, at) for name, each in value.items()}
     return value[at : at + 1]

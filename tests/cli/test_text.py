@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,6 +126,59 @@ def test_what_is_laid_out_fits_the_terminal_and_has_no_trailing_blanks(
     widest = max(map(len, lines))
     assert min(columns, 80) - 15 < widest <= min(columns, 80)
     assert not [line for line in lines if line != line.rstrip()]
+
+
+def piped(*arguments: str | Path) -> tuple[int, list[str]]:
+    """Run a command without a terminal; returns its exit code and the words that it prints."""
+    command = [sys.executable, "-m", "shardio", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, (done.stdout or done.stderr).split()
+
+
+LONG = "a-folder/of-a-name/longer/than-any/terminal/in/this/file"
+
+
+@pytest.mark.parametrize("columns", [40, 60])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["info", LONG],
+        ["pack", ".", LONG, "--shards", "0"],
+        ["verify", "--nosuch"],
+        ["index", "photos", "--jobs", "1"],
+        ["pack", "--help"],
+        ["cache", "ls", "--cache-dir", LONG],
+    ],
+)
+def test_sentences_fit_a_terminal_between_words_and_are_not_divided_elsewhere(
+    arguments: list[str], columns: int, images: Path, packed: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    shutil.copytree(packed, tmp_path / "out")
+    shutil.copytree(images, tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    code, sequences = on_terminal(*arguments, columns=columns)
+    shown = SEQUENCE.sub("", sequences)
+    assert (code, shown.split()) == piped(*arguments)
+    sentences = shown.partition("\n  Example:")[0].split("\n")
+    assert not [line for line in sentences if len(line) > columns and " " in line.strip()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more"),
+    [(["info"], ["--shards"]), (["plan", "--batch-size", "4"], [])],
+)
+def test_a_table_that_does_not_fit_a_terminal_is_a_list_of_whole_words(
+    arguments: list[str], more: list[str], packed: Path
+) -> None:
+    code, shown = on_terminal(*arguments, packed, *more, columns=40)
+    assert code == 0, shown
+    lines = [SEQUENCE.sub("", line) for line in shown.rpartition("\x1b[2K")[2].split("\n")]
+    assert max(len(line) for line in lines if " " in line.strip()) <= 40
+    assert "samples" in {line.partition(":")[0] for line in lines}
+    words = re.sub("[:─]", " ", " ".join(lines)).split()
+    found = re.sub("[:─]", " ", " ".join(piped(*arguments, packed)[1])).split()
+    assert {*found} <= {*words}
+    assert not more or str(packed / "shard-000003.tar") in words
 
 
 def test_an_interrupted_pack_says_that_the_same_command_goes_on(

@@ -705,6 +705,7 @@ def test_bad_samples_are_named_once_and_many_are_counted(
             for number, line in zip(range(1, 10, 2), named, strict=True)
         ] == [True] * 5
         assert counted.startswith("7 more samples could not be delivered either")
+        assert "verify --deep" in counted
 
 
 def test_bad_samples_read_one_by_one_are_each_named(

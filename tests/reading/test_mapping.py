@@ -202,6 +202,42 @@ def test_what_a_map_returns_is_joined_by_its_kind(mixed: Path) -> None:
     assert "caption" not in batch
 
 
+class Cast:
+    """A map that returns tensors of a dtype, alone, nested, listed and too large to be sent."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __call__(self, sample: Sample) -> Sample:
+        image = (sample["image"].float() / 255).to(self.dtype)
+        nested, large = {"x": image[0, 0, :4]}, image.repeat(1, 8, 8).transpose(1, 2)
+        one, listed = image[0, 0, 0], [image[0, 0, :2]]
+        return {"image": image, "nested": nested, "large": large, "one": one, "listed": listed}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e5m2])
+def test_tensors_of_dtypes_that_numpy_lacks_arrive_as_they_are(
+    mixed: Path, dtype: torch.dtype
+) -> None:
+    cast = Cast(dtype)
+    dataset = opened(mixed, map=cast, shuffle=False)
+    wanted = [cast(sample) for sample in opened(mixed, batch_size=None, shuffle=False)][3]
+    for loader in (
+        dataset,
+        shardio.Loader(dataset, threads=2),
+        shardio.Loader(dataset, workers=1),
+        DataLoader(dataset, batch_size=None, num_workers=2),
+    ):
+        dataset.set_epoch(0)
+        batch = next(iter(loader))
+        assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+        pairs = [(batch[name][3], wanted[name]) for name in ("image", "large", "one")]
+        pairs.append((batch["nested"]["x"][3], wanted["nested"]["x"]))
+        pairs.append((batch["listed"][3][0], wanted["listed"][0]))
+        assert {found.dtype for found, _ in pairs} == {dtype}
+        assert all(torch.equal(found.float(), exact.float()) for found, exact in pairs)
+
+
 def test_captions_become_tensors_and_boxes_stay_lists(mixed: Path) -> None:
     fields: dict[str, Any] = {
         "image": "png",
@@ -330,6 +366,15 @@ def test_a_reason_to_skip_may_be_anything(
 
     assert opened(mixed, map=skip)[0]["valid"] is False
     assert f"sample 'k00': {reason}; sample 'k01' takes its place" in caplog.text
+
+
+def test_many_skipped_samples_are_counted_and_not_sought_by_verify(
+    mixed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    list(opened(mixed, map=skip_every_third))
+    counted = caplog.records[-1].getMessage()
+    assert counted.startswith("11 more samples could not be delivered either")
+    assert "verify" not in counted
 
 
 class Unpicklable:
@@ -462,7 +507,11 @@ def ragged(sample: Sample) -> Sample:
             lambda sample: {"x": 1.5 if sample["__key__"] == "k01" else 1},
             "'x' of map: it is one number float64, others of the batch are one number int64; ret",
         ),
-        (fails, "s-0.tar: sample 'k00': map fails raised KeyError: 'no such word'"),
+        (
+            fails,
+            "s-0.tar: sample 'k00': map fails raised KeyError: 'no such word'; "
+            r"raise shardio.Skip\(\"why\"\) in it to leave the sample out, which on_bad_sample",
+        ),
         (lacks, "sample 'k03': map returned no 'x' for it, unlike for others of the batch"),
         (ragged, "'ids' of map: it is 1 float32, others of the batch are 0 float32; return values"),
     ],
@@ -493,8 +542,8 @@ def dated(_: Sample) -> Sample:
     return {"x": [np.datetime64("2020-01-01")]}
 
 
-def halves(_: Sample) -> Sample:
-    return {"x": torch.ones(2, dtype=torch.bfloat16)}
+def sparse(_: Sample) -> Sample:
+    return {"x": torch.ones(2).to_sparse()}
 
 
 @pytest.mark.parametrize(
@@ -504,8 +553,8 @@ def halves(_: Sample) -> Sample:
         (circular, "'x' of map: it holds itself"),
         (dated, "'x' of map: torch has no dtype for datetime64"),
         (
-            halves,
-            "torch.bfloat16: .* return values of one shape and of a dtype that NumPy and torch",
+            sparse,
+            "no batch can hold a tensor of torch.float32: .*; return values of one shape and",
         ),
     ],
 )

@@ -1,11 +1,23 @@
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
 import numpy as np
+import pytest
 import torch
 
+import shardio
 from shardio.reading.handover import Recycler
+from shardio.testing import make_shard
 
 SHAPE = (64, 64, 64)
+PIXELS = cv2.imencode(".png", np.zeros((16, 16, 3), np.uint8))[1].tobytes()
 
 
 def test_memory_that_nobody_holds_is_lent_again() -> None:
@@ -47,3 +59,57 @@ def test_memory_can_be_made_by_others() -> None:
     for _ in range(3):
         allocate(SHAPE, torch.float32)
     assert made == [4 * 64**3]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    make_shard(tmp_path / "a.tar", {f"k{n}": {"png": PIXELS, "cls": b"1"} for n in range(4)})
+    return tmp_path
+
+
+def endless(sample: dict[str, Any]) -> dict[str, Any]:
+    return {**sample, "x": torch.zeros(1).expand(10**15)}
+
+
+@pytest.mark.parametrize("skip", ["raise", "skip"])
+@pytest.mark.parametrize("reading", ["dataset", "threads", "workers"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"batch_size": 2**31},
+            "no memory for a batch of 2,147,483,648 samples; give a smaller batch_size",
+        ),
+        (
+            {"batch_size": 10**7, "transform": shardio.Resize((10_000, 10_000))},
+            "the 3,000,000,000,000,000 bytes of 'image' in a batch of 10,000,000 samples; give",
+        ),
+        ({"map": endless}, "the 16,000,000,000,000,000 bytes of 'x' in a batch of 4 samples"),
+    ],
+)
+def test_a_batch_for_which_there_is_no_memory_is_one_sentence(
+    photos: Path, arguments: dict[str, Any], message: str, reading: str, skip: Any
+) -> None:
+    given = {"transform": shardio.CenterCrop(8, resize=8), "batch_size": 4, **arguments}
+    ways: dict[str, Any] = {"dataset": iter, "threads": shardio.Loader}
+    read = ways.get(reading, partial(shardio.Loader, workers=1))
+    with pytest.raises(shardio.ShardioError, match=message):
+        next(iter(read(shardio.ShardDataset(photos, on_bad_sample=skip, **given))))
+
+
+def test_an_image_for_which_there_is_no_memory_is_named(tmp_path: Path) -> None:
+    code = """
+import resource, sys, shardio
+dataset = shardio.ShardDataset(sys.argv[1], on_bad_sample="skip")
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 20_000_000, resource.RLIM_INFINITY))
+try:
+    list(dataset)
+except shardio.ShardioError as error:
+    print(error)
+"""
+    image = cv2.imencode(".png", np.zeros((3000, 5000, 3), np.uint8))[1].tobytes()
+    make_shard(tmp_path / "a.tar", {"large": {"png": image}})
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert re.search(r"a\.tar: sample 'large': there is no memory to decode it: .*; ", done.stdout)

@@ -158,6 +158,14 @@ def test_a_state_is_refused_with_other_weights_and_old_states_are_taken(uneven: 
         ):
             open_dataset(uneven, **options).load_state_dict(state)
     plain = open_dataset(uneven)
+    for other in (
+        dataset,
+        open_dataset(uneven, epoch_size=40),
+    ):  # names that `plain` has no use for
+        with pytest.raises(
+            shardio.UsageError, match=r"the state belongs.*(weights|epoch_size) was"
+        ):
+            plain.load_state_dict(other.state_dict())
     state = plain.state_dict(next(iter(plain)))
     assert state.keys() == {
         "version", "epoch", "step", "shards", "samples", "contents", "global_batch_size", "seed",
