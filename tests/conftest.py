@@ -80,6 +80,14 @@ def pytest_runtest_teardown() -> None:
         loop._shutdown_workers()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_job() -> Iterator[None]:
+    """Pack in this process where a test gives no number of jobs: forks would take half the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shardio.packing.engine.count_cores", lambda: 1)
+        yield
+
+
 @pytest.fixture(scope="module")
 def as_if_idle() -> Iterator[None]:
     """Profiles withhold nothing, however busy the machine is with other tests."""

@@ -183,7 +183,7 @@ def test_a_profile_that_a_store_does_not_limit_says_what_it_could_deliver(
     photos: Path, serve: Callable[..., Nginx]
 ) -> None:
     web = serve(folder=photos)
-    words = ["profile", web.url, "--seconds", "0.3", "--threads", "1", "--workers", "1"]
+    words = ["profile", web.url, "--seconds", "0.1", "--threads", "0", "--workers", "0"]
     done = CliRunner().invoke(commands, words, catch_exceptions=False)
     assert done.exit_code == 0
     said = " ".join(done.stdout.split())
