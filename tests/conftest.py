@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import fcntl
 import gc
 import gzip
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -78,6 +80,23 @@ def pytest_runtest_teardown() -> None:
     """
     for loop in [*_LOOPS]:
         loop._shutdown_workers()
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Calls a function in one pytest process, and gives its value in all: once(name, function)."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+    def call(name: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        with (folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            file = folder / f"{name}.pickle"
+            if not file.exists():
+                file.write_bytes(pickle.dumps(function(*arguments, **options)))
+            return pickle.loads(file.read_bytes())  # noqa: S301  our own
+
+    return call
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -450,8 +450,15 @@ def look_into(*folders: Path) -> None:
             say_nothing(path.read_bytes().decode("latin-1"))
 
 
-@pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("kind", IN_URLS)
+@pytest.mark.parametrize(
+    ("kind", "state"),
+    [
+        (kind, state)
+        for one, kind in enumerate(IN_URLS)
+        for other, state in enumerate(STATES)
+        if (one + other) % 2 == 0
+    ],
+)
 def test_secrets_of_a_url_are_shown_and_kept_nowhere(
     serve: Serve,
     out: Path,
