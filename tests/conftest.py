@@ -3,6 +3,7 @@ from __future__ import annotations
 import fcntl
 import gc
 import gzip
+import json
 import multiprocessing
 import os
 import pickle
@@ -114,6 +115,18 @@ def as_if_idle() -> Iterator[None]:
         for name in ("withhold", "missed"):
             patch.setattr(f"shardio.profiling.claims.{name}", lambda *_: {})
         yield
+
+
+@pytest.fixture
+def measured_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have profiles measure in this process, which has torch, not in one for each loader."""
+    from shardio.profiling.measure import answer
+
+    def ask(request: dict[str, Any]) -> Any:
+        return json.loads(json.dumps(answer(json.loads(json.dumps(request)))))
+
+    monkeypatch.setattr("shardio.profiling.profile.ask", ask)
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)
 
 
 @pytest.fixture(autouse=True)
