@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import fcntl
 import gc
 import gzip
+import json
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -80,6 +83,31 @@ def pytest_runtest_teardown() -> None:
         loop._shutdown_workers()
 
 
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Calls a function in one pytest process, and gives its value in all: once(name, function)."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+    def call(name: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        with (folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            file = folder / f"{name}.pickle"
+            if not file.exists():
+                file.write_bytes(pickle.dumps(function(*arguments, **options)))
+            return pickle.loads(file.read_bytes())  # noqa: S301  our own
+
+    return call
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_job() -> Iterator[None]:
+    """Pack in this process where a test gives no number of jobs: forks would take half the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shardio.packing.engine.count_cores", lambda: 1)
+        yield
+
+
 @pytest.fixture(scope="module")
 def as_if_idle() -> Iterator[None]:
     """Profiles withhold nothing, however busy the machine is with other tests."""
@@ -87,6 +115,18 @@ def as_if_idle() -> Iterator[None]:
         for name in ("withhold", "missed"):
             patch.setattr(f"shardio.profiling.claims.{name}", lambda *_: {})
         yield
+
+
+@pytest.fixture
+def measured_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have profiles measure in this process, which has torch, not in one for each loader."""
+    from shardio.profiling.measure import answer
+
+    def ask(request: dict[str, Any]) -> Any:
+        return json.loads(json.dumps(answer(json.loads(json.dumps(request)))))
+
+    monkeypatch.setattr("shardio.profiling.profile.ask", ask)
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
-"""Python programs in forks of the fork server, which has torch, so that they start at once.
+"""Python programs and command lines that start at once.
 
+Programs run in forks of the fork server, which has torch, command lines in the process of the test.
 What a test says of the start itself, such as what is imported, is for processes of their own.
 """
 
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
 import multiprocessing
 import os
 import subprocess
@@ -14,8 +16,13 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from types import ModuleType
+
+import pytest
+
+from shardio.cli import main
 
 _FORKING = multiprocessing.get_context("forkserver")
 
@@ -46,6 +53,34 @@ def run(
         assert process.exitcode is not None
         said = [file.read_text("utf-8") if file.exists() else "" for file in files]
         return subprocess.CompletedProcess(command, process.exitcode, *said)
+
+
+def command(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command line of shardio as `shardio` would, in this process."""
+    streams = {name: TextIOWrapper(BytesIO(), "utf-8") for name in ("stdout", "stderr")}
+    line = ["shardio", *map(str, words)]
+    logged = logging.StreamHandler(streams["stderr"])  # as without pytest's handlers
+    logged.setLevel(logging.WARNING)
+    logging.getLogger("shardio").addHandler(logged)
+    code: object = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", line)
+        for name, stream in streams.items():
+            patch.setattr(sys, name, stream)
+        if cwd:
+            patch.chdir(cwd)
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        finally:
+            logging.getLogger("shardio").removeHandler(logged)
+    assert isinstance(code, int)
+    said = []
+    for stream in streams.values():
+        stream.seek(0)
+        said.append(stream.read())
+    return subprocess.CompletedProcess(line, code, *said)
 
 
 def _live(

@@ -1,4 +1,4 @@
-"""The commands as a user types them, in processes of their own."""
+"""The commands as a user types them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ import pytest
 
 from shardio.indexing.shard_index import read_index
 from shardio.testing import make_images
+from tests.programs import command as run
 
 PACK = ["pack", "in", "out", "--shards", "2"]
 
 
-def run(*arguments: object, cwd: Path | None = None, **environment: str) -> Any:
+def alone(*arguments: object, cwd: Path | None = None, **environment: str) -> Any:
+    """Run a command in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "shardio", *map(str, arguments)],
         capture_output=True,
@@ -33,7 +35,7 @@ def run(*arguments: object, cwd: Path | None = None, **environment: str) -> Any:
 
 
 def test_pack_says_what_it_did(images: Path, tmp_path: Path) -> None:
-    done = run("pack", images, tmp_path / "out", "--shards", 8)
+    done = alone("pack", images, tmp_path / "out", "--shards", 8)
     assert done.returncode == 0
     assert done.stdout.startswith("packed 600 samples of 10 classes, 1.2 MB, into 8 shards in ")
     assert done.stdout.rstrip().endswith("MB/s)")
@@ -183,7 +185,7 @@ def test_names_that_no_terminal_can_show_are_escaped(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / os.fsdecode(b"caf\xe9\n.png")).write_bytes(b"no")
-    done = run("pack", "in", "out", "--shards", 1, cwd=tmp_path, PYTHONIOENCODING="ascii")
+    done = alone("pack", "in", "out", "--shards", 1, cwd=tmp_path, PYTHONIOENCODING="ascii")
     assert done.returncode == 1
     assert done.stderr.startswith("shardio: caf\\udce9\\n.png: not a JPEG")
     assert done.stderr.count("\n") == 1
@@ -234,7 +236,7 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
 
 
 def test_without_arguments_the_three_uses_are_shown() -> None:
-    done = run()
+    done = alone()
     assert (done.returncode, done.stderr) == (0, "")
     for use in ("shardio pack images/ out/", 'ShardDataset("out"', "shardio profile out/"):
         assert use in done.stdout

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from shardio.testing import make_shard
-
-
-def run(*arguments: object, cwd: Path) -> Any:
-    return subprocess.run(
-        [sys.executable, "-m", "shardio", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-    )
+from tests.programs import command as run
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +11,11 @@ import numpy as np
 import pytest
 
 from shardio.testing import read_members
+from tests import programs
 
 
 def run(*arguments: object) -> Any:
-    return subprocess.run(
-        [sys.executable, "-m", "shardio", "pack", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return programs.command("pack", *arguments)
 
 
 @pytest.fixture

@@ -61,6 +61,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, packed: Path) -> Run:
     return run
 
 
+@pytest.mark.usefixtures("measured_here")
 @pytest.mark.parametrize("command", _COMMANDS)
 def test_every_command_prints_what_an_ascii_terminal_shows(command: str, run: Run) -> None:
     code, printed = run(command, *ARGUMENTS[command])

@@ -259,6 +259,6 @@ WITH_CODE = [name for name, path in PAGES.items() if any(blocks(path.read_text("
 
 
 @pytest.mark.parametrize("name", WITH_CODE)
-@pytest.mark.usefixtures("world")
+@pytest.mark.usefixtures("world", "measured_here")
 def test_the_code_of_a_page_runs(name: str) -> None:
     run_page(PAGES[name].read_text("utf-8"), name)

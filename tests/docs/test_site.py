@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -33,9 +34,12 @@ def test_the_reference_has_every_public_name() -> None:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(tmp_path_factory: pytest.TempPathFactory, once: Callable[..., Path]) -> Path:
     pytest.importorskip("mkdocs", reason="mkdocs-material is not installed; `make docs` has it")
-    place = tmp_path_factory.mktemp("site")
+    return once("site", build, tmp_path_factory.mktemp("site"))
+
+
+def build(place: Path) -> Path:
     tools = Path(sys.executable).parent
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(place)]
     done = subprocess.run(

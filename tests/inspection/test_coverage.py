@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 import shardio
 from tests import programs
 
-SHARDS = (1, 2, 7, 8, 16)
-RANKS = (1, 2, 3, 4, 8)
-WORKERS = (0, 1, 2, 3, 5)
+SHARDS = (1, 2, 7, 16)
+RANKS = (1, 2, 3, 5)
+WORKERS = (0, 1, 2, 3)
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +51,7 @@ def keys_of(batches: Iterable[dict[str, Any]]) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("shards", "ranks", "workers"),
     [
-        (shards, ranks, WORKERS[(one + other) % 5])  # every pair of two values once
+        (shards, ranks, WORKERS[(one + other) % 4])  # every pair of two values once
         for one, shards in enumerate(SHARDS)
         for other, ranks in enumerate(RANKS)
     ],
@@ -79,8 +79,8 @@ def test_each_sample_comes_exactly_once_in_batches(
     ("shards", "ranks", "workers"),
     [
         ((1, 7)[(one + other) % 2], ranks, workers)
-        for one, ranks in enumerate((1, 3, 8))
-        for other, workers in enumerate((0, 1, 3, 5))
+        for one, ranks in enumerate((1, 3))
+        for other, workers in enumerate((0, 1, 5))
     ],
 )
 def test_each_sample_comes_exactly_once_as_samples(
@@ -171,8 +171,10 @@ def test_without_shuffle_samples_come_as_packed(images: Path, tmp_path: Path) ->
     assert len(keys) == 600
 
 
-@pytest.mark.parametrize("persistent", [False, True])
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize(
+    ("method", "persistent"),
+    [("fork", False), ("fork", True), ("forkserver", False), ("spawn", True)],
+)
 def test_epochs_advance_inside_a_dataloader(packed: Path, method: str, persistent: bool) -> None:
     expected = shardio.ShardDataset(packed, shuffle=True, decode=False, batch_size=40)
     dataset = shardio.ShardDataset(packed, shuffle=True, decode=False, batch_size=40)
@@ -227,7 +229,7 @@ def _keys_in_rank(rank: int, dataset: shardio.ShardDataset, folder: Path) -> Non
         (folder / f"{epoch}-{rank}").write_text("\n".join(chain(*keys_of(loader))))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_ranks_that_get_one_dataset_handed_count_their_epochs_alone(
     packed: Path, tmp_path: Path, method: str
 ) -> None:

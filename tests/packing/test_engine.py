@@ -63,12 +63,27 @@ def double(task: Sequence[int], ticker: Ticker) -> int:
     return 2 * task[0]
 
 
+def process_of(task: Sequence[int], ticker: Ticker) -> int:
+    del task, ticker
+    return os.getpid()
+
+
 @pytest.mark.parametrize("jobs", [1, 2, 3])
 def test_results_come_in_the_order_of_the_tasks(jobs: int) -> None:
     counts: list[int] = []
     results = LocalEngine(jobs).run(double, tasks_of(50), counts.append)
     assert results == [*range(0, 100, 2)]
     assert sum(counts) == 50
+
+
+def test_without_a_number_of_jobs_there_is_one_for_each_core(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for cores in (1, 2):
+        monkeypatch.setattr(engine, "count_cores", lambda cores=cores: cores)
+        found = {*LocalEngine().run(process_of, tasks_of(20), None)}
+        assert (os.getpid() in found) == (cores == 1)
+        assert len(found) <= cores
 
 
 def test_of_several_errors_the_first_in_order_of_tasks_is_raised() -> None:

@@ -106,6 +106,7 @@ def test_the_command_takes_the_words_of_python(
     assert digests(tmp_path / "command") == digests(tmp_path / "python")
 
 
+@pytest.mark.usefixtures("measured_here")
 def test_a_profile_decodes_sounds_by_their_recorded_type(speech: Path, tmp_path: Path) -> None:
     shardio.pack(speech, tmp_path / "out", shards=2, types={"wav": shardio.Audio(rate=16000)})
     found = shardio.profile(tmp_path / "out", seconds=0.1, workers=(0,), batch_size=2)

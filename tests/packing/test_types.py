@@ -276,6 +276,7 @@ class Reversed(shardio.FieldType):
         return bytes(value, "ascii")[::-1]
 
 
+@pytest.mark.usefixtures("measured_here")
 def test_a_type_of_a_program_must_be_given_to_readers(tmp_path: Path) -> None:
     out, new = tmp_path / "out", tmp_path / "new"
     own = Reversed("text")

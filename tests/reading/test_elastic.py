@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
-from itertools import compress, islice, product
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +124,9 @@ def uninterrupted(folder: Path, order: str) -> Digests:
 @pytest.mark.parametrize(
     ("shards", "order", "case"),
     [
-        ((1, 7, 16)[(number + case) % 3], order, case)  # every pair of two values occurs
+        ((1, 7, 16)[(number + case // 2) % 3], order, case)
         for number, order in enumerate(ORDERS)
-        for case in range(len(TOPOLOGIES))
+        for case in range(number % 2, len(TOPOLOGIES), 2)  # of others `meaning` is the campaign
     ],
 )
 def test_a_run_goes_on_with_the_same_batches_on_other_ranks_and_workers(
@@ -166,9 +166,7 @@ def test_a_mixture_goes_on_with_the_same_batches_on_other_ranks_and_workers(pack
         return found, after
 
     expected, _ = keys((1, 0), None, None)
-    for (before, then), steps in zip(
-        product(TOPOLOGIES[1:4], TOPOLOGIES[3:]), range(1, 10), strict=True
-    ):
+    for before, then, steps in zip(TOPOLOGIES[1:4], TOPOLOGIES[3:], (1, 5, 9), strict=True):
         first, state = keys(before, None, steps)
         rest, _ = keys(then, state, None)
         assert first | rest == expected

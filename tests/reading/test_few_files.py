@@ -35,11 +35,12 @@ main()
 """
 
 
-@pytest.fixture
-def many(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("many") / "out"
     samples = ({"txt": f"{number}", "cls": number % 3} for number in range(200))
-    shardio.pack(samples, tmp_path / "out", shards=200)
-    return tmp_path / "out"
+    shardio.pack(samples, out, shards=200)
+    return out
 
 
 def test_many_shards_threads_workers_and_loops_need_few_files(many: Path) -> None:

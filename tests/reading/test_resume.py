@@ -54,21 +54,20 @@ def test_a_loop_without_workers_goes_on_where_it_was_left(packed: Path, step: in
     assert [keys_of(again), keys_of(again)] == [first[step:], second]
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_the_state_counts_what_the_loop_received_and_not_what_workers_read(
     packed: Path, method: str
 ) -> None:
     first, second = epochs_of(packed, 2)
     dataset = open_dataset(packed)
-    before, after = (2, 1) if method == "spawn" else (3, 2)  # it takes seconds to start one
-    loader = load(dataset, before, prefetch_factor=4, multiprocessing_context=method)
+    loader = load(dataset, 3, prefetch_factor=4, multiprocessing_context=method)
     for batch in loader:
         if batch["__step__"] == 4:
             state = dataset.state_dict(batch)
             break
     again = open_dataset(packed)
     again.load_state_dict(json.loads(json.dumps(state)))
-    loader = load(again, after, multiprocessing_context=method)
+    loader = load(again, 2, multiprocessing_context=method)
     assert [keys_of(loader), keys_of(loader)] == [first[5:], second]
 
 
@@ -117,8 +116,9 @@ def test_samples_resume_too(packed: Path) -> None:
     assert received + [sample["__key__"] for sample in again] == keys
 
 
-@pytest.mark.parametrize("step", [1, 7, BATCHES])
-@pytest.mark.parametrize("workers", [0, 2, 3])
+@pytest.mark.parametrize(
+    ("workers", "step"), [(0, 1), (0, BATCHES), (2, 7), (2, BATCHES), (3, 1), (3, 7)]
+)
 def test_torchdatas_stateful_loader_resumes(packed: Path, workers: int, step: int) -> None:
     def stateful() -> StatefulDataLoader[Any]:
         return StatefulDataLoader(open_dataset(packed), batch_size=None, num_workers=workers)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,12 +42,18 @@ def environment(s3: SeaweedS3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
 
 
+@pytest.fixture(scope="module")
+def packed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packed")
+    make_images(folder / "images", classes=3, per_class=20)
+    shardio.pack(folder / "images", folder / "packed", shards=SHARDS, seed=1)
+    return folder / "packed"
+
+
 @pytest.fixture
-def packed(tmp_path: Path) -> Path:
-    """A packed folder of 60 images of 3 classes."""
-    make_images(tmp_path / "images", classes=3, per_class=20)
-    shardio.pack(tmp_path / "images", tmp_path / "packed", shards=SHARDS, seed=1)
-    return tmp_path / "packed"
+def packed(packed_once: Path, tmp_path: Path) -> Path:
+    """A packed folder of 60 images of 3 classes; it may be changed."""
+    return shutil.copytree(packed_once, tmp_path / "packed")
 
 
 @pytest.fixture

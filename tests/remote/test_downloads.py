@@ -158,13 +158,13 @@ SCRIPTS = {
         loop = iter(shardio.Loader(dataset, threads=2))
         next(loop)
         print("ready", flush=True)
-        time.sleep(2)
+        time.sleep(1)
         """,
     "a script that fails": """
         loop = iter(dataset)
         next(loop)
         print("ready", flush=True)
-        time.sleep(2)
+        time.sleep(1)
         raise KeyError("mine")
         """,
     "an interrupt": """

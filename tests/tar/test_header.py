@@ -165,7 +165,7 @@ def test_no_single_damaged_byte_makes_a_header_another_sound_one(block: bytes) -
     sound = parse_header(block)
     harmless = set()
     for at in range(BLOCK):
-        for byte in range(256):
+        for byte in {0, 255, *(block[at] ^ 1 << bit for bit in range(8))}:  # `headers` tries all
             with suppress(TarError):
                 assert parse_header(block[:at] + bytes([byte]) + block[at + 1 :]) == sound
                 if byte != block[at]:
