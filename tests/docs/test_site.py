@@ -69,3 +69,23 @@ def test_the_pictures_are_those_that_the_program_draws() -> None:
     drawn = runpy.run_path(str(ROOT / "tools" / "make_pictures.py"))["pictures"]()
     kept = {path.name: path.read_text("utf-8") for path in (SITE / "pictures").iterdir()}
     assert kept == drawn
+
+
+def test_a_chart_has_a_bar_for_each_row_of_its_table(built: Path) -> None:
+    for name in ("benchmarks", "benchmarks-tasks"):
+        page = (built / f"{name}.html").read_text("utf-8")
+        tables = re.findall(
+            r"<!-- chart.*\n\|.*\n\|.*\n((?:\|.*\n)+)", (SITE / f"{name}.md").read_text("utf-8")
+        )
+        charts = re.findall(r'<div class="chart">.*?</div>', page, re.DOTALL)
+        assert len(charts) == len(tables) > 0
+        for chart, table in zip(charts, tables, strict=True):
+            rows = [row.strip("| ").split(" | ")[:2] for row in table.splitlines()]
+            rates = {label: float(text.split()[0].replace(",", "")) for label, text in rows}
+            bars = re.findall(r'>([^<]+)</text><rect [^>]*?width="([\d.]+)"', chart)
+            longest, most = max(float(length) for _, length in bars), max(rates.values())
+            drawn = {label: float(length) / longest for label, length in bars}
+            assert drawn == {
+                label: pytest.approx(rate / most, abs=0.01) for label, rate in rates.items()
+            }
+            assert [*drawn.values()] == sorted(drawn.values(), reverse=True)
