@@ -75,7 +75,7 @@ def with_charts(found: re.Match[str]) -> str:
             for label, text in cells
         ]
         bars.sort(key=lambda bar: -bar.value)
-        parts.append(f'<div class="chart"><p>{name}</p>{bar_chart(name, bars, width=620)}</div>')
+        parts.append(f'<div class="chart"><p>{name}</p>{bar_chart(name, bars, width=500)}</div>')
     return "\n".join(parts) + f"\n\n{found[2]}"
 
 

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import click
+import cv2
+import numpy as np
 import pytest
 
 import shardio
@@ -65,10 +67,22 @@ def test_pages_ask_nothing_of_the_network(built: Path) -> None:
         assert not found, path
 
 
-def test_the_pictures_are_those_that_the_program_draws() -> None:
-    drawn = runpy.run_path(str(ROOT / "tools" / "make_pictures.py"))["pictures"]()
-    kept = {path.name: path.read_text("utf-8") for path in (SITE / "pictures").iterdir()}
-    assert kept == drawn
+def test_pictures_and_measured_numbers_are_those_of_the_program() -> None:
+    program = runpy.run_path(str(ROOT / "tools" / "make_pictures.py"))
+    kept = {path.name: path.read_text("utf-8") for path in (SITE / "pictures").glob("*.svg")}
+    assert kept == program["pictures"]()
+    assert program["mixing"]() in (SITE / "explanation" / "shuffle.md").read_text("utf-8")
+
+
+def test_the_contact_sheet_is_that_of_the_program(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    program = runpy.run_path(str(ROOT / "tools" / "make_pictures.py"))
+    program["sheet"](tmp_path / "sheet.png")
+    drawn, kept = (
+        np.asarray(cv2.imread(str(folder / "sheet.png")), np.int64)
+        for folder in (tmp_path, SITE / "pictures")
+    )
+    assert np.abs(drawn - kept).mean() < 1  # letters differ between versions of OpenCV
 
 
 def test_a_chart_has_a_bar_for_each_row_of_its_table(built: Path) -> None:
