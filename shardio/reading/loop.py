@@ -26,7 +26,7 @@ import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
 from shardio.checks import is_whole, require, whole_number
-from shardio.errors import UsageError, quoted
+from shardio.errors import UsageError, quoted, shown
 from shardio.fields.image import forbid_opencv_threads
 from shardio.planning.epoch import DealtSteps, steps_of_worker
 from shardio.reading.epochs import EpochCounter, Position
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 VERSION = 1
+_NOT_IDENTITY = ("version", *Position._fields, "worker")
 Identity = Mapping[str, str | int | bool | None]
 
 
@@ -85,10 +86,11 @@ def read_state(
             f"the state has version {version}, this shardio reads {VERSION}",
             remedy="install the shardio that wrote it",
         )
+    others = (name for name in state if name not in identity and name not in _NOT_IDENTITY)
     different = [
-        f"{name} was {quoted(state.get(name))}, is {quoted(value)}"
-        for name, value in identity.items()
-        if state.get(name) != value
+        f"{shown(str(name))} was {quoted(state.get(name))}, is {quoted(identity.get(name))}"
+        for name in (*identity, *others)
+        if state.get(name) != identity.get(name)
     ]
     if different:
         raise UsageError(
