@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import shardio
+from shardio import errors
 from shardio.cli import commands
 
 ROOT = Path(__file__).parents[2]
@@ -28,10 +29,31 @@ def test_the_readme_is_one_screen() -> None:
 def test_the_reference_has_every_public_name() -> None:
     page = (SITE / "reference" / "python.md").read_text("utf-8")
     listed = re.findall(r"^::: shardio\.(\w+)", page, re.MULTILINE)
-    errors = re.findall(
-        r"^\| `(\w+)`", (SITE / "reference" / "errors.md").read_text("utf-8"), re.MULTILINE
-    )
-    assert {*listed, *errors, "ops", "ShardioError"} == {*shardio.__all__}
+    assert {*listed, *errors_of_the_page(), "ops", "ShardioError"} == {*shardio.__all__}
+
+
+def errors_of_the_page() -> dict[str, list[str]]:
+    """The rows of the page on errors: class, other classes, cause and remedy."""
+    page = (SITE / "reference" / "errors.md").read_text("utf-8")
+    rows = [
+        [cell.strip() for cell in row.split("|")]
+        for row in re.findall(r"^\| (`\w+` \|.*) \|$", page, re.MULTILINE)
+    ]
+    return {row[0].strip("`"): row[1:] for row in rows}
+
+
+def test_every_error_has_its_bases_a_cause_and_a_remedy() -> None:
+    page = errors_of_the_page()
+    for error in vars(errors).values():
+        if isinstance(error, type) and issubclass(error, shardio.ShardioError):
+            if error is shardio.ShardioError:
+                continue
+            also, cause, remedy = page.pop(error.__name__)
+            bases = {base.__name__ for base in error.__bases__} - {"ShardioError"}
+            assert {*re.findall(r"`(\w+)`", also)} == bases, error
+            assert cause, error
+            assert remedy, error
+    assert not page
 
 
 @pytest.fixture(scope="module")
