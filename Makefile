@@ -118,6 +118,7 @@ campaigns: $(READY) native
 bench: $(PEERS_READY) native
 	$(PEERS)/bin/python tools/bench/compare.py --markdown docs/pages/benchmarks.md
 	$(PEERS)/bin/python tools/bench/pipelines.py --markdown docs/pages/benchmarks-pipelines.md
+	$(PEERS)/bin/python tools/bench/tasks.py --markdown docs/pages/benchmarks-tasks.md
 	$(PEERS)/bin/python tools/bench/packing.py
 	$(PEERS)/bin/python tools/bench/scale.py
 	$(PEERS)/bin/python tools/bench/remote.py

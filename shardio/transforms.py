@@ -21,7 +21,6 @@ from typing import (
     Any,
     ClassVar,
     Generic,
-    NamedTuple,
     Protocol,
     TypeVar,
     get_args,
@@ -272,7 +271,8 @@ def _start(side: int, kept: int) -> int:
     return (side - kept) // 2
 
 
-class Place(NamedTuple, Generic[Whole]):
+@dataclass(frozen=True, slots=True)
+class Place(Generic[Whole]):
     """Rectangle of an image, or rectangles of several; see Crop."""
 
     top: Whole

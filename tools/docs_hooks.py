@@ -1,7 +1,8 @@
 """Fill in the pages of the site that are written elsewhere: mkdocs calls these functions.
 
 README.md, CONTRIBUTING.md and CHANGELOG.md are pages too, with their links turned to the site's.
-The reference of the command line is made from the commands themselves.
+The reference of the command line is made from the commands themselves. A table after the comment
+`chart` is drawn as bars too: its second column, or those that the comment names, "chart of A, B".
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from shardio.cli import commands
+from shardio.profiling.report import Bar, bar_chart
 
+_OURS = ("shardio", "`shuffle")
 ROOT = Path(__file__).parents[1]
 PAGES = {
     "index.md": "README.md",
@@ -24,6 +27,7 @@ PAGES = {
     "changelog.md": "CHANGELOG.md",
 }
 _COMMENT = re.compile(r"^ *<!--.*?-->\n", re.DOTALL | re.MULTILINE)
+_CHART = re.compile(r"^<!-- chart(?: of (.+))? -->\n((?:\|.*\n)+)", re.MULTILINE)
 _COMMANDS = "@@commands@@"
 
 
@@ -38,7 +42,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Put the commands where they belong, and leave out what is said to the tests alone."""
     del page, config, files
-    markdown = _COMMENT.sub("", markdown)
+    markdown = _COMMENT.sub("", _CHART.sub(with_charts, markdown))
     if _COMMANDS in markdown:
         markdown = markdown.replace(_COMMANDS, "\n".join(describe(commands, "shardio")))
     return markdown
@@ -50,6 +54,29 @@ def of_the_site(text: str) -> str:
     for page, name in PAGES.items():
         text = text.replace(f"]({name})", f"]({page})")
     return text
+
+
+def with_charts(found: re.Match[str]) -> str:
+    """Put a chart of each named column before a table; the longest bar is the first."""
+    head, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in found[2].splitlines()
+    )
+    parts = []
+    for name in (found[1] or head[1]).split(", "):
+        column = head.index(name)
+        cells = [(row[0], row[column].split()[0]) for row in rows if row[column]]
+        bars = [
+            Bar(
+                label=label.replace("`", ""),
+                value=float(text.replace(",", "")),
+                text=text,
+                style="one" if label.startswith(_OURS) else "rest",
+            )
+            for label, text in cells
+        ]
+        bars.sort(key=lambda bar: -bar.value)
+        parts.append(f'<div class="chart"><p>{name}</p>{bar_chart(name, bars, width=500)}</div>')
+    return "\n".join(parts) + f"\n\n{found[2]}"
 
 
 def describe(command: click.Command, name: str) -> Iterator[str]:

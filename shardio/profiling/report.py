@@ -319,7 +319,12 @@ class Scale:
 
 
 def bar_chart(
-    title: str, bars: Sequence[Bar], *, scale: Scale | None = None, mark: float | None = None
+    title: str,
+    bars: Sequence[Bar],
+    *,
+    scale: Scale | None = None,
+    mark: float | None = None,
+    width: int = _WIDTH,
 ) -> str:
     """Draw horizontal bars between their labels and their values.
 
@@ -328,9 +333,10 @@ def bar_chart(
         bars: bars from top to bottom.
         scale: axis to draw below; by default the longest bar takes all the room.
         mark: value that a vertical line marks.
+        width: width of the chart, in the units of its letters.
     """
     left = _GAP + _LETTER * max(len(bar.label) for bar in bars)
-    room = _WIDTH - left - 2 * _GAP - _LETTER * max(len(bar.text) for bar in bars)
+    room = width - left - 2 * _GAP - _LETTER * max(len(bar.text) for bar in bars)
     bottom = _ROW * len(bars) + 4
     place = (scale or Scale(0.0, max([bar.value for bar in bars] + [1e-9]))).place
     rows = []
@@ -342,17 +348,17 @@ def bar_chart(
         )
     for number, bar in enumerate(bars):
         top = number * _ROW + 4
-        width = max(place(bar.value) * room, 1)
+        length = max(place(bar.value) * room, 1)
         rows.append(
             f'<text x="{left - _GAP:.1f}" y="{top + 15}" class="end">{escape(bar.label)}</text>'
-            f'<rect x="{left:.1f}" y="{top}" width="{width:.1f}" height="{_ROW - 7}" rx="2" '
+            f'<rect x="{left:.1f}" y="{top}" width="{length:.1f}" height="{_ROW - 7}" rx="2" '
             f'class="fill {bar.style}"/>'
-            f'<text x="{_WIDTH}" y="{top + 15}" class="end">{escape(bar.text)}</text>'
+            f'<text x="{width}" y="{top + 15}" class="end">{escape(bar.text)}</text>'
         )
     if mark is not None:
         at = left + place(mark) * room
         rows.append(f'<line x1="{at:.1f}" y1="0" x2="{at:.1f}" y2="{bottom}" class="mark"/>')
-    return _svg(title, bottom + (_AXIS if scale else 0), rows)
+    return _svg(title, bottom + (_AXIS if scale else 0), rows, width)
 
 
 def line_chart(
@@ -433,9 +439,9 @@ def _short(value: float) -> str:
     return f"{value / 1e3:g}k" if value >= 1e4 else f"{value:,.4g}"
 
 
-def _svg(title: str, height: float, parts: Sequence[str]) -> str:
+def _svg(title: str, height: float, parts: Sequence[str], width: int = _WIDTH) -> str:
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img"><title>{escape(title)}</title>'
+        f'<svg viewBox="0 0 {width} {height}" role="img"><title>{escape(title)}</title>'
         + "".join(parts)
         + "</svg>"
     )

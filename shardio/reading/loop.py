@@ -26,7 +26,7 @@ import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
 from shardio.checks import is_whole, require, whole_number
-from shardio.errors import SituationError, UsageError, counted, quoted
+from shardio.errors import SituationError, UsageError, counted, quoted, shown
 from shardio.fields.image import forbid_opencv_threads
 from shardio.planning.epoch import DealtSteps, steps_of_worker
 from shardio.reading.epochs import EpochCounter, Position
@@ -87,7 +87,7 @@ def read_state(
             remedy="install the shardio that wrote it",
         )
     different = [
-        f"{name} was {quoted(state.get(name))}, is {quoted(identity.get(name))}"
+        f"{shown(str(name))} was {quoted(state.get(name))}, is {quoted(identity.get(name))}"
         for name in {**identity, **state}  # either may have names that the other lacks
         if name not in _PLACE and state.get(name) != identity.get(name)
     ]

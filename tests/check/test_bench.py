@@ -33,10 +33,12 @@ def test_the_cpu_time_of_a_process_counts_while_its_threads_end() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_comparison_says_which_core_is_on_and_runs_without_it() -> None:
-    peer = "shardio without the native core"
+def test_a_comparison_says_which_core_is_on_and_runs_without_it(tmp_path: Path) -> None:
+    peer, page = "shardio without the native core", tmp_path / "page.md"
     command = [sys.executable, "compare.py", "--quick", "--workloads", "c", "--peers", peer]
+    command += ["--markdown", str(page)]
     done = subprocess.run(command, cwd=BENCH, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f"- shardio's native core: {native.status()}\n" in done.stdout
     assert f"| {peer} | " in done.stdout, done.stdout
+    assert "\n<!-- chart -->\n| peer | img/s |" in page.read_text("utf-8")  # which the site draws

@@ -250,6 +250,12 @@ def test_a_state_of_another_plan_is_refused_by_name(
         open_dataset(packed, **change).load_state_dict(state)
 
 
+def test_a_state_with_what_this_version_does_not_know_is_refused_by_name(packed: Path) -> None:
+    state = {**open_dataset(packed).state_dict(), "order": "of a newer version"}
+    with pytest.raises(shardio.UsageError, match="order was 'of a newer version', is None"):
+        open_dataset(packed).load_state_dict(state)
+
+
 def test_a_state_of_another_dataset_is_refused_by_name(
     packed: Path, images: Path, tmp_path: Path
 ) -> None:

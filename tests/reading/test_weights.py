@@ -152,7 +152,7 @@ def test_a_state_is_refused_with_other_weights_and_old_states_are_taken(uneven: 
     assert len(json.dumps(state)) < 1000
     dataset.load_state_dict(state)
     assert len([*dataset]) == 4
-    for options in ({"weights": {0: 1, 1: 2}, "epoch_size": 40}, {"weights": "balanced"}):
+    for options in ({"weights": {0: 1, 1: 2}, "epoch_size": 40}, {"weights": "balanced"}, {}):
         with pytest.raises(
             shardio.UsageError, match=r"the state belongs to other batches: .*weights"
         ):

@@ -39,12 +39,18 @@ class Spread:
     least: float
     most: float
 
-    def show(self, digits: str = ",.4g") -> str:
-        """Format the figures as text."""
-        return (
-            f"{format(self.median, digits)} ({format(self.least, digits)} to "
-            f"{format(self.most, digits)})"
+    def show(self, digits: str | None = None) -> str:
+        """Format the figures as text, rounded to four digits if no format is given."""
+        median, least, most = (
+            rounded(value) if digits is None else format(value, digits)
+            for value in (self.median, self.least, self.most)
         )
+        return f"{median} ({least} to {most})"
+
+
+def rounded(value: float, digits: int = 4) -> str:
+    """Format a figure with some significant digits, and never as a power of ten."""
+    return f"{float(f'{value:.{digits}g}'):,.10g}"
 
 
 def spread(values: list[float]) -> Spread:

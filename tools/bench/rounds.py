@@ -24,7 +24,7 @@ from peers.tasks import LOADERS, Task
 from results import Run, ratios, spread
 from runs import RunError
 from sources import make_source
-from tables import machine
+from tables import CHART, machine
 
 PHOTOS, QUICK = 600, 32
 SECONDS = 3.0
@@ -131,6 +131,7 @@ def table(title: str, batch: int, name: str, found: Found) -> list[str]:
     """Format the runs of a task, with a row for each loader."""
     lines = [f"## {name}: {title}, batches of {batch}", ""]
     lines += [
+        CHART,
         "| loader | samples/s | CPU ms per sample | means of the entries |",
         "|---|---|---|---|",
     ]
