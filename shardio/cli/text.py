@@ -10,12 +10,13 @@ import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, RenderableType
-from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
 
 _WIDTH = 80
 _BLANKS = re.compile(
@@ -73,6 +74,9 @@ def table(*titles: str, left: int = 1, tight: bool = False) -> Table:
         left: number of columns of text; the others hold numbers, aligned to the right.
         tight: whether the table begins at the left edge, for many columns.
     """
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415  only for tables
+    from rich.table import Table  # noqa: PLC0415
+
     made = Table(box=SIMPLE_HEAD)
     if tight:
         made = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
@@ -86,6 +90,8 @@ def page(parts: Iterable[RenderableType]) -> str:
 
     No line ends in blanks, which rich fills tables with. Names in the texts are no markup of rich.
     """
+    from rich.console import Console  # noqa: PLC0415  only for tables
+
     written = io.StringIO()
     is_terminal = sys.stdout.isatty()
     console = Console(
