@@ -36,8 +36,8 @@ def status() -> Status:
     """Return whether the native core is used, and why not.
 
     When it is first asked for, the core decodes a few small pictures, and is not used to decode
-    if they are not those that Python decodes. `SHARDIO_NATIVE=0` switches it off. A path as the value of this
-    variable names another library, such as one with sanitizers.
+    if they are not those that Python decodes. `SHARDIO_NATIVE=0` switches it off. A path as the
+    value of this variable names another library, such as one with sanitizers.
     """
     return _load()[1]
 
