@@ -10,8 +10,9 @@ from typing import Any
 import click
 from rich.table import Table
 
+from shardio.cli.pages import Part, page, table
 from shardio.cli.progress import progress_bar
-from shardio.cli.text import Part, page, say, say_json, size_text, table
+from shardio.cli.text import say, say_json, size_text
 from shardio.cli.values import Command, allow_empty_option, max_pixels_option, store_options
 from shardio.errors import counted, escaped, shown
 from shardio.inspection.info import (

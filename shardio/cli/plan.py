@@ -9,9 +9,10 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from shardio.cli.pages import Part, page, table
 from shardio.cli.progress import progress_bar
 from shardio.cli.settings import describe, plan_options
-from shardio.cli.text import Part, page, say, say_json, table
+from shardio.cli.text import say, say_json
 from shardio.cli.values import Command
 from shardio.errors import ShardioError, counted
 from shardio.inspection.coverage import BucketShare, Coverage, DrawnClass

@@ -10,8 +10,9 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from shardio.cli.pages import Part, page, table
 from shardio.cli.progress import progress_bar
-from shardio.cli.text import Part, page, say, say_json, table
+from shardio.cli.text import say, say_json
 from shardio.cli.values import Command, allow_empty_option, several, store_options
 from shardio.errors import ShardioError, counted, quoted
 from shardio.profiling.profile import Profile

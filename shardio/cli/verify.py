@@ -11,8 +11,9 @@ from typing import Any
 import click
 from rich.table import Table
 
+from shardio.cli.pages import Part, page, table
 from shardio.cli.progress import progress_bar
-from shardio.cli.text import Part, page, say, say_json, table
+from shardio.cli.text import say, say_json
 from shardio.cli.values import Command, allow_empty_option, max_pixels_option, store_options
 from shardio.errors import counted, shown, without_secrets
 from shardio.inspection.findings import ClassShare, FieldStatistics, Verification

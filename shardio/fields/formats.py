@@ -31,9 +31,10 @@ from shardio.fields.probe import (
     probe_png,
     probe_webp,
 )
+from shardio.native.checking import are_sound_jpegs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -84,6 +85,8 @@ class ImageFormat:
         check: check that a file reaches to its end, without decoding.
         check_data: check of data that readers may decode in part, so that damage would be met in
             some epochs only; None where they decode all.
+        are_sound: quick answer for several files whether check_data would find nothing; False also
+            where only that tells.
         decode: decoder to uint8 [H, W, channels] as stored, or [H, W, 3] for other channels that
             follow from those. Takes the whole file, what the prober said about it, a buffer for
             the pixels or None, and the arguments shrink, verified and channels of
@@ -103,6 +106,7 @@ class ImageFormat:
     decode: Decode
     encode: Callable[[NDArray[np.uint8], int], bytes]
     check_data: Callable[[memoryview, ImageInfo], None] | None = None
+    are_sound: Callable[[Sequence[memoryview]], NDArray[np.bool_]] | None = None
     is_lossy: bool = False
     shrinks: bool = False
     holds_values: bool = False
@@ -187,6 +191,7 @@ FORMATS = {
         probe=probe_jpeg,
         check=check_jpeg,
         check_data=_check_jpeg_data,
+        are_sound=are_sound_jpegs,
         decode=_decode_jpeg,
         encode=_encode_jpeg,
         is_lossy=True,
@@ -273,20 +278,39 @@ def check_complete(data: Buffer, info: ImageInfo) -> None:
     FORMATS[info.format].check(memoryview(data).cast("B"), info)
 
 
-@decoder
-def check_data(data: Buffer, info: ImageInfo) -> None:
-    """Check that readers can decode an image of any format alike in every epoch.
+def find_corrupt(
+    pictures: Sequence[tuple[memoryview, ImageInfo]],
+) -> tuple[int, CodecError] | None:
+    """Find the first image that readers cannot decode alike in every epoch.
 
     Args:
-        data: the whole file, which check_complete accepted.
-        info: result of probe_image.
+        pictures: whole files, which check_complete accepted, each with the result of probe_image;
+            several together take less time.
 
-    Raises:
-        CodecError: the data are corrupt.
+    Returns:
+        Number of the image and what is wrong with it; None if all are sound.
     """
+    unsure = list[int]()
+    for name, format_ in FORMATS.items():
+        numbers = [n for n, (_, info) in enumerate(pictures) if info.format == name]
+        if format_.check_data is None or not numbers:
+            continue
+        if format_.are_sound is not None:
+            sound = format_.are_sound([pictures[number][0] for number in numbers])
+            numbers = [number for number, known in zip(numbers, sound, strict=True) if not known]
+        unsure += numbers
+    found = ((number, _fault_of(*pictures[number])) for number in sorted(unsure))
+    return next(((number, error) for number, error in found if error is not None), None)
+
+
+def _fault_of(data: memoryview, info: ImageInfo) -> CodecError | None:
     check = FORMATS[info.format].check_data
-    if check is not None:
-        check(memoryview(data).cast("B"), info)
+    try:
+        if check is not None:
+            decoder(check)(data, info)
+    except CodecError as error:
+        return error
+    return None
 
 
 def is_image(head: bytes) -> bool:

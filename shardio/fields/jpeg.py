@@ -44,7 +44,6 @@ import simplejpeg
 
 from shardio.errors import CodecError
 from shardio.fields.probe import jpeg_segments, probe_jpeg
-from shardio.native.checking import is_sound_jpeg
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,15 +150,11 @@ def decode_jpeg_top(
 
 
 def check_jpeg_data(data: memoryview, info: ImageInfo) -> None:
-    """Check what readers of a part of the picture may not see.
-
-    Without the native core this takes two thirds of a decode's time, with it a quarter.
+    """Check what readers of a part of the picture may not see, in two thirds of a decode's time.
 
     Raises:
         CodecError: the data are truncated, corrupt or of a rare kind.
     """
-    if is_sound_jpeg(data):
-        return
     height, width = info.stored_size
     if info.multiscan and height * width > _MOST_CHECKED:
         return  # readers decode it whole in every epoch, with memory for all of its scans

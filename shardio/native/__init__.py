@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-VERSION = 1
+VERSION = 2
 """Version of what crosses to the library; `version.c` has the same."""
 
 _LIBRARY = Path(__file__).with_name("_core.so")
@@ -35,9 +35,9 @@ class Status:
 def status() -> Status:
     """Return whether the native core is used, and why not.
 
-    When it is first asked for, the core decodes a few small pictures, and is not used if they are
-    not those that Python decodes. `SHARDIO_NATIVE=0` switches it off. A path as the value of this
-    variable names another library, such as one with sanitizers.
+    When it is first asked for, the core decodes a few small pictures, and is not used to decode
+    if they are not those that Python decodes. `SHARDIO_NATIVE=0` switches it off. A path as the
+    value of this variable names another library, such as one with sanitizers.
     """
     return _load()[1]
 
@@ -47,39 +47,54 @@ def is_active() -> bool:
     return _load()[1].active
 
 
-def library() -> ctypes.CDLL | None:
-    """Return the library of the core, if it is used."""
-    return _load()[0]
+def library(*, decodes: bool = True) -> ctypes.CDLL | None:
+    """Return the library of the core, if it is used.
+
+    Args:
+        decodes: whether pictures are decoded, so that the core must first show that it decodes
+            as Python does; this loads decoders.
+    """
+    return _load()[0] if decodes else _open()[0]
 
 
 @cache
 def _load() -> tuple[ctypes.CDLL | None, Status]:
-    wish = os.environ.get("SHARDIO_NATIVE", "")
+    core, status = _open()
+    if core is None:
+        return None, status
+    from shardio.native.trial import find_fault  # noqa: PLC0415  loads decoders
+
+    try:
+        if fault := find_fault(core):
+            reason = f"{_path()}, built with {_libraries(core)}, {fault}"
+            return None, Status(active=False, reason=reason)
+    except AttributeError as error:  # which names the library
+        return None, Status(active=False, reason=f"{error}; install shardio again")
+    return core, status
+
+
+@cache
+def _open() -> tuple[ctypes.CDLL | None, Status]:
+    """Return the library, before it has shown how it decodes."""
+    wish, path = os.environ.get("SHARDIO_NATIVE", ""), _path()
     if wish not in {"", "1"} and os.sep not in wish:
         return None, Status(active=False, reason=f"SHARDIO_NATIVE={wish}")
-    path = Path(wish) if os.sep in wish else _LIBRARY
     if not path.exists():
         return None, Status(active=False, reason=_why_missing(path))
     try:
-        library = ctypes.CDLL(str(path))
-        if reason := _fault(library, path):
-            return None, Status(active=False, reason=reason)
-        return library, Status(active=True, libraries=_libraries(library))
+        core = ctypes.CDLL(str(path))
+        version = core.shardio_core_version()
+        if version != VERSION:
+            reason = f"{path} has version {version}, and this shardio needs {VERSION}"
+            return None, Status(active=False, reason=f"{reason}; install shardio again")
+        return core, Status(active=True, libraries=_libraries(core))
     except (OSError, AttributeError) as error:  # which name the library
         return None, Status(active=False, reason=f"{error}; install shardio again")
 
 
-def _fault(library: ctypes.CDLL, path: Path) -> str:
-    """Return why a library is not used, in a sentence; empty if it may be."""
-    version = library.shardio_core_version()
-    if version != VERSION:
-        return (
-            f"{path} has version {version}, and this shardio needs {VERSION}; install shardio again"
-        )
-    from shardio.native.trial import find_fault  # noqa: PLC0415  loads decoders
-
-    fault = find_fault(library)
-    return fault and f"{path}, built with {_libraries(library)}, {fault}"
+def _path() -> Path:
+    wish = os.environ.get("SHARDIO_NATIVE", "")
+    return Path(wish) if os.sep in wish else _LIBRARY
 
 
 def _libraries(library: ctypes.CDLL) -> str:

@@ -11,53 +11,61 @@ import numpy as np
 from shardio.native import library
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
 
 
-def is_sound_jpeg(data: memoryview) -> bool:
-    """Tell whether a JPEG is one of the common kind that decodes without a warning.
+def are_sound_jpegs(files: Sequence[memoryview]) -> NDArray[np.bool_]:
+    """Tell of JPEGs whether they are of the common kind and decode without a warning.
 
     Args:
-        data: the whole file.
+        files: whole files, which take less time together.
 
     Returns:
-        False also if only decoding tells, or without the native core.
+        Answer for each file, bool [n]; False also if only decoding tells, or without the native
+        core.
     """
     try:
-        check: Callable[[memoryview], bool] = _local.check
+        check: Callable[[Sequence[memoryview]], NDArray[np.bool_]] = _local.check
     except AttributeError:
         check = _local.check = _make_check()
-    return check(data)
+    return check(files)
 
 
 class _Checker:
     """Tables and memory of one thread."""
 
     def __init__(self, core: ctypes.CDLL) -> None:
-        new, self._free, self._is_sound = (
+        new, self._free, self._check = (
             core.shardio_checker_new,
             core.shardio_checker_free,
-            core.shardio_jpeg_is_sound,
+            core.shardio_jpegs_are_sound,
         )
-        new.restype, self._free.restype = ctypes.c_void_p, None
+        new.restype, self._free.restype, self._check.restype = ctypes.c_void_p, None, None
         self._free.argtypes = (ctypes.c_void_p,)
-        self._is_sound.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+        self._check.argtypes = (ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 3)
         self._checker = new()
         if not self._checker:
             raise MemoryError("no memory is left for the native core")
 
-    def is_sound(self, data: memoryview) -> bool:
-        place = np.frombuffer(data, np.uint8)
-        return bool(self._is_sound(self._checker, place.ctypes.data, len(place)))
+    def check(self, files: Sequence[memoryview]) -> NDArray[np.bool_]:
+        arrays = [np.frombuffer(data, np.uint8) for data in files]
+        places = np.array([data.ctypes.data for data in arrays], np.uintp)
+        sizes = np.array([len(data) for data in arrays], np.uintp)
+        sound = np.empty(len(files), np.bool_)
+        addresses = (array.ctypes.data for array in (places, sizes, sound))
+        self._check(self._checker, len(files), *addresses)
+        return sound
 
     def __del__(self) -> None:
         if getattr(self, "_checker", None):
             self._free(self._checker)
 
 
-def _make_check() -> Callable[[memoryview], bool]:
-    core = library()
-    return (lambda _: False) if core is None else _Checker(core).is_sound
+def _make_check() -> Callable[[Sequence[memoryview]], NDArray[np.bool_]]:
+    core = library(decodes=False)
+    return (lambda files: np.zeros(len(files), np.bool_)) if core is None else _Checker(core).check
 
 
 _local = threading.local()

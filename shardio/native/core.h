@@ -198,8 +198,10 @@ struct checker; /* tables and memory that one thread uses for one picture after 
 EXPORTED struct checker *shardio_checker_new(void);
 EXPORTED void shardio_checker_free(struct checker *checker);
 
-/* Tells whether the whole of a JPEG decodes without a warning of libjpeg, from its codes alone; 0
- * also where that takes more than a look at the codes. */
-EXPORTED int shardio_jpeg_is_sound(struct checker *checker, const uint8_t *data, size_t size);
+/* Tells of each of some files, by 1 or 0, whether it is a JPEG the whole of which decodes without a
+ * warning of libjpeg, from its codes alone; 0 also where that takes more than a look at the codes. */
+EXPORTED void shardio_jpegs_are_sound(struct checker *checker, int64_t count,
+                                      const uint8_t *const *files, const size_t *sizes,
+                                      uint8_t *sound);
 
 #endif

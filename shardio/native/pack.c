@@ -1,4 +1,4 @@
-/* What packing asks of a JPEG: whether its data are sound, without decoding them to pixels.
+/* What packing asks of JPEGs: whether their data are sound, without decoding them to pixels.
  *
  * Packing promises that a file decodes to its end. For the common kind (baseline, one scan, Huffman
  * codes) it is enough to walk the codes: a file that is taken here has a table for each code, data
@@ -8,38 +8,81 @@
  *
  * Values do not matter, only where codes end. So a table gives for the next bits how many of them
  * whole codes with their values take, and how many coefficients those fill; most steps pass over
- * several codes. Sections of ITU T.81: B (markers), C (tables), F.1.2 (codes of a block).
+ * several codes. Each step waits for the one before, so that a processor has time for another
+ * picture meanwhile: some are walked at once, a step each, and no jump depends on the end of a
+ * block. Sections of ITU T.81: B (markers), C (tables), F.1.2 (codes of a block).
  */
 #include <stdlib.h>
 #include <string.h>
 
 #include "core.h"
 
-#define LOOK 13          /* bits that a table of AC codes is asked by */
-#define LOOK_DC 9
-#define LONGEST 16       /* bits of a code */
-#define MOST_BITS 28     /* of a step: two follow each other without new bits */
-#define SPARE 1024       /* bytes behind the data that a block may run over before it is noticed */
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("no-tree-slp-vectorize") /* which puts numbers of one picture side by side */
+#endif
+
+#define LOOK 12               /* bits that a table is asked by; two steps take at most 56 */
+#define LANES 2               /* pictures that are walked at once */
+#define LONGEST 16            /* bits of a code */
+#define SPARE 1024            /* bytes behind the data that may be read before it is noticed */
 #define MOST_BLOCKS (1 << 20) /* of a picture: the sum of so many differences fits 32 bits */
-#define SPEC (16 + 256)  /* counts of codes by length, and their symbols */
-#define END 512          /* what the end of a block adds to the number of coefficients */
+#define SPEC (16 + 256)       /* counts of codes by length, and their symbols */
+#define MCU 10                /* blocks at most */
+#define LAST (1 << 15)        /* added to a step that ends a block */
+#define NONE (128 << 6)       /* a step that leads out of each block */
 
 enum { DC, AC };
 
 /* The codes of a table. */
 struct codes {
     uint8_t spec[SPEC]; /* what it was made of */
-    int is_made;
+    int kind, is_made, users;
+    unsigned used; /* when it was last taken */
     int32_t most[LONGEST + 1];  /* the greatest code of each length, -1 without */
     int32_t first[LONGEST + 1]; /* what to add to a code for the place of its symbol */
     /* steps[n + b], where n is 2 to the power of a number of bits and b their value, is the step
-     * over the codes that these bits show whole; 0 if they show none. */
+     * over the codes that these bits show whole; NONE if they show none. */
     uint16_t steps[2 << LOOK];
 };
 
+/* A block of an MCU; the first one follows the last. */
+struct block {
+    /* What follows a step that is not the last of the block, and one that is. */
+    const uint16_t *steps[2];
+    const struct block *then[2];
+    struct codes *dc, *ac;
+};
+
+/* The place in the blocks of an interval. */
+struct walk {
+    uint64_t held;         /* bits that come next, the first one highest */
+    const uint8_t *next;   /* byte behind those that are held */
+    const uint16_t *steps; /* of the code that comes next */
+    const struct block *block;
+    unsigned count;   /* bits held after the last refill */
+    unsigned passed;  /* sum of the steps since then, of which the lower bits count */
+    unsigned k;       /* coefficient that comes next */
+    uint32_t left;    /* blocks */
+};
+
+/* A picture that is walked. */
+struct lane {
+    struct walk walk;
+    const uint8_t *end;         /* where the interval has ended for sure */
+    const uint8_t *data, *rest; /* the file, and the marker behind the interval */
+    size_t size, written;       /* of the file, and bytes of the interval */
+    uint32_t mcus;              /* behind the interval */
+    unsigned restart, restarts;
+    int blocks; /* of an MCU */
+    struct block layout[MCU];
+    struct buffer buffer; /* for the interval */
+    uint8_t *sound;       /* where the answer goes; NULL if there is no picture */
+};
+
 struct checker {
-    struct codes codes[2][4]; /* by class and number */
-    struct buffer data;
+    unsigned taken;
+    struct codes codes[2 * MCU * LANES];
+    struct lane lanes[LANES];
 };
 
 struct checker *shardio_checker_new(void) { return calloc(1, sizeof(struct checker)); }
@@ -48,36 +91,36 @@ void shardio_checker_free(struct checker *checker)
 {
     if (checker == NULL)
         return;
-    buffer_free(&checker->data);
+    for (int each = 0; each < LANES; each++)
+        buffer_free(&checker->lanes[each].buffer);
     free(checker);
 }
 
-/* A step: from bit 6 on the coefficients that it fills, below the bits that it takes. */
+/* A step: the bits that it takes, from bit 6 on the coefficients that it fills, and LAST. */
 static unsigned bits_of(unsigned step) { return step & 63; }
-static unsigned fills_of(unsigned step) { return step >> 6; }
+static unsigned fills_of(unsigned step) { return step >> 6 & 511; }
 
-/* The step over one symbol and its value; 0 if there is no such symbol. */
+/* The step over one symbol and its value; NONE if there is no such symbol. */
 static uint16_t step_of(int kind, int length, int symbol)
 {
     int size = symbol & 15, zeros = symbol >> 4;
     if (kind == DC)
-        return symbol <= 11 ? (uint16_t)(length + symbol) : 0;
+        return symbol <= 11 ? (uint16_t)(1 << 6 | (length + symbol)) : NONE;
     if (size == 0 && zeros != 0 && zeros != 15)
-        return 0;
-    int fills = symbol == 0 ? END : zeros + 1;
-    return (uint16_t)(fills << 6 | (length + size));
+        return NONE;
+    return (uint16_t)((symbol == 0 ? LAST : (zeros + 1) << 6) | (length + size));
 }
 
 /* Fills the steps for codes of some bits from those for fewer. */
-static void fill_steps(struct codes *codes, int kind, int look)
+static void fill_steps(struct codes *codes, int look)
 {
     const uint8_t *symbol = codes->spec + 16;
     uint16_t *out = codes->steps + (1 << look), *last = out + (1 << look);
     for (int length = 1; length <= look; length++)
         for (int count = codes->spec[length - 1]; count > 0; count--) {
-            uint16_t step = step_of(kind, length, *symbol++);
+            uint16_t step = step_of(codes->kind, length, *symbol++);
             int takes = (int)bits_of(step);
-            if (takes >= look || step >> 6 & END || kind == DC) {
+            if (takes >= look || step & LAST || codes->kind == DC) {
                 for (int each = 0; each < 1 << (look - length); each++)
                     *out++ = step;
                 continue;
@@ -85,13 +128,14 @@ static void fill_steps(struct codes *codes, int kind, int look)
             const uint16_t *rest = codes->steps + (1 << (look - takes));
             for (int value = 0; value < 1 << (takes - length); value++)
                 for (int each = 0; each < 1 << (look - takes); each++)
-                    *out++ = (uint16_t)(step + rest[each]);
+                    *out++ = rest[each] == NONE ? step : (uint16_t)(step + rest[each]);
         }
-    memset(out, 0, (size_t)(last - out) * sizeof *out);
+    while (out < last)
+        *out++ = NONE;
 }
 
 /* Finds the codes of each length; 0 if they are not those of a table. */
-static int find_codes(struct codes *codes, int kind)
+static int find_codes(struct codes *codes)
 {
     int32_t code = 0;
     int place = 0;
@@ -103,22 +147,40 @@ static int find_codes(struct codes *codes, int kind)
         if (code >= 1 << length) /* no code is all ones */
             return 0;
         for (; count > 0; count--)
-            if (step_of(kind, length, codes->spec[16 + place++]) == 0)
+            if (step_of(codes->kind, length, codes->spec[16 + place++]) == NONE)
                 return 0;
     }
     return 1;
 }
 
-static int make_codes(struct codes *codes, int kind, const uint8_t *spec)
+/* Returns the table of a specification, made if no picture has had the same lately; NULL if it is
+ * none. */
+static struct codes *take_codes(struct checker *checker, int kind, const uint8_t *given)
 {
-    if (codes->is_made && memcmp(codes->spec, spec, SPEC) == 0)
-        return 1;
-    memcpy(codes->spec, spec, SPEC);
-    codes->is_made = find_codes(codes, kind);
-    if (codes->is_made)
-        for (int look = kind == DC ? LOOK_DC : 0; look <= (kind == DC ? LOOK_DC : LOOK); look++)
-            fill_steps(codes, kind, look);
-    return codes->is_made;
+    uint8_t spec[SPEC] = {0};
+    int count = 0;
+    for (int length = 0; length < 16; length++)
+        count += given[length];
+    memcpy(spec, given, 16 + (size_t)count);
+    struct codes *codes = NULL, *each = checker->codes;
+    for (; each < checker->codes + sizeof checker->codes / sizeof *each; each++) {
+        if (each->is_made && each->kind == kind && memcmp(each->spec, spec, SPEC) == 0) {
+            codes = each;
+            break;
+        }
+        if (each->users == 0 && (codes == NULL || each->used < codes->used))
+            codes = each; /* there is one, as a picture takes at most two for a block */
+    }
+    if (codes != each) {
+        memcpy(codes->spec, spec, SPEC);
+        codes->kind = kind;
+        codes->is_made = find_codes(codes);
+        for (int look = kind == DC ? LOOK : 0; codes->is_made && look <= LOOK; look++)
+            fill_steps(codes, look);
+    }
+    codes->used = ++checker->taken;
+    codes->users += codes->is_made;
+    return codes->is_made ? codes : NULL;
 }
 
 /* The parts of a header. */
@@ -201,41 +263,53 @@ static int read_header(const uint8_t *data, struct header *header)
     }
 }
 
-/* The blocks of an MCU in their order, and the number of MCUs. */
-struct layout {
-    const struct codes *dc[10], *ac[10];
-    int blocks;
-    uint64_t mcus;
-};
-
-static const struct codes *codes_of(struct checker *checker, const struct header *header, int kind,
-                                    int number)
+static void free_layout(struct lane *lane)
 {
-    uint8_t spec[SPEC] = {0};
-    if (number > 3 || header->specs[kind][number] == NULL)
-        return NULL;
-    const uint8_t *given = header->specs[kind][number];
-    int count = 0;
-    for (int length = 0; length < 16; length++)
-        count += given[length];
-    memcpy(spec, given, 16 + (size_t)count);
-    struct codes *codes = &checker->codes[kind][number];
-    return make_codes(codes, kind, spec) ? codes : NULL;
+    for (; lane->blocks > 0; lane->blocks--) {
+        lane->layout[lane->blocks - 1].dc->users--;
+        lane->layout[lane->blocks - 1].ac->users--;
+    }
 }
 
-static int lay_out(struct checker *checker, const struct header *header, struct layout *layout)
+/* Adds blocks of a component to an MCU. */
+static int add_blocks(struct checker *checker, struct lane *lane, const struct header *header,
+                      int tables, unsigned count)
+{
+    int dc = tables >> 4, ac = tables & 15;
+    if (dc > 3 || ac > 3 || header->specs[DC][dc] == NULL || header->specs[AC][ac] == NULL)
+        return 0;
+    for (; count > 0 && lane->blocks < MCU; count--) {
+        struct block *block = &lane->layout[lane->blocks];
+        block->then[0] = block;
+        block->then[1] = lane->layout;
+        block->dc = take_codes(checker, DC, header->specs[DC][dc]);
+        if (block->dc == NULL)
+            return 0;
+        block->ac = take_codes(checker, AC, header->specs[AC][ac]);
+        if (block->ac == NULL) {
+            block->dc->users--;
+            return 0;
+        }
+        block->steps[0] = block->ac->steps + (1 << LOOK);
+        block->steps[1] = lane->layout->dc->steps + (1 << LOOK);
+        if (lane->blocks++ > 0) {
+            block[-1].then[1] = block;
+            block[-1].steps[1] = block->dc->steps + (1 << LOOK);
+        }
+    }
+    return count == 0;
+}
+
+/* Finds the blocks of an MCU in their order, and the number of MCUs. */
+static int lay_out(struct checker *checker, struct lane *lane, const struct header *header)
 {
     const uint8_t *frame = header->frame;
     unsigned height = two_bytes(frame + 1), width = two_bytes(frame + 3);
     int components = frame[5];
     unsigned down = 8, across = 8;
-    layout->blocks = 0;
     for (int each = 0; each < components; each++) {
         const uint8_t *one = frame + 6 + 3 * each, *chosen = header->scan + 1 + 2 * each;
-        const struct codes *dc = codes_of(checker, header, DC, chosen[1] >> 4);
-        const struct codes *ac = codes_of(checker, header, AC, chosen[1] & 15);
-        if (chosen[0] != one[0] || dc == NULL || ac == NULL || one[2] > 3 ||
-            !(header->quantization >> one[2] & 1))
+        if (chosen[0] != one[0] || one[2] > 3 || !(header->quantization >> one[2] & 1))
             return 0;
         unsigned wide = one[1] >> 4, high = one[1] & 15;
         if (wide < 1 || wide > 4 || high < 1 || high > 4)
@@ -243,116 +317,16 @@ static int lay_out(struct checker *checker, const struct header *header, struct 
         for (int other = 0; other < each; other++)
             if (frame[6 + 3 * other] == one[0])
                 return 0;
-        unsigned blocks = components == 1 ? 1 : wide * high;
+        if (!add_blocks(checker, lane, header, chosen[1], components == 1 ? 1 : wide * high))
+            return 0;
         if (components > 1 && each == 0) { /* the colours are 1x1 */
             across *= wide;
             down *= high;
         }
-        for (; blocks > 0; blocks--, layout->blocks++) {
-            layout->dc[layout->blocks] = dc;
-            layout->ac[layout->blocks] = ac;
-        }
     }
-    layout->mcus = (uint64_t)((height + down - 1) / down) * ((width + across - 1) / across);
-    return layout->mcus * (uint64_t)layout->blocks <= MOST_BLOCKS;
-}
-
-/* Bits that come next, the first one highest. */
-struct bits {
-    uint64_t held;
-    unsigned count;
-    const uint8_t *next;
-};
-
-/* Makes at least 56 bits come next. */
-static inline void refill(struct bits *bits)
-{
-    uint64_t eight;
-    memcpy(&eight, bits->next, 8);
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-    eight = __builtin_bswap64(eight);
-#endif
-    bits->held |= eight >> bits->count;
-    bits->next += (63 - bits->count) >> 3;
-    bits->count |= 56;
-}
-
-static inline void pass(struct bits *bits, unsigned count)
-{
-    bits->held <<= count & 63;
-    bits->count -= count;
-}
-
-/* Finds the step of the next code, of at least some length; 0 if there is no such code. */
-static unsigned find_code(const struct codes *codes, int kind, uint64_t held, int length)
-{
-    for (; length <= LONGEST; length++) {
-        int32_t code = (int32_t)(held >> (64 - length));
-        if (code <= codes->most[length])
-            return step_of(kind, length, codes->spec[16 + codes->first[length] + code]);
-    }
-    return 0;
-}
-
-/* Passes over the coefficients of a block from k on, a code at a time, as where a table passes over
- * codes of the next block. */
-static int walk_codes(struct bits *bits, const struct codes *ac, unsigned k)
-{
-    while (k < 64) {
-        refill(bits);
-        unsigned step = find_code(ac, AC, bits->held, 1);
-        if (step == 0)
-            return 0;
-        pass(bits, bits_of(step));
-        k += fills_of(step);
-    }
-    return k == 64 || (k >= END && k < END + 64);
-}
-
-static inline int walk_block(struct bits *bits, const struct codes *dc, const struct codes *ac)
-{
-    refill(bits);
-    unsigned step = dc->steps[(1 << LOOK_DC) + (bits->held >> (64 - LOOK_DC))];
-    if (__builtin_expect(step == 0, 0))
-        step = find_code(dc, DC, bits->held, LOOK_DC + 1);
-    if (__builtin_expect(step == 0, 0))
-        return 0;
-    pass(bits, bits_of(step));
-    for (unsigned k = 1;;) {
-        unsigned before = k;
-        if (__builtin_expect(bits->count < MOST_BITS, 0))
-            refill(bits);
-        step = ac->steps[(1 << LOOK) + (bits->held >> (64 - LOOK))];
-        if (__builtin_expect(step == 0, 0)) {
-            refill(bits);
-            step = find_code(ac, AC, bits->held, LOOK + 1);
-            if (step == 0)
-                return 0;
-        }
-        k += fills_of(step);
-        if (k < 64) {
-            pass(bits, bits_of(step));
-        } else if (__builtin_expect(k == 64 || (k >= END && k < END + 64), 1)) {
-            pass(bits, bits_of(step));
-            return 1;
-        } else {
-            return walk_codes(bits, ac, before);
-        }
-    }
-}
-
-/* Tells whether data hold exactly some MCUs; SPARE bytes may be read behind them. */
-static int walk_interval(const uint8_t *data, size_t size, const struct layout *layout,
-                         uint64_t mcus)
-{
-    struct bits bits = {0, 0, data};
-    const uint8_t *end = data + size + 8;
-    for (; mcus > 0; mcus--)
-        for (int block = 0; block < layout->blocks; block++)
-            if (!walk_block(&bits, layout->dc[block], layout->ac[block]) || bits.next > end)
-                return 0;
-    uint64_t used = (uint64_t)(bits.next - data) * 8 - bits.count;
-    return used <= 8 * (uint64_t)size && 8 * (uint64_t)size - used < 8;
+    uint64_t mcus = (uint64_t)((height + down - 1) / down) * ((width + across - 1) / across);
+    lane->mcus = (uint32_t)mcus;
+    return mcus * (uint64_t)lane->blocks <= MOST_BLOCKS;
 }
 
 /* Copies data of a scan up to the next marker, without the zeros that are stuffed into them.
@@ -375,33 +349,211 @@ static size_t unstuff(const uint8_t *data, size_t size, uint8_t *out, size_t *wr
     }
 }
 
-int shardio_jpeg_is_sound(struct checker *checker, const uint8_t *data, size_t size)
+/* Begins with the next MCUs, up to a restart marker; 0 if they are not there. */
+static int begin_interval(struct lane *lane)
+{
+    size_t size = lane->size - (size_t)(lane->rest - lane->data);
+    uint8_t *bytes = buffer_take(&lane->buffer, size + SPARE);
+    if (bytes == NULL)
+        return 0;
+    lane->rest += unstuff(lane->rest, size, bytes, &lane->written);
+    if (lane->size - (size_t)(lane->rest - lane->data) < 2)
+        return 0;
+    memset(bytes + lane->written, 0, SPARE);
+    uint32_t mcus = lane->restart && lane->restart < lane->mcus ? lane->restart : lane->mcus;
+    lane->mcus -= mcus;
+    lane->end = bytes + lane->written + 8;
+    lane->walk = (struct walk){.next = bytes,
+                               .block = lane->layout,
+                               .steps = lane->layout->dc->steps + (1 << LOOK),
+                               .left = mcus * (uint32_t)lane->blocks};
+    return 1;
+}
+
+/* Begins to walk a file, if it is of the common kind. */
+static int begin(struct checker *checker, struct lane *lane, const uint8_t *data, size_t size)
 {
     struct jpeg_header known;
     struct header header;
-    struct layout layout;
-    if (jpeg_probe(data, size, &known) != DONE || !read_header(data, &header) ||
-        !lay_out(checker, &header, &layout))
-        return 0;
-    size_t at = header.start;
-    uint8_t *scan = buffer_take(&checker->data, size - at + SPARE);
-    if (scan == NULL)
-        return 0;
-    uint64_t left = layout.mcus;
-    for (unsigned restarts = 0;; restarts++) {
-        size_t written;
-        at += unstuff(data + at, size - at, scan, &written);
-        if (size - at < 2)
+    lane->data = data;
+    lane->size = size;
+    lane->restarts = 0;
+    if (jpeg_probe(data, size, &known) == DONE && read_header(data, &header) &&
+        lay_out(checker, lane, &header)) {
+        lane->rest = data + header.start;
+        lane->restart = header.restart;
+        if (begin_interval(lane))
+            return 1;
+    }
+    free_layout(lane);
+    return 0;
+}
+
+/* Makes at least 56 bits come next. */
+static inline void refill(struct walk *walk)
+{
+    unsigned count = walk->count - bits_of(walk->passed);
+    uint64_t eight;
+    memcpy(&eight, walk->next, 8);
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    eight = __builtin_bswap64(eight);
+#endif
+    walk->held |= eight >> count;
+    walk->next += (63 - count) >> 3;
+    walk->count = count | 56;
+    walk->passed = 0;
+}
+
+/* Passes over a code, or several, to a coefficient of the block, unless it ends with them. */
+static inline void pass(struct walk *walk, unsigned step, unsigned k)
+{
+    unsigned is_last = step / LAST;
+    const struct block *block = walk->block;
+    __asm__("" : "+r"(is_last)); /* no compiler makes a jump of it, which would be mispredicted */
+    walk->held <<= step & 63;
+    walk->passed += step;
+    walk->steps = block->steps[is_last];
+    walk->block = block->then[is_last];
+    walk->k = k & (is_last - 1);
+    walk->left -= is_last;
+}
+
+/* Passes over one code; 0 if there is none. */
+static int pass_one(struct walk *walk)
+{
+    const struct codes *codes = walk->k == 0 ? walk->block->dc : walk->block->ac;
+    refill(walk);
+    for (int length = 1; length <= LONGEST; length++) {
+        int32_t code = (int32_t)(walk->held >> (64 - length));
+        if (code <= codes->most[length]) {
+            int symbol = codes->spec[16 + codes->first[length] + code];
+            unsigned step = step_of(codes->kind, length, symbol), k = walk->k + fills_of(step);
+            if (k == 64)
+                step |= LAST;
+            else if (k > 64)
+                return 0;
+            pass(walk, step, k);
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* Makes a step; 0 if it is none. */
+static inline __attribute__((always_inline)) int step_on(struct walk *walk)
+{
+    unsigned step = walk->steps[walk->held >> (64 - LOOK)], k = walk->k + (step >> 6);
+    if (__builtin_expect((k & 448) == 0, 1)) {
+        pass(walk, step, k & 63);
+        return 1;
+    }
+    struct walk copy = *walk; /* without an address, the other lies in registers */
+    int is_sound = pass_one(&copy);
+    *walk = copy;
+    return is_sound;
+}
+
+/* Tells whether two steps do not lead beside the blocks or the data. */
+static inline int has_room(const struct walk *walk, const uint8_t *end)
+{
+    return walk->left > 1 && walk->next <= end;
+}
+
+/* Walks until one of two is at its last block, or is not sound; tells which. */
+static int walk_two(struct lane *first, struct lane *second)
+{
+    struct walk one = first->walk, other = second->walk;
+    const uint8_t *end = first->end, *other_end = second->end;
+    int is_first;
+    for (;;) {
+        is_first = 1;
+        if (!has_room(&one, end))
+            break;
+        is_first = 0;
+        if (!has_room(&other, other_end))
+            break;
+        refill(&one);
+        refill(&other);
+        is_first = 1;
+        if (!step_on(&one))
+            break;
+        is_first = 0;
+        if (!step_on(&other))
+            break;
+        is_first = 1;
+        if (!step_on(&one))
+            break;
+        is_first = 0;
+        if (!step_on(&other))
+            break;
+    }
+    first->walk = one;
+    second->walk = other;
+    return !is_first;
+}
+
+static void walk_one(struct lane *lane)
+{
+    struct walk walk = lane->walk;
+    do {
+        if (!has_room(&walk, lane->end))
+            break;
+        refill(&walk);
+    } while (step_on(&walk) && step_on(&walk));
+    lane->walk = walk;
+}
+
+/* Goes on behind the last block of an interval. Returns 1 if there are more blocks, else 0 and
+ * whether the picture is sound. */
+static int end_interval(struct lane *lane)
+{
+    struct walk *walk = &lane->walk;
+    while (walk->left > 0)
+        if (walk->next > lane->end || !pass_one(walk)) {
+            free_layout(lane);
             return 0;
-        memset(scan + written, 0, SPARE);
-        uint64_t mcus = header.restart && header.restart < left ? header.restart : left;
-        if (!walk_interval(scan, written, &layout, mcus))
-            return 0;
-        left -= mcus;
-        if (left == 0)
-            return data[at + 1] == 0xD9;
-        if (data[at + 1] != 0xD0 + (restarts & 7))
-            return 0;
-        at += 2;
+        }
+    refill(walk);
+    uint64_t used = (uint64_t)(walk->next - lane->buffer.bytes) * 8 - walk->count;
+    uint64_t there = 8 * (uint64_t)lane->written;
+    if (used <= there && there - used < 8) {
+        if (lane->mcus == 0) {
+            *lane->sound = lane->rest[1] == 0xD9;
+        } else if (lane->rest[1] == 0xD0 + (lane->restarts++ & 7)) {
+            lane->rest += 2;
+            if (begin_interval(lane))
+                return 1;
+        }
+    }
+    free_layout(lane);
+    return 0;
+}
+
+void shardio_jpegs_are_sound(struct checker *checker, int64_t count, const uint8_t *const *files,
+                             const size_t *sizes, uint8_t *sound)
+{
+    struct lane *lanes[LANES];
+    int running = 0;
+    memset(sound, 0, (size_t)count);
+    for (int64_t next = 0;;) {
+        for (; running < LANES && next < count; next++) {
+            struct lane *lane = NULL;
+            for (int each = 0; each < LANES; each++)
+                if (checker->lanes[each].blocks == 0)
+                    lane = &checker->lanes[each];
+            lane->sound = &sound[next];
+            if (begin(checker, lane, files[next], sizes[next]))
+                lanes[running++] = lane;
+        }
+        if (running == 0)
+            return;
+        int stopped = 0;
+        if (running == LANES)
+            stopped = walk_two(lanes[0], lanes[1]);
+        else
+            walk_one(lanes[0]);
+        struct lane *lane = lanes[stopped];
+        if (!end_interval(lane))
+            lanes[stopped] = lanes[--running];
     }
 }

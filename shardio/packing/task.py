@@ -22,12 +22,12 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import astuple, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from shardio.errors import CodecError, IndexFileError, PackError, UsageError, counted, quoted
 from shardio.fields.base import PIXELS_FIELD, FieldType
 from shardio.fields.defaults import IMAGE, recorded_size, size_of, type_of
-from shardio.fields.formats import check_complete, check_data, probe_image
+from shardio.fields.formats import check_complete, find_corrupt, probe_image
 from shardio.fields.geometry import Crop, View
 from shardio.fields.probe import ImageInfo
 from shardio.indexing.manifest import ShardReceipt, index_path, receipt_of, write_index
@@ -41,6 +41,7 @@ from shardio.packing.plan import ImageEncoding
 from shardio.packing.sources.base import (
     NAME_COCO,
     FromFile,
+    Origin,
     Problem,
     SourceSample,
     Stored,
@@ -371,9 +372,12 @@ def _write_shard(
         for sample in task.samples:
             try:
                 packer.pack(sample, builder)
-            except _PROBLEMS as error:
-                raise Problem.of(sample.path, error).error(task.remedy) from error
+            except _PROBLEMS as error:  # the pictures before come first
+                problem = packer.find_problem() or Problem.of(sample.path, error)
+                raise problem.error(task.remedy) from error
             ticker.tick(1)
+        if fault := packer.find_problem():
+            raise fault.error(task.remedy)
         sha256 = packer.archive.finish()
     index = builder.build(shard_size=packer.archive.size, shard_sha256=sha256, checksums=True)
     write_index(shards, task.name, index)
@@ -392,9 +396,9 @@ def find_problems(task: SampleTask, ticker: Ticker) -> list[Problem | None]:
             try:
                 packer.pack(sample, IndexBuilder(""))
             except _PROBLEMS as error:
-                problems.append(Problem.of(sample.path, error))
+                problems.append(packer.find_problem() or Problem.of(sample.path, error))
             else:
-                problems.append(None)
+                problems.append(packer.find_problem())
             ticker.tick(1)
     return problems
 
@@ -420,7 +424,9 @@ class _Packer(ExitStack):
         self, stream: BinaryIO, task: SampleTask, files: SourceReader, again: SourceReader
     ) -> None:
         super().__init__()
-        self.archive = ArchiveWriter(stream)
+        self.archive = ArchiveWriter(stream, self._check_before_writing)
+        self._pictures: list[_Picture] = []
+        self._problem: Problem | None = None
         self._encoding = task.images
         self._check = task.check or task.images.decodes
         self._types = task.types
@@ -444,11 +450,11 @@ class _Packer(ExitStack):
         for name, origin in sample.fields:
             data = self._files.read(origin, self.archive.reserve)
             field = name or ""
-            type_, info = self._type_of(field), None
+            type_, info, unchecked = self._type_of(field), None, None
             try:
                 if name is None or (self._check and type_.image_file):
                     images += 1
-                    field, info = self._pack_image(
+                    field, info, unchecked = self._pack_image(
                         name, data, is_only=images == 1, is_file=isinstance(origin, FromFile)
                     )
                     type_ = self._type_of(field)
@@ -457,11 +463,8 @@ class _Packer(ExitStack):
                     if type_.geometry and self._encoding.decodes:
                         self._follow(name, type_, data, sample)
             except CodecError as error:
-                if name is None or (type_.image_file and _is_named(sample, origin)):
-                    raise
-                raise CodecError(
-                    f"its field {quoted(name)}: {error.what}", remedy=error.remedy
-                ) from error
+                is_image = name is None or type_.image_file
+                raise _of_field(error, sample, name, origin, is_image=is_image) from error
             if field in taken:
                 raise UsageError(
                     f"the sample has the field {quoted(field)} twice", remedy="name one otherwise"
@@ -469,11 +472,30 @@ class _Packer(ExitStack):
             taken.add(field)
             member = join_member_name(sample.key, field).encode("utf-8", "surrogateescape")
             placed = self.archive.commit(member)
+            if unchecked is not None:
+                self._pictures.append(_Picture(self.archive.data, unchecked, sample, name, origin))
             if info is not None and type_.sized:
                 size = recorded_size(info)
             else:
                 size = size_of(field, self.archive.data, self._types)
             builder.add(sample.key, field, placed, size)
+
+    def find_problem(self) -> Problem | None:
+        """Find the first of the pictures since the last call whose data are corrupt."""
+        found, self._problem = self._problem, None
+        if self._pictures:
+            corrupt = find_corrupt([(each.data, each.info) for each in self._pictures])
+            if corrupt is not None and found is None:
+                _, _, sample, name, origin = self._pictures[corrupt[0]]
+                error = _of_field(corrupt[1], sample, name, origin, is_image=True)
+                found = Problem.of(sample.path, error)
+            self._pictures.clear()
+        return found
+
+    def _check_before_writing(self) -> None:
+        self._problem = self.find_problem()
+        if self._problem is not None:
+            raise UnpackableError(self._problem.reason)
 
     def _begin_to_decode(self) -> None:
         if not self._decodes:
@@ -552,11 +574,12 @@ class _Packer(ExitStack):
 
     def _pack_image(
         self, name: str | None, data: memoryview, *, is_only: bool, is_file: bool
-    ) -> tuple[str, ImageInfo | None]:
+    ) -> tuple[str, ImageInfo | None, ImageInfo | None]:
         """Look at an image in its place, or put another one there.
 
         Returns:
-            Its field, and what the type of the field says of the header, if that is still known.
+            Its field; what the type of the field says of the header, if that is still known; and
+            what its header says, if its data are still to be checked.
         """
         field = name or IMAGE.name_of(data) or ""
         try:
@@ -573,8 +596,7 @@ class _Packer(ExitStack):
             ) from error
         check_complete(data, info)
         if self._pixels is None:
-            check_data(data, info)
-            return field, found
+            return field, found, info
         if not is_only:
             raise UsageError(
                 f"{name} is the second image of the sample, and only one can be resized, "
@@ -591,7 +613,26 @@ class _Packer(ExitStack):
                     "(--type jpg=Image(channels=1))",
                 )
         self._pixels.reserve(data, info, channels)
-        return PIXELS_FIELD if self._encoding.store == "raw" else field, None
+        return PIXELS_FIELD if self._encoding.store == "raw" else field, None, None
+
+
+class _Picture(NamedTuple):
+    """A picture in the buffer of an archive whose data are still to be checked."""
+
+    data: memoryview
+    info: ImageInfo
+    sample: SourceSample
+    name: str | None
+    origin: Origin
+
+
+def _of_field(
+    error: CodecError, sample: SourceSample, name: str | None, origin: Origin, *, is_image: bool
+) -> CodecError:
+    """Name the field of an error, unless the error of its sample names the file of an image."""
+    if name is None or (is_image and _is_named(sample, origin)):
+        return error
+    return CodecError(f"its field {quoted(name)}: {error.what}", remedy=error.remedy)
 
 
 def _is_named(sample: SourceSample, origin: object) -> bool:

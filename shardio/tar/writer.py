@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections.abc import Callable
 from typing import BinaryIO, NamedTuple
 
 from shardio.errors import UsageError, quoted
@@ -137,10 +138,12 @@ class ArchiveWriter:
 
     Args:
         stream: binary stream open for writing; need not be buffered.
+        before_write: callback before members are written; until then their data stay in place.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, before_write: Callable[[], None] | None = None) -> None:
         self._stream = stream
+        self._before_write = before_write
         self._digest = hashlib.sha256()
         self._buffer = bytearray(_BUFFER)
         self._used = 0
@@ -210,6 +213,8 @@ class ArchiveWriter:
             self._buffer = bytearray(size)
 
     def _flush(self) -> None:
+        if self._before_write is not None:
+            self._before_write()
         with memoryview(self._buffer)[: self._used] as piece:
             self._digest.update(piece)
             self._stream.write(piece)

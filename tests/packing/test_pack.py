@@ -527,3 +527,39 @@ def test_json_that_may_be_of_coco_is_not_only_to_be_moved(
         shardio.PackError, match=r"instances\.json: .*coco \(--coco\) if it has COC"
     ):
         shardio.pack(source, tmp_path / "out", shards=1)
+
+
+def photo(side: int, *, corrupt: bool = False) -> bytes:
+    pixels = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)
+    data = cv2.imencode(".jpg", pixels)[1].tobytes()
+    return data[: len(data) * 3 // 4] + b"\xff\xd9" if corrupt else data
+
+
+@pytest.mark.parametrize("native", ["0", "1"])
+def test_the_first_picture_that_does_not_decode_is_named(
+    native: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, sizes = tmp_path / "in", (64, 900, 900, 40)  # some of them fill the buffer of a shard
+    for number, side in enumerate(sizes):
+        write(source, f"{number}.jpg", data=photo(side))
+    write(source, "a.jpg", "c.jpg", data=photo(64, corrupt=True))
+    write(source, "b.jpg", data=b"text")
+    monkeypatch.setenv("SHARDIO_NATIVE", native)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "shardio", "pack", str(source), str(out)]
+    command += ["--shards", "1", "--no-shuffle", "--jobs", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "a.jpg: the JPEG data do not decode" in done.stderr
+    assert not out.exists()
+    subprocess.run([*command, "--on-error", "skip"], capture_output=True, check=True)
+    rows = map(json.loads, (out / "skipped.jsonl").read_text().splitlines())
+    assert [row["path"] for row in rows] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert keys_of(out) == [*map(str, range(len(sizes)))]
+
+
+def test_the_field_of_a_picture_that_does_not_decode_is_named(tmp_path: Path) -> None:
+    source = write(tmp_path / "in", "x/a.left.jpg", data=photo(64))
+    write(source, "x/a.right.jpg", data=photo(64, corrupt=True))
+    with pytest.raises(shardio.PackError, match=r"its field 'right\.jpg': the JPEG data do not"):
+        shardio.pack(source, tmp_path / "out", shards=1, fields="left.jpg,right.jpg")

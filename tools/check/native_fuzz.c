@@ -318,6 +318,50 @@ static void fuzz_fill(struct input input) {
   close(file);
 }
 
+/* Tells whether libjpeg decodes a picture without a warning, but for one of an unknown version of
+ * JFIF, which harms no pixel; or it is too large to try. */
+static int decodes(uint8_t *data, size_t size) {
+  struct jpeg_header header;
+  if (jpeg_probe(data, size, &header) != DONE) return 0;
+  for (size_t at = 2; data[at + 1] != 0xDA; at += 2 + (size_t)(data[at + 2] << 8 | data[at + 3]))
+    if (data[at + 1] == 0xE0 && size - at > 9 && memcmp(data + at + 4, "JFIF", 5) == 0)
+      data[at + 9] = 1;
+  if ((int64_t)header.height * header.width > MOST_PIXELS) return 1;
+  struct jpeg_region region = {.bottom = header.height, .right = header.width, .shrink = 1,
+                               .channels = 3, .to_end = 1};
+  struct jpeg *jpeg = jpeg_new();
+  struct buffer buffer = {0};
+  struct picture out;
+  enum status status = jpeg_pixels(jpeg, data, size, &header, &region, &out, &buffer);
+  jpeg_free(jpeg);
+  buffer_free(&buffer);
+  return status == DONE;
+}
+
+/* Files that packing checks together: the answers are those that they have alone, and what is sound
+ * decodes. */
+static void fuzz_pack(struct input input) {
+  enum { FILES = 4 };
+  uint8_t *files[FILES], sound[FILES], alone;
+  size_t sizes[FILES], count = (size_t)number(&input, 1, FILES);
+  for (size_t each = 0; each < count; each++) {
+    sizes[each] = each + 1 == count ? 0 : next(&input, 2) % (input.left + 1);
+    if (sizes[each] > input.left || each + 1 == count) sizes[each] = input.left;
+    files[each] = copied(input.bytes, sizes[each]);
+    input.bytes += sizes[each];
+    input.left -= sizes[each];
+  }
+  static struct checker *checker; /* to be made anew takes longer than all else */
+  if (checker == NULL) checker = shardio_checker_new();
+  shardio_jpegs_are_sound(checker, (int64_t)count, (const uint8_t *const *)files, sizes, sound);
+  for (size_t each = 0; each < count; each++) {
+    const uint8_t *file = files[each];
+    shardio_jpegs_are_sound(checker, 1, &file, &sizes[each], &alone);
+    if (alone != sound[each] || (alone && !decodes(file, sizes[each]))) abort();
+  }
+  for (size_t each = 0; each < count; each++) free(files[each]);
+}
+
 static const struct {
   const char *name;
   void (*run)(struct input);
@@ -325,7 +369,8 @@ static const struct {
                {"jpeg", fuzz_jpeg},
                {"png", fuzz_png},
                {"resize", fuzz_resize},
-               {"fill", fuzz_fill}};
+               {"fill", fuzz_fill},
+               {"pack", fuzz_pack}};
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

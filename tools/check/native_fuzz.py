@@ -4,11 +4,12 @@
     python tools/check/native_fuzz.py jpeg png --seconds 60
     python tools/check/native_fuzz.py --seconds 60 --grow   # and keep what reaches new code
 
-The targets are the functions of native_fuzz.c: orientation, JPEG, PNG, resizing, and the call that
-fills samples from a file. All is built with AddressSanitizer and UndefinedBehaviorSanitizer. With
-clang, libFuzzer changes the inputs, guided by coverage; with another compiler, they are changed at
-random. Both begin with the inputs in tests/native/corpus. An input that fails is kept in
-build/fuzz, and the exit code is 1; `build/fuzz/native_fuzz FILE` repeats it, with FUZZ_TARGET set.
+The targets are the functions of native_fuzz.c: orientation, JPEG, PNG, resizing, the call that
+fills samples from a file, and the one that checks the JPEGs of a pack. All is built with
+AddressSanitizer and UndefinedBehaviorSanitizer. With clang, libFuzzer changes the inputs, guided by
+coverage; with another compiler, they are changed at random. Both begin with the inputs in
+tests/native/corpus. An input that fails is kept in build/fuzz, and the exit code is 1;
+`build/fuzz/native_fuzz FILE` repeats it, with FUZZ_TARGET set.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ TREE = Path(__file__).resolve().parents[2]
 SOURCES = TREE / "shardio" / "native"
 CORPUS = TREE / "tests" / "native" / "corpus"
 BUILT = TREE / "build" / "fuzz"
-TARGETS = ("exif", "jpeg", "png", "resize", "fill")
+TARGETS = ("exif", "jpeg", "png", "resize", "fill", "pack")
 MOST_KEPT = 36 << 10  # bytes of the inputs of a target in the repository
 LONGEST = 4096  # bytes of an input
 _SANITIZE = ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1"]
