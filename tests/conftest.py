@@ -49,6 +49,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 def python_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have batches read without the native core."""
     monkeypatch.setattr("shardio.reading.batch.is_active", lambda: False)
+    monkeypatch.setattr("shardio.fields.image.resize_linear", lambda *_, **__: False)
 
 
 @pytest.hookimpl(trylast=True)

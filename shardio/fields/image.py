@@ -43,6 +43,7 @@ from shardio.fields.limits import MAX_PIXELS
 from shardio.fields.png import index_png
 from shardio.fields.probe import ImageInfo
 from shardio.fields.resample import write_antialiased, write_nearest
+from shardio.native.table import resize_linear
 from shardio.processes import is_forked, new_lock
 
 if TYPE_CHECKING:
@@ -398,7 +399,14 @@ def decode_part(
 
 
 @decoder
-def write_part(part: DecodedPart, info: ImageInfo, crop: Crop, out: NDArray[np.uint8]) -> None:
+def write_part(
+    part: DecodedPart,
+    info: ImageInfo,
+    crop: Crop,
+    out: NDArray[np.uint8],
+    *,
+    with_core: bool = True,
+) -> None:
     """Resize a crop into a slot, turned and mirrored as orientation and crop say.
 
     Args:
@@ -407,27 +415,46 @@ def write_part(part: DecodedPart, info: ImageInfo, crop: Crop, out: NDArray[np.u
         info: header of the picture.
         crop: crop that the part was decoded for.
         out: uint8 [h, w, channels], contiguous, where the result goes.
+        with_core: have the native core resize where it can, so that a picture has the same pixels
+            whether the core or this function reads it; otherwise OpenCV does.
     """
     size = out.shape[0], out.shape[1]
     if (found := placed(crop, size)) is not None:
-        write_part(part, info, found.crop, out[found.place])
+        write_part(part, info, found.crop, out[found.place], with_core=with_core)
         fill_margin(found, crop, out)
         return
-    interpolation, antialias = crop.resampling
     if part.shrink == 1:
         top, left, bottom, right = _box_as_stored(info, crop, size)
         shown = part.pixels[top:bottom, left:right]
         if info.orientation != UPRIGHT:
             shown = apply_orientation(shown, info.orientation)
-        _fill(shown, crop, out)
-    elif not antialias and interpolation != "nearest":
-        matrix = _sampling(info, crop, size, part.shrink)
-        how = _METHODS[interpolation] | cv2.WARP_INVERSE_MAP
-        cv2.warpAffine(part.pixels, matrix, size[::-1], out, how, cv2.BORDER_REPLICATE)
+        _fill(shown, crop, out, with_core=with_core)
+    elif crop.resampling == PLAIN:
+        _write_shrunk(part, info, crop, out, with_core=with_core)
     else:
         rows, columns = axes(crop, size, part.shrink)
         shown = apply_orientation(part.pixels, info.orientation)[rows.first :, columns.first :]
         _fill(shown, crop, out, shrink=part.shrink)
+
+
+def _write_shrunk(
+    part: DecodedPart, info: ImageInfo, crop: Crop, out: NDArray[np.uint8], *, with_core: bool
+) -> None:
+    """Resize a crop of a shrunk picture into a slot; see write_part."""
+    shrink, stored = part.shrink, info.stored_size
+    size = out.shape[0], out.shape[1]
+    if with_core and (info.orientation == UPRIGHT or not any(side % shrink for side in stored)):
+        whole = part.pixels
+        height, width = (-(-side // shrink) for side in stored)
+        if len(whole) != height:  # the rows below, which are not needed, may be missing
+            whole = np.zeros((height, width, whole.shape[2]), np.uint8)
+            whole[: len(part.pixels)] = part.pixels[:height]
+        shown = np.ascontiguousarray(apply_orientation(whole, info.orientation))
+        if resize_linear(shown, axes(crop, size, shrink), out, flip=crop.flip):
+            return
+    matrix = _sampling(info, crop, size, shrink)
+    how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    cv2.warpAffine(part.pixels, matrix, size[::-1], out, how, cv2.BORDER_REPLICATE)
 
 
 @decoder
@@ -456,7 +483,12 @@ def fill_margin(part: Placed, crop: Crop, out: NDArray[np.uint8]) -> None:
 
 
 def _fill(
-    source: NDArray[np.uint8], crop: Crop, out: NDArray[np.uint8], *, shrink: int = 1
+    source: NDArray[np.uint8],
+    crop: Crop,
+    out: NDArray[np.uint8],
+    *,
+    shrink: int = 1,
+    with_core: bool = False,
 ) -> None:
     """Resize what a crop needs of a picture into a slot, and mirror it if the crop says so.
 
@@ -466,6 +498,7 @@ def _fill(
         crop: rectangle of the picture.
         out: see write_part.
         shrink: divisor of the sides of the source.
+        with_core: see write_part.
     """
     if out.dtype != np.uint8 or out.shape[2:] != source.shape[2:]:
         raise UsageError(
@@ -478,6 +511,12 @@ def _fill(
     elif antialias:
         cubic = interpolation == "bicubic"
         write_antialiased(source, *axes(crop, size, shrink), out, cubic=cubic)
+    elif (
+        with_core
+        and interpolation == "bilinear"
+        and resize_linear(np.ascontiguousarray(source), axes(crop, size), out, flip=crop.flip)
+    ):
+        return
     elif crop.resized is not None:
         height, width = crop.resized
         whole = cv2.resize(source, (width, height), interpolation=_METHODS[interpolation])

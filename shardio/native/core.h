@@ -191,6 +191,11 @@ EXPORTED void shardio_probe(struct worker *worker, const struct samples *samples
 EXPORTED void shardio_fill(struct worker *worker, const struct samples *samples, int64_t start,
                            int64_t stop, int64_t times[3]);
 
+/* Resizes a picture as shown into the part of a slot that a view fills, which is the whole of out. At
+ * shrink 1 source is the crop's rectangle, else the whole picture at that part of its size. */
+EXPORTED enum status shardio_resize(struct worker *worker, const struct picture *source,
+                                    const struct view *view, const struct picture *out);
+
 /* pack.c */
 
 struct checker; /* tables and memory that one thread uses for one picture after another */

@@ -294,6 +294,19 @@ static enum status resize(struct worker *worker, const struct picture *source,
   }
 }
 
+enum status shardio_resize(struct worker *worker, const struct picture *source,
+                           const struct view *view, const struct picture *out) {
+  int is_whole = view->shrink > 1 || (source->height >= view->crop_height &&
+                                      source->width >= view->crop_width);
+  if (!is_whole || view->shrink < 1 || view->crop_height < 1 || view->crop_width < 1 ||
+      view->window_top < 0 || view->place_height > view->resized_height - view->window_top ||
+      view->window_left < 0 || view->place_width > view->resized_width - view->window_left ||
+      out->height != view->place_height || out->width != view->place_width ||
+      out->channels != source->channels)
+    return NOT_TAKEN;
+  return resize(worker, source, view, (enum method)view->method, view->shrink, out);
+}
+
 /* The part of a slot that a view fills. */
 static struct picture part_of_slot(const struct field *field, const struct view *view,
                                    int64_t index) {

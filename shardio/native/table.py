@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from shardio.fields.geometry import Axis
+
 DONE, NOT_TAKEN = 0, 1
 PICTURE, VALUES, ROW, BYTES = range(4)
 """What a field becomes; see `enum kind` of core.h."""
@@ -85,6 +87,16 @@ class _Samples(ctypes.Structure):
     )
 
 
+class _Picture(ctypes.Structure):
+    _fields_ = (
+        ("pixels", ctypes.c_void_p),
+        ("stride", ctypes.c_ssize_t),
+        ("height", ctypes.c_int32),
+        ("width", ctypes.c_int32),
+        ("channels", ctypes.c_int32),
+    )
+
+
 class SampleTable:
     """The samples of a batch, as the core reads them.
 
@@ -145,6 +157,44 @@ class SampleTable:
         return times[0], times[1], times[2]
 
 
+def resize_linear(
+    source: NDArray[np.uint8], axes: Sequence[Axis], out: NDArray[np.uint8], *, flip: bool
+) -> bool:
+    """Resize a picture by two taps a side, as the core does while it reads; False if it does not.
+
+    Args:
+        source: uint8 [h, w, channels] as shown, with contiguous rows: the crop's rectangle, or the
+            whole picture at 1/shrink of its size.
+        axes: which pixels fill the slot, along the rows and along the columns.
+        out: uint8 [h, w, channels], contiguous, where the result goes.
+        flip: whether to mirror it.
+    """
+    if library() is None or 0 in source.shape or 0 in out.shape:
+        return False
+    rows, columns = axes
+    values = {
+        "top": rows.offset,
+        "crop_height": rows.length,
+        "resized_height": rows.resized,
+        "left": columns.offset,
+        "crop_width": columns.length,
+        "resized_width": columns.resized,
+        "window_top": rows.window,
+        "place_height": rows.kept,
+        "flip": flip,
+        "window_left": columns.window,
+        "place_width": columns.kept,
+        "method": LINEAR,
+        "shrink": rows.shrink,
+    }
+    view = np.array([values.get(name, 0) for name in VIEW], np.int32)
+    return _worker().resize(_picture(source), view.ctypes.data, _picture(out)) == DONE
+
+
+def _picture(pixels: NDArray[np.uint8]) -> _Picture:
+    return _Picture(pixels.ctypes.data, pixels.strides[0], *pixels.shape)
+
+
 def _record(field: CoreField) -> _Field:
     shape = field.out.shape
     pixels = field.kind in (PICTURE, VALUES)
@@ -173,12 +223,14 @@ class Worker:
         new = core.shardio_worker_new
         new.restype = ctypes.c_void_p
         self._free, self._fill = core.shardio_worker_free, core.shardio_fill
-        self._probe = core.shardio_probe
+        self._probe, self._resize = core.shardio_probe, core.shardio_resize
         self._free.restype = self._fill.restype = self._probe.restype = None
         self._free.argtypes = (ctypes.c_void_p,)
         table, number = (ctypes.c_void_p, ctypes.POINTER(_Samples)), ctypes.c_int64
         self._fill.argtypes = (*table, number, number, ctypes.POINTER(number))
         self._probe.argtypes = (*table, number, number, number, ctypes.c_void_p)
+        picture = ctypes.POINTER(_Picture)
+        self._resize.argtypes = (ctypes.c_void_p, picture, ctypes.c_void_p, picture)
         self._worker = new()
         if not self._worker:
             raise MemoryError("no memory is left for the native core")
@@ -190,6 +242,11 @@ class Worker:
     def probe(self, table: _Samples, field: int, start: int, stop: int, sizes: int) -> None:
         """Call shardio_probe of core.h."""
         self._probe(self._worker, table, field, start, stop, sizes)
+
+    def resize(self, source: _Picture, view: int, out: _Picture) -> int:
+        """Call shardio_resize of core.h."""
+        status: int = self._resize(self._worker, source, view, out)
+        return status
 
     def __del__(self) -> None:
         if getattr(self, "_worker", None):

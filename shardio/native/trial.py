@@ -169,6 +169,6 @@ def _by_python(case: _Case, data: bytes) -> NDArray[np.uint8] | None:
             verified=True,
             channels=case.channels,
         )
-        write_part(part, info, crop, out)
+        write_part(part, info, crop, out, with_core=False)
         return out
     return None

@@ -282,11 +282,14 @@ def compare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compare:
         most: int = 0,
         left: Callable[[str], bool] | None = no_key,
         loader: Any = iter,
+        core_resizes: bool = False,
         **options: Any,
     ) -> int:
         """Compare all batches, bit for bit or to `most` grey levels of pictures.
 
-        The core must have taken all samples but those whose keys are `left`, or some if None.
+        The Python path resizes with OpenCV, unless `core_resizes`, as it does where the core is
+        used for other samples. The core must have taken all samples but those whose keys are
+        `left`, or some if None.
         """
         dataset: Any = partial(shardio.ShardDataset, source, **{"batch_size": 64, **options})
         log.write_text("")
@@ -295,6 +298,8 @@ def compare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compare:
             ours = [*loader(dataset())]
         with monkeypatch.context() as patch:
             patch.setattr("shardio.reading.batch.is_active", lambda: False)
+            if not core_resizes:
+                patch.setattr("shardio.fields.image.resize_linear", lambda *_, **__: False)
             wanted = [*dataset()]
         assert len(ours) == len(wanted) > 0
         for one, other in zip(ours, wanted, strict=True):
@@ -445,7 +450,10 @@ def large_jpegs(*, turned: bool = True) -> Samples:
 def test_jpegs_at_a_part_of_their_size_differ_by_a_grey_level_at_most(
     size: Any, shelf: Any, compare: Compare
 ) -> None:
-    """A turned picture is left where its sides are not whole at that size."""
+    """From OpenCV's pixels, and from none that the Python path makes beside the core.
+
+    A turned picture is left where its sides are not whole at that size.
+    """
     source = shelf("large", large_jpegs)
     for transform in (
         shardio.RandomResizedCrop(size, scale=(0.3, 1)),
@@ -453,6 +461,7 @@ def test_jpegs_at_a_part_of_their_size_differ_by_a_grey_level_at_most(
         shardio.Letterbox(11, antialias=False),
     ):
         compare(source, transform=transform, most=1, left=None)
+        compare(source, transform=transform, core_resizes=True, left=None)
         compare(source, transform=transform, reduced_decoding=False)
         upright = shelf("upright", partial(large_jpegs, turned=False))
         compare(upright, transform=transform, most=1)
