@@ -205,7 +205,7 @@ def forewarn(others: float | None, cores: int) -> str | None:
         return None
     return (
         f"{_taken(others or 0.0, cores, 'take')} now; if they go on, the profile, which takes "
-        "about a minute, withholds verdict, limits and predictions; better close them first"
+        "about a minute, withholds verdict, limits and predictions; close them first"
     )
 
 
