@@ -3,7 +3,7 @@
 Pure functions. Each claim needs that others leave the cores alone, and that the measurements which
 it rests on did not vary much; `NEEDS` says how much. Nor is anything claimed that another
 measurement of the same profile contradicts. What does not hold is withheld, with the reason and the
-remedy in its place.
+remedy in its place. The verdict on a loop that `monitor` watches has the same needs.
 """
 
 from __future__ import annotations
@@ -11,14 +11,27 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from shardio.errors import argument, counted
 from shardio.profiling.costs import SampleCosts, predict
 from shardio.profiling.evidence import Ceilings, Evidence, ProducerKind
 from shardio.profiling.settings import ProfileSettings, Topology
-from shardio.profiling.store import StoreLimits
-from shardio.profiling.verdict import WAITS_LITTLE, Bottleneck, Verdict, advise
+from shardio.profiling.store import LARGE_SHARD, StoreLimits
+from shardio.profiling.verdict import (
+    CERTAIN,
+    GENERAL,
+    MORE_CONNECTIONS,
+    MOST_OTHERS,
+    STREAMS,
+    WAITS_LITTLE,
+    Bottleneck,
+    Change,
+    Verdict,
+    diagnose,
+    judge,
+    rate_of,
+)
 
 Claim = Literal["verdict", "limit", "threads", "processes", "ratio"]
 """What limits the fastest loader; how much the machine could do; the rate of other numbers of
@@ -38,7 +51,7 @@ class Need(NamedTuple):
 
 
 NEEDS: Mapping[Claim, Need] = {
-    "verdict": Need(others=0.2, spread=0.25),
+    "verdict": Need(others=MOST_OTHERS, spread=0.25),
     "limit": Need(others=0.1, spread=0.15),
     "threads": Need(others=0.1, spread=0.15),
     "processes": Need(others=0.1, spread=0.15),
@@ -51,9 +64,18 @@ _KINDS: tuple[Literal["threads", "processes"], ...] = ("threads", "processes")
 _OF_THE_CORES: frozenset[Bottleneck] = frozenset(
     {"decode", "transform", "loader", "lock", "cores", "opencv"}
 )
+_ALL_KINDS: tuple[ProducerKind, ...] = get_args(ProducerKind)
+_PLACE_BOUND: frozenset[Bottleneck] = frozenset(
+    {"step", "start", "busy", "worker", "storage", "cold", "store"}
+)
+"""Bottlenecks that other threads, workers or cores do not remove."""
+_LEAST_GAIN = 1.05
+_MARGIN = 8 / 7  # side that an image is packed with over that of its crop: 256 to 224
+_TINY = 64  # pixels; smaller images can be stored raw without a thought
 _PREDICTED = (1, 2, 4, 8)
 _MACHINES = (2, 4, 8)  # times the cores of this one
 _LONGER = 4  # times the seconds
+_LEAST_BATCHES = 16
 _NAMES: Mapping[Claim, str] = {
     "verdict": "verdict",
     "limit": "limits",
@@ -160,6 +182,33 @@ def conclude(
     }
 
 
+def judge_watched(seen: Evidence) -> Verdict:
+    """Name what limits a watched loop, or say why the measurement does not tell."""
+    verdict, part = judge(seen), _Part("the loop", seen.others or 0.0, seen.spread)
+    least = max(_LEAST_BATCHES, math.ceil(seen.number / NEEDS["verdict"].spread))
+    tiny = verdict.bottleneck == "start" and seen.steps is not None  # it needs no more of them
+    if seen.batches < least and not tiny:
+        reason = (
+            f"{counted(seen.batches, 'batch', 'batches')} after the first ones "
+            f"{'is' if seen.batches == 1 else 'are'} too few; watch at least {least}"
+        )
+        return Verdict.withheld(notices({"verdict": reason})[0])
+    doubt = _doubt("verdict", (part,), (part,), seen.cores, "watch more batches")
+    if doubt is None or verdict.bottleneck in CERTAIN:
+        return verdict
+    return Verdict.withheld(notices({"verdict": doubt})[0])
+
+
+def forewarn(others: float | None, cores: int) -> str | None:
+    """Say that a profile will have no verdict, if others take as much of the cores as before it."""
+    if (others or 0.0) <= NEEDS["verdict"].others * cores:
+        return None
+    return (
+        f"{_taken(others or 0.0, cores, 'take')} now; if they go on, the profile, which takes "
+        "about a minute, withholds verdict, limits and predictions; close them first"
+    )
+
+
 class _Part(NamedTuple):
     """A measurement that a claim rests on."""
 
@@ -201,15 +250,16 @@ def withhold(
     cores = runs[0].evidence.cores
     everything = {*measured}.union(*parts.values())
     busiest = max(everything, key=lambda part: part.others)  # the same reason for all claims
+    longer = f"measure for longer ({argument('seconds', _LONGER * settings.seconds)})"
     found = {}
     for claim, several in parts.items():
-        need = NEEDS[claim]
-        widest = max(several, key=lambda part: part.spread)
         # Which loader is the fastest was decided among all.
-        if max(part.others for part in (*measured, *several)) > need.others * cores:
-            found[claim] = _was_busy(busiest, cores)
-        elif widest.spread > need.spread:
-            found[claim] = _varied(widest, settings)
+        among = (*measured, *several)
+        doubt = _doubt(claim, several, among, cores, longer, busiest)
+        if doubt is not None:
+            found[claim] = doubt
+    if judge(runs[best].evidence).bottleneck == "step":  # however the rate came about
+        found.pop("verdict", None)
     contradiction = next(_contradictions(ceilings, runs, bounds, cores), None)
     if contradiction is not None:
         for claim in ("limit", "threads", "processes"):
@@ -261,20 +311,44 @@ def _listed(claims: Sequence[Claim]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def _was_busy(part: _Part, cores: int) -> str:
+def _doubt(
+    claim: Claim,
+    parts: Sequence[_Part],
+    among: Sequence[_Part],
+    cores: int,
+    longer: str,
+    busiest: _Part | None = None,
+) -> str | None:
+    """Return the reason why a claim does not hold, with a remedy; None if it holds.
+
+    Args:
+        claim: claim.
+        parts: measurements that it rests on.
+        among: measurements that others must not disturb.
+        cores: number of cores.
+        longer: remedy for a rate that varies.
+        busiest: measurement to name where others disturbed; by default the one most disturbed.
+    """
+    need = NEEDS[claim]
+    most = max(among, key=lambda part: part.others)
+    if most.others > need.others * cores:
+        part = busiest or most
+        return (
+            f"{_taken(part.others, cores, 'took')} during the measurement of {part.name}; close "
+            "them and run again"
+        )
+    widest = max(parts, key=lambda part: part.spread)
+    if widest.spread > need.spread:
+        return (
+            f"the measurement of {widest.name} varied by ±{widest.spread:.0%}; {longer} on an "
+            "idle machine"
+        )
+    return None
+
+
+def _taken(others: float, cores: int, took: str) -> str:
     whole = "the core" if cores == 1 else f"the {cores} cores"
-    return (
-        f"other programs, or the host of a virtual machine, took {part.others:.1f} of {whole} "
-        f"during the measurement of {part.name}; close them and run again"
-    )
-
-
-def _varied(part: _Part, settings: ProfileSettings) -> str:
-    longer = argument("seconds", _LONGER * settings.seconds)
-    return (
-        f"the measurement of {part.name} varied by ±{part.spread:.0%}; measure for longer "
-        f"({longer}) on an idle machine"
-    )
+    return f"other programs, or the host of a virtual machine, {took} {others:.1f} of {whole}"
 
 
 def _contradictions(
@@ -368,3 +442,141 @@ def _bound(run: Measurement, ceilings: Ceilings, settings: ProfileSettings) -> f
     """Return the rate that the limits allow a run."""
     storage = _storage(ceilings, run) if settings.cold else None
     return min(_decoding(ceilings, run) or math.inf, storage or math.inf)
+
+
+def advise(
+    seen: Evidence,
+    costs: SampleCosts,
+    ceilings: Ceilings,
+    settings: ProfileSettings,
+    measured: Mapping[tuple[ProducerKind, int], float],
+    store: StoreLimits | None = None,
+    predictable: Collection[ProducerKind] = _ALL_KINDS,
+) -> Verdict:
+    """Name what limits a measured loop, with the gains to expect of changes.
+
+    Args:
+        seen: observations of the loop.
+        costs: costs of a sample, at the speed that the machine had then.
+        ceilings: limits of the machine.
+        settings: settings of the measurement.
+        measured: samples per second of all measured loops, by kind and number of producers.
+        store: limits of the store, if the shards are of one; the loops were measured with shards
+            in the cache.
+        predictable: kinds of producers whose rates can be predicted; no other gain is promised.
+    """
+    verdict, known = diagnose(seen), seen.kind in predictable
+    if store is not None and store.samples_per_second < seen.rate:
+        found = _first_epoch(verdict, seen, store)
+        return found if known else _without_gains(found)
+    if not known:
+        return _without_gains(judge(seen))
+    changes = [*verdict.changes]
+    if verdict.bottleneck not in _PLACE_BOUND:
+        packing = [*_packing(verdict, seen.rate, costs, ceilings, settings)]
+        general = () if packing else GENERAL.get(verdict.bottleneck, ())
+        topologies = _topologies(seen, costs, measured, predictable)
+        changes += [*general, *topologies, *packing]
+    most = 1e6 / costs.step if settings.has_step else math.inf
+    changes = [_limited(change, most / seen.rate) for change in changes]
+    changes = [change for change in changes if change.gain is None or change.gain >= _LEAST_GAIN]
+    changes.sort(key=lambda change: -(change.gain or 0))
+    without = verdict.rate_without
+    if without is not None and verdict.bottleneck != "step":
+        without = max(min(without, most), seen.rate)
+    return replace(verdict, changes=tuple(changes), rate_without=without)
+
+
+def _first_epoch(verdict: Verdict, seen: Evidence, store: StoreLimits) -> Verdict:
+    """Describe a loop that is faster than the store delivers.
+
+    Args:
+        verdict: verdict on the loop with shards in the cache.
+        seen: observations of that loop.
+        store: limits of the store.
+    """
+    rate, most = store.samples_per_second, seen.rate / store.samples_per_second
+    link = ""
+    if store.grows:
+        link = " (more would be faster)"
+    elif store.enough < store.connections:
+        link = f" ({store.enough} {'is' if store.enough == 1 else 'are'} as fast)"
+    changes = [MORE_CONNECTIONS] if store.grows else []
+    larger = store.rate(max(LARGE_SHARD, store.shard_bytes)) / store.rate()
+    if larger >= _LEAST_GAIN:
+        text = (
+            f"Make larger shards, shardio reshard --shard-size 256MB: of a request for one of "
+            f"{store.shard_bytes / 1e6:,.2f} MB, {store.waiting:.0%} is the wait for its first byte"
+        )
+        changes.append(Change(text=text, gain=min(larger, most)))
+    if store.cached < 1:
+        text = (
+            f"Raise cache_limit to {store.total_bytes / 1e9:,.1f} GB: the cache may hold "
+            f"{store.cached:.0%} of the dataset, and later epochs fetch the rest again"
+        )
+        changes.append(Change(text=text, gain=most))
+    changes.sort(key=lambda change: -(change.gain or 0))
+    later = "later ones come" if store.cached == 1 else "what the cache holds comes"
+    return Verdict(
+        bottleneck="store",
+        sentence=f"The store limits the first epoch to {rate:,.0f} samples/s, "
+        f"{store.rate() / 1e6:,.0f} MB/s by {store.connections} connections{link}; {later} at "
+        f"{rate_of(seen)}, where {verdict.short}.",
+        short="the store limits",
+        rate_without=seen.rate,
+        changes=(*changes, STREAMS),
+    )
+
+
+def _without_gains(verdict: Verdict) -> Verdict:
+    """Promise nothing."""
+    changes = tuple(replace(change, gain=None) for change in verdict.changes)
+    return replace(verdict, rate_without=None, changes=changes)
+
+
+def _limited(change: Change, most: float) -> Change:
+    """Limit the gain of a change to what the step allows."""
+    return change if change.gain is None else replace(change, gain=min(change.gain, most))
+
+
+def _topologies(
+    seen: Evidence,
+    costs: SampleCosts,
+    measured: Mapping[tuple[ProducerKind, int], float],
+    predictable: Collection[ProducerKind],
+) -> Iterator[Change]:
+    kinds: tuple[tuple[ProducerKind, str], ...] = (
+        ("threads", f"Use shardio.Loader with {counted(costs.cores, 'thread')}"),
+        ("processes", f"Use a DataLoader with {counted(costs.cores, 'worker')}"),
+    )
+    for kind, text in kinds:
+        if kind != seen.kind or seen.number < costs.cores:
+            rate = measured.get((kind, costs.cores))
+            if rate is None and kind in predictable:
+                rate = predict(costs, kind, costs.cores)
+            if rate is not None:
+                yield Change(text=text, gain=rate / seen.rate)
+    if seen.kind != "here":
+        cores = 2 * costs.cores
+        gain = predict(costs.with_cores(cores), seen.kind, cores) / seen.rate
+        most = cores / max(min(seen.number, costs.cores), 1)  # more is an error of the prediction
+        yield Change(text=f"Use {cores} such cores", gain=min(gain, most))
+
+
+def _packing(
+    verdict: Verdict, rate: float, costs: SampleCosts, ceilings: Ceilings, settings: ProfileSettings
+) -> Iterator[Change]:
+    if verdict.bottleneck != "decode" or not ceilings.side or not ceilings.decode_one:
+        return
+    share = (ceilings.decode_share or 0.0) * ceilings.loop_one / ceilings.decode_one
+    decoding = share * (costs.cpu + costs.idle + costs.planned)
+    side = round(settings.size * _MARGIN)
+    if ceilings.side <= _TINY:
+        how, saved = f"--store raw --resize {ceilings.side:.0f}", decoding
+    elif 0 < side < ceilings.side:
+        how, saved = f"--resize {side}", decoding * (1 - (side / ceilings.side) ** 2)
+    else:
+        return
+    gain = costs.cpu / max(costs.cpu - saved, 1e-9)
+    most = (verdict.rate_without or rate) / rate  # seen in another measurement than the costs
+    yield Change(text=f"Pack again: shardio pack {how}", gain=min(gain, most))

@@ -166,10 +166,20 @@ class Stages:
         """CPU time of a sample in its thread."""
         return sum(part.cpu for part in (self.read, self.decode, self.transform, self.batch))
 
-    @property
-    def blocked_read(self) -> float:
-        """Time of read other than CPU time."""
-        return max(self.read.wall - self.read.cpu, 0.0)
+    def parts(self, delay: float) -> dict[str, float]:
+        """Return the time of each stage, and that between chunks, without the wait for a core.
+
+        Where a thread waited for a core, it did not run: a stage's share in that wait is its share
+        in the time that is not CPU time.
+
+        Args:
+            delay: microseconds of a sample that its thread waited for a core.
+        """
+        stages = {name: getattr(self, name) for name in (*STAGES, "batch")}
+        off = {name: max(one.wall - one.cpu, 0.0) for name, one in stages.items()}
+        left = 1 - min(delay / max(sum(off.values()), 1e-9), 1.0)
+        parts = {name: stages[name].wall - off[name] * (1 - left) for name in stages}
+        return {**parts, "outside": self.outside}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +236,7 @@ class Evidence:
         ours: whether shardio's datasets, whose stages can be recorded, are read.
         torch: whether a DataLoader makes the batches.
         remote: whether shards are of a store.
+        others: mean number of cores that others kept busy; None where not known.
     """
 
     cores: int
@@ -256,11 +267,31 @@ class Evidence:
     ours: bool = True
     torch: bool = False
     remote: bool = False
+    others: float | None = None
 
     @property
     def rate(self) -> float:
         """Samples per second."""
         return self.samples / self.seconds
+
+    @property
+    def for_core(self) -> float:
+        """Microseconds of a sample that its thread waited for a core; 0 where not known.
+
+        The kernel says it of whole threads, too, where chunks are too short to ask it.
+        """
+        if self.stages is None:
+            return 0.0
+        recorded = [one for one in self.producers if one.filling is not None]
+        cpu = sum(one.cpu for one in recorded)
+        share = sum(one.delay for one in recorded) / cpu if cpu else 0.0
+        return max(self.stages.delay, share * (self.stages.cpu + self.stages.outside))
+
+    @property
+    def for_lock(self) -> float:
+        """Microseconds of a sample that its thread waited for the lock, see Stages."""
+        stages = self.stages
+        return max(stages.lock + stages.delay - self.for_core, 0.0) if stages is not None else 0.0
 
     @property
     def spread(self) -> float:
@@ -333,7 +364,8 @@ def stages_of(records: Sequence[ThreadRecords]) -> Stages | None:
     outside, waiting, total = (value / count / 1e3 for value in _gaps(records))
     cpu = stages["decode"].cpu + stages["transform"].cpu + batch.cpu
     wall = stages["decode"].wall + stages["transform"].wall + batch.wall
-    share = cpu / max(whole_cpu, 1e-9)
+    read = stages["read"]  # which cannot have waited for a core for longer than it did not run
+    delayed = max(delay * cpu / max(whole_cpu, 1e-9), delay - max(read.wall - read.cpu, 0.0))
     sample_cost, chunk_cost = costs_of_recording()
     recorded = min(float(weights.sum()) / count, 1.0)
     return Stages(
@@ -343,7 +375,7 @@ def stages_of(records: Sequence[ThreadRecords]) -> Stages | None:
         waiting=waiting,
         total=total,
         delay=delay,
-        lock=max(wall - cpu - delay * share, 0.0),
+        lock=max(wall - cpu - delayed, 0.0),
         bytes=float(chunks["bytes"].sum()) / count,
         recorded=recorded,
         overhead=(len(samples) * sample_cost + len(chunks) * chunk_cost)

@@ -28,17 +28,19 @@ from torch.utils.data import DataLoader
 
 from shardio.errors import UsageError, counted, quoted
 from shardio.processes import count_cores
+from shardio.profiling.claims import judge_watched
 from shardio.profiling.evidence import (
     Evidence,
     Producer,
     ProducerKind,
     Recorder,
+    Stages,
     ThreadRecords,
     filling_shares,
     stages_of,
 )
-from shardio.profiling.system import Watcher, cached_share
-from shardio.profiling.verdict import Verdict, judge
+from shardio.profiling.system import OtherLoad, Watcher, cached_share
+from shardio.profiling.verdict import Verdict
 from shardio.reading.dataset import ShardDataset
 from shardio.reading.loader import Loader
 from shardio.reading.mix import Mix
@@ -218,6 +220,7 @@ def observe(
     records: Sequence[ThreadRecords],
     watcher: Watcher,
     first_batch: float,
+    others: float | None,
 ) -> Evidence:
     """Put together what was observed.
 
@@ -228,6 +231,7 @@ def observe(
         records: records of shardio's own reading meanwhile.
         watcher: watcher of the processes.
         first_batch: seconds until the very first batch.
+        others: mean number of cores that others kept busy; None where not known.
     """
     counted = any(row.samples for row in received)
     first, *rows = received if counted else [row._replace(samples=1) for row in received]
@@ -267,6 +271,7 @@ def observe(
         ours=bool(facts.datasets),
         torch=facts.torch,
         remote=facts.remote,
+        others=others,
     )
 
 
@@ -347,6 +352,7 @@ class Monitor:
         self._facts = facts or look_at(loader)
         self._watcher: Watcher | None = None
         self._recorder: Recorder | None = None
+        self._load: OtherLoad | None = None
         self._exits = ExitStack()
         self._count = 0
         self._steady: int | None = None
@@ -372,7 +378,7 @@ class Monitor:
                 stack.callback(self._recorder.close)
                 for dataset in self._facts.datasets:
                     stack.enter_context(dataset.timed_by(self._recorder))
-            self._watcher = Watcher(self._budget / 2)
+            self._watcher, self._load = Watcher(self._budget / 2), OtherLoad()
             stack.callback(self._read_records)
             stack.callback(self._watcher.close)
             self._exits = stack.pop_all()
@@ -432,8 +438,8 @@ class Monitor:
 
     @property
     def verdict(self) -> Verdict:
-        """What limits the loop; see evidence for the errors."""
-        return judge(self.evidence)
+        """What limits the loop, or why that is not known; see evidence for the errors."""
+        return judge_watched(self.evidence)
 
     @property
     def seconds(self) -> float:
@@ -448,9 +454,11 @@ class Monitor:
             return str(self._too_early())
         evidence, verdict = self.evidence, self.verdict
         waited = f"The loop waited for data {evidence.waiting:.1%} of the time."
+        stages = evidence.stages
         lines = [
             verdict.sentence,
             *([] if verdict.bottleneck in {"step", "prefetch"} else [waited]),
+            *([_waits_of(evidence, stages)] if stages is not None else []),
             *(f"- {change.text}" for change in verdict.changes),
         ]
         return "\n".join(map(_wrapped, lines))
@@ -483,6 +491,7 @@ class Monitor:
             self._steady = batch.came
             if self._watcher is not None:
                 self._watcher.restart()
+                self._load = OtherLoad()
         self._steady_count += 1
         if self._steady_count == _LEAST_BATCHES:
             last = [*self.received][-_LEAST_BATCHES:]
@@ -513,7 +522,8 @@ class Monitor:
             return
         self._read_records()
         if (evidence := self._observe()) is not None:
-            self._known = f"; {judge(evidence).short}"
+            verdict = judge_watched(evidence)
+            self._known = f"; {verdict.short}" if verdict.bottleneck else ""
         end = time.perf_counter()
         self._next_reading = end + (end - start) / self._budget
 
@@ -525,7 +535,8 @@ class Monitor:
         watcher, first, rows = self._watcher, self._first_batch, [*self.received]
         if watcher is None or first is None or len(rows) < 2:
             return None
-        return observe(rows, self._end, self._facts, self.records, watcher, first)
+        others = self._load.cores() if self._load else None
+        return observe(rows, self._end, self._facts, self.records, watcher, first, others)
 
 
 def monitor(loader: Iterable[Any], *, live: bool | None = None, budget: float = _BUDGET) -> Monitor:
@@ -544,6 +555,13 @@ def monitor(loader: Iterable[Any], *, live: bool | None = None, budget: float = 
         UsageError: the loader cannot be looped over.
     """
     return Monitor(loader, live=live, budget=budget)
+
+
+def _waits_of(seen: Evidence, stages: Stages) -> str:
+    return (
+        f"Of the {stages.total:,.0f} µs of a sample, its thread waited {seen.for_core:,.0f} for a "
+        f"core and {seen.for_lock:,.0f} for the interpreter's lock."
+    )
 
 
 def _wrapped(line: str) -> str:

@@ -38,12 +38,14 @@ from shardio.errors import MisfitError, ShardioError, SituationError, UsageError
 from shardio.indexing.catalog import Catalog, open_catalog
 from shardio.native import status
 from shardio.options import with_options
+from shardio.processes import count_cores
 from shardio.profiling.claims import (
     Claim,
     Measurement,
     Prediction,
     best_of,
     conclude,
+    forewarn,
     relative_speed,
 )
 from shardio.profiling.costs import SampleCosts, costs_of, predict
@@ -58,6 +60,7 @@ from shardio.profiling.settings import (
     topologies_of,
 )
 from shardio.profiling.store import StoreLimits
+from shardio.profiling.system import OtherLoad
 from shardio.profiling.verdict import Verdict
 from shardio.storage.cache import fallback_folder
 from shardio.storage.local import refuse_url
@@ -67,6 +70,7 @@ _LOG = logging.getLogger("shardio")
 _WARM_BYTES = 1 << 30
 _SECONDS_BETWEEN_LOOKS = 0.5  # for the parent
 _MOST_WARNINGS = 1000  # of a process
+_SECONDS_LOOKED_AROUND = 0.5
 _VALUES = "what", "where", "remedy", "shard", "offset", "key", "field"
 
 _ROOT = str(Path(__file__).parents[2])
@@ -182,6 +186,8 @@ def _measure(settings: ProfileSettings, options: ProfileOptions) -> Profile:
     _check(settings, samples)
     if options.baseline is not None:
         check_baseline(catalog.fields)
+    if (warning := forewarn(_look_around(), count_cores())) is not None:
+        _LOG.warning("%s", warning)
     stored_away = catalog.is_remote
     parts = 1 + stored_away + len(topologies)
     parts += (options.baseline is not None) + (options.trace is not None)
@@ -212,6 +218,13 @@ def _measure(settings: ProfileSettings, options: ProfileOptions) -> Profile:
         baseline_error=failure,
         **concluded,
     )
+
+
+def _look_around() -> float | None:
+    """Return the mean number of cores that others keep busy before anything is measured."""
+    load = OtherLoad()
+    time.sleep(_SECONDS_LOOKED_AROUND)
+    return load.cores()
 
 
 class _Child:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from shardio.errors import SituationError, argument, counted
 from shardio.profiling.claims import Measurement
 from shardio.profiling.claims import notices as notices_of
-from shardio.profiling.evidence import Evidence, ProducerKind, Stages
+from shardio.profiling.evidence import STAGES, Evidence, ProducerKind, Stages
 from shardio.profiling.store import MOST_BYTES, MOST_SECONDS, StoreLimits
 from shardio.profiling.verdict import Bottleneck
 
@@ -113,9 +113,9 @@ def facts(result: Profile) -> list[str]:
     """List the sentences that belong beside the verdict."""
     best, verdict = result.runs[result.best], result.verdict
     seen = best.evidence
-    if verdict.bottleneck is None:
-        return notices(result)
     found = notices(result)
+    if verdict.bottleneck is None:
+        return [*found, *_still_known(result)]
     if result.ceiling and seen.rate > result.ceiling:
         found.append(f"This loop reaches what {ceiling_name(result)} would reach.")
     elif result.ceiling:
@@ -140,13 +140,29 @@ def facts(result: Profile) -> list[str]:
         found.append(
             f"Without this bottleneck {verdict.rate_without:,.0f} samples/s would be expected."
         )
-    if result.needed is not None:
-        waits = f"The step needs {result.needed:,.0f} samples/s and waits {seen.waiting:.1%} of "
-        waits += "the time"
-        if best.predicted is not None:
-            waits += f", where {max(1 - best.predicted / result.needed, 0):.1%} was predicted"
-        found.append(f"{waits}.")
+    return [*found, *_step_waits(result)]
+
+
+def _still_known(result: Profile) -> list[str]:
+    """List what holds although the verdict is withheld: CPU time, and the wait of the step."""
+    stages = result.runs[result.best].evidence.stages
+    found = _step_waits(result)
+    if stages is not None:
+        parts = (f"{name} {getattr(stages, name).cpu:,.0f}" for name in (*STAGES, "batch"))
+        found.append(f"A sample takes {stages.cpu:,.0f} µs of CPU time: {', '.join(parts)}.")
     return found
+
+
+def _step_waits(result: Profile) -> list[str]:
+    """Say how long the step waits; nothing without a step."""
+    if result.needed is None:
+        return []
+    best = result.runs[result.best]
+    waits = f"The step needs {result.needed:,.0f} samples/s and waits {best.evidence.waiting:.1%} "
+    waits += "of the time"
+    if best.predicted is not None:
+        waits += f", where {max(1 - best.predicted / result.needed, 0):.1%} was predicted"
+    return [f"{waits}."]
 
 
 def change_rows(result: Profile) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

@@ -2,28 +2,22 @@
 
 Pure functions of what was observed. The rules are tried in order, and the first that applies names
 the bottleneck: what the loop does before what its producers do, a wrong number of producers before
-what each of them does. `judge` is for a loop of which nothing else is known. `advise` also knows
-what the machine can do, and gives changes with the gain that the costs of a sample let expect.
+what each of them does. `judge` is for a loop of which nothing else is known; claims.advise also
+knows what the machine can do.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 from shardio.errors import counted
-from shardio.profiling.costs import SampleCosts, predict
 from shardio.profiling.evidence import (
-    Ceilings,
     Evidence,
     Producer,
-    ProducerKind,
     Stages,
 )
-from shardio.profiling.settings import ProfileSettings
-from shardio.profiling.store import LARGE_SHARD, StoreLimits
 from shardio.storage.downloads import CONNECTIONS
 
 Bottleneck = Literal[
@@ -32,6 +26,7 @@ Bottleneck = Literal[
     "handover",
     "opencv",
     "cores",
+    "busy",
     "worker",
     "storage",
     "cold",
@@ -46,12 +41,18 @@ Bottleneck = Literal[
 """What may limit a loop, in the order of the rules; docs/pages/explanation/profile.md has them."""
 
 WAITS_LITTLE = 0.05  # share of the time
+WAITS_HARDLY = 0.15  # share of the time; a loader without limits would gain less than a fifth
+MOST_OTHERS = 0.2  # share of the cores
+CERTAIN: frozenset[Bottleneck] = frozenset({"step", "start", "busy"})
+"""Bottlenecks of a watched loop that are certain also while others run, and the rate varies."""
+
 _STARTS_LONG = 0.3  # share of an epoch
 _RECEIVES_LONG = 0.4  # share of the time
 _SENDS_MUCH = 3e8  # bytes a second; a core pickles, writes and reads about three times that
 _SECONDS_OF_A_FAULT = 1e-6  # to get a page, clear it and fill it
 _FAULTS_MUCH = 0.2  # share of the workers' CPU time
 _DELAYED = 0.25  # share of the time that threads could have run
+_MOSTLY_DELAYED = 0.5  # likewise
 _ONE_BEHIND = 0.35  # difference in the share of the time that batches are filled
 _IDLE = 0.25  # share of the time
 _BLOCKED = 0.4  # share of a sample's time
@@ -61,16 +62,6 @@ _MOSTLY = 0.7
 _BUSY = 0.5  # share of the cores
 _THREAD_BUSY = 0.1  # share of the time
 _LOCK_HELD_LONG = 0.002  # seconds; half the interpreter's switch interval
-_LEAST_GAIN = 1.05
-_MARGIN = 8 / 7  # side that an image is packed with over that of its crop: 256 to 224
-_TINY = 64  # pixels; smaller images can be stored raw without a thought
-_PLACE_BOUND: frozenset[Bottleneck] = frozenset(
-    {"step", "start", "worker", "storage", "cold", "store"}
-)
-"""Bottlenecks that other threads, workers or cores do not remove."""
-
-
-_KINDS: tuple[ProducerKind, ...] = get_args(ProducerKind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,63 +106,30 @@ class Verdict:
 
 def judge(evidence: Evidence) -> Verdict:
     """Name what limits a loop, with general advice."""
-    verdict = _diagnose(evidence)
-    more = _more(evidence) if verdict.bottleneck in {*_GENERAL, "workers"} else ()
+    verdict = diagnose(evidence)
+    if evidence.waiting < WAITS_HARDLY and verdict.bottleneck not in CERTAIN:
+        return replace(verdict, changes=(_FASTER_STEP,))
+    more = _more(evidence) if verdict.bottleneck in {*GENERAL, "loader", "workers"} else ()
+    return replace(verdict, changes=(*verdict.changes, *more, *GENERAL.get(verdict.bottleneck, ())))
+
+
+def diagnose(evidence: Evidence) -> Verdict:
+    """Name what limits a loop, with the changes that this bottleneck alone suggests."""
+    found = (verdict for rule in _RULES if (verdict := rule(evidence)) is not None)
+    verdict = next(found, None) or _stages(evidence)
+    if evidence.waiting >= WAITS_HARDLY or verdict.bottleneck in {"step", "start"}:
+        return verdict
+    most = evidence.rate / (1 - evidence.waiting)
+    who = f": {_holders(evidence)}" if verdict.bottleneck == "busy" else ""
     return replace(
-        verdict, changes=(*verdict.changes, *more, *_GENERAL.get(verdict.bottleneck, ()))
+        verdict,
+        sentence=f"The loader does not limit this loop, which reaches {rate_of(evidence)}: it "
+        f"waits for data {evidence.waiting:.0%} of the time; then {verdict.short}{who}.",
+        rate_without=verdict.rate_without and min(verdict.rate_without, most),
     )
 
 
-def advise(
-    seen: Evidence,
-    costs: SampleCosts,
-    ceilings: Ceilings,
-    settings: ProfileSettings,
-    measured: Mapping[tuple[ProducerKind, int], float],
-    store: StoreLimits | None = None,
-    predictable: Collection[ProducerKind] = _KINDS,
-) -> Verdict:
-    """Name what limits a measured loop, with the gains to expect of changes.
-
-    Args:
-        seen: observations of the loop.
-        costs: costs of a sample, at the speed that the machine had then.
-        ceilings: limits of the machine.
-        settings: settings of the measurement.
-        measured: samples per second of all measured loops, by kind and number of producers.
-        store: limits of the store, if the shards are of one; the loops were measured with shards
-            in the cache.
-        predictable: kinds of producers whose rates can be predicted; no other gain is promised.
-    """
-    verdict, known = _diagnose(seen), seen.kind in predictable
-    if store is not None and store.samples_per_second < seen.rate:
-        found = _first_epoch(verdict, seen, store)
-        return found if known else _without_gains(found)
-    if not known:
-        return _without_gains(judge(seen))
-    changes = [*verdict.changes]
-    if verdict.bottleneck not in _PLACE_BOUND:
-        packing = [*_packing(verdict, seen.rate, costs, ceilings, settings)]
-        general = () if packing else _GENERAL.get(verdict.bottleneck, ())
-        topologies = _topologies(seen, costs, measured, predictable)
-        changes += [*general, *topologies, *packing]
-    most = 1e6 / costs.step if settings.has_step else math.inf
-    changes = [_limited(change, most / seen.rate) for change in changes]
-    changes = [change for change in changes if change.gain is None or change.gain >= _LEAST_GAIN]
-    changes.sort(key=lambda change: -(change.gain or 0))
-    without = verdict.rate_without
-    if without is not None and verdict.bottleneck != "step":
-        without = max(min(without, most), seen.rate)
-    return replace(verdict, changes=tuple(changes), rate_without=without)
-
-
-def _diagnose(evidence: Evidence) -> Verdict:
-    """Name what limits a loop, with the changes that this bottleneck alone suggests."""
-    for rule in _RULES:
-        verdict = rule(evidence)
-        if verdict is not None:
-            return verdict
-    return _stages(evidence)
+_FASTER_STEP = Change(text="Make the step faster; the loader is not the limit", gain=None)
 
 
 def _step(seen: Evidence) -> Verdict | None:
@@ -181,11 +139,11 @@ def _step(seen: Evidence) -> Verdict | None:
     spare = f"; the loader is busy {busiest:.0%} of the time" if busiest is not None else ""
     return Verdict(
         bottleneck="step",
-        sentence=f"The step limits this loop to {_rate(seen)}: the loop waits for data "
+        sentence=f"The step limits this loop to {rate_of(seen)}: the loop waits for data "
         f"{seen.waiting:.1%} of the time{spare}.",
         short="the step limits",
         rate_without=seen.rate / busiest if busiest else None,
-        changes=(Change(text="Make the step faster; the loader is not the limit", gain=None),),
+        changes=(_FASTER_STEP,),
     )
 
 
@@ -198,14 +156,14 @@ def _start(seen: Evidence) -> Verdict | None:
     changes = [
         Change(text="Use shardio.Loader, whose threads start faster than workers", gain=None)
     ]
-    after = _diagnose(replace(seen, starting=0.0)).short
+    after = diagnose(replace(seen, starting=0.0)).short
     if seen.restarts:
         text = "Use persistent_workers=True, which keeps workers across epochs"
         changes.insert(0, Change(text=text, gain=without / seen.rate))
     return Verdict(
         bottleneck="start",
         sentence=f"The dataset is tiny: {what} takes {seen.starting:.0%} of an epoch{steps}, "
-        f"which leaves {_rate(seen)}; after that {after}.",
+        f"which leaves {rate_of(seen)}; after that {after}.",
         short="start-up limits",
         rate_without=without,
         changes=tuple(changes),
@@ -228,7 +186,8 @@ def _handover(seen: Evidence) -> Verdict | None:
         return None
     return Verdict(
         bottleneck="handover",
-        sentence=f"The hand-over from the {_name(seen)} limits this loop to {_rate(seen)}: {what}.",
+        sentence=f"The hand-over from the {_name(seen)} limits this loop to {rate_of(seen)}: "
+        f"{what}.",
         short="the hand-over limits",
         rate_without=None,
         changes=(
@@ -248,7 +207,7 @@ def _opencv(seen: Evidence) -> Verdict | None:
     return Verdict(
         bottleneck="opencv",
         sentence=f"{busy} threads of OpenCV or torch share {counted(seen.cores, 'core')}, which "
-        f"limits this loop to {_rate(seen)}: they wait for a core {_delayed(seen):.0%} of the "
+        f"limits this loop to {rate_of(seen)}: they wait for a core {_delayed(seen):.0%} of the "
         "time.",
         short="too many native threads",
         rate_without=None,
@@ -268,16 +227,61 @@ def _cores(seen: Evidence) -> Verdict | None:
     return Verdict(
         bottleneck="cores",
         sentence=f"{_count(number, seen)} share {counted(seen.cores, 'core')}, which limits this "
-        f"loop to {_rate(seen)}: they wait for a core {_delayed(seen):.0%} of the time.",
+        f"loop to {rate_of(seen)}: they wait for a core {_delayed(seen):.0%} of the time.",
         short="the number of cores limits",
         rate_without=seen.rate * number / seen.cores,
         changes=(
             Change(
-                text=f"Use {_count(seen.cores, seen)}: less memory, and just as fast", gain=None
+                text=f"Use {_setting(seen, seen.cores)}: less memory, and just as fast", gain=None
             ),
             Change(text=f"Use a machine with {number} cores", gain=number / seen.cores),
         ),
     )
+
+
+def _busy(seen: Evidence) -> Verdict | None:
+    stages = seen.stages
+    if stages is None:
+        delay = sum(one.delay for one in seen.producers) / max(len(seen.producers), 1)
+        if delay <= _DELAYED or _delayed(seen) <= _MOSTLY_DELAYED:
+            return None
+        much = f"{_delayed(seen):.0%} of the time in which they could run"
+    else:
+        delay, cpu = seen.for_core, stages.cpu + stages.outside
+        other = sum(stages.parts(delay).values()) - cpu  # the lock, bytes
+        if delay <= max(cpu, other, _DELAYED * stages.total):
+            return None
+        much = f"{min(delay, stages.total):,.0f} of the {stages.total:,.0f} µs of a sample"
+    known = seen.others is not None
+    changes = []
+    if not known or _others_hold(seen):
+        changes.append(Change(text="Close the other programs, or use more cores", gain=None))
+    if not _others_hold(seen):
+        text = "Have the step use fewer threads (torch.set_num_threads), or use more cores"
+        changes.append(Change(text=text, gain=None))
+    who = "The loop's own thread waits" if seen.kind == "here" else f"The {_name(seen)} wait"
+    who += "s" * (seen.kind != "here" and seen.number == 1)
+    return Verdict(
+        bottleneck="busy",
+        sentence=f"{who} for a core, for {much}, which limits this loop to {rate_of(seen)}: "
+        f"{_holders(seen)}.",
+        short=f"{_name(seen, 2)} wait for a core",
+        rate_without=None,
+        changes=tuple(changes),
+    )
+
+
+def _others_hold(seen: Evidence) -> bool:
+    return (seen.others or 0.0) > MOST_OTHERS * seen.cores
+
+
+def _holders(seen: Evidence) -> str:
+    """Say who holds the cores that producers wait for."""
+    if seen.others is None:
+        return "the step or other programs hold the cores"
+    if _others_hold(seen):
+        return f"other programs hold {seen.others:.1f} of {counted(seen.cores, 'core')}"
+    return "the step and other threads of the loop hold the cores"
 
 
 def _worker(seen: Evidence) -> Verdict | None:
@@ -293,7 +297,7 @@ def _worker(seen: Evidence) -> Verdict | None:
         return None
     return Verdict(
         bottleneck="worker",
-        sentence=f"One of {seen.number} workers limits this loop to {_rate(seen)}: "
+        sentence=f"One of {seen.number} workers limits this loop to {rate_of(seen)}: "
         f"{max(seen.turns, default=0):.0%} of the waiting is for it, while the others "
         f"are busy {middle:.0%} of the time.",
         short="one slow worker limits",
@@ -311,17 +315,20 @@ def _storage(seen: Evidence) -> Verdict | None:
     stages = seen.stages
     if stages is None:
         return None
-    filling = _sample_time(stages)
-    if stages.blocked_read < _BLOCKED * filling:
+    parts = stages.parts(seen.for_core)
+    filling = sum(parts.values()) - stages.outside
+    blocked = max(parts["read"] - stages.read.cpu, 0.0)
+    if blocked < _BLOCKED * filling:
         return None
+    gain = filling / max(filling - blocked, 1e-9)
+    waits = f"{stages.bytes * seen.rate / 1e6:,.1f} MB/s: a sample spends {blocked / 1e3:,.2f} of "
+    waits += f"its {filling / 1e3:,.2f} ms waiting for its bytes."
     if seen.remote:
-        return _fetching(seen, stages, filling)
-    megabytes = stages.bytes * seen.rate / 1e6
-    gain = filling / max(filling - stages.blocked_read, 1e-9)
+        return _fetching(seen, waits, gain)
     cold = seen.cached is not None and seen.cached < 0.5
     where = "Reading what is not in the page cache" if cold else "Storage"
     changes = [
-        Change(text="Use more threads or workers, which have more requests under way", gain=None),
+        Change(text=f"Use more {_setting(seen)}, which have more requests under way", gain=None),
         Change(text="Copy the shards to a faster disk", gain=gain),
     ]
     if cold:
@@ -329,34 +336,29 @@ def _storage(seen: Evidence) -> Verdict | None:
         changes.insert(0, Change(text=text, gain=gain))
     return Verdict(
         bottleneck="cold" if cold else "storage",
-        sentence=f"{where} limits this loop to {_rate(seen)}, {megabytes:,.1f} MB/s: "
-        f"a sample spends {stages.blocked_read / 1e3:,.2f} of its {filling / 1e3:,.2f} ms waiting "
-        "for its bytes.",
+        sentence=f"{where} limits this loop to {rate_of(seen)}, {waits}",
         short="cold storage limits" if cold else "storage limits",
         rate_without=seen.rate * gain,
         changes=tuple(changes),
     )
 
 
-_MORE_CONNECTIONS = Change(
+MORE_CONNECTIONS = Change(
     text=f"Use more workers, each of which fetches {CONNECTIONS} shards at once, and a greater "
     "predownload",
     gain=None,
 )
-_STREAMS = Change(
+STREAMS = Change(
     text="With several nodes, use streams, so that each fetches its own shards only",
     gain=None,
 )
 
 
-def _fetching(seen: Evidence, stages: Stages, filling: float) -> Verdict:
+def _fetching(seen: Evidence, waits: str, gain: float) -> Verdict:
     """Describe a loop that waits for a store, of which nothing else is known."""
-    gain = filling / max(filling - stages.blocked_read, 1e-9)
     return Verdict(
         bottleneck="store",
-        sentence=f"Fetching from the store limits this loop to {_rate(seen)}, "
-        f"{stages.bytes * seen.rate / 1e6:,.1f} MB/s: a sample spends "
-        f"{stages.blocked_read / 1e3:,.2f} of its {filling / 1e3:,.2f} ms waiting for its bytes.",
+        sentence=f"Fetching from the store limits this loop to {rate_of(seen)}, {waits}",
         short="the store limits",
         rate_without=seen.rate * gain,
         changes=(
@@ -365,50 +367,9 @@ def _fetching(seen: Evidence, stages: Stages, filling: float) -> Verdict:
                 "nothing",
                 gain=gain,
             ),
-            _MORE_CONNECTIONS,
-            _STREAMS,
+            MORE_CONNECTIONS,
+            STREAMS,
         ),
-    )
-
-
-def _first_epoch(verdict: Verdict, seen: Evidence, store: StoreLimits) -> Verdict:
-    """Describe a loop that is faster than the store delivers.
-
-    Args:
-        verdict: verdict on the loop with shards in the cache.
-        seen: observations of that loop.
-        store: limits of the store.
-    """
-    rate, most = store.samples_per_second, seen.rate / store.samples_per_second
-    link = ""
-    if store.grows:
-        link = " (more would be faster)"
-    elif store.enough < store.connections:
-        link = f" ({store.enough} {'is' if store.enough == 1 else 'are'} as fast)"
-    changes = [_MORE_CONNECTIONS] if store.grows else []
-    larger = store.rate(max(LARGE_SHARD, store.shard_bytes)) / store.rate()
-    if larger >= _LEAST_GAIN:
-        text = (
-            f"Make larger shards, shardio reshard --shard-size 256MB: of a request for one of "
-            f"{store.shard_bytes / 1e6:,.2f} MB, {store.waiting:.0%} is the wait for its first byte"
-        )
-        changes.append(Change(text=text, gain=min(larger, most)))
-    if store.cached < 1:
-        text = (
-            f"Raise cache_limit to {store.total_bytes / 1e9:,.1f} GB: the cache may hold "
-            f"{store.cached:.0%} of the dataset, and later epochs fetch the rest again"
-        )
-        changes.append(Change(text=text, gain=most))
-    changes.sort(key=lambda change: -(change.gain or 0))
-    later = "later ones come" if store.cached == 1 else "what the cache holds comes"
-    return Verdict(
-        bottleneck="store",
-        sentence=f"The store limits the first epoch to {rate:,.0f} samples/s, "
-        f"{store.rate() / 1e6:,.0f} MB/s by {store.connections} connections{link}; {later} at "
-        f"{_rate(seen)}, where {verdict.short}.",
-        short="the store limits",
-        rate_without=seen.rate,
-        changes=(*changes, _STREAMS),
     )
 
 
@@ -416,9 +377,9 @@ def _lock(seen: Evidence) -> Verdict | None:
     stages = seen.stages
     if seen.kind != "threads" or stages is None or seen.number < 2:
         return None
-    share = stages.lock / _sample_time(stages)
+    share = seen.for_lock / _sample_time(stages)
     held = (seen.lock_wait or 0.0) > _LOCK_HELD_LONG
-    sleeping = stages.transform.wall - stages.transform.cpu > _MOSTLY * stages.lock
+    sleeping = stages.transform.wall - stages.transform.cpu > _MOSTLY * seen.for_lock
     if share <= _LOCKED or (sleeping and not held):
         return None
     holder = "The transform" if stages.transform.cpu > stages.decode.cpu else "Python code"
@@ -426,11 +387,14 @@ def _lock(seen: Evidence) -> Verdict | None:
     return Verdict(
         bottleneck="lock",
         sentence=f"{holder} holds the interpreter's lock, which limits {seen.number} "
-        f"threads to {_rate(seen)}: they wait for it {share:.0%} of the time.",
+        f"threads to {rate_of(seen)}: they wait for it {share:.0%} of the time.",
         short="the interpreter's lock limits",
         rate_without=seen.rate / (1 - min(share, 0.95)),
         changes=(
-            Change(text=f"Use {gain} workers in place of threads", gain=1 / (1 - min(share, 0.95))),
+            Change(
+                text=f"Use a DataLoader with num_workers={gain} in place of threads",
+                gain=1 / (1 - min(share, 0.95)),
+            ),
             Change(text="Transform whole batches, on the device", gain=None),
         ),
     )
@@ -447,14 +411,12 @@ def _prefetch(seen: Evidence) -> Verdict | None:
     are = "is" if seen.number == 1 else "are"
     return Verdict(
         bottleneck="prefetch",
-        sentence=f"Too few batches are made ahead, which limits this loop to {_rate(seen)}: it "
+        sentence=f"Too few batches are made ahead, which limits this loop to {rate_of(seen)}: it "
         f"waits {seen.waiting:.0%} of the time, yet the {_name(seen)} {are} busy only "
         f"{filling:.0%} of the time.",
         short="the prefetch is too small",
         rate_without=seen.rate * gain,
-        changes=(
-            Change(text="Use a larger prefetch (prefetch_factor of a DataLoader)", gain=gain),
-        ),
+        changes=(Change(text=f"Have more batches made ahead{_ahead(seen)}", gain=gain),),
     )
 
 
@@ -464,22 +426,30 @@ def _stages(seen: Evidence) -> Verdict:
     if stages is None:
         return _without_stages(seen)
     where = counted(min(max(seen.number, 1), seen.cores), "core")
-    parts: dict[Bottleneck, float] = {
-        "decode": stages.decode.wall,
-        "transform": stages.transform.wall,
-        "loader": stages.read.wall + stages.batch.wall + stages.outside,
-    }
+    parts = stages.parts(seen.for_core)
     name = max(parts, key=lambda part: parts[part])
-    what = {"decode": "decoding", "transform": "the transform", "loader": "the loader itself"}[name]
+    bottleneck, what = _PARTS[name]
     rest = sum(parts.values()) - parts[name]
+    larger = Change(text=f"Use larger batches{_batch_size(seen)}", gain=None)
     return Verdict(
-        bottleneck=name,
-        sentence=f"{what[0].upper()}{what[1:]} on {where} limits this loop to {_rate(seen)}: it "
-        f"takes {parts[name]:,.0f} of the {stages.total:,.0f} µs of a sample.",
+        bottleneck=bottleneck,
+        sentence=f"{what[0].upper()}{what[1:]} on {where} limits this loop to {rate_of(seen)}: it "
+        f"takes {parts[name]:,.0f} of the {sum(parts.values()) + stages.waiting:,.0f} µs of a "
+        "sample.",
         short=f"{what} limits",
         rate_without=seen.rate * sum(parts.values()) / max(rest, 1e-9),
-        changes=(),
+        changes=(larger,) if name in {"batch", "outside"} else (),
     )
+
+
+_PARTS: Mapping[str, tuple[Bottleneck, str]] = {
+    "read": ("loader", "reading bytes and checking them"),
+    "decode": ("decode", "decoding"),
+    "transform": ("transform", "the transform"),
+    "batch": ("loader", "filling batches"),
+    "outside": ("loader", "planning batches and handing them over"),
+}
+"""Bottleneck and description of each part of a sample's time."""
 
 
 def _without_stages(seen: Evidence) -> Verdict:
@@ -497,7 +467,7 @@ def _without_stages(seen: Evidence) -> Verdict:
         who, short = f"{_count(seen.number, seen)} {limit}", f"the {_name(seen)} {limit}"
     return Verdict(
         bottleneck="workers",
-        sentence=f"{who} this loop to {_rate(seen)}; {why}.",
+        sentence=f"{who} this loop to {rate_of(seen)}; {why}.",
         short=short,
         rate_without=None,
         changes=(),
@@ -510,6 +480,7 @@ _RULES: tuple[Callable[[Evidence], Verdict | None], ...] = (
     _handover,
     _opencv,
     _cores,
+    _busy,
     _worker,
     _storage,
     _lock,
@@ -517,7 +488,7 @@ _RULES: tuple[Callable[[Evidence], Verdict | None], ...] = (
 )
 
 
-_GENERAL: Mapping[Bottleneck | None, tuple[Change, ...]] = {
+GENERAL: Mapping[Bottleneck | None, tuple[Change, ...]] = {
     "decode": (
         Change(
             text="Pack smaller images (shardio pack --resize), or tiny ones as pixels",
@@ -525,7 +496,6 @@ _GENERAL: Mapping[Bottleneck | None, tuple[Change, ...]] = {
         ),
     ),
     "transform": (Change(text="Transform whole batches, on the device", gain=None),),
-    "loader": (Change(text="Use larger batches", gain=None),),
 }
 """Advice for a bottleneck, where nothing is known of the images and the machine."""
 
@@ -538,12 +508,36 @@ def _more(seen: Evidence) -> tuple[Change, ...]:
     if seen.kind == "here" and not (seen.ours or seen.torch):
         text = "Use a loader that has workers or threads, such as shardio.Loader"
         return (Change(text=text, gain=None),)
-    what = _count(seen.cores, seen)
-    if seen.kind != "threads" and seen.torch:
-        what = f"num_workers={seen.cores} in the DataLoader"
-    elif seen.kind == "here":
-        what = f"shardio.Loader with {seen.cores} threads"
-    return (Change(text=f"Use {what}, one per core", gain=seen.cores / number),)
+    text = f"Use {_setting(seen, seen.cores)}, one per core"
+    return (Change(text=text, gain=seen.cores / number),)
+
+
+def _setting(seen: Evidence, number: int | None = None) -> str:
+    """Name the producers of the watched loader by its argument, as num_workers=2 in the DataLoader.
+
+    Args:
+        seen: observations of the loop.
+        number: number of producers; None for the argument alone.
+    """
+    value = "" if number is None else f"={number}"
+    if seen.torch and seen.kind != "threads":
+        return f"num_workers{value} in the DataLoader"
+    if seen.ours and seen.kind == "threads":
+        return f"threads{value} in shardio.Loader"
+    if seen.kind == "here":
+        return f"shardio.Loader with {'' if number is None else f'{number} '}threads"
+    return _name(seen, 2) if number is None else _count(number, seen)
+
+
+def _ahead(seen: Evidence) -> str:
+    """Name the argument of the watched loader that says how many batches are made ahead."""
+    if seen.torch:
+        return ": a larger prefetch_factor= of the DataLoader"
+    return ": a larger prefetch= of shardio.Loader" if seen.ours and seen.kind == "threads" else ""
+
+
+def _batch_size(seen: Evidence) -> str:
+    return ": a larger batch_size= of the ShardDataset" if seen.ours else ""
 
 
 def _sample_time(stages: Stages) -> float:
@@ -578,7 +572,7 @@ def _native_threads(seen: Evidence) -> int:
     return seen.number + foreign if foreign and seen.stages is not None else 0
 
 
-def _rate(seen: Evidence) -> str:
+def rate_of(seen: Evidence) -> str:
     """Format the rate, as 1,600 samples/s."""
     return f"{seen.rate:,.0f} {seen.unit}/s"
 
@@ -597,57 +591,3 @@ def _name(seen: Evidence, number: int | None = None) -> str:
 def _count(number: int, seen: Evidence) -> str:
     """Format a number of producers, as 2 workers."""
     return f"{number} {_name(seen, number)}"
-
-
-def _without_gains(verdict: Verdict) -> Verdict:
-    """Promise nothing."""
-    changes = tuple(replace(change, gain=None) for change in verdict.changes)
-    return replace(verdict, rate_without=None, changes=changes)
-
-
-def _limited(change: Change, most: float) -> Change:
-    """Limit the gain of a change to what the step allows."""
-    return change if change.gain is None else replace(change, gain=min(change.gain, most))
-
-
-def _topologies(
-    seen: Evidence,
-    costs: SampleCosts,
-    measured: Mapping[tuple[ProducerKind, int], float],
-    predictable: Collection[ProducerKind],
-) -> Iterator[Change]:
-    kinds: tuple[tuple[ProducerKind, str], ...] = (
-        ("threads", f"Use shardio.Loader with {counted(costs.cores, 'thread')}"),
-        ("processes", f"Use a DataLoader with {counted(costs.cores, 'worker')}"),
-    )
-    for kind, text in kinds:
-        if kind != seen.kind or seen.number < costs.cores:
-            rate = measured.get((kind, costs.cores))
-            if rate is None and kind in predictable:
-                rate = predict(costs, kind, costs.cores)
-            if rate is not None:
-                yield Change(text=text, gain=rate / seen.rate)
-    if seen.kind != "here":
-        cores = 2 * costs.cores
-        gain = predict(costs.with_cores(cores), seen.kind, cores) / seen.rate
-        most = cores / max(min(seen.number, costs.cores), 1)  # more is an error of the prediction
-        yield Change(text=f"Use {cores} such cores", gain=min(gain, most))
-
-
-def _packing(
-    verdict: Verdict, rate: float, costs: SampleCosts, ceilings: Ceilings, settings: ProfileSettings
-) -> Iterator[Change]:
-    if verdict.bottleneck != "decode" or not ceilings.side or not ceilings.decode_one:
-        return
-    share = (ceilings.decode_share or 0.0) * ceilings.loop_one / ceilings.decode_one
-    decoding = share * (costs.cpu + costs.idle + costs.planned)
-    side = round(settings.size * _MARGIN)
-    if ceilings.side <= _TINY:
-        how, saved = f"--store raw --resize {ceilings.side:.0f}", decoding
-    elif 0 < side < ceilings.side:
-        how, saved = f"--resize {side}", decoding * (1 - (side / ceilings.side) ** 2)
-    else:
-        return
-    gain = costs.cpu / max(costs.cpu - saved, 1e-9)
-    most = (verdict.rate_without or rate) / rate  # seen in another measurement than the costs
-    yield Change(text=f"Pack again: shardio pack {how}", gain=min(gain, most))

@@ -20,6 +20,7 @@ from shardio.profiling import monitor, system
 from shardio.profiling.evidence import Recorder, ThreadRecords
 from shardio.profiling.monitoring import count_samples, look_at
 from shardio.profiling.system import Moved, Use
+from shardio.profiling.verdict import judge
 from shardio.reading.times import Stopwatch
 
 
@@ -81,12 +82,22 @@ def test_the_dataset_is_left_as_it_was(packed: Path) -> None:
 
 
 def test_a_slow_step_is_told_from_a_slow_loader(packed: Path) -> None:
-    few = dataset(packed).subset(range(200))
-    with monitor(shardio.Loader(few, threads=2), live=False) as seen:
+    with monitor(shardio.Loader(dataset(packed), threads=2), live=False) as seen:
         for _ in seen:
-            time.sleep(0.15)
+            time.sleep(0.1)
     assert seen.evidence.waiting < 0.05
     assert seen.verdict.bottleneck == "step"
+
+
+def test_what_threads_waited_for_is_printed(packed: Path) -> None:
+    with monitor(shardio.Loader(dataset(packed), threads=2), live=False) as seen:
+        assert len([*seen]) == 30
+    said = str(seen).replace("\n", " ")
+    core, lock = (f"{value:,.0f} for" for value in (seen.evidence.for_core, seen.evidence.for_lock))
+    assert (
+        f"of a sample, its thread waited {core} a core and {lock} the interpreter's lock." in said
+    )
+    assert (seen.evidence.others is None) == (not Path("/proc/self/task").exists())
 
 
 def test_any_iterable_is_watched(packed: Path) -> None:
@@ -334,7 +345,7 @@ def test_workers_that_only_wait_are_workers() -> None:
     with monitor(loader, live=False) as seen:
         assert len([*seen]) == 10
     assert (seen.evidence.kind, seen.evidence.number) == ("processes", 2)
-    assert "2 workers" in seen.verdict.sentence
+    assert "2 workers" in judge(seen.evidence).sentence
 
 
 def test_a_loop_that_is_left_open_is_judged_by_what_came(packed: Path) -> None:

@@ -62,6 +62,7 @@ def type_in(
 
     def typed(*arguments: object) -> Done:
         monkeypatch.setattr(sys, "argv", ["shardio", "profile", *map(str, arguments)])
+        monkeypatch.setattr("shardio.profiling.profile._look_around", lambda: None)
         code: object = 0
         try:
             main()
@@ -272,7 +273,7 @@ def test_what_is_withheld_is_in_no_report(
     monkeypatch.setattr("shardio.cli.profile.measure", lambda *_, **__: withheld)
     done = type_in("out")
     flat = " ".join(done.out.split())
-    assert flat.startswith(f"{sentence} measured samples/s")
+    assert re.match(rf"{re.escape(sentence)} A sample takes [\d,]+ µs of CPU time: .*\. meas", flat)
     page = tmp_path / "report.html"
     write_html(withheld, str(page))
     write_png(withheld, str(tmp_path / "rates.png"))
@@ -437,8 +438,10 @@ def test_an_error_of_a_measuring_process_is_one_sentence(packed: Path, tmp_path:
     code.write_text("def fail(image):\n    raise KeyError('mine')\n")
     done = run(packed, "--seconds", "0.1", "--transform", f"{code}:fail")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "the transform raised KeyError: 'mine'" in done.stderr
-    assert done.stderr.count("\n") == 1
+    *before, said = done.stderr.splitlines()
+    assert "the transform raised KeyError: 'mine'" in said
+    assert all(line.startswith("other programs") for line in before)  # a busy machine's warning
+    assert len(before) <= 1
 
 
 def test_images_of_two_sizes_are_explained_in_the_words_of_the_command(

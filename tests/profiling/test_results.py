@@ -101,6 +101,7 @@ def measure(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Prof
         baseline: str | None = None,
         ceilings: Ceilings = CEILINGS,
         others: Mapping[str, float] | None = None,
+        before: float | None = None,
         **settings: Any,
     ) -> Profile:
         def ask(request: dict[str, Any]) -> dict[str, Any]:
@@ -113,6 +114,7 @@ def measure(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Prof
             return {"evidence": seen.to_json(), "waits": [], "speed": speed, "others": load}
 
         monkeypatch.setattr("shardio.profiling.profile.ask", ask)
+        monkeypatch.setattr("shardio.profiling.profile._look_around", lambda: before)
         monkeypatch.setattr("shardio.profiling.settings.count_cores", lambda: 2)
         totals: list[int] = []
         parts: list[int] = []
@@ -352,6 +354,68 @@ def test_what_the_measurements_do_not_allow_is_withheld_with_the_reason(
     assert said.count("No ") == len({*found.withheld.values()})
     for claim, word in (("ratio", " ×"), ("limit", "could deliver"), ("verdict", "limits this")):
         assert not (claim in claims and word in said + compare(found)), claim
+
+
+@pytest.mark.parametrize(("before", "warned"), [(None, False), (0.3, False), (1.3, True)])
+def test_a_profile_of_a_busy_machine_is_forewarned_before_anything_is_measured(
+    measure: Callable[..., Profile],
+    caplog: pytest.LogCaptureFixture,
+    before: float | None,
+    warned: bool,
+) -> None:
+    def fails(*_: object) -> tuple[Evidence, float]:
+        raise ShardioError("it is measured")
+
+    with pytest.raises(ShardioError, match="it is measured"):
+        measure(fails, before=before)
+    texts = [record.getMessage() for record in caplog.records]
+    assert len(texts) == warned
+    for text in texts:
+        assert text.startswith(f"{BUSY.replace('took', 'take')}1.3 of the 2 cores now; if they go")
+        assert "withholds verdict, limits and predictions" in text
+
+
+def waits(share: float, held: Stages | None = None) -> Answer:
+    """Have all loaders make a step wait for a share of the time."""
+
+    def waited(topology: Topology, request: dict[str, Any]) -> tuple[Evidence, float]:
+        seen, speed = steady(topology, request)
+        return replace(seen, waiting=share, stages=held or seen.stages), speed
+
+    return waited
+
+
+def test_a_withheld_verdict_leaves_the_cpu_time_and_the_wait_of_the_step(
+    measure: Callable[..., Profile],
+) -> None:
+    found = measure(waits(0.4), others={"2 threads": 1.1}, step_ms=5)
+    assert found.verdict.bottleneck is None
+    said = " ".join(facts(found))
+    assert re.search(r"The step needs [\d,]+ samples/s and waits 40\.0% of the time", said)
+    assert (
+        "A sample takes 980 µs of CPU time: read 50, decode 750, transform 150, batch 30." in said
+    )
+    assert "The step needs" not in " ".join(facts(measure(steady, others={"2 threads": 1.1})))
+
+
+@pytest.mark.parametrize(("others", "withheld"), [(0.1, set()), (1.1, ALL - {"verdict", "ratio"})])
+def test_a_step_that_does_not_wait_is_said_on_a_busy_machine_too(
+    measure: Callable[..., Profile], others: float, withheld: set[str]
+) -> None:
+    found = measure(waits(0.01), others={"2 threads": others}, step_ms=5)
+    assert found.verdict.bottleneck == "step"
+    assert {*found.withheld} >= withheld
+    assert "verdict" not in found.withheld
+
+
+def test_a_profile_names_the_wait_for_a_core_as_monitor_does(
+    measure: Callable[..., Profile],
+) -> None:
+    held = replace(stages(), batch=Stage(wall=4e3, cpu=9, p50=0, p99=0), delay=3990.0)
+    found = measure(waits(0.9, held), step_ms=5)
+    assert found.verdict.bottleneck == "busy"
+    assert "wait for a core" in found.verdict.sentence
+    assert not [change for change in found.verdict.changes if "batches" in change.text]
 
 
 def test_the_page_has_what_each_claim_needs() -> None:

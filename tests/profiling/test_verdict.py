@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shardio.profiling.claims import advise, judge_watched
 from shardio.profiling.costs import SampleCosts, predict
 from shardio.profiling.evidence import (
     Ceilings,
@@ -23,7 +24,7 @@ from shardio.profiling.evidence import (
 )
 from shardio.profiling.settings import ProfileSettings
 from shardio.profiling.store import StoreLimits
-from shardio.profiling.verdict import Bottleneck, Verdict, advise, judge
+from shardio.profiling.verdict import Bottleneck, Verdict, judge
 
 
 def stage(wall: float, cpu: float | None = None) -> Stage:
@@ -86,6 +87,19 @@ def seen(**changes: Any) -> Evidence:
 
 WORKERS: dict[str, Any] = {"kind": "processes", "turns": (0.5, 0.5)}
 STARVED = (producer(cpu=0.45, delay=0.5),) * 6
+HELD: dict[str, Any] = {
+    "producers": (producer(cpu=0.2, delay=0.7),) * 2,
+    "stages": stages(
+        read=stage(40, 20),
+        decode=stage(949, 445),
+        transform=stage(5),
+        batch=stage(1908, 43),
+        delay=2212.0,
+        lock=120.0,
+        total=3020.0,
+    ),
+}
+"""Two threads on two cores that others hold: `batch` has much time, and hardly any CPU time."""
 PLANTED: list[tuple[str, dict[str, Any]]] = [
     ("decode", {}),
     ("decode", WORKERS),
@@ -98,6 +112,9 @@ PLANTED: list[tuple[str, dict[str, Any]]] = [
     ("opencv", {"producers": (producer(delay=2.0), producer(filling=None)), "number": 2}),
     ("cores", {**WORKERS, "producers": STARVED, "turns": (1 / 6,) * 6}),
     ("cores", {"producers": STARVED}),
+    ("busy", HELD),
+    ("busy", {**HELD, "kind": "here", "producers": ()}),
+    ("busy", {**WORKERS, "producers": (producer(cpu=0.2, delay=0.7),) * 2, "stages": None}),
     (
         "worker",
         {**WORKERS, "producers": (producer(), producer(cpu=0.3, filling=0.4)), "turns": (0.9, 0.1)},
@@ -180,6 +197,130 @@ def test_without_stages_it_says_why_and_advises_what_the_loader_has() -> None:
     two = judge(seen(**WORKERS, producers=(producer(filling=None),) * 2, stages=None, ours=False))
     assert two.sentence.startswith("2 workers limit this loop")
     assert "only for shardio's datasets" in two.sentence
+
+
+@pytest.mark.parametrize(
+    ("others", "holders", "advised"),
+    [
+        (None, "the step or other programs hold the cores", "Close the other programs"),
+        (1.4, "other programs hold 1.4 of 2 cores", "Close the other programs"),
+        (0.1, "the step and other threads of the loop hold the cores", "torch.set_num_threads"),
+    ],
+)
+@pytest.mark.parametrize("waiting", [0.12, 0.8])
+def test_who_waits_for_a_core_is_told_who_holds_it_and_not_to_change_the_loader(
+    waiting: float, others: float | None, holders: str, advised: str
+) -> None:
+    verdict = judge(seen(**HELD, waiting=waiting, others=others))
+    blamed = "The loader does not limit this loop, " if waiting < 0.15 else "The threads wait for "
+    assert verdict.sentence.startswith(blamed)
+    assert "wait for a core" in verdict.sentence
+    assert holders in verdict.sentence
+    text = " ".join(change.text for change in verdict.changes)
+    assert advised in text
+    for word in ("larger batches", "batches made ahead", "workers"):
+        assert word not in text
+
+
+def test_chunks_too_short_to_ask_for_their_delay_have_that_of_their_thread() -> None:
+    held = stages(batch=stage(1908, 43), decode=stage(949, 445), delay=0.0, lock=2300.0)
+    own = (producer(cpu=0.2, delay=0.6),) * 2
+    assert judge(seen(producers=own, stages=held)).bottleneck == "busy"
+    assert judge(seen(stages=held)).bottleneck == "lock"
+
+
+def test_stages_are_compared_without_the_wait_for_a_core() -> None:
+    """Half the time is a wait for a core, most of it in `batch`, which hardly runs."""
+    half = stages(decode=stage(950, 750), batch=stage(1000, 100), delay=1100.0, total=2200.0)
+    verdict = judge(seen(stages=half))
+    assert verdict.sentence.startswith("Decoding on 2 cores limits this loop to 1,600 samples/s")
+    assert "it takes 750 of the 1,120 µs of a sample" in verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("part", "what", "changes"),
+    [
+        ("batch", "Filling batches", ["Use larger batches: a larger batch_size= of the Sha"]),
+        ("outside", "Planning batches and handing them over", ["Use larger batches"]),
+        ("read", "Reading bytes and checking them", []),
+    ],
+)
+def test_the_loaders_own_time_is_named_by_its_part(
+    part: str, what: str, changes: list[str]
+) -> None:
+    long = 4000.0 if part == "outside" else stage(4000)
+    verdict = judge(seen(stages=stages(**{part: long}, total=5000.0)))
+    assert verdict.bottleneck == "loader"
+    assert verdict.sentence.startswith(f"{what} on 2 cores limits this loop")
+    assert "it takes 4,000 of" in verdict.sentence
+    for said, change in zip(verdict.changes, changes, strict=True):
+        assert said.text.startswith(change)
+
+
+def test_a_loader_that_the_loop_hardly_waits_for_is_not_said_to_limit_it() -> None:
+    for name, changes in PLANTED:
+        verdict = judge(seen(**{**changes, "waiting": 0.12}))
+        if name not in {"step", "start"}:
+            assert verdict.sentence.startswith("The loader does not limit this loop"), name
+            assert "limits this loop" not in verdict.sentence
+            assert verdict.rate_without is None or verdict.rate_without <= 1600 / 0.88
+        if name not in {"step", "start", "busy"}:
+            assert [change.text[:20] for change in verdict.changes] == ["Make the step faster"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument"),
+    [
+        ({}, ": a larger prefetch= of shardio.Loader"),
+        ({**WORKERS, "torch": True}, ": a larger prefetch_factor= of the DataLoader"),
+        ({**WORKERS, "ours": False}, ""),
+    ],
+)
+def test_more_batches_ahead_are_advised_by_the_argument_of_the_watched_loader(
+    changes: dict[str, Any], argument: str
+) -> None:
+    few = seen(**changes, producers=(producer(filling=0.5),) * 2, waiting=0.4)
+    assert [change.text for change in judge(few).changes] == [
+        f"Have more batches made ahead{argument}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"batches": 100}, None),
+        ({"batches": 12}, "No verdict: 12 batches after the first ones are too few; watch at le"),
+        ({"batches": 1}, "1 batch after the first ones is too few; watch at least 16."),
+        (
+            {"batches": 25, "producers": (producer(),) * 8, "cores": 8},
+            "25 batches after the first ones are too few; watch at least 32.",
+        ),
+        ({"others": 0.3}, None),
+        (
+            {"others": 1.1},
+            "No verdict: other programs, or the host of a virtual machine, took 1.1 of the 2 "
+            "cores during the measurement of the loop; close them and run again.",
+        ),
+        (
+            {"slices": (500.0, 1600.0, 2700.0, 1600.0, 1600.0)},
+            "of the loop varied by ±64%; watch more batches on an idle machine.",
+        ),
+        ({"others": 1.1, "waiting": 0.01}, None),
+        ({**HELD, "others": 1.1}, None),
+        ({"others": 1.1, "starting": 0.6, "batches": 2, "steps": 3}, None),
+        ({"starting": 0.6, "batches": 2, "steps": None}, "2 batches after the first ones are"),
+    ],
+)
+def test_a_watched_loop_has_no_verdict_where_a_profile_would_have_none(
+    changes: dict[str, Any], reason: str | None
+) -> None:
+    watched = seen(**changes)
+    verdict = judge_watched(watched)
+    if reason is None:
+        assert verdict == judge(watched)
+    else:
+        assert (verdict.bottleneck, verdict.changes) == (None, ())
+        assert reason in verdict.sentence
 
 
 def test_batches_are_named_where_samples_were_not_counted() -> None:
