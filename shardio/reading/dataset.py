@@ -101,8 +101,9 @@ class ShardDataset(ResumableDataset):
             `out/shard-{000000..000007}.tar`, or a list of these.
         fields: entries of a sample and the fields that fill them, `{"image": "jpg;png"}`, or
             field types that name them, see shardio.FieldType. Text stands for the types that the
-            packed folder records. By default images become `image`, `cls` becomes `label`, the
-            rest keep their names.
+            packed folder records. Samples may lack the fields of an entry that ends in a question
+            mark, `{"meta": "json?"}`; then `has_meta` tells which have one. By default images
+            become `image`, `cls` becomes `label`, the rest keep their names.
         decode: False leaves every field as bytes.
         transform: transform of images: shardio.RandomResizedCrop and its like, or a callable
             from a uint8 tensor [3, H, W] to a tensor. torchvision's Compose with ToTensor gets PIL
@@ -324,18 +325,28 @@ class ShardDataset(ResumableDataset):
     def __getitem__(self, index: int) -> Any:
         """Read a sample by its number in packed order; its random crop is always the same.
 
+        No other sample takes its place, whatever on_bad_sample says.
+
         Raises:
             IndexError: index is outside the dataset.
             UsageError: index is not a whole number.
             SampleError: the sample cannot be delivered.
         """
+        refuse_subset(self, len(self.samples))
+        return self._read_one(index, stand_ins=False)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """Read the samples of a batch for torch's Subset, where others replace bad ones."""
+        refuse_subset(self, len(self.samples))
+        return [self._read_one(index, stand_ins=True) for index in indices]
+
+    def _read_one(self, index: int, *, stand_ins: bool) -> Any:
         if not is_whole(index):
             raise UsageError(
                 f"ds[{quoted(index)}]: give one whole number",
                 remedy="ds.subset(range(…)) takes several, ds.by_key(key) a key",
             )
         total, number = len(self.samples), int(index)
-        refuse_subset(self, total)
         if not -total <= number < total:
             raise IndexError(f"{self}: index {number} is outside its {total} samples")
         if self._singles is None:
@@ -345,7 +356,8 @@ class ShardDataset(ResumableDataset):
         packed, pool = self._singles
         pool.compare_anew()
         shares, key = [np.array([number % total])], self.transform_key(0)
-        reader = self.reader(pool, Recycler(), packed.bucket_of(shares[0]))
+        bucket = packed.bucket_of(shares[0])
+        reader = self.reader(pool, Recycler(), bucket, stand_ins=stand_ins)
         (batch,) = finish_in_turn(reader.read(packed, shares, 1, key))
         self._end_loop()
         sample = self._choose_entries(to_sample(batch))
@@ -640,6 +652,7 @@ class ShardDataset(ResumableDataset):
         bucket: int | None = None,
         *,
         shared: Shared | None = None,
+        stand_ins: bool = True,
     ) -> SampleReader:
         """Make a reader of this dataset's samples from a pool of its shards.
 
@@ -648,6 +661,7 @@ class ShardDataset(ResumableDataset):
             allocate: makes the arrays of batches.
             bucket: bucket of the samples; by default the largest one, if there are any.
             shared: what it has in common with the readers of other buckets.
+            stand_ins: whether other samples replace those that are bad or left out.
         """
         if bucket is None:
             bucket = 0 if self._buckets is None else int(np.argmax(self._buckets.counts))
@@ -664,6 +678,7 @@ class ShardDataset(ResumableDataset):
             crops=self._arguments["crops"],
             functions=self._functions,
             skip_bad=self._arguments["on_bad_sample"] == "skip",
+            stand_ins=stand_ins,
             on_replaced=self._epochs.count_bad_sample,
             replacements=self._replacements,
             times=self.times,
