@@ -62,13 +62,15 @@ def train(epochs: int) -> None:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-            pairs = torch.zeros(len(CLASSES), len(CLASSES))  # pixels by true and found class
+            pairs = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64)  # pixels by class
             for batch in shardio.Loader(held_out, threads=2):
                 with torch.no_grad():
                     found = network(normalize(batch["image"])).argmax(1)
                 counts = (batch["mask"] != MARGIN) & batch["valid"][:, None, None]
                 both = len(CLASSES) * batch["mask"][counts].int() + found[counts]
                 pairs += both.bincount(minlength=pairs.numel()).reshape(pairs.shape)
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.all_reduce(pairs)
             shares = pairs.diag() / (pairs.sum(0) + pairs.sum(1) - pairs.diag())
             said = ", ".join(
                 f"{name} {share:.1%}" for name, share in zip(CLASSES, shares, strict=True)
