@@ -160,7 +160,7 @@ def refuse_subset(dataset: Sized, samples: int) -> None:
     torch's random_split and Subset number the samples up to len(dataset), which counts what a loop
     of this rank yields.
     """
-    caller = sys._getframe(2)
+    caller = sys._getframe(3)  # of the method that reads samples by number
     if isinstance(caller.f_locals.get("self"), Subset) and len(dataset) != samples:
         raise UsageError(
             f"torch's Subset and random_split number the {samples} samples by len(dataset), "
