@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import shardio
-from shardio import ops
+from shardio.ops import softmax_cross_entropy
 
 CLASSES = {"background": 128, "bright": 210, "dark": 50}
 MARGIN = 255  # class number beside a picture that is smaller than the crop
@@ -56,23 +56,22 @@ def train(epochs: int) -> None:
             for batch in shardio.Loader(train_set, threads=2):
                 logits = network(normalize(batch["image"]))  # [8, 3, 64, 64]
                 masks, valid = batch["mask"], batch["valid"]  # uint8 [8, 64, 64] and bool [8]
-                loss = ops.softmax_cross_entropy(
-                    logits, masks, dim=1, ignore_index=MARGIN, valid=valid
-                )
+                loss = softmax_cross_entropy(logits, masks, dim=1, ignore_index=MARGIN, valid=valid)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-            pairs = torch.zeros(len(CLASSES), len(CLASSES))  # pixels by true and found class
+            pairs = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64)  # pixels by class
             for batch in shardio.Loader(held_out, threads=2):
                 with torch.no_grad():
                     found = network(normalize(batch["image"])).argmax(1)
                 counts = (batch["mask"] != MARGIN) & batch["valid"][:, None, None]
                 both = len(CLASSES) * batch["mask"][counts].int() + found[counts]
                 pairs += both.bincount(minlength=pairs.numel()).reshape(pairs.shape)
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.all_reduce(pairs)
             shares = pairs.diag() / (pairs.sum(0) + pairs.sum(1) - pairs.diag())
-            said = ", ".join(
-                f"{name} {share:.1%}" for name, share in zip(CLASSES, shares, strict=True)
-            )
+            named = zip(CLASSES, shares, strict=True)
+            said = ", ".join(f"{name} {share:.1%}" for name, share in named)
             print(f"epoch {epoch}: intersection over union of {said}")
 
 

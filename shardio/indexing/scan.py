@@ -49,10 +49,11 @@ _DIRECTORY = ord("5")
 _MOST_CELLS = 64  # of the table, a member; of a column, a sample that has the field
 _FEW_CELLS = 1 << 18  # which any index may have
 _MANY_ALIKE = 16  # fields with one extension
-_WITHOUT_DOTS = (
+WITHOUT_DOTS = (
     "name members KEY.FIELD without other dots in their last part, or unpack them and run "
     "`shardio pack`, which puts underscores in place of such dots"
 )
+"""Advice where names with dots are meant to have one field."""
 _MOST_NAMED = 10  # shards without an end mark to list one by one
 _MOST_PROBED = 1 << 28  # bytes of a picture whose size is recorded; it is read whole
 _LOG = logging.getLogger("shardio")
@@ -279,7 +280,7 @@ def warn_of_dots(where: object, fields: Iterable[str], rare: set[str]) -> None:
         what,
         shown(first),
         quoted(first),
-        _WITHOUT_DOTS,
+        WITHOUT_DOTS,
     )
 
 

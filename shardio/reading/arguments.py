@@ -63,8 +63,9 @@ def check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[st
         not isinstance(transform, list | tuple),
         "transform",
         transform,
-        "one transform, such as shardio.RandomResizedCrop(224), or one function that "
-        "torchvision.transforms.v2.Compose makes of several; shardio.Normalize takes batches",
+        "one transform, such as shardio.RandomResizedCrop(224), with functions for after it in "
+        "map=, or one function that torchvision.transforms.v2.Compose makes of several; "
+        "shardio.Normalize takes batches",
     )
     wanted = "an instance, not the class; call it, as shardio.RandomResizedCrop(224)"
     require(not isinstance(transform, type), "transform", transform, wanted)

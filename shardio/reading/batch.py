@@ -38,6 +38,7 @@ from shardio.errors import (
 )
 from shardio.fields.base import FieldType
 from shardio.fields.image import Scratch
+from shardio.indexing.scan import WITHOUT_DOTS
 from shardio.native import is_active
 from shardio.planning.epoch import EpochPlan, References
 from shardio.planning.order import uniform_numbers
@@ -372,7 +373,7 @@ class Batch:
     def _note_fault(self, error: SampleError, slot: int, shard: OpenShard, sample: int) -> None:
         """Note why a slot's own sample cannot be delivered, or raise the error."""
         skipped = isinstance(error, Skip)
-        if not (skipped or self._delivery.skip_bad):
+        if not (self._delivery.stand_ins and (skipped or self._delivery.skip_bad)):
             raise error
         if isinstance(error.__cause__, MisfitError):
             self._misfits[slot] = error.__cause__.at(  # anew: a traceback would keep the batch
@@ -510,15 +511,19 @@ class Batch:
         if self._delivery.missing_ok:
             self._missing = missing
         elif missing:
-            wanted = ";".join(self._delivery.fields[missing[0]])
-            error = CodecError(
-                f"the sample has no such field, wanted for {quoted(missing[0])}",
-                remedy=(
-                    f"write {quoted(wanted + '?')} in fields= if samples may lack it, which "
-                    f"{quoted('has_' + missing[0])} then tells"
-                ),
+            name = missing[0]
+            names = self._delivery.fields[name]
+            wanted, ends = ";".join(names), tuple(f".{field}" for field in names)
+            what = f"the sample has no such field, wanted for {quoted(name)}"
+            remedy = (
+                f"write {quoted(wanted + '?')} in fields= if samples may lack it, which "
+                f"{quoted('has_' + name)} then tells"
             )
-            raise self._located(error, shard, sample, wanted)
+            dotted = [field for field in shard.index.cells(sample) if field.endswith(ends)]
+            if dotted:
+                what += f", but {quoted(dotted[0])}, as a field begins at the first dot of a name"
+                remedy = f"name it in fields= if that is meant; else {WITHOUT_DOTS}"
+            raise self._located(CodecError(what, remedy=remedy), shard, sample, wanted)
 
     def _check_one(self, shard: OpenShard, sample: int) -> None:
         """Raise UsageError for a sample with several of the alternatives of an entry."""
@@ -548,7 +553,7 @@ class Batch:
             kind = SampleError
         elif isinstance(error, UsageError):
             kind = MisfitError if isinstance(error, MisfitError) else SituationError
-        else:
+        elif self._delivery.stand_ins:
             remedy = 'pass on_bad_sample="skip" to go on without it, or choose other fields'
         return error.at(
             shard.place(sample, field),

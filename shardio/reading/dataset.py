@@ -91,18 +91,17 @@ class ShardDataset(ResumableDataset):
     tensor [B, …] for npy, a list of B values otherwise (str for txt, bytes where no decoder is
     known). Images of several sizes need a transform that makes them equal. "valid" is bool [B]:
     False for repeats that pad the last step and for replaced bad samples. `__key__` is a list of
-    B str; `__epoch__` and `__step__` are int. A sample has the same entries without B, and
-    without the last two.
+    B str; `__epoch__` and `__step__` are int. A sample has all but these two, without B.
 
     Every loop over it is the next epoch, in another order if shuffled, also inside a DataLoader.
 
     Args:
         source: a packed folder, a folder of tars, a shard, a glob, a brace pattern such as
             `out/shard-{000000..000007}.tar`, or a list of these.
-        fields: entries of a sample and the fields that fill them, `{"image": "jpg;png"}`, or
-            field types that name them, see shardio.FieldType. Text stands for the types that the
-            packed folder records. By default images become `image`, `cls` becomes `label`, the
-            rest keep their names.
+        fields: entries of a sample and the fields that fill them, `{"image": "jpg;png"}`, with "?"
+            where samples may lack them, as "json?"; or field types that name them, see
+            shardio.FieldType. Text stands for the types that the packed folder records. By default
+            images become `image`, `cls` becomes `label`, the rest keep their names.
         decode: False leaves every field as bytes.
         transform: transform of images: shardio.RandomResizedCrop and its like, or a callable
             from a uint8 tensor [3, H, W] to a tensor. torchvision's Compose with ToTensor gets PIL
@@ -322,13 +321,20 @@ class ShardDataset(ResumableDataset):
         return f"ShardDataset({quoted(source)}: {some}{what} in {shards}{epoch})"
 
     def __getitem__(self, index: int) -> Any:
-        """Read a sample by its number in packed order; its random crop is always the same.
+        """Read a sample by number in packed order, never a stand-in; its crop is always the same.
 
         Raises:
             IndexError: index is outside the dataset.
             UsageError: index is not a whole number.
             SampleError: the sample cannot be delivered.
         """
+        return self._read_one(index, stand_ins=False)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """Read the samples of a batch for torch's Subset, where others replace bad ones."""
+        return [*map(partial(self._read_one, stand_ins=True), indices)]
+
+    def _read_one(self, index: int, *, stand_ins: bool) -> Any:
         if not is_whole(index):
             raise UsageError(
                 f"ds[{quoted(index)}]: give one whole number",
@@ -344,9 +350,9 @@ class ShardDataset(ResumableDataset):
             self._singles = packed, ShardPool(self.catalog.shards)
         packed, pool = self._singles
         pool.compare_anew()
-        shares, key = [np.array([number % total])], self.transform_key(0)
-        reader = self.reader(pool, Recycler(), packed.bucket_of(shares[0]))
-        (batch,) = finish_in_turn(reader.read(packed, shares, 1, key))
+        at, key = np.array([number % total]), self.transform_key(0)
+        reader = self.reader(pool, Recycler(), packed.bucket_of(at), stand_ins=stand_ins)
+        (batch,) = finish_in_turn(reader.read(packed, [at], 1, key))
         self._end_loop()
         sample = self._choose_entries(to_sample(batch))
         return sample if self._as_tuple is None else (*sample.values(),)
@@ -640,6 +646,7 @@ class ShardDataset(ResumableDataset):
         bucket: int | None = None,
         *,
         shared: Shared | None = None,
+        stand_ins: bool = True,
     ) -> SampleReader:
         """Make a reader of this dataset's samples from a pool of its shards.
 
@@ -648,6 +655,7 @@ class ShardDataset(ResumableDataset):
             allocate: makes the arrays of batches.
             bucket: bucket of the samples; by default the largest one, if there are any.
             shared: what it has in common with the readers of other buckets.
+            stand_ins: whether other samples replace those that are bad or left out.
         """
         if bucket is None:
             bucket = 0 if self._buckets is None else int(np.argmax(self._buckets.counts))
@@ -664,6 +672,7 @@ class ShardDataset(ResumableDataset):
             crops=self._arguments["crops"],
             functions=self._functions,
             skip_bad=self._arguments["on_bad_sample"] == "skip",
+            stand_ins=stand_ins,
             on_replaced=self._epochs.count_bad_sample,
             replacements=self._replacements,
             times=self.times,

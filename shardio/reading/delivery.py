@@ -82,6 +82,7 @@ class Delivery:
         crops: whether batches tell the crops of their samples.
         functions: functions of the user on whole samples.
         skip_bad: whether another sample takes the place of a bad one; otherwise an error is raised.
+        stand_ins: whether one takes the place of any; False for a sample that is asked for alone.
         on_replaced: called for each sample that was replaced.
         replacements: tells of them.
         times: totals of the dataset, to which those of the batches are added.
@@ -99,6 +100,7 @@ class Delivery:
     crops: bool
     functions: Functions
     skip_bad: bool
+    stand_ins: bool
     on_replaced: Callable[[], None]
     replacements: Replacements
     times: StageTimes

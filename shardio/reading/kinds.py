@@ -210,8 +210,11 @@ def misfit(
     )
     if image:
         side = min(224, *shape[-2:]) if len(shape) > 1 else 224
-        way = f"give a transform that makes them equal, such as shardio.RandomResizedCrop({side})"
+        way = (
+            "give a transform that makes them equal, such as shardio.RandomResizedCrop"
+            f"({side}) to train and shardio.Letterbox({side}) to validate"
+        )
     return MisfitError(
         f"it is {shape_and_dtype(*found)}, others of the batch are {shape_and_dtype(*wanted)}",
-        remedy=f"{way}, or read samples without batch_size",
+        remedy=f"{way}, or keep them as they are with batch_size=1 or collate=",
     )

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 VERSION = 1
 Identity = Mapping[str, str | int | bool | None]
 _PLACE = frozenset({"version", "worker", *Position._fields})
+_SIZE = "global_batch_size"
 
 
 def make_state(
@@ -64,7 +65,11 @@ def make_state(
 
 
 def read_state(
-    state: Mapping[str, Any], identity: Identity, worker: tuple[int, int] | None
+    state: Mapping[str, Any],
+    identity: Identity,
+    worker: tuple[int, int] | None,
+    *,
+    batched: bool,
 ) -> Position:
     """Read the position of a state.
 
@@ -72,6 +77,7 @@ def read_state(
         state: state that make_state made.
         identity: expected identity of the dataset and plan.
         worker: worker and num_workers, as for make_state.
+        batched: whether the dataset makes batches.
 
     Raises:
         UsageError: it is not a state, or one of another version, dataset, plan or worker.
@@ -86,18 +92,18 @@ def read_state(
             f"the state has version {version}, this shardio reads {VERSION}",
             remedy="install the shardio that wrote it",
         )
-    different = [
-        f"{shown(str(name))} was {quoted(state.get(name))}, is {quoted(identity.get(name))}"
+    different = {
+        name: f"{shown(str(name))} was {quoted(state.get(name))}, is {quoted(identity.get(name))}"
         for name in {**identity, **state}  # either may have names that the other lacks
         if name not in _PLACE and state.get(name) != identity.get(name)
-    ]
+    }
     if different:
+        way = "open the dataset as it was when the state was saved"
+        if batched and [*different] == [_SIZE] and is_whole(state.get(_SIZE), least=1):
+            way = f"pass {_SIZE}={state[_SIZE]} in place of batch_size"
         raise UsageError(
-            f"the state belongs to other batches: {'; '.join(different)}",
-            remedy=(
-                "open the dataset as it was when the state was saved, or start an epoch anew with "
-                "set_epoch()"
-            ),
+            f"the state belongs to other batches: {'; '.join(different.values())}",
+            remedy=f"{way}, or start an epoch anew with set_epoch()",
         )
     _check_worker(state.get("worker"), worker)
     epoch, step = state.get("epoch"), state.get("step")
@@ -492,7 +498,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
             UsageError: the state is of another dataset, plan or version.
         """
         worker = find_worker() if get_worker_info() is not None else None
-        position = read_state(state, self._identity(), worker)
+        position = read_state(state, self._identity(), worker, batched=self._makes_batches)
         self._check_epoch(position.epoch)
         if worker is None:
             if position.step > self.num_steps():
@@ -506,7 +512,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
 
     @property
     def num_bad_samples(self) -> int:
-        """Bad samples replaced so far, in all worker processes, under on_bad_sample="skip"."""
+        """Replacements of bad samples so far, in all workers; the same sample counts each time."""
         return self._epochs.num_bad_samples
 
     def _count_epochs(self) -> int:

@@ -49,6 +49,10 @@ _ABSENT = object()
 _Fault = MisfitError | CodecError
 
 _WAY = "return values of one shape and of a dtype that torch has, or use collate="
+_OF_ONE = (
+    "for one entry, write a function that sets sample['image'] = f(sample['image']) and returns "
+    "the sample"
+)
 _LEAVE_OUT = (
     'raise shardio.Skip("why") in it to leave the sample out, which on_bad_sample does not do'
 )
@@ -91,7 +95,8 @@ class SampleMap:
             if not callable(function) or isinstance(function, type):
                 raise UsageError(
                     f"map={quoted(function)}: it must be a function from a sample to a sample, or "
-                    "a list of such functions"
+                    "a list of such functions",
+                    remedy=_OF_ONE if isinstance(function, Mapping) else None,
                 )
             name = f"{argument} {name_of(function)}"
             step: Step = _Plain(function)

@@ -160,15 +160,13 @@ def refuse_subset(dataset: Sized, samples: int) -> None:
     torch's random_split and Subset number the samples up to len(dataset), which counts what a loop
     of this rank yields.
     """
-    caller: FrameType | None = sys._getframe(2)
-    callers = [caller, caller and caller.f_back]  # Subset may fetch in a comprehension
-    for frame in filter(None, callers):
-        if isinstance(frame.f_locals.get("self"), Subset) and len(dataset) != samples:
-            raise UsageError(
-                f"torch's Subset and random_split number the {samples} samples by len(dataset), "
-                f"which is {len(dataset)}: it counts what a loop of this rank yields",
-                remedy="use ds.split(0.9, 0.1) and ds.subset(numbers)",
-            )
+    caller = sys._getframe(3)  # of the method that reads samples by number
+    if isinstance(caller.f_locals.get("self"), Subset) and len(dataset) != samples:
+        raise UsageError(
+            f"torch's Subset and random_split number the {samples} samples by len(dataset), "
+            f"which is {len(dataset)}: it counts what a loop of this rank yields",
+            remedy="use ds.split(0.9, 0.1) and ds.subset(numbers)",
+        )
 
 
 def find_worker() -> tuple[int, int]:

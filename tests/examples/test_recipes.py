@@ -124,6 +124,19 @@ def test_classification_is_measured_exactly_on_two_ranks(digits: Path) -> None:
     assert float(found[-1][0]) > 60  # and 10 % by chance
 
 
+def test_intersection_over_union_is_that_of_all_ranks(tmp_path: Path) -> None:
+    """Each rank trains alone, on its own share, and counts its own held-out samples."""
+    script = tmp_path / "ranks.py"
+    script.write_text(
+        "import runpy, torch\n"
+        "torch.distributed.init_process_group('gloo')\n"
+        f"runpy.run_path({example('segmentation')!r})['train'](1)\n"
+        "torch.distributed.destroy_process_group()\n"
+    )
+    one, other = re.findall(r"epoch 0: .*? dark [\d.]+%", run(*TORCHRUN, "2", script))
+    assert one == other
+
+
 def test_a_folder_of_images_becomes_a_network_and_a_killed_run_goes_on(
     packed_digits: Path, tmp_path: Path
 ) -> None:

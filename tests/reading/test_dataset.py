@@ -144,11 +144,13 @@ def test_samples_may_lack_fields_but_batches_and_chosen_fields_may_not(tmp_path:
 def test_images_of_several_sizes_in_a_batch_are_explained(tmp_path: Path) -> None:
     path = make_shard(tmp_path / "a.tar", {"a": {"png": png(1, 4, 6)}, "b": {"png": png(1, 5, 6)}})
     message = (
-        r"sample 'b', field 'png' .* it is 3×5×6 .* others of the batch are 3×4×6 .* transform"
+        r"sample 'b', field 'png' .* it is 3×5×6 .* others of the batch are 3×4×6 "
+        r".*RandomResizedCrop\(4\) to train and shardio.Letterbox\(4\) .* batch_size=1 or collate="
     )
     with pytest.raises(shardio.UsageError, match=message):
         list(shardio.ShardDataset(path, batch_size=2))
     assert len([*shardio.ShardDataset(path)]) == 2
+    assert len([*shardio.ShardDataset(path, batch_size=1)]) == 2
 
 
 def odd_ones(kind: str) -> tuple[dict[str, bytes], dict[str, bytes], dict[str, Any]]:
@@ -455,7 +457,7 @@ def test_pickles_and_object_arrays_are_never_loaded(tmp_path: Path) -> None:
         ({"fields": {"image": shardio.Image}}, "it must be a mapping to instances, not to classes"),
         (
             {"transform": [shardio.Resize((4, 4))]},
-            r"it must be one transform, .*RandomResizedCrop.*v2\.Compose makes of several",
+            r"it must be one transform, .*RandomResizedCrop.*in map=.*v2\.Compose makes of several",
         ),
         (
             {"transform": shardio.Resize((4, 4)), "decode": False},
@@ -709,11 +711,60 @@ def test_bad_samples_are_named_once_and_many_are_counted(
         assert "verify --deep" in counted
 
 
-def test_bad_samples_read_one_by_one_are_each_named(
+def only_even(sample: dict[str, Any]) -> dict[str, Any]:
+    if sample["label"] % 2:
+        raise shardio.Skip("it is odd")
+    return sample
+
+
+@pytest.mark.parametrize(
+    ("fields", "arguments", "message"),
+    [
+        ({"json": b"{"}, {}, "sample '3', field 'json' at offset [0-9]+: not JSON: "),
+        ({"json": b"{}"}, {"map": only_even}, "sample '3': it is odd$"),
+        ({}, {"fields": {"json": "json"}}, "sample '3', field 'json': the sample has no such"),
+    ],
+)
+def test_no_other_sample_stands_in_for_one_that_is_asked_for(
+    tmp_path: Path, fields: dict[str, bytes], arguments: dict[str, Any], message: str
+) -> None:
+    samples = {f"{i}": {"cls": b"%d" % (2 * i), "json": b"{}"} for i in range(8)}
+    samples["3"] = {"cls": b"3", **fields}
+    dataset = shardio.ShardDataset(
+        make_shard(tmp_path / "a.tar", samples), on_bad_sample="skip", **arguments
+    )
+    with pytest.raises(shardio.SampleError, match=message):
+        dataset[3]
+    with pytest.raises(shardio.SampleError, match=message):
+        dataset.by_key("3")
+    with pytest.raises(shardio.SampleError, match=message):
+        dataset.subset(lambda _, number: dataset[number]["json"] is not None)
+    assert dataset.num_bad_samples == 0
+    assert [dataset[number]["__key__"] for number in (2, 4)] == ["2", "4"]
+    assert [sample["valid"] for sample in dataset] == [number != 3 for number in range(8)]
+
+
+def test_a_subset_of_torch_read_in_batches_has_marked_stand_ins(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     samples = {f"{number:02}": {"png": b"no" if number else png(1)} for number in range(8)}
     dataset = shardio.ShardDataset(make_shard(tmp_path / "a.tar", samples), on_bad_sample="skip")
-    for number in range(8):
-        dataset[number]
+    part = torch.utils.data.Subset(dataset, range(8))
+    valid = torch.cat([batch["valid"] for batch in DataLoader(part, batch_size=3)])
+    assert valid.tolist() == [True] + [False] * 7
     assert caplog.text.count("takes its place") == 7
+
+
+def test_a_name_with_dots_is_no_field_that_samples_may_lack(tmp_path: Path) -> None:
+    shard = make_shard(tmp_path / "a.tar", {"a": {"png": png(1)}, "img": {"v1.7.png": png(2)}})
+    message = (
+        r"sample 'img', field 'png': the sample has no such field, wanted for 'image', but "
+        r"'v1\.7\.png', as a field begins at the first dot of a name; name it in fields= .* run "
+        r"`shardio pack`, which puts underscores"
+    )
+    dataset = shardio.ShardDataset(shard, fields={"image": "jpg;png"}, on_bad_sample="skip")
+    with pytest.raises(shardio.SampleError, match=message.replace("'png'", "'jpg;png'")) as caught:
+        dataset[1]
+    assert "?" not in str(caught.value)
+    with pytest.raises(shardio.SampleError, match=message):
+        [*shardio.ShardDataset(shard, fields={"image": "png"})]

@@ -364,7 +364,7 @@ def test_a_reason_to_skip_may_be_anything(
             raise shardio.Skip(reason)
         return sample
 
-    assert opened(mixed, map=skip)[0]["valid"] is False
+    assert not next(iter(opened(mixed, map=skip, shuffle=False)))["valid"][0]
     assert f"sample 'k00': {reason}; sample 'k01' takes its place" in caplog.text
 
 
@@ -604,6 +604,13 @@ def test_what_does_not_stack_is_named_in_a_worker_too(mixed: Path, workers: int)
 def test_a_map_that_is_no_function_is_refused(mixed: Path, function: Any) -> None:
     with pytest.raises(shardio.UsageError, match=r"map=.*: it must be a function from a sample to"):
         opened(mixed, map=function)
+
+
+def test_a_map_by_entry_is_told_to_be_a_function(mixed: Path) -> None:
+    with pytest.raises(
+        shardio.UsageError, match=r"sets sample\['image'\] = f\(sample\['image'\]\)"
+    ):
+        opened(mixed, map={"image": same})
 
 
 def padded(samples: list[Sample]) -> Sample:

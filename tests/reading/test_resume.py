@@ -232,7 +232,9 @@ def test_a_state_is_small_and_plain_whatever_the_dataset(packed: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch_size": 60}, "global_batch_size was 30, is 60"),
+        ({"batch_size": 60}, "was 30, is 60; pass global_batch_size=30 in place of batch_size, or"),
+        ({"batch_size": 60, "seed": 4}, "was 30, is 60; seed was 3, is 4; open the dataset as it"),
+        ({"batch_size": None}, "global_batch_size was 30, is 1; open the dataset as it was"),
         ({"seed": 4}, "seed was 3, is 4"),
         ({"shuffle": "full"}, "window was 16, is None"),
         ({"shuffle": False}, "shuffle was True, is False"),
