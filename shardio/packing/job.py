@@ -22,13 +22,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import PackError, SituationError, UsageError, quoted, shown
+from shardio.errors import PackError, ShardioError, SituationError, UsageError, quoted, shown
 from shardio.fields.base import PIXELS_FIELD, FieldType
 from shardio.fields.defaults import combined_types
 from shardio.fields.formats import IMAGE_FIELDS
 from shardio.fields.pictures import Pixels
 from shardio.fields.recorded import record_type, types_to_record
-from shardio.indexing.manifest import INDEX_FOLDER, Manifest, write_manifest
+from shardio.indexing.manifest import (
+    INDEX_FOLDER,
+    Manifest,
+    class_conflict,
+    read_manifest,
+    write_manifest,
+)
+from shardio.indexing.parts import find_splits
 from shardio.packing.dedupe import Dedupe, FingerprintTask, fingerprint, group_alike, hamming
 from shardio.packing.engine import Advance, Engine
 from shardio.packing.folder import Ended, Output, hold_folder, remove_others
@@ -195,6 +202,8 @@ def _pack(
     """Pack into a local folder."""
     with hold_folder(folder, names) as output:
         source = open_source(output.work)
+        if target is None and job.splits is None and source.classes:
+            _warn_of_other_classes(folder, source.classes)
         types = combined_types(types_of(source), job.types)
         job = replace(job, types=types | _type_of_pixels(types, job.images))
         plan = _plan(output, job, source, target)
@@ -221,6 +230,17 @@ def _pack(
             remedy="use the folder, or name another one",
         )
     return plan, ended
+
+
+def _warn_of_other_classes(folder: Path, classes: Sequence[str]) -> None:
+    """Log a packed folder beside this one that numbers the same classes differently."""
+    for other in find_splits(folder.absolute().parent):
+        with suppress(ShardioError, OSError):
+            named = None if other.name == folder.name else read_manifest(other).classes
+            if what := class_conflict(classes, folder, named or (), folder.with_name(other.name)):
+                remedy = "pack both with the same list of names (--classes names.txt)"
+                _LOG.warning("%s, beside it; if they are splits of one dataset, %s", what, remedy)
+                return
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

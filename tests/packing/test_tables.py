@@ -13,11 +13,13 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
 import shardio
+from shardio.cli import commands
 from shardio.packing.sources.rows import Table
 from shardio.testing import read_members
 
@@ -356,3 +358,55 @@ def test_a_mask_that_becomes_a_text_of_json_is_said(
     shardio.pack(source / "t.csv", tmp_path / "b", shards=1, path_columns=columns)
     assert said not in caplog.text
     assert read_members(tmp_path / "b")["a.mask.png"] == png
+
+
+class TestTablesOfOneDataset:
+    """Two tables of one dataset, packed beside each other."""
+
+    @pytest.fixture
+    def tables(self, source: Path) -> Path:
+        """A table whose classes are fog, rain and sun, and one that lacks fog."""
+        for first, name, labels in (
+            (0, "train", ["fog", "rain", "sun"]),
+            (6, "val", ["rain", "sun"]),
+        ):
+            rows = [f"{first + n}.bin,{labels[n % len(labels)]}\n" for n in range(6)]
+            (source / f"{name}.csv").write_text("path,label\n" + "".join(rows))
+        return source
+
+    def pack(self, tables: Path, *names: str, **options: Any) -> Path:
+        for name in names:
+            table, out = tables / f"{name}.csv", tables / "two" / name
+            shardio.pack(table, out, shards=1, path_columns=["bin=path"], **options)
+        return tables / "two"
+
+    def test_classes_that_are_numbered_differently_are_a_problem(
+        self, tables: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        two = self.pack(tables, "train")
+        assert not caplog.messages
+        self.pack(tables, "val")
+        where = f"class 'rain' is 0 in {two}/val and 1 in {two}/train"
+        assert caplog.messages == [
+            f"{where}, beside it; if they are splits of one dataset, pack both with the same list "
+            "of names (--classes names.txt)"
+        ]
+        done = CliRunner().invoke(commands, ["verify", str(two)])
+        assert done.exit_code == 1
+        assert f"{where}, so that equal labels mean different things; pack them again" in (
+            done.stdout
+        )
+        lines = [
+            line.split()
+            for line in CliRunner().invoke(commands, ["info", str(two)]).stdout.splitlines()
+        ]
+        assert ["rain", "5", "2", "3"] in lines
+        with pytest.raises(shardio.UsageError, match="different classes"):
+            shardio.ShardDataset([two / "train", two / "val"])
+
+    def test_the_same_list_of_classes_is_sound(
+        self, tables: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        two = self.pack(tables, "train", "val", classes=["fog", "rain", "sun"])
+        assert shardio.verify(two, jobs=1).problems == ()
+        assert not caplog.messages
