@@ -107,6 +107,11 @@ _source_options = several(
     ),
     click.option("--label-column", metavar="COLUMN", help="Column of labels in the table."),
     click.option("--key-column", metavar="COLUMN", help="Column of keys in the table."),
+    click.option(
+        "--split-column",
+        metavar="COLUMN",
+        help="Column in the table that names the split of each sample, in place of --split.",
+    ),
     _repeated(
         "--target-column",
         "[FIELD=]COLUMN,...",

@@ -178,7 +178,8 @@ def parse_split(
         return {name: float(fraction) for name, fraction in pairs}
     except ValueError:
         raise click.BadParameter(
-            f"{quoted(text)} is not a list of fractions by name, as train=0.9,val=0.1"
+            f"{quoted(text)} is not a list of fractions by name, as train=0.9,val=0.1; "
+            "shardio pack --split-column takes the column of a table that names splits"
         ) from None
 
 

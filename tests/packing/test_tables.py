@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -410,3 +411,68 @@ class TestTablesOfOneDataset:
         two = self.pack(tables, "train", "val", classes=["fog", "rain", "sun"])
         assert shardio.verify(two, jobs=1).problems == ()
         assert not caplog.messages
+
+
+class TestSplitColumn:
+    """A column that names the split of each row."""
+
+    def write(self, source: Path, *cells: str) -> Path:
+        rows = [f"{n}.bin,{'abc'[n % 3]},{cell}\n" for n, cell in enumerate(cells)]
+        (source / "table.csv").write_text("path,label,split\n" + "".join(rows))
+        return source / "table.csv"
+
+    def test_each_row_goes_to_its_split_with_the_classes_of_the_table(self, source: Path) -> None:
+        table, out = self.write(source, "val", "train", "train", "val", "test"), source / "out"
+        found = shardio.pack(table, out, shards=3, path_columns=["bin=path"], split_column="split")
+        assert found.splits == {"val": 2, "train": 2, "test": 1}
+        for split, keys in {"val": ["0", "3"], "train": ["1", "2"], "test": ["4"]}.items():
+            packed = shardio.ShardDataset(out / split, decode=False)
+            assert sorted(sample["__key__"] for sample in packed) == [f"{key}_bin" for key in keys]
+            assert packed.classes == ("a", "b", "c")
+            assert "json" not in packed.fields
+        assert shardio.verify(out, jobs=1).sound
+
+    @pytest.mark.parametrize(
+        ("cell", "what"),
+        [
+            ("", "row 2: its column 'split' is empty"),
+            ("../val", "row 2: its column 'split' holds '../val', which cannot name the folder"),
+            ("val ", "row 2: its column 'split' holds 'val ', which cannot name the folder"),
+        ],
+    )
+    def test_a_cell_that_names_no_split_is_a_bad_row(
+        self, source: Path, cell: str, what: str
+    ) -> None:
+        table, out = self.write(source, "train", cell, "val"), source / "out"
+        options: dict[str, Any] = {"path_columns": ["bin=path"], "split_column": "split"}
+        with pytest.raises(shardio.PackError, match=re.escape(what)):
+            shardio.pack(table, out, shards=2, **options)
+        summary = shardio.pack(table, out, shards=2, on_error="skip", **options)
+        assert (summary.splits, summary.skipped) == ({"train": 1, "val": 1}, 1)
+
+    @pytest.mark.parametrize(
+        ("options", "what"),
+        [
+            ({"split": {"a": 0.5, "b": 0.5}}, "split and split_column exclude each other"),
+            ({"split_column": "no"}, "there is no column 'no'"),
+        ],
+    )
+    def test_what_cannot_divide_the_rows_is_refused(
+        self, source: Path, options: dict[str, Any], what: str
+    ) -> None:
+        table = self.write(source, "train", "val")
+        with pytest.raises(shardio.UsageError, match=what):
+            shardio.pack(table, source / "out", shards=2, **{"split_column": "split", **options})
+        assert not (source / "out").exists()
+
+    def test_a_column_in_place_of_fractions_names_the_option(self, source: Path) -> None:
+        arguments = [
+            "pack",
+            str(self.write(source, "train")),
+            str(source / "out"),
+            "--split",
+            "split",
+        ]
+        done = CliRunner().invoke(commands, arguments)
+        assert done.exit_code == 2
+        assert "--split-column takes the column of a table" in done.stderr

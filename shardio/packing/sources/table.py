@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from shardio.errors import PackError, SituationError, UsageError, quoted
 from shardio.fields.text import integer_in
+from shardio.packing.layout import is_split_name
 from shardio.packing.sources.base import (
     FromFile,
     FromMemory,
@@ -81,6 +82,7 @@ class Columns:
         paths: columns of paths, of which the first gives the key.
         label: column of class names or numbers; None for samples without label.
         key: column of keys; None makes them of the paths.
+        split: column of the names of splits; None where the table does not divide the samples.
         targets: columns of numbers to predict, which become arrays.
         multilabel: columns of sets of classes, which become arrays.
         extra: columns that become the field json.
@@ -89,6 +91,7 @@ class Columns:
     paths: tuple[PathColumn, ...]
     label: str | None
     key: str | None
+    split: str | None
     targets: tuple[VectorColumns, ...]
     multilabel: tuple[VectorColumns, ...]
     extra: frozenset[str]
@@ -96,7 +99,7 @@ class Columns:
     def every(self) -> frozenset[str]:
         """Names of all of them."""
         vectors = (name for each in (*self.targets, *self.multilabel) for name in each.columns)
-        named = (*(column for _, column in self.paths), self.label, self.key)
+        named = (*(column for _, column in self.paths), self.label, self.key, self.split)
         return self.extra | {*vectors} | {name for name in named if name is not None}
 
 
@@ -111,13 +114,14 @@ class TableSource:
         labels: meaning of the labels; None without a column of them.
         vectors: fields that are arrays.
         classes: names of the classes by number; None where labels are numbers.
+        splits: names of the splits, in the order in which the rows name them.
     """
 
     described: ClassVar[str] = "a table"
     remedy: ClassVar[str] = "fix or remove the row, or the file that it names"
     options: ClassVar[tuple[str, ...]] = (
         *("labels", "classes", "manifest", "encoding", "delimiter", "columns"),
-        *("path_columns", "label_column", "key_column"),
+        *("path_columns", "label_column", "key_column", "split_column"),
         *("target_columns", "target_dtype", "multilabel_columns"),
     )
 
@@ -127,6 +131,7 @@ class TableSource:
     labels: LabelEncoder | None
     vectors: tuple[Vector, ...]
     classes: tuple[str, ...] | None
+    splits: tuple[str, ...]
 
     @classmethod
     def claims(cls, path: str, options: PackOptions) -> bool:
@@ -160,6 +165,7 @@ class TableSource:
             labels=labels,
             vectors=_make_vectors(table, columns, classes, options),
             classes=names,
+            splits=() if columns.split is None else _split_names(table, columns.split),
         )
 
     @property
@@ -238,6 +244,7 @@ class TableSource:
             label=label,
             renamed=renamed,
             place=place,
+            split="" if self.columns.split is None else _split(row, self.columns.split),
         )
 
     def _origin(self, row: Row, column: str, *, optional: bool) -> tuple[Origin, str] | None:
@@ -372,12 +379,12 @@ def _choose_columns(table: Table, options: PackOptions) -> Columns:
         UsageError: there is no such column, or it is not clear which is which.
     """
     present = table.columns
-    key, label = options.key_column, options.label_column
+    key, label, split = options.key_column, options.label_column, options.split_column
     paths = tuple(map(_parse_path_column, options.path_columns)) or _default_paths(table, present)
     targets = choose_vectors("target_columns", options.target_columns, present)
     multilabel = choose_vectors("multilabel_columns", options.multilabel_columns, present)
     vectors = [*targets, *multilabel]
-    used = {column for _, column in paths} | {key, ""}
+    used = {column for _, column in paths} | {key, split, ""}
     used |= {column for each in vectors for column in each.columns}
     if label is None and options.labels:
         label = next((name for name in _LABELS if name in present and name not in used), None)
@@ -395,7 +402,7 @@ def _choose_columns(table: Table, options: PackOptions) -> Columns:
             "label_column names a column, but labels=False packs no labels",
             remedy="leave one of them out",
         )
-    for column in (*(column for _, column in paths), label, key, *(options.columns or ())):
+    for column in (*(column for _, column in paths), label, key, split, *(options.columns or ())):
         if column is not None and column not in present:
             raise SituationError(
                 f"there is no column {column!r}",
@@ -417,6 +424,7 @@ def _choose_columns(table: Table, options: PackOptions) -> Columns:
         paths=paths,
         label=label,
         key=key,
+        split=split,
         targets=targets,
         multilabel=multilabel,
         extra=frozenset(extra),
@@ -496,6 +504,24 @@ def _key(row: Row, column: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return _text(row, column)
+
+
+def _split(row: Row, column: str) -> str:
+    name = _key(row, column)
+    if not is_split_name(name) or name != name.strip():
+        raise UnpackableError(
+            f"its column {column!r} holds {quoted(name)}, which cannot name the folder of a split",
+            remedy="write it as train or val",
+        )
+    return name
+
+
+def _split_names(table: Table, column: str) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    for row in table.rows([column]):
+        with suppress(UnpackableError):  # a problem of that row, which listing the samples tells
+            found[_split(row, column)] = None
+    return tuple(found)
 
 
 def _text(row: Row, column: str) -> str:
