@@ -194,8 +194,8 @@ class PackOptions(OutputOptions):
 
     TABLE_OPTIONS: ClassVar[tuple[str, ...]] = (
         *("encoding", "delimiter", "columns", "target_columns", "target_dtype"),
-        *("multilabel_columns", "path_columns", "label_column", "key_column"),
-        "split_column",
+        *("multilabel_columns", "path_columns", "split_column"),
+        *("label_column", "key_column"),
     )
     SOURCE_OPTIONS: ClassVar[tuple[str, ...]] = (
         *("labels", "classes", "fields", "manifest", "coco", "features"),

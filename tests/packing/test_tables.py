@@ -476,3 +476,64 @@ class TestSplitColumn:
         done = CliRunner().invoke(commands, arguments)
         assert done.exit_code == 2
         assert "--split-column takes the column of a table" in done.stderr
+
+
+class TestMasksBesideImages:
+    """Columns whose names say that their files are masks or depth."""
+
+    @pytest.fixture
+    def table(self, source: Path) -> Path:
+        """Photos with a mask each."""
+        pixels = np.zeros((4, 4), np.uint8)
+        for name in ("a.jpg", "m.png"):
+            (source / name).write_bytes(cv2.imencode(name[1:], pixels)[1].tobytes())
+        header = "image,mask,labels_of_road,depth"
+        (source / "t.csv").write_text(f"{header}\na.jpg,m.png,m.png,m.png\n")
+        return source / "t.csv"
+
+    @pytest.mark.parametrize(
+        ("column", "what"),
+        [
+            (
+                "mask",
+                "'mask' would become pictures, and its name says mask; pass --path-column "
+                "mask.png=mask, or --path-column png=mask for pictures",
+            ),
+            (
+                "mask=mask",
+                "'mask' would become the field 'mask', plain bytes, and its name says mask; "
+                "pass --path-column mask.png=mask, or --type mask=Bytes for bytes",
+            ),
+            ("labels_of_road", "pass --path-column mask.png=labels_of_road"),
+            ("depth", "its name says depth; pass --path-column depth.png=depth"),
+        ],
+    )
+    def test_what_would_not_be_a_mask_is_refused(self, table: Path, column: str, what: str) -> None:
+        with pytest.raises(shardio.UsageError, match=re.escape(what)):
+            shardio.pack(
+                table, table.parent / "out", shards=1, labels=False, path_columns=["image", column]
+            )
+
+    @pytest.mark.parametrize(
+        ("column", "types", "field"),
+        [
+            ("mask.png=mask", {}, "mask.png"),
+            ("png=mask", {}, "png"),
+            ("mask", {"png": shardio.Image()}, "png"),
+            ("mask=mask", {"mask": shardio.Bytes()}, "mask"),
+        ],
+    )
+    def test_what_is_asked_for_is_packed(
+        self, table: Path, column: str, types: dict[str, Any], field: str
+    ) -> None:
+        out = table.parent / "out"
+        options: dict[str, Any] = {"path_columns": ["image", column], "types": types}
+        shardio.pack(table, out, shards=1, labels=False, **options)
+        assert {f"a.{field}", "a.jpg"} <= read_members(out).keys()
+
+
+def test_a_text_to_predict_names_the_option_for_labels(source: Path) -> None:
+    table = source.parent / "t.csv"
+    table.write_text("path,weather\n0.bin,fog\n")
+    with pytest.raises(shardio.PackError, match=r"holds 'fog', not a number; .*--label-column"):
+        pack(source, table, target_columns=["weather"])

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from shardio.errors import PackError, SituationError, UsageError, quoted
+from shardio.fields.base import Bytes
+from shardio.fields.defaults import type_of
 from shardio.fields.text import integer_in
 from shardio.packing.layout import is_split_name
 from shardio.packing.sources.base import (
@@ -51,13 +53,17 @@ from shardio.packing.sources.vectors import (
 from shardio.storage.local import refuse_url, url_fault
 
 if TYPE_CHECKING:
+    from shardio.fields.base import FieldType
     from shardio.packing.options import PackOptions
 
 _PATHS = ("path", "file_name", "filename", "file", "image")
 _LABELS = ("label", "class")
 _NOTHING = (None, "")
 _EXACT, _INT64 = 1 << 53, 1 << 63  # from _EXACT on floats skip whole numbers
-_BESIDE = re.compile(r"(?:.*_)?(mask|depth)(?:_.*)?", re.IGNORECASE)
+_BESIDE = re.compile(
+    r"(?:.*_)?(?:(?P<mask>masks?|seg|segmentations?|labels?)|(?P<depth>depth))(?:_.*)?",
+    re.IGNORECASE,
+)
 """Names of columns that may name files beside the image's."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -419,6 +425,7 @@ def _choose_columns(table: Table, options: PackOptions) -> Columns:
                 str(table.path),
                 f"only the files of its column {paths[0].column} are packed; {both} packs both",
             )
+    _refuse_plain_masks(table, paths, options.types_by_field())
     extra = {*present} - used - {label} | {""} if options.columns is None else {*options.columns}
     return Columns(
         paths=paths,
@@ -470,6 +477,38 @@ def _default_paths(table: Table, present: tuple[str, ...]) -> tuple[PathColumn, 
     )
 
 
+def _refuse_plain_masks(
+    table: Table, paths: tuple[PathColumn, ...], types: Mapping[str, FieldType]
+) -> None:
+    """Raise SituationError if masks or depth beside images would be pictures or bytes unasked.
+
+    A column is known by its name. A field that says so, or a type, asks for pictures.
+    """
+    for field, column in paths if len(paths) > 1 else ():
+        found = _BESIDE.fullmatch(column)
+        if found is None or (field and (field in types or not isinstance(type_of(field), Bytes))):
+            continue
+        cells = (row.values.get(column) for row in table.rows([column]))
+        cell = next((each for each in cells if each not in _NOTHING), None)
+        path = cell.get("path") if isinstance(cell, Mapping) else cell
+        end = os.path.splitext(str(path))[1].lower().strip(".")  # noqa: PTH122  text
+        if not field and end in types:
+            continue
+        end = end if end in ("png", "npy") else "png"
+        kind = f"the field {quoted(field)}, plain bytes" if field else "pictures"
+        keep = (
+            f"--type {field}=Bytes for bytes"
+            if field
+            else f"--path-column {end}={column} for pictures"
+        )
+        raise SituationError(
+            f"the files of its column {quoted(column)} would become {kind}, and its name says "
+            f"{found.lastgroup}",
+            where=table.path,
+            remedy=f"pass --path-column {found.lastgroup}.{end}={column}, or {keep}",
+        )
+
+
 def _path_options(table: Table, present: tuple[str, ...], image: str) -> str:
     """Return the options that pack the files of several columns; empty if only one names files.
 
@@ -479,7 +518,7 @@ def _path_options(table: Table, present: tuple[str, ...], image: str) -> str:
         image: column of the images.
     """
     beside = {
-        name: found[1].lower()
+        name: str(found.lastgroup)
         for name in present
         if name != image and (found := _BESIDE.fullmatch(name))
     }
