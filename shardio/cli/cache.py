@@ -7,7 +7,7 @@ import time
 import click
 
 from shardio.cli.text import say, say_json, size_text
-from shardio.cli.values import parse_size, several
+from shardio.cli.values import OnceCommand, parse_size, several
 from shardio.errors import counted, escaped
 from shardio.inspection.cache import CacheEntry, CacheRemoval, clear_cache, list_cache
 from shardio.inspection.cache import prune_cache as prune_entries
@@ -29,7 +29,7 @@ def cache() -> None:
     """
 
 
-@cache.command(epilog="Example: shardio cache ls")
+@cache.command(cls=OnceCommand, epilog="Example: shardio cache ls")
 @_options
 def ls(cache_dir: str | None, as_json: bool) -> None:
     """List shards, bytes and last use, and the limit."""
@@ -48,7 +48,7 @@ def ls(cache_dir: str | None, as_json: bool) -> None:
         say(f"and {counted(others, 'file')} more, which --json lists")
 
 
-@cache.command(epilog="Example: shardio cache prune --limit 100GB")
+@cache.command(cls=OnceCommand, epilog="Example: shardio cache prune --limit 100GB")
 @click.option("--limit", metavar="SIZE", callback=parse_size, help="Bytes that may stay, as 100GB.")
 @_options
 def prune(limit: int | None, cache_dir: str | None, as_json: bool) -> None:
@@ -56,7 +56,7 @@ def prune(limit: int | None, cache_dir: str | None, as_json: bool) -> None:
     _report(prune_entries(limit, cache_dir=cache_dir), as_json=as_json)
 
 
-@cache.command(epilog="Example: shardio cache clear")
+@cache.command(cls=OnceCommand, epilog="Example: shardio cache clear")
 @_options
 def clear(cache_dir: str | None, as_json: bool) -> None:
     """Remove all that `ls` lists, except what is being fetched."""

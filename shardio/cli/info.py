@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import Any
 
 import click
@@ -199,6 +200,11 @@ def _classes_sentences(classes: ClassesInfo) -> list[str]:
     sentences = []
     if counts:
         sentences.append(f"Samples of a class: {_range(counts, _number)}.")
+    if classes.by_name:
+        sentences.append(
+            "The splits number their classes differently, so these are counted by name; to train "
+            "and validate on them, pack them with one list of names (--classes names.txt)."
+        )
     if not classes.complete:
         sentences.append(f"There are more than {len(counts):,} class numbers; not all are counted.")
     for samples, what in (
@@ -214,16 +220,20 @@ def _classes_sentences(classes: ClassesInfo) -> list[str]:
 def _classes_table(found: Info, counts: Iterable[ClassCount]) -> Table:
     """Count the samples of each class, and of each split if there are few."""
     named = found.classes is not None and found.classes.named is not None
+    by_name = found.classes is not None and found.classes.by_name
+    key_of = attrgetter("name" if by_name else "number")
     splits = {
-        name: {count.number: count.samples for count in split.classes.counts}
+        name: {key_of(count): count.samples for count in split.classes.counts}
         for name, split in found.splits.items()
         if split.classes is not None and len(found.splits) <= _MOST_SPLITS
     }
-    made = table("class", *["name"] * named, "samples", *map(shown, splits), left=1 + named)
+    heads = ["class"] * (not by_name) + ["name"] * named
+    made = table(*heads, "samples", *map(shown, splits), left=len(heads))
     for count in counts:
         name = "(not in the list)" if count.name is None else shown(count.name)
-        inside = [f"{held.get(count.number, 0):,}" for held in splits.values()]
-        made.add_row(str(count.number), *[name] * named, f"{count.samples:,}", *inside)
+        inside = [f"{held.get(key_of(count), 0):,}" for held in splits.values()]
+        first = [str(count.number)] * (not by_name) + [name] * named
+        made.add_row(*first, f"{count.samples:,}", *inside)
     return made
 
 

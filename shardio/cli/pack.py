@@ -103,10 +103,16 @@ _source_options = several(
     _repeated(
         "--path-column",
         "[FIELD=]COLUMN",
-        "Column of paths in the table; repeat it for several files a sample.",
+        "Column of paths in the table; repeat it for several files a sample. FIELD says the type, "
+        "as mask.png=mask for masks; without it, the extension of a picture is the field.",
     ),
     click.option("--label-column", metavar="COLUMN", help="Column of labels in the table."),
     click.option("--key-column", metavar="COLUMN", help="Column of keys in the table."),
+    click.option(
+        "--split-column",
+        metavar="COLUMN",
+        help="Column in the table that names the split of each sample, in place of --split.",
+    ),
     _repeated(
         "--target-column",
         "[FIELD=]COLUMN,...",

@@ -39,10 +39,12 @@ Example: shardio reshard old/ more/ new/ --shard-size 512MB --shuffle
     callback=read_names,
     help="Take the samples whose keys are in the file, one a line.",
 )
-@click.option("--match", metavar="REGEX", help="Take the samples whose keys it matches anywhere.")
+@click.option(
+    "--match", "where", metavar="REGEX", help="Take the samples whose keys it matches anywhere."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def reshard(
-    sources: tuple[str, ...], out: str, match: str | None, as_json: bool, **options: Any
+    sources: tuple[str, ...], out: str, where: str | None, as_json: bool, **options: Any
 ) -> None:
     """Divide the samples of the shards IN, merged, into other shards in folder OUT.
 
@@ -50,8 +52,8 @@ def reshard(
     stay byte for byte what they are.
     """
     with progress_bar("resharding", hidden=as_json) as progress:
-        where = None if match is None else _matcher(match)
-        summary = reshard_source([*sources], out, where=where, progress=progress, **options)
+        matcher = None if where is None else _matcher(where)
+        summary = reshard_source([*sources], out, where=matcher, progress=progress, **options)
     if as_json:
         say_json(summary)
     else:
@@ -77,5 +79,5 @@ def _matcher(text: str) -> _Matcher:
         return _Matcher(re.compile(text))
     except re.error as error:
         raise UsageError(
-            f"it is not a regular expression ({error})", where=argument("match", text)
+            f"it is not a regular expression ({error})", where=argument("where", text)
         ) from error

@@ -41,7 +41,24 @@ def several(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-class Command(click.Command):
+class OnceCommand(click.Command):
+    """Command that refuses an option that has one value and is given twice; flags are none."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse arguments, and refuse repeated options."""
+        given = [] if ctx.resilient_parsing else self.make_parser(ctx).parse_args([*args])[2]
+        for option, times in Counter(given).items():
+            is_value = isinstance(option, click.Option) and not (
+                option.multiple or option.is_flag or option.secondary_opts
+            )
+            if is_value and times > 1:
+                raise click.UsageError(
+                    f"{option.opts[0]} is given {times} times; give it once", ctx
+                )
+        return super().parse_args(ctx, args)
+
+
+class Command(OnceCommand):
     """Command that says what to do if a shell expanded a pattern, or if it is interrupted.
 
     Args:
@@ -178,7 +195,8 @@ def parse_split(
         return {name: float(fraction) for name, fraction in pairs}
     except ValueError:
         raise click.BadParameter(
-            f"{quoted(text)} is not a list of fractions by name, as train=0.9,val=0.1"
+            f"{quoted(text)} is not a list of fractions by name, as train=0.9,val=0.1; "
+            "shardio pack --split-column takes the column of a table that names splits"
         ) from None
 
 

@@ -14,7 +14,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
@@ -71,6 +71,36 @@ class Manifest:
     fields: tuple[str, ...]
     classes: tuple[str, ...] | None
     types: Mapping[str, FieldType] | None = None
+
+
+SAME_CLASSES = "pack them again with the same list of names (--classes names.txt)"
+"""Advice for folders whose classes are numbered differently."""
+
+
+def class_conflict(
+    classes: Sequence[str], where: object, others: Sequence[str], elsewhere: object
+) -> str | None:
+    """Tell a class that two folders number differently; None if they have none.
+
+    Lists without a common name are of different datasets, and have no conflict.
+
+    Args:
+        classes: class names of a folder by number.
+        where: the folder, for the message.
+        others: class names of another folder.
+        elsewhere: the other folder.
+    """
+    numbers = {name: number for number, name in enumerate(others)}
+    shared = [(name, number) for number, name in enumerate(classes) if name in numbers]
+    for name, number in shared:
+        if numbers[name] != number:
+            other = numbers[name]
+            return f"class {quoted(name)} is {number} in {where} and {other} in {elsewhere}"
+    for number, (name, other_name) in enumerate(zip(classes, others, strict=False)):
+        if shared and name != other_name:
+            names = f"{quoted(name)} in {where} and {quoted(other_name)} in {elsewhere}"
+            return f"class {number} is {names}"
+    return None
 
 
 def index_path(shard: _Place) -> _Place:

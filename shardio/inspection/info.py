@@ -6,7 +6,8 @@ class numbers that do not follow from checksums.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike, fspath
@@ -199,12 +200,12 @@ class ClassCount:
     """Size of one class.
 
     Attributes:
-        number: class number.
+        number: class number; None where splits number their classes differently.
         name: class name; None if there are no names or the number is not among them.
         samples: number of samples.
     """
 
-    number: int
+    number: int | None
     name: str | None
     samples: int
 
@@ -215,7 +216,8 @@ class ClassesInfo:
 
     Attributes:
         named: number of classes with names; None if no manifest lists names.
-        counts: classes by number, including classes with a name but no samples.
+        counts: classes by number, including classes with a name but no samples; by name where
+            splits number their classes differently.
         complete: whether `counts` has all numbers; False if more than 100,000 occur.
         outside: number of samples whose class number has no name.
         unreadable: number of samples whose `cls` is not a number.
@@ -228,6 +230,11 @@ class ClassesInfo:
     outside: int
     unreadable: int
     missing: int
+
+    @property
+    def by_name(self) -> bool:
+        """Whether splits number their classes differently, so that names are counted."""
+        return any(count.number is None for count in self.counts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,14 +314,14 @@ def info(
     types = _choose_types(catalogs, given, max_pixels)
     finder = KeyFinder(sample) if isinstance(sample, str) else None
     found = _look_through(catalogs, finder, progress(len(entries)) if progress else None)
-    whole = _merge([*found.values()])
+    whole = _Contents.of([*found.values()])
     number = _number_of(sample, finder, whole.samples)
     if preview is not None:
         _write_preview(Path(preview), entries, whole.classes, preview_count, types)
     return whole.info(
         types,
         source=(*map(str, parts),),
-        sample=_look_at_number(entries, number, whole.classes, types),
+        sample=_look_at_number(catalogs.values(), number, types),
         ledgers=_count_ledgers(parts),
         splits={
             name: contents.info(types, source=(str(folders[name]),))
@@ -370,6 +377,7 @@ class _Contents:
         self.samples = 0
         self._sizes: dict[str, Tally] = {}
         self._numbers = ClassCounter(len(classes or ()))
+        self._parts: Sequence[_Contents] = ()
 
     def add(self, entry: ShardEntry, index: ShardIndex) -> None:
         self.samples += len(index)
@@ -391,6 +399,20 @@ class _Contents:
         for name, sizes in other._sizes.items():
             self._sizes.setdefault(name, Tally()).merge(sizes)
         self._numbers.merge(other._numbers)
+
+    @classmethod
+    def of(cls, parts: Sequence[_Contents]) -> _Contents:
+        """Merge contents; class names are kept if all parts number them alike."""
+        if len(parts) == 1:
+            return parts[0]
+        lists = {part.classes for part in parts if part.classes or LABEL_FIELD in part._sizes}
+        longest = max(lists, key=lambda each: len(each or ()), default=None)
+        alike = all(each == (longest and longest[: len(each or ())]) for each in lists)
+        whole = cls(longest if alike else None)
+        for part in parts:
+            whole.merge(part)
+        whole._parts = () if alike else parts
+        return whole
 
     def info(
         self,
@@ -417,6 +439,8 @@ class _Contents:
         )
 
     def _classes_info(self) -> ClassesInfo:
+        if self._parts:
+            return self._classes_by_name()
         counts, named = self._numbers.numbers, len(self.classes or ())
         numbers = sorted({*counts, *range(named)})
         return ClassesInfo(
@@ -435,16 +459,26 @@ class _Contents:
             missing=self._numbers.missing,
         )
 
-
-def _merge(parts: Sequence[_Contents]) -> _Contents:
-    """Merge contents; class names are kept if they are the same in all."""
-    if len(parts) == 1:
-        return parts[0]
-    names = {part.classes for part in parts}
-    whole = _Contents(names.pop() if len(names) == 1 else None)
-    for part in parts:
-        whole.merge(part)
-    return whole
+    def _classes_by_name(self) -> ClassesInfo:
+        """Add up the classes of parts whose numbers do not mean the same."""
+        counts, unnamed = Counter[str](), 0
+        for part in self._parts:
+            for each in part._classes_info().counts:
+                if each.name is None:
+                    unnamed += each.samples
+                else:
+                    counts[each.name] += each.samples
+        return ClassesInfo(
+            named=len(counts),
+            counts=tuple(
+                ClassCount(number=None, name=name, samples=samples)
+                for name, samples in sorted(counts.items())
+            ),
+            complete=all(part._numbers.complete for part in self._parts),
+            outside=unnamed,
+            unreadable=self._numbers.unreadable,
+            missing=self._numbers.missing,
+        )
 
 
 def _field_info(name: str, type_: FieldType, sizes: Tally) -> FieldInfo:
@@ -490,19 +524,15 @@ def _number_of(sample: int | str, finder: KeyFinder | None, samples: int) -> int
 
 
 def _look_at_number(
-    entries: Sequence[ShardEntry],
-    number: int | None,
-    classes: tuple[str, ...] | None,
-    types: TypeOf,
+    catalogs: Iterable[Catalog], number: int | None, types: TypeOf
 ) -> SampleInfo | None:
-    if number is None:
-        return None
-    row = number
-    for entry in entries:
-        if row < entry.samples:
-            break
-        row -= entry.samples
-    return look_at(entry, row, number=number, classes=classes, types=types)
+    row = number or 0
+    for catalog in catalogs:
+        for entry in catalog.shards:
+            if number is not None and row < entry.samples:
+                return look_at(entry, row, number=number, classes=catalog.classes, types=types)
+            row -= entry.samples
+    return None
 
 
 def _count_ledgers(parts: Sequence[Location]) -> dict[str, int]:

@@ -17,6 +17,7 @@ from shardio.errors import counted, shown
 from shardio.fields.base import FieldType
 from shardio.fields.defaults import given_types
 from shardio.fields.limits import MAX_PIXELS
+from shardio.indexing.manifest import MANIFEST_NAME, SAME_CLASSES, class_conflict
 from shardio.indexing.parts import ShardPaths
 from shardio.indexing.scan import group_members
 from shardio.inspection.contents import (
@@ -64,7 +65,7 @@ def verify(
     """Read shards completely and check them against their indexes and their manifest.
 
     Counts, sizes and checksums are compared if a manifest or an index has them. Tar headers, names
-    of members, split or repeated keys, the ends of images, and stray files are always checked.
+    of members, keys, the ends of images, stray files and the numbers of classes are always checked.
 
     Args:
         source: packed folder, folder of splits or tars, tar, glob or pattern, or a list of these.
@@ -106,7 +107,7 @@ def verify(
         samples=sum(len(report.hashes) for report in reports),
         members=sum(report.members for report in reports),
         bytes=sum(report.bytes for report in reports),
-        findings=tuple(findings),
+        findings=(*findings, *_class_conflicts(parts)),
         statistics=statistics_of(add_up(each for part in totals for each in part)),
     )
 
@@ -125,6 +126,23 @@ def _findings_of(
     yield from _manifest_fields(part, reports)
     yield from _lacking_fields(part.path, reports)
     yield from notes_of(totals)
+
+
+def _class_conflicts(parts: Sequence[SourcePart]) -> Iterator[Finding]:
+    """Compare the class lists of the manifests, each with the first one."""
+    named = [
+        (part.path, part.manifest.classes)
+        for part in parts
+        if part.manifest is not None and part.manifest.classes
+    ]
+    for path, classes in named[1:]:
+        first, others = named[0]
+        if what := class_conflict(classes, path, others, first):
+            yield Finding(
+                shard=str(path / MANIFEST_NAME),
+                what=f"{what}, so that equal labels mean different things",
+                remedy=SAME_CLASSES,
+            )
 
 
 def _manifest_fields(part: SourcePart, reports: Sequence[ShardReport]) -> Iterable[Finding]:

@@ -22,13 +22,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import PackError, SituationError, UsageError, quoted, shown
+from shardio.errors import PackError, ShardioError, SituationError, UsageError, quoted, shown
 from shardio.fields.base import PIXELS_FIELD, FieldType
 from shardio.fields.defaults import combined_types
 from shardio.fields.formats import IMAGE_FIELDS
 from shardio.fields.pictures import Pixels
 from shardio.fields.recorded import record_type, types_to_record
-from shardio.indexing.manifest import INDEX_FOLDER, Manifest, write_manifest
+from shardio.indexing.manifest import (
+    INDEX_FOLDER,
+    Manifest,
+    class_conflict,
+    read_manifest,
+    write_manifest,
+)
+from shardio.indexing.parts import find_splits
 from shardio.packing.dedupe import Dedupe, FingerprintTask, fingerprint, group_alike, hamming
 from shardio.packing.engine import Advance, Engine
 from shardio.packing.folder import Ended, Output, hold_folder, remove_others
@@ -67,6 +74,7 @@ class PackJob:
     Attributes:
         sharding: number or size of the shards.
         splits: parts that samples are divided into; None for one.
+        named_splits: names of the splits where the source says that of each sample.
         shuffle: whether to order the samples at random; otherwise they stay in the source's order.
         seed: seed of the order and the splits.
         images: encoding of the images.
@@ -101,6 +109,7 @@ class PackJob:
     storage_options: Options | None = field(default=None, repr=False)
     types: Mapping[str, FieldType] = field(default_factory=dict)
     named: frozenset[str] = frozenset()
+    named_splits: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.sharding.shard_size is not None and self.images.decodes:
@@ -108,6 +117,11 @@ class PackJob:
                 "shard_size needs to know what samples take before they are encoded",
                 remedy="give samples_per_shard",
             )
+
+    @property
+    def parts(self) -> Sequence[str]:
+        """Names of the splits; WHOLE for none."""
+        return self.named_splits or (*(self.splits.fractions if self.splits else (WHOLE,)),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,17 +172,16 @@ def run_job(
     """
     start = time.monotonic()
     target = locate_output(out, job)
-    names = [*job.splits.fractions] if job.splits else [WHOLE]
     if target.is_local:
-        plan, ended = _pack(Path(target), None, names, job, open_source)
+        plan, ended = _pack(Path(target), None, job, open_source)
     elif job.engine.elsewhere:
         raise UsageError(
             "engine='ray' writes to a folder that all machines see, and not to a storage",
             remedy="leave engine out, or pack into a folder and copy it",
         )
     else:
-        with claim_storage(target, names) as folder:
-            plan, ended = _pack(folder, target, names, job, open_source)
+        with claim_storage(target, job.parts) as folder:
+            plan, ended = _pack(folder, target, job, open_source)
     return _summarize(plan, ended, seconds=time.monotonic() - start)
 
 
@@ -188,13 +201,15 @@ def locate_output(out: str | PathLike[str] | Location, job: PackJob) -> Location
 def _pack(
     folder: Path,
     target: Location | None,
-    names: Sequence[str],
     job: PackJob,
     open_source: Callable[[Folder], Source],
 ) -> tuple[_Plan, Ended]:
     """Pack into a local folder."""
+    names = job.parts
     with hold_folder(folder, names) as output:
         source = open_source(output.work)
+        if target is None and WHOLE in names and source.classes:
+            _warn_of_other_classes(folder, source.classes)
         types = combined_types(types_of(source), job.types)
         job = replace(job, types=types | _type_of_pixels(types, job.images))
         plan = _plan(output, job, source, target)
@@ -221,6 +236,17 @@ def _pack(
             remedy="use the folder, or name another one",
         )
     return plan, ended
+
+
+def _warn_of_other_classes(folder: Path, classes: Sequence[str]) -> None:
+    """Log a packed folder beside this one that numbers the same classes differently."""
+    for other in find_splits(folder.absolute().parent):
+        with suppress(ShardioError, OSError):
+            named = None if other.name == folder.name else read_manifest(other).classes
+            if what := class_conflict(classes, folder, named or (), folder.with_name(other.name)):
+                remedy = "pack both with the same list of names (--classes names.txt)"
+                _LOG.warning("%s, beside it; if they are splits of one dataset, %s", what, remedy)
+                return
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -259,7 +285,7 @@ def _plan(output: Output, job: PackJob, source: Source, target: Location | None)
     listing = Listing(output.work, source, sized=job.sharding.shard_size is not None)
     _check(listing, source, job)
     groups = _find_duplicates(listing, source, job, job.dedupe) if job.dedupe else None
-    parts = split_samples(
+    parts = listing.by_split(job.named_splits) or split_samples(
         len(listing),
         job.splits,
         seed=job.seed,

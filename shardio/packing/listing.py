@@ -14,7 +14,7 @@ import json
 import os
 from array import array
 from binascii import a2b_base64, b2a_base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -195,7 +195,8 @@ class Listing:
         self.problems: list[Problem] = []
         self._stored = stored_of(source)
         self._paths: dict[bytes, int] = {}
-        labels, sizes, files = array("q"), array("q"), array("i")
+        self._numbers: dict[str, int] = {}
+        labels, sizes, files, splits = array("q"), array("q"), array("i"), array("i")
         renamed, keys = bytearray(), array("Q")
         self.fields: set[str | None] = set()
         with work.create(LIST_NAME) as stream:
@@ -206,6 +207,7 @@ class Listing:
                     continue
                 labels.append(_NO_LABEL if sample.label is None else sample.label)
                 renamed.append(sample.renamed)
+                splits.append(self._numbers.setdefault(sample.split, len(self._numbers)))
                 if sized:
                     sizes.append(packed_size(sample, source.root))
                 if self._stored:
@@ -216,6 +218,7 @@ class Listing:
         self.samples = writer.finish(work, LIST_NAME)
         self.labels = np.frombuffer(labels, np.int64)
         self.renamed = np.frombuffer(renamed, np.bool_)
+        self._splits = np.frombuffer(splits, np.int32)
         self.sizes = np.frombuffer(sizes, np.int64) if sizes else np.zeros(len(self), np.int64)
         self._files = np.frombuffer(files, np.int32) if files else np.full(len(self), -1, np.int32)
         self._leave_out_equal_keys(np.frombuffer(keys, np.uint64))
@@ -242,6 +245,10 @@ class Listing:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def by_split(self, names: Iterable[str]) -> dict[str, NDArray[np.int64]]:
+        """Return the numbers of the samples of each split that the source names."""
+        return {name: np.flatnonzero(self._splits == self._numbers.get(name, -1)) for name in names}
+
     def leave_out(self, problems: Mapping[int, Problem]) -> None:
         """Take samples out.
 
@@ -261,7 +268,7 @@ class Listing:
         """
         self.samples, self.labels = self.samples.choose(kept), self.labels[kept]
         self.renamed, self.sizes = self.renamed[kept], self.sizes[kept]
-        self._files = self._files[kept]
+        self._files, self._splits = self._files[kept], self._splits[kept]
 
     def _leave_out_equal_keys(self, hashes: NDArray[np.uint64]) -> None:
         """Keep the first of the samples with one key."""

@@ -160,6 +160,8 @@ class PackOptions(OutputOptions):
             "field=column".
         label_column: its column of labels.
         key_column: its column of keys.
+        split_column: its column of the names of splits, in place of `split`; classes are numbered
+            alike in all of them.
         target_columns: columns of numbers to predict, each as "column" or "field=column,column";
             they become arrays, scalars of one column and vectors of several.
         target_dtype: dtype of these arrays, "float32" or "float64".
@@ -192,7 +194,8 @@ class PackOptions(OutputOptions):
 
     TABLE_OPTIONS: ClassVar[tuple[str, ...]] = (
         *("encoding", "delimiter", "columns", "target_columns", "target_dtype"),
-        *("multilabel_columns", "path_columns", "label_column", "key_column"),
+        *("multilabel_columns", "path_columns", "split_column"),
+        *("label_column", "key_column"),
     )
     SOURCE_OPTIONS: ClassVar[tuple[str, ...]] = (
         *("labels", "classes", "fields", "manifest", "coco", "features"),
@@ -211,6 +214,7 @@ class PackOptions(OutputOptions):
     path_columns: Sequence[str] = ()
     label_column: str | None = None
     key_column: str | None = None
+    split_column: str | None = None
     target_columns: Sequence[str] = ()
     target_dtype: TargetType = "float32"
     multilabel_columns: Sequence[str] = ()
@@ -247,6 +251,8 @@ class PackOptions(OutputOptions):
                 "manifest and fields exclude each other",
                 remedy="leave fields out; the table names the files of a sample",
             )
+        if self.split is not None and self.split_column is not None:
+            raise UsageError("split and split_column exclude each other", remedy="give one of them")
         if self.dedupe is not None:
             one_of("dedupe", self.dedupe, get_args(Likeness))
         if self.dedupe is None and self.keep_duplicates:

@@ -8,6 +8,7 @@ so that it is as atomic and goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,16 @@ def pack(
     """
     job = options.make_pack_job()
     if isinstance(source, str | PathLike):
-        root = fspath(source)
+        root, opened = fspath(source), None
+        if options.split_column is not None:  # the splits are known before the output is claimed
+            opened = open_source(root, options)
+            job = replace(
+                job, named_splits=opened.splits if isinstance(opened, TableSource) else ()
+            )
         if locate(out, options.storage, options.storage_options).is_local:
-            refuse_inside(Path(out), [Path(root)], parts=options.split or ())
-        return run_job(out, job, lambda _: open_source(root, options))
+            parts = job.parts if options.split or options.split_column else ()
+            refuse_inside(Path(out), [Path(root)], parts=parts)
+        return run_job(out, job, lambda _: opened or open_source(root, options))
     if isinstance(source, Source):
         _refuse_others(options, "a Source", ())
         return run_job(out, job, lambda _: source)

@@ -168,7 +168,7 @@ def plan_shards(
         if not len(numbers):
             raise PackError(
                 f"the split {quoted(name)} would have no samples",
-                remedy="give it a larger fraction",
+                remedy="give it a larger fraction, or samples that can be packed",
             )
         order = numbers
         if seed is not None:

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from shardio.cli import commands
 from shardio.indexing.shard_index import read_index
 from shardio.testing import make_images
 from tests.programs import command as run
@@ -299,3 +301,17 @@ def run_as_shell(script: Path, shell: str, typed: str, place: str) -> str:
     }
     done = subprocess.run([script], capture_output=True, text=True, check=True, env=asked)
     return done.stdout.replace(",", " ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["pack", "in", "out", "--label-column", "a", "--label-column", "b"], "--label-column"),
+        (["info", "out", "--sample", "1", "--sample=2"], "--sample"),
+        (["cache", "prune", "--limit", "1GB", "--limit", "2GB"], "--limit"),
+    ],
+)
+def test_an_option_with_one_value_is_given_once(arguments: list[str], option: str) -> None:
+    done = CliRunner().invoke(commands, arguments)
+    assert done.exit_code == 2
+    assert f"{option} is given 2 times; give it once" in done.stderr

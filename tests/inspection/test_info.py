@@ -292,22 +292,38 @@ def test_a_folder_of_splits_is_shown_whole_and_split_by_split(images: Path, tmp_
     assert together.classes.named == 10
 
 
-def test_splits_with_other_classes_have_no_names_together(
+def test_splits_that_number_classes_differently_are_counted_by_name(
     make_packed: MakePacked, tmp_path: Path
 ) -> None:
-    samples = {"a": {"cls": b"0"}, "b": {"cls": b"no"}, "c": {"txt": b"no cls"}}
-    for name in ("train", "val"):
-        make_packed(tmp_path / "out" / name, samples, [name])
-    found = shardio.info(tmp_path / "out")
+    samples = {"a": {"cls": b"0"}, "b": {"cls": b"no"}, "c": {"txt": b"no cls"}, "d": {"cls": b"2"}}
+    make_packed(tmp_path / "out/train", samples, ["fog", "rain"])
+    make_packed(tmp_path / "out/val", {f"v{key}": some for key, some in samples.items()}, ["rain"])
+    found = shardio.info(tmp_path / "out", sample="va")
     assert found.classes is not None
-    assert (found.classes.unreadable, found.classes.missing) == (2, 2)
-    assert found.classes.named is None
-    assert found.classes.counts == (ClassCount(number=0, name=None, samples=2),)
-    names = [split.classes.counts[0].name for split in found.splits.values() if split.classes]
-    assert names == ["train", "val"]
+    assert (found.classes.unreadable, found.classes.missing, found.classes.outside) == (2, 2, 2)
+    assert [(each.number, each.name, each.samples) for each in found.classes.counts] == [
+        (None, "fog", 1),
+        (None, "rain", 1),
+    ]
+    assert found.sample is not None
+    assert found.sample.fields[0].value == "0 (rain)"
     (tmp_path / "out/.shardio-pack").touch()
     with pytest.raises(shardio.IndexFileError, match="interrupted or still runs"):
         shardio.info(tmp_path / "out")
+
+
+def test_a_split_that_lacks_the_last_classes_counts_by_number(
+    make_packed: MakePacked, tmp_path: Path
+) -> None:
+    make_packed(tmp_path / "out/train", {"a": {"cls": b"1"}}, ["fog", "rain"])
+    make_packed(tmp_path / "out/val", {"b": {"cls": b"0"}}, ["fog"])
+    found = shardio.info(tmp_path / "out").classes
+    assert found is not None
+    assert [(each.number, each.name, each.samples) for each in found.counts] == [
+        (0, "fog", 1),
+        (1, "rain", 1),
+    ]
+    assert shardio.verify(tmp_path / "out").sound
 
 
 def test_lines_of_ledgers_are_counted(tmp_path: Path) -> None:

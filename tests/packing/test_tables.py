@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
 import shardio
+from shardio.cli import commands
 from shardio.packing.sources.rows import Table
 from shardio.testing import read_members
 
@@ -356,3 +359,181 @@ def test_a_mask_that_becomes_a_text_of_json_is_said(
     shardio.pack(source / "t.csv", tmp_path / "b", shards=1, path_columns=columns)
     assert said not in caplog.text
     assert read_members(tmp_path / "b")["a.mask.png"] == png
+
+
+class TestTablesOfOneDataset:
+    """Two tables of one dataset, packed beside each other."""
+
+    @pytest.fixture
+    def tables(self, source: Path) -> Path:
+        """A table whose classes are fog, rain and sun, and one that lacks fog."""
+        for first, name, labels in (
+            (0, "train", ["fog", "rain", "sun"]),
+            (6, "val", ["rain", "sun"]),
+        ):
+            rows = [f"{first + n}.bin,{labels[n % len(labels)]}\n" for n in range(6)]
+            (source / f"{name}.csv").write_text("path,label\n" + "".join(rows))
+        return source
+
+    def pack(self, tables: Path, *names: str, **options: Any) -> Path:
+        for name in names:
+            table, out = tables / f"{name}.csv", tables / "two" / name
+            shardio.pack(table, out, shards=1, path_columns=["bin=path"], **options)
+        return tables / "two"
+
+    def test_classes_that_are_numbered_differently_are_a_problem(
+        self, tables: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        two = self.pack(tables, "train")
+        assert not caplog.messages
+        self.pack(tables, "val")
+        where = f"class 'rain' is 0 in {two}/val and 1 in {two}/train"
+        assert caplog.messages == [
+            f"{where}, beside it; if they are splits of one dataset, pack both with the same list "
+            "of names (--classes names.txt)"
+        ]
+        done = CliRunner().invoke(commands, ["verify", str(two)])
+        assert done.exit_code == 1
+        assert f"{where}, so that equal labels mean different things; pack them again" in (
+            done.stdout
+        )
+        lines = [
+            line.split()
+            for line in CliRunner().invoke(commands, ["info", str(two)]).stdout.splitlines()
+        ]
+        assert ["rain", "5", "2", "3"] in lines
+        with pytest.raises(shardio.UsageError, match="different classes"):
+            shardio.ShardDataset([two / "train", two / "val"])
+
+    def test_the_same_list_of_classes_is_sound(
+        self, tables: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        two = self.pack(tables, "train", "val", classes=["fog", "rain", "sun"])
+        assert shardio.verify(two, jobs=1).problems == ()
+        assert not caplog.messages
+
+
+class TestSplitColumn:
+    """A column that names the split of each row."""
+
+    def write(self, source: Path, *cells: str) -> Path:
+        rows = [f"{n}.bin,{'abc'[n % 3]},{cell}\n" for n, cell in enumerate(cells)]
+        (source / "table.csv").write_text("path,label,split\n" + "".join(rows))
+        return source / "table.csv"
+
+    def test_each_row_goes_to_its_split_with_the_classes_of_the_table(self, source: Path) -> None:
+        table, out = self.write(source, "val", "train", "train", "val", "test"), source / "out"
+        found = shardio.pack(table, out, shards=3, path_columns=["bin=path"], split_column="split")
+        assert found.splits == {"val": 2, "train": 2, "test": 1}
+        for split, keys in {"val": ["0", "3"], "train": ["1", "2"], "test": ["4"]}.items():
+            packed = shardio.ShardDataset(out / split, decode=False)
+            assert sorted(sample["__key__"] for sample in packed) == [f"{key}_bin" for key in keys]
+            assert packed.classes == ("a", "b", "c")
+            assert "json" not in packed.fields
+        assert shardio.verify(out, jobs=1).sound
+
+    @pytest.mark.parametrize(
+        ("cell", "what"),
+        [
+            ("", "row 2: its column 'split' is empty"),
+            ("../val", "row 2: its column 'split' holds '../val', which cannot name the folder"),
+            ("val ", "row 2: its column 'split' holds 'val ', which cannot name the folder"),
+        ],
+    )
+    def test_a_cell_that_names_no_split_is_a_bad_row(
+        self, source: Path, cell: str, what: str
+    ) -> None:
+        table, out = self.write(source, "train", cell, "val"), source / "out"
+        options: dict[str, Any] = {"path_columns": ["bin=path"], "split_column": "split"}
+        with pytest.raises(shardio.PackError, match=re.escape(what)):
+            shardio.pack(table, out, shards=2, **options)
+        summary = shardio.pack(table, out, shards=2, on_error="skip", **options)
+        assert (summary.splits, summary.skipped) == ({"train": 1, "val": 1}, 1)
+
+    @pytest.mark.parametrize(
+        ("options", "what"),
+        [
+            ({"split": {"a": 0.5, "b": 0.5}}, "split and split_column exclude each other"),
+            ({"split_column": "no"}, "there is no column 'no'"),
+        ],
+    )
+    def test_what_cannot_divide_the_rows_is_refused(
+        self, source: Path, options: dict[str, Any], what: str
+    ) -> None:
+        table = self.write(source, "train", "val")
+        with pytest.raises(shardio.UsageError, match=what):
+            shardio.pack(table, source / "out", shards=2, **{"split_column": "split", **options})
+        assert not (source / "out").exists()
+
+    def test_a_column_in_place_of_fractions_names_the_option(self, source: Path) -> None:
+        arguments = [
+            "pack",
+            str(self.write(source, "train")),
+            str(source / "out"),
+            "--split",
+            "split",
+        ]
+        done = CliRunner().invoke(commands, arguments)
+        assert done.exit_code == 2
+        assert "--split-column takes the column of a table" in done.stderr
+
+
+class TestMasksBesideImages:
+    """Columns whose names say that their files are masks or depth."""
+
+    @pytest.fixture
+    def table(self, source: Path) -> Path:
+        """Photos with a mask each."""
+        pixels = np.zeros((4, 4), np.uint8)
+        for name in ("a.jpg", "m.png"):
+            (source / name).write_bytes(cv2.imencode(name[1:], pixels)[1].tobytes())
+        header = "image,mask,labels_of_road,depth"
+        (source / "t.csv").write_text(f"{header}\na.jpg,m.png,m.png,m.png\n")
+        return source / "t.csv"
+
+    @pytest.mark.parametrize(
+        ("column", "what"),
+        [
+            (
+                "mask",
+                "'mask' would become pictures, and its name says mask; pass --path-column "
+                "mask.png=mask, or --path-column png=mask for pictures",
+            ),
+            (
+                "mask=mask",
+                "'mask' would become the field 'mask', plain bytes, and its name says mask; "
+                "pass --path-column mask.png=mask, or --type mask=Bytes for bytes",
+            ),
+            ("labels_of_road", "pass --path-column mask.png=labels_of_road"),
+            ("depth", "its name says depth; pass --path-column depth.png=depth"),
+        ],
+    )
+    def test_what_would_not_be_a_mask_is_refused(self, table: Path, column: str, what: str) -> None:
+        with pytest.raises(shardio.UsageError, match=re.escape(what)):
+            shardio.pack(
+                table, table.parent / "out", shards=1, labels=False, path_columns=["image", column]
+            )
+
+    @pytest.mark.parametrize(
+        ("column", "types", "field"),
+        [
+            ("mask.png=mask", {}, "mask.png"),
+            ("png=mask", {}, "png"),
+            ("mask", {"png": shardio.Image()}, "png"),
+            ("mask=mask", {"mask": shardio.Bytes()}, "mask"),
+        ],
+    )
+    def test_what_is_asked_for_is_packed(
+        self, table: Path, column: str, types: dict[str, Any], field: str
+    ) -> None:
+        out = table.parent / "out"
+        options: dict[str, Any] = {"path_columns": ["image", column], "types": types}
+        shardio.pack(table, out, shards=1, labels=False, **options)
+        assert {f"a.{field}", "a.jpg"} <= read_members(out).keys()
+
+
+def test_a_text_to_predict_names_the_option_for_labels(source: Path) -> None:
+    table = source.parent / "t.csv"
+    table.write_text("path,weather\n0.bin,fog\n")
+    with pytest.raises(shardio.PackError, match=r"holds 'fog', not a number; .*--label-column"):
+        pack(source, table, target_columns=["weather"])

@@ -100,6 +100,7 @@ class SourceSample(NamedTuple):
         label: number of its class; None without classes.
         renamed: whether the key is another than the path without its extension.
         place: place that lists the sample, if another sample may have the same path.
+        split: name of its split, where the source says it.
     """
 
     key: str
@@ -108,6 +109,7 @@ class SourceSample(NamedTuple):
     label: int | None = None
     renamed: bool = False
     place: str = ""
+    split: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from shardio.errors import PackError, SituationError, UsageError, quoted
+from shardio.fields.base import Bytes
+from shardio.fields.defaults import type_of
 from shardio.fields.text import integer_in
+from shardio.packing.layout import is_split_name
 from shardio.packing.sources.base import (
     FromFile,
     FromMemory,
@@ -50,13 +53,17 @@ from shardio.packing.sources.vectors import (
 from shardio.storage.local import refuse_url, url_fault
 
 if TYPE_CHECKING:
+    from shardio.fields.base import FieldType
     from shardio.packing.options import PackOptions
 
 _PATHS = ("path", "file_name", "filename", "file", "image")
 _LABELS = ("label", "class")
 _NOTHING = (None, "")
 _EXACT, _INT64 = 1 << 53, 1 << 63  # from _EXACT on floats skip whole numbers
-_BESIDE = re.compile(r"(?:.*_)?(mask|depth)(?:_.*)?", re.IGNORECASE)
+_BESIDE = re.compile(
+    r"(?:.*_)?(?:(?P<mask>masks?|seg|segmentations?|labels?)|(?P<depth>depth))(?:_.*)?",
+    re.IGNORECASE,
+)
 """Names of columns that may name files beside the image's."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -81,6 +88,7 @@ class Columns:
         paths: columns of paths, of which the first gives the key.
         label: column of class names or numbers; None for samples without label.
         key: column of keys; None makes them of the paths.
+        split: column of the names of splits; None where the table does not divide the samples.
         targets: columns of numbers to predict, which become arrays.
         multilabel: columns of sets of classes, which become arrays.
         extra: columns that become the field json.
@@ -89,6 +97,7 @@ class Columns:
     paths: tuple[PathColumn, ...]
     label: str | None
     key: str | None
+    split: str | None
     targets: tuple[VectorColumns, ...]
     multilabel: tuple[VectorColumns, ...]
     extra: frozenset[str]
@@ -96,7 +105,7 @@ class Columns:
     def every(self) -> frozenset[str]:
         """Names of all of them."""
         vectors = (name for each in (*self.targets, *self.multilabel) for name in each.columns)
-        named = (*(column for _, column in self.paths), self.label, self.key)
+        named = (*(column for _, column in self.paths), self.label, self.key, self.split)
         return self.extra | {*vectors} | {name for name in named if name is not None}
 
 
@@ -111,13 +120,14 @@ class TableSource:
         labels: meaning of the labels; None without a column of them.
         vectors: fields that are arrays.
         classes: names of the classes by number; None where labels are numbers.
+        splits: names of the splits, in the order in which the rows name them.
     """
 
     described: ClassVar[str] = "a table"
     remedy: ClassVar[str] = "fix or remove the row, or the file that it names"
     options: ClassVar[tuple[str, ...]] = (
         *("labels", "classes", "manifest", "encoding", "delimiter", "columns"),
-        *("path_columns", "label_column", "key_column"),
+        *("path_columns", "label_column", "key_column", "split_column"),
         *("target_columns", "target_dtype", "multilabel_columns"),
     )
 
@@ -127,6 +137,7 @@ class TableSource:
     labels: LabelEncoder | None
     vectors: tuple[Vector, ...]
     classes: tuple[str, ...] | None
+    splits: tuple[str, ...]
 
     @classmethod
     def claims(cls, path: str, options: PackOptions) -> bool:
@@ -160,6 +171,7 @@ class TableSource:
             labels=labels,
             vectors=_make_vectors(table, columns, classes, options),
             classes=names,
+            splits=() if columns.split is None else _split_names(table, columns.split),
         )
 
     @property
@@ -238,6 +250,7 @@ class TableSource:
             label=label,
             renamed=renamed,
             place=place,
+            split="" if self.columns.split is None else _split(row, self.columns.split),
         )
 
     def _origin(self, row: Row, column: str, *, optional: bool) -> tuple[Origin, str] | None:
@@ -372,12 +385,12 @@ def _choose_columns(table: Table, options: PackOptions) -> Columns:
         UsageError: there is no such column, or it is not clear which is which.
     """
     present = table.columns
-    key, label = options.key_column, options.label_column
+    key, label, split = options.key_column, options.label_column, options.split_column
     paths = tuple(map(_parse_path_column, options.path_columns)) or _default_paths(table, present)
     targets = choose_vectors("target_columns", options.target_columns, present)
     multilabel = choose_vectors("multilabel_columns", options.multilabel_columns, present)
     vectors = [*targets, *multilabel]
-    used = {column for _, column in paths} | {key, ""}
+    used = {column for _, column in paths} | {key, split, ""}
     used |= {column for each in vectors for column in each.columns}
     if label is None and options.labels:
         label = next((name for name in _LABELS if name in present and name not in used), None)
@@ -395,7 +408,7 @@ def _choose_columns(table: Table, options: PackOptions) -> Columns:
             "label_column names a column, but labels=False packs no labels",
             remedy="leave one of them out",
         )
-    for column in (*(column for _, column in paths), label, key, *(options.columns or ())):
+    for column in (*(column for _, column in paths), label, key, split, *(options.columns or ())):
         if column is not None and column not in present:
             raise SituationError(
                 f"there is no column {column!r}",
@@ -412,11 +425,13 @@ def _choose_columns(table: Table, options: PackOptions) -> Columns:
                 str(table.path),
                 f"only the files of its column {paths[0].column} are packed; {both} packs both",
             )
+    _refuse_plain_masks(table, paths, options.types_by_field())
     extra = {*present} - used - {label} | {""} if options.columns is None else {*options.columns}
     return Columns(
         paths=paths,
         label=label,
         key=key,
+        split=split,
         targets=targets,
         multilabel=multilabel,
         extra=frozenset(extra),
@@ -462,6 +477,38 @@ def _default_paths(table: Table, present: tuple[str, ...]) -> tuple[PathColumn, 
     )
 
 
+def _refuse_plain_masks(
+    table: Table, paths: tuple[PathColumn, ...], types: Mapping[str, FieldType]
+) -> None:
+    """Raise SituationError if masks or depth beside images would be pictures or bytes unasked.
+
+    A column is known by its name. A field that says so, or a type, asks for pictures.
+    """
+    for field, column in paths if len(paths) > 1 else ():
+        found = _BESIDE.fullmatch(column)
+        if found is None or (field and (field in types or not isinstance(type_of(field), Bytes))):
+            continue
+        cells = (row.values.get(column) for row in table.rows([column]))
+        cell = next((each for each in cells if each not in _NOTHING), None)
+        path = cell.get("path") if isinstance(cell, Mapping) else cell
+        end = os.path.splitext(str(path))[1].lower().strip(".")  # noqa: PTH122  text
+        if not field and end in types:
+            continue
+        end = end if end in ("png", "npy") else "png"
+        kind = f"the field {quoted(field)}, plain bytes" if field else "pictures"
+        keep = (
+            f"--type {field}=Bytes for bytes"
+            if field
+            else f"--path-column {end}={column} for pictures"
+        )
+        raise SituationError(
+            f"the files of its column {quoted(column)} would become {kind}, and its name says "
+            f"{found.lastgroup}",
+            where=table.path,
+            remedy=f"pass --path-column {found.lastgroup}.{end}={column}, or {keep}",
+        )
+
+
 def _path_options(table: Table, present: tuple[str, ...], image: str) -> str:
     """Return the options that pack the files of several columns; empty if only one names files.
 
@@ -471,7 +518,7 @@ def _path_options(table: Table, present: tuple[str, ...], image: str) -> str:
         image: column of the images.
     """
     beside = {
-        name: found[1].lower()
+        name: str(found.lastgroup)
         for name in present
         if name != image and (found := _BESIDE.fullmatch(name))
     }
@@ -496,6 +543,24 @@ def _key(row: Row, column: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return _text(row, column)
+
+
+def _split(row: Row, column: str) -> str:
+    name = _key(row, column)
+    if not is_split_name(name) or name != name.strip():
+        raise UnpackableError(
+            f"its column {column!r} holds {quoted(name)}, which cannot name the folder of a split",
+            remedy="write it as train or val",
+        )
+    return name
+
+
+def _split_names(table: Table, column: str) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    for row in table.rows([column]):
+        with suppress(UnpackableError):  # a problem of that row, which listing the samples tells
+            found[_split(row, column)] = None
+    return tuple(found)
 
 
 def _text(row: Row, column: str) -> str:

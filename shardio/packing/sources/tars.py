@@ -17,7 +17,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from shardio.errors import CodecError, PackError, SituationError, quoted, shown
+from shardio.errors import (
+    CodecError,
+    PackError,
+    SituationError,
+    argument,
+    counted,
+    in_words,
+    quoted,
+    shown,
+)
 from shardio.fields.arrays import decode_cls
 from shardio.fields.base import LABEL_FIELD, FieldType
 from shardio.fields.defaults import type_of
@@ -136,18 +145,35 @@ class TarSource:
         Raises:
             IndexFileError: an index is stale or damaged.
             TarError: a shard was changed after it was looked through.
-            PackError: what the predicate looks at cannot be read.
+            PackError: what the predicate looks at cannot be read, or it chooses no sample.
         """
         missing, junk, stored = set(self.keys or ()), Counter[str](), self.stored
+        chosen = 0
         for entry in self.catalog.shards:
             for sample in self._of_shard(entry, junk, stored):
                 if isinstance(sample, SourceSample):
                     missing.discard(sample.key)
+                chosen += 1
                 yield sample
         for key in sorted(missing):
             reason = "no shard has a sample with this key"
             yield Problem(path=key, reason=reason, remedy="leave the key out")
         log_junk(self.name, junk)
+        held = self.catalog.shards if self.keys is None else ()
+        count = sum(entry.samples for entry in held) or len(self.keys or ())
+        if self.where is not None and count and not (chosen or missing):
+            first = next(
+                (f", as {quoted(each.load_index().key(0))}" for each in held if each.samples), ""
+            )
+            raise PackError(
+                f"{argument('where')} was true for none of {counted(count, 'sample')}",
+                where=self.name,
+                remedy=in_words(
+                    "look at what it is called with: a key and the decoded fields, as "
+                    "fields['json']['weather'] == 'fog'",
+                    f"give a pattern that is found in keys{first}",
+                ),
+            )
 
     def _of_shard(
         self, entry: ShardEntry, junk: Counter[str], stored: Mapping[bytes, Stored]
