@@ -360,7 +360,9 @@ class Padded(Stack):
 
     def decode(self, slot: int, stored: FieldBytes, view: View | None, watch: Stopwatch) -> Any:
         """See Column."""
-        value = numbers_as_arrays(_decode(self._types, stored, view, watch))
+        value = _decode(self._types, stored, view, watch)
+        if isinstance(value, torch.Tensor):  # an array may know its rate
+            value = as_array(value)
         self._kinds[slot] = self._kind_of(value)
         return value
 
