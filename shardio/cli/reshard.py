@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from shardio.cli.output import describe, output_options
+from shardio.cli.output import describe, output_options, passes
 from shardio.cli.progress import progress_bar
 from shardio.cli.text import say, say_json
 from shardio.cli.values import Command, ShuffleOption, read_names
@@ -49,7 +49,8 @@ def reshard(
     IN are packed folders, tars or patterns of them; IN and OUT may be URLs. Members
     stay byte for byte what they are.
     """
-    with progress_bar("resharding", hidden=as_json) as progress:
+    titles = passes("resharding", on_error=options["on_error"])
+    with progress_bar(*titles, hidden=as_json) as progress:
         where = None if match is None else _matcher(match)
         summary = reshard_source([*sources], out, where=where, progress=progress, **options)
     if as_json:
