@@ -81,4 +81,5 @@ def train(epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    train(epochs=int(sys.argv[1]) if sys.argv[1:] else 6)
+    number = sys.argv[1] if sys.argv[1:] else "6"
+    train(int(number) if number.isdecimal() else sys.exit("give EPOCHS in digits"))

@@ -74,10 +74,8 @@ def train(epochs: int) -> None:
             fields={"image": "png", "caption": "txt"},
             transform=shardio.RandomResizedCrop(SIDE, scale=(0.9, 1), flip=0),
             map=tokenize,
-            shuffle=True,
-            batch_size=32,
-            tail="drop",
-        ).split(0.9)
+            shuffle=True, batch_size=32, tail="drop",
+        ).split(0.9)  # fmt: skip
         whole = shardio.CenterCrop(SIDE, resize=SIDE)
         held_out = held_out.replace(transform=whole, shuffle=False, tail="even")
         train_loader, test_loader = shardio.Loader(train_set), shardio.Loader(held_out)
@@ -97,4 +95,5 @@ def train(epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    train(epochs=int(sys.argv[1]) if sys.argv[1:] else 5)
+    number = sys.argv[1] if sys.argv[1:] else "5"
+    train(int(number) if number.isdecimal() else sys.exit("give EPOCHS in digits"))

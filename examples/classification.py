@@ -51,16 +51,14 @@ def validate(network: nn.Module, loader: shardio.Loader) -> str:
     return f"{accuracy.result():.2%} of {accuracy.count()} samples"
 
 
-def train(folder: Path, epochs: int) -> None:
-    dataset = shardio.ShardDataset(
-        folder / "train", shuffle=True, global_batch_size=32, tail="drop",
+def train(folder: Path, epochs: int = 5) -> None:
+    images = shardio.ShardDataset(folder / "train", shuffle=True, global_batch_size=32, tail="drop",
         transform=shardio.RandomResizedCrop(16, scale=(0.5, 1), flip=0),
-        map=v2.RandAugment(magnitude=5) if v2 else None,
-    )  # fmt: skip
+        map=v2.RandAugment(magnitude=5) if v2 else None)  # fmt: skip
     whole = shardio.CenterCrop(16, resize=16)
     held_out = shardio.ShardDataset(folder / "val", transform=whole, batch_size=64, tail="even")
-    loader = shardio.Loader(dataset, workers=1, device=DEVICE)  # more workers on more cores
-    classes = len(dataset.classes or ())
+    loader = shardio.Loader(images, workers=1, device=DEVICE)  # more workers on more cores
+    classes = len(images.classes or ())
     mix = shardio.RandomChoice([shardio.MixUp(classes, 0.2), shardio.CutMix(classes, p=0.5)])
     torch.manual_seed(0)
     sizes = (3, 32, 1), (32, 64, 2), (64, 128, 2)
@@ -69,20 +67,20 @@ def train(folder: Path, epochs: int) -> None:
     model = nn.parallel.DistributedDataParallel(network.to(DEVICE))
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.97))
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, epochs * len(loader))
-    parts: list[Any] = [network, average, optimizer, schedule, loader]
+    parts: list[Any] = [network, average, optimizer, loader]
     if (checkpoint := folder / "checkpoint.pt").exists():
         for part, state in zip(parts, torch.load(checkpoint, weights_only=True), strict=True):
             part.load_state_dict(state)
     for epoch in range(loader.state_dict()["epoch"], epochs):  # from 0, or where it was killed
         for batch in map(mix, loader):
+            done = (epoch + batch["__step__"] / len(loader)) / epochs  # of all steps
+            optimizer.param_groups[0]["lr"] = 5e-3 * min(4 * done + 0.04, 1 - done)  # up, then down
             with torch.autocast(DEVICE.type, torch.bfloat16):
                 logits = model(normalize(batch["image"]))
             loss = shardio.ops.softmax_cross_entropy(logits, batch["label"])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            schedule.step()
             average.update_parameters(network)
             if dist.get_rank() == 0 and loader.state_dict()["step"] % 10 == 0:  # 0 after the last
                 torch.save([part.state_dict() for part in parts], folder / "new.pt")
@@ -93,8 +91,10 @@ def train(folder: Path, epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    if not sys.argv[1:] or not Path(sys.argv[1], "train").is_dir() or "RANK" not in os.environ:
+    numbers = [int(word) for word in sys.argv[2:] if word.isdecimal()]
+    packed = sys.argv[1:] and Path(sys.argv[1], "val/shardio.json").exists()
+    if not packed or len(sys.argv) != 2 + len(numbers) or "RANK" not in os.environ:
         sys.exit("give torchrun this file and a folder with the packed train and val, see its top")
     dist.init_process_group()
-    train(Path(sys.argv[1]), epochs=int(sys.argv[2]) if sys.argv[2:] else 5)
+    train(Path(sys.argv[1]), *numbers)
     dist.destroy_process_group()

@@ -2,10 +2,10 @@
 
     python examples/imagenet.py IMAGES DATA [EPOCHS [SIDE]]
 
-IMAGES has a subfolder for each class, or, as ImageNet does, train and val with these. They are
-packed into DATA, once. A run that was killed goes on from the checkpoint there.
+IMAGES has a folder a class, or train and val with these. DATA gets the shards, and the checkpoint.
 """
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,30 +20,21 @@ MIXED = DEVICE == "cuda" and torch.cuda.is_bf16_supported()
 normalize = shardio.Normalize()
 
 
-class Block(nn.Module):
-    """Two convolutions beside a shortcut, as in ResNet-18."""
-
-    def __init__(self, before: int, after: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(),
-            nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after),
-        )  # fmt: skip
-        self.shortcut = nn.Conv2d(before, after, 1, 2, bias=False)
+class Residual(nn.Sequential):
+    """Layers beside a shortcut."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map [B, before, H, W] to [B, after, H / 2, W / 2]."""
-        return torch.relu(self.layers(x) + self.shortcut(x))
+        """Map [B, width, H, W] to the same shape."""
+        return torch.relu(x + super().forward(x))  # type: ignore[no-untyped-call]  # torch's
 
 
 def pack(images: Path, data: Path) -> None:
     """Pack what is not packed yet; one image in ten is held out, unless there is a folder val."""
-    given = [part for part in ("train", "val") if (images / part).is_dir()]
-    for part in given:
-        if not (data / part / "shardio.json").exists():
-            shardio.pack(images / part, data / part, shards=16)
-    if not given and not (data / "val" / "shardio.json").exists():
-        shardio.pack(images, data, shards=16, split={"train": 0.9, "val": 0.1}, stratify=True)
+    for part in [name for name in ("train", "val") if (images / name).is_dir()] or [""]:
+        if not (data / (part or "val") / "shardio.json").exists():
+            split: Any = {} if part else {"split": {"train": 0.9, "val": 0.1}, "stratify": True}
+            done = shardio.pack(images / part, data / part, shards=16, on_error="skip", **split)
+            print(f"packed {done.samples} images; left out {done.skipped}, see skipped.jsonl")
 
 
 def validate(network: nn.Module, loader: shardio.Loader) -> str:
@@ -61,39 +52,49 @@ def train(data: Path, epochs: int = 5, side: int = 224) -> None:
     crop = shardio.RandomResizedCrop(side, scale=(0.35, 1), flip=0.5)
     train_set = shardio.ShardDataset(data / "train", shuffle=True, transform=crop, batch_size=64)
     whole = shardio.CenterCrop(side, resize=side * 8 // 7)
-    held_out = shardio.ShardDataset(data / "val", transform=whole, batch_size=64, tail="even")
+    held_out = shardio.ShardDataset(data / "val", transform=whole, batch_size=64)
     loader, test_loader = (shardio.Loader(one, device=DEVICE) for one in (train_set, held_out))
     torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), Block(32, 64), Block(64, 128), Block(128, 256)]
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, len(train_set.classes or ()))]
+    layers: list[nn.Module] = []
+    for a, b in ((3, 32), (32, 64), (64, 128), (128, 256)):
+        layers += nn.Conv2d(a, b, 3, 2, 1), Residual(nn.BatchNorm2d(b), nn.Conv2d(b, b, 3, 1, 1))
+    layers += nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, len(train_set.classes or ()))
     channels_last: Any = {"memory_format": torch.channels_last}  # as batches are
     network = nn.Sequential(*layers).to(DEVICE, **channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, epochs * len(loader))
-    parts: list[Any] = [network, optimizer, schedule, loader]
-    checkpoint = data / "checkpoint.pt"
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True, map_location=DEVICE)
-        for part, state in zip(parts, saved, strict=True):
+    parts: list[Any] = [loader, network, optimizer]
+    saved, asked = data / "checkpoint.pt", list[int]()
+    if saved.exists():
+        for part, state in zip(parts, torch.load(saved, DEVICE, weights_only=True), strict=True):
             part.load_state_dict(state)
-    for epoch in range(loader.state_dict()["epoch"], epochs):  # from 0, or where it was killed
+        print("resuming at epoch {epoch}, step {step}".format(**loader.state_dict()))
+    signal.signal(signal.SIGINT, lambda number, _: asked.append(number))  # a step is not cut short
+    for epoch in range(loader.state_dict()["epoch"], epochs):  # from 0, or where it was stopped
         network.train()
         for batch in loader:
+            done = (epoch + batch["__step__"] / len(loader)) / epochs  # of all steps
+            optimizer.param_groups[0]["lr"] = 3e-3 * min(4 * done + 0.04, 1 - done)  # up, then down
             with torch.autocast(DEVICE, torch.bfloat16, enabled=MIXED):
                 logits = network(normalize(batch["image"]))
             loss = shardio.ops.softmax_cross_entropy(logits, batch["label"], valid=batch["valid"])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            schedule.step()
-            if loader.state_dict()["step"] % 10 == 0:  # 0 after the last
-                torch.save([part.state_dict() for part in parts], checkpoint.with_suffix(".new"))
-                checkpoint.with_suffix(".new").replace(checkpoint)
+            if asked or loader.state_dict()["step"] % 10 == 0:  # 0 after the last
+                torch.save([part.state_dict() for part in parts], saved.with_suffix(".new"))
+                saved.with_suffix(".new").replace(saved)
+            if asked:
+                raise KeyboardInterrupt
         print(f"epoch {epoch}: last loss {loss.item():.3f}, {validate(network, test_loader)}")
+    print(f"trained for {loader.state_dict()['epoch']} epochs, see {saved}")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3 or not Path(sys.argv[1]).is_dir():
-        sys.exit("give a folder of images and one to pack them into: imagenet.py IMAGES DATA")
-    pack(Path(sys.argv[1]), Path(sys.argv[2]))
-    train(Path(sys.argv[2]), *map(int, sys.argv[3:]))
+    numbers = [int(word) for word in sys.argv[3:5] if word.isdecimal()]
+    if len(sys.argv) != 3 + len(numbers) or not Path(sys.argv[1]).is_dir():
+        sys.exit("give a folder of images and one to pack into: IMAGES DATA [EPOCHS [SIDE]]")
+    try:
+        pack(Path(sys.argv[1]), Path(sys.argv[2]))
+        train(Path(sys.argv[2]), *numbers)
+    except (shardio.ShardioError, KeyboardInterrupt) as error:
+        sys.exit(str(error) or "stopped; the same command goes on from here")

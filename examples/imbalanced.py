@@ -92,4 +92,5 @@ def compare(epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    compare(epochs=int(sys.argv[1]) if sys.argv[1:] else 5)
+    number = sys.argv[1] if sys.argv[1:] else "5"
+    compare(int(number) if number.isdecimal() else sys.exit("give EPOCHS in digits"))

@@ -84,4 +84,5 @@ def compare(epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    compare(epochs=int(sys.argv[1]) if sys.argv[1:] else 30)
+    number = sys.argv[1] if sys.argv[1:] else "30"
+    compare(int(number) if number.isdecimal() else sys.exit("give EPOCHS in digits"))

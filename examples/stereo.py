@@ -35,11 +35,8 @@ def draw(count: int) -> Iterator[dict[str, Any]]:
             left[rows, columns], depth[rows, columns] = board, FOCAL / disparity
             right[rows, x + MOST - disparity : x + MOST - disparity + width] = board
         depth[numbers.random(depth.shape) < 0.3] = 0  # as a lidar, which does not see everything
-        yield {
-            "left.png": left,
-            "right.png": right,
-            "depth.png": cv2.imencode(".png", (depth * 256).round().astype(np.uint16))[1].tobytes(),
-        }
+        png = cv2.imencode(".png", (depth * 256).round().astype(np.uint16))[1].tobytes()
+        yield {"left.png": left, "right.png": right, "depth.png": png}
 
 
 class Network(nn.Module):
@@ -97,4 +94,5 @@ def train(epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    train(epochs=int(sys.argv[1]) if sys.argv[1:] else 5)
+    number = sys.argv[1] if sys.argv[1:] else "5"
+    train(int(number) if number.isdecimal() else sys.exit("give EPOCHS in digits"))

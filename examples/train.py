@@ -62,8 +62,7 @@ def make_loaders(folder: Path) -> tuple[DataLoader[Any], DataLoader[Any]]:
 def accuracy(network: Network, loader: DataLoader[Any]) -> float:
     mean = shardio.MaskedMean()
     for batch in loader:
-        hits = network(batch["image"]).argmax(1) == batch["label"]
-        mean.add(hits, batch["valid"])  # a padded sample counts for nothing
+        mean.add(network(batch["image"]).argmax(1) == batch["label"], batch["valid"])  # not pads
     return mean.result()
 
 
@@ -97,4 +96,5 @@ def train(epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    train(epochs=int(sys.argv[1]) if sys.argv[1:] else 15)
+    number = sys.argv[1] if sys.argv[1:] else "15"
+    train(int(number) if number.isdecimal() else sys.exit("give EPOCHS in digits"))

@@ -52,12 +52,11 @@ def accuracy(network: nn.Module, folder: Path) -> float:
     mean = shardio.MaskedMean()
     dataset = shardio.ShardDataset(folder / "test", batch_size=64, tail="even")
     for batch in DataLoader(dataset, batch_size=None):
-        hits = network(batch["image"].float() / 255).argmax(1) == batch["label"]
-        mean.add(hits, batch["valid"])
+        mean.add(network(batch["image"].float() / 255).argmax(1) == batch["label"], batch["valid"])
     return mean.result()
 
 
-def train(folder: Path, epochs: int) -> None:
+def train(folder: Path, epochs: int = 3) -> None:
     rank, ranks = dist.get_rank(), dist.get_world_size()
     if rank == 0:
         make_shards(folder)
@@ -93,8 +92,9 @@ def train(folder: Path, epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    if not sys.argv[1:] or "RANK" not in os.environ:
+    numbers = [int(word) for word in sys.argv[2:] if word.isdecimal()]
+    if len(sys.argv) != 2 + len(numbers) or "RANK" not in os.environ:
         sys.exit("give torchrun this file and a folder for its files, as its first lines show")
     dist.init_process_group("gloo")
-    train(Path(sys.argv[1]), epochs=int(sys.argv[2]) if sys.argv[2:] else 3)
+    train(Path(sys.argv[1]), *numbers)
     dist.destroy_process_group()

@@ -27,7 +27,7 @@ except ModuleNotFoundError:
 SIDE = 8
 
 
-def train(folder: Path, epochs: int) -> None:
+def train(folder: Path, epochs: int = 5) -> None:
     accelerator = Accelerator()
     dataset = shardio.ShardDataset(
         folder / "train",
@@ -74,6 +74,7 @@ def train(folder: Path, epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    if not sys.argv[1:] or not Path(sys.argv[1], "train").is_dir():
+    numbers = [int(word) for word in sys.argv[2:] if word.isdecimal()]
+    if len(sys.argv) != 2 + len(numbers) or not Path(sys.argv[1], "val/shardio.json").exists():
         sys.exit("give a folder with the packed train and val, as the first lines of this file do")
-    train(Path(sys.argv[1]), epochs=int(sys.argv[2]) if sys.argv[2:] else 5)
+    train(Path(sys.argv[1]), *numbers)

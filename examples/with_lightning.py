@@ -93,6 +93,7 @@ def train(folder: Path, epochs: int = 5, processes: int = 1) -> None:
 
 
 if __name__ == "__main__":
-    if not sys.argv[1:] or not Path(sys.argv[1], "train").is_dir():
+    numbers = [int(word) for word in sys.argv[2:] if word.isdecimal()]
+    if len(sys.argv) != 2 + len(numbers) or not Path(sys.argv[1], "val/shardio.json").exists():
         sys.exit("give a folder with the packed train and val, as the first lines of this file do")
-    train(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    train(Path(sys.argv[1]), *numbers)

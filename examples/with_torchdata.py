@@ -26,7 +26,7 @@ except ModuleNotFoundError:
 SIDE, WORKERS, STEPS_BETWEEN_SAVES = 8, 2, 10
 
 
-def train(folder: Path, epochs: int) -> None:
+def train(folder: Path, epochs: int = 5) -> None:
     crop = shardio.RandomResizedCrop(SIDE, scale=(0.8, 1), flip=0)
     dataset = shardio.ShardDataset(folder / "train", transform=crop, shuffle=True, batch_size=32)
     whole = shardio.Resize((SIDE, SIDE))
@@ -75,6 +75,7 @@ def train(folder: Path, epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    if not sys.argv[1:] or not Path(sys.argv[1], "train").is_dir():
+    numbers = [int(word) for word in sys.argv[2:] if word.isdecimal()]
+    if len(sys.argv) != 2 + len(numbers) or not Path(sys.argv[1], "val/shardio.json").exists():
         sys.exit("give a folder with the packed train and val, as the first lines of this file do")
-    train(Path(sys.argv[1]), epochs=int(sys.argv[2]) if sys.argv[2:] else 5)
+    train(Path(sys.argv[1]), *numbers)

@@ -4,8 +4,8 @@
     shardio pack digits/images digits --shards 4 --split train=0.8,val=0.2
     torchrun --nproc-per-node 2 examples/with_transformers.py digits [EPOCHS]
 
-Trainer would divide among the processes what a dataset has divided already. So it gets loaders of
-shardio. A run that was killed goes on in the middle of the epoch.
+Trainer would divide again what a dataset has divided, so it gets loaders of shardio. A run that was
+killed goes on in the middle of the epoch.
 """
 
 import json
@@ -71,7 +71,7 @@ class ShardTrainer(Trainer):
         return {"eval_accuracy": result}
 
 
-def train(folder: Path, epochs: int) -> None:
+def train(folder: Path, epochs: int = 5) -> None:
     options: dict[str, Any] = {"transform": WHOLE, "global_batch_size": 32, "tail": "even"}
     dataset = shardio.ShardDataset(folder / "train", shuffle=True, **options)
     held_out = shardio.ShardDataset(folder / "val", **options)
@@ -85,9 +85,8 @@ def train(folder: Path, epochs: int) -> None:
     trainer = ShardTrainer(network, arguments, train_dataset=dataset, eval_dataset=held_out)
     loader = shardio.Loader(dataset, device=arguments.device)
     trainer.loaders = loader, shardio.Loader(held_out, device=arguments.device)
-    if checkpoint := get_last_checkpoint(
-        arguments.output_dir
-    ):  # the number of steps is all that the loader needs
+    checkpoint = get_last_checkpoint(arguments.output_dir)
+    if checkpoint:  # the number of steps is all that the loader needs
         state = json.loads(Path(checkpoint, "trainer_state.json").read_text("utf-8"))
         epoch, step = divmod(state["global_step"], len(loader))
         loader.load_state_dict(loader.state_dict() | {"epoch": epoch, "step": step})
@@ -95,6 +94,7 @@ def train(folder: Path, epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    if not sys.argv[1:] or not Path(sys.argv[1], "train").is_dir():
+    numbers = [int(word) for word in sys.argv[2:] if word.isdecimal()]
+    if len(sys.argv) != 2 + len(numbers) or not Path(sys.argv[1], "val/shardio.json").exists():
         sys.exit("give a folder with the packed train and val, as the first lines of this file do")
-    train(Path(sys.argv[1]), epochs=int(sys.argv[2]) if sys.argv[2:] else 5)
+    train(Path(sys.argv[1]), *numbers)

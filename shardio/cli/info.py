@@ -27,6 +27,7 @@ from shardio.inspection.info import (
     ShardInfo,
 )
 from shardio.inspection.info import info as inspect_source
+from shardio.packing.layout import DROPPED_NAME, DUPLICATES_NAME, RENAMED_NAME, SKIPPED_NAME
 
 _MOST_CLASSES = 20
 _MOST_SPLITS = 4  # with a column each
@@ -127,7 +128,20 @@ def _parts(found: Info, *, all_shards: bool, all_classes: bool) -> Iterator[Part
         yield f"sample {found.sample.number:,}: {shown(found.sample.key)}"
         yield _sample_table(found.sample)
     for name, lines in found.ledgers.items():
-        yield f"{name}: {counted(lines, 'line')}"
+        yield _ledger_sentence(name, lines)
+
+
+_LEDGERS = {
+    SKIPPED_NAME: ("file was", "files were", "left out"),
+    RENAMED_NAME: ("sample has", "samples have", "another key than its path"),
+    DUPLICATES_NAME: ("duplicate was", "duplicates were", "found"),
+    DROPPED_NAME: ("sample was", "samples were", "lost"),
+}
+
+
+def _ledger_sentence(name: str, lines: int) -> str:
+    one, several, what = _LEDGERS[name]
+    return f"{counted(lines, one, several)} {what}, see {name}"
 
 
 def _sentence(found: Info) -> str:

@@ -16,7 +16,9 @@ from shardio.packing.job import PackSummary
 from shardio.packing.layout import DUPLICATES_NAME, SKIPPED_NAME
 
 output_options = several(
-    click.option("--shards", type=click.IntRange(min=1), help="How many shards."),
+    click.option(
+        "--shards", type=click.IntRange(min=1), help="How many shards, of all splits together."
+    ),
     click.option(
         "--samples-per-shard", type=click.IntRange(min=1), help="Instead: at most so many in each."
     ),
@@ -55,6 +57,11 @@ output_options = several(
         help="Run on this machine, or on a Ray cluster.",
     ),
 )
+
+
+def passes(title: str, *, on_error: str, dedupe: str | None = None) -> list[str]:
+    """Name the passes over the samples, of which the last one writes them."""
+    return ["checking"] * (on_error == "skip") + ["comparing"] * (dedupe is not None) + [title]
 
 
 def describe(summary: PackSummary, out: str) -> str:

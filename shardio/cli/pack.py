@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from shardio.cli.output import describe, output_options
+from shardio.cli.output import describe, output_options, passes
 from shardio.cli.progress import progress_bar
 from shardio.cli.text import say, say_json
 from shardio.cli.values import (
@@ -200,7 +200,8 @@ def pack(src: str, out: str, as_json: bool, **options: Any) -> None:
     says so. OUT is a folder outside SRC, new or without shards, or the URL of one. A pack
     that was interrupted is finished by the same command again.
     """
-    with progress_bar("packing", hidden=as_json) as progress:
+    titles = passes("packing", on_error=options["on_error"], dedupe=options["dedupe"])
+    with progress_bar(*titles, hidden=as_json) as progress:
         summary = pack_source(src, out, progress=progress, **options)
     if as_json:
         say_json(summary)

@@ -122,8 +122,9 @@ _options = several(
 def profile(path: str, as_json: bool, **options: Any) -> None:
     """Say what limits how fast the shards of PATH reach a training loop.
 
-    PATH is a packed folder, or anything else that shardio reads. The machine's limits are
-    measured first, then some loaders; others are predicted. The machine should be idle.
+    PATH is a packed folder (one split, not the folder of all), or anything else that shardio reads.
+    The machine's limits are measured first, then some loaders; others are predicted. The machine
+    should be idle.
     """
     with progress_bar("measuring") as progress:
         result = measure(path, **options, progress=progress)

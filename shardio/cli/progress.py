@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain, repeat
 
 from shardio.cli.text import say, size_text
 from shardio.processes import new_lock
@@ -23,28 +24,31 @@ since, from any thread."""
 
 @contextmanager
 def progress_bar(
-    title: str, *, hidden: bool = False, of_bytes: bool = False
+    *titles: str, hidden: bool = False, of_bytes: bool = False
 ) -> Iterator[Progress | None]:
     """Show progress on standard error.
 
     Args:
-        title: description of the work.
+        *titles: descriptions of the passes over the items, the last one of all others too.
         hidden: whether nothing is shown.
         of_bytes: whether the items are bytes.
     """
     if hidden:
         yield None
         return
+    named = chain(titles, repeat(titles[-1]))
     if not sys.stderr.isatty():
-        line = partial(_line, title, size_text if of_bytes else "{:,}".format)
-        yield lambda total: _Counter(total, _SECONDS_BETWEEN_LINES, partial(line, total)).add
+        text = size_text if of_bytes else "{:,}".format
+        yield lambda total: _Counter(
+            total, _SECONDS_BETWEEN_LINES, partial(_line, next(named), text, total)
+        ).add
         return
     from rich import progress  # noqa: PLC0415  only for a terminal
     from rich.console import Console  # noqa: PLC0415
 
     console = Console(stderr=True)
     columns = (
-        progress.TextColumn(title),
+        progress.TextColumn("{task.description}"),
         progress.BarColumn(),
         progress.DownloadColumn() if of_bytes else progress.MofNCompleteColumn(),
         *([progress.TimeRemainingColumn()] if console.width > _NARROW else []),
@@ -52,7 +56,7 @@ def progress_bar(
     with progress.Progress(*columns, console=console, transient=True) as bar:
 
         def start(total: int) -> Callable[[int], None]:
-            task = bar.add_task(title, total=total)
+            task = bar.add_task(next(named), total=total)
             show = lambda done: bar.update(task, completed=done)  # noqa: E731  one expression
             return _Counter(total, _SECONDS_BETWEEN_FRAMES, show).add
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from shardio.cli.output import describe, output_options
+from shardio.cli.output import describe, output_options, passes
 from shardio.cli.progress import progress_bar
 from shardio.cli.text import say, say_json
 from shardio.cli.values import Command, ShuffleOption, read_names
@@ -51,7 +51,8 @@ def reshard(
     IN are packed folders, tars or patterns of them; IN and OUT may be URLs. Members
     stay byte for byte what they are.
     """
-    with progress_bar("resharding", hidden=as_json) as progress:
+    titles = passes("resharding", on_error=options["on_error"])
+    with progress_bar(*titles, hidden=as_json) as progress:
         matcher = None if where is None else _matcher(where)
         summary = reshard_source([*sources], out, where=matcher, progress=progress, **options)
     if as_json:

@@ -22,7 +22,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import PackError, ShardioError, SituationError, UsageError, quoted, shown
+from shardio.errors import (
+    PackError,
+    ShardioError,
+    SituationError,
+    UsageError,
+    counted,
+    quoted,
+    shown,
+)
 from shardio.fields.base import PIXELS_FIELD, FieldType
 from shardio.fields.defaults import combined_types
 from shardio.fields.formats import IMAGE_FIELDS
@@ -328,10 +336,10 @@ def _discard_others(output: Output, tasks: Sequence[ShardTask]) -> None:
     remove_others(output, {task.shard for task in tasks})
     if lost:
         _LOG.warning(
-            "%s: %s finished shards of an interrupted pack, of other samples or with other "
-            "options, are discarded",
+            "%s: this pack starts afresh, since its samples or options differ: %s of the "
+            "interrupted one not used",
             output.folder.path,
-            f"{len(lost):,}",
+            counted(len(lost), "finished shard is", "finished shards are"),
         )
 
 

@@ -91,8 +91,11 @@ def test_pack_lists_what_it_skipped(tmp_path: Path) -> None:
     assert refused.returncode == 1
     assert refused.stderr.startswith("shardio: class00/readme.txt: not a JPEG, PNG, WebP or BMP")
     assert refused.stderr.count("\n") == 1
+    assert refused.stderr.endswith(", or leave all such samples out with --on-error skip\n")
     done = run("pack", source, tmp_path / "out", "--shards", 2, "--on-error", "skip")
     assert done.returncode == 0
+    assert done.stderr == "checking: 5 of 5\npacking: 4 of 4\n"
+    assert "\n1 file was left out, see skipped.jsonl\n" in run("info", tmp_path / "out").stdout
     assert f"left out 1 file, listed in {tmp_path}/out/skipped.jsonl" in done.stdout
 
 

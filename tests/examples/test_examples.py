@@ -60,6 +60,16 @@ def test_an_example_says_what_to_install(example: Path) -> None:
     ), done.stderr
 
 
+WITH_EPOCHS = [path for path in EXAMPLES if "EPOCHS in digits" in path.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("example", WITH_EPOCHS, ids=lambda path: path.name)
+def test_an_example_that_is_given_no_number_says_so_in_a_sentence(example: Path) -> None:
+    done = programs.run(example, "many")
+    assert done.returncode == 1
+    assert re.fullmatch(r"(give|this example needs) [^\n]+\n", done.stderr), done.stderr
+
+
 def torchrun(processes: int, folder: Path) -> list[str]:
     options = ["--nproc-per-node", str(processes), "--standalone", str(TRAIN_DDP), str(folder), "3"]
     return [sys.executable, "-m", "torch.distributed.run", *options]

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 
+import shardio
 from tests import programs
 
 ROOT = Path(__file__).parents[2]
@@ -89,11 +91,18 @@ def kill_after_saving(checkpoint: Path, *words: object) -> Any:
     return torch.load(checkpoint, weights_only=True)
 
 
-@pytest.mark.parametrize("words", [(), ("nowhere",)], ids=["none", "one that is not there"])
+@pytest.mark.parametrize(
+    "words",
+    [(), ("nowhere",), ("other",), ("packed", "out", "many"), ("packed", "out", "-1")],
+    ids=str,
+)
 @pytest.mark.parametrize("recipe", WITH_FOLDER, ids=lambda path: path.name)
 def test_without_its_folder_a_recipe_says_in_a_sentence_what_to_give(
-    recipe: Path, words: tuple[str, ...]
+    recipe: Path, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "other/train").mkdir(parents=True)
+    shardio.pack([{"__key__": "a", "cls": b"0"}], tmp_path / "packed/val", shards=1)
+    monkeypatch.chdir(tmp_path)
     done = programs.run(recipe, *words)
     assert done.returncode == 1
     assert re.fullmatch(r"(give|this example needs) [^\n]+\n", done.stderr), done.stderr
@@ -143,12 +152,45 @@ def test_a_folder_of_images_becomes_a_network_and_a_killed_run_goes_on(
     command = example("imagenet"), packed_digits / "images"
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     saved = kill_after_saving(killed / "checkpoint.pt", *command, killed, 3, 16)
-    assert saved[-1]["step"] > 0, "it was not in mid-epoch"
-    lines = [run(*command, folder, 3, 16).splitlines()[-1] for folder in (whole, killed)]
-    assert lines[0] == lines[1]
-    accuracy, held_out = found_on_held_out(lines[0])
+    assert saved[0]["step"] > 0, "it was not in mid-epoch"
+    said = [run(*command, folder, 3, 16).splitlines() for folder in (whole, killed)]
+    assert said[1][0] == "resuming at epoch {epoch}, step {step}".format(**saved[0])
+    assert said[0][-2] == said[1][-2]
+    accuracy, held_out = found_on_held_out(said[0][-2])
     assert held_out == 179  # a tenth of each class
     assert accuracy > 85
+    again = run(*command, killed, 3, 16).splitlines()
+    assert again == ["resuming at epoch 3, step 0", said[1][-1]]
+    assert said[1][-1] == f"trained for 3 epochs, see {killed / 'checkpoint.pt'}"
+
+
+def test_ctrl_c_ends_a_run_in_a_line_and_loses_no_step(packed_digits: Path, tmp_path: Path) -> None:
+    """Ten steps are between saves; beside the classes lies a file that is no image."""
+    images, data = tmp_path / "images", tmp_path / "data"
+    images.mkdir()
+    for folder in (packed_digits / "images").iterdir():
+        (images / folder.name).symlink_to(folder)
+    (images / "notes.txt").write_text("not an image")
+    command = sys.executable, example("imagenet"), str(images), str(data)
+    started = subprocess.Popen(
+        [*command, "9", "96"],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (data / "checkpoint.pt").exists():
+        assert started.poll() is None
+        time.sleep(0.005)
+    started.send_signal(signal.SIGINT)
+    said, errors = started.communicate()
+    assert said == "packed 1797 images; left out 1, see skipped.jsonl\n"
+    assert errors == "stopped; the same command goes on from here\n"
+    place = torch.load(data / "checkpoint.pt", weights_only=True)[0]
+    assert 10 < place["step"] < 20
+    more = run(*command[1:], 1, 16)
+    assert more.startswith(f"resuming at epoch 0, step {place['step']}\nepoch 0: last loss")
+    assert run(*command[1:], 2, 16).startswith("resuming at epoch 1, step 0\nepoch 1: last loss")
 
 
 def found_on_held_out(line: str) -> tuple[float, int]:
@@ -170,7 +212,7 @@ def test_photos_in_folders_as_those_of_imagenet_become_a_network(
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{number}.jpg").symlink_to(path)
     said = run(example("imagenet"), tmp_path / "images", tmp_path / "data", 3, 32)
-    accuracy, held_out = found_on_held_out(said.splitlines()[-1])
+    accuracy, held_out = found_on_held_out(said.splitlines()[-2])
     assert held_out == len(photos) // 5
     assert accuracy > 75  # and 50 % by chance
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import shardio
+from shardio.errors import counted
 from shardio.fields.image import decode_image
 from shardio.packing import task as receipts
 from shardio.packing.listing import Listing
@@ -257,8 +258,9 @@ def test_another_pack_takes_nothing_over_that_is_not_its_own(
     assert digests(out) == digests(tmp_path / "whole")
     (said,) = caplog.messages
     assert said == (
-        f"{out}: {len(finished)} finished shards of an interrupted pack, of other samples or with "
-        "other options, are discarded"
+        f"{out}: this pack starts afresh, since its samples or options differ: "
+        f"{counted(len(finished), 'finished shard is', 'finished shards are')} of the interrupted "
+        "one not used"
     )
 
 

@@ -661,7 +661,7 @@ class TestRemedies:
         assert row["remedy"].startswith("rename or remove it, or name the files of a sample")
 
     def refuse(self, source: Any, tmp_path: Path, remedy: str, **options: Any) -> None:
-        found = rf"{remedy}.*, or skip such samples with on_error='skip' \(--on-error skip\)$"
+        found = rf"{remedy}.*, or leave all such samples out with on_error='skip'$"
         with pytest.raises(shardio.PackError, match=found):
             shardio.pack(source, tmp_path / "out", shards=1, **options)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-from shardio.errors import PackError, ShardioError, counted, quoted, shown
+from shardio.errors import PackError, ShardioError, argument, counted, quoted, shown
 from shardio.naming import join_member_name, split_member_name
 
 if TYPE_CHECKING:
@@ -141,8 +141,8 @@ class Problem:
         return PackError(
             self.reason,
             where=shown(self.path),
-            remedy=f"{self.remedy or remedy}, or skip such samples with on_error='skip' "
-            "(--on-error skip)",
+            remedy=f"{self.remedy or remedy}, or leave all such samples out with "
+            f"{argument('on_error', 'skip')}",
         )
 
 
