@@ -37,9 +37,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 _Error = TypeVar("_Error", bound="ShardioError")
 _OPTIONS = "SHARDIO_OPTIONS"  # of the running command, for its processes too
@@ -137,21 +138,31 @@ def as_options(options: Mapping[str, Sequence[str]]) -> Iterator[None]:
             os.environ[_OPTIONS] = before
 
 
-def argument(name: str, *value: object) -> str:
+def argument(name: str, *value: Any) -> str:
     """Name an argument in a message, as "shards=8" in Python and "--shards 8" for a command.
 
     Args:
         name: name of the argument in Python.
-        *value: value of the argument; none to name the argument alone.
+        *value: value of the argument; none to name the argument alone. A list is an option that is
+            repeated, and so is a mapping from fields to types as Python spells them.
     """
     options = json.loads(os.environ.get(_OPTIONS, "{}")).get(name)
+    is_map = bool(value) and isinstance(value[0], Mapping)
     if not options:
+        if is_map:
+            pairs = (f"{field!r}: {kind}" for field, kind in value[0].items())
+            return f"{name}={{{', '.join(pairs)}}}"
         return "=".join([name, *map(quoted, value)])
-    if value and isinstance(value[0], bool):
+    if is_map:
+        value = tuple(f"{field}={kind.removesuffix('()')}" for field, kind in value[0].items())
+    elif value and isinstance(value[0], list):
+        value = tuple(value[0])
+    elif value and isinstance(value[0], bool):
         if len(options) == 2:
             return str(options[0 if value[0] else 1])
         value = (str(value[0]).lower(),)
-    return " ".join([options[0], *(shown(str(each)) for each in value)])
+    given = (f"{options[0]} {shlex.quote(shown(str(each)))}" for each in value)
+    return " ".join(given) or str(options[0])
 
 
 def in_words(python: str, command: str) -> str:

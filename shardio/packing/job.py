@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shardio.errors import PackError, SituationError, UsageError, quoted, shown
+from shardio.errors import PackError, SituationError, UsageError, argument, quoted, shown
 from shardio.fields.base import PIXELS_FIELD, FieldType
 from shardio.fields.defaults import combined_types
 from shardio.fields.formats import IMAGE_FIELDS
@@ -105,8 +105,9 @@ class PackJob:
     def __post_init__(self) -> None:
         if self.sharding.shard_size is not None and self.images.decodes:
             raise UsageError(
-                "shard_size needs to know what samples take before they are encoded",
-                remedy="give samples_per_shard",
+                "it needs to know what samples take before they are encoded",
+                where=argument("shard_size"),
+                remedy=f"give {argument('samples_per_shard')}",
             )
 
 
@@ -163,8 +164,9 @@ def run_job(
         plan, ended = _pack(Path(target), None, names, job, open_source)
     elif job.engine.elsewhere:
         raise UsageError(
-            "engine='ray' writes to a folder that all machines see, and not to a storage",
-            remedy="leave engine out, or pack into a folder and copy it",
+            "it writes to a folder that all machines see, and not to a storage",
+            where=argument("engine", "ray"),
+            remedy="leave it out, or pack into a folder and copy it",
         )
     else:
         with claim_storage(target, names) as folder:

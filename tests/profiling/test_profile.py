@@ -482,7 +482,7 @@ def test_a_module_that_prints_does_not_get_into_the_results(
     assert callable(load_callable(f"{code}:step"))
     assert capsys.readouterr() == ("", "noise\n")
     code.write_text("import sys\nsys.exit(5)\n")
-    with pytest.raises(shardio.SituationError, match=r"mine\.py cannot be imported: SystemExit"):
+    with pytest.raises(shardio.UsageError, match=r"mine\.py cannot be imported: SystemExit"):
         load_callable(f"{code}:step")
 
 

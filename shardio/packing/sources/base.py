@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-from shardio.errors import PackError, ShardioError, counted, quoted, shown
+from shardio.errors import PackError, ShardioError, argument, counted, quoted, shown
 from shardio.naming import join_member_name, split_member_name
 
 if TYPE_CHECKING:
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("shardio")
 
-NAME_COCO = "name it with coco (--coco) if it has COCO's annotations of the images"
-"""Advice for a JSON file that is no sample."""
+
+def name_coco() -> str:
+    """Return the advice for a JSON file that is no sample."""
+    return f"name it with {argument('coco')} if it has COCO's annotations of the images"
 
 
 class FromFile(NamedTuple):
@@ -139,8 +141,8 @@ class Problem:
         return PackError(
             self.reason,
             where=shown(self.path),
-            remedy=f"{self.remedy or remedy}, or skip such samples with on_error='skip' "
-            "(--on-error skip)",
+            remedy=f"{self.remedy or remedy}, or skip such samples with "
+            f"{argument('on_error', 'skip')}",
         )
 
 
