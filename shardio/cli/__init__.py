@@ -84,8 +84,9 @@ class _Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find a command, and have errors name its options until it ends."""
         if not (args[0] in _COMMANDS or args[0].startswith("-") or ctx.resilient_parsing):
-            near = " or ".join(map(repr, get_close_matches(args[0], _COMMANDS)))
-            ctx.fail(f"No such command {args[0]!r}." + (near and f" Did you mean {near}?"))
+            near = get_close_matches(args[0], ["help", *_COMMANDS], n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            ctx.fail(f"No such command {args[0]!r}.{hint}")
         name, command, rest = super().resolve_command(ctx, args)
         options = {
             str(option.name): [
