@@ -40,7 +40,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 _Error = TypeVar("_Error", bound="ShardioError")
 _OPTIONS = "SHARDIO_OPTIONS"  # of the running command, for its processes too
@@ -138,24 +138,18 @@ def as_options(options: Mapping[str, Sequence[str]]) -> Iterator[None]:
             os.environ[_OPTIONS] = before
 
 
-def argument(name: str, *value: Any) -> str:
+def argument(name: str, *value: object) -> str:
     """Name an argument in a message, as "shards=8" in Python and "--shards 8" for a command.
 
     Args:
         name: name of the argument in Python.
         *value: value of the argument; none to name the argument alone. A list is an option that is
-            repeated, and so is a mapping from fields to types as Python spells them.
+            repeated.
     """
     options = json.loads(os.environ.get(_OPTIONS, "{}")).get(name)
-    is_map = bool(value) and isinstance(value[0], Mapping)
     if not options:
-        if is_map:
-            pairs = (f"{field!r}: {kind}" for field, kind in value[0].items())
-            return f"{name}={{{', '.join(pairs)}}}"
         return "=".join([name, *map(quoted, value)])
-    if is_map:
-        value = tuple(f"{field}={kind.removesuffix('()')}" for field, kind in value[0].items())
-    elif value and isinstance(value[0], list):
+    if value and isinstance(value[0], list):
         value = tuple(value[0])
     elif value and isinstance(value[0], bool):
         if len(options) == 2:
@@ -163,6 +157,12 @@ def argument(name: str, *value: Any) -> str:
         value = (str(value[0]).lower(),)
     given = (f"{options[0]} {shlex.quote(shown(str(each)))}" for each in value)
     return " ".join(given) or str(options[0])
+
+
+def type_argument(field: str, kind: str) -> str:
+    """Name the type of a field, as "types={'wav': Audio()}" in Python, "--type wav=Audio" else."""
+    option = argument("types", f"{field}={kind.removesuffix('()')}")
+    return in_words(f"types={{{field!r}: {kind}}}", option)
 
 
 def in_words(python: str, command: str) -> str:

@@ -32,6 +32,7 @@ from shardio.errors import (
     argument,
     counted,
     quoted,
+    type_argument,
 )
 from shardio.fields.base import PIXELS_FIELD, FieldType
 from shardio.fields.defaults import IMAGE, recorded_size, size_of, type_of
@@ -530,7 +531,7 @@ class _Packer(ExitStack):
                     remedy="write what it says, or remove it where samples may lack it, as by "
                     f"{argument('fields', 'jpg,x?')}",
                 ) from error
-            kept = argument("types", {name: "Bytes()"})
+            kept = type_argument(name, "Bytes()")
             remedy = f"fix the data, save text as UTF-8, or keep bytes as they are with {kept}"
             raise CodecError(error.what, remedy=error.remedy or remedy) from error
 
@@ -542,7 +543,7 @@ class _Packer(ExitStack):
             probe_image(data, max_pixels=self._encoding.limit)  # refuses what is no sound image
             raise CodecError(
                 error.what,
-                remedy=f"say what it is: {argument('types', {field: 'Image(bits=8)'})} takes the "
+                remedy=f"say what it is: {type_argument(field, 'Image(bits=8)')} takes the "
                 "high byte of each channel, Depth() or Mask(dtype='int32') in its place the values "
                 "of one channel, and Bytes() the file as it is",
             ) from error
@@ -599,7 +600,7 @@ class _Packer(ExitStack):
                 error.what,
                 remedy=f"rename or remove it, or name the files of a sample with "
                 f"{argument('fields')}, or the type of such files, as "
-                f"{argument('types', {'wav': 'Audio()'})}"
+                f"{type_argument('wav', 'Audio()')}"
                 + (f", or {name_coco()}" if data[:1].tobytes() == b"{" else ""),
             ) from error
         check_complete(data, info)
@@ -618,7 +619,7 @@ class _Packer(ExitStack):
                     f"{field} has {counted(channels, 'channel')}, and other images of the pack "
                     f"{stored}",
                     remedy="give all images that become pixels the same channels, as by "
-                    f"{argument('types', {'jpg': 'Image(channels=1)'})}",
+                    f"{type_argument('jpg', 'Image(channels=1)')}",
                 )
         self._pixels.reserve(data, info, channels)
         return PIXELS_FIELD if self._encoding.store == "raw" else field, None, None

@@ -326,7 +326,6 @@ def test_errors_of_a_pack_have_one_spelling_for_each_reader(
         (("where", 3), "where=3", "where=3"),
         (("tail", "a b?"), "--tail 'a b?'", "tail='a b?'"),
         (("tail", ["a", "b"]), "--tail a --tail b", "tail=['a', 'b']"),
-        (("tail", {"wav": "Audio()"}), "--tail wav=Audio", "tail={'wav': Audio()}"),
     ],
 )
 def test_an_argument_is_an_option_or_a_flag_of_the_command_that_runs(

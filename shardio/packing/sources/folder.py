@@ -24,7 +24,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from shardio.errors import PackError, SituationError, UsageError, argument, quoted, shown
+from shardio.errors import (
+    PackError,
+    SituationError,
+    UsageError,
+    argument,
+    quoted,
+    shown,
+    type_argument,
+)
 from shardio.fields.base import FieldType
 from shardio.fields.formats import IMAGE_FIELDS, is_image
 from shardio.indexing.manifest import MANIFEST_NAME
@@ -234,7 +242,7 @@ class FolderSource:
                 f"it has no images; the first of its files is {shown(first)}",
                 where=self.root,
                 remedy="name the folder that holds the images, or say what the files are, with "
-                f"{argument('fields')} or {argument('types', {'wav': 'Audio()'})}",
+                f"{argument('fields')} or {type_argument('wav', 'Audio()')}",
             )
         log_junk(self.root, seen.junk)
         seen.neighbours.log()
