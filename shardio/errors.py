@@ -37,6 +37,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -142,16 +143,26 @@ def argument(name: str, *value: object) -> str:
 
     Args:
         name: name of the argument in Python.
-        *value: value of the argument; none to name the argument alone.
+        *value: value of the argument; none to name the argument alone. A list is an option that is
+            repeated.
     """
     options = json.loads(os.environ.get(_OPTIONS, "{}")).get(name)
     if not options:
         return "=".join([name, *map(quoted, value)])
-    if value and isinstance(value[0], bool):
+    if value and isinstance(value[0], list):
+        value = tuple(value[0])
+    elif value and isinstance(value[0], bool):
         if len(options) == 2:
             return str(options[0 if value[0] else 1])
         value = (str(value[0]).lower(),)
-    return " ".join([options[0], *(shown(str(each)) for each in value)])
+    given = (f"{options[0]} {shlex.quote(shown(str(each)))}" for each in value)
+    return " ".join(given) or str(options[0])
+
+
+def type_argument(field: str, kind: str) -> str:
+    """Name the type of a field, as "types={'wav': Audio()}" in Python, "--type wav=Audio" else."""
+    option = argument("types", f"{field}={kind.removesuffix('()')}")
+    return in_words(f"types={{{field!r}: {kind}}}", option)
 
 
 def in_words(python: str, command: str) -> str:

@@ -19,6 +19,8 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
+import shutil
+import sys
 import threading
 import time
 import weakref
@@ -32,6 +34,7 @@ from typing import Any, TypeVar
 
 _locks: weakref.WeakSet[threading.Lock] = weakref.WeakSet()
 _forked = False
+WIDTH = 80  # columns where no terminal says
 
 
 def new_lock() -> threading.Lock:
@@ -98,6 +101,17 @@ def count_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def terminal_width(*, error: bool = False) -> int:
+    """Return the columns of the terminal of standard output, or error; 80 without one.
+
+    COLUMNS overrides it.
+    """
+    stream, usual = sys.stderr if error else sys.stdout, os.terminal_size((WIDTH, 24))
+    with suppress(AttributeError, OSError, ValueError):
+        usual = os.get_terminal_size(stream.fileno())
+    return shutil.get_terminal_size(usual).columns or WIDTH
 
 
 def is_alive(process: int) -> bool:

@@ -6,12 +6,13 @@ import io
 import signal
 import sys
 from collections.abc import Iterable
+from difflib import get_close_matches
 from importlib import import_module
 from typing import NoReturn
 
 import click
 
-from shardio.cli.text import escape_output, say, terminal_width
+from shardio.cli.text import escape_output, say
 from shardio.errors import (
     ShardioError,
     SituationError,
@@ -20,6 +21,7 @@ from shardio.errors import (
     escaped,
     without_secrets,
 )
+from shardio.processes import terminal_width
 from shardio.storage.local import is_out_of_files, out_of_files
 
 _COMMANDS = (
@@ -73,10 +75,18 @@ class _Commands(click.Group):
         command.context_class = _Context
         return command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse arguments, of which `help pack` means `pack --help`."""
+        return super().parse_args(ctx, [*args[1:], "--help"] if args[:1] == ["help"] else args)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find a command, and have errors name its options until it ends."""
+        if not (args[0] in _COMMANDS or args[0].startswith("-") or ctx.resilient_parsing):
+            near = get_close_matches(args[0], ["help", *_COMMANDS], n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            ctx.fail(f"No such command {args[0]!r}.{hint}")
         name, command, rest = super().resolve_command(ctx, args)
         options = {
             str(option.name): [
@@ -148,7 +158,8 @@ def commands(context: click.Context) -> None:
 def main() -> None:
     """Run the command line: exit code 0 for success, 1 for a problem, 2 for wrong usage.
 
-    Usage is wrong if the arguments alone tell, whatever lies on the disk.
+    Usage is wrong if the arguments tell, with the files of names and functions that options load,
+    whatever the data are.
     """
     escape_output()
     try:

@@ -74,7 +74,8 @@ def describe(summary: PackSummary, out: str) -> str:
     lines = [
         f"packed {counted(summary.samples, 'sample')}{classes}, {megabytes:,.1f} MB, into "
         f"{counted(summary.shards, 'shard')} in {summary.seconds:.2f} s "
-        f"({megabytes / summary.seconds:,.0f} MB/s)"
+        f"({summary.samples / summary.seconds:,.0f} samples/s, "
+        f"{megabytes / summary.seconds:,.1f} MB/s)"
     ]
     for name, samples in (summary.splits or {}).items():
         lines.append(f"{folder}/{name}: {counted(samples, 'sample')}")

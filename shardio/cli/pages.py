@@ -13,7 +13,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from shardio.cli.text import WIDTH, fitted, terminal_width
+from shardio.cli.text import fitted
+from shardio.processes import WIDTH, terminal_width
 
 Part = str | Text | Table
 """Part of a page."""

@@ -32,9 +32,16 @@ from shardio.profiling.report import (
     stage_rows,
     store_rows,
 )
-from shardio.profiling.settings import BASELINES, ProfileOptions
+from shardio.profiling.settings import (
+    BASELINES,
+    MOST,
+    MOST_A_CORE,
+    SHORTEST,
+    ProfileOptions,
+)
 
 _DEFAULTS = ProfileOptions()
+_RANGE = f"0 to {MOST_A_CORE} per core, up to {MOST} or one per core"
 
 
 def _parse_numbers(
@@ -61,14 +68,14 @@ _options = several(
         metavar="N,N,...",
         callback=_parse_numbers,
         help="Numbers of DataLoader workers to measure; 0 for none, only the loop's own thread.  "
-        "[default: one per core, or none where --threads is given]",
+        f"[default: one per core, or none where --threads is given; {_RANGE}]",
     ),
     click.option(
         "--threads",
         metavar="N,N,...",
         callback=_parse_numbers,
         help="Numbers of shardio.Loader's threads to measure, likewise.  "
-        "[default: one per core, or none where --workers is given]",
+        f"[default: one per core, or none where --workers is given; {_RANGE}]",
     ),
     _number(
         "--prefetch",
@@ -91,14 +98,14 @@ _options = several(
     ),
     _number(
         "--seconds",
-        type=float,
+        type=click.FloatRange(min=SHORTEST),
         default=_DEFAULTS.seconds,
         help="Seconds that each loader is measured.",
     ),
     _place("--transform", help="Callable for images, in place of the crop."),
     _number(
         "--step-ms",
-        type=float,
+        type=click.FloatRange(min=0),
         default=_DEFAULTS.step_ms,
         help="Milliseconds that a training step takes, to tell whether it waits.",
     ),

@@ -5,17 +5,15 @@ from __future__ import annotations
 import codecs
 import io
 import json
-import os
-import shutil
 import sys
 import textwrap
-from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 import click
 
-WIDTH = 80
+from shardio.processes import terminal_width
+
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _ESCAPED = "shardio.escaped"
 _IN_ASCII = str.maketrans({"─": "-", "×": "x", "µ": "u", "±": "~", "…": "..."})
@@ -49,17 +47,6 @@ def say(text: str, *, error: bool = False, as_it_is: bool = False) -> None:
     if stream.isatty() and not as_it_is:
         text = fitted(text, terminal_width(error=error))
     click.echo(text, file=stream)  # without a file, it would be UTF-8 where the encoding is ASCII
-
-
-def terminal_width(*, error: bool = False) -> int:
-    """Return the columns of the terminal of standard output, or error; 80 without one.
-
-    COLUMNS overrides it.
-    """
-    stream, usual = sys.stderr if error else sys.stdout, os.terminal_size((WIDTH, 24))
-    with suppress(OSError, ValueError):
-        usual = os.get_terminal_size(stream.fileno())
-    return shutil.get_terminal_size(usual).columns or WIDTH
 
 
 def fitted(text: str, width: int) -> str:

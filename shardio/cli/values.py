@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from shardio.errors import SituationError, UsageError, argument, quoted, shown
+from shardio.errors import UsageError, argument, quoted, shown
 from shardio.fields.base import FieldType
 from shardio.fields.limits import MAX_PIXELS
 from shardio.fields.recorded import parse_type
@@ -222,11 +222,11 @@ def read_names(
         return None
     refuse_url(path)
     if Path(path).exists() and not Path(path).is_file():
-        raise SituationError("it is not a file", where=path)
+        raise UsageError("it is not a file", where=path)
     try:
         text = Path(path).read_text("utf-8")
     except (OSError, UnicodeError) as error:
-        raise SituationError(f"it cannot be read as text ({error})", where=path) from error
+        raise UsageError(f"it cannot be read as text ({error})", where=path) from error
     return [line for line in text.splitlines() if line]
 
 

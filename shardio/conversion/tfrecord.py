@@ -222,7 +222,7 @@ def _refuse_files(folder: Folder) -> None:
         raise PackError(
             f"the folder already has TFRecord files ({found[0]})",
             where=folder.path,
-            remedy="name another folder, or remove them first",
+            remedy="remove them first, or name another folder",
         )
 
 

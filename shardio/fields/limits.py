@@ -19,7 +19,7 @@ copies what it decoded, and a progressive JPEG keeps its coefficients.
 
 from __future__ import annotations
 
-from shardio.errors import CodecError
+from shardio.errors import CodecError, argument
 
 MAX_PIXELS = 178_956_970
 """Pillow's limit for its decompression bomb error: half a gigabyte of RGB."""
@@ -82,5 +82,5 @@ def _needed(work: int, allowed: int) -> int:
 
 
 def _refusal(what: str, needed: int) -> CodecError:
-    given = f"max_pixels={needed} lets it through (--max-pixels {needed})"
-    return CodecError(what, remedy=f"if the file is trusted, {given}")
+    given = argument("max_pixels", needed)
+    return CodecError(what, remedy=f"if the file is trusted, {given} lets it through")

@@ -28,7 +28,7 @@ from multiprocessing.synchronize import Event
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 from shardio.checks import one_of, whole_number
-from shardio.errors import PackError, SituationError, UsageError
+from shardio.errors import PackError, SituationError, UsageError, argument
 from shardio.processes import count_cores
 
 Advance = Callable[[int], None]
@@ -309,7 +309,7 @@ def _import_ray() -> Any:
         import ray.exceptions  # noqa: PLC0415
     except ImportError as error:
         raise SituationError(
-            "engine='ray' needs Ray", remedy="pip install 'shardio[ray]'"
+            f"{argument('engine', 'ray')} needs Ray", remedy="pip install 'shardio[ray]'"
         ) from error
     return ray
 
@@ -329,6 +329,7 @@ def make_engine(name: EngineName, jobs: int | None) -> Engine:
         jobs = whole_number("jobs", jobs, least=1)
     if name == "ray" and jobs is not None:
         raise UsageError(
-            "jobs is for engine='local'", remedy="a Ray cluster runs as many as it has cores"
+            f"{argument('jobs')} is for {argument('engine', 'local')}",
+            remedy="a Ray cluster runs as many as it has cores",
         )
     return RayEngine() if name == "ray" else LocalEngine(jobs)

@@ -27,6 +27,7 @@ from shardio.errors import (
     ShardioError,
     SituationError,
     UsageError,
+    argument,
     counted,
     quoted,
     shown,
@@ -122,8 +123,9 @@ class PackJob:
     def __post_init__(self) -> None:
         if self.sharding.shard_size is not None and self.images.decodes:
             raise UsageError(
-                "shard_size needs to know what samples take before they are encoded",
-                remedy="give samples_per_shard",
+                "it needs to know what samples take before they are encoded",
+                where=argument("shard_size"),
+                remedy=f"give {argument('samples_per_shard')}",
             )
 
     @property
@@ -184,8 +186,9 @@ def run_job(
         plan, ended = _pack(Path(target), None, job, open_source)
     elif job.engine.elsewhere:
         raise UsageError(
-            "engine='ray' writes to a folder that all machines see, and not to a storage",
-            remedy="leave engine out, or pack into a folder and copy it",
+            "it writes to a folder that all machines see, and not to a storage",
+            where=argument("engine", "ray"),
+            remedy="leave it out, or pack into a folder and copy it",
         )
     else:
         with claim_storage(target, job.parts) as folder:

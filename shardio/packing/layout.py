@@ -96,5 +96,5 @@ def refuse_foreign(names: Collection[str], folder: object) -> None:
             raise PackError(
                 f"the folder has {what} already ({found})",
                 where=folder,
-                remedy="name another one, or remove them first",
+                remedy="remove them first, or name another folder",
             )

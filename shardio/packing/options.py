@@ -12,14 +12,14 @@ from os import PathLike
 from typing import Any, ClassVar, Literal, get_args
 
 from shardio.checks import one_of, require, whole_number
-from shardio.errors import UsageError, quoted
+from shardio.errors import UsageError, argument, quoted
 from shardio.fields.base import FieldType
 from shardio.fields.defaults import given_types, named_types
 from shardio.fields.limits import MAX_PIXELS
 from shardio.packing.dedupe import Dedupe, Likeness
 from shardio.packing.engine import EngineName, make_engine
 from shardio.packing.job import PackJob, Progress
-from shardio.packing.plan import ImageEncoding, ImageStorage, Sharding, Splits
+from shardio.packing.plan import ImageEncoding, ImageStorage, Sharding, Splits, as_split
 from shardio.packing.sources.rows import check_delimiter, check_encoding
 from shardio.packing.sources.rules import check_classes, parse_features, parse_fields
 from shardio.packing.sources.vectors import TargetType
@@ -83,7 +83,8 @@ class OutputOptions:
         require(mapped, "split", self.split, "a mapping, as {'train': 0.9, 'val': 0.1}")
         if self.stratify and self.split is None:
             raise UsageError(
-                "stratify requires split", remedy="give split, as {'train': 0.9, 'val': 0.1}"
+                f"{argument('stratify')} requires {argument('split')}",
+                remedy=f"give it {as_split()}",
             )
 
     @property
@@ -237,7 +238,8 @@ class PackOptions(OutputOptions):
         pairs = parse_features(self.features)
         if pair := next((pair for pair in pairs if not pair.feature), None):
             raise UsageError(
-                f"features: '{pair.field}=' names no feature",
+                f"'{pair.field}=' names no feature",
+                where=argument("features"),
                 remedy="write it as jpg=image/encoded",
             )
         for name in ("columns", "path_columns", "target_columns", "multilabel_columns"):
@@ -248,8 +250,8 @@ class PackOptions(OutputOptions):
         one_of("target_dtype", self.target_dtype, get_args(TargetType))
         if self.manifest is not None and self.fields is not None:
             raise UsageError(
-                "manifest and fields exclude each other",
-                remedy="leave fields out; the table names the files of a sample",
+                f"{argument('manifest')} and {argument('fields')} exclude each other",
+                remedy=f"leave {argument('fields')} out; the table names the files of a sample",
             )
         if self.split is not None and self.split_column is not None:
             raise UsageError("split and split_column exclude each other", remedy="give one of them")
@@ -257,11 +259,13 @@ class PackOptions(OutputOptions):
             one_of("dedupe", self.dedupe, get_args(Likeness))
         if self.dedupe is None and self.keep_duplicates:
             raise UsageError(
-                "keep_duplicates requires dedupe", remedy="give dedupe='exact' or 'perceptual'"
+                f"{argument('keep_duplicates')} requires {argument('dedupe')}",
+                remedy=f"give {argument('dedupe', 'exact')} or {argument('dedupe', 'perceptual')}",
             )
         if self.dedupe != "perceptual" and self.dedupe_distance is not None:
             raise UsageError(
-                "dedupe_distance requires dedupe='perceptual'", remedy="leave it out or give both"
+                f"{argument('dedupe_distance')} requires {argument('dedupe', 'perceptual')}",
+                remedy="leave it out or give both",
             )
 
     @property
@@ -288,17 +292,19 @@ class PackOptions(OutputOptions):
         types = named_types(self.types)
         if both := sorted(entries.keys() & types.keys()):
             raise UsageError(
-                f"{quoted(both[0])} has a type in fields and one in types", remedy="leave one out"
+                f"{quoted(both[0])} has a type in {argument('fields')} and one in "
+                f"{argument('types')}",
+                remedy="leave one out",
             )
         return {**entries, **types}
 
     def require_table(self) -> None:
         """Raise UsageError if options of tables are given, as there is no table."""
         if {*self.given_for_source()} & {*self.TABLE_OPTIONS}:
-            *names, last = self.TABLE_OPTIONS
+            *names, last = map(argument, self.TABLE_OPTIONS)
             raise UsageError(
-                f"{', '.join(names)} and {last} require manifest",
-                remedy="name the table with manifest (--manifest), or as the source",
+                f"{', '.join(names)} and {last} require {argument('manifest')}",
+                remedy=f"name the table with {argument('manifest')}, or as the source",
             )
 
     def make_pack_job(self) -> PackJob:

@@ -7,13 +7,14 @@ so that it is as atomic and goes on where it was.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from shardio.errors import SituationError, UsageError
+from shardio.errors import PackError, SituationError, UsageError, argument
 from shardio.indexing.catalog import open_catalog
 from shardio.indexing.parts import ShardPaths
 from shardio.options import with_options
@@ -68,6 +69,8 @@ def pack(
         TFRecordError: a TFRecord file is damaged, so that records are lost.
         OSError: the output cannot be written.
     """
+    if isinstance(source, str | PathLike):
+        _require_path(fspath(source), options)
     job = options.make_pack_job()
     if isinstance(source, str | PathLike):
         root, opened = fspath(source), None
@@ -142,6 +145,17 @@ def open_source(path: str, options: PackOptions) -> Source:
     return kind.open(path, options)
 
 
+def _require_path(path: str, options: PackOptions) -> None:
+    """Raise PackError if nothing is at a path, before a missing number of shards is asked for."""
+    given = (options.shards, options.samples_per_shard, options.shard_size, options.manifest)
+    if given.count(None) < len(given) or {*path} & {*"*?[{"}:
+        return
+    is_local = locate(path, options=options.storage_options).is_local
+    if is_local and not os.path.lexists(path):
+        remedy = "name the folder that holds the images"
+        raise PackError("no such folder or file", where=path, remedy=remedy)
+
+
 def _refuse_others(
     options: PackOptions, described: str, allowed: Collection[str], *, where: str | None = None
 ) -> None:
@@ -149,10 +163,10 @@ def _refuse_others(
     others = [name for name in options.given_for_source() if name not in allowed]
     if others:
         verb = "does" if len(others) == 1 else "do"
-        apply = f"; options that apply: {', '.join(allowed)}" if allowed else ""
+        apply = f"; options that apply: {', '.join(map(argument, allowed))}" if allowed else ""
         kind = UsageError if where is None else SituationError
         raise kind(
-            f"{' and '.join(others)} {verb} not apply to {described}",
+            f"{' and '.join(map(argument, others))} {verb} not apply to {described}",
             where=where,
             remedy=f"leave {'it' if len(others) == 1 else 'them'} out{apply}",
         )

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.checks import is_whole, one_of, whole_number
-from shardio.errors import PackError, UsageError, quoted
+from shardio.errors import PackError, UsageError, argument, in_words, quoted
 from shardio.fields.limits import MAX_PIXELS, MAX_RESIZED_PIXELS
 from shardio.packing.layout import SHARD_PATTERN, WHOLE, is_split_name
 from shardio.planning.order import KeyedPermutation, derive_key
@@ -45,15 +45,21 @@ class Sharding:
     shard_size: int | None = None
 
     def __post_init__(self) -> None:
-        names = ("shards", "samples_per_shard", "shard_size")
+        names = first, second, third = ("shards", "samples_per_shard", "shard_size")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if len(given) != 1:
             raise UsageError(
-                f"how many shards? Give one of {', '.join(names)} (--shards 8), "
-                f"not {' and '.join(given) or 'none'}"
+                f"how many shards? Give {argument(first)}, {argument(second)} or "
+                f"{argument(third)}, as {argument(first, 8)}, not "
+                f"{' and '.join(map(argument, given)) or 'none'}"
             )
         ((name, number),) = given.items()
         object.__setattr__(self, name, whole_number(name, number, least=1))
+
+
+def as_split() -> str:
+    """Spell an example of fractions by name as the reader knows it."""
+    return in_words("as {'train': 0.9, 'val': 0.1}", "as train=0.9,val=0.1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,12 +80,16 @@ class Splits:
     def __post_init__(self) -> None:
         for name in self.fractions:
             if not is_split_name(name):
-                raise UsageError(f"split: {quoted(name)} cannot be the name of a folder of a split")
+                raise UsageError(
+                    f"{quoted(name)} cannot be the name of a folder of a split",
+                    where=argument("split"),
+                )
         values = [*self.fractions.values()]
         if not values or min(values) <= 0 or abs(sum(values) - 1) > 1e-9:
             raise UsageError(
-                f"split: the fractions {', '.join(map(str, values))} must be above 0 and add up "
-                "to 1, as train=0.9,val=0.1"
+                f"the fractions {', '.join(map(str, values))} must be above 0 and add up to 1",
+                where=argument("split"),
+                remedy=f"give them {as_split()}",
             )
 
 
@@ -184,7 +194,7 @@ def plan_shards(
                 raise PackError(
                     f"no sample fits into shards of {sharding.shard_size:,} bytes: the "
                     f"smallest takes {least + len(END_OF_ARCHIVE):,}",
-                    remedy="give a larger shard_size (--shard-size)",
+                    remedy=f"give a larger {argument('shard_size')}",
                 )
             pieces = _cut_by_size(order, sizes[order], limit)
         planned += [
@@ -293,12 +303,17 @@ class ImageEncoding:
         if self.max_side is not None:
             whole_number("max_side", self.max_side, least=1)
         if self.resize is not None and self.max_side is not None:
-            raise UsageError("resize and max_side exclude each other", remedy="give one of them")
+            raise UsageError(
+                f"{argument('resize')} and {argument('max_side')} exclude each other",
+                remedy="give one of them",
+            )
         if self.quality is not None:
             whole_number("quality", self.quality, least=1, most=100)
         if self.store == "raw" and self.quality is not None:
             raise UsageError(
-                "quality applies to image files", remedy="leave it out; store='raw' stores pixels"
+                "it applies to image files",
+                where=argument("quality"),
+                remedy=f"leave it out; {argument('store', 'raw')} stores pixels",
             )
 
     @property
@@ -331,13 +346,16 @@ class ImageEncoding:
 
     def _check_resize(self, resize: int | tuple[int, int]) -> None:
         sides = resize if isinstance(resize, tuple) else (resize, resize)
+        command = f"{argument('resize')} {'x'.join(map(str, sides))}"
+        where = in_words(f"resize={quoted(resize)}", command)
         if len(sides) != 2 or not all(is_whole(side, least=1) for side in sides):
             raise UsageError(
-                f"resize={quoted(resize)}: it must be a whole number for the shorter side, or a "
-                "tuple (height, width), all at least 1"
+                "it must be a whole number for the shorter side, or "
+                f"{in_words('a tuple (height, width)', 'HxW')}, all at least 1",
+                where=where,
             )
         if isinstance(resize, tuple) and sides[0] * sides[1] > self.max_pixels:
             raise UsageError(
-                f"resize={quoted(resize)}: more pixels than max_pixels={self.max_pixels} allows "
-                "an image"
+                f"more pixels than {argument('max_pixels', self.max_pixels)} allows an image",
+                where=where,
             )

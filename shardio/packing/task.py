@@ -24,7 +24,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from shardio.errors import CodecError, IndexFileError, PackError, UsageError, counted, quoted
+from shardio.errors import (
+    CodecError,
+    IndexFileError,
+    PackError,
+    UsageError,
+    argument,
+    counted,
+    quoted,
+    type_argument,
+)
 from shardio.fields.base import PIXELS_FIELD, FieldType
 from shardio.fields.defaults import IMAGE, recorded_size, size_of, type_of
 from shardio.fields.formats import check_complete, find_corrupt, probe_image
@@ -39,13 +48,13 @@ from shardio.packing.layout import WHOLE, WORK_FOLDER, is_shard_name, path_in
 from shardio.packing.listing import SampleList
 from shardio.packing.plan import ImageEncoding
 from shardio.packing.sources.base import (
-    NAME_COCO,
     FromFile,
     Origin,
     Problem,
     SourceSample,
     Stored,
     UnpackableError,
+    name_coco,
 )
 from shardio.packing.sources.reader import (
     FileVersions,
@@ -519,10 +528,10 @@ class _Packer(ExitStack):
             if not data and not error.remedy:
                 raise CodecError(
                     "it is empty",
-                    remedy="write what it says, or remove it where samples may lack it "
-                    "(--fields 'jpg,x?')",
+                    remedy="write what it says, or remove it where samples may lack it, as by "
+                    f"{argument('fields', 'jpg,x?')}",
                 ) from error
-            kept = f"types={{{name!r}: Bytes()}} (--type {quoted(f'{name}=Bytes')})"
+            kept = type_argument(name, "Bytes()")
             remedy = f"fix the data, save text as UTF-8, or keep bytes as they are with {kept}"
             raise CodecError(error.what, remedy=error.remedy or remedy) from error
 
@@ -534,10 +543,9 @@ class _Packer(ExitStack):
             probe_image(data, max_pixels=self._encoding.limit)  # refuses what is no sound image
             raise CodecError(
                 error.what,
-                remedy=f"say what it is: types={{{field!r}: Image(bits=8)}} "
-                f"(--type {quoted(f'{field}=Image(bits=8)')}) takes the high byte of each channel, "
-                "Depth() or Mask(dtype='int32') in its place the values of one channel, and "
-                "Bytes() the file as it is",
+                remedy=f"say what it is: {type_argument(field, 'Image(bits=8)')} takes the "
+                "high byte of each channel, Depth() or Mask(dtype='int32') in its place the values "
+                "of one channel, and Bytes() the file as it is",
             ) from error
 
     def _follow(self, name: str, type_: FieldType, data: memoryview, sample: SourceSample) -> None:
@@ -590,9 +598,10 @@ class _Packer(ExitStack):
                 raise
             raise CodecError(
                 error.what,
-                remedy="rename or remove it, or name the files of a sample with fields (--fields), "
-                "or the type of such files with types (--type wav=Audio)"
-                + (f", or {NAME_COCO}" if data[:1].tobytes() == b"{" else ""),
+                remedy=f"rename or remove it, or name the files of a sample with "
+                f"{argument('fields')}, or the type of such files, as "
+                f"{type_argument('wav', 'Audio()')}"
+                + (f", or {name_coco()}" if data[:1].tobytes() == b"{" else ""),
             ) from error
         check_complete(data, info)
         if self._pixels is None:
@@ -609,8 +618,8 @@ class _Packer(ExitStack):
                 raise UsageError(
                     f"{field} has {counted(channels, 'channel')}, and other images of the pack "
                     f"{stored}",
-                    remedy="give all images that become pixels the same channels, with types "
-                    "(--type jpg=Image(channels=1))",
+                    remedy="give all images that become pixels the same channels, as by "
+                    f"{type_argument('jpg', 'Image(channels=1)')}",
                 )
         self._pixels.reserve(data, info, channels)
         return PIXELS_FIELD if self._encoding.store == "raw" else field, None, None

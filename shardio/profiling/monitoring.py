@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch.utils.data import DataLoader
 
 from shardio.errors import UsageError, counted, quoted
-from shardio.processes import count_cores
+from shardio.processes import count_cores, terminal_width
 from shardio.profiling.claims import judge_watched
 from shardio.profiling.evidence import (
     Evidence,
@@ -511,7 +511,8 @@ class Monitor:
         unit = "samples" if rate else "batches"
         rate = rate or (len(rows) - 1) / seconds
         line = f"waiting {waiting:5.1%} of the time, {rate:,.0f} {unit}/s{self._known}"
-        sys.stderr.write(f"\r{line[:79]:<79}")
+        width = min(terminal_width(error=True), _WIDTH) - 1
+        sys.stderr.write(f"\r{line[:width]:<{width}}")
         sys.stderr.flush()
         self._shown = True
 

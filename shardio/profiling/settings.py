@@ -27,7 +27,8 @@ BASELINES = ("webdataset",)
 """Other loaders that can be measured on the same shards."""
 
 _PREFETCH = 2  # default of torch's DataLoader for each worker, and of shardio.Loader
-_MOST_A_CORE, _MOST = 16, 128  # workers or threads
+MOST_A_CORE, MOST = 16, 128  # workers or threads
+SHORTEST = 0.1  # seconds of a measurement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +68,7 @@ class MeasuringOptions:
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("size", 0), ("prefetch", 1)):
             whole_number(name, getattr(self, name), least=least)
-        for name, shortest in (("seconds", 0.1), ("step_ms", 0.0)):
+        for name, shortest in (("seconds", SHORTEST), ("step_ms", 0.0)):
             value = getattr(self, name)
             good = isinstance(value, int | float) and shortest <= value < math.inf
             require(good, name, value, f"a number, {shortest:g} or more")
@@ -168,7 +169,7 @@ def topologies_of(settings: ProfileSettings) -> list[Topology]:
         UsageError: a number is out of range.
     """
     cores = count_cores()
-    most = max(min(_MOST_A_CORE * cores, _MOST), cores)  # more only take memory
+    most = max(min(MOST_A_CORE * cores, MOST), cores)  # more only take memory
     workers, threads = settings.workers, settings.threads
     numbers: tuple[tuple[ProducerKind, str, Sequence[int] | None], ...] = (
         ("processes", "workers", workers),
@@ -199,10 +200,10 @@ def load_callable(place: str) -> Callable[..., Any]:
             "it is not FILE:NAME", where=place, remedy="give a Python file and a callable in it"
         )
     if not Path(path).is_file():
-        raise SituationError(f"there is no file {path}", where=place)
+        raise UsageError(f"there is no file {path}", where=place)
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     if spec is None or spec.loader is None:
-        raise SituationError("it is not a Python file", where=path)
+        raise UsageError("it is not a Python file", where=path)
     module = importlib.util.module_from_spec(spec)
     folder = str(Path(path).resolve().parent)
     if folder not in sys.path:
@@ -211,12 +212,10 @@ def load_callable(place: str) -> Callable[..., Any]:
         with redirect_stdout(sys.stderr):  # standard output is for results
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise SituationError(
-            f"{path} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+        raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     found = getattr(module, name, None)
     if not callable(found):
-        raise SituationError(f"{path} has no callable {quoted(name)}")
+        raise UsageError(f"{path} has no callable {quoted(name)}")
     return found  # type: ignore[no-any-return]
 
 

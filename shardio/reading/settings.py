@@ -21,7 +21,9 @@ from shardio.errors import (
     ShardioError,
     SituationError,
     UsageError,
+    argument,
     counted,
+    in_words,
     quoted,
 )
 from shardio.fields.base import LABEL_FIELD, FieldType, picture_info
@@ -393,7 +395,7 @@ def divide_batch(global_batch_size: int, world_size: int) -> int:
     share, rest = divmod(global_batch_size, world_size)
     if rest:
         raise UsageError(
-            f"global_batch_size={global_batch_size} does not divide among "
+            f"{argument('global_batch_size', global_batch_size)} does not divide among "
             f"{counted(world_size, 'rank')}",
             remedy=f"make it a multiple of {world_size}",
         )
@@ -429,9 +431,10 @@ def check_plan(
         raise SituationError("the dataset has no samples", where=dataset)
     if tail == "short" and world_size > 1:
         raise UsageError(
-            f"tail='short' with {world_size} ranks would give them unequal steps, or "
-            "batches of unequal size",
-            remedy="pass tail='exact', tail='even' and weigh by batch['valid'], or tail='drop'",
+            f"{argument('tail', 'short')} with {world_size} ranks would give them unequal steps, "
+            "or batches of unequal size",
+            remedy=f"pass {argument('tail', 'exact')}, {argument('tail', 'even')} and weigh by "
+            f"batch['valid'], or {argument('tail', 'drop')}",
         )
     if tail == "exact":
         _check_exact(count, shuffle, world_size, global_batch_size, buckets)
@@ -444,9 +447,9 @@ def check_plan(
     if not steps:
         raise SituationError(
             f"{counted(count, 'sample')} do not fill one global batch, which "
-            "tail='drop' leaves out",
+            f"{argument('tail', 'drop')} leaves out",
             where=dataset,
-            remedy="make the batch smaller or pass tail='pad'",
+            remedy=f"make the batch smaller or pass {argument('tail', 'pad')}",
         )
     return steps
 
@@ -461,16 +464,17 @@ def _check_exact(
     """Refuse tail="exact" where a rank would have a step without a sample."""
     if buckets is not None or shuffle.streams > 1:
         raise UsageError(
-            "tail='exact' divides the last two steps of an epoch anew, and excludes "
-            f"{'streams' if buckets is None else 'buckets'}",
-            remedy="pass tail='even' and weigh by batch['valid']",
+            f"{argument('tail', 'exact')} divides the last two steps of an epoch anew, and "
+            f"excludes {argument('streams') if buckets is None else 'buckets'}",
+            remedy=f"pass {argument('tail', 'even')} and weigh by batch['valid']",
         )
     last = halve_rest(count, global_batch_size)
     if last and len(last[-1]) < world_size:
         raise UsageError(
-            f"tail='exact' leaves {counted(len(last[-1]), 'sample')} for the last step of "
-            f"{world_size} ranks",
-            remedy="pass a batch_size of 2 or more, or tail='even' and weigh by batch['valid']",
+            f"{argument('tail', 'exact')} leaves {counted(len(last[-1]), 'sample')} for the last "
+            f"step of {world_size} ranks",
+            remedy=f"pass {argument('batch_size', 2)} or more, or {argument('tail', 'even')} and "
+            "weigh by batch['valid']",
         )
 
 
@@ -479,29 +483,31 @@ def _check_streams(
 ) -> None:
     """Refuse streams that do not divide among ranks, batches and samples."""
     streams = shuffle.streams
+    given = argument("streams", streams)
     if streams > 1 and streams % world_size:
         raise UsageError(
-            f"{world_size} ranks do not divide streams={streams}: each rank reads whole streams, "
-            f"so use {_divisors(streams)} ranks, or streams=1 for any number"
+            f"{world_size} ranks do not divide {given}: each rank reads whole streams, so use "
+            f"{_divisors(streams)} ranks, or {argument('streams', 1)} for any number"
         )
     if global_batch_size % streams:
         raise UsageError(
-            f"streams={streams} do not divide the global batch size {global_batch_size}: "
+            f"{given} do not divide the global batch size {global_batch_size}: "
             "each stream fills an equal part of it",
             remedy=f"make it a multiple of {streams}",
         )
     if streams > 1 and shuffle.weights is not None:
         raise UsageError(
-            f"weights with streams={streams}: each stream fills an equal part of a batch, whatever "
-            "the weights of its samples",
+            f"{argument('weights')} with {given}: each stream fills an equal part of a batch, "
+            "whatever the weights of its samples",
             remedy="leave out one of the two",
         )
     if streams > count:
-        raise SituationError(f"streams={streams} are more than its {count} samples", where=dataset)
+        raise SituationError(f"{given} are more than its {count} samples", where=dataset)
 
 
 def _check_order_of_buckets(shuffle: Shuffle) -> None:
     """Refuse orders that would have other numbers of steps in each epoch, or unequal streams."""
+    bucketed = in_words("transform=Buckets(…)", argument("bucket_area"))
     for name, used in (
         ("streams", shuffle.streams > 1),
         ("weights", shuffle.weights is not None),
@@ -509,7 +515,7 @@ def _check_order_of_buckets(shuffle: Shuffle) -> None:
     ):
         if used:
             raise UsageError(
-                f"{name} with transform=Buckets(…): the steps that buckets fill would differ from "
+                f"{argument(name)} with {bucketed}: the steps that buckets fill would differ from "
                 f"{'stream to stream' if name == 'streams' else 'epoch to epoch'}",
                 remedy="leave out one of the two",
             )

@@ -6,17 +6,20 @@ import io
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import tarfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from shardio.cli import commands
+from shardio.cli import _COMMANDS, commands
 from shardio.indexing.shard_index import read_index
 from shardio.testing import make_images
 from tests.programs import command as run
@@ -40,7 +43,7 @@ def test_pack_says_what_it_did(images: Path, tmp_path: Path) -> None:
     done = alone("pack", images, tmp_path / "out", "--shards", 8)
     assert done.returncode == 0
     assert done.stdout.startswith("packed 600 samples of 10 classes, 1.2 MB, into 8 shards in ")
-    assert done.stdout.rstrip().endswith("MB/s)")
+    assert re.fullmatch(r"[\d,]+ samples/s, [\d.]+ MB/s\)\n", done.stdout.rpartition("(")[2])
     assert done.stderr == "packing: 600 of 600\n"
 
 
@@ -130,23 +133,29 @@ def test_pack_stores_pixels_and_says_when_their_sizes_differ(tmp_path: Path) -> 
         (
             ["pack", "in", "out"],
             2,
-            "how many shards? Give one of shards, samples_per_shard, shard_size",
+            "how many shards? Give --shards, --samples-per-shard or --shard-size, as --shards 8, "
+            "not none",
         ),
-        ([*PACK, "--shard-size", "5MB"], 2, "--shards 8), not shards and shard_size"),
+        (["pack", "nothing", "out"], 1, "shardio: nothing: no such folder or file"),
+        ([*PACK, "--shard-size", "5MB"], 2, "as --shards 8, not --shards and --shard-size"),
         (["pack", "in", "out", "--shard-size", "big"], 2, "'big' is not a size, as 512MB or 1GiB"),
         ([*PACK, "--split", "a=1,b"], 2, "'a=1,b' is not a list of fractions by name"),
         ([*PACK, "--split", "a=.5,b=.4"], 2, "must be above 0 and add up to 1"),
         ([*PACK, "--split", "../a=1"], 2, "'../a' cannot be the name of a folder of a split"),
-        ([*PACK, "--stratify"], 2, "stratify requires split"),
-        ([*PACK, "--classes", "nothing"], 1, "nothing: it cannot be read as text"),
-        ([*PACK, "--fields", "jpg,,"], 2, "fields='jpg,,': '' names no field"),
+        ([*PACK, "--stratify"], 2, "--stratify requires --split; give it as train=0.9,val=0.1"),
+        ([*PACK, "--classes", "nothing"], 2, "nothing: it cannot be read as text"),
+        ([*PACK, "--fields", "jpg,,"], 2, "--fields jpg,,: '' names no field"),
         ([*PACK, "--manifest", "a.csv"], 1, "shardio: a.csv: No such file or directory"),
-        ([*PACK, "--label-column", "x"], 2, "label_column and key_column require manifest"),
-        ([*PACK, "--keep-duplicates"], 2, "keep_duplicates requires dedupe"),
-        ([*PACK, "--engine", "ray", "--jobs", "2"], 2, "jobs is for engine='local'"),
+        ([*PACK, "--label-column", "x"], 2, "--label-column and --key-column require --manifest"),
+        (
+            [*PACK, "--keep-duplicates"],
+            2,
+            "--keep-duplicates requires --dedupe; give --dedupe exact",
+        ),
+        ([*PACK, "--engine", "ray", "--jobs", "2"], 2, "--jobs is for --engine local"),
         ([*PACK, "--store", "png"], 2, "'png' is not one of 'original', 'raw'"),
         ([*PACK, "--store", "raw", "--resize", "32x"], 2, "'32x' is neither a number, as 256,"),
-        ([*PACK, "--store", "raw", "--resize", "0x9"], 2, "resize=(0, 9): it must be a whole"),
+        ([*PACK, "--store", "raw", "--resize", "0x9"], 2, "--resize 0x9: it must be a whole"),
         (["pack", "in", "/proc/no/out", "--shards", "2"], 1, "shardio: /proc/no"),
         (["pack", "in", "file", "--shards", "1"], 1, "shardio: file: it is a file; name a folder"),
         (["index", "nothing"], 1, "shardio: nothing: no such folder or shard"),
@@ -158,7 +167,9 @@ def test_pack_stores_pixels_and_says_when_their_sizes_differ(tmp_path: Path) -> 
             2,
             "--workers -2: it must be a whole number from 0 to 32",
         ),
-        (["frobnicate"], 2, "No such command 'frobnicate'"),
+        (["frobnicate"], 2, "No such command 'frobnicate'.\n"),
+        (["profle", "out"], 2, "No such command 'profle'. Did you mean 'profile'?"),
+        (["help", "profle"], 2, "No such command 'profle'. Did you mean 'profile'?"),
     ],
 )
 def test_mistakes_get_one_sentence_and_an_exit_code(
@@ -238,6 +249,31 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     assert done.returncode == 0
     assert (f"Example: shardio {command}" if command else "Commands:") in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", ["", "pack", "cache ls"])
+def test_help_is_a_command_too(command: str) -> None:
+    done = run("help", *command.split())
+    assert (done.returncode, done.stdout) == (0, run(*command.split(), "--help").stdout)
+
+
+@pytest.mark.parametrize("name", _COMMANDS)
+def test_help_says_the_limits_of_numbers(name: str) -> None:
+    """Any whole number is a seed of a pack."""
+    command = getattr(import_module(f"shardio.cli.{name}"), name)
+    free = {
+        option.name
+        for option in command.params
+        if isinstance(option.type, type(click.INT) | type(click.FLOAT))
+        and not isinstance(option.type, click.IntRange | click.FloatRange)
+    }
+    assert free == ({"seed"} if name in ("pack", "reshard") else set())
+
+
+def test_help_says_the_limits_of_workers() -> None:
+    said = " ".join(run("profile", "--help").stdout.split())
+    assert said.count("0 to 16 per core, up to 128 or one per core") == 2
+    assert "x>=0.1" in said
 
 
 def test_without_arguments_the_three_uses_are_shown() -> None:

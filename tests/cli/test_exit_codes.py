@@ -1,4 +1,4 @@
-"""Exit codes: 2 if the arguments alone are wrong, 1 if they do not fit what lies on the disk."""
+"""Exit codes: 2 if the arguments are wrong, with the files they load; 1 if the data do not fit."""
 
 from __future__ import annotations
 
@@ -44,7 +44,11 @@ WRONG = [
     ("replay", "packed", ["--batch-size", str(1 << 70)]),
     ("plan", "packed", ["--ranks", "2", "--tail", "short"]),
     ("replay", "packed", ["--rank", "1"]),
+    ("pack", "in", ["--classes", "nothing"]),
+    ("reshard", "packed", ["--keys", "nothing"]),
     ("profile", "packed", ["--train", "mine.py"]),
+    *[("profile", "packed", [option, "nothing.py:f"]) for option in ("--train", "--transform")],
+    *[("profile", "packed", [option, "table.csv:f"]) for option in ("--train", "--transform")],
     ("profile", "packed", ["--html", "s3://bucket/report.html"]),
 ]
 MET = [
@@ -52,12 +56,10 @@ MET = [
     *[(command, "empty", []) for command in _COMMANDS if command not in ("cache", "pack")],
     *[("cache", each, ["--cache-dir", "nothing"]) for each in ("ls", "prune", "clear")],
     ("cache", "ls", ["--cache-dir", "table.csv"]),
-    ("pack", "in", ["--classes", "nothing"]),
     ("pack", "in", ["--manifest", "nothing.csv"]),
     ("pack", "in", ["--manifest", "table.csv", "--label-column", "none"]),
     ("pack", "packed", ["--no-labels"]),
     ("pack", "in", ["--shards", "9"]),
-    ("reshard", "packed", ["--keys", "nothing"]),
     ("convert", "packed", ["--feature", "none=x"]),
     ("info", "packed", ["--sample", "none"]),
     ("info", "packed", ["--sample", "9999"]),
@@ -65,7 +67,6 @@ MET = [
     ("replay", "packed", ["--step", "9999"]),
     ("replay", "packed", ["--to", "in"]),
     ("profile", "packed", ["--batch-size", "9999"]),
-    ("profile", "packed", ["--train", "nothing.py:f"]),
     ("profile", "packed", ["--html", "nothing/report.html"]),
 ]
 CASES = [*[(2, *case) for case in WRONG], *[(1, *case) for case in MET]]

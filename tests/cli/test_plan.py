@@ -180,9 +180,9 @@ def test_plan_fits_a_narrow_terminal(packed: Path) -> None:
     ("options", "message"),
     [
         (["--ranks", "3", "--nodes", "2"], "3 ranks do not divide among 2 nodes"),
-        (["--ranks", "3", "--streams", "4"], "3 ranks do not divide streams=4"),
-        (["--streams", "5"], "streams=5 do not divide the global batch size 64"),
-        (["--ranks", "2", "--tail", "short"], "tail='short' with 2 ranks"),
+        (["--ranks", "3", "--streams", "4"], "3 ranks do not divide --streams 4"),
+        (["--streams", "5"], "--streams 5 do not divide the global batch size 64"),
+        (["--ranks", "2", "--tail", "short"], "--tail short with 2 ranks"),
         (["--ranks", "100", "--tail", "drop"], "600 samples do not fill one global batch"),
     ],
 )

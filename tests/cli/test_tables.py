@@ -45,9 +45,9 @@ def test_a_table_is_packed_with_all_its_options(table: Path, tmp_path: Path) -> 
     [
         ([], 1, "its header has both comma and semicolon, and one of them is the delimiter"),
         (["--delimiter", ";"], 1, "0xe9 at byte 3 of the cell, in line 2 of the file"),
-        (["--delimiter", ";;"], 2, "delimiter=';;': it must be one character"),
-        (["--encoding", "klingon"], 2, "encoding='klingon': there is no such encoding"),
-        (["--fields", "png"], 1, "fields does not apply to a table"),
+        (["--delimiter", ";;"], 2, "--delimiter ';;': it must be one character"),
+        (["--encoding", "klingon"], 2, "--encoding klingon: there is no such encoding"),
+        (["--fields", "png"], 1, "--fields does not apply to a table"),
     ],
 )
 def test_mistakes_get_one_sentence(
@@ -70,7 +70,7 @@ def test_options_of_tables_need_one(tmp_path: Path) -> None:
     for option in ("--encoding", "--columns", "--target-column", "--multilabel-column"):
         done = run(tmp_path / "in", tmp_path / "out", "--shards", 1, option, "latin-1")
         assert done.returncode == 2
-        assert "require manifest" in done.stderr
+        assert "require --manifest" in done.stderr
 
 
 def test_what_a_folder_was_taken_for_is_said_beside_the_summary(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import termios
 from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO, TextIOWrapper
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import shardio
 from shardio.cli import _COMMANDS, main
 from shardio.errors import argument, as_options
 
+ONE = ["--shards", "1"]
 ARGUMENTS = {
     "cache": ["ls"],
     "convert": ["out", "records", "--to", "tfrecord"],
@@ -219,7 +221,7 @@ def test_names_of_shards_are_no_markup(run: Run, packed: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "options", "said", "in_python"),
     [
-        (["--seconds", "0"], {"seconds": 0.0}, "--seconds 0.0: it must", "seconds=0.0: it must"),
+        (["--seconds", "nan"], {"seconds": nan}, "--seconds nan: it must", "seconds=nan: it must"),
         (
             ["--step-ms", "1", "--train", "a.py:f"],
             {"step_ms": 1.0, "train": "a.py:f"},
@@ -246,6 +248,74 @@ def test_errors_name_options_for_a_command_and_arguments_in_python(
 
 
 @pytest.mark.parametrize(
+    ("files", "arguments", "options", "said", "in_python"),
+    [
+        (
+            ["a/x.jpg"],
+            [],
+            {},
+            "Give --shards, --samples-per-shard or --shard-size, as --shards 8, not none",
+            "Give shards, samples_per_shard or shard_size, as shards=8, not none",
+        ),
+        (["a/x.jpg"], [*ONE], {"shards": 1}, "with --on-error skip", "with on_error='skip'"),
+        (
+            ["a/x.jpg"],
+            [*ONE, "--coco", "no"],
+            {"shards": 1, "coco": "no"},
+            "annotations with --coco",
+            "annotations with coco",
+        ),
+        (
+            ["a/x.jpg", "b.jpg"],
+            [*ONE],
+            {"shards": 1},
+            "without classes: --no-labels",
+            "without classes: labels=False",
+        ),
+        (
+            ["images/x.jpg", "masks/x.png"],
+            [*ONE],
+            {"shards": 1},
+            "with --path-column image --path-column mask.png=mask, a",
+            "with path_columns=['image', 'mask.png=mask'], a",
+        ),
+        (
+            ["a.txt"],
+            [*ONE],
+            {"shards": 1},
+            "with --fields or --type wav=Audio",
+            "with fields or types={'wav': Audio()}",
+        ),
+        (
+            ["a/x.jpg"],
+            [*ONE, "--feature", "jpg=x"],
+            {"shards": 1, "features": ["jpg=x"]},
+            "leave it out; options that apply: --labels, --classes, --fields",
+            "leave it out; options that apply: labels, classes, fields",
+        ),
+    ],
+)
+def test_errors_of_a_pack_have_one_spelling_for_each_reader(
+    run: Run,
+    tmp_path: Path,
+    files: list[str],
+    arguments: list[str],
+    options: dict[str, Any],
+    said: str,
+    in_python: str,
+) -> None:
+    for file in files:
+        (tmp_path / "in" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / file).write_bytes(b"\xff\xd8")
+    _, printed = run("pack", str(tmp_path / "in"), str(tmp_path / "new"), *arguments)
+    assert said in " ".join(printed.split())
+    with pytest.raises(shardio.ShardioError) as caught:
+        shardio.pack(tmp_path / "in", tmp_path / "new", **options)
+    assert in_python in str(caught.value)
+    assert "--" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("given", "option", "in_python"),
     [
         (("shuffle", False), "--no-shuffle", "shuffle=False"),
@@ -254,6 +324,8 @@ def test_errors_name_options_for_a_command_and_arguments_in_python(
         (("tail", True), "--tail true", "tail=True"),
         (("tail",), "--tail", "tail"),
         (("where", 3), "where=3", "where=3"),
+        (("tail", "a b?"), "--tail 'a b?'", "tail='a b?'"),
+        (("tail", ["a", "b"]), "--tail a --tail b", "tail=['a', 'b']"),
     ],
 )
 def test_an_argument_is_an_option_or_a_flag_of_the_command_that_runs(

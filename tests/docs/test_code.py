@@ -43,7 +43,7 @@ PAGES = {
 _FENCE = re.compile(r"( *)```(\w*)")
 _WHY_NOT = re.compile(r"<!-- not run: (\S.*) -->")
 _BEFORE = re.compile(r"<!-- before\n(.*?)\n-->", re.DOTALL)
-_VARIES = re.compile(r"\d[\d,.]*(?= (?:s|ms|µs|B|kB|MB|GB|MB/s)\b)")
+_VARIES = re.compile(r"\d[\d,.]*(?= (?:s|samples/s|ms|µs|B|kB|MB|GB|MB/s)\b)")
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class TestDelimiters:
     ) -> None:
         (tmp_path / "t.csv").write_text("path;label;price, EUR\n0.bin;1;5\n")
         with pytest.raises(
-            shardio.SituationError, match=r"both comma and semicolon.*--delimiter.*in quotes"
+            shardio.SituationError, match=r"both comma and semicolon.*delimiter=','.*in quotes"
         ):
             pack(source, tmp_path / "t.csv")
         found = pack(source, tmp_path / "t.csv", delimiter=";")

@@ -99,8 +99,8 @@ def test_commands_take_the_limit(tmp_path: Path, shard: Path) -> None:
     ]
     for command, limit in cases:
         done = CliRunner().invoke(commands, [*command, "--max-pixels", str(limit)])
-        told = done.output.replace("\n", "") + str(done.exception)
-        assert f"max_pixels={limit + 1}" in told
+        told = " ".join([*done.output.split(), str(done.exception)])
+        assert f"--max-pixels {limit + 1} lets it through" in told
 
 
 def test_verify_deep_finds_a_boolean_shape(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_larger_image_packs_when_it_is_resized_or_the_limit_is_raised(tmp_path
     (images / "scan.png").write_bytes(scan.tobytes())
     with pytest.raises(shardio.PackError) as refused:
         shardio.pack(images, tmp_path / "a", shards=1, labels=False)
-    found = re.search(r"max_pixels=(\d+) lets it through \(--max-pixels \1\)", str(refused.value))
+    found = re.search(r"max_pixels=(\d+) lets it through", str(refused.value))
     assert found is not None
     shardio.pack(images, tmp_path / "b", shards=1, labels=False, max_pixels=int(found[1]))
     with pytest.raises(shardio.PackError, match=r"only \d+ bytes for 5000 x 5000 pixels"):

@@ -93,7 +93,7 @@ def test_some_images_without_are_refused_with_both_ways_out(
     source = write(tmp_path / "in", *names)
     with pytest.raises(shardio.PackError, match=lacks) as caught:
         pack(source, labels=False, on_error=on_error)
-    assert f"(--fields {ways}), or remove or add files" in str(caught.value)
+    assert f"fields={ways}, or remove or add files" in str(caught.value)
     assert pack(source, labels=False, fields=ways.strip("'"))
 
 

@@ -57,7 +57,9 @@ def test_a_folder_with_a_file_that_a_pack_may_write_is_refused_and_left_alone(
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
     top = name.partition("/")[0]
-    with pytest.raises(shardio.PackError, match=rf"out: the folder has .* already \({top}\); name"):
+    with pytest.raises(
+        shardio.PackError, match=rf"out: the folder has .* already \({top}\); remove"
+    ):
         shardio.pack(source, tmp_path / "out", shards=2)
     assert contents(tmp_path / "out") == {name: b"mine"}
 

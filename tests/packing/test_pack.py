@@ -505,7 +505,7 @@ def test_class_folders_that_differ_in_white_space_alone_are_refused(
     other: str, tmp_path: Path
 ) -> None:
     source = write(tmp_path / "in", "cat/a.png", f"{other}/b.png")
-    with pytest.raises(shardio.SituationError, match=r"'cat'.*would be two classes.*--classes"):
+    with pytest.raises(shardio.SituationError, match=r"'cat'.*would be two classes.*with classes"):
         shardio.pack(source, tmp_path / "out", shards=1)
     shardio.pack(source, tmp_path / "out", shards=1, classes=["cat", other])
     assert shardio.ShardDataset(tmp_path / "out").classes == ("cat", other)
@@ -524,7 +524,7 @@ def test_json_that_may_be_of_coco_is_not_only_to_be_moved(
 ) -> None:
     source = write(write(tmp_path / "in", *names), "instances.json", data=b'{"images": []}')
     with pytest.raises(
-        shardio.PackError, match=r"instances\.json: .*coco \(--coco\) if it has COC"
+        shardio.PackError, match=r"instances\.json: .*name it with coco if it has COC"
     ):
         shardio.pack(source, tmp_path / "out", shards=1)
 

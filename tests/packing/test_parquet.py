@@ -96,7 +96,7 @@ def test_what_json_can_hold_is_kept(tmp_path: Path, array: pa.Array, expected: l
 def test_what_json_cannot_hold_names_column_row_and_remedy(tmp_path: Path, array: pa.Array) -> None:
     table = write(tmp_path, x=array, y=["a", "b"])
     with pytest.raises(
-        shardio.PackError, match=r"t\.parquet, row 2: its column 'x' holds .*\(--columns\)"
+        shardio.PackError, match=r"row 2: its column 'x' holds .*choose (the|other) columns"
     ) as caught:
         pack(table)
     assert len(str(caught.value)) < 800

@@ -217,7 +217,7 @@ def test_a_turned_photo_is_resized_as_shown(mixed: Path, tmp_path: Path) -> None
         ({"resize": 8, "max_side": 9}, "resize and max_side exclude each other"),
         ({"max_side": 0}, "max_side=0: it must be a whole number, at least 1"),
         ({"quality": 101}, "quality=101: it must be a whole number from 1 to 100"),
-        ({"store": "raw", "quality": 9}, "quality applies to image files; leave it out"),
+        ({"store": "raw", "quality": 9}, "quality: it applies to image files; leave it out"),
         ({"store": "raw", "resize": 0}, "resize=0: it must be a whole number for the shorter"),
         ({"store": "raw", "resize": (8, -1)}, r"resize=\(8, -1\): it must be"),
         ({"store": "raw", "resize": (8, 8, 3)}, r"resize=\(8, 8, 3\): it must be"),

@@ -140,7 +140,7 @@ def test_the_command_merges_chooses_and_says_what_it_did(packed: Path, tmp_path:
     assert json.loads(done.stdout)["samples"] == 1
     done = run(packed, tmp_path / "no", "--shards", 2, "--match", "(")
     assert done.returncode == 2
-    assert "--match (: it is not a regular expression" in done.stderr
+    assert "--match '(': it is not a regular expression" in done.stderr
     done = run(tmp_path / "nothing", tmp_path / "no", "--shards", 2)
     assert done.returncode == 1
     assert "no such folder or shard" in done.stderr

@@ -306,7 +306,7 @@ def test_hamming_counts_the_bits_that_differ() -> None:
             ({"shards": 1, "classes": classes}, "it must be a list of names")
             for classes in ("ab", Path, Path("names.txt"), 3, {"a", "b"})
         ),
-        ({"shard_size": 9, "resize": 8}, "shard_size needs to know what samples take"),
+        ({"shard_size": 9, "resize": 8}, "shard_size: it needs to know what samples take"),
     ],
 )
 def test_a_shape_that_cannot_be_meant_is_refused(

@@ -99,9 +99,7 @@ class TestFields:
 
     def test_a_file_of_no_image_is_refused_with_the_way_to_pack_it(self, tmp_path: Path) -> None:
         source = write(tmp_path / "in", a__png=PNG, b__json="{}")
-        with pytest.raises(
-            shardio.PackError, match=r"b\.json: not a JPEG.*fields \(--fields\), or"
-        ):
+        with pytest.raises(shardio.PackError, match=r"b\.json: not a JPEG.*with fields, or"):
             shardio.pack(source, tmp_path / "out", shards=1)
 
     def test_a_file_of_no_field_costs_no_sample(self, tmp_path: Path) -> None:
@@ -653,7 +651,7 @@ class TestRemedies:
         assert found.value.what.startswith("not a JPEG, PNG, WebP or BMP: it starts with")
         assert found.value.where == "b.json"
         assert (found.value.remedy or "").startswith("rename or remove it, or name the files")
-        assert "the type of such files with types (--type wav=Audio)" in str(found.value)
+        assert "the type of such files, as types={'wav': Audio()}" in str(found.value)
         shardio.pack(source, tmp_path / "out", shards=1, on_error="skip")
         (row,) = ledger(tmp_path / "out/skipped.jsonl")
         assert row["path"] == "b.json"

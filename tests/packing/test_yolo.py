@@ -149,7 +149,7 @@ def test_names_that_are_not_certain_are_refused_unless_classes_are_listed(
     file: str, text: str | bytes, message: str, tmp_path: Path
 ) -> None:
     source = write(dataset(tmp_path / "in"), {file: text})
-    with pytest.raises(shardio.SituationError, match=f"{message}.*--classes"):
+    with pytest.raises(shardio.SituationError, match=f"{message}.*list them with classes"):
         pack(source, tmp_path / "out")
     pack(source, tmp_path / "out", classes=["x", "y"])
     assert shardio.ShardDataset(tmp_path / "out").classes == ("x", "y")

@@ -272,7 +272,11 @@ def test_records_of_ended_threads_do_not_pile_up(monkeypatch: pytest.MonkeyPatch
     recorder.close()
 
 
-def test_a_line_is_shown_while_the_loop_runs(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("columns", [45, 80])
+def test_a_line_is_shown_while_the_loop_runs(
+    columns: int, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr("shardio.profiling.monitoring._SECONDS_BETWEEN_LINES", 0.0)
@@ -281,7 +285,7 @@ def test_a_line_is_shown_while_the_loop_runs(packed: Path, monkeypatch: pytest.M
             pass
     lines = stream.getvalue().rstrip("\n").split("\r")
     assert len(lines) > 5
-    assert max(map(len, lines)) < 80
+    assert max(map(len, lines)) < columns
     assert "samples/s" in lines[-1]
     assert "waiting" in lines[-1]
 

@@ -416,11 +416,6 @@ def test_the_command_prints_the_verdict_then_tables_that_fit_a_terminal(
     [
         (["--html", "no/such/folder/a.html"], r"a\.html: it cannot be written: No such file"),
         (["--trace", "/proc/nothing"], r"/proc/nothing: it cannot be written"),
-        (["--transform", "nothing.py:f"], r"--transform: nothing\.py:f: there is no file nothing"),
-        (
-            ["--train", f"{__file__}:nothing"],
-            r"--train: .*test_profile\.py has no callable 'nothing'",
-        ),
         (["--batch-size", "601"], r"has 600 samples, fewer than a batch; give --batch-size 600 or"),
     ],
 )
@@ -485,7 +480,7 @@ def test_a_module_that_prints_does_not_get_into_the_results(
     assert callable(load_callable(f"{code}:step"))
     assert capsys.readouterr() == ("", "noise\n")
     code.write_text("import sys\nsys.exit(5)\n")
-    with pytest.raises(shardio.SituationError, match=r"mine\.py cannot be imported: SystemExit"):
+    with pytest.raises(shardio.UsageError, match=r"mine\.py cannot be imported: SystemExit"):
         load_callable(f"{code}:step")
 
 
@@ -500,6 +495,11 @@ def test_no_baseline_without_images(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--baseline", "nothing"], r"Invalid value for '--baseline'"),
+        (["--transform", "nothing.py:f"], r"--transform: nothing\.py:f: there is no file nothing"),
+        (
+            ["--train", f"{__file__}:nothing"],
+            r"--train: .*test_profile\.py has no callable 'nothing'",
+        ),
         (["--workers", "two"], r"'--workers': 'two' is not a list of numbers such as 1,2,4"),
         (["--threads", ""], r"'--threads': '' is not a list of numbers such as 1,2,4"),
         (["--workers", "-1"], r"--workers -1: it must be a whole number from 0 to \d+"),

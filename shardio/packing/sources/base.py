@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("shardio")
 
-NAME_COCO = "name it with coco (--coco) if it has COCO's annotations of the images"
-"""Advice for a JSON file that is no sample."""
+
+def name_coco() -> str:
+    """Return the advice for a JSON file that is no sample."""
+    return f"name it with {argument('coco')} if it has COCO's annotations of the images"
 
 
 class FromFile(NamedTuple):

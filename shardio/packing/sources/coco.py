@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, NamedTuple
 
 import numpy as np
 
-from shardio.errors import PackError, SituationError, quoted
+from shardio.errors import PackError, SituationError, argument, quoted, shown
 from shardio.fields.annotations import Boxes
 from shardio.fields.base import FieldType
 from shardio.fields.text import encode_json, unique_names
@@ -341,8 +341,8 @@ def _choose_file(path: str, options: PackOptions) -> tuple[str, str]:
     raise SituationError(
         f"it has {found}",
         where=path,
-        remedy=f"name the images and their annotations, as shardio pack {images or 'images'} out "
-        f"--coco {files[0]}",
+        remedy=f"name the images and their annotations, as {shown(images or 'images')} and "
+        f"{argument('coco', files[0])}",
     )
 
 
@@ -375,7 +375,9 @@ def _box_fault(annotation: Mapping[str, Any]) -> str | None:
 
 def _unreadable(path: str, error: OSError) -> PackError:
     return PackError(
-        error.strerror or str(error), where=path, remedy="name the file of annotations (--coco)"
+        error.strerror or str(error),
+        where=path,
+        remedy=f"name the file of annotations with {argument('coco')}",
     )
 
 

@@ -24,13 +24,20 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from shardio.errors import PackError, SituationError, UsageError, quoted, shown
+from shardio.errors import (
+    PackError,
+    SituationError,
+    UsageError,
+    argument,
+    quoted,
+    shown,
+    type_argument,
+)
 from shardio.fields.base import FieldType
 from shardio.fields.formats import IMAGE_FIELDS, is_image
 from shardio.indexing.manifest import MANIFEST_NAME
 from shardio.indexing.parts import SHARD_SUFFIXES
 from shardio.packing.sources.base import (
-    NAME_COCO,
     FromFile,
     Problem,
     SourceField,
@@ -38,6 +45,7 @@ from shardio.packing.sources.base import (
     junk_in,
     key_fault,
     log_junk,
+    name_coco,
     place_in,
     text_of,
 )
@@ -84,9 +92,10 @@ def _refuse_parts(path: str, classes: Sequence[str]) -> None:
             f"its folders {quoted(images)} and {quoted(about)} look like parts of samples, not "
             "like classes",
             where=path,
-            remedy="pack a table of the files of each sample (--path-column image --path-column "
-            "mask.png=mask), a folder in which they lie side by side (--fields), or one of the "
-            "folders; if they are classes, list them (--classes)",
+            remedy="pack a table of the files of each sample, with "
+            f"{argument('path_columns', ['image', 'mask.png=mask'])}, a folder in which they lie "
+            f"side by side, with {argument('fields')}, or one of the folders; if they are classes, "
+            f"list them with {argument('classes')}",
         )
 
 
@@ -108,7 +117,8 @@ def _refuse_splits(path: str, classes: Sequence[str]) -> None:
             "of splits",
             where=path,
             remedy=f"pack {first} by itself, and any other one likewise; if they are classes, list "
-            "them (--classes), or pack without classes (labels=False, --no-labels)",
+            f"them with {argument('classes')}, or pack without classes: "
+            f"{argument('labels', False)}",
         )
 
 
@@ -122,7 +132,8 @@ def _refuse_alike(path: str, classes: Sequence[str]) -> None:
                 f"its folders {first!a} and {name!a} would be two classes, and differ "
                 "in white space or in the way of writing accents alone",
                 where=path,
-                remedy="join them, or list both if they are two classes (--classes)",
+                remedy=f"join them, or list both with {argument('classes')} if they are two "
+                "classes",
             )
 
 
@@ -231,7 +242,7 @@ class FolderSource:
                 f"it has no images; the first of its files is {shown(first)}",
                 where=self.root,
                 remedy="name the folder that holds the images, or say what the files are, with "
-                "fields (--fields) or types (--type wav=Audio)",
+                f"{argument('fields')} or {type_argument('wav', 'Audio()')}",
             )
         log_junk(self.root, seen.junk)
         seen.neighbours.log()
@@ -292,8 +303,8 @@ class FolderSource:
                 yield Problem(
                     path=first,
                     reason="it lies beside the class folders",
-                    remedy="move it into one, or pack without classes (labels=False, --no-labels)"
-                    + _coco_hint(first),
+                    remedy="move it into one, or pack without classes: "
+                    f"{argument('labels', False)}{_coco_hint(first)}",
                 )
                 return
             label = self.labels.encode(group)
@@ -317,8 +328,8 @@ class FolderSource:
                 path=first,
                 reason="its name says that it belongs to an image, and none of that name lies "
                 "beside it",
-                remedy="name the fields that are packed (--fields 'mask.png'), or rename or remove "
-                "the file",
+                remedy=f"name the fields that are packed, as {argument('fields', 'mask.png')}, or "
+                "rename or remove the file",
             )
             return
         for name in names:
@@ -358,7 +369,7 @@ def _may_be_image(root: str, found: SourceSample | Problem) -> bool:
 
 def _coco_hint(path: str) -> str:
     """End the remedy for a file that may hold the annotations of all images."""
-    return f", or {NAME_COCO}" if path.lower().endswith(".json") else ""
+    return f", or {name_coco()}" if path.lower().endswith(".json") else ""
 
 
 def images_in(root: str, folder: str) -> Iterator[SourceSample | Problem]:

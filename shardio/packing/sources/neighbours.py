@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from shardio.errors import PackError, quoted, shown
+from shardio.errors import PackError, argument, quoted, shown
 from shardio.fields.base import BYTES, FieldType
 from shardio.fields.defaults import type_of
 from shardio.fields.formats import IMAGE_FIELDS
@@ -163,8 +163,8 @@ class Neighbours:
             f"no file of the field {quoted(lacks)} lies beside this {self._kind}, as beside "
             f"{shown(other)} ({counts[lacks]:,} of {images:,} {self._kind}s have one)",
             where=f"{self._root}: {shown(at)}",
-            remedy=f"name the files of a sample, with a question mark where samples may lack them "
-            f"(--fields {quoted(asked)}), or remove or add files so that all {self._kind}s are "
+            remedy="name the files of a sample, with a question mark where samples may lack them, "
+            f"as {argument('fields', asked)}, or remove or add files so that all {self._kind}s are "
             "alike",
         )
 

@@ -36,7 +36,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from shardio.errors import PackError, SituationError, UsageError, quoted
+from shardio.errors import PackError, SituationError, UsageError, argument, quoted
 from shardio.fields.text import unique_names
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class Table:
         raise PackError(
             f"the class names of its column {quoted(column)} are not a list of names",
             where=self.path,
-            remedy="list them in a text file, one a line (--classes)",
+            remedy=f"list them with {argument('classes')}",
         )
 
     def lines(self) -> Iterator[str]:
@@ -205,7 +205,7 @@ class Table:
         raise SituationError(
             f"it starts as text in {found.upper()} does, not in {self.encoding}",
             where=self.path,
-            remedy="leave --encoding out",
+            remedy=f"leave {argument('encoding')} out",
         )
 
     def _undecodable(self, error: UnicodeDecodeError) -> PackError:
@@ -227,7 +227,7 @@ class Table:
         return PackError(
             f"it is not text in {encoding.upper()}: {error.reason}",
             where=f"{self.path}, line {line}",
-            remedy="name its encoding (--encoding), or save it as UTF-8",
+            remedy=f"name its {argument('encoding')}, or save it as UTF-8",
         )
 
 
@@ -242,7 +242,9 @@ def check_encoding(name: str | None) -> None:
         "".encode("utf-8" if name is None else name or "?")
     except (LookupError, TypeError, ValueError):
         raise UsageError(
-            f"encoding={name!r}: there is no such encoding", remedy="write it as latin-1 or cp1252"
+            "there is no such encoding",
+            where=argument("encoding", name),
+            remedy="write it as latin-1 or cp1252",
         ) from None
 
 
@@ -256,7 +258,9 @@ def check_delimiter(text: str | None) -> str | None:
         return "\t"
     if text is not None and (not isinstance(text, str) or len(text) != 1 or text in '"\r\n'):
         raise UsageError(
-            f"delimiter={text!r}: it must be one character", remedy="write it as ';' or 'tab'"
+            "it must be one character",
+            where=argument("delimiter", text),
+            remedy="write it as ';' or 'tab'",
         )
     return text
 
@@ -294,7 +298,8 @@ def _find_delimiter(table: Table) -> str:
             f"its header has both {' and '.join(_DELIMITERS[each] for each in found)}, and one of "
             "them is the delimiter",
             where=table.path,
-            remedy=f"say which (--delimiter '{found[0]}'), or put names with another one in quotes",
+            remedy=f"say which, as {argument('delimiter', found[0])}, or put names with another "
+            "one in quotes",
         )
     return usual if usual in found or not found else found[0]
 
@@ -302,7 +307,7 @@ def _find_delimiter(table: Table) -> str:
 def _other_delimiter(delimiter: str, line: str) -> str:
     others = [name for each, name in _DELIMITERS.items() if each in line and each != delimiter]
     used = _DELIMITERS.get(delimiter, repr(delimiter))
-    return f"; the delimiter is {used} (--delimiter sets another)" if others else ""
+    return f"; the delimiter is {used}, and {argument('delimiter')} sets another" if others else ""
 
 
 def _records(
@@ -413,7 +418,7 @@ def _python_values(table: Table, column: str, array: pa.Array, before: int) -> l
             f"its column {quoted(column)} holds a value of the type {array.type} that cannot be "
             f"kept ({error})",
             where=f"{table.path}, row {before + 1}",
-            remedy="write it as text or numbers, or choose other columns (--columns)",
+            remedy=f"write it as text or numbers, or choose other {argument('columns')}",
         ) from error
 
 

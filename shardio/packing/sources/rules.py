@@ -18,7 +18,7 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from shardio.errors import SituationError, UsageError, quoted, shown
+from shardio.errors import SituationError, UsageError, argument, quoted, shown
 from shardio.fields.base import LABEL_FIELD
 from shardio.fields.formats import IMAGE_FIELDS
 from shardio.fields.text import integer_in, number_in
@@ -143,13 +143,14 @@ def parse_fields(text: str | None) -> FieldRule:
         names = tuple(part.removesuffix("?").split(";"))
         if not all(map(is_field_name, names)):
             raise UsageError(
-                f"fields={text!r}: {part!r} names no field",
+                f"{part!r} names no field",
+                where=argument("fields", text),
                 remedy="write them as 'jpg;png,json,txt?'",
             )
         specs.append(FieldSpec(names=names, optional=optional))
     every = [name for spec in specs for name in spec.names]
     if again := next((name for name in every if every.count(name) > 1), None):
-        raise UsageError(f"fields={text!r}: it names {again!r} twice")
+        raise UsageError(f"it names {again!r} twice", where=argument("fields", text))
     return FieldRule(specs=tuple(specs))
 
 
@@ -195,8 +196,9 @@ class LabelEncoder:
         kind = "whole number" if self.classes is None else "name"
         others = f", as most labels are ({self.example})" if self.example else ""
         return (
-            f"its label {quoted(name)} is not a {kind}{others}; --classes lists the names of all "
-            "classes, --no-labels packs the column as data, --target-column as numbers to predict"
+            f"its label {quoted(name)} is not a {kind}{others}; {argument('classes')} lists the "
+            f"names of all classes, {argument('labels', False)} packs the column as data, "
+            f"{argument('target_columns')} as numbers to predict"
         )
 
 
@@ -218,10 +220,10 @@ def check_classes(classes: Sequence[str] | None) -> tuple[str, ...] | None:
     ordered = isinstance(classes, Iterable) and not isinstance(classes, str | set | frozenset)
     names = tuple(classes) if ordered else ()
     if not names or not all(isinstance(name, str) and name for name in names):
-        raise UsageError(f"classes={classes!r}: it must be a list of names")
+        raise UsageError("it must be a list of names", where=argument("classes", classes))
     if len({*names}) < len(names):
         again = next(name for name in names if names.count(name) > 1)
-        raise UsageError(f"classes: {again!r} comes twice")
+        raise UsageError(f"{again!r} comes twice", where=argument("classes"))
     return names
 
 

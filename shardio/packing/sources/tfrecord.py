@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from shardio.errors import CodecError, SituationError, quoted, shown
+from shardio.errors import CodecError, SituationError, argument, quoted, shown
 from shardio.fields.arrays import decode_cls
 from shardio.fields.base import BYTES, LABEL_FIELD
 from shardio.fields.defaults import type_of
@@ -285,8 +285,8 @@ class _FieldCollector:
             raise UnpackableError(
                 f"its feature {quoted(next(iter(rest)))} would go into the field json, which "
                 "another feature is",
-                remedy="name its field with features (--feature), as FIELD=NAME, or leave it out, "
-                "as =NAME",
+                remedy=f"name its field, as {argument('features', ['FIELD=NAME'])}, or leave it "
+                "out, as =NAME",
             )
         fields = sorted(self.fields.items(), key=lambda field: (field[0] != LABEL_FIELD, field[0]))
         found = [SourceField(field or None, origin) for field, origin in fields]
@@ -320,7 +320,7 @@ class _FieldCollector:
                 raise UnpackableError(
                     f"its feature {quoted(name)} has values that are not finite, which JSON cannot "
                     "hold",
-                    remedy=f"pack it as an array with features (--feature), as FIELD.npy={name}",
+                    remedy="pack it as an array, as " + argument("features", [f"FIELD.npy={name}"]),
                 )
             values: list[int] | list[float] = feature.tolist()
             return values
@@ -330,8 +330,8 @@ class _FieldCollector:
             raise UnpackableError(
                 f"its feature {quoted(name)} holds bytes that are not text",
                 remedy=(
-                    f"name its field with features (--feature), as FIELD={name}, or leave it out, "
-                    f"as ={name}"
+                    f"name its field, as {argument('features', [f'FIELD={name}'])}, or leave it "
+                    f"out, as ={name}"
                 ),
             ) from None
 
@@ -345,7 +345,7 @@ def _key_of(text: str) -> tuple[str, bool]:
     if found is None or ".." in text.split("/"):
         raise UnpackableError(
             f"{quoted(text)} cannot be a key",
-            remedy="choose another feature for __key__ with features (--feature)",
+            remedy=f"choose another one, as {argument('features', ['__key__=NAME'])}",
         )
     return found.key, found.renamed
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from shardio.errors import SituationError, UsageError, quoted
+from shardio.errors import SituationError, UsageError, argument, quoted
 from shardio.fields.arrays import Array
 from shardio.fields.defaults import type_of
 from shardio.fields.text import integer_in, number_in
@@ -139,7 +139,7 @@ class Targets:
         if self._changes(number):
             raise UnpackableError(
                 f"its column {quoted(column)} holds {value}, which {self.dtype} cannot hold",
-                remedy="pass --target-dtype float64"
+                remedy=f"pass {argument('target_dtype', 'float64')}"
                 if self.dtype == "float32"
                 else "choose another column",
             )
@@ -258,7 +258,7 @@ class ClassSets:
                 raise UnpackableError(
                     f"its column {quoted(self.column)} lists {quoted(each)}, which is not one of "
                     f"{whose}",
-                    remedy="--classes lists the names of all classes",
+                    remedy=f"{argument('classes')} lists the names of all classes",
                 )
             if flags[number]:
                 raise UnpackableError(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from shardio.errors import CodecError, PackError, SituationError, counted, quoted
+from shardio.errors import CodecError, PackError, SituationError, argument, counted, quoted
 from shardio.fields.annotations import Boxes
 from shardio.fields.base import FieldType
 from shardio.fields.yolo import parse_yolo
@@ -86,20 +86,20 @@ class YoloSource:
     def open(cls, path: str, options: PackOptions) -> YoloSource:
         """See PathSource."""
         root, parts = _find_parts(path) or (path, ())
-        classes, named = check_classes(options.classes), "--classes"
+        classes, named = check_classes(options.classes), argument("classes")
         if classes is None:
             classes, named = _find_names(root)
         names = (
             f"{counted(len(classes), 'class', 'classes')} named by {named}"
             if classes
-            else "classes without names (--classes gives them)"
+            else f"classes without names, which {argument('classes')} gives them"
         )
         _tell_splits(root, parts)
         folders = ", ".join(part.images for part in parts)
         log_notice(
             path,
             f"taken for a YOLO dataset, {folders} beside texts of boxes, with {names}; name its "
-            "images with --no-labels to pack them alone",
+            f"images with {argument('labels', False)} to pack them alone",
         )
         return cls(root=root, parts=parts, classes=classes)
 
@@ -279,13 +279,13 @@ def _names_in(root: str) -> tuple[tuple[str, ...] | None, str]:
             raise SituationError(
                 f"the names of the classes in it are not read ({error})",
                 where=os.path.join(root, file),  # noqa: PTH118  text
-                remedy="list them in a text file, one a line (--classes)",
+                remedy=f"list them with {argument('classes')}",
             ) from error
     if len({*found.values()}) > 1:
         raise SituationError(
             f"{' and '.join(found)} list different classes",
             where=root,
-            remedy="remove one, or list the classes in a text file, one a line (--classes)",
+            remedy=f"remove one, or list them with {argument('classes')}",
         )
     return next(((names, file) for file, names in found.items()), (None, ""))
 
