@@ -47,6 +47,7 @@ from shardio.reading.settings import (
     read_labels,
     weigh,
 )
+from shardio.storage.base import size_in_bytes
 from shardio.storage.location import Options
 
 _POSITIONS_AT_ONCE = 1 << 16
@@ -407,7 +408,7 @@ def plan(source: str | PathLike[str], options: PlanOptions) -> Coverage:
     mixing = _mixing(catalog, plan, settings.ranks)
     limit = (settings.storage_options or {}).get("cache_limit")
     if limit is not None:
-        limit = whole_number("cache_limit", limit, least=0)
+        limit = size_in_bytes("cache_limit", limit)
     shares = walk.nodes(limit)
     bytes_read = sum(share.bytes for share in shares) / catalog.size
     warnings = _warnings(catalog, plan, settings, options)

@@ -44,7 +44,7 @@ from shardio.errors import (
     shown,
 )
 from shardio.processes import new_lock
-from shardio.storage.base import FileStat, outside_error
+from shardio.storage.base import FileStat, outside_error, size_in_bytes
 
 T = TypeVar("T")
 
@@ -338,7 +338,8 @@ class RemoteStorage(ABC):
         whole_number("retries", self.retries, least=0)
         positive("timeout", self.timeout)
         if self.cache_limit is not None:
-            whole_number("cache_limit", self.cache_limit, least=0)
+            limit = size_in_bytes("cache_limit", self.cache_limit)
+            object.__setattr__(self, "cache_limit", limit)  # which may be a text
 
     @property
     def can_write(self) -> bool:
