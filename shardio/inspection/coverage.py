@@ -23,7 +23,7 @@ from shardio.buckets import Buckets
 from shardio.checks import flag, one_of, require, seed_of_order, whole_number
 from shardio.errors import UsageError, argument, counted, without_secrets
 from shardio.indexing.catalog import Catalog, open_catalog
-from shardio.indexing.shard_index import ShardIndex
+from shardio.indexing.shard_index import ShardIndex, encode_index
 from shardio.options import with_options
 from shardio.planning.epoch import (
     DEFAULT_WINDOW,
@@ -268,7 +268,8 @@ class NodeShare:
         node: number of the node.
         shards: number of shards it reads.
         bytes: size of these shards.
-        window_bytes: size of the windows that are open at once, two of each stream.
+        window_bytes: size of the windows that are open at once, two of each stream: memory for
+            local shards, which the system caches, and room in the cache for those of a store.
         later_bytes: number of bytes that it fetches from a store in each later epoch, if its cache
             has the cache_limit of storage_options; without a cache, and in the first epoch, that
             is `bytes`. None if there is no limit.
@@ -420,6 +421,8 @@ def plan(source: str | PathLike[str], options: PlanOptions) -> Coverage:
             f"nodes read {bytes_read:.2f} × the dataset, since shards that two of them share are "
             "read twice; pack at least 10 shards for each node"
         )
+    if limit is not None:
+        warnings += _small_cache(catalog, plan, shares, limit)
     return Coverage(
         settings=settings.as_shown(),
         samples=len(plan.samples),
@@ -679,3 +682,26 @@ def _warnings(
             f"{argument('tail', 'even')} has fewer than ranks"
         )
     return found
+
+
+def _small_cache(
+    catalog: Catalog, plan: EpochPlan, nodes: tuple[NodeShare, ...], limit: int
+) -> list[str]:
+    """Warn of a cache that has no room for the open windows and all indexes."""
+    index = catalog.shards[0].load_index()
+    of_sample = sum(map(len, encode_index(index))) / max(len(index), 1)
+    indexes = math.ceil(of_sample * len(plan.samples))
+    needed = max(share.window_bytes for share in nodes) + indexes
+    if limit >= needed:
+        return []
+    largest = np.sort([shard.size for shard in catalog.shards])[::-1]
+    fitting = int(np.searchsorted(np.cumsum(largest), limit - indexes, side="right"))
+    window = fitting // (2 * math.ceil(len(plan.orders) / len(nodes)))
+    smaller = window and plan.shuffle.window is not None and window < plan.shuffle.window
+    fits = f" or use {argument('window', window)}, which fits" if smaller else ""
+    megabytes = math.ceil(needed / 1e5) / 10
+    return [
+        f"a cache of {limit / 1e6:,.1f} MB has no room for the windows that are open at once, so "
+        "that training reads samples one by one, with a request for each; give "
+        f"{argument('cache_limit', f'{megabytes:.1f}MB')}{fits}"
+    ]

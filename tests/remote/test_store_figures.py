@@ -327,3 +327,40 @@ def test_a_setting_of_the_store_is_given_once(
         done = CliRunner().invoke(commands, [*words, "--storage-option", f"{option}={value}"])
         assert done.exit_code
         assert "are the same setting; give one of them" in str(done.exception)
+
+
+def test_plan_warns_of_a_cache_that_is_too_small_for_the_windows(
+    noise: Path, serve: Callable[..., Nginx], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Training with what the warning names reads whole shards alone."""
+    url = serve(folder=noise).url
+    order: dict[str, Any] = {"batch_size": 5, "shuffle": True}
+
+    def warned(limit: str, window: int) -> str:
+        found = shardio.plan(url, **order, window=window, storage_options={"cache_limit": limit})
+        return " ".join(each for each in found.warnings if "no room" in each)
+
+    def trained(limit: str, window: int) -> bool:
+        given: dict[str, Any] = {**order, "cache_limit": limit, "window": window}
+        dataset = shardio.ShardDataset(url, **given, cache_dir=tmp_path / limit / str(window))
+        for _ in dataset:
+            time.sleep(0.01)
+        return "samples are read one by one" not in caplog.text
+
+    said = warned("1MB", 8)
+    assert said.startswith("a cache of 1.0 MB has no room for the windows that are open at once")
+    named = re.search(r"give cache_limit='(.*)' or use window=(\d+), which fits$", said)
+    assert named is not None
+    limit, window = named[1], int(named[2])
+    assert not warned(limit, 8)
+    assert not warned("1MB", window)
+    assert "no room" in warned("1MB", window + 1)
+    assert trained(limit, 8)
+    assert trained("1MB", window)
+    assert not trained("1MB", 8)
+    assert "use window" not in warned("150kB", 8)
+    done = CliRunner().invoke(
+        commands, ["plan", url, "--batch-size", "5", "--window", "8", "--cache-limit", "1MB"]
+    )
+    assert "windows in cache" in done.output
+    assert f"--window {window}, which fits" in " ".join(done.output.split())
