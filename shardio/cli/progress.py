@@ -36,8 +36,8 @@ def progress_bar(
         yield None
         return
     if not sys.stderr.isatty():
-        line = partial(_line, title, size_text if of_bytes else "{:,}".format)
-        yield lambda total: _Counter(total, _SECONDS_BETWEEN_LINES, partial(line, total)).add
+        lines = _Lines(title, size_text if of_bytes else "{:,}".format)
+        yield lambda total: _Counter(total, _SECONDS_BETWEEN_LINES, partial(lines.show, total)).add
         return
     from rich import progress  # noqa: PLC0415  only for a terminal
     from rich.console import Console  # noqa: PLC0415
@@ -78,5 +78,16 @@ class _Counter:
                 self._show(self._done)
 
 
-def _line(title: str, text: Callable[[int], str], total: int, done: int) -> None:
-    say(f"{title}: {text(done)} of {text(total)}", error=True)
+class _Lines:
+    """Lines on standard error; a line that would repeat the last one is left out."""
+
+    def __init__(self, title: str, text: Callable[[int], str]) -> None:
+        self._title = title
+        self._text = text
+        self._last = ""
+
+    def show(self, total: int, done: int) -> None:
+        line = f"{self._title}: {self._text(done)} of {self._text(total)}"
+        if line != self._last:
+            say(line, error=True)
+        self._last = line

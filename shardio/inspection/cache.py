@@ -45,10 +45,10 @@ class CacheContents:
 
     Attributes:
         folder: folder of the cache.
-        limit: bytes that it may take where no cache_limit is given.
+        limit: bytes that it may take where no cache_limit is given, of the space that is free now.
         shards: number of whole shards.
         bytes: bytes of all entries.
-        entries: all files, the last used first.
+        entries: all files, by URL; those of unknown URLs come last, the last used first.
     """
 
     folder: str
@@ -85,7 +85,7 @@ def list_cache(*, cache_dir: str | os.PathLike[str] | None = None) -> CacheConte
         UsageError: the folder is missing or cannot be used.
     """
     cache = _open(cache_dir)
-    entries = _described(sorted(cache.entries(), key=lambda entry: -entry.used))
+    entries = _described(sorted(cache.entries(), key=_by_url))
     return CacheContents(
         folder=str(cache.folder),
         limit=cache.limit,
@@ -139,6 +139,10 @@ def _open(cache_dir: str | os.PathLike[str] | None) -> ShardCache:
     if folder is not None and not folder.is_dir():
         raise SituationError("there is no such folder", where=folder, remedy="check the path")
     return ShardCache(folder, None)
+
+
+def _by_url(entry: Entry) -> tuple[bool, str, float]:
+    return entry.url is None, entry.url or "", -entry.used
 
 
 def _described(entries: Sequence[Entry]) -> tuple[CacheEntry, ...]:

@@ -34,7 +34,7 @@ from shardio.planning.epoch import (
 )
 from shardio.planning.order import SampleSequence
 from shardio.planning.samples import Samples
-from shardio.planning.traffic import fetched_bytes, shards_by_window
+from shardio.planning.traffic import fetched_bytes, shards_by_window, window_that_fits
 from shardio.reading.entries import deciding_pictures
 from shardio.reading.settings import (
     WeightsGiven,
@@ -268,8 +268,8 @@ class NodeShare:
         node: number of the node.
         shards: number of shards it reads.
         bytes: size of these shards.
-        window_bytes: size of the windows that are open at once, two of each stream: memory for
-            local shards, which the system caches, and room in the cache for those of a store.
+        window_bytes: size of the windows that are open at once, two of each stream: memory, or
+            room in the cache for shards of a store.
         later_bytes: number of bytes that it fetches from a store in each later epoch, if its cache
             has the cache_limit of storage_options; without a cache, and in the first epoch, that
             is `bytes`. None if there is no limit.
@@ -385,9 +385,7 @@ class Coverage:
 
 @with_options(PlanOptions)
 def plan(source: str | PathLike[str], options: PlanOptions) -> Coverage:
-    """Prove what an epoch delivers, without reading data.
-
-    As with `shardio.plan("out", batch_size=64, ranks=8, shuffle=True)`.
+    """Prove what an epoch delivers, as `shardio.plan("out", batch_size=64)`; no data are read.
 
     Args:
         source: packed folder, or anything else that ShardDataset reads.
@@ -408,8 +406,7 @@ def plan(source: str | PathLike[str], options: PlanOptions) -> Coverage:
         done(1)
     mixing = _mixing(catalog, plan, settings.ranks)
     limit = (settings.storage_options or {}).get("cache_limit")
-    if limit is not None:
-        limit = size_in_bytes("cache_limit", limit)
+    limit = None if limit is None else size_in_bytes("cache_limit", limit)
     shares = walk.nodes(limit)
     bytes_read = sum(share.bytes for share in shares) / catalog.size
     warnings = _warnings(catalog, plan, settings, options)
@@ -422,7 +419,7 @@ def plan(source: str | PathLike[str], options: PlanOptions) -> Coverage:
             "read twice; pack at least 10 shards for each node"
         )
     if limit is not None:
-        warnings += _small_cache(catalog, plan, shares, limit)
+        warnings += _small_cache(catalog, plan, walk, limit)
     return Coverage(
         settings=settings.as_shown(),
         samples=len(plan.samples),
@@ -451,6 +448,7 @@ class _Walk:
     """Walk through an epoch that counts the samples of every rank and worker.
 
     Attributes:
+        sizes: size of each shard, int64 [shards].
         delivered: number of times each sample was delivered as a valid one, int32 [samples].
     """
 
@@ -460,7 +458,7 @@ class _Walk:
         self._plan = plan
         self._settings = settings
         self._counts = np.array([shard.samples for shard in catalog.shards])
-        self._sizes = np.array([shard.size for shard in catalog.shards])
+        self.sizes = np.array([shard.size for shard in catalog.shards])
         self._starts = np.cumsum(self._counts) - self._counts
         self.delivered = np.zeros(len(plan.samples), np.int32)
         self._touched = np.zeros((nodes, len(self._counts)), np.bool_)
@@ -509,7 +507,7 @@ class _Walk:
                 NodeShare(
                     node=node,
                     shards=int(touched.sum()),
-                    bytes=int(self._sizes[touched].sum()),
+                    bytes=int(self.sizes[touched].sum()),
                     window_bytes=sum(windows[mine]),
                     later_bytes=None if limit is None else fetched(mine.start, mine.stop, limit),
                 )
@@ -523,7 +521,7 @@ class _Walk:
             shards_by_window(shuffle.order(samples, self._settings.epoch + later)[first:end])
             for later in range(_EPOCHS + 2)
         ]
-        return round(sum(fetched_bytes(epochs, self._sizes, limit)[1:]) / _EPOCHS)
+        return round(sum(fetched_bytes(epochs, self.sizes, limit)[1:]) / _EPOCHS)
 
     def count_unexpected(self) -> int:
         """Count the samples that Coverage describes, after the walk."""
@@ -593,7 +591,7 @@ class _Walk:
         sizes: list[int] = []
         while runs := order.runs_of_window(len(sizes)):
             shares = runs.lengths / np.maximum(self._counts[runs.shards], 1)
-            sizes.append(int((shares * self._sizes[runs.shards]).sum()))
+            sizes.append(int((shares * self.sizes[runs.shards]).sum()))
         return max(map(sum, zip(sizes, [*sizes[1:], 0], strict=True)), default=0)
 
 
@@ -684,24 +682,19 @@ def _warnings(
     return found
 
 
-def _small_cache(
-    catalog: Catalog, plan: EpochPlan, nodes: tuple[NodeShare, ...], limit: int
-) -> list[str]:
+def _small_cache(catalog: Catalog, plan: EpochPlan, walk: _Walk, limit: int) -> list[str]:
     """Warn of a cache that has no room for the open windows and all indexes."""
-    index = catalog.shards[0].load_index()
-    of_sample = sum(map(len, encode_index(index))) / max(len(index), 1)
-    indexes = math.ceil(of_sample * len(plan.samples))
-    needed = max(share.window_bytes for share in nodes) + indexes
+    first, shares = catalog.shards[0].load_index(), walk.nodes(None)
+    indexes = sum(map(len, encode_index(first))) * len(plan.samples) // max(len(first), 1)
+    needed = max(share.window_bytes for share in shares) + indexes
     if limit >= needed:
         return []
-    largest = np.sort([shard.size for shard in catalog.shards])[::-1]
-    fitting = int(np.searchsorted(np.cumsum(largest), limit - indexes, side="right"))
-    window = fitting // (2 * math.ceil(len(plan.orders) / len(nodes)))
-    smaller = window and plan.shuffle.window is not None and window < plan.shuffle.window
-    fits = f" or use {argument('window', window)}, which fits" if smaller else ""
-    megabytes = math.ceil(needed / 1e5) / 10
+    streams = math.ceil(len(plan.orders) / len(shares))
+    fitting = window_that_fits(walk.sizes, streams, limit - indexes)
+    fits = 0 < fitting < (plan.shuffle.window or 0)
+    way = f" or use {argument('window', fitting)}, which fits" * fits
+    wanted = argument("cache_limit", f"{math.ceil(needed / 1e5) / 10:.1f}MB")
     return [
         f"a cache of {limit / 1e6:,.1f} MB has no room for the windows that are open at once, so "
-        "that training reads samples one by one, with a request for each; give "
-        f"{argument('cache_limit', f'{megabytes:.1f}MB')}{fits}"
+        f"training reads samples one by one, with a request for each; give {wanted}{way}"
     ]

@@ -522,6 +522,18 @@ def remote_error(error: RequestError, path: str, failed: int = 0) -> OSError:
     return found
 
 
+@contextmanager
+def as_shard() -> Iterator[None]:
+    """Say of an object that is missing that it was there, as a shard of a dataset."""
+    try:
+        yield
+    except RemoteMissing as error:
+        what = f"{error.what}, though the dataset has this shard"
+        found = RemoteMissing(what, where=error.where, remedy="restore it, then resume")
+        found.status, found.request_id = error.status, error.request_id
+        raise found from None
+
+
 _CREDENTIALS = "check the credentials in {options} or in the environment of the store"
 _MEANINGS: Mapping[Reason, tuple[type[RemoteError], str, str | None]] = {
     "missing": (RemoteMissing, "no such object", "check the URL"),
