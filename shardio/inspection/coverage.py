@@ -80,7 +80,7 @@ class RunOrder:
         tail: "pad", "even", "exact", "drop" or "short", for the last step.
         epoch: number of the epoch, from 0.
         allow_empty: whether to accept tars whose members belong to no sample.
-        storage_options: settings of the store of a URL, see shardio.storage.location.Options; None
+        storage_options: settings of the store of a URL, as ShardDataset takes them; None
             in results, since they may hold secrets.
     """
 

@@ -486,7 +486,7 @@ class Attempts:
                 self._wait(self._pause(error))
                 self._failed += 1
             else:
-                raise remote_error(error, self._path, self._failed) from error
+                raise remote_error(error, self._path, self._failed) from None  # it says all
 
     def begin_anew(self) -> None:
         """Count attempts from here, since bytes have come."""
