@@ -39,7 +39,7 @@ def ls(cache_dir: str | None, as_json: bool) -> None:
         return
     say(
         f"{contents.folder}: {counted(contents.shards, 'shard')}, {size_text(contents.bytes)} with "
-        f"indexes; at most {size_text(contents.limit)} unless --cache-limit says otherwise"
+        f"indexes; the default limit is {size_text(contents.limit)}"
     )
     for entry in contents.entries[:_MOST_ROWS]:
         say(_line(entry))

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from shardio.cli.pages import Part, page, table
 from shardio.cli.progress import progress_bar
@@ -129,6 +130,8 @@ def _parts(found: Info, *, all_shards: bool, all_classes: bool) -> Iterator[Part
         yield _sample_table(found.sample)
     for name, lines in found.ledgers.items():
         yield _ledger_sentence(name, lines)
+    for warning in found.warnings:
+        yield Text(f"warning: {escaped(warning)}", style="yellow")
 
 
 _LEDGERS = {

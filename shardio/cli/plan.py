@@ -126,7 +126,9 @@ def _rank_table(coverage: Coverage) -> Table:
 
 def _node_table(coverage: Coverage) -> Table:
     later = ["later epochs"] if coverage.cache_limit is not None else []
-    made = table("node", "shards", "reads", "window memory", *later, left=0)
+    is_cached = coverage.remote or coverage.cache_limit is not None
+    windows = "windows in cache" if is_cached else "window memory"
+    made = table("node", "shards", "reads", windows, *later, left=0)
     for share in coverage.nodes[:_MOST_ROWS]:
         made.add_row(
             str(share.node),

@@ -38,9 +38,9 @@ def progress_bar(
         return
     named = chain(titles, repeat(titles[-1]))
     if not sys.stderr.isatty():
-        text = size_text if of_bytes else "{:,}".format
+        lines = _Lines(size_text if of_bytes else "{:,}".format)
         yield lambda total: _Counter(
-            total, _SECONDS_BETWEEN_LINES, partial(_line, next(named), text, total)
+            total, _SECONDS_BETWEEN_LINES, partial(lines.show, next(named), total)
         ).add
         return
     from rich import progress  # noqa: PLC0415  only for a terminal
@@ -82,5 +82,15 @@ class _Counter:
                 self._show(self._done)
 
 
-def _line(title: str, text: Callable[[int], str], total: int, done: int) -> None:
-    say(f"{title}: {text(done)} of {text(total)}", error=True)
+class _Lines:
+    """Lines on standard error; a line that would repeat the last one is left out."""
+
+    def __init__(self, text: Callable[[int], str]) -> None:
+        self._text = text
+        self._last = ""
+
+    def show(self, title: str, total: int, done: int) -> None:
+        line = f"{title}: {self._text(done)} of {self._text(total)}"
+        if line != self._last:
+            say(line, error=True)
+        self._last = line

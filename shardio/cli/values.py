@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,17 +15,20 @@ from shardio.errors import UsageError, argument, quoted, shown
 from shardio.fields.base import FieldType
 from shardio.fields.limits import MAX_PIXELS
 from shardio.fields.recorded import parse_type
+from shardio.storage.base import size_in_bytes
 from shardio.storage.local import refuse_url
+from shardio.storage.location import refuse_both
 
 _FLAGS = {"true": True, "false": False}
 _SHUFFLES = {"true": True, "full": "full", "false": False}
-_NUMBERS: dict[str, type[int | float]] = {
-    "retries": int,
-    "connections": int,
-    "timeout": float,
+_VALUES: dict[str, tuple[Callable[[str], object], str]] = {
+    "retries": (int, "a number, as retries=3"),
+    "connections": (int, "a number, as connections=3"),
+    "timeout": (float, "a number, as timeout=3"),
+    "cache_limit": (partial(size_in_bytes, "cache_limit"), "a size, as cache_limit=100GB"),
 }
+"""What makes the value of a storage option of its text, and what that must be."""
 _SIDES = re.compile("([0-9]{1,9})(?:x([0-9]{1,9}))?")
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)(i?)B?", re.IGNORECASE)
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -171,14 +174,10 @@ def parse_sides(
 
 def parse_size(_context: click.Context, _option: click.Parameter, text: str | None) -> int | None:
     """Parse bytes, as 512MB or 1.5GiB."""
-    if text is None:
-        return None
-    found = _SIZE.fullmatch(text)
-    if found is None:
-        raise click.BadParameter(f"{quoted(text)} is not a size, as 512MB or 1GiB")
-    number, unit, binary = found.groups()
-    step = 1024 if binary else 1000
-    return int(float(number) * step ** " KMGT".index(unit.upper() or " "))
+    try:
+        return None if text is None else size_in_bytes("", text)
+    except UsageError:
+        raise click.BadParameter(f"{quoted(text)} is not a size, as 512MB or 1GiB") from None
 
 
 def parse_split(
@@ -240,12 +239,10 @@ def _parse_storage(
         if not (name and mark):
             raise click.BadParameter("it is not KEY=VALUE, as anon=true")
         try:
-            if name in _NUMBERS:
-                found[name] = _NUMBERS[name](value)
-            else:
-                found[name] = _FLAGS.get(value, value)
-        except ValueError:
-            raise click.BadParameter(f"{name} is a number, as {name}=3") from None
+            make = _VALUES[name][0] if name in _VALUES else lambda text: _FLAGS.get(text, text)
+            found[name] = make(value)
+        except (ValueError, UsageError):
+            raise click.BadParameter(f"{name} is {_VALUES[name][1]}") from None
     return found
 
 
@@ -291,8 +288,10 @@ def store_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 where=argument("storage_options"),
                 remedy="leave it out",
             )
-        cache = {"cache_dir": cache_dir, "cache_limit": cache_limit}
-        storage_options |= {name: value for name, value in cache.items() if value is not None}
+        given = {"cache_dir": cache_dir, "cache_limit": cache_limit}
+        cache = {name: value for name, value in given.items() if value is not None}
+        refuse_both(storage_options, {name: name for name in cache})
+        storage_options |= cache
         return command(storage_options=storage_options or None, **options)
 
     decorated: Callable[..., Any] = _store_options(with_store)

@@ -166,7 +166,11 @@ def _repaired(fixed: RepairSummary | None, new: str) -> str:
     new = without_secrets(new)
     if fixed is None:
         return f"{new}: not written, as there is nothing to repair"
-    losses = f"; {DROPPED_NAME} there lists what is lost ({fixed.dropped:,})" * bool(fixed.dropped)
+    entries = counted(fixed.dropped, "line", "lines")
+    losses = (
+        f"; {DROPPED_NAME} there lists what is lost ({entries}, of samples, and of the shards or "
+        "bytes that they were in)"
+    ) * bool(fixed.dropped)
     return f"{new}: {counted(fixed.samples, 'sample')} in {counted(fixed.shards, 'shard')}{losses}"
 
 

@@ -309,7 +309,7 @@ def convert(
         features: feature names for fields, as in ["jpg=image/encoded"], for "tfrecord" only;
             "jpg=" omits a field.
         allow_empty: whether to accept tars whose members belong to no sample.
-        storage_options: settings of the store of a URL, see shardio.storage.location.Options.
+        storage_options: settings of the store of a URL, as ShardDataset takes them.
         jobs: number of processes; by default one per core.
         progress: callback for the number of samples; it returns one for those just finished.
 

@@ -185,7 +185,8 @@ def refuse_missing(folder: Path | Location, manifest: Manifest) -> None:
             f"{len(missing)} of {len(manifest.shards)} shards are missing, the first is "
             f"{missing[0]}",
             where=folder,
-            remedy="download or pack them again",
+            remedy="restore them, or pack the same samples into a new folder and copy these shards "
+            "from there, which are the same to the byte",
         )
 
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardio.checks import whole_number
 from shardio.errors import SituationError
+from shardio.storage.base import size_in_bytes
 from shardio.storage.local import refuse_url
 from shardio.storage.shard_cache import Entry, ShardCache
 
@@ -45,10 +45,10 @@ class CacheContents:
 
     Attributes:
         folder: folder of the cache.
-        limit: bytes that it may take where no cache_limit is given.
+        limit: bytes that it may take where no cache_limit is given, of the space that is free now.
         shards: number of whole shards.
         bytes: bytes of all entries.
-        entries: all files, the last used first.
+        entries: all files, by URL; those of unknown URLs come last, the last used first.
     """
 
     folder: str
@@ -85,7 +85,7 @@ def list_cache(*, cache_dir: str | os.PathLike[str] | None = None) -> CacheConte
         UsageError: the folder is missing or cannot be used.
     """
     cache = _open(cache_dir)
-    entries = _described(sorted(cache.entries(), key=lambda entry: -entry.used))
+    entries = _described(sorted(cache.entries(), key=_by_url))
     return CacheContents(
         folder=str(cache.folder),
         limit=cache.limit,
@@ -96,19 +96,19 @@ def list_cache(*, cache_dir: str | os.PathLike[str] | None = None) -> CacheConte
 
 
 def prune_cache(
-    limit: int | None = None, *, cache_dir: str | os.PathLike[str] | None = None
+    limit: int | str | None = None, *, cache_dir: str | os.PathLike[str] | None = None
 ) -> CacheRemoval:
     """Remove from the cache what killed processes left, then what nobody has used longest.
 
     Args:
-        limit: bytes that may stay, by default all.
+        limit: bytes that may stay, or a size such as "100GB"; by default all.
         cache_dir: cache folder, by default the usual one.
 
     Raises:
-        UsageError: the limit is not a whole number, or the folder is missing or cannot be used.
+        UsageError: the limit is not a size, or the folder is missing or cannot be used.
         OSError: the folder cannot be written.
     """
-    most = None if limit is None else whole_number("limit", limit, least=0)
+    most = None if limit is None else size_in_bytes("limit", limit)
     cache = _open(cache_dir)
     removed = _described(cache.prune(most))
     return CacheRemoval(
@@ -139,6 +139,10 @@ def _open(cache_dir: str | os.PathLike[str] | None) -> ShardCache:
     if folder is not None and not folder.is_dir():
         raise SituationError("there is no such folder", where=folder, remedy="check the path")
     return ShardCache(folder, None)
+
+
+def _by_url(entry: Entry) -> tuple[bool, str, float]:
+    return entry.url is None, entry.url or "", -entry.used
 
 
 def _described(entries: Sequence[Entry]) -> tuple[CacheEntry, ...]:

@@ -23,7 +23,7 @@ from shardio.buckets import Buckets
 from shardio.checks import flag, one_of, require, seed_of_order, whole_number
 from shardio.errors import UsageError, argument, counted, without_secrets
 from shardio.indexing.catalog import Catalog, open_catalog
-from shardio.indexing.shard_index import ShardIndex
+from shardio.indexing.shard_index import ShardIndex, encode_index
 from shardio.options import with_options
 from shardio.planning.epoch import (
     DEFAULT_WINDOW,
@@ -34,7 +34,7 @@ from shardio.planning.epoch import (
 )
 from shardio.planning.order import SampleSequence
 from shardio.planning.samples import Samples
-from shardio.planning.traffic import fetched_bytes, shards_by_window
+from shardio.planning.traffic import fetched_bytes, shards_by_window, window_that_fits
 from shardio.reading.entries import deciding_pictures
 from shardio.reading.settings import (
     WeightsGiven,
@@ -47,6 +47,7 @@ from shardio.reading.settings import (
     read_labels,
     weigh,
 )
+from shardio.storage.base import size_in_bytes
 from shardio.storage.location import Options
 
 _POSITIONS_AT_ONCE = 1 << 16
@@ -79,7 +80,7 @@ class RunOrder:
         tail: "pad", "even", "exact", "drop" or "short", for the last step.
         epoch: number of the epoch, from 0.
         allow_empty: whether to accept tars whose members belong to no sample.
-        storage_options: settings of the store of a URL, see shardio.storage.location.Options; None
+        storage_options: settings of the store of a URL, as ShardDataset takes them; None
             in results, since they may hold secrets.
     """
 
@@ -267,7 +268,8 @@ class NodeShare:
         node: number of the node.
         shards: number of shards it reads.
         bytes: size of these shards.
-        window_bytes: size of the windows that are open at once, two of each stream.
+        window_bytes: size of the windows that are open at once, two of each stream: memory, or
+            room in the cache for shards of a store.
         later_bytes: number of bytes that it fetches from a store in each later epoch, if its cache
             has the cache_limit of storage_options; without a cache, and in the first epoch, that
             is `bytes`. None if there is no limit.
@@ -383,9 +385,7 @@ class Coverage:
 
 @with_options(PlanOptions)
 def plan(source: str | PathLike[str], options: PlanOptions) -> Coverage:
-    """Prove what an epoch delivers, without reading data.
-
-    As with `shardio.plan("out", batch_size=64, ranks=8, shuffle=True)`.
+    """Prove what an epoch delivers, as `shardio.plan("out", batch_size=64)`; no data are read.
 
     Args:
         source: packed folder, or anything else that ShardDataset reads.
@@ -406,8 +406,7 @@ def plan(source: str | PathLike[str], options: PlanOptions) -> Coverage:
         done(1)
     mixing = _mixing(catalog, plan, settings.ranks)
     limit = (settings.storage_options or {}).get("cache_limit")
-    if limit is not None:
-        limit = whole_number("cache_limit", limit, least=0)
+    limit = None if limit is None else size_in_bytes("cache_limit", limit)
     shares = walk.nodes(limit)
     bytes_read = sum(share.bytes for share in shares) / catalog.size
     warnings = _warnings(catalog, plan, settings, options)
@@ -419,6 +418,8 @@ def plan(source: str | PathLike[str], options: PlanOptions) -> Coverage:
             f"nodes read {bytes_read:.2f} × the dataset, since shards that two of them share are "
             "read twice; pack at least 10 shards for each node"
         )
+    if limit is not None:
+        warnings += _small_cache(catalog, plan, walk, limit)
     return Coverage(
         settings=settings.as_shown(),
         samples=len(plan.samples),
@@ -447,6 +448,7 @@ class _Walk:
     """Walk through an epoch that counts the samples of every rank and worker.
 
     Attributes:
+        sizes: size of each shard, int64 [shards].
         delivered: number of times each sample was delivered as a valid one, int32 [samples].
     """
 
@@ -456,7 +458,7 @@ class _Walk:
         self._plan = plan
         self._settings = settings
         self._counts = np.array([shard.samples for shard in catalog.shards])
-        self._sizes = np.array([shard.size for shard in catalog.shards])
+        self.sizes = np.array([shard.size for shard in catalog.shards])
         self._starts = np.cumsum(self._counts) - self._counts
         self.delivered = np.zeros(len(plan.samples), np.int32)
         self._touched = np.zeros((nodes, len(self._counts)), np.bool_)
@@ -505,7 +507,7 @@ class _Walk:
                 NodeShare(
                     node=node,
                     shards=int(touched.sum()),
-                    bytes=int(self._sizes[touched].sum()),
+                    bytes=int(self.sizes[touched].sum()),
                     window_bytes=sum(windows[mine]),
                     later_bytes=None if limit is None else fetched(mine.start, mine.stop, limit),
                 )
@@ -519,7 +521,7 @@ class _Walk:
             shards_by_window(shuffle.order(samples, self._settings.epoch + later)[first:end])
             for later in range(_EPOCHS + 2)
         ]
-        return round(sum(fetched_bytes(epochs, self._sizes, limit)[1:]) / _EPOCHS)
+        return round(sum(fetched_bytes(epochs, self.sizes, limit)[1:]) / _EPOCHS)
 
     def count_unexpected(self) -> int:
         """Count the samples that Coverage describes, after the walk."""
@@ -589,7 +591,7 @@ class _Walk:
         sizes: list[int] = []
         while runs := order.runs_of_window(len(sizes)):
             shares = runs.lengths / np.maximum(self._counts[runs.shards], 1)
-            sizes.append(int((shares * self._sizes[runs.shards]).sum()))
+            sizes.append(int((shares * self.sizes[runs.shards]).sum()))
         return max(map(sum, zip(sizes, [*sizes[1:], 0], strict=True)), default=0)
 
 
@@ -678,3 +680,21 @@ def _warnings(
             f"{argument('tail', 'even')} has fewer than ranks"
         )
     return found
+
+
+def _small_cache(catalog: Catalog, plan: EpochPlan, walk: _Walk, limit: int) -> list[str]:
+    """Warn of a cache that has no room for the open windows and all indexes."""
+    first, shares = catalog.shards[0].load_index(), walk.nodes(None)
+    indexes = sum(map(len, encode_index(first))) * len(plan.samples) // max(len(first), 1)
+    needed = max(share.window_bytes for share in shares) + indexes
+    if limit >= needed:
+        return []
+    streams = math.ceil(len(plan.orders) / len(shares))
+    fitting = window_that_fits(walk.sizes, streams, limit - indexes)
+    fits = 0 < fitting < (plan.shuffle.window or 0)
+    way = f" or use {argument('window', fitting)}, which fits" * fits
+    wanted = argument("cache_limit", f"{math.ceil(needed / 1e5) / 10:.1f}MB")
+    return [
+        f"a cache of {limit / 1e6:,.1f} MB has no room for the windows that are open at once, so "
+        f"training reads samples one by one, with a request for each; give {wanted}{way}"
+    ]

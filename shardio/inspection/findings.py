@@ -7,7 +7,7 @@ file is a finding, and the existing shards are verified.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -474,18 +474,21 @@ def _leftovers(folder: Location, shards: set[str]) -> list[Finding]:
                 "wait for it, or run the same command again",
             )
             break
-    indexes = {index_path(folder / name).name for name in shards}
     for inside in (folder, folder / INDEX_FOLDER) if folder.can_list else ():
         for name in inside.names():
-            is_index = inside.name == INDEX_FOLDER and name.endswith(_INDEX_SUFFIXES)
-            if not (final_name(name) != name or (is_index and name not in indexes)):
-                continue
-            path = inside / name
-            if not path.is_file():
-                continue
-            if final_name(name) != name:
-                add(path, "a temporary file is left from an interrupted pack or index", "remove it")
-            else:
-                what = "the shard of this index is missing"
-                add(path, what, "remove it, or fetch the shard again")
+            if final_name(name) != name and (inside / name).is_file():
+                what = "a temporary file is left from an interrupted pack or index"
+                add(inside / name, what, "remove it")
+    for path in indexes_without_shard(folder, shards):
+        add(path, "the shard of this index is missing", "remove it, or fetch the shard again")
     return found
+
+
+def indexes_without_shard(folder: Location, shards: Collection[str]) -> list[Location]:
+    """List the indexes of a folder whose shards are not among some names."""
+    if not folder.can_list:
+        return []
+    inside, known = folder / INDEX_FOLDER, {index_path(folder / name).name for name in shards}
+    names = [name for name in inside.names() if final_name(name) == name and name not in known]
+    found = [inside / name for name in names if name.endswith(_INDEX_SUFFIXES)]
+    return [path for path in found if path.is_file()]

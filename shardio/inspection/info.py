@@ -7,7 +7,7 @@ class numbers that do not follow from checksums.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike, fspath
@@ -33,6 +33,7 @@ from shardio.indexing.parts import (
 )
 from shardio.indexing.shard_index import ShardIndex
 from shardio.inspection.counts import ClassCounter, Tally, class_name
+from shardio.inspection.findings import indexes_without_shard
 from shardio.packing.layout import LEDGERS
 from shardio.storage.base import StoredBytes
 from shardio.storage.local import refuse_url
@@ -254,6 +255,7 @@ class Info:
         ledgers: number of lines of each existing ledger (skipped.jsonl, renamed.jsonl and
             duplicates.jsonl), by file name.
         splits: splits by name; empty unless the source is a folder of splits.
+        warnings: shards that are missing from folders without a manifest, by their indexes.
     """
 
     source: tuple[str, ...]
@@ -266,6 +268,7 @@ class Info:
     ledgers: Mapping[str, int]
     splits: Mapping[str, Info] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def info(
@@ -293,7 +296,7 @@ def info(
         fields: field types, as ShardDataset takes them; other fields keep those of the folder.
         allow_empty: whether to accept tars whose members belong to no sample.
         max_pixels: maximum number of pixels of an image; see shardio.fields.limits.
-        storage_options: settings of the store of a URL, see shardio.storage.location.Options.
+        storage_options: settings of the store of a URL, as ShardDataset takes them.
         progress: callback for the number of shards; it returns one for those just finished.
 
     Raises:
@@ -304,8 +307,7 @@ def info(
     """
     whole_number("max_pixels", max_pixels, least=1)
     given = given_types(fields)
-    if preview is not None:
-        _check_preview(fspath(preview), preview_count)
+    _check_preview(preview, preview_count)
     parts = list_parts(source, options=storage_options)
     folders = _find_splits(parts)
     named: Mapping[str, ShardPaths] = folders or {_WHOLE: parts}
@@ -327,7 +329,16 @@ def info(
             name: contents.info(types, source=(str(folders[name]),))
             for name, contents in (found if folders else {}).items()
         },
+        warnings=(*_lost_shards(parts),),
     )
+
+
+def _lost_shards(parts: Sequence[Location]) -> Iterator[str]:
+    """Describe the shards that folders have indexes of, and no manifest that would list them."""
+    for part in parts:
+        if part.is_folder() and not is_packed(part):
+            for index in indexes_without_shard(part, part.names()):
+                yield f"{index}: its shard is missing; restore the shard, or remove the index"
 
 
 def _choose_types(
@@ -422,6 +433,7 @@ class _Contents:
         sample: SampleInfo | None = None,
         ledgers: Mapping[str, int] | None = None,
         splits: Mapping[str, Info] | None = None,
+        warnings: tuple[str, ...] = (),
     ) -> Info:
         return Info(
             source=source,
@@ -436,6 +448,7 @@ class _Contents:
             ledgers=ledgers or {},
             splits=splits or {},
             class_names=self.classes,
+            warnings=warnings,
         )
 
     def _classes_info(self) -> ClassesInfo:
@@ -558,9 +571,11 @@ def _write_preview(
     write_sheet(path, entries, classes, count, types)
 
 
-def _check_preview(path: str, count: int) -> None:
+def _check_preview(path: str | PathLike[str] | None, count: int) -> None:
+    if path is None:
+        return
     refuse_url(path)
-    if not path.lower().endswith(".png"):
+    if not fspath(path).lower().endswith(".png"):
         raise UsageError(
             "the preview must be a PNG file",
             where=path,

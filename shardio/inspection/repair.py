@@ -405,7 +405,7 @@ def repair(
         shards: number of shards to write for each split; by default as many as it has.
         deep: whether to drop samples with a field that cannot be decoded.
         max_pixels: maximum number of pixels of an image; see shardio.fields.limits.
-        storage_options: settings of the store of a URL, see shardio.storage.location.Options.
+        storage_options: settings of the store of a URL, as ShardDataset takes them.
         jobs: number of processes; by default one per core.
         progress: callback for the number of samples of a split; it returns one for those written.
 

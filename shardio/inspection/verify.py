@@ -70,7 +70,7 @@ def verify(
     Args:
         source: packed folder, folder of splits or tars, tar, glob or pattern, or a list of these.
         storage: storage of the source, see shardio.storage.base; None chooses it by the URL.
-        storage_options: settings of the store of a URL, see shardio.storage.location.Options.
+        storage_options: settings of the store of a URL, as ShardDataset takes them.
         deep: whether to decode every field, which detects most corruption without checksums, and
             to compare masks, depth, boxes and points with the picture of their sample.
         fields: field types, as ShardDataset takes them; other fields keep those of the folder.

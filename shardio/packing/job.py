@@ -339,10 +339,10 @@ def _discard_others(output: Output, tasks: Sequence[ShardTask]) -> None:
     remove_others(output, {task.shard for task in tasks})
     if lost:
         _LOG.warning(
-            "%s: this pack starts afresh, since its samples or options differ: %s of the "
-            "interrupted one not used",
+            "%s: this pack starts afresh, since its samples or options differ from those of the "
+            "interrupted one, which had finished %s",
             output.folder.path,
-            counted(len(lost), "finished shard is", "finished shards are"),
+            counted(len(lost), "shard"),
         )
 
 

@@ -55,7 +55,7 @@ class OutputOptions:
         storage: storage of the output, see shardio.storage.base; None chooses it by the scheme of
             a URL. Shards are made in the temporary directory and published one by one, the
             manifest last.
-        storage_options: settings of the stores of URLs, see shardio.storage.location.Options.
+        storage_options: settings of the stores of URLs, as ShardDataset takes them.
 
     Raises:
         UsageError: a value is invalid.

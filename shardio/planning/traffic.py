@@ -60,6 +60,21 @@ def fetched_bytes(
     return totals
 
 
+def window_that_fits(sizes: NDArray[np.int64], streams: int, room: int) -> int:
+    """Return the largest window of which a cache holds two of each stream, in any order.
+
+    Args:
+        sizes: int64 [shards], size of each shard.
+        streams: number of streams of a node.
+        room: bytes that shards may take.
+
+    Returns:
+        Number of shards; 0 if no window fits.
+    """
+    largest = np.cumsum(np.sort(sizes)[::-1])
+    return int(np.searchsorted(largest, room, side="right")) // (2 * streams)
+
+
 class _Cache:
     """Cache that evicts what is used farthest in the future.
 

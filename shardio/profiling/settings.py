@@ -92,7 +92,7 @@ class ProfileSettings(MeasuringOptions):
 
     Attributes:
         source: packed folder or shards.
-        storage_options: settings of the store of a URL, see shardio.storage.location.Options; None
+        storage_options: settings of the store of a URL, as ShardDataset takes them; None
             in results, since they may hold secrets.
     """
 
@@ -113,7 +113,7 @@ class ProfileOptions(MeasuringOptions):
         html: path of a report for a browser.
         png: path of a chart of the rates; needs shardio[plot].
         trace: path of a timeline of the fastest loader, for ui.perfetto.dev.
-        storage_options: settings of the store of a URL, see shardio.storage.location.Options.
+        storage_options: settings of the store of a URL, as ShardDataset takes them.
         progress: function that takes the number of parts to measure and returns one that is called
             with the number of further parts done.
 

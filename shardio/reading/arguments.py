@@ -7,26 +7,46 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from shardio.buckets import Buckets
-from shardio.checks import flag, one_of, positive, require, seed_of_order, whole_number
+from shardio.checks import (
+    flag,
+    one_of,
+    positive,
+    require,
+    seed_of_order,
+    whole_number,
+)
 from shardio.fields.base import FieldType
 from shardio.planning.epoch import Tail
 from shardio.reading.settings import ranks_of
-from shardio.storage.location import Options
+from shardio.storage.base import size_in_bytes
+from shardio.storage.location import Options, refuse_both
+from shardio.storage.remote import RemoteStorage
 from shardio.transforms import SizedTransform
 
 OnBadSample = Literal["raise", "skip"]
 
 
+_OF_STORE = {
+    "cache_dir": "cache_dir",
+    "cache_limit": "cache_limit",
+    "retries": "download_retry",
+    "timeout": "download_timeout",
+}
+"""Options of a store, and the arguments that give them."""
+
+
 def store_options(given: Mapping[str, Any]) -> Options:
-    """Return the options of a store that the arguments of a dataset are."""
-    folder = given["cache_dir"]
-    return {
-        "cache_dir": None if folder is None else os.fspath(folder),
-        "cache_limit": given["cache_limit"],
-        "retries": given["download_retry"],
-        "timeout": given["download_timeout"],
-        **(given["storage_options"] or {}),
-    }
+    """Return the options of a store that the arguments of a dataset are.
+
+    Raises:
+        UsageError: an option is given as an argument, too.
+    """
+    options, folder = given["storage_options"] or {}, given["cache_dir"]
+    found = {option: given[name] for option, name in _OF_STORE.items()}
+    found["cache_dir"] = None if folder is None else os.fspath(folder)
+    changed = [name for name, value in found.items() if value != getattr(RemoteStorage, name)]
+    refuse_both(options, {name: _OF_STORE[name] for name in changed})
+    return {**found, **options}
 
 
 def check_arguments(*, transform: object, decode: bool, **given: Any) -> dict[str, Any]:
@@ -95,15 +115,16 @@ def _numbers(given: Mapping[str, Any]) -> dict[str, Any]:
     least = {
         **dict.fromkeys(("batch_size", "global_batch_size", "epoch_size"), 1),
         **dict.fromkeys(("window", "streams", "max_pixels", "predownload"), 1),
-        **dict.fromkeys(("download_retry", "cache_limit"), 0),
+        "download_retry": 0,
     }
-    absent = {"batch_size", "global_batch_size", "epoch_size", "cache_limit"}
+    absent, limit = {"batch_size", "global_batch_size", "epoch_size"}, given["cache_limit"]
     return {
         **{
             name: whole_number(name, given[name], least=smallest)
             for name, smallest in least.items()
             if given[name] is not None or name not in absent
         },
+        "cache_limit": None if limit is None else size_in_bytes("cache_limit", limit),
         "download_timeout": positive("download_timeout", given["download_timeout"]),
         "seed": seed_of_order(given["seed"]),
     }

@@ -168,10 +168,11 @@ class ShardDataset(ResumableDataset):
         storage: storage of the source, see shardio.storage.base; None chooses it by the scheme of
             a URL.
         storage_options: credentials and other settings of the store of a URL, by name; by default
-            those that its usual environment and files give. What is given here precedes the
-            arguments that follow.
+            those that its usual environment and files give. The arguments that follow may be here
+            instead, not in both places.
         cache_dir: folder for whole shards of stores, by default the usual cache folder.
-        cache_limit: bytes that they may take there, by default three quarters of the free space.
+        cache_limit: bytes that they may take there, or a size such as "500GB"; by default three
+            quarters of the free space.
         predownload: number of windows ahead whose shards are fetched from stores.
         download_retry: number of further attempts after a request fails.
         download_timeout: seconds without a byte after which a request has failed.
@@ -224,7 +225,7 @@ class ShardDataset(ResumableDataset):
         storage: Storage | None = None,
         storage_options: Mapping[str, Any] | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
-        cache_limit: int | None = None,
+        cache_limit: int | str | None = None,
         predownload: int = 1,
         download_retry: int = 6,
         download_timeout: float = 30.0,

@@ -439,6 +439,13 @@ def _check_sources(sources: Sequence[ShardDataset]) -> None:
                 )
     _check_entries([source.describe_entries() for source in sources])
     labelled = [source for source in sources if "label" in source.fields]
+    unnamed = [number for number, each in enumerate(sources) if _has_no_names(each)]
+    if unnamed and len({source.classes for source in labelled}) > 1:
+        raise UsageError(
+            f"source {unnamed[0]} has no class names, which other sources have",
+            remedy="copy the manifest of its pack beside its shards, or leave the label out with "
+            "fields=",
+        )
     if len({source.classes for source in labelled}) > 1:
         raise UsageError(
             "the sources were packed with different classes, so that equal labels mean "
@@ -448,6 +455,10 @@ def _check_sources(sources: Sequence[ShardDataset]) -> None:
                 "label out with fields="
             ),
         )
+
+
+def _has_no_names(source: ShardDataset) -> bool:
+    return "label" in source.fields and source.classes is None
 
 
 def _check_entries(entries: Sequence[dict[str, str]]) -> None:

@@ -15,11 +15,13 @@ none of its business; those of local folders are in shardio.packing.folder.
 from __future__ import annotations
 
 import hashlib
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from shardio.checks import is_whole, require
 from shardio.errors import ShardioError, TarError
 
 _PIECE = 1 << 20  # bytes of a file that are held at once
@@ -230,3 +232,21 @@ def short_error(file: StoredFile, offset: int, size: int, found: int) -> TarErro
         shard=file.name,
         offset=offset,
     )
+
+
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)(i?)B?", re.IGNORECASE)
+
+
+def size_in_bytes(name: str, value: Any) -> int:
+    """Check a size: a whole number of bytes, or a text as 512MB or 1.5GiB.
+
+    Raises:
+        UsageError: the value is neither.
+    """
+    found = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if found is not None:
+        number, unit, binary = found.groups()
+        step = 1024 if binary else 1000
+        return int(float(number) * step ** " KMGT".index(unit.upper() or " "))
+    require(is_whole(value, least=0), name, value, "bytes, at least 0, or a size as 512MB or 1GiB")
+    return int(value)

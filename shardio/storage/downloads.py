@@ -39,6 +39,7 @@ from shardio.storage.remote import (
     OTHER_VERSION,
     RemoteStorage,
     RequestError,
+    as_shard,
     remote_error,
 )
 from shardio.storage.shard_cache import NextUse, Part, ShardCache, key_of
@@ -157,10 +158,7 @@ class Downloads:
         self._claiming = 0
 
     def close(self) -> None:
-        """Fetch nothing more; what has come of shards is thrown away, and who waits gets an error.
-
-        A process that was forked since does nothing, as all of that is its parent's.
-        """
+        """Fetch nothing more, and throw away what came; a process that was forked does nothing."""
         if self.process == os.getpid():
             outside_collection(self._close)
 
@@ -503,7 +501,8 @@ class Downloads:
                 self._changed.wait_for(lambda: self._closed, seconds)
             self._refuse_closed()
 
-        return shard.storage.download(shard.path, start, end, version, sink, pause, size=size)
+        with as_shard():
+            return shard.storage.download(shard.path, start, end, version, sink, pause, size=size)
 
     def _refuse_closed(self) -> None:
         if self._closed:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from shardio.errors import SituationError, UsageError, argument, without_secrets
+from shardio.errors import SituationError, UsageError, argument, quoted, without_secrets
 from shardio.storage.base import FileStat, Storage, StoredBytes, StoredFile
 from shardio.storage.local import LOCAL, refuse_url
 from shardio.storage.remote import RemoteStorage, read_only, remote_error
@@ -25,6 +25,26 @@ from shardio.storage.remote import RemoteStorage, read_only, remote_error
 Options = Mapping[str, Any]
 """Settings of a store by name: anon, endpoint_url, the cache_dir and cache_limit of its shards, and
 others. Credentials are better left to the environment of the store."""
+
+
+def refuse_both(options: Options, arguments: Mapping[str, str]) -> None:
+    """Refuse options that are given as arguments, too.
+
+    Args:
+        options: options of a store.
+        arguments: names of options that arguments give, and the names of these arguments.
+
+    Raises:
+        UsageError: one is given twice.
+    """
+    if twice := next((name for name in arguments if name in options), None):
+        where = argument("storage_options")
+        raise UsageError(
+            f"{quoted(twice)} in {where} and {argument(arguments[twice])} are the same setting",
+            remedy="give one of them",
+        )
+
+
 OpenUrl = Callable[[str, Options], tuple[Storage, str]]
 """Makes the storage of a URL, and the path there, from the URL and options."""
 

@@ -44,7 +44,7 @@ from shardio.errors import (
     shown,
 )
 from shardio.processes import new_lock
-from shardio.storage.base import FileStat, outside_error
+from shardio.storage.base import FileStat, outside_error, size_in_bytes
 
 T = TypeVar("T")
 
@@ -338,7 +338,8 @@ class RemoteStorage(ABC):
         whole_number("retries", self.retries, least=0)
         positive("timeout", self.timeout)
         if self.cache_limit is not None:
-            whole_number("cache_limit", self.cache_limit, least=0)
+            limit = size_in_bytes("cache_limit", self.cache_limit)
+            object.__setattr__(self, "cache_limit", limit)  # which may be a text
 
     @property
     def can_write(self) -> bool:
@@ -485,7 +486,7 @@ class Attempts:
                 self._wait(self._pause(error))
                 self._failed += 1
             else:
-                raise remote_error(error, self._path, self._failed) from error
+                raise remote_error(error, self._path, self._failed) from None  # it says all
 
     def begin_anew(self) -> None:
         """Count attempts from here, since bytes have come."""
@@ -519,6 +520,18 @@ def remote_error(error: RequestError, path: str, failed: int = 0) -> OSError:
     found = kind(f"{what}{again} ({told})", where=path, remedy=way)
     found.status, found.request_id = error.status, error.request_id
     return found
+
+
+@contextmanager
+def as_shard() -> Iterator[None]:
+    """Say of an object that is missing that it was there, as a shard of a dataset."""
+    try:
+        yield
+    except RemoteMissing as error:
+        what = f"{error.what}, though the dataset has this shard"
+        found = RemoteMissing(what, where=error.where, remedy="restore it, then resume")
+        found.status, found.request_id = error.status, error.request_id
+        raise found from None
 
 
 _CREDENTIALS = "check the credentials in {options} or in the environment of the store"

@@ -263,6 +263,7 @@ class S3Client:
         for library in ("botocore", "urllib3"):
             keep_logs_out(library)  # which log signatures and session tokens
         self._always = {"RequestPayer": "requester"} if storage.requester_pays else {}
+        self._storage, self._session = storage, session
 
     def stat(self, path: str, /) -> FileStat:
         """Measure an object."""
@@ -404,9 +405,28 @@ class S3Client:
 
     def _request(self, operation: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         condition: Reason = "changed" if operation == "get_object" else "exists"
-        with unlogged(), _explained(self._errors, condition):
-            found: Mapping[str, Any] = getattr(self._s3, operation)(**arguments)
-            return found
+        try:
+            with unlogged(), _explained(self._errors, condition):
+                found: Mapping[str, Any] = getattr(self._s3, operation)(**arguments)
+                return found
+        except RequestError as error:
+            if error.reason in ("denied", "expired") and error.status:
+                error.detail = f"{error.detail.rstrip('. ')}, asked {self._signer()}"
+            raise
+
+    def _signer(self) -> str:
+        """Describe who signs the requests; a given key may be a URL's, and is not shown."""
+        if self._storage.anon:
+            return "without a signature"
+        if self._storage.key is not None:
+            return "with the credentials that were given"
+        found: Any = None
+        with unlogged(), suppress(self._errors.BotoCoreError):
+            found = self._session.get_credentials()
+        profile = self._session.get_config_variable("profile")
+        of = "" if profile is None else f" of the profile {profile}"
+        known = found is not None and found.access_key != found.secret_key
+        return f"with the access key {found.access_key}{of}" if known else f"with the key{of}"
 
 
 class S3Body:

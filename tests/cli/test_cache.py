@@ -51,7 +51,7 @@ def test_ls_lists_shards_bytes_last_use_limit_and_folder(cache: Path) -> None:
     done = run("ls", "--cache-dir", cache)
     text = " ".join(done.output.split())
     assert done.exit_code == 0
-    assert f"{cache}/remote: 3 shards, 4.0 kB with indexes; at most" in text
+    assert f"{cache}/remote: 3 shards, 4.0 kB with indexes; the default limit is" in text
     for file in ("shard .* 1.0 kB aaaaaaaaaaaa", "left .* 1.0 kB d{12}", "index .* 10 B a{12}"):
         assert re.search(rf"\n  {file.replace(' ', ' +')}\n", done.output)
     assert "shard 1970-01-01" in text

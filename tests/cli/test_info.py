@@ -134,3 +134,20 @@ def test_mistakes_get_one_sentence_and_an_exit_code(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_a_shard_that_an_index_alone_tells_of_is_a_warning(tmp_path: Path) -> None:
+    """Without a manifest, nothing else does."""
+    samples = [{"__key__": f"{number}", "txt": "sesame"} for number in range(8)]
+    shardio.pack(samples, tmp_path / "out", shards=2)
+    assert shardio.info(tmp_path / "out").warnings == ()
+    (tmp_path / "out/shardio.json").unlink()
+    assert shardio.info(tmp_path / "out").warnings == ()
+    (tmp_path / "out/shard-000001.tar").unlink()
+    found = shardio.info(tmp_path / "out")
+    assert found.samples == 4
+    (warning,) = found.warnings
+    assert "shard-000001" in warning
+    done = CliRunner().invoke(commands, ["info", str(tmp_path / "out")])
+    assert "warning:" in done.output
+    assert "its shard is missing; restore the shard, or" in " ".join(done.output.split())

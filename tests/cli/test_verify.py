@@ -69,9 +69,11 @@ def test_fix_writes_what_is_whole_and_says_what_is_not(out: Path, tmp_path: Path
     done = run(out, "--fix", tmp_path / "new")
     assert done.exit_code == 1
     assert done.stdout.splitlines()[-2:] == [
-        f"{tmp_path}/new: 599 samples in 8 shards; dropped.jsonl there lists what is lost (1)",
+        f"{tmp_path}/new: 599 samples in 8 shards; dropped.jsonl there lists what is lost (1 line, "
+        "of samples, and of the shards or bytes that they were in)",
         "8 shards, 600 samples, 1.2 MB: 1 problem",
     ]
+    assert done.stderr.count("repairing: ") == 1
     again = run(tmp_path / "new", "--fix", tmp_path / "other")
     assert again.exit_code == 0
     assert again.stdout.splitlines() == [

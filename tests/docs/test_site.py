@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import runpy
@@ -129,3 +130,13 @@ def test_a_chart_has_a_bar_for_each_row_of_its_table(built: Path) -> None:
                 label: pytest.approx(rate / most, abs=0.01) for label, rate in rates.items()
             }
             assert [*drawn.values()] == sorted(drawn.values(), reverse=True)
+
+
+def test_the_page_of_arguments_has_a_row_for_each_argument_of_a_dataset() -> None:
+    page = (SITE / "reference" / "arguments.md").read_text("utf-8")
+    rows = [line.split(" | ")[:2] for line in page.splitlines() if line.startswith("| `")]
+    found = {name: value for names, value in rows for name in re.findall("`(.*?)`", names)}
+    arguments = dict(inspect.signature(shardio.ShardDataset).parameters)
+    del arguments["source"]
+    defaults = {name: f"`{each.default!r}`" for name, each in arguments.items()}
+    assert found == {name: value.replace("'", '"') for name, value in defaults.items()}

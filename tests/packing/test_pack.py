@@ -215,7 +215,7 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no longer there": (
         lambda folder: (folder / "x/a.png").symlink_to("nowhere"),
-        r"x/a\.png: a link to nothing; fix, rename or remove the file, or skip such",
+        r"x/a\.png: a link to nothing; fix, rename or remove the file, or leave all such",
     ),
     "same key, other extension": (
         lambda folder: write(folder, "x/good.bmp"),

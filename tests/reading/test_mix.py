@@ -201,6 +201,12 @@ def test_other_sources_that_cannot_be_mixed_are_refused(
         shardio.UsageError, match="packed with different classes, so that equal labels mean"
     ):
         shardio.Mix([parts[0], other], weights=[0.5, 0.5])
+    (tmp_path / "bare").mkdir()
+    for shard in packed.glob("*.tar"):
+        (tmp_path / "bare" / shard.name).symlink_to(shard)
+    bare = shardio.ShardDataset(tmp_path / "bare", batch_size=20)
+    with pytest.raises(shardio.UsageError, match="source 1 has no class names, which other"):
+        shardio.Mix([parts[0], bare], weights=[0.5, 0.5])
     with pytest.raises(shardio.UsageError, match="less than one global batch of 700"):
         len(shardio.Mix([shardio.ShardDataset(packed, batch_size=700)], weights=[1.0]))
 

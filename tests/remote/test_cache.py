@@ -606,5 +606,29 @@ def test_cache_ls_names_shards_by_their_urls_without_secrets(
     assert {each.url for each in entries} == {*urls}
     said = CliRunner().invoke(commands, ["cache", "ls", "--cache-dir", str(cache)]).output
     assert all(url in said for url in urls)
+    named = [each.url for each in entries if each.url is not None]
+    assert named == sorted(named)
     assert " kB" in said
     assert "sesame" not in said
+
+
+def test_a_shard_that_is_lost_while_training_is_to_be_restored(
+    serve: Serve, tmp_path: Path
+) -> None:
+    """The way that the error of opening names gives the same bytes."""
+    out = make_set(tmp_path / "out")
+    dataset = open_set(serve(folder=out), tmp_path / "cache")
+    before = {path.name: path.read_bytes() for path in out.glob("*.tar")}
+    for name in before:
+        (out / name).unlink()
+    told = r"no such object \(.*\), though the dataset has this shard; restore it, then resume"
+    with pytest.raises(shardio.RemoteMissing, match=told) as caught:
+        read(dataset)
+    assert caught.value.status == 404
+    with pytest.raises(shardio.IndexFileError, match="pack the same samples into a new folder"):
+        shardio.ShardDataset(out)
+    make_set(tmp_path / "new")
+    for name, data in before.items():
+        assert (tmp_path / "new" / name).read_bytes() == data
+        shutil.copy(tmp_path / "new" / name, out)
+    assert len(read(dataset)) == 8 * SAMPLES

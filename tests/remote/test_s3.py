@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -638,3 +639,31 @@ def test_shards_are_divided_and_repaired_into_a_store(
     shardio.repair(packed, f"{folder}/whole", shards=2, jobs=1)
     shardio.repair(packed, tmp_path / "whole", shards=2, jobs=1)
     assert stored(s3, f"{folder}/whole") == shardio.testing.digests(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("user")
+def test_refused_credentials_are_named_without_the_secret_and_without_causes(
+    folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refused(options: dict[str, Any]) -> str:
+        with pytest.raises(shardio.RemoteDenied) as caught:
+            shardio.ShardDataset(folder, storage_options=options)
+        lines = traceback.format_exception(caught.value)
+        assert not any("direct cause" in line or "During handling" in line for line in lines)
+        assert "sesame" not in "".join(lines)
+        return str(caught.value)
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAMORGIANA")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "sesame")
+    assert "asked with the access key AKIAMORGIANA, " in refused({})
+    assert "asked without a signature" in refused({"anon": True})
+    said = refused({"key": "alibaba", "secret": "sesame"})
+    assert "asked with the credentials that were given" in said
+    assert "alibaba" not in said
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    file = tmp_path / "credentials"
+    file.write_text("[cave]\naws_access_key_id=AKIACASSIM\naws_secret_access_key=sesame\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    monkeypatch.setenv("AWS_PROFILE", "cave")
+    assert "asked with the access key AKIACASSIM of the profile cave" in refused({})

@@ -104,8 +104,9 @@ def test_plan_says_what_each_node_fetches_in_words(
     assert "A cache of 10.0 MB leaves up to 0.0 MB to fetch in each later epoch." in own
     assert "from the store" not in said(source=str(noise))
     assert "A cache of 1.0 MB leaves" in said("--cache-limit", "1MB", source=str(noise))
-    with pytest.raises(shardio.UsageError, match="cache_limit='1MB': it must be a whole number"):
-        shardio.plan(noise, batch_size=5, storage_options={"cache_limit": "1MB"})
+    assert "A cache of 1.0 MB leaves" in said("--storage-option", "cache_limit=1MB")
+    with pytest.raises(shardio.UsageError, match=r"cache_limit='1MV': it must be bytes, .*512MB"):
+        shardio.plan(noise, batch_size=5, storage_options={"cache_limit": "1MV"})
 
 
 @pytest.fixture(scope="module")
@@ -260,6 +261,7 @@ def test_a_pack_takes_options_of_the_store_that_it_writes_to(
         ("swordfish", "it is not KEY=VALUE, as anon=true"),
         ("=swordfish", "it is not KEY=VALUE, as anon=true"),
         ("retries=swordfish", "retries is a number, as retries=3"),
+        ("cache_limit=swordfish", "cache_limit is a size, as cache_limit=100GB"),
         ("colour=swordfish", "--storage-option: there is no option 'colour'"),
     ],
 )
@@ -285,3 +287,80 @@ def test_a_cache_named_among_the_options_is_used(
     dataset = shardio.ShardDataset(serve(folder=noise).url, batch_size=50, storage_options=options)
     assert len([*dataset]) == 4
     assert [*(tmp_path / "cache").rglob("*.tar")]
+
+
+def test_the_limit_of_the_cache_is_a_number_or_a_size(
+    noise: Path, serve: Callable[..., Nginx], tmp_path: Path
+) -> None:
+    url = serve(folder=noise).url
+    given: dict[str, Any] = {"cache_dir": tmp_path / "cache", "batch_size": 50}
+    ways: list[dict[str, Any]] = [
+        {"cache_limit": "0.5MB"},
+        {"storage_options": {"cache_limit": "500 kB"}},
+        {"storage_options": {"cache_limit": 500_000}},
+    ]
+    for way in ways:
+        assert len([*shardio.ShardDataset(url, **given, **way)]) == 4
+        size = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.tar"))
+        assert 0 < size <= 500_000
+    assert shardio.prune_cache("150kB", cache_dir=tmp_path / "cache").kept <= 150_000
+
+
+@pytest.mark.parametrize(
+    ("argument", "option", "value"),
+    [
+        ("cache_limit", "cache_limit", 5),
+        ("cache_dir", "cache_dir", "cache"),
+        ("download_retry", "retries", 3),
+        ("download_timeout", "timeout", 5.0),
+    ],
+)
+def test_a_setting_of_the_store_is_given_once(
+    noise: Path, argument: str, option: str, value: object
+) -> None:
+    given: dict[str, Any] = {argument: value, "storage_options": {option: value}}
+    with pytest.raises(shardio.UsageError, match=rf"'{option}' in .* {argument} are the same"):
+        shardio.ShardDataset(noise, **given)
+    if argument.startswith("cache"):
+        words = ["plan", "http://localhost:1/out", "--batch-size", "5"]
+        words += [f"--{argument.replace('_', '-')}", str(value)]
+        done = CliRunner().invoke(commands, [*words, "--storage-option", f"{option}={value}"])
+        assert done.exit_code
+        assert "are the same setting; give one of them" in str(done.exception)
+
+
+def test_plan_warns_of_a_cache_that_is_too_small_for_the_windows(
+    noise: Path, serve: Callable[..., Nginx], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Training with what the warning names reads whole shards alone."""
+    url = serve(folder=noise).url
+    order: dict[str, Any] = {"batch_size": 5, "shuffle": True}
+
+    def warned(limit: str, window: int) -> str:
+        found = shardio.plan(url, **order, window=window, storage_options={"cache_limit": limit})
+        return " ".join(each for each in found.warnings if "no room" in each)
+
+    def trained(limit: str, window: int) -> bool:
+        given: dict[str, Any] = {**order, "cache_limit": limit, "window": window}
+        dataset = shardio.ShardDataset(url, **given, cache_dir=tmp_path / limit / str(window))
+        for _ in dataset:
+            time.sleep(0.01)
+        return "samples are read one by one" not in caplog.text
+
+    said = warned("1MB", 8)
+    assert said.startswith("a cache of 1.0 MB has no room for the windows that are open at once")
+    named = re.search(r"give cache_limit='(.*)' or use window=(\d+), which fits$", said)
+    assert named is not None
+    limit, window = named[1], int(named[2])
+    assert not warned(limit, 8)
+    assert not warned("1MB", window)
+    assert "no room" in warned("1MB", window + 1)
+    assert trained(limit, 8)
+    assert trained("1MB", window)
+    assert not trained("1MB", 8)
+    assert "use window" not in warned("150kB", 8)
+    done = CliRunner().invoke(
+        commands, ["plan", url, "--batch-size", "5", "--window", "8", "--cache-limit", "1MB"]
+    )
+    assert "windows in cache" in done.output
+    assert f"--window {window}, which fits" in " ".join(done.output.split())

@@ -16,7 +16,7 @@ from shardio.storage.location import locate
     [
         ({"retries": -1}, "retries=-1: it must be a whole number, at least 0"),
         ({"timeout": 0}, "timeout=0: it must be a number above 0"),
-        ({"cache_limit": "5GB"}, "cache_limit='5GB': it must be a whole number, at least 0"),
+        ({"cache_limit": "5XB"}, "cache_limit='5XB': it must be bytes, at least 0, or a size"),
         ({"cache_limt": 5}, "there is no option 'cache_limt'; the options here are .*cache_limit"),
     ],
 )
