@@ -258,9 +258,8 @@ def test_another_pack_takes_nothing_over_that_is_not_its_own(
     assert digests(out) == digests(tmp_path / "whole")
     (said,) = caplog.messages
     assert said == (
-        f"{out}: this pack starts afresh, since its samples or options differ: "
-        f"{counted(len(finished), 'finished shard is', 'finished shards are')} of the interrupted "
-        "one not used"
+        f"{out}: this pack starts afresh, since its samples or options differ from those of the "
+        f"interrupted one, which had finished {counted(len(finished), 'shard')}"
     )
 
 
