@@ -101,6 +101,8 @@ def look_at(loader: Any, datasets: Sequence[ShardDataset] | None = None) -> Load
     ahead = _USUALLY_AHEAD
     if isinstance(inner, DataLoader):
         ahead = inner.num_workers * (inner.prefetch_factor or 0)
+    elif isinstance(inner, Loader) and inner.workers:
+        ahead = inner.workers * inner._prefetch
     return LoaderFacts(
         datasets=datasets,
         kind=kind,
@@ -170,7 +172,7 @@ def _datasets_of(loader: Any) -> tuple[ShardDataset, ...]:
 
 def _producers_of(loader: Any) -> tuple[ProducerKind | None, int]:
     if isinstance(loader, Loader):
-        return "threads", loader.threads
+        return ("processes", loader.workers) if loader.workers else ("threads", loader.threads)
     if isinstance(loader, ShardDataset | Mix):
         return "here", 0
     if isinstance(loader, DataLoader):

@@ -153,17 +153,20 @@ def _start(seen: Evidence) -> Verdict | None:
     without = seen.rate / (1 - min(seen.starting, 0.99))
     what = f"starting the {_name(seen)}" if seen.kind == "processes" else "the first batch"
     steps = f" of {counted(seen.steps, 'step')}" if seen.steps else ""
-    changes = [
-        Change(text="Use shardio.Loader, whose threads start faster than workers", gain=None)
-    ]
-    after = diagnose(replace(seen, starting=0.0)).short
-    if seen.restarts:
+    changes = []
+    if seen.restarts and seen.torch:
         text = "Use persistent_workers=True, which keeps workers across epochs"
-        changes.insert(0, Change(text=text, gain=without / seen.rate))
+        changes.append(Change(text=text, gain=without / seen.rate))
+    text = "Use a larger dataset: the start takes as long for any"
+    if seen.kind == "processes":
+        text = f"{_to_threads(seen)}, whose threads start faster than workers"
+    changes.append(Change(text=text, gain=None))
+    rest = diagnose(replace(seen, starting=0.0))
+    after = f"; after that {rest.short}" if rest.bottleneck != "workers" else ""
     return Verdict(
         bottleneck="start",
         sentence=f"The dataset is tiny: {what} takes {seen.starting:.0%} of an epoch{steps}, "
-        f"which leaves {rate_of(seen)}; after that {after}.",
+        f"which leaves {rate_of(seen)}{after}.",
         short="start-up limits",
         rate_without=without,
         changes=tuple(changes),
@@ -191,7 +194,7 @@ def _handover(seen: Evidence) -> Verdict | None:
         short="the hand-over limits",
         rate_without=None,
         changes=(
-            Change(text="Use shardio.Loader, whose threads make batches in place", gain=None),
+            Change(text=f"{_to_threads(seen)}, whose threads make batches in place", gain=None),
             Change(
                 text="Return tensors, which torch sends in shared memory, not arrays", gain=None
             ),
@@ -522,18 +525,23 @@ def _setting(seen: Evidence, number: int | None = None) -> str:
     value = "" if number is None else f"={number}"
     if seen.torch and seen.kind != "threads":
         return f"num_workers{value} in the DataLoader"
-    if seen.ours and seen.kind == "threads":
-        return f"threads{value} in shardio.Loader"
+    if seen.ours and seen.kind != "here":
+        return f"{_name(seen, 2)}{value} in shardio.Loader"
     if seen.kind == "here":
         return f"shardio.Loader with {'' if number is None else f'{number} '}threads"
     return _name(seen, 2) if number is None else _count(number, seen)
+
+
+def _to_threads(seen: Evidence) -> str:
+    """Advise threads in place of workers."""
+    return f"Use shardio.Loader{' without workers=' if seen.ours and not seen.torch else ''}"
 
 
 def _ahead(seen: Evidence) -> str:
     """Name the argument of the watched loader that says how many batches are made ahead."""
     if seen.torch:
         return ": a larger prefetch_factor= of the DataLoader"
-    return ": a larger prefetch= of shardio.Loader" if seen.ours and seen.kind == "threads" else ""
+    return ": a larger prefetch= of shardio.Loader" if seen.ours and seen.kind != "here" else ""
 
 
 def _batch_size(seen: Evidence) -> str:

@@ -6,6 +6,7 @@ import io
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,22 @@ def test_batches_pass_unchanged_and_the_parts_of_a_samples_time_add_up(
     assert 0 < evidence.watching < 0.5
     assert seen.verdict.sentence[1:] in str(seen).replace("\n", " ")
     assert max(map(len, str(seen).splitlines())) <= 80
+
+
+def test_the_workers_of_a_loader_are_its_producers(packed: Path) -> None:
+    loader = shardio.Loader(dataset(packed), workers=2, prefetch=3)
+    facts = look_at(loader)
+    assert (facts.kind, facts.number, facts.ahead, facts.restarts) == ("processes", 2, 6, True)
+    with monitor(loader, live=False, budget=1.0) as seen:
+        for _ in seen:
+            time.sleep(0.02)
+    evidence = seen.evidence
+    assert (evidence.kind, evidence.number, len(evidence.producers)) == ("processes", 2, 2)
+    assert all(one.filling is not None for one in evidence.producers)
+    few = replace(evidence, cores=4, waiting=0.9, starting=0.0, producers=(), sent=0.0, faults=0.0)
+    text = " ".join(change.text for change in judge(few).changes)
+    assert "Use workers=4 in shardio.Loader, one per core" in text
+    assert "threads" not in text
 
 
 def test_the_dataset_is_left_as_it_was(packed: Path) -> None:

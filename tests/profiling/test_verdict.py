@@ -273,6 +273,7 @@ def test_a_loader_that_the_loop_hardly_waits_for_is_not_said_to_limit_it() -> No
     [
         ({}, ": a larger prefetch= of shardio.Loader"),
         ({**WORKERS, "torch": True}, ": a larger prefetch_factor= of the DataLoader"),
+        (WORKERS, ": a larger prefetch= of shardio.Loader"),
         ({**WORKERS, "ours": False}, ""),
     ],
 )
@@ -331,9 +332,23 @@ def test_batches_are_named_where_samples_were_not_counted() -> None:
 
 def test_workers_that_start_in_each_epoch_are_to_be_kept() -> None:
     for restarts in (False, True):
-        changes = judge(seen(starting=0.6, restarts=restarts)).changes
+        changes = judge(seen(**WORKERS, torch=True, starting=0.6, restarts=restarts)).changes
         gains = [change.gain for change in changes if "persistent_workers=True" in change.text]
         assert gains == [pytest.approx(2.5)] * restarts
+
+
+def test_a_short_epoch_is_not_told_to_use_what_it_uses() -> None:
+    threads = judge(seen(starting=0.6, steps=3))
+    assert [change.text for change in threads.changes] == [
+        "Use a larger dataset: the start takes as long for any"
+    ]
+    assert threads.sentence.endswith("; after that decoding limits.")
+    unknown = judge(seen(starting=0.6, steps=3, stages=None)).sentence
+    assert unknown.endswith("which leaves 1,600 samples/s.")
+    workers = judge(seen(**WORKERS, starting=0.6, restarts=True))
+    assert [change.text for change in workers.changes] == [
+        "Use shardio.Loader without workers=, whose threads start faster than workers"
+    ]
 
 
 def test_evidence_goes_through_json_unchanged() -> None:
