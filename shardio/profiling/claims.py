@@ -187,14 +187,15 @@ def judge_watched(seen: Evidence) -> Verdict:
     verdict, part = judge(seen), _Part("the loop", seen.others or 0.0, seen.spread)
     least = max(_LEAST_BATCHES, math.ceil(seen.number / NEEDS["verdict"].spread))
     tiny = verdict.bottleneck == "start" and seen.steps is not None  # it needs no more of them
-    if seen.batches < least and not tiny:
+    fetched = verdict.bottleneck == "store" and seen.fetching  # in bursts, whoever has the cores
+    if seen.batches < least and not (tiny or fetched):
         reason = (
             f"{counted(seen.batches, 'batch', 'batches')} after the first ones "
             f"{'is' if seen.batches == 1 else 'are'} too few; watch at least {least}"
         )
         return Verdict.withheld(notices({"verdict": reason})[0])
     doubt = _doubt("verdict", (part,), (part,), seen.cores, "watch more batches")
-    if doubt is None or verdict.bottleneck in CERTAIN:
+    if doubt is None or fetched or verdict.bottleneck in CERTAIN:
         return verdict
     return Verdict.withheld(notices({"verdict": doubt})[0])
 

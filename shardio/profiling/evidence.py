@@ -224,7 +224,8 @@ class Evidence:
         steps: number of steps of an epoch; None where not known.
         lock_wait: mean seconds that another thread of this process waited for the interpreter's
             lock; None if it was not tried.
-        cached: share of the shards that was in the page cache before; None where not known.
+        cached: share of the shards that was in the page cache before, or of a store's, in the cache
+            of shards; None where not known.
         from_disk: bytes per second from a local disk; None where the kernel does not say.
         sent: bytes per second that workers wrote, mostly to pipes; None where not known.
         faults: new pages of memory per second in workers; None where not known.
@@ -273,6 +274,11 @@ class Evidence:
     def rate(self) -> float:
         """Samples per second."""
         return self.samples / self.seconds
+
+    @property
+    def fetching(self) -> bool:
+        """Whether shards of a store had to be fetched."""
+        return self.remote and (self.cached or 0.0) < 1
 
     @property
     def for_core(self) -> float:

@@ -39,6 +39,7 @@ from shardio.profiling.evidence import (
     filling_shares,
     stages_of,
 )
+from shardio.profiling.store import is_cached
 from shardio.profiling.system import OtherLoad, Watcher, cached_share
 from shardio.profiling.verdict import Verdict
 from shardio.reading.dataset import ShardDataset
@@ -72,7 +73,8 @@ class LoaderFacts:
         ahead: number of batches made before the first is asked for, roughly.
         steps: number of steps of an epoch; None where it does not say.
         restarts: whether each epoch starts workers.
-        cached: share of some shards that is in the page cache; None where not known.
+        cached: share of some shards that is in the page cache, or of a store's, in the cache of
+            shards; None where not known.
         torch: whether a DataLoader makes the batches.
         remote: whether shards are of a store.
     """
@@ -87,6 +89,11 @@ class LoaderFacts:
     torch: bool
     remote: bool = False
 
+    @property
+    def starting(self) -> int:
+        """Number of batches before the steady state; none where the loop waits for a store."""
+        return 0 if self.remote and self.cached != 1 else self.ahead
+
 
 def look_at(loader: Any, datasets: Sequence[ShardDataset] | None = None) -> LoaderFacts:
     """Ask a loader what it is.
@@ -98,6 +105,7 @@ def look_at(loader: Any, datasets: Sequence[ShardDataset] | None = None) -> Load
     inner = _inside(loader)
     datasets = _datasets_of(inner) if datasets is None else tuple(datasets)
     kind, number = _producers_of(inner)
+    remote = any(dataset.catalog.is_remote for dataset in datasets)
     ahead = _USUALLY_AHEAD
     if isinstance(inner, DataLoader):
         ahead = inner.num_workers * (inner.prefetch_factor or 0)
@@ -112,7 +120,7 @@ def look_at(loader: Any, datasets: Sequence[ShardDataset] | None = None) -> Load
         restarts=kind == "processes" and not getattr(inner, "persistent_workers", False),
         cached=_cached_share(datasets),
         torch=isinstance(inner, DataLoader),
-        remote=any(dataset.catalog.is_remote for dataset in datasets),
+        remote=remote,
     )
 
 
@@ -191,9 +199,13 @@ def _count_steps(loader: Any) -> int | None:
 
 
 def _cached_share(datasets: Sequence[ShardDataset]) -> float | None:
-    shards = [shard.path for dataset in datasets for shard in dataset.catalog.shards]
+    shards = [shard for dataset in datasets for shard in dataset.catalog.shards]
     some = shards[:: max(len(shards) // _SHARDS_LOOKED_AT, 1)][:_SHARDS_LOOKED_AT]
-    known = [share for share in map(cached_share, some) if share is not None]
+    shares = (
+        cached_share(shard.path) if shard.remote is None else float(is_cached(shard))
+        for shard in some
+    )
+    known = [share for share in shares if share is not None]
     return sum(known) / len(known) if known else None
 
 
@@ -488,7 +500,7 @@ class Monitor:
         self._count += 1
         self.received.append(batch)
         if self._steady is None:
-            if batch.number < self._facts.ahead and not again:
+            if batch.number < self._facts.starting and not again:
                 return
             self._steady = batch.came
             if self._watcher is not None:

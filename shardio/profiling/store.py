@@ -145,10 +145,11 @@ def load_shards(catalog: Catalog, number: int) -> list[ShardEntry]:
             file.read(file.size - 1, 1)  # waits for all before it
     finally:
         pool.close()
-    return [entry for entry in catalog.shards[:number] if _is_cached(entry)]
+    return [entry for entry in catalog.shards[:number] if is_cached(entry)]
 
 
-def _is_cached(entry: ShardEntry) -> bool:
+def is_cached(entry: ShardEntry) -> bool:
+    """Tell whether a shard of a store is in the cache."""
     remote = entry.remote
     return remote is not None and remote.cache.path(remote).exists()
 

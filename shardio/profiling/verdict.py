@@ -107,7 +107,7 @@ class Verdict:
 def judge(evidence: Evidence) -> Verdict:
     """Name what limits a loop, with general advice."""
     verdict = diagnose(evidence)
-    if evidence.waiting < WAITS_HARDLY and verdict.bottleneck not in CERTAIN:
+    if _waits(evidence) < WAITS_HARDLY and verdict.bottleneck not in CERTAIN:
         return replace(verdict, changes=(_FASTER_STEP,))
     more = _more(evidence) if verdict.bottleneck in {*GENERAL, "loader", "workers"} else ()
     return replace(verdict, changes=(*verdict.changes, *more, *GENERAL.get(verdict.bottleneck, ())))
@@ -117,7 +117,7 @@ def diagnose(evidence: Evidence) -> Verdict:
     """Name what limits a loop, with the changes that this bottleneck alone suggests."""
     found = (verdict for rule in _RULES if (verdict := rule(evidence)) is not None)
     verdict = next(found, None) or _stages(evidence)
-    if evidence.waiting >= WAITS_HARDLY or verdict.bottleneck in {"step", "start"}:
+    if _waits(evidence) >= WAITS_HARDLY or verdict.bottleneck in {"step", "start"}:
         return verdict
     most = evidence.rate / (1 - evidence.waiting)
     who = f": {_holders(evidence)}" if verdict.bottleneck == "busy" else ""
@@ -132,8 +132,13 @@ def diagnose(evidence: Evidence) -> Verdict:
 _FASTER_STEP = Change(text="Make the step faster; the loader is not the limit", gain=None)
 
 
+def _waits(seen: Evidence) -> float:
+    """Return the share of the time that the loop waited; for a store, from the start."""
+    return max(seen.waiting, seen.starting if seen.fetching else 0.0)
+
+
 def _step(seen: Evidence) -> Verdict | None:
-    if seen.waiting >= WAITS_LITTLE:
+    if seen.waiting >= WAITS_LITTLE or _waits(seen) > _STARTS_LONG:
         return None
     busiest = max((_filling(one) for one in seen.producers), default=None)
     spare = f"; the loader is busy {busiest:.0%} of the time" if busiest is not None else ""
@@ -151,6 +156,9 @@ def _start(seen: Evidence) -> Verdict | None:
     if seen.starting <= _STARTS_LONG:
         return None
     without = seen.rate / (1 - min(seen.starting, 0.99))
+    if seen.fetching:
+        waits = f"and the first batch takes {seen.starting:.0%} of an epoch."
+        return _fetching(seen, waits, without / seen.rate)
     what = f"starting the {_name(seen)}" if seen.kind == "processes" else "the first batch"
     steps = f" of {counted(seen.steps, 'step')}" if seen.steps else ""
     changes = []

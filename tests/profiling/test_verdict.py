@@ -337,6 +337,17 @@ def test_workers_that_start_in_each_epoch_are_to_be_kept() -> None:
         assert gains == [pytest.approx(2.5)] * restarts
 
 
+def test_a_start_that_waits_for_a_store_is_no_short_epoch() -> None:
+    cold: dict[str, Any] = {"remote": True, "cached": 0.0, "starting": 0.65}
+    for waiting in (0.01, 0.5):
+        verdict = judge_watched(seen(**cold, waiting=waiting, batches=8, slices=(0.0, 9000.0)))
+        assert verdict.bottleneck == "store"
+        assert verdict.sentence.startswith("Fetching from the store limits this loop to 1,600")
+        assert "the first batch takes 65% of an epoch" in verdict.sentence
+        assert "cache_limit" in verdict.changes[0].text
+    assert judge(seen(**{**cold, "cached": 1.0})).bottleneck == "start"
+
+
 def test_a_short_epoch_is_not_told_to_use_what_it_uses() -> None:
     threads = judge(seen(starting=0.6, steps=3))
     assert [change.text for change in threads.changes] == [

@@ -19,6 +19,7 @@ import shardio
 from servers import S3_LATENCY, Nginx, SeaweedS3
 from shardio.cli import commands
 from shardio.indexing.catalog import open_catalog
+from shardio.profiling.monitoring import monitor
 from shardio.profiling.profile import ask
 from shardio.profiling.store import MOST_BYTES, MOST_SECONDS, StoreLimits, measure_store
 from shardio.testing import make_images
@@ -285,3 +286,28 @@ def test_a_cache_named_among_the_options_is_used(
     dataset = shardio.ShardDataset(serve(folder=noise).url, batch_size=50, storage_options=options)
     assert len([*dataset]) == 4
     assert [*(tmp_path / "cache").rglob("*.tar")]
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_a_watched_loop_that_waits_for_a_cold_store_is_told_so(
+    photos: Path, serve: Callable[..., Nginx], tmp_path: Path, threads: int
+) -> None:
+    web = serve(folder=photos)
+    web.fail("*.tar", rate=40_000)
+    dataset = shardio.ShardDataset(
+        web.url,
+        batch_size=8,
+        shuffle=True,
+        window=1,
+        transform=shardio.Resize((8, 8)),
+        cache_dir=tmp_path / "cache",
+    )
+    loader = shardio.Loader(dataset, threads=threads) if threads else dataset
+    with monitor(loader, live=False) as seen:
+        assert len([*seen]) == 15
+    assert seen.evidence.batches == 14  # the wait for the first window is none of starting
+    assert seen.verdict.bottleneck == "store"
+    assert "tiny" not in seen.verdict.sentence
+    with monitor(loader, live=False) as seen:
+        assert [*seen]
+    assert seen.verdict.bottleneck != "store"
