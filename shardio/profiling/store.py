@@ -117,6 +117,11 @@ class StoreLimits:
         return min(self.cache_bytes / max(self.total_bytes, 1), 1.0)
 
 
+def megabytes(rate: float) -> str:
+    """Format bytes per second as MB/s, without the unit."""
+    return f"{rate / 1e6:,.{1 if rate < 1e7 else 0}f}"
+
+
 def count_loaded(shards: Iterable[ShardEntry], batch_size: int) -> int:
     """Return how many shards loaders are measured on, which are then in the cache.
 

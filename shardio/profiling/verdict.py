@@ -60,6 +60,7 @@ _LOCKED = 0.25  # share of a sample's time
 _THREADS_A_WORKER = 1.5  # on average; one besides sends batches
 _MOSTLY = 0.7
 _BUSY = 0.5  # share of the cores
+_SPARE = 0.1  # share of the time
 _THREAD_BUSY = 0.1  # share of the time
 _LOCK_HELD_LONG = 0.002  # seconds; half the interpreter's switch interval
 
@@ -141,14 +142,19 @@ def _step(seen: Evidence) -> Verdict | None:
     if seen.waiting >= WAITS_LITTLE or _waits(seen) > _STARTS_LONG:
         return None
     busiest = max((_filling(one) for one in seen.producers), default=None)
-    spare = f"; the loader is busy {busiest:.0%} of the time" if busiest is not None else ""
+    alone = seen.rate / busiest if busiest else None
+    spare = f"; the loader alone would reach {alone:,.0f}" if (busiest or 1) < 1 - _SPARE else ""
+    changes = [_FASTER_STEP]
+    if _delayed(seen) > _DELAYED:
+        text = "If the step runs on the CPU, leave cores to the loader: torch.set_num_threads"
+        changes.append(Change(text=text, gain=None))
     return Verdict(
         bottleneck="step",
         sentence=f"The step limits this loop to {rate_of(seen)}: the loop waits for data "
         f"{seen.waiting:.1%} of the time{spare}.",
         short="the step limits",
-        rate_without=seen.rate / busiest if busiest else None,
-        changes=(_FASTER_STEP,),
+        rate_without=alone,
+        changes=tuple(changes),
     )
 
 

@@ -337,6 +337,20 @@ def test_workers_that_start_in_each_epoch_are_to_be_kept() -> None:
         assert gains == [pytest.approx(2.5)] * restarts
 
 
+@pytest.mark.parametrize(
+    ("filling", "said"), [(0.5, "; the loader alone would reach 3,200."), (1.0, "% of the time.")]
+)
+def test_a_step_that_limits_leaves_the_loader_what_it_could_reach(
+    filling: float, said: str
+) -> None:
+    verdict = judge(seen(waiting=0.01, producers=(producer(filling=filling),) * 2))
+    assert verdict.sentence.endswith(said)
+    assert "busy" not in verdict.sentence
+    assert len(verdict.changes) == 1
+    crowded = judge(seen(waiting=0.01, producers=(producer(cpu=0.4, delay=0.4),) * 2))
+    assert "torch.set_num_threads" in crowded.changes[1].text
+
+
 def test_a_start_that_waits_for_a_store_is_no_short_epoch() -> None:
     cold: dict[str, Any] = {"remote": True, "cached": 0.0, "starting": 0.65}
     for waiting in (0.01, 0.5):
