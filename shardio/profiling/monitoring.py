@@ -39,6 +39,7 @@ from shardio.profiling.evidence import (
     filling_shares,
     stages_of,
 )
+from shardio.profiling.report import STAGE_TITLES, stage_rows
 from shardio.profiling.store import is_cached
 from shardio.profiling.system import OtherLoad, Watcher, cached_share
 from shardio.profiling.verdict import Verdict
@@ -60,6 +61,8 @@ _WIDTH = 80  # columns
 _BATCHES_SHOWN = 200  # on a line
 _SECONDS_BETWEEN_LINES = 3.0
 _NOTHING = object()
+_NOT_ENTERED = "the monitor's context has not been entered"
+_ENTER = "loop over it inside its context: with monitor(…) as seen:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -398,20 +401,19 @@ class Monitor:
             self._exits = stack.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._exits.close()
         self._recorder = None
         if self._shown:
             sys.stderr.write("\n")
         self._ended = True
         self._evidence = self._observe()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):  # nothing after it runs
+            sys.stderr.write(f"{self}\n")
 
     def __iter__(self) -> Iterator[Any]:
         if self._watcher is None:
-            raise UsageError(
-                "the monitor's context has not been entered",
-                remedy="loop over it inside its context: with monitor(…) as seen:",
-            )
+            raise UsageError(_NOT_ENTERED, remedy=_ENTER)
         if self._ended:
             raise UsageError(
                 "the monitor's context has ended", remedy="make another one for the next loop"
@@ -441,14 +443,18 @@ class Monitor:
 
     @property
     def evidence(self) -> Evidence:
-        """What was observed.
+        """What was observed so far.
 
         Raises:
-            UsageError: the context has not ended, or fewer than two batches came.
+            UsageError: the context has not been entered, or fewer than two batches came.
         """
-        if self._evidence is None:
+        found = self._evidence
+        if found is None and not self._ended:
+            self._read_records()
+            found = self._observe()
+        if found is None:
             raise self._too_early()
-        return self._evidence
+        return found
 
     @property
     def verdict(self) -> Verdict:
@@ -464,9 +470,11 @@ class Monitor:
         return (end - self._steady) / 1e9
 
     def __str__(self) -> str:
-        if self._evidence is None:
-            return str(self._too_early())
-        evidence, verdict = self.evidence, self.verdict
+        try:
+            evidence = self.evidence
+        except UsageError as error:
+            return str(error)
+        verdict = judge_watched(evidence)
         waited = f"The loop waited for data {evidence.waiting:.1%} of the time."
         stages = evidence.stages
         lines = [
@@ -475,17 +483,14 @@ class Monitor:
             *([_waits_of(evidence, stages)] if stages is not None else []),
             *(f"- {change.text}" for change in verdict.changes),
         ]
-        return "\n".join(map(_wrapped, lines))
+        return "\n".join([*map(_wrapped, lines), *_table_of(stages)])
 
     def __repr__(self) -> str:
         return str(self) if self._ended else f"<Monitor of {type(self._loader).__name__}>"
 
     def _too_early(self) -> UsageError:
-        if not self._ended:
-            return UsageError(
-                "the monitor's context has not ended",
-                remedy="loop over it inside its context, and ask after the end",
-            )
+        if self._watcher is None:
+            return UsageError(_NOT_ENTERED, remedy=_ENTER)
         return UsageError(
             f"the monitor has seen {counted(self._count, 'batch', 'batches')}, too few to tell "
             "what limits the loop",
@@ -576,6 +581,21 @@ def _waits_of(seen: Evidence, stages: Stages) -> str:
         f"Of the {stages.total:,.0f} µs of a sample, its thread waited {seen.for_core:,.0f} for a "
         f"core and {seen.for_lock:,.0f} for the interpreter's lock."
     )
+
+
+def _table_of(stages: Stages | None) -> list[str]:
+    """Return the lines of the table of stages."""
+    if stages is None:
+        return []
+    rows = [(f"{STAGE_TITLES[0]}, µs", *STAGE_TITLES[1:]), *stage_rows(stages)]
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return [
+        "",
+        *(
+            "  ".join([row[0].ljust(first), *map(str.rjust, row[1:], widths)]).rstrip()
+            for row in rows
+        ),
+    ]
 
 
 def _wrapped(line: str) -> str:

@@ -407,7 +407,7 @@ def test_it_says_how_it_is_used(packed: Path) -> None:
     watched = monitor(dataset(packed))
     with pytest.raises(shardio.UsageError, match="inside its context"):
         next(iter(watched))
-    with pytest.raises(shardio.UsageError, match="context has not ended"):
+    with pytest.raises(shardio.UsageError, match="context has not been entered"):
         watched.verdict  # noqa: B018  reading it is the test
     assert repr(watched) == "<Monitor of ShardDataset>"
     with watched:
@@ -416,6 +416,31 @@ def test_it_says_how_it_is_used(packed: Path) -> None:
         next(iter(watched))
     with pytest.raises(shardio.UsageError, match="got 5, which cannot be looped over"):
         monitor(5)  # type: ignore[arg-type]
+
+
+def test_what_is_known_is_printed_in_the_loop_and_when_it_is_interrupted(
+    packed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(seen: Any) -> None:
+        with seen:
+            for number, _ in enumerate(seen):
+                if number == 0:
+                    assert "seen 1 batch, too few" in str(seen)
+                if number == 25:
+                    assert seen.evidence.samples > 0
+                    assert "\ndecode " in str(seen)
+                    raise KeyboardInterrupt
+
+    seen = monitor(dataset(packed), live=False, budget=1.0)
+    with pytest.raises(KeyboardInterrupt):
+        train(seen)
+    assert capsys.readouterr().err == f"{seen}\n"
+    stages = seen.evidence.stages
+    assert stages is not None
+    lines = str(seen).splitlines()
+    assert max(map(len, lines)) <= 80
+    (row,) = (line.split() for line in lines if line.startswith("decode "))
+    assert row[1:3] == [f"{stages.decode.wall:,.1f}", f"{stages.decode.cpu:,.1f}"]
 
 
 def test_an_error_in_the_loop_ends_the_watching(packed: Path) -> None:
