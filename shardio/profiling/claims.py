@@ -20,7 +20,6 @@ from shardio.profiling.settings import ProfileSettings, Topology
 from shardio.profiling.store import LARGE_SHARD, StoreLimits, megabytes
 from shardio.profiling.verdict import (
     CERTAIN,
-    GENERAL,
     MORE_CONNECTIONS,
     MOST_OTHERS,
     STREAMS,
@@ -29,6 +28,7 @@ from shardio.profiling.verdict import (
     Change,
     Verdict,
     diagnose,
+    general,
     judge,
     rate_of,
 )
@@ -480,9 +480,9 @@ def advise(
     changes = [*verdict.changes]
     if verdict.bottleneck not in _PLACE_BOUND:
         packing = [*_packing(verdict, seen.rate, costs, ceilings, settings)]
-        general = () if packing else GENERAL.get(verdict.bottleneck, ())
+        advised = () if packing else general(seen, verdict.bottleneck)
         topologies = _topologies(seen, costs, measured, predictable)
-        changes += [*general, *topologies, *packing]
+        changes += [*advised, *topologies, *packing]
     most = 1e6 / costs.step if settings.has_step else math.inf
     changes = [_limited(change, most / seen.rate) for change in changes]
     changes = [change for change in changes if change.gain is None or change.gain >= _LEAST_GAIN]

@@ -238,6 +238,9 @@ class Evidence:
         torch: whether a DataLoader makes the batches.
         remote: whether shards are of a store.
         others: mean number of cores that others kept busy; None where not known.
+        transform: name of the callable for images; None without one, or with one of shardio's.
+        maps: names of the functions on whole samples.
+        whole: whether images are decoded whole, since nothing crops or resizes them before.
     """
 
     cores: int
@@ -269,6 +272,9 @@ class Evidence:
     torch: bool = False
     remote: bool = False
     others: float | None = None
+    transform: str | None = None
+    maps: tuple[str, ...] = ()
+    whole: bool = False
 
     @property
     def rate(self) -> float:
@@ -320,7 +326,8 @@ class Evidence:
         """Make the evidence that to_json was called on."""
         found = dict(values)
         found["producers"] = tuple(Producer(**part) for part in found["producers"])
-        found["slices"], found["turns"] = tuple(found["slices"]), tuple(found["turns"])
+        for name in ("slices", "turns", "maps"):
+            found[name] = tuple(found[name])
         if found["stages"] is not None:
             parts = dict(found["stages"])
             for name in (*STAGES, "batch"):

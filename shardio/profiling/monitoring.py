@@ -26,7 +26,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch.utils.data import DataLoader
 
+from shardio.buckets import Buckets
 from shardio.errors import UsageError, counted, quoted
+from shardio.fields.formats import IMAGE_FIELDS
 from shardio.processes import count_cores
 from shardio.profiling.claims import judge_watched
 from shardio.profiling.evidence import (
@@ -45,7 +47,9 @@ from shardio.profiling.system import OtherLoad, Watcher, cached_share
 from shardio.profiling.verdict import Verdict
 from shardio.reading.dataset import ShardDataset
 from shardio.reading.loader import Loader
+from shardio.reading.mapping import name_of
 from shardio.reading.mix import Mix
+from shardio.transforms import SizedTransform
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -80,6 +84,7 @@ class LoaderFacts:
             shards; None where not known.
         torch: whether a DataLoader makes the batches.
         remote: whether shards are of a store.
+        transform, maps, whole: what is done to samples, see Evidence.
     """
 
     datasets: tuple[ShardDataset, ...]
@@ -91,6 +96,9 @@ class LoaderFacts:
     cached: float | None
     torch: bool
     remote: bool = False
+    transform: str | None = None
+    maps: tuple[str, ...] = ()
+    whole: bool = False
 
     @property
     def starting(self) -> int:
@@ -122,6 +130,7 @@ def look_at(loader: Any, datasets: Sequence[ShardDataset] | None = None) -> Load
         steps=_count_steps(loader),
         restarts=kind == "processes" and not getattr(inner, "persistent_workers", False),
         cached=_cached_share(datasets),
+        **_work_of(datasets),
         torch=isinstance(inner, DataLoader),
         remote=remote,
     )
@@ -199,6 +208,23 @@ def _count_steps(loader: Any) -> int | None:
         return len(loader)
     except (TypeError, NotImplementedError):
         return None
+
+
+def _work_of(datasets: Sequence[ShardDataset]) -> dict[str, Any]:
+    """Say what the datasets do to samples, as LoaderFacts."""
+    maps: list[Any] = []
+    given = [dataset.transform for dataset in datasets]
+    for dataset in datasets:
+        if (functions := dataset._arguments["map"]) is not None:
+            maps += functions if isinstance(functions, list | tuple) else [functions]
+    own = [each for each in given if each is not None and not isinstance(each, SizedTransform)]
+    own = [each for each in own if not isinstance(each, Buckets)]
+    images = any({*names} & IMAGE_FIELDS for one in datasets for names in one.fields.values())
+    return {
+        "transform": name_of(own[0]) if own else None,
+        "maps": tuple(dict.fromkeys(map(name_of, maps))),
+        "whole": images and (bool(own) or None in given),
+    }
 
 
 def _cached_share(datasets: Sequence[ShardDataset]) -> float | None:
@@ -289,6 +315,9 @@ def observe(
         torch=facts.torch,
         remote=facts.remote,
         others=others,
+        transform=facts.transform,
+        maps=facts.maps,
+        whole=facts.whole,
     )
 
 

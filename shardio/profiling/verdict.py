@@ -110,8 +110,10 @@ def judge(evidence: Evidence) -> Verdict:
     verdict = diagnose(evidence)
     if _waits(evidence) < WAITS_HARDLY and verdict.bottleneck not in CERTAIN:
         return replace(verdict, changes=(_FASTER_STEP,))
-    more = _more(evidence) if verdict.bottleneck in {*GENERAL, "loader", "workers"} else ()
-    return replace(verdict, changes=(*verdict.changes, *more, *GENERAL.get(verdict.bottleneck, ())))
+    of_stages = {"decode", "transform", "loader", "workers"}
+    more = _more(evidence) if verdict.bottleneck in of_stages else ()
+    advised = general(evidence, verdict.bottleneck)
+    return replace(verdict, changes=(*verdict.changes, *more, *advised))
 
 
 def diagnose(evidence: Evidence) -> Verdict:
@@ -399,11 +401,13 @@ def _lock(seen: Evidence) -> Verdict | None:
     sleeping = stages.transform.wall - stages.transform.cpu > _MOSTLY * seen.for_lock
     if share <= _LOCKED or (sleeping and not held):
         return None
-    holder = "The transform" if stages.transform.cpu > stages.decode.cpu else "Python code"
+    holder = "Python code"
+    if stages.transform.cpu > stages.decode.cpu:
+        holder = _transform_of(seen)
     gain = min(seen.number, seen.cores)
     return Verdict(
         bottleneck="lock",
-        sentence=f"{holder} holds the interpreter's lock, which limits {seen.number} "
+        sentence=f"{_begin(holder)} holds the interpreter's lock, which limits {seen.number} "
         f"threads to {rate_of(seen)}: they wait for it {share:.0%} of the time.",
         short="the interpreter's lock limits",
         rate_without=seen.rate / (1 - min(share, 0.95)),
@@ -412,7 +416,7 @@ def _lock(seen: Evidence) -> Verdict | None:
                 text=f"Use a DataLoader with num_workers={gain} in place of threads",
                 gain=1 / (1 - min(share, 0.95)),
             ),
-            Change(text="Transform whole batches, on the device", gain=None),
+            *_lighter(seen),
         ),
     )
 
@@ -446,13 +450,16 @@ def _stages(seen: Evidence) -> Verdict:
     parts = stages.parts(seen.for_core)
     name = max(parts, key=lambda part: parts[part])
     bottleneck, what = _PARTS[name]
+    cpu = ""
+    if name == "transform":
+        what, cpu = _transform_of(seen), f", {stages.transform.cpu:,.0f} of CPU time"
     rest = sum(parts.values()) - parts[name]
     larger = Change(text=f"Use larger batches{_batch_size(seen)}", gain=None)
     return Verdict(
         bottleneck=bottleneck,
-        sentence=f"{what[0].upper()}{what[1:]} on {where} limits this loop to {rate_of(seen)}: it "
+        sentence=f"{_begin(what)} on {where} limits this loop to {rate_of(seen)}: it "
         f"takes {parts[name]:,.0f} of the {sum(parts.values()) + stages.waiting:,.0f} µs of a "
-        "sample.",
+        f"sample{cpu}.",
         short=f"{what} limits",
         rate_without=seen.rate * sum(parts.values()) / max(rest, 1e-9),
         changes=(larger,) if name in {"batch", "outside"} else (),
@@ -512,9 +519,50 @@ GENERAL: Mapping[Bottleneck | None, tuple[Change, ...]] = {
             gain=None,
         ),
     ),
-    "transform": (Change(text="Transform whole batches, on the device", gain=None),),
 }
 """Advice for a bottleneck, where nothing is known of the images and the machine."""
+
+
+def general(seen: Evidence, bottleneck: Bottleneck | None) -> tuple[Change, ...]:
+    """Advise what fits the bottleneck, where nothing is known of the images and the machine."""
+    resize = Change(
+        text="If map= makes pictures smaller: transform=shardio.Resize(…) decodes less, and "
+        "shardio pack --resize stores less",
+        gain=None,
+    )
+    shrinks = (resize,) if seen.maps and seen.whole else ()
+    if bottleneck == "transform":
+        return (*_lighter(seen), *shrinks)
+    return (*(shrinks if bottleneck == "decode" else ()), *GENERAL.get(bottleneck, ()))
+
+
+def _lighter(seen: Evidence) -> tuple[Change, ...]:
+    """Advise a faster transform, by the kind of it."""
+    ways = []
+    if seen.maps:
+        workers = "" if seen.kind == "processes" else "run it in workers, "
+        ways.append(f"Vectorise {_maps(seen)}, {workers}or store its result when packing")
+    elif seen.transform is not None:
+        ways.append("Transform whole batches, on the device")
+    else:
+        ways.append("Pack images of nearly the size of the crop: shardio pack --resize")
+    return tuple(Change(text=text, gain=None) for text in ways)
+
+
+def _begin(what: str) -> str:
+    """Capitalise the first word of a sentence, unless it is an argument."""
+    return what if "=" in what.split(" ")[0] else what[0].upper() + what[1:]
+
+
+def _maps(seen: Evidence) -> str:
+    return f"map={', '.join(seen.maps)}"
+
+
+def _transform_of(seen: Evidence) -> str:
+    """Name what the stage transform does."""
+    parts = [f"transform={seen.transform}"] * (seen.transform is not None)
+    parts += ["the crop"] * (bool(seen.maps) and not seen.transform and not seen.whole)
+    return " and ".join([*parts, *[_maps(seen)] * bool(seen.maps)]) or "the transform"
 
 
 def _more(seen: Evidence) -> tuple[Change, ...]:

@@ -90,6 +90,19 @@ def test_the_workers_of_a_loader_are_its_producers(packed: Path) -> None:
     assert "threads" not in text
 
 
+def test_functions_on_samples_are_known_by_name(packed: Path) -> None:
+    def mine(sample: dict[str, Any]) -> dict[str, Any]:
+        return sample
+
+    whole = dataset(packed).replace(map=mine, transform=None)
+    facts = look_at(shardio.Loader(whole, threads=1))
+    assert (facts.transform, facts.maps, facts.whole) == (None, ("mine",), True)
+    facts = look_at(dataset(packed))
+    assert (facts.transform, facts.maps, facts.whole) == (None, (), False)
+    facts = look_at(whole.replace(map=None, transform=torch.nn.Identity()))
+    assert (facts.transform, facts.maps, facts.whole) == ("Identity", (), True)
+
+
 def test_the_dataset_is_left_as_it_was(packed: Path) -> None:
     watched = dataset(packed)
     with monitor(watched, live=False) as seen:

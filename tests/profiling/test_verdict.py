@@ -351,6 +351,39 @@ def test_a_step_that_limits_leaves_the_loader_what_it_could_reach(
     assert "torch.set_num_threads" in crowded.changes[1].text
 
 
+SLOW: dict[str, Any] = {"stages": stages(transform=stage(3000, 2900), total=4000.0)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named", "advised"),
+    [
+        ({}, "The transform", ["Pack images of nearly the size of the crop"]),
+        ({"transform": "mine"}, "transform=mine", ["Transform whole batches, on the device"]),
+        ({"maps": ("mine",)}, "The crop and map=mine", ["Vectorise map=mine, run it in workers, "]),
+        (
+            {"maps": ("mine", "other"), "whole": True, **WORKERS},
+            "map=mine, other",
+            ["Vectorise map=mine, other, or store its result", "If map= makes pictures smaller"],
+        ),
+        (
+            {"transform": "one", "maps": ("mine",), "whole": True},
+            "transform=one and map=mine",
+            ["Vectorise map=mine", "If map= makes pictures smaller: transform=shardio.Resize(…)"],
+        ),
+    ],
+)
+def test_a_slow_function_is_named_by_its_argument_and_gets_advice_that_fits(
+    changes: dict[str, Any], named: str, advised: list[str]
+) -> None:
+    verdict = judge(seen(**SLOW, **changes))
+    assert verdict.sentence.startswith(f"{named} on 2 cores limits this loop")
+    assert verdict.sentence.endswith("µs of a sample, 2,900 of CPU time.")
+    for change, text in zip(verdict.changes, advised, strict=True):
+        assert change.text.startswith(text)
+    decoding = judge(seen(**changes)).changes
+    assert any("map= makes" in one.text for one in decoding) == (len(advised) == 2)
+
+
 def test_a_start_that_waits_for_a_store_is_no_short_epoch() -> None:
     cold: dict[str, Any] = {"remote": True, "cached": 0.0, "starting": 0.65}
     for waiting in (0.01, 0.5):
