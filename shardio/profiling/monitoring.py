@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch.utils.data import DataLoader
 
-from shardio.buckets import Buckets
 from shardio.errors import UsageError, counted, quoted
 from shardio.fields.formats import IMAGE_FIELDS
 from shardio.processes import count_cores
@@ -65,6 +64,8 @@ _WIDTH = 80  # columns
 _BATCHES_SHOWN = 200  # on a line
 _SECONDS_BETWEEN_LINES = 3.0
 _NOTHING = object()
+_OF_THE_LOADER = "restarts", "steps", "cached", "torch", "remote", "transform", "maps", "whole"
+"""Facts of a loader that are evidence as they are."""
 _NOT_ENTERED = "the monitor's context has not been entered"
 _ENTER = "loop over it inside its context: with monitor(…) as seen:"
 
@@ -213,12 +214,11 @@ def _count_steps(loader: Any) -> int | None:
 def _work_of(datasets: Sequence[ShardDataset]) -> dict[str, Any]:
     """Say what the datasets do to samples, as LoaderFacts."""
     maps: list[Any] = []
-    given = [dataset.transform for dataset in datasets]
+    given = [dataset.transform for dataset in datasets if dataset._buckets is None]
     for dataset in datasets:
         if (functions := dataset._arguments["map"]) is not None:
             maps += functions if isinstance(functions, list | tuple) else [functions]
     own = [each for each in given if each is not None and not isinstance(each, SizedTransform)]
-    own = [each for each in own if not isinstance(each, Buckets)]
     images = any({*names} & IMAGE_FIELDS for one in datasets for names in one.fields.values())
     return {
         "transform": name_of(own[0]) if own else None,
@@ -300,10 +300,7 @@ def observe(
         turns=_turns(rows, number if kind == "processes" else 0),
         first_batch=first_batch,
         starting=_starting(rows, seconds, facts, first_batch),
-        restarts=facts.restarts,
-        steps=facts.steps,
         lock_wait=watcher.lock_wait(),
-        cached=facts.cached,
         from_disk=from_disk,
         sent=sent,
         faults=faults,
@@ -312,12 +309,8 @@ def observe(
         stages=stages,
         unit="samples" if counted else "batches",
         ours=bool(facts.datasets),
-        torch=facts.torch,
-        remote=facts.remote,
         others=others,
-        transform=facts.transform,
-        maps=facts.maps,
-        whole=facts.whole,
+        **{name: getattr(facts, name) for name in _OF_THE_LOADER},
     )
 
 
