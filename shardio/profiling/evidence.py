@@ -364,16 +364,20 @@ def stages_of(records: Sequence[ThreadRecords]) -> Stages | None:
     means = chunks["wall"].sum(axis=0) / count / 1e3
     cpu_means = cpus.sum(axis=0) / weights.sum() / 1e3
     per_sample = walls / weights[:, None] / 1e3
+    rest = chunks["wall"][:, 0] - chunks["wall"][:, 1:].sum(axis=1)
+    whole_cpu, delay = (float(chunks["cpu"][:, at].sum()) / count / 1e3 for at in (0, 1))
+    batch_wall, batch_cpu = float(rest.sum()) / count / 1e3, whole_cpu - float(cpu_means.sum())
+    mapped = max(float(means[3]) - float(walls[:, 2].sum() / weights.sum()) / 1e3, 0.0)
+    if mapped and batch_cpu > 0:  # a map= may run after the record of its sample has ended
+        moved = batch_cpu * mapped / (mapped + batch_wall)
+        cpu_means[2], batch_cpu = cpu_means[2] + moved, batch_cpu - moved
     stages = {
         name: _stage(means[place + 1], cpu_means[place], per_sample[:, place])
         for place, name in enumerate(STAGES)
     }
-    rest = chunks["wall"][:, 0] - chunks["wall"][:, 1:].sum(axis=1)
-    whole_cpu, delay = (float(chunks["cpu"][:, at].sum()) / count / 1e3 for at in (0, 1))
-    batch_cpu = max(whole_cpu - float(cpu_means.sum()), 0.0)
     some = chunks["samples"] > 0  # none in what replaces bad samples
     each = rest[some] / chunks["samples"][some] / 1e3
-    batch = _stage(float(rest.sum()) / count / 1e3, batch_cpu, each)
+    batch = _stage(batch_wall, max(batch_cpu, 0.0), each)
     outside, waiting, total = (value / count / 1e3 for value in _gaps(records))
     cpu = stages["decode"].cpu + stages["transform"].cpu + batch.cpu
     wall = stages["decode"].wall + stages["transform"].wall + batch.wall

@@ -560,9 +560,12 @@ def _maps(seen: Evidence) -> str:
 
 def _transform_of(seen: Evidence) -> str:
     """Name what the stage transform does."""
-    parts = [f"transform={seen.transform}"] * (seen.transform is not None)
-    parts += ["the crop"] * (bool(seen.maps) and not seen.transform and not seen.whole)
-    return " and ".join([*parts, *[_maps(seen)] * bool(seen.maps)]) or "the transform"
+    parts = [_maps(seen)] if seen.maps else []
+    if seen.transform is not None:
+        parts.append(f"transform={seen.transform}")
+    elif not seen.whole:
+        parts.append("the crop")
+    return " with ".join(parts) if seen.maps or seen.transform is not None else "the transform"
 
 
 def _more(seen: Evidence) -> tuple[Change, ...]:

@@ -90,6 +90,19 @@ def test_the_workers_of_a_loader_are_its_producers(packed: Path) -> None:
     assert "threads" not in text
 
 
+def test_the_cpu_time_of_a_map_is_that_of_the_transform(packed: Path) -> None:
+    def spin(sample: dict[str, Any]) -> dict[str, Any]:
+        sum(range(20_000))
+        return sample
+
+    with monitor(dataset(packed).replace(map=spin), live=False, budget=1.0) as seen:
+        assert len([*seen]) == 30
+    stages = seen.evidence.stages
+    assert stages is not None
+    assert stages.transform.cpu > 0.5 * stages.cpu
+    assert stages.cpu * seen.evidence.samples < 1.1e6 * seen.evidence.seconds
+
+
 def test_functions_on_samples_are_known_by_name(packed: Path) -> None:
     def mine(sample: dict[str, Any]) -> dict[str, Any]:
         return sample

@@ -359,7 +359,11 @@ SLOW: dict[str, Any] = {"stages": stages(transform=stage(3000, 2900), total=4000
     [
         ({}, "The transform", ["Pack images of nearly the size of the crop"]),
         ({"transform": "mine"}, "transform=mine", ["Transform whole batches, on the device"]),
-        ({"maps": ("mine",)}, "The crop and map=mine", ["Vectorise map=mine, run it in workers, "]),
+        (
+            {"maps": ("mine",)},
+            "map=mine with the crop",
+            ["Vectorise map=mine, run it in workers, "],
+        ),
         (
             {"maps": ("mine", "other"), "whole": True, **WORKERS},
             "map=mine, other",
@@ -367,7 +371,7 @@ SLOW: dict[str, Any] = {"stages": stages(transform=stage(3000, 2900), total=4000
         ),
         (
             {"transform": "one", "maps": ("mine",), "whole": True},
-            "transform=one and map=mine",
+            "map=mine with transform=one",
             ["Vectorise map=mine", "If map= makes pictures smaller: transform=shardio.Resize(…)"],
         ),
     ],
