@@ -19,7 +19,6 @@ from shardio.profiling.profile import Profile
 from shardio.profiling.profile import profile as measure
 from shardio.profiling.report import (
     PREDICTION_TITLES,
-    RUN_LEGEND,
     RUN_TITLES,
     STAGE_TITLES,
     change_rows,
@@ -27,6 +26,7 @@ from shardio.profiling.report import (
     conditions,
     facts,
     prediction_rows,
+    run_legend,
     run_rows,
     stage_note,
     stage_rows,
@@ -154,7 +154,7 @@ def _parts(result: Profile) -> Iterator[Part]:
         yield _table(titles, rows)
     yield ""
     yield _table(RUN_TITLES, run_rows(result))
-    yield Text(RUN_LEGEND, style="dim")
+    yield Text(run_legend(result), style="dim")
     if compared := compare(result):
         yield compared
     if predicted := prediction_rows(result):

@@ -17,10 +17,9 @@ from shardio.errors import argument, counted
 from shardio.profiling.costs import SampleCosts, predict
 from shardio.profiling.evidence import Ceilings, Evidence, ProducerKind
 from shardio.profiling.settings import ProfileSettings, Topology
-from shardio.profiling.store import LARGE_SHARD, StoreLimits
+from shardio.profiling.store import LARGE_SHARD, StoreLimits, megabytes
 from shardio.profiling.verdict import (
     CERTAIN,
-    GENERAL,
     MORE_CONNECTIONS,
     MOST_OTHERS,
     STREAMS,
@@ -29,6 +28,7 @@ from shardio.profiling.verdict import (
     Change,
     Verdict,
     diagnose,
+    general,
     judge,
     rate_of,
 )
@@ -70,6 +70,7 @@ _PLACE_BOUND: frozenset[Bottleneck] = frozenset(
 )
 """Bottlenecks that other threads, workers or cores do not remove."""
 _LEAST_GAIN = 1.05
+_CLEARLY = 3  # times slower than the loop, which no doubt about its rate makes up for
 _MARGIN = 8 / 7  # side that an image is packed with over that of its crop: 256 to 224
 _TINY = 64  # pixels; smaller images can be stored raw without a thought
 _PREDICTED = (1, 2, 4, 8)
@@ -163,7 +164,11 @@ def conclude(
     held |= missed(runs)
     kinds -= {*held}
     best = runs[at]
-    if "verdict" in held:
+    slow = store is not None and _CLEARLY * store.samples_per_second < best.evidence.rate
+    if store is not None and slow and "verdict" in held:
+        del held["verdict"]
+        verdict = _without_gains(_first_epoch(None, best.evidence, store))
+    elif "verdict" in held:
         verdict = Verdict.withheld(notices(held)[0])
     else:
         costs = _costs_of_best(costs, ceilings, best, settings)
@@ -187,14 +192,15 @@ def judge_watched(seen: Evidence) -> Verdict:
     verdict, part = judge(seen), _Part("the loop", seen.others or 0.0, seen.spread)
     least = max(_LEAST_BATCHES, math.ceil(seen.number / NEEDS["verdict"].spread))
     tiny = verdict.bottleneck == "start" and seen.steps is not None  # it needs no more of them
-    if seen.batches < least and not tiny:
+    fetched = verdict.bottleneck == "store" and seen.fetching  # in bursts, whoever has the cores
+    if seen.batches < least and not (tiny or fetched):
         reason = (
             f"{counted(seen.batches, 'batch', 'batches')} after the first ones "
             f"{'is' if seen.batches == 1 else 'are'} too few; watch at least {least}"
         )
         return Verdict.withheld(notices({"verdict": reason})[0])
     doubt = _doubt("verdict", (part,), (part,), seen.cores, "watch more batches")
-    if doubt is None or verdict.bottleneck in CERTAIN:
+    if doubt is None or fetched or verdict.bottleneck in CERTAIN:
         return verdict
     return Verdict.withheld(notices({"verdict": doubt})[0])
 
@@ -474,9 +480,9 @@ def advise(
     changes = [*verdict.changes]
     if verdict.bottleneck not in _PLACE_BOUND:
         packing = [*_packing(verdict, seen.rate, costs, ceilings, settings)]
-        general = () if packing else GENERAL.get(verdict.bottleneck, ())
+        advised = () if packing else general(seen, verdict.bottleneck)
         topologies = _topologies(seen, costs, measured, predictable)
-        changes += [*general, *topologies, *packing]
+        changes += [*advised, *topologies, *packing]
     most = 1e6 / costs.step if settings.has_step else math.inf
     changes = [_limited(change, most / seen.rate) for change in changes]
     changes = [change for change in changes if change.gain is None or change.gain >= _LEAST_GAIN]
@@ -487,11 +493,11 @@ def advise(
     return replace(verdict, changes=tuple(changes), rate_without=without)
 
 
-def _first_epoch(verdict: Verdict, seen: Evidence, store: StoreLimits) -> Verdict:
+def _first_epoch(verdict: Verdict | None, seen: Evidence, store: StoreLimits) -> Verdict:
     """Describe a loop that is faster than the store delivers.
 
     Args:
-        verdict: verdict on the loop with shards in the cache.
+        verdict: verdict on the loop with shards in the cache; None where it is withheld.
         seen: observations of that loop.
         store: limits of the store.
     """
@@ -520,8 +526,8 @@ def _first_epoch(verdict: Verdict, seen: Evidence, store: StoreLimits) -> Verdic
     return Verdict(
         bottleneck="store",
         sentence=f"The store limits the first epoch to {rate:,.0f} samples/s, "
-        f"{store.rate() / 1e6:,.0f} MB/s by {store.connections} connections{link}; {later} at "
-        f"{rate_of(seen)}, where {verdict.short}.",
+        f"{megabytes(store.rate())} MB/s by {store.connections} connections{link}; {later} at "
+        f"{rate_of(seen)}{f', where {verdict.short}' if verdict is not None else ''}.",
         short="the store limits",
         rate_without=seen.rate,
         changes=(*changes, STREAMS),

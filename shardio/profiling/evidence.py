@@ -224,7 +224,8 @@ class Evidence:
         steps: number of steps of an epoch; None where not known.
         lock_wait: mean seconds that another thread of this process waited for the interpreter's
             lock; None if it was not tried.
-        cached: share of the shards that was in the page cache before; None where not known.
+        cached: share of the shards that was in the page cache before, or of a store's, in the cache
+            of shards; None where not known.
         from_disk: bytes per second from a local disk; None where the kernel does not say.
         sent: bytes per second that workers wrote, mostly to pipes; None where not known.
         faults: new pages of memory per second in workers; None where not known.
@@ -237,6 +238,9 @@ class Evidence:
         torch: whether a DataLoader makes the batches.
         remote: whether shards are of a store.
         others: mean number of cores that others kept busy; None where not known.
+        transform: name of the callable for images; None without one, or with one of shardio's.
+        maps: names of the functions on whole samples.
+        whole: whether images are decoded whole, since nothing crops or resizes them before.
     """
 
     cores: int
@@ -268,11 +272,19 @@ class Evidence:
     torch: bool = False
     remote: bool = False
     others: float | None = None
+    transform: str | None = None
+    maps: tuple[str, ...] = ()
+    whole: bool = False
 
     @property
     def rate(self) -> float:
         """Samples per second."""
         return self.samples / self.seconds
+
+    @property
+    def fetching(self) -> bool:
+        """Whether shards of a store had to be fetched."""
+        return self.remote and (self.cached or 0.0) < 1
 
     @property
     def for_core(self) -> float:
@@ -314,7 +326,8 @@ class Evidence:
         """Make the evidence that to_json was called on."""
         found = dict(values)
         found["producers"] = tuple(Producer(**part) for part in found["producers"])
-        found["slices"], found["turns"] = tuple(found["slices"]), tuple(found["turns"])
+        for name in ("slices", "turns", "maps"):
+            found[name] = tuple(found[name])
         if found["stages"] is not None:
             parts = dict(found["stages"])
             for name in (*STAGES, "batch"):
@@ -351,16 +364,20 @@ def stages_of(records: Sequence[ThreadRecords]) -> Stages | None:
     means = chunks["wall"].sum(axis=0) / count / 1e3
     cpu_means = cpus.sum(axis=0) / weights.sum() / 1e3
     per_sample = walls / weights[:, None] / 1e3
+    rest = chunks["wall"][:, 0] - chunks["wall"][:, 1:].sum(axis=1)
+    whole_cpu, delay = (float(chunks["cpu"][:, at].sum()) / count / 1e3 for at in (0, 1))
+    batch_wall, batch_cpu = float(rest.sum()) / count / 1e3, whole_cpu - float(cpu_means.sum())
+    mapped = max(float(means[3]) - float(walls[:, 2].sum() / weights.sum()) / 1e3, 0.0)
+    if mapped and batch_cpu > 0:  # a map= may run after the record of its sample has ended
+        moved = batch_cpu * mapped / (mapped + batch_wall)
+        cpu_means[2], batch_cpu = cpu_means[2] + moved, batch_cpu - moved
     stages = {
         name: _stage(means[place + 1], cpu_means[place], per_sample[:, place])
         for place, name in enumerate(STAGES)
     }
-    rest = chunks["wall"][:, 0] - chunks["wall"][:, 1:].sum(axis=1)
-    whole_cpu, delay = (float(chunks["cpu"][:, at].sum()) / count / 1e3 for at in (0, 1))
-    batch_cpu = max(whole_cpu - float(cpu_means.sum()), 0.0)
     some = chunks["samples"] > 0  # none in what replaces bad samples
     each = rest[some] / chunks["samples"][some] / 1e3
-    batch = _stage(float(rest.sum()) / count / 1e3, batch_cpu, each)
+    batch = _stage(batch_wall, max(batch_cpu, 0.0), each)
     outside, waiting, total = (value / count / 1e3 for value in _gaps(records))
     cpu = stages["decode"].cpu + stages["transform"].cpu + batch.cpu
     wall = stages["decode"].wall + stages["transform"].wall + batch.wall

@@ -133,6 +133,8 @@ def _run(settings: ProfileSettings, topology: Topology, request: dict[str, Any])
         )
     whole = sum(shard.samples for shard in dataset.catalog.shards)
     facts = replace(look_at(loader, read), steps=-(-whole // settings.batch_size))
+    if facts.remote:  # of a larger dataset, only what is in the cache is read
+        facts = replace(facts, cached=1.0)
     with Monitor(loader, live=False, budget=_BUDGET, facts=facts) as seen:
         for batch in seen:
             if isinstance(batch, ShardioError):

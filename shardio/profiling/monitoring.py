@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch.utils.data import DataLoader
 
 from shardio.errors import UsageError, counted, quoted
+from shardio.fields.formats import IMAGE_FIELDS
 from shardio.processes import count_cores, terminal_width
 from shardio.profiling.claims import judge_watched
 from shardio.profiling.evidence import (
@@ -39,11 +40,15 @@ from shardio.profiling.evidence import (
     filling_shares,
     stages_of,
 )
+from shardio.profiling.report import STAGE_TITLES, stage_rows
+from shardio.profiling.store import is_cached
 from shardio.profiling.system import OtherLoad, Watcher, cached_share
 from shardio.profiling.verdict import Verdict
 from shardio.reading.dataset import ShardDataset
 from shardio.reading.loader import Loader
+from shardio.reading.mapping import name_of
 from shardio.reading.mix import Mix
+from shardio.transforms import SizedTransform
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -59,6 +64,10 @@ _WIDTH = 80  # columns
 _BATCHES_SHOWN = 200  # on a line
 _SECONDS_BETWEEN_LINES = 3.0
 _NOTHING = object()
+_OF_THE_LOADER = "restarts", "steps", "cached", "torch", "remote", "transform", "maps", "whole"
+"""Facts of a loader that are evidence as they are."""
+_NOT_ENTERED = "the monitor's context has not been entered"
+_ENTER = "loop over it inside its context: with monitor(…) as seen:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +81,11 @@ class LoaderFacts:
         ahead: number of batches made before the first is asked for, roughly.
         steps: number of steps of an epoch; None where it does not say.
         restarts: whether each epoch starts workers.
-        cached: share of some shards that is in the page cache; None where not known.
+        cached: share of some shards that is in the page cache, or of a store's, in the cache of
+            shards; None where not known.
         torch: whether a DataLoader makes the batches.
         remote: whether shards are of a store.
+        transform, maps, whole: what is done to samples, see Evidence.
     """
 
     datasets: tuple[ShardDataset, ...]
@@ -86,6 +97,14 @@ class LoaderFacts:
     cached: float | None
     torch: bool
     remote: bool = False
+    transform: str | None = None
+    maps: tuple[str, ...] = ()
+    whole: bool = False
+
+    @property
+    def starting(self) -> int:
+        """Number of batches before the steady state; none where the loop waits for a store."""
+        return 0 if self.remote and self.cached != 1 else self.ahead
 
 
 def look_at(loader: Any, datasets: Sequence[ShardDataset] | None = None) -> LoaderFacts:
@@ -98,9 +117,12 @@ def look_at(loader: Any, datasets: Sequence[ShardDataset] | None = None) -> Load
     inner = _inside(loader)
     datasets = _datasets_of(inner) if datasets is None else tuple(datasets)
     kind, number = _producers_of(inner)
+    remote = any(dataset.catalog.is_remote for dataset in datasets)
     ahead = _USUALLY_AHEAD
     if isinstance(inner, DataLoader):
         ahead = inner.num_workers * (inner.prefetch_factor or 0)
+    elif isinstance(inner, Loader) and inner.workers:
+        ahead = inner.workers * inner._prefetch
     return LoaderFacts(
         datasets=datasets,
         kind=kind,
@@ -109,8 +131,9 @@ def look_at(loader: Any, datasets: Sequence[ShardDataset] | None = None) -> Load
         steps=_count_steps(loader),
         restarts=kind == "processes" and not getattr(inner, "persistent_workers", False),
         cached=_cached_share(datasets),
+        **_work_of(datasets),
         torch=isinstance(inner, DataLoader),
-        remote=any(dataset.catalog.is_remote for dataset in datasets),
+        remote=remote,
     )
 
 
@@ -170,7 +193,7 @@ def _datasets_of(loader: Any) -> tuple[ShardDataset, ...]:
 
 def _producers_of(loader: Any) -> tuple[ProducerKind | None, int]:
     if isinstance(loader, Loader):
-        return "threads", loader.threads
+        return ("processes", loader.workers) if loader.workers else ("threads", loader.threads)
     if isinstance(loader, ShardDataset | Mix):
         return "here", 0
     if isinstance(loader, DataLoader):
@@ -188,10 +211,30 @@ def _count_steps(loader: Any) -> int | None:
         return None
 
 
+def _work_of(datasets: Sequence[ShardDataset]) -> dict[str, Any]:
+    """Say what the datasets do to samples, as LoaderFacts."""
+    maps: list[Any] = []
+    given = [dataset.transform for dataset in datasets if dataset._buckets is None]
+    for dataset in datasets:
+        if (functions := dataset._arguments["map"]) is not None:
+            maps += functions if isinstance(functions, list | tuple) else [functions]
+    own = [each for each in given if each is not None and not isinstance(each, SizedTransform)]
+    images = any({*names} & IMAGE_FIELDS for one in datasets for names in one.fields.values())
+    return {
+        "transform": name_of(own[0]) if own else None,
+        "maps": tuple(dict.fromkeys(map(name_of, maps))),
+        "whole": images and (bool(own) or None in given),
+    }
+
+
 def _cached_share(datasets: Sequence[ShardDataset]) -> float | None:
-    shards = [shard.path for dataset in datasets for shard in dataset.catalog.shards]
+    shards = [shard for dataset in datasets for shard in dataset.catalog.shards]
     some = shards[:: max(len(shards) // _SHARDS_LOOKED_AT, 1)][:_SHARDS_LOOKED_AT]
-    known = [share for share in map(cached_share, some) if share is not None]
+    shares = (
+        cached_share(shard.path) if shard.remote is None else float(is_cached(shard))
+        for shard in some
+    )
+    known = [share for share in shares if share is not None]
     return sum(known) / len(known) if known else None
 
 
@@ -257,10 +300,7 @@ def observe(
         turns=_turns(rows, number if kind == "processes" else 0),
         first_batch=first_batch,
         starting=_starting(rows, seconds, facts, first_batch),
-        restarts=facts.restarts,
-        steps=facts.steps,
         lock_wait=watcher.lock_wait(),
-        cached=facts.cached,
         from_disk=from_disk,
         sent=sent,
         faults=faults,
@@ -269,9 +309,8 @@ def observe(
         stages=stages,
         unit="samples" if counted else "batches",
         ours=bool(facts.datasets),
-        torch=facts.torch,
-        remote=facts.remote,
         others=others,
+        **{name: getattr(facts, name) for name in _OF_THE_LOADER},
     )
 
 
@@ -384,20 +423,19 @@ class Monitor:
             self._exits = stack.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._exits.close()
         self._recorder = None
         if self._shown:
             sys.stderr.write("\n")
         self._ended = True
         self._evidence = self._observe()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):  # nothing after it runs
+            sys.stderr.write(f"{self}\n")
 
     def __iter__(self) -> Iterator[Any]:
         if self._watcher is None:
-            raise UsageError(
-                "the monitor's context has not been entered",
-                remedy="loop over it inside its context: with monitor(…) as seen:",
-            )
+            raise UsageError(_NOT_ENTERED, remedy=_ENTER)
         if self._ended:
             raise UsageError(
                 "the monitor's context has ended", remedy="make another one for the next loop"
@@ -427,14 +465,18 @@ class Monitor:
 
     @property
     def evidence(self) -> Evidence:
-        """What was observed.
+        """What was observed so far.
 
         Raises:
-            UsageError: the context has not ended, or fewer than two batches came.
+            UsageError: the context has not been entered, or fewer than two batches came.
         """
-        if self._evidence is None:
+        found = self._evidence
+        if found is None and not self._ended:
+            self._read_records()
+            found = self._observe()
+        if found is None:
             raise self._too_early()
-        return self._evidence
+        return found
 
     @property
     def verdict(self) -> Verdict:
@@ -450,9 +492,11 @@ class Monitor:
         return (end - self._steady) / 1e9
 
     def __str__(self) -> str:
-        if self._evidence is None:
-            return str(self._too_early())
-        evidence, verdict = self.evidence, self.verdict
+        try:
+            evidence = self.evidence
+        except UsageError as error:
+            return str(error)
+        verdict = judge_watched(evidence)
         waited = f"The loop waited for data {evidence.waiting:.1%} of the time."
         stages = evidence.stages
         lines = [
@@ -461,17 +505,14 @@ class Monitor:
             *([_waits_of(evidence, stages)] if stages is not None else []),
             *(f"- {change.text}" for change in verdict.changes),
         ]
-        return "\n".join(map(_wrapped, lines))
+        return "\n".join([*map(_wrapped, lines), *_table_of(stages)])
 
     def __repr__(self) -> str:
         return str(self) if self._ended else f"<Monitor of {type(self._loader).__name__}>"
 
     def _too_early(self) -> UsageError:
-        if not self._ended:
-            return UsageError(
-                "the monitor's context has not ended",
-                remedy="loop over it inside its context, and ask after the end",
-            )
+        if self._watcher is None:
+            return UsageError(_NOT_ENTERED, remedy=_ENTER)
         return UsageError(
             f"the monitor has seen {counted(self._count, 'batch', 'batches')}, too few to tell "
             "what limits the loop",
@@ -486,7 +527,7 @@ class Monitor:
         self._count += 1
         self.received.append(batch)
         if self._steady is None:
-            if batch.number < self._facts.ahead and not again:
+            if batch.number < self._facts.starting and not again:
                 return
             self._steady = batch.came
             if self._watcher is not None:
@@ -563,6 +604,21 @@ def _waits_of(seen: Evidence, stages: Stages) -> str:
         f"Of the {stages.total:,.0f} µs of a sample, its thread waited {seen.for_core:,.0f} for a "
         f"core and {seen.for_lock:,.0f} for the interpreter's lock."
     )
+
+
+def _table_of(stages: Stages | None) -> list[str]:
+    """Return the lines of the table of stages."""
+    if stages is None:
+        return []
+    rows = [(f"{STAGE_TITLES[0]}, µs", *STAGE_TITLES[1:]), *stage_rows(stages)]
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return [
+        "",
+        *(
+            "  ".join([row[0].ljust(first), *map(str.rjust, row[1:], widths)]).rstrip()
+            for row in rows
+        ),
+    ]
 
 
 def _wrapped(line: str) -> str:

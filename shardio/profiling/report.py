@@ -21,14 +21,13 @@ from shardio.errors import SituationError, argument, counted
 from shardio.profiling.claims import Measurement
 from shardio.profiling.claims import notices as notices_of
 from shardio.profiling.evidence import STAGES, Evidence, ProducerKind, Stages
-from shardio.profiling.store import MOST_BYTES, MOST_SECONDS, StoreLimits
+from shardio.profiling.store import MOST_BYTES, MOST_SECONDS, StoreLimits, megabytes
 from shardio.profiling.verdict import Bottleneck
 
 if TYPE_CHECKING:
     from shardio.profiling.profile import Profile
 
 RUN_TITLES = "measured", "samples/s", "±", "predicted", "off", "waits", "first", "memory"
-RUN_LEGEND = "±: spread; off: from predicted; waits: share of time; first: time to first batch"
 PREDICTION_TITLES = "predicted", "cores", "samples/s", "waits"
 STAGE_TITLES = "stage", "wall", "CPU", "p50", "p99", "share"
 
@@ -98,6 +97,13 @@ svg .fill.two { fill: var(--two); } svg .fill.rest { fill: var(--rest); }
 )
 
 
+def run_legend(result: Profile) -> str:
+    """Describe the columns of the measured loaders."""
+    cached = "" if result.store is None else ", shards cached"
+    first = f"first: time to first batch{cached}"
+    return f"±: spread; off: from predicted; waits: share of time; {first}"
+
+
 def ceiling_name(result: Profile) -> str:
     """Name what alone would reach the profile's ceiling."""
     return f"{_ALONE.get(result.verdict.bottleneck, 'decoding and transforming')} alone"
@@ -114,6 +120,8 @@ def facts(result: Profile) -> list[str]:
     best, verdict = result.runs[result.best], result.verdict
     seen = best.evidence
     found = notices(result)
+    if result.store is not None:
+        found.append(_store_line(result.store))
     if verdict.bottleneck is None:
         return [*found, *_still_known(result)]
     if result.ceiling and seen.rate > result.ceiling:
@@ -130,17 +138,22 @@ def facts(result: Profile) -> list[str]:
             what += " to an epoch that is not cached" * (result.storage < seen.rate)
         if result.ceilings.cold or result.storage >= seen.rate:
             found.append(f"{where} could deliver {what}.")
-    if result.store is not None and verdict.bottleneck != "store":
-        found.append(
-            f"The store could deliver {result.store.samples_per_second:,.0f} samples/s, where an "
-            "epoch is fetched."
-        )
     found.append(f"{seen.ready:.0%} of the batches were ready when the loop asked for them.")
     if verdict.rate_without:
         found.append(
             f"Without this bottleneck {verdict.rate_without:,.0f} samples/s would be expected."
         )
     return [*found, *_step_waits(result)]
+
+
+def _store_line(store: StoreLimits) -> str:
+    numbers = [str(number) for number, _ in store.rates]
+    speeds = [megabytes(rate) for _, rate in store.rates]
+    return (
+        f"The store: first byte after {store.first_byte * 1e3:,.0f} ms, {' / '.join(speeds)} MB/s "
+        f"by {' / '.join(numbers)} connections, which allows {store.samples_per_second:,.0f} "
+        "samples/s where an epoch is fetched."
+    )
 
 
 def _still_known(result: Profile) -> list[str]:
@@ -261,7 +274,7 @@ def store_rows(store: StoreLimits) -> list[tuple[str, str]]:
     """Return a row for each limit of a store: its name, and its value."""
     rows = [("store, first byte", f"{store.first_byte * 1e3:,.0f} ms")]
     rows += [
-        (f"store, {counted(number, 'connection')}", f"{rate / 1e6:,.0f} MB/s")
+        (f"store, {counted(number, 'connection')}", f"{megabytes(rate)} MB/s")
         for number, rate in store.rates
     ]
     return [*rows, ("store, these shards", f"{store.samples_per_second:,.0f} samples/s")]
@@ -616,7 +629,7 @@ def _memory(result: Profile) -> str:
 
 def _runs(result: Profile) -> str:
     note = f"<p>{escape(compare(result))}</p>" if result.ratio else ""
-    return _scrolled(_table(RUN_TITLES, run_rows(result))) + _note(f"{RUN_LEGEND}.") + note
+    return _scrolled(_table(RUN_TITLES, run_rows(result))) + _note(f"{run_legend(result)}.") + note
 
 
 def _note(text: str) -> str:

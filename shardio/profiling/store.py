@@ -117,6 +117,11 @@ class StoreLimits:
         return min(self.cache_bytes / max(self.total_bytes, 1), 1.0)
 
 
+def megabytes(rate: float) -> str:
+    """Format bytes per second as MB/s, without the unit."""
+    return f"{rate / 1e6:,.{1 if rate < 1e7 else 0}f}"
+
+
 def count_loaded(shards: Iterable[ShardEntry], batch_size: int) -> int:
     """Return how many shards loaders are measured on, which are then in the cache.
 
@@ -145,10 +150,11 @@ def load_shards(catalog: Catalog, number: int) -> list[ShardEntry]:
             file.read(file.size - 1, 1)  # waits for all before it
     finally:
         pool.close()
-    return [entry for entry in catalog.shards[:number] if _is_cached(entry)]
+    return [entry for entry in catalog.shards[:number] if is_cached(entry)]
 
 
-def _is_cached(entry: ShardEntry) -> bool:
+def is_cached(entry: ShardEntry) -> bool:
+    """Tell whether a shard of a store is in the cache."""
     remote = entry.remote
     return remote is not None and remote.cache.path(remote).exists()
 

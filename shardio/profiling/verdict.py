@@ -60,6 +60,7 @@ _LOCKED = 0.25  # share of a sample's time
 _THREADS_A_WORKER = 1.5  # on average; one besides sends batches
 _MOSTLY = 0.7
 _BUSY = 0.5  # share of the cores
+_SPARE = 0.1  # share of the time
 _THREAD_BUSY = 0.1  # share of the time
 _LOCK_HELD_LONG = 0.002  # seconds; half the interpreter's switch interval
 
@@ -107,17 +108,19 @@ class Verdict:
 def judge(evidence: Evidence) -> Verdict:
     """Name what limits a loop, with general advice."""
     verdict = diagnose(evidence)
-    if evidence.waiting < WAITS_HARDLY and verdict.bottleneck not in CERTAIN:
+    if _waits(evidence) < WAITS_HARDLY and verdict.bottleneck not in CERTAIN:
         return replace(verdict, changes=(_FASTER_STEP,))
-    more = _more(evidence) if verdict.bottleneck in {*GENERAL, "loader", "workers"} else ()
-    return replace(verdict, changes=(*verdict.changes, *more, *GENERAL.get(verdict.bottleneck, ())))
+    of_stages = {"decode", "transform", "loader", "workers"}
+    more = _more(evidence) if verdict.bottleneck in of_stages else ()
+    advised = general(evidence, verdict.bottleneck)
+    return replace(verdict, changes=(*verdict.changes, *more, *advised))
 
 
 def diagnose(evidence: Evidence) -> Verdict:
     """Name what limits a loop, with the changes that this bottleneck alone suggests."""
     found = (verdict for rule in _RULES if (verdict := rule(evidence)) is not None)
     verdict = next(found, None) or _stages(evidence)
-    if evidence.waiting >= WAITS_HARDLY or verdict.bottleneck in {"step", "start"}:
+    if _waits(evidence) >= WAITS_HARDLY or verdict.bottleneck in {"step", "start"}:
         return verdict
     most = evidence.rate / (1 - evidence.waiting)
     who = f": {_holders(evidence)}" if verdict.bottleneck == "busy" else ""
@@ -132,18 +135,28 @@ def diagnose(evidence: Evidence) -> Verdict:
 _FASTER_STEP = Change(text="Make the step faster; the loader is not the limit", gain=None)
 
 
+def _waits(seen: Evidence) -> float:
+    """Return the share of the time that the loop waited; for a store, from the start."""
+    return max(seen.waiting, seen.starting if seen.fetching else 0.0)
+
+
 def _step(seen: Evidence) -> Verdict | None:
-    if seen.waiting >= WAITS_LITTLE:
+    if seen.waiting >= WAITS_LITTLE or _waits(seen) > _STARTS_LONG:
         return None
     busiest = max((_filling(one) for one in seen.producers), default=None)
-    spare = f"; the loader is busy {busiest:.0%} of the time" if busiest is not None else ""
+    alone = seen.rate / busiest if busiest else None
+    spare = f"; the loader alone would reach {alone:,.0f}" if (busiest or 1) < 1 - _SPARE else ""
+    changes = [_FASTER_STEP]
+    if _delayed(seen) > _DELAYED:
+        text = "If the step runs on the CPU, leave cores to the loader: torch.set_num_threads"
+        changes.append(Change(text=text, gain=None))
     return Verdict(
         bottleneck="step",
         sentence=f"The step limits this loop to {rate_of(seen)}: the loop waits for data "
         f"{seen.waiting:.1%} of the time{spare}.",
         short="the step limits",
-        rate_without=seen.rate / busiest if busiest else None,
-        changes=(_FASTER_STEP,),
+        rate_without=alone,
+        changes=tuple(changes),
     )
 
 
@@ -151,19 +164,25 @@ def _start(seen: Evidence) -> Verdict | None:
     if seen.starting <= _STARTS_LONG:
         return None
     without = seen.rate / (1 - min(seen.starting, 0.99))
+    if seen.fetching:
+        waits = f"and the first batch takes {seen.starting:.0%} of an epoch."
+        return _fetching(seen, waits, without / seen.rate)
     what = f"starting the {_name(seen)}" if seen.kind == "processes" else "the first batch"
     steps = f" of {counted(seen.steps, 'step')}" if seen.steps else ""
-    changes = [
-        Change(text="Use shardio.Loader, whose threads start faster than workers", gain=None)
-    ]
-    after = diagnose(replace(seen, starting=0.0)).short
-    if seen.restarts:
+    changes = []
+    if seen.restarts and seen.torch:
         text = "Use persistent_workers=True, which keeps workers across epochs"
-        changes.insert(0, Change(text=text, gain=without / seen.rate))
+        changes.append(Change(text=text, gain=without / seen.rate))
+    text = "Use a larger dataset: the start takes as long for any"
+    if seen.kind == "processes":
+        text = f"{_to_threads(seen)}, whose threads start faster than workers"
+    changes.append(Change(text=text, gain=None))
+    rest = diagnose(replace(seen, starting=0.0))
+    after = f"; after that {rest.short}" if rest.bottleneck != "workers" else ""
     return Verdict(
         bottleneck="start",
         sentence=f"The dataset is tiny: {what} takes {seen.starting:.0%} of an epoch{steps}, "
-        f"which leaves {rate_of(seen)}; after that {after}.",
+        f"which leaves {rate_of(seen)}{after}.",
         short="start-up limits",
         rate_without=without,
         changes=tuple(changes),
@@ -191,7 +210,7 @@ def _handover(seen: Evidence) -> Verdict | None:
         short="the hand-over limits",
         rate_without=None,
         changes=(
-            Change(text="Use shardio.Loader, whose threads make batches in place", gain=None),
+            Change(text=f"{_to_threads(seen)}, whose threads make batches in place", gain=None),
             Change(
                 text="Return tensors, which torch sends in shared memory, not arrays", gain=None
             ),
@@ -382,11 +401,13 @@ def _lock(seen: Evidence) -> Verdict | None:
     sleeping = stages.transform.wall - stages.transform.cpu > _MOSTLY * seen.for_lock
     if share <= _LOCKED or (sleeping and not held):
         return None
-    holder = "The transform" if stages.transform.cpu > stages.decode.cpu else "Python code"
+    holder = "Python code"
+    if stages.transform.cpu > stages.decode.cpu:
+        holder = _transform_of(seen)
     gain = min(seen.number, seen.cores)
     return Verdict(
         bottleneck="lock",
-        sentence=f"{holder} holds the interpreter's lock, which limits {seen.number} "
+        sentence=f"{_begin(holder)} holds the interpreter's lock, which limits {seen.number} "
         f"threads to {rate_of(seen)}: they wait for it {share:.0%} of the time.",
         short="the interpreter's lock limits",
         rate_without=seen.rate / (1 - min(share, 0.95)),
@@ -395,7 +416,7 @@ def _lock(seen: Evidence) -> Verdict | None:
                 text=f"Use a DataLoader with num_workers={gain} in place of threads",
                 gain=1 / (1 - min(share, 0.95)),
             ),
-            Change(text="Transform whole batches, on the device", gain=None),
+            *_lighter(seen),
         ),
     )
 
@@ -429,13 +450,16 @@ def _stages(seen: Evidence) -> Verdict:
     parts = stages.parts(seen.for_core)
     name = max(parts, key=lambda part: parts[part])
     bottleneck, what = _PARTS[name]
+    cpu = ""
+    if name == "transform":
+        what, cpu = _transform_of(seen), f", {stages.transform.cpu:,.0f} of CPU time"
     rest = sum(parts.values()) - parts[name]
     larger = Change(text=f"Use larger batches{_batch_size(seen)}", gain=None)
     return Verdict(
         bottleneck=bottleneck,
-        sentence=f"{what[0].upper()}{what[1:]} on {where} limits this loop to {rate_of(seen)}: it "
+        sentence=f"{_begin(what)} on {where} limits this loop to {rate_of(seen)}: it "
         f"takes {parts[name]:,.0f} of the {sum(parts.values()) + stages.waiting:,.0f} µs of a "
-        "sample.",
+        f"sample{cpu}.",
         short=f"{what} limits",
         rate_without=seen.rate * sum(parts.values()) / max(rest, 1e-9),
         changes=(larger,) if name in {"batch", "outside"} else (),
@@ -495,9 +519,53 @@ GENERAL: Mapping[Bottleneck | None, tuple[Change, ...]] = {
             gain=None,
         ),
     ),
-    "transform": (Change(text="Transform whole batches, on the device", gain=None),),
 }
 """Advice for a bottleneck, where nothing is known of the images and the machine."""
+
+
+def general(seen: Evidence, bottleneck: Bottleneck | None) -> tuple[Change, ...]:
+    """Advise what fits the bottleneck, where nothing is known of the images and the machine."""
+    resize = Change(
+        text="If map= makes pictures smaller: transform=shardio.Resize(…) decodes less, and "
+        "shardio pack --resize stores less",
+        gain=None,
+    )
+    shrinks = (resize,) if seen.maps and seen.whole else ()
+    if bottleneck == "transform":
+        return (*_lighter(seen), *shrinks)
+    return (*(shrinks if bottleneck == "decode" else ()), *GENERAL.get(bottleneck, ()))
+
+
+def _lighter(seen: Evidence) -> tuple[Change, ...]:
+    """Advise a faster transform, by the kind of it."""
+    ways = []
+    if seen.maps:
+        workers = "" if seen.kind == "processes" else "run it in workers, "
+        ways.append(f"Vectorise {_maps(seen)}, {workers}or store its result when packing")
+    elif seen.transform is not None:
+        ways.append("Transform whole batches, on the device")
+    else:
+        ways.append("Pack images of nearly the size of the crop: shardio pack --resize")
+    return tuple(Change(text=text, gain=None) for text in ways)
+
+
+def _begin(what: str) -> str:
+    """Capitalise the first word of a sentence, unless it is an argument."""
+    return what if "=" in what.split(" ")[0] else what[0].upper() + what[1:]
+
+
+def _maps(seen: Evidence) -> str:
+    return f"map={', '.join(seen.maps)}"
+
+
+def _transform_of(seen: Evidence) -> str:
+    """Name what the stage transform does."""
+    parts = [_maps(seen)] if seen.maps else []
+    if seen.transform is not None:
+        parts.append(f"transform={seen.transform}")
+    elif not seen.whole:
+        parts.append("the crop")
+    return " with ".join(parts) if seen.maps or seen.transform is not None else "the transform"
 
 
 def _more(seen: Evidence) -> tuple[Change, ...]:
@@ -522,18 +590,23 @@ def _setting(seen: Evidence, number: int | None = None) -> str:
     value = "" if number is None else f"={number}"
     if seen.torch and seen.kind != "threads":
         return f"num_workers{value} in the DataLoader"
-    if seen.ours and seen.kind == "threads":
-        return f"threads{value} in shardio.Loader"
+    if seen.ours and seen.kind != "here":
+        return f"{_name(seen, 2)}{value} in shardio.Loader"
     if seen.kind == "here":
         return f"shardio.Loader with {'' if number is None else f'{number} '}threads"
     return _name(seen, 2) if number is None else _count(number, seen)
+
+
+def _to_threads(seen: Evidence) -> str:
+    """Advise threads in place of workers."""
+    return f"Use shardio.Loader{' without workers=' if seen.ours and not seen.torch else ''}"
 
 
 def _ahead(seen: Evidence) -> str:
     """Name the argument of the watched loader that says how many batches are made ahead."""
     if seen.torch:
         return ": a larger prefetch_factor= of the DataLoader"
-    return ": a larger prefetch= of shardio.Loader" if seen.ours and seen.kind == "threads" else ""
+    return ": a larger prefetch= of shardio.Loader" if seen.ours and seen.kind != "here" else ""
 
 
 def _batch_size(seen: Evidence) -> str:

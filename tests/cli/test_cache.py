@@ -111,5 +111,5 @@ def test_the_usual_folder_is_that_of_the_environment(
 
 
 def test_a_negative_limit_is_refused(cache: Path) -> None:
-    with pytest.raises(shardio.UsageError, match="limit=-1: it must be a whole number"):
+    with pytest.raises(shardio.UsageError, match="limit=-1: it must be bytes, at least 0"):
         shardio.prune_cache(-1, cache_dir=cache)

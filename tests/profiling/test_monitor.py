@@ -6,6 +6,7 @@ import io
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,48 @@ def test_batches_pass_unchanged_and_the_parts_of_a_samples_time_add_up(
     assert 0 < evidence.watching < 0.5
     assert seen.verdict.sentence[1:] in str(seen).replace("\n", " ")
     assert max(map(len, str(seen).splitlines())) <= 80
+
+
+def test_the_workers_of_a_loader_are_its_producers(packed: Path) -> None:
+    loader = shardio.Loader(dataset(packed), workers=2, prefetch=3)
+    facts = look_at(loader)
+    assert (facts.kind, facts.number, facts.ahead, facts.restarts) == ("processes", 2, 6, True)
+    with monitor(loader, live=False, budget=1.0) as seen:
+        for _ in seen:
+            time.sleep(0.02)
+    evidence = seen.evidence
+    assert (evidence.kind, evidence.number, len(evidence.producers)) == ("processes", 2, 2)
+    assert all(one.filling is not None for one in evidence.producers)
+    few = replace(evidence, cores=4, waiting=0.9, starting=0.0, producers=(), sent=0.0, faults=0.0)
+    text = " ".join(change.text for change in judge(few).changes)
+    assert "Use workers=4 in shardio.Loader, one per core" in text
+    assert "threads" not in text
+
+
+def test_the_cpu_time_of_a_map_is_that_of_the_transform(packed: Path) -> None:
+    def spin(sample: dict[str, Any]) -> dict[str, Any]:
+        sum(range(20_000))
+        return sample
+
+    with monitor(dataset(packed).replace(map=spin), live=False, budget=1.0) as seen:
+        assert len([*seen]) == 30
+    stages = seen.evidence.stages
+    assert stages is not None
+    assert stages.transform.cpu > 0.5 * stages.cpu
+    assert stages.cpu * seen.evidence.samples < 1.1e6 * seen.evidence.seconds
+
+
+def test_functions_on_samples_are_known_by_name(packed: Path) -> None:
+    def mine(sample: dict[str, Any]) -> dict[str, Any]:
+        return sample
+
+    whole = dataset(packed).replace(map=mine, transform=None)
+    facts = look_at(shardio.Loader(whole, threads=1))
+    assert (facts.transform, facts.maps, facts.whole) == (None, ("mine",), True)
+    facts = look_at(dataset(packed))
+    assert (facts.transform, facts.maps, facts.whole) == (None, (), False)
+    facts = look_at(whole.replace(map=None, transform=torch.nn.Identity()))
+    assert (facts.transform, facts.maps, facts.whole) == ("Identity", (), True)
 
 
 def test_the_dataset_is_left_as_it_was(packed: Path) -> None:
@@ -394,7 +437,7 @@ def test_it_says_how_it_is_used(packed: Path) -> None:
     watched = monitor(dataset(packed))
     with pytest.raises(shardio.UsageError, match="inside its context"):
         next(iter(watched))
-    with pytest.raises(shardio.UsageError, match="context has not ended"):
+    with pytest.raises(shardio.UsageError, match="context has not been entered"):
         watched.verdict  # noqa: B018  reading it is the test
     assert repr(watched) == "<Monitor of ShardDataset>"
     with watched:
@@ -403,6 +446,31 @@ def test_it_says_how_it_is_used(packed: Path) -> None:
         next(iter(watched))
     with pytest.raises(shardio.UsageError, match="got 5, which cannot be looped over"):
         monitor(5)  # type: ignore[arg-type]
+
+
+def test_what_is_known_is_printed_in_the_loop_and_when_it_is_interrupted(
+    packed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(seen: Any) -> None:
+        with seen:
+            for number, _ in enumerate(seen):
+                if number == 0:
+                    assert "seen 1 batch, too few" in str(seen)
+                if number == 25:
+                    assert seen.evidence.samples > 0
+                    assert "\ndecode " in str(seen)
+                    raise KeyboardInterrupt
+
+    seen = monitor(dataset(packed), live=False, budget=1.0)
+    with pytest.raises(KeyboardInterrupt):
+        train(seen)
+    assert capsys.readouterr().err == f"{seen}\n"
+    stages = seen.evidence.stages
+    assert stages is not None
+    lines = str(seen).splitlines()
+    assert max(map(len, lines)) <= 80
+    (row,) = (line.split() for line in lines if line.startswith("decode "))
+    assert row[1:3] == [f"{stages.decode.wall:,.1f}", f"{stages.decode.cpu:,.1f}"]
 
 
 def test_an_error_in_the_loop_ends_the_watching(packed: Path) -> None:

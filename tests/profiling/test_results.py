@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from shardio.errors import MisfitError, ShardioError, UsageError
-from shardio.profiling.claims import NEEDS
+from shardio.profiling.claims import NEEDS, conclude
 from shardio.profiling.costs import costs_of, predict
 from shardio.profiling.evidence import Ceilings, Evidence, Stage, Stages
 from shardio.profiling.profile import Profile, profile
 from shardio.profiling.report import compare, facts
 from shardio.profiling.settings import ProfileSettings, Topology, topologies_of
+from shardio.profiling.store import StoreLimits
 
 BATCH = 10
 CEILINGS = Ceilings(
@@ -396,6 +397,39 @@ def test_a_withheld_verdict_leaves_the_cpu_time_and_the_wait_of_the_step(
         "A sample takes 980 µs of CPU time: read 50, decode 750, transform 150, batch 30." in said
     )
     assert "The step needs" not in " ".join(facts(measure(steady, others={"2 threads": 1.1})))
+
+
+@pytest.mark.parametrize(("times", "named"), [(20, True), (2, False)])
+def test_a_store_that_is_far_slower_is_named_on_busy_cores_too(
+    measure: Callable[..., Profile], times: float, named: bool
+) -> None:
+    found = measure(steady, others={"2 threads": 1.0, "2 workers": 1.0})
+    assert found.verdict.bottleneck is None
+    best = found.runs[found.best]
+    speed = best.evidence.rate / times * 1000
+    store = StoreLimits(
+        first_byte=0.0,
+        rates=((1, speed), (4, speed), (16, speed)),
+        shard_bytes=1e6,
+        sample_bytes=1000.0,
+        total_bytes=10**9,
+        cache_bytes=10**9,
+        measured_bytes=10**6,
+        measured_seconds=1.0,
+        loaded=1,
+        loaded_bytes=10**6,
+    )
+    costs = costs_of(found.runs[0].evidence, found.ceilings, BATCH)
+    concluded = conclude(found.settings, found.ceilings, costs, found.runs, None, store)
+    verdict = concluded["verdict"]
+    assert ("verdict" in concluded["withheld"]) == (not named)
+    assert (verdict.bottleneck == "store") == named
+    said = f"which allows {store.samples_per_second:,.0f} samples/s where an epoch is fetched."
+    assert said in " ".join(facts(replace(found, store=store, **concluded)))
+    if named:
+        assert f"to {best.evidence.rate / times:,.0f} samples/s" in verdict.sentence
+        assert f"later ones come at {best.evidence.rate:,.0f} samples/s." in verdict.sentence
+        assert not any(change.gain for change in verdict.changes)
 
 
 @pytest.mark.parametrize(("others", "withheld"), [(0.1, set()), (1.1, ALL - {"verdict", "ratio"})])

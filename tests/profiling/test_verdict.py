@@ -273,6 +273,7 @@ def test_a_loader_that_the_loop_hardly_waits_for_is_not_said_to_limit_it() -> No
     [
         ({}, ": a larger prefetch= of shardio.Loader"),
         ({**WORKERS, "torch": True}, ": a larger prefetch_factor= of the DataLoader"),
+        (WORKERS, ": a larger prefetch= of shardio.Loader"),
         ({**WORKERS, "ours": False}, ""),
     ],
 )
@@ -331,9 +332,85 @@ def test_batches_are_named_where_samples_were_not_counted() -> None:
 
 def test_workers_that_start_in_each_epoch_are_to_be_kept() -> None:
     for restarts in (False, True):
-        changes = judge(seen(starting=0.6, restarts=restarts)).changes
+        changes = judge(seen(**WORKERS, torch=True, starting=0.6, restarts=restarts)).changes
         gains = [change.gain for change in changes if "persistent_workers=True" in change.text]
         assert gains == [pytest.approx(2.5)] * restarts
+
+
+@pytest.mark.parametrize(
+    ("filling", "said"), [(0.5, "; the loader alone would reach 3,200."), (1.0, "% of the time.")]
+)
+def test_a_step_that_limits_leaves_the_loader_what_it_could_reach(
+    filling: float, said: str
+) -> None:
+    verdict = judge(seen(waiting=0.01, producers=(producer(filling=filling),) * 2))
+    assert verdict.sentence.endswith(said)
+    assert "busy" not in verdict.sentence
+    assert len(verdict.changes) == 1
+    crowded = judge(seen(waiting=0.01, producers=(producer(cpu=0.4, delay=0.4),) * 2))
+    assert "torch.set_num_threads" in crowded.changes[1].text
+
+
+SLOW: dict[str, Any] = {"stages": stages(transform=stage(3000, 2900), total=4000.0)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named", "advised"),
+    [
+        ({}, "The transform", ["Pack images of nearly the size of the crop"]),
+        ({"transform": "mine"}, "transform=mine", ["Transform whole batches, on the device"]),
+        (
+            {"maps": ("mine",)},
+            "map=mine with the crop",
+            ["Vectorise map=mine, run it in workers, "],
+        ),
+        (
+            {"maps": ("mine", "other"), "whole": True, **WORKERS},
+            "map=mine, other",
+            ["Vectorise map=mine, other, or store its result", "If map= makes pictures smaller"],
+        ),
+        (
+            {"transform": "one", "maps": ("mine",), "whole": True},
+            "map=mine with transform=one",
+            ["Vectorise map=mine", "If map= makes pictures smaller: transform=shardio.Resize(…)"],
+        ),
+    ],
+)
+def test_a_slow_function_is_named_by_its_argument_and_gets_advice_that_fits(
+    changes: dict[str, Any], named: str, advised: list[str]
+) -> None:
+    verdict = judge(seen(**SLOW, **changes))
+    assert verdict.sentence.startswith(f"{named} on 2 cores limits this loop")
+    assert verdict.sentence.endswith("µs of a sample, 2,900 of CPU time.")
+    for change, text in zip(verdict.changes, advised, strict=True):
+        assert change.text.startswith(text)
+    decoding = judge(seen(**changes)).changes
+    assert any("map= makes" in one.text for one in decoding) == (len(advised) == 2)
+
+
+def test_a_start_that_waits_for_a_store_is_no_short_epoch() -> None:
+    cold: dict[str, Any] = {"remote": True, "cached": 0.0, "starting": 0.65}
+    for waiting in (0.01, 0.5):
+        verdict = judge_watched(seen(**cold, waiting=waiting, batches=8, slices=(0.0, 9000.0)))
+        assert verdict.bottleneck == "store"
+        assert verdict.sentence.startswith("Fetching from the store limits this loop to 1,600")
+        assert "the first batch takes 65% of an epoch" in verdict.sentence
+        assert "cache_limit" in verdict.changes[0].text
+    assert judge(seen(**{**cold, "cached": 1.0})).bottleneck == "start"
+
+
+def test_a_short_epoch_is_not_told_to_use_what_it_uses() -> None:
+    threads = judge(seen(starting=0.6, steps=3))
+    assert [change.text for change in threads.changes] == [
+        "Use a larger dataset: the start takes as long for any"
+    ]
+    assert threads.sentence.endswith("; after that decoding limits.")
+    unknown = judge(seen(starting=0.6, steps=3, stages=None)).sentence
+    assert unknown.endswith("which leaves 1,600 samples/s.")
+    workers = judge(seen(**WORKERS, starting=0.6, restarts=True))
+    assert [change.text for change in workers.changes] == [
+        "Use shardio.Loader without workers=, whose threads start faster than workers"
+    ]
 
 
 def test_evidence_goes_through_json_unchanged() -> None:

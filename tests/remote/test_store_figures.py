@@ -19,6 +19,7 @@ import shardio
 from servers import S3_LATENCY, Nginx, SeaweedS3
 from shardio.cli import commands
 from shardio.indexing.catalog import open_catalog
+from shardio.profiling.monitoring import monitor
 from shardio.profiling.profile import ask
 from shardio.profiling.store import MOST_BYTES, MOST_SECONDS, StoreLimits, measure_store
 from shardio.testing import make_images
@@ -156,6 +157,9 @@ def test_profile_measures_a_store_and_then_loaders_with_shards_in_the_cache(
         "it stops at 268 MB or 5 s",
         "the loaders with 6 shards of",
         "store measured without the cache",
+        f"The store: first byte after {store.first_byte * 1e3:,.0f} ms, ",
+        f" MB/s by 1 / 4 / 16 connections, which allows {store.samples_per_second:,.0f} samples/s",
+        "first: time to first batch, shards cached",
     ):
         assert words in page
     assert found.settings.storage_options is None
@@ -364,3 +368,28 @@ def test_plan_warns_of_a_cache_that_is_too_small_for_the_windows(
     )
     assert "windows in cache" in done.output
     assert f"--window {window}, which fits" in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_a_watched_loop_that_waits_for_a_cold_store_is_told_so(
+    photos: Path, serve: Callable[..., Nginx], tmp_path: Path, threads: int
+) -> None:
+    web = serve(folder=photos)
+    web.fail("*.tar", rate=40_000)
+    dataset = shardio.ShardDataset(
+        web.url,
+        batch_size=8,
+        shuffle=True,
+        window=1,
+        transform=shardio.Resize((8, 8)),
+        cache_dir=tmp_path / "cache",
+    )
+    loader = shardio.Loader(dataset, threads=threads) if threads else dataset
+    with monitor(loader, live=False) as seen:
+        assert len([*seen]) == 15
+    assert seen.evidence.batches == 14  # the wait for the first window is none of starting
+    assert seen.verdict.bottleneck == "store"
+    assert "tiny" not in seen.verdict.sentence
+    with monitor(loader, live=False) as seen:
+        assert [*seen]
+    assert seen.verdict.bottleneck != "store"
