@@ -1,7 +1,6 @@
 """Train a small network to find a square: photos and boxes, resized as one.
 
-Squares are drawn, with boxes as COCO has them, x, y, width and height. A network says of each cell
-of a grid whether it has a square's centre. Usage: python examples/detection.py [EPOCHS]
+A network says of each cell of a grid whether it has a centre: python examples/detection.py [EPOCHS]
 """
 
 import sys
@@ -77,5 +76,5 @@ def train(epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    number = sys.argv[1] if sys.argv[1:] else "8"
+    number = (*sys.argv, "8")[1]
     train(int(number) if number.isdecimal() else sys.exit("give EPOCHS in digits"))

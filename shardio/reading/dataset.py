@@ -428,13 +428,12 @@ class ShardDataset(ResumableDataset):
             times: number of times, at least 1.
         """
         times = whole_number("times", times, least=1)
-        shards, counts, chosen = self.catalog.shards * times, self.samples.counts, None
-        if self.samples.chosen is not None:
-            chosen = np.tile(self.samples.chosen, times)
+        shards, samples = self.catalog.shards * times, self.samples
+        chosen = None if samples.chosen is None else np.tile(samples.chosen, times)
         drawn = self.shuffle.weights
         weights = None if drawn is None else np.tile(drawn.given, times)
-        numbers = np.tile(np.arange(len(self.samples)), times)
-        part = self._with(Samples(np.tile(counts, times), chosen), weights, numbers)
+        numbers = np.tile(np.arange(len(samples)), times)
+        part = self._with(Samples(np.tile(samples.counts, times), chosen), weights, numbers)
         vars(part)["catalog"] = catalog = replace(self.catalog, shards=shards)
         part._digest = catalog.digest()
         return part

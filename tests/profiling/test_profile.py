@@ -76,7 +76,7 @@ def type_in(
 @pytest.fixture(scope="module")
 def found(as_if_idle: None, packed: Path, once: Callable[..., Profile]) -> Profile:
     del as_if_idle
-    return once("profile", shardio.profile, packed, seconds=0.3, size=16, baseline="webdataset")
+    return once("profile", shardio.profile, packed, seconds=0.6, size=16, baseline="webdataset")
 
 
 def test_runs_are_measured_and_predicted(found: Profile, images: Path) -> None:

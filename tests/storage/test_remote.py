@@ -438,7 +438,7 @@ def test_the_storage_of_local_files_packs_in_place(images: Path, tmp_path: Path)
 
 
 def test_ray_is_refused(memory: MemoryStorage, images: Path) -> None:
-    with pytest.raises(shardio.UsageError, match="engine='ray' writes to a folder"):
+    with pytest.raises(shardio.UsageError, match="engine='ray': it writes to a folder"):
         shardio.pack(images, OUT, storage=memory, shards=2, engine="ray")
 
 
