@@ -498,7 +498,7 @@ def _fill(
         crop: rectangle of the picture.
         out: see write_part.
         shrink: divisor of the sides of the source.
-        with_core: see write_part.
+        with_core: have the native core resize where it can.
     """
     if out.dtype != np.uint8 or out.shape[2:] != source.shape[2:]:
         raise UsageError(

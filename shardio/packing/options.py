@@ -159,13 +159,13 @@ class PackOptions(OutputOptions):
         columns: columns that become the field json; by default all that have no other use.
         path_columns: columns of paths, or of files as Parquet embeds them, each as "column" or
             "field=column".
-        label_column: its column of labels.
-        key_column: its column of keys.
-        split_column: its column of the names of splits, in place of `split`; classes are numbered
-            alike in all of them.
+        label_column: column of labels.
+        key_column: column of keys.
+        split_column: column of names of splits, in place of `split`; all splits number the classes
+            alike.
         target_columns: columns of numbers to predict, each as "column" or "field=column,column";
             they become arrays, scalars of one column and vectors of several.
-        target_dtype: dtype of these arrays, "float32" or "float64".
+        target_dtype: dtype of the arrays of targets, "float32" or "float64".
         multilabel_columns: columns of sets of classes, each as "field=column,column", which hold
             0 and 1, or as "column", which lists classes; they become arrays of 0 and 1, uint8.
         features: fields of features in TFRecord files, as ["jpg=image/encoded",

@@ -82,9 +82,10 @@ class Delivery:
         crops: whether batches tell the crops of their samples.
         functions: functions of the user on whole samples.
         skip_bad: whether another sample takes the place of a bad one; otherwise an error is raised.
-        stand_ins: whether one takes the place of any; False for a sample that is asked for alone.
-        on_replaced: called for each sample that was replaced.
-        replacements: tells of them.
+        stand_ins: whether another sample takes the place of a bad or skipped one; False where a
+            sample is asked for alone.
+        on_replaced: function that is called for each replaced sample.
+        replacements: teller of replaced samples.
         times: totals of the dataset, to which those of the batches are added.
         stopwatch: makes one for each chunk.
         lock: guards the times.
