@@ -501,7 +501,10 @@ def _tree(kind: type[ShardioError]) -> list[type[ShardioError]]:
 def _end_with_parent(parent: int, folder: str) -> None:
     while os.getppid() == parent:
         time.sleep(_SECONDS_BETWEEN_LOOKS)
-    shutil.rmtree(folder, ignore_errors=True)
+    ended = f"{folder}-ended"
+    with suppress(OSError):  # its workers, which still run, cannot add a file by the old name
+        os.rename(folder, ended)  # noqa: PTH104  the path is a string
+    shutil.rmtree(ended, ignore_errors=True)
     os.killpg(os.getpid(), signal.SIGKILL)
 
 
