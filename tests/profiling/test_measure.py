@@ -42,8 +42,20 @@ def runs(pid: int) -> bool:
     return state != "Z"
 
 
-def start(packed: Path, folder: Path) -> subprocess.Popen[bytes]:
-    arguments = [str(packed), "--seconds", "200", "--size", "16", "--workers", "1"]
+LITTERING = """
+import pathlib, tempfile, threading, torch
+def litter():
+    for number in range(1_000_000):
+        pathlib.Path(tempfile.gettempdir(), f"{number}").touch()
+def alike(image):
+    if threading.active_count() < 9:
+        threading.Thread(target=litter, daemon=True).start()
+    return torch.zeros(3)
+"""
+
+
+def start(packed: Path, folder: Path, transform: str) -> subprocess.Popen[bytes]:
+    arguments = [str(packed), "--seconds", "200", "--workers", "1", "--transform", transform]
     return subprocess.Popen(
         [sys.executable, "-m", "shardio", "profile", *arguments],
         env={**os.environ, "TMPDIR": str(folder)},
@@ -62,16 +74,18 @@ def left_in(folder: Path) -> set[str]:
 def test_a_profile_that_is_ended_leaves_no_process_and_no_folder(
     packed: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    with start(packed, tmp_path) as process:
+    (code := tmp_path / "mine.py").write_text(LITTERING)
+    (folder := tmp_path / "temporary").mkdir()
+    with start(packed, folder, f"{code}:alike") as process:
         try:
-            wait_for(lambda: len(descendants(process.pid)) > 1)  # the measuring one has forked
+            wait_for(lambda: any(folder.rglob("999")))  # in what the measuring one has forked
             others = [*descendants(process.pid)]
-            assert left_in(tmp_path)
+            assert left_in(folder)
         finally:
             process.send_signal(number)
     assert process.returncode == (128 + number if number == signal.SIGTERM else -number)
     wait_for(lambda: not any(map(runs, others)))
-    wait_for(lambda: not left_in(tmp_path))
+    wait_for(lambda: not left_in(folder))
 
 
 def request(packed: Path, **changes: Any) -> dict[str, Any]:
