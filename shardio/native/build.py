@@ -29,7 +29,7 @@ _COMPILE += ["-fvisibility=hidden", "-ffp-contract=off"]
 # What another library of the process exports under the same name is never taken instead.
 _LINK = ["-shared", "-Wl,--exclude-libs,ALL", "-Wl,-Bsymbolic"]
 _COMPLETE = ["-Wl,-z,defs"]  # but for sanitizers, which are found when the library is loaded
-_MISSING = "apt install gcc libjpeg-dev zlib1g-dev"
+_MISSING = "apt install gcc libjpeg-dev"
 if sys.platform == "darwin":
     _LINK, _COMPLETE = ["-shared", "-Wl,-exported_symbol,_shardio_*"], []
     _MISSING = 'brew install jpeg-turbo, export SHARDIO_JPEG="$(brew --prefix jpeg-turbo)"'
@@ -74,7 +74,7 @@ def build(library: Path = LIBRARY, *, sanitize: bool = False) -> str:
 
 def _build(library: Path, folder: Path, *, sanitize: bool) -> None:
     compiler = [*_compiler(), *_COMPILE, *_words("ARCHFLAGS"), *_words("CFLAGS")]
-    libraries = ["-ljpeg", "-lz", "-lm", *_words("LDFLAGS")]
+    libraries = ["-ljpeg", "-lm", *_words("LDFLAGS")]
     archives: list[Path] = []
     if jpeg := os.environ.get("SHARDIO_JPEG"):
         archives = sorted(Path(jpeg).glob("lib*/**/libjpeg.a"))[:1]
@@ -128,7 +128,7 @@ def _errors(command: list[str]) -> str:
 
 def _explain(compiler: list[str], probe: Path, errors: str) -> str:
     """Say what the compiler lacks, or else what it said first."""
-    for header in ("stdio.h", "jpeglib.h", "zlib.h"):
+    for header in ("stdio.h", "jpeglib.h"):
         probe.write_text(f"#include <stdio.h>\n#include <{header}>\n")
         if said := _errors([*compiler, "-c", str(probe), "-o", str(probe.with_suffix(".o"))]):
             if header == "stdio.h":

@@ -49,6 +49,10 @@ struct axis {
 /* crc32.c: CRC-32 as zlib.crc32 computes it; begins with 0. */
 uint32_t crc32_of(uint32_t crc, const uint8_t *data, size_t size);
 
+/* inflate.c: inflates a zlib stream into memory; DONE only if zlib would find it sound and it gives
+ * exactly size bytes. Of an unsound one, some may be written. */
+enum status inflate_exactly(const uint8_t *packed, size_t packed_size, uint8_t *out, size_t size);
+
 /* exif.c: the rules of shardio/fields/exif.py. */
 
 /* Orientation that EXIF says, a TIFF structure with or without the prefix "Exif\0\0": the number of

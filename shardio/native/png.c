@@ -4,17 +4,13 @@
  * The chunks are walked and checked as the Python path does it; what it would refuse or treat
  * specially is left to it. The data are inflated by one call into memory of exactly the rows'
  * size, the filters of a row are undone in place, and the row is written out while it is in the
- * cache. Inflating is most of the time: zlib-ng in place of zlib makes large pictures 1.4 times
- * as fast, and refuses the same streams. libdeflate is faster still, but takes some that zlib
- * refuses.
+ * cache.
  *
  * Sections of the W3C's PNG specification, third edition: 5 (chunks), 9 (filtering), 11 (chunks'
  * content). Paeth's predictor is chosen by two comparisons with one threshold, as in stb_image, so
  * that little waits for the pixel before.
  */
-#define ZLIB_CONST
 #include <string.h>
-#include <zlib.h>
 
 #include "core.h"
 
@@ -190,21 +186,6 @@ enum status png_probe(const uint8_t *data, size_t size, struct png *png)
     if (walk.exif >= 1 && walk.exif <= 8)
         png->orientation = (int32_t)walk.exif;
     return walk.has_metadata_in_text && walk.exif < 0 ? NOT_TAKEN : DONE;
-}
-
-/* Inflates a zlib stream; DONE only if it is sound and gives exactly size bytes. Both sizes are
- * below 4 GiB by what png_probe lets pass. */
-static enum status inflate_exactly(const uint8_t *packed, size_t packed_size, uint8_t *out,
-                                   size_t size)
-{
-    z_stream stream = {.next_in = packed, .avail_in = (uInt)packed_size};
-    if (inflateInit(&stream) != Z_OK)
-        return NO_MEMORY;
-    stream.next_out = out;
-    stream.avail_out = (uInt)size;
-    int outcome = inflate(&stream, Z_FINISH); /* by one call it needs no window */
-    inflateEnd(&stream);
-    return outcome == Z_STREAM_END && stream.avail_out == 0 ? DONE : UNSOUND;
 }
 
 /* Checks the chunks of data, and copies what they hold one after another. */

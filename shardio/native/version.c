@@ -2,7 +2,6 @@
 #include <stdio.h> /* jpeglib.h needs it */
 
 #include <jpeglib.h>
-#include <zlib.h>
 
 #include "core.h"
 
@@ -24,5 +23,5 @@ const char shardio_core_build[] = SHARDIO_BUILD;
 int shardio_core_version(void) { return 3; }
 
 const char *shardio_core_libraries(void) {
-  return "libjpeg-turbo " TEXT_OF(LIBJPEG_TURBO_VERSION) ", zlib " ZLIB_VERSION;
+  return "libjpeg-turbo " TEXT_OF(LIBJPEG_TURBO_VERSION);
 }

@@ -490,6 +490,24 @@ def pngs() -> Samples:
     return made
 
 
+def otherwise_packed_pngs() -> Samples:
+    ways = [(level, cv2.IMWRITE_PNG_STRATEGY_DEFAULT) for level in (0, 1, 9)]
+    ways += [(6, strategy) for strategy in range(1, 5)]  # the last one is that of fixed codes
+    made = {}
+    for (level, strategy), size in product(ways, [(1, 1), (3, 4), (90, 150), (400, 300)]):
+        options = [cv2.IMWRITE_PNG_COMPRESSION, level, cv2.IMWRITE_PNG_STRATEGY, strategy]
+        pixels = picture(*size)
+        pixels[: size[0] // 2] //= 64
+        data = cv2.imencode(".png", pixels, options)[1].tobytes()
+        made[f"{level}-{strategy}-{size[0]}"] = {"png": data}
+    return made
+
+
+def test_pngs_that_are_packed_in_other_ways(shelf: Any, compare: Compare) -> None:
+    source = shelf("otherwise", otherwise_packed_pngs)
+    assert compare(source, fields={"image": "png"}, transform=Edges()) == 28
+
+
 def left_png(key: str, channels: int = 3) -> bool:
     colour, bits, *rest = key.split("-")
     odd = bits == "16" or rest[0] in {"interlaced", "XMP"} or (channels == 4 and rest[0] == "tRNS")

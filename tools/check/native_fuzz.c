@@ -101,6 +101,50 @@ static void mend_checksums(uint8_t *data, size_t size) {
   }
 }
 
+/* zlib's inflate into memory of one size, of which it tells how much was read and written; whether
+ * the stream is sound and fills the memory. */
+static int zlib_inflates(const uint8_t *packed, size_t *packed_size, uint8_t *out, size_t *size,
+                         int window_bits) {
+  z_stream stream = {.next_in = (uint8_t *)packed, .avail_in = (uInt)*packed_size};
+  if (inflateInit2(&stream, window_bits) != Z_OK) abort();
+  stream.next_out = out;
+  stream.avail_out = (uInt)*size;
+  int is_whole = inflate(&stream, Z_FINISH) == Z_STREAM_END, is_full = stream.avail_out == 0;
+  if (is_whole) {
+    *packed_size = stream.total_in;
+    *size = stream.total_out;
+  }
+  inflateEnd(&stream);
+  return is_whole && is_full;
+}
+
+/* Both must take the same streams, and make the same of them. Most inputs are put into a frame with
+ * the checksum of what the core makes of them, so that a code which it takes in error is seen. */
+static void fuzz_inflate(struct input input) {
+  int is_framed = number(&input, 0, 3) > 0;
+  size_t size = next(&input, 2), packed_size = input.left;
+  uint8_t *packed = copied(input.bytes, packed_size), *expected = room(size), *found = room(size);
+  if (is_framed) {
+    zlib_inflates(packed, &packed_size, expected, &size, -MAX_WBITS);
+    free(packed);
+    packed = room(packed_size + 6);
+    put(packed, 0x789C0000);
+    if (packed_size) memcpy(packed + 2, input.bytes, packed_size);
+    packed_size += 6;
+    free(found);
+    found = room(size);
+    inflate_exactly(packed, packed_size, found, size);
+    put(packed + packed_size - 4, (uint32_t)adler32(adler32(0, NULL, 0), found, (uInt)size));
+  }
+  size_t read = packed_size, written = size;
+  int is_sound = zlib_inflates(packed, &read, expected, &written, MAX_WBITS);
+  if ((inflate_exactly(packed, packed_size, found, size) == DONE) != is_sound) abort();
+  if (is_sound && memcmp(found, expected, size) != 0) abort();
+  free(packed);
+  free(expected);
+  free(found);
+}
+
 static uint8_t *add_chunk(uint8_t *to, const char *kind, const uint8_t *data, size_t size) {
   put(to, (uint32_t)size);
   memcpy(to + 4, kind, 4);
@@ -370,7 +414,8 @@ static const struct {
                {"png", fuzz_png},
                {"resize", fuzz_resize},
                {"fill", fuzz_fill},
-               {"pack", fuzz_pack}};
+               {"pack", fuzz_pack},
+               {"inflate", fuzz_inflate}};
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

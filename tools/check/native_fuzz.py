@@ -30,7 +30,7 @@ TREE = Path(__file__).resolve().parents[2]
 SOURCES = TREE / "shardio" / "native"
 CORPUS = TREE / "tests" / "native" / "corpus"
 BUILT = TREE / "build" / "fuzz"
-TARGETS = ("exif", "jpeg", "png", "resize", "fill", "pack")
+TARGETS = ("exif", "jpeg", "png", "resize", "fill", "pack", "inflate")
 MOST_KEPT = 36 << 10  # bytes of the inputs of a target in the repository
 LONGEST = 4096  # bytes of an input
 _SANITIZE = ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1"]
