@@ -315,7 +315,7 @@ class Loader(IterableDataset[dict[str, Any]]):
 
     def _finish(self, unfinished: UnfinishedBatches) -> Batches:
         threads = Threads("loader", self.threads)
-        ahead = _Ahead(threads, unfinished, self._prefetch)
+        ahead = _Ahead(threads, self.threads, unfinished, self._prefetch)
         try:
             with one_opencv_thread():
                 if self._transfer is not None:
@@ -382,12 +382,16 @@ class _Ahead:
 
     Args:
         threads: workers.
+        num_threads: number of workers.
         unfinished: batches to fill.
         prefetch: number of batches begun beside the one that is due.
     """
 
-    def __init__(self, threads: Threads, unfinished: UnfinishedBatches, prefetch: int) -> None:
+    def __init__(
+        self, threads: Threads, num_threads: int, unfinished: UnfinishedBatches, prefetch: int
+    ) -> None:
         self._threads = threads
+        self._least_chunks = -(-num_threads // (prefetch + 1))  # so that no thread lacks work
         self._process = os.getpid()
         self._unfinished: UnfinishedBatches | None = unfinished
         self._prefetch = prefetch
@@ -431,7 +435,8 @@ class _Ahead:
             begun.batch.abandon()
 
     def _begin(self, batch: UnfinishedBatch) -> _Begun:
-        chunks = [self._threads.submit(batch.fill, slots) for slots in chunks_of(batch)]
+        parts = chunks_of(batch, self._least_chunks)
+        chunks = [self._threads.submit(batch.fill, slots) for slots in parts]
         return _Begun(batch, chunks)
 
 

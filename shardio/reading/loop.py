@@ -165,10 +165,16 @@ Finish = Callable[[UnfinishedBatches], Batches]
 """Fills and finishes batches, in order."""
 
 
-def chunks_of(batch: UnfinishedBatch) -> list[range]:
-    """Divide the slots of a batch into chunks."""
-    starts = range(0, len(batch), batch.chunk)
-    return [range(start, min(start + batch.chunk, len(batch))) for start in starts]
+def chunks_of(batch: UnfinishedBatch, least: int = 1) -> list[range]:
+    """Divide the slots of a batch into chunks.
+
+    Args:
+        batch: batch in the making.
+        least: minimum number of chunks, if there are as many slots.
+    """
+    size = min(batch.chunk, max(1, len(batch) // least))
+    starts = range(0, len(batch), size)
+    return [range(start, min(start + size, len(batch))) for start in starts]
 
 
 def finish_in_turn(batches: Iterator[UnfinishedBatch]) -> Batches:

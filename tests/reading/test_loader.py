@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,21 @@ def test_no_more_batches_are_made_than_asked_for(packed: Path) -> None:
     assert len(made) == 60  # the one that was given, and two ahead
     del steps
     assert not threads_left()
+
+
+def test_small_batches_keep_all_threads_at_work(tmp_path: Path) -> None:
+    samples = {f"{number}": {"cls": b"%d" % number} for number in range(512)}
+    make_shard(tmp_path / "a.tar", samples)
+    meeting, calls = threading.Barrier(8), count()
+
+    def meet(sample: dict[str, Any]) -> dict[str, Any]:
+        if next(calls) in range(512, 520):  # in the second epoch, when sizes are known
+            meeting.wait(100)
+        return sample
+
+    ds = shardio.ShardDataset(tmp_path, fields={"label": "cls"}, map=meet, batch_size=64)
+    with shardio.Loader(ds, threads=8) as loader:
+        assert sum(len(batch["label"]) for _ in range(2) for batch in loader) == 1024
 
 
 @pytest.mark.parametrize("how", ["break", "error", "dropped", "exhausted", "never begun"])
