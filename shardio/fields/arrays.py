@@ -203,6 +203,7 @@ NUMBERS = "biufc"
 
 _NOT_FINITE = ("are not finite", "readers deliver them; compare them with their source")
 _MOST_DIGITS = 18  # that always fit into int64
+_POWERS = 10 ** np.arange(_MOST_DIGITS, dtype=np.int64)
 
 
 @decoder
@@ -240,12 +241,12 @@ def parse_numbers(block: NDArray[np.uint8], sizes: NDArray[np.int64]) -> NDArray
     """
     if block.shape[1] > _MOST_DIGITS or int(sizes.min(initial=1)) < 1:
         return None
-    numbers = np.zeros(len(block), np.int64)
-    for place in range(block.shape[1]):
-        digits, inside = block[:, place] - np.uint8(ord("0")), place < sizes
-        if (digits[inside] > 9).any():
-            return None
-        numbers = np.where(inside, numbers * 10 + digits, numbers)
+    digits = block - np.uint8(ord("0"))
+    places = sizes[:, None] - np.arange(1, block.shape[1] + 1)  # below 0 behind the end
+    digits[places < 0] = 0
+    if (digits > 9).any():
+        return None
+    numbers: NDArray[np.int64] = (digits * _POWERS[places]).sum(axis=1)
     return numbers
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import count
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -150,7 +150,7 @@ class CoreReader:
             groups: samples by shard.
             back: int64 [B], place of each slot's sample in the groups.
         """
-        names = [name for some in self._entries for name in some]
+        names = (*chain(*self._entries),)
         found = join_places([group.shard.places_of(group.samples, names) for group in groups])
         if found is None or (found.checksums is None and found.headers is None):
             return None
@@ -460,6 +460,10 @@ class CoreChunks:
         self._table = SampleTable(files, arrays, views.rows, fields, status)
         self._sums = places.sizes.sum(axis=0)
         self._files: list[LocalShard] = []  # that were opened since
+        every = range(len(files))
+        self._is_ready = bool((files >= 0).all()) and not any(views.unknown(every))
+        if self._is_ready:
+            status[~views.fit(fields, every)] = NOT_TAKEN
 
     def fill(self, slots: range, watch: Stopwatch) -> NDArray[np.bool_]:
         """Read and decode the samples of some slots.
@@ -467,8 +471,9 @@ class CoreChunks:
         Returns:
             Whether each sample is there, bool [n].
         """
-        self._look_for_files(slots)
-        self._know(slots)
+        if not self._is_ready:
+            self._look_for_files(slots)
+            self._know(slots)
         parts = [range(slot, slot + 1) for slot in slots] if watch.one_by_one else [slots]
         for part in parts:
             watch.start()

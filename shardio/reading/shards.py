@@ -101,11 +101,13 @@ class _Table(NamedTuple):
     """Fields in a shard's index.
 
     Attributes:
-        columns: int64 [F, 1], columns of F fields.
+        columns: int64 [F, 1], columns of F fields; 0 for those that are no columns.
+        lacking: numbers of the fields that are no columns.
         places: places of all cells of the index, under the names of these fields.
     """
 
     columns: NDArray[np.int64]
+    lacking: list[int]
     places: Places
 
 
@@ -149,7 +151,8 @@ class OpenShard:
         self._indexing, self._opening = new_lock(), new_lock()
         self._kept: StoredFile | None = None
         self._is_compared = self._is_indexed = False
-        self._tables: dict[Entries, _Table | None] = {}
+        self._alike: dict[Entries, Alternatives | None] = {}
+        self._tables: dict[Alternatives, _Table] = {}
         self._found: dict[Entries, list[list[tuple[str, int]]] | None] = {}
         self._text = ""  # all keys, if they are ASCII and not too many
 
@@ -264,25 +267,20 @@ class OpenShard:
 
     def places(self, samples: NDArray[np.int64], entries: Entries) -> Places | None:
         """Find the places of several samples' fields; None if an entry has several alternatives."""
-        if entries not in self._tables:
-            self._tables[entries] = self._table(entries)
-        table = self._tables[entries]
-        if table is None:
-            return None
-        at = samples * self._width + table.columns
-        return table.places.each(lambda array: array.take(at))
+        if entries not in self._alike:
+            self._alike[entries] = self._only_fields(entries)
+        fields = self._alike[entries]
+        return None if fields is None else self.places_of(samples, fields)
 
-    def places_of(self, samples: NDArray[np.int64], fields: Sequence[str]) -> Places:
+    def places_of(self, samples: NDArray[np.int64], fields: Alternatives) -> Places:
         """Find the places of fields of several samples; fields that are no columns have none."""
-        index = self.index
-        tables = index.offsets, index.sizes, index.firsts, index.checksums, index.headers
-        flat = Places((*fields,), *tables).each(lambda array: array.reshape(-1))
-        columns = [index.columns.index(name) if name in index.columns else 0 for name in fields]
-        at = samples * self._width + np.array(columns)[:, None]
-        found = flat.each(lambda array: array.take(at))
-        for row, name in enumerate(fields):
-            if name not in index.columns:
-                found.offsets[row], found.sizes[row] = -1, 0
+        table = self._tables.get(fields)
+        if table is None:
+            table = self._tables[fields] = self._table(fields)
+        at = samples * self._width + table.columns
+        found = table.places.each(lambda array: array.take(at))
+        for row in table.lacking:
+            found.offsets[row], found.sizes[row] = -1, 0
         return found
 
     def have_rare(self, samples: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -357,15 +355,20 @@ class OpenShard:
             return whole
         return file
 
-    def _table(self, entries: Entries) -> _Table | None:
+    def _only_fields(self, entries: Entries) -> Alternatives | None:
+        """Return the only alternative of each entry that occurs; None if there is not one."""
         found = None if self._have_rare(entries) else _columns(entries, self.index.columns)
         if found is None or any(len(columns) != 1 for columns in found):
             return None
-        fields, columns = zip(*(some[0] for some in found), strict=True)
-        index = self.index
+        return (*(some[0][0] for some in found),)
+
+    def _table(self, fields: Alternatives) -> _Table:
+        index, names = self.index, self.index.columns
         tables = index.offsets, index.sizes, index.firsts, index.checksums, index.headers
         flat = Places(fields, *tables).each(lambda array: array.reshape(-1))
-        return _Table(np.array(columns)[:, None], flat)
+        lacking = [row for row, name in enumerate(fields) if name not in names]
+        columns = [names.index(name) if name in names else 0 for name in fields]
+        return _Table(np.array(columns)[:, None], lacking, flat)
 
     def _have_rare(self, entries: Entries) -> bool:
         """Tell whether alternatives are fields that are no columns, so that each sample differs."""
