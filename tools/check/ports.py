@@ -568,6 +568,8 @@ def faults(port: Port, original: dict[str, Any], own: dict[str, Any]) -> list[st
     trained = [[[*map(len, each["train"])] for each in which["ranks"]] for which in (original, own)]
     if trained[0] != trained[1]:
         found.append(f"ranks train on {trained[1]} samples, not on {trained[0]}")
+    if any(each["train"][:1] == each["train"][1:] for each in own["ranks"]):
+        found.append("the order of epoch 0 comes again")
     for epoch in range(port.epochs):
         times = _times(own, "train", epoch)
         most = max(times.values())
