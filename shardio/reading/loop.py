@@ -13,6 +13,7 @@ so that a refusal says what differs. A state holds no payload: it has a few hund
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
 import weakref
@@ -43,6 +44,8 @@ from shardio.reading.settings import divide_batch
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+_LOG = logging.getLogger("shardio")
 
 VERSION = 1
 Identity = Mapping[str, str | int | bool | None]
@@ -555,6 +558,9 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         Where a worker sends a batch on, that makes the tuple; see Sender.send.
         """
         place = {"__epoch__": epoch, "__step__": step}
+        hides = self._makes_batches and self._as_tuple and "valid" not in self._as_tuple
+        if hides and epoch == 0:  # once, not in each epoch
+            _tell_hidden(batch["valid"], step)
         batch = {**batch, **place} if self._makes_batches else to_sample(batch)
         sent_on = self._makes_batches and get_worker_info() is not None
         chosen = self._choose_entries(batch)
@@ -573,6 +579,22 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
                 remedy=f"choose among {', '.join(map(quoted, batch))}",
             )
         return {name: batch[name] for name in self._as_tuple}
+
+
+def _tell_hidden(valid: torch.Tensor, step: int) -> None:
+    """Warn of repeats in a batch, which a tuple without "valid" does not show.
+
+    One a rank is what tail="even" promises, as torch's DistributedSampler does.
+    """
+    hidden = len(valid) - int(valid.sum())
+    if hidden > 1:
+        _LOG.warning(
+            "%d of %s in step %d of epoch 0 are repeats or stand-ins, which as_tuple without "
+            "\"valid\" does not show; pass tail='even' or tail='exact', or add \"valid\"",
+            hidden,
+            counted(len(valid), "sample"),
+            step,
+        )
 
 
 def _entry_names(names: object) -> tuple[str, ...] | None:

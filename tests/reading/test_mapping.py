@@ -680,6 +680,29 @@ def test_as_tuple_gives_what_other_datasets_yield(mixed: Path) -> None:
     assert (image.shape, type(label)) == ((3, 12, 12), int)
 
 
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        ({}, True),
+        ({"tail": "even"}, False),
+        ({"tail": "exact"}, False),
+        ({"as_tuple": ("image", "valid")}, False),
+        ({"as_tuple": None}, False),
+        ({"batch_size": None}, False),
+    ],
+)
+def test_repeats_that_tuples_hide_are_told_once(
+    mixed: Path, options: dict[str, Any], warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = {"as_tuple": ("image", "label"), "batch_size": 16, "rank": 1, "world_size": 2}
+    dataset = opened(mixed, **{**given, **options})
+    for _ in range(2):
+        list(dataset)
+    told = 'step 1 of epoch 0 are repeats or stand-ins, which as_tuple without "valid"'
+    assert caplog.text.count(f"16 of 16 samples in {told}") == warned
+    assert caplog.text.count("repeats") == warned
+
+
 def test_the_state_of_tuples_is_that_of_the_loader(mixed: Path) -> None:
     wanted = [batch["__key__"] for batch in opened(mixed)]
     loader = shardio.Loader(opened(mixed, as_tuple=("__key__",)), threads=2)

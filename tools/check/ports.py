@@ -6,10 +6,11 @@ Each argument names a port and a checkout of the repository of its script. It ne
 Pillow and what the script needs. Without them, or the checkout, a port is skipped with the reason.
 
 Of every port the changed lines are here, as pairs of old text and new; nothing else of the script.
-Both versions run one epoch on two ranks with gloo on the CPU, on small pictures: 400 samples to
-train and 199 to validate. What the network sees is counted on each rank, batch by batch, and how
-many samples the script itself says it has validated. A port fails if a rank trains on another
-number of samples than in the original, or validates another number than there are.
+Both versions run two epochs on two ranks with gloo on the CPU, on small pictures: 447 samples to
+train and 199 to validate. The colour of a picture says which sample it is, so that the samples that
+the network sees are known on each rank, batch by batch. A port fails if, in an epoch, a rank trains
+on another number of samples than in the original, one sample comes again before all have come, one
+is not validated, or the script says that it has validated another number than there are.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,10 @@ import torch
 
 import shardio
 
-TRAINED, VALIDATED = 400, 199
+TRAINED, VALIDATED = 447, 199  # the last batch of a rank is whole only with a pad
+LEVELS = 8  # of a colour channel, in a picture that says its number
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what the scripts normalise with
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 Changes = tuple[tuple[str, str], ...]
 
 
@@ -53,8 +59,10 @@ class Port:
         options: arguments of the script; {data} is the folder of the data.
         tree: folder of the repository that the script imports.
         ranks: number of processes.
+        epochs: number of epochs.
         needs: modules of the script.
         exact: whether the script validates.
+        mean, std: what the script normalises with.
     """
 
     script: str
@@ -64,8 +72,11 @@ class Port:
     tree: str = "."
     changed: str = ""
     ranks: int = 2
+    epochs: int = 2
     needs: tuple[str, ...] = ("torchvision", "PIL")
     exact: bool = True
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
 
 
 IMAGENET = Port(
@@ -108,7 +119,7 @@ IMAGENET = Port(
             "    print('VALIDATED', int(top1.count), flush=True)\n    return top1.avg\n",
         ),
     ),
-    options="{data} -b 32 -j 2 --epochs 1 --dist-url env:// --dist-backend gloo --no-accel",
+    options="{data} -b 32 -j 2 --epochs 2 --dist-url env:// --dist-backend gloo --no-accel",
 )
 
 TIMM = Port(
@@ -173,21 +184,23 @@ TIMM = Port(
         ),
     ),
     options="--data-dir {data} --train-split train --val-split val --model resnet18 --device cpu "
-    "--input-size 3 64 64 --num-classes 10 -b 32 -j 2 --epochs 1 --warmup-epochs 0 "
-    "--cooldown-epochs 0 --output {data}/output",
+    "--input-size 3 64 64 --num-classes 10 --color-jitter 0 -b 32 -j 2 --epochs 2 "
+    "--warmup-epochs 0 --cooldown-epochs 0 --output {data}/output",
 )
 
 SEGMENTATION = Port(
     script="references/segmentation/train.py",
     tree="references/segmentation",
+    needs=("torchvision", "PIL", "pycocotools"),
     lines=(
         ("import presets\n", "import presets\nimport shardio\n"),
         (
-            "    ds = ds_fn(p, image_set=image_set, transforms=transform)\n",
+            "    ds = ds_fn(p, image_set=image_set, transforms=get_transform(is_train, args), "
+            "use_v2=args.use_v2)\n",
             "    fields = {'image': 'jpg', 'target': shardio.Mask('mask.png')}\n"
             "    ds = shardio.ShardDataset(f'{p}/{image_set}', fields=fields, "
-            "map=shardio.FromPIL(transform, *fields), as_tuple=(*fields,), "
-            "shuffle=image_set == 'train')\n",
+            "map=shardio.FromPIL(get_transform(is_train, args), *fields), as_tuple=(*fields,), "
+            "shuffle=is_train)\n",
         ),
         (
             "        for image, target in metric_logger.log_every(data_loader, 100, header):\n"
@@ -221,8 +234,8 @@ SEGMENTATION = Port(
         ),
     ),
     smaller=(
-        ("Train(base_size=520, crop_size=480)", "Train(base_size=64, crop_size=48)"),
-        ("Eval(base_size=520)", "Eval(base_size=64)"),
+        ("Train(base_size=520, crop_size=480", "Train(base_size=64, crop_size=48"),
+        ("Eval(base_size=520", "Eval(base_size=64"),
         (
             "utils.reduce_across_processes(num_processed_samples)\n",
             "utils.reduce_across_processes(num_processed_samples)\n"
@@ -230,7 +243,7 @@ SEGMENTATION = Port(
         ),
     ),
     options="--data-path {data} --dataset voc --model lraspp_mobilenet_v3_large --device cpu -b 8 "
-    "-j 2 --epochs 1 --output-dir {data}/output",
+    "-j 2 --epochs 2 --output-dir {data}/output",
 )
 
 OPEN_CLIP = Port(
@@ -238,6 +251,8 @@ OPEN_CLIP = Port(
     changed="src/open_clip_train/data.py",
     tree="src",
     needs=("torchvision", "PIL", "webdataset", "pandas", "ftfy"),
+    mean=CLIP_MEAN,
+    std=CLIP_STD,
     lines=(
         (
             "import pandas as pd\nimport torch\n",
@@ -248,31 +263,34 @@ OPEN_CLIP = Port(
             "epoch to dataloader worker proc\n\n    if is_train and args.train_data_up",
             "    shared_epoch = SharedEpoch(epoch=epoch)  # create a shared epoch store to sync "
             "epoch to dataloader worker proc\n"
+            "    whole = args.batch_size * args.world_size * max(1, args.workers) "
+            "if is_train else 1\n"
+            "    num_samples = math.ceil(num_samples / whole) * whole\n"
             "    dataset = shardio.ShardDataset(\n"
             "        input_shards, fields={'image': DEFAULT_IMAGE_KEY, 'text': 'txt'}, "
-            "transform=preprocess_img,\n"
+            "transform=preprocess_img, batch_size=args.batch_size, shuffle=is_train, "
+            "seed=args.seed,\n"
             "        map=lambda sample: {**sample, 'text': tokenizer(sample['text'])[0]}, "
-            "shuffle=is_train, seed=args.seed,\n"
-            "        batch_size=args.batch_size, tail='pad' if is_train else 'short', "
-            "**({} if is_train else {'rank': 0, 'world_size': 1}))\n"
+            "**({'epoch_size': num_samples} if is_train else {'tail': 'short', 'rank': 0, "
+            "'world_size': 1}))\n"
             "    dataset.set_epoch(epoch)\n"
             "    dataloader = shardio.Loader(dataset, workers=args.workers)\n"
-            "    dataloader.num_batches, dataloader.num_samples = len(dataset), "
-            "len(dataset.samples)\n"
+            "    dataloader.num_batches, dataloader.num_samples = len(dataset), num_samples\n"
             "    return DataInfo(dataloader=dataloader, shared_epoch=shared_epoch)\n"
             "\n    if is_train and args.train_data_up",
         ),
     ),
     smaller=(),
     options="--dataset-type webdataset --train-data {data}/train/shard-{{000000..000003}}.tar "
-    "--train-num-samples 400 --val-data {data}/val/shard-{{000000..000003}}.tar "
+    "--train-num-samples 447 --val-data {data}/val/shard-{{000000..000003}}.tar "
     "--val-num-samples 199 --model ViT-S-32-alt --force-image-size 64 --device cpu "
-    "--precision fp32 --batch-size 32 --workers 1 --epochs 1 --warmup 1 --logs {data}/logs",
+    "--precision fp32 --batch-size 32 --workers 2 --epochs 2 --warmup 1 --logs {data}/logs",
 )
 
 WEBDATASET = Port(
     script="examples/train-resnet50-wds.ipynb",
     ranks=1,
+    epochs=1,
     needs=("torchvision", "PIL", "webdataset"),
     exact=False,
     lines=(
@@ -298,7 +316,7 @@ WEBDATASET = Port(
         ("import resnet50\n", "import resnet18 as resnet50\n"),
         ("resnet50(pretrained=False)", "resnet50()"),
         ("RandomResizedCrop(224)", "RandomResizedCrop(64)"),
-        ("1282 * 100", "400"),
+        ("1282 * 100", f"{TRAINED}"),
         (
             'training_urls = bucket + "/imagenet-train-{000000..001281}.tar"',
             'training_urls = sys.argv[1] + "/train/shard-{000000..000003}.tar"',
@@ -345,16 +363,17 @@ def changed_lines(before: str, after: str) -> tuple[int, int, str]:
 
 
 def pictures(count: int, seed: int) -> Iterator[tuple[int, bytes, bytes]]:
-    """Make pictures with their class and mask."""
+    """Make pictures with their class and mask; each has one colour, its number."""
     rng = np.random.default_rng(seed)
+    step = 256 // LEVELS
     for number in range(count):
         height, width = rng.integers(70, 110, 2)
-        noise = cv2.resize(
-            rng.integers(0, 256, (6, 6, 3), dtype=np.uint8), (int(width), int(height))
-        )
+        digits = number // LEVELS**2, number // LEVELS % LEVELS, number % LEVELS
+        blue_first = [step // 2 + step * digit for digit in reversed(digits)]
+        picture = np.full((height, width, 3), blue_first, np.uint8)
         mask = np.zeros((height, width), np.uint8)
         mask[10:40, 10:50] = 1 + number % 20
-        jpg, png = cv2.imencode(".jpg", noise)[1], cv2.imencode(".png", mask)[1]
+        jpg, png = cv2.imencode(".jpg", picture)[1], cv2.imencode(".png", mask)[1]
         yield number % 10, jpg.tobytes(), png.tobytes()
 
 
@@ -419,22 +438,37 @@ def run(port: Port, checkout: Path, folder: Path, changes: Changes, data: Path) 
     output = done.stdout + done.stderr
     if done.returncode:
         raise RuntimeError(output[-4000:])
-    ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(port.ranks)]
-    says = [int(each) for each in re.findall(r"VALIDATED (\d+)", output)]
-    if not says:
-        says = [sum(sum(sizes) for each in ranks for part, sizes in each if part == "validate")]
-    return {"ranks": ranks, "validated": says}
+    seen = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(port.ranks)]
+    ranks = [{part: _epochs(port, each[part]) for part in ("train", "validate")} for each in seen]
+    return {
+        "ranks": ranks,
+        "validated": [int(each) for each in re.findall(r"VALIDATED (\d+)", output)],
+    }
 
 
-class Counter:
+def _epochs(port: Port, batches: list[list[list[float]]]) -> list[list[int]]:
+    """Return the numbers of a rank's samples in each epoch, from the colours of its batches."""
+    ends = [len(batches) * epoch // port.epochs for epoch in range(port.epochs + 1)]
+    epochs = [[*chain.from_iterable(batches[slice(*each)])] for each in pairwise(ends)]
+    return [[_number(port, colour) for colour in each] for each in epochs if each]
+
+
+def _number(port: Port, colour: list[float]) -> int:
+    """Return the number of a sample whose colour a network has seen."""
+    shown = (np.array(colour) * port.std + port.mean) * LEVELS
+    high, middle, low = np.clip(shown.astype(int), 0, LEVELS - 1).tolist()
+    return int((high * LEVELS + middle) * LEVELS + low)
+
+
+class Seen:
     """Counts what the network of a script sees, batch by batch.
 
     Attributes:
-        seen: parts of the run, each "train" or "validate" with the sizes of its batches.
+        seen: colours of each batch that was trained on, and of each that was validated.
     """
 
     def __init__(self) -> None:
-        self.seen: list[tuple[str, list[int]]] = []
+        self.seen: dict[str, list[list[list[float]]]] = {"train": [], "validate": []}
         self._inside = False
         self._call: Any = torch.nn.Module._call_impl
         self._process = os.getpid()
@@ -445,9 +479,7 @@ class Counter:
         if images is None:
             return self._call(module, *values, **named)
         part = "train" if module.training else "validate"
-        if not self.seen or self.seen[-1][0] != part:
-            self.seen.append((part, []))
-        self.seen[-1][1].append(len(images))
+        self.seen[part].append(images.amax((2, 3)).tolist())  # a margin beside it is black
         self._inside = True
         try:
             return self._call(module, *values, **named)
@@ -472,10 +504,10 @@ def _images_in(value: Any) -> torch.Tensor | None:
 
 def count_batches(script: str) -> None:
     """Run a script on the CPU with gloo, and count what its network sees."""
-    counter = Counter()
+    counter = Seen()
     atexit.register(counter.write)
     parallel = torch.nn.parallel.DistributedDataParallel
-    begin, wrap = torch.distributed.init_process_group, parallel.__init__
+    begin, wrap, tensor = torch.distributed.init_process_group, parallel.__init__, torch.tensor
 
     def begin_with_gloo(*_: Any, **given: Any) -> Any:
         return begin(**{**given, "backend": "gloo"})
@@ -483,12 +515,16 @@ def count_batches(script: str) -> None:
     def wrap_on_cpu(self: Any, module: Any, **given: Any) -> None:
         wrap(self, module, **{**given, "device_ids": None})
 
+    def tensor_on_cpu(*values: Any, **given: Any) -> torch.Tensor:
+        return tensor(*values, **({**given, "device": "cpu"} if "device" in given else given))
+
     replacements: list[tuple[Any, str, Any]] = [
         (torch.nn.Module, "__call__", lambda *values, **named: counter.call(*values, **named)),
         (torch.distributed, "init_process_group", begin_with_gloo),
         (parallel, "__init__", wrap_on_cpu),
         (torch.nn.SyncBatchNorm, "convert_sync_batchnorm", lambda module: module),
         (torch.cuda, "set_device", lambda _: None),
+        (torch, "tensor", tensor_on_cpu),
     ]
     for holder, name, function in replacements:
         setattr(holder, name, function)
@@ -517,20 +553,47 @@ def check(name: str, checkout: Path) -> bool:
         original = run(port, checkout, folder / "original", port.smaller, plain)
         own = run(port, checkout, folder / "port", (*port.lines, *port.smaller), packed)
     print(f"{name}: +{added} -{removed} lines\n{difference}")
-    right = True
     for rank, (before, after) in enumerate(zip(original["ranks"], own["ranks"], strict=True)):
-        print(f"  rank {rank}: original {_told(before)}; port {_told(after)}")
-        trained = [[sum(n) for mode, n in each if mode == "train"] for each in (before, after)]
-        right &= trained[0] == trained[1]
-    says = original["validated"], own["validated"]
-    print(f"  validated, in all: original {says[0]}, port {says[1]}")
-    right &= {*own["validated"]} == {VALIDATED if port.exact else 0}
-    print(f"{name}: {'right' if right else 'WRONG'}", flush=True)
-    return right
+        for who, each in (("original", before), ("port", after)):
+            print(f"  rank {rank}, {who}: {_told(each)}")
+    print(f"  validated, in all: original {original['validated']}, port {own['validated']}")
+    found = faults(port, original, own)
+    print(f"{name}: {'WRONG, ' + '; '.join(found) if found else 'right'}", flush=True)
+    return not found
 
 
-def _told(parts: list[tuple[str, list[int]]]) -> str:
-    return ", ".join(f"{mode} {sum(n)} in {len(n)} batches" for mode, n in parts)
+def faults(port: Port, original: dict[str, Any], own: dict[str, Any]) -> list[str]:
+    """Return what a port does otherwise than it must."""
+    found = []
+    trained = [[[*map(len, each["train"])] for each in which["ranks"]] for which in (original, own)]
+    if trained[0] != trained[1]:
+        found.append(f"ranks train on {trained[1]} samples, not on {trained[0]}")
+    if any(each["train"][:1] == each["train"][1:] for each in own["ranks"]):
+        found.append("the order of epoch 0 comes again")
+    for epoch in range(port.epochs):
+        times = _times(own, "train", epoch)
+        most = max(times.values())
+        if (most - 1) * TRAINED >= times.total():
+            found.append(f"a sample comes {most} times in epoch {epoch}")
+        times = _times(own, "validate", epoch)
+        if port.exact and ({*times} != {*range(VALIDATED)} or times.total() > VALIDATED + 1):
+            found.append(f"{len(times)} of {VALIDATED} samples are validated in epoch {epoch}")
+    if {*own["validated"]} - {VALIDATED}:
+        found.append(f"the script has validated {own['validated']} samples")
+    return found
+
+
+def _times(run: dict[str, Any], part: str, epoch: int) -> Counter[int]:
+    """Return how often each sample came in an epoch, over the ranks."""
+    ranks = [each[part] for each in run["ranks"] if each[part]]
+    return Counter(chain.from_iterable(epochs[epoch] for epochs in ranks))
+
+
+def _told(rank: dict[str, list[list[int]]]) -> str:
+    """Return how many samples a rank had in each epoch, and how many of them differ."""
+    return ", ".join(
+        f"{part} {len(each)} ({len({*each})} differ)" for part in rank for each in rank[part]
+    )
 
 
 def main() -> None:
