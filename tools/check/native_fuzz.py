@@ -5,7 +5,8 @@
     python tools/check/native_fuzz.py --seconds 60 --grow   # and keep what reaches new code
 
 The targets are the functions of native_fuzz.c: orientation, JPEG, PNG, resizing, the call that
-fills samples from a file, and the one that checks the JPEGs of a pack. All is built with
+fills samples from a file, the one that checks the JPEGs of a pack, and inflating, which must take
+and refuse the same streams as zlib. All is built with
 AddressSanitizer and UndefinedBehaviorSanitizer. With clang, libFuzzer changes the inputs, guided by
 coverage; with another compiler, they are changed at random. Both begin with the inputs in
 tests/native/corpus. An input that fails is kept in build/fuzz, and the exit code is 1;
