@@ -41,6 +41,7 @@ from shardio.indexing.manifest import (
     INDEX_FOLDER,
     Manifest,
     class_conflict,
+    pack_with_same_classes,
     read_manifest,
     write_manifest,
 )
@@ -255,8 +256,8 @@ def _warn_of_other_classes(folder: Path, classes: Sequence[str]) -> None:
         with suppress(ShardioError, OSError):
             named = None if other.name == folder.name else read_manifest(other).classes
             if what := class_conflict(classes, folder, named or (), folder.with_name(other.name)):
-                remedy = "pack both with the same list of names (--classes names.txt)"
-                _LOG.warning("%s, beside it; if they are splits of one dataset, %s", what, remedy)
+                way = pack_with_same_classes("both")
+                _LOG.warning("%s, beside it; if they are splits of one dataset, %s", what, way)
                 return
 
 

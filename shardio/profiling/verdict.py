@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from shardio.errors import counted
+from shardio.errors import argument, counted
 from shardio.profiling.evidence import (
     Evidence,
     Producer,
@@ -382,8 +382,8 @@ def _fetching(seen: Evidence, waits: str, gain: float) -> Verdict:
         rate_without=seen.rate * gain,
         changes=(
             Change(
-                text="Raise cache_limit to the size of the dataset: later epochs then fetch "
-                "nothing",
+                text=f"Raise {argument('cache_limit')} to the size of the dataset: later epochs "
+                "then fetch nothing",
                 gain=gain,
             ),
             MORE_CONNECTIONS,

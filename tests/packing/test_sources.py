@@ -206,7 +206,7 @@ class TestTables:
             ([["path"]], "the table has no rows"),
             (
                 [["a", "b"], ["1", "2"]],
-                "which column holds paths. It has a, b; pass --path-column a",
+                r"which column holds paths. It has a, b; pass path_columns=\['a'\]",
             ),
             ([["path", "label"], ["x/a.png"]], "row 1: line 2 has 1 cells, the header 2"),
             ([["path"], ["x/a.png", "2"]], "row 1: line 2 has 2 cells, the header 1"),

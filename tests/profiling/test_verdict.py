@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shardio.errors import as_options
 from shardio.profiling.claims import advise, judge_watched
 from shardio.profiling.costs import SampleCosts, predict
 from shardio.profiling.evidence import (
@@ -605,6 +606,8 @@ def test_a_larger_cache_is_advised_where_later_epochs_fetch_again() -> None:
         "Raise cache_limit to 64.0 GB: the cache may hold 25% of the dataset, and later epochs "
         "fetch the rest again"
     )
+    with as_options({"cache_limit": ["--cache-limit"]}):
+        assert limited({"cache_bytes": 1}).changes[0].text.startswith("Raise --cache-limit to 64")
 
 
 def test_a_loop_that_waits_for_a_store_is_told_so_where_nothing_else_is_known() -> None:
@@ -613,3 +616,8 @@ def test_a_loop_that_waits_for_a_store_is_told_so_where_nothing_else_is_known() 
     texts = " ".join(change.text for change in verdict.changes)
     for word in ("cache_limit", "predownload", "streams"):
         assert word in texts
+    with as_options({"cache_limit": ["--cache-limit"]}):
+        assert (
+            "--cache-limit"
+            in judge(seen(stages=stages(read=stage(2000, 40)), remote=True)).changes[0].text
+        )
