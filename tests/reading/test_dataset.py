@@ -626,7 +626,11 @@ def _overwrite(shard: Path, other: Path) -> None:
     [
         (_replace_by_another, "the shard was changed after the dataset was opened; open it again"),
         (_overwrite, "the data is not what was packed"),
-        (lambda shard, _: shard.unlink(), "the shard is missing; download or pack it again"),
+        (
+            lambda shard, _: shard.unlink(),
+            "the shard is missing; restore the shard, or pack the same samples into a new folder "
+            "and copy the shard from there",
+        ),
         (lambda shard, _: os.truncate(shard, 5000), "it was changed or truncated"),
     ],
 )

@@ -621,7 +621,10 @@ def test_a_shard_that_is_lost_while_training_is_to_be_restored(
     before = {path.name: path.read_bytes() for path in out.glob("*.tar")}
     for name in before:
         (out / name).unlink()
-    told = r"no such object \(.*\), though the dataset has this shard; restore it, then resume"
+    told = (
+        r"no such object \(.*\), though the dataset has this shard; restore the shard, or pack the "
+        r"same samples into a new folder and copy the shard from there, then resume"
+    )
     with pytest.raises(shardio.RemoteMissing, match=told) as caught:
         read(dataset)
     assert caught.value.status == 404
