@@ -33,10 +33,10 @@ from shardio.errors import (
     shown,
 )
 from shardio.fields.base import PIXELS_FIELD, FieldType
-from shardio.fields.defaults import combined_types
+from shardio.fields.defaults import combined_types, type_of
 from shardio.fields.formats import IMAGE_FIELDS
 from shardio.fields.pictures import Pixels
-from shardio.fields.recorded import record_type, types_to_record
+from shardio.fields.recorded import describe_type, record_type, types_to_record
 from shardio.indexing.manifest import (
     INDEX_FOLDER,
     Manifest,
@@ -144,6 +144,7 @@ class PackSummary:
         shards: number of shards.
         bytes: bytes of all shards.
         classes: number of classes that have names; None without.
+        fields: types of the fields by name, in words as those of shardio.info.
         splits: number of samples by split; None without splits.
         skipped: number of problems, each listed in the ledger.
         duplicates: number of samples that are the same as one before, each listed in
@@ -157,6 +158,7 @@ class PackSummary:
     shards: int
     bytes: int
     classes: int | None
+    fields: Mapping[str, str]
     splits: Mapping[str, int] | None
     skipped: int
     duplicates: int | None
@@ -184,7 +186,7 @@ def run_job(
     start = time.monotonic()
     target = locate_output(out, job)
     if target.is_local:
-        plan, ended = _pack(Path(target), None, job, open_source)
+        plan, ended, fields = _pack(Path(target), None, job, open_source)
     elif job.engine.elsewhere:
         raise UsageError(
             "it writes to a folder that all machines see, and not to a storage",
@@ -193,8 +195,8 @@ def run_job(
         )
     else:
         with claim_storage(target, job.parts) as folder:
-            plan, ended = _pack(folder, target, job, open_source)
-    return _summarize(plan, ended, seconds=time.monotonic() - start)
+            plan, ended, fields = _pack(folder, target, job, open_source)
+    return _summarize(plan, ended, fields, seconds=time.monotonic() - start)
 
 
 def locate_output(out: str | PathLike[str] | Location, job: PackJob) -> Location:
@@ -215,8 +217,8 @@ def _pack(
     target: Location | None,
     job: PackJob,
     open_source: Callable[[Folder], Source],
-) -> tuple[_Plan, Ended]:
-    """Pack into a local folder."""
+) -> tuple[_Plan, Ended, Mapping[str, str]]:
+    """Pack into a local folder; also returns what its manifests say of the fields."""
     names = job.parts
     with hold_folder(folder, names) as output:
         source = open_source(output.work)
@@ -247,7 +249,9 @@ def _pack(
             where=folder,
             remedy="use the folder, or name another one",
         )
-    return plan, ended
+    manifests = [read_manifest(folder / part) for part in {task.part for task in plan.tasks}]
+    types = {name: type_of(name, given=each.types) for each in manifests for name in each.fields}
+    return plan, ended, {name: describe_type(types[name]) for name in sorted(types)}
 
 
 def _warn_of_other_classes(folder: Path, classes: Sequence[str]) -> None:
@@ -347,13 +351,16 @@ def _discard_others(output: Output, tasks: Sequence[ShardTask]) -> None:
         )
 
 
-def _summarize(plan: _Plan, ended: Ended, *, seconds: float) -> PackSummary:
+def _summarize(
+    plan: _Plan, ended: Ended, fields: Mapping[str, str], *, seconds: float
+) -> PackSummary:
     parts = {name: len(numbers) for name, numbers in plan.parts.items()}
     return PackSummary(
         samples=len(plan.listing),
         shards=len(plan.tasks),
         bytes=ended.bytes,
         classes=len(plan.classes) if plan.classes else None,
+        fields=fields,
         splits=None if WHOLE in parts else parts,
         skipped=len(plan.listing.problems),
         duplicates=plan.duplicates,
