@@ -204,7 +204,7 @@ def hold_record_folder(path: Path, made: str) -> Iterator[Folder]:
             else:
                 _remove_temporary(folder)
             yield folder
-        except BaseException:
+        except BaseException:  # whatever it is, a folder without records is left as it was
             if lock.read() != mine or not _record_files(folder):
                 lock.release()
                 if not existed:

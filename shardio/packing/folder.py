@@ -429,7 +429,7 @@ def _claim(lock: Lock, claim: Claim | None, folder: Folder, parts: Sequence[str]
                 ours.append(part)
             else:
                 _refuse_output(folder, part)
-    except BaseException:
+    except BaseException:  # whatever it is, a folder that was not claimed is not locked
         if claim is None:
             lock.release()
         raise

@@ -247,7 +247,7 @@ def _step(settings: ProfileSettings) -> Callable[[Any], object]:
         def step(batch: Any) -> None:
             try:
                 train(batch)
-            except Exception as error:
+            except Exception as error:  # of the user's function
                 kind = type(error).__name__
                 raise SituationError(
                     f"it raised {kind} for a batch: {error}", where=place

@@ -367,7 +367,7 @@ def _check_sendable(value: Any) -> None:
         return
     try:
         ForkingPickler.dumps(value)
-    except Exception as error:
+    except Exception as error:  # of whatever the value is; the queue's thread would swallow it
         raise UsageError(
             f"a {type(value).__name__} of a batch cannot go from its worker to the training "
             f"process: {type(error).__name__}: {error}",

@@ -423,6 +423,18 @@ class TestValues:
             shardio.pack([sample], tmp_path / "out", shards=1)
         assert not (tmp_path / "out").exists()
 
+    @pytest.mark.parametrize("kind", [MemoryError, NameError, AttributeError])
+    def test_no_value_is_blamed_for_what_is_not_its_fault(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+    ) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise kind("some")
+
+        monkeypatch.setattr(np, "save", fail)
+        with pytest.raises(kind, match="some"):
+            shardio.pack([{"npy": np.zeros(3)}], tmp_path / "out", shards=1)
+        assert not (tmp_path / "out").exists()
+
     def test_options_that_mean_nothing_here_are_refused(self, tmp_path: Path) -> None:
         for options in ({"fields": "png"}, {"labels": False}, {"manifest": "a.csv"}):
             with pytest.raises(shardio.UsageError, match="does not apply to samples of a program"):

@@ -81,6 +81,19 @@ def test_any_callable_transforms_images(packed: Path) -> None:
     assert batch["image"].dtype == torch.float32
 
 
+def test_a_transform_is_not_blamed_for_too_little_memory(packed: Path) -> None:
+    class Large:
+        def __len__(self) -> int:
+            raise MemoryError
+
+        def __getitem__(self, _: int) -> float:
+            return 0.0
+
+    dataset = shardio.ShardDataset(packed, batch_size=5, transform=lambda _: Large())
+    with pytest.raises(shardio.ShardioError, match="there is no memory to decode it"):
+        next(iter(dataset))
+
+
 def test_an_error_in_a_transform_names_shard_and_key(packed: Path) -> None:
     def broken(_: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no luck")
