@@ -36,7 +36,7 @@ from shardio.fields.recorded import merge_types
 from shardio.indexing.manifest import MANIFEST_NAME, index_path
 from shardio.indexing.scan import MemberGroup, group_members
 from shardio.indexing.shard_index import ShardIndex, read_index
-from shardio.inspection.contents import FieldCheck
+from shardio.inspection.contents import FieldCheck, TooLargeError
 from shardio.inspection.counts import general_name
 from shardio.inspection.findings import ScopedShard, SourcePart, find_parts
 from shardio.naming import split_member_name
@@ -357,14 +357,21 @@ class _Shard:
             data = memoryview(self._data[place.offset : place.offset + place.size])
             fault = sample.fault(name, data)
             if fault is not None and not (verified and self._check.is_delivered(name, data)):
-                return f"field {quoted(name)} at byte {place.offset}: {fault.what}"
+                return f"field {quoted(name)} at byte {place.offset}: {_reason(fault)}"
         for name, result in sample.finish():
             if isinstance(result, CodecError):
-                return f"field {quoted(name)} at byte {offsets[name]}: {result.what}"
+                return f"field {quoted(name)} at byte {offsets[name]}: {_reason(result)}"
         return None
 
     def _place_of(self, key: str) -> str:
         return f"{self._shard.path}: {key}"
+
+
+def _reason(fault: CodecError) -> str:
+    """Return why readers refuse data; raise MemoryError if they may be sound."""
+    if isinstance(fault, TooLargeError):
+        raise MemoryError  # noqa: TRY004  it is the machine
+    return fault.what
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -422,6 +429,7 @@ def repair(
     Raises:
         UsageError: an argument is invalid, or the source does not exist.
         PackError: a split has no intact samples, or the output is taken or inside the source.
+        MemoryError: this machine has too little memory to tell whether a sample is intact.
         OSError: the output cannot be written.
     """
     engine = make_engine("local", jobs)

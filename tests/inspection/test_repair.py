@@ -268,6 +268,19 @@ def test_fields_that_do_not_decode_are_dropped_when_deep(tmp_path: Path) -> None
     assert len(reasons) == 2
 
 
+def test_a_sample_is_not_lost_for_too_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def use_up(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(shardio.Text, "decode", use_up)
+    shard = write_members(tmp_path / "a.tar", ("x.txt", b"1"), ("y.bin", b"1"))
+    with pytest.raises(MemoryError):
+        repair(shard, tmp_path / "new", deep=True)
+    assert not (tmp_path / "new").exists()
+
+
 def test_what_a_cut_off_gzip_shard_still_has_is_kept(tmp_path: Path) -> None:
     samples = make_samples(20)
     data = gzip.compress(make_shard(tmp_path / "plain", samples).read_bytes())
