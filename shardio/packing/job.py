@@ -186,7 +186,7 @@ def run_job(
     start = time.monotonic()
     target = locate_output(out, job)
     if target.is_local:
-        plan, ended, fields = _pack(Path(target), None, job, open_source)
+        plan, ended = _pack(Path(target), None, job, open_source)
     elif job.engine.elsewhere:
         raise UsageError(
             "it writes to a folder that all machines see, and not to a storage",
@@ -195,8 +195,8 @@ def run_job(
         )
     else:
         with claim_storage(target, job.parts) as folder:
-            plan, ended, fields = _pack(folder, target, job, open_source)
-    return _summarize(plan, ended, fields, seconds=time.monotonic() - start)
+            plan, ended = _pack(folder, target, job, open_source)
+    return _summarize(plan, ended, seconds=time.monotonic() - start)
 
 
 def locate_output(out: str | PathLike[str] | Location, job: PackJob) -> Location:
@@ -217,8 +217,8 @@ def _pack(
     target: Location | None,
     job: PackJob,
     open_source: Callable[[Folder], Source],
-) -> tuple[_Plan, Ended, Mapping[str, str]]:
-    """Pack into a local folder; also returns what its manifests say of the fields."""
+) -> tuple[_Plan, Ended]:
+    """Pack into a local folder."""
     names = job.parts
     with hold_folder(folder, names) as output:
         source = open_source(output.work)
@@ -241,6 +241,7 @@ def _pack(
                 made=made,
                 bytes=sum(shard.receipt.size for shard in packed),
                 image_sizes=len({size for shard in packed for size in shard.sizes}) or None,
+                fields=sorted({field for shard in packed for field in shard.fields}),
             )
             output.end(ended)
     if ended.made != made:
@@ -249,9 +250,7 @@ def _pack(
             where=folder,
             remedy="use the folder, or name another one",
         )
-    manifests = [read_manifest(folder / part) for part in {task.part for task in plan.tasks}]
-    types = {name: type_of(name, given=each.types) for each in manifests for name in each.fields}
-    return plan, ended, {name: describe_type(types[name]) for name in sorted(types)}
+    return plan, ended
 
 
 def _warn_of_other_classes(folder: Path, classes: Sequence[str]) -> None:
@@ -351,16 +350,14 @@ def _discard_others(output: Output, tasks: Sequence[ShardTask]) -> None:
         )
 
 
-def _summarize(
-    plan: _Plan, ended: Ended, fields: Mapping[str, str], *, seconds: float
-) -> PackSummary:
+def _summarize(plan: _Plan, ended: Ended, *, seconds: float) -> PackSummary:
     parts = {name: len(numbers) for name, numbers in plan.parts.items()}
     return PackSummary(
         samples=len(plan.listing),
         shards=len(plan.tasks),
         bytes=ended.bytes,
         classes=len(plan.classes) if plan.classes else None,
-        fields=fields,
+        fields={name: describe_type(type_of(name, given=plan.types)) for name in ended.fields},
         splits=None if WHOLE in parts else parts,
         skipped=len(plan.listing.problems),
         duplicates=plan.duplicates,
