@@ -489,7 +489,8 @@ def test_an_object_that_is_not_what_was_packed_is_an_error_after_two_tries(
     web = serve(folder=out)
     dataset = open_set(web, tmp_path / "cache", on_bad_sample="skip", shuffle=False)
     with pytest.raises(
-        shardio.TarError, match=r"SHA-256 differs, and did when it was fetched anew\); upload"
+        shardio.TarError,
+        match=r"SHA-256 differs, and did when it was fetched anew\); restore the shard",
     ):
         until(lambda: not read(dataset, PACE))  # small shards may be read by ranges first
     assert whole_gets(web)[shard.name] % 2 == 0
